@@ -105,8 +105,8 @@ def run(options: Options, *, then: bool = True) -> int:
 
 
 def _bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int:
+    from cloob.search.build import Rows
     from cloob.search.scan.open import ScanOptions, source_name
-    from cloob.search.scan.vectors import Rows
     from cloob.search.update import UpdateOptions
 
     if options.moved:

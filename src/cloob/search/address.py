@@ -57,10 +57,7 @@ def place_of(folder: Path) -> Path:
 
 
 def find_index(typed: str) -> tuple[str, str | None]:
-    """The address of an index, and the filter of a folder in it.
-
-    What is typed is an index, or a folder of which `cloob find` keeps one, or of a folder above it.
-    """
+    """The address of an index that is typed, or kept by `cloob find` of a folder or of one above it, and its filter."""
     folder = Path(os.path.abspath(typed))  # noqa: PTH100 - links in it stay
     if is_there(typed) or not folder.is_dir():
         return typed, None

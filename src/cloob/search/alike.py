@@ -121,10 +121,7 @@ def _is_one_colour(item: Item) -> bool:
 
 
 def partition(rows: Vectors, threshold: float = DUPLICATE) -> list[list[tuple[int, float]]]:
-    """A partition of unit rows into groups without a pair below the threshold: places, cosines with the first.
-
-    The first row that is in no group yet takes the rows near to it, nearest first, that are near to all of its group.
-    """
+    """Groups of unit rows without a pair below the threshold, greedily: places, and cosines with the first."""
     rows = np.nan_to_num(rows)  # without a vector: near to none
     least = threshold - 1e-5  # a cosine of equal rows may be a rounding below 1
     free, groups = np.ones(len(rows), bool), []

@@ -1,36 +1,40 @@
-"""Brings an index in line with a source: plans what is to do, then embeds, copies and removes vectors.
-
-A file is unchanged if its size and time are. Of the others, files whose bytes are known copy their vectors.
-"""
+"""Brings an index in line with a source: plans by size and time, then embeds, copies or removes vectors."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
 import torch
 from torch import Tensor
 
 from cloob.data.batch import BadSample
 from cloob.data.source import RAW_SUFFIXES
-from cloob.data.sources.arrow import NO_PICTURE
-from cloob.errors import InputError
+from cloob.data.sources.arrow import NO_PICTURE, check_name
+from cloob.data.vectors import as_floats, read_ids_of, read_matrix, rows_of
+from cloob.errors import InputError, one_line
+from cloob.models.aligned.model import Side, embed_rows
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
 from cloob.search.metadata import TAKEN, camera_and_place, date_of, iso_date, of_file
-from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, valid
-from cloob.search.scan.collection import Collection, Found, LeftOut, ReadFailed
-from cloob.search.scan.vectors import Rows, VectorFile
+from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, Value, valid
+from cloob.search.scan.collection import CAPTION_COLUMNS, Collection, Found, LeftOut, ReadFailed, plain, values
 from cloob.search.store import SourceSettings, Store, Vectors
 
 _FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")  # not worth another try
+PATH_COLUMNS = ("path", "filepath", "file_name", "key", "id")  # of which the first that is there names a row
+_BATCH = 4096  # vectors
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
 
 
@@ -132,8 +136,7 @@ def make_plan(
 class Builder:
     """Reads, embeds and writes pictures. Every batch is a transaction: the next update goes on after the last one.
 
-    On a CPU the decoding threads rest while the model runs: both have a thread per processor, and those of a
-    matrix product wait for each other, so that one picture next to it holds up all of them.
+    On a CPU the decoding threads rest while the model runs: one picture next to a matrix product slows all its threads.
     """
 
     _store: Store
@@ -236,6 +239,85 @@ def _item(work: Work, encoded: Encoded, size: int) -> Item:
     columns |= {"date_from": origin} if origin and "date_from" not in columns else {}
     file = (0, work.collection.name, work.found.path, work.content, size, work.found.mtime_ns)
     return Item(*file, *encoded.full_size, taken, caption or (str(by_file) if by_file else None), columns)
+
+
+class Rows(Collection):
+    """The rows of a file of vectors, for one head of a model of vectors; the path of a row is its label."""
+
+    def __init__(self, side: Side, file: str, labels: str) -> None:
+        """Opens files as ``cloob train vectors`` takes them for its rows and ids."""
+        super().__init__(os.path.abspath(file))  # noqa: PTH100 - links in it stay
+        self._side, self._matrix = side, read_matrix(file)
+        self._labels = rows_of(read_ids_of(labels, len(self._matrix), file), labels)
+
+    def scan(self, known: object = ()) -> Iterator[Found]:
+        kind = f"{self._side} {self._matrix.dtype} ".encode()
+        for label, row in self._labels.items():
+            data = self._matrix[row].tobytes()
+            yield Found(label, len(data), None, row, hashlib.sha256(kind + data).hexdigest())
+
+    def row(self, number: int) -> Tensor:
+        return as_floats(self._matrix[number : number + 1])[0]
+
+    def check(self, encoder: DualEncoder) -> None:
+        self.embed(encoder, self.row(0)[None])
+
+    def embed(self, encoder: DualEncoder, batch: Tensor) -> Tensor:
+        return embed_rows(encoder, self._side, batch)
+
+
+class Row(NamedTuple):
+    path: str
+    caption: str | None
+    columns: dict[str, Value]
+
+
+class VectorFile(Collection):
+    """A Parquet file, or a folder of them, with a column of vectors; it stays the source for updates and removals."""
+
+    def __init__(self, name: str, column: str, path_column: str | None, caption_column: str | None) -> None:
+        super().__init__(name)
+        try:
+            self._data = ds.dataset(name, format="parquet")
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{name}: no Parquet of vectors ({one_line(error)})") from None
+        names = self._data.schema.names
+        for column_name, what in ((column, "vectors"), (path_column, "path"), (caption_column, "caption")):
+            if column_name is not None:
+                check_name(Path(name), names, column_name, what)
+        self.column = column
+        self._path = path_column or next((item for item in PATH_COLUMNS if item in names), None)
+        self._caption = caption_column or next((item for item in CAPTION_COLUMNS if item in names), None)
+        plain = [not pa.types.is_nested(kind) and not pa.types.is_binary(kind) for kind in self._data.schema.types]
+        used = (column, self._path, self._caption)
+        self._others = [item for item, is_plain in zip(names, plain, strict=True) if is_plain and item not in used]
+
+    def check(self, encoder: Any) -> None:
+        """Any model may have made them; their width is compared."""
+
+    def count(self) -> int:
+        return int(self._data.count_rows())
+
+    def batches(self) -> Iterator[tuple[list[Row], Vectors]]:
+        """Rows and their vectors, as they are in the file."""
+        columns, start = [self.column, *filter(None, (self._path, self._caption)), *self._others], 0
+        scanner = self._data.scanner(columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1)
+        for batch in scanner.to_batches():
+            if not len(batch):
+                continue
+            flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+            if flat.ndim != 1 or flat.dtype.kind not in "fiu" or len(flat) % len(batch):
+                raise InputError(f"{self.name}: {self.column!r} has no row of numbers of one width for each row")
+            cells = {name: list(map(plain, batch.column(name))) for name in columns[1:]}
+            rows = []
+            for number in range(len(batch)):
+                row = {name: column[number] for name, column in cells.items()}
+                path = None if self._path is None else row.pop(self._path)
+                caption = None if self._caption is None else row.pop(self._caption)
+                path = f"{self.name}{SEPARATOR}{start + number}" if path is None else str(path)
+                rows.append(Row(path, None if caption is None else str(caption).strip() or None, values(row)))
+            yield rows, as_floats(flat.reshape(len(batch), -1)).numpy()
+            start += len(batch)
 
 
 def take(

@@ -1,7 +1,6 @@
 """Labels of pictures: zero-shot by the labels' names, or by a logistic regression that was fitted to a few examples.
 
-Legend: n pictures, C labels, D the width of a model's rows. A label's row is the mean of its prompts' rows, at unit
-length; probabilities are the softmax of τ⁻¹ · cosine over the labels.
+Legend: n pictures, C labels, D the width of a model's rows.
 """
 
 from __future__ import annotations
@@ -84,12 +83,14 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     twice = [label for label, count in Counter(labels).items() if count > 1]
     without = [template for template in options.templates if "{c}" not in template]
     alone = len(labels) == 1 and not (options.none or options.multi)
-    empty = "no labels, or an empty one; write them as cat,dog, or name a file"
-    refuse({empty: not labels or not all(labels), f"the label {''.join(twice[:1])!r} is there twice": twice})
     refuse(
-        {f"template {''.join(without[:1])!r} has no {{c}} where the label belongs": without or not options.templates}
+        {
+            "no labels, or an empty one; write them as cat,dog, or name a file": not all(labels or [""]),
+            f"the label {''.join(twice[:1])!r} is there twice": twice,
+            f"template {''.join(without[:1])!r} has no {{c}} where the label belongs": without or not options.templates,
+            "with one label every picture gets it; give more labels, or add --none": alone,
+        }
     )
-    refuse({"with one label every picture gets it; give more labels, or add --none": alone})
     return labels
 
 

@@ -135,10 +135,7 @@ class View:
         return rows
 
     def unrelated_rows(self, query: Query) -> Vectors | None:
-        """(B, D) unit rows of unrelated queries: the background's lines for words, pictures of the index for pictures.
-
-        None if a term is a picture, and the index has too few to compare with.
-        """
+        """(B, D) unit rows of unrelated queries of a query's shape; None if the index has too few pictures for it."""
         shape = tuple((term.kind == "words", term.weight) for term in query.terms)
         has_pictures = not all(is_words for is_words, _ in shape)
 

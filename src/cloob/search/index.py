@@ -211,7 +211,7 @@ class Index(contextlib.AbstractContextManager["Index"]):
     ) -> Summary:
         """Adds what sources have, and removes what they do not have any more; without sources, of all that it has.
 
-        Sources are folders of pictures, tables, shards, data sets, or :class:`cloob.search.scan.vectors.Rows` (vectors
+        Sources are folders of pictures, tables, shards, data sets, or :class:`cloob.search.build.Rows` (vectors
         with labels). ``progress`` is called with the number of pictures opened so far, and in all.
         """
         from cloob.search.update import UpdateOptions, update  # torch

@@ -51,10 +51,7 @@ class Matrix:
         self._seen: tuple[int, int] | None = None
 
     def nearest(self, parts: list[Rows], query: Vectors, top: int, allowed: Ids | None) -> tuple[Ids, Vectors, int]:
-        """Ids and scores of the k rows nearest to a query (D,), among ascending ids if these are given; best first.
-
-        Also how many rows were searched.
-        """
+        """Ids and scores of the rows nearest to a query (D,), of ascending ``allowed`` ids; how many are searched."""
         query = np.asarray(query, np.float32)
         kept = [part.live if allowed is None else part.live & _among(part.ids, allowed) for part in parts]
         products = []

@@ -106,11 +106,7 @@ def of_xmp(data: bytes) -> dict[str, Value]:
 
 
 def date_of(path: str, stated: Value, exif: Exif | None, by_takeout: Value = None) -> tuple[str | None, Value]:
-    """ISO 8601 without a time zone: as stated in a column, or by EXIF, Takeout, the file's name, else its time here.
-
-    Also ``exif``, ``takeout`` or ``name``, if it is from there. Where a date is stated that cannot be read, none of
-    the last three is taken for it.
-    """
+    """The ISO 8601 date that a column, EXIF, Takeout, a file's name or time states; and which of the middle three."""
     is_stated = stated not in (None, "")
     if is_stated and (taken := iso_date(stated)):
         return taken, None

@@ -1,7 +1,4 @@
-"""An index of several machines: PostgreSQL with pgvector.
-
-HNSW over float16 finds candidates, float32 ranks them; where a filter leaves too few of them, the search is exact.
-"""
+"""An index of several machines: PostgreSQL with pgvector; HNSW over float16 finds candidates, float32 ranks them."""
 
 from __future__ import annotations
 
@@ -37,10 +34,9 @@ _TABLES = (
 
 
 class PostgresStore(Store):
-    """An index in the tables of one PostgreSQL schema; any number of processes and machines read and write at once.
+    """An index in one PostgreSQL schema, which ``?options=-csearch_path%3DNAME,public`` in the address names.
 
-    One connection, which threads share in turn; where the server has dropped it, it is made anew.
-    ``?options=-csearch_path%3DNAME,public`` in the address keeps several indices apart in one database.
+    Any number of processes and machines read and write at once; threads share one connection in turn.
     """
 
     _dialect, _among = POSTGRESQL, POSTGRESQL["among"]
@@ -152,10 +148,7 @@ class HnswVectors(VectorTable):
         query = np.ascontiguousarray(query, np.float32)
         rows = self._walk(among, query, expected, values) if expected and self._has_hnsw(number) else []
         if len(rows) < expected:
-            rows = self.store._rows(
-                f"SELECT item, -(vector <#> ?) AS score FROM {among} ORDER BY score DESC, item LIMIT ?",
-                (query, *values, expected),
-            )
+            rows = self.store._rows(POSTGRESQL["exact"].format(among), (query, *values, expected))
         ids, scores = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float32)
         return Neighbours(ids, scores, searched)
 
@@ -165,10 +158,7 @@ class HnswVectors(VectorTable):
             ((count,),) = self.store._rows("SELECT count(*) FROM cloob_vectors WHERE model = ?", (number,))
             if count > HNSW_ROWS and dim <= _HNSW_DIM and not self._has_hnsw(number):
                 self.store._rows(f"DROP INDEX CONCURRENTLY IF EXISTS {_hnsw(number)}")  # of a build that broke off
-                self.store._rows(
-                    f"CREATE INDEX CONCURRENTLY {_hnsw(number)} ON cloob_vectors"
-                    f" USING hnsw ((vector::halfvec({dim})) halfvec_ip_ops) WHERE model = {number}"
-                )
+                self.store._rows(POSTGRESQL["index"].format(_hnsw(number), dim, number))
         self.store._rows("ANALYZE cloob_vectors, cloob_items")
 
     def _has_hnsw(self, model: int) -> bool:
@@ -178,19 +168,13 @@ class HnswVectors(VectorTable):
     def _walk(self, among: str, query: Vectors, top: int, values: Sequence[Any]) -> list[Any]:
         """By the HNSW index; may come back with fewer than there are."""
         candidates = top * _CANDIDATES
-        half = f"halfvec({query.shape[0]})"
+        walk, width = (
+            POSTGRESQL["walk"].format(among, query.shape[0]),
+            max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates)),
+        )
         with self.store._transaction(writing=False):
-            self.store._rows(
-                "SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),"
-                " set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', ?, true)",
-                (str(max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates))),),
-            )
-            return self.store._rows(
-                f"WITH near AS MATERIALIZED (SELECT item, vector FROM {among}"
-                f" ORDER BY (vector::{half}) <#> ?::{half} LIMIT ?)"
-                " SELECT item, -(vector <#> ?) AS score FROM near ORDER BY score DESC, item LIMIT ?",
-                (*values, query, candidates, query, top),
-            )
+            self.store._rows(POSTGRESQL["settings"], (str(width),))
+            return self.store._rows(walk, (*values, query, candidates, query, top))
 
     def drop(self, model: IndexedModel) -> None:
         self.store._rows(f"DROP INDEX IF EXISTS {_hnsw(model.number)}")
@@ -204,6 +188,5 @@ def remove(address: str) -> None:
     """Drops an index's tables, whatever is in them."""
     psycopg = require("psycopg", "postgres")
     with psycopg.connect(address, connect_timeout=_CONNECT_SECONDS) as connection:
-        statement = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND tablename LIKE 'cloob\\_%'"
-        for (table,) in connection.execute(statement).fetchall():
+        for (table,) in connection.execute(POSTGRESQL["ours"]).fetchall():
             connection.execute(f"DROP TABLE {table} CASCADE")

@@ -55,10 +55,7 @@ class Item:
 
 
 def file_of(item: Item) -> Hashable | None:
-    """Identifies a file under all of its names; None where it is gone or has changed since it was indexed.
-
-    An item has the latest time of a file and of what describes it, to the millisecond.
-    """
+    """Identifies a file under all of its names; None where it is gone or has changed since it was indexed."""
     if item.mtime_ns is None:  # elsewhere: nobody knows
         return item.path
     container, _, member = item.path.partition(SEPARATOR)

@@ -96,10 +96,7 @@ class SqliteStore(Store):
             yield self._connection
 
     def _open(self) -> None:
-        """Connects; where the folder cannot be written and nobody writes, without locks.
-
-        Refuses what SQLite would follow out of the folder: links, and a journal, which may name files to delete.
-        """
+        """Connects; refuses what leads SQLite out of the folder: links, and a journal, which names files to delete."""
         path = self.path.resolve()
         for file, suffix in ((path.with_name(path.name + suffix), suffix) for suffix in ("-journal", "-wal", "-shm")):
             if file.is_symlink() or (suffix == "-journal" and file.exists()):

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from cloob.errors import InputError, nearest, printable
 from cloob.search.records import FileState, IndexedModel, Item, Name, all_words, valid
+from cloob.search.where import STATEMENTS as SQL
 from cloob.search.where import Dialect, Filter
 
 Ids = npt.NDArray[np.int64]
@@ -31,21 +32,6 @@ Order = Literal["id", "newest", "chance"]
 
 FORMAT = 8  # the number of these tables
 TABLES = Path(__file__).with_name("tables.sql").read_text(encoding="utf-8")
-_REVISE = """INSERT INTO cloob_revisions SELECT max(revision) + 1, ?, max(last_id) FROM cloob_revisions
-RETURNING revision, last_id"""
-_FIELDS = ("source", "path", "content", "bytes", "mtime_ns", "width", "height", "date", "caption", "columns")
-_REPLACE_ITEM = f"""INSERT INTO cloob_items (id, {", ".join(_FIELDS)}) VALUES ({", ".join("?" * (len(_FIELDS) + 1))})
-ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _FIELDS)}"""
-_REPLACE_VECTOR = """INSERT INTO cloob_vectors VALUES (?, ?, ?, ?)
-ON CONFLICT (item, model) DO UPDATE SET revision = excluded.revision, vector = excluded.vector"""
-_ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, replaces, place)
-SELECT ?, ?, ?, ?, ?, coalesce(max(CASE WHEN id = ? THEN place END), max(place) + 1, 1) FROM cloob_models WHERE true
-ON CONFLICT (name, fingerprint) DO UPDATE SET spec = excluded.spec"""
-_STATES = """SELECT id, path, bytes, mtime_ns, content, model FROM cloob_items
-LEFT JOIN cloob_vectors ON item = id WHERE source = ? ORDER BY id, model"""
-_REPLACE_SOURCE = """INSERT INTO cloob_sources (source, exclude, vectors, fingerprint) VALUES (?, ?, ?, ?)
-ON CONFLICT (source) DO UPDATE SET exclude = excluded.exclude, vectors = excluded.vectors,
-fingerprint = excluded.fingerprint"""
 _PAGE = 10_000
 _KINDS = {"string": "text", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
 
@@ -153,7 +139,7 @@ class Store(ABC):
     def _writing(self) -> Iterator[tuple[int, int]]:
         """One transaction: its revision, and the highest id that an item has had."""
         with self._transaction():
-            yield self._rows(_REVISE, (secrets.randbits(62),))[0]
+            yield self._rows(SQL["revise"], (secrets.randbits(62),))[0]
 
     def revision(self) -> int:
         """Grows with every committed change: caches and servers look here whether to read again."""
@@ -194,7 +180,7 @@ class Store(ABC):
                     if other.replaces == old.number and other.fingerprint != model.fingerprint:
                         self._drop(other)
             fields = (model.name, model.spec, model.fingerprint, model.dim, model.replaces, model.replaces)
-            self._rows(_ADD_MODEL, fields)
+            self._rows(SQL["add_model"], fields)
             return self.model(model)
 
     def finish(self, model: IndexedModel) -> None:
@@ -216,7 +202,9 @@ class Store(ABC):
     def states(self, source: str) -> Iterator[FileState]:
         """What is known of the files of a source; the models are those that have a vector, by number."""
         stored = self._stored(source)[:1]
-        for (id_, path, size, mtime, content), rows in groupby(self._rows(_STATES, stored), itemgetter(0, 1, 2, 3, 4)):
+        for (id_, path, size, mtime, content), rows in groupby(
+            self._rows(SQL["states"], stored), itemgetter(0, 1, 2, 3, 4)
+        ):
             models = tuple(row[5] for row in rows if row[5] is not None)
             yield FileState(id_, self._full(path), size, mtime, content, None, models)
         faults = "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE source = ? ORDER BY path"
@@ -252,10 +240,10 @@ class Store(ABC):
             self._rows(f"DELETE FROM cloob_words WHERE rowid {self._among}", ([id_ for id_, _ in before.values()],))
             ids = [before[row[:2]][0] if row[:2] in before else next(fresh) for row in rows]
             self._rows("UPDATE cloob_revisions SET last_id = ? WHERE revision = ?", (max([last, *ids]), revision))
-            self._many(_REPLACE_ITEM, [(id_, *row) for id_, row in zip(ids, rows, strict=True)])
+            self._many(SQL["replace_item"], [(id_, *row) for id_, row in zip(ids, rows, strict=True)])
             cells = self.table.write(known, ids, np.ascontiguousarray(vectors, np.float32))
             given = [(id_, known.number, revision, cell) for id_, cell in zip(ids, cells, strict=True)]
-            self._many(_REPLACE_VECTOR, given)
+            self._many(SQL["replace_vector"], given)
             spoken = [(id_, all_words(item)) for id_, item in zip(ids, items, strict=True)]
             self._many("INSERT INTO cloob_words (rowid, words) VALUES (?, ?)", spoken)
             there = f"SELECT source, path FROM cloob_items WHERE id {self._among}"
@@ -302,7 +290,7 @@ class Store(ABC):
 
     def set(self, source: str, settings: SourceSettings) -> None:
         with self._writing():
-            self._rows(_REPLACE_SOURCE, (self._stored(source)[0], "\n".join(settings.exclude), *settings[1:]))
+            self._rows(SQL["replace_source"], (self._stored(source)[0], "\n".join(settings.exclude), *settings[1:]))
 
     def having(self, model: IndexedModel, ids: Sequence[int]) -> list[int]:
         """Those of some ids that have a vector of a model."""
@@ -311,11 +299,8 @@ class Store(ABC):
 
     def known(self, model: IndexedModel, contents: Iterable[str]) -> dict[str, Vectors]:
         """The vector (D,) of every content that has one."""
-        of_item = "SELECT item FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
-        statement = f"""SELECT ({of_item}), content FROM cloob_items
-            WHERE substr(content, 1, 12) {self._among} AND content {self._among}"""
         keys = list(contents)
-        result = dict(self._rows(statement, (model.number, [key[:12] for key in keys], keys)))
+        result = dict(self._rows(SQL["known"].format(self._among), (model.number, [key[:12] for key in keys], keys)))
         result.pop(None, None)
         ids, rows = self.table.vectors(model, [*result]) if result else ((), ())
         return {result[id_]: row for id_, row in zip(ids, rows, strict=True)}
@@ -354,9 +339,8 @@ class Store(ABC):
     def items(self, ids: Sequence[int] | Ids) -> list[Item]:
         """Items in the order of the ids; those that are not there are left out."""
         order = list(map(int, ids))
-        statement = f"SELECT id, {', '.join(_FIELDS)} FROM cloob_items WHERE id {self._among}"
         items: dict[int, Item] = {}
-        for id_, source, path, *fields, columns in self._rows(statement, (order,)):
+        for id_, source, path, *fields, columns in self._rows(SQL["items"].format(self._among), (order,)):
             try:
                 fields.append(json.loads(columns) if isinstance(columns, str) else columns)
             except ValueError:
@@ -384,7 +368,7 @@ class Store(ABC):
 
 
 def _values(item: Item) -> tuple[Any, ...]:
-    """An item's fields but for its id, source and path, in the order of ``_FIELDS``."""
+    """An item's fields but for its id, source and path, in the order of the table."""
     columns = {
         valid(name): valid(value) if isinstance(value, str) else value
         for name, value in item.columns.items()

@@ -20,12 +20,11 @@ from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Builder, Summary, make_plan, take
+from cloob.search.build import Builder, Rows, Summary, VectorFile, make_plan, take
 from cloob.search.models import Models, absolute, load_named, remember
 from cloob.search.records import IndexedModel, Precision, Progress
 from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
-from cloob.search.scan.vectors import Rows, VectorFile
 from cloob.search.store import SourceSettings, Store
 
 Sources: TypeAlias = "Sequence[str | Path] | Rows"

@@ -33,10 +33,11 @@ _PATH = "replace(path, '::', '/')"
 _NAME = f"substr({_PATH}, length(rtrim({_PATH}, replace({_PATH}, '/', ''))) + 1)"
 
 
-Dialect = dict[str, Any]  # as ``dialects.toml`` describes it
-_DIALECTS = tomllib.loads(Path(__file__).with_name("dialects.toml").read_text(encoding="utf-8"))
-SQLITE: Dialect = _DIALECTS["sqlite"]
-POSTGRESQL: Dialect = _DIALECTS["postgresql"]
+Dialect = dict[str, Any]  # as ``sql.toml`` describes it
+_SQL = tomllib.loads(Path(__file__).with_name("sql.toml").read_text(encoding="utf-8"))
+STATEMENTS: dict[str, str] = _SQL["statements"]
+SQLITE: Dialect = _SQL["sqlite"]
+POSTGRESQL: Dialect = _SQL["postgresql"]
 
 
 @dataclass(frozen=True)

@@ -178,11 +178,9 @@ class Table(Collection):
 
 
 class Folder(Collection):
-    """All pictures below a folder; ``table`` describes some of them.
+    """All pictures below a folder; ``table`` describes some of them. Links that lead out of it are not followed.
 
-    Hidden files and folders, folders of ``_NEVER``, and folders that are an index themselves are passed over. A link
-    is followed where it leads to a picture below the folder. A picture's place are its caption's file, if any, and
-    other files that describe it.
+    A picture's place are its caption's file, if any, and other files that describe it.
     """
 
     def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Table | None = None) -> None:
@@ -306,10 +304,7 @@ def values(row: Mapping[Any, Any]) -> dict[str, Value]:
 
 
 def _newest(file: os.stat_result, *others: os.stat_result | None) -> int:
-    """One time for a file and for what describes it, which changes with any of them.
-
-    The latest to the millisecond, and below that a mark of all: a caption may go, or come with an older time.
-    """
+    """The latest time in milliseconds, and below that a mark of all: a caption may go, or come with an older time."""
     states = [(state.st_mtime_ns, state.st_size) for state in others if state]
     latest = max(file.st_mtime_ns, *(time for time, _ in states), 0)
     return latest - latest % 1_000_000 + zlib.crc32(repr(states).encode()) % 1_000_000 if states else latest
@@ -357,10 +352,7 @@ def _text(raw: Any) -> str:
 
 
 def _typed(column: pa.ChunkedArray, is_text_table: bool, is_caption: bool) -> pa.ChunkedArray:
-    """A column of a table with its types: bytes as text, in a text table whatever they are, and text as numbers.
-
-    Whole numbers or numbers where all are, and none is a code: ``007``, or more digits than numbers keep.
-    """
+    """A column with bytes as text, and text as numbers where all are and none is a code (``007``) or too long."""
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         try:
             column = column.cast(pa.large_string())

@@ -212,10 +212,7 @@ def source_name(spec: str | Path) -> str:
 
 
 def is_gone(name: str, *, typed: bool = False) -> bool:
-    """Whether nothing of a source is on this machine any more; of an address nobody knows that.
-
-    No file is looked for by a pattern that was typed neither now nor before.
-    """
+    """Whether nothing of a source is here any more; False of an address, and of a pattern that was never typed."""
     is_there = not os.path.isabs(name) or os.path.lexists(name)  # noqa: PTH117
     if is_there or (is_pattern(name) and not typed and not was_typed(name)):
         return False
@@ -227,10 +224,7 @@ def is_gone(name: str, *, typed: bool = False) -> bool:
 
 
 def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Collection:
-    """Opens what ``open_source`` takes, without captions too; and a single picture.
-
-    A folder is one of tars or Arrow files only where no picture lies in it or below it.
-    """
+    """Opens what ``open_source`` takes, without captions too; and a single picture."""
     options = options or ScanOptions()
     name, exclude = source_name(spec), options.exclude
     path, image = Path(name), options.image_column or "filepath"
@@ -264,10 +258,7 @@ def open_named(name: str, options: ScanOptions | None = None) -> Collection:
 
 
 class Pictures:
-    """Reads single pictures of an index again from where they lie; for several threads.
-
-    Sources stay open. One in which a picture cannot be found, or is another one, is opened anew: it may have changed.
-    """
+    """Reads single pictures of an index again, for several threads; a source that may have changed is opened anew."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
