@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from cloob.data.order import EpochOrder, ShardSizes
 from cloob.objective import make_objective
-from cloob.training.config import OptimConfig
+from cloob.training.config.parts import OptimConfig
 from cloob.training.optim import make_optimizer, make_schedule
 
 PAIRS, EPOCHS, BATCH, SEEDS = 6_000, 12, 256, (0, 1)

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from cloob.data.order import EpochOrder, ShardSizes
 from cloob.models.aligned.heads import Head
 from cloob.objective import ContrastiveObjective
-from cloob.training.config import OptimConfig
-from cloob.training.config.parts import HEADS
+from cloob.training.config.parts import HEADS, OptimConfig
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 

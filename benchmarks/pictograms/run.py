@@ -27,7 +27,7 @@ from cloob.functional import ranking
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training.config import OptimConfig
+from cloob.training.config.parts import OptimConfig
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 

@@ -47,10 +47,7 @@ def world_size() -> int:
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """The device that ``auto`` (CUDA, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` stands for.
-
-    Under torchrun, ``cuda`` is this rank's device.
-    """
+    """The device of a name; ``auto`` is CUDA, else the CPU; ``cuda`` is this rank's under torchrun."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device, wrong = torch.device("cpu"), ""
@@ -97,7 +94,7 @@ def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
 
-    Every restart and every group has separate keys in the store: a rank that reads a dead one's address waits for ever.
+    Every restart has separate keys in the store: a rank that reads a dead one's address waits for ever.
     """
     if "WORLD_SIZE" not in os.environ or is_initialized():
         yield
@@ -134,10 +131,7 @@ def host(device: torch.device) -> torch.device:
 
 @dataclass(frozen=True)
 class Layout:
-    """Whose rows are where among the gathered rows: the number of every rank's rows, in the order of ranks.
-
-    With one size the rows are this process's alone, and nothing is exchanged.
-    """
+    """The numbers of rows of all ranks, in the order of ranks. With one number nothing is exchanged."""
 
     sizes: tuple[int, ...]
 
@@ -192,10 +186,7 @@ def no_timeout() -> Iterator[None]:
 
 
 def agree(facts: Mapping[str, Any], fault: Exception | None, device: torch.device) -> dict[str, tuple[Any, ...]]:
-    """For every name the values of all ranks; or the same error on all of them, where some rank has a ``fault``.
-
-    It has the type of the first fault and names the ranks. ``device``: where the process group can send tensors from.
-    """
+    """The values of all ranks by name; if some have a ``fault``, all raise the first one's type with all messages."""
     ranks = _exchange(dict(facts), fault, device)
     faults = {r: error for r, (_, error) in enumerate(ranks) if error is not None}
     if faults:

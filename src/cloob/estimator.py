@@ -25,9 +25,9 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import EPOCHS_FILE, read_lines
 from cloob.recipes import get_recipe
-from cloob.training.log import check_fraction
 from cloob.training.loop import train
 from cloob.training.progress import preserved_rng
+from cloob.training.run_folder import check_fraction
 from cloob.training.select import TEMPORARY, read_choice
 
 _CPU = torch.device("cpu")

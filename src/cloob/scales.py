@@ -1,4 +1,4 @@
-"""Positive scalars of a module: a fixed one is a buffer, a learnable one a parameter that holds its logarithm."""
+"""Positive scalars of a module: a fixed one is a number, a learnable one a parameter that holds its logarithm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from cloob.functional.checks import check_number
-from cloob.functional.private import buffers_of
 
 
 class FixedScaleWarning(UserWarning):
@@ -20,11 +19,7 @@ class FixedScaleWarning(UserWarning):
 
 
 class ScaledModule(nn.Module):
-    """Base of a module with positive scalars.
-
-    A fixed scalar is in the state as ``fixed_NAME`` (0-d float64), a learnable one as ``log_NAME``, never cast below
-    float32. Reading a fixed one waits for no device: its number is stored apart from the buffer.
-    """
+    """Base of a module with positive scalars: ``fixed_NAME`` or ``log_NAME`` in the state, never below float32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +33,6 @@ class ScaledModule(nn.Module):
             self.register_parameter(f"log_{name}", scalar_parameter(math.log(number)))
         else:
             self._fixed[name] = number
-            self.register_buffer(f"fixed_{name}", torch.tensor(number, dtype=torch.float64))
 
     def learns(self, name: str) -> bool:
         """Whether the scalar is a parameter."""
@@ -52,11 +46,6 @@ class ScaledModule(nn.Module):
         return logarithm.exp()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the scalars: fixed ones stay float64 where that exists (not on MPS), learned ones float32 or better."""
-        buffers = buffers_of(self)
-        for name in self._fixed:
-            key = f"fixed_{name}"
-            buffers[key] = torch.empty((), device=self.get_buffer(key).device)
         scalars = [p for p in self.parameters(recurse=False) if p.ndim == 0]
         learned = [*scalars, *(p.grad for p in scalars)]
 
@@ -65,25 +54,27 @@ class ScaledModule(nn.Module):
             low = result.is_floating_point() and torch.finfo(result.dtype).bits < 32
             return tensor.to(result.device, torch.float32) if low and any(tensor is one for one in learned) else result
 
-        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, number in self._fixed.items():
-            key = f"fixed_{name}"
-            device = self.get_buffer(key).device
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            buffers[key] = torch.full((), number, dtype=dtype, device=device)
-        return self
+            destination[f"{prefix}fixed_{name}"] = torch.tensor(number, dtype=torch.float64)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """Takes the fixed scalars of the state; warns where they differ from the module's."""
+        _, strict, missing, _, errors = others
         for name, number in self._fixed.items():
             key = f"{prefix}fixed_{name}"
-            loaded = float(state_dict.get(key, number))
+            if strict and key not in state_dict:
+                missing.append(key)
+            loaded = float(state_dict.pop(key, number))
             try:
                 check_number(key, loaded, torch.float64)
             except ValueError as error:
-                others[-1].append(str(error))  # torch's list of errors
+                errors.append(str(error))
                 continue
-            if not math.isclose(loaded, number, rel_tol=1e-6):  # a state from MPS is in float32
+            if not math.isclose(loaded, number, rel_tol=1e-6):
                 message = f"{name} was {number:g} and is {loaded:g} now, as in the state that was loaded"
                 warnings.warn(message, FixedScaleWarning, stacklevel=callers_level())
             self._fixed[name] = loaded

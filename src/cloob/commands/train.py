@@ -27,7 +27,7 @@ _DESCRIPTION = (
 def read(words: Sequence[str]) -> cloob.TrainConfig:
     """The configuration that the words describe: a recipe, a file over it, and options over both."""
     from cloob.models.runs import CHECKPOINTS_FOLDER
-    from cloob.training.config.options import changed, options, typed_leaves
+    from cloob.training.config import changed, options, typed_leaves
 
     rest = list(words)
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None

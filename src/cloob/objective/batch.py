@@ -30,10 +30,7 @@ _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
 
 
 def check_values(x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool) -> dict[str, str | None]:
-    """Checks rows and learned scales, which waits for the device once; returns warnings by their kind.
-
-    ``cone``: check whether rows are too much alike for retrieval; ``given``: τ⁻¹ is an argument of the call.
-    """
+    """Checks rows and learned scales, for which it waits for the device once; returns warnings by their kind."""
     sides = {"image_features": x, "text_features": y}
     learned = {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
     lengths = extremes(**sides, **learned, **({"cosine": mean_cosine(x, y)} if cone else {}))
@@ -87,10 +84,7 @@ def check_finite(**named: Tensor) -> None:
 
 @torch.no_grad()
 def acceptable(x: Tensor, y: Tensor, *scales: Tensor) -> Tensor:
-    """Whether the objective with ``check=True`` takes these values, 0-d bool on their device; nothing is waited for.
-
-    On all ranks no row of (N, D) is NaN, infinite or zero, and every 0-d scale is positive and finite.
-    """
+    """0-d bool, unread: on all ranks no row is NaN, infinite or zero, and scales are positive and finite."""
     numbers = torch.cat([x.norm(dim=1), y.norm(dim=1), *(scale.reshape(1) for scale in scales)])
     good = (numbers.isfinite() & (numbers > 0)).all()
     if distributed.world_size() > 1:
@@ -113,11 +107,7 @@ def local_rows(
     member: Mapping[str, Any],
     layout: Layout | None,
 ) -> LocalRows:
-    """This rank's rows after the checks on every rank; ``prepare`` looks at rows and gives the scales.
-
-    All ranks raise the first fault, or ValueError where widths, dtypes, scales or ``member`` differ. With a ``layout``
-    they compare nothing.
-    """
+    """This rank's rows and scales. Without a ``layout`` ranks compare them, and all raise the first fault."""
     fault: Exception | None = None
     facts: dict[str, Any] = dict(member)
     scales: Scales = {}

@@ -1,7 +1,6 @@
-"""Heads on two frozen encoders, or on two files of vectors: features are computed once and kept.
+"""Heads on two frozen encoders, or on two files of vectors: features are computed once and cached.
 
-All else is the ordinary loop's: a ``FeatureLoader`` takes the place of the ``PairLoader``; its batches hold features
-where the others hold pixels and tokens. ``--clean`` leaves training pairs out, never held-out ones.
+The rest is the ordinary loop. A ``FeatureLoader``, whose batches hold features, takes the place of the ``PairLoader``.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from cloob.models.runs import RUN_CONFIG_FILE, SUSPECTS_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import wrong
-from cloob.training.log import check_fraction
+from cloob.training.run_folder import check_fraction
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +51,7 @@ LeftOut = list[tuple[str, str, int]]  # the keys and scores of pairs, lowest fir
 
 
 def cleaned(pairs: VectorPairs, config: TrainConfig, *, resumed: bool) -> tuple[VectorPairs, LeftOut]:
-    """The pairs without the suspicious ones, and those; every rank calls this.
-
-    ``resumed``: those that the run folder lists, if it was made with the same ``clean``.
-    """
+    """The pairs without suspicious ones, and these; if ``resumed`` those that the run folder lists. On every rank."""
     how, run = config.align.clean or "auto", config.save.out
 
     def left_out() -> LeftOut:
@@ -129,10 +125,9 @@ class ClosedForm(ContrastiveObjective):
 
 
 class FeatureLoader(Loader):
-    """A ``Loader`` of features; the first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
+    """A ``Loader`` of features. The first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
 
-    When training it leaves out what --clean does. ``by_id``: the rows of an id are one answer. A picture with several
-    captions is one pair of an epoch, as of a ``PairLoader``; for the closed form every caption is one.
+    A picture with several captions is one pair of an epoch; for the closed form every caption is one.
     """
 
     left_out: LeftOut | None = None

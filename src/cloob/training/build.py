@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,10 +30,9 @@ from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
 from cloob.training.config.parts import SCALES, RunConfig
 from cloob.training.given import Given, make_encoder, make_loader, make_loss, open_pairs, same_on_every_rank
-from cloob.training.log import BadSamples, RunLog
 from cloob.training.optim import freeze, make_optimizer, warmup_steps
-from cloob.training.progress import Progress, seed_generators, set_rng_state
-from cloob.training.run_folder import prepare_run_folder, progress_of, refuse_another_run
+from cloob.training.progress import Progress, set_rng_state
+from cloob.training.run_folder import BadSamples, RunLog, prepare_run_folder, progress_of, refuse_another_run
 from cloob.training.step import Stepper, TowersWithLoss
 
 logger = logging.getLogger(__name__)
@@ -91,10 +92,9 @@ def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -
 
 
 def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
-    """The configuration with a batch size that suits so many training pairs, unless it has one.
+    """The configuration with a batch size for the number of training pairs, unless it has one.
 
-    A batch of the large sets' 256 would leave a small set a handful of steps, most of them warm-up. A power of two that
-    makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs.
+    256, of few pairs a power of two that makes 16 to 32 steps of an epoch: fewer would be warm-up for the most part.
     """
     if config.loss.objective == "cca":
         settled = {"save_every": 0, "patience": 0, "best": "val_recall", "warmup": 0}  # one pass in large blocks
@@ -126,21 +126,16 @@ class Run:
     saver: Saver
     log: RunLog
     bad: BadSamples
-
-    @property
-    def hands_over_ids(self) -> bool:
-        """Whether the objective gets the pairs' ids."""
-        return self.config.loss.mask_duplicates or self.config.given.given_objective is not None
+    hands_over_ids: bool  # to the objective
 
 
 def assemble(
     config: TrainConfig, given: Given, device: torch.device, choose: Callable[[TrainConfig], dict[str, Any]]
 ) -> Run:
-    """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
+    """Builds a run, or takes it up where its checkpoint left it; every rank calls this. Ended if nothing is left to do.
 
-    The order matters: the run folder is touched only once towers, data and checkpoint could be opened, and the
-    optimiser is made after everything that replaces parameters.
-    ``choose`` finds the objective for ``auto``. Ended where nothing is left to do, or a signal ended that choice.
+    The run folder is touched once towers, data and checkpoint could be opened. The optimiser is made after everything
+    that replaces parameters. ``choose`` returns the objective for ``auto``.
     """
     check_combination(config)
     checkpoint = find_checkpoint(config.save.out, config.save.resume)
@@ -173,7 +168,10 @@ def assemble(
     if checkpoint is not None:
         restore(checkpoint, stepper)
     on_rank_zero(lambda: prepare_run_folder(config, resumed))
-    seed_generators(config.run.seed + rank())
+    seed = config.run.seed + rank()  # of whatever a tower may draw from
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     if checkpoint is not None and rank() < len(checkpoint.state["rng"]):
         set_rng_state(checkpoint.state["rng"][rank()], device)
     saver = Saver(config, stepper, data, resumed)
@@ -189,4 +187,5 @@ def assemble(
     # The features that heads train on were checked when they were made or read.
     limit = 1.0 if encoder.heads is not None else config.pairs.max_bad_fraction
     bad = BadSamples(progress, loader, limit, log)
-    return Run(config, encoder, objective, loader, val_loader, towers, stepper, progress, saver, log, bad)
+    ids = config.loss.mask_duplicates or given.objective is not None
+    return Run(config, encoder, objective, loader, val_loader, towers, stepper, progress, saver, log, bad, ids)

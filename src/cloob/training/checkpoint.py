@@ -1,14 +1,12 @@
-"""Checkpoints: written whole or not at all, and holding everything that the next step depends on.
+"""Checkpoints: complete or absent, with everything that the next step depends on.
 
 ``checkpoints/step-00000100/`` holds
 
-- ``model/``: an open_clip ``local-dir:`` folder, what people load: the exact float32 weights;
+- ``model/``: an open_clip ``local-dir:`` folder with the exact float32 weights;
 - ``ema/``: another, with the moving average of the weights, where the configuration has ``ema``;
-- ``trainer.pt``: all else that is resumed (tensors and plain types only, read with ``weights_only=True``);
+- ``trainer.pt``: all else that is resumed (tensors and plain types, read with ``weights_only=True``);
 - ``shards/``: with FSDP weights and moments in the safetensors files of ``torch.distributed.checkpoint``;
-- ``validation.json``: how good ``model/`` is, when it was judged on held-out pairs.
-
-The newest ``keep`` stay, and the best one by its validation.
+- ``validation.json``: how good ``model/`` is on held-out pairs.
 """
 
 from __future__ import annotations
@@ -70,10 +68,7 @@ def weights_digest(checkpoint: Path) -> str:
 
 
 class Saver:
-    """Writes the checkpoints of one run, and knows the last (or the one it was resumed from) and the best.
-
-    Shards are written while the training goes on; ``notify`` is called with every checkpoint once it is complete.
-    """
+    """Writes the checkpoints of one run, shards during the training; ``notify`` gets the path of every one."""
 
     def __init__(
         self, config: TrainConfig, stepper: Stepper, data: Mapping[str, Fingerprint], resumed: Path | None
@@ -98,10 +93,9 @@ class Saver:
         return value is not None and (best is None or runs.BETTER[metric](value, best[1]))
 
     def save(self, progress: Progress, *, hopfield: bool) -> None:
-        """Writes a checkpoint of this step, unless there is one or the loss is not finite now; every rank calls it.
+        """Writes a checkpoint of this step, unless there is one; every rank calls it.
 
-        Weights that may be at fault must not push the good checkpoints out. ``hopfield``: whether the objective
-        retrieved at the last step.
+        Weights after a loss that was not finite must not push the good checkpoints out.
         """
         if (progress.step, progress.epoch) == self._saved or progress.nonfinite:
             return
@@ -310,15 +304,7 @@ def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
     """The error of a state that does not go into what was built."""
     try:
         yield
-    except (
-        RuntimeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        FixedScaleWarning,
-        CheckpointException,
-    ) as error:
+    except Exception as error:  # torch, its checkpoints and a caller's parts raise many kinds
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         message = f"was trained with other parameters, or is damaged ({one_line(reason, 200)})"
         raise InputError(f"{checkpoint.path}: {message}") from error

@@ -161,9 +161,9 @@ def make_loader(
     size, seed, workers = config.run.batch_size, config.run.seed, config.pairs.workers
     if train and size < 2 * world_size():
         wrong(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
-    ranks = {"rank": rank(), "world_size": world_size()}
+    options: dict[str, Any] = {"seed": seed, "workers": workers, "rank": rank(), "world_size": world_size()}
     if isinstance(pairs, Items):
-        return ItemLoader(pairs, size, seed=seed, train=train, workers=workers, **ranks)
+        return ItemLoader(pairs, size, train=train, **options)
     if isinstance(pairs, VectorPairs):
         return align.FeatureLoader(pairs, config, train=train, by_id=True)
     if encoder.heads is not None:
@@ -171,27 +171,15 @@ def make_loader(
     augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
     # Shared padding is left out where that is exact; a compiled tower wants one shape.
     trims = encoder.trims_texts and not config.run.compile
-    return PairLoader(
-        pairs,
-        augmented if train else encoder.preprocess,
-        partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer,
-        size,
-        seed=seed,
-        shuffle=train,
-        drop_last=train,
-        shuffle_buffer=config.pairs.shuffle_buffer if train else None,
-        workers=workers,
-        pin_memory=train and device.type == "cuda",
-        by_picture=True,
-        **ranks,
-    )
+    tokenize = partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer
+    options |= {"shuffle": train, "drop_last": train, "pin_memory": train and device.type == "cuda"}
+    buffer = config.pairs.shuffle_buffer if train else None
+    transform = augmented if train else encoder.preprocess
+    return PairLoader(pairs, transform, tokenize, size, shuffle_buffer=buffer, by_picture=True, **options)
 
 
 class GivenTowers(DualEncoder):
-    """A caller's module as a ``DualEncoder``, as far as training needs one.
-
-    Of image-caption pairs it takes uint8 (n, 3, S, S) pixels and (n, 77) int64 tokens of CLIP's tokenizer.
-    """
+    """A caller's module as a ``DualEncoder``; of captions it takes (n, 77) int64 tokens of CLIP's tokenizer."""
 
     def __init__(self, module: nn.Module, image_size: int | None = None) -> None:
         nn.Module.__init__(self)  # a DualEncoder's asks for open_clip's towers
@@ -200,6 +188,7 @@ class GivenTowers(DualEncoder):
         self.config = EncoderConfig("module", 0, 0, {"class": self.name})
         self.objective_config = {}
         self.image_size = image_size or 224
+        self._causal_tower = None  # texts come with all of their padding
 
     @cached_property
     def preprocess(self) -> EvalTransform:  # type: ignore[override]
@@ -253,14 +242,13 @@ class GivenObjective(nn.Module):
         return value
 
     def clamp_(self) -> None:
-        """Does nothing: bounds of its scales are the loss's business."""
+        """Does nothing: the bounds of its scales are the loss's."""
 
-    def scale_values(self) -> dict[str, float | Tensor]:
+    def scale_values(self) -> dict[str, Any]:
         return {}
 
     def config(self) -> dict[str, Any]:
-        """Nothing that another objective could be made of."""
-        return {}
+        return {}  # nothing that another objective could be made of
 
 
 def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given | None = None) -> DualEncoder:

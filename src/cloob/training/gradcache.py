@@ -122,16 +122,6 @@ def cached_backward(
     return loss.detach()
 
 
-def _random_state() -> list[tuple[Callable[[Any], None], Any]]:
-    """The states of the random generators, each with the function that puts it back."""
-    states: list[tuple[Callable[[Any], None], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # asking a CUDA that nobody uses would start it
-        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    if torch.backends.mps.is_available():
-        states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
-    return states
-
-
 class Buffers:
     """Buffers of modules as they are now (running statistics, power iterations), whether written or replaced later."""
 
@@ -173,12 +163,17 @@ def _share_buffers(towers: nn.Module, wrapped: object) -> None:
 def _first_pass(
     encode: Callable[[T], tuple[Tensor, ...]], micro_batches: Sequence[T], towers: nn.Module, autocast: ContextFactory
 ) -> tuple[list[tuple[Tensor, ...]], list[Any]]:
-    """Every micro-batch's features, without a graph, and the random state before it; TypeError for other features."""
+    """Every micro-batch's features, without a graph, and the states of random generators before it, to be put back."""
     features, states, buffers = [], [], Buffers(towers.modules())
+    generators: list[tuple[Callable[[Any], None], Callable[[], Any]]] = [(torch.set_rng_state, torch.get_rng_state)]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # asking a CUDA that nobody uses would start it
+        generators.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all))
+    if torch.backends.mps.is_available():
+        generators.append((torch.mps.set_rng_state, torch.mps.get_rng_state))
     try:
         with torch.no_grad():
             for micro_batch in micro_batches:
-                states.append(_random_state())
+                states.append([(put, get()) for put, get in generators])
                 with autocast():
                     sides: Any = encode(micro_batch)
                 sides = tuple(sides) if isinstance(sides, tuple | list) else (sides,)

@@ -17,17 +17,17 @@ from cloob.data.loader import Copies
 from cloob.distributed import on_rank_zero, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
 from cloob.functional.private import float32_products
-from cloob.training import closed, faults, run_folder
+from cloob.training import faults, run_folder
 from cloob.training.build import Run, assemble
 from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult, TensorBoard, WandB
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.given import Given, GivenPairs
-from cloob.training.log import by_reason
 from cloob.training.optim import MakeOptimizer, freeze, write_average
 from cloob.training.progress import Course, is_whole, preserved_rng
 from cloob.training.record import Step, StepLog, judge
-from cloob.training.select import Selection
+from cloob.training.run_folder import by_reason
+from cloob.training.select import Selection, solve
 
 logger = logging.getLogger(__name__)
 
@@ -138,14 +138,9 @@ class Loop:
             if progress.nonfinite and rank() == 0:
                 message = "the last step was not finite, and nothing is saved until one is: %s"
                 logger.warning(message, faults.kept(run.saver.last))
+            counts = progress.step, progress.epoch, progress.samples_seen, time.perf_counter() - self.began
             result = RunResult(
-                run=run.config.save.out,
-                steps=progress.step,
-                epochs=progress.epoch,
-                samples_seen=progress.samples_seen,
-                seconds=time.perf_counter() - self.began,
-                loss=self.steps.last_loss,
-                checkpoint=run.saver.last,
+                *(run.config.save.out, *counts, self.steps.last_loss, run.saver.last),
                 stopped="SIGTERM" if stopped else None,
                 skipped=self.skipped,
                 out_of_patience=not stopped and not is_whole(run.config.run, progress),
@@ -180,7 +175,7 @@ class Loop:
         save_every, size = run.config.save.save_every, run.config.run.batch_size
         try:
             if run.config.loss.objective == "cca" and not progress.position:
-                closed.fit(run, stop)
+                solve(run, stop)
             start, offset = divmod(progress.position, size)
             progress.lanes = progress.lanes or run.loader.lanes  # an epoch keeps its order with another world size
             batches = run.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
@@ -243,7 +238,9 @@ class Loop:
             **({"val_skipped": by_reason(lost)} if lost else {}),
             "seconds": time.perf_counter() - self.began,
         }
-        progress.end_epoch()
+        progress.epoch, progress.position, progress.lanes = epoch, 0, 0
+        progress.epoch_good = progress.epoch_bad = progress.loss_steps = 0
+        progress.loss_sum, progress.reasons = 0.0, {}
         run.log.write("epochs", line)
         self._call("on_epoch_end", line)
         return best

@@ -49,10 +49,9 @@ def tower_of(name: str) -> Tower:
 
 
 def layer_depths(names: Iterable[str]) -> dict[str, Depth]:
-    """The depth of every parameter of two towers, from the names alone, in the order of ``named_parameters()``.
+    """The depth of every parameter of two towers, from the names in the order of ``named_parameters()``.
 
-    Known are the stacks of open_clip's, timm's and Hugging Face's towers; one without a stack has the depths 0 and 1.
-    What is in no stack and comes before the tower's first block belongs to the input.
+    These are the stacks of open_clip, timm and Hugging Face; a tower without a stack has the depths 0 and 1.
     """
     ordered = list(names)
     depths: dict[str, Depth] = {}
@@ -82,11 +81,7 @@ def freeze(encoder: DualEncoder, tower: str) -> None:
 
 @torch.no_grad()
 def write_average(config: TrainConfig, checkpoint: Path) -> None:
-    """Writes ``OUT/averaged``, a model folder on the straight line from ``--init`` to the checkpoint (WiSE-FT).
-
-    Every floating-point tensor becomes (1 − share) · start + share · tuned, exact at both ends, running statistics of
-    batch norms among them. Whole numbers stay (Wortsman et al. 2022).
-    """
+    """Writes ``OUT/averaged``: (1 − share) · start + share · tuned, for all floats (Wortsman et al. 2022)."""
     assert config.towers.init is not None and config.towers.average_with_start is not None
     tuned, start = load_model(checkpoint), load_model(config.towers.init)
     after, before = tuned.model.state_dict(), start.model.state_dict()
@@ -110,13 +105,12 @@ def parameter_groups(
     embeddings_apart: bool = False,
     by_name: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups by what decays and how fast it learns; each with its ``lr_scale``, the largest first.
+    """Groups by weight decay and learning rate, each with its ``lr_scale``, the largest first.
 
     CLIP's rule: a parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer. At
     depth d of a tower of depths 0 … top it learns with ``layer_decay ** (top − d)`` times the schedule's rate (as in
-    ELECTRA and BEiT), the objective's temperatures with the full rate. ``embeddings_apart``: groups of embeddings have
-    ``use_fallback``, by which timm's Muon leaves them to its AdamW. ``by_name``: all decays but what the authors'
-    program takes out by name.
+    ELECTRA and BEiT), the temperatures with the full rate. ``embeddings_apart``: groups of embeddings have
+    ``use_fallback``, by which timm's Muon leaves them to AdamW. ``by_name``: the rule of the authors' program.
     """
     depths = layer_depths(name for name, _ in encoder.named_parameters())
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -154,10 +148,7 @@ def make_optimizer(
     device: torch.device,
     given: MakeOptimizer | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser over ``parameter_groups``: torch's AdamW, fused where the device has it, one of timm's, or given.
-
-    The rates and the decay of a ``given`` one are its peak and its decay.
-    """
+    """AdamW, fused where the device has it, one of timm's, or ``given``, whose rates are peaks."""
     name = config.optimizer
     how = {"embeddings_apart": given is None and "muon" in name, "by_name": given is None and config.like_ml_jku}
     groups = parameter_groups(encoder, objective, config.weight_decay, config.layer_decay, **how)
@@ -220,14 +211,13 @@ def warmup_steps(config: OptimConfig, total: int) -> int:
 def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
     """The learning rate as a function of the step, 0 for the first of ``total``.
 
-    During the warm-up it rises linearly to the peak: (step + 1)/warmup, or step/warmup with ``like_ml_jku``. After it,
-    with the progress p = (step − warmup)/(total − warmup) in [0, 1):
+    During the warm-up it rises linearly to the peak: (step + 1)/warmup, or step/warmup with ``like_ml_jku``. Then, with
+    the progress p = (step − warmup)/(total − warmup) in [0, 1):
 
     - ``constant``: the peak;
     - ``constant-cooldown``: the peak, and over the last fifth of the run linearly to 0;
     - ``cosine``: peak · (1 + cos πp)/2; 0 beyond the end;
-    - ``cosine-restarts``: the same with p replaced by the fractional part of restarts · p, so that the rate
-      jumps back to the peak at the start of each of ``restarts`` cycles (the authors' schedule, with ten).
+    - ``cosine-restarts``: the same of the fractional part of restarts · p (the authors' schedule, with ten).
     """
     warmup = warmup_steps(config, total)
 

@@ -38,6 +38,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Puts a state of ``rng_state`` back."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
@@ -59,13 +60,6 @@ def preserved_rng(device: torch.device) -> Iterator[None]:
         set_rng_state(state, device)
 
 
-def seed_generators(seed: int) -> None:
-    """Seeds whatever a tower may draw from."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-
-
 @dataclass
 class Progress:
     """Where a run stands. Positions count samples over all ranks, so they mean the same for any world size."""
@@ -84,12 +78,6 @@ class Progress:
     loss_sum: float = 0.0  # of the losses of the current epoch's steps that were not skipped
     loss_steps: int = 0  # their number
     stale: int = 0  # validations in a row that found nothing better
-
-    def end_epoch(self) -> None:
-        """Turns to the next epoch."""
-        self.epoch, self.position, self.lanes = self.epoch + 1, 0, 0
-        self.epoch_good = self.epoch_bad = self.loss_steps = 0
-        self.loss_sum, self.reasons = 0.0, {}
 
 
 class Course:

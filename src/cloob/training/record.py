@@ -32,8 +32,8 @@ from cloob.objective.batch import cone_notice, mean_cosine
 from cloob.training import sharding
 from cloob.training.build import Run
 from cloob.training.faults import StopSignal, agree, fetch, kept
-from cloob.training.log import check_fraction, finite, with_readers
 from cloob.training.progress import preserved_rng
+from cloob.training.run_folder import check_fraction, finite, with_readers
 from cloob.training.step import Launched, StepResult, TowersWithLoss
 
 logger = logging.getLogger(__name__)
@@ -212,10 +212,9 @@ def validate(
 ) -> tuple[dict[str, float | None], list[Skip]]:
     """``val_loss`` and ``val_recall`` of the held-out pairs, which are embedded once on all ranks, and the bad pairs.
 
-    The loss is the mean in batches of the training's size; None without a batch of two pairs, when not finite, or when
-    an embedding was NaN, infinite or zero. The recall is the mean at 1, 5 and 10 in both directions among all held-out
-    pairs, or some 10,000 of more; None when nothing could be embedded. An image's only right answer is its own caption,
-    a vector's the first row of its id. NaN finds and is found by none.
+    The loss is the mean in batches of the training's size, None if it is not finite. The recall is the mean at 1, 5 and
+    10 in both directions among some 10,000 pairs at most. An image's only correct answer is its caption, a vector's the
+    first row of its id.
     """
     loader, device, config = run.val_loader, run.stepper.device, run.config
     assert loader is not None

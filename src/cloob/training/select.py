@@ -1,70 +1,75 @@
-"""``auto`` and ``members``: held-out pairs choose among objectives, and join several heads into one model."""
+"""Heads that held-out pairs choose: the closed form, ``auto`` among objectives, ``members`` side by side in one model.
+
+``objective="cca"`` solves for linear heads in one pass over the pairs, in place of a training. Each rank adds up the
+moments of its pairs in blocks; their sum gives the canonical directions for every ridge.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import operator
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cloob.data.loader import Loader
 from cloob.data.source import spread
 from cloob.data.vectors import VectorPairs
-from cloob.distributed import resolve_device
+from cloob.distributed import gather_objects, rank, resolve_device
+from cloob.errors import InputError
 from cloob.files import whole_folder
 from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
+from cloob.functional.cca import CanonicalDirections, PairMoments, canonical_directions
 from cloob.models import runs
 from cloob.models.aligned.heads import AnyHead, Head, Members, fit_members
 from cloob.models.aligned.model import AlignedEncoder, with_heads
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.training.align import FeatureLoader, cleaned
+from cloob.training.align import ClosedForm, cleaned
+from cloob.training.build import Run
 from cloob.training.callbacks import Ended, RunResult
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import HEAD_SCALES, LENGTHS
+from cloob.training.faults import StopSignal, agree, fetch
 from cloob.training.given import Given, make_encoder, make_loader, open_pairs
-from cloob.training.record import GALLERY, RECALLS, recalls_of_ids
+from cloob.training.record import GALLERY, RECALLS, mean_recall, recalls_of_ids
 
 _TRIED = ("infoloob", "clip", "siglip", "cloob")  # the first is taken unless another is clearly better
 _FEW_EPOCHS = 2  # of a trial
 _SMALL = 8192  # pairs up to which a second head takes seconds
-_JUDGES, _BANK = 2000, 1024  # pairs
+_JUDGES, _BANK = 2000, 1024  # held-out pairs that choose, and training pairs of the bias against hubs
+_RIDGES, _POWERS = (0.1, 0.01, 0.03, 0.3, 1.0, 3.0), (1.0, 0.5, 2.0)
+"""What is tried, the usual first: it is taken without held-out pairs, and where they see no difference."""
 _WEIGHTS, _STRENGTHS = (0.7, 1.0, 1.4), (0.0, 0.25, 0.5)  # of the closed form, and of the bias against hubs
 _AT_TEN = [RECALLS.index(10), len(RECALLS) + RECALLS.index(10)]  # rows of ``recalls_of_ids``
 Heads = tuple[AnyHead, AnyHead]
+_Rows = tuple[Tensor, Tensor, Tensor]  # features of some pairs, and the ids by which they are judged
 Train = Callable[..., RunResult]  # ``loop.train``
 TEMPORARY = {"resume": "none", "tensorboard": False, "wandb": None, "keep": 1, "save_every": 2**31, "log_every": 2**31}
 """Settings of a run whose folder goes: it writes no more than its result needs."""
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Trial:
+class _Trial(NamedTuple):
     objective: str
     settings: dict[str, Any]
     heads: Heads
     found: Tensor  # as of ``_found``
-
-    def line(self) -> dict[str, Any]:
-        """Its entry in ``objectives.json``, which is printed too."""
-        shown = {"inv_tau": "τ⁻¹ {:g}", "beta": "β {:g}", "standardise": "{}"}
-        settings = [form.format(value) for key, form in shown.items() if (value := self.settings.get(key)) is not None]
-        low, high = bootstrap_interval(self.found)
-        recall, what = float(self.found.mean()), " ".join([self.objective, *settings])
-        logger.info("%-26s recall %.1f %% (%.1f to %.1f)", what, 100 * recall, 100 * low, 100 * high)
-        return {"objective": self.objective, **self.settings, "recall": recall, "interval": (low, high)}
+    recall: float
+    line: dict[str, Any]  # its entry in ``objectives.json``
 
 
-def _recall(trial: _Trial) -> float:
-    return float(trial.found.mean())
+_RECALL = operator.attrgetter("recall")
 
 
 def read_choice(run: Path) -> dict[str, Any] | None:
@@ -83,11 +88,10 @@ class Selection:
         self._pairs: tuple[VectorPairs, VectorPairs] | None = None
 
     def choose(self, config: TrainConfig) -> dict[str, Any]:
-        """What held-out pairs choose: ``chosen``, an objective, its ``settings``, ``beside`` it, and what was tried.
+        """The objective that held-out pairs choose, with its ``settings``, the heads next to it, and what was tried.
 
-        The closed form, InfoLOOB with both ways to standardise, and the others with the better way train for two epochs
-        at most. Another objective is taken in the place of InfoLOOB where it is better on ids that did not choose it,
-        with the interval. A resumed run keeps its choice. Ended where a signal ended a trial.
+        The closed form and all objectives train for two epochs at most. Another takes the place of InfoLOOB if it is
+        better on ids that did not choose it, with the interval. A resumed run keeps its choice.
         """
         if config.save.resume != "none" and (kept := read_choice(config.save.out)) is not None:
             return kept
@@ -96,34 +100,37 @@ class Selection:
         logger.info("trying cca, %s on %s held-out ids …", ", ".join(_TRIED), f"{len(np.unique(judge[2])):,}")
         requested = config.align.standardise
         ways = ("one", "column") if requested in (None, "auto") else (requested,)
-        closed = self._try("cca", {"standardise": requested}, judge)
+        closed = self._try("cca", requested, judge)
         self._closed = closed.heads
-        first = [self._try(_TRIED[0], self._settings(_TRIED[0], way), judge) for way in ways]
-        usual = max(first, key=_recall)
-        way = usual.settings["standardise"]
-        others = [self._try(name, self._settings(name, way), judge) for name in _TRIED[1:]]
-        trials = [trial.line() for trial in (closed, *first, *others)]
-        gain = crossed([usual.found, *(trial.found for trial in others)])
-        best = max([usual, *others], key=_recall)
+        first = [self._try(_TRIED[0], way, judge) for way in ways]
+        usual = max(first, key=_RECALL)
+        trials = [usual, *(self._try(name, usual.settings["standardise"], judge) for name in _TRIED[1:])]
+        gain = crossed([trial.found for trial in trials])
+        best = max(trials, key=_RECALL)
         clear = gain[1] > 0 and best is not usual
         taken = best if clear else usual
-        second = max((trial for trial in (usual, *others) if trial is not taken), key=_recall)
+        second = max((trial for trial in trials if trial is not taken), key=_RECALL)
         verdict = f"{best.objective} is clearly better" if clear else "none is clearly better than another"
-        says = f"{verdict} ({_points(gain)}): {taken.objective} is taken"
-        logger.info("%s", says)
+        message = f"{verdict} ({_points(gain)}): {taken.objective} is taken"
+        logger.info("%s", message)
         members = config.align.members or (2 if len(pairs) <= _SMALL else 1)
         turns = [(taken, second)[i % 2] for i in range(1, members)]
         beside = [{"objective": t.objective, **t.settings, "seed": config.run.seed + i} for i, t in enumerate(turns, 1)]
-        beside.append({"objective": "cca", **closed.settings})
-        outcome = {"says": says, "clear": clear, "best": best.objective, "difference": gain}
-        chosen = {"chosen": taken.objective, "settings": taken.settings, "beside": beside}
-        return {**chosen, **outcome, "trials": trials}
+        return {
+            "chosen": taken.objective,
+            "settings": taken.settings,
+            "beside": [*beside, {"objective": "cca", **closed.settings}],
+            "says": message,
+            "clear": clear,
+            "best": best.objective,
+            "difference": gain,
+            "trials": [trial.line for trial in (closed, *first, *trials[1:])],
+        }
 
     def join(self, result: RunResult) -> RunResult:
-        """Adds a checkpoint of the run's best heads with others and the closed form next to them, if they find more.
+        """Adds a checkpoint of the best heads joined with others and the closed form, if the recall is higher.
 
-        Held-out pairs choose which, the weight of the closed form and the strength of the bias against hubs. Rows are
-        cut to the configured ``embed_dim``. The others train in ``OUT/members``, which goes when they are joined.
+        Held-out pairs choose which, with the weight of the closed form and the strength of the bias against hubs.
         """
         run, requested, choice = result.run, self.config.align, read_choice(result.run)
         single = self.config.loss.objective != "auto" and (requested.members or 1) == 1
@@ -142,7 +149,9 @@ class Selection:
         encoder = load_model(best, "cpu").eval()
         assert isinstance(encoder, AlignedEncoder)
         heads: list[Heads] = [encoder.heads]
+        names = ["first head"]
         for number, leaves in enumerate(beside, 1):
+            names.append(f"{leaves.get('objective', 'head')} {number + 1}")
             is_closed = leaves.get("objective") == "cca"
             if is_closed and self._closed is not None:
                 heads.append(self._closed)
@@ -153,7 +162,6 @@ class Selection:
             if trained.stopped:
                 return replace(result, stopped=trained.stopped)
             heads.append(_heads(trained.run))
-        names = ["first head", *(f"{leaves.get('objective', 'head')} {i}" for i, leaves in enumerate(beside, 2))]
         judge, bank = _rows(held_out, _JUDGES), _rows(pairs, _BANK)
         tried = list(_combinations(heads, names, judge, bank, requested.embed_dim or 0))
         what, sides, _ = max(tried, key=lambda one: float(one[2].mean()))
@@ -183,32 +191,36 @@ class Selection:
             pairs, held_out = open_pairs(config, self.given.pairs, self.given.held_out)
             if not isinstance(pairs, VectorPairs):
                 encoder, device = make_encoder(config), resolve_device(config.run.device)
-                loaders = [
-                    make_loader(part, encoder, config, device, train=False) for part in (pairs, held_out) if part
-                ]
-                pairs, held_out = (cast(FeatureLoader, loader).pairs for loader in loaders)
+                both: Any = (pairs, held_out)
+                parts: Any = (make_loader(part, encoder, config, device, train=False) for part in both)
+                pairs, held_out = (loader.pairs for loader in parts)
             if config.align.clean is not None:
                 pairs, _ = cleaned(pairs, config, resumed=resumed)
             self._pairs = pairs, cast(VectorPairs, held_out)
         return self._pairs
 
-    def _settings(self, objective: str, way: str | None) -> dict[str, Any]:
-        """Scales and standardisation with which an objective is tried."""
-        of_encoders = {"inv_tau": 15.0} if self.config.align.encoders() and objective != "siglip" else {}
-        return {**HEAD_SCALES.get(objective, {}), **of_encoders, "standardise": way}
-
-    def _try(self, objective: str, settings: dict[str, Any], judge: _Rows) -> _Trial:
-        """Trains for a part of the run, in a folder that goes, and judges its best epoch."""
+    def _try(self, objective: str, way: str | None, judge: _Rows) -> _Trial:
+        """Trains for a part of the run, in a folder that goes, judges the best epoch and logs its recall."""
         config, lengths = self.config, {name: getattr(self.config.run, name) for name in LENGTHS}
         length, of_run = next((name, value) for name, value in lengths.items() if value is not None)
         part = min(-(-of_run // 8), _FEW_EPOCHS if length == "epochs" else of_run)
+        settings: dict[str, Any] = {**HEAD_SCALES.get(objective, {}), "standardise": way}
+        if config.align.encoders() and objective not in ("cca", "siglip"):
+            settings["inv_tau"] = 15.0
         with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
             leaves = {"objective": objective, "out": f"{folder}/run", **settings, length: part}
             result = self._quietly(config.override(**leaves, **TEMPORARY))
             if result.stopped:
                 raise Ended(replace(result, run=config.save.out, steps=0, epochs=0, samples_seen=0, checkpoint=None))
             heads = _heads(result.run)
-        return _Trial(objective, settings, heads, _found(*heads, judge))
+        found = _found(*heads, judge)
+        recall, (low, high) = float(found.mean()), bootstrap_interval(found)
+        shown = {"inv_tau": "τ⁻¹ {:g}", "beta": "β {:g}", "standardise": "{}"}
+        words = [form.format(value) for key, form in shown.items() if (value := settings.get(key)) is not None]
+        what = " ".join([objective, *words])
+        logger.info("%-26s recall %.1f %% (%.1f to %.1f)", what, 100 * recall, 100 * low, 100 * high)
+        line = {"objective": objective, **settings, "recall": recall, "interval": (low, high)}
+        return _Trial(objective, settings, heads, found, recall, line)
 
     def _quietly(self, config: TrainConfig) -> RunResult:
         """Trains on the pairs, without messages: what there is to report of them is reported by the run itself."""
@@ -216,15 +228,11 @@ class Selection:
         none = dict.fromkeys(["image_encoder", "text_encoder", "image_size", *vars(config.vectors)])
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
+        config = config.override(**none, data=(), val_split=0.0, clean=None)
         try:
-            return self._train(
-                config.override(**none, data=(), val_split=0.0, clean=None), pairs=pairs, held_out=held_out
-            )
+            return self._train(config, pairs=pairs, held_out=held_out)
         finally:
             logging.disable(disabled)
-
-
-_Rows = tuple[Tensor, Tensor, Tensor]  # features of some pairs, and the ids by which they are judged
 
 
 def _rows(pairs: VectorPairs, most: int) -> _Rows:
@@ -262,9 +270,9 @@ def _points(gain: tuple[float, float, float]) -> str:
 def _combinations(
     heads: Sequence[Heads], names: Sequence[str], judge: _Rows, bank: _Rows, width: int
 ) -> Iterator[tuple[str, Heads, Tensor]]:
-    """What may be joined, cut to ``width`` columns (0: no cut), in words, as heads, and what it finds.
+    """What may be joined: in words, as heads cut to ``width`` columns (0: no cut), and as their recall.
 
-    The first head alone comes first. Features go through every head once. A bias may not lower recall@10.
+    The first head alone comes first. A bias against hubs may not lower recall@10.
     """
     closed = names[-1].startswith("cca")
     n, trained = len(heads), len(heads) - closed
@@ -294,3 +302,64 @@ def _combinations(
             at_ten = at_ten if strength else float(recalls[_AT_TEN].mean())
             alone = places == [0] and not strength
             yield words + (f", hubs {strength:g}" if strength else ""), heads[0] if alone else (a, b), recalls.mean(0)
+
+
+def solve(run: Run, stop: StopSignal) -> None:
+    """Solves for the heads of a run; every rank calls this. StopRequested where a signal ends it: nothing is kept."""
+    progress, size = run.progress, run.config.run.batch_size
+    moments = None
+    for a, b, _ in _blocks(run, run.loader, stop, counts=True):
+        block = PairMoments.of(a, b)
+        moments = block if moments is None else moments + block
+    total = [part for part in gather_objects(moments) if part is not None]
+    if not total:
+        raise InputError(f"{run.loader.name}: no usable pairs")
+    moments = functools.reduce(operator.add, total)
+    judges = [] if run.val_loader is None else list(_blocks(run, run.val_loader, stop, counts=False))
+    chosen, directions = _ridge(run, moments, judges)
+    assert run.encoder.heads is not None and isinstance(run.objective, ClosedForm)
+    means, matrices = (moments.mean_a, moments.mean_b), directions.weighted(chosen["power"])
+    for head, mean, matrix in zip(run.encoder.heads, means, matrices, strict=True):
+        head.solve(mean, matrix)
+    run.objective.chosen = chosen
+    progress.step, progress.samples_seen = 1, moments.count
+    progress.position = progress.passed = run.loader.steps_per_epoch * size
+
+
+def _blocks(run: Run, loader: Loader, stop: StopSignal, *, counts: bool) -> Iterator[_Rows]:
+    """This rank's rows on the CPU: all of training pairs, which are counted, or some of held-out ones."""
+    batches, every = loader.epoch(0), 1 if counts else -(-loader.pairs_per_epoch // _JUDGES)
+    while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
+        batch, layout, bad = agree(*fetched, stop, run.stepper.device, run.saver.last)
+        if counts:
+            run.bad.count(batch, layout.total, bad)
+        if len(batch):
+            yield batch.images[::every], batch.tokens[::every], batch.ids[::every]
+
+
+def _ridge(run: Run, moments: PairMoments, judges: list[_Rows]) -> tuple[dict[str, Any], CanonicalDirections]:
+    """The best by the held-out pairs, or the first without; every rank comes to the same."""
+    assert run.encoder.heads is not None
+    width, usual = run.encoder.embed_dim, any(head.standardise == "column" for head in run.encoder.heads)
+    tries_both = judges and run.config.align.standardise in (None, "auto")
+    tried: list[tuple[float, dict[str, Any], CanonicalDirections]] = []
+    for by_column in (usual, not usual) if tries_both else (usual,):
+        for ridge, result in zip(_RIDGES, canonical_directions(moments, _RIDGES, by_column=by_column), strict=True):
+            directions = CanonicalDirections(*(part[..., :width] for part in result))
+            settings = {"ridge": ridge, "power": _POWERS[0], "by_column": by_column}
+            if not judges:
+                return settings, directions
+            a, b, ids = (torch.cat(side) for side in zip(*judges, strict=True))
+            a = (a - moments.mean_a).float() @ directions.a.float()
+            b = (b - moments.mean_b).float() @ directions.b.float()
+            for power in _POWERS:
+                weights = (directions.correlations**power).float()
+                rows = F.normalize(a * weights, dim=1), F.normalize(b * weights, dim=1), ids
+                recall = mean_recall([rows], torch.device("cpu"), run.loader.by_id) or 0.0
+                tried.append((recall, settings | {"power": power}, directions))
+    _, settings, directions = max(tried, key=operator.itemgetter(0))
+    if rank() == 0:
+        columns = ", columns standardised" if settings["by_column"] else ""
+        message = "cca: ridge %g, power %g%s (the best of %d on held-out pairs)"
+        logger.info(message, settings["ridge"], settings["power"], columns, len(tried))
+    return settings, directions

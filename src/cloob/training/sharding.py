@@ -1,9 +1,7 @@
 """FSDP2: weights, gradients and optimiser state in shards over the ranks, and their checkpoints.
 
-A sharded weight is a ``DTensor`` of which every rank holds a part. A run may go on with or without sharding, on any
-number of ranks: ``torch.distributed.checkpoint`` reads shards into whatever is there, and what was written whole is
-cut here. Scalars cannot be sharded: open_clip's frozen ``logit_scale`` and the objective's τ⁻¹ and β stay whole on
-every rank. Buffers do too; like DDP, :func:`share_buffers` hands rank 0's to all.
+A run may go on with or without sharding, on any number of ranks. Scalars cannot be sharded: open_clip's frozen
+``logit_scale``, τ⁻¹ and β are on every rank. Buffers are, too; like DDP, :func:`share_buffers` copies those of rank 0.
 """
 
 from __future__ import annotations
@@ -97,10 +95,7 @@ def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
 def write_shards(
     folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
 ) -> Future[Any]:
-    """Begins to write this rank's shards of weights and moments as safetensors files, from a copy that is made first.
-
-    Every rank calls this; ``group``, which nothing else uses, carries what ranks compare while the training goes on.
-    """
+    """Begins to write this rank's shards as safetensors files, from a copy; called on every rank."""
     tensors = {f"weights.{name}": value for name, value in encoder.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"moments.{index}.{key}": value for key, value in moments.items()}
@@ -146,24 +141,20 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict`` of a whole state, for sharded parameters too, without communication.
+    """``optimizer.load_state_dict`` of an unsharded state, for sharded parameters too, without communication.
 
-    Moments get the memory layout of their parameters, since torch's fused AdamW goes through memory in order.
-    Statistics of rows and columns, as Adafactor keeps them, stay as they are.
+    Moments get the memory layout of their parameters: torch's fused AdamW goes through memory in order. Statistics of
+    rows and columns, as of Adafactor, stay as they are.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     fused = bool(optimizer.defaults.get("fused"))
-
-    def placed(value: Any, parameter: Tensor) -> Any:
-        if not isinstance(value, Tensor) or not value.ndim:
-            return value
-        trusts_sizes = fused or isinstance(parameter, DTensor)
-        return _like(value, parameter) if trusts_sizes or value.shape == parameter.shape else value
-
-    entries = {
-        index: {key: placed(value, parameters[index]) for key, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
+    entries = {index: dict(entry) for index, entry in state["state"].items()}
+    for index, entry in entries.items():
+        like = parameters[index]
+        for key, value in entry.items():
+            is_array = isinstance(value, Tensor) and value.ndim
+            if is_array and (fused or isinstance(like, DTensor) or value.shape == like.shape):
+                entry[key] = _like(value, like)
     optimizer.load_state_dict({**state, "state": entries})
 
 

@@ -39,8 +39,7 @@ class TowersWithLoss(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The 0-d loss and the detached (n, D) image and text features of a batch: float32, or float64 of such towers.
 
-        ``ids`` is (n,) int64: pairs of equal id are no negatives of each other. ``hopfield`` and ``trusted`` are the
-        objective's. Without ``loss``, for a micro-batch, the features alone, with their graph.
+        Without ``loss``, for a micro-batch, the features alone, with their graph.
         """
         low = _AUTOCAST.get(self.precision)
         device = next(self.encoder.parameters()).device.type
@@ -92,9 +91,8 @@ class Launched:
 class Stepper:
     """Takes optimiser steps on a ``TowersWithLoss``, in DDP over several ranks unless its towers are sharded.
 
-    The decision to skip a step is the same on every rank, as the loss is the global one and gradients are averaged. In
-    fp16 one that overflowed lowers the loss scale; once that is down at 1, it is a fault as in fp32. Of
-    ``micro_batch_size`` pairs a rank activations are kept at a time (gradient caching); 0: of all.
+    Every rank skips the same steps. In fp16 an overflow lowers the loss scale; at a scale of 1 it is a fault, as in
+    fp32. ``micro_batch_size``: pairs of a rank whose activations are in memory at a time; 0: all.
     """
 
     def __init__(

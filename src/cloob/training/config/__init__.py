@@ -6,35 +6,24 @@ command line and in ``override`` a leaf goes by its own name (``--lr``, not ``--
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import inspect
+import itertools
 import json
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cloob.data.shards.spec import is_remote
-from cloob.errors import InputError, nearest, one_line
-from cloob.family import ALIASES
+from cloob.errors import InputError, nearest, one_line, require
+from cloob.family import ALIASES, FAMILY
 from cloob.models.importing import read_json
-from cloob.training.config.parts import (
-    LENGTHS,
-    SCALES,
-    VAL_SPLIT,
-    AlignConfig,
-    GivenConfig,
-    LogConfig,
-    LossConfig,
-    OptimConfig,
-    PairsConfig,
-    RunConfig,
-    SaveConfig,
-    TowersConfig,
-    VectorsConfig,
-)
+from cloob.training.config import parts
 
 
 @dataclass(frozen=True)
@@ -50,16 +39,16 @@ class TrainConfig:
         True
     """
 
-    pairs: PairsConfig = field(default_factory=PairsConfig)
-    towers: TowersConfig = field(default_factory=TowersConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-    save: SaveConfig = field(default_factory=SaveConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    align: AlignConfig = field(default_factory=AlignConfig)
-    vectors: VectorsConfig = field(default_factory=VectorsConfig)
-    given: GivenConfig = field(default_factory=GivenConfig)
+    pairs: parts.PairsConfig = field(default_factory=parts.PairsConfig)
+    towers: parts.TowersConfig = field(default_factory=parts.TowersConfig)
+    loss: parts.LossConfig = field(default_factory=parts.LossConfig)
+    optim: parts.OptimConfig = field(default_factory=parts.OptimConfig)
+    run: parts.RunConfig = field(default_factory=parts.RunConfig)
+    save: parts.SaveConfig = field(default_factory=parts.SaveConfig)
+    log: parts.LogConfig = field(default_factory=parts.LogConfig)
+    align: parts.AlignConfig = field(default_factory=parts.AlignConfig)
+    vectors: parts.VectorsConfig = field(default_factory=parts.VectorsConfig)
+    given: parts.GivenConfig = field(default_factory=parts.GivenConfig)
 
     @property
     def holds_out(self) -> bool:
@@ -90,16 +79,16 @@ class TrainConfig:
             if name not in homes:
                 raise InputError(f"unknown key {name!r}; {nearest(name, homes)}")
             changes.setdefault(homes[name], {})[name] = value
-        parts = {part: dataclasses.replace(getattr(self, part), **values) for part, values in changes.items()}
-        return dataclasses.replace(self, **parts)
+        changed = {part: dataclasses.replace(getattr(self, part), **values) for part, values in changes.items()}
+        return dataclasses.replace(self, **changed)
 
     def _replaced(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         """The leaves whose place others take, with what becomes of them."""
         replaced: dict[str, Any] = {}
-        if any(leaves.get(name) is not None for name in LENGTHS):
-            replaced |= dict.fromkeys(LENGTHS)
+        if any(leaves.get(name) is not None for name in parts.LENGTHS):
+            replaced |= dict.fromkeys(parts.LENGTHS)
         if leaves.get("objective", self.loss.objective) != self.loss.objective:
-            replaced |= dict.fromkeys(SCALES)
+            replaced |= dict.fromkeys(parts.SCALES)
         if self.towers.model is not None and leaves.get("model", self.towers.model) != self.towers.model:
             replaced["image_size"] = None
         if "val_split" in leaves:
@@ -108,7 +97,7 @@ class TrainConfig:
             replaced["val_split"] = 0.0
         elif "data" in leaves and dataclasses.replace(self.pairs, data=tuple(leaves["data"])).judged_by_demo:
             # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
-            replaced |= {"val_data": (), "val_split": 0.0 if any(map(is_remote, leaves["data"])) else VAL_SPLIT}
+            replaced |= {"val_data": (), "val_split": 0.0 if any(map(is_remote, leaves["data"])) else parts.VAL_SPLIT}
         return replaced
 
     def merge(self, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
@@ -160,3 +149,60 @@ def hints(part: Any) -> dict[str, Any]:
 def leaf_homes() -> dict[str, str]:
     """The part in which each leaf sits: ``{"lr": "optim", …}``."""
     return {leaf: part for part, kind in hints(TrainConfig).items() for leaf in hints(kind)}
+
+
+_USUAL = "data val_data val_split model init objective epochs batch_size lr workers precision device seed resume out"
+_OTHER = """image_column caption_column max_bad_fraction image_size freeze image_encoder text_encoder clean members
+inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience micro_batch_size grad_checkpointing compile
+fsdp weight_decay schedule warmup save_every best overwrite wandb"""
+USUAL, OTHER = tuple(_USUAL.split()), tuple(_OTHER.split())
+"""The leaves with an option, first those that people type, in the order of the help; the others are set in a file."""
+VECTORS = ("a", "b", "ids", "a_ids", "b_ids", "val_a", "val_b", "val_ids", "standardise")
+"""Those that `cloob train vectors` alone has."""
+
+
+def options(start: TrainConfig, words: Sequence[str], *, vectors: bool = False) -> Any:
+    """A dataclass for tyro of groups of options, whose defaults are the values of ``start``."""
+    tyro, groups = require("tyro", "train"), []
+    helps = _helps() if {"--help", "-h"} & set(words) else {}
+    for name, leaves in (*([("vectors", VECTORS)] if vectors else []), ("usual", USUAL), ("other", OTHER)):
+        fields = []
+        for leaf in leaves:
+            part = getattr(start, leaf_homes()[leaf])
+            home: Any = type(part)
+            kind: Any = Annotated[hints(home)[leaf], tyro.conf.arg(help=helps.get(leaf))]
+            fields.append((leaf, kind, dataclasses.field(default=getattr(part, leaf))))
+        groups.append((name, dataclasses.make_dataclass(name, fields, frozen=True)))
+    return dataclasses.make_dataclass("Options", groups, frozen=True)
+
+
+def typed_leaves(words: Sequence[str]) -> list[str]:
+    """The leaves whose options are among the words; InputError for one that is set in a file."""
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    typed = [leaf for leaf in leaf_homes() if given & {_option(leaf), _option(f"no-{leaf}")}]
+    for leaf in typed:
+        if leaf not in USUAL + OTHER + VECTORS:
+            lines = f"[{leaf_homes()[leaf]}] and {leaf} = …"
+            raise InputError(f"{_option(leaf)} is set in a file: --config more.toml, with the lines {lines}")
+    return typed
+
+
+def changed(start: TrainConfig, parsed: Any, typed: Sequence[str]) -> TrainConfig:
+    """``start`` with the typed values of ``options``; as of ``override``, they take the place of others."""
+    values = {leaf: value for group in vars(parsed).values() for leaf, value in vars(group).items()}
+    return start.override(**{leaf: values[leaf] for leaf in typed})
+
+
+def _option(leaf: str) -> str:
+    return f"--{leaf.replace('_', '-')}"
+
+
+def _helps() -> dict[str, str]:
+    """The docstring under each field of a configuration; they are in the source alone."""
+    helps = {}
+    for kind in ast.parse(inspect.getsource(parts)).body:
+        for leaf, text in itertools.pairwise(getattr(kind, "body", ())):
+            if isinstance(leaf, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                helps[ast.unparse(leaf.target)] = " ".join(str(text.value.value).split())
+    members = ". ".join(f"{name}: {member.title}" for name, member in FAMILY.items())
+    return helps | {"objective": f"{helps['objective']} {members}."}

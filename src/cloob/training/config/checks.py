@@ -91,7 +91,7 @@ def _exclusions(config: TrainConfig) -> Iterator[tuple[str, str, object]]:
     yield "learnable_inv_tau", "the scale paper: it would rise to its bound", loss.learnable_inv_tau and paper
     yield "val_split", "--val-data", pairs.val_split and pairs.val_data
     yield "val_split", "--val-a", pairs.val_split and files.val_a
-    yield "ids", "--a-ids and --b-ids", files.ids and files.a_ids
+    yield "ids", "--a-ids and --b-ids", files.ids and files.a_ids and files.b_ids
     if config.given.given_towers is not None:
         alone = "towers=: it knows the layers of cloob's towers alone"
         for part, keys, other in (

@@ -363,12 +363,7 @@ class GivenConfig(Checked):
     """The classes of the parts that Python code gave to ``train``; they stand in the place of what is named above."""
 
     given_pairs: Annotated[str | None, NAMED] = None
-    """In place of --data."""
     given_held_out: Annotated[str | None, NAMED] = None
-    """In place of --val-data and --val-split."""
     given_towers: Annotated[str | None, NAMED] = None
-    """In place of --model."""
     given_objective: Annotated[str | None, NAMED] = None
-    """In place of --objective."""
     given_optimizer: Annotated[str | None, NAMED] = None
-    """In place of AdamW."""
