@@ -62,8 +62,8 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         head: ``"mlp"`` or ``"linear"``.
         n_components: Dimension of the shared space, to which joined heads are cut; None: 256 a head, and no cut.
         dropout: As ``head_dropout`` of the configuration.
-        standardise: ``"column"`` divides every column by its own spread, ``"one"`` all by one number, ``"none"`` leaves
-            the numbers as they are; ``"auto"`` takes columns of unlike units apart.
+        standardise: ``"column"`` divides every column by its spread, ``"one"`` all by one number, ``"none"`` divides by
+            none; ``"auto"`` chooses ``"column"`` for columns of unlike units.
         learning_rate: Peak learning rate.
         weight_decay: AdamW's.
         epochs: Passes over the pairs.

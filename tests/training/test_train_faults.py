@@ -208,7 +208,7 @@ def test_a_run_whose_files_may_not_grow(trained, tmp_path, file, tensorboard):
     assert said.startswith(f"cloob: {run}/") and file in said and "File too large" in said
     assert "Traceback" not in ranks.told() and not list((run / "checkpoints").glob(".tmp-*"))
     if file.startswith("step-"):
-        assert said.endswith(f"the last whole checkpoint is {kept[-1]}")
+        assert said.endswith(f"the last complete checkpoint is {kept[-1]}")
     assert kept and load_model(str(run)).name == "nano-dropout"
     train(config.override(resume="auto"))
     assert exact(run) == exact(trained.run)

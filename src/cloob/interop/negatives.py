@@ -18,8 +18,8 @@ from torch import Tensor
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import one_of
-from cloob.objective import ContrastiveObjective, check_finite
-from cloob.objective.batch import MEMBER, Scales, loss_over_ranks
+from cloob.objective import MEMBER, ContrastiveObjective, check_finite
+from cloob.objective.batch import Scales, loss_over_ranks
 
 
 def contrast_with_negatives(

@@ -17,25 +17,11 @@ from cloob.functional import reference, streamed
 from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of, scalar
 from cloob.functional.private import in_transform, is_exporting, lowers_products, readable
 from cloob.functional.reference import Scale, check_member, check_pairs, pair_loss
-from cloob.objective.batch import (
-    MEMBER,
-    Scales,
-    check_finite,
-    check_values,
-    local_rows,
-    logarithm_notice,
-    loss_over_ranks,
-)
+from cloob.objective.batch import Scales, check_finite, check_values, local_rows, logarithm_notice, loss_over_ranks
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
-__all__ = [
-    "OBJECTIVES",
-    "PAPER_OBJECTIVES",
-    "ContrastiveObjective",
-    "NonFiniteFeaturesError",
-    "check_finite",
-    "make_objective",
-]
+__all__ = ["OBJECTIVES", "PAPER_OBJECTIVES", "NonFiniteFeaturesError", "check_finite"]
+__all__ += ["ContrastiveObjective", "make_objective"]
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
@@ -43,6 +29,7 @@ _BIAS = -10.0  # what SigLIP's starts from
 
 Backend = Literal["auto", "reference", "streamed"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+MEMBER = ("contrast", "hopfield", "scale", "exclude_above")  # attributes of an objective that ranks share
 # Without retrieval both paths take about equal time at 64 to 256 pairs, above it the streamed one is faster
 # (benchmarks/objective.py --sizes 64 128 256 512 1024; 2 CPU cores, D = 512). With retrieval the plain form loses the
 # gradient of rows in a narrow cone to rounding (benchmarks/results/precision), so that always streams.
@@ -66,21 +53,20 @@ class ContrastiveObjective(ScaledModule):
         scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean: paper = unit · 2τ. None is
             ``"paper"``, but ``"unit"`` where τ⁻¹ is learned: the derivative of τ · loss by τ⁻¹ is −τ² H, H ≥ 0 the
             entropy of the softmax over the denominator, so that τ⁻¹ would rise to its bound whatever the embeddings.
-            The sigmoid loss has ``"unit"`` alone: without retrieval the sum over all N² pairs, divided by N.
+            The sigmoid loss has only ``"unit"``: without retrieval the sum over all N² pairs, divided by N.
         bias: Start of the sigmoid loss's learned bias, None for −10; with that contrast only.
         backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` streams where it
             retrieves, where that is faster, and where autocast or TF32 would round the reference's backward pass; it
             takes the reference inside ``torch.func`` and ``torch.export``.
         gather: Contrast over the batches of all ranks of the process group: True needs one, ``"auto"`` takes the local
-            batch where there is none at the call. Every rank returns the global loss; gradients are exact after the
-            averaging of DDP or FSDP, until which they carry a factor W. So a learnable scale has to be inside what DDP
-            wraps; FSDP takes no scalars: there average its gradient yourself.
+            batch if there is none. Every rank returns the global loss; gradients are exact after the averaging of DDP
+            or FSDP. So DDP has to wrap a learnable scale; FSDP takes no scalars: there average its gradient yourself.
         exclude_above: Margin m: a candidate that is more similar to the anchor than its positive by more than m is no
             negative; None keeps all. See :func:`cloob.functional.info_loob`.
         matmul: ``"bfloat16"`` lets the streamed paths multiply in bfloat16 with float32 accumulation.
-        check: Check the values: refuses rows that are NaN, infinite or zero, and learned scales that are not positive;
-            warns once about rows that are not unit length. This waits once for the device; False avoids it. Nothing is
-            checked while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
+        check: Check the values, which waits once for the device: refuses rows that are NaN, infinite or zero, and
+            learned scales that are not positive; warns once about rows that are not unit length. Nothing is checked
+            while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
 
     Raises:
         ValueError: A value is not one of the above.
@@ -232,8 +218,7 @@ class ContrastiveObjective(ScaledModule):
     def clamp_(self) -> None:
         """Bounds the parameter of a learnable τ⁻¹ of a softmax, so that τ⁻¹ ≤ 100; autograd does not see it.
 
-        The forward pass in training mode does so too, except inside ``torch.func`` and while a graph is traced. A
-        computed tensor in the parameter's place (``functional_call``) stays as it is.
+        The forward pass in training mode calls it, except inside ``torch.func`` and while a graph is traced.
         """
         if self._bounded and self.log_inv_tau.is_leaf and not self.log_inv_tau.is_inference():
             self.log_inv_tau.data.clamp_(max=math.log(MAX_INV_TAU))
@@ -260,10 +245,9 @@ class ContrastiveObjective(ScaledModule):
             ids: (N,) integers (tensor, numpy, list); pairs of equal id are not each other's negatives (``cloob.ids``).
             hopfield: Takes the place of the constructor's for this call; with ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
-            trusted: The number of rows of every rank. With it the call reads nothing from a device and ranks exchange
-                rows alone: values go unchecked, rows are taken to be of unit length (much longer ones may overflow to
-                a loss that is not finite), and a rank with wrong arguments leaves the others waiting.
-                ``cloob.objective.batch.acceptable`` checks the values on the device.
+            trusted: The number of rows of every rank. With it the call reads nothing from a device: values go
+                unchecked (``cloob.objective.batch.acceptable`` checks them there), rows are taken to be of unit length
+                (much longer ones may overflow), and a rank with wrong arguments leaves the others waiting.
 
         Returns:
             0-d loss, float32 (float64 for float64 input), or the dictionary.
@@ -273,8 +257,8 @@ class ContrastiveObjective(ScaledModule):
             ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
                 learns with ``scale="paper"``; ranks whose τ⁻¹, β, bias or member differ. With ``gather`` every rank
                 raises, and the message names the rank.
-            RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
-                path, where ``backend="reference"`` is asked for.
+            RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` with
+                ``backend="streamed"``.
         """
         if self.training and not (torch.compiler.is_compiling() or in_transform()):
             self.clamp_()

@@ -23,7 +23,6 @@ Scales = dict[str, float | Tensor]
 """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: numbers where they are fixed, else 0-d
 tensors."""
 
-MEMBER = ("contrast", "hopfield", "scale", "exclude_above")  # attributes of an objective that ranks share
 # Rows whose length is further from one bring a warning: rows made unit in bfloat16 are within half of it.
 UNIT_TOLERANCE = 0.01
 _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval

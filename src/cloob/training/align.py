@@ -32,7 +32,7 @@ from cloob.errors import counted
 from cloob.functional.suspects import suspicion
 from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
-from cloob.models.aligned.heads import Head, Standardise
+from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import AlignedEncoder, VectorEncoder, aligned_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
@@ -53,21 +53,19 @@ LeftOut = list[tuple[str, str, int]]  # the keys and scores of pairs, lowest fir
 def cleaned(pairs: VectorPairs, config: TrainConfig, *, resumed: bool) -> tuple[VectorPairs, LeftOut]:
     """The pairs without suspicious ones, and these; if ``resumed`` those that the run folder lists. On every rank."""
     how, run = config.align.clean or "auto", config.save.out
+    file = run / SUSPECTS_FILE
 
     def left_out() -> LeftOut:
-        file = run / SUSPECTS_FILE
         if resumed and file.is_file() and TrainConfig.from_json(run / RUN_CONFIG_FILE).align.clean == how:
             with reading(file, ValueError), file.open(encoding="utf-8", newline="") as lines:
                 return [(key, score, int(place)) for key, score, place in list(csv.reader(lines))[1:]]
         a, b, ids, keys = pairs.take(np.arange(len(pairs)))
-        distinct = len(torch.unique(ids))
-        if distinct < _LEAST:
+        if (distinct := len(torch.unique(ids))) < _LEAST:
             wrong(f"{pairs.name}: {distinct} distinct ids; --clean needs {_LEAST} or more")
         result = suspicion(a, b, ids)
         count = result.count() if how == "auto" else round(float(how) * len(pairs))
-        return [
-            (keys[place], f"{result.scores[place]:.6g}", place) for place in result.scores.argsort()[:count].tolist()
-        ]
+        lowest = result.scores.argsort()[:count].tolist()
+        return [(keys[place], f"{result.scores[place]:.6g}", place) for place in lowest]
 
     listed = on_rank_zero(left_out, slow=True)
     if rank() == 0:
@@ -82,7 +80,7 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     assert align.image_encoder is not None and align.text_encoder is not None
     image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
     text = open_text(align.text_encoder, load_model)
-    way: Standardise = "one" if align.standardise is None or align.standardise == "auto" else align.standardise
+    way = "one" if align.standardise in (None, "auto") else align.standardise
     heads = new_heads(config, (image.features, text.features), (way, way))
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
     encoder = aligned_encoder(image, text, *heads, names)
@@ -90,9 +88,7 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     return encoder
 
 
-def new_heads(
-    config: TrainConfig, widths: tuple[int, int], standardise: Sequence[Standardise] = ("one", "one")
-) -> tuple[Head, Head]:
+def new_heads(config: TrainConfig, widths: tuple[int, int], standardise: Sequence[Any]) -> tuple[Head, Head]:
     """Fresh heads for features of these widths; their weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
@@ -110,14 +106,13 @@ def head_settings(encoder: DualEncoder) -> dict[str, Any]:
 
 
 class ClosedForm(ContrastiveObjective):
-    """Stands where a run has its objective; its value is NaN, as no loss was minimised."""
+    """The objective of a run with ``cca``: its value is NaN, as no loss was minimised."""
 
     def __init__(self) -> None:
         super().__init__(hopfield=False)
         self.chosen: dict[str, Any] = {}  # ridge, power, by_column (see ``functional.cca``)
 
     def config(self) -> dict[str, Any]:
-        """What ``objective.json`` holds."""
         return {"closed_form": "cca", **self.chosen}
 
     def forward(self, image_features: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -137,11 +132,10 @@ class FeatureLoader(Loader):
         if train and config.align.clean is not None:
             pairs, self.left_out = cleaned(pairs, config, resumed=config.save.resume != "none")
         learns = train and config.loss.objective != "cca"
-        self._pictures = None
         _, first, which = np.unique(pairs.rows[:, 0], return_index=True, return_inverse=True)
-        if (learns or not train) and len(first) < len(pairs):
-            self._pictures = Pictures(first[which], [len(pairs)])
-        count = len(pairs) if self._pictures is None else len(first)
+        by_picture = (learns or not train) and len(first) < len(pairs)
+        self._pictures = Pictures(first[which], [len(pairs)]) if by_picture else None
+        count = len(first) if by_picture else len(pairs)
         order = EpochOrder([ShardSizes((count,))], seed=config.run.seed, shuffle=learns)
         super().__init__(name, order, config.run.batch_size, drop_last=learns, rank=rank(), world_size=world_size())
         self.pairs, self.by_id = pairs, by_id
@@ -217,7 +211,7 @@ def _compute(source: Source, encoder: AlignedEncoder, workers: int, target: Path
 
 
 _FITTED, _FITTED_NUMBERS = 32_768, 1 << 24  # rows, and numbers of a side
-_FEW = 20  # held-out ids: one more or less found is 5 points of recall
+_FEW = 20  # held-out ids: one of them is 5 points of recall
 
 
 def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
@@ -231,10 +225,9 @@ def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
             width, other = (getattr(item, side).shape[1] for item in (pairs, held_out))
             if width != other:
                 wrong(f"val_{side} has {other:,} columns, {side} has {width:,}")
-    for item in (pairs, held_out):
-        if item is not None:
-            total = len(item) + len(item.skipped)
-            check_fraction(item.name, "pairs", item.skipped, total, config.pairs.max_bad_fraction)
+    for item in [pairs] if held_out is None else [pairs, held_out]:
+        total = len(item) + len(item.skipped)
+        check_fraction(item.name, "pairs", item.skipped, total, config.pairs.max_bad_fraction)
     return with_held_out(pairs, held_out, share)
 
 
@@ -268,7 +261,7 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
             sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
             message = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
             logger.info(message, sides)
-    heads = new_heads(config, (a.shape[1], b.shape[1]), cast(list[Standardise], ways))
+    heads = new_heads(config, (a.shape[1], b.shape[1]), ways)
     for head, rows in zip(heads, (a, b), strict=True):
         head.fit(rows)
     return VectorEncoder(*heads)

@@ -133,7 +133,8 @@ class ProgressDisplay(Callback):
             shares.append(metrics.get(f"{name}_wait", 0.0))
         step, total, speed = metrics["step"], self._info.total_steps, metrics["images_per_second"]
         self._rate = speed if self._rate == 0 else 0.9 * self._rate + 0.1 * speed
-        loss, rate, now = _loss(metrics, "skipped"), f"{self._rate:.0f} pairs/s", time.perf_counter()
+        loss = "skipped" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        rate, now = f"{self._rate:.0f} pairs/s", time.perf_counter()
         if (of_rank := metrics["images_per_second_per_rank"]) < speed:
             rate += f" ({self._rate * of_rank / speed:.0f} a rank)"
         waits, memory = sum(self._waits["data"]) / len(self._waits["data"]), metrics["peak_memory"] / 1024**3
@@ -149,7 +150,8 @@ class ProgressDisplay(Callback):
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         if self._info is None:
             return
-        message = f"{self.title}: epoch {metrics['epoch']} done, mean loss {_loss(metrics, '-')}"
+        loss = "-" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        message = f"{self.title}: epoch {metrics['epoch']} done, mean loss {loss}"
         if metrics.get("val_loss") is not None:
             message += f", validation loss {metrics['val_loss']:.4f}"
         if metrics.get("val_recall") is not None:
@@ -171,10 +173,6 @@ class ProgressDisplay(Callback):
     def on_end(self, result: RunResult | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def _loss(metrics: Mapping[str, Any], without: str) -> str:
-    return without if metrics["loss"] is None else f"{metrics['loss']:.4f}"
 
 
 class Tracker(Callback):

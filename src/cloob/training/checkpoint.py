@@ -47,8 +47,7 @@ from cloob.training.step import Stepper
 
 logger = logging.getLogger(__name__)
 
-TRAINING, HELD_OUT = "training pairs", "held-out pairs"
-"""The two sets of pairs whose fingerprints a checkpoint keeps."""
+TRAINING, HELD_OUT = "training pairs", "held-out pairs"  # whose fingerprints a checkpoint stores
 
 
 def measured(config: TrainConfig, data: Mapping[str, Fingerprint]) -> dict[str, Any]:
@@ -108,7 +107,7 @@ class Saver:
         folder, shards, weights = final.with_name(f".tmp-{final.name}"), None, None
         if sharding.is_sharded(encoder):
             with _written(final):
-                on_rank_zero(lambda: folder.mkdir(parents=True, exist_ok=True))
+                on_rank_zero(partial(folder.mkdir, parents=True, exist_ok=True))
             shards = sharding.write_shards(folder / runs.SHARDS_FOLDER, encoder, self.stepper.optimizer, self._ranks)
             moments["state"] = {}
             # Shapes alone; asked here, as towers that compute at the same time must not be asked for their state.
@@ -119,7 +118,7 @@ class Saver:
             "scaler": self.stepper.scaler.state_dict(),
             "objective": copy.deepcopy(towers.objective.state_dict()),
             "progress": dict(vars(progress)),
-            "rng": gather_objects(rng_state(self.stepper.device)),  # of every rank
+            "rng": gather_objects(rng_state(self.stepper.device)),
             "batch_size": self.config.run.batch_size,
             "data": dict(self.data),
         }
@@ -162,7 +161,7 @@ class Saver:
 
 @contextlib.contextmanager
 def _written(final: Path) -> Iterator[None]:
-    """Inside, an error of the disk is an InputError that names the last complete checkpoint."""
+    """Turns an error of the disk into an InputError that names the last complete checkpoint."""
     try:
         yield
     except (OSError, RuntimeError, CheckpointException) as error:
@@ -171,7 +170,7 @@ def _written(final: Path) -> Iterator[None]:
             cause = next(iter(error.failures.values()))[0]
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else one_line(cause)
         before = runs.list_checkpoints(final.parent.parent)
-        kept = f"the last whole checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
+        kept = f"the last complete checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
         raise InputError(f"{final}: checkpoint cannot be written ({reason}); {kept}") from error
 
 
@@ -189,12 +188,10 @@ def _complete(final: Path, folder: Path, write: Callable[[], None], keep: int) -
             flush(folder.parent)
     finally:
         remove_leftovers(run)
-    if keep:
-        best = runs.find_best(run)
-        for old in runs.list_checkpoints(run)[:-keep]:
-            if best is None or old != best[0]:
-                # Renamed first: a folder with its final name is always whole.
-                shutil.rmtree(old.rename(_hidden(old)), ignore_errors=True)
+    best = runs.find_best(run)
+    for old in runs.list_checkpoints(run)[:-keep] if keep else ():
+        if best is None or old != best[0]:  # renamed first: a folder with a final name is always complete
+            shutil.rmtree(old.rename(_hidden(old)), ignore_errors=True)
     return final
 
 
@@ -261,10 +258,9 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
                 errors.append(error)
                 logger.warning("%s; trying the checkpoint before it", error)
         if errors or resume != "auto":
-            newest = f" (the newest: {errors[0]})" if errors else "; none, auto, a checkpoint or a run is wanted"
-            raise InputError(
-                f"resume is {resume!r}: {place} holds no whole checkpoint{newest}; another --out starts anew"
-            )
+            newest = f" (the newest: {errors[0]})" if errors else "; expected: none, auto, a checkpoint or a run"
+            none = f"{place} has no complete checkpoint{newest}"
+            raise InputError(f"resume is {resume!r}: {none}; another --out starts anew")
         return None
 
     chosen = on_rank_zero(choose) if resume != "none" else None
@@ -301,7 +297,7 @@ def load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
-    """The error of a state that does not go into what was built."""
+    """Turns the error of a state that does not fit into an InputError."""
     try:
         yield
     except Exception as error:  # torch, its checkpoints and a caller's parts raise many kinds

@@ -1,11 +1,8 @@
 """Gradient caching: the gradient of a batch that does not fit in memory, from micro-batches that do (Gao et al. 2021).
 
 Embed every micro-batch without a graph, differentiate the objective once with respect to all embeddings, then embed
-each micro-batch again and carry its embeddings' gradients into the towers: one micro-batch's activations at a time, for
-a second forward pass. That repeats the first, so random state is replayed and buffers are put back in between.
-
-Batch normalisation sees micro-batches: the result is that of the same micro-batches in one pass with a graph, not that
-of one large batch. Running statistics move once per micro-batch, in their order.
+every micro-batch again and backpropagate its embeddings' gradients: one micro-batch's activations at a time, for a
+second forward pass, with the same random state and buffers. Batch normalisation sees micro-batches.
 """
 
 from __future__ import annotations
@@ -38,31 +35,27 @@ def cached_backward(
     """Adds the gradient of ``objective`` on the full batch to the parameters' ``.grad``; runs ``encode`` twice.
 
     Args:
-        encode: A micro-batch of n items -> image and text features, (n, D) each. Under DDP it calls the wrapped module.
+        encode: A micro-batch of n items -> (n, D) image and text features. Under DDP it calls the wrapped module.
         objective: ``objective(image_features, text_features)`` -> 0-d loss, called once with the rows of all
-            micro-batches, outside ``autocast``; with ``gather=True`` it gathers over the ranks by itself. If it is a
-            module, its own learnable parameters get their gradient, once, in the last backward pass; so if there are
-            any, DDP has to wrap them together with the towers. Parameters behind a plain function are not seen, and
-            get none: hand over the module itself.
-        micro_batches: This rank's batch in parts, at least one, of which a list is made first; their sizes, and over
-            ranks their number, may differ (but for layers that communicate by themselves, as SyncBatchNorm: equal
-            numbers there).
+            micro-batches, outside ``autocast``; with ``gather=True`` it gathers over the ranks. The learnable
+            parameters of a module get their gradient once, in the last backward pass: DDP has to wrap them together
+            with the towers. Parameters in a plain function get none.
+        micro_batches: This rank's batch in parts, at least one. Sizes, and over ranks numbers, may differ (with layers
+            that communicate, as SyncBatchNorm, not the numbers).
         towers: The modules that ``encode`` runs: their buffers are put back after the first pass.
-        ids: (N,) ids of all pairs, handed to the objective as ``ids=``.
-        no_sync: DDP's ``no_sync``: held in all backward passes but the last, so that gradients travel once a batch.
-            ``find_unused_parameters`` has to be off when the objective has parameters or an option learns, and
-            ``static_graph`` always.
+        ids: (N,) ids of all pairs, passed to the objective as ``ids=``.
+        no_sync: DDP's ``no_sync``, for all backward passes but the last. ``find_unused_parameters`` has to be off when
+            the objective has parameters or an option learns, and ``static_graph`` always.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
         autocast: Entered per call of ``encode``.
-        **options: Handed to the objective. A tensor that requires grad, as ``logit_scale=model.logit_scale.exp()``,
-            gets its gradient as the objective's parameters do.
+        **options: Passed to the objective. A tensor that requires grad, as ``logit_scale=model.logit_scale.exp()``,
+            gets its gradient.
 
     Returns:
         The objective's 0-d value, detached and without ``scale``. It may be NaN, and then the gradients are, too.
 
     Raises:
-        TypeError: ``encode`` returned anything but two tensors of (n, D), or the objective anything but one of no
-            dimension.
+        TypeError: ``encode`` does not return two tensors (n, D), or the objective no 0-d tensor.
         ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``; whatever the objective raises.
             All before any gradient was added.
 

@@ -42,14 +42,14 @@ def train(
     optimizer: MakeOptimizer | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
-    """Trains two towers. Every part below stands in the place of what the configuration names.
+    """Trains two towers. Every part below takes the place of what the configuration names.
 
-    Under ``torchrun`` every process calls this; the run folder must be visible to all of them. SIGTERM ends the run
-    after the current step with a checkpoint. On the CPU in float32 with one or two processes the same configuration
-    gives the same numbers, bit for bit, whether or not the run was interrupted; with more up to rounding.
+    Under ``torchrun`` every process calls this, with one run folder. SIGTERM ends the run after the current step with a
+    checkpoint. On the CPU in float32 with one or two processes the same configuration gives the same numbers, bit for
+    bit, whether or not the run was interrupted; with more up to rounding.
 
     Args:
-        config: The whole configuration.
+        config: The configuration.
         pairs: Training pairs: a map-style torch ``Dataset`` of (a, b) or (a, b, id), collated by its ``collate_fn`` or
             torch's default; or a source such as ``open_source`` gives. An item that raises is a bad sample. What an
             item draws at random depends on (seed, epoch, its number).
@@ -62,12 +62,11 @@ def train(
         callbacks: Called along the way, on every rank.
 
     Returns:
-        What the run came to; ``stopped`` says whether a signal ended it early, ``already_finished`` that there was
-        nothing left to do.
+        The result; ``stopped`` names a signal that ended it early, ``already_finished`` that nothing was left to do.
 
     Raises:
-        InputError: Something the user gave is wrong, too many samples are bad, the disk is full, a batch does not fit
-            in memory, or another process writes to the run folder.
+        InputError: An argument is wrong, too many samples are bad, the disk is full, a batch does not fit in memory, or
+            another process writes to the run folder.
         TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row, a data worker died, or another
             process took the run folder over.
 

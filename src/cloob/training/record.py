@@ -39,8 +39,7 @@ from cloob.training.step import Launched, StepResult, TowersWithLoss
 logger = logging.getLogger(__name__)
 RECALLS = (1, 5, 10)
 GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
-MAX_MEASURED = 2048
-"""Pairs whose geometry is measured: enough for a number that is watched; the time grows with the square."""
+MAX_MEASURED = 2048  # pairs whose geometry is measured: the time grows with the square
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class StepLog:
             return
         requested = time.perf_counter()
         launched = [step.outcome.numbers for step in steps if step.outcome is not None]
-        rows = iter(torch.stack(launched).tolist() if launched else ())  # all numbers come in one copy
+        rows = iter(torch.stack(launched).tolist() if launched else ())  # in one copy
         results = [step.outcome.result(next(rows)) if step.outcome is not None else None for step in steps]
         answered = time.perf_counter()
         lines = [self._line(step, result) for step, result in zip(steps, results, strict=True)]
@@ -157,10 +156,9 @@ class StepLog:
         on_rank_zero(lambda: write_whole(path, json.dumps(numbers, indent=2) + "\n"))
         what = f"step {step.number}: loss or gradient not finite"
         if progress.nonfinite >= config.run.max_nonfinite:
-            raise TrainingFailed(
-                f"{what} for {progress.nonfinite} steps in a row (samples {', '.join(keys[:3])} …; all in {path}); "
-                f"{kept(last)}; a lower --lr or clipping (clip_grad_norm) may help"
-            )
+            in_a_row = f"for {progress.nonfinite} steps in a row (samples {', '.join(keys[:3])} …; all in {path})"
+            help_ = "a lower --lr or clipping (clip_grad_norm) may help"
+            raise TrainingFailed(f"{what} {in_a_row}; {kept(last)}; {help_}")
         if rank() == 0:
             logger.warning("%s, step skipped; samples in %s", what, path)
 

@@ -33,7 +33,6 @@ from cloob.training.progress import Progress, is_whole
 logger = logging.getLogger(__name__)
 
 # Changing these between a run and its resumption changes no number of the training; batch_size has a line of its own.
-_FREE_PARTS = ("save", "log")
 _FREE = """workers val_data val_a val_b val_ids val_every cache_dir cache_gb device max_nonfinite patience
 average_with_start batch_size given_held_out"""
 
@@ -84,7 +83,7 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
             # A temperature is kept as its logarithm: read back, it may differ in the last digit.
             floats = isinstance(then, float) and isinstance(now, float)
             same = math.isclose(then, now, rel_tol=1e-6) if floats else then == now
-            if part in _FREE_PARTS or leaf in _FREE.split() or same:
+            if part in ("save", "log") or leaf in _FREE.split() or same:
                 continue
             if part in ("loss", "align", "given") or leaf in ("model", "image_size"):
                 advice = f"resume with the same, or start from the weights with --init {checkpoint.path}"
@@ -152,7 +151,7 @@ def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
     if not any((out / name).exists() for name in _RUN_FILES):
         return
     if not save.overwrite:
-        if save.resume != "auto" and not _is_of(checkpoint, out):
+        if save.resume != "auto" and (checkpoint is None or not checkpoint.parent.parent.samefile(out)):
             wrong(f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out")
         return
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # a rank has died: it is the run itself
@@ -163,14 +162,10 @@ def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
         wrong(f"init {init!r} lies in {out}, which --overwrite would remove; give another --out")
 
 
-def _is_of(checkpoint: Path | None, out: Path) -> bool:
-    return checkpoint is not None and checkpoint.parent.parent.resolve() == out.resolve()
-
-
 def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
     """Makes the run folder; an earlier run is removed, and unreadable checkpoints after the resumed one set aside."""
     out, save = config.save.out, config.save
-    if checkpoint is not None and _is_of(checkpoint, out):
+    if checkpoint is not None and out.is_dir() and checkpoint.parent.parent.samefile(out):
         later = [path for path in runs.list_checkpoints(out) if path.name > checkpoint.name]
         if later and save.resume != "auto" and Path(save.resume).resolve() != out.resolve():
             wrong(f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that one, or into another --out")
@@ -185,10 +180,8 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
 
 
 MIN_BAD = 20  # fewer bad samples say nothing yet about the fraction
-MAX_BAD_IN_A_ROW = 1000
-"""So many without a usable one in between: a mount that has died, not one of many files that is bad."""
-MAX_NAMED = 1000
-"""Bad samples that are named in an epoch: in a set of millions a fraction that is allowed would be a large file."""
+MAX_BAD_IN_A_ROW = 1000  # as of a mount that has died
+MAX_NAMED = 1000  # bad samples of an epoch in the file
 Read = tuple[int, Skip]  # a sample that could not be used, with the rank that read it
 
 
@@ -227,7 +220,6 @@ class RunLog:
             raise InputError(f"{file.name}: cannot be written ({error.strerror})") from error
 
     def write_skipped(self, place: Mapping[str, Any], skipped: Sequence[Read]) -> None:
-        """Names samples that could not be used, and where in the run that was."""
         for reader, skip in skipped[:MAX_NAMED]:
             reason = {"rank": reader, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
             self.write("skipped", {**place, **reason})

@@ -110,7 +110,7 @@ def test_auto_passes_over_a_damaged_checkpoint(trained, run, tmp_path, damaged, 
     assert (last.parent / f"unreadable-{last.name}").is_dir()
     (kept,) = list_checkpoints(run.save.out)
     torch.save(Code(tmp_path / "ran"), kept / damaged)
-    with pytest.raises(InputError, match=f"holds no whole checkpoint .the newest: .*{kept.name}.*--out"):
+    with pytest.raises(InputError, match=f"has no complete checkpoint .the newest: .*{kept.name}.*--out"):
         train(run)
     assert not (tmp_path / "ran").exists()
 
@@ -125,9 +125,9 @@ def test_where_to_resume_from(trained, run, tmp_path):
         (
             str(tmp_path / "nowhere"),
             result.run,
-            "holds no whole checkpoint; none, auto, a checkpoint or a run is wanted",
+            "has no complete checkpoint; expected: none, auto, a checkpoint or a run",
         ),
-        (str(tmp_path), result.run, "holds no whole checkpoint"),
+        (str(tmp_path), result.run, "has no complete checkpoint"),
     ):
         with pytest.raises(InputError, match=said):
             train(run.override(out=out, resume=resume))

@@ -95,7 +95,7 @@ class TrainConfig:
             replaced |= {"val_data": (), **dict.fromkeys(("val_a", "val_b", "val_ids"))}
         elif "val_data" in leaves or leaves.get("val_a"):
             replaced["val_split"] = 0.0
-        elif "data" in leaves and dataclasses.replace(self.pairs, data=tuple(leaves["data"])).judged_by_demo:
+        elif "data" in leaves and _is_demo(self.pairs.val_data) and not _is_demo(leaves["data"]):
             # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
             replaced |= {"val_data": (), "val_split": 0.0 if any(map(is_remote, leaves["data"])) else parts.VAL_SPLIT}
         return replaced
@@ -139,10 +139,12 @@ class TrainConfig:
         return cls().merge_file(path)
 
 
-@functools.cache
-def hints(part: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields, without their rules."""
-    return typing.get_type_hints(part)
+def _is_demo(specs: Sequence[str]) -> bool:
+    return {spec.partition(":")[0] for spec in specs} == {"demo"}
+
+
+hints = functools.cache(typing.get_type_hints)
+"""The types of a dataclass's fields, without their rules."""
 
 
 @functools.cache

@@ -124,12 +124,6 @@ class PairsConfig(Checked):
     max_bad_fraction: Annotated[float, SHARE] = 0.05
     """Stop when more than this fraction of an epoch's samples cannot be used."""
 
-    @property
-    def judged_by_demo(self) -> bool:
-        """Whether the held-out pairs are the demo's and the training pairs are not."""
-        kinds, val_kinds = ({spec.partition(":")[0] for spec in specs} for specs in (self.data, self.val_data))
-        return val_kinds == {"demo"} != kinds
-
 
 @dataclass(frozen=True)
 class TowersConfig(Checked):
@@ -161,8 +155,8 @@ class LossConfig(Checked):
     bias: Annotated[float | None, Rule("a finite number", math.isfinite)] = None
     """Start of the bias that the sigmoid loss learns; siglip and siglip-hopfield alone."""
     retrieval_from: Annotated[float, Rule("a share of the run, from 0 to below 1", DECAY.holds)] = 0.0
-    """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
-    0 retrieves from the first step, as published, which short runs do badly with."""
+    """Share of the run after which the Hopfield retrieval begins; before, the plain embeddings are contrasted. 0: from
+    the first step, as published, with which short runs do badly."""
     learnable_inv_tau: bool | None = None
     """Learn the contrast's inverse temperature (with the scale unit, which is then the default)."""
     learnable_beta: bool | None = None
@@ -208,8 +202,7 @@ class OptimConfig(Checked):
     like_ml_jku: bool = False
     """Weight decay by the parameters' names and a warm-up that begins at 0, as in the authors' program."""
     ema: Annotated[float | None, Rule("above 0 and below 1", lambda decay: 0 < decay < 1)] = None
-    """Decay of an exponential moving average of the weights, 0.999 say: validated too, and saved as ema/ of each
-    checkpoint."""
+    """Decay of an exponential moving average of the weights, such as 0.999: validated, and saved as ema/."""
 
 
 @dataclass(frozen=True)
@@ -228,8 +221,8 @@ class RunConfig(Checked):
     """Pairs per step over all ranks together; 0: 256, of fewer than 4,096 pairs a power of two that makes 16 steps or
     more of an epoch, 8 at least."""
     micro_batch_size: Annotated[int, at_least(0, "1 or more, or 0 for the whole batch")] = 0
-    """Pairs whose activations are held at a time on every rank (gradient caching: the loss is still that of the whole
-    batch, at the price of a second forward pass); 0 holds all."""
+    """Pairs of a rank whose activations are in memory at a time (gradient caching: the loss stays that of the full
+    batch, for a second forward pass); 0: all."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32
     (config.json says which). fp16 scales the loss, and lowers the scale after a step whose gradient overflows."""
@@ -239,8 +232,7 @@ class RunConfig(Checked):
     """Keep image towers in the channels-last memory layout, in which convolutions are faster. Left out, all but those
     with batch norm on a CPU, whose statistics it costs three digits."""
     grad_checkpointing: bool = False
-    """Recompute the towers' blocks in the backward pass instead of keeping their activations: less memory, about a
-    third more time."""
+    """Recompute the towers' blocks in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """Compile the towers with torch.compile: the first steps take longer, the others less."""
     sync_bn: bool = False
@@ -280,7 +272,7 @@ class SaveConfig(Checked):
     """What makes a checkpoint the best, which RUN then means: the held-out pairs' loss, or their mean recall at 1, 5
     and 10 in both directions."""
     resume: Annotated[str, Rule("none, auto or a path", bool)] = "none"
-    """none; auto: go on from the newest whole checkpoint in --out, if any; or a checkpoint or run."""
+    """none; auto: go on from the newest complete checkpoint in --out, if any; or a checkpoint or run."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
 
