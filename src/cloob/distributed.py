@@ -92,16 +92,14 @@ def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
-
-    Every restart has separate keys in the store: a rank that reads a dead one's address waits for ever.
-    """
+    """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined."""
     if "WORLD_SIZE" not in os.environ or is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, this_rank, ranks = _meet(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    # Every restart has separate keys in the store: a rank that reads a dead one's address waits for ever.
     attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_joined)}"
     dist.init_process_group(
         # Small numbers between hosts go by gloo: on the device they would wait for all work that is under way there.

@@ -33,23 +33,18 @@ from cloob.training.select import TEMPORARY, read_choice
 _CPU = torch.device("cpu")
 _MISSING = ("None", "nan", "NaT", "<NA>")
 _SCALES = ("inv_tau", "beta", "learnable_inv_tau")  # None leaves them to the objective
-# The configuration's leaves by the names of parameters.
 _SAME = ("head", "members", "standardise", "weight_decay", "epochs", "batch_size", "patience", "device", "precision")
-_LEAVES = {
-    "n_components": "embed_dim",
-    "dropout": "head_dropout",
-    "learning_rate": "lr",
-    "validation_fraction": "val_split",
-    **{name: name for name in _SAME},
-}
+_OTHER = {"n_components": "embed_dim", "dropout": "head_dropout", "learning_rate": "lr"}
+_LEAVES = {**_OTHER, "validation_fraction": "val_split", **dict(zip(_SAME, _SAME, strict=True))}
+"""The configuration's leaves by the names of parameters."""
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """A head for each of two matrices, so that rows which belong together lie close: ``cloob train vectors`` in memory.
+    """A head for each of two matrices, which brings paired rows together: ``cloob train vectors`` in memory.
 
-    Matrices are numpy arrays, tensors, data frames or scipy's sparse matrices. The second stands where scikit-learn has
-    the targets, so ``cross_val_score`` and ``GridSearchCV`` split both.
+    Matrices are numpy arrays, tensors, data frames or scipy's sparse matrices. The second one takes the place of the
+    targets, so ``cross_val_score`` and ``GridSearchCV`` split both.
 
     Args:
         objective: ``"auto"``: held-out pairs choose one, and join its heads with others; else a member of the family,
@@ -57,8 +52,8 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         inv_tau: Inverse temperature of the contrast; None: 10 for InfoLOOB and CLIP, 30 for CLOOB.
         beta: Inverse temperature of the Hopfield retrieval; None for the objective's own.
         learnable_inv_tau: Whether it is learned; None: as the objective does, but for CLIP, where it stays.
-        members: Heads of other first weights that stand side by side with the closed form; None: 1, with ``"auto"`` 2.
-        clean: ``"auto"`` leaves pairs out that do not seem to belong together, a share such as 0.2 as many of them.
+        members: Heads of other first weights, side by side with the closed form; None: 1, with ``"auto"`` 2.
+        clean: ``"auto"`` leaves out pairs that do not seem to belong together, a share such as 0.2 as many of them.
         head: ``"mlp"`` or ``"linear"``.
         n_components: Dimension of the shared space, to which joined heads are cut; None: 256 a head, and no cut.
         dropout: As ``head_dropout`` of the configuration.
@@ -68,8 +63,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         weight_decay: AdamW's.
         epochs: Passes over the pairs.
         batch_size: Pairs a step; 0 fits it to their number.
-        validation_fraction: Share of the ids that is held out of ``fit``, which keeps the epoch that is best on it;
-            0 keeps the last.
+        validation_fraction: Share of the ids for validation, which chooses the epoch; 0: the last epoch.
         patience: Stop after so many epochs without improvement; 0 never.
         device: As in :func:`cloob.train`.
         precision: As in :func:`cloob.train`.
@@ -137,8 +131,10 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             check_fraction(pairs.name, "pairs", pairs.skipped, X.shape[0], 0.0)
             member = next((name for name in OBJECTIVES if name == self.objective), None)
             config = get_recipe("vectors", objective=member).override(objective=self.objective)
-            leaves = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
-            leaves |= {name: _plain(value) for name in _SCALES if (value := getattr(self, name)) is not None}
+            values = self.get_params(deep=False)
+            values = {name: x.item() if isinstance(x, np.generic) else x for name, x in values.items()}  # as of a grid
+            leaves = {leaf: values[name] for name, leaf in _LEAVES.items()}
+            leaves |= {name: values[name] for name in _SCALES if values[name] is not None}
             leaves["clean"] = None if self.clean is None else str(self.clean)
             leaves |= {**TEMPORARY, "max_bad_fraction": 0.0, "seed": int(seed), "out": f"{folder}/run"}
             leaves["patience"] = leaves["patience"] if self.validation_fraction else 0
@@ -146,9 +142,8 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             if result.stopped:
                 raise TrainingFailed(f"stopped by {result.stopped} after step {result.steps:,}")
             self.encoder_: Any = load_model(result.run, self.device).eval()
-            self.objective_ = self.encoder_.objective_config
-            if self.objective != "cca":
-                self.objective_ = self.encoder_.make_objective().config()
+            is_closed = self.objective == "cca"
+            self.objective_ = self.encoder_.objective_config if is_closed else self.encoder_.make_objective().config()
             self.history_ = read_lines(result.run / EPOCHS_FILE)
             self.objectives_ = read_choice(result.run)
         self._n_features_out = self.encoder_.embed_dim
@@ -156,14 +151,16 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def transform(self, X: Any, y: Any = None) -> Any:
         """The (N, D) float32 unit rows of X; with y a tuple of those of both, with X None those of y alone."""
+        check_is_fitted(self)
+        of_y = None if y is None else _encoded(self.encoder_.encode_b, _second(y)).numpy()
         if X is None and y is not None:
-            check_is_fitted(self)
-            return _encoded(self.encoder_.encode_b, _second(y)).numpy()
-        rows = _encoded(self.encoder_.encode_a, self._checked(X)).numpy()
-        return rows if y is None else (rows, _encoded(self.encoder_.encode_b, _second(y)).numpy())
+            return of_y
+        of_x = _encoded(self.encoder_.encode_a, self._checked(X)).numpy()
+        return of_x if y is None else (of_x, of_y)
 
     def score(self, X: Any, y: Any) -> float:
         """The mean of recall@1 in both directions. Equal rows of a matrix are one answer."""
+        check_is_fitted(self)
         X, y = self._checked(X), _second(y)
         check_consistent_length(X, y)
         (first, place), (first_y, place_y) = _distinct(X), _distinct(y)
@@ -177,7 +174,6 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         save_model(Path(folder), self.encoder_, self.objective_)
 
     def _checked(self, X: Any) -> Any:
-        check_is_fitted(self)
         return validate_data(self, _array(X), reset=False, accept_sparse="csr", order="C")
 
     def __sklearn_tags__(self) -> Any:
@@ -188,18 +184,11 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return tags
 
 
-def _plain(value: Any) -> Any:
-    """A number of numpy, as a grid may hold, as one of Python."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _array(matrix: Any) -> Any:
-    """A tensor as an array; all else as it is."""
     return matrix.detach().cpu().float().numpy() if isinstance(matrix, Tensor) else matrix
 
 
 def _second(matrix: Any) -> Any:
-    """The second matrix, checked."""
     if matrix is None:
         raise ValueError("ContrastiveHeads requires y to be passed, but the target y is None")
     matrix = check_array(_array(matrix), accept_sparse="csr", order="C", input_name="y", ensure_2d=False)

@@ -64,5 +64,4 @@ def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfi
 
 def describe(name: str) -> str:
     """One line on what a recipe trains."""
-    about: str = RECIPES[name]["about"]
-    return about
+    return str(RECIPES[name]["about"])

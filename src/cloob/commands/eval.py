@@ -140,8 +140,7 @@ def _add_held_out(sets: SuiteSets, runs: Sequence[tuple[str, Path, cloob.TrainCo
     from cloob.data.source import digest
     from cloob.evaluation.sets.pictures import by_picture, open_captioned
     from cloob.models.runs import read_validation
-    from cloob.training.align import open_vectors
-    from cloob.training.given import open_both
+    from cloob.training.given import open_pairs
 
     refuse({"--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval": not runs})
     splits: dict[object, str] = {}  # by what chooses the held-out pairs
@@ -167,7 +166,7 @@ def _add_held_out(sets: SuiteSets, runs: Sequence[tuple[str, Path, cloob.TrainCo
             opened = [open_captioned(spec, **columns) for spec in pairs.val_data]
             sets.pairs += [dataclasses.replace(item, name=f"{item.name} (held out)") for item in opened]
             return
-        held_out = open_vectors(config)[1] if config.vectors.a else open_both(cloob.TrainConfig(pairs))[1]
+        _, held_out = open_pairs(config if config.vectors.a else cloob.TrainConfig(pairs), train=False)
     except InputError as error:
         raise InputError(f"{model}: its held-out pairs cannot be read; {error}") from None
     known = (read_validation(folder.parent) or {}).get("held_out")

@@ -296,16 +296,14 @@ class ContrastiveObjective(ScaledModule):
     ) -> Scales:
         """The scales of a call, those ``given`` or the module's; ``check`` also reads their values and the rows'."""
         logit_scale, logit_bias = given
-        learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
+        inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
+        learns = isinstance(inv_tau, Tensor) and inv_tau.requires_grad and torch.is_grad_enabled()
         if learns and self.scale == "paper":
             falls = "τ · loss falls with τ⁻¹ for all embeddings; detach it to use its value alone"
             raise ValueError(f"logit_scale learns, which needs scale='unit': {falls}")
-        inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
-        learned = self.learns("inv_tau") and torch.is_grad_enabled() if logit_scale is None else learns
-        if learned and self.contrast == "infoloob" and self.training:
-            self._warn_once(
-                "bound", "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it"
-            )
+        if learns and self.contrast == "infoloob" and self.training:
+            message = "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it"
+            self._warn_once("bound", message)
         bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
         scales: Scales = {"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}
         for name, value in scales.items():  # as far as no device is waited for

@@ -20,11 +20,8 @@ from cloob.functional.private import outside_compiler
 from cloob.functional.reference import Scale, check_pairs, combine, direction_of, is_symmetric
 
 Scales = dict[str, float | Tensor]
-"""τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: numbers where they are fixed, else 0-d
-tensors."""
-
-# Rows whose length is further from one bring a warning: rows made unit in bfloat16 are within half of it.
-UNIT_TOLERANCE = 0.01
+"""τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: fixed numbers, or 0-d tensors."""
+UNIT_TOLERANCE = 0.01  # on the length of a row; rows made unit in bfloat16 are within half of it
 _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
 
 
@@ -93,10 +90,6 @@ def acceptable(x: Tensor, y: Tensor, *scales: Tensor) -> Tensor:
     return good
 
 
-LocalRows = tuple[Tensor, Tensor, Tensor | None, Scales, Layout]
-"""A rank's x and y (n, D), ids (n,) or None, and scales; and the number of rows of every rank."""
-
-
 @outside_compiler
 def local_rows(
     image_features: Tensor,
@@ -105,8 +98,8 @@ def local_rows(
     prepare: Callable[[Tensor, Tensor], Scales],
     member: Mapping[str, Any],
     layout: Layout | None,
-) -> LocalRows:
-    """This rank's rows and scales. Without a ``layout`` ranks compare them, and all raise the first fault."""
+) -> tuple[Tensor, Tensor, Tensor | None, Scales, Layout]:
+    """This rank's rows, ids and scales. Without a ``layout`` ranks compare them, and all raise the first fault."""
     fault: Exception | None = None
     facts: dict[str, Any] = dict(member)
     scales: Scales = {}
@@ -187,6 +180,5 @@ def loss_over_ranks(
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Both matrices from all ranks in one exchange."""
     both = distributed.gather_rows(torch.cat([left, right], dim=1), layout)
     return both[:, : left.shape[1]], both[:, left.shape[1] :]

@@ -50,13 +50,17 @@ _KEPT = ("images", "texts", "ids", "images_rows", "texts_rows")
 LeftOut = list[tuple[str, str, int]]  # the keys and scores of pairs, lowest first, and their places
 
 
-def cleaned(pairs: VectorPairs, config: TrainConfig, *, resumed: bool) -> tuple[VectorPairs, LeftOut]:
-    """The pairs without suspicious ones, and these; if ``resumed`` those that the run folder lists. On every rank."""
+def cleaned(pairs: VectorPairs, config: TrainConfig) -> tuple[VectorPairs, LeftOut]:
+    """The pairs without suspicious ones, and these, which a resumed run reads from its folder; called on every rank."""
     how, run = config.align.clean or "auto", config.save.out
     file = run / SUSPECTS_FILE
 
     def left_out() -> LeftOut:
-        if resumed and file.is_file() and TrainConfig.from_json(run / RUN_CONFIG_FILE).align.clean == how:
+        if (
+            config.save.resume != "none"
+            and file.is_file()
+            and TrainConfig.from_json(run / RUN_CONFIG_FILE).align.clean == how
+        ):
             with reading(file, ValueError), file.open(encoding="utf-8", newline="") as lines:
                 return [(key, score, int(place)) for key, score, place in list(csv.reader(lines))[1:]]
         a, b, ids, keys = pairs.take(np.arange(len(pairs)))
@@ -130,7 +134,7 @@ class FeatureLoader(Loader):
     def __init__(self, pairs: VectorPairs, config: TrainConfig, *, train: bool, by_id: bool) -> None:
         name = pairs.name
         if train and config.align.clean is not None:
-            pairs, self.left_out = cleaned(pairs, config, resumed=config.save.resume != "none")
+            pairs, self.left_out = cleaned(pairs, config)
         learns = train and config.loss.objective != "cca"
         _, first, which = np.unique(pairs.rows[:, 0], return_index=True, return_inverse=True)
         by_picture = (learns or not train) and len(first) < len(pairs)

@@ -92,10 +92,7 @@ def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -
 
 
 def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
-    """The configuration with a batch size for the number of training pairs, unless it has one.
-
-    256, of few pairs a power of two that makes 16 to 32 steps of an epoch: fewer would be warm-up for the most part.
-    """
+    """The configuration with a batch size for the number of training pairs: of few, 16 to 32 steps an epoch."""
     if config.loss.objective == "cca":
         settled = {"save_every": 0, "patience": 0, "best": "val_recall", "warmup": 0}  # one pass in large blocks
         return config.override(epochs=1, batch_size=4096, **settled)
@@ -113,8 +110,6 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """All that the loop works with, on this rank."""
-
     config: TrainConfig  # with every default filled in
     encoder: DualEncoder
     objective: ContrastiveObjective
@@ -134,8 +129,7 @@ def assemble(
 ) -> Run:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this. Ended if nothing is left to do.
 
-    The run folder is touched once towers, data and checkpoint could be opened. The optimiser is made after everything
-    that replaces parameters. ``choose`` returns the objective for ``auto``.
+    The run folder is touched last, the optimiser made after all that replaces parameters. ``choose`` is for ``auto``.
     """
     check_combination(config)
     checkpoint = find_checkpoint(config.save.out, config.save.resume)

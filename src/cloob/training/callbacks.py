@@ -78,8 +78,7 @@ class Callback:
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         """After each optimiser step, with the line of ``metrics.jsonl``.
 
-        On a CUDA device lines come together, each ``log_every`` steps and before a checkpoint: until then nobody waits
-        for the device. So the towers may be some steps further than the line.
+        On a CUDA device lines come together, every ``log_every`` steps: the towers may be some steps further.
         """
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
@@ -89,7 +88,7 @@ class Callback:
         """After a checkpoint was written whole."""
 
     def on_end(self, result: RunResult | None) -> None:
-        """At the end, whatever it was: ``result`` is None when an exception ended the run."""
+        """At the end: ``result`` is None when an exception ended the run."""
 
 
 class ProgressDisplay(Callback):

@@ -200,15 +200,12 @@ def _hidden(checkpoint: Path) -> Path:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Removes what an interrupted write left behind."""
     for path in (run / runs.CHECKPOINTS_FOLDER).glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back."""
-
     path: Path
     weights: dict[str, Tensor] | None  # of the encoder, from ``model/``; None: they are in shards
     average: dict[str, Tensor] | None  # from ``ema/``
@@ -281,7 +278,8 @@ def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
             sharding.load_whole(encoder, checkpoint.weights)
             sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
         if stepper.average is not None and checkpoint.average is not None:
-            stepper.average.load(checkpoint.average)
+            stepper.average.encoder.load_state_dict(checkpoint.average)
+            stepper.average.begun = True
     # An option is the configuration's where that changed; all else is the checkpoint's: some optimisers count in there.
     for group, now, then in zip(optimizer.param_groups, stepper.options, checkpoint.state["options"], strict=True):
         group.update({key: value for key, value in now.items() if key not in then or then[key] != value})

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,8 +49,6 @@ DEFAULT_MODEL = "RN50"
 
 @dataclass(frozen=True)
 class Given:
-    """What ``train`` was given; None where the configuration says it."""
-
     pairs: GivenPairs | None = None
     held_out: GivenPairs | None = None
     towers: nn.Module | None = None
@@ -64,7 +62,7 @@ class Given:
             before = getattr(config.given, f"given_{name}")
             if before is not None and part is None:
                 what = f"{name} of the class {before!r}, which Python code gave"
-                raise InputError(f"the configuration has {what}; give them to cloob.train(config, {name}=…)")
+                wrong(f"the configuration has {what}; give them to cloob.train(config, {name}=…)")
             while isinstance(part, functools.partial):
                 part = part.func
             named = part if hasattr(part, "__qualname__") else type(part)
@@ -82,36 +80,32 @@ class Given:
 
 
 def open_pairs(
-    config: TrainConfig, given: GivenPairs | None = None, given_held_out: GivenPairs | None = None
+    config: TrainConfig,
+    given: GivenPairs | None = None,
+    given_held_out: GivenPairs | None = None,
+    *,
+    train: bool = True,
 ) -> tuple[Pairs, Pairs | None]:
     """The training pairs and the held-out pairs, if there are any: those that are given, else the configuration's."""
-    share = config.pairs.val_split
-    parts: Any = (given, given_held_out)
+    share, parts = config.pairs.val_split, cast(Any, (given, given_held_out))
     pairs, held_out = (part if part is None or hasattr(part, "fingerprint") else Items(part) for part in parts)
-    if pairs is None:
-        both = align.open_vectors(config) if config.vectors.a is not None else open_both(config, train=True)
-        return both[0], both[1] if held_out is None else held_out
+    if pairs is None and config.vectors.a is not None:
+        pairs, of_config = align.open_vectors(config)
+        return pairs, of_config if held_out is None else held_out
     if isinstance(pairs, VectorPairs) and not isinstance(held_out, Items):
         return align.with_held_out(pairs, held_out, share)
+    if share and isinstance(pairs, Items | VectorPairs):
+        wrong(f"val_split is {share}, but pairs= is a Dataset; split it yourself, and give a part as held_out=")
+    sources: Any = _open(config.pairs.data, config) if pairs is None else [pairs]
     if share:
-        if isinstance(pairs, Items | VectorPairs):
-            wrong(f"val_split is {share}, but pairs= is a Dataset; split it yourself, and give a part as held_out=")
-        return _without_held_out([pairs], config, train=True)
+        return _without_held_out(sources, config, train)
     if held_out is None and config.pairs.val_data:
         held_out = mix(_open(config.pairs.val_data, config))
-    return pairs, held_out
-
-
-def open_both(config: TrainConfig, *, train: bool = False) -> tuple[Source, Source | None]:
-    """The training and held-out pairs; a run keeps the rows of held-out ones next to its checkpoints."""
-    pairs = config.pairs
-    sources = _open(pairs.data, config)
-    if pairs.val_split:
-        return _without_held_out(sources, config, train)
-    return mix(sources), mix(_open(pairs.val_data, config)) if pairs.val_data else None
+    return mix(sources) if pairs is None else pairs, held_out
 
 
 def _without_held_out(sources: Sequence[Source], config: TrainConfig, train: bool) -> tuple[Source, Source]:
+    """A run stores the rows of held-out pairs next to its checkpoints."""
     file, share = config.save.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE, config.pairs.val_split
 
     def held_out_rows() -> list[np.ndarray]:
@@ -145,7 +139,7 @@ def _cache(config: TrainConfig) -> Cache:
 
 def same_on_every_rank(pairs: Pairs) -> Fingerprint:
     """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
-    looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
+    looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on every host: it may read a hundred thousand files
     first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
     for number, (size, result) in enumerate(others, 1):
         if size != first[0] or (result and result != first[1]):

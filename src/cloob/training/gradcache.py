@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cloob.functional.private import buffers_of
 
@@ -73,7 +74,10 @@ def cached_backward(
         torch.Size([4, 6])
     """
     micro_batches = list(micro_batches)  # both passes need the same: a shuffling loader would give others
-    static = any(getattr(module, "static_graph", False) for module in (towers, getattr(no_sync, "__self__", None)))
+    wrapped = next(
+        (m for m in (towers, getattr(no_sync, "__self__", None)) if isinstance(m, DistributedDataParallel)), None
+    )
+    static = wrapped is not None and wrapped.static_graph
     for wrong, error in (
         (not micro_batches, "no micro-batches: gradient caching needs at least one"),
         (not torch.is_grad_enabled(), "gradients are off (no_grad, inference_mode): gradient caching is for them"),
@@ -81,7 +85,9 @@ def cached_backward(
     ):
         if wrong:
             raise ValueError(error)
-    _share_buffers(towers, getattr(no_sync, "__self__", None))
+    if wrapped is not None and wrapped.broadcast_buffers:  # before the first pass, which ends with those from before it
+        for buffer in towers.buffers():
+            torch.distributed.broadcast(buffer.detach(), src=0, group=wrapped.process_group)
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
     learned = {name: value for name, value in options.items() if isinstance(value, Tensor) and value.requires_grad}
@@ -127,7 +133,6 @@ class Buffers:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Puts tensors and values back."""
         for buffers, name, buffer, value in self._held:
             if buffer is not None and value is not None:
                 buffer.copy_(value)
@@ -141,16 +146,6 @@ class Buffers:
             now = buffers.get(name)
             if now is not None and value is not None:
                 torch.where(good, now, value, out=now)
-
-
-@torch.no_grad()
-def _share_buffers(towers: nn.Module, wrapped: object) -> None:
-    """Rank 0's buffers on every rank where DDP hands them out, since the first pass ends with those from before it."""
-    for module in (towers, wrapped):
-        if isinstance(module, nn.parallel.DistributedDataParallel) and module.broadcast_buffers:
-            for buffer in towers.buffers():
-                torch.distributed.broadcast(buffer, src=0, group=module.process_group)
-            return
 
 
 def _first_pass(

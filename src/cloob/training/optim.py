@@ -49,10 +49,7 @@ def tower_of(name: str) -> Tower:
 
 
 def layer_depths(names: Iterable[str]) -> dict[str, Depth]:
-    """The depth of every parameter of two towers, from the names in the order of ``named_parameters()``.
-
-    These are the stacks of open_clip, timm and Hugging Face; a tower without a stack has the depths 0 and 1.
-    """
+    """The depth of every parameter of two towers (of open_clip, timm, Hugging Face), from the names in their order."""
     ordered = list(names)
     depths: dict[str, Depth] = {}
     for tower in ("image", "text"):
@@ -105,12 +102,11 @@ def parameter_groups(
     embeddings_apart: bool = False,
     by_name: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups by weight decay and learning rate, each with its ``lr_scale``, the largest first.
+    """Groups by weight decay and learning rate, with their ``lr_scale``, the largest first.
 
-    CLIP's rule: a parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer. At
-    depth d of a tower of depths 0 … top it learns with ``layer_decay ** (top − d)`` times the schedule's rate (as in
-    ELECTRA and BEiT), the temperatures with the full rate. ``embeddings_apart``: groups of embeddings have
-    ``use_fallback``, by which timm's Muon leaves them to AdamW. ``by_name``: the rule of the authors' program.
+    CLIP's rule: a parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer; at
+    depth d of a tower of depths 0 … top its rate is multiplied by ``layer_decay ** (top − d)`` (as in BEiT).
+    ``embeddings_apart``: timm's Muon leaves embeddings to AdamW. ``by_name``: the rule of the authors' program.
     """
     depths = layer_depths(name for name, _ in encoder.named_parameters())
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -130,15 +126,12 @@ def parameter_groups(
     scales = [p for p in objective.parameters() if p.requires_grad]
     if scales:
         groups.setdefault((1.0, by_name, False), []).extend(scales)
-    return [
-        {
-            "params": groups[scale, decays, apart],
-            "weight_decay": weight_decay if decays else 0.0,
-            "lr_scale": scale,
-            **({"use_fallback": True} if apart else {}),
-        }
-        for scale, decays, apart in sorted(groups, reverse=True)
-    ]
+    result: list[dict[str, Any]] = []
+    for scale, decays, apart in sorted(groups, reverse=True):
+        decay = weight_decay if decays else 0.0
+        group = {"params": groups[scale, decays, apart], "weight_decay": decay, "lr_scale": scale}
+        result.append(group | ({"use_fallback": True} if apart else {}))
+    return result
 
 
 def make_optimizer(
@@ -181,27 +174,22 @@ def make_optimizer(
 
 
 class Average:
-    """The moving average of an encoder's weights and statistics, from the first step on; ``decay``: the share kept."""
+    """The moving average of an encoder's weights and statistics; ``begun``: it has a value."""
 
     def __init__(self, encoder: nn.Module, decay: float) -> None:
         self.encoder: Any = copy.deepcopy(encoder).requires_grad_(False)
-        self._decay, self._begun = decay, False
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Goes on from an average that was saved."""
-        self.encoder.load_state_dict(state)
-        self._begun = True
+        self._decay, self.begun = decay, False
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, finite: Tensor) -> None:
         """Moves towards the encoder's weights if the 0-d ``finite`` is true; waits for no device."""
         share = finite * (1 - self._decay)
         for averaged, now in zip(self.encoder.state_dict().values(), encoder.state_dict().values(), strict=True):
-            if self._begun and now.is_floating_point():  # attention masks are buffers of −∞, whose difference is NaN
+            if self.begun and now.is_floating_point():  # attention masks are buffers of −∞, whose difference is NaN
                 averaged.add_(share.to(averaged.dtype) * (now - averaged).nan_to_num())
             else:
                 averaged.copy_(now)
-        self._begun = True
+        self.begun = True
 
 
 def warmup_steps(config: OptimConfig, total: int) -> int:

@@ -1,7 +1,4 @@
-"""What a run measures: the lines of its steps in their order, and how good it is on held-out pairs.
-
-On CUDA the numbers of all steps are read at once where a line of measurements is due or a checkpoint is written.
-"""
+"""What a run measures: the lines of its steps, read from CUDA many at a time, and how good it is on held-out pairs."""
 
 from __future__ import annotations
 
@@ -85,7 +82,6 @@ class StepLog:
             self.flush()
 
     def flush(self) -> None:
-        """Reads the numbers of the steps since the last time."""
         steps, self._pending = self._pending, []
         if not steps:
             return
@@ -210,9 +206,8 @@ def validate(
 ) -> tuple[dict[str, float | None], list[Skip]]:
     """``val_loss`` and ``val_recall`` of the held-out pairs, which are embedded once on all ranks, and the bad pairs.
 
-    The loss is the mean in batches of the training's size, None if it is not finite. The recall is the mean at 1, 5 and
-    10 in both directions among some 10,000 pairs at most. An image's only correct answer is its caption, a vector's the
-    first row of its id.
+    The loss is the mean in batches of the training's size, the recall that at 1, 5 and 10 in both directions among some
+    10,000 pairs at most. An image's only correct answer is its caption, a vector's the first row of its id.
     """
     loader, device, config = run.val_loader, run.stepper.device, run.config
     assert loader is not None

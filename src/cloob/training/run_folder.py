@@ -103,10 +103,7 @@ _PRODUCTS = (
 
 @contextlib.contextmanager
 def hold(run: Path) -> Iterator[Callable[[], None]]:
-    """Locks a run folder, on rank 0 for all, and makes it if it is missing; yields a check that the lock still stands.
-
-    The lock of a dead process expires: of this host at once, of another after a minute without a heartbeat.
-    """
+    """Locks a run folder, on rank 0 for all; yields a check that the lock still stands. A dead process's expires."""
     library = require("filelock", "train")
     lock = library.SoftFileLease(run / LOCK, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
 
@@ -146,7 +143,6 @@ def hold(run: Path) -> Iterator[Callable[[], None]]:
 
 
 def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
-    """Refuses a run folder with a run that is neither resumed nor replaced."""
     save, out, init = config.save, config.save.out, config.towers.init
     if not any((out / name).exists() for name in _RUN_FILES):
         return
@@ -242,7 +238,7 @@ class BadSamples:
         progress = self.progress
         for skip in batch.skipped:
             progress.reasons[skip.reason] = progress.reasons.get(skip.reason, 0) + 1
-            self._examples.setdefault(skip.reason, _example(skip))
+            self._examples.setdefault(skip.reason, ": ".join(filter(None, (skip.key, skip.detail))))
         if bad and progress.epoch_bad < MAX_NAMED:
             place = {"step": progress.step + 1, "epoch": progress.epoch + 1}
             self.log.write_skipped(place, with_readers(batch.skipped))
@@ -253,10 +249,7 @@ class BadSamples:
             self.check()
 
     def check(self, *, ended: bool = False) -> None:
-        """Compares the bad samples with the limit, on every rank alike.
-
-        They are a fraction of the epoch; once it has ``ended``, or very many in a row were bad, of the epoch so far.
-        """
+        """Compares the bad samples with the limit, a share of the epoch, or of the epoch so far if it has ``ended``."""
         good, bad = self.progress.epoch_good, self.progress.epoch_bad
         so_far = ended or self._in_a_row >= MAX_BAD_IN_A_ROW
         total = good + bad if so_far else max(good + bad, self.loader.pairs_per_epoch)
@@ -282,12 +275,8 @@ def check_fraction(source: str, kind: str, skips: Sequence[Skip], total: int, li
     """Raises InputError where more than a share of a whole set cannot be used, or all of it; with an example each."""
     nothing = len(skips) == total > 0
     if len(skips) > limit * total or nothing:
-        examples: dict[str, str] = {skip.reason: _example(skip) for skip in reversed(skips)}
+        examples = {skip.reason: ": ".join(filter(None, (skip.key, skip.detail))) for skip in reversed(skips)}
         raise _too_many(f"{source}: {len(skips)} of {total} {kind}", nothing, limit, by_reason(skips), examples)
-
-
-def _example(skip: Skip) -> str:
-    return f"{skip.key}: {skip.detail}" if skip.detail else skip.key
 
 
 def _too_many(

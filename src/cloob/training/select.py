@@ -1,7 +1,6 @@
 """Heads that held-out pairs choose: the closed form, ``auto`` among objectives, ``members`` side by side in one model.
 
-``objective="cca"`` solves for linear heads in one pass over the pairs, in place of a training. Each rank adds up the
-moments of its pairs in blocks; their sum gives the canonical directions for every ridge.
+For ``objective="cca"`` every rank adds up the moments of its pairs; their sum gives the directions for every ridge.
 """
 
 from __future__ import annotations
@@ -73,10 +72,8 @@ _RECALL = operator.attrgetter("recall")
 
 
 def read_choice(run: Path) -> dict[str, Any] | None:
-    """The content of ``objectives.json`` of a run, if it has one."""
     file = run / runs.OBJECTIVES_FILE
-    choice: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return choice
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 class Selection:
@@ -90,12 +87,11 @@ class Selection:
     def choose(self, config: TrainConfig) -> dict[str, Any]:
         """The objective that held-out pairs choose, with its ``settings``, the heads next to it, and what was tried.
 
-        The closed form and all objectives train for two epochs at most. Another takes the place of InfoLOOB if it is
-        better on ids that did not choose it, with the interval. A resumed run keeps its choice.
+        Another takes the place of InfoLOOB if it is better on ids that did not choose it, with the interval.
         """
         if config.save.resume != "none" and (kept := read_choice(config.save.out)) is not None:
             return kept
-        pairs, held_out = self._opened(resumed=False)
+        pairs, held_out = self._opened()
         judge = _rows(held_out, _JUDGES)
         logger.info("trying cca, %s on %s held-out ids …", ", ".join(_TRIED), f"{len(np.unique(judge[2])):,}")
         requested = config.align.standardise
@@ -128,10 +124,7 @@ class Selection:
         }
 
     def join(self, result: RunResult) -> RunResult:
-        """Adds a checkpoint of the best heads joined with others and the closed form, if the recall is higher.
-
-        Held-out pairs choose which, with the weight of the closed form and the strength of the bias against hubs.
-        """
+        """Adds a checkpoint of the best heads joined with others and the closed form, if the recall is higher."""
         run, requested, choice = result.run, self.config.align, read_choice(result.run)
         single = self.config.loss.objective != "auto" and (requested.members or 1) == 1
         if single or result.stopped or result.checkpoint is None:
@@ -161,7 +154,7 @@ class Selection:
             trained = self._quietly(config.override(**{**TEMPORARY, **leaves, "members": None}))
             if trained.stopped:
                 return replace(result, stopped=trained.stopped)
-            heads.append(_heads(trained.run))
+            heads.append(cast(Heads, load_model(trained.run, "cpu").eval().heads))
         judge, bank = _rows(held_out, _JUDGES), _rows(pairs, _BANK)
         tried = list(_combinations(heads, names, judge, bank, requested.embed_dim or 0))
         what, sides, _ = max(tried, key=lambda one: float(one[2].mean()))
@@ -184,8 +177,8 @@ class Selection:
         shutil.rmtree(run / runs.MEMBERS_FOLDER, ignore_errors=True)
         return result
 
-    def _opened(self, *, resumed: bool = True) -> tuple[VectorPairs, VectorPairs]:
-        """The training pairs, cleaned if asked, and the held-out pairs as heads see them; opened once for all."""
+    def _opened(self) -> tuple[VectorPairs, VectorPairs]:
+        """The training pairs, perhaps cleaned, and the held-out pairs as heads see them; opened once for all."""
         if self._pairs is None:
             config = self.config
             pairs, held_out = open_pairs(config, self.given.pairs, self.given.held_out)
@@ -195,7 +188,7 @@ class Selection:
                 parts: Any = (make_loader(part, encoder, config, device, train=False) for part in both)
                 pairs, held_out = (loader.pairs for loader in parts)
             if config.align.clean is not None:
-                pairs, _ = cleaned(pairs, config, resumed=resumed)
+                pairs, _ = cleaned(pairs, config)
             self._pairs = pairs, cast(VectorPairs, held_out)
         return self._pairs
 
@@ -212,7 +205,7 @@ class Selection:
             result = self._quietly(config.override(**leaves, **TEMPORARY))
             if result.stopped:
                 raise Ended(replace(result, run=config.save.out, steps=0, epochs=0, samples_seen=0, checkpoint=None))
-            heads = _heads(result.run)
+            heads = cast(Heads, load_model(result.run, "cpu").eval().heads)
         found = _found(*heads, judge)
         recall, (low, high) = float(found.mean()), bootstrap_interval(found)
         shown = {"inv_tau": "τ⁻¹ {:g}", "beta": "β {:g}", "standardise": "{}"}
@@ -237,12 +230,6 @@ class Selection:
 
 def _rows(pairs: VectorPairs, most: int) -> _Rows:
     return pairs.take(np.array(spread(len(pairs), most)))[:3]
-
-
-def _heads(run: Path) -> Heads:
-    heads: Heads = load_model(run, "cpu").eval().heads
-    assert heads is not None
-    return heads
 
 
 @torch.no_grad()
@@ -270,10 +257,7 @@ def _points(gain: tuple[float, float, float]) -> str:
 def _combinations(
     heads: Sequence[Heads], names: Sequence[str], judge: _Rows, bank: _Rows, width: int
 ) -> Iterator[tuple[str, Heads, Tensor]]:
-    """What may be joined: in words, as heads cut to ``width`` columns (0: no cut), and as their recall.
-
-    The first head alone comes first. A bias against hubs may not lower recall@10.
-    """
+    """What may be joined, the first head alone first: in words, as heads of ``width`` columns (0: all), and recall."""
     closed = names[-1].startswith("cca")
     n, trained = len(heads), len(heads) - closed
     of_heads = [[1.0] * k + [0.0] * (n - k) for k in {1: 1, trained: trained}]
@@ -297,7 +281,7 @@ def _combinations(
             )
             fit_members(a.eval(), b.eval(), *of_bank)
             recalls = recalls_of_ids(a.joined(of_judge[0]), b.joined(of_judge[1]), judge[2])
-            if strength and float(recalls[_AT_TEN].mean()) < at_ten:
+            if strength and float(recalls[_AT_TEN].mean()) < at_ten:  # which the bias may not lower
                 continue
             at_ten = at_ten if strength else float(recalls[_AT_TEN].mean())
             alone = places == [0] and not strength

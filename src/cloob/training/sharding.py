@@ -72,7 +72,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """0-d 2-norm of all gradients together, the same on every rank; 0 without gradients."""
+    """0-d 2-norm of all gradients, the same on every rank; 0 without gradients."""
     norms = [nn.utils.get_total_norm(kind) for kind in _by_kind(gradients) if kind]
     norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else (norms or [torch.zeros(())])[0]

@@ -37,15 +37,12 @@ class TowersWithLoss(nn.Module):
     def forward(
         self, images: Any, tokens: Any, ids: Tensor | None = None, *, loss: bool = True, **how: Any
     ) -> tuple[Tensor, ...]:
-        """The 0-d loss and the detached (n, D) image and text features of a batch: float32, or float64 of such towers.
-
-        Without ``loss``, for a micro-batch, the features alone, with their graph.
-        """
+        """The 0-d loss and the detached (n, D) features of a batch; without ``loss`` the features, with their graph."""
         low = _AUTOCAST.get(self.precision)
         device = next(self.encoder.parameters()).device.type
         with torch.autocast(device, dtype=low, enabled=low is not None):
             image_features, text_features = self.encoder(images, tokens)
-        # The encoder returns float32 unit rows whatever autocast says; other towers may return less, or float64.
+        # float32, or float64 of such towers, whatever autocast makes of them.
         image_features, text_features = (
             side.to(torch.promote_types(side.dtype, torch.float32)) for side in (image_features, text_features)
         )
@@ -200,5 +197,4 @@ class Stepper:
 
 
 def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:
-    """The 0-d scales that are parameters, where they are and without their graph."""
     return {name: scale.detach() for name, scale in objective.scale_values().items() if isinstance(scale, Tensor)}

@@ -52,7 +52,6 @@ class TrainConfig:
 
     @property
     def holds_out(self) -> bool:
-        """Whether there are held-out pairs."""
         return bool(self.pairs.val_data or self.pairs.val_split or self.vectors.val_a or self.given.given_held_out)
 
     @property

@@ -30,7 +30,6 @@ def preflight(config: TrainConfig) -> None:
 
 
 def wrong(message: str) -> NoReturn:
-    """Raises the InputError."""
     raise InputError(message)
 
 

@@ -18,15 +18,12 @@ from cloob.errors import InputError
 from cloob.family import ObjectiveName
 
 SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale", "exclude_above")
-"""Settings of an objective that suit it alone."""
 LENGTHS = ("epochs", "samples", "steps")  # the three ways to give the length of a run; exactly one of them has a value
-HEADS: dict[str, Any] = {"head": "linear", "embed_dim": 256, "head_dropout": 0.1}
-"""New heads, unless the configuration says otherwise."""
-HEAD_SCALES: dict[str, dict[str, Any]] = {
+HEADS: dict[str, Any] = {"head": "linear", "embed_dim": 256, "head_dropout": 0.1}  # defaults of new heads
+HEAD_SCALES: dict[str, dict[str, Any]] = {  # defaults of heads on vectors, where they are not the objective's
     "infoloob": {"inv_tau": 10.0},
     "clip": {"inv_tau": 10.0, "learnable_inv_tau": False},
 }
-"""Scales of an objective for heads on vectors, where they are not its own defaults."""
 VAL_SPLIT = 0.1  # the share of the pairs that is held out by default
 DEFAULT_EPOCHS = 30
 
@@ -224,8 +221,8 @@ class RunConfig(Checked):
     """Pairs of a rank whose activations are in memory at a time (gradient caching: the loss stays that of the full
     batch, for a second forward pass); 0: all."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32
-    (config.json says which). fp16 scales the loss, and lowers the scale after a step whose gradient overflows."""
+    """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32. fp16
+    scales the loss, and lowers the scale after an overflow."""
     tf32: bool | None = None
     """Round the inputs of float32 matrix products to TF32 on a GPU; left out, with precision auto alone."""
     channels_last: bool | None = None
@@ -252,7 +249,6 @@ class RunConfig(Checked):
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Steps of the full run."""
         if self.epochs is not None:
             return self.epochs * steps_per_epoch
         return self.steps if self.steps is not None else math.ceil((self.samples or 0) / self.batch_size)
@@ -308,16 +304,12 @@ class AlignConfig(Checked):
     """Leave training pairs out that do not seem to belong together: this share of them, or auto: those that are more
     probably wrong than right. OUT/suspects.csv lists them. Held-out pairs are never left out."""
     standardise: Literal["auto", "column", "one", "none"] | None = None
-    """Every column of the vectors loses its mean; then column: is divided by its own spread, one: all by one number.
-    none: neither. auto, or left out: column where half of the columns vary less than a tenth of what all do, else one.
-    """
-
+    """Columns lose their mean and are divided, by column: their spread; one: one number; none: neither. auto, or left
+    out: column where half of the columns vary less than a tenth of what all do, else one."""
     members: Annotated[int | None, at_least(1)] = None
-    """Heads of other first weights that stand side by side, with a closed form, as one model of wider rows. Left out,
-    1; with the objective auto 2 of up to 8,192 pairs."""
+    """Heads of other first weights, joined with a closed form. Left out, 1; with auto 2 of up to 8,192 pairs."""
 
     def encoders(self) -> list[str]:
-        """Those that are given."""
         return [encoder for encoder in (self.image_encoder, self.text_encoder) if encoder is not None]
 
     def heads(self) -> dict[str, Any]:
@@ -336,8 +328,7 @@ class VectorsConfig(Checked):
     b: Annotated[str | None, NAMED] = None
     """Vectors of the second kind, in the same forms; row i belongs to row i of --a unless ids join them."""
     ids: Annotated[str | None, NAMED] = None
-    """An id per pair, one a line or in the forms of --a: pairs of one id are no negatives of each other, and are
-    held out together."""
+    """An id per pair, one a line or as --a: pairs of one id are no negatives, and are held out together."""
     a_ids: Annotated[str | None, NAMED] = None
     """In place of --ids: an id per row of --a, by which it finds its row of --b."""
     b_ids: Annotated[str | None, NAMED] = None
