@@ -1,9 +1,9 @@
 """The process group, exchanges between its ranks, and a gather of rows over ranks with an exact gradient.
 
-The gradient contract over W ranks: every rank computes its own rows' part of the global loss; :func:`gather_rows` sends
-the gradients of gathered rows back to the ranks that own them, and :func:`global_sum` reports the sum on every rank
-while it scales the gradient by W. Data-parallel wrappers (DDP, FSDP2) average over ranks, which takes that W away:
-what the optimiser sees is the gradient of one process with the full batch, for equal and unequal parts.
+The gradient contract over W ranks: every rank computes the part of its rows in the global loss. :func:`gather_rows`
+sends the gradients of gathered rows back to their ranks; :func:`global_sum` returns the sum on every rank and scales
+the gradient by W. Data-parallel wrappers (DDP, FSDP2) average over ranks, which takes W away: the optimiser sees the
+gradient of one process with the full batch, for equal and unequal parts.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _exchange(
 
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
-    """(N, …) rows of all ranks from the (n, …) of each; a rank's gradient is the sum over ranks of that of its rows."""
+    """(N, …) rows of all ranks from (n, …) of every rank; the gradient of a rank's rows is the sum of theirs over ranks."""
     return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout)) if len(layout.sizes) > 1 else rows
 
 

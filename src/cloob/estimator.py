@@ -41,7 +41,7 @@ _LEAVES = {**_OTHER, "validation_fraction": "val_split", **dict(zip(_SAME, _SAME
 
 @dataclasses.dataclass(eq=False, repr=False)
 class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """A head for each of two matrices, which brings paired rows together: ``cloob train vectors`` in memory.
+    """Heads for two matrices, which brings paired rows together: ``cloob train vectors`` in memory.
 
     Matrices are numpy arrays, tensors, data frames or scipy's sparse matrices. The second one takes the place of the
     targets, so ``cross_val_score`` and ``GridSearchCV`` split both.
@@ -50,7 +50,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         objective: ``"auto"``: held-out pairs choose one, and join its heads with others; else a member of the family,
             or ``"cca"``, linear heads in closed form.
         inv_tau: Inverse temperature of the contrast; None: 10 for InfoLOOB and CLIP, 30 for CLOOB.
-        beta: Inverse temperature of the Hopfield retrieval; None for the objective's own.
+        beta: Inverse temperature of the Hopfield retrieval; None for the objective's.
         learnable_inv_tau: Whether it is learned; None: as the objective does, but for CLIP, where it stays.
         members: Heads of other first weights, side by side with the closed form; None: 1, with ``"auto"`` 2.
         clean: ``"auto"`` leaves out pairs that do not seem to belong together, a share such as 0.2 as many of them.

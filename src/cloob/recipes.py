@@ -1,4 +1,4 @@
-"""Named training set-ups: those of ``recipes.toml``, each for every member of the family and for other towers.
+"""Named training set-ups: those of ``recipes.toml``, for every member of the family and for other towers.
 
 >>> config = get_recipe("cc3m", objective="clip").override(data=["cc3m/train.csv"], out="runs/cc3m")
 """
@@ -26,7 +26,7 @@ def get_recipe(name: str, *, objective: ObjectiveName | None = None, model: str 
 
     Args:
         name: One of ``RECIPES``; ``_`` counts as ``-``.
-        objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings for each. Left out, it is
+        objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings for all. Left out, it is
             CLOOB; for ``align`` and ``vectors`` held-out pairs choose (``"auto"``).
         model: Name of the towers; the recipe's default when left out.
 

@@ -75,7 +75,7 @@ class ContrastiveObjective(ScaledModule):
         >>> import torch
         >>> from cloob import ContrastiveObjective
         >>> objective = ContrastiveObjective(inv_tau=30.0, beta=8.0)
-        >>> images = torch.eye(4, 8, requires_grad=True)  # four pairs, each embedding a unit vector
+        >>> images = torch.eye(4, 8, requires_grad=True)  # four pairs of unit vectors
         >>> loss = objective(images, torch.eye(4, 8))
         >>> loss.backward()
         >>> images.grad.shape
@@ -242,7 +242,7 @@ class ContrastiveObjective(ScaledModule):
             text_features: (N, D) text embeddings, unit rows; row i belongs to image i.
             logit_scale: Takes the place of τ⁻¹, as in open_clip; one that learns needs ``scale="unit"`` (see above).
             logit_bias: Takes the place of the sigmoid loss's bias; in InfoLOOB and InfoNCE a bias cancels.
-            ids: (N,) integers (tensor, numpy, list); pairs of equal id are not each other's negatives (``cloob.ids``).
+            ids: (N,) integers (tensor, numpy, list); pairs of equal id are no negatives of one another (``cloob.ids``).
             hopfield: Takes the place of the constructor's for this call; with ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
             trusted: The number of rows of every rank. With it the call reads nothing from a device: values go
@@ -322,7 +322,7 @@ class ContrastiveObjective(ScaledModule):
         """The module that computes a call against so many candidates: ``reference``, or ``streamed`` in tiles."""
         if self.backend != "auto" or self.matmul is not None:
             return reference if self.backend == "reference" else streamed
-        compiling = torch.compiler.is_compiling()  # while it is, torch.func and TF32 cannot be asked about
+        compiling = torch.compiler.is_compiling()  # while it is, torch.func and TF32 are unknown
         if is_exporting() if compiling else in_transform():
             return reference
         # A backward pass inside autocast or under TF32 would round the products of the reference.

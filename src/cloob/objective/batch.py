@@ -41,11 +41,11 @@ def check_values(x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: boo
             notices.setdefault(
                 "lengths",
                 f"{name} has rows of length {least:.3g} to {greatest:.3g}, but the objective is one of unit rows: "
-                "torch.nn.functional.normalize makes them (said once; check=False says nothing)",
+                "torch.nn.functional.normalize makes them (warned once; not with check=False)",
             )
     if cone and (notice := cone_notice(lengths["cosine"][0])):
         advice = "centre and scale the inputs (cloob.Head does), or begin with infoloob"
-        notices["cone"] = f"{notice}: {advice} (said once; check=False says nothing)"
+        notices["cone"] = f"{notice}: {advice} (warned once; not with check=False)"
     if given:
         inv_tau = lengths["inv_tau"][0] if "inv_tau" in learned else float(scales["inv_tau"])
         notices["logarithm"] = logarithm_notice("logit_scale", inv_tau)

@@ -263,7 +263,7 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
         ways = ["column" if variance.median() < 0.01 * variance.mean() else "one" for variance in variances]
         if "column" in ways:
             sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
-            message = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
+            message = "columns of %s vary unlike: they are divided by their spreads (--standardise one: all alike)"
             logger.info(message, sides)
     heads = new_heads(config, (a.shape[1], b.shape[1]), ways)
     for head, rows in zip(heads, (a, b), strict=True):

@@ -52,7 +52,7 @@ def resolved(
     elif config.towers.init is None and config.given.given_towers is None:
         leaves |= {"model": config.towers.model or encoder.name, "image_size": encoder.image_size}
     if config.run.precision == "auto":
-        # A CPU that computes in bfloat16 by itself cannot be told from those that emulate it.
+        # A CPU that computes in bfloat16 by itself looks like those that emulate it.
         has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
     if config.run.channels_last is None:

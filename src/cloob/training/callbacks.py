@@ -76,7 +76,7 @@ class Callback:
         """Before the first step."""
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
-        """After each optimiser step, with the line of ``metrics.jsonl``.
+        """After every optimiser step, with the line of ``metrics.jsonl``.
 
         On a CUDA device lines come together, every ``log_every`` steps: the towers may be some steps further.
         """
@@ -85,7 +85,7 @@ class Callback:
         """After every epoch, with the line of ``epochs.jsonl``; also after one that the run's length ended early."""
 
     def on_checkpoint(self, path: Path) -> None:
-        """After a checkpoint was written whole."""
+        """After a checkpoint is complete."""
 
     def on_end(self, result: RunResult | None) -> None:
         """At the end: ``result`` is None when an exception ended the run."""
@@ -213,7 +213,7 @@ class TensorBoard(Tracker):
 
                 def write(numbers: Mapping[str, float], step: int) -> None:
                     for name, value in numbers.items():
-                        writer.add_scalar(name, value, step)  # its own thread writes, and raises at one of the next
+                        writer.add_scalar(name, value, step)  # a thread writes, and raises at one of the next calls
 
                 self.sink, self.finish = write, lambda failed: writer.close()
 

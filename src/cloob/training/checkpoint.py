@@ -110,7 +110,7 @@ class Saver:
                 on_rank_zero(partial(folder.mkdir, parents=True, exist_ok=True))
             shards = sharding.write_shards(folder / runs.SHARDS_FOLDER, encoder, self.stepper.optimizer, self._ranks)
             moments["state"] = {}
-            # Shapes alone; asked here, as towers that compute at the same time must not be asked for their state.
+            # Shapes alone, read here: towers that compute at the same time must not give their state.
             weights = {k: torch.empty(v.shape, dtype=v.dtype) for k, v in encoder.state_dict().items()}
         state = {
             "optimizer": moments,
@@ -139,7 +139,7 @@ class Saver:
             state["weights"] = weights_digest(folder)
             if validation is not None:
                 (folder / runs.VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
-            with (folder / runs.TRAINER_FILE).open("wb") as file:  # torch's own writer says no reason of the disk's
+            with (folder / runs.TRAINER_FILE).open("wb") as file:  # torch's writer reports no reason of the disk
                 torch.save(state, file)
 
         self._saved = progress.step, progress.epoch

@@ -100,6 +100,6 @@ def enough_memory(run: RunConfig) -> Iterator[None]:
             raise
         local = -(-run.batch_size // world_size())
         pairs = min(local, run.micro_batch_size or local)
-        less = f"--micro-batch-size {max(2, pairs // 2)} or less (the loss stays that of the whole batch)"
+        less = f"--micro-batch-size {max(2, pairs // 2)} or less (the loss stays that of the full batch)"
         helps = f"{less}, a smaller --batch-size, or a smaller --model"
         raise InputError(f"{pairs} pairs at a time do not fit in memory; give {helps}") from error

@@ -207,7 +207,7 @@ class GivenTowers(DualEncoder):
 
 
 class GivenObjective(nn.Module):
-    """A caller's loss of two (N, D) matrices of unit rows; each rank computes the global loss, so gradients average."""
+    """A caller's loss of two (N, D) matrices of unit rows; every rank computes the global loss."""
 
     contrast, hopfield, bias = "given", False, None
 

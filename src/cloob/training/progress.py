@@ -120,7 +120,7 @@ class Course:
 
 
 def is_whole(run: RunConfig, progress: Progress) -> bool:
-    """Whether a run has its whole length, and its last epoch was validated."""
+    """Whether a run has its full length, and its last epoch was validated."""
     if run.epochs is not None:
         return progress.epoch >= run.epochs
     return progress.position == 0 and progress.passed >= run.total_steps(0) * run.batch_size

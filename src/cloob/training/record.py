@@ -62,7 +62,7 @@ class StepLog:
         self.last_loss: float | None = None  # of the last step that was not skipped
         groups = run.stepper.optimizer.param_groups
         self._rates = [group["lr_scale"] for group in groups]  # shares of the schedule's rate
-        # A given optimiser's rates are its own: the configuration's stands for no peak then.
+        # A given optimiser's rates are peaks.
         self._peak = max(self._rates) if run.config.given.given_optimizer is not None else 1.0
         self._late = is_async(run.stepper.device)  # then the host waits where it reads a value
         self._pending: list[Step] = []
@@ -110,7 +110,7 @@ class StepLog:
                 self._nonfinite(step, result)
 
     def _line(self, step: Step, result: StepResult | None) -> dict[str, Any]:
-        """Moves the progress by a step; returns what the log says of it but for its times. All ranks call this."""
+        """Moves the progress by a step; returns its line but for the times. All ranks call this."""
         run, progress = self.run, self.run.progress
         if result is not None and result.finite:
             self.last_loss = result.loss
@@ -245,7 +245,7 @@ def validate(
     skipped = with_readers(left_out)
     if rank() == 0 and not any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE)):
         place = {"step": run.progress.step, "epoch": run.progress.epoch + 1, "held_out": True}
-        run.log.write_skipped(place, skipped)  # once: they are the same at each validation
+        run.log.write_skipped(place, skipped)  # once: they are the same at every validation
     lost = [skip for _, skip in skipped]
     check_fraction(loader.name, "held-out pairs", lost, pairs, config.pairs.max_bad_fraction)
     loss = finite(total / samples) if samples else None

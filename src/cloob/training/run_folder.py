@@ -32,7 +32,7 @@ from cloob.training.progress import Progress, is_whole
 
 logger = logging.getLogger(__name__)
 
-# Changing these between a run and its resumption changes no number of the training; batch_size has a line of its own.
+# Changing these between a run and its resumption changes no number of the training; batch_size has another line.
 _FREE = """workers val_data val_a val_b val_ids val_every cache_dir cache_gb device max_nonfinite patience
 average_with_start batch_size given_held_out"""
 
@@ -48,12 +48,12 @@ def progress_of(
         wrong(f"{checkpoint.path}: {others}; start from its weights with --init {checkpoint.path}")
     # A validation that later ones can be compared with: by the same pairs in the same batches.
     has_best = progress.stale and runs.find_best(config.save.out, config.save.best, measured(config, data)) is not None
-    whole = is_whole(config.run, progress)
-    if whole or (has_best and 0 < config.run.patience <= progress.stale):
+    ended = is_whole(config.run, progress)
+    if ended or (has_best and 0 < config.run.patience <= progress.stale):
         load_objective(checkpoint, objective)
         counts = progress.step, progress.epoch, progress.samples_seen, progress.seconds
-        ended: dict[str, Any] = {"checkpoint": checkpoint.path, "already_finished": True, "out_of_patience": not whole}
-        raise Ended(RunResult(checkpoint.path.parent.parent, *counts, loss=None, **ended))
+        facts: dict[str, Any] = {"checkpoint": checkpoint.path, "already_finished": True, "out_of_patience": not ended}
+        raise Ended(RunResult(checkpoint.path.parent.parent, *counts, loss=None, **facts))
     processes, size = len(state["rng"]), state["batch_size"]
     if processes != world_size():
         goes_on = "the data go on where they were, sums may round differently"
@@ -272,10 +272,11 @@ def by_reason(skipped: Iterable[Skip]) -> dict[str, int]:
 
 
 def check_fraction(source: str, kind: str, skips: Sequence[Skip], total: int, limit: float) -> None:
-    """Raises InputError where more than a share of a whole set cannot be used, or all of it; with an example each."""
+    """Raises InputError where more than a share of a set cannot be used, or all of it; with examples."""
     nothing = len(skips) == total > 0
     if len(skips) > limit * total or nothing:
-        examples = {skip.reason: ": ".join(filter(None, (skip.key, skip.detail))) for skip in reversed(skips)}
+        first = {skip.reason: skip for skip in reversed(skips)}
+        examples: dict[str, str] = {k: ": ".join(filter(None, (skip.key, skip.detail))) for k, skip in first.items()}
         raise _too_many(f"{source}: {len(skips)} of {total} {kind}", nothing, limit, by_reason(skips), examples)
 
 

@@ -63,7 +63,7 @@ class _Trial(NamedTuple):
     objective: str
     settings: dict[str, Any]
     heads: Heads
-    found: Tensor  # as of ``_found``
+    recalls: Tensor  # of the ids
     recall: float
     line: dict[str, Any]  # its entry in ``objectives.json``
 
@@ -101,7 +101,7 @@ class Selection:
         first = [self._try(_TRIED[0], way, judge) for way in ways]
         usual = max(first, key=_RECALL)
         trials = [usual, *(self._try(name, usual.settings["standardise"], judge) for name in _TRIED[1:])]
-        gain = crossed([trial.found for trial in trials])
+        gain = crossed([trial.recalls for trial in trials])
         best = max(trials, key=_RECALL)
         clear = gain[1] > 0 and best is not usual
         taken = best if clear else usual
@@ -111,11 +111,11 @@ class Selection:
         logger.info("%s", message)
         members = config.align.members or (2 if len(pairs) <= _SMALL else 1)
         turns = [(taken, second)[i % 2] for i in range(1, members)]
-        beside = [{"objective": t.objective, **t.settings, "seed": config.run.seed + i} for i, t in enumerate(turns, 1)]
+        others = [{"objective": t.objective, **t.settings, "seed": config.run.seed + i} for i, t in enumerate(turns, 1)]
         return {
             "chosen": taken.objective,
             "settings": taken.settings,
-            "beside": [*beside, {"objective": "cca", **closed.settings}],
+            "beside": [*others, {"objective": "cca", **closed.settings}],
             "says": message,
             "clear": clear,
             "best": best.objective,
@@ -136,14 +136,13 @@ class Selection:
         if config.run.epochs is not None:  # those that the first took to its best
             config = config.override(epochs=max(2, (int(np.argmax(recalls)) + 1) * config.pairs.val_every), patience=0)
         seeds = [{"seed": config.run.seed + i} for i in range(1, requested.members or 1)]
-        beside: list[dict[str, Any]] = choice["beside"] if choice else [*seeds, {"objective": "cca"}]
+        others: list[dict[str, Any]] = choice["beside"] if choice else [*seeds, {"objective": "cca"}]
         pairs, held_out = self._opened()
         best = runs.chosen_checkpoint(run)
         encoder = load_model(best, "cpu").eval()
         assert isinstance(encoder, AlignedEncoder)
-        heads: list[Heads] = [encoder.heads]
-        names = ["first head"]
-        for number, leaves in enumerate(beside, 1):
+        heads, names = [encoder.heads], ["first head"]
+        for number, leaves in enumerate(others, 1):
             names.append(f"{leaves.get('objective', 'head')} {number + 1}")
             is_closed = leaves.get("objective") == "cca"
             if is_closed and self._closed is not None:
@@ -158,9 +157,9 @@ class Selection:
         judge, bank = _rows(held_out, _JUDGES), _rows(pairs, _BANK)
         tried = list(_combinations(heads, names, judge, bank, requested.embed_dim or 0))
         what, sides, _ = max(tried, key=lambda one: float(one[2].mean()))
-        gain = crossed([found for *_, found in tried])
+        gain = crossed([recalls for *_, recalls in tried])
         judge = _rows(held_out, len(held_out) // -(-len(held_out) // GALLERY))
-        recall, alone = (float(_found(*some, judge).mean()) for some in (sides, heads[0]))
+        recall, alone = (float(_recalls(*some, judge).mean()) for some in (sides, heads[0]))
         message = "joined: %s; recall %.1f %% (against the first alone: %s)"
         logger.info(message, what, 100 * recall, _points(gain))
         if recall > alone:
@@ -206,14 +205,14 @@ class Selection:
             if result.stopped:
                 raise Ended(replace(result, run=config.save.out, steps=0, epochs=0, samples_seen=0, checkpoint=None))
             heads = cast(Heads, load_model(result.run, "cpu").eval().heads)
-        found = _found(*heads, judge)
-        recall, (low, high) = float(found.mean()), bootstrap_interval(found)
+        recalls = _recalls(*heads, judge)
+        recall, (low, high) = float(recalls.mean()), bootstrap_interval(recalls)
         shown = {"inv_tau": "τ⁻¹ {:g}", "beta": "β {:g}", "standardise": "{}"}
         words = [form.format(value) for key, form in shown.items() if (value := settings.get(key)) is not None]
         what = " ".join([objective, *words])
         logger.info("%-26s recall %.1f %% (%.1f to %.1f)", what, 100 * recall, 100 * low, 100 * high)
         line = {"objective": objective, **settings, "recall": recall, "interval": (low, high)}
-        return _Trial(objective, settings, heads, found, recall, line)
+        return _Trial(objective, settings, heads, recalls, recall, line)
 
     def _quietly(self, config: TrainConfig) -> RunResult:
         """Trains on the pairs, without messages: what there is to report of them is reported by the run itself."""
@@ -233,14 +232,14 @@ def _rows(pairs: VectorPairs, most: int) -> _Rows:
 
 
 @torch.no_grad()
-def _found(a: torch.nn.Module, b: torch.nn.Module, judge: _Rows) -> Tensor:
+def _recalls(a: torch.nn.Module, b: torch.nn.Module, judge: _Rows) -> Tensor:
     """(ids,) the mean of recall at 1, 5 and 10 in both directions, with the heads of both sides."""
     return recalls_of_ids(F.normalize(a(judge[0]), dim=1), F.normalize(b(judge[1]), dim=1), judge[2]).mean(0)
 
 
-def crossed(found: Sequence[Tensor]) -> tuple[float, float, float]:
-    """What choosing gains over the first, with its interval: each half of the ids is judged by the other's choice."""
-    table = torch.stack(list(found))
+def crossed(recalls: Sequence[Tensor]) -> tuple[float, float, float]:
+    """What choosing gains over the first, with its interval: one half of the ids is judged by the other's choice."""
+    table = torch.stack(list(recalls))
     gains = torch.zeros_like(table[0])
     for half in (0, 1):
         chosen = int(table[:, 1 - half :: 2].mean(1).argmax())

@@ -29,7 +29,7 @@ from cloob.distributed import world_size
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
-    """Shards the towers' parameters over all ranks, in place; each residual block is gathered by itself."""
+    """Shards the towers' parameters over all ranks, in place; a residual block is gathered at a time."""
     mesh = init_device_mesh(device.type, (world_size(),))
     unsharded = {p for p in encoder.parameters() if p.ndim == 0}
     for parameter in encoder.parameters():
@@ -49,7 +49,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Residual blocks, or stages of them: the outermost items of lists that have modules of their own."""
+    """Residual blocks, or stages of them: the outermost items of lists of modules with children."""
     for child in module.children():
         if isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in child.children()):
             yield child
@@ -58,13 +58,13 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Rank 0's buffers (running statistics) on every rank, as DDP does before each forward pass."""
+    """Rank 0's buffers (running statistics) on every rank, as DDP does before a forward pass."""
     for buffer in module.buffers():
         dist.broadcast(buffer, src=0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean over the ranks of the gradients of parameters that are whole on each."""
+    """The mean over the ranks of the gradients of unsharded parameters."""
     for parameter in parameters:
         if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
             dist.all_reduce(parameter.grad)
@@ -101,13 +101,13 @@ def write_shards(
         tensors |= {f"moments.{index}.{key}": value for key, value in moments.items()}
     tensors = {name: value if value.ndim else value.view(1) for name, value in tensors.items()}  # files have slices
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # what is whole on every rank is rank 0's
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # unsharded tensors are written by rank 0
     written: Any = async_save(tensors, storage_writer=writer, planner=planner, process_group=group)
     return cast("Future[Any]", getattr(written, "upload_completion", written))
 
 
 def read_shards(folder: Path, targets: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Reads shards of any number of ranks into tensors, whole or sharded; every rank of the group calls this."""
+    """Reads shards of any number of ranks into tensors, sharded or not; every rank of the group calls this."""
     targets = {name: value if value.ndim else value.view(1) for name, value in targets.items()}
     reader, alone = HuggingFaceStorageReader(str(folder)), world_size() == 1
     with warnings.catch_warnings() if alone else contextlib.nullcontext():
@@ -134,7 +134,7 @@ def load_shards(folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimiz
 
 @torch.no_grad()
 def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """``module.load_state_dict`` of a whole state, for sharded parameters too, without communication."""
+    """``module.load_state_dict`` of an unsharded state, for sharded parameters too, without communication."""
     if is_sharded(module):
         state = {name: _like(state[name], like) for name, like in module.state_dict().items()}
     module.load_state_dict(state)
@@ -161,7 +161,7 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 def _like(value: Tensor, like: Tensor) -> Tensor:
     """A full tensor in the memory format of ``like``, or this rank's shard of it; RuntimeError for other sizes."""
     if value.shape != like.shape:
-        raise RuntimeError(f"{tuple(value.shape)} found where {tuple(like.shape)} belongs")
+        raise RuntimeError(f"{tuple(value.shape)} in place of {tuple(like.shape)}")
     if isinstance(like, DTensor):
         contiguous = value.to(like.device).contiguous()
         return distribute_tensor(contiguous, like.device_mesh, like.placements, src_data_rank=None)

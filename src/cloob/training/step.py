@@ -129,7 +129,7 @@ class Stepper:
         hopfield: bool | None = None,
         layout: Layout | None = None,
     ) -> Launched:
-        """Takes one step without waiting for the device; ranks without a ``layout`` ask each other for their sizes."""
+        """Takes one step without waiting for the device; ranks without a ``layout`` exchange their sizes."""
         buffers = Buffers(self._modules)
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss

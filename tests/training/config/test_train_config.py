@@ -48,7 +48,7 @@ def test_what_takes_the_place_of_what():
         ({"optim": {"beta2": 1}}, "config: beta2 is 1.0; it must be in [0, 1)"),
         ({"pairs": {"crop_scale": [0.9, 0.5]}}, "crop_scale is (0.9, 0.5)"),
         ({"pairs": {"crop_scale": [0.9]}}, "crop_scale is [0.9]; it must be"),
-        ({"pairs": {"workers": True}}, "workers is True; it must be a whole number"),
+        ({"pairs": {"workers": True}}, "workers is True; it must be an integer"),
         ({"align": {"head": "deep"}}, "head is 'deep'; it must be one of linear, mlp"),
         ({"loss": {"bias": float("inf")}}, "bias is inf; it must be a finite number"),
         ({"run": {"samples": 0}}, "samples is 0; it must be 1 or more"),

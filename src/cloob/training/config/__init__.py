@@ -1,7 +1,7 @@
 """What a training run is made of: frozen dataclasses, checked as they are made, nested in ``TrainConfig``.
 
 Here they are changed by leaf, written as JSON and read back. Leaf names are unique across the parts: on the
-command line and in ``override`` a leaf goes by its own name (``--lr``, not ``--optim.lr``). No torch is imported here.
+command line and in ``override`` a leaf goes by its name (``--lr``, not ``--optim.lr``). No torch is imported here.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.
 
         Some leaves take the place of others, unless these are given, too: a length of the run (``epochs``, ``samples``
-        or ``steps``) that of the length before; another objective begins with its own τ⁻¹, β and scale, another model
-        with its own picture size; held-out pairs (``val_data``, ``val_a``) and ``val_split`` replace each other. In
+        or ``steps``) that of the length before; another objective begins with its τ⁻¹, β and scale, another model
+        with its picture size; held-out pairs (``val_data``, ``val_a``) and ``val_split`` replace each other. In
         place of the demo's held-out pairs, a tenth of other ``data`` is held out.
 
         Raises:
@@ -148,7 +148,7 @@ hints = functools.cache(typing.get_type_hints)
 
 @functools.cache
 def leaf_homes() -> dict[str, str]:
-    """The part in which each leaf sits: ``{"lr": "optim", …}``."""
+    """The part of every leaf: ``{"lr": "optim", …}``."""
     return {leaf: part for part, kind in hints(TrainConfig).items() for leaf in hints(kind)}
 
 
@@ -199,7 +199,7 @@ def _option(leaf: str) -> str:
 
 
 def _helps() -> dict[str, str]:
-    """The docstring under each field of a configuration; they are in the source alone."""
+    """The docstrings of the fields of a configuration, from the source."""
     helps = {}
     for kind in ast.parse(inspect.getsource(parts)).body:
         for leaf, text in itertools.pairwise(getattr(kind, "body", ())):

@@ -34,7 +34,7 @@ def wrong(message: str) -> NoReturn:
 
 
 def check_combination(config: TrainConfig) -> None:
-    """Refuses values that exclude each other, or need others that are missing; InputError names the first."""
+    """Refuses values that exclude others, or need others that are missing; InputError names the first."""
     values = {leaf: value for part in vars(config).values() for leaf, value in vars(part).items()}
     for key, other, excluded in _exclusions(config):
         if excluded:
@@ -107,7 +107,7 @@ def _check_run(config: TrainConfig) -> None:
     run, optim, towers, pairs = config.run, config.optim, config.towers, config.pairs
     lengths = [f"{name} is {value}" for name in LENGTHS if (value := getattr(run, name)) is not None]
     if len(lengths) > 1:
-        wrong(f"{' and '.join(lengths)}; give one of them, each is the length of the run")
+        wrong(f"{' and '.join(lengths)}; give one of them: all are the length of the run")
     if run.fsdp and _processes() == 1:
         wrong("fsdp is True, but there is one process; start several with torchrun, or leave it out")
     if optim.restarts != OptimConfig.restarts and optim.schedule != "cosine-restarts":

