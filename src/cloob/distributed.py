@@ -211,7 +211,7 @@ def _exchange(
 
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
-    """(N, …) rows of all ranks from (n, …) of every rank; a rank's gradient is the sum over ranks of that of its rows."""
+    """(N, …) rows of all ranks from (n, …) of all; a rank's gradient is the sum over ranks of those of its rows."""
     return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout)) if len(layout.sizes) > 1 else rows
 
 
