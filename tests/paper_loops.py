@@ -65,14 +65,7 @@ class TooClose(Exception):
     """A similarity lies so near a margin that rounding decides on which side."""
 
 
-def similarities(
-    anchors,
-    candidates,
-    offset=0,
-    ids=None,
-    candidate_ids=None,
-    exclude_above=None,
-):
+def similarities(anchors, candidates, offset=0, ids=None, candidate_ids=None, exclude_above=None):
     """For each anchor that of its positive and those of its negatives: other ids, above the positive by a margin."""
     found, candidate_ids = [], ids if candidate_ids is None else candidate_ids
     for i, anchor in enumerate(anchors):
@@ -111,17 +104,7 @@ def sigmoid_loop(anchors, candidates, inv_tau, bias, *masks, **named):
 
 
 def objective_loop(
-    x,
-    y,
-    inv_tau,
-    beta,
-    *,
-    contrast="infoloob",
-    hopfield=True,
-    scale="paper",
-    bias=-10.0,
-    ids=None,
-    exclude_above=None,
+    x, y, inv_tau, beta, *, contrast="infoloob", hopfield=True, scale="paper", bias=-10.0, ids=None, exclude_above=None
 ):
     """Eq. 3 with the authors' factor τ, or the mean of both directions."""
     u_x, u_y, v_x, v_y = x, y, x, y

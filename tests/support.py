@@ -60,6 +60,12 @@ def originals(path):
     pytest.skip(f"{path} is neither in the corpus nor beside the checkout")
 
 
+def raises(error, match, action, *arguments, **options):
+    """The action raises the error, with a message that matches."""
+    with pytest.raises(error, match=match):
+        action(*arguments, **options)
+
+
 def refused(capsys, *words):
     """The one line on stderr of a command, run here, that must exit with 2, beside the one that says it begins."""
     assert cli.main(words) == 2

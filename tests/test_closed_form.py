@@ -14,6 +14,7 @@ from sklearn.cross_decomposition import CCA
 import cloob
 from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.functional.suspects import suspicion
+from support import raises
 
 
 def pairs(n, seed, *, of_a=7, of_b=4):
@@ -124,7 +125,5 @@ def test_scores_follow_their_pairs_in_any_order():
 
 def test_what_cannot_be_judged_is_one_line():
     a, b = views(12)
-    with pytest.raises(ValueError, match="as many rows"):
-        cloob.suspects(a, b[:7])
-    with pytest.raises(ValueError, match="3 distinct ids in 5 folds"):
-        cloob.suspects(a, b, ids=[0, 1, 2] * 4)
+    raises(ValueError, "as many rows", cloob.suspects, a, b[:7])
+    raises(ValueError, "3 distinct ids in 5 folds", cloob.suspects, a, b, ids=[0, 1, 2] * 4)

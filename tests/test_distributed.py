@@ -23,15 +23,12 @@ from cloob.distributed import Layout
 from cloob.errors import InputError
 from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
 from paper_loops import count_flops, pairs
+from support import raises
 
 multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed", "cloob.objective"])
 
 SECONDS = 60  # a collective call that waits longer is a hang
-SIZES = {
-    1: {"equal": (6,)},
-    2: {"equal": (3, 3), "unequal": (2, 5)},
-    3: {"unequal": (1, 4, 2)},
-}
+SIZES = {1: {"equal": (6,)}, 2: {"equal": (3, 3), "unequal": (2, 5)}, 3: {"unequal": (1, 4, 2)}}
 # Each member inside DDP, on equal parts without ids and on unequal ones with ids; CLOOB in the two other ways
 # too, and after DDP.
 STEP_CASES = [
@@ -164,15 +161,13 @@ def faults():
     narrow = ids.to(torch.int16) if last else ids
     assert objective(x, y, ids=narrow) == objective(x, y, ids=ids)
     if dist.get_world_size() == 1:
-        with pytest.raises(ValueError, match="at least 2 of them"):
-            objective(x[:1], y[:1])
+        raises(ValueError, "at least 2 of them", objective, x[:1], y[:1])
     else:
         leaf = x.clone().requires_grad_()
         reference = ContrastiveObjective(gather=True, backend="reference")
         with pytest.raises(RuntimeError, match="can be differentiated once; gather=False has more derivatives"):
             torch.autograd.grad(reference(leaf, y), leaf, create_graph=True)
-        with pytest.raises(RuntimeError, match=r"goes through no torch\.func .* gather=False does"):
-            torch.func.grad(objective)(x, y)
+        raises(RuntimeError, r"goes through no torch\.func .* gather=False does", torch.func.grad(objective), x, y)
     return raised
 
 

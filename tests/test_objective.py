@@ -20,15 +20,10 @@ import cloob
 from cloob.family import CONTRASTS, FAMILY, Contrast, ContrastRow
 from cloob.functional import cloob_reference, reference
 from cloob.interop.negatives import contrast_with_negatives
-from cloob.objective import (
-    OBJECTIVES,
-    PAPER_OBJECTIVES,
-    ContrastiveObjective,
-    NonFiniteFeaturesError,
-    make_objective,
-)
+from cloob.objective import OBJECTIVES, PAPER_OBJECTIVES, ContrastiveObjective, NonFiniteFeaturesError, make_objective
 from cloob.scales import FixedScaleWarning
 from paper_loops import MEMBERS, pairs, relative_error, value_and_gradients
+from support import raises
 
 both_backends = pytest.mark.parametrize("backend", ["reference", "streamed"])
 
@@ -125,8 +120,7 @@ def test_a_temperature_that_learns_takes_the_mean_since_the_papers_scale_only_ra
     given = torch.tensor(30.0, requires_grad=True)
     objective = make_objective(name, learnable_inv_tau=False, scale="paper")
     for logit_scale in (given, given.log().exp()):
-        with pytest.raises(ValueError, match="logit_scale learns, which needs scale='unit'"):
-            objective(x, y, logit_scale=logit_scale)
+        raises(ValueError, "logit_scale learns, which needs scale='unit'", objective, x, y, logit_scale=logit_scale)
     with torch.no_grad():  # an evaluation of the same model
         assert objective(x, y, logit_scale=given) == objective(x, y, 30.0)
 
@@ -150,12 +144,7 @@ def test_a_learnable_scale_is_bounded_by_100():
     with pytest.raises(ValueError, match="inv_tau is 250; a learnable one is kept at 100 or below"):
         ContrastiveObjective.clip(inv_tau=250.0)
     ContrastiveObjective.cloob(inv_tau=250.0).clamp_()  # fixed ones stay as they were asked for
-
-
-def test_the_bound_leaves_graphs_that_hold_the_parameter():
-    objective = ContrastiveObjective.clip()
-    x, y = pairs(4, 3)
-    with torch.no_grad():
+    with torch.no_grad():  # graphs that hold the parameter stay right
         objective.log_inv_tau.fill_(math.log(250.0))
     prior = 2 * objective.log_inv_tau**2
     (objective(x, y) + prior).backward()
@@ -208,27 +197,20 @@ def test_another_fixed_value_is_taken_and_told():
 def test_a_state_with_a_scale_that_is_none_is_refused(value):
     state = ContrastiveObjective().state_dict()
     state["fixed_beta"] = torch.tensor(value)
-    with pytest.raises(RuntimeError, match=r"fixed_beta is .*; a positive, finite number"):
-        ContrastiveObjective().load_state_dict(state)
+    load = ContrastiveObjective().load_state_dict
+    raises(RuntimeError, r"fixed_beta is .*; a positive, finite number", load, state)
+    del state["fixed_beta"]
+    raises(RuntimeError, r"Missing key.*fixed_beta", load, state)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        copy.deepcopy,
-        lambda o: pickle.loads(pickle.dumps(o)),
-        lambda o: o.to("cpu", torch.bfloat16),
-        lambda o: o.to("meta").to_empty(device="cpu"),
-    ],
-    ids=["deepcopy", "pickle", "to", "to_empty"],
-)
-def test_number_and_buffer_stay_together(change):
+def test_a_fixed_number_survives_copies_and_casts():
     objective, saved = ContrastiveObjective(inv_tau=30.0), ContrastiveObjective(inv_tau=1 / 0.07).state_dict()
     with pytest.warns(FixedScaleWarning):
         objective.load_state_dict(saved)
-    objective = change(objective)
-    assert objective.config()["inv_tau"] == 1 / 0.07
-    torch.testing.assert_close(objective.state_dict(), saved, rtol=0, atol=0)
+    moved = copy.deepcopy(objective).to("cpu", torch.bfloat16).to("meta").to_empty(device="cpu")
+    for copied in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective)), moved):
+        assert copied.config()["inv_tau"] == 1 / 0.07
+        torch.testing.assert_close(copied.state_dict(), saved, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
@@ -350,8 +332,7 @@ def test_bad_rows_are_named(value, what):
         objective = ContrastiveObjective(contrast=contrast, hopfield=hopfield)
         with pytest.raises(NonFiniteFeaturesError, match=f"text_features: 2 of 5 rows are bad; row 1 is {what}"):
             objective(x, spoil(spoil(y, 3, value), 1, value))
-        with pytest.raises(ValueError, match=f"image_features: 1 of 5 rows are bad; row 4 is {what}"):
-            objective(spoil(x, 4, value), y)
+        raises(ValueError, f"image_features: 1 of 5 rows are bad; row 4 is {what}", objective, spoil(x, 4, value), y)
 
 
 @pytest.mark.parametrize(
@@ -372,18 +353,15 @@ def test_bad_rows_are_named(value, what):
     ],
 )
 def test_wrong_settings_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ContrastiveObjective(**options)
+    raises(ValueError, message, ContrastiveObjective, **options)
 
 
 @both_backends
 def test_wrong_batches_are_refused(backend):
     objective, (x, y) = ContrastiveObjective(backend=backend), pairs(4, 3)
-    with pytest.raises(TypeError, match="text_features is a NoneType"):
-        objective(x, None)
+    raises(TypeError, "text_features is a NoneType", objective, x, None)
     for scale, message in ((0.0, r"inv_tau is 0\.0"), (torch.ones(4), r"inv_tau has shape \(4,\)")):
-        with pytest.raises(ValueError, match=message):
-            objective(x, y, logit_scale=scale)
+        raises(ValueError, message, objective, x, y, logit_scale=scale)
 
 
 def test_what_needs_a_process_group_or_a_softmax():
@@ -472,8 +450,7 @@ def test_ids_come_as_texts_from_numpy_and_as_a_list():
     loss = objective(x, y, ids=cloob.ids(names))
     assert loss == objective(x, y, ids=np.array([0, 1, 0, 2])) != objective(x, y)
     assert loss == objective(x, y, ids=[0, 1, 0, 2])
-    with pytest.raises(TypeError, match=r"cloob\.ids"):
-        objective(x, y, ids=names)
+    raises(TypeError, r"cloob\.ids", objective, x, y, ids=names)
 
 
 def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch):

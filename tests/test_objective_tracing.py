@@ -7,6 +7,7 @@ import torch
 
 from cloob.objective import ContrastiveObjective
 from paper_loops import MEMBER_IDS, MEMBERS, pairs, value_and_gradients
+from support import raises
 
 each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
 two_members = pytest.mark.parametrize(("contrast", "hopfield"), [("infoloob", True), ("sigmoid", False)])
@@ -124,12 +125,9 @@ def test_the_streamed_path_names_the_backend_that_has_them(contrast, hopfield):
     objective = Objective(contrast=contrast, hopfield=hopfield, backend="streamed")
     x, y = batch()
     for transformed in (torch.func.grad(objective), torch.func.jacrev(objective)):
-        with pytest.raises(RuntimeError, match=r"neither torch\.func .* backend='reference' does"):
-            transformed(x, y)
-    with pytest.raises(RuntimeError, match="backend='reference' does"):
-        torch.func.vmap(objective)(x[None], y[None])
-    with pytest.raises(RuntimeError, match="backend='reference' does"):
-        torch.export.export(objective, (x, y))
+        raises(RuntimeError, r"neither torch\.func .* backend='reference' does", transformed, x, y)
+    raises(RuntimeError, "backend='reference' does", torch.func.vmap(objective), x[None], y[None])
+    raises(RuntimeError, "backend='reference' does", torch.export.export, objective, (x, y))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler's own look at a loss

@@ -51,20 +51,9 @@ def nano_configs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def base(pairs_folder, nano_configs):
     """15 steps: 3 epochs of 5 batches of 8."""
-    return TrainConfig().override(
-        data=[str(pairs_folder)],
-        model="nano-dropout",
-        lr=3e-3,
-        warmup=3,
-        epochs=3,
-        batch_size=8,
-        workers=0,
-        max_bad_fraction=0.2,
-        save_every=2,
-        log_every=4,
-        device="cpu",
-        tensorboard=False,
-    )
+    start = TrainConfig().override(data=[str(pairs_folder)], model="nano-dropout", lr=3e-3, warmup=3, epochs=3)
+    start = start.override(batch_size=8, workers=0, max_bad_fraction=0.2, save_every=2, log_every=4)
+    return start.override(device="cpu", tensorboard=False)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from train_helpers import At, Recorder, assert_same_run, exact, lines
 import cloob
 from cloob import TrainConfig
 from cloob.errors import InputError
-from support import fork
+from support import fork, raises
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_parts.py"
 spec = importlib.util.spec_from_file_location("own_parts", EXAMPLE)
@@ -84,10 +84,8 @@ class Counting(torch.optim.Adafactor):
 
 @pytest.fixture
 def config(tmp_path):
-    start = TrainConfig().override(epochs=3, batch_size=16, device="cpu", workers=0, max_bad_fraction=0.2)
-    return start.override(
-        out=tmp_path / "run", tensorboard=False, save_every=2, warmup=2, lr=1e-2, resume="auto", ema=0.9
-    )
+    start = TrainConfig().override(epochs=3, batch_size=16, device="cpu", workers=0, max_bad_fraction=0.2, ema=0.9)
+    return start.override(out=tmp_path / "run", tensorboard=False, save_every=2, warmup=2, lr=1e-2, resume="auto")
 
 
 PARTS = {"pairs": Named(), "held_out": Named(20), "towers": DictTowers, "objective": Learned}
@@ -218,16 +216,14 @@ def test_other_parts_than_before_are_one_line(config, tmp_path):
             train(config, **changes)
         assert "\n" not in str(caught.value)
     again = TrainConfig.from_json(run / "config.json").override(resume="auto", epochs=2)
-    with pytest.raises(InputError, match=r"has pairs of the class 'Named', .*give them to cloob.train\("):
-        cloob.train(again)
+    raises(InputError, r"has pairs of the class 'Named', .*give them to cloob.train\(", cloob.train, again)
     assert train(again).epochs == 2
     for load, error in (
         (lambda: cloob.load_model(run), r"DictTowers, to which its weights belong, is Python code.*towers=module"),
         (lambda: cloob.load_model(run, towers=wide), "does not fit DictTowers"),
         (lambda: cloob.load_model("RN50", towers=wide), "RN50: holds no weights of a module"),
     ):
-        with pytest.raises(InputError, match=error):
-            load()
+        raises(InputError, error, load)
 
 
 class Pictures(nn.Module):
@@ -283,5 +279,4 @@ def test_each_part_alone(base, pairs_folder, tmp_path):
         ({"towers": OneSide(1, 1)}, r"OneSide: returned \[.*\]; two tensors \(n, D\) of the same n and D are expected"),
     ):
         parts = {name: changes.pop(name) for name in ("pairs", "towers", "optimizer") if name in changes}
-        with pytest.raises(InputError, match=error):
-            cloob.train(small.override(out=tmp_path / "no", **changes), **parts)
+        raises(InputError, error, cloob.train, small.override(out=tmp_path / "no", **changes), **parts)

@@ -19,7 +19,7 @@ from cloob import ContrastiveObjective
 from cloob.interop.open_clip import OpenClipLoss
 from cloob.objective import NonFiniteFeaturesError, make_objective
 from cloob.training.gradcache import cached_backward
-from support import on_ranks
+from support import on_ranks, raises
 
 N, D = 12, 6
 WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -150,12 +150,8 @@ def test_the_objective_is_in_float32_within_the_callers_autocast():
     def run(autocast):
         towers = nn.ModuleList(nn.Embedding.from_pretrained(side.clone(), freeze=False) for side in rows)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            cached_backward(
-                lambda part: (towers[0](part), towers[1](part)),
-                make_objective("cloob", backend="reference"),
-                torch.arange(64).split(16),
-                towers=towers,
-            )
+            objective, parts = make_objective("cloob", backend="reference"), torch.arange(64).split(16)
+            cached_backward(lambda part: (towers[0](part), towers[1](part)), objective, parts, towers=towers)
         return gradients(towers)
 
     assert_same(run(True), run(False), 1e-6)
@@ -211,10 +207,8 @@ def test_what_is_no_batch_no_pair_and_no_loss_is_refused():
     def step(objective, parts, encode=towers, **options):
         return cached_backward(lambda part: encode(*part), objective, parts, towers=towers, **options)
 
-    with pytest.raises(ValueError, match="no micro-batches"):
-        step(objective, [])
-    with pytest.raises(TypeError, match=r"NoneType.*; two tensors"):
-        step(objective, parts, lambda *part: (*part, None))
+    raises(ValueError, "no micro-batches", step, objective, [])
+    raises(TypeError, r"NoneType.*; two tensors", step, objective, parts, lambda *part: (*part, None))
     with pytest.raises(TypeError, match=r"encode returned \[\(0, 5\), \(4, 7\)\]"):
         step(objective, parts, lambda images, texts: (images[: len(images) // 8], texts))
     with pytest.raises(TypeError, match="the objective returned a dict; a 0-d tensor is expected"):

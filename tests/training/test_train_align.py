@@ -23,6 +23,7 @@ from cloob.training.config import TrainConfig
 from cloob.training.given import make_encoder, make_loader
 from cloob.training.loop import train
 from make import tiny_model
+from support import raises
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +35,9 @@ def towers(tmp_path_factory, nano_configs):
 
 @pytest.fixture
 def heads(base, towers, pairs_folder, tmp_path):
-    return base.override(
-        model=None,
-        image_encoder=towers[0],
-        text_encoder=towers[1],
-        embed_dim=12,
-        head_dropout=0.2,
-        val_data=[str(pairs_folder)],
-        cache_dir=tmp_path / "cache",
-        save_every=0,
-        out=tmp_path / "run",
-    )
+    encoders = {"model": None, "image_encoder": towers[0], "text_encoder": towers[1], "embed_dim": 12}
+    config = base.override(**encoders, head_dropout=0.2, val_data=[str(pairs_folder)], save_every=0)
+    return config.override(cache_dir=tmp_path / "cache", out=tmp_path / "run")
 
 
 @pytest.fixture
@@ -81,8 +74,7 @@ def test_features_are_computed_once(heads, computed):
         train(heads.override(clean="auto", out=heads.save.out / "clean"))
     assert lines(closed.run / "epochs.jsonl")[0]["val_recall"] > 0.9  # as many pairs as directions, nearly
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(InputError, match=rf"{file.name} cannot be read"):
-        train(heads.override(out=heads.save.out / "other", epochs=1))
+    raises(InputError, rf"{file.name} cannot be read", train, heads.override(out=heads.save.out / "other", epochs=1))
 
 
 def test_features_are_those_of_the_bytes_that_are_there(heads, pairs_folder, tmp_path, monkeypatch):
@@ -126,8 +118,7 @@ def test_pairs_that_cannot_be_used_are_named_counted_and_limited(heads, pairs_fo
     examples = (
         r"22 missing image \(e\.g\. 18\.txt: no image next to .*18\.txt\); 1 corrupt image \(e\.g\. 13\.png: .+\)$"
     )
-    with pytest.raises(InputError, match=said.format(r"0\.5") + examples):
-        train(config.override(max_bad_fraction=0.5))
+    raises(InputError, said.format(r"0\.5") + examples, train, config.override(max_bad_fraction=0.5))
     train(config.override(max_bad_fraction=0.6, batch_size=4))
     named = lines(heads.save.out / "skipped.jsonl")
     gone = {f"{i:02}.txt": "missing image" for i in range(18, 40)} | {"13.png": "corrupt image"}
@@ -203,8 +194,7 @@ def test_other_pairs_are_refused_before_they_go_through_the_encoders(heads, pair
     ended = train(heads.override(steps=3, save_every=3))
     assert computed()
     others = heads.override(data=[str(pairs_folder)] * 2, resume=str(ended.run), steps=6)
-    with pytest.raises(InputError, match=r"the training pairs are not those of this checkpoint's run"):
-        train(others)
+    raises(InputError, r"the training pairs are not those of this checkpoint's run", train, others)
     assert not computed()
 
 
@@ -223,8 +213,7 @@ def test_trained_heads_can_be_trained_on(heads, tmp_path):
         ({"embed_dim": 256}, f"embed_dim is 256, but init {str(first.run)!r} holds 12"),
         ({"head_dropout": 0.1}, f"head_dropout is 0.1, but init {str(first.run)!r} holds 0.2"),
     ):
-        with pytest.raises(InputError, match=re.escape(said)):
-            train(again.override(out=tmp_path / "refused", **change))
+        raises(InputError, re.escape(said), train, again.override(out=tmp_path / "refused", **change))
     left_out = again.override(embed_dim=None, head_dropout=None, out=tmp_path / "left out", epochs=1)
     assert (left_out.align.head, left_out.align.embed_dim) == (None, None)
     assert TrainConfig.from_json(train(left_out).run / "config.json").align == replace(

@@ -86,13 +86,7 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(trained, pairs
         train(config.override(out=tmp_path / "other", val_data=[str(tmp_path / "val.csv")]))
 
 
-def test_held_out_pairs_judge(
-    trained,
-    pairs_folder,
-    tmp_path,
-    capsys,
-    monkeypatch,
-):
+def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys, monkeypatch):
     """`cloob eval RUN --held-out` has the recall that the training saw."""
     good = sorted(path for path in pairs_folder.glob("*.txt") if path.stem not in ("13", "27"))
     rows = [{"filepath": path.with_suffix(".png"), "title": path.read_text()} for path in good]

@@ -17,6 +17,7 @@ from cloob.training.callbacks import Callback
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import AlignConfig
 from cloob.training.loop import train
+from support import raises
 
 RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
 
@@ -120,8 +121,7 @@ def test_more_epochs_continue_and_another_objective_does_not(trained, tmp_path, 
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(trained, tmp_path):
-    with pytest.raises(InputError, match="already holds a run; go on with --resume auto, or give --overwrite"):
-        train(trained.config)
+    raises(InputError, "already holds a run; go on with --resume auto, or give --overwrite", train, trained.config)
     out = cut_back(trained, tmp_path / "run", 15)
     (out / "nonfinite-step-3.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
@@ -179,9 +179,8 @@ def test_nonfinite_steps_are_skipped_and_written_down(trained, tmp_path):
 
 def test_too_many_nonfinite_steps_end_the_run(trained, tmp_path):
     config = trained.config.override(out=tmp_path / "run", max_nonfinite=3, keep=1)
-    with pytest.raises(
-        TrainingFailed, match=r"step 6: loss or gradient not finite for 3 steps in a row \(samples "
-    ) as e:
+    error = r"step 6: loss or gradient not finite for 3 steps in a row \(samples "
+    with pytest.raises(TrainingFailed, match=error) as e:
         train(config, callbacks=[Poison(3, 100)])
     assert "\n" not in str(e.value) and "nonfinite-step-6.json" in str(e.value) and "step-00000002" in str(e.value)
     # What may be damaged is not saved: with keep=1 it would have replaced the good one.
@@ -204,17 +203,9 @@ def test_validation_init_and_several_sources(trained, pairs_folder, tmp_path):
     for n in range(5):
         Image.new("RGB", (32, 32), (50 * n, 100, 200)).save(held_out / f"{n}.png")
         (held_out / f"{n}.txt").write_text(f"shade {n}")
-    config = trained.config.override(
-        data=[str(pairs_folder), str(held_out)],
-        val_data=[str(held_out)],
-        init=str(trained.run),
-        model=None,
-        objective="clip",
-        lr=1e-9,
-        epochs=1,
-        out=tmp_path / "run",
-        tensorboard=True,
-    )
+    sources = {"data": [str(pairs_folder), str(held_out)], "val_data": [str(held_out)], "init": str(trained.run)}
+    config = trained.config.override(**sources, model=None, objective="clip", lr=1e-9, epochs=1)
+    config = config.override(out=tmp_path / "run", tensorboard=True)
     result = train(config)
     assert result.steps == 5 and lines(result.run / "metrics.jsonl")[-1]["samples_seen"] in (37, 38, 39, 40)
     assert (result.run / "tensorboard").is_dir()
@@ -243,10 +234,8 @@ def test_retrieval_joins_where_it_is_told_to(base, trained, tmp_path):
     assert [line["loss"] for line in found[:8]] == [line["loss"] for line in other[:8]]
     assert all(a["loss"] != b["loss"] for a, b in zip(found[8:], other[8:], strict=True))
     assert found[0]["loss"] != lines(trained.run / "metrics.jsonl")[0]["loss"]
-    saved = [
-        json.loads((c / "model" / "objective.json").read_text())["hopfield"]
-        for c in list_checkpoints(tmp_path / "warm")
-    ]
+    files = [path / "model" / "objective.json" for path in list_checkpoints(tmp_path / "warm")]
+    saved = [json.loads(file.read_text())["hopfield"] for file in files]
     assert saved == [False] * 4 + [True] * 4  # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
 
 

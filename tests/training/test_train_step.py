@@ -46,16 +46,8 @@ def batch():
 class Taking:
     """A stepper, and what it works on."""
 
-    def __init__(
-        self,
-        objective="cloob",
-        *,
-        clip=0.0,
-        micro=0,
-        precision="fp32",
-        sgd=False,
-        scale=256.0,  # so few pairs have gradients that overflow at torch's own 2¹⁶
-    ):
+    def __init__(self, objective="cloob", *, clip=0.0, micro=0, precision="fp32", sgd=False, scale=256.0):
+        # So few pairs have gradients that overflow at torch's 2¹⁶.
         torch.manual_seed(0)
         made = make_objective(objective) if isinstance(objective, str) else objective
         self.module = TowersWithLoss(Towers(), made, precision).train()

@@ -26,7 +26,7 @@ from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.training import align, record
 from cloob.training.align import open_vectors
 from cloob.training.config.parts import VAL_SPLIT
-from support import fork
+from support import fork, raises
 
 N = 400
 
@@ -79,19 +79,11 @@ def test_the_command_trains_heads_that_find_partners(files, tmp_path, monkeypatc
     assert za.shape == zb.shape == (N, 256) and za[0].norm() == pytest.approx(1)
     assert ((za[8:40] @ zb[8:40].T).argmax(1) == torch.arange(32)).float().mean() > 0.8
     assert model.make_objective().name == "infoloob"
-    with pytest.raises(InputError, match="encode_a"):
-        model.encode_text(["a"])
-    with pytest.raises(InputError, match=r"\(n, 20\)"):
-        model.encode_a(b)
+    raises(InputError, "encode_a", model.encode_text, ["a"])
+    raises(InputError, r"\(n, 20\)", model.encode_a, b)
 
 
-def test_the_closed_form_takes_the_place_of_training(
-    config,
-    files,
-    tmp_path,
-    monkeypatch,
-    capsys,
-):
+def test_the_closed_form_takes_the_place_of_training(config, files, tmp_path, monkeypatch, capsys):
     """The heads are the directions of all training pairs, for the ridge and power that the run reports."""
     monkeypatch.chdir(files)
     out = tmp_path / "run"
@@ -106,8 +98,7 @@ def test_the_closed_form_takes_the_place_of_training(
     (directions,) = canonical_directions(PairMoments.of(a, b), [ridge], by_column=by_column)
     expected = F.normalize((a - a.mean(0)).double() @ directions.weighted(power)[0], dim=1)
     torch.testing.assert_close(model.encode_a(a).double(), expected, atol=1e-4, rtol=0)
-    with pytest.raises(InputError, match="closed form"):
-        model.make_objective()
+    raises(InputError, "closed form", model.make_objective)
     capsys.readouterr()
     assert cli.main(["train", "vectors", *words.split(), "--resume", "auto"]) == 0
     assert "already finished" in capsys.readouterr().out
@@ -149,17 +140,10 @@ def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(config, tmp_
     assert len((tmp_path / "share/suspects.csv").read_text().splitlines()) == 1 + round(0.1 * len(train))
     few = config.override(**dict.fromkeys(("a", "b"), f"{tmp_path}/few.npy"), ids=None, clean="auto")
     np.save(tmp_path / "few.npy", cause[:80])
-    with pytest.raises(InputError, match=r"\d\d distinct ids; --clean needs 100"):
-        cloob.train(few)
+    raises(InputError, r"\d\d distinct ids; --clean needs 100", cloob.train, few)
 
 
-def test_runs_are_judged_side_by_side_and_embed(
-    config,
-    files,
-    tmp_path,
-    monkeypatch,
-    capsys,
-):
+def test_runs_are_judged_side_by_side_and_embed(config, files, tmp_path, monkeypatch, capsys):
     """Each row four times over, with its id, says the same as once."""
     monkeypatch.chdir(tmp_path)
     for name in ("infoloob", "clip"):
@@ -219,8 +203,7 @@ def test_a_resumed_run_gives_the_same_numbers(config, tmp_path):
     resume = str(stopped.save.out / "checkpoints" / "step-00000010")
     again = cloob.train(stopped.override(resume=resume, out=tmp_path / "again"))
     assert exact(again.run)[-14:] == whole[10:]
-    with pytest.raises(InputError, match="other ids"):
-        cloob.train(stopped.override(resume="auto", ids=None))
+    raises(InputError, "other ids", cloob.train, stopped.override(resume="auto", ids=None))
 
 
 def test_held_out_files_take_the_place_of_a_split(config, files, tmp_path, monkeypatch):
@@ -244,8 +227,7 @@ def test_held_out_files_take_the_place_of_a_split(config, files, tmp_path, monke
     assert cli.main(["eval", "own", "--held-out", "--out", "report"]) == 0
     (numbers,) = json.loads(Path("report/results.json").read_text())["rows"][0]["vectors"].values()
     assert numbers["n_ids"] == 10
-    with pytest.raises(InputError, match=r"val_split is 0\.2; it must be left out"):
-        cloob.train(config.override(**own, val_split=0.2))
+    raises(InputError, r"val_split is 0\.2; it must be left out", cloob.train, config.override(**own, val_split=0.2))
 
 
 FORMS = ["ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "{}.csv", "{}-bare.csv", "{}.parquet", "ab.h5:cells/{}"]
@@ -272,14 +254,12 @@ def test_hdf5_that_cannot_be_read_is_one_line(files, monkeypatch):
     Path("none.h5").write_bytes(b"")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "h5py", None)
-        with pytest.raises(InputError, match="pip install h5py"):
-            open_pairs("none.h5:a", "b.npy")
+        raises(InputError, "pip install h5py", open_pairs, "none.h5:a", "b.npy")
     h5py = pytest.importorskip("h5py")
     with h5py.File("few.h5", "w") as file:
         file["cells/a"] = file["b"] = np.ones((2, 2))
     for spec, error in (("few.h5:c", "has no 'c'; it has b, cells/a"), ("none.h5:a", "cannot be read")):
-        with pytest.raises(InputError, match=error):
-            open_pairs(spec, "b.npy")
+        raises(InputError, error, open_pairs, spec, "b.npy")
 
 
 def test_losses_are_those_of_a_plain_loop(config, tmp_path):
@@ -312,8 +292,7 @@ def test_auto_keeps_to_its_run(config, tmp_path):
     out, auto = tmp_path / "run", config.override(objective="auto", steps=400)
     cloob.train(config.override(steps=1))
     (out / "objectives.json").write_text("{}")  # of an earlier choice
-    with pytest.raises(InputError, match="already holds a run"):
-        cloob.train(auto)
+    raises(InputError, "already holds a run", cloob.train, auto)
     assert (out / "objectives.json").read_text() == "{}"
     cloob.train(config.override(objective="clip", steps=1, overwrite=True))
     assert not (out / "objectives.json").exists()
@@ -367,8 +346,7 @@ def test_ids_join_rows_and_are_held_out_whole(config, files, tmp_path):
     rest, held_out = pairs.split(0.1)
     assert not set(rest.ids) & set(held_out.ids) and len(set(held_out.ids)) == 10
     joined = config.override(ids=None, a_ids=str(files / "ids.txt"), b_ids=f"{tmp_path}/b.txt")
-    with pytest.raises(InputError, match=r"300 no partner \(e.g. M100: only b has this id\)"):
-        cloob.train(joined)
+    raises(InputError, r"300 no partner \(e.g. M100: only b has this id\)", cloob.train, joined)
     assert cloob.train(joined.override(max_bad_fraction=0.5, steps=2)).steps == 2
 
 

@@ -5,17 +5,14 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections import namedtuple
 
 import torch
 from safetensors.torch import load_file
 
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from cloob.training.callbacks import Callback, ProgressDisplay, RunResult
-from cloob.training.config import TrainConfig
+from cloob.training.callbacks import Callback, ProgressDisplay
 from make import write_tar
 from support import fork
 
@@ -23,11 +20,11 @@ from support import fork
 EXACT = ("step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "inv_tau", "beta")
 
 
-@dataclass
 class Recorder(Callback):
     """Keeps what it was called with."""
 
-    events: list[tuple[str, Any]] = field(default_factory=list)
+    def __init__(self):
+        self.events = []
 
     def on_start(self, info):
         self.events.append(("start", info))
@@ -48,12 +45,17 @@ class Recorder(Callback):
         return [value for name, value in self.events if name == kind]
 
 
-@dataclass(frozen=True)
-class Trained:
-    config: TrainConfig
-    run: Path
-    result: RunResult
-    recorder: Recorder
+Trained = namedtuple("Trained", "config run result recorder")
+
+
+def on_last_rank():
+    return int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+
+def last_line(ranks, code=2):
+    """Of what a run printed, which ended with this code and without a traceback."""
+    assert set(ranks.wait()) == {code} and "Traceback" not in ranks.told(), ranks.told()
+    return ranks.outputs[0].read_text().splitlines()[-1]
 
 
 def lines(path):
@@ -65,18 +67,14 @@ def exact(run):
     return [{key: line.get(key) for key in EXACT} for line in lines(run / "metrics.jsonl")]
 
 
-@dataclass
 class KilledAfter(Callback):
     """kill -9 to this process some time after a step, in the middle of whatever it does then; on the last rank only."""
 
-    step: int
-    seconds: float
-
-    def on_start(self, info):
-        self.last_rank = info.rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
+    def __init__(self, step, seconds):
+        self.step, self.seconds = step, seconds
 
     def on_step(self, metrics):
-        if metrics["step"] == self.step and self.last_rank:
+        if metrics["step"] == self.step and on_last_rank():
             threading.Timer(self.seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
         if metrics["step"] >= self.step:
             time.sleep(0.02)
@@ -176,11 +174,10 @@ class Poison(Callback):
 
     def on_start(self, info):
         self.weight = info.encoder.model.token_embedding.weight
-        self.last_rank = info.rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
 
     def on_step(self, metrics):
-        if self.last_rank and metrics["step"] == self.first:
+        if on_last_rank() and metrics["step"] == self.first:
             self.kept = self.weight.detach().clone()
             self.weight.data.fill_(float("nan"))
-        elif self.last_rank and metrics["step"] == self.last:
+        elif on_last_rank() and metrics["step"] == self.last:
             self.weight.data.copy_(self.kept)

@@ -21,6 +21,7 @@ from cloob.training import run_folder
 from cloob.training.loop import train
 from cloob.training.run_folder import LOCK
 from make import Code, write_tar
+from support import raises
 
 
 @pytest.fixture
@@ -101,8 +102,7 @@ def test_auto_passes_over_a_damaged_checkpoint(trained, run, tmp_path, damaged, 
         with file.open("r+b") as weights:
             weights.seek(half)
             weights.write(bytes(64))
-    with pytest.raises(InputError, match=file.name):
-        train(run.override(resume=str(last)))
+    raises(InputError, file.name, train, run.override(resume=str(last)))
     with caplog.at_level(logging.WARNING):
         assert train(run.override(resume=str(first / ".." / ".."), keep=1)).steps == 15  # a run is as auto
     assert file.name in caplog.text and "trying the checkpoint before it" in caplog.text
@@ -110,8 +110,7 @@ def test_auto_passes_over_a_damaged_checkpoint(trained, run, tmp_path, damaged, 
     assert (last.parent / f"unreadable-{last.name}").is_dir()
     (kept,) = list_checkpoints(run.save.out)
     torch.save(Code(tmp_path / "ran"), kept / damaged)
-    with pytest.raises(InputError, match=f"has no complete checkpoint .the newest: .*{kept.name}.*--out"):
-        train(run)
+    raises(InputError, f"has no complete checkpoint .the newest: .*{kept.name}.*--out", train, run)
     assert not (tmp_path / "ran").exists()
 
 
@@ -122,15 +121,10 @@ def test_where_to_resume_from(trained, run, tmp_path):
     for resume, out, said in (
         (str(start), run.save.out, f"holds a checkpoint newer than {start.name}"),
         (str(start), result.run, "already holds a run"),
-        (
-            str(tmp_path / "nowhere"),
-            result.run,
-            "has no complete checkpoint; expected: none, auto, a checkpoint or a run",
-        ),
+        (f"{tmp_path}/nowhere", result.run, "has no complete checkpoint; expected: none, auto, a checkpoint or a run"),
         (str(tmp_path), result.run, "has no complete checkpoint"),
     ):
-        with pytest.raises(InputError, match=said):
-            train(run.override(out=out, resume=resume))
+        raises(InputError, said, train, run.override(out=out, resume=resume))
 
 
 @pytest.mark.parametrize("part", ["progress", "optimizer", "objective", "moments"])

@@ -34,25 +34,18 @@ def usual(data="table", processes=1, **settings):
     return Feature(settings, data, processes, nightly=False)
 
 
+LEARNS = {"learnable_inv_tau": True, "learnable_beta": True}
+JOINS = {"retrieval_from": 0.5, "best": "val_recall"}
+COOLS = {"optimizer": "muon", "schedule": "constant-cooldown"}
+FROZEN = {"freeze": "image", "layer_decay": 0.5}
+HEADS = {"batch_size": 0, "embed_dim": 12}
 FEATURES = {
-    "learnable scales, micro-batches": usual(
-        learnable_inv_tau=True, learnable_beta=True, micro_batch_size=5, clip_grad_norm=1.0, ema=0.9
-    ),
+    "learnable scales, micro-batches": usual(**LEARNS, micro_batch_size=5, clip_grad_norm=1.0, ema=0.9),
     "two ranks, shards, two workers": usual("shards", 2, workers=2, learnable_inv_tau=True, shuffle_buffer=6),
-    "streamed, weighted, ends inside an epoch": usual(
-        "streamed",
-        steps=13,
-        shuffle_buffer=10,
-        retrieval_from=0.5,
-        best="val_recall",
-        optimizer="muon",
-        schedule="constant-cooldown",
-    ),
-    "heads, a batch size that suits the pairs": Feature(
-        {"batch_size": 0, "head_dropout": 0.2, "embed_dim": 12}, "heads"
-    ),
+    "streamed, weighted, ends inside an epoch": usual("streamed", steps=13, shuffle_buffer=10, **JOINS, **COOLS),
+    "heads, a batch size that suits the pairs": Feature(HEADS | {"head_dropout": 0.2}, "heads"),
     "fp16, frozen tower, SigLIP": Feature(
-        {"model": "nano-resnet", "precision": "fp16", "freeze": "image", "layer_decay": 0.5, "objective": "siglip"}
+        {"model": "nano-resnet", "precision": "fp16", "objective": "siglip"} | FROZEN
     ),
     "plain": Feature(),
     "one worker": Feature({"workers": 1}, "folder"),
@@ -61,14 +54,14 @@ FEATURES = {
     "bf16, recomputed": Feature({"precision": "bf16", "grad_checkpointing": True}),
     "CLIP": Feature({"objective": "clip"}),
     "SigLIP with Hopfield retrieval": Feature({"objective": "siglip-hopfield"}),
-    "retrieval joins": Feature({"retrieval_from": 0.5, "val_every": 2, "best": "val_recall"}),
+    "retrieval joins": Feature(JOINS | {"val_every": 2}),
     "text frozen": Feature({"freeze": "text"}),
     "shards, workers": Feature({"workers": 2}, "shards"),
     "held-out share": Feature({"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}),
     "samples": Feature({"samples": 90, "save_every": 3}),
-    "two ranks, frozen tower": Feature({"freeze": "image", "layer_decay": 0.5}, "table", 2),
+    "two ranks, frozen tower": Feature(FROZEN, "table", 2),
     "two ranks, streamed": Feature({"shuffle_buffer": 10, "workers": 1}, "streamed", 2),
-    "two ranks, heads": Feature({"batch_size": 0, "head": "mlp", "embed_dim": 12}, "heads", 2),
+    "two ranks, heads": Feature(HEADS | {"head": "mlp"}, "heads", 2),
     "sharded weights": Feature({"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True}, "shards", 2),
 }
 CASES = [pytest.param(name, marks=[pytest.mark.nightly] * f.nightly, id=name) for name, f in FEATURES.items()]
@@ -104,10 +97,9 @@ def configured(base, pairs_as, nano_configs, tmp_path):
         for seed, tower in enumerate(towers):
             tiny_model(tower, "nano-vit", seed)
         encoders = {"image_encoder": str(towers[0]), "text_encoder": str(towers[1]), "cache_dir": tmp_path / "cache"}
-        heads = get_recipe("align", objective="cloob").override(
-            data=[pairs_as["table"]], val_data=[pairs_as["folder"]], patience=0
-        )
-        plain = {key: getattr(base.run, key) for key in ("device",)} | {"workers": 0, "max_bad_fraction": 0.2}
+        data = {"data": [pairs_as["table"]], "val_data": [pairs_as["folder"]]}
+        heads = get_recipe("align", objective="cloob").override(**data, patience=0)
+        plain = {"device": base.run.device, "workers": 0, "max_bad_fraction": 0.2}
         return heads.override(save_every=2, epochs=4, tensorboard=False, **encoders, **plain, **feature.settings)
 
     return of
@@ -129,15 +121,10 @@ def test_killed_and_started_again(name, configured, tmp_path):
     assert steps >= 12 and chosen == 8 and (config.run.batch_size == 0) == (feature.data == "heads")
 
 
-@pytest.mark.parametrize(
-    ("step", "number"),
-    [
-        (7, signal.SIGINT),
-        (10, signal.SIGTERM),
-        pytest.param(7, signal.SIGTERM, marks=pytest.mark.nightly),
-        pytest.param(13, signal.SIGTERM, marks=pytest.mark.nightly),
-    ],
-)
+NIGHTLY = [pytest.param(step, signal.SIGTERM, marks=pytest.mark.nightly) for step in (7, 13)]
+
+
+@pytest.mark.parametrize(("step", "number"), [(7, signal.SIGINT), (10, signal.SIGTERM), *NIGHTLY])
 def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
     """In an epoch, and at the end of one: it is told while it validates, which the next start makes good."""
     config = base.override(val_data=[pairs_as["folder"]], steps=13, save_every=0, keep=0, best="val_recall")
@@ -203,10 +190,8 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     found = lines(tmp_path / "run" / "metrics.jsonl")
     first = [line for line in found if line["epoch"] == 1]
     assert len(first) == 2 + 24 // size and len(found) == len(first) + 40 // size
-    named = [
-        Counter(Path(x["key"]).stem for x in lines(tmp_path / "run" / "skipped.jsonl") if x["epoch"] == e)
-        for e in (1, 2)
-    ]
+    bad_lines = lines(tmp_path / "run" / "skipped.jsonl")
+    named = [Counter(Path(x["key"]).stem for x in bad_lines if x["epoch"] == epoch) for epoch in (1, 2)]
     assert named[0] == Counter(bad) and set(named[1].values()) == {1} and set(named[1]) <= bad
     assert first[-1]["samples_seen"] == 40 - len(bad)
     if processes == (1, 1):  # the rates are those of a run of that size

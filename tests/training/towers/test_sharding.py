@@ -2,6 +2,7 @@
 
 import copy
 import os
+import resource
 import signal
 
 import pytest
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from device_reads import reads
 from torch import nn
 from torch.distributed.tensor import DTensor
-from train_helpers import lines
+from train_helpers import assert_same_run, command_until, last_line, lines
 
 from cloob.distributed import Layout
 from cloob.errors import InputError
@@ -110,28 +111,16 @@ def test_fsdp_takes_the_steps_of_ddp_and_reads_nothing(found, setting):
     assert fsdp["inv_tau"] == pytest.approx(ddp["inv_tau"], rel=1e-5) and fsdp["inv_tau"] != pytest.approx(1 / 0.07)
     assert fsdp["refused"] and ddp["refused"]
     assert fsdp["weights"].keys() == ddp["weights"].keys()
+    close = {"rtol": 1e-2, "atol": 1e-2} if setting == "bf16" else {"rtol": 1e-4, "atol": 5e-5}
     for name, value in ddp["weights"].items():
-        torch.testing.assert_close(
-            fsdp["weights"][name],
-            value,
-            rtol=1e-2 if setting == "bf16" else 1e-4,
-            atol=1e-2 if setting == "bf16" else 5e-5,
-            msg=lambda m, k=name: f"{k}: {m}",
-        )
+        torch.testing.assert_close(fsdp["weights"][name], value, **close, msg=name)
     assert (fsdp["groups"], fsdp["shapes"]) == (ddp["groups"], ddp["shapes"])
 
 
 def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_number_resumes(base, tmp_path):
     """By two processes, by one without shards, and by two again: together the run of one that was left alone."""
-    leaves = {
-        "model": "nano-vit",
-        "learnable_inv_tau": True,
-        "schedule": "constant",
-        "save_every": 2,
-        "keep": 0,
-        "eps": 1e-4,
-    }
-    config = base.override(**leaves, steps=7, fsdp=True, out=tmp_path / "run")
+    config = base.override(model="nano-vit", learnable_inv_tau=True, schedule="constant", save_every=2, keep=0)
+    config = config.override(eps=1e-4, steps=7, fsdp=True, out=tmp_path / "run")
 
     def work():
         save, calls = checkpoint.save_model, iter(range(9))
@@ -171,6 +160,27 @@ def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_nu
         train(plain.override(resume=str(kept), out=tmp_path / "other"))
 
 
+@pytest.mark.nightly
+def test_a_disk_that_fills_while_shards_are_written_loses_nothing(base, tmp_path):
+    """From step 3 on the kernel refuses what is beyond half a shard: one line; with room the run ends as any other."""
+    leaves = {"model": "nano-vit", "fsdp": True, "steps": 5, "save_every": 1, "keep": 0, "resume": "auto"}
+    config, whole = (base.override(**leaves, out=tmp_path / name) for name in ("run", "whole"))
+    assert command_until(tmp_path / "alone", whole, processes=RANKS).wait() == [0] * RANKS
+    saved = list_checkpoints(whole.save.out)
+    half = min(file.stat().st_size for file in (saved[0] / "shards").iterdir()) // 2
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (half, resource.RLIM_INFINITY))
+
+    said = last_line(command_until(tmp_path / "first", config, 3, limit, RANKS))
+    kept, reason = list_checkpoints(config.save.out), "checkpoint cannot be written (File too large)"
+    failed = kept[-1].with_name(saved[len(kept)].name)  # of step 2, which was still being written, or 3
+    assert said == f"cloob: {failed}: {reason}; the last complete checkpoint is {kept[-1]}"
+    assert len(list(failed.parent.iterdir())) == len(kept) <= 2
+    assert command_until(tmp_path / "again", config, processes=RANKS).wait() == [0] * RANKS
+    assert_same_run(config.save.out, whole.save.out)
+
+
 def test_moments_take_the_layout_of_their_weights():
     """Fused AdamW pairs numbers by their place in memory, so a channels-first moment would belong to other weights."""
     after = []
@@ -179,9 +189,7 @@ def test_moments_take_the_layout_of_their_weights():
         weight = nn.Parameter(torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last))
         optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
         for step in range(2):
-            weight.grad = (
-                torch.cos(step + torch.arange(24.0)).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
-            )
+            weight.grad = torch.cos(step + torch.arange(24.0)).view(2, 3, 2, 2).to(memory_format=torch.channels_last)
             optimizer.step()
             state = copy.deepcopy(optimizer.state_dict())
             for key in ("exp_avg", "exp_avg_sq"):

@@ -44,9 +44,7 @@ def assert_same(found, wanted, tolerance):
     assert found[2].keys() == wanted[2].keys()
     for name, value in wanted[2].items():
         scale = max(1e-3, float(value.abs().max()))
-        torch.testing.assert_close(
-            found[2][name], value, rtol=0.0, atol=tolerance * scale, msg=lambda m, k=name: f"{k}: {m}"
-        )
+        torch.testing.assert_close(found[2][name], value, rtol=0.0, atol=tolerance * scale, msg=name)
 
 
 def prepared(name, **leaves):
@@ -94,9 +92,8 @@ def test_generated_code_takes_the_same_steps(nano_configs, name, leaves):
 def test_loaders_leave_shared_padding_out_but_for_compiled_towers(pairs_folder, tmp_path, compiled):
     """The same pairs, and the same step from them: what goes is padding alone."""
     encoder = create_model("tiny-vit", seed=0).train()
-    config = TrainConfig().override(
-        data=[str(pairs_folder)], batch_size=8, workers=0, device="cpu", compile=compiled, out=tmp_path
-    )
+    config = TrainConfig().override(data=[str(pairs_folder)], batch_size=8, workers=0, device="cpu", out=tmp_path)
+    config = config.override(compile=compiled)
     source = open_source(str(pairs_folder))
     given = next(iter(make_loader(source, encoder, config, torch.device("cpu")).epoch(0)))
     assert given.tokens.shape[1] == (24 if compiled else 8)
