@@ -141,7 +141,8 @@ class Selection:
         best = runs.chosen_checkpoint(run)
         encoder = load_model(best, "cpu").eval()
         assert isinstance(encoder, AlignedEncoder)
-        heads, names = [encoder.heads], ["first head"]
+        heads: list[Heads] = [encoder.heads]
+        names = ["first head"]
         for number, leaves in enumerate(others, 1):
             names.append(f"{leaves.get('objective', 'head')} {number + 1}")
             is_closed = leaves.get("objective") == "cca"
