@@ -37,12 +37,11 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.repositories = {}  # by ORG/NAME
-        self.requests = []  # method and path of each, in order
-        # Start of "METHOD PATH" -> status to answer with, or "break" to break off in the middle.
-        self.failures = {}
+        self.requests = []  # method and path, in order
+        self.failures = {}  # start of "METHOD PATH" -> status to answer with, or "break" to break off in the middle
 
     def handle_error(self, *_):
-        """A peer that breaks off is what some tests are about."""
+        """Silent: some tests break off."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -86,9 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._file(self.server.repositories[f"{org}/{name}"], "/".join(file))
             case "HEAD", [""]:
                 return self._json({})
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        return self._end(b"{}")
+        return self._missing("RepoNotFound")
 
     do_GET = do_HEAD = do_POST = _serve
 
@@ -100,15 +97,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self._end(json.dumps(content).encode())
 
+    def _missing(self, what):
+        self.send_response(404)
+        self.send_header("X-Error-Code", what)
+        self._end(b"{}")
+
     def _end(self, body):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _create(self, asked):
-        name = f"{asked['organization']}/{asked['name']}"
-        private = bool(asked.get("private") or asked.get("visibility") == "private")
+    def _create(self, request):
+        name = f"{request['organization']}/{request['name']}"
+        private = bool(request.get("private") or request.get("visibility") == "private")
         known = name in self.server.repositories
         self.server.repositories.setdefault(name, Repository(private))
         self._json({"url": f"{self.server.address}/{name}", "name": name, "id": "1"}, 409 if known else 200)
@@ -123,16 +125,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, name, body):
         repository = self.server.repositories[name]
-        for line in body.decode().splitlines():
-            step = json.loads(line)
-            value = step["value"]
-            match step["key"]:
-                case "header":
-                    repository.commits.append(value["summary"])
-                case "file":
-                    repository.files[value["path"]] = base64.b64decode(value["content"])
-                case "deletedFile":
-                    del repository.files[value["path"]]
+        for step in map(json.loads, body.decode().splitlines()):
+            kind, value = step["key"], step["value"]
+            if kind == "header":
+                repository.commits.append(value["summary"])
+            elif kind == "file":
+                repository.files[value["path"]] = base64.b64decode(value["content"])
+            elif kind == "deletedFile":
+                del repository.files[value["path"]]
         url = f"{self.server.address}/{name}/commit/{repository.sha}"
         self._json({"success": True, "commitOid": repository.sha, "commitUrl": url})
 
@@ -152,9 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, repository, path):
         content = repository.files.get(path)
         if content is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            return self._end(b"")
+            return self._missing("EntryNotFound")
         self.send_response(200)
         self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", repository.sha)

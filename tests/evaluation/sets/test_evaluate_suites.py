@@ -21,12 +21,10 @@ def put(path, content=RED):
 
 
 def birdsnap(root):
-    home = root / "birdsnap"
-    put(
-        home / "species.txt",
-        "id\tcommon\tscientific\tdir\n1\tAllen's Hummingbird\tS. sasin\tAllens_Hummingbird\n"
-        "2\tBlack-bellied Plover\tP. squatarola\tBlack_bellied_Plover\n",
-    )
+    home, rows = root / "birdsnap", ["id\tcommon\tscientific\tdir"]
+    rows.append("1\tAllen's Hummingbird\tS. sasin\tAllens_Hummingbird")
+    rows.append("2\tBlack-bellied Plover\tP. squatarola\tBlack_bellied_Plover\n")
+    put(home / "species.txt", "\n".join(rows))
     images = [("Allens_Hummingbird/1.jpg", 1), ("Black_bellied_Plover/2.jpg", 2), ("Black_bellied_Plover/lost.jpg", 2)]
     train = ("Allens_Hummingbird/3.jpg", 1)
     rows = [f"http://x/{path}\tmd5\t{path}\t{species}\t0" for path, species in (*images, train)]
@@ -66,15 +64,11 @@ def gtsrb(root):
 
 
 def ucf101(root):
-    home = root / "ucf101"
-    put(
-        home / "ucfTrainTestlist" / "testlist01.txt",
-        "HandstandPushups/v_HandStandPushups_g01_c01.avi\nYoYo/v_YoYo_g01_c01.avi\n",
-    )
-    put(home / "ucfTrainTestlist" / "trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 101\n")
-    put(home / "frames" / "HandstandPushups" / "v_HandStandPushups_g01_c01.jpg")
-    put(home / "frames" / "YoYo" / "v_YoYo_g01_c01.png")
-    put(home / "frames" / "YoYo" / "v_YoYo_g08_c01.jpg")
+    home, first = root / "ucf101", "HandstandPushups/v_HandStandPushups_g01_c01"
+    put(home / "ucfTrainTestlist/testlist01.txt", f"{first}.avi\nYoYo/v_YoYo_g01_c01.avi\n")
+    put(home / "ucfTrainTestlist/trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 101\n")
+    for frame in (f"{first}.jpg", "YoYo/v_YoYo_g01_c01.png", "YoYo/v_YoYo_g08_c01.jpg"):
+        put(home / "frames" / frame)
     return [36, 100]
 
 
@@ -95,10 +89,11 @@ def stanford_cars(root):
 
 
 def imagenet(root):
+    home = root / "imagenet" / "val"
     for label in range(1000):
-        (root / "imagenet" / "val" / f"n{label:08d}").mkdir(parents=True)
-    put(root / "imagenet" / "val" / "n00000007" / "ILSVRC2012_val_00000001.JPEG")
-    put(root / "imagenet" / "val" / "n00000999" / "ILSVRC2012_val_00000002.JPEG")
+        (home / f"n{label:08d}").mkdir(parents=True)
+    put(home / "n00000007" / "ILSVRC2012_val_00000001.JPEG")
+    put(home / "n00000999" / "ILSVRC2012_val_00000002.JPEG")
     return [7, 999]
 
 
@@ -176,11 +171,9 @@ def webdataset(folder, parts=("test",)):
     put(folder / "zeroshot_classification_templates.txt", "a {c} thing\n")
     for part in parts:
         put(folder / part / "nshards.txt", "1\n")
-        kinds = [
-            (f"s{i:07d}", {"png": picture(colour), "cls": str(i).encode(), "txt": b"one\ntwo"})
-            for i, colour in enumerate(("red", "blue"))
-        ]
-        files = {f"{key}.{suffix}": content for key, parts in kinds for suffix, content in parts.items()}
+        files = {}
+        for i, colour in enumerate(("red", "blue")):
+            files |= {f"s{i}.png": picture(colour), f"s{i}.cls": b"%d" % i, f"s{i}.txt": b"one\ntwo"}
         write_tar(folder / part / "0.tar", files)
 
 

@@ -36,8 +36,6 @@ if TYPE_CHECKING:  # it brings torch
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
 
-Sample = tuple[Path, int]
-
 LAYOUTS: dict[str, Any] = json.loads((Path(__file__).parent / "layouts.json").read_text(encoding="utf-8"))
 """What to put under the root per set, and who reads it, in the order of the paper's table."""
 
@@ -82,7 +80,7 @@ def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(content["classes"]), tuple(content["templates"])
 
 
-def _class_folders(folder: Path, classes: int) -> list[Sample]:
+def _class_folders(folder: Path, classes: int) -> list[tuple[Path, int]]:
     """The pictures in one folder a class; torchvision's own readers of such sets would unpack archives here."""
     folders = subfolders(folder)
     if len(folders) != classes:
@@ -91,7 +89,7 @@ def _class_folders(folder: Path, classes: int) -> list[Sample]:
     return [(path, label) for label, paths in enumerate(pictures) for path in paths]
 
 
-def _torchvision(kind: str, root: Path, split: str) -> list[Sample]:
+def _torchvision(kind: str, root: Path, split: str) -> list[tuple[Path, int]]:
     pictures: list[tuple[Any, Any]] = []
     for part in ("train", "val") if (kind, split) == ("Flowers102", "train") else (split,):
         data: Any = getattr(require("torchvision.datasets", "train"), kind)(root, split=part, download=False)
@@ -99,7 +97,7 @@ def _torchvision(kind: str, root: Path, split: str) -> list[Sample]:
     return [(Path(path), int(label)) for path, label in pictures]
 
 
-def _birdsnap(folder: Path, split: str, label_of: dict[str, int]) -> list[Sample]:
+def _birdsnap(folder: Path, split: str, label_of: dict[str, int]) -> list[tuple[Path, int]]:
     tables = []
     for name in ("species", "images", "test_images"):
         with (folder / f"{name}.txt").open(encoding="utf-8", newline="") as file:
@@ -115,7 +113,7 @@ def _birdsnap(folder: Path, split: str, label_of: dict[str, int]) -> list[Sample
     return pictures
 
 
-def _ucf101(folder: Path, split: str, label_of: dict[str, int]) -> list[Sample]:
+def _ucf101(folder: Path, split: str, label_of: dict[str, int]) -> list[tuple[Path, int]]:
     pictures = []
     for line in (folder / "ucfTrainTestlist" / f"{split}list01.txt").read_text(encoding="utf-8").splitlines():
         if line.strip():
