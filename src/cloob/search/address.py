@@ -30,20 +30,16 @@ def is_there(address: str | Path) -> bool:
 
 def open_store(address: str | Path, *, writable: bool = False, create: bool = False) -> Store:
     """Opens a folder, a database, or what ``FUNCTION(ADDRESS, writable=…, create=…)`` of a module gives."""
-    store: Store
-    if other := _OTHER.fullmatch(str(address)):
-        module, function, place = other.groups()
-        try:
-            make = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"{address}: {error}; PYTHONPATH has to have its folder") from None
-        store = make(place, writable=writable, create=create)
-        return store
-    if is_database(address):
-        home = importlib.import_module("cloob.search.postgres")  # psycopg is an extra
-        store = home.PostgresStore(str(address), writable=writable, create=create)
-        return store
-    return SqliteStore(Path(address), writable=writable, create=create)
+    if not is_database(address):
+        return SqliteStore(Path(address), writable=writable, create=create)
+    other = _OTHER.fullmatch(str(address))
+    module, function, place = other.groups() if other else ("cloob.search.postgres", "PostgresStore", str(address))
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{address}: {error}; PYTHONPATH has to have its folder") from None
+    store: Store = make(place, writable=writable, create=create)
+    return store
 
 
 def place_of(folder: Path) -> Path:

@@ -57,9 +57,8 @@ def duplicates(view: View, threshold: float, *, exact: bool) -> Duplicates:
 
 def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
     """Groups of pictures as they were indexed; files that are gone by now are among them."""
-    items = (item for ids in view.store.pages(view.where) for item in view.store.items(ids))
     facts = []  # the best is the least: most pixels, with what the camera wrote, most bytes, oldest
-    for item in items:
+    for item in (item for ids in view.store.pages(view.where) for item in view.store.items(ids)):
         rank = (-item.width * item.height, item.date_from != "exif", -item.bytes, item.date or "~")
         facts.append((*rank, item.id, item.path, item.content))
     with_raw = {shot_of(path) for *_, path, _ in facts if is_raw(path)}
@@ -78,10 +77,9 @@ def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
         alike = [[pair for pair in group if pair[0] not in plain] for group in alike]
         alike += [[(place, 1.0)] for place in plain]
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
-    scores = [group for group in scores if len(group) > 1]
-    known = view.items([id_ for group in scores for id_ in group])
+    known = view.items([id_ for group in scores if len(group) > 1 for id_ in group])
     groups = [tuple(Hit(known[id_], score) for id_, score in group.items() if id_ in known) for group in scores]
-    return sorted(groups, key=lambda group: -len(group))
+    return sorted(filter(None, groups), key=lambda group: -len(group))
 
 
 def present(view: View, groups: Sequence[Group]) -> Duplicates:

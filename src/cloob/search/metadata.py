@@ -69,17 +69,19 @@ def read_beside(paths: Iterable[str]) -> dict[str, Value]:
 
 def of_file(encoded: Encoded) -> dict[str, Value]:
     """What a picture's file states: its XMP, and IPTC where that is silent."""
-    iptc, by_iptc = encoded.iptc, {}
+    by_iptc, iptc = {}, encoded.iptc
     for name, key, separator in (("tags", _KEYWORDS, ", "), ("caption", _CAPTION, " ")):
-        raw, texts = iptc.get(key), []
-        for text in raw if isinstance(raw, list) else [raw]:
-            if isinstance(text, bytes):
-                try:
-                    texts.append(text.decode("utf-8").strip("\0 "))
-                except UnicodeDecodeError:  # what Windows wrote before that
-                    texts.append(text.decode("cp1252", "replace").strip("\0 "))
+        raw = iptc.get(key)
+        texts = [_iptc_text(text) for text in (raw if isinstance(raw, list) else [raw]) if isinstance(text, bytes)]
         by_iptc[name] = separator.join(filter(None, texts))
     return {name: text for name, text in by_iptc.items() if text} | of_xmp(encoded.xmp)
+
+
+def _iptc_text(text: bytes) -> str:
+    try:
+        return text.decode("utf-8").strip("\0 ")
+    except UnicodeDecodeError:  # what Windows wrote before that
+        return text.decode("cp1252", "replace").strip("\0 ")
 
 
 def of_xmp(data: bytes) -> dict[str, Value]:
@@ -147,11 +149,13 @@ def iso_date(stated: Value) -> str | None:
 def camera_and_place(exif: Exif | None) -> dict[str, Value]:
     """The columns ``camera``, ``latitude`` and ``longitude``, as far as EXIF has them."""
     columns: dict[str, Value] = {}
+    if exif is None:
+        return columns
     with contextlib.suppress(Exception):  # as above
-        make, model = (str(exif.get(tag) or "").strip("\0 ") if exif else "" for tag in (_MAKE, _MODEL))
+        make, model = (str(exif.get(tag) or "").strip("\0 ") for tag in (_MAKE, _MODEL))
         if camera := model if model.startswith(make) else f"{make} {model}".strip():
             columns["camera"] = camera
-        gps = exif.get_ifd(_GPS) if exif else {}
+        gps = exif.get_ifd(_GPS)
         for name, reference, below in (("latitude", 1, "S"), ("longitude", 3, "W")):
             degrees, minutes, seconds = map(float, gps[reference + 1])
             sign = -1 if gps[reference] == below else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -58,17 +59,12 @@ def file_of(item: Item) -> Hashable | None:
     """Identifies a file under all of its names; None where it is gone or has changed since it was indexed."""
     if item.mtime_ns is None:  # elsewhere: nobody knows
         return item.path
-    container, _, member = item.path.partition(SEPARATOR)
-    try:
-        state, size = os.stat(item.path), item.bytes  # noqa: PTH116
-        member = ""
-    except (OSError, ValueError):
-        try:
-            state, size = os.stat(container), None  # noqa: PTH116
-        except (OSError, ValueError):
-            return None
-    changed = state.st_mtime_ns // 10**6 > item.mtime_ns // 10**6 or size not in (None, state.st_size)
-    return None if changed else (state.st_dev, state.st_ino, member)
+    for path, size in ((item.path, item.bytes), (item.path.partition(SEPARATOR)[0], None)):
+        with contextlib.suppress(OSError, ValueError):
+            state = os.stat(path)  # noqa: PTH116
+            changed = state.st_mtime_ns // 10**6 > item.mtime_ns // 10**6 or size not in (None, state.st_size)
+            return None if changed else (state.st_dev, state.st_ino, item.path[len(path) :])
+    return None
 
 
 @dataclass(frozen=True)

@@ -28,16 +28,6 @@ PATIENCE_SECONDS = 60.0  # for which a writer waits for another one; a batch tak
 _APPLICATION = 0x434C4F42  # "CLOB"
 _PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's default, 4,096, each would fill one, half of it empty
 _TABLES = TABLES.format(**SQLITE["types"])
-_SHAPE = """SELECT s.type, s.name, iif(s.sql LIKE 'CREATE VIRTUAL%', s.sql, ''), coalesce(a.name, b.name), a.type,
-a."notnull", a.pk, a.hidden FROM sqlite_schema s
-LEFT JOIN pragma_table_xinfo(s.name) a ON s.type = 'table' LEFT JOIN pragma_index_xinfo(s.name) b ON s.type = 'index'"""
-_PLACE = """iif({0} GLOB '../[^.]*', 'ABOVE' || substr({0}, 3), iif({0} GLOB '..*', cloob_place({0}), {0}))"""
-_MESSAGES = {
-    "SQLITE_CANTOPEN": "holds no index, or one that may not be read; `cloob index` makes one",
-    "SQLITE_BUSY": f"another process has been writing for {PATIENCE_SECONDS:.0f} s; wait until it is done",
-    "SQLITE_READONLY": "this index may not be written; check the permissions of the folder and its files",
-    "SQLITE_FULL": "the disk is full; what was written before stays",
-}
 
 
 class SqliteStore(Store):
@@ -57,7 +47,7 @@ class SqliteStore(Store):
         self.address, self.writable = str(folder), writable or create
         self.path, self._folder = folder / INDEX_FILE, os.path.abspath(folder)  # noqa: PTH100 - links in it stay
         above = os.path.dirname(self._folder).translate({ord(sign): 2 * sign for sign in "'{}"})  # noqa: PTH120
-        self._dialect = SQLITE | {"place": _PLACE.replace("ABOVE", above)}
+        self._dialect = SQLITE | {"place": SQLITE["place_in"].replace("ABOVE", above)}
         self._lock = threading.RLock()
         self._busy: Any = None  # the lock of updates
         self.table = (table or FlatVectors)(self)
@@ -133,7 +123,7 @@ class SqliteStore(Store):
         check_format(self.address, version)
         with closing(sqlite3.connect(":memory:")) as memory:
             memory.executescript(_TABLES)
-            odd = sorted(set(memory.execute(_SHAPE)) ^ set(connection.execute(_SHAPE)), key=str)
+            odd = sorted(set(memory.execute(SQLITE["shape"])) ^ set(connection.execute(SQLITE["shape"])), key=str)
         if odd:
             raise InputError(f"{path}: is no index of cloob's: {odd[0][0]} {odd[0][1]!r} is not as it makes it")
 
@@ -240,7 +230,7 @@ def _one_line(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         code = getattr(error, "sqlite_errorname", "")
-        why = next((line for start, line in _MESSAGES.items() if code.startswith(start)), message(error))
+        why = next((line for start, line in SQLITE["messages"].items() if code.startswith(start)), message(error))
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             why = f"is damaged{_what_is_left(path)}; {anew(str(path.parent))}"
         raise InputError(f"{path}: {why}") from None
