@@ -123,10 +123,7 @@ def test_what_else_takes_an_index_takes_one_of_rows(place, capsys):
     assert run(capsys, "search all.idx --duplicates --exact")[1] == "cloob: no files are equal\n"
     np.save("wide.npy", np.ones((60, 11)))
     for words, said in (
-        (
-            ["search", "rows.idx", "red"],
-            "a model of vectors takes no pictures and texts, but rows: --a",
-        ),
+        (["search", "rows.idx", "red"], "a model of vectors takes no pictures and texts, but rows: --a"),
         (["search", "rows.idx", "--b", "wide.npy"], "not (60, 11)"),
         (["search", "rows.idx", "--a", "a.npy", "--where", "path = 'z'"], "the filter lets none through"),
         (["classify", "rows.idx", "--labels", "a,b"], "takes no pictures and texts"),

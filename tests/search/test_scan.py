@@ -218,11 +218,7 @@ def test_a_data_set_with_its_pictures_inside(tmp_path, kind):
     pictures = [{"bytes": png(i), "path": None} for i in range(5)] + [{"bytes": None, "path": "beside.png"}, None]
     write_noise(tmp_path / "data" / "beside.png", 9)
     table = pa.table(
-        {
-            "image": pa.array(pictures, kinds),
-            "text": [f"number {i}" for i in range(7)],
-            "label": list(range(7)),
-        }
+        {"image": pa.array(pictures, kinds), "text": [f"number {i}" for i in range(7)], "label": list(range(7))}
     )
     path = write_arrow(tmp_path / "data" / f"train.{kind}", table)
     assert left_out(path, exclude=("train.*",)) == {"excluded": 1}

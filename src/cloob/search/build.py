@@ -321,12 +321,7 @@ class VectorFile(Collection):
 
 
 def take(
-    store: Store,
-    model: IndexedModel,
-    file: VectorFile,
-    done: Summary,
-    remove_all: bool,
-    progress: Progress,
+    store: Store, model: IndexedModel, file: VectorFile, done: Summary, remove_all: bool, progress: Progress
 ) -> None:
     """Writes what is new or changed in a file of vectors, and removes what is not in it any more."""
     states, seen = store.states(file.name), set[str]()
