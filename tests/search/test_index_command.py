@@ -74,7 +74,7 @@ def test_it_says_what_it_did_and_what_comes_next(models, pictures, tmp_path, cap
     assert "7 known, with a vector of this model now; 7 embedded" in capsys.readouterr().out
     assert cli.main([*second, "--name", "three"]) == 0
     assert "7 as they were; 0 embedded" in capsys.readouterr().out
-    assert "has vectors of one, two; --name says of which" in refused(capsys, "index", "--out", "my idx")
+    assert "has vectors of one, two; --name chooses one" in refused(capsys, "index", "--out", "my idx")
     write_model(tmp_path / "one", 2)
     words = ["index", "pictures", "--model", "one", "--out", "my idx"]
     assert "--replace-model makes its vectors anew" in refused(capsys, *words)

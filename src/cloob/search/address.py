@@ -67,7 +67,7 @@ def find_index(typed: str) -> tuple[str, str | None]:
 def remove(address: str) -> None:
     """Deletes an index, one that cannot be opened as well, and nothing else in its place."""
     if _OTHER.fullmatch(address):
-        raise InputError(f"{address}: is a store of your own; delete it where it lies")
+        raise InputError(f"{address}: is a custom store; delete it where it lies")
     if is_database(address):
         importlib.import_module("cloob.search.postgres").remove(address)
     else:

@@ -40,7 +40,7 @@ def is_raw(path: str) -> bool:
 
 
 def first_alike(items: Iterable[Item | FileState]) -> list[int]:
-    """For every item the id of the first one with equal bytes or of the same shot; its own id where there is none."""
+    """For every item the id of the first one with equal bytes or of the same shot; its id where there is none."""
     firsts: dict[str, int] = {}
     ids = []
     for item in items:

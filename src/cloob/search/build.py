@@ -202,7 +202,7 @@ class Builder:
         arrived = [work for work in good if work.change(self._model.number) in ("added", "changed")]
         others = [model for model in self._store.models() if model.number != self._model.number]
         copies = {model: self._store.known(model, {work.content for work in arrived}) for model in others}
-        for model, vectors in (*copies.items(), (self._model, rows)):  # its own last: what has this vector is done
+        for model, vectors in (*copies.items(), (self._model, rows)):  # this one last: what has its vector is done
             some = [work for work in (good if vectors is rows else arrived) if work.content in vectors]
             if some:
                 self._store.write(

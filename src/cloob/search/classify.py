@@ -45,7 +45,7 @@ class Labels:
     probabilities: Vectors  # (n, C); rows add up to 1
     margins: Vectors | None  # (n, C); None if the options need none
     chosen: tuple[tuple[int, ...], ...]  # places in ``names`` per picture, best first; none where none fits
-    inv_tau: float | None = None  # None for a head, which was fitted at its own
+    inv_tau: float | None = None  # None for a head, which was fitted at one
     by_default: bool = False  # the model does not say its τ⁻¹, so that probabilities show an order alone
 
     def counts(self) -> dict[str, int]:
@@ -72,7 +72,7 @@ class Head:
     weight: Vectors  # (C, D + 1) float32; the last column is the bias
     strength: float  # scikit-learn's C
     fingerprint: str  # of the model
-    accuracy: float  # over the examples, each held out once
+    accuracy: float  # over the examples, cross-validated
     folds: int
     examples: int
 

@@ -35,13 +35,13 @@ def export(view: View, path: Path) -> int:
         for item in items:
             for name, value in item.columns.items():
                 result[name].add(type(value))
-    own = {}
+    converts = {}
     for name in sorted(result):
         title = name
         while title in types:
             title = f"column_{title}"
-        kind = next(kind for kind, (held, _) in _KINDS.items() if result[name] <= held)
-        types[title], own[title] = pa.type_for_alias(kind), (name, _KINDS[kind][1])
+        kind = next(kind for kind, (types_of, _) in _KINDS.items() if result[name] <= types_of)
+        types[title], converts[title] = pa.type_for_alias(kind), (name, _KINDS[kind][1])
     schema = pa.schema(types).with_metadata({"model": model.name, "fingerprint": model.fingerprint})
     count = 0
     temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
@@ -50,7 +50,7 @@ def export(view: View, path: Path) -> int:
         with parquet.ParquetWriter(temporary, schema) as writer:
             for items, rows in view.blocks():
                 table: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in fields}
-                for title, (name, convert) in own.items():
+                for title, (name, convert) in converts.items():
                     values = (item.columns.get(name) for item in items)
                     table[title] = [None if value is None else convert(value) for value in values]
                 table["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), model.dim)

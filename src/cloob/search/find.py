@@ -103,7 +103,7 @@ class View:
         row = np.asarray(query if row is None else row, np.float32)
         length = float(np.linalg.norm(row))
         if row.shape != (self.model.dim,) or not 0 < length < np.inf:
-            expected = f"({self.model.dim},) is wanted, not 0"
+            expected = f"({self.model.dim},) is expected, not 0"
             raise InputError(f"a query of shape {row.shape} for the model {self.model.name!r}; {expected}")
         return row / length
 

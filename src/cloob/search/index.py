@@ -118,7 +118,7 @@ class Index(contextlib.AbstractContextManager["Index"]):
         return self._models.embedder(name, device)
 
     def items(self, ids: Sequence[int]) -> list[Item]:
-        """Items in the order asked for; ids that the index does not have are left out."""
+        """Items in the order of the ids; those that the index does not have are left out."""
         return self.store.items(ids)
 
     def picture(self, id: int) -> bytes:

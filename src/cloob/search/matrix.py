@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import InputError
-from cloob.search.store import Ids, Vectors, anew
+from cloob.search.records import IndexedModel
+from cloob.search.store import Ids, Neighbours, Vectors
 
 _PAGE = 4096
 _BLOCK = 32_768  # rows that are scored again at once: 128 MB at D = 512
@@ -43,16 +42,16 @@ class _File(NamedTuple):
 class Matrix:
     """One model's vectors, as the database has them."""
 
-    def __init__(self, database: Path, model: int, dim: int) -> None:
-        self._database, self._model, self._dim = database, model, dim
-        self._none = _File(0, 0, np.empty(0, np.int64), np.empty((0, dim), np.float32))
+    def __init__(self, store: Any, model: IndexedModel) -> None:
+        self._store, self._model, self._dim = store, model.number, model.dim
+        self._none = _File(0, 0, np.empty(0, np.int64), np.empty((0, model.dim), np.float32))
         self._file = self._none
         self._parts: list[Rows] = []
         self._seen: tuple[int, int] | None = None
 
-    def nearest(self, parts: list[Rows], query: Vectors, top: int, allowed: Ids | None) -> tuple[Ids, Vectors, int]:
-        """Ids and scores of the rows nearest to a query (D,), of ascending ``allowed`` ids; how many are searched."""
-        query = np.asarray(query, np.float32)
+    def nearest(self, query: Vectors, top: int, allowed: Ids | None) -> Neighbours:
+        """The rows nearest to a query (D,), of ascending ``allowed`` ids if these are given."""
+        query, parts = np.asarray(query, np.float32), self.parts()
         kept = [part.live if allowed is None else part.live & _among(part.ids, allowed) for part in parts]
         products = []
         for part, live in zip(parts, kept, strict=True):
@@ -76,11 +75,11 @@ class Matrix:
                 scores.append((part.rows[block].astype(np.float64) * query.astype(np.float64)).sum(1))
         near, exact = np.concatenate([self._none.ids, *ids]), np.concatenate([np.empty(0), *scores]).astype(np.float32)
         order = np.lexsort((near, -exact))[:top]
-        return near[order], exact[order], int(sum(live.sum() for live in kept))
+        return Neighbours(near[order], exact[order], int(sum(live.sum() for live in kept)))
 
-    def parts(self, connection: sqlite3.Connection, few: int | None = None) -> list[Rows]:
+    def parts(self, few: int | None = None) -> list[Rows]:
         """The vectors of the newest revision; a file of them where more than ``few``, and a 20th, have changed."""
-        with connection:
+        with self._store.using() as connection, connection:
             connection.execute("BEGIN")  # one state of the database for all that is read
             now = connection.execute("SELECT revision, stamp FROM cloob_revisions ORDER BY revision DESC").fetchone()
             if now == self._seen and few is None:
@@ -90,7 +89,7 @@ class Matrix:
             file = max(files, key=lambda each: each.revision, default=self._none)
             kept = self._ids(connection, "<=", file.revision)
             live = _among(file.ids, kept)
-            if live.sum() != len(kept):  # the file is not what its name says
+            if live.sum() != len(kept):  # the file is of something else
                 file, live = self._none, np.empty(0, np.bool_)
             new = self._ids(connection, ">", file.revision)
             if len(new) + int((~live).sum()) > max(_FEW if few is None else few, len(file.ids) // _FEW_PART):
@@ -110,11 +109,11 @@ class Matrix:
             "SELECT vector FROM cloob_vectors WHERE model = ? AND revision > ? ORDER BY item", (self._model, after)
         )
         while page := [cell for (cell,) in islice(cells, _PAGE)]:
-            yield decode(page, self._dim, self._database)
+            yield self._store._decode(page, self._dim)
 
     def _files(self) -> Iterator[_File]:
-        """The files that are whole."""
-        for path in self._database.parent.glob(f"vectors-{self._model}-*.f32"):
+        """The complete files."""
+        for path in self._store.path.parent.glob(f"vectors-{self._model}-*.f32"):
             with contextlib.suppress(OSError, ValueError):
                 revision, stamp = map(int, path.stem.split("-")[2:])
                 count, left = divmod(path.stat().st_size, 8 + 4 * self._dim)
@@ -125,9 +124,9 @@ class Matrix:
 
     def _write(self, connection: sqlite3.Connection, now: tuple[int, int]) -> _File:
         """A file of everything, in the place of all others; in memory where none can be written."""
-        ids, old = self._ids(connection, ">", 0), [*self._database.parent.glob(f"vectors-{self._model}-*.f32")]
-        path = self._database.with_name(f"vectors-{self._model}-{now[0]}-{now[1]}.f32")
-        temporary = self._database.with_name(f".tmp-{secrets.token_hex(8)}")
+        ids, old = self._ids(connection, ">", 0), [*self._store.path.parent.glob(f"vectors-{self._model}-*.f32")]
+        path = self._store.path.with_name(f"vectors-{self._model}-{now[0]}-{now[1]}.f32")
+        temporary = self._store.path.with_name(f".tmp-{secrets.token_hex(8)}")
         try:
             with temporary.open("wb") as file:  # not by a writable map: on a full disk that ends the process
                 file.write(ids.astype("<i8").tobytes())
@@ -143,12 +142,6 @@ class Matrix:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-
-
-def decode(cells: Sequence[bytes], dim: int, database: Path) -> Vectors:
-    if any(len(cell) != 4 * dim for cell in cells):
-        raise InputError(f"{database}: is damaged (a vector is not of width {dim}); {anew(str(database.parent))}")
-    return np.frombuffer(b"".join(cells), "<f4").reshape(-1, dim)
 
 
 def _among(ids: Ids, allowed: Ids) -> npt.NDArray[np.bool_]:

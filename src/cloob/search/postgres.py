@@ -23,7 +23,7 @@ _CONNECT_SECONDS = 10
 _LOCK = 0xC100B  # while tables are made
 _HNSW_DIM = 4_000  # halfvec's limit for an index
 _ROWS = 1000  # of a statement, which takes 65,535 values
-_CANDIDATES = 4  # times as many as asked for are ranked again
+_CANDIDATES = 4  # times as many as requested are ranked again
 _EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vectors), and pgvector's most
 
 _EXTENSION = "CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public"
@@ -119,8 +119,8 @@ class PostgresStore(Store):
         try:
             yield
         except self._psycopg.Error as error:
-            said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{self.address}: {said}") from None
+            why = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"{self.address}: {why}") from None
 
 
 class HnswVectors(VectorTable):

@@ -30,7 +30,7 @@ def valid(text: str) -> str:
     return text if text.isprintable() else _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-class Busy(InputError):  # noqa: N818 - it names a state, and is told as one
+class Busy(InputError):  # noqa: N818 - it names a state
     """Another process updates this index."""
 
 
@@ -46,11 +46,11 @@ class Item:
     height: int
     date: str | None = None  # when it was taken, or what comes nearest to it, ISO 8601
     caption: str | None = None
-    columns: Mapping[str, Value] = field(default_factory=dict)  # what else the source says of it
+    columns: Mapping[str, Value] = field(default_factory=dict)  # what else describes it
 
     @property
     def date_from(self) -> str:
-        """What says its date: ``exif``, ``name``, a ``column``, or the ``file``; empty without a date."""
+        """Where its date is from: ``exif``, ``name``, a ``column``, or the ``file``; empty without a date."""
         stated = self.columns.get("date_from") or ("column" if self.columns.get("date") else "file")
         return str(stated) if self.date else ""
 
@@ -111,17 +111,17 @@ class FileState:
 @dataclass(frozen=True)
 class Hit:
     item: Item
-    score: float  # cosine with the query, in [-1, 1]; NaN where no model was asked
+    score: float  # cosine with the query, in [-1, 1]; NaN in a search by words
     margin: float | None = None  # above what unrelated queries reach, in standard deviations of theirs
     words: tuple[str, ...] = ()  # the texts in which the query's words are: ``name``, ``caption``, or columns
 
 
 @dataclass(frozen=True)
 class Results:
-    hits: tuple[Hit, ...]  # at most as many as were asked for, those above the cutoff
+    hits: tuple[Hit, ...]  # at most ``top``, those above the cutoff
     searched: int  # pictures that were compared: those that the filter lets through
-    cut: int  # of the nearest, as many as were asked for, those that the cutoff left out
-    model: str  # the name of the model that was asked
+    cut: int  # of the ``top`` nearest, those that the cutoff left out
+    model: str  # the name of the model
 
 
 def words(text: str) -> list[str]:

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from cloob.errors import InputError, message, require
-from cloob.search.matrix import Matrix, decode
+from cloob.search.matrix import Matrix
 from cloob.search.records import INDEX_FILE, Busy, IndexedModel
 from cloob.search.store import FORMAT, TABLES, Neighbours, Store, Vectors, VectorTable, anew, check_format
 from cloob.search.where import SQLITE, Filter
@@ -59,7 +61,7 @@ class SqliteStore(Store):
             self._open()
 
     def _create(self, temporary: Path) -> None:
-        """Makes an empty index, whole or not at all."""
+        """Makes an empty index, completely or not at all."""
         with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
             connection.executescript(
                 f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
@@ -166,7 +168,9 @@ class SqliteStore(Store):
             yield
 
     def _decode(self, cells: list[Any], dim: int) -> Vectors:
-        return decode(cells, dim, self.path)
+        if any(len(cell) != 4 * dim for cell in cells):
+            raise InputError(f"{self.path}: is damaged (a vector is not of width {dim}); {anew(self.address)}")
+        return np.frombuffer(b"".join(cells), "<f4").reshape(-1, dim)
 
 
 class FlatVectors(VectorTable):
@@ -179,16 +183,12 @@ class FlatVectors(VectorTable):
         self._matrices: dict[int, Matrix] = {}
 
     def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
-        allowed = None if where is None else self.store.ids(where)
-        with self.store.using() as connection:
-            parts = self._matrix(model).parts(connection)
-        return Neighbours(*self._matrix(model).nearest(parts, query, top, allowed))
+        return self._matrix(model).nearest(query, top, None if where is None else self.store.ids(where))
 
     def optimise(self) -> None:
         """Writes anew the matrices that do not fit."""
         for model in self.store.models():
-            with self.store.using() as connection:
-                self._matrix(model).parts(connection, few=0)
+            self._matrix(model).parts(few=0)
 
     def drop(self, model: IndexedModel) -> None:
         self._matrices.pop(model.number, None)
@@ -196,7 +196,7 @@ class FlatVectors(VectorTable):
             path.unlink(missing_ok=True)
 
     def _matrix(self, model: IndexedModel) -> Matrix:
-        return self._matrices.setdefault(model.number, Matrix(self.store.path, model.number, model.dim))
+        return self._matrices.setdefault(model.number, Matrix(self.store, model))
 
 
 def remove(folder: Path) -> None:

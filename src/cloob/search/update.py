@@ -138,7 +138,7 @@ def _model(
         named = [model for model in existing if options.name in (None, model.name)]
         if len(named) != 1:
             names = ", ".join(model.name for model in existing)
-            why = f"has vectors of {names}; --name says of which" if names else "is empty; --model says by which model"
+            why = f"has vectors of {names}; --name chooses one" if names else "is empty; --model chooses one"
             raise InputError(f"{store.address}: {why}")
         (old,) = named
         if not options.replace_model and precision in (None, old.precision):
@@ -179,7 +179,7 @@ def _model(
 class Merged:
     added: int = 0  # items that were not here
     vectors: int = 0  # that were written, those of the added items included
-    present: int = 0  # items that are here with the same bytes; what is said of them stays
+    present: int = 0  # items that are here with the same bytes; their metadata stays
     other: int = 0  # items of which this index has the path with other bytes; they stay as they are here
 
 

@@ -51,7 +51,7 @@ class Filter:
 
 
 def parse(text: str, columns: Collection[str] | None = None, hidden: Collection[str] = ()) -> Filter:
-    """Checks a filter, and where ``columns`` are given, that it names none but these; InputError says what is wrong.
+    """Checks a filter, and where ``columns`` are given, that it names none but these; InputError reports what is wrong.
 
     It may name none that is ``hidden``.
 
@@ -181,8 +181,8 @@ class _Parser:
             return text.lower() == "true"
         if kind != "number":
             return value
-        whole = int(text) if re.fullmatch(r"[+-]?\d{1,19}", text) else 2**63
-        return whole if -(2**63) <= whole < 2**63 else float(text)
+        number = int(text) if re.fullmatch(r"[+-]?\d{1,19}", text) else 2**63
+        return number if -(2**63) <= number < 2**63 else float(text)
 
     def _pop(self) -> None:
         """Goes on: a kind is a group of ``_TOKEN``, a value a text without its quotes."""
@@ -204,7 +204,7 @@ class _Parser:
 
     def _expected(self, what: str) -> NoReturn:
         text = self._word[:40]
-        self._fail(f"{what} is wanted, {f'not {text}' if text else 'and the filter ends'}")
+        self._fail(f"{what} is expected, {f'not {text}' if text else 'and the filter ends'}")
 
     def _fail(self, message: str) -> NoReturn:
         place, text = self._start, self._text

@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
     path: str  # as in :class:`cloob.search.records.Item`
     bytes: int | None  # size of the file; None where only reading it tells
-    mtime_ns: int | None  # when it, or what describes it, was changed last; None where nothing says so
+    mtime_ns: int | None  # when it, or what describes it, was changed last; None where that is not known
     place: Any = None  # where its source finds it
     content: str = ""  # as of :class:`cloob.search.records.Item`, where the scan knows it
 
@@ -70,7 +70,7 @@ class LeftOut:
 
 
 class ReadFailed(BadSample):
-    """A picture cannot be read now (a permission, a disk, a network); nothing says that it is gone."""
+    """A picture cannot be read now (a permission, a disk, a network); it need not be gone."""
 
 
 class Collection:
@@ -162,7 +162,7 @@ class Table(Collection):
             try:
                 state = _state(path)
                 size, time = (0, None) if state is None else (state.st_size, _newest(state, self.state))
-            except OSError:  # reading it says why
+            except OSError:  # reading it reports why
                 size, time = None, None
             yield Found(path, size, time, rows)
 
@@ -206,7 +206,7 @@ class Folder(Collection):
                 if excluded or os.path.islink(path):  # noqa: PTH114
                     folders.remove(name)
                     self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
-            captions, beside = captions_by_stem(names), files_beside(names)
+            captions, sidecars = captions_by_stem(names), files_beside(names)
             used: set[str] = set()
             strange: list[str] = []
             for name in names:
@@ -216,10 +216,10 @@ class Folder(Collection):
                 if self._left_out(path):
                     self.left_out.add("excluded", path)
                 elif lower.endswith((*IMAGE_SUFFIXES, *RAW_SUFFIXES)):
-                    if (result := self._found(folder, name, captions, beside)) is not None:
+                    if (result := self._found(folder, name, captions, sidecars)) is not None:
                         seen.update(self._table.of(path) if self._table else ())
                         yield result
-                    used.update(beside.get(name.rpartition(".")[0], ()), beside.get(name, ()))
+                    used.update(sidecars.get(name.rpartition(".")[0], ()), sidecars.get(name, ()))
                 elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
                     self.left_out.add("tar or Arrow file beside pictures", path)
                 else:
@@ -248,11 +248,11 @@ class Folder(Collection):
         return bool(self._exclude) and self.excluded(os.path.relpath(path, self.name))
 
     def _found(
-        self, folder: str, name: str, captions: Mapping[str, str], beside: Mapping[str, list[str]]
+        self, folder: str, name: str, captions: Mapping[str, str], sidecars: Mapping[str, list[str]]
     ) -> Found | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the source."""
         stem, path = name.rpartition(".")[0], os.path.join(folder, name)  # noqa: PTH118
-        names = (captions.get(stem), *beside.get(stem, ()), *beside.get(name, ()))
+        names = (captions.get(stem), *sidecars.get(stem, ()), *sidecars.get(name, ()))
         others = [item and os.path.join(folder, item) for item in names]  # noqa: PTH118
         try:
             state: os.stat_result | None = os.lstat(path)
@@ -268,7 +268,7 @@ class Folder(Collection):
             table = self._table.state if self._table else None
             time = _newest(state, *(_state(item) for item in others if item), table)
             return Found(path, state.st_size, time, others)
-        except OSError:  # reading it says why
+        except OSError:  # reading it reports why
             return Found(path, None, None, others)
 
 
@@ -311,7 +311,7 @@ def _newest(file: os.stat_result, *others: os.stat_result | None) -> int:
 
 
 def _state(path: str) -> os.stat_result | None:
-    """The state of a regular file, None where there is none; OSError where nothing says whether there is one."""
+    """The state of a regular file, None where there is none; OSError where that cannot be known."""
     try:
         state = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
     except _NOT_THERE:

@@ -304,7 +304,7 @@ class Pictures:
             data = read_regular(item.path) if collection is None else collection.read(collection.find(item.path))
             if hashlib.sha256(data).hexdigest() != item.content:
                 raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
-        except (BadSample, InputError) as error:  # of ReadFailed nothing says that the source has changed
+        except (BadSample, InputError) as error:  # ReadFailed is no sign that the source has changed
             if stale is not None or collection is None or isinstance(error, ReadFailed):
                 raise
             return self._read(item, collection)
