@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -64,7 +65,7 @@ class AlignedEncoder(DualEncoder):
 
     @torch.no_grad()
     def features(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return self._of_images(images), self._of_texts(tokens)
+        return self._features_of("image", images), self._features_of("text", tokens)
 
     def encoder_keys(self) -> tuple[str, str]:
         """Names of both encoders by what decides over their features; kinds of devices round differently."""
@@ -75,25 +76,25 @@ class AlignedEncoder(DualEncoder):
         of_images, of_texts = (hashlib.blake2b(key.encode(), digest_size=6).hexdigest() for key in keys)
         return of_images, of_texts
 
-    def _of_images(self, images: Tensor) -> Tensor:
-        pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
-        features: Tensor = self.model.visual(pixels.contiguous(memory_format=torch.channels_last))
-        return features.float()
-
-    def _of_texts(self, tokens: Tensor) -> Tensor:
-        features: Tensor = self.model.text(tokens.to(self.device))
+    def _features_of(self, side: Literal["image", "text"], batch: Tensor) -> Tensor:
+        batch = batch.to(self.device)
+        if side == "image":
+            pixels = (batch.float() / 255 - self._mean) / self._std
+            features: Tensor = self.model.visual(pixels.contiguous(memory_format=torch.channels_last))
+        else:
+            features = self.model.text(batch)
         return features.float()
 
     def _image_features(self, images: Tensor) -> Tensor:
         if self.memories is None or images.dtype != torch.uint8:
             return super()._image_features(images)
-        features = self.memories[0].features(images, self._of_images)
+        features = self.memories[0].features(images, partial(self._features_of, "image"))
         return F.normalize(self.model.image_head(features.to(self.device)), dim=1)
 
     def _text_features(self, tokens: Tensor) -> Tensor:
         if self.memories is None:
             return super()._text_features(tokens)
-        features = self.memories[1].features(tokens, self._of_texts)
+        features = self.memories[1].features(tokens, partial(self._features_of, "text"))
         return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
 
 

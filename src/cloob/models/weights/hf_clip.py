@@ -40,7 +40,13 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
         wrong = f"eos_token_id {end}, layer_norm_eps {eps}, hidden_act {' and '.join(acts)}; {right}"
     if wrong:
         raise InputError(f"{where}: {wrong}")
-    text_cfg, vision_cfg = _tower(text, 512, 2048, 8), _tower(image, 768, 3072, 12)
+    towers = []
+    for side, width, hidden, heads in ((text, 512, 2048, 8), (image, 768, 3072, 12)):
+        width = side.get("hidden_size", width)
+        sizes = {"layers": side.get("num_hidden_layers", 12), "heads": side.get("num_attention_heads", heads)}
+        sizes |= {"width": width, "mlp_ratio": side.get("intermediate_size", hidden) / width}
+        towers.append(_ACTIVATIONS[side.get("hidden_act", "quick_gelu")] | sizes)
+    text_cfg, vision_cfg = towers
     vision_cfg["head_width"] = vision_cfg["width"] // vision_cfg.pop("heads")
     vision_cfg |= {"image_size": image.get("image_size", 224), "patch_size": image.get("patch_size", 32)}
     text_cfg |= {"context_length": text.get("max_position_embeddings", 77), "vocab_size": vocabulary}
@@ -53,16 +59,6 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     tokenizer = read_tokenizer(where, settings, text_cfg["context_length"])
     objective = check_objective(config.get("cloob", {}), f"{where}: cloob")  # of an export
     return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
-
-
-def _tower(side: dict[str, Any], width: int, hidden: int, heads: int) -> dict[str, Any]:
-    width = side.get("hidden_size", width)
-    return _ACTIVATIONS[side.get("hidden_act", "quick_gelu")] | {
-        "layers": side.get("num_hidden_layers", 12),
-        "width": width,
-        "mlp_ratio": side.get("intermediate_size", hidden) / width,
-        "heads": side.get("num_attention_heads", heads),
-    }
 
 
 def _preprocess(folder: Path, side: int) -> dict[str, Any]:
