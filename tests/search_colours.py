@@ -59,7 +59,7 @@ class ColourModel:
 
 def loads(patch, load=lambda *_, **__: ColourModel()):
     """Whatever model a command is given is what ``load`` makes of it; each name is one of a model."""
-    patch.setattr("cloob.models.source.check_source", lambda _: None)
+    patch.setattr("cloob.commands.index.check_source", lambda _: None)
     patch.setattr("cloob.models.load.load_model", load)
 
 

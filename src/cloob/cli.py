@@ -15,36 +15,20 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cloob import __version__
 from cloob.errors import InputError, TrainingFailed, message, nearest, needs, out_of_memory, printable
 
-COMMANDS = {
-    "demo": "train CLIP, InfoLOOB and CLOOB on a set that comes along, and search its pictures",
-    "train": "train on your own image-caption pairs, or a named recipe",
-    "recipes": "list the named training set-ups",
-    "data": "look at a data set: what is in it, what is bad, what is there twice; count shards",
-    "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
-    "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
-    "find": "find pictures below a folder in one command: index what is new, then search",
-    "index": "index a collection of pictures, or bring an index up to date",
-    "search": "find pictures of an index by words and pictures; duplicates",
-    "classify": "sort pictures by the names of classes, or by a few examples of each",
-    "embed": "write the vectors of pictures into one file",
-    "serve": "an index in the browser: search, sort, wander; and its API",
-    "convert": "write other people's weights as a model folder",
-    "export": "write a model for transformers, sentence-transformers or ONNX",
-    "push": "push a model to the Hugging Face hub, with a card written from its run",
-    "models": "list the towers by name",
-}
-DOCS = ""  # the address of the documentation, once there is one
-_ROWS = "\n".join(f"  {name:<8}  {what}" for name, what in COMMANDS.items())
-_USAGE = f"""usage: cloob COMMAND [options]      (cloob COMMAND --help)
+COMMANDS = (
+    "demo", "train", "recipes", "data", "eval", "analyze", "find", "index", "search", "classify", "embed", "serve",
+    "convert", "export", "push", "models",
+)  # fmt: skip
+_USAGE = """usage: cloob COMMAND [options]      (cloob COMMAND --help)
 
 Train, judge and use image-text models by CLOOB (arXiv:2110.11316).
 
-{_ROWS}
-
+{}
   --version  the version
   --debug    show the traceback of an error"""
 
@@ -94,7 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, words: list[str]) -> int:
     if name in ("", "-h", "--help", "help"):
-        print(_USAGE, f"\nDocumentation: {DOCS}" if DOCS else "", sep="\n" if DOCS else "")
+        rows = ""
+        for known in COMMANDS:  # the first line of its file says what it does
+            text = Path(__file__).with_name("commands").joinpath(f"{known}.py").read_text(encoding="utf-8")
+            rows += f"  {known:<8}  {text.partition('``: ')[2].partition('.')[0]}\n"
+        print(_USAGE.format(rows))
         return 0 if name else 2
     if name in ("-V", "--version"):
         print(f"cloob {__version__}")

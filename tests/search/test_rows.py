@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 import cloob
 from cloob import cli
 from cloob.serve.app import make_app
-from cloob.serve.guard import ServeConfig
+from cloob.serve.collection import ServeConfig
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from cloob.models import load as fingerprints
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
-from cloob.serve.guard import ServeConfig
+from cloob.serve.collection import ServeConfig
 from make import picture
 from search_colours import ColourModel
 

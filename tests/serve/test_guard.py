@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.serve.guard import HEADERS, Guard, ServeConfig, is_loopback
+from cloob.serve.app import HEADERS, Guard, is_loopback
+from cloob.serve.collection import ServeConfig
 from make import picture, raw_file
 
 TOKEN = "a-token-of-twenty-letters"

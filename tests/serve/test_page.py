@@ -17,7 +17,7 @@ import uvicorn
 from served_colours import N, build, draw
 
 from cloob.serve.app import make_app
-from cloob.serve.guard import ServeConfig
+from cloob.serve.collection import ServeConfig
 from make import picture
 from search_colours import COLOURS, ColourModel
 

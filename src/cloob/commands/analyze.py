@@ -1,4 +1,4 @@
-"""``cloob analyze``: how the embeddings of runs lie on the sphere, at the end and over their checkpoints."""
+"""``cloob analyze``: geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from cloob.commands.console import MeasureOptions, as_words, check, progress, refuse, say, say_next, tyro
+from cloob.commands.console import MeasureOptions, Positional, arg, as_words, check, progress, refuse, say, say_next
 from cloob.commands.eval import NO_MODEL, begin, print_results
+from cloob.models.runs import curve
 
 Row = Mapping[str, Any]
 DEMO = "demo:val"
@@ -18,12 +19,9 @@ DEMO = "demo:val"
 class Options:
     """Geometry of models on image-caption pairs, effective eigenvalues by epoch, similar pictures and duplicates."""
 
-    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL …")]
-    """Run folders (all their checkpoints count), checkpoint or model folders, open_clip NAME/TAG, hf-hub:…"""
-    pairs: str = DEMO
-    """Image-caption pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first)."""
-    limit: int = 10_000
-    """Pairs whose geometry is measured at most; similar pictures and duplicates are sought among all of them."""
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL …")]  # Models; of a run, all checkpoints.
+    pairs: str = DEMO  # Pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first).
+    limit: int = 10_000  # Pairs whose geometry is measured at most; similar pictures and duplicates come from all.
     similar: int = 20  # Most similar pictures to list for each model.
     out: Path = Path("runs/analyze")  # Folder of analysis.json and report.html.
     machine: MeasureOptions = field(default_factory=MeasureOptions)
@@ -41,7 +39,6 @@ def run(options: Options) -> int:
     from cloob.evaluation.analysis import analyze
     from cloob.evaluation.report.page import ShownPicture, write_report
     from cloob.evaluation.suite import write_results
-    from cloob.models.runs import curve
     from cloob.search.alike import partition
 
     how: Row = {"similar": options.similar, "groups": partition, "limit": options.limit}

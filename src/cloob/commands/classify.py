@@ -1,4 +1,4 @@
-"""``cloob classify``: sorts pictures by names of classes, or by examples."""
+"""``cloob classify``: sort pictures by the names of classes, or by a few examples of each."""
 
 from __future__ import annotations
 
@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import cloob
-from cloob.commands.console import DecodeOptions, check, check_out, refuse, say, say_next, tyro
+from cloob.commands.console import DecodeOptions, Positional, arg, check, check_out, refuse, say, say_next
 from cloob.commands.copies import copy
 from cloob.commands.index import folder_name, opened
 from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
-    from cloob.search.classify import Head, LabelOptions, Labels
-
-_PAGE = 4096
+    from cloob.search.classify import Head, Labels
 
 
 @dataclass(frozen=True)
 class Options:
     """Sort pictures by the names of classes, or by a few examples of each."""
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC|IDX")]
-    """An index, a folder that `cloob find` has indexed, or with --model whatever `cloob index` takes."""
+    source: Annotated[Positional[str], arg(metavar="SRC|IDX")]  # An index, or with --model what `cloob index` takes.
     labels: str | None = None  # cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments.
     templates: tuple[str, ...] = ()  # Prompts with {c} for the label; left out, "a photo of a {c}." and "{c}".
     examples: Path | None = None  # A folder of pictures for each label, in this folder: fits a head, and measures it.
@@ -65,11 +62,20 @@ def run(options: Options) -> int:
         address, folder = find_index(options.source)
         where = " and ".join(f"({clause})" for clause in (options.where, folder) if clause) or None
         options = dataclasses.replace(options, source=address, where=where)
-    from cloob.search.classify import TEMPLATES, LabelOptions, label_by_head, read_head
+    from cloob.search.classify import TEMPLATES, LabelOptions, check_labels, label_by_head, read_head
 
     templates = options.templates or TEMPLATES
     how = LabelOptions(templates, options.multi, options.none, options.cutoff, options.inv_tau)
-    names = () if options.labels is None else _labels(options.labels, how)
+    text, names = options.labels, tuple[str, ...]()
+    if text is not None:  # separated by commas; or one per line of a file, which ends in .txt or has a slash
+        lines = text.split(",")
+        if text.endswith(".txt") or ("/" in text and os.path.isfile(text)):  # noqa: PTH113 - of many a Path raises
+            try:
+                read = Path(text).read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise InputError(f"--labels {text}: is no text in UTF-8") from None
+            lines = [line for line in read if line.strip() and not line.startswith("#")]
+        names = check_labels(lines, how)
     refuse({f"--head {kept}: is a file of another kind; name another": kept and kept.exists() and not read_head(kept)})
     with opened(options.source, options.model, options.machine) as (index, unread):
         if names:
@@ -77,31 +83,20 @@ def run(options: Options) -> int:
             labels = index.classify(names, how, where=options.where)
         else:
             labels = label_by_head(index.view(options.where), _head(options, index))
-        place, move = options.copy_to or options.move_to, options.move_to is not None
+        place = options.copy_to or options.move_to
         if options.json or options.csv or place is None:
             _print(index, labels, options)
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
         left = f"; {unread:,} could not be read (see above)" if unread else ""
         say(f"{len(labels.ids):,} pictures: {counts}{left}")
-        best = dict(zip(labels.ids.tolist(), labels.chosen, strict=True))
-        folders = {id_: folder_name(labels.names[chosen[0]]) if chosen else None for id_, chosen in best.items()}
-        failed = copy(index, index.items(list(folders)), place, folders, move=move)
+        failed = 0
+        if place is not None:
+            best = dict(zip(labels.ids.tolist(), labels.chosen, strict=True))
+            folders = {id_: folder_name(labels.names[chosen[0]]) if chosen else None for id_, chosen in best.items()}
+            failed = copy(index, index.items(list(folders)), place, folders, move=options.move_to is not None)
         if options.move_to is not None and is_there(options.source):  # or its vectors would go with the old paths
             say_next(["index", *index.store.sources(), options.move_to.absolute(), "--out", index.store.address])
     return 1 if unread or failed else 0
-
-
-def _labels(text: str, how: LabelOptions) -> tuple[str, ...]:
-    """The labels: separated by commas; or one per line of a file, which ends in .txt or is written with a slash."""
-    from cloob.search.classify import check_labels
-
-    if not (text.endswith(".txt") or ("/" in text and os.path.isfile(text))):  # noqa: PTH113 - of many a Path raises
-        return check_labels(text.split(","), how)
-    try:
-        lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"--labels {text}: is no text in UTF-8") from None
-    return check_labels([line for line in lines if line.strip() and not line.startswith("#")], how)
 
 
 def _head(options: Options, index: cloob.Index) -> Head:
@@ -130,7 +125,7 @@ def _head(options: Options, index: cloob.Index) -> Head:
 
 
 def _print(index: cloob.Index, labels: Labels, options: Options) -> None:
-    """Prints the labels of each picture, in pages."""
+    """Prints the labels of every picture."""
     from cloob.search.classify import NONE
 
     if labels.by_default:
@@ -141,7 +136,7 @@ def _print(index: cloob.Index, labels: Labels, options: Options) -> None:
         writer.writerow(("path", "label", "probability", "margin"))
     ids = labels.ids.tolist()
     rows = {id_: row for row, id_ in enumerate(ids)}
-    for item in (item for start in range(0, len(ids), _PAGE) for item in index.items(ids[start : start + _PAGE])):
+    for item in index.items(ids):
         row, chosen = rows[item.id], []
         for label in labels.chosen[row]:
             margin = None if labels.margins is None else round(float(labels.margins[row, label]), 3)

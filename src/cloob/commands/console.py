@@ -17,10 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import tyro as tyro  # for all commands: annotations of their options are read when words are parsed
+import tyro
+from tyro.conf import Positional as Positional
+from tyro.conf import arg as arg
 
+from cloob.cache import Cache, use_cache
+from cloob.data.shards.spec import is_pattern, is_remote, local_path
 from cloob.errors import InputError
 from cloob.errors import refuse as refuse
+from cloob.machine import decoders
 
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
@@ -29,8 +34,6 @@ T = TypeVar("T")
 _LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
-_HELP = f"│{'':9}"  # in tyro's box
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _PLAIN = (  # words of tyro, and ours
     (r"^Error parsing (\w+: )?", ""),
     (r"invalid literal for int\(\) with base 10:", "needs a whole number, not"),
@@ -44,16 +47,14 @@ _PLAIN = (  # words of tyro, and ours
 class CacheOptions:
     """Where what can be made again is kept."""
 
-    cache_dir: Path | None = None
-    """Cache of embeddings, streamed shards and weights; left out, $CLOOB_CACHE or the user's cache folder."""
+    cache_dir: Path | None = None  # Cache of embeddings, shards and weights; else $CLOOB_CACHE or the user's cache.
     cache_gb: float | None = None  # Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or 50.
 
     def use(self) -> None:
-        from cloob.cache import use_cache
-
         check(self, cache_gb=(0.001, 1_000_000), workers=(0, 1024), batch_size=(1, 2**20))
         device = getattr(self, "device", "auto")  # whether the machine has it, torch knows
-        refuse({f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps": not _DEVICE.fullmatch(device)})
+        fits = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device)
+        refuse({f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps": not fits})
         use_cache(self.cache_dir, self.cache_gb)
 
 
@@ -68,12 +69,7 @@ class DeviceOptions(CacheOptions):
 class DecodeOptions(DeviceOptions):
     """How pictures are read, where the model runs, and what is kept."""
 
-    workers: int | None = None  # Decoding threads; left out, one per processor.
-
-    def threads(self) -> int:
-        from cloob.machine import decoders
-
-        return decoders() if self.workers is None else self.workers
+    workers: int = dataclasses.field(default_factory=decoders)  # Decoding threads; left out, one per processor.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +106,10 @@ class MeasureOptions(ColumnOptions, DecodeOptions):
     batch_size: int = 256  # Images or texts a forward pass.
 
     def embedding(self) -> EmbedOptions:
-        from cloob.cache import Cache
         from cloob.distributed import resolve_device
         from cloob.evaluation.embed import EmbedOptions
 
-        return EmbedOptions(resolve_device(self.device), self.batch_size, self.threads(), Cache())
+        return EmbedOptions(resolve_device(self.device), self.batch_size, self.workers, Cache())
 
 
 def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", description: str | None = None) -> T:
@@ -127,7 +122,7 @@ def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", de
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        lines = (line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines()[1:] if not line.startswith(_HELP))
+        lines = (line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines()[1:] if not line.startswith(f"│{'':9}"))
         text = [line for line in lines if line]
         rule = next((i for i, line in enumerate(text) if i and not line.strip("─-")), len(text))
         sentence = " ".join(line for line in text[:rule] if line.strip("─-"))
@@ -166,28 +161,20 @@ def check(options: object, *rules: str, **ranges: tuple[float, float]) -> None:
 
 
 def as_words(options: object, *names: str) -> list[str]:
-    """The options that were given, as words of a command line; of some names alone if there are any."""
-    words: list[str] = []
-    for name, (value, given, spelled) in _leaves(options).items():
-        if given and (not names or name in names):
-            words += [spelled] if spelled.startswith("--") else []
-            words += [] if value is True else map(str, value if isinstance(value, tuple) else [value])
-    return words
+    """Those of some options that were given, as words of a command line."""
+    given = [(value, spelled) for name, (value, there, spelled) in _leaves(options).items() if there and name in names]
+    return [word for value, spelled in given for word in ([spelled] if value is True else [spelled, str(value)])]
 
 
 def check_there(source: str) -> None:
-    from cloob.data.shards.spec import is_pattern, is_remote, local_path
-
     path = local_path(source)
     patterned = is_remote(source) or source.partition(":")[0] == "demo" or is_pattern(path)
     refuse({f"{source}: no such file or folder": not patterned and not Path(path).exists()})
 
 
 def check_out(option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()) -> None:
-    expected, same = (
-        f"it must be a file {' or '.join(endings)}",
-        os.path.realpath(path) in map(os.path.realpath, inputs),
-    )
+    expected = f"it must be a file {' or '.join(endings)}"
+    same = os.path.realpath(path) in map(os.path.realpath, inputs)
     refuse(
         {
             f"{option} {path}: ends in {path.suffix or 'nothing'}; {expected}": path.suffix not in endings,

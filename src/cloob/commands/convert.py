@@ -1,4 +1,4 @@
-"""``cloob convert``: other people's weights as a model folder."""
+"""``cloob convert``: write weights of other projects as a model folder."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cloob.commands.console import say_next, tyro
+from cloob.commands.console import Positional, arg, say_next
+from cloob.export.exported import check_target
+from cloob.files import whole_folder
+from cloob.models.runs import config_file
 
 
 @dataclass(frozen=True)
 class Options:
     """Write a model as a model folder, which open_clip reads as `local-dir:` where the towers are its own."""
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """File, folder or name of a model: whatever --init and `cloob eval` take."""
-    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]  # The folder that is made.
+    source: Annotated[Positional[str], arg(metavar="SRC")]  # A model: what --init and `cloob eval` take.
+    target: Annotated[Positional[Path], arg(metavar="DEST")]  # The folder that is made.
     overwrite: bool = False  # Replace DEST where it is a model folder already.
 
 
 def run(options: Options) -> int:
-    from cloob.export.exported import check_target
-    from cloob.files import whole_folder
-    from cloob.models.runs import config_file
-
     source, target = options.source, options.target
     check_target(source, target, "model folder", lambda it: config_file(it).is_file(), overwrite=options.overwrite)
     from cloob.models.folder import save_model

@@ -20,25 +20,21 @@ import cloob
 from cloob.commands.console import say
 from cloob.commands.index import folder_name
 from cloob.errors import InputError, message, printable
+from cloob.files import flush, write_whole
 
 if TYPE_CHECKING:
     from cloob.search.records import Item
 
 Stems = dict[str, list[Path]]
-MOVED = "moved.jsonl"
+Folders = Mapping[int, str | None]  # by the id of a picture; None: it stays where it is
 _BELONGING = r"\.(txt|caption|xmp|aae|mov|mp4)"  # captions, edits, the film of a live photo
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def copy(
-    index: cloob.Index,
-    items: Iterable[Item],
-    root: Path | None,
-    below: Mapping[int, str | None] = {},
-    *,
-    move: bool = False,
+    index: cloob.Index, items: Iterable[Item], root: Path | None, below: Folders | None = None, *, move: bool = False
 ) -> int:
-    """Copies pictures into a folder, or one below it by their id, None for none; 1 where one could not be.
+    """Copies pictures into a folder, or into those ``below`` it; 1 where one could not be copied.
 
     A shot goes where its first picture that is no RAW goes. With ``move`` its files are moved, and ``root/moved.jsonl``
     lists old and new paths before that. The first full disk ends it.
@@ -48,23 +44,32 @@ def copy(
     if root is None:
         return 0
     past, listed, counts, full = "moved" if move else "copied", cache(_by_stem), Counter[str](), False
-    earlier = set()  # the old paths of moved.jsonl, of which the last line may be cut off
-    for line in (root / MOVED).read_text().splitlines() if move and (root / MOVED).exists() else ():
-        with contextlib.suppress(ValueError):
+    moved, earlier = root / "moved.jsonl", set()  # the old paths in it
+    for line in moved.read_text().splitlines() if move and moved.exists() else ():
+        with contextlib.suppress(ValueError):  # the last line may be cut off
             earlier.add(str(json.loads(line)["old"]))
     shots: dict[str, list[Item]] = {}
     for item in items:
         shots.setdefault(shot_of(item.path), []).append(item)
     for shot in shots.values():
-        folder = below.get(min(shot, key=lambda item: (is_raw(item.path), item.path)).id, "")
+        first = min(shot, key=lambda item: (is_raw(item.path), item.path))
+        folder = "" if below is None else below[first.id]
         left = [item for item in shot if item.path not in earlier or os.path.lexists(item.path)]
         counts["before"] += len(shot) - len(left)
         if folder is None or not left:
             continue
         try:
             pairs = _planned(index, left, (root / folder).absolute(), listed, move=move)
-            if pairs and move:
-                _note(root / MOVED, pairs)
+            if pairs and move:  # the list has all of them or, on a full disk, none
+                root.mkdir(parents=True, exist_ok=True)
+                with moved.open("a") as file:
+                    size = file.tell()
+                    try:
+                        file.writelines(json.dumps({"old": str(old), "new": str(new)}) + "\n" for old, new in pairs)
+                        file.flush()
+                    except OSError:
+                        os.truncate(moved, size)
+                        raise
             for source, target in pairs:
                 _place(source, target, move=move)
             counts["done" if pairs else "there"] += len(left)
@@ -77,7 +82,7 @@ def copy(
     ends = {
         "done": f"{past} to {root}",
         "there": "were there",
-        "before": f"were moved before ({root / MOVED})",
+        "before": f"were moved before ({moved})",
         "failed": f"could not be {past}",
     }
     say(", ".join(f"{counts[kind]} {end}" for kind, end in ends.items() if counts[kind] or kind == "done"))
@@ -134,8 +139,6 @@ def _by_stem(folder: Path) -> Stems:
 
 def _place(source: Path | bytes, target: Path, *, move: bool) -> None:
     """Copies or moves one file; under its name a target is complete, and the source goes only after that."""
-    from cloob.files import flush, write_whole
-
     if isinstance(source, bytes):
         write_whole(target, source)
         return
@@ -154,16 +157,3 @@ def _place(source: Path | bytes, target: Path, *, move: bool) -> None:
         raise
     if move:
         source.unlink()
-
-
-def _note(path: Path, pairs: Sequence[tuple[Path | bytes, Path]]) -> None:
-    """Adds lines of old and new paths to a list, all or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        size = file.tell()
-        try:
-            file.writelines(json.dumps({"old": str(old), "new": str(new)}) + "\n" for old, new in pairs)
-            file.flush()
-        except OSError:
-            os.truncate(path, size)
-            raise

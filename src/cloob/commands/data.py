@@ -1,4 +1,4 @@
-"""``cloob data``: looks at a set of pairs, lists those that do not seem to belong together, or counts its shards."""
+"""``cloob data``: look at a data set: what is in it, what is bad, what is there twice; count shards."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from tyro.conf import Positional, arg
+
 import cloob
-from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check, check_out, progress, say_next, tyro
+from cloob.cache import Cache
+from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check, check_out, progress, say_next
+from cloob.data.shards.spec import is_remote
 from cloob.errors import refuse
 
 if TYPE_CHECKING:
@@ -28,13 +32,12 @@ _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin wi
 class Options:
     """Say what is in a data set, what is bad in it, and what is there twice; or count the samples of its shards."""
 
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = ""
-    """Whatever `cloob train --data` reads; with --count a folder or pattern of shards."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""  # As of `cloob train`; with --count shards.
     most: int = 10_000  # Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all.
     out: Path | None = None  # A contact sheet (HTML); with --count the counts, for a local folder else sizes.json.
     pictures: int = 60  # Pictures on the contact sheet.
     json: bool = False  # Print one JSON object instead of the table.
-    suspects: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="[FILE.csv]")] = None
+    suspects: Annotated[tuple[Path, ...] | None, arg(metavar="[FILE.csv]")] = None
     """After DATA: print the pairs that least seem to belong together, and list all of them in the file, if one is
     given, the most suspicious first; --out FILE.html shows them."""
     a: str | None = None  # With --suspects, in place of DATA: a file of vectors, as of `cloob train vectors`.
@@ -91,7 +94,6 @@ def suspects_of_pictures(
     """Of pictures with captions, by the features of the two frozen encoders of a configuration."""
     import torch
 
-    from cloob.cache import Cache
     from cloob.data.batch import BadSample
     from cloob.training.align import feature_loader, make_aligned
 
@@ -204,8 +206,6 @@ def _survey(options: Options, source: Source) -> int:
 
 
 def _training(options: Options, *, few: bool) -> list[str]:
-    from cloob.data.shards.spec import is_remote
-
     more = as_words(options, "image_column", "caption_column", "cache_dir")
     if is_remote(options.data):  # nothing of them can be held out
         more += ["--patience", "0"] if few else []

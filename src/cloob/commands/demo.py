@@ -1,4 +1,4 @@
-"""``cloob demo``: three objectives and the closed form on a set that comes along; what they find, and who is ahead."""
+"""``cloob demo``: train CLIP, InfoLOOB and CLOOB on a set that comes along, and search its pictures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cloob.commands import eval as measure
 from cloob.commands.console import refuse, say, say_next
 from cloob.commands.data import suspects_of_pictures
 from cloob.family import ObjectiveName
+from cloob.models.source import check_packages
 
 if TYPE_CHECKING:
     from cloob.evaluation.sets.pictures import CaptionedSet, LabelledSet
@@ -42,7 +43,6 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from cloob.models.source import check_packages
     from cloob.training.config.checks import preflight
 
     recipe = "demo-scratch" if options.from_scratch else "demo"

@@ -1,4 +1,4 @@
-"""``cloob eval``: models side by side on labelled sets and pairs; ``demo`` and ``analyze`` measure by it, too."""
+"""``cloob eval``: zero-shot classification, linear probes, retrieval and geometry of one or several models."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cloob
-from cloob.commands.console import MeasureOptions, as_words, check, progress, say, say_next, tyro
+from cloob.commands.console import MeasureOptions, Positional, arg, as_words, check, progress, say, say_next
+from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError, refuse
+from cloob.models.runs import RUN_CONFIG_FILE, curve, read_validation, run_of
 
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # The numbers that a terminal shows; the report has all.
 _SHOWN = {"zeroshot": "acc1", "probe": "acc1", "retrieval": "image_to_text@1|text_to_image@10?", "vectors": r".*@\d+"}
+Runs = list[tuple[str, Path, "cloob.TrainConfig"]]  # models that are of a run, with model folders and configurations
 NO_MODEL = "no model given: name a run folder, or NAME/TAG of open_clip (--help says more)"
 _TITLES = {"zeroshot acc1": "zero-shot top-1", "probe acc1": "linear probe top-1"}
 
@@ -31,7 +34,7 @@ _TITLES = {"zeroshot acc1": "zero-shot top-1", "probe acc1": "linear probe top-1
 class Options:
     """Zero-shot classification, linear probes, retrieval and geometry of one or several models, side by side."""
 
-    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL …")]
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL …")]
     """Run folders (RUN: its best checkpoint, RUN:last), model folders, open_clip NAME/TAG, hf-hub:… or local-dir:…"""
     zeroshot: tuple[str, ...] = ()  # Labelled sets: of CLIP_benchmark, a sub-folder a class, or demo:noto-emoji.
     suite: tuple[str, ...] = ()  # Many sets: paper, pictograms or vtab+, each with its folder unless --root is given.
@@ -64,20 +67,25 @@ def run(options: Options) -> int:
     from cloob.evaluation.sets.suites import open_suites, training_split
 
     sets, out = open_suites(options.suite, options.root, probe=options.probe), options.out
-    labelled = [open_labelled(path) for path in options.zeroshot]
-    names = _distinct([data.name for data in labelled], options.zeroshot)
-    for path, data, name in zip(options.zeroshot, labelled, names, strict=True):
-        sets.sets.append(dataclasses.replace(data, name=name))
+    labelled = _named(options.zeroshot, map(open_labelled, options.zeroshot))
+    sets.sets += labelled
+    for path, data in zip(options.zeroshot, labelled, strict=True):
         if options.probe and (train := training_split(path)) is not None:
-            sets.training[name] = train
-    captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
-    names = _distinct([data.name for data in captioned], options.retrieval)
-    sets.pairs += [dataclasses.replace(data, name=name) for data, name in zip(captioned, names, strict=True)]
+            sets.training[data.name] = train
+    captioned = (open_captioned(path, **options.machine.columns) for path in options.retrieval)
+    sets.pairs += _named(options.retrieval, captioned)
     if options.a is not None and options.b is not None:
-        from cloob.data.vectors import open_pairs  # torch
+        from cloob.data.vectors import open_pairs
 
         sets.vectors.append(open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids))
-    runs = _runs(options.models)
+    from cloob.models.load import find_model_folder  # torch
+
+    runs: Runs = []
+    for model in options.models:
+        with contextlib.suppress(InputError):  # loading it will report that
+            folder = find_model_folder(model)
+            if folder is not None and (run := run_of(folder)) is not None:
+                runs.append((model, folder, cloob.TrainConfig.from_json(run / RUN_CONFIG_FILE)))
     if options.held_out:
         _add_held_out(sets, runs)
     judged = {os.path.realpath(spec) for spec in (*options.retrieval, *filter(None, [options.a]))}
@@ -120,26 +128,10 @@ def run(options: Options) -> int:
     return code
 
 
-def _runs(models: Sequence[str]) -> list[tuple[str, Path, cloob.TrainConfig]]:
-    """The models that are of a run, with their model folders and the configurations of the runs."""
-    from cloob.models.load import find_model_folder
-    from cloob.models.runs import RUN_CONFIG_FILE, run_of
-
-    runs = []
-    for model in models:
-        with contextlib.suppress(InputError):  # loading it will report that
-            folder = find_model_folder(model)
-            if folder is not None and (run := run_of(folder)) is not None:
-                runs.append((model, folder, cloob.TrainConfig.from_json(run / RUN_CONFIG_FILE)))
-    return runs
-
-
-def _add_held_out(sets: SuiteSets, runs: Sequence[tuple[str, Path, cloob.TrainConfig]]) -> None:
+def _add_held_out(sets: SuiteSets, runs: Runs) -> None:
     """Adds the held-out pairs of runs, which must be the same for all of them."""
-    from cloob.data.shards.spec import is_remote
     from cloob.data.source import digest
     from cloob.evaluation.sets.pictures import by_picture, open_captioned
-    from cloob.models.runs import read_validation
     from cloob.training.given import open_pairs
 
     refuse({"--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval": not runs})
@@ -180,7 +172,7 @@ def _add_held_out(sets: SuiteSets, runs: Sequence[tuple[str, Path, cloob.TrainCo
     sets.pairs.append(by_picture(name, held_out))
 
 
-def _seeds(models: Mapping[str, str], runs: Sequence[tuple[str, Path, cloob.TrainConfig]]) -> dict[str, dict[int, str]]:
+def _seeds(models: Mapping[str, str], runs: Runs) -> dict[str, dict[int, str]]:
     """The models of runs whose configurations differ by seed (and folder) alone: by group, then by seed."""
     groups: dict[str, dict[int, str]] = {}
     names = {model: name for name, model in models.items()}
@@ -204,12 +196,16 @@ def begin(models: Sequence[str], out: Path) -> dict[str, str]:
         if with_checkpoint(model) == f"{model}:best":
             step = checkpoint_step(chosen_checkpoint(Path(model)))
             say(f"{model}: its best checkpoint, step {step:,} ({model}:last is the last)")
-    return dict(zip(_distinct([Path(model).name or model for model in models], models), models, strict=True))
+    names = [Path(model).name or model for model in models]
+    return {model if names.count(name) > 1 else name: model for model, name in zip(models, names, strict=True)}
 
 
-def _distinct(names: Sequence[str], places: Sequence[str]) -> list[str]:
-    """Names; in place of equal ones what was typed."""
-    return [place if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
+def _named(typed: Sequence[str], opened: Iterable[Any]) -> list[Any]:
+    """Sets; those of equal names are called as they were typed."""
+    sets = list(opened)
+    names = [data.name for data in sets]
+    pairs = zip(typed, sets, strict=True)
+    return [dataclasses.replace(data, name=path) if names.count(data.name) > 1 else data for path, data in pairs]
 
 
 def compare(
@@ -236,7 +232,6 @@ def write_page(path: Path, embeddings: Embeddings, results: Mapping[str, Any], s
     from cloob.evaluation.analysis import example_queries
     from cloob.evaluation.report.page import write_report
     from cloob.evaluation.suite import of_sides
-    from cloob.models.runs import curve
 
     rows, queries = results["rows"], []
     models = [row["model"] for row in rows]
@@ -272,7 +267,17 @@ def print_results(results: Mapping[str, Any], *, geometry: bool = False) -> int:
             for key in dict.fromkeys(key for key in keys if re.fullmatch(pattern, key)):
                 title = _TITLES.get(f"{section} {key}") or key.replace("_to_", " → ").replace("@", " recall@")
                 title = f"{name}: {title}" if len(names) > 1 else title.replace("_", " ")
-                table.add_row(escape(title), *(_cell(key, numbers) for numbers in of_models))
+                cells = []
+                for value, interval in ((numbers.get(key), numbers.get(f"{key}_interval")) for numbers in of_models):
+                    if value is None:
+                        cells.append("–")
+                    elif interval:
+                        cells.append(f"{100 * value:.1f} ± {50 * (interval[1] - interval[0]):.1f}")
+                    elif "@" in key:
+                        cells.append(f"{100 * value:.1f}")
+                    else:
+                        cells.append(f"{value:,}" if isinstance(value, int) else f"{value:,.3f}")
+                table.add_row(escape(title), *cells)
     seconds = [row.get("train_seconds") for row in rows]
     if any(item is not None for item in seconds):
         table.add_row("training, seconds", *("–" if item is None else f"{item:,.0f}" for item in seconds))
@@ -283,14 +288,3 @@ def print_results(results: Mapping[str, Any], *, geometry: bool = False) -> int:
         for problem in problems(results)[kind]:
             say(f"{what.format(problem)}: {problem.message}")
     return 1 if results.get("failures") else 0
-
-
-def _cell(key: str, numbers: Mapping[str, Any]) -> str:
-    value = numbers.get(key)
-    if value is None:
-        return "–"
-    if interval := numbers.get(f"{key}_interval"):
-        return f"{100 * value:.1f} ± {50 * (interval[1] - interval[0]):.1f}"
-    if "@" in key:
-        return f"{100 * value:.1f}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"

@@ -1,4 +1,4 @@
-"""``cloob export``: a model in the format of other programs."""
+"""``cloob export``: write a model for transformers, sentence-transformers or ONNX."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cloob.commands.console import as_words, refuse, say_next, tyro
+from cloob.commands.console import Positional, arg, as_words, refuse, say_next
+from cloob.export.exported import check_exportable, check_packages, check_target, is_export
+from cloob.files import whole_folder
+from cloob.models.runs import OBJECTIVE_FILE
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+REPOSITORY = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])")
 
 
 @dataclass(frozen=True)
 class Options:
     """Write a model for transformers and sentence-transformers, or for ONNX runtimes."""
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
-    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]  # The folder that is made.
+    source: Annotated[Positional[str], arg(metavar="RUN")]  # A run or model: what `cloob eval` takes.
+    target: Annotated[Positional[Path], arg(metavar="DEST")]  # The folder that is made.
     to: Literal["transformers", "onnx"]  # transformers: read by sentence-transformers too. onnx: both towers as graphs.
     int8: bool = False  # With --to onnx: weights as 8-bit integers.
     license: str | None = None  # The weights' licence for the card, as the hub spells it: mit, apache-2.0, cc-by-4.0, …
@@ -28,16 +30,12 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from cloob.export.exported import check_exportable, check_packages, check_target, is_export
-
     refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
     licence = spell_licence(options.license)
     check_target(options.source, options.target, "export", is_export, overwrite=options.overwrite)
     check_packages(options.to)
     from cloob.export.card import gather_facts, write_card
-    from cloob.files import whole_folder
     from cloob.models.load import load_model
-    from cloob.models.runs import OBJECTIVE_FILE
 
     encoder = load_model(options.source, device="cpu")
     check_exportable(encoder.config.kind, options.source)
@@ -60,7 +58,7 @@ def run(options: Options) -> int:
     if options.to == "onnx":
         steps.append(["index", "PICTURES", "--model", options.target, "--out", "pictures.idx"])
     if licence is not None:
-        repository = f"me/{name}" if is_repository(f"me/{name}") else "me/model"
+        repository = f"me/{name}" if REPOSITORY.fullmatch(f"me/{name}") else "me/model"
         results = as_words(options, "results")
         steps.append(["push", options.source, repository, "--license", licence, *results, "--dry-run"])
     say_next(*steps)
@@ -73,7 +71,3 @@ def spell_licence(licence: str | None) -> str | None:
     one = f"--license {licence}: one word of the hub's is wanted, such as mit, apache-2.0 or other"
     refuse({one: word is not None and not re.fullmatch(r"[a-z0-9.+-]+", word)})
     return word
-
-
-def is_repository(name: str) -> bool:
-    return not re.search(r"\.\.|--|(\.git|\.|-)$", name) and _REPOSITORY.fullmatch(name) is not None

@@ -1,19 +1,23 @@
-"""``cloob find``: `cloob index` and `cloob search` in one, for a folder of photographs."""
+"""``cloob find``: find pictures below a folder in one command: index what is new, then search."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from tyro.conf import Positional, Suppress, arg
+
 import cloob
 from cloob.commands import index, search
-from cloob.commands.console import DecodeOptions, RowOptions, refuse, say, tyro
+from cloob.commands.console import DecodeOptions, RowOptions, refuse, say
+from cloob.models.source import PHOTOS
+from cloob.search.records import Busy
 
 
 @dataclass(frozen=True)
@@ -23,21 +27,18 @@ class Options(search.Options):
     The index is kept in FOLDER/.cloob, or in the cache if that cannot be written.
     """
 
-    index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
-    """A folder of pictures, with its sub-folders."""
+    index: Annotated[Positional[str], arg(metavar="FOLDER")]  # A folder of pictures, with its sub-folders.
     model: str | None = None
     """As of `cloob index`; left out, the index's first, and for a new one the first of `cloob models --for photos`."""
-    rows: tyro.conf.Suppress[RowOptions] = field(default_factory=RowOptions)
+    rows: Suppress[RowOptions] = field(default_factory=RowOptions)
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def read(words: Sequence[str]) -> Options:
-    return search.read(words, Options, "find FOLDER")
+read = functools.partial(search.read, kind=Options, command="find FOLDER")
 
 
 def run(options: Options) -> int:
     """Indexes and searches; 1 where some of it could not be read or copied."""
-    from cloob.models.source import PHOTOS
     from cloob.search.address import find_index, is_there, place_of
 
     folder, model, name = Path(options.index), options.model, None
@@ -45,7 +46,6 @@ def run(options: Options) -> int:
     refuse({f"{folder}: no such folder": not folder.is_dir()})
     search.check_options(options)
     from cloob.search.query import Query
-    from cloob.search.records import Busy
     from cloob.search.scan.collection import Folder
 
     Query.parse(options.query)  # a mistake in it is reported before pictures are indexed

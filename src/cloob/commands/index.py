@@ -1,4 +1,4 @@
-"""``cloob index``: makes an index of pictures, or brings one up to date; and how other commands open one."""
+"""``cloob index``: index a collection of pictures, or bring an index up to date."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from tyro.conf import Positional, arg
+
 import cloob
-from cloob.commands.console import DecodeOptions, RowOptions, check, check_there, progress, refuse, say, say_next, tyro
+from cloob.commands.console import DecodeOptions, RowOptions, check, check_there, progress, refuse, say, say_next
 from cloob.errors import printable
+from cloob.models.source import check_source
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
 class Options:
     """Index pictures, or vectors with labels; or bring an index up to date: new, changed and removed files."""
 
-    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC …")] = ()
     """Folders of pictures, or what `cloob train --data` reads, captions or not; none: all that the index knows."""
-    out: Annotated[str, tyro.conf.arg(aliases=["--store"], metavar="DIR|postgresql://…")] = ""
+    out: Annotated[str, arg(aliases=["--store"], metavar="DIR|postgresql://…")] = ""
     """The index: a folder, made where it is missing, or a PostgreSQL database with pgvector."""
     model: str | None = None  # Run or model folder, NAME/TAG of open_clip, hf-hub:…; left out, the index's only one.
     name: str | None = None  # What the index calls the model; its file name or tag when left out.
@@ -36,7 +39,7 @@ class Options:
     exclude: tuple[str, ...] = ()  # Globs of files and folders to leave out; they are remembered, and '' clears them.
     max_megapixels: float | None = None  # Leave larger pictures out; left out, those above 179 (of JPEG 2,048).
     remove_all: bool = False  # Remove all pictures of a source of which nothing is there any more.
-    moved: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="OLD NEW")] = None
+    moved: Annotated[tuple[str, str] | None, arg(metavar="OLD NEW")] = None
     """A folder of the index that has another name now; one that holds its index needs no word."""
     anew: bool = False  # Delete the index first, of whatever format or however damaged it is.
     merge: str | None = None  # Another index, to be taken into this one.
@@ -53,7 +56,6 @@ class Options:
 
 def run(options: Options, *, then: bool = True) -> int:
     """Indexes and merges, and names what comes ``then``; 1 when a source could not be read, with the rest written."""
-    from cloob.models.source import check_source
     from cloob.search.address import is_database, is_there, remove
 
     check(options, max_megapixels=(0.001, 100_000), batch_size=(1, 2**20))
@@ -122,7 +124,7 @@ def _bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> in
             precision=options.precision,
             scan=ScanOptions(options.exclude, options.image_column, options.caption_column, options.vectors),
             batch_size=options.batch_size,
-            workers=options.machine.threads(),
+            workers=options.machine.workers,
             max_megapixels=options.max_megapixels,
             remove_all=options.remove_all,
         )
@@ -185,7 +187,6 @@ def opened(
     Pictures are embedded into an index that is gone at the end. The model is one of an index, by name or by what it is
     loaded from; or for pictures what ``load_model`` takes, or a loaded one.
     """
-    from cloob.models.source import check_source
     from cloob.search.address import is_there
 
     if is_there(source):
@@ -199,7 +200,7 @@ def opened(
         check_source(model)
     from cloob.search.update import UpdateOptions
 
-    options = UpdateOptions(model, device=machine.device, precision=precision, workers=machine.threads())
+    options = UpdateOptions(model, device=machine.device, precision=precision, workers=machine.workers)
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, cloob.Index.create(Path(folder) / "index") as index:
         with progress() as update:
             done = index.update([source], options, progress=functools.partial(update, "pictures"))

@@ -1,12 +1,13 @@
-"""``cloob models``: the towers by name."""
+"""``cloob models``: list the towers by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cloob.commands.console import refuse, say_next, tyro
+from cloob.commands.console import arg, refuse, say_next
 from cloob.errors import nearest
+from cloob.models.source import PHOTOS, known_models
 
 
 @dataclass(frozen=True)
@@ -14,14 +15,11 @@ class Options:
     """List the towers by name; ours first, then open_clip's."""
 
     contains: str = ""  # Only names with this in them, in any case.
-    purpose: Annotated[Literal["photos"] | None, tyro.conf.arg(name="for")] = None
-    """photos: a few trained models for `cloob find`, with size, licence and languages."""
+    purpose: Annotated[Literal["photos"] | None, arg(name="for")] = None  # photos: trained models for `cloob find`.
 
 
 def run(options: Options) -> int:
     refuse({"--contains and --for exclude each other": options.contains and options.purpose})
-    from cloob.models.source import PHOTOS, known_models
-
     if options.purpose:
         for name, megabytes, pixels, licence, languages in PHOTOS:
             print(f"{name:<44}  {megabytes:5,} MB  {pixels} px  {licence:<20}  {languages}")

@@ -1,4 +1,4 @@
-"""``cloob push``: a model to the Hugging Face hub."""
+"""``cloob push``: push a model to the Hugging Face hub, with a card written from its run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cloob.commands.console import as_words, refuse, say_next, tyro
-from cloob.commands.export import is_repository, spell_licence
+from cloob.commands.console import Positional, arg, as_words, refuse, say_next
+from cloob.commands.export import REPOSITORY, spell_licence
+from cloob.export.exported import check_exportable, check_packages
 
 
 @dataclass(frozen=True)
 class Options:
     """Push a model to the Hugging Face hub: open_clip's files, transformers' where it has such towers, and a card."""
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
-    repository: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ORG/NAME")]
-    """The repository on the hub; it is made if it is not there."""
+    source: Annotated[Positional[str], arg(metavar="RUN")]  # A run or model: what `cloob eval` takes.
+    repository: Annotated[Positional[str], arg(metavar="ORG/NAME")]  # The repository on the hub; made if missing.
     license: str | None = None  # The weights' licence, needed: mit, apache-2.0, cc-by-4.0, … as the hub spells it.
     private: bool = False  # Let nobody but you or your organisation see a repository that is made.
     results: Path | None = None  # A results.json of `cloob eval` for the card; left out, the one in or beside the run.
@@ -27,12 +26,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Writes the repository's files, lists them, and sends them."""
-    from cloob.export.exported import check_exportable, check_packages
-
     repository, licence = options.repository, spell_licence(options.license) or ""
     name = f"{repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
     missing = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
-    refuse({name: not is_repository(repository), missing: not licence})
+    refuse({name: not REPOSITORY.fullmatch(repository), missing: not licence})
     check_packages("transformers")
     from cloob.export.card import check_online, gather_facts, list_files, send, write_repository
     from cloob.models.load import load_model

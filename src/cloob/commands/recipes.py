@@ -1,4 +1,4 @@
-"""``cloob recipes``: the named training set-ups."""
+"""``cloob recipes``: list the named training set-ups."""
 
 from __future__ import annotations
 

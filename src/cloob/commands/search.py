@@ -1,4 +1,4 @@
-"""``cloob search``: finds pictures of an index."""
+"""``cloob search``: find pictures of an index by words and pictures; duplicates."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import cloob
-from cloob.commands.console import DeviceOptions, RowOptions, check, parse, refuse, say, tyro
+from cloob.commands.console import DeviceOptions, Positional, RowOptions, arg, check, parse, refuse, say
 from cloob.commands.copies import copy
 from cloob.commands.index import check_index
 from cloob.errors import InputError, counted, printable
+from cloob.search.records import Hit, Results
+from cloob.search.where import Filter, equals
 
 if TYPE_CHECKING:
     from cloob.search.query import Query
@@ -39,9 +41,8 @@ class Options:
     +0.5:beach counts half. Put terms to subtract after --, as in: cloob search IDX beach +0.5:photo.jpg -- -people
     """
 
-    index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
-    """What `cloob index` made (a folder, or postgresql://…), or a folder that `cloob find` was given."""
-    query: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUERY …")] = ()
+    index: Annotated[Positional[str], arg(metavar="IDX")]  # An index, or a folder that `cloob find` has indexed.
+    query: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY …")] = ()
     """Words, pictures and addresses; none with --like or --duplicates, or to list by --where alone."""
     where: str | None = None  # Only among these: "date >= 2024 and caption like '%dog%'"; without a query newest first.
     top: int = 20  # How many at most.
@@ -102,7 +103,6 @@ def run(options: Options) -> int:
     if below:
         options = dataclasses.replace(options, where=f"({options.where}) and {below}" if options.where else below)
     from cloob.search.query import Query, Term
-    from cloob.search.where import Filter, equals
 
     query, like, device = Query.parse(options.query), options.like, options.machine.device
     with cloob.Index.open(address, model=options.model) as index:
@@ -127,7 +127,6 @@ def run(options: Options) -> int:
 def _search(index: cloob.Index, options: Options, query: Query) -> int:
     """Prints what a query finds, or without one the newest pictures; on a line equal files and those of a shot."""
     from cloob.search.alike import first_alike
-    from cloob.search.records import Hit, Results
 
     if query.terms:
         cutoff = None if options.cutoff == "none" else options.cutoff

@@ -1,4 +1,4 @@
-"""``cloob serve``: an index in the browser."""
+"""``cloob serve``: an index in the browser: search, sort, wander; and its API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import cloob
-from cloob.commands.console import check, refuse, say, say_next, tyro
+from cloob.commands.console import Positional, arg, check, refuse, say, say_next
 from cloob.commands.index import check_index
 from cloob.errors import printable, require
 from cloob.machine import processors
@@ -28,8 +28,7 @@ class Options:
     The index may be updated meanwhile.
     """
 
-    index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
-    """What `cloob index` made (a folder, or postgresql://…), or a folder that `cloob find` was given."""
+    index: Annotated[Positional[str], arg(metavar="IDX")]  # An index, or a folder that `cloob find` has indexed.
     host: str = "127.0.0.1"  # Where to listen; beyond this machine (0.0.0.0: everywhere) requests need a token.
     port: int = 8017  # 0 takes any that is free.
     token: str | None = None  # Bearer or cookie of requests; else $CLOOB_TOKEN, or made where the host is not loopback.
@@ -56,8 +55,8 @@ def run(options: Options) -> int:
         os.environ.setdefault(name, str(max(1, processors() // 2)))
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
-    from cloob.serve.app import listen, serve  # FastAPI, after a word on how to install it
-    from cloob.serve.guard import ServeConfig, is_loopback
+    from cloob.serve.app import is_loopback, listen, serve  # FastAPI, after a word on how to install it
+    from cloob.serve.collection import ServeConfig
 
     local = is_loopback(options.host)
     token = token or (None if local else secrets.token_urlsafe(32))

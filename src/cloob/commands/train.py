@@ -1,4 +1,4 @@
-"""``cloob train``: a recipe or a configuration file, and what the command line changes of it."""
+"""``cloob train``: train on your own image-caption pairs, or a named recipe."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cloob
+from cloob.cache import use_cache
 from cloob.commands.console import parse, refuse, say, say_next
 from cloob.family import ALIASES, OBJECTIVES, ObjectiveName
-
-if TYPE_CHECKING:
-    from cloob.training.callbacks import RunResult
+from cloob.models.runs import AVERAGED_FOLDER, CHECKPOINTS_FOLDER, find_best
 
 _USAGE = "[RECIPE] [--config FILE]"
 _DESCRIPTION = (
@@ -26,7 +24,6 @@ _DESCRIPTION = (
 
 def read(words: Sequence[str]) -> cloob.TrainConfig:
     """The configuration that the words describe: a recipe, a file over it, and options over both."""
-    from cloob.models.runs import CHECKPOINTS_FOLDER
     from cloob.training.config import changed, options, typed_leaves
 
     rest = list(words)
@@ -61,26 +58,20 @@ def run(config: cloob.TrainConfig) -> int:
     first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
     if first:
         say("opening data …")  # the imports alone take seconds
-    from cloob.cache import use_cache
     from cloob.training.callbacks import ProgressDisplay
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     logging.getLogger("cloob.training").setLevel(logging.INFO)  # progress of encoders, held-out pairs, what was tried
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # what was opened
     result = cloob.train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
-    if first:
-        _report(config, result)
-    return 0 if result.checkpoint is not None else 1
-
-
-def _report(config: cloob.TrainConfig, result: RunResult) -> None:
-    from cloob.models.runs import AVERAGED_FOLDER, find_best
-
     run, metric, out, holds_out = result.run, config.save.best, config.save.out, config.holds_out
+    code = 0 if result.checkpoint is not None else 1
+    if not first:
+        return code
     if result.already_finished:
         why = "the patience was used up, --patience 0 goes on" if result.out_of_patience else "a longer one goes on"
         print(f"{run}: already finished ({result.epochs} epochs, {result.steps:,} steps); {why}")
-        return
+        return code
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
@@ -89,16 +80,15 @@ def _report(config: cloob.TrainConfig, result: RunResult) -> None:
     if holds_out and (best := find_best(run, metric)) is not None:
         print(f"{run}:best: {metric} {best[1]:.4g} ({best[0].name})")
     if result.stopped is not None or result.checkpoint is None:
-        return
+        return code
     if config.towers.average_with_start is not None:
         print(f"{run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
     if config.vectors.a is not None:
         judge = ["--held-out"] if holds_out else ["--a", "A.npy", "--b", "B.npy"]
         say_next(["eval", out, *judge], ["embed", out, "--a", config.vectors.a, "--out", "vectors.npz"])
-        return
+        return code
     pictures = config.pairs.data[0] if Path(config.pairs.data[0]).is_dir() else "PICTURES"
-    say_next(
-        ["eval", out, *(["--held-out"] if holds_out else ["--retrieval", "PAIRS"])],
-        ["index", pictures, "--model", out, "--out", "pictures.idx"],
-        ["search", "pictures.idx", "a red bird"],
-    )
+    judge = ["--held-out"] if holds_out else ["--retrieval", "PAIRS"]
+    index: list[str | Path] = ["index", pictures, "--model", out, "--out", "pictures.idx"]
+    say_next(["eval", out, *judge], index, ["search", "pictures.idx", "a red bird"])
+    return code

@@ -1,33 +1,38 @@
-"""The application (routes, errors as one line of JSON, the page, and the guard around it), and a process for it."""
+"""The application: routes, errors as one line of JSON, the page; around it a guard, so that no route is forgotten."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
+import ipaddress
 import logging
 import mimetypes
+import re
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.model import RowsError
 from cloob.serve import routes
-from cloob.serve.collection import Collection
-from cloob.serve.guard import Guard, ServeConfig
+from cloob.serve.collection import Collection, ServeConfig
 from cloob.serve.schemas import Problem
 
 if TYPE_CHECKING:
@@ -35,7 +40,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
+COOKIE = "cloob-token"  # and the port: cookies know none, and two servers on one machine have two tokens
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+_PUBLIC = ("/page/base.css", "/page/icon.svg")  # what the form for the token is drawn with
+_BROWSERS = {"authorization", "cookie", "sec-fetch-site"}  # headers of who has, or had, the token
+_FORM_BYTES = 4096
+_COOKIE_SECONDS = 30 * 24 * 3600
 _EVERYWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}  # and an address that nobody has
+_PLACE = re.compile(r"(?<![\w.~])(?:~?/|[A-Za-z]:\\|\w+://)[^\s;,)]+")  # on this machine, in a message
 _REFUSALS = (400, 401, 403, 404, 413, 415, 421, 422, 503)
 mimetypes.add_type("text/javascript", ".js")  # some Windows say text/plain, which no browser runs
 
@@ -82,15 +104,108 @@ async def _problem(request: Request, error: Exception) -> Response:
         place = ".".join(map(str, first["loc"]))
         return JSONResponse({"detail": one_line(ValueError(f"{place}: {why}"))}, 422)
     if isinstance(error, (InputError, RowsError)):
-        logger.warning("refused: %s", one_line(error))
-        text = await request.app.state.collection.without_places(one_line(error))
-        return JSONResponse({"detail": text}, 400)
+        text, collection = one_line(error), request.app.state.collection
+        logger.warning("refused: %s", text)
+        store = collection.index.store
+        sources, models = await collection.run(lambda: (store.sources(), store.models()))
+        places = {store.address, *sources, *(model.spec for model in models if "/" in model.spec)}
+        for place in sorted(places, key=len, reverse=True):
+            text = text.replace(place, "…")
+        return JSONResponse({"detail": _PLACE.sub("…", text)}, 400)
     if isinstance(error, HTTPException) and not isinstance(error.__cause__, OSError):
         return await http_exception_handler(request, error)
     # Also a body that could not be stored, of which FastAPI makes a 400: a full disk is the server's fault.
     cause = error.__cause__ if isinstance(error, HTTPException) and error.__cause__ else error
     logger.error("a request failed: %s: %s", type(cause).__name__, one_line(cause))
     return JSONResponse({"detail": "the server failed at this; its own window says more"}, 500)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address reaches this machine alone."""
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Checks host, origin and token of every request, and adds the headers that keep a browser careful."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, login_page: str) -> None:
+        self._app, self._config, self._login_page = app, config, login_page
+        self._login = RequestBodyLimitMiddleware(self._take_token, _FORM_BYTES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request itself or hands it on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":  # as GET; uvicorn, which has the scope as it was, leaves the body out
+            scope = {**scope, "method": "GET"}
+
+        async def careful(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                page = scope["path"].startswith("/page/")
+                for name, value in {**HEADERS, "cache-control": "no-cache" if page else "no-store"}.items():
+                    headers.setdefault(name, value)  # a route may set another
+            await send(message)
+
+        await self._who_answers(Request(scope))(scope, receive, careful)
+
+    def _who_answers(self, request: Request) -> ASGIApp:
+        path, method, headers = request.scope["path"], request.method, request.headers
+        host = headers.get("host", "")
+        if self._config.local and not is_loopback(re.sub(r":\d*$", "", host)):
+            return _refusal(421, "this server answers for localhost alone; cloob serve --host opens it to others")
+        if path.startswith("/api/"):
+            foreign = "origin" in headers and headers["origin"].partition("://")[2] != host
+            if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+                return _refusal(403, "this request comes from another site")
+        most = self._config.max_upload_bytes if path == "/api/uploads" else self._config.max_body_bytes
+        if int(headers.get("content-length", 0)) > most:  # FastAPI counts what comes
+            return _refusal(413, f"a body of at most {most:,} bytes is taken")
+        if self._config.token is None or (method == "GET" and path in _PUBLIC):
+            return self._app
+        if path == "/" and (method == "POST" or "token" in request.query_params):
+            return self._login  # also with the cookie: the token goes out of the address
+        if path == "/api/health" and method == "GET" and not _BROWSERS.intersection(headers):
+            return JSONResponse({"status": "ok"})  # for what watches over a container
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        if self._is_right(request.cookies.get(_cookie(request), "")) or (
+            scheme.lower() == "bearer" and self._is_right(bearer)
+        ):
+            return self._app
+        return self._login if path == "/" else _refusal(401, "a token is needed", {"www-authenticate": "Bearer"})
+
+    def _is_right(self, offered: str) -> bool:
+        token = self._config.token
+        return token is not None and hmac.compare_digest(offered.strip().encode(), token.encode())
+
+    async def _take_token(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Takes a token from the address or the form into a cookie."""
+        request = Request(scope, receive)
+        offered = request.query_params.get("token")
+        if request.method == "POST":
+            offered = parse_qs((await request.body()).decode("latin-1")).get("token", [""])[0]
+        wrong = "" if offered is None else "That token is not right."
+        answer: Response = HTMLResponse(self._login_page.replace("<!--wrong-->", wrong), 401)
+        if offered is not None and self._is_right(offered):
+            query = request.url.remove_query_params("token").query
+            answer = RedirectResponse(f"/?{query}".rstrip("?"), 303)
+            answer.set_cookie(_cookie(request), offered.strip(), _COOKIE_SECONDS, httponly=True, samesite="strict")
+        await answer(scope, receive, send)
+
+
+def _cookie(request: Request) -> str:
+    return f"{COOKIE}-{(request.scope.get('server') or ('', 0))[1]}"
+
+
+def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"detail": message}, status, headers)
 
 
 def listen(host: str, port: int, token: str | None) -> tuple[socket.socket, str]:

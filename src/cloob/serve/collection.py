@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,6 @@ from cloob.pictures import Encoded, Unreadable, decode, is_unbounded, thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row
 from cloob.search.records import SEPARATOR, IndexedModel, Item
 from cloob.search.where import Filter
-from cloob.serve.guard import ServeConfig
 from cloob.serve.schemas import Part, Picture
 
 if TYPE_CHECKING:
@@ -42,7 +40,17 @@ Work = Literal["encode", "search", "slow", "files", "decode"]
 Kind = Literal["text", "picture"]
 _MAX_BATCH, _KEPT_TEXTS = 64, 4096
 _FACTS = ("id", "caption", "date", "date_from", "width", "height", "bytes")
-_PLACE = re.compile(r"(?<![\w.~])(?:~?/|[A-Za-z]:\\|\w+://)[^\s;,)]+")  # on this machine, in a message
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Access and limits."""
+
+    token: str | None = None  # what a request must show as bearer or cookie; None where whoever reaches us may ask
+    local: bool = True  # only requests for a loopback name are answered, against DNS rebinding; full paths are shown
+    max_upload_bytes: int = 20_000_000  # of the form with a file
+    max_upload_pixels: int = 64_000_000  # by its header, before anything is decoded
+    max_body_bytes: int = 1_000_000  # of a request that uploads nothing
 
 
 @dataclass(frozen=True)
@@ -78,15 +86,6 @@ class Collection:
             if await request.is_disconnected():
                 raise HTTPException(499, "nobody waits for this any more")
             return await self.run(work, "slow")
-
-    async def without_places(self, text: str) -> str:
-        """A message without the places on this machine that it names."""
-        store = self.index.store
-        sources, models = await self.run(lambda: (store.sources(), store.models()))
-        places = {store.address, *sources, *(model.spec for model in models if "/" in model.spec)}
-        for place in sorted(places, key=len, reverse=True):
-            text = text.replace(place, "…")
-        return _PLACE.sub("…", text)
 
     async def warm(self) -> None:
         """Loads the first model and what the cutoff compares with, so that the first query does not wait for it."""

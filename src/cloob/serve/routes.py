@@ -66,7 +66,7 @@ async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
     revision, result = await served.run(lambda: (index.revision(), index.search(terms, row=row, **how)))
     hits: list[schemas.FoundPicture] = []
     for hit, first in zip(result.hits, first_alike(hit.item for hit in result.hits), strict=True):
-        of_hit: Any = {"score": _cosine(hit.score), "margin": hit.margin, "words": list(hit.words), "same": first}
+        of_hit: Any = {"score": hit.score, "margin": hit.margin, "words": list(hit.words), "same": first}
         hits.append(of_hit | served.picture(hit.item))
     return {"model": result.model, "revision": revision, "searched": result.searched, "cut": result.cut, "hits": hits}
 
@@ -93,20 +93,16 @@ async def explain(served: Served, query: schemas.ExplainQuery) -> schemas.Explai
     )
     memories: list[schemas.Memory] = []
     for picture in result.pictures:
-        share: Any = {"weight": picture.weight, "score": _cosine(picture.score)}
+        share: Any = {"weight": picture.weight, "score": picture.score}
         memories.append(share | served.picture(picture.item))
     return {
         "model": model.name,
         "beta": result.beta,
         "memory": result.memory,
         "effective": result.effective,
-        "agreement": _cosine(result.agreement),
+        "agreement": result.agreement,
         "memories": memories,
     }
-
-
-def _cosine(value: float) -> float:
-    return max(-1.0, min(1.0, float(value)))
 
 
 @api.post("/classify")
@@ -157,7 +153,7 @@ async def duplicates(
     result = await served.run(lambda: present(view, groups), "files")
     shown: list[schemas.Group] = []
     for group in result.groups:
-        items, scores = [hit.item for hit in group], [_cosine(hit.score) for hit in group]
+        items, scores = [hit.item for hit in group], [hit.score for hit in group]
         same: dict[str, int] = {}  # the first id of equal bytes, and of a shot
         equal = [same.setdefault(item.content, item.id) for item in items]
         shot = [same.setdefault(shot_of(item.path), item.id) for item in items]
