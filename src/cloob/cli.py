@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if option.startswith("--") and value.startswith("~/"):  # which shells leave as it is
             words[place] = f"{option}={os.path.expanduser(value)}"  # noqa: PTH111
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    name = words[0] if words else ""
+    name, *words = [word for word in words if word != "--debug"] or [""]
     if argv is None:
         # At its end Python takes 0.3 s to look through all that was imported. With triton's modules it has to: they
         # list every object that nobody collected as a leak.
@@ -53,7 +52,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in ("convert", "export", "push"):
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: half-written folders are removed
     try:
-        return _run(name, words[1:])
+        if name in ("", "-h", "--help", "help"):
+            rows = ""
+            for known in COMMANDS:  # the first line of its file says what it does
+                text = Path(__file__).with_name("commands").joinpath(f"{known}.py").read_text(encoding="utf-8")
+                rows += f"  {known:<8}  {text.partition('``: ')[2].partition('.')[0]}\n"
+            print(_USAGE.format(rows))
+            return 0 if name else 2
+        if name in ("-V", "--version"):
+            print(f"cloob {__version__}")
+            return 0
+        for word in words:
+            if word.encode("utf-8", "ignore").decode() != word:
+                raise InputError(f"{printable(word)}: this name is not UTF-8; rename it")
+        if name not in COMMANDS:
+            raise InputError(f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)")
+        with needs("train"):
+            from cloob.commands.console import parse  # tyro
+
+            command = importlib.import_module(f"cloob.commands.{name}")
+            read = getattr(command, "read", None)
+            options = read(words) if read else parse(command.Options, words, f"cloob {name}")
+            logging.basicConfig(format="cloob: %(message)s")
+            if hasattr(options, "machine"):
+                options.machine.use()
+            code: int = command.run(options)
+            return code
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 1
     except BrokenPipeError:
@@ -74,31 +98,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("cloob: out of memory; a smaller --batch-size or fewer --workers need less", file=sys.stderr)
         return 2
-
-
-def _run(name: str, words: list[str]) -> int:
-    if name in ("", "-h", "--help", "help"):
-        rows = ""
-        for known in COMMANDS:  # the first line of its file says what it does
-            text = Path(__file__).with_name("commands").joinpath(f"{known}.py").read_text(encoding="utf-8")
-            rows += f"  {known:<8}  {text.partition('``: ')[2].partition('.')[0]}\n"
-        print(_USAGE.format(rows))
-        return 0 if name else 2
-    if name in ("-V", "--version"):
-        print(f"cloob {__version__}")
-        return 0
-    for word in words:
-        if word.encode("utf-8", "ignore").decode() != word:
-            raise InputError(f"{printable(word)}: this name is not UTF-8; rename it")
-    if name not in COMMANDS:
-        raise InputError(f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)")
-    with needs("train"):
-        from cloob.commands.console import parse  # tyro
-
-        command = importlib.import_module(f"cloob.commands.{name}")
-        options = command.read(words) if hasattr(command, "read") else parse(command.Options, words, f"cloob {name}")
-        logging.basicConfig(format="cloob: %(message)s")
-        if hasattr(options, "machine"):
-            options.machine.use()
-        code: int = command.run(options)
-    return code

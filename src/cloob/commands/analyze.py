@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from cloob.commands.console import MeasureOptions, Positional, arg, as_words, ch
 from cloob.commands.eval import NO_MODEL, begin, print_results
 from cloob.models.runs import curve
 
-Row = Mapping[str, Any]
 DEMO = "demo:val"
 
 
@@ -41,23 +39,22 @@ def run(options: Options) -> int:
     from cloob.evaluation.suite import write_results
     from cloob.search.alike import partition
 
-    how: Row = {"similar": options.similar, "groups": partition, "limit": options.limit}
+    how: dict[str, Any] = {"similar": options.similar, "groups": partition, "limit": options.limit}
     with progress() as update:
         analysis = analyze(models, source, options.machine.embedding(), progress=update, **how)
     rows, pairs = [], analysis["pairs"]
+    similar: dict[str, Any] = {}
     for run in analysis["runs"]:
         more = {"groups_of_duplicates": len(run["duplicates"]), "unreadable": run.get("unreadable")}
         rows.append({"model": run["model"], "geometry": {pairs: {**run["geometry"], **more}}})
+        similar[run["model"]] = []
+        for pair in run["similar"]:
+            both = zip(pair["rows"], pair["captions"], strict=True)
+            shown = [ShownPicture(source.read(row).image, text, False, pair["cosine"]) for row, text in both]
+            similar[run["model"]].append(shown)
     failures = [{**failure, "set": pairs} for failure in analysis.get("failures", ())]
     results = {"rows": rows, "failures": failures}  # as in results.json
     write_results(options.out / "analysis.json", analysis)
-    of_pairs = {row for run in analysis["runs"] for pair in run["similar"] for row in pair["rows"]}
-    images = {row: source.read(row).image for row in sorted(of_pairs)}
-
-    similar: dict[str, list[Any]] = {run["model"]: [] for run in analysis["runs"]}
-    for model, pair in ((run["model"], pair) for run in analysis["runs"] for pair in run["similar"]):
-        both = zip(pair["rows"], pair["captions"], strict=True)
-        similar[model].append(tuple(ShownPicture(images[row], text, False, pair["cosine"]) for row, text in both))
     write_report(
         options.out / "report.html",
         results,

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
 
 T = TypeVar("T")
-_LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal
-
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
 _PLAIN = (  # words of tyro, and ours
     (r"^Error parsing (\w+: )?", ""),
@@ -224,7 +222,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             if what not in tasks:
                 tasks[what] = bars.add_task(escape(what), total=total)
             bars.update(tasks[what], completed=done, total=total, visible=done < total)
-        elif done < total and time.monotonic() - last >= _LINE_SECONDS:
+        elif done < total and time.monotonic() - last >= 60.0:
             last = time.monotonic()
             say(f"{what}: {done:,} of {total:,}")
 

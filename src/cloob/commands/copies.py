@@ -11,19 +11,15 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cloob
 from cloob.commands.console import say
 from cloob.commands.index import folder_name
 from cloob.errors import InputError, message, printable
 from cloob.files import flush, write_whole
-
-if TYPE_CHECKING:
-    from cloob.search.records import Item
+from cloob.search.records import Item
 
 Stems = dict[str, list[Path]]
 Folders = Mapping[int, str | None]  # by the id of a picture; None: it stays where it is
@@ -43,7 +39,7 @@ def copy(
 
     if root is None:
         return 0
-    past, listed, counts, full = "moved" if move else "copied", cache(_by_stem), Counter[str](), False
+    past, listed, counts, full = "moved" if move else "copied", dict[Path, Stems](), Counter[str](), False
     moved, earlier = root / "moved.jsonl", set()  # the old paths in it
     for line in moved.read_text().splitlines() if move and moved.exists() else ():
         with contextlib.suppress(ValueError):  # the last line may be cut off
@@ -92,10 +88,12 @@ def copy(
 
 
 def _planned(
-    index: cloob.Index, shot: Sequence[Item], folder: Path, listed: Callable[[Path], Stems], *, move: bool
+    index: cloob.Index, shot: Sequence[Item], folder: Path, listed: dict[Path, Stems], *, move: bool
 ) -> list[tuple[Path | bytes, Path]]:
     """The files of a shot, or bytes out of a container, with their new paths; none where they are there already."""
+    from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
     from cloob.search.alike import is_raw
+    from cloob.search.metadata import TAKEOUT
 
     contents = {Path(item.path).absolute(): index.picture(item.id) for item in shot}  # InputError: one has changed
     first, data = next(iter(contents.items()))
@@ -104,8 +102,15 @@ def _planned(
         member = Path(folder_name(re.split(r"/|\\|::", shot[0].path)[-1][-200:]))
         stem, files[data] = member.stem, member.suffix
     else:
+        if first.parent not in listed:  # by stem: `a` of a.jpg, a.xmp and a.jpg.xmp
+            picture = "|".join(map(re.escape, (*IMAGE_SUFFIXES, *RAW_SUFFIXES)))
+            ending = rf"(?:(?:{picture})?{_BELONGING}|(?:{picture}){TAKEOUT}|(?:{picture}))$"
+            listed[first.parent] = {}
+            for path in sorted(first.parent.iterdir()):
+                if match := re.search(ending, path.name, re.IGNORECASE):
+                    listed[first.parent].setdefault(path.name[: match.start()], []).append(path)
         stem = first.stem
-        others = [path for path in listed(first.parent).get(stem, ()) if path.is_file() and not path.is_symlink()]
+        others = [path for path in listed[first.parent].get(stem, ()) if path.is_file() and not path.is_symlink()]
         files |= {path: path.name.removeprefix(stem) for path in (*others, *contents)}
     if move and any(path.is_symlink() or path not in files for path in contents):
         raise InputError("it is no file of its own (in a container, or a link)")
@@ -121,20 +126,6 @@ def _planned(
             break
     # Pictures last, RAW before others: after a kill in between the next call finds one, with the label that counts.
     return sorted(pairs, key=lambda pair: (pair[0] in contents, not is_raw(str(pair[1]))))
-
-
-def _by_stem(folder: Path) -> Stems:
-    """The files of a folder that may be part of a shot, by its stem: ``a`` of a.jpg, a.xmp and a.jpg.xmp."""
-    from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
-    from cloob.search.metadata import TAKEOUT
-
-    picture = "|".join(map(re.escape, (*IMAGE_SUFFIXES, *RAW_SUFFIXES)))
-    rest = re.compile(rf"(?:(?:{picture})?{_BELONGING}|(?:{picture}){TAKEOUT}|(?:{picture}))$", re.IGNORECASE)
-    files: Stems = {}
-    for path in sorted(folder.iterdir()):
-        if match := rest.search(path.name):
-            files.setdefault(path.name[: match.start()], []).append(path)
-    return files
 
 
 def _place(source: Path | bytes, target: Path, *, move: bool) -> None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cloob.data.vectors import VectorPairs
 
 _LEAST = 20  # distinct ids of which suspects can be judged
-_SHOWN = 10  # suspects that are printed
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (the page “Which objective”: 43,276)
 
 
@@ -38,8 +37,7 @@ class Options:
     pictures: int = 60  # Pictures on the contact sheet.
     json: bool = False  # Print one JSON object instead of the table.
     suspects: Annotated[tuple[Path, ...] | None, arg(metavar="[FILE.csv]")] = None
-    """After DATA: print the pairs that least seem to belong together, and list all of them in the file, if one is
-    given, the most suspicious first; --out FILE.html shows them."""
+    """After DATA: print the pairs that least seem to belong; FILE.csv lists all, --out FILE.html shows them."""
     a: str | None = None  # With --suspects, in place of DATA: a file of vectors, as of `cloob train vectors`.
     b: str | None = None  # The vectors that row by row belong to those of --a.
     ids: str | None = None  # An id for each pair of vectors.
@@ -72,7 +70,7 @@ def list_suspects(
         lines.append({"pair": keys[place], "score": round(score, 4), "b": text, "fits better": fits})
     count = result.count()
     print(f"{pairs.name}: {count:,} of {len(lines):,} pairs are more probably wrong than right")
-    for line in lines[: _SHOWN if path is None else min(_SHOWN, count)]:
+    for line in lines[: 10 if path is None else min(10, count)]:
         fits = f"; fits better: {line['fits better'][:60]}" if line["fits better"] else ""
         print(f"  {line['score']:7.3f}  {line['pair']}  {line['b'][:60]}{fits}")
     if path is not None:

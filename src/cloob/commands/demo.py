@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from cloob.evaluation.sets.pictures import CaptionedSet, LabelledSet
 
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
-_SAME = "The same {what}, data, seed and number of steps; the objective and its tuned settings differ."
-_CLOSED = " cca is a closed form: it has no steps, and nothing of it was tuned."
+_SAME = "The same {}, data, seed and number of steps; the objective and its tuned settings differ."
 _NOTES = (
     "Trained on pictograms of other makers than the Noto emoji that are searched and classified here; no Noto picture"
     " was trained on. The texts were picked by hand from 32 that were tried; abstract ones, such as “something to"
@@ -48,7 +47,7 @@ def run(options: Options) -> int:
     recipe = "demo-scratch" if options.from_scratch else "demo"
     usual: tuple[ObjectiveName, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
     out, objectives = options.out or Path("runs", recipe), usual if options.objectives is None else options.objectives
-    message = f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted"
+    message = f"--objectives is {' '.join(objectives) or 'empty'}; it must be one or several different ones"
     refuse({message: not objectives or len(set(objectives)) < len(objectives)})
     more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     more |= {"seed": options.seed, "device": options.device, "overwrite": True}
@@ -100,8 +99,8 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
     order = [finder, *(name for name in runs if name != finder)]
     found = example_queries(embeddings, noto, TEXTS, k=8, models=order)
     frozen = all(config.align.image_encoder for config in configs.values())
-    same = _SAME.format(what="frozen encoders" if frozen else "towers")
-    notes = (_NOTES, same + _CLOSED if "cca" in configs else same)
+    closed = " cca is a closed form: it has no steps, and nothing of it was tuned." if "cca" in configs else ""
+    notes = (_NOTES, _SAME.format("frozen encoders" if frozen else "towers") + closed)
     title = f"Five searches among {len(noto):,} pictures that no model here was trained on"
     page = out / "report.html"
     measure.write_page(page, embeddings, results, sets, title=title, notes=notes, searches=found)

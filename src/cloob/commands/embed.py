@@ -19,8 +19,7 @@ class Options:
     """Write the vectors of pictures or texts into one file; for a run of `cloob train vectors`, those of its rows."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
-    """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run, or
-    what ContrastiveHeads.save wrote; with --texts a model."""
+    """What `cloob index` takes, or an index; with --a or --b a run, or saved ContrastiveHeads; with --texts a model."""
     out: Path  # FILE.npz, .safetensors or .parquet; with --a, --b or --texts FILE.npy, .npz or .safetensors.
     texts: str | None = None  # Texts for the model: a file of lines, or TABLE.parquet:COLUMN.
     model: str | None = None  # What `cloob eval` takes; for an index the name of one of its models.

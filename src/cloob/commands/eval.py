@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # The numbers that a terminal shows; the report has all.
 _SHOWN = {"zeroshot": "acc1", "probe": "acc1", "retrieval": "image_to_text@1|text_to_image@10?", "vectors": r".*@\d+"}
-Runs = list[tuple[str, Path, "cloob.TrainConfig"]]  # models that are of a run, with model folders and configurations
+Runs = Sequence[tuple[str, Path, "cloob.TrainConfig"]]  # models of runs, folders, configurations
 NO_MODEL = "no model given: name a run folder, or NAME/TAG of open_clip (--help says more)"
 _TITLES = {"zeroshot acc1": "zero-shot top-1", "probe acc1": "linear probe top-1"}
 
@@ -80,7 +80,7 @@ def run(options: Options) -> int:
         sets.vectors.append(open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids))
     from cloob.models.load import find_model_folder  # torch
 
-    runs: Runs = []
+    runs = []
     for model in options.models:
         with contextlib.suppress(InputError):  # loading it will report that
             folder = find_model_folder(model)
@@ -111,8 +111,7 @@ def run(options: Options) -> int:
     from cloob.evaluation.suite import seed_lines, write_per_class
 
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
-    seeds = _seeds(models, runs)
-    embeddings, results = compare(models, sets, options.machine.embedding(), out, seeds=seeds, probe=probe)
+    embeddings, results = compare(models, sets, options.machine.embedding(), out, runs, probe=probe)
     per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
     notes = [per_class] if write_per_class(out / "per_class", results, embeddings, sets.sets) else []
     write_page(out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes)
@@ -172,20 +171,6 @@ def _add_held_out(sets: SuiteSets, runs: Runs) -> None:
     sets.pairs.append(by_picture(name, held_out))
 
 
-def _seeds(models: Mapping[str, str], runs: Runs) -> dict[str, dict[int, str]]:
-    """The models of runs whose configurations differ by seed (and folder) alone: by group, then by seed."""
-    groups: dict[str, dict[int, str]] = {}
-    names = {model: name for name, model in models.items()}
-    for model, _, config in runs:
-        alike = config.override(seed=0, out=Path("runs/train")).to_json()
-        groups.setdefault(alike, {})[config.run.seed] = names[model]
-    result = {}
-    for i, group in enumerate((group for group in groups.values() if len(group) > 1), 1):
-        start = os.path.commonprefix(list(group.values()))  # noqa: RUF071 - letter by letter
-        result[start.rstrip("-_0123456789") or f"group {i}"] = group
-    return result
-
-
 def begin(models: Sequence[str], out: Path) -> dict[str, str]:
     """Models by name; refuses an unwritable folder, and reports which runs stand for their best checkpoint."""
     from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
@@ -209,9 +194,12 @@ def _named(typed: Sequence[str], opened: Iterable[Any]) -> list[Any]:
 
 
 def compare(
-    models: Mapping[str, str | Path], sets: SuiteSets, options: EmbedOptions, out: Path, seeds: Any = None, **more: Any
+    models: Mapping[str, str | Path], sets: SuiteSets, options: EmbedOptions, out: Path, runs: Runs = (), **more: Any
 ) -> tuple[Embeddings, dict[str, Any]]:
-    """Measures models and writes results.json, with means over groups of ``seeds``; a missing set fails no model."""
+    """Measures models and writes results.json; a missing set fails no model.
+
+    Of ``runs`` whose configurations differ by seed (and folder) alone it has means.
+    """
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.suite import evaluate, over_seeds, write_results
 
@@ -221,8 +209,17 @@ def compare(
     if sets.missing:
         absent = [{"model": None, "set": name, "error": error} for name, error in sets.missing.items()]
         results["failures"] = [*absent, *results.get("failures", ())]
-    if seeds:
-        results["seeds"] = over_seeds(results["rows"], seeds)
+    alike: dict[str, dict[int, str]] = {}  # names by seed
+    names = {model: name for name, model in models.items()}
+    for model, _, config in runs:
+        of_seed = alike.setdefault(config.override(seed=0, out=Path("runs/train")).to_json(), {})
+        of_seed[config.run.seed] = names[model]
+    groups = {}
+    for i, group in enumerate((group for group in alike.values() if len(group) > 1), 1):
+        start = os.path.commonprefix(list(group.values()))  # noqa: RUF071 - letter by letter
+        groups[start.rstrip("-_0123456789") or f"group {i}"] = group
+    if groups:
+        results["seeds"] = over_seeds(results["rows"], groups)
     write_results(out / "results.json", results)
     return embeddings, results
 

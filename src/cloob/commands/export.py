@@ -13,6 +13,7 @@ from cloob.export.exported import check_exportable, check_packages, check_target
 from cloob.files import whole_folder
 from cloob.models.runs import OBJECTIVE_FILE
 
+LICENCE, ONE_WORD = re.compile(r"[a-z0-9.+-]+"), "it must be one word of the hub's, such as mit, apache-2.0 or other"
 REPOSITORY = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])")
 
 
@@ -30,8 +31,9 @@ class Options:
 
 
 def run(options: Options) -> int:
+    licence = (options.license or "").strip().lower()
     refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
-    licence = spell_licence(options.license)
+    refuse({f"--license {licence}: {ONE_WORD}": licence and not LICENCE.fullmatch(licence)})
     check_target(options.source, options.target, "export", is_export, overwrite=options.overwrite)
     check_packages(options.to)
     from cloob.export.card import gather_facts, write_card
@@ -52,22 +54,14 @@ def run(options: Options) -> int:
             exported = export_onnx(encoder, folder, int8=options.int8)
         settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
         (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
-        write_card(folder, facts, exported, name, licence)
+        write_card(folder, facts, exported, name, licence or None)
     print(f"{options.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {exported.summary}")
     steps: list[list[str | Path]] = [["eval", options.source, options.target, "--zeroshot", "demo:noto-emoji"]]
     if options.to == "onnx":
         steps.append(["index", "PICTURES", "--model", options.target, "--out", "pictures.idx"])
-    if licence is not None:
+    if licence:
         repository = f"me/{name}" if REPOSITORY.fullmatch(f"me/{name}") else "me/model"
         results = as_words(options, "results")
         steps.append(["push", options.source, repository, "--license", licence, *results, "--dry-run"])
     say_next(*steps)
     return 0
-
-
-def spell_licence(licence: str | None) -> str | None:
-    """A licence as the hub spells it: one word in small letters; the hub knows which there are."""
-    word = None if licence is None else licence.strip().lower()
-    one = f"--license {licence}: one word of the hub's is wanted, such as mit, apache-2.0 or other"
-    refuse({one: word is not None and not re.fullmatch(r"[a-z0-9.+-]+", word)})
-    return word

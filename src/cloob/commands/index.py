@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -18,11 +18,11 @@ import cloob
 from cloob.commands.console import DecodeOptions, RowOptions, check, check_there, progress, refuse, say, say_next
 from cloob.errors import printable
 from cloob.models.source import check_source
+from cloob.search.records import Precision
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
-    from cloob.search.records import Precision
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,10 @@ def _bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> in
     rows = options.rows.given and Rows(*options.rows.given, str(options.labels))
     address, failed, things, done = index.store.address, False, "rows" if rows else "pictures", ""
     if options.sources or not options.merge:
-        settings = UpdateOptions(
-            model=options.model,
-            name=options.name,
-            replace_model=options.replace_model,
-            device=options.machine.device,
-            precision=options.precision,
-            scan=ScanOptions(options.exclude, options.image_column, options.caption_column, options.vectors),
-            batch_size=options.batch_size,
-            workers=options.machine.workers,
-            max_megapixels=options.max_megapixels,
-            remove_all=options.remove_all,
-        )
+        same = ("model", "name", "replace_model", "precision", "batch_size", "max_megapixels", "remove_all")
+        more: dict[str, Any] = {name: getattr(options, name) for name in same}
+        scan = ScanOptions(options.exclude, options.image_column, options.caption_column, options.vectors)
+        settings = UpdateOptions(device=options.machine.device, scan=scan, workers=options.machine.workers, **more)
         try:
             with progress() as update:
                 summary = index.update(rows or options.sources, settings, progress=functools.partial(update, things))
@@ -149,8 +141,8 @@ def _bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> in
         done += "".join(f"; {count:,} {what}" for what, count in left.items() if count)
         failed = bool(summary.refused or summary.unread or not kinds)
         if then:
-            more = f"; cloob index --out {address} --faults lists those not read" if summary.faults else ""
-            report_left_out(summary, more)
+            advice = f"; cloob index --out {address} --faults lists those not read" if summary.faults else ""
+            report_left_out(summary, advice)
         for source, why in summary.refused.items():
             say(f"{printable(source)}: {printable(why)}")
     if options.merge is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cloob.commands.console import Positional, arg, as_words, refuse, say_next
-from cloob.commands.export import REPOSITORY, spell_licence
+from cloob.commands.export import LICENCE, ONE_WORD, REPOSITORY
 from cloob.export.exported import check_exportable, check_packages
 
 
@@ -26,10 +26,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Writes the repository's files, lists them, and sends them."""
-    repository, licence = options.repository, spell_licence(options.license) or ""
-    name = f"{repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
-    missing = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
-    refuse({name: not REPOSITORY.fullmatch(repository), missing: not licence})
+    repository, licence = options.repository, (options.license or "").strip().lower()
+    name = f"{repository}: it must be ORG/NAME, of letters, digits, '-', '_' and '.'"
+    wrong = f"--license {licence or 'is missing'}: {ONE_WORD}"
+    refuse({name: not REPOSITORY.fullmatch(repository), wrong: not LICENCE.fullmatch(licence)})
     check_packages("transformers")
     from cloob.export.card import check_online, gather_facts, list_files, send, write_repository
     from cloob.models.load import load_model

@@ -14,22 +14,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cloob
 from cloob.commands.console import DeviceOptions, Positional, RowOptions, arg, check, parse, refuse, say
 from cloob.commands.copies import copy
 from cloob.commands.index import check_index
 from cloob.errors import InputError, counted, printable
-from cloob.search.records import Hit, Results
+from cloob.search.records import Hit, Item, Results
 from cloob.search.where import Filter, equals
 
 if TYPE_CHECKING:
     from cloob.search.query import Query
-    from cloob.search.records import Hit, Item
-
-T = TypeVar("T")
-_NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?").fullmatch  # the value of an option
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,7 @@ class Options:
     """Words, pictures and addresses; none with --like or --duplicates, or to list by --where alone."""
     where: str | None = None  # Only among these: "date >= 2024 and caption like '%dog%'"; without a query newest first.
     top: int = 20  # How many at most.
-    cutoff: float | Literal["auto", "none"] = "auto"
-    """Standard deviations by which a hit must beat unrelated queries; auto: 3, 2 for pictures, none for --like."""
+    cutoff: float | Literal["auto", "none"] = "auto"  # Standard deviations above unrelated queries; auto 3, pictures 2
     by: Literal["meaning", "words", "both"] = "both"  # By the model, by all words in name, caption or columns, or both.
     like: str | None = None  # More like this picture of the index: its id or its path.
     duplicates: bool = False  # Groups of look-alikes, the best first: RAW, most pixels, EXIF, most bytes, oldest.
@@ -65,17 +60,16 @@ class Options:
     machine: DeviceOptions = field(default_factory=DeviceOptions)
 
 
-def read(words: Sequence[str], kind: type[T] = Options, command: str = "search IDX") -> T:  # type: ignore[assignment]
+def read(words: Sequence[str], kind: Any = Options, command: str = "search IDX") -> Any:
     """The options of a command, and the terms after the first ``--``, whatever these begin with."""
     place = list(words).index("--") if "--" in words else len(words)
     before = ["--null" if word == "-0" else word for word in words[:place]]
     for previous, word in itertools.pairwise(["", *before]):
-        is_value = previous.startswith("--") and _NUMBER(word)
+        is_value = previous.startswith("--") and re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", word)
         if word[:1] == "-" and word[1:2].isalnum() and word != "-h" and not is_value:
             raise InputError(f"{word}: put terms to subtract after --, as in: cloob {command} beach -- {word}")
-    options: Any = parse(kind, before, f"cloob {command.partition(' ')[0]}")
-    given: T = dataclasses.replace(options, query=(*options.query, *words[place + 1 :]))
-    return given
+    options = parse(kind, before, f"cloob {command.partition(' ')[0]}")
+    return dataclasses.replace(options, query=(*options.query, *words[place + 1 :]))
 
 
 def check_options(options: Options) -> None:
@@ -142,7 +136,7 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
     files = Counter(firsts)  # how many stand on the line of a first one
     if options.json:
         facts = {"query": options.query, "model": result.model or None, "searched": searched, "cut": result.cut}
-        print(json.dumps({**facts, "hits": list(map(_of_hit, hits))}))
+        print(json.dumps({**facts, "hits": [_facts(hit.item, hit) for hit in hits]}))
     elif options.paths:
         _print_paths([[hit.item for hit in hits]], null=options.null)
     for hit in (hit for hit, first in zip(hits, firsts, strict=False) if hit.item.id == first):
@@ -157,7 +151,8 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
             columns = [f"{number:>{width}}" for number, width in zip(numbers, widths, strict=True)]
             print(_aligned("  ".join([*columns, *(f"[{mark}]" for mark in marks), *more]), item))
         else:
-            print(*numbers, item.id, printable(item.path), _first_line(item), *marks, *more, sep="\t")
+            caption = printable((item.caption or "").strip().partition("\n")[0].rstrip())
+            print(*numbers, item.id, printable(item.path), caption, *marks, *more, sep="\t")
     if not query.terms and searched > len(hits):
         say(f"{len(hits):,} of {searched:,} pictures, the newest; --top shows more")
     elif not searched:
@@ -185,7 +180,7 @@ def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], 
     finite = queries.isfinite().all(1).tolist()
     for row, query in enumerate(queries.numpy()):
         hits = search(view, query, options.top).hits if finite[row] else ()
-        result.append(list(map(_of_hit, hits)))
+        result.append([_facts(hit.item, hit) for hit in hits])
         for hit in () if options.json else hits:
             print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
     if options.json:
@@ -241,7 +236,7 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
         names = ("beta", "memory", "collection", "effective", "agreement", "model")
         pictures = [_facts(shown.item, weight=shown.weight, score=shown.score) for shown in result.pictures]
         facts = {name: getattr(result, name) for name in names} | {"pictures": pictures}
-        print(json.dumps(facts | {"nearest": list(map(_of_hit, result.nearest))}))
+        print(json.dumps(facts | {"nearest": [_facts(hit.item, hit) for hit in result.nearest]}))
         return 0
     part = "" if result.memory == result.collection else f" (the nearest of {result.collection:,})"
     print(f"β = {result.beta:g}: of {result.memory:,} pictures{part} some {result.effective:,.1f} take part;")
@@ -254,13 +249,11 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     return 0
 
 
-def _of_hit(hit: Hit) -> dict[str, Any]:
-    score = None if math.isnan(hit.score) else round(hit.score, 6)
-    margin = None if hit.margin is None else round(hit.margin, 4)
-    return _facts(hit.item, score=score, margin=margin, words=hit.words)
-
-
-def _facts(item: Item, **more: Any) -> dict[str, Any]:
+def _facts(item: Item, hit: Hit | None = None, **more: Any) -> dict[str, Any]:
+    if hit is not None:
+        more["score"] = None if math.isnan(hit.score) else round(hit.score, 6)
+        more["margin"] = None if hit.margin is None else round(hit.margin, 4)
+        more["words"] = hit.words
     names = ("id", "path", "source", "caption", "date", "date_from", "width", "height", "bytes")
     return more | {name: getattr(item, name) for name in names} | {"columns": dict(item.columns)}
 
@@ -268,14 +261,11 @@ def _facts(item: Item, **more: Any) -> dict[str, Any]:
 def _aligned(numbers: str, item: Item) -> str:
     """A line of numbers, id, path and the caption's first line, cut to the width of a terminal."""
     before = f"{numbers}  {item.id:>6}  {printable(item.path)}  "
-    caption, room = _first_line(item), shutil.get_terminal_size().columns - len(before)
+    caption = printable((item.caption or "").strip().partition("\n")[0].rstrip())
+    room = shutil.get_terminal_size().columns - len(before)
     if sys.stdout.isatty() and len(caption) > room:
         caption = f"{caption[: room - 1]}…" if room > 1 else ""
     return (before + caption).rstrip()
-
-
-def _first_line(item: Item) -> str:
-    return printable((item.caption or "").strip().partition("\n")[0].rstrip())
 
 
 def _print_paths(groups: Sequence[Sequence[Item]], *, null: bool) -> None:
@@ -283,10 +273,10 @@ def _print_paths(groups: Sequence[Sequence[Item]], *, null: bool) -> None:
 
     One with a line feed, which would make another path of what comes after it, is left out.
     """
-    end = b"\0" if null else b"\n"
+    end = "\0" if null else "\n"
     if broken := [] if null else [item.path for group in groups for item in group if "\n" in item.path]:
         say(f"{counted(len(broken), 'paths')} with a line feed left out: {printable(broken[0])}; -0 prints all")
-    whole = [[os.fsencode(item.path) + end for item in group if item.path not in broken] for group in groups]
+    whole = ["".join(item.path + end for item in group if item.path not in broken) for group in groups]
     sys.stdout.flush()
-    sys.stdout.buffer.write(end.join(map(b"".join, whole)))
+    sys.stdout.buffer.write(os.fsencode(end.join(whole)))
     sys.stdout.buffer.flush()

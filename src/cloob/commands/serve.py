@@ -45,9 +45,8 @@ def run(options: Options) -> int:
     token = options.token or os.environ.get("CLOOB_TOKEN")
     if options.token_file is not None:
         token = options.token_file.read_text(encoding="utf-8").strip()
-    form = r"[A-Za-z0-9._~-]{16,256}"
     message = "the token (--token, --token-file, CLOOB_TOKEN): it needs 16 letters, digits, . _ ~ or - at least"
-    refuse({message: token is not None and not re.fullmatch(form, token)})
+    refuse({message: token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", token)})
     # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
     # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

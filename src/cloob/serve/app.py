@@ -33,7 +33,6 @@ from cloob.errors import InputError, one_line
 from cloob.models.aligned.model import RowsError
 from cloob.serve import routes
 from cloob.serve.collection import Collection, ServeConfig
-from cloob.serve.schemas import Problem
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
@@ -54,17 +53,15 @@ HEADERS: Mapping[str, str] = {
 }
 _PUBLIC = ("/page/base.css", "/page/icon.svg")  # what the form for the token is drawn with
 _BROWSERS = {"authorization", "cookie", "sec-fetch-site"}  # headers of who has, or had, the token
-_FORM_BYTES = 4096
-_COOKIE_SECONDS = 30 * 24 * 3600
+_FORM_BYTES, _COOKIE_SECONDS = 4096, 30 * 24 * 3600
 _EVERYWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}  # and an address that nobody has
 _PLACE = re.compile(r"(?<![\w.~])(?:~?/|[A-Za-z]:\\|\w+://)[^\s;,)]+")  # on this machine, in a message
-_REFUSALS = (400, 401, 403, 404, 413, 415, 421, 422, 503)
 mimetypes.add_type("text/javascript", ".js")  # some Windows say text/plain, which no browser runs
 
 
 def make_app(index: Index, config: ServeConfig) -> ASGIApp:
     """The server as an ASGI application; the caller closes the index when the server has ended."""
-    collection = Collection(index, config)
+    collection, refusals = Collection(index, config), (400, 401, 403, 404, 413, 415, 421, 422, 503)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -83,7 +80,7 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
         docs_url=None,  # Swagger's page comes from a CDN
         redoc_url=None,
         lifespan=lifespan,
-        responses={code: {"model": Problem, "description": HTTPStatus(code).phrase} for code in _REFUSALS},
+        responses={code: {"model": dict[str, str], "description": HTTPStatus(code).phrase} for code in refusals},
         max_body_size=config.max_body_bytes,
     )
     app.state.collection = collection

@@ -31,7 +31,6 @@ async def collection(request: Request) -> Any:
 api = APIRouter(prefix="/api")
 Served = Annotated[Collection, Depends(collection)]
 SizeQuery = Annotated[int, Query(ge=64, le=1024, multiple_of=64, description="Longer side, pixels.")]
-Responses = dict[int | str, dict[str, Any]]
 _KINDS = (  # what browsers show and no script can hide in, by the first bytes
     (rb"\xff\xd8\xff", "image/jpeg"),
     (rb"\x89PNG\r\n", "image/png"),
@@ -39,8 +38,8 @@ _KINDS = (  # what browsers show and no script can hide in, by the first bytes
     (rb"RIFF....WEBP", "image/webp"),
     (rb"....ftypavi[fs]", "image/avif"),
 )
-_JPEG: Responses = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
-_ANY: Responses = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
+_JPEG: dict[int | str, Any] = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
+_ANY: dict[int | str, Any] = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
 
 
 @api.get("/health")
@@ -162,7 +161,7 @@ async def duplicates(
 
 
 @api.post("/embed")
-async def embed(served: Served, query: schemas.EmbedQuery) -> schemas.Embedded:
+async def embed(served: Served, query: schemas.EmbedQuery) -> dict[str, str | int | list[list[float]]]:
     """Unit rows of texts and of uploaded pictures."""
     model = await served.model(query.model)
     parts = [Part(words=text) for text in query.texts] + [Part(upload=upload) for upload in query.uploads]
@@ -188,8 +187,8 @@ async def ids(
 
 
 @api.get("/shots")
-async def shots(served: Served) -> schemas.Shots:
-    """The files that have the same bytes as an earlier one, or are of its shot (RAW and JPEG of one stem)."""
+async def shots(served: Served) -> dict[str, int | list[int]]:
+    """Files (``ids``) with equal bytes or of one shot (RAW and JPEG of one stem), and the first one of each."""
     store, revision = served.index.store, await served.run(served.index.revision)
 
     def work() -> dict[int, int]:

@@ -86,10 +86,6 @@ class EmbedQuery(_Question):
     model: Name | None = None
 
 
-class Problem(TypedDict):
-    detail: str
-
-
 class Picture(TypedDict):
     """A picture of the index; of ``columns``, an integer beyond 2^53 is text, as JavaScript would round it."""
 
@@ -170,14 +166,6 @@ class Group(TypedDict):
     shot: list[int]
 
 
-class Shots(TypedDict):
-    """Files (``ids``), and per file the first one with equal bytes or of the same shot."""
-
-    revision: int
-    ids: list[int]
-    firsts: list[int]
-
-
 class Duplicates(TypedDict):
     """Groups; ``stale`` files that are gone or have changed and ``twice`` second names of a file were left out."""
 
@@ -186,10 +174,3 @@ class Duplicates(TypedDict):
     groups: list[Group]
     stale: int
     twice: int
-
-
-class Embedded(TypedDict):
-    model: str
-    dim: int
-    texts: list[list[float]]
-    uploads: list[list[float]]
