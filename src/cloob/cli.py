@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name in ("", "-h", "--help", "help"):
             rows = ""
-            for known in COMMANDS:  # the first line of its file says what it does
+            for known in COMMANDS:  # the first line of its file is its help
                 text = Path(__file__).with_name("commands").joinpath(f"{known}.py").read_text(encoding="utf-8")
                 rows += f"  {known:<8}  {text.partition('``: ')[2].partition('.')[0]}\n"
             print(_USAGE.format(rows))

@@ -77,24 +77,12 @@ def test_debug_shows_the_traceback(capsys):
     [
         ("models", KeyboardInterrupt(), 130, "interrupted"),
         ("demo", KeyboardInterrupt(), 130, "interrupted; the last complete checkpoint stays as it is"),
-        (
-            "train",
-            KeyboardInterrupt(),
-            130,
-            "interrupted; the last complete checkpoint stays as it is, and --resume",
-        ),
+        ("train", KeyboardInterrupt(), 130, "interrupted; the last complete checkpoint stays as it is, and --resume"),
         ("models", MemoryError(), 2, "out of memory; a smaller --batch-size or fewer --workers need less"),
         ("models", RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory; a smaller "),
     ],
 )
-def test_an_interruption_and_a_lack_of_memory_are_one_line(
-    command,
-    error,
-    code,
-    line,
-    monkeypatch,
-    capsys,
-):
+def test_an_interruption_and_a_lack_of_memory_are_one_line(command, error, code, line, monkeypatch, capsys):
     monkeypatch.setattr(f"cloob.commands.{command}.run", Mock(side_effect=error))
     assert cli.main([command]) == code
     err = capsys.readouterr().err

@@ -114,12 +114,3 @@ def test_suspects_of_vectors(tmp_path, capsys):
     assert main(["data", *vectors, "--suspects"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in printed[1:]] == [line["pair"] for line in lines[:10]]
-    for wrong, told in (
-        (["data", *vectors], "--suspects"),
-        (["data", str(tmp_path), *vectors, "--suspects", "x.csv"], "without DATA"),
-        (["data"], "DATA is missing"),
-        (["data", *vectors, "--suspects", "x.txt"], "must be a file .csv"),
-        (["data", *vectors, "--suspects", "x.csv", "y.csv"], "takes one FILE.csv"),
-    ):
-        assert main(wrong) == 2
-        assert told in capsys.readouterr().err

@@ -33,7 +33,7 @@ def check_written(folder, capsys, models):
     (other,) = [model for model in models if model != best]
     assert f"Nearest first, by {best};" in page and f"The same by {other}" in page and f"found by {best}:" in out
     assert err.endswith(f"next: cloob serve {folder / 'demo' / 'index'}\n")
-    table = out.partition("its own captions:")[0]
+    table = out.partition("its captions:")[0]
     titles = ["zero-shot top-1", "image → text recall@1", "text → image recall@1", "text → image recall@10"]
     assert [line.split("  ")[0] for line in table.splitlines()[-6:] if line] == [*titles, "training, seconds"]
     assert "of 40 pairs are more probably wrong than right" in out

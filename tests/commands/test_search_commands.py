@@ -198,10 +198,6 @@ def test_find_indexes_what_is_new_and_answers(tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["red-0.png", "red-0.txt", "red.png"]
     with Index.open(pictures / ".cloob") as index:
         assert [model.name for model in index.models] == ["ViT-B-32-256/datacomp_s34b_b86k"]
-    (tmp_path / "empty").mkdir()
-    for words in ((str(tmp_path / "empty"), "red"), (str(pictures / ".cloob"), "red"), (str(pictures), "none.jpg")):
-        assert main(["find", *words]) == 2
-    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_find_in_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):

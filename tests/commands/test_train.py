@@ -105,12 +105,7 @@ def test_a_config_of_a_run_begins_another_run(tmp_path, capsys):
     assert "already holds a run" in capsys.readouterr().err and (tmp_path / "checkpoints").is_dir()
 
 
-def test_data_leads_to_training_and_training_to_looking(
-    tmp_path,
-    capsys,
-    caplog,
-    monkeypatch,
-):
+def test_data_leads_to_training_and_training_to_looking(tmp_path, capsys, caplog, monkeypatch):
     """The batch suits the number of pairs, and the run, which says so once, finds the same one when it goes on."""
     monkeypatch.chdir(tmp_path)
     colours(tmp_path / "my pairs", 40)

@@ -205,46 +205,11 @@ def serve(world, folder, *more):
     ranks.wait()
 
 
-PARTS = [{"words": "a red bar"}, {"item": 25, "weight": -0.5}]
-ROUTES = [
-    ("GET", "/", None),
-    ("GET", "/page/base.css", None),
-    ("GET", "/api/health", None),
-    ("GET", "/api/models", None),
-    ("GET", "/api/items?id=2&id=1", None),
-    ("GET", "/api/ids", None),
-    ("GET", "/api/ids?where=width%20%3E%2040", None),
-    ("GET", "/api/columns", None),
-    ("GET", "/api/items/3", None),
-    ("GET", "/api/items/3/thumbnail", None),
-    ("GET", "/api/items/3/picture", None),
-    ("GET", "/api/items/3/similar?top=2", None),
-    ("POST", "/api/search", {"parts": PARTS, "top": 3, "cutoff": False}),
-    ("POST", "/api/classify", {"labels": ["red", "green"], "top": 2}),
-    ("POST", "/api/explain", {"parts": [{"words": "a red bar"}], "top": 2}),
-    ("POST", "/api/embed", {"texts": ["a red bar"]}),
-]
-REFUSALS = [
-    ("GET", "/api/items/4711", None, {}),
-    ("GET", "/api/items/4711/picture", None, {}),
-    ("GET", "/page/..%2f..%2f..%2fetc%2fpasswd", None, {}),
-    ("GET", "/api/nosuch", None, {}),
-    ("GET", "/api/ids?where=nosuch%20%3D%201", None, {}),
-    ("GET", "/api/health", None, {"host": "evil.example"}),
-    ("GET", "/api/health", None, {"origin": "http://evil.example"}),
-    ("GET", "/api/health", None, {"sec-fetch-site": "cross-site"}),
-    ("POST", "/api/search", {"parts": []}, {}),
-    ("POST", "/api/search", {"parts": [{"words": "x"}], "nosuch": 1}, {}),
-    ("POST", "/api/search", {"parts": [{"words": "x"}], "model": "nosuch"}, {}),
-    ("POST", "/api/search", {"parts": [{"words": "a bar"}, {"words": "a bar", "weight": -1}]}, {}),
-    ("POST", "/api/search", {"parts": [{"upload": "0" * 32}]}, {}),
-    ("POST", "/api/search", {"parts": [{"words": "x" * 300_000}]}, {}),
-    ("DELETE", "/api/items/3", None, {}),
-]
+REQUESTS = json.loads(Path(__file__).with_name("requests.json").read_text().replace("LONG", "x" * 300_000))
 
 
 def test_serve(recorded, browser, world):
-    found = {f"{method} {path}": browser.ask(method, path, body) for method, path, body in ROUTES}
+    found = {f"{method} {path}": browser.ask(method, path, body) for method, path, body in REQUESTS["answered"]}
     upload = browser.ask("POST", "/api/uploads", **multipart("red.png", (world.pairs / "05.png").read_bytes()))
     key = upload[2].pop("upload")
     found["POST /api/uploads"] = upload
@@ -256,7 +221,7 @@ def test_serve(recorded, browser, world):
 def test_serve_refuses(recorded, browser, world):
     """The status is recorded; that there is one short line about it is asserted."""
     found = {}
-    for method, path, body, headers in REFUSALS:
+    for method, path, body, headers in REQUESTS["refused"]:
         code, _, answer = browser.ask(method, path, body, headers)
         found[f"{method} {path} {json.dumps(body)[:90]} {headers or ''}".strip()] = code
         assert isinstance(answer, bool) or 5 < len(json.dumps(answer)) < 1000, (path, answer)

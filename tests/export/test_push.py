@@ -313,7 +313,7 @@ def test_a_model_that_training_began_with_keeps_its_owner_and_loses_its_place(so
 
 def test_a_licence_is_one_word_and_the_hub_knows_which(small, capsys):
     words = ("push", str(small), "me/small", "--dry-run", "--license")
-    assert "one word of the hub's is wanted" in refused(capsys, *words, "my own licence")
+    assert "it must be one word of the hub's" in refused(capsys, *words, "my own licence")
     assert cli.main([*words, "LLAMA3"]) == 0 and "--license llama3" in capsys.readouterr().err
     for name in ("vit", "a/b/c", "a/", "../x", "me/x--y", "me/x.git", "me/x y", "https://hub/a"):
-        assert "ORG/NAME is wanted" in refused(capsys, "push", str(small), name, "--license", "mit")
+        assert "it must be ORG/NAME" in refused(capsys, "push", str(small), name, "--license", "mit")

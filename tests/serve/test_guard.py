@@ -204,16 +204,7 @@ def test_no_path_leaves_the_index(client, path):
     ],
 )
 def test_an_error_names_no_place_on_this_machine(
-    client,
-    index,
-    caplog,
-    monkeypatch,
-    call,
-    error,
-    path,
-    body,
-    status,
-    detail,
+    client, index, caplog, monkeypatch, call, error, path, body, status, detail
 ):
     error = type(error)(*(str(arg).replace("IDX", index.store.address) for arg in error.args))
     monkeypatch.setattr(Index, call, Mock(side_effect=error))

@@ -20,7 +20,7 @@ class Options:
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL …")]  # Models; of a run, all checkpoints.
     pairs: str = DEMO  # Pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first).
     limit: int = 10_000  # Pairs whose geometry is measured at most; similar pictures and duplicates come from all.
-    similar: int = 20  # Most similar pictures to list for each model.
+    similar: int = 20  # Most similar pictures to list per model.
     out: Path = Path("runs/analyze")  # Folder of analysis.json and report.html.
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 

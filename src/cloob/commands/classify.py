@@ -1,4 +1,4 @@
-"""``cloob classify``: sort pictures by the names of classes, or by a few examples of each."""
+"""``cloob classify``: sort pictures by the names of classes, or by a few examples per class."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Sort pictures by the names of classes, or by a few examples of each."""
+    """Sort pictures by the names of classes, or by a few examples per class."""
 
     source: Annotated[Positional[str], arg(metavar="SRC|IDX")]  # An index, or with --model what `cloob index` takes.
     labels: str | None = None  # cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments.
     templates: tuple[str, ...] = ()  # Prompts with {c} for the label; left out, "a photo of a {c}." and "{c}".
-    examples: Path | None = None  # A folder of pictures for each label, in this folder: fits a head, and measures it.
+    examples: Path | None = None  # A folder of pictures per label, in this folder: fits a head, and measures it.
     head: Path | None = None  # FILE.safetensors: the head, or with --examples where to keep it; else IDX/heads/.
-    multi: bool = False  # Each label that fits, any number of them.
+    multi: bool = False  # All labels that fit, any number of them.
     none: bool = False  # A picture may also be none of these.
     cutoff: float = 1.75  # Of --multi and --none: a label fits from so many standard deviations above unrelated texts.
-    inv_tau: float | None = None  # Inverse temperature of the softmax; left out, the model's own.
+    inv_tau: float | None = None  # Inverse temperature of the softmax; left out, that of the model.
     where: str | None = None  # Only these pictures of an index.
     json: bool = False  # Print one JSON object a line.
     csv: bool = False  # Print CSV: path, label, probability, margin.
-    copy_to: Path | None = None  # Copy each picture into a folder of its label here; nothing is overwritten.
+    copy_to: Path | None = None  # Copy every picture into a folder of its label here; nothing is overwritten.
     move_to: Path | None = None  # Move shots (RAW, JPEG, captions, edits) likewise; moved.jsonl lists them.
     model: str | None = None  # What `cloob eval` takes, for a SRC; for an index the name of one of its models.
     machine: DecodeOptions = field(default_factory=DecodeOptions)

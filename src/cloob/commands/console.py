@@ -34,7 +34,7 @@ T = TypeVar("T")
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
 _PLAIN = (  # words of tyro, and ours
     (r"^Error parsing (\w+: )?", ""),
-    (r"invalid literal for int\(\) with base 10:", "needs a whole number, not"),
+    (r"invalid literal for int\(\) with base 10:", "needs an integer, not"),
     (r"could not convert string to float:", "needs a number, not"),
     (r"'None', |, 'None'", ""),  # a default that means: left out
     (r"\. Got errors: .*", ""),
@@ -208,7 +208,7 @@ def say_next(*commands: Sequence[str | Path]) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows how far the work is, on stderr: bars on a terminal, else a line each minute."""
+    """Shows how far the work is, on stderr: bars on a terminal, else a line per minute."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

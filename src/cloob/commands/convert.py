@@ -14,7 +14,7 @@ from cloob.models.runs import config_file
 
 @dataclass(frozen=True)
 class Options:
-    """Write a model as a model folder, which open_clip reads as `local-dir:` where the towers are its own."""
+    """Write a model as a model folder, which open_clip reads as `local-dir:` where it has such towers."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]  # A model: what --init and `cloob eval` take.
     target: Annotated[Positional[Path], arg(metavar="DEST")]  # The folder that is made.

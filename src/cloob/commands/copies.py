@@ -113,7 +113,7 @@ def _planned(
         others = [path for path in listed[first.parent].get(stem, ()) if path.is_file() and not path.is_symlink()]
         files |= {path: path.name.removeprefix(stem) for path in (*others, *contents)}
     if move and any(path.is_symlink() or path not in files for path in contents):
-        raise InputError("it is no file of its own (in a container, or a link)")
+        raise InputError("it is in a container, or a link")
     if move and first.is_relative_to(folder):
         return []
     marks = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

@@ -40,8 +40,8 @@ class Options:
     """After DATA: print the pairs that least seem to belong; FILE.csv lists all, --out FILE.html shows them."""
     a: str | None = None  # With --suspects, in place of DATA: a file of vectors, as of `cloob train vectors`.
     b: str | None = None  # The vectors that row by row belong to those of --a.
-    ids: str | None = None  # An id for each pair of vectors.
-    count: bool = False  # Only count the samples in each shard, which streamed shards need before they can be read.
+    ids: str | None = None  # An id per pair of vectors.
+    count: bool = False  # Only count the samples per shard, which streamed shards need before they can be read.
     workers: int = 2  # Decoding threads.
     table: ColumnOptions = field(default_factory=ColumnOptions)
     machine: CacheOptions = field(default_factory=CacheOptions)

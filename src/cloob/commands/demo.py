@@ -108,7 +108,7 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
     if frozen:
         config = next(iter(configs.values()))
         source = open_source(*config.pairs.data)
-        print("\nits own captions:")
+        print("\nits captions:")
         suspects_of_pictures(source, config, out / "suspects.csv", out / "suspects.html", 60)
     print(f"\nfound by {finder}:")
     for query in found:

@@ -70,7 +70,7 @@ def run(options: Options) -> int:
     if out.suffix == ".npy":
         np.save(stream, vectors)
     elif out.suffix == ".npz":
-        if texts:  # one array of bytes: numpy pads each of several texts to the longest
+        if texts:  # one array of bytes: numpy pads every text to the longest
             texts["captions"] = np.array(lists["captions"].encode())
         np.savez(stream, vectors=vectors, **texts, **more)
     else:

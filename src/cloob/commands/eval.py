@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The numbers that a terminal shows; the report has all.
 _SHOWN = {"zeroshot": "acc1", "probe": "acc1", "retrieval": "image_to_text@1|text_to_image@10?", "vectors": r".*@\d+"}
 Runs = Sequence[tuple[str, Path, "cloob.TrainConfig"]]  # models of runs, folders, configurations
-NO_MODEL = "no model given: name a run folder, or NAME/TAG of open_clip (--help says more)"
+NO_MODEL = "no model given: name a run folder, or NAME/TAG of open_clip (see --help)"
 _TITLES = {"zeroshot acc1": "zero-shot top-1", "probe acc1": "linear probe top-1"}
 
 
@@ -37,16 +37,16 @@ class Options:
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL …")]
     """Run folders (RUN: its best checkpoint, RUN:last), model folders, open_clip NAME/TAG, hf-hub:… or local-dir:…"""
     zeroshot: tuple[str, ...] = ()  # Labelled sets: of CLIP_benchmark, a sub-folder a class, or demo:noto-emoji.
-    suite: tuple[str, ...] = ()  # Many sets: paper, pictograms or vtab+, each with its folder unless --root is given.
+    suite: tuple[str, ...] = ()  # Many sets: paper, pictograms or vtab+, with their folders unless --root is given.
     root: Path | None = None  # Folder of the suites that are named without one.
     retrieval: tuple[str, ...] = ()  # Pictures with captions, as `cloob train --data` reads, or of CLIP_benchmark.
     held_out: bool = False  # Judge by the pairs that a run held out of its training, as by --retrieval.
     a: str | None = None  # Vectors, for runs of `cloob train vectors`: as --a there.
     b: str | None = None  # Vectors that belong to those of --a.
-    ids: str | None = None  # An id for each pair of --a and --b; the rows of an id are one sample.
-    a_ids: str | None = None  # In place of --ids: an id for each row of --a, by which it finds its row of --b.
-    b_ids: str | None = None  # An id for each row of --b.
-    probe: bool = False  # Also fit a linear probe for each labelled set that has training images (train/ beside test/).
+    ids: str | None = None  # An id per pair of --a and --b; the rows of an id are one sample.
+    a_ids: str | None = None  # In place of --ids: an id per row of --a, by which it finds its row of --b.
+    b_ids: str | None = None  # An id per row of --b.
+    probe: bool = False  # Also fit a linear probe per labelled set with training images (train/ next to test/).
     shots: int | None = None  # Training images a class of a probe; all when left out.
     probe_seeds: tuple[int, ...] = (0,)  # One probe a seed, which draws its shots and its validation images.
     out: Path = Path("runs/eval")  # Folder of results.json, report.html and per_class/.
@@ -102,7 +102,7 @@ def run(options: Options) -> int:
     refuse(
         {
             f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used": not sets.sets and not given,
-            "--probe: none of the sets has training images (a folder train/ beside test/)": untrained,
+            "--probe: none of the sets has training images (a folder train/ next to test/)": untrained,
         }
     )
     models = begin(options.models, out)
@@ -112,7 +112,7 @@ def run(options: Options) -> int:
 
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
     embeddings, results = compare(models, sets, options.machine.embedding(), out, runs, probe=probe)
-    per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
+    per_class = "Recall per class, and what it is mostly taken for: per_class/*.csv next to this page."
     notes = [per_class] if write_per_class(out / "per_class", results, embeddings, sets.sets) else []
     write_page(out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes)
     code = print_results(results)

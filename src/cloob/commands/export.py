@@ -26,7 +26,7 @@ class Options:
     to: Literal["transformers", "onnx"]  # transformers: read by sentence-transformers too. onnx: both towers as graphs.
     int8: bool = False  # With --to onnx: weights as 8-bit integers.
     license: str | None = None  # The weights' licence for the card, as the hub spells it: mit, apache-2.0, cc-by-4.0, …
-    results: Path | None = None  # A results.json of `cloob eval` for the card; left out, the one in or beside the run.
+    results: Path | None = None  # A results.json of `cloob eval` for the card; left out, that of the run.
     overwrite: bool = False  # Replace DEST where it is an earlier export.
 
 

@@ -66,7 +66,7 @@ def run(options: Options, *, then: bool = True) -> int:
             pair: (not options.labels or other) if rows else options.labels,
             "--vectors needs SRC": options.vectors and not options.sources,
             "--anew needs SRC and --model": options.anew and not (options.sources and options.model),
-            "--out is missing; it says where the index is to be (cloob index --help)": not options.out,
+            "--out is missing; it names the index (cloob index --help)": not options.out,
         }
     )
     if options.model is not None:

@@ -20,7 +20,7 @@ class Options:
     repository: Annotated[Positional[str], arg(metavar="ORG/NAME")]  # The repository on the hub; made if missing.
     license: str | None = None  # The weights' licence, needed: mit, apache-2.0, cc-by-4.0, … as the hub spells it.
     private: bool = False  # Let nobody but you or your organisation see a repository that is made.
-    results: Path | None = None  # A results.json of `cloob eval` for the card; left out, the one in or beside the run.
+    results: Path | None = None  # A results.json of `cloob eval` for the card; left out, that of the run.
     dry_run: bool = False  # List the files and their sizes, and send nothing.
 
 

@@ -48,12 +48,12 @@ class Options:
     duplicates: bool = False  # Groups of look-alikes, the best first: RAW, most pixels, EXIF, most bytes, oldest.
     threshold: float = 0.97  # Of --duplicates: the least cosine of any two pictures of a group.
     exact: bool = False  # Of --duplicates: files of equal bytes alone.
-    rest: bool = False  # Of --duplicates: print the paths of all but the best of each group; with -0 for xargs -0.
+    rest: bool = False  # Of --duplicates: print the paths of all but the best of a group; with -0 for xargs -0.
     explain: bool = False  # The pictures that the query retrieves as from a Hopfield memory, with their weights.
     beta: float | None = None  # Of --explain: small averages all pictures, large takes the nearest; else the model's.
     json: bool = False  # Print one JSON object.
     paths: bool = False  # Print the paths alone; of --duplicates all, with an empty line between groups.
-    null: bool = False  # End each path with a NUL instead of a line feed; also -0.
+    null: bool = False  # End paths with a NUL instead of a line feed; also -0.
     copy_to: Path | None = None  # Copy what is found into this folder; nothing there is overwritten.
     model: str | None = None  # A model of the index, by its name or by what it is loaded from; left out, the first.
     rows: RowOptions = field(default_factory=RowOptions)
@@ -108,7 +108,7 @@ def run(options: Options) -> int:
         if like is not None:
             filters = [equals("path", path) for path in (like, os.path.abspath(like))]  # noqa: PTH100 - links stay
             filters += [Filter(f"id = {like[:18]}")] if like.isascii() and like.isdigit() else []
-            item = next((id_ for each in filters for id_ in index.store.ids(each, limit=1).tolist()), 0)
+            item = next((id_ for where in filters for id_ in index.store.ids(where, limit=1).tolist()), 0)
             refuse({f"--like {like}: no picture of {index.store.address} has this id or path": not item})
             query = Query((Term(item, "item"), *query.terms))
         own_beta = options.explain and options.beta is None  # that of the model
@@ -276,7 +276,7 @@ def _print_paths(groups: Sequence[Sequence[Item]], *, null: bool) -> None:
     end = "\0" if null else "\n"
     if broken := [] if null else [item.path for group in groups for item in group if "\n" in item.path]:
         say(f"{counted(len(broken), 'paths')} with a line feed left out: {printable(broken[0])}; -0 prints all")
-    whole = ["".join(item.path + end for item in group if item.path not in broken) for group in groups]
+    blocks = ["".join(item.path + end for item in group if item.path not in broken) for group in groups]
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(end.join(whole)))
+    sys.stdout.buffer.write(os.fsencode(end.join(blocks)))
     sys.stdout.buffer.flush()

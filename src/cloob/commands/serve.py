@@ -48,7 +48,7 @@ def run(options: Options) -> int:
     message = "the token (--token, --token-file, CLOOB_TOKEN): it needs 16 letters, digits, . _ ~ or - at least"
     refuse({message: token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", token)})
     # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
-    # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin.
+    # time, so one has half of the cores. Idle threads of OpenMP sleep and do not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(max(1, processors() // 2)))
@@ -85,7 +85,7 @@ def run(options: Options) -> int:
 
 
 def _update(place: str, seconds: float) -> None:
-    """Brings the index up to date again and again, each of its models; what goes wrong is reported, and tried again."""
+    """Brings the index up to date again and again, for all of its models; reports what goes wrong, and tries again."""
     from cloob.errors import one_line
     from cloob.search.update import UpdateOptions
 

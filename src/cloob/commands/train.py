@@ -1,4 +1,4 @@
-"""``cloob train``: train on your own image-caption pairs, or a named recipe."""
+"""``cloob train``: train on your image-caption pairs, or a named recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _USAGE = "[RECIPE] [--config FILE]"
 _DESCRIPTION = (
     "Trains two towers, starting from a recipe (`cloob recipes` lists them) or from the defaults below. --config FILE "
     "(JSON or TOML, such as the config.json of a run) changes them, and sets what has no option here; the "
-    "page “Train” says how. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
+    "page “Train” describes it. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
 )
 
 

@@ -114,7 +114,7 @@ async def _problem(request: Request, error: Exception) -> Response:
     # Also a body that could not be stored, of which FastAPI makes a 400: a full disk is the server's fault.
     cause = error.__cause__ if isinstance(error, HTTPException) and error.__cause__ else error
     logger.error("a request failed: %s: %s", type(cause).__name__, one_line(cause))
-    return JSONResponse({"detail": "the server failed at this; its own window says more"}, 500)
+    return JSONResponse({"detail": "the server failed at this; its log has more"}, 500)
 
 
 def is_loopback(host: str) -> bool:

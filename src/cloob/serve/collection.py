@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_UPLOADS, MAX_UPLOADS_BYTES = 256, 256_000_000  # that are kept; those used longest ago go first
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-# Threads of every kind of work: one runs the models, as each one that does has a team of torch's threads; what takes
+# Threads of every kind of work: one runs the models, as every one that does has a team of torch's threads; what takes
 # long (duplicates, labels) goes one after the other, next to the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
 Work = Literal["encode", "search", "slow", "files", "decode"]
@@ -183,7 +183,7 @@ class Collection:
 
     def upload(self, id_: str) -> Upload:
         if id_ not in self._uploads:
-            raise HTTPException(404, "the uploaded picture is no longer held; upload it again")
+            raise HTTPException(404, "the uploaded picture is no longer kept; upload it again")
         self._uploads.move_to_end(id_)
         return self._uploads[id_]
 

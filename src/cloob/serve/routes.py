@@ -106,7 +106,7 @@ async def explain(served: Served, query: schemas.ExplainQuery) -> schemas.Explai
 
 @api.post("/classify")
 async def classify(request: Request, served: Served, query: schemas.ClassifyQuery) -> schemas.Classified:
-    """Sorts all pictures, or those that a filter lets through, by labels in your own words."""
+    """Sorts all pictures, or those that a filter lets through, by labels in your words."""
     model, where = await served.model(query.model), await served.filter(query.where)
     options = LabelOptions(templates=tuple(query.templates) or TEMPLATES, multi=query.multi, none=query.none)
     check_labels(query.labels, options)
@@ -188,7 +188,7 @@ async def ids(
 
 @api.get("/shots")
 async def shots(served: Served) -> dict[str, int | list[int]]:
-    """Files (``ids``) with equal bytes or of one shot (RAW and JPEG of one stem), and the first one of each."""
+    """Files (``ids``) with equal bytes or of one shot (RAW and JPEG of one stem), and the first one of every group."""
     store, revision = served.index.store, await served.run(served.index.revision)
 
     def work() -> dict[int, int]:
@@ -227,7 +227,7 @@ async def picture(request: Request, served: Served, id: Id) -> Response:
 
 
 async def _file(request: Request, served: Collection, id: int, form: str, read: Callable[[], bytes]) -> Response:
-    """A browser may keep it, and asks each time: the next index has another picture under the same address."""
+    """A browser may keep it, and asks every time: the next index has another picture under the same address."""
     result = await served.item(id)
     headers = {"etag": f'"{result.content[:32]}{form}"', "cache-control": "private, no-cache"}
     if headers["etag"] in re.findall(r'"[^"]*"', request.headers.get("if-none-match", "")):  # also of W/"…"

@@ -12,16 +12,16 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
 # JSON has one kind of number: 3.0 is an integer. After `Field`, or the description of the API loses the bounds.
-Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
-Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Whole]
+Integer = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Integer]
 Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
 Where = Annotated[str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])]
-Top = Annotated[int, Field(ge=1, le=1000, examples=[50]), Whole]
+Top = Annotated[int, Field(ge=1, le=1000, examples=[50]), Integer]
 Label = Annotated[str, Field(min_length=1, max_length=200, examples=["bird", "flower"])]
 Template = Annotated[str, Field(max_length=200, examples=["a picture of a {c}"])]
 Words = Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bird"])]
 UploadId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
-Beta = Annotated[float, Field(ge=1e-3, le=1000, description="Left out, the model's own.", examples=[8.0])]
+Beta = Annotated[float, Field(ge=1e-3, le=1000, description="Left out, that of the model.", examples=[8.0])]
 _KINDS = ("words", "item", "upload")
 
 
@@ -67,7 +67,7 @@ class SearchQuery(_Asked):
 class ExplainQuery(_Asked):
     parts: Parts
     beta: Beta | None = None
-    top: Annotated[int, Field(ge=1, le=100), Whole] = 12
+    top: Annotated[int, Field(ge=1, le=100), Integer] = 12
 
 
 class ClassifyQuery(_Asked):
