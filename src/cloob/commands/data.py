@@ -177,14 +177,18 @@ def _survey(options: Options, source: Source) -> int:
     if facts["usable"]:
         pictures, captions, twice = facts["pictures"], facts["captions"], facts["duplicates"]
         frequent = "".join(f"; {most['count']:,} are {most['text'][:60]!r}" for most in twice["captions"]["most"][:1])
-        tokens = f"{_range(captions['tokens'])} a caption (CLIP's tokeniser, start and end included)"
+        ranges = []
+        for numbers in (pictures["width"], pictures["height"], captions["characters"], captions["tokens"]):
+            low, high, half, most = (f"{numbers[key]:,}" for key in ("min", "max", "median", "p95"))
+            ranges.append(low if low == high else f"{low} to {high}, half of them at most {half}, 95 % at most {most}")
+        width, height, characters, tokens = ranges
         lines += [
-            ("width", f"{_range(pictures['width'])} pixels"),
-            ("height", f"{_range(pictures['height'])} pixels"),
+            ("width", f"{width} pixels"),
+            ("height", f"{height} pixels"),
             ("file", f"{pictures['bytes'] / facts['usable'] / 1e3:,.1f} kB a picture"),
             ("small pictures", f"{pictures['below_224']:,} with a side below 224 pixels"),
-            ("characters", f"{_range(captions['characters'])} a caption"),
-            ("tokens", tokens),
+            ("characters", f"{characters} a caption"),
+            ("tokens", f"{tokens} a caption (CLIP's tokeniser, start and end included)"),
             ("cut captions", f"{captions['cut']:,} with more than {captions['context_length']} tokens"),
             ("equal pictures", f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte"),
             ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{frequent}"),
@@ -194,8 +198,8 @@ def _survey(options: Options, source: Source) -> int:
     if options.json:
         print(json.dumps(facts))
         return 0
-    width = max(len(name) for name, _ in lines)
-    print(facts["name"], *(f"  {name:<{width}}  {sentence}" for name, sentence in lines), sep="\n")
+    longest = max(len(name) for name, _ in lines)
+    print(facts["name"], *(f"  {name:<{longest}}  {sentence}" for name, sentence in lines), sep="\n")
     if options.out is not None:
         print(options.out)
     if facts["rows"] * len(usable) >= 4 * facts["looked_at"]:
@@ -210,8 +214,3 @@ def _training(options: Options, *, few: bool) -> list[str]:
     elif not few:  # of few the recipe holds a tenth out by itself
         more += ["--val-split", "0.1"]
     return ["train", *(["align"] if few else []), "--data", options.data, *more]
-
-
-def _range(numbers: dict[str, int]) -> str:
-    low, high, half, most = (f"{numbers[key]:,}" for key in ("min", "max", "median", "p95"))
-    return low if low == high else f"{low} to {high}, half of them at most {half}, 95 % at most {most}"

@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,17 +129,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@dataclass(frozen=True)
 class Guard:
     """Checks host, origin and token of every request, and adds the headers that keep a browser careful."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, login_page: str) -> None:
-        self._app, self._config, self._login_page = app, config, login_page
-        self._login = RequestBodyLimitMiddleware(self._take_token, _FORM_BYTES)
+    app: ASGIApp
+    config: ServeConfig
+    login_page: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request itself or hands it on."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         if scope["method"] == "HEAD":  # as GET; uvicorn, which has the scope as it was, leaves the body out
             scope = {**scope, "method": "GET"}
@@ -156,30 +158,30 @@ class Guard:
     def _who_answers(self, request: Request) -> ASGIApp:
         path, method, headers = request.scope["path"], request.method, request.headers
         host = headers.get("host", "")
-        if self._config.local and not is_loopback(re.sub(r":\d*$", "", host)):
+        if self.config.local and not is_loopback(re.sub(r":\d*$", "", host)):
             return _refusal(421, "this server answers for localhost alone; cloob serve --host opens it to others")
         if path.startswith("/api/"):
             foreign = "origin" in headers and headers["origin"].partition("://")[2] != host
             if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
                 return _refusal(403, "this request comes from another site")
-        most = self._config.max_upload_bytes if path == "/api/uploads" else self._config.max_body_bytes
+        most = self.config.max_upload_bytes if path == "/api/uploads" else self.config.max_body_bytes
         if int(headers.get("content-length", 0)) > most:  # FastAPI counts what comes
             return _refusal(413, f"a body of at most {most:,} bytes is taken")
-        if self._config.token is None or (method == "GET" and path in _PUBLIC):
-            return self._app
+        if self.config.token is None or (method == "GET" and path in _PUBLIC):
+            return self.app
+        login = RequestBodyLimitMiddleware(self._take_token, _FORM_BYTES)
         if path == "/" and (method == "POST" or "token" in request.query_params):
-            return self._login  # also with the cookie: the token goes out of the address
+            return login  # also with the cookie: the token goes out of the address
         if path == "/api/health" and method == "GET" and not _BROWSERS.intersection(headers):
             return JSONResponse({"status": "ok"})  # for what watches over a container
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        if self._is_right(request.cookies.get(_cookie(request), "")) or (
-            scheme.lower() == "bearer" and self._is_right(bearer)
-        ):
-            return self._app
-        return self._login if path == "/" else _refusal(401, "a token is needed", {"www-authenticate": "Bearer"})
+        cookie = request.cookies.get(f"{COOKIE}-{request.scope['server'][1]}", "")
+        if self._is_right(cookie) or (scheme.lower() == "bearer" and self._is_right(bearer)):
+            return self.app
+        return login if path == "/" else _refusal(401, "a token is needed", {"www-authenticate": "Bearer"})
 
     def _is_right(self, offered: str) -> bool:
-        token = self._config.token
+        token = self.config.token
         return token is not None and hmac.compare_digest(offered.strip().encode(), token.encode())
 
     async def _take_token(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,16 +191,13 @@ class Guard:
         if request.method == "POST":
             offered = parse_qs((await request.body()).decode("latin-1")).get("token", [""])[0]
         wrong = "" if offered is None else "That token is not right."
-        answer: Response = HTMLResponse(self._login_page.replace("<!--wrong-->", wrong), 401)
+        answer: Response = HTMLResponse(self.login_page.replace("<!--wrong-->", wrong), 401)
         if offered is not None and self._is_right(offered):
             query = request.url.remove_query_params("token").query
             answer = RedirectResponse(f"/?{query}".rstrip("?"), 303)
-            answer.set_cookie(_cookie(request), offered.strip(), _COOKIE_SECONDS, httponly=True, samesite="strict")
+            name = f"{COOKIE}-{scope['server'][1]}"
+            answer.set_cookie(name, offered.strip(), _COOKIE_SECONDS, httponly=True, samesite="strict")
         await answer(scope, receive, send)
-
-
-def _cookie(request: Request) -> str:
-    return f"{COOKIE}-{(request.scope.get('server') or ('', 0))[1]}"
 
 
 def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
