@@ -18,7 +18,7 @@ from cloob.cache import Cache
 from cloob.data.batch import BadSample, caption_id
 from cloob.data.open import open_source
 from cloob.data.order import LONG, EpochOrder, ShardSizes, keyed_permutation
-from cloob.data.source import choose_held_out
+from cloob.data.source import choose_held_out, prefetch
 from cloob.data.source import split as part
 from cloob.errors import InputError
 from make import Listed, noise
@@ -208,7 +208,7 @@ def test_parquet_with_pictures_inside(tmp_path):
     assert train.streamed and held.streamed and len(train.shard_sizes) == 4 and sum(train.shard_sizes) == 30
     asked = []
     source.prefetch = asked.append
-    train.prefetch(np.array([0, 29]))
+    prefetch(train, np.array([0, 29]))
     assert [source.read(row).caption for row in asked[0]] == [train.read(0).caption, train.read(29).caption]
 
 

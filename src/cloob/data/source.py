@@ -53,11 +53,6 @@ class Source(Protocol):
         """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
 
 
-def prefetch(source: Source, indices: np.ndarray) -> None:
-    if hasattr(source, "prefetch"):
-        source.prefetch(indices)
-
-
 class MixedSource(Source):
     """Several sources, one after the other."""
 
@@ -75,11 +70,6 @@ class MixedSource(Source):
     def fingerprint(self) -> Fingerprint:
         numbered = enumerate((part.fingerprint() for part in self.parts), 1)
         return {f"{key} of source {i}": value for i, one in numbered for key, value in one.items()}
-
-    def prefetch(self, indices: np.ndarray) -> None:
-        owners = np.searchsorted(self.bounds[1:], indices, side="right")
-        for i, part in enumerate(self.parts):
-            prefetch(part, indices[owners == i] - self.bounds[i])
 
 
 def mix(sources: Sequence[Source]) -> Source:
@@ -118,8 +108,17 @@ class Subset(Source):
     def read(self, index: int) -> RawSample:
         return self.source.read(int(self.rows[index]))
 
-    def prefetch(self, indices: np.ndarray) -> None:
-        prefetch(self.source, self.rows[indices])
+
+def prefetch(source: Source, indices: np.ndarray) -> None:
+    """Has the files of rows that will be read soon prepared, where a source can."""
+    if isinstance(source, Subset):
+        prefetch(source.source, source.rows[indices])
+    elif isinstance(source, MixedSource):
+        owners = np.searchsorted(source.bounds[1:], indices, side="right")
+        for i, part in enumerate(source.parts):
+            prefetch(part, indices[owners == i] - source.bounds[i])
+    elif hasattr(source, "prefetch"):
+        source.prefetch(indices)
 
 
 def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:

@@ -39,6 +39,7 @@ OBJECTIVES_FILE = "objectives.json"
 SUSPECTS_FILE = "suspects.csv"
 AVERAGED_FOLDER = "averaged"
 CHECKPOINTS_FOLDER = "checkpoints"
+CHECKPOINT = "step-{:08d}"
 MODEL_FOLDER = "model"
 EMA_FOLDER = "ema"
 TRAINER_FILE = "trainer.pt"
@@ -64,10 +65,6 @@ HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_
 BETTER: dict[str, Callable[[float, float], bool]] = {"val_loss": operator.lt, "val_recall": operator.gt}
 _STEP = re.compile(r"step-\d+")
 _PREFERRED = (*HUB_WEIGHTS_FILES, "open_clip_pytorch_model.pth", TOWERS_WEIGHTS_FILE, "pytorch_model.bin")
-
-
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def checkpoint_step(checkpoint: Path) -> int:

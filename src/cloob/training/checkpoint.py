@@ -103,7 +103,7 @@ class Saver:
         encoder: Any = towers.encoder
         average = self.stepper.average
         moments = self.stepper.optimizer.state_dict()
-        final = save.out / runs.CHECKPOINTS_FOLDER / runs.checkpoint_name(progress.step)
+        final = save.out / runs.CHECKPOINTS_FOLDER / runs.CHECKPOINT.format(progress.step)
         folder, shards, weights = final.with_name(f".tmp-{final.name}"), None, None
         if sharding.is_sharded(encoder):
             with _written(final):

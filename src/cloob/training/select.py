@@ -168,7 +168,7 @@ class Selection:
             step = runs.checkpoint_step(runs.latest_checkpoint(run)) + 1
             facts = {"joined": what, "recall": recall, "difference": gain}
             validation = {**(runs.read_validation(best) or {}), "step": step, "val_loss": None, "val_recall": recall}
-            checkpoint = run / runs.CHECKPOINTS_FOLDER / runs.checkpoint_name(step)
+            checkpoint = run / runs.CHECKPOINTS_FOLDER / runs.CHECKPOINT.format(step)
             with whole_folder(checkpoint) as folder:
                 save_model(folder / runs.MODEL_FOLDER, joined, encoder.objective_config)
                 for name, content in ((runs.VALIDATION_FILE, validation), (runs.JOINED_FILE, facts)):
