@@ -74,7 +74,8 @@ class TableSource(Source):
 
     def pictures(self) -> np.ndarray | None:
         """(N,) int64, equal for rows of one path with several captions; None where no path has several."""
-        same, captions = _codes(self._images), _codes(self._captions)
+        codes = (column.dictionary_encode().combine_chunks().indices for column in (self._images, self._captions))
+        same, captions = (code.fill_null(-1).to_numpy().astype(np.int64) for code in codes)
         nowhere = (same < 0) | pc.equal(self._images, b"").fill_null(False).to_numpy()
         width = len(same) + 1  # above every code
         of_caption = np.unique(same * width + captions + 1) // width  # a path once for each of its captions
@@ -98,12 +99,6 @@ class TableSource(Source):
         key = as_utf8(stored) or where
         caption = clean_caption(raw, key, where)
         return RawSample(key, self.picture(stored, key, where), caption)
-
-
-def _codes(column: Any) -> np.ndarray:
-    """(N,) int64, equal for equal values of a column, -1 for none."""
-    codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in column.dictionary_encode().chunks]
-    return np.concatenate([np.zeros(0, np.int64), *codes])
 
 
 def as_text(raw: Any) -> str:
