@@ -16,7 +16,7 @@ from cloob.errors import InputError
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
-from cloob.models.source import TINY_MODELS, Source, known_models
+from cloob.models.source import TINY_MODELS, ModelSource, known_models
 from cloob.models.towers import create_model, open_clip
 from make import tiny_model, web, write_classes
 from support import fill_hub_cache, free_port, refused, use_hub
@@ -120,7 +120,7 @@ def test_what_is_of_a_fixed_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pkl").touch()
     names = ["ViT-B/32/openai", "crowsonkb/vit-b-16-laion400m-16:port", "ViT-B/32", "ViT-B/32/w.pkl", "hf-hub:a/b"]
-    assert [Source.parse(name).is_public for name in names] == [True, True, False, False, False]
+    assert [ModelSource.parse(name).is_public for name in names] == [True, True, False, False, False]
 
 
 def test_what_is_not_there_and_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 from cloob.errors import InputError, install, refuse
 from cloob.files import check_replaceable
 from cloob.models.runs import OBJECTIVE_FILE
-from cloob.models.source import Source
+from cloob.models.source import ModelSource
 
 CARD_FILE = "README.md"
 _PACKAGES = {
@@ -62,7 +62,7 @@ def check_target(source: str, target: Path, kind: str, is_kind: Callable[[Path],
     check_replaceable(target)
     filled = not target.is_dir() or any(target.iterdir())
     refuse({f"{target}: exists and is no {kind}; give another place": filled and not is_kind(target)})
-    place = Source.parse(source).path
+    place = ModelSource.parse(source).path
     inside = place is not None and place.exists() and place.resolve().is_relative_to(target.resolve())
     refuse({f"{target}: is where the model comes from; give another place": inside})
     refuse({f"{target}: exists; --overwrite replaces it": filled and not overwrite})

@@ -28,7 +28,7 @@ with command_line(__name__), needs("train"):
     from cloob.evaluation.embeddings import folder_key
     from cloob.models.load import find_model_folder, load_model
     from cloob.models.runs import CONFIG_FILE
-    from cloob.models.source import Source
+    from cloob.models.source import ModelSource
     from cloob.pictures import upright
 
     require("mteb", "mteb")
@@ -63,7 +63,7 @@ def meta(model_name: str) -> ModelMeta:
     """The facts that MTEB writes next to the results of a model; the weights are hashed, and not loaded."""
     source = model_name.removeprefix(PREFIX)
     folder = find_model_folder(source)
-    place = folder or Source.parse(source).path  # files and folders of other programs
+    place = folder or ModelSource.parse(source).path  # files and folders of other programs
     facts: dict[str, Any] = {}
     if folder is not None and (folder / CONFIG_FILE).is_file():  # heads on frozen encoders have none
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]

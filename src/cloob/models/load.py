@@ -19,7 +19,7 @@ from cloob.models.aligned.model import VectorEncoder, encoders_here, load_aligne
 from cloob.models.encoder import DualEncoder, EncoderConfig, weights_digest
 from cloob.models.importing import check_folder, check_hub_model, check_model_cfg, fetch_first, read_json, translated
 from cloob.models.onnx import Graph, PlainEncoder
-from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, PublicFile, Source, fetch_public, file_stamp, kept_digest
+from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, ModelSource, PublicFile, fetch_public, file_stamp, kept_digest
 from cloob.models.tokenizer import CLIP_VOCABULARY, HUB_FILE, RinnaTokenizer, read_tokenizer
 from cloob.models.towers import create_model, filled_towers, load_tokenizer
 from cloob.models.weights import hf_clip, other, torch_clip
@@ -83,7 +83,7 @@ def load_model(
 
 def find_model_folder(source: str | Path) -> Path | None:
     """The model folder of ours, or of open_clip's, that a source leads to; None for others, InputError for no model."""
-    parsed = Source.parse(source)
+    parsed = ModelSource.parse(source)
     folder = parsed.path
     if parsed.kind != "folder" or folder is None:
         return None
@@ -103,7 +103,7 @@ def find_model_folder(source: str | Path) -> Path | None:
 
 
 def _load(source: str | Path) -> DualEncoder:
-    parsed = Source.parse(source)
+    parsed = ModelSource.parse(source)
     if not parsed.library and (folder := find_model_folder(source)) is not None:
         return _read_folder(folder)
     if parsed.kind == "hub" and not parsed.library:
@@ -125,7 +125,7 @@ def _load(source: str | Path) -> DualEncoder:
         return torch_clip.load(path, lambda name: create_model(name, pretrained=str(path), seed=0))
 
 
-def _load_hub(source: Source) -> DualEncoder:
+def _load_hub(source: ModelSource) -> DualEncoder:
     name, where, revision = source.name, source.text, source.variant or None
     with translated(where):
         folder = check_hub_model(name, where, HUB_FILE, RinnaTokenizer.FILE, revision=revision)
@@ -141,7 +141,7 @@ def _load_hub(source: Source) -> DualEncoder:
         return encoder
 
 
-def _read_foreign(folder: Path, hub: Source | None = None) -> DualEncoder:
+def _read_foreign(folder: Path, hub: ModelSource | None = None) -> DualEncoder:
     """Another program's folder; of the hub its weights are fetched when its configuration is known."""
     check_folder(folder)
     config = read_json(folder / "config.json")
@@ -237,7 +237,7 @@ def load_with_fingerprint(
 def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
     """The stamp of a source's files, of a run those of its checkpoint; None where they are not known."""
     with contextlib.suppress(OSError, InputError):  # loading it reports that better
-        return file_stamp(Source.parse(find_model_folder(source) or source).files())
+        return file_stamp(ModelSource.parse(find_model_folder(source) or source).files())
     return None
 
 

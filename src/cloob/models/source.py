@@ -55,7 +55,7 @@ PHOTOS = tuple(PhotoModel(**model) for model in json.loads(CONFIGS.with_name("ph
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A source of ``load_model``, or the name of a frozen encoder."""
 
     text: str  # as it was typed
@@ -144,7 +144,7 @@ class Source:
 
 def check_source(source: str) -> None:
     """Refuses what ``load_model`` can load in no case: no file or folder, and no name that is known. Loads nothing."""
-    parsed = Source.parse(source)
+    parsed = ModelSource.parse(source)
     if parsed.kind == "unknown" or parsed.library or (parsed.path is not None and not parsed.path.exists()):
         raise InputError(parsed.refusal())
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cloob.cache import cache_root
 from cloob.models.runs import split_checkpoint, with_checkpoint
-from cloob.models.source import Source
+from cloob.models.source import ModelSource
 from cloob.search.query import Embedder, TorchEmbedder
 from cloob.search.records import IndexedModel, Name
 from cloob.search.store import Store
@@ -109,7 +109,7 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
     from cloob.models.importing import closed_hub
     from cloob.models.load import load_with_fingerprint  # torch
 
-    if was_typed(spec) or Source.parse(spec).is_public:
+    if was_typed(spec) or ModelSource.parse(spec).is_public:
         return load_with_fingerprint(spec, device)
     with closed_hub(
         f"the index alone asks for it, so it is not fetched; if you trust it, type it once: --model {spec}"

