@@ -46,6 +46,21 @@ class FakeEncoder(nn.Module):
         return normalize(torch.stack(rows), dim=1)
 
 
+class Stopping(FakeEncoder):
+    """Calls ``stop`` after so many pictures, or raises it."""
+
+    def __init__(self, pictures, stop, **how):
+        super().__init__(**how)
+        self.pictures, self.stop = pictures, stop
+
+    def encode_image(self, images, /):
+        if self.seen >= self.pictures:
+            if isinstance(self.stop, BaseException):
+                raise self.stop
+            self.stop()
+        return super().encode_image(images)
+
+
 def units(n, dim=8, seed=0):
     """Random unit rows."""
     rows = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)

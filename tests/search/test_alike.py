@@ -112,11 +112,8 @@ def test_copies_and_files_of_one_shot_are_one_line(tmp_path, capsys):
     for words in (["blue", "--cutoff", "none"], ["--where", "width > 0"]):
         assert main(["search", str(index), *words]) == 0
         lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-        assert [line[-1] for line in lines] == ["+1", "+1"] and {Path(line[3]).stem for line in lines} < {
-            "a",
-            "copy",
-            "b",
-        }
+        assert [line[-1] for line in lines] == ["+1", "+1"]
+        assert {Path(line[3]).stem for line in lines} < {"a", "copy", "b"}
 
 
 def test_a_thumbnail_is_kept_while_its_file_is_there(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from index_fakes import FakeEncoder, content, write_noise
+from index_fakes import FakeEncoder, Stopping, content, write_noise
 
 from cloob import cli
 from cloob.search.index import Index
@@ -91,19 +91,6 @@ def test_it_says_what_it_did_and_what_comes_next(models, pictures, tmp_path, cap
     assert "7 pictures added, 14 vectors" in capsys.readouterr().out
 
 
-class Slow(FakeEncoder):
-    """Calls ``stop`` after so many pictures."""
-
-    def __init__(self, pictures, stop, seed=0):
-        super().__init__(seed=seed)
-        self.pictures, self.stop = pictures, stop
-
-    def encode_image(self, images, /):
-        if self.seen >= self.pictures:
-            self.stop()
-        return super().encode_image(images)
-
-
 def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited_for(
     models, pictures, tmp_path, capsys, monkeypatch
 ):
@@ -115,7 +102,7 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited
         time.sleep(120)
 
     with monkeypatch.context() as patch:
-        loads(patch, lambda *_, **__: Slow(0, stop))
+        loads(patch, lambda *_, **__: Stopping(0, stop))
         first = fork(tmp_path / "ranks", 1, lambda: cli.main(words))
     try:
         first.until(begun.exists)
@@ -155,7 +142,7 @@ def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(
         return cli.main(replace)
 
     with monkeypatch.context() as patch:
-        loads(patch, lambda *_, **__: Slow(2, stop, seed=2))
+        loads(patch, lambda *_, **__: Stopping(2, stop, seed=2))
         killed = fork(tmp_path / "killed", 1, lambda: cli.main(replace))
         killed.until(begun.exists)
         os.kill(killed.pids[0], signal.SIGKILL)

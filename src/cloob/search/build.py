@@ -9,9 +9,9 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from cloob.models.aligned.model import Side, embed_rows
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
 from cloob.search.metadata import TAKEN, camera_and_place, date_of, iso_date, of_file
-from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, Value, valid
+from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, valid
 from cloob.search.scan.collection import CAPTION_COLUMNS, Collection, Found, LeftOut, ReadFailed, plain, values
 from cloob.search.store import SourceSettings, Store, Vectors
 
@@ -266,42 +266,33 @@ class Rows(Collection):
         return embed_rows(encoder, self._side, batch)
 
 
-class Row(NamedTuple):
-    path: str
-    caption: str | None
-    columns: dict[str, Value]
-
-
 class VectorFile(Collection):
     """A Parquet file, or a folder of them, with a column of vectors; it stays the source for updates and removals."""
 
     def __init__(self, name: str, column: str, path_column: str | None, caption_column: str | None) -> None:
         super().__init__(name)
         try:
-            self._data = ds.dataset(name, format="parquet")
+            self.data = ds.dataset(name, format="parquet")
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{name}: no Parquet of vectors ({one_line(error)})") from None
-        names = self._data.schema.names
+        names = self.data.schema.names
         for column_name, what in ((column, "vectors"), (path_column, "path"), (caption_column, "caption")):
             if column_name is not None:
                 check_name(Path(name), names, column_name, what)
         self.column = column
         self._path = path_column or next((item for item in PATH_COLUMNS if item in names), None)
         self._caption = caption_column or next((item for item in CAPTION_COLUMNS if item in names), None)
-        plain = [not pa.types.is_nested(kind) and not pa.types.is_binary(kind) for kind in self._data.schema.types]
+        plain = [not pa.types.is_nested(kind) and not pa.types.is_binary(kind) for kind in self.data.schema.types]
         used = (column, self._path, self._caption)
         self._others = [item for item, is_plain in zip(names, plain, strict=True) if is_plain and item not in used]
 
     def check(self, encoder: Any) -> None:
         """Any model may have made them; their width is compared."""
 
-    def count(self) -> int:
-        return int(self._data.count_rows())
-
-    def batches(self) -> Iterator[tuple[list[Row], Vectors]]:
+    def batches(self) -> Iterator[tuple[list[Item], Vectors]]:
         """Rows and their vectors, as they are in the file."""
         columns, start = [self.column, *filter(None, (self._path, self._caption)), *self._others], 0
-        scanner = self._data.scanner(columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1)
+        scanner = self.data.scanner(columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1)
         for batch in scanner.to_batches():
             if not len(batch):
                 continue
@@ -312,10 +303,10 @@ class VectorFile(Collection):
             rows = []
             for number in range(len(batch)):
                 row = {name: column[number] for name, column in cells.items()}
-                path = None if self._path is None else row.pop(self._path)
-                caption = None if self._caption is None else row.pop(self._caption)
+                path, caption = row.pop(self._path or "", None), row.pop(self._caption or "", None)
                 path = f"{self.name}{SEPARATOR}{start + number}" if path is None else str(path)
-                rows.append(Row(path, None if caption is None else str(caption).strip() or None, values(row)))
+                caption = None if caption is None else str(caption).strip() or None
+                rows.append(Item(0, self.name, path, "", 0, None, 0, 0, None, caption, values(row)))
             yield rows, as_floats(flat.reshape(len(batch), -1)).numpy()
             start += len(batch)
 
@@ -326,7 +317,7 @@ def take(
     """Writes what is new or changed in a file of vectors, and removes what is not in it any more."""
     states, seen = store.states(file.name), set[str]()
     known = {state.path: state.content if model.number in state.models else "" for state in states}
-    count, total = 0, file.count()
+    count, total = 0, int(file.data.count_rows())
     if known and not total and not remove_all:
         done.refused[file.name] = "no row is in it any more, so nothing was removed; --remove-all removes them"
         return
@@ -353,7 +344,7 @@ def take(
                 continue
             done.added += not before
             done.changed += bool(before)
-            items.append(Item(0, file.name, row.path, content, 0, None, 0, 0, None, row.caption, row.columns))
+            items.append(replace(row, content=content))
             places.append(place)
         if items:
             store.write(items, model, vectors[places] / lengths[places, None])

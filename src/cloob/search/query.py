@@ -29,6 +29,7 @@ Kind = Literal["words", "picture", "address", "item", "image"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
 Embedder: TypeAlias = "TorchEmbedder | PlainEncoder"  # a loaded model, or an ONNX folder without torch
 
+_SUFFIXES = (*IMAGE_SUFFIXES, *RAW_SUFFIXES)
 _MIN_LENGTH = 1e-4  # of a sum of unit rows; below it the direction is mostly rounding
 _TERM = re.compile(r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL)
 
@@ -57,7 +58,20 @@ class Query:
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
         """Reads terms as a person writes them on a command line; no address is opened."""
-        return cls(tuple(map(_read_term, words)))
+        terms = []
+        for word in words:
+            sign, number, what = _TERM.fullmatch(word).groups()  # type: ignore[union-attr]  # it matches everything
+            what, weight = what.strip(), float(f"{sign}{number or 1}")
+            is_path = what.startswith(("/", "./", "../", "~/")) or Path(what).suffix.lower() in _SUFFIXES
+            if what.lower().startswith(("http://", "https://")):
+                terms.append(Term(what, "address", weight))
+            elif what.startswith("words:") or not is_path:
+                terms.append(_words(what.removeprefix("words:"), weight))
+            elif Path(what).expanduser().is_file():
+                terms.append(Term(Path(what).expanduser(), "picture", weight))
+            else:
+                raise InputError(f"{what}: no such picture; for the words as they stand write words:{what}")
+        return cls(tuple(terms))
 
     @classmethod
     def of(cls, what: str | Path | Image | Query) -> Query:
@@ -123,20 +137,6 @@ def picture_of(term: Term) -> Image:
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
         fetch(str(term.what), Path(folder) / "picture")
         return open_image(Path(folder) / "picture", str(term.what))
-
-
-def _read_term(word: str) -> Term:
-    match = _TERM.fullmatch(word)
-    assert match is not None
-    what, weight = match["what"].strip(), float(f"{match['sign']}{match['weight'] or 1}")
-    if what.lower().startswith(("http://", "https://")):
-        return Term(what, "address", weight)
-    named = Path(what).suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES)
-    if what.startswith("words:") or not (named or what.startswith(("/", "./", "../", "~/"))):
-        return _words(what.removeprefix("words:"), weight)
-    if not Path(what).expanduser().is_file():
-        raise InputError(f"{what}: no such picture; for the words as they stand write words:{what}")
-    return Term(Path(what).expanduser(), "picture", weight)
 
 
 def _words(text: str, weight: float) -> Term:

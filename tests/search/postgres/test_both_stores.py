@@ -8,7 +8,7 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
-from index_fakes import FakeEncoder, content, options, units, write_noise
+from index_fakes import FakeEncoder, Stopping, content, options, units, write_noise
 from pyarrow import parquet
 
 from cloob import cli
@@ -18,19 +18,6 @@ from cloob.search.records import INDEX_FILE, IndexedModel, Item
 from cloob.search.scan.open import ScanOptions
 from cloob.search.where import equals
 from search_colours import loads, write_pictures
-
-
-class Stopped(FakeEncoder):
-    """Raises an error after so many pictures."""
-
-    def __init__(self, pictures, error, **how):
-        super().__init__(**how)
-        self.pictures, self.error = pictures, error
-
-    def encode_image(self, images):
-        if self.seen >= self.pictures:
-            raise self.error
-        return super().encode_image(images)
 
 
 @pytest.fixture(params=["folder", "postgresql"])
@@ -49,7 +36,7 @@ def test_a_model_is_replaced_when_its_successor_is_complete(place, tmp_path):
         index.update([folder, tmp_path / "q"], options(FakeEncoder("second", seed=5)))
         before = content(index)
         for pictures, error in ((0, MemoryError()), (8, KeyboardInterrupt())):
-            new = Stopped(pictures, error, seed=1, dim=5)
+            new = Stopping(pictures, error, seed=1, dim=5)
             with pytest.raises(type(error)):
                 index.update([folder], options(new, replace_model=True))
             assert content(index) == before and [model.name for model in index.models] == ["fake", "second"]
@@ -57,7 +44,7 @@ def test_a_model_is_replaced_when_its_successor_is_complete(place, tmp_path):
         with pytest.raises(InputError, match="--replace-model"):
             index.update([folder], options(new))
         with pytest.raises(MemoryError):
-            index.update([folder], options(Stopped(1, MemoryError(), seed=1, dim=5), batch_size=1, replace_model=True))
+            index.update([folder], options(Stopping(1, MemoryError(), seed=1, dim=5), batch_size=1, replace_model=True))
         done = index.update([folder], options(new, replace_model=True))
         assert done.embedded == new.seen == 4 and done.unchanged == 9  # those of the other source as well
         assert [model.name for model in index.models] == ["fake", "second"] and index.models[0].dim == 5
@@ -71,19 +58,14 @@ def test_vectors_of_two_models_never_mix_whoever_writes(place, tmp_path):
     for seed in range(8):
         write_noise(folder / f"{seed}.png", seed)
 
-    class Meanwhile(FakeEncoder):
-        """Another process replaces the model before the second batch is written."""
-
-        def encode_image(self, images):
-            if self.seen == 4:
-                with Index.open(place, writable=True) as other:
-                    model = IndexedModel("fake", "x", "0" * 32, 16)
-                    other.store.finish(other.store.add_model(model, replace=True))
-            return super().encode_image(images)
+    def replace():  # another process, before the second batch is written
+        with Index.open(place, writable=True) as other:
+            model = IndexedModel("fake", "x", "0" * 32, 16)
+            other.store.finish(other.store.add_model(model, replace=True))
 
     with Index.create(place) as index:
         with pytest.raises(InputError, match="no vectors of a model 'fake'"):
-            index.update([folder], options(Meanwhile()))
+            index.update([folder], options(Stopping(4, replace)))
         assert not np.isfinite(index.store.vectors("fake", index.store.ids())).any()
 
 
