@@ -27,8 +27,6 @@ from cloob.models.tokenizer import tokenizer_note
 
 TOLERANCE = 1e-4
 """The most that an entry of a unit row may be off; towers that are exported well are off by 1e-6."""
-_BATCHES = (1, 2, 7)
-_IMAGE_PARTS = ("visual", "image_head")
 _TEXTS = (
     "a photo of a dog",
     "",
@@ -220,7 +218,7 @@ def worst_difference(name: str, tower: Tower, run: Callable[[Tensor], Tensor], m
     For 1, 2 and 7 items, and for texts that may come without padding at the length of the longest.
     """
     worst = 0.0
-    for n in _BATCHES:
+    for n in (1, 2, 7):
         items, tried = tower.samples[:n], [tower.samples[:n]]
         if tower.pad is not None:
             longest = int(((items != tower.pad) * torch.arange(1, items.shape[1] + 1)).max())
@@ -234,9 +232,9 @@ def worst_difference(name: str, tower: Tower, run: Callable[[Tensor], Tensor], m
 
 def _side(model: Any, *, image: bool) -> Any:
     """A model without the parts of the other tower, whose weights a graph would contain; it shares the rest."""
-    side = copy.copy(model)
+    side, of_images = copy.copy(model), ("visual", "image_head")
     for part in MODULE_PARTS:
-        vars(side)[part] = {key: value for key, value in vars(model)[part].items() if (key in _IMAGE_PARTS) == image}
+        vars(side)[part] = {key: value for key, value in vars(model)[part].items() if (key in of_images) == image}
     return side
 
 
