@@ -162,11 +162,11 @@ def test_recalls_and_confusions(tmp_path):
     assert rows[1]["good: mostly taken for"] == "(unreadable)" and rows[0]["good: mostly taken for"] == ""
     assert rows[0]["runs/bad: recall"] == "0" and rows[0]["runs/bad: mostly taken for"] == "blue"
     # Names that are alike as file names keep their files, also on systems that do not tell ``A`` from ``a``.
-    sets = [Labels(NAMES, name="my set"), Labels(NAMES[:1], name="My-Set", classnames=NAMES[:2])]
+    sets = [Labels(NAMES, name="My set"), Labels(NAMES[:1], name="my-Set", classnames=NAMES[:2])]
     files = write_per_class(tmp_path, evaluate(embeddings, sets), embeddings, sets)
     lengths = {path.name: len(path.read_text().splitlines()) for path in files}
-    assert lengths == {"my-set.csv": 7, "My-Set-2.csv": 3}
-    assert "1,green,0,,,," in (tmp_path / "My-Set-2.csv").read_text()  # without images no recall
+    assert lengths == {"My-set.csv": 7, "my-Set-2.csv": 3}
+    assert "1,green,0,,,," in (tmp_path / "my-Set-2.csv").read_text()  # without images no recall
 
 
 # Geometry over checkpoints, similar pictures and duplicates, against hand-made features and plain loops

@@ -218,7 +218,7 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Writes results.json, whole or not at all; equal results give equal bytes. NaN and infinity become null."""
+    """Writes results.json, completely or not at all; equal results give equal bytes. NaN and infinity become null."""
     plain = json.loads(json.dumps(results), parse_constant=lambda _: None)
     text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
     write_whole(Path(path), text, f"{path}: results cannot be written here")
@@ -229,7 +229,7 @@ def write_per_class(
 ) -> list[Path]:
     """Writes a CSV a labelled set, in place of an earlier evaluation's; returns the files.
 
-    A line is a class: ``label``, ``class``, ``images``, and a model each its recall and worst confusion.
+    A line is a class: ``label``, ``class``, ``images``, and for every model its recall and worst confusion.
     """
     for earlier in folder.glob("*.csv"):
         earlier.unlink()

@@ -40,7 +40,7 @@ def bootstrap_interval(
 
 
 def group_means(values: Tensor, groups: Tensor) -> Tensor:
-    """(G,) means of the (N,) values of each of the (N,) integer ids, float64 on the CPU, by ascending id."""
+    """(G,) means of the (N,) values by their (N,) integer ids, float64 on the CPU, by ascending id."""
     if values.shape != groups.shape:
         raise ValueError(f"expected a group for each value, got {tuple(groups.shape)} and {tuple(values.shape)}")
     _, place, counts = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
@@ -61,7 +61,7 @@ def grouped_bootstrap(
     samples = [as_vector(values, "values").detach().cpu().double() for values in groups]
     resampled = []
     for sample in samples:
-        # How often a resample draws each distinct value is multinomial, drawn as a chain of conditional binomials: n
+        # How often a resample draws a distinct value is multinomial, drawn as a chain of conditional binomials: n
         # times the number of distinct values (two for accuracies, three for their differences) in place of n·N draws.
         left, remaining = torch.full((n,), float(len(sample)), dtype=torch.float64), len(sample)
         sums = torch.zeros_like(left)

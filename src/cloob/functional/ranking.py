@@ -99,7 +99,7 @@ def _count_ahead(
     group = torch.arange(len(query), device=query.device) if group is None else group.to(query.device)
     pairs = pairs.to(query.device)
     _check(query, gallery, pairs, group, both)
-    # Within the rounding of half precision whole neighbourhoods would tie.
+    # Within the rounding of half precision neighbourhoods would tie.
     query, gallery = (t if t.dtype == torch.float64 else t.float() for t in (query, gallery))
     finite = [t.isfinite().all(1, keepdim=True) for t in (query, gallery)]
     query, gallery = (

@@ -105,7 +105,7 @@ def spectra(rows: Sequence[Row], colours: Mapping[str, int]) -> list[tuple[str, 
 
 
 def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[Sequence[Point], list[tuple[float, float, float]]]:
-    """The finite numbers by step; many in few bins: the mean of each, and a band of its extremes."""
+    """The finite numbers by step; many in few bins: their means, and a band of their extremes."""
     numbers = (entry for entry in metrics if isinstance(entry.get(key), int | float))
     points = sorted((entry["step"], entry[key]) for entry in numbers if math.isfinite(entry[key]))
     n = len(points)

@@ -100,7 +100,7 @@ def to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tenso
 
 
 def to_sigmoid(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for the sigmoid loss: each probability by itself, the derivative by the positive −σ(−s)."""
+    """The same for the sigmoid loss: every probability by itself, the derivative by the positive −σ(−s)."""
     losses = -F.logsigmoid(positive) - F.logsigmoid(-logits).sum(dim=1, keepdim=True)
     logits.sigmoid_()
     return losses, -(-positive).sigmoid()
