@@ -21,16 +21,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageStat, IptcImagePlugin, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageStat, JpegImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from cloob.files import TooLarge, read_at_most
-
-if TYPE_CHECKING:
-    from PIL.ImageFile import ImageFile
 
 # Larger pictures are refused by their header: MAX_PIXELS is Pillow's bound, 0.7 GB at 4 bytes a pixel; a JPEG can be
 # decoded at an eighth of its sides. A file of more bytes is refused before it is read.
@@ -71,6 +68,7 @@ class Encoded:
     decoded is ``Unreadable`` here and in all of these.
 
     Attributes:
+        image: As Pillow opened it; its metadata are gone when it is decoded.
         in_file: Width and height as the file has them, pixels.
         stored: Width and height as the decoder gives them, pixels: less of a JPEG above ``WHOLE_PIXELS``.
         truncated: Whether ``rgb()`` found a JPEG without its end, and took it: what is missing is grey.
@@ -92,10 +90,10 @@ class Encoded:
                 sides = sizes.width, sizes.height
                 self._sensor = sides[::-1] if sizes.flip in (5, 6) else sides
             self._data = data
-            self._image = _open(data)
-            _check_pixels(self._image, max_pixels)
-        self.in_file = width, height = self._image.size
-        self._reducible, self._least = self._image.format in ("JPEG", "MPO"), 1
+            self.image = _open(data)
+            _check_pixels(self.image, max_pixels)
+        self.in_file = width, height = self.image.size
+        self._reducible, self._least = self.image.format in ("JPEG", "MPO"), 1
         if self._reducible:
             self._least = next((r for r in _REDUCTIONS if width * height <= WHOLE_PIXELS * r**2), _REDUCTIONS[-1])
         self.stored: tuple[int, int] = (-(-width // self._least), -(-height // self._least))
@@ -103,7 +101,7 @@ class Encoded:
     @cached_property
     def orientation(self) -> int:
         """EXIF's, 1 to 8: how the stored picture is turned to be upright."""
-        return _orientation_of(self._image, self.exif)
+        return _orientation_of(self.image, self.exif)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -120,23 +118,10 @@ class Encoded:
     @cached_property
     def exif(self) -> Image.Exif | None:
         """What the camera wrote; before the image is decoded."""
-        if self._image.format == "PNG" and b"eXIf" in self._data:  # that chunk may come last
+        if self.image.format == "PNG" and b"eXIf" in self._data:  # that chunk may come last
             with _decoding(len(self._data)):
-                self._image.load()
-        return _exif_of(self._image)
-
-    @property
-    def xmp(self) -> bytes:
-        """What programs wrote as XMP; before the image is decoded, which forgets it."""
-        xmp = self._image.info.get("xmp", b"")
-        return xmp.encode() if isinstance(xmp, str) else xmp if isinstance(xmp, bytes) else b""
-
-    @property
-    def iptc(self) -> dict[Any, Any]:
-        """What programs wrote as IPTC, bytes by record and number."""
-        with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged metadata
-            return IptcImagePlugin.getiptcinfo(cast("ImageFile", self._image)) or {}
-        return {}
+                self.image.load()
+        return _exif_of(self.image)
 
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
         """Decodes the image, once, to RGB without metadata.
@@ -148,7 +133,7 @@ class Encoded:
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
         with _decoding(len(self._data)):
-            image = self._image
+            image = self.image
             while True:
                 if factor > 1 and self._reducible:  # Pillow takes the largest factor that leaves this: `factor` itself
                     width, height = (max(1, side // factor) for side in self.in_file)
@@ -157,17 +142,17 @@ class Encoded:
                     image.load()
                     break
                 except OSError:
-                    if not self._reducible or image is not self._image:
+                    if not self._reducible or image is not self.image:
                         raise
                     image = _open(self._data + b"\xff\xd9")  # with an end
-            if image is not self._image:
+            if image is not self.image:
                 # Rows, from the lower end, of the grey with which the decoder fills what it has not got.
                 filled = [value not in (127, 128) for value in range(256)] * len(image.getbands())
                 _, _, _, rows = image.point(filled).getbbox() or (0, 0, 0, 0)
                 if (missing := 1 - rows / image.height) > MAX_MISSING:
                     detail = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
                     raise Unreadable("corrupt image", detail) from None
-                self.truncated, self._image = True, image
+                self.truncated, self.image = True, image
             _check_pixels(image, self._max_pixels)
             pixels = _to_rgb(image)
             pixels.info.clear()

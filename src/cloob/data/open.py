@@ -15,7 +15,14 @@ from cloob.data.shards.spec import TAR_SUFFIXES, is_pattern, is_remote, is_tar, 
 from cloob.data.shards.tar import ShardSource
 from cloob.data.source import Source, spread
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
-from cloob.data.sources.paths import TABLE_SUFFIXES, TableSource, open_folder
+from cloob.data.sources.paths import (
+    FILE_COLUMN,
+    TABLE_SUFFIXES,
+    FolderSource,
+    TableSource,
+    column_names,
+    metadata_of,
+)
 from cloob.errors import InputError, counted, nearest
 from cloob.pictures import decode
 
@@ -86,8 +93,15 @@ def open_unprobed(spec: str, image_column: str, caption_column: str, cache: Cach
             return ArrowSource(name, files, image_column, caption_column, cache)
         case "table":
             return TableSource(files[0], image_column, caption_column)
-        case "folder":
-            return open_folder(files[0], caption_column)
+        case "folder":  # of images with captions next to them, or a Hugging Face imagefolder with a table
+            source = FolderSource(files[0], by_name=caption_column == FILE_COLUMN)
+            if source.pairs or (path := metadata_of(files[0])) is None:
+                return source
+            if caption_column == "title":
+                others = [column for column in column_names(path, (FILE_COLUMN,)) if column != FILE_COLUMN]
+                usual = [column for column in ("title", "text", "caption") if column in others]
+                caption_column = next(iter([*usual, *others[: len(others) == 1]]), caption_column)
+            return TableSource(path, FILE_COLUMN, caption_column)
 
 
 def look_up(spec: str, image_column: str) -> tuple[Form, list[Path]]:

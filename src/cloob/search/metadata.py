@@ -69,12 +69,19 @@ def read_beside(paths: Iterable[str]) -> dict[str, Value]:
 
 def of_file(encoded: Encoded) -> dict[str, Value]:
     """What a picture's file states: its XMP, and IPTC where that is silent."""
-    by_iptc, iptc = {}, encoded.iptc
+    from PIL import IptcImagePlugin
+
+    image: Any = encoded.image
+    xmp, by_iptc, iptc = image.info.get("xmp", b""), {}, {}
+    with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged metadata
+        iptc = IptcImagePlugin.getiptcinfo(image) or {}
     for name, key, separator in (("tags", _KEYWORDS, ", "), ("caption", _CAPTION, " ")):
         raw = iptc.get(key)
         texts = [_iptc_text(text) for text in (raw if isinstance(raw, list) else [raw]) if isinstance(text, bytes)]
         by_iptc[name] = separator.join(filter(None, texts))
-    return {name: text for name, text in by_iptc.items() if text} | of_xmp(encoded.xmp)
+    packet = xmp.encode() if isinstance(xmp, str) else xmp
+    written = of_xmp(packet) if isinstance(packet, bytes) else {}
+    return {name: text for name, text in by_iptc.items() if text} | written
 
 
 def _iptc_text(text: bytes) -> str:

@@ -277,18 +277,6 @@ def metadata_of(folder: Path) -> Path | None:
     return None
 
 
-def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource:
-    """A folder of images with captions next to them, or a Hugging Face imagefolder with a table of captions."""
-    source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
-    if source.pairs or (path := metadata_of(folder)) is None:
-        return source
-    if caption_column == "title":
-        others = [column for column in column_names(path, (FILE_COLUMN,)) if column != FILE_COLUMN]
-        usual = [column for column in ("title", "text", "caption") if column in others]
-        caption_column = next(iter([*usual, *others[: len(others) == 1]]), caption_column)
-    return TableSource(path, FILE_COLUMN, caption_column)
-
-
 def _cannot_list(error: OSError) -> None:
     folder = as_utf8(str(error.filename))
     raise InputError(f"{folder}: cannot be listed ({error.strerror}); make it readable, or move it elsewhere") from None
