@@ -101,7 +101,8 @@ def make_plan(
     seen: set[str] = set()
     now: set[bool] = set()  # of the pictures that are there, whether in containers
     for result in collection.scan(known.keys()):
-        if not result.missing:
+        missing = result.bytes == 0 and result.mtime_ns is None
+        if not missing:
             now.add(SEPARATOR in result.path)
         if result.path in seen:
             continue
@@ -113,7 +114,7 @@ def make_plan(
         same = state and result.bytes in (None, state.bytes) and result.content in ("", state.content)
         if state is None or not same or state.mtime_ns != result.mtime_ns:
             work.append(Work(result, state, collection))
-        elif state.fault is not None and (result.missing or _FINAL.search(state.fault)):
+        elif state.fault is not None and (missing or _FINAL.search(state.fault)):
             summary.add_fault(state.fault, state.path)
         elif state.fault is None and model in state.models:
             summary.unchanged += 1

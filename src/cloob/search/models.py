@@ -109,11 +109,9 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
     from cloob.models.importing import closed_hub
     from cloob.models.load import load_with_fingerprint  # torch
 
-    if was_typed(spec) or ModelSource.parse(spec).is_public:
-        return load_with_fingerprint(spec, device)
-    with closed_hub(
-        f"the index alone asks for it, so it is not fetched; if you trust it, type it once: --model {spec}"
-    ):
+    advice = f"the index alone asks for it, so it is not fetched; if you trust it, type it once: --model {spec}"
+    is_open = was_typed(spec) or ModelSource.parse(spec).is_public
+    with contextlib.nullcontext() if is_open else closed_hub(advice):
         return load_with_fingerprint(spec, device)
 
 

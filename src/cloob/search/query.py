@@ -94,25 +94,25 @@ class Query:
         return any(term.kind != "item" for term in self.terms)
 
 
+@dataclass(frozen=True)
 class TorchEmbedder:
     """Words and upright pictures to (n, D) unit rows by a loaded model."""
 
-    def __init__(self, encoder: DualEncoder) -> None:
-        self._encoder = encoder
+    encoder: DualEncoder
 
     def texts(self, texts: Sequence[str]) -> Vector:
-        return self._rows(self._encoder.encode_text, list(texts))
+        return self._rows(self.encoder.encode_text, list(texts))
 
     def pictures(self, images: Sequence[Image]) -> Vector:
         import torch
 
-        pixels = torch.stack([self._encoder.preprocess(image) for image in images])
-        return self._rows(self._encoder.encode_image, pixels.to(getattr(self._encoder, "device", "cpu")))
+        pixels = torch.stack([self.encoder.preprocess(image) for image in images])
+        return self._rows(self.encoder.encode_image, pixels.to(getattr(self.encoder, "device", "cpu")))
 
     def _rows(self, encode: Callable[[Any], Any], given: Any) -> Vector:
         from cloob.models.encoder import evaluating
 
-        with evaluating(self._encoder):
+        with evaluating(self.encoder):
             rows: Vector = encode(given).float().cpu().numpy()
         return rows
 

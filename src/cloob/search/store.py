@@ -11,7 +11,7 @@ import math
 import secrets
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count, groupby
 from operator import itemgetter
@@ -95,33 +95,19 @@ class VectorTable(ABC):
         """Prepares for searches, at the end of an update."""
 
 
-class Store(ABC):
+class Store:
     """Items, metadata and vectors of one index. Every call that writes is one transaction: all of it or nothing."""
 
     address: str  # what opens it again; of a database without the password
     writable: bool
     table: VectorTable
+    close: Callable[[], None]
     _dialect: Dialect
-    _among: str  # of the dialect
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    @abstractmethod
-    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Runs a statement; a value may be a list, for ``_among``."""
-
-    @abstractmethod
-    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Runs a statement for every row of values."""
-
-    @abstractmethod
-    def _decode(self, cells: list[Any], dim: int) -> Vectors:
-        """(n, D) of the cells of vectors."""
-
-    @abstractmethod
-    def _transaction(self) -> AbstractContextManager[object]:
-        """All of it or nothing; one writer at a time."""
+    _among: str  # of the dialect: follows a column that has to have one of several values
+    _rows: Callable[..., list[Any]]  # runs a statement with values, which may be lists, for ``_among``
+    _many: Callable[[str, Sequence[Sequence[Any]]], None]  # runs a statement for every row of values
+    _decode: Callable[[list[Any], int], Vectors]  # (n, D) of the cells of vectors
+    _transaction: Callable[[], AbstractContextManager[object]]  # all of it or nothing; one writer at a time
 
     def exclusive(self) -> AbstractContextManager[object]:
         """No other process updates meanwhile, or ``Busy``; in a database any number may."""

@@ -146,11 +146,10 @@ def _model(
         name, spec, precision = old.name, old.spec, precision or old.precision
         encoder, weights = load_named(spec, device)
     elif isinstance(requested, str | Path):
-        spec = (
-            str(requested).partition(":")[2] if str(requested).startswith(("hf-hub:", "local-dir:")) else str(requested)
-        )
+        typed = str(requested)
+        spec = typed.partition(":")[2] if typed.startswith(("hf-hub:", "local-dir:")) else typed
         stem = Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
-        name, spec = options.name or stem, absolute(str(requested))
+        name, spec = options.name or stem, absolute(typed)
         remember(spec)
         encoder, weights = load_with_fingerprint(spec, device)
     else:

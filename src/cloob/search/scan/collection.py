@@ -51,10 +51,6 @@ class Found(NamedTuple):
     place: Any = None  # where its source finds it
     content: str = ""  # as of :class:`cloob.search.records.Item`, where the scan knows it
 
-    @property
-    def missing(self) -> bool:
-        return self.bytes == 0 and self.mtime_ns is None
-
 
 @dataclass
 class LeftOut:
