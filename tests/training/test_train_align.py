@@ -53,6 +53,12 @@ def computed(caplog):
     return ask
 
 
+def test_held_out_pairs_choose_the_objective_where_no_batch_size_is_given(heads):
+    config = heads.override(objective="auto", batch_size=0, warmup=None, epochs=1, patience=0, best="val_recall")
+    run = train(config).run
+    assert json.loads((run / "objectives.json").read_text())["chosen"] in ("infoloob", "clip", "siglip", "cloob", "cca")
+
+
 def test_features_are_computed_once(heads, computed):
     """Training and held-out pairs are the same here: one file."""
     first = train(heads)

@@ -67,7 +67,10 @@ class Loader:
         self.name, self.batch_size, self.lanes = name, batch_size, world_size
         self.pairs_per_epoch = n  # before ``drop_last``
         self._order, self._drop_last, self._rank, self._world_size = order, drop_last, rank, world_size
-        self.steps_per_epoch = self.steps()
+
+    @property
+    def steps_per_epoch(self) -> int:  # of a batch size that may still be unknown when pairs are opened
+        return self.steps()
 
     def steps(self, offset: int = 0) -> int:
         """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
