@@ -19,7 +19,7 @@ from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
-    from cloob.search.classify import Head, Labels
+    from cloob.search.classify import LabelHead, Labels
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run(options: Options) -> int:
     return 1 if unread or failed else 0
 
 
-def _head(options: Options, index: cloob.Index) -> Head:
+def _head(options: Options, index: cloob.Index) -> LabelHead:
     """The head of the examples, saved; or one that was saved before."""
     from cloob.search.address import is_there
     from cloob.search.classify import head_of, load_head, save_head

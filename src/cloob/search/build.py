@@ -29,7 +29,7 @@ from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
 from cloob.search.metadata import TAKEN, camera_and_place, date_of, iso_date, of_file
 from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, valid
-from cloob.search.scan.collection import CAPTION_COLUMNS, Collection, Found, LeftOut, ReadFailed, plain, values
+from cloob.search.scan.collection import CAPTION_COLUMNS, Collection, FoundPicture, LeftOut, ReadFailed, plain, values
 from cloob.search.store import SourceSettings, Store, Vectors
 
 _FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")  # not worth another try
@@ -69,7 +69,7 @@ class Summary:
 class Work:
     """A file, and what was made of it."""
 
-    found: Found
+    found: FoundPicture
     state: FileState | None  # what the index knows of the file
     collection: Collection
     item: Item | None = None  # None where the file cannot be read
@@ -251,11 +251,11 @@ class Rows(Collection):
         self._side, self._matrix = side, read_matrix(file)
         self._labels = rows_of(read_ids_of(labels, len(self._matrix), file), labels)
 
-    def scan(self, known: object = ()) -> Iterator[Found]:
+    def scan(self, known: object = ()) -> Iterator[FoundPicture]:
         kind = f"{self._side} {self._matrix.dtype} ".encode()
         for label, row in self._labels.items():
             data = self._matrix[row].tobytes()
-            yield Found(label, len(data), None, row, hashlib.sha256(kind + data).hexdigest())
+            yield FoundPicture(label, len(data), None, row, hashlib.sha256(kind + data).hexdigest())
 
     def row(self, number: int) -> Tensor:
         return as_floats(self._matrix[number : number + 1])[0]

@@ -67,7 +67,7 @@ class LabelOptions:
 
 
 @dataclass(frozen=True)
-class Head:
+class LabelHead:
     names: Sequence[str]  # C labels
     weight: Vectors  # (C, D + 1) float32; the last column is the bias
     strength: float  # scikit-learn's C
@@ -108,7 +108,7 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
     return _choose(Labels(names, ids, _softmax(inv_tau * scores), above, (), inv_tau, not known), options)
 
 
-def label_by_head(view: View, head: Head) -> Labels:
+def label_by_head(view: View, head: LabelHead) -> Labels:
     ids, rows = _all_rows(view, len(head.names))
     probabilities = _softmax(rows @ head.weight[:, :-1].T + head.weight[:, -1])
     return _choose(Labels(tuple(head.names), ids, probabilities, None, ()), LabelOptions())
@@ -147,7 +147,7 @@ def _softmax(logits: npt.NDArray[np.floating]) -> Vectors:
     return np.asarray(shifted / shifted.sum(1, keepdims=True), np.float32)
 
 
-def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str], fingerprint: str) -> Head:
+def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str], fingerprint: str) -> LabelHead:
     """Fits a head to (N, D) unit rows with (N,) labels in [0, C), and judges it."""
     counts = np.bincount(labels, minlength=len(names))
     if len(names) < 2 or counts.min() < 2:
@@ -170,10 +170,10 @@ def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str],
     if len(weight) == 1:  # scikit-learn keeps one row for two classes
         weight = np.concatenate([-weight / 2, weight / 2])
     judged = (float(right.mean()), folds, len(labels))
-    return Head(tuple(names), np.ascontiguousarray(weight, np.float32), float(best.C), fingerprint, *judged)
+    return LabelHead(tuple(names), np.ascontiguousarray(weight, np.float32), float(best.C), fingerprint, *judged)
 
 
-def head_of(view: View, folder: Path) -> tuple[Head, float]:
+def head_of(view: View, folder: Path) -> tuple[LabelHead, float]:
     """A head from an index of a folder with a sub-folder per label, and zero-shot's accuracy on the examples."""
     ids, rows = _all_rows(view)
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - as the index has it: links stay
@@ -192,22 +192,22 @@ def head_of(view: View, folder: Path) -> tuple[Head, float]:
     return head, float(((rows @ of_labels.T).argmax(1) == numbers).mean())
 
 
-def save_head(path: Path, head: Head) -> None:
+def save_head(path: Path, head: LabelHead) -> None:
     facts = {name: value for name, value in asdict(head).items() if name != "weight"} | {"format": _FORMAT}
     write_whole(path, require("safetensors.numpy", "train").save({"weight": head.weight}, {"head": json.dumps(facts)}))
 
 
-def read_head(path: Path) -> Head | None:
+def read_head(path: Path) -> LabelHead | None:
     """The head in a file; None for any other file."""
     try:
         with require("safetensors", "train").safe_open(path, framework="numpy") as file:
             facts, weight = json.loads(file.metadata()["head"]), file.get_tensor("weight")
-        return Head(**facts, weight=weight) if facts.pop("format") == _FORMAT else None
+        return LabelHead(**facts, weight=weight) if facts.pop("format") == _FORMAT else None
     except Exception:  # whatever another file makes the readers raise
         return None
 
 
-def load_head(path: Path, fingerprint: str) -> Head:
+def load_head(path: Path, fingerprint: str) -> LabelHead:
     head = read_head(path)
     if head is None or head.fingerprint != fingerprint:
         raise InputError(f"{path}: no such head for this model (or damaged); --examples DIR makes one")

@@ -26,7 +26,7 @@ _FEW = 20_000  # vectors in memory: 40 MB at D = 512, and 10 ms of a search
 _FEW_PART = 20  # or one in so many
 
 
-class Rows(NamedTuple):
+class RowBlock(NamedTuple):
     ids: Ids  # (n,) ascending
     rows: Vectors  # (n, D)
     live: npt.NDArray[np.bool_]  # (n,): the others have gone or changed
@@ -46,7 +46,7 @@ class Matrix:
         self._store, self._model, self._dim = store, model.number, model.dim
         self._none = _File(0, 0, np.empty(0, np.int64), np.empty((0, model.dim), np.float32))
         self._file = self._none
-        self._parts: list[Rows] = []
+        self._parts: list[RowBlock] = []
         self._seen: tuple[int, int] | None = None
 
     def nearest(self, query: Vectors, top: int, allowed: Ids | None) -> Neighbours:
@@ -77,7 +77,7 @@ class Matrix:
         order = np.lexsort((near, -exact))[:top]
         return Neighbours(near[order], exact[order], int(sum(live.sum() for live in kept)))
 
-    def parts(self, few: int | None = None) -> list[Rows]:
+    def parts(self, few: int | None = None) -> list[RowBlock]:
         """The vectors of the newest revision; a file of them where more than ``few``, and a 20th, have changed."""
         with self._store.using() as connection, connection:
             connection.execute("BEGIN")  # one state of the database for all that is read
@@ -96,7 +96,7 @@ class Matrix:
                 file, live, new = self._write(connection, now), np.ones(len(kept) + len(new), np.bool_), new[:0]
             rows = np.concatenate([self._none.rows, *self._pages(connection, file.revision)])
             self._file, self._seen = file, now
-            self._parts = [Rows(file.ids, file.rows, live), Rows(new, rows, np.ones(len(new), np.bool_))]
+            self._parts = [RowBlock(file.ids, file.rows, live), RowBlock(new, rows, np.ones(len(new), np.bool_))]
         return self._parts
 
     def _ids(self, connection: sqlite3.Connection, operator: str, revision: int) -> Ids:

@@ -33,7 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.model import RowsError
 from cloob.serve import routes
-from cloob.serve.collection import Collection, ServeConfig
+from cloob.serve.collection import ServeConfig, ServedIndex
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
@@ -62,7 +62,7 @@ mimetypes.add_type("text/javascript", ".js")  # some Windows say text/plain, whi
 
 def make_app(index: Index, config: ServeConfig) -> ASGIApp:
     """The server as an ASGI application; the caller closes the index when the server has ended."""
-    collection, refusals = Collection(index, config), (400, 401, 403, 404, 413, 415, 421, 422, 503)
+    collection, refusals = ServedIndex(index, config), (400, 401, 403, 404, 413, 415, 421, 422, 503)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

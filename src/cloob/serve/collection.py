@@ -37,7 +37,7 @@ T = TypeVar("T")
 # long (duplicates, labels) goes one after the other, next to the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
 Work = Literal["encode", "search", "slow", "files", "decode"]
-Kind = Literal["text", "picture"]
+Medium = Literal["text", "picture"]
 _MAX_BATCH, _KEPT_TEXTS = 64, 4096
 _FACTS = ("id", "caption", "date", "date_from", "width", "height", "bytes")
 
@@ -65,7 +65,7 @@ class Upload:
     rows: dict[str, Vector] = field(default_factory=dict)  # unit rows (D,) by the fingerprint of the model
 
 
-class Collection:
+class ServedIndex:
     """An open index with its encoders, and bounds per kind of work."""
 
     def __init__(self, index: Index, config: ServeConfig) -> None:
@@ -73,7 +73,7 @@ class Collection:
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._threads = {kind: ThreadPoolExecutor(count, kind) for kind, count in _THREADS.items()}
         self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
-        self._batches: dict[tuple[IndexedModel, Kind], tuple[list[Any], asyncio.Task[Sequence[Vector]]]] = {}
+        self._batches: dict[tuple[IndexedModel, Medium], tuple[list[Any], asyncio.Task[Sequence[Vector]]]] = {}
         self._turn, self._slow = asyncio.Lock(), asyncio.Lock()  # to embed a batch; to do what takes long
 
     async def run(self, work: Callable[[], T], kind: Work = "search") -> T:
@@ -157,7 +157,7 @@ class Collection:
             upload.rows[model.fingerprint] = await self._embedded(pixels, model, "picture")
         return upload.rows[model.fingerprint]
 
-    async def _embedded(self, query: Any, model: IndexedModel, kind: Kind) -> Vector:
+    async def _embedded(self, query: Any, model: IndexedModel, kind: Medium) -> Vector:
         """The unit row of a text or of pixels. Queries that arrive before the turn of a batch share it."""
         queries, rows = self._batches.get((model, kind), ([], None))
         if rows is None or len(queries) == _MAX_BATCH:
@@ -168,7 +168,7 @@ class Collection:
         place = len(queries) - 1
         return (await asyncio.shield(rows))[place]
 
-    async def _embed(self, queries: list[Any], model: IndexedModel, kind: Kind) -> Sequence[Vector]:
+    async def _embed(self, queries: list[Any], model: IndexedModel, kind: Medium) -> Sequence[Vector]:
         def work() -> Sequence[Vector]:
             encoder = self.index.encoder(model)
             with evaluating(encoder):

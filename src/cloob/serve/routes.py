@@ -19,7 +19,7 @@ from cloob.search.classify import NONE, TEMPLATES, LabelOptions, check_labels
 from cloob.search.records import valid
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
-from cloob.serve.collection import Collection
+from cloob.serve.collection import ServedIndex
 from cloob.serve.schemas import Id, Name, Part, Top, Where
 
 
@@ -29,7 +29,7 @@ async def collection(request: Request) -> Any:
 
 
 api = APIRouter(prefix="/api")
-Served = Annotated[Collection, Depends(collection)]
+Served = Annotated[ServedIndex, Depends(collection)]
 SizeQuery = Annotated[int, Query(ge=64, le=1024, multiple_of=64, description="Longer side, pixels.")]
 _KINDS = (  # what browsers show and no script can hide in, by the first bytes
     (rb"\xff\xd8\xff", "image/jpeg"),
@@ -226,7 +226,7 @@ async def picture(request: Request, served: Served, id: Id) -> Response:
     return await _file(request, served, id, "", lambda: served.index.picture(id))
 
 
-async def _file(request: Request, served: Collection, id: int, form: str, read: Callable[[], bytes]) -> Response:
+async def _file(request: Request, served: ServedIndex, id: int, form: str, read: Callable[[], bytes]) -> Response:
     """A browser may keep it, and asks every time: the next index has another picture under the same address."""
     result = await served.item(id)
     headers = {"etag": f'"{result.content[:32]}{form}"', "cache-control": "private, no-cache"}

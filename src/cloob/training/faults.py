@@ -60,7 +60,7 @@ def fetch(batches: Iterator[Batch], stop: StopSignal) -> tuple[Batch | None, Exc
         return None, None if ended else error
 
 
-def agree(
+def agree_on_batch(
     batch: Batch | None, fault: Exception | None, stop: StopSignal, device: torch.device, last_checkpoint: Path | None
 ) -> tuple[Batch, Layout, int]:
     """The fetched batch, the usable samples of all ranks and the number of bad ones; every rank raises the same."""

@@ -187,7 +187,7 @@ class Loop:
                     fetched = faults.fetch(batches, stop)
                 stop.ignore_children()  # only now: torch sets its own handler when the workers begin
                 waited = time.perf_counter() - began
-                batch, layout, bad = faults.agree(*fetched, stop, run.stepper.device, run.saver.last)
+                batch, layout, bad = faults.agree_on_batch(*fetched, stop, run.stepper.device, run.saver.last)
                 run.bad.count(batch, layout.total, bad)
                 place = self.course.place()
                 lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)

@@ -28,7 +28,7 @@ from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
 from cloob.objective.batch import cone_notice, mean_cosine
 from cloob.training import sharding
 from cloob.training.build import Run
-from cloob.training.faults import StopSignal, agree, fetch, kept
+from cloob.training.faults import StopSignal, agree_on_batch, fetch, kept
 from cloob.training.progress import preserved_rng
 from cloob.training.run_folder import check_fraction, finite, with_readers
 from cloob.training.step import Launched, StepResult, TowersWithLoss
@@ -221,7 +221,7 @@ def validate(
     batches, every = loader.epoch(0), -(-loader.pairs_per_epoch // GALLERY)
     with preserved_rng(device), torch.no_grad():
         while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
-            batch, layout, bad = agree(*fetched, stop, device, run.saver.last)
+            batch, layout, bad = agree_on_batch(*fetched, stop, device, run.saver.last)
             in_recall = pairs // loader.batch_size % every == 0
             pairs += layout.total + bad
             left_out += batch.skipped

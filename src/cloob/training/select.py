@@ -39,7 +39,7 @@ from cloob.training.build import Run
 from cloob.training.callbacks import Ended, RunResult
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import HEAD_SCALES, LENGTHS
-from cloob.training.faults import StopSignal, agree, fetch
+from cloob.training.faults import StopSignal, agree_on_batch, fetch
 from cloob.training.given import Given, make_encoder, make_loader, open_pairs
 from cloob.training.record import GALLERY, RECALLS, mean_recall, recalls_of_ids
 
@@ -314,7 +314,7 @@ def _blocks(run: Run, loader: Loader, stop: StopSignal, *, counts: bool) -> Iter
     """This rank's rows on the CPU: all of training pairs, which are counted, or some of held-out ones."""
     batches, every = loader.epoch(0), 1 if counts else -(-loader.pairs_per_epoch // _JUDGES)
     while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
-        batch, layout, bad = agree(*fetched, stop, run.stepper.device, run.saver.last)
+        batch, layout, bad = agree_on_batch(*fetched, stop, run.stepper.device, run.saver.last)
         if counts:
             run.bad.count(batch, layout.total, bad)
         if len(batch):

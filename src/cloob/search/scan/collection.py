@@ -42,7 +42,7 @@ _NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # 
 _ADDING = threading.Lock()
 
 
-class Found(NamedTuple):
+class FoundPicture(NamedTuple):
     """A picture that a source names, not opened yet."""
 
     path: str  # as in :class:`cloob.search.records.Item`
@@ -78,18 +78,18 @@ class Collection:
         self.unlisted: list[str] = []  # beginnings of paths that it could not list: what is known below them stays
         self._exclude = exclude
 
-    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         return iter(())
 
-    def find(self, path: str) -> Found:
+    def find(self, path: str) -> FoundPicture:
         """A picture by its path; ``BadSample`` where there is none."""
         raise BadSample("missing image", path, f"not in {self.name} any more")
 
-    def read(self, found: Found) -> bytes:
+    def read(self, found: FoundPicture) -> bytes:
         """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none."""
         return read_regular(found.path)
 
-    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+    def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         return None, {}
 
     def check(self, encoder: Any) -> None:
@@ -142,7 +142,7 @@ class Table(Collection):
         """The rows that name a picture, letters with their accents in one character or in two."""
         return self.by_path.get(path) or self._composed.get(unicodedata.normalize("NFC", path), [])
 
-    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         if self._hidden:
             self.left_out.add("row hidden by a stray quote", self.name, self._hidden)
         for column in {*TEXTS, *NUMBERS}.intersection(self._others) - {"date"}:
@@ -160,9 +160,9 @@ class Table(Collection):
                 size, time = (0, None) if state is None else (state.st_size, _newest(state, self.state))
             except OSError:  # reading it reports why
                 size, time = None, None
-            yield Found(path, size, time, rows)
+            yield FoundPicture(path, size, time, rows)
 
-    def describe(self, found: Found) -> tuple[str | None, dict[str, Value]]:
+    def describe(self, found: FoundPicture) -> tuple[str | None, dict[str, Value]]:
         """All captions of a picture's rows, and the columns of the first."""
 
         def cell(row: int, column: str) -> Any:
@@ -183,7 +183,7 @@ class Folder(Collection):
         super().__init__(os.path.abspath(folder), exclude)  # noqa: PTH100 - links in it stay
         self._table = table
 
-    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         others: Counter[str] = Counter()
         seen: set[int] = set()
 
@@ -228,7 +228,7 @@ class Folder(Collection):
             if seen.isdisjoint(rows) and not self._left_out(path):
                 self.left_out.add("row of the folder's table that names no picture of it", path)
 
-    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+    def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         table, (file, *others) = self._table, found.place
         caption, columns = table.describe(found._replace(place=table.of(found.path))) if table else (None, {})
         stated = read_beside(others)
@@ -245,7 +245,7 @@ class Folder(Collection):
 
     def _found(
         self, folder: str, name: str, captions: Mapping[str, str], sidecars: Mapping[str, list[str]]
-    ) -> Found | None:
+    ) -> FoundPicture | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the source."""
         stem, path = name.rpartition(".")[0], os.path.join(folder, name)  # noqa: PTH118
         names = (captions.get(stem), *sidecars.get(stem, ()), *sidecars.get(name, ()))
@@ -263,15 +263,15 @@ class Folder(Collection):
                 return None
             table = self._table.state if self._table else None
             time = _newest(state, *(_state(item) for item in others if item), table)
-            return Found(path, state.st_size, time, others)
+            return FoundPicture(path, state.st_size, time, others)
         except OSError:  # reading it reports why
-            return Found(path, None, None, others)
+            return FoundPicture(path, None, None, others)
 
 
 class Single(Folder):
     """One picture's file, with what describes it."""
 
-    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         folder, name = os.path.split(self.name)
         names = os.listdir(folder)  # noqa: PTH208
         result = self._found(folder, name, captions_by_stem(names), files_beside(names))

@@ -32,7 +32,7 @@ from cloob.search.scan.collection import (
     CAPTION_COLUMNS,
     Collection,
     Folder,
-    Found,
+    FoundPicture,
     ReadFailed,
     Single,
     Table,
@@ -63,7 +63,7 @@ class ScanOptions:
 
 class _Tar(NamedTuple):
     reader: TarReader
-    pictures: dict[str, Found]  # by path; the place is the picture's shard, and the places of it, caption and JSON
+    pictures: dict[str, FoundPicture]  # by path; the place is its shard, and where it, the caption and the JSON lie
     cut: str | None
     left_out: list[tuple[str, str]]
 
@@ -96,10 +96,10 @@ class Tars(Collection, FileSource[_Tar]):
             if image is None or self.excluded(image.name):
                 tar.left_out.append(("excluded" if image else "sample without a picture", as_utf8(path)))
             else:
-                tar.pictures[path] = Found(path, image.size, mtime, (shard, image, caption, about))
+                tar.pictures[path] = FoundPicture(path, image.size, mtime, (shard, image, caption, about))
         return tar
 
-    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         by_shard: dict[str, list[str]] = {}
         for path in known:
             by_shard.setdefault(path.partition(SEPARATOR)[0], []).append(path)
@@ -108,7 +108,7 @@ class Tars(Collection, FileSource[_Tar]):
                 self.left_out.add("excluded", name)
                 continue
             if len(by_shard.get(name, ())) == self.shard_sizes[shard] > 0:
-                yield from (Found(path, None, None) for path in by_shard[name])
+                yield from (FoundPicture(path, None, None) for path in by_shard[name])
                 continue
             try:
                 tar = self.opened(shard)
@@ -123,19 +123,19 @@ class Tars(Collection, FileSource[_Tar]):
                 self.left_out.add(reason, example)
             yield from tar.pictures.values()
 
-    def find(self, path: str) -> Found:
+    def find(self, path: str) -> FoundPicture:
         name = path.partition(SEPARATOR)[0]
         with reading(path):
             pictures = self.opened(self._names.index(name)).pictures if name in self._names else {}
         return pictures[path] if path in pictures else super().find(path)
 
-    def read(self, found: Found) -> bytes:
+    def read(self, found: FoundPicture) -> bytes:
         shard, image, _, _ = found.place or self.find(found.path).place
         if image.size > MAX_IMAGE_BYTES:
             raise BadSample("image too large", found.path, f"{image.size:,} bytes")
         return self._bytes(shard, image)
 
-    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+    def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         shard, _, *members = found.place or self.find(found.path).place
         caption, about = (
             self._bytes(shard, member) if member and member.size <= MAX_CAPTION_BYTES else None for member in members
@@ -168,29 +168,29 @@ class Inside(Collection):
         if self._caption:
             check_name(files[0], names, self._caption, "caption")
 
-    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         start = 0
         for path, size in zip(self._paths, self._files.shard_sizes, strict=True):
             if self.excluded(os.path.basename(path)):  # noqa: PTH119
                 self.left_out.add("excluded", path)
             else:
                 time = os.stat(path).st_mtime_ns  # noqa: PTH116
-                yield from (Found(f"{path}{SEPARATOR}{row}", None, time, start + row) for row in range(size))
+                yield from (FoundPicture(f"{path}{SEPARATOR}{row}", None, time, start + row) for row in range(size))
             start += size
 
-    def find(self, path: str) -> Found:
+    def find(self, path: str) -> FoundPicture:
         container, _, number = path.rpartition(SEPARATOR)
         if container in self._paths and number.isdecimal():
             shard = self._paths.index(container)
             if int(number) < self._files.shard_sizes[shard]:
-                return Found(path, None, None, sum(self._files.shard_sizes[:shard]) + int(number))
+                return FoundPicture(path, None, None, sum(self._files.shard_sizes[:shard]) + int(number))
         return super().find(path)
 
-    def read(self, found: Found) -> bytes:
+    def read(self, found: FoundPicture) -> bytes:
         with reading(found.path):
             return self._files.picture(found.place)
 
-    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+    def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         shard, row = self._files.place(found.place)
         table = self._files.opened(shard)
         columns = values(
