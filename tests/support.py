@@ -22,6 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 from cloob import cli
+from cloob.errors import InputError, TrainingFailed
 
 OPENING = "cloob: opening data …\n"
 """What `cloob train` and `cloob eval` say first."""
@@ -61,9 +62,12 @@ def originals(path):
 
 
 def raises(error, match, action, *arguments, **options):
-    """The action raises the error, with a message that matches."""
-    with pytest.raises(error, match=match):
+    """The message, which matches, of the error that the action raises; of a user's mistake it is one line."""
+    with pytest.raises(error, match=match) as caught:
         action(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message or not issubclass(error, InputError | TrainingFailed)
+    return message
 
 
 def refused(capsys, *words):

@@ -193,10 +193,8 @@ def test_bad_rows_raise_before_anything_changed():
     images, texts = batch()
     images[7] = math.nan
     before = copy.deepcopy(dict(towers.named_buffers()))
-    with pytest.raises(NonFiniteFeaturesError):
-        cached_backward(
-            lambda part: towers(*part), ContrastiveObjective.cloob(), cut((images, texts), [4, 8]), towers=towers
-        )
+    encode, parts = lambda part: towers(*part), cut((images, texts), [4, 8])
+    raises(NonFiniteFeaturesError, "", cached_backward, encode, ContrastiveObjective.cloob(), parts, towers=towers)
     assert not gradients(towers)
     assert_same(dict(towers.named_buffers()), before)
 
@@ -209,12 +207,12 @@ def test_what_is_no_batch_no_pair_and_no_loss_is_refused():
 
     raises(ValueError, "no micro-batches", step, objective, [])
     raises(TypeError, r"NoneType.*; two tensors", step, objective, parts, lambda *part: (*part, None))
-    with pytest.raises(TypeError, match=r"encode returned \[\(0, 5\), \(4, 7\)\]"):
-        step(objective, parts, lambda images, texts: (images[: len(images) // 8], texts))
-    with pytest.raises(TypeError, match="the objective returned a dict; a 0-d tensor is expected"):
-        step(objective, parts, output_dict=True)
-    with pytest.raises(TypeError, match=r"the objective returned shape \(12,\); a 0-d tensor is expected"):
-        step(lambda x, y: (x * y).sum(dim=1), parts)
+    fewer = lambda images, texts: (images[: len(images) // 8], texts)  # noqa: E731
+    raises(TypeError, r"encode returned \[\(0, 5\), \(4, 7\)\]", step, objective, parts, fewer)
+    expected = "a 0-d tensor is expected"
+    raises(TypeError, f"the objective returned a dict; {expected}", step, objective, parts, output_dict=True)
+    rows = lambda x, y: (x * y).sum(dim=1)  # noqa: E731
+    raises(TypeError, rf"the objective returned shape \(12,\); {expected}", step, rows, parts)
     with torch.no_grad(), pytest.raises(ValueError, match="gradients are off"):
         step(objective, parts)
     assert not gradients(towers)

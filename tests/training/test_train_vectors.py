@@ -393,9 +393,7 @@ def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatc
     Path("cut.npy").write_bytes(Path("a.npy").read_bytes()[:1000])
     Path("few.txt").write_text("x\ny\n")
     Path("gap.txt").write_text("x\n\n" * (N // 2))
-    with pytest.raises(InputError) as caught:
-        cloob.train(config.override(**leaves))
-    assert str(caught.value).startswith(error) and "\n" not in str(caught.value)
+    assert raises(InputError, "", cloob.train, config.override(**leaves)).startswith(error)
 
 
 def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(config, tmp_path, monkeypatch):

@@ -47,16 +47,13 @@ FEATURES = {
     "fp16, frozen tower, SigLIP": Feature(
         {"model": "nano-resnet", "precision": "fp16", "objective": "siglip"} | FROZEN
     ),
-    "plain": Feature(),
     "one worker": Feature({"workers": 1}, "folder"),
     "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
-    "fp16": Feature({"precision": "fp16", "model": "nano-resnet"}),
     "bf16, recomputed": Feature({"precision": "bf16", "grad_checkpointing": True}),
     "CLIP": Feature({"objective": "clip"}),
     "SigLIP with Hopfield retrieval": Feature({"objective": "siglip-hopfield"}),
     "retrieval joins": Feature(JOINS | {"val_every": 2}),
     "text frozen": Feature({"freeze": "text"}),
-    "shards, workers": Feature({"workers": 2}, "shards"),
     "held-out share": Feature({"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}),
     "samples": Feature({"samples": 90, "save_every": 3}),
     "two ranks, frozen tower": Feature(FROZEN, "table", 2),
