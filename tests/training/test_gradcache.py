@@ -194,7 +194,15 @@ def test_bad_rows_raise_before_anything_changed():
     images[7] = math.nan
     before = copy.deepcopy(dict(towers.named_buffers()))
     encode, parts = lambda part: towers(*part), cut((images, texts), [4, 8])
-    raises(NonFiniteFeaturesError, "", cached_backward, encode, ContrastiveObjective.cloob(), parts, towers=towers)
+    raises(
+        NonFiniteFeaturesError,
+        "row 7 is not finite",
+        cached_backward,
+        encode,
+        ContrastiveObjective.cloob(),
+        parts,
+        towers=towers,
+    )
     assert not gradients(towers)
     assert_same(dict(towers.named_buffers()), before)
 
