@@ -196,7 +196,7 @@ def test_bad_rows_raise_before_anything_changed():
     encode, parts = lambda part: towers(*part), cut((images, texts), [4, 8])
     raises(
         NonFiniteFeaturesError,
-        "row 7 is not finite",
+        "rows are bad; row . is not finite",
         cached_backward,
         encode,
         ContrastiveObjective.cloob(),
