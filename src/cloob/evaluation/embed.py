@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, Skip, decoding
 from cloob.data.batch import Reader as Reader
-from cloob.errors import InputError
+from cloob.errors import InputError, refuse
 from cloob.machine import in_threads
 from cloob.models.encoder import DualEncoder
 from cloob.models.encoder import evaluating as evaluating
@@ -157,8 +157,7 @@ def embed_texts(
     encoder: Encoder, texts: Sequence[str], batch_size: int = 256, progress: Progress | None = None
 ) -> Tensor:
     """(T, D) of texts; equal texts go through the tower once. InputError if an embedding is not finite."""
-    if not texts:
-        raise InputError(f"{encoder.name}: no texts to embed")
+    refuse({f"{encoder.name}: no texts to embed": not texts})
     # Texts of similar length together: a batch costs what its longest text does (cloob.models.encoder).
     distinct = sorted(dict.fromkeys(texts), key=len)
     place = {text: i for i, text in enumerate(distinct)}

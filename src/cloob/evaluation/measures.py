@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cloob.data.batch import caption_id
-from cloob.errors import InputError
+from cloob.errors import refuse
 from cloob.evaluation.embed import Encoder, embed_texts
 from cloob.functional import geometry as shape
 from cloob.functional import hopfield_retrieval, ranking
@@ -29,8 +29,9 @@ def class_embeddings(
     encoder: Encoder, classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
 ) -> Tensor:
     """(C, D) unit rows on the CPU: unit rows of the prompts, averaged over the templates, as CLIP and CLOOB do."""
-    if not classnames or not templates or not all("{c}" in template for template in templates):
-        raise InputError(f"expected class names and templates with {{c}} in the place of one; got {list(templates)}")
+    expected = "expected class names and templates with {c} in the place of one"
+    usable = classnames and templates and all("{c}" in template for template in templates)
+    refuse({f"{expected}; got {list(templates)}": not usable})
     prompts = [template.replace("{c}", name) for name in classnames for template in templates]
     features = F.normalize(embed_texts(encoder, prompts, batch_size), dim=1)
     return F.normalize(features.view(len(classnames), len(templates), -1).mean(1), dim=1)
@@ -168,8 +169,7 @@ def geometry(
     the set: time is O(n²), and most measures depend on n.
     """
     kept = (torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)).nonzero()[:, 0]
-    if len(kept) < 2:
-        raise InputError(f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}")
+    refuse({f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}": len(kept) < 2})
     if len(kept) > limit:
         kept = kept[torch.arange(limit) * len(kept) // limit]
     image, text = image_features[kept], text_features[kept]

@@ -142,8 +142,8 @@ class _Measuring:
 
     def probe(self, train: Labelled, data: Labelled, row: dict[str, Any]) -> None:
         for label, (tested, trained) in enumerate(itertools.zip_longest(data.classnames, train.classnames)):
-            if tested != trained:  # which no number would show
-                raise InputError(f"label {label} is {tested!r} to test, but {trained!r} to train")
+            # No number would show it.
+            refuse({f"label {label} is {tested!r} to test, but {trained!r} to train": tested != trained})
         features, labels = self.embeddings.tower(row["model"], data)
         n_classes = len(data.classnames)
         fits = []
@@ -194,8 +194,7 @@ def refuse_if_all_failed(done: Sequence[Any], failures: Sequence[Mapping[str, An
     for failure in failures:
         named = failure["error"].startswith(failure["model"])
         lines[failure["error"] if named else f"{failure['model']}: {failure['error']}"] = None
-    if not done:
-        raise InputError(f"{'nothing could be measured; ' if len(lines) > 1 else ''}{'; '.join(lines)}")
+    refuse({f"{'nothing could be measured; ' if len(lines) > 1 else ''}{'; '.join(lines)}": not done})
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:

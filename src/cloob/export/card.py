@@ -60,8 +60,8 @@ def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None)
         for row in rows:
             if row.get("fingerprint", weights if alone else None) == weights:
                 return Facts(encoder, objective, training, row, float(content.get("level", 0.95)))
-    if results is not None:
-        raise InputError(f"{results}: has no row of the weights of {source}; measure them by `cloob eval {source}`")
+    unknown = f"{results}: has no row of the weights of {source}; measure them by `cloob eval {source}`"
+    refuse({unknown: results is not None})
     return Facts(encoder, objective, training, {}, 0.95)
 
 

@@ -135,8 +135,8 @@ def installed(main: Any, options: Options) -> Iterator[None]:
 
     def create_task(args: Any, *given: Any, **named: Any) -> Any:
         task = theirs["create_task"](args, *given, **named)
-        if type(task).__name__ != "CLIPTask":
-            raise InputError(f"--model {args.model}: is trained by a {type(task).__name__}, which has another loss")
+        kind = type(task).__name__
+        refuse({f"--model {args.model}: is trained by a {kind}, which has another loss": kind != "CLIPTask"})
         task.loss = create_loss(args)
         return task
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.source import IMAGE_SUFFIXES
-from cloob.errors import InputError, nearest, one_line, require
+from cloob.errors import InputError, nearest, one_line, refuse, require
 from cloob.evaluation.sets.pictures import (
     CaptionedSet,
     LabelledSet,
@@ -166,9 +166,8 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
             members += [(paper_set, folder, True) for paper_set in LAYOUTS]
             continue
         places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _MAX_DEPTH)
-        if not places:
-            expected = "folder" if name == "pictograms" else "test/nshards.txt"
-            raise InputError(f"--suite {name}: {folder} holds no {expected}")
+        expected = "folder" if name == "pictograms" else "test/nshards.txt"
+        refuse({f"--suite {name}: {folder} holds no {expected}": not places})
         members += [(item.relative_to(folder).as_posix(), item, False) for item in places]
     for name, folder, of_paper in members:
         failed = name
