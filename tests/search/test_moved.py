@@ -47,6 +47,8 @@ def test_a_folder_that_is_moved_or_linked_keeps_its_index(tmp_path, find):
         quoted = str(folder).replace("'", "''")
         where = f"path like '{quoted}/red%' and source = '{quoted}' and name = 'red-1.png'"
         assert find("search", folder, "--where", where)[0] == wanted[1:]
+        between = f"path >= '{quoted}/red-1' and path < '{quoted}/red-2' and not path in ('{quoted}/red-0.png')"
+        assert find("search", folder, "--where", between)[0] == wanted[1:]
         assert find("search", folder, "--like", wanted[0], "--top", 1)[0] == wanted[1:]
     (new / "red-0.png").unlink()
     assert find("find", new, "red")[0] == [f"{new}/red-1.png"]

@@ -43,7 +43,7 @@ def files_beside(names: Iterable[str]) -> dict[str, list[str]]:
     """The files of a folder that describe a picture, by its name or stem: of a.xmp by ``a``."""
     matches: dict[str, list[str]] = {}
     for name in names:
-        if match := _BESIDE.search(name):
+        if name.lower().endswith((".xmp", ".json")) and (match := _BESIDE.search(name)):
             matches.setdefault(name[: match.start()], []).append(name)
     return matches
 

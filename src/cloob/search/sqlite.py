@@ -48,8 +48,9 @@ class SqliteStore(Store):
         """Opens the index of a folder, or makes a missing one; ``table`` keeps its vectors in place of the database."""
         self.address, self.writable = str(folder), writable or create
         self.path, self._folder = folder / INDEX_FILE, os.path.abspath(folder)  # noqa: PTH100 - links in it stay
-        above = os.path.dirname(self._folder).translate({ord(sign): 2 * sign for sign in "'{}"})  # noqa: PTH120
-        self._dialect = SQLITE | {"place": SQLITE["place_in"].replace("ABOVE", above)}
+        self._above = os.path.dirname(self._folder)  # noqa: PTH120
+        quoted = self._above.translate({ord(sign): 2 * sign for sign in "'{}"})
+        self._dialect = SQLITE | {"place": SQLITE["place_in"].replace("ABOVE", quoted), "above": self._above}
         self._lock = threading.RLock()
         self._busy: Any = None  # the lock of updates
         self.table = (table or FlatVectors)(self)
@@ -147,6 +148,8 @@ class SqliteStore(Store):
         return up, f"{up}{path[len(source) :]}" if path.startswith(f"{source}/") else path
 
     def _full(self, stored: str) -> str:
+        if stored.startswith("../") and not stored.startswith("../."):
+            return f"{self._above}{stored[2:]}"
         folder, below = self._folder, stored
         while below == ".." or below.startswith("../"):
             folder, below = os.path.dirname(folder), below[3:]  # noqa: PTH120

@@ -143,7 +143,13 @@ class _Parser:
                 left, some = self._dialect["lower"].format(left), [str(some[0]).lower()]
             left += self._dialect["collate"] if kind == "text" else ""
             place = self._dialect["number"] if kind == "number" else "?"
-            parts.append(f"coalesce({left} {operator.format(', '.join([place] * len(some)))}, false)")
+            compared, above = operator.format(", ".join([place] * len(some))), f"{self._dialect.get('above')}/"
+            is_place = column in ("path", "source") and operator != self._dialect["like"]
+            if is_place and all(str(value).startswith(above) for value in some):  # so that no text has to be joined
+                left = f"CASE WHEN {column} GLOB '../[^.]*' THEN {column} {compared} ELSE {left} {compared} END"
+                self.parameters += [f"../{str(value).removeprefix(above)}" for value in some]
+                compared = ""
+            parts.append(f"coalesce({left} {compared}, false)")
             self.parameters += some
         return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
 
