@@ -3,7 +3,8 @@
     python benchmarks/serve.py IDX [--clients 50] [--seconds 60]
 
 Each client sends one query after the other, without a pause: three of five are words (half of them are four
-words drawn anew, so that the model runs), one is more like this, one a thumbnail.
+words drawn anew, so that the model runs), one is more like this, one a thumbnail. An index of vectors alone, as of
+`cloob index --vectors`, has no thumbnails: there one of four is more like this.
 The server is another process of this machine; the clients are one process (aiohttp), which takes part of a core.
 """
 
@@ -44,11 +45,16 @@ def machine() -> str:
 
 
 async def client(
-    web: aiohttp.ClientSession, seed: int, ids: list[int], until: float, rows: list[tuple[str, float, int]]
+    web: aiohttp.ClientSession,
+    seed: int,
+    ids: list[int],
+    kinds: list[str],
+    until: float,
+    rows: list[tuple[str, float, int]],
 ) -> None:
     draw = random.Random(seed)
     while time.perf_counter() < until:
-        kind = draw.choice(["words", "words", "words", "similar", "thumbnail"])
+        kind = draw.choice(kinds)
         id_ = draw.choice(ids)
         start = time.perf_counter()
         if kind == "words":
@@ -75,8 +81,11 @@ async def load(address: str, clients: int, seconds: float) -> list[tuple[str, fl
             ids = (await answer.json())["ids"]
         async with web.post("/api/search", json={"parts": [{"words": "the first one loads the model"}]}) as answer:
             await answer.read()
+        kinds = ["words", "words", "words", "similar"]
+        async with web.get(f"/api/items/{ids[0]}/thumbnail") as answer:
+            kinds += ["thumbnail"] if answer.status == 200 else []
         until = time.perf_counter() + seconds
-        await asyncio.gather(*(client(web, seed, ids, until, rows) for seed in range(clients)))
+        await asyncio.gather(*(client(web, seed, ids, kinds, until, rows) for seed in range(clients)))
     return rows
 
 
@@ -101,7 +110,7 @@ def main() -> None:
     errors = sum(status != 200 for _, _, status in rows)
     print(f"{options.clients} clients, {options.seconds:g} s, {machine()}, load {os.getloadavg()[0]:.0f}\n")
     print("| | answers | errors | p50, ms | p95, ms | p99, ms |\n|---|---|---|---|---|---|")
-    for kind in ("words", "similar", "thumbnail"):
+    for kind in sorted({name for name, _, _ in rows}):
         times = np.array([taken for name, taken, _ in rows if name == kind]) * 1000
         wrong = sum(status != 200 for name, _, status in rows if name == kind)
         print(
