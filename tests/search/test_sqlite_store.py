@@ -46,6 +46,14 @@ def test_what_is_written_is_read(tmp_path):
     assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("SRC",)
 
 
+def test_words_are_searched_once_and_not_for_every_item(tmp_path):
+    filled(tmp_path / "i").close()
+    with closing(sqlite3.connect(tmp_path / "i" / INDEX_FILE)) as database:
+        plan = database.execute(f"EXPLAIN QUERY PLAN {SQLITE['find_words'].format('true')}", ("a", 9)).fetchall()
+    (search,) = [step for *_, step in plan if "cloob_words" in step]
+    assert "=" not in search
+
+
 def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path):
     store = filled(tmp_path / "i")
     before = store.revision()
