@@ -48,7 +48,7 @@ def message(error: Exception) -> str:
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception's message on one line of ``limit`` characters, without advice to run a file's code; or its type."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
-    if "weights_only" in text:
+    if "weights_only" in text or "allow_pickle" in text:
         named = re.search(r"GLOBAL ([\w.]+)", text)
         more = f" ({named[1]})" if named else ""
         text = f"holds something else than tensors and plain values{more}, or is damaged, and is not read"

@@ -51,7 +51,9 @@ def run(options: Options) -> int:
     refuse({one: (options.labels is None) is not by_head})
     of_labels = [f"{name} needs labels" for name in ("multi", "none", "templates", "inv_tau")]
     copies = ("copy_to excludes multi move_to", "move_to excludes multi")
-    check(options, "cutoff needs multi or none", *of_labels, "json excludes csv", *copies)
+    check(options, "cutoff needs multi or none", *of_labels, "json excludes csv", *copies, inv_tau=(0.001, 1_000_000))
+    place = options.copy_to or options.move_to
+    refuse({f"{place}: is a file; name a folder": place is not None and place.is_file()})
     kept, examples = options.head if options.examples else None, options.examples
     refuse({f"--examples {examples}: no such folder; give one folder a label": examples and not examples.is_dir()})
     if kept is not None:
@@ -83,7 +85,6 @@ def run(options: Options) -> int:
             labels = index.classify(names, how, where=options.where)
         else:
             labels = label_by_head(index.view(options.where), _head(options, index))
-        place = options.copy_to or options.move_to
         if options.json or options.csv or place is None:
             _print(index, labels, options)
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)

@@ -86,6 +86,7 @@ def check_options(options: Options) -> None:
         {
             nothing: not (options.duplicates or query or options.where or options.rows.given),
             "--explain needs a query": options.explain and not query,
+            f"{options.copy_to}: is a file; --copy-to names a folder": options.copy_to and options.copy_to.is_file(),
         }
     )
 
