@@ -45,10 +45,13 @@ def run(options: Options) -> int:
     refuse({f"{folder}: is an index; cloob search takes it": is_there(folder)})
     refuse({f"{folder}: no such folder": not folder.is_dir()})
     search.check_options(options)
+    from cloob.search import where
     from cloob.search.query import Query
     from cloob.search.scan.collection import Folder
 
-    Query.parse(options.query)  # a mistake in it is reported before pictures are indexed
+    Query.parse(options.query)  # mistakes are reported before pictures are indexed
+    if options.where:
+        where.parse(options.where)
     refuse({f"{folder}: no pictures in it": next(Folder(folder).scan(), None) is None})
     place, _ = find_index(options.index)
     sources: tuple[str, ...] = (options.index,)

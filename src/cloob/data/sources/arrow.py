@@ -138,7 +138,8 @@ class FileSource(ABC, Generic[T]):
 def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
     if (count := there.count(column)) != 1:
         what = f"{count} columns" if count else "no column"
-        names = f"its columns: {first_of([name[:60] for name in there])} (--{kind}-column names one)"
+        option = "--vectors" if kind == "vectors" else f"--{kind}-column"
+        names = f"its columns: {first_of([name[:60] for name in there])} ({option} names one)"
         raise InputError(f"{path} has {what} {column!r}; {'rename all but one' if count else names}")
 
 
