@@ -89,9 +89,8 @@ def test_two_ranks_equal_one(tmp_path):
     ranks = on_ranks(tmp_path, 2, _worker)
     for name in ("cloob", "infoloob"):
         tower = _tower()
-        loss = contrast_with_negatives(
-            make_objective(name), *(F.normalize(tower(side), dim=1) for side in rows(N, N, M))
-        )
+        given = (F.normalize(tower(side), dim=1) for side in rows(N, N, M))
+        loss = contrast_with_negatives(make_objective(name), *given)
         loss.backward()
         for found, message in ranks:
             torch.testing.assert_close(found[name][0], loss.detach(), rtol=1e-12, atol=0.0)

@@ -1,7 +1,5 @@
 """A model that costs nothing, and folders of pictures for the tests of indices."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from cloob import ContrastiveHeads
 from cloob.search.records import Item
 from cloob.search.update import UpdateOptions
 from make import noise_image
@@ -94,17 +91,3 @@ def content(index, model="fake"):
 def faults(index):
     known = (state for source in index.store.sources() for state in index.store.states(source))
     return {state.path: state.fault for state in known if state.fault is not None}
-
-
-NAMES = [f"m{row:02}" for row in range(60)]  # the labels of the rows of ``write_heads``
-
-
-def write_heads(folder):
-    """Two kinds of rows, ``a.npy`` and ``b.npy``, ``names.txt``, and a model of vectors, ``heads``."""
-    cause = np.random.default_rng(0).normal(size=(len(NAMES), 4))
-    a, b = cause @ np.ones((4, 6)) + cause[:, :1], np.tanh(cause @ np.arange(40).reshape(4, 10) / 40)
-    np.save(folder / "a.npy", np.concatenate([a, cause], axis=1).astype(np.float16))
-    np.save(folder / "b.npy", b)
-    (folder / "names.txt").write_text("\n".join(NAMES))
-    heads = ContrastiveHeads("infoloob", n_components=8, epochs=2, validation_fraction=0, random_state=0, device="cpu")
-    heads.fit(np.load(folder / "a.npy"), b).save(folder / "heads")

@@ -19,6 +19,19 @@ from make import picture, web
 from search_colours import DIM, ColourModel, make_index, open_index, write_pictures
 
 
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """An index of four shades of eight colours; the pictures lie in ``pictures`` beside it."""
+    folder = tmp_path_factory.mktemp("coloured")
+    return make_index(folder / "index", write_pictures(folder / "pictures"))
+
+
+@pytest.fixture
+def index(coloured):
+    with open_index(coloured) as opened:
+        yield opened
+
+
 def all_rows(index):
     ids = index.store.ids().tolist()
     return ids, index.store.vectors("colours", ids)
@@ -69,11 +82,8 @@ def test_pictures_rows_and_mistakes(index, coloured):
     with pytest.raises(InputError, match="query of shape"):
         index.search(np.zeros(DIM, np.float32))
     row = ColourModel().encode_text(["red"]).numpy()[0]
-    for query, how in (
-        ("red", {"top": 0}),
-        (Query(()), {"row": row}),
-        (Query((Term("red", "words", 0),)), {"row": row}),
-    ):
+    nothing = Query((Term("red", "words", 0),))
+    for query, how in (("red", {"top": 0}), (Query(()), {"row": row}), (nothing, {"row": row})):
         with pytest.raises(InputError, match=r"at least one hit|an empty query"):
             index.search(query, **how)
 
@@ -142,22 +152,18 @@ def test_explain_is_the_softmax_over_the_pictures(index, coloured):
             assert opened.explain("red").beta == beta
 
 
-@pytest.mark.parametrize(
-    ("word", "term"),
-    [
-        ("beach", Term("beach", "words")),
-        ("+0.5:beach", Term("beach", "words", 0.5)),
-        ("16:9 film", Term("16:9 film", "words")),
-        ("+2:HTTP://example.org/a.jpg", Term("HTTP://example.org/a.jpg", "address", 2.0)),
-        ("words:photo.jpg", Term("photo.jpg", "words")),
-        ("-words:-people", Term("-people", "words", -1.0)),
-    ],
-)
-def test_terms(word, term):
-    assert Query.parse([word]).terms == (term,)
+TERMS = {
+    "beach": Term("beach", "words"),
+    "+0.5:beach": Term("beach", "words", 0.5),
+    "16:9 film": Term("16:9 film", "words"),
+    "+2:HTTP://example.org/a.jpg": Term("HTTP://example.org/a.jpg", "address", 2.0),
+    "words:photo.jpg": Term("photo.jpg", "words"),
+    "-words:-people": Term("-people", "words", -1.0),
+}
 
 
 def test_pictures_are_files_and_a_string_is_words(tmp_path):
+    assert {word: Query.parse([word]).terms for word in TERMS} == {word: (term,) for word, term in TERMS.items()}
     for name in ("a b.JPG", "bare"):
         path = tmp_path / name
         path.write_bytes(picture("red"))
@@ -195,14 +201,7 @@ def test_addresses(index):
                 index.search(Query.parse([server.url + path]))
 
 
-# Labels by names and by examples
-
-
 NAMES = ("red", "green", "blue")
-
-
-def colours_of(index, ids):
-    return [Path(item.path).stem.split("-")[0] for item in index.items(ids.tolist())]
 
 
 def test_probabilities_are_the_softmax_at_the_models_temperature(index):
@@ -215,7 +214,8 @@ def test_probabilities_are_the_softmax_at_the_models_temperature(index):
     for place in (0, 7, 31):
         powers = [math.exp(12 * float(rows[place] @ (prompts[n] / prompts[n].norm()).numpy())) for n in NAMES]
         assert labels.probabilities[place].tolist() == pytest.approx([p / sum(powers) for p in powers], abs=1e-5)
-    for name, chosen in zip(colours_of(index, labels.ids), labels.chosen, strict=True):
+    for item, chosen in zip(index.items(labels.ids.tolist()), labels.chosen, strict=True):
+        name = Path(item.path).stem.split("-")[0]
         assert len(chosen) == 1 and (name not in NAMES or NAMES[chosen[0]] == name)
 
 

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,37 +92,39 @@ def test_it_says_what_it_did_and_what_comes_next(models, pictures, tmp_path, cap
     assert "7 pictures added, 14 vectors" in capsys.readouterr().out
 
 
-def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited_for(
-    models, pictures, tmp_path, capsys, monkeypatch
-):
-    words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
-    begun = tmp_path / "begun"
+@contextmanager
+def stopping(folder, words, number, seed=0):
+    """A command that stands still after some pictures during the block, and is killed at its end."""
 
     def stop():
-        begun.touch()
+        (folder / "begun").touch()
         time.sleep(120)
 
-    with monkeypatch.context() as patch:
-        loads(patch, lambda *_, **__: Stopping(0, stop))
-        first = fork(tmp_path / "ranks", 1, lambda: cli.main(words))
+    with pytest.MonkeyPatch.context() as patch:
+        loads(patch, lambda *_, **__: Stopping(number, stop, seed=seed))
+        process = fork(folder, 1, lambda: cli.main(words))
     try:
-        first.until(begun.exists)
+        process.until((folder / "begun").exists)
+        yield
+    finally:
+        if not process.poll():
+            os.kill(process.pids[0], signal.SIGKILL)
+            process.wait()
+
+
+def test_a_second_index_at_once_is_refused_and_one_that_was_killed_not_waited_for(models, pictures, tmp_path, capsys):
+    words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
+    with stopping(tmp_path / "first", words, 0):
         said = f"cloob: another `cloob index` is at work on {tmp_path / 'idx'}; wait until it is done\n"
         assert refused(capsys, *words) == said
         with Index.open(tmp_path / "idx") as index:  # it may be read
             assert len(index) == 0
-    finally:
-        if not first.poll():
-            os.kill(first.pids[0], signal.SIGKILL)
-            first.wait()
     assert cli.main([*words, "--replace-model"]) == 0
     assert "; 6 added; " in capsys.readouterr().out
 
 
-def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(
-    models, pictures, tmp_path, capsys, monkeypatch
-):
-    place, begun = tmp_path / "idx", tmp_path / "begun"
+def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(models, pictures, tmp_path, capsys):
+    place = tmp_path / "idx"
     words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(place), "--batch-size", "2"]
     assert cli.main(words) == 0
 
@@ -132,21 +135,13 @@ def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(
     before, replace = content_of(), [*words, "--replace-model"]
     write_model(models / "one", 2)
 
-    def stop():
-        begun.touch()
-        time.sleep(120)
-
     def full():
         size = (place / "index.sqlite").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
         return cli.main(replace)
 
-    with monkeypatch.context() as patch:
-        loads(patch, lambda *_, **__: Stopping(2, stop, seed=2))
-        killed = fork(tmp_path / "killed", 1, lambda: cli.main(replace))
-        killed.until(begun.exists)
-        os.kill(killed.pids[0], signal.SIGKILL)
-        killed.wait()
+    with stopping(tmp_path / "killed", replace, 2, seed=2):
+        pass
     assert content_of() == before
     disk = fork(tmp_path / "full", 1, full)
     assert disk.wait() == [2] and disk.told().count("\n") == 1, disk.told()

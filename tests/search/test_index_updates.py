@@ -134,11 +134,6 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
-@pytest.fixture
-def index(tmp_path):
-    return Index.create(tmp_path / "index")
-
-
 def by_name(index):
     return {Path(item.path).name: item.id for item in index.items(index.store.ids().tolist())}
 
@@ -251,10 +246,9 @@ def test_what_cannot_be_read_now_stays(folder, index, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_a_name_that_is_not_utf8_is_left_out_and_counted(tmp_path):
+def test_a_name_that_is_not_utf8_is_left_out_and_counted(tmp_path, index):
     """Neither database nor JSON takes it."""
     write_noise(tmp_path / "p" / "a.png", 1)
     write_noise(Path(os.fsdecode(bytes(tmp_path / "p") + b"/caf\xe9.png")), 2)
-    with Index.create(tmp_path / "idx") as index:
-        done = index.update([tmp_path / "p"], options(FakeEncoder()))
+    done = index.update([tmp_path / "p"], options(FakeEncoder()))
     assert (done.added, done.left_out.counts) == (1, {"name that is not UTF-8, to be renamed": 1})

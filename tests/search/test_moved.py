@@ -99,9 +99,7 @@ def test_two_updates_at_once_and_a_search(tmp_path, find):
         assert found == [str(pictures / "red-0.png")] and "searched is what it has done so far" in err
 
 
-# What an index names as its model is fetched only where it was typed on this machine, or is of a fixed list
-
-
+# What an index names as its model is fetched only where it was typed on this machine, or is of a fixed list.
 TRACKER = "hf-hub:evil/tracker"
 
 
@@ -152,9 +150,6 @@ def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone
     with Index.open(tmp_path / "index", model=str(folder)) as index, pytest.raises(InputError, match="tracker"):
         index.encoder()
     assert hub.asked
-
-
-# Two indices in one, and exports
 
 
 def make(folder, pictures, *encoders):

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from index_fakes import NAMES, write_heads
 from pyarrow import parquet
 from starlette.testclient import TestClient
 
@@ -15,12 +14,20 @@ from cloob import cli
 from cloob.serve.app import make_app
 from cloob.serve.collection import ServeConfig
 
+NAMES = [f"m{row:02}" for row in range(60)]  # the labels of the rows
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The folder of ``write_heads`` as the current one."""
-    write_heads(tmp_path)
+    """The current folder: two kinds of rows, ``a.npy`` and ``b.npy``, ``names.txt``, and a model of them, ``heads``."""
     monkeypatch.chdir(tmp_path)
+    cause = np.random.default_rng(0).normal(size=(len(NAMES), 4))
+    a, b = cause @ np.ones((4, 6)) + cause[:, :1], np.tanh(cause @ np.arange(40).reshape(4, 10) / 40)
+    np.save("a.npy", np.concatenate([a, cause], axis=1).astype(np.float16))
+    np.save("b.npy", b)
+    Path("names.txt").write_text("\n".join(NAMES))
+    settings = {"n_components": 8, "epochs": 2, "validation_fraction": 0, "random_state": 0, "device": "cpu"}
+    cloob.ContrastiveHeads("infoloob", **settings).fit(np.load("a.npy"), b).save("heads")
     return tmp_path
 
 
@@ -57,13 +64,11 @@ def test_what_is_nearest_is_what_a_loop_finds(place, capsys):
         assert cli.main([*words, "--where", f"path in ({', '.join(few)})"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["model"] == "heads"
-        assert [hit["path"] for hits in found["rows"] for hit in hits] == [
-            label for *_, label in by_loop(queries, 3, NAMES[:9])
-        ]
+        labels = [label for *_, label in by_loop(queries, 3, NAMES[:9])]
+        assert [hit["path"] for hits in found["rows"] for hit in hits] == labels
+    labels = [label for *_, label in by_loop(queries[:1], 3)]
     with cloob.Index.open("rows.idx") as index:  # a row that was embedded elsewhere
-        assert [hit.item.path for hit in index.search(queries[0], top=3).hits] == [
-            label for *_, label in by_loop(queries[:1], 3)
-        ]
+        assert [hit.item.path for hit in index.search(queries[0], top=3).hits] == labels
 
 
 def test_only_what_changed_is_embedded(place, capsys):

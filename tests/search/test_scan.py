@@ -56,7 +56,7 @@ def test_a_folder(tmp_path):
     assert set(scanned(folder, exclude=("sub/*",))) == {"a.png", "B.JPG", "e.png"}
 
 
-def test_a_tar_beside_pictures_makes_no_folder_of_shards(tmp_path):
+def test_a_tar_beside_pictures_makes_no_folder_of_shards(tmp_path, index):
     folder, encoder = tmp_path / "p", FakeEncoder()
     for seed in range(3):
         write_noise(folder / "sub" / f"{seed}.png", seed)
@@ -65,17 +65,16 @@ def test_a_tar_beside_pictures_makes_no_folder_of_shards(tmp_path):
     assert set(scanned(folder)) == {"0.png", "1.png", "2.png"}
     assert left_out(folder) == {"tar or Arrow file beside pictures": 2}
     assert set(scanned(folder, exclude=("sub",))) == {"backup.tar::x.png"}
-    with Index.create(tmp_path / "i") as index:
-        index.update([folder], options(encoder))
-        (folder / "sub").rename(tmp_path / "sub")  # not there for now
-        for _ in range(2):
-            summary = index.update([folder], options(encoder))
-            assert "3 pictures were files and now are in tars" in summary.refused[str(folder)]
-            assert summary.added == summary.removed == 0 and len(index) == 3
-        assert index.update([folder], options(encoder, remove_all=True)).removed == 3
-        (tmp_path / "sub").rename(folder / "sub")
-        assert "1 pictures were in tars or Arrow" in index.update([], options(encoder)).refused[str(folder)]
-        assert Path(index.items([4])[0].path).name == f"{tar.name}::x.png"
+    index.update([folder], options(encoder))
+    (folder / "sub").rename(tmp_path / "sub")  # not there for now
+    for _ in range(2):
+        summary = index.update([folder], options(encoder))
+        assert "3 pictures were files and now are in tars" in summary.refused[str(folder)]
+        assert summary.added == summary.removed == 0 and len(index) == 3
+    assert index.update([folder], options(encoder, remove_all=True)).removed == 3
+    (tmp_path / "sub").rename(folder / "sub")
+    assert "1 pictures were in tars or Arrow" in index.update([], options(encoder)).refused[str(folder)]
+    assert Path(index.items([4])[0].path).name == f"{tar.name}::x.png"
 
 
 def test_links_and_pipes(tmp_path):
@@ -95,7 +94,7 @@ def test_links_and_pipes(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl"])
-def test_a_table(tmp_path, kind):
+def test_a_table(tmp_path, kind, index):
     write_noise(tmp_path / "a.png", 1)
     rows = [
         {"filepath": "a.png", "title": "a dog", "year": 2020, "score": 0.5, "place": "Linz"},
@@ -105,18 +104,17 @@ def test_a_table(tmp_path, kind):
     found = scanned(path := write_table(tmp_path / f"t.{kind}", rows))
     assert found["a.png"] == ("a dog\nan animal", {"year": 2020, "score": 0.5, "place": "Linz"})
     assert found["gone.png"][0] is None and found["gone.png"][1]["year"] == 2021
-    with Index.create(tmp_path / "i") as index:
-        summary = index.update([path], options(FakeEncoder()))
-        assert summary.added == 1 and summary.faults == {"missing image": 1}
-        assert index.update([path], options(FakeEncoder())).unchanged == 1
-        write_noise(tmp_path / "gone.png", 3)  # what was missing has come
-        assert index.update([path], options(FakeEncoder())).added == 1
-        assert index.columns() == {"place": "text", "score": "number", "year": "number"}
+    summary = index.update([path], options(FakeEncoder()))
+    assert summary.added == 1 and summary.faults == {"missing image": 1}
+    assert index.update([path], options(FakeEncoder())).unchanged == 1
+    write_noise(tmp_path / "gone.png", 3)  # what was missing has come
+    assert index.update([path], options(FakeEncoder())).added == 1
+    assert index.columns() == {"place": "text", "score": "number", "year": "number"}
     with pytest.raises(InputError, match="no column 'picture'"):
         open_collection(path, ScanOptions(image_column="picture"))
 
 
-def test_what_a_table_says_stays_what_it_says(tmp_path):
+def test_what_a_table_says_stays_what_it_says(tmp_path, index):
     write_noise(tmp_path / "a.png", 1)
     write_noise(tmp_path / "b.png", 2)
     rows = [
@@ -131,12 +129,11 @@ def test_what_a_table_says_stays_what_it_says(tmp_path):
     assert left_out(tmp_path / "t.csv") == {"from filters, a column of a name that all pictures have": 1}
     (tmp_path / "two.csv").write_text("filepath,title,caption\na.png,x,y\n")
     assert left_out(tmp_path / "two.csv") == {"from filters, a column of a name that all pictures have": 1}
-    with Index.create(tmp_path / "i") as index:
-        index.update([tmp_path / "t.csv"], options(FakeEncoder()))
-        assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
+    index.update([tmp_path / "t.csv"], options(FakeEncoder()))
+    assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
 
 
-def test_shards(tmp_path):
+def test_shards(tmp_path, index):
     members = {
         "a.png": png(1),
         "a.txt": b"a dog",
@@ -149,42 +146,40 @@ def test_shards(tmp_path):
     assert found["0.tar::a.png"] == ("a dog", {"year": 2020, "tags": "x, y", "nested": '{"k": 1}'})
     assert found["0.tar::b.png"] == (None, {}) and left_out(tmp_path) == {"sample without a picture": 1}
     assert left_out(tmp_path, exclude=("0.*",)) == {"excluded": 1}
-    with Index.create(tmp_path.parent / f"{tmp_path.name}-i") as index:
-        assert index.update([tmp_path], options(FakeEncoder())).added == 2
-        ids = index.store.ids().tolist()
-        assert [index.picture(number) for number in ids] == [png(1), png(2)]
-        write_tar(tar, members | {"b.png": png(3), "d.png": png(4)})
-        os.utime(tar, ns=(10**18, 10**18))
-        with pytest.raises(InputError, match="has changed since it was indexed"):
-            index.picture(ids[1])
+    assert index.update([tmp_path], options(FakeEncoder())).added == 2
+    ids = index.store.ids().tolist()
+    assert [index.picture(number) for number in ids] == [png(1), png(2)]
+    write_tar(tar, members | {"b.png": png(3), "d.png": png(4)})
+    os.utime(tar, ns=(10**18, 10**18))
+    with pytest.raises(InputError, match="has changed since it was indexed"):
+        index.picture(ids[1])
+    summary = index.update([tmp_path], options(FakeEncoder()))
+    assert (summary.added, summary.changed, summary.described, summary.embedded) == (1, 1, 1, 2)
+    whole = tar.read_bytes()
+    for content, said in ((whole[:1500], "truncated shard"), (b"no tar" * 999, "shard cannot be read")):
+        tar.write_bytes(content)
         summary = index.update([tmp_path], options(FakeEncoder()))
-        assert (summary.added, summary.changed, summary.described, summary.embedded) == (1, 1, 1, 2)
-        whole = tar.read_bytes()
-        for content, said in ((whole[:1500], "truncated shard"), (b"no tar" * 999, "shard cannot be read")):
-            tar.write_bytes(content)
-            summary = index.update([tmp_path], options(FakeEncoder()))
-            assert summary.removed == 0 and summary.left_out.counts == {said: 1} and len(index) == 3
+        assert summary.removed == 0 and summary.left_out.counts == {said: 1} and len(index) == 3
 
 
 @pytest.mark.parametrize("pattern", ["s/*.tar", "s/{0..1}.tar"])
-def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path, pattern):
+def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path, pattern, index):
     (tmp_path / "s").mkdir()
     for i in range(2):
         write_tar(tmp_path / "s" / f"{i}.tar", {f"{i}.png": png(i)})
     source = tmp_path / pattern
-    with Index.create(tmp_path / "i") as index:
-        assert index.update([source], options(FakeEncoder())).added == 2
-        assert index.update([], options(FakeEncoder(), remove_all=True)).unchanged == 2
-        shutil.rmtree(tmp_path / "s")
-        summary = index.update([source], options(FakeEncoder()))
-        assert list(summary.refused) == [str(source)] and len(index) == 2
-        assert index.update([], options(FakeEncoder(), remove_all=True)).removed == 2
+    assert index.update([source], options(FakeEncoder())).added == 2
+    assert index.update([], options(FakeEncoder(), remove_all=True)).unchanged == 2
+    shutil.rmtree(tmp_path / "s")
+    summary = index.update([source], options(FakeEncoder()))
+    assert list(summary.refused) == [str(source)] and len(index) == 2
+    assert index.update([], options(FakeEncoder(), remove_all=True)).removed == 2
 
 
-def test_streamed_shards_are_not_fetched_again(tmp_path, monkeypatch):
+def test_streamed_shards_are_not_fetched_again(tmp_path, monkeypatch, index):
     tar = write_tar(tmp_path / "0.tar", {"a.png": png(1), "a.txt": b"a dog", "b.png": png(2), "b.txt": b"a cat"})
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    with web() as server, Index.create(tmp_path / "i") as index:
+    with web() as server:
         server.pages |= {"/0.tar": tar.read_bytes(), "/sizes.json": b'{"0.tar": 2}'}
         source, asked = f"{server.url}/{{0..0}}.tar", server.asked
         assert index.update([source], options(FakeEncoder())).added == 2
@@ -203,7 +198,7 @@ def test_streamed_shards_are_not_fetched_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
-def test_a_data_set_with_its_pictures_inside(tmp_path, kind):
+def test_a_data_set_with_its_pictures_inside(tmp_path, kind, index):
     kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pictures = [{"bytes": png(i), "path": None} for i in range(5)] + [{"bytes": None, "path": "beside.png"}, None]
     write_noise(tmp_path / "data" / "beside.png", 9)
@@ -214,12 +209,11 @@ def test_a_data_set_with_its_pictures_inside(tmp_path, kind):
     assert left_out(path, exclude=("train.*",)) == {"excluded": 1}
     found = scanned(path)
     assert found[f"train.{kind}::3"] == ("number 3", {"label": 3}) and len(found) == 7
-    with Index.create(tmp_path / "i") as index:
-        summary = index.update([path], options(FakeEncoder(), workers=2))
-        assert summary.added == 6 and summary.faults == {"missing image": 1}
-        assert index.picture(4) == png(3)
-        summary = index.update([path], options(FakeEncoder()))
-        assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
+    summary = index.update([path], options(FakeEncoder(), workers=2))
+    assert summary.added == 6 and summary.faults == {"missing image": 1}
+    assert index.picture(4) == png(3)
+    summary = index.update([path], options(FakeEncoder()))
+    assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
 
 
 SECONDS = 10**9
@@ -259,7 +253,7 @@ def test_an_imagefolder_whatever_the_form_of_its_accents(tmp_path):
 GPS = {1: "S", 2: (12.0, 30.0, 30.0), 3: "E", 4: (9.0, 0.0, 0.0)}
 
 
-def test_what_exif_and_the_name_say(tmp_path):
+def test_what_exif_and_the_name_say(tmp_path, index):
     dates = {
         "taken.jpg": ({0x8769: {0x9003: "2021:03:04 05:06:07"}, 0x0132: "2022:01:01 00:00:00"}, "2021-03-04T05:06:07"),
         "changed.jpg": ({0x0132: "2022:01:02 03:04:05"}, "2022-01-02T03:04:05"),
@@ -279,10 +273,9 @@ def test_what_exif_and_the_name_say(tmp_path):
         exif.update(tags)
         write_noise(tmp_path / "p" / name, seed, exif=exif)
         os.utime(tmp_path / "p" / name, (SECONDS, SECONDS))
-    with Index.create(tmp_path / "i") as index:
-        index.update([tmp_path / "p"], options(FakeEncoder()))
-        items = {Path(item.path).name: item for item in index.items(index.store.ids().tolist())}
-        small = Image.open(io.BytesIO(index.thumbnail(items["turned.jpg"].id)))
+    index.update([tmp_path / "p"], options(FakeEncoder()))
+    items = {Path(item.path).name: item for item in index.items(index.store.ids().tolist())}
+    small = Image.open(io.BytesIO(index.thumbnail(items["turned.jpg"].id)))
     assert small.size == (10, 12) and not small.getexif()
     assert {name: item.date for name, item in items.items()} == {name: date for name, (_, date) in dates.items()}
     assert (items["turned.jpg"].width, items["turned.jpg"].height) == (10, 12)
@@ -306,7 +299,7 @@ TAKEOUT = {
 }
 
 
-def test_what_other_programs_wrote(tmp_path):
+def test_what_other_programs_wrote(tmp_path, index):
     folder = tmp_path / "p"
     for seed, name in enumerate(("lightroom", "darktable", "own", "takeout", "bomb", "iptc", "texts")):
         write_noise(folder / f"{name}.jpg", seed, **({"xmp": XMP.format(4, "Cleo").encode()} if name == "own" else {}))
@@ -318,11 +311,10 @@ def test_what_other_programs_wrote(tmp_path):
     (folder / "iptc.jpg").write_bytes(jpeg[:2] + b"\xff\xed" + (len(IPTC) + 2).to_bytes(2, "big") + IPTC + jpeg[2:])
     (folder / "texts.txt").write_bytes("Straße".encode("utf-16"))
     (folder / "bomb.txt").write_bytes("Straße".encode("latin-1"))
-    with Index.create(tmp_path / "i") as index:
-        done = index.update([folder], options(FakeEncoder()))
-        items = {Path(item.path).stem: item for item in index.items(index.store.ids().tolist())}
-        where = index.view("rating >= 4 and tags like '%Anna%'").where
-        assert index.store.ids(where).tolist() == [items["lightroom"].id]
+    done = index.update([folder], options(FakeEncoder()))
+    items = {Path(item.path).stem: item for item in index.items(index.store.ids().tolist())}
+    where = index.view("rating >= 4 and tags like '%Anna%'").where
+    assert index.store.ids(where).tolist() == [items["lightroom"].id]
     assert done.left_out.counts == {"caption not UTF-8": 1}
     said = {name: tuple(map(item.columns.get, ("rating", "tags"))) for name, item in items.items()}
     stated = {"lightroom": (5, "Anna, lake"), "darktable": (-1, "Bert, lake"), "own": (4, "Cleo, lake")}
@@ -332,37 +324,34 @@ def test_what_other_programs_wrote(tmp_path):
     taken = items["takeout"]
     assert (taken.date, taken.date_from) == (TIME, "takeout") and taken.columns["latitude"] == 1.5
     (folder / "lightroom.xmp").write_text(XMP.format(3, "Anna"))
-    with Index.open(tmp_path / "i", writable=True) as index:
-        assert index.update([folder], options(FakeEncoder())).described == 1
+    assert index.update([folder], options(FakeEncoder())).described == 1
 
 
-def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path, monkeypatch):
+def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path, monkeypatch, index):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "IMG_1.DNG").write_bytes(raw_file(encoded(noise_image(0, 64, 48), "JPEG")))
-    with Index.create(tmp_path / "i") as index:
-        with monkeypatch.context() as patch:
-            patch.setitem(sys.modules, "rawpy", None)
-            found = index.update([tmp_path / "p"], options(FakeEncoder()))
-        assert found.faults == {"no decoder (RAW: pip install rawpy)": 1}
-        pytest.importorskip("rawpy", reason="rawpy is not installed")
-        assert index.update([tmp_path / "p"], options(FakeEncoder())).added == 1
-        (item,) = index.items([1])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "rawpy", None)
+        found = index.update([tmp_path / "p"], options(FakeEncoder()))
+    assert found.faults == {"no decoder (RAW: pip install rawpy)": 1}
+    pytest.importorskip("rawpy", reason="rawpy is not installed")
+    assert index.update([tmp_path / "p"], options(FakeEncoder())).added == 1
+    (item,) = index.items([1])
     assert (item.width, item.height, item.date) == (64, 64, "2021-03-04T05:06:07")
     assert item.columns == {"camera": "Canon EOS", "date_from": "exif"}
 
 
-def test_one_source_inside_another(tmp_path):
+def test_one_source_inside_another(tmp_path, index):
     write_noise(tmp_path / "p" / "sub" / "a.png", 1)
-    with Index.create(tmp_path / "i") as index:
-        with pytest.raises(InputError, match="lies in"):
-            index.update([tmp_path / "p", tmp_path / "p" / "sub"], options(FakeEncoder()))
-        index.update([tmp_path / "p" / "sub"], options(FakeEncoder()))
-        with pytest.raises(InputError, match="holds"):
-            index.update([tmp_path / "p"], options(FakeEncoder()))
-        for link, to in (("same", "p/sub"), ("around", "p")):
-            (tmp_path / link).symlink_to(to)
-        assert index.update([tmp_path / "same"], options(FakeEncoder())).unchanged == 1  # the same folder
-        with pytest.raises(InputError, match="which is a source of this index"):
-            index.update([tmp_path / "around"], options(FakeEncoder()))
-        with pytest.raises(InputError, match="no such file"):
-            index.update([tmp_path / "q"], UpdateOptions(model=FakeEncoder()))
+    with pytest.raises(InputError, match="lies in"):
+        index.update([tmp_path / "p", tmp_path / "p" / "sub"], options(FakeEncoder()))
+    index.update([tmp_path / "p" / "sub"], options(FakeEncoder()))
+    with pytest.raises(InputError, match="holds"):
+        index.update([tmp_path / "p"], options(FakeEncoder()))
+    for link, to in (("same", "p/sub"), ("around", "p")):
+        (tmp_path / link).symlink_to(to)
+    assert index.update([tmp_path / "same"], options(FakeEncoder())).unchanged == 1  # the same folder
+    with pytest.raises(InputError, match="which is a source of this index"):
+        index.update([tmp_path / "around"], options(FakeEncoder()))
+    with pytest.raises(InputError, match="no such file"):
+        index.update([tmp_path / "q"], UpdateOptions(model=FakeEncoder()))

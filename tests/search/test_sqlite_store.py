@@ -121,7 +121,7 @@ def test_a_search_gives_what_a_loop_gives(tmp_path_factory, changes):
     other.close()
 
 
-def test_a_damaged_cache_is_not_used(tmp_path):
+def test_a_damaged_cache_is_not_used_and_written_anew(tmp_path):
     store = filled(tmp_path / "i", 1)
     store.table.optimise()
     store.close()
@@ -132,17 +132,9 @@ def test_a_damaged_cache_is_not_used(tmp_path):
         store = SqliteStore(tmp_path / "i")
         found = store.nearest("m", units(1)[0], 1)
         assert found.ids.tolist() == [1] and found.scores[0] == pytest.approx(1)
+        store.table.optimise()  # also where another process has just begun to write it
+        assert [path.name for path in (tmp_path / "i").glob("vectors-*")] == [cache.name] and cache.stat().st_size
         store.close()
-
-
-def test_two_that_write_the_same_cache_leave_it(tmp_path):
-    store = filled(tmp_path / "i", 1)
-    store.table.optimise()
-    (cache,) = (tmp_path / "i").glob("vectors-*")
-    cache.write_bytes(b"")  # another one writes what this one has just begun to write
-    again = SqliteStore(tmp_path / "i")
-    again.table.optimise()
-    assert [path.name for path in (tmp_path / "i").glob("vectors-*")] == [cache.name] and cache.stat().st_size
 
 
 def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatch):
@@ -225,9 +217,6 @@ def test_a_journal_or_a_link_beside_it_is_refused(tmp_path):
                 SqliteStore(tmp_path / "i", writable=writable)
         beside.unlink()
         assert (tmp_path / "victim").read_text() == "mine"
-
-
-# Filters: what they find, and that no text gets out of its quotes
 
 
 @pytest.fixture(scope="module")

@@ -34,16 +34,14 @@ def test_loopback(host):
     assert client().get("/x", headers={"host": f"{host}:99"}).status_code == 200
 
 
-OTHERS = ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "0.0.0.0", "10.0.0.1", "[::2]", "[::1]evil"]
-
-
-@pytest.mark.parametrize("host", [*OTHERS, "", "21307"])
-def test_another_name_is_not_answered_on_loopback(host):
+def test_another_name_is_not_answered_on_loopback():
     """What DNS rebinding comes with."""
-    assert not is_loopback(host)
-    for header in (host, f"{host}:8017"):
-        answer = client().get("/x", headers={"host": header})
-        assert answer.status_code == 421 and "localhost" in answer.json()["detail"]
+    names = "evil.example localhost.evil.example 127.0.0.1.nip.io 0.0.0.0 10.0.0.1 [::2] [::1]evil 21307"
+    for host in ("", *names.split()):
+        assert not is_loopback(host)
+        for header in (host, f"{host}:8017"):
+            answer = client().get("/x", headers={"host": header})
+            assert answer.status_code == 421 and "localhost" in answer.json()["detail"], header
 
 
 def test_every_answer_has_the_careful_headers():
@@ -95,19 +93,14 @@ def test_the_token_opens_by_bearer_address_and_form():
         cookie = answer.headers["set-cookie"]
         assert "HttpOnly" in cookie and "SameSite=strict" in cookie
         web.cookies.clear()
-        assert web.get("/api/x", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
-        assert web.get(
-            "/api/x", headers={"cookie": f"cloob-token-8018=of-another; {cookie.partition(';')[0]}"}
-        ).is_success
+        for others in ("", "cloob-token-8018=of-another; "):
+            assert web.get("/api/x", headers={"cookie": others + cookie.partition(";")[0]}).status_code == 200
     web.cookies.clear()
     wrong = web.post("/", content="token=nearly")
     assert wrong.status_code == 401 and "not right" in wrong.text and "set-cookie" not in wrong.headers
     for others in ('a={"b":1}', "a b", "über=1", "a=x=y", ""):  # odd cookies of other programs
         for cookie in (f"{others}; cloob-token-8017={TOKEN}", f"cloob-token-8017={TOKEN};{others}"):
             assert web.get("/api/x", headers={"cookie": cookie.encode()}).status_code == 200
-
-
-# Uploads
 
 
 @pytest.mark.parametrize(
@@ -119,7 +112,7 @@ def test_the_token_opens_by_bearer_address_and_form():
         (b"\xff\x0a" + bytes(90), 415, "RAW and JPEG XL are not taken"),
     ],
 )
-def test_what_is_too_large_or_has_no_bound_is_refused(client, data, code, message):
+def test_an_upload_that_is_too_large_or_has_no_bound_is_refused(client, data, code, message):
     answer = client.post("/api/uploads", files={"file": ("a.png", data)})
     assert answer.status_code == code and message in answer.json()["detail"]
 

@@ -1,7 +1,5 @@
 """The page, clicked through in a real headless Chromium; axe-core looks for what screen readers would miss."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -22,6 +20,10 @@ from make import picture
 from search_colours import COLOURS, ColourModel
 
 pytest.importorskip("selenium", reason="selenium is not installed")
+
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 
 @contextmanager
@@ -67,16 +69,12 @@ class Page:
         return str(self.run("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
 
     def until(self, holds, what=""):
-        from selenium.webdriver.support.ui import WebDriverWait
-
         WebDriverWait(self.driver, 40, poll_frequency=0.05).until(lambda _: holds(), what)
 
     def says(self, selector, words):
         self.until(lambda: words in self.text(selector), f"{selector} says {words}: {self.text(selector)}")
 
     def keys(self, *keys):
-        from selenium.webdriver.common.action_chains import ActionChains
-
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def tiles(self):
@@ -96,8 +94,6 @@ def page(browser, site):
 
 
 def test_words_become_chips_and_the_address_brings_them_back(page):
-    from selenium.webdriver.common.keys import Keys
-
     page.go().says("#found-note", f"{N} pictures")
     names = page.run("return performance.getEntriesByType('resource').map(e => e.name)")
     assert names and all(name.startswith(page.site) for name in names), "the page loads from its server alone"
@@ -162,8 +158,6 @@ def test_a_picture_can_be_chosen_dropped_and_pasted(page, tmp_path):
 
 
 def test_a_picture_opens_and_leads_on(page):
-    from selenium.webdriver.common.keys import Keys
-
     page.go().until(lambda: page.all(".tile.ready"))
     page.one(".tile").send_keys(Keys.ARROW_RIGHT)
     page.until(lambda: "square" in page.focused(), "the tile has its name")
@@ -205,8 +199,6 @@ def test_sort_by_own_labels(page):
 
 
 def test_the_filter_is_written_by_three_boxes_and_by_hand(page):
-    from selenium.webdriver.common.keys import Keys
-
     page.go().one("#filter-button").click()
     page.one("#filters [aria-label=Value]").send_keys("red", Keys.ENTER)
     page.says("#found-note", "10 pictures")
@@ -224,8 +216,6 @@ def test_the_filter_is_written_by_three_boxes_and_by_hand(page):
 
 
 def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page, tmp_path):
-    from selenium.webdriver.common.keys import Keys
-
     folder = draw(tmp_path / "pictures", [0, 1, 2, 3, 4, 6, 7, 8, 10])
     for number in (3, 4):  # one without a look-alike, and one with
         shutil.copy(folder / f"{number}.png", folder / f"copy-{number}.png")
