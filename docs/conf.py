@@ -107,7 +107,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Parts|Precision|Scale|Reason|Backend|\w*Name|LoadModel|ContextFactory)"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Merged|Shown|Standardise|PlainEncoder|Tokenize|Fingerprint|AnyHead|Module|[A-Z])"),
-    (r"py:.*", r"(cloob\.[\w.]+\.)?(GivenPairs|MakeOptimizer|Groups|Encoder|Reader|Kind|Item)|pyarrow\..*"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?(GivenPairs|MakeOptimizer|Groups|Encoder|Reader|Form|Item)|pyarrow\..*"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?_[\w.]+|cuda|callable|optional|(u?int|float|bool)\d*"),
     (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
     (r"py:.*", r"(all|math.isfinite|at_least|DECAY|NAMED|POSITIVE|RANGE|SHARE|Annotated|Rule|_DEVICE)\b.*"),  # fields

@@ -20,8 +20,14 @@ from cloob.functional.reference import Scale, check_member, check_pairs, pair_lo
 from cloob.objective.batch import Scales, check_finite, check_values, local_rows, logarithm_notice, loss_over_ranks
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
-__all__ = ["OBJECTIVES", "PAPER_OBJECTIVES", "NonFiniteFeaturesError", "check_finite"]
-__all__ += ["ContrastiveObjective", "make_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "PAPER_OBJECTIVES",
+    "ContrastiveObjective",
+    "NonFiniteFeaturesError",
+    "check_finite",
+    "make_objective",
+]
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
