@@ -13,37 +13,7 @@ from cloob.commands import demo
 from cloob.evaluation.sets.pictures import open_captioned, open_labelled
 from cloob.search.index import Index
 from cloob.training.config import TrainConfig
-from make import tiny_model, write_classes, write_forty
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
-
-
-def check_written(folder, capsys, models):
-    out, err = capsys.readouterr()
-    page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
-    heading = page.partition("<h1>")[2].partition("</h1>")[0]
-    assert heading == "Five searches among 8 pictures that no model here was trained on"
-    assert page.index("<h1>") < page.index("<h2") and page.count("<h1") == 1
-    for text in demo.TEXTS:
-        assert f"<h2>{text}</h2>" in page and f"  {text}" in out
-    assert page.index(demo.TEXTS[-1]) < page.index('id="verdict"')  # what is found comes before who is ahead
-    rows = json.loads((folder / "demo" / "results.json").read_text())["rows"]
-    assert [row["model"] for row in rows] == models
-    best = max(rows, key=lambda row: row["zeroshot"]["emoji"]["acc1"])["model"]
-    (other,) = [model for model in models if model != best]
-    assert f"Nearest first, by {best};" in page and f"The same by {other}" in page and f"found by {best}:" in out
-    assert err.endswith(f"next: cloob serve {folder / 'demo' / 'index'}\n")
-    table = out.partition("its captions:")[0]
-    titles = ["zero-shot top-1", "image → text recall@1", "text → image recall@1", "text → image recall@10"]
-    assert [line.split("  ")[0] for line in table.splitlines()[-6:] if line] == [*titles, "training, seconds"]
-    assert "of 40 pairs are more probably wrong than right" in out
-    suspects = (folder / "demo" / "suspects.csv").read_text(encoding="utf-8").splitlines()
-    assert len(suspects) == 41 and (folder / "demo" / "suspects.html").is_file()
-    assert max(map(len, table.splitlines())) <= 80
-    with Index.open(folder / "demo" / "index") as index:
-        names = [Path(item.path).name for item in index.items(index.store.ids())]
-        assert len(index) == 8 and sum(name.startswith(("red.", "red ")) for name in names) == 2
-    return page
+from make import COLOURS, tiny_model, write_classes, write_forty
 
 
 def test_small_sets(tmp_path, capsys, monkeypatch):
@@ -54,10 +24,34 @@ def test_small_sets(tmp_path, capsys, monkeypatch):
     tiny_model(tmp_path / "tower", objective="clip")
     base = TrainConfig().override(data=["pairs"], epochs=1, batch_size=4, workers=0, device="cpu", tensorboard=False)
     base = base.override(image_encoder="tower", text_encoder="tower", cache_dir=tmp_path / "cache")
-    out, objectives = tmp_path / "demo", ["clip", "cca"]
-    configs = {name: base.override(objective=name, out=out / name) for name in objectives}
+    folder, models = tmp_path / "demo", ["clip", "cca"]
+    configs = {name: base.override(objective=name, out=folder / name) for name in models}
     assert demo.present(configs, "cpu", open_labelled("emoji"), open_captioned("pairs")) == 0
-    assert "The same frozen encoders, data, seed" in check_written(tmp_path, capsys, objectives)
+    out, err = capsys.readouterr()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "The same frozen encoders, data, seed" in page
+    heading = page.partition("<h1>")[2].partition("</h1>")[0]
+    assert heading == "Five searches among 8 pictures that no model here was trained on"
+    assert page.index("<h1>") < page.index("<h2") and page.count("<h1") == 1
+    for text in demo.TEXTS:
+        assert f"<h2>{text}</h2>" in page and f"  {text}" in out
+    assert page.index(demo.TEXTS[-1]) < page.index('id="verdict"')  # what is found comes before who is ahead
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == models
+    best = max(rows, key=lambda row: row["zeroshot"]["emoji"]["acc1"])["model"]
+    (other,) = [model for model in models if model != best]
+    assert f"Nearest first, by {best};" in page and f"The same by {other}" in page and f"found by {best}:" in out
+    assert err.endswith(f"next: cloob serve {folder / 'index'}\n")
+    table = out.partition("its captions:")[0]
+    titles = ["zero-shot top-1", "image → text recall@1", "text → image recall@1", "text → image recall@10"]
+    assert [line.split("  ")[0] for line in table.splitlines()[-6:] if line] == [*titles, "training, seconds"]
+    assert "of 40 pairs are more probably wrong than right" in out
+    suspects = (folder / "suspects.csv").read_text(encoding="utf-8").splitlines()
+    assert len(suspects) == 41 and (folder / "suspects.html").is_file()
+    assert max(map(len, table.splitlines())) <= 80
+    with Index.open(folder / "index") as index:
+        names = [Path(item.path).name for item in index.items(index.store.ids())]
+        assert len(index) == 8 and sum(name.startswith(("red.", "red ")) for name in names) == 2
 
 
 @pytest.mark.nightly

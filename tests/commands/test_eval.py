@@ -64,16 +64,6 @@ def test_an_unreadable_picture_is_counted_told_and_wrong(work, capsys):
     assert said in (work / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def without_tokenizer(model, name):
-    """A copy of a model folder that asks for a tokenizer which is not there."""
-    folder = model.with_name(name)
-    shutil.copytree(model, folder)
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/words"
-    (folder / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
-    return folder
-
-
 def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     """Also in a folder with a space in its name."""
     (work / "sets").rename(work / "my sets")
@@ -86,7 +76,11 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     table.write_text("filepath,title\n" + "".join(f"{sets}/two/{name}/0.png,{name}\n" for name in COLOURS))
     gone = work / "gone.csv"
     gone.write_text(f"filepath,title\n{work}/x y/1.png,a\n{work}/x y/2.png,b\n")
-    models = [work / "model", work / "a" / "model", without_tokenizer(work / "model", "wordless"), work / "nowhere"]
+    wordless = shutil.copytree(work / "model", work / "wordless")  # its tokenizer is not there
+    config = json.loads((wordless / CONFIG_FILE).read_text(encoding="utf-8"))
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/words"
+    (wordless / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+    models = [work / "model", work / "a" / "model", wordless, work / "nowhere"]
     words = ["--suite", "pictograms", str(sets), "paper", str(work), "--probe", "--out", str(work / "out")]
     words += ["--retrieval", str(table), str(gone), "--device", "cpu"]
     assert cli.main(["eval", *map(str, models), *words]) == 1

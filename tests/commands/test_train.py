@@ -23,10 +23,6 @@ def config_of(words):
     return config
 
 
-def colours(folder, n):
-    write_pairs(folder, {f"{i}": ((6 * i, 255 - 6 * i, 90), f"colour number {i}") for i in range(n)})
-
-
 def next_commands(err):
     """The commands that were offered, without ``cloob``."""
     lines = [line.partition(": cloob ")[2] for line in err.splitlines() if line.startswith(("next:", "  or:"))]
@@ -108,7 +104,7 @@ def test_a_config_of_a_run_begins_another_run(tmp_path, capsys):
 def test_data_leads_to_training_and_training_to_looking(tmp_path, capsys, caplog, monkeypatch):
     """The batch suits the number of pairs, and the run, which says so once, finds the same one when it goes on."""
     monkeypatch.chdir(tmp_path)
-    colours(tmp_path / "my pairs", 40)
+    write_pairs(Path("my pairs"), {f"{i}": ((6 * i, 255 - 6 * i, 90), f"colour number {i}") for i in range(40)})
     assert cli.main(["data", "my pairs"]) == 0
     (command,) = next_commands(capsys.readouterr().err)
     assert command == "train align --data 'my pairs'"

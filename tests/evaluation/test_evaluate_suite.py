@@ -169,12 +169,6 @@ def test_recalls_and_confusions(tmp_path):
     assert "1,green,0,,,," in (tmp_path / "my-Set-2.csv").read_text()  # without images no recall
 
 
-# Geometry over checkpoints, similar pictures and duplicates, against hand-made features and plain loops
-
-
-WEIGHTS = "open_clip_model.safetensors"
-
-
 def checkpoint(run, step):
     return run / "checkpoints" / f"step-{step:08d}" / "model"
 
@@ -185,7 +179,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "mine"
     for seed, step in enumerate((10, 15)):
         tiny_model(checkpoint(folder, step), seed=seed, beta=6.0)
-    cut = shutil.copytree(checkpoint(folder, 10), checkpoint(folder, 5)) / WEIGHTS
+    cut = shutil.copytree(checkpoint(folder, 10), checkpoint(folder, 5)) / "open_clip_model.safetensors"
     cut.write_bytes(cut.read_bytes()[:1000])
     lines = [json.dumps({"epoch": epoch, "step": 5 * epoch, "samples": 10}) for epoch in (1, 2, 3)]
     (folder / "epochs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -238,9 +232,6 @@ def test_the_command_writes_its_page_and_json(run, tmp_path, capsys):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Effective eigenvalues during training" in page and page.count('class="twin-images"') == 15
     assert "1 images or captions could not be read (corrupt image × 1); they are in no measure" in page
-
-
-# Embeddings and their cache
 
 
 @pytest.fixture(scope="module")
@@ -323,15 +314,11 @@ def test_two_sets_of_one_name_are_two():
 def test_a_run_that_goes_on_while_it_is_judged(saved, tmp_path):
     """What is the newest checkpoint at first stays the model: else newer weights would be kept under its key."""
     options = EmbedOptions(cache=Cache(tmp_path / "cache"))
-
-    def checkpoint(step, model):
-        shutil.copytree(model, tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "model")
-
-    checkpoint(1, saved[0])
-    Embeddings({"m": tmp_path / "run"}, options).facts("m")
-    embeddings = Embeddings({"m": tmp_path / "run"}, options)
-    embeddings.facts("m")  # from the cache: nothing is loaded yet
-    checkpoint(2, saved[1])
+    shutil.copytree(saved[0], checkpoint(tmp_path / "run", 1))
+    for _ in range(2):
+        embeddings = Embeddings({"m": tmp_path / "run"}, options)
+        embeddings.facts("m")  # the second time from the cache: nothing is loaded yet
+    shutil.copytree(saved[1], checkpoint(tmp_path / "run", 2))
     found = embeddings.labelled("m", Labels(NAMES)).images.features
     assert torch.equal(found, Embeddings({"m": saved[0]}).labelled("m", Labels(NAMES)).images.features)
 

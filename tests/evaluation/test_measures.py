@@ -16,6 +16,7 @@ from cloob.functional import geometry as shape
 from cloob.functional.bootstrap import bootstrap_interval
 from cloob.models.towers import create_model
 from evaluate_fakes import COLOURS, ColourModel, Labels
+from paper_loops import unit
 
 
 def test_class_embeddings_are_the_renormalised_mean_over_templates():
@@ -55,21 +56,6 @@ def retrieval(images, texts, image_of_text=None, captions=None, chunk=4096):
     return m.retrieval_numbers(m.retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk), image_of_text)
 
 
-def unit(n, d, seed):
-    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-    return x / x.norm(dim=1, keepdim=True)
-
-
-def correct_loop(image_of_text, captions):
-    plain = [" ".join(caption.lower().split()) or str(i) for i, caption in enumerate(captions)]
-    return {
-        (t, image)
-        for t, caption in enumerate(plain)
-        for other, image in zip(plain, image_of_text, strict=True)
-        if caption == other
-    }
-
-
 def recall_loop(queries, gallery, correct, k):
     hits = 0
     for q in range(len(queries)):
@@ -86,7 +72,9 @@ def test_recall_is_the_loop(data, n_images, more, seed):
     words = st.sampled_from(["a dog", "A  Dog", "cat", "bird", ""])
     captions = [data.draw(words) for _ in image_of_text]
     images, texts = unit(n_images, 4, seed), unit(len(image_of_text), 4, seed + 1)
-    correct = correct_loop(image_of_text, captions)
+    plain = [" ".join(caption.lower().split()) or str(i) for i, caption in enumerate(captions)]
+    of_image = list(zip(plain, image_of_text, strict=True))
+    correct = {(t, image) for t, caption in enumerate(plain) for other, image in of_image if caption == other}
     result = retrieval(images, texts, image_of_text, captions, chunk=data.draw(st.integers(1, 9)))
     for k in (1, 5, 10):
         flipped = {(i, t) for t, i in correct}
@@ -101,7 +89,7 @@ def test_unreadable_rows_count_as_not_found_and_a_constant_tower_finds_nothing()
     result = retrieval(images, texts, captions=["a", "", "c", "d"])
     assert result["image_to_text@1"] == result["image_to_text@10"] == 0.5  # image 0, and 1 without text
     assert result["text_to_image@1"] == result["text_to_image@10"] == 0.5
-    features = unit(1, 8, 0).repeat(40, 1)
+    features = unit(1, 8).repeat(40, 1)
     result = retrieval(features, features)
     assert result["image_to_text@10"] == 0.0 and result["text_to_image_median_rank"] == 40
 
@@ -142,9 +130,6 @@ def test_geometry_of_retrievals_without_unreadable_pairs():
     broken = torch.tensor([[torch.nan] * 6])
     with_broken = torch.cat([image[:9], broken, image[9:]]), torch.cat([text[:9], text[:1], text[9:]])
     assert m.geometry(*with_broken, inv_tau=20.0, beta=4.0) == result and result["n"] == 30
-
-
-# The linear probe
 
 
 NAMES = list(COLOURS)

@@ -57,9 +57,8 @@ def push(source, *words, name=NAME):
 def test_nothing_private_goes_to_a_public_repository(hub, resnet, capsys):
     hub.repositories[NAME] = Repository(False)
     assert push(resnet, "--private") == 2
-    assert capsys.readouterr().err == (
-        f"cloob: {NAME}: is there already and is public; make it private first, or leave --private out\n"
-    )
+    said = "is there already and is public; make it private first, or leave --private out"
+    assert capsys.readouterr().err == f"cloob: {NAME}: {said}\n"
     assert hub.repositories[NAME].commits == []
 
 
@@ -184,9 +183,6 @@ def test_failures_are_one_line(hub, resnet, capsys, asked, failure):
     assert push(resnet) == 0 and hub.repositories[NAME].files.keys() >= OPEN_CLIP
 
 
-# The model card
-
-
 CONFIG = {
     "pairs": {"data": ["/home/xaver/secret/pairs.csv", "s3://key:word@bucket/x/{0..9}.tar?sig=abc", "sets/a|b.csv"]},
     "towers": {"model": "small", "init": None},
@@ -294,21 +290,13 @@ def test_the_name_of_data_is_never_a_place(tail, start):
         assert name and not name.startswith(("/", "~", "..")) and "host.org" not in name and "://" not in name
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
-        ("ViT-B-32/laion2b_s34b_b79k", "ViT-B-32/laion2b_s34b_b79k"),
-        ("runs/mine:best", "runs/mine"),
-        ("mine:best", "mine"),
-        ("/home/xaver/secret/mine:best", "mine"),
-        ("local-dir:/home/xaver/secret/mine", "mine"),
-        ("hf-hub:/home/xaver", "xaver"),
-        ("w.pkl:port", "w.pkl"),
-    ],
-)
-def test_a_model_that_training_began_with_keeps_its_owner_and_loses_its_place(source, name):
-    assert model_name(source) == name
+def test_a_model_that_training_began_with_keeps_its_owner_and_loses_its_place():
+    for name in ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "ViT-B-32/laion2b_s34b_b79k"):
+        assert model_name(name) == name
+    for source in ("mine:best", "/home/xaver/secret/mine:best", "local-dir:/home/xaver/secret/mine"):
+        assert model_name(source) == "mine"
+    for source, name in (("runs/mine:best", "runs/mine"), ("hf-hub:/home/xaver", "xaver"), ("w.pkl:port", "w.pkl")):
+        assert model_name(source) == name
 
 
 def test_a_licence_is_one_word_and_the_hub_knows_which(small, capsys):

@@ -112,14 +112,6 @@ def plainly(function, case):
     return by_autograd(loss, *case.inputs)
 
 
-class Rows(nn.Module):
-    """Two towers that know each pair's rows by heart."""
-
-    def __init__(self, x, y):
-        super().__init__()
-        self.x, self.y = nn.Parameter(x), nn.Parameter(y)
-
-
 def by_module(case, *, backend="auto", cached=False):
     """By ``ContrastiveObjective``; its scales learn where they can, and fixed ones get the gradient of the loop."""
     x, y, *scalars = case.inputs
@@ -131,7 +123,7 @@ def by_module(case, *, backend="auto", cached=False):
     for name, number in (("log_inv_tau", case.inv_tau), ("log_beta", case.beta)):
         if name in dict(objective.named_parameters()):
             objective.get_parameter(name).data.fill_(math.log(number))
-    towers = Rows(x, y)
+    towers = nn.ParameterDict({"x": x, "y": y})  # which know the rows of every pair by heart
     if cached:
         parts = list(torch.arange(case.n).tensor_split(case.cuts))
         encode = lambda part: (towers.x[part], towers.y[part])  # noqa: E731

@@ -24,13 +24,6 @@ def rank_loop(query, gallery, targets):
     return result
 
 
-def test_ranks_by_hand():
-    gallery = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0.6, 0.8]])
-    query = torch.tensor([[1.0, 0], [1.0, 0], [0, 1]])  # scores: 1 0 −1 .6 | the same | 0 1 0 .8
-    assert r.ranks(query, gallery, torch.tensor([0, 2, 3])).tolist() == [0, 3, 1]
-    assert r.ranks(query, gallery, [(2, 3), (1, 2), (0,)]).tolist() == [1, 2, 3]  # query 2: row 2 ties with row 0
-
-
 @settings(max_examples=40)
 @given(data=st.data(), q=st.integers(1, 9), n=st.integers(1, 9), seed=st.integers(0, 999))
 def test_ranks_are_the_loop_for_any_chunk(data, q, n, seed):
@@ -40,6 +33,8 @@ def test_ranks_are_the_loop_for_any_chunk(data, q, n, seed):
     targets = [data.draw(positives) for _ in range(q)]
     chunk = data.draw(st.integers(1, 12))
     assert r.ranks(query, gallery, targets, chunk=chunk).tolist() == rank_loop(query, gallery, targets)
+    first = [each[:1] for each in targets]
+    assert r.ranks(query, gallery, torch.tensor(first)[:, 0]).tolist() == rank_loop(query, gallery, first)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -181,9 +176,6 @@ def test_rows_of_one_group_are_one_sample():
     groups, often = torch.arange(60).repeat_interleave(4), once.repeat_interleave(4)
     assert bootstrap_interval(often, groups=groups) == pytest.approx(bootstrap_interval(once))
     assert bootstrap_interval(often)[1] < bootstrap_interval(once)[1]
-
-
-# Geometry
 
 
 GEOMETRY = {

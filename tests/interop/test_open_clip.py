@@ -21,6 +21,7 @@ from cloob import ContrastiveObjective, load_model
 from cloob.errors import InputError
 from cloob.functional import cloob_reference, info_nce
 from cloob.interop.open_clip import OpenClipLoss, Options, installed, run
+from cloob.models.towers import create_model, open_clip
 
 for package in ("open_clip", "pandas", "webdataset"):
     pytest.importorskip(package, reason='open_clip_train needs pip install -e ".[open-clip-train]"')
@@ -70,8 +71,6 @@ def test_learned_inv_tau_is_exact_under_accumulation():
 
 
 def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatch):
-    from cloob.models.towers import open_clip
-
     monkeypatch.chdir(tmp_path)
     create = open_clip().create_model_and_transforms
     main = SimpleNamespace(create_loss=None, train_one_epoch=None, create_model_and_transforms=create, parse_args=None)
@@ -101,8 +100,6 @@ def test_what_would_train_another_loss_is_refused(arguments, message):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """As many pairs as a global batch holds, so that an epoch is one step on all of them; the weights to begin with."""
-    from cloob.models.towers import create_model
-
     folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
     captions = [f"picture number {i} of a {ANIMALS[i % 4]}" for i in range(N)]
     for i in range(N):
@@ -120,8 +117,6 @@ def world(tmp_path_factory):
 
 def plain_loop(world, loss):
     """The oracle: AdamW on the whole batch. Its large epsilon makes it follow the gradient's size, as SGD does."""
-    from cloob.models.towers import create_model
-
     model = create_model("tiny-vit", seed=0).model.train()
     model.load_state_dict(torch.load(world.start))
     model.logit_scale.requires_grad_(True)

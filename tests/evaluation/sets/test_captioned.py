@@ -54,10 +54,7 @@ def clip_benchmark(folder):
     return home
 
 
-LAYOUTS = [table, json_lists, parquet, clip_benchmark]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [table, json_lists, parquet, clip_benchmark])
 def test_every_layout_gives_the_same_pictures(layout, folder):
     place = layout(folder)
     found = open_captioned(place)
@@ -105,15 +102,6 @@ def wds(tmp_path):
     return folder
 
 
-@pytest.fixture
-def folders(tmp_path):
-    for i, name in enumerate(("polar_bear/1.png", "polar_bear/x/2.jpg", "ant/1.png")):
-        path = tmp_path / "zoo" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(noise(i))
-    return tmp_path / "zoo"
-
-
 def test_a_clip_benchmark_folder_and_a_truncated_shard(wds):
     labelled = open_labelled(wds)
     assert labelled.name == "pets" and len(labelled) == 5
@@ -126,12 +114,16 @@ def test_a_clip_benchmark_folder_and_a_truncated_shard(wds):
         open_labelled(wds)
 
 
-def test_an_image_folder_and_a_file_that_vanishes(folders):
-    (folders / ".git").mkdir()
-    labelled = open_labelled(folders)
+def test_an_image_folder_and_a_file_that_vanishes(tmp_path):
+    folder = tmp_path / "zoo"
+    for i, name in enumerate(("polar_bear/1.png", "polar_bear/x/2.jpg", "ant/1.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(noise(i))
+    (folder / ".git").mkdir()
+    labelled = open_labelled(folder)
     assert labelled.name == "zoo" and labelled.classnames == ("ant", "polar bear") and labelled.templates == ("{c}",)
     assert labelled.labels.tolist() == [0, 1, 1]
-    (folders / "ant" / "1.png").unlink()
+    (folder / "ant" / "1.png").unlink()
     with pytest.raises(BadSample, match=r"ant/1\.png") as caught:
         labelled.read(0)
     assert caught.value.reason == "missing image" and labelled.read(2) == ("polar_bear/x/2.jpg", noise(1))
