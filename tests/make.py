@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-Colour = tuple[int, int, int] | str
 PURE = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),

@@ -11,6 +11,7 @@ from cloob import machine
 from cloob.cache import DEFAULT_BYTES, Cache, use_cache
 from cloob.errors import InputError
 from cloob.files import read_at_most, whole_folder, write_whole
+from support import raises
 
 DAY = 86_400.0
 
@@ -19,10 +20,6 @@ def entry(cache, name, used_ago, kind="embeddings", size=1000):
     path = cache.put(kind, name, bytes(size))
     os.utime(path, (time.time() - used_ago,) * 2)
     return path
-
-
-def sized(cache, max_bytes):
-    return Cache(cache.folder, max_bytes)
 
 
 def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path):
@@ -34,9 +31,9 @@ def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path):
     half.write_bytes(bytes(1000))
     os.utime(half, (0, 0))
     assert cache.find("embeddings", "again") == again  # used just now
-    assert sized(cache, 4300).evict() == [half, paths[3]]
-    assert sized(cache, 3300).evict() == [paths[2]]
-    new = sized(cache, 2000).put("features", "new", bytes(1000))  # whoever stores, tidies up
+    assert Cache(tmp_path, 4300).evict() == [half, paths[3]]
+    assert Cache(tmp_path, 3300).evict() == [paths[2]]
+    new = Cache(tmp_path, 2000).put("features", "new", bytes(1000))  # whoever stores, tidies up
     assert again.exists() and new.exists() and not paths[1].exists()
     assert not paths[0].exists()
 
@@ -45,19 +42,18 @@ def test_what_another_run_may_be_about_to_read_stays(tmp_path):
     cache = Cache(tmp_path)
     young = [entry(cache, str(kind), 1800, kind) for kind in ("embeddings", "features", "indices")]
     streamed = entry(cache, "shard", 1800, "shards")
-    assert sized(cache, 0).evict() == [streamed]  # whatever room there is has to do for those
+    assert Cache(tmp_path, 0).evict() == [streamed]  # whatever room there is has to do for those
     assert all(path.exists() for path in young)
     for path in young:
         os.utime(path, (time.time() - 3700,) * 2)
-    assert sorted(sized(cache, 0).evict()) == sorted(young)
+    assert sorted(Cache(tmp_path, 0).evict()) == sorted(young)
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
     for key in ("CLOOB_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 987_654)
-    with pytest.raises(InputError, match="set CLOOB_CACHE or HOME"):
-        Cache().find("digests", "x")
+    raises(InputError, "set CLOOB_CACHE or HOME", Cache().find, "digests", "x")
 
 
 def test_what_is_not_of_the_cache_stays(tmp_path):
@@ -77,8 +73,7 @@ def test_a_failed_making_leaves_nothing(tmp_path):
         path.write_bytes(b"half")
         raise InputError("broke off")
 
-    with pytest.raises(InputError, match="broke off"):
-        Cache(tmp_path).get("shards", "x", fail)
+    raises(InputError, "broke off", Cache(tmp_path).get, "shards", "x", fail)
     assert Cache(tmp_path).find("shards", "x") is None
     assert [path.name[:5] for path in (tmp_path / "shards").iterdir()] in ([], ["lock-"])
 
@@ -91,8 +86,7 @@ def test_folder_and_size_come_from_the_environment(tmp_path, monkeypatch):
     assert Cache().max_bytes == 1 << 29 and Cache(max_bytes=7).max_bytes == 7
     assert Cache().put("features", "x", b"x").parent == tmp_path / "features"
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "20 GB")
-    with pytest.raises(InputError, match=r"CLOOB_CACHE_BYTES is '20 GB'; it takes a number of bytes"):
-        Cache()
+    raises(InputError, r"CLOOB_CACHE_BYTES is '20 GB'; it takes a number of bytes", Cache)
 
 
 def test_a_file_is_whole_or_what_was_there_stays(tmp_path):
@@ -101,9 +95,7 @@ def test_a_file_is_whole_or_what_was_there_stays(tmp_path):
     assert path.read_bytes() == "é\nfirst".encode()
     write_whole(path, b"\x00second")
     for target, said in ((path / "x", r"name.txt/x: cannot be written \("), (path.parent, r"made: cannot be written")):
-        with pytest.raises(InputError, match=said) as caught:
-            write_whole(target, "text")
-        assert "\n" not in str(caught.value)
+        raises(InputError, said, write_whole, target, "text")
     assert path.read_bytes() == b"\x00second" and list(tmp_path.rglob("*")) == [path.parent, path]
 
 
@@ -113,8 +105,7 @@ def test_no_pipe_and_no_device_is_read(tmp_path):
     (tmp_path / "link").symlink_to("pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     for name in ("pipe", "link", "device"):
-        with pytest.raises(OSError, match="a pipe or a device, not a file"):
-            read_at_most(tmp_path / name, 100)
+        raises(OSError, "a pipe or a device, not a file", read_at_most, tmp_path / name, 100)
 
 
 def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path, monkeypatch):

@@ -192,8 +192,7 @@ def primitives():
     def fails():
         raise Local("of its own")
 
-    with pytest.raises(RuntimeError if rank else Local, match=r"^of its own"):
-        distributed.on_rank_zero(fails)
+    raises(RuntimeError if rank else Local, r"^of its own", distributed.on_rank_zero, fails)
     everywhere = distributed.gather_objects({"rank": torch.full((3,), rank)})
     assert [value["rank"].tolist() for value in everywhere] == [[r] * 3 for r in range(world)]
 

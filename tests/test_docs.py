@@ -215,11 +215,8 @@ def test_python_runs(capsys):
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
     torch.testing.assert_close(names["loss"], expected)
-    x, y, ids = (
-        F.normalize(torch.randn(5, 3), dim=1),
-        F.normalize(torch.randn(5, 3), dim=1),
-        torch.tensor([0, 1, 0, 2, 1]),
-    )
+    x, y = (F.normalize(torch.randn(5, 3), dim=1) for _ in range(2))
+    ids = torch.tensor([0, 1, 0, 2, 1])
     loss = 0.0
     for i in range(5):
         mass = {

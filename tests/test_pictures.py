@@ -1,4 +1,4 @@
-"""The one decoder: a zoo of files gives the same pixels in training, in evaluation and in ``encode_image``."""
+"""The one decoder: files of every kind give the same pixels in training, in evaluation, in ``encode_image``; crops."""
 
 import io
 import sys
@@ -6,15 +6,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
+from torch.distributions import Uniform
+from torchvision.transforms import RandomResizedCrop
 
 from cloob import pictures
 from cloob.data.loader import BatchBuilder
-from cloob.data.transforms import TrainTransform
+from cloob.data.transforms import TrainTransform, crop_box, resize
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
 from cloob.models.towers import create_model
-from make import Listed, encoded, raw_file
+from make import Listed, encoded, noise_image, raw_file
+from support import raises
 
 SIDE = 64
 ORIENTATION = 0x0112
@@ -202,12 +207,9 @@ def test_one_limit_everywhere(monkeypatch, encoder, tmp_path):
     (tmp_path / "bomb.png").write_bytes(data)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(InputError, match=r"bomb\.png: .*64×64 pixels, the limit is 4,095"):
-        encoder.encode_image([tmp_path / "bomb.png"])
-    with pytest.raises(InputError, match=r"an image of 64×64 pixels: "):
-        encoder.encode_image([image])
-    with pytest.raises(InputError, match=r"none of the 1 images can be read.*image too large"):
-        embed_images(encoder, one(data))
+    raises(InputError, r"bomb\.png: .*64×64 pixels, the limit is 4,095", encoder.encode_image, [tmp_path / "bomb.png"])
+    raises(InputError, r"an image of 64×64 pixels: ", encoder.encode_image, [image])
+    raises(InputError, r"none of the 1 images can be read.*image too large", embed_images, encoder, one(data))
     monkeypatch.undo()
     builder = BatchBuilder(one(data), TrainTransform(SIDE), lambda texts: torch.zeros(len(texts), 3), 0, None)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
@@ -230,16 +232,12 @@ def test_a_format_without_its_package_names_what_to_install(monkeypatch, encoder
     for package in ("pillow_heif.HeifImagePlugin", "pillow_jxl", "rawpy"):
         monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
-    with pytest.raises(InputError) as caught:
-        encoder.encode_image([tmp_path / "IMG_1.HEIC"])
-    assert "IMG_1.HEIC: " in str(caught.value) and "pip install pillow-heif" in str(caught.value)
+    raises(InputError, r"IMG_1\.HEIC: .*pip install pillow-heif", encoder.encode_image, [tmp_path / "IMG_1.HEIC"])
     Image.init()
     monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
-    with pytest.raises(pictures.Unreadable, match=r"AVIF: pip install 'pillow>=11\.3'"):
-        pictures.decode(HEIC.replace(b"heic", b"avif"))
+    raises(pictures.Unreadable, r"AVIF: pip install 'pillow>=11\.3'", pictures.decode, HEIC.replace(b"heic", b"avif"))
     for data, brings in ((b"\xff\x0a" + bytes(9), "pillow-jxl-plugin"), (raw_file(b""), "rawpy")):
-        with pytest.raises(pictures.Unreadable, match=f"pip install {brings}"):
-            pictures.decode(data)
+        raises(pictures.Unreadable, f"pip install {brings}", pictures.decode, data)
         assert pictures.is_unbounded(data)
 
 
@@ -279,8 +277,7 @@ def test_raw_is_the_jpeg_inside():
     assert raw.size == (48, 64) and raw.full_size == (64, 64) and raw.exif is not None and raw.exif[0x010F] == "Canon"
     expected = pictures.decode(encoded(stored, "JPEG", quality=95, exif=turned))
     assert np.array_equal(np.asarray(raw.rgb()), np.asarray(expected))
-    with pytest.raises(pictures.Unreadable, match="corrupt image"):
-        pictures.decode(raw_file(b""))
+    raises(pictures.Unreadable, "corrupt image", pictures.decode, raw_file(b""))
 
 
 def test_heic(encoder):
@@ -290,3 +287,100 @@ def test_heic(encoder):
     pixels = np.asarray(pictures.decode(file.getvalue()), dtype=float)
     assert np.abs(pixels - np.asarray(upright())).max() <= 12
     assert np.array_equal(trained_on(file.getvalue()).numpy(), pixels)
+
+
+# Crops
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 200), (40, 400)])
+def test_crops_are_distributed_as_torchvisions(height, width):
+    """Means of the box over many draws agree within five standard errors."""
+    n, scale, ratio = 4000, (0.2, 0.8), (3 / 4, 4 / 3)
+    blank = torch.empty(3, height, width)
+    torch.manual_seed(0)
+    theirs = np.array([RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in range(n)], float)
+    draws = Uniform(0.0, 1.0).sample((n, 22)).double().tolist()
+    ours = np.array([crop_box(height, width, scale, ratio, u) for u in draws], float)
+    error = np.sqrt((theirs.var(0) + ours.var(0)) / n)
+    assert (np.abs(theirs.mean(0) - ours.mean(0)) <= 5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(64, 64, 64), (500, 375, 224), (20, 30, 64)])
+def test_resize_is_pillows_bicubic_within_one_level(width, height, size):
+    image = noise_image(0, width, height)
+    expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    ours = resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), size)
+    assert ours.dtype == torch.uint8 and ours.shape == (3, size, size)
+    assert np.abs(ours.numpy().astype(int) - expected).max() <= 1
+
+
+def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
+    image = noise_image(0, 16, 16)
+    plain, flipping = TrainTransform(16, scale=(1.0, 1.0)), TrainTransform(16, scale=(1.0, 1.0), flip=True)
+    flips = 0
+    for seed in range(200):
+        a, b = (t(image, seeded(seed)) for t in (plain, flipping))
+        assert torch.equal(a, b) or torch.equal(a.flip(-1), b)
+        flips += not torch.equal(a, b)
+    assert 70 <= flips <= 130
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.01, 1), st.integers(0, 9))
+def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(width, height, size, low, seed):
+    crop = TrainTransform(size, scale=(low, 1.0)).draw(width, height, seeded(seed))
+    exact = TrainTransform(size, scale=(low, 1.0), reduce=False).draw(width, height, seeded(seed))
+    r = crop.reduction
+    assert r in (1, 2, 4, 8) and exact.reduction == 1 and crop.source_size == (width, height)
+    assert all(value % r == 0 for value in crop[:4])
+    if r > 1:
+        assert min(crop.height, crop.width) // r >= size
+    if r < 8:  # and the next factor would be too much
+        assert min(exact.height, exact.width) // (2 * r) < size
+    # Each edge moves by less than one pixel of the result.
+    for start, length in ((0, 2), (1, 3)):
+        pixel = exact[length] / size
+        assert 0 <= exact[start] - crop[start] < max(1, pixel)
+        assert 0 <= exact[length] - crop[length] < max(1, pixel)
+    for box in (crop, exact):
+        assert min(box.height, box.width) >= 1 and min(box.top, box.left) >= 0
+        assert box.top + box.height <= height and box.left + box.width <= width
+
+
+def test_an_image_in_several_pieces_passes():
+    """Pillow keeps more than 16 MB in blocks, which cannot be handed out as one."""
+    image = Image.new("RGB", (2400, 2000), (9, 8, 7))
+    assert TrainTransform(8)(image, seeded(0)).unique().tolist() == [7, 8, 9]
+
+
+def test_a_jpeg_of_several_pictures_is_its_first():
+    first, second = Image.new("RGB", (64, 48), (250, 0, 0)), Image.new("RGB", (64, 48), (0, 0, 250))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    for reduction, size in ((1, (64, 48)), (4, (16, 12))):
+        image = pictures.Encoded(data).rgb(reduction)
+        assert image.size == size and image.getpixel((2, 2))[0] > 200
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("RGB", {}), ("RGB", {"subsampling": 0}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})],
+)
+def test_a_jpeg_that_lacks_its_end_is_taken(mode, options):
+    """What is there is as it was; what is missing is grey, a tenth of the rows at most."""
+    data = encoded(noise_image(0, 640, 480).convert(mode), "JPEG", quality=90, **options)
+    whole = np.asarray(pictures.decode(data))
+    for end in (1, 2, 30, len(data) // 20):
+        file, smaller = pictures.Encoded(data[:-end]), pictures.Encoded(data[:-end])
+        found = np.asarray(file.rgb())
+        assert file.truncated or end <= 2
+        assert "progressive" in options or np.array_equal(found[:432], whole[:432])
+        assert end > 2 or np.array_equal(found, whole)
+        assert smaller.rgb(4).size == (160, 120) and (smaller.truncated or end <= 2)
+    if "progressive" not in options:
+        raises(pictures.Unreadable, r"2\d% of its rows missing", pictures.decode, data[: len(data) * 3 // 4])
+    file = pictures.Encoded(data)
+    file.rgb()
+    assert not file.truncated

@@ -29,6 +29,7 @@ from cloob.data.shards.remote import fetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from make import code_points, noise, write_tar
+from support import raises
 
 SIZES = {"00000.tar": 5, "00001.tar": 4, "00002.tar": 3}
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of a POSIX shell")
@@ -70,8 +71,7 @@ def test_http_and_what_else_fsspec_opens(spec, shards, web):
     web.pages = {f"/{path.name}": path.read_bytes() for path in shards.iterdir()}
     source = open_source(f"{web.url}/{{00000..00002}}.tar")
     assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
-    with pytest.raises(InputError, match=r"absent/sizes\.json: no such file"):
-        open_source(f"{web.url}/absent/0.tar")
+    raises(InputError, r"absent/sizes\.json: no such file", open_source, f"{web.url}/absent/0.tar")
     memory = fsspec.filesystem("memory")
     for path in shards.iterdir():
         memory.pipe_file(f"/pairs/{path.name}", path.read_bytes())
@@ -85,15 +85,13 @@ def test_a_failed_fetch_names_shard_status_and_attempts(spec, shards, cache):
     source = open_source(spec)
     (shards / "00001.tar").unlink()
     said = r"^pipe:cat \S*00001\.tar: its command ended with exit status 1 \(3 attempts\)$"
-    with pytest.raises(InputError, match=said):
-        source.read(5)
+    raises(InputError, said, source.read, 5)
     pairs = PairLoader(source, TrainTransform(4), code_points, 5, workers=1)
     with pytest.raises(InputError, match=said):  # in a worker too
         list(pairs.epoch(0))
     pairs.close()
     assert source.read(0).caption == "pair 0" and not list(cache.rglob(".tmp-*"))
-    with pytest.raises(InputError, match="command not found"):
-        open_source("pipe:no-such-command-here x/0.tar 2> /dev/null")
+    raises(InputError, "command not found", open_source, "pipe:no-such-command-here x/0.tar 2> /dev/null")
 
 
 def test_a_flaky_command_is_tried_again(spec, shards):
@@ -135,12 +133,10 @@ def test_damaged_streamed_shards(spec, shards, cache):
     source = open_source(spec)
     assert [source.read(i).caption for i in (5, 6, 9)] == ["pair 5", "pair 6", "pair 9"]
     for row in (7, 8):
-        with pytest.raises(BadSample, match=r"holds 2 samples, sizes\.json has 4: cut after"):
-            source.read(row)
+        raises(BadSample, r"holds 2 samples, sizes\.json has 4: cut after", source.read, row)
     shutil.rmtree(cache)
     (shards / "00000.tar").write_bytes(b"<html>no" * 200)
-    with pytest.raises(InputError, match=r"00000\.tar: gave no readable shard \(is not a tar archive"):
-        open_source(spec)
+    raises(InputError, r"00000\.tar: gave no readable shard \(is not a tar archive", open_source, spec)
     assert not list(cache.rglob("*.tar"))  # it is not kept
 
 
@@ -151,8 +147,7 @@ def test_counting(shards, capsys):
     assert "3 shards, 12 samples" in capsys.readouterr().out
     (shards / "sizes.json").unlink()
     spec, written = f"pipe:cat {shards}/{{00000..00002}}.tar", shards.parent / "sizes.json"
-    with pytest.raises(InputError, match=r"number of samples .* must be known; .*cloob data FOLDER --count"):
-        open_source(spec)
+    raises(InputError, r"number of samples .* must be known; .*cloob data FOLDER --count", open_source, spec)
     assert main(["data", spec, "--count", "--out", str(written)]) == 0
     assert json.loads(written.read_text()) == SIZES  # to be put beside the shards
     source = open_source(spec)  # by what was counted on this host
@@ -204,10 +199,8 @@ def test_a_list_of_counts_runs_no_command(shards, tmp_path, web):
     (shards / "sizes.json").write_bytes(content)
     assert len(open_source(shards)) == 12
     web.pages["/sizes.json"] = content
-    with pytest.raises(InputError, match=r"sizes\.json: has no count for 0\.tar"):
-        open_source(f"{web.url}/0.tar")
-    with pytest.raises(InputError, match="expected a folder, a table"):
-        open_source(shards / "sizes.json")
+    raises(InputError, r"sizes\.json: has no count for 0\.tar", open_source, f"{web.url}/0.tar")
+    raises(InputError, "expected a folder, a table", open_source, shards / "sizes.json")
     assert not marker.exists()
 
 
@@ -219,8 +212,7 @@ def test_redirects(web, tmp_path):
     assert target.read_bytes() == b"here"
     for to in ("file:///etc/passwd", "ftp://127.0.0.1/x", "pipe:id"):
         web.redirect("/away", to)
-        with pytest.raises(InputError, match="/away"):
-            fetch(f"{web.url}/away", target)
+        raises(InputError, "/away", fetch, f"{web.url}/away", target)
     with make.web() as other:
         other.pages["/there"] = b"here"
         web.redirect("/moved", f"{other.url}/there")
@@ -246,7 +238,6 @@ def test_a_body_that_ends_early_and_a_server_that_says_nothing(web, tmp_path, mo
     web.pages["/once"] = lambda request: (web.pages.update({"/once": b"whole"}), cut(request))
     web.pages["/silent"] = lambda request: request.rfile.read(1)  # until the client goes
     for page in ("/cut", "/silent"):
-        with pytest.raises(InputError, match=rf"{page}: .*\(3 attempts\)"):
-            fetch(web.url + page, target)
+        raises(InputError, rf"{page}: .*\(3 attempts\)", fetch, web.url + page, target)
     fetch(f"{web.url}/once", target)
     assert target.read_bytes() == b"whole"

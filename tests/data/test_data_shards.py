@@ -14,6 +14,7 @@ from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.errors import InputError
 from make import noise, outcomes, write_tar
+from support import raises
 
 
 def captions(source):
@@ -101,8 +102,7 @@ def test_bad_samples_are_counted_by_reason(tmp_path):
         "caption too long",
         "a" * MAX_CAPTION_BYTES,
     ]
-    with pytest.raises(BadSample, match=r"0\.tar/b/nocaption"):
-        source.read(1)
+    raises(BadSample, r"0\.tar/b/nocaption", source.read, 1)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,7 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(shards, tmp_pat
     packed = pickle.dumps(again)
     assert len(packed) < 2000 and captions(pickle.loads(packed)) == expected  # the file's name, not its content
     file.write_bytes(b"junk")
-    with pytest.raises(InputError, match=file.name):
-        open_source(shards)
+    raises(InputError, file.name, open_source, shards)
     write_tar(shards / "00002.tar", {"n.png": noise(), "n.txt": b"new"})
     assert captions(open_source(shards))[-1] == "new"
     assert len(list(indices.glob("*.arrow"))) == 2 and not list(indices.glob(".tmp-*"))
@@ -196,8 +195,7 @@ def test_captions_from_a_key_of_each_samples_json(tmp_path):
     source = open_source(tmp_path, caption_column="json:llava")
     assert [source.read(row).caption for row in (0, 1)] == ["a red bird", "a dog"]
     for row, reason in ((2, "no text under 'llava'"), (3, "no JSON object"), (4, "no JSON object")):
-        with pytest.raises(BadSample, match=f"missing caption .*{reason}"):
-            source.read(row)
+        raises(BadSample, f"missing caption .*{reason}", source.read, row)
     assert open_source(tmp_path).read(0).caption == "alt text"  # another index in the cache
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "a dog"
 
@@ -222,8 +220,7 @@ def test_a_tar_whose_reading_fails_is_not_missing(tmp_path):
     source = open_source(tmp_path)  # the third is not read yet
     (tmp_path / "2.tar").unlink()
     (tmp_path / "2.tar").symlink_to("/proc/self/mem")
-    with pytest.raises(BadSample, match=r"2\.tar/0: cannot be read \(.*2\.tar: Input/output error"):
-        source.read(2)
+    raises(BadSample, r"2\.tar/0: cannot be read \(.*2\.tar: Input/output error", source.read, 2)
 
 
 def test_brace_patterns_are_a_shells(tmp_path):
@@ -239,5 +236,4 @@ def test_brace_patterns_are_a_shells(tmp_path):
     ):
         assert captions(open_source(f"{tmp_path}/{pattern}.tar")) == expected
     for pattern in ("{a,b", "a}{b"):
-        with pytest.raises(InputError, match="not a brace pattern"):
-            open_source(f"{tmp_path}/{pattern}.tar")
+        raises(InputError, "not a brace pattern", open_source, f"{tmp_path}/{pattern}.tar")

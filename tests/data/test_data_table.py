@@ -15,6 +15,7 @@ from cloob.data.loader import PairLoader
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from make import code_points, noise, outcomes, write_arrow, write_table
+from support import raises
 
 ROWS = [{"title": f"caption {i}", "filepath": f"img/{i}.png", "n": i} for i in range(4)]
 FORMATS = ("t.csv", "t.tsv", "t.parquet", "t.jsonl")
@@ -85,8 +86,7 @@ def test_what_is_not_utf8(folder, name):
     path = write_table(folder / name, [*ROWS, *({**ROWS[0], "filepath": path} for path in ("CAFE.png", "no-CAFE"))])
     path.write_bytes(path.read_bytes().replace(b"CAFE", b"caf\xe9").replace(b"caption 2", b"caf\xe9"))
     source = open_source(path)
-    with pytest.raises(BadSample, match="caption not UTF-8"):
-        source.read(2)
+    raises(BadSample, "caption not UTF-8", source.read, 2)
     assert source.read(3).caption == "caption 3"
     assert (source.read(4).key, source.read(4).image) == ("caf\N{REPLACEMENT CHARACTER}.png", noise(7))
     with pytest.raises(BadSample) as caught:
@@ -101,11 +101,9 @@ def test_captions_that_are_no_text(folder):
     assert [source.read(i).caption for i in range(1, 5)] == ["7", "caf\xe9", "1.5", "true"]
     missing = open_source(write_table(folder / "t.parquet", [*ROWS, {"title": None, "filepath": "img/0.png", "n": 0}]))
     for each, row in ((source, 0), (source, 5), (missing, 4)):
-        with pytest.raises(BadSample, match="missing caption"):
-            each.read(row)
+        raises(BadSample, "missing caption", each.read, row)
     rows = [{"title": [1, 2], "filepath": "img/0.png"}]
-    with pytest.raises(InputError, match=r"column 'title' holds list<.*>, not text"):
-        open_source(write_table(folder / "t.parquet", rows))
+    raises(InputError, r"column 'title' holds list<.*>, not text", open_source, write_table(folder / "t.parquet", rows))
     source = open_source(write_table(folder / "t.jsonl", rows))  # a list of captions is as many rows
     assert [source.read(i).caption for i in range(2)] == ["1", "2"]
 
@@ -121,9 +119,8 @@ def quoted(path, changes, end="\n", turned=False):
 def test_a_quote_that_is_never_closed(folder, row, end):
     source = open_source(quoted(folder / "t.csv", {row: '"oh no'}, end))
     assert len(source) == row and source.read(row - 2).caption == f"caption {row - 1}"
-    with pytest.raises(BadSample, match="stray quote") as caught:
-        source.read(row - 1)
-    assert f"row {row} of t.csv" in str(caught.value)
+    message = raises(BadSample, "stray quote", source.read, row - 1)
+    assert f"row {row} of t.csv" in message
 
 
 def test_captions_of_several_lines_are_no_fault(folder):
@@ -195,8 +192,7 @@ def test_what_datasets_itself_writes(tmp_path):
         source = open_source(tmp_path / place)
         found = [source.read(i) for i in range(len(source))]
         assert [(s.image, s.caption) for s in found] == [(noise(i), f"pair {i}") for i in order]
-    with pytest.raises(InputError, match="splits holds the splits test, train; name one"):
-        open_source(tmp_path / "splits")
+    raises(InputError, "splits holds the splits test, train; name one", open_source, tmp_path / "splits")
 
 
 def test_parquet_with_images_is_unpacked_once(tmp_path):
@@ -260,8 +256,7 @@ def test_columns_are_found_or_asked_for(tmp_path):
         ({"caption_column": "n"}, "column 'n' holds int64, not text"),
         ({"image_column": "n", "caption_column": "other"}, "column 'n' holds int64, not images"),
     ):
-        with pytest.raises(InputError, match=said):
-            open_source(folder, **columns)
+        raises(InputError, said, open_source, folder, **columns)
 
 
 @KINDS
@@ -273,14 +268,11 @@ def test_a_later_file_of_another_form_is_named(tmp_path, kind):
         (table(range(3), "other"), "has no column 'caption'"),
     ):
         write_arrow(tmp_path / "set" / f"1.{kind}", content)
-        with pytest.raises(InputError, match=rf"1\.{kind}.* {said}"):
-            open_source(tmp_path / "set")
+        raises(InputError, rf"1\.{kind}.* {said}", open_source, tmp_path / "set")
     write_arrow(tmp_path / "set" / f"1.{kind}", first.set_column(1, "caption", pa.nulls(3)))
-    with pytest.raises(BadSample, match="missing caption"):
-        open_source(tmp_path / "set").read(3)
+    raises(BadSample, "missing caption", open_source(tmp_path / "set").read, 3)
     (tmp_path / "set" / f"1.{kind}").write_bytes(b"junk")
-    with pytest.raises(InputError, match=rf"1\.{kind} cannot be read as {kind}"):
-        open_source(tmp_path / "set")
+    raises(InputError, rf"1\.{kind} cannot be read as {kind}", open_source, tmp_path / "set")
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
@@ -295,5 +287,4 @@ def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path, kind):
     ]
     assert pa.total_allocated_bytes() - now < path.stat().st_size / 4
     write_arrow(path, content, kind, compression="lz4")
-    with pytest.raises(InputError, match=r"a\.arrow: is compressed; save it as Arrow without compression"):
-        open_source(path)
+    raises(InputError, r"a\.arrow: is compressed; save it as Arrow without compression", open_source, path)

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -23,7 +23,6 @@ from support import on_ranks, raises
 
 N, D = 12, 6
 WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-Pair = tuple[Tensor, Tensor]
 
 
 class Towers(nn.Module):
@@ -83,10 +82,8 @@ def one_pass(towers, objective, micro_batches):
     return loss.detach()
 
 
-def gradients(*modules):
-    return {
-        f"{i}.{name}": p.grad for i, m in enumerate(modules) for name, p in m.named_parameters() if p.grad is not None
-    }
+def gradients(module):
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
 def assert_same(left, right, tolerance=0.0):
@@ -116,21 +113,14 @@ def test_a_learned_option_gets_its_gradient(loss):
         else:
             objective(*towers(*batch()), **options).backward()
         found.append(gradients(towers))
-    assert "0.logit_scale" in found[0]
+    assert "logit_scale" in found[0]
     assert_same(found[1], found[0], 2e-6)
-
-
-class Jitter(nn.Module):
-    """Augmentation on the device, in training mode."""
-
-    def forward(self, x):
-        return x + 0.3 * torch.randn_like(x) if self.training else x
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[WITH_CUDA, pytest.mark.cuda])])
 def test_random_state_is_replayed(device):
     micro_batches = cut(tuple(side.to(device) for side in batch()), [5, 5, 2])
-    full, cached = (Towers(nn.Dropout(0.5), Jitter()).to(device) for _ in range(2))
+    full, cached = (Towers(nn.Dropout(0.5)).to(device) for _ in range(2))
     torch.manual_seed(11)
     expected = one_pass(full, ContrastiveObjective.cloob(), micro_batches)
     afterwards = torch.rand(3, device=device)

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from train_helpers import Poison, exact, lines
+from train_helpers import Poison, equal, exact, lines
 
 from cloob.cli import main
 from cloob.errors import InputError, TrainingFailed
@@ -24,11 +24,6 @@ RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "
 
 def weights(checkpoint):
     return load_model(str(checkpoint)).state_dict()
-
-
-def same_weights(a, b):
-    here, there = weights(a), weights(b)
-    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_the_run_folder(trained):
@@ -80,7 +75,7 @@ def test_config_json_is_resolved_and_trains_the_same(trained, tmp_path):
     assert config.towers.model == "nano-dropout" and config.towers.image_size == 32
     other = train(config.override(out=tmp_path / "again", samples=113, save_every=0, keep=1))  # three epochs
     assert (other.steps, other.epochs) == (15, 3) and exact(other.run) == exact(trained.run)
-    assert same_weights(other.run, trained.run)
+    assert equal(weights(other.run), weights(trained.run))
 
 
 def cut_back(trained, out, step):
@@ -158,7 +153,7 @@ def test_the_loop_switches_the_towers_back(trained, tmp_path):
     assert all(modes == callback.modes[0] for modes in callback.modes) and len(callback.modes) == 5
     assert not callback.encoder.model.visual.bn1.training
     alone = train(config.override(out=tmp_path / "alone"))
-    assert exact(result.run) == exact(alone.run) and same_weights(result.run, alone.run)
+    assert exact(result.run) == exact(alone.run) and equal(weights(result.run), weights(alone.run))
 
 
 def test_nonfinite_steps_are_skipped_and_written_down(trained, tmp_path):

@@ -112,20 +112,6 @@ def test_a_step_that_is_not_finite_leaves_no_trace(where, micro):
     assert not torch.equal(take.towers.text.weight, before["encoder.text.weight"])
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 100])
-@pytest.mark.parametrize("objective", ["clip", "cloob"])
-def test_micro_batches_take_the_step_of_the_whole_batch(size, objective):
-    whole, parted = Taking(objective, sgd=True), Taking(objective, micro=size, sgd=True)
-    for take in (whole, parted):  # batch norm would see micro-batches
-        take.towers.norm = nn.Identity()
-    one, other = (take(*batch(), torch.tensor([0, 1, 2, 1, 4, 5]), lr=0.1) for take in (whole, parted))
-    assert other.loss == pytest.approx(one.loss, rel=1e-6)
-    assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
-    torch.testing.assert_close(other.features, one.features)
-    for p, q in zip(whole.module.parameters(), parted.module.parameters(), strict=True):
-        torch.testing.assert_close(q, p)
-
-
 def test_autocast_covers_the_towers_only(monkeypatch):
     called = []
     forward = ContrastiveObjective.forward

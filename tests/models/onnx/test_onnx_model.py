@@ -14,13 +14,39 @@ from PIL import Image
 
 from cloob import cli, load_model
 from cloob.errors import InputError
+from cloob.models.folder import save_model
 from cloob.models.load import fingerprint
 from cloob.models.onnx import PlainEncoder
 from cloob.models.runs import ONNX_FILE
+from cloob.models.towers import open_clip
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from make import noise_image, picture
-from support import refused, run_script
+from support import made_once, raises, refused, run_script
+
+
+@pytest.fixture(scope="session")
+def model(lively, tmp_path_factory):
+    config = open_clip().get_model_config("tiny-resnet")
+    config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = [1, 1, 1, 1], 1  # a graph that is soon traced
+    place = tmp_path_factory.mktemp("configs") / "small-resnet.json"
+    place.write_text(json.dumps(config))
+    open_clip().add_model_config(place)
+    encoder = lively(place.stem)
+    encoder.objective_config = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
+    return encoder
+
+
+@pytest.fixture(scope="session")
+def exported(model, tmp_path_factory):
+    """``model`` as ``cloob export --to onnx`` writes it."""
+
+    def work(folder):
+        save_model(folder / "model", model, model.objective_config)
+        assert cli.main(["export", str(folder / "model"), str(folder / "onnx"), "--to", "onnx"]) == 0
+
+    return made_once(tmp_path_factory, "onnx-exported", work) / "onnx"
+
 
 TEXTS = ["a dog", "", "two cats & a bird", "long " * 100, "Tom &amp; naïve ☃", *(f"number {i}" for i in range(40))]
 
@@ -60,11 +86,9 @@ def test_graphs_that_are_not_there_or_are_others_are_one_line(exported, tmp_path
     folder = shutil.copytree(exported, tmp_path / "m")
     content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
     (folder / ONNX_FILE).write_text(json.dumps(content | {"fingerprint": "0" * 64}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"onnx\.json: damaged"):
-        load_model(folder)
+    raises(InputError, r"onnx\.json: damaged", load_model, folder)
     (folder / "onnx" / "text_model.onnx").unlink()
-    with pytest.raises(InputError, match=r"text_model\.onnx"):
-        load_model(folder)
+    raises(InputError, r"text_model\.onnx", load_model, folder)
 
 
 def test_commands_that_need_weights_say_so(exported, tmp_path, capsys):
