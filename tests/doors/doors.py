@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,16 +22,10 @@ from make import COLOURS, THINGS, write_forty
 MODEL = Path(__file__).with_name("model")
 
 
-class World:
-    """The folders that the doors are asked about."""
-
-    def __init__(self, root):
-        self.root, self.pairs, self.classes = root, root / "pairs", root / "classes"
-        self.dirty, self.index, self.model = root / "dirty.csv", root / "pairs.idx", root / "model"
-
-
 def make_world(root):
-    world = World(root)
+    """The folders that the doors are asked about."""
+    names = {"pairs": "pairs", "classes": "classes", "dirty": "dirty.csv", "index": "pairs.idx", "model": "model"}
+    world = SimpleNamespace(root=root, **{key: root / name for key, name in names.items()})
     write_forty(world.pairs)
     for c, colour in enumerate(COLOURS):
         for t in range(len(THINGS)):
@@ -39,21 +34,17 @@ def make_world(root):
             shutil.copy(world.pairs / f"{c}{t}.png", place)
     (world.classes / "classnames.txt").write_text("\n".join(sorted(COLOURS)) + "\n")
     (world.classes / "templates.txt").write_text("a {c}\na {c} thing\n")
-    write_dirty(world)
     shutil.copytree(MODEL, world.model)
-    return world
-
-
-def write_dirty(world):
-    """A table with each kind of bad row among thirty good ones."""
+    # A table with every kind of bad row among thirty good ones.
     rows = [f"pairs/{c}{t}.png,a {colour} {THINGS[t]}" for c, colour in enumerate(COLOURS) for t in range(8)]
-    (world.root / "half.png").write_bytes((world.pairs / "00.png").read_bytes()[:500])
-    (world.root / "text.png").write_text("this is no picture")
-    (world.root / "empty.png").write_bytes(b"")
+    (root / "half.png").write_bytes((world.pairs / "00.png").read_bytes()[:500])
+    (root / "text.png").write_text("this is no picture")
+    (root / "empty.png").write_bytes(b"")
     rows[3:3] = ["half.png,cut in the middle", "text.png,no picture", "empty.png,nothing in it"]
     rows[9:9] = ["pairs/missing.png,not there", "pairs/09.png,", "pairs/19.png,   ", ",no path"]
     rows += ["pairs/00.png,a red disc"]
     world.dirty.write_text("filepath,title\n" + "\n".join(rows) + "\n")
+    return world
 
 
 def cloob(*words, code=0):

@@ -11,9 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from cloob import cli, load_model, open_source
 from doors import COLOURS, THINGS, cloob, jsons
 from support import fork, free_port
 
-Check = Callable[[str, Any], None]
 OBJECTIVES = ("clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield")
 TEXTS = [f"a {colour} {thing}" for colour in COLOURS for thing in THINGS[:2]]
 
@@ -156,25 +154,18 @@ def test_index(world, recorded, tmp_path):
     assert rows(anew) == found["removed"]
 
 
-class Browser:
-    """Asks a server; gives status, content type and what a rewrite must not change of the body."""
-
-    def __init__(self, port):
-        self.port = port
-
-    def ask(self, method, path, body=None, headers=None, raw=None):
-        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)
-        for name, value in ({"content-type": "application/json"} | (headers or {})).items():
-            asked.add_header(name, value)
-        try:
-            with urllib.request.urlopen(asked, timeout=60) as answer:
-                code, kind, content = answer.status, answer.headers.get_content_type(), answer.read()
-        except urllib.error.HTTPError as error:
-            code, kind, content = error.code, error.headers.get_content_type(), error.read()
-        if kind == "application/json":
-            return code, kind, json.loads(content)
-        return code, kind, len(content) > 0
+def ask(port, method, path, body=None, headers=None, raw=None):
+    """Status, content type and what a rewrite must not change of the body."""
+    data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, method=method)
+    for name, value in ({"content-type": "application/json"} | (headers or {})).items():
+        asked.add_header(name, value)
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            code, kind, content = answer.status, answer.headers.get_content_type(), answer.read()
+    except urllib.error.HTTPError as error:
+        code, kind, content = error.code, error.headers.get_content_type(), error.read()
+    return code, kind, json.loads(content) if kind == "application/json" else len(content) > 0
 
 
 def multipart(name, content):
@@ -192,10 +183,10 @@ def serve(world, folder, *more):
     port = free_port()
     words = ["serve", str(world.index), "--port", str(port), *more]
     ranks = fork(folder, 1, lambda: cli.main(words))
-    browser, end = Browser(port), time.monotonic() + 120
+    browser, end = partial(ask, port), time.monotonic() + 120
     while True:
         try:
-            browser.ask("GET", "/api/health")
+            browser("GET", "/api/health")
             break
         except OSError:
             assert not ranks.poll() and time.monotonic() < end, ranks.told()
@@ -209,35 +200,34 @@ REQUESTS = json.loads(Path(__file__).with_name("requests.json").read_text().repl
 
 
 def test_serve(recorded, browser, world):
-    found = {f"{method} {path}": browser.ask(method, path, body) for method, path, body in REQUESTS["answered"]}
-    upload = browser.ask("POST", "/api/uploads", **multipart("red.png", (world.pairs / "05.png").read_bytes()))
+    found = {f"{method} {path}": browser(method, path, body) for method, path, body in REQUESTS["answered"]}
+    upload = browser("POST", "/api/uploads", **multipart("red.png", (world.pairs / "05.png").read_bytes()))
     key = upload[2].pop("upload")
     found["POST /api/uploads"] = upload
     body = {"parts": [{"upload": key}], "top": 2, "cutoff": False}
-    found["POST /api/search, an upload"] = browser.ask("POST", "/api/search", body)
+    found["POST /api/search, an upload"] = browser("POST", "/api/search", body)
     recorded("serve", found)
 
 
 def test_serve_refuses(recorded, browser, world):
-    """The status is recorded; that there is one short line about it is asserted."""
+    """The status is recorded; one short line about it is asserted."""
     found = {}
     for method, path, body, headers in REQUESTS["refused"]:
-        code, _, answer = browser.ask(method, path, body, headers)
+        code, _, answer = browser(method, path, body, headers)
         found[f"{method} {path} {json.dumps(body)[:90]} {headers or ''}".strip()] = code
         assert isinstance(answer, bool) or 5 < len(json.dumps(answer)) < 1000, (path, answer)
         assert str(world.root) not in json.dumps(answer)
-    found["an upload that is no picture"] = browser.ask("POST", "/api/uploads", **multipart("x.png", b"no picture"))[0]
-    found["a JSON that is cut"] = browser.ask("POST", "/api/search", raw=b'{"parts": [')[0]
+    found["an upload that is no picture"] = browser("POST", "/api/uploads", **multipart("x.png", b"no picture"))[0]
+    found["a JSON that is cut"] = browser("POST", "/api/search", raw=b'{"parts": [')[0]
     recorded("serve: refusals", found)
 
 
 def test_serve_wants_its_token(recorded, world, tmp_path):
     for browser in serve(world, tmp_path, "--token", "a-long-secret-token"):
-        answers = [browser.ask("GET", path)[0] for path in ("/", "/api/health", "/api/items/3", "/page/base.css")]
-        headers = {"authorization": "Bearer a-long-secret-token"}
-        answers += [browser.ask("GET", "/api/health", headers=headers)[0]]
-        headers = {"authorization": "Bearer another"}
-        answers += [browser.ask("GET", "/api/health", headers=headers)[0]]
+        answers = [browser("GET", path)[0] for path in ("/", "/api/health", "/api/items/3", "/page/base.css")]
+        for token in ("a-long-secret-token", "another"):
+            headers = {"authorization": f"Bearer {token}"}
+            answers += [browser("GET", "/api/health", headers=headers)[0]]
     recorded("serve: token", answers)
 
 
