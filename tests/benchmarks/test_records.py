@@ -116,12 +116,7 @@ def test_statistics_by_hand():
     half = 4.30265 * math.sqrt(1.44)
     assert stats.picture_interval(groups[1:]) == pytest.approx((2 - half, 2 + half), abs=1e-4)
     assert stats.picture_interval([(np.ones(4), np.arange(4))]) == (1.0, 1.0)
-
-
-def test_an_interval_counts_classes_and_not_their_pictures():
-    """A hundred copies of each picture tell nothing new."""
-    from benchmarks.studies import comparison as stats
-
+    # Classes count, not their pictures: a hundred copies of every picture tell nothing new.
     d, labels = np.array([1.0, 0.0, 0.0, -1.0, 1.0]), np.arange(5)
     once = stats.picture_interval([(d, labels)])
     assert stats.picture_interval([(np.repeat(d, 100), np.repeat(labels, 100))]) == pytest.approx(once)
