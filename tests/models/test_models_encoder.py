@@ -1,27 +1,49 @@
-"""DualEncoder and create_model: what goes in (names, seeds, pixels, files, texts), and the rows that come out."""
+"""DualEncoder and create_model: what goes in (names, seeds, pixels, files, texts), and the rows that come out.
 
+Pixels by Pillow alone and tokens are those of open_clip, also of the tokenizer in an ONNX folder.
+"""
+
+import copy
+import json
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from pyarrow import parquet
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
 
 from cloob import cli
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
+from cloob.models.pixels import EvalTransform
+from cloob.models.tokenizer import (
+    CLIP_VOCABULARY,
+    ClipTokenizer,
+    clip_tokenizer,
+    read_tokenizer,
+    store_tokenizer,
+    tokenizer_note,
+)
 from cloob.models.towers import TINY_MODELS, create_model, open_clip
 from cloob.objective import make_objective
 from make import noise_image, tiny_model
-from support import fill_hub_cache, free_port, use_hub
+from support import fill_hub_cache, free_port, raises, use_hub
 
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
 
@@ -43,8 +65,8 @@ def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder, tmp_pa
     assert pixels.shape == (3, 3, 64, 64) and pixels.dtype == torch.uint8
     with torch.no_grad():
         rows = encoder.encode_image(pixels), encoder.encode_text(TEXTS)
-        for given in (images, [str(path) for path in paths], (pixels / 255 - mean) / std):
-            torch.testing.assert_close(encoder.encode_image(given), rows[0], atol=1e-6, rtol=0)
+        for inputs in (images, [str(path) for path in paths], (pixels / 255 - mean) / std):
+            torch.testing.assert_close(encoder.encode_image(inputs), rows[0], atol=1e-6, rtol=0)
         torch.testing.assert_close(encoder.encode_image(pixels, batch_size=2), rows[0], atol=3e-5, rtol=0)
         torch.testing.assert_close(encoder.encode_text(tokens), rows[1])
         torch.testing.assert_close(encoder.encode_text(TEXTS, batch_size=1), rows[1], atol=1e-5, rtol=0)
@@ -61,14 +83,14 @@ def test_no_graph_is_kept_unless_asked_for(lively):
     """A row that holds its graph holds every activation on the way to it."""
     resnet = lively("tiny-resnet")
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    for encode, given in ((resnet.encode_image, pixels), (resnet.encode_text, TEXTS)):
-        rows = encode(given)
+    for encode, inputs in ((resnet.encode_image, pixels), (resnet.encode_text, TEXTS)):
+        rows = encode(inputs)
         assert rows.grad_fn is None and not rows.requires_grad
-        recorded = encode(given, grad=True)
+        recorded = encode(inputs, grad=True)
         assert torch.equal(recorded, rows) and recorded.requires_grad
         recorded.sum().backward()
         with torch.no_grad():
-            assert not encode(given, grad=True).requires_grad
+            assert not encode(inputs, grad=True).requires_grad
     assert all(p.grad is not None for p in (resnet.model.visual.conv1.weight, resnet.model.text_projection))
 
 
@@ -80,14 +102,13 @@ def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path):
     assert objective.name == "infonce-hopfield" and not objective.gather
     assert (float(objective.inv_tau), float(objective.beta)) == (20.0, 15.0)
     assert float(encoder.make_objective(beta=3.0).beta) == 3.0
-    for settings, said in (
+    for config, said in (
         ({}, "does not say what it was trained with"),
         ({"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0}, r"which β .*; give make_objective\(beta=…\)"),
         ({"contrast": "triplet", "hopfield": False}, "cannot be used"),
     ):
-        encoder.objective_config = settings
-        with pytest.raises(InputError, match=said):
-            encoder.make_objective()
+        encoder.objective_config = config
+        raises(InputError, said, encoder.make_objective)
 
 
 def test_embed_takes_texts_from_lines_and_columns(tmp_path, monkeypatch):
@@ -103,8 +124,7 @@ def test_embed_takes_texts_from_lines_and_columns(tmp_path, monkeypatch):
 def test_another_models_tokenizer_is_one_line():
     encoder = create_model("tiny-vit", seed=0)
     encoder.model.token_embedding = nn.Embedding(32, encoder.model.token_embedding.embedding_dim)
-    with pytest.raises(InputError, match="tiny-vit: tokens of another model's tokenizer"):
-        encoder.encode_text(["a"])
+    raises(InputError, "tiny-vit: tokens of another model's tokenizer", encoder.encode_text, ["a"])
 
 
 def test_an_open_clip_config_by_name_and_by_its_slash_name():
@@ -233,5 +253,124 @@ def test_towers_that_look_at_the_padding_get_it():
     setattr(model, "text_pool_type" if hasattr(model, "text_pool_type") else "pool_type", "last")
     looking = DualEncoder("last", model, encoder.tokenizer, encoder.config).eval()
     assert looking.encode_text(["a"]).shape == (1, encoder.embed_dim)
-    with pytest.raises(ValueError, match=r"\(1, 8\), where"):
-        looking.encode_text(torch.zeros(1, 8, dtype=torch.int64))
+    raises(ValueError, r"\(1, 8\), where", looking.encode_text, torch.zeros(1, 8, dtype=torch.int64))
+
+
+# Pixels and tokens
+
+
+SIZE = 24
+
+
+def theirs(image, config):
+    """open_clip's pixels; lanczos, which it does not have, by its bicubic transform with another filter."""
+    lanczos = config["interpolation"] == "lanczos"
+    known = config | ({"interpolation": "bicubic"} if lanczos else {})
+    transform = image_transform_v2(PreprocessCfg(**known, mean=(0, 0, 0), std=(1, 1, 1)), is_train=False)
+    if lanczos:
+        transform.transforms[0].interpolation = InterpolationMode.LANCZOS
+    return (transform(image) * 255).round().byte()
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@settings(max_examples=40)
+@given(width=st.integers(1, 60), height=st.integers(1, 60), seed=st.integers(0, 9))
+def test_pixels_are_open_clips(mode, interpolation, width, height, seed):
+    noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    image = Image.fromarray(noise.numpy())
+    config = {"size": SIZE, "interpolation": interpolation, "resize_mode": mode}
+    own = pickle.loads(pickle.dumps(EvalTransform(config)))(image)
+    assert own.dtype == torch.uint8 and torch.equal(own, theirs(image, config))
+
+
+def test_a_way_that_open_clip_does_not_have_is_one_line():
+    raises(InputError, "resize_mode 'tall'", EvalTransform, {"size": SIZE, "resize_mode": "tall"})
+
+
+ORIGINAL = SimpleTokenizer()
+FAST = ClipTokenizer.of(ORIGINAL)
+
+# ``parts`` is what captions of the web are made of, and what each step of the cleaning looks for.
+CAPTIONS = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
+SAME, OTHER = CAPTIONS["same"], CAPTIONS["other"]
+texts = st.one_of(
+    st.lists(st.one_of(st.sampled_from(CAPTIONS["parts"]), st.just(" ")), max_size=50).map("".join),
+    st.text(max_size=80),
+    st.text(st.characters(max_codepoint=127), max_size=80),
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(texts, max_size=4), st.integers(2, 12))
+def test_every_text_has_open_clips_tokens_cut_and_filled(some, length):
+    assert [FAST.encode(text) for text in some] == [ORIGINAL.encode(text) for text in some]
+    assert torch.equal(FAST(some), ORIGINAL(some))
+    short = copy.copy(FAST)
+    short.context_length = length
+    ours = short(some)
+    assert ours.dtype == torch.int64 and torch.equal(ours, ORIGINAL(some, length))
+    assert torch.equal(short("one text"), ORIGINAL("one text", length))
+
+
+def test_it_travels_without_open_clip():
+    FAST(["a cat"])
+    stored = pickle.dumps(FAST)
+    assert len(stored) < 2_000_000 and b"open_clip" not in stored  # a worker that loads it need not import that
+    assert pickle.loads(stored).encode("a cat &amp; a dog") == ORIGINAL.encode("a cat & a dog")
+
+
+# The tokenizer of an ONNX folder: read back it gives the model's tokens; alone, what the card says
+
+
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def slow():
+    return open_clip().tokenizer.SimpleTokenizer(context_length=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def alone(slow, tmp_path_factory):
+    """What the package ``tokenizers`` makes of the folder's file."""
+    folder = tmp_path_factory.mktemp("words")
+    store_tokenizer(ClipTokenizer.of(slow), folder, LENGTH)
+    return pytest.importorskip("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_the_file_alone_gives_open_clips_tokens_but_where_the_card_says(alone, slow):
+    differ = [text for text in (*SAME, *OTHER) if alone.encode(text).ids != slow(text)[0].tolist()]
+    assert differ == OTHER
+
+
+# Latin, Cyrillic, punctuation and kana, without what begins an entity of HTML.
+LETTERS = st.sampled_from(
+    [
+        chr(code)
+        for block in ((32, 127), (0x410, 0x450), (0x2010, 0x2050), (0x3041, 0x3097))
+        for code in range(*block)
+        if chr(code) != "&"
+    ]
+)
+
+
+@given(st.text(LETTERS, max_size=40))
+@settings(max_examples=200)
+def test_any_plain_text(alone, slow, text):
+    assume(ftfy.fix_encoding(text) == text)  # what looks as if it was decoded wrongly is what differs
+    assert alone.encode(text).ids == slow(text)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("specials", "ending"),
+    [(("<start_of_text>", "<end_of_text>"), "cut"), (("<|startoftext|>", "<|endoftext|>"), "kept")],
+)
+def test_read_back_the_tokens_are_the_models(tmp_path, specials, ending):
+    pytest.importorskip("tokenizers")
+    texts = [*SAME, *OTHER, "<|startoftext|> a <|endoftext|>"]
+    own = clip_tokenizer(tmp_path, CLIP_VOCABULARY, LENGTH, specials, ending)
+    settings_ = store_tokenizer(own, tmp_path, LENGTH)
+    back = read_tokenizer(tmp_path / "onnx.json", json.loads(json.dumps(settings_)), LENGTH)
+    assert torch.equal(back(texts), own(texts))
+    assert ("lack" in tokenizer_note(settings_)) == (ending == "cut")

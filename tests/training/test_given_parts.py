@@ -21,6 +21,7 @@ from train_helpers import At, Recorder, assert_same_run, exact, lines
 import cloob
 from cloob import TrainConfig
 from cloob.errors import InputError
+from cloob.models.runs import latest_checkpoint
 from support import fork, raises
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_parts.py"
@@ -127,9 +128,8 @@ def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batche
     assert sorted(bad) == sorted(map(str, range(7, 80, 10)))
     assert log[0]["reason"] == "item raised an error" and log[0]["detail"].startswith("KeyError: 'no graph ")
     epochs = lines(run / "epochs.jsonl")
-    assert epochs[0]["skipped"] == {"item raised an error": 8} and epochs[0]["val_skipped"] == {
-        "item raised an error": 2
-    }
+    assert epochs[0]["skipped"] == {"item raised an error": 8}
+    assert epochs[0]["val_skipped"] == {"item raised an error": 2}
     assert epochs[-1]["val_recall"] > 0.5 and epochs[-1]["loss"] < epochs[0]["loss"]
     info = recorder.of("start")[0]
     assert type(info.encoder) is DictTowers and type(info.objective) is Learned
@@ -151,27 +151,17 @@ def test_two_ranks_are_one_process(config, tmp_path):
     for here, there in zip(exact(tmp_path / "two"), exact(run), strict=True):
         assert (here["loss"], here["grad_norm"]) == pytest.approx((there["loss"], there["grad_norm"]), rel=1e-3)
         assert here["samples_seen"] == there["samples_seen"]
-    states = [torch.load(cloob_checkpoint(tmp_path / name), weights_only=True) for name in ("two", "run")]
+    files = [latest_checkpoint(tmp_path / name) / "trainer.pt" for name in ("two", "run")]
+    states = [torch.load(file, weights_only=True) for file in files]
     scales = [state["objective"]["loss.log_scale"].item() for state in states]
     assert scales[0] == pytest.approx(scales[1], rel=1e-4) and scales[0] != 2.0
 
 
-def cloob_checkpoint(run):
-    return max((run / "checkpoints").iterdir()) / "trainer.pt"
-
-
-class Doubled(DictTowers):
-    """Towers in float64."""
-
-    def __init__(self):
-        super().__init__()
-        self.double()
-
-    def forward(self, a, b):
-        return super().forward({"x": a["x"].double()}, b.double())
-
-
 def test_towers_in_float64_are_trained_in_float64(config):
+    class Doubled(DictTowers):
+        def forward(self, a, b):
+            return super().forward({"x": a["x"].double()}, b.double())
+
     class Seen(nn.Module):
         dtypes: set[torch.dtype] = set()  # noqa: RUF012 - of all calls
 
@@ -180,7 +170,7 @@ def test_towers_in_float64_are_trained_in_float64(config):
             assert torch.allclose(x.norm(dim=1), torch.ones(len(x), dtype=x.dtype), rtol=0, atol=1e-12)
             return -(x * y).sum(1).mean()
 
-    train(config.override(epochs=1, ema=None), towers=Doubled, objective=Seen)
+    train(config.override(epochs=1, ema=None), towers=Doubled().double(), objective=Seen)
     assert Seen.dtypes == {torch.float64}
 
 

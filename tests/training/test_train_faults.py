@@ -23,7 +23,7 @@ from cloob.training.checkpoint import find_checkpoint
 from cloob.training.given import make_loader
 from cloob.training.loop import train
 from cloob.training.step import TowersWithLoss
-from support import fork
+from support import fork, raises
 
 
 def test_sigterm_to_the_whole_process_group(trained, tmp_path):
@@ -46,14 +46,10 @@ def test_sigterm_to_the_whole_process_group(trained, tmp_path):
     assert exact(config.save.out) == exact(trained.run)
 
 
-def learned(trained):
-    """12 steps of two ranks with a learned τ⁻¹."""
-    return trained.config.override(batch_size=10, epochs=3, keep=0, learnable_inv_tau=True, scale="unit", resume="auto")
-
-
 def test_two_ranks(trained, tmp_path):
     """The numbers of one process; one rank that is told to end; bad numbers on one rank."""
-    same = learned(trained).override(model="nano-vit", epochs=2, save_every=0)  # 4 steps an epoch
+    learns = {"learnable_inv_tau": True, "scale": "unit", "model": "nano-vit", "resume": "auto"}
+    same = trained.config.override(**learns, batch_size=10, epochs=2, save_every=0, keep=0)  # 4 steps an epoch
     plain, poisoned, stopped = (tmp_path / name for name in ("plain", "poisoned", "stopped"))
 
     def stop():
@@ -118,9 +114,8 @@ def test_ranks_that_find_other_pairs_are_refused(trained, pairs_folder, tmp_path
         os.environ["LOCAL_RANK"] = "0"  # a host each
         for there in ("fewer", "others"):
             here = tmp_path / f"{there if os.environ['RANK'] == '1' else 'whole'}.csv"
-            with pytest.raises(InputError) as error:
-                train(trained.config.override(data=[str(here)], out=tmp_path / "run"))
-            print(str(error.value).partition(": ")[2])
+            config = trained.config.override(data=[str(here)], out=tmp_path / "run")
+            print(raises(InputError, "rank 1 finds other data", train, config).partition(": ")[2])
 
     ranks = fork(tmp_path / "ranks", 2, run)
     assert ranks.wait() == [0, 0], ranks.told()

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import own_files
 import pytest
 import torch
-from own_files import write_transformers_clip
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -24,7 +22,61 @@ from cloob.models import source as hub
 from cloob.models.source import PUBLIC, PublicFile
 from cloob.models.towers import open_clip
 from make import noise_image, web
-from support import fork, originals
+from support import fork, originals, raises
+
+CLIP = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 40, "width": 64, "heads": 1, "layers": 2},
+}
+
+
+def drawn(model):
+    """A model with random weights, biases and norms too."""
+    for parameter in model.parameters():
+        if parameter.ndim:
+            nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    return model
+
+
+def write_transformers_clip(folder, text_act, image_act, max_shard_size="5GB"):
+    """A folder of transformers' without an image processor; returns its ``CLIPModel``."""
+    import transformers
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"vocab_size": 40, "max_position_embeddings": 77, "eos_token_id": 39, "bos_token_id": 38}
+    config = transformers.CLIPConfig(
+        text_config=tower | special | {"hidden_act": text_act},
+        vision_config=tower | {"image_size": 32, "patch_size": 16, "hidden_act": image_act},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = drawn(transformers.CLIPModel(config).eval())
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return model
+
+
+def open_clip_towers():
+    """open_clip's own module of ``CLIP`` with random weights, biases and norms too."""
+    from open_clip import CLIP as Clip  # slow to import
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = drawn(Clip(**CLIP))
+    model.logit_scale.requires_grad_(False)
+    return model.eval()
+
+
+def mljku_state(model):
+    """The towers under ml-jku's names, as its training over several GPUs writes them."""
+    state = {}
+    for key, value in model.state_dict().items():
+        own = key if key.startswith("visual.") or key == "logit_scale" else f"transformer.{key}"
+        state[f"module.{'logit_inv_tau' if key == 'logit_scale' else own}"] = value
+    state["module.logit_scale_hopfield"] = torch.tensor(8.0).log()
+    return state
 
 
 def inputs():
@@ -38,8 +90,8 @@ def inputs():
 
 
 def test_mljku_in_a_file_that_is_no_zip(tmp_path):
-    model, (images, tokens) = own_files.open_clip_towers(), inputs()
-    content = {"epoch": 28, "name": "x", "state_dict": own_files.mljku_state(model), "method": "cloob"}
+    model, (images, tokens) = open_clip_towers(), inputs()
+    content = {"epoch": 28, "name": "x", "state_dict": mljku_state(model), "method": "cloob"}
     torch.save(content, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     encoder = load_model(tmp_path / "m.pt")
     assert encoder.objective_config["beta"] == pytest.approx(8.0)
@@ -54,8 +106,7 @@ def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(tmp_pa
     content = torch.load(source, map_location="cpu")  # named tiny-RN; its heads are 8 wide
     torch.save({key: content[key] for key in ("epoch", "name", "state_dict")}, tmp_path / "epoch_2.pt")
     if not config:
-        with pytest.raises(InputError, match=r"number of heads .* next to it as epoch_2\.json"):
-            load_model(tmp_path / "epoch_2.pt")
+        raises(InputError, r"number of heads .* next to it as epoch_2\.json", load_model, tmp_path / "epoch_2.pt")
         return
     shutil.copy(source.parent / "tiny-RN.json", tmp_path / config)
     tokens = torch.from_numpy(np.load(source.parent / "inputs.npz")["tokens"])
@@ -81,14 +132,13 @@ def test_torch_zips_whose_records_are_not_as_torch_writes_them(tmp_path):
     load_model(rewritten(tmp_path, lambda _, content: content))
     for short in ("data/7", "data/3"):
         path = rewritten(tmp_path, lambda name, content, of=short: content[: -2 * name.endswith(of) or None])
-        with pytest.raises(InputError, match=rf"m\.pt: cannot be read as weights: record {short} has \d+ bytes"):
-            load_model(path)
+        raises(InputError, rf"m\.pt: cannot be read as weights: record {short} has \d+ bytes", load_model, path)
     with pytest.raises(InputError, match="tensors are compressed"):
         load_model(rewritten(tmp_path, lambda _, content: content, zipfile.ZIP_DEFLATED))
 
 
 def test_a_renamed_weight_is_named_as_it_is_there(tmp_path):
-    state = own_files.mljku_state(own_files.open_clip_towers())
+    state = mljku_state(open_clip_towers())
     state["module.visual.ln_pre.bias_"] = state.pop("module.visual.ln_pre.bias")
     torch.save({"state_dict": state}, tmp_path / "m.pt")
     with pytest.raises(InputError, match=r"visual\.ln_pre\.bias is missing; module\.visual\.ln_pre\.bias_ is unknown"):
@@ -99,13 +149,13 @@ def test_a_renamed_weight_is_named_as_it_is_there(tmp_path):
 @pytest.mark.parametrize("form", ["open_clip_model.safetensors", "m.pt"])
 def test_loading_takes_little_more_memory_than_the_weights(tmp_path, form):
     """Some 80 MB; a file that stays mapped while it is copied counts twice."""
-    config = own_files.CLIP | {"text_cfg": own_files.CLIP["text_cfg"] | {"width": 256, "heads": 4, "layers": 24}}
+    config = CLIP | {"text_cfg": CLIP["text_cfg"] | {"width": 256, "heads": 4, "layers": 24}}
     with torch.device("meta"):
         shapes = open_clip().CLIP(**config).state_dict()
     state = {key: torch.ones(value.shape) for key, value in shapes.items()}
     if form == "m.pt":
         module = SimpleNamespace(state_dict=lambda: state)
-        torch.save({"state_dict": own_files.mljku_state(module)}, tmp_path / form)
+        torch.save({"state_dict": mljku_state(module)}, tmp_path / form)
     else:
         save_file(state, tmp_path / form)
         (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
@@ -133,19 +183,9 @@ def as_openai(state):
 
 @pytest.mark.parametrize("change", [dict, as_openai])
 def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(tmp_path, caplog, change):
-    torch.save(change(own_files.open_clip_towers().state_dict()), tmp_path / "m.pt")
+    torch.save(change(open_clip_towers().state_dict()), tmp_path / "m.pt")
     assert load_model(tmp_path / "m.pt").config.settings["quick_gelu"]
     assert len([message for message in caplog.messages if "taken for OpenAI's" in message]) == (change is dict)
-
-
-def test_transformers_clip_in_shards(tmp_path):
-    pytest.importorskip("transformers")
-    model, (images, tokens) = own_files.write_transformers_clip(tmp_path, "quick_gelu", "quick_gelu", "40KB"), inputs()
-    assert (tmp_path / "model.safetensors.index.json").exists()
-    encoder, found = load_model(tmp_path), model(input_ids=tokens, pixel_values=images)
-    rows = nn.functional.normalize(encoder.model.encode_text(tokens), dim=-1)
-    torch.testing.assert_close(encoder.encode_image(images), found.image_embeds, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(rows, found.text_embeds, rtol=1e-4, atol=1e-5)
 
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -164,9 +204,8 @@ def server(monkeypatch):
     ("path", "sha256", "said"), [("x", "0" * 64, "published is 0000"), ("missing", None, "no such file")]
 )
 def test_lies_are_refused_in_one_line(server, tmp_path, path, sha256, said):
-    with pytest.raises(InputError, match=said) as caught:
-        hub.fetch_public(PublicFile(f"{server.url}/{path}", "x.bin", sha256), tmp_path)
-    assert "\n" not in str(caught.value) and not list(tmp_path.glob("x.bin*"))
+    raises(InputError, said, hub.fetch_public, PublicFile(f"{server.url}/{path}", "x.bin", sha256), tmp_path)
+    assert not list(tmp_path.glob("x.bin*"))
 
 
 def test_two_processes_fetch_once(server, tmp_path):
@@ -285,11 +324,11 @@ def test_the_processor_that_transformers_5_writes(clip):
     ],
 )
 def test_other_pictures_are_refused(clip, processor, said):
-    with pytest.raises(InputError, match=f"preprocessor_config.json: {said}"):
-        load_model(processed(clip[0], processor))
+    raises(InputError, f"preprocessor_config.json: {said}", load_model, processed(clip[0], processor))
 
 
-def test_each_tower_has_its_own_activation(tmp_path):
+def test_each_tower_has_its_own_activation_also_in_shards(tmp_path):
+    pytest.importorskip("transformers")
     write_transformers_clip(tmp_path / "mixed", "quick_gelu", "gelu")
     config = (tmp_path / "mixed" / "config.json").read_text()
     (tmp_path / "mixed" / "config.json").write_text(config.replace('"quick_gelu"', '"mish"'))
@@ -298,12 +337,10 @@ def test_each_tower_has_its_own_activation(tmp_path):
     ):
         load_model(tmp_path / "mixed")
     (tmp_path / "mixed" / "config.json").write_text(f"\ufeff{config}", encoding="utf-8")  # as editors on Windows do
-    with pytest.raises(InputError, match=r"config\.json: .* hidden_act quick_gelu and gelu"):
-        load_model(tmp_path / "mixed")
-    model = write_transformers_clip(tmp_path / "clip", "gelu", "gelu_pytorch_tanh")
-    encoder = load_model(tmp_path / "clip", device="cpu")
-    pixels, tokens = torch.randn(3, 3, SIDE, SIDE), torch.randint(5, 38, (3, 77))
-    tokens[:, 20] = 39
+    raises(InputError, r"config\.json: .* hidden_act quick_gelu and gelu", load_model, tmp_path / "mixed")
+    model = write_transformers_clip(tmp_path / "clip", "gelu", "gelu_pytorch_tanh", "40KB")
+    assert (tmp_path / "clip" / "model.safetensors.index.json").exists()  # in shards
+    encoder, (pixels, tokens) = load_model(tmp_path / "clip", device="cpu"), inputs()
     with torch.no_grad():
         found = model(input_ids=tokens, pixel_values=pixels)
         rows = encoder.model.encode_image(pixels, normalize=True), encoder.model.encode_text(tokens, normalize=True)
