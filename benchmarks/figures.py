@@ -261,15 +261,16 @@ def small_batches(kind: str) -> str:
 
 
 def stores() -> str:
-    """100,000 vectors in three stores."""
-    rows = results("search")["scale"]["rows"]["100000"]
-    version = rows["LanceDB"]["version"].removesuffix(".0")
+    """Vectors in stores, by their number."""
+    measured = results("search")["scale"]["rows"]
+    version = measured["100000"]["LanceDB"]["version"].removesuffix(".0")
     names = {"cloob": "folder, exact", "PostgreSQL": "PostgreSQL, HNSW", "LanceDB": f"LanceDB {version} alone, IVF_PQ"}
-    lines = [
-        [name, f"{of['bytes'] / 1e5:,.0f}", *(f"{of[key]:.1f}" for key in ("write", "build", "search"))]
-        for name, of in ((shown, rows[key]) for key, shown in names.items())
-    ]
-    return table(["store", "bytes a row", "write", "build", "a query, CPU ms"], lines)
+    lines = []
+    for n, rows in measured.items():
+        for of, shown in ((rows[key], shown) for key, shown in names.items() if key in rows):
+            cells = [f"{of['bytes'] / int(n):,.0f}", *(f"{of[key]:,.1f}" for key in ("write", "build", "search"))]
+            lines.append([f"{int(n):,}", shown, *cells, f"{of['recall_at_10']:.3f}"])
+    return table(["rows", "store", "bytes a row", "write", "build", "a query, CPU ms", "recall@10"], lines)
 
 
 def heads_time() -> str:

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
-from PIL import Image
 
 from cloob import cli
 from cloob.errors import InputError, TrainingFailed
@@ -40,6 +38,8 @@ def overlaid(*packages):
 
 def made_once(factory, name, work):
     """A folder that ``work`` has filled, once for all workers of pytest-xdist; the others wait for it."""
+    from filelock import FileLock  # not where torch alone is installed
+
     base = factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(base / f"{name}.lock"):
@@ -163,6 +163,8 @@ def fork(folder, processes, action):
     for late in ("torch._dynamo", "pandas", "tyro"):
         with contextlib.suppress(ImportError):
             importlib.import_module(late)
+    from PIL import Image
+
     Image.init()
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
