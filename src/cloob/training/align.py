@@ -28,7 +28,7 @@ from cloob.data.source import Source, content_key, pictures_of, spread
 from cloob.data.sources.arrow import reading
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.distributed import no_timeout, on_rank_zero, rank, world_size
-from cloob.errors import counted
+from cloob.errors import InputError, counted
 from cloob.functional.suspects import suspicion
 from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
@@ -39,7 +39,6 @@ from cloob.models.load import load_model
 from cloob.models.runs import RUN_CONFIG_FILE, SUSPECTS_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import wrong
 from cloob.training.run_folder import check_fraction
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def cleaned(pairs: VectorPairs, config: TrainConfig) -> tuple[VectorPairs, LeftO
                 return [(key, score, int(place)) for key, score, place in list(csv.reader(lines))[1:]]
         a, b, ids, keys = pairs.take(np.arange(len(pairs)))
         if (distinct := len(torch.unique(ids))) < _LEAST:
-            wrong(f"{pairs.name}: {distinct} distinct ids; --clean needs {_LEAST} or more")
+            raise InputError(f"{pairs.name}: {distinct} distinct ids; --clean needs {_LEAST} or more")
         result = suspicion(a, b, ids)
         count = result.count() if how == "auto" else round(float(how) * len(pairs))
         lowest = result.scores.argsort()[:count].tolist()
@@ -228,7 +227,7 @@ def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
         for side in ("a", "b"):
             width, other = (getattr(item, side).shape[1] for item in (pairs, held_out))
             if width != other:
-                wrong(f"val_{side} has {other:,} columns, {side} has {width:,}")
+                raise InputError(f"val_{side} has {other:,} columns, {side} has {width:,}")
     for item in [pairs] if held_out is None else [pairs, held_out]:
         total = len(item) + len(item.skipped)
         check_fraction(item.name, "pairs", item.skipped, total, config.pairs.max_bad_fraction)
@@ -242,7 +241,7 @@ def with_held_out(
     if share:
         ids = len(np.unique(pairs.ids))
         if ids < 4:
-            wrong(f"{pairs.name}: {counted(ids, 'ids')}; 2 to train on and 2 to hold out are needed")
+            raise InputError(f"{pairs.name}: {counted(ids, 'ids')}; 2 to train on and 2 to hold out are needed")
         pairs, held_out = pairs.split(share)
     if held_out is not None and (ids := len(np.unique(held_out.ids))) < _FEW:
         logger.warning("%s held out: their recall means little", counted(ids, "ids"))

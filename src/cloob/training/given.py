@@ -37,7 +37,7 @@ from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import align
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_with_heads, check_without_heads, wrong
+from cloob.training.config.checks import check_with_heads, check_without_heads
 from cloob.training.config.parts import SCALES
 from cloob.training.optim import MakeOptimizer
 
@@ -62,7 +62,7 @@ class Given:
             before = getattr(config.given, f"given_{name}")
             if before is not None and part is None:
                 what = f"{name} of the class {before!r}, which Python code gave"
-                wrong(f"the configuration has {what}; give them to cloob.train(config, {name}=…)")
+                raise InputError(f"the configuration has {what}; give them to cloob.train(config, {name}=…)")
             while isinstance(part, functools.partial):
                 part = part.func
             named = part if hasattr(part, "__qualname__") else type(part)
@@ -95,7 +95,9 @@ def open_pairs(
     if isinstance(pairs, VectorPairs) and not isinstance(held_out, Items):
         return align.with_held_out(pairs, held_out, share)
     if share and isinstance(pairs, Items | VectorPairs):
-        wrong(f"val_split is {share}, but pairs= is a Dataset; split it yourself, and give a part as held_out=")
+        raise InputError(
+            f"val_split is {share}, but pairs= is a Dataset; split it yourself, and give a part as held_out="
+        )
     sources: Any = _open(config.pairs.data, config) if pairs is None else [pairs]
     if share:
         return _without_held_out(sources, config, train)
@@ -144,7 +146,7 @@ def same_on_every_rank(pairs: Pairs) -> Fingerprint:
     for number, (size, result) in enumerate(others, 1):
         if size != first[0] or (result and result != first[1]):
             other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
-            wrong(f"{pairs.name}: rank {number} {other}; give all the same")
+            raise InputError(f"{pairs.name}: rank {number} {other}; give all the same")
     return first[1]
 
 
@@ -154,7 +156,7 @@ def make_loader(
     """This rank's training batches, or those of held-out pairs: all of them, in order and without augmentation."""
     size, seed, workers = config.run.batch_size, config.run.seed, config.pairs.workers
     if train and size < 2 * world_size():
-        wrong(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
+        raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
     options: dict[str, Any] = {"seed": seed, "workers": workers, "rank": rank(), "world_size": world_size()}
     if isinstance(pairs, Items):
         return ItemLoader(pairs, size, train=train, **options)
@@ -260,7 +262,7 @@ def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given |
     encoder.check_weights()
     holds = f"init {towers.init!r} holds"
     if encoder.config.kind == "vectors":
-        wrong(f"{holds} heads for vectors; `cloob train vectors` begins anew")
+        raise InputError(f"{holds} heads for vectors; `cloob train vectors` begins anew")
     settings = {"model": encoder.name, "image_size": encoder.image_size}
     if encoder.config.kind == "aligned":
         check_with_heads(config)
@@ -271,7 +273,7 @@ def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given |
     for key, value in settings.items():
         configured = (vars(towers) | vars(config.align))[key]
         if configured not in (None, value):
-            wrong(f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of --config")
+            raise InputError(f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of --config")
     return encoder
 
 

@@ -27,7 +27,6 @@ from cloob.models.load import find_model_folder
 from cloob.training.callbacks import Ended, RunResult
 from cloob.training.checkpoint import TRAINING, Checkpoint, load_objective, measured
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import wrong
 from cloob.training.progress import Progress, is_whole
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ def progress_of(
     changes = _changes(checkpoint, config)
     if other := differences(state["data"][TRAINING], data[TRAINING]):
         others = f"the training pairs are not those of this checkpoint's run ({'; '.join(other)})"
-        wrong(f"{checkpoint.path}: {others}; start from its weights with --init {checkpoint.path}")
+        raise InputError(f"{checkpoint.path}: {others}; start from its weights with --init {checkpoint.path}")
     # A validation that later ones can be compared with: by the same pairs in the same batches.
     has_best = progress.stale and runs.find_best(config.save.out, config.save.best, measured(config, data)) is not None
     ended = is_whole(config.run, progress)
@@ -87,7 +86,7 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
                 continue
             if part in ("loss", "align", "given") or leaf in ("model", "image_size"):
                 advice = f"resume with the same, or start from the weights with --init {checkpoint.path}"
-                wrong(f"{checkpoint.path}: was trained with {part}.{leaf} = {then!r}, not {now!r}; {advice}")
+                raise InputError(f"{checkpoint.path}: was trained with {part}.{leaf} = {then!r}, not {now!r}; {advice}")
             changes.append(f"another {part}.{leaf}: {now!r} instead of {then!r}")
     return changes
 
@@ -148,14 +147,16 @@ def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
         return
     if not save.overwrite:
         if save.resume != "auto" and (checkpoint is None or not checkpoint.parent.parent.samefile(out)):
-            wrong(f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out")
+            raise InputError(
+                f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out"
+            )
         return
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # a rank has died: it is the run itself
         itself = f"{out}: holds the run that torchrun has started again, which --overwrite would remove"
-        wrong(f"{itself}; give --resume auto in its place")
+        raise InputError(f"{itself}; give --resume auto in its place")
     folder = find_model_folder(init) if init is not None else None
     if folder is not None and folder.resolve().is_relative_to(out.resolve()):
-        wrong(f"init {init!r} lies in {out}, which --overwrite would remove; give another --out")
+        raise InputError(f"init {init!r} lies in {out}, which --overwrite would remove; give another --out")
 
 
 def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
@@ -164,7 +165,9 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
     if checkpoint is not None and out.is_dir() and checkpoint.parent.parent.samefile(out):
         later = [path for path in runs.list_checkpoints(out) if path.name > checkpoint.name]
         if later and save.resume != "auto" and Path(save.resume).resolve() != out.resolve():
-            wrong(f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that one, or into another --out")
+            raise InputError(
+                f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that one, or into another --out"
+            )
         for path in later:  # they must not count as the newest
             aside = path.with_name(f"unreadable-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NoReturn
 
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError, refuse
@@ -29,34 +28,32 @@ def preflight(config: TrainConfig) -> None:
         check_name(config.towers.model)
 
 
-def wrong(message: str) -> NoReturn:
-    raise InputError(message)
-
-
 def check_combination(config: TrainConfig) -> None:
     """Refuses values that exclude others, or need others that are missing; InputError names the first."""
     values = {leaf: value for part in vars(config).values() for leaf, value in vars(part).items()}
     for key, other, excluded in _exclusions(config):
         if excluded:
-            wrong(f"{key} is {values[key]!r}; it must be left out with {other}")
+            raise InputError(f"{key} is {values[key]!r}; it must be left out with {other}")
     _check_run(config)
     if config.given.given_towers is not None:
         return
     if config.has_vectors:
         for one, other in (pair.split(" needs ") for pair in _NEEDS):
             if values[one] and values[other] is None:
-                wrong(f"{other} is missing: --{one.replace('_', '-')} needs --{other.replace('_', '-')}")
+                raise InputError(f"{other} is missing: --{one.replace('_', '-')} needs --{other.replace('_', '-')}")
         for key in ("data", "val_data", "model", "init", "image_size", "image_encoder", "text_encoder"):
             if values[key]:
-                wrong(f"{key} is {values[key]!r}, but --a and --b give vectors; leave it out")
+                raise InputError(f"{key} is {values[key]!r}, but --a and --b give vectors; leave it out")
         check_with_heads(config)
     elif config.align.encoders():
         for key in ("image_encoder", "text_encoder"):
             if values[key] is None:
-                wrong(f"{key} is missing: heads need both --image-encoder and --text-encoder")
+                raise InputError(f"{key} is missing: heads need both --image-encoder and --text-encoder")
         for key in ("model", "init"):
             if values[key]:
-                wrong(f"{key} is {values[key]!r}, but the encoders are given by --image-encoder and --text-encoder")
+                raise InputError(
+                    f"{key} is {values[key]!r}, but the encoders are given by --image-encoder and --text-encoder"
+                )
         check_with_heads(config)
     elif config.towers.init is None:  # which may hold heads
         check_without_heads(config.align)
@@ -107,35 +104,37 @@ def _check_run(config: TrainConfig) -> None:
     run, optim, towers, pairs = config.run, config.optim, config.towers, config.pairs
     lengths = [f"{name} is {value}" for name in LENGTHS if (value := getattr(run, name)) is not None]
     if len(lengths) > 1:
-        wrong(f"{' and '.join(lengths)}; give one of them: all are the length of the run")
+        raise InputError(f"{' and '.join(lengths)}; give one of them: all are the length of the run")
     if run.fsdp and _processes() == 1:
-        wrong("fsdp is True, but there is one process; start several with torchrun, or leave it out")
+        raise InputError("fsdp is True, but there is one process; start several with torchrun, or leave it out")
     if optim.restarts != OptimConfig.restarts and optim.schedule != "cosine-restarts":
         schedule = f"the schedule is {optim.schedule!r}; add --schedule cosine-restarts"
-        wrong(f"restarts is {optim.restarts}, but {schedule}")
+        raise InputError(f"restarts is {optim.restarts}, but {schedule}")
     if towers.average_with_start is not None and towers.init is None:
-        wrong("average_with_start needs the trained weights of a start; give --init")
+        raise InputError("average_with_start needs the trained weights of a start; give --init")
     if config.loss.retrieval_from and config.holds_out and config.save.best == "val_loss":
-        wrong("--retrieval-from changes the loss, by which epochs cannot be compared then; use --best val_recall")
+        raise InputError(
+            "--retrieval-from changes the loss, by which epochs cannot be compared then; use --best val_recall"
+        )
     if pairs.val_split and any(map(is_remote, pairs.data)):
         fetched = "but streamed pairs would all be fetched to hold some out; give --val-data in its place"
-        wrong(f"val_split is {pairs.val_split}, {fetched}")
+        raise InputError(f"val_split is {pairs.val_split}, {fetched}")
     no_pairs = "but there are no held-out pairs; give --val-data or --val-split"
     if run.patience and not config.holds_out:
-        wrong(f"patience is {run.patience}, {no_pairs}, or --patience 0")
+        raise InputError(f"patience is {run.patience}, {no_pairs}, or --patience 0")
     if pairs.val_every > 1 and not config.holds_out:
-        wrong(f"val_every is {pairs.val_every}, {no_pairs}")
+        raise InputError(f"val_every is {pairs.val_every}, {no_pairs}")
     if not (config.has_vectors or config.align.encoders()):
         headless = {
             "cca": "which is for `cloob train vectors` and `cloob train align`; name another",
             "auto": "but there are no heads; give --a and --b, or both encoders, or name an objective",
         }
         if advice := headless.get(config.loss.objective):
-            wrong(f"objective is {config.loss.objective!r}, {advice}")
+            raise InputError(f"objective is {config.loss.objective!r}, {advice}")
     if not pairs.data and not config.has_vectors and config.given.given_pairs is None:
         forms = "a table such as pairs.csv, shards, or a folder of images with .txt files next to them"
         others = "--data demo for the set that comes along, or of `cloob train vectors` --a and --b"
-        wrong(f"data is missing; give --data with your pairs ({forms}), or {others}")
+        raise InputError(f"data is missing; give --data with your pairs ({forms}), or {others}")
 
 
 def check_with_heads(config: TrainConfig) -> None:
@@ -145,11 +144,11 @@ def check_with_heads(config: TrainConfig) -> None:
         requested = "objective is 'auto'" if auto else f"members is {members}"
         if not config.holds_out:
             other = "; name an objective, or give" if auto else ", or give"
-            wrong(f"{requested}, but there are no held-out pairs to choose by{other} --val-split")
+            raise InputError(f"{requested}, but there are no held-out pairs to choose by{other} --val-split")
         if _processes() > 1:
-            wrong(f"{requested}, which needs one process; choose with one, then train with what it chose")
+            raise InputError(f"{requested}, which needs one process; choose with one, then train with what it chose")
         if config.save.best == "val_loss":
-            wrong(f"best is 'val_loss', but {requested}, which goes by recall; leave --best out")
+            raise InputError(f"best is 'val_loss', but {requested}, which goes by recall; leave --best out")
     small, once = "heads on frozen encoders are too small for it", "heads train on features made once"
     for part, keys, reason in (
         (config.run, ("fsdp", "compile", "grad_checkpointing"), small),
@@ -159,7 +158,7 @@ def check_with_heads(config: TrainConfig) -> None:
     ):
         for key in keys:
             if (value := getattr(part, key)) != getattr(type(part), key):
-                wrong(f"{key} is {value!r}, but {reason}; leave it out")
+                raise InputError(f"{key} is {value!r}, but {reason}; leave it out")
 
 
 def check_without_heads(align: AlignConfig) -> None:
