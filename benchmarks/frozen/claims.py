@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from benchmarks.frozen.plan import CCA, CONTROLS, PAIRS, ROWS, SIZES, WIDE, World
+from benchmarks.frozen.plan import CCA, CONTROLS, OTHERS, PAIRS, ROWS, SIZES, WIDE, World
 from benchmarks.frozen.tables import STUDY, Runs
 from benchmarks.studies import records
 from benchmarks.studies.comparison import Record, Sets, compared, together, zeroshot_mean
@@ -47,11 +47,13 @@ def name(members: tuple[str, ...]) -> str:
         "infoloob-1": "InfoLOOB",
         "infoloob-2": "InfoLOOB (384)",
         "infoloob-wide": "InfoLOOB (640)",
+        "clip-2": "CLIP (384)",
+        "cloob-2": "CLOOB (384)",
     }
     return " ⊕ ".join(names[member] for member in members)
 
 
-def runs_table(runs: Found, rows: Sequence[tuple[str, ...]] = (*ROWS, *CONTROLS, *WIDE)) -> str:
+def runs_table(runs: Found, rows: Sequence[tuple[str, ...]] = (*ROWS, *CONTROLS, *OTHERS, *WIDE)) -> str:
     """Zero-shot and recall of rows with all pairs."""
     states = [(share, clean) for share in (0.4, 0.0) for clean in (False, True)]
     lines = [[name(m), *(both(runs.get(Key(m, clean, s), {})) for s, clean in states)] for m in rows]

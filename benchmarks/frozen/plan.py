@@ -294,6 +294,8 @@ MEMBERS = {
     "infoloob-1": ("infoloob", 1, 256),
     "infoloob-2": ("infoloob", 2, 384),
     "infoloob-wide": ("infoloob", 0, 640),
+    "clip-2": ("clip", 2, 384),
+    "cloob-2": ("cloob", 2, 384),
 }
 """The heads of ``claim.md``: method, which of several first weights and orders, width."""
 CLOSED: tuple[tuple[str, ...], ...] = (("infoloob",), (CCA,), ("infoloob", CCA))
@@ -305,6 +307,8 @@ CONTROLS: tuple[tuple[str, ...], ...] = (
     ("infoloob", "infoloob-1", "infoloob-2"),
 )
 WIDE = (("infoloob-wide",),)
+OTHERS = (("clip", "clip-2"), ("cloob", "cloob-2"))
+"""Controls of CLIP ⊕ CCA and CLOOB ⊕ CCA."""
 
 
 @dataclass(frozen=True)
@@ -351,3 +355,8 @@ def joined() -> Iterator[Joined]:
     ]
     for (rows, clean, world), seed in itertools.product(blocks, SEEDS[:3]):
         yield from (Joined(row, clean, world, seed) for row in rows)
+    for seed in SEEDS[3:]:
+        for rows, clean, world in blocks:
+            yield from (Joined(row, clean, world, seed) for row in rows if world.pairs == PAIRS)
+    for seed, (clean, world) in itertools.product(SEEDS, ((True, wrong), (True, right))):
+        yield from (Joined(row, clean, world, seed) for row in OTHERS)
