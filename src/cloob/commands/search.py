@@ -195,7 +195,8 @@ def _duplicates(index: cloob.Index, options: Options) -> int:
     """Prints groups; in JSON ``equal`` is the id of the first picture with the same bytes, None for that one."""
     from cloob.search import alike
 
-    result = alike.duplicates(index.view(options.where), options.threshold, exact=options.exact)
+    view = index.view(options.where)
+    result = alike.present(view, alike.look_alikes(view, options.threshold, exact=options.exact))
     items, rows = [[hit.item for hit in group] for group in result.groups], list[list[dict[str, Any]]]()
     for group in result.groups:
         rows.append([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -51,10 +52,6 @@ def first_alike(items: Iterable[Item | FileState]) -> list[int]:
     return ids
 
 
-def duplicates(view: View, threshold: float, *, exact: bool) -> Duplicates:
-    return present(view, look_alikes(view, threshold, exact=exact))
-
-
 def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
     """Groups of pictures as they were indexed; files that are gone by now are among them."""
     facts = []  # the best is the least: most pixels, with what the camera wrote, most bytes, oldest
@@ -71,9 +68,8 @@ def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
     if not exact:
         alike = partition(view.vectors([ids[0] for ids in classes]), threshold)
         view.models.model(view.model)  # refused where its name stands for other weights by now
-        firsts = view.items([classes[place][0] for group in alike if len(group) > 1 for place, _ in group])
-        classed = (place for place, ids in enumerate(classes) if ids[0] in firsts and _is_one_colour(firsts[ids[0]]))
-        plain = dict.fromkeys(classed)
+        some = view.items([classes[place][0] for group in alike if len(group) > 1 for place, _ in group])
+        plain = dict.fromkeys(place for place, ids in enumerate(classes) if _is_one_colour(some.get(ids[0])))
         alike = [[pair for pair in group if pair[0] not in plain] for group in alike]
         alike += [[(place, 1.0)] for place in plain]
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
@@ -109,13 +105,11 @@ def rest(group: Group) -> list[Item]:
     return [hit.item for hit in group if shot_of(hit.item.path) != best]
 
 
-def _is_one_colour(item: Item) -> bool:
-    if item.bytes > _ONE_COLOUR_BYTES + _BYTES_PER_PIXEL * item.width * item.height:
-        return False
-    try:
-        return is_one_colour(read_file(item.path))
-    except (OSError, ValueError, Unreadable):  # gone, or in a container
-        return False
+def _is_one_colour(item: Item | None) -> bool:
+    with contextlib.suppress(OSError, ValueError, Unreadable):  # gone, or in a container
+        if item and item.bytes <= _ONE_COLOUR_BYTES + _BYTES_PER_PIXEL * item.width * item.height:
+            return is_one_colour(read_file(item.path))
+    return False
 
 
 def partition(rows: Vectors, threshold: float = DUPLICATE) -> list[list[tuple[int, float]]]:

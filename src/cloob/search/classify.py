@@ -11,9 +11,9 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,10 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("a photo of a {c}.", "{c}")  # prompts of a label when no templates are given
 NONE = "none of these"
-LABEL_CUTOFF = 1.75  # margin below which a label does not fit a picture, with `none` or `multi`
 DEFAULT_INV_TAU = 100.0  # CLIP's bound, where neither the model's objective nor its weights have τ⁻¹
 MAX_NUMBERS = 200_000_000  # pictures times labels: the work on them takes up to 8.5 times their 0.8 GB
-STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C to choose from: unit rows take large ones
-_DEFAULT_STRENGTH = 100.0  # with too few examples to choose
-_FOLDS, _INNER_FOLDS = 5, 3
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C to choose from, else the third: unit rows take large ones
+_FOLDS = 5
 _FORMAT = "cloob-head-1"
 
 
@@ -49,12 +47,10 @@ class Labels:
     by_default: bool = False  # the model does not say its τ⁻¹, so that probabilities show an order alone
 
     def counts(self) -> dict[str, int]:
-        """How many pictures every label has, ``NONE`` last if it has some."""
-        counted = dict.fromkeys((*self.names, NONE), 0)
-        for labels in self.chosen:
-            for name in [self.names[label] for label in labels] or [NONE]:
-                counted[name] += 1
-        return {name: count for name, count in counted.items() if count or name != NONE}
+        """How many pictures every label has, ``NONE`` last."""
+        names = (*self.names, NONE)
+        counted = Counter(names[label] for chosen in self.chosen for label in chosen or [len(self.names)])
+        return {name: counted[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class LabelOptions:
     templates: tuple[str, ...] = TEMPLATES  # prompts with {c} in the place of the label
     multi: bool = False  # every label that fits, any number; else the best one
     none: bool = False  # the best label may not fit either
-    cutoff: float = LABEL_CUTOFF  # margin from which a label fits
+    cutoff: float = 1.75  # margin from which a label fits, with ``none`` or ``multi``
     inv_tau: float | None = None  # τ⁻¹ in the place of the model's
 
 
@@ -105,13 +101,25 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
     inv_tau = float(known or DEFAULT_INV_TAU)
     scores = rows @ _label_rows(encoder, names, options.templates).T
     above = margins(scores, rows, view.text_rows()) if options.multi or options.none else None
-    return _choose(Labels(names, ids, _softmax(inv_tau * scores), above, (), inv_tau, not known), options)
+    return Labels(names, ids, *_chosen(inv_tau * scores, above, options), inv_tau, not known)
 
 
 def label_by_head(view: View, head: LabelHead) -> Labels:
     ids, rows = _all_rows(view, len(head.names))
-    probabilities = _softmax(rows @ head.weight[:, :-1].T + head.weight[:, -1])
-    return _choose(Labels(tuple(head.names), ids, probabilities, None, ()), LabelOptions())
+    logits = rows @ head.weight[:, :-1].T + head.weight[:, -1]
+    return Labels(tuple(head.names), ids, *_chosen(logits, None, LabelOptions()))
+
+
+def _chosen(logits: Any, above: Vectors | None, options: LabelOptions) -> tuple[Vectors, Vectors | None, Any]:
+    """The softmax of logits (n, C), the margins, and the labels that these choose."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    probabilities = np.asarray(shifted / shifted.sum(1, keepdims=True), np.float32)
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    chosen = (order if options.multi else order[:, :1]).tolist()
+    if above is not None:
+        fits = above >= options.cutoff
+        chosen = [[label for label in row if fits[place, label]] for place, row in enumerate(chosen)]
+    return probabilities, above, tuple(map(tuple, chosen))
 
 
 def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
@@ -128,23 +136,8 @@ def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
 def _label_rows(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
     prompts = [template.replace("{c}", name) for name in names for template in templates]
-    rows = TorchEmbedder(encoder).texts(prompts)
-    means = rows.reshape(len(names), len(templates), -1).mean(1)
+    means = TorchEmbedder(encoder).texts(prompts).reshape(len(names), len(templates), -1).mean(1)
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
-
-
-def _choose(labels: Labels, options: LabelOptions) -> Labels:
-    order = np.argsort(-labels.probabilities, axis=1, kind="stable")
-    taken = (order if options.multi else order[:, :1]).tolist()
-    if labels.margins is not None:
-        fitting = labels.margins >= options.cutoff
-        taken = [[label for label in row if fitting[place, label]] for place, row in enumerate(taken)]
-    return replace(labels, chosen=tuple(map(tuple, taken)))
-
-
-def _softmax(logits: npt.NDArray[np.floating]) -> Vectors:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(1, keepdims=True), np.float32)
 
 
 def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str], fingerprint: str) -> LabelHead:
@@ -154,36 +147,33 @@ def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str],
         name = names[int(counts.argmin())]
         raise InputError(f"{counts.min()} readable example of {name!r}; two labels with two examples each are needed")
     selection, folds = require("sklearn.model_selection", "train"), int(min(_FOLDS, counts.min()))
-    plain = require("sklearn.linear_model", "train").LogisticRegression(C=_DEFAULT_STRENGTH, max_iter=1000)
-    model, outer = plain, selection.StratifiedKFold(folds, shuffle=True, random_state=0)
+    model = require("sklearn.linear_model", "train").LogisticRegression(C=STRENGTHS[2], max_iter=1000)
+    outer, inner = (selection.StratifiedKFold(n, shuffle=True, random_state=0) for n in (folds, 3))
     if counts.min() > _FOLDS:  # each inner fold has one of every label
-        inner = selection.StratifiedKFold(_INNER_FOLDS, shuffle=True, random_state=0)
-        model = selection.GridSearchCV(plain, {"C": STRENGTHS}, cv=inner)
-    early = require("sklearn.exceptions", "train").ConvergenceWarning
+        model = selection.GridSearchCV(model, {"C": STRENGTHS}, cv=inner)
     # Threads that wait for each other cost more than they bring on matrices of this size.
     with require("threadpoolctl", "train").threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", early)
+        warnings.simplefilter("ignore", require("sklearn.exceptions", "train").ConvergenceWarning)
         right = selection.cross_val_predict(model, rows.astype(np.float64), labels, cv=outer) == labels
         model.fit(rows.astype(np.float64), labels)
     best = getattr(model, "best_estimator_", model)
     weight = np.concatenate([best.coef_, best.intercept_[:, None]], axis=1)
     if len(weight) == 1:  # scikit-learn keeps one row for two classes
         weight = np.concatenate([-weight / 2, weight / 2])
-    judged = (float(right.mean()), folds, len(labels))
-    return LabelHead(tuple(names), np.ascontiguousarray(weight, np.float32), float(best.C), fingerprint, *judged)
+    weight = np.ascontiguousarray(weight, np.float32)
+    return LabelHead(tuple(names), weight, float(best.C), fingerprint, float(right.mean()), folds, len(labels))
 
 
 def head_of(view: View, folder: Path) -> tuple[LabelHead, float]:
     """A head from an index of a folder with a sub-folder per label, and zero-shot's accuracy on the examples."""
     ids, rows = _all_rows(view)
-    root = Path(os.path.abspath(folder))  # noqa: PTH100 - as the index has it: links stay
+    root = os.path.abspath(folder)  # noqa: PTH100 - as the index has it: links stay
     names: list[str] = []
     for item in view.store.items(ids):
-        path = root / item.path
-        parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
-        if len(parts) < 2:
+        label, _, below = os.path.relpath(item.path, root).partition(os.sep)
+        if not below or label == os.pardir:
             raise InputError(f"{item.path}: lies in no folder of a label; {folder} has to hold a folder for each label")
-        names.append(parts[0])
+        names.append(label)
     labels = sorted(set(names))
     numbers = np.array([labels.index(name) for name in names], np.int64)
     head = fit_head(rows, numbers, labels, view.model.fingerprint)
@@ -201,8 +191,8 @@ def read_head(path: Path) -> LabelHead | None:
     """The head in a file; None for any other file."""
     try:
         with require("safetensors", "train").safe_open(path, framework="numpy") as file:
-            facts, weight = json.loads(file.metadata()["head"]), file.get_tensor("weight")
-        return LabelHead(**facts, weight=weight) if facts.pop("format") == _FORMAT else None
+            facts = json.loads(file.metadata()["head"]) | {"weight": file.get_tensor("weight")}
+        return LabelHead(**facts) if facts.pop("format") == _FORMAT else None
     except Exception:  # whatever another file makes the readers raise
         return None
 

@@ -13,22 +13,19 @@ from cloob.search import find
 from cloob.search.address import open_store
 from cloob.search.find import Memo, View, Where
 from cloob.search.models import Models
-from cloob.search.query import AnyQuery, Embedder, Query, Term, Vector
+from cloob.search.query import AnyQuery, Query, Term, Vector
 from cloob.search.records import By, Hit, IndexedModel, Item, Name, Progress, Results
 from cloob.search.store import Store
 from cloob.search.where import Filter, parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
-    import torch
-
-    from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.scan.open import Pictures
     from cloob.search.update import Merged, Sources, UpdateOptions
 
 
-class Index(contextlib.AbstractContextManager["Index"]):
+class Index(Models, contextlib.AbstractContextManager["Index"]):
     """Pictures with their metadata and their vectors of one model or several, for several threads.
 
     A user's mistake raises ``InputError`` with one line. ``where`` is a filter over the metadata
@@ -50,8 +47,7 @@ class Index(contextlib.AbstractContextManager["Index"]):
     """
 
     def __init__(self, store: Store, model: str | None = None) -> None:
-        self.store = store
-        self._models = Models(store, model)
+        super().__init__(store, model)
         self.memo = Memo()
         self._columns: dict[str, str] = {}
 
@@ -64,11 +60,6 @@ class Index(contextlib.AbstractContextManager["Index"]):
     def create(cls, address: str | Path) -> Self:
         """Makes an empty index; one that is there is opened."""
         return cls(open_store(address, create=True))
-
-    def close(self) -> None:
-        """Closes the database and forgets the models."""
-        self.store.close()
-        self._models.close()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -89,14 +80,10 @@ class Index(contextlib.AbstractContextManager["Index"]):
         """The models that the index has vectors of."""
         return self.store.models()
 
-    def model(self, name: Name = None) -> IndexedModel:
-        """A model by its name; the default one for None."""
-        return self._models.model(name)
-
     def view(self, where: Where = None, model: Name = None) -> View:
         """The pictures that a filter lets through, as a model sees them."""
         condition = self.filter(where) if isinstance(where, str) else where
-        return View(self.store, self._models, self.memo, self.model(model), condition)
+        return View(self.store, self, self.memo, self.model(model), condition)
 
     def filter(self, where: str, hidden: Sequence[str] = ()) -> Filter:
         """Parses a filter, which may name none of the ``hidden`` columns."""
@@ -104,18 +91,6 @@ class Index(contextlib.AbstractContextManager["Index"]):
             return parse(where, self._columns, hidden)
         self._columns = self.columns()
         return parse(where, self._columns, hidden)
-
-    def use(self, name: str | IndexedModel, encoder: DualEncoder, weights: str | None = None) -> None:
-        """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its weights if that is known."""
-        self._models.use(self.model(name), encoder, weights)
-
-    def encoder(self, name: Name = None, device: str | torch.device = "auto") -> DualEncoder:
-        """A model of the index, loaded once."""
-        return self._models.encoder(name, device)
-
-    def embedder(self, name: Name = None, device: str = "auto") -> Embedder:
-        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder without torch."""
-        return self._models.embedder(name, device)
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order of the ids; those that the index does not have are left out."""
@@ -168,9 +143,10 @@ class Index(contextlib.AbstractContextManager["Index"]):
         Any two of a group have at least the cosine ``threshold``, or equal bytes, with ``exact`` these alone. The best
         comes first. Files that are gone or have changed are left out, and groups of one shot (RAW and JPEG).
         """
-        from cloob.search.alike import duplicates  # Pillow
+        from cloob.search.alike import look_alikes, present  # Pillow
 
-        return duplicates(self.view(where, model), threshold, exact=exact).groups
+        view = self.view(where, model)
+        return present(view, look_alikes(view, threshold, exact=exact)).groups
 
     def classify(
         self, labels: Sequence[str], options: LabelOptions | None = None, *, where: Where = None, model: Name = None
@@ -217,4 +193,4 @@ class Index(contextlib.AbstractContextManager["Index"]):
         from cloob.search.update import UpdateOptions, update  # torch
 
         with self.store.exclusive():
-            return update(self.store, self._models, sources, options or UpdateOptions(), progress)
+            return update(self.store, self, sources, options or UpdateOptions(), progress)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob.cache import cache_root
+from cloob.errors import InputError
+from cloob.files import write_whole
 from cloob.models.runs import split_checkpoint, with_checkpoint
 from cloob.models.source import ModelSource
 from cloob.search.query import Embedder, TorchEmbedder
@@ -30,20 +32,29 @@ class Models:
     """The models of a store, for several threads; ``None`` is the default one."""
 
     def __init__(self, store: Store, default: str | None = None) -> None:
-        self._store = store
-        self._default = None if default is None else store.model(self._typed(default)).name
+        self.store, self._default = store, default
         self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
         self._plain: dict[str, PlainEncoder | None] = {}  # likewise
         self._loading = threading.RLock()
+        if default is not None:  # typed by its name, by what it is loaded from, or by another checkpoint of its run
+            spec = absolute(default)
+            run = spec if split_checkpoint(default)[1] else split_checkpoint(spec)[0]
+            ranked = sorted(store.models(), key=lambda model: (model.name != default, model.spec != spec))
+            named = [m for m in ranked if default == m.name or spec == m.spec or split_checkpoint(m.spec)[0] == run]
+            self._default = store.model(named[0] if named else default).name
+            if named and named[0].spec == spec:
+                remember(spec)
 
     def model(self, name: Name = None) -> IndexedModel:
-        return self._store.model(name or self._default)
+        """A model by its name; the default one for None."""
+        return self.store.model(name or self._default)
 
-    def use(self, model: IndexedModel, encoder: DualEncoder, weights: str | None = None) -> None:
-        """Hands in a loaded model, and the fingerprint of its weights if that is known."""
+    def use(self, name: Name, encoder: DualEncoder, weights: str | None = None) -> None:
+        """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its weights if that is known."""
         from cloob.models.load import fingerprint  # torch
 
-        model.check(weights or fingerprint(encoder), self._store.address)
+        model = self.model(name)
+        model.check(weights or fingerprint(encoder), self.store.address)
         self._encoders[model.fingerprint], self._plain[model.fingerprint] = encoder, None
 
     def encoder(self, name: Name = None, device: str | torch.device = "auto") -> DualEncoder:
@@ -55,7 +66,7 @@ class Models:
             return self._encoders[model.fingerprint]
 
     def embedder(self, name: Name = None, device: str = "auto") -> Embedder:
-        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
+        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder without torch."""
         from cloob.models.onnx import PlainEncoder  # only where something has to be embedded
 
         model = self.model(name)
@@ -63,32 +74,21 @@ class Models:
             if model.fingerprint not in (*self._encoders, *self._plain):
                 plain = PlainEncoder.open(model.spec)
                 if plain is not None:
-                    model.check(plain.fingerprint, self._store.address)
+                    model.check(plain.fingerprint, self.store.address)
                 self._plain[model.fingerprint] = plain
             return self._plain.get(model.fingerprint) or TorchEmbedder(self.encoder(model, device))
 
     def close(self) -> None:
+        """Closes the database and forgets the models."""
+        self.store.close()
         self._encoders.clear()
         self._plain.clear()
-
-    def _typed(self, model: str) -> str:
-        """The name of a model that was typed by its name, or by what it is loaded from."""
-        spec, models = absolute(model), self._store.models()
-        run = spec if split_checkpoint(model)[1] else split_checkpoint(spec)[0]
-        named = [item for item in models if item.name == model]
-        named += [item for item in models if item.spec == spec]
-        named += [item for item in models if split_checkpoint(item.spec)[0] == run]  # by another checkpoint
-        if named and named[0].spec == spec:
-            remember(spec)
-        return named[0].name if named else model
 
 
 def remember(typed: str) -> None:
     """Notes that an address, a pattern or a model was typed; where the cache cannot be written, it is typed again."""
-    note = _note(typed)
-    with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.touch()
+    with contextlib.suppress(InputError):
+        write_whole(_note(typed), "")
 
 
 def was_typed(named: str) -> bool:
