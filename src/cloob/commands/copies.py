@@ -91,7 +91,7 @@ def _planned(
     index: cloob.Index, shot: Sequence[Item], folder: Path, listed: dict[Path, Stems], *, move: bool
 ) -> list[tuple[Path | bytes, Path]]:
     """The files of a shot, or bytes out of a container, with their new paths; none where they are there already."""
-    from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
+    from cloob.data.source import PICTURE_SUFFIXES
     from cloob.search.alike import is_raw
     from cloob.search.metadata import TAKEOUT
 
@@ -103,7 +103,7 @@ def _planned(
         stem, files[data] = member.stem, member.suffix
     else:
         if first.parent not in listed:  # by stem: `a` of a.jpg, a.xmp and a.jpg.xmp
-            picture = "|".join(map(re.escape, (*IMAGE_SUFFIXES, *RAW_SUFFIXES)))
+            picture = "|".join(map(re.escape, PICTURE_SUFFIXES))
             ending = rf"(?:(?:{picture})?{_BELONGING}|(?:{picture}){TAKEOUT}|(?:{picture}))$"
             listed[first.parent] = {}
             for path in sorted(first.parent.iterdir()):

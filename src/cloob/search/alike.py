@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
+from cloob.data.source import PICTURE_SUFFIXES, RAW_SUFFIXES
 from cloob.pictures import Unreadable, is_one_colour, read_file
 from cloob.search.find import View
 from cloob.search.records import FileState, Hit, Item, file_of
@@ -33,7 +33,7 @@ class Duplicates:
 def shot_of(path: str) -> str:
     """What the files of one shot share (RAW, JPEG, HEIC): folder and stem; the path itself of anything else."""
     stem, suffix = os.path.splitext(path)  # noqa: PTH122 - of a member of a container too
-    return stem if suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES) else path
+    return stem if suffix.lower() in PICTURE_SUFFIXES else path
 
 
 def is_raw(path: str) -> bool:

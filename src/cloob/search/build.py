@@ -29,7 +29,7 @@ from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
 from cloob.search.metadata import TAKEN, camera_and_place, date_of, iso_date, of_file
 from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, valid
-from cloob.search.scan.collection import CAPTION_COLUMNS, Collection, FoundPicture, LeftOut, ReadFailed, plain, values
+from cloob.search.scan.collection import Collection, FoundPicture, LeftOut, ReadFailed, caption_of, described, plain
 from cloob.search.store import SourceSettings, Store, Vectors
 
 _FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")  # not worth another try
@@ -277,12 +277,12 @@ class VectorFile(Collection):
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{name}: no Parquet of vectors ({one_line(error)})") from None
         names = self.data.schema.names
-        for column_name, what in ((column, "vectors"), (path_column, "path"), (caption_column, "caption")):
+        for column_name, what in ((column, "vectors"), (path_column, "path")):
             if column_name is not None:
                 check_name(Path(name), names, column_name, what)
         self.column = column
         self._path = path_column or next((item for item in PATH_COLUMNS if item in names), None)
-        self._caption = caption_column or next((item for item in CAPTION_COLUMNS if item in names), None)
+        self._caption = caption_of(Path(name), names, caption_column)
         plain = [not pa.types.is_nested(kind) and not pa.types.is_binary(kind) for kind in self.data.schema.types]
         used = (column, self._path, self._caption)
         self._others = [item for item, is_plain in zip(names, plain, strict=True) if is_plain and item not in used]
@@ -304,10 +304,9 @@ class VectorFile(Collection):
             rows = []
             for number in range(len(batch)):
                 row = {name: column[number] for name, column in cells.items()}
-                path, caption = row.pop(self._path or "", None), row.pop(self._caption or "", None)
+                path = row.pop(self._path or "", None)
                 path = f"{self.name}{SEPARATOR}{start + number}" if path is None else str(path)
-                caption = None if caption is None else str(caption).strip() or None
-                rows.append(Item(0, self.name, path, "", 0, None, 0, 0, None, caption, values(row)))
+                rows.append(Item(0, self.name, path, "", 0, None, 0, 0, None, *described(row, self._caption)))
             yield rows, as_floats(flat.reshape(len(batch), -1)).numpy()
             start += len(batch)
 

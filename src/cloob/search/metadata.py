@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 8 * 1024 * 1024
 TAKEOUT = r"(?:\.supp[\w-]*)?\.json"  # of a.jpg it is a.jpg.json, or a.jpg.supplemental-metadata.json, perhaps cut
 TAKEN = "date of Takeout"
-_BESIDE = re.compile(rf"(?:\.xmp|{TAKEOUT})$", re.IGNORECASE)
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RATING = "{http://ns.adobe.com/xap/1.0/}Rating"
@@ -39,18 +38,9 @@ _NAMED = re.compile(  # IMG-20240101-WA0000, 20240101_120000, IMG20240101120000,
 )
 
 
-def files_beside(names: Iterable[str]) -> dict[str, list[str]]:
-    """The files of a folder that describe a picture, by its name or stem: of a.xmp by ``a``."""
-    matches: dict[str, list[str]] = {}
-    for name in names:
-        if name.lower().endswith((".xmp", ".json")) and (match := _BESIDE.search(name)):
-            matches.setdefault(name[: match.start()], []).append(name)
-    return matches
-
-
-def read_beside(paths: Iterable[str]) -> dict[str, Value]:
+def read_beside(paths: Iterable[str]) -> dict[str, Any]:
     """What files next to a picture state; nothing of one that cannot be read or is something else."""
-    columns: dict[str, Value] = {}
+    columns: dict[str, Any] = {}
     for path in paths:
         with contextlib.suppress(OSError, TooLarge):
             data = read_at_most(path, MOST_BYTES)

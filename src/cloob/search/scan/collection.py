@@ -6,16 +6,18 @@ import contextlib
 import json
 import math
 import os
+import re
 import stat
 import threading
 import unicodedata
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,18 +26,19 @@ import pyarrow.compute as pc
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, read_fault, read_pair_file
 from cloob.data.shards.spec import TAR_SUFFIXES
-from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES, RAW_SUFFIXES
+from cloob.data.source import CAPTION_SUFFIXES, PICTURE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES, check_name
 from cloob.data.sources.paths import as_text, captions_by_stem, column_names, json_rows, read_table, walk
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
-from cloob.search.metadata import files_beside, read_beside
+from cloob.search.metadata import TAKEOUT, read_beside
 from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
 
 EXAMPLES = 3  # of what was left out, and of the files that cannot be read
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 
+_BESIDE = re.compile(rf"(?:\.xmp|{TAKEOUT})$", re.IGNORECASE)
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _CODE, _LONG = r"^[+-]?(0\d|\d{20})", r"\d{19}"
 _NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # made by file servers, Windows and npm
@@ -81,13 +84,10 @@ class Collection:
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         return iter(())
 
-    def find(self, path: str) -> FoundPicture:
-        """A picture by its path; ``BadSample`` where there is none."""
-        raise BadSample("missing image", path, f"not in {self.name} any more")
-
     def read(self, found: FoundPicture) -> bytes:
         """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none."""
-        return read_regular(found.path)
+        with reading(found.path):
+            return read_file(found.path)
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         return None, {}
@@ -113,23 +113,22 @@ class Table(Collection):
     ) -> None:
         super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
         self.state = path.stat()
-        self._objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
+        objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
         columns = column_names(path, (image_column, caption_column or image_column))
-        names = list(filter(None, dict.fromkeys([*columns, *(name for row in self._objects for name in row)])))
+        names = list(filter(None, dict.fromkeys(chain(columns, *objects))))
         check_name(path, names, image_column, "image")
-        if caption_column is not None:
-            check_name(path, names, caption_column, "caption")
-        self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
+        self._caption = caption_of(path, names, caption_column)
         self._others = [name for name in names if name not in (image_column, self._caption)]
         self._hidden = 0  # rows
-        if self._objects:
-            images = [row.get(image_column) for row in self._objects]
-        else:
+        self._cell: Callable[[int, str], Any] = lambda row, column: objects[row].get(column)
+        images = [row.get(image_column) for row in objects]
+        if not objects:
             table, stray = read_table(path, names)
             self._hidden = sum(stray.values())
             images = table[image_column].to_pylist()
             is_text, others = path.suffix.lower() != ".parquet", [name for name in names if name != image_column]
-            self._cells = {name: _typed(table[name], is_text, name == self._caption) for name in others}
+            cells = {name: _typed(table[name], is_text, name == self._caption) for name in others}
+            self._cell = lambda row, column: plain(cells[column][row])
         self._stored = [_text(item).strip() for item in images]  # paths as the table has them
         self.by_path: dict[str, list[int]] = {}  # the rows of every picture by its absolute path
         for row, stored in enumerate(self._stored):
@@ -162,21 +161,17 @@ class Table(Collection):
                 size, time = None, None
             yield FoundPicture(path, size, time, rows)
 
-    def describe(self, found: FoundPicture) -> tuple[str | None, dict[str, Value]]:
+    def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         """All captions of a picture's rows, and the columns of the first."""
-
-        def cell(row: int, column: str) -> Any:
-            return self._objects[row].get(column) if self._objects else plain(self._cells[column][row])
-
-        captions = [_text(cell(row, self._caption)).strip() for row in found.place if self._caption]
-        others = {name: cell(found.place[0], name) for name in self._others} if found.place else {}
+        captions = [_text(self._cell(row, self._caption)).strip() for row in found.place if self._caption]
+        others = {name: self._cell(found.place[0], name) for name in self._others} if found.place else {}
         return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
 
 
 class Folder(Collection):
     """All pictures below a folder; ``table`` describes some of them. Links that lead out of it are not followed.
 
-    A picture's place are its caption's file, if any, and other files that describe it.
+    A picture's place are the files that describe it.
     """
 
     def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Table | None = None) -> None:
@@ -202,7 +197,7 @@ class Folder(Collection):
                 if excluded or os.path.islink(path):  # noqa: PTH114
                     folders.remove(name)
                     self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
-            captions, sidecars = captions_by_stem(names), files_beside(names)
+            beside = _files_beside(names)
             used: set[str] = set()
             strange: list[str] = []
             for name in names:
@@ -211,16 +206,16 @@ class Folder(Collection):
                     continue
                 if self._left_out(path):
                     self.left_out.add("excluded", path)
-                elif lower.endswith((*IMAGE_SUFFIXES, *RAW_SUFFIXES)):
-                    if (result := self._found(folder, name, captions, sidecars)) is not None:
+                elif lower.endswith(PICTURE_SUFFIXES):
+                    if (result := self._found(folder, name, beside)) is not None:
+                        used.update(result.place)
                         seen.update(self._table.of(path) if self._table else ())
                         yield result
-                    used.update(sidecars.get(name.rpartition(".")[0], ()), sidecars.get(name, ()))
                 elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
                     self.left_out.add("tar or Arrow file beside pictures", path)
                 else:
-                    strange.append(name)
-            others.update(os.path.splitext(name.lower())[1] or name for name in strange if name not in used)  # noqa: PTH122
+                    strange.append(path)
+            others.update(Path(path).suffix.lower() or Path(path).name for path in strange if path not in used)
         if others:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(3))
             self.left_out.add("file of another kind", kinds + ", …" * (len(others) > 3), others.total())
@@ -229,40 +224,37 @@ class Folder(Collection):
                 self.left_out.add("row of the folder's table that names no picture of it", path)
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
-        table, (file, *others) = self._table, found.place
+        table = self._table
         caption, columns = table.describe(found._replace(place=table.of(found.path))) if table else (None, {})
-        stated = read_beside(others)
+        file = next((path for path in found.place if path.lower().endswith(CAPTION_SUFFIXES)), None)
+        stated = read_beside(path for path in found.place if path != file)
         by_others = stated.pop("caption", None)
         try:
             caption = clean_caption(read_pair_file(file, found.path, "caption"), found.path) if file else caption
         except BadSample as bad:
             if bad.reason != "empty caption":
-                self.left_out.add(bad.reason, file)
-        return caption or (str(by_others) if by_others else None), stated | columns
+                self.left_out.add(bad.reason, str(file))
+        return caption or by_others, {**stated, **columns}
 
     def _left_out(self, path: str) -> bool:
         return bool(self._exclude) and self.excluded(os.path.relpath(path, self.name))
 
-    def _found(
-        self, folder: str, name: str, captions: Mapping[str, str], sidecars: Mapping[str, list[str]]
-    ) -> FoundPicture | None:
+    def _found(self, folder: str, name: str, beside: Mapping[str, list[str]]) -> FoundPicture | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the source."""
-        stem, path = name.rpartition(".")[0], os.path.join(folder, name)  # noqa: PTH118
-        names = (captions.get(stem), *sidecars.get(stem, ()), *sidecars.get(name, ()))
-        others = [item and os.path.join(folder, item) for item in names]  # noqa: PTH118
+        path, names = os.path.join(folder, name), [*beside.get(name.rpartition(".")[0], ()), *beside.get(name, ())]  # noqa: PTH118
+        others = [os.path.join(folder, item) for item in names]  # noqa: PTH118
         try:
-            state: os.stat_result | None = os.lstat(path)
-            if state and stat.S_ISLNK(state.st_mode):
+            state = os.lstat(path)
+            if not stat.S_ISREG(state.st_mode):
                 root = os.path.realpath(self.name)
-                if os.path.commonpath([root, os.path.realpath(path)]) != root:
-                    self.left_out.add("link that leads out of the folder, not followed", path)
+                leads_out = os.path.commonpath([root, os.path.realpath(path)]) != root
+                target = None if leads_out else _state(path)
+                if target is None:
+                    why = "link that leads out of the folder, not followed" if leads_out else "pipe or device"
+                    self.left_out.add(why, path)
                     return None
-                state = _state(path)
-            if state is None or not stat.S_ISREG(state.st_mode):
-                self.left_out.add("pipe or device", path)
-                return None
-            table = self._table.state if self._table else None
-            time = _newest(state, *(_state(item) for item in others if item), table)
+                state = target
+            time = _newest(state, *map(_state, others), self._table.state if self._table else None)
             return FoundPicture(path, state.st_size, time, others)
         except OSError:  # reading it reports why
             return FoundPicture(path, None, None, others)
@@ -273,9 +265,31 @@ class Single(Folder):
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         folder, name = os.path.split(self.name)
-        names = os.listdir(folder)  # noqa: PTH208
-        result = self._found(folder, name, captions_by_stem(names), files_beside(names))
+        result = self._found(folder, name, _files_beside(os.listdir(folder)))  # noqa: PTH208
         return iter([result] if result else [])
+
+
+def _files_beside(names: Iterable[str]) -> dict[str, list[str]]:
+    """The files of a folder that describe a picture, a caption first, by the picture's name or stem: a.xmp by ``a``."""
+    matches = {stem: [name] for stem, name in captions_by_stem(names).items()}
+    for name in names:
+        if name.lower().endswith((".xmp", ".json")) and (match := _BESIDE.search(name)):
+            matches.setdefault(name[: match.start()], []).append(name)
+    return matches
+
+
+def caption_of(path: Path, names: Sequence[str], column: str | None) -> str | None:
+    """The column of captions among those of a table: the one that is named, else a usual one."""
+    if column is not None:
+        check_name(path, names, column, "caption")
+    return column or next((name for name in CAPTION_COLUMNS if name in names), None)
+
+
+def described(row: Mapping[str, Any], caption: str | None) -> tuple[str | None, dict[str, Value]]:
+    """The caption and the other columns of a row."""
+    columns = values(row)
+    text = str(columns.pop(caption or "", None) or "")
+    return text.strip() or None, columns
 
 
 def values(row: Mapping[Any, Any]) -> dict[str, Value]:
@@ -315,22 +329,17 @@ def _state(path: str) -> os.stat_result | None:
     return state if stat.S_ISREG(state.st_mode) else None
 
 
-def read_regular(path: str) -> bytes:
-    """The bytes of a picture file, which is no pipe and no device; ``Unreadable`` if there are too many."""
-    with reading(path):
-        return read_file(path)
-
-
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
     """Inside, what cannot be read is ``BadSample`` where it is not there, else ``ReadFailed``."""
     try:
         yield
+    except LookupError:
+        raise BadSample("missing image", path, "not in its source any more") from None
     except (OSError, InputError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         reason = read_fault(error, "missing image")
-        kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
-        raise kind(reason, path, why) from None
+        raise (BadSample if isinstance(error, _NOT_THERE) else ReadFailed)(reason, path, why) from None
 
 
 def plain(scalar: pa.Scalar) -> Any:

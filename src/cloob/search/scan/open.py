@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ from cloob.data.open import DEMO_SPLITS, look_up
 from cloob.data.shards.remote import RemoteShardSource, open_remote
 from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
 from cloob.data.shards.tar import Member, TarReader, group_members
-from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, IMAGE_SUFFIXES, RAW_SUFFIXES
-from cloob.data.sources.arrow import ArrowSource, FileSource, check_name, is_image
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, PICTURE_SUFFIXES
+from cloob.data.sources.arrow import ArrowSource, FileSource, is_image
 from cloob.data.sources.paths import FILE_COLUMN, metadata_of
 from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES, Unreadable, thumbnail
@@ -36,14 +37,14 @@ from cloob.search.scan.collection import (
     ReadFailed,
     Single,
     Table,
+    caption_of,
+    described,
     plain,
-    read_regular,
     reading,
     values,
 )
 from cloob.search.store import Store
 
-_MADE = 256  # thumbnails after which there is a look whether the cache has room
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
 
 
@@ -63,9 +64,9 @@ class ScanOptions:
 
 class _Tar(NamedTuple):
     reader: TarReader
-    pictures: dict[str, FoundPicture]  # by path; the place is its shard, and where it, the caption and the JSON lie
+    samples: dict[str, list[Member | None]]  # by path: where the picture, the caption and the JSON lie
+    mtime_ns: int | None
     cut: str | None
-    left_out: list[tuple[str, str]]
 
 
 class Tars(Collection, FileSource[_Tar]):
@@ -80,24 +81,19 @@ class Tars(Collection, FileSource[_Tar]):
             self._names, sizes, self._prepare = [*shards.shard_names], shards.shard_sizes, shards.prepare
         else:
             self._names, sizes, self._prepare = [*map(str, shards)], (0,) * len(shards), shards.__getitem__
+        self._numbers = {name: shard for shard, name in enumerate(self._names)}
         FileSource.__init__(self, name, sizes, streamed=True)
 
     def prepare(self, shard: int) -> Path:
         return self._prepare(shard)
 
     def load(self, shard: int, file: Path) -> _Tar:
-        reader = TarReader((file,))
+        reader, name = TarReader((file,)), self._names[shard]
         members, cut = reader.listing(0)
         reader.read(0, 0, 0)  # stays open when the cache drops it
-        tar = _Tar(reader, {}, cut, [])
-        mtime = None if is_remote(self.name) else file.stat().st_mtime_ns
-        for key, (image, caption, about) in group_members(members, _PARTS)[0].items():
-            path = f"{self._names[shard]}{SEPARATOR}{image.name if image else key}"
-            if image is None or self.excluded(image.name):
-                tar.left_out.append(("excluded" if image else "sample without a picture", as_utf8(path)))
-            else:
-                tar.pictures[path] = FoundPicture(path, image.size, mtime, (shard, image, caption, about))
-        return tar
+        samples = group_members(members, _PARTS)[0].items()
+        by_path = {f"{name}{SEPARATOR}{parts[0].name if parts[0] else key}": parts for key, parts in samples}
+        return _Tar(reader, by_path, None if is_remote(self.name) else file.stat().st_mtime_ns, cut)
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         by_shard: dict[str, list[str]] = {}
@@ -119,41 +115,34 @@ class Tars(Collection, FileSource[_Tar]):
             if tar.cut is not None:
                 self.unlisted.append(name)
                 self.left_out.add("truncated shard", f"{name}: {tar.cut}")
-            for reason, example in tar.left_out:
-                self.left_out.add(reason, example)
-            yield from tar.pictures.values()
-
-    def find(self, path: str) -> FoundPicture:
-        name = path.partition(SEPARATOR)[0]
-        with reading(path):
-            pictures = self.opened(self._names.index(name)).pictures if name in self._names else {}
-        return pictures[path] if path in pictures else super().find(path)
+            for path, (image, *_) in tar.samples.items():
+                if image is None or self.excluded(image.name):
+                    self.left_out.add("excluded" if image else "sample without a picture", as_utf8(path))
+                else:
+                    yield FoundPicture(path, image.size, tar.mtime_ns)
 
     def read(self, found: FoundPicture) -> bytes:
-        shard, image, _, _ = found.place or self.find(found.path).place
-        if image.size > MAX_IMAGE_BYTES:
-            raise BadSample("image too large", found.path, f"{image.size:,} bytes")
-        return self._bytes(shard, image)
+        with reading(found.path):
+            tar = self.opened(self._numbers[found.path.partition(SEPARATOR)[0]])
+            image = tar.samples[found.path][0]
+            assert image is not None
+            if image.size > MAX_IMAGE_BYTES:
+                raise BadSample("image too large", found.path, f"{image.size:,} bytes")
+            return tar.reader.read(0, image.offset, image.size)
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
-        shard, _, *members = found.place or self.find(found.path).place
-        caption, about = (
-            self._bytes(shard, member) if member and member.size <= MAX_CAPTION_BYTES else None for member in members
-        )
-        try:
-            raw = json.loads(about or b"{}")
-        except (ValueError, RecursionError):
-            raw = {}
-        columns = values(raw) if isinstance(raw, dict) else {}
-        try:
+        with reading(found.path):
+            tar = self.opened(self._numbers[found.path.partition(SEPARATOR)[0]])
+            parts = [part if part and part.size <= MAX_CAPTION_BYTES else None for part in tar.samples[found.path]]
+            _, caption, about = (tar.reader.read(0, part.offset, part.size) if part else None for part in parts)
+        columns: dict[str, Value] = {}
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # no JSON, or no object
+            columns = values(json.loads(about or b"{}"))
+        with contextlib.suppress(BadSample):
             return clean_caption(caption, found.path), columns
-        except BadSample:
-            captions = (columns.get(key) for key in CAPTION_COLUMNS)
-            return next((item for item in captions if isinstance(item, str)), None) or None, columns
-
-    def _bytes(self, shard: int, member: Member) -> bytes:
-        with reading(f"{self._names[shard]}{SEPARATOR}{member.name}"):
-            return self.opened(shard).reader.read(0, member.offset, member.size)
+        return next(
+            (text for name in CAPTION_COLUMNS if (text := columns.get(name)) and isinstance(text, str)), None
+        ), columns
 
 
 class Inside(Collection):
@@ -162,46 +151,30 @@ class Inside(Collection):
     def __init__(self, name: str, files: Sequence[Path], options: ScanOptions) -> None:
         super().__init__(name, options.exclude)
         self._files = ArrowSource(name, files, options.image_column or "filepath", None)
+        self._caption = caption_of(files[0], self._files.schemas[0].names, options.caption_column)
         self._paths = [os.path.abspath(file) for file in files]  # noqa: PTH100
-        names = self._files.schemas[0].names
-        self._caption = options.caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
-        if self._caption:
-            check_name(files[0], names, self._caption, "caption")
+        self._starts = dict(zip(self._paths, accumulate(self._files.shard_sizes, initial=0), strict=False))
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
-        start = 0
         for path, size in zip(self._paths, self._files.shard_sizes, strict=True):
             if self.excluded(os.path.basename(path)):  # noqa: PTH119
                 self.left_out.add("excluded", path)
             else:
                 time = os.stat(path).st_mtime_ns  # noqa: PTH116
-                yield from (FoundPicture(f"{path}{SEPARATOR}{row}", None, time, start + row) for row in range(size))
-            start += size
+                yield from (FoundPicture(f"{path}{SEPARATOR}{row}", None, time) for row in range(size))
 
-    def find(self, path: str) -> FoundPicture:
-        container, _, number = path.rpartition(SEPARATOR)
-        if container in self._paths and number.isdecimal():
-            shard = self._paths.index(container)
-            if int(number) < self._files.shard_sizes[shard]:
-                return FoundPicture(path, None, None, sum(self._files.shard_sizes[:shard]) + int(number))
-        return super().find(path)
+    def _row(self, path: str) -> int:
+        file, _, row = path.rpartition(SEPARATOR)
+        return self._starts[file] + int(row)
 
     def read(self, found: FoundPicture) -> bytes:
         with reading(found.path):
-            return self._files.picture(found.place)
+            return self._files.picture(self._row(found.path))
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
-        shard, row = self._files.place(found.place)
-        table = self._files.opened(shard)
-        columns = values(
-            {
-                field.name: plain(table.column(number)[row])
-                for number, field in enumerate(table.schema)
-                if not is_image(field.type) and field.name != self._files.image
-            }
-        )
-        caption = columns.pop(self._caption, None) if self._caption else None
-        return (None if caption is None else str(caption).strip() or None), columns
+        _, table, row = self._files.row(self._row(found.path))
+        fields = [field for field in table.schema if not is_image(field.type) and field.name != self._files.image]
+        return described({field.name: plain(table[field.name][row]) for field in fields}, self._caption)
 
 
 def source_name(spec: str | Path) -> str:
@@ -228,7 +201,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
     options = options or ScanOptions()
     name, exclude = source_name(spec), options.exclude
     path, image = Path(name), options.image_column or "filepath"
-    if path.is_file() and name.lower().endswith((*IMAGE_SUFFIXES, *RAW_SUFFIXES)):
+    if path.is_file() and name.lower().endswith(PICTURE_SUFFIXES):
         return Single(path, exclude)
     has_pictures = path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
     kind, files = ("folder", [path]) if has_pictures else look_up(name, image)
@@ -264,7 +237,6 @@ class Pictures:
         self._store = store
         self._open: dict[str, Collection] = {}
         self._lock = threading.Lock()
-        self._made = 0  # thumbnails
 
     def make(self, id: int, make: Callable[[bytes], bytes]) -> bytes:
         """What is made of the bytes of a picture; InputError where they cannot be read, or are others by now."""
@@ -282,10 +254,9 @@ class Pictures:
             with contextlib.suppress(OSError):  # removed meanwhile
                 return kept.read_bytes()
         made = self.make(id, lambda data: thumbnail(data, size))
-        self._made += 1
         with contextlib.suppress(InputError):  # a cache that cannot be written
-            if name:
-                cache.put("thumbnails", name, made, evict=self._made % _MADE == 0)
+            if name:  # now and then, of one content in 256, there is a look whether the cache has room
+                cache.put("thumbnails", name, made, evict=item.content.startswith("00"))
         return made
 
     def _item(self, id: int) -> Item:
@@ -294,18 +265,18 @@ class Pictures:
         raise InputError(f"{self._store.address}: has no item {id}")
 
     def _read(self, item: Item, stale: Collection | None = None) -> bytes:
-        collection = None
-        if SEPARATOR in item.path and not os.path.isfile(item.path):  # noqa: PTH113
+        collection = Collection(item.source)  # of files
+        if is_inside := SEPARATOR in item.path and not os.path.isfile(item.path):  # noqa: PTH113
             with self._lock:
                 if self._open.get(item.source) is stale:
                     self._open[item.source] = open_named(item.source)
                 collection = self._open[item.source]
         try:
-            data = read_regular(item.path) if collection is None else collection.read(collection.find(item.path))
+            data = collection.read(FoundPicture(item.path, None, None))
             if hashlib.sha256(data).hexdigest() != item.content:
                 raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
+            return data
         except (BadSample, InputError) as error:  # ReadFailed is no sign that the source has changed
-            if stale is not None or collection is None or isinstance(error, ReadFailed):
+            if stale is not None or not is_inside or isinstance(error, ReadFailed):
                 raise
-            return self._read(item, collection)
-        return data
+        return self._read(item, collection)
