@@ -309,6 +309,8 @@ CONTROLS: tuple[tuple[str, ...], ...] = (
 WIDE = (("infoloob-wide",),)
 OTHERS = (("clip", "clip-2"), ("cloob", "cloob-2"))
 """Controls of CLIP ⊕ CCA and CLOOB ⊕ CCA."""
+MIXED = (("infoloob", "cloob", CCA),)
+"""Members of two objectives, as ``auto`` joins them."""
 
 
 @dataclass(frozen=True)
@@ -359,4 +361,6 @@ def joined() -> Iterator[Joined]:
         for rows, clean, world in blocks:
             yield from (Joined(row, clean, world, seed) for row in rows if world.pairs == PAIRS)
     for seed, (clean, world) in itertools.product(SEEDS, ((True, wrong), (True, right))):
-        yield from (Joined(row, clean, world, seed) for row in OTHERS)
+        yield from (Joined(row, clean, world, seed) for row in (*OTHERS, *MIXED))
+    for seed, world in itertools.product(SEEDS, (right, wrong)):
+        yield from (Joined(row, False, world, seed) for row in MIXED)
