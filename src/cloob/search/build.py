@@ -8,8 +8,8 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ from cloob.data.source import RAW_SUFFIXES
 from cloob.data.sources.arrow import NO_PICTURE, check_name
 from cloob.data.vectors import as_floats, read_ids_of, read_matrix, rows_of
 from cloob.errors import InputError, one_line
+from cloob.machine import in_threads
 from cloob.models.aligned.model import Side, embed_rows
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
-from cloob.search.metadata import TAKEN, camera_and_place, date_of, iso_date, of_file
+from cloob.search.metadata import TAKEN, date_of, iso_date, of_file
 from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, valid
 from cloob.search.scan.collection import Collection, FoundPicture, LeftOut, ReadFailed, caption_of, described, plain
 from cloob.search.store import SourceSettings, Store, Vectors
@@ -35,6 +36,7 @@ from cloob.search.store import SourceSettings, Store, Vectors
 _FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")  # not worth another try
 PATH_COLUMNS = ("path", "filepath", "file_name", "key", "id")  # of which the first that is there names a row
 _BATCH = 4096  # vectors
+_NEW = FileState(None, "", -1, None, "", "", ())  # of a file that the index does not know
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
 
 
@@ -70,21 +72,19 @@ class Work:
     """A file, and what was made of it."""
 
     found: FoundPicture
-    state: FileState | None  # what the index knows of the file
+    state: FileState  # what the index knows of the file, or ``_NEW``
     collection: Collection
     item: Item | None = None  # None where the file cannot be read
-    content: str = ""  # of the item
     pixels: Tensor | None = None
     row: Vectors | None = None  # (D,), in the place of pixels: the vector that the index has of these bytes
     fault: str = ""  # why it cannot be read
     transient: bool = False  # the fault may be temporary, so what is known of the file stays
-    truncated: bool = False  # a JPEG that lacks its end
 
-    def change(self, model: int) -> Literal["added", "changed", "completed", "described"]:
+    def change(self, content: str, model: int) -> Literal["added", "changed", "completed", "described"]:
         """What is new of it: this path, its bytes, its vector of this model, or its description."""
-        if self.state is None or self.state.id is None:
+        if self.state.id is None:
             return "added"
-        if self.state.content != self.content:
+        if self.state.content != content:
             return "changed"
         return "described" if model in self.state.models else "completed"
 
@@ -101,23 +101,22 @@ def make_plan(
     seen: set[str] = set()
     now: set[bool] = set()  # of the pictures that are there, whether in containers
     for result in collection.scan(known.keys()):
-        missing = result.bytes == 0 and result.mtime_ns is None
+        path, missing = result.path, result.bytes == 0 and result.mtime_ns is None
         if not missing:
-            now.add(SEPARATOR in result.path)
-        if result.path in seen:
+            now.add(SEPARATOR in path)
+        if path in seen:
             continue
-        seen.add(result.path)
-        if valid(result.path) != result.path:
-            summary.left_out.add("name that is not UTF-8, to be renamed", result.path)
+        seen.add(path)
+        if valid(path) != path:
+            summary.left_out.add("name that is not UTF-8, to be renamed", path)
             continue
-        state = known.pop(result.path, None)
-        same = state and result.bytes in (None, state.bytes) and result.content in ("", state.content)
-        if state is None or not same or state.mtime_ns != result.mtime_ns:
-            work.append(Work(result, state, collection))
-        elif state.fault is not None and (missing or _FINAL.search(state.fault)):
-            summary.add_fault(state.fault, state.path)
-        elif state.fault is None and model in state.models:
+        state = known.pop(path, _NEW)
+        same = result.bytes in (None, state.bytes) and result.content in ("", state.content)
+        same = same and result.mtime_ns == state.mtime_ns
+        if same and state.fault is None and model in state.models:
             summary.unchanged += 1
+        elif same and state.fault and (missing or _FINAL.search(state.fault)):
+            summary.add_fault(state.fault, path)
         else:
             work.append(Work(result, state, collection))
     unlisted = tuple(f"{folder}{end}" for folder in collection.unlisted for end in ("/", SEPARATOR))
@@ -146,52 +145,58 @@ class Builder:
     _summary: Summary
     _batch_size: int
     _max_pixels: int | None
-    _waiting: list[Work] = field(default_factory=list)
-    _decoded: int = 0  # of these
     _running: threading.Lock = field(default_factory=threading.Lock)  # locked while the model runs on a CPU
 
-    def prepare(self, work: Work) -> Work:
+    def run(self, work: Sequence[Work], workers: int, progress: Progress) -> None:
+        waiting, decoded = list[Work](), 0
+        for count, prepared in enumerate(in_threads(self._prepare, work, workers, 2 * self._batch_size), 1):
+            waiting.append(prepared)
+            decoded += prepared.pixels is not None
+            if decoded >= self._batch_size or len(waiting) >= 4 * self._batch_size or count == len(work):
+                self._write(waiting)
+                waiting, decoded = [], 0
+            if progress is not None:
+                progress(count, len(work))
+
+    def _prepare(self, work: Work) -> Work:
         """Opens one picture, in any thread; decodes it only if the vector of its bytes is not known."""
         with self._running:  # waits for it
             pass
+        (path, size, time, place, content), source = work.found, work.collection.name
         if isinstance(work.collection, Rows):
-            path, size, _, number, content = work.found
-            work.item = Item(0, work.collection.name, path, content, size or 0, None, 0, 0)
-            work.content, work.pixels = content, work.collection.row(number)
+            work.item, work.pixels = Item(0, source, path, content, size or 0, None, 0, 0), work.collection.row(place)
             return work
         try:
-            if work.found.path.lower().endswith(RAW_SUFFIXES):
+            if path.lower().endswith(RAW_SUFFIXES):
                 raw_reader()  # files of tens of megabytes are not read for nothing
             data = work.collection.read(work.found)
-            encoded = Encoded(data, self._max_pixels)
-            work.content = hashlib.sha256(data).hexdigest()
-            item = _item(work, encoded, len(data))
-            work.row = self._store.known(self._model, [work.content]).get(work.content)
+            encoded, content = Encoded(data, self._max_pixels), hashlib.sha256(data).hexdigest()
+            caption, stated = work.collection.describe(work.found)
+            columns = of_file(encoded)
+            caption = columns.pop("caption", None) if caption is None else caption
+            columns |= stated
+            taken, origin = date_of(path, stated.get("date"), encoded.exif, columns.pop(TAKEN, None))
+            if origin:
+                columns.setdefault("date_from", origin)
+            item = Item(0, source, path, content, len(data), time, *encoded.full_size, taken, caption, columns)
+            work.row = self._store.known(self._model, [content]).get(content)
             if work.row is None:
                 work.pixels = self._encoder().preprocess(encoded.rgb())
-                work.truncated = encoded.truncated
             work.item = item
+            if encoded.truncated:
+                self._summary.left_out.add("truncated JPEG, taken", path)
+            if stated.get("date") not in (None, "") and iso_date(stated["date"]) is None:
+                self._summary.left_out.add("date that cannot be read", f"{path} ({stated['date']})")
         except (BadSample, Unreadable) as bad:
             work.fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
             work.transient = isinstance(bad, ReadFailed)
         return work
 
-    def add(self, work: Work) -> None:
-        stated = None if work.item is None else work.item.columns.get("date")
-        if stated not in (None, "") and iso_date(stated) is None:
-            self._summary.left_out.add("date that cannot be read", f"{work.found.path} ({stated})")
-        if work.truncated:
-            self._summary.left_out.add("truncated JPEG, taken", work.found.path)
-        self._waiting.append(work)
-        self._decoded += work.pixels is not None
-        if self._decoded >= self._batch_size or len(self._waiting) >= 4 * self._batch_size:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what is waiting; bytes whose vector came to be known meanwhile are not embedded again."""
-        batch, self._waiting, self._decoded = self._waiting, [], 0
-        pixels = {work.content: work.pixels for work in batch if work.pixels is not None}
-        rows = {work.content: work.row for work in batch if work.row is not None}
+    def _write(self, batch: Sequence[Work]) -> None:
+        """Writes a batch; bytes whose vector came to be known meanwhile are not embedded again."""
+        items = {work: work.item for work in batch if work.item is not None}
+        pixels = {item.content: work.pixels for work, item in items.items() if work.pixels is not None}
+        rows = {item.content: work.row for work, item in items.items() if work.row is not None}
         rows |= self._store.known(self._model, pixels.keys() - rows.keys())
         new = [content for content in pixels if content not in rows]
         for start in range(0, len(new), self._batch_size):
@@ -199,25 +204,22 @@ class Builder:
             stack = torch.stack([pixels[content] for content in contents])
             rows |= zip(contents, self._embed(batch[0].collection, stack), strict=True)
         self._summary.embedded += len(new)
-        good = {work: work.item for work in batch if work.item is not None and np.isfinite(rows[work.content]).all()}
-        arrived = [work for work in good if work.change(self._model.number) in ("added", "changed")]
+        good = {work: item for work, item in items.items() if np.isfinite(rows[item.content]).all()}
+        changes = {work: work.change(item.content, self._model.number) for work, item in good.items()}
+        arrived = [item for work, item in good.items() if changes[work] in ("added", "changed")]
         others = [model for model in self._store.models() if model.number != self._model.number]
-        copies = {model: self._store.known(model, {work.content for work in arrived}) for model in others}
+        copies = {model: self._store.known(model, {item.content for item in arrived}) for model in others}
         for model, vectors in (*copies.items(), (self._model, rows)):  # this one last: what has its vector is done
-            some = [work for work in (good if vectors is rows else arrived) if work.content in vectors]
+            some = [item for item in (good.values() if vectors is rows else arrived) if item.content in vectors]
             if some:
-                self._store.write(
-                    [good[work] for work in some], model, np.stack([vectors[work.content] for work in some])
-                )
+                self._store.write(some, model, np.stack([vectors[item.content] for item in some]))
         for work in batch:
             if work in good:
-                count = work.change(self._model.number)
-                setattr(self._summary, count, getattr(self._summary, count) + 1)
+                setattr(self._summary, changes[work], getattr(self._summary, changes[work]) + 1)
             else:
-                found, known, fault = work.found, work.state, work.fault or "embedding not finite"
+                found, fault = work.found, work.fault or "embedding not finite"
                 state = FileState(None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ())
-                stays = work.transient and known is not None and known.id is not None
-                if not stays and state != known:
+                if state != work.state and (work.state.id is None or not work.transient):
                     self._store.write_faults(work.collection.name, [state])
                 self._summary.add_fault(fault, found.path)
             work.item = work.pixels = work.row = None  # which are not kept until the end
@@ -229,17 +231,6 @@ class Builder:
         with alone, evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
             rows: Vectors = collection.embed(encoder, batch.to(device)).float().cpu().numpy()
         return rows
-
-
-def _item(work: Work, encoded: Encoded, size: int) -> Item:
-    caption, stated = work.collection.describe(work.found)
-    written, exif = of_file(encoded), encoded.exif
-    by_file = written.pop("caption", None)
-    columns = written | camera_and_place(exif) | dict(stated)
-    taken, origin = date_of(work.found.path, stated.get("date"), exif, columns.pop(TAKEN, None))
-    columns |= {"date_from": origin} if origin and "date_from" not in columns else {}
-    file = (0, work.collection.name, work.found.path, work.content, size, work.found.mtime_ns)
-    return Item(*file, *encoded.full_size, taken, caption or (str(by_file) if by_file else None), columns)
 
 
 class Rows(Collection):
@@ -277,22 +268,22 @@ class VectorFile(Collection):
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{name}: no Parquet of vectors ({one_line(error)})") from None
         names = self.data.schema.names
-        for column_name, what in ((column, "vectors"), (path_column, "path")):
-            if column_name is not None:
-                check_name(Path(name), names, column_name, what)
+        for named, what in ((column, "vectors"), (path_column, "path")):
+            if named is not None:
+                check_name(Path(name), names, named, what)
         self.column = column
         self._path = path_column or next((item for item in PATH_COLUMNS if item in names), None)
         self._caption = caption_of(Path(name), names, caption_column)
-        plain = [not pa.types.is_nested(kind) and not pa.types.is_binary(kind) for kind in self.data.schema.types]
-        used = (column, self._path, self._caption)
-        self._others = [item for item, is_plain in zip(names, plain, strict=True) if is_plain and item not in used]
+        types = zip(names, self.data.schema.types, strict=True)
+        others = [name for name, kind in types if not pa.types.is_nested(kind) and not pa.types.is_binary(kind)]
+        self._columns = dict.fromkeys([column, *filter(None, (self._path, self._caption)), *others])
 
     def check(self, encoder: Any) -> None:
         """Any model may have made them; their width is compared."""
 
     def batches(self) -> Iterator[tuple[list[Item], Vectors]]:
         """Rows and their vectors, as they are in the file."""
-        columns, start = [self.column, *filter(None, (self._path, self._caption)), *self._others], 0
+        columns, start = [*self._columns], 0
         scanner = self.data.scanner(columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1)
         for batch in scanner.to_batches():
             if not len(batch):
@@ -301,13 +292,16 @@ class VectorFile(Collection):
             if flat.ndim != 1 or flat.dtype.kind not in "fiu" or len(flat) % len(batch):
                 raise InputError(f"{self.name}: {self.column!r} has no row of numbers of one width for each row")
             cells = {name: list(map(plain, batch.column(name))) for name in columns[1:]}
-            rows = []
-            for number in range(len(batch)):
+            rows, vectors = [], as_floats(flat.reshape(len(batch), -1)).numpy()
+            for number, vector in enumerate(vectors):
                 row = {name: column[number] for name, column in cells.items()}
                 path = row.pop(self._path or "", None)
                 path = f"{self.name}{SEPARATOR}{start + number}" if path is None else str(path)
-                rows.append(Item(0, self.name, path, "", 0, None, 0, 0, None, *described(row, self._caption)))
-            yield rows, as_floats(flat.reshape(len(batch), -1)).numpy()
+                caption, others = described(row, self._caption)
+                text = f"{path}\0{caption}\0{others}".encode("utf-8", "surrogatepass")
+                content = hashlib.sha256(vector.tobytes() + text).hexdigest()
+                rows.append(Item(0, self.name, path, content, 0, None, 0, 0, None, caption, others))
+            yield rows, vectors
             start += len(batch)
 
 
@@ -327,27 +321,21 @@ def take(
             raise InputError(f"{file.name}: {wrong}")
         if not count:
             store.set(file.name, SourceSettings((), file.column, model.fingerprint))
-        lengths = np.linalg.norm(vectors, axis=1)
-        items, places = [], []
+        lengths, places = np.linalg.norm(vectors, axis=1), list[int]()
         for place, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
             if row.path in seen:
                 done.left_out.add("row of a path that stood before", row.path)
-                continue
-            if not 0 < length < np.inf:
+            elif not 0 < length < np.inf:
                 done.add_fault("vector not finite, or 0", row.path)
-                continue
-            seen.add(row.path)
-            text = f"{row.path}\0{row.caption}\0{row.columns}".encode("utf-8", "surrogatepass")
-            content, before = hashlib.sha256(vectors[place].tobytes() + text).hexdigest(), known.get(row.path)
-            if before == content:
-                done.unchanged += 1
-                continue
-            done.added += not before
-            done.changed += bool(before)
-            items.append(replace(row, content=content))
-            places.append(place)
-        if items:
-            store.write(items, model, vectors[places] / lengths[places, None])
+            else:
+                seen.add(row.path)
+                before = known.get(row.path, "")
+                done.unchanged += before == row.content
+                done.changed += before not in ("", row.content)
+                done.added += not before
+                places += [place] * (before != row.content)
+        if places:
+            store.write([rows[place] for place in places], model, vectors[places] / lengths[places, None])
         count += len(rows)
         if progress is not None:
             progress(count, total)

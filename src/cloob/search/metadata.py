@@ -28,10 +28,12 @@ TAKEN = "date of Takeout"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RATING = "{http://ns.adobe.com/xap/1.0/}Rating"
-_KEYWORDS, _CAPTION = (2, 25), (2, 120)  # of IPTC
+_IPTC = (("tags", (2, 25), ", "), ("caption", (2, 120), " "))  # a column, its key, and what joins several
 _EXIF, _GPS, _TAKEN, _CHANGED, _MAKE, _MODEL = 0x8769, 0x8825, 0x9003, 0x0132, 0x010F, 0x0110
-_DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?")
-_TIME = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?![:\d])")
+_DATE = re.compile(  # 2024, 2024-06, 20240601, 2024/6/1, 2024:06:01 10:00:00; 24:00:00 is no time
+    r"(\d{4})(?:-(\d\d)|(\d\d)(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)"
+    r"(?:[T ](?:((?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?![:\d])\S*)|\d\d:\d\d\S*))?)?"
+)
 _NAMED = re.compile(  # IMG-20240101-WA0000, 20240101_120000, IMG20240101120000, Screenshot 2024-01-01 at 12.00.00
     r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)"
     r"(?:(?:[-_T ]| at |(?<=\d{8}))([01]\d|2[0-3])[-_.]?([0-5]\d)[-_.]?([0-5]\d)\d*)?(?!\d)"
@@ -57,21 +59,31 @@ def read_beside(paths: Iterable[str]) -> dict[str, Any]:
     return columns
 
 
-def of_file(encoded: Encoded) -> dict[str, Value]:
-    """What a picture's file states: its XMP, and IPTC where that is silent."""
+def of_file(encoded: Encoded) -> dict[str, Any]:
+    """What a picture's file states: camera and place by EXIF, and its XMP, or IPTC where that is silent."""
     from PIL import IptcImagePlugin
 
     image: Any = encoded.image
-    xmp, by_iptc, iptc = image.info.get("xmp", b""), {}, {}
+    exif: Any = encoded.exif
+    columns: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged metadata
         iptc = IptcImagePlugin.getiptcinfo(image) or {}
-    for name, key, separator in (("tags", _KEYWORDS, ", "), ("caption", _CAPTION, " ")):
-        raw = iptc.get(key)
-        texts = [_iptc_text(text) for text in (raw if isinstance(raw, list) else [raw]) if isinstance(text, bytes)]
-        by_iptc[name] = separator.join(filter(None, texts))
-    packet = xmp.encode() if isinstance(xmp, str) else xmp
-    written = of_xmp(packet) if isinstance(packet, bytes) else {}
-    return {name: text for name, text in by_iptc.items() if text} | written
+        for name, key, separator in _IPTC:
+            raw = iptc.get(key) or []
+            texts = [_iptc_text(text or b"") for text in (raw if isinstance(raw, list) else [raw])]
+            columns |= {name: text} if (text := separator.join(filter(None, texts))) else {}
+    with contextlib.suppress(Exception):
+        xmp = image.info.get("xmp", b"")
+        columns |= of_xmp(xmp.encode() if isinstance(xmp, str) else xmp)
+    with contextlib.suppress(Exception):  # as above, or there is none
+        make, model = (str(exif.get(tag) or "").strip("\0 ") for tag in (_MAKE, _MODEL))
+        columns |= {"camera": text} if (text := model if model.startswith(make) else f"{make} {model}".strip()) else {}
+        gps = exif.get_ifd(_GPS)
+        for name, reference, below in (("latitude", 1, "S"), ("longitude", 3, "W")):
+            degrees, minutes, seconds = map(float, gps[reference + 1])
+            sign = -1 if gps[reference] == below else 1
+            columns[name] = round(sign * (degrees + minutes / 60 + seconds / 3600), 6)
+    return columns
 
 
 def _iptc_text(text: bytes) -> str:
@@ -85,22 +97,18 @@ def of_xmp(data: bytes) -> dict[str, Value]:
     """The columns of an XMP packet. One with a DTD, which could make gigabytes of a few bytes, is not read."""
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     text = data.decode("utf-16" if wide else "utf-8-sig", "replace").strip("\0 \r\n\t")
-    try:
-        root = None if "<!DOCTYPE" in text or not text else ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError):
-        root = None
     columns: dict[str, Value] = {}
-    for about in [] if root is None else [item for rdf in root.iter(f"{_RDF}RDF") for item in rdf]:
-        texts = {}
-        for name in ("subject", "description"):
-            lines = [line for parent in about.findall(f"{_DC}{name}") for line in parent.iter(f"{_RDF}li")]
-            lines.sort(key=lambda line: "x-default" not in line.attrib.values())
-            texts[name] = [text for line in lines if (text := (line.text or "").strip())]
-        columns |= {"tags": ", ".join(texts["subject"])} if texts["subject"] else {}
-        columns |= {"caption": texts["description"][0]} if texts["description"] else {}
-        with contextlib.suppress(ValueError):
-            rating = float(about.get(_RATING) or about.findtext(_RATING) or "-")
-            columns["rating"] = int(rating) if rating.is_integer() else rating
+    with contextlib.suppress(ElementTree.ParseError, ValueError):
+        root = None if "<!DOCTYPE" in text or not text else ElementTree.fromstring(text)
+        for about in [] if root is None else [item for rdf in root.iter(f"{_RDF}RDF") for item in rdf]:
+            for name, column, most in (("subject", "tags", None), ("description", "caption", 1)):
+                lines = [line for parent in about.findall(f"{_DC}{name}") for line in parent.iter(f"{_RDF}li")]
+                lines.sort(key=lambda line: "x-default" not in line.attrib.values())
+                texts = [text for line in lines if (text := (line.text or "").strip())]
+                columns |= {column: ", ".join(texts[:most])} if texts else {}
+            with contextlib.suppress(ValueError):
+                rating = float(about.get(_RATING) or about.findtext(_RATING) or "-")
+                columns["rating"] = int(rating) if rating.is_integer() else rating
     return columns
 
 
@@ -109,7 +117,7 @@ def date_of(path: str, stated: Value, exif: Exif | None, by_takeout: Value = Non
     is_stated = stated not in (None, "")
     if is_stated and (taken := iso_date(stated)):
         return taken, None
-    with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged EXIF
+    with contextlib.suppress(Exception):  # as above
         for raw in [] if exif is None else [exif.get_ifd(_EXIF).get(_TAKEN), exif.get(_CHANGED)]:
             taken = iso_date(raw) if isinstance(raw, str) else None
             if taken and int(taken[:4]) <= date.today().year + 1:  # a camera without a clock
@@ -130,31 +138,10 @@ def date_of(path: str, stated: Value, exif: Exif | None, by_takeout: Value = Non
 def iso_date(stated: Value) -> str | None:
     """ISO 8601 of a date that begins with the year: ``2024``, ``20240601``, ``2024/6/1 10:00``."""
     text = str(int(stated) if isinstance(stated, float) and stated.is_integer() else stated).strip("\0 ")
-    if len(text) == 8 and text.isdecimal():
-        text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
-    if (match := _DATE.fullmatch(text)) is None:
-        return None
-    year, *parts = [int(part) for part in match.groups()[:4] if part]
-    try:
-        date(year, *[*parts, 1, 1][:2])
-    except ValueError:
-        return None
-    day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
-    return f"{day}T{match[5]}" if match[5] and _TIME.match(match[5]) else day  # 24:00:00 is none
-
-
-def camera_and_place(exif: Exif | None) -> dict[str, Value]:
-    """The columns ``camera``, ``latitude`` and ``longitude``, as far as EXIF has them."""
-    columns: dict[str, Value] = {}
-    if exif is None:
-        return columns
-    with contextlib.suppress(Exception):  # as above
-        make, model = (str(exif.get(tag) or "").strip("\0 ") for tag in (_MAKE, _MODEL))
-        if camera := model if model.startswith(make) else f"{make} {model}".strip():
-            columns["camera"] = camera
-        gps = exif.get_ifd(_GPS)
-        for name, reference, below in (("latitude", 1, "S"), ("longitude", 3, "W")):
-            degrees, minutes, seconds = map(float, gps[reference + 1])
-            sign = -1 if gps[reference] == below else 1
-            columns[name] = round(sign * (degrees + minutes / 60 + seconds / 3600), 6)
-    return columns
+    if match := _DATE.fullmatch(text):
+        year, *parts = [int(part) for part in match.groups()[:6] if part]
+        with contextlib.suppress(ValueError):
+            date(year, *[*parts, 1, 1][:2])
+            day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
+            return f"{day}T{match[7]}" if match[7] else day
+    return None

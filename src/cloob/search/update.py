@@ -16,7 +16,7 @@ import torch
 from cloob.data.shards.spec import is_pattern, is_remote
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
+from cloob.machine import decoders, warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
@@ -71,12 +71,7 @@ def update(store: Store, models: Models, sources: Sources, options: UpdateOption
         warn_of_emulated_bfloat16()
     most = None if options.max_megapixels is None else max(1, int(options.max_megapixels * 1e6))
     builder = Builder(store, model, cache(lambda: models.encoder(model, device)), done, options.batch_size, most)
-    opened = in_threads(builder.prepare, work, options.workers, 2 * options.batch_size)
-    for count, prepared in enumerate(opened, 1):
-        builder.add(prepared)
-        if progress is not None:
-            progress(count, len(work))
-    builder.flush()
+    builder.run(work, options.workers, progress)
     for file in files:
         if file.name not in done.refused:
             take(store, model, file, done, options.remove_all, progress)

@@ -35,7 +35,6 @@ from cloob.search.metadata import TAKEOUT, read_beside
 from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
 
-EXAMPLES = 3  # of what was left out, and of the files that cannot be read
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 
 _BESIDE = re.compile(rf"(?:\.xmp|{TAKEOUT})$", re.IGNORECASE)
@@ -65,7 +64,7 @@ class LeftOut:
     def add(self, reason: str, example: str, count: int = 1) -> None:
         with _ADDING:  # threads that read pictures add, too
             self.counts[reason] += count
-            self.examples[reason] = [*self.examples.get(reason, ()), example][:EXAMPLES]
+            self.examples[reason] = [*self.examples.get(reason, ()), example][:3]
 
 
 class ReadFailed(BadSample):
@@ -101,6 +100,7 @@ class Collection:
 
     def excluded(self, path: str) -> bool:
         """Whether a path below the source, or a part of it, is one of the globs that leave pictures out."""
+        path = path.removeprefix(f"{self.name}{os.sep}")
         names = (path, *path.split("/")) if self._exclude else ()
         return any(fnmatch(name, pattern) for pattern in self._exclude for name in names)
 
@@ -193,7 +193,7 @@ class Folder(Collection):
             folders[:] = [name for name in folders if name not in _NEVER]
             for name in [*folders]:
                 path = os.path.join(folder, name)  # noqa: PTH118
-                excluded = self._left_out(path)
+                excluded = self.excluded(path)
                 if excluded or os.path.islink(path):  # noqa: PTH114
                     folders.remove(name)
                     self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
@@ -204,7 +204,7 @@ class Folder(Collection):
                 path, lower = os.path.join(folder, name), name.lower()  # noqa: PTH118
                 if lower.endswith(CAPTION_SUFFIXES):
                     continue
-                if self._left_out(path):
+                if self.excluded(path):
                     self.left_out.add("excluded", path)
                 elif lower.endswith(PICTURE_SUFFIXES):
                     if (result := self._found(folder, name, beside)) is not None:
@@ -220,7 +220,7 @@ class Folder(Collection):
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(3))
             self.left_out.add("file of another kind", kinds + ", …" * (len(others) > 3), others.total())
         for path, rows in self._table.by_path.items() if self._table else ():
-            if seen.isdisjoint(rows) and not self._left_out(path):
+            if seen.isdisjoint(rows) and not self.excluded(path):
                 self.left_out.add("row of the folder's table that names no picture of it", path)
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
@@ -235,9 +235,6 @@ class Folder(Collection):
             if bad.reason != "empty caption":
                 self.left_out.add(bad.reason, str(file))
         return caption or by_others, {**stated, **columns}
-
-    def _left_out(self, path: str) -> bool:
-        return bool(self._exclude) and self.excluded(os.path.relpath(path, self.name))
 
     def _found(self, folder: str, name: str, beside: Mapping[str, list[str]]) -> FoundPicture | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the source."""
@@ -298,18 +295,18 @@ def values(row: Mapping[Any, Any]) -> dict[str, Value]:
     for name, raw in row.items():
         if isinstance(raw, Decimal) and raw.is_finite():
             raw = int(raw) if raw == raw.to_integral_value() else float(raw)
-        if raw is None or isinstance(raw, bytes) or (isinstance(raw, float) and not math.isfinite(raw)):
-            continue
-        if isinstance(raw, bool | float) or (isinstance(raw, int) and -(2**63) <= raw < 2**63):
-            columns[str(name)] = raw
-            continue
         if hasattr(raw, "isoformat"):
             raw = raw.isoformat()
         if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
             raw = ", ".join(raw)
-        with contextlib.suppress(TypeError, ValueError, RecursionError):
-            text = raw if isinstance(raw, str) else json.dumps(raw, default=str)
-            columns[str(name)] = text[:MAX_CAPTION_BYTES]
+        if isinstance(raw, bool) or (isinstance(raw, int) and -(2**63) <= raw < 2**63):
+            columns[str(name)] = raw
+        elif isinstance(raw, float):
+            columns |= {str(name): raw} if math.isfinite(raw) else {}
+        elif raw is not None and not isinstance(raw, bytes):
+            with contextlib.suppress(TypeError, ValueError, RecursionError):
+                text = raw if isinstance(raw, str) else json.dumps(raw, default=str)
+                columns[str(name)] = text[:MAX_CAPTION_BYTES]
     return columns
 
 
@@ -337,9 +334,9 @@ def reading(path: str) -> Iterator[None]:
     except LookupError:
         raise BadSample("missing image", path, "not in its source any more") from None
     except (OSError, InputError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-        reason = read_fault(error, "missing image")
-        raise (BadSample if isinstance(error, _NOT_THERE) else ReadFailed)(reason, path, why) from None
+        why = getattr(error, "strerror", None) or one_line(error)
+        kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
+        raise kind(read_fault(error, "missing image"), path, why) from None
 
 
 def plain(scalar: pa.Scalar) -> Any:

@@ -122,27 +122,26 @@ class Tars(Collection, FileSource[_Tar]):
                     yield FoundPicture(path, image.size, tar.mtime_ns)
 
     def read(self, found: FoundPicture) -> bytes:
-        with reading(found.path):
-            tar = self.opened(self._numbers[found.path.partition(SEPARATOR)[0]])
-            image = tar.samples[found.path][0]
-            assert image is not None
-            if image.size > MAX_IMAGE_BYTES:
-                raise BadSample("image too large", found.path, f"{image.size:,} bytes")
-            return tar.reader.read(0, image.offset, image.size)
+        (data,) = self._parts(found.path, slice(1), MAX_IMAGE_BYTES)
+        if data is None:
+            raise BadSample("image too large", found.path, f"more than {MAX_IMAGE_BYTES:,} bytes")
+        return data
+
+    def _parts(self, path: str, part: slice, most: int) -> list[bytes | None]:
+        with reading(path):
+            tar = self.opened(self._numbers[path.partition(SEPARATOR)[0]])
+            members = (member if member and member.size <= most else None for member in tar.samples[path][part])
+            return [member and tar.reader.read(0, member.offset, member.size) for member in members]
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
-        with reading(found.path):
-            tar = self.opened(self._numbers[found.path.partition(SEPARATOR)[0]])
-            parts = [part if part and part.size <= MAX_CAPTION_BYTES else None for part in tar.samples[found.path]]
-            _, caption, about = (tar.reader.read(0, part.offset, part.size) if part else None for part in parts)
+        caption, about = self._parts(found.path, slice(1, 3), MAX_CAPTION_BYTES)
         columns: dict[str, Value] = {}
         with contextlib.suppress(ValueError, RecursionError, AttributeError):  # no JSON, or no object
             columns = values(json.loads(about or b"{}"))
         with contextlib.suppress(BadSample):
             return clean_caption(caption, found.path), columns
-        return next(
-            (text for name in CAPTION_COLUMNS if (text := columns.get(name)) and isinstance(text, str)), None
-        ), columns
+        captions = (columns.get(name) for name in CAPTION_COLUMNS)
+        return next((text for text in captions if text and isinstance(text, str)), None), columns
 
 
 class Inside(Collection):
