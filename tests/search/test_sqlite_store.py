@@ -18,7 +18,7 @@ from cloob.errors import InputError
 from cloob.search import matrix, sqlite
 from cloob.search.records import INDEX_FILE, FileState, IndexedModel
 from cloob.search.sqlite import SqliteStore
-from cloob.search.where import POSTGRESQL, SQLITE, parse
+from cloob.search.where import POSTGRESQL, SQLITE, STATEMENTS, parse
 
 MODEL = IndexedModel("m", "somewhere", "f" * 32, 8)
 
@@ -49,7 +49,8 @@ def test_what_is_written_is_read(tmp_path):
 def test_words_are_searched_once_and_not_for_every_item(tmp_path):
     filled(tmp_path / "i").close()
     with closing(sqlite3.connect(tmp_path / "i" / INDEX_FILE)) as database:
-        plan = database.execute(f"EXPLAIN QUERY PLAN {SQLITE['find_words'].format('true')}", ("a", 9)).fetchall()
+        statement = SQLITE["find_words"] + STATEMENTS["of_item"].format("true")
+        plan = database.execute(f"EXPLAIN QUERY PLAN {statement} LIMIT ?", ("a", 9)).fetchall()
     (search,) = [step for *_, step in plan if "cloob_words" in step]
     assert "=" not in search
 

@@ -174,11 +174,10 @@ def search(
         raise InputError(f"top is {top}; at least one hit is needed")
     of_terms = None if isinstance(query, np.ndarray) else Query.of(query)
     spoken = words(of_terms.spoken) if of_terms and by != "meaning" else []
-    by_words = view.store.find_words(spoken, max(top, LOOKED_AT), view.where) if spoken else {}
     if by == "words":
         if not spoken:
             raise InputError("by words only words are searched; no pictures, and none to subtract")
-        items = view.items([*by_words][:top]).values()
+        items = view.items([*view.store.find_words(spoken, top, view.where)]).values()
         hits = [Hit(item, math.nan, words=places(item, spoken)) for item in items]
         return Results(tuple(hits), view.store.count(view.where), 0, view.model.name)
     row = view.row(query, row)
@@ -191,26 +190,35 @@ def search(
     near = view.store.nearest(view.model.name, row, looked + len(queried), view.where)
     scores = dict(zip(near.ids.tolist(), near.scores.tolist(), strict=True))
     ids = [id_ for id_ in scores if id_ not in queried][:looked]
-    more = [id_ for id_ in by_words if id_ not in ids]  # by their words alone
-    rows = view.vectors([*ids, *more] if others is not None else more)
-    scores |= zip(more, (rows[-len(more) :].astype(np.float64) * row).sum(1).tolist() if more else (), strict=True)
-    above: dict[int, float | None] = dict.fromkeys([*ids, *more])
-    if others is not None and above:
-        of_all = np.array([scores[id_] for id_ in above], np.float32)
-        above = dict(zip(above, margins(of_all, rows, others).tolist(), strict=True))
+
+    def margins_of(ids: Sequence[int], rows: Vectors) -> dict[int, float | None]:
+        if others is None or not ids:
+            return dict.fromkeys(ids)
+        return dict(zip(ids, margins(np.array([scores[id_] for id_ in ids]), rows, others).tolist(), strict=True))
+
+    above = margins_of(ids, view.vectors(ids if others is not None else ()))
     view.models.model(view.model)  # refused where its name stands for other weights by now
     kept = [id_ for id_ in ids if cutoff is None or (margin := above[id_]) is None or margin >= cutoff]
     cut = min(top, len(ids)) - len({*kept}.intersection(ids[:top]))
     by_meaning = {id_: rank for rank, id_ in enumerate(kept, 1)}
+    by_words = view.store.find_words(spoken, max(top, LOOKED_AT), view.where, ids) if spoken else {}
+    there = {*ids, *view.store.having(view.model, [*by_words])}
     fused = {
         id_: sum(1 / (_K + ranks[id_]) for ranks in (by_words, by_meaning) if id_ in ranks)
         for id_ in {**by_words, **by_meaning}
-        if math.isfinite(scores[id_])
+        if id_ in there
     }
-    best = view.items(sorted(fused, key=lambda id_: -fused[id_])[:top])
-    found = {id_: places(item, spoken) if id_ in by_words else () for id_, item in best.items()}
-    result = tuple(Hit(item, scores[id_], above[id_], found[id_]) for id_, item in best.items())
-    return Results(result, near.searched, cut, view.model.name)
+    best = sorted(fused, key=lambda id_: -fused[id_])[:top]
+    more = [id_ for id_ in best if id_ not in scores]  # by their words alone
+    rows = view.vectors(more)
+    scores |= zip(more, (rows.astype(np.float64) * row).sum(1).tolist(), strict=True)
+    above |= margins_of(more, rows)
+    hits = [
+        Hit(item, scores[id_], above[id_], places(item, spoken if id_ in by_words else ()))
+        for id_, item in view.items(best).items()
+        if math.isfinite(scores[id_])
+    ]
+    return Results(tuple(hits), near.searched, cut, view.model.name)
 
 
 @dataclass(frozen=True)

@@ -103,14 +103,14 @@ class SqliteStore(Store):
                 raise
             self._connection, self._unlocked = self._connect(f"{address}&immutable=1"), self._state()
         self._check()
-        for setting in ("journal_mode = WAL", "synchronous = NORMAL", "cache_size = -65536") if self.writable else ():
+        for setting in ("journal_mode = WAL", "synchronous = NORMAL") if self.writable else ():
             self._connection.execute(f"PRAGMA {setting}")
 
     def _connect(self, address: str) -> sqlite3.Connection:
         connection = sqlite3.connect(
             address, uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
         )
-        for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
+        for setting in ("trusted_schema = OFF", "foreign_keys = ON", "cache_size = -65536", "schema_version"):
             connection.execute(f"PRAGMA {setting}").fetchone()
         connection.create_function("cloob_lower", 1, lambda text: text and text.lower(), deterministic=True)
         connection.create_function("cloob_place", 1, self._full, deterministic=True)

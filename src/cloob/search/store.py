@@ -33,6 +33,7 @@ Order = Literal["id", "newest", "chance"]
 FORMAT = 8  # the number of these tables
 TABLES = Path(__file__).with_name("tables.sql").read_text(encoding="utf-8")
 _PAGE = 10_000
+_COMMON = 1_000  # items with the same words, of which a rank by these says little
 _KINDS = {"string": "text", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
 
 
@@ -291,12 +292,26 @@ class Store:
         ids, rows = self.table.vectors(model, [*result]) if result else ((), ())
         return {result[id_]: row for id_, row in zip(ids, rows, strict=True)}
 
-    def find_words(self, words: Sequence[str], top: int, where: Filter | None = None) -> dict[int, int]:
-        """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one."""
+    def find_words(
+        self, words: Sequence[str], top: int, where: Filter | None = None, near: Sequence[int] | None = None
+    ) -> dict[int, int]:
+        """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one.
+
+        With ``near``, more than ``_COMMON`` are equal: those of ``near`` come first, in its order.
+        """
         condition, values = self._condition(where)
-        rows = self._rows(self._dialect["find_words"].format(condition), (" ".join(words), *values, top))
-        scores = [round(score, 4) for _, score in rows]
-        return {id_: 1 + scores.index(score) for (id_, _), score in zip(rows, scores, strict=True)}
+        statement = self._dialect["find_words"] + (SQL["of_item"].format(condition) if where else "")
+        if near is None:
+            rows = self._rows(f"{statement} ORDER BY rank, rowid LIMIT ?", (" ".join(words), *values, top))
+        else:
+            rows = self._rows(f"{statement} LIMIT ?", (" ".join(words), *values, _COMMON + 1))
+            rows.sort(key=itemgetter(1, 0))
+        if near is not None and len(rows) > _COMMON:
+            texts = dict(self._rows(f"SELECT rowid, words FROM cloob_words WHERE rowid {self._among}", ([*near],)))
+            having = [id_ for id_ in near if set(words).issubset(texts.get(id_, "").split())]
+            rows = [(id_, 0) for id_ in [*having, *sorted(row[0] for row in rows)]]
+        first: dict[float, int] = {}  # ranks by score
+        return {id_: first.setdefault(round(score, 4), rank) for rank, (id_, score) in enumerate(rows[:top], 1)}
 
     def columns(self) -> dict[str, str]:
         """The sources' columns by name, sorted: ``text``, ``number``, ``boolean`` or ``mixed``; reads all items."""

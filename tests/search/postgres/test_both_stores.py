@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from cloob import cli
 from cloob.errors import InputError
+from cloob.search import store
 from cloob.search.index import Index
 from cloob.search.records import INDEX_FILE, IndexedModel, Item
 from cloob.search.scan.open import ScanOptions
@@ -69,7 +70,7 @@ def test_vectors_of_two_models_never_mix_whoever_writes(place, tmp_path):
         assert not np.isfinite(index.store.vectors("fake", index.store.ids())).any()
 
 
-def test_words_find_names_captions_and_columns(place, tmp_path):
+def test_words_find_names_captions_and_columns(place):
     """Whatever the model thinks: the list of each is joined by 1 / (60 + rank)."""
     facts = {  # path: caption, columns
         "IMG_1092.jpg": (None, {}),
@@ -104,6 +105,23 @@ def test_words_find_names_captions_and_columns(place, tmp_path):
         index.store.remove("s", ["d.jpg"])
         assert not found("ete") and set(found("meer")) == {"b/IMG_1092.jpg.tar::c.jpg"}
         assert found("another") == {"a.jpg": ("caption",)}
+
+
+def test_of_many_that_have_the_words_the_nearest_come_first(place, monkeypatch):
+    captions = ["red " * number for number in (1, 2, 3)] + ["blue"] * 7
+    items = [Item(0, "s", f"{number}", f"{number}", 1, 0, 1, 1, None, text) for number, text in enumerate(captions)]
+    with Index.create(place) as index:
+        index.store.add_model(IndexedModel("m", "m", "e" * 32, 10))
+        index.store.write(items, "m", np.eye(10, dtype=np.float32))
+        index.use("m", FakeEncoder(dim=10), "e" * 32)
+
+        def found(nearest, **how):
+            row = 0.1 * np.eye(10, dtype=np.float32)[nearest] + np.eye(10, dtype=np.float32)[9]
+            return [hit.item.path for hit in index.search("red", row=row, cutoff=None, **how).hits]
+
+        monkeypatch.setattr(store, "_COMMON", 2)
+        assert found(0, by="words") == ["2", "1", "0"]
+        assert found(0)[:3] == ["0", "1", "2"] and found(1)[:3] == ["1", "0", "2"] and found(2, top=1) == ["0"]
 
 
 def test_vectors_that_exist_are_taken_and_their_file_stays_the_source(place, tmp_path):
