@@ -1,5 +1,6 @@
 """The SQLite store: its cache follows the database, and a stranger's database is data."""
 
+import operator
 import os
 import re
 import sqlite3
@@ -20,6 +21,7 @@ from cloob.search.records import INDEX_FILE, FileState, IndexedModel
 from cloob.search.sqlite import SqliteStore
 from cloob.search.where import POSTGRESQL, SQLITE, STATEMENTS, parse
 
+SIGNS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 MODEL = IndexedModel("m", "somewhere", "f" * 32, 8)
 
 
@@ -231,6 +233,58 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize("text", CASES)
 def test_what_is_found(store, text):
     assert store.ids(parse(text, COLUMNS)).tolist() == CASES[text]
+
+
+PIECES = st.sampled_from(["a", "B", "b", ".", "..", "/", "0", "(", "_", "%", "\\", "\\%", "aB", "/aB/", "aB/.", "Ä"])
+
+
+@pytest.fixture(scope="module", params=[".cloob", "b/.cloob"])
+def moving(request, tmp_path_factory):
+    """An index in a source, whose paths it stores as they lie from there, and of another source; and all paths."""
+    folder = tmp_path_factory.mktemp("aB.") / "aB"
+    names = ["a", "aB", "(b", ".a", "..b", "B/a", "a/B", "a_b", "a%b", "0", "a/..", "aB/aB/a.b", "a\\b", "ä"]
+    paths = [(str(source), f"{source}/{name}") for source in (folder, folder.parent / "b") for name in names]
+    paths += [("s", name) for name in (f"{folder}/B", "..", "../a", "..b", "a")]
+    with closing(SqliteStore(folder / request.param, create=True)) as store:
+        store.add_model(IndexedModel("m", "m", "f", 1))
+        items = [replace(item(path), source=source) for source, path in paths if not path.startswith("..")]
+        store.write(items, "m", np.ones((len(items), 1), np.float32))
+        yield store, str(folder), [(each.id, each.path) for each in store.items(store.ids().tolist())]
+
+
+def like(pattern, text):
+    """SQL's LIKE, by a plain walk."""
+    if not pattern:
+        return not text
+    if pattern[0] == "%":
+        return any(like(pattern[1:], text[i:]) for i in range(len(text) + 1))
+    if pattern[0] == "\\":
+        pattern = pattern[1:]
+    elif pattern[0] == "_":
+        return bool(text) and like(pattern[1:], text[1:])
+    return bool(text and pattern) and pattern[0].lower() == text[0].lower() and like(pattern[1:], text[1:])
+
+
+@settings(max_examples=50)
+@given(st.lists(PIECES, max_size=5).map("".join), st.sampled_from(["", "%", "FOLDER", "FOLDER/", "%FOLDER", "../"]))
+@example("0", "FOLDER")
+@example(".a", "%")
+@example("/", "%")
+@example("aB/a", "%/")
+@example("Ä", "%")
+def test_a_filter_of_paths_is_that_of_paths_in_full(moving, rest, start):
+    """However they are stored."""
+    store, folder, paths = moving
+    value = start.replace("FOLDER", folder) + rest
+    tests = {f"path {sign} {{}}": getattr(operator, name) for sign, name in SIGNS.items()}
+    tests |= {
+        "path like {}": lambda path, pattern: like(pattern, path),
+        "path in ({}, 'a')": lambda p, v: p in (v, "a"),
+    }
+    for text, test in tests.items():
+        for where, expected in ((text, True), (f"not {text}", False)):
+            wanted = [id_ for id_, path in paths if test(path, value) is expected]
+            assert store.ids(parse(where.format(f"'{value}'"))).tolist() == wanted, where
 
 
 KNOWN = re.compile(

@@ -143,19 +143,19 @@ class _Parser:
                 left, some = self._dialect["lower"].format(left), [str(some[0]).lower()]
             left += self._dialect["collate"] if kind == "text" else ""
             place = self._dialect["number"] if kind == "number" else "?"
-            compared, above = operator.format(", ".join([place] * len(some))), f"{self._dialect.get('above')}/"
-            is_place = column in ("path", "source") and operator != self._dialect["like"]
-            if is_place and all(str(value).startswith(above) for value in some):  # so that no text has to be joined
-                left = f"CASE WHEN {column} GLOB '../[^.]*' THEN {column} {compared} ELSE {left} {compared} END"
-                self.parameters += [f"../{str(value).removeprefix(above)}" for value in some]
-                compared = ""
-            parts.append(f"coalesce({left} {compared}, false)")
-            self.parameters += some
+            part = operator.format(", ".join([place] * len(some)))
+            if "above" in self._dialect and left == self._dialect["place"].format(column):
+                part, texts = _as_stored(column, left, part, list(map(str, some)), self._dialect["above"])
+                self.parameters += texts
+            else:
+                part = f"{left} {part}"
+                self.parameters += some
+            parts.append(f"coalesce({part}, false)")
         return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
 
     def _column_value(self, column: str, kind: str = "any") -> str:
         """The value of an item in a column; null where that is nothing, or of another kind."""
-        if column in ("path", "source"):
+        if column in ("path", "source") and kind != "any":  # which is never null
             return str(self._dialect["place"]).format(column)
         if column in (*TEXTS, *NUMBERS):
             return _NAME if column == "name" else column
@@ -216,3 +216,22 @@ class _Parser:
         place, text = self._start, self._text
         around = text if len(text) <= 80 else text[max(0, place - 40) : place + 40]
         raise InputError(" ".join(f"filter, at character {place + 1}: {message} (in: {around.strip()})".split()))
+
+
+def _as_stored(column: str, full: str, compared: str, values: list[str], above: str) -> tuple[str, list[str]]:
+    """A comparison of a path, which is in ``full``, and its parameters; where it can be, as the path is stored.
+
+    From ``..//`` to ``..0`` are the paths in the folder ``above``, relative; after them are paths in full.
+    """
+    like, stored = compared.startswith("LIKE"), values
+    if like and values[0].startswith("%"):  # and what follows does not match from within the beginning
+        literal = re.split(r"[%_\\]", values[0].lstrip("%"))[0].lower()
+        starts = [text[i:].lower() for text in (f"{above}/", "../../") for i in range(len(text) - 1)]
+        same = literal and not any(text.startswith(literal) or literal.startswith(text) for text in starts)
+    else:
+        stored = [f"..{value.removeprefix(above)}" for value in values]
+        same = all(value.startswith(f"{above}/") for value in values) and not (like and re.search(r"[%_\\]", above))
+    if not same:
+        return f"{full} {compared}", values
+    outside = f"iif({column} < '..0', {column} {compared}, {column} {compared})"
+    return f"iif({column} < '..//', {full} {compared}, {outside})", [*values, *stored, *values]
