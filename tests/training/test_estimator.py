@@ -67,6 +67,7 @@ def test_the_closed_form_is_an_objective(matrices, tmp_path):
     heads.save(tmp_path / "saved")
     assert (cloob.load_model(tmp_path / "saved").encode_a(X).numpy() == heads.transform(X)).all()
     blind = ContrastiveHeads("cca", validation_fraction=0, n_components=3).fit(X, Y)
+    assert ContrastiveHeads("cca").fit(X, Y[:, 0]).transform(None, Y[:, 0]).shape == (N, 2)  # auto tries it, too
     assert blind.transform(X).shape == (N, 3) and min(heads.score(X, Y), blind.score(X, Y)) > 0.4
     raises(ValueError, "inv_tau is 9", ContrastiveHeads("cca", inv_tau=9).fit, X, Y)
 

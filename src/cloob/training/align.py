@@ -97,7 +97,7 @@ def new_heads(config: TrainConfig, widths: tuple[int, int], standardise: Sequenc
         torch.default_generator.manual_seed(config.run.seed)
         kind, embed_dim, dropout = config.align.heads().values()
         if config.loss.objective == "cca":  # its weights are singular values, so a direction more does no harm
-            kind, embed_dim, dropout = "linear", min(config.align.embed_dim or max(widths), *widths), 0.0
+            kind, embed_dim, dropout = "linear", max(2, min(config.align.embed_dim or max(widths), *widths)), 0.0
         first, second = (Head(n, embed_dim, kind, dropout, how) for n, how in zip(widths, standardise, strict=True))
         return first, second
 

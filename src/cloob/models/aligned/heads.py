@@ -87,10 +87,10 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def solve(self, mean: Tensor, matrix: Tensor) -> None:
-        """Makes a linear head give (features - mean) @ matrix, for an (F,) mean and an (F, D) matrix."""
+        """Makes a linear head give (features - mean) @ matrix, for an (F,) mean and an (F, D) matrix, then zeros."""
         self.mean.copy_(mean)
         self.scale.fill_(1.0)
-        self.matrix.weight.copy_(matrix.T)
+        self.matrix.weight.zero_()[: matrix.shape[1]].copy_(matrix.T)
         self.matrix.bias.zero_()
 
     def forward(self, features: Tensor) -> Tensor:

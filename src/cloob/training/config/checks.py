@@ -119,8 +119,10 @@ def _check_run(config: TrainConfig) -> None:
     if pairs.val_split and any(map(is_remote, pairs.data)):
         fetched = "but streamed pairs would all be fetched to hold some out; give --val-data in its place"
         raise InputError(f"val_split is {pairs.val_split}, {fetched}")
-    no_pairs = "but there are no held-out pairs; give --val-data or --val-split"
-    if run.patience and not config.holds_out:
+    no_pairs = (
+        f"but there are no held-out pairs; give {'--val-a' if config.has_vectors else '--val-data'} or --val-split"
+    )
+    if run.patience and not config.holds_out and config.loss.objective != "cca":
         raise InputError(f"patience is {run.patience}, {no_pairs}, or --patience 0")
     if pairs.val_every > 1 and not config.holds_out:
         raise InputError(f"val_every is {pairs.val_every}, {no_pairs}")
@@ -143,7 +145,7 @@ def check_with_heads(config: TrainConfig) -> None:
     if auto or members > 1:
         requested = "objective is 'auto'" if auto else f"members is {members}"
         if not config.holds_out:
-            other = "; name an objective, or give" if auto else ", or give"
+            other = f"; {'name an objective' if auto else 'leave it out'}, or give"
             raise InputError(f"{requested}, but there are no held-out pairs to choose by{other} --val-split")
         if _processes() > 1:
             raise InputError(f"{requested}, which needs one process; choose with one, then train with what it chose")
