@@ -4,6 +4,7 @@ Wrong pairs score lowest by a closed form that has not seen them; equal ids stay
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -124,4 +125,8 @@ def test_scores_follow_their_pairs_in_any_order():
 def test_what_cannot_be_judged_is_one_line():
     a, b = views(12)
     raises(ValueError, "as many rows", cloob.suspects, a, b[:7])
+    raises(ValueError, "b: row 3 holds NaN", cloob.suspects, a, b.index_fill(0, torch.tensor([3]), torch.nan))
+    raises(ValueError, "a: row 0 holds", cloob.suspects, a.double() * 1e300, b)
+    flags = a > 0
+    assert torch.equal(cloob.suspects(pd.DataFrame(flags.numpy()), b), cloob.suspects(flags, b))
     raises(ValueError, "3 distinct ids in 5 folds", cloob.suspects, a, b, ids=[0, 1, 2] * 4)

@@ -104,13 +104,15 @@ def test_suspects_of_vectors(tmp_path, capsys):
     a = np.random.default_rng(0).normal(size=(200, 8))
     b = np.tanh(a)
     b[[3, 4, 5]] = b[[4, 5, 3]]
+    a[199] = np.nan
     np.save(tmp_path / "a.npy", a)
     np.save(tmp_path / "b.npy", b)
     vectors = ["--a", str(tmp_path / "a.npy"), "--b", str(tmp_path / "b.npy")]
-    assert main(["data", *vectors, "--suspects", str(tmp_path / "list.csv")]) == 0
-    lines = list(csv.DictReader((tmp_path / "list.csv").read_text().splitlines()))
-    assert {line["pair"] for line in lines[:3]} == {"3", "4", "5"} and len(lines) == 200
-    assert "of 200 pairs are more probably wrong" in capsys.readouterr().out
+    assert main(["data", *vectors, "--suspects", str(tmp_path / "new" / "list.csv")]) == 0
+    lines = list(csv.DictReader((tmp_path / "new" / "list.csv").read_text().splitlines()))
+    assert {line["pair"] for line in lines[:3]} == {"3", "4", "5"} and len(lines) == 199
+    out, err = capsys.readouterr()
+    assert "of 199 pairs are more probably wrong" in out and "a.npy row 199: holds NaN" in err
     assert main(["data", *vectors, "--suspects"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in printed[1:]] == [line["pair"] for line in lines[:10]]

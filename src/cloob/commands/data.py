@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 
 import cloob
 from cloob.cache import Cache
-from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check, check_out, progress, say_next
+from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check, check_out, progress, say, say_next
 from cloob.data.shards.spec import is_remote
 from cloob.errors import refuse
 
@@ -58,6 +58,9 @@ def list_suspects(
 
     a, b, ids, keys = pairs.take(torch.arange(len(pairs)).numpy())
     distinct = len(torch.unique(ids))
+    if pairs.skipped:
+        first = pairs.skipped[0]
+        say(f"{len(pairs.skipped):,} cannot be used, such as {first.key}: {first.detail or first.reason}")
     refuse({f"{pairs.name}: {distinct} distinct ids; --suspects needs {_LEAST} or more": distinct < _LEAST})
     result, lines, cards = suspicion(a, b, ids), list[dict[str, Any]](), list[dict[str, Any]]()
     for place in result.scores.argsort().tolist():
@@ -111,12 +114,16 @@ def run(options: Options) -> int:
     check(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
     if options.out is not None:
         check_out("--out", options.out, (".json",) if options.count else (".html", ".htm"))
-    vectors, path = options.a is not None and options.b is not None, next(iter(options.suspects or ()), None)
+    a, b, path = options.a, options.b, next(iter(options.suspects or ()), None)
+    vectors = a is not None and b is not None
     refuse(
         {
+            "--a and --b are needed together": (a is None) != (b is None),
             "DATA is missing; name a table, a folder or shards": not options.data and not vectors,
             "--a and --b go with --suspects and without DATA": vectors and (options.data or options.suspects is None),
             "--suspects takes one FILE.csv, and stands after DATA": len(options.suspects or ()) > 1,
+            "--suspects prints no --json; --suspects FILE.csv writes a table": options.suspects is not None
+            and options.json,
             "--out shows pictures; vectors have none": vectors and options.out is not None,
         }
     )
@@ -130,7 +137,8 @@ def run(options: Options) -> int:
             say_next(["train", "--data", options.data, *as_words(options, "cache_dir")])
         return 0
     if path is not None:
-        check_out("--suspects", path, (".csv",), [options.data])
+        check_out("--suspects", path, (".csv",), [options.data, *(str(name) for name in (a, b, options.ids) if name)])
+        path.parent.mkdir(parents=True, exist_ok=True)
     if vectors:
         from cloob.data.vectors import open_pairs
 

@@ -55,7 +55,7 @@ def suspects(a: Any, b: Any, ids: Any = None, folds: int = 5) -> Tensor:
     """How well the two sides of every pair belong together; the lowest scores are the most suspicious pairs.
 
     Args:
-        a: (n, F_a) finite numbers, a tensor or an array.
+        a: (n, F_a) finite numbers: a tensor, an array or a data frame.
         b: (n, F_b) finite numbers; row i belongs to row i of a, or is suspected not to.
         ids: (n,) integers (``cloob.ids`` makes them of texts); pairs of equal id are judged together, by the others.
         folds: Parts, each scored by the directions of the others.
@@ -64,7 +64,7 @@ def suspects(a: Any, b: Any, ids: Any = None, folds: int = 5) -> Tensor:
         (n,) float32 scores, between -2 and 2. They compare pairs of one call alone.
 
     Raises:
-        ValueError: Shapes do not fit, or there are fewer than two distinct ids for a fold.
+        ValueError: Shapes do not fit, a number is not finite, or there are fewer than two distinct ids for a fold.
 
     Example:
         >>> import torch, cloob
@@ -74,9 +74,24 @@ def suspects(a: Any, b: Any, ids: Any = None, folds: int = 5) -> Tensor:
         >>> sorted(cloob.suspects(a, b).argsort()[:2].tolist())
         [3, 4]
     """
-    return suspicion(torch.as_tensor(a), torch.as_tensor(b), ids, folds).scores
+    ids = ids.cpu() if isinstance(ids, Tensor) else ids
+    return suspicion(_matrix("a", a), _matrix("b", b), ids, folds).scores
 
 
+def _matrix(name: str, rows: Any) -> Tensor:
+    """Rows on the CPU; what float32 cannot hold is refused."""
+    rows = rows.to_numpy() if hasattr(rows, "to_numpy") else rows
+    matrix = rows.detach().cpu() if isinstance(rows, Tensor) else torch.tensor(rows)  # a copy: a mapped file is locked
+    if matrix.is_complex():
+        raise ValueError(f"{name} holds complex numbers; real ones are needed")
+    for start, part in enumerate(torch.split(matrix, _ROWS) if matrix.ndim == 2 else ()):
+        if not (finite := part.float().isfinite().all(1)).all():
+            row = start * _ROWS + int(finite.int().argmin())
+            raise ValueError(f"{name}: row {row} holds NaN, infinity or a number that float32 cannot hold")
+    return matrix
+
+
+@torch.no_grad()
 def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicion:
     """As ``suspects``, with the scores of mismatched pairs, and better partners."""
     n = len(a)
@@ -116,8 +131,8 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicio
 def _judged(moments: PairMoments, directions: CanonicalDirections, a: Tensor, b: Tensor, group: Tensor) -> Suspicion:
     """The pairs of a fold by directions that have not seen them; ``better`` counts within the fold."""
     of_a, of_b = directions.weighted(1.0)
-    x = F.normalize((a - moments.mean_a).float() @ of_a.float(), dim=1)
-    y = F.normalize((b - moments.mean_b).float() @ of_b.float(), dim=1)
+    x = F.normalize((a.double() - moments.mean_a).float() @ of_a.float(), dim=1)
+    y = F.normalize((b.double() - moments.mean_b).float() @ of_b.float(), dim=1)
     hub_x, near, best = _neighbours(x, y, group)
     hub_y, *_ = _neighbours(y, x, group)
     right = (x * y).sum(1)
