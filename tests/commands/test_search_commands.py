@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -201,13 +202,19 @@ def test_find_in_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     there, bare = (write_pictures(tmp_path / name, n=1) for name in ("there", "bare"))
     run(capsys, "find", str(there), "red")
-    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda path, _: "cache" in str(path))
     (there / "new.png").write_bytes(picture((250, 0, 0)))
     out, err = run(capsys, "find", str(there), "red")
     assert "cannot be written, so what is new since is not in it" in err and out.count(f"{there}/red") == 1
     assert f"{tmp_path / 'cache' / 'photos'}/bare-" in run(capsys, "find", str(bare), "red")[1]
     for words in (("search", str(bare), "red"), ("search", str(bare), "--where", "name like 'red%'")):
         assert str(bare / "red-0.png") in run(capsys, *words)[0]
+    twin = shutil.copytree(bare, tmp_path / "twin")  # one of its own, as the other is there
+    assert "8 added" in run(capsys, "find", str(twin), "red", "--model", "m")[1]
+    shutil.rmtree(twin)
+    (moved := bare.rename(tmp_path / "moved")).joinpath("blue-0.png").unlink()
+    out, err = run(capsys, "find", str(moved), "red", "--paths")
+    assert out == f"{moved}/red-0.png\n" and "1 removed, 7 as they were; 0 embedded" in err
 
 
 def test_a_folder_inside_an_indexed_folder_is_answered_by_the_index_above(tmp_path, capsys):

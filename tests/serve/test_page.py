@@ -99,7 +99,7 @@ def test_words_become_chips_and_the_address_brings_them_back(page):
     assert names and all(name.startswith(page.site) for name in names), "the page loads from its server alone"
     page.one("#words").send_keys("red")
     page.says("#found-title", "“red”")  # found while typed
-    page.until(lambda: page.tiles() and all("a red square" in tile for tile in page.tiles()[:6]))
+    page.until(lambda: page.tiles() and all(tile.endswith("a red square, caption") for tile in page.tiles()[:6]))
     page.one("#words").send_keys(Keys.ENTER)
     page.one("#words").send_keys("-blue", Keys.ENTER)
     page.says("#found-title", "“red” − “blue”")

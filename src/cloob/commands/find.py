@@ -39,7 +39,7 @@ read = functools.partial(search.read, kind=Options, command="find FOLDER")
 
 def run(options: Options) -> int:
     """Indexes and searches; 1 where some of it could not be read or copied."""
-    from cloob.search.address import find_index, is_there, place_of
+    from cloob.search.address import find_index, is_there, new_place
 
     folder, model, name = Path(options.index), options.model, None
     refuse({f"{folder}: is an index; cloob search takes it": is_there(folder)})
@@ -55,12 +55,10 @@ def run(options: Options) -> int:
     refuse({f"{folder}: no pictures in it": next(Folder(folder).scan(), None) is None})
     place, _ = find_index(options.index)
     sources: tuple[str, ...] = (options.index,)
-    if is_there(place):
+    if is_there(place := place if is_there(place) else str(new_place(folder))):
         with cloob.Index.open(place) as there:
             name = next((item.name for item in there.models if model is None), None)
             sources = () if there.store.sources() else sources
-    else:
-        place = str(place_of(folder))
     if model is None and name is None:
         model = PHOTOS[0].name
         say(f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob models --for photos lists others)")

@@ -93,6 +93,11 @@ def run(options: Options, *, then: bool = True) -> int:
                     print(f"{printable(state.path)}: {printable(state.fault)}")
         return 0
     if options.anew:
+        from cloob.models.load import load_model  # torch
+
+        for source in options.sources:  # nothing goes before these are there
+            check_there(source)
+        load_model(str(options.model))
         remove(options.out)
     new = not is_there(options.out)
     opened = cloob.Index.create(options.out) if database or new else cloob.Index.open(options.out, writable=True)

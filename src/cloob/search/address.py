@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import importlib
 import os
@@ -11,11 +13,12 @@ from pathlib import Path
 from cloob.cache import cache_root
 from cloob.errors import InputError
 from cloob.search import sqlite
-from cloob.search.records import INDEX_FILE
+from cloob.search.records import INDEX_FILE, file_of
 from cloob.search.sqlite import SqliteStore
 from cloob.search.store import Store
 
 _OTHER = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*):(.+)")  # MODULE:FUNCTION:ADDRESS of a store from elsewhere
+_COMPARED = 200  # files that tell whether a folder is one that was indexed under another name
 
 
 def is_database(address: str | Path) -> bool:
@@ -50,6 +53,24 @@ def place_of(folder: Path) -> Path:
     real = folder.resolve()
     name, digest = re.sub(r"[^\w.-]", "_", real.name)[:200], hashlib.sha256(os.fsencode(real)).hexdigest()[:16]
     return cache_root() / "photos" / f"{name}-{digest}"
+
+
+def new_place(folder: Path) -> Path:
+    """Where to make an index of a folder; one in the cache, of these files at a place that is gone, goes there."""
+    place, name = place_of(folder), os.path.abspath(folder)  # noqa: PTH100 - links in it stay
+    others = place.parent.glob(f"*/{INDEX_FILE}") if place != folder / ".cloob" else ()
+    for old in sorted(other.parent for other in others):
+        with contextlib.suppress(InputError, OSError):
+            with contextlib.closing(SqliteStore(old, writable=True)) as store:
+                sources, items = store.sources(), store.items(store.ids(limit=_COMPARED, order="chance"))
+                moved = [dataclasses.replace(item, path=name + item.path.removeprefix(item.source)) for item in items]
+                gone = sources == (name,) or not any(os.path.lexists(item.path) for item in items)
+                if len(sources) != 1 or not gone or 2 * sum(map(bool, map(file_of, moved))) <= len(items):
+                    continue
+                if sources != (name,):
+                    store.move(sources[0], name)
+            old.rename(place)
+    return place
 
 
 def find_index(typed: str) -> tuple[str, str | None]:

@@ -125,7 +125,8 @@ def make_plan(
         kinds = {False: "files", True: "in tars or Arrow files"}
         change = f"its {pictures:,} pictures were {kinds[True in were]} and now are {kinds[True in now]}"
         why = change if now else f"none of its {pictures:,} pictures is there any more (not mounted?)"
-        summary.refused[collection.name] = f"{why}, so nothing was removed; --remove-all removes them"
+        advice = "--moved names its new place, --remove-all removes them"
+        summary.refused[collection.name] = f"{why}, so nothing was removed; {advice}"
         return [], []
     if not seen and not pictures and not unlisted:
         summary.refused[collection.name] = "no pictures in it"

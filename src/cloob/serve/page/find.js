@@ -112,8 +112,8 @@ function noteFor(found, cutoff) {
   return `${more}${number(found.hits.length)} of ${pictures(found.searched)} ${found.hits.length === 1 ? "fits" : "fit"}`;
 }
 
-/** Under a tile: where the query's words are, the score, and how many more files it stands for. */
-const under = ({ words, score: cosine, others }) => [words?.[0], words && score(cosine), others.length && `+${number(others.length)}`].filter(Boolean).join(" ");
+/** Under a tile: where the query's words are, or else the score, and how many more files it stands for. */
+const under = ({ words, score: cosine, others }) => [words?.[0] ?? (words && score(cosine)), others.length && `+${number(others.length)}`].filter(Boolean).join(" ");
 
 /** Shows tiles that stand for these ids, all of them. */
 function show(column, ids, tiles, found = null, cutoff = true) {
