@@ -324,7 +324,10 @@ def test_what_other_programs_wrote(tmp_path, index):
     taken = items["takeout"]
     assert (taken.date, taken.date_from) == (TIME, "takeout") and taken.columns["latitude"] == 1.5
     (folder / "lightroom.xmp").write_text(XMP.format(3, "Anna"))
-    assert index.update([folder], options(FakeEncoder())).described == 1
+    (folder / "own.txt").write_text("mine")  # which takes the place of what is in the picture
+    assert index.update([folder], options(FakeEncoder())).described == 2
+    (own,) = index.items([items["own"].id])
+    assert own.caption == "mine" and set(own.columns) == {"tags", "rating"}
 
 
 def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path, monkeypatch, index):

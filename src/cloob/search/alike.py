@@ -69,7 +69,11 @@ def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
         alike = partition(view.vectors([ids[0] for ids in classes]), threshold)
         view.models.model(view.model)  # refused where its name stands for other weights by now
         some = view.items([classes[place][0] for group in alike if len(group) > 1 for place, _ in group])
-        plain = dict.fromkeys(place for place, ids in enumerate(classes) if _is_one_colour(some.get(ids[0])))
+        plain: dict[int, None] = {}  # places of those of one colour
+        for place, item in ((place, some[ids[0]]) for place, ids in enumerate(classes) if ids[0] in some):
+            with contextlib.suppress(OSError, ValueError, Unreadable):  # gone, or in a container
+                small = item.bytes <= _ONE_COLOUR_BYTES + _BYTES_PER_PIXEL * item.width * item.height
+                plain |= {place: None} if small and is_one_colour(read_file(item.path)) else {}
         alike = [[pair for pair in group if pair[0] not in plain] for group in alike]
         alike += [[(place, 1.0)] for place in plain]
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
@@ -103,13 +107,6 @@ def rest(group: Group) -> list[Item]:
     """What may go: all but the files of the best shot."""
     best = shot_of(group[0].item.path)
     return [hit.item for hit in group if shot_of(hit.item.path) != best]
-
-
-def _is_one_colour(item: Item | None) -> bool:
-    with contextlib.suppress(OSError, ValueError, Unreadable):  # gone, or in a container
-        if item and item.bytes <= _ONE_COLOUR_BYTES + _BYTES_PER_PIXEL * item.width * item.height:
-            return is_one_colour(read_file(item.path))
-    return False
 
 
 def partition(rows: Vectors, threshold: float = DUPLICATE) -> list[list[tuple[int, float]]]:

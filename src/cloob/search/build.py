@@ -163,9 +163,9 @@ class Builder:
         """Opens one picture, in any thread; decodes it only if the vector of its bytes is not known."""
         with self._running:  # waits for it
             pass
-        (path, size, time, place, content), source = work.found, work.collection.name
+        (path, size, time, place, content), name = work.found, work.collection.name
         if isinstance(work.collection, Rows):
-            work.item, work.pixels = Item(0, source, path, content, size or 0, None, 0, 0), work.collection.row(place)
+            work.item, work.pixels = Item(0, name, path, content, size or 0, None, 0, 0), work.collection.row(place)
             return work
         try:
             if path.lower().endswith(RAW_SUFFIXES):
@@ -173,13 +173,12 @@ class Builder:
             data = work.collection.read(work.found)
             encoded, content = Encoded(data, self._max_pixels), hashlib.sha256(data).hexdigest()
             caption, stated = work.collection.describe(work.found)
-            columns = of_file(encoded)
-            caption = columns.pop("caption", None) if caption is None else caption
+            by_file, columns = of_file(encoded)
             columns |= stated
             taken, origin = date_of(path, stated.get("date"), encoded.exif, columns.pop(TAKEN, None))
             if origin:
                 columns.setdefault("date_from", origin)
-            item = Item(0, source, path, content, len(data), time, *encoded.full_size, taken, caption, columns)
+            item = Item(0, name, path, content, len(data), time, *encoded.full_size, taken, caption or by_file, columns)
             work.row = self._store.known(self._model, [content]).get(content)
             if work.row is None:
                 work.pixels = self._encoder().preprocess(encoded.rgb())
@@ -202,8 +201,12 @@ class Builder:
         new = [content for content in pixels if content not in rows]
         for start in range(0, len(new), self._batch_size):
             contents = new[start : start + self._batch_size]
-            stack = torch.stack([pixels[content] for content in contents])
-            rows |= zip(contents, self._embed(batch[0].collection, stack), strict=True)
+            stack, encoder = torch.stack([pixels[content] for content in contents]), self._encoder()
+            device, in_bf16 = torch.device(getattr(encoder, "device", "cpu")), self._model.precision == "bf16"
+            alone = self._running if device.type == "cpu" else contextlib.nullcontext()
+            with alone, evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+                embedded = batch[0].collection.embed(encoder, stack.to(device)).float().cpu().numpy()
+            rows |= zip(contents, embedded, strict=True)
         self._summary.embedded += len(new)
         good = {work: item for work, item in items.items() if np.isfinite(rows[item.content]).all()}
         changes = {work: work.change(item.content, self._model.number) for work, item in good.items()}
@@ -224,14 +227,6 @@ class Builder:
                     self._store.write_faults(work.collection.name, [state])
                 self._summary.add_fault(fault, found.path)
             work.item = work.pixels = work.row = None  # which are not kept until the end
-
-    def _embed(self, collection: Collection, batch: Tensor) -> Vectors:
-        encoder = self._encoder()
-        device, in_bf16 = torch.device(getattr(encoder, "device", "cpu")), self._model.precision == "bf16"
-        alone = self._running if device.type == "cpu" else contextlib.nullcontext()
-        with alone, evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-            rows: Vectors = collection.embed(encoder, batch.to(device)).float().cpu().numpy()
-        return rows
 
 
 class Rows(Collection):
@@ -277,27 +272,27 @@ class VectorFile(Collection):
         self._caption = caption_of(Path(name), names, caption_column)
         types = zip(names, self.data.schema.types, strict=True)
         others = [name for name, kind in types if not pa.types.is_nested(kind) and not pa.types.is_binary(kind)]
-        self._columns = dict.fromkeys([column, *filter(None, (self._path, self._caption)), *others])
+        self._columns = [*dict.fromkeys([column, *filter(None, (self._path, self._caption)), *others])]
 
     def check(self, encoder: Any) -> None:
         """Any model may have made them; their width is compared."""
 
     def batches(self) -> Iterator[tuple[list[Item], Vectors]]:
         """Rows and their vectors, as they are in the file."""
-        columns, start = [*self._columns], 0
-        scanner = self.data.scanner(columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1)
+        start, names = 0, self._columns[1:]
+        scanner = self.data.scanner(self._columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1)
         for batch in scanner.to_batches():
             if not len(batch):
                 continue
             flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             if flat.ndim != 1 or flat.dtype.kind not in "fiu" or len(flat) % len(batch):
                 raise InputError(f"{self.name}: {self.column!r} has no row of numbers of one width for each row")
-            cells = {name: list(map(plain, batch.column(name))) for name in columns[1:]}
             rows, vectors = [], as_floats(flat.reshape(len(batch), -1)).numpy()
-            for number, vector in enumerate(vectors):
-                row = {name: column[number] for name, column in cells.items()}
+            cells = (map(plain, batch.column(name)) for name in names)
+            for number, (vector, *values) in enumerate(zip(vectors, *cells, strict=True), start):
+                row = dict(zip(names, values, strict=True))
                 path = row.pop(self._path or "", None)
-                path = f"{self.name}{SEPARATOR}{start + number}" if path is None else str(path)
+                path = f"{self.name}{SEPARATOR}{number}" if path is None else str(path)
                 caption, others = described(row, self._caption)
                 text = f"{path}\0{caption}\0{others}".encode("utf-8", "surrogatepass")
                 content = hashlib.sha256(vector.tobytes() + text).hexdigest()

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,6 @@ from cloob.files import write_whole
 from cloob.search.find import View, margins
 from cloob.search.query import TorchEmbedder
 from cloob.search.store import Ids, Vectors
-
-if TYPE_CHECKING:
-    from cloob.models.encoder import DualEncoder
 
 TEMPLATES = ("a photo of a {c}.", "{c}")  # prompts of a label when no templates are given
 NONE = "none of these"
@@ -94,10 +91,9 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
     encoder = view.models.encoder(view.model)
-    known = options.inv_tau or getattr(encoder, "objective_config", {}).get("inv_tau")
     logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    if not known and logarithm is not None:  # in the weights
-        known = math.exp(float(logarithm.detach()))
+    in_weights = 0 if logarithm is None else math.exp(float(logarithm.detach()))
+    known = options.inv_tau or getattr(encoder, "objective_config", {}).get("inv_tau") or in_weights
     inv_tau = float(known or DEFAULT_INV_TAU)
     scores = rows @ _label_rows(encoder, names, options.templates).T
     above = margins(scores, rows, view.text_rows()) if options.multi or options.none else None
@@ -133,7 +129,7 @@ def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
     return ids, np.concatenate([rows for _, rows in blocks])
 
 
-def _label_rows(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
+def _label_rows(encoder: Any, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
     prompts = [template.replace("{c}", name) for name in names for template in templates]
     means = TorchEmbedder(encoder).texts(prompts).reshape(len(names), len(templates), -1).mean(1)
@@ -174,10 +170,9 @@ def head_of(view: View, folder: Path) -> tuple[LabelHead, float]:
         if not below or label == os.pardir:
             raise InputError(f"{item.path}: lies in no folder of a label; {folder} has to hold a folder for each label")
         names.append(label)
-    labels = sorted(set(names))
-    numbers = np.array([labels.index(name) for name in names], np.int64)
-    head = fit_head(rows, numbers, labels, view.model.fingerprint)
-    spoken = [label.replace("_", " ").replace("-", " ") for label in labels]
+    labels, numbers = np.unique(names, return_inverse=True)
+    head = fit_head(rows, numbers, labels.tolist(), view.model.fingerprint)
+    spoken = [label.replace("_", " ").replace("-", " ") for label in labels.tolist()]
     of_labels = _label_rows(view.models.encoder(view.model), spoken, TEMPLATES)
     return head, float(((rows @ of_labels.T).argmax(1) == numbers).mean())
 

@@ -11,16 +11,15 @@ import os
 import re
 from collections.abc import Iterable
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
+from PIL import IptcImagePlugin
+from PIL.Image import Exif
+
 from cloob.files import TooLarge, read_at_most
+from cloob.pictures import Encoded
 from cloob.search.records import Value
-
-if TYPE_CHECKING:
-    from PIL.Image import Exif
-
-    from cloob.pictures import Encoded
 
 MOST_BYTES = 8 * 1024 * 1024
 TAKEOUT = r"(?:\.supp[\w-]*)?\.json"  # of a.jpg it is a.jpg.json, or a.jpg.supplemental-metadata.json, perhaps cut
@@ -59,10 +58,8 @@ def read_beside(paths: Iterable[str]) -> dict[str, Any]:
     return columns
 
 
-def of_file(encoded: Encoded) -> dict[str, Any]:
-    """What a picture's file states: camera and place by EXIF, and its XMP, or IPTC where that is silent."""
-    from PIL import IptcImagePlugin
-
+def of_file(encoded: Encoded) -> tuple[str | None, dict[str, Any]]:
+    """The caption and columns in a picture's file: camera and place by EXIF, and XMP, or IPTC where that is silent."""
     image: Any = encoded.image
     exif: Any = encoded.exif
     columns: dict[str, Any] = {}
@@ -83,7 +80,7 @@ def of_file(encoded: Encoded) -> dict[str, Any]:
             degrees, minutes, seconds = map(float, gps[reference + 1])
             sign = -1 if gps[reference] == below else 1
             columns[name] = round(sign * (degrees + minutes / 60 + seconds / 3600), 6)
-    return columns
+    return columns.pop("caption", None), columns
 
 
 def _iptc_text(text: bytes) -> str:
@@ -119,8 +116,7 @@ def date_of(path: str, stated: Value, exif: Exif | None, by_takeout: Value = Non
         return taken, None
     with contextlib.suppress(Exception):  # as above
         for raw in [] if exif is None else [exif.get_ifd(_EXIF).get(_TAKEN), exif.get(_CHANGED)]:
-            taken = iso_date(raw) if isinstance(raw, str) else None
-            if taken and int(taken[:4]) <= date.today().year + 1:  # a camera without a clock
+            if (taken := iso_date(str(raw))) and int(taken[:4]) <= date.today().year + 1:  # a camera without a clock
                 return taken, "exif"
     if is_stated:
         return None, None

@@ -1,7 +1,7 @@
 """The models of an index: which one a name means, its encoder, loaded once, and what an index may name.
 
-An index may be somebody else's: what stands in it alone (an address, a command, a model) is no reason to fetch it. What
-was typed on this machine is noted apart from the index.
+What stands in an index alone (an address, a command, a model) is not fetched: it may be somebody else's. What was typed
+on this machine is noted apart from it.
 """
 
 from __future__ import annotations

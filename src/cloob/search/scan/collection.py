@@ -17,7 +17,7 @@ from collections.abc import Collection as Paths
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatch
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +27,12 @@ import pyarrow.compute as pc
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, read_fault, read_pair_file
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, PICTURE_SUFFIXES
-from cloob.data.sources.arrow import ARROW_SUFFIXES, check_name
+from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, check_name, is_image
 from cloob.data.sources.paths import as_text, captions_by_stem, column_names, json_rows, read_table, walk
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
 from cloob.search.metadata import TAKEOUT, read_beside
-from cloob.search.records import INDEX_FILE, Value
+from cloob.search.records import INDEX_FILE, SEPARATOR, Value
 from cloob.search.where import NUMBERS, TEXTS
 
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
@@ -85,11 +85,24 @@ class Collection:
 
     def read(self, found: FoundPicture) -> bytes:
         """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none."""
-        with reading(found.path):
+        with self.reading(found.path):
             return read_file(found.path)
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         return None, {}
+
+    @staticmethod
+    @contextlib.contextmanager
+    def reading(path: str) -> Iterator[None]:
+        """Inside, what cannot be read is ``BadSample`` where it is not there, else ``ReadFailed``."""
+        try:
+            yield
+        except LookupError:
+            raise BadSample("missing image", path, "not in its source any more") from None
+        except (OSError, InputError) as error:
+            why = getattr(error, "strerror", None) or one_line(error)
+            kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
+            raise kind(read_fault(error, "missing image"), path, why) from None
 
     def check(self, encoder: Any) -> None:
         """Raises InputError for a model that does not take what is here."""
@@ -100,33 +113,30 @@ class Collection:
 
     def excluded(self, path: str) -> bool:
         """Whether a path below the source, or a part of it, is one of the globs that leave pictures out."""
-        path = path.removeprefix(f"{self.name}{os.sep}")
-        names = (path, *path.split("/")) if self._exclude else ()
+        names = (path := path.removeprefix(f"{self.name}{os.sep}"), *path.split("/")) if self._exclude else ()
         return any(fnmatch(name, pattern) for pattern in self._exclude for name in names)
 
 
 class Table(Collection):
     """A table whose rows describe pictures; several rows of one path are one picture."""
 
-    def __init__(
-        self, path: Path, image_column: str, caption_column: str | None, exclude: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, path: Path, image: str, caption: str | None, exclude: tuple[str, ...] = ()) -> None:
         super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
         self.state = path.stat()
         objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
-        columns = column_names(path, (image_column, caption_column or image_column))
+        columns = column_names(path, (image, caption or image))
         names = list(filter(None, dict.fromkeys(chain(columns, *objects))))
-        check_name(path, names, image_column, "image")
-        self._caption = caption_of(path, names, caption_column)
-        self._others = [name for name in names if name not in (image_column, self._caption)]
+        check_name(path, names, image, "image")
+        self._caption = caption_of(path, names, caption)
+        self._others = [name for name in names if name not in (image, self._caption)]
         self._hidden = 0  # rows
         self._cell: Callable[[int, str], Any] = lambda row, column: objects[row].get(column)
-        images = [row.get(image_column) for row in objects]
+        images = [row.get(image) for row in objects]
         if not objects:
             table, stray = read_table(path, names)
             self._hidden = sum(stray.values())
-            images = table[image_column].to_pylist()
-            is_text, others = path.suffix.lower() != ".parquet", [name for name in names if name != image_column]
+            images = table[image].to_pylist()
+            is_text, others = path.suffix.lower() != ".parquet", [name for name in names if name != image]
             cells = {name: _typed(table[name], is_text, name == self._caption) for name in others}
             self._cell = lambda row, column: plain(cells[column][row])
         self._stored = [_text(item).strip() for item in images]  # paths as the table has them
@@ -168,17 +178,53 @@ class Table(Collection):
         return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
 
 
-class Folder(Collection):
-    """All pictures below a folder; ``table`` describes some of them. Links that lead out of it are not followed.
+class Inside(Collection):
+    """The pictures in rows of Arrow or Parquet files, read as in training. A path is the file's and a row's number."""
 
-    A picture's place are the files that describe it.
-    """
+    def __init__(
+        self, name: str, files: Sequence[Path], image: str, caption: str | None, exclude: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(name, exclude)
+        self._files = ArrowSource(name, files, image, None)
+        self._caption = caption_of(files[0], self._files.schemas[0].names, caption)
+        self._paths = [os.path.abspath(file) for file in files]  # noqa: PTH100
+        self._starts = dict(zip(self._paths, accumulate(self._files.shard_sizes, initial=0), strict=False))
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
+        for path, size in zip(self._paths, self._files.shard_sizes, strict=True):
+            if self.excluded(os.path.basename(path)):  # noqa: PTH119
+                self.left_out.add("excluded", path)
+            else:
+                time = os.stat(path).st_mtime_ns  # noqa: PTH116
+                yield from (FoundPicture(f"{path}{SEPARATOR}{row}", None, time) for row in range(size))
+
+    def _row(self, path: str) -> int:
+        file, _, row = path.rpartition(SEPARATOR)
+        return self._starts[file] + int(row)
+
+    def read(self, found: FoundPicture) -> bytes:
+        with self.reading(found.path):
+            return self._files.picture(self._row(found.path))
+
+    def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
+        _, table, row = self._files.row(self._row(found.path))
+        fields = [field for field in table.schema if not is_image(field.type) and field.name != self._files.image]
+        return described({field.name: plain(table[field.name][row]) for field in fields}, self._caption)
+
+
+class Folder(Collection):
+    """All pictures below a folder, or one; ``table`` describes some. Their places are the files that describe them."""
 
     def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Table | None = None) -> None:
         super().__init__(os.path.abspath(folder), exclude)  # noqa: PTH100 - links in it stay
         self._table = table
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
+        if os.path.isfile(self.name):  # noqa: PTH113
+            folder, name = os.path.split(self.name)
+            found = self._found(folder, name, _files_beside(os.listdir(folder)))  # noqa: PTH208
+            yield from [found] if found else []
+            return
         others: Counter[str] = Counter()
         seen: set[int] = set()
 
@@ -238,7 +284,8 @@ class Folder(Collection):
 
     def _found(self, folder: str, name: str, beside: Mapping[str, list[str]]) -> FoundPicture | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the source."""
-        path, names = os.path.join(folder, name), [*beside.get(name.rpartition(".")[0], ()), *beside.get(name, ())]  # noqa: PTH118
+        path = os.path.join(folder, name)  # noqa: PTH118
+        names = (*beside.get(name.rpartition(".")[0], ()), *beside.get(name, ()))
         others = [os.path.join(folder, item) for item in names]  # noqa: PTH118
         try:
             state = os.lstat(path)
@@ -255,15 +302,6 @@ class Folder(Collection):
             return FoundPicture(path, state.st_size, time, others)
         except OSError:  # reading it reports why
             return FoundPicture(path, None, None, others)
-
-
-class Single(Folder):
-    """One picture's file, with what describes it."""
-
-    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
-        folder, name = os.path.split(self.name)
-        result = self._found(folder, name, _files_beside(os.listdir(folder)))  # noqa: PTH208
-        return iter([result] if result else [])
 
 
 def _files_beside(names: Iterable[str]) -> dict[str, list[str]]:
@@ -299,7 +337,7 @@ def values(row: Mapping[Any, Any]) -> dict[str, Value]:
             raw = raw.isoformat()
         if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
             raw = ", ".join(raw)
-        if isinstance(raw, bool) or (isinstance(raw, int) and -(2**63) <= raw < 2**63):
+        if isinstance(raw, int) and -(2**63) <= raw < 2**63:
             columns[str(name)] = raw
         elif isinstance(raw, float):
             columns |= {str(name): raw} if math.isfinite(raw) else {}
@@ -324,19 +362,6 @@ def _state(path: str) -> os.stat_result | None:
     except _NOT_THERE:
         return None
     return state if stat.S_ISREG(state.st_mode) else None
-
-
-@contextlib.contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Inside, what cannot be read is ``BadSample`` where it is not there, else ``ReadFailed``."""
-    try:
-        yield
-    except LookupError:
-        raise BadSample("missing image", path, "not in its source any more") from None
-    except (OSError, InputError) as error:
-        why = getattr(error, "strerror", None) or one_line(error)
-        kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
-        raise kind(read_fault(error, "missing image"), path, why) from None
 
 
 def plain(scalar: pa.Scalar) -> Any:

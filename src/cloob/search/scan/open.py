@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, as_utf8, clean_caption
@@ -23,26 +21,13 @@ from cloob.data.shards.remote import RemoteShardSource, open_remote
 from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
 from cloob.data.shards.tar import Member, TarReader, group_members
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, PICTURE_SUFFIXES
-from cloob.data.sources.arrow import ArrowSource, FileSource, is_image
+from cloob.data.sources.arrow import FileSource
 from cloob.data.sources.paths import FILE_COLUMN, metadata_of
 from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES, Unreadable, thumbnail
 from cloob.search.models import was_typed
 from cloob.search.records import SEPARATOR, Item, Value, file_of
-from cloob.search.scan.collection import (
-    CAPTION_COLUMNS,
-    Collection,
-    Folder,
-    FoundPicture,
-    ReadFailed,
-    Single,
-    Table,
-    caption_of,
-    described,
-    plain,
-    reading,
-    values,
-)
+from cloob.search.scan.collection import Collection, Folder, FoundPicture, Inside, ReadFailed, Table, caption_of, values
 from cloob.search.store import Store
 
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
@@ -62,11 +47,8 @@ class ScanOptions:
     vectors: str | None = None  # of Parquet: its column of vectors, which are taken as they are
 
 
-class _Tar(NamedTuple):
-    reader: TarReader
-    samples: dict[str, list[Member | None]]  # by path: where the picture, the caption and the JSON lie
-    mtime_ns: int | None
-    cut: str | None
+# Its reader, where the picture, the caption and the JSON of every sample lie, by path, its time, and what is cut off.
+_Tar = tuple[TarReader, dict[str, list[Member | None]], int | None, str | None]
 
 
 class Tars(Collection, FileSource[_Tar]):
@@ -93,7 +75,7 @@ class Tars(Collection, FileSource[_Tar]):
         reader.read(0, 0, 0)  # stays open when the cache drops it
         samples = group_members(members, _PARTS)[0].items()
         by_path = {f"{name}{SEPARATOR}{parts[0].name if parts[0] else key}": parts for key, parts in samples}
-        return _Tar(reader, by_path, None if is_remote(self.name) else file.stat().st_mtime_ns, cut)
+        return reader, by_path, None if is_remote(self.name) else file.stat().st_mtime_ns, cut
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         by_shard: dict[str, list[str]] = {}
@@ -107,19 +89,19 @@ class Tars(Collection, FileSource[_Tar]):
                 yield from (FoundPicture(path, None, None) for path in by_shard[name])
                 continue
             try:
-                tar = self.opened(shard)
+                _, samples, time, cut = self.opened(shard)
             except (OSError, InputError) as error:
                 self.unlisted.append(name)
                 self.left_out.add("shard cannot be read", one_line(error))
                 continue
-            if tar.cut is not None:
+            if cut is not None:
                 self.unlisted.append(name)
-                self.left_out.add("truncated shard", f"{name}: {tar.cut}")
-            for path, (image, *_) in tar.samples.items():
+                self.left_out.add("truncated shard", f"{name}: {cut}")
+            for path, (image, *_) in samples.items():
                 if image is None or self.excluded(image.name):
                     self.left_out.add("excluded" if image else "sample without a picture", as_utf8(path))
                 else:
-                    yield FoundPicture(path, image.size, tar.mtime_ns)
+                    yield FoundPicture(path, image.size, time)
 
     def read(self, found: FoundPicture) -> bytes:
         (data,) = self._parts(found.path, slice(1), MAX_IMAGE_BYTES)
@@ -128,10 +110,10 @@ class Tars(Collection, FileSource[_Tar]):
         return data
 
     def _parts(self, path: str, part: slice, most: int) -> list[bytes | None]:
-        with reading(path):
-            tar = self.opened(self._numbers[path.partition(SEPARATOR)[0]])
-            members = (member if member and member.size <= most else None for member in tar.samples[path][part])
-            return [member and tar.reader.read(0, member.offset, member.size) for member in members]
+        with self.reading(path):
+            reader, samples, *_ = self.opened(self._numbers[path.partition(SEPARATOR)[0]])
+            members = (member if member and member.size <= most else None for member in samples[path][part])
+            return [member and reader.read(0, member.offset, member.size) for member in members]
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         caption, about = self._parts(found.path, slice(1, 3), MAX_CAPTION_BYTES)
@@ -140,40 +122,8 @@ class Tars(Collection, FileSource[_Tar]):
             columns = values(json.loads(about or b"{}"))
         with contextlib.suppress(BadSample):
             return clean_caption(caption, found.path), columns
-        captions = (columns.get(name) for name in CAPTION_COLUMNS)
-        return next((text for text in captions if text and isinstance(text, str)), None), columns
-
-
-class Inside(Collection):
-    """The pictures in rows of Arrow or Parquet files, read as in training. A path is the file's and a row's number."""
-
-    def __init__(self, name: str, files: Sequence[Path], options: ScanOptions) -> None:
-        super().__init__(name, options.exclude)
-        self._files = ArrowSource(name, files, options.image_column or "filepath", None)
-        self._caption = caption_of(files[0], self._files.schemas[0].names, options.caption_column)
-        self._paths = [os.path.abspath(file) for file in files]  # noqa: PTH100
-        self._starts = dict(zip(self._paths, accumulate(self._files.shard_sizes, initial=0), strict=False))
-
-    def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
-        for path, size in zip(self._paths, self._files.shard_sizes, strict=True):
-            if self.excluded(os.path.basename(path)):  # noqa: PTH119
-                self.left_out.add("excluded", path)
-            else:
-                time = os.stat(path).st_mtime_ns  # noqa: PTH116
-                yield from (FoundPicture(f"{path}{SEPARATOR}{row}", None, time) for row in range(size))
-
-    def _row(self, path: str) -> int:
-        file, _, row = path.rpartition(SEPARATOR)
-        return self._starts[file] + int(row)
-
-    def read(self, found: FoundPicture) -> bytes:
-        with reading(found.path):
-            return self._files.picture(self._row(found.path))
-
-    def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
-        _, table, row = self._files.row(self._row(found.path))
-        fields = [field for field in table.schema if not is_image(field.type) and field.name != self._files.image]
-        return described({field.name: plain(table[field.name][row]) for field in fields}, self._caption)
+        text = columns.get(caption_of(Path(), [*columns], None) or "")
+        return text if text and isinstance(text, str) else None, columns
 
 
 def source_name(spec: str | Path) -> str:
@@ -189,7 +139,7 @@ def is_gone(name: str, *, typed: bool = False) -> bool:
     if is_there or (is_pattern(name) and not typed and not was_typed(name)):
         return False
     try:
-        items = expand(name, escape=os.sep == "/") if is_pattern(name) else []
+        items = expand(name, escape=os.sep == "/")
     except InputError:  # a folder with a brace in its name
         return True
     return not any(os.path.isfile(match) for item in items for match in glob.iglob(item))  # noqa: PTH113, PTH207
@@ -201,7 +151,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
     name, exclude = source_name(spec), options.exclude
     path, image = Path(name), options.image_column or "filepath"
     if path.is_file() and name.lower().endswith(PICTURE_SUFFIXES):
-        return Single(path, exclude)
+        return Folder(path, exclude)
     has_pictures = path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
     kind, files = ("folder", [path]) if has_pictures else look_up(name, image)
     match kind:
@@ -214,7 +164,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
         case "tars":
             return Tars(name, files, exclude)
         case "rows":
-            return Inside(name, files, options)
+            return Inside(name, files, image, options.caption_column, exclude)
         case "table":
             return Table(path, image, options.caption_column, exclude)
     metadata = metadata_of(path)
