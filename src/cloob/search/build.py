@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,14 +79,6 @@ class Work:
     row: Vectors | None = None  # (D,), in the place of pixels: the vector that the index has of these bytes
     fault: str = ""  # why it cannot be read
     transient: bool = False  # the fault may be temporary, so what is known of the file stays
-
-    def change(self, content: str, model: int) -> Literal["added", "changed", "completed", "described"]:
-        """What is new of it: this path, its bytes, its vector of this model, or its description."""
-        if self.state.id is None:
-            return "added"
-        if self.state.content != content:
-            return "changed"
-        return "described" if model in self.state.models else "completed"
 
 
 def make_plan(
@@ -209,7 +201,11 @@ class Builder:
             rows |= zip(contents, embedded, strict=True)
         self._summary.embedded += len(new)
         good = {work: item for work, item in items.items() if np.isfinite(rows[item.content]).all()}
-        changes = {work: work.change(item.content, self._model.number) for work, item in good.items()}
+        changes: dict[Work, str] = {}  # what is new of a file: this path, its bytes, its description, or its vector
+        for work, item in good.items():
+            changed, known = work.state.content != item.content, self._model.number in work.state.models
+            of_known = "changed" if changed else "described" if known else "completed"
+            changes[work] = "added" if work.state.id is None else of_known
         arrived = [item for work, item in good.items() if changes[work] in ("added", "changed")]
         others = [model for model in self._store.models() if model.number != self._model.number]
         copies = {model: self._store.known(model, {item.content for item in arrived}) for model in others}

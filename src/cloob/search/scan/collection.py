@@ -37,6 +37,7 @@ from cloob.search.where import NUMBERS, TEXTS
 
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 
+Globs = tuple[str, ...]  # of what is left out
 _BESIDE = re.compile(rf"(?:\.xmp|{TAKEOUT})$", re.IGNORECASE)
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _CODE, _LONG = r"^[+-]?(0\d|\d{20})", r"\d{19}"
@@ -74,7 +75,7 @@ class ReadFailed(BadSample):
 class Collection:
     """A source of pictures; this one has none. Several threads may call ``read`` and ``describe``."""
 
-    def __init__(self, name: str, exclude: tuple[str, ...] = ()) -> None:
+    def __init__(self, name: str, exclude: Globs = ()) -> None:
         self.name = name  # what the index calls it: an absolute path, or the address as it was given
         self.left_out = LeftOut()  # of its scans
         self.unlisted: list[str] = []  # beginnings of paths that it could not list: what is known below them stays
@@ -113,14 +114,14 @@ class Collection:
 
     def excluded(self, path: str) -> bool:
         """Whether a path below the source, or a part of it, is one of the globs that leave pictures out."""
-        names = (path := path.removeprefix(f"{self.name}{os.sep}"), *path.split("/")) if self._exclude else ()
-        return any(fnmatch(name, pattern) for pattern in self._exclude for name in names)
+        inside = path.removeprefix(os.path.join(self.name, "")) if self._exclude else ""  # noqa: PTH118
+        return any(fnmatch(name, glob) for glob in self._exclude for name in (inside, *inside.split("/")))
 
 
 class Table(Collection):
     """A table whose rows describe pictures; several rows of one path are one picture."""
 
-    def __init__(self, path: Path, image: str, caption: str | None, exclude: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, image: str, caption: str | None, exclude: Globs = ()) -> None:
         super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
         self.state = path.stat()
         objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
@@ -136,8 +137,8 @@ class Table(Collection):
             table, stray = read_table(path, names)
             self._hidden = sum(stray.values())
             images = table[image].to_pylist()
-            is_text, others = path.suffix.lower() != ".parquet", [name for name in names if name != image]
-            cells = {name: _typed(table[name], is_text, name == self._caption) for name in others}
+            is_text, cells = path.suffix.lower() != ".parquet", {name: table[name] for name in names}
+            cells |= {name: _typed(cells[name], is_text) for name in self._others}
             self._cell = lambda row, column: plain(cells[column][row])
         self._stored = [_text(item).strip() for item in images]  # paths as the table has them
         self.by_path: dict[str, list[int]] = {}  # the rows of every picture by its absolute path
@@ -181,9 +182,7 @@ class Table(Collection):
 class Inside(Collection):
     """The pictures in rows of Arrow or Parquet files, read as in training. A path is the file's and a row's number."""
 
-    def __init__(
-        self, name: str, files: Sequence[Path], image: str, caption: str | None, exclude: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, name: str, files: Sequence[Path], image: str, caption: str | None, exclude: Globs) -> None:
         super().__init__(name, exclude)
         self._files = ArrowSource(name, files, image, None)
         self._caption = caption_of(files[0], self._files.schemas[0].names, caption)
@@ -215,7 +214,7 @@ class Inside(Collection):
 class Folder(Collection):
     """All pictures below a folder, or one; ``table`` describes some. Their places are the files that describe them."""
 
-    def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Table | None = None) -> None:
+    def __init__(self, folder: Path, exclude: Globs = (), table: Table | None = None) -> None:
         super().__init__(os.path.abspath(folder), exclude)  # noqa: PTH100 - links in it stay
         self._table = table
 
@@ -378,7 +377,7 @@ def _text(raw: Any) -> str:
     return as_text(raw)
 
 
-def _typed(column: pa.ChunkedArray, is_text_table: bool, is_caption: bool) -> pa.ChunkedArray:
+def _typed(column: pa.ChunkedArray, is_text_table: bool) -> pa.ChunkedArray:
     """A column with bytes as text, and text as numbers where all are and none is a code (``007``) or too long."""
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         try:
@@ -388,8 +387,7 @@ def _typed(column: pa.ChunkedArray, is_text_table: bool, is_caption: bool) -> pa
                 return column
             texts = (None if raw is None else raw.decode("utf-8", "replace") for raw in column.to_pylist())
             column = pa.chunked_array([pa.array(texts, pa.large_string())])
-    is_code = is_caption or not pa.types.is_large_string(column.type)
-    if is_code or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
+    if not pa.types.is_large_string(column.type) or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
         return column
     filled = pc.if_else(pc.equal(column, ""), None, column)
     is_long = pc.any(pc.match_substring_regex(column, _LONG)).as_py()
