@@ -16,7 +16,7 @@ from index_fakes import item, units
 from where_cases import CASES, COLUMNS, ITEMS
 
 from cloob.errors import InputError
-from cloob.search import matrix, sqlite
+from cloob.search import sqlite
 from cloob.search.records import INDEX_FILE, FileState, IndexedModel
 from cloob.search.sqlite import SqliteStore
 from cloob.search.where import POSTGRESQL, SQLITE, STATEMENTS, parse
@@ -98,8 +98,8 @@ def test_a_search_gives_what_a_loop_gives(tmp_path_factory, changes):
     other = SqliteStore(folder)  # another process's view
     truth = dict(zip((1, 2, 3), units(3), strict=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrix, "_FEW", 2)
-        patch.setattr(matrix, "_BLOCK", 2)
+        patch.setattr(sqlite, "_FEW", 2)
+        patch.setattr(sqlite, "_BLOCK", 2)
         for what, number, seed in changes:
             ids = {each.path: each.id for each in store.items(store.ids().tolist())}
             if what == "write":

@@ -32,6 +32,7 @@ from cloob.search.metadata import TAKEN, date_of, iso_date, of_file
 from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, valid
 from cloob.search.scan.collection import Collection, FoundPicture, LeftOut, ReadFailed, caption_of, described, plain
 from cloob.search.store import SourceSettings, Store, Vectors
+from cloob.search.where import equals
 
 _FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")  # not worth another try
 PATH_COLUMNS = ("path", "filepath", "file_name", "key", "id")  # of which the first that is there names a row
@@ -301,10 +302,9 @@ def take(
     store: Store, model: IndexedModel, file: VectorFile, done: Summary, remove_all: bool, progress: Progress
 ) -> None:
     """Writes what is new or changed in a file of vectors, and removes what is not in it any more."""
-    states, seen = store.states(file.name), set[str]()
-    known = {state.path: state.content if model.number in state.models else "" for state in states}
+    of_file, seen = equals("source", file.name), set[int]()  # ids
     count, total = 0, int(file.data.count_rows())
-    if known and not total and not remove_all:
+    if store.count(of_file) and not total and not remove_all:
         done.refused[file.name] = "no row is in it any more, so nothing was removed; --remove-all removes them"
         return
     for rows, vectors in file.batches():
@@ -313,24 +313,27 @@ def take(
             raise InputError(f"{file.name}: {wrong}")
         if not count:
             store.set(file.name, SourceSettings((), file.column, model.fingerprint))
-        lengths, places = np.linalg.norm(vectors, axis=1), list[int]()
+        lengths, places, now = np.linalg.norm(vectors, axis=1), list[int](), set[str]()
+        known = store.contents(model, file.name, [row.path for row in rows])
         for place, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
-            if row.path in seen:
+            id_, before = known.get(row.path, (0, ""))
+            if row.path in now or id_ in seen:
                 done.left_out.add("row of a path that stood before", row.path)
             elif not 0 < length < np.inf:
                 done.add_fault("vector not finite, or 0", row.path)
             else:
-                seen.add(row.path)
-                before = known.get(row.path, "")
+                now.add(row.path)
                 done.unchanged += before == row.content
                 done.changed += before not in ("", row.content)
                 done.added += not before
                 places += [place] * (before != row.content)
+        seen |= {known[path][0] for path in now if path in known}
         if places:
-            store.write([rows[place] for place in places], model, vectors[places] / lengths[places, None])
+            seen |= {*store.write([rows[place] for place in places], model, vectors[places] / lengths[places, None])}
         count += len(rows)
         if progress is not None:
             progress(count, total)
-    gone = [path for path in known if path not in seen]
-    store.remove(file.name, gone)
+    gone = [id_ for id_ in store.ids(of_file).tolist() if id_ not in seen]
+    for start in range(0, len(gone), _BATCH):
+        store.remove(file.name, [item.path for item in store.items(gone[start : start + _BATCH])])
     done.removed += len(gone)

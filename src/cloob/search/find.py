@@ -1,4 +1,4 @@
-"""Searches by a model in the pictures that a filter lets through: the nearest, and what a Hopfield memory retrieves.
+"""Searches and exports the pictures that a filter lets through: the nearest, and what a Hopfield memory retrieves.
 
 A hit's margin is (s − m) / d: s is the query's score, m and d are the mean and standard deviation of the scores of
 unrelated queries of the same shape for that picture. Hits below the cutoff are left out.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import math
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,13 @@ _DRAWN = 256  # pictures of the index that stand for unrelated pictures
 _MIN_PICTURES = 20
 _MIN_DEVIATION = 1e-3  # of cosines
 _MEMOIZED = 64
+
+_TYPES: dict[str, tuple[set[type], Callable[[Any], Any]]] = {
+    "bool": ({bool}, bool),
+    "int64": ({int}, int),
+    "double": ({int, float}, float),
+    "string": ({bool, int, float, str}, lambda value: value if isinstance(value, str) else json.dumps(value)),
+}  # Arrow's types of the sources' columns: what they hold, and what makes a value one
 
 T = TypeVar("T")
 Cutoff = float | Literal["auto"] | None
@@ -264,13 +274,46 @@ def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vect
     pattern = hopfield_retrieval(state[None], memory, beta)[0].numpy()
     weights = (beta * (memory @ state).double()).softmax(0).numpy()
     effective = math.exp(-float((weights * np.log(np.maximum(weights, 1e-300))).sum()))
-    best = np.argsort(-weights, kind="stable")[:top]
-    items = view.items(ids[best])
-    pictures = tuple(
-        Associated(items[int(ids[place])], float(weights[place]), float(scores[place]))
-        for place in best
-        if int(ids[place]) in items
-    )
-    after = search(view, pattern, top)
-    agreement = float(pattern @ row)
+    best = {int(ids[place]): place for place in np.argsort(-weights, kind="stable")[:top]}
+    items = [(item, best[id_]) for id_, item in view.items([*best]).items()]
+    pictures = tuple(Associated(item, float(weights[place]), float(scores[place])) for item, place in items)
+    after, agreement = search(view, pattern, top), float(pattern @ row)
     return Retrieved(beta, len(ids), near.searched, pictures, effective, agreement, after.hits, view.model.name)
+
+
+def export(view: View, path: Path) -> int:
+    """Writes a Parquet table of the pictures, the same for the same rows."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    model = view.model
+    types = {"id": pa.int64()} | dict.fromkeys(("path", "source", "caption", "date"), pa.string())
+    types |= {"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64()}
+    fields = list(types)
+    types |= {"vector": pa.list_(pa.float32(), model.dim)}
+    held: dict[str, set[type]] = defaultdict(set)
+    for name, value in (pair for items, _ in view.blocks() for item in items for pair in item.columns.items()):
+        held[name].add(type(value))
+    converts = {}
+    for name in sorted(held):
+        title = name
+        while title in types:
+            title = f"column_{title}"
+        kind = next(kind for kind, (types_of, _) in _TYPES.items() if held[name] <= types_of)
+        types[title], converts[title] = pa.type_for_alias(kind), (name, _TYPES[kind][1])
+    schema = pa.schema(types).with_metadata({"model": model.name, "fingerprint": model.fingerprint})
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
+        with parquet.ParquetWriter(Path(folder) / "table", schema) as writer:
+            for items, rows in view.blocks():
+                table: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in fields}
+                for title, (name, convert) in converts.items():
+                    values = (item.columns.get(name) for item in items)
+                    table[title] = [None if value is None else convert(value) for value in values]
+                table["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), model.dim)
+                writer.write_table(pa.Table.from_pydict(table, schema=schema))
+                count += len(items)
+        view.check_some(count)
+        (Path(folder) / "table").replace(path)
+    return count

@@ -178,9 +178,7 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
 
     def export(self, path: str | Path, *, model: Name = None, where: Where = None) -> int:
         """Writes a Parquet table: path, caption, what else is known, and vector; returns the number of rows."""
-        from cloob.search.export import export  # pyarrow
-
-        return export(self.view(where, model), Path(path))
+        return find.export(self.view(where, model), Path(path))
 
     def update(
         self, sources: Sources = (), options: UpdateOptions | None = None, *, progress: Progress = None

@@ -26,11 +26,9 @@ _ROWS = 1000  # of a statement, which takes 65,535 values
 _CANDIDATES = 4  # times as many as requested are ranked again
 _EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vectors), and pgvector's most
 
-_EXTENSION = "CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public"
-_TABLES = (
-    f"CREATE TABLE cloob_index (version int NOT NULL); INSERT INTO cloob_index VALUES ({FORMAT});"
-    + TABLES.format(**POSTGRESQL["types"])
-)
+_TABLES = f"""CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public;
+CREATE TABLE cloob_index (version int NOT NULL); INSERT INTO cloob_index VALUES ({FORMAT});
+{TABLES.format(**POSTGRESQL["types"])}"""
 
 
 class PostgresStore(Store):
@@ -57,7 +55,7 @@ class PostgresStore(Store):
                 with self._one_line(), self._connected().transaction():
                     self._rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
                     new = self._rows(missing) == [(True,)]
-                    for statement in [_EXTENSION, *_TABLES.split(";")] if new else []:
+                    for statement in _TABLES.split(";") if new else []:
                         self._rows(statement)
                 self._pgvector.register_vector(self._connected())
             if self._rows(missing) == [(True,)]:
@@ -146,8 +144,15 @@ class HnswVectors(VectorTable):
         searched = self._counts[key]
         expected = min(top, searched)
         query = np.ascontiguousarray(query, np.float32)
-        rows = self._walk(among, query, expected, values) if expected and self._has_hnsw(number) else []
-        if len(rows) < expected:
+        rows: list[Any] = []
+        if expected and self._has_hnsw(number):
+            candidates = expected * _CANDIDATES
+            width = max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates))
+            with self.store._transaction(writing=False):
+                self.store._rows(POSTGRESQL["settings"], (str(width),))
+                walk = POSTGRESQL["walk"].format(among, model.dim)
+                rows = self.store._rows(walk, (*values, query, candidates, query, expected))
+        if len(rows) < expected:  # the walk may come back with fewer than there are
             rows = self.store._rows(POSTGRESQL["exact"].format(among), (query, *values, expected))
         ids, scores = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float32)
         return Neighbours(ids, scores, searched)
@@ -164,17 +169,6 @@ class HnswVectors(VectorTable):
     def _has_hnsw(self, model: int) -> bool:
         statement = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(?) AND indisvalid"
         return bool(self.store._rows(statement, (_hnsw(model),)))
-
-    def _walk(self, among: str, query: Vectors, top: int, values: Sequence[Any]) -> list[Any]:
-        """By the HNSW index; may come back with fewer than there are."""
-        candidates = top * _CANDIDATES
-        walk, width = (
-            POSTGRESQL["walk"].format(among, query.shape[0]),
-            max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates)),
-        )
-        with self.store._transaction(writing=False):
-            self.store._rows(POSTGRESQL["settings"], (str(width),))
-            return self.store._rows(walk, (*values, query, candidates, query, top))
 
     def drop(self, model: IndexedModel) -> None:
         self.store._rows(f"DROP INDEX IF EXISTS {_hnsw(model.number)}")

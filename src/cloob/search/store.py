@@ -213,8 +213,8 @@ class Store:
                 renamed = f"UPDATE cloob_{table} SET {column} = ? || substr({column}, ?) WHERE {inside}"
                 self._rows(renamed, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
 
-    def write(self, items: Sequence[Item], model: str | IndexedModel, vectors: Vectors) -> None:
-        """Adds items, or replaces those of the same source and path, with their (n, D) vectors of one model.
+    def write(self, items: Sequence[Item], model: str | IndexedModel, vectors: Vectors) -> list[int]:
+        """Adds items, or replaces those of the same source and path, with their (n, D) vectors of one model; their ids.
 
         A replaced item keeps its id, and loses other models' vectors where its content differs.
         """
@@ -235,6 +235,13 @@ class Store:
             self._many("INSERT INTO cloob_words (rowid, words) VALUES (?, ?)", spoken)
             there = f"SELECT source, path FROM cloob_items WHERE id {self._among}"
             self._rows(f"DELETE FROM cloob_faults WHERE (source, path) IN ({there})", (ids,))
+        return ids
+
+    def contents(self, model: IndexedModel, source: str, paths: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """Ids and contents of the items of some paths; the content is empty where the model has no vector of it."""
+        items = self._places([self._stored(source, path) for path in paths])
+        having = {*self.having(model, [id_ for id_, _ in items.values()])}
+        return {self._full(path): (id_, text if id_ in having else "") for (_, path), (id_, text) in items.items()}
 
     def _places(self, rows: Sequence[Sequence[Any]]) -> dict[tuple[str, str], tuple[int, str]]:
         """Ids and contents of the items that are there, by source and path, of rows that begin with these."""
@@ -301,11 +308,9 @@ class Store:
         """
         condition, values = self._condition(where)
         statement = self._dialect["find_words"] + (SQL["of_item"].format(condition) if where else "")
-        if near is None:
-            rows = self._rows(f"{statement} ORDER BY rank, rowid LIMIT ?", (" ".join(words), *values, top))
-        else:
-            rows = self._rows(f"{statement} LIMIT ?", (" ".join(words), *values, _COMMON + 1))
-            rows.sort(key=itemgetter(1, 0))
+        order, limit = (" ORDER BY rank, rowid", top) if near is None else ("", _COMMON + 1)
+        rows = self._rows(f"{statement}{order} LIMIT ?", (" ".join(words), *values, limit))
+        rows.sort(key=itemgetter(1, 0))
         if near is not None and len(rows) > _COMMON:
             texts = dict(self._rows(f"SELECT rowid, words FROM cloob_words WHERE rowid {self._among}", ([*near],)))
             having = [id_ for id_ in near if set(words).issubset(texts.get(id_, "").split())]
