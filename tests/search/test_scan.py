@@ -300,12 +300,15 @@ TAKEOUT = {
 
 
 def test_what_other_programs_wrote(tmp_path, index):
-    folder = tmp_path / "p"
-    for seed, name in enumerate(("lightroom", "darktable", "own", "takeout", "bomb", "iptc", "texts")):
+    folder, long = tmp_path / "p", "n" * 44
+    unrated = ("takeout", "bomb", "texts", "again(1)", long)
+    for seed, name in enumerate(("lightroom", "darktable", "own", "iptc", *unrated)):
         write_noise(folder / f"{name}.jpg", seed, **({"xmp": XMP.format(4, "Cleo").encode()} if name == "own" else {}))
     (folder / "lightroom.xmp").write_text(XMP.format(5, "Anna"))
     (folder / "darktable.jpg.xmp").write_text(XMP.format(-1, "Bert"), encoding="utf-16")
     (folder / "takeout.jpg.supplemental-meta.json").write_text(json.dumps(TAKEOUT))
+    for name in ("again.jpg.supplemental-metadata(1).json", f"{long}.j.json"):
+        (folder / name).write_text(json.dumps({"photoTakenTime": {"timestamp": str(SECONDS)}}))
     (folder / "bomb.xmp").write_text(BOMB)
     jpeg = (folder / "iptc.jpg").read_bytes()
     (folder / "iptc.jpg").write_bytes(jpeg[:2] + b"\xff\xed" + (len(IPTC) + 2).to_bytes(2, "big") + IPTC + jpeg[2:])
@@ -318,11 +321,12 @@ def test_what_other_programs_wrote(tmp_path, index):
     assert done.left_out.counts == {"caption not UTF-8": 1}
     said = {name: tuple(map(item.columns.get, ("rating", "tags"))) for name, item in items.items()}
     stated = {"lightroom": (5, "Anna, lake"), "darktable": (-1, "Bert, lake"), "own": (4, "Cleo, lake")}
-    assert said == dict.fromkeys(("takeout", "bomb", "texts"), (None, None)) | stated | {"iptc": (None, "sea")}
+    assert said == dict.fromkeys(unrated, (None, None)) | stated | {"iptc": (None, "sea")}
     captions = [items[name].caption for name in ("lightroom", "own", "iptc", "takeout", "bomb", "texts")]
     assert captions == ["by the lake", "by the lake", "hi", "x", None, "Straße"]
     taken = items["takeout"]
-    assert (taken.date, taken.date_from) == (TIME, "takeout") and taken.columns["latitude"] == 1.5
+    assert {(items[name].date, items[name].date_from) for name in ("takeout", "again(1)", long)} == {(TIME, "takeout")}
+    assert taken.columns["latitude"] == 1.5
     (folder / "lightroom.xmp").write_text(XMP.format(3, "Anna"))
     (folder / "own.txt").write_text("mine")  # which takes the place of what is in the picture
     assert index.update([folder], options(FakeEncoder())).described == 2

@@ -22,7 +22,7 @@ from cloob.pictures import Encoded
 from cloob.search.records import Value
 
 MOST_BYTES = 8 * 1024 * 1024
-TAKEOUT = r"(?:\.supp[\w-]*)?\.json"  # of a.jpg it is a.jpg.json, or a.jpg.supplemental-metadata.json, perhaps cut
+TAKEOUT = r"(?:\.s[\w-]*)?\.json"  # of a.jpg it is a.jpg.json, or a.jpg.supplemental-metadata.json, perhaps cut
 TAKEN = "date of Takeout"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _DC = "{http://purl.org/dc/elements/1.1/}"

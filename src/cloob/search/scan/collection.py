@@ -31,14 +31,15 @@ from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, check_name, is
 from cloob.data.sources.paths import as_text, captions_by_stem, column_names, json_rows, read_table, walk
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
-from cloob.search.metadata import TAKEOUT, read_beside
+from cloob.search.metadata import read_beside
 from cloob.search.records import INDEX_FILE, SEPARATOR, Value
 from cloob.search.where import NUMBERS, TEXTS
 
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 
 Globs = tuple[str, ...]  # of what is left out
-_BESIDE = re.compile(rf"(?:\.xmp|{TAKEOUT})$", re.IGNORECASE)
+_BESIDE = re.compile(r"(?:\.xmp|(?:\.s[\w-]*)?(\(\d+\))?\.json)$", re.IGNORECASE)  # a.jpg(1).json is of a(1).jpg
+_CUT = 46  # characters of a picture's name in that of Takeout's file
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _CODE, _LONG = r"^[+-]?(0\d|\d{20})", r"\d{19}"
 _NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # made by file servers, Windows and npm
@@ -283,9 +284,8 @@ class Folder(Collection):
 
     def _found(self, folder: str, name: str, beside: Mapping[str, list[str]]) -> FoundPicture | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the source."""
-        path = os.path.join(folder, name)  # noqa: PTH118
-        names = (*beside.get(name.rpartition(".")[0], ()), *beside.get(name, ()))
-        others = [os.path.join(folder, item) for item in names]  # noqa: PTH118
+        path, keys = os.path.join(folder, name), dict.fromkeys((name.rpartition(".")[0], name, name[:_CUT]))  # noqa: PTH118
+        others = [os.path.join(folder, item) for key in keys for item in beside.get(key, ())]  # noqa: PTH118
         try:
             state = os.lstat(path)
             if not stat.S_ISREG(state.st_mode):
@@ -308,7 +308,8 @@ def _files_beside(names: Iterable[str]) -> dict[str, list[str]]:
     matches = {stem: [name] for stem, name in captions_by_stem(names).items()}
     for name in names:
         if name.lower().endswith((".xmp", ".json")) and (match := _BESIDE.search(name)):
-            matches.setdefault(name[: match.start()], []).append(name)
+            root, ending = os.path.splitext(name[: match.start()])  # noqa: PTH122
+            matches.setdefault(f"{root}{match[1] or ''}{ending}", []).append(name)
     return matches
 
 
