@@ -127,6 +127,5 @@ def test_what_cannot_be_judged_is_one_line():
     raises(ValueError, "as many rows", cloob.suspects, a, b[:7])
     raises(ValueError, "b: row 3 holds NaN", cloob.suspects, a, b.index_fill(0, torch.tensor([3]), torch.nan))
     raises(ValueError, "a: row 0 holds", cloob.suspects, a.double() * 1e300, b)
-    flags = a > 0
-    assert torch.equal(cloob.suspects(pd.DataFrame(flags.numpy()), b), cloob.suspects(flags, b))
+    assert torch.equal(cloob.suspects(pd.DataFrame((a > 0).numpy()), b), cloob.suspects(a > 0, b))
     raises(ValueError, "3 distinct ids in 5 folds", cloob.suspects, a, b, ids=[0, 1, 2] * 4)

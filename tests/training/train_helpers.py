@@ -181,3 +181,11 @@ class Poison(Callback):
             self.weight.data.fill_(float("nan"))
         elif on_last_rank() and metrics["step"] == self.last:
             self.weight.data.copy_(self.kept)
+
+
+def recall(k, x, y):
+    """Of two matrices of rows, the mean of both directions."""
+    scores = x @ y.T
+    right = scores.diagonal()
+    ahead = torch.stack([(scores > right[:, None]).sum(1), (scores > right).sum(0)])
+    return float((ahead < k).double().mean())

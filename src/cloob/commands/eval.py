@@ -142,11 +142,12 @@ def _add_held_out(sets: SuiteSets, runs: Runs) -> None:
     model, folder, config = runs[0]
     pairs, other = config.pairs, next(iter([*splits.values()][1:]), None)
     specs = pairs.val_data or pairs.data
+    named = "--a and --b" if config.has_vectors else "--retrieval"
     # A run folder may come from a stranger: nothing is fetched or run that nobody typed.
     streamed = f"{model}: its held-out pairs are streamed; type them: --retrieval {' '.join(specs)}"
     refuse(
         {
-            f"{model}: held no pairs out of its training; name pairs by --retrieval": not config.holds_out,
+            f"{model}: held no pairs out of its training; name pairs by {named}": not config.holds_out,
             f"{model} and {other} held different pairs out; evaluate one at a time": other,
             streamed: any(map(is_remote, specs)),
         }

@@ -191,7 +191,9 @@ def open_pairs(
         if len(left) != len(right):
             both = f"{a} has {len(left):,} rows, {b} has {len(right):,} rows"
             turned = len(left) == right.shape[1] or len(right) == left.shape[1]
-            advice = "one of them is transposed" if turned else "--a-ids and --b-ids would join them"
+            advice = (
+                "one of them is transposed" if turned else "`cloob train vectors` joins them by --a-ids and --b-ids"
+            )
             raise InputError(f"{both}; {advice}")
         labels, rows = None if ids is None else read_ids_of(ids, len(left), a), None
     return usable_pairs((a, b), f"{_split(a)[0].name} and {_split(b)[0].name}", left, right, labels, rows, skipped)

@@ -104,7 +104,8 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     if rank() == 0:
         steps = config.run.total_steps(pairs // size)
         warmup = warmup_steps(config.optim, steps)
-        logger.info("%s pairs: batch size %d, %s steps, warm-up %s", f"{pairs:,}", size, f"{steps:,}", f"{warmup:,}")
+        kept = f"{pairs:,} pairs" if config.align.clean is None else f"{pairs:,} pairs, fewer after --clean"
+        logger.info("%s: batch size %d, %s steps, warm-up %s", kept, size, f"{steps:,}", f"{warmup:,}")
     return config
 
 
