@@ -23,9 +23,12 @@ class Key(NamedTuple):
     pairs: int = PAIRS
 
 
-AIMS = {(False, 0.0): (0.24, 0.425), (True, 0.4): (0.21, 0.32)}
-GOALS = {Key(row, *state): aim for row in (CONTROLS[1], *MIXED) for state, aim in AIMS.items()}
-"""Claim 6: zero-shot and recall that two heads and the closed form are to reach, with cleaning and a share."""
+GOALS = {
+    Key(row, clean, share): aims
+    for row in (CONTROLS[1], *MIXED)
+    for clean, share, aims in ((False, 0.0, (0.24, 0.425)), (True, 0.4, (0.21, 0.32)))
+}
+"""Claim 6: zero-shot and recall that two heads and the closed form are to reach."""
 Found = Mapping[Key, Mapping[int, Record]]
 
 

@@ -324,6 +324,10 @@ FIGURES: Mapping[str, Callable[[], str]] = {
         for what, judge in (("zeroshot", apart), ("recall", recalled))
         for share in (0.0, 0.4)
     },
+    **{
+        f"closed-{row[0]}": functools.partial(apart, claims.Key((row[0], CCA), True), claims.Key(row, True))
+        for row in plan.OTHERS
+    },
     "cleaning-right": right_cleaned,
     "wide": lambda: claims.both(claim()[claims.Key(plan.WIDE[0])]),
     **{
@@ -337,6 +341,8 @@ FIGURES: Mapping[str, Callable[[], str]] = {
             ("clip-wrong", claims.Key(("clip",))),
             ("right", claims.Key(plan.CONTROLS[1], False, 0.0)),
             ("cleaned", claims.Key(plan.CONTROLS[1], True)),
+            ("two-right", claims.Key(plan.MIXED[0], False, 0.0)),
+            ("two-cleaned", claims.Key(plan.MIXED[0], True)),
         )
     },
     "photographs": lambda: on_set("tuxpaint-photos", World("linear", "swap", 0.0)),
