@@ -22,7 +22,6 @@ def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path)
     Index.create(tmp_path / "idx").close()
     command = [sys.executable, "-m", "cloob", "serve", str(tmp_path / "idx"), "--port", "0", "--host", "0.0.0.0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
         said = process.stderr.readline() + process.stderr.readline()
         found = re.search(r"(http://\S+)\?token=(\S{40,})", said)
         assert found and "0.0.0.0" not in found[1], said
@@ -36,6 +35,12 @@ def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path)
             assert web.post("api/search", json={"parts": [{"words": "red"}]}).status_code == 400
         process.terminate()
         assert process.communicate(timeout=60)[1].strip().endswith("the server has ended") and not process.returncode
+
+
+def test_numpy_is_imported_after_its_threads_are_limited():
+    read = "serve.check_index = lambda _: sys.exit('numpy' in sys.modules or 'OPENBLAS_NUM_THREADS' not in os.environ)"
+    code = f"import os, sys; from cloob.commands import serve; {read}; serve.run(serve.Options('idx'))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch, capsys):

@@ -124,7 +124,6 @@ def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(config, tmp_
     assert any("720 pairs, fewer after --clean: batch size 32" in message for message in caplog.messages)
     split = config.override(a=f"{tmp_path}/a.npy", b=f"{tmp_path}/b.npy", ids=None, val_split=VAL_SPLIT)
     train, held_out = open_vectors(split)
-    assert held_out is not None
     trained = set(np.setdiff1d(wrong, held_out.rows[:, 0]).tolist())
     listed = list(csv.reader((tmp_path / "auto/suspects.csv").read_text().splitlines()))
     assert listed[0] == ["pair", "score", "row"] and float(listed[1][1]) <= float(listed[-1][1])

@@ -40,6 +40,11 @@ class Options:
 
 def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
+    # Threads of numpy and of torch are not to wait for each other; what is set already stays. numpy comes with the
+    # index, and reads it once. Two searches run at a time, so one has half of the cores. Idle threads of OpenMP sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, processors() // 2)))
     place, below = check_index(options.index)
     check(options, "token excludes token_file", port=(0, 65535), update=(1, 10**7))
     token = options.token or os.environ.get("CLOOB_TOKEN")
@@ -47,11 +52,6 @@ def run(options: Options) -> int:
         token = options.token_file.read_text(encoding="utf-8").strip()
     message = "the token (--token, --token-file, CLOOB_TOKEN): it needs 16 letters, digits, . _ ~ or - at least"
     refuse({message: token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", token)})
-    # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
-    # time, so one has half of the cores. Idle threads of OpenMP sleep and do not spin.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, processors() // 2)))
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     from cloob.serve.app import is_loopback, listen, serve  # FastAPI, after a word on how to install it
