@@ -144,7 +144,6 @@ def test_a_gradient_compiled_inside_an_autocast_is_that_of_float32(backend, fres
         with torch.autocast("cpu", torch.bfloat16) if called is not objective else contextlib.nullcontext():
             loss = called(x, y)
         loss.backward()
-        assert x.grad is not None and y.grad is not None
         found.append(torch.cat([x.grad, y.grad]))
     plain, compiled = found
     assert float((plain - compiled).norm() / plain.norm()) < 0.02

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.scan.open import ScanOptions, open_collection
+from cloob.search.scan.open import BadSample, FoundPicture, ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
 from make import encoded, noise_image, raw_file, web, write_arrow, write_table, write_tar
 
@@ -212,6 +212,9 @@ def test_a_data_set_with_its_pictures_inside(tmp_path, kind, index):
     summary = index.update([path], options(FakeEncoder(), workers=2))
     assert summary.added == 6 and summary.faults == {"missing image": 1}
     assert index.picture(4) == png(3)
+    for row in ("7", "-1", "x"):
+        with pytest.raises(BadSample, match="not in its source"):
+            open_collection(path).read(FoundPicture(f"{path}::{row}", None, None))
     summary = index.update([path], options(FakeEncoder()))
     assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
 

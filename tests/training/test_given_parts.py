@@ -26,7 +26,6 @@ from support import fork, raises
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_parts.py"
 spec = importlib.util.spec_from_file_location("own_parts", EXAMPLE)
-assert spec is not None and spec.loader is not None
 own = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(own)
 

@@ -188,7 +188,8 @@ class Inside(Collection):
         self._files = ArrowSource(name, files, image, None)
         self._caption = caption_of(files[0], self._files.schemas[0].names, caption)
         self._paths = [os.path.abspath(file) for file in files]  # noqa: PTH100
-        self._starts = dict(zip(self._paths, accumulate(self._files.shard_sizes, initial=0), strict=False))
+        ends = [*accumulate(self._files.shard_sizes, initial=0)]
+        self._rows = dict(zip(self._paths, map(range, ends, ends[1:]), strict=True))
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         for path, size in zip(self._paths, self._files.shard_sizes, strict=True):
@@ -200,7 +201,9 @@ class Inside(Collection):
 
     def _row(self, path: str) -> int:
         file, _, row = path.rpartition(SEPARATOR)
-        return self._starts[file] + int(row)
+        if not row.isdecimal():
+            raise LookupError(path)
+        return self._rows[file][int(row)]
 
     def read(self, found: FoundPicture) -> bytes:
         with self.reading(found.path):
