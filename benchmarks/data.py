@@ -1,22 +1,31 @@
-"""Samples per second of the training data path, beside open_clip_train's, on the same shards and workers.
+"""Samples per second of the training data path, beside open_clip_train's, on the same
+shards and workers.
 
-``python benchmarks/data.py --data FOLDER [--quick]``, FOLDER being WebDataset shards of image-caption pairs (the
-pictograms: 64-pixel WebP). Three forms of data: those shards at 64 pixels, and two sets of JPEG made on the spot with
-the captions of the shards, at 224 pixels: 500×400 (about 60 kB each, quality 87: what CC3M and LAION look like) and
-1024×768. Their pictures are noise with the spectrum of photographs (amplitude ~ 1/f^1.3), as no photographs come with
-the project; the cost of decoding goes by the bytes and the pixels, and both are photographs'.
+``python benchmarks/data.py --data FOLDER [--quick]``, FOLDER being WebDataset shards of
+image-caption pairs (the
+pictograms: 64-pixel WebP). Three forms of data: those shards at 64 pixels, and two sets
+    of JPEG made on the spot with
+the captions of the shards, at 224 pixels: 500×400 (about 60 kB each, quality 87: what
+    CC3M and LAION look like) and
+1024×768. Their pictures are noise with the spectrum of photographs (amplitude ~
+1/f^1.3), as no photographs come with the project; the cost of decoding goes by the
+bytes and the pixels, and both are photographs'.
 
-Two contenders, one after the other in each repeat, so that what slows the machine slows both:
+Two contenders, one after the other in each repeat, so that what slows the machine slows
+both:
 
-- ``open_clip_train``: its ``get_wds_dataset`` with open_clip's training transform (random crop of the same scale,
-  bicubic, to float, normalised) and ``SimpleTokenizer``;
-- ``cloob``: ``PairLoader`` with ``TrainTransform`` and the tokeniser that ``DualEncoder`` has; uint8, as the encoder
-  normalises on its device.
+- ``open_clip_train``: its ``get_wds_dataset`` with open_clip's training transform
+  (random crop of the same scale, bicubic, to float, normalised) and
+  ``SimpleTokenizer``;
+- ``cloob``: ``PairLoader`` with ``TrainTransform`` and the tokeniser that
+  ``DualEncoder`` has; uint8, as the encoder normalises on its device.
 
-A run counts from the making of the loader to the end of its last process. Ours lists the members of all shards before,
-once for all epochs: that is measured by itself. Samples per CPU-second (user and system, of this process and its
-workers) are samples per second and core; torch has one thread. Prints the rows of two workers, and writes results.json
-to ``--out``. The record has two more contenders and a comparison of tokens, from this script at commit fc415074.
+A run counts from the making of the loader to the end of its last process. Ours lists
+the members of all shards before, once for all epochs: that is measured by itself.
+Samples per CPU-second (user and system, of this process and its workers) are samples
+per second and core; torch has one thread. Prints the rows of two workers, and writes
+results.json to ``--out``. The record has two more contenders and a comparison of
+tokens, from this script at commit fc415074.
 """
 
 from __future__ import annotations
@@ -69,7 +78,9 @@ THEIRS, OURS = "open_clip_train", "cloob"
 
 @dataclass(frozen=True)
 class Form:
-    """Shards of one kind: two tars at least, so that two workers of open_clip_train have one each."""
+    """Shards of one kind: two tars at least, so that two workers of open_clip_train
+    have one each.
+    """
 
     name: str
     shards: tuple[Path, ...]
@@ -83,20 +94,35 @@ class Form:
 
 
 def photograph(random: np.random.Generator, width: int, height: int) -> bytes:
-    """A JPEG of noise with the spectrum of photographs, its colours less varied than its brightness."""
+    """A JPEG of noise with the spectrum of photographs, its colours less varied than
+    its brightness.
+    """
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = np.inf
     shape = (3, *frequency.shape)
-    waves = (random.standard_normal(shape) + 1j * random.standard_normal(shape)) / frequency**SPECTRUM
+    waves = (
+        random.standard_normal(shape) + 1j * random.standard_normal(shape)
+    ) / frequency**SPECTRUM
     planes = np.fft.irfft2(waves, (height, width))
     light, warm, cold = planes / planes.std(axis=(1, 2), keepdims=True)
-    rgb = np.stack([light + 0.35 * warm, light - 0.2 * warm - 0.1 * cold, light + 0.4 * cold], axis=-1) * 50 + 125
+    rgb = (
+        np.stack(
+            [light + 0.35 * warm, light - 0.2 * warm - 0.1 * cold, light + 0.4 * cold],
+            axis=-1,
+        )
+        * 50
+        + 125
+    )
     file = io.BytesIO()
-    Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=QUALITY)
+    Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(
+        file, "JPEG", quality=QUALITY
+    )
     return file.getvalue()
 
 
-def write_jpegs(folder: Path, size: tuple[int, int], captions: list[str], pictures: int) -> tuple[Path, ...]:
+def write_jpegs(
+    folder: Path, size: tuple[int, int], captions: list[str], pictures: int
+) -> tuple[Path, ...]:
     """Two shards with a JPEG for each caption, of which ``pictures`` are different."""
     random = np.random.default_rng(0)
     images = [photograph(random, *size) for _ in range(pictures)]
@@ -105,7 +131,10 @@ def write_jpegs(folder: Path, size: tuple[int, int], captions: list[str], pictur
     for number, path in enumerate(paths):
         with tarfile.open(path, "w") as tar:
             for i in range(number, len(captions), 2):
-                for suffix, data in (("jpg", images[i % pictures]), ("txt", captions[i].encode())):
+                for suffix, data in (
+                    ("jpg", images[i % pictures]),
+                    ("txt", captions[i].encode()),
+                ):
                     member = tarfile.TarInfo(f"{i:06d}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -120,17 +149,26 @@ def forms(data: Path, folder: Path, captions: list[str], quick: bool) -> list[Fo
     def jpegs(width: int, height: int, batches: int, pictures: int) -> Form:
         batches = max(2, batches // short // 2 * 2)
         some = [captions[i % len(captions)] for i in range(64 * batches)]
-        paths = write_jpegs(folder / f"{width}", (width, height), some, max(2, pictures // short))
+        paths = write_jpegs(
+            folder / f"{width}", (width, height), some, max(2, pictures // short)
+        )
         return Form(f"JPEG {width}×{height} to 224", paths, 224, 64, batches)
 
     batch = min(256, len(open_source(shards[0])) // 2)
-    pictograms = Form("WebP 64×64 to 64", shards, 64, batch, max(2, 32 // short // 2 * 2))
+    pictograms = Form(
+        "WebP 64×64 to 64", shards, 64, batch, max(2, 32 // short // 2 * 2)
+    )
     return [pictograms, jpegs(500, 400, 16, 200), jpegs(1024, 768, 6, 60)]
 
 
 @contextlib.contextmanager
-def ours(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    transform, tokenizer = TrainTransform(form.image_size, scale=SCALE), ClipTokenizer.of(TOKENIZER)
+def ours(
+    form: Form, source: Source, workers: int
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    transform, tokenizer = (
+        TrainTransform(form.image_size, scale=SCALE),
+        ClipTokenizer.of(TOKENIZER),
+    )
     pairs = PairLoader(source, transform, tokenizer, form.batch_size, workers=workers)
     first = max(0, pairs.steps_per_epoch - form.batches)
     yield ((batch.images, batch.tokens) for batch in pairs.epoch(0, start_step=first))
@@ -139,13 +177,19 @@ def ours(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Te
 
 def their_transform(form: Form) -> Callable[[Image.Image], Tensor]:
     transform: Callable[[Image.Image], Tensor] = image_transform(
-        form.image_size, is_train=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD, aug_cfg={"scale": SCALE}
+        form.image_size,
+        is_train=True,
+        mean=OPENAI_DATASET_MEAN,
+        std=OPENAI_DATASET_STD,
+        aug_cfg={"scale": SCALE},
     )
     return transform
 
 
 @contextlib.contextmanager
-def theirs(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+def theirs(
+    form: Form, _: Source, workers: int
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     options = SimpleNamespace(
         train_data="::".join(map(str, form.shards)),
         train_num_samples=form.batches * form.batch_size,
@@ -155,7 +199,9 @@ def theirs(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tenso
         world_size=1,
         seed=0,
     )
-    loader = get_wds_dataset(options, their_transform(form), is_train=True, tokenizer=TOKENIZER).dataloader
+    loader = get_wds_dataset(
+        options, their_transform(form), is_train=True, tokenizer=TOKENIZER
+    ).dataloader
     yield iter(loader)
     inner = getattr(loader.pipeline[0], "_iterator", None)
     if inner is not None:
@@ -177,14 +223,22 @@ def run(name: str, form: Form, source: Source, workers: int) -> dict[str, Any]:
     wall, cpu, samples = time.perf_counter(), cpu_seconds(), 0
     with MAKERS[name](form, source, workers) as batches:
         for images, tokens in batches:
-            assert len(images) == len(tokens) and images.shape[1:] == (3, form.image_size, form.image_size)
+            assert len(images) == len(tokens) and images.shape[1:] == (
+                3,
+                form.image_size,
+                form.image_size,
+            )
             samples += len(images)
         wall = time.perf_counter() - wall
     for child in multiprocessing.active_children():
         child.join()
     cpu = cpu_seconds() - cpu
     assert samples >= form.batches * form.batch_size, (name, form, samples)
-    return {"samples": samples, "per_second": samples / wall, "per_cpu_second": samples / cpu}
+    return {
+        "samples": samples,
+        "per_second": samples / wall,
+        "per_cpu_second": samples / cpu,
+    }
 
 
 def measure(form: Form, workers: int, repeats: int) -> list[dict[str, Any]]:
@@ -198,10 +252,18 @@ def measure(form: Form, workers: int, repeats: int) -> list[dict[str, Any]]:
             runs[name].append(run(name, form, source, workers))
     rows = []
     for name, found in runs.items():
-        row: dict[str, Any] = {"data": form.name, "workers": workers, "name": name, "samples": found[0]["samples"]}
+        row: dict[str, Any] = {
+            "data": form.name,
+            "workers": workers,
+            "name": name,
+            "samples": found[0]["samples"],
+        }
         for key in ("per_second", "per_cpu_second"):
             row[key] = statistics.median(one[key] for one in found)
-            ratios = [one[key] / other[key] for one, other in zip(found, runs[THEIRS], strict=True)]
+            ratios = [
+                one[key] / other[key]
+                for one, other in zip(found, runs[THEIRS], strict=True)
+            ]
             row[f"{key}_ratio"] = statistics.median(ratios)
         row["repeats"] = found
         if name != THEIRS:
@@ -211,18 +273,31 @@ def measure(form: Form, workers: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards, two at least")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of WebDataset shards, two at least",
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data: to see that it runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the data: to see that it runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "data"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+    warnings.filterwarnings(
+        "ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning
+    )
     logging.getLogger().setLevel(logging.ERROR)
     torch.set_num_threads(1)
     source = open_source(args.data)

@@ -1,6 +1,8 @@
-"""Numbers of README.md and of the pages named below, from the records that benchmarks and studies left.
+"""Numbers of README.md and of the pages named below, from the records that benchmarks
+and studies left.
 
-``python -m benchmarks.figures`` writes them. With ``--check`` it names the pages that differ, and ends with 1.
+``python -m benchmarks.figures`` writes them. With ``--check`` it names the pages that
+differ, and ends with 1.
 """
 
 from __future__ import annotations
@@ -40,34 +42,64 @@ def objective(record: Record) -> str:
     for row in record["rows"]:
         if row["name"] != "GEMM" and row["n"] in (512, 4096, 32768):
             memory = row.get("extra_bytes")
-            held = "–" if memory is None else ratio(number(memory / 1e6), row.get("memory_ratio"))
-            lines.append([f"{row['n']:,}", row["name"], ratio(number(row["median_s"]), row.get("time_ratio")), held])
+            held = (
+                "–"
+                if memory is None
+                else ratio(number(memory / 1e6), row.get("memory_ratio"))
+            )
+            lines.append(
+                [
+                    f"{row['n']:,}",
+                    row["name"],
+                    ratio(number(row["median_s"]), row.get("time_ratio")),
+                    held,
+                ]
+            )
     return table(["N", "what", "s (÷ plain)", "MB (÷ plain)"], lines)
 
 
 def data(record: Record) -> str:
     lines = [
-        [row["data"], row["name"], *(ratio(number(row[key]), row.get(f"{key}_ratio")) for key in _RATES)]
+        [
+            row["data"],
+            row["name"],
+            *(ratio(number(row[key]), row.get(f"{key}_ratio")) for key in _RATES),
+        ]
         for row in record["rows"]
         if row["workers"] == 2 and row["name"] in ("cloob", "open_clip_train")
     ]
-    return table(["pictures", "what", "samples/s (ratio)", "samples/CPU s (ratio)"], lines)
+    return table(
+        ["pictures", "what", "samples/s (ratio)", "samples/CPU s (ratio)"], lines
+    )
 
 
 def train_step(record: Record) -> str:
     """Images a second of whole trainings, with the ratios of the same rounds."""
-    peers = list(dict.fromkeys(key for row in record["rows"] for key in row if key.startswith("ratio_")))
+    peers = list(
+        dict.fromkeys(
+            key for row in record["rows"] for key in row if key.startswith("ratio_")
+        )
+    )
     lines = [
-        [row["name"], number(row["images_per_second"]), *(f"{row[p]:.2f}" if p in row else "–" for p in peers)]
+        [
+            row["name"],
+            number(row["images_per_second"]),
+            *(f"{row[p]:.2f}" if p in row else "–" for p in peers),
+        ]
         for row in record["rows"]
     ]
-    return table(["what", "images/s", *(f"÷ {p.removeprefix('ratio_')}" for p in peers)], lines)
+    return table(
+        ["what", "images/s", *(f"÷ {p.removeprefix('ratio_')}" for p in peers)], lines
+    )
 
 
 def evaluate(record: Record) -> str:
     lines = []
     for row in record["rows"]:
-        ours, theirs = (number(row["command"][name]["median_s"]) for name in ("cloob", "clip_benchmark"))
+        ours, theirs = (
+            number(row["command"][name]["median_s"])
+            for name in ("cloob", "clip_benchmark")
+        )
         lines.append([row["case"], ours, theirs, f"{row['command']['ratio']:.2f}"])
     return table(["case", "cloob, s", "CLIP_benchmark, s", "theirs ÷ ours"], lines)
 
@@ -76,7 +108,10 @@ _RATES = ("per_second", "per_cpu_second")
 SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "objective": ("python benchmarks/objective.py", objective),
     "data": ("python benchmarks/data.py --data DIR/pictograms/train", data),
-    "train_step": ("python benchmarks/train_step.py --data DIR/pictograms/train", train_step),
+    "train_step": (
+        "python benchmarks/train_step.py --data DIR/pictograms/train",
+        train_step,
+    ),
     "evaluate": ("python benchmarks/evaluate.py --data DIR/zeroshot", evaluate),
 }
 """By the folder of the record: the command, and what makes a table of the record."""
@@ -84,21 +119,36 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
 
 def machine(record: Record) -> str:
     """Processor, cores, version of torch and load, as the record names them."""
-    found = [about for about in (record.get("machine"), *(row.get("machine") for row in record["rows"])) if about]
+    found = [
+        about
+        for about in (
+            record.get("machine"),
+            *(row.get("machine") for row in record["rows"]),
+        )
+        if about
+    ]
     about: Mapping[str, Any] = found[0]
-    loads = sorted(each[key] for each in found for key in ("load_average", "load") if key in each)
+    loads = sorted(
+        each[key] for each in found for key in ("load_average", "load") if key in each
+    )
     parts = [str(about["cpu"]), f"{about['cores']} cores", f"torch {about['torch']}"]
-    return ", ".join([*parts, f"load {loads[0]:.3g} to {loads[-1]:.3g}"] if loads else parts)
+    return ", ".join(
+        [*parts, f"load {loads[0]:.3g} to {loads[-1]:.3g}"] if loads else parts
+    )
 
 
 def results(name: str, file: str = "results") -> Record:
-    record: Record = json.loads((RESULTS / name / f"{file}.json").read_text(encoding="utf-8"))
+    record: Record = json.loads(
+        (RESULTS / name / f"{file}.json").read_text(encoding="utf-8")
+    )
     return record
 
 
 def row_of(of: str, **values: object) -> Record:
     """The row of a record with these values."""
-    found: Record = next(each for each in results(of)["rows"] if values.items() <= each.items())
+    found: Record = next(
+        each for each in results(of)["rows"] if values.items() <= each.items()
+    )
     return found
 
 
@@ -110,7 +160,10 @@ def over_ranks(name: str) -> str:
 
 def activations(pairs: int) -> str:
     found = row_of("gradient_cache", micro_batch_size=pairs)
-    return f"{found['activations'] / 1e6:,.0f} MB of activations and {found['seconds']:.2f} s"
+    return (
+        f"{found['activations'] / 1e6:,.0f} MB of activations and"
+        f" {found['seconds']:.2f} s"
+    )
 
 
 def rounding(kind: str) -> float:
@@ -126,40 +179,90 @@ def queries() -> str:
     lines = []
     for n, found in results("search")["query"]["sizes"].items():
         exact, postgres = found["cloob exact"], found.get("PostgreSQL")
-        shown = f"{postgres['p50_ms']:.1f} ({postgres['recall_at_10']:.3f})" if postgres else ""
-        lines.append([f"{int(n):,}", f"{number(exact['p50_ms'])}", shown, f"{exact['own_bytes'] / 1e6:.0f}"])
-    return table(["vectors", "exact, p50 ms", "PostgreSQL, p50 ms (recall@10)", "memory MB, exact"], lines)
+        shown = (
+            f"{postgres['p50_ms']:.1f} ({postgres['recall_at_10']:.3f})"
+            if postgres
+            else ""
+        )
+        lines.append(
+            [
+                f"{int(n):,}",
+                f"{number(exact['p50_ms'])}",
+                shown,
+                f"{exact['own_bytes'] / 1e6:.0f}",
+            ]
+        )
+    return table(
+        [
+            "vectors",
+            "exact, p50 ms",
+            "PostgreSQL, p50 ms (recall@10)",
+            "memory MB, exact",
+        ],
+        lines,
+    )
 
 
 def photos() -> str:
-    """How long 20,000 pictures take with a ViT-B-32, on the faster and the slower of two machines."""
-    record = json.loads((RESULTS / "search" / "results.json").read_text(encoding="utf-8"))["index"]
-    newest = json.loads((ROOT / "benchmarks" / "results.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    """How long 20,000 pictures take with a ViT-B-32, on the faster and the slower of
+    two machines.
+    """
+    record = json.loads(
+        (RESULTS / "search" / "results.json").read_text(encoding="utf-8")
+    )["index"]
+    newest = json.loads(
+        (ROOT / "benchmarks" / "results.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()[-1]
+    )
     minutes = {
-        kind: sorted(20_000 / rate / 60 for rate in (record[kind]["cloob"]["median"], newest["figures"][figure]))
-        for kind, figure in (("web", "index, web: pictures a second"), ("camera", "index, camera: pictures a second"))
+        kind: sorted(
+            20_000 / rate / 60
+            for rate in (record[kind]["cloob"]["median"], newest["figures"][figure])
+        )
+        for kind, figure in (
+            ("web", "index, web: pictures a second"),
+            ("camera", "index, camera: pictures a second"),
+        )
     }
     web, camera = (f"{low:.0f} to {high:.0f}" for low, high in minutes.values())
     return f"{web} minutes at 640 × 480, {camera} minutes as a camera writes them"
 
 
 def hopfield_cost() -> str:
-    """The time of CLOOB's loss, of its formula as written and of ClipLoss, N = 4,096."""
-    rows = json.loads((RESULTS / "objective" / "results.json").read_text(encoding="utf-8"))["rows"]
+    """The time of CLOOB's loss, of its formula as written and of ClipLoss, N =
+    4,096.
+    """
+    rows = json.loads(
+        (RESULTS / "objective" / "results.json").read_text(encoding="utf-8")
+    )["rows"]
     seconds = {row["name"]: row["median_s"] for row in rows if row["n"] == 4096}
     return (
-        f"{seconds['streamed']:.1f} s at N = 4,096 on a CPU, {seconds['plain']:.1f} s as written, "
-        f"{seconds['ClipLoss']:.1f} s open_clip's `ClipLoss`"
+        f"{seconds['streamed']:.1f} s at N = 4,096 on a CPU, {seconds['plain']:.1f} s"
+        f" as written, {seconds['ClipLoss']:.1f} s open_clip's `ClipLoss`"
     )
 
 
 def suspected(**values: object) -> str:
-    """How often a wrong pair scores below a right one, in %, where a record has these values."""
-    lines = (RESULTS / "suspects" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    """How often a wrong pair scores below a right one, in %, where a record has these
+    values.
+    """
+    lines = (
+        (RESULTS / "suspects" / "records.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     found = [
-        r["auc"] for r in map(json.loads, lines) if r.get("auc") and values.items() <= ({"errors": None} | r).items()
+        r["auc"]
+        for r in map(json.loads, lines)
+        if r.get("auc") and values.items() <= ({"errors": None} | r).items()
     ]
-    return " to ".join(dict.fromkeys(f"{100 * auc:.0f}" for auc in (min(found), max(found)))) + " %"
+    return (
+        " to ".join(
+            dict.fromkeys(f"{100 * auc:.0f}" for auc in (min(found), max(found)))
+        )
+        + " %"
+    )
 
 
 _ARMS = ("all", "cleaned", "right")
@@ -167,17 +270,36 @@ _ARMS = ("all", "cleaned", "right")
 
 def cleaned(arm: str) -> str:
     values = {"set": "molecules", "share": 0.4, "arm": arm, "objective": "infoloob"}
-    return next(f"{100 * r['recall']:.1f} %" for r in lines_of(SUSPECTS) if values.items() <= r.items())
+    return next(
+        f"{100 * r['recall']:.1f} %"
+        for r in lines_of(SUSPECTS)
+        if values.items() <= r.items()
+    )
 
 
 def reached() -> str:
-    """How much of the right pairs' recall@1 cleaning reaches with 40 % wrong pairs, and in how many sets 90 %."""
+    """How much of the right pairs' recall@1 cleaning reaches with 40 % wrong pairs, and
+    in how many sets 90 %.
+    """
     runs = [r for r in lines_of(SUSPECTS) if r["what"] == "clean" and r["share"] == 0.4]
     words = []
     for objective, name in (("infoloob", "InfoLOOB"), ("cca", "the closed form")):
-        recalls = {arm: [r["recall"] for r in runs if (r["arm"], r["objective"]) == (arm, objective)] for arm in _ARMS}
-        shares = [100 * some / right for some, right in zip(recalls["cleaned"], recalls["right"], strict=True)]
-        enough = f"90 % or more in {sum(share >= 90 for share in shares)} of {len(shares)} sets"
+        recalls = {
+            arm: [
+                r["recall"]
+                for r in runs
+                if (r["arm"], r["objective"]) == (arm, objective)
+            ]
+            for arm in _ARMS
+        }
+        shares = [
+            100 * some / right
+            for some, right in zip(recalls["cleaned"], recalls["right"], strict=True)
+        ]
+        enough = (
+            f"90 % or more in {sum(share >= 90 for share in shares)} of {len(shares)}"
+            " sets"
+        )
         words.append(f"{name} {min(shares):.0f} to {max(shares):.0f} % ({enough})")
     return " and ".join(words)
 
@@ -195,31 +317,55 @@ def cone() -> str:
     for towers, shown in _TOWERS.items():
         runs = [run for run in results("cone")["runs"] if run["towers"] == towers]
         cosines = sorted(f"{cosine:.2f}" for run in runs for cosine in run["cosines"])
-        recalls = [", ".join(f"{r['recall']:.0f}" for r in runs if r["objective"] == o) for o in ("cloob", "infoloob")]
-        lines.append([shown, " to ".join(dict.fromkeys((cosines[0], cosines[-1]))), *recalls])
+        recalls = [
+            ", ".join(f"{r['recall']:.0f}" for r in runs if r["objective"] == o)
+            for o in ("cloob", "infoloob")
+        ]
+        lines.append(
+            [shown, " to ".join(dict.fromkeys((cosines[0], cosines[-1]))), *recalls]
+        )
     return table(["towers", "mean cosine at the start", "CLOOB", "InfoLOOB"], lines)
 
 
 def export_cost() -> str:
-    """Milliseconds of both towers, the size of the files and the first text of a process, by form and model."""
+    """Milliseconds of both towers, the size of the files and the first text of a
+    process, by form and model.
+    """
     models = results("export")["models"]
     lines = []
     for form in models["RN50"]["forms"]:
         row = [form.replace(" int8", " `--int8`")]
         for model in models.values():
             of = model["forms"][form]
-            row += [number(of["image_ms"]), number(of["text_ms"]), f"{of['megabytes']:.0f} MB"]
+            row += [
+                number(of["image_ms"]),
+                number(of["text_ms"]),
+                f"{of['megabytes']:.0f} MB",
+            ]
         first = models["ViT-B-32"]["first_text_s"].get(f"{form}, cloob.load_model")
         lines.append([*row, "" if first is None else f"{first:.2f} s"])
-    head = ["", "ViT-B-32 picture", "text", "files", "RN50 picture", "text", "files", "first text, ViT-B-32"]
+    head = [
+        "",
+        "ViT-B-32 picture",
+        "text",
+        "files",
+        "RN50 picture",
+        "text",
+        "files",
+        "first text, ViT-B-32",
+    ]
     return table(head, lines)
 
 
 def loading(what: str) -> str:
-    """Least and most of all families: our seconds ÷ those of another loader, or the memory ÷ the weights of one."""
+    """Least and most of all families: our seconds ÷ those of another loader, or the
+    memory ÷ the weights of one.
+    """
     families = results("weights")["families"].values()
     of = {
-        "seconds": [each["cloob"]["seconds"] / each["other"]["seconds"] for each in families],
+        "seconds": [
+            each["cloob"]["seconds"] / each["other"]["seconds"] for each in families
+        ],
         "memory": [each["cloob"]["peak_over_weights"] for each in families],
         "others": [each["other"]["peak_over_weights"] for each in families],
     }[what]
@@ -229,30 +375,56 @@ def loading(what: str) -> str:
 def power(value: float) -> str:
     """A number as 1.2 × 10³."""
     digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits} × 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+    return (
+        f"{digits} ×"
+        f" 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+    )
 
 
 def training_cost() -> str:
-    """What the paper's recipes compute, counted; the commands take the ResNets with QuickGELU."""
+    """What the paper's recipes compute, counted; the commands take the ResNets with
+    QuickGELU.
+    """
     suffixed = r"\1-quickgelu"
     lines = [
         [
-            f"`{re.sub('(RN.*)', suffixed, name)}`" + (" (RN50)" if " " not in name else ""),
+            f"`{re.sub('(RN.*)', suffixed, name)}`"
+            + (" (RN50)" if " " not in name else ""),
             f"{recipe['image_size']}",
             f"{recipe['steps']:,}",
-            *(power(recipe[key]) for key in ("pairs_seen", "tower_flops_a_pair", "total_flops")),
+            *(
+                power(recipe[key])
+                for key in ("pairs_seen", "tower_flops_a_pair", "total_flops")
+            ),
         ]
         for name, recipe in results("train_cost")["recipes"].items()
     ]
-    return table(["recipe", "pixels", "steps", "pairs seen", "operations a pair", "operations in all"], lines)
+    return table(
+        [
+            "recipe",
+            "pixels",
+            "steps",
+            "pairs seen",
+            "operations a pair",
+            "operations in all",
+        ],
+        lines,
+    )
 
 
 def training_time() -> str:
-    """Hours of two recipes on eight GPUs of 10¹⁴ operations a second, and the pictures a second that they then take."""
+    """Hours of two recipes on eight GPUs of 10¹⁴ operations a second, and the pictures
+    a second that they then take.
+    """
     recipes = results("train_cost")["recipes"]
     rate = 8e14 / recipes["cc3m"]["tower_flops_a_pair"]
-    small, large = (recipes[name]["total_flops"] / 8e14 / 3600 for name in ("cc3m", "yfcc"))
-    return f"`cc3m` takes {small:.1f} hours and `yfcc` {large:.0f}, at {round(rate, -2):,.0f} pictures a second"
+    small, large = (
+        recipes[name]["total_flops"] / 8e14 / 3600 for name in ("cc3m", "yfcc")
+    )
+    return (
+        f"`cc3m` takes {small:.1f} hours and `yfcc` {large:.0f}, at"
+        f" {round(rate, -2):,.0f} pictures a second"
+    )
 
 
 def accepted(what: str) -> str:
@@ -263,43 +435,83 @@ def accepted(what: str) -> str:
 
 
 def reranked() -> str:
-    """What ranking by retrieved pictures takes from recall@10, in points, with two models."""
-    found = [results(f"rerank/{model}")["ways"]["retrieved"]["choose"]["difference@10"][0] for model in _RERANKED]
+    """What ranking by retrieved pictures takes from recall@10, in points, with two
+    models.
+    """
+    found = [
+        results(f"rerank/{model}")["ways"]["retrieved"]["choose"]["difference@10"][0]
+        for model in _RERANKED
+    ]
     return " to ".join(f"{-100 * each:.0f}" for each in found)
 
 
 def small_batches(kind: str) -> str:
     """The relative error of a gradient in a narrow cone, 64 pairs, in %."""
     rows = results("precision", "small_batches")["rows"]
-    low, high = next(row for row in rows if (row["similarity"], row["pairs"]) == (0.993, 64))[kind]
-    return f"{100 * low:.1g} to {100 * high:.1g} %" if high < 0.001 else f"{100 * low:.1f} to {100 * high:.1f} %"
+    low, high = next(
+        row for row in rows if (row["similarity"], row["pairs"]) == (0.993, 64)
+    )[kind]
+    return (
+        f"{100 * low:.1g} to {100 * high:.1g} %"
+        if high < 0.001
+        else f"{100 * low:.1f} to {100 * high:.1f} %"
+    )
 
 
 def stores() -> str:
     """Vectors in stores, by their number."""
     measured = results("search")["scale"]["rows"]
     version = measured["100000"]["LanceDB"]["version"].removesuffix(".0")
-    names = {"cloob": "folder, exact", "PostgreSQL": "PostgreSQL, HNSW", "LanceDB": f"LanceDB {version} alone, IVF_PQ"}
+    names = {
+        "cloob": "folder, exact",
+        "PostgreSQL": "PostgreSQL, HNSW",
+        "LanceDB": f"LanceDB {version} alone, IVF_PQ",
+    }
     lines = []
     for n, rows in measured.items():
-        for of, shown in ((rows[key], shown) for key, shown in names.items() if key in rows):
-            cells = [f"{of['bytes'] / int(n):,.0f}", *(f"{of[key]:,.1f}" for key in ("write", "build", "search"))]
+        for of, shown in (
+            (rows[key], shown) for key, shown in names.items() if key in rows
+        ):
+            cells = [
+                f"{of['bytes'] / int(n):,.0f}",
+                *(f"{of[key]:,.1f}" for key in ("write", "build", "search")),
+            ]
             lines.append([f"{int(n):,}", shown, *cells, f"{of['recall_at_10']:.3f}"])
-    return table(["rows", "store", "bytes a row", "write", "build", "a query, CPU ms", "recall@10"], lines)
+    return table(
+        [
+            "rows",
+            "store",
+            "bytes a row",
+            "write",
+            "build",
+            "a query, CPU ms",
+            "recall@10",
+        ],
+        lines,
+    )
 
 
 def heads_time() -> str:
     """CPU time of a fit ÷ that of a plain loop."""
-    ratios = sorted(r["estimator"]["cpu_seconds"] / r["plain"]["cpu_seconds"] for r in results("vectors")["runs"])
-    return f"{ratios[0]:.2f} to {ratios[-1]:.2f} (median {ratios[len(ratios) // 2]:.2f}, {len(ratios)} runs)"
+    ratios = sorted(
+        r["estimator"]["cpu_seconds"] / r["plain"]["cpu_seconds"]
+        for r in results("vectors")["runs"]
+    )
+    return (
+        f"{ratios[0]:.2f} to {ratios[-1]:.2f} (median {ratios[len(ratios) // 2]:.2f},"
+        f" {len(ratios)} runs)"
+    )
 
 
 def heads_memory() -> str:
-    mapped = {int(pairs): of["anonymous_mib"] for pairs, of in results("vectors")["mapped"].items()}
+    mapped = {
+        int(pairs): of["anonymous_mib"]
+        for pairs, of in results("vectors")["mapped"].items()
+    }
     least, most = mapped
     return (
-        f"{mapped[least]} MiB with {least:,} pairs of 512 float16 numbers, and {mapped[most]} MiB with {most:,} "
-        f"(files of {most * 512 * 4 / 1e9:.0f} GB)"
+        f"{mapped[least]} MiB with {least:,} pairs of 512 float16 numbers, and"
+        f" {mapped[most]} MiB with {most:,} (files of {most * 512 * 4 / 1e9:.0f} GB)"
     )
 
 
@@ -307,14 +519,23 @@ _RERANKED = ("cloob", "infoloob")
 PROSE: dict[str, Callable[[], str]] = {
     "photos": photos,
     "hopfield-cost": hopfield_cost,
-    **{f"ranks-{name}": functools.partial(over_ranks, name) for name in ("cloob", "clip")},
+    **{
+        f"ranks-{name}": functools.partial(over_ranks, name)
+        for name in ("cloob", "clip")
+    },
     **{f"activations-{n}": functools.partial(activations, n) for n in (0, 32)},
     "rounding-plain": lambda: f"{100 * rounding('plain float32'):.0f} %",
-    "rounding-streamed": lambda: f"{rounding('streamed float32'):.1e}".replace("e-0", "e-"),
+    "rounding-streamed": lambda: f"{rounding('streamed float32'):.1e}".replace(
+        "e-0", "e-"
+    ),
     "rounding-bf16": lambda: f"{100 * rounding('streamed bfloat16'):.1f} %",
-    "padding-resnet": lambda: f"{row_of('text_padding', tower='resnet, text context 77')['ratio']:.2f}",
+    "padding-resnet": lambda: (
+        f"{row_of('text_padding', tower='resnet, text context 77')['ratio']:.2f}"
+    ),
     "padding-vit": lambda: f"{row_of('text_padding', tower='ViT-B-32')['ratio']:.2f}",
-    "ranks-memory": lambda: f"{row_of('retrieval', n=100_000)['peak_bytes'] / 1e9:.2f} GB",
+    "ranks-memory": lambda: (
+        f"{row_of('retrieval', n=100_000)['peak_bytes'] / 1e9:.2f} GB"
+    ),
     "ranks-seconds": lambda: f"{row_of('retrieval', n=100_000)['seconds']:.0f} s",
     **{
         f"index-{pictures}-{what}": functools.partial(indexing, pictures, what)
@@ -323,12 +544,21 @@ PROSE: dict[str, Callable[[], str]] = {
     },
     "queries": queries,
     "export-cost": export_cost,
-    **{f"loading-{what}": functools.partial(loading, what) for what in ("seconds", "memory", "others")},
+    **{
+        f"loading-{what}": functools.partial(loading, what)
+        for what in ("seconds", "memory", "others")
+    },
     "training-cost": training_cost,
     "training-time": training_time,
-    **{f"cutoff-{what}": functools.partial(accepted, what) for what in ("present", "near", "far")},
+    **{
+        f"cutoff-{what}": functools.partial(accepted, what)
+        for what in ("present", "near", "far")
+    },
     "reranked": reranked,
-    **{f"small-{kind}": functools.partial(small_batches, f"{kind} float32") for kind in ("plain", "streamed")},
+    **{
+        f"small-{kind}": functools.partial(small_batches, f"{kind} float32")
+        for kind in ("plain", "streamed")
+    },
     "stores": stores,
     "heads-time": heads_time,
     "heads-memory": heads_memory,
@@ -337,11 +567,17 @@ PROSE: dict[str, Callable[[], str]] = {
     "suspects-43276": lambda: suspected(pairs=43_276),
     "suspects-names": lambda: suspected(errors="a file's name"),
     "suspects-cut": lambda: suspected(errors="cut"),
-    "suspects-near": lambda: suspected(errors="a word changed")[:3] + "to " + suspected(errors="a neighbour's caption"),
+    "suspects-near": lambda: (
+        suspected(errors="a word changed")[:3]
+        + "to "
+        + suspected(errors="a neighbour's caption")
+    ),
     **{f"clean-{arm}": functools.partial(cleaned, arm) for arm in _ARMS},
     "clean-reached": reached,
     "start-help": lambda: f"{row_of('start', name='cloob --help')['seconds']:.3f} s",
-    "start-mistake": lambda: f"{row_of('start', name='cloob train, a mistake')['seconds']:.2f} s",
+    "start-mistake": lambda: (
+        f"{row_of('start', name='cloob train, a mistake')['seconds']:.2f} s"
+    ),
     "start-torch": lambda: f"{row_of('start', name='import torch')['seconds']:.2f} s",
 }
 """Numbers of the pages' text, by the name in their marks."""
@@ -352,7 +588,12 @@ def speed(text: str) -> str:
         record = results(name)
         link = f"[record](../benchmarks/results/{name}/results.json)"
         section = f"`{command}` ({link}): {machine(record)}.\n\n{tables(record)}"
-        text = replaced(text, section, f"<!-- figures-{name}:begin -->", f"<!-- figures-{name}:end -->")
+        text = replaced(
+            text,
+            section,
+            f"<!-- figures-{name}:begin -->",
+            f"<!-- figures-{name}:end -->",
+        )
     return marked(text)
 
 
@@ -361,16 +602,25 @@ def marked(text: str) -> str:
 
     def written(mark: re.Match[str]) -> str:
         figure = (FIGURES | PROSE)[mark[2]]()
-        return f"{mark[1]}\n{figure}\n{mark[3]}" if "\n" in figure else f"{mark[1]}{figure}{mark[3]}"
+        return (
+            f"{mark[1]}\n{figure}\n{mark[3]}"
+            if "\n" in figure
+            else f"{mark[1]}{figure}{mark[3]}"
+        )
 
-    return re.sub(r"(<!-- figure (\S+) -->).*?(<!-- /figure -->)", written, text, flags=re.DOTALL)
+    return re.sub(
+        r"(<!-- figure (\S+) -->).*?(<!-- /figure -->)", written, text, flags=re.DOTALL
+    )
 
 
 PAGES: dict[str, Callable[[str], str]] = {
     "README.md": marked,
     "docs/study.md": marked,
     "docs/choose.md": marked,
-    **{f"docs/{page}.md": marked for page in ("vectors", "export", "weights", "reproduce", "find", "scale-out")},
+    **{
+        f"docs/{page}.md": marked
+        for page in ("vectors", "export", "weights", "reproduce", "find", "scale-out")
+    },
     "docs/data.md": marked,
     "docs/own-loop.md": marked,
     "docs/speed.md": speed,
@@ -383,7 +633,9 @@ PAGES: dict[str, Callable[[str], str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.figures", description=__doc__
+    )
     parser.add_argument("--check", action="store_true", help="write nothing")
     check, differ = parser.parse_args().check, []
     for page, filled in PAGES.items():

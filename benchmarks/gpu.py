@@ -1,15 +1,20 @@
-"""What a GPU has to show, in one command of at most ten minutes: ``python benchmarks/gpu.py [--out DIR]``.
+"""What a GPU has to show, in one command of at most ten minutes: ``python
+benchmarks/gpu.py [--out DIR]``.
 
 - ``tests``: the tests marked ``cuda``, listed and run;
-- ``parity``: loss and gradients of each member, streamed, on the device, beside the reference in float64 on the CPU;
-- ``resume``: a run that is killed with -9 and resumed, and one that is not: the same weights, bit for bit;
-- ``loss``: forward and backward at N = 4,096 to 65,536 in float32, with TF32 allowed and with bfloat16 products, beside
-  open_clip's ClipLoss; milliseconds and peak memory;
-- ``step``: one training step of RN50 and ViT-B-32 in bfloat16, with our loss and with ClipLoss;
-- ``nccl``: the objective over a process group of one rank, beside the one without a group.
+- ``parity``: loss and gradients of each member, streamed, on the device, beside the
+  reference in float64 on the CPU;
+- ``resume``: a run that is killed with -9 and resumed, and one that is not: the same
+  weights, bit for bit;
+- ``loss``: forward and backward at N = 4,096 to 65,536 in float32, with TF32 allowed
+  and with bfloat16 products, beside open_clip's ClipLoss; milliseconds and peak memory;
+- ``step``: one training step of RN50 and ViT-B-32 in bfloat16, with our loss and with
+  ClipLoss;
+- ``nccl``: the objective over a process group of one rank, beside the one without a
+  group.
 
-``--device cpu --quick`` tries all of it at small sizes. Each part is a process of its own with a time limit; what fails
-is written down as failed. Writes gpu.json and gpu.md.
+``--device cpu --quick`` tries all of it at small sizes. Each part is a process of its
+own with a time limit; what fails is written down as failed. Writes gpu.json and gpu.md.
 """
 
 from __future__ import annotations
@@ -42,15 +47,25 @@ from cloob.training.callbacks import Callback
 
 ROOT = Path(__file__).parents[1]
 INV_TAU, BETA = 30.0, 8.0
-MEMBERS = [(contrast, hopfield) for contrast in ("infoloob", "infonce", "sigmoid") for hopfield in (True, False)]
+MEMBERS = [
+    (contrast, hopfield)
+    for contrast in ("infoloob", "infonce", "sigmoid")
+    for hopfield in (True, False)
+]
 Found = dict[str, Any]
 
 
 def rows(n: int, dim: int, device: str, *, cone: float = 0.0) -> list[torch.Tensor]:
     """Two matrices of unit rows; in a cone their mean cosine is about ``cone``."""
     generator = torch.Generator().manual_seed(0)
-    shared = F.normalize(torch.randn(dim, generator=generator), dim=0) * (cone / max(1e-9, 1 - cone)) ** 0.5
-    made = [F.normalize(torch.randn(n, dim, generator=generator), dim=1) + shared for _ in range(2)]
+    shared = (
+        F.normalize(torch.randn(dim, generator=generator), dim=0)
+        * (cone / max(1e-9, 1 - cone)) ** 0.5
+    )
+    made = [
+        F.normalize(torch.randn(n, dim, generator=generator), dim=1) + shared
+        for _ in range(2)
+    ]
     return [F.normalize(side, dim=1).to(device).requires_grad_() for side in made]
 
 
@@ -60,7 +75,9 @@ def synchronise(device: str) -> None:
 
 
 def measured(work: Callable[[], Any], device: str, repeats: int) -> Found:
-    """Median milliseconds of a call after one that is not counted, and the peak memory beyond what was there."""
+    """Median milliseconds of a call after one that is not counted, and the peak memory
+    beyond what was there.
+    """
     work()
     synchronise(device)
     before, times = 0, []
@@ -72,30 +89,58 @@ def measured(work: Callable[[], Any], device: str, repeats: int) -> Found:
         work()
         synchronise(device)
         times.append(1000 * (time.perf_counter() - start))
-    peak = {"peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6} if device == "cuda" else {}
+    peak = (
+        {"peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}
+        if device == "cuda"
+        else {}
+    )
     return {"ms": sorted(times)[len(times) // 2], **peak}
 
 
 def tests(args: argparse.Namespace) -> Found:
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-rA", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return {"tests": re.findall(r"^(PASSED|FAILED|SKIPPED|ERROR) (.*)$", done.stdout, re.M), "rc": done.returncode}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "cuda",
+        "-q",
+        "-rA",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "tests": re.findall(r"^(PASSED|FAILED|SKIPPED|ERROR) (.*)$", done.stdout, re.M),
+        "rc": done.returncode,
+    }
 
 
 def parity(args: argparse.Namespace) -> Found:
     found = {}
     for contrast, hopfield in MEMBERS:
         for cone in (0.0, 0.9):
-            ours, theirs = rows(512, 256, args.device, cone=cone), rows(512, 256, "cpu", cone=cone)
+            ours, theirs = (
+                rows(512, 256, args.device, cone=cone),
+                rows(512, 256, "cpu", cone=cone),
+            )
             exact = [side.detach().double().requires_grad_() for side in theirs]
             member: Any = {"contrast": contrast, "hopfield": hopfield, "scale": "unit"}
             loss = cloob_streamed(*ours, INV_TAU, BETA, **member)
             expected = cloob_reference(*exact, INV_TAU, BETA, **member)
             loss.backward()
             expected.backward()
-            gaps = [(a.grad.cpu().double() - b.grad).norm() / b.grad.norm() for a, b in zip(ours, exact, strict=True)]
+            gaps = [
+                (a.grad.cpu().double() - b.grad).norm() / b.grad.norm()
+                for a, b in zip(ours, exact, strict=True)
+            ]
             name = f"{contrast}{', Hopfield' if hopfield else ''}, mean cosine {cone:g}"
-            found[name] = {"loss": abs(float(loss.detach()) - float(expected.detach())), "gradient": float(max(gaps))}
+            found[name] = {
+                "loss": abs(float(loss.detach()) - float(expected.detach())),
+                "gradient": float(max(gaps)),
+            }
     return found
 
 
@@ -113,10 +158,19 @@ class KillAt(Callback):
 def run_once(args: argparse.Namespace) -> Found:
     """One training run of ``resume``, in the process that may be killed."""
     config = cloob.get_recipe("demo-scratch").override(
-        model="tiny-vit", steps=12, warmup=2, batch_size=64, workers=0, device=args.device, seed=1, save_every=4
+        model="tiny-vit",
+        steps=12,
+        warmup=2,
+        batch_size=64,
+        workers=0,
+        device=args.device,
+        seed=1,
+        save_every=4,
     )
     config = config.override(out=args.run, resume="auto")
-    result = cloob.train(config, callbacks=[KillAt(args.kill_at)] if args.kill_at else [])
+    result = cloob.train(
+        config, callbacks=[KillAt(args.kill_at)] if args.kill_at else []
+    )
     return {"checkpoint": str(result.checkpoint)}
 
 
@@ -125,12 +179,28 @@ def resume(args: argparse.Namespace) -> Found:
         weights = {}
         for name, kills in (("whole", (0,)), ("killed", (7, 0))):
             for kill_at in kills:
-                command = [sys.executable, __file__, "--part", "run_once", "--device", args.device]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--part",
+                    "run_once",
+                    "--device",
+                    args.device,
+                ]
                 command += ["--run", f"{folder}/{name}", "--kill-at", str(kill_at)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                assert done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr[-2000:]
-            weights[name] = cloob.load_model(f"{folder}/{name}:last", device="cpu").state_dict()
-    same = all(torch.equal(value, weights["killed"][key]) for key, value in weights["whole"].items())
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False
+                )
+                assert done.returncode == (-signal.SIGKILL if kill_at else 0), (
+                    done.stderr[-2000:]
+                )
+            weights[name] = cloob.load_model(
+                f"{folder}/{name}:last", device="cpu"
+            ).state_dict()
+    same = all(
+        torch.equal(value, weights["killed"][key])
+        for key, value in weights["whole"].items()
+    )
     return {"bit for bit": same}
 
 
@@ -140,19 +210,33 @@ def loss(args: argparse.Namespace) -> Found:
     clip, found = ClipLoss(), {}
     ours: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
         "cloob float32": ("highest", lambda x, y: cloob_streamed(x, y, INV_TAU, BETA)),
-        "cloob, TF32 allowed": ("high", lambda x, y: cloob_streamed(x, y, INV_TAU, BETA)),
-        "cloob bfloat16": ("highest", lambda x, y: cloob_streamed(x, y, INV_TAU, BETA, matmul=torch.bfloat16)),
-        "infoloob float32": ("highest", lambda x, y: cloob_streamed(x, y, INV_TAU, hopfield=False)),
+        "cloob, TF32 allowed": (
+            "high",
+            lambda x, y: cloob_streamed(x, y, INV_TAU, BETA),
+        ),
+        "cloob bfloat16": (
+            "highest",
+            lambda x, y: cloob_streamed(x, y, INV_TAU, BETA, matmul=torch.bfloat16),
+        ),
+        "infoloob float32": (
+            "highest",
+            lambda x, y: cloob_streamed(x, y, INV_TAU, hopfield=False),
+        ),
         "ClipLoss float32": ("highest", lambda x, y: clip(x, y, INV_TAU)),
         "ClipLoss TF32": ("high", lambda x, y: clip(x, y, INV_TAU)),
-        "ClipLoss bfloat16": ("highest", lambda x, y: clip(x.bfloat16(), y.bfloat16(), INV_TAU)),
+        "ClipLoss bfloat16": (
+            "highest",
+            lambda x, y: clip(x.bfloat16(), y.bfloat16(), INV_TAU),
+        ),
     }
     for n in (256, 512) if args.quick else (4096, 8192, 16384, 32768, 65536):
         x, y = rows(n, 512, args.device)
         for name, (products, function) in ours.items():
             torch.set_float32_matmul_precision(products)
             try:
-                row = measured(lambda f=function, pair=(x, y): f(*pair).backward(), args.device, 3)
+                row = measured(
+                    lambda f=function, pair=(x, y): f(*pair).backward(), args.device, 3
+                )
             except torch.OutOfMemoryError:
                 row = {"failed": "out of memory"}
             found[f"{n}, {name}"] = row
@@ -167,13 +251,23 @@ def step(args: argparse.Namespace) -> Found:
     for name in ("tiny-resnet", "tiny-vit") if args.quick else ("RN50", "ViT-B-32"):
         encoder = cloob.create_model(name, seed=0).to(args.device).train()
         size, count = encoder.image_size, 8 if args.quick else 256
-        images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=args.device)
-        tokens = encoder.tokenizer([f"a picture of thing {i}" for i in range(count)]).to(args.device)
-        losses = {"cloob": cloob.make_objective("cloob"), "ClipLoss": partial(ClipLoss(), logit_scale=INV_TAU)}
+        images = torch.randint(
+            0, 256, (count, 3, size, size), dtype=torch.uint8, device=args.device
+        )
+        tokens = encoder.tokenizer(
+            [f"a picture of thing {i}" for i in range(count)]
+        ).to(args.device)
+        losses = {
+            "cloob": cloob.make_objective("cloob"),
+            "ClipLoss": partial(ClipLoss(), logit_scale=INV_TAU),
+        }
         optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4, fused=True)
 
         def once(
-            function: Any, encoder: Any = encoder, optimizer: Any = optimizer, batch: Any = (images, tokens)
+            function: Any,
+            encoder: Any = encoder,
+            optimizer: Any = optimizer,
+            batch: Any = (images, tokens),
         ) -> None:
             optimizer.zero_grad()
             with torch.autocast(args.device, torch.bfloat16):
@@ -182,20 +276,29 @@ def step(args: argparse.Namespace) -> Found:
             optimizer.step()
 
         for kind, function in losses.items():
-            row = measured(lambda f=function: once(f), args.device, 3 if args.quick else 10)
-            found[f"{name}, {count} pairs, {kind}"] = row | {"pairs_per_s": 1000 * count / row["ms"]}
+            row = measured(
+                lambda f=function: once(f), args.device, 3 if args.quick else 10
+            )
+            found[f"{name}, {count} pairs, {kind}"] = row | {
+                "pairs_per_s": 1000 * count / row["ms"]
+            }
     return found
 
 
 def nccl(args: argparse.Namespace) -> Found:
     backend = "nccl" if args.device == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:
-        torch.distributed.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
+        torch.distributed.init_process_group(
+            backend, init_method=f"file://{folder}/group", rank=0, world_size=1
+        )
         alone, grouped = rows(256, 128, args.device), rows(256, 128, args.device)
         cloob.make_objective("cloob").to(args.device)(*alone).backward()
         cloob.make_objective("cloob", gather=True).to(args.device)(*grouped).backward()
         torch.distributed.destroy_process_group()
-    gaps = [float((a.grad - b.grad).norm() / a.grad.norm()) for a, b in zip(alone, grouped, strict=True)]
+    gaps = [
+        float((a.grad - b.grad).norm() / a.grad.norm())
+        for a, b in zip(alone, grouped, strict=True)
+    ]
     return {"backend": backend, "gradient, relative": max(gaps)}
 
 
@@ -205,14 +308,25 @@ PARTS: dict[str, Callable[[argparse.Namespace], Found]] = {
 
 
 def page(record: Found) -> str:
-    lines = ["# One GPU\n", f"{record['device']}, torch {record['machine']['torch']}; `python benchmarks/gpu.py`.\n"]
+    lines = [
+        "# One GPU\n",
+        (
+            f"{record['device']}, torch {record['machine']['torch']}; `python"
+            " benchmarks/gpu.py`.\n"
+        ),
+    ]
     for part, found in record["parts"].items():
-        lines += [f"## {part}: {found.get('failed', 'ran')}, {found['seconds']:.0f} s\n"]
+        lines += [
+            f"## {part}: {found.get('failed', 'ran')}, {found['seconds']:.0f} s\n"
+        ]
         for name, value in found.get("found", {}).items():
             text = (
                 value
                 if not isinstance(value, dict)
-                else ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
+                else ", ".join(
+                    f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                    for k, v in value.items()
+                )
             )
             lines.append(f"- {name}: {text}")
         lines.append("")
@@ -220,11 +334,17 @@ def page(record: Found) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to try the script")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, to try the script"
+    )
     parser.add_argument("--seconds", type=int, default=150, help="limit of a part")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu"
+    )
     for hidden in ("--part", "--run"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--kill-at", type=int, default=0, help=argparse.SUPPRESS)
@@ -236,7 +356,9 @@ def main() -> None:
         sys.exit("no CUDA device; --device cpu --quick tries the script")
     record: Found = {
         "machine": machine("open_clip_torch"),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else machine()["cpu"],
+        "device": (
+            torch.cuda.get_device_name() if args.device == "cuda" else machine()["cpu"]
+        ),
         "parts": {},
     }
     args.out.mkdir(parents=True, exist_ok=True)
@@ -252,7 +374,13 @@ def main() -> None:
             *(["--quick"] if args.quick else []),
         ]
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=args.seconds, check=True)
+            done = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=args.seconds,
+                check=True,
+            )
             found = {"found": json.loads(done.stdout.splitlines()[-1])}
         except (subprocess.SubprocessError, ValueError, IndexError) as error:
             found = {"failed": f"failed ({error})"[:300]}

@@ -1,17 +1,22 @@
 """Time and memory of the objective, forward and backward, beside what people run today.
 
-``python benchmarks/objective.py [--sizes 512 1024 2048 4096 8192 32768] [--dim 512]`` compares, at each batch size,
+``python benchmarks/objective.py [--sizes 512 1024 2048 4096 8192 32768] [--dim 512]``
+compares, at each batch size,
 
-- ``plain``: the published formula written down with F.softmax, as every port of CLOOB has it; the ratios are to it;
+- ``plain``: the published formula written down with F.softmax, as every port of CLOOB
+  has it; the ratios are to it;
 - ``reference``: ``cloob.functional.cloob_reference``;
-- ``ClipLoss``: open_clip's, which retrieves nothing: a lower bound of any contrastive loss that keeps its matrix;
+- ``ClipLoss``: open_clip's, which retrieves nothing: a lower bound of any contrastive
+  loss that keeps its matrix;
 - ``inf-cl``: tiled InfoNCE without retrieval, where its package imports (CUDA);
 - ``streamed``: ours in float32, and with ``matmul=torch.bfloat16``;
 
-Times are of interleaved repeats in one process, medians and minima: what slows the machine slows all of them. Extra
-memory is the peak of a fresh process each, less what it held with the inputs ready; glibc is told to hand freed blocks
-of 1 MiB and more back at once, so that it is the memory in use and not what the allocator keeps in hand. At
-``--once-from`` and above, the streamed path alone runs, once. Writes results.json to ``--out``.
+Times are of interleaved repeats in one process, medians and minima: what slows the
+    machine slows all of them. Extra
+memory is the peak of a fresh process each, less what it held with the inputs ready;
+glibc is told to hand freed blocks of 1 MiB and more back at once, so that it is the
+memory in use and not what the allocator keeps in hand. At ``--once-from`` and above,
+the streamed path alone runs, once. Writes results.json to ``--out``.
 """
 
 from __future__ import annotations
@@ -52,7 +57,10 @@ def plain(x: Tensor, y: Tensor) -> Tensor:
     def loob(anchors: Tensor, candidates: Tensor) -> Tensor:
         logits = INV_TAU * anchors @ candidates.T
         positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        return (logits.masked_fill(positives, -torch.inf).logsumexp(dim=1) - logits.diagonal()).mean()
+        return (
+            logits.masked_fill(positives, -torch.inf).logsumexp(dim=1)
+            - logits.diagonal()
+        ).mean()
 
     u_x, u_y, v_x, v_y = retrieve(x, x), retrieve(y, x), retrieve(x, y), retrieve(y, y)
     return (loob(u_x, u_y) + loob(v_y, v_x)) / INV_TAU
@@ -63,7 +71,9 @@ def contenders() -> dict[str, Loss]:
         "plain": plain,
         "reference": lambda x, y: cloob_reference(x, y, INV_TAU, BETA),
         OURS: lambda x, y: cloob_streamed(x, y, INV_TAU, BETA),
-        f"{OURS} bf16": lambda x, y: cloob_streamed(x, y, INV_TAU, BETA, matmul=torch.bfloat16),
+        f"{OURS} bf16": lambda x, y: cloob_streamed(
+            x, y, INV_TAU, BETA, matmul=torch.bfloat16
+        ),
     }
     try:
         from open_clip.loss import ClipLoss
@@ -75,7 +85,9 @@ def contenders() -> dict[str, Loss]:
     try:
         from inf_cl import cal_inf_loss
 
-        found["inf-cl"] = lambda x, y: cal_inf_loss(x, y, scale=torch.tensor(INV_TAU, device=x.device))
+        found["inf-cl"] = lambda x, y: cal_inf_loss(
+            x, y, scale=torch.tensor(INV_TAU, device=x.device)
+        )
     except ImportError:
         print("inf-cl is left out: its package does not import")
     return found
@@ -88,12 +100,17 @@ def matrices_kept(name: str) -> int:
 
 def fits(name: str, n: int) -> bool:
     """Whether a contender needs at most 60 % of this machine's memory."""
-    return matrices_kept(name) * 4 * n * n <= 0.6 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return matrices_kept(name) * 4 * n * n <= 0.6 * os.sysconf(
+        "SC_PAGE_SIZE"
+    ) * os.sysconf("SC_PHYS_PAGES")
 
 
 def inputs(n: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    x, y = (F.normalize(torch.randn(n, dim, device=device), dim=1).requires_grad_() for _ in range(2))
+    x, y = (
+        F.normalize(torch.randn(n, dim, device=device), dim=1).requires_grad_()
+        for _ in range(2)
+    )
     return x, y
 
 
@@ -114,14 +131,22 @@ def peak_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # Linux hands the parent's ru_maxrss down to a fresh process; VmHWM is its own
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    if (
+        status.exists()
+    ):  # Linux hands the parent's ru_maxrss down to a fresh process; VmHWM is its own
+        line = next(
+            line for line in status.read_text().splitlines() if line.startswith("VmHWM")
+        )
         return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def measure_memory(name: str, n: int, dim: int, device: str) -> int:
-    """Peak bytes of one forward and backward beyond the inputs; for a fresh process only."""
+    """Peak bytes of one forward and backward beyond the inputs; for a fresh process
+    only.
+    """
     loss = contenders()[name]
     step(loss, *inputs(64, dim, device))  # libraries load, thread pools start
     x, y = inputs(n, dim, device)
@@ -131,10 +156,21 @@ def measure_memory(name: str, n: int, dim: int, device: str) -> int:
 
 
 def memory_in_fresh_process(name: str, n: int, args: argparse.Namespace) -> int:
-    command = [sys.executable, __file__, "--memory-of", name, "--sizes", str(n), "--dim", str(args.dim)]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory-of",
+        name,
+        "--sizes",
+        str(n),
+        "--dim",
+        str(args.dim),
+    ]
     command += ["--threads", str(args.threads), "--device", args.device]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
     return int(done.stdout.split()[-1])
 
 
@@ -144,9 +180,15 @@ def repeats(n: int, args: argparse.Namespace) -> int:
 
 def measure_size(n: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contender at one size."""
-    losses = {k: v for k, v in contenders().items() if fits(k, n) and (n < args.once_from or k == OURS)}
+    losses = {
+        k: v
+        for k, v in contenders().items()
+        if fits(k, n) and (n < args.once_from or k == OURS)
+    }
     x, y = inputs(n, args.dim, args.device)
-    work: dict[str, Callable[[], object]] = {k: (lambda v=v: step(v, x, y)) for k, v in losses.items()}
+    work: dict[str, Callable[[], object]] = {
+        k: (lambda v=v: step(v, x, y)) for k, v in losses.items()
+    }
     if n < args.once_from:
         for run in work.values():
             run()
@@ -156,7 +198,13 @@ def measure_size(n: int, args: argparse.Namespace) -> list[dict[str, Any]]:
             times[k].append(seconds(run, args.device))
     rows: list[dict[str, Any]] = []
     for k, taken in times.items():
-        row = {"name": k, "n": n, "repeats": len(taken), "median_s": statistics.median(taken), "min_s": min(taken)}
+        row = {
+            "name": k,
+            "n": n,
+            "repeats": len(taken),
+            "median_s": statistics.median(taken),
+            "min_s": min(taken),
+        }
         if not args.no_memory:
             row["extra_bytes"] = memory_in_fresh_process(k, n, args)
         rows.append(row)
@@ -171,7 +219,9 @@ def compare(rows: list[dict[str, Any]]) -> None:
             row["time_ratio"] = row["median_s"] / beside["plain"]["median_s"]
             row["min_time_ratio"] = row["min_s"] / beside["plain"]["min_s"]
             if "extra_bytes" in row and "extra_bytes" in beside["plain"]:
-                row["memory_ratio"] = row["extra_bytes"] / max(1, beside["plain"]["extra_bytes"])
+                row["memory_ratio"] = row["extra_bytes"] / max(
+                    1, beside["plain"]["extra_bytes"]
+                )
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
@@ -180,15 +230,26 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 32768])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 32768]
+    )
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=0, help="0 takes 41 at small sizes to 5 at large ones")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=0,
+        help="0 takes 41 at small sizes to 5 at large ones",
+    )
     parser.add_argument("--once-from", type=int, default=16384)
     parser.add_argument("--no-memory", action="store_true", help="times only")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "objective")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "objective"
+    )
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -205,7 +266,9 @@ def main() -> None:
         print(f"N = {n} …", file=sys.stderr, flush=True)
         rows += measure_size(n, args)
         compare(rows)
-        (args.out / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+        (args.out / "results.json").write_text(
+            json.dumps({"machine": about, "rows": rows}, indent=1) + "\n"
+        )
     print(table({"rows": rows}))
     print(f"written: {args.out}/results.json")
 

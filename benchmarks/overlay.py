@@ -1,7 +1,8 @@
-"""An environment that sees this one's packages and has others in front of them, for tools that do not fit beside ours.
+"""An environment that sees this one's packages and has others in front of them, for
+tools that do not fit beside ours.
 
-Installing takes seconds, since torch and what else is heavy comes from here; and two tools that are compared run on the
-same torch, open_clip and Pillow.
+Installing takes seconds, since torch and what else is heavy comes from here; and two
+tools that are compared run on the same torch, open_clip and Pillow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import venv
 from pathlib import Path
 
 CLIP_BENCHMARK = ("clip-benchmark==1.6.2", "requests", "numpy<2.4")
-"""What CLIP_benchmark 1.6.2 needs: it does not declare requests, and fails with a TypeError at numpy 2.4."""
+"""What CLIP_benchmark 1.6.2 needs: it does not declare requests, and fails with a
+TypeError at numpy 2.4.
+"""
 
 
 def overlay(requirements: tuple[str, ...], root: Path | None = None) -> str:
@@ -24,7 +27,8 @@ def overlay(requirements: tuple[str, ...], root: Path | None = None) -> str:
 
     Args:
         requirements: What pip installs, from where pip is configured to look.
-        root: Folder of such environments; None takes one in the system's folder of temporary files.
+        root: Folder of such environments; None takes one in the system's folder of
+            temporary files.
 
     Returns:
         Its python.
@@ -34,7 +38,9 @@ def overlay(requirements: tuple[str, ...], root: Path | None = None) -> str:
     """
     base = sysconfig.get_paths()["purelib"]
     root = root or Path(tempfile.gettempdir()) / "cloob-environments"
-    name = hashlib.sha256(repr((requirements, base, sys.version)).encode()).hexdigest()[:16]
+    name = hashlib.sha256(repr((requirements, base, sys.version)).encode()).hexdigest()[
+        :16
+    ]
     folder = root / name
     python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     if (folder / "complete").is_file():
@@ -42,12 +48,22 @@ def overlay(requirements: tuple[str, ...], root: Path | None = None) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     minor = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = folder / ("Lib/site-packages" if sys.platform == "win32" else f"lib/{minor}/site-packages")
-    (packages / "base.pth").write_text(f"import site; site.addsitedir({base!r})\n", encoding="utf-8")
+    packages = folder / (
+        "Lib/site-packages" if sys.platform == "win32" else f"lib/{minor}/site-packages"
+    )
+    (packages / "base.pth").write_text(
+        f"import site; site.addsitedir({base!r})\n", encoding="utf-8"
+    )
     done = subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", *requirements], capture_output=True, text=True, check=False
+        [str(python), "-m", "pip", "install", "--quiet", *requirements],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"pip install {' '.join(requirements)}: {(done.stderr or done.stdout)[-500:]}")
+        raise RuntimeError(
+            f"pip install {' '.join(requirements)}:"
+            f" {(done.stderr or done.stdout)[-500:]}"
+        )
     (folder / "complete").touch()
     return str(python)

@@ -2,10 +2,12 @@
 
     python benchmarks/serve.py IDX [--clients 50] [--seconds 60]
 
-Each client sends one query after the other, without a pause: three of five are words (half of them are four
-words drawn anew, so that the model runs), one is more like this, one a thumbnail. An index of vectors alone, as of
-`cloob index --vectors`, has no thumbnails: there one of four is more like this.
-The server is another process of this machine; the clients are one process (aiohttp), which takes part of a core.
+Each client sends one query after the other, without a pause: three of five are words
+    (half of them are four
+words drawn anew, so that the model runs), one is more like this, one a thumbnail. An
+index of vectors alone, as of `cloob index --vectors`, has no thumbnails: there one of
+four is more like this. The server is another process of this machine; the clients are
+one process (aiohttp), which takes part of a core.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import processor
 
-WORDS = tuple("red blue old small bird house car tree face hand arrow music heart sun cloud fish".split())  # noqa: SIM905
+WORDS = tuple(
+    "red blue old small bird house car tree face hand arrow music heart sun cloud fish".split()  # noqa: SIM905
+)
 
 
 def resident(process: int) -> float:
@@ -36,7 +40,12 @@ def resident(process: int) -> float:
 
 
 def processor_seconds(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    fields = (
+        Path(f"/proc/{process}/stat")
+        .read_text(encoding="ascii")
+        .rpartition(")")[2]
+        .split()
+    )
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -59,7 +68,9 @@ async def client(
         start = time.perf_counter()
         if kind == "words":
             words = " ".join(draw.sample(WORDS, draw.choice([1, 4])))
-            asked = web.post("/api/search", json={"parts": [{"words": words}], "top": 50})
+            asked = web.post(
+                "/api/search", json={"parts": [{"words": words}], "top": 50}
+            )
         else:
             asked = web.get(f"/api/items/{id_}/{kind}")
         try:
@@ -73,19 +84,27 @@ async def client(
         rows.append((kind, time.perf_counter() - start, status))
 
 
-async def load(address: str, clients: int, seconds: float) -> list[tuple[str, float, int]]:
+async def load(
+    address: str, clients: int, seconds: float
+) -> list[tuple[str, float, int]]:
     rows: list[tuple[str, float, int]] = []
     connections = aiohttp.TCPConnector(limit=clients)
-    async with aiohttp.ClientSession(address, connector=connections, timeout=aiohttp.ClientTimeout(60)) as web:
+    async with aiohttp.ClientSession(
+        address, connector=connections, timeout=aiohttp.ClientTimeout(60)
+    ) as web:
         async with web.get("/api/ids") as answer:
             ids = (await answer.json())["ids"]
-        async with web.post("/api/search", json={"parts": [{"words": "the first one loads the model"}]}) as answer:
+        async with web.post(
+            "/api/search", json={"parts": [{"words": "the first one loads the model"}]}
+        ) as answer:
             await answer.read()
         kinds = ["words", "words", "words", "similar"]
         async with web.get(f"/api/items/{ids[0]}/thumbnail") as answer:
             kinds += ["thumbnail"] if answer.status == 200 else []
         until = time.perf_counter() + seconds
-        await asyncio.gather(*(client(web, seed, ids, kinds, until, rows) for seed in range(clients)))
+        await asyncio.gather(
+            *(client(web, seed, ids, kinds, until, rows) for seed in range(clients))
+        )
     return rows
 
 
@@ -99,17 +118,32 @@ def main() -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        address = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
-        asyncio.run(load(address, options.clients, min(5.0, options.seconds)))  # caches fill
+        address = next(
+            found[0]
+            for line in process.stderr
+            if (found := re.search(r"http://\S+", line))
+        )
+        asyncio.run(
+            load(address, options.clients, min(5.0, options.seconds))
+        )  # caches fill
         before, computed = resident(process.pid), processor_seconds(process.pid)
         rows = asyncio.run(load(address, options.clients, options.seconds))
-        after, computed = resident(process.pid), processor_seconds(process.pid) - computed
+        after, computed = (
+            resident(process.pid),
+            processor_seconds(process.pid) - computed,
+        )
     finally:
         process.terminate()
         process.wait()
     errors = sum(status != 200 for _, _, status in rows)
-    print(f"{options.clients} clients, {options.seconds:g} s, {machine()}, load {os.getloadavg()[0]:.0f}\n")
-    print("| | answers | errors | p50, ms | p95, ms | p99, ms |\n|---|---|---|---|---|---|")
+    print(
+        f"{options.clients} clients, {options.seconds:g} s, {machine()}, load"
+        f" {os.getloadavg()[0]:.0f}\n"
+    )
+    print(
+        "| | answers | errors | p50, ms | p95, ms | p99, ms"
+        " |\n|---|---|---|---|---|---|"
+    )
     for kind in sorted({name for name, _, _ in rows}):
         times = np.array([taken for name, taken, _ in rows if name == kind]) * 1000
         wrong = sum(status != 200 for name, _, status in rows if name == kind)
@@ -120,7 +154,8 @@ def main() -> None:
         )
     rate, cost = len(rows) / options.seconds, 1000 * computed / len(rows)
     print(
-        f"\n{rate:.0f} answers a second, {errors} errors; {cost:.0f} ms of a core each; {before:.0f} → {after:.0f} MB"
+        f"\n{rate:.0f} answers a second, {errors} errors; {cost:.0f} ms of a core each;"
+        f" {before:.0f} → {after:.0f} MB"
     )
 
 

@@ -1,18 +1,24 @@
-"""Training, end to end: images a second of ours, of open_clip_train, and of a plain transcription of the authors' step.
+"""Training, end to end: images a second of ours, of open_clip_train, and of a plain
+transcription of the authors' step.
 
-``python benchmarks/train_step.py [--quick]``: the same tower, shards, batch size, worker and thread counts, on this
-machine's CPU or, with ``--device cuda``, its GPU. Each run is a process of its own that starts a real training and is
-stopped after some steps:
+``python benchmarks/train_step.py [--quick]``: the same tower, shards, batch size,
+worker and thread counts, on this machine's CPU or, with ``--device cuda``, its GPU.
+Each run is a process of its own that starts a real training and is stopped after some
+steps:
 
-- ``cloob``, ``cloob, clip loss``: our ``train()``, as ``cloob train`` calls it, with the CLOOB and the CLIP objective;
-- ``cloob bf16``: the same with ``--precision bf16``: other arithmetic, so beside the comparison;
+- ``cloob``, ``cloob, clip loss``: our ``train()``, as ``cloob train`` calls it, with
+  the CLOOB and the CLIP objective;
+- ``cloob bf16``: the same with ``--precision bf16``: other arithmetic, so beside the
+  comparison;
 - ``open_clip_train``: its ``main``, which trains CLIP;
-- ``plain``: open_clip's model and data pipeline, and the published formula as ``benchmarks/objective.py`` writes it
-  down (F.softmax, N×N matrices kept), backward, AdamW, all in float32 and as torch does by default.
+- ``plain``: open_clip's model and data pipeline, and the published formula as
+  ``benchmarks/objective.py`` writes it down (F.softmax, N×N matrices kept), backward,
+  AdamW, all in float32 and as torch does by default.
 
-The first ``--warm`` steps are not counted; the clock runs from the end of one optimiser step to the end of another, so
-reading, decoding, augmentation, logging and all else between are in it. Rounds are interleaved; the table has medians
-over rounds of images a second, and of the ratios within a round. Writes results.json to ``--out``.
+The first ``--warm`` steps are not counted; the clock runs from the end of one optimiser
+step to the end of another, so reading, decoding, augmentation, logging and all else
+between are in it. Rounds are interleaved; the table has medians over rounds of images a
+second, and of the ratios within a round. Writes results.json to ``--out``.
 """
 
 from __future__ import annotations
@@ -47,11 +53,15 @@ LR, WEIGHT_DECAY = 1e-3, 0.1
 
 
 class Enough(BaseException):
-    """As many steps as were asked for; no ``Exception``, so that no training takes it for its own."""
+    """As many steps as were asked for; no ``Exception``, so that no training takes it
+    for its own.
+    """
 
 
 def clock(steps: int, device: str) -> list[float]:
-    """The times at which optimiser steps of this process end, filled in as it trains; ends it after ``steps``."""
+    """The times at which optimiser steps of this process end, filled in as it trains;
+    ends it after ``steps``.
+    """
     stamps: list[float] = []
 
     def stamp(*_: object) -> None:
@@ -65,7 +75,9 @@ def clock(steps: int, device: str) -> list[float]:
     return stamps
 
 
-def ours(args: argparse.Namespace, folder: Path, objective: str, precision: str) -> None:
+def ours(
+    args: argparse.Namespace, folder: Path, objective: str, precision: str
+) -> None:
     from cloob.training.config import TrainConfig
     from cloob.training.loop import train
 
@@ -129,11 +141,19 @@ def transcription(args: argparse.Namespace, folder: Path) -> None:
     model, preprocess, evaluation = open_clip.create_model_and_transforms(
         args.model, precision="fp32", device=args.device
     )
-    data = get_data(options, (preprocess, evaluation), epoch=0, tokenizer=open_clip.get_tokenizer(args.model))["train"]
+    data = get_data(
+        options,
+        (preprocess, evaluation),
+        epoch=0,
+        tokenizer=open_clip.get_tokenizer(args.model),
+    )["train"]
     model.logit_scale.requires_grad_(False)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     rest = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": WEIGHT_DECAY},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=LR)
     model.train()
     for epoch in range(50):
@@ -141,7 +161,10 @@ def transcription(args: argparse.Namespace, folder: Path) -> None:
         for images, tokens in data.dataloader:
             optimizer.zero_grad()
             images, tokens = images.to(args.device), tokens.to(args.device)
-            x, y = model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
+            x, y = (
+                model.encode_image(images, normalize=True),
+                model.encode_text(tokens, normalize=True),
+            )
             loss = plain(x, y)
             loss.backward()
             optimizer.step()
@@ -165,11 +188,28 @@ def run_one(name: str, args: argparse.Namespace) -> None:
 
 def measure(name: str, args: argparse.Namespace) -> float:
     command = [sys.executable, __file__, "--one", name]
-    for key in ("model", "data", "batch", "workers", "threads", "warm", "steps", "device"):
+    for key in (
+        "model",
+        "data",
+        "batch",
+        "workers",
+        "threads",
+        "warm",
+        "steps",
+        "device",
+    ):
         command += [f"--{key}", str(getattr(args, key))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("images a second:")]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(args.threads),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False
+    )
+    lines = [
+        line for line in done.stdout.splitlines() if line.startswith("images a second:")
+    ]
     if not lines:
         raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return float(lines[-1].split(":")[1])
@@ -179,10 +219,16 @@ def table(rates: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Medians over rounds, of rates and of the ratios within a round."""
     rows = []
     for name, found in rates.items():
-        row: dict[str, Any] = {"name": name, "images_per_second": statistics.median(found), "rounds": found}
+        row: dict[str, Any] = {
+            "name": name,
+            "images_per_second": statistics.median(found),
+            "rounds": found,
+        }
         for other in (OPEN_CLIP, PLAIN):
             if other in rates:
-                row[f"ratio_{other}"] = statistics.median(a / b for a, b in zip(found, rates[other], strict=True))
+                row[f"ratio_{other}"] = statistics.median(
+                    a / b for a, b in zip(found, rates[other], strict=True)
+                )
         rows.append(row)
     return rows
 
@@ -195,27 +241,46 @@ def print_table(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
     for head in ("what", "images/s", f"/ {OPEN_CLIP}", f"/ {PLAIN}"):
         shown.add_column(head, justify="left" if head == "what" else "right")
     for row in rows:
-        ratios = [f"{row[key]:.2f}" if (key := f"ratio_{other}") in row else "" for other in (OPEN_CLIP, PLAIN)]
+        ratios = [
+            f"{row[key]:.2f}" if (key := f"ratio_{other}") in row else ""
+            for other in (OPEN_CLIP, PLAIN)
+        ]
         shown.add_row(row["name"], f"{row['images_per_second']:.0f}", *ratios)
     Console(width=110).print(shown)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-resnet", help="an open_clip configuration, or one of our tiny ones")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "pictograms" / "train"
+        "--model",
+        default="tiny-resnet",
+        help="an open_clip configuration, or one of our tiny ones",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(__file__).parents[2] / "shared" / "data" / "pictograms" / "train",
     )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--warm", type=int, default=5, help="steps before the clock starts")
+    parser.add_argument(
+        "--warm", type=int, default=5, help="steps before the clock starts"
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one round of few small steps: does it run?")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round of few small steps: does it run?",
+    )
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "train_step")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "train_step"
+    )
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
@@ -234,11 +299,21 @@ def main() -> None:
         for name, found in rates.items():
             print(f"round {number + 1}: {name} …", file=sys.stderr, flush=True)
             found.append(measure(name, args))
-    cpu = {"cpu": processor(), "cores": os.cpu_count(), "threads": args.threads, "torch": torch.__version__}
-    about = cpu | {key: getattr(args, key) for key in ("model", "device", "batch", "workers", "warm", "steps")}
+    cpu = {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "threads": args.threads,
+        "torch": torch.__version__,
+    }
+    about = cpu | {
+        key: getattr(args, key)
+        for key in ("model", "device", "batch", "workers", "warm", "steps")
+    }
     rows = table(rates)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    (args.out / "results.json").write_text(
+        json.dumps({"machine": about, "rows": rows}, indent=1) + "\n"
+    )
     print_table(rows, about)
     print(f"written: {args.out}/results.json")
 

@@ -1,7 +1,9 @@
-"""Takes the pictures of docs/images/ in headless Chromium: ``python docs/pictures.py PAGE``. Needs selenium.
+"""Takes the pictures of docs/images/ in headless Chromium: ``python docs/pictures.py
+PAGE``. Needs selenium.
 
-PAGE is ``runs/demo/report.html`` for report.png, or the address of ``cloob serve runs/demo/index`` for the rest. First
-copy some of ``runs/demo/pictures`` into a folder in it, as duplicates, and run ``cloob index --out runs/demo/index``.
+PAGE is ``runs/demo/report.html`` for report.png, or the address of ``cloob serve
+runs/demo/index`` for the rest. First copy some of ``runs/demo/pictures`` into a folder
+in it, as duplicates, and run ``cloob index --out runs/demo/index``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from PIL import Image
 from selenium import webdriver
 
 IMAGES = Path(__file__).parent / "images"
-FLAGS = "headless=new no-sandbox disable-gpu disable-dev-shm-usage no-first-run hide-scrollbars"
+FLAGS = (
+    "headless=new no-sandbox disable-gpu disable-dev-shm-usage no-first-run"
+    " hide-scrollbars"
+)
 MARK = "document.querySelector('.group-head button').click()"
 SERVED = (  # name, address, script, width, height, pixels per point
     ("serve-light", "?q=fruit", "", 1280, 820, 1),
@@ -26,23 +31,48 @@ SERVED = (  # name, address, script, width, height, pixels per point
 )
 
 
-def take(page: str, picture: Path, script: str = "", width: int = 1280, height: int = 900, scale: int = 1) -> None:
-    """Writes the visible part of a page when its pictures are there, after a script: PNG of 256 colours, or WebP."""
+def take(
+    page: str,
+    picture: Path,
+    script: str = "",
+    width: int = 1280,
+    height: int = 900,
+    scale: int = 1,
+) -> None:
+    """Writes the visible part of a page when its pictures are there, after a script:
+    PNG of 256 colours, or WebP.
+    """
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    options.binary_location = (
+        shutil.which("chromium") or shutil.which("google-chrome") or ""
+    )
     with tempfile.TemporaryDirectory() as profile:
-        for flag in (*FLAGS.split(), f"user-data-dir={profile}", f"window-size={width},{height}"):
+        for flag in (
+            *FLAGS.split(),
+            f"user-data-dir={profile}",
+            f"window-size={width},{height}",
+        ):
             options.add_argument(f"--{flag}")
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+        driver = webdriver.Chrome(
+            options=options,
+            service=webdriver.ChromeService(shutil.which("chromedriver")),
+        )
         try:
-            size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": scale > 1}
+            size = {
+                "width": width,
+                "height": height,
+                "deviceScaleFactor": scale,
+                "mobile": scale > 1,
+            }
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             driver.get(page if "://" in page else Path(page).resolve().as_uri())
             if "://" in page:
                 wait(driver)
                 driver.execute_script(script)
                 wait(driver)
-            pixels = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+            pixels = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert(
+                "RGB"
+            )
         finally:
             driver.quit()
     if picture.suffix == ".png":
@@ -53,7 +83,10 @@ def take(page: str, picture: Path, script: str = "", width: int = 1280, height: 
 
 def wait(driver: webdriver.Chrome) -> None:
     """Waits until tiles are there and all have their picture."""
-    tiles = "return ['.tile.ready', '.tile:not(.ready)'].map(tile => document.querySelectorAll(tile).length)"
+    tiles = (
+        "return ['.tile.ready', '.tile:not(.ready)'].map(tile =>"
+        " document.querySelectorAll(tile).length)"
+    )
     end = time.monotonic() + 120
     time.sleep(1)
     while (counts := driver.execute_script(tiles)) != [max(counts[0], 1), 0]:
@@ -64,7 +97,10 @@ def wait(driver: webdriver.Chrome) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python docs/pictures.py runs/demo/report.html | http://localhost:8017/")
+        sys.exit(
+            "usage: python docs/pictures.py runs/demo/report.html |"
+            " http://localhost:8017/"
+        )
     if "://" not in sys.argv[1]:
         take(sys.argv[1], IMAGES / "report.png")
     for name, address, script, *size in SERVED if "://" in sys.argv[1] else ():

@@ -18,9 +18,13 @@ class Towers(nn.Module):
         super().__init__()
         self.image, self.text = nn.Linear(64, 32), nn.Linear(48, 32)
 
-    def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, texts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit rows of both sides."""
-        return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
+        return F.normalize(self.image(images), dim=1), F.normalize(
+            self.text(texts), dim=1
+        )
 
 
 dist.init_process_group("gloo")  # "nccl" on GPUs
@@ -31,7 +35,10 @@ fully_shard(towers)
 optimizer = torch.optim.SGD([*towers.parameters(), *objective.parameters()], lr=0.1)
 
 for step in range(3):
-    images, texts = torch.randn(16, 64)[rank::ranks], torch.randn(16, 48)[rank::ranks]  # this rank's part
+    images, texts = (
+        torch.randn(16, 64)[rank::ranks],
+        torch.randn(16, 48)[rank::ranks],
+    )  # this rank's part
     optimizer.zero_grad()
     loss = objective(*towers(images, texts))
     loss.backward()

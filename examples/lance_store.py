@@ -1,10 +1,13 @@
-"""Vectors of an index in LanceDB: a store that is not SQL, as a ``cloob.search.store.VectorTable``.
+"""Vectors of an index in LanceDB: a store that is not SQL, as a
+``cloob.search.store.VectorTable``.
 
     pip install lancedb
-    PYTHONPATH=examples cloob index pictures --model runs/mine --out lance_store:open_store:pictures.idx
-    PYTHONPATH=examples cloob search lance_store:open_store:pictures.idx "a red bird"
+    PYTHONPATH=examples cloob index pictures --model runs/mine --out
+    lance_store:open_store:pictures.idx PYTHONPATH=examples cloob search
+    lance_store:open_store:pictures.idx "a red bird"
 
-Paths, dates and captions stay in the SQLite file, which also knows which picture has a vector of which model.
+Paths, dates and captions stay in the SQLite file, which also knows which picture has a
+vector of which model.
 """
 
 from __future__ import annotations
@@ -26,9 +29,13 @@ MANY = 100_000  # vectors from which LanceDB searches by an index of its own
 MARGIN = 100  # more than wanted are looked for, as some may have been removed
 
 
-def open_store(folder: str, *, writable: bool = False, create: bool = False) -> SqliteStore:
+def open_store(
+    folder: str, *, writable: bool = False, create: bool = False
+) -> SqliteStore:
     """What ``cloob`` calls for an address ``lance_store:open_store:FOLDER``."""
-    return SqliteStore(Path(folder), writable=writable, create=create, table=LanceVectors)
+    return SqliteStore(
+        Path(folder), writable=writable, create=create, table=LanceVectors
+    )
 
 
 class LanceVectors(VectorTable):
@@ -38,18 +45,26 @@ class LanceVectors(VectorTable):
         super().__init__(store)
         self.database = lancedb.connect(store.path.parent / "lance")
 
-    def write(self, model: IndexedModel, ids: Sequence[int], vectors: Vectors) -> Sequence[Any]:
+    def write(
+        self, model: IndexedModel, ids: Sequence[int], vectors: Vectors
+    ) -> Sequence[Any]:
         """Adds rows, or replaces those of the same id."""
-        cells = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), model.dim)
+        cells = pa.FixedSizeListArray.from_arrays(
+            pa.array(vectors.reshape(-1)), model.dim
+        )
         rows = pa.table({"id": pa.array(ids, pa.int64()), "vector": cells})
         table = self._table(model)
         if table is None:
             self.database.create_table(_name(model), rows)
         else:
-            table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            table.merge_insert(
+                "id"
+            ).when_matched_update_all().when_not_matched_insert_all().execute(rows)
         return [b""] * len(rows)  # SQLite keeps none of them
 
-    def vectors(self, model: IndexedModel, ids: Sequence[int]) -> tuple[Sequence[int], Vectors]:
+    def vectors(
+        self, model: IndexedModel, ids: Sequence[int]
+    ) -> tuple[Sequence[int], Vectors]:
         """Reads rows by id."""
         known = self.store.having(model, ids)
         if (table := self._table(model)) is None or not known:
@@ -57,7 +72,9 @@ class LanceVectors(VectorTable):
         found = table.search().where(_among(known)).limit(len(known)).to_arrow()
         return found["id"].to_pylist(), _rows(found, model)
 
-    def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
+    def nearest(
+        self, model: IndexedModel, query: Vectors, top: int, where: Filter | None
+    ) -> Neighbours:
         """Searches; what SQLite no longer knows is left out."""
         allowed = self.store.having(model, self.store.ids(where).tolist())
         if (table := self._table(model)) is None or not allowed:
@@ -70,7 +87,10 @@ class LanceVectors(VectorTable):
         best = sorted(zip((-scores).tolist(), found["id"].to_pylist(), strict=True))
         known = {*allowed}
         kept = [(id_, -score) for score, id_ in best if id_ in known][:top]
-        ids, scores = np.array([id_ for id_, _ in kept], np.int64), np.array([s for _, s in kept], np.float32)
+        ids, scores = (
+            np.array([id_ for id_, _ in kept], np.int64),
+            np.array([s for _, s in kept], np.float32),
+        )
         return Neighbours(ids, scores, len(allowed))
 
     def drop(self, model: IndexedModel) -> None:

@@ -1,4 +1,5 @@
-"""Your Dataset, your towers, your loss and your optimiser in cloob's loop: python examples/own_parts.py OUT.
+"""Your Dataset, your towers, your loss and your optimiser in cloob's loop: python
+examples/own_parts.py OUT.
 
 Kill it at any moment, with -9 too, and start it again: it ends with the same bits.
 """
@@ -20,7 +21,9 @@ class Views(Dataset):
     def __init__(self, n: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.causes = torch.randn(n, 6, generator=generator)
-        self.a, self.b = torch.randn(2, 6, 20, generator=torch.Generator().manual_seed(0))
+        self.a, self.b = torch.randn(
+            2, 6, 20, generator=torch.Generator().manual_seed(0)
+        )
 
     def __len__(self) -> int:
         return len(self.causes)
@@ -53,8 +56,16 @@ class Margin(nn.Module):
 
 
 if __name__ == "__main__":
-    config = cloob.TrainConfig().override(epochs=6, batch_size=64, save_every=5, best="val_recall", resume="auto")
+    config = cloob.TrainConfig().override(
+        epochs=6, batch_size=64, save_every=5, best="val_recall", resume="auto"
+    )
     config = config.override(device="cpu", workers=0, out=sys.argv[1])
-    parts = {"towers": Towers(), "objective": Margin(), "optimizer": partial(torch.optim.Muon, lr=0.02)}
-    result = cloob.train(config, pairs=Views(1000, seed=1), held_out=Views(200, seed=2), **parts)
+    parts = {
+        "towers": Towers(),
+        "objective": Margin(),
+        "optimizer": partial(torch.optim.Muon, lr=0.02),
+    }
+    result = cloob.train(
+        config, pairs=Views(1000, seed=1), held_out=Views(200, seed=2), **parts
+    )
     print(result.steps, "steps, loss", result.loss)

@@ -1,4 +1,6 @@
-"""A model that knows colours, and sets of solid colours: what it should answer is known by hand."""
+"""A model that knows colours, and sets of solid colours: what it should answer is known
+by hand.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,9 @@ def picture(colour, size=6):
 
 
 class ColourModel:
-    """Embeds a picture as its mean colour and a text as the colour that it names; ``confused`` swaps two names."""
+    """Embeds a picture as its mean colour and a text as the colour that it names;
+    ``confused`` swaps two names.
+    """
 
     def __init__(self, name="colours", confused=()):
         self.name = name
@@ -34,9 +38,15 @@ class ColourModel:
     def encode_text(self, texts):
         assert not torch.is_grad_enabled()
         self.text_batches.append(list(texts))
-        names = [next(word for word in text.lower().split() if word in COLOURS) for text in texts]
-        colours = torch.tensor([COLOURS[self.swap.get(name, name)] for name in names], dtype=torch.float32)
-        # Longer prompts point elsewhere a little, so that an ensemble differs from its members.
+        names = [
+            next(word for word in text.lower().split() if word in COLOURS)
+            for text in texts
+        ]
+        colours = torch.tensor(
+            [COLOURS[self.swap.get(name, name)] for name in names], dtype=torch.float32
+        )
+        # Longer prompts point elsewhere a little, so that an ensemble differs from its
+        # members.
         lengths = torch.tensor([[len(text.split()) * 9.0] for text in texts])
         return self._embed(colours + lengths * torch.tensor([[1.0, 0, 0]]))
 
@@ -47,7 +57,9 @@ class ColourModel:
 
 @dataclass
 class Labels:
-    """A labelled set; a label of ``broken`` rows keeps its class but the bytes are no image."""
+    """A labelled set; a label of ``broken`` rows keeps its class but the bytes are no
+    image.
+    """
 
     colours: Sequence[str]
     classnames: Sequence[str] = tuple(COLOURS)
@@ -64,12 +76,16 @@ class Labels:
         return len(self.colours)
 
     def read(self, index):
-        return f"s{index}", b"not an image" if index in self.broken else picture(self.colours[index])
+        return f"s{index}", b"not an image" if index in self.broken else picture(
+            self.colours[index]
+        )
 
 
 @dataclass
 class Pairs:
-    """A source of pairs; ``broken`` images do not decode, ``missing`` pairs cannot be read at all."""
+    """A source of pairs; ``broken`` images do not decode, ``missing`` pairs cannot be
+    read at all.
+    """
 
     colours: Sequence[str]
     captions: Sequence[str] = ()

@@ -1,7 +1,9 @@
-"""Installs the wheel with each extra alone and uses it: ``python tests/extras.py WHEEL FOLDER [EXTRA …]``.
+"""Installs the wheel with each extra alone and uses it: ``python tests/extras.py WHEEL
+FOLDER [EXTRA …]``.
 
-Each extra gets an environment of its own in FOLDER, for each Python of PYTHONS that is here; it is removed afterwards.
-What runs there is small but real: a training, an export, a server that answers.
+Each extra gets an environment of its own in FOLDER, for each Python of PYTHONS that is
+here; it is removed afterwards. What runs there is small but real: a training, an
+export, a server that answers.
 """
 
 import shutil
@@ -64,12 +66,48 @@ run(["--cloob-objective", "infoloob", "--", "--model", "local-dir:{MODEL}", *wor
 # What runs in each environment: words after `cloob`, or a program.
 USES = {
     "train": [
-        ["train", "vectors", "--a", "a.npy", "--b", "b.npy", "--epochs", "2", "--out", "run"],
-        ["train", "--data", "pairs.csv", "--init", MODEL, "--steps", "2", "--batch-size", "4", "--out", "towers"],
+        [
+            "train",
+            "vectors",
+            "--a",
+            "a.npy",
+            "--b",
+            "b.npy",
+            "--epochs",
+            "2",
+            "--out",
+            "run",
+        ],
+        [
+            "train",
+            "--data",
+            "pairs.csv",
+            "--init",
+            MODEL,
+            "--steps",
+            "2",
+            "--batch-size",
+            "4",
+            "--out",
+            "towers",
+        ],
         ["eval", MODEL, "--retrieval", "pairs.csv", "--out", "results"],
         ["index", ".", "--model", MODEL, "--out", "idx"],
     ],
-    "align": [["train", "align", "--data", "pairs.csv", "--val-split", "0.25", "--steps", "4", "--out", "run"]],
+    "align": [
+        [
+            "train",
+            "align",
+            "--data",
+            "pairs.csv",
+            "--val-split",
+            "0.25",
+            "--steps",
+            "4",
+            "--out",
+            "run",
+        ]
+    ],
     "export": [["export", MODEL, to, "--to", to] for to in ("onnx", "transformers")],
     "ray": ["import ray.data; from cloob.interop.ray import Embed"],
     "postgres": ["import psycopg, pgvector; from cloob import Index"],
@@ -82,48 +120,85 @@ USES = {
 REFUSED = {
     "align": ["train", "align", "--data", "pairs.csv"],
     "export": ["export", MODEL, "exported", "--to", "onnx"],
-    "postgres": ["index", ".", "--model", MODEL, "--out", "postgresql://localhost/none"],
+    "postgres": [
+        "index",
+        ".",
+        "--model",
+        MODEL,
+        "--out",
+        "postgresql://localhost/none",
+    ],
     "serve": ["serve", "idx"],
 }
 
 
 def run(command, folder):
     """The exit code, and what went to stderr, which is also shown."""
-    done = subprocess.run(command, cwd=folder, check=False, timeout=600, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, cwd=folder, check=False, timeout=600, stderr=subprocess.PIPE, text=True
+    )
     print(done.stderr, end="", file=sys.stderr)
     return done.returncode, done.stderr
 
 
 def try_out(wheel, version, extra, environment):
-    """Makes the environment, uses the extra in an empty folder, and removes the environment."""
-    subprocess.run([*UV, "venv", "--quiet", "--clear", "--python", version, str(environment)], check=True)
+    """Makes the environment, uses the extra in an empty folder, and removes the
+    environment.
+    """
+    subprocess.run(
+        [*UV, "venv", "--quiet", "--clear", "--python", version, str(environment)],
+        check=True,
+    )
     python = str(environment / "bin" / "python")
     begin = time.monotonic()
-    subprocess.run([*UV, "pip", "install", "--quiet", "--python", python, f"{wheel}[{extra}]"], check=True)
-    print(f"Python {version}, {extra}: installed in {time.monotonic() - begin:.0f} s", flush=True)
+    subprocess.run(
+        [*UV, "pip", "install", "--quiet", "--python", python, f"{wheel}[{extra}]"],
+        check=True,
+    )
+    print(
+        f"Python {version}, {extra}: installed in {time.monotonic() - begin:.0f} s",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         if extra not in ("sentence-transformers", "postgres"):
             subprocess.run([python, "-c", PAIRS], cwd=folder, check=True)
         for use in USES[extra]:
-            code, said = run([python, "-m", "cloob", *use] if isinstance(use, list) else [python, "-c", use], folder)
-            assert code == 0 and "nanobind" not in said, use  # triton lists what Python does not collect at its end
+            code, said = run(
+                (
+                    [python, "-m", "cloob", *use]
+                    if isinstance(use, list)
+                    else [python, "-c", use]
+                ),
+                folder,
+            )
+            assert code == 0 and "nanobind" not in said, (
+                use
+            )  # triton lists what Python does not collect at its end
         for brings, words in REFUSED.items() if extra == "train" else ():
             code, said = run([python, "-m", "cloob", *words], folder)
-            assert code == 2 and f'pip install "cloob[{brings}]"' in said.splitlines()[-1], words
+            assert (
+                code == 2 and f'pip install "cloob[{brings}]"' in said.splitlines()[-1]
+            ), words
     shutil.rmtree(environment)
     print(f"Python {version}, {extra}: works alone", flush=True)
 
 
 def main():
     wheel, folder, *chosen = sys.argv[1:]
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert set(extras) == {*USES, "all"}, "an extra is not tried"
     for version in PYTHONS:
-        if subprocess.run([*UV, "python", "find", version], capture_output=True, check=False).returncode:
+        if subprocess.run(
+            [*UV, "python", "find", version], capture_output=True, check=False
+        ).returncode:
             print(f"Python {version}: not tried, no interpreter here", flush=True)
             continue
         for extra in chosen or USES:
-            try_out(Path(wheel).resolve(), version, extra, Path(folder).resolve() / extra)
+            try_out(
+                Path(wheel).resolve(), version, extra, Path(folder).resolve() / extra
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What tests make: pictures, archives, tables, folders of pairs and of classes, a tiny BERT, servers of the web."""
+"""What tests make: pictures, archives, tables, folders of pairs and of classes, a tiny
+BERT, servers of the web.
+"""
 
 import io
 import json
@@ -19,9 +21,41 @@ PURE = {
     "cyan": (0, 255, 255),
     "magenta": (255, 0, 255),
 }
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
-THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
-WORDS = ("red", "green", "blue", "round", "flat", "old", "new", "car", "tree", "house", "a", "the", "of", "there", "is")
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (30, 40, 220),
+    "grey": (128, 128, 128),
+}
+THINGS = (
+    "disc",
+    "bar",
+    "frame",
+    "cross",
+    "noise",
+    "corner",
+    "stripe",
+    "field",
+    "dot",
+    "edge",
+)
+WORDS = (
+    "red",
+    "green",
+    "blue",
+    "round",
+    "flat",
+    "old",
+    "new",
+    "car",
+    "tree",
+    "house",
+    "a",
+    "the",
+    "of",
+    "there",
+    "is",
+)
 
 # Pictures
 
@@ -39,11 +73,30 @@ def picture(colour, size=(16, 16), kind="PNG"):
 
 
 def raw_file(jpeg, side=64):
-    """A camera's RAW file (DNG): a picture as JPEG, to be turned by a quarter, then the sensor's values."""
-    preview, sensor = TiffImagePlugin.ImageFileDirectory_v2(), TiffImagePlugin.ImageFileDirectory_v2()
+    """A camera's RAW file (DNG): a picture as JPEG, to be turned by a quarter, then the
+    sensor's values.
+    """
+    preview, sensor = (
+        TiffImagePlugin.ImageFileDirectory_v2(),
+        TiffImagePlugin.ImageFileDirectory_v2(),
+    )
     sensor.tagtype.update({33421: 3, 33422: 1})
-    sensor.update({254: 0, 256: side, 257: side, 258: 16, 259: 1, 262: 32803, 277: 1, 278: side, 279: 2 * side**2})
-    sensor.update({273: len(jpeg), 33421: (2, 2), 33422: b"\0\1\1\2"})  # from where this ends; red, green, green, blue
+    sensor.update(
+        {
+            254: 0,
+            256: side,
+            257: side,
+            258: 16,
+            259: 1,
+            262: 32803,
+            277: 1,
+            278: side,
+            279: 2 * side**2,
+        }
+    )
+    sensor.update(
+        {273: len(jpeg), 33421: (2, 2), 33422: b"\0\1\1\2"}
+    )  # from where this ends; red, green, green, blue
     preview.tagtype.update({330: 4, 50706: 1})
     preview.update({254: 1, 259: 6, 274: 6, 514: len(jpeg), 50706: b"\1\4\0\0"})
     preview.update({271: "Canon", 272: "Canon EOS", 306: "2021:03:04 05:06:07"})
@@ -58,11 +111,15 @@ def raw_file(jpeg, side=64):
 
 def noise_image(seed, width=12, height=10):
     """A picture that no other seed gives."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def noise(i=0, width=8, height=8, kind="PNG"):
-    """An encoded picture of noise that differs for each i; the top left pixel is (i % 256, i // 256, 7)."""
+    """An encoded picture of noise that differs for each i; the top left pixel is (i %
+    256, i // 256, 7).
+    """
     image = noise_image(i, width, height)
     image.putpixel((0, 0), (i % 256, i // 256, 7))
     return encoded(image, kind)
@@ -82,10 +139,14 @@ class Code:
 
 
 def write_tar(path, files, kind=tarfile.PAX_FORMAT, *, sized=False):
-    """A tar, compressed as the path's ending says; ``sized``: a PAX record alone has a file's size."""
+    """A tar, compressed as the path's ending says; ``sized``: a PAX record alone has a
+    file's size.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix[1:]
-    with tarfile.open(path, f"w:{suffix if suffix in ('gz', 'xz', 'bz2') else ''}", format=kind) as tar:
+    with tarfile.open(
+        path, f"w:{suffix if suffix in ('gz', 'xz', 'bz2') else ''}", format=kind
+    ) as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -95,7 +156,9 @@ def write_tar(path, files, kind=tarfile.PAX_FORMAT, *, sized=False):
 
 
 def write_table(path, rows):
-    """The rows in the format that the ending says; by pyarrow's writers where a person would use them."""
+    """The rows in the format that the ending says; by pyarrow's writers where a person
+    would use them.
+    """
     if path.suffix == ".parquet":
         import pyarrow as pa
 
@@ -110,7 +173,9 @@ def write_table(path, rows):
 
 
 def write_arrow(path, table, kind="file", **options):
-    """A table of Arrow's, in batches or groups of two rows: Parquet by its name, else Arrow's file or stream."""
+    """A table of Arrow's, in batches or groups of two rows: Parquet by its name, else
+    Arrow's file or stream.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -118,20 +183,32 @@ def write_arrow(path, table, kind="file", **options):
     if path.suffix == ".parquet":
         parquet.write_table(table, path, row_group_size=2)
         return path
-    new, options = getattr(pa.ipc, f"new_{kind}"), {"options": pa.ipc.IpcWriteOptions(**options)}
-    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema, **options) as writer:
+    new, options = (
+        getattr(pa.ipc, f"new_{kind}"),
+        {"options": pa.ipc.IpcWriteOptions(**options)},
+    )
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        new(sink, table.schema, **options) as writer,
+    ):
         writer.write_table(table, max_chunksize=2)
     return path
 
 
 class Listed:
-    """Pairs in memory, as a source of two files. A pair's key is its number; None is a pair that cannot be read."""
+    """Pairs in memory, as a source of two files.
+
+    A pair's key is its number; None is a pair that cannot be read.
+    """
 
     streamed = False
 
     def __init__(self, pairs, name="listed"):
         self.pairs, self.name = tuple(pairs), name
-        self.shard_sizes = (len(self.pairs) // 2, len(self.pairs) - len(self.pairs) // 2)
+        self.shard_sizes = (
+            len(self.pairs) // 2,
+            len(self.pairs) - len(self.pairs) // 2,
+        )
 
     def __len__(self):
         return len(self.pairs)
@@ -162,7 +239,9 @@ def outcomes(source):
 
 
 def write_pairs(folder, captions, size=(64, 64)):
-    """A folder with ``STEM.png`` and ``STEM.txt`` for each stem's colour and caption."""
+    """A folder with ``STEM.png`` and ``STEM.txt`` for each stem's colour and
+    caption.
+    """
     folder.mkdir(parents=True)
     for stem, (colour, caption) in captions.items():
         (folder / f"{stem}.png").write_bytes(picture(colour, size))
@@ -171,7 +250,9 @@ def write_pairs(folder, captions, size=(64, 64)):
 
 
 def write_forty(folder):
-    """Pairs ``CT.png`` with ``CT.txt`` of the C-th colour and the T-th thing, 40 pixels a side."""
+    """Pairs ``CT.png`` with ``CT.txt`` of the C-th colour and the T-th thing, 40 pixels
+    a side.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for c, (colour, rgb) in enumerate(COLOURS.items()):
@@ -184,7 +265,9 @@ def write_forty(folder):
 
 
 def write_classes(folder, colours, n):
-    """A folder with a sub-folder a class, each with ``n`` pictures of its colour, no two of one size."""
+    """A folder with a sub-folder a class, each with ``n`` pictures of its colour, no
+    two of one size.
+    """
     for name, colour in colours.items():
         (folder / name).mkdir(parents=True)
         for i in range(n):
@@ -201,20 +284,35 @@ def tiny_model(folder, name="tiny-vit", seed=0, objective="cloob", **options):
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
 
-    save_model(folder, create_model(name, seed=seed), make_objective(objective, **options).config())
+    save_model(
+        folder,
+        create_model(name, seed=seed),
+        make_objective(objective, **options).config(),
+    )
     return folder
 
 
 def write_bert(folder, **settings):
-    """A tiny BERT with random weights, the words ``WORDS`` and a word's width of 16, as a folder of transformers."""
+    """A tiny BERT with random weights, the words ``WORDS`` and a word's width of 16, as
+    a folder of transformers.
+    """
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
     folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    )
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=16, **sizes, **settings)
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    config = BertConfig(
+        vocab_size=len(WORDS) + 5, max_position_embeddings=16, **sizes, **settings
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
@@ -222,7 +320,9 @@ def write_bert(folder, **settings):
 
 
 def code_points(captions):
-    """Four tokens a caption, for a model that has no tokenizer: its length, and the first three code points."""
+    """Four tokens a caption, for a model that has no tokenizer: its length, and the
+    first three code points.
+    """
     import torch
 
     return torch.tensor([[len(c), *(ord(x) for x in c.ljust(3)[:3])] for c in captions])
@@ -233,9 +333,13 @@ def code_points(captions):
 
 @contextmanager
 def served(server):
-    """The address of a server on loopback, which runs in a thread until the end of the block."""
+    """The address of a server on loopback, which runs in a thread until the end of the
+    block.
+    """
     with server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
@@ -245,7 +349,9 @@ def served(server):
 
 
 class Web:
-    """A server on loopback that answers by path: what ``pages`` holds, or what the function there writes itself."""
+    """A server on loopback that answers by path: what ``pages`` holds, or what the
+    function there writes itself.
+    """
 
     url: str
 
@@ -272,7 +378,10 @@ class Web:
 
             def answer(self, status, content, length=None, **headers):
                 self.send_response(status)
-                for name, value in {"Content-Length": str(length or len(content)), **headers}.items():
+                for name, value in {
+                    "Content-Length": str(length or len(content)),
+                    **headers,
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content if self.command == "GET" else b"")

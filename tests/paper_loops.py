@@ -1,7 +1,9 @@
-"""The paper's formulas (arXiv:2110.11316, Eq. 3 to 5) over plain lists: the oracle that shares no code with us.
+"""The paper's formulas (arXiv:2110.11316, Eq. 3 to 5) over plain lists: the oracle that
+shares no code with us.
 
-Every loop also takes complex numbers. ``value_and_slope`` uses that for exact derivatives: the imaginary part of
-f(x + ih·d), divided by a tiny h, is the derivative along d.
+Every loop also takes complex numbers. ``value_and_slope`` uses that for exact
+derivatives: the imaginary part of f(x + ih·d), divided by a tiny h, is the derivative
+along d.
 """
 
 import cmath
@@ -15,17 +17,23 @@ from torch.utils.flop_counter import FlopCounterMode
 Number = float | complex
 Rows = Sequence[Sequence[Number]]
 MEMBERS = list(itertools.product(("infoloob", "infonce", "sigmoid"), (True, False)))
-MEMBER_IDS = [f"{contrast}{'-hopfield' if hopfield else ''}" for contrast, hopfield in MEMBERS]
+MEMBER_IDS = [
+    f"{contrast}{'-hopfield' if hopfield else ''}" for contrast, hopfield in MEMBERS
+]
 
 
 def unit(n, d, seed=0, dtype=torch.float64):
     """(n, d) random unit rows."""
-    rows = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    rows = torch.randn(
+        n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     return (rows / rows.norm(dim=1, keepdim=True)).to(dtype)
 
 
 def pairs(n, d, noise=2.0, seed=0, dtype=torch.float64):
-    """Two (n, d) sides of n pairs, cosines about 1 / (1 + noise²): early in training, nothing is saturated."""
+    """Two (n, d) sides of n pairs, cosines about 1 / (1 + noise²): early in training,
+    nothing is saturated.
+    """
     common = unit(n, d, seed)
     sides = (common + noise * unit(n, d, seed + k) for k in (1, 2))
     x, y = (side / side.norm(dim=1, keepdim=True) for side in sides)
@@ -33,7 +41,9 @@ def pairs(n, d, noise=2.0, seed=0, dtype=torch.float64):
 
 
 def by_type(name):
-    return lambda number: getattr(cmath if isinstance(number, complex) else math, name)(number)
+    return lambda number: getattr(cmath if isinstance(number, complex) else math, name)(
+        number
+    )
 
 
 exp, log, sqrt = map(by_type, ("exp", "log", "sqrt"))
@@ -55,7 +65,10 @@ def retrieval_loop(state, stored, beta):
         logits = [beta * dot(query, pattern) for pattern in stored]
         total = log_sum_exp(logits)
         weights = [exp(logit - total) for logit in logits]
-        average = [sum(w * p[k] for w, p in zip(weights, stored, strict=True)) for k in range(len(query))]
+        average = [
+            sum(w * p[k] for w, p in zip(weights, stored, strict=True))
+            for k in range(len(query))
+        ]
         length = sqrt(dot(average, average))
         found.append([v / length if abs(length) > 0 else 0.0 for v in average])
     return found
@@ -65,15 +78,27 @@ class TooClose(Exception):
     """A similarity lies so near a margin that rounding decides on which side."""
 
 
-def similarities(anchors, candidates, offset=0, ids=None, candidate_ids=None, exclude_above=None):
-    """For each anchor that of its positive and those of its negatives: other ids, above the positive by a margin."""
+def similarities(
+    anchors, candidates, offset=0, ids=None, candidate_ids=None, exclude_above=None
+):
+    """For each anchor that of its positive and those of its negatives: other ids, above
+    the positive by a margin.
+    """
     found, candidate_ids = [], ids if candidate_ids is None else candidate_ids
     for i, anchor in enumerate(anchors):
         positive, negatives = dot(anchor, candidates[i + offset]), []
         for j, candidate in enumerate(candidates):
-            if j == i + offset or (ids is not None and candidate_ids is not None and ids[i] == candidate_ids[j]):
+            if j == i + offset or (
+                ids is not None
+                and candidate_ids is not None
+                and ids[i] == candidate_ids[j]
+            ):
                 continue
-            gap = 0.0 if exclude_above is None else complex(dot(anchor, candidate) - positive).real - exclude_above
+            gap = (
+                0.0
+                if exclude_above is None
+                else complex(dot(anchor, candidate) - positive).real - exclude_above
+            )
             if exclude_above is not None and abs(gap) < 1e-2:
                 raise TooClose
             if gap <= 0:
@@ -83,35 +108,59 @@ def similarities(anchors, candidates, offset=0, ids=None, candidate_ids=None, ex
 
 
 def contrast_loop(contrast, anchors, candidates, inv_tau, *masks, **named):
-    """One direction of Eq. 3, anchor by anchor; an anchor without negatives adds nothing."""
+    """One direction of Eq. 3, anchor by anchor; an anchor without negatives adds
+    nothing.
+    """
     losses = []
     for positive, others in similarities(anchors, candidates, *masks, **named):
         negatives = [inv_tau * other for other in others]
         if contrast == "infonce":
-            losses.append(log_sum_exp([inv_tau * positive, *negatives]) - inv_tau * positive)
+            losses.append(
+                log_sum_exp([inv_tau * positive, *negatives]) - inv_tau * positive
+            )
         else:
-            losses.append(log_sum_exp(negatives) - inv_tau * positive if negatives else 0.0)
+            losses.append(
+                log_sum_exp(negatives) - inv_tau * positive if negatives else 0.0
+            )
     return sum(losses) / len(losses)
 
 
 def sigmoid_loop(anchors, candidates, inv_tau, bias, *masks, **named):
-    """SigLIP's loss (arXiv:2303.15343, Eq. 1), pair by pair; others that are no negatives are left out."""
+    """SigLIP's loss (arXiv:2303.15343, Eq. 1), pair by pair; others that are no
+    negatives are left out.
+    """
     losses = []
     for positive, negatives in similarities(anchors, candidates, *masks, **named):
-        signed = [-(inv_tau * positive + bias), *(inv_tau * negative + bias for negative in negatives)]
+        signed = [
+            -(inv_tau * positive + bias),
+            *(inv_tau * negative + bias for negative in negatives),
+        ]
         losses += [log_sum_exp([0.0, value]) for value in signed]  # ln(1 + e^…)
     return sum(losses) / len(anchors)
 
 
 def objective_loop(
-    x, y, inv_tau, beta, *, contrast="infoloob", hopfield=True, scale="paper", bias=-10.0, ids=None, exclude_above=None
+    x,
+    y,
+    inv_tau,
+    beta,
+    *,
+    contrast="infoloob",
+    hopfield=True,
+    scale="paper",
+    bias=-10.0,
+    ids=None,
+    exclude_above=None,
 ):
     """Eq. 3 with the authors' factor τ, or the mean of both directions."""
     u_x, u_y, v_x, v_y = x, y, x, y
     if hopfield:
         u_x, u_y = retrieval_loop(x, x, beta), retrieval_loop(y, x, beta)
         v_x, v_y = retrieval_loop(x, y, beta), retrieval_loop(y, y, beta)
-    sides, masks = ((u_x, u_y), (v_y, v_x)), {"ids": ids, "exclude_above": exclude_above}
+    sides, masks = (
+        ((u_x, u_y), (v_y, v_x)),
+        {"ids": ids, "exclude_above": exclude_above},
+    )
     if contrast == "sigmoid":
         return sum(sigmoid_loop(a, c, inv_tau, bias, **masks) for a, c in sides) / 2
     both = sum(contrast_loop(contrast, a, c, inv_tau, **masks) for a, c in sides)
@@ -119,34 +168,54 @@ def objective_loop(
 
 
 def value_and_slope(loop, inputs, along):
-    """The value of a loop over ``inputs``, and its derivative along a direction of the same shapes."""
+    """The value of a loop over ``inputs``, and its derivative along a direction of the
+    same shapes.
+    """
     h = 1e-30
-    both = (torch.complex(t.double(), h * d.double()) for t, d in zip(inputs, along, strict=True))
+    both = (
+        torch.complex(t.double(), h * d.double())
+        for t, d in zip(inputs, along, strict=True)
+    )
     found = complex(loop(*(t.tolist() for t in both)))
     return found.real, found.imag / h
 
 
 def value_and_gradients(loss, *inputs, **options):
-    """The loss, and its gradient by each input (zeros where it does not depend on it)."""
+    """The loss, and its gradient by each input (zeros where it does not depend on
+    it).
+    """
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     value = loss(*leaves, **options)
     gradients = torch.autograd.grad(value, leaves, allow_unused=True)
-    return [value.detach(), *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True))]
+    return [
+        value.detach(),
+        *(
+            torch.zeros_like(t) if g is None else g
+            for t, g in zip(leaves, gradients, strict=True)
+        ),
+    ]
 
 
 def relative_error(got, expected):
     """‖got − expected‖ / ‖expected‖, in float64; 0 where both are zero."""
-    difference, size = (got.double() - expected.double()).norm(), expected.double().norm()
+    difference, size = (
+        (got.double() - expected.double()).norm(),
+        expected.double().norm(),
+    )
     return float(difference / size) if size > 0 else float(difference)
 
 
 def joint(gradients):
-    """All gradients as one vector: rounding is relative to its norm, not to that of a part that nearly cancels."""
+    """All gradients as one vector: rounding is relative to its norm, not to that of a
+    part that nearly cancels.
+    """
     return torch.cat([g.double().flatten() for g in gradients])
 
 
 def count_flops(work):
-    """Operations of the matrix products in ``work``; torch by itself does not count those in place."""
+    """Operations of the matrix products in ``work``; torch by itself does not count
+    those in place.
+    """
 
     def addmm(total, a, b, **others):
         return 2 * a[0] * a[1] * b[1]

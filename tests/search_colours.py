@@ -1,4 +1,6 @@
-"""A model that knows colours, and an index of pictures of one colour each: what is found is known by hand."""
+"""A model that knows colours, and an index of pictures of one colour each: what is
+found is known by hand.
+"""
 
 import hashlib
 import re
@@ -15,7 +17,8 @@ DIM = 24
 
 
 class ColourModel:
-    """A picture is the row of the colour nearest to its mean, a text that of the colour it names.
+    """A picture is the row of the colour nearest to its mean, a text that of the colour
+    it names.
 
     Another ``name`` gives other rows. ``batches`` counts what goes through it at once.
     """
@@ -29,7 +32,9 @@ class ColourModel:
         self.batches = []
 
     def preprocess(self, image):
-        return torch.from_numpy(np.array(image.convert("RGB").resize((4, 4)))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(image.convert("RGB").resize((4, 4)))).permute(
+            2, 0, 1
+        )
 
     def encode_image(self, images):
         self.batches.append(len(images))
@@ -38,14 +43,22 @@ class ColourModel:
         nearest = torch.cdist(means, palette).argmin(1).tolist()
         # The exact shade turns a row a little, so that no two pictures are the same.
         return torch.stack(
-            [self._row(list(COLOURS)[n], float(mean.sum())) for n, mean in zip(nearest, means, strict=True)]
+            [
+                self._row(list(COLOURS)[n], float(mean.sum()))
+                for n, mean in zip(nearest, means, strict=True)
+            ]
         )
 
     def encode_text(self, texts):
         self.texts += texts
         self.batches.append(len(texts))
         return torch.stack(
-            [self._row(next((w for w in re.findall("[a-z]+", text) if w in COLOURS), text)) for text in texts]
+            [
+                self._row(
+                    next((w for w in re.findall("[a-z]+", text) if w in COLOURS), text)
+                )
+                for text in texts
+            ]
         )
 
     def _row(self, name, shade=None):
@@ -53,12 +66,16 @@ class ColourModel:
         seed = int.from_bytes(hashlib.sha256(salted.encode()).digest()[:4], "big")
         row = torch.randn(DIM, generator=torch.Generator().manual_seed(seed))
         if shade is not None:
-            row = row + 0.1 * torch.randn(DIM, generator=torch.Generator().manual_seed(int(shade)))
+            row = row + 0.1 * torch.randn(
+                DIM, generator=torch.Generator().manual_seed(int(shade))
+            )
         return row / row.norm()
 
 
 def loads(patch, load=lambda *_, **__: ColourModel()):
-    """Whatever model a command is given is what ``load`` makes of it; each name is one of a model."""
+    """Whatever model a command is given is what ``load`` makes of it; each name is one
+    of a model.
+    """
     patch.setattr("cloob.commands.index.check_source", lambda _: None)
     patch.setattr("cloob.models.load.load_model", load)
 
@@ -77,7 +94,9 @@ def write_pictures(folder, n=4):
 def make_index(place, pictures, model=None):
     """An index of a folder by the model that knows colours."""
     with Index.create(place) as index:
-        index.update([pictures], UpdateOptions(model=model or ColourModel(), name="colours"))
+        index.update(
+            [pictures], UpdateOptions(model=model or ColourModel(), name="colours")
+        )
     return place
 
 

@@ -1,4 +1,6 @@
-"""What tests of several folders share beside what they make: processes, their output, a browser."""
+"""What tests of several folders share beside what they make: processes, their output, a
+browser.
+"""
 
 import contextlib
 import gc
@@ -27,7 +29,9 @@ OPENING = "cloob: opening data …\n"
 
 
 def overlaid(*packages):
-    """The python of an environment with these packages in front of ours; skips where pip cannot install them."""
+    """The python of an environment with these packages in front of ours; skips where
+    pip cannot install them.
+    """
     from benchmarks.overlay import overlay
 
     try:
@@ -37,7 +41,9 @@ def overlaid(*packages):
 
 
 def made_once(factory, name, work):
-    """A folder that ``work`` has filled, once for all workers of pytest-xdist; the others wait for it."""
+    """A folder that ``work`` has filled, once for all workers of pytest-xdist; the
+    others wait for it.
+    """
     from filelock import FileLock  # not where torch alone is installed
 
     base = factory.getbasetemp()
@@ -53,8 +59,13 @@ def made_once(factory, name, work):
 
 
 def originals(path):
-    """A checkpoint that the original program wrote, of the corpus or beside the checkout."""
-    places = [Path(__file__).parent / "corpus" / "weights", Path(__file__).parents[2] / "shared" / "weights"]
+    """A checkpoint that the original program wrote, of the corpus or beside the
+    checkout.
+    """
+    places = [
+        Path(__file__).parent / "corpus" / "weights",
+        Path(__file__).parents[2] / "shared" / "weights",
+    ]
     for place in places:
         if (place / path.removesuffix(":port")).exists():
             return place / path
@@ -62,7 +73,9 @@ def originals(path):
 
 
 def raises(error, match, action, *arguments, **options):
-    """The message, which matches, of the error that the action raises; of a user's mistake it is one line."""
+    """The message, which matches, of the error that the action raises; of a user's
+    mistake it is one line.
+    """
     with pytest.raises(error, match=match) as caught:
         action(*arguments, **options)
     message = str(caught.value)
@@ -71,7 +84,9 @@ def raises(error, match, action, *arguments, **options):
 
 
 def refused(capsys, *words):
-    """The one line on stderr of a command, run here, that must exit with 2, beside the one that says it begins."""
+    """The one line on stderr of a command, run here, that must exit with 2, beside the
+    one that says it begins.
+    """
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     err = err.removeprefix(OPENING)
@@ -82,16 +97,28 @@ def refused(capsys, *words):
 
 
 def use_hub(monkeypatch, address, cache):
-    """Makes another address the Hugging Face hub of this process, and a folder its cache."""
+    """Makes another address the Hugging Face hub of this process, and a folder its
+    cache.
+    """
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    constants = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}
+    constants = {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_OFFLINE": False,
+    }
     for key, value in (constants | {"HF_HUB_CACHE": str(cache)}).items():
         monkeypatch.setattr(f"huggingface_hub.constants.{key}", value)
-    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE",
+        template,
+        raising=False,
+    )
 
 
 def fill_hub_cache(cache, name, folder):
-    """Puts a folder into a cache of the hub, as if it had been fetched before; where it lies there."""
+    """Puts a folder into a cache of the hub, as if it had been fetched before; where it
+    lies there.
+    """
     place = cache / f"models--{name.replace('/', '--')}"
     shutil.copytree(folder, place / "snapshots" / ("0" * 40))
     (place / "refs").mkdir()
@@ -102,12 +129,19 @@ def fill_hub_cache(cache, name, folder):
 def run_script(script, *words, cwd=None):
     """``python -c SCRIPT WORDS`` in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
+        [sys.executable, "-c", script, *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        check=False,
     )
 
 
 def free_port():
-    """A port of 127.0.0.1 that nobody is given by asking for any: it may be bound seconds later."""
+    """A port of 127.0.0.1 that nobody is given by asking for any: it may be bound
+    seconds later.
+    """
     chance = random.Random()
     while True:
         port = chance.randrange(20_000, 32_768)
@@ -118,7 +152,9 @@ def free_port():
 
 @dataclass
 class Ranks:
-    """Processes forked from this one, as the ranks of one run; what they print goes into files."""
+    """Processes forked from this one, as the ranks of one run; what they print goes
+    into files.
+    """
 
     pids: list[int]
     outputs: list[Path]
@@ -134,7 +170,9 @@ class Ranks:
         return self.codes
 
     def wait(self, limit=120, *, together=False):
-        """Exit codes of all ranks; ``together``: one that is killed takes the others with it, as a machine does."""
+        """Exit codes of all ranks; ``together``: one that is killed takes the others
+        with it, as a machine does.
+        """
         end = time.monotonic() + limit
         while len(self.poll()) < len(self.pids):
             late = time.monotonic() > end
@@ -158,8 +196,11 @@ class Ranks:
 
 
 def fork(folder, processes, action):
-    """Runs ``action`` in each of some processes, which need no time for imports; several are the ranks of a run."""
-    # What a run imports late would take each of its processes seconds; pyarrow imports pandas where there is one.
+    """Runs ``action`` in each of some processes, which need no time for imports;
+    several are the ranks of a run.
+    """
+    # What a run imports late would take each of its processes seconds; pyarrow imports
+    # pandas where there is one.
     for late in ("torch._dynamo", "pandas", "tyro"):
         with contextlib.suppress(ImportError):
             importlib.import_module(late)
@@ -167,18 +208,31 @@ def fork(folder, processes, action):
 
     Image.init()
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     ranks = Ranks([], [folder / f"rank-{rank}.txt" for rank in range(processes)])
     for rank, output in enumerate(ranks.outputs):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12+: a fork with threads about
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # Python 3.12+: a fork with threads about
             pid = os.fork()
         if pid == 0:
-            gc.freeze()  # what the tests have brought would be collected, and so copied, in each process anew
+            # what the tests have brought would be collected, and so copied, in each
+            # process anew
+            gc.freeze()
             code = 1
             with contextlib.suppress(BaseException):
                 if processes > 1:
-                    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+                    os.environ.update(
+                        environment,
+                        RANK=str(rank),
+                        LOCAL_RANK=str(rank),
+                        WORLD_SIZE=str(processes),
+                    )
                 handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(handle, 1), os.dup2(handle, 2)
                 sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
@@ -201,9 +255,15 @@ def on_ranks(folder, processes, work, limit=120):
     def action():
         rank = int(os.environ["RANK"])
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=processes,
+        )
         torch.save(work(rank), folder / f"{rank}.pt")
-        gc.collect()  # a group that DDP still holds when it is destroyed could abort the process
+        # a group that DDP still holds when it is destroyed could abort the process
+        gc.collect()
         dist.destroy_process_group()
 
     ranks = fork(folder, processes, action)

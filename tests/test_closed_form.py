@@ -1,6 +1,8 @@
-"""The closed form against the generalised eigenproblem that defines it and scikit-learn's CCA, and the suspects by it.
+"""The closed form against the generalised eigenproblem that defines it and
+scikit-learn's CCA, and the suspects by it.
 
-Wrong pairs score lowest by a closed form that has not seen them; equal ids stay together; wrong pairs are counted.
+Wrong pairs score lowest by a closed form that has not seen them; equal ids stay
+together; wrong pairs are counted.
 """
 
 import numpy as np
@@ -22,13 +24,24 @@ def pairs(n, seed, *, of_a=7, of_b=4):
     """Two views of one cause, with columns of unlike units, and far from zero."""
     rng = np.random.default_rng(seed)
     cause = rng.normal(size=(n, 3))
-    a = (cause @ rng.normal(size=(3, of_a)) + rng.normal(size=(n, of_a))) * rng.uniform(0.1, 9, of_a) + 50
-    return torch.from_numpy(a), torch.from_numpy(cause @ rng.normal(size=(3, of_b)) + rng.normal(size=(n, of_b)))
+    a = (cause @ rng.normal(size=(3, of_a)) + rng.normal(size=(n, of_a))) * rng.uniform(
+        0.1, 9, of_a
+    ) + 50
+    return torch.from_numpy(a), torch.from_numpy(
+        cause @ rng.normal(size=(3, of_b)) + rng.normal(size=(n, of_b))
+    )
 
 
-@given(st.integers(9, 60), st.integers(0, 99), st.sampled_from([0.003, 0.1, 2.0]), st.booleans())
+@given(
+    st.integers(9, 60),
+    st.integers(0, 99),
+    st.sampled_from([0.003, 0.1, 2.0]),
+    st.booleans(),
+)
 def test_directions_solve_the_generalised_eigenproblem(n, seed, ridge, by_column):
-    """(0 C_ab; C_ba 0) v = s (R_a 0; 0 R_b) v, solved by scipy as one problem of both sides. Tolerance 1e-8."""
+    """(0 C_ab; C_ba 0) v = s (R_a 0; 0 R_b) v, solved by scipy as one problem of both
+    sides. Tolerance 1e-8.
+    """
     a, b = pairs(n, seed)
     x, y = a.numpy() - a.numpy().mean(0), b.numpy() - b.numpy().mean(0)
     if by_column:
@@ -37,27 +50,43 @@ def test_directions_solve_the_generalised_eigenproblem(n, seed, ridge, by_column
     left[:7, 7:], left[7:, :7] = x.T @ y / n, y.T @ x / n
     for side, at in ((x, slice(0, 7)), (y, slice(7, 11))):
         covariance = side.T @ side / n
-        right[at, at] = covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        right[at, at] = covariance + ridge * np.trace(covariance) / len(
+            covariance
+        ) * np.eye(len(covariance))
     values, vectors = (part[..., ::-1][..., :4] for part in eigh(left, right))
-    (directions,) = canonical_directions(PairMoments.of(a, b), [ridge], by_column=by_column)
+    (directions,) = canonical_directions(
+        PairMoments.of(a, b), [ridge], by_column=by_column
+    )
     assert np.allclose(directions.correlations, values, atol=1e-8)
-    expected = (x @ vectors[:7] * values**2) @ (y @ vectors[7:]).T * 2  # both sides of unit variance: a factor √2 each
+    expected = (
+        (x @ vectors[:7] * values**2) @ (y @ vectors[7:]).T * 2
+    )  # both sides of unit variance: a factor √2 each
     of_a, of_b = directions.weighted(1.0)
     found = (a - a.mean(0)) @ of_a @ ((b - b.mean(0)) @ of_b).T
-    assert np.allclose(found, expected, atol=1e-8 * max(1.0, float(np.abs(expected).max())))
+    assert np.allclose(
+        found, expected, atol=1e-8 * max(1.0, float(np.abs(expected).max()))
+    )
 
 
 def test_with_hardly_a_ridge_it_is_scikit_learns():
-    """scikit-learn's CCA has no ridge; it iterates, so the correlations agree to 1e-5."""
+    """scikit-learn's CCA has no ridge; it iterates, so the correlations agree to
+    1e-5.
+    """
     a, b = pairs(300, 0)
     (directions,) = canonical_directions(PairMoments.of(a, b), [1e-12])
-    x, y = CCA(n_components=3, max_iter=5000, tol=1e-12).fit(a.numpy(), b.numpy()).transform(a.numpy(), b.numpy())
+    x, y = (
+        CCA(n_components=3, max_iter=5000, tol=1e-12)
+        .fit(a.numpy(), b.numpy())
+        .transform(a.numpy(), b.numpy())
+    )
     theirs = [np.corrcoef(x[:, k], y[:, k])[0, 1] for k in range(3)]
     assert directions.correlations[:3].tolist() == pytest.approx(theirs, abs=1e-5)
 
 
 def test_moments_of_blocks_add():
-    """Rows that lie 10⁶ from zero, where sums of squares would keep no digit of a float32."""
+    """Rows that lie 10⁶ from zero, where sums of squares would keep no digit of a
+    float32.
+    """
     sizes = [1, 20, 3, 7]
     a, b = pairs(sum(sizes), 0)
     a = a + 1e6
@@ -65,14 +94,18 @@ def test_moments_of_blocks_add():
     total, whole = sum(blocks[1:], blocks[0]), PairMoments.of(a, b)
     assert total.count == whole.count
     for name in ("mean_a", "mean_b", "aa", "bb", "ab"):
-        torch.testing.assert_close(getattr(total, name), getattr(whole, name), rtol=1e-7, atol=1e-6)
+        torch.testing.assert_close(
+            getattr(total, name), getattr(whole, name), rtol=1e-7, atol=1e-6
+        )
 
 
 def test_a_column_that_is_constant_brings_nothing():
     a, b = pairs(50, 1)
     constant = torch.cat([a, torch.full((50, 1), 0.1, dtype=torch.float32).double()], 1)
     for by_column in (False, True):
-        (with_it,) = canonical_directions(PairMoments.of(constant, b), [0.1], by_column=by_column)
+        (with_it,) = canonical_directions(
+            PairMoments.of(constant, b), [0.1], by_column=by_column
+        )
         assert torch.isfinite(with_it.a).all() and with_it.correlations.isfinite().all()
         assert float((with_it.weighted(1.0)[0][-1]).abs().max()) < 1e-6
 
@@ -80,7 +113,10 @@ def test_a_column_that_is_constant_brings_nothing():
 def views(n, seed=0):
     rng = np.random.default_rng(seed)
     cause = rng.normal(size=(n, 12))
-    a, b = (cause @ rng.normal(size=(12, width)) + 0.5 * rng.normal(size=(n, width)) for width in (30, 20))
+    a, b = (
+        cause @ rng.normal(size=(12, width)) + 0.5 * rng.normal(size=(n, width))
+        for width in (30, 20)
+    )
     return torch.from_numpy(a).float(), torch.from_numpy(np.tanh(b / 3) + 7).float()
 
 
@@ -101,12 +137,21 @@ def test_swapped_pairs_score_lowest_and_are_counted(share):
     assert abs(found.count() - int(wrong.sum())) <= 24
     if share:
         assert above(found.scores[~wrong], found.scores[wrong]) > 0.97
-        fits = found.better == torch.arange(800)  # nothing fits better than a pair's partner
-        assert float(fits[wrong].double().mean()) < 0.1 < 0.5 < float(fits[~wrong].double().mean())
+        fits = found.better == torch.arange(
+            800
+        )  # nothing fits better than a pair's partner
+        assert (
+            float(fits[wrong].double().mean())
+            < 0.1
+            < 0.5
+            < float(fits[~wrong].double().mean())
+        )
 
 
 def test_equal_ids_are_judged_by_others_alone():
-    """Noise that is there three times scores as mismatched pairs do, but for those that have seen their copies."""
+    """Noise that is there three times scores as mismatched pairs do, but for those that
+    have seen their copies.
+    """
     rng = np.random.default_rng(1)
     a, b = (torch.from_numpy(rng.normal(size=(100, 40))).repeat(3, 1) for _ in range(2))
     together = suspicion(a, b, ids=torch.arange(100).repeat(3))
@@ -117,15 +162,30 @@ def test_equal_ids_are_judged_by_others_alone():
 
 def test_scores_follow_their_pairs_in_any_order():
     a, b = views(120, 3)
-    ids, order = torch.arange(120) // 2, torch.randperm(120, generator=torch.Generator().manual_seed(0))
+    ids, order = (
+        torch.arange(120) // 2,
+        torch.randperm(120, generator=torch.Generator().manual_seed(0)),
+    )
     found = cloob.suspects(a[order], b[order], ids[order])
-    torch.testing.assert_close(found, cloob.suspects(a, b, ids)[order], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        found, cloob.suspects(a, b, ids)[order], atol=1e-4, rtol=0
+    )
 
 
 def test_what_cannot_be_judged_is_one_line():
     a, b = views(12)
     raises(ValueError, "as many rows", cloob.suspects, a, b[:7])
-    raises(ValueError, "b: row 3 holds NaN", cloob.suspects, a, b.index_fill(0, torch.tensor([3]), torch.nan))
+    raises(
+        ValueError,
+        "b: row 3 holds NaN",
+        cloob.suspects,
+        a,
+        b.index_fill(0, torch.tensor([3]), torch.nan),
+    )
     raises(ValueError, "a: row 0 holds", cloob.suspects, a.double() * 1e300, b)
-    assert torch.equal(cloob.suspects(pd.DataFrame((a > 0).numpy()), b), cloob.suspects(a > 0, b))
-    raises(ValueError, "3 distinct ids in 5 folds", cloob.suspects, a, b, ids=[0, 1, 2] * 4)
+    assert torch.equal(
+        cloob.suspects(pd.DataFrame((a > 0).numpy()), b), cloob.suspects(a > 0, b)
+    )
+    raises(
+        ValueError, "3 distinct ids in 5 folds", cloob.suspects, a, b, ids=[0, 1, 2] * 4
+    )

@@ -1,6 +1,8 @@
-"""Real gloo processes: over ranks, loss and SGD step are those of one process that has the whole batch.
+"""Real gloo processes: over ranks, loss and SGD step are those of one process that has
+the whole batch.
 
-W processes do all checks of their world size at once, forked from a server that has imported torch: starting them is
+W processes do all checks of their world size at once, forked from a server that has
+    imported torch: starting them is
 what takes the time.
 """
 
@@ -25,20 +27,31 @@ from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
 from paper_loops import count_flops, pairs
 from support import raises
 
-multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed", "cloob.objective"])
+multiprocessing.set_forkserver_preload(
+    ["torch._dynamo", "torch.distributed", "cloob.objective"]
+)
 
 SECONDS = 60  # a collective call that waits longer is a hang
-SIZES = {1: {"equal": (6,)}, 2: {"equal": (3, 3), "unequal": (2, 5)}, 3: {"unequal": (1, 4, 2)}}
-# Each member inside DDP, on equal parts without ids and on unequal ones with ids; CLOOB in the two other ways
-# too, and after DDP.
+SIZES = {
+    1: {"equal": (6,)},
+    2: {"equal": (3, 3), "unequal": (2, 5)},
+    3: {"unequal": (1, 4, 2)},
+}
+# Each member inside DDP, on equal parts without ids and on unequal ones with ids; CLOOB
+# in the two other ways too, and after DDP.
 STEP_CASES = [
     (name, backend, split, with_ids)
     for name, backend, split, with_ids in itertools.product(
-        (*OBJECTIVES, "outside"), ("reference", "streamed"), ("equal", "unequal"), (False, True)
+        (*OBJECTIVES, "outside"),
+        ("reference", "streamed"),
+        ("equal", "unequal"),
+        (False, True),
     )
     if name == "cloob" or with_ids == (split == "unequal" or name == "outside")
 ]
-COMPILED = 2  # ranks around which a compiled module is tried: tracing is what takes the time
+COMPILED = (
+    2  # ranks around which a compiled module is tried: tracing is what takes the time
+)
 
 
 class Towers(nn.Module):
@@ -47,11 +60,16 @@ class Towers(nn.Module):
     def __init__(self, objective):
         super().__init__()
         torch.manual_seed(0)
-        self.image, self.text = (nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)) for _ in range(2))
+        self.image, self.text = (
+            nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)) for _ in range(2)
+        )
         self.objective = objective
 
     def forward(self, images, texts, ids=None):
-        x, y = (nn.functional.normalize(tower(t), dim=1) for tower, t in ((self.image, images), (self.text, texts)))
+        x, y = (
+            nn.functional.normalize(tower(t), dim=1)
+            for tower, t in ((self.image, images), (self.text, texts))
+        )
         return (x, y) if self.objective is None else self.objective(x, y, ids=ids)
 
 
@@ -62,16 +80,32 @@ def batch(n):
 
 
 def learnable(name, backend, gather, **more):
-    options = {"learnable_inv_tau": True, "learnable_beta": "hopfield" in name or name == "cloob"}
-    return make_objective(name, backend=backend, gather=gather, inv_tau=10.0, **options, **more)
+    options = {
+        "learnable_inv_tau": True,
+        "learnable_beta": "hopfield" in name or name == "cloob",
+    }
+    return make_objective(
+        name, backend=backend, gather=gather, inv_tau=10.0, **options, **more
+    )
 
 
 def two_steps(name, backend, rows, gather):
-    """Of SGD: the second loss depends on the first gradient. DDP averages learnable τ and β as it does the weights."""
-    outside = make_objective("cloob", backend=backend, gather=gather) if name == "outside" else None
+    """Of SGD: the second loss depends on the first gradient.
+
+    DDP averages learnable τ and β as it does the weights.
+    """
+    outside = (
+        make_objective("cloob", backend=backend, gather=gather)
+        if name == "outside"
+        else None
+    )
     # With ids also a margin; objectives that gather where there is a process group.
     more = {"exclude_above": 0.1 if len(rows) == 3 else None}
-    towers = Towers(None if outside else learnable(name, backend, "auto" if gather else False, **more))
+    towers = Towers(
+        None
+        if outside
+        else learnable(name, backend, "auto" if gather else False, **more)
+    )
     wrapped = nn.parallel.DistributedDataParallel(towers) if gather else towers
     optimizer, losses = torch.optim.SGD(towers.parameters(), lr=0.5), []
     for _ in range(2):
@@ -80,7 +114,10 @@ def two_steps(name, backend, rows, gather):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return {"losses": losses, "parameters": {k: v.detach().clone() for k, v in towers.named_parameters()}}
+    return {
+        "losses": losses,
+        "parameters": {k: v.detach().clone() for k, v in towers.named_parameters()},
+    }
 
 
 def steps(own, sizes, gather):
@@ -89,12 +126,16 @@ def steps(own, sizes, gather):
     for name, backend, split, with_ids in STEP_CASES:
         if split in sizes:
             rows = tuple(t[own(split)] for t in batch(sum(sizes[split])))
-            results[name, backend, split, with_ids] = two_steps(name, backend, rows[: 2 + with_ids], gather)
+            results[name, backend, split, with_ids] = two_steps(
+                name, backend, rows[: 2 + with_ids], gather
+            )
     return results
 
 
 def flops_and_values():
-    """Arithmetic of one step of CLOOB at a global batch that every world size divides; the loss without gradients."""
+    """Arithmetic of one step of CLOOB at a global batch that every world size divides;
+    the loss without gradients.
+    """
     n, found = 24, {}
     x, y = pairs(n, 8, dtype=torch.float32)
     own = Layout((n // dist.get_world_size(),) * dist.get_world_size()).local
@@ -106,31 +147,53 @@ def flops_and_values():
             found[f"{backend} value"] = objective(*rows).item()
             found[f"{backend} plain"] = objective(*rows, hopfield=False).item()
             half = [r.bfloat16() for r in rows]
-            found[f"{backend} bfloat16"] = (objective(*half).item(), objective(*(h.float() for h in half)).item())
+            found[f"{backend} bfloat16"] = (
+                objective(*half).item(),
+                objective(*(h.float() for h in half)).item(),
+            )
     return found
 
 
 def under_autocast():
-    """How far loss and gradients of a call under autocast are from those without it; streamed, also backward in it."""
+    """How far loss and gradients of a call under autocast are from those without it;
+    streamed, also backward in it.
+    """
     found, sides = {}, pairs(6, 8, seed=dist.get_rank(), dtype=torch.float32)
-    for name, backend, inside in itertools.product(OBJECTIVES, ("reference", "streamed"), (False, True)):
+    for name, backend, inside in itertools.product(
+        OBJECTIVES, ("reference", "streamed"), (False, True)
+    ):
         results = []
         for lowered in (False, True):
-            objective, rows = learnable(name, backend, gather=True), [side.clone().requires_grad_() for side in sides]
+            objective, rows = (
+                learnable(name, backend, gather=True),
+                [side.clone().requires_grad_() for side in sides],
+            )
             with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
                 loss = objective(*rows)
                 if inside and backend == "streamed":
                     loss.backward()
             if not (inside and backend == "streamed"):
                 loss.backward()
-            results.append(torch.cat([t.grad.flatten() for t in (*rows, *objective.parameters())] + [loss[None]]))
-        found[f"{name} {backend} {inside}"] = float((results[0] - results[1]).abs().max())
+            results.append(
+                torch.cat(
+                    [t.grad.flatten() for t in (*rows, *objective.parameters())]
+                    + [loss[None]]
+                )
+            )
+        found[f"{name} {backend} {inside}"] = float(
+            (results[0] - results[1]).abs().max()
+        )
     return found
 
 
 def faults():
-    """What each rank raises when the last one alone makes a mistake; the loss in between shows all are in step."""
-    last, (x, y) = dist.get_rank() == dist.get_world_size() - 1, pairs(4, 3, seed=dist.get_rank(), dtype=torch.float32)
+    """What each rank raises when the last one alone makes a mistake; the loss in
+    between shows all are in step.
+    """
+    last, (x, y) = (
+        dist.get_rank() == dist.get_world_size() - 1,
+        pairs(4, 3, seed=dist.get_rank(), dtype=torch.float32),
+    )
     nan = x.clone()
     nan[2, 0] = math.nan
     mistakes = {
@@ -141,12 +204,16 @@ def faults():
         "other contrast": ((x, y), {}),
     }
     raised = {}
-    for backend, (name, (arguments, options)) in itertools.product(("reference", "streamed"), mistakes.items()):
+    for backend, (name, (arguments, options)) in itertools.product(
+        ("reference", "streamed"), mistakes.items()
+    ):
         objective = ContrastiveObjective(gather=True, backend=backend)
         other = ContrastiveObjective(gather=True, backend=backend, contrast="infonce")
         try:
             if last:
-                (other if name == "other contrast" else objective)(*arguments, **options)
+                (other if name == "other contrast" else objective)(
+                    *arguments, **options
+                )
             else:
                 objective(x, y)
             raised[name] = ("nothing", "")
@@ -165,18 +232,31 @@ def faults():
     else:
         leaf = x.clone().requires_grad_()
         reference = ContrastiveObjective(gather=True, backend="reference")
-        with pytest.raises(RuntimeError, match="can be differentiated once; gather=False has more derivatives"):
+        with pytest.raises(
+            RuntimeError,
+            match="can be differentiated once; gather=False has more derivatives",
+        ):
             torch.autograd.grad(reference(leaf, y), leaf, create_graph=True)
-        raises(RuntimeError, r"goes through no torch\.func .* gather=False does", torch.func.grad(objective), x, y)
+        raises(
+            RuntimeError,
+            r"goes through no torch\.func .* gather=False does",
+            torch.func.grad(objective),
+            x,
+            y,
+        )
     return raised
 
 
 def primitives():
-    """What the losses do not show: ids keep all their bits, and ranks agree or fail together."""
+    """What the losses do not show: ids keep all their bits, and ranks agree or fail
+    together.
+    """
     rank, world = distributed.rank(), distributed.world_size()
     layout = Layout(tuple(range(1, world + 1)))
     numbers = distributed.gather_rows(torch.arange(rank + 1) + (1 << 40), layout)
-    assert numbers.tolist() == [(1 << 40) + k for r in range(world) for k in range(r + 1)]
+    assert numbers.tolist() == [
+        (1 << 40) + k for r in range(world) for k in range(r + 1)
+    ]
     assert distributed.agree({"a": rank, "b": 7}, None, torch.device("cpu")) == {
         "a": tuple(range(world)),
         "b": (7,) * world,
@@ -185,24 +265,40 @@ def primitives():
     class Local(Exception):
         """No other rank can make one."""
 
-    for fault in (Local("of its own"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "of its own")):
+    for fault in (
+        Local("of its own"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "of its own"),
+    ):
         with pytest.raises(RuntimeError, match=f"^rank {world - 1}: .*of its own"):
-            distributed.agree({}, fault if rank == world - 1 else None, torch.device("cpu"))
+            distributed.agree(
+                {}, fault if rank == world - 1 else None, torch.device("cpu")
+            )
 
     def fails():
         raise Local("of its own")
 
-    raises(RuntimeError if rank else Local, r"^of its own", distributed.on_rank_zero, fails)
+    raises(
+        RuntimeError if rank else Local, r"^of its own", distributed.on_rank_zero, fails
+    )
     everywhere = distributed.gather_objects({"rank": torch.full((3,), rank)})
-    assert [value["rank"].tolist() for value in everywhere] == [[r] * 3 for r in range(world)]
+    assert [value["rank"].tolist() for value in everywhere] == [
+        [r] * 3 for r in range(world)
+    ]
 
 
 def compiled():
-    """How far the loss and the gradients of a compiled module that gathers are from the same module's, eagerly."""
-    images, texts, ids = (t[Layout((3,) * dist.get_world_size()).local] for t in batch(3 * dist.get_world_size()))
+    """How far the loss and the gradients of a compiled module that gathers are from the
+    same module's, eagerly.
+    """
+    images, texts, ids = (
+        t[Layout((3,) * dist.get_world_size()).local]
+        for t in batch(3 * dist.get_world_size())
+    )
     found = {}
     for backend in ("reference", "streamed"):
-        eager, traced = (Towers(learnable("cloob", backend, gather=True)) for _ in range(2))
+        eager, traced = (
+            Towers(learnable("cloob", backend, gather=True)) for _ in range(2)
+        )
         compiled_module, gaps = torch.compile(traced, backend="eager"), []
         for _ in range(2):  # the second time with other scales
             losses = [module(images, texts, ids) for module in (eager, compiled_module)]
@@ -221,12 +317,24 @@ def compiled():
 def worker(rank, world, folder):
     torch.set_num_threads(1)
     path = Path(folder)
-    dist.init_process_group("gloo", f"file://{path}/store", timedelta(seconds=SECONDS), rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo",
+        f"file://{path}/store",
+        timedelta(seconds=SECONDS),
+        rank=rank,
+        world_size=world,
+    )
     try:
         primitives()
         sizes = SIZES[world]
-        found = {"steps": steps(lambda split: Layout(sizes[split]).local, sizes, gather=True)}
-        found |= {"flops": flops_and_values(), "faults": faults(), "autocast": under_autocast()}
+        found = {
+            "steps": steps(lambda split: Layout(sizes[split]).local, sizes, gather=True)
+        }
+        found |= {
+            "flops": flops_and_values(),
+            "faults": faults(),
+            "autocast": under_autocast(),
+        }
         found["compiled"] = compiled() if world == COMPILED else {}
         torch.save(found, path / f"rank-{rank}.pt")
     except BaseException:
@@ -237,13 +345,21 @@ def worker(rank, world, folder):
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(1, marks=pytest.mark.nightly), 2, 3], ids=["1-ranks", "2-ranks", "3-ranks"]
+    scope="module",
+    params=[pytest.param(1, marks=pytest.mark.nightly), 2, 3],
+    ids=["1-ranks", "2-ranks", "3-ranks"],
 )
 def ranks(request, tmp_path_factory):
     """What each rank of a run found."""
     world = request.param
     folder = tmp_path_factory.mktemp(f"ranks-{world}")
-    context = mp.start_processes(worker, (world, str(folder)), nprocs=world, join=False, start_method="forkserver")
+    context = mp.start_processes(
+        worker,
+        (world, str(folder)),
+        nprocs=world,
+        join=False,
+        start_method="forkserver",
+    )
     try:
         end = time.monotonic() + 2 * SECONDS
         while not context.join(timeout=1):
@@ -252,39 +368,60 @@ def ranks(request, tmp_path_factory):
     except mp.ProcessExitedException as error:
         pytest.fail(str(error))
     except mp.ProcessRaisedException:
-        pytest.fail("\n".join(p.read_text() for p in sorted(folder.glob("rank-*.txt"))), pytrace=False)
+        pytest.fail(
+            "\n".join(p.read_text() for p in sorted(folder.glob("rank-*.txt"))),
+            pytrace=False,
+        )
     finally:
         for process in context.processes:
             process.kill()
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(world)]
+    return [
+        torch.load(folder / f"rank-{rank}.pt", weights_only=False)
+        for rank in range(world)
+    ]
 
 
 def test_loss_and_sgd_steps_are_those_of_one_process(ranks):
     whole = steps(lambda split: slice(None), SIZES[len(ranks)], gather=False)
     assert whole.keys() == ranks[0]["steps"].keys()
     for case, expected in whole.items():
-        untouched = Towers(learnable(case[0], "reference", False) if case[0] != "outside" else None).named_parameters()
+        untouched = Towers(
+            learnable(case[0], "reference", False) if case[0] != "outside" else None
+        ).named_parameters()
         for name, before in untouched:
-            assert not torch.equal(before, expected["parameters"][name]), f"{case}: {name} does not move"
+            assert not torch.equal(before, expected["parameters"][name]), (
+                f"{case}: {name} does not move"
+            )
         # Of SigLIP the scale's gradient sums over all N² pairs, of which most cancel.
         close = 1e-4 if case[0].startswith("siglip") else 1e-5
         for rank, found in enumerate(ranks):
             got = found["steps"][case]
-            assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5, abs=1e-6), (case, rank)
+            assert got["losses"] == pytest.approx(
+                expected["losses"], rel=1e-5, abs=1e-6
+            ), (case, rank)
             for name, value in expected["parameters"].items():
                 where = f"{case}, rank {rank}: {name}"
-                torch.testing.assert_close(got["parameters"][name], value, rtol=close, atol=close, msg=where)
+                torch.testing.assert_close(
+                    got["parameters"][name], value, rtol=close, atol=close, msg=where
+                )
 
 
 def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks):
     n, d, world = 24, 8, len(ranks)
     x, y = pairs(n, d, dtype=torch.float32)
-    expected, plain = (ContrastiveObjective(hopfield=hopfield)(x, y).item() for hopfield in (True, False))
+    expected, plain = (
+        ContrastiveObjective(hopfield=hopfield)(x, y).item()
+        for hopfield in (True, False)
+    )
     for found in (rank["flops"] for rank in ranks):
-        # Four retrievals of 2 + 4 products and two contrasts of 1 + 2; streamed retrievals compute one of theirs again,
-        # but a rank by itself shares what they share (here all of a batch is one tile).
+        # Four retrievals of 2 + 4 products and two contrasts of 1 + 2; streamed
+        # retrievals compute one of theirs again, but a rank by itself shares what they
+        # share (here all of a batch is one tile).
         assert found["reference"] * world == 2 * (4 * 6 + 2 * 3) * n * n * d
-        assert found["streamed"] * world == (2 * (4 * 7 + 2 * 3) if world > 1 else 60) * n * n * d
+        assert (
+            found["streamed"] * world
+            == (2 * (4 * 7 + 2 * 3) if world > 1 else 60) * n * n * d
+        )
         for backend in ("reference", "streamed"):
             assert found[f"{backend} value"] == pytest.approx(expected, rel=1e-5)
             assert found[f"{backend} plain"] == pytest.approx(plain, rel=1e-5)
@@ -301,18 +438,33 @@ def test_autocast_and_torch_compile_around_it_change_nothing(ranks):
 def test_a_mistake_on_one_rank_is_raised_on_all(ranks):
     last = len(ranks) - 1
     for mistake, error, message in (
-        ("NaN row", "NonFiniteFeaturesError", "image_features: 1 of 4 rows are bad; row 2 is not finite"),
+        (
+            "NaN row",
+            "NonFiniteFeaturesError",
+            "image_features: 1 of 4 rows are bad; row 2 is not finite",
+        ),
         ("not a tensor", "TypeError", "image_features is a NoneType"),
-        ("no rows", "ValueError", "0 image_features and 0 text_features: pairs are expected, at least 1"),
+        (
+            "no rows",
+            "ValueError",
+            "0 image_features and 0 text_features: pairs are expected, at least 1",
+        ),
         ("other scale", "ValueError", "ranks differ in inv_tau: rank 0 has 30.0"),
-        ("other contrast", "ValueError", "ranks differ in contrast: rank 0 has infoloob"),
+        (
+            "other contrast",
+            "ValueError",
+            "ranks differ in contrast: rank 0 has infoloob",
+        ),
     ):
         differs = "ranks differ" in message
         for kind, text in (found["faults"][mistake] for found in ranks):
             if last == 0:  # its messages are tested with the objective
                 assert kind == ("nothing" if differs else error), (kind, text)
             else:
-                assert (kind, text.startswith(message if differs else f"rank {last}: {message}")) == (error, True), text
+                assert (
+                    kind,
+                    text.startswith(message if differs else f"rank {last}: {message}"),
+                ) == (error, True), text
 
 
 @pytest.mark.parametrize("rank", [None, "first"])
@@ -323,7 +475,10 @@ def test_a_world_that_torchrun_has_not_set_up_is_said(rank, monkeypatch):
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
     with (
-        pytest.raises(InputError, match=r"^WORLD_SIZE is set, but not by torchrun \(.*\); start by torchrun"),
+        pytest.raises(
+            InputError,
+            match=r"^WORLD_SIZE is set, but not by torchrun \(.*\); start by torchrun",
+        ),
         distributed.process_group(torch.device("cpu")),
     ):
         pass

@@ -1,6 +1,7 @@
 """The pages: links lead somewhere, commands are understood, and the Python runs.
 
-That the site builds without a warning, and each page is in its contents, is checked by ``make docs``.
+That the site builds without a warning, and each page is in its contents, is checked by
+``make docs``.
 """
 
 import contextlib
@@ -36,54 +37,97 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (DOCS / "api.md").read_text(encoding="utf-8") if DOCS.is_dir() else ""
-PAGES = set((DOCS / "modules.txt").read_text(encoding="utf-8").split()) if DOCS.is_dir() else set()
+PAGES = (
+    set((DOCS / "modules.txt").read_text(encoding="utf-8").split())
+    if DOCS.is_dir()
+    else set()
+)
 SHOWN = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="an installed package has no documentation beside it")
+pytestmark = pytest.mark.skipif(
+    not DOCS.is_dir(), reason="an installed package has no documentation beside it"
+)
 
 
 def blocks(page, *kinds):
-    found = re.findall(r"^```(\S+)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r"^```(\S+)\n(.*?)^```",
+        page.read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
     return [text for kind, text in found if kind in kinds]
 
 
 def commands(page):
-    """The words of each ``cloob`` command of a page, those behind torchrun too; ``…`` stands for more."""
+    """The words of each ``cloob`` command of a page, those behind torchrun too; ``…``
+    stands for more.
+    """
     text = "\n".join(blocks(page, "console", "sh", "yaml")).replace("\\\n", " ")
     text = re.sub(r"(?<=\S)\n {12,}(?=\S)", " ", text)  # a folded line of YAML
-    found = re.findall(r"^(?:\$ (?:\.venv/bin/)?|.*torchrun .*-m )cloob (.*)", text, re.MULTILINE)
-    return [shlex.split(words.rstrip("& ").replace(" …", ""), comments=True) for words in found]
+    found = re.findall(
+        r"^(?:\$ (?:\.venv/bin/)?|.*torchrun .*-m )cloob (.*)", text, re.MULTILINE
+    )
+    return [
+        shlex.split(words.rstrip("& ").replace(" …", ""), comments=True)
+        for words in found
+    ]
 
 
 # Pages
 
 
 def test_each_public_name_is_in_the_api():
-    shown = dict(re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", API, flags=re.MULTILINE))
-    assert sorted(shown) == sorted(name for name in cloob.__all__ if not name.startswith("__"))
-    assert [name for name, at in shown.items() if not PAGES & {at, at.rpartition(".")[0]}] == []  # else a dead link
+    shown = dict(
+        re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", API, flags=re.MULTILINE)
+    )
+    assert sorted(shown) == sorted(
+        name for name in cloob.__all__ if not name.startswith("__")
+    )
+    assert [
+        name for name, at in shown.items() if not PAGES & {at, at.rpartition(".")[0]}
+    ] == []  # else a dead link
     assert all(pydoc.locate(at) is getattr(cloob, name) for name, at in shown.items())
 
 
 def test_the_walk_of_a_step_names_its_files_which_are_few_and_short():
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     walk = re.findall(r"^\d\. `(training/\w+\.py)`: (.*)$", text, flags=re.MULTILINE)
-    sources = [(ROOT / "src" / "cloob" / file).read_text(encoding="utf-8") for file, _ in walk]
+    sources = [
+        (ROOT / "src" / "cloob" / file).read_text(encoding="utf-8") for file, _ in walk
+    ]
     for (file, sentence), source in zip(walk, sources, strict=True):
         names = re.findall(r"`(\w+)`", sentence)
-        assert names and all(re.search(rf"(def|class) {name}\b|\b{name}\(", source) for name in names), file
+        assert names and all(
+            re.search(rf"(def|class) {name}\b|\b{name}\(", source) for name in names
+        ), file
     assert len(walk) == 5 and sum(source.count("\n") for source in sources) <= 900
 
 
 def test_pages_that_the_source_names_have_these_titles():
-    titles = {page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for page in SHOWN}
-    files = [path for kind in ("py", "toml") for path in (ROOT / "src").rglob(f"*.{kind}")]
-    named = set(re.findall(r"\bpage\s“([^”]*)”", "\n".join(path.read_text(encoding="utf-8") for path in files)))
+    titles = {
+        page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        for page in SHOWN
+    }
+    files = [
+        path for kind in ("py", "toml") for path in (ROOT / "src").rglob(f"*.{kind}")
+    ]
+    named = set(
+        re.findall(
+            r"\bpage\s“([^”]*)”",
+            "\n".join(path.read_text(encoding="utf-8") for path in files),
+        )
+    )
     assert {" ".join(title.split()) for title in named} <= titles
-    assert not [path for path in files if re.search(r"\bdocs/[\w-]+\.md", path.read_text(encoding="utf-8"))]
+    assert not [
+        path
+        for path in files
+        if re.search(r"\bdocs/[\w-]+\.md", path.read_text(encoding="utf-8"))
+    ]
 
 
 def located(name):
-    """Whether there is an object of this full name; one whose module needs a package that is not here counts."""
+    """Whether there is an object of this full name; one whose module needs a package
+    that is not here counts.
+    """
     try:
         return pydoc.locate(name) is not None
     except pydoc.ErrorDuringImport:
@@ -93,21 +137,46 @@ def located(name):
 def test_modules_of_the_api_and_targets_of_docstrings_are_there():
     """Also of names that are no public ones of ``cloob`` but stand on pages."""
     shown = "\n".join(block for page in SHOWN for block in blocks(page, "python", "py"))
-    imported = set(re.findall(r"^(?:from|import) (cloob\.[\w.]+)", shown, flags=re.MULTILINE))
-    assert (
-        imported | {"cloob.evaluation.analysis", "cloob.evaluation.sets.pictures", "cloob.interop.negatives"} <= PAGES
+    imported = set(
+        re.findall(r"^(?:from|import) (cloob\.[\w.]+)", shown, flags=re.MULTILINE)
     )
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
-    targets = set(re.findall(r":(?:func|class|mod|meth|attr|data):`~?(cloob\.[\w.]+)`", sources))
+    assert (
+        imported
+        | {
+            "cloob.evaluation.analysis",
+            "cloob.evaluation.sets.pictures",
+            "cloob.interop.negatives",
+        }
+        <= PAGES
+    )
+    sources = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")
+    )
+    targets = set(
+        re.findall(r":(?:func|class|mod|meth|attr|data):`~?(cloob\.[\w.]+)`", sources)
+    )
     assert [name for name in sorted(PAGES | targets) if not located(name)] == []
 
 
 def test_links_lead_to_files():
     lost = []
     for page in SHOWN:
-        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        here = [to for to in re.findall(r"\]\(([^)\s]+?)(?:#[^)]*)?\)", text) if not re.match(r"https?:|mailto:|#", to)]
-        lost += [f"{page.name}: {target}" for target in here if not (page.parent / target).exists()]
+        text = re.sub(
+            r"^```.*?^```",
+            "",
+            page.read_text(encoding="utf-8"),
+            flags=re.MULTILINE | re.DOTALL,
+        )
+        here = [
+            to
+            for to in re.findall(r"\]\(([^)\s]+?)(?:#[^)]*)?\)", text)
+            if not re.match(r"https?:|mailto:|#", to)
+        ]
+        lost += [
+            f"{page.name}: {target}"
+            for target in here
+            if not (page.parent / target).exists()
+        ]
     assert not lost
 
 
@@ -118,12 +187,16 @@ class Understood(BaseException):
     """Ends a command once its words are parsed."""
 
 
-@pytest.mark.parametrize("page", [page for page in SHOWN if commands(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in SHOWN if commands(page)], ids=lambda page: page.name
+)
 def test_commands_are_understood(page, tmp_path, monkeypatch):
     parse = tyro.cli
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
-    (tmp_path / "more.toml").write_text("\n".join(blocks(page, "toml")), encoding="utf-8")
+    (tmp_path / "more.toml").write_text(
+        "\n".join(blocks(page, "toml")), encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
 
     def only_parse(*args, **kwargs):
@@ -132,14 +205,26 @@ def test_commands_are_understood(page, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tyro, "cli", only_parse)
     for words in commands(page):
-        with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(Understood):
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as err,
+            pytest.raises(Understood),
+        ):
             assert cli.main(words) == 0, (words, err.getvalue())
 
 
 def test_make_has_the_targets_that_are_named():
-    targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(
+        re.findall(
+            r"^(\w[\w-]*):",
+            (ROOT / "Makefile").read_text(encoding="utf-8"),
+            flags=re.MULTILINE,
+        )
+    )
     for page in [*SHOWN, ROOT / "CONTRIBUTING.md"]:
-        assert set(re.findall(r"[`$] ?make ([a-z-]+)", page.read_text(encoding="utf-8"))) <= targets, page
+        assert (
+            set(re.findall(r"[`$] ?make ([a-z-]+)", page.read_text(encoding="utf-8")))
+            <= targets
+        ), page
 
 
 # What runs, on small stand-ins
@@ -151,18 +236,27 @@ class PathModel(ColourModel):
     def encode_image(self, images):
         if isinstance(images, Tensor):
             return super().encode_image(images)
-        return super().encode_image(torch.stack([self.preprocess(Image.open(path)) for path in images]))
+        return super().encode_image(
+            torch.stack([self.preprocess(Image.open(path)) for path in images])
+        )
 
 
 @pytest.fixture
 def beginner(tmp_path, monkeypatch):
-    """A folder with what the pages name, and a model that knows colours in place of any other."""
+    """A folder with what the pages name, and a model that knows colours in place of any
+    other.
+    """
     monkeypatch.chdir(tmp_path)
     loads(monkeypatch, lambda *_, **__: PathModel())
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
         monkeypatch.setenv(variable, os.environ.get(variable, ""))
-    monkeypatch.setattr("webbrowser.open", lambda address: Path(address.removeprefix("file://")).unlink() or True)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(
+        "webbrowser.open",
+        lambda address: Path(address.removeprefix("file://")).unlink() or True,
+    )
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="aot_eager")
+    )
     for folder in ("pictures", "photos"):
         write_pictures(Path(folder), n=3)
     shutil.copy("pictures/red-0.png", "pictures/red.png")
@@ -174,24 +268,40 @@ def beginner(tmp_path, monkeypatch):
         Path("examples", name).mkdir(parents=True)
         for path in Path("pictures").glob(f"{name}-*.png"):
             shutil.copy(path, Path("examples", name, path.name))
-    Path("runs/mine").mkdir(parents=True)  # loading it gives the model that knows colours
+    Path("runs/mine").mkdir(
+        parents=True
+    )  # loading it gives the model that knows colours
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("beginner")
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "find.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", DOCS / "find.md"], ids=lambda page: page.name
+)
 def test_commands_that_find_run(page, capsys):
-    """Those that index, search, sort and embed; an export needs real towers, and a run minutes."""
-    shown = [words for words in commands(page) if words[0] in ("find", "index", "search", "classify", "embed")]
-    found = [words for words in shown if not any("-onnx" in word or ":best" in word for word in words)]
+    """Those that index, search, sort and embed; an export needs real towers, and a run
+    minutes.
+    """
+    shown = [
+        words
+        for words in commands(page)
+        if words[0] in ("find", "index", "search", "classify", "embed")
+    ]
+    found = [
+        words
+        for words in shown
+        if not any("-onnx" in word or ":best" in word for word in words)
+    ]
     assert len(found) >= 2
     for words in found:
         assert cli.main(words) == 0, (words, capsys.readouterr().err)
     if page.name == "find.md":
         before = sorted(Path("pictures").iterdir())
-        assert cli.main(["classify", "pictures.idx", "--labels", "red,green", "--move-to", "sorted"]) in (0, 1)
+        assert cli.main(
+            ["classify", "pictures.idx", "--labels", "red,green", "--move-to", "sorted"]
+        ) in (0, 1)
         assert sorted(Path("pictures").iterdir()) != before
         run_python(page)
         assert sorted(Path("pictures").iterdir()) == before
@@ -207,10 +317,14 @@ def run_python(page):
 
 
 @pytest.mark.usefixtures("beginner")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute"
+)
 def test_python_runs(capsys):
     assert run_python(ROOT / "README.md")["loss"].isfinite()
-    assert capsys.readouterr().out.splitlines() == re.search(r"# prints: ([^(]*) \(", README)[1].split(", ")
+    assert capsys.readouterr().out.splitlines() == re.search(
+        r"# prints: ([^(]*) \(", README
+    )[1].split(", ")
     names = run_python(DOCS / "own-loop.md")
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
@@ -220,24 +334,44 @@ def test_python_runs(capsys):
     loss = 0.0
     for i in range(5):
         mass = {
-            same: [math.exp(4.0 * float(x[i] @ y[j])) for j in range(5) if (ids[j] == ids[i]) == same]
+            same: [
+                math.exp(4.0 * float(x[i] @ y[j]))
+                for j in range(5)
+                if (ids[j] == ids[i]) == same
+            ]
             for same in (0, 1)
         }
         loss -= math.log(sum(mass[1]) / len(mass[1]) / sum(mass[0])) / 5
-    assert names["with_positives"](x, y, ids, 4.0).item() == pytest.approx(loss, abs=1e-5)
+    assert names["with_positives"](x, y, ids, 4.0).item() == pytest.approx(
+        loss, abs=1e-5
+    )
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_the_loops_of_other_trainers_run(tmp_path, monkeypatch):
-    """Lightning's, transformers' and accelerate's, on the towers of the page's first block."""
+    """Lightning's, transformers' and accelerate's, on the towers of the page's first
+    block.
+    """
     pytest.importorskip("accelerate")
     page = DOCS / "own-loop.md"
-    code = "\n".join([blocks(page, "python")[0], *blocks(page, "py"), "assert lightning and Trainer and accelerator"])
+    code = "\n".join(
+        [
+            blocks(page, "python")[0],
+            *blocks(page, "py"),
+            "assert lightning and Trainer and accelerator",
+        ]
+    )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     words = [overlaid("lightning"), "-c", code]
     done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        words,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -248,10 +382,17 @@ def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says():
     expected = 0.0
     for a, b in ((x, y), (y, x)):
         for i in range(8):
-            others = [math.exp(10 * float(a[i] @ side[j])) for side in (a, b) for j in range(8) if j != i]
+            others = [
+                math.exp(10 * float(a[i] @ side[j]))
+                for side in (a, b)
+                for j in range(8)
+                if j != i
+            ]
             expected += (math.log(sum(others)) - 10 * float(a[i] @ b[i])) / 16
     assert float(names["lightly_dcl"](x, y, 0.1)) == pytest.approx(expected, abs=1e-5)
-    dcl, infoloob = (cloob.get_recipe("vectors", objective=name) for name in ("dcl", "infoloob"))
+    dcl, infoloob = (
+        cloob.get_recipe("vectors", objective=name) for name in ("dcl", "infoloob")
+    )
     assert dcl == infoloob == infoloob.override(objective="dcl")
 
 
@@ -272,53 +413,116 @@ def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     names = {"cells": top, "molecules": bottom, "keys": [*range(20)] * 2}
     exec(fitted.replace("GroupKFold(5)", "GroupKFold(2)"), names)
     assert names["search"].best_params_["objective"] in ("clip", "infoloob", "cloob")
-    assert names["search"].best_estimator_.get_metadata_routing().fit.requests["groups"] is True
+    assert (
+        names["search"].best_estimator_.get_metadata_routing().fit.requests["groups"]
+        is True
+    )
     Path("runs").mkdir()
     shutil.move("heads", "runs/infoloob")
     exec(used, names)
-    Path("names.txt").write_text("".join(f"row {i}\n" for i in range(len(names["bottoms"]))))
-    words = ["index", "--b", "bottom.npy", "--labels", "names.txt", "--model", "runs/infoloob", "--out", "bottom.idx"]
+    Path("names.txt").write_text(
+        "".join(f"row {i}\n" for i in range(len(names["bottoms"])))
+    )
+    words = [
+        "index",
+        "--b",
+        "bottom.npy",
+        "--labels",
+        "names.txt",
+        "--model",
+        "runs/infoloob",
+        "--out",
+        "bottom.idx",
+    ]
     assert cli.main(words) == 0
     capsys.readouterr()
     exec(searched, names)
-    assert f"row {names['best'][0]}" == capsys.readouterr().out.split("\n")[0].partition(" ")[2]
+    assert (
+        f"row {names['best'][0]}"
+        == capsys.readouterr().out.split("\n")[0].partition(" ")[2]
+    )
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("name", "objective"), [("ddp.py", "cloob"), ("ddp.py", "clip"), ("fsdp.py", "clip")])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("ddp.py", "cloob"), ("ddp.py", "clip"), ("fsdp.py", "clip")],
+)
 def test_two_ranks_print_what_one_does(name, objective, tmp_path):
     """The scripts that own-loop.md shows."""
 
     def losses(ranks):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        how = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "timeout": 240}
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+        ]
+        how = {
+            "cwd": tmp_path,
+            "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+            "timeout": 240,
+        }
         command += [str(ROOT / "examples" / name), objective]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **how)
-        return [float(number) for number in re.findall(r"^step \d: loss (\S+)$", done.stdout, re.MULTILINE)]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, **how
+        )
+        return [
+            float(number)
+            for number in re.findall(
+                r"^step \d: loss (\S+)$", done.stdout, re.MULTILINE
+            )
+        ]
 
     one, two = losses(1), losses(2)
     assert len(one) == 3 and len(set(one)) == 3
-    # The third loss is after two updates: with another gradient it would be another one.
+    # The third loss is after two updates: with another gradient it would be another
+    # one.
     assert two == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.name
+)
 def test_tutorials_print_what_they_show(page, tmp_path, pytestconfig):
-    """Numbers within 5, as another processor trains another model. ``make tutorials`` writes the outputs anew."""
-    (tmp_path / "tutorial.py").write_text("\nprint('\\f', end='')\n".join(blocks(page, "python")), encoding="utf-8")
-    words, environment = [sys.executable, "tutorial.py"], {**os.environ, "MPLBACKEND": "agg"}
-    done = subprocess.run(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    """Numbers within 5, as another processor trains another model.
+
+    ``make tutorials`` writes the outputs anew.
+    """
+    (tmp_path / "tutorial.py").write_text(
+        "\nprint('\\f', end='')\n".join(blocks(page, "python")), encoding="utf-8"
+    )
+    words, environment = (
+        [sys.executable, "tutorial.py"],
+        {**os.environ, "MPLBACKEND": "agg"},
+    )
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     printed = [output for output in done.stdout.split("\f") if output]
     if pytestconfig.getoption("update_golden"):
         outputs, text = iter(printed), page.read_text(encoding="utf-8")
-        text = re.sub(r"(?ms)^```text\n.*?^```", lambda _: f"```text\n{next(outputs)}```", text)
+        text = re.sub(
+            r"(?ms)^```text\n.*?^```", lambda _: f"```text\n{next(outputs)}```", text
+        )
         page.write_text(text, encoding="utf-8")
         for drawn in tmp_path.glob("*.webp"):
             shutil.copy(drawn, DOCS / "images" / f"{page.stem}.webp")
         return
     number, shown = r"\d+(?:\.\d+)?", blocks(page, "text")
-    assert [re.sub(number, "N", output) for output in printed] == [re.sub(number, "N", output) for output in shown]
-    numbers = [[float(found) for found in re.findall(number, "".join(outputs))] for outputs in (printed, shown)]
+    assert [re.sub(number, "N", output) for output in printed] == [
+        re.sub(number, "N", output) for output in shown
+    ]
+    numbers = [
+        [float(found) for found in re.findall(number, "".join(outputs))]
+        for outputs in (printed, shown)
+    ]
     assert numbers[0] == pytest.approx(numbers[1], abs=5)

@@ -1,4 +1,6 @@
-"""The table in ``mistakes.txt``: exit code 2, one line, nothing left behind; public names, and what importing costs."""
+"""The table in ``mistakes.txt``: exit code 2, one line, nothing left behind; public
+names, and what importing costs.
+"""
 
 import contextlib
 import doctest
@@ -25,11 +27,22 @@ from search_colours import make_index, write_pictures
 from support import OPENING, made_once, run_script
 
 BEFORE_TORCH, LATER = (
-    [[cell.strip() for cell in line.split(" | ")] for line in part.splitlines() if line.startswith("cloob ")]
-    for part in Path(__file__).with_name("mistakes.txt").read_text(encoding="utf-8").split("## Refused once")
+    [
+        [cell.strip() for cell in line.split(" | ")]
+        for line in part.splitlines()
+        if line.startswith("cloob ")
+    ]
+    for part in (
+        Path(__file__)
+        .with_name("mistakes.txt")
+        .read_text(encoding="utf-8")
+        .split("## Refused once")
+    )
 )
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
-FILES = json.loads(Path(__file__).with_name("mistakes_files.json").read_text(encoding="utf-8"))
+FILES = json.loads(
+    Path(__file__).with_name("mistakes_files.json").read_text(encoding="utf-8")
+)
 FILES["old/index.sqlite"] = "nothing" * 999
 CHILD = """
 import contextlib, io, json, sys
@@ -51,24 +64,42 @@ print(json.dumps(found))
 
 
 def make(folder):
-    """What the mistakes name: pairs, tables, sets, a model, an index; whole ones and broken ones."""
-    for name in ("sets/one/test", "sets/one/train", "sets/two", "sets/names", "sets/templates"):
+    """What the mistakes name: pairs, tables, sets, a model, an index; whole ones and
+    broken ones.
+    """
+    for name in (
+        "sets/one/test",
+        "sets/one/train",
+        "sets/two",
+        "sets/names",
+        "sets/templates",
+    ):
         write_classes(folder / name, COLOURS, 2)
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "utf16.csv").write_text(FILES["own.csv"], encoding="utf-16")
-    parquet.write_table(pa.table({"filepath": ["a.png"], "text": ["x"]}), folder / "table.parquet")
+    parquet.write_table(
+        pa.table({"filepath": ["a.png"], "text": ["x"]}), folder / "table.parquet"
+    )
     for name in ("empty", "folder.csv"):
         (folder / name).mkdir()
     write_tar(folder / "shards" / "3.tar", {})
-    write_pairs(folder / "pairs", {stem: (COLOURS["red"], f"pair {stem}") for stem in "abcd"})
+    write_pairs(
+        folder / "pairs", {stem: (COLOURS["red"], f"pair {stem}") for stem in "abcd"}
+    )
     tiny_model(folder / "model", "tiny-convnext")
-    shutil.copytree(folder / "model", folder / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        folder / "model",
+        folder / "weightless",
+        ignore=shutil.ignore_patterns("*.safetensors"),
+    )
     rows = np.random.default_rng(0).normal(size=(6, 6))
     np.save(folder / "rows.npy", rows)
     np.save(folder / "wide.npy", np.ones((6, 9)))
-    ContrastiveHeads("clip", n_components=4, epochs=1, validation_fraction=0).fit(rows, rows).save(folder / "heads")
+    ContrastiveHeads("clip", n_components=4, epochs=1, validation_fraction=0).fit(
+        rows, rows
+    ).save(folder / "heads")
     make_index(folder / "index", write_pictures(folder / "pictures", n=1))
 
 
@@ -78,27 +109,42 @@ def place(tmp_path_factory):
 
 
 def listing(place):
-    """The files of the folder, but for what SQLite keeps beside an index that is read."""
+    """The files of the folder, but for what SQLite keeps beside an index that is
+    read.
+    """
     files = (path for path in place.rglob("*") if path.is_file())
     return sorted(path for path in files if not path.name.startswith("index.sqlite-"))
 
 
 def faults(rows, told):
-    """The rows that were not answered by exit code 2 and one line that holds all their words."""
+    """The rows that were not answered by exit code 2 and one line that holds all their
+    words.
+    """
     found = []
     for (command, *words), (code, out, err) in zip(rows, told, strict=True):
         line = err.removeprefix(OPENING)
-        whole = code == 2 and out == "" and line.startswith("cloob: ") and line.count("\n") == 1 and len(line) < 600
+        whole = (
+            code == 2
+            and out == ""
+            and line.startswith("cloob: ")
+            and line.count("\n") == 1
+            and len(line) < 600
+        )
         if not whole or not all(word in line for word in words):
             found.append(
-                f"{command}\n  exit {code}, {[word for word in words if word not in line]} not in: {out}{line}"
+                f"{command}\n  exit {code},"
+                f" {[word for word in words if word not in line]} not in: {out}{line}"
             )
     return found
 
 
 def test_words_are_refused_before_torch_is_imported(place):
     before = listing(place)
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RANK", "WORLD_SIZE")
+    }
     helps = [[name, "--help"] for name in cli.COMMANDS]
     words = [shlex.split(command)[1:] for command, *_ in BEFORE_TORCH]
     works = ["search", "index", "--like", "1", "--json"]
@@ -125,7 +171,10 @@ def test_files_are_refused_and_nothing_is_left_behind(place, monkeypatch):
     monkeypatch.chdir(place)
     before, told = listing(place), []
     for command, *_ in LATER:
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(io.StringIO()) as err,
+        ):
             code = cli.main(shlex.split(command)[1:])
         told.append((code, out.getvalue(), err.getvalue()))
     wrong = faults(LATER, told)
@@ -147,27 +196,67 @@ def modules_after(statement):
 
 
 def test_dir_shows_the_public_names():
-    wanted = {"ContrastiveObjective", "make_objective", "load_model", "create_model", "TrainConfig", "train"}
-    assert wanted | {"cached_backward", "get_recipe", "evaluate", "open_source", "functional"} <= set(dir(cloob))
+    wanted = {
+        "ContrastiveObjective",
+        "make_objective",
+        "load_model",
+        "create_model",
+        "TrainConfig",
+        "train",
+    }
+    assert wanted | {
+        "cached_backward",
+        "get_recipe",
+        "evaluate",
+        "open_source",
+        "functional",
+    } <= set(dir(cloob))
     assert dir(cloob) == sorted(cloob.__all__)
     for name in cloob.__all__:
         assert getattr(cloob, name) is not None
 
 
 def test_the_program_that_mypy_checks_uses_each_public_name():
-    program = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).with_name("typing").rglob("*.py"))
-    assert not [name for name in cloob.__all__ if not re.search(rf"cloob\.{name}\b|cloob import .*\b{name}\b", program)]
+    program = "".join(
+        path.read_text(encoding="utf-8")
+        for path in Path(__file__).with_name("typing").rglob("*.py")
+    )
+    assert not [
+        name
+        for name in cloob.__all__
+        if not re.search(rf"cloob\.{name}\b|cloob import .*\b{name}\b", program)
+    ]
 
 
 def test_importing_costs_nothing():
-    heavy = {"torch", "numpy", "open_clip", "tyro", "rich", "PIL", "pyarrow", "dataclasses"}
+    heavy = {
+        "torch",
+        "numpy",
+        "open_clip",
+        "tyro",
+        "rich",
+        "PIL",
+        "pyarrow",
+        "dataclasses",
+    }
     assert not modules_after("import cloob") & heavy
 
 
 def test_the_objective_needs_torch_alone():
     names = "ContrastiveObjective, cached_backward, make_objective, functional"
     statement = f"from cloob import {names}; functional.cloob_reference"
-    others = {"open_clip", "timm", "torchvision", "tyro", "rich", "PIL", "pyarrow", "fsspec", "sklearn", "matplotlib"}
+    others = {
+        "open_clip",
+        "timm",
+        "torchvision",
+        "tyro",
+        "rich",
+        "PIL",
+        "pyarrow",
+        "fsspec",
+        "sklearn",
+        "matplotlib",
+    }
     assert not modules_after(statement) & {*others, "torch._dynamo"}
 
 

@@ -1,4 +1,6 @@
-"""The one decoder: files of every kind give the same pixels in training, in evaluation, in ``encode_image``; crops."""
+"""The one decoder: files of every kind give the same pixels in training, in evaluation,
+in ``encode_image``; crops.
+"""
 
 import io
 import sys
@@ -24,7 +26,9 @@ from support import raises
 SIDE = 64
 ORIENTATION = 0x0112
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
-STORED = {  # the transposition that makes the stored picture of the upright one: the inverse of what EXIF asks for
+# the transposition that makes the stored picture of the upright one: the inverse of
+# what EXIF asks for
+STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -94,39 +98,119 @@ def zoo():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     found = {
         "8-bit grey": (encoded(rgb.convert("L"), "PNG"), greys, 0),
-        "16-bit grey PNG": (encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), greys, 0),
-        "16-bit grey TIFF": (encoded(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"), greys, 0),
-        "32-bit grey": (encoded(Image.fromarray(grey.astype(np.int32) * 2**23), "TIFF"), greys / 2, 1),
-        "32-bit grey of 16": (encoded(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"), greys, 0),
-        "floating-point grey": (encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"), greys, 0),
-        "1 bit": (encoded(rgb.convert("L").point(lambda v: 255 * (v > 127)).convert("1"), "PNG"), bits, 0),
+        "16-bit grey PNG": (
+            encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
+            greys,
+            0,
+        ),
+        "16-bit grey TIFF": (
+            encoded(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"),
+            greys,
+            0,
+        ),
+        "32-bit grey": (
+            encoded(Image.fromarray(grey.astype(np.int32) * 2**23), "TIFF"),
+            greys / 2,
+            1,
+        ),
+        "32-bit grey of 16": (
+            encoded(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"),
+            greys,
+            0,
+        ),
+        "floating-point grey": (
+            encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"),
+            greys,
+            0,
+        ),
+        "1 bit": (
+            encoded(
+                rgb.convert("L").point(lambda v: 255 * (v > 127)).convert("1"), "PNG"
+            ),
+            bits,
+            0,
+        ),
         "palette": (encoded(palette, "PNG"), shown, 0),
-        "palette with a clear colour": (encoded(palette, "PNG", transparency=5), hole, 0),
-        "palette with an alpha each": (encoded(palette, "PNG", transparency=alphas), hole, 0),
+        "palette with a clear colour": (
+            encoded(palette, "PNG", transparency=5),
+            hole,
+            0,
+        ),
+        "palette with an alpha each": (
+            encoded(palette, "PNG", transparency=alphas),
+            hole,
+            0,
+        ),
         "alpha": (encoded(layer, "PNG"), clear, 0),
-        "grey with alpha": (encoded(grey_layer, "PNG"), np.where(np.asarray(see_through)[..., None], greys, 255), 0),
+        "grey with alpha": (
+            encoded(grey_layer, "PNG"),
+            np.where(np.asarray(see_through)[..., None], greys, 255),
+            0,
+        ),
         "alpha WebP": (encoded(layer, "WEBP", lossless=True), clear, 0),
         "CMYK TIFF": (encoded(rgb.convert("CMYK"), "TIFF"), colours, 2),
         "CMYK by Adobe": (cmyk, colours, 12),
         "CMYK without its marker": (without_adobe(cmyk), colours, 12),
-        "GIF that moves": (encoded(palette, "GIF", save_all=True, append_images=[other]), shown, 0),
-        "WebP that moves": (encoded(rgb, "WEBP", lossless=True, save_all=True, append_images=[other]), colours, 0),
-        "PNG that moves": (encoded(rgb, "PNG", save_all=True, append_images=[other]), colours, 0),
+        "GIF that moves": (
+            encoded(palette, "GIF", save_all=True, append_images=[other]),
+            shown,
+            0,
+        ),
+        "WebP that moves": (
+            encoded(rgb, "WEBP", lossless=True, save_all=True, append_images=[other]),
+            colours,
+            0,
+        ),
+        "PNG that moves": (
+            encoded(rgb, "PNG", save_all=True, append_images=[other]),
+            colours,
+            0,
+        ),
         "colour profile": (encoded(rgb, "PNG", icc_profile=profile), colours, 0),
-        "damaged EXIF": (encoded(rgb, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"), colours, 0),
-        "orientation 9": (encoded(rgb, "WEBP", lossless=True, exif=exif_of(9)), colours, 0),
+        "damaged EXIF": (
+            encoded(rgb, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"),
+            colours,
+            0,
+        ),
+        "orientation 9": (
+            encoded(rgb, "WEBP", lossless=True, exif=exif_of(9)),
+            colours,
+            0,
+        ),
     }
     for orientation in STORED:
-        found[f"JPEG turned {orientation}"] = (turned(rgb, orientation, "JPEG", quality=98, subsampling=0), colours, 8)
-        found[f"PNG turned {orientation}"] = (turned(rgb, orientation, "PNG"), colours, 0)
-        found[f"TIFF turned {orientation}"] = (turned(rgb, orientation, "TIFF"), colours, 0)
-        found[f"WebP turned {orientation}"] = (turned(rgb, orientation, "WEBP", lossless=True), colours, 0)
+        found[f"JPEG turned {orientation}"] = (
+            turned(rgb, orientation, "JPEG", quality=98, subsampling=0),
+            colours,
+            8,
+        )
+        found[f"PNG turned {orientation}"] = (
+            turned(rgb, orientation, "PNG"),
+            colours,
+            0,
+        )
+        found[f"TIFF turned {orientation}"] = (
+            turned(rgb, orientation, "TIFF"),
+            colours,
+            0,
+        )
+        found[f"WebP turned {orientation}"] = (
+            turned(rgb, orientation, "WEBP", lossless=True),
+            colours,
+            0,
+        )
     xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf:RDF><tiff:Orientation>6</tiff:Orientation></rdf:RDF>"
     stored = encoded(rgb, "JPEG", quality=98, subsampling=0)
-    marked = stored[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + stored[2:]
+    marked = (
+        stored[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + stored[2:]
+    )
     found["JPEG turned by XMP alone"] = (marked, colours, 8)
     if "avif" in features.modules and features.check("avif"):
-        found["AVIF turned 6"] = (turned(rgb, 6, "AVIF", quality=100, subsampling="4:4:4"), colours, 8)
+        found["AVIF turned 6"] = (
+            turned(rgb, 6, "AVIF", quality=100, subsampling="4:4:4"),
+            colours,
+            8,
+        )
     return found
 
 
@@ -136,7 +220,11 @@ ZOO = zoo()
 def trained_on(data):
     """The pixels that training takes with a crop of everything, (H, W, 3)."""
     builder = BatchBuilder(
-        one(data), TrainTransform(SIDE, scale=(1, 1)), lambda texts: torch.zeros(len(texts), 3), 0, None
+        one(data),
+        TrainTransform(SIDE, scale=(1, 1)),
+        lambda texts: torch.zeros(len(texts), 3),
+        0,
+        None,
     )
     batch = builder[0, np.array([0])]
     assert not batch.skipped
@@ -169,10 +257,14 @@ def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation, flip):
     for seed in range(4):
         file = pictures.Encoded(data)
         assert file.size == (101, 77)
-        crop = transform.draw(*file.size, torch.Generator().manual_seed(seed), file.orientation)
+        crop = transform.draw(
+            *file.size, torch.Generator().manual_seed(seed), file.orientation
+        )
         found = transform.take(file.rgb(upright=False), crop)
         expected = transform(image, torch.Generator().manual_seed(seed))
-        assert (found.int() - expected.int()).abs().max() <= 1  # rows and columns are resized in the other order
+        assert (
+            found.int() - expected.int()
+        ).abs().max() <= 1  # rows and columns are resized in the other order
 
 
 @pytest.mark.parametrize("reduction", [1, 8])
@@ -183,21 +275,36 @@ def test_a_huge_jpeg_is_decoded_smaller(monkeypatch, reduction):
     monkeypatch.setattr(pictures, "WHOLE_PIXELS", 320 * 240 + 1000)
     file = pictures.Encoded(data)
     half = (-(-size[0] // 2), -(-size[1] // 2))
-    assert (file.size, file.stored, file.full_size, file.in_file) == (half, half[::-1], size, size[::-1])
+    assert (file.size, file.stored, file.full_size, file.in_file) == (
+        half,
+        half[::-1],
+        size,
+        size[::-1],
+    )
     factor = min(reduction, 4)  # of what is left: the file gives an eighth at the least
     assert file.rgb(reduction).size == (-(-half[0] // factor), -(-half[1] // factor))
     expected = np.asarray(image.resize(half, Image.Resampling.BOX), dtype=float)
-    assert np.abs(np.asarray(pictures.decode(data), dtype=float) - expected)[:-1, :-1].mean() < 2
+    assert (
+        np.abs(np.asarray(pictures.decode(data), dtype=float) - expected)[
+            :-1, :-1
+        ].mean()
+        < 2
+    )
     transform = TrainTransform(16, scale=(0.8, 1.0))  # wants an eighth of a half
     crop = transform.draw(*half, torch.Generator().manual_seed(1), 6)
     assert crop.reduction == 8
     found = transform.take(pictures.Encoded(data).rgb(8, upright=False), crop)
-    assert (found.float() - transform(image.resize(half), torch.Generator().manual_seed(1)).float()).abs().mean() < 2
+    assert (
+        found.float()
+        - transform(image.resize(half), torch.Generator().manual_seed(1)).float()
+    ).abs().mean() < 2
 
 
 def test_of_grey_of_16_bits_the_high_byte_counts():
     values = np.arange(0, 65536, 7, dtype=np.uint16).reshape(1, -1)
-    assert np.array_equal(np.asarray(pictures.upright(Image.fromarray(values)))[..., 0], values >> 8)
+    assert np.array_equal(
+        np.asarray(pictures.upright(Image.fromarray(values)))[..., 0], values >> 8
+    )
 
 
 def test_one_limit_everywhere(monkeypatch, encoder, tmp_path):
@@ -207,11 +314,28 @@ def test_one_limit_everywhere(monkeypatch, encoder, tmp_path):
     (tmp_path / "bomb.png").write_bytes(data)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    raises(InputError, r"bomb\.png: .*64×64 pixels, the limit is 4,095", encoder.encode_image, [tmp_path / "bomb.png"])
+    raises(
+        InputError,
+        r"bomb\.png: .*64×64 pixels, the limit is 4,095",
+        encoder.encode_image,
+        [tmp_path / "bomb.png"],
+    )
     raises(InputError, r"an image of 64×64 pixels: ", encoder.encode_image, [image])
-    raises(InputError, r"none of the 1 images can be read.*image too large", embed_images, encoder, one(data))
+    raises(
+        InputError,
+        r"none of the 1 images can be read.*image too large",
+        embed_images,
+        encoder,
+        one(data),
+    )
     monkeypatch.undo()
-    builder = BatchBuilder(one(data), TrainTransform(SIDE), lambda texts: torch.zeros(len(texts), 3), 0, None)
+    builder = BatchBuilder(
+        one(data),
+        TrainTransform(SIDE),
+        lambda texts: torch.zeros(len(texts), 3),
+        0,
+        None,
+    )
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
     (skip,) = builder[0, np.array([0])].skipped
     assert (skip.key, skip.reason) == ("0", "image too large")
@@ -225,25 +349,45 @@ def test_no_other_program_decodes(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(pictures.Unreadable) as caught:
         pictures.decode(eps)
-    assert caught.value.detail.endswith("not an image file") and not (tmp_path / "ran").exists()
+    assert (
+        caught.value.detail.endswith("not an image file")
+        and not (tmp_path / "ran").exists()
+    )
 
 
-def test_a_format_without_its_package_names_what_to_install(monkeypatch, encoder, tmp_path):
+def test_a_format_without_its_package_names_what_to_install(
+    monkeypatch, encoder, tmp_path
+):
     for package in ("pillow_heif.HeifImagePlugin", "pillow_jxl", "rawpy"):
         monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
-    raises(InputError, r"IMG_1\.HEIC: .*pip install pillow-heif", encoder.encode_image, [tmp_path / "IMG_1.HEIC"])
+    raises(
+        InputError,
+        r"IMG_1\.HEIC: .*pip install pillow-heif",
+        encoder.encode_image,
+        [tmp_path / "IMG_1.HEIC"],
+    )
     Image.init()
     monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
-    raises(pictures.Unreadable, r"AVIF: pip install 'pillow>=11\.3'", pictures.decode, HEIC.replace(b"heic", b"avif"))
-    for data, brings in ((b"\xff\x0a" + bytes(9), "pillow-jxl-plugin"), (raw_file(b""), "rawpy")):
+    raises(
+        pictures.Unreadable,
+        r"AVIF: pip install 'pillow>=11\.3'",
+        pictures.decode,
+        HEIC.replace(b"heic", b"avif"),
+    )
+    for data, brings in (
+        (b"\xff\x0a" + bytes(9), "pillow-jxl-plugin"),
+        (raw_file(b""), "rawpy"),
+    ):
         raises(pictures.Unreadable, f"pip install {brings}", pictures.decode, data)
         assert pictures.is_unbounded(data)
 
 
 def test_jpeg_xl(encoder, tmp_path):
     pytest.importorskip("pillow_jxl", reason="pillow-jxl-plugin is not installed")
-    lossless = encoded(upright(), "JXL", lossless=True, exif=exif_of(6))  # which a decoder has to ignore
+    lossless = encoded(
+        upright(), "JXL", lossless=True, exif=exif_of(6)
+    )  # which a decoder has to ignore
     assert np.array_equal(np.asarray(pictures.decode(lossless)), np.asarray(upright()))
     assert np.array_equal(trained_on(lossless).numpy(), np.asarray(upright()))
     upright().transpose(STORED[6]).save(tmp_path / "a.jpg", quality=95, exif=exif_of(6))
@@ -258,23 +402,35 @@ def test_a_white_drawing_is_put_on_black_and_any_other_on_white():
     white.paste((255, 255, 255, 255), (20, 0, 40, 60))
     on_black = Image.new("RGB", (60, 60))
     on_black.paste("white", (20, 0, 40, 60))
-    assert np.array_equal(np.asarray(pictures.decode(encoded(white))), np.asarray(on_black))
+    assert np.array_equal(
+        np.asarray(pictures.decode(encoded(white))), np.asarray(on_black)
+    )
     for colour, spot in (
         ((0, 0, 0, 255), (0, 0, 5, 5)),
         ((128, 128, 128, 255), (0, 0, 1, 1)),
         ((250, 250, 9, 255), (0, 0, 1, 1)),
     ):
-        drawing, on_white = Image.new("RGBA", (60, 60), (9, 9, 9, 0)), Image.new("RGB", (60, 60), "white")
+        drawing, on_white = (
+            Image.new("RGBA", (60, 60), (9, 9, 9, 0)),
+            Image.new("RGB", (60, 60), "white"),
+        )
         for image in (drawing, on_white):
             image.paste(colour if image is drawing else colour[:3], spot)
-        assert np.array_equal(np.asarray(pictures.decode(encoded(drawing))), np.asarray(on_white))
+        assert np.array_equal(
+            np.asarray(pictures.decode(encoded(drawing))), np.asarray(on_white)
+        )
 
 
 def test_raw_is_the_jpeg_inside():
     pytest.importorskip("rawpy", reason="rawpy is not installed")
     stored, turned = upright(48, 64).transpose(STORED[6]), exif_of(6)
     raw = pictures.Encoded(raw_file(encoded(stored, "JPEG", quality=95)))
-    assert raw.size == (48, 64) and raw.full_size == (64, 64) and raw.exif is not None and raw.exif[0x010F] == "Canon"
+    assert (
+        raw.size == (48, 64)
+        and raw.full_size == (64, 64)
+        and raw.exif is not None
+        and raw.exif[0x010F] == "Canon"
+    )
     expected = pictures.decode(encoded(stored, "JPEG", quality=95, exif=turned))
     assert np.array_equal(np.asarray(raw.rgb()), np.asarray(expected))
     raises(pictures.Unreadable, "corrupt image", pictures.decode, raw_file(b""))
@@ -283,7 +439,9 @@ def test_raw_is_the_jpeg_inside():
 def test_heic(encoder):
     heif = pytest.importorskip("pillow_heif")
     file = io.BytesIO()
-    heif.from_pillow(upright().transpose(STORED[6])).save(file, quality=100, chroma=444, exif=exif_of(6))
+    heif.from_pillow(upright().transpose(STORED[6])).save(
+        file, quality=100, chroma=444, exif=exif_of(6)
+    )
     pixels = np.asarray(pictures.decode(file.getvalue()), dtype=float)
     assert np.abs(pixels - np.asarray(upright())).max() <= 12
     assert np.array_equal(trained_on(file.getvalue()).numpy(), pixels)
@@ -302,17 +460,27 @@ def test_crops_are_distributed_as_torchvisions(height, width):
     n, scale, ratio = 4000, (0.2, 0.8), (3 / 4, 4 / 3)
     blank = torch.empty(3, height, width)
     torch.manual_seed(0)
-    theirs = np.array([RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in range(n)], float)
+    theirs = np.array(
+        [
+            RandomResizedCrop.get_params(blank, list(scale), list(ratio))
+            for _ in range(n)
+        ],
+        float,
+    )
     draws = Uniform(0.0, 1.0).sample((n, 22)).double().tolist()
     ours = np.array([crop_box(height, width, scale, ratio, u) for u in draws], float)
     error = np.sqrt((theirs.var(0) + ours.var(0)) / n)
     assert (np.abs(theirs.mean(0) - ours.mean(0)) <= 5 * error + 1e-9).all()
 
 
-@pytest.mark.parametrize(("width", "height", "size"), [(64, 64, 64), (500, 375, 224), (20, 30, 64)])
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(64, 64, 64), (500, 375, 224), (20, 30, 64)]
+)
 def test_resize_is_pillows_bicubic_within_one_level(width, height, size):
     image = noise_image(0, width, height)
-    expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    expected = np.asarray(
+        image.resize((size, size), Image.Resampling.BICUBIC)
+    ).transpose(2, 0, 1)
     ours = resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), size)
     assert ours.dtype == torch.uint8 and ours.shape == (3, size, size)
     assert np.abs(ours.numpy().astype(int) - expected).max() <= 1
@@ -320,7 +488,10 @@ def test_resize_is_pillows_bicubic_within_one_level(width, height, size):
 
 def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
     image = noise_image(0, 16, 16)
-    plain, flipping = TrainTransform(16, scale=(1.0, 1.0)), TrainTransform(16, scale=(1.0, 1.0), flip=True)
+    plain, flipping = (
+        TrainTransform(16, scale=(1.0, 1.0)),
+        TrainTransform(16, scale=(1.0, 1.0), flip=True),
+    )
     flips = 0
     for seed in range(200):
         a, b = (t(image, seeded(seed)) for t in (plain, flipping))
@@ -329,12 +500,26 @@ def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
     assert 70 <= flips <= 130
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.01, 1), st.integers(0, 9))
-def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(width, height, size, low, seed):
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.integers(1, 300),
+    st.floats(0.01, 1),
+    st.integers(0, 9),
+)
+def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
+    width, height, size, low, seed
+):
     crop = TrainTransform(size, scale=(low, 1.0)).draw(width, height, seeded(seed))
-    exact = TrainTransform(size, scale=(low, 1.0), reduce=False).draw(width, height, seeded(seed))
+    exact = TrainTransform(size, scale=(low, 1.0), reduce=False).draw(
+        width, height, seeded(seed)
+    )
     r = crop.reduction
-    assert r in (1, 2, 4, 8) and exact.reduction == 1 and crop.source_size == (width, height)
+    assert (
+        r in (1, 2, 4, 8)
+        and exact.reduction == 1
+        and crop.source_size == (width, height)
+    )
     assert all(value % r == 0 for value in crop[:4])
     if r > 1:
         assert min(crop.height, crop.width) // r >= size
@@ -357,7 +542,10 @@ def test_an_image_in_several_pieces_passes():
 
 
 def test_a_jpeg_of_several_pictures_is_its_first():
-    first, second = Image.new("RGB", (64, 48), (250, 0, 0)), Image.new("RGB", (64, 48), (0, 0, 250))
+    first, second = (
+        Image.new("RGB", (64, 48), (250, 0, 0)),
+        Image.new("RGB", (64, 48), (0, 0, 250)),
+    )
     data = encoded(first, "MPO", save_all=True, append_images=[second])
     for reduction, size in ((1, (64, 48)), (4, (16, 12))):
         image = pictures.Encoded(data).rgb(reduction)
@@ -366,11 +554,21 @@ def test_a_jpeg_of_several_pictures_is_its_first():
 
 @pytest.mark.parametrize(
     ("mode", "options"),
-    [("RGB", {}), ("RGB", {"subsampling": 0}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})],
+    [
+        ("RGB", {}),
+        ("RGB", {"subsampling": 0}),
+        ("L", {}),
+        ("CMYK", {}),
+        ("RGB", {"progressive": True}),
+    ],
 )
 def test_a_jpeg_that_lacks_its_end_is_taken(mode, options):
-    """What is there is as it was; what is missing is grey, a tenth of the rows at most."""
-    data = encoded(noise_image(0, 640, 480).convert(mode), "JPEG", quality=90, **options)
+    """What is there is as it was; what is missing is grey, a tenth of the rows at
+    most.
+    """
+    data = encoded(
+        noise_image(0, 640, 480).convert(mode), "JPEG", quality=90, **options
+    )
     whole = np.asarray(pictures.decode(data))
     for end in (1, 2, 30, len(data) // 20):
         file, smaller = pictures.Encoded(data[:-end]), pictures.Encoded(data[:-end])
@@ -380,7 +578,12 @@ def test_a_jpeg_that_lacks_its_end_is_taken(mode, options):
         assert end > 2 or np.array_equal(found, whole)
         assert smaller.rgb(4).size == (160, 120) and (smaller.truncated or end <= 2)
     if "progressive" not in options:
-        raises(pictures.Unreadable, r"2\d% of its rows missing", pictures.decode, data[: len(data) * 3 // 4])
+        raises(
+            pictures.Unreadable,
+            r"2\d% of its rows missing",
+            pictures.decode,
+            data[: len(data) * 3 // 4],
+        )
     file = pictures.Encoded(data)
     file.rgb()
     assert not file.truncated

@@ -1,11 +1,18 @@
-"""A tiny BERT with random weights and a vocabulary of its own, and data, shared by tests and their worker processes."""
+"""A tiny BERT with random weights and a vocabulary of its own, and data, shared by
+tests and their worker processes.
+"""
 
 COLOURS, AGES, KINDS = ("red", "green", "blue"), ("old", "new"), ("car", "tree")
-THINGS = [f"{colour} {age} {kind}" for colour in COLOURS for age in AGES for kind in KINDS]
+THINGS = [
+    f"{colour} {age} {kind}" for colour in COLOURS for age in AGES for kind in KINDS
+]
 PAIRS = {
     "anchor": [f"a {thing}" for thing in THINGS[:8]],
     "positive": [f"there is the {thing}" for thing in THINGS[:8]],
-    "negative": [f"there is the {' '.join(reversed(thing.split()))} house" for thing in THINGS[:8]],
+    "negative": [
+        f"there is the {' '.join(reversed(thing.split()))} house"
+        for thing in THINGS[:8]
+    ],
 }
 
 
@@ -16,7 +23,11 @@ def build(folder):
 
     from make import write_bert
 
-    parts = str(write_bert(folder / "parts", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    parts = str(
+        write_bert(
+            folder / "parts", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        )
+    )
     model = SentenceTransformer(modules=[Transformer(parts), Pooling(16)], device="cpu")
     model.save_pretrained(str(folder / "model"), create_model_card=False)
 
@@ -32,14 +43,19 @@ def pictures():
     """Eight coloured pictures with their captions, for a ``CLIPModel``."""
     from PIL import Image
 
-    images = [Image.new("RGB", (32, 32), (30 * i, 255 - 30 * i, i * i)) for i in range(8)]
+    images = [
+        Image.new("RGB", (32, 32), (30 * i, 255 - 30 * i, i * i)) for i in range(8)
+    ]
     return {"image": images, "caption": PAIRS["anchor"]}
 
 
 def fit(model, loss, columns, out, callbacks=None, **arguments):
     """Trains; the losses of the steps."""
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
 
     defaults = {
         "per_device_train_batch_size": 8,
@@ -55,8 +71,12 @@ def fit(model, loss, columns, out, callbacks=None, **arguments):
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    args = SentenceTransformerTrainingArguments(output_dir=str(out), **{**defaults, **arguments})
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(out), **{**defaults, **arguments}
+    )
     data = Dataset.from_dict(columns)
-    trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=data, loss=loss, callbacks=callbacks)
+    trainer = SentenceTransformerTrainer(
+        model=model, args=args, train_dataset=data, loss=loss, callbacks=callbacks
+    )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

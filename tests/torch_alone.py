@@ -1,7 +1,9 @@
-"""Makes an environment that holds torch, what the objective's tests run with, and nothing else.
+"""Makes an environment that holds torch, what the objective's tests run with, and
+nothing else.
 
-``python tests/torch_alone.py FOLDER`` links the packages of this environment into a new one: those that torch, pytest,
-pytest-timeout and hypothesis require, and no numpy. A second download of torch would take minutes.
+``python tests/torch_alone.py FOLDER`` links the packages of this environment into a new
+one: those that torch, pytest, pytest-timeout and hypothesis require, and no numpy. A
+second download of torch would take minutes.
 """
 
 import re
@@ -25,15 +27,25 @@ def required(wanted):
         if name not in names:
             names.add(name)
             each = (Requirement(line) for line in distribution(name).requires or [])
-            to_visit += [need.name for need in each if need.marker is None or need.marker.evaluate({"extra": ""})]
+            to_visit += [
+                need.name
+                for need in each
+                if need.marker is None or need.marker.evaluate({"extra": ""})
+            ]
     return names
 
 
 def link(names, site):
-    """Links the files of packages into a folder of packages, each by what is outermost of it."""
+    """Links the files of packages into a folder of packages, each by what is outermost
+    of it.
+    """
     for name in sorted(names):
         found = distribution(name)
-        for outermost in {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+        for outermost in {
+            file.parts[0]
+            for file in found.files or []
+            if file.parts[0] not in ("..", "__pycache__")
+        }:
             target = site / outermost
             if not target.exists():
                 target.symlink_to(Path(str(found.locate_file(outermost))).resolve())

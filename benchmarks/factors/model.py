@@ -13,7 +13,9 @@ HIDDEN, EMBEDDING = 256, 64
 
 
 class Encoders(nn.Module):
-    """A multilayer perceptron for pictures and one for captions; both give unit rows."""
+    """A multilayer perceptron for pictures and one for captions; both give unit
+    rows.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,11 +31,25 @@ class Encoders(nn.Module):
 
 
 def perceptron(inputs: int) -> nn.Module:
-    layers = (nn.Linear(inputs, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, EMBEDDING))
+    layers = (
+        nn.Linear(inputs, HIDDEN),
+        nn.GELU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.GELU(),
+        nn.Linear(HIDDEN, EMBEDDING),
+    )
     return nn.Sequential(*layers)
 
 
 def objective_of(method: str, setting: Setting) -> ContrastiveObjective:
-    """A method's objective; the mean of both directions for all, so that no loss is larger by convention."""
+    """A method's objective; the mean of both directions for all, so that no loss is
+    larger by convention.
+    """
     beta = {} if setting.beta is None else {"beta": setting.beta}
-    return make_objective(method, scale="unit", inv_tau=setting.inv_tau, learnable_inv_tau=setting.learned, **beta)
+    return make_objective(
+        method,
+        scale="unit",
+        inv_tau=setting.inv_tau,
+        learnable_inv_tau=setting.learned,
+        **beta,
+    )

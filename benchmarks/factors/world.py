@@ -1,14 +1,18 @@
-"""A world that is known to the last number: pictures of factors, and captions that name some of them.
+"""A world that is known to the last number: pictures of factors, and captions that name
+some of them.
 
-A thing has F factors (shape, colour, place, …) of V values each. Every value has a code in pictures and another one
-in captions: fixed random directions. A picture is the sum of the codes of all its factors, mixed by a fixed random
-layer, with noise. A caption is the sum of the codes of the factors that it names, mixed by a layer of its own. The
-first factor is loud in pictures and the last one faint, so that some are easy to see and some are hard.
+A thing has F factors (shape, colour, place, …) of V values each. Every value has a code
+in pictures and another one in captions: fixed random directions. A picture is the sum
+of the codes of all its factors, mixed by a fixed random layer, with noise. A caption is
+the sum of the codes of the factors that it names, mixed by a layer of its own. The
+first factor is loud in pictures and the last one faint, so that some are easy to see
+and some are hard.
 
     values   (n, F)   what is so          pictures (n, P)   how it looks
     named    (n, F)   what is said        captions (n, C)   how it is said
 
-Everything is drawn from one seed: codes, layers, things, noise, and which captions are swapped.
+Everything is drawn from one seed: codes, layers, things, noise, and which captions are
+    swapped.
 """
 
 from __future__ import annotations
@@ -22,24 +26,32 @@ FACTORS, VALUES = 8, 10
 PIXELS, LETTERS = 96, 96
 """P and C: the lengths of a picture and of a caption."""
 FAINTEST = 0.4
-"""How loud the last factor is where the first one is 1; the others lie between, in equal ratios."""
+"""How loud the last factor is where the first one is 1; the others lie between, in
+equal ratios.
+"""
 GRAIN = 0.5
 """Standard deviation of the noise on a picture, of which a pixel has 1 without it."""
 
 
 @dataclass(frozen=True)
 class World:
-    """What is varied. One of these and a seed make all pairs.
+    """What is varied.
+
+    One of these and a seed make all pairs.
 
     Attributes:
-        wrong: Share of the pairs whose caption is another pair's, held-out pairs included. Exact.
-        pool: Training pairs, seen over and over until ``seen`` pairs were: 128,000 are a stream without repeats.
+        wrong: Share of the pairs whose caption is another pair's, held-out pairs
+            included. Exact.
+        pool: Training pairs, seen over and over until ``seen`` pairs were: 128,000 are
+            a stream without repeats.
         batch: Pairs a step.
         named: Probability that a caption names a factor; it names at least one.
-        correlation: Probability that a factor of odd place has the value of the one before it.
+        correlation: Probability that a factor of odd place has the value of the one
+            before it.
         seen: Pairs that a run trains on, repeats included.
         held_out: Pairs beside the pool, equally noisy: what a user can choose by.
-        pictures: Labelled pictures to probe with, and as many to test with. Their factors are independent.
+        pictures: Labelled pictures to probe with, and as many to test with. Their
+            factors are independent.
     """
 
     wrong: float = 0.0
@@ -54,7 +66,9 @@ class World:
 
 @dataclass
 class Pairs:
-    """n pictures and captions, the values that the pictures show, and which captions are another pair's."""
+    """n pictures and captions, the values that the pictures show, and which captions
+    are another pair's.
+    """
 
     pictures: Tensor
     captions: Tensor
@@ -67,7 +81,8 @@ class Pairs:
 
 @dataclass
 class Sample:
-    """One drawing of a world: its pairs, its labelled pictures, and for each value the caption that names it alone.
+    """One drawing of a world: its pairs, its labelled pictures, and for each value the
+    caption that names it alone.
 
     Attributes:
         train: The pool.
@@ -92,13 +107,20 @@ def draw(world: World, seed: int) -> Sample:
         values = nature.things(world.pictures, correlation=0.0)
         labelled.append((nature.picture(values), values))
     values = torch.arange(VALUES)[:, None].expand(VALUES, FACTORS)
-    prompts = torch.stack([nature.caption(values, torch.eye(FACTORS)[f].expand(VALUES, -1)) for f in range(FACTORS)])
+    prompts = torch.stack(
+        [
+            nature.caption(values, torch.eye(FACTORS)[f].expand(VALUES, -1))
+            for f in range(FACTORS)
+        ]
+    )
     return Sample(train, held_out, labelled[0], labelled[1], prompts)
 
 
 @dataclass
 class Nature:
-    """The codes and the two layers of a world, and the generator from which all of it comes."""
+    """The codes and the two layers of a world, and the generator from which all of it
+    comes.
+    """
 
     random: torch.Generator
     picture_codes: Tensor = field(init=False)
@@ -107,7 +129,9 @@ class Nature:
     def __post_init__(self) -> None:
         loudness = FAINTEST ** torch.linspace(0, 1, FACTORS)
         loudness /= loudness.norm()
-        self.picture_codes = self._normal(FACTORS, VALUES, PIXELS) * loudness[:, None, None]
+        self.picture_codes = (
+            self._normal(FACTORS, VALUES, PIXELS) * loudness[:, None, None]
+        )
         self.caption_codes = self._normal(FACTORS, VALUES, LETTERS)
         self.picture_layer = self._normal(PIXELS, PIXELS) / PIXELS**0.5
         self.caption_layer = self._normal(LETTERS, LETTERS) / LETTERS**0.5
@@ -129,11 +153,15 @@ class Nature:
     def picture(self, values: Tensor) -> Tensor:
         """(n, P) pictures of things."""
         codes = self.picture_codes[torch.arange(FACTORS), values].sum(1)  # (n, P)
-        return torch.tanh(2 * codes @ self.picture_layer) + GRAIN * self._normal(len(values), PIXELS)
+        return torch.tanh(2 * codes @ self.picture_layer) + GRAIN * self._normal(
+            len(values), PIXELS
+        )
 
     def caption(self, values: Tensor, named: Tensor) -> Tensor:
         """(n, C) captions that name these factors of things."""
-        codes = (self.caption_codes[torch.arange(FACTORS), values] * named[:, :, None]).sum(1)  # (n, C)
+        codes = (
+            self.caption_codes[torch.arange(FACTORS), values] * named[:, :, None]
+        ).sum(1)  # (n, C)
         return torch.tanh(codes @ self.caption_layer)
 
     def pairs(self, world: World, n: int) -> Pairs:
@@ -142,7 +170,12 @@ class Nature:
         pictures, captions = self.picture(values), self.caption(values, named)
         swapped = torch.randperm(n, generator=self.random)[: round(world.wrong * n)]
         captions[swapped] = captions[swapped.roll(1)]
-        return Pairs(pictures, captions, values, torch.zeros(n, dtype=torch.bool).index_fill(0, swapped, True))
+        return Pairs(
+            pictures,
+            captions,
+            values,
+            torch.zeros(n, dtype=torch.bool).index_fill(0, swapped, True),
+        )
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.random)

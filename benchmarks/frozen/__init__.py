@@ -1,1 +1,3 @@
-"""Heads on two frozen encoders, trained on captions of which a part is wrong: CLOOB against CLIP."""
+"""Heads on two frozen encoders, trained on captions of which a part is wrong: CLOOB
+against CLIP.
+"""

@@ -1,7 +1,10 @@
-"""Everything as the two frozen encoders see it: each picture and each distinct text once, as numpy files.
+"""Everything as the two frozen encoders see it: each picture and each distinct text
+once, as numpy files.
 
-The files lie in a cache folder, in pieces: a run that was stopped goes on with the piece that is missing.
-Legend: n pairs or pictures, U distinct texts, F and F' features of the image and the text encoder.
+The files lie in a cache folder, in pieces: a run that was stopped goes on with the
+    piece that is missing.
+Legend: n pairs or pictures, U distinct texts, F and F' features of the image and the
+    text encoder.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from cloob.training.align import make_aligned
 
 IMAGE_SIZE = 96
 _PIECE, _BATCH = 4096, 64
-_SEED = 0  # of the cut captions and the file names: which pairs get them depends on the run's seed
+# of the cut captions and the file names: which pairs get them depends on the run's seed
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Labelled:
-    """``images`` as of `Pairs`; ``labels`` (n,) int64; ``prompts`` (C, T): rows of the prompts in the texts."""
+    """``images`` as of `Pairs`; ``labels`` (n,) int64; ``prompts`` (C, T): rows of the
+    prompts in the texts.
+    """
 
     images: Tensor
     labels: np.ndarray
@@ -60,7 +66,9 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The study's features: ``texts`` (U,) and their ``table`` (U, F') float32; rows of the file ``names``."""
+    """The study's features: ``texts`` (U,) and their ``table`` (U, F') float32; rows of
+    the file ``names``.
+    """
 
     pairs: dict[str, Pairs]
     sets: dict[str, Labelled]
@@ -82,7 +90,10 @@ def build(data: Path, folder: Path, say: Callable[[str], None]) -> None:
     if not index.is_file():
         write_whole(index, json.dumps(_index(data)))
         say("index: written")
-    one_image, one_text = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), encoder.tokenizer(["a"])
+    one_image, one_text = (
+        torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8),
+        encoder.tokenizer(["a"]),
+    )
 
     def features(pictures: Sequence[tuple[str, bytes]]) -> Tensor:
         pixels = torch.stack([encoder.preprocess(decode(data)) for _, data in pictures])
@@ -106,7 +117,9 @@ def build(data: Path, folder: Path, say: Callable[[str], None]) -> None:
     texts = json.loads(index.read_text(encoding="utf-8"))["texts"]
 
     def words(rows: range) -> Tensor:
-        return encoder.features(one_image, encoder.tokenizer([texts[i] for i in rows]))[1]
+        return encoder.features(one_image, encoder.tokenizer([texts[i] for i in rows]))[
+            1
+        ]
 
     _pieces(folder, "texts", len(texts), words, say)
 
@@ -116,14 +129,24 @@ def load(folder: Path) -> Data:
     """Reads the cache that ``build`` filled."""
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     pairs = {
-        name: Pairs(_whole(folder, name), np.array(found["own"]), np.array(found["cut"]))
+        name: Pairs(
+            _whole(folder, name), np.array(found["own"]), np.array(found["cut"])
+        )
         for name, found in index["pairs"].items()
     }
     sets = {
-        name: Labelled(_whole(folder, name), np.array(found["labels"]), np.array(found["prompts"]))
+        name: Labelled(
+            _whole(folder, name), np.array(found["labels"]), np.array(found["prompts"])
+        )
         for name, found in index["sets"].items()
     }
-    return Data(pairs, sets, tuple(index["texts"]), _whole(folder, "texts"), np.array(index["names"]))
+    return Data(
+        pairs,
+        sets,
+        tuple(index["texts"]),
+        _whole(folder, "texts"),
+        np.array(index["names"]),
+    )
 
 
 def _encoder() -> AlignedEncoder:
@@ -148,19 +171,30 @@ def _index(data: Path) -> dict[str, Any]:
         pairs[name] = {"own": place(captions), "cut": place(cut_all(captions, _SEED))}
     for name in ZEROSHOT:
         found = open_labelled(data / "zeroshot" / name, "test")
-        prompts = [place([t.replace("{c}", c) for t in found.templates]) for c in found.classnames]
+        prompts = [
+            place([t.replace("{c}", c) for t in found.templates])
+            for c in found.classnames
+        ]
         sets[name] = {"labels": np.asarray(found.labels).tolist(), "prompts": prompts}
     names = place(file_names(FILE_NAMES, _SEED))
     return {"texts": list(rows), "pairs": pairs, "sets": sets, "names": names}
 
 
-def _pieces(folder: Path, name: str, n: int, compute: Callable[[range], Tensor], say: Callable[[str], None]) -> None:
+def _pieces(
+    folder: Path,
+    name: str,
+    n: int,
+    compute: Callable[[range], Tensor],
+    say: Callable[[str], None],
+) -> None:
     for start in range(0, n, _PIECE):
         path = folder / name / f"{start:06d}.npy"
         if path.is_file():
             continue
         rows = range(start, min(start + _PIECE, n))
-        parts = [compute(rows[i : i + _BATCH]).numpy() for i in range(0, len(rows), _BATCH)]
+        parts = [
+            compute(rows[i : i + _BATCH]).numpy() for i in range(0, len(rows), _BATCH)
+        ]
         content = io.BytesIO()
         np.save(content, np.concatenate(parts))
         write_whole(path, content.getvalue())
@@ -168,4 +202,8 @@ def _pieces(folder: Path, name: str, n: int, compute: Callable[[range], Tensor],
 
 
 def _whole(folder: Path, name: str) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.load(path) for path in sorted((folder / name).glob("*.npy"))]))
+    return torch.from_numpy(
+        np.concatenate(
+            [np.load(path) for path in sorted((folder / name).glob("*.npy"))]
+        )
+    )

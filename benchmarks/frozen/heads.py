@@ -1,4 +1,6 @@
-"""The study's heads on cached features: the pairs as a run sees them, training, scores on the test sets."""
+"""The study's heads on cached features: the pairs as a run sees them, training, scores
+on the test sets.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ import torch
 from benchmarks.frozen.captions import wrong_rows
 from benchmarks.frozen.data import Data, Pairs
 from benchmarks.frozen.plan import Cell, World
-from benchmarks.pictograms.run import build_objective, recalls, retrieves, score_rows, score_set
+from benchmarks.pictograms.run import (
+    build_objective,
+    recalls,
+    retrieves,
+    score_rows,
+    score_set,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,27 +36,42 @@ _TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
 
 
 class Heads(nn.Module):
-    """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as ``cloob train align`` by seed.
+    """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as
+    ``cloob train align`` by seed.
 
-    The branch of an mlp begins with a layer norm, which the library's heads had when the settings were chosen.
+    The branch of an mlp begins with a layer norm, which the library's heads had when
+    the settings were chosen.
     """
 
-    def __init__(self, features: tuple[int, int], kind: str, seed: int, embed_dim: int = EMBED_DIM) -> None:
+    def __init__(
+        self,
+        features: tuple[int, int],
+        kind: str,
+        seed: int,
+        embed_dim: int = EMBED_DIM,
+    ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             known = cast(Literal["linear", "mlp"], kind)
-            self.visual, self.text = (Head(n, embed_dim, known, DROPOUT) for n in features)
+            self.visual, self.text = (
+                Head(n, embed_dim, known, DROPOUT) for n in features
+            )
         for n, head in zip(features, (self.visual, self.text), strict=True):
             if head.branch is not None:
-                head.branch = nn.Sequential(nn.LayerNorm(n), *cast(nn.Sequential, head.branch))
+                head.branch = nn.Sequential(
+                    nn.LayerNorm(n), *cast(nn.Sequential, head.branch)
+                )
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        return F.normalize(self.visual(images), dim=1), F.normalize(self.text(texts), dim=1)
+        return F.normalize(self.visual(images), dim=1), F.normalize(
+            self.text(texts), dim=1
+        )
 
 
 class View:
-    """The pairs as a cell sees them: which pictures it trains on, and which text stands beside each.
+    """The pairs as a cell sees them: which pictures it trains on, and which text stands
+    beside each.
 
     Attributes:
         pictures: (n,) rows of the training pictures.
@@ -60,21 +83,32 @@ class View:
         train = data.pairs["train"]
         generator = np.random.default_rng([seed, _TRAIN])
         every = np.arange(len(train))
-        self.pictures = every if world.pairs == len(train) else generator.permutation(every)[: world.pairs]
+        self.pictures = (
+            every
+            if world.pairs == len(train)
+            else generator.permutation(every)[: world.pairs]
+        )
 
-        def wrong(pairs: Pairs, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        def wrong(
+            pairs: Pairs, chosen: np.ndarray, generator: np.random.Generator
+        ) -> np.ndarray:
             own, parts = pairs.own[chosen], pairs.cut[chosen]
-            return wrong_rows(world.kind, world.share, own, parts, data.names, generator)
+            return wrong_rows(
+                world.kind, world.share, own, parts, data.names, generator
+            )
 
         self.rows = wrong(train, self.pictures, generator)
         val = data.pairs["val"]
-        self.held_out = wrong(val, np.arange(len(val)), np.random.default_rng([seed, _HELD_OUT]))
+        self.held_out = wrong(
+            val, np.arange(len(val)), np.random.default_rng([seed, _HELD_OUT])
+        )
 
 
 def train(
     cell: Cell, view: View, data: Data, first: int = 0, embed_dim: int = EMBED_DIM
 ) -> tuple[Heads, ContrastiveObjective, list[dict[str, Any]]]:
-    """The heads of the best epoch, the objective, and loss and held-out recall by epoch.
+    """The heads of the best epoch, the objective, and loss and held-out recall by
+    epoch.
 
     ``first`` gives other first weights and another order with the same wrong captions.
     """
@@ -100,22 +134,34 @@ def train(
     curve: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     for epoch in range(cell.epochs):
-        order, losses = EpochOrder([ShardSizes((n,))], seed).epoch(epoch)(np.arange(n)), []
+        order, losses = (
+            EpochOrder([ShardSizes((n,))], seed).epoch(epoch)(np.arange(n)),
+            [],
+        )
         heads.train()
         for place in range(steps):
             step = epoch * steps + place
             rows = order[place * size : (place + 1) * size]
             pair = images[view.pictures[rows]], texts[view.rows[rows]]
-            result = stepper(*pair, None, schedule(step), hopfield=retrieves(setting, step / total))
+            result = stepper(
+                *pair, None, schedule(step), hopfield=retrieves(setting, step / total)
+            )
             if result.finite:  # else it left no trace
                 losses.append(result.loss)
         heads.eval()
-        held_out = embedded(heads.visual, val.images), embedded(heads.text, texts[view.held_out])
-        recall = round(recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6)
+        held_out = (
+            embedded(heads.visual, val.images),
+            embedded(heads.text, texts[view.held_out]),
+        )
+        recall = round(
+            recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6
+        )
         if recall > max((line["recall"] for line in curve), default=-1.0):
             best = copy.deepcopy(heads.state_dict())
         loss = round(float(np.mean(losses)), 5) if losses else None
-        curve.append({"loss": loss, "recall": recall, "skipped_steps": steps - len(losses)})
+        curve.append(
+            {"loss": loss, "recall": recall, "skipped_steps": steps - len(losses)}
+        )
     heads.load_state_dict(best)
     return heads.eval(), objective, curve
 
@@ -128,7 +174,9 @@ def tested(visual: nn.Module, text: nn.Module, data: Data) -> dict[str, Any]:
         n_classes, templates = labelled.prompts.shape
         prompts = embedded(text, texts[labelled.prompts.reshape(-1)])
         classes = F.normalize(prompts.view(n_classes, templates, -1).mean(1), dim=1)
-        scores["zeroshot"][name] = score_set(embedded(visual, labelled.images), labelled.labels, classes)
+        scores["zeroshot"][name] = score_set(
+            embedded(visual, labelled.images), labelled.labels, classes
+        )
     for name in ("val", "tuxpaint-captions"):
         pairs = data.pairs[name]
         both = embedded(visual, pairs.images), embedded(text, texts[pairs.own])

@@ -1,4 +1,6 @@
-"""The runs of ``claim.md``: heads and the closed form, alone and side by side, from all pairs or from cleaned ones."""
+"""The runs of ``claim.md``: heads and the closed form, alone and side by side, from all
+pairs or from cleaned ones.
+"""
 
 from __future__ import annotations
 
@@ -36,38 +38,60 @@ class Both(NamedTuple):
 
 
 class Side(nn.Module):
-    """(n, F) features to (n, D) rows: the unit rows of several heads side by side, times their weights."""
+    """(n, F) features to (n, D) rows: the unit rows of several heads side by side,
+    times their weights.
+    """
 
     def __init__(self, heads: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
         self.heads, self.weights = nn.ModuleList(heads), weights
 
     def forward(self, features: Tensor) -> Tensor:
-        rows = [w * F.normalize(head(features), dim=1) for w, head in zip(self.weights, self.heads, strict=True)]
+        rows = [
+            w * F.normalize(head(features), dim=1)
+            for w, head in zip(self.weights, self.heads, strict=True)
+        ]
         return torch.cat(rows, dim=1)
 
 
 def run(row: Joined, data: Data, scores: Scores, folder: Path) -> dict[str, Any]:
-    """Trains the heads that ``folder`` lacks, puts the row's members side by side and scores them."""
+    """Trains the heads that ``folder`` lacks, puts the row's members side by side and
+    scores them.
+    """
     began = time.process_time()
     view, cleaning = _view(row.world, row.seed, row.clean, data)
-    heads = [_trained(name, row, view, data, scores, folder) for name in row.members if name != CCA]
+    heads = [
+        _trained(name, row, view, data, scores, folder)
+        for name in row.members
+        if name != CCA
+    ]
     found: dict[str, Any] = {"score": -1.0}
     for both, chosen in _candidates(row, heads, view, data):
         recall = _held_out(both, view, data)
         if recall > found["score"]:
             best, found = both, {"score": recall, **chosen}
-    record = {"id": row.id, "config": row.config(), **cleaning, **found, **tested(*best, data)}
+    record = {
+        "id": row.id,
+        "config": row.config(),
+        **cleaning,
+        **found,
+        **tested(*best, data),
+    }
     return record | {"cpu_seconds": round(time.process_time() - began, 1)}
 
 
-def _candidates(row: Joined, heads: list[Both], view: View, data: Data) -> Iterator[tuple[Both, dict[str, float]]]:
+def _candidates(
+    row: Joined, heads: list[Both], view: View, data: Data
+) -> Iterator[tuple[Both, dict[str, float]]]:
     if CCA not in row.members:
         yield _beside(heads, [1.0] * len(heads)), {}
         return
     closed, chosen = _closed_form(row.world, row.seed, row.clean, data)
     for weight in WEIGHTS if heads else (1.0,):
-        yield _beside([*heads, closed], [*[1.0] * len(heads), weight]), {**chosen, "weight": weight}
+        yield (
+            _beside([*heads, closed], [*[1.0] * len(heads), weight]),
+            {**chosen, "weight": weight},
+        )
 
 
 def _beside(members: Sequence[Both], weights: Sequence[float]) -> Both:
@@ -75,34 +99,54 @@ def _beside(members: Sequence[Both], weights: Sequence[float]) -> Both:
 
 
 def _held_out(both: Both, view: View, data: Data) -> float:
-    rows = embedded(both.visual, data.pairs["val"].images), embedded(both.text, data.table[view.held_out])
-    return round(recalls(*rows, [data.texts[i] for i in view.held_out])["mean_recall"], 6)
+    rows = (
+        embedded(both.visual, data.pairs["val"].images),
+        embedded(both.text, data.table[view.held_out]),
+    )
+    return round(
+        recalls(*rows, [data.texts[i] for i in view.held_out])["mean_recall"], 6
+    )
 
 
-def _trained(name: str, row: Joined, view: View, data: Data, scores: Scores, folder: Path) -> Both:
+def _trained(
+    name: str, row: Joined, view: View, data: Data, scores: Scores, folder: Path
+) -> Both:
     _, first, width = MEMBERS[name]
     cell = row.cell(name, scores)
     path = folder / f"{name}_{len(view.rows)}_{cell.id}.pt"
     if path.is_file():
-        heads = Heads((data.pairs["train"].images.shape[1], data.table.shape[1]), cell.world.head, 0, width)
+        heads = Heads(
+            (data.pairs["train"].images.shape[1], data.table.shape[1]),
+            cell.world.head,
+            0,
+            width,
+        )
         heads.load_state_dict(torch.load(path, weights_only=True))
         return Both(heads.eval().visual, heads.text)
     heads, _, curve = train(cell, view, data, first, width)
-    print(f"  {name}: {100 * max(line['recall'] for line in curve):.1f} of {cell.epochs} epochs", flush=True)
+    print(
+        f"  {name}: {100 * max(line['recall'] for line in curve):.1f} of {cell.epochs}"
+        " epochs",
+        flush=True,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(heads.state_dict(), path)
     return Both(heads.visual, heads.text)
 
 
 @functools.lru_cache(maxsize=2)
-def _closed_form(world: World, seed: int, clean: bool, data: Data) -> tuple[Both, dict[str, float]]:
+def _closed_form(
+    world: World, seed: int, clean: bool, data: Data
+) -> tuple[Both, dict[str, float]]:
     """The linear heads of ridge and power that recall most held-out pairs."""
     view, _ = _view(world, seed, clean, data)
     images, texts = data.pairs["train"].images[view.pictures], data.table[view.rows]
     blocks = zip(images.split(4096), texts.split(4096), strict=True)
     moments = functools.reduce(operator.add, (PairMoments.of(a, b) for a, b in blocks))
     found: dict[str, float] = {"score": -1.0}
-    for ridge, directions in zip(RIDGES, canonical_directions(moments, RIDGES), strict=True):
+    for ridge, directions in zip(
+        RIDGES, canonical_directions(moments, RIDGES), strict=True
+    ):
         for power in POWERS:
             a, b = directions.weighted(power)
             both = Both(_linear(moments.mean_a, a), _linear(moments.mean_b, b))
@@ -119,7 +163,9 @@ def _linear(mean: Tensor, matrix: Tensor) -> Head:
 
 
 @functools.lru_cache(maxsize=2)
-def _view(world: World, seed: int, clean: bool, data: Data) -> tuple[View, dict[str, Any]]:
+def _view(
+    world: World, seed: int, clean: bool, data: Data
+) -> tuple[View, dict[str, Any]]:
     """The pairs, without those that the library's rule suspects; how right it was."""
     view = View(data, world, seed)
     if not clean:
@@ -130,8 +176,12 @@ def _view(world: World, seed: int, clean: bool, data: Data) -> tuple[View, dict[
 
 
 @functools.lru_cache(maxsize=2)
-def _cleaned(pictures: bytes, texts: bytes, data: Data) -> tuple[np.ndarray, dict[str, Any]]:
-    """Which pairs the library's rule leaves: right captions are the same for all seeds, so they are judged once."""
+def _cleaned(
+    pictures: bytes, texts: bytes, data: Data
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Which pairs the library's rule leaves: right captions are the same for all seeds,
+    so they are judged once.
+    """
     chosen, rows = (np.frombuffer(part, np.int64).copy() for part in (pictures, texts))
     train = data.pairs["train"]
     found = suspicion(train.images[chosen], data.table[rows], torch.tensor(rows))
@@ -139,7 +189,9 @@ def _cleaned(pictures: bytes, texts: bytes, data: Data) -> tuple[np.ndarray, dic
     kept = np.sort(found.scores.argsort().numpy()[found.count() :])
     ranks = found.scores.argsort().argsort().numpy()[wrong]
     right = len(wrong) - len(ranks)
-    auc = 1 - (ranks.sum() - len(ranks) * (len(ranks) - 1) / 2) / max(1, len(ranks) * right)
+    auc = 1 - (ranks.sum() - len(ranks) * (len(ranks) - 1) / 2) / max(
+        1, len(ranks) * right
+    )
     return kept, {
         "dropped": found.count(),
         "wrong_left": float(wrong[kept].mean()),

@@ -1,8 +1,10 @@
-"""What is run: worlds, settings, the search's rule and the order of it all, fixed before the first run. No torch here.
+"""What is run: worlds, settings, the search's rule and the order of it all, fixed
+before the first run. No torch here.
 
-A world is a kind of head and a state of the captions. In each world each method is searched by itself with the same
-number of runs, by coordinate descent: round by round one coordinate is varied around the best setting so far. What is
-best is decided by held-out pairs that are as wrong as the training pairs.
+A world is a kind of head and a state of the captions. In each world each method is
+searched by itself with the same number of runs, by coordinate descent: round by round
+one coordinate is varied around the best setting so far. What is best is decided by
+held-out pairs that are as wrong as the training pairs.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ SEEDS = (0, 1, 2, 3, 4)
 PAIRS = 43_276
 SIZES = (3_000, 6_000, 12_000, 24_000)
 EPOCHS = 10
-"""The search's start for all pairs; with fewer pairs more epochs, see `World.start_epochs`."""
+"""The search's start for all pairs; with fewer pairs more epochs, see
+`World.start_epochs`.
+"""
 
 
 @dataclass(frozen=True)
 class World:
-    """Attributes:
-    head: ``linear`` or ``mlp``.
-    kind: What wrong captions are: ``swap``, ``cut`` or ``name`` (``captions.wrong_rows``).
-    share: How many of the captions.
+    """Attributes: head: ``linear`` or ``mlp``. kind: What wrong captions are: ``swap``,
+    ``cut`` or ``name`` (``captions.wrong_rows``). share: How many of the captions.
     pairs: Training pairs.
     """
 
@@ -46,11 +48,17 @@ class World:
 
     @property
     def start_epochs(self) -> int:
-        """Where the search of the length begins: the number of steps falls with the root of the number of pairs."""
+        """Where the search of the length begins: the number of steps falls with the
+        root of the number of pairs.
+        """
         return round(EPOCHS * math.sqrt(PAIRS / self.pairs))
 
 
-CORE = [World(head, "swap", share) for head in ("linear", "mlp") for share in (0.4, 0.0, 0.6)]
+CORE = [
+    World(head, "swap", share)
+    for head in ("linear", "mlp")
+    for share in (0.4, 0.0, 0.6)
+]
 """What the claim is about."""
 BESIDE = [
     World("linear", "swap", 0.2),
@@ -65,7 +73,9 @@ WORLDS = [*CORE, *BESIDE]
 
 
 def nearest(world: World) -> World | None:
-    """The world whose chosen setting the search in one beside it starts from; None where it starts as published."""
+    """The world whose chosen setting the search in one beside it starts from; None
+    where it starts as published.
+    """
     if world in CORE:
         return None
     share = 0.4 if world.share and world.kind != "cut" else 0.0
@@ -91,7 +101,9 @@ DECAYS = (1.0, 3.0, 10.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: ``stage`` is ``search`` or ``cells``, also the stage of its record; the seed is of everything drawn."""
+    """One run: ``stage`` is ``search`` or ``cells``, also the stage of its record; the
+    seed is of everything drawn.
+    """
 
     stage: str
     method: str
@@ -128,7 +140,9 @@ _SHARP: list[Changes] = [
     {"inv_tau": 8.0, "beta": 16.0},
 ]
 _TEMPERATURES: dict[str, list[Changes]] = {
-    "clip": [{"inv_tau": t, "learnable_inv_tau": False} for t in (7.5, 15.0, 30.0, 60.0)],
+    "clip": [
+        {"inv_tau": t, "learnable_inv_tau": False} for t in (7.5, 15.0, 30.0, 60.0)
+    ],
     "infoloob": [{"inv_tau": t} for t in (7.5, 15.0, 22.0, 60.0)],
     "infonce-hopfield": _SHARP,
     "cloob": _SHARP,
@@ -140,7 +154,9 @@ _HALF_OCTAVES = (1 / math.sqrt(2), math.sqrt(2))
 
 
 def _between(best: Cell) -> list[Changes]:
-    """Finer steps of the coordinate that was varied most coarsely: β where there is one, else τ⁻¹."""
+    """Finer steps of the coordinate that was varied most coarsely: β where there is
+    one, else τ⁻¹.
+    """
     setting = best.setting
     if setting.beta is not None:
         return [{"beta": round(setting.beta * f, 2)} for f in (1 / 1.75, 1.75)]
@@ -151,7 +167,9 @@ def _between(best: Cell) -> list[Changes]:
 
 _NEXT_RATE = {3e-4: 1e-4, 1e-3: 6e-4, 3e-3: 6e-3}
 _NEXT_EPOCHS = {0.5: 0.25, 1.0: 1.5, 2.0: 4.0}
-"""Beyond the edge of what was tried, or between two of them; the epochs as parts of the start's."""
+"""Beyond the edge of what was tried, or between two of them; the epochs as parts of the
+start's.
+"""
 
 
 def _epochs(world: World, part: float) -> Changes:
@@ -159,7 +177,9 @@ def _epochs(world: World, part: float) -> Changes:
 
 
 def _further_epochs(best: Cell) -> list[Changes]:
-    part = min(_NEXT_EPOCHS, key=lambda p: abs(_epochs(best.world, p)["epochs"] - best.epochs))
+    part = min(
+        _NEXT_EPOCHS, key=lambda p: abs(_epochs(best.world, p)["epochs"] - best.epochs)
+    )
     return [_epochs(best.world, _NEXT_EPOCHS[part])]
 
 
@@ -174,22 +194,38 @@ _ROUNDS: Rounds = (
 )
 RUNS_A_METHOD = 1 + 4 + 2 + 1 + 2 + 2 + 1 + 2
 _BESIDE_ROUNDS: Rounds = (
-    ("temperature", lambda best: [{"inv_tau": round(best.setting.inv_tau * f, 2)} for f in _HALF_OCTAVES]),
-    ("learning rate", lambda best: [{"lr": float(f"{best.setting.lr * f:.2g}")} for f in (0.5, 2.0)]),
-    ("epochs", lambda best: [{"epochs": max(1, round(best.epochs * f))} for f in (0.5, 2.0)]),
+    (
+        "temperature",
+        lambda best: [
+            {"inv_tau": round(best.setting.inv_tau * f, 2)} for f in _HALF_OCTAVES
+        ],
+    ),
+    (
+        "learning rate",
+        lambda best: [{"lr": float(f"{best.setting.lr * f:.2g}")} for f in (0.5, 2.0)],
+    ),
+    (
+        "epochs",
+        lambda best: [{"epochs": max(1, round(best.epochs * f))} for f in (0.5, 2.0)],
+    ),
 )
 Scores = Mapping[str, float]
-"""Search cell's id -> its score, the mean recall on held-out pairs of the best epoch."""
+"""Search cell's id -> its score, the mean recall on held-out pairs of the best epoch.
+"""
 
 
 def _changed(cell: Cell, changes: Changes) -> Cell:
     own = {key: value for key, value in changes.items() if key != "epochs"}
     setting = dataclasses.replace(cell.setting, **own)
-    return dataclasses.replace(cell, setting=setting, epochs=changes.get("epochs", cell.epochs))
+    return dataclasses.replace(
+        cell, setting=setting, epochs=changes.get("epochs", cell.epochs)
+    )
 
 
 def search(method: str, world: World, scores: Scores) -> Iterator[tuple[str, Cell]]:
-    """The runs of a method's search with their rounds, as far as the records determine them."""
+    """The runs of a method's search with their rounds, as far as the records determine
+    them.
+    """
     best = _start(method, world, scores)
     if best is None:
         return
@@ -205,14 +241,20 @@ def search(method: str, world: World, scores: Scores) -> Iterator[tuple[str, Cel
 
 
 def _start(method: str, world: World, scores: Scores) -> Cell | None:
-    """As published; beside the claim what was chosen in the world that is nearest, None before it was."""
+    """As published; beside the claim what was chosen in the world that is nearest, None
+    before it was.
+    """
     near = nearest(world)
     if near is None:
-        return Cell("search", method, world, SEARCH_SEED, world.start_epochs, DEFAULTS[method])
+        return Cell(
+            "search", method, world, SEARCH_SEED, world.start_epochs, DEFAULTS[method]
+        )
     best = chosen(method, near, scores)
     if best is None:
         return None
-    return dataclasses.replace(best, world=world, epochs=round(best.epochs * world.start_epochs / EPOCHS))
+    return dataclasses.replace(
+        best, world=world, epochs=round(best.epochs * world.start_epochs / EPOCHS)
+    )
 
 
 def rounds(world: World) -> Rounds:
@@ -231,9 +273,15 @@ def chosen(method: str, world: World, scores: Scores) -> Cell | None:
 
 
 def decays(method: str, world: World, scores: Scores) -> list[Cell]:
-    """The search's best run with other weight decays; nothing before the search is complete."""
+    """The search's best run with other weight decays; nothing before the search is
+    complete.
+    """
     best = chosen(method, world, scores)
-    return [] if best is None else [_changed(best, {"weight_decay": decay}) for decay in DECAYS]
+    return (
+        []
+        if best is None
+        else [_changed(best, {"weight_decay": decay}) for decay in DECAYS]
+    )
 
 
 def chosen_with_decay(method: str, world: World, scores: Scores) -> Cell | None:
@@ -244,7 +292,9 @@ def chosen_with_decay(method: str, world: World, scores: Scores) -> Cell | None:
     return max([best, *tried], key=lambda cell: scores[cell.id])
 
 
-def cells_of(method: str, world: World, scores: Scores, *, with_decay: bool = False) -> list[Cell]:
+def cells_of(
+    method: str, world: World, scores: Scores, *, with_decay: bool = False
+) -> list[Cell]:
     """The chosen setting with each seed; nothing before the search is complete.
 
     Args:
@@ -256,11 +306,15 @@ def cells_of(method: str, world: World, scores: Scores, *, with_decay: bool = Fa
     best = (chosen_with_decay if with_decay else chosen)(method, world, scores)
     if best is None:
         return []
-    return [dataclasses.replace(best, stage="cells", seed=seed) for seed in seeds(world)]
+    return [
+        dataclasses.replace(best, stage="cells", seed=seed) for seed in seeds(world)
+    ]
 
 
 def runs(scores: Scores) -> Iterator[Cell]:
-    """All runs that are known by now, in the order of doing them: the claim's first, then what explains it."""
+    """All runs that are known by now, in the order of doing them: the claim's first,
+    then what explains it.
+    """
     for world in CORE:
         yield from _searched(CLAIMED, world, scores)
     for share in (0.4, 0.0, 0.6):
@@ -269,7 +323,9 @@ def runs(scores: Scores) -> Iterator[Cell]:
                 yield from _searched(which, world, scores)
                 for method in which:
                     yield from decays(method, world, scores)
-                yield from _by_seed(cells_of(method, world, scores, with_decay=True) for method in which)
+                yield from _by_seed(
+                    cells_of(method, world, scores, with_decay=True) for method in which
+                )
     for world in WORLDS:
         yield from _searched(methods(world), world, scores)
 
@@ -297,7 +353,8 @@ MEMBERS = {
     "clip-2": ("clip", 2, 384),
     "cloob-2": ("cloob", 2, 384),
 }
-"""The heads of ``claim.md``: method, which of several first weights and orders, width."""
+"""The heads of ``claim.md``: method, which of several first weights and orders, width.
+"""
 CLOSED: tuple[tuple[str, ...], ...] = (("infoloob",), (CCA,), ("infoloob", CCA))
 ROWS = (("clip",), ("cloob",), *CLOSED, ("clip", CCA), ("cloob", CCA))
 """With all pairs as they are, CLIP and CLOOB by themselves are cells of the study."""
@@ -315,7 +372,9 @@ MIXED = (("infoloob", "cloob", CCA),)
 
 @dataclass(frozen=True)
 class Joined:
-    """A run of ``claim.md``: members side by side, from the pairs as they are or from those that cleaning left."""
+    """A run of ``claim.md``: members side by side, from the pairs as they are or from
+    those that cleaning left.
+    """
 
     members: tuple[str, ...]
     clean: bool
@@ -331,17 +390,26 @@ class Joined:
         return dataclasses.asdict(self) | {"members": list(self.members)}
 
     def cell(self, member: str, scores: Scores) -> Cell:
-        """The run of a head: the setting chosen with all pairs; as many epochs as pairs ask for."""
-        best = chosen(MEMBERS[member][0], dataclasses.replace(self.world, pairs=PAIRS), scores)
+        """The run of a head: the setting chosen with all pairs; as many epochs as pairs
+        ask for.
+        """
+        best = chosen(
+            MEMBERS[member][0], dataclasses.replace(self.world, pairs=PAIRS), scores
+        )
         assert best is not None
         epochs = round(best.epochs * self.world.start_epochs / EPOCHS)
-        return dataclasses.replace(best, stage=self.stage, world=self.world, seed=self.seed, epochs=epochs)
+        return dataclasses.replace(
+            best, stage=self.stage, world=self.world, seed=self.seed, epochs=epochs
+        )
 
 
 def joined() -> Iterator[Joined]:
     """All runs of ``claim.md`` in their order."""
     states = ((False, 0.4), (False, 0.0), (True, 0.4), (True, 0.0))
-    fewer = {n: [(ROWS, clean, World("mlp", "swap", share, n)) for clean, share in states] for n in SIZES}
+    fewer = {
+        n: [(ROWS, clean, World("mlp", "swap", share, n)) for clean, share in states]
+        for n in SIZES
+    }
     right, wrong = (World("mlp", "swap", share) for share in (0.0, 0.4))
     blocks = [
         ((*ROWS, *CONTROLS), True, wrong),
@@ -359,8 +427,12 @@ def joined() -> Iterator[Joined]:
         yield from (Joined(row, clean, world, seed) for row in rows)
     for seed in SEEDS[3:]:
         for rows, clean, world in blocks:
-            yield from (Joined(row, clean, world, seed) for row in rows if world.pairs == PAIRS)
-    for seed, (clean, world) in itertools.product(SEEDS, ((True, wrong), (True, right))):
+            yield from (
+                Joined(row, clean, world, seed) for row in rows if world.pairs == PAIRS
+            )
+    for seed, (clean, world) in itertools.product(
+        SEEDS, ((True, wrong), (True, right))
+    ):
         yield from (Joined(row, clean, world, seed) for row in (*OTHERS, *MIXED))
     for seed, world in itertools.product(SEEDS, (right, wrong)):
         yield from (Joined(row, False, world, seed) for row in MIXED)

@@ -1,1 +1,4 @@
-"""The pictogram study: CLOOB against CLIP on real pairs that a laptop can train on. See ``docs/study.md``."""
+"""The pictogram study: CLOOB against CLIP on real pairs that a laptop can train on.
+
+See ``docs/study.md``.
+"""

@@ -1,7 +1,9 @@
-"""Every picture decoded once, every caption tokenised once, kept as numpy files under a cache folder.
+"""Every picture decoded once, every caption tokenised once, kept as numpy files under a
+cache folder.
 
-The pixels are those of the encoder's own evaluation transform; the training augmentation is the library's, applied to
-these pixels (the training pictures are stored at the size they are trained at, so nothing is resized twice).
+The pixels are those of the encoder's own evaluation transform; the training
+augmentation is the library's, applied to these pixels (the training pictures are stored
+at the size they are trained at, so nothing is resized twice).
 """
 
 from __future__ import annotations
@@ -30,12 +32,18 @@ from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.pictures import decode
 
-PAIRS = {"train": "pictograms/train", "val": "pictograms/val", "tuxpaint-captions": "retrieval/tuxpaint-captions/0.tar"}
+PAIRS = {
+    "train": "pictograms/train",
+    "val": "pictograms/val",
+    "tuxpaint-captions": "retrieval/tuxpaint-captions/0.tar",
+}
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """n pairs: ``images`` (n, H, W, 3) uint8, ``tokens`` (n, L) int32, ``ids`` (n,) int64, n ``captions``."""
+    """n pairs: ``images`` (n, H, W, 3) uint8, ``tokens`` (n, L) int32, ``ids`` (n,)
+    int64, n ``captions``.
+    """
 
     images: np.ndarray
     tokens: np.ndarray
@@ -48,7 +56,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Labelled:
-    """n pictures (n, H, W, 3) uint8 with their ``labels`` (n,) int64, and the words for the classes."""
+    """n pictures (n, H, W, 3) uint8 with their ``labels`` (n,) int64, and the words for
+    the classes.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -70,41 +80,63 @@ def load(data: Path, cache: Path, encoder: DualEncoder, tests: bool = True) -> D
     Args:
         data: Folder of the benchmark (see its README).
         cache: Folder of the numpy files.
-        encoder: Gives the evaluation transform and the tokeniser; all towers of the study share them.
+        encoder: Gives the evaluation transform and the tokeniser; all towers of the
+            study share them.
         tests: Whether the test sets are wanted; the search must do without.
     """
-    pairs = {name: _pairs(data / PAIRS[name], cache, name, encoder) for name in ("train", "val")}
+    pairs = {
+        name: _pairs(data / PAIRS[name], cache, name, encoder)
+        for name in ("train", "val")
+    }
     if not tests:
         return Data(pairs, {})
     name = "tuxpaint-captions"
     pairs[name] = _pairs(data / PAIRS[name], cache, name, encoder)
-    return Data(pairs, {name: _labelled(data / "zeroshot" / name, cache, encoder) for name in ZEROSHOT})
+    return Data(
+        pairs,
+        {
+            name: _labelled(data / "zeroshot" / name, cache, encoder)
+            for name in ZEROSHOT
+        },
+    )
 
 
 def with_wrong_captions(data: Data, share: float, seed: int) -> Data:
-    """The same pictures, with so much of the training and of the held-out captions going round among their pairs."""
+    """The same pictures, with so much of the training and of the held-out captions
+    going round among their pairs.
+    """
     pairs = dict(data.pairs)
     for place, name in enumerate(("train", "val")):
         right, rows = data.pairs[name], np.arange(len(data.pairs[name]))
-        rows = wrong_rows("swap", share, rows, rows, rows, np.random.default_rng([seed, place]))
+        rows = wrong_rows(
+            "swap", share, rows, rows, rows, np.random.default_rng([seed, place])
+        )
         captions = tuple(right.captions[row] for row in rows)
         pairs[name] = Pairs(right.images, right.tokens[rows], right.ids[rows], captions)
     return Data(pairs, data.test)
 
 
 class Augmented:
-    """Training batches from the cache: the library's order, its random crop, its seeds, without a loader."""
+    """Training batches from the cache: the library's order, its random crop, its seeds,
+    without a loader.
+    """
 
     def __init__(self, pairs: Pairs, seed: int) -> None:
         self._pairs, self._seed = pairs, seed
         self._transform = TrainTransform(IMAGE_SIZE)
 
     def batch(self, epoch: int, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (n, 3, H, W) uint8, tokens (n, L) int64 and ids (n,) int64 of these pairs in this epoch."""
-        images = torch.empty((len(indices), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+        """Images (n, 3, H, W) uint8, tokens (n, L) int64 and ids (n,) int64 of these
+        pairs in this epoch.
+        """
+        images = torch.empty(
+            (len(indices), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8
+        )
         for row, index in enumerate(indices.tolist()):
             picture = Image.fromarray(self._pairs.images[index])
-            images[row] = self._transform(picture, sample_generator(self._seed, epoch, index))
+            images[row] = self._transform(
+                picture, sample_generator(self._seed, epoch, index)
+            )
         tokens = torch.from_numpy(self._pairs.tokens[indices].astype(np.int64))
         return images, tokens, torch.from_numpy(self._pairs.ids[indices])
 
@@ -120,14 +152,20 @@ def _pairs(path: Path, cache: Path, name: str, encoder: DualEncoder) -> Pairs:
         samples = [source.read(i) for i in range(len(source))]
         captions = [sample.caption for sample in samples]
         arrays = {
-            "images": _decoded([(sample.key, sample.image) for sample in samples], encoder),
+            "images": _decoded(
+                [(sample.key, sample.image) for sample in samples], encoder
+            ),
             "tokens": encoder.tokenizer(captions).numpy().astype(np.int32),
             "ids": np.array([caption_id(caption) for caption in captions], np.int64),
         }
         return arrays, {"captions": captions}
 
-    arrays, texts = _cached(cache, f"{name}-{IMAGE_SIZE}", ("images", "tokens", "ids"), build)
-    return Pairs(arrays["images"], arrays["tokens"], arrays["ids"], tuple(texts["captions"]))
+    arrays, texts = _cached(
+        cache, f"{name}-{IMAGE_SIZE}", ("images", "tokens", "ids"), build
+    )
+    return Pairs(
+        arrays["images"], arrays["tokens"], arrays["ids"], tuple(texts["captions"])
+    )
 
 
 def _labelled(path: Path, cache: Path, encoder: DualEncoder) -> Labelled:
@@ -137,8 +175,15 @@ def _labelled(path: Path, cache: Path, encoder: DualEncoder) -> Labelled:
         texts = {"classnames": found.classnames, "templates": found.templates}
         return {"images": images, "labels": found.labels}, texts
 
-    arrays, texts = _cached(cache, f"{path.name}-test-{IMAGE_SIZE}", ("images", "labels"), build)
-    return Labelled(arrays["images"], arrays["labels"], tuple(texts["classnames"]), tuple(texts["templates"]))
+    arrays, texts = _cached(
+        cache, f"{path.name}-test-{IMAGE_SIZE}", ("images", "labels"), build
+    )
+    return Labelled(
+        arrays["images"],
+        arrays["labels"],
+        tuple(texts["classnames"]),
+        tuple(texts["templates"]),
+    )
 
 
 def _decoded(pictures: Sequence[tuple[str, bytes]], encoder: DualEncoder) -> np.ndarray:
@@ -149,7 +194,10 @@ def _decoded(pictures: Sequence[tuple[str, bytes]], encoder: DualEncoder) -> np.
 
 
 def _cached(
-    cache: Path, name: str, kinds: Sequence[str], build: Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]]
+    cache: Path,
+    name: str,
+    kinds: Sequence[str],
+    build: Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     folder = cache / name
     if not (folder / "texts.json").is_file():
@@ -158,7 +206,8 @@ def _cached(
             whole = io.BytesIO()
             np.save(whole, array)
             write_whole(folder / f"{kind}.npy", whole.getvalue())
-        # Written last: its presence says that the rest is there. Two builders at once only replace each other's files.
+        # Written last: its presence says that the rest is there. Two builders at once
+        # only replace each other's files.
         write_whole(folder / "texts.json", json.dumps(texts))
     arrays = {kind: np.load(folder / f"{kind}.npy", mmap_mode="c") for kind in kinds}
     return arrays, json.loads((folder / "texts.json").read_text(encoding="utf-8"))

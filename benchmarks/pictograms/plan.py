@@ -1,9 +1,13 @@
-"""What is run: methods, settings, the search's rule and the grid of cells. No torch here.
+"""What is run: methods, settings, the search's rule and the grid of cells.
 
-The search is coordinate descent with the same number of runs for each method. Round by round one coordinate is varied
-around the method's best setting so far; what is best is decided by the mean recall on the validation pairs alone
-(``tiny-resnet``, one seed). Three settings go on to the length of the cells, and for the two other towers the learning
-rate is chosen anew. The lists below are fixed beforehand, so the search is a function of its records.
+No torch here.
+
+The search is coordinate descent with the same number of runs for each method. Round by
+round one coordinate is varied around the method's best setting so far; what is best is
+decided by the mean recall on the validation pairs alone (``tiny-resnet``, one seed).
+Three settings go on to the length of the cells, and for the two other towers the
+learning rate is chosen anew. The lists below are fixed beforehand, so the search is a
+function of its records.
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ from typing import Any
 from benchmarks.studies.comparison import Record
 
 METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob", "cloob-warm")
-"""The four members of the family, and CLOOB that begins as InfoLOOB: retrieval joins after half of the run.
+"""The four members of the family, and CLOOB that begins as InfoLOOB: retrieval joins
+after half of the run.
 
-The attempts led to the last (``benchmarks/LOG.md``); it was added before any test set was looked at, with equal budget.
+The attempts led to the last (``benchmarks/LOG.md``); it was added before any test set
+was looked at, with equal budget.
 """
 TOWERS = ("tiny-resnet", "tiny-vit", "tiny-convnext")
 SEEDS = (0, 1, 2)
@@ -31,15 +37,22 @@ CELL_EPOCHS = 12
 """As long as the finalists: what was chosen at a length is used at that length."""
 LONG_EPOCHS = 36
 LONGEST_EPOCHS = 60
-"""The paper's gain grows with training: one tower for three times and for five times as long."""
+"""The paper's gain grows with training: one tower for three times and for five times as
+long.
+"""
 CLAIMED = ("clip", "cloob")
-"""The claim's two methods: also as published, at length with every seed, and at the greatest length."""
+"""The claim's two methods: also as published, at length with every seed, and at the
+greatest length.
+"""
 IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tuned. ``inv_tau`` is the start where it is learned; ``option`` names a variant of the objective.
+    """What is tuned.
+
+    ``inv_tau`` is the start where it is learned; ``option`` names a variant of the
+    objective.
 
     Attributes:
         lr: Peak learning rate (AdamW, linear warm-up over a tenth of the run, cosine).
@@ -49,7 +62,8 @@ class Setting:
         learnable_inv_tau: Whether τ⁻¹ is trained.
         beta: β; None for methods without retrieval.
         mask_duplicates: Pairs of equal caption are no negatives of each other.
-        option: "" for the objective as published; "warm": no retrieval in the first half of the run.
+        option: "" for the objective as published; "warm": no retrieval in the first
+            half of the run.
         start: "" for the towers as initialised; an attempt had "centred".
     """
 
@@ -66,7 +80,12 @@ class Setting:
     @property
     def slug(self) -> str:
         tau = f"t{self.inv_tau:.3g}" + ("learned" if self.learnable_inv_tau else "")
-        parts = [f"lr{self.lr:g}", f"wd{self.weight_decay:g}", f"n{self.batch_size}", tau]
+        parts = [
+            f"lr{self.lr:g}",
+            f"wd{self.weight_decay:g}",
+            f"n{self.batch_size}",
+            tau,
+        ]
         parts += [f"b{self.beta:g}"] if self.beta is not None else []
         parts += ["masked"] if self.mask_duplicates else []
         return "_".join([*parts, *filter(None, (self.option, self.start))])
@@ -116,7 +135,9 @@ _RETRIEVING: list[dict[str, Any]] = [
     {"inv_tau": 8.0, "beta": 16.0},
 ]
 TEMPERATURES: dict[str, list[dict[str, Any]]] = {
-    "clip": [{"inv_tau": t, "learnable_inv_tau": False} for t in (10.0, 20.0, 30.0, 50.0)],
+    "clip": [
+        {"inv_tau": t, "learnable_inv_tau": False} for t in (10.0, 20.0, 30.0, 50.0)
+    ],
     "infoloob": [{"inv_tau": t} for t in (8.0, 12.0, 20.0, 50.0)],
     "infonce-hopfield": _RETRIEVING,
     "cloob": _RETRIEVING,
@@ -154,14 +175,19 @@ def search_cell(method: str, setting: Setting, epochs: int) -> Cell:
 
 
 def short_search(method: str, scores: Scores) -> Iterator[tuple[str, Cell]]:
-    """The short runs of a method in their order, with their round, as far as the records determine them."""
+    """The short runs of a method in their order, with their round, as far as the
+    records determine them.
+    """
     best = search_cell(method, DEFAULTS[method], SEARCH_EPOCHS)
     yield "published", best
     if best.id not in scores:
         return
     for name, values in _ROUNDS:
         around = best.setting
-        tried = [search_cell(method, dataclasses.replace(around, **v), SEARCH_EPOCHS) for v in values(method, around)]
+        tried = [
+            search_cell(method, dataclasses.replace(around, **v), SEARCH_EPOCHS)
+            for v in values(method, around)
+        ]
         yield from ((name, cell) for cell in tried)
         if any(cell.id not in scores for cell in tried):
             return
@@ -169,35 +195,51 @@ def short_search(method: str, scores: Scores) -> Iterator[tuple[str, Cell]]:
 
 
 def long_search(method: str, scores: Scores) -> list[Cell]:
-    """The finalists at greater length: the published setting, and once they are all there two of the short runs.
+    """The finalists at greater length: the published setting, and once they are all
+    there two of the short runs.
 
-    These are the best one, and the published temperatures with the best one's learning rate, batch and weight decay:
-    how sharp a contrast is best depends on the length of a run. If that is one of the two already, the second best.
+    These are the best one, and the published temperatures with the best one's learning
+    rate, batch and weight decay: how sharp a contrast is best depends on the length of
+    a run. If that is one of the two already, the second best.
     """
     cells = [cell for _, cell in short_search(method, scores)]
     chosen = [DEFAULTS[method]]
     if len(cells) == RUNS_A_METHOD and all(cell.id in scores for cell in cells):
-        best, second, *_ = (cell.setting for cell in sorted(cells[1:], key=lambda cell: -scores[cell.id]))
-        tuned = {key: getattr(best, key) for key in ("lr", "batch_size", "weight_decay")}
+        best, second, *_ = (
+            cell.setting
+            for cell in sorted(cells[1:], key=lambda cell: -scores[cell.id])
+        )
+        tuned = {
+            key: getattr(best, key) for key in ("lr", "batch_size", "weight_decay")
+        }
         published = dataclasses.replace(DEFAULTS[method], **tuned)
         chosen += [best, second if published in (best, DEFAULTS[method]) else published]
     return [search_cell(method, setting, FINAL_EPOCHS) for setting in chosen]
 
 
 def rate_search(method: str, tower: str, scores: Scores) -> list[Cell]:
-    """Short runs of another tower: the chosen setting, and the same with another learning rate."""
+    """Short runs of another tower: the chosen setting, and the same with another
+    learning rate.
+    """
     final = long_search(method, scores)
     if len(final) < FINALISTS or any(cell.id not in scores for cell in final):
         return []
     setting = max(final, key=lambda cell: scores[cell.id]).setting
     other = 1e-3 if setting.lr != 1e-3 else 2e-3
     settings = (setting, dataclasses.replace(setting, lr=other))
-    return [Cell("search", method, tower, SEARCH_SEED, SEARCH_EPOCHS, each) for each in settings]
+    return [
+        Cell("search", method, tower, SEARCH_SEED, SEARCH_EPOCHS, each)
+        for each in settings
+    ]
 
 
 def search_cells(scores: Scores) -> Iterator[Cell]:
-    """What the search has to run next, the methods in turn; everything it has run comes up too."""
-    short = {method: [cell for _, cell in short_search(method, scores)] for method in METHODS}
+    """What the search has to run next, the methods in turn; everything it has run comes
+    up too.
+    """
+    short = {
+        method: [cell for _, cell in short_search(method, scores)] for method in METHODS
+    }
     for place in range(max(map(len, short.values()))):
         yield from (cells[place] for cells in short.values() if place < len(cells))
     final = {method: long_search(method, scores) for method in METHODS}
@@ -209,14 +251,27 @@ def search_cells(scores: Scores) -> Iterator[Cell]:
 
 
 def chosen_setting(method: str, scores: Scores, tower: str = TOWERS[0]) -> Setting:
-    tried = long_search(method, scores) if tower == TOWERS[0] else rate_search(method, tower, scores)
+    tried = (
+        long_search(method, scores)
+        if tower == TOWERS[0]
+        else rate_search(method, tower, scores)
+    )
     return max(tried, key=lambda cell: scores[cell.id]).setting
 
 
 def grid(scores: Scores) -> list[Cell]:
-    """Seed × tower × method with the chosen settings, so that a part compares all; then published and long runs."""
+    """Seed × tower × method with the chosen settings, so that a part compares all; then
+    published and long runs.
+    """
     chosen = [
-        Cell("cells", method, tower, seed, CELL_EPOCHS, chosen_setting(method, scores, tower))
+        Cell(
+            "cells",
+            method,
+            tower,
+            seed,
+            CELL_EPOCHS,
+            chosen_setting(method, scores, tower),
+        )
         for seed in SEEDS
         for tower in TOWERS
         for method in METHODS
@@ -229,9 +284,19 @@ def grid(scores: Scores) -> list[Cell]:
     ]
     first = chosen[: len(METHODS)]
     long = [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in first]
-    further = [cell for cell in chosen if cell.tower == TOWERS[0] and cell.seed != SEEDS[0]]
-    long += [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in further if cell.method in CLAIMED]
-    longest = [dataclasses.replace(cell, epochs=LONGEST_EPOCHS) for cell in first if cell.method in CLAIMED]
+    further = [
+        cell for cell in chosen if cell.tower == TOWERS[0] and cell.seed != SEEDS[0]
+    ]
+    long += [
+        dataclasses.replace(cell, epochs=LONG_EPOCHS)
+        for cell in further
+        if cell.method in CLAIMED
+    ]
+    longest = [
+        dataclasses.replace(cell, epochs=LONGEST_EPOCHS)
+        for cell in first
+        if cell.method in CLAIMED
+    ]
     return chosen + published + long + longest
 
 
@@ -239,8 +304,12 @@ Runs = dict[tuple[str, str], dict[int, Record]]
 """(method, tower) -> seed -> record."""
 
 
-def select(cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int | None = None) -> tuple[Runs, Runs]:
-    """The runs of a length (the study's) with the chosen settings, and those with the published ones."""
+def select(
+    cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int | None = None
+) -> tuple[Runs, Runs]:
+    """The runs of a length (the study's) with the chosen settings, and those with the
+    published ones.
+    """
     chosen: Runs = defaultdict(dict)
     published: Runs = defaultdict(dict)
     for record in cells.values():
@@ -256,5 +325,7 @@ def select(cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int
 
 
 def search_scores(searched: Mapping[str, Record]) -> dict[str, float]:
-    """What the search knows: the mean recall on the validation pairs of each of its records."""
+    """What the search knows: the mean recall on the validation pairs of each of its
+    records.
+    """
     return {name: record["val"]["mean_recall"] for name, record in searched.items()}

@@ -1,10 +1,12 @@
-"""From scratch with wrong captions: what is run and what is chosen, fixed before the first run. No torch here.
+"""From scratch with wrong captions: what is run and what is chosen, fixed before the
+first run. No torch here.
 
-40 % of the training captions and of the held-out ones are another pair's; the test sets are as they are. Each of the
-four members is searched with four runs of 12 epochs: the first study's choice, the same at two other temperatures of
-that study (the published ones first), and the best of these three with a weight decay of 2. All runs are looked at as
-they go, the best look by mean recall on the held-out pairs, wrong as they are, is kept, and the setting with the best
-look is chosen.
+40 % of the training captions and of the held-out ones are another pair's; the test sets
+are as they are. Each of the four members is searched with four runs of 12 epochs: the
+first study's choice, the same at two other temperatures of that study (the published
+ones first), and the best of these three with a weight decay of 2. All runs are looked
+at as they go, the best look by mean recall on the held-out pairs, wrong as they are, is
+kept, and the setting with the best look is chosen.
 """
 
 from __future__ import annotations
@@ -50,17 +52,26 @@ SEARCH, RUNS = "wrong-search", "wrong"
 def temperatures(method: str, first_study: Scores) -> list[Setting]:
     """The first study's choice and the same at two other temperatures."""
     base, published = chosen_setting(method, first_study), DEFAULTS[method]
-    as_published = {key: getattr(published, key) for key in ("inv_tau", "learnable_inv_tau", "beta")}
-    tempered = [dataclasses.replace(base, **change) for change in (as_published, *_TEMPERATURES[method])]
+    as_published = {
+        key: getattr(published, key) for key in ("inv_tau", "learnable_inv_tau", "beta")
+    }
+    tempered = [
+        dataclasses.replace(base, **change)
+        for change in (as_published, *_TEMPERATURES[method])
+    ]
     return [base, *[setting for setting in tempered if setting != base][:2]]
 
 
 def search(method: str, first_study: Scores, searched: Records) -> list[Cell]:
     """The runs of a method's search, those that the records determine so far."""
-    found = [_search_cell(method, setting) for setting in temperatures(method, first_study)]
+    found = [
+        _search_cell(method, setting) for setting in temperatures(method, first_study)
+    ]
     if all(cell.id in searched for cell in found):
         best = _best(found, searched).setting
-        found.append(_search_cell(method, dataclasses.replace(best, weight_decay=_WEIGHT_DECAY)))
+        found.append(
+            _search_cell(method, dataclasses.replace(best, weight_decay=_WEIGHT_DECAY))
+        )
     return found
 
 
@@ -69,11 +80,15 @@ def _search_cell(method: str, setting: Setting) -> Cell:
 
 
 def _best(tried: list[Cell], searched: Records) -> Cell:
-    return max(tried, key=lambda cell: best_look(searched[cell.id])["val"]["mean_recall"])
+    return max(
+        tried, key=lambda cell: best_look(searched[cell.id])["val"]["mean_recall"]
+    )
 
 
 def cells(first_study: Scores, searched: Records) -> Iterator[Cell]:
-    """The runs with the chosen settings, those of the methods whose search is complete."""
+    """The runs with the chosen settings, those of the methods whose search is
+    complete.
+    """
     for epochs in (CELL_EPOCHS, LONG_EPOCHS):
         for seed in SEEDS:
             for method in MEMBERS:
@@ -91,10 +106,14 @@ def chosen(method: str, first_study: Scores, searched: Records) -> Setting | Non
 
 
 def best_look(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of a run's curve with the best recall, of those that have test scores where there are any."""
+    """The line of a run's curve with the best recall, of those that have test scores
+    where there are any.
+    """
     curve = record["curve"]
     tested = [line for line in curve if "zeroshot" in line]
-    best: dict[str, Any] = max(tested or curve, key=lambda line: line["val"]["mean_recall"])
+    best: dict[str, Any] = max(
+        tested or curve, key=lambda line: line["val"]["mean_recall"]
+    )
     return best
 
 
@@ -103,17 +122,23 @@ def zeroshot(record: Mapping[str, Any]) -> float:
 
 
 def render(first_study: Scores, searched: Records, runs: Records) -> str:
-    tried = [cell for method in MEMBERS for cell in search(method, first_study, searched)]
+    tried = [
+        cell for method in MEMBERS for cell in search(method, first_study, searched)
+    ]
     whole = len(MEMBERS) * len(SEEDS) * 2
     listed = [cell for cell in cells(first_study, searched) if cell.id in runs]
     state = (
-        f"State: {sum(c.id in searched for c in tried)} of {len(MEMBERS) * RUNS_A_METHOD} search runs, "
-        f"{len(listed)} of {whole} cells."
+        f"State: {sum(c.id in searched for c in tried)} of"
+        f" {len(MEMBERS) * RUNS_A_METHOD} search runs, {len(listed)} of {whole} cells."
     )
     parts = [state]
     for epochs in (CELL_EPOCHS, LONG_EPOCHS):
         by_method = {
-            method: {c.seed: runs[c.id] for c in listed if c.method == method and c.epochs == epochs}
+            method: {
+                c.seed: runs[c.id]
+                for c in listed
+                if c.method == method and c.epochs == epochs
+            }
             for method in MEMBERS
         }
         if any(by_method.values()):
@@ -126,17 +151,28 @@ def render(first_study: Scores, searched: Records, runs: Records) -> str:
 def _search_table(done: list[Cell], searched: Records) -> str:
     looks = [(cell, best_look(searched[cell.id])) for cell in done]
     lines = [
-        [NAMES[cell.method], f"`{cell.setting.slug}`", str(look["epoch"]), percent(look["val"]["mean_recall"], 2)]
+        [
+            NAMES[cell.method],
+            f"`{cell.setting.slug}`",
+            str(look["epoch"]),
+            percent(look["val"]["mean_recall"], 2),
+        ]
         for cell, look in looks
     ]
-    return table(["the search", "setting", "best look, epoch", "held-out recall, %"], lines)
+    return table(
+        ["the search", "setting", "best look, epoch", "held-out recall, %"], lines
+    )
 
 
 def _table(epochs: int, by_method: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
     lines = []
     for method, of_seed in by_method.items():
-        recalls = [best_look(record)["val"]["mean_recall"] for record in of_seed.values()]
-        looks = ", ".join(str(best_look(record)["epoch"]) for record in of_seed.values())
+        recalls = [
+            best_look(record)["val"]["mean_recall"] for record in of_seed.values()
+        ]
+        looks = ", ".join(
+            str(best_look(record)["epoch"]) for record in of_seed.values()
+        )
         accuracy = spread([zeroshot(record) for record in of_seed.values()])
         recall = percent(float(np.mean(recalls))) if recalls else "–"
         lines.append([NAMES[method], str(len(of_seed)), looks or "–", recall, accuracy])
@@ -152,8 +188,14 @@ def _table(epochs: int, by_method: Mapping[str, Mapping[int, dict[str, Any]]]) -
     return table(head, lines)
 
 
-def _lead(method: str, other: str, by_method: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
+def _lead(
+    method: str, other: str, by_method: Mapping[str, Mapping[int, dict[str, Any]]]
+) -> str:
     """The mean over seeds of what a method has more than another, with its interval."""
     one, two = by_method[method], by_method[other]
     gains = [zeroshot(one[seed]) - zeroshot(two[seed]) for seed in one if seed in two]
-    return "–" if method == other or not gains else f"{points(mean_sd(gains)[0])} ({span(t_interval(gains))})"
+    return (
+        "–"
+        if method == other or not gains
+        else f"{points(mean_sd(gains)[0])} ({span(t_interval(gains))})"
+    )

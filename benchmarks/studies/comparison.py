@@ -1,4 +1,6 @@
-"""The statistics of the tables, and one method − another on the test sets, paired by seed and by picture."""
+"""The statistics of the tables, and one method − another on the test sets, paired by
+seed and by picture.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean: what other seeds would give. NaN for fewer than two values."""
+    """Student's interval of the mean: what other seeds would give.
+
+    NaN for fewer than two values.
+    """
     from scipy.stats import t
 
     n = len(values)
@@ -30,15 +35,21 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return mean - half, mean + half
 
 
-def picture_interval(groups: Sequence[tuple[np.ndarray, np.ndarray]], level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean of the groups' means: what other classes and pictures would give.
+def picture_interval(
+    groups: Sequence[tuple[np.ndarray, np.ndarray]], level: float = 0.95
+) -> tuple[float, float]:
+    """Student's interval of the mean of the groups' means: what other classes and
+    pictures would give.
 
-    The pictures of a class share one embedding of its name, so it is the classes that are independent: the variance of
-    a mean of n pictures in C classes is C / (C − 1) · Σ_c (Σ_{i in c} (d_i − d̄))² / n², with C − 1 degrees of freedom;
-    those of a sum of such variances are Satterthwaite's, (Σ v)² / Σ v² / (C − 1).
+    The pictures of a class share one embedding of its name, so it is the classes that
+        are independent: the variance of
+    a mean of n pictures in C classes is C / (C − 1) · Σ_c (Σ_{i in c} (d_i − d̄))² /
+    n², with C − 1 degrees of freedom; those of a sum of such variances are
+    Satterthwaite's, (Σ v)² / Σ v² / (C − 1).
 
     Args:
-        groups: For each test set, each picture's difference between two methods, averaged over the seeds; its class.
+        groups: For each test set, each picture's difference between two methods,
+            averaged over the seeds; its class.
         level: Coverage.
     """
     from scipy.stats import t
@@ -49,11 +60,19 @@ def picture_interval(groups: Sequence[tuple[np.ndarray, np.ndarray]], level: flo
         _, classes = np.unique(labels, return_inverse=True)
         sums = np.bincount(classes, d - d.mean())
         freedoms.append(len(sums) - 1)
-        variances.append(len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(d) ** 2 / len(groups) ** 2)
+        variances.append(
+            len(sums)
+            / (len(sums) - 1)
+            * float((sums**2).sum())
+            / len(d) ** 2
+            / len(groups) ** 2
+        )
     variance = sum(variances)
     if variance == 0:
         return mean, mean
-    freedom = variance**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    freedom = variance**2 / sum(
+        v**2 / f for v, f in zip(variances, freedoms, strict=True)
+    )
     half = float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
     return mean - half, mean + half
 
@@ -79,7 +98,9 @@ ZEROSHOT = (
 LEVEL = 0.01
 """Of the test whether a method is above chance."""
 _TIE = 1e-9
-"""Below it a difference is zero: a mean over seeds or towers need not cancel to the last bit."""
+"""Below it a difference is zero: a mean over seeds or towers need not cancel to the
+last bit.
+"""
 Record = Mapping[str, Any]
 Sets = Mapping[str, tuple[np.ndarray, int]]
 """Test set -> its labels and the number of its classes."""
@@ -91,7 +112,8 @@ class Difference:
 
     Attributes:
         seeds: The difference with each seed.
-        pictures: For each set the difference of each picture's hits, averaged over the seeds; and the labels beside it.
+        pictures: For each set the difference of each picture's hits, averaged over the
+            seeds; and the labels beside it.
         told: Whether one of the two methods is above chance.
     """
 
@@ -115,7 +137,9 @@ class Difference:
         return [points(self.mean), span(self.over_seeds), span(self.over_classes)]
 
 
-def compared(ours: Mapping[int, Record], theirs: Mapping[int, Record], sets: Sets) -> dict[str, Difference]:
+def compared(
+    ours: Mapping[int, Record], theirs: Mapping[int, Record], sets: Sets
+) -> dict[str, Difference]:
     """The difference on each set, over the seeds that both have; nothing without any.
 
     Args:
@@ -124,19 +148,36 @@ def compared(ours: Mapping[int, Record], theirs: Mapping[int, Record], sets: Set
         sets: The test sets' labels.
     """
     seeds = sorted(ours.keys() & theirs.keys())
-    return {name: _on_set(name, [[of[s] for s in seeds] for of in (ours, theirs)], sets) for name in ZEROSHOT if seeds}
+    return {
+        name: _on_set(name, [[of[s] for s in seeds] for of in (ours, theirs)], sets)
+        for name in ZEROSHOT
+        if seeds
+    }
 
 
 def _on_set(name: str, pairs: Sequence[Sequence[Record]], sets: Sets) -> Difference:
     labels, _ = sets[name]
-    ours, theirs = ([unpack_bits(r["zeroshot"][name]["hits"], len(labels)) for r in of] for of in pairs)
+    ours, theirs = (
+        [unpack_bits(r["zeroshot"][name]["hits"], len(labels)) for r in of]
+        for of in pairs
+    )
     rows = [a.astype(float) - b for a, b in zip(ours, theirs, strict=True)]
-    told = any(of[-1]["zeroshot"][name]["p"] <= LEVEL for of in pairs)  # the last one's is over all of these seeds
-    return Difference([row.sum() / len(labels) for row in rows], [(np.mean(rows, axis=0), labels)], told)
+    told = any(
+        of[-1]["zeroshot"][name]["p"] <= LEVEL for of in pairs
+    )  # the last one's is over all of these seeds
+    return Difference(
+        [row.sum() / len(labels) for row in rows],
+        [(np.mean(rows, axis=0), labels)],
+        told,
+    )
 
 
-def together(differences: Iterable[Difference], everything: bool = False) -> Difference | None:
-    """The mean of those that are told from chance (or of ``everything``), if there are any."""
+def together(
+    differences: Iterable[Difference], everything: bool = False
+) -> Difference | None:
+    """The mean of those that are told from chance (or of ``everything``), if there are
+    any.
+    """
     kept = [d for d in differences if d.told or everything]
     if not kept:
         return None
@@ -154,7 +195,10 @@ def counted(differences: Sequence[float]) -> str:
         return "0 of 0"
     n, (wins, losses) = len(differences), won_and_lost(differences)
     level = f", {n - wins - losses} level" if wins + losses < n else ""
-    return f"{wins} of {n} ({100 * wins / n:.0f} %{level}, p = {sign_test(wins, losses):.3g})"
+    return (
+        f"{wins} of {n} ({100 * wins / n:.0f} %{level}, p ="
+        f" {sign_test(wins, losses):.3g})"
+    )
 
 
 def zeroshot_mean(record: Record) -> float:

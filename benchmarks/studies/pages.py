@@ -30,13 +30,20 @@ def points(value: float) -> str:
 
 
 def span(interval: tuple[float, float]) -> str:
-    return "–" if math.isnan(interval[0]) else f"{points(interval[0])} … {points(interval[1])}"
+    return (
+        "–"
+        if math.isnan(interval[0])
+        else f"{points(interval[0])} … {points(interval[1])}"
+    )
 
 
 def spread(values: Sequence[float]) -> str:
     if not values:
         return "–"
-    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    mean, sd = (
+        float(np.mean(values)),
+        float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+    )
     return percent(mean) if math.isnan(sd) else f"{percent(mean)} ± {percent(sd)}"
 
 
@@ -46,6 +53,12 @@ def replaced(text: str, tables: str, begin: str, end: str) -> str:
     Raises:
         ValueError: It does not have both markers, once each and in order.
     """
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"the page must hold {begin} and {end}, once each and in order")
+    if (
+        text.count(begin) != 1
+        or text.count(end) != 1
+        or text.index(begin) > text.index(end)
+    ):
+        raise ValueError(
+            f"the page must hold {begin} and {end}, once each and in order"
+        )
     return f"{text[: text.index(begin)]}{begin}\n{tables}\n{text[text.index(end) :]}"

@@ -1,7 +1,9 @@
-"""Train, judge and use image-text models by CLOOB (Fürst et al. 2022, arXiv:2110.11316).
+"""Train, judge and use image-text models by CLOOB (Fürst et al. 2022,
+arXiv:2110.11316).
 
-``ContrastiveObjective``, ``make_objective``, ``cached_backward`` and ``functional`` need torch alone, the others the
-extra ``train``. Names are imported on first use, so that ``import cloob`` is instant.
+``ContrastiveObjective``, ``make_objective``, ``cached_backward`` and ``functional``
+need torch alone, the others the extra ``train``. Names are imported on first use, so
+that ``import cloob`` is instant.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker that saw this function would take any name for one of ours
+if (
+    not TYPE_CHECKING
+):  # a type checker that saw this function would take any name for one of ours
 
     def __getattr__(name: str) -> Any:
         if name == "functional":

@@ -1,6 +1,7 @@
 """The cache of what this package can make again, which any number of processes share.
 
-Above its size what was used longest ago goes; never ``weights/``, ``sizes/``, ``addresses/`` and ``photos/``.
+Above its size what was used longest ago goes; never ``weights/``, ``sizes/``,
+``addresses/`` and ``photos/``.
 """
 
 from __future__ import annotations
@@ -22,39 +23,62 @@ from cloob.errors import InputError, require
 
 logger = logging.getLogger(__name__)
 
-Contents = Literal["shards", "tables", "indices", "embeddings", "features", "digests", "thumbnails"]
-"""Fetched and unpacked tars; Parquet as Arrow; where samples lie in local tars; what models make of pictures and texts
-(two kinds); fingerprints of models; and small pictures for the page of an index."""
+Contents = Literal[
+    "shards", "tables", "indices", "embeddings", "features", "digests", "thumbnails"
+]
+"""Fetched and unpacked tars; Parquet as Arrow; where samples lie in local tars; what
+models make of pictures and texts (two kinds); fingerprints of models; and small
+pictures for the page of an index.
+"""
 
 DEFAULT_BYTES = 50 * 1024**3
 
 _STREAMED = ("shards", "tables")  # read in turn: whatever room there is has to do
-_YOUNG_SECONDS = 3600  # since its last use for which nothing else is removed: another run may be about to read it
+# since its last use for which nothing else is removed: another run may be about to read
+# it
+_YOUNG_SECONDS = 3600
 _IN_USE_SECONDS = 30
 _TEMPORARY = ".tmp-"
-_TOO_SMALL = "do not hold the shards that are read at the same time; they are fetched again and again: raise --cache-gb"
-_CACHED = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")  # what a cache writes; other files in its folder stay
+_TOO_SMALL = (
+    "do not hold the shards that are read at the same time; they are fetched again and"
+    " again: raise --cache-gb"
+)
+_CACHED = re.compile(
+    r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-"
+)  # what a cache writes; other files in its folder stay
 
 
 def cache_root() -> Path:
-    """Where this package keeps what it can make again: ``$CLOOB_CACHE``, else ``cloob`` in the user's cache folder."""
+    """Where this package keeps what it can make again: ``$CLOOB_CACHE``, else ``cloob``
+    in the user's cache folder.
+    """
     if root := os.environ.get("CLOOB_CACHE"):
         return Path(root)
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloob"
-    except RuntimeError as error:  # a user without an entry and without HOME, as in a container
-        raise InputError(f"no folder for the cache ({error}); set CLOOB_CACHE or HOME") from error
+        return (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloob"
+        )
+    except (
+        RuntimeError
+    ) as error:  # a user without an entry and without HOME, as in a container
+        raise InputError(
+            f"no folder for the cache ({error}); set CLOOB_CACHE or HOME"
+        ) from error
 
 
 def locked(path: Path) -> contextlib.AbstractContextManager[Any]:
     """Takes a lock file, which saves double work; threads wait too."""
     lock: contextlib.AbstractContextManager[Any]
-    lock = require("filelock", "train").FileLock(path, thread_local=False, is_singleton=False)
+    lock = require("filelock", "train").FileLock(
+        path, thread_local=False, is_singleton=False
+    )
     return lock
 
 
 def use_cache(folder: Path | None, gigabytes: float | None) -> None:
-    """Puts a command's choice into the environment, where this process and those that it starts look."""
+    """Puts a command's choice into the environment, where this process and those that
+    it starts look.
+    """
     if folder is not None:
         os.environ["CLOOB_CACHE"] = str(folder.absolute())
     if gigabytes is not None:
@@ -63,7 +87,9 @@ def use_cache(folder: Path | None, gigabytes: float | None) -> None:
 
 @dataclass(frozen=True)
 class Cache:
-    """Files by kind and name; by default in ``cache_root()``, up to ``$CLOOB_CACHE_BYTES`` or ``DEFAULT_BYTES``."""
+    """Files by kind and name; by default in ``cache_root()``, up to
+    ``$CLOOB_CACHE_BYTES`` or ``DEFAULT_BYTES``.
+    """
 
     folder: Path | None = None
     max_bytes: int | None = None
@@ -72,11 +98,16 @@ class Cache:
         if self.max_bytes is None:
             text = os.environ.get("CLOOB_CACHE_BYTES", "").strip()
             if text and not (text.isascii() and text.isdigit()):
-                raise InputError(f"CLOOB_CACHE_BYTES is {text!r}; it takes a number of bytes, such as {DEFAULT_BYTES}")
+                raise InputError(
+                    f"CLOOB_CACHE_BYTES is {text!r}; it takes a number of bytes, such"
+                    f" as {DEFAULT_BYTES}"
+                )
             object.__setattr__(self, "max_bytes", int(text or DEFAULT_BYTES))
 
     def get(self, kind: Contents, name: str, make: Callable[[Path], object]) -> Path:
-        """The file of this name, e.g. a URL; one process makes it where it is missing, and the others wait."""
+        """The file of this name, e.g. a URL; one process makes it where it is missing,
+        and the others wait.
+        """
         with self._writing(kind, name) as path:
             if not touch(path):
                 with locked(path.with_name(f"lock-{path.name[:2]}")):
@@ -93,14 +124,24 @@ class Cache:
         return None
 
     def named(self, kind: Contents, part: str) -> list[Path]:
-        """The files of a kind that have ``part`` in the last 60 characters of their names, noted as in use."""
+        """The files of a kind that have ``part`` in the last 60 characters of their
+        names, noted as in use.
+        """
         with contextlib.suppress(OSError):
             paths = sorted((self._root() / kind).glob(f"*{part}*"))
-            return [path for path in paths if not path.name.startswith(_TEMPORARY) and touch(path)]
+            return [
+                path
+                for path in paths
+                if not path.name.startswith(_TEMPORARY) and touch(path)
+            ]
         return []
 
-    def put(self, kind: Contents, name: str, content: bytes, *, evict: bool = True) -> Path:
-        """Writes the file of this name, in place of one that is there; who writes many makes room now and then."""
+    def put(
+        self, kind: Contents, name: str, content: bytes, *, evict: bool = True
+    ) -> Path:
+        """Writes the file of this name, in place of one that is there; who writes many
+        makes room now and then.
+        """
         with self._writing(kind, name) as path:
             make_whole(path, lambda temporary: temporary.write_bytes(content))
             if evict:
@@ -108,15 +149,21 @@ class Cache:
             return path
 
     def evict(self, keep: Path | None = None) -> list[Path]:
-        """Removes what was used longest ago, but not ``keep``, and what killed processes left; returns it in order."""
+        """Removes what was used longest ago, but not ``keep``, and what killed
+        processes left; returns it in order.
+        """
         assert self.max_bytes is not None
         root, now = self._root(), time.time()
         with locked(root / "lock-evict"):
             usage: list[tuple[float, int, Path]] = []
             removed: list[Path] = []
-            paths = (path for kind in get_args(Contents) for path in (root / kind).glob("*"))
+            paths = (
+                path for kind in get_args(Contents) for path in (root / kind).glob("*")
+            )
             for path in filter(lambda path: _CACHED.match(path.name), paths):
-                with contextlib.suppress(FileNotFoundError):  # removed, or given its name, in between
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # removed, or given its name, in between
                     stat = path.stat()
                     if not path.name.startswith(_TEMPORARY):
                         usage.append((stat.st_atime, stat.st_size, path))
@@ -124,11 +171,15 @@ class Cache:
                         removed.append(path)
             excess = sum(size for _, size, _ in usage) - self.max_bytes
             for used, size, path in sorted(usage):
-                young = now - used < _YOUNG_SECONDS and path.parent.name not in _STREAMED
+                young = (
+                    now - used < _YOUNG_SECONDS and path.parent.name not in _STREAMED
+                )
                 if excess <= 0 or young or path == keep:
                     continue
                 if now - used < _IN_USE_SECONDS:
-                    _warn_once(f"{root}: {self.max_bytes / 1024**3:.3g} GiB {_TOO_SMALL}")
+                    _warn_once(
+                        f"{root}: {self.max_bytes / 1024**3:.3g} GiB {_TOO_SMALL}"
+                    )
                 removed.append(path)
                 excess -= size
             for path in removed:
@@ -141,8 +192,14 @@ class Cache:
         return root
 
     def _path(self, kind: Contents, name: str) -> Path:
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-        return self._root() / kind / f"{digest}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-60:]}"
+        digest = hashlib.blake2b(
+            name.encode("utf-8", "surrogatepass"), digest_size=12
+        ).hexdigest()
+        return (
+            self._root()
+            / kind
+            / f"{digest}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-60:]}"
+        )
 
     @contextlib.contextmanager
     def _writing(self, kind: Contents, name: str) -> Iterator[Path]:
@@ -152,7 +209,10 @@ class Cache:
             yield path
         except OSError as error:
             hint = "choose another --cache-dir or CLOOB_CACHE"
-            raise InputError(f"{self.folder or cache_root()}: cannot keep {kind} ({error.strerror}); {hint}") from error
+            raise InputError(
+                f"{self.folder or cache_root()}: cannot keep {kind} ({error.strerror});"
+                f" {hint}"
+            ) from error
 
 
 def touch(path: Path) -> bool:
@@ -166,8 +226,12 @@ def touch(path: Path) -> bool:
 
 
 def make_whole(path: Path, make: Callable[[Path], object]) -> None:
-    """Makes a file under another name, and renames it when it is complete and on the disk."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}-{threading.get_ident()}")
+    """Makes a file under another name, and renames it when it is complete and on the
+    disk.
+    """
+    temporary = path.with_name(
+        f"{_TEMPORARY}{path.name}-{os.getpid()}-{threading.get_ident()}"
+    )
     try:
         make(temporary)
         with temporary.open("rb") as file:

@@ -1,9 +1,12 @@
-"""The process group, exchanges between its ranks, and a gather of rows over ranks with an exact gradient.
+"""The process group, exchanges between its ranks, and a gather of rows over ranks with
+an exact gradient.
 
-The gradient contract over W ranks: every rank computes the part of its rows in the global loss. :func:`gather_rows`
-sends the gradients of gathered rows back to their ranks; :func:`global_sum` returns the sum on every rank and scales
-the gradient by W. Data-parallel wrappers (DDP, FSDP2) average over ranks, which takes W away: the optimiser sees the
-gradient of one process with the full batch, for equal and unequal parts.
+The gradient contract over W ranks: every rank computes the part of its rows in the
+    global loss. :func:`gather_rows`
+sends the gradients of gathered rows back to their ranks; :func:`global_sum` returns the
+sum on every rank and scales the gradient by W. Data-parallel wrappers (DDP, FSDP2)
+average over ranks, which takes W away: the optimiser sees the gradient of one process
+with the full batch, for equal and unequal parts.
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ def world_size() -> int:
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """The device of a name; ``auto`` is CUDA, else the CPU; ``cuda`` is this rank's under torchrun."""
+    """The device of a name; ``auto`` is CUDA, else the CPU; ``cuda`` is this rank's
+    under torchrun.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device, wrong = torch.device("cpu"), ""
@@ -57,9 +62,17 @@ def resolve_device(name: str | torch.device) -> torch.device:
         wrong = "; it must be auto, cpu, cuda, cuda:N or mps"
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        index = (
+            int(os.environ.get("LOCAL_RANK", "0"))
+            if device.index is None
+            else device.index
+        )
         if index >= count:
-            seen = f"{count} CUDA devices (cuda:0 … cuda:{count - 1})" if count else "no CUDA device; use cpu or auto"
+            seen = (
+                f"{count} CUDA devices (cuda:0 … cuda:{count - 1})"
+                if count
+                else "no CUDA device; use cpu or auto"
+            )
             wrong = f", but torch {torch.__version__} sees {seen}"
         device = torch.device("cuda", index)
     elif device.type == "mps" and not torch.backends.mps.is_available():
@@ -70,7 +83,9 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def _collective(name: str, former: str) -> Any:
-    """A collective of ``torch.distributed`` by its name, or by that before torch 2.13, which warns there."""
+    """A collective of ``torch.distributed`` by its name, or by that before torch 2.13,
+    which warns there.
+    """
     return getattr(dist, name, None) or getattr(dist, former)
 
 
@@ -79,30 +94,43 @@ _joined = itertools.count()
 
 @functools.cache
 def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
-    """The store of all ranks at an address, this rank and the number of ranks; one for the life of the process."""
-    from torch.distributed.rendezvous import rendezvous  # a torch built without distributed has none
+    """The store of all ranks at an address, this rank and the number of ranks; one for
+    the life of the process.
+    """
+    from torch.distributed.rendezvous import (
+        rendezvous,
+    )  # a torch built without distributed has none
 
     try:
         store, this_rank, ranks = next(rendezvous("env://"))
     except ValueError as error:  # a variable is missing, or is no number
-        message = f"WORLD_SIZE is set, but not by torchrun ({one_line(error)}); start by torchrun, or unset it"
+        message = (
+            f"WORLD_SIZE is set, but not by torchrun ({one_line(error)}); start by"
+            " torchrun, or unset it"
+        )
         raise InputError(message) from None
     return store, this_rank, ranks
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined."""
+    """Joins torchrun's process group for the time inside; nothing without torchrun or
+    when already joined.
+    """
     if "WORLD_SIZE" not in os.environ or is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, this_rank, ranks = _meet(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
-    # Every restart has separate keys in the store: a rank that reads a dead one's address waits for ever.
+    store, this_rank, ranks = _meet(
+        os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    )
+    # Every restart has separate keys in the store: a rank that reads a dead one's
+    # address waits for ever.
     attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_joined)}"
     dist.init_process_group(
-        # Small numbers between hosts go by gloo: on the device they would wait for all work that is under way there.
+        # Small numbers between hosts go by gloo: on the device they would wait for all
+        # work that is under way there.
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
         rank=this_rank,
@@ -113,23 +141,33 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-        # A group whose last reference is DDP's is freed with the interpreter's lock held, and joins gloo threads that
-        # wait for that lock to free a tensor: now and then a run hangs after its end. One that is never freed now and
-        # then aborts the process at its very end, which is the lesser evil where a DDP is left, as after an error.
+        # A group whose last reference is DDP's is freed with the interpreter's lock
+        # held, and joins gloo threads that wait for that lock to free a tensor: now and
+        # then a run hangs after its end. One that is never freed now and then aborts
+        # the process at its very end, which is the lesser evil where a DDP is left, as
+        # after an error.
         gc.collect()
-        if any(DistributedDataParallel in type(candidate).__mro__ for candidate in gc.get_objects()):
+        if any(
+            DistributedDataParallel in type(candidate).__mro__
+            for candidate in gc.get_objects()
+        ):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         del group
 
 
 def host(device: torch.device) -> torch.device:
-    """The CPU if the process group can send tensors from there, which waits for no device; else ``device``."""
+    """The CPU if the process group can send tensors from there, which waits for no
+    device; else ``device``.
+    """
     return torch.device("cpu") if "cpu:" in backend_config() else device
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The numbers of rows of all ranks, in the order of ranks. With one number nothing is exchanged."""
+    """The numbers of rows of all ranks, in the order of ranks.
+
+    With one number nothing is exchanged.
+    """
 
     sizes: tuple[int, ...]
 
@@ -148,11 +186,17 @@ class Layout:
 
 def gather_objects(value: T) -> list[T]:
     """The value of every rank, in the order of ranks, on every rank."""
-    return [value] if world_size() == 1 else [of_rank for of_rank, _ in _exchange(value, None)]
+    return (
+        [value]
+        if world_size() == 1
+        else [of_rank for of_rank, _ in _exchange(value, None)]
+    )
 
 
 def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
-    """``action()`` of rank 0 on every rank, also what it raises; ``slow``: it may take a day."""
+    """``action()`` of rank 0 on every rank, also what it raises; ``slow``: it may take
+    a day.
+    """
     if world_size() == 1:
         return action()
     result: Any = None
@@ -171,7 +215,9 @@ def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
 
 @contextlib.contextmanager
 def no_timeout() -> Iterator[None]:
-    """Inside, ranks may work past the process group's timeout, up to a day; a barrier at the end."""
+    """Inside, ranks may work past the process group's timeout, up to a day; a barrier
+    at the end.
+    """
     if world_size() == 1:
         yield
         return
@@ -183,8 +229,12 @@ def no_timeout() -> Iterator[None]:
         dist.destroy_process_group(group)
 
 
-def agree(facts: Mapping[str, Any], fault: Exception | None, device: torch.device) -> dict[str, tuple[Any, ...]]:
-    """The values of all ranks by name; if some have a ``fault``, all raise the first one's type with all messages."""
+def agree(
+    facts: Mapping[str, Any], fault: Exception | None, device: torch.device
+) -> dict[str, tuple[Any, ...]]:
+    """The values of all ranks by name; if some have a ``fault``, all raise the first
+    one's type with all messages.
+    """
     ranks = _exchange(dict(facts), fault, device)
     faults = {r: error for r, (_, error) in enumerate(ranks) if error is not None}
     if faults:
@@ -196,27 +246,43 @@ def agree(facts: Mapping[str, Any], fault: Exception | None, device: torch.devic
 def _exchange(
     value: T, fault: Exception | None, device: torch.device | None = None
 ) -> list[tuple[T, Exception | None]]:
-    """The value and the fault of every rank. torch's collectives for objects need numpy, and errors that pickle."""
+    """The value and the fault of every rank. torch's collectives for objects need
+    numpy, and errors that pickle.
+    """
     device = device or host(torch.device("cuda"))
     try:
         pickled = pickle.dumps((value, fault))
         if fault is not None:
             type(pickle.loads(pickled)[1])("")
-    except Exception as error:  # a fault that other ranks could not make is a RuntimeError there
+    except (
+        Exception
+    ) as error:  # a fault that other ranks could not make is a RuntimeError there
         pickled = pickle.dumps((None, RuntimeError(str(fault or error))))
     sent = torch.frombuffer(bytearray(pickled), dtype=torch.uint8).to(device)
-    sizes = gather_rows(torch.tensor([len(sent)], device=device), Layout((1,) * world_size())).tolist()
+    sizes = gather_rows(
+        torch.tensor([len(sent)], device=device), Layout((1,) * world_size())
+    ).tolist()
     parts = torch.split(gather_rows(sent, Layout(tuple(sizes))).cpu(), sizes)
-    return [pickle.loads(ctypes.string_at(part.data_ptr(), len(part))) for part in parts]
+    return [
+        pickle.loads(ctypes.string_at(part.data_ptr(), len(part))) for part in parts
+    ]
 
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
-    """(N, …) rows of all ranks from (n, …) of all; a rank's gradient is the sum over ranks of those of its rows."""
-    return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout)) if len(layout.sizes) > 1 else rows
+    """(N, …) rows of all ranks from (n, …) of all; a rank's gradient is the sum over
+    ranks of those of its rows.
+    """
+    return (
+        cast(Tensor, cast(Any, _GatherRows).apply(rows, layout))
+        if len(layout.sizes) > 1
+        else rows
+    )
 
 
 def global_sum(value: Tensor, layout: Layout) -> Tensor:
-    """The sum of a 0-d value over ranks; its gradient is the sum of the incoming ones, W times that of one."""
+    """The sum of a 0-d value over ranks; its gradient is the sum of the incoming ones,
+    W times that of one.
+    """
     return gather_rows(value[None], Layout((1,) * len(layout.sizes))).sum()
 
 
@@ -231,17 +297,27 @@ class _GatherRows(torch.autograd.Function):
         _collective("all_gather_single", "all_gather_into_tensor")(parts, padded)
         if layout.total == len(parts):
             return parts
-        return torch.cat([part[:n] for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)])
+        return torch.cat(
+            [
+                part[:n]
+                for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)
+            ]
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        once = "what is gathered over ranks can be differentiated once; gather=False has more derivatives"
+        once = (
+            "what is gathered over ranks can be differentiated once; gather=False has"
+            " more derivatives"
+        )
         refuse_second_derivatives(once)
         layout: Layout = ctx.layout
         equal = len(set(layout.sizes)) == 1
         if equal and grad.is_cuda and "cuda:nccl" in backend_config():
             summed = grad.new_empty(layout.sizes[0], *grad.shape[1:])
-            _collective("reduce_scatter_single", "reduce_scatter_tensor")(summed, grad.contiguous())
+            _collective("reduce_scatter_single", "reduce_scatter_tensor")(
+                summed, grad.contiguous()
+            )
             return summed, None
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)

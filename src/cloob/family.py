@@ -1,13 +1,17 @@
-"""The family of objectives as one table, without torch; whatever names, lists or describes a member reads it.
+"""The family of objectives as one table, without torch; whatever names, lists or
+describes a member reads it.
 
-A new contrast is a function in ``functional/reference.py``, a row of ``CONTRASTS``, a row of ``FAMILY`` and, if it has
-one, a fast path of the function's name in ``functional/streamed``.
+A new contrast is a function in ``functional/reference.py``, a row of ``CONTRASTS``, a
+row of ``FAMILY`` and, if it has one, a fast path of the function's name in
+``functional/streamed``.
 """
 
 from typing import Any, Literal, NamedTuple, get_args
 
 Contrast = Literal["infoloob", "infonce", "sigmoid"]
-ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"]
+ObjectiveName = Literal[
+    "clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"
+]
 
 
 class ContrastRow(NamedTuple):
@@ -15,7 +19,8 @@ class ContrastRow(NamedTuple):
 
     function: str  # its name in ``functional.reference`` and ``functional.streamed``
     title: str
-    softmax: bool = True  # over the candidates: a bias cancels in it, and τ · loss is one of its scales
+    # over the candidates: a bias cancels in it, and τ · loss is one of its scales
+    softmax: bool = True
 
 
 CONTRASTS: dict[str, ContrastRow] = {
@@ -31,24 +36,42 @@ class Member(NamedTuple):
     contrast: Contrast
     hopfield: bool
     title: str
-    starts: dict[str, Any]  # where its scales start, as far as they matter: arguments of ``ContrastiveObjective``
+    # where its scales start, as far as they matter: arguments of
+    # ``ContrastiveObjective``
+    starts: dict[str, Any]
 
 
 _PAPER = {"inv_tau": 30.0, "beta": 8.0}
 _SIGLIP = {"inv_tau": 10.0, "bias": -10.0, "learnable_inv_tau": True}
 FAMILY: dict[str, Member] = {
-    "clip": Member("infonce", False, "InfoNCE", {"inv_tau": 1 / 0.07, "learnable_inv_tau": True, "scale": "unit"}),
+    "clip": Member(
+        "infonce",
+        False,
+        "InfoNCE",
+        {"inv_tau": 1 / 0.07, "learnable_inv_tau": True, "scale": "unit"},
+    ),
     "infoloob": Member("infoloob", False, "InfoLOOB", {"inv_tau": 30.0}),
-    "infonce-hopfield": Member("infonce", True, "InfoNCE with Hopfield retrieval", _PAPER),
+    "infonce-hopfield": Member(
+        "infonce", True, "InfoNCE with Hopfield retrieval", _PAPER
+    ),
     "cloob": Member("infoloob", True, "InfoLOOB with Hopfield retrieval", _PAPER),
     "siglip": Member("sigmoid", False, "SigLIP's sigmoid loss", _SIGLIP),
-    "siglip-hopfield": Member("sigmoid", True, "the sigmoid loss with Hopfield retrieval", _SIGLIP | {"beta": 8.0}),
+    "siglip-hopfield": Member(
+        "sigmoid",
+        True,
+        "the sigmoid loss with Hopfield retrieval",
+        _SIGLIP | {"beta": 8.0},
+    ),
 }
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
-ALIASES: dict[Any, ObjectiveName] = {"dcl": "infoloob"}  # decoupled contrastive learning, arXiv:2110.06848
+ALIASES: dict[Any, ObjectiveName] = {
+    "dcl": "infoloob"
+}  # decoupled contrastive learning, arXiv:2110.06848
 PAPER_OBJECTIVES = OBJECTIVES[:4]  # those that CLOOB's paper compares
 
 
 def member_name(contrast: object, hopfield: object) -> ObjectiveName | None:
     """The first member with this contrast and retrieval, None where there is none."""
-    return next((name for name in OBJECTIVES if FAMILY[name][:2] == (contrast, hopfield)), None)
+    return next(
+        (name for name in OBJECTIVES if FAMILY[name][:2] == (contrast, hopfield)), None
+    )

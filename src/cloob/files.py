@@ -16,24 +16,34 @@ from cloob.errors import InputError
 
 
 def write_whole(path: Path, content: str | bytes, refused: str | None = None) -> None:
-    """Writes a file and its folder at once; text is UTF-8; ``refused`` is the InputError before its reason."""
+    """Writes a file and its folder at once; text is UTF-8; ``refused`` is the
+    InputError before its reason.
+    """
     temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+        temporary.write_bytes(
+            content.encode("utf-8", "backslashreplace")
+            if isinstance(content, str)
+            else content
+        )
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink()
-        raise InputError(f"{refused or f'{path}: cannot be written'} ({error.strerror or error})") from error
+        raise InputError(
+            f"{refused or f'{path}: cannot be written'} ({error.strerror or error})"
+        ) from error
 
 
-class TooLarge(Exception):  # noqa: N818 - the file is at fault, not the program
+class TooLarge(Exception):  # noqa: N818
     """A file has more bytes than may be read of it; the message has the numbers."""
 
 
 def read_at_most(path: Path | str, most: int) -> bytes:
-    """The bytes of a file; OSError for a pipe or a device, which would keep us waiting, TooLarge before any is read."""
+    """The bytes of a file; OSError for a pipe or a device, which would keep us waiting,
+    TooLarge before any is read.
+    """
     mode = os.stat(path).st_mode  # noqa: PTH116
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
@@ -45,17 +55,23 @@ def read_at_most(path: Path | str, most: int) -> bytes:
 
 
 def check_replaceable(target: Path) -> None:
-    """Refuses a folder whose place no other can take: a mounted one, or the current one."""
+    """Refuses a folder whose place no other can take: a mounted one, or the current
+    one.
+    """
     place, fixed = target.resolve(), ""
     with contextlib.suppress(FileNotFoundError):  # the current folder may be gone
         fixed = "is where you are" if Path.cwd().is_relative_to(place) else ""
     if fixed := "a file system is mounted here" if os.path.ismount(place) else fixed:
-        raise InputError(f"{target}: {fixed}, which cannot be replaced; give another place")
+        raise InputError(
+            f"{target}: {fixed}, which cannot be replaced; give another place"
+        )
 
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the target's place after the block; nothing is left if it fails."""
+    """A new folder to write into, which takes the target's place after the block;
+    nothing is left if it fails.
+    """
     check_replaceable(target)
     place = target.resolve()
     temporary = place.with_name(f".tmp-{place.name}-{uuid.uuid4().hex[:8]}")
@@ -67,7 +83,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
             place.rename(old)
         temporary.rename(place)
     except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror or error})"
+        ) from error
     finally:
         if old.exists() and not place.exists():  # by Ctrl-C as well
             old.rename(place)

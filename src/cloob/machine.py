@@ -18,12 +18,20 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 _MOST_DECODERS = 16
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a cgroup (version 2), as a container sees it
+_CPU_QUOTA = Path(
+    "/sys/fs/cgroup/cpu.max"
+)  # of a cgroup (version 2), as a container sees it
 
 
 def processors() -> int:
-    """Processors that this process may use: those it may run on, and the share that a container's quota leaves."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use: those it may run on, and the share that a
+    container's quota leaves.
+    """
+    there = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
     with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max": no quota
         quota, period = map(int, _CPU_QUOTA.read_text(encoding="ascii").split())
         there = min(there, max(1, -(-quota // period)))
@@ -31,11 +39,20 @@ def processors() -> int:
 
 
 def warn_of_emulated_bfloat16() -> None:
-    """Warns before slow work in bfloat16 on a CPU without its instructions, by the list that Linux keeps."""
+    """Warns before slow work in bfloat16 on a CPU without its instructions, by the list
+    that Linux keeps.
+    """
     file = Path("/proc/cpuinfo")
-    flags = set(file.read_text(encoding="utf-8", errors="replace").split()) if file.is_file() else set()
+    flags = (
+        set(file.read_text(encoding="utf-8", errors="replace").split())
+        if file.is_file()
+        else set()
+    )
     if flags and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"}):
-        logger.warning("this processor only emulates bfloat16, which takes it several times as long as float32")
+        logger.warning(
+            "this processor only emulates bfloat16, which takes it several times as"
+            " long as float32"
+        )
 
 
 def local_ranks() -> int:
@@ -45,20 +62,30 @@ def local_ranks() -> int:
 
 
 def decoders() -> int:
-    """Threads that decode pictures by default: one a processor, shared by the machine's ranks."""
+    """Threads that decode pictures by default: one a processor, shared by the machine's
+    ranks.
+    """
     return max(1, min(_MOST_DECODERS, processors() // local_ranks()))
 
 
-def in_threads(function: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
-    """``map`` in order by threads that work at most ``ahead`` tasks early; without threads if ``workers`` is 0."""
+def in_threads(
+    function: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: int
+) -> Iterator[R]:
+    """``map`` in order by threads that work at most ``ahead`` tasks early; without
+    threads if ``workers`` is 0.
+    """
     if workers < 1:
         yield from map(function, tasks)
         return
     from concurrent.futures import ThreadPoolExecutor
 
     waiting: deque[Future[R]] = deque()
-    # Decoders set warning filters, which are the process's; threads that interleave could leave theirs set.
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+    # Decoders set warning filters, which are the process's; threads that interleave
+    # could leave theirs set.
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
+    ):
         try:
             for task in tasks:
                 waiting.append(pool.submit(function, task))

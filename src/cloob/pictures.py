@@ -1,12 +1,18 @@
-"""From the bytes of an image file to upright RGB pixels: the one decoder of training, evaluation and ``encode_image``.
+"""From the bytes of an image file to upright RGB pixels: the one decoder of training,
+evaluation and ``encode_image``.
 
-- Turned by the EXIF orientation (1 to 8); colour profiles are not applied, as open_clip's models had none.
-- Transparency is composited on white; a picture of which white leaves nearly one colour, on black.
-- Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point does not define white: the narrowest of the
-  ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
-- Of an animation the first frame; of a camera's RAW file the JPEG inside (``rawpy``). A CMYK JPEG holds inverted inks.
-- A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its sides. Of one that lacks its end,
-  up to ``MAX_MISSING`` of the rows may be missing, and are grey.
+- Turned by the EXIF orientation (1 to 8); colour profiles are not applied, as
+  open_clip's models had none.
+- Transparency is composited on white; a picture of which white leaves nearly one
+  colour, on black.
+- Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point does not define
+  white: the narrowest of the ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds
+  the brightest pixel counts.
+- Of an animation the first frame; of a camera's RAW file the JPEG inside (``rawpy``). A
+  CMYK JPEG holds inverted inks.
+- A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its
+  sides. Of one that lacks its end, up to ``MAX_MISSING`` of the rows may be missing,
+  and are grey.
 """
 
 from __future__ import annotations
@@ -29,32 +35,60 @@ from PIL.ExifTags import Base
 
 from cloob.files import TooLarge, read_at_most
 
-# Larger pictures are refused by their header: MAX_PIXELS is Pillow's bound, 0.7 GB at 4 bytes a pixel; a JPEG can be
-# decoded at an eighth of its sides. A file of more bytes is refused before it is read.
+# Larger pictures are refused by their header: MAX_PIXELS is Pillow's bound, 0.7 GB at 4
+# bytes a pixel; a JPEG can be decoded at an eighth of its sides. A file of more bytes
+# is refused before it is read.
 MAX_PIXELS = 178_956_970
 MAX_JPEG_PIXELS = 2_048_000_000
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
-WHOLE_PIXELS = 32_000_000  # a JPEG with more is decoded smaller, which bounds what its pixels take to 128 MB
+# a JPEG with more is decoded smaller, which bounds what its pixels take to 128 MB
+WHOLE_PIXELS = 32_000_000
 MAX_MISSING = 0.1  # of the rows of a JPEG that lacks its end
 
 Fault = Literal["corrupt image", "image too large", "no decoder"]
 
-# The first bytes spare Pillow attempts at other formats, a fifth of the time of a small image. Of the others TGA, which
-# has no magic, is last, and EPS, which Pillow hands to another program, is not among them.
+# The first bytes spare Pillow attempts at other formats, a fifth of the time of a small
+# image. Of the others TGA, which has no magic, is last, and EPS, which Pillow hands to
+# another program, is not among them.
 _FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
-_OTHERS = ("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG", "TGA")
+_OTHERS = (
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "DIB",
+    "ICO",
+    "PCX",
+    "PSD",
+    "QOI",
+    "SGI",
+    "WEBP",
+    "PNG",
+    "JPEG",
+    "TGA",
+)
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-_RAW = re.compile(rb"....ftypcrx |FUJIFILMCCD-RAW|II\*\0....CR|II(?:RO|RS|U\0)|MMOR", re.DOTALL)
+_RAW = re.compile(
+    rb"....ftypcrx |FUJIFILMCCD-RAW|II\*\0....CR|II(?:RO|RS|U\0)|MMOR", re.DOTALL
+)
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # of a JPEG decoder
-_ONE_COLOUR = 2.0  # standard deviation of every channel, of 255, up to which a picture is nearly one colour
-_TURN_NAMES = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
-_TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(_TURN_NAMES.split(), 2)}
+# standard deviation of every channel, of 255, up to which a picture is nearly one
+# colour
+_ONE_COLOUR = 2.0
+_TURN_NAMES = (
+    "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE"
+    " ROTATE_90"
+)
+_TURNS = {
+    orientation: Image.Transpose[name]
+    for orientation, name in enumerate(_TURN_NAMES.split(), 2)
+}
 
 
 @dataclass(eq=False)
-class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the program
+class Unreadable(Exception):  # noqa: N818
     """An image file that cannot be decoded."""
 
     reason: Fault
@@ -64,23 +98,31 @@ class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the progr
 class Encoded:
     """An image file of which the header has been read, and nothing decoded yet.
 
-    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``full_size`` or ``exif`` is read. What cannot be
-    decoded is ``Unreadable`` here and in all of these.
+    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``full_size`` or
+    ``exif`` is read. What cannot be decoded is ``Unreadable`` here and in all of these.
 
     Attributes:
         image: As Pillow opened it; its metadata are gone when it is decoded.
         in_file: Width and height as the file has them, pixels.
-        stored: Width and height as the decoder gives them, pixels: less of a JPEG above ``WHOLE_PIXELS``.
-        truncated: Whether ``rgb()`` found a JPEG without its end, and took it: what is missing is grey.
+        stored: Width and height as the decoder gives them, pixels: less of a JPEG above
+            ``WHOLE_PIXELS``.
+        truncated: Whether ``rgb()`` found a JPEG without its end, and took it: what is
+            missing is grey.
     """
 
     def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
-        """Reads the header of a file; ``max_pixels`` takes the place of ``MAX_PIXELS`` and ``MAX_JPEG_PIXELS``."""
+        """Reads the header of a file; ``max_pixels`` takes the place of ``MAX_PIXELS``
+        and ``MAX_JPEG_PIXELS``.
+        """
         self._max_pixels = max_pixels
-        if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound is one for all threads
+        if (
+            max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None
+        ):  # Pillow's bound is one for all threads
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         self.truncated = False
-        self._sensor: tuple[int, int] | None = None  # of a RAW file: its upright size, pixels
+        self._sensor: tuple[int, int] | None = (
+            None  # of a RAW file: its upright size, pixels
+        )
         with _decoding(len(data)):
             if _is_raw(data):  # of which the JPEG inside counts, with the camera's EXIF
                 with raw_reader().imread(io.BytesIO(data)) as raw:
@@ -95,8 +137,14 @@ class Encoded:
         self.in_file = width, height = self.image.size
         self._reducible, self._least = self.image.format in ("JPEG", "MPO"), 1
         if self._reducible:
-            self._least = next((r for r in _REDUCTIONS if width * height <= WHOLE_PIXELS * r**2), _REDUCTIONS[-1])
-        self.stored: tuple[int, int] = (-(-width // self._least), -(-height // self._least))
+            self._least = next(
+                (r for r in _REDUCTIONS if width * height <= WHOLE_PIXELS * r**2),
+                _REDUCTIONS[-1],
+            )
+        self.stored: tuple[int, int] = (
+            -(-width // self._least),
+            -(-height // self._least),
+        )
 
     @cached_property
     def orientation(self) -> int:
@@ -110,7 +158,9 @@ class Encoded:
 
     @property
     def full_size(self) -> tuple[int, int]:
-        """Width and height of the upright picture in the file, of RAW the sensor's; ``rgb()`` may give less."""
+        """Width and height of the upright picture in the file, of RAW the sensor's;
+        ``rgb()`` may give less.
+        """
         if self._sensor is not None:
             return self._sensor
         return self.in_file[::-1] if self.orientation >= 5 else self.in_file
@@ -118,7 +168,9 @@ class Encoded:
     @cached_property
     def exif(self) -> Image.Exif | None:
         """What the camera wrote; before the image is decoded."""
-        if self.image.format == "PNG" and b"eXIf" in self._data:  # that chunk may come last
+        if (
+            self.image.format == "PNG" and b"eXIf" in self._data
+        ):  # that chunk may come last
             with _decoding(len(self._data)):
                 self.image.load()
         return _exif_of(self.image)
@@ -126,16 +178,19 @@ class Encoded:
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
         """Decodes the image, once, to RGB without metadata.
 
-        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8, its sides rounded up, but never at less than an
-        eighth of what its file holds: the decoder then computes fewer pixels, about the means of those they stand
-        for. Other formats keep their size. Without ``upright`` the image lies as it is stored.
+        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8, its sides rounded
+        up, but never at less than an eighth of what its file holds: the decoder then
+        computes fewer pixels, about the means of those they stand for. Other formats
+        keep their size. Without ``upright`` the image lies as it is stored.
         """
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
         with _decoding(len(self._data)):
             image = self.image
             while True:
-                if factor > 1 and self._reducible:  # Pillow takes the largest factor that leaves this: `factor` itself
+                if (
+                    factor > 1 and self._reducible
+                ):  # Pillow takes the largest factor that leaves this: `factor` itself
                     width, height = (max(1, side // factor) for side in self.in_file)
                     image.draft("RGB", (width, height))
                 try:
@@ -146,11 +201,16 @@ class Encoded:
                         raise
                     image = _open(self._data + b"\xff\xd9")  # with an end
             if image is not self.image:
-                # Rows, from the lower end, of the grey with which the decoder fills what it has not got.
-                filled = [value not in (127, 128) for value in range(256)] * len(image.getbands())
+                # Rows, from the lower end, of the grey with which the decoder fills
+                # what it has not got.
+                filled = [value not in (127, 128) for value in range(256)] * len(
+                    image.getbands()
+                )
                 _, _, _, rows = image.point(filled).getbbox() or (0, 0, 0, 0)
                 if (missing := 1 - rows / image.height) > MAX_MISSING:
-                    detail = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
+                    detail = (
+                        f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
+                    )
                     raise Unreadable("corrupt image", detail) from None
                 self.truncated, self.image = True, image
             _check_pixels(image, self._max_pixels)
@@ -165,15 +225,20 @@ def decode(data: bytes) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """What ``decode`` gives for the file of an opened image; the image itself stays as it is. Errors as ``Encoded``."""
+    """What ``decode`` gives for the file of an opened image; the image itself stays as
+    it is. Errors as ``Encoded``.
+    """
     with _decoding():
         _check_pixels(image)
-        image.load()  # before the orientation is read: a TIFF is turned while it is loaded
+        # before the orientation is read: a TIFF is turned while it is loaded
+        image.load()
         return _turned(_to_rgb(image), _orientation_of(image, _exif_of(image)))
 
 
 def read_file(path: Path | str) -> bytes:
-    """The bytes of an image file; Unreadable above ``MAX_IMAGE_BYTES``, OSError or ValueError where there is none."""
+    """The bytes of an image file; Unreadable above ``MAX_IMAGE_BYTES``, OSError or
+    ValueError where there is none.
+    """
     try:
         return read_at_most(path, MAX_IMAGE_BYTES)
     except TooLarge as error:
@@ -186,16 +251,22 @@ def raw_reader() -> Any:
 
 
 def is_unbounded(data: bytes) -> bool:
-    """Whether the decoder of an image file may take any memory before its size is known: RAW and JPEG XL."""
+    """Whether the decoder of an image file may take any memory before its size is
+    known: RAW and JPEG XL.
+    """
     return _is_raw(data) or data.startswith(_JPEG_XL)
 
 
 def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
-    """The JPEG of a picture (of an image file, or upright RGB) that fits into a square of ``side`` pixels."""
+    """The JPEG of a picture (of an image file, or upright RGB) that fits into a square
+    of ``side`` pixels.
+    """
     if isinstance(picture, bytes):
         encoded = Encoded(picture)
         longer = max(encoded.size)
-        small = encoded.rgb(next((r for r in (8, 4, 2) if longer >= 2 * r * side), 1))  # twice the side is left
+        small = encoded.rgb(
+            next((r for r in (8, 4, 2) if longer >= 2 * r * side), 1)
+        )  # twice the side is left
     else:
         small = picture.copy()
     small.thumbnail((side, side))
@@ -205,23 +276,33 @@ def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
 
 
 def is_one_colour(picture: bytes) -> bool:
-    """Whether an image file is nearly one colour: no model can tell it from others of that colour."""
+    """Whether an image file is nearly one colour: no model can tell it from others of
+    that colour.
+    """
     return _deviation(Encoded(picture).rgb(_REDUCTIONS[-1])) < _ONE_COLOUR
 
 
 def data_uri(picture: bytes, side: int) -> str:
     """A thumbnail as a ``data:`` address, for a page without other files."""
-    return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture, side)).decode()}"
+    return (
+        f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture, side)).decode()}"
+    )
 
 
 def axes(orientation: int) -> tuple[bool, bool, bool]:
-    """How a stored picture becomes upright: swap rows and columns, then reverse the rows, then the columns."""
+    """How a stored picture becomes upright: swap rows and columns, then reverse the
+    rows, then the columns.
+    """
     return orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
 
 
 def _exif_of(image: Image.Image) -> Image.Exif | None:
-    """The camera's EXIF; None where nothing can be read, which is no fault of the pixels."""
-    exif = Image.Exif()  # not `getexif()`, which in later Pillows also looks into XMP; browsers do not
+    """The camera's EXIF; None where nothing can be read, which is no fault of the
+    pixels.
+    """
+    exif = (
+        Image.Exif()
+    )  # not `getexif()`, which in later Pillows also looks into XMP; browsers do not
     try:
         exif.load(image.info["exif"])
     except Exception:  # Pillow raises nearly anything on damaged EXIF
@@ -230,8 +311,12 @@ def _exif_of(image: Image.Image) -> Image.Exif | None:
 
 
 def _orientation_of(image: Image.Image, exif: Image.Exif | None) -> int:
-    """1 where there is none or an unknown one, and where the decoder turns: a TIFF, and a JPEG XL that is no JPEG."""
-    if image.format == "TIFF" or (image.format == "JXL" and not getattr(image, "jpeg", False)):
+    """1 where there is none or an unknown one, and where the decoder turns: a TIFF, and
+    a JPEG XL that is no JPEG.
+    """
+    if image.format == "TIFF" or (
+        image.format == "JXL" and not getattr(image, "jpeg", False)
+    ):
         return 1
     try:
         orientation = 1 if exif is None else exif.get(Base.Orientation, 1)
@@ -249,9 +334,13 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image as RGB: grey scaled to 8 bits, transparency on white, or on black if that shows more."""
+    """A loaded image as RGB: grey scaled to 8 bits, transparency on white, or on black
+    if that shows more.
+    """
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as Pillow reads colours of 16 bits
+        image = Image.fromarray(
+            (np.asarray(image) >> 8).astype(np.uint8)
+        )  # as Pillow reads colours of 16 bits
     elif image.mode in ("I", "F"):
         values = np.asarray(image)
         brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
@@ -260,14 +349,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
         image = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        layer = image if image.mode == "RGBA" else image.convert("RGBA")  # a conversion to itself would be a copy
+        layer = (
+            image if image.mode == "RGBA" else image.convert("RGBA")
+        )  # a conversion to itself would be a copy
         on_white = Image.new("RGB", layer.size, "white")
         on_white.paste(layer, mask=layer)
         if (deviation := _deviation(on_white)) >= _ONE_COLOUR:
             return on_white
         on_black = Image.new("RGB", layer.size, "black")
         on_black.paste(layer, mask=layer)
-        return on_black if _deviation(on_black) > max(deviation, _ONE_COLOUR) else on_white
+        return (
+            on_black if _deviation(on_black) > max(deviation, _ONE_COLOUR) else on_white
+        )
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -277,7 +370,9 @@ def _deviation(image: Image.Image) -> float:
 
 @contextlib.contextmanager
 def _decoding(n_bytes: int | None = None) -> Iterator[None]:
-    """Inside, Pillow warns of nothing (odd metadata, palettes), and what it raises becomes ``Unreadable``."""
+    """Inside, Pillow warns of nothing (odd metadata, palettes), and what it raises
+    becomes ``Unreadable``.
+    """
     size = "" if n_bytes is None else f"{n_bytes:,} bytes, "
     try:
         with warnings.catch_warnings():
@@ -286,19 +381,30 @@ def _decoding(n_bytes: int | None = None) -> Iterator[None]:
     except Unreadable:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise Unreadable("image too large", str(error) or "it takes more memory than there is") from None
-    except Exception as error:  # the message of the first two holds an address of memory, which differs per run
+        raise Unreadable(
+            "image too large", str(error) or "it takes more memory than there is"
+        ) from None
+    # the message of the first two holds an address of memory, which differs per run
+    except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError | SyntaxError)
         detail = "not an image file" if unknown else f"{type(error).__name__}: {error}"
         raise Unreadable("corrupt image", f"{size}{detail}") from None
 
 
 def _open(data: bytes) -> Image.Image:
-    if data.startswith(_JPEG_2000):  # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
+    if data.startswith(
+        _JPEG_2000
+    ):  # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
         raise Unreadable("no decoder", "JPEG 2000: convert it to PNG or JPEG")
-    box = data[8 : min(int.from_bytes(data[:4], "big"), 256)] if data[4:8] == b"ftyp" else b""
+    box = (
+        data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+        if data[4:8] == b"ftyp"
+        else b""
+    )
     brands = {box[i : i + 4] for i in range(0, len(box), 4)}
-    formats: tuple[str, ...] = next((names for magic, names in _FORMATS if data.startswith(magic)), _OTHERS)
+    formats: tuple[str, ...] = next(
+        (names for magic, names in _FORMATS if data.startswith(magic)), _OTHERS
+    )
     if brands & {b"avif", b"avis"}:
         Image.init()
         formats = ("AVIF",)
@@ -310,7 +416,9 @@ def _open(data: bytes) -> Image.Image:
     elif data.startswith(_JPEG_XL):
         _package("pillow_jxl", "JPEG XL: pip install pillow-jxl-plugin")
         formats = ("JXL",)
-    if formats == ("JPEG",):  # `Image.open` would refuse one above its bound, however small it is decoded
+    if formats == (
+        "JPEG",
+    ):  # `Image.open` would refuse one above its bound, however small it is decoded
         return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
     return Image.open(io.BytesIO(data), formats=formats)
 
@@ -324,18 +432,26 @@ def _package(module: str, missing: str) -> Any:
 
 
 def _is_raw(data: bytes) -> bool:
-    """Whether it is a RAW file: by its first bytes, or a TIFF that begins with a preview (DNG, NEF, ARW)."""
+    """Whether it is a RAW file: by its first bytes, or a TIFF that begins with a
+    preview (DNG, NEF, ARW).
+    """
     order: Literal["big", "little"] = "big" if data[:1] == b"M" else "little"
     first = int.from_bytes(data[4:8], order) + 2  # entry of its first directory
-    tag, value = (int.from_bytes(data[first + i : first + j], order) for i, j in ((0, 2), (8, 12)))
+    tag, value = (
+        int.from_bytes(data[first + i : first + j], order) for i, j in ((0, 2), (8, 12))
+    )
     is_preview = data[:4] in (b"II*\0", b"MM\0*") and (tag, value) == (254, 1)
     return is_preview or _RAW.match(data) is not None
 
 
 def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:
-    """Refuses too many pixels; all coefficients of a progressive JPEG are in memory, so it has the lower bound."""
+    """Refuses too many pixels; all coefficients of a progressive JPEG are in memory, so
+    it has the lower bound.
+    """
     width, height = image.size
     reducible = image.format in ("JPEG", "MPO") and "progressive" not in image.info
     most = max_pixels or (MAX_JPEG_PIXELS if reducible else MAX_PIXELS)
     if width * height > most:
-        raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {most:,}")
+        raise Unreadable(
+            "image too large", f"{width}×{height} pixels, the limit is {most:,}"
+        )

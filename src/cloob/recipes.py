@@ -1,6 +1,8 @@
-"""Named training set-ups: those of ``recipes.toml``, for every member of the family and for other towers.
+"""Named training set-ups: those of ``recipes.toml``, for every member of the family and
+for other towers.
 
->>> config = get_recipe("cc3m", objective="clip").override(data=["cc3m/train.csv"], out="runs/cc3m")
+>>> config = get_recipe("cc3m", objective="clip").override(data=["cc3m/train.csv"],
+out="runs/cc3m")
 """
 
 from __future__ import annotations
@@ -16,18 +18,26 @@ from cloob.training.config.parts import HEAD_SCALES
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
-RECIPES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_suffix(".toml").read_text("utf-8")
+)
 """Every recipe by its name, as a table of settings."""
-_SCALES = {"published": {name: member.starts for name, member in FAMILY.items()}, "heads": HEAD_SCALES}
+_SCALES = {
+    "published": {name: member.starts for name, member in FAMILY.items()},
+    "heads": HEAD_SCALES,
+}
 
 
-def get_recipe(name: str, *, objective: ObjectiveName | None = None, model: str | None = None) -> TrainConfig:
+def get_recipe(
+    name: str, *, objective: ObjectiveName | None = None, model: str | None = None
+) -> TrainConfig:
     """The configuration of a recipe.
 
     Args:
         name: One of ``RECIPES``; ``_`` counts as ``-``.
-        objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings for all. Left out, it is
-            CLOOB; for ``align`` and ``vectors`` held-out pairs choose (``"auto"``).
+        objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings
+            for all. Left out, it is CLOOB; for ``align`` and ``vectors`` held-out pairs
+            choose (``"auto"``).
         model: Name of the towers; the recipe's default when left out.
 
     Raises:
@@ -43,7 +53,11 @@ def get_recipe(name: str, *, objective: ObjectiveName | None = None, model: str 
     if key not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; {nearest(key, RECIPES)}")
     config = _built(key, ALIASES.get(objective, objective or "cloob"), model)
-    return config.override(objective="auto") if objective is None and key in ("align", "vectors") else config
+    return (
+        config.override(objective="auto")
+        if objective is None and key in ("align", "vectors")
+        else config
+    )
 
 
 def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfig:
@@ -53,9 +67,13 @@ def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfi
     of_objective, of_models = (leaves.pop(key, {}) for key in ("objectives", "models"))
     config = TrainConfig() if base is None else _built(base, objective, None)
     default = leaves.pop("model", config.towers.model)
-    leaves["out"] = leaves["out"].format(objective=objective, model=str(model or default).lower())
+    leaves["out"] = leaves["out"].format(
+        objective=objective, model=str(model or default).lower()
+    )
     config = config.override(objective=objective, model=default).override(**leaves)
-    config = config.override(**_SCALES.get(scales, {}).get(objective, {})).override(**of_objective.get(objective, {}))
+    config = config.override(**_SCALES.get(scales, {}).get(objective, {})).override(
+        **of_objective.get(objective, {})
+    )
     if model is None:
         return config
     kind = next((kind for kind in of_models if model.startswith(kind)), None)

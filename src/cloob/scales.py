@@ -1,4 +1,6 @@
-"""Positive scalars of a module: a fixed one is a number, a learnable one a parameter that holds its logarithm."""
+"""Positive scalars of a module: a fixed one is a number, a learnable one a parameter
+that holds its logarithm.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,15 @@ from cloob.functional.checks import check_number
 
 
 class FixedScaleWarning(UserWarning):
-    """A state that was loaded holds another fixed scale than the module was built with."""
+    """A state that was loaded holds another fixed scale than the module was built
+    with.
+    """
 
 
 class ScaledModule(nn.Module):
-    """Base of a module with positive scalars: ``fixed_NAME`` or ``log_NAME`` in the state, never below float32."""
+    """Base of a module with positive scalars: ``fixed_NAME`` or ``log_NAME`` in the
+    state, never below float32.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +45,9 @@ class ScaledModule(nn.Module):
         return name not in self._fixed
 
     def scale_value(self, name: str) -> float | Tensor:
-        """A fixed scalar as a number, a learnable one as a 0-d tensor with its graph."""
+        """A fixed scalar as a number, a learnable one as a 0-d tensor with its
+        graph.
+        """
         if name in self._fixed:
             return self._fixed[name]
         logarithm: Tensor = getattr(self, f"log_{name}")
@@ -52,17 +60,29 @@ class ScaledModule(nn.Module):
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             low = result.is_floating_point() and torch.finfo(result.dtype).bits < 32
-            return tensor.to(result.device, torch.float32) if low and any(tensor is one for one in learned) else result
+            return (
+                tensor.to(result.device, torch.float32)
+                if low and any(tensor is one for one in learned)
+                else result
+            )
 
         return super()._apply(moved, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, number in self._fixed.items():
-            destination[f"{prefix}fixed_{name}"] = torch.tensor(number, dtype=torch.float64)
+            destination[f"{prefix}fixed_{name}"] = torch.tensor(
+                number, dtype=torch.float64
+            )
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        """Takes the fixed scalars of the state; warns where they differ from the module's."""
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *others: Any
+    ) -> None:
+        """Takes the fixed scalars of the state; warns where they differ from the
+        module's.
+        """
         _, strict, missing, _, errors = others
         for name, number in self._fixed.items():
             key = f"{prefix}fixed_{name}"
@@ -75,20 +95,33 @@ class ScaledModule(nn.Module):
                 errors.append(str(error))
                 continue
             if not math.isclose(loaded, number, rel_tol=1e-6):
-                message = f"{name} was {number:g} and is {loaded:g} now, as in the state that was loaded"
+                message = (
+                    f"{name} was {number:g} and is {loaded:g} now, as in the state that"
+                    " was loaded"
+                )
                 warnings.warn(message, FixedScaleWarning, stacklevel=callers_level())
             self._fixed[name] = loaded
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def scalar_parameter(value: float) -> nn.Parameter:
-    """A 0-d parameter in float32, or float64 where that is the default, whatever lower one is."""
-    return nn.Parameter(torch.tensor(value, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32)))
+    """A 0-d parameter in float32, or float64 where that is the default, whatever lower
+    one is.
+    """
+    return nn.Parameter(
+        torch.tensor(
+            value, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32)
+        )
+    )
 
 
 def callers_level() -> int:
-    """The ``stacklevel`` at which a warning points at the line outside of torch and this package that led to it."""
+    """The ``stacklevel`` at which a warning points at the line outside of torch and
+    this package that led to it.
+    """
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "cloob"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(
+        "."
+    )[0] in ("torch", "cloob"):
         frame, level = frame.f_back, level + 1
     return level

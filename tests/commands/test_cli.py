@@ -1,4 +1,6 @@
-"""The command line as a user meets it: help, one-line errors and exit codes, in real processes where it matters."""
+"""The command line as a user meets it: help, one-line errors and exit codes, in real
+processes where it matters.
+"""
 
 import subprocess
 import sys
@@ -10,16 +12,33 @@ from cloob import __version__, cli
 from cloob.commands.console import progress
 from support import run_script
 
-HEAVY = {"torch", "numpy", "open_clip", "rich", "PIL", "pyarrow", "transformers", "safetensors", "starlette", "sklearn"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "open_clip",
+    "rich",
+    "PIL",
+    "pyarrow",
+    "transformers",
+    "safetensors",
+    "starlette",
+    "sklearn",
+}
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():
     command = [sys.executable, "-X", "importtime", "-m", "cloob", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0
     for name in cli.COMMANDS:
         assert f"\n  {name} " in done.stdout
-    modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    modules = {
+        line.rsplit("|", 1)[-1].strip()
+        for line in done.stderr.splitlines()
+        if "|" in line
+    }
     assert not modules & {*HEAVY, "tyro"}
 
 
@@ -71,13 +90,35 @@ def test_debug_shows_the_traceback(capsys):
     ("command", "error", "code", "line"),
     [
         ("models", KeyboardInterrupt(), 130, "interrupted"),
-        ("demo", KeyboardInterrupt(), 130, "interrupted; the last complete checkpoint stays as it is"),
-        ("train", KeyboardInterrupt(), 130, "interrupted; the last complete checkpoint stays as it is, and --resume"),
-        ("models", MemoryError(), 2, "out of memory; a smaller --batch-size or fewer --workers need less"),
-        ("models", RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory; a smaller "),
+        (
+            "demo",
+            KeyboardInterrupt(),
+            130,
+            "interrupted; the last complete checkpoint stays as it is",
+        ),
+        (
+            "train",
+            KeyboardInterrupt(),
+            130,
+            "interrupted; the last complete checkpoint stays as it is, and --resume",
+        ),
+        (
+            "models",
+            MemoryError(),
+            2,
+            "out of memory; a smaller --batch-size or fewer --workers need less",
+        ),
+        (
+            "models",
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            2,
+            "out of memory; a smaller ",
+        ),
     ],
 )
-def test_an_interruption_and_a_lack_of_memory_are_one_line(command, error, code, line, monkeypatch, capsys):
+def test_an_interruption_and_a_lack_of_memory_are_one_line(
+    command, error, code, line, monkeypatch, capsys
+):
     monkeypatch.setattr(f"cloob.commands.{command}.run", Mock(side_effect=error))
     assert cli.main([command]) == code
     err = capsys.readouterr().err
@@ -94,11 +135,21 @@ def test_brackets_in_a_name_are_shown(monkeypatch, capsys):
 
 def test_a_name_that_is_not_utf_8_is_one_line(capsys):
     assert cli.main(["data", "caf\udce9.csv"]) == 2
-    assert capsys.readouterr().err == "cloob: caf\N{REPLACEMENT CHARACTER}.csv: this name is not UTF-8; rename it\n"
+    assert (
+        capsys.readouterr().err
+        == "cloob: caf\N{REPLACEMENT CHARACTER}.csv: this name is not UTF-8; rename"
+        " it\n"
+    )
 
 
 def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path):
-    for package, call in (("tyro", "cloob.cli.main(['eval', 'runs/none'])"), ("numpy", "cloob.Index")):
+    for package, call in (
+        ("tyro", "cloob.cli.main(['eval', 'runs/none'])"),
+        ("numpy", "cloob.Index"),
+    ):
         code = f"import sys; sys.modules[{package!r}] = None; import cloob.cli; {call}"
-        brings = f'{package} is not installed; pip install -e ".[train]" in a clone of cloob brings it\n'
+        brings = (
+            f'{package} is not installed; pip install -e ".[train]" in a clone of cloob'
+            " brings it\n"
+        )
         assert run_script(code, cwd=tmp_path).stderr.endswith(brings)

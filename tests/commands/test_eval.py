@@ -1,4 +1,6 @@
-"""``cloob eval`` from end to end on a tiny model: suites with missing sets, probes, the files, and a repeated run."""
+"""``cloob eval`` from end to end on a tiny model: suites with missing sets, probes, the
+files, and a repeated run.
+"""
 
 import json
 import shutil
@@ -35,7 +37,16 @@ def work(made, tmp_path):
 
 
 def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(work, capsys):
-    words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe", "--device", "cpu"]
+    words = [
+        "eval",
+        str(work / "model"),
+        "--suite",
+        "pictograms",
+        str(work / "sets"),
+        "--probe",
+        "--device",
+        "cpu",
+    ]
     words += ["--out", str(work / "out"), "--probe-seeds", "0", "1", "--shots", "2"]
     assert cli.main(words) == 0
     assert "linear probe top-1" in capsys.readouterr().out
@@ -44,7 +55,11 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(work, capsys):
     assert list(row["zeroshot"]) == ["one", "two"] and list(row["probe"]) == ["one"]
     assert row["fingerprint"] == fingerprint(load_model(work / "model", device="cpu"))
     assert row["probe"]["one"]["acc1"] == 1.0 and row["probe"]["one"]["n_train"] == 4
-    names = {path.relative_to(work / "out").as_posix() for path in (work / "out").rglob("*") if path.is_file()}
+    names = {
+        path.relative_to(work / "out").as_posix()
+        for path in (work / "out").rglob("*")
+        if path.is_file()
+    }
     assert {"report.html", "per_class/one.csv", "per_class/two.csv"} <= names
     assert "Linear probe" in (work / "out" / "report.html").read_text(encoding="utf-8")
 
@@ -54,13 +69,26 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(work, capsys):
 
 def test_an_unreadable_picture_is_counted_told_and_wrong(work, capsys):
     (work / "sets" / "two" / "red" / "1.png").write_bytes(b"no picture")
-    words = ["eval", str(work / "model"), "--zeroshot", str(work / "sets" / "two"), "--device", "cpu"]
+    words = [
+        "eval",
+        str(work / "model"),
+        "--zeroshot",
+        str(work / "sets" / "two"),
+        "--device",
+        "cpu",
+    ]
     assert cli.main([*words, "--out", str(work / "out"), "--batch-size", "1"]) == 0
     said = "1 of 4 images could not be read (corrupt image × 1); they count as wrong"
     err = capsys.readouterr().err
     assert f"cloob: two: {said}\n" in err
-    found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]["zeroshot"]["two"]
-    assert found["n"] == 4 and found["unreadable"] == {"corrupt image": 1} and found["acc5"] == 3 / 4
+    found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))[
+        "rows"
+    ][0]["zeroshot"]["two"]
+    assert (
+        found["n"] == 4
+        and found["unreadable"] == {"corrupt image": 1}
+        and found["acc5"] == 3 / 4
+    )
     assert said in (work / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -73,29 +101,54 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     (sets / "empty").mkdir()
     (sets / "one" / "train" / "green").mkdir()
     table = work / "pairs of mine.csv"
-    table.write_text("filepath,title\n" + "".join(f"{sets}/two/{name}/0.png,{name}\n" for name in COLOURS))
+    table.write_text(
+        "filepath,title\n"
+        + "".join(f"{sets}/two/{name}/0.png,{name}\n" for name in COLOURS)
+    )
     gone = work / "gone.csv"
     gone.write_text(f"filepath,title\n{work}/x y/1.png,a\n{work}/x y/2.png,b\n")
-    wordless = shutil.copytree(work / "model", work / "wordless")  # its tokenizer is not there
+    wordless = shutil.copytree(
+        work / "model", work / "wordless"
+    )  # its tokenizer is not there
     config = json.loads((wordless / CONFIG_FILE).read_text(encoding="utf-8"))
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/words"
     (wordless / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
     models = [work / "model", work / "a" / "model", wordless, work / "nowhere"]
-    words = ["--suite", "pictograms", str(sets), "paper", str(work), "--probe", "--out", str(work / "out")]
+    words = [
+        "--suite",
+        "pictograms",
+        str(sets),
+        "paper",
+        str(work),
+        "--probe",
+        "--out",
+        str(work / "out"),
+    ]
     words += ["--retrieval", str(table), str(gone), "--device", "cpu"]
     assert cli.main(["eval", *map(str, models), *words]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("cloob: ") for line in lines) and sum("put there" in line for line in lines) == 8
+    assert (
+        all(line.startswith("cloob: ") for line in lines)
+        and sum("put there" in line for line in lines) == 8
+    )
     results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
     assert [row["model"] for row in results["rows"]] == list(map(str, models[:2]))
     assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
-    said = {(failure["model"], failure["set"]): failure["error"] for failure in results["failures"]}
+    said = {
+        (failure["model"], failure["set"]): failure["error"]
+        for failure in results["failures"]
+    }
     assert said[None, "empty"].startswith(f"{sets}/empty has no sub-folder")
-    assert said[None, "one (training)"].startswith(f"{sets}/one/train/green: no image in this class folder")
+    assert said[None, "one (training)"].startswith(
+        f"{sets}/one/train/green: no image in this class folder"
+    )
     assert f"cannot be read under {work} (" in said[None, "country211"]
     assert said["wordless", None].startswith(f"{models[2]}/{CONFIG_FILE}: ")
     assert said["nowhere", None].startswith(f"{work}/nowhere: no such folder")
-    assert f"is that of '{sets}/two/red/0.png'" in said[str(models[1]), "pairs of mine.csv"]
+    assert (
+        f"is that of '{sets}/two/red/0.png'"
+        in said[str(models[1]), "pairs of mine.csv"]
+    )
     assert f"{work}/x y/1.png: missing image" in said[str(models[1]), "gone.csv"]
     assert len(said) == len(results["failures"]) == 17
 
@@ -104,19 +157,57 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(work):
     for folder in ("a", "b"):
         shutil.copytree(work / "sets" / "one", work / folder / "one")
         lines = [f"../sets/two/{name}/0.png,{name} {folder}" for name in COLOURS]
-        (work / folder / "val.csv").write_text("\n".join(["filepath,title", *lines]) + "\n")
-    words = ["eval", str(work / "model"), "--device", "cpu", "--out", str(work / "out"), "--probe"]
-    sets, pairs = [[str(work / folder / name) for folder in "ab"] for name in ("one", "val.csv")]
-    words += ["--zeroshot", sets[0], str(work / "sets" / "two"), sets[1], "--retrieval", *pairs, "demo:val"]
+        (work / folder / "val.csv").write_text(
+            "\n".join(["filepath,title", *lines]) + "\n"
+        )
+    words = [
+        "eval",
+        str(work / "model"),
+        "--device",
+        "cpu",
+        "--out",
+        str(work / "out"),
+        "--probe",
+    ]
+    sets, pairs = [
+        [str(work / folder / name) for folder in "ab"] for name in ("one", "val.csv")
+    ]
+    words += [
+        "--zeroshot",
+        sets[0],
+        str(work / "sets" / "two"),
+        sets[1],
+        "--retrieval",
+        *pairs,
+        "demo:val",
+    ]
     assert cli.main(words) == 0
-    row = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]
-    assert list(row["zeroshot"]) == [sets[0], "two", sets[1]] and list(row["probe"]) == sets
+    row = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))[
+        "rows"
+    ][0]
+    assert (
+        list(row["zeroshot"]) == [sets[0], "two", sets[1]]
+        and list(row["probe"]) == sets
+    )
     assert list(row["retrieval"]) == [*pairs, "demo:val"]
     assert (work / "out" / "report.html").is_file()
 
 
 def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(work, capsys):
-    assert cli.main(["eval", str(work / "model"), "--suite", "paper", str(work), "--out", str(work / "out")]) == 2
+    assert (
+        cli.main(
+            [
+                "eval",
+                str(work / "model"),
+                "--suite",
+                "paper",
+                str(work),
+                "--out",
+                str(work / "out"),
+            ]
+        )
+        == 2
+    )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 9 and "none of the 8 sets" in lines[-1]
     assert not (work / "out").exists()
@@ -128,23 +219,50 @@ def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path, monkeypatch, cap
         np.save(tmp_path / f"{name}.npy", rng.normal(size=(60, 4)).astype(np.float32))
     monkeypatch.chdir(tmp_path)
     config = get_recipe("vectors").override(
-        objective="infoloob", a="a.npy", b="b.npy", epochs=3, batch_size=16, embed_dim=4, lr=0.03
+        objective="infoloob",
+        a="a.npy",
+        b="b.npy",
+        epochs=3,
+        batch_size=16,
+        embed_dim=4,
+        lr=0.03,
     )
     for objective in ("infoloob", "clip"):
         for seed in (0, 1, 2):
-            train(config.override(objective=objective, seed=seed, out=f"{objective}-s{seed}"))
-    runs = [f"{objective}-s{seed}" for objective in ("infoloob", "clip") for seed in (0, 1, 2)][:-1]
-    assert cli.main(["eval", *runs, "--a", "a.npy", "--b", "b.npy", "--out", "out"]) == 0
+            train(
+                config.override(
+                    objective=objective, seed=seed, out=f"{objective}-s{seed}"
+                )
+            )
+    runs = [
+        f"{objective}-s{seed}"
+        for objective in ("infoloob", "clip")
+        for seed in (0, 1, 2)
+    ][:-1]
+    assert (
+        cli.main(["eval", *runs, "--a", "a.npy", "--b", "b.npy", "--out", "out"]) == 0
+    )
     results = json.loads(Path("out/results.json").read_text(encoding="utf-8"))
-    recall = {row["model"]: row["vectors"]["a.npy and b.npy"]["a_to_b@10"] for row in results["rows"]}
-    of = {(each["group"], each.get("minus")): each for each in results["seeds"] if each["metric"] == "a_to_b@10"}
+    recall = {
+        row["model"]: row["vectors"]["a.npy and b.npy"]["a_to_b@10"]
+        for row in results["rows"]
+    }
+    of = {
+        (each["group"], each.get("minus")): each
+        for each in results["seeds"]
+        if each["metric"] == "a_to_b@10"
+    }
     values = [recall[f"infoloob-s{seed}"] for seed in (0, 1, 2)]
     mean = sum(values) / 3
     assert of["infoloob-s", None]["mean"] == pytest.approx(mean)
-    assert of["infoloob-s", None]["sd"] == pytest.approx((sum((x - mean) ** 2 for x in values) / 2) ** 0.5)
+    assert of["infoloob-s", None]["sd"] == pytest.approx(
+        (sum((x - mean) ** 2 for x in values) / 2) ** 0.5
+    )
     gap = of["clip-s", "infoloob-s"]  # seed 2 has no partner
     assert gap["n"] == 2
-    assert gap["mean"] == pytest.approx(sum(recall[f"clip-s{s}"] - recall[f"infoloob-s{s}"] for s in (0, 1)) / 2)
+    assert gap["mean"] == pytest.approx(
+        sum(recall[f"clip-s{s}"] - recall[f"infoloob-s{s}"] for s in (0, 1)) / 2
+    )
     assert "clip-s − infoloob-s: recall@10, a → b" in capsys.readouterr().out
     # These heads have no pictures, so that nothing else reads them.
     for words in (

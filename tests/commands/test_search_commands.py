@@ -1,4 +1,6 @@
-"""``cloob search``, ``cloob classify`` and ``cloob embed`` as a user runs them, with a model that knows colours."""
+"""``cloob search``, ``cloob classify`` and ``cloob embed`` as a user runs them, with a
+model that knows colours.
+"""
 
 import csv
 import io
@@ -31,7 +33,9 @@ def colour_model(monkeypatch):
     """Whatever model is asked for knows colours, and each name is one of a model."""
     loads(monkeypatch)
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
-        monkeypatch.setenv(variable, os.environ.get(variable, ""))  # put back at the end
+        monkeypatch.setenv(
+            variable, os.environ.get(variable, "")
+        )  # put back at the end
 
 
 def run(capsys, *words):
@@ -49,14 +53,29 @@ def test_lines_json_and_paths(place, capsys):
         assert float(score) > 0.9 and float(margin) > 3 and int(id_) > 0
         assert Path(path).stem.startswith("red-") and caption.startswith("red number")
     found = json.loads(run(capsys, "search", index, "red", "--json", "--top", "2")[0])
-    assert (found["query"], found["searched"], found["cut"], found["model"]) == (["red"], 32, 0, "colours")
+    assert (found["query"], found["searched"], found["cut"], found["model"]) == (
+        ["red"],
+        32,
+        0,
+        "colours",
+    )
     assert [hit["path"] for hit in found["hits"]] == [line[3] for line in lines[:2]]
-    assert found["hits"][0].keys() >= {"id", "score", "margin", "caption", "width", "columns", "date"}
+    assert found["hits"][0].keys() >= {
+        "id",
+        "score",
+        "margin",
+        "caption",
+        "width",
+        "columns",
+        "date",
+    }
     out, _ = run(capsys, "search", index, "red", "--paths")
     assert out.splitlines() == [line[3] for line in lines]
     out, _ = run(capsys, "search", index, "red", "--paths", "-0")
     assert out.split("\0") == [*(line[3] for line in lines), ""]
-    found = json.loads(run(capsys, "search", index, "~root", "--cutoff", "none", "--json")[0])
+    found = json.loads(
+        run(capsys, "search", index, "~root", "--cutoff", "none", "--json")[0]
+    )
     assert found["query"] == ["~root"] and len(found["hits"]) == 20  # words
 
 
@@ -67,10 +86,16 @@ def test_a_file_that_is_gone_or_changed_is_named(tmp_path, capsys):
     (pictures / "red-1.png").write_bytes(b"another")
     assert main(["search", str(index), "red", "--copy-to", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
-    assert "red-0.png is not copied" in err and "red-1.png is not copied" in err and "2 could not be copied" in err
+    assert (
+        "red-0.png is not copied" in err
+        and "red-1.png is not copied" in err
+        and "2 could not be copied" in err
+    )
 
 
-def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(tmp_path, capsys):
+def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
+    tmp_path, capsys
+):
     pictures = write_pictures(tmp_path / "pictures", n=1)
     (pictures / "a-link.png").symlink_to("red-0.png")
     (pictures / "a-blue-link.png").symlink_to("blue-copy.png")
@@ -91,45 +116,113 @@ def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(tmp_p
     ]
     assert [line[6:] for line in lines] == [[], [], [f"same bytes as {lines[1][3]}"]]
     assert lines[0][5].startswith("2001-09-09T") and lines[0][5].endswith(" file")
-    assert {line[0] for line in lines} == {"1.0000"} and lines[1][2] == str((pictures / "blue-0.png").stat().st_size)
+    assert {line[0] for line in lines} == {"1.0000"} and lines[1][2] == str(
+        (pictures / "blue-0.png").stat().st_size
+    )
     also = "cloob: 2 second names of a file (links, or a disk mounted twice) left out\n"
-    assert err == f"cloob: 1 group of look-alikes, 3 pictures (1 group equal byte by byte, 2 files)\n{also}"
+    assert (
+        err
+        == "cloob: 1 group of look-alikes, 3 pictures (1 group equal byte by byte, 2"
+        f" files)\n{also}"
+    )
     out, err = run(capsys, "search", str(index), "--duplicates", "--rest", "-0")
-    assert [Path(path).name for path in out.split("\0")] == ["blue-copy.png", "blue-0.png", ""]
+    assert [Path(path).name for path in out.split("\0")] == [
+        "blue-copy.png",
+        "blue-0.png",
+        "",
+    ]
     out, err = run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")
-    assert [Path(path).name for path in out.splitlines()] == ["blue-copy.png", "blue-0.png"]
+    assert [Path(path).name for path in out.splitlines()] == [
+        "blue-copy.png",
+        "blue-0.png",
+    ]
     assert err == f"cloob: 1 group equal byte by byte, 2 files\n{also}"
-    _, err = run(capsys, "search", str(index), "--duplicates", "--where", "name like 'red%'")
+    _, err = run(
+        capsys, "search", str(index), "--duplicates", "--where", "name like 'red%'"
+    )
     assert err == "cloob: no look-alikes (cosine 0.97 and above)\n"
     (tmp_path / "t.csv").write_text("filepath\npictures/red-0.png\n")
     with Index.open(index, writable=True) as opened:
         opened.update([tmp_path / "t.csv"], UpdateOptions(model=ColourModel()))
-    assert run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")[0] == out
+    assert (
+        run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")[0]
+        == out
+    )
 
 
 def test_classify_an_index_and_a_folder_alike(place, tmp_path, capsys, monkeypatch):
     of_index, err = run(
-        capsys, "classify", str(place / "index"), "--labels", "red, blue", "--json", "--none", "--cutoff", "3"
+        capsys,
+        "classify",
+        str(place / "index"),
+        "--labels",
+        "red, blue",
+        "--json",
+        "--none",
+        "--cutoff",
+        "3",
     )
-    assert "red 4" in err and "none of these 24" in err and "does not say its τ⁻¹" in err
-    words = ("classify", str(place / "pictures"), "--labels", "red,blue", "--json", "--none", "--cutoff", "3")
+    assert (
+        "red 4" in err and "none of these 24" in err and "does not say its τ⁻¹" in err
+    )
+    words = (
+        "classify",
+        str(place / "pictures"),
+        "--labels",
+        "red,blue",
+        "--json",
+        "--none",
+        "--cutoff",
+        "3",
+    )
     of_folder, _ = run(capsys, *words, "--model", "colours")
     rows = [json.loads(line) for line in of_index.splitlines()]
-    assert [row["labels"] for row in rows] == [json.loads(line)["labels"] for line in of_folder.splitlines()]
+    assert [row["labels"] for row in rows] == [
+        json.loads(line)["labels"] for line in of_folder.splitlines()
+    ]
     for row in rows:
         name = Path(row["path"]).stem.split("-")[0]
-        assert [entry["label"] for entry in row["labels"]] == ([name] if name in ("red", "blue") else [])
+        assert [entry["label"] for entry in row["labels"]] == (
+            [name] if name in ("red", "blue") else []
+        )
     monkeypatch.chdir(tmp_path)
-    Path("blue").write_text("# colours\nred\n\ngreen\n")  # a file only where it is written with a slash
+    Path("blue").write_text(
+        "# colours\nred\n\ngreen\n"
+    )  # a file only where it is written with a slash
     for text, expected in (("red,blue", {"red", "blue"}), ("./blue", {"red", "green"})):
-        out, err = run(capsys, "classify", str(place / "index"), "--labels", text, "--csv", "--none")
-        assert {row["label"] for row in csv.DictReader(io.StringIO(out))} - {""} == expected
-    out, err = run(capsys, "classify", str(place / "index"), "--labels", "red,blue", "--csv", "--inv-tau", "10")
+        out, err = run(
+            capsys,
+            "classify",
+            str(place / "index"),
+            "--labels",
+            text,
+            "--csv",
+            "--none",
+        )
+        assert {row["label"] for row in csv.DictReader(io.StringIO(out))} - {
+            ""
+        } == expected
+    out, err = run(
+        capsys,
+        "classify",
+        str(place / "index"),
+        "--labels",
+        "red,blue",
+        "--csv",
+        "--inv-tau",
+        "10",
+    )
     table = list(csv.DictReader(io.StringIO(out)))
-    assert len(table) == 32 and table[0].keys() == {"path", "label", "probability", "margin"} and "τ⁻¹" not in err
+    assert (
+        len(table) == 32
+        and table[0].keys() == {"path", "label", "probability", "margin"}
+        and "τ⁻¹" not in err
+    )
 
 
-def test_embed_writes_the_same_rows_in_three_forms(place, tmp_path, capsys, monkeypatch):
+def test_embed_writes_the_same_rows_in_three_forms(
+    place, tmp_path, capsys, monkeypatch
+):
     from pyarrow import parquet
     from safetensors import safe_open
 
@@ -139,15 +232,21 @@ def test_embed_writes_the_same_rows_in_three_forms(place, tmp_path, capsys, monk
     (pictures / "red-0.txt").write_text("long " * 10_000)
     for suffix in ("npz", "safetensors", "parquet"):
         out = tmp_path / f"vectors.{suffix}"
-        assert main(["embed", str(pictures), "--model", "colours", "--out", str(out)]) == 1
+        assert (
+            main(["embed", str(pictures), "--model", "colours", "--out", str(out)]) == 1
+        )
         err = capsys.readouterr().err
         assert "1 × corrupt image: " in err and "8 pictures, 1 could not be read" in err
     with np.load(tmp_path / "vectors.npz", allow_pickle=False) as file:
         vectors, paths = file["vectors"], file["paths"].tolist()
         captions = json.loads(file["captions"].item())
     assert vectors.dtype == np.float32 and vectors.shape == (8, 24) and len(paths) == 8
-    assert captions == [(pictures / path).with_suffix(".txt").read_text().strip() for path in paths]
-    assert (tmp_path / "vectors.npz").stat().st_size < 60_000  # no caption is padded to the longest
+    assert captions == [
+        (pictures / path).with_suffix(".txt").read_text().strip() for path in paths
+    ]
+    assert (
+        tmp_path / "vectors.npz"
+    ).stat().st_size < 60_000  # no caption is padded to the longest
     with safe_open(tmp_path / "vectors.safetensors", framework="numpy") as file:
         np.testing.assert_array_equal(file.get_tensor("vectors"), vectors)
         assert json.loads(file.metadata()["paths"]) == paths
@@ -155,7 +254,10 @@ def test_embed_writes_the_same_rows_in_three_forms(place, tmp_path, capsys, monk
     np.testing.assert_allclose(np.array(table["vector"]), vectors, atol=1e-6)
     assert table["path"] == paths
     loads(monkeypatch, None)  # no model is loaded
-    assert main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")]) == 0
+    assert (
+        main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")])
+        == 0
+    )
     assert "32 pictures" in capsys.readouterr().err
 
 
@@ -165,7 +267,10 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path, capsys):
     (pictures / "red\x1b]0;title\x07\u202e.png").write_bytes(picture("red"))
     (pictures / "red\x1b]0;title\x07\u202e.txt").write_text("red \x1b[2J\u2066 caption")
     index = make_index(tmp_path / "index", pictures)
-    for words in (("search", str(index), "red"), ("search", str(index), "red", "--explain")):
+    for words in (
+        ("search", str(index), "red"),
+        ("search", str(index), "red", "--explain"),
+    ):
         out, _ = run(capsys, *words)
         assert "\x1b" not in out and "\u202e" not in out
     out, _ = run(capsys, "classify", str(index), "--labels", "red,blue")
@@ -175,12 +280,35 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path, capsys):
 def test_a_single_picture(place, tmp_path, capsys):
     (tmp_path / "link.png").symlink_to(place / "pictures" / "red-0.png")
     for path in (place / "pictures" / "red-0.png", tmp_path / "link.png"):
-        out, _ = run(capsys, "classify", str(path), "--labels", "red,blue", "--model", "colours", "--json")
-        assert json.loads(out)["path"] == str(path) and json.loads(out)["labels"][0]["label"] == "red"
-        run(capsys, "embed", str(path), "--model", "colours", "--overwrite", "--out", str(tmp_path / "v.npz"))
+        out, _ = run(
+            capsys,
+            "classify",
+            str(path),
+            "--labels",
+            "red,blue",
+            "--model",
+            "colours",
+            "--json",
+        )
+        assert (
+            json.loads(out)["path"] == str(path)
+            and json.loads(out)["labels"][0]["label"] == "red"
+        )
+        run(
+            capsys,
+            "embed",
+            str(path),
+            "--model",
+            "colours",
+            "--overwrite",
+            "--out",
+            str(tmp_path / "v.npz"),
+        )
         with np.load(tmp_path / "v.npz") as file:
             assert file["vectors"].shape == (1, 24)
-            assert json.loads(file["captions"].item()) == ["red number 0" if path.name == "red-0.png" else ""]
+            assert json.loads(file["captions"].item()) == [
+                "red number 0" if path.name == "red-0.png" else ""
+            ]
 
 
 def test_find_indexes_what_is_new_and_answers(tmp_path, capsys, monkeypatch):
@@ -190,34 +318,68 @@ def test_find_indexes_what_is_new_and_answers(tmp_path, capsys, monkeypatch):
     assert "605 MB, fetched once" in err and f"{pictures / '.cloob'}: 8 pictures" in err
     (pictures / "more").mkdir()
     (pictures / "more" / "red.png").write_bytes(picture((250, 0, 0)))
-    out, err = run(capsys, "find", str(pictures), "a red thing", "--copy-to", str(tmp_path / "found"))
-    assert len(out.splitlines()) == 2 and "1 added, 8 as they were" in err and "605" not in err
-    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["red-0.png", "red-0.txt", "red.png"]
+    out, err = run(
+        capsys,
+        "find",
+        str(pictures),
+        "a red thing",
+        "--copy-to",
+        str(tmp_path / "found"),
+    )
+    assert (
+        len(out.splitlines()) == 2
+        and "1 added, 8 as they were" in err
+        and "605" not in err
+    )
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [
+        "red-0.png",
+        "red-0.txt",
+        "red.png",
+    ]
     with Index.open(pictures / ".cloob") as index:
-        assert [model.name for model in index.models] == ["ViT-B-32-256/datacomp_s34b_b86k"]
+        assert [model.name for model in index.models] == [
+            "ViT-B-32-256/datacomp_s34b_b86k"
+        ]
 
 
 def test_find_in_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
-    """The index that lies in it is used; else one in the cache, which the other commands find too."""
+    """The index that lies in it is used; else one in the cache, which the other
+    commands find too.
+    """
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     there, bare = (write_pictures(tmp_path / name, n=1) for name in ("there", "bare"))
     run(capsys, "find", str(there), "red")
     monkeypatch.setattr("os.access", lambda path, _: "cache" in str(path))
     (there / "new.png").write_bytes(picture((250, 0, 0)))
     out, err = run(capsys, "find", str(there), "red")
-    assert "cannot be written, so what is new since is not in it" in err and out.count(f"{there}/red") == 1
-    assert f"{tmp_path / 'cache' / 'photos'}/bare-" in run(capsys, "find", str(bare), "red")[1]
-    for words in (("search", str(bare), "red"), ("search", str(bare), "--where", "name like 'red%'")):
+    assert (
+        "cannot be written, so what is new since is not in it" in err
+        and out.count(f"{there}/red") == 1
+    )
+    assert (
+        f"{tmp_path / 'cache' / 'photos'}/bare-"
+        in run(capsys, "find", str(bare), "red")[1]
+    )
+    for words in (
+        ("search", str(bare), "red"),
+        ("search", str(bare), "--where", "name like 'red%'"),
+    ):
         assert str(bare / "red-0.png") in run(capsys, *words)[0]
-    twin = shutil.copytree(bare, tmp_path / "twin")  # one of its own, as the other is there
+    twin = shutil.copytree(
+        bare, tmp_path / "twin"
+    )  # one of its own, as the other is there
     assert "8 added" in run(capsys, "find", str(twin), "red", "--model", "m")[1]
     shutil.rmtree(twin)
     (moved := bare.rename(tmp_path / "moved")).joinpath("blue-0.png").unlink()
     out, err = run(capsys, "find", str(moved), "red", "--paths")
-    assert out == f"{moved}/red-0.png\n" and "1 removed, 7 as they were; 0 embedded" in err
+    assert (
+        out == f"{moved}/red-0.png\n" and "1 removed, 7 as they were; 0 embedded" in err
+    )
 
 
-def test_a_folder_inside_an_indexed_folder_is_answered_by_the_index_above(tmp_path, capsys):
+def test_a_folder_inside_an_indexed_folder_is_answered_by_the_index_above(
+    tmp_path, capsys
+):
     pictures = write_pictures(tmp_path / "pictures", n=1)
     for name in ("a'b", "a'bc"):
         (pictures / name).mkdir()
@@ -225,16 +387,33 @@ def test_a_folder_inside_an_indexed_folder_is_answered_by_the_index_above(tmp_pa
     run(capsys, "find", str(pictures), "red")
     (pictures / "a'b" / "new.png").write_bytes(picture((249, 0, 0)))
     for command in ("find", "search"):
-        out, _ = run(capsys, command, str(pictures / "a'b"), "red", "--where", "width > 1", "--paths")
-        assert sorted(out.split()) == [str(pictures / "a'b" / name) for name in ("new.png", "red.png")]
+        out, _ = run(
+            capsys,
+            command,
+            str(pictures / "a'b"),
+            "red",
+            "--where",
+            "width > 1",
+            "--paths",
+        )
+        assert sorted(out.split()) == [
+            str(pictures / "a'b" / name) for name in ("new.png", "red.png")
+        ]
     assert not (pictures / "a'b" / ".cloob").exists()
 
 
 def test_the_newest_pictures_that_a_filter_lets_through(place, capsys):
     words = ("search", str(place / "index"), "--where", "caption like 'red%'")
     out, err = run(capsys, *words, "--top", "3")
-    assert out.count("\n") == out.count("\tfile\t") == 3 and "3 of 4 pictures, the newest" in err
+    assert (
+        out.count("\n") == out.count("\tfile\t") == 3
+        and "3 of 4 pictures, the newest" in err
+    )
     found = json.loads(run(capsys, *words, "--json")[0])
-    assert found["searched"] == 4 and {hit["caption"][:3] for hit in found["hits"]} == {"red"}
+    assert found["searched"] == 4 and {hit["caption"][:3] for hit in found["hits"]} == {
+        "red"
+    }
     assert {hit["date_from"] for hit in found["hits"]} == {"file"}
-    assert [hit["path"] for hit in found["hits"]] == run(capsys, *words, "--paths")[0].splitlines()
+    assert [hit["path"] for hit in found["hits"]] == run(capsys, *words, "--paths")[
+        0
+    ].splitlines()

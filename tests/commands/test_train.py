@@ -1,4 +1,6 @@
-"""``cloob train`` and ``cloob recipes``: the configuration that words describe, and what a run says at its end."""
+"""``cloob train`` and ``cloob recipes``: the configuration that words describe, and
+what a run says at its end.
+"""
 
 import json
 import re
@@ -14,7 +16,17 @@ from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
 from make import write_pairs
 
-TINY = ["train", "--model", "tiny-vit", "--image-size", "32", "--workers", "0", "--device", "cpu"]
+TINY = [
+    "train",
+    "--model",
+    "tiny-vit",
+    "--image-size",
+    "32",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+]
 
 
 def config_of(words):
@@ -25,7 +37,11 @@ def config_of(words):
 
 def next_commands(err):
     """The commands that were offered, without ``cloob``."""
-    lines = [line.partition(": cloob ")[2] for line in err.splitlines() if line.startswith(("next:", "  or:"))]
+    lines = [
+        line.partition(": cloob ")[2]
+        for line in err.splitlines()
+        if line.startswith(("next:", "  or:"))
+    ]
     assert all(line.split()[0] in cli.COMMANDS for line in lines)
     return lines
 
@@ -38,13 +54,23 @@ def test_recipes_are_listed_with_a_line_each(capsys):
 
 
 def test_options_change_a_recipe():
-    changed = get_recipe("finetune").override(epochs=3, data=["a", "b"], mask_duplicates=True)
-    assert train.read(["finetune", "--epochs", "3", "--data", "a", "b", "--mask-duplicates"]) == changed
+    changed = get_recipe("finetune").override(
+        epochs=3, data=["a", "b"], mask_duplicates=True
+    )
+    assert (
+        train.read(
+            ["finetune", "--epochs", "3", "--data", "a", "b", "--mask-duplicates"]
+        )
+        == changed
+    )
     run = config_of("demo --steps 5").run
     assert (run.epochs, run.samples, run.steps) == (None, None, 5)
 
 
-@pytest.mark.parametrize("words", ["--objective clip", "--objective=clip", "--objective cloob --objective clip"])
+@pytest.mark.parametrize(
+    "words",
+    ["--objective clip", "--objective=clip", "--objective cloob --objective clip"],
+)
 def test_a_recipe_has_settings_for_each_objective(words):
     for recipe, tau in (("demo", 14.0), ("cc3m", 1 / 0.07), ("align", None)):
         loss = train.read([recipe, *words.split()]).loss
@@ -63,8 +89,14 @@ def test_a_file_stands_over_the_recipe_and_options_over_both(tmp_path):
 def test_the_help_shows_at_most_45_options_the_usual_first(capsys):
     with pytest.raises(SystemExit):
         train.read(["--help"])
-    shown = re.findall(r"^\W*(?:-h, )?(--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
-    assert shown[shown.index("--help") :][1:4] == ["--data", "--val-data", "--val-split"]
+    shown = re.findall(
+        r"^\W*(?:-h, )?(--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE
+    )
+    assert shown[shown.index("--help") :][1:4] == [
+        "--data",
+        "--val-data",
+        "--val-split",
+    ]
     assert len({*shown, "--config"}) <= 45
 
 
@@ -78,7 +110,10 @@ def test_the_help_shows_at_most_45_options_the_usual_first(capsys):
         ("align --data pairs.csv --data demo", (("demo:val",), 0.0)),
         ("align --data pairs.csv --val-data demo:val", (("demo:val",), 0.0)),
         ("align --data pairs.csv --val-split 0.3", ((), 0.3)),
-        ("align --data s3://bucket/{0..9}.tar --patience 0 --objective cloob", ((), 0.0)),
+        (
+            "align --data s3://bucket/{0..9}.tar --patience 0 --objective cloob",
+            ((), 0.0),
+        ),
         ("finetune --init a --data pairs.csv", ((), 0.0)),
     ],
 )
@@ -91,31 +126,61 @@ def test_the_demos_held_out_pairs_judge_no_others(words, held_out):
 
 def test_a_config_of_a_run_begins_another_run(tmp_path, capsys):
     file = tmp_path / "config.json"
-    config = TrainConfig().override(data=["demo"], resume="auto", out=tmp_path, model="tiny-vit", device="cpu")
+    config = TrainConfig().override(
+        data=["demo"], resume="auto", out=tmp_path, model="tiny-vit", device="cpu"
+    )
     file.write_text(config.override(overwrite=True).to_json())
     assert train.read(["--config", str(file)]) == config  # of one's own
     (tmp_path / "checkpoints").mkdir()
     assert train.read([f"--config={file}"]) == config.override(resume="none")
     file.write_text(config.override(resume="none", overwrite=True).to_json())
     assert cli.main(["train", "--config", str(file)]) == 2
-    assert "already holds a run" in capsys.readouterr().err and (tmp_path / "checkpoints").is_dir()
+    assert (
+        "already holds a run" in capsys.readouterr().err
+        and (tmp_path / "checkpoints").is_dir()
+    )
 
 
-def test_data_leads_to_training_and_training_to_looking(tmp_path, capsys, caplog, monkeypatch):
-    """The batch suits the number of pairs, and the run, which says so once, finds the same one when it goes on."""
+def test_data_leads_to_training_and_training_to_looking(
+    tmp_path, capsys, caplog, monkeypatch
+):
+    """The batch suits the number of pairs, and the run, which says so once, finds the
+    same one when it goes on.
+    """
     monkeypatch.chdir(tmp_path)
-    write_pairs(Path("my pairs"), {f"{i}": ((6 * i, 255 - 6 * i, 90), f"colour number {i}") for i in range(40)})
+    write_pairs(
+        Path("my pairs"),
+        {f"{i}": ((6 * i, 255 - 6 * i, 90), f"colour number {i}") for i in range(40)},
+    )
     assert cli.main(["data", "my pairs"]) == 0
     (command,) = next_commands(capsys.readouterr().err)
     assert command == "train align --data 'my pairs'"
     assert config_of(command.removeprefix("train ")).pairs.val_split == 0.1
-    words = [*TINY, "--out", "run", "--data", "my pairs", "--epochs", "2", "--val-split", "0.1", "--patience", "9"]
+    words = [
+        *TINY,
+        "--out",
+        "run",
+        "--data",
+        "my pairs",
+        "--epochs",
+        "2",
+        "--val-split",
+        "0.1",
+        "--patience",
+        "9",
+    ]
     assert cli.main(words) == 0
     out, err = capsys.readouterr()
     assert "4 of 40 pairs are held out" in caplog.text and "run:best: val_loss " in out
     assert "36 pairs: batch size 8, 8 steps, warm-up 0" in caplog.messages
     index = "index 'my pairs' --model run --out pictures.idx"
-    assert next_commands(err) == ["eval run --held-out", index, "search pictures.idx 'a red bird'"]
+    assert next_commands(err) == [
+        "eval run --held-out",
+        index,
+        "search pictures.idx 'a red bird'",
+    ]
     assert json.loads(Path("run/config.json").read_text())["run"]["batch_size"] == 8
     assert cli.main([*words, "--resume", "auto", "--epochs", "3"]) == 0
-    assert "run: 12 steps" in capsys.readouterr().out and "instead of 8" not in caplog.text
+    assert (
+        "run: 12 steps" in capsys.readouterr().out and "instead of 8" not in caplog.text
+    )

@@ -24,7 +24,10 @@ sys.path.insert(0, str(HERE.parent))
 from make import encoded, noise_image  # noqa: E402
 
 TOUCH = "touch /tmp/cloob-was-here-"
-EVIL = "import os\nos.system('touch /tmp/cloob-was-here-{}')\nfrom transformers import BertConfig as Config\n"
+EVIL = (
+    "import os\nos.system('touch /tmp/cloob-was-here-{}')\nfrom transformers import"
+    " BertConfig as Config\n"
+)
 DIM, SIZE, LENGTH = 4, 8, 16
 
 
@@ -41,7 +44,12 @@ PNG = saved("PNG")
 
 
 def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return (
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+    )
 
 
 def pictures():
@@ -56,13 +64,20 @@ def pictures():
         "damaged_exif.png": saved("PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"),
         "cmyk.jpg": saved("JPEG", "CMYK"),
         "alpha.webp": saved("WEBP", "RGBA", lossless=True),
-        "moves.gif": saved("GIF", "P", save_all=True, append_images=[Image.new("P", (40, 24), 3)]),
+        "moves.gif": saved(
+            "GIF", "P", save_all=True, append_images=[Image.new("P", (40, 24), 3)]
+        ),
         "cut.jpg": jpeg[: len(jpeg) * 3 // 4],
         "cut.png": PNG[:-40],
         "empty.png": b"",
         "page.png": b"<html>" * 20,
-        "script.png": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
-        "postscript.png": f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%{TOUCH}ps) (w) file\n".encode(),
+        "script.png": (
+            b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+        ),
+        "postscript.png": (
+            f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%{TOUCH}ps) (w)"
+            " file\n".encode()
+        ),
         "random.png": np.random.default_rng(0).bytes(500),
         "no_pixels.png": b"\x89PNG\r\n\x1a\n" + bytes(50),
         "huge.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IEND", b""),
@@ -86,7 +101,9 @@ def packed(table):
 
 def tables():
     write("tables/a.png", PNG)
-    rows = pa.table({"image": pa.array([PNG] * 3), "title": ["aaaaa", "bbbbb", "ccccc"]})
+    rows = pa.table(
+        {"image": pa.array([PNG] * 3), "title": ["aaaaa", "bbbbb", "ccccc"]}
+    )
     paths = pa.table({"filepath": ["a.png"] * 3, "title": ["a red car", "b", "c"]})
     for kind, made in (("arrow", arrow), ("parquet", packed)):
         whole = made(rows)
@@ -121,7 +138,11 @@ def header(name, size, kind=tarfile.REGTYPE, content=b""):
 
 
 def tars():
-    pairs = [(f"{i}.{ext}", data) for i in range(4) for ext, data in (("png", PNG), ("txt", b"a cat"))]
+    pairs = [
+        (f"{i}.{ext}", data)
+        for i in range(4)
+        for ext, data in (("png", PNG), ("txt", b"a cat"))
+    ]
     good = tar(*pairs)
     with tarfile.open(fileobj=io.BytesIO(good)) as file:
         third = file.getmember("2.png")
@@ -136,30 +157,53 @@ def tars():
         "bad_header.tar": begin + b"\xff" * 512 + good[third.offset + 512 :],
         "huge_member.tar": begin + header("9.png", 2**80) + bytes(1024),
         "negative_member.tar": begin + header("9.png", -1536) + bytes(1024),
-        "bad_records.tar": begin + header("pax", 18, tarfile.XHDTYPE, b"18 size=-1536abcd\n") + good[third.offset :],
+        "bad_records.tar": (
+            begin
+            + header("pax", 18, tarfile.XHDTYPE, b"18 size=-1536abcd\n")
+            + good[third.offset :]
+        ),
         "no_tar.tar": b"<html>" * 200,
         "no_gzip.tar": b"\x1f\x8b" + bytes(50),
         "empty.tar": b"",
-        "outside.tar": tar(*((f"../../{name}", data) for name, data in pairs), *((f"/tmp/{n}", d) for n, d in pairs)),
-        "links.tar": tar(*pairs, ("link.png", b""), ("link.txt", b""), type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        "outside.tar": tar(
+            *((f"../../{name}", data) for name, data in pairs),
+            *((f"/tmp/{n}", d) for n, d in pairs),
+        ),
+        "links.tar": tar(
+            *pairs,
+            ("link.png", b""),
+            ("link.txt", b""),
+            type=tarfile.SYMTYPE,
+            linkname="/etc/passwd",
+        ),
     }
     for name, content in files.items():
         write(f"tars/{name}", content)
 
 
 def graph(source, result, axes, nodes=(), given=()):
-    """Means of what comes in, beside a constant: ``nodes`` and tensors are added to it."""
+    """Means of what comes in, beside a constant: ``nodes`` and tensors are added to
+    it.
+    """
     helper = onnx.helper
-    ends = [helper.make_tensor_value_info(*source), helper.make_tensor_value_info(result, 1, ["n", DIM])]
+    ends = [
+        helper.make_tensor_value_info(*source),
+        helper.make_tensor_value_info(result, 1, ["n", DIM]),
+    ]
     made = [
         helper.make_node("Cast", [source[0]], ["numbers"], to=1),
         helper.make_node("ReduceMean", ["numbers", "axes"], ["mean"], keepdims=0),
         helper.make_node("Unsqueeze", ["mean", "last"], ["wide"]),
         helper.make_node("Add", ["wide", given[0].name if given else "bias"], [result]),
     ]
-    tensors = [helper.make_tensor("axes", 7, [len(axes)], axes), helper.make_tensor("last", 7, [1], [1])]
+    tensors = [
+        helper.make_tensor("axes", 7, [len(axes)], axes),
+        helper.make_tensor("last", 7, [1], [1]),
+    ]
     tensors += [helper.make_tensor("bias", 1, [DIM], [1.0, 2.0, 3.0, 4.0]), *given]
-    whole = helper.make_graph([*nodes, *made], "g", ends[:1], ends[1:], initializer=tensors)
+    whole = helper.make_graph(
+        [*nodes, *made], "g", ends[:1], ends[1:], initializer=tensors
+    )
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 9
     return model.SerializeToString()
@@ -177,13 +221,28 @@ def graphs():
     port = ("pixel_values", 1, ["n", 3, SIZE, SIZE])
     good = graph(port, "image_embeds", [1, 2, 3])
     write("models/onnx/good/onnx/vision_model.onnx", good)
-    write("models/onnx/good/onnx/text_model.onnx", graph(("input_ids", 7, ["n", LENGTH]), "text_embeds", [1]))
-    for case, location in {"absolute": "/etc/passwd", "outside": "../../secret", "gone": "gone.onnx_data"}.items():
+    write(
+        "models/onnx/good/onnx/text_model.onnx",
+        graph(("input_ids", 7, ["n", LENGTH]), "text_embeds", [1]),
+    )
+    for case, location in {
+        "absolute": "/etc/passwd",
+        "outside": "../../secret",
+        "gone": "gone.onnx_data",
+    }.items():
         content = graph(port, "image_embeds", [1, 2, 3], given=[far(location)])
         write(f"models/onnx/weights_{case}/onnx/vision_model.onnx", content)
     run = onnx.helper.make_node("Run", ["pixel_values"], ["x"], domain="evil")
-    write("models/onnx/another_domain/onnx/vision_model.onnx", graph(port, "image_embeds", [1, 2, 3], [run]))
-    for case, content in {"cut": good[:-50], "empty": b"", "no_graph": b"{}" * 50, "zip": b"PK\x03\x04"}.items():
+    write(
+        "models/onnx/another_domain/onnx/vision_model.onnx",
+        graph(port, "image_embeds", [1, 2, 3], [run]),
+    )
+    for case, content in {
+        "cut": good[:-50],
+        "empty": b"",
+        "no_graph": b"{}" * 50,
+        "zip": b"PK\x03\x04",
+    }.items():
         write(f"models/onnx/{case}/onnx/vision_model.onnx", content)
 
 

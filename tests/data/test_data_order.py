@@ -1,6 +1,8 @@
-"""Folders of pairs, imagefolders, the set inside the package; an epoch's order, and what is held out.
+"""Folders of pairs, imagefolders, the set inside the package; an epoch's order, and
+what is held out.
 
-The order has each pair once, shard by shard, and is the same for whoever asks for which stretch.
+The order has each pair once, shard by shard, and is the same for whoever asks for which
+stretch.
 """
 
 import io
@@ -39,10 +41,14 @@ either_length = pytest.mark.parametrize("long", [LONG, 1])
 
 
 def excess(counts):
-    """How far counts are from equal ones, in standard deviations of χ²; about N(0, 1) for fair draws."""
+    """How far counts are from equal ones, in standard deviations of χ²; about N(0, 1)
+    for fair draws.
+    """
     expected = counts.sum() / counts.size
     degrees = counts.size - 1
-    return float((((counts - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees))
+    return float(
+        (((counts - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees)
+    )
 
 
 def rows_of(order, epoch, lanes=1):
@@ -51,7 +57,9 @@ def rows_of(order, epoch, lanes=1):
 
 @pytest.mark.parametrize("n", [60, pytest.param(101, marks=pytest.mark.nightly)])
 def test_any_two_places_hold_any_two_numbers_equally_often(n):
-    """Over 4,000 keys: a place's number, and the numbers of two places together, of one half or of both."""
+    """Over 4,000 keys: a place's number, and the numbers of two places together, of one
+    half or of both.
+    """
     a, side = np.arange(n), int(np.ceil(np.sqrt(n)))
     others = (1, side, n - 1)
     ones, pairs = np.zeros((n, n)), np.zeros((len(others), n, n))
@@ -60,23 +68,36 @@ def test_any_two_places_hold_any_two_numbers_equally_often(n):
         ones[a, numbers] += 1
         pairs[range(len(others)), numbers[0], numbers[list(others)]] += 1
     assert max(excess(row) for row in ones) < 5
-    assert all(np.diag(each).sum() == 0 and excess(each[~np.eye(n, dtype=bool)]) < 4 for each in pairs)
+    assert all(
+        np.diag(each).sum() == 0 and excess(each[~np.eye(n, dtype=bool)]) < 4
+        for each in pairs
+    )
 
 
 def test_a_local_order_is_numpys_permutation():
     expected = np.random.Generator(np.random.PCG64([5, 2])).permutation(42)
     for lanes in (1, 4):
-        assert np.array_equal(rows_of(EpochOrder([ShardSizes((30, 12))], seed=5), 2, lanes), expected)
-    straight = EpochOrder([ShardSizes((5,), True), ShardSizes((3,))], seed=5, shuffle=False, buffer=9)
+        assert np.array_equal(
+            rows_of(EpochOrder([ShardSizes((30, 12))], seed=5), 2, lanes), expected
+        )
+    straight = EpochOrder(
+        [ShardSizes((5,), True), ShardSizes((3,))], seed=5, shuffle=False, buffer=9
+    )
     assert np.array_equal(rows_of(straight, 1), np.arange(8))
 
 
 @either_length
 @settings(max_examples=60)
-@given(SHARDS, st.integers(1, 7), st.integers(0, 300), st.integers(0, 5), st.integers(0, 9))
-def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(long, sizes, lanes, buffer, epoch, seed):
+@given(
+    SHARDS, st.integers(1, 7), st.integers(0, 300), st.integers(0, 5), st.integers(0, 9)
+)
+def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
+    long, sizes, lanes, buffer, epoch, seed
+):
     def order():
-        return EpochOrder([ShardSizes(tuple(sizes), True)], seed=seed, buffer=buffer, long=long)
+        return EpochOrder(
+            [ShardSizes(tuple(sizes), True)], seed=seed, buffer=buffer, long=long
+        )
 
     rows = rows_of(order(), epoch, lanes)
     assert len(order()) == len(rows) == sum(sizes) and rows.dtype == np.int64
@@ -89,44 +110,71 @@ def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(long, sizes, lanes,
 
 @settings(max_examples=80)
 @given(SHARDS, st.integers(1, 7), st.integers(1, 60), st.integers(0, 5))
-def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(sizes, lanes, buffer, epoch):
+def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(
+    sizes, lanes, buffer, epoch
+):
     parts = [ShardSizes(tuple(sizes), True)]
     shuffled = rows_of(EpochOrder(parts, seed=3, buffer=buffer), epoch, lanes)
-    straight = rows_of(EpochOrder(parts, seed=3, buffer=1), epoch, lanes)  # blocks of one pair: nothing moves
+    straight = rows_of(
+        EpochOrder(parts, seed=3, buffer=1), epoch, lanes
+    )  # blocks of one pair: nothing moves
     seen = []
     for lane in range(lanes):
         plain = straight[lane::lanes]
         place = {row: i for i, row in enumerate(plain.tolist())}
-        assert all(abs(place[row] - i) < buffer for i, row in enumerate(shuffled[lane::lanes].tolist()))
+        assert all(
+            abs(place[row] - i) < buffer
+            for i, row in enumerate(shuffled[lane::lanes].tolist())
+        )
         shards = np.searchsorted(np.cumsum(sizes), plain, side="right").tolist()
         seen += [s for i, s in enumerate(shards) if i == 0 or s != shards[i - 1]]
     # A shard in two lanes is the last of one and the first of the next.
-    assert all(seen[seen.index(s) : seen.index(s) + seen.count(s)] == [s] * seen.count(s) for s in set(seen))
+    assert all(
+        seen[seen.index(s) : seen.index(s) + seen.count(s)] == [s] * seen.count(s)
+        for s in set(seen)
+    )
 
 
 def test_each_stretch_holds_every_source_in_its_proportion():
-    parts = [ShardSizes((1000,) * 10, True), ShardSizes((5_000,), False), ShardSizes((300,) * 7, True)]
+    parts = [
+        ShardSizes((1000,) * 10, True),
+        ShardSizes((5_000,), False),
+        ShardSizes((300,) * 7, True),
+    ]
     rows = rows_of(EpochOrder(parts, seed=0, buffer=2000), 0, lanes=2)
     of_first = [(rows[i : i + 500] < 10_000).mean() for i in range(0, 17_000, 500)]
-    assert min(of_first) > 0.5 and max(of_first) < 0.67  # 10,000 of 17,100 over the whole epoch
+    assert (
+        min(of_first) > 0.5 and max(of_first) < 0.67
+    )  # 10,000 of 17,100 over the whole epoch
     local = rows[(rows >= 10_000) & (rows < 15_000)]
     assert np.abs(np.diff(local)).mean() > 1000  # all over the table
 
 
 @pytest.mark.parametrize("buffer", [0, 10_000])
 def test_400_million_pairs_cost_no_memory(buffer):
-    """The start of an epoch, a batch in its middle and its end, for one rank of eight."""
+    """The start of an epoch, a batch in its middle and its end, for one rank of
+    eight.
+    """
     parts = [ShardSizes((10_000,) * 40_000, buffer > 0)]
     tracemalloc.start()
     try:
         order = EpochOrder(parts, seed=0, buffer=buffer)
         rows_at = order.epoch(3, lanes=8)
-        rows = np.concatenate([rows_at(np.arange(at, at + 32_768, 8)) for at in (0, 200_000_000, 399_967_232)])
+        rows = np.concatenate(
+            [
+                rows_at(np.arange(at, at + 32_768, 8))
+                for at in (0, 200_000_000, 399_967_232)
+            ]
+        )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 100e6 and len(order) == 400_000_000
-    assert len(set(rows.tolist())) == len(rows) and rows.min() >= 0 and rows.max() < 400_000_000
+    assert (
+        len(set(rows.tolist())) == len(rows)
+        and rows.min() >= 0
+        and rows.max() < 400_000_000
+    )
 
 
 # --val-split: what is held out shares no picture and no caption with what is trained on
@@ -156,7 +204,10 @@ def contents(source):
     return found
 
 
-pairs = st.tuples(st.binary(max_size=1).map(as_png), st.sampled_from([*"abcdefghij", "A", " a", "b  b", "B b"]))
+pairs = st.tuples(
+    st.binary(max_size=1).map(as_png),
+    st.sampled_from([*"abcdefghij", "A", " a", "b  b", "B b"]),
+)
 sets = st.lists(st.none() | pairs, min_size=1, max_size=60)
 
 
@@ -174,7 +225,9 @@ def test_no_picture_or_caption_is_on_both_sides(lists, share, random):
     held_pairs, train_pairs = [p for p in held if p], [p for p in train if p]
     assert as_png(b"") not in {image for image, _ in held_pairs}
     assert not {image for image, _ in held_pairs} & {image for image, _ in train_pairs}
-    assert not {caption_id(text) for _, text in held_pairs} & {caption_id(text) for _, text in train_pairs}
+    assert not {caption_id(text) for _, text in held_pairs} & {
+        caption_id(text) for _, text in train_pairs
+    }
     assert 2 <= len(held) <= max(2, round(share * len(readable)))
     # The bytes alone decide: not the order of the rows, nor which source has them.
     shuffled = list(everything)
@@ -194,23 +247,41 @@ def test_of_different_pairs_exactly_the_share_is_held_out(n, share):
 
 
 def test_parquet_with_pictures_inside(tmp_path):
-    """It is unpacked file by file, so training reads it so, and what it will read soon is asked for."""
+    """It is unpacked file by file, so training reads it so, and what it will read soon
+    is asked for.
+    """
     pictures = [noise(n) for n in range(40)]
-    table = pa.table({"image": pictures, "caption": [f"caption {n}" for n in range(40)]})
+    table = pa.table(
+        {"image": pictures, "caption": [f"caption {n}" for n in range(40)]}
+    )
     for n in range(4):
         parquet.write_table(table.slice(10 * n, 10), tmp_path / f"p-{n}.parquet")
     source = open_source(str(tmp_path / "p-*.parquet"), cache=Cache(tmp_path / "cache"))
     train, held = split([source], 0.25)
-    assert train.streamed and held.streamed and len(train.shard_sizes) == 4 and sum(train.shard_sizes) == 30
+    assert (
+        train.streamed
+        and held.streamed
+        and len(train.shard_sizes) == 4
+        and sum(train.shard_sizes) == 30
+    )
     asked = []
     source.prefetch = asked.append
     prefetch(train, np.array([0, 29]))
-    assert [source.read(row).caption for row in asked[0]] == [train.read(0).caption, train.read(29).caption]
+    assert [source.read(row).caption for row in asked[0]] == [
+        train.read(0).caption,
+        train.read(29).caption,
+    ]
 
 
 def test_what_cannot_be_split_is_refused_in_one_line():
     same = Listed([(as_png(bytes([n])), "a photo") for n in range(20)])
-    raises(InputError, r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data", split, [same], 0.1)
+    raises(
+        InputError,
+        r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data",
+        split,
+        [same],
+        0.1,
+    )
     alone = [Listed([(as_png(bytes([n])), f"c{n}")], name="one pair") for n in range(4)]
     raises(InputError, "one pair: all its pairs would be held out", split, alone, 0.5)
 
@@ -233,9 +304,18 @@ def test_a_folder_is_read_with_its_sub_folders_in_order(folder):
     (folder / "._b.png").write_bytes(b"")
     (folder / "notes.md").write_text("no pair")
     source = open_source(folder)
-    assert [source.read(i).key for i in range(len(source))] == ["b.png", "c.d.webp", "sub/a.JPG"]
-    assert source.read(2).image == noise(1) and source.read(1).caption == "caption of c.d.webp"
-    assert source.shard_sizes == (3,) and pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
+    assert [source.read(i).key for i in range(len(source))] == [
+        "b.png",
+        "c.d.webp",
+        "sub/a.JPG",
+    ]
+    assert (
+        source.read(2).image == noise(1)
+        and source.read(1).caption == "caption of c.d.webp"
+    )
+    assert source.shard_sizes == (3,) and pickle.loads(pickle.dumps(source)).read(
+        0
+    ) == source.read(0)
 
 
 def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path):
@@ -248,11 +328,19 @@ def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path):
 
 
 def test_a_folders_bad_samples(folder):
-    for name, caption in (("alone", b"no image"), ("huge", b"a" * (MAX_CAPTION_BYTES + 1)), ("raw", b"a caption")):
+    for name, caption in (
+        ("alone", b"no image"),
+        ("huge", b"a" * (MAX_CAPTION_BYTES + 1)),
+        ("raw", b"a caption"),
+    ):
         (folder / f"{name}.txt").write_bytes(caption)
     for name in ("bare.png", "huge.png", "raw.CR2"):
         (folder / name).write_bytes(noise())
-    bad = {key: said for key, said in outcomes(open_source(folder)).items() if not said.startswith("caption of")}
+    bad = {
+        key: said
+        for key, said in outcomes(open_source(folder)).items()
+        if not said.startswith("caption of")
+    }
     assert bad == {
         "alone.txt": "missing image",
         "bare.png": "missing caption",
@@ -269,13 +357,19 @@ def test_linked_folders_are_not_followed_and_said(folder, tmp_path_factory, capl
     (folder / ".hidden").symlink_to(elsewhere)
     with caplog.at_level(logging.WARNING):
         assert len(open_source(folder)) == 3
-    assert f"{folder}: 3 rows; 2 linked folders not followed, e.g. {folder}/near" in caplog.text
+    assert (
+        f"{folder}: 3 rows; 2 linked folders not followed, e.g. {folder}/near"
+        in caplog.text
+    )
     assert len(open_source(folder / "near")) == 3  # itself a link: it was named
 
 
 IMAGEFOLDERS = {
     "metadata.csv": 'file_name,label,text\nsub/0.png,1,"zero, and"\n1.png,2,one\n',
-    "metadata.jsonl": '{"file_name": "sub/0.png", "x": "zero, and"}\n{"file_name": "1.png", "x": "one"}\n',
+    "metadata.jsonl": (
+        '{"file_name": "sub/0.png", "x": "zero, and"}\n{"file_name": "1.png", "x":'
+        ' "one"}\n'
+    ),
 }
 
 
@@ -287,22 +381,36 @@ def test_an_imagefolder_is_read_by_its_table(tmp_path, name):
             (tmp_path / split / path).write_bytes(noise(i))
         (tmp_path / split / name).write_text(IMAGEFOLDERS[name])
     source = open_source(tmp_path / "train")
-    assert outcomes(source) == {"sub/0.png": "zero, and", "1.png": "one"} and source.read(1).image == noise(1)
+    assert outcomes(source) == {
+        "sub/0.png": "zero, and",
+        "1.png": "one",
+    } and source.read(1).image == noise(1)
     assert open_captioned(tmp_path / "train").read(0).captions == ("zero, and",)
 
 
 def test_probes_are_spread_over_the_whole_source(tmp_path):
-    """A table whose first rows are bad is opened; one of bad rows, or of pictures that do not decode, is refused."""
+    """A table whose first rows are bad is opened; one of bad rows, or of pictures that
+    do not decode, is refused.
+    """
     (tmp_path / "good.png").write_bytes(noise())
     (tmp_path / "cut.png").write_bytes(noise()[:40])
     path = tmp_path / "t.csv"
     for bad, good, said in (
         ("gone.png", 50, ""),
-        ("gone.png", 0, "0 of 1,000 pairs looked at, spread over all 5,000, usable, .* 1,000 × missing image"),
+        (
+            "gone.png",
+            0,
+            (
+                "0 of 1,000 pairs looked at, spread over all 5,000, usable, .* 1,000 ×"
+                " missing image"
+            ),
+        ),
         ("cut.png", 0, "0 of 1,000 pairs looked at, .* 1,000 × corrupt image"),
     ):
         rows = [bad] * (5000 - good) + ["good.png"] * good
-        path.write_text("filepath,title\n" + "".join(f"{name},a caption\n" for name in rows))
+        path.write_text(
+            "filepath,title\n" + "".join(f"{name},a caption\n" for name in rows)
+        )
         if not said:
             assert len(open_source(path)) == 5000
             continue
@@ -310,7 +418,10 @@ def test_probes_are_spread_over_the_whole_source(tmp_path):
 
 
 def test_sources_are_read_one_after_the_other(shards):
-    two = open_source(shards), open_source(shards / "00002.tar")  # of 5 + 4 + 3 and of 3 pairs
+    two = (
+        open_source(shards),
+        open_source(shards / "00002.tar"),
+    )  # of 5 + 4 + 3 and of 3 pairs
     both = mix(two)
     assert len(both) == 15 and both.shard_sizes == (5, 4, 3, 3) and not both.streamed
     expected = [two[0].read(i) for i in range(12)] + [two[1].read(i) for i in range(3)]
@@ -325,33 +436,54 @@ def demo():
     """All pairs of the set inside the package."""
     sources = {spec: open_source(spec) for spec in ("demo", "demo:val")}
     assert len(sources["demo"].shard_sizes) > 1
-    return {spec: [source.read(i) for i in range(len(source))] for spec, source in sources.items()}
+    return {
+        spec: [source.read(i) for i in range(len(source))]
+        for spec, source in sources.items()
+    }
 
 
 def test_every_pair_is_good_and_held_out_captions_are_not_trained_on(demo):
     train, val = demo.values()
-    assert 5_500 <= len(train) <= 6_500 and len(val) == 500 and len(open_labelled("demo:noto-emoji")) == 1540
+    assert (
+        5_500 <= len(train) <= 6_500
+        and len(val) == 500
+        and len(open_labelled("demo:noto-emoji")) == 1540
+    )
     assert sum(path.stat().st_size for path in DEMO.rglob("*")) <= 10_000_000
     for samples in (train, val):
         assert len({sample.key for sample in samples}) == len(samples)
         for sample in samples[::10]:
-            assert decode(sample.image).size == (64, 64) and sample.image[8:12] == b"WEBP"
+            assert (
+                decode(sample.image).size == (64, 64) and sample.image[8:12] == b"WEBP"
+            )
     held_out = {caption_id(sample.caption) for sample in val}
-    assert len(held_out) == 500 and not held_out & {caption_id(sample.caption) for sample in train}
+    assert len(held_out) == 500 and not held_out & {
+        caption_id(sample.caption) for sample in train
+    }
 
 
 def test_the_notice_counts_what_is_there(demo):
     text = (DEMO / "NOTICE").read_text(encoding="utf-8")
     table = {
         m[1]: (m[2], int(m[3]), int(m[4]))
-        for m in re.finditer(r"^(\S+) +(public domain|MIT|Apache-2\.0|\S+) +(\d+) +(\d+)  \S", text, re.MULTILINE)
+        for m in re.finditer(
+            r"^(\S+) +(public domain|MIT|Apache-2\.0|\S+) +(\d+) +(\d+)  \S",
+            text,
+            re.MULTILINE,
+        )
     }
     for samples, column in zip(demo.values(), (1, 2), strict=True):
-        found = Counter(sample.key.rpartition("/")[2].rpartition("-")[0] for sample in samples)
+        found = Counter(
+            sample.key.rpartition("/")[2].rpartition("-")[0] for sample in samples
+        )
         assert found == Counter({name: row[column] for name, row in table.items()})
     assert {row[0] for row in table.values()} == {"public domain", "MIT", "Apache-2.0"}
     pairs = len(demo["demo"])
-    shared = sum(n for n in Counter(caption_id(sample.caption) for sample in demo["demo"]).values() if n > 1)
+    shared = sum(
+        n
+        for n in Counter(caption_id(sample.caption) for sample in demo["demo"]).values()
+        if n > 1
+    )
     assert f"{shared:,} of the {pairs:,} training pairs ({shared / pairs:.1%})" in text
     assert "Apache License" in (DEMO / "LICENSE-Apache-2.0").read_text()
 
@@ -365,6 +497,11 @@ def test_a_file_that_may_not_be_read_is_not_missing(tmp_path):
     user = os.geteuid()
     try:
         os.seteuid(user or 65534)  # root may read everything
-        raises(BadSample, r"a\.png: no permission to read \(.*Permission denied", source.read, 0)
+        raises(
+            BadSample,
+            r"a\.png: no permission to read \(.*Permission denied",
+            source.read,
+            0,
+        )
     finally:
         os.seteuid(user)

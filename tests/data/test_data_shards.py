@@ -23,7 +23,9 @@ def captions(source):
 
 
 def pairs(count, size=4):
-    """The members of pairs ``0`` to ``count - 1``, whose captions are ``c0``, ``c1``, …"""
+    """The members of pairs ``0`` to ``count - 1``, whose captions are ``c0``,
+    ``c1``, …
+    """
     files = {}
     for i in range(count):
         files |= {f"{i}.png": noise(i, size, size), f"{i}.txt": b"c%d" % i}
@@ -31,7 +33,14 @@ def pairs(count, size=4):
 
 
 @pytest.mark.parametrize(
-    "spec", ["shards", "shards/*.tar", "shards/{00000..00002}.tar", "shards/0000[0-2].tar", "./shards/0000{0,1,2}.tar"]
+    "spec",
+    [
+        "shards",
+        "shards/*.tar",
+        "shards/{00000..00002}.tar",
+        "shards/0000[0-2].tar",
+        "./shards/0000{0,1,2}.tar",
+    ],
 )
 def test_every_way_to_name_shards(shards, spec, monkeypatch):
     monkeypatch.chdir(shards.parent)
@@ -41,18 +50,38 @@ def test_every_way_to_name_shards(shards, spec, monkeypatch):
     for i in (11, 0, 5):
         sample = source.read(i)
         assert sample.caption == f"pair {i}" and sample.image == noise(i)
-    assert source.read(5).key == "00001.tar/p005" and len(open_source("shards/00002.tar")) == 3
-    assert len(open_source("~/shards")) == len(open_source(f"file://{shards}/*.tar")) == 12
+    assert (
+        source.read(5).key == "00001.tar/p005"
+        and len(open_source("shards/00002.tar")) == 3
+    )
+    assert (
+        len(open_source("~/shards")) == len(open_source(f"file://{shards}/*.tar")) == 12
+    )
 
 
 def test_reads_what_webdataset_reads(shards):
-    names = ("a/b.png", "a/b.seg.PNG", "a/b.txt", "a.b/c.png", "a.b/c.txt", "README", "a/.hidden")
-    write_tar(shards / "00003.tar", {name: noise() if name.lower().endswith("png") else b"x" for name in names})
+    names = (
+        "a/b.png",
+        "a/b.seg.PNG",
+        "a/b.txt",
+        "a.b/c.png",
+        "a.b/c.txt",
+        "README",
+        "a/.hidden",
+    )
+    write_tar(
+        shards / "00003.tar",
+        {name: noise() if name.lower().endswith("png") else b"x" for name in names},
+    )
     theirs = []
     for path in sorted(shards.glob("*.tar")):
         with path.open("rb") as file:
             expanded = tar_file_expander([{"url": path.name, "stream": file}])
-            theirs += [(s["__key__"], s["png"], s["txt"].decode()) for s in group_by_keys(expanded) if "txt" in s]
+            theirs += [
+                (s["__key__"], s["png"], s["txt"].decode())
+                for s in group_by_keys(expanded)
+                if "txt" in s
+            ]
     source = open_source(shards)
     ours = [source.read(i) for i in range(len(source))]
     assert theirs == [(s.key.partition("/")[2], s.image, s.caption) for s in ours]
@@ -106,26 +135,62 @@ def test_bad_samples_are_counted_by_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "complete"), [("data", 2), ("caption", 2), ("header", 2), ("between", 2), ("end", 4), ("nothing", 0)]
+    ("place", "complete"),
+    [
+        ("data", 2),
+        ("caption", 2),
+        ("header", 2),
+        ("between", 2),
+        ("end", 4),
+        ("nothing", 0),
+    ],
 )
-def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(shards, place, complete):
+def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(
+    shards, place, complete
+):
     with tarfile.open(shards / "00001.tar") as tar:
-        third, caption, last = tar.getmember("p007.png"), tar.getmember("p007.txt"), tar.getmembers()[-1]
-    length = {"data": third.offset_data + 10, "header": third.offset + 100, "between": third.offset, "nothing": 0}
-    length |= {"caption": caption.offset_data + 2, "end": last.offset_data + 512}  # half a sample is part of the loss
+        third, caption, last = (
+            tar.getmember("p007.png"),
+            tar.getmember("p007.txt"),
+            tar.getmembers()[-1],
+        )
+    length = {
+        "data": third.offset_data + 10,
+        "header": third.offset + 100,
+        "between": third.offset,
+        "nothing": 0,
+    }
+    length |= {
+        "caption": caption.offset_data + 2,
+        "end": last.offset_data + 512,
+    }  # half a sample is part of the loss
     os.truncate(shards / "00001.tar", length[place])
     source = open_source(shards)
     first = [*range(5), *range(5, 5 + complete)]
-    expected = [f"pair {i}" for i in first] + ["truncated shard"] + [f"pair {i}" for i in (9, 10, 11)]
+    expected = (
+        [f"pair {i}" for i in first]
+        + ["truncated shard"]
+        + [f"pair {i}" for i in (9, 10, 11)]
+    )
     assert captions(source) == expected and source.shard_sizes == (5, complete + 1, 3)
     with pytest.raises(BadSample) as caught:
         source.read(5 + complete)
-    assert caught.value.key == "00001.tar" and f"{complete} samples are complete" in caught.value.detail
+    assert (
+        caught.value.key == "00001.tar"
+        and f"{complete} samples are complete" in caught.value.detail
+    )
 
 
 def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(tmp_path, caplog):
-    """A dot in a key, and a name that comes twice; a second archive after the end of the first is read."""
-    dotted = {"photo.0.png": noise(), "photo.0.txt": b"c", "photo.0.json": b"{}", "0.seg.png": b""}
+    """A dot in a key, and a name that comes twice; a second archive after the end of
+    the first is read.
+    """
+    dotted = {
+        "photo.0.png": noise(),
+        "photo.0.txt": b"c",
+        "photo.0.json": b"{}",
+        "0.seg.png": b"",
+    }
     first = write_tar(tmp_path / "0.tar", pairs(2) | dotted)
     second = write_tar(tmp_path / "more", {"9.png": noise(9), "9.txt": b"nine"})
     with tarfile.open(first, "a") as tar:
@@ -138,33 +203,58 @@ def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(tmp_path, caplog
         assert captions(source) == ["c0", "c1", "nine"]
         assert [source.read(i).image for i in (1, 2)] == [noise(1, 4, 4), noise(9)]
         assert len(caplog.records) == 1
-        assert f"{path}: 3 rows; not read: 3 files" in caplog.text and f"{path.name}/photo.0.png" in caplog.text
+        assert (
+            f"{path}: 3 rows; not read: 3 files" in caplog.text
+            and f"{path.name}/photo.0.png" in caplog.text
+        )
 
 
-@pytest.mark.parametrize(("kind", "sized"), [(tarfile.GNU_FORMAT, False), (tarfile.PAX_FORMAT, True)])
+@pytest.mark.parametrize(
+    ("kind", "sized"), [(tarfile.GNU_FORMAT, False), (tarfile.PAX_FORMAT, True)]
+)
 def test_names_and_sizes_that_a_header_has_no_room_for(tmp_path, kind, sized):
-    """A name of 140 letters; a size in a record of its own, as a file of 8 GB has it."""
+    """A name of 140 letters; a size in a record of its own, as a file of 8 GB has
+    it.
+    """
     place = "folder/" * 20
     files = {f"{place}{name}": data for name, data in pairs(2).items()}
     source = open_source(write_tar(tmp_path / "0.tar", files, kind, sized=sized))
-    assert captions(source) == ["c0", "c1"] and source.read(1).image == files[f"{place}1.png"]
+    assert (
+        captions(source) == ["c0", "c1"]
+        and source.read(1).image == files[f"{place}1.png"]
+    )
     assert source.read(1).key == f"0.tar/{place}1"
 
 
 def test_threads_read_more_tars_than_are_open(tmp_path):
-    """Each gets the bytes of its own tar while files are let go of under its hands; few stay open."""
+    """Each gets the bytes of its own tar while files are let go of under its hands; few
+    stay open.
+    """
     picture = noise()
     for i in range(90):
-        write_tar(tmp_path / f"{i:02}.tar", {"a.png": picture, "a.txt": b"caption %d" % i})
+        write_tar(
+            tmp_path / f"{i:02}.tar", {"a.png": picture, "a.txt": b"caption %d" % i}
+        )
     source = open_source(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(lambda i: source.read(i % 90).caption == f"caption {i % 90}", range(2000)))
+        assert all(
+            pool.map(
+                lambda i: source.read(i % 90).caption == f"caption {i % 90}",
+                range(2000),
+            )
+        )
     if Path("/proc/self/fd").exists():
-        linked = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        linked = [
+            str(entry.readlink())
+            for entry in Path("/proc/self/fd").iterdir()
+            if entry.is_symlink()
+        ]
         assert sum(link.startswith(str(tmp_path)) for link in linked) == 64
 
 
-def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(shards, tmp_path, monkeypatch):
+def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
+    shards, tmp_path, monkeypatch
+):
     """With so many bytes that it is kept; they are a hole."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     indices, info = tmp_path / "cache" / "indices", tarfile.TarInfo("hole.bin")
@@ -178,7 +268,9 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(shards, tmp_pat
     again = open_source(shards)
     assert captions(again) == expected and file.stat().st_mtime_ns == written
     packed = pickle.dumps(again)
-    assert len(packed) < 2000 and captions(pickle.loads(packed)) == expected  # the file's name, not its content
+    assert (
+        len(packed) < 2000 and captions(pickle.loads(packed)) == expected
+    )  # the file's name, not its content
     file.write_bytes(b"junk")
     raises(InputError, file.name, open_source, shards)
     write_tar(shards / "00002.tar", {"n.png": noise(), "n.txt": b"new"})
@@ -188,15 +280,27 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(shards, tmp_pat
 
 def test_captions_from_a_key_of_each_samples_json(tmp_path):
     files = {}
-    texts = [b'{"llava": "a red bird"}', b'{"llava": "a dog", "other": 1}', b'{"other": "x"}', b"no json", b"[1]"]
+    texts = [
+        b'{"llava": "a red bird"}',
+        b'{"llava": "a dog", "other": 1}',
+        b'{"other": "x"}',
+        b"no json",
+        b"[1]",
+    ]
     for i, content in enumerate(texts):
         files |= {f"{i}.png": noise(i), f"{i}.txt": b"alt text", f"{i}.json": content}
     write_tar(tmp_path / "0.tar", files)
     source = open_source(tmp_path, caption_column="json:llava")
     assert [source.read(row).caption for row in (0, 1)] == ["a red bird", "a dog"]
-    for row, reason in ((2, "no text under 'llava'"), (3, "no JSON object"), (4, "no JSON object")):
+    for row, reason in (
+        (2, "no text under 'llava'"),
+        (3, "no JSON object"),
+        (4, "no JSON object"),
+    ):
         raises(BadSample, f"missing caption .*{reason}", source.read, row)
-    assert open_source(tmp_path).read(0).caption == "alt text"  # another index in the cache
+    assert (
+        open_source(tmp_path).read(0).caption == "alt text"
+    )  # another index in the cache
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "a dog"
 
 
@@ -213,14 +317,21 @@ def test_hard_links_in_a_tar_are_the_files_that_they_link(tmp_path):
     assert source.read(0).image == source.read(1).image == noise(1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose reading fails")
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="no file here whose reading fails"
+)
 def test_a_tar_whose_reading_fails_is_not_missing(tmp_path):
     for i in range(3):
         write_tar(tmp_path / f"{i}.tar", pairs(1))
     source = open_source(tmp_path)  # the third is not read yet
     (tmp_path / "2.tar").unlink()
     (tmp_path / "2.tar").symlink_to("/proc/self/mem")
-    raises(BadSample, r"2\.tar/0: cannot be read \(.*2\.tar: Input/output error", source.read, 2)
+    raises(
+        BadSample,
+        r"2\.tar/0: cannot be read \(.*2\.tar: Input/output error",
+        source.read,
+        2,
+    )
 
 
 def test_brace_patterns_are_a_shells(tmp_path):
@@ -236,4 +347,6 @@ def test_brace_patterns_are_a_shells(tmp_path):
     ):
         assert captions(open_source(f"{tmp_path}/{pattern}.tar")) == expected
     for pattern in ("{a,b", "a}{b"):
-        raises(InputError, "not a brace pattern", open_source, f"{tmp_path}/{pattern}.tar")
+        raises(
+            InputError, "not a brace pattern", open_source, f"{tmp_path}/{pattern}.tar"
+        )

@@ -19,14 +19,19 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def recorded(world, request):
-    """Compares what a door gave with the record, or writes it anew with ``--update-golden``."""
+    """Compares what a door gave with the record, or writes it anew with
+    ``--update-golden``.
+    """
 
     def check(door, found):
         found = json.loads(json.dumps(steady(found, world)))
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         if request.config.getoption("--update-golden"):
             record[door] = found
-            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(record[key])}" for key in sorted(record))
+            lines = ",\n".join(
+                f"{json.dumps(key)}: {json.dumps(record[key])}"
+                for key in sorted(record)
+            )
             RECORD.write_text(f"{{\n{lines}\n}}\n")
         else:
             same(found, record[door], door)

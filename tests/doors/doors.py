@@ -1,7 +1,10 @@
-"""A small world for the doors, and the comparison with what they gave when `recorded.json` was written.
+"""A small world for the doors, and the comparison with what they gave when
+`recorded.json` was written.
 
-The world is made of fixed numbers: 40 pictures in four colours with captions, four classes, and a table with each kind
-of bad row. `model/` holds towers that were trained on these pairs (InfoLOOB, 160 steps). Rows of unused tokens are 0.
+The world is made of fixed numbers: 40 pictures in four colours with captions, four
+    classes, and a table with each kind
+of bad row. `model/` holds towers that were trained on these pairs (InfoLOOB, 160
+steps). Rows of unused tokens are 0.
 """
 
 import contextlib
@@ -24,8 +27,16 @@ MODEL = Path(__file__).with_name("model")
 
 def make_world(root):
     """The folders that the doors are asked about."""
-    names = {"pairs": "pairs", "classes": "classes", "dirty": "dirty.csv", "index": "pairs.idx", "model": "model"}
-    world = SimpleNamespace(root=root, **{key: root / name for key, name in names.items()})
+    names = {
+        "pairs": "pairs",
+        "classes": "classes",
+        "dirty": "dirty.csv",
+        "index": "pairs.idx",
+        "model": "model",
+    }
+    world = SimpleNamespace(
+        root=root, **{key: root / name for key, name in names.items()}
+    )
     write_forty(world.pairs)
     for c, colour in enumerate(COLOURS):
         for t in range(len(THINGS)):
@@ -36,12 +47,25 @@ def make_world(root):
     (world.classes / "templates.txt").write_text("a {c}\na {c} thing\n")
     shutil.copytree(MODEL, world.model)
     # A table with every kind of bad row among thirty good ones.
-    rows = [f"pairs/{c}{t}.png,a {colour} {THINGS[t]}" for c, colour in enumerate(COLOURS) for t in range(8)]
+    rows = [
+        f"pairs/{c}{t}.png,a {colour} {THINGS[t]}"
+        for c, colour in enumerate(COLOURS)
+        for t in range(8)
+    ]
     (root / "half.png").write_bytes((world.pairs / "00.png").read_bytes()[:500])
     (root / "text.png").write_text("this is no picture")
     (root / "empty.png").write_bytes(b"")
-    rows[3:3] = ["half.png,cut in the middle", "text.png,no picture", "empty.png,nothing in it"]
-    rows[9:9] = ["pairs/missing.png,not there", "pairs/09.png,", "pairs/19.png,   ", ",no path"]
+    rows[3:3] = [
+        "half.png,cut in the middle",
+        "text.png,no picture",
+        "empty.png,nothing in it",
+    ]
+    rows[9:9] = [
+        "pairs/missing.png,not there",
+        "pairs/09.png,",
+        "pairs/19.png,   ",
+        ",no path",
+    ]
     rows += ["pairs/00.png,a red disc"]
     world.dirty.write_text("filepath,title\n" + "\n".join(rows) + "\n")
     return world
@@ -52,7 +76,9 @@ def cloob(*words, code=0):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         found = cli.main([str(word) for word in words])
-    assert found == code, f"{words}: exit code {found}\n{out.getvalue()}{err.getvalue()}"
+    assert found == code, (
+        f"{words}: exit code {found}\n{out.getvalue()}{err.getvalue()}"
+    )
     return out.getvalue()
 
 
@@ -62,10 +88,25 @@ def jsons(text):
 
 
 def steady(value, world):
-    """A value as JSON has it, without what differs from one machine, day or release to the next."""
-    gone = ("fingerprint", "train_seconds", "version", "revision", "date", "date_from", "bytes", "detail")
+    """A value as JSON has it, without what differs from one machine, day or release to
+    the next.
+    """
+    gone = (
+        "fingerprint",
+        "train_seconds",
+        "version",
+        "revision",
+        "date",
+        "date_from",
+        "bytes",
+        "detail",
+    )
     if isinstance(value, Mapping):
-        return {str(key): steady(entry, world) for key, entry in value.items() if key not in gone}
+        return {
+            str(key): steady(entry, world)
+            for key, entry in value.items()
+            if key not in gone
+        }
     if isinstance(value, (list, tuple)):
         return [steady(entry, world) for entry in value]
     if isinstance(value, (np.ndarray, np.generic)):
@@ -74,11 +115,17 @@ def steady(value, world):
         return steady(value.decode(), world)
     if isinstance(value, (str, Path)):
         return str(value).replace(str(world.root), "WORLD")
-    return value if value is None or isinstance(value, (bool, int)) else float(f"{value:.6g}")
+    return (
+        value
+        if value is None or isinstance(value, (bool, int))
+        else float(f"{value:.6g}")
+    )
 
 
 def same(found, expected, at=""):
-    """A row of numbers is as near as 0.2 % of its length, a number as 0.2 % of itself; all else is equal."""
+    """A row of numbers is as near as 0.2 % of its length, a number as 0.2 % of itself;
+    all else is equal.
+    """
     if isinstance(expected, dict) and isinstance(found, dict):
         assert sorted(found) == sorted(expected), at
         for key in expected:

@@ -1,6 +1,8 @@
-"""The public doors give what they gave when `recorded.json` was written: a rewrite behind them changes nothing.
+"""The public doors give what they gave when `recorded.json` was written: a rewrite
+behind them changes nothing.
 
-``pytest tests/doors --update-golden`` writes the record anew. A commit that does so says why.
+``pytest tests/doors --update-golden`` writes the record anew. A commit that does so
+says why.
 """
 
 import json
@@ -21,12 +23,22 @@ from cloob import cli, load_model, open_source
 from doors import COLOURS, THINGS, cloob, jsons
 from support import fork, free_port
 
-OBJECTIVES = ("clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield")
+OBJECTIVES = (
+    "clip",
+    "infoloob",
+    "infonce-hopfield",
+    "cloob",
+    "siglip",
+    "siglip-hopfield",
+)
 TEXTS = [f"a {colour} {thing}" for colour in COLOURS for thing in THINGS[:2]]
 
 
 def losses(run):
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -34,20 +46,81 @@ def test_train(world, recorded, tmp_path, objective):
     """Twelve steps from the same weights, with a held-out share and bad rows."""
     run, file = tmp_path / "run", tmp_path / "more.toml"
     file.write_text("[log]\ntensorboard = false\n")
-    words = ["--data", world.dirty, "--val-split", 0.25, "--init", world.model, "--objective", objective]
-    words += ["--config", file, "--lr", 1e-3, "--warmup", 2, "--batch-size", 8, "--steps", 12]
-    words += ["--workers", 0, "--max-bad-fraction", 0.5, "--device", "cpu", "--out", run]
+    words = [
+        "--data",
+        world.dirty,
+        "--val-split",
+        0.25,
+        "--init",
+        world.model,
+        "--objective",
+        objective,
+    ]
+    words += [
+        "--config",
+        file,
+        "--lr",
+        1e-3,
+        "--warmup",
+        2,
+        "--batch-size",
+        8,
+        "--steps",
+        12,
+    ]
+    words += [
+        "--workers",
+        0,
+        "--max-bad-fraction",
+        0.5,
+        "--device",
+        "cpu",
+        "--out",
+        run,
+    ]
     cloob("train", *words)
-    skipped = Counter(json.loads(line)["reason"] for line in (run / "skipped.jsonl").read_text().splitlines())
-    files = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
+    skipped = Counter(
+        json.loads(line)["reason"]
+        for line in (run / "skipped.jsonl").read_text().splitlines()
+    )
+    files = {
+        "config.json",
+        "metrics.jsonl",
+        "epochs.jsonl",
+        "skipped.jsonl",
+        "checkpoints",
+    }
     assert {path.name for path in run.iterdir()} == files
     recorded(f"train {objective}", {"losses": losses(run), "skipped": dict(skipped)})
 
 
 def test_align(world, recorded, tmp_path):
     run = tmp_path / "run"
-    words = ["--data", world.pairs, "--val-split", 0.25, "--batch-size", 8, "--steps", 12, "--warmup", 2]
-    cloob("train", "align", *words, "--objective", "cloob", "--workers", 0, "--device", "cpu", "--out", run)
+    words = [
+        "--data",
+        world.pairs,
+        "--val-split",
+        0.25,
+        "--batch-size",
+        8,
+        "--steps",
+        12,
+        "--warmup",
+        2,
+    ]
+    cloob(
+        "train",
+        "align",
+        *words,
+        "--objective",
+        "cloob",
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+        "--out",
+        run,
+    )
     found = load_model(str(run)).encode_text(TEXTS).numpy()
     recorded("train align", {"losses": losses(run), "cosines": found @ found[0]})
 
@@ -62,8 +135,19 @@ def test_eval(world, recorded, tmp_path):
 
 
 def test_analyze(world, recorded, tmp_path):
-    cloob("analyze", world.model, "--pairs", world.pairs, "--device", "cpu", "--out", tmp_path / "analyze")
-    recorded("analyze", json.loads((tmp_path / "analyze" / "analysis.json").read_text()))
+    cloob(
+        "analyze",
+        world.model,
+        "--pairs",
+        world.pairs,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "analyze",
+    )
+    recorded(
+        "analyze", json.loads((tmp_path / "analyze" / "analysis.json").read_text())
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,9 +156,23 @@ def test_analyze(world, recorded, tmp_path):
         ("words", ["a red bar", "--top", 5, "--cutoff", "none"]),
         ("words with the cutoff", ["a green thing", "--top", 5]),
         ("nothing fits", ["tax return document", "--top", 5, "--cutoff", 3]),
-        ("terms to subtract", ["a red bar", "--top", 5, "--cutoff", "none", "--", "a grey bar"]),
+        (
+            "terms to subtract",
+            ["a red bar", "--top", 5, "--cutoff", "none", "--", "a grey bar"],
+        ),
         ("a picture", ["{pairs}/25.png", "--top", 3, "--cutoff", "none"]),
-        ("where", ["a red bar", "--top", 5, "--cutoff", "none", "--where", "caption like '%dot%' and width = 40"]),
+        (
+            "where",
+            [
+                "a red bar",
+                "--top",
+                5,
+                "--cutoff",
+                "none",
+                "--where",
+                "caption like '%dot%' and width = 40",
+            ],
+        ),
         ("like", ["--like", 3, "--top", 3]),
         ("explain", ["a red bar", "--explain", "--top", 3]),
         ("duplicates", ["--duplicates", "--threshold", 0.9995]),
@@ -87,17 +185,31 @@ def test_search(world, recorded, door, words):
     recorded(f"search: {door}", jsons(found))
 
 
-@pytest.mark.parametrize("more", [(), ("--none",), ("--multi",)], ids=["softmax", "none", "multi"])
+@pytest.mark.parametrize(
+    "more", [(), ("--none",), ("--multi",)], ids=["softmax", "none", "multi"]
+)
 def test_classify(world, recorded, more):
-    found = cloob("classify", world.index, "--labels", "red,green,blue", *more, "--json")
+    found = cloob(
+        "classify", world.index, "--labels", "red,green,blue", *more, "--json"
+    )
     recorded(f"classify {' '.join(more)}".strip(), jsons(found))
 
 
 def test_few_shot(world, recorded, tmp_path):
     head = tmp_path / "head.safetensors"
-    found = cloob("classify", world.index, "--examples", world.classes / "train", "--head", head, "--json")
+    found = cloob(
+        "classify",
+        world.index,
+        "--examples",
+        world.classes / "train",
+        "--head",
+        head,
+        "--json",
+    )
     recorded("classify by examples", jsons(found))
-    assert jsons(cloob("classify", world.index, "--head", head, "--json")) == jsons(found)
+    assert jsons(cloob("classify", world.index, "--head", head, "--json")) == jsons(
+        found
+    )
 
 
 def test_embed(world, recorded, tmp_path):
@@ -106,7 +218,11 @@ def test_embed(world, recorded, tmp_path):
         assert (tmp_path / f"rows.{ending}").stat().st_size > 40 * 16 * 4
     with np.load(tmp_path / "rows.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    found = {name: [list(value.shape), np.atleast_1d(value)[:4]] for name, value in arrays.items() if name != "date"}
+    found = {
+        name: [list(value.shape), np.atleast_1d(value)[:4]]
+        for name, value in arrays.items()
+        if name != "date"
+    }
     recorded("embed", found)
 
 
@@ -118,12 +234,19 @@ def test_data(world, recorded, tmp_path):
 
 def rows(place):
     """All pictures of an index by name, as a search lists them."""
-    (found,) = jsons(cloob("search", place, "red", "--top", 1000, "--cutoff", "none", "--json"))
-    return {Path(hit["path"]).name: [hit["caption"], hit["width"], hit["height"]] for hit in found["hits"]}
+    (found,) = jsons(
+        cloob("search", place, "red", "--top", 1000, "--cutoff", "none", "--json")
+    )
+    return {
+        Path(hit["path"]).name: [hit["caption"], hit["width"], hit["height"]]
+        for hit in found["hits"]
+    }
 
 
 def test_index(world, recorded, tmp_path):
-    """Add, change, rename and remove pictures: the index follows, and each step ends as one made anew would."""
+    """Add, change, rename and remove pictures: the index follows, and each step ends as
+    one made anew would.
+    """
     pictures, place = tmp_path / "pictures", tmp_path / "idx"
     pictures.mkdir()
 
@@ -156,20 +279,35 @@ def test_index(world, recorded, tmp_path):
 
 def ask(port, method, path, body=None, headers=None, raw=None):
     """Status, content type and what a rewrite must not change of the body."""
-    data = raw if raw is not None else None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, method=method)
+    data = (
+        raw if raw is not None else None if body is None else json.dumps(body).encode()
+    )
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", data, method=method
+    )
     for name, value in ({"content-type": "application/json"} | (headers or {})).items():
         asked.add_header(name, value)
     try:
         with urllib.request.urlopen(asked, timeout=60) as answer:
-            code, kind, content = answer.status, answer.headers.get_content_type(), answer.read()
+            code, kind, content = (
+                answer.status,
+                answer.headers.get_content_type(),
+                answer.read(),
+            )
     except urllib.error.HTTPError as error:
         code, kind, content = error.code, error.headers.get_content_type(), error.read()
-    return code, kind, json.loads(content) if kind == "application/json" else len(content) > 0
+    return (
+        code,
+        kind,
+        json.loads(content) if kind == "application/json" else len(content) > 0,
+    )
 
 
 def multipart(name, content):
-    head = f'--frontier\r\ncontent-disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
+    head = (
+        '--frontier\r\ncontent-disposition: form-data; name="file";'
+        f' filename="{name}"\r\n\r\n'.encode()
+    )
     kind = {"content-type": "multipart/form-data; boundary=frontier"}
     return {"raw": head + content + b"\r\n--frontier--\r\n", "headers": kind}
 
@@ -196,12 +334,21 @@ def serve(world, folder, *more):
     ranks.wait()
 
 
-REQUESTS = json.loads(Path(__file__).with_name("requests.json").read_text().replace("LONG", "x" * 300_000))
+REQUESTS = json.loads(
+    Path(__file__).with_name("requests.json").read_text().replace("LONG", "x" * 300_000)
+)
 
 
 def test_serve(recorded, browser, world):
-    found = {f"{method} {path}": browser(method, path, body) for method, path, body in REQUESTS["answered"]}
-    upload = browser("POST", "/api/uploads", **multipart("red.png", (world.pairs / "05.png").read_bytes()))
+    found = {
+        f"{method} {path}": browser(method, path, body)
+        for method, path, body in REQUESTS["answered"]
+    }
+    upload = browser(
+        "POST",
+        "/api/uploads",
+        **multipart("red.png", (world.pairs / "05.png").read_bytes()),
+    )
     key = upload[2].pop("upload")
     found["POST /api/uploads"] = upload
     body = {"parts": [{"upload": key}], "top": 2, "cutoff": False}
@@ -215,16 +362,24 @@ def test_serve_refuses(recorded, browser, world):
     for method, path, body, headers in REQUESTS["refused"]:
         code, _, answer = browser(method, path, body, headers)
         found[f"{method} {path} {json.dumps(body)[:90]} {headers or ''}".strip()] = code
-        assert isinstance(answer, bool) or 5 < len(json.dumps(answer)) < 1000, (path, answer)
+        assert isinstance(answer, bool) or 5 < len(json.dumps(answer)) < 1000, (
+            path,
+            answer,
+        )
         assert str(world.root) not in json.dumps(answer)
-    found["an upload that is no picture"] = browser("POST", "/api/uploads", **multipart("x.png", b"no picture"))[0]
+    found["an upload that is no picture"] = browser(
+        "POST", "/api/uploads", **multipart("x.png", b"no picture")
+    )[0]
     found["a JSON that is cut"] = browser("POST", "/api/search", raw=b'{"parts": [')[0]
     recorded("serve: refusals", found)
 
 
 def test_serve_wants_its_token(recorded, world, tmp_path):
     for browser in serve(world, tmp_path, "--token", "a-long-secret-token"):
-        answers = [browser("GET", path)[0] for path in ("/", "/api/health", "/api/items/3", "/page/base.css")]
+        answers = [
+            browser("GET", path)[0]
+            for path in ("/", "/api/health", "/api/items/3", "/page/base.css")
+        ]
         for token in ("a-long-secret-token", "another"):
             headers = {"authorization": f"Bearer {token}"}
             answers += [browser("GET", "/api/health", headers=headers)[0]]
@@ -234,11 +389,16 @@ def test_serve_wants_its_token(recorded, world, tmp_path):
 def features(model, world):
     opened = load_model(str(model))
     pictures = [world.pairs / f"{c}0.png" for c in range(4)]
-    return {"image": opened.encode_image(pictures).numpy(), "text": opened.encode_text(TEXTS[:4]).numpy()}
+    return {
+        "image": opened.encode_image(pictures).numpy(),
+        "text": opened.encode_text(TEXTS[:4]).numpy(),
+    }
 
 
 def test_load_convert_and_export(world, recorded, tmp_path):
-    """The same features from the model, its copy and its export; of ONNX: ``models/onnx``."""
+    """The same features from the model, its copy and its export; of ONNX:
+    ``models/onnx``.
+    """
     found = features(world.model, world)
     recorded("load_model", found)
     cloob("convert", world.model, tmp_path / "copy")

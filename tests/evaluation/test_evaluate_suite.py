@@ -1,4 +1,6 @@
-"""Several models on several sets: results.json, comparisons, failures, geometry of runs, the cache of embeddings."""
+"""Several models on several sets: results.json, comparisons, failures, geometry of
+runs, the cache of embeddings.
+"""
 
 import csv
 import json
@@ -32,7 +34,10 @@ NAMES = list(COLOURS)
 
 @pytest.fixture
 def models():
-    found = {"bad": ColourModel("bad", confused=[("red", "blue")]), "good": ColourModel("good")}
+    found = {
+        "bad": ColourModel("bad", confused=[("red", "blue")]),
+        "good": ColourModel("good"),
+    }
     for model, objective in zip(found.values(), ("clip", "cloob"), strict=True):
         model.objective_config = make_objective(objective).config()
     return found
@@ -40,22 +45,44 @@ def models():
 
 def test_results_have_the_documented_form(models):
     zeroshot = [Labels(NAMES * 4, broken=[1]), Labels(["red", "blue"] * 3, name="two")]
-    results = evaluate(models, zeroshot, [Pairs(NAMES)], train_seconds={"good": 12.5}, settings={"bad": {"seed": 3}})
+    results = evaluate(
+        models,
+        zeroshot,
+        [Pairs(NAMES)],
+        train_seconds={"good": 12.5},
+        settings={"bad": {"seed": 3}},
+    )
     bad, good = results["rows"]
-    assert (bad["model"], bad["objective"], bad["train_seconds"]) == ("bad", "clip", None)
-    assert (good["model"], good["objective"], good["train_seconds"]) == ("good", "cloob", 12.5)
+    assert (bad["model"], bad["objective"], bad["train_seconds"]) == (
+        "bad",
+        "clip",
+        None,
+    )
+    assert (good["model"], good["objective"], good["train_seconds"]) == (
+        "good",
+        "cloob",
+        12.5,
+    )
     assert bad["settings"]["seed"] == 3 and good["settings"]["beta"] == 8.0
     solid = good["zeroshot"]["solid"]
     assert solid["acc1"] == solid["acc5"] == pytest.approx(23 / 24) and solid["n"] == 24
-    assert solid["per_class"]["green"] == 0.75 and solid["unreadable"] == {"corrupt image": 1}
-    assert bad["zeroshot"]["two"]["acc1"] == 0.0 and "unreadable" not in bad["zeroshot"]["two"]
+    assert solid["per_class"]["green"] == 0.75 and solid["unreadable"] == {
+        "corrupt image": 1
+    }
+    assert (
+        bad["zeroshot"]["two"]["acc1"] == 0.0
+        and "unreadable" not in bad["zeroshot"]["two"]
+    )
     assert good["retrieval"]["pairs"]["text_to_image@1"] == 1.0
     assert good["geometry"]["pairs"]["effective_eigenvalues_image"] == 3
     assert results["level"] == 0.95 and "failures" not in results
 
 
 def test_differences_are_paired_and_averaged_over_shared_sets(models):
-    zeroshot = [Labels(NAMES * 4), Labels(["red", "blue", "green", "cyan"], name="four")]
+    zeroshot = [
+        Labels(NAMES * 4),
+        Labels(["red", "blue", "green", "cyan"], name="four"),
+    ]
     entries = evaluate(models, zeroshot, [Pairs(NAMES)])["differences"]
     found = {(e["metric"], e["set"]): e for e in entries}
     both = [("image_to_text@1", "pairs"), ("text_to_image@1", "pairs")]
@@ -67,12 +94,22 @@ def test_differences_are_paired_and_averaged_over_shared_sets(models):
 
 
 def test_differences_of_three_models_and_sets_that_one_lacks():
-    """A model without a tokenizer has probes and no zero-shot accuracy, and takes no mean from the others."""
+    """A model without a tokenizer has probes and no zero-shot accuracy, and takes no
+    mean from the others.
+    """
     hit, miss = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
     both = {"a": hit, "b": miss}
-    probes = {("probe_acc1", "s"): {"a": hit, "mute": hit, "b": miss}, ("probe_acc1", "t"): {"a": miss, "mute": hit}}
+    probes = {
+        ("probe_acc1", "s"): {"a": hit, "mute": hit, "b": miss},
+        ("probe_acc1", "t"): {"a": miss, "mute": hit},
+    }
     entries = differences({("acc1", "s"): both, ("acc1", "t"): both, **probes})
-    assert [tuple(entry[key] for key in ("metric", "set", "model", "baseline", "difference")) for entry in entries] == [
+    assert [
+        tuple(
+            entry[key] for key in ("metric", "set", "model", "baseline", "difference")
+        )
+        for entry in entries
+    ] == [
         ("acc1", "s", "b", "a", -1.0),
         ("acc1", "t", "b", "a", -1.0),
         ("acc1", None, "b", "a", -1.0),
@@ -85,12 +122,20 @@ def test_differences_of_three_models_and_sets_that_one_lacks():
 
 def test_a_set_that_fails_is_listed_and_the_rest_is_there(models):
     wrong = Labels(["red"], labels=[6], name="wrong")
-    results = evaluate(models, [wrong, Labels(NAMES)], [Pairs(["red"] * 2, broken=[1], name="one")])
+    results = evaluate(
+        models, [wrong, Labels(NAMES)], [Pairs(["red"] * 2, broken=[1], name="one")]
+    )
     failed = [("bad", "wrong"), ("bad", "one"), ("good", "wrong"), ("good", "one")]
     assert [(f["model"], f["set"]) for f in results["failures"]] == failed
-    assert "image 0 has label 6, but there are 6 class names (labels 0 to 5)" in results["failures"][0]["error"]
+    assert (
+        "image 0 has label 6, but there are 6 class names (labels 0 to 5)"
+        in results["failures"][0]["error"]
+    )
     assert "one: geometry needs at least 2 pairs" in results["failures"][1]["error"]
-    assert [list(results["rows"][1][kind]) for kind in ("zeroshot", "retrieval")] == [["solid"], ["one"]]
+    assert [list(results["rows"][1][kind]) for kind in ("zeroshot", "retrieval")] == [
+        ["solid"],
+        ["one"],
+    ]
 
 
 def test_written_results_are_deterministic_json(tmp_path, models):
@@ -100,7 +145,9 @@ def test_written_results_are_deterministic_json(tmp_path, models):
     content = (tmp_path / "sub" / "a.json").read_bytes()
     assert content == (tmp_path / "sub" / "b.json").read_bytes()
     row = json.loads(content)["rows"][0]
-    assert row["retrieval"]["pairs"]["text_to_image_median_rank"] is None  # infinite: four of six unreadable
+    assert (
+        row["retrieval"]["pairs"]["text_to_image_median_rank"] is None
+    )  # infinite: four of six unreadable
     with pytest.raises(InputError, match=r"a\.json.x: results cannot be written"):
         write_results(tmp_path / "sub" / "a.json" / "x", {})
 
@@ -108,39 +155,64 @@ def test_written_results_are_deterministic_json(tmp_path, models):
 def test_a_picture_answers_each_of_its_captions(tmp_path):
     for stem, colour in (("r", "red"), ("b", "blue")):
         (tmp_path / f"{stem}.png").write_bytes(picture(colour))
-    (tmp_path / "t.csv").write_text("filepath,title\nr.png,red\nb.png,blue\nr.png,magenta\n")
+    (tmp_path / "t.csv").write_text(
+        "filepath,title\nr.png,red\nb.png,blue\nr.png,magenta\n"
+    )
     embeddings = Embeddings({"m": ColourModel()})
     queries = example_queries(embeddings, open_captioned(tmp_path / "t.csv"), k=2)
     (query,) = (query for query in queries if query.query == "magenta")
-    # Red is as near as blue but for the little that texts point to red; both are called by their first caption.
-    assert [(item.label, item.correct) for item in query.answers["m"]] == [("red", True), ("blue", False)]
+    # Red is as near as blue but for the little that texts point to red; both are called
+    # by their first caption.
+    assert [(item.label, item.correct) for item in query.answers["m"]] == [
+        ("red", True),
+        ("blue", False),
+    ]
 
 
 def test_a_search_finds_what_a_loop_over_the_pictures_finds():
     model, texts = ColourModel(), ["something blue", "red heart"]
-    data = Labels(["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"], broken=[3])
+    data = Labels(
+        ["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"], broken=[3]
+    )
     found = example_queries(Embeddings({"m": model}), data, texts, k=3)
     with torch.no_grad():
         rows = model.encode_text(texts)
-        pictures = [model._embed(torch.tensor([COLOURS[name]], dtype=torch.float32))[0] for name in data.colours]
+        pictures = [
+            model._embed(torch.tensor([COLOURS[name]], dtype=torch.float32))[0]
+            for name in data.colours
+        ]
     for search, text, row in zip(found, texts, rows, strict=True):
-        scores = sorted((float(row @ seen) for i, seen in enumerate(pictures) if i != 3), reverse=True)
+        scores = sorted(
+            (float(row @ seen) for i, seen in enumerate(pictures) if i != 3),
+            reverse=True,
+        )
         assert search.query == text
-        assert [each.score for each in search.answers["m"]] == pytest.approx(scores[:3], abs=1e-5)
+        assert [each.score for each in search.answers["m"]] == pytest.approx(
+            scores[:3], abs=1e-5
+        )
     assert [each.label for each in found[0].answers["m"][:2]] == ["blue", "blue"]
 
 
 def test_a_loaded_model_is_the_model_that_was_saved(tmp_path):
     encoder, data = create_model("tiny-vit", seed=0), Labels(NAMES, broken=[1])
-    save_model(tmp_path / "saved", encoder, make_objective("infoloob", inv_tau=20.0).config())
+    save_model(
+        tmp_path / "saved", encoder, make_objective("infoloob", inv_tau=20.0).config()
+    )
     seen = []
     models = {"fresh": encoder, "loaded": str(tmp_path / "saved")}
-    embeddings = Embeddings(models, EmbedOptions(batch_size=4, workers=2), progress=lambda *call: seen.append(call))
+    embeddings = Embeddings(
+        models,
+        EmbedOptions(batch_size=4, workers=2),
+        progress=lambda *call: seen.append(call),
+    )
     results = evaluate(embeddings, [data], [Pairs(NAMES)])
     fresh, loaded = results["rows"]
     assert (fresh["objective"], loaded["objective"]) == (None, "infoloob")
     assert loaded["settings"]["inv_tau"] == pytest.approx(20.0)
-    assert fresh["zeroshot"] == loaded["zeroshot"] and fresh["retrieval"] == loaded["retrieval"]
+    assert (
+        fresh["zeroshot"] == loaded["zeroshot"]
+        and fresh["retrieval"] == loaded["retrieval"]
+    )
     assert ("fresh: solid", 6, 6) in seen and ("loaded: pairs", 6, 6) in seen
     assert str(tmp_path) not in json.dumps(results)
     queries = example_queries(embeddings, data, k=5)
@@ -148,24 +220,43 @@ def test_a_loaded_model_is_the_model_that_was_saved(tmp_path):
 
 
 def test_recalls_and_confusions(tmp_path):
-    models = {"good": ColourModel(), "runs/bad": ColourModel(confused=[("red", "blue")])}
+    models = {
+        "good": ColourModel(),
+        "runs/bad": ColourModel(confused=[("red", "blue")]),
+    }
     data = Labels(NAMES * 2, broken=[1], name="lid")
     embeddings = Embeddings(models)
     (tmp_path / "earlier.csv").write_text("")
-    (file,) = write_per_class(tmp_path, evaluate(embeddings, [data]), embeddings, [data])
+    (file,) = write_per_class(
+        tmp_path, evaluate(embeddings, [data]), embeddings, [data]
+    )
     assert [file] == list(tmp_path.iterdir())
     text = file.read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
-    assert [row["class"] for row in rows] == NAMES and {row["images"] for row in rows} == {"2"}
+    assert [row["class"] for row in rows] == NAMES and {
+        row["images"] for row in rows
+    } == {"2"}
     assert [row["good: recall"] for row in rows] == ["1", "0.5", "1", "1", "1", "1"]
-    assert rows[1]["good: mostly taken for"] == "(unreadable)" and rows[0]["good: mostly taken for"] == ""
-    assert rows[0]["runs/bad: recall"] == "0" and rows[0]["runs/bad: mostly taken for"] == "blue"
-    # Names that are alike as file names keep their files, also on systems that do not tell ``A`` from ``a``.
-    sets = [Labels(NAMES, name="My set"), Labels(NAMES[:1], name="my-Set", classnames=NAMES[:2])]
+    assert (
+        rows[1]["good: mostly taken for"] == "(unreadable)"
+        and rows[0]["good: mostly taken for"] == ""
+    )
+    assert (
+        rows[0]["runs/bad: recall"] == "0"
+        and rows[0]["runs/bad: mostly taken for"] == "blue"
+    )
+    # Names that are alike as file names keep their files, also on systems that do not
+    # tell ``A`` from ``a``.
+    sets = [
+        Labels(NAMES, name="My set"),
+        Labels(NAMES[:1], name="my-Set", classnames=NAMES[:2]),
+    ]
     files = write_per_class(tmp_path, evaluate(embeddings, sets), embeddings, sets)
     lengths = {path.name: len(path.read_text().splitlines()) for path in files}
     assert lengths == {"My-set.csv": 7, "my-Set-2.csv": 3}
-    assert "1,green,0,,,," in (tmp_path / "my-Set-2.csv").read_text()  # without images no recall
+    assert (
+        "1,green,0,,,," in (tmp_path / "my-Set-2.csv").read_text()
+    )  # without images no recall
 
 
 def checkpoint(run, step):
@@ -174,78 +265,144 @@ def checkpoint(run, step):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of three epochs of 5 steps with a checkpoint each: two untrained models, and a file that was cut."""
+    """A run of three epochs of 5 steps with a checkpoint each: two untrained models,
+    and a file that was cut.
+    """
     folder = tmp_path_factory.mktemp("runs") / "mine"
     for seed, step in enumerate((10, 15)):
         tiny_model(checkpoint(folder, step), seed=seed, beta=6.0)
-    cut = shutil.copytree(checkpoint(folder, 10), checkpoint(folder, 5)) / "open_clip_model.safetensors"
+    cut = (
+        shutil.copytree(checkpoint(folder, 10), checkpoint(folder, 5))
+        / "open_clip_model.safetensors"
+    )
     cut.write_bytes(cut.read_bytes()[:1000])
-    lines = [json.dumps({"epoch": epoch, "step": 5 * epoch, "samples": 10}) for epoch in (1, 2, 3)]
+    lines = [
+        json.dumps({"epoch": epoch, "step": 5 * epoch, "samples": 10})
+        for epoch in (1, 2, 3)
+    ]
     (folder / "epochs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
 def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(run):
     source = Pairs([*NAMES, "red"])
-    found = analyze({"mine": run, "alone": checkpoint(run, 10).parent}, source, similar=2, groups=partition)
+    found = analyze(
+        {"mine": run, "alone": checkpoint(run, 10).parent},
+        source,
+        similar=2,
+        groups=partition,
+    )
     mine, alone = found["runs"]
-    assert [(c["step"], c["epoch"]) for c in mine["checkpoints"]] == [(10, 2.0), (15, 3.0)]
+    assert [(c["step"], c["epoch"]) for c in mine["checkpoints"]] == [
+        (10, 2.0),
+        (15, 3.0),
+    ]
     assert [(c["step"], c["epoch"]) for c in alone["checkpoints"]] == [(None, None)]
     pairs = embed_pairs(create_model("tiny-vit", seed=1), source)
     expected = geometry(pairs.images.features, pairs.texts, 30.0, 6.0)
-    assert mine["geometry"]["ajne_image"] == pytest.approx(expected["ajne_image"], rel=1e-4)
+    assert mine["geometry"]["ajne_image"] == pytest.approx(
+        expected["ajne_image"], rel=1e-4
+    )
     assert mine["checkpoints"][0]["ajne_image"] == alone["checkpoints"][0]["ajne_image"]
-    assert mine["similar"][0]["keys"] == ["p0", "p6"] and mine["similar"][0]["captions"] == ["red", "red"]
-    assert ["p0", "p6"] in [group[:1] + group[-1:] for group in mine["duplicates"]] and len(mine["similar"]) == 2
+    assert mine["similar"][0]["keys"] == ["p0", "p6"] and mine["similar"][0][
+        "captions"
+    ] == ["red", "red"]
+    assert ["p0", "p6"] in [
+        group[:1] + group[-1:] for group in mine["duplicates"]
+    ] and len(mine["similar"]) == 2
     (failure,) = found["failures"]
     assert failure["model"] == "mine, step 5" and "cannot be read" in failure["error"]
     assert failure["error"].startswith(f"{checkpoint(run, 5)}/")
 
 
 def test_similar_pairs_against_a_loop():
-    x = torch.nn.functional.normalize(torch.randn(11, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = torch.nn.functional.normalize(
+        torch.randn(11, 4, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     x[4] = torch.nan
     cells = [(i, j) for i in range(11) for j in range(i + 1, 11) if 4 not in (i, j)]
     expected = sorted(cells, key=lambda cell: -float(x[cell[0]] @ x[cell[1]]))
     for k in (0, 1, 9, 1000):
         assert [pair[:2] for pair in similar_pairs(x, k, chunk=3)] == expected[:k]
-    alike = similar_pairs(torch.ones(6, 1), 7, chunk=2)  # of equal pairs the earlier come first
-    assert [pair[:2] for pair in alike] == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 2), (1, 3)]
+    alike = similar_pairs(
+        torch.ones(6, 1), 7, chunk=2
+    )  # of equal pairs the earlier come first
+    assert [pair[:2] for pair in alike] == [
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (0, 4),
+        (0, 5),
+        (1, 2),
+        (1, 3),
+    ]
 
 
 def test_the_command_writes_its_page_and_json(run, tmp_path, capsys):
-    captions = {f"{i}": (COLOURS[name], f"{name}\nmore of {name}\n") for i, name in enumerate(NAMES)}
+    captions = {
+        f"{i}": (COLOURS[name], f"{name}\nmore of {name}\n")
+        for i, name in enumerate(NAMES)
+    }
     write_pairs(tmp_path / "pairs", captions, (40, 40))
     (tmp_path / "pairs" / "6.png").write_bytes(b"no picture")
     (tmp_path / "pairs" / "6.txt").write_text("lost", encoding="utf-8")
     out = tmp_path / "out"
-    words = ["analyze", str(run), "--pairs", str(tmp_path / "pairs"), "--out", str(out), "--device", "cpu"]
+    words = [
+        "analyze",
+        str(run),
+        "--pairs",
+        str(tmp_path / "pairs"),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     assert cli.main(words) == 1
     printed = capsys.readouterr()
     assert "effective eigenvalues image" in printed.out and "report.html" in printed.out
     assert f"next: cloob eval {run} --retrieval" in printed.err
     assert "cloob: pairs: 1 images or captions could not be read" in printed.err
     found = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
-    assert len(found["runs"][0]["checkpoints"]) == 2 and found["runs"][0]["geometry"]["n"] == 6
+    assert (
+        len(found["runs"][0]["checkpoints"]) == 2
+        and found["runs"][0]["geometry"]["n"] == 6
+    )
     assert found["runs"][0]["unreadable"] == {"corrupt image": 1}
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Effective eigenvalues during training" in page and page.count('class="twin-images"') == 15
-    assert "1 images or captions could not be read (corrupt image × 1); they are in no measure" in page
+    assert (
+        "Effective eigenvalues during training" in page
+        and page.count('class="twin-images"') == 15
+    )
+    assert (
+        "1 images or captions could not be read (corrupt image × 1); they are in no"
+        " measure" in page
+    )
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    return [tiny_model(tmp_path_factory.mktemp("saved") / "m", seed=seed) for seed in (0, 1)]
+    return [
+        tiny_model(tmp_path_factory.mktemp("saved") / "m", seed=seed) for seed in (0, 1)
+    ]
 
 
 def test_what_is_in_the_cache_is_not_embedded_again(saved, tmp_path):
-    data, train, pairs = Labels(NAMES, broken=[2]), Labels(NAMES * 5), Pairs(NAMES, broken=[1], missing=[3])
+    data, train, pairs = (
+        Labels(NAMES, broken=[2]),
+        Labels(NAMES * 5),
+        Pairs(NAMES, broken=[1], missing=[3]),
+    )
     embedded = []
 
     def run(model=saved[0], data=data, *, probe=True):
         embedded.clear()
         options = EmbedOptions(cache=Cache(tmp_path))
-        embeddings = Embeddings({"m": model}, options, progress=lambda *call: embedded.append(call[0]), tower=probe)
+        embeddings = Embeddings(
+            {"m": model},
+            options,
+            progress=lambda *call: embedded.append(call[0]),
+            tower=probe,
+        )
         training = {"solid": train} if probe else None
         return evaluate(embeddings, [data], [pairs], training=training)["rows"][0]
 
@@ -256,10 +413,16 @@ def test_what_is_in_the_cache_is_not_embedded_again(saved, tmp_path):
     assert run(probe=False)["zeroshot"] == first["zeroshot"] and not embedded
     ran = tmp_path / "ran"
     for number, path in enumerate((tmp_path / "embeddings").iterdir()):
-        path.write_bytes(pickle.dumps(Code(ran), 2) if number % 2 else path.read_bytes()[:100])
+        path.write_bytes(
+            pickle.dumps(Code(ran), 2) if number % 2 else path.read_bytes()[:100]
+        )
     assert run() == first and len(set(embedded)) == 3 and not ran.exists()
     other = run(saved[1], probe=False)
-    assert other["retrieval"] != first["retrieval"] and other["fingerprint"] != first["fingerprint"] and embedded
+    assert (
+        other["retrieval"] != first["retrieval"]
+        and other["fingerprint"] != first["fingerprint"]
+        and embedded
+    )
     run(data=Labels(NAMES[::-1]), probe=False)
     assert set(embedded) == {"m: solid"}
 
@@ -270,28 +433,50 @@ def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path):
 
     def classes(more):
         words = {"?": 0, **{text: place for place, text in enumerate(NAMES, 2)}, **more}
-        library.Tokenizer(library.models.WordLevel(words, "?")).save(str(tmp_path / "tokenizer.json"))
-        encoder.tokenizer = FileTokenizer(tmp_path / "tokenizer.json", encoder.context_length, {"pad": 0, "end": 1})
-        return Embeddings({"m": encoder}, EmbedOptions(cache=Cache(tmp_path))).labelled("m", data).classes
+        library.Tokenizer(library.models.WordLevel(words, "?")).save(
+            str(tmp_path / "tokenizer.json")
+        )
+        encoder.tokenizer = FileTokenizer(
+            tmp_path / "tokenizer.json", encoder.context_length, {"pad": 0, "end": 1}
+        )
+        return (
+            Embeddings({"m": encoder}, EmbedOptions(cache=Cache(tmp_path)))
+            .labelled("m", data)
+            .classes
+        )
 
     first = classes({})
-    assert torch.equal(classes({}), first) and not torch.equal(classes({NAMES[0]: 40}), first)
+    assert torch.equal(classes({}), first) and not torch.equal(
+        classes({NAMES[0]: 40}), first
+    )
 
 
 def test_what_decides_over_a_result_is_in_its_name(saved, tmp_path):
-    """Of a folder the preprocessing, of a loaded model weights and objective, of a set prompts, captions, pictures."""
+    """Of a folder the preprocessing, of a loaded model weights and objective, of a set
+    prompts, captions, pictures.
+    """
 
     def found(model, **changes):
         embeddings = Embeddings({"m": model}, EmbedOptions(cache=Cache(tmp_path)))
         labelled = embeddings.labelled("m", Labels(NAMES, **changes))
-        return [labelled.images.features.tolist(), labelled.classes.tolist(), embeddings.facts("m").settings]
+        return [
+            labelled.images.features.tolist(),
+            labelled.classes.tolist(),
+            embeddings.facts("m").settings,
+        ]
 
-    other, loaded = shutil.copytree(saved[0], tmp_path / "other"), load_model(saved[0], device="cpu")
+    other, loaded = (
+        shutil.copytree(saved[0], tmp_path / "other"),
+        load_model(saved[0], device="cpu"),
+    )
     config = json.loads((other / "open_clip_config.json").read_text())
     config["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
     (other / "open_clip_config.json").write_text(json.dumps(config))
     first = found(saved[0])
-    assert found(other)[0] != first[0] and found(saved[0], templates=["a {c} thing"])[1] != first[1]
+    assert (
+        found(other)[0] != first[0]
+        and found(saved[0], templates=["a {c} thing"])[1] != first[1]
+    )
     assert found(saved[0], classnames=NAMES[::-1])[1] == first[1][::-1]
     assert found(loaded) == first
     loaded.objective_config = {"beta": 1.0}
@@ -299,19 +484,32 @@ def test_what_decides_over_a_result_is_in_its_name(saved, tmp_path):
     with torch.no_grad():
         loaded.model.visual.proj += 1
     assert found(loaded)[0] != first[0]
-    one, *others = Pairs(NAMES), Pairs(NAMES, captions=NAMES[::-1]), Pairs(NAMES[::-1], captions=NAMES)
-    assert len({content_key(pairs) for pairs in (one, *others)}) == 3 and content_key(Pairs(NAMES)) == content_key(one)
+    one, *others = (
+        Pairs(NAMES),
+        Pairs(NAMES, captions=NAMES[::-1]),
+        Pairs(NAMES[::-1], captions=NAMES),
+    )
+    assert len({content_key(pairs) for pairs in (one, *others)}) == 3 and content_key(
+        Pairs(NAMES)
+    ) == content_key(one)
 
 
 def test_two_sets_of_one_name_are_two():
     embeddings = Embeddings({"m": ColourModel()})
-    one, other = (embeddings.labelled("m", Labels(names)).images.features for names in (NAMES, NAMES[::-1]))
+    one, other = (
+        embeddings.labelled("m", Labels(names)).images.features
+        for names in (NAMES, NAMES[::-1])
+    )
     torch.testing.assert_close(other, one.flip(0))
-    assert [len(embeddings.pairs("m", Pairs(names)).texts) for names in (NAMES, NAMES[:4])] == [len(NAMES), 4]
+    assert [
+        len(embeddings.pairs("m", Pairs(names)).texts) for names in (NAMES, NAMES[:4])
+    ] == [len(NAMES), 4]
 
 
 def test_a_run_that_goes_on_while_it_is_judged(saved, tmp_path):
-    """What is the newest checkpoint at first stays the model: else newer weights would be kept under its key."""
+    """What is the newest checkpoint at first stays the model: else newer weights would
+    be kept under its key.
+    """
     options = EmbedOptions(cache=Cache(tmp_path / "cache"))
     shutil.copytree(saved[0], checkpoint(tmp_path / "run", 1))
     for _ in range(2):
@@ -319,24 +517,39 @@ def test_a_run_that_goes_on_while_it_is_judged(saved, tmp_path):
         embeddings.facts("m")  # the second time from the cache: nothing is loaded yet
     shutil.copytree(saved[1], checkpoint(tmp_path / "run", 2))
     found = embeddings.labelled("m", Labels(NAMES)).images.features
-    assert torch.equal(found, Embeddings({"m": saved[0]}).labelled("m", Labels(NAMES)).images.features)
+    assert torch.equal(
+        found, Embeddings({"m": saved[0]}).labelled("m", Labels(NAMES)).images.features
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(2, 0), (2, 3), (100, 3)])
-def test_rows_are_the_single_images_in_order_and_unreadable_ones_nan(batch_size, workers):
+def test_rows_are_the_single_images_in_order_and_unreadable_ones_nan(
+    batch_size, workers
+):
     data = Labels([*NAMES, "blue"], broken=[0, 5])
-    features, keys, bad, *_ = embed_images(ColourModel(), data, EmbedOptions(batch_size=batch_size, workers=workers))
-    expected = torch.tensor([COLOURS[colour] for colour in data.colours]).float() - 127.5
+    features, keys, bad, *_ = embed_images(
+        ColourModel(), data, EmbedOptions(batch_size=batch_size, workers=workers)
+    )
+    expected = (
+        torch.tensor([COLOURS[colour] for colour in data.colours]).float() - 127.5
+    )
     expected /= expected.norm(dim=1, keepdim=True)
     expected[[0, 5]] = torch.nan
     torch.testing.assert_close(features, expected, equal_nan=True)
     assert keys == tuple(f"s{i}" for i in range(7))
-    assert [(skip.key, skip.reason) for skip in bad] == [("s0", "corrupt image"), ("s5", "corrupt image")]
+    assert [(skip.key, skip.reason) for skip in bad] == [
+        ("s0", "corrupt image"),
+        ("s5", "corrupt image"),
+    ]
 
 
 def test_pairs_are_read_once_and_unreadable_ones_are_nan(monkeypatch):
     source, reads, original = Pairs(NAMES, broken=[1], missing=[2]), [], Pairs.read
-    monkeypatch.setattr(Pairs, "read", lambda self, index: (reads.append(index), original(self, index))[1])
+    monkeypatch.setattr(
+        Pairs,
+        "read",
+        lambda self, index: (reads.append(index), original(self, index))[1],
+    )
     pairs = embed_pairs(ColourModel(), source, EmbedOptions(batch_size=2))
     assert reads == list(range(6))
     assert torch.isnan(pairs.images.features).all(1).nonzero()[:, 0].tolist() == [1, 2]

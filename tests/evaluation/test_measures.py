@@ -1,4 +1,6 @@
-"""The measures and the linear probe by hand and against loops, and which features a probe takes of real towers."""
+"""The measures and the linear probe by hand and against loops, and which features a
+probe takes of real towers.
+"""
 
 import numpy as np
 import pytest
@@ -21,8 +23,13 @@ from paper_loops import unit
 
 def test_class_embeddings_are_the_renormalised_mean_over_templates():
     model = ColourModel()
-    found = m.class_embeddings(model, ("red", "blue"), ("{c}", "a picture of {c}", "{c}"), batch_size=3)
-    assert [len(batch) for batch in model.text_batches] == [3, 1]  # each distinct text once
+    found = m.class_embeddings(
+        model, ("red", "blue"), ("{c}", "a picture of {c}", "{c}"), batch_size=3
+    )
+    assert [len(batch) for batch in model.text_batches] == [
+        3,
+        1,
+    ]  # each distinct text once
     with torch.no_grad():
         for row, name in zip(found, ("red", "blue"), strict=True):
             short, long = model.encode_text([name, f"a picture of {name}"])
@@ -32,9 +39,13 @@ def test_class_embeddings_are_the_renormalised_mean_over_templates():
 
 def test_zeroshot_by_hand():
     # Scores are the coordinates: classes are the axes.
-    images = torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.8, 0.1], [0.5, 0.6, 0.4], [0.1, 0.2, 0.9]])
+    images = torch.tensor(
+        [[0.9, 0.3, 0.1], [0.2, 0.8, 0.1], [0.5, 0.6, 0.4], [0.1, 0.2, 0.9]]
+    )
     labels = torch.tensor([0, 1, 0, 2])  # the third image is taken for class 1
-    result = m.zeroshot_numbers(m.zeroshot_ranks(images, labels, torch.eye(3)), labels, ("a", "b", "c"))
+    result = m.zeroshot_numbers(
+        m.zeroshot_ranks(images, labels, torch.eye(3)), labels, ("a", "b", "c")
+    )
     assert result["acc1"] == 0.75 and result["acc5"] == 1.0
     assert result["mean_per_class_recall"] == pytest.approx((0.5 + 1 + 1) / 3)
     assert result["per_class"] == {"a": 0.5, "b": 1.0, "c": 1.0}
@@ -45,41 +56,77 @@ def test_zeroshot_by_hand():
 
 
 def test_classes_of_equal_score_are_never_told_apart():
-    classes = torch.nn.functional.normalize(torch.tensor([[1.0, 2, 3], [1, 2, 3], [3, -1, 0]]), dim=1)
-    assert m.zeroshot_ranks(classes[[0, 1, 2]], torch.tensor([0, 1, 2]), classes).tolist() == [1, 1, 0]
-    images = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [torch.nan] * 3, [0.6, 0.6, 0]])
+    classes = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 2, 3], [1, 2, 3], [3, -1, 0]]), dim=1
+    )
+    assert m.zeroshot_ranks(
+        classes[[0, 1, 2]], torch.tensor([0, 1, 2]), classes
+    ).tolist() == [1, 1, 0]
+    images = torch.tensor(
+        [[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [torch.nan] * 3, [0.6, 0.6, 0]]
+    )
     matrix = m.confusion_matrix(images, torch.tensor([0, 1, 2, 2, 0]), torch.eye(3))
-    assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1]]  # the tie in the last row is no hit
+    assert matrix.tolist() == [
+        [1, 1, 0, 0],
+        [0, 1, 0, 0],
+        [0, 1, 0, 1],
+    ]  # the tie in the last row is no hit
 
 
 def retrieval(images, texts, image_of_text=None, captions=None, chunk=4096):
-    return m.retrieval_numbers(m.retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk), image_of_text)
+    return m.retrieval_numbers(
+        m.retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk),
+        image_of_text,
+    )
 
 
 def recall_loop(queries, gallery, correct, k):
     hits = 0
     for q in range(len(queries)):
-        nearest = sorted(range(len(gallery)), key=lambda g: -float(queries[q] @ gallery[g]))[:k]
+        nearest = sorted(
+            range(len(gallery)), key=lambda g: -float(queries[q] @ gallery[g])
+        )[:k]
         hits += any((q, g) in correct for g in nearest)
     return hits / len(queries)
 
 
 @settings(max_examples=20)
-@given(data=st.data(), n_images=st.integers(1, 6), more=st.integers(0, 6), seed=st.integers(0, 999))
+@given(
+    data=st.data(),
+    n_images=st.integers(1, 6),
+    more=st.integers(0, 6),
+    seed=st.integers(0, 999),
+)
 def test_recall_is_the_loop(data, n_images, more, seed):
-    extra = data.draw(st.lists(st.integers(0, n_images - 1), min_size=more, max_size=more))
+    extra = data.draw(
+        st.lists(st.integers(0, n_images - 1), min_size=more, max_size=more)
+    )
     image_of_text = data.draw(st.permutations([*range(n_images), *extra]))
     words = st.sampled_from(["a dog", "A  Dog", "cat", "bird", ""])
     captions = [data.draw(words) for _ in image_of_text]
     images, texts = unit(n_images, 4, seed), unit(len(image_of_text), 4, seed + 1)
-    plain = [" ".join(caption.lower().split()) or str(i) for i, caption in enumerate(captions)]
+    plain = [
+        " ".join(caption.lower().split()) or str(i)
+        for i, caption in enumerate(captions)
+    ]
     of_image = list(zip(plain, image_of_text, strict=True))
-    correct = {(t, image) for t, caption in enumerate(plain) for other, image in of_image if caption == other}
-    result = retrieval(images, texts, image_of_text, captions, chunk=data.draw(st.integers(1, 9)))
+    correct = {
+        (t, image)
+        for t, caption in enumerate(plain)
+        for other, image in of_image
+        if caption == other
+    }
+    result = retrieval(
+        images, texts, image_of_text, captions, chunk=data.draw(st.integers(1, 9))
+    )
     for k in (1, 5, 10):
         flipped = {(i, t) for t, i in correct}
-        assert result[f"text_to_image@{k}"] == pytest.approx(recall_loop(texts, images, correct, k))
-        assert result[f"image_to_text@{k}"] == pytest.approx(recall_loop(images, texts, flipped, k))
+        assert result[f"text_to_image@{k}"] == pytest.approx(
+            recall_loop(texts, images, correct, k)
+        )
+        assert result[f"image_to_text@{k}"] == pytest.approx(
+            recall_loop(images, texts, flipped, k)
+        )
 
 
 def test_unreadable_rows_count_as_not_found_and_a_constant_tower_finds_nothing():
@@ -87,19 +134,27 @@ def test_unreadable_rows_count_as_not_found_and_a_constant_tower_finds_nothing()
     images[0] = float("nan")
     texts[1] = float("nan")
     result = retrieval(images, texts, captions=["a", "", "c", "d"])
-    assert result["image_to_text@1"] == result["image_to_text@10"] == 0.5  # image 0, and 1 without text
+    assert (
+        result["image_to_text@1"] == result["image_to_text@10"] == 0.5
+    )  # image 0, and 1 without text
     assert result["text_to_image@1"] == result["text_to_image@10"] == 0.5
     features = unit(1, 8).repeat(40, 1)
     result = retrieval(features, features)
-    assert result["image_to_text@10"] == 0.0 and result["text_to_image_median_rank"] == 40
+    assert (
+        result["image_to_text@10"] == 0.0 and result["text_to_image_median_rank"] == 40
+    )
 
 
 @pytest.mark.parametrize("counts", [[2, 2, 2], [1, 3, 2]])
 def test_captions_of_a_picture_are_resampled_together(counts):
-    """As close to the bootstrap of Σ hits / Σ captions over pictures as its linear form is."""
+    """As close to the bootstrap of Σ hits / Σ captions over pictures as its linear form
+    is.
+    """
     generator = torch.Generator().manual_seed(0)
     image = torch.arange(len(counts) * 50).repeat_interleave(torch.tensor(counts * 50))
-    hits = torch.rand(len(counts) * 50, generator=generator)[image] > 0.6  # a picture's captions all hit or none does
+    hits = (
+        torch.rand(len(counts) * 50, generator=generator)[image] > 0.6
+    )  # a picture's captions all hit or none does
     values = m.by_picture(hits, image)
     assert values.mean().item() == pytest.approx(hits.double().mean().item())
     drawn = torch.randint(0, len(values), (2000, len(values)), generator=generator)
@@ -108,15 +163,21 @@ def test_captions_of_a_picture_are_resampled_together(counts):
     recalls = right[drawn].sum(1) / captions[drawn].sum(1)
     expected = torch.quantile(recalls, torch.tensor([0.025, 0.975]))
     found = bootstrap_interval(values)
-    ranks = m.RetrievalRanks(torch.zeros(len(values), dtype=torch.int64), torch.where(hits, 0, 20))
+    ranks = m.RetrievalRanks(
+        torch.zeros(len(values), dtype=torch.int64), torch.where(hits, 0, 20)
+    )
     assert m.retrieval_numbers(ranks, image)["text_to_image@1_interval"] == list(found)
     assert found == pytest.approx(expected.tolist(), abs=0.015)
     alone = bootstrap_interval(hits)
-    assert found[1] - found[0] > 1.2 * (alone[1] - alone[0])  # captions by themselves would claim to know more
+    assert found[1] - found[0] > 1.2 * (
+        alone[1] - alone[0]
+    )  # captions by themselves would claim to know more
 
 
 def test_geometry_of_retrievals_without_unreadable_pairs():
-    image, text = F.normalize(torch.randn(2, 30, 6, generator=torch.Generator().manual_seed(0)), dim=2)
+    image, text = F.normalize(
+        torch.randn(2, 30, 6, generator=torch.Generator().manual_seed(0)), dim=2
+    )
     result = m.geometry(image, text, inv_tau=20.0, beta=4.0)
     for name, x in (("image", image), ("text", text)):
         weights = torch.exp(4 * x @ x.T)
@@ -125,11 +186,19 @@ def test_geometry_of_retrievals_without_unreadable_pairs():
             shape.covariance_spectrum(retrieved).tolist(), rel=1e-3
         )
         assert result[f"ajne_{name}"] == pytest.approx(float(shape.ajne(x)))
-    p = torch.softmax(20 * image @ text.T, 1).diagonal(), torch.softmax(20 * text @ image.T, 1).diagonal()
+    p = (
+        torch.softmax(20 * image @ text.T, 1).diagonal(),
+        torch.softmax(20 * text @ image.T, 1).diagonal(),
+    )
     assert result["saturation"] == pytest.approx(float(1 - torch.cat(p).mean()))
     broken = torch.tensor([[torch.nan] * 6])
-    with_broken = torch.cat([image[:9], broken, image[9:]]), torch.cat([text[:9], text[:1], text[9:]])
-    assert m.geometry(*with_broken, inv_tau=20.0, beta=4.0) == result and result["n"] == 30
+    with_broken = (
+        torch.cat([image[:9], broken, image[9:]]),
+        torch.cat([text[:9], text[:1], text[9:]]),
+    )
+    assert (
+        m.geometry(*with_broken, inv_tau=20.0, beta=4.0) == result and result["n"] == 30
+    )
 
 
 NAMES = list(COLOURS)
@@ -140,7 +209,9 @@ def clouds(n, spread=0.5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     corners = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 3]])
     labels = torch.arange(3).repeat(n)
-    return 40 * (corners[labels] + spread * torch.randn(3 * n, 3, generator=generator)) + 7, labels
+    return 40 * (
+        corners[labels] + spread * torch.randn(3 * n, 3, generator=generator)
+    ) + 7, labels
 
 
 def test_a_probe_is_scikit_learns_fit_at_the_strength_it_chose():
@@ -149,10 +220,14 @@ def test_a_probe_is_scikit_learns_fit_at_the_strength_it_chose():
     assert probe.n_train == 60 and 1e-6 <= probe.strength <= 1e6
     mean = x.double().mean(0)
     scale = (x.double() - mean).square().mean().sqrt()
-    model = LogisticRegression(C=probe.strength, max_iter=1000).fit(((x - mean) / scale).numpy(), y.numpy())
+    model = LogisticRegression(C=probe.strength, max_iter=1000).fit(
+        ((x - mean) / scale).numpy(), y.numpy()
+    )
     test, labels = clouds(50, spread=1.5, seed=5)
     predicted = torch.from_numpy(model.predict(((test - mean) / scale).numpy()))
-    assert torch.equal(probe_ranks(probe.weight, test, labels) == 0, predicted == labels)
+    assert torch.equal(
+        probe_ranks(probe.weight, test, labels) == 0, predicted == labels
+    )
     assert 0.6 < float((predicted == labels).float().mean()) < 1.0
 
 
@@ -165,26 +240,44 @@ def test_two_classes_a_missing_class_and_unreadable_images():
     assert torch.isnan(probe.weight).all(1).tolist() == [False, True, False, True]
     ranks = probe_ranks(probe.weight, x, y)
     assert (ranks[(y == 2)] == 0).all() and (ranks[y == 0][1:] == 0).all()
-    assert (ranks[y == 1] > 3).all() and ranks[0] > 3  # never learnt, not readable: not even among the last
+    assert (ranks[y == 1] > 3).all() and ranks[
+        0
+    ] > 3  # never learnt, not readable: not even among the last
 
 
 def test_a_probe_in_the_suite_with_shots_and_seeds():
     test, train = Labels(NAMES * 2, broken=[0]), Labels(NAMES * 6)
     options = ProbeOptions(shots=2, seeds=(0, 1, 2))
     models = {"a": ColourModel("a"), "b": ColourModel("b")}
-    results = evaluate(models, [test, Labels(NAMES, name="none")], training={"solid": train}, probe=options)
+    results = evaluate(
+        models,
+        [test, Labels(NAMES, name="none")],
+        training={"solid": train},
+        probe=options,
+    )
     assert "failures" not in results
     found = results["rows"][0]["probe"]
     assert list(found) == ["solid"]
-    assert found["solid"]["acc1"] == pytest.approx(11 / 12) and found["solid"]["n_train"] == 12
-    assert found["solid"]["shots"] == 2 and len(found["solid"]["strength"]) == 3 and found["solid"]["acc1_sd"] == 0.0
-    assert [e["difference"] for e in results["differences"] if e["metric"] == "probe_acc1"] == [0.0]
+    assert (
+        found["solid"]["acc1"] == pytest.approx(11 / 12)
+        and found["solid"]["n_train"] == 12
+    )
+    assert (
+        found["solid"]["shots"] == 2
+        and len(found["solid"]["strength"]) == 3
+        and found["solid"]["acc1_sd"] == 0.0
+    )
+    assert [
+        e["difference"] for e in results["differences"] if e["metric"] == "probe_acc1"
+    ] == [0.0]
     assert "probe" not in evaluate(models, [test])["rows"][0]
 
 
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
 def test_tower_features_of_real_towers(name):
-    """The same embeddings as without, and features that the tower's own last step maps to them."""
+    """The same embeddings as without, and features that the tower's own last step maps
+    to them.
+    """
     encoder = create_model(name, seed=0).eval()
     data = Labels(NAMES[:3], broken=[1])
     plain = embed_images(encoder, data, EmbedOptions(batch_size=2)).features
@@ -198,4 +291,6 @@ def test_tower_features_of_real_towers(name):
             tower = tower @ visual.proj
         elif hasattr(visual, "trunk"):
             tower = visual.head(tower)
-    np.testing.assert_allclose(torch.nn.functional.normalize(tower, dim=1)[[0, 2]], plain[[0, 2]], atol=1e-5)
+    np.testing.assert_allclose(
+        torch.nn.functional.normalize(tower, dim=1)[[0, 2]], plain[[0, 2]], atol=1e-5
+    )

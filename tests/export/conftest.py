@@ -18,7 +18,15 @@ def exported(small, tmp_path_factory):
     from cloob import cli
 
     def work(folder):
-        words = ["export", str(small), str(folder / "exported"), "--to", "transformers", "--license", "mit"]
+        words = [
+            "export",
+            str(small),
+            str(folder / "exported"),
+            "--to",
+            "transformers",
+            "--license",
+            "mit",
+        ]
         assert cli.main(words) == 0
 
     return made_once(tmp_path_factory, "transformers-exported", work) / "exported"

@@ -1,6 +1,8 @@
-"""A stand-in for the Hugging Face hub on loopback: repositories in memory, commits, downloads.
+"""A stand-in for the Hugging Face hub on loopback: repositories in memory, commits,
+downloads.
 
-What it answers is what huggingface_hub asks for when a folder is uploaded and when a snapshot is fetched.
+What it answers is what huggingface_hub asks for when a folder is uploaded and when a
+snapshot is fetched.
 """
 
 import base64
@@ -25,7 +27,9 @@ class Repository:
 
     @property
     def sha(self):
-        return hashlib.sha1(repr((self.commits, sorted(self.files))).encode()).hexdigest()
+        return hashlib.sha1(
+            repr((self.commits, sorted(self.files))).encode()
+        ).hexdigest()
 
 
 class StandIn(ThreadingHTTPServer):
@@ -38,7 +42,9 @@ class StandIn(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.repositories = {}  # by ORG/NAME
         self.requests = []  # method and path, in order
-        self.failures = {}  # start of "METHOD PATH" -> status to answer with, or "break" to break off in the middle
+        # start of "METHOD PATH" -> status to answer with, or "break" to break off in
+        # the middle
+        self.failures = {}
 
     def handle_error(self, *_):
         """Silent: some tests break off."""
@@ -66,7 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json({"error": "the stand-in fails"}, int(failure))
         body = self._body()
         parts = place.strip("/").split("/")
-        if self.command == "POST" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if (
+            self.command == "POST"
+            and self.headers.get("Authorization") != f"Bearer {TOKEN}"
+        ):
             return self._json({"error": "Invalid username or password."}, 401)
         match self.command, parts:
             case "POST", ["api", "repos", "create"]:
@@ -79,10 +88,16 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json({"files": [{"path": path, **how} for path in paths]})
             case "POST", ["api", "models", org, name, "commit", "main"]:
                 return self._commit(f"{org}/{name}", body)
-            case "GET", ["api", "models", org, name, *rest] if f"{org}/{name}" in self.server.repositories:
+            case "GET", ["api", "models", org, name, *rest] if (
+                f"{org}/{name}" in self.server.repositories
+            ):
                 return self._about(f"{org}/{name}", rest)
-            case "GET" | "HEAD", [org, name, "resolve", _, *file] if f"{org}/{name}" in self.server.repositories:
-                return self._file(self.server.repositories[f"{org}/{name}"], "/".join(file))
+            case "GET" | "HEAD", [org, name, "resolve", _, *file] if (
+                f"{org}/{name}" in self.server.repositories
+            ):
+                return self._file(
+                    self.server.repositories[f"{org}/{name}"], "/".join(file)
+                )
             case "HEAD", [""]:
                 return self._json({})
         return self._missing("RepoNotFound")
@@ -113,12 +128,17 @@ class _Handler(BaseHTTPRequestHandler):
         private = bool(request.get("private") or request.get("visibility") == "private")
         known = name in self.server.repositories
         self.server.repositories.setdefault(name, Repository(private))
-        self._json({"url": f"{self.server.address}/{name}", "name": name, "id": "1"}, 409 if known else 200)
+        self._json(
+            {"url": f"{self.server.address}/{name}", "name": name, "id": "1"},
+            409 if known else 200,
+        )
 
     def _validate(self, card):
         """As the hub does: metadata that are YAML, with values that it knows."""
         metadata = yaml.safe_load(card.split("---")[1])
-        good = metadata.get("license") in LICENSES_WITHOUT_NAME and isinstance(metadata["tags"], list)
+        good = metadata.get("license") in LICENSES_WITHOUT_NAME and isinstance(
+            metadata["tags"], list
+        )
         good = good and metadata.get("pipeline_tag") == "zero-shot-image-classification"
         errors = [] if good else [{"message": "a value that the hub does not know"}]
         self._json({"errors": errors, "warnings": []}, 200 if good else 400)
@@ -141,12 +161,22 @@ class _Handler(BaseHTTPRequestHandler):
         if rest and rest[0] == "tree":
             assert "recursive" in parse_qs(self.url.query)
             entries = [
-                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                {
+                    "type": "file",
+                    "path": path,
+                    "size": len(content),
+                    "oid": hashlib.sha1(content).hexdigest(),
+                }
                 for path, content in repository.files.items()
             ]
             return self._json(entries)
         siblings = [{"rfilename": path} for path in repository.files]
-        about = {"id": name, "modelId": name, "sha": repository.sha, "private": repository.private}
+        about = {
+            "id": name,
+            "modelId": name,
+            "sha": repository.sha,
+            "private": repository.private,
+        }
         return self._json({**about, "siblings": siblings, "tags": []})
 
     def _file(self, repository, path):

@@ -1,4 +1,6 @@
-"""``cloob export``: towers of each kind, what other programs compute of the folder, and what is refused."""
+"""``cloob export``: towers of each kind, what other programs compute of the folder, and
+what is refused.
+"""
 
 import json
 import os
@@ -23,7 +25,14 @@ from cloob.models.towers import create_model
 from make import noise_image, write_bert
 from support import originals, overlaid, refused, run_script
 
-TEXTS = ["a dog", "", "Two  RED hearts!", "it's 3 o'clock", "naïve 日本語", "long " * 40]
+TEXTS = [
+    "a dog",
+    "",
+    "Two  RED hearts!",
+    "it's 3 o'clock",
+    "naïve 日本語",
+    "long " * 40,
+]
 
 
 def export(source, target):
@@ -31,31 +40,56 @@ def export(source, target):
     return target
 
 
-@pytest.mark.parametrize("changes", [{"quick_gelu": True}, {"text": {"act_kwargs": {"approximate": "tanh"}}}])
+@pytest.mark.parametrize(
+    "changes", [{"quick_gelu": True}, {"text": {"act_kwargs": {"approximate": "tanh"}}}]
+)
 def test_features_are_those_of_open_clip(changes, tmp_path):
     from transformers import AutoTokenizer, CLIPModel
 
     source = write_model(tmp_path / "model", **changes)
     folder = export(source, tmp_path / "out")
     encoder = load_model(source, device="cpu")
-    theirs, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    cut = {"padding": True, "truncation": True, "max_length": encoder.context_length, "return_tensors": "pt"}
+    theirs, tokenizer = (
+        CLIPModel.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    cut = {
+        "padding": True,
+        "truncation": True,
+        "max_length": encoder.context_length,
+        "return_tensors": "pt",
+    }
     pixels = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        found = theirs.get_image_features(pixels), theirs.get_text_features(**tokenizer(TEXTS, **cut))
-        own = encoder.model.encode_image(pixels), encoder.model.encode_text(encoder.tokenizer(TEXTS))
+        found = (
+            theirs.get_image_features(pixels),
+            theirs.get_text_features(**tokenizer(TEXTS, **cut)),
+        )
+        own = (
+            encoder.model.encode_image(pixels),
+            encoder.model.encode_text(encoder.tokenizer(TEXTS)),
+        )
     for rows, expected in zip(found, own, strict=True):
-        torch.testing.assert_close(getattr(rows, "pooler_output", rows), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            getattr(rows, "pooler_output", rows), expected, atol=1e-5, rtol=0
+        )
         assert expected.std() > 0.1
 
 
 def test_special_tokens_have_hugging_faces_names_and_real_numbers(exported):
     text = json.loads((exported / "config.json").read_text())["text_config"]
-    assert (text["bos_token_id"], text["eos_token_id"], text["pad_token_id"]) == (49406, 49407, 49407)
+    assert (text["bos_token_id"], text["eos_token_id"], text["pad_token_id"]) == (
+        49406,
+        49407,
+        49407,
+    )
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    assert tokenizer.convert_ids_to_tokens([49406, 49407]) == ["<|startoftext|>", "<|endoftext|>"]
+    assert tokenizer.convert_ids_to_tokens([49406, 49407]) == [
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     assert tokenizer.model_max_length == 16
     assert tokenizer("<|endoftext|>")["input_ids"] == [49406, 49407, 49407]
 
@@ -65,36 +99,59 @@ def test_the_way_to_resize_comes_back(tmp_path):
 
     source = write_model(tmp_path / "model")
     config = json.loads((source / "open_clip_config.json").read_text())
-    config["preprocess_cfg"] = {"interpolation": "bilinear", "resize_mode": "squash", "mean": [0.5, 0.4, 0.3]}
+    config["preprocess_cfg"] = {
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+        "mean": [0.5, 0.4, 0.3],
+    }
     (source / "open_clip_config.json").write_text(json.dumps(config))
-    folder, original = export(source, tmp_path / "out"), load_model(source, device="cpu")
+    folder, original = (
+        export(source, tmp_path / "out"),
+        load_model(source, device="cpu"),
+    )
     here = load_model(folder, device="cpu")
-    assert here.preprocess_cfg["resize_mode"] == "squash" and here.preprocess_cfg["interpolation"] == "bilinear"
+    assert (
+        here.preprocess_cfg["resize_mode"] == "squash"
+        and here.preprocess_cfg["interpolation"] == "bilinear"
+    )
     same_rows(here, original)
-    saved = tmp_path / "saved"  # transformers 5 puts the processor into processor_config.json alone
+    saved = (
+        tmp_path / "saved"
+    )  # transformers 5 puts the processor into processor_config.json alone
     CLIPModel.from_pretrained(folder).save_pretrained(saved)
     CLIPProcessor.from_pretrained(folder).save_pretrained(saved)
     again = load_model(saved, device="cpu")
     same_rows(again, original)
     assert again.objective_config == OBJECTIVE
     content = json.loads((saved / "config.json").read_text())
-    for stored, said in (({}, "does not say what it was trained with"), ({"beta": -1}, "beta is -1")):
+    for stored, said in (
+        ({}, "does not say what it was trained with"),
+        ({"beta": -1}, "beta is -1"),
+    ):
         (saved / "config.json").write_text(json.dumps(content | {"cloob": stored}))
         with pytest.raises(InputError, match=said):
             load_model(saved, device="cpu").make_objective()
 
 
 @pytest.mark.nightly
-def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported, small, tmp_path):
+def test_sentence_transformers_a_pipeline_and_the_page_read_it(
+    exported, small, tmp_path
+):
     page = Path(__file__).parents[2] / "docs" / "export.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "models/mine-hf" in code]
+    snippets = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if "models/mine-hf" in code
+    ]
     assert len(snippets) == 3 or not page.is_file()
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mine-hf").symlink_to(exported)
     worker = Path(__file__).with_name("reading_worker.py")
     words = [str(worker), str(exported), str(small), json.dumps(snippets)]
-    done = subprocess.run([sys.executable, "-W", "error", *words], cwd=tmp_path, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *words], cwd=tmp_path, timeout=200, check=False
+    )
     assert done.returncode == 0
 
 
@@ -120,7 +177,10 @@ async def main():
 asyncio.run(main())
 """
 # Without its requirements, of which numpy below 2 does not fit the other packages here.
-OF_INFINITY = "infinity-emb==0.0.78 sentence-transformers==3.4.1 transformers==4.57.6 datasets==3.6.0"
+OF_INFINITY = (
+    "infinity-emb==0.0.78 sentence-transformers==3.4.1 transformers==4.57.6"
+    " datasets==3.6.0"
+)
 
 
 @pytest.mark.nightly
@@ -129,8 +189,14 @@ OF_INFINITY = "infinity-emb==0.0.78 sentence-transformers==3.4.1 transformers==4
     ("code", "packages"),
     [
         (SENTENCE_TRANSFORMERS, "sentence-transformers==5.4.1"),
-        (SENTENCE_TRANSFORMERS, "sentence-transformers==5.1.2 transformers<5 datasets<4"),
-        (INFINITY, f"--no-deps {OF_INFINITY} huggingface_hub==0.36.2 tokenizers==0.22.2"),
+        (
+            SENTENCE_TRANSFORMERS,
+            "sentence-transformers==5.1.2 transformers<5 datasets<4",
+        ),
+        (
+            INFINITY,
+            f"--no-deps {OF_INFINITY} huggingface_hub==0.36.2 tokenizers==0.22.2",
+        ),
     ],
     ids=["sentence-transformers 5.4", "sentence-transformers 5.1", "infinity"],
 )
@@ -138,11 +204,18 @@ def test_other_readers_give_our_rows(code, packages, exported, small, tmp_path):
     python = overlaid(*packages.split())
     noise_image(0, 32, 32).save(tmp_path / "picture.png")
     words = [str(exported), str(tmp_path / "rows.npz"), str(tmp_path / "picture.png")]
-    done = subprocess.run([python, "-c", code, *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [python, "-c", code, *words], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     rows, model = np.load(tmp_path / "rows.npz"), load_model(small, device="cpu")
     assert np.abs(rows["texts"] - model.encode_text(["a dog"]).numpy()).max() < 1e-5
-    assert np.abs(rows["pictures"] - model.encode_image([tmp_path / "picture.png"]).numpy()).max() < 1e-5
+    assert (
+        np.abs(
+            rows["pictures"] - model.encode_image([tmp_path / "picture.png"]).numpy()
+        ).max()
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,20 +223,34 @@ def test_other_readers_give_our_rows(code, packages, exported, small, tmp_path):
     [
         ({"vision_cfg": RESNET}, "its image tower is of class ModifiedResNet"),
         ({"text": {"no_causal_mask": True}}, "its text tower is not CLIP's causal one"),
-        ({"text": {"ls_init_value": 0.1}}, "CLIPModel has no place for transformer.resblocks.0.ls_1.gamma"),
-        ({"vision_cfg": VISION | {"pool_type": "avg"}}, "CLIPModel computes another image feature"),
+        (
+            {"text": {"ls_init_value": 0.1}},
+            "CLIPModel has no place for transformer.resblocks.0.ls_1.gamma",
+        ),
+        (
+            {"vision_cfg": VISION | {"pool_type": "avg"}},
+            "CLIPModel computes another image feature",
+        ),
         ({"init_logit_bias": -10.0}, "CLIPModel has no place for logit_bias"),
         ({"text": {"vocab_size": 50}}, "it takes tokens, not texts"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value)[:40],
 )
-def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(changes, said, tmp_path, capsys):
+def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(
+    changes, said, tmp_path, capsys
+):
     source = write_model(tmp_path / "model", **changes)
     if changes.get("text", {}).get("vocab_size"):
         config = json.loads((source / "open_clip_config.json").read_text())
-        config["tokenizer"] = {"kind": "clip", "specials": ["<a>", "<b>"], "ending": "kept"}
+        config["tokenizer"] = {
+            "kind": "clip",
+            "specials": ["<a>", "<b>"],
+            "ending": "kept",
+        }
         (source / "open_clip_config.json").write_text(json.dumps(config))
-    error = refused(capsys, "export", str(source), str(tmp_path / "out"), "--to", "transformers")
+    error = refused(
+        capsys, "export", str(source), str(tmp_path / "out"), "--to", "transformers"
+    )
     assert said in error and "--to onnx takes it" in error
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -172,16 +259,28 @@ def test_targets(exported, small, tmp_path, capsys):
     words, overwrite = ("--to", "transformers"), ("--to", "transformers", "--overwrite")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    assert "exists and is no export" in refused(capsys, "export", str(small), str(tmp_path / "mine"), *words)
-    assert "exists and is no export" in refused(capsys, "export", str(small), str(small), *overwrite)
+    assert "exists and is no export" in refused(
+        capsys, "export", str(small), str(tmp_path / "mine"), *words
+    )
+    assert "exists and is no export" in refused(
+        capsys, "export", str(small), str(small), *overwrite
+    )
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
     target = shutil.copytree(exported, tmp_path / "my export")
     (target / "old").write_text("")
-    assert "--overwrite replaces it" in refused(capsys, "export", str(small), str(target), *words)
-    assert "where the model comes from" in refused(capsys, "export", str(target), str(target), *overwrite)
-    assert cli.main(["export", str(small), str(target), *overwrite, "--license", "mit"]) == 0
+    assert "--overwrite replaces it" in refused(
+        capsys, "export", str(small), str(target), *words
+    )
+    assert "where the model comes from" in refused(
+        capsys, "export", str(target), str(target), *overwrite
+    )
+    assert (
+        cli.main(["export", str(small), str(target), *overwrite, "--license", "mit"])
+        == 0
+    )
     assert not (target / "old").exists()
-    advised = f"  or: cloob push {small} me/model --license mit --dry-run\n"  # the hub takes no space
+    # the hub takes no space
+    advised = f"  or: cloob push {small} me/model --license mit --dry-run\n"
     assert capsys.readouterr().err.endswith(advised)
 
 
@@ -189,7 +288,11 @@ def test_targets(exported, small, tmp_path, capsys):
 
 
 pytest.importorskip("onnxscript")
-PROGRAMS = ["mljku/rn_full_vocab/published_like.pt", "crowsonkb/full_vocab/slim.pkl", "rinna/bert"]
+PROGRAMS = [
+    "mljku/rn_full_vocab/published_like.pt",
+    "crowsonkb/full_vocab/slim.pkl",
+    "rinna/bert",
+]
 PROGRAMS += ["openai/vit/vit-jit.pt", "hf_clip/vit_gelu", "open_clip/vit_quickgelu"]
 
 
@@ -198,11 +301,27 @@ def same_pictures_and_tokens(own, wanted, atol=1e-5):
     for n in (1, 2, 7):
         source = torch.Generator().manual_seed(n)
         size, length = wanted.image_size, wanted.context_length
-        pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=source)
-        tokens = wanted.tokenizer(["a red car", "the old house of a tree", "", "x", "is there", "a " * 99, "blue"][:n])
+        pixels = torch.randint(
+            0, 256, (n, 3, size, size), dtype=torch.uint8, generator=source
+        )
+        tokens = wanted.tokenizer(
+            [
+                "a red car",
+                "the old house of a tree",
+                "",
+                "x",
+                "is there",
+                "a " * 99,
+                "blue",
+            ][:n]
+        )
         assert tokens.shape == (n, length)
-        torch.testing.assert_close(own.encode_image(pixels), wanted.encode_image(pixels), rtol=0, atol=atol)
-        torch.testing.assert_close(own.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=atol)
+        torch.testing.assert_close(
+            own.encode_image(pixels), wanted.encode_image(pixels), rtol=0, atol=atol
+        )
+        torch.testing.assert_close(
+            own.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=atol
+        )
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +334,10 @@ def vit(tmp_path_factory):
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
 def test_a_full_disk_is_called_so(vit, tmp_path):
     script = (
-        "import resource, signal, sys; from cloob import cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(cli.main(sys.argv[1:]))"
+        "import resource, signal, sys; from cloob import cli;"
+        " signal.signal(signal.SIGXFSZ,"
+        " signal.SIG_IGN);resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        " sys.exit(cli.main(sys.argv[1:]))"
     )
     done = run_script(script, "export", str(vit), str(tmp_path / "out"), "--to", "onnx")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
@@ -226,12 +347,14 @@ def test_a_full_disk_is_called_so(vit, tmp_path):
 
 def test_a_missing_package_is_named_before_torch_is_imported(vit, tmp_path):
     script = (
-        "import sys; sys.modules['onnxscript'] = sys.modules['tokenizers'] = None; from cloob import cli;"
-        "print(cli.main(sys.argv[1:]), 'torch' in sys.modules)"
+        "import sys; sys.modules['onnxscript'] = sys.modules['tokenizers'] = None; from"
+        " cloob import cli;print(cli.main(sys.argv[1:]), 'torch' in sys.modules)"
     )
     for to, package in (("onnx", "onnxscript"), ("transformers", "tokenizers")):
         done = run_script(script, "export", str(vit), str(tmp_path / "out"), "--to", to)
-        assert done.stdout == "2 False\n" and f"{package} is not installed" in done.stderr, done.stderr
+        assert (
+            done.stdout == "2 False\n" and f"{package} is not installed" in done.stderr
+        ), done.stderr
 
 
 @pytest.mark.nightly
@@ -249,24 +372,35 @@ def test_other_programs_weights(tmp_path, name):
     export_onnx(wanted, tmp_path)
     own = load_model(tmp_path, device="cpu")
     tokens = torch.randint(1, 100, (7, 77), generator=torch.Generator().manual_seed(0))
-    tokens[:, -1] = getattr(towers_of(wanted)[1].module, "end", None) or 1  # a row without it would get it
-    torch.testing.assert_close(own.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=1e-5)
+    tokens[:, -1] = (
+        getattr(towers_of(wanted)[1].module, "end", None) or 1
+    )  # a row without it would get it
+    torch.testing.assert_close(
+        own.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.nightly
 def test_heads_of_align_with_their_encoders(vit, tmp_path):
     words = write_bert(tmp_path / "bert")
-    image, text = open_image_encoder(str(vit), load_model), open_text_encoder(f"hf:{words}", load_model)
+    image, text = (
+        open_image_encoder(str(vit), load_model),
+        open_text_encoder(f"hf:{words}", load_model),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         heads = Head(image.features, 6, "mlp"), Head(text.features, 6, "linear")
-    wanted = aligned_encoder(image, text, *heads, {"image_encoder": str(vit), "text_encoder": f"hf:{words}"}).eval()
+    wanted = aligned_encoder(
+        image, text, *heads, {"image_encoder": str(vit), "text_encoder": f"hf:{words}"}
+    ).eval()
     (tmp_path / "made").mkdir()
     export_onnx(wanted, tmp_path / "made")
     own = load_model(tmp_path / "made", device="cpu")
     same_pictures_and_tokens(own, wanted)
     texts = ["a red car", "", "the old tree is there " * 9, "nothing known"]
-    torch.testing.assert_close(own.encode_text(texts), wanted.encode_text(texts), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        own.encode_text(texts), wanted.encode_text(texts), rtol=0, atol=1e-5
+    )
     assert own.config.settings["pad"] == 0
 
 
@@ -280,18 +414,25 @@ def test_a_graph_that_computes_something_else_is_refused(vit):
         with pytest.raises(InputError, match=r"off by 0\.0002 .*nothing is written"):
             worst_difference("m", tower, off)
         with pytest.raises(InputError, match="off by inf"):
-            worst_difference("m", tower, lambda items: torch.full((len(items), 12), torch.nan))
+            worst_difference(
+                "m", tower, lambda items: torch.full((len(items), 12), torch.nan)
+            )
 
 
 @pytest.mark.nightly
 def test_int8_is_smaller_and_close(vit, tmp_path):
     target = tmp_path / "int8"
     assert cli.main(["export", str(vit), str(target), "--to", "onnx", "--int8"]) == 0
-    assert "Entries of unit rows differ" in (target / "README.md").read_text(encoding="utf-8")
+    assert "Entries of unit rows differ" in (target / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
     own, wanted = load_model(target, device="cpu"), load_model(vit, device="cpu")
     assert own.config.settings["precision"] == "int8"
-    assert sum(path.stat().st_size for path in target.glob("onnx/text_model*")) < 0.5 * 4 * 49408 * 16
+    assert (
+        sum(path.stat().st_size for path in target.glob("onnx/text_model*"))
+        < 0.5 * 4 * 49408 * 16
+    )
     same_pictures_and_tokens(own, wanted, atol=0.1)
 
 
@@ -299,15 +440,25 @@ def test_int8_is_smaller_and_close(vit, tmp_path):
 
 
 SCRIPT = Path(__file__).with_name("transformers_js.cjs")
-ODD_TEXTS = ["a photo of a dog", "", "far too long " * 40, "it's “quoted”, fine & WIDE", "ΟΔΥΣΣΕΥ 日本語 <x>"]
+ODD_TEXTS = [
+    "a photo of a dog",
+    "",
+    "far too long " * 40,
+    "it's “quoted”, fine & WIDE",
+    "ΟΔΥΣΣΕΥ 日本語 <x>",
+]
 
 
 def node(*words):
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
-    done = subprocess.run(["node", *words], capture_output=True, text=True, env=os.environ, timeout=300)
+    done = subprocess.run(
+        ["node", *words], capture_output=True, text=True, env=os.environ, timeout=300
+    )
     if "Cannot find module '@huggingface/transformers'" in done.stderr:
-        pytest.skip("node finds no @huggingface/transformers: npm install it and set NODE_PATH")
+        pytest.skip(
+            "node finds no @huggingface/transformers: npm install it and set NODE_PATH"
+        )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -315,17 +466,30 @@ def node(*words):
 @pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["fp32", "q8"])
 def test_rows_and_scores_are_the_models(tmp_path, dtype):
-    node("-e", "require('@huggingface/transformers'); console.log(0)")  # skips before the export, which takes a while
+    node(
+        "-e", "require('@huggingface/transformers'); console.log(0)"
+    )  # skips before the export, which takes a while
     source, folder = write_model(tmp_path / "small"), tmp_path / "exported"
-    words = ["export", str(source), str(folder), "--to", "onnx", *(["--int8"] if dtype == "q8" else [])]
+    words = [
+        "export",
+        str(source),
+        str(folder),
+        "--to",
+        "onnx",
+        *(["--int8"] if dtype == "q8" else []),
+    ]
     assert cli.main(words) == 0
     picture = tmp_path / "picture.png"
     noise_image(0, 32, 32).save(picture)
-    own_texts, own_pictures, scores = node(str(SCRIPT), str(folder), dtype, str(picture), json.dumps(ODD_TEXTS))
+    own_texts, own_pictures, scores = node(
+        str(SCRIPT), str(folder), dtype, str(picture), json.dumps(ODD_TEXTS)
+    )
     model = load_model(folder, device="cpu")
     texts, pictures = model.encode_text(ODD_TEXTS), model.encode_image([picture])
     torch.testing.assert_close(torch.tensor(own_texts), texts, rtol=0, atol=1e-4)
     torch.testing.assert_close(torch.tensor(own_pictures), pictures, rtol=0, atol=1e-4)
-    wanted = (model.model.logit_scale.exp() * pictures @ texts.T).softmax(-1)[0].tolist()
+    wanted = (
+        (model.model.logit_scale.exp() * pictures @ texts.T).softmax(-1)[0].tolist()
+    )
     found = {row["label"]: row["score"] for row in scores}
     assert [found[text] for text in ODD_TEXTS] == pytest.approx(wanted, abs=1e-4)

@@ -1,6 +1,8 @@
-"""Every path of the objective against plain loops, value and gradient, for cases that hypothesis draws.
+"""Every path of the objective against plain loops, value and gradient, for cases that
+hypothesis draws.
 
-At the end what random batches do not hit: overflow, masks, anchors without negatives, averages of zero, and wrong
+At the end what random batches do not hit: overflow, masks, anchors without negatives,
+    averages of zero, and wrong
 arguments. Over ranks: ``test_distributed.py``, since that takes real processes.
 """
 
@@ -31,7 +33,9 @@ from paper_loops import (
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIRECTION_NAMES = ("info_loob", "info_nce", "sigmoid_loss")
-BACKENDS = pytest.mark.parametrize("path", [functional, streamed], ids=["reference", "streamed"])
+BACKENDS = pytest.mark.parametrize(
+    "path", [functional, streamed], ids=["reference", "streamed"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -49,27 +53,46 @@ def rows(n, d, seed, dtype, contiguous, twice):
 
 
 def assert_equals(loop, path, inputs, steepness, size=1.0, about=None):
-    """Value, and gradient along a random direction, of ``path(*inputs)`` are the loop's.
+    """Value, and gradient along a random direction, of ``path(*inputs)`` are the
+    loop's.
 
-    Matrices are in the dtype of the case, scalars in float64. ``steepness`` is what multiplies the rounding of a
-    cosine, ``size`` that of a result of usual size.
+    Matrices are in the dtype of the case, scalars in float64. ``steepness`` is what
+    multiplies the rounding of a cosine, ``size`` that of a result of usual size.
     """
     drawn = torch.Generator().manual_seed(5)
     # A scalar moves in proportion: its derivative can be large where it is small.
-    along = [torch.randn(t.shape, generator=drawn, dtype=torch.float64) * (1.0 if t.ndim else t) for t in inputs]
+    along = [
+        torch.randn(t.shape, generator=drawn, dtype=torch.float64)
+        * (1.0 if t.ndim else t)
+        for t in inputs
+    ]
     try:
         expected, slope = value_and_slope(loop, inputs, along)
     except TooClose:
         reject()
     value, gradients = path(*inputs)
     low = inputs[0].dtype
-    assert value.dtype == (torch.float64 if low == torch.float64 else torch.float32) and value.ndim == 0, about
+    assert (
+        value.dtype == (torch.float64 if low == torch.float64 else torch.float32)
+        and value.ndim == 0
+    ), about
     rounding = 10 * torch.finfo(value.dtype).eps * (1 + steepness)
-    assert abs(value.item() - expected) <= rounding * (size + abs(expected)), (value.item(), expected, about)
-    found = math.fsum(float((g.double() * d).sum()) for g, d in zip(gradients, along, strict=True))
-    length = sum(float(g.double().norm() * d.norm()) for g, d in zip(gradients, along, strict=True))
+    assert abs(value.item() - expected) <= rounding * (size + abs(expected)), (
+        value.item(),
+        expected,
+        about,
+    )
+    found = math.fsum(
+        float((g.double() * d).sum()) for g, d in zip(gradients, along, strict=True)
+    )
+    length = sum(
+        float(g.double().norm() * d.norm())
+        for g, d in zip(gradients, along, strict=True)
+    )
     close = rounding * (length + size * sum(float(d.norm()) for d in along[:2]))
-    close += torch.finfo(low).eps * length if low != value.dtype else 0.0  # of the gradient in its own dtype
+    close += (
+        torch.finfo(low).eps * length if low != value.dtype else 0.0
+    )  # of the gradient in its own dtype
     assert abs(found - slope) <= close, (found, slope, close, about)
 
 
@@ -77,14 +100,25 @@ def by_autograd(loss, *inputs):
     leaves = [t.detach().requires_grad_() for t in inputs]
     value = loss(*leaves)
     gradients = torch.autograd.grad(value, leaves, allow_unused=True)
-    return value.detach(), [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True)]
+    return value.detach(), [
+        torch.zeros_like(t) if g is None else g
+        for t, g in zip(leaves, gradients, strict=True)
+    ]
 
 
 @st.composite
 def cases(draw):
-    """A batch as x, y, τ⁻¹, β and the bias; the member, the ids, and what else is asked of it."""
-    (contrast, hopfield), n, d = draw(st.sampled_from(MEMBERS)), draw(st.integers(2, 11)), draw(st.integers(2, 6))
-    scale = "unit" if contrast == "sigmoid" else draw(st.sampled_from(["paper", "unit"]))
+    """A batch as x, y, τ⁻¹, β and the bias; the member, the ids, and what else is asked
+    of it.
+    """
+    (contrast, hopfield), n, d = (
+        draw(st.sampled_from(MEMBERS)),
+        draw(st.integers(2, 11)),
+        draw(st.integers(2, 6)),
+    )
+    scale = (
+        "unit" if contrast == "sigmoid" else draw(st.sampled_from(["paper", "unit"]))
+    )
     case = SimpleNamespace(
         n=n,
         member={"contrast": contrast, "hopfield": hopfield, "scale": scale},
@@ -99,7 +133,13 @@ def cases(draw):
     seed, dtype = draw(st.integers(0, 10**6)), draw(st.sampled_from(DTYPES))
     contiguous, twice = draw(st.booleans()), draw(st.booleans())
     sides = [rows(n, d, seed + k, dtype, contiguous, twice) for k in (0, 1)]
-    case.inputs = [*sides, *(torch.tensor(s, dtype=torch.float64) for s in (case.inv_tau, case.beta, case.bias))]
+    case.inputs = [
+        *sides,
+        *(
+            torch.tensor(s, dtype=torch.float64)
+            for s in (case.inv_tau, case.beta, case.bias)
+        ),
+    ]
     case.given_ids = None if case.ids is None else torch.tensor(case.ids)
     return case
 
@@ -107,34 +147,63 @@ def cases(draw):
 def plainly(function, case):
     def loss(x, y, inv_tau, beta, bias):
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
-            return function(x, y, inv_tau, beta, bias=bias, ids=case.given_ids, **case.member, **case.margin)
+            return function(
+                x,
+                y,
+                inv_tau,
+                beta,
+                bias=bias,
+                ids=case.given_ids,
+                **case.member,
+                **case.margin,
+            )
 
     return by_autograd(loss, *case.inputs)
 
 
 def by_module(case, *, backend="auto", cached=False):
-    """By ``ContrastiveObjective``; its scales learn where they can, and fixed ones get the gradient of the loop."""
+    """By ``ContrastiveObjective``; its scales learn where they can, and fixed ones get
+    the gradient of the loop.
+    """
     x, y, *scalars = case.inputs
     sigmoid, hopfield = case.member["contrast"] == "sigmoid", case.member["hopfield"]
     learns = case.member["scale"] == "unit" and (case.inv_tau <= 100 or sigmoid)
     bias = {"bias": case.bias} if sigmoid else {}
-    scales = {"inv_tau": case.inv_tau, "beta": case.beta, "learnable_inv_tau": learns, "learnable_beta": hopfield}
-    objective = ContrastiveObjective(backend=backend, **case.member, **case.margin, **scales, **bias).double()
+    scales = {
+        "inv_tau": case.inv_tau,
+        "beta": case.beta,
+        "learnable_inv_tau": learns,
+        "learnable_beta": hopfield,
+    }
+    objective = ContrastiveObjective(
+        backend=backend, **case.member, **case.margin, **scales, **bias
+    ).double()
     for name, number in (("log_inv_tau", case.inv_tau), ("log_beta", case.beta)):
         if name in dict(objective.named_parameters()):
             objective.get_parameter(name).data.fill_(math.log(number))
-    towers = nn.ParameterDict({"x": x, "y": y})  # which know the rows of every pair by heart
+    towers = nn.ParameterDict(
+        {"x": x, "y": y}
+    )  # which know the rows of every pair by heart
     if cached:
         parts = list(torch.arange(case.n).tensor_split(case.cuts))
         encode = lambda part: (towers.x[part], towers.y[part])  # noqa: E731
-        value = cached_backward(encode, objective, parts, towers=towers, ids=case.given_ids)
+        value = cached_backward(
+            encode, objective, parts, towers=towers, ids=case.given_ids
+        )
     else:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
             value = objective(towers.x, towers.y, ids=case.given_ids)
         value.backward()
-    found = {name: p.grad for name, p in (*towers.named_parameters(), *objective.named_parameters())}
+    found = {
+        name: p.grad
+        for name, p in (*towers.named_parameters(), *objective.named_parameters())
+    }
     inv_tau, beta, slope = *scalars[:2], [torch.zeros((), dtype=torch.float64)] * 3
-    slope[0] = found["log_inv_tau"] / inv_tau if learns else plainly(cloob_reference, case)[1][2]
+    slope[0] = (
+        found["log_inv_tau"] / inv_tau
+        if learns
+        else plainly(cloob_reference, case)[1][2]
+    )
     slope[1] = found["log_beta"] / beta if hopfield else slope[1]
     slope[2] = found.get("bias", slope[2])
     return value.detach(), [found["x"], found["y"], *slope]
@@ -151,17 +220,33 @@ PATHS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.* has rows of length:UserWarning")  # of few dimensions in bfloat16
+@pytest.mark.filterwarnings(
+    "ignore:.* has rows of length:UserWarning"
+)  # of few dimensions in bfloat16
 @pytest.mark.parametrize("path", PATHS)
 @given(case=cases())
 @settings(max_examples=60)
 def test_the_objective_is_the_loop(path, case):
     def loop(x, y, inv_tau, beta, bias):
-        return objective_loop(x, y, inv_tau, beta, bias=bias, ids=case.ids, **case.member, **case.margin)
+        return objective_loop(
+            x, y, inv_tau, beta, bias=bias, ids=case.ids, **case.member, **case.margin
+        )
 
-    steepness = case.inv_tau * (1 + case.beta * case.member["hopfield"]) + abs(case.bias)
-    size = {"paper": 2 / case.inv_tau, "unit": case.n if case.member["contrast"] == "sigmoid" else 1}
-    assert_equals(loop, lambda *_: PATHS[path](case), case.inputs, steepness, size[case.member["scale"]], (path, case))
+    steepness = case.inv_tau * (1 + case.beta * case.member["hopfield"]) + abs(
+        case.bias
+    )
+    size = {
+        "paper": 2 / case.inv_tau,
+        "unit": case.n if case.member["contrast"] == "sigmoid" else 1,
+    }
+    assert_equals(
+        loop,
+        lambda *_: PATHS[path](case),
+        case.inputs,
+        steepness,
+        size[case.member["scale"]],
+        (path, case),
+    )
 
 
 DIRECTIONS = st.builds(
@@ -185,27 +270,45 @@ DIRECTIONS = st.builds(
 @given(case=DIRECTIONS)
 @settings(max_examples=100)
 def test_one_direction_is_the_loop(path, case):
-    """The positives of n anchors stand in the middle of the candidates, as those of a rank do."""
+    """The positives of n anchors stand in the middle of the candidates, as those of a
+    rank do.
+    """
     name, n, before, given_ids = case.name, case.n, case.before, {}
     margin = {"exclude_above": case.exclude_above}
     m = before + n + case.after
     if case.ids is not None:
-        given_ids = {"ids": case.ids[before : before + n], "candidate_ids": case.ids[:m]}
-    inputs = [rows(k, 5, case.seed + k, case.dtype, case.contiguous, False) for k in (n, m)]
-    inputs += [torch.tensor(value, dtype=torch.float64) for value in (case.inv_tau, case.bias)]
+        given_ids = {
+            "ids": case.ids[before : before + n],
+            "candidate_ids": case.ids[:m],
+        }
+    inputs = [
+        rows(k, 5, case.seed + k, case.dtype, case.contiguous, False) for k in (n, m)
+    ]
+    inputs += [
+        torch.tensor(value, dtype=torch.float64) for value in (case.inv_tau, case.bias)
+    ]
 
     def loop(a, c, t, b):
         if name == "sigmoid_loss":
             return sigmoid_loop(a, c, t, b, before, **given_ids, **margin)
-        return contrast_loop(name.replace("_", ""), a, c, t, before, **given_ids, **margin)
+        return contrast_loop(
+            name.replace("_", ""), a, c, t, before, **given_ids, **margin
+        )
 
     def loss(a, c, t, b):
-        tensors = {key: torch.tensor(value, dtype=case.id_dtype) for key, value in given_ids.items()}
+        tensors = {
+            key: torch.tensor(value, dtype=case.id_dtype)
+            for key, value in given_ids.items()
+        }
         scalars = (t, b) if name == "sigmoid_loss" else (t,)
-        return getattr(path, name)(a, c, *scalars, positive_offset=before, **tensors, **margin)
+        return getattr(path, name)(
+            a, c, *scalars, positive_offset=before, **tensors, **margin
+        )
 
     size = m if name == "sigmoid_loss" else 1
-    assert_equals(loop, partial(by_autograd, loss), inputs, case.inv_tau + abs(case.bias), size)
+    assert_equals(
+        loop, partial(by_autograd, loss), inputs, case.inv_tau + abs(case.bias), size
+    )
 
 
 @BACKENDS
@@ -220,13 +323,24 @@ def test_one_direction_is_the_loop(path, case):
 )
 @settings(max_examples=100)
 def test_retrieval_is_the_loop(path, n, m, beta, dtype, contiguous, twice, seed):
-    """From a memory of other patterns, of which one may be there twice; each element weighed at random."""
-    weights = torch.randn(n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    inputs = [rows(n, 4, seed, dtype, contiguous, False), rows(m, 4, seed + 1, dtype, contiguous, twice)]
+    """From a memory of other patterns, of which one may be there twice; each element
+    weighed at random.
+    """
+    weights = torch.randn(
+        n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    inputs = [
+        rows(n, 4, seed, dtype, contiguous, False),
+        rows(m, 4, seed + 1, dtype, contiguous, twice),
+    ]
 
     def loop(state, stored, beta):
         found = retrieval_loop(state, stored, beta)
-        return sum(w * v for ws, vs in zip(weights.tolist(), found, strict=True) for w, v in zip(ws, vs, strict=True))
+        return sum(
+            w * v
+            for ws, vs in zip(weights.tolist(), found, strict=True)
+            for w, v in zip(ws, vs, strict=True)
+        )
 
     def loss(state, stored, beta):
         found = path.hopfield_retrieval(state, stored, beta)
@@ -241,7 +355,9 @@ def test_retrieval_is_the_loop(path, n, m, beta, dtype, contiguous, twice, seed)
 @pytest.mark.parametrize("inv_tau", [1e3, 1e5])
 def test_far_from_overflow_in_float32(path, ids, inv_tau):
     """Masks are −∞: at 1e5 a sentinel of −1e4 would win against the negative."""
-    axis = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])[: 2 if ids is None else 3]
+    axis = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])[
+        : 2 if ids is None else 3
+    ]
     own = None if ids is None else torch.tensor(ids)
 
     def of(name, anchors, candidates):
@@ -252,14 +368,18 @@ def test_far_from_overflow_in_float32(path, ids, inv_tau):
         assert all(g.isfinite().all() for g in gradients)
         return value.item()
 
-    # Each anchor has its positive at cosine 1 and its one negative at −1, or the other way round; with ids anchor 1 has
-    # two negatives.
+    # Each anchor has its positive at cosine 1 and its one negative at −1, or the other
+    # way round; with ids anchor 1 has two negatives.
     two, negatives = (0.0, 1.0) if ids is None else (math.log(2) / 3, 4 / 3)
     right = {name: of(name, axis, axis) for name in DIRECTION_NAMES}
-    assert right == pytest.approx({"info_loob": two - 2 * inv_tau, "info_nce": 0.0, "sigmoid_loss": 0.0})
+    assert right == pytest.approx(
+        {"info_loob": two - 2 * inv_tau, "info_nce": 0.0, "sigmoid_loss": 0.0}
+    )
     wrong = {name: of(name, axis, -axis) for name in DIRECTION_NAMES}
     both = two + 2 * inv_tau
-    assert wrong == pytest.approx({"info_loob": both, "info_nce": both, "sigmoid_loss": inv_tau * (1 + negatives)})
+    assert wrong == pytest.approx(
+        {"info_loob": both, "info_nce": both, "sigmoid_loss": inv_tau * (1 + negatives)}
+    )
 
 
 @BACKENDS
@@ -270,14 +390,26 @@ def test_an_anchor_without_negatives_adds_zero_value_and_gradient(path, name):
 
     def direction(ids):
         own = torch.tensor(ids)
-        return lambda a, c, t: getattr(path, name)(a, c, t, ids=own, candidate_ids=sevens)
+        return lambda a, c, t: getattr(path, name)(
+            a, c, t, ids=own, candidate_ids=sevens
+        )
 
-    loss, *gradients = value_and_gradients(direction([7, 7, 7]), anchors, candidates, torch.tensor(30.0))
+    loss, *gradients = value_and_gradients(
+        direction([7, 7, 7]), anchors, candidates, torch.tensor(30.0)
+    )
     assert loss == 0 and not any(g.any() for g in gradients)
-    loss, d_anchors, *_ = value_and_gradients(direction([7, 1, 2]), anchors, candidates, torch.tensor(30.0))
+    loss, d_anchors, *_ = value_and_gradients(
+        direction([7, 1, 2]), anchors, candidates, torch.tensor(30.0)
+    )
     rows = (anchors.tolist(), candidates.tolist())
-    assert loss.item() == pytest.approx(contrast_loop(name.replace("_", ""), *rows, 30.0, 0, [7, 1, 2], [7] * 4))
-    assert not d_anchors[0].any() and d_anchors[1:].isfinite().all() and d_anchors[1:].any(dim=1).all()
+    assert loss.item() == pytest.approx(
+        contrast_loop(name.replace("_", ""), *rows, 30.0, 0, [7, 1, 2], [7] * 4)
+    )
+    assert (
+        not d_anchors[0].any()
+        and d_anchors[1:].isfinite().all()
+        and d_anchors[1:].any(dim=1).all()
+    )
 
 
 @BACKENDS
@@ -294,7 +426,9 @@ def test_an_average_of_zero_stays_zero_with_zero_gradient(path, beta):
 
 @BACKENDS
 def test_a_row_that_is_not_finite_is_not_hidden(path):
-    """Where nothing looks at the rows, as in a compiled graph, the loss has to say so."""
+    """Where nothing looks at the rows, as in a compiled graph, the loss has to say
+    so.
+    """
     stored = unit(4, 3)
     stored[2, 0] = math.nan
     assert path.hopfield_retrieval(stored[:2], stored, 8.0).isnan().all()
@@ -311,34 +445,133 @@ IDS = torch.tensor([1, 2, 3])
     ("usual", "change", "error", "message"),
     [
         (DIRECTION, {"anchors": None}, TypeError, "anchors is a NoneType"),
-        (DIRECTION, {"anchors": ROWS[0]}, ValueError, r"anchors has shape \(4,\) .* floating-point matrix"),
-        (DIRECTION, {"candidates": NARROW}, ValueError, "candidates has embedding dimension 2, but anchors has 4"),
-        (DIRECTION, {"candidates": ROWS.double()}, ValueError, "candidates has dtype torch.float64, but anchors"),
-        (DIRECTION, {"candidates": ROWS.to("meta")}, ValueError, "candidates has device meta, but anchors has cpu"),
-        (DIRECTION, {"candidates": ROWS.long()}, ValueError, "candidates has shape .* dtype torch.int64"),
-        (DIRECTION, {"anchors": ROWS[:1], "candidates": ROWS[:1]}, ValueError, "1 anchors, 1 candidates"),
-        (DIRECTION, {"positive_offset": 1}, ValueError, "3 candidates and positive_offset 1"),
+        (
+            DIRECTION,
+            {"anchors": ROWS[0]},
+            ValueError,
+            r"anchors has shape \(4,\) .* floating-point matrix",
+        ),
+        (
+            DIRECTION,
+            {"candidates": NARROW},
+            ValueError,
+            "candidates has embedding dimension 2, but anchors has 4",
+        ),
+        (
+            DIRECTION,
+            {"candidates": ROWS.double()},
+            ValueError,
+            "candidates has dtype torch.float64, but anchors",
+        ),
+        (
+            DIRECTION,
+            {"candidates": ROWS.to("meta")},
+            ValueError,
+            "candidates has device meta, but anchors has cpu",
+        ),
+        (
+            DIRECTION,
+            {"candidates": ROWS.long()},
+            ValueError,
+            "candidates has shape .* dtype torch.int64",
+        ),
+        (
+            DIRECTION,
+            {"anchors": ROWS[:1], "candidates": ROWS[:1]},
+            ValueError,
+            "1 anchors, 1 candidates",
+        ),
+        (
+            DIRECTION,
+            {"positive_offset": 1},
+            ValueError,
+            "3 candidates and positive_offset 1",
+        ),
         (DIRECTION, {"positive_offset": -1}, ValueError, "positive_offset -1"),
-        (DIRECTION, {"inv_tau": torch.tensor(math.nan)}, ValueError, "inv_tau is nan; a positive"),
-        (DIRECTION, {"ids": IDS[:2]}, ValueError, r"ids has shape \(2,\) .*; 3 integers on cpu are expected"),
-        (DIRECTION, {"ids": torch.ones(3)}, ValueError, r"ids has shape \(3,\) and dtype torch.float32"),
+        (
+            DIRECTION,
+            {"inv_tau": torch.tensor(math.nan)},
+            ValueError,
+            "inv_tau is nan; a positive",
+        ),
+        (
+            DIRECTION,
+            {"ids": IDS[:2]},
+            ValueError,
+            r"ids has shape \(2,\) .*; 3 integers on cpu are expected",
+        ),
+        (
+            DIRECTION,
+            {"ids": torch.ones(3)},
+            ValueError,
+            r"ids has shape \(3,\) and dtype torch.float32",
+        ),
         (DIRECTION, {"ids": IDS.to("meta")}, ValueError, "ids has .* on meta"),
-        (DIRECTION, {"candidate_ids": IDS}, ValueError, "ids of 3 anchors and candidate_ids"),
-        (DIRECTION, {"ids": IDS[:2], "anchors": ROWS[:2]}, ValueError, "candidate_ids of 3 candidates"),
+        (
+            DIRECTION,
+            {"candidate_ids": IDS},
+            ValueError,
+            "ids of 3 anchors and candidate_ids",
+        ),
+        (
+            DIRECTION,
+            {"ids": IDS[:2], "anchors": ROWS[:2]},
+            ValueError,
+            "candidate_ids of 3 candidates",
+        ),
         (RETRIEVAL, {"beta": 0.0}, ValueError, r"beta is 0\.0; a positive"),
-        (RETRIEVAL, {"beta": torch.ones(2)}, ValueError, r"beta has shape \(2,\); a single number"),
-        (OBJECTIVE, {"text_features": ROWS[:2]}, ValueError, "3 image_features and 2 text_features"),
-        (OBJECTIVE, {"image_features": ROWS[:1], "text_features": ROWS[:1]}, ValueError, "at least 2 .* drop_last"),
-        (OBJECTIVE, {"contrast": "infonoc"}, ValueError, "contrast is 'infonoc'; one of 'infoloob', 'infonce', 'sig"),
-        (OBJECTIVE, {"scale": "mean"}, ValueError, "scale is 'mean'; one of 'paper', 'unit' is expected"),
-        (OBJECTIVE, {"contrast": "sigmoid"}, ValueError, "contrast='sigmoid' needs scale='unit'"),
-        (OBJECTIVE, {"contrast": "sigmoid", "scale": "unit", "bias": math.nan}, ValueError, "bias is nan; a finite"),
+        (
+            RETRIEVAL,
+            {"beta": torch.ones(2)},
+            ValueError,
+            r"beta has shape \(2,\); a single number",
+        ),
+        (
+            OBJECTIVE,
+            {"text_features": ROWS[:2]},
+            ValueError,
+            "3 image_features and 2 text_features",
+        ),
+        (
+            OBJECTIVE,
+            {"image_features": ROWS[:1], "text_features": ROWS[:1]},
+            ValueError,
+            "at least 2 .* drop_last",
+        ),
+        (
+            OBJECTIVE,
+            {"contrast": "infonoc"},
+            ValueError,
+            "contrast is 'infonoc'; one of 'infoloob', 'infonce', 'sig",
+        ),
+        (
+            OBJECTIVE,
+            {"scale": "mean"},
+            ValueError,
+            "scale is 'mean'; one of 'paper', 'unit' is expected",
+        ),
+        (
+            OBJECTIVE,
+            {"contrast": "sigmoid"},
+            ValueError,
+            "contrast='sigmoid' needs scale='unit'",
+        ),
+        (
+            OBJECTIVE,
+            {"contrast": "sigmoid", "scale": "unit", "bias": math.nan},
+            ValueError,
+            "bias is nan; a finite",
+        ),
     ],
 )
 def test_errors_name_the_argument(usual, change, error, message):
     """By both paths, and in each direction."""
     if usual is DIRECTION:
-        called = [getattr(path, name) for path in (functional, streamed) for name in DIRECTION_NAMES]
+        called = [
+            getattr(path, name)
+            for path in (functional, streamed)
+            for name in DIRECTION_NAMES
+        ]
     elif usual is RETRIEVAL:
         called = [path.hopfield_retrieval for path in (functional, streamed)]
     else:

@@ -1,4 +1,7 @@
-"""Undocumented names of torch: that each is there, and what breaks without it. A new torch is tried with this file."""
+"""Undocumented names of torch: that each is there, and what breaks without it.
+
+A new torch is tried with this file.
+"""
 
 import pytest
 import torch
@@ -17,11 +20,26 @@ def scaler():
 
 
 NAMES = {
-    "_disable_dynamo": (lambda: torch, "the import of cloob takes a second longer; nothing else"),
-    "get_interpreter_stack": (lambda: torch._C._functorch, "torch.func is not noticed: streamed paths fail inside it"),
-    "TransformType": (lambda: torch._C._functorch, "inside vmap the objective looks at values that are not there"),
-    "_NormBase": (lambda: nn.modules.batchnorm, "batch norms of several dimensions decay"),
-    "get_backend_config": (lambda: torch.distributed, "small numbers between hosts go by the device"),
+    "_disable_dynamo": (
+        lambda: torch,
+        "the import of cloob takes a second longer; nothing else",
+    ),
+    "get_interpreter_stack": (
+        lambda: torch._C._functorch,
+        "torch.func is not noticed: streamed paths fail inside it",
+    ),
+    "TransformType": (
+        lambda: torch._C._functorch,
+        "inside vmap the objective looks at values that are not there",
+    ),
+    "_NormBase": (
+        lambda: nn.modules.batchnorm,
+        "batch norms of several dimensions decay",
+    ),
+    "get_backend_config": (
+        lambda: torch.distributed,
+        "small numbers between hosts go by the device",
+    ),
     "_scale": (scaler, "fp16: the loss scale is read from the device in each step"),
     "_growth_tracker": (scaler, "fp16: a step that was skipped moves the loss scale"),
     "_step_supports_amp_scaling": (
@@ -29,10 +47,22 @@ NAMES = {
         "each step waits for the device",
     ),
     "_iterator": (lambda: DataLoader([0]), "worker processes outlive the loader"),
-    "_new_shared": (lambda: torch.UntypedStorage, "batches are copied once more on their way from a worker"),
-    "PyTorchFileReader": (lambda: torch._C, "TorchScript archives (OpenAI's weights) cannot be read"),
-    "_pytree": (lambda: torch.utils, "batches of a Dataset that are lists or mappings do not reach the device"),
-    "_buffers": (lambda: nn.Linear(1, 1), "a bad step moves running statistics; fixed scales lose their float64"),
+    "_new_shared": (
+        lambda: torch.UntypedStorage,
+        "batches are copied once more on their way from a worker",
+    ),
+    "PyTorchFileReader": (
+        lambda: torch._C,
+        "TorchScript archives (OpenAI's weights) cannot be read",
+    ),
+    "_pytree": (
+        lambda: torch.utils,
+        "batches of a Dataset that are lists or mappings do not reach the device",
+    ),
+    "_buffers": (
+        lambda: nn.Linear(1, 1),
+        "a bad step moves running statistics; fixed scales lose their float64",
+    ),
     "_modules": (lambda: nn.Linear(1, 1), "an ONNX graph holds both towers"),
     "_parameters": (lambda: nn.Linear(1, 1), "the same"),
 }
@@ -45,8 +75,12 @@ def test_the_name_is_there(name):
 
 
 def test_workers_are_found_and_end():
-    """Without ``_workers`` a worker that dies leaves the run waiting, without ``_shutdown_workers`` they stay."""
-    loader = DataLoader([0, 1], num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+    """Without ``_workers`` a worker that dies leaves the run waiting, without
+    ``_shutdown_workers`` they stay.
+    """
+    loader = DataLoader(
+        [0, 1], num_workers=1, persistent_workers=True, multiprocessing_context="fork"
+    )
     (worker,) = private.worker_processes(iter(loader))
     assert worker.is_alive()
     private.shut_down(loader)

@@ -1,4 +1,5 @@
-"""The streamed path beside the reference: how exact it is, its memory and arithmetic, and what it refuses.
+"""The streamed path beside the reference: how exact it is, its memory and arithmetic,
+and what it refuses.
 
 That both compute the formula: ``test_matrix.py``.
 """
@@ -12,7 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed, tiles
-from paper_loops import MEMBER_IDS, MEMBERS, count_flops, joint, pairs, relative_error, unit, value_and_gradients
+from paper_loops import (
+    MEMBER_IDS,
+    MEMBERS,
+    count_flops,
+    joint,
+    pairs,
+    relative_error,
+    unit,
+    value_and_gradients,
+)
 
 TILE, STRIP = 6, 8
 each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
@@ -29,20 +39,33 @@ def scalars(*values):
 
 
 def member(contrast, hopfield):
-    return {"contrast": contrast, "hopfield": hopfield, "scale": "unit" if contrast == "sigmoid" else "paper"}
+    return {
+        "contrast": contrast,
+        "hopfield": hopfield,
+        "scale": "unit" if contrast == "sigmoid" else "paper",
+    }
 
 
 def assert_as_exact(*inputs, **options):
     """In float64 value and gradient equal the reference's to 1e-10; in float32 to 1e-5.
 
-    Where float32 itself does not hold that (large β·s, a value near zero), about as well as the float32 reference.
+    Where float32 itself does not hold that (large β·s, a value near zero), about as
+    well as the float32 reference.
     """
     single = [t.float() for t in inputs]
-    exact, double = (value_and_gradients(path, *inputs, **options) for path in (cloob_reference, cloob_streamed))
-    plain, ours = (value_and_gradients(path, *single, **options) for path in (cloob_reference, cloob_streamed))
+    exact, double = (
+        value_and_gradients(path, *inputs, **options)
+        for path in (cloob_reference, cloob_streamed)
+    )
+    plain, ours = (
+        value_and_gradients(path, *single, **options)
+        for path in (cloob_reference, cloob_streamed)
+    )
     for of in (lambda outputs: outputs[0], lambda outputs: joint(outputs[1:])):
         assert relative_error(of(double), of(exact)) < 1e-10, options
-        assert relative_error(of(ours), of(exact)) < max(1e-5, 4 * relative_error(of(plain), of(exact))), options
+        assert relative_error(of(ours), of(exact)) < max(
+            1e-5, 4 * relative_error(of(plain), of(exact))
+        ), options
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -51,7 +74,9 @@ def test_float32_is_as_exact_as_the_reference(contrast, hopfield):
     """With unshifted sums, and with a running maximum."""
     for n, beta in ((TILE, 8.0), (3 * TILE + 5, 8.0), (4 * STRIP, 70.0)):
         inputs = (*pairs(n, 16, seed=n), *scalars(10.0, beta))
-        assert_as_exact(*inputs, ids=torch.arange(n) // 2 * 7 % 10, **member(contrast, hopfield))
+        assert_as_exact(
+            *inputs, ids=torch.arange(n) // 2 * 7 % 10, **member(contrast, hopfield)
+        )
 
 
 def test_tiles_of_the_real_size():
@@ -73,7 +98,9 @@ def test_rows_of_any_length_on_both_branches(length, beta):
 def test_unshifted_sums_at_their_limit_in_float32():
     x = torch.cat([unit(10, 8), -unit(10, 8)])  # exp(±60): antipodal and equal rows
     y = x.roll(3, 0)
-    ours = value_and_gradients(cloob_streamed, x.float(), y.float(), *scalars(10.0, 60.0))
+    ours = value_and_gradients(
+        cloob_streamed, x.float(), y.float(), *scalars(10.0, 60.0)
+    )
     exact = value_and_gradients(cloob_reference, x, y, *scalars(10.0, 60.0))
     for got, expected in zip(ours, exact, strict=True):
         assert got.isfinite().all()
@@ -88,16 +115,23 @@ def test_bfloat16_products_keep_the_gradient_to_a_hundredth(contrast, hopfield):
     single = [t.float() for t in (x, y, *scalars(30.0, 8.0))]
     low = value_and_gradients(cloob_streamed, *single, matmul=torch.bfloat16, **options)
     assert all(t.dtype == torch.float32 for t in low)
-    errors = [relative_error(got, expected) for got, expected in zip(low, exact, strict=True)]
+    errors = [
+        relative_error(got, expected) for got, expected in zip(low, exact, strict=True)
+    ]
     assert max(errors) <= 1e-2, errors
-    assert errors[1] > (1e-7 if contrast == "sigmoid" else 1e-4)  # it did multiply in bfloat16
+    assert errors[1] > (
+        1e-7 if contrast == "sigmoid" else 1e-4
+    )  # it did multiply in bfloat16
 
 
-# The sigmoid loss after Hopfield retrieval has no tight bound here: its gradient is off by 3.8 % in this cone.
-@pytest.mark.parametrize(("contrast", "hopfield"), [m for m in MEMBERS if m != ("sigmoid", True)])
+# The sigmoid loss after Hopfield retrieval has no tight bound here: its gradient is off
+# by 3.8 % in this cone.
+@pytest.mark.parametrize(
+    ("contrast", "hopfield"), [m for m in MEMBERS if m != ("sigmoid", True)]
+)
 def test_close_embeddings_stay_accurate(contrast, hopfield):
-    # Rows in a narrow cone, as early in training: all logits are near τ⁻¹, and bfloat16 alone would round them to 1/8;
-    # what retrieval then averages is closer still.
+    # Rows in a narrow cone, as early in training: all logits are near τ⁻¹, and bfloat16
+    # alone would round them to 1/8; what retrieval then averages is closer still.
     cone = unit(1, 256, 9)
     x, y = (4.0 * cone + side for side in pairs(256, 256))
     x, y = (side / side.norm(dim=1, keepdim=True) for side in (x, y))
@@ -115,7 +149,8 @@ def test_close_embeddings_stay_accurate(contrast, hopfield):
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(("beta", "bound"), [(4.0, 2e-2), (80.0, 0.2)])
 def test_scales_have_their_gradient_in_bfloat16(beta, bound):
-    # β = 80 takes the branch with the running maximum, and makes 80 times the rounding of s.
+    # β = 80 takes the branch with the running maximum, and makes 80 times the rounding
+    # of s.
     x, y = (side + 0.5 * unit(1, 16, 5) for side in pairs(40, 16))
     x, y = (side / side.norm(dim=1, keepdim=True) for side in (x, y))
     exact = value_and_gradients(cloob_reference, x, y, *scalars(10.0, beta))
@@ -128,21 +163,34 @@ def test_gradients_of_some_inputs_only():
     inputs = [*pairs(7, 5), *scalars(10.0, 8.0)]
     _, *gradients = value_and_gradients(cloob_reference, *inputs)
     for trainable in list(itertools.product([True, False], repeat=4))[:-1]:
-        leaves = [t.clone().requires_grad_(needed) for t, needed in zip(inputs, trainable, strict=True)]
+        leaves = [
+            t.clone().requires_grad_(needed)
+            for t, needed in zip(inputs, trainable, strict=True)
+        ]
         cloob_streamed(*leaves).backward()
         for leaf, expected, needed in zip(leaves, gradients, trainable, strict=True):
-            assert relative_error(leaf.grad, expected) < 1e-10 if needed else leaf.grad is None, trainable
+            assert (
+                relative_error(leaf.grad, expected) < 1e-10
+                if needed
+                else leaf.grad is None
+            ), trainable
 
 
 @each_member
-def test_one_graph_goes_backward_more_than_once_but_not_to_second_derivatives(contrast, hopfield):
+def test_one_graph_goes_backward_more_than_once_but_not_to_second_derivatives(
+    contrast, hopfield
+):
     x, y = (side.requires_grad_() for side in pairs(7, 5))
     options = member(contrast, hopfield)
     loss = cloob_streamed(x, y, 10.0, **options)
     first = torch.autograd.grad(loss, (x, y), retain_graph=True)
-    with pytest.raises(RuntimeError, match="can be differentiated once; backend='reference'"):
+    with pytest.raises(
+        RuntimeError, match="can be differentiated once; backend='reference'"
+    ):
         torch.autograd.grad(loss, x, create_graph=True)
-    second = torch.autograd.grad(loss, (x, y), grad_outputs=torch.tensor(-2.0, dtype=torch.float64))
+    second = torch.autograd.grad(
+        loss, (x, y), grad_outputs=torch.tensor(-2.0, dtype=torch.float64)
+    )
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(-2 * a, b)
     with torch.no_grad():
@@ -157,13 +205,19 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        made = [value for value in torch.utils._pytree.tree_leaves(result) if isinstance(value, Tensor)]
+        made = [
+            value
+            for value in torch.utils._pytree.tree_leaves(result)
+            if isinstance(value, Tensor)
+        ]
         self.numbers = max([self.numbers, *(value.numel() for value in made)])
         return result
 
 
 def _saved_and_largest(path, n, d, **options):
-    """Numbers kept for the backward pass (no storage counted twice), and in the largest tensor of the whole step."""
+    """Numbers kept for the backward pass (no storage counted twice), and in the largest
+    tensor of the whole step.
+    """
     x, y = (side.requires_grad_() for side in pairs(n, d))
     kept = {}  # alive, so that no address is used again
 
@@ -171,18 +225,27 @@ def _saved_and_largest(path, n, d, **options):
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    with _Largest() as largest, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        _Largest() as largest,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         path(x, y, 30.0, 8.0, ids=torch.arange(n) // 2, **options).backward()
-    return sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values()), largest.numbers
+    return sum(
+        t.untyped_storage().nbytes() // t.element_size() for t in kept.values()
+    ), largest.numbers
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize(("contrast", "hopfield"), [("infoloob", True), ("infonce", False), ("sigmoid", False)])
+@pytest.mark.parametrize(
+    ("contrast", "hopfield"),
+    [("infoloob", True), ("infonce", False), ("sigmoid", False)],
+)
 def test_memory_is_linear_in_the_batch(contrast, hopfield):
     d, options = 4, member(contrast, hopfield)
     n = 12 * d
     saved, largest = _saved_and_largest(cloob_streamed, n, d, **options)
-    # Kept: X, Y, four retrievals with their norms, two gradients of either contrast; made: no more than a strip.
+    # Kept: X, Y, four retrievals with their norms, two gradients of either contrast;
+    # made: no more than a strip.
     assert saved <= (10 if hopfield else 4) * n * d + 4 * n + 16
     assert largest == max(STRIP * n, n * d)
     twice, _ = _saved_and_largest(cloob_streamed, 2 * n, d, **options)
@@ -194,20 +257,47 @@ def test_memory_is_linear_in_the_batch(contrast, hopfield):
 
 @pytest.mark.usefixtures("small_tiles")
 def test_arithmetic():
-    """52 N²D + 8NTD (diagonal tiles of T rows are computed whole) for any whole number of tiles; 60 N²D plainly."""
+    """52 N²D + 8NTD (diagonal tiles of T rows are computed whole) for any whole number
+    of tiles; 60 N²D plainly.
+    """
     d = 8
     for blocks in (1, 2, 5):
         n = blocks * TILE
         x, y = (side.requires_grad_() for side in pairs(n, d))
-        assert count_flops(lambda x=x, y=y: cloob_reference(x, y, 30.0).backward()) == 60 * n * n * d
-        assert count_flops(lambda x=x, y=y: cloob_streamed(x, y, 30.0).backward()) == 52 * n * n * d + 8 * n * TILE * d
+        assert (
+            count_flops(lambda x=x, y=y: cloob_reference(x, y, 30.0).backward())
+            == 60 * n * n * d
+        )
+        assert (
+            count_flops(lambda x=x, y=y: cloob_streamed(x, y, 30.0).backward())
+            == 52 * n * n * d + 8 * n * TILE * d
+        )
         plain = {"hopfield": False}
-        assert count_flops(lambda x=x, y=y, p=plain: cloob_reference(x, y, 30.0, **p).backward()) == 12 * n * n * d
-        assert count_flops(lambda x=x, y=y, p=plain: cloob_streamed(x, y, 30.0, **p).backward()) == 12 * n * n * d
+        assert (
+            count_flops(
+                lambda x=x, y=y, p=plain: cloob_reference(x, y, 30.0, **p).backward()
+            )
+            == 12 * n * n * d
+        )
+        assert (
+            count_flops(
+                lambda x=x, y=y, p=plain: cloob_streamed(x, y, 30.0, **p).backward()
+            )
+            == 12 * n * n * d
+        )
         with torch.no_grad():
-            # Two symmetric retrievals of 1½ products, one shared cross retrieval of three, two contrasts of one.
-            assert count_flops(lambda x=x, y=y: cloob_streamed(x, y, 30.0)) == (16 * n + 2 * TILE) * n * d
+            # Two symmetric retrievals of 1½ products, one shared cross retrieval of
+            # three, two contrasts of one.
+            assert (
+                count_flops(lambda x=x, y=y: cloob_streamed(x, y, 30.0))
+                == (16 * n + 2 * TILE) * n * d
+            )
         # Both directions of the sigmoid loss without retrieval are one.
         sigmoid = {"contrast": "sigmoid", "scale": "unit", **plain}
         for path in (cloob_reference, cloob_streamed):
-            assert count_flops(lambda x=x, y=y, p=path, o=sigmoid: p(x, y, 30.0, **o).backward()) == 6 * n * n * d
+            assert (
+                count_flops(
+                    lambda x=x, y=y, p=path, o=sigmoid: p(x, y, 30.0, **o).backward()
+                )
+                == 6 * n * n * d
+            )

@@ -1,4 +1,6 @@
-"""Run where mteb is installed: one labelled set, held in memory, through its own evaluation."""
+"""Run where mteb is installed: one labelled set, held in memory, through its own
+evaluation.
+"""
 
 import json
 import sys
@@ -17,10 +19,34 @@ from cloob.evaluation.sets.pictures import open_labelled
 
 
 def about(name):
-    facts = {"name": name, "description": name, "reference": None, "type": "ZeroShotClassification", "category": "i2t"}
-    empty = dict.fromkeys(("date", "domains", "license", "annotations_creators", "dialect", "sample_creation"))
-    where = {"dataset": {"path": "memory/only", "revision": "1"}, "eval_splits": ["test"], "eval_langs": ["eng-Latn"]}
-    more = {"main_score": "accuracy", "task_subtypes": None, "bibtex_citation": None, "modalities": ["text", "image"]}
+    facts = {
+        "name": name,
+        "description": name,
+        "reference": None,
+        "type": "ZeroShotClassification",
+        "category": "i2t",
+    }
+    empty = dict.fromkeys(
+        (
+            "date",
+            "domains",
+            "license",
+            "annotations_creators",
+            "dialect",
+            "sample_creation",
+        )
+    )
+    where = {
+        "dataset": {"path": "memory/only", "revision": "1"},
+        "eval_splits": ["test"],
+        "eval_langs": ["eng-Latn"],
+    }
+    more = {
+        "main_score": "accuracy",
+        "task_subtypes": None,
+        "bibtex_citation": None,
+        "modalities": ["text", "image"],
+    }
     return TaskMetadata(**facts, **empty, **where, **more)
 
 
@@ -32,8 +58,12 @@ def tasks(folder):
         metadata = about("Pictograms")
 
         def load_data(self, **_):
-            images = [{"bytes": data.read(i)[1], "path": None} for i in range(len(data))]
-            table = Dataset.from_dict({"image": images, "label": [int(label) for label in data.labels]})
+            images = [
+                {"bytes": data.read(i)[1], "path": None} for i in range(len(data))
+            ]
+            table = Dataset.from_dict(
+                {"image": images, "label": [int(label) for label in data.labels]}
+            )
             self.dataset = {"test": table.cast_column("image", ImageColumn())}
             self.data_loaded = True
 
@@ -48,10 +78,19 @@ def main(model, data, out):
     name = f"cloob/{model}"
     meta = mteb.get_model_meta(name)
     encoder = mteb.get_model(name, device="cpu")
-    results = mteb.evaluate(encoder, tasks(data), cache=None, encode_kwargs={"batch_size": 32}, co2_tracker=False)
+    results = mteb.evaluate(
+        encoder,
+        tasks(data),
+        cache=None,
+        encode_kwargs={"batch_size": 32},
+        co2_tracker=False,
+    )
     cat = [{"text": ["a cat"], "image": [Image.new("L", (9, 9), 99)]}]
     found = {
-        "scores": {result.task_name: result.scores["test"][0] for result in results.task_results},
+        "scores": {
+            result.task_name: result.scores["test"][0]
+            for result in results.task_results
+        },
         "model_name": results.model_name,
         "revision": meta.revision,
         "embed_dim": meta.embed_dim,

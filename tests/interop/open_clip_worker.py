@@ -1,7 +1,7 @@
 """One process of the launcher under torchrun, on a machine without an accelerator.
 
-open_clip_train 3.3 hands DDP ``device_ids=[cpu]``, which DDP refuses, so several processes need an accelerator.
-Nothing else is changed here.
+open_clip_train 3.3 hands DDP ``device_ids=[cpu]``, which DDP refuses, so several
+processes need an accelerator. Nothing else is changed here.
 """
 
 import runpy

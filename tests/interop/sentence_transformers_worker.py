@@ -1,4 +1,6 @@
-"""One process of a SentenceTransformerTrainer run under torchrun: folder, kind; rank 0 saves what came out."""
+"""One process of a SentenceTransformerTrainer run under torchrun: folder, kind; rank 0
+saves what came out.
+"""
 
 import gc
 import sys
@@ -25,5 +27,7 @@ else:
 losses = tiny_bert.fit(model, loss, columns, folder / "out", **arguments)
 if rank() == 0:
     torch.save({"losses": losses, "state": model.state_dict()}, folder / f"{kind}.pt")
-gc.collect()  # the trainer's DDP goes before the group that it holds, which could abort the process at its end
+# the trainer's DDP goes before the group that it holds, which could abort the process
+# at its end
+gc.collect()
 torch.distributed.destroy_process_group()

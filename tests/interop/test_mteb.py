@@ -1,4 +1,6 @@
-"""MTEB, CLIP_benchmark and the code of docs/interop.md, each in an environment of its own unless it is installed."""
+"""MTEB, CLIP_benchmark and the code of docs/interop.md, each in an environment of its
+own unless it is installed.
+"""
 
 import importlib.util
 import json
@@ -28,22 +30,43 @@ from support import overlaid
 @pytest.mark.timeout(1200)
 def test_a_set_through_mteb(tmp_path, shared_data):
     """Against the embeddings that we make of it."""
-    python = sys.executable if importlib.util.find_spec("mteb") else overlaid("mteb>=2.26,<3")
-    data, model = shared_data / "zeroshot" / "tuxpaint-photos", tiny_model(tmp_path / "model")
+    python = (
+        sys.executable
+        if importlib.util.find_spec("mteb")
+        else overlaid("mteb>=2.26,<3")
+    )
+    data, model = (
+        shared_data / "zeroshot" / "tuxpaint-photos",
+        tiny_model(tmp_path / "model"),
+    )
     out = tmp_path / "found.json"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "MTEB_CACHE": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "MTEB_CACHE": str(tmp_path),
+    }
     worker = Path(__file__).with_name("mteb_worker.py")
     command = [python, str(worker), str(model), str(data), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(out.read_text())
     labelled = open_labelled(data)
     encoder = load_model(model)
-    texts = embed_texts(encoder, [labelled.templates[0].replace("{c}", name) for name in labelled.classnames])
+    texts = embed_texts(
+        encoder,
+        [labelled.templates[0].replace("{c}", name) for name in labelled.classnames],
+    )
     images = embed_images(encoder, labelled).features
     right = (images @ texts.T).argmax(1) == torch.tensor(labelled.labels)
-    assert found["scores"]["Pictograms"]["accuracy"] == pytest.approx(float(right.double().mean()), abs=1e-9)
-    assert found["model_name"] == f"cloob/{model}" and found["revision"] == folder_key(model, "cpu")
+    assert found["scores"]["Pictograms"]["accuracy"] == pytest.approx(
+        float(right.double().mean()), abs=1e-9
+    )
+    assert found["model_name"] == f"cloob/{model}" and found["revision"] == folder_key(
+        model, "cpu"
+    )
     assert found["embed_dim"] == encoder.embed_dim and found["known"] == [True, True]
     assert found["norms"] == pytest.approx([1.0], abs=1e-6)
 
@@ -54,15 +77,27 @@ def test_parity_to_the_last_image(tmp_path, shared_data):
     from benchmarks.overlay import CLIP_BENCHMARK
 
     python = overlaid(*CLIP_BENCHMARK)
-    model, data = tiny_model(tmp_path / "model"), shared_data / "zeroshot" / "road-signs"
+    model, data = (
+        tiny_model(tmp_path / "model"),
+        shared_data / "zeroshot" / "road-signs",
+    )
     worker = Path(__file__).with_name("clip_benchmark_worker.py")
-    done = subprocess.run([python, str(worker), str(model), str(data)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, str(worker), str(model), str(data)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     theirs = json.loads(done.stdout.splitlines()[-1])
-    ours = evaluate({"a": model}, [open_labelled(data)])["rows"][0]["zeroshot"]["road-signs"]
+    ours = evaluate({"a": model}, [open_labelled(data)])["rows"][0]["zeroshot"][
+        "road-signs"
+    ]
     for name in ("acc1", "acc5"):
         assert round(abs(ours[name] - theirs[name]) * ours["n"], 6) == 0, name
-    assert ours["mean_per_class_recall"] == pytest.approx(theirs["mean_per_class_recall"], abs=1e-6)
+    assert ours["mean_per_class_recall"] == pytest.approx(
+        theirs["mean_per_class_recall"], abs=1e-6
+    )
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
@@ -78,7 +113,9 @@ print(json.dumps(found))
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(not PAGE.is_file(), reason="docs/interop.md is not beside the tests")
+@pytest.mark.skipif(
+    not PAGE.is_file(), reason="docs/interop.md is not beside the tests"
+)
 def test_the_page_runs(tmp_path, monkeypatch):
     for package in ("datasets", "sentence_transformers"):
         pytest.importorskip(package)
@@ -89,11 +126,24 @@ def test_the_page_runs(tmp_path, monkeypatch):
     for name in ("red", "green", "blue", "white"):
         Image.new("RGB", (64, 48), name).save(f"pictures/{name}.png")
     text = PAGE.read_text(encoding="utf-8")
-    for words in re.findall(r"^\$ cloob (export .*|embed .*)", text, flags=re.MULTILINE):
+    for words in re.findall(
+        r"^\$ cloob (export .*|embed .*)", text, flags=re.MULTILINE
+    ):
         assert cli.main(words.split()) == 0
-    shown = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[1:]
-    blocks = [block for block in shown if not re.search(r"^import (mteb|psycopg)", block, flags=re.MULTILINE)]
-    done = subprocess.run([python, "-c", RUN, json.dumps(blocks)], capture_output=True, text=True, check=False)
+    shown = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[
+        1:
+    ]
+    blocks = [
+        block
+        for block in shown
+        if not re.search(r"^import (mteb|psycopg)", block, flags=re.MULTILINE)
+    ]
+    done = subprocess.run(
+        [python, "-c", RUN, json.dumps(blocks)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     (lance,) = [nearest for nearest in found if nearest is not None]

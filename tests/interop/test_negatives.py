@@ -11,7 +11,12 @@ from torch.nn import functional as F
 from cloob import ContrastiveObjective
 from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import PAPER_OBJECTIVES, NonFiniteFeaturesError, make_objective
-from paper_loops import contrast_loop, retrieval_loop, value_and_gradients, value_and_slope
+from paper_loops import (
+    contrast_loop,
+    retrieval_loop,
+    value_and_gradients,
+    value_and_slope,
+)
 from support import on_ranks
 
 N, M, D = 5, 7, 4
@@ -19,7 +24,12 @@ N, M, D = 5, 7, 4
 
 def rows(*sizes, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    return [F.normalize(torch.randn(n, D, generator=generator, dtype=dtype), dim=1).requires_grad_() for n in sizes]
+    return [
+        F.normalize(
+            torch.randn(n, D, generator=generator, dtype=dtype), dim=1
+        ).requires_grad_()
+        for n in sizes
+    ]
 
 
 def by_loops(objective, x, y, z):
@@ -28,7 +38,11 @@ def by_loops(objective, x, y, z):
     anchors, positives, states = (x, documents), y, x
     if objective.hopfield:
         retrieved = partial(retrieval_loop, beta=float(objective.beta))
-        anchors, positives, states = (retrieved(x, x), retrieved(documents, x)), retrieved(y, y), retrieved(x, y)
+        anchors, positives, states = (
+            (retrieved(x, x), retrieved(documents, x)),
+            retrieved(y, y),
+            retrieved(x, y),
+        )
     both = contrast_loop(objective.contrast, *anchors, inv_tau)
     both += contrast_loop(objective.contrast, positives, states, inv_tau)
     return both * (1 / inv_tau if objective.scale == "paper" else 0.5)
@@ -39,11 +53,18 @@ def by_loops(objective, x, y, z):
 def test_equals_the_formula(name, path):
     objective = make_objective(name, inv_tau=9.0, learnable_inv_tau=False, backend=path)
     given = rows(N, N, M)
-    loss, *gradients = value_and_gradients(partial(contrast_with_negatives, objective), *given)
+    loss, *gradients = value_and_gradients(
+        partial(contrast_with_negatives, objective), *given
+    )
     for seed in range(3):
         drawn = torch.Generator().manual_seed(seed)
-        along = [torch.randn(side.shape, generator=drawn, dtype=torch.float64) for side in given]
-        value, slope = value_and_slope(partial(by_loops, objective), [side.detach() for side in given], along)
+        along = [
+            torch.randn(side.shape, generator=drawn, dtype=torch.float64)
+            for side in given
+        ]
+        value, slope = value_and_slope(
+            partial(by_loops, objective), [side.detach() for side in given], along
+        )
         assert loss.item() == pytest.approx(value, rel=1e-10)
         found = sum(float((g * d).sum()) for g, d in zip(gradients, along, strict=True))
         assert found == pytest.approx(slope, rel=1e-8, abs=1e-10)
@@ -64,16 +85,23 @@ PAIRS, EXTRA = (3, 2), (3, 4)  # rows of the two ranks
 
 
 def _worker(rank):
-    own = [side.split(sizes)[rank] for side, sizes in zip(rows(N, N, M), (PAIRS, PAIRS, EXTRA), strict=True)]
+    own = [
+        side.split(sizes)[rank]
+        for side, sizes in zip(rows(N, N, M), (PAIRS, PAIRS, EXTRA), strict=True)
+    ]
     found = {}
     for name in ("cloob", "infoloob"):
         tower = nn.parallel.DistributedDataParallel(_tower())
         objective = make_objective(name, gather=True)
-        loss = contrast_with_negatives(objective, *(F.normalize(tower(side), dim=1) for side in own))
+        loss = contrast_with_negatives(
+            objective, *(F.normalize(tower(side), dim=1) for side in own)
+        )
         loss.backward()
         found[name] = (loss.detach(), tower.module.weight.grad)
     with pytest.raises(NonFiniteFeaturesError) as raised:
-        contrast_with_negatives(objective, own[0], own[1], own[2] * (0.0 if rank else 1.0))
+        contrast_with_negatives(
+            objective, own[0], own[1], own[2] * (0.0 if rank else 1.0)
+        )
     return found, str(raised.value)
 
 
@@ -85,7 +113,9 @@ def _tower():
 
 
 def test_two_ranks_equal_one(tmp_path):
-    """Unequal numbers of pairs and of negatives, through DDP; an error of one rank is everybody's."""
+    """Unequal numbers of pairs and of negatives, through DDP; an error of one rank is
+    everybody's.
+    """
     ranks = on_ranks(tmp_path, 2, _worker)
     for name in ("cloob", "infoloob"):
         tower = _tower()
@@ -93,6 +123,10 @@ def test_two_ranks_equal_one(tmp_path):
         loss = contrast_with_negatives(make_objective(name), *given)
         loss.backward()
         for found, message in ranks:
-            torch.testing.assert_close(found[name][0], loss.detach(), rtol=1e-12, atol=0.0)
-            torch.testing.assert_close(found[name][1], tower.weight.grad, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(
+                found[name][0], loss.detach(), rtol=1e-12, atol=0.0
+            )
+            torch.testing.assert_close(
+                found[name][1], tower.weight.grad, rtol=1e-10, atol=1e-12
+            )
             assert "rank 1: negatives: 4 of 4 rows" in message

@@ -24,18 +24,24 @@ from cloob.interop.open_clip import OpenClipLoss, Options, installed, run
 from cloob.models.towers import create_model, open_clip
 
 for package in ("open_clip", "pandas", "webdataset"):
-    pytest.importorskip(package, reason='open_clip_train needs pip install -e ".[open-clip-train]"')
+    pytest.importorskip(
+        package, reason='open_clip_train needs pip install -e ".[open-clip-train]"'
+    )
 
 N, EPOCHS, LR = 8, 3, 0.3
 ANIMALS = ("cat", "dog", "horse", "snail")
 
 # open_clip_train asks for pinned memory on machines without an accelerator, too.
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:'pin_memory' argument is set as true:UserWarning"
+)
 
 
 def features(n=6, d=5):
     generator = torch.Generator().manual_seed(0)
-    x, y = (F.normalize(torch.randn(n, d, generator=generator), dim=1) for _ in range(2))
+    x, y = (
+        F.normalize(torch.randn(n, d, generator=generator), dim=1) for _ in range(2)
+    )
     return x.requires_grad_(), y.requires_grad_()
 
 
@@ -43,25 +49,43 @@ def test_fixed_inv_tau_leaves_logit_scale_alone():
     x, y = features()
     log_scale, bias = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-10.0))
     loss = OpenClipLoss(ContrastiveObjective.cloob(inv_tau=20.0))
-    model_out = {"image_features": x, "text_features": y, "logit_scale": log_scale.exp(), "logit_bias": bias}
+    model_out = {
+        "image_features": x,
+        "text_features": y,
+        "logit_scale": log_scale.exp(),
+        "logit_bias": bias,
+    }
     losses = loss(**model_out, output_dict=True)
     # open_clip 4 sums what ends in _loss.
     total = sum(value for key, value in losses.items() if key.endswith("_loss"))
     torch.testing.assert_close(total, cloob_reference(x, y, 20.0))
     total.backward()
-    assert float(log_scale.grad) == float(bias.grad) == 0.0  # there, as DDP asks, and zero
+    assert (
+        float(log_scale.grad) == float(bias.grad) == 0.0
+    )  # there, as DDP asks, and zero
     assert torch.equal(loss(x, y, log_scale.exp()), losses["contrastive_loss"])
 
 
 def test_learned_inv_tau_is_exact_under_accumulation():
     k, (x, y) = 3, (side.detach() for side in features())
     log_scale = nn.Parameter(torch.tensor(2.0))
-    loss = OpenClipLoss(ContrastiveObjective.cloob(scale="unit"), learn_inv_tau=True, evaluations=k)
+    loss = OpenClipLoss(
+        ContrastiveObjective.cloob(scale="unit"), learn_inv_tau=True, evaluations=k
+    )
     live = [side.clone().requires_grad_() for side in (x, y)]
     parts = [side.chunk(k) for side in live]
-    for j in range(k):  # what open_clip_train does: all features, the graph of the j-th batch
-        inputs = [torch.cat([part if i == j else part.detach() for i, part in enumerate(side)]) for side in parts]
-        loss(*inputs, log_scale.exp(), output_dict=True)["contrastive_loss"].backward(retain_graph=True)
+    for j in range(
+        k
+    ):  # what open_clip_train does: all features, the graph of the j-th batch
+        inputs = [
+            torch.cat(
+                [part if i == j else part.detach() for i, part in enumerate(side)]
+            )
+            for side in parts
+        ]
+        loss(*inputs, log_scale.exp(), output_dict=True)["contrastive_loss"].backward(
+            retain_graph=True
+        )
     expected_scale = nn.Parameter(torch.tensor(2.0))
     expected = [side.clone().requires_grad_() for side in (x, y)]
     cloob_reference(*expected, expected_scale.exp(), scale="unit").backward()
@@ -73,13 +97,24 @@ def test_learned_inv_tau_is_exact_under_accumulation():
 def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     create = open_clip().create_model_and_transforms
-    main = SimpleNamespace(create_loss=None, train_one_epoch=None, create_model_and_transforms=create, parse_args=None)
+    main = SimpleNamespace(
+        create_loss=None,
+        train_one_epoch=None,
+        create_model_and_transforms=create,
+        parse_args=None,
+    )
     with installed(main, Options()):
-        model, *transforms = main.create_model_and_transforms("tiny-vit", init_logit_bias=-10.0, output_dict=True)
+        model, *transforms = main.create_model_and_transforms(
+            "tiny-vit", init_logit_bias=-10.0, output_dict=True
+        )
     assert main.create_model_and_transforms is create and len(transforms) == 2
-    assert "logit_bias" not in model(torch.zeros(1, 3, 64, 64), torch.zeros(1, 24, dtype=torch.int64))
+    assert "logit_bias" not in model(
+        torch.zeros(1, 3, 64, 64), torch.zeros(1, 24, dtype=torch.int64)
+    )
     (tmp_path / "big").mkdir()
-    torch.save({"epoch": 1, "name": "x", "state_dict": model.state_dict()}, "big/epoch_1.pt")
+    torch.save(
+        {"epoch": 1, "name": "x", "state_dict": model.state_dict()}, "big/epoch_1.pt"
+    )
     for file in ("big/epoch_1.pt", tmp_path / "big" / "epoch_1.pt"):
         assert load_model(f"tiny-vit/{file}", device="cpu").objective_config == {}
 
@@ -89,7 +124,10 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatc
     [
         (["--", "--siglip"], "--siglip"),
         (["--", "--model", "coca_ViT-B-32"], "coca_ViT-B-32"),
-        (["--cloob-retrieval-from", "0.5", "--", "--epochs", "1"], "--epochs 1 leaves no whole epoch that retrieves"),
+        (
+            ["--cloob-retrieval-from", "0.5", "--", "--epochs", "1"],
+            "--epochs 1 leaves no whole epoch that retrieves",
+        ),
     ],
 )
 def test_what_would_train_another_loss_is_refused(arguments, message):
@@ -99,28 +137,44 @@ def test_what_would_train_another_loss_is_refused(arguments, message):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """As many pairs as a global batch holds, so that an epoch is one step on all of them; the weights to begin with."""
+    """As many pairs as a global batch holds, so that an epoch is one step on all of
+    them; the weights to begin with.
+    """
     folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
     captions = [f"picture number {i} of a {ANIMALS[i % 4]}" for i in range(N)]
     for i in range(N):
         pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((16, 16, 1)))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    rows = ["filepath\ttitle", *(f"{folder}/{i}.png\t{caption}" for i, caption in enumerate(captions))]
+    rows = [
+        "filepath\ttitle",
+        *(f"{folder}/{i}.png\t{caption}" for i, caption in enumerate(captions)),
+    ]
     (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
     torch.save(create_model("tiny-vit", seed=1).model.state_dict(), folder / "tiny.pt")
     encoder = create_model("tiny-vit", seed=0)
-    images = torch.stack([encoder.preprocess(Image.open(folder / f"{i}.png")) for i in range(N)])
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (encoder.mean, encoder.std))
+    images = torch.stack(
+        [encoder.preprocess(Image.open(folder / f"{i}.png")) for i in range(N)]
+    )
+    mean, std = (
+        torch.tensor(value).view(1, 3, 1, 1) for value in (encoder.mean, encoder.std)
+    )
     batch = (images / 255 - mean) / std, encoder.tokenizer(captions)
-    return SimpleNamespace(csv=folder / "pairs.csv", start=folder / "tiny.pt", batch=batch)
+    return SimpleNamespace(
+        csv=folder / "pairs.csv", start=folder / "tiny.pt", batch=batch
+    )
 
 
 def plain_loop(world, loss):
-    """The oracle: AdamW on the whole batch. Its large epsilon makes it follow the gradient's size, as SGD does."""
+    """The oracle: AdamW on the whole batch.
+
+    Its large epsilon makes it follow the gradient's size, as SGD does.
+    """
     model = create_model("tiny-vit", seed=0).model.train()
     model.load_state_dict(torch.load(world.start))
     model.logit_scale.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), eps=1.0, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LR, betas=(0.9, 0.98), eps=1.0, weight_decay=0.0
+    )
     losses = []
     for _ in range(EPOCHS):
         x, y, scale = model(*world.batch)
@@ -141,18 +195,40 @@ def clip_loss(x, y, scale):
 
 
 def arguments(world, logs, *more):
-    paths = [f"--train-data={world.csv}", f"--pretrained={world.start}", f"--logs={logs}"]
-    words = f"--dataset-type=csv --model=tiny-vit --name=run --epochs={EPOCHS} --save-frequency={EPOCHS} --lr={LR}"
-    words += " --eps=1 --wd=0 --warmup=0 --lr-scheduler=const --workers=0 --device=cpu --precision=fp32"
-    return [*paths, *words.split(), "--log-every-n-steps=1", "--aug-cfg", "scale=(1.0,1.0)", *more]
+    paths = [
+        f"--train-data={world.csv}",
+        f"--pretrained={world.start}",
+        f"--logs={logs}",
+    ]
+    words = (
+        f"--dataset-type=csv --model=tiny-vit --name=run --epochs={EPOCHS}"
+        f" --save-frequency={EPOCHS} --lr={LR}"
+    )
+    words += (
+        " --eps=1 --wd=0 --warmup=0 --lr-scheduler=const --workers=0 --device=cpu"
+        " --precision=fp32"
+    )
+    return [
+        *paths,
+        *words.split(),
+        "--log-every-n-steps=1",
+        "--aug-cfg",
+        "scale=(1.0,1.0)",
+        *more,
+    ]
 
 
 def outcome(logs):
     """The logged losses, and the parameters in the last checkpoint."""
     text = (logs / "run" / "out.log").read_text()
-    losses = [float(value) for value in re.findall(r"(?<!Avg )Contrastive_loss: (\S+) ", text)]
+    losses = [
+        float(value) for value in re.findall(r"(?<!Avg )Contrastive_loss: (\S+) ", text)
+    ]
     checkpoint = torch.load(logs / "run" / "checkpoints" / f"epoch_{EPOCHS}.pt")
-    return losses, {name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()}
+    return losses, {
+        name.removeprefix("module."): value
+        for name, value in checkpoint["state_dict"].items()
+    }
 
 
 def assert_same_training(found, expected, world):
@@ -167,7 +243,9 @@ def assert_same_training(found, expected, world):
 
 @contextlib.contextmanager
 def own_logging():
-    """open_clip_train adds handlers to the root logger and sets the level of every logger there is."""
+    """open_clip_train adds handlers to the root logger and sets the level of every
+    logger there is.
+    """
     root = logging.getLogger()
     loggers = [root, *(logging.getLogger(name) for name in root.manager.loggerDict)]
     handlers, levels = root.handlers[:], [logger.level for logger in loggers]
@@ -180,11 +258,24 @@ def own_logging():
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("joins", [[True] * EPOCHS, [False, False, True]], ids=["cloob", "retrieval later"])
+@pytest.mark.parametrize(
+    "joins", [[True] * EPOCHS, [False, False, True]], ids=["cloob", "retrieval later"]
+)
 def test_accumulation_equals_the_whole_batch(joins, world, tmp_path):
     """Also where retrieval joins after 1.5 of 3 epochs, each of one step."""
-    ours = ["--cloob-inv-tau=25", "--cloob-beta=6", *([] if all(joins) else ["--cloob-retrieval-from=0.5"]), "--"]
-    theirs = arguments(world, tmp_path, "--accum-freq=2", f"--batch-size={N // 2}", f"--val-data={world.csv}")
+    ours = [
+        "--cloob-inv-tau=25",
+        "--cloob-beta=6",
+        *([] if all(joins) else ["--cloob-retrieval-from=0.5"]),
+        "--",
+    ]
+    theirs = arguments(
+        world,
+        tmp_path,
+        "--accum-freq=2",
+        f"--batch-size={N // 2}",
+        f"--val-data={world.csv}",
+    )
     with own_logging():
         assert run([*ours, *theirs]) == 0
     found, each = outcome(tmp_path), iter(joins)
@@ -203,7 +294,10 @@ def test_accumulation_equals_the_whole_batch(joins, world, tmp_path):
 def test_clip_equals_open_clip_trains_own_loss(world, tmp_path):
     from open_clip_train.main import main
 
-    ours, theirs = (arguments(world, tmp_path / name, f"--batch-size={N}") for name in ("ours", "theirs"))
+    ours, theirs = (
+        arguments(world, tmp_path / name, f"--batch-size={N}")
+        for name in ("ours", "theirs")
+    )
     with own_logging():
         main(theirs)
     with own_logging():
@@ -211,7 +305,9 @@ def test_clip_equals_open_clip_trains_own_loss(world, tmp_path):
     found, expected = outcome(tmp_path / "ours"), outcome(tmp_path / "theirs")
     assert_same_training(found, expected, world)
     torch.testing.assert_close(found[1]["logit_scale"], expected[1]["logit_scale"])
-    assert float(found[1]["logit_scale"]) != float(torch.load(world.start)["logit_scale"])
+    assert float(found[1]["logit_scale"]) != float(
+        torch.load(world.start)["logit_scale"]
+    )
     assert_same_training(found, plain_loop(world, clip_loss), world)
 
 
@@ -219,36 +315,69 @@ def launch(ours, theirs, processes):
     """One process, or several under torchrun."""
     command = [sys.executable, "-m", "cloob.interop.open_clip"]
     if processes > 1:
-        command[2:] = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command[2:] = [
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+        ]
         command += [str(Path(__file__).with_name("open_clip_worker.py"))]
     command += [*ours, "--", *theirs, "--dist-backend=gloo"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_a_training_that_is_resumed_equals_one_that_is_not(world, tmp_path):
-    for epochs, more in ((EPOCHS - 1, ["--save-frequency=1"]), (EPOCHS, ["--resume=latest"])):
-        theirs = arguments(world, tmp_path, f"--batch-size={N}", f"--epochs={epochs}", *more)
+    for epochs, more in (
+        (EPOCHS - 1, ["--save-frequency=1"]),
+        (EPOCHS, ["--resume=latest"]),
+    ):
+        theirs = arguments(
+            world, tmp_path, f"--batch-size={N}", f"--epochs={epochs}", *more
+        )
         launch(["--cloob-inv-tau=25", "--cloob-beta=6"], theirs, 1)
     assert_same_training(outcome(tmp_path), plain_loop(world, cloob_loss), world)
-    trained = load_model(tmp_path / "run" / "checkpoints" / f"epoch_{EPOCHS}.pt", device="cpu").make_objective()
-    assert (trained.name, float(trained.inv_tau), float(trained.beta)) == ("cloob", 25.0, 6.0)
+    trained = load_model(
+        tmp_path / "run" / "checkpoints" / f"epoch_{EPOCHS}.pt", device="cpu"
+    ).make_objective()
+    assert (trained.name, float(trained.inv_tau), float(trained.beta)) == (
+        "cloob",
+        25.0,
+        6.0,
+    )
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
 def test_two_processes_that_accumulate_equal_one(learned, world, tmp_path):
-    ours = ["--cloob-beta=6", "--cloob-temperature=learned" if learned else "--cloob-inv-tau=25"]
-    loss = (lambda x, y, scale: cloob_reference(x, y, scale, 6.0, scale="unit")) if learned else cloob_loss
-    launch(ours, arguments(world, tmp_path, "--accum-freq=2", f"--batch-size={N // 4}"), 2)
+    ours = [
+        "--cloob-beta=6",
+        "--cloob-temperature=learned" if learned else "--cloob-inv-tau=25",
+    ]
+    loss = (
+        (lambda x, y, scale: cloob_reference(x, y, scale, 6.0, scale="unit"))
+        if learned
+        else cloob_loss
+    )
+    launch(
+        ours, arguments(world, tmp_path, "--accum-freq=2", f"--batch-size={N // 4}"), 2
+    )
     found, expected = outcome(tmp_path), plain_loop(world, loss)
     assert_same_training(found, expected, world)
     if learned:
-        torch.testing.assert_close(found[1]["logit_scale"], expected[1]["logit_scale"], rtol=1e-4, atol=0.0)
+        torch.testing.assert_close(
+            found[1]["logit_scale"], expected[1]["logit_scale"], rtol=1e-4, atol=0.0
+        )
         assert abs(float(found[1]["logit_scale"]) - math.log(1 / 0.07)) > 1e-3
     else:
         assert float(found[1]["logit_scale"]) == pytest.approx(math.log(25.0))

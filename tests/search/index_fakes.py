@@ -21,7 +21,9 @@ class FakeEncoder(nn.Module):
         super().__init__()
         self.name = name
         self.embed_dim = dim
-        weight = torch.randn(dim, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(seed))
+        weight = torch.randn(
+            dim, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(seed)
+        )
         self.register_buffer("weight", weight)
         self.seed, self.seen = seed, 0
 
@@ -29,7 +31,9 @@ class FakeEncoder(nn.Module):
         return FakeEncoder(self.name, self.seed, self.embed_dim)
 
     def rows(self, images):
-        return self.encode_image(torch.stack([self.preprocess(image) for image in images])).numpy()
+        return self.encode_image(
+            torch.stack([self.preprocess(image) for image in images])
+        ).numpy()
 
     def preprocess(self, image, /):
         return torch.from_numpy(np.array(image.resize((SIDE, SIDE)))).permute(2, 0, 1)
@@ -39,7 +43,12 @@ class FakeEncoder(nn.Module):
         return normalize((images.flatten(1).float() / 255 - 0.4) @ self.weight.T, dim=1)
 
     def encode_text(self, texts, /):
-        rows = [torch.randn(self.embed_dim, generator=torch.Generator().manual_seed(len(text))) for text in texts]
+        rows = [
+            torch.randn(
+                self.embed_dim, generator=torch.Generator().manual_seed(len(text))
+            )
+            for text in texts
+        ]
         return normalize(torch.stack(rows), dim=1)
 
 
@@ -79,15 +88,32 @@ def write_noise(path, seed, **saving):
 
 
 def content(index, model="fake"):
-    """What an index says by path, vectors rounded: a batch of another size rounds differently."""
+    """What an index says by path, vectors rounded: a batch of another size rounds
+    differently.
+    """
     items = index.items(index.store.ids().tolist())
-    vectors = index.store.vectors(model, [item.id for item in items]) if items and model else [[np.nan]] * len(items)
+    vectors = (
+        index.store.vectors(model, [item.id for item in items])
+        if items and model
+        else [[np.nan]] * len(items)
+    )
     return {
-        item.path: (item.content, item.mtime_ns, item.bytes, item.width, item.caption, tuple(np.round(vector, 4)))
+        item.path: (
+            item.content,
+            item.mtime_ns,
+            item.bytes,
+            item.width,
+            item.caption,
+            tuple(np.round(vector, 4)),
+        )
         for item, vector in zip(items, vectors, strict=True)
     }
 
 
 def faults(index):
-    known = (state for source in index.store.sources() for state in index.store.states(source))
+    known = (
+        state
+        for source in index.store.sources()
+        for state in index.store.states(source)
+    )
     return {state.path: state.fault for state in known if state.fault is not None}

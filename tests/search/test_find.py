@@ -21,7 +21,9 @@ from search_colours import DIM, ColourModel, make_index, open_index, write_pictu
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory):
-    """An index of four shades of eight colours; the pictures lie in ``pictures`` beside it."""
+    """An index of four shades of eight colours; the pictures lie in ``pictures`` beside
+    it.
+    """
     folder = tmp_path_factory.mktemp("coloured")
     return make_index(folder / "index", write_pictures(folder / "pictures"))
 
@@ -45,11 +47,18 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index):
     ids, rows = all_rows(index)
     model = ColourModel()
     (row,) = model.encode_text(["blue"]).numpy()
-    lines = Path(find.__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
+    lines = (
+        Path(find.__file__)
+        .with_name("background.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     texts = model.encode_text(lines).double().numpy()
     scores = {id_: float(r @ row) for id_, r in zip(ids, rows, strict=True)}
     found = index.search("blue", top=7, cutoff=None, by="meaning")
-    assert [hit.item.id for hit in found.hits] == sorted(ids, key=lambda id_: -scores[id_])[:7]
+    assert [hit.item.id for hit in found.hits] == sorted(
+        ids, key=lambda id_: -scores[id_]
+    )[:7]
     for hit in found.hits:
         reached = [float(text @ rows[ids.index(hit.item.id)]) for text in texts]
         mean = sum(reached) / len(reached)
@@ -57,10 +66,16 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index):
         assert hit.margin == pytest.approx((hit.score - mean) / deviation, abs=1e-3)
     cutoff = found.hits[3].margin - 1e-4
     kept = index.search("blue", top=7, cutoff=cutoff, by="meaning")
-    assert {hit.item.id for hit in kept.hits} == {hit.item.id for hit in found.hits if hit.margin >= cutoff}
-    tiny = index.search(Query((Term("red", "words", 1e-320),)), top=1, cutoff=None).hits[0]
+    assert {hit.item.id for hit in kept.hits} == {
+        hit.item.id for hit in found.hits if hit.margin >= cutoff
+    }
+    tiny = index.search(
+        Query((Term("red", "words", 1e-320),)), top=1, cutoff=None
+    ).hits[0]
     whole = index.search("red", top=1, cutoff=None).hits[0]
-    assert tiny.item == whole.item and tiny.margin == pytest.approx(whole.margin, abs=1e-4)
+    assert tiny.item == whole.item and tiny.margin == pytest.approx(
+        whole.margin, abs=1e-4
+    )
     assert len(kept.hits) + kept.cut == 7
 
 
@@ -76,27 +91,40 @@ def test_pictures_rows_and_mistakes(index, coloured):
     green = Image.open(coloured.parent / "pictures" / "green-1.png")
     assert stems(index.search(green, top=1).hits) == ["green-1"]
     found = index.search(ColourModel().encode_text(["cyan"]).numpy()[0] * 3, top=4)
-    assert {stem[:4] for stem in stems(found.hits)} == {"cyan"} and found.hits[0].margin is None
+    assert {stem[:4] for stem in stems(found.hits)} == {"cyan"} and found.hits[
+        0
+    ].margin is None
     with pytest.raises(InputError, match="picture 999 is not in this index"):
         index.similar(999)
     with pytest.raises(InputError, match="query of shape"):
         index.search(np.zeros(DIM, np.float32))
     row = ColourModel().encode_text(["red"]).numpy()[0]
     nothing = Query((Term("red", "words", 0),))
-    for query, how in (("red", {"top": 0}), (Query(()), {"row": row}), (nothing, {"row": row})):
+    for query, how in (
+        ("red", {"top": 0}),
+        (Query(()), {"row": row}),
+        (nothing, {"row": row}),
+    ):
         with pytest.raises(InputError, match=r"at least one hit|an empty query"):
             index.search(query, **how)
 
 
 def test_a_query_is_compared_with_queries_of_its_shape(index, tmp_path):
-    for query in (Query((Term(1, "item"),)), Query((Term("red", "words"), Term(1, "item", -0.5)))):
+    for query in (
+        Query((Term(1, "item"),)),
+        Query((Term("red", "words"), Term(1, "item", -0.5))),
+    ):
         assert all(hit.margin is not None for hit in index.search(query).hits)
-    few = make_index(tmp_path / "few", write_pictures(tmp_path / "pictures", n=2))  # too few to draw from
+    few = make_index(
+        tmp_path / "few", write_pictures(tmp_path / "pictures", n=2)
+    )  # too few to draw from
     model = ColourModel()
     with open_index(few, model) as index:
         assert index.search(Query((Term(1, "item"),))).hits[0].margin is None
         assert index.search("red").hits[0].margin is not None
-    assert model.texts == ["red"]  # those of the background were embedded before, for another index
+    assert model.texts == [
+        "red"
+    ]  # those of the background were embedded before, for another index
 
 
 def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path):
@@ -117,14 +145,23 @@ def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path):
     angles = np.radians([degrees for degrees, *_ in facts.values()])
     with Index.create(tmp_path / "index") as index:
         index.store.add_model(IndexedModel("m", "m", "f" * 32, 2))
-        index.store.write(items, "m", np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+        index.store.write(
+            items, "m", np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+        )
 
         def paths(**how):
-            return [[hit.item.path for hit in group] for group in index.duplicates(**how)]
+            return [
+                [hit.item.path for hit in group] for group in index.duplicates(**how)
+            ]
 
-        # `left` is 20 degrees from `right`: the older of two that are as large takes the one between them.
+        # `left` is 20 degrees from `right`: the older of two that are as large takes
+        # the one between them.
         assert paths() == [["far", "far copy"], ["heavy", "light"], ["right", "small"]]
-        assert paths(threshold=0.93) == [["right", "left", "small"], ["far", "far copy"], ["heavy", "light"]]
+        assert paths(threshold=0.93) == [
+            ["right", "left", "small"],
+            ["far", "far copy"],
+            ["heavy", "light"],
+        ]
         assert paths(exact=True) == [["far", "far copy"]]
         many = [Item(0, "s", f"copy {i}", "a", 5, None, 10, 10) for i in range(50)]
         index.store.write(many, "m", np.tile(np.float32([[1, 0]]), (50, 1)))
@@ -137,17 +174,26 @@ def test_explain_is_the_softmax_over_the_pictures(index, coloured):
     for beta in (0.5, 8.0, 60.0):
         found = index.explain("red", beta=beta, top=len(ids))
         powers = [math.exp(beta * float(r @ row)) for r in rows]
-        weights = {id_: power / sum(powers) for id_, power in zip(ids, powers, strict=True)}
-        assert {p.item.id: p.weight for p in found.pictures} == pytest.approx(weights, rel=1e-4)
+        weights = {
+            id_: power / sum(powers) for id_, power in zip(ids, powers, strict=True)
+        }
+        assert {p.item.id: p.weight for p in found.pictures} == pytest.approx(
+            weights, rel=1e-4
+        )
         entropy = -sum(w * math.log(w) for w in weights.values())
         assert found.effective == pytest.approx(math.exp(entropy), rel=1e-4)
         average = sum(w * rows[ids.index(id_)] for id_, w in weights.items())
-        assert found.agreement == pytest.approx(float(average @ row / np.linalg.norm(average)), abs=1e-5)
+        assert found.agreement == pytest.approx(
+            float(average @ row / np.linalg.norm(average)), abs=1e-5
+        )
         assert found.memory == found.collection == 32
     assert stems(found.nearest)[0].startswith("red")
     with pytest.raises(InputError, match="no picture: the filter"):
         index.explain("red", where="width > 1000")
-    for model, beta in ((ColourModel(hopfield=True, beta=14.0, inv_tau=30.0), 14.0), (ColourModel(), 8.0)):
+    for model, beta in (
+        (ColourModel(hopfield=True, beta=14.0, inv_tau=30.0), 14.0),
+        (ColourModel(), 8.0),
+    ):
         with open_index(coloured, model) as opened:
             assert opened.explain("red").beta == beta
 
@@ -163,7 +209,9 @@ TERMS = {
 
 
 def test_pictures_are_files_and_a_string_is_words(tmp_path):
-    assert {word: Query.parse([word]).terms for word in TERMS} == {word: (term,) for word, term in TERMS.items()}
+    assert {word: Query.parse([word]).terms for word in TERMS} == {
+        word: (term,) for word, term in TERMS.items()
+    }
     for name in ("a b.JPG", "bare"):
         path = tmp_path / name
         path.write_bytes(picture("red"))
@@ -176,14 +224,23 @@ def test_pictures_are_files_and_a_string_is_words(tmp_path):
 def test_the_row_is_the_weighted_sum(index, coloured):
     model, path = ColourModel(), coloured.parent / "pictures" / "red-0.png"
     blue, cyan = model.encode_text(["blue", "cyan"]).double().numpy()
-    red = model.encode_image(model.preprocess(Image.open(path))[None]).double().numpy()[0]
+    red = (
+        model.encode_image(model.preprocess(Image.open(path))[None]).double().numpy()[0]
+    )
     (seven,) = index.store.vectors("colours", [7])
-    query = Query((*Query.parse(["blue", f"+0.5:{path}", "-0.25:cyan"]).terms, Term(7, "item", 2.0)))
+    query = Query(
+        (
+            *Query.parse(["blue", f"+0.5:{path}", "-0.25:cyan"]).terms,
+            Term(7, "item", 2.0),
+        )
+    )
     expected = blue + 0.5 * red - 0.25 * cyan + 2 * seven
     expected /= np.linalg.norm(expected)
     for hit in index.search(query, cutoff=None).hits:
         assert hit.item.id != 7
-        assert hit.score == pytest.approx(float(index.store.vectors("colours", [hit.item.id])[0] @ expected), abs=1e-5)
+        assert hit.score == pytest.approx(
+            float(index.store.vectors("colours", [hit.item.id])[0] @ expected), abs=1e-5
+        )
     for terms, said in ((["red", "-red"], "cancel each other"), ([], "empty")):
         with pytest.raises(InputError, match=said):
             index.search(Query.parse(terms))
@@ -194,7 +251,9 @@ def test_addresses(index):
         server.pages |= {"/red": picture("red"), "/page": b"<html>"}
         server.redirect("/on", "/red")
         for path in ("/red", "/on"):
-            best = index.search(Query.parse([server.url + path]), top=1, cutoff=None).hits[0]
+            best = index.search(
+                Query.parse([server.url + path]), top=1, cutoff=None
+            ).hits[0]
             assert Path(best.item.path).stem.startswith("red")
         for path, said in (("/page", "corrupt image"), ("/none", "no such file")):
             with pytest.raises(InputError, match=said):
@@ -206,48 +265,82 @@ NAMES = ("red", "green", "blue")
 
 def test_probabilities_are_the_softmax_at_the_models_temperature(index):
     index.encoder().objective_config = {"inv_tau": 12.0}
-    labels = index.classify(NAMES, LabelOptions(templates=("{c}", "a thing of colour {c}")))
+    labels = index.classify(
+        NAMES, LabelOptions(templates=("{c}", "a thing of colour {c}"))
+    )
     assert labels.inv_tau == 12.0 and not labels.by_default
     model = ColourModel()
-    prompts = {name: model.encode_text([name, f"a thing of colour {name}"]).double().mean(0) for name in NAMES}
+    prompts = {
+        name: model.encode_text([name, f"a thing of colour {name}"]).double().mean(0)
+        for name in NAMES
+    }
     rows = index.store.vectors("colours", labels.ids.tolist())
     for place in (0, 7, 31):
-        powers = [math.exp(12 * float(rows[place] @ (prompts[n] / prompts[n].norm()).numpy())) for n in NAMES]
-        assert labels.probabilities[place].tolist() == pytest.approx([p / sum(powers) for p in powers], abs=1e-5)
-    for item, chosen in zip(index.items(labels.ids.tolist()), labels.chosen, strict=True):
+        powers = [
+            math.exp(12 * float(rows[place] @ (prompts[n] / prompts[n].norm()).numpy()))
+            for n in NAMES
+        ]
+        assert labels.probabilities[place].tolist() == pytest.approx(
+            [p / sum(powers) for p in powers], abs=1e-5
+        )
+    for item, chosen in zip(
+        index.items(labels.ids.tolist()), labels.chosen, strict=True
+    ):
         name = Path(item.path).stem.split("-")[0]
         assert len(chosen) == 1 and (name not in NAMES or NAMES[chosen[0]] == name)
 
 
 def clouds(n):
     """``n`` rows around each of three directions."""
-    rows = np.repeat(np.eye(3, 8), n, axis=0) + 0.1 * np.random.default_rng(0).standard_normal((3 * n, 8))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), np.repeat(np.arange(3), n)
+    rows = np.repeat(np.eye(3, 8), n, axis=0) + 0.1 * np.random.default_rng(
+        0
+    ).standard_normal((3 * n, 8))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(
+        np.float32
+    ), np.repeat(np.arange(3), n)
 
 
 def test_a_head_is_judged_on_what_it_has_not_seen():
-    # Labels without a meaning: it knows the examples by heart, and cross-validation does not fall for that.
+    # Labels without a meaning: it knows the examples by heart, and cross-validation
+    # does not fall for that.
     rows, labels = clouds(8)
-    judged = heads.fit_head(rows, np.random.default_rng(1).permutation(labels), ("a", "b", "c"), "f")
+    judged = heads.fit_head(
+        rows, np.random.default_rng(1).permutation(labels), ("a", "b", "c"), "f"
+    )
     assert judged.accuracy < 0.6 and judged.folds == 5 and judged.examples == 24
     rows, labels = clouds(2)
     judged = heads.fit_head(rows, labels, ("a", "b", "c"), "f")
     assert judged.accuracy == 1 and judged.folds == 2
-    for count, names, said in ((2, ("a",), "are needed"), (5, ("a", "b", "c"), "example of 'c'")):
+    for count, names, said in (
+        (2, ("a",), "are needed"),
+        (5, ("a", "b", "c"), "example of 'c'"),
+    ):
         with pytest.raises(InputError, match=said):
             heads.fit_head(rows[:count], labels[:count], names, "f")
 
 
 def test_a_head_is_kept_as_numbers(tmp_path):
-    head, path = heads.fit_head(*clouds(3), ("a", "b", "c"), "f"), tmp_path / "heads" / "x.safetensors"
+    head, path = (
+        heads.fit_head(*clouds(3), ("a", "b", "c"), "f"),
+        tmp_path / "heads" / "x.safetensors",
+    )
     heads.save_head(path, head)
     read = heads.load_head(path, "f")
     np.testing.assert_array_equal(read.weight, head.weight)
-    assert (tuple(read.names), read.accuracy, read.strength) == (head.names, head.accuracy, head.strength)
+    assert (tuple(read.names), read.accuracy, read.strength) == (
+        head.names,
+        head.accuracy,
+        head.strength,
+    )
     with pytest.raises(InputError, match="for this model"):
         heads.load_head(path, "g")
     whole = path.read_bytes()
-    for content in (whole[:50], b"", pickle.dumps({"weight": 1}), whole.replace(b"cloob-head-1", b"cloob-head-2")):
+    for content in (
+        whole[:50],
+        b"",
+        pickle.dumps({"weight": 1}),
+        whole.replace(b"cloob-head-1", b"cloob-head-2"),
+    ):
         path.write_bytes(content)
         with pytest.raises(InputError, match="or damaged"):
             heads.load_head(path, "f")
@@ -255,6 +348,8 @@ def test_a_head_is_kept_as_numbers(tmp_path):
 
 def test_an_example_lies_in_a_folder_of_its_label(tmp_path):
     folder = write_pictures(tmp_path / "examples", n=1)
-    loose = pytest.raises(InputError, match=r"black-0\.png: lies in no folder of a label")
+    loose = pytest.raises(
+        InputError, match=r"black-0\.png: lies in no folder of a label"
+    )
     with open_index(make_index(tmp_path / "index", folder)) as examples, loose:
         heads.head_of(examples.view(), folder)

@@ -24,7 +24,10 @@ def write_model(folder, seed):
 @pytest.fixture
 def models(tmp_path, monkeypatch):
     """Two model folders, ``one`` and ``two``; with a model that costs nothing."""
-    loads(monkeypatch, lambda spec, **_: FakeEncoder(seed=int((Path(spec) / "seed").read_text())))
+    loads(
+        monkeypatch,
+        lambda spec, **_: FakeEncoder(seed=int((Path(spec) / "seed").read_text())),
+    )
     for seed, name in enumerate(("one", "two")):
         write_model(tmp_path / "models" / name, seed)
     return tmp_path / "models"
@@ -41,8 +44,18 @@ def test_a_source_without_pictures_is_a_failure(models, pictures, tmp_path, caps
     for number, name in enumerate(["svg"] * 5 + ["json"] * 3):
         (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "empty" / f"{number}.{name}").touch()
-    words = ["index", str(tmp_path / "empty"), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
-    for sources, said in ((words, "none; 0 embedded in "), (["index", str(pictures), *words[1:]], "6 added; ")):
+    words = [
+        "index",
+        str(tmp_path / "empty"),
+        "--model",
+        str(models / "one"),
+        "--out",
+        str(tmp_path / "idx"),
+    ]
+    for sources, said in (
+        (words, "none; 0 embedded in "),
+        (["index", str(pictures), *words[1:]], "6 added; "),
+    ):
         assert cli.main(sources) == 1  # what else is named is indexed
         out, err = capsys.readouterr()
         assert out.count("\n") == 1 and f"; {said}" in out and "next:" not in err
@@ -51,20 +64,33 @@ def test_a_source_without_pictures_is_a_failure(models, pictures, tmp_path, caps
     assert cli.main(["index", "--out", words[-1]]) == 0  # the folder was no source
 
 
-def test_it_says_what_it_did_and_what_comes_next(models, pictures, tmp_path, capsys, monkeypatch):
+def test_it_says_what_it_did_and_what_comes_next(
+    models, pictures, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (pictures / "bad\x1b[2J.png").write_bytes(b"nope")
-    assert cli.main(["index", "pictures", "--model", str(models / "one"), "--out", "my idx"]) == 0
+    assert (
+        cli.main(
+            ["index", "pictures", "--model", str(models / "one"), "--out", "my idx"]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
-    assert out.count("\n") == 1 and out.startswith("my idx: 6 pictures, one; 6 added; 6 embedded in ")
+    assert out.count("\n") == 1 and out.startswith(
+        "my idx: 6 pictures, one; 6 added; 6 embedded in "
+    )
     left, then = err.splitlines()
     assert left.startswith("cloob: left out: 1 × corrupt image: ") and "\x1b" not in err
     assert then == "next: cloob search 'my idx' 'something red'"
     assert cli.main(["index", "--out", "my idx", "--faults"]) == 0
     (listed,) = capsys.readouterr().out.splitlines()
-    assert "2J.png: corrupt image (4 bytes, not an image file)" in listed and "\x1b" not in listed
+    assert (
+        "2J.png: corrupt image (4 bytes, not an image file)" in listed
+        and "\x1b" not in listed
+    )
 
-    # Neither source nor model need be named again; what is there already is not embedded.
+    # Neither source nor model need be named again; what is there already is not
+    # embedded.
     write_noise(pictures / "new.png", 50)
     assert cli.main(["index", "--out", "my idx"]) == 0
     assert "; 1 added, 6 as they were; 1 embedded" in capsys.readouterr().out
@@ -72,24 +98,34 @@ def test_it_says_what_it_did_and_what_comes_next(models, pictures, tmp_path, cap
     # A second model, one of the same weights by another name, and one that has changed.
     second = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]
     assert cli.main(second) == 0
-    assert "7 known, with a vector of this model now; 7 embedded" in capsys.readouterr().out
+    assert (
+        "7 known, with a vector of this model now; 7 embedded"
+        in capsys.readouterr().out
+    )
     assert cli.main([*second, "--name", "three"]) == 0
     assert "7 as they were; 0 embedded" in capsys.readouterr().out
-    assert "has vectors of one, two; --name chooses one" in refused(capsys, "index", "--out", "my idx")
+    assert "has vectors of one, two; --name chooses one" in refused(
+        capsys, "index", "--out", "my idx"
+    )
     write_model(tmp_path / "one", 2)
     words = ["index", "pictures", "--model", "one", "--out", "my idx"]
     assert "--replace-model makes its vectors anew" in refused(capsys, *words)
     assert cli.main([*words, "--replace-model"]) == 0
     assert "7 embedded" in capsys.readouterr().out
     with Index.open("my idx") as index:
-        assert [model.name for model in index.models] == ["one", "two"] and len(index) == 7
+        assert [model.name for model in index.models] == ["one", "two"] and len(
+            index
+        ) == 7
 
     # A source that is gone: nothing is lost, and the exit code says so.
     pictures.rename(tmp_path / "elsewhere")
     assert cli.main(["index", "pictures", "--out", "my idx", "--name", "one"]) == 1
     assert "nothing was removed; --moved names its new place" in capsys.readouterr().err
     (tmp_path / "bad").mkdir()
-    for source, model in (("pictures", "one"), ("elsewhere", "bad")):  # nor where it cannot be made again
+    for source, model in (
+        ("pictures", "one"),
+        ("elsewhere", "bad"),
+    ):  # nor where it cannot be made again
         refused(capsys, "index", source, "--model", model, "--out", "my idx", "--anew")
     assert cli.main(["index", "--out", "other", "--merge", "my idx"]) == 0
     assert "7 pictures added, 14 vectors" in capsys.readouterr().out
@@ -97,7 +133,9 @@ def test_it_says_what_it_did_and_what_comes_next(models, pictures, tmp_path, cap
 
 @contextmanager
 def stopping(folder, words, number, seed=0):
-    """A command that stands still after some pictures during the block, and is killed at its end."""
+    """A command that stands still after some pictures during the block, and is killed
+    at its end.
+    """
 
     def stop():
         (folder / "begun").touch()
@@ -115,10 +153,22 @@ def stopping(folder, words, number, seed=0):
             process.wait()
 
 
-def test_a_second_index_at_once_is_refused_and_one_that_was_killed_not_waited_for(models, pictures, tmp_path, capsys):
-    words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
+def test_a_second_index_at_once_is_refused_and_one_that_was_killed_not_waited_for(
+    models, pictures, tmp_path, capsys
+):
+    words = [
+        "index",
+        str(pictures),
+        "--model",
+        str(models / "one"),
+        "--out",
+        str(tmp_path / "idx"),
+    ]
     with stopping(tmp_path / "first", words, 0):
-        said = f"cloob: another `cloob index` is at work on {tmp_path / 'idx'}; wait until it is done\n"
+        said = (
+            f"cloob: another `cloob index` is at work on {tmp_path / 'idx'}; wait until"
+            " it is done\n"
+        )
         assert refused(capsys, *words) == said
         with Index.open(tmp_path / "idx") as index:  # it may be read
             assert len(index) == 0
@@ -126,9 +176,20 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_not_waited_fo
     assert "; 6 added; " in capsys.readouterr().out
 
 
-def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(models, pictures, tmp_path, capsys):
+def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(
+    models, pictures, tmp_path, capsys
+):
     place = tmp_path / "idx"
-    words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(place), "--batch-size", "2"]
+    words = [
+        "index",
+        str(pictures),
+        "--model",
+        str(models / "one"),
+        "--out",
+        str(place),
+        "--batch-size",
+        "2",
+    ]
     assert cli.main(words) == 0
 
     def content_of():
@@ -151,7 +212,10 @@ def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(models,
     assert content_of() == before
     capsys.readouterr()
     assert cli.main(replace) == 0
-    assert "4 known, with a vector of this model now, 2 as they were; 4 embedded" in capsys.readouterr().out
+    assert (
+        "4 known, with a vector of this model now, 2 as they were; 4 embedded"
+        in capsys.readouterr().out
+    )
     names, rows = content_of()
     assert names == before[0] and rows != before[1]
 
@@ -159,7 +223,10 @@ def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(models,
 def test_an_index_remembers_what_is_excluded(models, pictures, tmp_path, capsys):
     again = ["index", "--out", str(tmp_path / "idx")]
     for words, said in (
-        ([*again, str(pictures), "--model", str(models / "one"), "--exclude", "0.*"], "5 added"),
+        (
+            [*again, str(pictures), "--model", str(models / "one"), "--exclude", "0.*"],
+            "5 added",
+        ),
         ([*again, "--exclude", "1.*"], "1 added, 1 removed, 4 as they were"),
         ([*again, str(pictures)], "5 as they were"),
         ([*again, "--exclude", ""], "1 added, 5 as they were"),

@@ -1,4 +1,6 @@
-"""An index that is brought up to date is the one that would be made anew, whatever happened to the files."""
+"""An index that is brought up to date is the one that would be made anew, whatever
+happened to the files.
+"""
 
 import errno
 import os
@@ -11,14 +13,25 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    multiple,
+    rule,
+)
 from index_fakes import FakeEncoder, content, faults, options, write_noise
 from PIL import Image
 
 from cloob.errors import InputError
 from cloob.search.index import Index
 
-NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
+NAMES = [
+    f"{folder}{name}"
+    for folder in ("", "a/", "a/b c/")
+    for name in ("x.png", "y.jpg", "z.png")
+]
 
 
 class Updates(RuleBasedStateMachine):
@@ -29,8 +42,13 @@ class Updates(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.folder = self.root / "pictures"
         self.folder.mkdir()
-        write_noise(self.folder / "always.png", 999)  # a source of which nothing is left is another matter
-        self.encoders = {"fake": FakeEncoder(), "second": FakeEncoder("second", seed=1, dim=5)}
+        write_noise(
+            self.folder / "always.png", 999
+        )  # a source of which nothing is left is another matter
+        self.encoders = {
+            "fake": FakeEncoder(),
+            "second": FakeEncoder("second", seed=1, dim=5),
+        }
         self.index = Index.create(self.root / "index")
         self.clock = 10**18
 
@@ -56,7 +74,9 @@ class Updates(RuleBasedStateMachine):
         if (self.folder / name).exists():
             self.stamp(self.folder / name)
 
-    @rule(name=files, caption=st.sampled_from(["a dog", "a cat", None]), old=st.booleans())
+    @rule(
+        name=files, caption=st.sampled_from(["a dog", "a cat", None]), old=st.booleans()
+    )
     def caption(self, name, caption, old):
         beside = (self.folder / name).with_suffix(".txt")
         if caption is None:
@@ -89,33 +109,67 @@ class Updates(RuleBasedStateMachine):
 
     @rule(one=files, other=files)
     def swap(self, one, other):
-        first, second, between = self.folder / one, self.folder / other, self.root / "between"
+        first, second, between = (
+            self.folder / one,
+            self.folder / other,
+            self.root / "between",
+        )
         if one != other and first.exists() and second.exists():
             for path, to in ((first, between), (second, first), (between, second)):
                 path.rename(to)
 
-    @rule(workers=st.sampled_from([0, 2]), size=st.sampled_from([1, 4]), name=st.sampled_from(["fake", "second"]))
+    @rule(
+        workers=st.sampled_from([0, 2]),
+        size=st.sampled_from([1, 4]),
+        name=st.sampled_from(["fake", "second"]),
+    )
     def update(self, workers, size, name):
-        encoder, models = self.encoders[name], [model.name for model in self.index.models]
-        before, bad = content(self.index, name if name in models else None), faults(self.index)
-        seen, known = encoder.seen, {row[0] for row in before.values() if np.isfinite(row[-1]).all()}
-        summary = self.index.update([self.folder], options(encoder, workers=workers, batch_size=size))
+        encoder, models = (
+            self.encoders[name],
+            [model.name for model in self.index.models],
+        )
+        before, bad = (
+            content(self.index, name if name in models else None),
+            faults(self.index),
+        )
+        seen, known = (
+            encoder.seen,
+            {row[0] for row in before.values() if np.isfinite(row[-1]).all()},
+        )
+        summary = self.index.update(
+            [self.folder], options(encoder, workers=workers, batch_size=size)
+        )
         with Index.create(self.root / "anew") as anew:
             anew.update([self.folder], options(self.encoders[name].copy()))
             assert content(self.index, name) == content(anew, name)
             assert faults(self.index) == faults(anew)
         shutil.rmtree(self.root / "anew")
         after = content(self.index, name)
-        assert summary.added - summary.removed == len(after) - len(before) + len(set(faults(self.index)) & set(before))
-        if not summary.changed and bad == faults(self.index):  # else the last item of some bytes may have gone first
-            assert encoder.seen - seen <= len({row[0] for row in after.values()} - known)
+        assert summary.added - summary.removed == len(after) - len(before) + len(
+            set(faults(self.index)) & set(before)
+        )
+        if not summary.changed and bad == faults(
+            self.index
+        ):  # else the last item of some bytes may have gone first
+            assert encoder.seen - seen <= len(
+                {row[0] for row in after.values()} - known
+            )
         again = self.index.update([self.folder], options(encoder))
-        assert again.unchanged == len(after) and again.embedded == again.added == again.changed == again.removed == 0
-        for model in self.index.models:  # no vector of another model is of a picture that was here before
+        assert (
+            again.unchanged == len(after)
+            and again.embedded == again.added == again.changed == again.removed == 0
+        )
+        for model in (
+            self.index.models
+        ):  # no vector of another model is of a picture that was here before
             for path, row in content(self.index, model.name).items():
                 if np.isfinite(row[-1]).all():
                     with Image.open(path) as image:
-                        assert np.allclose(row[-1], self.encoders[model.name].copy().rows([image])[0], atol=1e-3)
+                        assert np.allclose(
+                            row[-1],
+                            self.encoders[model.name].copy().rows([image])[0],
+                            atol=1e-3,
+                        )
 
     def teardown(self):
         if hasattr(self, "index"):
@@ -135,7 +189,10 @@ def folder(tmp_path):
 
 
 def by_name(index):
-    return {Path(item.path).name: item.id for item in index.items(index.store.ids().tolist())}
+    return {
+        Path(item.path).name: item.id
+        for item in index.items(index.store.ids().tolist())
+    }
 
 
 def test_a_renamed_file_and_a_renamed_source_are_copies_of_their_vectors(folder, index):
@@ -144,19 +201,35 @@ def test_a_renamed_file_and_a_renamed_source_are_copies_of_their_vectors(folder,
     index.update([folder], options(second))
     (folder / "a.png").rename(folder / "sub" / "d.png")
     summary = index.update([folder], options(first))
-    assert (summary.added, summary.removed, summary.unchanged, summary.embedded) == (1, 1, 2, 0)
+    assert (summary.added, summary.removed, summary.unchanged, summary.embedded) == (
+        1,
+        1,
+        2,
+        0,
+    )
     new = folder.rename(folder.with_name("new name"))
-    assert index.update([new], options(first)).added == 3  # the old source looks unmounted
+    assert (
+        index.update([new], options(first)).added == 3
+    )  # the old source looks unmounted
     assert index.update([], options(first, remove_all=True)).removed == 3
-    assert index.update([], options(second)).unchanged == 3 and first.seen + second.seen == 6
+    assert (
+        index.update([], options(second)).unchanged == 3
+        and first.seen + second.seen == 6
+    )
     for model in (first, second):
         rows = index.store.vectors(model.name, index.store.ids().tolist())
-        for item, row in zip(index.items(index.store.ids().tolist()), rows, strict=True):
+        for item, row in zip(
+            index.items(index.store.ids().tolist()), rows, strict=True
+        ):
             with Image.open(item.path) as image:
-                np.testing.assert_allclose(row, model.copy().rows([image])[0], atol=1e-3)
+                np.testing.assert_allclose(
+                    row, model.copy().rows([image])[0], atol=1e-3
+                )
     write_noise(new / "sub" / "b.png", 50)
     assert index.update([], options(first)).changed == 1
-    assert np.isnan(index.store.vectors("second", [by_name(index)["b.png"]])).all()  # it was of other bytes
+    assert np.isnan(
+        index.store.vectors("second", [by_name(index)["b.png"]])
+    ).all()  # it was of other bytes
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
@@ -164,7 +237,9 @@ def test_a_source_that_is_not_mounted_keeps_its_pictures(folder, index, kind):
     encoder, source = FakeEncoder(), folder
     if kind == "table":
         source = folder.with_name("t.csv")
-        source.write_text("filepath\npictures/a.png\npictures/sub/b.png\npictures/sub/c.png\n")
+        source.write_text(
+            "filepath\npictures/a.png\npictures/sub/b.png\npictures/sub/c.png\n"
+        )
     index.update([source], options(encoder))
     with pytest.raises(InputError, match="no such file"):
         index.update([folder.with_name("nowhere")], options(encoder))
@@ -173,12 +248,19 @@ def test_a_source_that_is_not_mounted_keeps_its_pictures(folder, index, kind):
         if empty:
             folder.mkdir()
         summary = index.update([], options(encoder))
-        assert list(summary.refused) == [str(source)] and "nothing was removed" in summary.refused[str(source)]
+        assert (
+            list(summary.refused) == [str(source)]
+            and "nothing was removed" in summary.refused[str(source)]
+        )
         assert len(index) == 3 and summary.removed == 0
-        with pytest.raises(InputError, match="nothing was removed"):  # nor are vectors replaced
+        with pytest.raises(
+            InputError, match="nothing was removed"
+        ):  # nor are vectors replaced
             index.update([], options(FakeEncoder(seed=1), replace_model=True))
     assert np.isfinite(index.store.vectors("fake", index.store.ids().tolist())).all()
-    assert index.update([], options(encoder, remove_all=True)).removed == (3 if kind == "folder" else 0)
+    assert index.update([], options(encoder, remove_all=True)).removed == (
+        3 if kind == "folder" else 0
+    )
     assert len(index) == 0
 
 
@@ -190,7 +272,9 @@ def test_pictures_that_are_too_large_or_have_no_finite_vector_are_faults(folder,
             return rows
 
     for _ in range(2):
-        assert index.update([folder], options(Broken(), max_megapixels=1e-4)).faults == {"image too large": 3}
+        assert index.update(
+            [folder], options(Broken(), max_megapixels=1e-4)
+        ).faults == {"image too large": 3}
     summary = index.update([folder], options(Broken(), max_megapixels=1))
     assert summary.faults == {"embedding not finite": 1} and summary.added == 2
 
@@ -198,7 +282,10 @@ def test_pictures_that_are_too_large_or_have_no_finite_vector_are_faults(folder,
 def test_equal_files_are_embedded_once(folder, index):
     for number in range(6):  # more than are decoded ahead
         write_noise(folder / f"{number}.png", 50)
-    assert index.update([folder], options(FakeEncoder(), workers=2, batch_size=1)).embedded == 4
+    assert (
+        index.update([folder], options(FakeEncoder(), workers=2, batch_size=1)).embedded
+        == 4
+    )
 
 
 def test_an_index_goes_on_as_it_was_begun(folder, index):
@@ -210,8 +297,16 @@ def test_an_index_goes_on_as_it_was_begun(folder, index):
     index.use("fake", encoder)  # queries ask for the weights alone
     with pytest.raises(InputError, match="or precision"):
         index.update([folder], options(encoder, precision="fp32"))
-    assert index.update([folder], options(encoder, precision="fp32", name="plain")).embedded == 4
-    bf16, plain = (index.store.vectors(name, [by_name(index)["new.png"]])[0] for name in ("fake", "plain"))
+    assert (
+        index.update(
+            [folder], options(encoder, precision="fp32", name="plain")
+        ).embedded
+        == 4
+    )
+    bf16, plain = (
+        index.store.vectors(name, [by_name(index)["new.png"]])[0]
+        for name in ("fake", "plain")
+    )
     assert bf16.tolist() != plain.tolist() and bf16 @ plain > 0.99
 
 
@@ -236,9 +331,14 @@ def test_what_cannot_be_read_now_stays(folder, index, monkeypatch):
             patch.setattr(os, "stat", refuse(os.stat, "a.png", "new.png"))
             patch.setattr(os, "scandir", refuse(os.scandir, "sub"))
             summary = index.update([folder], options(first))
-        assert summary.faults == {"no permission to read": 2} and (summary.removed, summary.unchanged) == (0, 0)
+        assert summary.faults == {"no permission to read": 2} and (
+            summary.removed,
+            summary.unchanged,
+        ) == (0, 0)
         assert summary.left_out.counts == {"folder cannot be listed": 1}
-        assert by_name(index) == before and list(faults(index)) == [str(folder / "new.png")]
+        assert by_name(index) == before and list(faults(index)) == [
+            str(folder / "new.png")
+        ]
     assert np.isfinite(index.store.vectors("second", [before["a.png"]])).all()
     summary = index.update([folder], options(first))
     assert (summary.described, summary.added, summary.embedded) == (1, 1, 1)
@@ -251,4 +351,7 @@ def test_a_name_that_is_not_utf8_is_left_out_and_counted(tmp_path, index):
     write_noise(tmp_path / "p" / "a.png", 1)
     write_noise(Path(os.fsdecode(bytes(tmp_path / "p") + b"/caf\xe9.png")), 2)
     done = index.update([tmp_path / "p"], options(FakeEncoder()))
-    assert (done.added, done.left_out.counts) == (1, {"name that is not UTF-8, to be renamed": 1})
+    assert (done.added, done.left_out.counts) == (
+        1,
+        {"name that is not UTF-8, to be renamed": 1},
+    )

@@ -32,7 +32,11 @@ def test_it_finds_what_a_folder_finds(tmp_path, capsys, monkeypatch):
     for place in places:
         assert cli.main(["index", str(pictures), "--model", "m", "--out", place]) == 0
     capsys.readouterr()
-    for words in (["red"], ["red", "--by", "meaning", "--top", "3"], ["blue", "--where", "name like 'r%'"]):
+    for words in (
+        ["red"],
+        ["red", "--by", "meaning", "--top", "3"],
+        ["blue", "--where", "name like 'r%'"],
+    ):
         same("search", *words, "--cutoff", "none")
     same("search", "--like", str(pictures / "red-1.png"))
     (pictures / "red-0.png").unlink()
@@ -40,6 +44,8 @@ def test_it_finds_what_a_folder_finds(tmp_path, capsys, monkeypatch):
     for place in places:
         assert cli.main(["index", "--out", place]) == 0
     capsys.readouterr()
-    assert "red-0.png" not in same("search", "red", "--by", "meaning", "--cutoff", "none")
+    assert "red-0.png" not in same(
+        "search", "red", "--by", "meaning", "--cutoff", "none"
+    )
     assert cli.main(["search", "nowhere:open_store:x", "red"]) == 2
     assert "No module named 'nowhere'" in capsys.readouterr().err

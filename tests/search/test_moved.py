@@ -1,4 +1,6 @@
-"""An index in the hands of people: moved, linked, aged, damaged, merged, exported, shared, and a stranger's."""
+"""An index in the hands of people: moved, linked, aged, damaged, merged, exported,
+shared, and a stranger's.
+"""
 
 import json
 import shutil
@@ -45,9 +47,14 @@ def test_a_folder_that_is_moved_or_linked_keeps_its_index(tmp_path, find):
         assert sorted(found) == wanted and "16 as they were; 0 embedded" in err
         assert sorted(find("search", folder / ".cloob", "red")[0]) == wanted
         quoted = str(folder).replace("'", "''")
-        where = f"path like '{quoted}/red%' and source = '{quoted}' and name = 'red-1.png'"
+        where = (
+            f"path like '{quoted}/red%' and source = '{quoted}' and name = 'red-1.png'"
+        )
         assert find("search", folder, "--where", where)[0] == wanted[1:]
-        between = f"path >= '{quoted}/red-1' and path < '{quoted}/red-2' and not path in ('{quoted}/red-0.png')"
+        between = (
+            f"path >= '{quoted}/red-1' and path < '{quoted}/red-2' and not path in"
+            f" ('{quoted}/red-0.png')"
+        )
         assert find("search", folder, "--where", between)[0] == wanted[1:]
         assert find("search", folder, "--like", wanted[0], "--top", 1)[0] == wanted[1:]
     (new / "red-0.png").unlink()
@@ -73,11 +80,17 @@ def test_a_damaged_index_says_what_is_still_good(tmp_path, capsys):
         index.store.write(items, "m", units(400, 512))
     file = tmp_path / "idx" / INDEX_FILE
     whole = file.read_bytes()
-    for damaged, said in ((whole[: len(whole) // 2], "400 pictures and"), (b"x" * 9999, "is damaged; delete it")):
+    for damaged, said in (
+        (whole[: len(whole) // 2], "400 pictures and"),
+        (b"x" * 9999, "is damaged; delete it"),
+    ):
         file.write_bytes(damaged)
         for suffix in ("-wal", "-shm"):
             Path(f"{file}{suffix}").unlink(missing_ok=True)
-        with pytest.raises(InputError, match="is damaged") as caught, Index.open(tmp_path / "idx") as index:
+        with (
+            pytest.raises(InputError, match="is damaged") as caught,
+            Index.open(tmp_path / "idx") as index,
+        ):
             index.store.vectors("m", index.store.ids())
         assert said in str(caught.value) and "--anew" in str(caught.value)
     with sqlite3.connect(file := tmp_path / "other.sqlite") as other:
@@ -92,14 +105,24 @@ def test_a_damaged_index_says_what_is_still_good(tmp_path, capsys):
 def test_two_updates_at_once_and_a_search(tmp_path, find):
     pictures = write_pictures(tmp_path / "p", n=1)
     find("find", pictures, "red", "--model", "m")
-    with Index.open(pictures / ".cloob", writable=True) as index, index.store.exclusive():
-        with Index.open(pictures / ".cloob", writable=True) as other, pytest.raises(Busy, match="is at work"):
+    with (
+        Index.open(pictures / ".cloob", writable=True) as index,
+        index.store.exclusive(),
+    ):
+        with (
+            Index.open(pictures / ".cloob", writable=True) as other,
+            pytest.raises(Busy, match="is at work"),
+        ):
             other.update([])  # as in a notebook
         found, err = find("find", pictures, "red")
-        assert found == [str(pictures / "red-0.png")] and "searched is what it has done so far" in err
+        assert (
+            found == [str(pictures / "red-0.png")]
+            and "searched is what it has done so far" in err
+        )
 
 
-# What an index names as its model is fetched only where it was typed on this machine, or is of a fixed list.
+# What an index names as its model is fetched only where it was typed on this machine,
+# or is of a fixed list.
 TRACKER = "hf-hub:evil/tracker"
 
 
@@ -124,8 +147,14 @@ def theirs(folder, spec):
 
 
 def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path, hub):
-    said, replace = f"so it is not fetched; .* type it once: --model {TRACKER}$", UpdateOptions(replace_model=True)
-    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index, pytest.raises(InputError, match=said):
+    said, replace = (
+        f"so it is not fetched; .* type it once: --model {TRACKER}$",
+        UpdateOptions(replace_model=True),
+    )
+    with (
+        Index.open(theirs(tmp_path, TRACKER), writable=True) as index,
+        pytest.raises(InputError, match=said),
+    ):
         index.update([], replace)
     assert not hub.asked
     for typed in (TRACKER, None):  # which is remembered
@@ -136,18 +165,35 @@ def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path, hub):
         hub.asked.clear()
 
 
-def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(tmp_path, hub):
+def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(
+    tmp_path, hub
+):
     folder = tmp_path / "model"
     folder.mkdir()
     head = {"features": 2, "embed_dim": 2, "kind": "linear", "dropout": 0.0}
-    said = {"format": 1, "image_size": 32, "image_encoder": TRACKER, "text_encoder": TRACKER}
-    marks = {"image_fingerprint": "a", "text_fingerprint": "a", "heads": {"image": head, "text": head}}
+    said = {
+        "format": 1,
+        "image_size": 32,
+        "image_encoder": TRACKER,
+        "text_encoder": TRACKER,
+    }
+    marks = {
+        "image_fingerprint": "a",
+        "text_fingerprint": "a",
+        "heads": {"image": head, "text": head},
+    }
     marks["probe"] = {"image": [1.0], "text": [1.0]}
     (folder / "aligned.json").write_text(json.dumps(said | marks))
-    with Index.open(theirs(tmp_path, str(folder))) as index, pytest.raises(InputError, match="so it is not fetched"):
+    with (
+        Index.open(theirs(tmp_path, str(folder))) as index,
+        pytest.raises(InputError, match="so it is not fetched"),
+    ):
         index.encoder()
     assert not hub.asked
-    with Index.open(tmp_path / "index", model=str(folder)) as index, pytest.raises(InputError, match="tracker"):
+    with (
+        Index.open(tmp_path / "index", model=str(folder)) as index,
+        pytest.raises(InputError, match="tracker"),
+    ):
         index.encoder()
     assert hub.asked
 
@@ -164,27 +210,50 @@ def make(folder, pictures, *encoders):
 def test_a_merge_adds_what_is_not_there_and_keeps_what_is_said_here(tmp_path):
     first, second = FakeEncoder(), FakeEncoder("second", seed=1, dim=5)
     here = make(tmp_path / "a", {"x.png": 1, "y.png": 2}, first)
-    there = make(tmp_path / "b", {"u.png": 2, "v.png": 3}, FakeEncoder("other name"), second)
+    there = make(
+        tmp_path / "b", {"u.png": 2, "v.png": 3}, FakeEncoder("other name"), second
+    )
     (tmp_path / "a" / "p" / "x.txt").write_text("said later")
     write_noise(tmp_path / "a" / "p" / "y.png", 5)
     there.update([tmp_path / "a" / "p"], options(second))
     for added, vectors in ((2, 5), (0, 0)):  # the other y.png stays as it is here
         done = here.merge(there)
-        assert (done.added, done.vectors, done.present, done.other) == (added, vectors, 3 - added, 1)
+        assert (done.added, done.vectors, done.present, done.other) == (
+            added,
+            vectors,
+            3 - added,
+            1,
+        )
     assert [model.name for model in here.models] == ["fake", "second"]
     items = {Path(item.path).name: item for item in here.items(here.store.ids())}
     ids = [items[name].id for name in ("x.png", "y.png", "u.png", "v.png")]
     assert items["x.png"].caption is None and len(items) == 4
     assert np.isfinite(here.store.vectors("fake", ids)).all()
-    assert np.isfinite(here.store.vectors("second", ids)).all(1).tolist() == [True, False, True, True]
-    assert here.store.nearest("fake", here.store.vectors("fake", ids[-1:])[0], 1).ids.tolist() == ids[-1:]
+    assert np.isfinite(here.store.vectors("second", ids)).all(1).tolist() == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert (
+        here.store.nearest(
+            "fake", here.store.vectors("fake", ids[-1:])[0], 1
+        ).ids.tolist()
+        == ids[-1:]
+    )
 
 
 def test_vectors_of_two_models_never_mix_and_no_picture_is_there_twice(tmp_path):
     here = make(tmp_path / "a", {"x.png": 1}, FakeEncoder())
     there = make(tmp_path / "b", {"u.png": 2}, FakeEncoder(seed=1))
-    inside, before = make(tmp_path / "a" / "p", {"b.png": 3}, FakeEncoder("second", seed=2)), here.revision()
-    for other, said in ((there, "another model 'fake'"), (inside, "which is a source of this index")):
+    inside, before = (
+        make(tmp_path / "a" / "p", {"b.png": 3}, FakeEncoder("second", seed=2)),
+        here.revision(),
+    )
+    for other, said in (
+        (there, "another model 'fake'"),
+        (inside, "which is a source of this index"),
+    ):
         with pytest.raises(InputError, match=said):
             here.merge(other)
     with pytest.raises(InputError, match="other weights"):
@@ -194,8 +263,23 @@ def test_vectors_of_two_models_never_mix_and_no_picture_is_there_twice(tmp_path)
 
 def test_an_export_has_the_columns_of_the_source(tmp_path):
     rows = [
-        {"filepath": "a.png", "year": 2020, "id": 2**60, "column_id": "x", "score": 1, "mixed": True, "new": False},
-        {"filepath": "b.png", "year": 2021, "id": 7, "column_id": "y", "score": 0.5, "mixed": "no"},
+        {
+            "filepath": "a.png",
+            "year": 2020,
+            "id": 2**60,
+            "column_id": "x",
+            "score": 1,
+            "mixed": True,
+            "new": False,
+        },
+        {
+            "filepath": "b.png",
+            "year": 2021,
+            "id": 7,
+            "column_id": "y",
+            "score": 0.5,
+            "mixed": "no",
+        },
     ]
     for row, colour in zip(rows, ("red", "blue"), strict=True):
         Image.new("RGB", (7, 5), colour).save(tmp_path / row["filepath"])
@@ -205,11 +289,27 @@ def test_an_export_has_the_columns_of_the_source(tmp_path):
         assert index.export(tmp_path / "all.parquet") == 2
         assert index.export(tmp_path / "some.parquet", where="year > 2020") == 1
     table = parquet.read_table(tmp_path / "all.parquet")
-    types = {"column_id": "string", "column_column_id": "int64", "mixed": "string", "new": "bool", "score": "double"}
-    found = {name: str(table.schema.field(name).type) for name in table.column_names[9:]}
+    types = {
+        "column_id": "string",
+        "column_column_id": "int64",
+        "mixed": "string",
+        "new": "bool",
+        "score": "double",
+    }
+    found = {
+        name: str(table.schema.field(name).type) for name in table.column_names[9:]
+    }
     assert found == types | {"year": "int64"}
     found = table.to_pydict()
-    assert found["id"] == [1, 2] and found["column_column_id"] == [2**60, 7] and found["column_id"] == ["x", "y"]
-    assert found["score"] == [1.0, 0.5] and found["new"] == [False, None] and found["year"] == [2020, 2021]
+    assert (
+        found["id"] == [1, 2]
+        and found["column_column_id"] == [2**60, 7]
+        and found["column_id"] == ["x", "y"]
+    )
+    assert (
+        found["score"] == [1.0, 0.5]
+        and found["new"] == [False, None]
+        and found["year"] == [2020, 2021]
+    )
     assert found["mixed"] == ["true", "no"]
     assert "new" not in parquet.read_table(tmp_path / "some.parquet").column_names

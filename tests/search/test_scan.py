@@ -18,7 +18,15 @@ from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.scan.open import BadSample, FoundPicture, ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
-from make import encoded, noise_image, raw_file, web, write_arrow, write_table, write_tar
+from make import (
+    encoded,
+    noise_image,
+    raw_file,
+    web,
+    write_arrow,
+    write_table,
+    write_tar,
+)
 
 
 def png(seed):
@@ -28,7 +36,10 @@ def png(seed):
 def scanned(source, **how):
     """Caption and columns by name."""
     collection = open_collection(source, ScanOptions(**how))
-    return {Path(found.path).name: collection.describe(found) for found in collection.scan(())}
+    return {
+        Path(found.path).name: collection.describe(found)
+        for found in collection.scan(())
+    }
 
 
 def left_out(source, **how):
@@ -39,7 +50,15 @@ def left_out(source, **how):
 
 def test_a_folder(tmp_path):
     folder = tmp_path / "p"
-    for name in ("a.png", "B.JPG", "sub/c.png", ".hidden.png", ".dir/d.png", "other/e.png", "idx/thumb.png"):
+    for name in (
+        "a.png",
+        "B.JPG",
+        "sub/c.png",
+        ".hidden.png",
+        ".dir/d.png",
+        "other/e.png",
+        "idx/thumb.png",
+    ):
         write_noise(folder / name, 1)
     (folder / "idx" / "index.sqlite").touch()
     (folder / "a.txt").write_text("a dog")
@@ -48,11 +67,22 @@ def test_a_folder(tmp_path):
     (folder / "alone.txt").touch()
     for name in ("@eaDir", "#recycle", "System Volume Information", "sub/node_modules"):
         write_noise(folder / name / "small.png", 1)
-    assert scanned(folder) == {"a.png": ("a dog", {}), "B.JPG": ("a cat", {}), "c.png": (None, {}), "e.png": (None, {})}
+    assert scanned(folder) == {
+        "a.png": ("a dog", {}),
+        "B.JPG": ("a cat", {}),
+        "c.png": (None, {}),
+        "e.png": (None, {}),
+    }
     assert left_out(folder) == {"file of another kind": 1}
     assert set(scanned(folder, exclude=("sub", "*.JPG"))) == {"a.png", "e.png"}
-    assert left_out(folder, exclude=("sub", "*.JPG")) == {"excluded": 2, "file of another kind": 1}
-    assert left_out(folder, exclude=("a.*", "alone.txt")) == {"excluded": 1, "file of another kind": 1}
+    assert left_out(folder, exclude=("sub", "*.JPG")) == {
+        "excluded": 2,
+        "file of another kind": 1,
+    }
+    assert left_out(folder, exclude=("a.*", "alone.txt")) == {
+        "excluded": 1,
+        "file of another kind": 1,
+    }
     assert set(scanned(folder, exclude=("sub/*",))) == {"a.png", "B.JPG", "e.png"}
 
 
@@ -69,11 +99,16 @@ def test_a_tar_beside_pictures_makes_no_folder_of_shards(tmp_path, index):
     (folder / "sub").rename(tmp_path / "sub")  # not there for now
     for _ in range(2):
         summary = index.update([folder], options(encoder))
-        assert "3 pictures were files and now are in tars" in summary.refused[str(folder)]
+        assert (
+            "3 pictures were files and now are in tars" in summary.refused[str(folder)]
+        )
         assert summary.added == summary.removed == 0 and len(index) == 3
     assert index.update([folder], options(encoder, remove_all=True)).removed == 3
     (tmp_path / "sub").rename(folder / "sub")
-    assert "1 pictures were in tars or Arrow" in index.update([], options(encoder)).refused[str(folder)]
+    assert (
+        "1 pictures were in tars or Arrow"
+        in index.update([], options(encoder)).refused[str(folder)]
+    )
     assert Path(index.items([4])[0].path).name == f"{tar.name}::x.png"
 
 
@@ -89,7 +124,10 @@ def test_links_and_pipes(tmp_path):
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(folder / "a.txt")  # nor is a caption read from one
     assert scanned(folder) == {"a.png": (None, {}), "inside.png": (None, {})}
-    links = {"link that leads out of the folder, not followed": 1, "linked folder, not followed": 2}
+    links = {
+        "link that leads out of the folder, not followed": 1,
+        "linked folder, not followed": 2,
+    }
     assert left_out(folder) == links | {"pipe or device": 2}
 
 
@@ -97,12 +135,27 @@ def test_links_and_pipes(tmp_path):
 def test_a_table(tmp_path, kind, index):
     write_noise(tmp_path / "a.png", 1)
     rows = [
-        {"filepath": "a.png", "title": "a dog", "year": 2020, "score": 0.5, "place": "Linz"},
-        {"filepath": "a.png", "title": "an animal", "year": 1, "score": 1.0, "place": "x"},
+        {
+            "filepath": "a.png",
+            "title": "a dog",
+            "year": 2020,
+            "score": 0.5,
+            "place": "Linz",
+        },
+        {
+            "filepath": "a.png",
+            "title": "an animal",
+            "year": 1,
+            "score": 1.0,
+            "place": "x",
+        },
         {"filepath": "gone.png", "title": "", "year": 2021, "score": 1.5, "place": ""},
     ]
     found = scanned(path := write_table(tmp_path / f"t.{kind}", rows))
-    assert found["a.png"] == ("a dog\nan animal", {"year": 2020, "score": 0.5, "place": "Linz"})
+    assert found["a.png"] == (
+        "a dog\nan animal",
+        {"year": 2020, "score": 0.5, "place": "Linz"},
+    )
     assert found["gone.png"][0] is None and found["gone.png"][1]["year"] == 2021
     summary = index.update([path], options(FakeEncoder()))
     assert summary.added == 1 and summary.faults == {"missing image": 1}
@@ -123,12 +176,21 @@ def test_what_a_table_says_stays_what_it_says(tmp_path, index):
         "b.png,10,0010,12345678901234567891,12,2018,2,Shirt 2,,y",
     ]
     (tmp_path / "t.csv").write_text("\n".join(rows))
-    said = {"sku": "0002", "ean": "12345678901234567890", "tweet": 1799999999999999999, "date": 2017}
+    said = {
+        "sku": "0002",
+        "ean": "12345678901234567890",
+        "tweet": 1799999999999999999,
+        "date": 2017,
+    }
     said |= {"price": 1.5, "name": "Shirt 1"}
     assert scanned(tmp_path / "t.csv")["a.png"] == ("002", said)
-    assert left_out(tmp_path / "t.csv") == {"from filters, a column of a name that all pictures have": 1}
+    assert left_out(tmp_path / "t.csv") == {
+        "from filters, a column of a name that all pictures have": 1
+    }
     (tmp_path / "two.csv").write_text("filepath,title,caption\na.png,x,y\n")
-    assert left_out(tmp_path / "two.csv") == {"from filters, a column of a name that all pictures have": 1}
+    assert left_out(tmp_path / "two.csv") == {
+        "from filters, a column of a name that all pictures have": 1
+    }
     index.update([tmp_path / "t.csv"], options(FakeEncoder()))
     assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
 
@@ -137,14 +199,28 @@ def test_shards(tmp_path, index):
     members = {
         "a.png": png(1),
         "a.txt": b"a dog",
-        "a.json": json.dumps({"year": 2020, "tags": ["x", "y"], "nested": {"k": 1}, "nan": float("nan")}).encode(),
+        "a.json": (
+            json.dumps(
+                {
+                    "year": 2020,
+                    "tags": ["x", "y"],
+                    "nested": {"k": 1},
+                    "nan": float("nan"),
+                }
+            ).encode()
+        ),
         "b.png": png(2),
         "c.txt": b"no picture",
     }
     tar = write_tar(tmp_path / "0.tar", members)
     found = scanned(tmp_path)
-    assert found["0.tar::a.png"] == ("a dog", {"year": 2020, "tags": "x, y", "nested": '{"k": 1}'})
-    assert found["0.tar::b.png"] == (None, {}) and left_out(tmp_path) == {"sample without a picture": 1}
+    assert found["0.tar::a.png"] == (
+        "a dog",
+        {"year": 2020, "tags": "x, y", "nested": '{"k": 1}'},
+    )
+    assert found["0.tar::b.png"] == (None, {}) and left_out(tmp_path) == {
+        "sample without a picture": 1
+    }
     assert left_out(tmp_path, exclude=("0.*",)) == {"excluded": 1}
     assert index.update([tmp_path], options(FakeEncoder())).added == 2
     ids = index.store.ids().tolist()
@@ -154,16 +230,30 @@ def test_shards(tmp_path, index):
     with pytest.raises(InputError, match="has changed since it was indexed"):
         index.picture(ids[1])
     summary = index.update([tmp_path], options(FakeEncoder()))
-    assert (summary.added, summary.changed, summary.described, summary.embedded) == (1, 1, 1, 2)
+    assert (summary.added, summary.changed, summary.described, summary.embedded) == (
+        1,
+        1,
+        1,
+        2,
+    )
     whole = tar.read_bytes()
-    for content, said in ((whole[:1500], "truncated shard"), (b"no tar" * 999, "shard cannot be read")):
+    for content, said in (
+        (whole[:1500], "truncated shard"),
+        (b"no tar" * 999, "shard cannot be read"),
+    ):
         tar.write_bytes(content)
         summary = index.update([tmp_path], options(FakeEncoder()))
-        assert summary.removed == 0 and summary.left_out.counts == {said: 1} and len(index) == 3
+        assert (
+            summary.removed == 0
+            and summary.left_out.counts == {said: 1}
+            and len(index) == 3
+        )
 
 
 @pytest.mark.parametrize("pattern", ["s/*.tar", "s/{0..1}.tar"])
-def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path, pattern, index):
+def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(
+    tmp_path, pattern, index
+):
     (tmp_path / "s").mkdir()
     for i in range(2):
         write_tar(tmp_path / "s" / f"{i}.tar", {f"{i}.png": png(i)})
@@ -177,7 +267,10 @@ def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path, patter
 
 
 def test_streamed_shards_are_not_fetched_again(tmp_path, monkeypatch, index):
-    tar = write_tar(tmp_path / "0.tar", {"a.png": png(1), "a.txt": b"a dog", "b.png": png(2), "b.txt": b"a cat"})
+    tar = write_tar(
+        tmp_path / "0.tar",
+        {"a.png": png(1), "a.txt": b"a dog", "b.png": png(2), "b.txt": b"a cat"},
+    )
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     with web() as server:
         server.pages |= {"/0.tar": tar.read_bytes(), "/sizes.json": b'{"0.tar": 2}'}
@@ -187,7 +280,10 @@ def test_streamed_shards_are_not_fetched_again(tmp_path, monkeypatch, index):
         monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "another"))
         assert index.update([source], options(FakeEncoder())).unchanged == 2
         assert asked.count("/0.tar") == 1
-        assert [item.path for item in index.items([1, 2])] == ["0.tar::a.png", "0.tar::b.png"]
+        assert [item.path for item in index.items([1, 2])] == [
+            "0.tar::a.png",
+            "0.tar::b.png",
+        ]
         assert index.picture(1) == png(1) and asked.count("/0.tar") == 2
         del server.pages["/0.tar"]
         monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "third"))
@@ -200,10 +296,17 @@ def test_streamed_shards_are_not_fetched_again(tmp_path, monkeypatch, index):
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
 def test_a_data_set_with_its_pictures_inside(tmp_path, kind, index):
     kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    pictures = [{"bytes": png(i), "path": None} for i in range(5)] + [{"bytes": None, "path": "beside.png"}, None]
+    pictures = [{"bytes": png(i), "path": None} for i in range(5)] + [
+        {"bytes": None, "path": "beside.png"},
+        None,
+    ]
     write_noise(tmp_path / "data" / "beside.png", 9)
     table = pa.table(
-        {"image": pa.array(pictures, kinds), "text": [f"number {i}" for i in range(7)], "label": list(range(7))}
+        {
+            "image": pa.array(pictures, kinds),
+            "text": [f"number {i}" for i in range(7)],
+            "label": list(range(7)),
+        }
     )
     path = write_arrow(tmp_path / "data" / f"train.{kind}", table)
     assert left_out(path, exclude=("train.*",)) == {"excluded": 1}
@@ -224,30 +327,61 @@ TIME = datetime.fromtimestamp(SECONDS).isoformat()
 
 
 def test_dates_of_a_column_have_the_year_first_and_others_are_counted(tmp_path):
-    dates = {"20240601": "2024-06-01", "2024-6-1": "2024-06-01", "2024/06/01 7:30": None, "05/31/2024": None}
-    dates |= {"2024.01.02 07:30": "2024-01-02T07:30", "2024-05": "2024-05", "2024-13-01": None, "": TIME}
+    dates = {
+        "20240601": "2024-06-01",
+        "2024-6-1": "2024-06-01",
+        "2024/06/01 7:30": None,
+        "05/31/2024": None,
+    }
+    dates |= {
+        "2024.01.02 07:30": "2024-01-02T07:30",
+        "2024-05": "2024-05",
+        "2024-13-01": None,
+        "": TIME,
+    }
     rows = ["filepath,date"]
     for seed, date in enumerate(dates):
         write_noise(tmp_path / f"{seed}.png", seed)
         os.utime(tmp_path / f"{seed}.png", (SECONDS, SECONDS))
         rows.append(f"{seed}.png,{date}")
     (tmp_path / "t.csv").write_text("\n".join(rows))
-    (tmp_path / "floats.csv").write_text("filepath,date\n0.png,2024.0\n1.png,2023.5\n2.png,\n3.png,20240601\n")
-    for name, expected in (("t.csv", list(dates.values())), ("floats.csv", ["2024", None, TIME, "2024-06-01"])):
+    (tmp_path / "floats.csv").write_text(
+        "filepath,date\n0.png,2024.0\n1.png,2023.5\n2.png,\n3.png,20240601\n"
+    )
+    for name, expected in (
+        ("t.csv", list(dates.values())),
+        ("floats.csv", ["2024", None, TIME, "2024-06-01"]),
+    ):
         with Index.create(tmp_path / f"{name}.idx") as index:
             summary = index.update([tmp_path / name], options(FakeEncoder()))
-            assert [item.date for item in index.items(index.store.ids().tolist())] == expected
-            assert summary.left_out.counts == {"date that cannot be read": 3 if name == "t.csv" else 1}
+            assert [
+                item.date for item in index.items(index.store.ids().tolist())
+            ] == expected
+            assert summary.left_out.counts == {
+                "date that cannot be read": 3 if name == "t.csv" else 1
+            }
 
 
 def test_an_imagefolder_whatever_the_form_of_its_accents(tmp_path):
     folder = tmp_path / "p"
-    composed, apart = (unicodedata.normalize(form, "\u00e9t\u00e9.png") for form in ("NFC", "NFD"))
+    composed, apart = (
+        unicodedata.normalize(form, "\u00e9t\u00e9.png") for form in ("NFC", "NFD")
+    )
     for place, name in (("0", composed), ("1", apart), ("2", "unnamed.png")):
         write_noise(folder / place / name, int(place))
-    rows = ["file_name,text,year", f"0/{apart},0,2020", f"1/{composed},1,2021", "gone.png,x,1", "out.png,y,1"]
+    rows = [
+        "file_name,text,year",
+        f"0/{apart},0,2020",
+        f"1/{composed},1,2021",
+        "gone.png,x,1",
+        "out.png,y,1",
+    ]
     (folder / "metadata.csv").write_text("\n".join(rows))
-    assert list(scanned(folder).values()) == [("0", {"year": 2020}), ("1", {"year": 2021}), (None, {})]
+    assert list(scanned(folder).values()) == [
+        ("0", {"year": 2020}),
+        ("1", {"year": 2021}),
+        (None, {}),
+    ]
     unnamed = "row of the folder's table that names no picture of it"
     assert left_out(folder) == {"file of another kind": 1, unnamed: 2}
     assert left_out(folder, exclude=("out.png",))[unnamed] == 1
@@ -258,11 +392,17 @@ GPS = {1: "S", 2: (12.0, 30.0, 30.0), 3: "E", 4: (9.0, 0.0, 0.0)}
 
 def test_what_exif_and_the_name_say(tmp_path, index):
     dates = {
-        "taken.jpg": ({0x8769: {0x9003: "2021:03:04 05:06:07"}, 0x0132: "2022:01:01 00:00:00"}, "2021-03-04T05:06:07"),
+        "taken.jpg": (
+            {0x8769: {0x9003: "2021:03:04 05:06:07"}, 0x0132: "2022:01:01 00:00:00"},
+            "2021-03-04T05:06:07",
+        ),
         "changed.jpg": ({0x0132: "2022:01:02 03:04:05"}, "2022-01-02T03:04:05"),
         "20240101.jpg": ({0x0132: "2022:01:02 03:04:05"}, "2022-01-02T03:04:05"),
         "odd.jpg": ({0x0132: "yesterday"}, TIME),
-        "turned.jpg": ({0x0112: 6, 0x010F: "Canon", 0x0110: "Canon EOS", 0x8825: GPS}, TIME),
+        "turned.jpg": (
+            {0x0112: 6, 0x010F: "Canon", 0x0110: "Canon EOS", 0x8825: GPS},
+            TIME,
+        ),
         "IMG-20240101-WA0007.jpg": ({0x010F: "Apple", 0x0110: "iPhone"}, "2024-01-01"),
         "PXL_20240101_120009123.jpg": ({0x8825: {1: "N"}}, "2024-01-01T12:00:09"),
         "2024-01-01 at 23.59.00-2.jpg": ({}, "2024-01-01T23:59:00"),
@@ -277,15 +417,29 @@ def test_what_exif_and_the_name_say(tmp_path, index):
         write_noise(tmp_path / "p" / name, seed, exif=exif)
         os.utime(tmp_path / "p" / name, (SECONDS, SECONDS))
     index.update([tmp_path / "p"], options(FakeEncoder()))
-    items = {Path(item.path).name: item for item in index.items(index.store.ids().tolist())}
+    items = {
+        Path(item.path).name: item for item in index.items(index.store.ids().tolist())
+    }
     small = Image.open(io.BytesIO(index.thumbnail(items["turned.jpg"].id)))
     assert small.size == (10, 12) and not small.getexif()
-    assert {name: item.date for name, item in items.items()} == {name: date for name, (_, date) in dates.items()}
+    assert {name: item.date for name, item in items.items()} == {
+        name: date for name, (_, date) in dates.items()
+    }
     assert (items["turned.jpg"].width, items["turned.jpg"].height) == (10, 12)
-    assert items["turned.jpg"].columns == {"camera": "Canon EOS", "latitude": -12.508333, "longitude": 9.0}
-    assert items["IMG-20240101-WA0007.jpg"].columns == {"camera": "Apple iPhone", "date_from": "name"}
+    assert items["turned.jpg"].columns == {
+        "camera": "Canon EOS",
+        "latitude": -12.508333,
+        "longitude": 9.0,
+    }
+    assert items["IMG-20240101-WA0007.jpg"].columns == {
+        "camera": "Apple iPhone",
+        "date_from": "name",
+    }
     assert items["changed.jpg"].columns == {"date_from": "exif"}
-    assert [items[name].date_from for name in ("taken.jpg", "20240230_1234.jpg")] == ["exif", "file"]
+    assert [items[name].date_from for name in ("taken.jpg", "20240230_1234.jpg")] == [
+        "exif",
+        "file",
+    ]
 
 
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -294,7 +448,10 @@ XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.o
 <dc:description><rdf:Alt><rdf:li xml:lang="de">am See</rdf:li><rdf:li xml:lang="x-default">by the lake</rdf:li>
 </rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>"""
 BOMB = '<!DOCTYPE a [<!ENTITY b "1"><!ENTITY c "&b;&b;">]><a>&c;</a>'
-IPTC = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0f\x1c\x02\x19\0\x03sea\x1c\x02x\0\x02hi\0"
+IPTC = (
+    b"Photoshop"
+    b" 3.0\x008BIM\x04\x04\0\0\0\0\0\x0f\x1c\x02\x19\0\x03sea\x1c\x02x\0\x02hi\0"
+)
 TAKEOUT = {
     "photoTakenTime": {"timestamp": str(SECONDS)},
     "geoData": {"latitude": 1.5, "longitude": 2.0},
@@ -306,32 +463,59 @@ def test_what_other_programs_wrote(tmp_path, index):
     folder, long = tmp_path / "p", "n" * 44
     unrated = ("takeout", "bomb", "texts", "again(1)", long)
     for seed, name in enumerate(("lightroom", "darktable", "own", "iptc", *unrated)):
-        write_noise(folder / f"{name}.jpg", seed, **({"xmp": XMP.format(4, "Cleo").encode()} if name == "own" else {}))
+        write_noise(
+            folder / f"{name}.jpg",
+            seed,
+            **({"xmp": XMP.format(4, "Cleo").encode()} if name == "own" else {}),
+        )
     (folder / "lightroom.xmp").write_text(XMP.format(5, "Anna"))
     (folder / "darktable.jpg.xmp").write_text(XMP.format(-1, "Bert"), encoding="utf-16")
     (folder / "takeout.jpg.supplemental-meta.json").write_text(json.dumps(TAKEOUT))
     for name in ("again.jpg.supplemental-metadata(1).json", f"{long}.j.json"):
-        (folder / name).write_text(json.dumps({"photoTakenTime": {"timestamp": str(SECONDS)}}))
+        (folder / name).write_text(
+            json.dumps({"photoTakenTime": {"timestamp": str(SECONDS)}})
+        )
     (folder / "bomb.xmp").write_text(BOMB)
     jpeg = (folder / "iptc.jpg").read_bytes()
-    (folder / "iptc.jpg").write_bytes(jpeg[:2] + b"\xff\xed" + (len(IPTC) + 2).to_bytes(2, "big") + IPTC + jpeg[2:])
+    (folder / "iptc.jpg").write_bytes(
+        jpeg[:2] + b"\xff\xed" + (len(IPTC) + 2).to_bytes(2, "big") + IPTC + jpeg[2:]
+    )
     (folder / "texts.txt").write_bytes("Straße".encode("utf-16"))
     (folder / "bomb.txt").write_bytes("Straße".encode("latin-1"))
     done = index.update([folder], options(FakeEncoder()))
-    items = {Path(item.path).stem: item for item in index.items(index.store.ids().tolist())}
+    items = {
+        Path(item.path).stem: item for item in index.items(index.store.ids().tolist())
+    }
     where = index.view("rating >= 4 and tags like '%Anna%'").where
     assert index.store.ids(where).tolist() == [items["lightroom"].id]
     assert done.left_out.counts == {"caption not UTF-8": 1}
-    said = {name: tuple(map(item.columns.get, ("rating", "tags"))) for name, item in items.items()}
-    stated = {"lightroom": (5, "Anna, lake"), "darktable": (-1, "Bert, lake"), "own": (4, "Cleo, lake")}
-    assert said == dict.fromkeys(unrated, (None, None)) | stated | {"iptc": (None, "sea")}
-    captions = [items[name].caption for name in ("lightroom", "own", "iptc", "takeout", "bomb", "texts")]
+    said = {
+        name: tuple(map(item.columns.get, ("rating", "tags")))
+        for name, item in items.items()
+    }
+    stated = {
+        "lightroom": (5, "Anna, lake"),
+        "darktable": (-1, "Bert, lake"),
+        "own": (4, "Cleo, lake"),
+    }
+    assert said == dict.fromkeys(unrated, (None, None)) | stated | {
+        "iptc": (None, "sea")
+    }
+    captions = [
+        items[name].caption
+        for name in ("lightroom", "own", "iptc", "takeout", "bomb", "texts")
+    ]
     assert captions == ["by the lake", "by the lake", "hi", "x", None, "Straße"]
     taken = items["takeout"]
-    assert {(items[name].date, items[name].date_from) for name in ("takeout", "again(1)", long)} == {(TIME, "takeout")}
+    assert {
+        (items[name].date, items[name].date_from)
+        for name in ("takeout", "again(1)", long)
+    } == {(TIME, "takeout")}
     assert taken.columns["latitude"] == 1.5
     (folder / "lightroom.xmp").write_text(XMP.format(3, "Anna"))
-    (folder / "own.txt").write_text("mine")  # which takes the place of what is in the picture
+    (folder / "own.txt").write_text(
+        "mine"
+    )  # which takes the place of what is in the picture
     assert index.update([folder], options(FakeEncoder())).described == 2
     (own,) = index.items([items["own"].id])
     assert own.caption == "mine" and set(own.columns) == {"tags", "rating"}
@@ -339,7 +523,9 @@ def test_what_other_programs_wrote(tmp_path, index):
 
 def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path, monkeypatch, index):
     (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "IMG_1.DNG").write_bytes(raw_file(encoded(noise_image(0, 64, 48), "JPEG")))
+    (tmp_path / "p" / "IMG_1.DNG").write_bytes(
+        raw_file(encoded(noise_image(0, 64, 48), "JPEG"))
+    )
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "rawpy", None)
         found = index.update([tmp_path / "p"], options(FakeEncoder()))
@@ -360,7 +546,9 @@ def test_one_source_inside_another(tmp_path, index):
         index.update([tmp_path / "p"], options(FakeEncoder()))
     for link, to in (("same", "p/sub"), ("around", "p")):
         (tmp_path / link).symlink_to(to)
-    assert index.update([tmp_path / "same"], options(FakeEncoder())).unchanged == 1  # the same folder
+    assert (
+        index.update([tmp_path / "same"], options(FakeEncoder())).unchanged == 1
+    )  # the same folder
     with pytest.raises(InputError, match="which is a source of this index"):
         index.update([tmp_path / "around"], options(FakeEncoder()))
     with pytest.raises(InputError, match="no such file"):

@@ -1,4 +1,6 @@
-"""One index of sixty small pictures for all tests that do not change it, and a client of its server."""
+"""One index of sixty small pictures for all tests that do not change it, and a client
+of its server.
+"""
 
 import pytest
 from served_colours import N, build, draw, web_of

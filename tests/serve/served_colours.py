@@ -14,16 +14,22 @@ NAMES = ("red", "green", "blue", "yellow", "black", "white")
 
 
 def draw(folder, numbers):
-    """Pictures NUMBER.png, each a little different, with captions beside them, some of which look like HTML."""
+    """Pictures NUMBER.png, each a little different, with captions beside them, some of
+    which look like HTML.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         name = NAMES[number % len(NAMES)]
         shade = tuple(min(255, channel + number % 7) for channel in COLOURS[name])
         image = Image.new("RGB", (24 + number % 5, 24), shade)
-        image.putpixel((0, 0), (number % 256, number // 256 % 256, 200))  # none of one colour, no two equal
+        image.putpixel(
+            (0, 0), (number % 256, number // 256 % 256, 200)
+        )  # none of one colour, no two equal
         image.save(folder / f"{number}.png")
         markup = "" if name == "red" else " <i>here</i>"
-        (folder / f"{number}.txt").write_text(f"a {name} square{markup}", encoding="utf-8")
+        (folder / f"{number}.txt").write_text(
+            f"a {name} square{markup}", encoding="utf-8"
+        )
     return folder
 
 
@@ -33,7 +39,9 @@ def web_of(index, **config):
 
 
 def build(place, folder, *models):
-    """An index of a folder by some models, open for reading, with the models handed in."""
+    """An index of a folder by some models, open for reading, with the models handed
+    in.
+    """
     with Index.create(place) as made:
         for model in models:
             made.update([folder], UpdateOptions(model=model, name=model.name))

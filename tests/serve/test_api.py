@@ -30,11 +30,16 @@ def ask(client, path, **body):
 def nearest(index, query, model="colours"):
     """Scores of all pictures."""
     ids = index.store.ids().tolist()
-    return {id_: float(row @ query) for id_, row in zip(ids, index.store.vectors(model, ids), strict=True)}
+    return {
+        id_: float(row @ query)
+        for id_, row in zip(ids, index.store.vectors(model, ids), strict=True)
+    }
 
 
 def agrees(hits, scores, top):
-    """Ties may come in any order: the scores are the best ones, and each belongs to its picture."""
+    """Ties may come in any order: the scores are the best ones, and each belongs to its
+    picture.
+    """
     found = [hit["score"] for hit in hits]
     assert found == pytest.approx(sorted(scores.values(), reverse=True)[:top], abs=1e-5)
     assert len({hit["id"] for hit in hits}) == len(hits)
@@ -49,37 +54,64 @@ def test_the_cutoff_says_that_nothing_fits(client, index):
     everything = ask(client, "search", parts=[{"words": "red"}], top=40, cutoff=False)
     assert len(everything["hits"]) == 40 and everything["cut"] == 0
     row = index.encoder("others").encode_text(["red"])[0].numpy()
-    found = ask(client, "search", parts=[{"words": "red"}], top=5, cutoff=False, model="others")
+    found = ask(
+        client, "search", parts=[{"words": "red"}], top=5, cutoff=False, model="others"
+    )
     agrees(found["hits"], nearest(index, row, "others"), 5)
 
 
 def test_a_filter_narrows_every_way_of_asking(client, index):
     where = "caption like '%blue%' and width >= 26"
     items = index.items(index.store.ids().tolist())
-    fits = {item.id for item in items if "blue" in str(item.caption) and item.width >= 26}
+    fits = {
+        item.id for item in items if "blue" in str(item.caption) and item.width >= 26
+    }
     assert 0 < len(fits) < N
     assert set(client.get("/api/ids", params={"where": where}).json()["ids"]) == fits
-    hits = ask(client, "search", parts=[{"words": "red"}], cutoff=False, where=where)["hits"]
+    hits = ask(client, "search", parts=[{"words": "red"}], cutoff=False, where=where)[
+        "hits"
+    ]
     assert {hit["id"] for hit in hits} == fits
     similar = client.get("/api/items/2/similar", params={"where": where}).json()["hits"]
     assert {hit["id"] for hit in similar} == fits - {2}
-    assert ask(client, "classify", labels=["red", "blue"], where=where)["classified"] == len(fits)
-    groups = client.get("/api/duplicates", params={"where": where, "threshold": 0.9}).json()["groups"]
+    assert ask(client, "classify", labels=["red", "blue"], where=where)[
+        "classified"
+    ] == len(fits)
+    groups = client.get(
+        "/api/duplicates", params={"where": where, "threshold": 0.9}
+    ).json()["groups"]
     duplicates = index.duplicates(0.9, where=where)
-    assert [group["ids"] for group in groups] == [[hit.item.id for hit in group] for group in duplicates]
-    newest = client.get("/api/ids", params={"where": where, "order": "newest"}).json()["ids"]
-    by_date = sorted(index.items(list(fits)), key=lambda item: (str(item.date), item.id), reverse=True)
+    assert [group["ids"] for group in groups] == [
+        [hit.item.id for hit in group] for group in duplicates
+    ]
+    newest = client.get("/api/ids", params={"where": where, "order": "newest"}).json()[
+        "ids"
+    ]
+    by_date = sorted(
+        index.items(list(fits)),
+        key=lambda item: (str(item.date), item.id),
+        reverse=True,
+    )
     assert newest == [item.id for item in by_date]
 
 
-def test_beyond_this_machine_neither_an_answer_nor_a_filter_shows_a_full_path(index, pictures):
+def test_beyond_this_machine_neither_an_answer_nor_a_filter_shows_a_full_path(
+    index, pictures
+):
     for local in (True, False):
         with web_of(index, local=local) as web:
             answer = web.get("/api/items/1")
-            assert (str(pictures) in answer.text) is local and answer.json()["path"].endswith(answer.json()["name"])
+            assert (str(pictures) in answer.text) is local and answer.json()[
+                "path"
+            ].endswith(answer.json()["name"])
             for where in ("source like '/%'", "not path is null"):
-                assert web.get("/api/ids", params={"where": where}).status_code == (200 if local else 400)
-            assert web.get("/api/ids", params={"where": "name like '1%'"}).status_code == 200
+                assert web.get("/api/ids", params={"where": where}).status_code == (
+                    200 if local else 400
+                )
+            assert (
+                web.get("/api/ids", params={"where": "name like '1%'"}).status_code
+                == 200
+            )
 
 
 def test_pictures_come_by_id(client, index):
@@ -88,16 +120,29 @@ def test_pictures_come_by_id(client, index):
     assert answer.content == Path(item.path).read_bytes()
     assert answer.headers["content-type"] == "image/png"
     small = client.get("/api/items/3/thumbnail?size=64")
-    assert small.headers["content-type"] == "image/jpeg" and max(Image.open(io.BytesIO(small.content)).size) <= 64
+    assert (
+        small.headers["content-type"] == "image/jpeg"
+        and max(Image.open(io.BytesIO(small.content)).size) <= 64
+    )
     for other in ("3/thumbnail?size=128", "4/thumbnail?size=64"):
-        assert client.get(f"/api/items/{other}").headers["etag"] != small.headers["etag"]
+        assert (
+            client.get(f"/api/items/{other}").headers["etag"] != small.headers["etag"]
+        )
     for path, first in (("picture", answer), ("thumbnail?size=64", small)):
-        assert first.headers["cache-control"] == "private, no-cache"  # another index has the same addresses
-        again = client.get(f"/api/items/3/{path}", headers={"if-none-match": first.headers["etag"]})
+        assert (
+            first.headers["cache-control"] == "private, no-cache"
+        )  # another index has the same addresses
+        again = client.get(
+            f"/api/items/3/{path}", headers={"if-none-match": first.headers["etag"]}
+        )
         assert again.status_code == 304 and not again.content
-        several = {"if-none-match": f'"other", W/{first.headers["etag"]}'}  # as a proxy that compresses asks
+        several = {
+            "if-none-match": f'"other", W/{first.headers["etag"]}'
+        }  # as a proxy that compresses asks
         assert client.get(f"/api/items/3/{path}", headers=several).status_code == 304
-    assert [found["id"] for found in client.get("/api/items?id=3&id=999&id=1").json()] == [3, 1]
+    assert [
+        found["id"] for found in client.get("/api/items?id=3&id=999&id=1").json()
+    ] == [3, 1]
     assert client.get("/api/items/3").json()["caption"] == item.caption
 
 
@@ -105,22 +150,37 @@ def test_copies_and_files_of_one_shot_name_the_first(tmp_path):
     folder = draw(tmp_path / "pictures", range(4))
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     Image.open(folder / "1.png").save(folder / "1.jpg")
-    with build(tmp_path / "idx", folder, ColourModel()) as opened, web_of(opened) as web:
+    with (
+        build(tmp_path / "idx", folder, ColourModel()) as opened,
+        web_of(opened) as web,
+    ):
         hits = ask(web, "search", parts=[{"words": "red"}], cutoff=False)["hits"]
         names = {hit["id"]: hit["name"] for hit in hits}
         same = {hit["name"]: names[hit["same"]] for hit in hits}
         expected = [["0.png", "copy.png"], ["1.jpg", "1.png"]]
-        assert sorted(sorted(pair) for pair in same.items() if pair[0] != pair[1]) == expected
+        assert (
+            sorted(sorted(pair) for pair in same.items() if pair[0] != pair[1])
+            == expected
+        )
         shots = web.get("/api/shots").json()
-        pairs = [{names[id_], names[first]} for id_, first in zip(shots["ids"], shots["firsts"], strict=True)]
+        pairs = [
+            {names[id_], names[first]}
+            for id_, first in zip(shots["ids"], shots["firsts"], strict=True)
+        ]
         assert sorted(map(sorted, pairs)) == expected
 
 
 def test_words_are_never_a_path_or_an_address(client, tmp_path):
     (tmp_path / "red.png").write_bytes(picture("red"))
-    for words in (str(tmp_path / "red.png"), "http://127.0.0.1:9/red.png", "../red.png"):
+    for words in (
+        str(tmp_path / "red.png"),
+        "http://127.0.0.1:9/red.png",
+        "../red.png",
+    ):
         found = ask(client, "embed", texts=[words])
-        assert np.array(found["texts"][0]) == pytest.approx(ColourModel().encode_text([words])[0].numpy(), abs=1e-6)
+        assert np.array(found["texts"][0]) == pytest.approx(
+            ColourModel().encode_text([words])[0].numpy(), abs=1e-6
+        )
 
 
 def test_queries_that_arrive_together_go_through_the_model_together(index, encoders):
@@ -129,16 +189,30 @@ def test_queries_that_arrive_together_go_through_the_model_together(index, encod
     async def together():
         app = make_app(index, ServeConfig())
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
-            bodies = [{"parts": [{"words": each}], "cutoff": False, "top": 5} for each in words]
-            answers = await asyncio.gather(*(web.post("/api/search", json=body) for body in bodies))
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost"
+        ) as web:
+            bodies = [
+                {"parts": [{"words": each}], "cutoff": False, "top": 5}
+                for each in words
+            ]
+            answers = await asyncio.gather(
+                *(web.post("/api/search", json=body) for body in bodies)
+            )
             return [answer.json() for answer in answers]
 
     encoders[0].batches.clear()
     answers = asyncio.run(together())
-    assert sum(encoders[0].batches) == len(words) and len(encoders[0].batches) < len(words) / 2
+    assert (
+        sum(encoders[0].batches) == len(words)
+        and len(encoders[0].batches) < len(words) / 2
+    )
     for each, answer in zip(words, answers, strict=True):
-        agrees(answer["hits"], nearest(index, encoders[0].encode_text([each])[0].numpy()), 5)
+        agrees(
+            answer["hits"],
+            nearest(index, encoders[0].encode_text([each])[0].numpy()),
+            5,
+        )
 
 
 def test_what_nobody_waits_for_any_more_is_not_computed(index, monkeypatch):
@@ -166,15 +240,30 @@ def test_what_nobody_waits_for_any_more_is_not_computed(index, monkeypatch):
             status.extend([message["status"]] if "status" in message else [])
 
         query = f"threshold={threshold}".encode()
-        scope = {"type": "http", "method": "GET", "path": "/api/duplicates", "raw_path": b"/api/duplicates"}
-        scope |= {"query_string": query, "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http"}
-        await app({**scope, "server": ("localhost", 80), "root_path": ""}, receive, send)
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/api/duplicates",
+            "raw_path": b"/api/duplicates",
+        }
+        scope |= {
+            "query_string": query,
+            "headers": [(b"host", b"localhost")],
+            "http_version": "1.1",
+            "scheme": "http",
+        }
+        await app(
+            {**scope, "server": ("localhost", 80), "root_path": ""}, receive, send
+        )
         return status[0]
 
     async def together():
         first = asyncio.create_task(ask(0.91, leaves=False))
         await asyncio.to_thread(begun.wait, 60)
-        others = [asyncio.create_task(ask(threshold, leaves=threshold < 0.94)) for threshold in (0.92, 0.93, 0.94)]
+        others = [
+            asyncio.create_task(ask(threshold, leaves=threshold < 0.94))
+            for threshold in (0.92, 0.93, 0.94)
+        ]
         await asyncio.sleep(0.2)
         go.set()
         return await asyncio.gather(first, *others)
@@ -191,7 +280,9 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path):
         assert (before["pictures"], found["searched"]) == (30, 30)
         draw(folder, range(30, 41))
         (folder / "0.png").unlink()
-        with Index.open(tmp_path / "idx", writable=True) as other:  # as another process does
+        with Index.open(
+            tmp_path / "idx", writable=True
+        ) as other:  # as another process does
             other.update([folder], UpdateOptions(model=encoder, name=encoder.name))
         after = web.get("/api/health").json()
         found = ask(web, "search", parts=[{"words": "red"}], cutoff=False, top=100)
@@ -201,39 +292,62 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path):
 
 
 def test_a_model_that_is_replaced_is_asked_anew(tmp_path, monkeypatch):
-    """Nothing of the old weights meets the new vectors: no row of an upload, no batch, no text that was kept."""
+    """Nothing of the old weights meets the new vectors: no row of an upload, no batch,
+    no text that was kept.
+    """
     old, new = ColourModel(), ColourModel("anew")
     folder = draw(tmp_path / "pictures", range(30))
     data = (folder / "3.png").read_bytes()
     with build(tmp_path / "idx", folder, old) as index, web_of(index) as web:
         query = {"parts": [{"words": "red"}], "cutoff": False, "top": 5}
-        agrees(ask(web, "search", **query)["hits"], nearest(index, old.encode_text(["red"])[0].numpy()), 5)
-        held = web.post("/api/uploads", files={"file": ("name.png", data)}).json()["upload"]
-        with Index.open(tmp_path / "idx", writable=True) as other:  # as another process does
-            other.update([folder], UpdateOptions(model=new, name=old.name, replace_model=True))
-        monkeypatch.setattr(fingerprints, "load_with_fingerprint", lambda *_: (new, new.fingerprint))
-        agrees(ask(web, "search", **query)["hits"], nearest(index, new.encode_text(["red"])[0].numpy()), 5)
+        agrees(
+            ask(web, "search", **query)["hits"],
+            nearest(index, old.encode_text(["red"])[0].numpy()),
+            5,
+        )
+        held = web.post("/api/uploads", files={"file": ("name.png", data)}).json()[
+            "upload"
+        ]
+        with Index.open(
+            tmp_path / "idx", writable=True
+        ) as other:  # as another process does
+            other.update(
+                [folder], UpdateOptions(model=new, name=old.name, replace_model=True)
+            )
+        monkeypatch.setattr(
+            fingerprints, "load_with_fingerprint", lambda *_: (new, new.fingerprint)
+        )
+        agrees(
+            ask(web, "search", **query)["hits"],
+            nearest(index, new.encode_text(["red"])[0].numpy()),
+            5,
+        )
         query["parts"] = [{"upload": held}]
         found = ask(web, "search", **query)["hits"][0]
         assert found["score"] == pytest.approx(1) and found["name"] == "3.png"
 
 
-# A filter, weights that cancel, ids that are not there: well-formed, and refused with these.
-CHECKS = {"positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404, 413, 415]}}
+# A filter, weights that cancel, ids that are not there: well-formed, and refused with
+# these.
+CHECKS = {
+    "positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404, 413, 415]}
+}
 
 
 @pytest.fixture
 def schemathesis():
     found = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-    # It imports this late. While threads of an index run, Python 3.11 may fail to parse it: "AST constructor recursion
-    # depth mismatch" (python/cpython#106905).
+    # It imports this late. While threads of an index run, Python 3.11 may fail to parse
+    # it: "AST constructor recursion depth mismatch" (python/cpython#106905).
     pytest.importorskip("schemathesis.specs.openapi.schemas")
     return found
 
 
 @pytest.mark.nightly
 def test_the_api_keeps_to_its_description(schemathesis, index):
-    """Every operation with well-formed requests, which are answered, and as many malformed ones, which are refused."""
+    """Every operation with well-formed requests, which are answered, and as many
+    malformed ones, which are refused.
+    """
     app = make_app(index, ServeConfig(local=False, max_upload_pixels=100_000))
     config = schemathesis.Config.from_dict({"checks": CHECKS})
     described = schemathesis.openapi.from_asgi("/api/openapi.json", app, config=config)
@@ -242,10 +356,13 @@ def test_the_api_keeps_to_its_description(schemathesis, index):
     for operation in operations:
         for mode in (modes.POSITIVE, modes.NEGATIVE):
             wrong = mode is modes.NEGATIVE
-            if wrong and (operation.path == "/api/uploads" or not (operation.body or operation.query)):
+            if wrong and (
+                operation.path == "/api/uploads"
+                or not (operation.body or operation.query)
+            ):
                 continue  # nothing to get wrong; forms that are none: test_guard.py
 
-            @settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)  # fmt: skip # noqa: E501
+            @settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case):
                 case.call_and_validate()

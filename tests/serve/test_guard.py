@@ -1,4 +1,6 @@
-"""The guard by itself, and uploads of strangers: refused in a line, and nothing of them is kept."""
+"""The guard by itself, and uploads of strangers: refused in a line, and nothing of them
+is kept.
+"""
 
 import io
 from unittest.mock import Mock
@@ -28,7 +30,10 @@ def client(base="http://localhost:8017", **options):
     return TestClient(guard, base_url=base, follow_redirects=False)
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "127.0.0.1", "127.8.9.1", "[::1]", "a.localhost"])
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST.", "127.0.0.1", "127.8.9.1", "[::1]", "a.localhost"],
+)
 def test_loopback(host):
     assert is_loopback(host)
     assert client().get("/x", headers={"host": f"{host}:99"}).status_code == 200
@@ -36,16 +41,25 @@ def test_loopback(host):
 
 def test_another_name_is_not_answered_on_loopback():
     """What DNS rebinding comes with."""
-    names = "evil.example localhost.evil.example 127.0.0.1.nip.io 0.0.0.0 10.0.0.1 [::2] [::1]evil 21307"
+    names = (
+        "evil.example localhost.evil.example 127.0.0.1.nip.io 0.0.0.0 10.0.0.1 [::2]"
+        " [::1]evil 21307"
+    )
     for host in ("", *names.split()):
         assert not is_loopback(host)
         for header in (host, f"{host}:8017"):
             answer = client().get("/x", headers={"host": header})
-            assert answer.status_code == 421 and "localhost" in answer.json()["detail"], header
+            assert (
+                answer.status_code == 421 and "localhost" in answer.json()["detail"]
+            ), header
 
 
 def test_every_answer_has_the_careful_headers():
-    for path, headers in (("/x", {}), ("/api/x", {"origin": "http://evil.example"}), ("/x", {"host": "evil.example"})):
+    for path, headers in (
+        ("/x", {}),
+        ("/api/x", {"origin": "http://evil.example"}),
+        ("/x", {"host": "evil.example"}),
+    ):
         answer = client().get(path, headers=headers)
         for name, value in HEADERS.items():
             assert answer.headers[name] == value
@@ -55,7 +69,10 @@ def test_every_answer_has_the_careful_headers():
 
 def test_other_sites_get_nothing_from_the_api():
     sites = [{"sec-fetch-site": site} for site in ("cross-site", "same-site")]
-    sites += [{"origin": origin} for origin in ("null", "http://localhost:1", "http://evil.example")]
+    sites += [
+        {"origin": origin}
+        for origin in ("null", "http://localhost:1", "http://evil.example")
+    ]
     for headers in sites:
         assert client().post("/api/x", headers=headers).status_code == 403
     own = {"sec-fetch-site": "same-origin", "origin": "http://localhost:8017"}
@@ -75,32 +92,74 @@ def test_without_the_token_nothing_but_the_form():
         {"cookie": "\x01;;=="},
     ):
         answer = web.get("/api/x", headers=headers)
-        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert (
+            answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        )
         assert web.get("/page/main.js", headers=headers).status_code == 401
-        assert web.get("/api/health", headers=headers).json() == {"status": "ok"} or headers
-    assert web.get("/page/base.css").status_code == 200 and web.post("/page/base.css").status_code == 401
+        assert (
+            web.get("/api/health", headers=headers).json() == {"status": "ok"}
+            or headers
+        )
+    assert (
+        web.get("/page/base.css").status_code == 200
+        and web.post("/page/base.css").status_code == 401
+    )
     form = web.get("/")
-    assert form.status_code == 401 and form.headers["content-type"].startswith("text/html") and TOKEN not in form.text
-    assert web.get(f"/api/x?token={TOKEN}").status_code == 401  # an address is written down in too many places
+    assert (
+        form.status_code == 401
+        and form.headers["content-type"].startswith("text/html")
+        and TOKEN not in form.text
+    )
+    assert (
+        web.get(f"/api/x?token={TOKEN}").status_code == 401
+    )  # an address is written down in too many places
 
 
 def test_the_token_opens_by_bearer_address_and_form():
     web = client("http://10.0.0.5:8017", local=False, token=TOKEN)
-    assert web.get("/api/x", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert (
+        web.get("/api/x", headers={"authorization": f"Bearer {TOKEN}"}).status_code
+        == 200
+    )
     given = web.post("/?token=nearly&q=red", content=f"token={TOKEN}")
-    for answer in (web.get(f"/?token={TOKEN}&q=red"), web.post("/?q=red", content=f"token={TOKEN}"), given):
+    for answer in (
+        web.get(f"/?token={TOKEN}&q=red"),
+        web.post("/?q=red", content=f"token={TOKEN}"),
+        given,
+    ):
         assert answer.status_code == 303 and answer.headers["location"] == "/?q=red"
         cookie = answer.headers["set-cookie"]
         assert "HttpOnly" in cookie and "SameSite=strict" in cookie
         web.cookies.clear()
         for others in ("", "cloob-token-8018=of-another; "):
-            assert web.get("/api/x", headers={"cookie": others + cookie.partition(";")[0]}).status_code == 200
+            assert (
+                web.get(
+                    "/api/x", headers={"cookie": others + cookie.partition(";")[0]}
+                ).status_code
+                == 200
+            )
     web.cookies.clear()
     wrong = web.post("/", content="token=nearly")
-    assert wrong.status_code == 401 and "not right" in wrong.text and "set-cookie" not in wrong.headers
-    for others in ('a={"b":1}', "a b", "über=1", "a=x=y", ""):  # odd cookies of other programs
-        for cookie in (f"{others}; cloob-token-8017={TOKEN}", f"cloob-token-8017={TOKEN};{others}"):
-            assert web.get("/api/x", headers={"cookie": cookie.encode()}).status_code == 200
+    assert (
+        wrong.status_code == 401
+        and "not right" in wrong.text
+        and "set-cookie" not in wrong.headers
+    )
+    for others in (
+        'a={"b":1}',
+        "a b",
+        "über=1",
+        "a=x=y",
+        "",
+    ):  # odd cookies of other programs
+        for cookie in (
+            f"{others}; cloob-token-8017={TOKEN}",
+            f"cloob-token-8017={TOKEN};{others}",
+        ):
+            assert (
+                web.get("/api/x", headers={"cookie": cookie.encode()}).status_code
+                == 200
+            )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +171,9 @@ def test_the_token_opens_by_bearer_address_and_form():
         (b"\xff\x0a" + bytes(90), 415, "RAW and JPEG XL are not taken"),
     ],
 )
-def test_an_upload_that_is_too_large_or_has_no_bound_is_refused(client, data, code, message):
+def test_an_upload_that_is_too_large_or_has_no_bound_is_refused(
+    client, data, code, message
+):
     answer = client.post("/api/uploads", files={"file": ("a.png", data)})
     assert answer.status_code == code and message in answer.json()["detail"]
 
@@ -124,10 +185,14 @@ def test_only_a_clean_thumbnail_is_given_back(client):
     drawn = Image.new("RGB", (500, 300), "blue")
     drawn.paste("red", (0, 0, 250, 300))
     drawn.save(stream, "JPEG", exif=exif, comment=b"a secret word")
-    answer = client.post("/api/uploads", files={"file": ("a.jpg", stream.getvalue())}).json()
+    answer = client.post(
+        "/api/uploads", files={"file": ("a.jpg", stream.getvalue())}
+    ).json()
     assert (answer["width"], answer["height"]) == (300, 500)  # turned by a quarter
     small = client.get(f"/api/uploads/{answer['upload']}/thumbnail")
-    assert small.headers["content-type"] == "image/jpeg" and b"secret" not in small.content
+    assert (
+        small.headers["content-type"] == "image/jpeg" and b"secret" not in small.content
+    )
     image = Image.open(io.BytesIO(small.content))
     assert image.size == (154, 256) and not image.getexif()
     assert image.getpixel((80, 20))[0] > 200 and image.getpixel((80, 230))[2] > 200
@@ -143,13 +208,23 @@ def test_a_form_without_a_file_and_several_files(client):
 @pytest.mark.parametrize("bound", ["MAX_UPLOADS", "MAX_UPLOADS_BYTES"])
 def test_those_used_longest_ago_are_forgotten(index, monkeypatch, bound):
     files = [picture(colour) for colour in ("red", "green", "blue")]
-    monkeypatch.setattr(f"cloob.serve.collection.{bound}", 2 if bound == "MAX_UPLOADS" else len(files[0]) * 2 + 9)
+    monkeypatch.setattr(
+        f"cloob.serve.collection.{bound}",
+        2 if bound == "MAX_UPLOADS" else len(files[0]) * 2 + 9,
+    )
     with web_of(index) as client:
         held = []
         for data in files:
-            held.append(client.post("/api/uploads", files={"file": ("a.png", data)}).json()["upload"])
+            held.append(
+                client.post("/api/uploads", files={"file": ("a.png", data)}).json()[
+                    "upload"
+                ]
+            )
             client.get(f"/api/uploads/{held[0]}/thumbnail")
-        assert [client.get(f"/api/uploads/{upload}/thumbnail").status_code for upload in held] == [200, 404, 200]
+        assert [
+            client.get(f"/api/uploads/{upload}/thumbnail").status_code
+            for upload in held
+        ] == [200, 404, 200]
 
 
 FORM = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
@@ -157,7 +232,10 @@ FORM = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\
 
 @pytest.mark.parametrize(
     ("path", "start", "kind"),
-    [("search", b"{", "application/json"), ("uploads", FORM, "multipart/form-data; boundary=x")],
+    [
+        ("search", b"{", "application/json"),
+        ("uploads", FORM, "multipart/form-data; boundary=x"),
+    ],
 )
 def test_a_body_is_refused_by_what_it_says_and_by_what_it_is(client, path, start, kind):
     def long():
@@ -165,8 +243,13 @@ def test_a_body_is_refused_by_what_it_says_and_by_what_it_is(client, path, start
         for _ in range(30):
             yield b" " * 60_000
 
-    for content in (start + b" " * 1_100_000, long()):  # of the latter no length is said
-        answer = client.post(f"/api/{path}", content=content, headers={"content-type": kind})
+    for content in (
+        start + b" " * 1_100_000,
+        long(),
+    ):  # of the latter no length is said
+        answer = client.post(
+            f"/api/{path}", content=content, headers={"content-type": kind}
+        )
         assert answer.status_code == 413 and answer.json()["detail"]
 
 
@@ -188,20 +271,66 @@ def test_no_path_leaves_the_index(client, path):
 @pytest.mark.parametrize(
     ("call", "error", "path", "body", "status", "detail"),
     [
-        ("picture", FileNotFoundError(2, "No such file", "/secret/m"), "items/1/picture", None, 404, "cloob index"),
-        ("thumbnail", FileNotFoundError(2, "No such file", "/secret/m"), "items/1/thumbnail", None, 404, "cloob index"),
-        ("search", RuntimeError("/secret/m"), "search", {"parts": [{"words": "red"}]}, 500, "the server failed"),
-        ("search", FileNotFoundError("/secret/m"), "search", {"parts": [{"words": "red"}]}, 500, "the server failed"),
-        ("search", InputError("/secret/m is bad"), "search", {"parts": [{"words": "red"}]}, 400, "… is bad"),
-        ("classify", InputError("/secret/m is bad; IDX"), "classify", {"labels": ["red", "blue"]}, 400, "… is bad; …"),
+        (
+            "picture",
+            FileNotFoundError(2, "No such file", "/secret/m"),
+            "items/1/picture",
+            None,
+            404,
+            "cloob index",
+        ),
+        (
+            "thumbnail",
+            FileNotFoundError(2, "No such file", "/secret/m"),
+            "items/1/thumbnail",
+            None,
+            404,
+            "cloob index",
+        ),
+        (
+            "search",
+            RuntimeError("/secret/m"),
+            "search",
+            {"parts": [{"words": "red"}]},
+            500,
+            "the server failed",
+        ),
+        (
+            "search",
+            FileNotFoundError("/secret/m"),
+            "search",
+            {"parts": [{"words": "red"}]},
+            500,
+            "the server failed",
+        ),
+        (
+            "search",
+            InputError("/secret/m is bad"),
+            "search",
+            {"parts": [{"words": "red"}]},
+            400,
+            "… is bad",
+        ),
+        (
+            "classify",
+            InputError("/secret/m is bad; IDX"),
+            "classify",
+            {"labels": ["red", "blue"]},
+            400,
+            "… is bad; …",
+        ),
     ],
 )
 def test_an_error_names_no_place_on_this_machine(
     client, index, caplog, monkeypatch, call, error, path, body, status, detail
 ):
-    error = type(error)(*(str(arg).replace("IDX", index.store.address) for arg in error.args))
+    error = type(error)(
+        *(str(arg).replace("IDX", index.store.address) for arg in error.args)
+    )
     monkeypatch.setattr(Index, call, Mock(side_effect=error))
-    answer = client.post(f"/api/{path}", json=body) if body else client.get(f"/api/{path}")
+    answer = (
+        client.post(f"/api/{path}", json=body) if body else client.get(f"/api/{path}")
+    )
     assert answer.status_code == status and detail in answer.json()["detail"]
     assert "secret" not in answer.text and index.store.address not in answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -209,11 +338,23 @@ def test_an_error_names_no_place_on_this_machine(
 
 
 def test_a_full_disk_is_the_servers_fault(index, caplog, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")  # where a form above a megabyte is kept
+    monkeypatch.setattr(
+        "tempfile.tempdir", "/nonexistent"
+    )  # where a form above a megabyte is kept
     with web_of(index) as web:
-        assert web.post("/api/uploads", files={"file": ("a.png", bytes(1_500_000))}).status_code == 500
+        assert (
+            web.post(
+                "/api/uploads", files={"file": ("a.png", bytes(1_500_000))}
+            ).status_code
+            == 500
+        )
         assert "a request failed" in caplog.text
-        assert web.post("/api/uploads", files={"file": ("a.png", picture("red"))}).status_code == 200
+        assert (
+            web.post(
+                "/api/uploads", files={"file": ("a.png", picture("red"))}
+            ).status_code
+            == 200
+        )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +362,11 @@ def test_a_full_disk_is_the_servers_fault(index, caplog, monkeypatch):
     [
         ("search", {"parts": [{"words": "red"}], "where": "width >"}, "filter"),
         ("search", {"parts": [{"words": "red"}], "model": "no"}, "of a model 'no'"),
-        ("search", {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]}, "cancel"),
+        (
+            "search",
+            {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]},
+            "cancel",
+        ),
         ("search", {"parts": [{"words": " "}]}, "empty query"),
         ("explain", {"parts": [{"words": "red"}], "where": "width > 99"}, "no picture"),
         ("classify", {"labels": ["red", "red"]}, "the label 'red' is there twice"),

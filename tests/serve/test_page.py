@@ -1,4 +1,6 @@
-"""The page, clicked through in a real headless Chromium; axe-core looks for what screen readers would miss."""
+"""The page, clicked through in a real headless Chromium; axe-core looks for what screen
+readers would miss.
+"""
 
 import json
 import re
@@ -32,7 +34,9 @@ def serving(index):
     with socket.create_server(("127.0.0.1", 0)) as opened:
         app = make_app(index, ServeConfig())
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [opened]}, daemon=True
+        )
         thread.start()
         yield f"http://localhost:{opened.getsockname()[1]}/"
         server.should_exit = True
@@ -66,23 +70,41 @@ class Page:
         return self.all(selector)[0]
 
     def text(self, selector):
-        return str(self.run("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
+        return str(
+            self.run(
+                "return document.querySelector(arguments[0])?.textContent ?? ''",
+                selector,
+            )
+        )
 
     def until(self, holds, what=""):
-        WebDriverWait(self.driver, 40, poll_frequency=0.05).until(lambda _: holds(), what)
+        WebDriverWait(self.driver, 40, poll_frequency=0.05).until(
+            lambda _: holds(), what
+        )
 
     def says(self, selector, words):
-        self.until(lambda: words in self.text(selector), f"{selector} says {words}: {self.text(selector)}")
+        self.until(
+            lambda: words in self.text(selector),
+            f"{selector} says {words}: {self.text(selector)}",
+        )
 
     def keys(self, *keys):
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def tiles(self):
-        script = "return [...document.querySelectorAll('#columns .tile')].map(t => t.getAttribute('aria-label'))"
+        script = (
+            "return [...document.querySelectorAll('#columns .tile')].map(t =>"
+            " t.getAttribute('aria-label'))"
+        )
         return list(self.run(script))
 
     def focused(self):
-        return str(self.run("return document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"))
+        return str(
+            self.run(
+                "return document.activeElement.getAttribute('aria-label') ??"
+                " document.activeElement.id"
+            )
+        )
 
 
 @pytest.fixture
@@ -96,10 +118,17 @@ def page(browser, site):
 def test_words_become_chips_and_the_address_brings_them_back(page):
     page.go().says("#found-note", f"{N} pictures")
     names = page.run("return performance.getEntriesByType('resource').map(e => e.name)")
-    assert names and all(name.startswith(page.site) for name in names), "the page loads from its server alone"
+    assert names and all(name.startswith(page.site) for name in names), (
+        "the page loads from its server alone"
+    )
     page.one("#words").send_keys("red")
     page.says("#found-title", "“red”")  # found while typed
-    page.until(lambda: page.tiles() and all(tile.endswith("a red square, caption") for tile in page.tiles()[:6]))
+    page.until(
+        lambda: (
+            page.tiles()
+            and all(tile.endswith("a red square, caption") for tile in page.tiles()[:6])
+        )
+    )
     page.one("#words").send_keys(Keys.ENTER)
     page.one("#words").send_keys("-blue", Keys.ENTER)
     page.says("#found-title", "“red” − “blue”")
@@ -110,16 +139,25 @@ def test_words_become_chips_and_the_address_brings_them_back(page):
     page.says("#chips", "red")
     page.until(lambda: len(page.all(".chip")) == 1)
     page.one(".chip-body").click()
-    page.until(lambda: page.run("return document.getElementById('weight').matches(':popover-open')"))
+    page.until(
+        lambda: page.run(
+            "return document.getElementById('weight').matches(':popover-open')"
+        )
+    )
     page.driver.back()
-    page.until(lambda: not page.all("#weight:popover-open"), "the weight goes with its chip")
+    page.until(
+        lambda: not page.all("#weight:popover-open"), "the weight goes with its chip"
+    )
     page.driver.forward()
     page.says("#found-title", "“red”")
     page.one(".chip-body").click()
     page.until(lambda: page.all("#weight:popover-open"))
     page.keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ESCAPE)
     page.says(".chip-weight", "0.8 ×")
-    page.until(lambda: page.focused().startswith("red, weight 0.8"), "the focus comes back to the chip")
+    page.until(
+        lambda: page.focused().startswith("red, weight 0.8"),
+        "the focus comes back to the chip",
+    )
     page.one(".chip-body").send_keys(Keys.DELETE)
     page.says("#found-title", "The collection")
     assert page.focused() == "Words to search by"
@@ -127,7 +165,9 @@ def test_words_become_chips_and_the_address_brings_them_back(page):
     page.says("#found-title", "− “猫”")
     page.one(".chip-body").click()
     page.one("#weight .button").click()
-    assert page.run("return document.getElementById('words').value") == "-猫"  # as it was typed
+    assert (
+        page.run("return document.getElementById('words').value") == "-猫"
+    )  # as it was typed
 
 
 def test_a_picture_can_be_chosen_dropped_and_pasted(page, tmp_path):
@@ -138,19 +178,24 @@ def test_a_picture_can_be_chosen_dropped_and_pasted(page, tmp_path):
     for kind, sizes in (("drop", [16, 18]), ("paste", [16])):
         page.go("?cutoff=off").says("#found-note", f"{N} pictures")
         page.run(
-            "const [kind, colour, sizes] = arguments; const data = new DataTransfer();"
-            "Promise.all(sizes.map(size => { const canvas = new OffscreenCanvas(size, size);"
-            "const context = canvas.getContext('2d'); context.fillStyle = colour; context.fillRect(0, 0, size, size);"
-            "return canvas.convertToBlob(); })).then(blobs => {"
-            "for (const blob of blobs) data.items.add(new File([blob], 'x.png', {type: 'image/png'}));"
-            "window.dispatchEvent(kind === 'drop' ? new DragEvent('drop', {dataTransfer: data})"
-            " : new ClipboardEvent('paste', {clipboardData: data})); })",
+            "const [kind, colour, sizes] = arguments; const data = new"
+            " DataTransfer();Promise.all(sizes.map(size => { const canvas = new"
+            " OffscreenCanvas(size, size);const context = canvas.getContext('2d');"
+            " context.fillStyle = colour; context.fillRect(0, 0, size, size);return"
+            " canvas.convertToBlob(); })).then(blobs => {for (const blob of blobs)"
+            " data.items.add(new File([blob], 'x.png', {type:"
+            " 'image/png'}));window.dispatchEvent(kind === 'drop' ? new"
+            " DragEvent('drop', {dataTransfer: data}) : new ClipboardEvent('paste',"
+            " {clipboardData: data})); })",
             kind,
             f"rgb{COLOURS['blue']}",
             sizes,
         )
         page.until(lambda: page.tiles() and "a blue square" in page.tiles()[0], kind)
-        page.until(lambda sizes=sizes: len(page.all(".chip")) == len(sizes), "each picture is part of the query")
+        page.until(
+            lambda sizes=sizes: len(page.all(".chip")) == len(sizes),
+            "each picture is part of the query",
+        )
     (tmp_path / "bad.png").write_bytes(b"no picture")
     page.go().says("#found-note", f"{N} pictures")
     page.one("#file").send_keys(str(tmp_path / "bad.png"))
@@ -184,7 +229,10 @@ def test_sort_by_own_labels(page):
     page.go("?view=sort").one("#labels").send_keys("red\nblue\ngreen")
     page.one("#view-sort .primary").click()
     page.says("#sort-note", f"{N} pictures sorted")
-    counts = page.run("return [...document.querySelectorAll('.label-head p')].map(p => parseInt(p.textContent))")
+    counts = page.run(
+        "return [...document.querySelectorAll('.label-head p')].map(p =>"
+        " parseInt(p.textContent))"
+    )
     assert sum(counts) == N and len(counts) == 3
     page.until(lambda: page.all(".label .tile.ready"))
     assert "label=red&label=blue&label=green" in page.run("return location.search")
@@ -194,7 +242,10 @@ def test_sort_by_own_labels(page):
     page.one("#none").click()
     page.one("[data-view=find]").click()
     page.one("[data-view=sort]").click()
-    form = "return [document.getElementById('labels').value, document.getElementById('none').checked]"
+    form = (
+        "return [document.getElementById('labels').value,"
+        " document.getElementById('none').checked]"
+    )
     assert page.run(form) == ["red\nblue", True], "what was typed stays"
 
 
@@ -206,13 +257,18 @@ def test_the_filter_is_written_by_three_boxes_and_by_hand(page):
     page.says("[role=alert] .quiet", "filter")
     page.one("#where").send_keys("= 26", Keys.ENTER)
     page.until(
-        lambda: page.text("#found-note").startswith(tuple("123456789")) and "10 " not in page.text("#found-note")
+        lambda: (
+            page.text("#found-note").startswith(tuple("123456789"))
+            and "10 " not in page.text("#found-note")
+        )
     )
     page.one("#where").clear()
     page.one("#where").send_keys("width >= 28 or width < 25", Keys.ENTER)
     page.says("#found-note", "24 pictures")
     page.one("#filters [aria-label=Value]").send_keys("red", Keys.ENTER)
-    page.until(lambda: page.text("#found-note") == "4 pictures in all", "the red ones of these")
+    page.until(
+        lambda: page.text("#found-note") == "4 pictures in all", "the red ones of these"
+    )
 
 
 def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page, tmp_path):
@@ -220,25 +276,44 @@ def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page, tmp_path
     for number in (3, 4):  # one without a look-alike, and one with
         shutil.copy(folder / f"{number}.png", folder / f"copy-{number}.png")
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
-    with build(tmp_path / "idx", folder, ColourModel()) as index, serving(index) as page.site:
-        grant = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": page.site.rstrip("/")}
+    with (
+        build(tmp_path / "idx", folder, ColourModel()) as index,
+        serving(index) as page.site,
+    ):
+        grant = {
+            "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"],
+            "origin": page.site.rstrip("/"),
+        }
         page.driver.execute_cdp_cmd("Browser.grantPermissions", grant)
         page.driver.execute_cdp_cmd("Page.setDownloadBehavior", downloads)
-        page.go("?view=duplicates&threshold=0.9").says("#view-duplicates", "5 groups, 11 pictures")
-        heads = page.run("return [...document.querySelectorAll('.group-head')].map(head => head.textContent)")
-        assert [head.partition(" group")[0] for head in heads] == ["Equal byte by byte1", "Look alike4"]
+        page.go("?view=duplicates&threshold=0.9").says(
+            "#view-duplicates", "5 groups, 11 pictures"
+        )
+        heads = page.run(
+            "return [...document.querySelectorAll('.group-head')].map(head =>"
+            " head.textContent)"
+        )
+        assert [head.partition(" group")[0] for head in heads] == [
+            "Equal byte by byte1",
+            "Look alike4",
+        ]
         page.says(".label:last-child", "same bytes as another")
         page.one(".group-head button").send_keys(Keys.ENTER)
         page.says("#marks", "1 marked")
         page.one(".group .tile").send_keys(Keys.ARROW_RIGHT)
-        page.until(lambda: page.focused().startswith("copy-3.png, 1.000, 27 × 24 · "), "cosine, size")
+        page.until(
+            lambda: page.focused().startswith("copy-3.png, 1.000, 27 × 24 · "),
+            "cosine, size",
+        )
         assert page.focused().endswith(", marked")
         page.keys(Keys.SPACE)
         assert not page.one("#marks").is_displayed() and not page.all("dialog[open]")
         page.keys(Keys.SPACE)
         page.one("#marks .button").send_keys(Keys.ENTER)
         page.says("#marks", "1 copied")
-        copied = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+        copied = page.driver.execute_async_script(
+            "navigator.clipboard.readText().then(arguments[0])"
+        )
         assert copied == f"{folder / 'copy-3.png'}\n"
         page.one("[data-view=find]").send_keys(Keys.ENTER)
         page.says("#found-note", "11 pictures")
@@ -248,35 +323,61 @@ def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page, tmp_path
         page.all("#marks .button")[1].send_keys(Keys.ENTER)
         page.says("#marks", "11 in the list")
         page.until(lambda: (tmp_path / "cloob-pictures.txt").is_file())
-        listed = (tmp_path / "cloob-pictures.txt").read_text(encoding="utf-8").splitlines()
+        listed = (
+            (tmp_path / "cloob-pictures.txt").read_text(encoding="utf-8").splitlines()
+        )
         assert sorted(listed) == sorted(map(str, folder.glob("*.png")))
     docs = Path(__file__).parents[2] / "docs" / "serve.md"
-    move, undo = re.findall(r"^\$ (while .* mv .* cloob-pictures.txt)", docs.read_text(encoding="utf-8"), re.MULTILINE)
+    move, undo = re.findall(
+        r"^\$ (while .* mv .* cloob-pictures.txt)",
+        docs.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     (tmp_path / "beaches").mkdir()
     for line, moved in ((move, 11), (undo, 0)):
         subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
-        assert len(list((tmp_path / "beaches").iterdir())) == moved == 11 - len(list(folder.glob("*.png")))
+        assert (
+            len(list((tmp_path / "beaches").iterdir()))
+            == moved
+            == 11 - len(list(folder.glob("*.png")))
+        )
 
 
-VIEWS = ["", "?q=red&q=-0.5~w~blue&explain=on", "?view=sort&label=red&label=" + "w" * 99]
+VIEWS = [
+    "",
+    "?q=red&q=-0.5~w~blue&explain=on",
+    "?view=sort&label=red&label=" + "w" * 99,
+]
 VIEWS += ["?q=red&model=colours&model=others", "?q=fog", "?view=duplicates"]
 
 
 def test_each_view_fits_a_phone_and_axe_finds_nothing(page):
-    axe_package = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
+    axe_package = pytest.importorskip(
+        "axe_core_python", reason="axe-core-python is not installed"
+    )
     axe = (resources.files(axe_package) / "axe.min.js").read_text(encoding="utf-8")
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     for address in VIEWS:
         page.go(address).until(lambda: page.all(".tile.ready, .empty-title"))
-        assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390], address
+        assert page.run(
+            "return [document.documentElement.scrollWidth, innerWidth]"
+        ) == [390, 390], address
         page.run(axe + "; document.querySelector('.tile-mark')?.click()")
         for colours in ("light", "dark"):
-            wanted = {"prefers-color-scheme": colours, "prefers-reduced-motion": "reduce"}  # nothing fades meanwhile
-            media = {"features": [{"name": name, "value": value} for name, value in wanted.items()]}
+            wanted = {
+                "prefers-color-scheme": colours,
+                "prefers-reduced-motion": "reduce",
+            }  # nothing fades meanwhile
+            media = {
+                "features": [
+                    {"name": name, "value": value} for name, value in wanted.items()
+                ]
+            }
             page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
             found = page.driver.execute_async_script(
-                "axe.run({resultTypes: ['violations']}).then(r => arguments[0](r.violations.map(v =>"
-                " [v.id, v.nodes.map(n => n.html.slice(0, 160) + ' ' + n.failureSummary)])))"
+                "axe.run({resultTypes: ['violations']}).then(r =>"
+                " arguments[0](r.violations.map(v => [v.id, v.nodes.map(n =>"
+                " n.html.slice(0, 160) + ' ' + n.failureSummary)])))"
             )
             assert found == [], f"{address}, {colours}: {json.dumps(found, indent=1)}"

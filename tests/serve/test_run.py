@@ -20,26 +20,63 @@ from support import fork, refused
 
 def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path):
     Index.create(tmp_path / "idx").close()
-    command = [sys.executable, "-m", "cloob", "serve", str(tmp_path / "idx"), "--port", "0", "--host", "0.0.0.0"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "cloob",
+        "serve",
+        str(tmp_path / "idx"),
+        "--port",
+        "0",
+        "--host",
+        "0.0.0.0",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         said = process.stderr.readline() + process.stderr.readline()
         found = re.search(r"(http://\S+)\?token=(\S{40,})", said)
         assert found and "0.0.0.0" not in found[1], said
         assert httpx.get(f"{found[1]}api/ids").status_code == 401
-        assert httpx.get(f"{found[1]}api/health").json() == {"status": "ok"}  # nothing of the collection
-        with httpx.Client(base_url=found[1], headers={"authorization": f"Bearer {found[2]}"}, timeout=60) as web:
-            assert web.get("api/health").json()["pictures"] == 0 and web.get("api/ids").json()["ids"] == []
+        assert httpx.get(f"{found[1]}api/health").json() == {
+            "status": "ok"
+        }  # nothing of the collection
+        with httpx.Client(
+            base_url=found[1],
+            headers={"authorization": f"Bearer {found[2]}"},
+            timeout=60,
+        ) as web:
+            assert (
+                web.get("api/health").json()["pictures"] == 0
+                and web.get("api/ids").json()["ids"] == []
+            )
             for path in ("", "api/health"):
                 answer = web.head(path)
-                assert answer.status_code == 200 and int(answer.headers["content-length"]) > 0 and not answer.content
-            assert web.post("api/search", json={"parts": [{"words": "red"}]}).status_code == 400
+                assert (
+                    answer.status_code == 200
+                    and int(answer.headers["content-length"]) > 0
+                    and not answer.content
+                )
+            assert (
+                web.post("api/search", json={"parts": [{"words": "red"}]}).status_code
+                == 400
+            )
         process.terminate()
-        assert process.communicate(timeout=60)[1].strip().endswith("the server has ended") and not process.returncode
+        assert (
+            process.communicate(timeout=60)[1].strip().endswith("the server has ended")
+            and not process.returncode
+        )
 
 
 def test_numpy_is_imported_after_its_threads_are_limited():
-    read = "serve.check_index = lambda _: sys.exit('numpy' in sys.modules or 'OPENBLAS_NUM_THREADS' not in os.environ)"
-    code = f"import os, sys; from cloob.commands import serve; {read}; serve.run(serve.Options('idx'))"
+    read = (
+        "serve.check_index = lambda _: sys.exit('numpy' in sys.modules or"
+        " 'OPENBLAS_NUM_THREADS' not in os.environ)"
+    )
+    code = (
+        f"import os, sys; from cloob.commands import serve; {read};"
+        " serve.run(serve.Options('idx'))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -52,15 +89,29 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch, cap
 
         def child(words=words):
             monkeypatch.setattr("cloob.serve.app.serve", lambda *_: None)
-            return cli.main(["serve", str(tmp_path / "idx"), "--port", "0", "--host", "0.0.0.0", *words])
+            return cli.main(
+                [
+                    "serve",
+                    str(tmp_path / "idx"),
+                    "--port",
+                    "0",
+                    "--host",
+                    "0.0.0.0",
+                    *words,
+                ]
+            )
 
         ranks = fork(tmp_path / token, 1, child)
         assert ranks.wait() == [0] and f"/?token={token} " in ranks.told()
     monkeypatch.setenv("CLOOB_TOKEN", "short")
-    assert "CLOOB_TOKEN): it needs 16 letters" in refused(capsys, "serve", str(tmp_path / "idx"))
+    assert "CLOOB_TOKEN): it needs 16 letters" in refused(
+        capsys, "serve", str(tmp_path / "idx")
+    )
 
 
-def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(tmp_path, monkeypatch):
+def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(
+    tmp_path, monkeypatch
+):
     loads(monkeypatch)
     pictures = write_pictures(tmp_path / "pictures", n=1)
     place = make_index(pictures / ".cloob", pictures)
@@ -69,14 +120,18 @@ def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(tmp_
 
     def child():
         monkeypatch.setattr("cloob.serve.app.serve", lambda *_: time.sleep(120))
-        return cli.main(["serve", str(pictures / "sub"), "--port", "0", "--update", "1"])
+        return cli.main(
+            ["serve", str(pictures / "sub"), "--port", "0", "--update", "1"]
+        )
 
     server = fork(tmp_path / "out", 1, child)
     try:
         server.until(lambda: server.outputs[0].exists() and "1 added" in server.told())
         with Index.open(place) as index:
             assert len(index) == 9
-            (where,) = parse_qs(re.findall(r"http\S+\?(\S+)", server.told())[0])["where"]
+            (where,) = parse_qs(re.findall(r"http\S+\?(\S+)", server.told())[0])[
+                "where"
+            ]
             (shown,) = index.items(index.store.ids(index.filter(where)).tolist())
             assert shown.path == str(pictures / "sub" / "new.png")
     finally:
@@ -102,5 +157,7 @@ def test_its_end_does_not_wait_for_what_takes_minutes(told, code, tmp_path):
     Index.create(tmp_path / "idx").close()
     before = time.monotonic()
     ranks = fork(tmp_path / "out", 1, child)
-    assert os.waitstatus_to_exitcode(os.waitpid(ranks.pids[0], 0)[1]) == code, ranks.told()
+    assert os.waitstatus_to_exitcode(os.waitpid(ranks.pids[0], 0)[1]) == code, (
+        ranks.told()
+    )
     assert time.monotonic() - before < 40

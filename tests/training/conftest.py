@@ -1,8 +1,10 @@
-"""One tiny data set, one tiny model and one whole training, shared by the tests of this folder."""
+"""One tiny data set, one tiny model and one whole training, shared by the tests of this
+folder.
+"""
 
 import json
 
-import open_clip.factory  # noqa: F401  # for the fixture quick
+import open_clip.factory  # for the fixture quick  # noqa: F401
 import pytest
 from train_helpers import Recorder, Trained, write_shards
 
@@ -21,29 +23,59 @@ def pairs_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pairs_as(pairs_folder, tmp_path_factory):
-    """The same pairs in three forms: a folder, two shards with sizes.json, a table as the CLOOB authors have it."""
+    """The same pairs in three forms: a folder, two shards with sizes.json, a table as
+    the CLOOB authors have it.
+    """
     folder = tmp_path_factory.mktemp("forms")
     shards = write_shards(pairs_folder, folder / "shards")
-    rows = [f"{path.with_suffix('.png')}\t{path.read_text()}" for path in sorted(pairs_folder.glob("*.txt"))]
+    rows = [
+        f"{path.with_suffix('.png')}\t{path.read_text()}"
+        for path in sorted(pairs_folder.glob("*.txt"))
+    ]
     (folder / "train.csv").write_text("\n".join(["filepath\ttitle", *rows]) + "\n")
-    return {"folder": str(pairs_folder), "shards": shards, "table": str(folder / "train.csv")}
+    return {
+        "folder": str(pairs_folder),
+        "shards": shards,
+        "table": str(folder / "train.csv"),
+    }
 
 
 @pytest.fixture(scope="session")
 def nano_configs(tmp_path_factory):
-    """open_clip configurations of towers that train in milliseconds; one of them draws random numbers as it trains."""
+    """open_clip configurations of towers that train in milliseconds; one of them draws
+    random numbers as it trains.
+    """
     from cloob.models.towers import open_clip
 
     folder = tmp_path_factory.mktemp("configs")
-    vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
-    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
-    others = {"nano-dropout": {"patch_dropout": 0.25}, "nano-tanh": {"act_kwargs": {"approximate": "tanh"}}}
+    vision = {
+        "layers": 1,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 8,
+        "image_size": 32,
+    }
+    text = {
+        "context_length": 8,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 1,
+        "layers": 1,
+    }
+    others = {
+        "nano-dropout": {"patch_dropout": 0.25},
+        "nano-tanh": {"act_kwargs": {"approximate": "tanh"}},
+    }
     for name, more in {"nano-vit": {}, **others}.items():
         config = {"embed_dim": 16, "vision_cfg": vision | more, "text_cfg": text}
         (folder / f"{name}.json").write_text(json.dumps(config))
     resnet = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "image_size": 32}
-    (folder / "nano-resnet.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text}))
-    (folder / "nano-wide.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    (folder / "nano-resnet.json").write_text(
+        json.dumps({"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text})
+    )
+    (folder / "nano-wide.json").write_text(
+        json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text})
+    )
     open_clip().add_model_config(folder)
     return folder
 
@@ -51,8 +83,12 @@ def nano_configs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def base(pairs_folder, nano_configs):
     """15 steps: 3 epochs of 5 batches of 8."""
-    start = TrainConfig().override(data=[str(pairs_folder)], model="nano-dropout", lr=3e-3, warmup=3, epochs=3)
-    start = start.override(batch_size=8, workers=0, max_bad_fraction=0.2, save_every=2, log_every=4)
+    start = TrainConfig().override(
+        data=[str(pairs_folder)], model="nano-dropout", lr=3e-3, warmup=3, epochs=3
+    )
+    start = start.override(
+        batch_size=8, workers=0, max_bad_fraction=0.2, save_every=2, log_every=4
+    )
     return start.override(device="cpu", tensorboard=False)
 
 

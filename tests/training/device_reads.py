@@ -9,12 +9,31 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-READS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
-METHODS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"}
+READS = {
+    "_local_scalar_dense",
+    "is_nonzero",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+}
+METHODS = {
+    "item",
+    "tolist",
+    "cpu",
+    "numpy",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+}
 
 
 class Operations(TorchDispatchMode):
-    """Counts numbers that are read, sizes that depend on values, and copies to another device."""
+    """Counts numbers that are read, sizes that depend on values, and copies to another
+    device.
+    """
 
     def __init__(self, counts):
         super().__init__()
@@ -24,15 +43,21 @@ class Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         chosen = args[1] if name in ("index", "index_put_", "index_put") else ()
         out = func(*args, **(kwargs or {}))
-        if name in READS or any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in chosen):
+        if name in READS or any(
+            t is not None and t.dtype in (torch.bool, torch.uint8) for t in chosen
+        ):
             self.counts[name] += 1
         if isinstance(out, Tensor) and name in ("_to_copy", "copy_"):
-            self.counts["copy"] += any(isinstance(a, Tensor) and a.device != out.device for a in args)
+            self.counts["copy"] += any(
+                isinstance(a, Tensor) and a.device != out.device for a in args
+            )
         return out
 
 
 class Methods(TorchFunctionMode):
-    """Counts what a tensor on the CPU answers without an operation, such as ``tolist``."""
+    """Counts what a tensor on the CPU answers without an operation, such as
+    ``tolist``.
+    """
 
     def __init__(self, counts):
         super().__init__()
@@ -45,12 +70,18 @@ class Methods(TorchFunctionMode):
 
 @contextlib.contextmanager
 def reads():
-    """What a device would be waited for. Its stand-in is the CPU, or ``meta``, whose tensors have no values to read.
+    """What a device would be waited for.
+
+    Its stand-in is the CPU, or ``meta``, whose tensors have no values to read.
 
     Scales that lie on the CPU are looked at, as that waits for nothing; not so inside.
     """
     counts = Counter()
-    with mock.patch("cloob.functional.checks.readable", return_value=False), Operations(counts), Methods(counts):
+    with (
+        mock.patch("cloob.functional.checks.readable", return_value=False),
+        Operations(counts),
+        Methods(counts),
+    ):
         yield counts
     for name in list(counts):
         if not counts[name]:

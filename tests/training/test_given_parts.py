@@ -1,4 +1,6 @@
-"""Parts of a caller's own in ``train``: pairs in memory, towers, a loss, an optimiser; alone, together, over ranks."""
+"""Parts of a caller's own in ``train``: pairs in memory, towers, a loss, an optimiser;
+alone, together, over ranks.
+"""
 
 import copy
 import importlib.util
@@ -31,7 +33,10 @@ spec.loader.exec_module(own)
 
 
 class Named(Dataset[Any]):
-    """80 items as dictionaries, four of an id; items 7, 17, … cannot be read. Draws from all three generators."""
+    """80 items as dictionaries, four of an id; items 7, 17, … cannot be read.
+
+    Draws from all three generators.
+    """
 
     def __init__(self, n=80, width=20):
         self.views = own.Views(n, 3)
@@ -50,7 +55,11 @@ class Named(Dataset[Any]):
 class Collated(Named):
     def collate_fn(self, items):
         a, b, ids = zip(*items, strict=True)
-        return {"x": torch.stack([one["x"] for one in a])}, torch.stack(b), cloob.ids(ids)
+        return (
+            {"x": torch.stack([one["x"] for one in a])},
+            torch.stack(b),
+            cloob.ids(ids),
+        )
 
 
 class DictTowers(own.Towers):
@@ -67,13 +76,23 @@ class Learned(nn.Module):
 
     def forward(self, x, y, ids=None):
         assert ids is not None and len(x) == len(y) == len(ids)
-        assert torch.allclose(x.norm(dim=1), torch.ones(len(x))) and x.dtype == torch.float32
-        logits = (x @ y.T * self.log_scale.exp()).masked_fill((ids[:, None] == ids) & ~torch.eye(len(x)).bool(), -1e9)
-        return nn.functional.cross_entropy(logits, torch.arange(len(x))) + 0.01 * self.log_scale
+        assert (
+            torch.allclose(x.norm(dim=1), torch.ones(len(x)))
+            and x.dtype == torch.float32
+        )
+        logits = (x @ y.T * self.log_scale.exp()).masked_fill(
+            (ids[:, None] == ids) & ~torch.eye(len(x)).bool(), -1e9
+        )
+        return (
+            nn.functional.cross_entropy(logits, torch.arange(len(x)))
+            + 0.01 * self.log_scale
+        )
 
 
 class Counting(torch.optim.Adafactor):
-    """Keeps a count beside its options, as schedule-free optimisers do, and statistics of other shapes than weights."""
+    """Keeps a count beside its options, as schedule-free optimisers do, and statistics
+    of other shapes than weights.
+    """
 
     def step(self, closure=None):
         for group in self.param_groups:
@@ -84,16 +103,36 @@ class Counting(torch.optim.Adafactor):
 
 @pytest.fixture
 def config(tmp_path):
-    start = TrainConfig().override(epochs=3, batch_size=16, device="cpu", workers=0, max_bad_fraction=0.2, ema=0.9)
-    return start.override(out=tmp_path / "run", tensorboard=False, save_every=2, warmup=2, lr=1e-2, resume="auto")
+    start = TrainConfig().override(
+        epochs=3, batch_size=16, device="cpu", workers=0, max_bad_fraction=0.2, ema=0.9
+    )
+    return start.override(
+        out=tmp_path / "run",
+        tensorboard=False,
+        save_every=2,
+        warmup=2,
+        lr=1e-2,
+        resume="auto",
+    )
 
 
-PARTS = {"pairs": Named(), "held_out": Named(20), "towers": DictTowers, "objective": Learned}
+PARTS = {
+    "pairs": Named(),
+    "held_out": Named(20),
+    "towers": DictTowers,
+    "objective": Learned,
+}
 
 
 def train(config, **changes):
     """With fresh towers and a fresh loss."""
-    return cloob.train(config, **{name: x() if isinstance(x, type) else x for name, x in (PARTS | changes).items()})
+    return cloob.train(
+        config,
+        **{
+            name: x() if isinstance(x, type) else x
+            for name, x in (PARTS | changes).items()
+        },
+    )
 
 
 def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path):
@@ -106,26 +145,43 @@ def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path):
 
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert script(whole).wait() == [0]
-    ranks, log, step = script(run), run / "metrics.jsonl", random.Random("own parts").randrange(10, 80)
+    ranks, log, step = (
+        script(run),
+        run / "metrics.jsonl",
+        random.Random("own parts").randrange(10, 80),
+    )
     ranks.until(lambda: log.is_file() and log.read_text().count("\n") >= step)
     os.kill(ranks.pids[0], signal.SIGKILL)
     assert ranks.wait() == [-signal.SIGKILL]
     assert len(lines(log)) < 90
     assert script(run).wait() == [0]
-    assert_same_run(run, whole, load=lambda folder: cloob.load_model(folder, towers=own.Towers()))
+    assert_same_run(
+        run, whole, load=lambda folder: cloob.load_model(folder, towers=own.Towers())
+    )
     given = json.loads((run / "config.json").read_text())["given"]
     assert list(given.values()) == ["Views", "Views", "Towers", "Margin", "Muon"]
-    assert lines(log)[9]["lr"] == pytest.approx(0.02) and lines(run / "epochs.jsonl")[-1]["val_recall"] > 0.9
+    assert (
+        lines(log)[9]["lr"] == pytest.approx(0.02)
+        and lines(run / "epochs.jsonl")[-1]["val_recall"] > 0.9
+    )
 
 
-def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batches(config, tmp_path):
-    """Torch's collation, the Dataset's own, two workers, and gradient caching: one and the same run."""
+def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batches(
+    config, tmp_path
+):
+    """Torch's collation, the Dataset's own, two workers, and gradient caching: one and
+    the same run.
+    """
     recorder = Recorder()
     run = train(config, callbacks=[recorder]).run
     log = lines(run / "skipped.jsonl")
-    bad = [line["key"] for line in log if line["epoch"] == 1 and not line.get("held_out")]
+    bad = [
+        line["key"] for line in log if line["epoch"] == 1 and not line.get("held_out")
+    ]
     assert sorted(bad) == sorted(map(str, range(7, 80, 10)))
-    assert log[0]["reason"] == "item raised an error" and log[0]["detail"].startswith("KeyError: 'no graph ")
+    assert log[0]["reason"] == "item raised an error" and log[0]["detail"].startswith(
+        "KeyError: 'no graph "
+    )
     epochs = lines(run / "epochs.jsonl")
     assert epochs[0]["skipped"] == {"item raised an error": 8}
     assert epochs[0]["val_skipped"] == {"item raised an error": 2}
@@ -134,23 +190,37 @@ def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batche
     assert type(info.encoder) is DictTowers and type(info.objective) is Learned
 
     others = {
-        "collated": train(config.override(out=tmp_path / "collated", workers=2), pairs=Collated()),
+        "collated": train(
+            config.override(out=tmp_path / "collated", workers=2), pairs=Collated()
+        ),
         "cached": train(config.override(out=tmp_path / "cached", micro_batch_size=5)),
     }
     assert exact(others["collated"].run) == exact(run)
     for here, there in zip(exact(others["cached"].run), exact(run), strict=True):
-        assert (here["loss"], here["grad_norm"]) == pytest.approx((there["loss"], there["grad_norm"]), rel=1e-4)
+        assert (here["loss"], here["grad_norm"]) == pytest.approx(
+            (there["loss"], there["grad_norm"]), rel=1e-4
+        )
 
 
 def test_two_ranks_are_one_process(config, tmp_path):
-    """Also where a bad item leaves them unequal parts, and for the loss's own parameter."""
-    ranks = fork(tmp_path / "ranks", 2, lambda: train(config.override(out=tmp_path / "two")) and None)
+    """Also where a bad item leaves them unequal parts, and for the loss's own
+    parameter.
+    """
+    ranks = fork(
+        tmp_path / "ranks",
+        2,
+        lambda: train(config.override(out=tmp_path / "two")) and None,
+    )
     assert ranks.wait() == [0, 0], ranks.told()
     run = train(config).run
     for here, there in zip(exact(tmp_path / "two"), exact(run), strict=True):
-        assert (here["loss"], here["grad_norm"]) == pytest.approx((there["loss"], there["grad_norm"]), rel=1e-3)
+        assert (here["loss"], here["grad_norm"]) == pytest.approx(
+            (there["loss"], there["grad_norm"]), rel=1e-3
+        )
         assert here["samples_seen"] == there["samples_seen"]
-    files = [latest_checkpoint(tmp_path / name) / "trainer.pt" for name in ("two", "run")]
+    files = [
+        latest_checkpoint(tmp_path / name) / "trainer.pt" for name in ("two", "run")
+    ]
     states = [torch.load(file, weights_only=True) for file in files]
     scales = [state["objective"]["loss.log_scale"].item() for state in states]
     assert scales[0] == pytest.approx(scales[1], rel=1e-4) and scales[0] != 2.0
@@ -162,26 +232,36 @@ def test_towers_in_float64_are_trained_in_float64(config):
             return super().forward({"x": a["x"].double()}, b.double())
 
     class Seen(nn.Module):
-        dtypes: set[torch.dtype] = set()  # noqa: RUF012 - of all calls
+        dtypes: set[torch.dtype] = set()  # noqa: RUF012
 
         def forward(self, x, y):
             self.dtypes |= {x.dtype, y.dtype}
-            assert torch.allclose(x.norm(dim=1), torch.ones(len(x), dtype=x.dtype), rtol=0, atol=1e-12)
+            assert torch.allclose(
+                x.norm(dim=1), torch.ones(len(x), dtype=x.dtype), rtol=0, atol=1e-12
+            )
             return -(x * y).sum(1).mean()
 
-    train(config.override(epochs=1, ema=None), towers=Doubled().double(), objective=Seen)
+    train(
+        config.override(epochs=1, ema=None), towers=Doubled().double(), objective=Seen
+    )
     assert Seen.dtypes == {torch.float64}
 
 
 def test_what_an_optimiser_keeps_is_resumed(config, tmp_path):
-    """Counters beside its options, and statistics that have not the shape of their weights."""
+    """Counters beside its options, and statistics that have not the shape of their
+    weights.
+    """
     make = partial(Counting, lr=0.05)
     train(config.override(out=tmp_path / "whole"), optimizer=make)
     stop = At(6, lambda: signal.raise_signal(signal.SIGTERM))
     assert train(config, optimizer=make, callbacks=[stop]).stopped == "SIGTERM"
     train(config, optimizer=make)
     load = partial(cloob.load_model, towers=DictTowers())
-    assert_same_run(tmp_path / "run", tmp_path / "whole", load=lambda folder: copy.deepcopy(load(folder)))
+    assert_same_run(
+        tmp_path / "run",
+        tmp_path / "whole",
+        load=lambda folder: copy.deepcopy(load(folder)),
+    )
 
 
 def test_other_parts_than_before_are_one_line(config, tmp_path):
@@ -193,22 +273,51 @@ def test_other_parts_than_before_are_one_line(config, tmp_path):
     wide = DictTowers()
     wide.b = Wide(20, 8, bias=False)
     for changes, error in (
-        ({"towers": own.Towers()}, r"was trained with given\.given_towers = 'DictTowers', not 'Towers'; resume with"),
+        (
+            {"towers": own.Towers()},
+            (
+                r"was trained with given\.given_towers = 'DictTowers', not 'Towers';"
+                r" resume with"
+            ),
+        ),
         ({"towers": wide}, "was trained with other parameters, or is damaged"),
-        ({"objective": own.Margin()}, r"given\.given_objective = 'Learned', not 'Margin'"),
-        ({"optimizer": partial(torch.optim.SGD, lr=1.0)}, r"given\.given_optimizer = None, not 'SGD'"),
+        (
+            {"objective": own.Margin()},
+            r"given\.given_objective = 'Learned', not 'Margin'",
+        ),
+        (
+            {"optimizer": partial(torch.optim.SGD, lr=1.0)},
+            r"given\.given_optimizer = None, not 'SGD'",
+        ),
         ({"pairs": own.Views(80, 3)}, r"given\.given_pairs = 'Named', not 'Views'"),
-        ({"pairs": Named(96)}, r"the training pairs are not those of .*80 pairs before, 96 now"),
-        ({"pairs": Named(80, 19)}, r"the training pairs are not those of .*other kinds of items"),
+        (
+            {"pairs": Named(96)},
+            r"the training pairs are not those of .*80 pairs before, 96 now",
+        ),
+        (
+            {"pairs": Named(80, 19)},
+            r"the training pairs are not those of .*other kinds of items",
+        ),
     ):
         raises(InputError, error, train, config, **changes)
     again = TrainConfig.from_json(run / "config.json").override(resume="auto", epochs=2)
-    raises(InputError, r"has pairs of the class 'Named', .*give them to cloob.train\(", cloob.train, again)
+    raises(
+        InputError,
+        r"has pairs of the class 'Named', .*give them to cloob.train\(",
+        cloob.train,
+        again,
+    )
     assert train(again).epochs == 2
     for load, error in (
-        (lambda: cloob.load_model(run), r"DictTowers, to which its weights belong, is Python code.*towers=module"),
+        (
+            lambda: cloob.load_model(run),
+            r"DictTowers, to which its weights belong, is Python code.*towers=module",
+        ),
         (lambda: cloob.load_model(run, towers=wide), "does not fit DictTowers"),
-        (lambda: cloob.load_model("RN50", towers=wide), "RN50: holds no weights of a module"),
+        (
+            lambda: cloob.load_model("RN50", towers=wide),
+            "RN50: holds no weights of a module",
+        ),
     ):
         raises(InputError, error, load)
 
@@ -238,11 +347,15 @@ class Encoded(Dataset[Any]):
         return 24
 
     def __getitem__(self, index):
-        return torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), torch.randint(1, 400, (8,))
+        return torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), torch.randint(
+            1, 400, (8,)
+        )
 
 
 def test_each_part_alone(base, pairs_folder, tmp_path):
-    small = base.override(epochs=1, save_every=0, model="nano-vit", val_data=[str(pairs_folder)])
+    small = base.override(
+        epochs=1, save_every=0, model="nano-vit", val_data=[str(pairs_folder)]
+    )
     given = {
         "towers": {"towers": Pictures()},
         "pairs": {"pairs": Encoded()},
@@ -252,18 +365,50 @@ def test_each_part_alone(base, pairs_folder, tmp_path):
         "optimizer": {"optimizer": torch.optim.SGD},
     }
     small = small.override(image_size=32)
-    runs = {name: cloob.train(small.override(out=tmp_path / name), **parts) for name, parts in given.items()}
-    assert {name: result.steps for name, result in runs.items()} == dict.fromkeys(given, 5) | {"pairs": 3}
-    assert all(lines(result.run / "epochs.jsonl")[0]["val_recall"] is not None for result in runs.values())
-    with pytest.raises(InputError, match="does not say what it was trained with"):  # a loss that no member computes
+    runs = {
+        name: cloob.train(small.override(out=tmp_path / name), **parts)
+        for name, parts in given.items()
+    }
+    assert {name: result.steps for name, result in runs.items()} == dict.fromkeys(
+        given, 5
+    ) | {"pairs": 3}
+    assert all(
+        lines(result.run / "epochs.jsonl")[0]["val_recall"] is not None
+        for result in runs.values()
+    )
+    with pytest.raises(
+        InputError, match="does not say what it was trained with"
+    ):  # a loss that no member computes
         cloob.load_model(runs["objective"].run).make_objective()
     assert cloob.load_model(runs["member"].run).make_objective().name == "clip"
     for changes, error in (
-        ({"towers": Pictures(), "freeze": "image"}, "freeze is 'image'; it must be left out with towers="),
-        ({"pairs": Encoded(), "val_split": 0.1}, "pairs= is a Dataset; split it yourself"),
+        (
+            {"towers": Pictures(), "freeze": "image"},
+            "freeze is 'image'; it must be left out with towers=",
+        ),
+        (
+            {"pairs": Encoded(), "val_split": 0.1},
+            "pairs= is a Dataset; split it yourself",
+        ),
         ({"pairs": iter([])}, "has no length"),
         ({"optimizer": lambda groups: None}, "optimizer: returned NoneType"),
-        ({"towers": OneSide(1, 1)}, r"OneSide: returned \[.*\]; two tensors \(n, D\) of the same n and D are expected"),
+        (
+            {"towers": OneSide(1, 1)},
+            (
+                r"OneSide: returned \[.*\]; two tensors \(n, D\) of the same n and D"
+                r" are expected"
+            ),
+        ),
     ):
-        parts = {name: changes.pop(name) for name in ("pairs", "towers", "optimizer") if name in changes}
-        raises(InputError, error, cloob.train, small.override(out=tmp_path / "no", **changes), **parts)
+        parts = {
+            name: changes.pop(name)
+            for name in ("pairs", "towers", "optimizer")
+            if name in changes
+        }
+        raises(
+            InputError,
+            error,
+            cloob.train,
+            small.override(out=tmp_path / "no", **changes),
+            **parts,
+        )

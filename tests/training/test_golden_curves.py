@@ -1,7 +1,8 @@
-"""Golden loss curves: 30 steps of each objective in float32, which every refactoring must reproduce.
+"""Golden loss curves: 30 steps of each objective in float32, which every refactoring
+must reproduce.
 
-A change that is meant to alter the numbers writes them anew with ``pytest tests/training/test_golden_curves.py
---update-golden`` and says in its commit why.
+A change that is meant to alter the numbers writes them anew with ``pytest
+tests/training/test_golden_curves.py --update-golden`` and says in its commit why.
 """
 
 import json
@@ -19,12 +20,19 @@ GOLDEN = Path(__file__).with_name("golden_curves.json")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_golden_curve(objective, base, tmp_path, request):
     out = tmp_path / objective
-    train(base.override(model="nano-vit", objective=objective, epochs=6, save_every=0, out=str(out)))
+    train(
+        base.override(
+            model="nano-vit", objective=objective, epochs=6, save_every=0, out=str(out)
+        )
+    )
     losses = [line["loss"] for line in lines(out / "metrics.jsonl")]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if request.config.getoption("--update-golden"):
-        GOLDEN.write_text(json.dumps(golden | {objective: losses}, indent=1, sort_keys=True) + "\n")
+        GOLDEN.write_text(
+            json.dumps(golden | {objective: losses}, indent=1, sort_keys=True) + "\n"
+        )
         pytest.skip(f"{GOLDEN.name}: {objective} written anew")
     assert len(losses) == 30
-    # Another processor rounds differently, and AdamW's steps do not shrink with the gradient.
+    # Another processor rounds differently, and AdamW's steps do not shrink with the
+    # gradient.
     assert losses == pytest.approx(golden[objective], rel=1e-3, abs=1e-4)

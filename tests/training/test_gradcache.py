@@ -1,6 +1,7 @@
 """Gradient caching against the same batch in one pass with a graph.
 
-For every partition, with ids and learned scales, in every precision: ``functional/test_matrix.py``.
+For every partition, with ids and learned scales, in every precision:
+    ``functional/test_matrix.py``.
 """
 
 import copy
@@ -32,31 +33,43 @@ class Towers(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            self.image = nn.Sequential(nn.Linear(5, 10), nn.GELU(), *middle, nn.Linear(10, D))
+            self.image = nn.Sequential(
+                nn.Linear(5, 10), nn.GELU(), *middle, nn.Linear(10, D)
+            )
             self.text = nn.Sequential(nn.Linear(7, 10), nn.Tanh(), nn.Linear(10, D))
 
     def forward(self, images, texts):
-        return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
+        return F.normalize(self.image(images), dim=1), F.normalize(
+            self.text(texts), dim=1
+        )
 
 
 class Whole(nn.Module):
-    """Towers and objective as DDP has to see them; "logit_scale": a parameter that is handed over as an option."""
+    """Towers and objective as DDP has to see them; "logit_scale": a parameter that is
+    handed over as an option.
+    """
 
     def __init__(self, name, gather):
         super().__init__()
         learns = name != "logit_scale"
         self.towers = Towers()
-        self.objective = make_objective(name if learns else "clip", gather=gather, learnable_inv_tau=learns)
+        self.objective = make_objective(
+            name if learns else "clip", gather=gather, learnable_inv_tau=learns
+        )
         self.logit_scale = None if learns else nn.Parameter(torch.tensor(2.0))
 
     def options(self):
-        return {} if self.logit_scale is None else {"logit_scale": self.logit_scale.exp()}
+        return (
+            {} if self.logit_scale is None else {"logit_scale": self.logit_scale.exp()}
+        )
 
     def forward(self, images, texts):
         return self.towers(images, texts)
 
     def fit(self, step):
-        """The losses of three steps of SGD, which shows a factor that Adam would hide."""
+        """The losses of three steps of SGD, which shows a factor that Adam would
+        hide.
+        """
         optimizer, losses = torch.optim.SGD(self.parameters(), lr=0.1), []
         for _ in range(3):
             optimizer.zero_grad()
@@ -67,11 +80,15 @@ class Whole(nn.Module):
 
 def batch():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(N, 5, generator=generator), torch.randn(N, 7, generator=generator)
+    return torch.randn(N, 5, generator=generator), torch.randn(
+        N, 7, generator=generator
+    )
 
 
 def cut(pairs, sizes):
-    return list(zip(pairs[0].split(list(sizes)), pairs[1].split(list(sizes)), strict=True))
+    return list(
+        zip(pairs[0].split(list(sizes)), pairs[1].split(list(sizes)), strict=True)
+    )
 
 
 def one_pass(towers, objective, micro_batches):
@@ -87,21 +104,29 @@ def gradients(module):
 
 
 def assert_same(left, right, tolerance=0.0):
-    """Equal but for ``tolerance`` times the largest element of each tensor, or a tenth: small sums are what cancels."""
+    """Equal but for ``tolerance`` times the largest element of each tensor, or a tenth:
+    small sums are what cancels.
+    """
     assert left.keys() == right.keys() and left
     for name, value in left.items():
         error = float((value - right[name]).abs().max())
-        assert error <= tolerance * max(0.1, float(right[name].abs().max())), f"{name} is off by {error}"
+        assert error <= tolerance * max(0.1, float(right[name].abs().max())), (
+            f"{name} is off by {error}"
+        )
 
 
 @pytest.mark.parametrize("loss", ["ContrastiveObjective", "siglip", "OpenClipLoss"])
 def test_a_learned_option_gets_its_gradient(loss):
-    """As open_clip hands them over: the exponential of the model's parameter, and a parameter by itself."""
+    """As open_clip hands them over: the exponential of the model's parameter, and a
+    parameter by itself.
+    """
     found = []
     for cached in (False, True):
         towers = Towers()
         towers.logit_scale = nn.Parameter(torch.tensor(2.0))
-        objective = make_objective("siglip" if loss == "siglip" else "clip", learnable_inv_tau=False)
+        objective = make_objective(
+            "siglip" if loss == "siglip" else "clip", learnable_inv_tau=False
+        )
         if loss == "OpenClipLoss":
             objective = OpenClipLoss(objective, learn_inv_tau=True)
         options = {"logit_scale": towers.logit_scale.exp()}
@@ -109,7 +134,13 @@ def test_a_learned_option_gets_its_gradient(loss):
             towers.logit_bias = nn.Parameter(torch.tensor(-3.0))
             options["logit_bias"] = towers.logit_bias
         if cached:
-            cached_backward(lambda part: towers(*part), objective, cut(batch(), [5, 7]), towers=towers, **options)  # noqa: B023
+            cached_backward(
+                lambda part: towers(*part),  # noqa: B023
+                objective,
+                cut(batch(), [5, 7]),
+                towers=towers,
+                **options,
+            )
         else:
             objective(*towers(*batch()), **options).backward()
         found.append(gradients(towers))
@@ -117,7 +148,9 @@ def test_a_learned_option_gets_its_gradient(loss):
     assert_same(found[1], found[0], 2e-6)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[WITH_CUDA, pytest.mark.cuda])])
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[WITH_CUDA, pytest.mark.cuda])]
+)
 def test_random_state_is_replayed(device):
     micro_batches = cut(tuple(side.to(device) for side in batch()), [5, 5, 2])
     full, cached = (Towers(nn.Dropout(0.5)).to(device) for _ in range(2))
@@ -125,23 +158,43 @@ def test_random_state_is_replayed(device):
     expected = one_pass(full, ContrastiveObjective.cloob(), micro_batches)
     afterwards = torch.rand(3, device=device)
     torch.manual_seed(11)
-    loss = cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), micro_batches, towers=cached)
+    loss = cached_backward(
+        lambda part: cached(*part),
+        ContrastiveObjective.cloob(),
+        micro_batches,
+        towers=cached,
+    )
     assert torch.equal(torch.rand(3, device=device), afterwards)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
     assert_same(gradients(cached), gradients(full), 2e-6)
 
 
 def test_the_objective_is_in_float32_within_the_callers_autocast():
-    """Rows in a narrow cone: in bfloat16 little would be left of the gradient of retrieval."""
+    """Rows in a narrow cone: in bfloat16 little would be left of the gradient of
+    retrieval.
+    """
     drawn = torch.Generator().manual_seed(1)
     axis = F.normalize(torch.randn(D, generator=drawn), dim=0)
-    rows = [F.normalize(0.95 * axis + 0.1 * torch.randn(64, D, generator=drawn), dim=1) for _ in "xy"]
+    rows = [
+        F.normalize(0.95 * axis + 0.1 * torch.randn(64, D, generator=drawn), dim=1)
+        for _ in "xy"
+    ]
 
     def run(autocast):
-        towers = nn.ModuleList(nn.Embedding.from_pretrained(side.clone(), freeze=False) for side in rows)
+        towers = nn.ModuleList(
+            nn.Embedding.from_pretrained(side.clone(), freeze=False) for side in rows
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            objective, parts = make_objective("cloob", backend="reference"), torch.arange(64).split(16)
-            cached_backward(lambda part: (towers[0](part), towers[1](part)), objective, parts, towers=towers)
+            objective, parts = (
+                make_objective("cloob", backend="reference"),
+                torch.arange(64).split(16),
+            )
+            cached_backward(
+                lambda part: (towers[0](part), towers[1](part)),
+                objective,
+                parts,
+                towers=towers,
+            )
         return gradients(towers)
 
     assert_same(run(True), run(False), 1e-6)
@@ -156,14 +209,25 @@ class Centre(nn.Module):
 
     def forward(self, x):
         centred = x if self.centre is None else x - self.centre
-        self.centre = x.detach().mean(0) if self.centre is None else 0.5 * self.centre + 0.5 * x.detach().mean(0)
+        self.centre = (
+            x.detach().mean(0)
+            if self.centre is None
+            else 0.5 * self.centre + 0.5 * x.detach().mean(0)
+        )
         return centred
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d, Centre, "spectral norm"])
 def test_buffers_move_as_in_one_pass_over_the_micro_batches(layer):
-    """Once for each: batch norm's statistics, a buffer that is replaced, and power iterations, which embed alike."""
-    full, cached = (Towers(*({nn.BatchNorm1d: [nn.BatchNorm1d(10)], Centre: [Centre()]}.get(layer, []))) for _ in "01")
+    """Once for each: batch norm's statistics, a buffer that is replaced, and power
+    iterations, which embed alike.
+    """
+    full, cached = (
+        Towers(
+            *({nn.BatchNorm1d: [nn.BatchNorm1d(10)], Centre: [Centre()]}.get(layer, []))
+        )
+        for _ in "01"
+    )
     if layer == "spectral norm":
         for towers in (full, cached):
             torch.manual_seed(0)
@@ -171,11 +235,19 @@ def test_buffers_move_as_in_one_pass_over_the_micro_batches(layer):
     before = copy.deepcopy(dict(full.named_buffers()))
     micro_batches = cut(batch(), [4, 5, 3])
     one_pass(full, ContrastiveObjective.cloob(), micro_batches)
-    cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), micro_batches, towers=cached)
+    cached_backward(
+        lambda part: cached(*part),
+        ContrastiveObjective.cloob(),
+        micro_batches,
+        towers=cached,
+    )
     assert_same(gradients(cached), gradients(full), 2e-6)
     after = dict(cached.named_buffers())
     assert_same(after, dict(full.named_buffers()))
-    assert any(name not in before or not torch.equal(before[name], buffer) for name, buffer in after.items())
+    assert any(
+        name not in before or not torch.equal(before[name], buffer)
+        for name, buffer in after.items()
+    )
 
 
 def test_bad_rows_raise_before_anything_changed():
@@ -184,26 +256,61 @@ def test_bad_rows_raise_before_anything_changed():
     images[7] = math.nan
     before = copy.deepcopy(dict(towers.named_buffers()))
     encode, parts = lambda part: towers(*part), cut((images, texts), [4, 8])
-    step = partial(cached_backward, encode, ContrastiveObjective.cloob(), parts, towers=towers)
+    step = partial(
+        cached_backward, encode, ContrastiveObjective.cloob(), parts, towers=towers
+    )
     raises(NonFiniteFeaturesError, r"rows are bad; row . is not finite", step)
     assert not gradients(towers)
     assert_same(dict(towers.named_buffers()), before)
 
 
 def test_what_is_no_batch_no_pair_and_no_loss_is_refused():
-    towers, objective, parts = Towers(), ContrastiveObjective.cloob(), cut(batch(), [4, 8])
+    towers, objective, parts = (
+        Towers(),
+        ContrastiveObjective.cloob(),
+        cut(batch(), [4, 8]),
+    )
 
     def step(objective, parts, encode=towers, **options):
-        return cached_backward(lambda part: encode(*part), objective, parts, towers=towers, **options)
+        return cached_backward(
+            lambda part: encode(*part), objective, parts, towers=towers, **options
+        )
 
     raises(ValueError, "no micro-batches", step, objective, [])
-    raises(TypeError, r"NoneType.*; two tensors", step, objective, parts, lambda *part: (*part, None))
+    raises(
+        TypeError,
+        r"NoneType.*; two tensors",
+        step,
+        objective,
+        parts,
+        lambda *part: (*part, None),
+    )
     fewer = lambda images, texts: (images[: len(images) // 8], texts)  # noqa: E731
-    raises(TypeError, r"encode returned \[\(0, 5\), \(4, 7\)\]", step, objective, parts, fewer)
+    raises(
+        TypeError,
+        r"encode returned \[\(0, 5\), \(4, 7\)\]",
+        step,
+        objective,
+        parts,
+        fewer,
+    )
     expected = "a 0-d tensor is expected"
-    raises(TypeError, f"the objective returned a dict; {expected}", step, objective, parts, output_dict=True)
+    raises(
+        TypeError,
+        f"the objective returned a dict; {expected}",
+        step,
+        objective,
+        parts,
+        output_dict=True,
+    )
     rows = lambda x, y: (x * y).sum(dim=1)  # noqa: E731
-    raises(TypeError, rf"the objective returned shape \(12,\); {expected}", step, rows, parts)
+    raises(
+        TypeError,
+        rf"the objective returned shape \(12,\); {expected}",
+        step,
+        rows,
+        parts,
+    )
     with torch.no_grad(), pytest.raises(ValueError, match="gradients are off"):
         step(objective, parts)
     assert not gradients(towers)
@@ -211,13 +318,17 @@ def test_what_is_no_batch_no_pair_and_no_loss_is_refused():
 
 def test_activations_of_one_micro_batch_are_alive_at_a_time():
     towers, hidden = Towers(), []
-    towers.image[0].register_forward_hook(lambda *arguments: hidden.append(weakref.ref(arguments[2])))
+    towers.image[0].register_forward_hook(
+        lambda *arguments: hidden.append(weakref.ref(arguments[2]))
+    )
 
     def encode(part):
         assert not any(activation() is not None for activation in hidden)
         return towers(*part)
 
-    cached_backward(encode, ContrastiveObjective.cloob(), cut(batch(), [4, 4, 4]), towers=towers)
+    cached_backward(
+        encode, ContrastiveObjective.cloob(), cut(batch(), [4, 4, 4]), towers=towers
+    )
     assert len(hidden) == 6
 
 
@@ -230,8 +341,15 @@ def _worker(rank):
     micro_batches = cut(tuple(side[own] for side in batch()), LOCAL[rank])
     static = DistributedDataParallel(Towers(), static_graph=True)
     with pytest.raises(ValueError, match="DDP has static_graph=True"):
-        cached_backward(lambda part: static(*part), ContrastiveObjective(gather=True), micro_batches, towers=static)
-    return {name: _ddp_steps(name, micro_batches) for name in NAMES} | {"buffers": _ddp_buffers(rank)}
+        cached_backward(
+            lambda part: static(*part),
+            ContrastiveObjective(gather=True),
+            micro_batches,
+            towers=static,
+        )
+    return {name: _ddp_steps(name, micro_batches) for name in NAMES} | {
+        "buffers": _ddp_buffers(rank)
+    }
 
 
 def _ddp_buffers(rank):
@@ -242,7 +360,13 @@ def _ddp_buffers(rank):
     norm.running_mean.fill_(rank + 1.0)  # DDP has shared them as it was made
     rows = torch.arange(24.0).reshape(6, 4).sin()
     objective = make_objective("cloob", check=False)
-    cached_backward(lambda part: (ddp(part), part), objective, rows.split(3), towers=ddp, no_sync=ddp.no_sync)
+    cached_backward(
+        lambda part: (ddp(part), part),
+        objective,
+        rows.split(3),
+        towers=ddp,
+        no_sync=ddp.no_sync,
+    )
     return [buffer.clone() for buffer in norm.buffers()]
 
 
@@ -256,7 +380,9 @@ def _ddp_steps(name, micro_batches):
         return allreduce_hook(None, bucket)
 
     ddp.register_comm_hook(None, counted)
-    step = partial(cached_backward, lambda part: ddp(*part), whole.objective, micro_batches)
+    step = partial(
+        cached_backward, lambda part: ddp(*part), whole.objective, micro_batches
+    )
     losses = whole.fit(lambda: step(towers=ddp, no_sync=ddp.no_sync, **whole.options()))
     return {"losses": losses, "syncs": syncs, "state": whole.state_dict()}
 
@@ -267,7 +393,13 @@ def test_two_ddp_processes_equal_one(tmp_path):
     torch.testing.assert_close(*(rank["buffers"] for rank in ranks))
     for name in NAMES:
         alone = Whole(name, gather=False)
-        expected = alone.fit(lambda: one_pass(alone, partial(alone.objective, **alone.options()), [batch()]))  # noqa: B023
+        expected = alone.fit(
+            lambda: one_pass(
+                alone,
+                partial(alone.objective, **alone.options()),
+                [batch()],  # noqa: B023
+            )
+        )
         for found in (rank[name] for rank in ranks):
             torch.testing.assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)
             assert_same(found["state"], alone.state_dict(), 2e-6)

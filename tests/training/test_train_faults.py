@@ -1,4 +1,6 @@
-"""Processes that are killed, told to end, or lose a rank, a disk, a mount or memory: real ones, with real signals."""
+"""Processes that are killed, told to end, or lose a rank, a disk, a mount or memory:
+real ones, with real signals.
+"""
 
 import gc
 import json
@@ -27,7 +29,9 @@ from support import fork, raises
 
 
 def test_sigterm_to_the_whole_process_group(trained, tmp_path):
-    """What a scheduler sends reaches the data workers as well: checkpoint, exit code 0, and the numbers go on."""
+    """What a scheduler sends reaches the data workers as well: checkpoint, exit code 0,
+    and the numbers go on.
+    """
     config = trained.config.override(out=tmp_path / "run", save_every=100, workers=1)
 
     def slowly():
@@ -41,16 +45,30 @@ def test_sigterm_to_the_whole_process_group(trained, tmp_path):
     os.killpg(ranks.pids[0], signal.SIGTERM)
     assert ranks.wait(60) == [0], ranks.told()
     (saved,) = list_checkpoints(config.save.out)
-    assert f"stopped=SIGTERM steps={int(saved.name[5:])}" in ranks.told() and "Traceback" not in ranks.told()
+    assert (
+        f"stopped=SIGTERM steps={int(saved.name[5:])}" in ranks.told()
+        and "Traceback" not in ranks.told()
+    )
     train(config.override(resume="auto"))
     assert exact(config.save.out) == exact(trained.run)
 
 
 def test_two_ranks(trained, tmp_path):
-    """The numbers of one process; one rank that is told to end; bad numbers on one rank."""
-    learns = {"learnable_inv_tau": True, "scale": "unit", "model": "nano-vit", "resume": "auto"}
-    same = trained.config.override(**learns, batch_size=10, epochs=2, save_every=0, keep=0)  # 4 steps an epoch
-    plain, poisoned, stopped = (tmp_path / name for name in ("plain", "poisoned", "stopped"))
+    """The numbers of one process; one rank that is told to end; bad numbers on one
+    rank.
+    """
+    learns = {
+        "learnable_inv_tau": True,
+        "scale": "unit",
+        "model": "nano-vit",
+        "resume": "auto",
+    }
+    same = trained.config.override(
+        **learns, batch_size=10, epochs=2, save_every=0, keep=0
+    )  # 4 steps an epoch
+    plain, poisoned, stopped = (
+        tmp_path / name for name in ("plain", "poisoned", "stopped")
+    )
 
     def stop():
         if os.environ["RANK"] == "1":
@@ -58,56 +76,111 @@ def test_two_ranks(trained, tmp_path):
 
     def all_runs():
         with process_group(torch.device("cpu")):
-            for out, trouble in ((plain, []), (poisoned, [Poison(5, 6)]), (stopped, [At(5, stop)]), (stopped, [])):
+            for out, trouble in (
+                (plain, []),
+                (poisoned, [Poison(5, 6)]),
+                (stopped, [At(5, stop)]),
+                (stopped, []),
+            ):
                 result = train(same.override(out=out), callbacks=trouble)
                 print(f"stopped={result.stopped} steps={result.steps}")
 
     ranks = fork(tmp_path / "ranks", 2, all_runs)
     assert ranks.wait(200) == [0, 0], ranks.told()
-    assert lines(plain / "epochs.jsonl")[0]["skipped"] == {"corrupt image": 1, "empty caption": 1}
+    assert lines(plain / "epochs.jsonl")[0]["skipped"] == {
+        "corrupt image": 1,
+        "empty caption": 1,
+    }
     told = sum(sum(line["skipped"].values()) for line in lines(plain / "epochs.jsonl"))
     readers = [line["rank"] for line in lines(plain / "skipped.jsonl")]
-    assert len(readers) == told and set(readers) == {0, 1}  # each is named, whichever rank read it
-    assert ranks.told().count("stopped=SIGTERM steps=5") == 2 and exact(stopped) == exact(plain)
+    assert len(readers) == told and set(readers) == {
+        0,
+        1,
+    }  # each is named, whichever rank read it
+    assert ranks.told().count("stopped=SIGTERM steps=5") == 2 and exact(
+        stopped
+    ) == exact(plain)
 
-    # Two ranks with half a batch each are one process with the whole batch, gradients and τ⁻¹ included.
+    # Two ranks with half a batch each are one process with the whole batch, gradients
+    # and τ⁻¹ included.
     alone = train(same.override(out=tmp_path / "alone"))
     for here, there in zip(exact(plain), exact(alone.run), strict=True):
         for key in ("loss", "grad_norm", "inv_tau"):
             assert here[key] == pytest.approx(there[key], rel=2e-3), (here["step"], key)
         assert here["samples_seen"] == there["samples_seen"]
-    assert exact(plain)[0]["loss"] == pytest.approx(exact(alone.run)[0]["loss"], rel=1e-5)
+    assert exact(plain)[0]["loss"] == pytest.approx(
+        exact(alone.run)[0]["loss"], rel=1e-5
+    )
     assert exact(plain)[-1]["inv_tau"] != pytest.approx(30, rel=1e-4)
 
-    # NaN in the last rank's weights: every rank skips step 6, the keys of both are written, and training goes on.
+    # NaN in the last rank's weights: every rank skips step 6, the keys of both are
+    # written, and training goes on.
     assert exact(poisoned)[:5] == exact(plain)[:5]
-    assert [line["step"] for line in lines(poisoned / "metrics.jsonl") if line.get("skipped")] == [6]
+    assert [
+        line["step"]
+        for line in lines(poisoned / "metrics.jsonl")
+        if line.get("skipped")
+    ] == [6]
     keys = json.loads((poisoned / "nonfinite-step-6.json").read_text())["keys"]
-    assert len(set(keys)) == len(keys) == exact(plain)[5]["samples_seen"] - exact(plain)[4]["samples_seen"]
+    assert (
+        len(set(keys))
+        == len(keys)
+        == exact(plain)[5]["samples_seen"] - exact(plain)[4]["samples_seen"]
+    )
     assert exact(poisoned)[-1]["loss"] is not None
 
 
 def test_two_ranks_judge_one_model(trained, pairs_folder, tmp_path):
-    """Running statistics are each rank's own in training; held-out pairs are judged by those that are exported."""
-    own = {"model": "nano-resnet", "epochs": 2, "batch_size": 12, "micro_batch_size": 3, "save_every": 0, "keep": 0}
-    config = trained.config.override(**own, val_data=[str(pairs_folder)], out=tmp_path / "run")
+    """Running statistics are each rank's own in training; held-out pairs are judged by
+    those that are exported.
+    """
+    own = {
+        "model": "nano-resnet",
+        "epochs": 2,
+        "batch_size": 12,
+        "micro_batch_size": 3,
+        "save_every": 0,
+        "keep": 0,
+    }
+    config = trained.config.override(
+        **own, val_data=[str(pairs_folder)], out=tmp_path / "run"
+    )
     ranks = fork(tmp_path / "ranks", 2, lambda: train(config) and None)
     assert ranks.wait() == [0, 0], ranks.told()
     for line, checkpoint in zip(
-        lines(config.save.out / "epochs.jsonl"), list_checkpoints(config.save.out), strict=True
+        lines(config.save.out / "epochs.jsonl"),
+        list_checkpoints(config.save.out),
+        strict=True,
     ):
         model = load_model(checkpoint)
-        loader = make_loader(open_source(str(pairs_folder)), model, config, torch.device("cpu"), train=False)
+        loader = make_loader(
+            open_source(str(pairs_folder)),
+            model,
+            config,
+            torch.device("cpu"),
+            train=False,
+        )
         objective = make_objective("cloob")
         with torch.no_grad():
-            losses = [len(batch) * objective(*model(batch.images, batch.tokens)) for batch in loader.epoch(0)]
-        assert line["val_loss"] == pytest.approx(float(sum(losses)) / 38, rel=1e-5)  # 2 of the 40 pairs are bad
+            losses = [
+                len(batch) * objective(*model(batch.images, batch.tokens))
+                for batch in loader.epoch(0)
+            ]
+        assert line["val_loss"] == pytest.approx(
+            float(sum(losses)) / 38, rel=1e-5
+        )  # 2 of the 40 pairs are bad
 
 
 def test_ranks_that_find_other_pairs_are_refused(trained, pairs_folder, tmp_path):
-    """A table that is still on its way to one of two hosts: one that lacks a row, and one of as many others."""
+    """A table that is still on its way to one of two hosts: one that lacks a row, and
+    one of as many others.
+    """
     rows = [f"{pairs_folder}/{n:02}.png,caption {n}\n" for n in range(24)]
-    for name, own in (("whole", rows), ("fewer", rows[:-1]), ("others", [*rows[1:], rows[0]])):
+    for name, own in (
+        ("whole", rows),
+        ("fewer", rows[:-1]),
+        ("others", [*rows[1:], rows[0]]),
+    ):
         (tmp_path / f"{name}.csv").write_text("filepath,title\n" + "".join(own))
 
     def run():
@@ -115,48 +188,76 @@ def test_ranks_that_find_other_pairs_are_refused(trained, pairs_folder, tmp_path
         for there in ("fewer", "others"):
             here = tmp_path / f"{there if os.environ['RANK'] == '1' else 'whole'}.csv"
             config = trained.config.override(data=[str(here)], out=tmp_path / "run")
-            print(raises(InputError, "rank 1 finds other data", train, config).partition(": ")[2])
+            print(
+                raises(InputError, "rank 1 finds other data", train, config).partition(
+                    ": "
+                )[2]
+            )
 
     ranks = fork(tmp_path / "ranks", 2, run)
     assert ranks.wait() == [0, 0], ranks.told()
     for output in ranks.outputs:
         found = [
-            line for line in output.read_text().splitlines() if line.startswith("rank 1 finds other data than rank 0")
+            line
+            for line in output.read_text().splitlines()
+            if line.startswith("rank 1 finds other data than rank 0")
         ]
         assert "(23 pairs, not 24" in found[0] and len(found) == 2
     assert not (tmp_path / "run").exists()
 
 
 def children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [
+        int(word)
+        for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the worker in Linux' /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="finds the worker in Linux' /proc"
+)
 def test_a_data_worker_that_dies(trained, tmp_path):
-    """kill -9 to the data worker of one of two ranks: both end at once, in one line that names it, with exit code 1."""
+    """kill -9 to the data worker of one of two ranks: both end at once, in one line
+    that names it, with exit code 1.
+    """
     from cloob.cli import main
 
     run = tmp_path / "run"
-    config = trained.config.override(out=run, epochs=100_000, keep=2, workers=1, batch_size=10)
+    config = trained.config.override(
+        out=run, epochs=100_000, keep=2, workers=1, batch_size=10
+    )
     (tmp_path / "config.json").write_text(config.to_json())
-    ranks = fork(tmp_path, 2, lambda: main(["train", "--config", str(tmp_path / "config.json")]))
-    ranks.until(lambda: (run / "checkpoints").is_dir() and len(list_checkpoints(run)) >= 2)
+    ranks = fork(
+        tmp_path, 2, lambda: main(["train", "--config", str(tmp_path / "config.json")])
+    )
+    ranks.until(
+        lambda: (run / "checkpoints").is_dir() and len(list_checkpoints(run)) >= 2
+    )
     (worker,) = children(ranks.pids[1])
     os.kill(worker, signal.SIGKILL)
     assert ranks.wait(60) == [1, 1], ranks.told()
     for output in ranks.outputs:
         (said,) = [
-            line for line in output.read_text().splitlines() if line.startswith("cloob: ") and "data worker" in line
+            line
+            for line in output.read_text().splitlines()
+            if line.startswith("cloob: ") and "data worker" in line
         ]
-        assert f"rank 1: data worker {worker} died" in said and "the last checkpoint is" in said
-        assert "go on with --resume auto" in said and "Traceback" not in output.read_text()
+        assert (
+            f"rank 1: data worker {worker} died" in said
+            and "the last checkpoint is" in said
+        )
+        assert (
+            "go on with --resume auto" in said and "Traceback" not in output.read_text()
+        )
     found = find_checkpoint(run, "auto")
     assert found is not None and str(found.path) in said
 
 
 def test_another_rank_s_defect_ends_all_with_its_name(trained, tmp_path):
-    """An error in one rank's loader (a defect, so with its traceback there) reaches the others as one line."""
+    """An error in one rank's loader (a defect, so with its traceback there) reaches the
+    others as one line.
+    """
     from cloob.data.loader import PairLoader
 
     def broken():
@@ -174,17 +275,26 @@ def test_another_rank_s_defect_ends_all_with_its_name(trained, tmp_path):
     ranks = fork(tmp_path, 2, broken)
     assert ranks.wait() == [1, 1], ranks.told()
     first, second = (path.read_text() for path in ranks.outputs)
-    assert "TrainingFailed: rank 1: ValueError: the transform gave (3, 31, 31); the last checkpoint is " in first
+    assert (
+        "TrainingFailed: rank 1: ValueError: the transform gave (3, 31, 31); the last"
+        " checkpoint is " in first
+    )
     assert "Traceback" in second and "in failing" in second
 
 
 @pytest.mark.parametrize(
-    ("file", "tensorboard"), [("step-00000006", False), pytest.param("metrics.jsonl", True, marks=pytest.mark.nightly)]
+    ("file", "tensorboard"),
+    [
+        ("step-00000006", False),
+        pytest.param("metrics.jsonl", True, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_run_whose_files_may_not_grow(trained, tmp_path, file, tensorboard):
-    """From step 5 on the kernel refuses what is beyond half a checkpoint's file, or beyond a few lines of a log.
+    """From step 5 on the kernel refuses what is beyond half a checkpoint's file, or
+    beyond a few lines of a log.
 
-    One line and exit code 2; each checkpoint that is there is whole; with room it goes on as the run that had some.
+    One line and exit code 2; each checkpoint that is there is whole; with room it goes
+    on as the run that had some.
     """
     weights = list_checkpoints(trained.run)[0] / "model" / "open_clip_model.safetensors"
     half = weights.stat().st_size // 2 if file.startswith("step-") else None
@@ -197,14 +307,18 @@ def test_a_run_whose_files_may_not_grow(trained, tmp_path, file, tensorboard):
     config = trained.config.override(out=run, tensorboard=tensorboard)
     said = last_line(command_until(tmp_path / "first", config, 5, limit))
     kept = list_checkpoints(run)
-    assert said.startswith(f"cloob: {run}/") and file in said and "File too large" in said
+    assert (
+        said.startswith(f"cloob: {run}/") and file in said and "File too large" in said
+    )
     assert not list((run / "checkpoints").glob(".tmp-*"))
     if file.startswith("step-"):
         assert said.endswith(f"the last complete checkpoint is {kept[-1]}")
     assert kept and load_model(str(run)).name == "nano-dropout"
     train(config.override(resume="auto"))
     assert exact(run) == exact(trained.run)
-    assert [path.name for path in list_checkpoints(run)] == [path.name for path in list_checkpoints(trained.run)]
+    assert [path.name for path in list_checkpoints(run)] == [
+        path.name for path in list_checkpoints(trained.run)
+    ]
 
 
 @pytest.fixture
@@ -220,39 +334,81 @@ def mount(pairs_folder, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_a_mount_that_dies_ends_the_run(base, mount, tmp_path, processes):
-    """The pictures are gone after step 3: batches without one usable pair count, and the limit ends the run."""
+    """The pictures are gone after step 3: batches without one usable pair count, and
+    the limit ends the run.
+    """
     config = base.override(data=[str(mount)], out=tmp_path / "run", epochs=30)
-    gone = command_until(tmp_path / "a", config, 3, lambda: shutil.rmtree(mount, ignore_errors=True), processes)
+    gone = command_until(
+        tmp_path / "a",
+        config,
+        3,
+        lambda: shutil.rmtree(mount, ignore_errors=True),
+        processes,
+    )
     said = last_line(gone)
-    assert said.startswith(f"cloob: {mount}: 8 of 32 samples cannot be used, more than max_bad_fraction = 0.2 allows: ")
+    assert said.startswith(
+        f"cloob: {mount}: 8 of 32 samples cannot be used, more than max_bad_fraction ="
+        " 0.2 allows: "
+    )
     assert "missing image (e.g. " in said
     found = lines(tmp_path / "run" / "metrics.jsonl")
-    assert [line.get("skipped") for line in found] == [None] * 3 + ["too few usable samples"]
+    assert [line.get("skipped") for line in found] == [None] * 3 + [
+        "too few usable samples"
+    ]
     assert len(lines(tmp_path / "run" / "skipped.jsonl")) == 8
     # What was trained before is kept.
-    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [
+        "step-00000002"
+    ]
 
 
-def test_held_out_pairs_that_are_gone_end_the_run_whatever_the_limit(base, mount, pairs_folder, tmp_path):
-    sources = {"data": [str(pairs_folder)], "val_data": [str(mount)], "out": tmp_path / "run"}
-    config = base.override(**sources, epochs=30, batch_size=19, max_bad_fraction=1, save_every=0)
-    said = last_line(command_until(tmp_path / "first", config, 2, lambda: shutil.rmtree(mount)))
-    assert said.startswith(f"cloob: {mount}: 38 of 38 held-out pairs cannot be used, which leaves none: 38 missing im")
+def test_held_out_pairs_that_are_gone_end_the_run_whatever_the_limit(
+    base, mount, pairs_folder, tmp_path
+):
+    sources = {
+        "data": [str(pairs_folder)],
+        "val_data": [str(mount)],
+        "out": tmp_path / "run",
+    }
+    config = base.override(
+        **sources, epochs=30, batch_size=19, max_bad_fraction=1, save_every=0
+    )
+    said = last_line(
+        command_until(tmp_path / "first", config, 2, lambda: shutil.rmtree(mount))
+    )
+    assert said.startswith(
+        f"cloob: {mount}: 38 of 38 held-out pairs cannot be used, which leaves none: 38"
+        " missing im"
+    )
     assert not lines(tmp_path / "run" / "epochs.jsonl")
     assert len(list_checkpoints(tmp_path / "run")) == 1  # the epoch's work is kept
 
 
 def test_memory_that_runs_out_at_a_step_is_one_line(base, tmp_path):
-    """torch's "DefaultCPUAllocator: can't allocate memory": the checkpoint before stays."""
+    """torch's "DefaultCPUAllocator: can't allocate memory": the checkpoint before
+    stays.
+    """
     run = tmp_path / "run"
 
-    def run_out():  # in the process of the run; what earlier steps have freed could suffice for another one
+    # in the process of the run; what earlier steps have freed could suffice for another
+    # one
+    def run_out():
         gc.collect()
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + 120_000_000, resource.RLIM_INFINITY))
+        mapped = (
+            int(Path("/proc/self/statm").read_text().split()[0])
+            * resource.getpagesize()
+        )
+        resource.setrlimit(
+            resource.RLIMIT_AS, (mapped + 120_000_000, resource.RLIM_INFINITY)
+        )
         TowersWithLoss.forward = lambda *_, **__: torch.empty(10**10)  # type: ignore[assignment, method-assign]
 
-    said = last_line(command_until(tmp_path / "first", base.override(out=run), 2, run_out))
-    assert said.startswith("cloob: 8 pairs at a time do not fit in memory; give --micro-batch-size 4 or less"), said
+    said = last_line(
+        command_until(tmp_path / "first", base.override(out=run), 2, run_out)
+    )
+    assert said.startswith(
+        "cloob: 8 pairs at a time do not fit in memory; give --micro-batch-size 4 or"
+        " less"
+    ), said
     assert len(lines(run / "metrics.jsonl")) == 2
     assert [path.name for path in list_checkpoints(run)] == ["step-00000002"]

@@ -19,7 +19,13 @@ from cloob.training.config.parts import AlignConfig
 from cloob.training.loop import train
 from support import raises
 
-RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
+RUN_FOLDER = {
+    "config.json",
+    "metrics.jsonl",
+    "epochs.jsonl",
+    "skipped.jsonl",
+    "checkpoints",
+}
 
 
 def weights(checkpoint):
@@ -33,7 +39,10 @@ def test_the_run_folder(trained):
     assert names == [f"step-{n:08d}" for n in (2, 4, 6, 8, 10, 12, 14, 15)]
     result = trained.result
     assert (result.steps, result.epochs, result.stopped) == (15, 3, None)
-    assert result.checkpoint == trained.run / "checkpoints" / "step-00000015" and result.seconds > 0
+    assert (
+        result.checkpoint == trained.run / "checkpoints" / "step-00000015"
+        and result.seconds > 0
+    )
 
 
 def test_the_log_lines(trained):
@@ -44,15 +53,33 @@ def test_the_log_lines(trained):
     assert [found[i]["samples_seen"] for i in (4, 9, 14)] == [38, 76, 114]
     assert [line["lr"] for line in found[:3]] == pytest.approx([1e-3, 2e-3, 3e-3])
     assert found[-1]["lr"] == pytest.approx(3e-3 * (1 + np.cos(np.pi * 11 / 12)) / 2)
-    assert trained.result.loss == found[-1]["loss"] and trained.result.samples_seen == 114
+    assert (
+        trained.result.loss == found[-1]["loss"] and trained.result.samples_seen == 114
+    )
     for line in found:
-        assert line["grad_norm"] > 0 and line["inv_tau"] == pytest.approx(30) and line["beta"] == pytest.approx(8)
-        assert line["images_per_second"] == line["images_per_second_per_rank"] > 0 and 0 <= line["data_wait"] <= 1
+        assert (
+            line["grad_norm"] > 0
+            and line["inv_tau"] == pytest.approx(30)
+            and line["beta"] == pytest.approx(8)
+        )
+        assert (
+            line["images_per_second"] == line["images_per_second_per_rank"] > 0
+            and 0 <= line["data_wait"] <= 1
+        )
         assert 1e8 < line["peak_memory"] < 1e11
-        measured = {"saturation", "effective_eigenvalues_image", "effective_eigenvalues_text"} <= line.keys()
+        measured = {
+            "saturation",
+            "effective_eigenvalues_image",
+            "effective_eigenvalues_text",
+        } <= line.keys()
         assert measured == (line["step"] % 4 == 0)
-    assert 0 < found[3]["saturation"] < 1 and 1 <= found[3]["effective_eigenvalues_image"] <= 8
-    assert np.mean([line["loss"] for line in found[-3:]]) < np.mean([line["loss"] for line in found[:3]])
+    assert (
+        0 < found[3]["saturation"] < 1
+        and 1 <= found[3]["effective_eigenvalues_image"] <= 8
+    )
+    assert np.mean([line["loss"] for line in found[-3:]]) < np.mean(
+        [line["loss"] for line in found[:3]]
+    )
 
 
 def test_callbacks_see_everything_in_order(trained):
@@ -62,24 +89,43 @@ def test_callbacks_see_everything_in_order(trained):
     assert recorder.of("checkpoint") == list_checkpoints(trained.run)
     assert recorder.of("end") == [trained.result]
     info = recorder.of("start")[0]
-    assert (info.total_steps, info.steps_per_epoch, info.start_step, info.rank) == (15, 5, 0, 0)
+    assert (info.total_steps, info.steps_per_epoch, info.start_step, info.rank) == (
+        15,
+        5,
+        0,
+        0,
+    )
     kinds = [name for name, _ in recorder.events]
-    assert kinds[:4] == ["start", "step", "step", "checkpoint"] and kinds[-3:] == ["epoch", "checkpoint", "end"]
+    assert kinds[:4] == ["start", "step", "step", "checkpoint"] and kinds[-3:] == [
+        "epoch",
+        "checkpoint",
+        "end",
+    ]
 
 
 def test_config_json_is_resolved_and_trains_the_same(trained, tmp_path):
     config = TrainConfig.from_json(trained.run / "config.json")
-    assert config.align == AlignConfig()  # where there are no heads, nothing is said of them
-    assert config.loss.inv_tau == pytest.approx(30) and config.loss.beta == pytest.approx(8)
+    assert (
+        config.align == AlignConfig()
+    )  # where there are no heads, nothing is said of them
+    assert config.loss.inv_tau == pytest.approx(
+        30
+    ) and config.loss.beta == pytest.approx(8)
     assert config.loss.learnable_inv_tau is False and config.loss.scale == "paper"
     assert config.towers.model == "nano-dropout" and config.towers.image_size == 32
-    other = train(config.override(out=tmp_path / "again", samples=113, save_every=0, keep=1))  # three epochs
-    assert (other.steps, other.epochs) == (15, 3) and exact(other.run) == exact(trained.run)
+    other = train(
+        config.override(out=tmp_path / "again", samples=113, save_every=0, keep=1)
+    )  # three epochs
+    assert (other.steps, other.epochs) == (15, 3) and exact(other.run) == exact(
+        trained.run
+    )
     assert equal(weights(other.run), weights(trained.run))
 
 
 def cut_back(trained, out, step):
-    """The run as it would be had it been killed between the checkpoint of ``step`` and the next."""
+    """The run as it would be had it been killed between the checkpoint of ``step`` and
+    the next.
+    """
     shutil.copytree(trained.run, out)
     for path in list_checkpoints(out):
         if path.name > f"step-{step:08d}":
@@ -88,34 +134,75 @@ def cut_back(trained, out, step):
 
 
 def test_a_finished_run_is_said_to_be_finished(trained, tmp_path, capsys):
-    """Exit code 0, one line, and not a byte or a time of its files is changed; another model is no such run."""
+    """Exit code 0, one line, and not a byte or a time of its files is changed; another
+    model is no such run.
+    """
     out = cut_back(trained, tmp_path / "run", 15)
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
-    command = ["train", "--config", str(trained.run / "config.json"), "--out", str(out), "--resume", "auto"]
+    before = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in out.rglob("*")
+        if path.is_file()
+    }
+    command = [
+        "train",
+        "--config",
+        str(trained.run / "config.json"),
+        "--out",
+        str(out),
+        "--resume",
+        "auto",
+    ]
     assert main(command) == 0
-    assert capsys.readouterr().out.startswith(f"{out}: already finished (3 epochs, 15 steps)")
+    assert capsys.readouterr().out.startswith(
+        f"{out}: already finished (3 epochs, 15 steps)"
+    )
     assert main([*command, "--model", "nano-wide"]) == 2
-    assert "was trained with towers.model = 'nano-dropout', not 'nano-wide'" in capsys.readouterr().err
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == before
+    assert (
+        "was trained with towers.model = 'nano-dropout', not 'nano-wide'"
+        in capsys.readouterr().err
+    )
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in out.rglob("*")
+        if path.is_file()
+    } == before
 
 
 def test_more_epochs_continue_and_another_objective_does_not(trained, tmp_path, caplog):
     out = cut_back(trained, tmp_path / "run", 15)
     config = trained.config.override(out=out, resume="auto")
     other, hotter = config.override(objective="infoloob"), config.override(inv_tau=20)
-    raises(InputError, r"was trained with loss\.objective = 'cloob', not 'infoloob'; resume with", train, other)
+    raises(
+        InputError,
+        r"was trained with loss\.objective = 'cloob', not 'infoloob'; resume with",
+        train,
+        other,
+    )
     raises(InputError, r"trained with loss\.inv_tau = 30\.\d*, not 20", train, hotter)
     (out / "config.json").rename(out / "aside.json")  # then the checkpoint itself knows
-    raises(InputError, r"step-00000015: was trained with other.*inv_tau was 20 and is 30", train, hotter)
+    raises(
+        InputError,
+        r"step-00000015: was trained with other.*inv_tau was 20 and is 30",
+        train,
+        hotter,
+    )
     (out / "aside.json").rename(out / "config.json")
     with caplog.at_level(logging.WARNING):
         result = train(config.override(epochs=4, lr=1e-4))
     assert result.steps == 20 and len(lines(out / "metrics.jsonl")) == 20
-    assert "another run.epochs: 4 instead of 3" in caplog.text and "another optim.lr" in caplog.text
+    assert (
+        "another run.epochs: 4 instead of 3" in caplog.text
+        and "another optim.lr" in caplog.text
+    )
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(trained, tmp_path):
-    raises(InputError, "already holds a run; go on with --resume auto, or give --overwrite", train, trained.config)
+    raises(
+        InputError,
+        "already holds a run; go on with --resume auto, or give --overwrite",
+        train,
+        trained.config,
+    )
     out = cut_back(trained, tmp_path / "run", 15)
     (out / "nonfinite-step-3.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
@@ -124,11 +211,18 @@ def test_an_earlier_run_is_not_overwritten_unasked(trained, tmp_path):
     assert {p.name for p in out.iterdir()} == RUN_FOLDER | {"notes.txt"}
 
 
-def test_what_torchrun_starts_again_does_not_overwrite_its_run(trained, tmp_path, monkeypatch):
+def test_what_torchrun_starts_again_does_not_overwrite_its_run(
+    trained, tmp_path, monkeypatch
+):
     out = cut_back(trained, tmp_path / "run", 10)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     config = trained.config.override(out=out, overwrite=True, epochs=1)
-    raises(InputError, r"run: holds the run that torchrun has started again.*--resume auto", train, config)
+    raises(
+        InputError,
+        r"run: holds the run that torchrun has started again.*--resume auto",
+        train,
+        config,
+    )
     assert list_checkpoints(out)[-1].name == "step-00000010"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert train(config).steps == 5
@@ -146,34 +240,59 @@ class Evaluates(Callback):
 
 
 def test_the_loop_switches_the_towers_back(trained, tmp_path):
-    """Also where a frozen tower was in eval mode before, and a callback puts all of it into training mode."""
-    config = trained.config.override(out=tmp_path / "run", epochs=1, freeze="image", model="nano-resnet")
+    """Also where a frozen tower was in eval mode before, and a callback puts all of it
+    into training mode.
+    """
+    config = trained.config.override(
+        out=tmp_path / "run", epochs=1, freeze="image", model="nano-resnet"
+    )
     callback = Evaluates()
     result = train(config, callbacks=[callback])
-    assert all(modes == callback.modes[0] for modes in callback.modes) and len(callback.modes) == 5
+    assert (
+        all(modes == callback.modes[0] for modes in callback.modes)
+        and len(callback.modes) == 5
+    )
     assert not callback.encoder.model.visual.bn1.training
     alone = train(config.override(out=tmp_path / "alone"))
-    assert exact(result.run) == exact(alone.run) and equal(weights(result.run), weights(alone.run))
+    assert exact(result.run) == exact(alone.run) and equal(
+        weights(result.run), weights(alone.run)
+    )
 
 
 def test_nonfinite_steps_are_skipped_and_written_down(trained, tmp_path):
-    result = train(trained.config.override(out=tmp_path / "run", epochs=2), callbacks=[Poison(3, 5)])
+    result = train(
+        trained.config.override(out=tmp_path / "run", epochs=2),
+        callbacks=[Poison(3, 5)],
+    )
     found = lines(result.run / "metrics.jsonl")
-    assert [line["step"] for line in found if line.get("skipped") == "not finite"] == [4, 5]
+    assert [line["step"] for line in found if line.get("skipped") == "not finite"] == [
+        4,
+        5,
+    ]
     assert all((line["loss"] is None) == (line["step"] in (4, 5)) for line in found)
     assert exact(result.run)[:3] == exact(trained.run)[:3]
     report = json.loads((result.run / "nonfinite-step-4.json").read_text())
-    assert report["step"] == 4 and report["epoch"] == 1 and report["loss"] == "nan" and len(report["keys"]) >= 6
+    assert (
+        report["step"] == 4
+        and report["epoch"] == 1
+        and report["loss"] == "nan"
+        and len(report["keys"]) >= 6
+    )
     # The two files of the run name the rows of two batches: none of them the same.
     other = json.loads((result.run / "nonfinite-step-5.json").read_text())
     assert not set(report["keys"]) & set(other["keys"])
     assert found[-1]["samples_seen"] == 76 - len(report["keys"]) - len(other["keys"])
-    assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(np.mean([x["loss"] for x in found[:3]]))
+    assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(
+        np.mean([x["loss"] for x in found[:3]])
+    )
 
 
 def test_too_many_nonfinite_steps_end_the_run(trained, tmp_path):
     config = trained.config.override(out=tmp_path / "run", max_nonfinite=3, keep=1)
-    error = r"step 6: loss or gradient not finite for 3 steps in a row \(samples .*nonfinite-step-6.json.*step-00000002"
+    error = (
+        r"step 6: loss or gradient not finite for 3 steps in a row \(samples"
+        r" .*nonfinite-step-6.json.*step-00000002"
+    )
     raises(TrainingFailed, error, train, config, callbacks=[Poison(3, 100)])
     # What may be damaged is not saved: with keep=1 it would have replaced the good one.
     (kept,) = list_checkpoints(tmp_path / "run")
@@ -182,10 +301,20 @@ def test_too_many_nonfinite_steps_end_the_run(trained, tmp_path):
 
 
 def test_bad_samples_stop_the_run_at_the_end_of_a_small_epoch(trained, tmp_path):
-    error = r"2 of 40 samples cannot be used, more than max_bad_fraction = 0\.04.*1 corrupt image \(e\.g\. .*13"
-    raises(InputError, error, train, trained.config.override(out=tmp_path / "run", max_bad_fraction=0.04))
+    error = (
+        r"2 of 40 samples cannot be used, more than max_bad_fraction = 0\.04.*1 corrupt"
+        r" image \(e\.g\. .*13"
+    )
+    raises(
+        InputError,
+        error,
+        train,
+        trained.config.override(out=tmp_path / "run", max_bad_fraction=0.04),
+    )
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5
-    train(trained.config.override(out=tmp_path / "run2", max_bad_fraction=0.05, epochs=1))  # 2/40 is not more
+    train(
+        trained.config.override(out=tmp_path / "run2", max_bad_fraction=0.05, epochs=1)
+    )  # 2/40 is not more
 
 
 def test_validation_init_and_several_sources(trained, pairs_folder, tmp_path):
@@ -194,58 +323,107 @@ def test_validation_init_and_several_sources(trained, pairs_folder, tmp_path):
     for n in range(5):
         Image.new("RGB", (32, 32), (50 * n, 100, 200)).save(held_out / f"{n}.png")
         (held_out / f"{n}.txt").write_text(f"shade {n}")
-    sources = {"data": [str(pairs_folder), str(held_out)], "val_data": [str(held_out)], "init": str(trained.run)}
-    config = trained.config.override(**sources, model=None, objective="clip", lr=1e-9, epochs=1)
+    sources = {
+        "data": [str(pairs_folder), str(held_out)],
+        "val_data": [str(held_out)],
+        "init": str(trained.run),
+    }
+    config = trained.config.override(
+        **sources, model=None, objective="clip", lr=1e-9, epochs=1
+    )
     config = config.override(out=tmp_path / "run", tensorboard=True)
     result = train(config)
-    assert result.steps == 5 and lines(result.run / "metrics.jsonl")[-1]["samples_seen"] in (37, 38, 39, 40)
+    assert result.steps == 5 and lines(result.run / "metrics.jsonl")[-1][
+        "samples_seen"
+    ] in (37, 38, 39, 40)
     assert (result.run / "tensorboard").is_dir()
-    # The validation loss is the objective of all held-out pairs, by the towers in eval mode.
+    # The validation loss is the objective of all held-out pairs, by the towers in eval
+    # mode.
     encoder = load_model(str(trained.run))
     with torch.no_grad():
         images = encoder.encode_image(sorted(held_out.glob("*.png")))
         logits = images @ encoder.encode_text([f"shade {n}" for n in range(5)]).T / 0.07
-    both = [torch.nn.functional.cross_entropy(table, torch.arange(5)) for table in (logits, logits.T)]
-    assert lines(result.run / "epochs.jsonl")[0]["val_loss"] == pytest.approx(float(sum(both)) / 2, rel=1e-4)
+    both = [
+        torch.nn.functional.cross_entropy(table, torch.arange(5))
+        for table in (logits, logits.T)
+    ]
+    assert lines(result.run / "epochs.jsonl")[0]["val_loss"] == pytest.approx(
+        float(sum(both)) / 2, rel=1e-4
+    )
     config = config.override(out=tmp_path / "x")
     error = r"model is 'nano-vit', but init .* holds 'nano-dropout'"
     raises(InputError, error, train, config.override(model="nano-vit"))
-    raises(InputError, r"image_size is 64, but init .* holds 32", train, config.override(image_size=64))
+    raises(
+        InputError,
+        r"image_size is 64, but init .* holds 32",
+        train,
+        config.override(image_size=64),
+    )
     assert not (tmp_path / "x").exists()
 
 
 def test_retrieval_joins_where_it_is_told_to(base, trained, tmp_path):
-    """Before, the losses are those of InfoLOOB bit for bit; from there on CLOOB's; a run that goes on is the same."""
+    """Before, the losses are those of InfoLOOB bit for bit; from there on CLOOB's; a
+    run that goes on is the same.
+    """
     warm = base.override(retrieval_from=0.5, out=tmp_path / "warm", keep=0)
     plain = base.override(objective="infoloob", out=tmp_path / "plain")
     for config in (warm, plain):
         train(config)
-    found, other = (lines(tmp_path / name / "metrics.jsonl") for name in ("warm", "plain"))
-    assert [line["beta"] for line in found] == [None] * 8 + [8.0] * 7  # 15 steps: half of the run is over after 7.5
+    found, other = (
+        lines(tmp_path / name / "metrics.jsonl") for name in ("warm", "plain")
+    )
+    assert [line["beta"] for line in found] == [None] * 8 + [
+        8.0
+    ] * 7  # 15 steps: half of the run is over after 7.5
     assert [line["loss"] for line in found[:8]] == [line["loss"] for line in other[:8]]
-    assert all(a["loss"] != b["loss"] for a, b in zip(found[8:], other[8:], strict=True))
+    assert all(
+        a["loss"] != b["loss"] for a, b in zip(found[8:], other[8:], strict=True)
+    )
     assert found[0]["loss"] != lines(trained.run / "metrics.jsonl")[0]["loss"]
-    files = [path / "model" / "objective.json" for path in list_checkpoints(tmp_path / "warm")]
+    files = [
+        path / "model" / "objective.json"
+        for path in list_checkpoints(tmp_path / "warm")
+    ]
     saved = [json.loads(file.read_text())["hopfield"] for file in files]
-    assert saved == [False] * 4 + [True] * 4  # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
+    assert (
+        saved == [False] * 4 + [True] * 4
+    )  # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
 
 
 def test_siglip_s_bias_goes_into_log_folder_and_another_run(base, tmp_path):
     train(base.override(objective="siglip", out=tmp_path / "run", epochs=1))
     found = lines(tmp_path / "run" / "metrics.jsonl")
-    assert all(line["beta"] is None and "saturation" not in line for line in found)  # that is of a softmax
+    assert all(
+        line["beta"] is None and "saturation" not in line for line in found
+    )  # that is of a softmax
     assert "effective_eigenvalues_text" in found[3]
     last = found[-1]
     config = TrainConfig.from_json(tmp_path / "run" / "config.json")
-    assert (config.loss.bias, config.loss.inv_tau, config.loss.scale) == (-10.0, 10.0, "unit")
+    assert (config.loss.bias, config.loss.inv_tau, config.loss.scale) == (
+        -10.0,
+        10.0,
+        "unit",
+    )
     trained = load_model(tmp_path / "run").make_objective()
     assert trained.name == "siglip" and trained.bias is not None
-    assert trained.bias.item() == pytest.approx(last["bias"], rel=1e-6) and trained.bias.item() != -10.0
-    theirs = open_clip.create_model(f"local-dir:{latest_checkpoint(tmp_path / 'run') / 'model'}")
+    assert (
+        trained.bias.item() == pytest.approx(last["bias"], rel=1e-6)
+        and trained.bias.item() != -10.0
+    )
+    theirs = open_clip.create_model(
+        f"local-dir:{latest_checkpoint(tmp_path / 'run') / 'model'}"
+    )
     assert theirs.logit_bias.item() == pytest.approx(last["bias"], rel=1e-6)
     assert theirs.logit_scale.exp().item() == pytest.approx(last["inv_tau"], rel=1e-6)
 
-    clip = base.override(objective="clip", model=None, init=str(tmp_path / "run"), steps=1, out=tmp_path / "clip")
+    clip = base.override(
+        objective="clip",
+        model=None,
+        init=str(tmp_path / "run"),
+        steps=1,
+        out=tmp_path / "clip",
+    )
     left = open_clip.create_model(f"local-dir:{train(clip).checkpoint}/model")
     assert left.logit_bias is None  # in a softmax it cancels
 
@@ -255,24 +433,54 @@ def test_siglip_s_bias_goes_into_log_folder_and_another_run(base, tmp_path):
     [("steps", (3, 7), [3, 7]), ("samples", (17, 26, 56), [3, 4, 7])],
     ids=["steps", "samples"],
 )
-def test_a_longer_run_goes_on_with_the_next_epoch(name, values, steps, base, pairs_folder, tmp_path):
+def test_a_longer_run_goes_on_with_the_next_epoch(
+    name, values, steps, base, pairs_folder, tmp_path
+):
     """Each length ends with a validation, and is then finished."""
-    config = base.override(val_data=[str(pairs_folder)], save_every=0, keep=0, out=tmp_path / "run", resume="auto")
+    config = base.override(
+        val_data=[str(pairs_folder)],
+        save_every=0,
+        keep=0,
+        out=tmp_path / "run",
+        resume="auto",
+    )
     for value in values:
         result = train(config.override(**{name: value}))
-        assert not result.already_finished and (list_checkpoints(result.run)[-1] / "validation.json").is_file()
+        assert (
+            not result.already_finished
+            and (list_checkpoints(result.run)[-1] / "validation.json").is_file()
+        )
         again = train(config.override(**{name: value}))
-        assert again.already_finished and not again.out_of_patience and again.steps == result.steps
+        assert (
+            again.already_finished
+            and not again.out_of_patience
+            and again.steps == result.steps
+        )
     epochs = lines(result.run / "epochs.jsonl")
-    assert [line["step"] for line in epochs] == steps and all(line["val_loss"] is not None for line in epochs)
+    assert [line["step"] for line in epochs] == steps and all(
+        line["val_loss"] is not None for line in epochs
+    )
     rates = [line["lr"] for line in lines(result.run / "metrics.jsonl")]
     whole = train(base.override(**{name: values[-1]}, out=tmp_path / "whole"))
-    assert rates[steps[-2] :] == [line["lr"] for line in lines(whole.run / "metrics.jsonl")][steps[-2] :]
+    assert (
+        rates[steps[-2] :]
+        == [line["lr"] for line in lines(whole.run / "metrics.jsonl")][steps[-2] :]
+    )
 
 
-def test_patience_counts_the_looks_at_the_held_out_pairs(base, pairs_folder, tmp_path, capsys):
-    """With a learning rate of nearly nothing no look after the first finds a better recall."""
-    config = base.override(val_data=[str(pairs_folder)], best="val_recall", lr=1e-12, warmup=0, save_every=0)
+def test_patience_counts_the_looks_at_the_held_out_pairs(
+    base, pairs_folder, tmp_path, capsys
+):
+    """With a learning rate of nearly nothing no look after the first finds a better
+    recall.
+    """
+    config = base.override(
+        val_data=[str(pairs_folder)],
+        best="val_recall",
+        lr=1e-12,
+        warmup=0,
+        save_every=0,
+    )
     words = ["--epochs", "9", "--patience", "2", "--out", str(tmp_path / "run")]
     (tmp_path / "start.json").write_text(config.to_json())
     assert main(["train", "--config", str(tmp_path / "start.json"), *words]) == 0
@@ -282,23 +490,46 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(base, pairs_folder, tmp
     assert said[1] == "stopped at epoch 3: no better for 2 epochs"
     assert said[2] == f"{tmp_path / 'run'}:best: val_recall {best:.4g} (step-00000005)"
     run = tmp_path / "run"
-    command = ["train", "--config", str(run / "config.json"), "--resume", "auto", "--epochs", "12"]
+    command = [
+        "train",
+        "--config",
+        str(run / "config.json"),
+        "--resume",
+        "auto",
+        "--epochs",
+        "12",
+    ]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{run}: already finished (3 epochs, 15 steps); the patience was used up")
+    assert out.startswith(
+        f"{run}: already finished (3 epochs, 15 steps); the patience was used up"
+    )
     assert main([*command, "--patience", "0", "--epochs", "4"]) == 0
     assert len(lines(run / "epochs.jsonl")) == 4
 
 
 def test_batch_norm_keeps_its_digits_and_a_long_warmup_is_named(base, tmp_path, caplog):
-    """In channels-last memory torch's batch norm on a CPU has three or four digits fewer."""
+    """In channels-last memory torch's batch norm on a CPU has three or four digits
+    fewer.
+    """
     config = base.override(model="nano-resnet", steps=2, warmup=9, save_every=0)
     run = train(config.override(out=tmp_path / "run")).run
-    warning = "a warm-up of 9 steps is longer than this run of 2: its learning rate ends at 0.00067, not 0.003"
+    warning = (
+        "a warm-up of 9 steps is longer than this run of 2: its learning rate ends at"
+        " 0.00067, not 0.003"
+    )
     assert caplog.messages.count(warning) == 1
-    contiguous = train(config.override(channels_last=False, out=tmp_path / "contiguous")).run
-    assert lines(run / "metrics.jsonl")[0]["loss"] == lines(contiguous / "metrics.jsonl")[0]["loss"]
-    settings = [TrainConfig.from_json(folder / "config.json").run.channels_last for folder in (run, contiguous)]
+    contiguous = train(
+        config.override(channels_last=False, out=tmp_path / "contiguous")
+    ).run
+    assert (
+        lines(run / "metrics.jsonl")[0]["loss"]
+        == lines(contiguous / "metrics.jsonl")[0]["loss"]
+    )
+    settings = [
+        TrainConfig.from_json(folder / "config.json").run.channels_last
+        for folder in (run, contiguous)
+    ]
     assert settings == [False, False]
     vit = train(base.override(steps=1, save_every=0, out=tmp_path / "vit")).run
     assert TrainConfig.from_json(vit / "config.json").run.channels_last is True

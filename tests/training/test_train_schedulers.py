@@ -1,4 +1,6 @@
-"""The Slurm script in examples/ starts real runs here, with stand-ins for the cluster."""
+"""The Slurm script in examples/ starts real runs here, with stand-ins for the
+cluster.
+"""
 
 import os
 import shutil
@@ -15,8 +17,12 @@ from support import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.nightly
-OPTIONS = "--model tiny-vit --image-size 64 --batch-size 8 --max-bad-fraction 0.2 --device cpu"
-# Starts what it is given once for each node, hands SIGTERM on to all of them, and ends with the worst of their codes.
+OPTIONS = (
+    "--model tiny-vit --image-size 64 --batch-size 8 --max-bad-fraction 0.2"
+    " --device cpu"
+)
+# Starts what it is given once for each node, hands SIGTERM on to all of them, and ends
+# with the worst of their codes.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
 option, processors, *words = sys.argv[1:]
@@ -43,11 +49,22 @@ def replaced(text, *pairs):
 
 def environment(**more):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"} | more
+    return (
+        os.environ
+        | {
+            "PATH": path,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        | more
+    )
 
 
 def test_the_slurm_script_requeues_itself_and_goes_on(pairs_as, tmp_path):
-    """Two launchers from a stand-in for srun: SIGTERM to the shell, the job requeued, and done at the second start."""
+    """Two launchers from a stand-in for srun: SIGTERM to the shell, the job requeued,
+    and done at the second start.
+    """
     (tmp_path / "bin").mkdir()
     for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / "bin" / name).write_text(content)
@@ -68,9 +85,18 @@ def test_the_slurm_script_requeues_itself_and_goes_on(pairs_as, tmp_path):
             ("--workers 8", "--workers 0"),
             ("--save-every 500", f"--save-every 500 --epochs {epochs} {OPTIONS}"),
         )
-        (tmp_path / "train.sh").write_text(replaced((EXAMPLES / "slurm.sh").read_text(), *changes))
+        (tmp_path / "train.sh").write_text(
+            replaced((EXAMPLES / "slurm.sh").read_text(), *changes)
+        )
         command, output = ["bash", "train.sh"], subprocess.PIPE
-        return subprocess.Popen(command, cwd=tmp_path, env=setting, stdout=output, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=setting,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     first = start(1000)
     wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, first, 300)

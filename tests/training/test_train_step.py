@@ -1,4 +1,6 @@
-"""One step: against the same step written out, waited for or not, in each precision; a bad one leaves no trace."""
+"""One step: against the same step written out, waited for or not, in each precision; a
+bad one leaves no trace.
+"""
 
 import copy
 import json
@@ -19,11 +21,18 @@ from cloob.training.step import Stepper, TowersWithLoss
 
 
 class Towers(nn.Module):
-    """Linear towers with batch norm; pixels and tokens are plain numbers. ``gain`` multiplies a gradient."""
+    """Linear towers with batch norm; pixels and tokens are plain numbers.
+
+    ``gain`` multiplies a gradient.
+    """
 
     def __init__(self):
         super().__init__()
-        self.image, self.norm, self.text = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(3, 4)
+        self.image, self.norm, self.text = (
+            nn.Linear(5, 4),
+            nn.BatchNorm1d(4),
+            nn.Linear(3, 4),
+        )
         self.register_buffer("centre", torch.zeros(4))
         self.gain, self.zero = 1.0, False
         self.seen = set()
@@ -33,20 +42,33 @@ class Towers(nn.Module):
         self.seen |= {x.dtype, y.dtype}
         if y.requires_grad and self.gain != 1.0:
             y.register_hook(lambda gradient: gradient * self.gain)
-        self.centre = 0.5 * self.centre + 0.5 * y.detach().mean(0).float()  # a new tensor in the place of the last
+        self.centre = (
+            0.5 * self.centre + 0.5 * y.detach().mean(0).float()
+        )  # a new tensor in the place of the last
         y = y * (torch.arange(len(y)) > 0)[:, None] if self.zero else y
         return F.normalize(self.norm(x.float()), dim=-1), F.normalize(y.float(), dim=-1)
 
 
 def batch():
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
+    return torch.randn(6, 5, generator=generator), torch.randn(
+        6, 3, generator=generator
+    )
 
 
 class Taking:
     """A stepper, and what it works on."""
 
-    def __init__(self, objective="cloob", *, clip=0.0, micro=0, precision="fp32", sgd=False, scale=256.0):
+    def __init__(
+        self,
+        objective="cloob",
+        *,
+        clip=0.0,
+        micro=0,
+        precision="fp32",
+        sgd=False,
+        scale=256.0,
+    ):
         # So few pairs have gradients that overflow at torch's 2¹⁶.
         torch.manual_seed(0)
         made = make_objective(objective) if isinstance(objective, str) else objective
@@ -55,7 +77,9 @@ class Taking:
         kind = torch.optim.SGD if sgd else torch.optim.AdamW
         self.optimizer = kind(self.module.parameters(), lr=9.0, fused=True)
         self.stepper = Stepper(self.module, self.optimizer, clip, micro)
-        self.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=precision == "fp16")
+        self.stepper.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=scale, enabled=precision == "fp16"
+        )
 
     def __call__(self, images, tokens, ids=None, lr=0.01):
         return self.stepper(images, tokens, ids, lr)
@@ -64,7 +88,11 @@ class Taking:
         """Weights, buffers and moments."""
         flat = dict(self.module.state_dict())
         for index, moments in self.optimizer.state_dict()["state"].items():
-            flat |= {f"{index}.{name}": value for name, value in moments.items() if value is not None}
+            flat |= {
+                f"{index}.{name}": value
+                for name, value in moments.items()
+                if value is not None
+            }
         return {name: value.clone() for name, value in flat.items()}
 
 
@@ -83,9 +111,14 @@ def test_step_is_the_plain_step(objective, clip):
     assert result.finite and result.loss == pytest.approx(loss.item(), rel=1e-6)
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
     for found, p, g in zip(
-        (p for p in take.module.parameters() if p.requires_grad), parameters, gradients, strict=True
+        (p for p in take.module.parameters() if p.requires_grad),
+        parameters,
+        gradients,
+        strict=True,
     ):
-        torch.testing.assert_close(found.detach(), p.detach() - 0.05 * factor * g, rtol=2e-4, atol=1e-7)
+        torch.testing.assert_close(
+            found.detach(), p.detach() - 0.05 * factor * g, rtol=2e-4, atol=1e-7
+        )
     assert all(p.grad is None for p in take.module.parameters())
     assert result.features is not None and not result.features[0].requires_grad
     torch.testing.assert_close(result.features[0].norm(dim=1), torch.ones(6))
@@ -104,9 +137,16 @@ def test_a_step_that_is_not_finite_leaves_no_trace(where, micro):
     take.towers.gain = math.inf if where == "gradient" else 1.0
     result = take(images, tokens)
     take.towers.zero, take.towers.gain = False, 1.0
-    assert not result.finite and not result.overflow and math.isfinite(result.loss) == (where == "gradient")
+    assert (
+        not result.finite
+        and not result.overflow
+        and math.isfinite(result.loss) == (where == "gradient")
+    )
     after = take.state()
-    for key, value in before.items():  # running means and the optimiser's count of steps among them
+    for (
+        key,
+        value,
+    ) in before.items():  # running means and the optimiser's count of steps among them
         assert torch.equal(after[key], value), key
     assert take(*batch()).finite
     assert not torch.equal(take.towers.text.weight, before["encoder.text.weight"])
@@ -121,7 +161,11 @@ def test_autocast_covers_the_towers_only(monkeypatch):
         return forward(self, rows, *args, **kwargs)
 
     monkeypatch.setattr(ContrastiveObjective, "forward", watched)
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+    for precision, dtype in (
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+    ):
         take = Taking(precision=precision)
         assert take(*batch()).finite and take.towers.seen == {dtype}
     assert set(called) == {(torch.float32, False)}
@@ -129,13 +173,18 @@ def test_autocast_covers_the_towers_only(monkeypatch):
 
 @pytest.mark.parametrize(("clip", "micro"), [(0.0, 0), (1e-2, 2)])
 def test_fp16_takes_the_step_of_fp32_to_its_rounding(clip, micro):
-    exact, low = Taking(clip=clip, sgd=True), Taking(clip=clip, micro=micro, precision="fp16", sgd=True)
+    exact, low = (
+        Taking(clip=clip, sgd=True),
+        Taking(clip=clip, micro=micro, precision="fp16", sgd=True),
+    )
     for take in (exact, low):  # SGD shows a wrong scale, which Adam would hide
         take.towers.norm = nn.Identity()
     for _ in range(3):
         one, other = exact(*batch(), None, 0.1), low(*batch(), None, 0.1)
         assert other.finite and other.loss_scale == 256.0 and one.loss_scale == 1.0
-        assert (other.loss, other.grad_norm) == pytest.approx((one.loss, one.grad_norm), rel=5e-3)
+        assert (other.loss, other.grad_norm) == pytest.approx(
+            (one.loss, one.grad_norm), rel=5e-3
+        )
     for p, q in zip(exact.module.parameters(), low.module.parameters(), strict=True):
         torch.testing.assert_close(q, p, rtol=5e-3, atol=2e-4)
 
@@ -150,12 +199,17 @@ def test_overflow_lowers_the_scale_and_is_no_fault(micro):
         scales.append(result.loss_scale)
         if result.finite:
             break
-        assert result.overflow and math.isfinite(result.loss) and not math.isfinite(result.grad_norm)
+        assert (
+            result.overflow
+            and math.isfinite(result.loss)
+            and not math.isfinite(result.grad_norm)
+        )
         weights = take.module.state_dict()
         assert all(torch.equal(weights[key], value) for key, value in before.items())
     assert result.finite and not result.overflow
     assert len(scales) > 2 and scales == [2.0 ** (16 - i) for i in range(len(scales))]
-    # What stays infinite once the scale is 1 is a fault; a loss that is not finite leaves the scale alone.
+    # What stays infinite once the scale is 1 is a fault; a loss that is not finite
+    # leaves the scale alone.
     images, tokens = batch()
     images[2, 1] = math.nan
     faulty = take(images, tokens)
@@ -163,30 +217,53 @@ def test_overflow_lowers_the_scale_and_is_no_fault(micro):
     assert take(*batch()).loss_scale == scales[-1]
     take.towers.gain = math.inf
     overflows = [take(*batch()).overflow for _ in range(18)]
-    assert overflows == sorted(overflows, reverse=True) and overflows[0] and not overflows[-1]
+    assert (
+        overflows == sorted(overflows, reverse=True)
+        and overflows[0]
+        and not overflows[-1]
+    )
 
 
 def test_a_run_in_fp16_counts_no_overflow_as_a_fault(base, tmp_path):
-    train(base.override(precision="fp16", model="nano-resnet", epochs=1, max_nonfinite=1, out=tmp_path / "run"))
+    train(
+        base.override(
+            precision="fp16",
+            model="nano-resnet",
+            epochs=1,
+            max_nonfinite=1,
+            out=tmp_path / "run",
+        )
+    )
     found = lines(tmp_path / "run" / "metrics.jsonl")
     overflowed = [line for line in found if line.get("skipped") == "overflow"]
-    assert overflowed and all(line["loss"] is not None and line["grad_norm"] is None for line in overflowed)
-    scales = [2.0**16 / 2 ** sum(o["step"] < line["step"] for o in overflowed) for line in found]
+    assert overflowed and all(
+        line["loss"] is not None and line["grad_norm"] is None for line in overflowed
+    )
+    scales = [
+        2.0**16 / 2 ** sum(o["step"] < line["step"] for o in overflowed)
+        for line in found
+    ]
     assert [line["loss_scale"] for line in found] == scales
     assert not list((tmp_path / "run").glob("nonfinite-step-*"))
 
 
 @pytest.mark.parametrize("pairs", [6, 300])  # the plain path and the streamed one
-@pytest.mark.parametrize(("micro", "precision"), [(0, "fp32"), (300, "fp32"), (0, "fp16")])
+@pytest.mark.parametrize(
+    ("micro", "precision"), [(0, "fp32"), (300, "fp32"), (0, "fp16")]
+)
 def test_nothing_is_read_in_a_step(pairs, micro, precision):
     take = Taking(clip=1.0, micro=micro, precision=precision)
     with reads() as read:
-        launched = take.stepper.launch(torch.randn(pairs, 5), torch.randn(pairs, 3), torch.arange(pairs) // 2, 1e-2)
+        launched = take.stepper.launch(
+            torch.randn(pairs, 5), torch.randn(pairs, 3), torch.arange(pairs) // 2, 1e-2
+        )
     assert not read and launched.result(launched.numbers.tolist()).finite
 
 
 class Spoils(Callback):
-    """Makes the gradients of some steps infinite; counts by backward passes, so that it does not matter who waits."""
+    """Makes the gradients of some steps infinite; counts by backward passes, so that it
+    does not matter who waits.
+    """
 
     def __init__(self, *steps):
         self.steps, self.passes = steps, 0
@@ -201,7 +278,9 @@ class Spoils(Callback):
 
 def test_a_late_run_is_the_run(base, tmp_path, monkeypatch):
     """Lines, faults and checkpoints; log lines are due each 4 steps, epochs have 5."""
-    settings = base.override(learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
+    settings = base.override(
+        learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0
+    )
     one, other = tmp_path / "waits", tmp_path / "late"
     recorders = Recorder(), Recorder()
     train(settings.override(out=one), callbacks=[recorders[0], Spoils(2, 6, 7)])
@@ -210,8 +289,13 @@ def test_a_late_run_is_the_run(base, tmp_path, monkeypatch):
     assert_same_run(one, other)
     found = lines(other / "metrics.jsonl")
     assert [line["step"] for line in found if "skipped" in line] == [2, 6, 7]
-    assert all(0 <= line["device_wait"] <= 1 for line in found) and "effective_eigenvalues_text" in found[3]
+    assert (
+        all(0 <= line["device_wait"] <= 1 for line in found)
+        and "effective_eigenvalues_text" in found[3]
+    )
     for file in ("nonfinite-step-2.json", "nonfinite-step-6.json"):
-        assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
+        assert json.loads((one / file).read_text()) == json.loads(
+            (other / file).read_text()
+        )
     for recorder in recorders:
         assert [line["step"] for line in recorder.of("step")] == list(range(1, 11))

@@ -1,4 +1,6 @@
-"""What the tests of training alone share beside fixtures: its callbacks, its logs, and processes that train."""
+"""What the tests of training alone share beside fixtures: its callbacks, its logs, and
+processes that train.
+"""
 
 import json
 import os
@@ -49,7 +51,9 @@ Trained = namedtuple("Trained", "config run result recorder")
 
 
 def on_last_rank():
-    return int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+    return (
+        int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+    )
 
 
 def last_line(ranks, code=2):
@@ -64,18 +68,24 @@ def lines(path):
 
 def exact(run):
     """What two runs must have in common to the last bit."""
-    return [{key: line.get(key) for key in EXACT} for line in lines(run / "metrics.jsonl")]
+    return [
+        {key: line.get(key) for key in EXACT} for line in lines(run / "metrics.jsonl")
+    ]
 
 
 class KilledAfter(Callback):
-    """kill -9 to this process some time after a step, in the middle of whatever it does then; on the last rank only."""
+    """kill -9 to this process some time after a step, in the middle of whatever it does
+    then; on the last rank only.
+    """
 
     def __init__(self, step, seconds):
         self.step, self.seconds = step, seconds
 
     def on_step(self, metrics):
         if metrics["step"] == self.step and on_last_rank():
-            threading.Timer(self.seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+            threading.Timer(
+                self.seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)
+            ).start()
         if metrics["step"] >= self.step:
             time.sleep(0.02)
 
@@ -85,13 +95,18 @@ def write_shards(pairs, folder):
     stems = sorted({path.stem for path in pairs.iterdir()})
     for number, part in enumerate((stems[:23], stems[23:])):
         names = [f"{stem}.{ending}" for stem in part for ending in ("png", "txt")]
-        write_tar(folder / f"{number:05d}.tar", {name: (pairs / name).read_bytes() for name in names})
+        write_tar(
+            folder / f"{number:05d}.tar",
+            {name: (pairs / name).read_bytes() for name in names},
+        )
     (folder / "sizes.json").write_text('{"00000.tar": 23, "00001.tar": 17}')
     return str(folder)
 
 
 def wait_until(done, process, limit=120):
-    """Waits for something that a process does; fails with its output when it ends before, or takes too long."""
+    """Waits for something that a process does; fails with its output when it ends
+    before, or takes too long.
+    """
     end = time.monotonic() + limit
     while not done():
         if process.poll() is not None or time.monotonic() > end:
@@ -101,7 +116,9 @@ def wait_until(done, process, limit=120):
 
 
 def command_until(folder, config, step=0, then=lambda: None, processes=1):
-    """``cloob train --config …`` in processes of its own, in which something happens after a step."""
+    """``cloob train --config …`` in processes of its own, in which something happens
+    after a step.
+    """
     from cloob.cli import main
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,16 +147,28 @@ def equal(a, b):
 
 
 def assert_same_run(run, other, extra=(), load=load_model):
-    """All that a run folder holds but for times, and the weights that are loaded from it."""
+    """All that a run folder holds but for times, and the weights that are loaded from
+    it.
+    """
     assert exact(run) == exact(other)
     for log in ("epochs.jsonl", "skipped.jsonl"):
-        found, wanted = ([{**line, "seconds": 0} for line in lines(folder / log)] for folder in (run, other))
+        found, wanted = (
+            [{**line, "seconds": 0} for line in lines(folder / log)]
+            for folder in (run, other)
+        )
         assert found == wanted, log
-    names = [{path.name for path in list_checkpoints(folder)} for folder in (run, other)]
+    names = [
+        {path.name for path in list_checkpoints(folder)} for folder in (run, other)
+    ]
     assert names[0] == names[1] | set(extra)
     last = [latest_checkpoint(folder) for folder in (run, other)]
-    states = [torch.load(checkpoint / "trainer.pt", weights_only=True) for checkpoint in last]
-    shards = [{file.name: load_file(file) for file in (folder / "shards").glob("*")} for folder in last]
+    states = [
+        torch.load(checkpoint / "trainer.pt", weights_only=True) for checkpoint in last
+    ]
+    shards = [
+        {file.name: load_file(file) for file in (folder / "shards").glob("*")}
+        for folder in last
+    ]
     assert equal(*shards)
     for state in states:
         state["progress"]["seconds"] = 0.0
@@ -167,7 +196,9 @@ class At(Callback):
 
 
 class Poison(Callback):
-    """Makes a weight NaN after one step and gives it back after another; on the last rank only."""
+    """Makes a weight NaN after one step and gives it back after another; on the last
+    rank only.
+    """
 
     def __init__(self, first, last):
         self.first, self.last = first, last

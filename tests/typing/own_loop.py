@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob import ContrastiveObjective, cached_backward, functional, ids, make_objective, suspects
+from cloob import (
+    ContrastiveObjective,
+    cached_backward,
+    functional,
+    ids,
+    make_objective,
+    suspects,
+)
 
 
 class Towers(nn.Module):
@@ -17,7 +24,9 @@ class Towers(nn.Module):
         self.image, self.text = nn.Linear(6, 4), nn.Linear(5, 4)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
+        return F.normalize(self.image(images), dim=1), F.normalize(
+            self.text(texts), dim=1
+        )
 
 
 def step(towers: Towers, images: Tensor, texts: Tensor, captions: list[str]) -> float:
@@ -38,11 +47,15 @@ def step(towers: Towers, images: Tensor, texts: Tensor, captions: list[str]) -> 
 def large_step(towers: Towers, images: Tensor, texts: Tensor) -> Tensor:
     parts = list(zip(torch.split(images, 8), torch.split(texts, 8), strict=True))
     objective = make_objective("infoloob", gather=True)
-    return cached_backward(lambda part: towers.forward(*part), objective, parts, towers=towers)
+    return cached_backward(
+        lambda part: towers.forward(*part), objective, parts, towers=towers
+    )
 
 
 def mistakes(images: Tensor) -> None:
-    """What a type checker has to refuse; an ignore that is not needed is an error too."""
+    """What a type checker has to refuse; an ignore that is not needed is an error
+    too.
+    """
     ContrastiveObjective("infoloob")  # type: ignore[call-arg]
     ContrastiveObjective(contrast="loob")  # type: ignore[arg-type]
     ContrastiveObjective(backend="fast")  # type: ignore[arg-type]

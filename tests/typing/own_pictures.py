@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 import cloob
-from cloob import Index, TrainConfig, create_model, evaluate, get_recipe, load_model, open_source, train
+from cloob import (
+    Index,
+    TrainConfig,
+    create_model,
+    evaluate,
+    get_recipe,
+    load_model,
+    open_source,
+    train,
+)
 from cloob.data.batch import RawSample
 from cloob.models.encoder import DualEncoder
 
@@ -58,7 +67,9 @@ def heads(a: Tensor, b: Tensor) -> float:
 
 
 def mistakes(run: Path) -> None:
-    """What a type checker has to refuse; an ignore that is not needed is an error too."""
+    """What a type checker has to refuse; an ignore that is not needed is an error
+    too.
+    """
     train("align")  # type: ignore[arg-type]
     evaluate([run])  # type: ignore[arg-type]
     load_model(3)  # type: ignore[call-overload]

@@ -1,6 +1,7 @@
 """What commands share: their options, and what they print.
 
-Options are dataclasses, parsed by tyro and checked by tables; a comment or text at a field is its help.
+Options are dataclasses, parsed by tyro and checked by tables; a comment or text at a
+field is its help.
 """
 
 from __future__ import annotations
@@ -45,14 +46,27 @@ _PLAIN = (  # words of tyro, and ours
 class CacheOptions:
     """Where what can be made again is kept."""
 
-    cache_dir: Path | None = None  # Cache of embeddings, shards and weights; else $CLOOB_CACHE or the user's cache.
-    cache_gb: float | None = None  # Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or 50.
+    cache_dir: Path | None = None
+    """Cache of embeddings, shards and weights; else $CLOOB_CACHE or the user's cache.
+    """
+    cache_gb: float | None = None
+    """Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or
+    50.
+    """
 
     def use(self) -> None:
-        check(self, cache_gb=(0.001, 1_000_000), workers=(0, 1024), batch_size=(1, 2**20))
-        device = getattr(self, "device", "auto")  # whether the machine has it, torch knows
+        check(
+            self, cache_gb=(0.001, 1_000_000), workers=(0, 1024), batch_size=(1, 2**20)
+        )
+        device = getattr(
+            self, "device", "auto"
+        )  # whether the machine has it, torch knows
         fits = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device)
-        refuse({f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps": not fits})
+        refuse(
+            {
+                f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps": not fits
+            }
+        )
         use_cache(self.cache_dir, self.cache_gb)
 
 
@@ -60,22 +74,26 @@ class CacheOptions:
 class DeviceOptions(CacheOptions):
     """Where the model runs, and what is kept."""
 
-    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps.
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions(DeviceOptions):
     """How pictures are read, where the model runs, and what is kept."""
 
-    workers: int = dataclasses.field(default_factory=decoders)  # Decoding threads; left out, one per processor.
+    workers: int = dataclasses.field(default_factory=decoders)
+    """Decoding threads; left out, one per processor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowOptions:
     """Rows for a run of `cloob train vectors`, or for what ContrastiveHeads.save wrote."""
 
-    a: str | None = None  # Rows for head a, as --a of `cloob train vectors`.
-    b: str | None = None  # Rows for head b.
+    a: str | None = None
+    """Rows for head a, as --a of `cloob train vectors`."""
+    b: str | None = None
+    """Rows for head b."""
 
     @property
     def given(self) -> tuple[Literal["a", "b"], str] | None:
@@ -89,93 +107,157 @@ class RowOptions:
 class ColumnOptions:
     """The columns of a table."""
 
-    image_column: str = "filepath"  # Column of a table with the path of the picture.
-    caption_column: str = "title"  # Column of a table with the caption.
+    image_column: str = "filepath"
+    """Column of a table with the path of the picture."""
+    caption_column: str = "title"
+    """Column of a table with the caption."""
 
     @property
     def columns(self) -> dict[str, Any]:
-        return {"image_column": self.image_column, "caption_column": self.caption_column}
+        return {
+            "image_column": self.image_column,
+            "caption_column": self.caption_column,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasureOptions(ColumnOptions, DecodeOptions):
     """How pairs are read, where the model runs, and what is kept."""
 
-    batch_size: int = 256  # Images or texts a forward pass.
+    batch_size: int = 256
+    """Images or texts a forward pass."""
 
     def embedding(self) -> EmbedOptions:
         from cloob.distributed import resolve_device
         from cloob.evaluation.embed import EmbedOptions
 
-        return EmbedOptions(resolve_device(self.device), self.batch_size, self.workers, Cache())
+        return EmbedOptions(
+            resolve_device(self.device), self.batch_size, self.workers, Cache()
+        )
 
 
-def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", description: str | None = None) -> T:
-    """Options from words; of a mistake the sentence of tyro's box, and the options that it takes to be meant."""
+def parse(
+    kind: type[T],
+    words: Sequence[str],
+    prog: str,
+    *,
+    usage: str = "",
+    description: str | None = None,
+) -> T:
+    """Options from words; of a mistake the sentence of tyro's box, and the options that
+    it takes to be meant.
+    """
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
             config, named = (tyro.conf.OmitArgPrefixes,), f"{prog} {usage}".rstrip()
-            options = tyro.cli(kind, args=list(words), prog=named, description=description, config=config)
+            options = tyro.cli(
+                kind,
+                args=list(words),
+                prog=named,
+                description=description,
+                config=config,
+            )
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        lines = (line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines()[1:] if not line.startswith(f"│{'':9}"))
+        lines = (
+            line.strip("│╭╮╰╯ ")
+            for line in box.getvalue().splitlines()[1:]
+            if not line.startswith(f"│{'':9}")
+        )
         text = [line for line in lines if line]
-        rule = next((i for i, line in enumerate(text) if i and not line.strip("─-")), len(text))
+        rule = next(
+            (i for i, line in enumerate(text) if i and not line.strip("─-")), len(text)
+        )
         sentence = " ".join(line for line in text[:rule] if line.strip("─-"))
         for jargon, plain in _PLAIN:
             sentence = re.sub(jargon, plain, sentence)
-        meant = dict.fromkeys(line.split()[0] for line in text[rule:] if re.match(r"--\w", line))
+        meant = dict.fromkeys(
+            line.split()[0] for line in text[rule:] if re.match(r"--\w", line)
+        )
         if meant and sentence.startswith("Unrecognized"):
             sentence += f"; did you mean {', '.join(meant)}?"
         raise InputError(f"{sentence} ({prog} --help)") from None
     for value, _, spelled in _leaves(options).values():
         if isinstance(value, Path):
             empty = value == Path() and bool({"", f"{spelled}="} & set(words))
-            address = _ADDRESS.match(str(value))  # it would make folders called `https:`
+            address = _ADDRESS.match(
+                str(value)
+            )  # it would make folders called `https:`
             wrong = f"{spelled} is {'empty' if empty else 'an address'}; it must be the path of a file or folder"
             refuse({wrong: empty or address})
     return options
 
 
 def check(options: object, *rules: str, **ranges: tuple[float, float]) -> None:
-    """Refuses numbers out of their ranges, and options by rules: ``a needs b or c``, ``a excludes b c``."""
+    """Refuses numbers out of their ranges, and options by rules: ``a needs b or c``,
+    ``a excludes b c``.
+    """
     leaves = _leaves(options)
     for name, (low, high) in ranges.items():
         value, _, spelled = leaves.get(name, (None, False, ""))
         if value is not None and not isinstance(value, str):
             refuse(
-                {f"{spelled} is {value}; it must be {low:,} or more, and at most {high:,}": not low <= value <= high}
+                {
+                    f"{spelled} is {value}; it must be {low:,} or more, and at most {high:,}": not low
+                    <= value
+                    <= high
+                }
             )
     for rule in rules:
         name, verb, *others = rule.replace(" or ", " ").split()
         _, given, spelled = leaves[name]
         there = [leaves[other][2] for other in others if leaves[other][1]]
         if verb == "needs":
-            refuse({f"{spelled} needs {' or '.join(leaves[other][2] for other in others)}": given and not there})
+            refuse(
+                {
+                    f"{spelled} needs {' or '.join(leaves[other][2] for other in others)}": given
+                    and not there
+                }
+            )
         else:
-            refuse({f"{' and '.join([spelled, *there[:1]])} exclude each other; give one of them": given and there})
+            refuse(
+                {
+                    f"{' and '.join([spelled, *there[:1]])} exclude each other; give one of them": given
+                    and there
+                }
+            )
 
 
 def as_words(options: object, *names: str) -> list[str]:
     """Those of some options that were given, as words of a command line."""
-    given = [(value, spelled) for name, (value, there, spelled) in _leaves(options).items() if there and name in names]
-    return [word for value, spelled in given for word in ([spelled] if value is True else [spelled, str(value)])]
+    given = [
+        (value, spelled)
+        for name, (value, there, spelled) in _leaves(options).items()
+        if there and name in names
+    ]
+    return [
+        word
+        for value, spelled in given
+        for word in ([spelled] if value is True else [spelled, str(value)])
+    ]
 
 
 def check_there(source: str) -> None:
     path = local_path(source)
-    patterned = is_remote(source) or source.partition(":")[0] == "demo" or is_pattern(path)
-    refuse({f"{source}: no such file or folder": not patterned and not Path(path).exists()})
+    patterned = (
+        is_remote(source) or source.partition(":")[0] == "demo" or is_pattern(path)
+    )
+    refuse(
+        {f"{source}: no such file or folder": not patterned and not Path(path).exists()}
+    )
 
 
-def check_out(option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()) -> None:
+def check_out(
+    option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()
+) -> None:
     expected = f"it must be a file {' or '.join(endings)}"
     same = os.path.realpath(path) in map(os.path.realpath, inputs)
     refuse(
         {
-            f"{option} {path}: ends in {path.suffix or 'nothing'}; {expected}": path.suffix not in endings,
+            f"{option} {path}: ends in {path.suffix or 'nothing'}; {expected}": path.suffix
+            not in endings,
             f"{option} {path}: is a folder; {expected}": path.is_dir(),
             f"{option} {path}: is what is read; name another file": same,
         }
@@ -203,7 +285,10 @@ def say(text: str) -> None:
 
 def say_next(*commands: Sequence[str | Path]) -> None:
     for i, words in enumerate(commands):
-        print(f"{'next:' if i == 0 else '  or:'} {shlex.join(['cloob', *map(str, words)])}", file=sys.stderr)
+        print(
+            f"{'next:' if i == 0 else '  or:'} {shlex.join(['cloob', *map(str, words)])}",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager
@@ -211,9 +296,20 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     """Shows how far the work is, on stderr: bars on a terminal, else a line per minute."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     to_person, tasks, last = sys.stderr.isatty(), dict[str, Any](), time.monotonic()
 
     def update(what: str, done: int, total: int) -> None:
@@ -226,5 +322,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             last = time.monotonic()
             say(f"{what}: {done:,} of {total:,}")
 
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not to_person) as bars:
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not to_person
+    ) as bars:
         yield update

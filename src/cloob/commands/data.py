@@ -1,4 +1,6 @@
-"""``cloob data``: look at a data set: what is in it, what is bad, what is there twice; count shards."""
+"""``cloob data``: look at a data set: what is in it, what is bad, what is there twice;
+count shards.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from tyro.conf import Positional, arg
 
 import cloob
 from cloob.cache import Cache
-from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check, check_out, progress, say, say_next
+from cloob.commands.console import (
+    CacheOptions,
+    ColumnOptions,
+    as_words,
+    check,
+    check_out,
+    progress,
+    say,
+    say_next,
+)
 from cloob.data.shards.spec import is_remote
 from cloob.errors import refuse
 
@@ -24,33 +35,64 @@ if TYPE_CHECKING:
     from cloob.data.vectors import VectorPairs
 
 _LEAST = 20  # distinct ids of which suspects can be judged
-_FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (the page “Which objective”: 43,276)
+# pairs up to which heads on frozen encoders are what to begin with (the page “Which
+# objective”: 43,276)
+_FEW = 50_000
 
 
 @dataclass(frozen=True)
 class Options:
-    """Say what is in a data set, what is bad in it, and what is there twice; or count the samples of its shards."""
+    """Say what is in a data set, what is bad in it, and what is there twice; or count
+    the samples of its shards.
+    """
 
-    data: Annotated[Positional[str], arg(metavar="DATA")] = ""  # As of `cloob train`; with --count shards.
-    most: int = 10_000  # Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all.
-    out: Path | None = None  # A contact sheet (HTML); with --count the counts, for a local folder else sizes.json.
-    pictures: int = 60  # Pictures on the contact sheet.
-    json: bool = False  # Print one JSON object instead of the table.
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """As of `cloob train`; with --count shards."""
+    most: int = 10_000
+    """Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at
+    all.
+    """
+    out: Path | None = None
+    """A contact sheet (HTML); with --count the counts, for a local folder else
+    sizes.json.
+    """
+    pictures: int = 60
+    """Pictures on the contact sheet."""
+    json: bool = False
+    """Print one JSON object instead of the table."""
     suspects: Annotated[tuple[Path, ...] | None, arg(metavar="[FILE.csv]")] = None
-    """After DATA: print the pairs that least seem to belong; FILE.csv lists all, --out FILE.html shows them."""
-    a: str | None = None  # With --suspects, in place of DATA: a file of vectors, as of `cloob train vectors`.
-    b: str | None = None  # The vectors that row by row belong to those of --a.
-    ids: str | None = None  # An id per pair of vectors.
-    count: bool = False  # Only count the samples per shard, which streamed shards need before they can be read.
-    workers: int = 2  # Decoding threads.
+    """After DATA: print the pairs that least seem to belong; FILE.csv lists all, --out
+    FILE.html shows them.
+    """
+    a: str | None = None
+    """With --suspects, in place of DATA: a file of vectors, as of `cloob train
+    vectors`.
+    """
+    b: str | None = None
+    """The vectors that row by row belong to those of --a."""
+    ids: str | None = None
+    """An id per pair of vectors."""
+    count: bool = False
+    """Only count the samples per shard, which streamed shards need before they can be
+    read.
+    """
+    workers: int = 2
+    """Decoding threads."""
     table: ColumnOptions = field(default_factory=ColumnOptions)
     machine: CacheOptions = field(default_factory=CacheOptions)
 
 
 def list_suspects(
-    pairs: VectorPairs, path: Path | None, source: Any = None, rows: Any = (), page: Path | None = None, most: int = 0
+    pairs: VectorPairs,
+    path: Path | None,
+    source: Any = None,
+    rows: Any = (),
+    page: Path | None = None,
+    most: int = 0,
 ) -> None:
-    """Prints the pairs that least seem to belong together; lists all in a file, and shows ``most`` on a page."""
+    """Prints the pairs that least seem to belong together; lists all in a file, and
+    shows ``most`` on a page.
+    """
     import torch
 
     from cloob.data.survey import pair_cards, render_sheet
@@ -60,21 +102,49 @@ def list_suspects(
     distinct = len(torch.unique(ids))
     if pairs.skipped:
         first = pairs.skipped[0]
-        say(f"{len(pairs.skipped):,} cannot be used, such as {first.key}: {first.detail or first.reason}")
-    refuse({f"{pairs.name}: {distinct} distinct ids; --suspects needs {_LEAST} or more": distinct < _LEAST})
-    result, lines, cards = suspicion(a, b, ids), list[dict[str, Any]](), list[dict[str, Any]]()
+        say(
+            f"{len(pairs.skipped):,} cannot be used, such as {first.key}: {first.detail or first.reason}"
+        )
+    refuse(
+        {
+            f"{pairs.name}: {distinct} distinct ids; --suspects needs {_LEAST} or more": distinct
+            < _LEAST
+        }
+    )
+    result, lines, cards = (
+        suspicion(a, b, ids),
+        list[dict[str, Any]](),
+        list[dict[str, Any]](),
+    )
     for place in result.scores.argsort().tolist():
         better, score = int(result.better[place]), float(result.scores[place])
-        text, other = (str(source.read(rows[i]).caption) if source else keys[i] for i in (place, better))
+        text, other = (
+            str(source.read(rows[i]).caption) if source else keys[i]
+            for i in (place, better)
+        )
         fits = "" if better == place else other
         if page is not None and len(lines) < most:
-            facts = [f"score {score:.3f}", *([f"fits better: {fits[:160]}"] if fits else [])]
+            facts = [
+                f"score {score:.3f}",
+                *([f"fits better: {fits[:160]}"] if fits else []),
+            ]
             cards += pair_cards(source, [rows[place]], *facts)
-        lines.append({"pair": keys[place], "score": round(score, 4), "b": text, "fits better": fits})
+        lines.append(
+            {
+                "pair": keys[place],
+                "score": round(score, 4),
+                "b": text,
+                "fits better": fits,
+            }
+        )
     count = result.count()
-    print(f"{pairs.name}: {count:,} of {len(lines):,} pairs are more probably wrong than right")
+    print(
+        f"{pairs.name}: {count:,} of {len(lines):,} pairs are more probably wrong than right"
+    )
     for line in lines[: 10 if path is None else min(10, count)]:
-        fits = f"; fits better: {line['fits better'][:60]}" if line["fits better"] else ""
+        fits = (
+            f"; fits better: {line['fits better'][:60]}" if line["fits better"] else ""
+        )
         print(f"  {line['score']:7.3f}  {line['pair']}  {line['b'][:60]}{fits}")
     if path is not None:
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -85,14 +155,24 @@ def list_suspects(
     if page is not None:
         facts_of_all = [("pairs", f"{len(lines):,}"), ("probably wrong", f"{count:,}")]
         heading = f"The {len(cards):,} most suspicious pairs, lowest score first"
-        render_sheet(page, f"Suspects in {pairs.name}", [("", facts_of_all, []), (heading, [], cards)])
+        render_sheet(
+            page,
+            f"Suspects in {pairs.name}",
+            [("", facts_of_all, []), (heading, [], cards)],
+        )
         print(page)
 
 
 def suspects_of_pictures(
-    source: Any, config: cloob.TrainConfig, path: Path | None, page: Path | None, most: int
+    source: Any,
+    config: cloob.TrainConfig,
+    path: Path | None,
+    page: Path | None,
+    most: int,
 ) -> None:
-    """Of pictures with captions, by the features of the two frozen encoders of a configuration."""
+    """Of pictures with captions, by the features of the two frozen encoders of a
+    configuration.
+    """
     import torch
 
     from cloob.data.batch import BadSample
@@ -100,7 +180,9 @@ def suspects_of_pictures(
 
     config = config.override(batch_size=2, max_bad_fraction=1.0)
     encoder, cache = make_aligned(config), Cache(config.pairs.cache_dir)
-    pairs = feature_loader(source, encoder, config, torch.device("cpu"), cache, train=False).pairs
+    pairs = feature_loader(
+        source, encoder, config, torch.device("cpu"), cache, train=False
+    ).pairs
     rows = list(range(len(source)))
     if unusable := {skip.key for skip in pairs.skipped}:
         rows = []
@@ -113,18 +195,27 @@ def suspects_of_pictures(
 def run(options: Options) -> int:
     check(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
     if options.out is not None:
-        check_out("--out", options.out, (".json",) if options.count else (".html", ".htm"))
+        check_out(
+            "--out", options.out, (".json",) if options.count else (".html", ".htm")
+        )
     a, b, path = options.a, options.b, next(iter(options.suspects or ()), None)
     vectors = a is not None and b is not None
     refuse(
         {
             "--a and --b are needed together": (a is None) != (b is None),
-            "DATA is missing; name a table, a folder or shards": not options.data and not vectors,
-            "--a and --b go with --suspects and without DATA": vectors and (options.data or options.suspects is None),
-            "--suspects takes one FILE.csv, and stands after DATA": len(options.suspects or ()) > 1,
-            "--suspects prints no --json; --suspects FILE.csv writes a table": options.suspects is not None
+            "DATA is missing; name a table, a folder or shards": not options.data
+            and not vectors,
+            "--a and --b go with --suspects and without DATA": vectors
+            and (options.data or options.suspects is None),
+            "--suspects takes one FILE.csv, and stands after DATA": len(
+                options.suspects or ()
+            )
+            > 1,
+            "--suspects prints no --json; --suspects FILE.csv writes a table": options.suspects
+            is not None
             and options.json,
-            "--out shows pictures; vectors have none": vectors and options.out is not None,
+            "--out shows pictures; vectors have none": vectors
+            and options.out is not None,
         }
     )
     if options.count:
@@ -137,21 +228,32 @@ def run(options: Options) -> int:
             say_next(["train", "--data", options.data, *as_words(options, "cache_dir")])
         return 0
     if path is not None:
-        check_out("--suspects", path, (".csv",), [options.data, *(str(name) for name in (a, b, options.ids) if name)])
+        check_out(
+            "--suspects",
+            path,
+            (".csv",),
+            [options.data, *(str(name) for name in (a, b, options.ids) if name)],
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
     if vectors:
         from cloob.data.vectors import open_pairs
 
         list_suspects(open_pairs(str(options.a), str(options.b), options.ids), path)
-        say_next(["train", "vectors", "--clean", "auto", *as_words(options, "a", "b", "ids")])
+        say_next(
+            ["train", "vectors", "--clean", "auto", *as_words(options, "a", "b", "ids")]
+        )
         return 0
     from cloob.data.open import open_source
 
     source = open_source(options.data, **options.table.columns)
     if options.suspects is None:
         return _survey(options, source)
-    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # how far the frozen encoders are
-    config = cloob.get_recipe("align").override(workers=options.workers, cache_dir=options.machine.cache_dir)
+    logging.getLogger("cloob.training.align").setLevel(
+        logging.INFO
+    )  # how far the frozen encoders are
+    config = cloob.get_recipe("align").override(
+        workers=options.workers, cache_dir=options.machine.cache_dir
+    )
     suspects_of_pictures(source, config, path, options.out, options.pictures)
     say_next([*_training(options, few=True), "--clean", "auto"])
     return 0
@@ -172,34 +274,86 @@ def _survey(options: Options, source: Source) -> int:
             workers=options.workers,
             progress=partial(update, "pairs"),
         )
-    spread = ", spread over the set (--most 0 looks at all)" if facts["looked_at"] < facts["rows"] else ""
+    spread = (
+        ", spread over the set (--most 0 looks at all)"
+        if facts["looked_at"] < facts["rows"]
+        else ""
+    )
     files = f" in {facts['shards']:,} files" if facts["shards"] > 1 else ""
-    lines = [("rows", f"{facts['rows']:,}{files}"), ("looked at", f"{facts['looked_at']:,}{spread}")]
+    lines = [
+        ("rows", f"{facts['rows']:,}{files}"),
+        ("looked at", f"{facts['looked_at']:,}{spread}"),
+    ]
     lines.append(("usable", f"{facts['usable']:,}"))
-    for reason, fault in sorted(facts["bad"].items(), key=lambda item: -item[1]["count"]):
+    for reason, fault in sorted(
+        facts["bad"].items(), key=lambda item: -item[1]["count"]
+    ):
         examples = fault["examples"]
         why = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
-        lines.append((reason, f"{fault['count']:,}, such as {', '.join(item['key'] for item in examples)}{why}"))
+        lines.append(
+            (
+                reason,
+                f"{fault['count']:,}, such as {', '.join(item['key'] for item in examples)}{why}",
+            )
+        )
     if (truncated := facts["truncated"])["count"]:
-        lines.append(("truncated JPEG", f"{truncated['count']:,}, taken, such as {', '.join(truncated['examples'])}"))
+        lines.append(
+            (
+                "truncated JPEG",
+                f"{truncated['count']:,}, taken, such as {', '.join(truncated['examples'])}",
+            )
+        )
     if facts["usable"]:
-        pictures, captions, twice = facts["pictures"], facts["captions"], facts["duplicates"]
-        frequent = "".join(f"; {most['count']:,} are {most['text'][:60]!r}" for most in twice["captions"]["most"][:1])
+        pictures, captions, twice = (
+            facts["pictures"],
+            facts["captions"],
+            facts["duplicates"],
+        )
+        frequent = "".join(
+            f"; {most['count']:,} are {most['text'][:60]!r}"
+            for most in twice["captions"]["most"][:1]
+        )
         ranges = []
-        for numbers in (pictures["width"], pictures["height"], captions["characters"], captions["tokens"]):
-            low, high, half, most = (f"{numbers[key]:,}" for key in ("min", "max", "median", "p95"))
-            ranges.append(low if low == high else f"{low} to {high}, half of them at most {half}, 95 % at most {most}")
+        for numbers in (
+            pictures["width"],
+            pictures["height"],
+            captions["characters"],
+            captions["tokens"],
+        ):
+            low, high, half, most = (
+                f"{numbers[key]:,}" for key in ("min", "max", "median", "p95")
+            )
+            ranges.append(
+                low
+                if low == high
+                else f"{low} to {high}, half of them at most {half}, 95 % at most {most}"
+            )
         width, height, characters, tokens = ranges
         lines += [
             ("width", f"{width} pixels"),
             ("height", f"{height} pixels"),
             ("file", f"{pictures['bytes'] / facts['usable'] / 1e3:,.1f} kB a picture"),
-            ("small pictures", f"{pictures['below_224']:,} with a side below 224 pixels"),
+            (
+                "small pictures",
+                f"{pictures['below_224']:,} with a side below 224 pixels",
+            ),
             ("characters", f"{characters} a caption"),
-            ("tokens", f"{tokens} a caption (CLIP's tokeniser, start and end included)"),
-            ("cut captions", f"{captions['cut']:,} with more than {captions['context_length']} tokens"),
-            ("equal pictures", f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte"),
-            ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{frequent}"),
+            (
+                "tokens",
+                f"{tokens} a caption (CLIP's tokeniser, start and end included)",
+            ),
+            (
+                "cut captions",
+                f"{captions['cut']:,} with more than {captions['context_length']} tokens",
+            ),
+            (
+                "equal pictures",
+                f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte",
+            ),
+            (
+                "equal captions",
+                f"{twice['captions']['surplus']:,} repeats of another one{frequent}",
+            ),
         ]
     if options.out is not None:
         write_sheet(options.out, source, facts, usable, lines, options.pictures)
@@ -207,7 +361,11 @@ def _survey(options: Options, source: Source) -> int:
         print(json.dumps(facts))
         return 0
     longest = max(len(name) for name, _ in lines)
-    print(facts["name"], *(f"  {name:<{longest}}  {sentence}" for name, sentence in lines), sep="\n")
+    print(
+        facts["name"],
+        *(f"  {name:<{longest}}  {sentence}" for name, sentence in lines),
+        sep="\n",
+    )
     if options.out is not None:
         print(options.out)
     if facts["rows"] * len(usable) >= 4 * facts["looked_at"]:

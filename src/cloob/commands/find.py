@@ -1,4 +1,6 @@
-"""``cloob find``: find pictures below a folder in one command: index what is new, then search."""
+"""``cloob find``: find pictures below a folder in one command: index what is new, then
+search.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,18 @@ from cloob.search.records import Busy
 
 @dataclass(frozen=True)
 class Options(search.Options):
-    """Find pictures below a folder: index what is new or changed, then search as `cloob search` does.
+    """Find pictures below a folder: index what is new or changed, then search as `cloob
+    search` does.
 
     The index is kept in FOLDER/.cloob, or in the cache if that cannot be written.
     """
 
-    index: Annotated[Positional[str], arg(metavar="FOLDER")]  # A folder of pictures, with its sub-folders.
+    index: Annotated[Positional[str], arg(metavar="FOLDER")]
+    """A folder of pictures, with its sub-folders."""
     model: str | None = None
-    """As of `cloob index`; left out, the index's first, and for a new one the first of `cloob models --for photos`."""
+    """As of `cloob index`; left out, the index's first, and for a new one the first of
+    `cloob models --for photos`.
+    """
     rows: Suppress[RowOptions] = field(default_factory=RowOptions)
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
@@ -61,14 +67,27 @@ def run(options: Options) -> int:
             sources = () if there.store.sources() else sources
     if model is None and name is None:
         model = PHOTOS[0].name
-        say(f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob models --for photos lists others)")
+        say(
+            f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob"
+            " models --for photos lists others)"
+        )
     code = 0
     if is_there(place) and not os.access(place, os.W_OK):
         say(f"{place}: cannot be written, so what is new since is not in it")
     else:
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                code = index.run(index.Options(sources, place, model, name, machine=options.machine), then=False)
+                code = index.run(
+                    index.Options(sources, place, model, name, machine=options.machine),
+                    then=False,
+                )
         except Busy:
-            say("another `cloob find` or `cloob index` is at work here; searched is what it has done so far")
-    return code if code == 130 else search.run(dataclasses.replace(options, model=model or name)) or code
+            say(
+                "another `cloob find` or `cloob index` is at work here; searched is"
+                " what it has done so far"
+            )
+    return (
+        code
+        if code == 130
+        else search.run(dataclasses.replace(options, model=model or name)) or code
+    )

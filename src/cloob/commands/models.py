@@ -14,20 +14,33 @@ from cloob.models.source import PHOTOS, known_models
 class Options:
     """List the towers by name; ours first, then open_clip's."""
 
-    contains: str = ""  # Only names with this in them, in any case.
-    purpose: Annotated[Literal["photos"] | None, arg(name="for")] = None  # photos: trained models for `cloob find`.
+    contains: str = ""
+    """Only names with this in them, in any case."""
+    purpose: Annotated[Literal["photos"] | None, arg(name="for")] = None
+    """photos: trained models for `cloob find`."""
 
 
 def run(options: Options) -> int:
-    refuse({"--contains and --for exclude each other": options.contains and options.purpose})
+    refuse(
+        {
+            "--contains and --for exclude each other": options.contains
+            and options.purpose
+        }
+    )
     if options.purpose:
         for name, megabytes, pixels, licence, languages in PHOTOS:
-            print(f"{name:<44}  {megabytes:5,} MB  {pixels} px  {licence:<20}  {languages}")
+            print(
+                f"{name:<44}  {megabytes:5,} MB  {pixels} px  {licence:<20}  {languages}"
+            )
         say_next(["find", "PHOTOS", "a red bird", "--model", PHOTOS[0].name])
         return 0
     known = known_models()
     names = [name for name in known if options.contains.lower() in name.lower()]
-    refuse({f"no model has {options.contains!r} in its name; {nearest(options.contains, known)}": not names})
+    refuse(
+        {
+            f"no model has {options.contains!r} in its name; {nearest(options.contains, known)}": not names
+        }
+    )
     print("\n".join(names))
     say_next(["train", "--data", "demo", "--model", names[0]])
     return 0

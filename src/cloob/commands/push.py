@@ -1,4 +1,6 @@
-"""``cloob push``: push a model to the Hugging Face hub, with a card written from its run."""
+"""``cloob push``: push a model to the Hugging Face hub, with a card written from its
+run.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,23 @@ from cloob.export.exported import check_exportable, check_packages
 
 @dataclass(frozen=True)
 class Options:
-    """Push a model to the Hugging Face hub: open_clip's files, transformers' where it has such towers, and a card."""
+    """Push a model to the Hugging Face hub: open_clip's files, transformers' where it
+    has such towers, and a card.
+    """
 
-    source: Annotated[Positional[str], arg(metavar="RUN")]  # A run or model: what `cloob eval` takes.
-    repository: Annotated[Positional[str], arg(metavar="ORG/NAME")]  # The repository on the hub; made if missing.
-    license: str | None = None  # The weights' licence, needed: mit, apache-2.0, cc-by-4.0, … as the hub spells it.
-    private: bool = False  # Let nobody but you or your organisation see a repository that is made.
-    results: Path | None = None  # A results.json of `cloob eval` for the card; left out, that of the run.
-    dry_run: bool = False  # List the files and their sizes, and send nothing.
+    source: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run or model: what `cloob eval` takes."""
+    repository: Annotated[Positional[str], arg(metavar="ORG/NAME")]
+    """The repository on the hub; made if missing."""
+    license: str | None = None
+    """The weights' licence, needed: mit, apache-2.0, cc-by-4.0, … as the hub spells it.
+    """
+    private: bool = False
+    """Let nobody but you or your organisation see a repository that is made."""
+    results: Path | None = None
+    """A results.json of `cloob eval` for the card; left out, that of the run."""
+    dry_run: bool = False
+    """List the files and their sizes, and send nothing."""
 
 
 def run(options: Options) -> int:
@@ -29,9 +40,20 @@ def run(options: Options) -> int:
     repository, licence = options.repository, (options.license or "").strip().lower()
     name = f"{repository}: it must be ORG/NAME, of letters, digits, '-', '_' and '.'"
     wrong = f"--license {licence or 'is missing'}: {ONE_WORD}"
-    refuse({name: not REPOSITORY.fullmatch(repository), wrong: not LICENCE.fullmatch(licence)})
+    refuse(
+        {
+            name: not REPOSITORY.fullmatch(repository),
+            wrong: not LICENCE.fullmatch(licence),
+        }
+    )
     check_packages("transformers")
-    from cloob.export.card import check_online, gather_facts, list_files, send, write_repository
+    from cloob.export.card import (
+        check_online,
+        gather_facts,
+        list_files,
+        send,
+        write_repository,
+    )
     from cloob.models.load import load_model
 
     if not options.dry_run:

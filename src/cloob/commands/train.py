@@ -16,14 +16,17 @@ from cloob.models.runs import AVERAGED_FOLDER, CHECKPOINTS_FOLDER, find_best
 
 _USAGE = "[RECIPE] [--config FILE]"
 _DESCRIPTION = (
-    "Trains two towers, starting from a recipe (`cloob recipes` lists them) or from the defaults below. --config FILE "
-    "(JSON or TOML, such as the config.json of a run) changes them, and sets what has no option here; the "
-    "page “Train” describes it. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
+    "Trains two towers, starting from a recipe (`cloob recipes` lists them) or from the"
+    " defaults below. --config FILE (JSON or TOML, such as the config.json of a run)"
+    " changes them, and sets what has no option here; the page “Train” describes it."
+    " Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
 )
 
 
 def read(words: Sequence[str]) -> cloob.TrainConfig:
-    """The configuration that the words describe: a recipe, a file over it, and options over both."""
+    """The configuration that the words describe: a recipe, a file over it, and options
+    over both.
+    """
     from cloob.training.config import changed, options, typed_leaves
 
     rest = list(words)
@@ -34,19 +37,31 @@ def read(words: Sequence[str]) -> cloob.TrainConfig:
     refuse({"--config needs a value": first.config == ""})
     start = cloob.TrainConfig()
     if recipe is not None:
-        early.add_argument("--objective", nargs="?")  # an unknown one is refused when the words are parsed
+        early.add_argument(
+            "--objective", nargs="?"
+        )  # an unknown one is refused when the words are parsed
         early.add_argument("--model", nargs="?")
         first, _ = early.parse_known_args(rest, first)
         typed_name = ALIASES.get(first.objective, first.objective)
-        objective: ObjectiveName | None = next((name for name in OBJECTIVES if name == typed_name), None)
+        objective: ObjectiveName | None = next(
+            (name for name in OBJECTIVES if name == typed_name), None
+        )
         start = cloob.get_recipe(recipe, objective=objective, model=first.model or None)
-    if first.config is not None:  # perhaps of a run: this one may not overwrite, and does not go on
+    if (
+        first.config is not None
+    ):  # perhaps of a run: this one may not overwrite, and does not go on
         start = start.merge_file(first.config).override(overwrite=False)
         of_run = (Path(first.config).parent / CHECKPOINTS_FOLDER).is_dir()
         start = start.override(resume="none") if of_run else start
     typed = typed_leaves(rest)
     vectors = recipe == "vectors" or start.vectors.a is not None
-    parsed = parse(options(start, rest, vectors=vectors), rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
+    parsed = parse(
+        options(start, rest, vectors=vectors),
+        rest,
+        "cloob train",
+        usage=_USAGE,
+        description=_DESCRIPTION,
+    )
     return changed(start, parsed, typed)
 
 
@@ -55,28 +70,57 @@ def run(config: cloob.TrainConfig) -> int:
     from cloob.training.config.checks import preflight
 
     preflight(config)
-    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
+    first = (
+        os.environ.get("RANK", "0") == "0"
+    )  # torchrun's other processes have nothing to say
     if first:
         say("opening data …")  # the imports alone take seconds
     from cloob.training.callbacks import ProgressDisplay
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
-    logging.getLogger("cloob.training").setLevel(logging.INFO)  # progress of encoders, held-out pairs, what was tried
-    logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # what was opened
-    result = cloob.train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
-    run, metric, out, holds_out = result.run, config.save.best, config.save.out, config.holds_out
+    logging.getLogger("cloob.training").setLevel(
+        logging.INFO
+    )  # progress of encoders, held-out pairs, what was tried
+    logging.getLogger("cloob.data.open").setLevel(
+        logging.INFO if first else logging.ERROR
+    )  # what was opened
+    result = cloob.train(
+        config, callbacks=[ProgressDisplay(title=config.loss.objective)]
+    )
+    run, metric, out, holds_out = (
+        result.run,
+        config.save.best,
+        config.save.out,
+        config.holds_out,
+    )
     code = 0 if result.checkpoint is not None else 1
     if not first:
         return code
     if result.already_finished:
-        why = "the patience was used up, --patience 0 goes on" if result.out_of_patience else "a longer one goes on"
-        print(f"{run}: already finished ({result.epochs} epochs, {result.steps:,} steps); {why}")
+        why = (
+            "the patience was used up, --patience 0 goes on"
+            if result.out_of_patience
+            else "a longer one goes on"
+        )
+        print(
+            f"{run}: already finished ({result.epochs} epochs, {result.steps:,} steps);"
+            f" {why}"
+        )
         return code
     if result.stopped:
-        print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
-    print(f"{run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
+        print(
+            f"stopped by {result.stopped} after step {result.steps:,}; go on with"
+            " --resume auto"
+        )
+    print(
+        f"{run}: {result.steps:,} steps, {result.samples_seen:,} pairs,"
+        f" {result.seconds:,.0f} s"
+    )
     if result.out_of_patience:
-        print(f"stopped at epoch {result.epochs}: no better for {config.run.patience} epochs")
+        print(
+            f"stopped at epoch {result.epochs}: no better for {config.run.patience}"
+            " epochs"
+        )
     if holds_out and (best := find_best(run, metric)) is not None:
         print(f"{run}:best: {metric} {best[1]:.4g} ({best[0].name})")
     if result.stopped is not None or result.checkpoint is None:
@@ -85,10 +129,22 @@ def run(config: cloob.TrainConfig) -> int:
         print(f"{run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
     if config.vectors.a is not None:
         judge = ["--held-out"] if holds_out else ["--a", "A.npy", "--b", "B.npy"]
-        say_next(["eval", out, *judge], ["embed", out, "--a", config.vectors.a, "--out", "vectors.npz"])
+        say_next(
+            ["eval", out, *judge],
+            ["embed", out, "--a", config.vectors.a, "--out", "vectors.npz"],
+        )
         return code
-    pictures = config.pairs.data[0] if Path(config.pairs.data[0]).is_dir() else "PICTURES"
+    pictures = (
+        config.pairs.data[0] if Path(config.pairs.data[0]).is_dir() else "PICTURES"
+    )
     judge = ["--held-out"] if holds_out else ["--retrieval", "PAIRS"]
-    index: list[str | Path] = ["index", pictures, "--model", out, "--out", "pictures.idx"]
+    index: list[str | Path] = [
+        "index",
+        pictures,
+        "--model",
+        out,
+        "--out",
+        "pictures.idx",
+    ]
     say_next(["eval", out, *judge], index, ["search", "pictures.idx", "a red bird"])
     return code

@@ -1,4 +1,6 @@
-"""Raw samples, batches of n pairs of them (H×W pixels, L tokens), and a Skip for a sample that cannot be used."""
+"""Raw samples, batches of n pairs of them (H×W pixels, L tokens), and a Skip for a
+sample that cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,21 @@ if TYPE_CHECKING:  # sources are opened, and refused, before torch is imported
     import torch
     from torch import Tensor
 
-CaptionFault = Literal["missing caption", "empty caption", "caption not UTF-8", "caption too long"]
-FileFault = Literal["missing image", "no permission to read", "cannot be read", "truncated shard", "stray quote"]
+CaptionFault = Literal[
+    "missing caption", "empty caption", "caption not UTF-8", "caption too long"
+]
+FileFault = Literal[
+    "missing image",
+    "no permission to read",
+    "cannot be read",
+    "truncated shard",
+    "stray quote",
+]
 RowFault = Literal["not finite", "no partner", "item raised an error"]
 Reason = Fault | CaptionFault | FileFault | RowFault
-MAX_CAPTION_BYTES = 64 * 1024  # above this many UTF-8 bytes a caption is a file in the wrong place
+MAX_CAPTION_BYTES = (
+    64 * 1024
+)  # above this many UTF-8 bytes a caption is a file in the wrong place
 
 
 def as_utf8(name: str) -> str:
@@ -32,7 +44,9 @@ def as_utf8(name: str) -> str:
 
 @dataclass(frozen=True)
 class Skip:
-    """One sample that was left out; ``key`` is ``shard/member``, the image's path, or a truncated shard's name."""
+    """One sample that was left out; ``key`` is ``shard/member``, the image's path, or a
+    truncated shard's name.
+    """
 
     key: str
     reason: Reason
@@ -40,8 +54,11 @@ class Skip:
 
 
 @dataclass(eq=False)
-class BadSample(Exception):  # noqa: N818 - a sample is bad, the program is not in error
-    """A sample cannot be used; carries what becomes a ``Skip``. ``captions`` of a lost picture stay queries."""
+class BadSample(Exception):  # noqa: N818
+    """A sample cannot be used; carries what becomes a ``Skip``.
+
+    ``captions`` of a lost picture stay queries.
+    """
 
     reason: Reason
     key: str
@@ -49,7 +66,9 @@ class BadSample(Exception):  # noqa: N818 - a sample is bad, the program is not 
     captions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        return f"{self.key}: {self.reason}" + (
+            f" ({self.detail})" if self.detail else ""
+        )
 
     @property
     def skip(self) -> Skip:
@@ -58,7 +77,9 @@ class BadSample(Exception):  # noqa: N818 - a sample is bad, the program is not 
 
 @dataclass(frozen=True)
 class RawSample:
-    """One pair as it is stored: ``image`` is the encoded file, ``caption`` is stripped and never empty."""
+    """One pair as it is stored: ``image`` is the encoded file, ``caption`` is stripped
+    and never empty.
+    """
 
     key: str
     image: bytes
@@ -66,7 +87,10 @@ class RawSample:
 
 
 class Reader(Protocol):
-    """Samples by number. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
+    """Samples by number.
+
+    ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes.
+    """
 
     @property
     def name(self) -> str: ...
@@ -74,17 +98,23 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int, /) -> Any:
-        """The sample at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
+        """The sample at ``index`` in [0, len); raises ``BadSample`` when it cannot be
+        used.
+        """
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The pairs of one step on one rank; with those left out it would be ``n + len(skipped)``."""
+    """The pairs of one step on one rank; with those left out it would be ``n +
+    len(skipped)``.
+    """
 
     # What the towers take, of a caller's Dataset whatever its collation made.
     images: Any  # (n, 3, H, W) uint8 raw pixels: the encoder normalises on its device
     tokens: Any  # (n, L) int64
-    ids: Tensor  # (n,) int64, caption_id of every caption: equal captions have equal ids
+    ids: (
+        Tensor  # (n,) int64, caption_id of every caption: equal captions have equal ids
+    )
     keys: tuple[str, ...]
     skipped: tuple[Skip, ...] = ()
 
@@ -95,14 +125,19 @@ class Batch:
         return self._each("to", device, non_blocking=non_blocking)
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
+        """The batch in page-locked memory, from which ``to(..., non_blocking=True)``
+        overlaps.
+        """
         return self._each("pin_memory")
 
     def _each(self, method: str, *args: Any, **options: Any) -> Batch:
         from cloob.functional.private import tree_flatten, tree_unflatten
 
         leaves, spec = tree_flatten((self.images, self.tokens, self.ids))
-        moved = [getattr(leaf, method)(*args, **options) if hasattr(leaf, method) else leaf for leaf in leaves]
+        moved = [
+            getattr(leaf, method)(*args, **options) if hasattr(leaf, method) else leaf
+            for leaf in leaves
+        ]
         images, tokens, ids = tree_unflatten(moved, spec)
         return replace(self, images=images, tokens=tokens, ids=ids)
 
@@ -120,21 +155,30 @@ def rows_of(side: Any) -> int:
 
 
 def micro_batches(side: Any, parts: int) -> list[Any]:
-    """One side of a batch in parts as even as can be; InputError for a kind that cannot be cut."""
+    """One side of a batch in parts as even as can be; InputError for a kind that cannot
+    be cut.
+    """
     from cloob.functional.private import tree_unflatten
 
     leaves, spec = _leaves(side)
     n = len(leaves[0])
     bounds = pairwise(i * (n // parts) + min(i, n % parts) for i in range(parts + 1))
     try:
-        return [tree_unflatten([leaf[start:stop] for leaf in leaves], spec) for start, stop in bounds]
+        return [
+            tree_unflatten([leaf[start:stop] for leaf in leaves], spec)
+            for start, stop in bounds
+        ]
     except TypeError as error:
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
-        raise InputError(f"micro_batch_size: a batch of {kinds} cannot be cut; leave it out") from error
+        raise InputError(
+            f"micro_batch_size: a batch of {kinds} cannot be cut; leave it out"
+        ) from error
 
 
 def _leaves(side: Any) -> tuple[list[Any], Any]:
-    """Tensors, lists of texts and other leaves of a batch, and their places in lists and mappings."""
+    """Tensors, lists of texts and other leaves of a batch, and their places in lists
+    and mappings.
+    """
     from cloob.functional.private import tree_flatten
 
     def is_texts(part: Any) -> bool:
@@ -144,18 +188,27 @@ def _leaves(side: Any) -> tuple[list[Any], Any]:
 
 
 def caption_id(caption: str) -> int:
-    """A stable id of a caption in [0, 2**63), the same for captions that differ in case and white space only."""
-    from cloob.functional.ids import id_digest  # torch, which sources are refused without
+    """A stable id of a caption in [0, 2**63), the same for captions that differ in case
+    and white space only.
+    """
+    from cloob.functional.ids import (
+        id_digest,
+    )  # torch, which sources are refused without
 
     return id_digest(" ".join(caption.casefold().split()))
 
 
 def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
-    """Stored bytes as a caption; the detail of a failure starts with ``where``, e.g. the row of a table."""
+    """Stored bytes as a caption; the detail of a failure starts with ``where``, e.g.
+    the row of a table.
+    """
     reason: Reason = "missing caption" if raw is None else "empty caption"
     detail = ""
     if raw and len(raw) > MAX_CAPTION_BYTES:
-        reason, detail = "caption too long", f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
+        reason, detail = (
+            "caption too long",
+            f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}",
+        )
     elif raw:
         is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
@@ -166,8 +219,12 @@ def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
     raise BadSample(reason, key, ": ".join(filter(None, (where, detail))))
 
 
-def read_pair_file(path: Path | str, key: str, part: Literal["image", "caption"], where: str = "") -> bytes:
-    """The file of an image or a caption; a ``BadSample`` where it cannot be read, or is too large."""
+def read_pair_file(
+    path: Path | str, key: str, part: Literal["image", "caption"], where: str = ""
+) -> bytes:
+    """The file of an image or a caption; a ``BadSample`` where it cannot be read, or is
+    too large.
+    """
     missing: Reason = "missing image" if part == "image" else "missing caption"
     too_large: Reason = "image too large" if part == "image" else "caption too long"
     most = MAX_IMAGE_BYTES if part == "image" else MAX_CAPTION_BYTES
@@ -176,14 +233,19 @@ def read_pair_file(path: Path | str, key: str, part: Literal["image", "caption"]
     except TooLarge as error:
         reason, message = too_large, str(error)
     except (OSError, ValueError) as error:
-        reason, message = read_fault(error, missing), getattr(error, "strerror", None) or str(error)
+        reason, message = (
+            read_fault(error, missing),
+            getattr(error, "strerror", None) or str(error),
+        )
     raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {message}"))))
 
 
 def read_fault(error: OSError | ValueError, missing: Reason) -> Reason:
     if isinstance(error, PermissionError):
         return "no permission to read"
-    there_is_none = isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    there_is_none = isinstance(
+        error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError
+    )
     return missing if there_is_none else "cannot be read"
 
 

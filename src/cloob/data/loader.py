@@ -1,6 +1,8 @@
-"""From a source or a torch ``Dataset`` to batches: the same for every number of workers and ranks, and after a resume.
+"""From a source or a torch ``Dataset`` to batches: the same for every number of workers
+and ranks, and after a resume.
 
-A sample's augmentation, and the generators that a Dataset's item draws from, depend on (seed, epoch, index).
+A sample's augmentation, and the generators that a Dataset's item draws from, depend on
+(seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -24,10 +26,30 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    default_collate,
+    get_worker_info,
+)
 
-from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding, tensors_of
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Pictures, ShardSizes, sample_generator
+from cloob.data.batch import (
+    BadSample,
+    Batch,
+    RawSample,
+    Skip,
+    caption_id,
+    decoding,
+    tensors_of,
+)
+from cloob.data.order import (
+    DEFAULT_BUFFER,
+    EpochOrder,
+    Pictures,
+    ShardSizes,
+    sample_generator,
+)
 from cloob.data.source import Fingerprint, MixedSource, Source, pictures_of, prefetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted, one_line
@@ -41,63 +63,119 @@ Tokenizer = Callable[[list[str]], Tensor]
 Request = tuple[int, np.ndarray]  # the epoch, and the rows of one local batch
 
 _PROBED = 100  # items of a Dataset among which one that can be used is searched
-_DYING = 10  # seconds from a process's broken pipe to its end; one with much memory takes a while
-_TOGETHER = 16  # pairs that are read before they are decoded: 3 to 10 % faster, as decoding empties the caches
-MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with; shared batches do not count
-SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches; a container has 64 MB of it by default
+# seconds from a process's broken pipe to its end; one with much memory takes a while
+_DYING = 10
+# pairs that are read before they are decoded: 3 to 10 % faster, as decoding empties the
+# caches
+_TOGETHER = 16
+# bytes that a worker may take beyond those it begins with; shared batches do not count
+MAX_MEMORY = 4 * 1024**3
+SHARED_MEMORY = Path(
+    "/dev/shm"
+)  # where workers leave their batches; a container has 64 MB of it by default
 _WAITING = 2  # batches of every worker that wait there, torch's ``prefetch_factor``
-_MORE_SHARED = "give the container more (docker run --shm-size 8g), a smaller --batch-size, or --workers 0"
+_MORE_SHARED = (
+    "give the container more (docker run --shm-size 8g), a smaller --batch-size, or"
+    " --workers 0"
+)
 _TOO_MUCH = "takes more memory than a data worker may"
 
 
 class Loader:
-    """This rank's batches epoch by epoch: every W-th pair of a global batch, of which ``batch_size`` is the size."""
+    """This rank's batches epoch by epoch: every W-th pair of a global batch, of which
+    ``batch_size`` is the size.
+    """
 
-    by_id = False  # whether held-out pairs of one id are one answer; else every pair is its own
+    # whether held-out pairs of one id are one answer; else every pair is its own
+    by_id = False
     _pool: WorkerPool | None = None  # of those that make batches of single items
 
     def __init__(
-        self, name: str, order: EpochOrder, batch_size: int, *, drop_last: bool, rank: int = 0, world_size: int = 1
+        self,
+        name: str,
+        order: EpochOrder,
+        batch_size: int,
+        *,
+        drop_last: bool,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         n = len(order)
         if n < (batch_size if drop_last else 1):
-            larger = f", fewer than one batch of {batch_size:,}; give --batch-size {n:,} or less"
+            larger = (
+                f", fewer than one batch of {batch_size:,}; give --batch-size {n:,} or"
+                " less"
+            )
             wrong = larger if n > 1 else "; at least 2 training pairs are needed"
             raise InputError(f"{name} holds {counted(n, 'pairs')}{wrong}")
         self.name, self.batch_size, self.lanes = name, batch_size, world_size
         self.pairs_per_epoch = n  # before ``drop_last``
-        self._order, self._drop_last, self._rank, self._world_size = order, drop_last, rank, world_size
+        self._order, self._drop_last, self._rank, self._world_size = (
+            order,
+            drop_last,
+            rank,
+            world_size,
+        )
 
     @property
-    def steps_per_epoch(self) -> int:  # of a batch size that may still be unknown when pairs are opened
+    def steps_per_epoch(
+        self,
+    ) -> int:  # of a batch size that may still be unknown when pairs are opened
         return self.steps()
 
     def steps(self, offset: int = 0) -> int:
-        """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
+        """Number of global batches in an epoch whose first ``offset`` pairs are left
+        out.
+        """
         full, rest = divmod(self.pairs_per_epoch - offset, self.batch_size)
         return full + (rest > 0 and not self._drop_last)
 
-    def epoch(self, epoch: int, start_step: int = 0, lanes: int | None = None, *, offset: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
+    def epoch(
+        self,
+        epoch: int,
+        start_step: int = 0,
+        lanes: int | None = None,
+        *,
+        offset: int = 0,
+    ) -> Iterator[Batch]:
+        """The batches of one epoch, from ``start_step`` on, as an uninterrupted epoch
+        would give them.
 
-        With workers, beginning another epoch ends the one before. ``lanes``: the number the epoch was begun with, when
-        it goes on with another number of ranks. ``offset``: pairs to leave out before the first batch, where an epoch
-        goes on with another batch size.
+        With workers, beginning another epoch ends the one before. ``lanes``: the number
+        the epoch was begun with, when it goes on with another number of ranks.
+        ``offset``: pairs to leave out before the first batch, where an epoch goes on
+        with another batch size.
         """
         rows_at, size = self._order.epoch(epoch, lanes or self.lanes), self.batch_size
 
-        def rows(start: int) -> np.ndarray:  # those whose positions are ``rank`` modulo ``world_size``
+        def rows(
+            start: int,
+        ) -> np.ndarray:  # those whose positions are ``rank`` modulo ``world_size``
             first = start + (self._rank - start) % self._world_size
-            return rows_at(np.arange(first, min(start + size, self.pairs_per_epoch), self._world_size))
+            return rows_at(
+                np.arange(
+                    first, min(start + size, self.pairs_per_epoch), self._world_size
+                )
+            )
 
-        return self._batches(epoch, range(offset + start_step * size, offset + self.steps(offset) * size, size), rows)
+        return self._batches(
+            epoch,
+            range(offset + start_step * size, offset + self.steps(offset) * size, size),
+            rows,
+        )
 
-    def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
-        """``rows`` are this rank's of the global batch that begins at a position of the epoch."""
+    def _batches(
+        self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]
+    ) -> Iterator[Batch]:
+        """``rows`` are this rank's of the global batch that begins at a position of the
+        epoch.
+        """
         assert self._pool is not None
         return self._pool.batches(self._requests(epoch, starts, rows))
 
-    def _requests(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Request]:
+    def _requests(
+        self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]
+    ) -> Iterator[Request]:
         return ((epoch, rows(start)) for start in starts)
 
     def close(self) -> None:
@@ -107,13 +185,17 @@ class Loader:
 
 
 class PairLoader(Loader):
-    """Batches of a source. Samples that cannot be used leave a batch smaller, even empty, and are in its ``skipped``.
+    """Batches of a source.
 
-    ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n captions. ``shuffle_buffer``:
-    read shard by shard, shuffled within so many pairs of a lane; 0: one permutation of everything; None: 10,000 when
-    a source is streamed, else 0. ``workers`` live as long as the loader; 0: this process. ``by_picture``: rows of one
-    picture are one pair of an epoch, with a caption drawn from (seed, epoch, picture) where ``transform`` is a
-    ``TrainTransform``, else the first.
+    Samples that cannot be used leave a batch smaller, even empty, and are in its
+    ``skipped``.
+
+    ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n
+    captions. ``shuffle_buffer``: read shard by shard, shuffled within so many pairs of
+    a lane; 0: one permutation of everything; None: 10,000 when a source is streamed,
+    else 0. ``workers`` live as long as the loader; 0: this process. ``by_picture``:
+    rows of one picture are one pair of an epoch, with a caption drawn from (seed,
+    epoch, picture) where ``transform`` is a ``TrainTransform``, else the first.
     """
 
     def __init__(
@@ -136,35 +218,68 @@ class PairLoader(Loader):
         if shuffle_buffer is None:
             shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
         sources = source.parts if isinstance(source, MixedSource) else (source,)
-        parts, pictures = [ShardSizes(tuple(part.shard_sizes), part.streamed) for part in sources], None
+        parts, pictures = (
+            [ShardSizes(tuple(part.shard_sizes), part.streamed) for part in sources],
+            None,
+        )
         if by_picture and (same := pictures_of(source)) is not None:
             pictures = Pictures(same, list(map(len, sources)))
             counted_parts = zip(parts, pictures.counts, strict=True)
-            parts = [part if count == sum(part.shard_sizes) else ShardSizes((count,)) for part, count in counted_parts]
+            parts = [
+                part if count == sum(part.shard_sizes) else ShardSizes((count,))
+                for part, count in counted_parts
+            ]
         order = EpochOrder(parts, seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
-        super().__init__(source.name, order, batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
+        super().__init__(
+            source.name,
+            order,
+            batch_size,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+        )
         self.source = source
-        self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
+        self._ahead = -(
+            -(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size)
+        )
         self._pictures = pictures
         builder = BatchBuilder(source, transform, tokenizer, seed, pictures)
         batch_bytes = builder.image_bytes * -(-batch_size // world_size)
         pin_memory = pin_memory and torch.cuda.is_available()
         self._pool = WorkerPool(builder, workers, batch_bytes, pin_memory=pin_memory)
 
-    def _requests(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Request]:
+    def _requests(
+        self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]
+    ) -> Iterator[Request]:
         soon = iter(starts if self.source.streamed else ())
         for i, start in enumerate(starts):
-            for later in islice(soon, 1 if i else 1 + self._ahead):  # this rank's shards of the batches to come
+            for later in islice(
+                soon, 1 if i else 1 + self._ahead
+            ):  # this rank's shards of the batches to come
                 soon_read = rows(later)
-                prefetch(self.source, soon_read if self._pictures is None else self._pictures.firsts[soon_read])
+                prefetch(
+                    self.source,
+                    (
+                        soon_read
+                        if self._pictures is None
+                        else self._pictures.firsts[soon_read]
+                    ),
+                )
             yield epoch, rows(start)
 
 
 class BatchBuilder(Dataset[Batch]):
-    """Reads, decodes, augments and tokenises the pairs of a batch; every worker has a copy."""
+    """Reads, decodes, augments and tokenises the pairs of a batch; every worker has a
+    copy.
+    """
 
     def __init__(
-        self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int, pictures: Pictures | None
+        self,
+        source: Source,
+        transform: Transform,
+        tokenizer: Tokenizer,
+        seed: int,
+        pictures: Pictures | None,
     ) -> None:
         self._source, self._transform, self._tokenizer = source, transform, tokenizer
         self._seed, self._pictures = seed, pictures
@@ -173,16 +288,22 @@ class BatchBuilder(Dataset[Batch]):
         random = [torch.Generator()] if isinstance(transform, TrainTransform) else []
         self._no_images = transform(Image.new("RGB", (32, 32)), *random)[None][:0]
         self._no_tokens = tokenizer(["a"])[:0]
-        self.image_bytes = math.prod(self._no_images.shape[1:]) * self._no_images.element_size()
+        self.image_bytes = (
+            math.prod(self._no_images.shape[1:]) * self._no_images.element_size()
+        )
 
     def __getitem__(self, request: Request) -> Batch:
         epoch, indices = request
         images = self._no_images.new_empty(0)
-        if get_worker_info() is not None and len(indices):  # in shared memory, as torch's ``default_collate`` does it
+        if get_worker_info() is not None and len(
+            indices
+        ):  # in shared memory, as torch's ``default_collate`` does it
             try:
                 images.set_(private.shared_storage(len(indices) * self.image_bytes))
             except RuntimeError as error:
-                raise InputError(f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}") from None
+                raise InputError(
+                    f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}"
+                ) from None
         images = images.resize_(len(indices), *self._no_images.shape[1:])
         good, skipped = list[RawSample](), list[Skip]()
         for start in range(0, len(indices), _TOGETHER):
@@ -190,25 +311,42 @@ class BatchBuilder(Dataset[Batch]):
             for index in indices[start : start + _TOGETHER].tolist():
                 with _skipping(f"{self._source.name}: pair {index + 1:,}", skipped):
                     pictures = self._pictures
-                    row = index if pictures is None else pictures.row(index, self._drawn, epoch)
+                    row = (
+                        index
+                        if pictures is None
+                        else pictures.row(index, self._drawn, epoch)
+                    )
                     sample = self._source.read(row)
                     with decoding(sample.key):
                         opened.append((index, sample, Encoded(sample.image)))
             for index, sample, encoded in opened:
                 with _skipping(sample.key, skipped), decoding(sample.key):
                     if isinstance(self._transform, TrainTransform):
-                        # The crop comes first: then a JPEG need not be decoded in more detail than it takes.
+                        # The crop comes first: then a JPEG need not be decoded in more
+                        # detail than it takes.
                         generator = sample_generator(self._seed, epoch, index)
-                        crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
-                        pixels = self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
+                        crop = self._transform.draw(
+                            *encoded.size, generator, encoded.orientation
+                        )
+                        pixels = self._transform.take(
+                            encoded.rgb(crop.reduction, upright=False), crop
+                        )
                     else:
                         pixels = self._transform(encoded.rgb())
                     images[len(good)] = pixels
                     good.append(sample)
         captions = [sample.caption for sample in good]
-        tokens = (self._tokenizer(captions) if captions else self._no_tokens).to(torch.int64)
+        tokens = (self._tokenizer(captions) if captions else self._no_tokens).to(
+            torch.int64
+        )
         ids = torch.tensor(list(map(caption_id, captions)), dtype=torch.int64)
-        return Batch(images[: len(good)], tokens, ids, tuple(sample.key for sample in good), tuple(skipped))
+        return Batch(
+            images[: len(good)],
+            tokens,
+            ids,
+            tuple(sample.key for sample in good),
+            tuple(skipped),
+        )
 
 
 @contextmanager
@@ -222,15 +360,30 @@ def _skipping(key: str, skipped: list[Skip]) -> Iterator[None]:
 
 
 class WorkerPool:
-    """Processes with copies of the builder, which live until ``close``; without ``workers`` this process."""
+    """Processes with copies of the builder, which live until ``close``; without
+    ``workers`` this process.
+    """
 
-    def __init__(self, builder: Dataset[Batch], workers: int, batch_bytes: int, *, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        builder: Dataset[Batch],
+        workers: int,
+        batch_bytes: int,
+        *,
+        pin_memory: bool = False,
+    ) -> None:
         if workers and SHARED_MEMORY.is_dir():
             space, ranks = os.statvfs(SHARED_MEMORY), local_ranks()
-            free, needed = space.f_bavail * space.f_frsize, (_WAITING * workers + 2) * batch_bytes * ranks
+            free, needed = (
+                space.f_bavail * space.f_frsize,
+                (_WAITING * workers + 2) * batch_bytes * ranks,
+            )
             if needed > free:
                 processes = f"{counted(workers, 'workers')}{f' of {ranks} ranks' if ranks > 1 else ''}"
-                sizes = f"{free / 1e6:,.1f} MB free, the batches of {processes} need {needed / 1e6:,.1f} MB"
+                sizes = (
+                    f"{free / 1e6:,.1f} MB free, the batches of {processes} need"
+                    f" {needed / 1e6:,.1f} MB"
+                )
                 raise InputError(f"{SHARED_MEMORY}: {sizes}; {_MORE_SHARED}")
         self._builder, self._workers, self._pin = builder, workers, pin_memory
         self._requests: Iterable[Request] = ()
@@ -243,7 +396,8 @@ class WorkerPool:
             pin_memory=pin_memory,
             worker_init_fn=_begin_worker,
             persistent_workers=workers > 0,
-            # Else the pool would draw from the global generator, and runs would depend on `workers`.
+            # Else the pool would draw from the global generator, and runs would depend
+            # on `workers`.
             generator=torch.Generator(),
         )
 
@@ -251,94 +405,161 @@ class WorkerPool:
         return iter(self._requests)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """The batches of the requests in their order, of one call at a time; RuntimeError when a worker dies."""
+        """The batches of the requests in their order, of one call at a time;
+        RuntimeError when a worker dies.
+        """
         if not self._workers:
             for batch in map(self._builder.__getitem__, requests):
                 yield batch.pin_memory() if self._pin else batch
             return
         self._requests = requests
-        with warnings.catch_warnings():  # Python 3.12+ warns of a fork with threads; the workers take no locks
-            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+        with (
+            warnings.catch_warnings()
+        ):  # Python 3.12+ warns of a fork with threads; the workers take no locks
+            warnings.filterwarnings(
+                "ignore",
+                message=".*multi-threaded, use of fork",
+                category=DeprecationWarning,
+            )
             batches = iter(self.loader)
         while True:
-            _raise_if_dead(batches)  # torch would wait for ever where a death left half a message in the pipe
+            _raise_if_dead(
+                batches
+            )  # torch would wait for ever where a death left half a message in the pipe
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            except InputError as error:  # a worker's comes with its traceback: the last line is the message
+            # a worker's comes with its traceback: the last line is the message
+            except InputError as error:
                 message = str(error).strip().rsplit("\n", 1)[-1]
-                raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
+                raise InputError(
+                    message.removeprefix(
+                        f"{InputError.__module__}.{InputError.__name__}: "
+                    )
+                ) from None
             except (EOFError, OSError, RuntimeError) as error:
-                # torch asks who is dead when a pipe breaks; a killed process breaks its pipes before it is dead.
-                if "in DataLoader worker process" not in str(error):  # which is an error inside the worker
+                # torch asks who is dead when a pipe breaks; a killed process breaks its
+                # pipes before it is dead.
+                if "in DataLoader worker process" not in str(
+                    error
+                ):  # which is an error inside the worker
                     _raise_if_dead(batches, _DYING, error)
                 raise
             yield batch
 
 
-def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
-    """Waits so many seconds for a worker to end, which all live as long as the loader, and raises torch's error."""
+def _raise_if_dead(
+    batches: Any, seconds: float = 0, cause: Exception | None = None
+) -> None:
+    """Waits so many seconds for a worker to end, which all live as long as the loader,
+    and raises torch's error.
+    """
     workers = {worker.sentinel: worker for worker in private.worker_processes(batches)}
     if dead := [workers[ended] for ended in wait(workers, timeout=seconds)]:
         for worker in dead:
-            worker.join(_DYING)  # torch's handler of SIGCHLD would raise wherever we are by then
+            worker.join(
+                _DYING
+            )  # torch's handler of SIGCHLD would raise wherever we are by then
         pids = ", ".join(str(worker.pid) for worker in dead)
-        raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from cause
+        raise RuntimeError(
+            f"DataLoader worker (pid(s) {pids}) exited unexpectedly"
+        ) from cause
 
 
 def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches all processes of the group, and the main one ends the workers. The training loop's handler of
-    # SIGTERM must not keep a forked worker alive.
+    # Ctrl-C reaches all processes of the group, and the main one ends the workers. The
+    # training loop's handler of SIGTERM must not keep a forked worker alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":  # a picture that takes gigabytes costs one bad sample; mapped files do not count
+    if (
+        sys.platform == "linux"
+    ):  # a picture that takes gigabytes costs one bad sample; mapped files do not count
         import resource
 
         lines = Path("/proc/self/status").read_text().splitlines()
-        used = next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+        used = next(
+            int(line.split()[1]) for line in lines if line.startswith("VmData:")
+        )
         most = resource.getrlimit(resource.RLIMIT_DATA)[1]
         limit = used * 1024 + MAX_MEMORY
-        resource.setrlimit(resource.RLIMIT_DATA, (limit if most < 0 else min(limit, most), most))
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (limit if most < 0 else min(limit, most), most)
+        )
 
 
 class Items:
-    """A ``Dataset`` as training knows its pairs: a name, a length, and a fingerprint of what an item looks like."""
+    """A ``Dataset`` as training knows its pairs: a name, a length, and a fingerprint of
+    what an item looks like.
+    """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset: Any = dataset
         self.name = type(dataset).__name__
-        self.collate: Callable[[list[Any]], Any] = getattr(dataset, "collate_fn", None) or default_collate
+        self.collate: Callable[[list[Any]], Any] = (
+            getattr(dataset, "collate_fn", None) or default_collate
+        )
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            raise InputError(f"{self.name}: has no length; a map-style Dataset is needed, with __len__ and __getitem__")
+            raise InputError(
+                f"{self.name}: has no length; a map-style Dataset is needed, with"
+                " __len__ and __getitem__"
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def fingerprint(self) -> Fingerprint:
-        """The number of pairs and the kind of the first that can be used: contents may be drawn anew every time."""
-        return {"pairs": len(self), "kinds of items": str([_kind(part) for part in self.first() or ()])}
+        """The number of pairs and the kind of the first that can be used: contents may
+        be drawn anew every time.
+        """
+        return {
+            "pairs": len(self),
+            "kinds of items": str([_kind(part) for part in self.first() or ()]),
+        }
 
     def first(self) -> tuple[Any, ...] | None:
-        """The first item that can be used; None where there is none among the first hundred."""
-        items = map(partial(_ItemBuilder(self, 0).item, 0), range(min(len(self), _PROBED)))
+        """The first item that can be used; None where there is none among the first
+        hundred.
+        """
+        items = map(
+            partial(_ItemBuilder(self, 0).item, 0), range(min(len(self), _PROBED))
+        )
         return next((tuple(item) for item in items if not isinstance(item, Skip)), None)
 
 
 class ItemLoader(Loader):
-    """This rank's batches of a ``Dataset``; ``train``: a new order in every epoch, without the last, smaller batch."""
+    """This rank's batches of a ``Dataset``; ``train``: a new order in every epoch,
+    without the last, smaller batch.
+    """
 
     by_id = True
 
     def __init__(
-        self, items: Items, batch_size: int, *, seed: int, train: bool, rank: int, world_size: int, workers: int
+        self,
+        items: Items,
+        batch_size: int,
+        *,
+        seed: int,
+        train: bool,
+        rank: int,
+        world_size: int,
+        workers: int,
     ) -> None:
         order = EpochOrder([ShardSizes((len(items),))], seed=seed, shuffle=train)
-        super().__init__(items.name, order, batch_size, drop_last=train, rank=rank, world_size=world_size)
+        super().__init__(
+            items.name,
+            order,
+            batch_size,
+            drop_last=train,
+            rank=rank,
+            world_size=world_size,
+        )
         first = items.first() if workers else None
         tensors = [] if first is None else tensors_of(items.collate([first]))
-        batch_bytes = sum(tensor.nbytes for tensor in tensors) * -(-batch_size // world_size)
+        batch_bytes = sum(tensor.nbytes for tensor in tensors) * -(
+            -batch_size // world_size
+        )
         self._pool = WorkerPool(_ItemBuilder(items, seed), workers, batch_bytes)
 
 
@@ -351,26 +572,49 @@ class _ItemBuilder(Dataset[Batch]):
         """An item, or the Skip of one that raised."""
         number = sample_generator(self.seed, epoch, index).initial_seed() % 2**32
         random.seed(number)
-        np.random.seed(number)  # noqa: NPY002 - what an item may draw from
+        np.random.seed(number)  # noqa: NPY002
         torch.default_generator.manual_seed(number)
         try:
             return self.items.dataset[index]
         except Exception as error:
-            return Skip(str(index), "item raised an error", f"{type(error).__name__}: {one_line(error)}")
+            return Skip(
+                str(index),
+                "item raised an error",
+                f"{type(error).__name__}: {one_line(error)}",
+            )
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         epoch, indices = request
         drawn = {index: self.item(epoch, index) for index in indices.tolist()}
         skipped = tuple(item for item in drawn.values() if isinstance(item, Skip))
-        items = {index: item for index, item in drawn.items() if not isinstance(item, Skip)}
+        items = {
+            index: item for index, item in drawn.items() if not isinstance(item, Skip)
+        }
         if not items:
-            return Batch(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64), (), skipped)
+            return Batch(
+                torch.empty(0),
+                torch.empty(0),
+                torch.empty(0, dtype=torch.int64),
+                (),
+                skipped,
+            )
         try:
             a, b, *ids = self.items.collate(list(items.values()))
         except (TypeError, ValueError, RuntimeError) as error:
-            advice = "an item is (a, b) or (a, b, id), and the Dataset may have a collate_fn"
-            raise InputError(f"{self.items.name}: items cannot be collated ({one_line(error)}); {advice}") from error
-        numbers = torch.tensor(list(items)) if not ids else ids[0] if isinstance(ids[0], Tensor) else ids_of(ids[0])
+            advice = (
+                "an item is (a, b) or (a, b, id), and the Dataset may have a collate_fn"
+            )
+            raise InputError(
+                f"{self.items.name}: items cannot be collated ({one_line(error)});"
+                f" {advice}"
+            ) from error
+        numbers = (
+            torch.tensor(list(items))
+            if not ids
+            else ids[0]
+            if isinstance(ids[0], Tensor)
+            else ids_of(ids[0])
+        )
         return Batch(a, b, numbers.to(torch.int64), tuple(map(str, items)), skipped)
 
 
@@ -383,14 +627,18 @@ def _kind(value: Any) -> str:
 
 
 class Copies:
-    """Moves batches to a device; to CUDA on a separate stream, so that a copy overlaps the step before."""
+    """Moves batches to a device; to CUDA on a separate stream, so that a copy overlaps
+    the step before.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch on the device, for work on its current stream; waits only for memory that is not pinned."""
+        """The batch on the device, for work on its current stream; waits only for
+        memory that is not pinned.
+        """
         if self._stream is None:
             return batch.to(self.device, non_blocking=True)
         with torch.cuda.stream(self._stream):
@@ -398,5 +646,7 @@ class Copies:
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
         for tensor in tensors_of(moved.images, moved.tokens, moved.ids):
-            tensor.record_stream(current)  # else its memory would be handed out again on the stream of the copies
+            tensor.record_stream(
+                current
+            )  # else its memory would be handed out again on the stream of the copies
         return moved

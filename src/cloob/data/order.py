@@ -1,4 +1,6 @@
-"""The order in which an epoch visits its pairs, on any rank: a pure function of (seed, epoch, sizes) and a position."""
+"""The order in which an epoch visits its pairs, on any rank: a pure function of (seed,
+epoch, sizes) and a position.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import numpy as np
 import torch
 
 DEFAULT_BUFFER = 10_000  # pairs of every lane in which streamed sources are shuffled
-LONG = 2**22  # pairs from which on a permutation is computed place by place; numpy's costs less below
+# pairs from which on a permutation is computed place by place; numpy's costs less below
+LONG = 2**22
 _U64 = 2**64 - 1
 _STREAM = 0x5354524D  # sets the draws of shards apart from those of pairs
 _CAPTIONS = 0x43415054  # sets the draws of captions apart from those of crops
@@ -25,22 +28,31 @@ RowsAt = Callable[[np.ndarray], np.ndarray]  # gives the rows at some places
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """A generator for one sample in one epoch (4 µs; numpy's cost 8 to 11)."""
-    digest = hashlib.blake2b(struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8
+    ).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def keyed_permutation(n: int, key: Sequence[int]) -> RowsAt:
-    """A random permutation of range(n) of which any part can be computed: an alternating Feistel network.
+    """A random permutation of range(n) of which any part can be computed: an
+    alternating Feistel network.
 
-    A number x < a·b, with a and b near √n, is the pair (x // b, x % b); a round adds to one half a random function
-    of the other. The functions are tables of true draws, 2·√n numbers per pair of rounds. Numbers of n and above are
-    sent through again until they fall below (there are fewer than a of them).
+    A number x < a·b, with a and b near √n, is the pair (x // b, x % b); a round adds to
+    one half a random function of the other. The functions are tables of true draws,
+    2·√n numbers per pair of rounds. Numbers of n and above are sent through again until
+    they fall below (there are fewer than a of them).
     """
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
-    draws = np.random.PCG64(list(key))  # its raw stream is the same in every version of numpy
+    draws = np.random.PCG64(
+        list(key)
+    )  # its raw stream is the same in every version of numpy
     sides = [(b, a), (a, b)] * (_ROUNDS // 2)
-    tables = [(draws.random_raw(size) % np.uint64(modulus)).astype(np.int64) for size, modulus in sides]
+    tables = [
+        (draws.random_raw(size) % np.uint64(modulus)).astype(np.int64)
+        for size, modulus in sides
+    ]
 
     def rows(places: np.ndarray) -> np.ndarray:
         numbers = places.copy()
@@ -63,12 +75,19 @@ def keyed_permutation(n: int, key: Sequence[int]) -> RowsAt:
 
 
 class Pictures:
-    """Pictures in the order of their first rows, and their rows, by ``source.pictures_of``; ``counts``: by source."""
+    """Pictures in the order of their first rows, and their rows, by
+    ``source.pictures_of``; ``counts``: by source.
+    """
 
     def __init__(self, same: np.ndarray, sizes: Sequence[int]) -> None:
         self.firsts, rows = np.unique(same, return_counts=True)
-        self._rows, self._bounds = np.argsort(same, kind="stable"), np.cumsum([0, *rows])
-        self.counts: list[int] = np.diff(np.searchsorted(self.firsts, np.cumsum([0, *sizes]))).tolist()
+        self._rows, self._bounds = (
+            np.argsort(same, kind="stable"),
+            np.cumsum([0, *rows]),
+        )
+        self.counts: list[int] = np.diff(
+            np.searchsorted(self.firsts, np.cumsum([0, *sizes]))
+        ).tolist()
 
     def row(self, picture: int, seed: int | None, epoch: int) -> int:
         """The row whose caption a picture has in an epoch; without a seed its first."""
@@ -86,16 +105,21 @@ class ShardSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The order of the pairs in every epoch; rows are numbered over all parts, one part after the other.
+    """The order of the pairs in every epoch; rows are numbered over all parts, one part
+    after the other.
 
-    Without a buffer the epoch is one permutation. With a buffer shards are read one after the other:
+    Without a buffer the epoch is one permutation. With a buffer shards are read one
+    after the other:
 
-    - the shards of every part are shuffled, and the parts are spread evenly through each other, so that any stretch
-      holds every source in its proportion (a part that is neither streamed nor in several files is shuffled in itself);
-    - this sequence is cut into ``lanes`` pieces of equal length, so that neighbours share at most one shard of a part;
+    - the shards of every part are shuffled, and the parts are spread evenly through
+      each other, so that any stretch holds every source in its proportion (a part that
+      is neither streamed nor in several files is shuffled in itself);
+    - this sequence is cut into ``lanes`` pieces of equal length, so that neighbours
+      share at most one shard of a part;
     - a lane is shuffled in blocks of ``buffer`` pairs;
-    - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a rank reads the
-      shards of one lane only. Another number of ranks gives the same batches, with more shards shared.
+    - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a
+      rank reads the shards of one lane only. Another number of ranks gives the same
+      batches, with more shards shared.
 
     From ``long`` pairs on a permutation is computed place by place.
     """
@@ -110,28 +134,46 @@ class EpochOrder:
         return sum(sum(part.shard_sizes) for part in self.parts)
 
     def epoch(self, epoch: int, lanes: int = 1) -> RowsAt:
-        """The rows at the positions of an epoch, from 0; global batch b has those from b·batch_size on."""
+        """The rows at the positions of an epoch, from 0; global batch b has those from
+        b·batch_size on.
+        """
         n, seed = len(self), self.seed & _U64
         if not self.shuffle or n == 0:
             return lambda positions: positions
         if not self.buffer:
             return _permutation(n, [seed, epoch], self.long)
-        firsts = np.cumsum([0, *(sum(part.shard_sizes) for part in self.parts)]).tolist()
+        firsts = np.cumsum(
+            [0, *(sum(part.shard_sizes) for part in self.parts)]
+        ).tolist()
         keys = [[seed, _STREAM, epoch, 1 + i] for i in range(len(self.parts))]
-        streams = [_stream(*item) for item in zip(self.parts, keys, firsts, strict=False) if sum(item[0].shard_sizes)]
-        begins = [lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes + 1)]
+        streams = [
+            _stream(*item)
+            for item in zip(self.parts, keys, firsts, strict=False)
+            if sum(item[0].shard_sizes)
+        ]
+        begins = [
+            lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes + 1)
+        ]
 
         @functools.lru_cache(maxsize=2 * lanes)
         def shuffled(lane: int, block: int) -> np.ndarray:
             start = begins[lane] + block * self.buffer
-            generator = np.random.Generator(np.random.PCG64([seed, _STREAM, epoch, 0, lane, block]))
-            return generator.permutation(_interleaved(n, streams, start, min(start + self.buffer, begins[lane + 1])))
+            generator = np.random.Generator(
+                np.random.PCG64([seed, _STREAM, epoch, 0, lane, block])
+            )
+            return generator.permutation(
+                _interleaved(
+                    n, streams, start, min(start + self.buffer, begins[lane + 1])
+                )
+            )
 
         def rows(positions: np.ndarray) -> np.ndarray:
             chosen = np.empty(len(positions), np.int64)
             places, lane_of = np.divmod(positions, lanes)
             block_of, places = np.divmod(places, self.buffer)
-            for lane, block in sorted(set(zip(lane_of.tolist(), block_of.tolist(), strict=True))):
+            for lane, block in sorted(
+                set(zip(lane_of.tolist(), block_of.tolist(), strict=True))
+            ):
                 mine = (lane_of == lane) & (block_of == block)
                 chosen[mine] = shuffled(lane, block)[places[mine]]
             return chosen
@@ -147,7 +189,9 @@ def _stream(part: ShardSizes, key: list[int], first: int) -> tuple[int, RowsAt]:
     if not streamed and len(sizes) == 1:
         shuffle = _permutation(n, generator.integers(2**32, size=4))
         return n, lambda places: first + shuffle(places)
-    starts, stops = first + generator.permutation(np.stack([ends - sizes, ends], axis=1)).T
+    starts, stops = (
+        first + generator.permutation(np.stack([ends - sizes, ends], axis=1)).T
+    )
     after = np.cumsum(stops - starts)
 
     def rows_of_shards(places: np.ndarray) -> np.ndarray:
@@ -157,12 +201,19 @@ def _stream(part: ShardSizes, key: list[int], first: int) -> tuple[int, RowsAt]:
     return n, rows_of_shards
 
 
-def _interleaved(n: int, streams: Sequence[tuple[int, RowsAt]], start: int, stop: int) -> np.ndarray:
-    """The rows at ``start:stop`` of streams with n rows in all: row j of m stands at (j + ½)/m of the epoch."""
+def _interleaved(
+    n: int, streams: Sequence[tuple[int, RowsAt]], start: int, stop: int
+) -> np.ndarray:
+    """The rows at ``start:stop`` of streams with n rows in all: row j of m stands at (j
+    + ½)/m of the epoch.
+    """
     slack = len(streams)
     rows, shares, before = [], [], 0
     for m, rows_at in streams:
-        first, last = (min(m, max(0, math.ceil(place / n * m - 0.5))) for place in (start - slack, stop + slack))
+        first, last = (
+            min(m, max(0, math.ceil(place / n * m - 0.5)))
+            for place in (start - slack, stop + slack)
+        )
         places = np.arange(first, last)
         rows.append(rows_at(places))
         shares.append((places + 0.5) / m)

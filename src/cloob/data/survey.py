@@ -1,4 +1,6 @@
-"""A survey of a set of pairs: sizes of pictures, lengths of captions, bad samples, duplicates."""
+"""A survey of a set of pairs: sizes of pictures, lengths of captions, bad samples,
+duplicates.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,32 @@ Shown = Callable[[int, int], None]  # shows how many of how many pairs are done
 
 
 def _repeats(seen: dict[Any, list[Any]]) -> dict[str, Any]:
-    """What was seen several times; ``seen`` has the text and the row of the first, and the count."""
-    repeated = [{"count": count, "text": text, "row": row} for text, row, count in seen.values() if count > 1]
-    most = sorted(repeated, key=lambda one: (-one["count"], one["row"]))[:_MOST_REPEATED]
+    """What was seen several times; ``seen`` has the text and the row of the first, and
+    the count.
+    """
+    repeated = [
+        {"count": count, "text": text, "row": row}
+        for text, row, count in seen.values()
+        if count > 1
+    ]
+    most = sorted(repeated, key=lambda one: (-one["count"], one["row"]))[
+        :_MOST_REPEATED
+    ]
     return {"surplus": sum(one["count"] - 1 for one in repeated), "most": most}
 
 
 def survey(
-    source: Source, count_tokens: Callable[[str], int], context_length: int, *, most: int, workers: int, progress: Shown
+    source: Source,
+    count_tokens: Callable[[str], int],
+    context_length: int,
+    *,
+    most: int,
+    workers: int,
+    progress: Shown,
 ) -> tuple[dict[str, Any], list[int]]:
-    """Reads and decodes ``most`` pairs, spread over the source, 0: all; returns facts for JSON, and the usable rows."""
+    """Reads and decodes ``most`` pairs, spread over the source, 0: all; returns facts
+    for JSON, and the usable rows.
+    """
     rows = spread_rows(source, most) if most else range(len(source))
     usable: list[int] = []
     bad: dict[str, dict[str, Any]] = {}
@@ -65,7 +83,9 @@ def survey(
         first = text.partition("\n")[0]
         excerpt = first if len(first) <= _EXCERPT else f"{first[: _EXCERPT - 1]}…"
         captions.setdefault(caption_id(text), [excerpt, row, 0])[2] += 1
-    widths, heights, sizes, characters, tokens = np.array(numbers, np.int64).reshape(-1, 5).T
+    widths, heights, sizes, characters, tokens = (
+        np.array(numbers, np.int64).reshape(-1, 5).T
+    )
     small = int((np.minimum(widths, heights) < _SMALL_SIDE).sum())
     facts = {
         "name": source.name,
@@ -75,10 +95,20 @@ def survey(
         "usable": len(usable),
         "bad": bad,
         "truncated": {"count": len(truncated), "examples": truncated[:_EXAMPLES]},
-        "pictures": {"width": _percentiles(widths), "height": _percentiles(heights), "bytes": int(sizes.sum())}
+        "pictures": {
+            "width": _percentiles(widths),
+            "height": _percentiles(heights),
+            "bytes": int(sizes.sum()),
+        }
         | {f"below_{_SMALL_SIDE}": small},
-        "captions": {"characters": _percentiles(characters), "tokens": _percentiles(tokens)}
-        | {"context_length": context_length, "cut": int((tokens > context_length).sum())},
+        "captions": {
+            "characters": _percentiles(characters),
+            "tokens": _percentiles(tokens),
+        }
+        | {
+            "context_length": context_length,
+            "cut": int((tokens > context_length).sum()),
+        },
         "duplicates": {"pictures": _repeats(pictures), "captions": _repeats(captions)},
     }
     return facts, usable
@@ -97,20 +127,37 @@ def _look(source: Source, row: int) -> tuple[RawSample, tuple[int, int], bool] |
 
 
 def _percentiles(values: np.ndarray) -> dict[str, int]:
-    """The smallest, the median, the 95th percentile and the largest of some numbers; empty for none."""
+    """The smallest, the median, the 95th percentile and the largest of some numbers;
+    empty for none.
+    """
     if not len(values):
         return {}
-    percentiles = np.percentile(values, (0, 50, 95, 100), method="inverted_cdf").tolist()
+    percentiles = np.percentile(
+        values, (0, 50, 95, 100), method="inverted_cdf"
+    ).tolist()
     return dict(zip(("min", "median", "p95", "max"), percentiles, strict=True))
 
 
 def write_sheet(
-    path: Path, source: Source, facts: dict[str, Any], usable: list[int], lines: Sequence[tuple[str, str]], most: int
+    path: Path,
+    source: Source,
+    facts: dict[str, Any],
+    usable: list[int],
+    lines: Sequence[tuple[str, str]],
+    most: int,
 ) -> None:
-    """Writes the contact sheet: ``most`` pairs, spread evenly, and what was seen of all of them."""
+    """Writes the contact sheet: ``most`` pairs, spread evenly, and what was seen of all
+    of them.
+    """
     shown = pair_cards(source, (usable[i] for i in spread(len(usable), most)))
-    pictures, captions = (facts["duplicates"][kind]["most"] for kind in ("pictures", "captions"))
-    copies = [item for repeat in pictures for item in pair_cards(source, [repeat["row"]], f"{repeat['count']:,} times")]
+    pictures, captions = (
+        facts["duplicates"][kind]["most"] for kind in ("pictures", "captions")
+    )
+    copies = [
+        item
+        for repeat in pictures
+        for item in pair_cards(source, [repeat["row"]], f"{repeat['count']:,} times")
+    ]
     repeats = [(f"{repeat['count']:,} times", repeat["text"]) for repeat in captions]
     sections: list[tuple[str, Any, list[dict[str, Any]]]] = [
         ("", lines, []),
@@ -122,17 +169,29 @@ def write_sheet(
 
 
 def pair_cards(source: Source, rows: Iterable[int], *more: str) -> list[dict[str, Any]]:
-    """Pairs with their pictures, for ``render_sheet``; those that cannot be read are left out."""
+    """Pairs with their pictures, for ``render_sheet``; those that cannot be read are
+    left out.
+    """
     result = []
     for row in rows:
-        with contextlib.suppress(BadSample, Unreadable):  # gone or broken since the survey
+        with contextlib.suppress(
+            BadSample, Unreadable
+        ):  # gone or broken since the survey
             pair = source.read(row)
             uri = data_uri(pair.image, _THUMBNAIL)
-            result.append({"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]})
+            result.append(
+                {"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]}
+            )
     return result
 
 
-def render_sheet(path: Path, title: str, sections: Sequence[tuple[str, Any, list[dict[str, Any]]]]) -> None:
-    environment = require("jinja2", "train").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("sheet.html.j2").read_text(encoding="utf-8"))
+def render_sheet(
+    path: Path, title: str, sections: Sequence[tuple[str, Any, list[dict[str, Any]]]]
+) -> None:
+    environment = require("jinja2", "train").Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        Path(__file__).with_name("sheet.html.j2").read_text(encoding="utf-8")
+    )
     write_whole(path, template.render(title=title, sections=sections))

@@ -1,4 +1,6 @@
-"""Pairs of two files of vectors (n rows of F numbers): row by row, or joined by ids; a ``.npy`` file is mapped."""
+"""Pairs of two files of vectors (n rows of F numbers): row by row, or joined by ids; a
+``.npy`` file is mapped.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from cloob.data.sources.arrow import reading
 from cloob.errors import InputError, first_of, require
 from cloob.functional.ids import id_digest
 
-FORMS = "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz:NAME, FILE.safetensors:NAME or FILE.h5:NAME"
+FORMS = (
+    "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz:NAME, FILE.safetensors:NAME or"
+    " FILE.h5:NAME"
+)
 _HDF5 = (".h5", ".hdf5", ".h5ad")
 _TABLES = (".csv", ".parquet")
 _SUFFIXES = (".npy", ".npz", ".safetensors", *_TABLES, *_HDF5)
@@ -30,19 +35,30 @@ _IN_CACHE = 256  # rows that are looked at together
 
 def read_matrix(spec: str) -> np.ndarray:
     """The (n, F) numbers of a file, given as one of ``FORMS``; nothing is unpickled."""
-    return _read(spec, 2, "biuf", "a row of numbers for every item is expected, as float32 (1000, 384)")
+    return _read(
+        spec,
+        2,
+        "biuf",
+        "a row of numbers for every item is expected, as float32 (1000, 384)",
+    )
 
 
 def read_ids(spec: str) -> list[str]:
-    """The ids in a file: lines of a text, or a column of texts or integers in one of ``FORMS``."""
+    """The ids in a file: lines of a text, or a column of texts or integers in one of
+    ``FORMS``.
+    """
     path, name = _split(spec)
     if path.suffix in _SUFFIXES and (name or path.suffix != ".csv"):
-        column = _read(spec, 1, "iuUO", "one text or integer a row is expected").tolist()
+        column = _read(
+            spec, 1, "iuUO", "one text or integer a row is expected"
+        ).tolist()
         ids = ["" if value is None else str(value) for value in column]
     else:
         with reading(Path(spec)):
             text = Path(spec).read_text(encoding="utf-8-sig")
-            ids = text.removesuffix("\n").split("\n") if text else []  # an id may hold other line breaks of Unicode
+            ids = (
+                text.removesuffix("\n").split("\n") if text else []
+            )  # an id may hold other line breaks of Unicode
     if "" in ids:
         raise InputError(f"{spec}: row {ids.index('')} has no id")
     return ids
@@ -51,20 +67,29 @@ def read_ids(spec: str) -> list[str]:
 def _split(spec: str) -> tuple[Path, str]:
     """The file and the name inside it."""
     place, _, name = spec.rpartition(":")
-    return (Path(place), name) if Path(place).suffix in _SUFFIXES[1:] else (Path(spec), "")
+    return (
+        (Path(place), name) if Path(place).suffix in _SUFFIXES[1:] else (Path(spec), "")
+    )
 
 
 def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
     path, name = _split(spec)
     array: Any = None
-    with reading(path, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError):
+    with reading(
+        path, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError
+    ):
         if path.suffix == ".npy":
             try:
-                array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # rows of a memmap come slower
+                array = np.asarray(
+                    np.load(path, mmap_mode="r", allow_pickle=False)
+                )  # rows of a memmap come slower
             except ValueError as error:
                 if "Python objects" not in str(error):
                     raise
-                advice = "Python objects, which are not read; save numbers, or texts as numpy.array(texts, str)"
+                advice = (
+                    "Python objects, which are not read; save numbers, or texts as"
+                    " numpy.array(texts, str)"
+                )
                 raise InputError(f"{path}: holds {advice}") from None
         elif path.suffix == ".npz" and name:
             with np.load(path, allow_pickle=False) as archive:
@@ -72,14 +97,22 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
         elif path.suffix == ".safetensors" and name:
             with safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor(_known(name, file.keys(), path))
-            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+            array = (
+                tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            ).numpy()
         elif path.suffix in _HDF5 and name:
             h5py: Any = require("h5py", "h5py")
             with h5py.File(path) as file:
                 names: list[str] = []
-                file.visititems(lambda key, part: names.append(key) if isinstance(part, h5py.Dataset) else None)
+                file.visititems(
+                    lambda key, part: (
+                        names.append(key) if isinstance(part, h5py.Dataset) else None
+                    )
+                )
                 part = file[_known(name.strip("/"), names, path)]
-                array = (part.asstr() if h5py.check_string_dtype(part.dtype) else part)[()]
+                array = (part.asstr() if h5py.check_string_dtype(part.dtype) else part)[
+                    ()
+                ]
         elif path.suffix in _TABLES:
             array = _of_table(path, name)
     if not isinstance(array, np.ndarray):
@@ -92,7 +125,9 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
 
 
 def _of_table(path: Path, name: str) -> np.ndarray:
-    """A column of a table, (n, F) of lists of equal length without gaps; without a name its columns side by side."""
+    """A column of a table, (n, F) of lists of equal length without gaps; without a name
+    its columns side by side.
+    """
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig") as file:
             cells = file.readline().strip().split(",")
@@ -102,23 +137,47 @@ def _of_table(path: Path, name: str) -> np.ndarray:
             has_header = True
         else:  # the numbers 0, 1, 2 … are names that pandas gives to columns
             has_header = len(cells) > 1 and numbers == [*range(len(cells))]
-        table = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=not has_header))
+        table = csv.read_csv(
+            path, csv.ReadOptions(autogenerate_column_names=not has_header)
+        )
     else:
         names = parquet.read_schema(path).names
-        table = parquet.read_table(path, columns=[_known(name, names, path)] if name else None)
+        table = parquet.read_table(
+            path, columns=[_known(name, names, path)] if name else None
+        )
     if name:
-        column, shape = table[_known(name, table.column_names, path)].combine_chunks(), [-1]
+        column, shape = (
+            table[_known(name, table.column_names, path)].combine_chunks(),
+            [-1],
+        )
         if "list" in str(column.type).partition("<")[0]:
             flat = column.flatten()
-            if not column.null_count and not flat.null_count and len({len(row) for row in column}) == 1:
+            if (
+                not column.null_count
+                and not flat.null_count
+                and len({len(row) for row in column}) == 1
+            ):
                 column, shape = flat, [len(column), -1]
         return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
     for number, field in enumerate(table.schema, 1):
         wrong, kind = "", field.type
-        if field.name in ("", "__index_level_0__"):  # row numbers, the same in both files, would give the pairs away
-            wrong = f"column {number} is an index of pandas; save the table with index=False"
-        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-            wrong = f"column {field.name!r} holds {kind}; without :COLUMN all must be numbers"
+        if field.name in (
+            "",
+            "__index_level_0__",
+        ):  # row numbers, the same in both files, would give the pairs away
+            wrong = (
+                f"column {number} is an index of pandas; save the table with"
+                " index=False"
+            )
+        elif not (
+            pa.types.is_integer(kind)
+            or pa.types.is_floating(kind)
+            or pa.types.is_boolean(kind)
+        ):
+            wrong = (
+                f"column {field.name!r} holds {kind}; without :COLUMN all must be"
+                " numbers"
+            )
         if wrong:
             raise InputError(f"{path}: {wrong}")
     return np.column_stack([column.to_numpy() for column in table.columns])
@@ -139,26 +198,43 @@ class VectorPairs:
     b: Any  # (n', F') likewise
     rows: np.ndarray  # (N, 2) rows of a and of b that are pairs
     ids: np.ndarray  # (N,) digests of their ids
-    labels: Sequence[str] | None = None  # the ids of the rows of a; None where a row's number is its id
-    skipped: tuple[Skip, ...] = ()  # rows with NaN or infinite numbers, or without a partner
+    labels: Sequence[str] | None = (
+        None  # the ids of the rows of a; None where a row's number is its id
+    )
+    skipped: tuple[
+        Skip, ...
+    ] = ()  # rows with NaN or infinite numbers, or without a partner
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def fingerprint(self) -> Fingerprint:
-        """What the pairs are: their number, their ids, and their rows (of very many a part)."""
+        """What the pairs are: their number, their ids, and their rows (of very many a
+        part).
+        """
         some, size = self.rows[spread(len(self))], _IN_CACHE
         blocks = [some[start : start + size].T for start in range(0, len(some), size)]
         of_a, of_b = (
             digest(gather(self.a, rows) for rows, _ in blocks),
             digest(gather(self.b, rows) for _, rows in blocks),
         )
-        return {"pairs": len(self), "ids": digest([self.ids]), "rows of a": of_a, "rows of b": of_b}
+        return {
+            "pairs": len(self),
+            "ids": digest([self.ids]),
+            "rows of a": of_a,
+            "rows of b": of_b,
+        }
 
-    def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-        """Some pairs: (n, F) and (n, F') float32, (n,) ids, and what to call each in a log."""
+    def take(
+        self, places: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+        """Some pairs: (n, F) and (n, F') float32, (n,) ids, and what to call each in a
+        log.
+        """
         of_a, of_b = self.rows[places].T
-        keys = tuple(map(str if self.labels is None else self.labels.__getitem__, of_a.tolist()))
+        keys = tuple(
+            map(str if self.labels is None else self.labels.__getitem__, of_a.tolist())
+        )
         a, b = as_floats(gather(self.a, of_a)), as_floats(gather(self.b, of_b))
         return a, b, torch.from_numpy(self.ids[places]), keys
 
@@ -166,42 +242,78 @@ class VectorPairs:
         return replace(self, rows=self.rows[places], ids=self.ids[places])
 
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
-        """The pairs without a share of the ids, and those with them: always the same, however the rows are ordered."""
-        distinct, place = np.unique(self.ids, return_inverse=True)  # sorted by digest, which is as good as chance
+        """The pairs without a share of the ids, and those with them: always the same,
+        however the rows are ordered.
+        """
+        distinct, place = np.unique(
+            self.ids, return_inverse=True
+        )  # sorted by digest, which is as good as chance
         held_out = place < max(2, round(share * len(distinct)))
-        return self.only(~held_out), replace(self.only(held_out), name=f"{self.name} (held out)", skipped=())
+        return self.only(~held_out), replace(
+            self.only(held_out), name=f"{self.name} (held out)", skipped=()
+        )
 
 
 def open_pairs(
-    a: str, b: str, ids: str | None = None, a_ids: str | None = None, b_ids: str | None = None
+    a: str,
+    b: str,
+    ids: str | None = None,
+    a_ids: str | None = None,
+    b_ids: str | None = None,
 ) -> VectorPairs:
-    """Opens two files and pairs their rows: by position, or where both have ids by these, which are unique in b."""
+    """Opens two files and pairs their rows: by position, or where both have ids by
+    these, which are unique in b.
+    """
     left, right = read_matrix(a), read_matrix(b)
     skipped: list[Skip] = []
     labels = None
     if a_ids is not None and b_ids is not None:
-        labels, others = read_ids_of(a_ids, len(left), a), read_ids_of(b_ids, len(right), b)
+        labels, others = (
+            read_ids_of(a_ids, len(left), a),
+            read_ids_of(b_ids, len(right), b),
+        )
         row_of_b, ids_of_a = rows_of(others, b_ids), set(labels)
-        for side, mine, theirs in (("a", labels, row_of_b.keys()), ("b", others, ids_of_a)):
+        for side, mine, theirs in (
+            ("a", labels, row_of_b.keys()),
+            ("b", others, ids_of_a),
+        ):
             alone = dict.fromkeys(label for label in mine if label not in theirs)
-            skipped += [Skip(label, "no partner", f"only {side} has this id") for label in alone]
-        joined = [(row, row_of_b[label]) for row, label in enumerate(labels) if label in row_of_b]
+            skipped += [
+                Skip(label, "no partner", f"only {side} has this id") for label in alone
+            ]
+        joined = [
+            (row, row_of_b[label])
+            for row, label in enumerate(labels)
+            if label in row_of_b
+        ]
         rows = np.array(joined, np.int64).reshape(-1, 2)
     else:
         if len(left) != len(right):
             both = f"{a} has {len(left):,} rows, {b} has {len(right):,} rows"
             turned = len(left) == right.shape[1] or len(right) == left.shape[1]
             advice = (
-                "one of them is transposed" if turned else "`cloob train vectors` joins them by --a-ids and --b-ids"
+                "one of them is transposed"
+                if turned
+                else "`cloob train vectors` joins them by --a-ids and --b-ids"
             )
             raise InputError(f"{both}; {advice}")
         labels, rows = None if ids is None else read_ids_of(ids, len(left), a), None
-    return usable_pairs((a, b), f"{_split(a)[0].name} and {_split(b)[0].name}", left, right, labels, rows, skipped)
+    return usable_pairs(
+        (a, b),
+        f"{_split(a)[0].name} and {_split(b)[0].name}",
+        left,
+        right,
+        labels,
+        rows,
+        skipped,
+    )
 
 
 def gather(side: Any, rows: np.ndarray) -> np.ndarray:
     """Some rows of a matrix, which may be sparse."""
-    chosen: np.ndarray = side[rows].toarray() if hasattr(side, "toarray") else side.take(rows, 0)
+    chosen: np.ndarray = (
+        side[rows].toarray() if hasattr(side, "toarray") else side.take(rows, 0)
+    )
     return chosen
 
 
@@ -214,30 +326,46 @@ def usable_pairs(
     rows: np.ndarray | None = None,
     skipped: Sequence[Skip] = (),
 ) -> VectorPairs:
-    """The pairs of rows (without them: by position) whose numbers are finite; the labels of a's rows are their ids."""
-    rows = np.broadcast_to(np.arange(a.shape[0])[:, None], (a.shape[0], 2)) if rows is None else rows
+    """The pairs of rows (without them: by position) whose numbers are finite; the
+    labels of a's rows are their ids.
+    """
+    rows = (
+        np.broadcast_to(np.arange(a.shape[0])[:, None], (a.shape[0], 2))
+        if rows is None
+        else rows
+    )
     skipped = list(skipped)
     for side, spec, place in ((a, specs[0], 0), (b, specs[1], 1)):
         bad = np.zeros(side.shape[0], bool)
         for start in range(0, 0 if side.dtype.kind in "biu" else len(bad), _IN_CACHE):
             some = side[start : start + _IN_CACHE]
             some = some.toarray() if hasattr(some, "toarray") else some
-            if some.dtype == np.float16:  # by its bits five times as fast as np.isfinite
+            if (
+                some.dtype == np.float16
+            ):  # by its bits five times as fast as np.isfinite
                 wrong = some.view(np.uint16) & 0x7C00 == 0x7C00
             else:
                 with np.errstate(over="ignore"):
                     wrong = ~np.isfinite(some.astype(np.float32))
             bad[start : start + _IN_CACHE] = wrong.any(1)
         what = "holds NaN, infinity or a number that float32 cannot hold"
-        skipped += [Skip(f"{spec} row {row}", "not finite", what) for row in np.flatnonzero(bad)]
+        skipped += [
+            Skip(f"{spec} row {row}", "not finite", what) for row in np.flatnonzero(bad)
+        ]
         rows = rows[~bad[rows[:, place]]] if bad.any() else rows
     if labels is None:  # in no order: the finaliser of SplitMix64
         x = rows[:, 0].astype(np.uint64) + np.uint64(1)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        for shift, factor in (
+            (30, 0xBF58476D1CE4E5B9),
+            (27, 0x94D049BB133111EB),
+            (31, 1),
+        ):
             x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
         digests = (x >> np.uint64(1)).view(np.int64)
     else:
-        digests = np.fromiter((id_digest(labels[row]) for row in rows[:, 0].tolist()), np.int64, len(rows))
+        digests = np.fromiter(
+            (id_digest(labels[row]) for row in rows[:, 0].tolist()), np.int64, len(rows)
+        )
     return VectorPairs(name, a, b, rows, digests, labels, tuple(skipped))
 
 
@@ -245,7 +373,10 @@ def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
     """The ids in a file, one per row of a matrix."""
     ids = read_ids(spec)
     if len(ids) != rows:
-        raise InputError(f"{spec} has {len(ids):,} ids, {matrix} has {rows:,} rows; one id a row is expected")
+        raise InputError(
+            f"{spec} has {len(ids):,} ids, {matrix} has {rows:,} rows; one id a row is"
+            " expected"
+        )
     return ids
 
 
@@ -254,7 +385,10 @@ def rows_of(labels: Sequence[str], spec: str) -> dict[str, int]:
     places: dict[str, int] = {}
     for row, label in enumerate(labels):
         if places.setdefault(label, row) != row:
-            raise InputError(f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is right")
+            raise InputError(
+                f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is"
+                " right"
+            )
     return places
 
 

@@ -1,1 +1,3 @@
-"""Embed once; zero-shot, probe, retrieval and geometry are small callables on the embeddings."""
+"""Embed once; zero-shot, probe, retrieval and geometry are small callables on the
+embeddings.
+"""

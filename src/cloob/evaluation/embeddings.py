@@ -1,4 +1,6 @@
-"""Several models, several sets, embedded once: kept in memory, and in the cache by the content of weights and data."""
+"""Several models, several sets, embedded once: kept in memory, and in the cache by the
+content of weights and data.
+"""
 
 from __future__ import annotations
 
@@ -33,30 +35,43 @@ from cloob.evaluation.measures import class_embeddings
 from cloob.evaluation.probe import Probe, ProbeOptions, fit_probe
 from cloob.family import member_name
 from cloob.models.aligned.encoders import FeatureMemory
-from cloob.models.load import find_model_folder, fingerprint, load_model, package_versions
+from cloob.models.load import (
+    find_model_folder,
+    fingerprint,
+    load_model,
+    package_versions,
+)
 from cloob.models.tokenizer import describe
 
 T = TypeVar("T")
 
-_VERSION = "6"  # of what is kept and how it is computed; another number makes the files of the old one unused
+# of what is kept and how it is computed; another number makes the files of the old one
+# unused
+_VERSION = "6"
 _PAPER_BETA = 8.0
 
 
 class Labelled(Reader, Protocol):
-    """A set of labelled images; :class:`cloob.evaluation.sets.pictures.LabelledSet` is one."""
+    """A set of labelled images; :class:`cloob.evaluation.sets.pictures.LabelledSet` is
+    one.
+    """
 
     @property
     def classnames(self) -> Sequence[str]: ...  # C names; a label is an index into them
 
     @property
-    def templates(self) -> Sequence[str]: ...  # prompts with ``{c}`` in the place of the class name
+    def templates(
+        self,
+    ) -> Sequence[str]: ...  # prompts with ``{c}`` in the place of the class name
 
     @property
     def labels(self) -> Any: ...  # (n,) integers, an array or a sequence
 
 
 class LabelledEmbeddings(NamedTuple):
-    """A labelled set through one model: n images, their (n,) int64 labels, and (C, D) class embeddings."""
+    """A labelled set through one model: n images, their (n,) int64 labels, and (C, D)
+    class embeddings.
+    """
 
     images: ImageEmbeddings
     labels: Tensor
@@ -67,7 +82,8 @@ class LabelledEmbeddings(NamedTuple):
 class ModelFacts:
     objective: str | None  # the member of the family that it was trained with, if known
     settings: Mapping[str, Any]  # its ``objective.json``
-    inv_tau: float  # of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07
+    # of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07
+    inv_tau: float
     beta: float  # of its objective if it retrieves, else the paper's
     fingerprint: str | None
 
@@ -76,14 +92,18 @@ _KEPT: list[Any] = [ImageEmbeddings, PairEmbeddings, ModelFacts, Probe, Skip]
 
 
 class Embeddings:
-    """The embeddings of all models and sets, computed on first use and kept, in the cache too if there is one.
+    """The embeddings of all models and sets, computed on first use and kept, in the
+    cache too if there is one.
 
-    Of models given by their source at most one is loaded at a time, and none if the cache has everything.
+    Of models given by their source at most one is loaded at a time, and none if the
+    cache has everything.
 
     Args:
-        models: Models by the name they have in results: loaded, or what ``load_model`` takes.
+        models: Models by the name they have in results: loaded, or what ``load_model``
+            takes.
         options: How to embed.
-        progress: Called with ("model: set", images done, images in all) after every batch.
+        progress: Called with ("model: set", images done, images in all) after every
+            batch.
         tower: Keep the image tower's features of labelled sets too.
     """
 
@@ -103,8 +123,12 @@ class Embeddings:
         self._memories: dict[str, FeatureMemory] = {}
         self._folders: dict[str, Path | None] = {}
         self._keys: dict[str, str | None] = {}
-        self._contents: dict[int, tuple[Reader, str]] = {}  # with the set, so that its id stays unique
-        self._known: dict[tuple[str, str, int], tuple[Any, Any]] = {}  # likewise: two sets may have one name
+        self._contents: dict[
+            int, tuple[Reader, str]
+        ] = {}  # with the set, so that its id stays unique
+        self._known: dict[
+            tuple[str, str, int], tuple[Any, Any]
+        ] = {}  # likewise: two sets may have one name
 
     def encoder(self, model: str) -> Encoder:
         source = self.models[model]
@@ -112,13 +136,18 @@ class Embeddings:
             return source
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # frees the other one first
-            encoder: Any = load_model(self._folder(model) or source, device=self._options.device)
+            encoder: Any = load_model(
+                self._folder(model) or source, device=self._options.device
+            )
             if encoder.config.kind == "aligned":
-                # Features that training kept of its frozen encoders, and that other models computed with equal ones.
+                # Features that training kept of its frozen encoders, and that other
+                # models computed with equal ones.
                 cache, keys = self._options.cache, encoder.encoder_keys()
                 for key, kept in zip(keys, ("images", "texts"), strict=True):
                     if key not in self._memories:
-                        files = [] if cache is None else cache.named("features", f"-{key}-")
+                        files = (
+                            [] if cache is None else cache.named("features", f"-{key}-")
+                        )
                         self._memories[key] = FeatureMemory(files, kept)
                 encoder.memories = tuple(self._memories[key] for key in keys)
             self._loaded = (model, encoder)
@@ -128,39 +157,87 @@ class Embeddings:
         return self._once("facts", model, None, _facts_of, "model")
 
     def labelled(self, model: str, data: Labelled) -> LabelledEmbeddings:
-        """The images, labels and classes of a set through a model; InputError too if a label has no class."""
+        """The images, labels and classes of a set through a model; InputError too if a
+        label has no class.
+        """
         labels, names, templates = _labels(data), data.classnames, data.templates
-        embed = partial(class_embeddings, classnames=names, templates=templates, batch_size=self._options.batch_size)
+        embed = partial(
+            class_embeddings,
+            classnames=names,
+            templates=templates,
+            batch_size=self._options.batch_size,
+        )
         words = digest([str(len(names)), *names, *templates])
         classes = self._once("classes", model, data, embed, words)
-        return LabelledEmbeddings(self._images(model, data, self._with_tower), labels, classes)
+        return LabelledEmbeddings(
+            self._images(model, data, self._with_tower), labels, classes
+        )
 
     def tower(self, model: str, data: Labelled) -> tuple[Tensor, Tensor]:
-        """The (n, F) features of the image tower on a labelled set, for probes, and the (n,) labels."""
+        """The (n, F) features of the image tower on a labelled set, for probes, and the
+        (n,) labels.
+        """
         features = self._images(model, data, True).tower
         assert features is not None
         return features, _labels(data)
 
-    def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
+    def probe(
+        self,
+        model: str,
+        train: Labelled,
+        n_classes: int,
+        options: ProbeOptions,
+        seed: int,
+    ) -> Probe:
         def fit(_: Encoder) -> Probe:
-            return fit_probe(*self.tower(model, train), n_classes, options=options, seed=seed)
+            return fit_probe(
+                *self.tower(model, train), n_classes, options=options, seed=seed
+            )
 
         how = json.dumps([n_classes, seed, options.shots, _labels(train).tolist()])
         return self._once(f"probe-{digest([how])}", model, train, fit)
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
-        of_images, of_texts = (self._report(model, name) for name in (source.name, f"{source.name}, texts"))
-        embed = partial(embed_pairs, source=source, options=self._options, progress=of_images, text_progress=of_texts)
+        of_images, of_texts = (
+            self._report(model, name) for name in (source.name, f"{source.name}, texts")
+        )
+        embed = partial(
+            embed_pairs,
+            source=source,
+            options=self._options,
+            progress=of_images,
+            text_progress=of_texts,
+        )
         return self._once("captioned", model, source, embed)
 
     def _images(self, model: str, data: Labelled, tower: bool) -> ImageEmbeddings:
         report = self._report(model, data.name)
-        embed = partial(embed_images, reader=data, options=self._options, progress=report, tower=tower)
-        result = self._once("images", model, data, embed)  # with the tower's features, if a run with probes was first
-        return self._once("images-tower", model, data, embed) if tower and result.tower is None else result
+        embed = partial(
+            embed_images,
+            reader=data,
+            options=self._options,
+            progress=report,
+            tower=tower,
+        )
+        result = self._once(
+            "images", model, data, embed
+        )  # with the tower's features, if a run with probes was first
+        return (
+            self._once("images-tower", model, data, embed)
+            if tower and result.tower is None
+            else result
+        )
 
-    def _once(self, kind: str, model: str, data: Any, compute: Callable[[Encoder], T], key: str | None = None) -> T:
-        """A value that is computed once of a model and a set, and kept in the cache by the content of both.
+    def _once(
+        self,
+        kind: str,
+        model: str,
+        data: Any,
+        compute: Callable[[Encoder], T],
+        key: str | None = None,
+    ) -> T:
+        """A value that is computed once of a model and a set, and kept in the cache by
+        the content of both.
 
         ``key`` stands for the content of the set, where less than all of it matters.
         """
@@ -172,9 +249,15 @@ class Embeddings:
                     self._contents[id(data)] = data, content_key(data)
                 name = f"{model_key}/{kind}-{key or self._contents[id(data)][1]}.pt"
             value: T | None = None
-            if cache is not None and name and (path := cache.find("embeddings", name)) is not None:
+            if (
+                cache is not None
+                and name
+                and (path := cache.find("embeddings", name)) is not None
+            ):
                 # A damaged file counts as absent and is written anew.
-                damaged = contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError)
+                damaged = contextlib.suppress(
+                    OSError, RuntimeError, EOFError, pickle.UnpicklingError
+                )
                 with damaged, torch.serialization.safe_globals(_KEPT):
                     value = torch.load(path, weights_only=True)
             if value is None:
@@ -188,45 +271,84 @@ class Embeddings:
         return result
 
     def _report(self, model: str, name: str) -> Progress | None:
-        return None if self._progress is None else partial(self._progress, f"{model}: {name}")
+        return (
+            None
+            if self._progress is None
+            else partial(self._progress, f"{model}: {name}")
+        )
 
     def _key(self, model: str) -> str | None:
-        """The key of a model in the cache; None for an encoder whose weights cannot be read."""
+        """The key of a model in the cache; None for an encoder whose weights cannot be
+        read.
+        """
         if model not in self._keys:
             folder, device = self._folder(model), self._options.device
             key = None if folder is None else folder_key(folder, device)
             if folder is None and isinstance(encoder := self.encoder(model), nn.Module):
-                objective = json.dumps(getattr(encoder, "objective_config", None), sort_keys=True, default=str)
-                parts = fingerprint(encoder), describe(getattr(encoder, "tokenizer", None)), objective
+                objective = json.dumps(
+                    getattr(encoder, "objective_config", None),
+                    sort_keys=True,
+                    default=str,
+                )
+                parts = (
+                    fingerprint(encoder),
+                    describe(getattr(encoder, "tokenizer", None)),
+                    objective,
+                )
                 key = digest([*_place(getattr(encoder, "device", device)), *parts])
             self._keys[model] = key
         return self._keys[model]
 
     def _folder(self, model: str) -> Path | None:
-        """The model folder, the same one even if a run goes on to write newer checkpoints; None for others."""
+        """The model folder, the same one even if a run goes on to write newer
+        checkpoints; None for others.
+        """
         if model not in self._folders:
             source = self.models[model]
-            self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None
+            self._folders[model] = (
+                find_model_folder(source) if isinstance(source, str | Path) else None
+            )
         return self._folders[model]
 
 
 def _facts_of(encoder: Encoder) -> ModelFacts:
     settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
-    objective = member_name(settings.get("contrast"), settings.get("hopfield")) or settings.get("closed_form")
+    objective = member_name(
+        settings.get("contrast"), settings.get("hopfield")
+    ) or settings.get("closed_form")
     scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
-    beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA
+    trained_scale = (
+        float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
+    )
+    beta = (
+        settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA
+    )
     inv_tau = float(settings.get("inv_tau", trained_scale))
     known = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
-    return ModelFacts(objective, settings, inv_tau, float(beta), fingerprint(encoder) if known else None)
+    return ModelFacts(
+        objective,
+        settings,
+        inv_tau,
+        float(beta),
+        fingerprint(encoder) if known else None,
+    )
 
 
 def folder_key(folder: Path, device: str | torch.device) -> str:
-    """The key of a model folder or a file of weights: the bytes of its files, without loading it."""
+    """The key of a model folder or a file of weights: the bytes of its files, without
+    loading it.
+    """
     parts: list[str | bytes] = [*_place(device)]
-    for path in [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in (
+        [folder]
+        if folder.is_file()
+        else sorted(p for p in folder.rglob("*") if p.is_file())
+    ):
         with path.open("rb") as file:
-            parts += [path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256").digest()]
+            parts += [
+                path.relative_to(folder).as_posix(),
+                hashlib.file_digest(file, "sha256").digest(),
+            ]
     return digest(parts)
 
 
@@ -240,5 +362,7 @@ def _labels(data: Labelled) -> Tensor:
     for image, label in enumerate(labels):
         if not 0 <= label < n:
             there = f"there are {n} class names (labels 0 to {n - 1})"
-            raise InputError(f"{data.name}: image {image} has label {label}, but {there}")
+            raise InputError(
+                f"{data.name}: image {image} has label {label}, but {there}"
+            )
     return torch.tensor(labels, dtype=torch.int64)

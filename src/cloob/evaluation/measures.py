@@ -1,6 +1,8 @@
-"""The numbers of a model on a set: zero-shot classification, retrieval, and the geometry of its embeddings.
+"""The numbers of a model on a set: zero-shot classification, retrieval, and the
+geometry of its embeddings.
 
-n images or pairs, T texts, C classes, D the embedding dimension; rows are unit rows, NaN where unreadable.
+n images or pairs, T texts, C classes, D the embedding dimension; rows are unit rows,
+NaN where unreadable.
 """
 
 from __future__ import annotations
@@ -26,25 +28,45 @@ _CHUNK = 1024
 
 
 def class_embeddings(
-    encoder: Encoder, classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
+    encoder: Encoder,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    batch_size: int = 256,
 ) -> Tensor:
-    """(C, D) unit rows on the CPU: unit rows of the prompts, averaged over the templates, as CLIP and CLOOB do."""
+    """(C, D) unit rows on the CPU: unit rows of the prompts, averaged over the
+    templates, as CLIP and CLOOB do.
+    """
     expected = "expected class names and templates with {c} in the place of one"
-    usable = classnames and templates and all("{c}" in template for template in templates)
+    usable = (
+        classnames and templates and all("{c}" in template for template in templates)
+    )
     refuse({f"{expected}; got {list(templates)}": not usable})
-    prompts = [template.replace("{c}", name) for name in classnames for template in templates]
+    prompts = [
+        template.replace("{c}", name) for name in classnames for template in templates
+    ]
     features = F.normalize(embed_texts(encoder, prompts, batch_size), dim=1)
-    return F.normalize(features.view(len(classnames), len(templates), -1).mean(1), dim=1)
+    return F.normalize(
+        features.view(len(classnames), len(templates), -1).mean(1), dim=1
+    )
 
 
-def zeroshot_ranks(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
-    """(n,) 0-based rank of the right class of every image, after those of equal score. NaN rows are never right."""
+def zeroshot_ranks(
+    image_features: Tensor, labels: Tensor, class_embeddings: Tensor
+) -> Tensor:
+    """(n,) 0-based rank of the right class of every image, after those of equal score.
+
+    NaN rows are never right.
+    """
     # In float64 a tie is a tie of the embeddings and not of rounding.
     return ranking.ranks(image_features.double(), class_embeddings.double(), labels)
 
 
-def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
-    """(C, C + 1) counts by label and predicted class, the last for NaN rows; a right class loses to its equals."""
+def confusion_matrix(
+    image_features: Tensor, labels: Tensor, class_embeddings: Tensor
+) -> Tensor:
+    """(C, C + 1) counts by label and predicted class, the last for NaN rows; a right
+    class loses to its equals.
+    """
     n_classes = len(class_embeddings)
     scores = image_features.double() @ class_embeddings.double().T
     scores[torch.arange(len(labels)), labels] = -torch.inf
@@ -52,32 +74,51 @@ def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: T
     predicted = torch.where(right, labels, scores.argmax(1))
     predicted[~torch.isfinite(image_features).all(1)] = n_classes
     cells = labels * (n_classes + 1) + predicted
-    return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
+    return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(
+        n_classes, n_classes + 1
+    )
 
 
 def zeroshot_numbers(
-    ranks: Tensor, labels: Tensor, classnames: Sequence[str], *, level: float = 0.95, seed: int = 0
+    ranks: Tensor,
+    labels: Tensor,
+    classnames: Sequence[str],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """The numbers of a set, with bootstrap intervals; ``per_class`` has the classes with images.
+    """The numbers of a set, with bootstrap intervals; ``per_class`` has the classes
+    with images.
 
     A name that several classes share is followed by the label in brackets.
     """
     recalls = ranking.per_class_recall(ranks < 1, labels, len(classnames))
     uses = Counter(classnames)
-    names = [f"{name} [{i}]" if uses[name] > 1 else name for i, name in enumerate(classnames)]
+    names = [
+        f"{name} [{i}]" if uses[name] > 1 else name for i, name in enumerate(classnames)
+    ]
     per_class = zip(names, recalls.tolist(), strict=True)
     return {
         **{f"acc{k}": ranking.topk_accuracy(ranks, k) for k in (1, 5)},
         "mean_per_class_recall": float(recalls.nanmean()),
         "n": len(ranks),
         "n_classes": len(classnames),
-        **{f"acc{k}_interval": list(bootstrap_interval(ranks < k, level=level, seed=seed)) for k in (1, 5)},
-        "per_class": {name: recall for name, recall in per_class if recall == recall},  # not NaN
+        **{
+            f"acc{k}_interval": list(
+                bootstrap_interval(ranks < k, level=level, seed=seed)
+            )
+            for k in (1, 5)
+        },
+        "per_class": {
+            name: recall for name, recall in per_class if recall == recall
+        },  # not NaN
     }
 
 
 class RetrievalRanks(NamedTuple):
-    """0-based rank of the best correct text of every image (n,), and of the best correct image of every text (T,)."""
+    """0-based rank of the best correct text of every image (n,), and of the best
+    correct image of every text (T,).
+    """
 
     image_to_text: Tensor
     text_to_image: Tensor
@@ -93,24 +134,38 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """The ranks of all images and texts; NaN rows are never found.
 
-    ``image_of_text`` is the image that every text describes, None if text i describes image i. Equal ``captions`` share
-    their correct images; None takes every text as different. ``chunk`` is the rows of a block of scores.
+    ``image_of_text`` is the image that every text describes, None if text i describes
+    image i. Equal ``captions`` share their correct images; None takes every text as
+    different. ``chunk`` is the rows of a block of scores.
     """
-    image = torch.arange(len(image_features)) if image_of_text is None else torch.as_tensor(image_of_text)
+    image = (
+        torch.arange(len(image_features))
+        if image_of_text is None
+        else torch.as_tensor(image_of_text)
+    )
     group = torch.arange(len(text_features))  # of texts that are one caption
     if captions is not None:
-        # An empty caption could not be read and equals no other. Ids are positive; the negative ones cannot meet them.
-        ids = torch.tensor([caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)])
+        # An empty caption could not be read and equals no other. Ids are positive; the
+        # negative ones cannot meet them.
+        ids = torch.tensor(
+            [caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)]
+        )
         group = torch.unique(ids, return_inverse=True)[1]
-    pairs = torch.unique(torch.stack([group, image], 1), dim=0)  # a caption is correct for all that it describes
-    text_to_image, image_to_text = ranking.mutual_ranks(text_features, image_features, pairs, chunk, group)
+    pairs = torch.unique(
+        torch.stack([group, image], 1), dim=0
+    )  # a caption is correct for all that it describes
+    text_to_image, image_to_text = ranking.mutual_ranks(
+        text_features, image_features, pairs, chunk, group
+    )
     return RetrievalRanks(image_to_text, text_to_image)
 
 
 def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
-    """(n,) values, one a picture, whose mean is that of the captions' hits (T,), as the captions of one are dependent.
+    """(n,) values, one a picture, whose mean is that of the captions' hits (T,), as the
+    captions of one are dependent.
 
-    With c captions a picture, s of them hits, and R = Σs/Σc: the linearised ratio R + (s − R c) / mean(c).
+    With c captions a picture, s of them hits, and R = Σs/Σc: the linearised ratio R +
+    (s − R c) / mean(c).
     """
     hits, image = hits.double(), torch.as_tensor(image_of_text)
     captions = torch.bincount(image).double()
@@ -122,9 +177,15 @@ def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
 
 
 def retrieval_numbers(
-    ranks: RetrievalRanks, image_of_text: Tensor | Sequence[int] | None = None, *, level: float = 0.95, seed: int = 0
+    ranks: RetrievalRanks,
+    image_of_text: Tensor | Sequence[int] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """The numbers of a set, with bootstrap intervals; median ranks are 1-based, and infinite if half is unreadable."""
+    """The numbers of a set, with bootstrap intervals; median ranks are 1-based, and
+    infinite if half is unreadable.
+    """
     numbers: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     for direction, values in ranks._asdict().items():
@@ -136,13 +197,19 @@ def retrieval_numbers(
             low, high = bootstrap_interval(hits, level=level, seed=seed)
             intervals[f"{direction}@{k}_interval"] = [max(low, 0.0), min(high, 1.0)]
         numbers[f"{direction}_median_rank"] = ranking.median_rank(values)
-    return {**numbers, **intervals, "n": len(ranks.text_to_image), "n_images": len(ranks.image_to_text)}
+    return {
+        **numbers,
+        **intervals,
+        "n": len(ranks.text_to_image),
+        "n_images": len(ranks.image_to_text),
+    }
 
 
 def vector_numbers(
     a: Tensor, b: Tensor, ids: Tensor, *, level: float = 0.95, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The numbers of n pairs of vectors, and by metric how often the rows of every id are right: an id is one sample.
+    """The numbers of n pairs of vectors, and by metric how often the rows of every id
+    are right: an id is one sample.
 
     The gallery has one row an id, its first.
     """
@@ -155,36 +222,68 @@ def vector_numbers(
         for k in RECALLS:
             hits[f"{way}@{k}"] = right = group_means(ranks < k, ids)
             numbers[f"{way}@{k}"] = float(right.mean())
-            numbers[f"{way}@{k}_interval"] = list(bootstrap_interval(right, level=level, seed=seed))
+            numbers[f"{way}@{k}_interval"] = list(
+                bootstrap_interval(right, level=level, seed=seed)
+            )
     return numbers | {f"chance@{k}": min(k / n_ids, 1.0) for k in RECALLS}, hits
 
 
 def geometry(
-    image_features: Tensor, text_features: Tensor, inv_tau: float, beta: float, limit: int = DEFAULT_LIMIT
+    image_features: Tensor,
+    text_features: Tensor,
+    inv_tau: float,
+    beta: float,
+    limit: int = DEFAULT_LIMIT,
 ) -> dict[str, Any]:
-    """Measures (n, D) unit rows of pairs and of their Hopfield retrievals, the anchors of the CLOOB objective.
+    """Measures (n, D) unit rows of pairs and of their Hopfield retrievals, the anchors
+    of the CLOOB objective.
 
-    Images are retrieved from the memory of all images, texts from that of all texts; ``inv_tau`` is that of the
-    saturation of InfoNCE. Pairs with a NaN row are left out. At most ``limit`` pairs are measured, evenly spaced over
-    the set: time is O(n²), and most measures depend on n.
+    Images are retrieved from the memory of all images, texts from that of all texts;
+    ``inv_tau`` is that of the saturation of InfoNCE. Pairs with a NaN row are left out.
+    At most ``limit`` pairs are measured, evenly spaced over the set: time is O(n²), and
+    most measures depend on n.
     """
-    kept = (torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)).nonzero()[:, 0]
-    refuse({f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}": len(kept) < 2})
+    kept = (
+        torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)
+    ).nonzero()[:, 0]
+    refuse(
+        {
+            f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}": (
+                len(kept) < 2
+            )
+        }
+    )
     if len(kept) > limit:
         kept = kept[torch.arange(limit) * len(kept) // limit]
     image, text = image_features[kept], text_features[kept]
     clouds = {"image": image, "text": text}
     for side, x in list(clouds.items()):
-        retrieved = [hopfield_retrieval(part, x, beta) for part in torch.split(x, _CHUNK)]
+        retrieved = [
+            hopfield_retrieval(part, x, beta) for part in torch.split(x, _CHUNK)
+        ]
         clouds[f"{side}_retrieved"] = torch.cat(retrieved)
-    saturation = shape.saturation(image, text, inv_tau) + shape.saturation(text, image, inv_tau)
+    saturation = shape.saturation(image, text, inv_tau) + shape.saturation(
+        text, image, inv_tau
+    )
     return {
         "n": len(kept),
-        **{f"effective_eigenvalues_{k}": int(shape.effective_eigenvalues(x)) for k, x in clouds.items()},
-        **{f"ajne_{side}": float(shape.ajne(clouds[side])) for side in ("image", "text")},
+        **{
+            f"effective_eigenvalues_{k}": int(shape.effective_eigenvalues(x))
+            for k, x in clouds.items()
+        },
+        **{
+            f"ajne_{side}": float(shape.ajne(clouds[side]))
+            for side in ("image", "text")
+        },
         "alignment": float(shape.alignment(image, text)),
-        **{f"uniformity_{side}": float(shape.uniformity(clouds[side])) for side in ("image", "text")},
+        **{
+            f"uniformity_{side}": float(shape.uniformity(clouds[side]))
+            for side in ("image", "text")
+        },
         "modality_gap": float(shape.modality_gap(image, text)),
         "saturation": float(saturation) / 2,
-        **{f"spectrum_{k}": [float(f"{v:.6g}") for v in shape.covariance_spectrum(x)] for k, x in clouds.items()},
+        **{
+            f"spectrum_{k}": [float(f"{v:.6g}") for v in shape.covariance_spectrum(x)]
+            for k, x in clouds.items()
+        },
     }

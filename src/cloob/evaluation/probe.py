@@ -1,7 +1,9 @@
-"""Linear probe: logistic regression on (n, F) features of the image tower, by CLIP's protocol, which CLOOB's follow.
+"""Linear probe: logistic regression on (n, F) features of the image tower, by CLIP's
+protocol, which CLOOB's follow.
 
-Radford et al. 2021, appendix A.3: L-BFGS with at most 1000 iterations and an L2 penalty whose strength is swept on a
-validation split, from 10⁻⁶ to 10⁶ in eighths of a decade by halving around the best of a coarse sweep.
+Radford et al. 2021, appendix A.3: L-BFGS with at most 1000 iterations and an L2 penalty
+whose strength is swept on a validation split, from 10⁻⁶ to 10⁶ in eighths of a decade
+by halving around the best of a coarse sweep.
 """
 
 from __future__ import annotations
@@ -30,40 +32,66 @@ class ProbeOptions:
     """How probes are fitted."""
 
     shots: int | None = None  # training images a class; None takes all
-    seeds: tuple[int, ...] = (0,)  # one fit each; a seed draws the validation split and the shots
+    seeds: tuple[int, ...] = (
+        0,
+    )  # one fit each; a seed draws the validation split and the shots
 
 
 class Probe(NamedTuple):
     """A fitted probe."""
 
-    weight: Tensor  # (C, F + 1) float64, the last column the bias; NaN for a class without training images
+    # (C, F + 1) float64, the last column the bias; NaN for a class without training
+    # images
+    weight: Tensor
     strength: float  # C of scikit-learn, the inverse of the penalty
     validation_acc1: float  # at that strength
     n_train: int  # images of the last fit
 
 
 def fit_probe(
-    features: Tensor, labels: Tensor, n_classes: int, *, options: ProbeOptions | None = None, seed: int = 0
+    features: Tensor,
+    labels: Tensor,
+    n_classes: int,
+    *,
+    options: ProbeOptions | None = None,
+    seed: int = 0,
 ) -> Probe:
-    """Fits a probe, the strength of its penalty chosen on images that are not fitted; NaN rows are left out.
+    """Fits a probe, the strength of its penalty chosen on images that are not fitted;
+    NaN rows are left out.
 
-    With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class choose the strength; the last fit
-    stays with the k. Without, a fifth of every class chooses, and the last fit takes all.
+    With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class
+    choose the strength; the last fit stays with the k. Without, a fifth of every class
+    chooses, and the last fit takes all.
     """
     options = options or ProbeOptions()
     readable = torch.isfinite(features).all(1).nonzero()[:, 0]
     fitted, held_out = _split(readable, labels, options, seed)
     if (n := len(torch.unique(labels[readable]))) < 2 or len(held_out) == 0:
-        needed = "readable training images of two classes or more, and of one of them more than"
+        needed = (
+            "readable training images of two classes or more, and of one of them more"
+            " than"
+        )
         why = f"{options.shots or 1}, to choose the strength of the penalty on"
         raise InputError(f"a linear probe needs {needed} {why}; there are {n} classes")
-    # The bias has no penalty, so that taking the mean off changes no optimum and speeds L-BFGS up; one number for all
-    # features makes the sweep mean the same for towers of any scale.
+    # The bias has no penalty, so that taking the mean off changes no optimum and speeds
+    # L-BFGS up; one number for all features makes the sweep mean the same for towers of
+    # any scale.
     mean = features[readable].double().mean(0)
-    scale = (features[readable].double() - mean).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    scale = (
+        (features[readable].double() - mean)
+        .square()
+        .mean()
+        .sqrt()
+        .clamp_min(torch.finfo(torch.float32).tiny)
+    )
 
     def fit(rows: Tensor, exponent: float) -> Tensor:
-        weight = _fit((features[rows].double() - mean) / scale, labels[rows], n_classes, 10**exponent)
+        weight = _fit(
+            (features[rows].double() - mean) / scale,
+            labels[rows],
+            n_classes,
+            10**exponent,
+        )
         weight[:, :-1] /= scale
         weight[:, -1] -= weight[:, :-1] @ mean
         return weight
@@ -73,17 +101,25 @@ def fit_probe(
     for step in (1.0, 0.5, 0.25, 0.125, 0.0):
         for exponent in tried:
             if _COARSE[0] <= exponent <= _COARSE[-1] and exponent not in scores:
-                ranks = probe_ranks(fit(fitted, exponent), features[held_out], labels[held_out])
+                ranks = probe_ranks(
+                    fit(fitted, exponent), features[held_out], labels[held_out]
+                )
                 scores[exponent] = ranking.topk_accuracy(ranks, 1)
-        best = max(scores, key=lambda exponent: (scores[exponent], -exponent))  # ties go to the stronger penalty
+        best = max(
+            scores, key=lambda exponent: (scores[exponent], -exponent)
+        )  # ties go to the stronger penalty
         tried = [best - step, best + step]
     last = fitted if options.shots is not None else readable
     return Probe(fit(last, best), 10**best, scores[best], len(last))
 
 
 def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """(n,) ranks of the right classes, from 0; NaN rows and classes without images are never right."""
-    x = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], 1)
+    """(n,) ranks of the right classes, from 0; NaN rows and classes without images are
+    never right.
+    """
+    x = torch.cat(
+        [features.double(), torch.ones(len(features), 1, dtype=torch.float64)], 1
+    )
     return ranking.ranks(x, weight, labels)
 
 
@@ -96,18 +132,27 @@ def probe_numbers(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The numbers of a set, means over the seeds, from the (n,) ranks of the test images and the probe of every seed.
+    """The numbers of a set, means over the seeds, from the (n,) ranks of the test
+    images and the probe of every seed.
 
     Intervals are over images, ``acc1_sd`` is over seeds (None for one).
     """
     hits = {k: torch.stack([(ranks < k).double() for ranks, _ in fits]) for k in (1, 5)}
-    recalls = [float(ranking.per_class_recall(ranks < 1, labels, n_classes).nanmean()) for ranks, _ in fits]
+    recalls = [
+        float(ranking.per_class_recall(ranks < 1, labels, n_classes).nanmean())
+        for ranks, _ in fits
+    ]
     accuracies = hits[1].mean(1)
     return {
         "acc1": float(accuracies.mean()),
         "acc5": float(hits[5].mean()),
         "mean_per_class_recall": sum(recalls) / len(recalls),
-        **{f"acc{k}_interval": list(bootstrap_interval(hits[k].mean(0), level=level, seed=seed)) for k in (1, 5)},
+        **{
+            f"acc{k}_interval": list(
+                bootstrap_interval(hits[k].mean(0), level=level, seed=seed)
+            )
+            for k in (1, 5)
+        },
         "acc1_sd": float(accuracies.std()) if len(fits) > 1 else None,
         "n": len(labels),
         "n_classes": n_classes,
@@ -119,7 +164,9 @@ def probe_numbers(
     }
 
 
-def _split(readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int) -> tuple[Tensor, Tensor]:
+def _split(
+    readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int
+) -> tuple[Tensor, Tensor]:
     """Rows to fit and rows to hold out, ascending, drawn class by class."""
     generator = torch.Generator().manual_seed(seed)
     fitted, held_out = [readable[:0]], [readable[:0]]
@@ -140,17 +187,29 @@ def _split(readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int) -
 def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float) -> Tensor:
     """(C, F + 1) weights of one logistic regression; NaN where a class has no image."""
     linear = require("sklearn.linear_model", "train")
-    model = linear.LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, solver="lbfgs")
-    # Threads that wait for each other cost more than they bring on a matrix of this size (20 times on a busy machine).
-    threads = require("threadpoolctl", "train").threadpool_limits(1 if x.numel() < _SMALL else None)
+    model = linear.LogisticRegression(
+        C=strength, max_iter=_MAX_ITERATIONS, solver="lbfgs"
+    )
+    # Threads that wait for each other cost more than they bring on a matrix of this
+    # size (20 times on a busy machine).
+    threads = require("threadpoolctl", "train").threadpool_limits(
+        1 if x.numel() < _SMALL else None
+    )
     with threads, catch_warnings():
         # A limit on the iterations is part of the protocol.
-        simplefilter("ignore", require("sklearn.exceptions", "train").ConvergenceWarning)
+        simplefilter(
+            "ignore", require("sklearn.exceptions", "train").ConvergenceWarning
+        )
         model.fit(x.numpy(), labels.numpy())
-    coefficients, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    coefficients, bias = (
+        torch.from_numpy(model.coef_),
+        torch.from_numpy(model.intercept_),
+    )
     if len(model.classes_) == 2:  # scikit-learn keeps one row, for the second class
         coefficients = torch.cat([-coefficients / 2, coefficients / 2])
         bias = torch.cat([-bias / 2, bias / 2])
     weight = torch.full((n_classes, x.shape[1] + 1), torch.nan, dtype=torch.float64)
-    weight[torch.from_numpy(model.classes_)] = torch.cat([coefficients, bias[:, None]], 1)
+    weight[torch.from_numpy(model.classes_)] = torch.cat(
+        [coefficients, bias[:, None]], 1
+    )
     return weight

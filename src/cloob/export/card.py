@@ -1,4 +1,6 @@
-"""The model card: use, training (from its run) and results (``results.json``); and a repository of the hub with it."""
+"""The model card: use, training (from its run) and results (``results.json``); and a
+repository of the hub with it.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,26 @@ RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"
 _WAYS = (("image_to_text", "image → text"), ("text_to_image", "text → image"))
 _SECTIONS = {
-    "zeroshot": ("zero-shot", {"acc1": "top-1 %", "acc5": "top-5 %", "mean_per_class_recall": "mean per class %"}),
-    "probe": ("linear probe", {"acc1": "top-1 %", "mean_per_class_recall": "mean per class %"}),
-    "retrieval": ("retrieval", {f"{way}@{k}": f"{arrow}, recall@{k} %" for way, arrow in _WAYS for k in (1, 5, 10)}),
+    "zeroshot": (
+        "zero-shot",
+        {
+            "acc1": "top-1 %",
+            "acc5": "top-5 %",
+            "mean_per_class_recall": "mean per class %",
+        },
+    ),
+    "probe": (
+        "linear probe",
+        {"acc1": "top-1 %", "mean_per_class_recall": "mean per class %"},
+    ),
+    "retrieval": (
+        "retrieval",
+        {
+            f"{way}@{k}": f"{arrow}, recall@{k} %"
+            for way, arrow in _WAYS
+            for k in (1, 5, 10)
+        },
+    ),
 }
 _SCALES = {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}
 
@@ -39,48 +58,83 @@ _SCALES = {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}
 @dataclass(frozen=True)
 class Facts:
     encoder: DualEncoder
-    objective: str | None  # the member of the family that it was trained with; None if unknown
-    training: Mapping[str, str]  # the training of its run, label to text; empty without a run
+    objective: (
+        str | None
+    )  # the member of the family that it was trained with; None if unknown
+    training: Mapping[
+        str, str
+    ]  # the training of its run, label to text; empty without a run
     results: Mapping[str, Any]  # its row of a results.json; empty without
     level: float  # of the intervals in it
 
 
-def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
-    """The facts of a model, with the row of its weights in ``results``, else in a results.json in or above its run."""
+def gather_facts(
+    source: str, encoder: DualEncoder, results: Path | None = None
+) -> Facts:
+    """The facts of a model, with the row of its weights in ``results``, else in a
+    results.json in or above its run.
+    """
     folder = find_model_folder(source)
     run = runs.run_of(folder)
-    objective = member_name(*(encoder.objective_config.get(key) for key in ("contrast", "hopfield")))
+    objective = member_name(
+        *(encoder.objective_config.get(key) for key in ("contrast", "hopfield"))
+    )
     objective = objective or encoder.objective_config.get("closed_form")
     training = _training(run, folder) if run is not None and folder is not None else {}
-    weights, nearby = fingerprint(encoder), [place / RESULTS_FILE for place in (run, run.parent)] if run else []
+    weights, nearby = (
+        fingerprint(encoder),
+        [place / RESULTS_FILE for place in (run, run.parent)] if run else [],
+    )
     for place in [results] if results else filter(Path.is_file, nearby):
         content = read_json(place)
         rows = [row for row in content.get("rows") or () if isinstance(row, dict)]
         alone = results is not None and len(rows) == 1
         for row in rows:
             if row.get("fingerprint", weights if alone else None) == weights:
-                return Facts(encoder, objective, training, row, float(content.get("level", 0.95)))
-    unknown = f"{results}: has no row of the weights of {source}; measure them by `cloob eval {source}`"
+                return Facts(
+                    encoder, objective, training, row, float(content.get("level", 0.95))
+                )
+    unknown = (
+        f"{results}: has no row of the weights of {source}; measure them by `cloob eval"
+        f" {source}`"
+    )
     refuse({unknown: results is not None})
     return Facts(encoder, objective, training, {}, 0.95)
 
 
-def write_card(folder: Path, facts: Facts, exported: Exported, name: str, license: str | None = None) -> None:
+def write_card(
+    folder: Path,
+    facts: Facts,
+    exported: Exported,
+    name: str,
+    license: str | None = None,
+) -> None:
     """Writes the card of an export, called ``name`` where it will be."""
     short = name.rpartition("/")[2]
     usage = exported.usage.replace("DIR", name).strip()
     parts = [f"# {short}", _summary(facts), f"## How to use it\n\n{usage}"]
     if exported.notes:
-        parts.append("## What to know\n\n" + "\n".join(f"- {note}" for note in exported.notes))
-    parts += [f"## Training\n\n{_training_section(facts)}", f"## Results\n\n{_results_section(facts)}"]
-    given = f"`{license}`." if license else "Not given; ask whoever published the model before you use it."
+        parts.append(
+            "## What to know\n\n" + "\n".join(f"- {note}" for note in exported.notes)
+        )
+    parts += [
+        f"## Training\n\n{_training_section(facts)}",
+        f"## Results\n\n{_results_section(facts)}",
+    ]
+    given = (
+        f"`{license}`."
+        if license
+        else "Not given; ask whoever published the model before you use it."
+    )
     parts += [f"## Licence\n\n{given}", f"## Citation\n\n```bibtex\n{BIBTEX}```"]
     tags = [*dict.fromkeys(tag for tag in (facts.objective, *exported.tags) if tag)]
     head = _metadata(facts, short, exported.library, tags, license)
     write_whole(folder / CARD_FILE, f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: str | None) -> str:
+def _metadata(
+    facts: Facts, name: str, library: str, tags: list[str], license: str | None
+) -> str:
     hub: Any = require("huggingface_hub", "export")
     results = [
         hub.EvalResult(
@@ -95,23 +149,36 @@ def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: s
         if section == "zeroshot" and key.startswith("acc")
     ]
     more = {"model_name": name, "eval_results": results} if results else {}
-    data = hub.ModelCardData(license=license, library_name=library, pipeline_tag=PIPELINE, tags=tags, **more)
+    data = hub.ModelCardData(
+        license=license, library_name=library, pipeline_tag=PIPELINE, tags=tags, **more
+    )
     return str(data.to_yaml(line_break="\n")).strip()
 
 
 def _summary(facts: Facts) -> str:
     encoder, objective = facts.encoder, ""
     if facts.objective == "cca":
-        objective = ", with heads solved for in closed form (canonical correlation analysis)"
+        objective = (
+            ", with heads solved for in closed form (canonical correlation analysis)"
+        )
     elif facts.objective:
         member = FAMILY[facts.objective]
-        retrieved = " on embeddings retrieved from modern Hopfield networks" if member.hopfield else ""
-        objective = f", trained with {facts.objective} ({CONTRASTS[member.contrast].title}{retrieved})"
+        retrieved = (
+            " on embeddings retrieved from modern Hopfield networks"
+            if member.hopfield
+            else ""
+        )
+        objective = (
+            f", trained with {facts.objective}"
+            f" ({CONTRASTS[member.contrast].title}{retrieved})"
+        )
     millions = sum(value.numel() for value in encoder.model.parameters()) / 1e6
     return (
-        f"An image tower and a text tower that share an embedding space ({encoder.name}, {millions:.1f} million "
-        f"parameters, pictures of {encoder.image_size} × {encoder.image_size} pixels, texts of up to "
-        f"{encoder.context_length} tokens, embeddings of {encoder.embed_dim} numbers){objective}."
+        "An image tower and a text tower that share an embedding space"
+        f" ({encoder.name}, {millions:.1f} million parameters, pictures of"
+        f" {encoder.image_size} × {encoder.image_size} pixels, texts of up to"
+        f" {encoder.context_length} tokens, embeddings of {encoder.embed_dim}"
+        f" numbers){objective}."
     )
 
 
@@ -123,7 +190,9 @@ def _training_section(facts: Facts) -> str:
         for label, key in _SCALES.items():
             if key in stored and (key != "beta" or stored.get("hopfield")):
                 learned = key == "bias" or stored.get(f"learnable_{key}")
-                rows[label] = f"{stored[key]:.4g} (learned)" if learned else str(stored[key])
+                rows[label] = (
+                    f"{stored[key]:.4g} (learned)" if learned else str(stored[key])
+                )
     rows |= facts.training
     if not rows:
         return "What the model was trained on, and how, is not known here."
@@ -139,15 +208,27 @@ def _results_section(facts: Facts) -> str:
         ends = numbers.get(f"{key}_interval")
         around = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
         measured = f"{100 * value:.1f}{around}"
-        rows.append([f"{kind}, {_cell(set_name)}", labels[key], measured, f"{numbers.get('n', '–')}"])
+        rows.append(
+            [
+                f"{kind}, {_cell(set_name)}",
+                labels[key],
+                measured,
+                f"{numbers.get('n', '–')}",
+            ]
+        )
     if not rows:
-        return "Not measured: `cloob eval` measures, and writes a results.json that a card takes up."
+        return (
+            "Not measured: `cloob eval` measures, and writes a results.json that a card"
+            " takes up."
+        )
     table = _table(["", "", f"({facts.level:.0%} interval)", "n"], rows)
     return f"{table}\n\nMeasured by `cloob eval`; intervals by bootstrap."
 
 
 def _numbers(facts: Facts) -> Iterator[tuple[str, str, str, float, Mapping[str, Any]]]:
-    """Section, set, measure and value of every finite result, and all numbers of the set."""
+    """Section, set, measure and value of every finite result, and all numbers of the
+    set.
+    """
     for section, (_, labels) in _SECTIONS.items():
         for set_name, numbers in (facts.results.get(section) or {}).items():
             for key in labels:
@@ -168,11 +249,23 @@ def _cell(text: object) -> str:
 def _training(run: Path, folder: Path) -> dict[str, str]:
     """The training of a run up to the checkpoint of a model folder."""
     config = read_json(run / runs.RUN_CONFIG_FILE)
-    pairs, towers, loss, optim, settings = (config.get(key, {}) for key in ("pairs", "towers", "loss", "optim", "run"))
+    pairs, towers, loss, optim, settings = (
+        config.get(key, {}) for key in ("pairs", "towers", "loss", "optim", "run")
+    )
     checkpoint = folder.resolve().parent
-    step = runs.checkpoint_step(checkpoint) if checkpoint.name.startswith("step-") else None
-    ends = [line for line in runs.read_lines(run / runs.EPOCHS_FILE) if step in (None, line.get("step"))]
-    done = {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
+    step = (
+        runs.checkpoint_step(checkpoint)
+        if checkpoint.name.startswith("step-")
+        else None
+    )
+    ends = [
+        line
+        for line in runs.read_lines(run / runs.EPOCHS_FILE)
+        if step in (None, line.get("step"))
+    ]
+    done = (
+        {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
+    )
     data, init = pairs.get("data"), towers.get("init")
     joins = loss.get("retrieval_from")
     rows = {
@@ -192,23 +285,41 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
 
 
 def model_name(source: str) -> str:
-    """A model as a card names it: one of the hub with its owner, any other as ``data_name`` does."""
+    """A model as a card names it: one of the hub with its owner, any other as
+    ``data_name`` does.
+    """
     if re.fullmatch(r"hf-hub:[\w-][\w.-]*/[\w.-]+", source):
         return source
-    return data_name(runs.split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(":port"))
+    return data_name(
+        runs.split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(
+            ":port"
+        )
+    )
 
 
 def data_name(source: str) -> str:
-    """A data source as a card names it: a relative path or packaged set, else the last part: no host, no key."""
+    """A data source as a card names it: a relative path or packaged set, else the last
+    part: no host, no key.
+    """
     if source.startswith("pipe:"):
         return "a pipe"
     if source.startswith("demo"):
         return source
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", source):
         place = source.partition("://" if "://" in source else ":")[2]
-        return PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name.lstrip("~.") or "an address"
+        return (
+            PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name.lstrip(
+                "~."
+            )
+            or "an address"
+        )
     path = Path(source)
-    if source and not path.is_absolute() and ".." not in path.parts and not source.startswith("~"):
+    if (
+        source
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not source.startswith("~")
+    ):
         return source
     return path.name.lstrip("~.") or "a folder"
 
@@ -216,7 +327,8 @@ def data_name(source: str) -> str:
 # A repository of the hub
 
 
-# What a push may have written: what this one does not write of that would contradict it, and goes.
+# What a push may have written: what this one does not write of that would contradict
+# it, and goes.
 _MAY_BE_THERE = """
 open_clip_config.json open_clip_model.safetensors towers.json aligned.json heads.safetensors spiece.model
 config.json model.safetensors preprocessor_config.json processor_config.json tokenizer.json tokenizer_config.json
@@ -225,10 +337,17 @@ vocab.json merges.txt special_tokens_map.json modules.json sentence_bert_config.
 """
 
 
-def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str) -> str | None:
-    """Writes the files of a repository; returns why there are none of transformers among them, or None."""
+def write_repository(
+    encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str
+) -> str | None:
+    """Writes the files of a repository; returns why there are none of transformers
+    among them, or None.
+    """
     if here := encoders_here(encoder.config.settings):
-        raise InputError(f"{encoder.name}: its encoder {here[0]} is on this machine alone; push that, and train on it")
+        raise InputError(
+            f"{encoder.name}: its encoder {here[0]} is on this machine alone; push"
+            " that, and train on it"
+        )
     save_model(folder, encoder, encoder.objective_config)
     usage, library = usage_of("cloob"), "cloob"
     if encoder.config.kind == "open_clip":
@@ -236,7 +355,9 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
         config = json.loads((folder / runs.CONFIG_FILE).read_text(encoding="utf-8"))
         if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
             config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = name
-            (folder / runs.CONFIG_FILE).write_text(json.dumps(config, indent=2, allow_nan=False), encoding="utf-8")
+            (folder / runs.CONFIG_FILE).write_text(
+                json.dumps(config, indent=2, allow_nan=False), encoding="utf-8"
+            )
         usage, library = f"{usage}\n{usage_of('open_clip')}", "open_clip"
     tags: tuple[str, ...] = (library, "clip")
     try:
@@ -253,27 +374,46 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
 
 
 def check_online(name: str) -> None:
-    offline = f"{name}: HF_HUB_OFFLINE is set; unset it to push, or look at the files with --dry-run"
+    offline = (
+        f"{name}: HF_HUB_OFFLINE is set; unset it to push, or look at the files with"
+        " --dry-run"
+    )
     refuse({offline: require("huggingface_hub.constants", "export").HF_HUB_OFFLINE})
 
 
 def list_files(folder: Path) -> list[tuple[str, int]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+    return [
+        (path.relative_to(folder).as_posix(), path.stat().st_size) for path in files
+    ]
 
 
 def send(folder: Path, name: str, *, private: bool) -> str:
-    """Makes the repository where it is missing, and commits the folder to it; files of an earlier push go."""
+    """Makes the repository where it is missing, and commits the folder to it; files of
+    an earlier push go.
+    """
     hub: Any = require("huggingface_hub", "export")
-    interface = hub.HfApi(endpoint=require("huggingface_hub.constants", "export").ENDPOINT)
+    interface = hub.HfApi(
+        endpoint=require("huggingface_hub.constants", "export").ENDPOINT
+    )
     earlier = set(_MAY_BE_THERE.split()) - {file for file, _ in list_files(folder)}
     try:
         address = interface.create_repo(name, private=private, exist_ok=True)
         if not private or interface.repo_info(name).private:
-            more = {"commit_message": "Add the model", "delete_patterns": sorted(earlier)}
+            more = {
+                "commit_message": "Add the model",
+                "delete_patterns": sorted(earlier),
+            }
             interface.upload_folder(repo_id=name, folder_path=folder, **more)
             return str(address)
-    except Exception as error:  # its errors, those of the library under it and xet's have no common class
+    # its errors, those of the library under it and xet's have no common class
+    except Exception as error:
         advice = "`hf auth login` or HF_TOKEN says who you are"
-        raise InputError(f"{name}: {interface.endpoint} did not take it ({one_line(error)}); {advice}") from error
-    raise InputError(f"{name}: is there already and is public; make it private first, or leave --private out")
+        raise InputError(
+            f"{name}: {interface.endpoint} did not take it ({one_line(error)});"
+            f" {advice}"
+        ) from error
+    raise InputError(
+        f"{name}: is there already and is public; make it private first, or leave"
+        " --private out"
+    )

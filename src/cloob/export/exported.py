@@ -23,7 +23,7 @@ _PACKAGES = {
 }
 
 
-class Unsupported(InputError):  # noqa: N818 (what the model is, in the words a user reads)
+class Unsupported(InputError):  # noqa: N818
     """A model that the other program has no place for."""
 
 
@@ -34,7 +34,9 @@ class Exported:
     library: str  # the library_name of the hub's metadata
     summary: str  # one clause for the command line: who reads the folder
     usage: str  # Markdown: how to use the folder, with code; DIR stands for the folder
-    notes: tuple[str, ...]  # the card's list "What to know": what differs from the model here, figures
+    notes: tuple[
+        str, ...
+    ]  # the card's list "What to know": what differs from the model here, figures
     tags: tuple[str, ...]
 
 
@@ -44,26 +46,57 @@ def usage_of(name: str) -> str:
 
 
 def check_packages(to: str) -> None:
-    """Raises InputError where a package that an export needs is not installed, before any is imported."""
+    """Raises InputError where a package that an export needs is not installed, before
+    any is imported.
+    """
     there = {package: importlib.util.find_spec(package) for package in _PACKAGES[to]}
-    refuse({f"{name} is not installed; {install('export')} brings it": found is None for name, found in there.items()})
+    refuse(
+        {
+            f"{name} is not installed; {install('export')} brings it": found is None
+            for name, found in there.items()
+        }
+    )
 
 
 def check_exportable(kind: str, source: str) -> None:
-    """Raises InputError for a model of vectors, which no other program has a place for."""
-    vectors = f"{source}: heads of vectors cannot be exported; `cloob embed {source} --a …` writes their rows"
+    """Raises InputError for a model of vectors, which no other program has a place
+    for.
+    """
+    vectors = (
+        f"{source}: heads of vectors cannot be exported; `cloob embed {source} --a …`"
+        " writes their rows"
+    )
     refuse({vectors: kind == "vectors"})
 
 
-def check_target(source: str, target: Path, kind: str, is_kind: Callable[[Path], bool], *, overwrite: bool) -> None:
-    """Raises InputError for a target that is of no such kind, holds the source, or cannot be replaced."""
+def check_target(
+    source: str,
+    target: Path,
+    kind: str,
+    is_kind: Callable[[Path], bool],
+    *,
+    overwrite: bool,
+) -> None:
+    """Raises InputError for a target that is of no such kind, holds the source, or
+    cannot be replaced.
+    """
     if not target.exists():
         return
     check_replaceable(target)
     filled = not target.is_dir() or any(target.iterdir())
-    refuse({f"{target}: exists and is no {kind}; give another place": filled and not is_kind(target)})
+    refuse(
+        {
+            f"{target}: exists and is no {kind}; give another place": (
+                filled and not is_kind(target)
+            )
+        }
+    )
     place = ModelSource.parse(source).path
-    inside = place is not None and place.exists() and place.resolve().is_relative_to(target.resolve())
+    inside = (
+        place is not None
+        and place.exists()
+        and place.resolve().is_relative_to(target.resolve())
+    )
     refuse({f"{target}: is where the model comes from; give another place": inside})
     refuse({f"{target}: exists; --overwrite replaces it": filled and not overwrite})
 
@@ -78,7 +111,11 @@ def quiet() -> Iterator[None]:
     disabled, nowhere = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,6 +1,8 @@
-"""A model folder as transformers' ``CLIPModel`` with its processor and tokenizer, and for sentence-transformers.
+"""A model folder as transformers' ``CLIPModel`` with its processor and tokenizer, and
+for sentence-transformers.
 
-What ``CLIPModel`` has no place for is refused, and what was written is read by transformers and compared.
+What ``CLIPModel`` has no place for is refused, and what was written is read by
+transformers and compared.
 """
 
 from __future__ import annotations
@@ -23,20 +25,39 @@ from cloob.models.weights.containers import write_safetensors
 from cloob.models.weights.keymap import Origin, key_map
 
 TOLERANCE = 1e-5
-"""Greatest difference of a feature, relative to the largest one where that is above 1."""
-_PLAIN = ("a photo of a dog", "Two  red Hearts, 3 (three)!", "a cat's toy, it'll move", "", "naïve café 日本語")
+"""Greatest difference of a feature, relative to the largest one where that is above 1.
+"""
+_PLAIN = (
+    "a photo of a dog",
+    "Two  red Hearts, 3 (three)!",
+    "a cat's toy, it'll move",
+    "",
+    "naïve café 日本語",
+)
 START, END = "<|startoftext|>", "<|endoftext|>"
-_ACTIVATIONS = {"GELU": "gelu", "GELU tanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu"}
-_RESAMPLE = {"bilinear": 2, "bicubic": 3, "random": 3}  # PIL's numbers; open_clip tests "random" with bicubic
-_NOTES: dict[str, str] = json.loads((Path(__file__).parent / "usage" / "notes.json").read_text(encoding="utf-8"))
+_ACTIVATIONS = {
+    "GELU": "gelu",
+    "GELU tanh": "gelu_pytorch_tanh",
+    "QuickGELU": "quick_gelu",
+}
+_RESAMPLE = {
+    "bilinear": 2,
+    "bicubic": 3,
+    "random": 3,
+}  # PIL's numbers; open_clip tests "random" with bicubic
+_NOTES: dict[str, str] = json.loads(
+    (Path(__file__).parent / "usage" / "notes.json").read_text(encoding="utf-8")
+)
 Specials = tuple[int, int, int]
 """The tokens that a text begins with and ends with, and what fills rows up."""
 
 
 def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
-    """Writes the files of transformers and of sentence-transformers into an empty folder.
+    """Writes the files of transformers and of sentence-transformers into an empty
+    folder.
 
-    Unsupported where transformers has no such towers, or makes another model of the folder.
+    Unsupported where transformers has no such towers, or makes another model of the
+    folder.
     """
     encoder.check_weights()
     for why in _refusals(encoder):
@@ -52,11 +73,15 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
         notes.append(_NOTES["cropped"].format(size=encoder.image_size))
     summary = "transformers and sentence-transformers read it"
     tags = ("transformers", "sentence-transformers", "clip")
-    return Exported("transformers", summary, usage_of("transformers"), tuple(notes), tags)
+    return Exported(
+        "transformers", summary, usage_of("transformers"), tuple(notes), tags
+    )
 
 
 def _text_tower(encoder: DualEncoder) -> Any:
-    return encoder.model.get_submodule(causal_tower(encoder.model, encoder.context_length) or "")
+    return encoder.model.get_submodule(
+        causal_tower(encoder.model, encoder.context_length) or ""
+    )
 
 
 def _refusals(encoder: DualEncoder) -> Iterator[str]:
@@ -68,36 +93,56 @@ def _refusals(encoder: DualEncoder) -> Iterator[str]:
         yield "heads on frozen encoders, and transformers has no such model"
     if kind != "open_clip" or type(visual).__name__ != "VisionTransformer":
         image_tower = type(getattr(visual, "trunk", visual)).__name__
-        yield f"its image tower is of class {image_tower}, and CLIPModel has only CLIP's own ViT"
+        yield (
+            f"its image tower is of class {image_tower}, and CLIPModel has only CLIP's"
+            " own ViT"
+        )
     if causal_tower(model, encoder.context_length) is None:
         yield "its text tower is not CLIP's causal one, as CLIPModel's is"
     if isinstance(tokenizer, NoTokenizer):
         yield "it takes tokens, not texts, as it has no tokenizer"
-    theirs = hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained") and tokenizer.clean_fn is not None
+    theirs = (
+        hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained")
+        and tokenizer.clean_fn is not None
+    )
     if not theirs and not isinstance(tokenizer, ClipTokenizer | FileTokenizer):
         yield f"transformers has no {type(tokenizer).__name__}"
     if encoder.objective_config.get("contrast") == "sigmoid":
         yield "CLIPModel has no place for logit_bias"
     weights, plan = _weights(encoder)
-    for differ, have in ((weights.keys() - plan.keys(), "has no place for"), (plan.keys() - weights.keys(), "needs")):
+    for differ, have in (
+        (weights.keys() - plan.keys(), "has no place for"),
+        (plan.keys() - weights.keys(), "needs"),
+    ):
         if differ:
             yield f"CLIPModel {have} {', '.join(sorted(differ)[:2])}"
     for tower in (_text_tower(encoder), visual):
         if (activation := _activation(tower)) not in _ACTIVATIONS:
             yield f"CLIPModel has no activation {activation}"
     if processor_config(encoder) is None:
-        yield "CLIPImageProcessor cannot prepare pictures by its resize_mode and interpolation"
+        yield (
+            "CLIPImageProcessor cannot prepare pictures by its resize_mode and"
+            " interpolation"
+        )
 
 
 def _activation(tower: Any) -> str:
     gelu = tower.transformer.resblocks[0].mlp.gelu
-    return type(gelu).__name__ + (" tanh" if getattr(gelu, "approximate", "none") == "tanh" else "")
+    return type(gelu).__name__ + (
+        " tanh" if getattr(gelu, "approximate", "none") == "tanh" else ""
+    )
 
 
 def _weights(encoder: DualEncoder) -> tuple[dict[str, Tensor], dict[str, Origin]]:
     """The weights by open_clip's names, and Hugging Face's for them."""
-    text, image = (len(tower.transformer.resblocks) for tower in (_text_tower(encoder), encoder.model.visual))
-    weights = {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}
+    text, image = (
+        len(tower.transformer.resblocks)
+        for tower in (_text_tower(encoder), encoder.model.visual)
+    )
+    weights = {
+        key.removeprefix("text."): value
+        for key, value in encoder.model.state_dict().items()
+    }
     return weights, key_map("hf_clip", text, image)
 
 
@@ -114,33 +159,76 @@ def _state(encoder: DualEncoder) -> dict[str, Tensor]:
 
 
 def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list[str]]:
-    """Writes the tokenizer for transformers; returns its special tokens, and for which texts tokens differ."""
+    """Writes the tokenizer for transformers; returns its special tokens, and for which
+    texts tokens differ.
+    """
     tokenizer: Any = encoder.tokenizer
     cut = _NOTES["uncut"].format(encoder.context_length)
     if isinstance(tokenizer, ClipTokenizer):
         library: Any = require("tokenizers", "export")
         prepare = library.normalizers
-        steps = [prepare.NFC(), prepare.Replace(library.Regex(r"\s+"), " "), prepare.Lowercase()]
-        rules = clip_rules(tokenizer, (START, END), steps, lower=False)  # the special words as Hugging Face has them
-        (folder / "tokenizer.json").write_text(rules.to_str(pretty=True), encoding="utf-8")
-        rules.model.save(str(folder))  # vocab.json and merges.txt, the older files of the same content
-        words = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+        steps = [
+            prepare.NFC(),
+            prepare.Replace(library.Regex(r"\s+"), " "),
+            prepare.Lowercase(),
+        ]
+        rules = clip_rules(
+            tokenizer, (START, END), steps, lower=False
+        )  # the special words as Hugging Face has them
+        (folder / "tokenizer.json").write_text(
+            rules.to_str(pretty=True), encoding="utf-8"
+        )
+        rules.model.save(
+            str(folder)
+        )  # vocab.json and merges.txt, the older files of the same content
+        words = {
+            "bos_token": START,
+            "eos_token": END,
+            "unk_token": END,
+            "pad_token": END,
+        }
         _write_json(folder / "special_tokens_map.json", words)
-        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **words}
-        config |= {"add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
+        config = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": tokenizer.context_length,
+            **words,
+        }
+        config |= {
+            "add_prefix_space": False,
+            "do_lower_case": True,
+            "errors": "replace",
+        }
         _write_json(folder / "tokenizer_config.json", config)
-        ended = [_NOTES["ended"]] if (tokenizer.settings or {}).get("ending") == "cut" else []
-        specials = tokenizer.sot_token_id, tokenizer.eot_token_id, tokenizer.eot_token_id
+        ended = (
+            [_NOTES["ended"]]
+            if (tokenizer.settings or {}).get("ending") == "cut"
+            else []
+        )
+        specials = (
+            tokenizer.sot_token_id,
+            tokenizer.eot_token_id,
+            tokenizer.eot_token_id,
+        )
         return specials, [_NOTES["uncleaned"], cut, *ended]
     if isinstance(tokenizer, FileTokenizer):
         tokenizer.save_pretrained(folder)
-        return (int(tokenizer.ids(["a"])[0, 0]), int(tokenizer.end or 0), int(tokenizer.pad or 0)), [cut]
+        return (
+            int(tokenizer.ids(["a"])[0, 0]),
+            int(tokenizer.end or 0),
+            int(tokenizer.pad or 0),
+        ), [cut]
     theirs = tokenizer.tokenizer
     theirs.save_pretrained(folder)
     numbers = (theirs.bos_token_id, theirs.cls_token_id, theirs.eos_token_id)
     start = next(number for number in numbers if number is not None)
     specials = int(start), int(theirs.eos_token_id), int(theirs.pad_token_id)
-    return specials, ["The tokenizer of transformers does not clean texts as open_clip does before it.", cut]
+    return specials, [
+        (
+            "The tokenizer of transformers does not clean texts as open_clip does"
+            " before it."
+        ),
+        cut,
+    ]
 
 
 def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> None:
@@ -149,8 +237,11 @@ def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> No
         "model_type": "clip_text_model",
         "vocab_size": text.token_embedding.num_embeddings,
         "max_position_embeddings": encoder.context_length,
-        # The end is the real one: at 2 transformers would pool where the highest token is.
-        **dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), specials, strict=True)),
+        # The end is the real one: at 2 transformers would pool where the highest token
+        # is.
+        **dict(
+            zip(("bos_token_id", "eos_token_id", "pad_token_id"), specials, strict=True)
+        ),
         **_tower(encoder, text, text.ln_final),
     }
     vision_config = {
@@ -160,9 +251,20 @@ def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> No
         "num_channels": 3,
         **_tower(encoder, visual, visual.ln_post),
     }
-    config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": encoder.embed_dim}
-    config |= {"logit_scale_init_value": 2.6592, "torch_dtype": "float32", "cloob": encoder.objective_config}
-    _write_json(folder / "config.json", config | {"text_config": text_config, "vision_config": vision_config})
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": encoder.embed_dim,
+    }
+    config |= {
+        "logit_scale_init_value": 2.6592,
+        "torch_dtype": "float32",
+        "cloob": encoder.objective_config,
+    }
+    _write_json(
+        folder / "config.json",
+        config | {"text_config": text_config, "vision_config": vision_config},
+    )
     _write_json(folder / "preprocessor_config.json", processor_config(encoder))
 
 
@@ -182,14 +284,19 @@ def _tower(encoder: DualEncoder, tower: Any, norm: nn.LayerNorm) -> dict[str, An
 def processor_config(encoder: DualEncoder) -> dict[str, Any] | None:
     """How ``CLIPImageProcessor`` prepares pictures; None where it cannot."""
     preprocess, side = encoder.preprocess_cfg, encoder.image_size
-    mode, interpolation = preprocess.get("resize_mode") or "shortest", preprocess.get("interpolation") or "bicubic"
+    mode, interpolation = (
+        preprocess.get("resize_mode") or "shortest",
+        preprocess.get("interpolation") or "bicubic",
+    )
     if mode not in ("shortest", "squash") or interpolation not in _RESAMPLE:
         return None
     square = {"height": side, "width": side}
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",
-        **dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True),
+        **dict.fromkeys(
+            ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True
+        ),
         "size": {"shortest_edge": side} if mode == "shortest" else square,
         "resample": _RESAMPLE[interpolation],
         "do_center_crop": mode == "shortest",
@@ -201,20 +308,29 @@ def processor_config(encoder: DualEncoder) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
 
 
 @torch.no_grad()
 def _differences(encoder: DualEncoder, folder: Path) -> Iterator[str]:
-    """What transformers computes differently: features of the same pixels and tokens, and tokens."""
+    """What transformers computes differently: features of the same pixels and tokens,
+    and tokens.
+    """
     library: Any = require("transformers", "export")
     with quiet(), translated(f"{encoder.name}: transformers cannot read the export"):
         model = library.CLIPModel.from_pretrained(folder).eval()
         tokenizer = library.AutoTokenizer.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, 3, encoder.image_size, encoder.image_size, generator=generator)
+    pixels = torch.randn(
+        2, 3, encoder.image_size, encoder.image_size, generator=generator
+    )
     end, length = model.config.text_config.eos_token_id, encoder.context_length
-    tokens = torch.randint(1, model.config.text_config.vocab_size - 1, (4, length), generator=generator)
+    tokens = torch.randint(
+        1, model.config.text_config.vocab_size - 1, (4, length), generator=generator
+    )
     for row, last in enumerate((length - 1, length // 2, 2, 1)):
         tokens[row, min(last, length - 1) :] = end
     with evaluating(encoder):

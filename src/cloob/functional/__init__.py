@@ -1,10 +1,24 @@
 """Pure maths on tensors, torch alone: the objective, and what embeddings are judged by.
 
-Read in this order: ``reference``, the contrasts, retrieval and the objective, the oracle of all other paths;
-``streamed``, the same without N×N matrices. Then ``geometry``, ``ranking`` and ``bootstrap``; ``checks`` has the checks
-of their tensors, ``private`` all undocumented names of torch.
+Read in this order: ``reference``, the contrasts, retrieval and the objective, the
+    oracle of all other paths;
+``streamed``, the same without N×N matrices. Then ``geometry``, ``ranking`` and
+``bootstrap``; ``checks`` has the checks of their tensors, ``private`` all undocumented
+names of torch.
 """
 
-from cloob.functional.reference import cloob_reference, hopfield_retrieval, info_loob, info_nce, sigmoid_loss
+from cloob.functional.reference import (
+    cloob_reference,
+    hopfield_retrieval,
+    info_loob,
+    info_nce,
+    sigmoid_loss,
+)
 
-__all__ = ["cloob_reference", "hopfield_retrieval", "info_loob", "info_nce", "sigmoid_loss"]
+__all__ = [
+    "cloob_reference",
+    "hopfield_retrieval",
+    "info_loob",
+    "info_nce",
+    "sigmoid_loss",
+]

@@ -11,11 +11,17 @@ from cloob.functional.checks import as_vector
 
 
 def bootstrap_interval(
-    values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0, *, groups: Tensor | None = None
+    values: Tensor,
+    n: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    *,
+    groups: Tensor | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979).
 
-    Where all values are 1, or all 0, every resample is the same: there the exact binomial interval stands in (Clopper
+    Where all values are 1, or all 0, every resample is the same: there the exact
+        binomial interval stands in (Clopper
     and Pearson 1934), one end of which is α^(1/N), α = (1 − level) / 2.
 
     Args:
@@ -23,13 +29,15 @@ def bootstrap_interval(
         n: Number of resamples.
         level: Coverage, in (0, 1).
         seed: Equal seeds give equal intervals.
-        groups: (N,) integer ids, where samples of one id depend on each other: every id counts as one sample.
+        groups: (N,) integer ids, where samples of one id depend on each other: every id
+            counts as one sample.
 
     Returns:
         (low, high).
 
     Raises:
-        ValueError: No values, a value that is not finite, n < 1, or a level outside (0, 1).
+        ValueError: No values, a value that is not finite, n < 1, or a level outside (0,
+            1).
     """
     values = values if groups is None else group_means(values, groups)
     mean, low, high = grouped_bootstrap([values], n, level, seed)
@@ -40,10 +48,17 @@ def bootstrap_interval(
 
 
 def group_means(values: Tensor, groups: Tensor) -> Tensor:
-    """(G,) means of the (N,) values by their (N,) integer ids, float64 on the CPU, by ascending id."""
+    """(G,) means of the (N,) values by their (N,) integer ids, float64 on the CPU, by
+    ascending id.
+    """
     if values.shape != groups.shape:
-        raise ValueError(f"expected a group for each value, got {tuple(groups.shape)} and {tuple(values.shape)}")
-    _, place, counts = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
+        raise ValueError(
+            f"expected a group for each value, got {tuple(groups.shape)} and"
+            f" {tuple(values.shape)}"
+        )
+    _, place, counts = torch.unique(
+        groups.cpu(), return_inverse=True, return_counts=True
+    )
     means: Tensor = torch.bincount(place, values.cpu().double()) / counts
     return means
 
@@ -51,22 +66,36 @@ def group_means(values: Tensor, groups: Tensor) -> Tensor:
 def grouped_bootstrap(
     groups: Sequence[Tensor], n: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The unweighted mean of the groups' means with its bootstrap interval: (mean, low, high).
+    """The unweighted mean of the groups' means with its bootstrap interval: (mean, low,
+    high).
 
-    ``groups`` are (N_g,) per-sample values, e.g. of every test set. Samples are drawn within a group, groups are not.
+    ``groups`` are (N_g,) per-sample values, e.g. of every test set. Samples are drawn
+    within a group, groups are not.
     """
     if not 0 < level < 1 or n < 1 or not groups:
-        raise ValueError(f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n}, level={level}")
+        raise ValueError(
+            f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n},"
+            f" level={level}"
+        )
     generator = torch.Generator().manual_seed(seed)
     samples = [as_vector(values, "values").detach().cpu().double() for values in groups]
     resampled = []
     for sample in samples:
-        # How often a resample draws a distinct value is multinomial, drawn as a chain of conditional binomials: n
-        # times the number of distinct values (two for accuracies, three for their differences) in place of n·N draws.
-        left, remaining = torch.full((n,), float(len(sample)), dtype=torch.float64), len(sample)
+        # How often a resample draws a distinct value is multinomial, drawn as a chain
+        # of conditional binomials: n times the number of distinct values (two for
+        # accuracies, three for their differences) in place of n·N draws.
+        left, remaining = (
+            torch.full((n,), float(len(sample)), dtype=torch.float64),
+            len(sample),
+        )
         sums = torch.zeros_like(left)
-        for value, count in zip(*(part.tolist() for part in torch.unique(sample, return_counts=True)), strict=True):
-            drawn = torch.binomial(left, torch.full_like(left, count / remaining), generator=generator)
+        for value, count in zip(
+            *(part.tolist() for part in torch.unique(sample, return_counts=True)),
+            strict=True,
+        ):
+            drawn = torch.binomial(
+                left, torch.full_like(left, count / remaining), generator=generator
+            )
             sums += value * drawn
             left, remaining = left - drawn, remaining - count
         resampled.append(sums / len(sample))

@@ -9,24 +9,34 @@ from cloob.functional.private import in_transform, readable
 
 
 class NonFiniteFeaturesError(ValueError):
-    """A row of the embeddings is NaN, infinite or zero: training diverged, or a tower is broken."""
+    """A row of the embeddings is NaN, infinite or zero: training diverged, or a tower
+    is broken.
+    """
 
 
 def as_rows(**named: Tensor) -> list[Tensor]:
-    """The tensors as matrices of one device and width, in float64 if all of them are and in float32 if none is."""
+    """The tensors as matrices of one device and width, in float64 if all of them are
+    and in float32 if none is.
+    """
     (first_name, first), *_ = named.items()
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; a tensor of shape (N, D) is expected")
+            raise TypeError(
+                f"{name} is a {type(tensor).__name__}; a tensor of shape (N, D) is"
+                " expected"
+            )
         if tensor.ndim != 2 or not tensor.is_floating_point():
             given = f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
             raise ValueError(f"{given}; a floating-point matrix (N, D) is expected")
         here, there = (
-            {"dtype": _lifted(t), "device": t.device, "embedding dimension": t.shape[1]} for t in (tensor, first)
+            {"dtype": _lifted(t), "device": t.device, "embedding dimension": t.shape[1]}
+            for t in (tensor, first)
         )
         for fact, value in here.items():
             if value != there[fact]:
-                raise ValueError(f"{name} has {fact} {value}, but {first_name} has {there[fact]}")
+                raise ValueError(
+                    f"{name} has {fact} {value}, but {first_name} has {there[fact]}"
+                )
     return [t.to(_lifted(t)) for t in named.values()]
 
 
@@ -35,30 +45,48 @@ def _lifted(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool = True) -> Tensor:
-    """A finite scalar as a 0-d tensor of ``like``'s dtype and device, with its graph; checked where no device waits."""
+def scalar(
+    name: str, value: float | Tensor, like: Tensor, *, positive: bool = True
+) -> Tensor:
+    """A finite scalar as a 0-d tensor of ``like``'s dtype and device, with its graph;
+    checked where no device waits.
+    """
     if not isinstance(value, Tensor):
         check_number(name, float(value), like.dtype, positive=positive)
         return torch.full((), value, dtype=like.dtype, device=like.device)
     if value.numel() != 1:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; a single number is expected")
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; a single number is expected"
+        )
     if value.device.type == "cpu" and readable():
         check_number(name, float(value.detach()), like.dtype, positive=positive)
     return value.to(dtype=like.dtype, device=like.device).reshape(())
 
 
-def check_number(name: str, number: float, dtype: torch.dtype, *, positive: bool = True) -> None:
+def check_number(
+    name: str, number: float, dtype: torch.dtype, *, positive: bool = True
+) -> None:
     """Refuses a scalar that is no finite number of the dtype, or not a positive one."""
     range_ = torch.finfo(dtype)
     if not (range_.tiny if positive else range_.min) <= number <= range_.max:
-        raise ValueError(f"{name} is {number}; a {'positive, ' if positive else ''}finite number is expected")
+        raise ValueError(
+            f"{name} is {number}; a {'positive, ' if positive else ''}finite number is"
+            " expected"
+        )
 
 
 def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
-    """Least and greatest length of every matrix' rows (NaN if one is), or a 0-d tensor's value; one wait for all."""
-    ends = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
+    """Least and greatest length of every matrix' rows (NaN if one is), or a 0-d
+    tensor's value; one wait for all.
+    """
+    ends = [
+        (t.norm(dim=1) if t.ndim else t).aminmax()
+        for t in (tensor.detach() for tensor in named.values())
+    ]
     flat = [end for pair in ends for end in pair]
-    numbers = list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()  # torch 2.6 cannot list those
+    numbers = (
+        list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()
+    )  # torch 2.6 cannot list those
     return dict(zip(named, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
 
@@ -69,32 +97,55 @@ def check_rows(name: str, rows: Tensor, *, zeros: bool = False) -> None:
     if bad.any():
         first = int(bad.nonzero()[0])
         what = "zero" if norms[first] == 0 else "not finite"
-        raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
+        raise NonFiniteFeaturesError(
+            f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is"
+            f" {what}"
+        )
 
 
 def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
     """Refuses a setting that is not among its options."""
     if value not in options:
-        raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")
+        raise ValueError(
+            f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected"
+        )
 
 
 def check_ids(
-    ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int, device: torch.device
+    ids: Tensor | None,
+    candidate_ids: Tensor | None,
+    n: int,
+    m: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor] | None:
-    """The pair ids of n anchors and m candidates, which default to ``ids`` where n = m; None if none were given."""
+    """The pair ids of n anchors and m candidates, which default to ``ids`` where n = m;
+    None if none were given.
+    """
     if ids is None and candidate_ids is None:
         return None
     if ids is not None and not isinstance(ids, Tensor):  # of numpy, or a list
         try:
             ids = torch.as_tensor(ids, device=device)
         except (TypeError, ValueError) as error:
-            raise TypeError("ids are integers; cloob.ids makes them of texts") from error
+            raise TypeError(
+                "ids are integers; cloob.ids makes them of texts"
+            ) from error
     if ids is None or (candidate_ids is None and n != m):
-        raise ValueError(f"ids of {n} anchors and candidate_ids of {m} candidates are expected together")
+        raise ValueError(
+            f"ids of {n} anchors and candidate_ids of {m} candidates are expected"
+            " together"
+        )
     candidate_ids = ids if candidate_ids is None else candidate_ids
     for name, vector, length in (("ids", ids, n), ("candidate_ids", candidate_ids, m)):
-        if vector.shape != (length,) or vector.is_floating_point() or vector.device != device:
-            given = f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype} on {vector.device}"
+        if (
+            vector.shape != (length,)
+            or vector.is_floating_point()
+            or vector.device != device
+        ):
+            given = (
+                f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype} on"
+                f" {vector.device}"
+            )
             raise ValueError(f"{given}; {length} integers on {device} are expected")
     return ids, candidate_ids
 
@@ -102,5 +153,8 @@ def check_ids(
 def as_vector(x: Tensor, name: str) -> Tensor:
     """``x``, if it is a non-empty vector of finite numbers."""
     if x.ndim != 1 or len(x) == 0 or not x.isfinite().all():
-        raise ValueError(f"{name}: expected a non-empty vector of finite numbers, got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{name}: expected a non-empty vector of finite numbers, got shape"
+            f" {tuple(x.shape)}"
+        )
     return x

@@ -13,8 +13,9 @@ def ids(names: Iterable[object]) -> Tensor:
     """Integers for the ``ids`` of an objective.
 
     Args:
-        names: Texts or integers, one per pair (captions, InChIKeys), also a tensor; equal ones get equal integers.
-            Case and spaces count: ``C`` and ``c`` are two molecules.
+        names: Texts or integers, one per pair (captions, InChIKeys), also a tensor;
+            equal ones get equal integers. Case and spaces count: ``C`` and ``c`` are
+            two molecules.
 
     Returns:
         (N,) int64 digests, the same on all ranks, unlike Python's ``hash``.
@@ -31,4 +32,12 @@ def ids(names: Iterable[object]) -> Tensor:
 
 def id_digest(text: str) -> int:
     """A stable 63-bit digest of an id."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(
+                text.encode("utf-8", "surrogatepass"), digest_size=8
+            ).digest(),
+            "big",
+        )
+        >> 1
+    )

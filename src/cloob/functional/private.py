@@ -1,4 +1,6 @@
-"""Modes of torch around a call, and undocumented names of torch, tested in ``tests/functional/test_private.py``."""
+"""Modes of torch around a call, and undocumented names of torch, tested in
+``tests/functional/test_private.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +13,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-__all__ = ["tree_flatten", "tree_map", "tree_unflatten"]  # lists, tuples and mappings as leaves and their places
+__all__ = [
+    "tree_flatten",
+    "tree_map",
+    "tree_unflatten",
+]  # lists, tuples and mappings as leaves and their places
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
-    """As ``torch.compiler.disable``, which imports the compiler: that takes a second."""
-    outside: Callable[P, R] = getattr(torch, "_disable_dynamo", torch.compiler.disable)(function)
+    """As ``torch.compiler.disable``, which imports the compiler: that takes a
+    second.
+    """
+    outside: Callable[P, R] = getattr(torch, "_disable_dynamo", torch.compiler.disable)(
+        function
+    )
     return outside
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs ``function`` with autocast off: logits of unit rows times τ⁻¹ = 30 are off by 0.1 in bfloat16."""
-    eager = outside_compiler(function)  # torch.compile would run the backward pass in the autocast around the call
+    """Runs ``function`` with autocast off: logits of unit rows times τ⁻¹ = 30 are off
+    by 0.1 in bfloat16.
+    """
+    eager = outside_compiler(
+        function
+    )  # torch.compile would run the backward pass in the autocast around the call
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        tensor = next(
+            (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None
+        )
         if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
             return function(*args, **kwargs)
         compiled = torch.compiler.is_compiling() and not is_exporting()
@@ -41,7 +57,9 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Inside, float32 matrix products are as ``torch.set_float32_matmul_precision`` takes it."""
+    """Inside, float32 matrix products are as ``torch.set_float32_matmul_precision``
+    takes it.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -53,13 +71,18 @@ def float32_products(precision: str) -> Iterator[None]:
 # From torch 2.9 on; its older interface raises where the newer one was used.
 _MATMULS: list[Any] = [
     backend
-    for backend in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    for backend in (
+        torch.backends.cuda.matmul,
+        getattr(torch.backends.mkldnn, "matmul", None),
+    )
     if hasattr(backend, "fp32_precision")
 ]
 
 
 def lowers_products() -> bool:
-    """Whether torch rounds the inputs of float32 matrix products, to TF32 or bfloat16."""
+    """Whether torch rounds the inputs of float32 matrix products, to TF32 or
+    bfloat16.
+    """
     if not _MATMULS:
         return torch.get_float32_matmul_precision() != "highest"
     return any(backend.fp32_precision not in ("none", "ieee") for backend in _MATMULS)
@@ -67,7 +90,9 @@ def lowers_products() -> bool:
 
 @contextlib.contextmanager
 def full_products() -> Iterator[None]:
-    """Inside, float32 matrix products are computed in float32, whatever TF32 says; a decorator as well."""
+    """Inside, float32 matrix products are computed in float32, whatever TF32 says; a
+    decorator as well.
+    """
     with contextlib.ExitStack() as stack:
         if lowers_products() and not _MATMULS:
             stack.enter_context(float32_products("highest"))
@@ -78,17 +103,24 @@ def full_products() -> Iterator[None]:
 
 
 def refuse_second_derivatives(message: str) -> None:
-    """For the start of a backward pass, whose derivatives (``create_graph=True``) would be wrong without a warning."""
+    """For the start of a backward pass, whose derivatives (``create_graph=True``) would
+    be wrong without a warning.
+    """
     if torch.is_grad_enabled():
         raise RuntimeError(message)
 
 
 def readable() -> bool:
-    """Whether tensors have values: not while torch.compile or torch.export trace, nor inside vmap."""
+    """Whether tensors have values: not while torch.compile or torch.export trace, nor
+    inside vmap.
+    """
     if torch.compiler.is_compiling():  # first, as dynamo does not trace what follows
         return False
     vmap = torch._C._functorch.TransformType.Vmap
-    return all(transform.key() != vmap for transform in torch._C._functorch.get_interpreter_stack() or ())
+    return all(
+        transform.key() != vmap
+        for transform in torch._C._functorch.get_interpreter_stack() or ()
+    )
 
 
 def is_exporting() -> bool:
@@ -101,9 +133,19 @@ def in_transform() -> bool:
     return bool(torch._C._functorch.get_interpreter_stack())
 
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
 """Normalisation layers; batch and instance norms have only a private base."""
-MODULE_PARTS = ("_modules", "_parameters", "_buffers")  # the dictionaries of what was assigned to a module
+MODULE_PARTS = (
+    "_modules",
+    "_parameters",
+    "_buffers",
+)  # the dictionaries of what was assigned to a module
 
 
 def backend_config() -> str:
@@ -112,14 +154,19 @@ def backend_config() -> str:
 
 
 def scaler_state(scaler: torch.amp.GradScaler) -> list[Tensor]:
-    """The tensors that ``GradScaler.update`` changes, the loss scale first; none without, or before the first loss."""
+    """The tensors that ``GradScaler.update`` changes, the loss scale first; none
+    without, or before the first loss.
+    """
     state = (scaler._scale, scaler._growth_tracker) if scaler.is_enabled() else ()
     return [tensor for tensor in state if tensor is not None]
 
 
 def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true."""
-    # GradScaler skips the step of a fused optimiser through ``found_inf``; others wait for the device.
+    """A step that changes neither weights nor moments nor their count if the 0-d
+    ``bad`` is true.
+    """
+    # GradScaler skips the step of a fused optimiser through ``found_inf``; others wait
+    # for the device.
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         if not bad:
             optimizer.step()
@@ -143,7 +190,9 @@ def shut_down(loader: torch.utils.data.DataLoader[Any]) -> None:
 
 
 def shared_storage(size: int) -> torch.UntypedStorage:
-    """``size`` bytes in shared memory, which workers send without a copy; RuntimeError where it is full."""
+    """``size`` bytes in shared memory, which workers send without a copy; RuntimeError
+    where it is full.
+    """
     storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
     return storage
 
@@ -154,5 +203,7 @@ def archive(path: str) -> Any:
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
-    """The module's dictionary of its buffers, in which one is replaced without hooks."""
+    """The module's dictionary of its buffers, in which one is replaced without
+    hooks.
+    """
     return module._buffers

@@ -1,8 +1,10 @@
-"""The contrasts, Hopfield retrieval and the objective as the paper writes them: the oracle of all other paths.
+"""The contrasts, Hopfield retrieval and the objective as the paper writes them: the
+oracle of all other paths.
 
-InfoLOOB and InfoNCE (Eq. 3 of arXiv:2110.11316) draw an anchor to its positive and push it from the other candidates.
-InfoNCE keeps the positive in the denominator, so that its gradient carries a factor 1 − p and dies once p, the softmax
-probability of the positive, nears one; InfoLOOB leaves it out and does not saturate. SigLIP's sigmoid loss
+InfoLOOB and InfoNCE (Eq. 3 of arXiv:2110.11316) draw an anchor to its positive and push
+it from the other candidates. InfoNCE keeps the positive in the denominator, so that its
+gradient carries a factor 1 − p and dies once p, the softmax probability of the
+positive, nears one; InfoLOOB leaves it out and does not saturate. SigLIP's sigmoid loss
 (arXiv:2303.15343) classifies every anchor and candidate by itself as a pair or none.
 """
 
@@ -38,7 +40,8 @@ def cloob_reference(
     ids: Tensor | None = None,
     exclude_above: float | None = None,
 ) -> Tensor:
-    """The objective of a batch of N pairs; every N×N matrix is built and kept for the backward pass.
+    """The objective of a batch of N pairs; every N×N matrix is built and kept for the
+    backward pass.
 
     Args:
         image_features: (N, D) image embeddings X, unit rows.
@@ -46,23 +49,33 @@ def cloob_reference(
         inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast.
         beta: Inverse temperature β > 0 of the retrieval; unused without it.
         contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"``.
-        hopfield: Contrast retrieved embeddings (CLOOB) or the plain ones (CLIP, SigLIP).
-        scale: ``"paper"`` is τ · (sum of both directions), as the authors' code; ``"unit"`` their mean, as CLIP. Paper
-            = unit · 2τ, so at τ⁻¹ = 30 unit is 15 times as large. The sigmoid loss has no ``"paper"`` scale.
+        hopfield: Contrast retrieved embeddings (CLOOB) or the plain ones (CLIP,
+            SigLIP).
+        scale: ``"paper"`` is τ · (sum of both directions), as the authors' code;
+            ``"unit"`` their mean, as CLIP. Paper = unit · 2τ, so at τ⁻¹ = 30 unit is 15
+            times as large. The sigmoid loss has no ``"paper"`` scale.
         bias: b of the sigmoid loss; unused by the others, in which it cancels.
         ids: (N,) integer ids; pairs of equal id are not each other's negatives.
-        exclude_above: Margin by which a candidate may exceed the positive and still be a negative; None for any, see
-            :func:`info_loob`. It compares what is contrasted: retrieved embeddings with retrieval.
+        exclude_above: Margin by which a candidate may exceed the positive and still be
+            a negative; None for any, see :func:`info_loob`. It compares what is
+            contrasted: retrieved embeddings with retrieval.
 
     Returns:
         0-d loss, float32 (float64 for float64 input).
 
     Raises:
-        ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
+        ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or
+            ``scale``, or two that do not fit.
     """
-    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
+    member: dict[str, Any] = {
+        "contrast": contrast,
+        "hopfield": hopfield,
+        "scale": scale,
+    }
     member |= {"bias": bias, "ids": ids, "exclude_above": exclude_above}
-    return pair_loss(sys.modules[__name__], image_features, text_features, inv_tau, beta, **member)
+    return pair_loss(
+        sys.modules[__name__], image_features, text_features, inv_tau, beta, **member
+    )
 
 
 def pair_loss(
@@ -81,15 +94,26 @@ def pair_loss(
     unit_rows: bool = False,
     matmul: torch.dtype | None = None,
 ) -> Tensor:
-    """The objective by the functions of a backend: this module, or ``streamed``, which alone takes the last two."""
+    """The objective by the functions of a backend: this module, or ``streamed``, which
+    alone takes the last two.
+    """
     check_member(contrast, scale)
     direction = direction_of(backend, contrast, bias, exclude_above, matmul)
     x, y = check_pairs(image_features, text_features)
-    fast: dict[str, Any] = {"unit_rows": unit_rows, "matmul": matmul} if unit_rows or matmul else {}
-    u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **fast) if hopfield else (x, y, x, y)
+    fast: dict[str, Any] = (
+        {"unit_rows": unit_rows, "matmul": matmul} if unit_rows or matmul else {}
+    )
+    u_x, u_y, v_x, v_y = (
+        backend.retrieve(x, y, beta, **fast) if hopfield else (x, y, x, y)
+    )
     images = direction(u_x, u_y, inv_tau, ids=ids)
     symmetric = is_symmetric(contrast, hopfield, exclude_above)
-    return combine(images, images if symmetric else direction(v_y, v_x, inv_tau, ids=ids), inv_tau, scale)
+    return combine(
+        images,
+        images if symmetric else direction(v_y, v_x, inv_tau, ids=ids),
+        inv_tau,
+        scale,
+    )
 
 
 def direction_of(
@@ -99,10 +123,15 @@ def direction_of(
     exclude_above: float | None = None,
     matmul: torch.dtype | None = None,
 ) -> Callable[..., Tensor]:
-    """One direction of a contrast by the backend's function, or the plain one where the backend has none."""
+    """One direction of a contrast by the backend's function, or the plain one where the
+    backend has none.
+    """
     row = CONTRASTS[contrast]
     fast = getattr(backend, row.function, None)
-    options: dict[str, Any] = {"exclude_above": exclude_above, "matmul": matmul if fast else None}
+    options: dict[str, Any] = {
+        "exclude_above": exclude_above,
+        "matmul": matmul if fast else None,
+    }
     options |= {} if row.softmax else {"bias": bias}
     given = {name: value for name, value in options.items() if value is not None}
     return partial(fast or getattr(sys.modules[__name__], row.function), **given)
@@ -110,36 +139,47 @@ def direction_of(
 
 @outside_autocast
 def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> Tensor:
-    """One update of a modern Hopfield network, renormalised: ``norm(softmax(β · state storedᵀ) stored)``.
+    """One update of a modern Hopfield network, renormalised: ``norm(softmax(β · state
+    storedᵀ) stored)``.
 
-    A state pattern becomes an average of the stored patterns, weighted by their similarity to it (Ramsauer et al. 2021;
-    Eq. 4 and 5). Features that co-occur in the memory reinforce each other, so the retrieved patterns have a richer
-    covariance.
+    A state pattern becomes an average of the stored patterns, weighted by their
+    similarity to it (Ramsauer et al. 2021; Eq. 4 and 5). Features that co-occur in the
+    memory reinforce each other, so the retrieved patterns have a richer covariance.
 
     Args:
         state: (N, D) state (query) patterns, unit rows.
         stored: (M, D) stored patterns, unit rows.
-        beta: Inverse temperature β > 0. Large β returns the nearest pattern, small β the mean of the memory; compare
-            it with ln M.
+        beta: Inverse temperature β > 0. Large β returns the nearest pattern, small β
+            the mean of the memory; compare it with ln M.
 
     Returns:
-        (N, D) retrieved patterns, unit rows, float32 (float64 for float64 input). An average that is exactly zero
-        (antipodal stored patterns under equal weights, an empty memory) stays zero, with zero gradient.
+        (N, D) retrieved patterns, unit rows, float32 (float64 for float64 input). An
+        average that is exactly zero (antipodal stored patterns under equal weights, an
+        empty memory) stays zero, with zero gradient.
 
     Raises:
-        ValueError: Shapes, dtypes or devices do not fit, or β is not positive and finite.
+        ValueError: Shapes, dtypes or devices do not fit, or β is not positive and
+            finite.
     """
     state, stored = as_rows(state=state, stored=stored)
     beta = scalar("beta", beta, state)
     association = (beta * state @ stored.T).softmax(dim=-1)  # (N, M)
     average = association @ stored
     norms = average.norm(dim=-1, keepdim=True)
-    return torch.where(norms == 0, 0.0, average / norms.clamp_min(torch.finfo(norms.dtype).tiny))  # NaN stays
+    return torch.where(
+        norms == 0, 0.0, average / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    )  # NaN stays
 
 
-def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eq. 4 and 5: U_x, U_y from the image memory x and V_x, V_y from the text memory y; the index names the query."""
-    u_x, u_y, v_x, v_y = (hopfield_retrieval(query, memory, beta) for memory in (x, y) for query in (x, y))
+def retrieve(
+    x: Tensor, y: Tensor, beta: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eq. 4 and 5: U_x, U_y from the image memory x and V_x, V_y from the text memory
+    y; the index names the query.
+    """
+    u_x, u_y, v_x, v_y = (
+        hopfield_retrieval(query, memory, beta) for memory in (x, y) for query in (x, y)
+    )
     return u_x, u_y, v_x, v_y
 
 
@@ -154,30 +194,42 @@ def info_loob(
     candidate_ids: Tensor | None = None,
     exclude_above: float | None = None,
 ) -> Tensor:
-    """InfoLOOB: ``−1/N Σ_i ln( exp(τ⁻¹ a_i·c_i) / Σ_{j≠i} exp(τ⁻¹ a_i·c_j) )``; it can be negative.
+    """InfoLOOB: ``−1/N Σ_i ln( exp(τ⁻¹ a_i·c_i) / Σ_{j≠i} exp(τ⁻¹ a_i·c_j) )``; it can
+    be negative.
 
     Args:
         anchors: (N, D) anchors a.
-        candidates: (M, D) candidates c. The positive of anchor i is candidate ``i + positive_offset``.
-        inv_tau: Inverse temperature τ⁻¹ > 0. The value carries no factor τ; the paper's objective multiplies by it.
+        candidates: (M, D) candidates c. The positive of anchor i is candidate ``i +
+            positive_offset``.
+        inv_tau: Inverse temperature τ⁻¹ > 0. The value carries no factor τ; the paper's
+            objective multiplies by it.
         positive_offset: Row of the first anchor's positive among the candidates.
-        ids: (N,) integer id of every pair. Candidates of the anchor's own id are no negatives (duplicate captions).
+        ids: (N,) integer id of every pair. Candidates of the anchor's own id are no
+            negatives (duplicate captions).
         candidate_ids: (M,) ids of the candidates; ``ids`` where N = M.
-        exclude_above: Margin m. A candidate with ``a_i·c_j > a_i·c_i + m`` is no negative: it is taken for a second
-            positive that nobody marked, as in GISTEmbed (arXiv:2402.16829) with the model as its own guide.
+        exclude_above: Margin m. A candidate with ``a_i·c_j > a_i·c_i + m`` is no
+            negative: it is taken for a second positive that nobody marked, as in
+            GISTEmbed (arXiv:2402.16829) with the model as its own guide.
 
     Returns:
-        0-d mean over the anchors, float32 (float64 for float64 input). An anchor whose every other candidate is left
-        out has no negative; it adds 0 to the sum and counts in N.
+        0-d mean over the anchors, float32 (float64 for float64 input). An anchor whose
+        every other candidate is left out has no negative; it adds 0 to the sum and
+        counts in N.
 
     Raises:
-        ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not positive and finite.
+        ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not
+            positive and finite.
     """
-    logits, positives, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    logits, positives, same = _logits(
+        anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
+    )
     positive = logits.diagonal(positive_offset)
-    # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, instead of ln 0.
+    # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, instead of
+    # ln 0.
     lone = same.all(dim=1, keepdim=True) & positives
-    return (logits.masked_fill(same & ~lone, -torch.inf).logsumexp(dim=1) - positive).mean()
+    return (
+        logits.masked_fill(same & ~lone, -torch.inf).logsumexp(dim=1) - positive
+    ).mean()
 
 
 @outside_autocast
@@ -191,13 +243,18 @@ def info_nce(
     candidate_ids: Tensor | None = None,
     exclude_above: float | None = None,
 ) -> Tensor:
-    """InfoNCE: ``−1/N Σ_i ln( exp(τ⁻¹ a_i·c_i) / Σ_j exp(τ⁻¹ a_i·c_j) )``, one direction of CLIP's cross-entropy.
+    """InfoNCE: ``−1/N Σ_i ln( exp(τ⁻¹ a_i·c_i) / Σ_j exp(τ⁻¹ a_i·c_j) )``, one
+    direction of CLIP's cross-entropy.
 
     Arguments, returned value and errors as in :func:`info_loob`.
     """
-    logits, positives, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    logits, positives, same = _logits(
+        anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
+    )
     positive = logits.diagonal(positive_offset)
-    return (logits.masked_fill(same & ~positives, -torch.inf).logsumexp(dim=1) - positive).mean()
+    return (
+        logits.masked_fill(same & ~positives, -torch.inf).logsumexp(dim=1) - positive
+    ).mean()
 
 
 @outside_autocast
@@ -212,13 +269,17 @@ def sigmoid_loss(
     candidate_ids: Tensor | None = None,
     exclude_above: float | None = None,
 ) -> Tensor:
-    """SigLIP's loss: ``−1/N Σ_i Σ_j ln σ( z_ij (τ⁻¹ a_i·c_j + b) )``, z_ij = 1 for the positive, −1 for all others.
+    """SigLIP's loss: ``−1/N Σ_i Σ_j ln σ( z_ij (τ⁻¹ a_i·c_j + b) )``, z_ij = 1 for the
+    positive, −1 for all others.
 
-    Arguments, returned value and errors as in :func:`info_loob`, and ``bias``: b, any finite number, about −ln M at
-    the start, since nearly all candidates are no pair of the anchor. Candidates that are no negatives are left out of
-    the sum, the positive stays.
+    Arguments, returned value and errors as in :func:`info_loob`, and ``bias``: b, any
+    finite number, about −ln M at the start, since nearly all candidates are no pair of
+    the anchor. Candidates that are no negatives are left out of the sum, the positive
+    stays.
     """
-    logits, _, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    logits, _, same = _logits(
+        anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
+    )
     positive = logits.diagonal(positive_offset)
     b = scalar("bias", bias, logits, positive=False)
     negatives = F.logsigmoid(-(logits + b)).masked_fill(same, 0.0).sum(dim=1)
@@ -234,53 +295,82 @@ def _logits(
     candidate_ids: Tensor | None,
     exclude_above: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, M) logits, and two masks of them: the positives, and these with all else that is no negative."""
+    """(N, M) logits, and two masks of them: the positives, and these with all else that
+    is no negative.
+    """
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
     inv_tau = scalar("inv_tau", inv_tau, anchors)
     logits = inv_tau * anchors @ candidates.T
     place = torch.arange(m, device=logits.device)
-    same = positives = place[None, :m] == place[positive_offset : positive_offset + n, None]
+    same = positives = (
+        place[None, :m] == place[positive_offset : positive_offset + n, None]
+    )
     if both := check_ids(ids, candidate_ids, n, m, anchors.device):
         same = same | (both[0][:, None] == both[1][None, :])
     if exclude_above is not None:
-        same = same | (logits > logits.diagonal(positive_offset)[:, None] + inv_tau * exclude_above)
+        same = same | (
+            logits > logits.diagonal(positive_offset)[:, None] + inv_tau * exclude_above
+        )
     return logits, positives, same
 
 
-def check_contrast(anchors: Tensor, candidates: Tensor, positive_offset: int) -> tuple[int, int]:
+def check_contrast(
+    anchors: Tensor, candidates: Tensor, positive_offset: int
+) -> tuple[int, int]:
     """(N, M), if each anchor has a positive and a negative."""
     n, m = len(anchors), len(candidates)
     if n < 1 or m < 2 or not 0 <= positive_offset <= m - n:
         given = f"{n} anchors, {m} candidates and positive_offset {positive_offset}"
-        needed = "at least one anchor is expected, and for each its positive and a negative among the candidates"
+        needed = (
+            "at least one anchor is expected, and for each its positive and a negative"
+            " among the candidates"
+        )
         raise ValueError(f"{given}: {needed}")
     return n, m
 
 
-def check_pairs(image_features: Tensor, text_features: Tensor, at_least: int = 2) -> list[Tensor]:
+def check_pairs(
+    image_features: Tensor, text_features: Tensor, at_least: int = 2
+) -> list[Tensor]:
     """Both sides of the batch as float32 or float64 matrices of equal shape."""
     x, y = as_rows(image_features=image_features, text_features=text_features)
     if len(x) != len(y) or len(x) < at_least:
-        given = f"{len(x)} image_features and {len(y)} text_features: pairs are expected, at least {at_least} of them"
-        raise ValueError(f"{given}; for a last batch of one give the loader drop_last=True")
+        given = (
+            f"{len(x)} image_features and {len(y)} text_features: pairs are expected,"
+            f" at least {at_least} of them"
+        )
+        raise ValueError(
+            f"{given}; for a last batch of one give the loader drop_last=True"
+        )
     return [x, y]
 
 
 def check_member(contrast: str, scale: str) -> None:
-    """Refuses what is no member of the family: τ · sum takes the τ⁻¹ out of a logit, but not out of one with a bias."""
+    """Refuses what is no member of the family: τ · sum takes the τ⁻¹ out of a logit,
+    but not out of one with a bias.
+    """
     one_of("contrast", contrast, tuple(CONTRASTS))
     one_of("scale", scale, get_args(Scale))
     if not CONTRASTS[contrast].softmax and scale == "paper":
-        raise ValueError(f"scale='paper' is that of the softmax contrasts; {contrast=} needs scale='unit'")
+        raise ValueError(
+            f"scale='paper' is that of the softmax contrasts; {contrast=} needs"
+            " scale='unit'"
+        )
 
 
-def is_symmetric(contrast: str, hopfield: bool, exclude_above: float | None = None) -> bool:
-    """Whether both directions are one sum: without a softmax over rows or columns X·Yᵀ alone counts."""
+def is_symmetric(
+    contrast: str, hopfield: bool, exclude_above: float | None = None
+) -> bool:
+    """Whether both directions are one sum: without a softmax over rows or columns X·Yᵀ
+    alone counts.
+    """
     return not (CONTRASTS[contrast].softmax or hopfield) and exclude_above is None
 
 
-def combine(images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:
+def combine(
+    images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale
+) -> Tensor:
     """Both directions as one loss: τ · sum (``"paper"``) or mean (``"unit"``)."""
     if scale == "paper":
         return (images + texts) / scalar("inv_tau", inv_tau, images)

@@ -1,11 +1,15 @@
-"""MTEB (with MIEB, its image part) evaluates our checkpoints: any model by name, registered by importing this module.
+"""MTEB (with MIEB, its image part) evaluates our checkpoints: any model by name,
+registered by importing this module.
 
     import mteb, cloob.interop.mteb
-    mteb.evaluate(mteb.get_model("cloob/runs/demo/cloob"), mteb.get_tasks(["CIFAR10ZeroShot"]))
+    mteb.evaluate(mteb.get_model("cloob/runs/demo/cloob"),
+    mteb.get_tasks(["CIFAR10ZeroShot"]))
 
-``python -m cloob.interop.mteb`` is MTEB's command line with these names. A name is ``cloob/`` and an argument of
-:func:`cloob.load_model`. MTEB keeps results by name and revision: a hash of the bytes of a folder or file, ``None`` for
-models elsewhere. An item with an image and a text is the unit row of their sum, as for MTEB's CLIP models. MTEB 2.26.
+``python -m cloob.interop.mteb`` is MTEB's command line with these names. A name is
+``cloob/`` and an argument of :func:`cloob.load_model`. MTEB keeps results by name and
+revision: a hash of the bytes of a folder or file, ``None`` for models elsewhere. An
+item with an image and a text is the unit row of their sum, as for MTEB's CLIP models.
+MTEB 2.26.
 """
 
 from __future__ import annotations
@@ -41,11 +45,21 @@ PREFIX = "cloob/"
 class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped where mteb is not installed
     """A model of ours under MTEB's ``EncoderProtocol``; ``revision`` has no effect."""
 
-    def __init__(self, model_name: str, revision: str | None = None, device: str | None = None, **_: Any) -> None:
-        self.encoder: Encoder = load_model(model_name.removeprefix(PREFIX), device=device or "auto")
+    def __init__(
+        self,
+        model_name: str,
+        revision: str | None = None,
+        device: str | None = None,
+        **_: Any,
+    ) -> None:
+        self.encoder: Encoder = load_model(
+            model_name.removeprefix(PREFIX), device=device or "auto"
+        )
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], **_: Any) -> Tensor:
-        """Unit rows of what a loader of MTEB hands out: batches of texts (``text``), PIL images (``image``) or both."""
+        """Unit rows of what a loader of MTEB hands out: batches of texts (``text``),
+        PIL images (``image``) or both.
+        """
         encoder, rows = self.encoder, []
         with evaluating(encoder):
             for batch in inputs:
@@ -53,22 +67,44 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
                 if "text" in batch:
                     embedded.append(encoder.encode_text(list(batch["text"])))
                 if "image" in batch:
-                    pixels = torch.stack([encoder.preprocess(upright(image)) for image in batch["image"]])
-                    embedded.append(encoder.encode_image(pixels.to(getattr(encoder, "device", "cpu"))))
-                rows.append(F.normalize(sum(embedded[1:], embedded[0]), dim=1).float().cpu())
+                    pixels = torch.stack(
+                        [encoder.preprocess(upright(image)) for image in batch["image"]]
+                    )
+                    embedded.append(
+                        encoder.encode_image(
+                            pixels.to(getattr(encoder, "device", "cpu"))
+                        )
+                    )
+                rows.append(
+                    F.normalize(sum(embedded[1:], embedded[0]), dim=1).float().cpu()
+                )
         return torch.cat(rows)
 
 
 def meta(model_name: str) -> ModelMeta:
-    """The facts that MTEB writes next to the results of a model; the weights are hashed, and not loaded."""
+    """The facts that MTEB writes next to the results of a model; the weights are
+    hashed, and not loaded.
+    """
     source = model_name.removeprefix(PREFIX)
     folder = find_model_folder(source)
-    place = folder or ModelSource.parse(source).path  # files and folders of other programs
+    place = (
+        folder or ModelSource.parse(source).path
+    )  # files and folders of other programs
     facts: dict[str, Any] = {}
-    if folder is not None and (folder / CONFIG_FILE).is_file():  # heads on frozen encoders have none
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
-        facts = {"embed_dim": config["embed_dim"], "max_tokens": config["text_cfg"].get("context_length", 77)}
-    names = "release_date n_parameters memory_usage_mb license public_training_code public_training_data"
+    if (
+        folder is not None and (folder / CONFIG_FILE).is_file()
+    ):  # heads on frozen encoders have none
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))[
+            "model_cfg"
+        ]
+        facts = {
+            "embed_dim": config["embed_dim"],
+            "max_tokens": config["text_cfg"].get("context_length", 77),
+        }
+    names = (
+        "release_date n_parameters memory_usage_mb license public_training_code"
+        " public_training_data"
+    )
     return ModelMeta(
         loader=CloobEncoder,
         name=model_name,
@@ -92,12 +128,18 @@ class _Registry(UserDict[str, Any]):
         return name in self.data or (isinstance(name, str) and name.startswith(PREFIX))
 
     def __getitem__(self, name: str) -> ModelMeta:
-        return meta(name) if name not in self.data and name.startswith(PREFIX) else self.data[name]
+        return (
+            meta(name)
+            if name not in self.data and name.startswith(PREFIX)
+            else self.data[name]
+        )
 
 
 _lookup: Any = importlib.import_module("mteb.models.get_model_meta")
 _registry = _Registry()
-_registry.data = _lookup.MODEL_REGISTRY  # the same dictionary: what MTEB or anyone adds is here too
+_registry.data = (
+    _lookup.MODEL_REGISTRY
+)  # the same dictionary: what MTEB or anyone adds is here too
 _lookup.MODEL_REGISTRY = _registry
 
 if __name__ == "__main__":

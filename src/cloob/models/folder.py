@@ -1,4 +1,6 @@
-"""Writes model folders (:mod:`cloob.models.runs`), so that open_clip's ``local-dir:`` reads them."""
+"""Writes model folders (:mod:`cloob.models.runs`), so that open_clip's ``local-dir:``
+reads them.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,39 @@ from cloob.models.weights.containers import write_safetensors
 
 
 def save_model(
-    folder: Path, encoder: DualEncoder, objective: dict[str, Any], weights: Mapping[str, Tensor] | None = None
+    folder: Path,
+    encoder: DualEncoder,
+    objective: dict[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes a model folder, synced to the disk; the caller makes it atomic by renaming the folder.
+    """Writes a model folder, synced to the disk; the caller makes it atomic by renaming
+    the folder.
 
-    The ``inv_tau`` and ``bias`` of ``objective``, a ``ContrastiveObjective.config()``, become open_clip's
-    ``logit_scale`` and ``logit_bias`` too. ``weights``: the ``state_dict`` where the encoder holds only shards of it.
+    The ``inv_tau`` and ``bias`` of ``objective``, a ``ContrastiveObjective.config()``,
+    become open_clip's ``logit_scale`` and ``logit_bias`` too. ``weights``: the
+    ``state_dict`` where the encoder holds only shards of it.
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
     settings = encoder.config.settings
     state = encoder.state_dict() if weights is None else weights
-    tensors = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-    config_name, config, weights_name = runs.MODULE_FILE, settings, runs.TOWERS_WEIGHTS_FILE
+    tensors = {
+        key.removeprefix("model."): value
+        for key, value in state.items()
+        if key.startswith("model.")
+    }
+    config_name, config, weights_name = (
+        runs.MODULE_FILE,
+        settings,
+        runs.TOWERS_WEIGHTS_FILE,
+    )
     if encoder.heads is not None:
         config_name, config, weights_name, tensors = heads_files(encoder)
     elif encoder.config.kind != "module":
         if "inv_tau" in objective:
-            tensors["logit_scale"] = torch.full_like(tensors["logit_scale"].cpu(), math.log(objective["inv_tau"]))
+            tensors["logit_scale"] = torch.full_like(
+                tensors["logit_scale"].cpu(), math.log(objective["inv_tau"])
+            )
         if encoder.config.kind == "towers":
             config_name, config = runs.TOWERS_FILE, {"name": encoder.name, **settings}
         else:
@@ -46,14 +63,24 @@ def save_model(
                 settings = settings | {"init_logit_bias": bias}
                 tensors["logit_bias"] = torch.full_like(tensors["logit_scale"], bias)
             config_name, weights_name = runs.CONFIG_FILE, runs.WEIGHTS_FILE
-            config = {"model_cfg": settings, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
-            tokenizer = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip ignores the key
+            config = {
+                "model_cfg": settings,
+                "preprocess_cfg": encoder.preprocess_cfg,
+                "name": encoder.name,
+            }
+            tokenizer = getattr(
+                encoder.tokenizer, "settings", None
+            )  # of other programs; open_clip ignores the key
             if tokenizer is not None:
                 config["tokenizer"] = tokenizer
     for name, content in ((config_name, config), (runs.OBJECTIVE_FILE, objective)):
-        (folder / name).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps(content, indent=2, allow_nan=False), encoding="utf-8"
+        )
     write_safetensors(folder / weights_name, tensors)
-    if encoder.config.kind == "towers" and isinstance(encoder.tokenizer, RinnaTokenizer):
+    if encoder.config.kind == "towers" and isinstance(
+        encoder.tokenizer, RinnaTokenizer
+    ):
         (folder / RinnaTokenizer.FILE).write_bytes(encoder.tokenizer.content)
     named = encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name")
     if named and not isinstance(encoder.tokenizer, NoTokenizer):

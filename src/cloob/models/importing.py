@@ -1,4 +1,6 @@
-"""open_clip imported once, errors of libraries as one line, and files of unknown origin: none of their Python runs."""
+"""open_clip imported once, errors of libraries as one line, and files of unknown
+origin: none of their Python runs.
+"""
 
 from __future__ import annotations
 
@@ -23,31 +25,45 @@ CONFIG_FILES = (
     *("config.json", "*_config.json", "*.index.json", "special_tokens_map.json"),
     *("objective.json", "towers.json", "aligned.json"),  # ours
 )
-"""Patterns of the files that may ask for code or name other files; fetched from a hub before all others."""
+"""Patterns of the files that may ask for code or name other files; fetched from a hub
+before all others.
+"""
 
 MAX_LAYERS = 1024  # of a tower; the largest that are published have 96
-_CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"})
-_KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # OWNER/NAME is a package of the hub
+_CODE_KEYS = frozenset(
+    {"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"}
+)
+_KERNEL_KEYS = re.compile(
+    r"_?(attn|experts)_implementation(_internal)?"
+)  # OWNER/NAME is a package of the hub
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
 _NAMES = ("hf_tokenizer_name", "hf_model_name")
 _ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TIMM_NAME = re.compile(r"\w[\w.-]*")
 
-_ONE_AT_A_TIME = threading.RLock()  # threads that import open_clip together may get it half made
+_ONE_AT_A_TIME = (
+    threading.RLock()
+)  # threads that import open_clip together may get it half made
 _NOTHING = logging.Filter("no logger")
-_CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)  # why nothing is fetched from the hub
+_CLOSED: ContextVar[str | None] = ContextVar(
+    "closed", default=None
+)  # why nothing is fetched from the hub
 
 
 def import_open_clip(part: str = "") -> ModuleType:
-    """open_clip, or a module of it (``".transform"``, for instance); InputError if it is not installed."""
+    """open_clip, or a module of it (``".transform"``, for instance); InputError if it
+    is not installed.
+    """
     with _ONE_AT_A_TIME:
         return require(f"open_clip{part}", "train")
 
 
 @functools.cache
 def open_clip() -> ModuleType:
-    """The open_clip module with our configurations registered; imported on the first call, which takes seconds."""
+    """The open_clip module with our configurations registered; imported on the first
+    call, which takes seconds.
+    """
     module = import_open_clip()
     module.add_model_config(CONFIGS)
     return module
@@ -55,28 +71,49 @@ def open_clip() -> ModuleType:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turns whatever a library raises into an InputError of one line that begins with ``what``; keeps it quiet."""
+    """Turns whatever a library raises into an InputError of one line that begins with
+    ``what``; keeps it quiet.
+    """
     root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)  # else open_clip, which logs by the root logger, would install one
+    root.addHandler(
+        handler
+    )  # else open_clip, which logs by the root logger, would install one
     root.addFilter(_NOTHING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", FutureWarning)
             yield
-    except BaseException as error:  # hub, pickle, JSON and shape errors have no common class
-        of_rust = type(error).__module__ == "pyo3_runtime"  # a panic, which is no Exception
-        if isinstance(error, InputError) or not (isinstance(error, Exception) or of_rust):
+    except (
+        BaseException
+    ) as error:  # hub, pickle, JSON and shape errors have no common class
+        of_rust = (
+            type(error).__module__ == "pyo3_runtime"
+        )  # a panic, which is no Exception
+        if isinstance(error, InputError) or not (
+            isinstance(error, Exception) or of_rust
+        ):
             raise
-        message = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        message = (
+            f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        )
         errors: Any = sys.modules.get("huggingface_hub.errors")
         cause: BaseException | None = error if errors else None
-        while cause is not None and not isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        while cause is not None and not isinstance(
+            cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled
+        ):
             cause = cause.__cause__ or cause.__context__
         if cause is not None:  # the hub does not answer
             constants: Any = require("huggingface_hub.constants", "train")
-            reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
-            others = "a model folder on this disk, a model that was fetched before, `cloob demo` and training"
+            reason = (
+                "HF_HUB_OFFLINE is set"
+                if constants.HF_HUB_OFFLINE
+                else f"{constants.ENDPOINT} does not answer"
+            )
+            others = (
+                "a model folder on this disk, a model that was fetched before, `cloob"
+                " demo` and training"
+            )
             advice = f"{reason}; {others} from scratch need no network"
             message = f"not on this machine, and {_CLOSED.get() or advice}"
         raise InputError(f"{what}: {message}") from error
@@ -87,7 +124,9 @@ def translated(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def closed_hub(reason: str) -> Iterator[None]:
-    """Inside, models come from the hub's cache alone; ``reason`` is in the error for one that is missing."""
+    """Inside, models come from the hub's cache alone; ``reason`` is in the error for
+    one that is missing.
+    """
     before = _CLOSED.set(reason)
     try:
         yield
@@ -95,42 +134,72 @@ def closed_hub(reason: str) -> Iterator[None]:
         _CLOSED.reset(before)
 
 
-def check_hub_model(name: str, where: str, *more: str, revision: str | None = None) -> Path:
-    """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code."""
+def check_hub_model(
+    name: str, where: str, *more: str, revision: str | None = None
+) -> Path:
+    """The folder with the configurations of a model on the hub, and ``more`` files;
+    refused where they ask for code.
+    """
     folder = fetch_first(name, where, [[*CONFIG_FILES, *more]], revision)
     check_folder(folder)
     return folder
 
 
-def fetch_first(name: str, where: str, choices: Sequence[str | list[str]], revision: str | None = None) -> Path:
-    """The folder of a model on the hub, with the first of some patterns (or lists of them) of files that it has.
+def fetch_first(
+    name: str,
+    where: str,
+    choices: Sequence[str | list[str]],
+    revision: str | None = None,
+) -> Path:
+    """The folder of a model on the hub, with the first of some patterns (or lists of
+    them) of files that it has.
 
     Sub-folders count only for patterns with a slash.
     """
     folder = Path(name)
-    for choice in choices if not folder.is_dir() else ():  # which transformers would take
+    for choice in (
+        choices if not folder.is_dir() else ()
+    ):  # which transformers would take
         patterns = [choice] if isinstance(choice, str) else choice
-        options = {"allow_patterns": patterns, "ignore_patterns": None if "/" in "".join(patterns) else ["*/*"]}
+        options = {
+            "allow_patterns": patterns,
+            "ignore_patterns": None if "/" in "".join(patterns) else ["*/*"],
+        }
         hub: Any = require("huggingface_hub", "train")
         with translated(where):
             closed = bool(_CLOSED.get())
-            folder = Path(hub.snapshot_download(name, revision=revision, local_files_only=closed, **options))
+            folder = Path(
+                hub.snapshot_download(
+                    name, revision=revision, local_files_only=closed, **options
+                )
+            )
         if any(path for pattern in patterns for path in folder.glob(pattern)):
             break
     return folder
 
 
 def fetch_file(name: str, where: str, *files: str) -> Path:
-    """The first of some files that a model on the hub has; open_clip and timm wait longer, and ask a closed hub."""
+    """The first of some files that a model on the hub has; open_clip and timm wait
+    longer, and ask a closed hub.
+    """
     folder = fetch_first(name, where, files)
-    return next((folder / file for file in files if (folder / file).is_file()), folder / files[-1])
+    return next(
+        (folder / file for file in files if (folder / file).is_file()),
+        folder / files[-1],
+    )
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """What a JSON file holds; InputError if it cannot be read or is not of a kind (``object`` for anything)."""
+    """What a JSON file holds; InputError if it cannot be read or is not of a kind
+    (``object`` for anything).
+    """
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
-        reason = "" if isinstance(content, kind) else f"{type(content).__name__} instead of {kind.__name__}"
+        reason = (
+            ""
+            if isinstance(content, kind)
+            else f"{type(content).__name__} instead of {kind.__name__}"
+        )
     except (OSError, ValueError, RecursionError) as error:
         reason = str(getattr(error, "strerror", "") or one_line(error))
     if reason:
@@ -142,13 +211,21 @@ def _walk(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Key (in a list the list's) and value of everything in a JSON value."""
     yield key, content
     if isinstance(content, dict | list):
-        for inner, value in content.items() if isinstance(content, dict) else ((key, item) for item in content):
+        for inner, value in (
+            content.items()
+            if isinstance(content, dict)
+            else ((key, item) for item in content)
+        ):
             yield from _walk(value, inner)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a model folder of any program whose configurations ask for Python code, or name files elsewhere."""
-    for path in sorted({path for pattern in CONFIG_FILES for path in folder.glob(pattern)}):
+    """Refuses a model folder of any program whose configurations ask for Python code,
+    or name files elsewhere.
+    """
+    for path in sorted(
+        {path for pattern in CONFIG_FILES for path in folder.glob(pattern)}
+    ):
         content = read_json(path, object)
         for key, value in _walk(content):
             kernel, why = _KERNEL_KEYS.fullmatch(key) and "/" in str(value), ""
@@ -163,27 +240,52 @@ def check_folder(folder: Path) -> None:
 
 
 def leaves(name: str) -> bool:
-    """Whether a file's name may lead out of the folder that it is relative to, on any system."""
+    """Whether a file's name may lead out of the folder that it is relative to, on any
+    system.
+    """
     parts = PurePosixPath(name.replace("\\", "/"))
-    return parts.is_absolute() or ".." in parts.parts or name.startswith("~") or bool(PureWindowsPath(name).drive)
+    return (
+        parts.is_absolute()
+        or ".." in parts.parts
+        or name.startswith("~")
+        or bool(PureWindowsPath(name).drive)
+    )
 
 
 def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
-    """Refuses an open_clip ``model_cfg`` with a path or address in place of a name, or foreign arguments."""
+    """Refuses an open_clip ``model_cfg`` with a path or address in place of a name, or
+    foreign arguments.
+    """
     check_layers(model_cfg, where)
     text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
-    wrong = [f"text_cfg.tokenizer_kwargs.{key}" for key in text.get("tokenizer_kwargs") or () if key not in _ARGUMENTS]
+    wrong = [
+        f"text_cfg.tokenizer_kwargs.{key}"
+        for key in text.get("tokenizer_kwargs") or ()
+        if key not in _ARGUMENTS
+    ]
     names = [(f"text_cfg.{key}", text.get(key), _HUB_NAME) for key in _NAMES]
-    for key, name, pattern in (*names, ("vision_cfg.timm_model_name", vision.get("timm_model_name"), _TIMM_NAME)):
-        if name and not (isinstance(name, str) and pattern.fullmatch(name) and not leaves(name)):
+    for key, name, pattern in (
+        *names,
+        ("vision_cfg.timm_model_name", vision.get("timm_model_name"), _TIMM_NAME),
+    ):
+        if name and not (
+            isinstance(name, str) and pattern.fullmatch(name) and not leaves(name)
+        ):
             wrong.append(key)
     if wrong:
-        right = "names of models alone, no path and no address, and open_clip's arguments are read from a configuration"
+        right = (
+            "names of models alone, no path and no address, and open_clip's arguments"
+            " are read from a configuration"
+        )
         raise InputError(f"{where}: {wrong[0]}: {right}")
 
 
 def check_layers(config: Any, where: str) -> None:
-    """Refuses a tower of so many layers that to build it, even without weights, would not end."""
+    """Refuses a tower of so many layers that to build it, even without weights, would
+    not end.
+    """
     for key, value in _walk(config):
         if key.endswith("layers") and isinstance(value, int) and value > MAX_LAYERS:
-            raise InputError(f"{where}: {key} is {value:,}; at most {MAX_LAYERS:,} are built")
+            raise InputError(
+                f"{where}: {key} is {value:,}; at most {MAX_LAYERS:,} are built"
+            )

@@ -1,12 +1,14 @@
-"""An ONNX folder by onnxruntime and NumPy alone: it answers a query while torch would still be imported.
+"""An ONNX folder by onnxruntime and NumPy alone: it answers a query while torch would
+still be imported.
 
 ::
 
-    onnx.json                format, name, sizes, preprocess_cfg, tokenizer, fingerprint of the graphs
-    onnx/vision_model.onnx   pixel_values float32 (n, 3, H, W), normalised -> image_embeds float32 (n, D), unit rows
-    onnx/text_model.onnx     input_ids int64 (n, L), or L' ≤ L without padding -> text_embeds float32 (n, D)
-    onnx/*.onnx_data         the weights of either; 8-bit graphs are onnx/*_quantized.onnx
-    tokenizer.json           or spiece.model; objective.json as in every model folder
+    onnx.json                format, name, sizes, preprocess_cfg, tokenizer, fingerprint
+    of the graphs onnx/vision_model.onnx   pixel_values float32 (n, 3, H, W), normalised
+    -> image_embeds float32 (n, D), unit rows onnx/text_model.onnx     input_ids int64
+    (n, L), or L' ≤ L without padding -> text_embeds float32 (n, D) onnx/*.onnx_data
+    the weights of either; 8-bit graphs are onnx/*_quantized.onnx tokenizer.json
+    or spiece.model; objective.json as in every model folder
 """
 
 from __future__ import annotations
@@ -39,14 +41,20 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 FORMAT = 1
-_GRAPHS = {"image": "vision_model", "text": "text_model", "both": "model"}  # as transformers.js names them
+_GRAPHS = {
+    "image": "vision_model",
+    "text": "text_model",
+    "both": "model",
+}  # as transformers.js names them
 _BATCH = 32  # items a run: more are not faster on a CPU, and take memory
 _STEP = 8  # lengths of texts are multiples of it, so that a session meets few shapes
 
 
 @dataclass
 class Graph:
-    """A graph with one input and one output, opened when first used; ``pad``: what texts may come without."""
+    """A graph with one input and one output, opened when first used; ``pad``: what
+    texts may come without.
+    """
 
     path: Path
     embed_dim: int
@@ -57,64 +65,118 @@ class Graph:
         return self.__dict__ | {"_session": None}
 
     def __call__(self, items: npt.NDArray[Any]) -> Array:
-        """The rows of n items, at least one, in the dtype that the graph takes; InputError where it cannot be run."""
+        """The rows of n items, at least one, in the dtype that the graph takes;
+        InputError where it cannot be run.
+        """
         with translated(f"{self.path}: onnxruntime cannot run it"):
-            if self._session is None:  # with the threads of torch, where it is imported, else OMP_NUM_THREADS or all
+            # with the threads of torch, where it is imported, else OMP_NUM_THREADS or
+            # all
+            if self._session is None:
                 runtime: Any = require("onnxruntime", "export")
                 options, torch = runtime.SessionOptions(), sys.modules.get("torch")
                 chosen = os.environ.get("OMP_NUM_THREADS", "")
-                threads = torch.get_num_threads() if torch else int(chosen) if chosen.isdecimal() else 0
+                threads = (
+                    torch.get_num_threads()
+                    if torch
+                    else int(chosen)
+                    if chosen.isdecimal()
+                    else 0
+                )
                 options.intra_op_num_threads = threads or processors()
                 options.log_severity_level = 4
                 providers = ["CPUExecutionProvider"]
-                self._session = runtime.InferenceSession(str(self.path), options, providers=providers)
+                self._session = runtime.InferenceSession(
+                    str(self.path), options, providers=providers
+                )
             [source] = self._session.get_inputs()
             lengths = None
             order = np.arange(len(items))
-            if self.pad is not None:  # texts of about equal length go together, without the padding that they share
-                lengths = ((items != self.pad) * np.arange(1, items.shape[1] + 1)).max(1)
+            # texts of about equal length go together, without the padding that they
+            # share
+            if self.pad is not None:
+                lengths = ((items != self.pad) * np.arange(1, items.shape[1] + 1)).max(
+                    1
+                )
                 order = lengths.argsort(kind="stable")
             parts = []
             for some in (order[i : i + _BATCH] for i in range(0, len(items), _BATCH)):
                 batch = items[some]
                 if lengths is not None:
-                    longest = math.ceil(max(int(lengths[some].max()), 2) / _STEP) * _STEP
+                    longest = (
+                        math.ceil(max(int(lengths[some].max()), 2) / _STEP) * _STEP
+                    )
                     batch = np.ascontiguousarray(batch[:, :longest])
                 [rows] = self._session.run(None, {source.name: batch})
-                parts.append(np.asarray(rows, np.float32).reshape(len(some), self.embed_dim))
+                parts.append(
+                    np.asarray(rows, np.float32).reshape(len(some), self.embed_dim)
+                )
             return np.asarray(np.concatenate(parts)[order.argsort()])
 
 
 class PlainEncoder:
-    """Pictures and texts to (n, D) unit rows of NumPy: the rows of ``cloob.load_model`` without torch."""
+    """Pictures and texts to (n, D) unit rows of NumPy: the rows of ``cloob.load_model``
+    without torch.
+    """
 
     def __init__(self, folder: Path) -> None:
         check_folder(folder)
         file = folder / ONNX_FILE
         content = read_json(file)
         with translated(f"{file}: damaged"):
-            self.name, self.logit_scale = str(content["name"]), float(content["logit_scale"])
-            self.embed_dim, self.context_length = int(content["embed_dim"]), int(content["context_length"])
+            self.name, self.logit_scale = (
+                str(content["name"]),
+                float(content["logit_scale"]),
+            )
+            self.embed_dim, self.context_length = (
+                int(content["embed_dim"]),
+                int(content["context_length"]),
+            )
             pad = None if content["pad"] is None else int(content["pad"])
-            self.settings = {"precision": content["precision"], "pad": pad, "fingerprint": content["fingerprint"]}
+            self.settings = {
+                "precision": content["precision"],
+                "pad": pad,
+                "fingerprint": content["fingerprint"],
+            }
             preprocess = dict(content["preprocess_cfg"])
-            self.preprocess_cfg = preprocess | {key: tuple(preprocess[key]) for key in ("mean", "std")}
+            self.preprocess_cfg = preprocess | {
+                key: tuple(preprocess[key]) for key in ("mean", "std")
+            }
             self._transform = EvalTransform(preprocess)
-            self._mean, self._std = (np.array(preprocess[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
+            self._mean, self._std = (
+                np.array(preprocess[key], np.float32).reshape(3, 1, 1)
+                for key in ("mean", "std")
+            )
             precision = str(content["precision"])
-            self.image_graph = Graph(graph_file(folder, "image", precision), self.embed_dim)
-            self.text_graph = Graph(graph_file(folder, "text", precision), self.embed_dim, pad)
+            self.image_graph = Graph(
+                graph_file(folder, "image", precision), self.embed_dim
+            )
+            self.text_graph = Graph(
+                graph_file(folder, "text", precision), self.embed_dim, pad
+            )
             # Else vectors of two models would mix.
-            if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(folder, precision):
-                raise ValueError("written in another format, or for other graphs; export the model again")
-            self.tokenizer = read_tokenizer(file, content["tokenizer"], self.context_length)
-            facts = json.dumps([self.settings, self.preprocess_cfg, self.logit_scale], sort_keys=True)
+            if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(
+                folder, precision
+            ):
+                raise ValueError(
+                    "written in another format, or for other graphs; export the model"
+                    " again"
+                )
+            self.tokenizer = read_tokenizer(
+                file, content["tokenizer"], self.context_length
+            )
+            facts = json.dumps(
+                [self.settings, self.preprocess_cfg, self.logit_scale], sort_keys=True
+            )
             # What ``cloob.models.load.fingerprint`` gives for the loaded encoder.
-            self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+            self.fingerprint = hashlib.blake2b(
+                facts.encode(), digest_size=16
+            ).hexdigest()
 
     @classmethod
     def open(cls, source: str) -> Self | None:
-        """The encoder of what ``cloob.load_model`` takes; None where that is no ONNX folder."""
+        """The encoder of what ``cloob.load_model`` takes; None where that is no ONNX
+        folder.
+        """
         folder = Path(source.removeprefix("local-dir:"))
         return cls(folder) if config_file(folder).name == ONNX_FILE else None
 
@@ -122,22 +184,37 @@ class PlainEncoder:
         return _unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))
 
     def pictures(self, images: Sequence[Image]) -> Array:
-        pixels = np.stack([self._transform.array(image) for image in images]).astype(np.float32)
-        return _unit_rows(self.image_graph((pixels / np.float32(255) - self._mean) / self._std))
+        pixels = np.stack([self._transform.array(image) for image in images]).astype(
+            np.float32
+        )
+        return _unit_rows(
+            self.image_graph((pixels / np.float32(255) - self._mean) / self._std)
+        )
 
 
 def _unit_rows(rows: Array) -> Array:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12)))
+    return np.asarray(
+        rows
+        / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    )
 
 
 def graph_file(folder: Path, kind: str, precision: str = "float32") -> Path:
-    return folder / "onnx" / f"{_GRAPHS[kind]}{'_quantized' if precision == 'int8' else ''}.onnx"
+    return (
+        folder
+        / "onnx"
+        / f"{_GRAPHS[kind]}{'_quantized' if precision == 'int8' else ''}.onnx"
+    )
 
 
 def graphs_digest(folder: Path, precision: str = "float32") -> str:
     """SHA-256 of both towers' graphs with their weights, kept in the cache."""
     files = [graph_file(folder, kind, precision) for kind in ("image", "text")]
-    files += [path for file in files if (path := file.with_name(f"{file.name}_data")).is_file()]
+    files += [
+        path
+        for file in files
+        if (path := file.with_name(f"{file.name}_data")).is_file()
+    ]
 
     def compute() -> str:
         state = hashlib.sha256()
@@ -150,8 +227,12 @@ def graphs_digest(folder: Path, precision: str = "float32") -> str:
     return compute() if stamp is None else kept_digest(stamp, compute)
 
 
-def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None) -> dict[str, Any]:
-    """Writes the tokenizer and ``onnx.json``, whose content it returns; texts may lack the padding ``pad``."""
+def write_config(
+    folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None
+) -> dict[str, Any]:
+    """Writes the tokenizer and ``onnx.json``, whose content it returns; texts may lack
+    the padding ``pad``.
+    """
     content = {
         "format": FORMAT,
         "name": encoder.name,
@@ -164,5 +245,7 @@ def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int
         "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
         "fingerprint": graphs_digest(folder, precision),
     }
-    (folder / ONNX_FILE).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    (folder / ONNX_FILE).write_text(
+        json.dumps(content, indent=2, allow_nan=False), encoding="utf-8"
+    )
     return content

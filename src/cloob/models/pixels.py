@@ -1,4 +1,6 @@
-"""Pictures to the pixels of an image tower: opened, turned upright, resized and cropped as the model wants them."""
+"""Pictures to the pixels of an image tower: opened, turned upright, resized and cropped
+as the model wants them.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,34 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-_RESAMPLING = {"bicubic": "BICUBIC", "random": "BICUBIC", "bilinear": "BILINEAR", "lanczos": "LANCZOS"}
-_MAX_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
+_RESAMPLING = {
+    "bicubic": "BICUBIC",
+    "random": "BICUBIC",
+    "bilinear": "BILINEAR",
+    "lanczos": "LANCZOS",
+}
+# of a picture's sides, up to which all of it is resized for a model that looks at its
+# middle
+_MAX_RATIO = 64
 
 
 class EvalTransform:
-    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform without its normalisation; also by lanczos."""
+    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform without its
+    normalisation; also by lanczos.
+    """
 
     def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
         self._size = int(preprocess_cfg["size"])
         self._mode = preprocess_cfg.get("resize_mode") or "shortest"
         self._interpolation = preprocess_cfg.get("interpolation") or "bicubic"
-        if self._mode not in ("shortest", "squash") or self._interpolation not in _RESAMPLING:
-            raise InputError(f"resize_mode {self._mode!r}, interpolation {self._interpolation!r}: not known here")
+        if (
+            self._mode not in ("shortest", "squash")
+            or self._interpolation not in _RESAMPLING
+        ):
+            raise InputError(
+                f"resize_mode {self._mode!r}, interpolation {self._interpolation!r}:"
+                " not known here"
+            )
 
     def __call__(self, image: Image) -> Tensor:
         tensor: Tensor = importlib.import_module("torch").from_numpy(self.array(image))
@@ -39,27 +56,51 @@ class EvalTransform:
         if self._mode == "shortest":
             shorter = min(image.size)
             most = _MAX_RATIO * shorter
-            if max(image.size) > most:  # of a line, whose ends are cut off, the middle: all would fill the memory
+            # of a line, whose ends are cut off, the middle: all would fill the memory
+            if max(image.size) > most:
                 kept = [min(side, most) for side in image.size]
-                left, top = ((side - part) // 2 for side, part in zip(image.size, kept, strict=True))
+                left, top = (
+                    (side - part) // 2
+                    for side, part in zip(image.size, kept, strict=True)
+                )
                 image = image.crop((left, top, left + kept[0], top + kept[1]))
-            width, height = size * image.width // shorter, size * image.height // shorter
+            width, height = (
+                size * image.width // shorter,
+                size * image.height // shorter,
+            )
         if image.size != (width, height):
-            image = image.resize((width, height), pil.Resampling[_RESAMPLING[self._interpolation]])
+            image = image.resize(
+                (width, height), pil.Resampling[_RESAMPLING[self._interpolation]]
+            )
         left, top = round((width - size) / 2), round((height - size) / 2)
         square = image.crop((left, top, left + size, top + size)).convert("RGB")
         return np.array(square).transpose(2, 0, 1)
 
 
 def open_image(image: Image | str | Path, name: str = "") -> Image:
-    """The upright RGB image of an opened image or of the file that a path leads to, see ``cloob.pictures``."""
+    """The upright RGB image of an opened image or of the file that a path leads to, see
+    ``cloob.pictures``.
+    """
     require("PIL.Image", "train")
-    from cloob.pictures import Unreadable, decode, read_file, upright  # needs Pillow, which texts do not
+    from cloob.pictures import (
+        Unreadable,
+        decode,
+        read_file,
+        upright,
+    )  # needs Pillow, which texts do not
 
     if not name:
-        name = str(image) if isinstance(image, str | Path) else f"an image of {image.width}×{image.height} pixels"
+        name = (
+            str(image)
+            if isinstance(image, str | Path)
+            else f"an image of {image.width}×{image.height} pixels"
+        )
     try:
-        return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
+        return (
+            decode(read_file(image))
+            if isinstance(image, str | Path)
+            else upright(image)
+        )
     except Unreadable as error:
         what = f"{error.reason} ({error.detail})"
     except FileNotFoundError:

@@ -1,17 +1,21 @@
-"""The layout of a run folder, spelled once, down to the files of the model folder in every checkpoint.
+"""The layout of a run folder, spelled once, down to the files of the model folder in
+every checkpoint.
 
 ::
 
-    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model folder)
+    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model
+    folder)
           checkpoints/  held_out.json
-          checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another model folder)  shards/
+          checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another
+          model folder)  shards/
     model folder, one of
-          open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder
-          towers.json            model.safetensors              towers that open_clip does not have
-          aligned.json           heads.safetensors              heads on frozen encoders
-          vectors.json           heads.safetensors              heads for vectors
-          onnx.json              onnx/*.onnx                    graphs that onnxruntime runs; tokenizer.json
-          module.json            model.safetensors              a module of Python code, given to ``train``
+          open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a
+          ``local-dir:`` folder towers.json            model.safetensors
+          towers that open_clip does not have aligned.json           heads.safetensors
+          heads on frozen encoders vectors.json           heads.safetensors
+          heads for vectors onnx.json              onnx/*.onnx                    graphs
+          that onnxruntime runs; tokenizer.json module.json            model.safetensors
+          a module of Python code, given to ``train``
     and in all  objective.json
 """
 
@@ -59,12 +63,24 @@ VECTORS_FILE = "vectors.json"
 ONNX_FILE = "onnx.json"
 MODULE_FILE = "module.json"
 OBJECTIVE_FILE = "objective.json"
-HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+HUB_WEIGHTS_FILES = (
+    WEIGHTS_FILE,
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 """The weights that open_clip fetches from a hub: the first of these that is there."""
 
-BETTER: dict[str, Callable[[float, float], bool]] = {"val_loss": operator.lt, "val_recall": operator.gt}
+BETTER: dict[str, Callable[[float, float], bool]] = {
+    "val_loss": operator.lt,
+    "val_recall": operator.gt,
+}
 _STEP = re.compile(r"step-\d+")
-_PREFERRED = (*HUB_WEIGHTS_FILES, "open_clip_pytorch_model.pth", TOWERS_WEIGHTS_FILE, "pytorch_model.bin")
+_PREFERRED = (
+    *HUB_WEIGHTS_FILES,
+    "open_clip_pytorch_model.pth",
+    TOWERS_WEIGHTS_FILE,
+    "pytorch_model.bin",
+)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -73,19 +89,34 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def config_file(folder: Path) -> Path:
     """The configuration file of a model folder, whether it is there or not."""
-    others = (folder / name for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE, MODULE_FILE))
+    others = (
+        folder / name
+        for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE, MODULE_FILE)
+    )
     return next((file for file in others if file.is_file()), folder / CONFIG_FILE)
 
 
 def weights_file(folder: Path) -> Path | None:
-    """The weights file of a model folder that open_clip's ``local-dir:`` would read; None without any."""
+    """The weights file of a model folder that open_clip's ``local-dir:`` would read;
+    None without any.
+    """
     endings = ("safetensors", "bin", "pth")
-    files = [path for ending in endings for path in sorted(folder.glob(f"[!.]*.{ending}")) if path.is_file()]
-    return next((folder / name for name in _PREFERRED if folder / name in files), files[0] if files else None)
+    files = [
+        path
+        for ending in endings
+        for path in sorted(folder.glob(f"[!.]*.{ending}"))
+        if path.is_file()
+    ]
+    return next(
+        (folder / name for name in _PREFERRED if folder / name in files),
+        files[0] if files else None,
+    )
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a model folder, or None; reads the headers only."""
+    """What is wrong with the files of a model folder, or None; reads the headers
+    only.
+    """
     safetensors, weights = require("safetensors", "train"), weights_file(folder)
     try:
         read_json(config_file(folder))
@@ -102,7 +133,9 @@ def damage(folder: Path) -> str | None:
 def check_objective(settings: Any, where: str) -> dict[str, Any]:
     for key, value in settings.items():
         number = type(value) in (int, float) and math.isfinite(value)
-        if key in ("inv_tau", "beta", "bias") and not (number and (value > 0 or key == "bias")):
+        if key in ("inv_tau", "beta", "bias") and not (
+            number and (value > 0 or key == "bias")
+        ):
             raise InputError(f"{where}: {key} is {value!r}, which it cannot be")
     return dict(settings)
 
@@ -111,29 +144,52 @@ def run_of(folder: Path | None) -> Path | None:
     if folder is None:
         return None
     folder = folder.resolve()
-    for place in (*folder.parents[:1], *folder.parents[2:3]):  # averaged/ and checkpoints/step-N/model
-        if (place / RUN_CONFIG_FILE).is_file() and (place / CHECKPOINTS_FOLDER).is_dir():
+    for place in (
+        *folder.parents[:1],
+        *folder.parents[2:3],
+    ):  # averaged/ and checkpoints/step-N/model
+        if (place / RUN_CONFIG_FILE).is_file() and (
+            place / CHECKPOINTS_FOLDER
+        ).is_dir():
             return place
     return None
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a configuration and weights."""
-    steps = (path / MODEL_FOLDER for path in (run / CHECKPOINTS_FOLDER).glob("step-*") if _STEP.fullmatch(path.name))
-    complete = [model.parent for model in steps if config_file(model).is_file() and weights_file(model) is not None]
+    """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a
+    configuration and weights.
+    """
+    steps = (
+        path / MODEL_FOLDER
+        for path in (run / CHECKPOINTS_FOLDER).glob("step-*")
+        if _STEP.fullmatch(path.name)
+    )
+    complete = [
+        model.parent
+        for model in steps
+        if config_file(model).is_file() and weights_file(model) is not None
+    ]
     return sorted(complete, key=checkpoint_step)
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run folder whose weights are intact; warns about newer ones that it skips."""
+    """The newest checkpoint of a run folder whose weights are intact; warns about newer
+    ones that it skips.
+    """
     checkpoints = list_checkpoints(run)
     for path in reversed(checkpoints):
         if (problem := damage(path / MODEL_FOLDER)) is None:
             return path
         warnings.warn(f"{problem}; looking for an earlier checkpoint", stacklevel=2)
     place = run / CHECKPOINTS_FOLDER
-    what = f"none of its {len(checkpoints)} checkpoints is readable" if checkpoints else "no complete checkpoint found"
-    raise InputError(f"{run}: {what} in {place} (step-N/model/{CONFIG_FILE} and weights)")
+    what = (
+        f"none of its {len(checkpoints)} checkpoints is readable"
+        if checkpoints
+        else "no complete checkpoint found"
+    )
+    raise InputError(
+        f"{run}: {what} in {place} (step-N/model/{CONFIG_FILE} and weights)"
+    )
 
 
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
@@ -146,38 +202,65 @@ def read_validation(checkpoint: Path) -> dict[str, Any] | None:
 def find_best(
     run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
 ) -> tuple[Path, float] | None:
-    """The best readable checkpoint by a metric, among those measured like the newest, and its value."""
-    judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
+    """The best readable checkpoint by a metric, among those measured like the newest,
+    and its value.
+    """
+    judged = [
+        (path, values)
+        for path in list_checkpoints(run)
+        if (values := read_validation(path)) is not None
+    ]
     metric = metric or (str(judged[-1][1].get("metric")) if judged else "")
     measured = judged[-1][1] if measured is None and judged else measured or {}
     keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
     best: tuple[Path, float] | None = None
     for path, values in judged if metric in BETTER else ():
         value: Any = values.get(metric)
-        alike = all(values[key] == measured[key] for key in keys if key in values and key in measured)
-        better = alike and isinstance(value, int | float) and (best is None or BETTER[metric](value, best[1]))
+        alike = all(
+            values[key] == measured[key]
+            for key in keys
+            if key in values and key in measured
+        )
+        better = (
+            alike
+            and isinstance(value, int | float)
+            and (best is None or BETTER[metric](value, best[1]))
+        )
         if better and not damage(path / MODEL_FOLDER):
             best = path, float(value)
     return best
 
 
 def split_checkpoint(source: str) -> tuple[str, str]:
-    """A source of ``load_model`` without ``:best`` or ``:last``, and which of the two it ends in ("" for neither)."""
+    """A source of ``load_model`` without ``:best`` or ``:last``, and which of the two
+    it ends in ("" for neither).
+    """
     place, _, which = source.rpartition(":")
-    return (place, which) if which in ("best", "last") and not Path(source).exists() else (source, "")
+    return (
+        (place, which)
+        if which in ("best", "last") and not Path(source).exists()
+        else (source, "")
+    )
 
 
 def chosen_checkpoint(run: Path, which: str = "") -> Path:
-    """The checkpoint that a run folder stands for: ``which``, or the best if one was validated, else the last."""
+    """The checkpoint that a run folder stands for: ``which``, or the best if one was
+    validated, else the last.
+    """
     best = None if which == "last" else find_best(run)
     if best is None and which == "best":
-        right = f"no checkpoint with a {VALIDATION_FILE} found; training with --val-data writes it"
+        right = (
+            f"no checkpoint with a {VALIDATION_FILE} found; training with --val-data"
+            " writes it"
+        )
         raise InputError(f"{run}: {right if run.is_dir() else 'no such folder'}")
     return latest_checkpoint(run) if best is None else best[0]
 
 
 def with_checkpoint(source: str) -> str:
-    """A source of ``load_model`` that names its checkpoint: ``RUN:best`` or ``RUN:last`` for ``RUN``, others as is."""
+    """A source of ``load_model`` that names its checkpoint: ``RUN:best`` or
+    ``RUN:last`` for ``RUN``, others as is.
+    """
     place = Path(source.removeprefix("local-dir:")).expanduser()
     if not (place / CHECKPOINTS_FOLDER).is_dir() or config_file(place).is_file():
         return source
@@ -185,21 +268,31 @@ def with_checkpoint(source: str) -> str:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a log, none without the file; a line that is no object, as a crash leaves one, is passed over."""
+    """The objects of a log, none without the file; a line that is no object, as a crash
+    leaves one, is passed over.
+    """
     lines = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+    for line in (
+        file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if file.is_file()
+        else ()
+    ):
         with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]
 
 
 def curve(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, for ``RUN:best`` too; none if the model is not a run."""
+    """The lines of a run's metrics.jsonl, for ``RUN:best`` too; none if the model is
+    not a run.
+    """
     return read_lines(Path(split_checkpoint(str(run))[0]) / METRICS_FILE)
 
 
 def epoch_of(run: Path, step: int) -> float | None:
-    """Epochs done at a step, by the run's epochs.jsonl (a line at every epoch's end), in between by proportion."""
+    """Epochs done at a step, by the run's epochs.jsonl (a line at every epoch's end),
+    in between by proportion.
+    """
     try:
         first = read_lines(run / EPOCHS_FILE)[0]
         return round(float(step * first["epoch"] / first["step"]), 3)

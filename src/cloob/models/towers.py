@@ -1,4 +1,5 @@
-"""Two towers by name: every configuration of open_clip, and three tiny ones of ours (``configs/``) for 64 pixels.
+"""Two towers by name: every configuration of open_clip, and three tiny ones of ours
+(``configs/``) for 64 pixels.
 
 How their sizes were chosen: ``benchmarks/towers.py`` at commit fc415074.
 """
@@ -13,12 +14,27 @@ import torch
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder, EncoderConfig, sigmoid_objective
-from cloob.models.importing import check_folder, check_hub_model, fetch_file, import_open_clip, open_clip, translated
+from cloob.models.importing import (
+    check_folder,
+    check_hub_model,
+    fetch_file,
+    import_open_clip,
+    open_clip,
+    translated,
+)
 from cloob.models.source import TINY_MODELS, check_name
 from cloob.models.weights.containers import trained_file
 from cloob.models.weights.keymap import build, fill
 
-__all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
+__all__ = [
+    "TINY_MODELS",
+    "TOKENIZER_FILES",
+    "check_words",
+    "create_model",
+    "load_tokenizer",
+    "open_clip",
+    "translated",
+]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 
 
@@ -34,20 +50,23 @@ def create_model(
 
     Args:
         name: One of ``cloob models``; a ``/`` counts as ``-`` (``ViT-B/32``).
-        image_size: Side of the square input in pixels; ``None`` takes the configuration's.
-        seed: Seed of the fresh weights; the same seed gives the same weights whatever the global generator's state,
-            and leaves that state alone. ``None`` draws from the global generator.
+        image_size: Side of the square input in pixels; ``None`` takes the
+            configuration's.
+        seed: Seed of the fresh weights; the same seed gives the same weights whatever
+            the global generator's state, and leaves that state alone. ``None`` draws
+            from the global generator.
         device: Where the towers go.
-        pretrained: One of open_clip's tags for this name, or a file of weights of open_clip's, which have to fit as
-            they are; ``None`` for fresh weights.
+        pretrained: One of open_clip's tags for this name, or a file of weights of
+            open_clip's, which have to fit as they are; ``None`` for fresh weights.
 
     Returns:
-        The encoder; open_clip's ``logit_scale`` is frozen in it. It knows its objective where the weights have a
-        ``logit_bias`` (SigLIP) or are a checkpoint of our open_clip launcher.
+        The encoder; open_clip's ``logit_scale`` is frozen in it. It knows its objective
+        where the weights have a ``logit_bias`` (SigLIP) or are a checkpoint of our
+        open_clip launcher.
 
     Raises:
-        InputError: Unknown name, tag or device; an image size that the tower cannot take; weights that cannot be
-            fetched or do not fit.
+        InputError: Unknown name, tag or device; an image size that the tower cannot
+            take; weights that cannot be fetched or do not fit.
 
     Example:
         >>> import cloob
@@ -63,64 +82,128 @@ def create_model(
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
     tag = library.get_pretrained_cfg(name, pretrained) if pretrained is not None else {}
-    # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
+    # A tag's weights need the activation that they were trained with; open_clip only
+    # warns about another one.
     if tag and "quick_gelu" in tag:
         config["quick_gelu"] = bool(tag["quick_gelu"])
-    where, trained = f"{name}/{pretrained}" if tag else f"model {name!r}", dict[str, Any]()
+    where, trained = (
+        f"{name}/{pretrained}" if tag else f"model {name!r}",
+        dict[str, Any](),
+    )
     options: dict[str, Any] = {"force_image_size": image_size}
     with torch.random.fork_rng(devices=[], enabled=seed is not None), translated(where):
         if pretrained is not None and not tag:
             if not Path(pretrained).is_file():
                 known = ", ".join(library.list_pretrained_tags_by_model(name)) or "none"
-                raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); its tags: {known}")
+                raise InputError(
+                    f"unknown pretrained tag {pretrained!r} of {name} (nor a file); its"
+                    f" tags: {known}"
+                )
             config.pop("init_logit_bias", None)
-            model, trained = filled_towers(config, {}, Path(pretrained), name, where, **options)
+            model, trained = filled_towers(
+                config, {}, Path(pretrained), name, where, **options
+            )
         else:
             if seed is not None:
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
-            weights, (hub, _, file) = pretrained, str(tag.get("hf_hub", "")).rpartition("/")
+                torch.default_generator.manual_seed(
+                    seed
+                )  # torch.manual_seed would reseed every GPU as well
+            weights, (hub, _, file) = (
+                pretrained,
+                str(tag.get("hf_hub", "")).rpartition("/"),
+            )
             if hub:  # open_clip waits longer, and asks a closed hub
                 file = file or "open_clip_pytorch_model.bin"
-                safe = "open_clip_model" if file == "open_clip_pytorch_model.bin" else Path(file).stem
+                safe = (
+                    "open_clip_model"
+                    if file == "open_clip_pytorch_model.bin"
+                    else Path(file).stem
+                )
                 weights = str(fetch_file(hub, where, f"{safe}.safetensors", file))
-            options |= {"force_preprocess_cfg": tag, "quick_gelu": config.get("quick_gelu", False)}
-            model = library.create_model(name, pretrained=weights, pretrained_text=False, **options)
+            options |= {
+                "force_preprocess_cfg": tag,
+                "quick_gelu": config.get("quick_gelu", False),
+            }
+            model = library.create_model(
+                name, pretrained=weights, pretrained_text=False, **options
+            )
             trained = sigmoid_objective(model) if tag else {}
         if image_size is not None:
-            vision, trunk = library.get_model_config(name)["vision_cfg"], getattr(model.visual, "trunk", None)
-            if hasattr(trunk, "set_input_size"):  # positions of timm; open_clip reads back no other number
-                fits, right = image_size == vision.get("image_size", 224), f"{vision.get('image_size', 224)} alone"
+            vision, trunk = (
+                library.get_model_config(name)["vision_cfg"],
+                getattr(model.visual, "trunk", None),
+            )
+            if hasattr(
+                trunk, "set_input_size"
+            ):  # positions of timm; open_clip reads back no other number
+                fits, right = (
+                    image_size == vision.get("image_size", 224),
+                    f"{vision.get('image_size', 224)} alone",
+                )
             elif trunk is not None:
                 fits, right = image_size >= 32, "at least 32"
-            else:  # the attention pool of a ModifiedResNet has a position per cell of stride 32
-                step = 32 if isinstance(vision.get("layers", 12), list) else int(vision.get("patch_size", 16))
+            # the attention pool of a ModifiedResNet has a position per cell of stride
+            # 32
+            else:
+                step = (
+                    32
+                    if isinstance(vision.get("layers", 12), list)
+                    else int(vision.get("patch_size", 16))
+                )
                 fits, right = image_size % step == 0, f"a multiple of {step}"
             if not fits:
-                raise InputError(f"image size {image_size} does not suit {name}: {right} would")
+                raise InputError(
+                    f"image size {image_size} does not suit {name}: {right} would"
+                )
         tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
-    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
+    return DualEncoder(
+        name, model, tokenizer, EncoderConfig.open_clip(config), trained
+    ).to(place)
 
 
 def filled_towers(
-    model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], weights: Path, source: str, where: str, **options: Any
+    model_cfg: dict[str, Any],
+    preprocess_cfg: dict[str, Any],
+    weights: Path,
+    source: str,
+    where: str,
+    **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """open_clip's towers with the weights of a file, which have to fit as they are; and their training's objective."""
+    """open_clip's towers with the weights of a file, which have to fit as they are; and
+    their training's objective.
+    """
     tensors, trained = trained_file(weights)
-    bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}  # replaced by the file's
+    bias = (
+        {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}
+    )  # replaced by the file's
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    if "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in model_cfg:
-        options |= {"load_weights": False, "pretrained_text": False, "init_logit_bias": None} | bias
+    if (
+        "timm_model_name" in vision
+        or "hf_model_name" in text
+        or "multimodal_cfg" in model_cfg
+    ):
+        options |= {
+            "load_weights": False,
+            "pretrained_text": False,
+            "init_logit_bias": None,
+        } | bias
         with torch.random.fork_rng(devices=[]):
             model = open_clip().create_model(source, **options)
     else:
-        plain = {key: value for key, value in model_cfg.items() if key != "init_logit_bias"}
+        plain = {
+            key: value for key, value in model_cfg.items() if key != "init_logit_bias"
+        }
         model = build(plain | bias, preprocess_cfg, where)
     fill(model, weights, tensors)
     return model, trained or sigmoid_objective(model)
 
 
-def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path | None = None) -> Any:
-    """open_clip's tokenizer of a model ``name``, or the one in a folder whatever its configuration calls it."""
+def load_tokenizer(
+    name: str, text_cfg: dict[str, Any], where: str, folder: Path | None = None
+) -> Any:
+    """open_clip's tokenizer of a model ``name``, or the one in a folder whatever its
+    configuration calls it.
+    """
     from_hub = text_cfg.get("hf_tokenizer_name")
     if not from_hub:
         return open_clip().get_tokenizer(name)
@@ -141,6 +224,12 @@ def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path
 
 
 def check_words(tokenizer: Any) -> None:
-    """Raises ValueError for a tokenizer without words, as transformers 5 makes where a folder lost its vocabulary."""
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # T5's knows the space as well
-        raise ValueError("it knows no word, so that its vocabulary (tokenizer.json) must be missing")
+    """Raises ValueError for a tokenizer without words, as transformers 5 makes where a
+    folder lost its vocabulary.
+    """
+    if (
+        len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1
+    ):  # T5's knows the space as well
+        raise ValueError(
+            "it knows no word, so that its vocabulary (tokenizer.json) must be missing"
+        )

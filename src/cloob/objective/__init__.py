@@ -1,4 +1,6 @@
-"""The objective as a module: the members of the family, their scales, and the way of a call from rows to the loss."""
+"""The objective as a module: the members of the family, their scales, and the way of a
+call from rows to the loss.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,32 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.family import ALIASES, CONTRASTS, FAMILY, OBJECTIVES, PAPER_OBJECTIVES, Contrast, member_name
+from cloob.family import (
+    ALIASES,
+    CONTRASTS,
+    FAMILY,
+    OBJECTIVES,
+    PAPER_OBJECTIVES,
+    Contrast,
+    member_name,
+)
 from cloob.functional import reference, streamed
 from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of, scalar
-from cloob.functional.private import in_transform, is_exporting, lowers_products, readable
+from cloob.functional.private import (
+    in_transform,
+    is_exporting,
+    lowers_products,
+    readable,
+)
 from cloob.functional.reference import Scale, check_member, check_pairs, pair_loss
-from cloob.objective.batch import Scales, check_finite, check_values, local_rows, logarithm_notice, loss_over_ranks
+from cloob.objective.batch import (
+    Scales,
+    check_finite,
+    check_values,
+    local_rows,
+    logarithm_notice,
+    loss_over_ranks,
+)
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
 __all__ = [
@@ -35,44 +57,64 @@ _BIAS = -10.0  # what SigLIP's starts from
 
 Backend = Literal["auto", "reference", "streamed"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-MEMBER = ("contrast", "hopfield", "scale", "exclude_above")  # attributes of an objective that ranks share
-# Without retrieval both paths take about equal time at 64 to 256 pairs, above it the streamed one is faster
-# (benchmarks/objective.py --sizes 64 128 256 512 1024; 2 CPU cores, D = 512). With retrieval the plain form loses the
-# gradient of rows in a narrow cone to rounding (benchmarks/results/precision), so that always streams.
+MEMBER = (
+    "contrast",
+    "hopfield",
+    "scale",
+    "exclude_above",
+)  # attributes of an objective that ranks share
+# Without retrieval both paths take about equal time at 64 to 256 pairs, above it the
+# streamed one is faster (benchmarks/objective.py --sizes 64 128 256 512 1024; 2 CPU
+# cores, D = 512). With retrieval the plain form loses the gradient of rows in a narrow
+# cone to rounding (benchmarks/results/precision), so that always streams.
 STREAM_FROM = 256
 
 
 class ContrastiveObjective(ScaledModule):
-    """The family {InfoLOOB, InfoNCE, sigmoid} × {Hopfield retrieval, none}; CLOOB, CLIP and SigLIP are members.
+    """The family {InfoLOOB, InfoNCE, sigmoid} × {Hopfield retrieval, none}; CLOOB, CLIP
+    and SigLIP are members.
 
-    The state has τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``), and the sigmoid loss's ``bias``.
-    A fixed value that differs in a loaded state is taken, with a ``FixedScaleWarning``.
+    The state has τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``),
+    and the sigmoid loss's ``bias``. A fixed value that differs in a loaded state is
+    taken, with a ``FixedScaleWarning``.
 
     Args:
-        contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"`` (SigLIP's, arXiv:2303.15343).
-        hopfield: Contrast embeddings retrieved from the batch (Eq. 4, 5) instead of the plain ones.
-        inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast; the start value if it is learnable.
+        contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"`` (SigLIP's,
+            arXiv:2303.15343).
+        hopfield: Contrast embeddings retrieved from the batch (Eq. 4, 5) instead of the
+            plain ones.
+        inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast; the start value if it is
+            learnable.
         beta: Inverse temperature β > 0 of the retrieval; likewise.
-        learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as in CLIP (the sigmoid loss has no
-            bound, as in SigLIP); with ``"unit"`` only.
+        learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as
+            in CLIP (the sigmoid loss has no bound, as in SigLIP); with ``"unit"`` only.
         learnable_beta: Learn ln β (parameter ``log_beta``); with retrieval only.
-        scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean: paper = unit · 2τ. None is
-            ``"paper"``, but ``"unit"`` where τ⁻¹ is learned: the derivative of τ · loss by τ⁻¹ is −τ² H, H ≥ 0 the
-            entropy of the softmax over the denominator, so that τ⁻¹ would rise to its bound whatever the embeddings.
-            The sigmoid loss has only ``"unit"``: without retrieval the sum over all N² pairs, divided by N.
-        bias: Start of the sigmoid loss's learned bias, None for −10; with that contrast only.
-        backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` streams where it
-            retrieves, where that is faster, and where autocast or TF32 would round the reference's backward pass; it
-            takes the reference inside ``torch.func`` and ``torch.export``.
-        gather: Contrast over the batches of all ranks of the process group: True needs one, ``"auto"`` takes the local
-            batch if there is none. Every rank returns the global loss; gradients are exact after the averaging of DDP
-            or FSDP. So DDP has to wrap a learnable scale; FSDP takes no scalars: there average its gradient yourself.
-        exclude_above: Margin m: a candidate that is more similar to the anchor than its positive by more than m is no
-            negative; None keeps all. See :func:`cloob.functional.info_loob`.
-        matmul: ``"bfloat16"`` lets the streamed paths multiply in bfloat16 with float32 accumulation.
-        check: Check the values, which waits once for the device: refuses rows that are NaN, infinite or zero, and
-            learned scales that are not positive; warns once about rows that are not unit length. Nothing is checked
-            while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
+        scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean:
+            paper = unit · 2τ. None is ``"paper"``, but ``"unit"`` where τ⁻¹ is learned:
+            the derivative of τ · loss by τ⁻¹ is −τ² H, H ≥ 0 the entropy of the softmax
+            over the denominator, so that τ⁻¹ would rise to its bound whatever the
+            embeddings. The sigmoid loss has only ``"unit"``: without retrieval the sum
+            over all N² pairs, divided by N.
+        bias: Start of the sigmoid loss's learned bias, None for −10; with that contrast
+            only.
+        backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory;
+            ``"auto"`` streams where it retrieves, where that is faster, and where
+            autocast or TF32 would round the reference's backward pass; it takes the
+            reference inside ``torch.func`` and ``torch.export``.
+        gather: Contrast over the batches of all ranks of the process group: True needs
+            one, ``"auto"`` takes the local batch if there is none. Every rank returns
+            the global loss; gradients are exact after the averaging of DDP or FSDP. So
+            DDP has to wrap a learnable scale; FSDP takes no scalars: there average its
+            gradient yourself.
+        exclude_above: Margin m: a candidate that is more similar to the anchor than its
+            positive by more than m is no negative; None keeps all. See
+            :func:`cloob.functional.info_loob`.
+        matmul: ``"bfloat16"`` lets the streamed paths multiply in bfloat16 with float32
+            accumulation.
+        check: Check the values, which waits once for the device: refuses rows that are
+            NaN, infinite or zero, and learned scales that are not positive; warns once
+            about rows that are not unit length. Nothing is checked while
+            ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
 
     Raises:
         ValueError: A value is not one of the above.
@@ -117,14 +159,31 @@ class ContrastiveObjective(ScaledModule):
         one_of("backend", backend, BACKENDS)
         one_of("matmul", matmul, ("float32", "bfloat16"))
         self._bounded = learnable_inv_tau and softmax
-        too_large = self._bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5)  # exp(ln 100) in float32 is a little above 100
+        too_large = self._bounded and inv_tau > MAX_INV_TAU * (
+            1 + 1e-5
+        )  # exp(ln 100) in float32 is a little above 100
         plain = matmul == "bfloat16" and backend == "reference"
         for wrong, why in (
             (plain, "matmul='bfloat16' needs backend='streamed' or 'auto'"),
-            (learnable_beta and not hopfield, "learnable_beta=True needs hopfield=True: without it β has no gradient"),
-            (bias is not None and softmax, "bias needs contrast='sigmoid': it cancels in the others"),
-            (learnable_inv_tau and scale == "paper", "learnable_inv_tau=True needs scale='unit': τ · loss only falls"),
-            (too_large, f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or below"),
+            (
+                learnable_beta and not hopfield,
+                "learnable_beta=True needs hopfield=True: without it β has no gradient",
+            ),
+            (
+                bias is not None and softmax,
+                "bias needs contrast='sigmoid': it cancels in the others",
+            ),
+            (
+                learnable_inv_tau and scale == "paper",
+                "learnable_inv_tau=True needs scale='unit': τ · loss only falls",
+            ),
+            (
+                too_large,
+                (
+                    f"inv_tau is {inv_tau:g}; a learnable one is kept at"
+                    f" {MAX_INV_TAU:g} or below"
+                ),
+            ),
         ):
             if wrong:
                 raise ValueError(why)
@@ -142,8 +201,13 @@ class ContrastiveObjective(ScaledModule):
         self._looked_for_cone = False
         if not learnable_inv_tau:
             self._warn_once("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
-        if backend != "reference" and not hasattr(streamed, CONTRASTS[contrast].function):
-            self._warn_once("no fast path", f"contrast={contrast!r} has no streamed form: it keeps N×N matrices")
+        if backend != "reference" and not hasattr(
+            streamed, CONTRASTS[contrast].function
+        ):
+            self._warn_once(
+                "no fast path",
+                f"contrast={contrast!r} has no streamed form: it keeps N×N matrices",
+            )
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
         self.bias: nn.Parameter | None = None
@@ -154,50 +218,72 @@ class ContrastiveObjective(ScaledModule):
 
     @classmethod
     def cloob(cls, **overrides: Any) -> Self:
-        """The paper's objective: InfoLOOB on retrieved embeddings, τ⁻¹ = 30 and β = 8 fixed, τ · sum."""
+        """The paper's objective: InfoLOOB on retrieved embeddings, τ⁻¹ = 30 and β = 8
+        fixed, τ · sum.
+        """
         return cls(**_arguments("cloob", overrides))
 
     @classmethod
     def clip(cls, **overrides: Any) -> Self:
-        """CLIP's objective: InfoNCE on the embeddings, mean of both directions, τ⁻¹ learnable from 1/0.07."""
+        """CLIP's objective: InfoNCE on the embeddings, mean of both directions, τ⁻¹
+        learnable from 1/0.07.
+        """
         return cls(**_arguments("clip", overrides))
 
     @classmethod
     def siglip(cls, **overrides: Any) -> Self:
-        """SigLIP's objective: sigmoid loss on the embeddings, τ⁻¹ learnable from 10 and the bias from −10."""
+        """SigLIP's objective: sigmoid loss on the embeddings, τ⁻¹ learnable from 10 and
+        the bias from −10.
+        """
         return cls(**_arguments("siglip", overrides))
 
     @property
     def name(self) -> str:
-        """The member of the family, one of ``OBJECTIVES``; of a contrast that no member has, the contrast."""
+        """The member of the family, one of ``OBJECTIVES``; of a contrast that no member
+        has, the contrast.
+        """
         return member_name(self.contrast, self.hopfield) or self.contrast
 
     @property
     def inv_tau(self) -> Tensor:
-        """0-d τ⁻¹: float32 with its graph if it is learnable, else float64 on the CPU."""
-        return torch.as_tensor(self.scale_value("inv_tau"), dtype=None if self.learns("inv_tau") else torch.float64)
+        """0-d τ⁻¹: float32 with its graph if it is learnable, else float64 on the
+        CPU.
+        """
+        return torch.as_tensor(
+            self.scale_value("inv_tau"),
+            dtype=None if self.learns("inv_tau") else torch.float64,
+        )
 
     @property
     def beta(self) -> Tensor:
         """0-d β, likewise."""
-        return torch.as_tensor(self.scale_value("beta"), dtype=None if self.learns("beta") else torch.float64)
+        return torch.as_tensor(
+            self.scale_value("beta"),
+            dtype=None if self.learns("beta") else torch.float64,
+        )
 
     def scale_value(self, name: str) -> float | Tensor:
-        """As the base's; beyond its bound τ⁻¹ has the value and the gradient at the bound."""
+        """As the base's; beyond its bound τ⁻¹ has the value and the gradient at the
+        bound.
+        """
         if name == "inv_tau" and self._bounded:
             excess = (self.log_inv_tau.detach() - math.log(MAX_INV_TAU)).clamp_min(0.0)
             return (self.log_inv_tau - excess).exp()
         return super().scale_value(name)
 
     def scale_values(self) -> dict[str, float | Tensor]:
-        """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias``: fixed ones as numbers, others as tensors."""
+        """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias``: fixed ones
+        as numbers, others as tensors.
+        """
         scales: Scales = {name: self.scale_value(name) for name in ("inv_tau", "beta")}
         if self.bias is not None:
             scales["bias"] = self.bias
         return scales
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, τ⁻¹, β and bias at their present values; serialisable as JSON."""
+        """The constructor's arguments, τ⁻¹, β and bias at their present values;
+        serialisable as JSON.
+        """
         return {
             "contrast": self.contrast,
             "hopfield": self.hopfield,
@@ -209,24 +295,39 @@ class ContrastiveObjective(ScaledModule):
             **({} if self.bias is None else {"bias": float(self.bias.detach())}),
             "backend": self.backend,
             "gather": self.gather,
-            **({} if self.exclude_above is None else {"exclude_above": self.exclude_above}),
+            **(
+                {}
+                if self.exclude_above is None
+                else {"exclude_above": self.exclude_above}
+            ),
             "matmul": "float32" if self.matmul is None else "bfloat16",
             "check": self.check,
         }
 
     def extra_repr(self) -> str:
-        """The member and its settings, for ``print``; without values that are on no device."""
+        """The member and its settings, for ``print``; without values that are on no
+        device.
+        """
         if any(scale.is_meta for scale in self.parameters()):
-            return f"contrast={self.contrast!r}, hopfield={self.hopfield!r}, scale={self.scale!r}"
+            return (
+                f"contrast={self.contrast!r}, hopfield={self.hopfield!r},"
+                f" scale={self.scale!r}"
+            )
         return ", ".join(f"{key}={value!r}" for key, value in self.config().items())
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bounds the parameter of a learnable τ⁻¹ of a softmax, so that τ⁻¹ ≤ 100; autograd does not see it.
+        """Bounds the parameter of a learnable τ⁻¹ of a softmax, so that τ⁻¹ ≤ 100;
+        autograd does not see it.
 
-        The forward pass in training mode calls it, except inside ``torch.func`` and while a graph is traced.
+        The forward pass in training mode calls it, except inside ``torch.func`` and
+        while a graph is traced.
         """
-        if self._bounded and self.log_inv_tau.is_leaf and not self.log_inv_tau.is_inference():
+        if (
+            self._bounded
+            and self.log_inv_tau.is_leaf
+            and not self.log_inv_tau.is_inference()
+        ):
             self.log_inv_tau.data.clamp_(max=math.log(MAX_INV_TAU))
 
     def forward(
@@ -244,74 +345,148 @@ class ContrastiveObjective(ScaledModule):
         """The loss of a batch of pairs.
 
         Args:
-            image_features: (N, D) image embeddings, unit rows; float64 with float64, lower precisions as they come.
+            image_features: (N, D) image embeddings, unit rows; float64 with float64,
+                lower precisions as they come.
             text_features: (N, D) text embeddings, unit rows; row i belongs to image i.
-            logit_scale: Takes the place of τ⁻¹, as in open_clip; one that learns needs ``scale="unit"`` (see above).
-            logit_bias: Takes the place of the sigmoid loss's bias; in InfoLOOB and InfoNCE a bias cancels.
-            ids: (N,) integers (tensor, numpy, list); pairs of equal id are no negatives of one another (``cloob.ids``).
-            hopfield: Takes the place of the constructor's for this call; with ``gather`` the same on all ranks.
-            output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
-            trusted: The number of rows of every rank. With it the call reads nothing from a device: values go
-                unchecked (``cloob.objective.batch.acceptable`` checks them there), rows are taken to be of unit length
-                (much longer ones may overflow), and a rank with wrong arguments leaves the others waiting.
+            logit_scale: Takes the place of τ⁻¹, as in open_clip; one that learns needs
+                ``scale="unit"`` (see above).
+            logit_bias: Takes the place of the sigmoid loss's bias; in InfoLOOB and
+                InfoNCE a bias cancels.
+            ids: (N,) integers (tensor, numpy, list); pairs of equal id are no negatives
+                of one another (``cloob.ids``).
+            hopfield: Takes the place of the constructor's for this call; with
+                ``gather`` the same on all ranks.
+            output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers
+                expect.
+            trusted: The number of rows of every rank. With it the call reads nothing
+                from a device: values go unchecked (``cloob.objective.batch.acceptable``
+                checks them there), rows are taken to be of unit length (much longer
+                ones may overflow), and a rank with wrong arguments leaves the others
+                waiting.
 
         Returns:
             0-d loss, float32 (float64 for float64 input), or the dictionary.
 
         Raises:
-            NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it. Not with ``check=False``.
-            ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
-                learns with ``scale="paper"``; ranks whose τ⁻¹, β, bias or member differ. With ``gather`` every rank
-                raises, and the message names the rank.
-            RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` with
-                ``backend="streamed"``.
+            NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names
+                it. Not with ``check=False``.
+            ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong
+                length; a ``logit_scale`` that learns with ``scale="paper"``; ranks
+                whose τ⁻¹, β, bias or member differ. With ``gather`` every rank raises,
+                and the message names the rank.
+            RuntimeError: ``gather=True`` without a process group; ``torch.func`` or
+                ``torch.export`` with ``backend="streamed"``.
         """
         if self.training and not (torch.compiler.is_compiling() or in_transform()):
             self.clamp_()
         if self.gather is True and not distributed.is_initialized():
-            needs = "start with torchrun, call init_process_group first, or give gather='auto'"
+            needs = (
+                "start with torchrun, call init_process_group first, or give"
+                " gather='auto'"
+            )
             raise RuntimeError(f"gather=True needs a process group: {needs}")
         hopfield = self.hopfield if hopfield is None else hopfield
-        member: dict[str, Any] = {name: getattr(self, name) for name in MEMBER} | {"hopfield": hopfield}
-        prepare = partial(self._prepare, (logit_scale, logit_bias), hopfield, self.check and trusted is None)
+        member: dict[str, Any] = {name: getattr(self, name) for name in MEMBER} | {
+            "hopfield": hopfield
+        }
+        prepare = partial(
+            self._prepare,
+            (logit_scale, logit_bias),
+            hopfield,
+            self.check and trusted is None,
+        )
         if self.gather and distributed.world_size() > 1:
             if not torch.compiler.is_compiling() and in_transform():
-                raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
-            x, y, ids, scales, layout = local_rows(image_features, text_features, ids, prepare, member, trusted)
+                raise RuntimeError(
+                    "gathering over ranks goes through no torch.func (grad, vmap, …);"
+                    " gather=False does"
+                )
+            x, y, ids, scales, layout = local_rows(
+                image_features, text_features, ids, prepare, member, trusted
+            )
             backend = self.backend_of(layout.total, x.device, hopfield)
-            loss = loss_over_ranks(x, y, scales, layout, backend, ids=ids, matmul=self.matmul, **member)
+            loss = loss_over_ranks(
+                x, y, scales, layout, backend, ids=ids, matmul=self.matmul, **member
+            )
         else:
             x, y = check_pairs(image_features, text_features)
             backend = self.backend_of(len(x), x.device, hopfield)
-            scales, unit_rows = prepare(x, y), trusted is not None and backend is streamed
+            scales, unit_rows = (
+                prepare(x, y),
+                trusted is not None and backend is streamed,
+            )
             args = (backend, x, y, scales["inv_tau"], scales["beta"])
-            loss = pair_loss(*args, bias=scales["bias"], ids=ids, unit_rows=unit_rows, matmul=self.matmul, **member)
-        for name, used in (("log_beta", hopfield), ("log_inv_tau", logit_scale is None), ("bias", logit_bias is None)):
+            loss = pair_loss(
+                *args,
+                bias=scales["bias"],
+                ids=ids,
+                unit_rows=unit_rows,
+                matmul=self.matmul,
+                **member,
+            )
+        for name, used in (
+            ("log_beta", hopfield),
+            ("log_inv_tau", logit_scale is None),
+            ("bias", logit_bias is None),
+        ):
             if not used and isinstance(parameter := getattr(self, name, None), Tensor):
-                loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
+                loss = loss + 0.0 * parameter.to(
+                    loss
+                )  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _warn_once(self, key: str, notice: str | None) -> None:
         """A warning, if there is one, once; none while a graph is traced."""
-        if notice is not None and key not in self._warned and not torch.compiler.is_compiling():
+        if (
+            notice is not None
+            and key not in self._warned
+            and not torch.compiler.is_compiling()
+        ):
             self._warned.add(key)
             warnings.warn(notice, stacklevel=callers_level())
 
     def _prepare(
-        self, given: tuple[float | Tensor | None, Tensor | None], hopfield: bool, check: bool, x: Tensor, y: Tensor
+        self,
+        given: tuple[float | Tensor | None, Tensor | None],
+        hopfield: bool,
+        check: bool,
+        x: Tensor,
+        y: Tensor,
     ) -> Scales:
-        """The scales of a call, those ``given`` or the module's; ``check`` also reads their values and the rows'."""
+        """The scales of a call, those ``given`` or the module's; ``check`` also reads
+        their values and the rows'.
+        """
         logit_scale, logit_bias = given
         inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
-        learns = isinstance(inv_tau, Tensor) and inv_tau.requires_grad and torch.is_grad_enabled()
+        learns = (
+            isinstance(inv_tau, Tensor)
+            and inv_tau.requires_grad
+            and torch.is_grad_enabled()
+        )
         if learns and self.scale == "paper":
-            falls = "τ · loss falls with τ⁻¹ for all embeddings; detach it to use its value alone"
+            falls = (
+                "τ · loss falls with τ⁻¹ for all embeddings; detach it to use its value"
+                " alone"
+            )
             raise ValueError(f"logit_scale learns, which needs scale='unit': {falls}")
         if learns and self.contrast == "infoloob" and self.training:
-            message = "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it"
+            message = (
+                "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its"
+                " bound; fix it"
+            )
             self._warn_once("bound", message)
-        bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
-        scales: Scales = {"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}
+        bias = (
+            0.0
+            if self.bias is None
+            else self.bias
+            if logit_bias is None
+            else logit_bias
+        )
+        scales: Scales = {
+            "inv_tau": inv_tau,
+            "beta": self.scale_value("beta"),
+            "bias": bias,
+        }
         for name, value in scales.items():  # as far as no device is waited for
             if isinstance(value, Tensor):
                 scales[name] = scalar(name, value, x, positive=name != "bias")
@@ -320,29 +495,44 @@ class ContrastiveObjective(ScaledModule):
         if check and readable():
             cone = hopfield and self.training and not self._looked_for_cone
             self._looked_for_cone |= cone
-            for key, notice in check_values(x, y, scales, cone=cone, given=logit_scale is not None).items():
+            for key, notice in check_values(
+                x, y, scales, cone=cone, given=logit_scale is not None
+            ).items():
                 self._warn_once(key, notice)
         return scales
 
-    def backend_of(self, n_candidates: int, device: torch.device, hopfield: bool) -> ModuleType:
-        """The module that computes a call against so many candidates: ``reference``, or ``streamed`` in tiles."""
+    def backend_of(
+        self, n_candidates: int, device: torch.device, hopfield: bool
+    ) -> ModuleType:
+        """The module that computes a call against so many candidates: ``reference``, or
+        ``streamed`` in tiles.
+        """
         if self.backend != "auto" or self.matmul is not None:
             return reference if self.backend == "reference" else streamed
-        compiling = torch.compiler.is_compiling()  # while it is, torch.func and TF32 are unknown
+        compiling = (
+            torch.compiler.is_compiling()
+        )  # while it is, torch.func and TF32 are unknown
         if is_exporting() if compiling else in_transform():
             return reference
-        # A backward pass inside autocast or under TF32 would round the products of the reference.
-        rounds = torch.is_autocast_enabled(device.type) or (not compiling and lowers_products())
-        return streamed if hopfield or n_candidates >= STREAM_FROM or rounds else reference
+        # A backward pass inside autocast or under TF32 would round the products of the
+        # reference.
+        rounds = torch.is_autocast_enabled(device.type) or (
+            not compiling and lowers_products()
+        )
+        return (
+            streamed if hopfield or n_candidates >= STREAM_FROM or rounds else reference
+        )
 
 
 def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
     """A member of the family by its name.
 
     Args:
-        name: ``"clip"`` and ``"cloob"`` as published; ``"infoloob"`` and ``"infonce-hopfield"`` are the two between
-            them, with CLOOB's fixed τ⁻¹, β and scale. ``"siglip"`` as published, and ``"siglip-hopfield"``, the same
-            on retrieved embeddings with CLOOB's β. ``"dcl"`` is another name of ``"infoloob"``.
+        name: ``"clip"`` and ``"cloob"`` as published; ``"infoloob"`` and
+            ``"infonce-hopfield"`` are the two between them, with CLOOB's fixed τ⁻¹, β
+            and scale. ``"siglip"`` as published, and ``"siglip-hopfield"``, the same on
+            retrieved embeddings with CLOOB's β. ``"dcl"`` is another name of
+            ``"infoloob"``.
         **overrides: Arguments of :class:`ContrastiveObjective`.
 
     Raises:
@@ -363,4 +553,9 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
 
 def _arguments(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     member = FAMILY[name]
-    return {"contrast": member.contrast, "hopfield": member.hopfield, **member.starts, **overrides}
+    return {
+        "contrast": member.contrast,
+        "hopfield": member.hopfield,
+        **member.starts,
+        **overrides,
+    }

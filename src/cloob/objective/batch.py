@@ -1,4 +1,6 @@
-"""What a call needs from its batch: rows and scales that are checked, on one rank or over all."""
+"""What a call needs from its batch: rows and scales that are checked, on one rank or
+over all.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,37 @@ from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import check_ids, check_number, check_rows, extremes
 from cloob.functional.private import outside_compiler
-from cloob.functional.reference import Scale, check_pairs, combine, direction_of, is_symmetric
+from cloob.functional.reference import (
+    Scale,
+    check_pairs,
+    combine,
+    direction_of,
+    is_symmetric,
+)
 
 Scales = dict[str, float | Tensor]
-"""τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: fixed numbers, or 0-d tensors."""
-UNIT_TOLERANCE = 0.01  # on the length of a row; rows made unit in bfloat16 are within half of it
+"""τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: fixed
+numbers, or 0-d tensors.
+"""
+UNIT_TOLERANCE = (
+    0.01  # on the length of a row; rows made unit in bfloat16 are within half of it
+)
 _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
 
 
-def check_values(x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool) -> dict[str, str | None]:
-    """Checks rows and learned scales, for which it waits for the device once; returns warnings by their kind."""
+def check_values(
+    x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool
+) -> dict[str, str | None]:
+    """Checks rows and learned scales, for which it waits for the device once; returns
+    warnings by their kind.
+    """
     sides = {"image_features": x, "text_features": y}
-    learned = {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
-    lengths = extremes(**sides, **learned, **({"cosine": mean_cosine(x, y)} if cone else {}))
+    learned = {
+        name: scale for name, scale in scales.items() if isinstance(scale, Tensor)
+    }
+    lengths = extremes(
+        **sides, **learned, **({"cosine": mean_cosine(x, y)} if cone else {})
+    )
     for name in learned:
         check_number(name, lengths[name][0], x.dtype, positive=name != "bias")
     notices: dict[str, str | None] = {}
@@ -40,48 +60,68 @@ def check_values(x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: boo
         if max(1 - least, greatest - 1) > UNIT_TOLERANCE:
             notices.setdefault(
                 "lengths",
-                f"{name} has rows of length {least:.3g} to {greatest:.3g}, but the objective is one of unit rows: "
-                "torch.nn.functional.normalize makes them (warned once; not with check=False)",
+                f"{name} has rows of length {least:.3g} to {greatest:.3g}, but the"
+                " objective is one of unit rows: torch.nn.functional.normalize makes"
+                " them (warned once; not with check=False)",
             )
     if cone and (notice := cone_notice(lengths["cosine"][0])):
         advice = "centre and scale the inputs (cloob.Head does), or begin with infoloob"
         notices["cone"] = f"{notice}: {advice} (warned once; not with check=False)"
     if given:
-        inv_tau = lengths["inv_tau"][0] if "inv_tau" in learned else float(scales["inv_tau"])
+        inv_tau = (
+            lengths["inv_tau"][0] if "inv_tau" in learned else float(scales["inv_tau"])
+        )
         notices["logarithm"] = logarithm_notice("logit_scale", inv_tau)
     return notices
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> Tensor:
     """0-d mean cosine of different rows, on the side whose rows are more alike."""
-    n, means = len(x), torch.stack([F.normalize(rows.detach(), dim=1).mean(dim=0) for rows in (x, y)])
+    n, means = (
+        len(x),
+        torch.stack([F.normalize(rows.detach(), dim=1).mean(dim=0) for rows in (x, y)]),
+    )
     return (n * means.square().sum(dim=1).amax() - 1) / max(n - 1, 1)
 
 
 def cone_notice(cosine: float) -> str | None:
     """A warning of rows that are too much alike for retrieval."""
-    alike = f"rows have a mean cosine of {cosine:.2f}, and Hopfield retrieval averages what is alike"
+    alike = (
+        f"rows have a mean cosine of {cosine:.2f}, and Hopfield retrieval averages what"
+        " is alike"
+    )
     return alike if cosine > _CONE else None
 
 
 def logarithm_notice(name: str, number: float) -> str | None:
-    """A warning of a number that looks like the logarithm of CLIP's τ⁻¹, as its code keeps it."""
+    """A warning of a number that looks like the logarithm of CLIP's τ⁻¹, as its code
+    keeps it.
+    """
     for inv_tau, shown in ((100.0, "ln 100"), (1 / 0.07, "ln(1/0.07)")):
         if abs(number / math.log(inv_tau) - 1) < 0.02:
-            return f"{name} is {number:.4g}, which is {shown}: τ⁻¹ itself is meant, {inv_tau:.3g}"
+            return (
+                f"{name} is {number:.4g}, which is {shown}: τ⁻¹ itself is meant,"
+                f" {inv_tau:.3g}"
+            )
     return None
 
 
 def check_finite(**named: Tensor) -> None:
-    """NonFiniteFeaturesError for rows that are NaN, infinite or zero, which names them; waits for the device."""
+    """NonFiniteFeaturesError for rows that are NaN, infinite or zero, which names them;
+    waits for the device.
+    """
     for name, rows in named.items():
         check_rows(name, rows)
 
 
 @torch.no_grad()
 def acceptable(x: Tensor, y: Tensor, *scales: Tensor) -> Tensor:
-    """0-d bool, unread: on all ranks no row is NaN, infinite or zero, and scales are positive and finite."""
-    numbers = torch.cat([x.norm(dim=1), y.norm(dim=1), *(scale.reshape(1) for scale in scales)])
+    """0-d bool, unread: on all ranks no row is NaN, infinite or zero, and scales are
+    positive and finite.
+    """
+    numbers = torch.cat(
+        [x.norm(dim=1), y.norm(dim=1), *(scale.reshape(1) for scale in scales)]
+    )
     good = (numbers.isfinite() & (numbers > 0)).all()
     if distributed.world_size() > 1:
         least = good.float()
@@ -99,7 +139,10 @@ def local_rows(
     member: Mapping[str, Any],
     layout: Layout | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Scales, Layout]:
-    """This rank's rows, ids and scales. Without a ``layout`` ranks compare them, and all raise the first fault."""
+    """This rank's rows, ids and scales.
+
+    Without a ``layout`` ranks compare them, and all raise the first fault.
+    """
     fault: Exception | None = None
     facts: dict[str, Any] = dict(member)
     scales: Scales = {}
@@ -111,8 +154,16 @@ def local_rows(
         scales = prepare(x, y)
         if layout is not None:
             return x, y, ids, scales, layout
-        facts |= {name: float(scale.detach() if isinstance(scale, Tensor) else scale) for name, scale in scales.items()}
-        facts |= {"rows": len(x), "embedding dimension": x.shape[1], "dtype": str(x.dtype), "ids": ids is not None}
+        facts |= {
+            name: float(scale.detach() if isinstance(scale, Tensor) else scale)
+            for name, scale in scales.items()
+        }
+        facts |= {
+            "rows": len(x),
+            "embedding dimension": x.shape[1],
+            "dtype": str(x.dtype),
+            "ids": ids is not None,
+        }
     except Exception as error:
         if layout is not None:
             raise
@@ -123,15 +174,23 @@ def local_rows(
     by_name = distributed.agree(facts, fault, distributed.host(device))
     for name, of_ranks in by_name.items():
         if name in scales:
-            # Processors that differ may give other last bits for the exponential of the same parameter.
+            # Processors that differ may give other last bits for the exponential of the
+            # same parameter.
             size = max(1.0, *map(abs, of_ranks)) if name == "bias" else min(of_ranks)
             differ = max(of_ranks) - min(of_ranks) > 1e-3 * size
         else:
             differ = name != "rows" and len(set(of_ranks)) > 1
         if differ:
-            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(of_ranks))
-            advice = "; average a learnable one's gradient: inside what DDP wraps, or by yourself"
-            raise ValueError(f"ranks differ in {name}: {named}{advice if name in scales else ''}")
+            named = ", ".join(
+                f"rank {r} has {value}" for r, value in enumerate(of_ranks)
+            )
+            advice = (
+                "; average a learnable one's gradient: inside what DDP wraps, or by"
+                " yourself"
+            )
+            raise ValueError(
+                f"ranks differ in {name}: {named}{advice if name in scales else ''}"
+            )
     return x, y, ids, scales, Layout(by_name["rows"])
 
 
@@ -150,21 +209,31 @@ def loss_over_ranks(
     matmul: torch.dtype | None = None,
     negatives: tuple[Tensor, Layout] | None = None,
 ) -> Tensor:
-    """The global loss of the (n, D) rows of every rank, by the functions of a backend, with this rank's gradient.
+    """The global loss of the (n, D) rows of every rank, by the functions of a backend,
+    with this rank's gradient.
 
-    ``negatives``: further candidates of the anchors x, with their layout. They are stored in no memory.
+    ``negatives``: further candidates of the anchors x, with their layout. They are
+    stored in no memory.
     """
     inv_tau, options = scales["inv_tau"], {"matmul": matmul} if matmul else {}
 
     def retrieve(query: Tensor, memory: Tensor) -> Tensor:
-        return backend.hopfield_retrieval(query, memory, scales["beta"], **options) if hopfield else query
+        return (
+            backend.hopfield_retrieval(query, memory, scales["beta"], **options)
+            if hopfield
+            else query
+        )
 
     all_x, all_y = _gather_both(x, y, layout)
-    u_x, u_y, v_x, v_y = (retrieve(query, memory) for memory in (all_x, all_y) for query in (x, y))
+    u_x, u_y, v_x, v_y = (
+        retrieve(query, memory) for memory in (all_x, all_y) for query in (x, y)
+    )
     all_u_y, all_v_x = _gather_both(u_y, v_x, layout) if hopfield else (all_y, all_x)
     if negatives is not None:
         z, layout_of_z = negatives
-        all_u_y = torch.cat([all_u_y, distributed.gather_rows(retrieve(z, all_x), layout_of_z)])
+        all_u_y = torch.cat(
+            [all_u_y, distributed.gather_rows(retrieve(z, all_x), layout_of_z)]
+        )
     direction = partial(
         direction_of(backend, contrast, scales["bias"], exclude_above, matmul),
         inv_tau=inv_tau,
@@ -173,10 +242,17 @@ def loss_over_ranks(
         candidate_ids=None if ids is None else distributed.gather_rows(ids, layout),
     )
     images = direction(u_x, all_u_y)
-    # Where both directions are one sum over all pairs, the sum over ranks of the first is that sum.
-    texts = images if is_symmetric(contrast, hopfield, exclude_above) else direction(v_y, all_v_x)
+    # Where both directions are one sum over all pairs, the sum over ranks of the first
+    # is that sum.
+    texts = (
+        images
+        if is_symmetric(contrast, hopfield, exclude_above)
+        else direction(v_y, all_v_x)
+    )
     share = len(x) / layout.total
-    return distributed.global_sum(combine(images, texts, inv_tau, scale) * share, layout)
+    return distributed.global_sum(
+        combine(images, texts, inv_tau, scale) * share, layout
+    )
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

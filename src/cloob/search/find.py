@@ -1,7 +1,9 @@
-"""Searches and exports the pictures that a filter lets through: the nearest, and what a Hopfield memory retrieves.
+"""Searches and exports the pictures that a filter lets through: the nearest, and what a
+Hopfield memory retrieves.
 
-A hit's margin is (s − m) / d: s is the query's score, m and d are the mean and standard deviation of the scores of
-unrelated queries of the same shape for that picture. Hits below the cutoff are left out.
+A hit's margin is (s − m) / d: s is the query's score, m and d are the mean and standard
+deviation of the scores of unrelated queries of the same shape for that picture. Hits
+below the cutoff are left out.
 """
 
 from __future__ import annotations
@@ -30,9 +32,14 @@ from cloob.search.where import Filter
 
 CUTOFF = 3.0  # of a query with words
 PICTURE_CUTOFF = 2.0  # of a query of pictures alone, whose scores spread more
-LOOKED_AT = 200  # nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits
-DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
-MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a larger collection
+# nearest pictures that the cutoff looks at, at least: the nearest of all need not be
+# the one that fits
+LOOKED_AT = 200
+DEFAULT_BETA = (
+    8.0  # the paper's, where the model does not say with which it was trained
+)
+# pictures of a Hopfield memory at most: the nearest ones of a larger collection
+MEMORY = 100_000
 _K = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher, 2009
 _DRAWN = 256  # pictures of the index that stand for unrelated pictures
 _MIN_PICTURES = 20
@@ -43,7 +50,10 @@ _TYPES: dict[str, tuple[set[type], Callable[[Any], Any]]] = {
     "bool": ({bool}, bool),
     "int64": ({int}, int),
     "double": ({int, float}, float),
-    "string": ({bool, int, float, str}, lambda value: value if isinstance(value, str) else json.dumps(value)),
+    "string": (
+        {bool, int, float, str},
+        lambda value: value if isinstance(value, str) else json.dumps(value),
+    ),
 }  # Arrow's types of the sources' columns: what they hold, and what makes a value one
 
 T = TypeVar("T")
@@ -66,7 +76,9 @@ class Memo(dict[Hashable, Any]):
 
 @dataclass(frozen=True)
 class View:
-    """The pictures of an index that a filter lets through, as one of its models sees them."""
+    """The pictures of an index that a filter lets through, as one of its models sees
+    them.
+    """
 
     store: Store
     models: Models
@@ -96,7 +108,10 @@ class View:
         if not self.store.count(self.where):
             return "the filter lets none through"
         name = self.model.name
-        return f"none has a vector of {name}; cloob index --name {name} --out {self.store.address}"
+        return (
+            f"none has a vector of {name}; cloob index --name {name} --out"
+            f" {self.store.address}"
+        )
 
     def check_some(self, count: int) -> None:
         """Raises InputError where there is no picture to work on."""
@@ -106,35 +121,62 @@ class View:
     def row(self, query: AnyQuery, row: Vector | None = None) -> Vector:
         """The unit row (D,) of a query; ``row`` if that is known."""
         if isinstance(query, Query) and not any(term.weight for term in query.terms):
-            raise InputError("an empty query; give words or a picture a weight other than 0")
+            raise InputError(
+                "an empty query; give words or a picture a weight other than 0"
+            )
         if row is None and not isinstance(query, np.ndarray):
             terms = Query.of(query).terms
-            row = weighted_row([term.weight for term in terms], list(map(self._term_row, terms)))
+            row = weighted_row(
+                [term.weight for term in terms], list(map(self._term_row, terms))
+            )
         row = np.asarray(query if row is None else row, np.float32)
         length = float(np.linalg.norm(row))
         if row.shape != (self.model.dim,) or not 0 < length < np.inf:
             expected = f"({self.model.dim},) is expected, not 0"
-            raise InputError(f"a query of shape {row.shape} for the model {self.model.name!r}; {expected}")
+            raise InputError(
+                f"a query of shape {row.shape} for the model {self.model.name!r};"
+                f" {expected}"
+            )
         return row / length
 
     def _term_row(self, term: Term) -> Vector:
         row: Vector
         if not isinstance(term.what, int):
             embedder, is_words = self.models.embedder(self.model), term.kind == "words"
-            (row,) = embedder.texts([str(term.what)]) if is_words else embedder.pictures([picture_of(term)])
+            (row,) = (
+                embedder.texts([str(term.what)])
+                if is_words
+                else embedder.pictures([picture_of(term)])
+            )
             return np.asarray(row, np.float32)
         (row,) = self.vectors([term.what])
         if not np.isfinite(row).all():
             no_vector = f"has no vector of the model {self.model.name!r}"
-            raise InputError(f"picture {term.what} {no_vector if self.items([term.what]) else 'is not in this index'}")
+            raise InputError(
+                f"picture {term.what}"
+                f" {no_vector if self.items([term.what]) else 'is not in this index'}"
+            )
         return row
 
     def text_rows(self) -> Vectors:
         """(B, D) unit rows of the background's texts; cached on disk."""
-        cache, texts = Cache(), Path(__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
-        name = hashlib.sha256("\n".join((self.model.fingerprint, *texts)).encode()).hexdigest() + ".npy"
+        cache, texts = (
+            Cache(),
+            Path(__file__)
+            .with_name("background.txt")
+            .read_text(encoding="utf-8")
+            .splitlines(),
+        )
+        name = (
+            hashlib.sha256(
+                "\n".join((self.model.fingerprint, *texts)).encode()
+            ).hexdigest()
+            + ".npy"
+        )
         rows: Vectors
-        with contextlib.suppress(ValueError, EOFError, OSError):  # a damaged file is made again
+        with contextlib.suppress(
+            ValueError, EOFError, OSError
+        ):  # a damaged file is made again
             if (cached := cache.find("embeddings", name)) is not None:
                 rows = np.load(cached, allow_pickle=False)
                 return rows
@@ -145,13 +187,19 @@ class View:
         return rows
 
     def unrelated_rows(self, query: Query) -> Vectors | None:
-        """(B, D) unit rows of unrelated queries of a query's shape; None if the index has too few pictures for it."""
+        """(B, D) unit rows of unrelated queries of a query's shape; None if the index
+        has too few pictures for it.
+        """
         shape = tuple((term.kind == "words", term.weight) for term in query.terms)
         has_pictures = not all(is_words for is_words, _ in shape)
 
         def draw() -> Vectors | None:
             generator = np.random.default_rng(0)
-            texts = self.text_rows() if any(is_words for is_words, _ in shape) else np.empty((_DRAWN, 0))
+            texts = (
+                self.text_rows()
+                if any(is_words for is_words, _ in shape)
+                else np.empty((_DRAWN, 0))
+            )
             ids = np.sort(self.store.ids(limit=_DRAWN * has_pictures, order="chance"))
             drawn = self.vectors(np.random.default_rng(0).permutation(ids))
             pictures = drawn[np.isfinite(drawn).all(1)]
@@ -161,24 +209,38 @@ class View:
             for place, (is_words, weight) in enumerate(shape):
                 pool = texts if is_words else pictures
                 alone = place == 0 and is_words
-                rows = np.arange(len(texts)) if alone else generator.integers(len(pool), size=len(texts))
+                rows = (
+                    np.arange(len(texts))
+                    if alone
+                    else generator.integers(len(pool), size=len(texts))
+                )
                 total = total + weight / largest * pool[rows]
             lengths = np.linalg.norm(total, axis=1)
             kept = lengths > 1e-6
             return np.asarray(total[kept] / lengths[kept, None], np.float32)
 
-        return self.memo.of(("unrelated", self.model, shape, has_pictures and self.store.revision()), draw)
+        return self.memo.of(
+            ("unrelated", self.model, shape, has_pictures and self.store.revision()),
+            draw,
+        )
 
 
 def margins(scores: Vectors, pictures: Vectors, others: Vectors) -> Vectors:
-    """How many standard deviations scores, (n,) or (n, C), lie above those of (B, D) unrelated queries."""
+    """How many standard deviations scores, (n,) or (n, C), lie above those of (B, D)
+    unrelated queries.
+    """
     reached = pictures @ others.T
     mean, deviation = reached.mean(1), np.maximum(reached.std(1), _MIN_DEVIATION)
     return np.asarray(((scores.T - mean) / deviation).T, np.float32)
 
 
 def search(
-    view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None, by: By = "both"
+    view: View,
+    query: AnyQuery,
+    top: int,
+    cutoff: Cutoff = None,
+    row: Vector | None = None,
+    by: By = "both",
 ) -> Results:
     if top < 1:
         raise InputError(f"top is {top}; at least one hit is needed")
@@ -186,7 +248,9 @@ def search(
     spoken = words(of_terms.spoken) if of_terms and by != "meaning" else []
     if by == "words":
         if not spoken:
-            raise InputError("by words only words are searched; no pictures, and none to subtract")
+            raise InputError(
+                "by words only words are searched; no pictures, and none to subtract"
+            )
         items = view.items([*view.store.find_words(spoken, top, view.where)]).values()
         hits = [Hit(item, math.nan, words=places(item, spoken)) for item in items]
         return Results(tuple(hits), view.store.count(view.where), 0, view.model.name)
@@ -195,7 +259,9 @@ def search(
     queried = [term.what for term in terms if term.kind == "item"]
     others = view.unrelated_rows(of_terms) if of_terms else None
     if cutoff == "auto":
-        cutoff = CUTOFF if any(term.kind == "words" for term in terms) else PICTURE_CUTOFF
+        cutoff = (
+            CUTOFF if any(term.kind == "words" for term in terms) else PICTURE_CUTOFF
+        )
     looked = top if others is None or cutoff is None else max(top, LOOKED_AT)
     near = view.store.nearest(view.model.name, row, looked + len(queried), view.where)
     scores = dict(zip(near.ids.tolist(), near.scores.tolist(), strict=True))
@@ -204,17 +270,35 @@ def search(
     def margins_of(ids: Sequence[int], rows: Vectors) -> dict[int, float | None]:
         if others is None or not ids:
             return dict.fromkeys(ids)
-        return dict(zip(ids, margins(np.array([scores[id_] for id_ in ids]), rows, others).tolist(), strict=True))
+        return dict(
+            zip(
+                ids,
+                margins(np.array([scores[id_] for id_ in ids]), rows, others).tolist(),
+                strict=True,
+            )
+        )
 
     above = margins_of(ids, view.vectors(ids if others is not None else ()))
-    view.models.model(view.model)  # refused where its name stands for other weights by now
-    kept = [id_ for id_ in ids if cutoff is None or (margin := above[id_]) is None or margin >= cutoff]
+    view.models.model(
+        view.model
+    )  # refused where its name stands for other weights by now
+    kept = [
+        id_
+        for id_ in ids
+        if cutoff is None or (margin := above[id_]) is None or margin >= cutoff
+    ]
     cut = min(top, len(ids)) - len({*kept}.intersection(ids[:top]))
     by_meaning = {id_: rank for rank, id_ in enumerate(kept, 1)}
-    by_words = view.store.find_words(spoken, max(top, LOOKED_AT), view.where, ids) if spoken else {}
+    by_words = (
+        view.store.find_words(spoken, max(top, LOOKED_AT), view.where, ids)
+        if spoken
+        else {}
+    )
     there = {*ids, *view.store.having(view.model, [*by_words])}
     fused = {
-        id_: sum(1 / (_K + ranks[id_]) for ranks in (by_words, by_meaning) if id_ in ranks)
+        id_: sum(
+            1 / (_K + ranks[id_]) for ranks in (by_words, by_meaning) if id_ in ranks
+        )
         for id_ in {**by_words, **by_meaning}
         if id_ in there
     }
@@ -224,7 +308,12 @@ def search(
     scores |= zip(more, (rows.astype(np.float64) * row).sum(1).tolist(), strict=True)
     above |= margins_of(more, rows)
     hits = [
-        Hit(item, scores[id_], above[id_], places(item, spoken if id_ in by_words else ()))
+        Hit(
+            item,
+            scores[id_],
+            above[id_],
+            places(item, spoken if id_ in by_words else ()),
+        )
         for id_, item in view.items(best).items()
         if math.isfinite(scores[id_])
     ]
@@ -244,18 +333,24 @@ class Retrieved:
     memory: int  # M, the number of stored patterns
     collection: int  # pictures that match; more than M if only the nearest were taken
     pictures: tuple[Associated, ...]  # those of largest weight, largest first
-    effective: float  # how many pictures take part: e to the entropy of the weights, in [1, M]
+    effective: (
+        float  # how many pictures take part: e to the entropy of the weights, in [1, M]
+    )
     agreement: float  # cosine of the query with what it retrieves
     nearest: tuple[Hit, ...]  # to what was retrieved
     model: str
 
 
-def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vector | None) -> Retrieved:
-    """The pictures are the stored patterns X, the query is the state q of a modern Hopfield network.
+def explain(
+    view: View, query: AnyQuery, beta: float | None, top: int, row: Vector | None
+) -> Retrieved:
+    """The pictures are the stored patterns X, the query is the state q of a modern
+    Hopfield network.
 
-    One update (Eq. 4 of arXiv:2110.11316) gives ``norm(Xᵀ softmax(β X q))``: an average of the pictures, weighted by
-    the softmax. A small β averages over the full collection, a large one returns the nearest picture. Against M
-    pictures it has to be compared with ln M.
+    One update (Eq. 4 of arXiv:2110.11316) gives ``norm(Xᵀ softmax(β X q))``: an average
+    of the pictures, weighted by the softmax. A small β averages over the full
+    collection, a large one returns the nearest picture. Against M pictures it has to be
+    compared with ln M.
     """
     import torch
 
@@ -264,21 +359,42 @@ def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vect
     row = view.row(query, row)
     if beta is None:
         config = getattr(view.models.encoder(view.model), "objective_config", {})
-        beta = float(config.get("beta") or DEFAULT_BETA) if config.get("hopfield") else DEFAULT_BETA
+        beta = (
+            float(config.get("beta") or DEFAULT_BETA)
+            if config.get("hopfield")
+            else DEFAULT_BETA
+        )
     near = view.store.nearest(view.model.name, row, MEMORY, view.where)
     vectors = view.vectors(near.ids)
     known = np.isfinite(vectors).all(1)  # others were removed meanwhile
     ids, scores = near.ids[known], near.scores[known]
     view.check_some(len(ids))
-    memory, state = torch.from_numpy(vectors[known]), torch.from_numpy(np.ascontiguousarray(row))
+    memory, state = (
+        torch.from_numpy(vectors[known]),
+        torch.from_numpy(np.ascontiguousarray(row)),
+    )
     pattern = hopfield_retrieval(state[None], memory, beta)[0].numpy()
     weights = (beta * (memory @ state).double()).softmax(0).numpy()
     effective = math.exp(-float((weights * np.log(np.maximum(weights, 1e-300))).sum()))
-    best = {int(ids[place]): place for place in np.argsort(-weights, kind="stable")[:top]}
+    best = {
+        int(ids[place]): place for place in np.argsort(-weights, kind="stable")[:top]
+    }
     items = [(item, best[id_]) for id_, item in view.items([*best]).items()]
-    pictures = tuple(Associated(item, float(weights[place]), float(scores[place])) for item, place in items)
+    pictures = tuple(
+        Associated(item, float(weights[place]), float(scores[place]))
+        for item, place in items
+    )
     after, agreement = search(view, pattern, top), float(pattern @ row)
-    return Retrieved(beta, len(ids), near.searched, pictures, effective, agreement, after.hits, view.model.name)
+    return Retrieved(
+        beta,
+        len(ids),
+        near.searched,
+        pictures,
+        effective,
+        agreement,
+        after.hits,
+        view.model.name,
+    )
 
 
 def export(view: View, path: Path) -> int:
@@ -287,31 +403,48 @@ def export(view: View, path: Path) -> int:
     from pyarrow import parquet
 
     model = view.model
-    types = {"id": pa.int64()} | dict.fromkeys(("path", "source", "caption", "date"), pa.string())
+    types = {"id": pa.int64()} | dict.fromkeys(
+        ("path", "source", "caption", "date"), pa.string()
+    )
     types |= {"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64()}
     fields = list(types)
     types |= {"vector": pa.list_(pa.float32(), model.dim)}
     held: dict[str, set[type]] = defaultdict(set)
-    for name, value in (pair for items, _ in view.blocks() for item in items for pair in item.columns.items()):
+    for name, value in (
+        pair
+        for items, _ in view.blocks()
+        for item in items
+        for pair in item.columns.items()
+    ):
         held[name].add(type(value))
     converts = {}
     for name in sorted(held):
         title = name
         while title in types:
             title = f"column_{title}"
-        kind = next(kind for kind, (types_of, _) in _TYPES.items() if held[name] <= types_of)
+        kind = next(
+            kind for kind, (types_of, _) in _TYPES.items() if held[name] <= types_of
+        )
         types[title], converts[title] = pa.type_for_alias(kind), (name, _TYPES[kind][1])
-    schema = pa.schema(types).with_metadata({"model": model.name, "fingerprint": model.fingerprint})
+    schema = pa.schema(types).with_metadata(
+        {"model": model.name, "fingerprint": model.fingerprint}
+    )
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
         with parquet.ParquetWriter(Path(folder) / "table", schema) as writer:
             for items, rows in view.blocks():
-                table: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in fields}
+                table: dict[str, Any] = {
+                    name: [getattr(item, name) for item in items] for name in fields
+                }
                 for title, (name, convert) in converts.items():
                     values = (item.columns.get(name) for item in items)
-                    table[title] = [None if value is None else convert(value) for value in values]
-                table["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), model.dim)
+                    table[title] = [
+                        None if value is None else convert(value) for value in values
+                    ]
+                table["vector"] = pa.FixedSizeListArray.from_arrays(
+                    pa.array(rows.reshape(-1)), model.dim
+                )
                 writer.write_table(pa.Table.from_pydict(table, schema=schema))
                 count += len(items)
         view.check_some(count)

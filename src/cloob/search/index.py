@@ -1,4 +1,6 @@
-"""An index of pictures: search, labels, look-alikes, export, and bringing it up to date."""
+"""An index of pictures: search, labels, look-alikes, export, and bringing it up to
+date.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from cloob.search.records import By, Hit, IndexedModel, Item, Name, Progress, Re
 from cloob.search.store import Store
 from cloob.search.where import Filter, parse
 
-if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
+if (
+    TYPE_CHECKING
+):  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.scan.open import Pictures
@@ -26,10 +30,12 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
 
 
 class Index(Models, contextlib.AbstractContextManager["Index"]):
-    """Pictures with their metadata and their vectors of one model or several, for several threads.
+    """Pictures with their metadata and their vectors of one model or several, for
+    several threads.
 
-    A user's mistake raises ``InputError`` with one line. ``where`` is a filter over the metadata
-    (:mod:`cloob.search.where`), and ``model`` the name of a model of the index; None is the default one.
+    A user's mistake raises ``InputError`` with one line. ``where`` is a filter over the
+    metadata (:mod:`cloob.search.where`), and ``model`` the name of a model of the
+    index; None is the default one.
 
     Example:
         >>> from pathlib import Path
@@ -42,8 +48,8 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         >>> model = cloob.create_model("tiny-vit", seed=0)
         >>> with cloob.Index.create("pictures.idx") as index:
         ...     done = index.update(["pictures"], UpdateOptions(model=model))
-        ...     print(done.added, len(index), [Path(item.path).name for item in index.items(index.store.ids())])
-        2 2 ['blue.png', 'red.png']
+        ...     print(done.added, len(index), [Path(item.path).name for item in
+        index.items(index.store.ids())]) 2 2 ['blue.png', 'red.png']
     """
 
     def __init__(self, store: Store, model: str | None = None) -> None:
@@ -52,8 +58,12 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         self._columns: dict[str, str] = {}
 
     @classmethod
-    def open(cls, address: str | Path, *, model: str | None = None, writable: bool = False) -> Self:
-        """Opens an index: its folder, or ``postgresql://…``; ``model``: the default one, by its name or its weights."""
+    def open(
+        cls, address: str | Path, *, model: str | None = None, writable: bool = False
+    ) -> Self:
+        """Opens an index: its folder, or ``postgresql://…``; ``model``: the default
+        one, by its name or its weights.
+        """
         return cls(open_store(address, writable=writable), model)
 
     @classmethod
@@ -87,13 +97,17 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
 
     def filter(self, where: str, hidden: Sequence[str] = ()) -> Filter:
         """Parses a filter, which may name none of the ``hidden`` columns."""
-        with contextlib.suppress(InputError):  # those of an earlier revision may do: reading them reads all items
+        with contextlib.suppress(
+            InputError
+        ):  # those of an earlier revision may do: reading them reads all items
             return parse(where, self._columns, hidden)
         self._columns = self.columns()
         return parse(where, self._columns, hidden)
 
     def items(self, ids: Sequence[int]) -> list[Item]:
-        """Items in the order of the ids; those that the index does not have are left out."""
+        """Items in the order of the ids; those that the index does not have are left
+        out.
+        """
         return self.store.items(ids)
 
     def picture(self, id: int) -> bytes:
@@ -101,7 +115,9 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         return self._pictures.make(id, bytes)
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
-        """A JPEG of a picture within a square of ``size`` pixels, without metadata; cached while the file stays."""
+        """A JPEG of a picture within a square of ``size`` pixels, without metadata;
+        cached while the file stays.
+        """
         return self._pictures.thumbnail(id, size)
 
     @cached_property
@@ -123,25 +139,40 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
     ) -> Results:
         """The ``top`` pictures that a query finds, best first.
 
-        A query is words as they stand, the path of a picture (``Path``), an opened picture, a
-        :class:`cloob.search.query.Query` of several with weights, or a (D,) row; with its unit row as ``row`` nothing
-        is embedded. Hits with a margin below ``cutoff`` are left out (:mod:`cloob.search.find`); ``"auto"``: the
-        default of the query's kind. ``by`` is ``"meaning"``: by the vectors; ``"words"``: all words of the query are
-        in the name, caption or text columns; or ``"both"``, joined by reciprocal rank.
+        A query is words as they stand, the path of a picture (``Path``), an opened
+        picture, a :class:`cloob.search.query.Query` of several with weights, or a (D,)
+        row; with its unit row as ``row`` nothing is embedded. Hits with a margin below
+        ``cutoff`` are left out (:mod:`cloob.search.find`); ``"auto"``: the default of
+        the query's kind. ``by`` is ``"meaning"``: by the vectors; ``"words"``: all
+        words of the query are in the name, caption or text columns; or ``"both"``,
+        joined by reciprocal rank.
         """
         return find.search(self.view(where, model), query, top, cutoff, row, by)
 
-    def similar(self, id: int, *, top: int = 20, where: Where = None, model: Name = None) -> Results:
-        """The pictures nearest to one of the index, without itself and a cutoff; loads no model."""
-        return self.search(Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None)
+    def similar(
+        self, id: int, *, top: int = 20, where: Where = None, model: Name = None
+    ) -> Results:
+        """The pictures nearest to one of the index, without itself and a cutoff; loads
+        no model.
+        """
+        return self.search(
+            Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None
+        )
 
     def duplicates(
-        self, threshold: float = 0.97, *, exact: bool = False, where: Where = None, model: Name = None
+        self,
+        threshold: float = 0.97,
+        *,
+        exact: bool = False,
+        where: Where = None,
+        model: Name = None,
     ) -> list[tuple[Hit, ...]]:
-        """Groups of pictures that look alike, the largest first; a score is the cosine with the first of the group.
+        """Groups of pictures that look alike, the largest first; a score is the cosine
+        with the first of the group.
 
-        Any two of a group have at least the cosine ``threshold``, or equal bytes, with ``exact`` these alone. The best
-        comes first. Files that are gone or have changed are left out, and groups of one shot (RAW and JPEG).
+        Any two of a group have at least the cosine ``threshold``, or equal bytes, with
+        ``exact`` these alone. The best comes first. Files that are gone or have changed
+        are left out, and groups of one shot (RAW and JPEG).
         """
         from cloob.search.alike import look_alikes, present  # Pillow
 
@@ -149,9 +180,16 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         return present(view, look_alikes(view, threshold, exact=exact)).groups
 
     def classify(
-        self, labels: Sequence[str], options: LabelOptions | None = None, *, where: Where = None, model: Name = None
+        self,
+        labels: Sequence[str],
+        options: LabelOptions | None = None,
+        *,
+        where: Where = None,
+        model: Name = None,
     ) -> Labels:
-        """Zero-shot labels of all pictures that match, see :mod:`cloob.search.classify`."""
+        """Zero-shot labels of all pictures that match, see
+        :mod:`cloob.search.classify`.
+        """
         from cloob.search.classify import LabelOptions, label_index  # torch
 
         return label_index(self.view(where, model), labels, options or LabelOptions())
@@ -166,7 +204,9 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         model: Name = None,
         row: Vector | None = None,
     ) -> find.Retrieved:
-        """What a query retrieves from a Hopfield memory of the pictures by β, see :func:`cloob.search.find.explain`."""
+        """What a query retrieves from a Hopfield memory of the pictures by β, see
+        :func:`cloob.search.find.explain`.
+        """
         return find.explain(self.view(where, model), query, beta, top, row)
 
     def merge(self, other: Index) -> Merged:
@@ -176,19 +216,31 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         with self.store.exclusive():
             return merge(self.store, other.store)
 
-    def export(self, path: str | Path, *, model: Name = None, where: Where = None) -> int:
-        """Writes a Parquet table: path, caption, what else is known, and vector; returns the number of rows."""
+    def export(
+        self, path: str | Path, *, model: Name = None, where: Where = None
+    ) -> int:
+        """Writes a Parquet table: path, caption, what else is known, and vector;
+        returns the number of rows.
+        """
         return find.export(self.view(where, model), Path(path))
 
     def update(
-        self, sources: Sources = (), options: UpdateOptions | None = None, *, progress: Progress = None
+        self,
+        sources: Sources = (),
+        options: UpdateOptions | None = None,
+        *,
+        progress: Progress = None,
     ) -> Summary:
-        """Adds what sources have, and removes what they do not have any more; without sources, of all that it has.
+        """Adds what sources have, and removes what they do not have any more; without
+        sources, of all that it has.
 
-        Sources are folders of pictures, tables, shards, data sets, or :class:`cloob.search.build.Rows` (vectors
-        with labels). ``progress`` is called with the number of pictures opened so far, and in all.
+        Sources are folders of pictures, tables, shards, data sets, or
+        :class:`cloob.search.build.Rows` (vectors with labels). ``progress`` is called
+        with the number of pictures opened so far, and in all.
         """
         from cloob.search.update import UpdateOptions, update  # torch
 
         with self.store.exclusive():
-            return update(self.store, self, sources, options or UpdateOptions(), progress)
+            return update(
+                self.store, self, sources, options or UpdateOptions(), progress
+            )

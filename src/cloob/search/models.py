@@ -1,7 +1,8 @@
-"""The models of an index: which one a name means, its encoder, loaded once, and what an index may name.
+"""The models of an index: which one a name means, its encoder, loaded once, and what an
+index may name.
 
-What stands in an index alone (an address, a command, a model) is not fetched: it may be somebody else's. What was typed
-on this machine is noted apart from it.
+What stands in an index alone (an address, a command, a model) is not fetched: it may be
+somebody else's. What was typed on this machine is noted apart from it.
 """
 
 from __future__ import annotations
@@ -33,14 +34,27 @@ class Models:
 
     def __init__(self, store: Store, default: str | None = None) -> None:
         self.store, self._default = store, default
-        self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
+        self._encoders: dict[
+            str, DualEncoder
+        ] = {}  # by fingerprint, as a name may come to stand for other weights
         self._plain: dict[str, PlainEncoder | None] = {}  # likewise
         self._loading = threading.RLock()
-        if default is not None:  # typed by its name, by what it is loaded from, or by another checkpoint of its run
+        # typed by its name, by what it is loaded from, or by another checkpoint of its
+        # run
+        if default is not None:
             spec = absolute(default)
             run = spec if split_checkpoint(default)[1] else split_checkpoint(spec)[0]
-            ranked = sorted(store.models(), key=lambda model: (model.name != default, model.spec != spec))
-            named = [m for m in ranked if default == m.name or spec == m.spec or split_checkpoint(m.spec)[0] == run]
+            ranked = sorted(
+                store.models(),
+                key=lambda model: (model.name != default, model.spec != spec),
+            )
+            named = [
+                m
+                for m in ranked
+                if default == m.name
+                or spec == m.spec
+                or split_checkpoint(m.spec)[0] == run
+            ]
             self._default = store.model(named[0] if named else default).name
             if named and named[0].spec == spec:
                 remember(spec)
@@ -50,15 +64,24 @@ class Models:
         return self.store.model(name or self._default)
 
     def use(self, name: Name, encoder: DualEncoder, weights: str | None = None) -> None:
-        """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its weights if that is known."""
+        """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its
+        weights if that is known.
+        """
         from cloob.models.load import fingerprint  # torch
 
         model = self.model(name)
         model.check(weights or fingerprint(encoder), self.store.address)
-        self._encoders[model.fingerprint], self._plain[model.fingerprint] = encoder, None
+        self._encoders[model.fingerprint], self._plain[model.fingerprint] = (
+            encoder,
+            None,
+        )
 
-    def encoder(self, name: Name = None, device: str | torch.device = "auto") -> DualEncoder:
-        """A model, loaded once, and again if its name stands for other weights by now."""
+    def encoder(
+        self, name: Name = None, device: str | torch.device = "auto"
+    ) -> DualEncoder:
+        """A model, loaded once, and again if its name stands for other weights by
+        now.
+        """
         model = self.model(name)
         with self._loading:  # one at a time
             if model.fingerprint not in self._encoders:
@@ -66,8 +89,12 @@ class Models:
             return self._encoders[model.fingerprint]
 
     def embedder(self, name: Name = None, device: str = "auto") -> Embedder:
-        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder without torch."""
-        from cloob.models.onnx import PlainEncoder  # only where something has to be embedded
+        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder without
+        torch.
+        """
+        from cloob.models.onnx import (
+            PlainEncoder,
+        )  # only where something has to be embedded
 
         model = self.model(name)
         with self._loading:
@@ -76,7 +103,9 @@ class Models:
                 if plain is not None:
                     model.check(plain.fingerprint, self.store.address)
                 self._plain[model.fingerprint] = plain
-            return self._plain.get(model.fingerprint) or TorchEmbedder(self.encoder(model, device))
+            return self._plain.get(model.fingerprint) or TorchEmbedder(
+                self.encoder(model, device)
+            )
 
     def close(self) -> None:
         """Closes the database and forgets the models."""
@@ -86,7 +115,9 @@ class Models:
 
 
 def remember(typed: str) -> None:
-    """Notes that an address, a pattern or a model was typed; where the cache cannot be written, it is typed again."""
+    """Notes that an address, a pattern or a model was typed; where the cache cannot be
+    written, it is typed again.
+    """
     with contextlib.suppress(InputError):
         write_whole(_note(typed), "")
 
@@ -96,7 +127,9 @@ def was_typed(named: str) -> bool:
 
 
 def absolute(spec: str) -> str:
-    """A path that is found from anywhere, of a run with the checkpoint that it stands for; other names as they are."""
+    """A path that is found from anywhere, of a run with the checkpoint that it stands
+    for; other names as they are.
+    """
     spec = with_checkpoint(spec)
     local = spec.removeprefix("local-dir:")
     path = Path(local).expanduser()
@@ -105,15 +138,24 @@ def absolute(spec: str) -> str:
 
 
 def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]:
-    """Loads what an index names as its model; nothing is fetched for it but what a fixed list names or was typed."""
+    """Loads what an index names as its model; nothing is fetched for it but what a
+    fixed list names or was typed.
+    """
     from cloob.models.importing import closed_hub
     from cloob.models.load import load_with_fingerprint  # torch
 
-    advice = f"the index alone asks for it, so it is not fetched; if you trust it, type it once: --model {spec}"
+    advice = (
+        "the index alone asks for it, so it is not fetched; if you trust it, type it"
+        f" once: --model {spec}"
+    )
     is_open = was_typed(spec) or ModelSource.parse(spec).is_public
     with contextlib.nullcontext() if is_open else closed_hub(advice):
         return load_with_fingerprint(spec, device)
 
 
 def _note(typed: str) -> Path:
-    return cache_root() / "addresses" / hashlib.sha256(typed.encode("utf-8", "surrogatepass")).hexdigest()
+    return (
+        cache_root()
+        / "addresses"
+        / hashlib.sha256(typed.encode("utf-8", "surrogatepass")).hexdigest()
+    )

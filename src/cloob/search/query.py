@@ -27,16 +27,22 @@ if TYPE_CHECKING:
 Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
-Embedder: TypeAlias = "TorchEmbedder | PlainEncoder"  # a loaded model, or an ONNX folder without torch
+Embedder: TypeAlias = (
+    "TorchEmbedder | PlainEncoder"  # a loaded model, or an ONNX folder without torch
+)
 
 _SUFFIXES = (*IMAGE_SUFFIXES, *RAW_SUFFIXES)
 _MIN_LENGTH = 1e-4  # of a sum of unit rows; below it the direction is mostly rounding
-_TERM = re.compile(r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL)
+_TERM = re.compile(
+    r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a query: words, a picture's path or address, the id of one of the index, or an opened picture."""
+    """One part of a query: words, a picture's path or address, the id of one of the
+    index, or an opened picture.
+    """
 
     what: str | Path | int | Image
     kind: Kind
@@ -57,12 +63,17 @@ class Query:
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
-        """Reads terms as a person writes them on a command line; no address is opened."""
+        """Reads terms as a person writes them on a command line; no address is
+        opened.
+        """
         terms = []
         for word in words:
             sign, number, what = _TERM.fullmatch(word).groups()  # type: ignore[union-attr]  # it matches everything
             what, weight = what.strip(), float(f"{sign}{number or 1}")
-            is_path = what.startswith(("/", "./", "../", "~/")) or Path(what).suffix.lower() in _SUFFIXES
+            is_path = (
+                what.startswith(("/", "./", "../", "~/"))
+                or Path(what).suffix.lower() in _SUFFIXES
+            )
             if what.lower().startswith(("http://", "https://")):
                 terms.append(Term(what, "address", weight))
             elif what.startswith("words:") or not is_path:
@@ -70,12 +81,17 @@ class Query:
             elif Path(what).expanduser().is_file():
                 terms.append(Term(Path(what).expanduser(), "picture", weight))
             else:
-                raise InputError(f"{what}: no such picture; for the words as they stand write words:{what}")
+                raise InputError(
+                    f"{what}: no such picture; for the words as they stand write"
+                    f" words:{what}"
+                )
         return cls(tuple(terms))
 
     @classmethod
     def of(cls, what: str | Path | Image | Query) -> Query:
-        """A query of one term: a string is words as they stand, and never a path or an address."""
+        """A query of one term: a string is words as they stand, and never a path or an
+        address.
+        """
         if isinstance(what, Query):
             return what
         if isinstance(what, str):
@@ -84,7 +100,9 @@ class Query:
 
     @property
     def spoken(self) -> str:
-        """The text of a query of words alone, none of which is subtracted; else empty."""
+        """The text of a query of words alone, none of which is subtracted; else
+        empty.
+        """
         alone = all(term.kind == "words" and term.weight > 0 for term in self.terms)
         return " ".join(str(term.what) for term in self.terms) if alone else ""
 
@@ -107,7 +125,9 @@ class TorchEmbedder:
         import torch
 
         pixels = torch.stack([self.encoder.preprocess(image) for image in images])
-        return self._rows(self.encoder.encode_image, pixels.to(getattr(self.encoder, "device", "cpu")))
+        return self._rows(
+            self.encoder.encode_image, pixels.to(getattr(self.encoder, "device", "cpu"))
+        )
 
     def _rows(self, encode: Callable[[Any], Any], given: Any) -> Vector:
         from cloob.models.encoder import evaluating
@@ -119,10 +139,19 @@ class TorchEmbedder:
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
     most = max(map(abs, weights), default=0) or 1.0
-    total = np.sum([weight / most * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
+    total = np.sum(
+        [
+            weight / most * row.astype(np.float64)
+            for weight, row in zip(weights, rows, strict=True)
+        ],
+        axis=0,
+    )
     length = float(np.linalg.norm(total))
     if not _MIN_LENGTH < length < np.inf:
-        raise InputError("the query is empty, or its terms cancel each other; give one of them more weight")
+        raise InputError(
+            "the query is empty, or its terms cancel each other; give one of them more"
+            " weight"
+        )
     return np.asarray(total / length, np.float32)
 
 
@@ -132,7 +161,9 @@ def picture_of(term: Term) -> Image:
 
     if term.kind != "address":
         return open_image(term.what)  # type: ignore[arg-type]
-    from cloob.data.shards.remote import fetch  # fsspec; it follows redirections to http and https alone
+    from cloob.data.shards.remote import (
+        fetch,
+    )  # fsspec; it follows redirections to http and https alone
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
         fetch(str(term.what), Path(folder) / "picture")

@@ -21,22 +21,29 @@ Name: TypeAlias = "str | IndexedModel | None"  # of a model; None: the default o
 Progress = Callable[[int, int], None] | None  # is called with what is done, and all
 _WORD = re.compile(r"[^\W_]+")
 _MOST = 100_000  # letters of an item that are looked through
-_ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() else 32 for code in range(128)).ljust(256)
+_ASCII_WORDS = bytes(
+    ord(chr(code).lower()) if chr(code).isalnum() else 32 for code in range(128)
+).ljust(256)
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def valid(text: str) -> str:
-    """Text that databases and pages take: without NUL and without halves of surrogate pairs."""
-    return text if text.isprintable() else _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Text that databases and pages take: without NUL and without halves of surrogate
+    pairs.
+    """
+    return (
+        text if text.isprintable() else _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
+    )
 
 
-class Busy(InputError):  # noqa: N818 - it names a state
+class Busy(InputError):  # noqa: N818
     """Another process updates this index."""
 
 
 @dataclass(frozen=True)
 class Item:
-    id: int  # positive; belongs to a source and a path for as long as the index has them
+    # positive; belongs to a source and a path for as long as the index has them
+    id: int
     source: str  # the SRC that it came from
     path: str  # of the file; of a picture inside a container CONTAINER::MEMBER
     content: str  # SHA-256 of the file's bytes, hex
@@ -50,20 +57,36 @@ class Item:
 
     @property
     def date_from(self) -> str:
-        """Where its date is from: ``exif``, ``name``, a ``column``, or the ``file``; empty without a date."""
-        stated = self.columns.get("date_from") or ("column" if self.columns.get("date") else "file")
+        """Where its date is from: ``exif``, ``name``, a ``column``, or the ``file``;
+        empty without a date.
+        """
+        stated = self.columns.get("date_from") or (
+            "column" if self.columns.get("date") else "file"
+        )
         return str(stated) if self.date else ""
 
 
 def file_of(item: Item) -> Hashable | None:
-    """Identifies a file under all of its names; None where it is gone or has changed since it was indexed."""
+    """Identifies a file under all of its names; None where it is gone or has changed
+    since it was indexed.
+    """
     if item.mtime_ns is None:  # elsewhere: nobody knows
         return item.path
-    for path, size in ((item.path, item.bytes), (item.path.partition(SEPARATOR)[0], None)):
+    for path, size in (
+        (item.path, item.bytes),
+        (item.path.partition(SEPARATOR)[0], None),
+    ):
         with contextlib.suppress(OSError, ValueError):
             state = os.stat(path)  # noqa: PTH116
-            changed = state.st_mtime_ns // 10**6 > item.mtime_ns // 10**6 or size not in (None, state.st_size)
-            return None if changed else (state.st_dev, state.st_ino, item.path[len(path) :])
+            changed = (
+                state.st_mtime_ns // 10** 6 > item.mtime_ns // 10** 6
+                or size not in (None, state.st_size)
+            )
+            return (
+                None
+                if changed
+                else (state.st_dev, state.st_ino, item.path[len(path) :])
+            )
     return None
 
 
@@ -71,10 +94,14 @@ def file_of(item: Item) -> Hashable | None:
 class IndexedModel:
     name: str  # what the index calls it
     spec: str  # what `cloob.load_model` takes
-    fingerprint: str  # of its weights and preprocessing, hex, and +bf16: vectors of two fingerprints never mix
+    # of its weights and preprocessing, hex, and +bf16: vectors of two fingerprints
+    # never mix
+    fingerprint: str
     dim: int  # D, the width of its unit rows
     number: int = field(default=0, compare=False)  # in the index's tables
-    replaces: int | None = field(default=None, compare=False)  # unfinished: the number of the other
+    replaces: int | None = field(
+        default=None, compare=False
+    )  # unfinished: the number of the other
 
     @property
     def weights(self) -> str:
@@ -89,9 +116,10 @@ class IndexedModel:
         """Refuses a loaded model that is not the one that an index has vectors of."""
         if fingerprint not in (self.weights, self.fingerprint):
             raise InputError(
-                f"{self.name}: has other weights or another preprocessing or precision than when {address} was indexed "
-                f"({self.spec}); cloob index --model M --out {address} "
-                "with --replace-model makes its vectors anew, with --name NAME keeps both"
+                f"{self.name}: has other weights or another preprocessing or precision"
+                f" than when {address} was indexed ({self.spec}); cloob index --model M"
+                f" --out {address} with --replace-model makes its vectors anew, with"
+                " --name NAME keeps both"
             )
 
 
@@ -104,7 +132,9 @@ class FileState:
     bytes: int  # size when it was read
     mtime_ns: int | None  # when it was changed last, as of then
     content: str  # SHA-256, hex; empty where it could not be read
-    fault: str | None  # why it could not be read; it is tried again when size or time differ
+    fault: (
+        str | None
+    )  # why it could not be read; it is tried again when size or time differ
     models: tuple[int, ...]  # numbers of the models that have a vector of it
 
 
@@ -112,8 +142,11 @@ class FileState:
 class Hit:
     item: Item
     score: float  # cosine with the query, in [-1, 1]; NaN in a search by words
-    margin: float | None = None  # above what unrelated queries reach, in standard deviations of theirs
-    words: tuple[str, ...] = ()  # the texts in which the query's words are: ``name``, ``caption``, or columns
+    margin: float | None = (
+        None  # above what unrelated queries reach, in standard deviations of theirs
+    )
+    # the texts in which the query's words are: ``name``, ``caption``, or columns
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,23 +162,43 @@ def words(text: str) -> list[str]:
     text = text.casefold()
     if not text.isascii():
         letters = unicodedata.normalize("NFKD", text)
-        text = "".join(letter for letter in letters if not unicodedata.combining(letter))
+        text = "".join(
+            letter for letter in letters if not unicodedata.combining(letter)
+        )
     return _WORD.findall(text)
 
 
 def texts(item: Item) -> dict[str, str]:
     """What of an item is text: its file's name, its caption, and columns."""
-    columns = {name: value for name, value in item.columns.items() if isinstance(value, str) and name != "date_from"}
-    return columns | {"name": item.path.rpartition("/")[2].rpartition(SEPARATOR)[2], "caption": item.caption or ""}
+    columns = {
+        name: value
+        for name, value in item.columns.items()
+        if isinstance(value, str) and name != "date_from"
+    }
+    return columns | {
+        "name": item.path.rpartition("/")[2].rpartition(SEPARATOR)[2],
+        "caption": item.caption or "",
+    }
 
 
 def all_words(item: Item) -> str:
     text = " ".join(texts(item).values())[:_MOST]
-    return text.encode().translate(_ASCII_WORDS).decode() if text.isascii() else " ".join(words(text))
+    return (
+        text.encode().translate(_ASCII_WORDS).decode()
+        if text.isascii()
+        else " ".join(words(text))
+    )
 
 
 def places(item: Item, query: Sequence[str]) -> tuple[str, ...]:
-    """In which texts of an item some of the words are, where all of them are in one or another."""
-    matches = {name: set(query).intersection(words(text[:_MOST])) for name, text in texts(item).items()}
+    """In which texts of an item some of the words are, where all of them are in one or
+    another.
+    """
+    matches = {
+        name: set(query).intersection(words(text[:_MOST]))
+        for name, text in texts(item).items()
+    }
     has_all = set(query) == set().union(*matches.values())
-    return tuple(sorted(name for name, some in matches.items() if some)) if has_all else ()
+    return (
+        tuple(sorted(name for name, some in matches.items() if some)) if has_all else ()
+    )

@@ -34,7 +34,13 @@ FORMAT = 8  # the number of these tables
 TABLES = Path(__file__).with_name("tables.sql").read_text(encoding="utf-8")
 _PAGE = 10_000
 _COMMON = 1_000  # items with the same words, of which a rank by these says little
-_KINDS = {"string": "text", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
+_KINDS = {
+    "string": "text",
+    "integer": "number",
+    "real": "number",
+    "true": "boolean",
+    "false": "boolean",
+}
 
 
 def check_format(address: str, number: int) -> None:
@@ -47,7 +53,10 @@ def check_format(address: str, number: int) -> None:
 
 def anew(address: str) -> str:
     """What to do with an index that cannot be read."""
-    return f"delete it and index again, or do both: cloob index SRC --model M --out {address} --anew"
+    return (
+        "delete it and index again, or do both: cloob index SRC --model M --out"
+        f" {address} --anew"
+    )
 
 
 class Neighbours(NamedTuple):
@@ -59,33 +68,52 @@ class Neighbours(NamedTuple):
 
 
 class SourceSettings(NamedTuple):
-    exclude: tuple[str, ...] = ()  # globs that an update leaves out unless it is given others
+    exclude: tuple[
+        str, ...
+    ] = ()  # globs that an update leaves out unless it is given others
     vectors: str | None = None  # the column of a source of vectors
     fingerprint: str | None = None  # of the model that made them
 
 
 class VectorTable(ABC):
-    """The vectors of an index: here those of SQL; the items' database knows which item has one of which model."""
+    """The vectors of an index: here those of SQL; the items' database knows which item
+    has one of which model.
+    """
 
     def __init__(self, store: Any) -> None:
         self.store = store
 
-    def write(self, model: IndexedModel, ids: Sequence[int], vectors: Vectors) -> Sequence[Any]:
-        """Keeps (n, D) vectors of items; returns the cells that SQL keeps of them, empty bytes where it keeps nothing.
+    def write(
+        self, model: IndexedModel, ids: Sequence[int], vectors: Vectors
+    ) -> Sequence[Any]:
+        """Keeps (n, D) vectors of items; returns the cells that SQL keeps of them,
+        empty bytes where it keeps nothing.
 
-        It is called inside the transaction that writes the items, before it is committed.
+        It is called inside the transaction that writes the items, before it is
+        committed.
         """
         return vectors  # type: ignore[return-value]  # a cell per row
 
-    def vectors(self, model: IndexedModel, ids: Sequence[int]) -> tuple[Sequence[int], Vectors]:
+    def vectors(
+        self, model: IndexedModel, ids: Sequence[int]
+    ) -> tuple[Sequence[int], Vectors]:
         """Ids, of some thousands, that have a vector, in any order, and these."""
-        statement = f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {self.store._among}"
+        statement = (
+            "SELECT item, vector FROM cloob_vectors WHERE model = ? AND item"
+            f" {self.store._among}"
+        )
         rows = self.store._rows(statement, (model.number, ids))
-        return [row[0] for row in rows], self.store._decode([row[1] for row in rows], model.dim)
+        return [row[0] for row in rows], self.store._decode(
+            [row[1] for row in rows], model.dim
+        )
 
     @abstractmethod
-    def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
-        """The ``top`` items nearest to a query (D,), equal ones by id; ``Store.ids`` applies a filter."""
+    def nearest(
+        self, model: IndexedModel, query: Vectors, top: int, where: Filter | None
+    ) -> Neighbours:
+        """The ``top`` items nearest to a query (D,), equal ones by id; ``Store.ids``
+        applies a filter.
+        """
 
     @abstractmethod
     def drop(self, model: IndexedModel) -> None:
@@ -97,25 +125,40 @@ class VectorTable(ABC):
 
 
 class Store:
-    """Items, metadata and vectors of one index. Every call that writes is one transaction: all of it or nothing."""
+    """Items, metadata and vectors of one index.
+
+    Every call that writes is one transaction: all of it or nothing.
+    """
 
     address: str  # what opens it again; of a database without the password
     writable: bool
     table: VectorTable
     close: Callable[[], None]
     _dialect: Dialect
-    _among: str  # of the dialect: follows a column that has to have one of several values
-    _rows: Callable[..., list[Any]]  # runs a statement with values, which may be lists, for ``_among``
-    _many: Callable[[str, Sequence[Sequence[Any]]], None]  # runs a statement for every row of values
+    _among: (
+        str  # of the dialect: follows a column that has to have one of several values
+    )
+    _rows: Callable[
+        ..., list[Any]
+    ]  # runs a statement with values, which may be lists, for ``_among``
+    _many: Callable[
+        [str, Sequence[Sequence[Any]]], None
+    ]  # runs a statement for every row of values
     _decode: Callable[[list[Any], int], Vectors]  # (n, D) of the cells of vectors
-    _transaction: Callable[[], AbstractContextManager[object]]  # all of it or nothing; one writer at a time
+    _transaction: Callable[
+        [], AbstractContextManager[object]
+    ]  # all of it or nothing; one writer at a time
 
     def exclusive(self) -> AbstractContextManager[object]:
-        """No other process updates meanwhile, or ``Busy``; in a database any number may."""
+        """No other process updates meanwhile, or ``Busy``; in a database any number
+        may.
+        """
         return nullcontext()
 
     def _stored(self, source: str, path: str = "") -> tuple[str, str]:
-        """A source and a path as the tables have them: of a source that holds the index, from where that is."""
+        """A source and a path as the tables have them: of a source that holds the
+        index, from where that is.
+        """
         return source, path
 
     def _full(self, stored: str) -> str:
@@ -129,44 +172,79 @@ class Store:
             yield self._rows(SQL["revise"], (secrets.randbits(62),))[0]
 
     def revision(self) -> int:
-        """Grows with every committed change: caches and servers look here whether to read again."""
+        """Grows with every committed change: caches and servers look here whether to
+        read again.
+        """
         return int(self._rows("SELECT max(revision) FROM cloob_revisions")[0][0])
 
     def models(self, *, unfinished: bool = False) -> tuple[IndexedModel, ...]:
-        """The models in order; an unfinished one has the name of the one that it is to replace."""
-        rows = self._rows("SELECT name, spec, fingerprint, dim, id, replaces FROM cloob_models ORDER BY place, id")
+        """The models in order; an unfinished one has the name of the one that it is to
+        replace.
+        """
+        rows = self._rows(
+            "SELECT name, spec, fingerprint, dim, id, replaces FROM cloob_models ORDER"
+            " BY place, id"
+        )
         return tuple(IndexedModel(*row) for row in rows if unfinished or row[5] is None)
 
     def model(self, name: Name = None) -> IndexedModel:
-        """A model by its name; one that has other weights by now is not there any more. None: the first."""
+        """A model by its name; one that has other weights by now is not there any more.
+
+        None: the first.
+        """
         models, key, fingerprint = self.models(), name, None
         if isinstance(name, IndexedModel):
-            models, key, fingerprint = self.models(unfinished=True), name.name, name.fingerprint
+            models, key, fingerprint = (
+                self.models(unfinished=True),
+                name.name,
+                name.fingerprint,
+            )
         for model in models:
             if key in (None, model.name) and fingerprint in (None, model.fingerprint):
                 return model
-        why = f"has no vectors of a model {key!r} (any more); {nearest(str(key), [model.name for model in models])}"
-        raise InputError(f"{self.address}: {why if models else 'is empty; `cloob index` fills it'}")
+        why = (
+            f"has no vectors of a model {key!r} (any more);"
+            f" {nearest(str(key), [model.name for model in models])}"
+        )
+        raise InputError(
+            f"{self.address}: {why if models else 'is empty; `cloob index` fills it'}"
+        )
 
     def add_model(self, model: IndexedModel, *, replace: bool = False) -> IndexedModel:
-        """Adds a model without vectors; one of the same weights gets the new place that it is loaded from.
+        """Adds a model without vectors; one of the same weights gets the new place that
+        it is loaded from.
 
-        Where its name is that of other weights, InputError; or with ``replace`` it is added as unfinished, and these
-        stay until :meth:`finish`.
+        Where its name is that of other weights, InputError; or with ``replace`` it is
+        added as unfinished, and these stay until :meth:`finish`.
         """
         with self._writing():
-            old = next((item for item in self.models() if item.name == model.name), model)
+            old = next(
+                (item for item in self.models() if item.name == model.name), model
+            )
             if old.fingerprint != model.fingerprint:
                 if not replace:
                     raise InputError(
-                        f"{self.address}: holds vectors of another model {model.name!r}; "
-                        "index one of the two anew with --replace-model, or under another --name"
+                        f"{self.address}: holds vectors of another model"
+                        f" {model.name!r}; index one of the two anew with"
+                        " --replace-model, or under another --name"
                     )
                 model = dataclasses.replace(model, replaces=old.number)
-                for other in self.models(unfinished=True):  # it was to replace the same one
-                    if other.replaces == old.number and other.fingerprint != model.fingerprint:
+                for other in self.models(
+                    unfinished=True
+                ):  # it was to replace the same one
+                    if (
+                        other.replaces == old.number
+                        and other.fingerprint != model.fingerprint
+                    ):
                         self._drop(other)
-            fields = (model.name, model.spec, model.fingerprint, model.dim, model.replaces, model.replaces)
+            fields = (
+                model.name,
+                model.spec,
+                model.fingerprint,
+                model.dim,
+                model.replaces,
+                model.replaces,
+            )
             self._rows(SQL["add_model"], fields)
             return self.model(model)
 
@@ -175,7 +253,10 @@ class Store:
         for old in [item for item in self.models() if item.number == model.replaces]:
             with self._writing():
                 self._drop(old)
-                self._rows("UPDATE cloob_models SET replaces = NULL WHERE id = ?", (self.model(model).number,))
+                self._rows(
+                    "UPDATE cloob_models SET replaces = NULL WHERE id = ?",
+                    (self.model(model).number,),
+                )
 
     def remove_model(self, name: str | IndexedModel) -> None:
         with self._writing():
@@ -187,14 +268,19 @@ class Store:
         self.table.drop(model)
 
     def states(self, source: str) -> Iterator[FileState]:
-        """What is known of the files of a source; the models are those that have a vector, by number."""
+        """What is known of the files of a source; the models are those that have a
+        vector, by number.
+        """
         stored = self._stored(source)[:1]
         for (id_, path, size, mtime, content), rows in groupby(
             self._rows(SQL["states"], stored), itemgetter(0, 1, 2, 3, 4)
         ):
             models = tuple(row[5] for row in rows if row[5] is not None)
             yield FileState(id_, self._full(path), size, mtime, content, None, models)
-        faults = "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE source = ? ORDER BY path"
+        faults = (
+            "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE source = ?"
+            " ORDER BY path"
+        )
         for path, size, mtime, fault in self._rows(faults, stored):
             yield FileState(None, self._full(path), size, mtime, "", fault, ())
 
@@ -202,53 +288,118 @@ class Store:
         """Takes note that a folder was moved, with the sources that it is or holds."""
         sources = self.sources()
         if not any(f"{source}/".startswith(f"{old}/") for source in sources):
-            raise InputError(f"{old}: holds no source of {self.address}, which has {', '.join(sources) or 'none'}")
+            raise InputError(
+                f"{old}: holds no source of {self.address}, which has"
+                f" {', '.join(sources) or 'none'}"
+            )
         if any(f"{source}/".startswith(f"{new}/") for source in sources):
-            raise InputError(f"{new}: is in {self.address} already; so remove {old} by --remove-all")
+            raise InputError(
+                f"{new}: is in {self.address} already; so remove {old} by --remove-all"
+            )
         old, new = self._stored(old)[0], self._stored(new)[0]
         with self._writing():
-            columns = [("items", "path"), ("faults", "path"), *((t, "source") for t in ("items", "faults", "sources"))]
+            columns = [
+                ("items", "path"),
+                ("faults", "path"),
+                *((t, "source") for t in ("items", "faults", "sources")),
+            ]
             for table, column in columns:
                 inside = f"{column} = ? OR substr({column}, 1, ?) = ?"
-                renamed = f"UPDATE cloob_{table} SET {column} = ? || substr({column}, ?) WHERE {inside}"
+                renamed = (
+                    f"UPDATE cloob_{table} SET {column} = ? || substr({column}, ?)"
+                    f" WHERE {inside}"
+                )
                 self._rows(renamed, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
 
-    def write(self, items: Sequence[Item], model: str | IndexedModel, vectors: Vectors) -> list[int]:
-        """Adds items, or replaces those of the same source and path, with their (n, D) vectors of one model; their ids.
+    def write(
+        self, items: Sequence[Item], model: str | IndexedModel, vectors: Vectors
+    ) -> list[int]:
+        """Adds items, or replaces those of the same source and path, with their (n, D)
+        vectors of one model; their ids.
 
-        A replaced item keeps its id, and loses other models' vectors where its content differs.
+        A replaced item keeps its id, and loses other models' vectors where its content
+        differs.
         """
-        rows = [(*self._stored(item.source, item.path), *_values(item)) for item in items]
+        rows = [
+            (*self._stored(item.source, item.path), *_values(item)) for item in items
+        ]
         with self._writing() as (revision, last):
-            known = self.model(model)  # in the transaction, so that vectors of other weights never come under its name
+            # in the transaction, so that vectors of other weights never come under its
+            # name
+            known = self.model(model)
             before, fresh = self._places(rows), count(last + 1)
-            changed = [before[row[:2]][0] for row in rows if row[:2] in before and before[row[:2]][1] != row[2]]
-            self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (changed,))
-            self._rows(f"DELETE FROM cloob_words WHERE rowid {self._among}", ([id_ for id_, _ in before.values()],))
-            ids = [before[row[:2]][0] if row[:2] in before else next(fresh) for row in rows]
-            self._rows("UPDATE cloob_revisions SET last_id = ? WHERE revision = ?", (max([last, *ids]), revision))
-            self._many(SQL["replace_item"], [(id_, *row) for id_, row in zip(ids, rows, strict=True)])
-            cells = self.table.write(known, ids, np.ascontiguousarray(vectors, np.float32))
-            given = [(id_, known.number, revision, cell) for id_, cell in zip(ids, cells, strict=True)]
+            changed = [
+                before[row[:2]][0]
+                for row in rows
+                if row[:2] in before and before[row[:2]][1] != row[2]
+            ]
+            self._rows(
+                f"DELETE FROM cloob_vectors WHERE item {self._among}", (changed,)
+            )
+            self._rows(
+                f"DELETE FROM cloob_words WHERE rowid {self._among}",
+                ([id_ for id_, _ in before.values()],),
+            )
+            ids = [
+                before[row[:2]][0] if row[:2] in before else next(fresh) for row in rows
+            ]
+            self._rows(
+                "UPDATE cloob_revisions SET last_id = ? WHERE revision = ?",
+                (max([last, *ids]), revision),
+            )
+            self._many(
+                SQL["replace_item"],
+                [(id_, *row) for id_, row in zip(ids, rows, strict=True)],
+            )
+            cells = self.table.write(
+                known, ids, np.ascontiguousarray(vectors, np.float32)
+            )
+            given = [
+                (id_, known.number, revision, cell)
+                for id_, cell in zip(ids, cells, strict=True)
+            ]
             self._many(SQL["replace_vector"], given)
-            spoken = [(id_, all_words(item)) for id_, item in zip(ids, items, strict=True)]
+            spoken = [
+                (id_, all_words(item)) for id_, item in zip(ids, items, strict=True)
+            ]
             self._many("INSERT INTO cloob_words (rowid, words) VALUES (?, ?)", spoken)
             there = f"SELECT source, path FROM cloob_items WHERE id {self._among}"
-            self._rows(f"DELETE FROM cloob_faults WHERE (source, path) IN ({there})", (ids,))
+            self._rows(
+                f"DELETE FROM cloob_faults WHERE (source, path) IN ({there})", (ids,)
+            )
         return ids
 
-    def contents(self, model: IndexedModel, source: str, paths: Sequence[str]) -> dict[str, tuple[int, str]]:
-        """Ids and contents of the items of some paths; the content is empty where the model has no vector of it."""
+    def contents(
+        self, model: IndexedModel, source: str, paths: Sequence[str]
+    ) -> dict[str, tuple[int, str]]:
+        """Ids and contents of the items of some paths; the content is empty where the
+        model has no vector of it.
+        """
         items = self._places([self._stored(source, path) for path in paths])
         having = {*self.having(model, [id_ for id_, _ in items.values()])}
-        return {self._full(path): (id_, text if id_ in having else "") for (_, path), (id_, text) in items.items()}
+        return {
+            self._full(path): (id_, text if id_ in having else "")
+            for (_, path), (id_, text) in items.items()
+        }
 
-    def _places(self, rows: Sequence[Sequence[Any]]) -> dict[tuple[str, str], tuple[int, str]]:
-        """Ids and contents of the items that are there, by source and path, of rows that begin with these."""
-        statement = f"SELECT source, path, id, content FROM cloob_items WHERE source = ? AND path {self._among}"
-        by_source = ((source, [row[1] for row in rows if row[0] == source]) for source in {row[0] for row in rows})
+    def _places(
+        self, rows: Sequence[Sequence[Any]]
+    ) -> dict[tuple[str, str], tuple[int, str]]:
+        """Ids and contents of the items that are there, by source and path, of rows
+        that begin with these.
+        """
+        statement = (
+            "SELECT source, path, id, content FROM cloob_items WHERE source = ? AND"
+            f" path {self._among}"
+        )
+        by_source = (
+            (source, [row[1] for row in rows if row[0] == source])
+            for source in {row[0] for row in rows}
+        )
         matches = (row for values in by_source for row in self._rows(statement, values))
-        return {(source, path): (id_, content) for source, path, id_, content in matches}
+        return {
+            (source, path): (id_, content) for source, path, id_, content in matches
+        }
 
     def _forget(self, files: Sequence[tuple[str, str]]) -> None:
         """Deletes the items and the faults of some files of a source."""
@@ -265,92 +416,172 @@ class Store:
                 self._forget([self._stored(source, path) for path in paths])
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
-        """Notes files that could not be read, in the place of what was known of them."""
+        """Notes files that could not be read, in the place of what was known of
+        them.
+        """
         files = [self._stored(source, item.path) for item in faults]
-        facts = [(item.bytes, item.mtime_ns, valid(item.fault or "")) for item in faults]
+        facts = [
+            (item.bytes, item.mtime_ns, valid(item.fault or "")) for item in faults
+        ]
         with self._writing():
             self._forget(files)
-            statement = "INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)"
-            self._many(statement, [(*file, *rest) for file, rest in zip(files, facts, strict=True)])
+            statement = (
+                "INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES"
+                " (?, ?, ?, ?, ?)"
+            )
+            self._many(
+                statement,
+                [(*file, *rest) for file, rest in zip(files, facts, strict=True)],
+            )
 
     def sources(self) -> tuple[str, ...]:
-        rows = self._rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
+        rows = self._rows(
+            "SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults"
+        )
         return tuple(sorted(self._full(row[0]) for row in rows))
 
     def settings(self) -> dict[str, SourceSettings]:
         """How sources are read, where that was named."""
-        rows = self._rows("SELECT source, exclude, vectors, fingerprint FROM cloob_sources")
-        return {self._full(row[0]): SourceSettings(tuple(filter(None, row[1].split("\n"))), *row[2:]) for row in rows}
+        rows = self._rows(
+            "SELECT source, exclude, vectors, fingerprint FROM cloob_sources"
+        )
+        return {
+            self._full(row[0]): SourceSettings(
+                tuple(filter(None, row[1].split("\n"))), *row[2:]
+            )
+            for row in rows
+        }
 
     def set(self, source: str, settings: SourceSettings) -> None:
         with self._writing():
-            self._rows(SQL["replace_source"], (self._stored(source)[0], "\n".join(settings.exclude), *settings[1:]))
+            self._rows(
+                SQL["replace_source"],
+                (self._stored(source)[0], "\n".join(settings.exclude), *settings[1:]),
+            )
 
     def having(self, model: IndexedModel, ids: Sequence[int]) -> list[int]:
         """Those of some ids that have a vector of a model."""
-        statement = f"SELECT item FROM cloob_vectors WHERE model = ? AND item {self._among} ORDER BY item"
+        statement = (
+            f"SELECT item FROM cloob_vectors WHERE model = ? AND item {self._among}"
+            " ORDER BY item"
+        )
         return [row[0] for row in self._rows(statement, (model.number, list(ids)))]
 
     def known(self, model: IndexedModel, contents: Iterable[str]) -> dict[str, Vectors]:
         """The vector (D,) of every content that has one."""
         keys = list(contents)
-        result = dict(self._rows(SQL["known"].format(self._among), (model.number, [key[:12] for key in keys], keys)))
+        result = dict(
+            self._rows(
+                SQL["known"].format(self._among),
+                (model.number, [key[:12] for key in keys], keys),
+            )
+        )
         result.pop(None, None)
         ids, rows = self.table.vectors(model, [*result]) if result else ((), ())
         return {result[id_]: row for id_, row in zip(ids, rows, strict=True)}
 
     def find_words(
-        self, words: Sequence[str], top: int, where: Filter | None = None, near: Sequence[int] | None = None
+        self,
+        words: Sequence[str],
+        top: int,
+        where: Filter | None = None,
+        near: Sequence[int] | None = None,
     ) -> dict[int, int]:
-        """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one.
+        """The ``top`` items whose texts have all of some words, best first, and their
+        ranks; equal ones share one.
 
-        With ``near``, more than ``_COMMON`` are equal: those of ``near`` come first, in its order.
+        With ``near``, more than ``_COMMON`` are equal: those of ``near`` come first, in
+        its order.
         """
         condition, values = self._condition(where)
-        statement = self._dialect["find_words"] + (SQL["of_item"].format(condition) if where else "")
-        order, limit = (" ORDER BY rank, rowid", top) if near is None else ("", _COMMON + 1)
-        rows = self._rows(f"{statement}{order} LIMIT ?", (" ".join(words), *values, limit))
+        statement = self._dialect["find_words"] + (
+            SQL["of_item"].format(condition) if where else ""
+        )
+        order, limit = (
+            (" ORDER BY rank, rowid", top) if near is None else ("", _COMMON + 1)
+        )
+        rows = self._rows(
+            f"{statement}{order} LIMIT ?", (" ".join(words), *values, limit)
+        )
         rows.sort(key=itemgetter(1, 0))
         if near is not None and len(rows) > _COMMON:
-            texts = dict(self._rows(f"SELECT rowid, words FROM cloob_words WHERE rowid {self._among}", ([*near],)))
-            having = [id_ for id_ in near if set(words).issubset(texts.get(id_, "").split())]
+            texts = dict(
+                self._rows(
+                    f"SELECT rowid, words FROM cloob_words WHERE rowid {self._among}",
+                    ([*near],),
+                )
+            )
+            having = [
+                id_ for id_ in near if set(words).issubset(texts.get(id_, "").split())
+            ]
             rows = [(id_, 0) for id_ in [*having, *sorted(row[0] for row in rows)]]
         first: dict[float, int] = {}  # ranks by score
-        return {id_: first.setdefault(round(score, 4), rank) for rank, (id_, score) in enumerate(rows[:top], 1)}
+        return {
+            id_: first.setdefault(round(score, 4), rank)
+            for rank, (id_, score) in enumerate(rows[:top], 1)
+        }
 
     def columns(self) -> dict[str, str]:
-        """The sources' columns by name, sorted: ``text``, ``number``, ``boolean`` or ``mixed``; reads all items."""
+        """The sources' columns by name, sorted: ``text``, ``number``, ``boolean`` or
+        ``mixed``; reads all items.
+        """
         kinds: dict[str, set[str]] = defaultdict(set)
         for name, kind in self._rows(f"SELECT DISTINCT {self._dialect['each_column']}"):
             kinds[name] |= {_KINDS.get(kind, kind)} & {"text", "number", "boolean"}
-        return {name: "mixed" if len(some) > 1 else [*some, "number"][0] for name, some in sorted(kinds.items())}
+        return {
+            name: "mixed" if len(some) > 1 else [*some, "number"][0]
+            for name, some in sorted(kinds.items())
+        }
 
     def count(self, where: Filter | None = None) -> int:
         condition, values = self._condition(where)
-        return int(self._rows(f"SELECT count(*) FROM cloob_items WHERE {condition}", values)[0][0])
+        return int(
+            self._rows(f"SELECT count(*) FROM cloob_items WHERE {condition}", values)[
+                0
+            ][0]
+        )
 
-    def ids(self, where: Filter | None = None, *, limit: int = 2**62, order: Order = "id") -> Ids:
-        """Ids of the items that match: ascending, by date (those without one last), or by the hash of their bytes."""
+    def ids(
+        self, where: Filter | None = None, *, limit: int = 2**62, order: Order = "id"
+    ) -> Ids:
+        """Ids of the items that match: ascending, by date (those without one last), or
+        by the hash of their bytes.
+        """
         condition, values = self._condition(where)
-        orders = {"newest": "coalesce(date, '') DESC, id DESC", "chance": "substr(content, 1, 12), id"}
-        statement = f"SELECT id FROM cloob_items WHERE {condition} ORDER BY {orders.get(order, 'id')} LIMIT ?"
+        orders = {
+            "newest": "coalesce(date, '') DESC, id DESC",
+            "chance": "substr(content, 1, 12), id",
+        }
+        statement = (
+            f"SELECT id FROM cloob_items WHERE {condition} ORDER BY"
+            f" {orders.get(order, 'id')} LIMIT ?"
+        )
         rows = self._rows(statement, (*values, limit))
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
     def pages(self, where: Filter | None = None) -> Iterator[list[int]]:
         """The ids of the items that match, ascending, some thousands at a time."""
         ids = self.ids(where)
-        return (ids[start : start + _PAGE].tolist() for start in range(0, len(ids), _PAGE))
+        return (
+            ids[start : start + _PAGE].tolist() for start in range(0, len(ids), _PAGE)
+        )
 
     def items(self, ids: Sequence[int] | Ids) -> list[Item]:
         """Items in the order of the ids; those that are not there are left out."""
         order = list(map(int, ids))
         items: dict[int, Item] = {}
-        for id_, source, path, *fields, columns in self._rows(SQL["items"].format(self._among), (order,)):
+        for id_, source, path, *fields, columns in self._rows(
+            SQL["items"].format(self._among), (order,)
+        ):
             try:
-                fields.append(json.loads(columns) if isinstance(columns, str) else columns)
+                fields.append(
+                    json.loads(columns) if isinstance(columns, str) else columns
+                )
             except ValueError:
-                raise InputError(f"{self.address}: is damaged at {printable(path)}; {anew(self.address)}") from None
+                raise InputError(
+                    f"{self.address}: is damaged at {printable(path)};"
+                    f" {anew(self.address)}"
+                ) from None
             items[id_] = Item(id_, self._full(source), self._full(path), *fields)
         return [items[id_] for id_ in order if id_ in items]
 
@@ -365,7 +596,13 @@ class Store:
                 result[place] = rows.get(id_, np.nan)
         return result
 
-    def nearest(self, model: str | IndexedModel, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
+    def nearest(
+        self,
+        model: str | IndexedModel,
+        query: Vectors,
+        top: int,
+        where: Filter | None = None,
+    ) -> Neighbours:
         """The ``top`` items nearest to a query (D,), equal ones by id."""
         return self.table.nearest(self.model(model), query, top, where)
 
@@ -381,4 +618,9 @@ def _values(item: Item) -> tuple[Any, ...]:
         if not isinstance(value, float) or math.isfinite(value)
     }
     sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
-    return (*sizes, item.date and valid(item.date), item.caption and valid(item.caption), json.dumps(columns))
+    return (
+        *sizes,
+        item.date and valid(item.date),
+        item.caption and valid(item.caption),
+        json.dumps(columns),
+    )

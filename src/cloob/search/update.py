@@ -1,4 +1,6 @@
-"""What ``Index.update`` does: which sources, and which model; the work itself is in ``build``. And merging."""
+"""What ``Index.update`` does: which sources, and which model; the work itself is in
+``build``. And merging.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ from cloob.search.build import Builder, Rows, Summary, VectorFile, make_plan, ta
 from cloob.search.models import Models, absolute, load_named, remember
 from cloob.search.records import IndexedModel, Precision, Progress
 from cloob.search.scan.collection import Collection
-from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
+from cloob.search.scan.open import (
+    ScanOptions,
+    is_gone,
+    open_collection,
+    open_named,
+    source_name,
+)
 from cloob.search.store import SourceSettings, Store
 
 Sources: TypeAlias = "Sequence[str | Path] | Rows"
@@ -33,23 +41,42 @@ _ROWS = 4096  # vectors of a transaction
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    model: str | Path | DualEncoder | None = None  # as `load_model` takes it, or loaded; None: the index's only one
-    name: str | None = None  # what the index calls the model; None: its file name or tag
-    replace_model: bool = False  # vectors of a model of this name may go if its weights or precision differ now
+    model: str | Path | DualEncoder | None = (
+        None  # as `load_model` takes it, or loaded; None: the index's only one
+    )
+    name: str | None = (
+        None  # what the index calls the model; None: its file name or tag
+    )
+    # vectors of a model of this name may go if its weights or precision differ now
+    replace_model: bool = False
     device: str | torch.device = "auto"
-    precision: Precision | None = None  # of the image tower; None: as the index has it, float32 in a new one
+    precision: Precision | None = (
+        None  # of the image tower; None: as the index has it, float32 in a new one
+    )
     scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
     batch_size: int = 64  # pictures of a forward pass, and of a transaction
     workers: int = field(default_factory=decoders)  # threads that read and decode
-    max_megapixels: float | None = None  # larger pictures are left out; None: above the limits of `cloob.pictures`
-    remove_all: bool = False  # all items of a source may go if nothing of it is there any more
+    max_megapixels: float | None = (
+        None  # larger pictures are left out; None: above the limits of `cloob.pictures`
+    )
+    remove_all: bool = (
+        False  # all items of a source may go if nothing of it is there any more
+    )
 
 
-def update(store: Store, models: Models, sources: Sources, options: UpdateOptions, progress: Progress) -> Summary:
+def update(
+    store: Store,
+    models: Models,
+    sources: Sources,
+    options: UpdateOptions,
+    progress: Progress,
+) -> Summary:
     device = resolve_device(options.device)
     if isinstance(sources, Rows):
         options = replace(options, batch_size=_ROWS, workers=0)
-    collections = [sources] if isinstance(sources, Rows) else _open_all(store, sources, options)
+    collections = (
+        [sources] if isinstance(sources, Rows) else _open_all(store, sources, options)
+    )
     model, is_new = _model(store, models, options, device, collections)
     if model.replaces is not None:  # which is finished when it has vectors of all
         others = {*store.sources()} - {item.name for item in collections}
@@ -57,10 +84,19 @@ def update(store: Store, models: Models, sources: Sources, options: UpdateOption
     done, settings = Summary(), store.settings()
     files = [item for item in collections if isinstance(item, VectorFile)]
     collections = [item for item in collections if not isinstance(item, VectorFile)]
-    plans = [make_plan(store, item, model.number, done, remove_all=options.remove_all) for item in collections]
+    plans = [
+        make_plan(store, item, model.number, done, remove_all=options.remove_all)
+        for item in collections
+    ]
     for file in files if options.scan.vectors is None else ():
-        if file.name in settings and settings[file.name].fingerprint != model.fingerprint:
-            done.refused[file.name] = "its vectors are of another model; --vectors names a column of this one's"
+        if (
+            file.name in settings
+            and settings[file.name].fingerprint != model.fingerprint
+        ):
+            done.refused[file.name] = (
+                "its vectors are of another model; --vectors names a column of this"
+                " one's"
+            )
     for name, why in done.refused.items() if model.replaces is not None else ():
         raise InputError(f"{name}: {why}")
     for item in collections if options.scan.exclude else ():
@@ -69,13 +105,26 @@ def update(store: Store, models: Models, sources: Sources, options: UpdateOption
     work = [item for some, _ in plans for item in some]
     if work and model.precision == "bf16" and device.type == "cpu":
         warn_of_emulated_bfloat16()
-    most = None if options.max_megapixels is None else max(1, int(options.max_megapixels * 1e6))
-    builder = Builder(store, model, cache(lambda: models.encoder(model, device)), done, options.batch_size, most)
+    most = (
+        None
+        if options.max_megapixels is None
+        else max(1, int(options.max_megapixels * 1e6))
+    )
+    builder = Builder(
+        store,
+        model,
+        cache(lambda: models.encoder(model, device)),
+        done,
+        options.batch_size,
+        most,
+    )
     builder.run(work, options.workers, progress)
     for file in files:
         if file.name not in done.refused:
             take(store, model, file, done, options.remove_all, progress)
-    for item, (_, gone) in zip(collections, plans, strict=True):  # nothing goes before its vectors were copied
+    for item, (_, gone) in zip(
+        collections, plans, strict=True
+    ):  # nothing goes before its vectors were copied
         store.remove(item.name, [state.path for state in gone])
         done.removed += sum(state.id is not None for state in gone)
     if is_new and not done.added + done.changed + done.completed:
@@ -87,25 +136,39 @@ def update(store: Store, models: Models, sources: Sources, options: UpdateOption
     return done
 
 
-def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
+def _open_all(
+    store: Store, sources: Sequence[str | Path], options: UpdateOptions
+) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
     known, settings = store.sources(), store.settings()
     real = {os.path.realpath(name): name for name in known if os.path.isabs(name)}  # noqa: PTH117
     names = ((source_name(source), source) for source in sources or known)
-    given = {name if name in known else real.get(os.path.realpath(name), name): source for name, source in names}
+    given = {
+        name if name in known else real.get(os.path.realpath(name), name): source
+        for name, source in names
+    }
     _check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
-        before, gone = settings.get(name, SourceSettings()), is_gone(name, typed=bool(sources))
+        before, gone = (
+            settings.get(name, SourceSettings()),
+            is_gone(name, typed=bool(sources)),
+        )
         column = (options.scan.vectors if sources else None) or before.vectors
         scan = replace(options.scan, exclude=options.scan.exclude or before.exclude)
         if column is not None and not gone:
-            collections.append(VectorFile(name, column, scan.image_column, scan.caption_column))
+            collections.append(
+                VectorFile(name, column, scan.image_column, scan.caption_column)
+            )
         elif name in known and gone:
-            collections.append(Collection(name))  # what is not there any more has no pictures
+            collections.append(
+                Collection(name)
+            )  # what is not there any more has no pictures
         elif sources:
             collections.append(open_collection(name if name in known else source, scan))
-            if is_remote(name) or is_pattern(name):  # a folder's too: where it is gone, it may be a pattern
+            if is_remote(name) or is_pattern(
+                name
+            ):  # a folder's too: where it is gone, it may be a pattern
                 remember(name)
         else:
             collections.append(open_named(name, scan))
@@ -113,27 +176,45 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
 
 
 def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
-    """Refuses a source inside another one, or one by a second name: its pictures would be in the index twice."""
+    """Refuses a source inside another one, or one by a second name: its pictures would
+    be in the index twice.
+    """
     names = [*names]
-    real = {name: os.path.realpath(name) if os.path.isabs(name) else name for name in (*known, *names)}  # noqa: PTH117
+    real = {
+        name: os.path.realpath(name) if os.path.isabs(name) else name  # noqa: PTH117
+        for name in (*known, *names)
+    }
     for name in [name for name in names if name not in known]:
         for other in [other for other in real if other != name]:
             here, there = f"{real[name]}{os.sep}", f"{real[other]}{os.sep}"
             if here.startswith(there) or there.startswith(here):
-                raise InputError(f"{name}: lies in {other} or holds it, which is a source of this index")
+                raise InputError(
+                    f"{name}: lies in {other} or holds it, which is a source of this"
+                    " index"
+                )
 
 
 def _model(
-    store: Store, models: Models, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
+    store: Store,
+    models: Models,
+    options: UpdateOptions,
+    device: torch.device,
+    collections: Sequence[Collection],
 ) -> tuple[IndexedModel, bool]:
-    """The model of an update, which the index has then, and whether it is new; loaded unless it goes on as it is."""
+    """The model of an update, which the index has then, and whether it is new; loaded
+    unless it goes on as it is.
+    """
     precision, requested = options.precision, options.model
     if requested is None:
         existing = store.models()
         named = [model for model in existing if options.name in (None, model.name)]
         if len(named) != 1:
             names = ", ".join(model.name for model in existing)
-            why = f"has vectors of {names}; --name chooses one" if names else "is empty; --model chooses one"
+            why = (
+                f"has vectors of {names}; --name chooses one"
+                if names
+                else "is empty; --model chooses one"
+            )
             raise InputError(f"{store.address}: {why}")
         (old,) = named
         if not options.replace_model and precision in (None, old.precision):
@@ -142,7 +223,11 @@ def _model(
         encoder, weights = load_named(spec, device)
     elif isinstance(requested, str | Path):
         typed = str(requested)
-        spec = typed.partition(":")[2] if typed.startswith(("hf-hub:", "local-dir:")) else typed
+        spec = (
+            typed.partition(":")[2]
+            if typed.startswith(("hf-hub:", "local-dir:"))
+            else typed
+        )
         stem = Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
         name, spec = options.name or stem, absolute(typed)
         remember(spec)
@@ -152,13 +237,19 @@ def _model(
         encoder, weights = requested, fingerprint(requested)
     for item in collections:
         item.check(encoder)
-    alike = [model for model in store.models(unfinished=True) if model.weights == weights]
+    alike = [
+        model for model in store.models(unfinished=True) if model.weights == weights
+    ]
     alike.sort(key=lambda model: model.name != name)
     if precision is None:
-        precision = alike[0].precision if alike and not options.replace_model else "fp32"
+        precision = (
+            alike[0].precision if alike and not options.replace_model else "fp32"
+        )
     width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
     new = IndexedModel(name, spec, weights + "+bf16" * (precision == "bf16"), width)
-    same = next((model for model in alike if model.fingerprint == new.fingerprint), None)
+    same = next(
+        (model for model in alike if model.fingerprint == new.fingerprint), None
+    )
     if same is not None and same.replaces is None:
         new = replace(new, name=same.name)
     for old in store.models() if not options.replace_model else ():
@@ -174,11 +265,15 @@ class Merged:
     added: int = 0  # items that were not here
     vectors: int = 0  # that were written, those of the added items included
     present: int = 0  # items that are here with the same bytes; their metadata stays
-    other: int = 0  # items of which this index has the path with other bytes; they stay as they are here
+    # items of which this index has the path with other bytes; they stay as they are
+    # here
+    other: int = 0
 
 
 def merge(store: Store, other: Store) -> Merged:
-    """Adds what ``other`` has to ``store``; vectors go with their model's weights, whatever it is called there."""
+    """Adds what ``other`` has to ``store``; vectors go with their model's weights,
+    whatever it is called there.
+    """
     _check_apart(other.sources(), store.sources())
     here = {model.fingerprint: model for model in store.models()}
     for model in other.models():
@@ -187,14 +282,29 @@ def merge(store: Store, other: Store) -> Merged:
     for source, settings in other.settings().items():
         if source not in store.sources():
             store.set(source, settings)
-    states = ((source, state) for source in store.sources() for state in store.states(source))
-    known = {(source, state.path): state for source, state in states if state.id is not None}
+    states = (
+        (source, state) for source in store.sources() for state in store.states(source)
+    )
+    known = {
+        (source, state.path): state for source, state in states if state.id is not None
+    }
     done = Merged()
     for ids in other.pages():
-        pairs = [(item, known.get((item.source, item.path))) for item in other.items(ids)]
-        same = [(item, state) for item, state in pairs if state is None or state.content == item.content]
-        here_too = {item.id: item for item in store.items([state.id or 0 for _, state in same if state])}
-        items = [item if state is None else here_too[state.id or 0] for item, state in same]
+        pairs = [
+            (item, known.get((item.source, item.path))) for item in other.items(ids)
+        ]
+        same = [
+            (item, state)
+            for item, state in pairs
+            if state is None or state.content == item.content
+        ]
+        here_too = {
+            item.id: item
+            for item in store.items([state.id or 0 for _, state in same if state])
+        }
+        items = [
+            item if state is None else here_too[state.id or 0] for item, state in same
+        ]
         done.other += len(pairs) - len(same)
         done.present += len(here_too)
         done.added += len(same) - len(here_too)
@@ -202,8 +312,13 @@ def merge(store: Store, other: Store) -> Merged:
             to = here[model.fingerprint]
             vectors = other.vectors(model.name, [item.id for item, _ in same])
             new = np.isfinite(vectors).all(1)
-            new &= np.array([state is None or to.number not in state.models for _, state in same], bool)
-            store.write([items[place] for place in np.flatnonzero(new)], to, vectors[new])
+            new &= np.array(
+                [state is None or to.number not in state.models for _, state in same],
+                bool,
+            )
+            store.write(
+                [items[place] for place in np.flatnonzero(new)], to, vectors[new]
+            )
             done.vectors += int(new.sum())
     store.table.optimise()
     return done

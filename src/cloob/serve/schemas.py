@@ -11,17 +11,29 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
-# JSON has one kind of number: 3.0 is an integer. After `Field`, or the description of the API loses the bounds.
-Integer = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+# JSON has one kind of number: 3.0 is an integer. After `Field`, or the description of
+# the API loses the bounds.
+Integer = BeforeValidator(
+    lambda value: (
+        int(value) if isinstance(value, float) and value.is_integer() else value
+    )
+)
 Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Integer]
 Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
-Where = Annotated[str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])]
+Where = Annotated[
+    str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])
+]
 Top = Annotated[int, Field(ge=1, le=1000, examples=[50]), Integer]
 Label = Annotated[str, Field(min_length=1, max_length=200, examples=["bird", "flower"])]
 Template = Annotated[str, Field(max_length=200, examples=["a picture of a {c}"])]
 Words = Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bird"])]
-UploadId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
-Beta = Annotated[float, Field(ge=1e-3, le=1000, description="Left out, that of the model.", examples=[8.0])]
+UploadId = Annotated[
+    str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])
+]
+Beta = Annotated[
+    float,
+    Field(ge=1e-3, le=1000, description="Left out, that of the model.", examples=[8.0]),
+]
 _KINDS = ("words", "item", "upload")
 
 
@@ -31,9 +43,13 @@ class _Question(BaseModel):
 
 
 class Part(_Question):
-    """Words, a picture of the index, or an uploaded one, that answers should fit (weight > 0) or should not (< 0)."""
+    """Words, a picture of the index, or an uploaded one, that answers should fit
+    (weight > 0) or should not (< 0).
+    """
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]})
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]}
+    )
 
     words: Words | SkipJsonSchema[None] = None
     item: Id | SkipJsonSchema[None] = None
@@ -42,7 +58,9 @@ class Part(_Question):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [getattr(self, kind) for kind in _KINDS if kind in self.model_fields_set]
+        given = [
+            getattr(self, kind) for kind in _KINDS if kind in self.model_fields_set
+        ]
         if len(given) != 1 or given[0] is None:
             raise ValueError("needs one of words, item or upload")
         return self
@@ -57,7 +75,9 @@ class _Asked(_Question):
 
 
 class SearchQuery(_Asked):
-    """What to look for; ``cutoff`` leaves out what fits no better than unrelated queries do."""
+    """What to look for; ``cutoff`` leaves out what fits no better than unrelated
+    queries do.
+    """
 
     parts: Parts
     top: Top = 50
@@ -71,7 +91,9 @@ class ExplainQuery(_Asked):
 
 
 class ClassifyQuery(_Asked):
-    """Labels to sort by: one a picture, with ``multi`` all that fit, with ``none`` perhaps none."""
+    """Labels to sort by: one a picture, with ``multi`` all that fit, with ``none``
+    perhaps none.
+    """
 
     labels: Annotated[list[Label], Field(min_length=1, max_length=200)]
     templates: Annotated[list[Template], Field(max_length=100)] = []
@@ -87,7 +109,9 @@ class EmbedQuery(_Question):
 
 
 class Picture(TypedDict):
-    """A picture of the index; of ``columns``, an integer beyond 2^53 is text, as JavaScript would round it."""
+    """A picture of the index; of ``columns``, an integer beyond 2^53 is text, as
+    JavaScript would round it.
+    """
 
     id: int
     name: str
@@ -102,11 +126,15 @@ class Picture(TypedDict):
 
 
 class FoundPicture(Picture):
-    """A hit; ``same`` is the first hit with equal bytes or of the same shot (RAW and JPEG of one stem), or itself."""
+    """A hit; ``same`` is the first hit with equal bytes or of the same shot (RAW and
+    JPEG of one stem), or itself.
+    """
 
     score: float
     margin: float | None
-    words: list[str]  # the texts in which the query's words are: name, caption, or columns
+    words: list[
+        str
+    ]  # the texts in which the query's words are: name, caption, or columns
     same: int
 
 
@@ -118,7 +146,9 @@ class Memory(Picture):
 
 
 class Found(TypedDict):
-    """Pictures, best first; ``cut`` of the nearest were left out since unrelated queries reach as much."""
+    """Pictures, best first; ``cut`` of the nearest were left out since unrelated
+    queries reach as much.
+    """
 
     model: str
     revision: int
@@ -128,13 +158,17 @@ class Found(TypedDict):
 
 
 class Explained(TypedDict):
-    """What a query retrieves from ``memory`` pictures; ``effective`` of them share the weight (exp of its entropy)."""
+    """What a query retrieves from ``memory`` pictures; ``effective`` of them share the
+    weight (exp of its entropy).
+    """
 
     model: str
     beta: float
     memory: int
     effective: float
-    agreement: Annotated[float, Field(description="The cosine of the query with what it retrieves.")]
+    agreement: Annotated[
+        float, Field(description="The cosine of the query with what it retrieves.")
+    ]
     memories: list[Memory]
 
 
@@ -157,7 +191,8 @@ class Classified(TypedDict):
 class Group(TypedDict):
     """Pictures that look alike, the best first.
 
-    ``equal`` has the first id with the same bytes, ``shot`` that of the same shot (RAW and JPEG of one stem).
+    ``equal`` has the first id with the same bytes, ``shot`` that of the same shot (RAW
+    and JPEG of one stem).
     """
 
     ids: list[int]
@@ -167,7 +202,9 @@ class Group(TypedDict):
 
 
 class Duplicates(TypedDict):
-    """Groups; ``stale`` files that are gone or have changed and ``twice`` second names of a file were left out."""
+    """Groups; ``stale`` files that are gone or have changed and ``twice`` second names
+    of a file were left out.
+    """
 
     model: str
     revision: int

@@ -1,4 +1,6 @@
-"""From a configuration and given parts to a ``Run``, every part checked before the first step."""
+"""From a configuration and given parts to a ``Run``, every part checked before the
+first step.
+"""
 
 from __future__ import annotations
 
@@ -25,39 +27,77 @@ from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE, SUSPECTS_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.training import align, sharding
 from cloob.training.align import FeatureLoader
-from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, find_checkpoint, remove_leftovers, restore
+from cloob.training.checkpoint import (
+    HELD_OUT,
+    TRAINING,
+    Saver,
+    find_checkpoint,
+    remove_leftovers,
+    restore,
+)
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
 from cloob.training.config.parts import SCALES, RunConfig
-from cloob.training.given import Given, make_encoder, make_loader, make_loss, open_pairs, same_on_every_rank
+from cloob.training.given import (
+    Given,
+    make_encoder,
+    make_loader,
+    make_loss,
+    open_pairs,
+    same_on_every_rank,
+)
 from cloob.training.optim import freeze, make_optimizer, warmup_steps
 from cloob.training.progress import Progress, set_rng_state
-from cloob.training.run_folder import BadSamples, RunLog, prepare_run_folder, progress_of, refuse_another_run
+from cloob.training.run_folder import (
+    BadSamples,
+    RunLog,
+    prepare_run_folder,
+    progress_of,
+    refuse_another_run,
+)
 from cloob.training.step import Stepper, TowersWithLoss
 
 logger = logging.getLogger(__name__)
 
 
 def resolved(
-    config: TrainConfig, encoder: DualEncoder, objective: ContrastiveObjective, device: torch.device
+    config: TrainConfig,
+    encoder: DualEncoder,
+    objective: ContrastiveObjective,
+    device: torch.device,
 ) -> TrainConfig:
-    """The configuration with every default that was chosen while building filled in; every rank calls this."""
+    """The configuration with every default that was chosen while building filled in;
+    every rank calls this.
+    """
     leaves: dict[str, Any] = {}
     if config.given.given_objective is None and config.loss.objective != "cca":
         chosen = objective.config()
-        names = chosen.keys() & set(SCALES) - (set() if objective.hopfield else {"beta"})
-        leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
+        names = chosen.keys() & set(SCALES) - (
+            set() if objective.hopfield else {"beta"}
+        )
+        leaves = {
+            name: chosen[name] for name in names if getattr(config.loss, name) is None
+        }
     if encoder.heads is not None:
         leaves |= align.head_settings(encoder)
     elif config.towers.init is None and config.given.given_towers is None:
-        leaves |= {"model": config.towers.model or encoder.name, "image_size": encoder.image_size}
+        leaves |= {
+            "model": config.towers.model or encoder.name,
+            "image_size": encoder.image_size,
+        }
     if config.run.precision == "auto":
         # A CPU that computes in bfloat16 by itself looks like those that emulate it.
-        has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(
+            device
+        ) >= (8, 0)
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
     if config.run.channels_last is None:
-        norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
-        trained = any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+        norms = [
+            module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)
+        ]
+        trained = any(
+            parameter.requires_grad for norm in norms for parameter in norm.parameters()
+        )
         leaves["channels_last"] = not (trained and device.type == "cpu")
     if config.run.tf32 is None:
         leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
@@ -67,34 +107,50 @@ def resolved(
 
 
 def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -> None:
-    """Readies towers for training, in place and with the same names of parameters; the optimiser is made afterwards."""
+    """Readies towers for training, in place and with the same names of parameters; the
+    optimiser is made afterwards.
+    """
     encoder.set_channels_last(run.channels_last is not False)
     if run.sync_bn and world_size() > 1:
         require("timm.layers", "train").convert_sync_batchnorm(encoder)
     if run.grad_checkpointing:
         visual = encoder.model.visual
-        does_nothing = isinstance(visual, import_open_clip(".modified_resnet").ModifiedResNet)
+        does_nothing = isinstance(
+            visual, import_open_clip(".modified_resnet").ModifiedResNet
+        )
         switch: Any = None if does_nothing else getattr(visual, "trunk", encoder.model)
         try:
-            switch.set_grad_checkpointing(True)  # where timm refuses, open_clip would log a warning and train without
+            switch.set_grad_checkpointing(
+                True
+            )  # where timm refuses, open_clip would log a warning and train without
         except (AttributeError, AssertionError):
             raise InputError(
-                f"grad_checkpointing is True, but the image tower of {encoder.name} has no such switch; "
-                "--micro-batch-size saves memory with any tower"
+                f"grad_checkpointing is True, but the image tower of {encoder.name} has"
+                " no such switch; --micro-batch-size saves memory with any tower"
             ) from None
         encoder.model.set_grad_checkpointing(True)
     if run.compile:
-        # In place, since a wrapper would put its name into every key of the checkpoint. The two passes of gradient
-        # caching are compiled apart and must draw the same random numbers.
-        encoder.compile(options={"fallback_random": True} if run.micro_batch_size else None)
+        # In place, since a wrapper would put its name into every key of the checkpoint.
+        # The two passes of gradient caching are compiled apart and must draw the same
+        # random numbers.
+        encoder.compile(
+            options={"fallback_random": True} if run.micro_batch_size else None
+        )
     if run.fsdp:
         sharding.shard(encoder, device)
 
 
 def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
-    """The configuration with a batch size for the number of training pairs: of few, 16 to 32 steps an epoch."""
+    """The configuration with a batch size for the number of training pairs: of few, 16
+    to 32 steps an epoch.
+    """
     if config.loss.objective == "cca":
-        settled = {"save_every": 0, "patience": 0, "best": "val_recall", "warmup": 0}  # one pass in large blocks
+        settled = {
+            "save_every": 0,
+            "patience": 0,
+            "best": "val_recall",
+            "warmup": 0,
+        }  # one pass in large blocks
         return config.override(epochs=1, batch_size=4096, **settled)
     if config.run.batch_size:
         return config
@@ -104,8 +160,18 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     if rank() == 0:
         steps = config.run.total_steps(pairs // size)
         warmup = warmup_steps(config.optim, steps)
-        kept = f"{pairs:,} pairs" if config.align.clean is None else f"{pairs:,} pairs, fewer after --clean"
-        logger.info("%s: batch size %d, %s steps, warm-up %s", kept, size, f"{steps:,}", f"{warmup:,}")
+        kept = (
+            f"{pairs:,} pairs"
+            if config.align.clean is None
+            else f"{pairs:,} pairs, fewer after --clean"
+        )
+        logger.info(
+            "%s: batch size %d, %s steps, warm-up %s",
+            kept,
+            size,
+            f"{steps:,}",
+            f"{warmup:,}",
+        )
     return config
 
 
@@ -126,11 +192,17 @@ class Run:
 
 
 def assemble(
-    config: TrainConfig, given: Given, device: torch.device, choose: Callable[[TrainConfig], dict[str, Any]]
+    config: TrainConfig,
+    given: Given,
+    device: torch.device,
+    choose: Callable[[TrainConfig], dict[str, Any]],
 ) -> Run:
-    """Builds a run, or takes it up where its checkpoint left it; every rank calls this. Ended if nothing is left to do.
+    """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
-    The run folder is touched last, the optimiser made after all that replaces parameters. ``choose`` is for ``auto``.
+    Ended if nothing is left to do.
+
+    The run folder is touched last, the optimiser made after all that replaces
+    parameters. ``choose`` is for ``auto``.
     """
     check_combination(config)
     checkpoint = find_checkpoint(config.save.out, config.save.resume)
@@ -149,17 +221,35 @@ def assemble(
     both = ((TRAINING, pairs), (HELD_OUT, held_out))
     data = {name: same_on_every_rank(part) for name, part in both if part is not None}
     # Before all pairs go through frozen encoders, which may take hours.
-    progress = progress_of(checkpoint, config, data, objective) if checkpoint else Progress()
+    progress = (
+        progress_of(checkpoint, config, data, objective) if checkpoint else Progress()
+    )
     loader = make_loader(pairs, encoder, config, device)
-    val_loader = make_loader(held_out, encoder, config, device, train=False) if held_out is not None else None
+    val_loader = (
+        make_loader(held_out, encoder, config, device, train=False)
+        if held_out is not None
+        else None
+    )
     encoder.to(device)
     objective.to(device)
     prepare_towers(encoder, config.run, device)
-    optimizer = make_optimizer(encoder, objective, config.optim, device, given.optimizer)
+    optimizer = make_optimizer(
+        encoder, objective, config.optim, device, given.optimizer
+    )
     towers = TowersWithLoss(encoder, objective, config.run.precision)
-    # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
-    micro, share = config.run.micro_batch_size, -(-config.run.batch_size // world_size())
-    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro if micro < share else 0, config.optim.ema)
+    # Gradient caching embeds twice: not for a batch that is a micro-batch already, on
+    # the rank that has most of it.
+    micro, share = (
+        config.run.micro_batch_size,
+        -(-config.run.batch_size // world_size()),
+    )
+    stepper = Stepper(
+        towers,
+        optimizer,
+        config.optim.clip_grad_norm,
+        micro if micro < share else 0,
+        config.optim.ema,
+    )
     if checkpoint is not None:
         restore(checkpoint, stepper)
     on_rank_zero(lambda: prepare_run_folder(config, resumed))
@@ -174,13 +264,32 @@ def assemble(
         remove_leftovers(config.save.out)
         write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
         if isinstance(loader, FeatureLoader) and loader.left_out is not None:
-            with (config.save.out / SUSPECTS_FILE).open("w", encoding="utf-8", newline="") as file:
+            with (config.save.out / SUSPECTS_FILE).open(
+                "w", encoding="utf-8", newline=""
+            ) as file:
                 csv.writer(file).writerows([("pair", "score", "row"), *loader.left_out])
         if choice is not None:
             write_whole(config.save.out / OBJECTIVES_FILE, json.dumps(choice, indent=2))
-    log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
+    log = RunLog(
+        config.save.out,
+        progress.step if config.save.resume != "none" else None,
+        writes=rank() == 0,
+    )
     # The features that heads train on were checked when they were made or read.
     limit = 1.0 if encoder.heads is not None else config.pairs.max_bad_fraction
     bad = BadSamples(progress, loader, limit, log)
     ids = config.loss.mask_duplicates or given.objective is not None
-    return Run(config, encoder, objective, loader, val_loader, towers, stepper, progress, saver, log, bad, ids)
+    return Run(
+        config,
+        encoder,
+        objective,
+        loader,
+        val_loader,
+        towers,
+        stepper,
+        progress,
+        saver,
+        log,
+        bad,
+        ids,
+    )

@@ -3,9 +3,12 @@
 ``checkpoints/step-00000100/`` holds
 
 - ``model/``: an open_clip ``local-dir:`` folder with the exact float32 weights;
-- ``ema/``: another, with the moving average of the weights, where the configuration has ``ema``;
-- ``trainer.pt``: all else that is resumed (tensors and plain types, read with ``weights_only=True``);
-- ``shards/``: with FSDP weights and moments in the safetensors files of ``torch.distributed.checkpoint``;
+- ``ema/``: another, with the moving average of the weights, where the configuration has
+  ``ema``;
+- ``trainer.pt``: all else that is resumed (tensors and plain types, read with
+  ``weights_only=True``);
+- ``shards/``: with FSDP weights and moments in the safetensors files of
+  ``torch.distributed.checkpoint``;
 - ``validation.json``: how good ``model/`` is on held-out pairs.
 """
 
@@ -47,30 +50,52 @@ from cloob.training.step import Stepper
 
 logger = logging.getLogger(__name__)
 
-TRAINING, HELD_OUT = "training pairs", "held-out pairs"  # whose fingerprints a checkpoint stores
+TRAINING, HELD_OUT = (
+    "training pairs",
+    "held-out pairs",
+)  # whose fingerprints a checkpoint stores
 
 
 def measured(config: TrainConfig, data: Mapping[str, Fingerprint]) -> dict[str, Any]:
-    """What validations are comparable by: the size of the batches, and the held-out pairs if there are any."""
-    held_out = digest([json.dumps(data[HELD_OUT], sort_keys=True)]) if HELD_OUT in data else None
+    """What validations are comparable by: the size of the batches, and the held-out
+    pairs if there are any.
+    """
+    held_out = (
+        digest([json.dumps(data[HELD_OUT], sort_keys=True)])
+        if HELD_OUT in data
+        else None
+    )
     return {"batch_size": config.run.batch_size, "held_out": held_out}
 
 
 def weights_digest(checkpoint: Path) -> str:
-    """A digest of the weights files, by which a resumed run notices damage: a safetensors file has no checksum."""
-    files = [runs.weights_file(checkpoint / folder) for folder in (runs.MODEL_FOLDER, runs.EMA_FOLDER)]
+    """A digest of the weights files, by which a resumed run notices damage: a
+    safetensors file has no checksum.
+    """
+    files = [
+        runs.weights_file(checkpoint / folder)
+        for folder in (runs.MODEL_FOLDER, runs.EMA_FOLDER)
+    ]
     contents = hashlib.blake2b()
-    for path in filter(None, (*files, *sorted((checkpoint / runs.SHARDS_FOLDER).glob("*")))):
+    for path in filter(
+        None, (*files, *sorted((checkpoint / runs.SHARDS_FOLDER).glob("*")))
+    ):
         with path.open("rb") as file:
             contents.update(hashlib.file_digest(file, "blake2b").digest())
     return contents.hexdigest()
 
 
 class Saver:
-    """Writes the checkpoints of one run, shards during the training; ``notify`` gets the path of every one."""
+    """Writes the checkpoints of one run, shards during the training; ``notify`` gets
+    the path of every one.
+    """
 
     def __init__(
-        self, config: TrainConfig, stepper: Stepper, data: Mapping[str, Fingerprint], resumed: Path | None
+        self,
+        config: TrainConfig,
+        stepper: Stepper,
+        data: Mapping[str, Fingerprint],
+        resumed: Path | None,
     ) -> None:
         self.config, self.stepper, self.data = config, stepper, data
         self.last = resumed
@@ -81,15 +106,25 @@ class Saver:
         self.pending: Future[Path] | None = None  # one that is being written
         if sharding.is_sharded(stepper.module.encoder):
             self._thread = ThreadPoolExecutor(1, "checkpoint")
-            self._ranks, self._alone = dist.new_group(backend="gloo"), dist.new_group([0], backend="gloo")
+            self._ranks, self._alone = (
+                dist.new_group(backend="gloo"),
+                dist.new_group([0], backend="gloo"),
+            )
 
     def judged(self, step: int, metrics: dict[str, float | None]) -> bool:
-        """Whether the weights after ``step`` are better than those of every checkpoint."""
+        """Whether the weights after ``step`` are better than those of every
+        checkpoint.
+        """
         self.finish()
         self._validation = step, metrics
         run, metric = self.config.save.out, self.config.save.best
-        best, value = on_rank_zero(lambda: runs.find_best(run, metric, self._measured)), metrics[metric]
-        return value is not None and (best is None or runs.BETTER[metric](value, best[1]))
+        best, value = (
+            on_rank_zero(lambda: runs.find_best(run, metric, self._measured)),
+            metrics[metric],
+        )
+        return value is not None and (
+            best is None or runs.BETTER[metric](value, best[1])
+        )
 
     def save(self, progress: Progress, *, hopfield: bool) -> None:
         """Writes a checkpoint of this step, unless there is one; every rank calls it.
@@ -103,15 +138,26 @@ class Saver:
         encoder: Any = towers.encoder
         average = self.stepper.average
         moments = self.stepper.optimizer.state_dict()
-        final = save.out / runs.CHECKPOINTS_FOLDER / runs.CHECKPOINT.format(progress.step)
+        final = (
+            save.out / runs.CHECKPOINTS_FOLDER / runs.CHECKPOINT.format(progress.step)
+        )
         folder, shards, weights = final.with_name(f".tmp-{final.name}"), None, None
         if sharding.is_sharded(encoder):
             with _written(final):
                 on_rank_zero(partial(folder.mkdir, parents=True, exist_ok=True))
-            shards = sharding.write_shards(folder / runs.SHARDS_FOLDER, encoder, self.stepper.optimizer, self._ranks)
+            shards = sharding.write_shards(
+                folder / runs.SHARDS_FOLDER,
+                encoder,
+                self.stepper.optimizer,
+                self._ranks,
+            )
             moments["state"] = {}
-            # Shapes alone, read here: towers that compute at the same time must not give their state.
-            weights = {k: torch.empty(v.shape, dtype=v.dtype) for k, v in encoder.state_dict().items()}
+            # Shapes alone, read here: towers that compute at the same time must not
+            # give their state.
+            weights = {
+                k: torch.empty(v.shape, dtype=v.dtype)
+                for k, v in encoder.state_dict().items()
+            }
         state = {
             "optimizer": moments,
             "options": self.stepper.options,
@@ -124,22 +170,33 @@ class Saver:
         }
         validation: dict[str, Any] | None = None
         if self._validation is not None and self._validation[0] == progress.step:
-            validation = {"step": progress.step, "metric": save.best, **self._validation[1], **self._measured}
+            validation = {
+                "step": progress.step,
+                "metric": save.best,
+                **self._validation[1],
+                **self._measured,
+            }
         settings = towers.objective.config()  # none of a caller's loss
         settings |= {"hopfield": hopfield} if settings else {}
 
         def write() -> None:
             if shards is not None:
                 shards.result()
-                targets = {f"weights.{name}": value for name, value in (weights or {}).items()}
+                targets = {
+                    f"weights.{name}": value for name, value in (weights or {}).items()
+                }
                 sharding.read_shards(folder / runs.SHARDS_FOLDER, targets, self._alone)
             save_model(folder / runs.MODEL_FOLDER, encoder, settings, weights)
             if average is not None:
                 save_model(folder / runs.EMA_FOLDER, average.encoder, settings)
             state["weights"] = weights_digest(folder)
             if validation is not None:
-                (folder / runs.VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
-            with (folder / runs.TRAINER_FILE).open("wb") as file:  # torch's writer reports no reason of the disk
+                (folder / runs.VALIDATION_FILE).write_text(
+                    json.dumps(validation, indent=2) + "\n", encoding="utf-8"
+                )
+            with (folder / runs.TRAINER_FILE).open(
+                "wb"
+            ) as file:  # torch's writer reports no reason of the disk
                 torch.save(state, file)
 
         self._saved = progress.step, progress.epoch
@@ -151,7 +208,9 @@ class Saver:
             self.pending = self._thread.submit(complete) if rank() == 0 else shards
 
     def finish(self) -> None:
-        """Waits for the checkpoint that is being written, if there is one; InputError where that failed."""
+        """Waits for the checkpoint that is being written, if there is one; InputError
+        where that failed.
+        """
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.exception()  # of another rank, which rank 0 knows
@@ -161,28 +220,46 @@ class Saver:
 
 @contextlib.contextmanager
 def _written(final: Path) -> Iterator[None]:
-    """Turns an error of the disk into an InputError that names the last complete checkpoint."""
+    """Turns an error of the disk into an InputError that names the last complete
+    checkpoint.
+    """
     try:
         yield
     except (OSError, RuntimeError, CheckpointException) as error:
-        cause: BaseException = error if isinstance(error, OSError) else error.__context__ or error  # torch hides it
+        cause: BaseException = (
+            error if isinstance(error, OSError) else error.__context__ or error
+        )  # torch hides it
         if isinstance(error, CheckpointException):  # the first rank's
             cause = next(iter(error.failures.values()))[0]
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else one_line(cause)
+        reason = (
+            cause.strerror
+            if isinstance(cause, OSError) and cause.strerror
+            else one_line(cause)
+        )
         before = runs.list_checkpoints(final.parent.parent)
-        kept = f"the last complete checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
-        raise InputError(f"{final}: checkpoint cannot be written ({reason}); {kept}") from error
+        kept = (
+            f"the last complete checkpoint is {before[-1]}"
+            if before
+            else "there is no earlier checkpoint"
+        )
+        raise InputError(
+            f"{final}: checkpoint cannot be written ({reason}); {kept}"
+        ) from error
 
 
 def _complete(final: Path, folder: Path, write: Callable[[], None], keep: int) -> Path:
-    """Writes into a temporary folder, flushes it, then renames it; keeps the last ``keep`` checkpoints and the best."""
+    """Writes into a temporary folder, flushes it, then renames it; keeps the last
+    ``keep`` checkpoints and the best.
+    """
     run = final.parent.parent
     try:
         with _written(final):
             folder.mkdir(parents=True, exist_ok=True)
             write()
             flush(*folder.rglob("*"), folder)
-            if final.exists():  # of a run that was stopped while it validated, or one that could not be read
+            # of a run that was stopped while it validated, or one that could not be
+            # read
+            if final.exists():
                 final.rename(_hidden(final))
             folder.rename(final)
             flush(folder.parent)
@@ -190,7 +267,9 @@ def _complete(final: Path, folder: Path, write: Callable[[], None], keep: int) -
         remove_leftovers(run)
     best = runs.find_best(run)
     for old in runs.list_checkpoints(run)[:-keep] if keep else ():
-        if best is None or old != best[0]:  # renamed first: a folder with a final name is always complete
+        if (
+            best is None or old != best[0]
+        ):  # renamed first: a folder with a final name is always complete
             shutil.rmtree(old.rename(_hidden(old)), ignore_errors=True)
     return final
 
@@ -207,36 +286,65 @@ def remove_leftovers(run: Path) -> None:
 @dataclass(frozen=True)
 class Checkpoint:
     path: Path
-    weights: dict[str, Tensor] | None  # of the encoder, from ``model/``; None: they are in shards
+    weights: (
+        dict[str, Tensor] | None
+    )  # of the encoder, from ``model/``; None: they are in shards
     average: dict[str, Tensor] | None  # from ``ema/``
     state: dict[str, Any]  # what ``trainer.pt`` holds
     progress: Progress  # as it was written
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint folder; InputError for a file that is missing, cut short or of another format."""
+    """Reads a checkpoint folder; InputError for a file that is missing, cut short or of
+    another format.
+    """
     file = path / runs.TRAINER_FILE
     try:
         check_zip(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-        weights = None if (path / runs.SHARDS_FOLDER).is_dir() else _read_weights(path / runs.MODEL_FOLDER)
+        weights = (
+            None
+            if (path / runs.SHARDS_FOLDER).is_dir()
+            else _read_weights(path / runs.MODEL_FOLDER)
+        )
         if state["weights"] != weights_digest(path):
-            damaged = path / runs.SHARDS_FOLDER if weights is None else runs.weights_file(path / runs.MODEL_FOLDER)
-            raise InputError(f"{damaged}: damaged, its digest is not the one in {file.name}")
-        average = _read_weights(path / runs.EMA_FOLDER) if (path / runs.EMA_FOLDER).is_dir() else None
+            damaged = (
+                path / runs.SHARDS_FOLDER
+                if weights is None
+                else runs.weights_file(path / runs.MODEL_FOLDER)
+            )
+            raise InputError(
+                f"{damaged}: damaged, its digest is not the one in {file.name}"
+            )
+        average = (
+            _read_weights(path / runs.EMA_FOLDER)
+            if (path / runs.EMA_FOLDER).is_dir()
+            else None
+        )
         return Checkpoint(path, weights, average, state, Progress(**state["progress"]))
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); use an earlier checkpoint") from error
+        raise InputError(
+            f"{path}: cannot be read ({one_line(error)}); use an earlier checkpoint"
+        ) from error
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if runs.config_file(folder).name == runs.MODULE_FILE:  # a caller's, which nobody can build from its file
-        return {f"model.{name}": value for name, value in read_safetensors(folder / runs.TOWERS_WEIGHTS_FILE).items()}
+    if (
+        runs.config_file(folder).name == runs.MODULE_FILE
+    ):  # a caller's, which nobody can build from its file
+        return {
+            f"model.{name}": value
+            for name, value in read_safetensors(
+                folder / runs.TOWERS_WEIGHTS_FILE
+            ).items()
+        }
     return dict(load_model(str(folder), device="cpu").state_dict())
 
 
 def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint of a run or of a path to resume from, None to start afresh; the same on every rank."""
+    """The checkpoint of a run or of a path to resume from, None to start afresh; the
+    same on every rank.
+    """
     read: list[Checkpoint] = []  # on rank 0
 
     def choose() -> Path | None:
@@ -255,7 +363,11 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
                 errors.append(error)
                 logger.warning("%s; trying the checkpoint before it", error)
         if errors or resume != "auto":
-            newest = f" (the newest: {errors[0]})" if errors else "; expected: none, auto, a checkpoint or a run"
+            newest = (
+                f" (the newest: {errors[0]})"
+                if errors
+                else "; expected: none, auto, a checkpoint or a run"
+            )
             none = f"{place} has no complete checkpoint{newest}"
             raise InputError(f"resume is {resume!r}: {none}; another --out starts anew")
         return None
@@ -267,22 +379,42 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
 
 
 def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
-    """Loads weights, objective, optimiser and loss scale of a checkpoint into a freshly built stepper."""
-    encoder, optimizer, scaler = stepper.module.encoder, stepper.optimizer, stepper.scaler
+    """Loads weights, objective, optimiser and loss scale of a checkpoint into a freshly
+    built stepper.
+    """
+    encoder, optimizer, scaler = (
+        stepper.module.encoder,
+        stepper.optimizer,
+        stepper.scaler,
+    )
     load_objective(checkpoint, stepper.module.objective)
     with _other_parameters(checkpoint):
         if checkpoint.weights is None:
             groups = checkpoint.state["optimizer"]["param_groups"]
-            sharding.load_shards(checkpoint.path / runs.SHARDS_FOLDER, encoder, optimizer, groups)
+            sharding.load_shards(
+                checkpoint.path / runs.SHARDS_FOLDER, encoder, optimizer, groups
+            )
         else:
             sharding.load_whole(encoder, checkpoint.weights)
             sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
         if stepper.average is not None and checkpoint.average is not None:
             stepper.average.encoder.load_state_dict(checkpoint.average)
             stepper.average.begun = True
-    # An option is the configuration's where that changed; all else is the checkpoint's: some optimisers count in there.
-    for group, now, then in zip(optimizer.param_groups, stepper.options, checkpoint.state["options"], strict=True):
-        group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
+    # An option is the configuration's where that changed; all else is the checkpoint's:
+    # some optimisers count in there.
+    for group, now, then in zip(
+        optimizer.param_groups,
+        stepper.options,
+        checkpoint.state["options"],
+        strict=True,
+    ):
+        group.update(
+            {
+                key: value
+                for key, value in now.items()
+                if key not in then or then[key] != value
+            }
+        )
     if scaler.is_enabled() and checkpoint.state["scaler"]:  # precision may have changed
         scaler.load_state_dict(checkpoint.state["scaler"])
 
@@ -298,7 +430,16 @@ def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
     """Turns the error of a state that does not fit into an InputError."""
     try:
         yield
-    except Exception as error:  # torch, its checkpoints and a caller's parts raise many kinds
-        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-        message = f"was trained with other parameters, or is damaged ({one_line(reason, 200)})"
+    except (
+        Exception
+    ) as error:  # torch, its checkpoints and a caller's parts raise many kinds
+        reason = (
+            next(iter(error.failures.values()))[0]
+            if isinstance(error, CheckpointException)
+            else error
+        )
+        message = (
+            "was trained with other parameters, or is damaged"
+            f" ({one_line(reason, 200)})"
+        )
         raise InputError(f"{checkpoint.path}: {message}") from error

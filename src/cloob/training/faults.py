@@ -1,4 +1,6 @@
-"""What goes wrong during a run: signals, batches that do not come, too little memory."""
+"""What goes wrong during a run: signals, batches that do not come, too little
+memory.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ from cloob.training.config.parts import RunConfig
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
-class StopRequested(Exception):  # noqa: N818 - a request, not an error
+class StopRequested(Exception):  # noqa: N818
     """Some rank got a signal to end; raised on all of them at once."""
 
 
 class StopSignal:
-    """Turns SIGTERM into a flag that the loop looks at between steps; outside the main thread it does nothing."""
+    """Turns SIGTERM into a flag that the loop looks at between steps; outside the main
+    thread it does nothing.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -45,41 +49,71 @@ class StopSignal:
             signal.signal(number, handler)
 
     def ignore_children(self) -> None:
-        """From here on a data worker's death is noticed where its batch is awaited, not in the middle of a step."""
-        if self._before and hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
-            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        """From here on a data worker's death is noticed where its batch is awaited, not
+        in the middle of a step.
+        """
+        if (
+            self._before
+            and hasattr(signal, "SIGCHLD")
+            and signal.SIGCHLD not in self._before
+        ):
+            self._before[signal.SIGCHLD] = signal.signal(
+                signal.SIGCHLD, lambda *_: None
+            )
 
 
-def fetch(batches: Iterator[Batch], stop: StopSignal) -> tuple[Batch | None, Exception | None]:
-    """The next batch, or why there is none; neither when the loader broke because this run is being ended."""
+def fetch(
+    batches: Iterator[Batch], stop: StopSignal
+) -> tuple[Batch | None, Exception | None]:
+    """The next batch, or why there is none; neither when the loader broke because this
+    run is being ended.
+    """
     try:
         return next(batches), None
     except Exception as error:
-        # A scheduler's SIGTERM reaches the data workers as well; the pipe to a dying one may break before it is dead.
+        # A scheduler's SIGTERM reaches the data workers as well; the pipe to a dying
+        # one may break before it is dead.
         ended = stop.requested and isinstance(error, RuntimeError | EOFError | OSError)
         return None, None if ended else error
 
 
 def agree_on_batch(
-    batch: Batch | None, fault: Exception | None, stop: StopSignal, device: torch.device, last_checkpoint: Path | None
+    batch: Batch | None,
+    fault: Exception | None,
+    stop: StopSignal,
+    device: torch.device,
+    last_checkpoint: Path | None,
 ) -> tuple[Batch, Layout, int]:
-    """The fetched batch, the usable samples of all ranks and the number of bad ones; every rank raises the same."""
+    """The fetched batch, the usable samples of all ranks and the number of bad ones;
+    every rank raises the same.
+    """
     good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
     rows = [[good, bad, int(stop.requested), int(fault is not None)]]
     if world_size() > 1:
-        rows = gather_rows(torch.tensor(rows, device=host(device)), Layout((1,) * world_size())).tolist()
+        rows = gather_rows(
+            torch.tensor(rows, device=host(device)), Layout((1,) * world_size())
+        ).tolist()
     sizes, bads, stops, faults = zip(*rows, strict=True)
     if any(faults):
         dead = _DEAD_WORKER.search(str(fault))
-        last = (str(fault).strip().splitlines() or [""])[-1]  # torch wraps a worker's error in a traceback
+        last = (str(fault).strip().splitlines() or [""])[
+            -1
+        ]  # torch wraps a worker's error in a traceback
         message = "" if fault is None else f"{type(fault).__name__}: {last}"
         if dead:
-            message = f"data worker {dead[1]} died (most often killed for want of memory: fewer --workers help)"
+            message = (
+                f"data worker {dead[1]} died (most often killed for want of memory:"
+                " fewer --workers help)"
+            )
         messages = gather_objects(message)
         if fault is not None and not dead:
             raise fault
-        where = "; ".join(f"rank {i}: {text}" for i, text in enumerate(messages) if text)
-        raise TrainingFailed(f"{where}; {kept(last_checkpoint)}; go on with --resume auto") from fault
+        where = "; ".join(
+            f"rank {i}: {text}" for i, text in enumerate(messages) if text
+        )
+        raise TrainingFailed(
+            f"{where}; {kept(last_checkpoint)}; go on with --resume auto"
+        ) from fault
     if any(stops):
         raise StopRequested
     assert batch is not None
@@ -100,6 +134,11 @@ def enough_memory(run: RunConfig) -> Iterator[None]:
             raise
         local = -(-run.batch_size // world_size())
         pairs = min(local, run.micro_batch_size or local)
-        less = f"--micro-batch-size {max(2, pairs // 2)} or less (the loss stays that of the full batch)"
+        less = (
+            f"--micro-batch-size {max(2, pairs // 2)} or less (the loss stays that of"
+            " the full batch)"
+        )
         helps = f"{less}, a smaller --batch-size, or a smaller --model"
-        raise InputError(f"{pairs} pairs at a time do not fit in memory; give {helps}") from error
+        raise InputError(
+            f"{pairs} pairs at a time do not fit in memory; give {helps}"
+        ) from error

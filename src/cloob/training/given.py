@@ -1,4 +1,6 @@
-"""Pairs, towers and objective of a run: what the caller gave to ``train``, or what the configuration names."""
+"""Pairs, towers and objective of a run: what the caller gave to ``train``, or what the
+configuration names.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ from cloob.data.open import open_source
 from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
 from cloob.data.transforms import TrainTransform
 from cloob.data.vectors import VectorPairs
-from cloob.distributed import Layout, gather_objects, gather_rows, on_rank_zero, rank, world_size
+from cloob.distributed import (
+    Layout,
+    gather_objects,
+    gather_rows,
+    on_rank_zero,
+    rank,
+    world_size,
+)
 from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder, EncoderConfig, trimmed_tokens
@@ -56,26 +65,37 @@ class Given:
     optimizer: MakeOptimizer | None = None
 
     def named(self, config: TrainConfig) -> TrainConfig:
-        """The configuration with the class of every given part, and without what that part takes the place of."""
+        """The configuration with the class of every given part, and without what that
+        part takes the place of.
+        """
         names: dict[str, str | None] = {}
         for name, part in vars(self).items():
             before = getattr(config.given, f"given_{name}")
             if before is not None and part is None:
                 what = f"{name} of the class {before!r}, which Python code gave"
-                raise InputError(f"the configuration has {what}; give them to cloob.train(config, {name}=…)")
+                raise InputError(
+                    f"the configuration has {what}; give them to cloob.train(config,"
+                    f" {name}=…)"
+                )
             while isinstance(part, functools.partial):
                 part = part.func
             named = part if hasattr(part, "__qualname__") else type(part)
             names[f"given_{name}"] = None if part is None else named.__qualname__
         if self.pairs is not None:
-            config = config.override(data=(), a=None, b=None, ids=None, a_ids=None, b_ids=None)
+            config = config.override(
+                data=(), a=None, b=None, ids=None, a_ids=None, b_ids=None
+            )
         if self.held_out is not None:
             config = config.override(val_split=0.0)
         if self.towers is not None:
             config = config.override(model=None, image_size=config.towers.image_size)
         if self.objective is not None:
-            auto = {"objective": "cloob"} if config.loss.objective == "auto" else {}  # there is nothing to choose
-            config = config.override(**dict.fromkeys(SCALES), retrieval_from=0.0, **auto)
+            auto = (
+                {"objective": "cloob"} if config.loss.objective == "auto" else {}
+            )  # there is nothing to choose
+            config = config.override(
+                **dict.fromkeys(SCALES), retrieval_from=0.0, **auto
+            )
         return config.override(**names)
 
 
@@ -86,9 +106,14 @@ def open_pairs(
     *,
     train: bool = True,
 ) -> tuple[Pairs, Pairs | None]:
-    """The training pairs and the held-out pairs, if there are any: those that are given, else the configuration's."""
+    """The training pairs and the held-out pairs, if there are any: those that are
+    given, else the configuration's.
+    """
     share, parts = config.pairs.val_split, cast(Any, (given, given_held_out))
-    pairs, held_out = (part if part is None or hasattr(part, "fingerprint") else Items(part) for part in parts)
+    pairs, held_out = (
+        part if part is None or hasattr(part, "fingerprint") else Items(part)
+        for part in parts
+    )
     if pairs is None and config.vectors.a is not None:
         pairs, of_config = align.open_vectors(config)
         return pairs, of_config if held_out is None else held_out
@@ -96,7 +121,8 @@ def open_pairs(
         return align.with_held_out(pairs, held_out, share)
     if share and isinstance(pairs, Items | VectorPairs):
         raise InputError(
-            f"val_split is {share}, but pairs= is a Dataset; split it yourself, and give a part as held_out="
+            f"val_split is {share}, but pairs= is a Dataset; split it yourself, and"
+            " give a part as held_out="
         )
     sources: Any = _open(config.pairs.data, config) if pairs is None else [pairs]
     if share:
@@ -106,9 +132,14 @@ def open_pairs(
     return mix(sources) if pairs is None else pairs, held_out
 
 
-def _without_held_out(sources: Sequence[Source], config: TrainConfig, train: bool) -> tuple[Source, Source]:
+def _without_held_out(
+    sources: Sequence[Source], config: TrainConfig, train: bool
+) -> tuple[Source, Source]:
     """A run stores the rows of held-out pairs next to its checkpoints."""
-    file, share = config.save.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE, config.pairs.val_split
+    file, share = (
+        config.save.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE,
+        config.pairs.val_split,
+    )
 
     def held_out_rows() -> list[np.ndarray]:
         key = [share, *(source.fingerprint() for source in sources)]
@@ -118,64 +149,117 @@ def _without_held_out(sources: Sequence[Source], config: TrainConfig, train: boo
         logger.info("reading all pairs once, to hold some out (--val-split) …")
         rows = choose_held_out(sources, share)
         if train:
-            write_whole(file, json.dumps({"of": key, "rows": [part.tolist() for part in rows]}))
+            write_whole(
+                file, json.dumps({"of": key, "rows": [part.tolist() for part in rows]})
+            )
         return rows
 
     source, held_out = split(sources, on_rank_zero(held_out_rows, slow=True))
     if rank() == 0:
         total = len(source) + len(held_out)
-        logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
+        logger.info(
+            "%d of %d pairs are held out; none has a picture or caption of the others",
+            len(held_out),
+            total,
+        )
     return source, held_out
 
 
 def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
     pairs = config.pairs
-    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
+    columns = {
+        "image_column": pairs.image_column,
+        "caption_column": pairs.caption_column,
+    }
     return [open_source(spec, **columns, cache=_cache(config)) for spec in specs]
 
 
 def _cache(config: TrainConfig) -> Cache:
     gigabytes = config.pairs.cache_gb
-    return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
+    return Cache(
+        config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3)
+    )
 
 
 def same_on_every_rank(pairs: Pairs) -> Fingerprint:
-    """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
-    looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on every host: it may read a hundred thousand files
+    """The fingerprint of pairs; InputError where some host has others: ranks divide
+    them by their number.
+    """
+    looks = (
+        int(os.environ.get("LOCAL_RANK", "0")) == 0
+    )  # once on every host: it may read a hundred thousand files
     first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
     for number, (size, result) in enumerate(others, 1):
         if size != first[0] or (result and result != first[1]):
-            other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
+            other = (
+                f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or"
+                " with other contents)"
+            )
             raise InputError(f"{pairs.name}: rank {number} {other}; give all the same")
     return first[1]
 
 
 def make_loader(
-    pairs: Pairs, encoder: DualEncoder, config: TrainConfig, device: torch.device, *, train: bool = True
+    pairs: Pairs,
+    encoder: DualEncoder,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    train: bool = True,
 ) -> Loader:
-    """This rank's training batches, or those of held-out pairs: all of them, in order and without augmentation."""
+    """This rank's training batches, or those of held-out pairs: all of them, in order
+    and without augmentation.
+    """
     size, seed, workers = config.run.batch_size, config.run.seed, config.pairs.workers
     if train and size < 2 * world_size():
-        raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
-    options: dict[str, Any] = {"seed": seed, "workers": workers, "rank": rank(), "world_size": world_size()}
+        raise InputError(
+            f"batch_size is {size} for {world_size()} processes; it must be"
+            f" {2 * world_size()} or more"
+        )
+    options: dict[str, Any] = {
+        "seed": seed,
+        "workers": workers,
+        "rank": rank(),
+        "world_size": world_size(),
+    }
     if isinstance(pairs, Items):
         return ItemLoader(pairs, size, train=train, **options)
     if isinstance(pairs, VectorPairs):
         return align.FeatureLoader(pairs, config, train=train, by_id=True)
     if encoder.heads is not None:
-        return align.feature_loader(pairs, encoder, config, device, _cache(config), train=train)
-    augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
+        return align.feature_loader(
+            pairs, encoder, config, device, _cache(config), train=train
+        )
+    augmented = TrainTransform(
+        encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip
+    )
     # Shared padding is left out where that is exact; a compiled tower wants one shape.
     trims = encoder.trims_texts and not config.run.compile
-    tokenize = partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer
-    options |= {"shuffle": train, "drop_last": train, "pin_memory": train and device.type == "cuda"}
+    tokenize = (
+        partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer
+    )
+    options |= {
+        "shuffle": train,
+        "drop_last": train,
+        "pin_memory": train and device.type == "cuda",
+    }
     buffer = config.pairs.shuffle_buffer if train else None
     transform = augmented if train else encoder.preprocess
-    return PairLoader(pairs, transform, tokenize, size, shuffle_buffer=buffer, by_picture=True, **options)
+    return PairLoader(
+        pairs,
+        transform,
+        tokenize,
+        size,
+        shuffle_buffer=buffer,
+        by_picture=True,
+        **options,
+    )
 
 
 class GivenTowers(DualEncoder):
-    """A caller's module as a ``DualEncoder``; of captions it takes (n, 77) int64 tokens of CLIP's tokenizer."""
+    """A caller's module as a ``DualEncoder``; of captions it takes (n, 77) int64 tokens
+    of CLIP's tokenizer.
+    """
 
     def __init__(self, module: nn.Module, image_size: int | None = None) -> None:
         nn.Module.__init__(self)  # a DualEncoder's asks for open_clip's towers
@@ -198,18 +282,30 @@ class GivenTowers(DualEncoder):
         """Does nothing: the module's layout is the caller's."""
 
     def forward(self, images: Any, tokens: Any) -> tuple[Tensor, Tensor]:
-        """Unit rows (n, D), float32 or float64, of both sides, from whatever rows the module gives."""
+        """Unit rows (n, D), float32 or float64, of both sides, from whatever rows the
+        module gives.
+        """
         rows: Any = self.model(images, tokens)
         sides = rows if isinstance(rows, tuple | list) else (rows,)
-        shapes = [tuple(side.shape) if isinstance(side, Tensor) else type(side).__name__ for side in sides]
+        shapes = [
+            tuple(side.shape) if isinstance(side, Tensor) else type(side).__name__
+            for side in sides
+        ]
         if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[0] != shapes[1]:
-            raise InputError(f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and D are expected")
-        a, b = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in rows)
+            raise InputError(
+                f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and"
+                " D are expected"
+            )
+        a, b = (
+            side.to(torch.promote_types(side.dtype, torch.float32)) for side in rows
+        )
         return F.normalize(a, dim=1), F.normalize(b, dim=1)
 
 
 class GivenObjective(nn.Module):
-    """A caller's loss of two (N, D) matrices of unit rows; every rank computes the global loss."""
+    """A caller's loss of two (N, D) matrices of unit rows; every rank computes the
+    global loss.
+    """
 
     contrast, hopfield, bias = "given", False, None
 
@@ -217,7 +313,9 @@ class GivenObjective(nn.Module):
         super().__init__()
         self.loss = loss
         parameters = inspect.signature(loss.forward).parameters
-        self._takes_ids = "ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._takes_ids = "ids" in parameters or any(
+            p.kind is p.VAR_KEYWORD for p in parameters.values()
+        )
 
     def forward(
         self,
@@ -233,8 +331,15 @@ class GivenObjective(nn.Module):
             ids = None if ids is None else gather_rows(ids, layout)
         value = self.loss(x, y, ids=ids) if self._takes_ids else self.loss(x, y)
         if not isinstance(value, Tensor) or value.ndim:
-            result = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"{type(self.loss).__qualname__}: returned {result}; a 0-d tensor is expected")
+            result = (
+                f"shape {tuple(value.shape)}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            raise InputError(
+                f"{type(self.loss).__qualname__}: returned {result}; a 0-d tensor is"
+                " expected"
+            )
         return value
 
     def clamp_(self) -> None:
@@ -247,8 +352,12 @@ class GivenObjective(nn.Module):
         return {}  # nothing that another objective could be made of
 
 
-def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given | None = None) -> DualEncoder:
-    """The towers to start from, on the CPU: given, by name, loaded, frozen encoders with heads, or heads alone."""
+def make_encoder(
+    config: TrainConfig, pairs: Pairs | None = None, given: Given | None = None
+) -> DualEncoder:
+    """The towers to start from, on the CPU: given, by name, loaded, frozen encoders
+    with heads, or heads alone.
+    """
     towers = config.towers
     if given is not None and given.towers is not None:
         return GivenTowers(given.towers, towers.image_size)
@@ -257,12 +366,18 @@ def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given |
     if config.align.encoders():
         return align.make_aligned(config)
     if towers.init is None:
-        return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
+        return create_model(
+            towers.model or DEFAULT_MODEL,
+            image_size=towers.image_size,
+            seed=config.run.seed,
+        )
     encoder = load_model(towers.init, device="cpu")
     encoder.check_weights()
     holds = f"init {towers.init!r} holds"
     if encoder.config.kind == "vectors":
-        raise InputError(f"{holds} heads for vectors; `cloob train vectors` begins anew")
+        raise InputError(
+            f"{holds} heads for vectors; `cloob train vectors` begins anew"
+        )
     settings = {"model": encoder.name, "image_size": encoder.image_size}
     if encoder.config.kind == "aligned":
         check_with_heads(config)
@@ -273,7 +388,10 @@ def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given |
     for key, value in settings.items():
         configured = (vars(towers) | vars(config.align))[key]
         if configured not in (None, value):
-            raise InputError(f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of --config")
+            raise InputError(
+                f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of"
+                " --config"
+            )
     return encoder
 
 
@@ -282,11 +400,15 @@ def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObject
     if type(given) is ContrastiveObjective:
         given.gather = world_size() > 1
         return given
-    if given is not None:  # one that extends the family is not of it: it may compute something else
+    if (
+        given is not None
+    ):  # one that extends the family is not of it: it may compute something else
         return GivenObjective(given)  # type: ignore[return-value] # has the part of it that training uses
     if config.loss.objective == "cca":
         return align.ClosedForm()
     try:
-        return make_objective(config.loss.objective, gather=world_size() > 1, **config.loss.overrides())
+        return make_objective(
+            config.loss.objective, gather=world_size() > 1, **config.loss.overrides()
+        )
     except (ValueError, TypeError) as error:
         raise InputError(f"objective {config.loss.objective!r}: {error}") from error

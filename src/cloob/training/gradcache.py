@@ -1,8 +1,10 @@
-"""Gradient caching: the gradient of a batch that does not fit in memory, from micro-batches that do (Gao et al. 2021).
+"""Gradient caching: the gradient of a batch that does not fit in memory, from
+micro-batches that do (Gao et al. 2021).
 
-Embed every micro-batch without a graph, differentiate the objective once with respect to all embeddings, then embed
-every micro-batch again and backpropagate its embeddings' gradients: one micro-batch's activations at a time, for a
-second forward pass, with the same random state and buffers. Batch normalisation sees micro-batches.
+Embed every micro-batch without a graph, differentiate the objective once with respect
+to all embeddings, then embed every micro-batch again and backpropagate its embeddings'
+gradients: one micro-batch's activations at a time, for a second forward pass, with the
+same random state and buffers. Batch normalisation sees micro-batches.
 """
 
 from __future__ import annotations
@@ -33,32 +35,40 @@ def cached_backward(
     autocast: ContextFactory = nullcontext,
     **options: Any,
 ) -> Tensor:
-    """Adds the gradient of ``objective`` on the full batch to the parameters' ``.grad``; runs ``encode`` twice.
+    """Adds the gradient of ``objective`` on the full batch to the parameters'
+    ``.grad``; runs ``encode`` twice.
 
     Args:
-        encode: A micro-batch of n items -> (n, D) image and text features. Under DDP it calls the wrapped module.
-        objective: ``objective(image_features, text_features)`` -> 0-d loss, called once with the rows of all
-            micro-batches, outside ``autocast``; with ``gather=True`` it gathers over the ranks. The learnable
-            parameters of a module get their gradient once, in the last backward pass: DDP has to wrap them together
-            with the towers. Parameters in a plain function get none.
-        micro_batches: This rank's batch in parts, at least one. Sizes, and over ranks numbers, may differ (with layers
-            that communicate, as SyncBatchNorm, not the numbers).
-        towers: The modules that ``encode`` runs: their buffers are put back after the first pass.
+        encode: A micro-batch of n items -> (n, D) image and text features. Under DDP it
+            calls the wrapped module.
+        objective: ``objective(image_features, text_features)`` -> 0-d loss, called once
+            with the rows of all micro-batches, outside ``autocast``; with
+            ``gather=True`` it gathers over the ranks. The learnable parameters of a
+            module get their gradient once, in the last backward pass: DDP has to wrap
+            them together with the towers. Parameters in a plain function get none.
+        micro_batches: This rank's batch in parts, at least one. Sizes, and over ranks
+            numbers, may differ (with layers that communicate, as SyncBatchNorm, not the
+            numbers).
+        towers: The modules that ``encode`` runs: their buffers are put back after the
+            first pass.
         ids: (N,) ids of all pairs, passed to the objective as ``ids=``.
-        no_sync: DDP's ``no_sync``, for all backward passes but the last. ``find_unused_parameters`` has to be off when
-            the objective has parameters or an option learns, and ``static_graph`` always.
+        no_sync: DDP's ``no_sync``, for all backward passes but the last.
+            ``find_unused_parameters`` has to be off when the objective has parameters
+            or an option learns, and ``static_graph`` always.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
         autocast: Entered per call of ``encode``.
-        **options: Passed to the objective. A tensor that requires grad, as ``logit_scale=model.logit_scale.exp()``,
-            gets its gradient.
+        **options: Passed to the objective. A tensor that requires grad, as
+            ``logit_scale=model.logit_scale.exp()``, gets its gradient.
 
     Returns:
-        The objective's 0-d value, detached and without ``scale``. It may be NaN, and then the gradients are, too.
+        The objective's 0-d value, detached and without ``scale``. It may be NaN, and
+        then the gradients are, too.
 
     Raises:
-        TypeError: ``encode`` does not return two tensors (n, D), or the objective no 0-d tensor.
-        ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``; whatever the objective raises.
-            All before any gradient was added.
+        TypeError: ``encode`` does not return two tensors (n, D), or the objective no
+            0-d tensor.
+        ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``;
+            whatever the objective raises. All before any gradient was added.
 
     Example:
         >>> import torch
@@ -66,45 +76,85 @@ def cached_backward(
         >>> from cloob import ContrastiveObjective, cached_backward
         >>> towers = nn.ModuleList([nn.Linear(6, 4), nn.Linear(5, 4)])
         >>> def encode(part):
-        ...     return tuple(nn.functional.normalize(tower(x), dim=1) for tower, x in zip(towers, part))
-        >>> images, texts = torch.randn(32, 6), torch.randn(32, 5)
-        >>> parts = list(zip(images.split(8), texts.split(8)))  # 8 pairs' activations at a time
-        >>> loss = cached_backward(encode, ContrastiveObjective.cloob(), parts, towers=towers)
-        >>> towers[0].weight.grad.shape
-        torch.Size([4, 6])
+        ...     return tuple(nn.functional.normalize(tower(x), dim=1) for tower, x in
+        zip(towers, part)) >>> images, texts = torch.randn(32, 6), torch.randn(32, 5)
+        >>> parts = list(zip(images.split(8), texts.split(8)))  # 8 pairs' activations
+        at a time >>> loss = cached_backward(encode, ContrastiveObjective.cloob(),
+        parts, towers=towers) >>> towers[0].weight.grad.shape torch.Size([4, 6])
     """
-    micro_batches = list(micro_batches)  # both passes need the same: a shuffling loader would give others
+    micro_batches = list(
+        micro_batches
+    )  # both passes need the same: a shuffling loader would give others
     wrapped = next(
-        (m for m in (towers, getattr(no_sync, "__self__", None)) if isinstance(m, DistributedDataParallel)), None
+        (
+            m
+            for m in (towers, getattr(no_sync, "__self__", None))
+            if isinstance(m, DistributedDataParallel)
+        ),
+        None,
     )
     static = wrapped is not None and wrapped.static_graph
     for wrong, error in (
         (not micro_batches, "no micro-batches: gradient caching needs at least one"),
-        (not torch.is_grad_enabled(), "gradients are off (no_grad, inference_mode): gradient caching is for them"),
-        (static, "DDP has static_graph=True, but the passes of gradient caching differ: leave it out"),
+        (
+            not torch.is_grad_enabled(),
+            "gradients are off (no_grad, inference_mode): gradient caching is for them",
+        ),
+        (
+            static,
+            (
+                "DDP has static_graph=True, but the passes of gradient caching differ:"
+                " leave it out"
+            ),
+        ),
     ):
         if wrong:
             raise ValueError(error)
-    if wrapped is not None and wrapped.broadcast_buffers:  # before the first pass, which ends with those from before it
+    if (
+        wrapped is not None and wrapped.broadcast_buffers
+    ):  # before the first pass, which ends with those from before it
         for buffer in towers.buffers():
-            torch.distributed.broadcast(buffer.detach(), src=0, group=wrapped.process_group)
+            torch.distributed.broadcast(
+                buffer.detach(), src=0, group=wrapped.process_group
+            )
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
-    learned = {name: value for name, value in options.items() if isinstance(value, Tensor) and value.requires_grad}
-    options |= {name: value.detach().requires_grad_() for name, value in learned.items()}
+    learned = {
+        name: value
+        for name, value in options.items()
+        if isinstance(value, Tensor) and value.requires_grad
+    }
+    options |= {
+        name: value.detach().requires_grad_() for name, value in learned.items()
+    }
     loss = objective(*rows, **({} if ids is None else {"ids": ids}), **options)
     if not isinstance(loss, Tensor) or loss.ndim:
-        kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        kind = (
+            f"shape {tuple(loss.shape)}"
+            if isinstance(loss, Tensor)
+            else f"a {type(loss).__name__}"
+        )
         raise TypeError(f"the objective returned {kind}; a 0-d tensor is expected")
-    scales = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
+    scales = (
+        [p for p in objective.parameters() if p.requires_grad]
+        if isinstance(objective, nn.Module)
+        else []
+    )
     scaled = loss if scale is None else scale(loss)
     leaves = [*rows, *scales, *(options[name] for name in learned)]
-    with torch.autocast(rows[0].device.type, enabled=False):  # the caller's would reach the products of the gradient
+    with torch.autocast(
+        rows[0].device.type, enabled=False
+    ):  # the caller's would reach the products of the gradient
         gradients = torch.autograd.grad(scaled, leaves, allow_unused=True)
     sizes = [len(features[0]) for features in embedded]
-    sides = ([None] * len(sizes) if side is None else torch.split(side, sizes) for side in gradients[: len(rows)])
+    sides = (
+        [None] * len(sizes) if side is None else torch.split(side, sizes)
+        for side in gradients[: len(rows)]
+    )
     incoming = list(zip(*sides, strict=True))
-    for i, (micro_batch, generators) in enumerate(zip(micro_batches, states, strict=True)):
+    for i, (micro_batch, generators) in enumerate(
+        zip(micro_batches, states, strict=True)
+    ):
         last = i == len(micro_batches) - 1
         with nullcontext() if last else no_sync():
             for put, state in generators:
@@ -113,20 +163,35 @@ def cached_backward(
                 features = encode(micro_batch)
             pairs = list(zip(features, incoming[i], strict=True))
             if last:
-                pairs += zip([*scales, *learned.values()], gradients[len(rows) :], strict=True)
+                pairs += zip(
+                    [*scales, *learned.values()], gradients[len(rows) :], strict=True
+                )
             # Roots that lead anywhere: a frozen tower's features do not.
-            live = [(root, gradient) for root, gradient in pairs if root.requires_grad and gradient is not None]
+            live = [
+                (root, gradient)
+                for root, gradient in pairs
+                if root.requires_grad and gradient is not None
+            ]
             if live:
-                torch.autograd.backward([root for root, _ in live], [gradient for _, gradient in live])
+                torch.autograd.backward(
+                    [root for root, _ in live], [gradient for _, gradient in live]
+                )
     return loss.detach()
 
 
 class Buffers:
-    """Buffers of modules as they are now (running statistics, power iterations), whether written or replaced later."""
+    """Buffers of modules as they are now (running statistics, power iterations),
+    whether written or replaced later.
+    """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._held = [
-            (buffers_of(owner), name, buffer, None if buffer is None else buffer.detach().clone())
+            (
+                buffers_of(owner),
+                name,
+                buffer,
+                None if buffer is None else buffer.detach().clone(),
+            )
             for owner in modules
             for name, buffer in buffers_of(owner).items()
         ]
@@ -141,7 +206,9 @@ class Buffers:
 
     @torch.no_grad()
     def restore_unless(self, good: Tensor) -> None:
-        """Puts values back where the 0-d bool ``good`` is false; waits for no device."""
+        """Puts values back where the 0-d bool ``good`` is false; waits for no
+        device.
+        """
         for buffers, name, _, value in self._held:
             now = buffers.get(name)
             if now is not None and value is not None:
@@ -149,11 +216,18 @@ class Buffers:
 
 
 def _first_pass(
-    encode: Callable[[T], tuple[Tensor, ...]], micro_batches: Sequence[T], towers: nn.Module, autocast: ContextFactory
+    encode: Callable[[T], tuple[Tensor, ...]],
+    micro_batches: Sequence[T],
+    towers: nn.Module,
+    autocast: ContextFactory,
 ) -> tuple[list[tuple[Tensor, ...]], list[Any]]:
-    """Every micro-batch's features, without a graph, and the states of random generators before it, to be put back."""
+    """Every micro-batch's features, without a graph, and the states of random
+    generators before it, to be put back.
+    """
     features, states, buffers = [], [], Buffers(towers.modules())
-    generators: list[tuple[Callable[[Any], None], Callable[[], Any]]] = [(torch.set_rng_state, torch.get_rng_state)]
+    generators: list[tuple[Callable[[Any], None], Callable[[], Any]]] = [
+        (torch.set_rng_state, torch.get_rng_state)
+    ]
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # asking a CUDA that nobody uses would start it
         generators.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all))
     if torch.backends.mps.is_available():
@@ -165,12 +239,25 @@ def _first_pass(
                 with autocast():
                     sides: Any = encode(micro_batch)
                 sides = tuple(sides) if isinstance(sides, tuple | list) else (sides,)
-                result = [tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,) for side in sides]
-                if [len(shape) for shape in result] != [2, 2] or result[0][0] != result[1][0]:
-                    raise TypeError(f"encode returned {result}; two tensors (n, D) of the same n are expected")
+                result = [
+                    (
+                        tuple(side.shape)
+                        if isinstance(side, Tensor)
+                        else (type(side).__name__,)
+                    )
+                    for side in sides
+                ]
+                if [len(shape) for shape in result] != [2, 2] or result[0][0] != result[
+                    1
+                ][0]:
+                    raise TypeError(
+                        f"encode returned {result}; two tensors (n, D) of the same n"
+                        " are expected"
+                    )
                 features.append(sides)
     finally:
         buffers.restore()
-    # Inside an autocast of the caller's, older PyTorch hands weights that were cast without a graph to the second pass.
+    # Inside an autocast of the caller's, older PyTorch hands weights that were cast
+    # without a graph to the second pass.
     torch.clear_autocast_cache()
     return features, states

@@ -1,4 +1,6 @@
-"""The training loop: batches in, steps, log lines and checkpoints out; faults are skipped, counted or end the run."""
+"""The training loop: batches in, steps, log lines and checkpoints out; faults are
+skipped, counted or end the run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from cloob.errors import InputError, TrainingFailed
 from cloob.functional.private import float32_products
 from cloob.training import faults, run_folder
 from cloob.training.build import Run, assemble
-from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult, TensorBoard, WandB
+from cloob.training.callbacks import (
+    Callback,
+    Ended,
+    RunInfo,
+    RunResult,
+    TensorBoard,
+    WandB,
+)
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.given import Given, GivenPairs
@@ -42,40 +51,46 @@ def train(
     optimizer: MakeOptimizer | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
-    """Trains two towers. Every part below takes the place of what the configuration names.
+    """Trains two towers.
 
-    Under ``torchrun`` every process calls this, with one run folder. SIGTERM ends the run after the current step with a
-    checkpoint. On the CPU in float32 with one or two processes the same configuration gives the same numbers, bit for
-    bit, whether or not the run was interrupted; with more up to rounding.
+    Every part below takes the place of what the configuration names.
+
+    Under ``torchrun`` every process calls this, with one run folder. SIGTERM ends the
+    run after the current step with a checkpoint. On the CPU in float32 with one or two
+    processes the same configuration gives the same numbers, bit for bit, whether or not
+    the run was interrupted; with more up to rounding.
 
     Args:
         config: The configuration.
-        pairs: Training pairs: a map-style torch ``Dataset`` of (a, b) or (a, b, id), collated by its ``collate_fn`` or
-            torch's default; or a source such as ``open_source`` gives. An item that raises is a bad sample. What an
-            item draws at random depends on (seed, epoch, its number).
+        pairs: Training pairs: a map-style torch ``Dataset`` of (a, b) or (a, b, id),
+            collated by its ``collate_fn`` or torch's default; or a source such as
+            ``open_source`` gives. An item that raises is a bad sample. What an item
+            draws at random depends on (seed, epoch, its number).
         held_out: Held-out pairs, likewise; pairs of one id are one answer.
-        towers: A module that makes of a batch's a and b two (n, D) matrices, whose rows need not be of length one.
-        objective: A module: ``loss(x, y, ids=…)`` of (N, D) float32 or float64 unit rows -> 0-d tensor. ``ids`` is (N,)
-            int64, and may be left out of its signature. Over ranks it sees the rows of all.
-        optimizer: Parameter groups -> optimiser. Its learning rates are the schedule's peak; groups of norms and
-            biases come with a weight decay of 0.
+        towers: A module that makes of a batch's a and b two (n, D) matrices, whose rows
+            need not be of length one.
+        objective: A module: ``loss(x, y, ids=…)`` of (N, D) float32 or float64 unit
+            rows -> 0-d tensor. ``ids`` is (N,) int64, and may be left out of its
+            signature. Over ranks it sees the rows of all.
+        optimizer: Parameter groups -> optimiser. Its learning rates are the schedule's
+            peak; groups of norms and biases come with a weight decay of 0.
         callbacks: Called along the way, on every rank.
 
     Returns:
-        The result; ``stopped`` names a signal that ended it early, ``already_finished`` that nothing was left to do.
+        The result; ``stopped`` names a signal that ended it early, ``already_finished``
+        that nothing was left to do.
 
     Raises:
-        InputError: An argument is wrong, too many samples are bad, the disk is full, a batch does not fit in memory, or
-            another process writes to the run folder.
-        TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row, a data worker died, or another
-            process took the run folder over.
+        InputError: An argument is wrong, too many samples are bad, the disk is full, a
+            batch does not fit in memory, or another process writes to the run folder.
+        TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row, a
+            data worker died, or another process took the run folder over.
 
     Example:
         >>> import cloob
-        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, batch_size=8, device="cpu", out="runs/example")
-        >>> result = cloob.train(config)
-        >>> result.steps, result.samples_seen
-        (2, 16)
+        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, batch_size=8,
+        device="cpu", out="runs/example") >>> result = cloob.train(config) >>>
+        result.steps, result.samples_seen (2, 16)
     """
     given = Given(pairs, held_out, towers, objective, optimizer)
     config = given.named(config)
@@ -90,19 +105,39 @@ def train(
             return selection.join(ended.result)
         loop = Loop(run, given, [*callbacks, *trackers], check_lock)
         tf32 = run.config.run.tf32 and device.type == "cuda"
-        with StopSignal() as stop, float32_products("high") if tf32 else contextlib.nullcontext():
+        with (
+            StopSignal() as stop,
+            float32_products("high") if tf32 else contextlib.nullcontext(),
+        ):
             result = loop.go(stop)
         del run, loop  # and with them DDP, before the group that it holds
         checkpoint = result.checkpoint
-        if config.towers.average_with_start is not None and checkpoint is not None and result.stopped is None:
+        if (
+            config.towers.average_with_start is not None
+            and checkpoint is not None
+            and result.stopped is None
+        ):
             on_rank_zero(lambda: write_average(config, checkpoint))
         return selection.join(result)
 
 
 class Loop:
-    def __init__(self, run: Run, given: Given, callbacks: Sequence[Callback], check_lock: Callable[[], None]) -> None:
-        self.run, self.given, self.callbacks, self.check_lock = run, given, callbacks, check_lock
-        self.course = Course(run.config, run.loader, run.progress, hopfield=run.objective.hopfield)
+    def __init__(
+        self,
+        run: Run,
+        given: Given,
+        callbacks: Sequence[Callback],
+        check_lock: Callable[[], None],
+    ) -> None:
+        self.run, self.given, self.callbacks, self.check_lock = (
+            run,
+            given,
+            callbacks,
+            check_lock,
+        )
+        self.course = Course(
+            run.config, run.loader, run.progress, hopfield=run.objective.hopfield
+        )
         self.modules = list(run.towers.modules())
         self.copies = Copies(run.stepper.device)
         self.steps = StepLog(run, partial(self._call, "on_step"))
@@ -115,7 +150,9 @@ class Loop:
             run=run.config.save.out,
             config=run.config,
             encoder=run.encoder if self.given.towers is None else self.given.towers,
-            objective=run.objective if self.given.objective is None else self.given.objective,
+            objective=(
+                run.objective if self.given.objective is None else self.given.objective
+            ),
             device=run.stepper.device,
             total_steps=progress.step + self.course.steps_left(),
             steps_per_epoch=run.loader.steps_per_epoch,
@@ -130,14 +167,26 @@ class Loop:
             self._call("on_start", info)
             stopped = False
             patience = run.config.run.patience
-            while not (stopped or is_whole(run.config.run, progress) or 0 < patience <= progress.stale):
+            while not (
+                stopped
+                or is_whole(run.config.run, progress)
+                or 0 < patience <= progress.stale
+            ):
                 stopped = self._epoch(stop)
             self._save()
             run.saver.finish()
             if progress.nonfinite and rank() == 0:
-                message = "the last step was not finite, and nothing is saved until one is: %s"
+                message = (
+                    "the last step was not finite, and nothing is saved until one"
+                    " is: %s"
+                )
                 logger.warning(message, faults.kept(run.saver.last))
-            counts = progress.step, progress.epoch, progress.samples_seen, time.perf_counter() - self.began
+            counts = (
+                progress.step,
+                progress.epoch,
+                progress.samples_seen,
+                time.perf_counter() - self.began,
+            )
             result = RunResult(
                 *(run.config.save.out, *counts, self.steps.last_loss, run.saver.last),
                 stopped="SIGTERM" if stopped else None,
@@ -146,7 +195,9 @@ class Loop:
             )
             return result
         except Exception:
-            with contextlib.suppress(Exception):  # the error to report is the one that ended the run
+            with contextlib.suppress(
+                Exception
+            ):  # the error to report is the one that ended the run
                 self.steps.flush()
             raise
         finally:
@@ -176,8 +227,12 @@ class Loop:
             if run.config.loss.objective == "cca" and not progress.position:
                 solve(run, stop)
             start, offset = divmod(progress.position, size)
-            progress.lanes = progress.lanes or run.loader.lanes  # an epoch keeps its order with another world size
-            batches = run.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
+            progress.lanes = (
+                progress.lanes or run.loader.lanes
+            )  # an epoch keeps its order with another world size
+            batches = run.loader.epoch(
+                progress.epoch, start, progress.lanes, offset=offset
+            )
             steps = min(run.loader.steps(offset), start + self.course.steps_left())
             run.towers.train()
             freeze(run.encoder, run.config.towers.freeze)
@@ -185,38 +240,68 @@ class Loop:
                 began = time.perf_counter()
                 with preserved_rng(torch.device("cpu")):
                     fetched = faults.fetch(batches, stop)
-                stop.ignore_children()  # only now: torch sets its own handler when the workers begin
+                # only now: torch sets its own handler when the workers begin
+                stop.ignore_children()
                 waited = time.perf_counter() - began
-                batch, layout, bad = faults.agree_on_batch(*fetched, stop, run.stepper.device, run.saver.last)
+                batch, layout, bad = faults.agree_on_batch(
+                    *fetched, stop, run.stepper.device, run.saver.last
+                )
                 run.bad.count(batch, layout.total, bad)
                 place = self.course.place()
-                lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
+                lr, hopfield = (
+                    self.course.learning_rate(place),
+                    self.course.retrieves(place),
+                )
                 progress.step += 1
                 outcome = None
                 if layout.total >= 2 and min(layout.sizes) >= 1:
                     on = self.copies(batch)
                     ids = on.ids if run.hands_over_ids else None
                     with faults.enough_memory(run.config.run):
-                        outcome = run.stepper.launch(on.images, on.tokens, ids, lr, hopfield=hopfield, layout=layout)
-                self.steps.add(Step(progress.step, lr, hopfield, layout.total, batch.keys, began, waited, outcome))
+                        outcome = run.stepper.launch(
+                            on.images,
+                            on.tokens,
+                            ids,
+                            lr,
+                            hopfield=hopfield,
+                            layout=layout,
+                        )
+                self.steps.add(
+                    Step(
+                        progress.step,
+                        lr,
+                        hopfield,
+                        layout.total,
+                        batch.keys,
+                        began,
+                        waited,
+                        outcome,
+                    )
+                )
                 progress.position += size
                 progress.passed += size
                 if save_every and progress.step % save_every == 0 and index + 1 < steps:
                     self._save()
             best = self._end_epoch(stop)
-        except StopRequested:  # while it validates: the checkpoint lacks the validation, which resuming makes good
+        # while it validates: the checkpoint lacks the validation, which resuming makes
+        # good
+        except StopRequested:
             return True
         if best or not save_every or progress.step % save_every == 0:
             self._save()
         return False
 
     def _end_epoch(self, stop: StopSignal) -> bool:
-        """Validates and logs the epoch, then turns to the next; whether these weights are the best so far."""
+        """Validates and logs the epoch, then turns to the next; whether these weights
+        are the best so far.
+        """
         run, progress = self.run, self.run.progress
         self.steps.flush()
         run.bad.check(ended=True)
         skipped = run.bad.reasons()
-        self.skipped |= skipped  # features list their bad pairs in the first epoch alone
+        self.skipped |= (
+            skipped  # features list their bad pairs in the first epoch alone
+        )
         epoch = progress.epoch + 1
         due = epoch % run.config.pairs.val_every == 0 or self.course.steps_left() == 0
         best, lost = False, list[Skip]()
@@ -225,13 +310,16 @@ class Loop:
             try:
                 metrics, lost, best = judge(run, stop, hopfield=self.course.retrieved())
             except (InputError, TrainingFailed):
-                self._save()  # the epoch's work; a resumed run begins with this validation
+                # the epoch's work; a resumed run begins with this validation
+                self._save()
                 raise
         line = {
             "epoch": epoch,
             "step": progress.step,
             "samples_seen": progress.samples_seen,
-            "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
+            "loss": (
+                progress.loss_sum / progress.loss_steps if progress.loss_steps else None
+            ),
             **metrics,
             "skipped": skipped,
             **({"val_skipped": by_reason(lost)} if lost else {}),
@@ -248,5 +336,7 @@ class Loop:
         self.steps.flush()
         self.check_lock()
         reasons, seconds = self.run.bad.reasons(), time.perf_counter() - self.began
-        progress = dataclasses.replace(self.run.progress, reasons=reasons, seconds=seconds)
+        progress = dataclasses.replace(
+            self.run.progress, reasons=reasons, seconds=seconds
+        )
         self.run.saver.save(progress, hopfield=self.course.retrieved())

@@ -1,4 +1,6 @@
-"""Where a run stands: its position, its random generators, the steps that are left and the schedules at a step."""
+"""Where a run stands: its position, its random generators, the steps that are left and
+the schedules at a step.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     """State of python's, numpy's and torch's generators, as tensors and plain types."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (towers may use the global one)
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
@@ -51,7 +53,9 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 @contextlib.contextmanager
 def preserved_rng(device: torch.device) -> Iterator[None]:
-    """Keeps what runs inside (loaders, callbacks) from moving the generators that training depends on."""
+    """Keeps what runs inside (loaders, callbacks) from moving the generators that
+    training depends on.
+    """
     state = rng_state(device)
     try:
         yield
@@ -61,42 +65,72 @@ def preserved_rng(device: torch.device) -> Iterator[None]:
 
 @dataclass
 class Progress:
-    """Where a run stands. Positions count samples over all ranks, so they mean the same for any world size."""
+    """Where a run stands.
+
+    Positions count samples over all ranks, so they mean the same for any world size.
+    """
 
     step: int = 0  # optimiser steps done, skipped ones included
     epoch: int = 0  # epochs completed; the last may have been cut short
     passed: int = 0  # samples of all epochs already passed, whether usable or not
     position: int = 0  # those of the current epoch's order
-    lanes: int = 0  # sequences of shards of the current epoch's order; 0: not begun, one per process
+    # sequences of shards of the current epoch's order; 0: not begun, one per process
+    lanes: int = 0
     samples_seen: int = 0  # usable samples trained on
     nonfinite: int = 0  # steps in a row skipped for a non-finite loss or gradient
     seconds: float = 0.0  # training time so far
     epoch_good: int = 0  # usable samples of the current epoch
-    epoch_bad: int = 0  # samples of the current epoch that could not be used, over all ranks
-    reasons: dict[str, int] = field(default_factory=dict)  # the same by reason, of this rank; a checkpoint has the sum
-    loss_sum: float = 0.0  # of the losses of the current epoch's steps that were not skipped
+    epoch_bad: int = (
+        0  # samples of the current epoch that could not be used, over all ranks
+    )
+    reasons: dict[str, int] = field(
+        default_factory=dict
+    )  # the same by reason, of this rank; a checkpoint has the sum
+    loss_sum: float = (
+        0.0  # of the losses of the current epoch's steps that were not skipped
+    )
     loss_steps: int = 0  # their number
     stale: int = 0  # validations in a row that found nothing better
 
 
 class Course:
-    """Functions of the progress alone, which the loop moves: a resumed run finds them as one that was not stopped."""
+    """Functions of the progress alone, which the loop moves: a resumed run finds them
+    as one that was not stopped.
+    """
 
-    def __init__(self, config: TrainConfig, loader: Loader, progress: Progress, *, hopfield: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, loader: Loader, progress: Progress, *, hopfield: bool
+    ) -> None:
         self._run, self._loader, self._progress = config.run, loader, progress
         self._total_steps = total = config.run.total_steps(loader.steps_per_epoch)
-        self._retrieves_from = config.loss.retrieval_from * total if hopfield else math.inf
+        self._retrieves_from = (
+            config.loss.retrieval_from * total if hopfield else math.inf
+        )
         self.epochs = config.run.epochs
         self.learning_rate = make_schedule(config.optim, total)
         if (warmup := warmup_steps(config.optim, total)) > total and rank() == 0:
-            peak = f"its learning rate ends at {self.learning_rate(total - 1):.2g}, not {config.optim.lr:g}"
-            logger.warning("a warm-up of %s steps is longer than this run of %s: %s", f"{warmup:,}", f"{total:,}", peak)
-        if config.towers.freeze != "none" and config.towers.init is None and rank() == 0:
+            peak = (
+                f"its learning rate ends at {self.learning_rate(total - 1):.2g}, not"
+                f" {config.optim.lr:g}"
+            )
+            logger.warning(
+                "a warm-up of %s steps is longer than this run of %s: %s",
+                f"{warmup:,}",
+                f"{total:,}",
+                peak,
+            )
+        if (
+            config.towers.freeze != "none"
+            and config.towers.init is None
+            and rank() == 0
+        ):
             trained = "tower is frozen with random weights; --init gives trained ones"
             logger.warning("the %s %s", config.towers.freeze, trained)
 
     def place(self) -> int:
-        """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
+        """The step at which a run of this batch size alone would stand;
+        ``progress.step`` if no other came before.
+        """
         progress, size = self._progress, self._run.batch_size
         if self.epochs is None:
             return progress.passed // size
@@ -123,4 +157,7 @@ def is_whole(run: RunConfig, progress: Progress) -> bool:
     """Whether a run has its full length, and its last epoch was validated."""
     if run.epochs is not None:
         return progress.epoch >= run.epochs
-    return progress.position == 0 and progress.passed >= run.total_steps(0) * run.batch_size
+    return (
+        progress.position == 0
+        and progress.passed >= run.total_steps(0) * run.batch_size
+    )

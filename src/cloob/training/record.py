@@ -1,4 +1,6 @@
-"""What a run measures: the lines of its steps, read from CUDA many at a time, and how good it is on held-out pairs."""
+"""What a run measures: the lines of its steps, read from CUDA many at a time, and how
+good it is on held-out pairs.
+"""
 
 from __future__ import annotations
 
@@ -54,28 +56,45 @@ class Step:
 
 
 class StepLog:
-    """Accounts for the steps; every rank has one. ``notify`` is called with every line of ``metrics.jsonl``."""
+    """Accounts for the steps; every rank has one.
+
+    ``notify`` is called with every line of ``metrics.jsonl``.
+    """
 
     def __init__(self, run: Run, notify: Callable[[Mapping[str, Any]], None]) -> None:
         self.run = run
         self.notify = notify
         self.last_loss: float | None = None  # of the last step that was not skipped
         groups = run.stepper.optimizer.param_groups
-        self._rates = [group["lr_scale"] for group in groups]  # shares of the schedule's rate
+        self._rates = [
+            group["lr_scale"] for group in groups
+        ]  # shares of the schedule's rate
         # A given optimiser's rates are peaks.
-        self._peak = max(self._rates) if run.config.given.given_optimizer is not None else 1.0
-        self._late = is_async(run.stepper.device)  # then the host waits where it reads a value
+        self._peak = (
+            max(self._rates) if run.config.given.given_optimizer is not None else 1.0
+        )
+        self._late = is_async(
+            run.stepper.device
+        )  # then the host waits where it reads a value
         self._pending: list[Step] = []
 
     def add(self, step: Step) -> None:
-        """Records a step. Its numbers are read now, or later in one batch so as not to stall a GPU."""
+        """Records a step.
+
+        Its numbers are read now, or later in one batch so as not to stall a GPU.
+        """
         due = step.number % self.run.config.log.log_every == 0
         if step.outcome is not None and step.outcome.features is not None:
             if step.number == 1 and step.hopfield and rank() == 0:
-                how = "let it join later (--retrieval-from), or take --objective infoloob"
+                how = (
+                    "let it join later (--retrieval-from), or take --objective infoloob"
+                )
                 if notice := cone_notice(float(mean_cosine(*step.outcome.features))):
-                    logger.warning("step 1: %s; centre and scale what comes in, %s", notice, how)
-            if not due:  # the rows of one batch are looked at, those of many would fill the memory
+                    logger.warning(
+                        "step 1: %s; centre and scale what comes in, %s", notice, how
+                    )
+            # the rows of one batch are looked at, those of many would fill the memory
+            if not due:
                 step.outcome.features = None
         self._pending.append(step)
         if due or not self._late:
@@ -88,9 +107,15 @@ class StepLog:
         requested = time.perf_counter()
         launched = [step.outcome.numbers for step in steps if step.outcome is not None]
         rows = iter(torch.stack(launched).tolist() if launched else ())  # in one copy
-        results = [step.outcome.result(next(rows)) if step.outcome is not None else None for step in steps]
+        results = [
+            step.outcome.result(next(rows)) if step.outcome is not None else None
+            for step in steps
+        ]
         answered = time.perf_counter()
-        lines = [self._line(step, result) for step, result in zip(steps, results, strict=True)]
+        lines = [
+            self._line(step, result)
+            for step, result in zip(steps, results, strict=True)
+        ]
         elapsed = time.perf_counter() - steps[0].began
         speed = sum(step.samples for step in steps) / elapsed
         shared = {
@@ -110,7 +135,10 @@ class StepLog:
                 self._nonfinite(step, result)
 
     def _line(self, step: Step, result: StepResult | None) -> dict[str, Any]:
-        """Moves the progress by a step; returns its line but for the times. All ranks call this."""
+        """Moves the progress by a step; returns its line but for the times.
+
+        All ranks call this.
+        """
         run, progress = self.run, self.run.progress
         if result is not None and result.finite:
             self.last_loss = result.loss
@@ -126,7 +154,13 @@ class StepLog:
             "grad_norm": finite(result.grad_norm) if result else None,
         }
         for name, scale in run.objective.scale_values().items():
-            line[name] = scale if isinstance(scale, float) else result.scales[name] if result else None
+            line[name] = (
+                scale
+                if isinstance(scale, float)
+                else result.scales[name]
+                if result
+                else None
+            )
         if not step.hopfield:
             line["beta"] = None
         if run.config.optim.layer_decay < 1:
@@ -142,17 +176,26 @@ class StepLog:
         return line
 
     def _nonfinite(self, step: Step, result: StepResult) -> None:
-        """Writes the samples of all ranks to ``nonfinite-step-N.json``; too many such steps in a row end the run."""
+        """Writes the samples of all ranks to ``nonfinite-step-N.json``; too many such
+        steps in a row end the run.
+        """
         config, progress, last = self.run.config, self.run.progress, self.run.saver.last
         progress.nonfinite += 1
         keys = list(itertools.chain.from_iterable(gather_objects(step.keys)))
         path = config.save.out / f"nonfinite-step-{step.number}.json"
-        numbers: dict[str, Any] = {"step": step.number, "epoch": progress.epoch + 1, "loss": str(result.loss)}
+        numbers: dict[str, Any] = {
+            "step": step.number,
+            "epoch": progress.epoch + 1,
+            "loss": str(result.loss),
+        }
         numbers |= {"grad_norm": str(result.grad_norm), "lr": step.lr, "keys": keys}
         on_rank_zero(lambda: write_whole(path, json.dumps(numbers, indent=2) + "\n"))
         what = f"step {step.number}: loss or gradient not finite"
         if progress.nonfinite >= config.run.max_nonfinite:
-            in_a_row = f"for {progress.nonfinite} steps in a row (samples {', '.join(keys[:3])} …; all in {path})"
+            in_a_row = (
+                f"for {progress.nonfinite} steps in a row (samples"
+                f" {', '.join(keys[:3])} …; all in {path})"
+            )
             help_ = "a lower --lr or clipping (clip_grad_norm) may help"
             raise TrainingFailed(f"{what} {in_a_row}; {kept(last)}; {help_}")
         if rank() == 0:
@@ -164,38 +207,60 @@ def is_async(device: torch.device) -> bool:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has had on its CUDA device, else in memory; 0 where nobody counts (Windows)."""
+    """The most bytes that this process has had on its CUDA device, else in memory; 0
+    where nobody counts (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(ImportError):
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
     return 0
 
 
-def _geometry(features: tuple[Tensor, Tensor], objective: ContrastiveObjective) -> dict[str, float]:
-    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly spread over it and its ranks."""
+def _geometry(
+    features: tuple[Tensor, Tensor], objective: ContrastiveObjective
+) -> dict[str, float]:
+    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly
+    spread over it and its ranks.
+    """
     most = MAX_MEASURED // world_size()
-    everywhere = gather_objects([rows[:: -(-len(rows) // most)].cpu() for rows in features])
+    everywhere = gather_objects(
+        [rows[:: -(-len(rows) // most)].cpu() for rows in features]
+    )
     if rank() != 0:
         return {}
     images, texts = (torch.cat([both[side] for both in everywhere]) for side in (0, 1))
     sides = {"image": images, "text": texts}
-    result: dict[str, float] = {f"effective_eigenvalues_{k}": int(effective_eigenvalues(x)) for k, x in sides.items()}
+    result: dict[str, float] = {
+        f"effective_eigenvalues_{k}": int(effective_eigenvalues(x))
+        for k, x in sides.items()
+    }
     if objective.contrast in ("infoloob", "infonce"):  # saturation is that of a softmax
-        result["saturation"] = float(saturation(images, texts, float(objective.inv_tau.detach())))
+        result["saturation"] = float(
+            saturation(images, texts, float(objective.inv_tau.detach()))
+        )
     return result
 
 
-def judge(run: Run, stop: StopSignal, *, hopfield: bool) -> tuple[dict[str, float | None], list[Skip], bool]:
-    """``validate`` of the weights and, as ``ema_…``, of their average; and whether these weights are the best."""
+def judge(
+    run: Run, stop: StopSignal, *, hopfield: bool
+) -> tuple[dict[str, float | None], list[Skip], bool]:
+    """``validate`` of the weights and, as ``ema_…``, of their average; and whether
+    these weights are the best.
+    """
     metrics, lost = validate(run, stop, run.towers, hopfield=hopfield)
     if run.stepper.average is not None:
-        averaged = TowersWithLoss(run.stepper.average.encoder, run.objective, run.config.run.precision)
+        averaged = TowersWithLoss(
+            run.stepper.average.encoder, run.objective, run.config.run.precision
+        )
         of_average, _ = validate(run, stop, averaged, hopfield=hopfield)
         metrics |= {f"ema_{name}": value for name, value in of_average.items()}
-    # Weights after a step that was not finite are not saved, so they cannot be the best.
+    # Weights after a step that was not finite are not saved, so they cannot be the
+    # best.
     best = not run.progress.nonfinite and run.saver.judged(run.progress.step, metrics)
     run.progress.stale = 0 if best else run.progress.stale + 1
     return metrics, lost, best
@@ -204,14 +269,18 @@ def judge(run: Run, stop: StopSignal, *, hopfield: bool) -> tuple[dict[str, floa
 def validate(
     run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
 ) -> tuple[dict[str, float | None], list[Skip]]:
-    """``val_loss`` and ``val_recall`` of the held-out pairs, which are embedded once on all ranks, and the bad pairs.
+    """``val_loss`` and ``val_recall`` of the held-out pairs, which are embedded once on
+    all ranks, and the bad pairs.
 
-    The loss is the mean in batches of the training's size, the recall that at 1, 5 and 10 in both directions among some
-    10,000 pairs at most. An image's only correct answer is its caption, a vector's the first row of its id.
+    The loss is the mean in batches of the training's size, the recall that at 1, 5 and
+    10 in both directions among some 10,000 pairs at most. An image's only correct
+    answer is its caption, a vector's the first row of its id.
     """
     loader, device, config = run.val_loader, run.stepper.device, run.config
     assert loader is not None
-    if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
+    if (
+        world_size() > 1
+    ):  # what is judged is what is exported: rank 0's running statistics
         sharding.share_buffers(towers)
     towers.eval()
     total, samples, pairs = 0.0, 0, 0
@@ -227,8 +296,14 @@ def validate(
             left_out += batch.skipped
             if min(layout.sizes) < 1:
                 continue
-            on, parts = batch.to(device), -(-len(batch) // (run.stepper.micro_batch_size or len(batch)))
-            sides = (micro_batches(side, parts) if parts > 1 else [side] for side in (on.images, on.tokens))
+            on, parts = (
+                batch.to(device),
+                -(-len(batch) // (run.stepper.micro_batch_size or len(batch))),
+            )
+            sides = (
+                micro_batches(side, parts) if parts > 1 else [side]
+                for side in (on.images, on.tokens)
+            )
             pieces = [towers(*piece, loss=False) for piece in zip(*sides, strict=True)]
             images, texts = (torch.cat(side) for side in zip(*pieces, strict=True))
             if in_recall:
@@ -237,35 +312,63 @@ def validate(
                 samples += layout.total
                 ids = batch.ids.to(device) if run.hands_over_ids else None
                 try:
-                    total += layout.total * float(towers.loss_of(images, texts, ids, hopfield=hopfield))
+                    total += layout.total * float(
+                        towers.loss_of(images, texts, ids, hopfield=hopfield)
+                    )
                 except NonFiniteFeaturesError as error:  # of one rank, on all
                     total, refused = math.nan, refused or error
     if refused is not None and rank() == 0:
-        logger.warning("held-out pairs have no loss, and bad rows count as not found: %s", refused)
+        logger.warning(
+            "held-out pairs have no loss, and bad rows count as not found: %s", refused
+        )
     skipped = with_readers(left_out)
-    if rank() == 0 and not any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE)):
-        place = {"step": run.progress.step, "epoch": run.progress.epoch + 1, "held_out": True}
-        run.log.write_skipped(place, skipped)  # once: they are the same at every validation
+    if rank() == 0 and not any(
+        line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE)
+    ):
+        place = {
+            "step": run.progress.step,
+            "epoch": run.progress.epoch + 1,
+            "held_out": True,
+        }
+        run.log.write_skipped(
+            place, skipped
+        )  # once: they are the same at every validation
     lost = [skip for _, skip in skipped]
-    check_fraction(loader.name, "held-out pairs", lost, pairs, config.pairs.max_bad_fraction)
+    check_fraction(
+        loader.name, "held-out pairs", lost, pairs, config.pairs.max_bad_fraction
+    )
     loss = finite(total / samples) if samples else None
-    return {"val_loss": loss, "val_recall": mean_recall(features, device, loader.by_id)}, lost
+    return {
+        "val_loss": loss,
+        "val_recall": mean_recall(features, device, loader.by_id),
+    }, lost
 
 
-def mean_recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, by_id: bool) -> float | None:
-    """The mean recall among the unit rows and ids of all ranks' pairs (see ``validate``); on every rank."""
-    collected = gather_objects(tuple(torch.cat(side) for side in zip(*features, strict=True)))
+def mean_recall(
+    features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, by_id: bool
+) -> float | None:
+    """The mean recall among the unit rows and ids of all ranks' pairs (see
+    ``validate``); on every rank.
+    """
+    collected = gather_objects(
+        tuple(torch.cat(side) for side in zip(*features, strict=True))
+    )
 
     def mean() -> float | None:
         parts = [part for part in collected if part]
         if not parts:
             return None
-        images, texts, ids = (torch.cat(side).to(device) for side in zip(*parts, strict=True))
+        images, texts, ids = (
+            torch.cat(side).to(device) for side in zip(*parts, strict=True)
+        )
         if by_id:
             return float(recalls_of_ids(images, texts, ids).mean(1).mean())
         pairs = torch.arange(len(images), device=device).repeat(2, 1).T
         both = mutual_ranks(images, texts, pairs)
-        return float(sum(recall_at_k(ranks, k) for ranks in both for k in RECALLS) / (2 * len(RECALLS)))
+        return float(
+            sum(recall_at_k(ranks, k) for ranks in both for k in RECALLS)
+            / (2 * len(RECALLS))
+        )
 
     return on_rank_zero(mean)
 

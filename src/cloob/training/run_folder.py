@@ -1,4 +1,6 @@
-"""The run folder: one run and one writing process, where a run is resumed, its JSON lines, and its bad samples."""
+"""The run folder: one run and one writing process, where a run is resumed, its JSON
+lines, and its bad samples.
+"""
 
 from __future__ import annotations
 
@@ -31,39 +33,73 @@ from cloob.training.progress import Progress, is_whole
 
 logger = logging.getLogger(__name__)
 
-# Changing these between a run and its resumption changes no number of the training; batch_size has another line.
+# Changing these between a run and its resumption changes no number of the training;
+# batch_size has another line.
 _FREE = """workers val_data val_a val_b val_ids val_every cache_dir cache_gb device max_nonfinite patience
 average_with_start batch_size given_held_out"""
 
 
 def progress_of(
-    checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint], objective: nn.Module
+    checkpoint: Checkpoint,
+    config: TrainConfig,
+    data: Mapping[str, Fingerprint],
+    objective: nn.Module,
 ) -> Progress:
-    """Where a run continues; rank 0 warns of changes. Ended where nothing is left to do."""
+    """Where a run continues; rank 0 warns of changes.
+
+    Ended where nothing is left to do.
+    """
     state, progress = checkpoint.state, checkpoint.progress
     changes = _changes(checkpoint, config)
     if other := differences(state["data"][TRAINING], data[TRAINING]):
-        others = f"the training pairs are not those of this checkpoint's run ({'; '.join(other)})"
-        raise InputError(f"{checkpoint.path}: {others}; start from its weights with --init {checkpoint.path}")
-    # A validation that later ones can be compared with: by the same pairs in the same batches.
-    has_best = progress.stale and runs.find_best(config.save.out, config.save.best, measured(config, data)) is not None
+        others = (
+            "the training pairs are not those of this checkpoint's run"
+            f" ({'; '.join(other)})"
+        )
+        raise InputError(
+            f"{checkpoint.path}: {others}; start from its weights with --init"
+            f" {checkpoint.path}"
+        )
+    # A validation that later ones can be compared with: by the same pairs in the same
+    # batches.
+    has_best = (
+        progress.stale
+        and runs.find_best(config.save.out, config.save.best, measured(config, data))
+        is not None
+    )
     ended = is_whole(config.run, progress)
     if ended or (has_best and 0 < config.run.patience <= progress.stale):
         load_objective(checkpoint, objective)
         counts = progress.step, progress.epoch, progress.samples_seen, progress.seconds
-        facts: dict[str, Any] = {"checkpoint": checkpoint.path, "already_finished": True, "out_of_patience": not ended}
-        raise Ended(RunResult(checkpoint.path.parent.parent, *counts, loss=None, **facts))
+        facts: dict[str, Any] = {
+            "checkpoint": checkpoint.path,
+            "already_finished": True,
+            "out_of_patience": not ended,
+        }
+        raise Ended(
+            RunResult(checkpoint.path.parent.parent, *counts, loss=None, **facts)
+        )
     processes, size = len(state["rng"]), state["batch_size"]
     if processes != world_size():
         goes_on = "the data go on where they were, sums may round differently"
         changes.append(f"{world_size()} processes instead of {processes}: {goes_on}")
     if size != config.run.batch_size:
-        goes_on = "the data go on where they were, the learning rate where a run of that batch size would be"
-        changes.append(f"batch size {config.run.batch_size} instead of {size}: {goes_on}")
+        goes_on = (
+            "the data go on where they were, the learning rate where a run of that"
+            " batch size would be"
+        )
+        changes.append(
+            f"batch size {config.run.batch_size} instead of {size}: {goes_on}"
+        )
     if progress.stale and not has_best:
-        changes.append("held-out pairs that none of its validations was made with: --patience begins anew")
+        changes.append(
+            "held-out pairs that none of its validations was made with: --patience"
+            " begins anew"
+        )
         progress = replace(progress, stale=0)
-    if rank() != 0:  # the counts of bad samples are summed over ranks, so one rank keeps them
+    if (
+        rank() != 0
+    ):  # the counts of bad samples are summed over ranks, so one rank keeps them
         return replace(progress, reasons={})
     for line in changes:
         logger.warning("resumed with %s", line)
@@ -79,32 +115,55 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
     for part, leaves in config.to_dict().items():
         for leaf, now in leaves.items():
             then = before[part][leaf]
-            # A temperature is kept as its logarithm: read back, it may differ in the last digit.
+            # A temperature is kept as its logarithm: read back, it may differ in the
+            # last digit.
             floats = isinstance(then, float) and isinstance(now, float)
             same = math.isclose(then, now, rel_tol=1e-6) if floats else then == now
             if part in ("save", "log") or leaf in _FREE.split() or same:
                 continue
             if part in ("loss", "align", "given") or leaf in ("model", "image_size"):
-                advice = f"resume with the same, or start from the weights with --init {checkpoint.path}"
-                raise InputError(f"{checkpoint.path}: was trained with {part}.{leaf} = {then!r}, not {now!r}; {advice}")
+                advice = (
+                    "resume with the same, or start from the weights with --init"
+                    f" {checkpoint.path}"
+                )
+                raise InputError(
+                    f"{checkpoint.path}: was trained with {part}.{leaf} = {then!r}, not"
+                    f" {now!r}; {advice}"
+                )
             changes.append(f"another {part}.{leaf}: {now!r} instead of {then!r}")
     return changes
 
 
 LOCK = ".lock"
 LEASE_SECONDS, HEARTBEAT_SECONDS = 60.0, 2.0
-_RUN_FILES = (runs.RUN_CONFIG_FILE, runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE, runs.CHECKPOINTS_FOLDER)
+_RUN_FILES = (
+    runs.RUN_CONFIG_FILE,
+    runs.METRICS_FILE,
+    runs.EPOCHS_FILE,
+    runs.SKIPPED_FILE,
+    runs.CHECKPOINTS_FOLDER,
+)
 _PRODUCTS = (
     *("tensorboard", "results.json", "nonfinite-step-*.json"),
-    *(runs.AVERAGED_FOLDER, runs.MEMBERS_FOLDER, runs.OBJECTIVES_FILE, runs.SUSPECTS_FILE),
+    *(
+        runs.AVERAGED_FOLDER,
+        runs.MEMBERS_FOLDER,
+        runs.OBJECTIVES_FILE,
+        runs.SUSPECTS_FILE,
+    ),
 )
 
 
 @contextlib.contextmanager
 def hold(run: Path) -> Iterator[Callable[[], None]]:
-    """Locks a run folder, on rank 0 for all; yields a check that the lock still stands. A dead process's expires."""
+    """Locks a run folder, on rank 0 for all; yields a check that the lock still stands.
+
+    A dead process's expires.
+    """
     library = require("filelock", "train")
-    lock = library.SoftFileLease(run / LOCK, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
+    lock = library.SoftFileLease(
+        run / LOCK, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS
+    )
 
     def beat() -> int | None:
         with contextlib.suppress(FileNotFoundError):
@@ -112,23 +171,36 @@ def hold(run: Path) -> Iterator[Callable[[], None]]:
         return None
 
     def name(owner: Any) -> str:
-        return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "another process"
+        return (
+            f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
+            if owner
+            else "another process"
+        )
 
     def acquire() -> None:
         try:
             run.mkdir(parents=True, exist_ok=True)
             before = beat()
-            lock.acquire(timeout=LEASE_SECONDS + 5, cancel_check=lambda: beat() not in (before, None))
+            lock.acquire(
+                timeout=LEASE_SECONDS + 5,
+                cancel_check=lambda: beat() not in (before, None),
+            )
         except OSError as error:
             why = f"the run folder cannot be written ({error.strerror})"
             if isinstance(error, library.Timeout):
-                why = f"{name(lock.owner)} is writing this run; wait for it, stop it, or give another --out"
+                why = (
+                    f"{name(lock.owner)} is writing this run; wait for it, stop it, or"
+                    " give another --out"
+                )
             raise InputError(f"{run}: {why}") from None
 
     def check() -> None:
         owner = lock.owner
         if owner is None or owner.token != lock.token:
-            message = f"{name(owner)} took the run over while this process stood still; nothing more is written"
+            message = (
+                f"{name(owner)} took the run over while this process stood still;"
+                " nothing more is written"
+            )
             raise TrainingFailed(f"{run}: {message}")
 
     on_rank_zero(acquire)
@@ -146,27 +218,51 @@ def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
     if not any((out / name).exists() for name in _RUN_FILES):
         return
     if not save.overwrite:
-        if save.resume != "auto" and (checkpoint is None or not checkpoint.parent.parent.samefile(out)):
+        if save.resume != "auto" and (
+            checkpoint is None or not checkpoint.parent.parent.samefile(out)
+        ):
             raise InputError(
-                f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out"
+                f"{out}: already holds a run; go on with --resume auto, or give"
+                " --overwrite or another --out"
             )
         return
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # a rank has died: it is the run itself
-        itself = f"{out}: holds the run that torchrun has started again, which --overwrite would remove"
+    if (
+        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    ):  # a rank has died: it is the run itself
+        itself = (
+            f"{out}: holds the run that torchrun has started again, which --overwrite"
+            " would remove"
+        )
         raise InputError(f"{itself}; give --resume auto in its place")
     folder = find_model_folder(init) if init is not None else None
     if folder is not None and folder.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"init {init!r} lies in {out}, which --overwrite would remove; give another --out")
+        raise InputError(
+            f"init {init!r} lies in {out}, which --overwrite would remove; give another"
+            " --out"
+        )
 
 
 def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
-    """Makes the run folder; an earlier run is removed, and unreadable checkpoints after the resumed one set aside."""
+    """Makes the run folder; an earlier run is removed, and unreadable checkpoints after
+    the resumed one set aside.
+    """
     out, save = config.save.out, config.save
-    if checkpoint is not None and out.is_dir() and checkpoint.parent.parent.samefile(out):
-        later = [path for path in runs.list_checkpoints(out) if path.name > checkpoint.name]
-        if later and save.resume != "auto" and Path(save.resume).resolve() != out.resolve():
+    if (
+        checkpoint is not None
+        and out.is_dir()
+        and checkpoint.parent.parent.samefile(out)
+    ):
+        later = [
+            path for path in runs.list_checkpoints(out) if path.name > checkpoint.name
+        ]
+        if (
+            later
+            and save.resume != "auto"
+            and Path(save.resume).resolve() != out.resolve()
+        ):
             raise InputError(
-                f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that one, or into another --out"
+                f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that"
+                " one, or into another --out"
             )
         for path in later:  # they must not count as the newest
             aside = path.with_name(f"unreadable-{path.name}")
@@ -174,7 +270,11 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
             path.rename(aside)
     for pattern in (*_RUN_FILES, *_PRODUCTS) if save.overwrite else ():
         for path in out.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            (
+                shutil.rmtree(path)
+                if path.is_dir() and not path.is_symlink()
+                else path.unlink()
+            )
     (out / runs.CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
 
 
@@ -190,15 +290,25 @@ def finite(value: float) -> float | None:
 
 
 class RunLog:
-    """The JSON lines of a run folder, written through at once; those after ``keep_to_step`` are dropped (None: all)."""
+    """The JSON lines of a run folder, written through at once; those after
+    ``keep_to_step`` are dropped (None: all).
+    """
 
     def __init__(self, run: Path, keep_to_step: int | None, *, writes: bool) -> None:
         self._files: dict[str, TextIO] = {}
-        for path in (run / name for name in (runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE) if writes):
+        for path in (
+            run / name
+            for name in (runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE)
+            if writes
+        ):
             kept: list[str] = []
             if keep_to_step is not None and path.is_file():
-                with contextlib.suppress(ValueError, TypeError, KeyError):  # up to a line that was cut short
-                    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(
+                    ValueError, TypeError, KeyError
+                ):  # up to a line that was cut short
+                    for line in path.read_text(
+                        encoding="utf-8", errors="replace"
+                    ).splitlines():
                         if json.loads(line)["step"] > keep_to_step:
                             break
                         kept.append(line + "\n")
@@ -206,7 +316,9 @@ class RunLog:
             self._files[path.stem] = path.open("a", encoding="utf-8")
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
-        """Appends one object to ``metrics``, ``epochs`` or ``skipped``; InputError where the disk refuses it."""
+        """Appends one object to ``metrics``, ``epochs`` or ``skipped``; InputError
+        where the disk refuses it.
+        """
         if not self._files:
             return
         file = self._files[name]
@@ -214,13 +326,22 @@ class RunLog:
             file.write(json.dumps(values, allow_nan=False) + "\n")
             file.flush()
         except OSError as error:
-            with contextlib.suppress(OSError):  # what is still in its buffer would be refused again, without a name
+            with contextlib.suppress(
+                OSError
+            ):  # what is still in its buffer would be refused again, without a name
                 file.close()
-            raise InputError(f"{file.name}: cannot be written ({error.strerror})") from error
+            raise InputError(
+                f"{file.name}: cannot be written ({error.strerror})"
+            ) from error
 
     def write_skipped(self, place: Mapping[str, Any], skipped: Sequence[Read]) -> None:
         for reader, skip in skipped[:MAX_NAMED]:
-            reason = {"rank": reader, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
+            reason = {
+                "rank": reader,
+                "key": skip.key,
+                "reason": skip.reason,
+                "detail": skip.detail,
+            }
             self.write("skipped", {**place, **reason})
 
     def close(self) -> None:
@@ -229,9 +350,13 @@ class RunLog:
 
 
 class BadSamples:
-    """Counts the samples of an epoch that could not be used, by reason; ends a run of more than the share ``limit``."""
+    """Counts the samples of an epoch that could not be used, by reason; ends a run of
+    more than the share ``limit``.
+    """
 
-    def __init__(self, progress: Progress, loader: Loader, limit: float, log: RunLog) -> None:
+    def __init__(
+        self, progress: Progress, loader: Loader, limit: float, log: RunLog
+    ) -> None:
         self.progress, self.loader, self.limit, self.log = progress, loader, limit, log
         self._in_a_row = 0
         self._examples: dict[str, str] = {}
@@ -241,7 +366,9 @@ class BadSamples:
         progress = self.progress
         for skip in batch.skipped:
             progress.reasons[skip.reason] = progress.reasons.get(skip.reason, 0) + 1
-            self._examples.setdefault(skip.reason, ": ".join(filter(None, (skip.key, skip.detail))))
+            self._examples.setdefault(
+                skip.reason, ": ".join(filter(None, (skip.key, skip.detail)))
+            )
         if bad and progress.epoch_bad < MAX_NAMED:
             place = {"step": progress.step + 1, "epoch": progress.epoch + 1}
             self.log.write_skipped(place, with_readers(batch.skipped))
@@ -252,7 +379,9 @@ class BadSamples:
             self.check()
 
     def check(self, *, ended: bool = False) -> None:
-        """Compares the bad samples with the limit, a share of the epoch, or of the epoch so far if it has ``ended``."""
+        """Compares the bad samples with the limit, a share of the epoch, or of the
+        epoch so far if it has ``ended``.
+        """
         good, bad = self.progress.epoch_good, self.progress.epoch_bad
         so_far = ended or self._in_a_row >= MAX_BAD_IN_A_ROW
         total = good + bad if so_far else max(good + bad, self.loader.pairs_per_epoch)
@@ -263,29 +392,61 @@ class BadSamples:
             raise _too_many(message, nothing, self.limit, self.reasons(), examples)
 
     def reasons(self) -> dict[str, int]:
-        return dict(sum(map(Counter, gather_objects(self.progress.reasons)), Counter[str]()).most_common())
+        return dict(
+            sum(
+                map(Counter, gather_objects(self.progress.reasons)), Counter[str]()
+            ).most_common()
+        )
 
 
 def with_readers(skipped: Sequence[Skip]) -> list[Read]:
-    return [(reader, skip) for reader, part in enumerate(gather_objects(skipped)) for skip in part]
+    return [
+        (reader, skip)
+        for reader, part in enumerate(gather_objects(skipped))
+        for skip in part
+    ]
 
 
 def by_reason(skipped: Iterable[Skip]) -> dict[str, int]:
     return dict(Counter(skip.reason for skip in skipped).most_common())
 
 
-def check_fraction(source: str, kind: str, skips: Sequence[Skip], total: int, limit: float) -> None:
-    """Raises InputError where more than a share of a set cannot be used, or all of it; with examples."""
+def check_fraction(
+    source: str, kind: str, skips: Sequence[Skip], total: int, limit: float
+) -> None:
+    """Raises InputError where more than a share of a set cannot be used, or all of it;
+    with examples.
+    """
     nothing = len(skips) == total > 0
     if len(skips) > limit * total or nothing:
         first = {skip.reason: skip for skip in reversed(skips)}
-        examples: dict[str, str] = {k: ": ".join(filter(None, (skip.key, skip.detail))) for k, skip in first.items()}
-        raise _too_many(f"{source}: {len(skips)} of {total} {kind}", nothing, limit, by_reason(skips), examples)
+        examples: dict[str, str] = {
+            k: ": ".join(filter(None, (skip.key, skip.detail)))
+            for k, skip in first.items()
+        }
+        raise _too_many(
+            f"{source}: {len(skips)} of {total} {kind}",
+            nothing,
+            limit,
+            by_reason(skips),
+            examples,
+        )
 
 
 def _too_many(
-    message: str, nothing: bool, limit: float, reasons: Mapping[str, int], examples: Mapping[str, str]
+    message: str,
+    nothing: bool,
+    limit: float,
+    reasons: Mapping[str, int],
+    examples: Mapping[str, str],
 ) -> InputError:
-    why = "which leaves none" if nothing and limit == 1 else f"more than max_bad_fraction = {limit:g} allows"
-    listed = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
+    why = (
+        "which leaves none"
+        if nothing and limit == 1
+        else f"more than max_bad_fraction = {limit:g} allows"
+    )
+    listed = "; ".join(
+        f"{n} {reason} (e.g. {examples.get(reason, '?')})"
+        for reason, n in reasons.items()
+    )
     return InputError(f"{message} cannot be used, {why}: {listed}")

@@ -1,7 +1,9 @@
-"""FSDP2: weights, gradients and optimiser state in shards over the ranks, and their checkpoints.
+"""FSDP2: weights, gradients and optimiser state in shards over the ranks, and their
+checkpoints.
 
-A run may go on with or without sharding, on any number of ranks. Scalars cannot be sharded: open_clip's frozen
-``logit_scale``, τ⁻¹ and β are on every rank. Buffers are, too; like DDP, :func:`share_buffers` copies those of rank 0.
+A run may go on with or without sharding, on any number of ranks. Scalars cannot be
+sharded: open_clip's frozen ``logit_scale``, τ⁻¹ and β are on every rank. Buffers are,
+too; like DDP, :func:`share_buffers` copies those of rank 0.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
@@ -29,16 +34,22 @@ from cloob.distributed import world_size
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
-    """Shards the towers' parameters over all ranks, in place; a residual block is gathered at a time."""
+    """Shards the towers' parameters over all ranks, in place; a residual block is
+    gathered at a time.
+    """
     mesh = init_device_mesh(device.type, (world_size(),))
     unsharded = {p for p in encoder.parameters() if p.ndim == 0}
     for parameter in encoder.parameters():
-        # Shards are flat: weights lose the channels-last layout here, activations keep it.
+        # Shards are flat: weights lose the channels-last layout here, activations keep
+        # it.
         parameter.data = parameter.data.contiguous()
     for block in list(_blocks(encoder)):
         fully_shard(block, mesh=mesh, ignored_params=unsharded)
-    # Resharded after a forward pass, so that the parameters are shards whenever nobody computes with them.
-    fully_shard(encoder, mesh=mesh, reshard_after_forward=True, ignored_params=unsharded)
+    # Resharded after a forward pass, so that the parameters are shards whenever nobody
+    # computes with them.
+    fully_shard(
+        encoder, mesh=mesh, reshard_after_forward=True, ignored_params=unsharded
+    )
     for method in ("encode_image", "encode_text"):
         if hasattr(encoder, method):
             register_fsdp_forward_method(encoder, method)
@@ -49,16 +60,22 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Residual blocks, or stages of them: the outermost items of lists of modules with children."""
+    """Residual blocks, or stages of them: the outermost items of lists of modules with
+    children.
+    """
     for child in module.children():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in child.children()):
+        if isinstance(module, nn.ModuleList | nn.Sequential) and any(
+            True for _ in child.children()
+        ):
             yield child
         else:
             yield from _blocks(child)
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Rank 0's buffers (running statistics) on every rank, as DDP does before a forward pass."""
+    """Rank 0's buffers (running statistics) on every rank, as DDP does before a forward
+    pass.
+    """
     for buffer in module.buffers():
         dist.broadcast(buffer, src=0)
 
@@ -74,12 +91,20 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """0-d 2-norm of all gradients, the same on every rank; 0 without gradients."""
     norms = [nn.utils.get_total_norm(kind) for kind in _by_kind(gradients) if kind]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else (norms or [torch.zeros(())])[0]
+    norms = [
+        norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms
+    ]
+    return (
+        torch.linalg.vector_norm(torch.stack(norms))
+        if len(norms) > 1
+        else (norms or [torch.zeros(())])[0]
+    )
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
-    """Scales the gradients, whose 2-norm is ``norm``, by limit/norm where that is below 1."""
+    """Scales the gradients, whose 2-norm is ``norm``, by limit/norm where that is below
+    1.
+    """
     for kind in _by_kind([p for p in parameters if p.grad is not None]):
         nn.utils.clip_grads_with_norm_(kind, limit, norm)
 
@@ -93,22 +118,39 @@ def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def write_shards(
-    folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
+    folder: Path,
+    encoder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    group: dist.ProcessGroup | None,
 ) -> Future[Any]:
-    """Begins to write this rank's shards as safetensors files, from a copy; called on every rank."""
+    """Begins to write this rank's shards as safetensors files, from a copy; called on
+    every rank.
+    """
     tensors = {f"weights.{name}": value for name, value in encoder.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"moments.{index}.{key}": value for key, value in moments.items()}
-    tensors = {name: value if value.ndim else value.view(1) for name, value in tensors.items()}  # files have slices
+    tensors = {
+        name: value if value.ndim else value.view(1) for name, value in tensors.items()
+    }  # files have slices
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # unsharded tensors are written by rank 0
-    written: Any = async_save(tensors, storage_writer=writer, planner=planner, process_group=group)
+    planner = DefaultSavePlanner(
+        dedup_save_to_lowest_rank=True
+    )  # unsharded tensors are written by rank 0
+    written: Any = async_save(
+        tensors, storage_writer=writer, planner=planner, process_group=group
+    )
     return cast("Future[Any]", getattr(written, "upload_completion", written))
 
 
-def read_shards(folder: Path, targets: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Reads shards of any number of ranks into tensors, sharded or not; every rank of the group calls this."""
-    targets = {name: value if value.ndim else value.view(1) for name, value in targets.items()}
+def read_shards(
+    folder: Path, targets: Mapping[str, Tensor], group: dist.ProcessGroup | None = None
+) -> None:
+    """Reads shards of any number of ranks into tensors, sharded or not; every rank of
+    the group calls this.
+    """
+    targets = {
+        name: value if value.ndim else value.view(1) for name, value in targets.items()
+    }
     reader, alone = HuggingFaceStorageReader(str(folder)), world_size() == 1
     with warnings.catch_warnings() if alone else contextlib.nullcontext():
         if alone:
@@ -116,17 +158,34 @@ def read_shards(folder: Path, targets: Mapping[str, Tensor], group: dist.Process
         load(dict(targets), storage_reader=reader, process_group=group, no_dist=alone)
 
 
-def load_shards(folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Any]) -> None:
-    """Weights and moments from shards, and the optimiser's options; every rank calls this."""
-    targets: dict[str, Tensor] = {f"weights.{name}": value for name, value in encoder.state_dict().items()}
+def load_shards(
+    folder: Path,
+    encoder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    groups: list[Any],
+) -> None:
+    """Weights and moments from shards, and the optimiser's options; every rank calls
+    this.
+    """
+    targets: dict[str, Tensor] = {
+        f"weights.{name}": value for name, value in encoder.state_dict().items()
+    }
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
-    for name, kept in HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items():
+    for name, kept in (
+        HuggingFaceStorageReader(str(folder))
+        .read_metadata()
+        .state_dict_metadata.items()
+    ):
         kind, _, place = name.partition(".")
         if kind == "moments":
             index, _, key = place.partition(".")
             like, size = parameters[int(index)], getattr(kept, "size", None)
-            targets[name] = torch.zeros_like(like) if like.ndim and size == like.shape else torch.zeros(())
+            targets[name] = (
+                torch.zeros_like(like)
+                if like.ndim and size == like.shape
+                else torch.zeros(())
+            )
             moments[int(index)][key] = targets[name]
     read_shards(folder, targets)
     optimizer.load_state_dict({"state": dict(moments), "param_groups": groups})
@@ -134,16 +193,24 @@ def load_shards(folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimiz
 
 @torch.no_grad()
 def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """``module.load_state_dict`` of an unsharded state, for sharded parameters too, without communication."""
+    """``module.load_state_dict`` of an unsharded state, for sharded parameters too,
+    without communication.
+    """
     if is_sharded(module):
-        state = {name: _like(state[name], like) for name, like in module.state_dict().items()}
+        state = {
+            name: _like(state[name], like) for name, like in module.state_dict().items()
+        }
     module.load_state_dict(state)
 
 
-def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict`` of an unsharded state, for sharded parameters too, without communication.
+def load_whole_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """``optimizer.load_state_dict`` of an unsharded state, for sharded parameters too,
+    without communication.
 
-    Moments get the memory layout of their parameters: torch's fused AdamW goes through memory in order. Statistics of
+    Moments get the memory layout of their parameters: torch's fused AdamW goes through
+        memory in order. Statistics of
     rows and columns, as of Adafactor, stay as they are.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -153,16 +220,22 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         like = parameters[index]
         for key, value in entry.items():
             is_array = isinstance(value, Tensor) and value.ndim
-            if is_array and (fused or isinstance(like, DTensor) or value.shape == like.shape):
+            if is_array and (
+                fused or isinstance(like, DTensor) or value.shape == like.shape
+            ):
                 entry[key] = _like(value, like)
     optimizer.load_state_dict({**state, "state": entries})
 
 
 def _like(value: Tensor, like: Tensor) -> Tensor:
-    """A full tensor in the memory format of ``like``, or this rank's shard of it; RuntimeError for other sizes."""
+    """A full tensor in the memory format of ``like``, or this rank's shard of it;
+    RuntimeError for other sizes.
+    """
     if value.shape != like.shape:
         raise RuntimeError(f"{tuple(value.shape)} in place of {tuple(like.shape)}")
     if isinstance(like, DTensor):
         contiguous = value.to(like.device).contiguous()
-        return distribute_tensor(contiguous, like.device_mesh, like.placements, src_data_rank=None)
+        return distribute_tensor(
+            contiguous, like.device_mesh, like.placements, src_data_rank=None
+        )
     return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -1,4 +1,6 @@
-"""The report of one evaluation: what stands on its page, its verdict, escaping, and the page in a headless Chromium."""
+"""The report of one evaluation: what stands on its page, its verdict, escaping, and the
+page in a headless Chromium.
+"""
 
 import base64
 import functools
@@ -20,37 +22,69 @@ GOLDEN = Path(__file__).parent / "golden.txt"
 
 @functools.cache
 def results(evil=""):
-    """Three models, one of which cannot be loaded, on two labelled sets and one of pairs, of which some is broken."""
+    """Three models, one of which cannot be loaded, on two labelled sets and one of
+    pairs, of which some is broken.
+    """
     models = {
-        f"clip{evil}": ColourModel("clip", confused=[("red", "blue"), ("cyan", "yellow")]),
+        f"clip{evil}": ColourModel(
+            "clip", confused=[("red", "blue"), ("cyan", "yellow")]
+        ),
         f"cloob{evil}": ColourModel("cloob"),
         f"gone{evil}": f"no-such-model{evil}",
     }
     colours = tuple(COLOURS)
     solid = Labels(colours * 5, broken=(3,), name=f"solid{evil}")
     few = Labels(("red", "blue", "green"), name="few")
-    pairs = Pairs((*colours, "red"), tuple(f"a {colour}" for colour in (*colours, "red")), broken=(2,), missing=(4,))
+    pairs = Pairs(
+        (*colours, "red"),
+        tuple(f"a {colour}" for colour in (*colours, "red")),
+        broken=(2,),
+        missing=(4,),
+    )
     pairs.name = f"pairs{evil}"
     settings = {f"clip{evil}": {"seed": 0, f"note{evil}": f"a note{evil}"}}
     found = evaluate(
-        models, [solid, few], [pairs], train_seconds={f"cloob{evil}": 192.4}, settings=settings, geometry_limit=100
+        models,
+        [solid, few],
+        [pairs],
+        train_seconds={f"cloob{evil}": 192.4},
+        settings=settings,
+        geometry_limit=100,
     )
-    found["failures"].append({"model": None, "set": f"ucf101{evil}", "error": f"ucf101{evil}: put there frames/"})
+    found["failures"].append(
+        {
+            "model": None,
+            "set": f"ucf101{evil}",
+            "error": f"ucf101{evil}: put there frames/",
+        }
+    )
     return found
 
 
 def extras(evil=""):
     image = picture("red") + b"SECRET trailer"
-    found = [ShownPicture(image, f"a cat{evil}", i == 0, 0.5 - i / 10) for i in range(4)]
+    found = [
+        ShownPicture(image, f"a cat{evil}", i == 0, 0.5 - i / 10) for i in range(4)
+    ]
     found.append(ShownPicture(b"<svg onload=x>", f"lost{evil}", False, 0.1))
     names, sides = (f"clip{evil}", f"cloob{evil}"), ("image", "text")
     return {
         "curves": {
-            names[0]: [{"step": s, "loss": {3: None, 5: math.inf}.get(s, 5 - s / 100)} for s in range(40)],
-            names[1]: [{"step": s, "loss": -s / 1000, "effective_eigenvalues_image": s / 10} for s in range(500)],
+            names[0]: [
+                {"step": s, "loss": {3: None, 5: math.inf}.get(s, 5 - s / 100)}
+                for s in range(40)
+            ],
+            names[1]: [
+                {"step": s, "loss": -s / 1000, "effective_eigenvalues_image": s / 10}
+                for s in range(500)
+            ],
         },
         "checkpoints": {
-            names[1]: [{"step": s, "epoch": s / 2} | {f"effective_eigenvalues_{x}": s for x in sides} for s in (2, 6)]
+            names[1]: [
+                {"step": s, "epoch": s / 2}
+                | {f"effective_eigenvalues_{x}": s for x in sides}
+                for s in (2, 6)
+            ]
         },
         "queries": [ExampleQuery(f"a drawing {evil}", dict.fromkeys(names, found))],
         "similar": {names[0]: [(found[0], found[1])]},
@@ -63,7 +97,9 @@ def written(path, found, **more):
 
 
 class Page(HTMLParser):
-    """The text of a page, what it would fetch, and whether its elements nest; drawings are their legends."""
+    """The text of a page, what it would fetch, and whether its elements nest; drawings
+    are their legends.
+    """
 
     def __init__(self, page):
         super().__init__()
@@ -77,8 +113,12 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.scripts += tag == "script"
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        self.lines += [f"[{value}]" for name, value in attrs if tag == "img" and name == "alt"]
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href")
+        ]
+        self.lines += [
+            f"[{value}]" for name, value in attrs if tag == "img" and name == "alt"
+        ]
         if dict(attrs).get("class") in ("number best", "right"):
             self.lines.append("*")
         if tag not in {"meta", "link", "img"}:
@@ -107,23 +147,46 @@ def test_the_page_of_an_evaluation(request, tmp_path):
 def test_user_text_is_escaped_and_nothing_is_external(tmp_path):
     page = written(tmp_path, results(EVIL), title=EVIL, notes=[EVIL], **extras(EVIL))
     read = Page(page)
-    assert read.scripts == 1 and page.count("alert(1)") > 20 and "<script>alert" not in page
+    assert (
+        read.scripts == 1
+        and page.count("alert(1)") > 20
+        and "<script>alert" not in page
+    )
     addresses = [address for address in read.addresses if not address.startswith("#")]
     assert addresses and all(address.startswith("data:") for address in addresses)
-    assert not any(b"SECRET" in base64.b64decode(address.partition(",")[2]) for address in addresses)
+    assert not any(
+        b"SECRET" in base64.b64decode(address.partition(",")[2])
+        for address in addresses
+    )
     assert not re.search(r"url\(|@import|https?://", page)
 
 
 def verdict(path, best, gaps, sets=1):
-    """The headline where ``a`` leads; ``best`` is its interval, ``gaps`` those of its lead over the others."""
+    """The headline where ``a`` leads; ``best`` is its interval, ``gaps`` those of its
+    lead over the others.
+    """
     names = [f"s{i}" for i in range(sets)]
 
     def row(model, value, interval):
-        numbers = {"acc1": value, "acc1_interval": list(interval), "n_classes": 20, "n": 100}
+        numbers = {
+            "acc1": value,
+            "acc1_interval": list(interval),
+            "n_classes": 20,
+            "n": 100,
+        }
         zeroshot = dict.fromkeys(names, numbers)
-        return {"model": model, "objective": None, "zeroshot": zeroshot, "retrieval": {}, "geometry": {}}
+        return {
+            "model": model,
+            "objective": None,
+            "zeroshot": zeroshot,
+            "retrieval": {},
+            "geometry": {},
+        }
 
-    rows = [row("a", 0.4, best), *(row(name, 0.4 - sum(gap) / 2, (0.2, 0.4)) for name, gap in gaps.items())]
+    rows = [
+        row("a", 0.4, best),
+        *(row(name, 0.4 - sum(gap) / 2, (0.2, 0.4)) for name, gap in gaps.items()),
+    ]
     entries = [
         {"metric": "acc1", "set": of, "model": name, "baseline": "a"}
         | {"difference": -sum(gap) / 2, "low": -gap[1], "high": -gap[0]}
@@ -139,13 +202,24 @@ def verdict(path, best, gaps, sets=1):
     ("sets", "best", "gaps", "title"),
     [
         (1, (0.3, 0.5), {}, "a: 40.0 % zero-shot top-1"),
-        (1, (0.05, 0.5), {}, "a: 40.0 % zero-shot top-1, no clear difference from guessing"),
+        (
+            1,
+            (0.05, 0.5),
+            {},
+            "a: 40.0 % zero-shot top-1, no clear difference from guessing",
+        ),
         (1, (0.05, 0.5), {"b": (0.01, 0.05)}, "No clear difference from guessing"),
         (1, (0.3, 0.5), {"b": (0.01, 0.05)}, "a is ahead of b"),
         (1, (0.3, 0.5), {"b": (-0.01, 0.05)}, "No clear difference between a and b"),
         (1, (0.3, 0.5), {"b": (0.01, 0.05), "c": (0.02, 0.08)}, "a leads, b follows"),
-        (1, (0.3, 0.5), {"b": (-0.01, 0.05), "c": (0.02, 0.08)}, "No clear difference between a and b; c is behind"),
-        # Guessing gives 5 %: what four sets cannot tell from it one by one their mean can, if they are near enough.
+        (
+            1,
+            (0.3, 0.5),
+            {"b": (-0.01, 0.05), "c": (0.02, 0.08)},
+            "No clear difference between a and b; c is behind",
+        ),
+        # Guessing gives 5 %: what four sets cannot tell from it one by one their mean
+        # can, if they are near enough.
         (4, (-0.4, 0.6), {"b": (0.01, 0.05)}, "No clear difference from guessing"),
         (4, (-0.2, 0.6), {"b": (0.01, 0.05)}, "a is ahead of b"),
     ],
@@ -163,12 +237,17 @@ def test_the_page_in_a_browser(browser, tmp_path):
     browser.get_log("browser")
     browser.get((tmp_path / "report.html").as_uri())
     assert browser.title == "A & B"
-    images = browser.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth > 0, i.alt])")
+    images = browser.execute_script(
+        "return [...document.images].map(i => [i.complete, i.naturalWidth > 0, i.alt])"
+    )
     assert len(images) == 10 and all(map(all, images))  # 8 found, 2 similar
 
-    heads = browser.find_elements("css selector", "#table-zeroshot thead tr:last-child th")
+    heads = browser.find_elements(
+        "css selector", "#table-zeroshot thead tr:last-child th"
+    )
     script = (
-        "return [...document.querySelectorAll('#table-zeroshot tbody tr')].map(r => r.cells[arguments[0]].dataset.v)"
+        "return [...document.querySelectorAll('#table-zeroshot tbody tr')].map(r =>"
+        " r.cells[arguments[0]].dataset.v)"
     )
 
     def sort(column, *keys):
@@ -186,5 +265,7 @@ def test_the_page_in_a_browser(browser, tmp_path):
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     browser.refresh()
-    width, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    width, inner = browser.execute_script(
+        "return [document.documentElement.scrollWidth, innerWidth]"
+    )
     assert width <= inner == 390

@@ -1,4 +1,6 @@
-"""Sets to judge by: several captions a picture from every documented layout, and labelled pictures."""
+"""Sets to judge by: several captions a picture from every documented layout, and
+labelled pictures.
+"""
 
 import json
 from pathlib import Path
@@ -27,19 +29,31 @@ def folder(tmp_path):
 
 def table(folder):
     # Rows of a picture need not be neighbours.
-    rows = ["a.png,red one", "b.png,blue", "c.png,green one", "a.png,red two", "c.png,green two", "c.png,green three"]
+    rows = [
+        "a.png,red one",
+        "b.png,blue",
+        "c.png,green one",
+        "a.png,red two",
+        "c.png,green two",
+        "c.png,green three",
+    ]
     (folder / "t.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
     return folder / "t.csv"
 
 
 def json_lists(folder):
-    lines = [{"filepath": key, "title": list(texts) if len(texts) > 1 else texts[0]} for key, texts in EXPECTED]
+    lines = [
+        {"filepath": key, "title": list(texts) if len(texts) > 1 else texts[0]}
+        for key, texts in EXPECTED
+    ]
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     return folder / "t.jsonl"
 
 
 def parquet(folder):
-    rows = [{"filepath": key, "title": text} for key, texts in EXPECTED for text in texts]
+    rows = [
+        {"filepath": key, "title": text} for key, texts in EXPECTED for text in texts
+    ]
     return write_table(folder / "t.parquet", rows)
 
 
@@ -49,7 +63,10 @@ def clip_benchmark(folder):
     (home / "dataset_type.txt").write_text("retrieval\n")
     (home / "test" / "nshards.txt").write_text("1\n")
     files = {key: (folder / key).read_bytes() for key, _ in EXPECTED}
-    files |= {f"{key.removesuffix('.png')}.txt": "\n".join(texts).encode() for key, texts in EXPECTED}
+    files |= {
+        f"{key.removesuffix('.png')}.txt": "\n".join(texts).encode()
+        for key, texts in EXPECTED
+    }
     write_tar(home / "test" / "0.tar", files)
     return home
 
@@ -60,9 +77,12 @@ def test_every_layout_gives_the_same_pictures(layout, folder):
     found = open_captioned(place)
     samples = [found.read(i) for i in range(len(found))]
     assert [(Path(s.key).name.replace("0.tar/", ""), s.captions) for s in samples] == [
-        (key if layout is not clip_benchmark else key.removesuffix(".png"), texts) for key, texts in EXPECTED
+        (key if layout is not clip_benchmark else key.removesuffix(".png"), texts)
+        for key, texts in EXPECTED
     ]
-    assert [s.image for s in samples] == [(folder / key).read_bytes() for key, _ in EXPECTED]
+    assert [s.image for s in samples] == [
+        (folder / key).read_bytes() for key, _ in EXPECTED
+    ]
     assert found.name == place.name
 
 
@@ -73,12 +93,17 @@ def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder):
     found = open_captioned(path)
     with pytest.raises(BadSample) as caught:
         found.read(0)
-    assert caught.value.captions == ("red one", "red two") and caught.value.reason == "missing image"
+    assert (
+        caught.value.captions == ("red one", "red two")
+        and caught.value.reason == "missing image"
+    )
     assert found.read(1).captions == ("blue", "")
     path.write_text("filepath,title\nb.png,\nc.png,x\nc.png,y\n")
     with pytest.raises(BadSample, match="empty caption"):
         open_captioned(path).read(0)
-    (folder / "t.jsonl").write_text('{"filepath": "a.png"}\n{"filepath": "b.png", "title": ["x", "y"]}\n')
+    (folder / "t.jsonl").write_text(
+        '{"filepath": "a.png"}\n{"filepath": "b.png", "title": ["x", "y"]}\n'
+    )
     found = open_captioned(folder / "t.jsonl")
     assert found.read(1).captions == ("x", "y")
     with pytest.raises(BadSample, match="missing caption"):
@@ -105,8 +130,18 @@ def wds(tmp_path):
 def test_a_clip_benchmark_folder_and_a_truncated_shard(wds):
     labelled = open_labelled(wds)
     assert labelled.name == "pets" and len(labelled) == 5
-    assert labelled.classnames == ("cat", "dog {big}", "bird") and labelled.templates == ("a {c}.", "{c}")
-    assert labelled.labels.dtype == np.int64 and labelled.labels.tolist() == [2, 0, 1, 2, 2]
+    assert labelled.classnames == (
+        "cat",
+        "dog {big}",
+        "bird",
+    ) and labelled.templates == ("a {c}.", "{c}")
+    assert labelled.labels.dtype == np.int64 and labelled.labels.tolist() == [
+        2,
+        0,
+        1,
+        2,
+        2,
+    ]
     assert labelled.read(3) == ("1.tar/s1", noise(11))
     with (wds / "test" / "1.tar").open("r+b") as file:
         file.truncate(2000)
@@ -121,17 +156,37 @@ def test_an_image_folder_and_a_file_that_vanishes(tmp_path):
         (folder / name).write_bytes(noise(i))
     (folder / ".git").mkdir()
     labelled = open_labelled(folder)
-    assert labelled.name == "zoo" and labelled.classnames == ("ant", "polar bear") and labelled.templates == ("{c}",)
+    assert (
+        labelled.name == "zoo"
+        and labelled.classnames == ("ant", "polar bear")
+        and labelled.templates == ("{c}",)
+    )
     assert labelled.labels.tolist() == [0, 1, 1]
     (folder / "ant" / "1.png").unlink()
     with pytest.raises(BadSample, match=r"ant/1\.png") as caught:
         labelled.read(0)
-    assert caught.value.reason == "missing image" and labelled.read(2) == ("polar_bear/x/2.jpg", noise(1))
+    assert caught.value.reason == "missing image" and labelled.read(2) == (
+        "polar_bear/x/2.jpg",
+        noise(1),
+    )
 
 
 @pytest.mark.parametrize("names", [True, False])
 def test_numbered_folders_are_sorted_by_number(tmp_path, names):
-    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
+    words = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+    ]
     for i in range(12):
         (tmp_path / "set" / "test" / f"{i}").mkdir(parents=True)
         (tmp_path / "set" / "test" / f"{i}" / "a.png").write_bytes(noise(i))

@@ -1,4 +1,6 @@
-"""Suites on tiny folders in each set's own layout, and CLIP's names and templates as they were published."""
+"""Suites on tiny folders in each set's own layout, and CLIP's names and templates as
+they were published.
+"""
 
 from pathlib import Path
 
@@ -7,7 +9,12 @@ import pytest
 from scipy.io import savemat
 
 from cloob.errors import InputError
-from cloob.evaluation.sets.suites import LAYOUTS, open_paper_set, open_suites, prompts_of
+from cloob.evaluation.sets.suites import (
+    LAYOUTS,
+    open_paper_set,
+    open_suites,
+    prompts_of,
+)
 from cloob.pictures import decode
 from evaluate_fakes import picture
 from make import write_tar
@@ -25,11 +32,24 @@ def birdsnap(root):
     rows.append("1\tAllen's Hummingbird\tS. sasin\tAllens_Hummingbird")
     rows.append("2\tBlack-bellied Plover\tP. squatarola\tBlack_bellied_Plover\n")
     put(home / "species.txt", "\n".join(rows))
-    images = [("Allens_Hummingbird/1.jpg", 1), ("Black_bellied_Plover/2.jpg", 2), ("Black_bellied_Plover/lost.jpg", 2)]
+    images = [
+        ("Allens_Hummingbird/1.jpg", 1),
+        ("Black_bellied_Plover/2.jpg", 2),
+        ("Black_bellied_Plover/lost.jpg", 2),
+    ]
     train = ("Allens_Hummingbird/3.jpg", 1)
-    rows = [f"http://x/{path}\tmd5\t{path}\t{species}\t0" for path, species in (*images, train)]
-    put(home / "images.txt", "\n".join(["url\tmd5\tpath\tspecies_id\tbb_x1", *rows]) + "\n")
-    put(home / "test_images.txt", "\n".join(["path", *(path for path, _ in images)]) + "\n")
+    rows = [
+        f"http://x/{path}\tmd5\t{path}\t{species}\t0"
+        for path, species in (*images, train)
+    ]
+    put(
+        home / "images.txt",
+        "\n".join(["url\tmd5\tpath\tspecies_id\tbb_x1", *rows]) + "\n",
+    )
+    put(
+        home / "test_images.txt",
+        "\n".join(["path", *(path for path, _ in images)]) + "\n",
+    )
     for path, _ in (*images[:2], train):
         put(home / "download" / "images" / path)
     names = prompts_of("birdsnap")[0]
@@ -48,7 +68,14 @@ def flowers102(root):
     for number in range(1, 7):
         put(home / "jpg" / f"image_{number:05d}.jpg")
     savemat(home / "imagelabels.mat", {"labels": np.array([[77, 1, 102, 3, 4, 5]])})
-    savemat(home / "setid.mat", {"trnid": np.array([[4, 2]]), "valid": np.array([[5, 6]]), "tstid": np.array([[3, 1]])})
+    savemat(
+        home / "setid.mat",
+        {
+            "trnid": np.array([[4, 2]]),
+            "valid": np.array([[5, 6]]),
+            "tstid": np.array([[3, 1]]),
+        },
+    )
     return [101, 76]
 
 
@@ -57,7 +84,10 @@ def gtsrb(root):
     ppm = b"P6\n2 2\n255\n" + bytes(range(12))
     for name in ("00000.ppm", "00001.ppm"):
         put(home / "GTSRB" / "Final_Test" / "Images" / name, ppm)
-    put(home / "GT-final_test.csv", "Filename;Width;Height;ClassId\n00000.ppm;2;2;16\n00001.ppm;2;2;1\n")
+    put(
+        home / "GT-final_test.csv",
+        "Filename;Width;Height;ClassId\n00000.ppm;2;2;16\n00001.ppm;2;2;1\n",
+    )
     for label in range(2):
         put(home / "GTSRB" / "Training" / f"{label:05d}" / "00000_00000.ppm", ppm)
     return [16, 1]
@@ -65,7 +95,10 @@ def gtsrb(root):
 
 def ucf101(root):
     home, first = root / "ucf101", "HandstandPushups/v_HandStandPushups_g01_c01"
-    put(home / "ucfTrainTestlist/testlist01.txt", f"{first}.avi\nYoYo/v_YoYo_g01_c01.avi\n")
+    put(
+        home / "ucfTrainTestlist/testlist01.txt",
+        f"{first}.avi\nYoYo/v_YoYo_g01_c01.avi\n",
+    )
     put(home / "ucfTrainTestlist/trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 101\n")
     for frame in (f"{first}.jpg", "YoYo/v_YoYo_g01_c01.png", "YoYo/v_YoYo_g08_c01.jpg"):
         put(home / "frames" / frame)
@@ -77,11 +110,20 @@ def stanford_cars(root):
     fields = [("fname", object), ("class", object)]
     (home / "devkit").mkdir(parents=True)
     for file, names in (
-        (home / "cars_test_annos_withlabels.mat", (("00001.jpg", 196), ("00002.jpg", 1))),
-        (home / "devkit" / "cars_train_annos.mat", (("00001.jpg", 2), ("00002.jpg", 3))),
+        (
+            home / "cars_test_annos_withlabels.mat",
+            (("00001.jpg", 196), ("00002.jpg", 1)),
+        ),
+        (
+            home / "devkit" / "cars_train_annos.mat",
+            (("00001.jpg", 2), ("00002.jpg", 3)),
+        ),
     ):
         savemat(file, {"annotations": np.array([list(names)], dtype=fields)})
-    savemat(home / "devkit" / "cars_meta.mat", {"class_names": np.array([["a", "b"]], dtype=object)})
+    savemat(
+        home / "devkit" / "cars_meta.mat",
+        {"class_names": np.array([["a", "b"]], dtype=object)},
+    )
     for part in ("test", "train"):
         for name in ("00001.jpg", "00002.jpg"):
             put(home / f"cars_{part}" / name)
@@ -106,7 +148,8 @@ def imagenetv2(root):
     return [2, 10]  # by number: as text, 10 would come first
 
 
-# Classes (of the sets), templates (the paper's, section on zero-shot evaluation), and the labels to train on.
+# Classes (of the sets), templates (the paper's, section on zero-shot evaluation), and
+# the labels to train on.
 SETS = {
     birdsnap: (500, 1, []),  # the label of the first
     country211: (211, 5, None),
@@ -122,28 +165,47 @@ SETS = {
 @pytest.fixture(autouse=True)
 def any_checksum(monkeypatch):
     """Flowers102's files of labels are known by their MD5, which ours cannot have."""
-    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda path, *_: Path(path).is_file())
+    monkeypatch.setattr(
+        "torchvision.datasets.flowers102.check_integrity",
+        lambda path, *_: Path(path).is_file(),
+    )
 
 
 @pytest.mark.parametrize("make", SETS, ids=lambda make: make.__name__)
 def test_a_set_in_its_own_layout(make, tmp_path):
-    labels, name, (classes, templates, training) = make(tmp_path), make.__name__, SETS[make]
+    labels, name, (classes, templates, training) = (
+        make(tmp_path),
+        make.__name__,
+        SETS[make],
+    )
     data = open_paper_set(name, tmp_path)
     assert data.name == name and data.labels.tolist() == labels
     assert (len(data.classnames), len(data.templates)) == (classes, templates)
     for index in range(min(len(data), 3)):
         key, content = data.read(index)
-        assert (tmp_path / key).read_bytes() == content and decode(content).mode == "RGB"
+        assert (tmp_path / key).read_bytes() == content and decode(
+            content
+        ).mode == "RGB"
     if training is not None:
-        assert open_paper_set(name, tmp_path, "train").labels.tolist() == (training or labels[:1])
+        assert open_paper_set(name, tmp_path, "train").labels.tolist() == (
+            training or labels[:1]
+        )
 
 
 @pytest.mark.parametrize(
     ("make", "files", "old"),
     [
-        (birdsnap, ("birdsnap/images.txt", "birdsnap/test_images.txt"), "Allens_Hummingbird/1.jpg"),
+        (
+            birdsnap,
+            ("birdsnap/images.txt", "birdsnap/test_images.txt"),
+            "Allens_Hummingbird/1.jpg",
+        ),
         (gtsrb, ("gtsrb/GT-final_test.csv",), "00000.ppm"),
-        (ucf101, ("ucf101/ucfTrainTestlist/testlist01.txt",), "YoYo/v_YoYo_g01_c01.avi"),
+        (
+            ucf101,
+            ("ucf101/ucfTrainTestlist/testlist01.txt",),
+            "YoYo/v_YoYo_g01_c01.avi",
+        ),
     ],
 )
 def test_a_list_leads_not_out_of_the_root(tmp_path, make, files, old):
@@ -153,7 +215,13 @@ def test_a_list_leads_not_out_of_the_root(tmp_path, make, files, old):
     outside = "../" * 40 + str(secret).lstrip("/")
     for file in files:
         put(root / file, (root / file).read_text().replace(old, outside))
-    with pytest.raises(InputError, match=rf"^{make.__name__}: its lists name '.*YoYo/secret\.jpg', which is not below"):
+    with pytest.raises(
+        InputError,
+        match=(
+            rf"^{make.__name__}: its lists name '.*YoYo/secret\.jpg', which is not"
+            r" below"
+        ),
+    ):
         open_paper_set(make.__name__, root)
 
 
@@ -163,7 +231,9 @@ def test_the_paper_suite_keeps_what_is_there(tmp_path):
     found = open_suites(["paper"], tmp_path, probe=True)
     assert [data.name for data in found.sets] == ["gtsrb", "ucf101"]
     assert set(found.training) == {"gtsrb", "ucf101"}
-    assert list(found.missing) == [name for name in LAYOUTS if name not in ("gtsrb", "ucf101")]
+    assert list(found.missing) == [
+        name for name in LAYOUTS if name not in ("gtsrb", "ucf101")
+    ]
 
 
 def webdataset(folder, parts=("test",)):
@@ -173,7 +243,11 @@ def webdataset(folder, parts=("test",)):
         put(folder / part / "nshards.txt", "1\n")
         files = {}
         for i, colour in enumerate(("red", "blue")):
-            files |= {f"s{i}.png": picture(colour), f"s{i}.cls": b"%d" % i, f"s{i}.txt": b"one\ntwo"}
+            files |= {
+                f"s{i}.png": picture(colour),
+                f"s{i}.cls": b"%d" % i,
+                f"s{i}.txt": b"one\ntwo",
+            }
         write_tar(folder / part / "0.tar", files)
 
 
@@ -188,7 +262,10 @@ def test_folders_of_sets(tmp_path):
     found = open_suites(["vtab+", str(tmp_path / "wds")], probe=True)
     assert [data.name for data in found.sets] == ["two", "one"]
     assert list(found.training) == ["one"] and len(found.training["one"]) == 2
-    assert set(found.missing) == {"broken", "many"} and "classnames.txt" in found.missing["broken"]
+    assert (
+        set(found.missing) == {"broken", "many"}
+        and "classnames.txt" in found.missing["broken"]
+    )
     assert "multilabel" in found.missing["many"]
     assert [data.name for data in found.pairs] == ["pairs"]
     assert found.pairs[0].read(1).captions == ("one", "two")
@@ -196,9 +273,14 @@ def test_folders_of_sets(tmp_path):
     put(tmp_path / "flat" / "empty" / "readme.txt", "")
     webdataset(tmp_path / "flat" / "two")
     found = open_suites(["pictograms", str(tmp_path / "flat")])
-    assert [data.name for data in found.sets] == ["plain", "two"] and list(found.missing) == ["empty"]
+    assert [data.name for data in found.sets] == ["plain", "two"] and list(
+        found.missing
+    ) == ["empty"]
     assert found.training == {} and not found.training_failed
     (tmp_path / "flat" / "two" / "train").mkdir()
     found = open_suites(["pictograms", str(tmp_path / "flat")], probe=True)
-    assert [data.name for data in found.sets] == ["plain", "two"] and found.training_failed
+    assert [data.name for data in found.sets] == [
+        "plain",
+        "two",
+    ] and found.training_failed
     assert list(found.missing) == ["empty", "two (training)"]

@@ -1,4 +1,6 @@
-"""An ONNX folder by ``load_model`` and without torch: the model's rows, what it cannot do, the example of its page."""
+"""An ONNX folder by ``load_model`` and without torch: the model's rows, what it cannot
+do, the example of its page.
+"""
 
 import json
 import pickle
@@ -28,12 +30,20 @@ from support import made_once, raises, refused, run_script
 @pytest.fixture(scope="session")
 def model(lively, tmp_path_factory):
     config = open_clip().get_model_config("tiny-resnet")
-    config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = [1, 1, 1, 1], 1  # a graph that is soon traced
+    config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = (
+        [1, 1, 1, 1],
+        1,
+    )  # a graph that is soon traced
     place = tmp_path_factory.mktemp("configs") / "small-resnet.json"
     place.write_text(json.dumps(config))
     open_clip().add_model_config(place)
     encoder = lively(place.stem)
-    encoder.objective_config = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
+    encoder.objective_config = {
+        "contrast": "infoloob",
+        "hopfield": True,
+        "inv_tau": 30.0,
+        "beta": 8.0,
+    }
     return encoder
 
 
@@ -43,12 +53,24 @@ def exported(model, tmp_path_factory):
 
     def work(folder):
         save_model(folder / "model", model, model.objective_config)
-        assert cli.main(["export", str(folder / "model"), str(folder / "onnx"), "--to", "onnx"]) == 0
+        assert (
+            cli.main(
+                ["export", str(folder / "model"), str(folder / "onnx"), "--to", "onnx"]
+            )
+            == 0
+        )
 
     return made_once(tmp_path_factory, "onnx-exported", work) / "onnx"
 
 
-TEXTS = ["a dog", "", "two cats & a bird", "long " * 100, "Tom &amp; naïve ☃", *(f"number {i}" for i in range(40))]
+TEXTS = [
+    "a dog",
+    "",
+    "two cats & a bird",
+    "long " * 100,
+    "Tom &amp; naïve ☃",
+    *(f"number {i}" for i in range(40)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +80,19 @@ def loaded(exported):
 
 @pytest.mark.parametrize("n", [0, 1, 7, 45])
 def test_rows_are_the_models(model, loaded, n):
-    pixels = torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    pixels = torch.randint(
+        0,
+        256,
+        (n, 3, 64, 64),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(n),
+    )
     for own, wanted in (
         (loaded.encode_image(pixels), model.encode_image(pixels)),
-        (loaded.encode_image(pixels.float() / 255), model.encode_image(pixels.float() / 255)),
+        (
+            loaded.encode_image(pixels.float() / 255),
+            model.encode_image(pixels.float() / 255),
+        ),
         (loaded.encode_text(TEXTS[:n]), model.encode_text(TEXTS[:n])),
         (loaded.encode_text(TEXTS[::-1][:n]), model.encode_text(TEXTS[::-1][:n])),
     ):
@@ -70,30 +101,69 @@ def test_rows_are_the_models(model, loaded, n):
 
 
 def test_what_else_it_says_is_the_models(model, loaded, exported):
-    graphs = {f"onnx/{name}.onnx{end}" for name in ("vision_model", "text_model", "model") for end in ("", "_data")}
+    graphs = {
+        f"onnx/{name}.onnx{end}"
+        for name in ("vision_model", "text_model", "model")
+        for end in ("", "_data")
+    }
     made = {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")}
-    assert made >= graphs | {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
-    assert loaded.config.kind == "onnx" and loaded.config.settings["precision"] == "float32"
-    for name in ("name", "embed_dim", "context_length", "image_size", "mean", "std", "preprocess_cfg"):
+    assert made >= graphs | {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "config.json",
+        "README.md",
+    }
+    assert (
+        loaded.config.kind == "onnx"
+        and loaded.config.settings["precision"] == "float32"
+    )
+    for name in (
+        "name",
+        "embed_dim",
+        "context_length",
+        "image_size",
+        "mean",
+        "std",
+        "preprocess_cfg",
+    ):
         assert getattr(loaded, name) == getattr(model, name)
     copy = pickle.loads(pickle.dumps(loaded))
     assert torch.equal(copy.encode_text(TEXTS[:3]), loaded.encode_text(TEXTS[:3]))
     objective = loaded.make_objective()
-    assert float(objective.inv_tau) == pytest.approx(30) and float(objective.beta) == pytest.approx(8)
+    assert float(objective.inv_tau) == pytest.approx(30) and float(
+        objective.beta
+    ) == pytest.approx(8)
 
 
 def test_graphs_that_are_not_there_or_are_others_are_one_line(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "m")
     content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
-    (folder / ONNX_FILE).write_text(json.dumps(content | {"fingerprint": "0" * 64}), encoding="utf-8")
+    (folder / ONNX_FILE).write_text(
+        json.dumps(content | {"fingerprint": "0" * 64}), encoding="utf-8"
+    )
     raises(InputError, r"onnx\.json: damaged", load_model, folder)
     (folder / "onnx" / "text_model.onnx").unlink()
     raises(InputError, r"text_model\.onnx", load_model, folder)
 
 
 def test_commands_that_need_weights_say_so(exported, tmp_path, capsys):
-    train = ("train", "--data", "demo:val", "--steps", "1", "--device", "cpu", "--init", str(exported), "--out")
-    for words in (train, ("convert", str(exported)), ("export", "--to", "onnx", str(exported))):
+    train = (
+        "train",
+        "--data",
+        "demo:val",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--init",
+        str(exported),
+        "--out",
+    )
+    for words in (
+        train,
+        ("convert", str(exported)),
+        ("export", "--to", "onnx", str(exported)),
+    ):
         assert "an ONNX export embeds" in refused(capsys, *words, str(tmp_path / "out"))
         assert not list(tmp_path.glob("out/*"))
 
@@ -114,33 +184,53 @@ except Exception as error:
 """
     run = run_script(script, str(exported))
     imported, said = run.stdout.splitlines()
-    assert imported == "[]" and "onnxruntime is not installed" in said and "[export]" in said, run.stderr
+    assert (
+        imported == "[]"
+        and "onnxruntime is not installed" in said
+        and "[export]" in said
+    ), run.stderr
 
 
 def test_no_path_of_this_machine_is_in_the_graphs(exported):
     for path in (exported / "onnx").glob("*.onnx"):
         content = path.read_bytes()
-        assert b"site-packages" not in content and str(Path.home()).encode() + b"/" not in content
+        assert (
+            b"site-packages" not in content
+            and str(Path.home()).encode() + b"/" not in content
+        )
         assert b"stack_trace" not in content
 
 
 def test_the_example_without_torch_and_cloob(model, exported, tmp_path):
-    (code,) = re.findall(r"```py\n(.*?)```", (exported / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(
+        r"```py\n(.*?)```",
+        (exported / "README.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
     code = code.replace("dog.jpg", "dog.png")
     pictures = ("cat.jpg", "dog.png")
-    for number, (name, size, channels) in enumerate(zip(pictures, ((90, 131), (200, 67)), (3, 4), strict=True)):
-        noise = np.random.default_rng(number).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    for number, (name, size, channels) in enumerate(
+        zip(pictures, ((90, 131), (200, 67)), (3, 4), strict=True)
+    ):
+        noise = np.random.default_rng(number).integers(
+            0, 256, (5, 7, channels), dtype=np.uint8
+        )
         Image.fromarray(noise).resize(size).save(tmp_path / name, quality=95)
     script = (
-        "import sys\nsys.modules['torch'] = sys.modules['cloob'] = sys.modules['open_clip'] = None\n"
+        "import sys\nsys.modules['torch'] = sys.modules['cloob'] ="
+        " sys.modules['open_clip'] = None\n"
         + code.replace(f'Path("{exported.name}")', "Path(sys.argv[1])")
-        + "\nimport json; print(json.dumps((images @ run('onnx/text_model.onnx', np.array(tokens)).T).tolist()))"
+        + "\nimport json; print(json.dumps((images @ run('onnx/text_model.onnx',"
+        " np.array(tokens)).T).tolist()))"
     )
     run = run_script(script, str(exported), cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     found = torch.tensor(json.loads(run.stdout.splitlines()[-1]))
     texts = ["a photo of a cat", "a photo of a dog"]
-    wanted = model.encode_image([tmp_path / name for name in pictures]) @ model.encode_text(texts).T
+    wanted = (
+        model.encode_image([tmp_path / name for name in pictures])
+        @ model.encode_text(texts).T
+    )
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert (found[0] - found[1]).abs().max() > 1e-4
 
@@ -158,21 +248,40 @@ def indexed(tmp_path, model):
 def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded, exported):
     plain = PlainEncoder.open(f"local-dir:{exported}")
     assert plain is not None and plain.fingerprint == fingerprint(loaded)
-    np.testing.assert_allclose(plain.texts(TEXTS), loaded.encode_text(TEXTS).numpy(), atol=1e-6)
-    images = [noise_image(seed, *size) for seed, size in enumerate(((64, 64), (131, 90), (3, 9)))]
-    np.testing.assert_allclose(plain.pictures(images), loaded.encode_image(images).numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        plain.texts(TEXTS), loaded.encode_text(TEXTS).numpy(), atol=1e-6
+    )
+    images = [
+        noise_image(seed, *size)
+        for seed, size in enumerate(((64, 64), (131, 90), (3, 9)))
+    ]
+    np.testing.assert_allclose(
+        plain.pictures(images), loaded.encode_image(images).numpy(), atol=1e-6
+    )
     assert plain.texts(TEXTS).dtype == np.float32
 
 
 def test_the_graph_of_both_towers_gives_logits_by_name(loaded, exported):
     """As transformers.js asks ``model.onnx``: a row a picture, a column a text."""
     session = onnxruntime.InferenceSession(exported / "onnx" / "model.onnx")
-    raw, tokens = np.stack([np.asarray(noise_image(seed, 64, 64)) for seed in (1, 2)]), loaded.tokenizer(TEXTS[:3])
-    pixels = ((raw / 255 - loaded.mean) / loaded.std).astype(np.float32).transpose(0, 3, 1, 2)
+    raw, tokens = (
+        np.stack([np.asarray(noise_image(seed, 64, 64)) for seed in (1, 2)]),
+        loaded.tokenizer(TEXTS[:3]),
+    )
+    pixels = (
+        ((raw / 255 - loaded.mean) / loaded.std)
+        .astype(np.float32)
+        .transpose(0, 3, 1, 2)
+    )
     found = session.run(None, {"pixel_values": pixels, "input_ids": tokens.numpy()})
-    named = dict(zip([output.name for output in session.get_outputs()], found, strict=True))
+    named = dict(
+        zip([output.name for output in session.get_outputs()], found, strict=True)
+    )
     images = loaded.encode_image(torch.from_numpy(raw).permute(0, 3, 1, 2)).numpy()
-    texts, scale = loaded.encode_text(tokens).numpy(), float(loaded.model.logit_scale.exp())
+    texts, scale = (
+        loaded.encode_text(tokens).numpy(),
+        float(loaded.model.logit_scale.exp()),
+    )
     for name, rows in (
         ("image_embeds", images),
         ("text_embeds", texts),
@@ -193,10 +302,14 @@ assert cli.main(["search", index, picture, "--cutoff", "none", "--json"]) == 0
 heavy = ("torch", "open_clip", "torchvision", "transformers", "timm", "onnx", "pyarrow", "sklearn", "scipy", "ftfy")
 print([name for name in heavy if name in sys.modules])
 """
-    run = run_script(script, str(tmp_path / "idx"), str(tmp_path / "pictures" / "red.png"))
+    run = run_script(
+        script, str(tmp_path / "idx"), str(tmp_path / "pictures" / "red.png")
+    )
     words, shown, imported = run.stdout.splitlines()
     assert imported == "[]", run.stderr
-    assert [hit["path"] for hit in json.loads(words)["hits"]] == [hit.item.path for hit in wanted.hits]
+    assert [hit["path"] for hit in json.loads(words)["hits"]] == [
+        hit.item.path for hit in wanted.hits
+    ]
     assert json.loads(shown)["hits"][0]["path"].endswith("red.png")
     assert json.loads(shown)["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
 
@@ -205,11 +318,16 @@ def test_another_model_at_the_same_place_is_refused(exported, tmp_path, capsys):
     indexed(tmp_path, place := shutil.copytree(exported, tmp_path / "model"))
     content = json.loads((place / "onnx.json").read_text())
     (place / "onnx.json").write_text(json.dumps(content | {"logit_scale": 1.0}))
-    with Index.open(tmp_path / "idx") as index, pytest.raises(InputError, match="other weights"):
+    with (
+        Index.open(tmp_path / "idx") as index,
+        pytest.raises(InputError, match="other weights"),
+    ):
         index.search("a dog")
     assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2
     assert "other weights" in capsys.readouterr().err
-    with (place / "onnx" / "vision_model.onnx").open("ab") as graph:  # a swapped graph under the digest of the first
+    with (place / "onnx" / "vision_model.onnx").open(
+        "ab"
+    ) as graph:  # a swapped graph under the digest of the first
         graph.write(b"\x08\x0a")
     (place / "onnx.json").write_text(json.dumps(content))
     assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2

@@ -1,4 +1,6 @@
-"""Torch files that are no zip, shards, weights that name no program, and public files that are fetched."""
+"""Torch files that are no zip, shards, weights that name no program, and public files
+that are fetched.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,13 @@ CLIP = {
     "embed_dim": 16,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 40, "width": 64, "heads": 1, "layers": 2},
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 40,
+        "width": 64,
+        "heads": 1,
+        "layers": 2,
+    },
 }
 
 
@@ -41,14 +49,31 @@ def drawn(model):
 
 
 def write_transformers_clip(folder, text_act, image_act, max_shard_size="5GB"):
-    """A folder of transformers' without an image processor; returns its ``CLIPModel``."""
+    """A folder of transformers' without an image processor; returns its
+    ``CLIPModel``.
+    """
     import transformers
 
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    special = {"vocab_size": 40, "max_position_embeddings": 77, "eos_token_id": 39, "bos_token_id": 38}
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    special = {
+        "vocab_size": 40,
+        "max_position_embeddings": 77,
+        "eos_token_id": 39,
+        "bos_token_id": 38,
+    }
     config = transformers.CLIPConfig(
         text_config=tower | special | {"hidden_act": text_act},
-        vision_config=tower | {"image_size": 32, "patch_size": 16, "hidden_act": image_act},
+        vision_config=tower
+        | {
+            "image_size": 32,
+            "patch_size": 16,
+            "hidden_act": image_act,
+        },
         projection_dim=16,
     )
     with torch.random.fork_rng(devices=[]):
@@ -70,19 +95,30 @@ def open_clip_towers():
 
 
 def mljku_state(model):
-    """The towers under ml-jku's names, as its training over several GPUs writes them."""
+    """The towers under ml-jku's names, as its training over several GPUs writes
+    them.
+    """
     state = {}
     for key, value in model.state_dict().items():
-        own = key if key.startswith("visual.") or key == "logit_scale" else f"transformer.{key}"
+        own = (
+            key
+            if key.startswith("visual.") or key == "logit_scale"
+            else f"transformer.{key}"
+        )
         state[f"module.{'logit_inv_tau' if key == 'logit_scale' else own}"] = value
     state["module.logit_scale_hopfield"] = torch.tensor(8.0).log()
     return state
 
 
 def inputs():
-    """Pictures, and tokens with their end at different places; the end is the last word."""
+    """Pictures, and tokens with their end at different places; the end is the last
+    word.
+    """
     source = torch.Generator().manual_seed(5)
-    images, tokens = torch.randn(6, 3, 32, 32, generator=source), torch.randint(5, 38, (6, 77), generator=source)
+    images, tokens = (
+        torch.randn(6, 3, 32, 32, generator=source),
+        torch.randint(5, 38, (6, 77), generator=source),
+    )
     for row, length in zip(tokens, (3, 9, 20, 76, 40, 12), strict=True):
         row[length] = 39
         row[length + 1 :] = 0
@@ -91,32 +127,66 @@ def inputs():
 
 def test_mljku_in_a_file_that_is_no_zip(tmp_path):
     model, (images, tokens) = open_clip_towers(), inputs()
-    content = {"epoch": 28, "name": "x", "state_dict": mljku_state(model), "method": "cloob"}
+    content = {
+        "epoch": 28,
+        "name": "x",
+        "state_dict": mljku_state(model),
+        "method": "cloob",
+    }
     torch.save(content, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     encoder = load_model(tmp_path / "m.pt")
     assert encoder.objective_config["beta"] == pytest.approx(8.0)
-    assert float(encoder.make_objective().inv_tau) == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
-    torch.testing.assert_close(encoder.model.encode_image(images), model.encode_image(images), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(encoder.model.encode_text(tokens), model.encode_text(tokens), rtol=1e-4, atol=1e-5)
+    assert float(encoder.make_objective().inv_tau) == pytest.approx(
+        float(model.logit_scale.exp()), rel=1e-6
+    )
+    torch.testing.assert_close(
+        encoder.model.encode_image(images),
+        model.encode_image(images),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    torch.testing.assert_close(
+        encoder.model.encode_text(tokens),
+        model.encode_text(tokens),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("config", ["epoch_2.json", "tiny-RN.json", ""])
-def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(tmp_path, config):
+def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(
+    tmp_path, config
+):
     source = originals("mljku/rn/published_like.pt")
-    content = torch.load(source, map_location="cpu")  # named tiny-RN; its heads are 8 wide
-    torch.save({key: content[key] for key in ("epoch", "name", "state_dict")}, tmp_path / "epoch_2.pt")
+    content = torch.load(
+        source, map_location="cpu"
+    )  # named tiny-RN; its heads are 8 wide
+    torch.save(
+        {key: content[key] for key in ("epoch", "name", "state_dict")},
+        tmp_path / "epoch_2.pt",
+    )
     if not config:
-        raises(InputError, r"number of heads .* next to it as epoch_2\.json", load_model, tmp_path / "epoch_2.pt")
+        raises(
+            InputError,
+            r"number of heads .* next to it as epoch_2\.json",
+            load_model,
+            tmp_path / "epoch_2.pt",
+        )
         return
     shutil.copy(source.parent / "tiny-RN.json", tmp_path / config)
     tokens = torch.from_numpy(np.load(source.parent / "inputs.npz")["tokens"])
     with torch.no_grad():
-        rows = [load_model(path).encode_text(tokens) for path in (source, tmp_path / "epoch_2.pt")]
+        rows = [
+            load_model(path).encode_text(tokens)
+            for path in (source, tmp_path / "epoch_2.pt")
+        ]
     torch.testing.assert_close(rows[0], rows[1])
 
 
 def rewritten(target, change, compression=zipfile.ZIP_STORED):
-    """The micro ml-jku model in another zip; ``change`` gives each record's bytes by its name."""
+    """The micro ml-jku model in another zip; ``change`` gives each record's bytes by
+    its name.
+    """
     base = Path(__file__).parents[2] / "corpus" / "hostile" / "base"
     shutil.copy(base / "micro.json", target)
     with (
@@ -131,17 +201,32 @@ def rewritten(target, change, compression=zipfile.ZIP_STORED):
 def test_torch_zips_whose_records_are_not_as_torch_writes_them(tmp_path):
     load_model(rewritten(tmp_path, lambda _, content: content))
     for short in ("data/7", "data/3"):
-        path = rewritten(tmp_path, lambda name, content, of=short: content[: -2 * name.endswith(of) or None])
-        raises(InputError, rf"m\.pt: cannot be read as weights: record {short} has \d+ bytes", load_model, path)
+        path = rewritten(
+            tmp_path,
+            lambda name, content, of=short: content[: -2 * name.endswith(of) or None],
+        )
+        raises(
+            InputError,
+            rf"m\.pt: cannot be read as weights: record {short} has \d+ bytes",
+            load_model,
+            path,
+        )
     with pytest.raises(InputError, match="tensors are compressed"):
-        load_model(rewritten(tmp_path, lambda _, content: content, zipfile.ZIP_DEFLATED))
+        load_model(
+            rewritten(tmp_path, lambda _, content: content, zipfile.ZIP_DEFLATED)
+        )
 
 
 def test_a_renamed_weight_is_named_as_it_is_there(tmp_path):
     state = mljku_state(open_clip_towers())
     state["module.visual.ln_pre.bias_"] = state.pop("module.visual.ln_pre.bias")
     torch.save({"state_dict": state}, tmp_path / "m.pt")
-    with pytest.raises(InputError, match=r"visual\.ln_pre\.bias is missing; module\.visual\.ln_pre\.bias_ is unknown"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"visual\.ln_pre\.bias is missing; module\.visual\.ln_pre\.bias_ is unknown"
+        ),
+    ):
         load_model(tmp_path / "m.pt")
 
 
@@ -149,7 +234,9 @@ def test_a_renamed_weight_is_named_as_it_is_there(tmp_path):
 @pytest.mark.parametrize("form", ["open_clip_model.safetensors", "m.pt"])
 def test_loading_takes_little_more_memory_than_the_weights(tmp_path, form):
     """Some 80 MB; a file that stays mapped while it is copied counts twice."""
-    config = CLIP | {"text_cfg": CLIP["text_cfg"] | {"width": 256, "heads": 4, "layers": 24}}
+    config = CLIP | {
+        "text_cfg": CLIP["text_cfg"] | {"width": 256, "heads": 4, "layers": 24}
+    }
     with torch.device("meta"):
         shapes = open_clip().CLIP(**config).state_dict()
     state = {key: torch.ones(value.shape) for key, value in shapes.items()}
@@ -158,7 +245,9 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, form):
         torch.save({"state_dict": mljku_state(module)}, tmp_path / form)
     else:
         save_file(state, tmp_path / form)
-        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+        (tmp_path / "open_clip_config.json").write_text(
+            json.dumps({"model_cfg": config, "preprocess_cfg": {}})
+        )
 
     def action():
         def kilobytes(key):
@@ -168,7 +257,9 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, form):
         load_model(originals("openai/vit/vit-jit.pt"))  # imports what loading takes
         Path("/proc/self/clear_refs").write_text("5")
         before = kilobytes("VmRSS")
-        encoder = load_model(tmp_path if form != "m.pt" else tmp_path / form, device="cpu")
+        encoder = load_model(
+            tmp_path if form != "m.pt" else tmp_path / form, device="cpu"
+        )
         size = sum(value.nbytes for value in encoder.state_dict().values()) / 1024
         assert size > 70_000 and kilobytes("VmHWM") - before < 1.6 * size
 
@@ -178,14 +269,20 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, form):
 
 def as_openai(state):
     """Halved as OpenAI's ``convert_weights`` does it."""
-    return {key: value.half() if value.ndim > 1 else value for key, value in state.items()}
+    return {
+        key: value.half() if value.ndim > 1 else value for key, value in state.items()
+    }
 
 
 @pytest.mark.parametrize("change", [dict, as_openai])
-def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(tmp_path, caplog, change):
+def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(
+    tmp_path, caplog, change
+):
     torch.save(change(open_clip_towers().state_dict()), tmp_path / "m.pt")
     assert load_model(tmp_path / "m.pt").config.settings["quick_gelu"]
-    assert len([message for message in caplog.messages if "taken for OpenAI's" in message]) == (change is dict)
+    assert len(
+        [message for message in caplog.messages if "taken for OpenAI's" in message]
+    ) == (change is dict)
 
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -201,21 +298,33 @@ def server(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("path", "sha256", "said"), [("x", "0" * 64, "published is 0000"), ("missing", None, "no such file")]
+    ("path", "sha256", "said"),
+    [("x", "0" * 64, "published is 0000"), ("missing", None, "no such file")],
 )
 def test_lies_are_refused_in_one_line(server, tmp_path, path, sha256, said):
-    raises(InputError, said, hub.fetch_public, PublicFile(f"{server.url}/{path}", "x.bin", sha256), tmp_path)
+    raises(
+        InputError,
+        said,
+        hub.fetch_public,
+        PublicFile(f"{server.url}/{path}", "x.bin", sha256),
+        tmp_path,
+    )
     assert not list(tmp_path.glob("x.bin*"))
 
 
 def test_two_processes_fetch_once(server, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from cloob.models.source import PublicFile, fetch_public\n"
-        "print(fetch_public(PublicFile(sys.argv[1], 'x.bin', sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
+        "import sys; from pathlib import Path; from cloob.models.source import"
+        " PublicFile, fetch_public\nprint(fetch_public(PublicFile(sys.argv[1], 'x.bin',"
+        " sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
     )
     words = [sys.executable, "-c", code, f"{server.url}/x", SHA256, str(tmp_path)]
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0].strip() for process in both] == [str(len(CONTENT))] * 2
+    both = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    assert [process.communicate()[0].strip() for process in both] == [
+        str(len(CONTENT))
+    ] * 2
     assert server.asked == ["/x"]
 
 
@@ -224,12 +333,20 @@ def test_a_model_by_name(server, tmp_path, monkeypatch):
     server.pages["/slim.pkl"] = source.read_bytes()
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     config = json.loads((source.parent / "config.json").read_text())
-    model = {"files": [{"url": f"{server.url}/slim.pkl", "name": "slim.pkl", "sha256": digest}], "config": config}
+    model = {
+        "files": [
+            {"url": f"{server.url}/slim.pkl", "name": "slim.pkl", "sha256": digest}
+        ],
+        "config": config,
+    }
     monkeypatch.setitem(PUBLIC, "crowsonkb/tiny", model)
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path))
     images = torch.zeros(1, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(load_model("crowsonkb/tiny").encode_image(images), load_model(source).encode_image(images))
+        assert torch.equal(
+            load_model("crowsonkb/tiny").encode_image(images),
+            load_model(source).encode_image(images),
+        )
 
 
 # Folders of transformers' CLIPModel
@@ -237,7 +354,10 @@ def test_a_model_by_name(server, tmp_path, monkeypatch):
 
 SIDE = 32
 SQUARE = {"height": SIDE, "width": SIDE}
-PROCESSOR = dict.fromkeys(["do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize"], True) | {
+PROCESSOR = dict.fromkeys(
+    ["do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize"],
+    True,
+) | {
     "image_processor_type": "CLIPImageProcessor",
     "size": {"shortest_edge": SIDE},
     "resample": 3,
@@ -280,7 +400,9 @@ def theirs(folder, model):
 
     processor = AutoImageProcessor.from_pretrained(folder)
     with torch.no_grad():
-        row = model.get_image_features(torch.as_tensor(processor(picture(), return_tensors="pt")["pixel_values"]))
+        row = model.get_image_features(
+            torch.as_tensor(processor(picture(), return_tensors="pt")["pixel_values"])
+        )
     return nn.functional.normalize(getattr(row, "pooler_output", row), dim=-1)
 
 
@@ -290,7 +412,10 @@ def theirs(folder, model):
         (PROCESSOR, "shortest"),
         (PROCESSOR | OTHER, "shortest"),
         (PROCESSOR | {"size": SQUARE, "do_center_crop": False}, "squash"),
-        (without("resample", "do_rescale", "rescale_factor", "image_processor_type"), "shortest"),
+        (
+            without("resample", "do_rescale", "rescale_factor", "image_processor_type"),
+            "shortest",
+        ),
     ],
     ids=["shortest", "other colours", "squash", "few fields"],
 )
@@ -298,19 +423,31 @@ def test_pictures_are_prepared_as_transformers_does(clip, processor, mode):
     folder, model = clip
     encoder = load_model(processed(folder, processor), device="cpu")
     assert encoder.preprocess_cfg["resize_mode"] == mode
-    assert encoder.preprocess_cfg["interpolation"] == {2: "bilinear", 3: "bicubic"}[processor.get("resample", 3)]
-    assert list(encoder.mean) == processor["image_mean"] and list(encoder.std) == processor["image_std"]
+    assert (
+        encoder.preprocess_cfg["interpolation"]
+        == {2: "bilinear", 3: "bicubic"}[processor.get("resample", 3)]
+    )
+    assert (
+        list(encoder.mean) == processor["image_mean"]
+        and list(encoder.std) == processor["image_std"]
+    )
     if "image_processor_type" not in processor:  # transformers of today asks for it
         processed(folder, processor | {"image_processor_type": "CLIPImageProcessor"})
-    assert float((encoder.encode_image([picture()]) * theirs(folder, model)).sum()) > 0.999
+    assert (
+        float((encoder.encode_image([picture()]) * theirs(folder, model)).sum()) > 0.999
+    )
 
 
 def test_the_processor_that_transformers_5_writes(clip):
     folder, _ = clip
-    wanted = load_model(processed(folder, PROCESSOR | OTHER), device="cpu").preprocess_cfg
+    wanted = load_model(
+        processed(folder, PROCESSOR | OTHER), device="cpu"
+    ).preprocess_cfg
     whole = {"processor_class": "CLIPProcessor", "image_processor": PROCESSOR | OTHER}
     processed(folder, whole, "processor_config.json")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))  # which transformers passes over then
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(PROCESSOR)
+    )  # which transformers passes over then
     assert load_model(folder, device="cpu").preprocess_cfg == wanted
 
 
@@ -320,29 +457,55 @@ def test_the_processor_that_transformers_5_writes(clip):
         (PROCESSOR | {"size": 48}, "size is 48"),
         (without("crop_size"), "crop_size is 224; 32 or"),
         (PROCESSOR | {"do_rescale": False}, "do_rescale is False"),
-        (PROCESSOR | {"image_processor_type": "ViTImageProcessor"}, "image_processor_type"),
+        (
+            PROCESSOR | {"image_processor_type": "ViTImageProcessor"},
+            "image_processor_type",
+        ),
     ],
 )
 def test_other_pictures_are_refused(clip, processor, said):
-    raises(InputError, f"preprocessor_config.json: {said}", load_model, processed(clip[0], processor))
+    raises(
+        InputError,
+        f"preprocessor_config.json: {said}",
+        load_model,
+        processed(clip[0], processor),
+    )
 
 
 def test_each_tower_has_its_own_activation_also_in_shards(tmp_path):
     pytest.importorskip("transformers")
     write_transformers_clip(tmp_path / "mixed", "quick_gelu", "gelu")
     config = (tmp_path / "mixed" / "config.json").read_text()
-    (tmp_path / "mixed" / "config.json").write_text(config.replace('"quick_gelu"', '"mish"'))
+    (tmp_path / "mixed" / "config.json").write_text(
+        config.replace('"quick_gelu"', '"mish"')
+    )
     with pytest.raises(
-        InputError, match=r"config\.json: hidden_act is 'mish'; gelu, quick_gelu, gelu_pytorch_tanh are"
+        InputError,
+        match=(
+            r"config\.json: hidden_act is 'mish'; gelu, quick_gelu,"
+            r" gelu_pytorch_tanh are"
+        ),
     ):
         load_model(tmp_path / "mixed")
-    (tmp_path / "mixed" / "config.json").write_text(f"\ufeff{config}", encoding="utf-8")  # as editors on Windows do
-    raises(InputError, r"config\.json: .* hidden_act quick_gelu and gelu", load_model, tmp_path / "mixed")
-    model = write_transformers_clip(tmp_path / "clip", "gelu", "gelu_pytorch_tanh", "40KB")
+    (tmp_path / "mixed" / "config.json").write_text(
+        f"\ufeff{config}", encoding="utf-8"
+    )  # as editors on Windows do
+    raises(
+        InputError,
+        r"config\.json: .* hidden_act quick_gelu and gelu",
+        load_model,
+        tmp_path / "mixed",
+    )
+    model = write_transformers_clip(
+        tmp_path / "clip", "gelu", "gelu_pytorch_tanh", "40KB"
+    )
     assert (tmp_path / "clip" / "model.safetensors.index.json").exists()  # in shards
     encoder, (pixels, tokens) = load_model(tmp_path / "clip", device="cpu"), inputs()
     with torch.no_grad():
         found = model(input_ids=tokens, pixel_values=pixels)
-        rows = encoder.model.encode_image(pixels, normalize=True), encoder.model.encode_text(tokens, normalize=True)
+        rows = (
+            encoder.model.encode_image(pixels, normalize=True),
+            encoder.model.encode_text(tokens, normalize=True),
+        )
     torch.testing.assert_close(rows[0], found.image_embeds, rtol=0, atol=2e-6)
     torch.testing.assert_close(rows[1], found.text_embeds, rtol=0, atol=2e-6)

@@ -1,4 +1,6 @@
-"""Each family's features, pixels, tokens and scales equal what the original program computes."""
+"""Each family's features, pixels, tokens and scales equal what the original program
+computes.
+"""
 
 import shutil
 from pathlib import Path
@@ -11,28 +13,56 @@ from PIL import Image
 from cloob import ContrastiveObjective, cli, load_model
 from support import originals, raises
 
-ML_JKU = [("mljku/rn", "epoch_2.pt"), ("mljku/rn", "published_like.pt"), ("mljku/rn", "fp16.pt")]
+ML_JKU = [
+    ("mljku/rn", "epoch_2.pt"),
+    ("mljku/rn", "published_like.pt"),
+    ("mljku/rn", "fp16.pt"),
+]
 ML_JKU += [("mljku/vit", "no_config.pt"), ("mljku/rn_full_vocab", "published_like.pt")]
-CROWSONKB = [("crowsonkb/tiny", f"{name}.pkl") for name in ("slim", "slim_flatmapping", "slim_jax_array", "train")]
-CROWSONKB += [("crowsonkb/tiny", "slim_numpy2.pkl"), ("crowsonkb/tiny", "slim_numpy2_protocol5.pkl")]
+CROWSONKB = [
+    ("crowsonkb/tiny", f"{name}.pkl")
+    for name in ("slim", "slim_flatmapping", "slim_jax_array", "train")
+]
+CROWSONKB += [
+    ("crowsonkb/tiny", "slim_numpy2.pkl"),
+    ("crowsonkb/tiny", "slim_numpy2_protocol5.pkl"),
+]
 CROWSONKB += [("crowsonkb/tiny", "slim.pkl:port"), ("crowsonkb/full_vocab", "slim.pkl")]
 CROWSONKB += [("crowsonkb/full_vocab", "slim.pkl:port")]
-OPENAI = [("openai/vit", "vit-jit.pt"), ("openai/vit", "vit-state-dict.pt"), ("openai/rn", "rn-jit.pt")]
+OPENAI = [
+    ("openai/vit", "vit-jit.pt"),
+    ("openai/vit", "vit-state-dict.pt"),
+    ("openai/rn", "rn-jit.pt"),
+]
 FOLDERS = [("rinna/bert", ""), ("rinna/roberta", "")]
-FOLDERS += [(f"{kind}/{name}", "") for kind in ("open_clip", "hf_clip") for name in ("vit_gelu", "vit_quickgelu")]
+FOLDERS += [
+    (f"{kind}/{name}", "")
+    for kind in ("open_clip", "hf_clip")
+    for name in ("vit_gelu", "vit_quickgelu")
+]
 ALL = ML_JKU + CROWSONKB + OPENAI + FOLDERS
 WITHOUT_BETA = ("epoch_2.pt", "fp16.pt", "no_config.pt")
 WITH_LOSS = [*ML_JKU, *CROWSONKB, *FOLDERS[:2], *OPENAI]
-FULL_VOCABULARY = [("mljku/rn_full_vocab", "published_like.pt"), ("crowsonkb/full_vocab", "slim.pkl"), *FOLDERS[2:]]
+FULL_VOCABULARY = [
+    ("mljku/rn_full_vocab", "published_like.pt"),
+    ("crowsonkb/full_vocab", "slim.pkl"),
+    *FOLDERS[2:],
+]
 
 
 def read(folder, file):
-    """The inputs, and what the original makes of them; of crowsonkb's port under the same names as of the original."""
+    """The inputs, and what the original makes of them; of crowsonkb's port under the
+    same names as of the original.
+    """
     inputs = dict(np.load(folder / "inputs.npz", allow_pickle=False))
     name = "expected_fp16.npz" if file == "fp16.pt" else "expected.npz"
     expected = dict(np.load(folder / name, allow_pickle=False))
     if file.endswith(":port"):
-        expected |= {key.removeprefix("port_"): value for key, value in expected.items() if key.startswith("port_")}
+        expected |= {
+            key.removeprefix("port_"): value
+            for key, value in expected.items()
+            if key.startswith("port_")
+        }
         for side in ("image", "text"):
             expected[f"{side}_unit"] = expected[f"{side}_features"]
     return inputs, expected
@@ -46,25 +76,44 @@ def open_both(folder, file):
 @pytest.mark.parametrize(("folder", "file"), ALL)
 def test_features_are_the_originals(folder, file):
     encoder, inputs, expected = open_both(folder, file)
-    images, tokens = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["tokens"])
+    images, tokens = (
+        torch.from_numpy(inputs["images"]),
+        torch.from_numpy(inputs["tokens"]),
+    )
     extra = torch.from_numpy(inputs["extra_tokens"])
     bound = 3e-5 if "/rn" in folder else 1e-5
     with torch.no_grad():
-        raw = encoder.model.encode_image(images), encoder.model.encode_text(tokens), encoder.model.encode_text(extra)
+        raw = (
+            encoder.model.encode_image(images),
+            encoder.model.encode_text(tokens),
+            encoder.model.encode_text(extra),
+        )
         unit = encoder.encode_image(images), encoder.encode_text(tokens)
-    for found, key, atol in zip(raw, ("image", "text", "extra_text"), (bound, 1e-5, 1e-5), strict=True):
-        torch.testing.assert_close(found, torch.from_numpy(expected[f"{key}_features"]), rtol=0, atol=atol)
+    for found, key, atol in zip(
+        raw, ("image", "text", "extra_text"), (bound, 1e-5, 1e-5), strict=True
+    ):
+        torch.testing.assert_close(
+            found, torch.from_numpy(expected[f"{key}_features"]), rtol=0, atol=atol
+        )
     for found, key, atol in zip(unit, ("image", "text"), (bound, 1e-5), strict=True):
-        torch.testing.assert_close(found, torch.from_numpy(expected[f"{key}_unit"]), rtol=0, atol=atol)
+        torch.testing.assert_close(
+            found, torch.from_numpy(expected[f"{key}_unit"]), rtol=0, atol=atol
+        )
 
 
 @pytest.mark.parametrize(("folder", "file"), [ALL[4], ALL[12], ALL[14], *FOLDERS[:4:2]])
 def test_pixels_are_the_originals(folder, file):
     encoder, inputs, _ = open_both(folder, file)
-    pixels = torch.stack([encoder.preprocess(Image.fromarray(picture)) for picture in inputs["pictures"]])
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std))
+    pixels = torch.stack(
+        [encoder.preprocess(Image.fromarray(picture)) for picture in inputs["pictures"]]
+    )
+    mean, std = (
+        torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std)
+    )
     normalised = (pixels / 255 - mean) / std
-    torch.testing.assert_close(normalised, torch.from_numpy(inputs["images"]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        normalised, torch.from_numpy(inputs["images"]), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("folder", "file"), [*FULL_VOCABULARY, *FOLDERS[:2]])
@@ -74,22 +123,32 @@ def test_tokens_are_the_originals_also_of_what_is_converted(folder, file, tmp_pa
         pytest.importorskip("sentencepiece")
         source = shutil.copytree(source, tmp_path / "r")
         shutil.copy(originals("rinna/tokenizer/spiece.model"), source)
-    encoder, (inputs, expected) = load_model(source), read(source.parent if file else source, file)
+    encoder, (inputs, expected) = (
+        load_model(source),
+        read(source.parent if file else source, file),
+    )
     for key in ("texts", "extra_texts"):
         wanted = inputs[key.replace("texts", "tokens")]
         assert encoder.tokenizer(inputs[key].tolist()).tolist() == wanted.tolist()
     with torch.no_grad():
         rows = encoder.encode_text(inputs["texts"].tolist())
-    torch.testing.assert_close(rows, torch.from_numpy(expected["text_unit"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        rows, torch.from_numpy(expected["text_unit"]), rtol=0, atol=1e-5
+    )
     assert cli.main(["convert", str(source), str(tmp_path / "m")]) == 0
-    assert load_model(tmp_path / "m").tokenizer(inputs["texts"].tolist()).tolist() == inputs["tokens"].tolist()
+    assert (
+        load_model(tmp_path / "m").tokenizer(inputs["texts"].tolist()).tolist()
+        == inputs["tokens"].tolist()
+    )
 
 
 def test_tokens_of_openai():
     from cloob.models.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 
     inputs, _ = read(originals("openai/vit"), "vit-jit.pt")
-    tokenizer = clip_tokenizer(Path(), CLIP_VOCABULARY, 77, ("<|startoftext|>", "<|endoftext|>"), "kept")
+    tokenizer = clip_tokenizer(
+        Path(), CLIP_VOCABULARY, 77, ("<|startoftext|>", "<|endoftext|>"), "kept"
+    )
     for key in ("tokens", "extra_tokens"):
         texts = inputs[key.replace("tokens", "texts")].tolist()
         assert tokenizer(texts).tolist() == inputs[f"{key}_clip_bpe"].tolist()
@@ -103,10 +162,20 @@ def test_the_objective_comes_along(folder, file):
         assert settings["contrast"] == "infonce" and not settings["hopfield"]
     else:
         assert ("beta" in settings) == (file not in WITHOUT_BETA)
-        settings = {"beta": float(expected["scale_hopfield"])} | settings if file in WITHOUT_BETA else settings
-    image, text = (torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text"))
-    wanted = torch.tensor(float(expected["clip_loss" if folder.startswith("openai") else "loss"]))
-    torch.testing.assert_close(ContrastiveObjective(**settings)(image, text), wanted, rtol=0, atol=1e-5)
+        settings = (
+            {"beta": float(expected["scale_hopfield"])} | settings
+            if file in WITHOUT_BETA
+            else settings
+        )
+    image, text = (
+        torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text")
+    )
+    wanted = torch.tensor(
+        float(expected["clip_loss" if folder.startswith("openai") else "loss"])
+    )
+    torch.testing.assert_close(
+        ContrastiveObjective(**settings)(image, text), wanted, rtol=0, atol=1e-5
+    )
 
 
 def test_texts_of_a_small_vocabulary_are_refused():
@@ -127,11 +196,19 @@ SOURCES = [
 @pytest.mark.parametrize("source", SOURCES)
 def test_convert_keeps_every_bit(tmp_path, capsys, source):
     target = tmp_path / "converted"
-    assert cli.main(["convert", str(originals(source)), str(target)]) == 0, capsys.readouterr().err
+    assert cli.main(["convert", str(originals(source)), str(target)]) == 0, (
+        capsys.readouterr().err
+    )
     first, second = load_model(originals(source)), load_model(target)
     folder = originals(source)
-    inputs = np.load((folder if folder.is_dir() else folder.parent) / "inputs.npz", allow_pickle=False)
-    images, tokens = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["extra_tokens"])
+    inputs = np.load(
+        (folder if folder.is_dir() else folder.parent) / "inputs.npz",
+        allow_pickle=False,
+    )
+    images, tokens = (
+        torch.from_numpy(inputs["images"]),
+        torch.from_numpy(inputs["extra_tokens"]),
+    )
     with torch.no_grad():
         assert torch.equal(first.encode_image(images), second.encode_image(images))
         assert torch.equal(first.encode_text(tokens), second.encode_text(tokens))

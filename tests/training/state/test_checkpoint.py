@@ -1,4 +1,6 @@
-"""Checkpoints of whole runs: layout, writes that break off, damage, what is refused on resumption, and the best one."""
+"""Checkpoints of whole runs: layout, writes that break off, damage, what is refused on
+resumption, and the best one.
+"""
 
 import errno
 import json
@@ -43,22 +45,43 @@ def names(out):
 
 def test_layout_and_keep(trained, run):
     result = train(run.override(keep=2))
-    assert names(result.run) == ["step-00000014", "step-00000015"] and result.checkpoint is not None
-    assert {path.name for path in result.checkpoint.iterdir()} == {"model", "trainer.pt"}
+    assert (
+        names(result.run) == ["step-00000014", "step-00000015"]
+        and result.checkpoint is not None
+    )
+    assert {path.name for path in result.checkpoint.iterdir()} == {
+        "model",
+        "trainer.pt",
+    }
     modes = {file.stat().st_mode for file in (result.checkpoint / "model").iterdir()}
     assert len(modes) == 1  # who may read one reads all
     state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)
-    assert state["progress"]["step"] == 15 and len(state["rng"]) == 1 and state["batch_size"] == 8
+    assert (
+        state["progress"]["step"] == 15
+        and len(state["rng"]) == 1
+        and state["batch_size"] == 8
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the file of a descriptor is looked up in /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").is_dir(),
+    reason="the file of a descriptor is looked up in /proc",
+)
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
-    """What a power cut asks for: each file and its folder flushed, then the name, then the folder of names flushed."""
+    """What a power cut asks for: each file and its folder flushed, then the name, then
+    the folder of names flushed.
+    """
     done = []
     rename = Path.rename
 
     def flushed(descriptor):
-        done.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor).st_size))
+        done.append(
+            (
+                "fsync",
+                Path(f"/proc/self/fd/{descriptor}").readlink(),
+                os.fstat(descriptor).st_size,
+            )
+        )
 
     def named(path, target):
         done.append(("rename", path, 0))
@@ -67,15 +90,32 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(Path, "rename", named)
     last = train(run.override(keep=2)).checkpoint
-    temporary = next(path for what, path, _ in done[::-1] if what == "rename" and last.name in path.name)
+    temporary = next(
+        path
+        for what, path, _ in done[::-1]
+        if what == "rename" and last.name in path.name
+    )
     at = done.index(("rename", temporary, 0))
-    before = {path.relative_to(temporary): size for _, path, size in done[:at] if path.is_relative_to(temporary)}
-    files = {file.relative_to(last): file.stat().st_size for file in last.rglob("*") if file.is_file()}
-    assert files.items() <= before.items() and Path() in before and Path("model") in before
+    before = {
+        path.relative_to(temporary): size
+        for _, path, size in done[:at]
+        if path.is_relative_to(temporary)
+    }
+    files = {
+        file.relative_to(last): file.stat().st_size
+        for file in last.rglob("*")
+        if file.is_file()
+    }
+    assert (
+        files.items() <= before.items() and Path() in before and Path("model") in before
+    )
     assert last.parent in [path for what, path, _ in done[at:] if what == "fsync"]
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), ZeroDivisionError("a bug")])
+@pytest.mark.parametrize(
+    "fault",
+    [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), ZeroDivisionError("a bug")],
+)
 def test_an_interrupted_write_leaves_the_one_before(run, monkeypatch, fault):
     def fail(*_, **__):
         raise fault
@@ -90,9 +130,15 @@ def test_an_interrupted_write_leaves_the_one_before(run, monkeypatch, fault):
 
 @pytest.mark.parametrize(
     ("damaged", "cut"),
-    [("trainer.pt", True), ("model/open_clip_model.safetensors", True), ("model/open_clip_model.safetensors", False)],
+    [
+        ("trainer.pt", True),
+        ("model/open_clip_model.safetensors", True),
+        ("model/open_clip_model.safetensors", False),
+    ],
 )
-def test_auto_passes_over_a_damaged_checkpoint(trained, run, tmp_path, damaged, cut, caplog):
+def test_auto_passes_over_a_damaged_checkpoint(
+    trained, run, tmp_path, damaged, cut, caplog
+):
     first, last = list_checkpoints(run.save.out)
     file = last / damaged
     half = file.stat().st_size // 2
@@ -104,13 +150,20 @@ def test_auto_passes_over_a_damaged_checkpoint(trained, run, tmp_path, damaged, 
             weights.write(bytes(64))
     raises(InputError, file.name, train, run.override(resume=str(last)))
     with caplog.at_level(logging.WARNING):
-        assert train(run.override(resume=str(first / ".." / ".."), keep=1)).steps == 15  # a run is as auto
+        assert (
+            train(run.override(resume=str(first / ".." / ".."), keep=1)).steps == 15
+        )  # a run is as auto
     assert file.name in caplog.text and "trying the checkpoint before it" in caplog.text
     assert exact(run.save.out) == exact(trained.run)
     assert (last.parent / f"unreadable-{last.name}").is_dir()
     (kept,) = list_checkpoints(run.save.out)
     torch.save(Code(tmp_path / "ran"), kept / damaged)
-    raises(InputError, f"has no complete checkpoint .the newest: .*{kept.name}.*--out", train, run)
+    raises(
+        InputError,
+        f"has no complete checkpoint .the newest: .*{kept.name}.*--out",
+        train,
+        run,
+    )
     assert not (tmp_path / "ran").exists()
 
 
@@ -121,7 +174,11 @@ def test_where_to_resume_from(trained, run, tmp_path):
     for resume, out, said in (
         (str(start), run.save.out, f"holds a checkpoint newer than {start.name}"),
         (str(start), result.run, "already holds a run"),
-        (f"{tmp_path}/nowhere", result.run, "has no complete checkpoint; expected: none, auto, a checkpoint or a run"),
+        (
+            f"{tmp_path}/nowhere",
+            result.run,
+            "has no complete checkpoint; expected: none, auto, a checkpoint or a run",
+        ),
         (str(tmp_path), result.run, "has no complete checkpoint"),
     ):
         raises(InputError, said, train, run.override(out=out, resume=resume))
@@ -133,15 +190,23 @@ def test_a_state_that_no_run_writes_is_one_line(run, part):
     state = torch.load(file, weights_only=True)
     if part == "moments":  # which torch does not look at
         state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3, 3)
-    torch.save(state if part == "moments" else state | {part: {"x": torch.ones(2)}}, file)
+    torch.save(
+        state if part == "moments" else state | {part: {"x": torch.ones(2)}}, file
+    )
     raises(InputError, f"^{file.parent}", train, run.override(resume=str(file.parent)))
 
 
 def test_the_options_of_the_optimiser_are_those_of_the_configuration(run):
-    result = train(run.override(weight_decay=0.7, beta2=0.5, eps=1e-3, epochs=3, keep=1))
-    groups = torch.load(result.checkpoint / "trainer.pt", weights_only=True)["optimizer"]["param_groups"]
+    result = train(
+        run.override(weight_decay=0.7, beta2=0.5, eps=1e-3, epochs=3, keep=1)
+    )
+    groups = torch.load(result.checkpoint / "trainer.pt", weights_only=True)[
+        "optimizer"
+    ]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
-    assert all((tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3) for group in groups)
+    assert all(
+        (tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3) for group in groups
+    )
 
 
 def test_edited_pairs_are_refused_on_resumption(base, pairs_as, tmp_path, capfd):
@@ -149,7 +214,12 @@ def test_edited_pairs_are_refused_on_resumption(base, pairs_as, tmp_path, capfd)
     data, run = tmp_path / "shards", tmp_path / "run"
     shutil.copytree(pairs_as["shards"], data)
     config = base.override(data=[str(data)], out=run, epochs=1, save_every=0)
-    assert train(config, callbacks=[At(3, lambda: signal.raise_signal(signal.SIGTERM))]).steps == 3
+    assert (
+        train(
+            config, callbacks=[At(3, lambda: signal.raise_signal(signal.SIGTERM))]
+        ).steps
+        == 3
+    )
     with tarfile.open(data / "00000.tar") as tar:
         files = {name: tar.extractfile(name).read() for name in tar.getnames()}
     write_tar(data / "00000.tar", files | {"00.txt": b"a very red disc"})
@@ -160,17 +230,29 @@ def test_edited_pairs_are_refused_on_resumption(base, pairs_as, tmp_path, capfd)
     *_, said = capfd.readouterr().err.splitlines()
     newest = run / "checkpoints" / "step-00000003"
     others = "the training pairs are not those of this checkpoint's run (other members)"
-    assert said == f"cloob: {newest}: {others}; start from its weights with --init {newest}"
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert (
+        said
+        == f"cloob: {newest}: {others}; start from its weights with --init {newest}"
+    )
+    assert {
+        path: path.read_bytes() for path in run.rglob("*") if path.is_file()
+    } == before
 
 
 # A run folder is written by one process at a time: real processes, killed and alive
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
-def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(trained, tmp_path, processes):
-    """The first one's half-written checkpoint stays; after kill -9 the run goes on to the numbers of one left alone."""
-    run, config = tmp_path / "run", trained.config.override(out=tmp_path / "run", resume="auto")
+def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(
+    trained, tmp_path, processes
+):
+    """The first one's half-written checkpoint stays; after kill -9 the run goes on to
+    the numbers of one left alone.
+    """
+    run, config = (
+        tmp_path / "run",
+        trained.config.override(out=tmp_path / "run", resume="auto"),
+    )
 
     def hold():
         (tmp_path / f"holds-{os.environ.get('RANK', 0)}").touch()
@@ -180,15 +262,27 @@ def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(trained, tmp
     first.until(lambda: len(list(tmp_path.glob("holds-*"))) == processes, 240)
     half = run / "checkpoints" / ".tmp-step-00000006-1"
     half.mkdir()
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != LOCK}
+    before = {
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != LOCK
+    }
     replaces = config.override(resume="none", overwrite=True)
     other = command_until(tmp_path / "second", replaces, processes=processes)
     assert set(other.wait()) == {2}, other.told()
-    said = [line for line in other.told().splitlines() if line.startswith("cloob: ") and "opening" not in line]
+    said = [
+        line
+        for line in other.told().splitlines()
+        if line.startswith("cloob: ") and "opening" not in line
+    ]
     holder = f"process {first.pids[0]} on {os.uname().nodename} is writing this run"
-    assert said == [f"cloob: {run}: {holder}; wait for it, stop it, or give another --out"] * processes
+    assert (
+        said
+        == [f"cloob: {run}: {holder}; wait for it, stop it, or give another --out"]
+        * processes
+    )
     assert "Traceback" not in other.told()
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != LOCK} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != LOCK
+    } == before
     assert not first.poll()
     for pid in first.pids:
         os.kill(pid, signal.SIGKILL)
@@ -203,12 +297,16 @@ def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(trained, tmp
         assert exact(run) == exact(trained.run)
 
 
-def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(trained, tmp_path, monkeypatch):
+def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
+    trained, tmp_path, monkeypatch
+):
     monkeypatch.setattr(run_folder, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.1)
     run, marker = tmp_path / "run", tmp_path / "run" / LOCK
     run.mkdir()
-    marker.write_text(f"filelock/2\npid={os.getpid()}\nhost=elsewhere\nmode=lease\ntoken=t\nduration=1.0\n")
+    marker.write_text(
+        f"filelock/2\npid={os.getpid()}\nhost=elsewhere\nmode=lease\ntoken=t\nduration=1.0\n"
+    )
     ended = threading.Event()
 
     def live():
@@ -217,7 +315,10 @@ def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(tr
 
     other = threading.Thread(target=live)
     other.start()
-    with pytest.raises(InputError, match=rf"{run}: process {os.getpid()} on elsewhere is writing this run; wait"):
+    with pytest.raises(
+        InputError,
+        match=rf"{run}: process {os.getpid()} on elsewhere is writing this run; wait",
+    ):
         train(trained.config.override(out=run))
     ended.set()
     other.join()
@@ -230,12 +331,24 @@ def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained, tmp_path)
     marker = tmp_path / "run" / LOCK
 
     def take_over():
-        lines = [line for line in marker.read_text().splitlines() if not line.startswith(("pid", "host", "token"))]
-        marker.write_text("\n".join([*lines, "pid=7", "host=elsewhere", "token=other"]) + "\n")
+        lines = [
+            line
+            for line in marker.read_text().splitlines()
+            if not line.startswith(("pid", "host", "token"))
+        ]
+        marker.write_text(
+            "\n".join([*lines, "pid=7", "host=elsewhere", "token=other"]) + "\n"
+        )
 
-    with pytest.raises(TrainingFailed, match="process 7 on elsewhere took the run over"):
-        train(trained.config.override(out=tmp_path / "run"), callbacks=[At(3, take_over)])
-    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
+    with pytest.raises(
+        TrainingFailed, match="process 7 on elsewhere took the run over"
+    ):
+        train(
+            trained.config.override(out=tmp_path / "run"), callbacks=[At(3, take_over)]
+        )
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [
+        "step-00000002"
+    ]
 
 
 # Which checkpoint is the best, that it outlives the others, and how it is loaded
@@ -243,9 +356,14 @@ def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained, tmp_path)
 
 @pytest.fixture(scope="module")
 def judged(trained, pairs_folder, tmp_path_factory):
-    """A run that gets better, then learns too fast and gets worse; beside the best only the newest checkpoint stays."""
+    """A run that gets better, then learns too fast and gets worse; beside the best only
+    the newest checkpoint stays.
+    """
     config = trained.config.override(
-        val_data=[str(pairs_folder)], save_every=100, keep=1, out=tmp_path_factory.mktemp("judged") / "run"
+        val_data=[str(pairs_folder)],
+        save_every=100,
+        keep=1,
+        out=tmp_path_factory.mktemp("judged") / "run",
     )
     train(config.override(epochs=3))
     train(config.override(epochs=5, lr=0.5, schedule="constant", resume="auto"))
@@ -259,14 +377,29 @@ def test_the_best_outlives_the_others(judged):
     names = [path.name for path in list_checkpoints(judged.save.out)]
     assert names == [f"step-{best['step']:08d}", "step-00000025"]
     assert chosen_checkpoint(judged.save.out, "best").name == names[0]
-    told = json.loads((chosen_checkpoint(judged.save.out, "best") / "validation.json").read_text())
+    told = json.loads(
+        (chosen_checkpoint(judged.save.out, "best") / "validation.json").read_text()
+    )
     assert told.pop("batch_size") == judged.run.batch_size and told.pop("held_out")
-    assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
+    assert told == {
+        "step": best["step"],
+        "metric": "val_loss",
+        **{k: best[k] for k in ("val_loss", "val_recall")},
+    }
 
 
 def test_the_average_of_the_weights_is_saved_and_judged(base, pairs_folder, tmp_path):
-    """Running statistics included; it is another model folder, which everything else loads."""
-    config = base.override(model="nano-resnet", ema=0.75, epochs=1, save_every=1, keep=0, out=tmp_path / "run")
+    """Running statistics included; it is another model folder, which everything else
+    loads.
+    """
+    config = base.override(
+        model="nano-resnet",
+        ema=0.75,
+        epochs=1,
+        save_every=1,
+        keep=0,
+        out=tmp_path / "run",
+    )
     train(config.override(val_data=[str(pairs_folder)]))
     checkpoints, average = list_checkpoints(tmp_path / "run"), None
     assert len(checkpoints) == 5
@@ -276,59 +409,131 @@ def test_the_average_of_the_weights_is_saved_and_judged(base, pairs_folder, tmp_
             average = {key: value.double() for key, value in state.items()}
         saved = load_model(checkpoint / "ema").state_dict()
         for key, value in state.items():
-            average[key] = 0.75 * average[key] + 0.25 * value if value.is_floating_point() else value
+            average[key] = (
+                0.75 * average[key] + 0.25 * value
+                if value.is_floating_point()
+                else value
+            )
             torch.testing.assert_close(saved[key], average[key].to(saved[key]), msg=key)
-    assert not torch.equal(saved["model.visual.bn1.running_mean"], state["model.visual.bn1.running_mean"])
+    assert not torch.equal(
+        saved["model.visual.bn1.running_mean"], state["model.visual.bn1.running_mean"]
+    )
     (line,) = lines(tmp_path / "run" / "epochs.jsonl")
     validation = json.loads((checkpoints[-1] / "validation.json").read_text())
     assert line["ema_val_loss"] == validation["ema_val_loss"] != validation["val_loss"]
 
 
-def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(trained, pairs_folder, pairs_as, tmp_path):
+def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
+    trained, pairs_folder, pairs_as, tmp_path
+):
     config = trained.config.override(
-        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=4, patience=1, lr=1e-30, warmup=0, save_every=0
+        out=tmp_path / "run",
+        val_data=[str(pairs_folder)],
+        epochs=4,
+        patience=1,
+        lr=1e-30,
+        warmup=0,
+        save_every=0,
     )
     assert train(config).epochs == 2
     again = train(config.override(resume="auto"))
     assert again.already_finished and again.out_of_patience
     went_on = train(config.override(resume="auto", val_data=[pairs_as["table"]]))
-    assert not went_on.already_finished and went_on.epochs == 4  # epoch 3 is the best again, epoch 4 is not better
+    assert (
+        not went_on.already_finished and went_on.epochs == 4
+    )  # epoch 3 is the best again, epoch 4 is not better
 
 
-def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(trained, pairs_folder, tmp_path):
-    """Two of the folder's forty are bad: one in five is allowed, one in three is not."""
-    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=2)
-    train(config)
-    named = [line for line in lines(tmp_path / "run" / "skipped.jsonl") if line.get("held_out")]
-    assert sorted(Path(line["key"]).stem for line in named) == ["13", "27"]  # once, not in each epoch
-    for line in lines(tmp_path / "run" / "epochs.jsonl"):
-        assert line["val_skipped"] == {line["reason"]: 1 for line in named} and line["val_recall"] is not None
-    (tmp_path / "val.csv").write_text(
-        "filepath,title\n" + "".join(f"{pairs_folder}/{name},x\n" for name in ("00.png", "01.png", "gone.png"))
+def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
+    trained, pairs_folder, tmp_path
+):
+    """Two of the folder's forty are bad: one in five is allowed, one in three is
+    not.
+    """
+    config = trained.config.override(
+        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=2
     )
-    with pytest.raises(InputError, match=r"val\.csv: 1 of 3 held-out pairs cannot be used, .*1 missing image \(e\.g\."):
-        train(config.override(out=tmp_path / "other", val_data=[str(tmp_path / "val.csv")]))
+    train(config)
+    named = [
+        line
+        for line in lines(tmp_path / "run" / "skipped.jsonl")
+        if line.get("held_out")
+    ]
+    assert sorted(Path(line["key"]).stem for line in named) == [
+        "13",
+        "27",
+    ]  # once, not in each epoch
+    for line in lines(tmp_path / "run" / "epochs.jsonl"):
+        assert (
+            line["val_skipped"] == {line["reason"]: 1 for line in named}
+            and line["val_recall"] is not None
+        )
+    (tmp_path / "val.csv").write_text(
+        "filepath,title\n"
+        + "".join(
+            f"{pairs_folder}/{name},x\n" for name in ("00.png", "01.png", "gone.png")
+        )
+    )
+    with pytest.raises(
+        InputError,
+        match=(
+            r"val\.csv: 1 of 3 held-out pairs cannot be used, .*1 missing image"
+            r" \(e\.g\."
+        ),
+    ):
+        train(
+            config.override(
+                out=tmp_path / "other", val_data=[str(tmp_path / "val.csv")]
+            )
+        )
 
 
 def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys, monkeypatch):
     """`cloob eval RUN --held-out` has the recall that the training saw."""
-    good = sorted(path for path in pairs_folder.glob("*.txt") if path.stem not in ("13", "27"))
-    rows = [{"filepath": path.with_suffix(".png"), "title": path.read_text()} for path in good]
+    good = sorted(
+        path for path in pairs_folder.glob("*.txt") if path.stem not in ("13", "27")
+    )
+    rows = [
+        {"filepath": path.with_suffix(".png"), "title": path.read_text()}
+        for path in good
+    ]
     table = write_table(tmp_path / "pairs.csv", rows)
-    config = trained.config.override(data=[str(table)], val_split=0.3, out=tmp_path / "run", epochs=1, keep=1)
+    config = trained.config.override(
+        data=[str(table)], val_split=0.3, out=tmp_path / "run", epochs=1, keep=1
+    )
     train(config)
-    words = ["eval", str(tmp_path / "run"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    words = [
+        "eval",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert cli.main([*words, "--held-out", "--retrieval", str(table)]) == 0
     err = capsys.readouterr().err
     row = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]
-    held_out, all_pairs = row["retrieval"]["pairs.csv (held out)"], row["retrieval"]["pairs.csv"]
+    held_out, all_pairs = (
+        row["retrieval"]["pairs.csv (held out)"],
+        row["retrieval"]["pairs.csv"],
+    )
     n = held_out["n"]
     assert (n, all_pairs["n"]) == (11, len(rows))
-    recalls = [held_out[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    recalls = [
+        held_out[f"{way}@{k}"]
+        for way in ("image_to_text", "text_to_image")
+        for k in (1, 5, 10)
+    ]
     seen = lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"]
-    assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
-    assert f"cloob: {tmp_path}/run: was trained on {table}; --held-out judges by pairs that were not\n" in err
-    # A run that goes on does not read all pairs again to hold some out: it keeps the rows.
+    assert sum(recalls) / 6 == pytest.approx(
+        seen, abs=1.01 / n / 6
+    )  # a tie may fall either way
+    assert (
+        f"cloob: {tmp_path}/run: was trained on {table}; --held-out judges by pairs"
+        " that were not\n" in err
+    )
+    # A run that goes on does not read all pairs again to hold some out: it keeps the
+    # rows.
     kept = json.loads((tmp_path / "run" / "checkpoints" / "held_out.json").read_text())
     assert [len(rows) for rows in kept["rows"]] == [11]
     with monkeypatch.context() as patch:
@@ -336,15 +541,24 @@ def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys, monkeypat
         assert train(config.override(resume="auto", epochs=2)).epochs == 2
     # Changed pairs are split otherwise.
     write_table(table, rows[3:])
-    said = "its pairs have changed since the training, so nobody knows which were held out"
+    said = (
+        "its pairs have changed since the training, so nobody knows which were held out"
+    )
     assert refused(capsys, *words, "--held-out") == f"cloob: {tmp_path}/run: {said}\n"
 
 
-def test_held_out_pairs_of_their_own_judge(judged, trained, pairs_folder, tmp_path, capsys):
-    run, words = str(judged.save.out), ["--device", "cpu", "--out", str(tmp_path / "out"), "--held-out"]
+def test_held_out_pairs_of_their_own_judge(
+    judged, trained, pairs_folder, tmp_path, capsys
+):
+    run, words = (
+        str(judged.save.out),
+        ["--device", "cpu", "--out", str(tmp_path / "out"), "--held-out"],
+    )
     assert cli.main(["eval", run, f"{run}:last", *words]) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [list(row["retrieval"]) for row in rows] == [[f"{pairs_folder.name} (held out)"]] * 2
+    assert [list(row["retrieval"]) for row in rows] == [
+        [f"{pairs_folder.name} (held out)"]
+    ] * 2
     capsys.readouterr()
     other = str(trained.run)
     assert "held no pairs out of its training" in refused(capsys, "eval", other, *words)
@@ -352,9 +566,19 @@ def test_held_out_pairs_of_their_own_judge(judged, trained, pairs_folder, tmp_pa
     config["pairs"]["val_data"] = [f"pipe:touch {tmp_path}/ran"]
     shutil.copytree(judged.save.out, tmp_path / "strange")
     (tmp_path / "strange" / "config.json").write_text(json.dumps(config))
-    said = refused(capsys, "eval", str(tmp_path / "strange"), *words, "--retrieval", str(pairs_folder))
+    said = refused(
+        capsys,
+        "eval",
+        str(tmp_path / "strange"),
+        *words,
+        "--retrieval",
+        str(pairs_folder),
+    )
     assert "its held-out pairs are streamed" in said and not (tmp_path / "ran").exists()
-    said = "--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval"
+    said = (
+        "--held-out: no model here is a run of `cloob train`; name one, or pairs by"
+        " --retrieval"
+    )
     model = str(judged.save.out.parent / "model")
     shutil.copytree(find_model_folder(run) or run, model)
     assert refused(capsys, "eval", model, *words) == f"cloob: {said}\n"

@@ -1,6 +1,8 @@
-"""A run that is killed with -9 at any moment and started again is the run that was left alone, to the last bit.
+"""A run that is killed with -9 at any moment and started again is the run that was left
+alone, to the last bit.
 
-The moment is drawn by the feature's name; ``pytest -m nightly`` has the features one by one.
+The moment is drawn by the feature's name; ``pytest -m nightly`` has the features one by
+one.
 """
 
 import random
@@ -11,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import At, KilledAfter, Recorder, assert_same_run, lines, write_shards
+from train_helpers import (
+    At,
+    KilledAfter,
+    Recorder,
+    assert_same_run,
+    lines,
+    write_shards,
+)
 
 from cloob import TrainConfig, get_recipe, train
 from cloob.cli import main
@@ -22,7 +31,9 @@ from support import fork
 
 @dataclass(frozen=True)
 class Feature:
-    """Settings of a run; ``data`` is one of the forms of ``pairs_as``, ``streamed`` or ``heads``."""
+    """Settings of a run; ``data`` is one of the forms of ``pairs_as``, ``streamed`` or
+    ``heads``.
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     data: str = "table"
@@ -40,10 +51,18 @@ COOLS = {"optimizer": "muon", "schedule": "constant-cooldown"}
 FROZEN = {"freeze": "image", "layer_decay": 0.5}
 HEADS = {"batch_size": 0, "embed_dim": 12}
 FEATURES = {
-    "learnable scales, micro-batches": usual(**LEARNS, micro_batch_size=5, clip_grad_norm=1.0, ema=0.9),
-    "two ranks, shards, two workers": usual("shards", 2, workers=2, learnable_inv_tau=True, shuffle_buffer=6),
-    "streamed, weighted, ends inside an epoch": usual("streamed", steps=13, shuffle_buffer=10, **JOINS, **COOLS),
-    "heads, a batch size that suits the pairs": Feature(HEADS | {"head_dropout": 0.2}, "heads"),
+    "learnable scales, micro-batches": usual(
+        **LEARNS, micro_batch_size=5, clip_grad_norm=1.0, ema=0.9
+    ),
+    "two ranks, shards, two workers": usual(
+        "shards", 2, workers=2, learnable_inv_tau=True, shuffle_buffer=6
+    ),
+    "streamed, weighted, ends inside an epoch": usual(
+        "streamed", steps=13, shuffle_buffer=10, **JOINS, **COOLS
+    ),
+    "heads, a batch size that suits the pairs": Feature(
+        HEADS | {"head_dropout": 0.2}, "heads"
+    ),
     "fp16, frozen tower, SigLIP": Feature(
         {"model": "nano-resnet", "precision": "fp16", "objective": "siglip"} | FROZEN
     ),
@@ -54,14 +73,21 @@ FEATURES = {
     "SigLIP with Hopfield retrieval": Feature({"objective": "siglip-hopfield"}),
     "retrieval joins": Feature(JOINS | {"val_every": 2}),
     "text frozen": Feature({"freeze": "text"}),
-    "held-out share": Feature({"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}),
+    "held-out share": Feature(
+        {"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}
+    ),
     "samples": Feature({"samples": 90, "save_every": 3}),
     "two ranks, frozen tower": Feature(FROZEN, "table", 2),
     "two ranks, streamed": Feature({"shuffle_buffer": 10, "workers": 1}, "streamed", 2),
     "two ranks, heads": Feature(HEADS | {"head": "mlp"}, "heads", 2),
-    "sharded weights": Feature({"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True}, "shards", 2),
+    "sharded weights": Feature(
+        {"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True}, "shards", 2
+    ),
 }
-CASES = [pytest.param(name, marks=[pytest.mark.nightly] * f.nightly, id=name) for name, f in FEATURES.items()]
+CASES = [
+    pytest.param(name, marks=[pytest.mark.nightly] * f.nightly, id=name)
+    for name, f in FEATURES.items()
+]
 
 
 def killed(folder, processes, config, trouble):
@@ -72,10 +98,16 @@ def killed(folder, processes, config, trouble):
 
 
 def command(folder, processes, config, *words):
-    """``cloob train --config …`` with what was typed, not with what the run made of it."""
+    """``cloob train --config …`` with what was typed, not with what the run made of
+    it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "typed.json").write_text(config.to_json())
-    ranks = fork(folder, processes, lambda: main(["train", "--config", str(folder / "typed.json"), *words]))
+    ranks = fork(
+        folder,
+        processes,
+        lambda: main(["train", "--config", str(folder / "typed.json"), *words]),
+    )
     assert set(ranks.wait()) == {0}, ranks.told()
     return ranks
 
@@ -93,11 +125,22 @@ def configured(base, pairs_as, nano_configs, tmp_path):
         towers = [tmp_path / "image", tmp_path / "text"]
         for seed, tower in enumerate(towers):
             tiny_model(tower, "nano-vit", seed)
-        encoders = {"image_encoder": str(towers[0]), "text_encoder": str(towers[1]), "cache_dir": tmp_path / "cache"}
+        encoders = {
+            "image_encoder": str(towers[0]),
+            "text_encoder": str(towers[1]),
+            "cache_dir": tmp_path / "cache",
+        }
         data = {"data": [pairs_as["table"]], "val_data": [pairs_as["folder"]]}
         heads = get_recipe("align", objective="cloob").override(**data, patience=0)
         plain = {"device": base.run.device, "workers": 0, "max_bad_fraction": 0.2}
-        return heads.override(save_every=2, epochs=4, tensorboard=False, **encoders, **plain, **feature.settings)
+        return heads.override(
+            save_every=2,
+            epochs=4,
+            tensorboard=False,
+            **encoders,
+            **plain,
+            **feature.settings,
+        )
 
     return of
 
@@ -105,31 +148,52 @@ def configured(base, pairs_as, nano_configs, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_killed_and_started_again(name, configured, tmp_path):
     feature, chance = FEATURES[name], random.Random(name)
-    whole, config = (configured(feature).override(out=tmp_path / folder) for folder in ("whole", "run"))
+    whole, config = (
+        configured(feature).override(out=tmp_path / folder)
+        for folder in ("whole", "run")
+    )
     command(tmp_path / "a", feature.processes, whole)
     steps = len(lines(whole.save.out / "metrics.jsonl"))
     trouble = KilledAfter(chance.randint(1, steps - 3), chance.uniform(0, 0.055))
     killed(tmp_path / "b", feature.processes, config, trouble)
     # The last rank is killed; rank 0, which writes, may be a line behind it.
-    assert trouble.step - feature.processes + 1 <= len(lines(config.save.out / "metrics.jsonl")) < steps
+    assert (
+        trouble.step - feature.processes + 1
+        <= len(lines(config.save.out / "metrics.jsonl"))
+        < steps
+    )
     command(tmp_path / "c", feature.processes, config, "--resume", "auto")
     assert_same_run(config.save.out, whole.save.out)
     chosen = TrainConfig.from_json(config.save.out / "config.json").run.batch_size
-    assert steps >= 12 and chosen == 8 and (config.run.batch_size == 0) == (feature.data == "heads")
+    assert (
+        steps >= 12
+        and chosen == 8
+        and (config.run.batch_size == 0) == (feature.data == "heads")
+    )
 
 
-NIGHTLY = [pytest.param(step, signal.SIGTERM, marks=pytest.mark.nightly) for step in (7, 13)]
+NIGHTLY = [
+    pytest.param(step, signal.SIGTERM, marks=pytest.mark.nightly) for step in (7, 13)
+]
 
 
-@pytest.mark.parametrize(("step", "number"), [(7, signal.SIGINT), (10, signal.SIGTERM), *NIGHTLY])
+@pytest.mark.parametrize(
+    ("step", "number"), [(7, signal.SIGINT), (10, signal.SIGTERM), *NIGHTLY]
+)
 def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
-    """In an epoch, and at the end of one: it is told while it validates, which the next start makes good."""
-    config = base.override(val_data=[pairs_as["folder"]], steps=13, save_every=0, keep=0, best="val_recall")
+    """In an epoch, and at the end of one: it is told while it validates, which the next
+    start makes good.
+    """
+    config = base.override(
+        val_data=[pairs_as["folder"]], steps=13, save_every=0, keep=0, best="val_recall"
+    )
     train(config.override(out=tmp_path / "whole"))
     config, told = config.override(out=tmp_path / "run"), Recorder()
     callbacks = [told, At(step, lambda: signal.raise_signal(number))]
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it
     try:
         if number == signal.SIGINT:
             with pytest.raises(KeyboardInterrupt):
@@ -137,16 +201,28 @@ def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
             assert told.of("end") == [None]
         else:
             result = train(config, callbacks=callbacks)
-            assert (result.stopped, result.steps, result.out_of_patience) == ("SIGTERM", step, False)
+            assert (result.stopped, result.steps, result.out_of_patience) == (
+                "SIGTERM",
+                step,
+                False,
+            )
             assert result.checkpoint == latest_checkpoint(tmp_path / "run")
     finally:
         signal.signal(signal.SIGINT, before[1])
     assert signal.getsignal(signal.SIGTERM) is before[0]
     assert len(lines(tmp_path / "run" / "epochs.jsonl")) == (step - 1) // 5
     assert train(config.override(resume="auto")).stopped is None
-    assert_same_run(tmp_path / "run", tmp_path / "whole", ["step-00000007"] if told.of("end")[0] and step == 7 else [])
+    assert_same_run(
+        tmp_path / "run",
+        tmp_path / "whole",
+        ["step-00000007"] if told.of("end")[0] and step == 7 else [],
+    )
     for run in ("run", "whole"):
-        judged = [path.name for path in list_checkpoints(tmp_path / run) if (path / "validation.json").is_file()]
+        judged = [
+            path.name
+            for path in list_checkpoints(tmp_path / run)
+            if (path / "validation.json").is_file()
+        ]
         assert judged == ["step-00000005", "step-00000010", "step-00000013"]
 
 
@@ -163,24 +239,45 @@ def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
 def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     base, pairs_as, tmp_path, form, size, processes
 ):
-    """After 16 of an epoch's 40 samples. A quarter of them is bad: skipped.jsonl names the places that were visited."""
+    """After 16 of an epoch's 40 samples.
+
+    A quarter of them is bad: skipped.jsonl names the places that were visited.
+    """
     for path in sorted(Path(pairs_as["folder"]).iterdir()):
         stem = path.stem if path.suffix == ".txt" else ""
         (tmp_path / "pairs").mkdir(exist_ok=True)
-        (tmp_path / "pairs" / path.name).write_bytes(b"" if stem[1:] in ("0", "3", "8") else path.read_bytes())
+        (tmp_path / "pairs" / path.name).write_bytes(
+            b"" if stem[1:] in ("0", "3", "8") else path.read_bytes()
+        )
     bad = {f"{c}{t}" for c in range(4) for t in (0, 3, 8)} | {"13", "27"}
     data = str(tmp_path / "pairs")
     if form != "folder":
         data = write_shards(tmp_path / "pairs", tmp_path / "shards")
         data = f"pipe:cat {data}/{{00000..00001}}.tar" if form == "streamed" else data
-    config = base.override(data=[data], out=tmp_path / "run", max_bad_fraction=1.0, epochs=2)
-    config = config.override(shuffle_buffer=0 if form == "folder" else 7, cache_dir=tmp_path / "cache")
+    config = base.override(
+        data=[data], out=tmp_path / "run", max_bad_fraction=1.0, epochs=2
+    )
+    config = config.override(
+        shuffle_buffer=0 if form == "folder" else 7, cache_dir=tmp_path / "cache"
+    )
     killed(tmp_path / "a", processes[0], config, KilledAfter(3, 0.0))
     again = config.override(batch_size=size)
     told = command(tmp_path / "b", processes[1], again, "--resume", "auto").told()
     for changed, said in (
-        (size != 8, f"resumed with batch size {size} instead of 8: the data go on where they were, "),
-        (processes[0] != processes[1], f"resumed with {processes[1]} processes instead of {processes[0]}: the data go"),
+        (
+            size != 8,
+            (
+                f"resumed with batch size {size} instead of 8: the data go on where"
+                " they were, "
+            ),
+        ),
+        (
+            processes[0] != processes[1],
+            (
+                f"resumed with {processes[1]} processes instead of {processes[0]}: the"
+                " data go"
+            ),
+        ),
     ):
         assert (said in told) == changed
 
@@ -188,10 +285,19 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     first = [line for line in found if line["epoch"] == 1]
     assert len(first) == 2 + 24 // size and len(found) == len(first) + 40 // size
     bad_lines = lines(tmp_path / "run" / "skipped.jsonl")
-    named = [Counter(Path(x["key"]).stem for x in bad_lines if x["epoch"] == epoch) for epoch in (1, 2)]
-    assert named[0] == Counter(bad) and set(named[1].values()) == {1} and set(named[1]) <= bad
+    named = [
+        Counter(Path(x["key"]).stem for x in bad_lines if x["epoch"] == epoch)
+        for epoch in (1, 2)
+    ]
+    assert (
+        named[0] == Counter(bad)
+        and set(named[1].values()) == {1}
+        and set(named[1]) <= bad
+    )
     assert first[-1]["samples_seen"] == 40 - len(bad)
     if processes == (1, 1):  # the rates are those of a run of that size
         command(tmp_path / "c", 1, again.override(out=tmp_path / "alone"))
         rates = [line["lr"] for line in lines(tmp_path / "alone" / "metrics.jsonl")]
-        assert [line["lr"] for line in found[2:]] == rates[16 // size : 40 // size] + rates[40 // size :]
+        assert [line["lr"] for line in found[2:]] == rates[
+            16 // size : 40 // size
+        ] + rates[40 // size :]

@@ -1,4 +1,6 @@
-"""Groups of parameters and their learning rates; frozen towers; towers readied for training against the plain ones."""
+"""Groups of parameters and their learning rates; frozen towers; towers readied for
+training against the plain ones.
+"""
 
 import json
 import math
@@ -17,10 +19,18 @@ from cloob.training.config import TrainConfig
 from cloob.training.config.parts import OptimConfig
 from cloob.training.given import make_loader
 from cloob.training.loop import train
-from cloob.training.optim import layer_depths, make_optimizer, make_schedule, parameter_groups, tower_of, warmup_steps
+from cloob.training.optim import (
+    layer_depths,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    tower_of,
+    warmup_steps,
+)
 from cloob.training.step import Stepper, TowersWithLoss
 
-# By hand: open_clip's vision transformer; timm's, and Hugging Face's BERT. Order as their named_parameters.
+# By hand: open_clip's vision transformer; timm's, and Hugging Face's BERT. Order as
+# their named_parameters.
 OWN = {
     "model.visual.class_embedding": 0,
     "model.visual.conv1.weight": 0,
@@ -50,22 +60,33 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("depths", [OWN, OTHERS], ids=["open_clip", "timm and Hugging Face"])
+@pytest.mark.parametrize(
+    "depths", [OWN, OTHERS], ids=["open_clip", "timm and Hugging Face"]
+)
 def test_depths_by_names(depths):
-    assert {name: depth.depth for name, depth in layer_depths(list(depths)).items()} == depths
+    assert {
+        name: depth.depth for name, depth in layer_depths(list(depths)).items()
+    } == depths
 
 
 def test_every_depth_of_a_tower_is_taken(nano_configs):
     for model in ("tiny-resnet", "tiny-vit", "tiny-convnext"):
-        depths = layer_depths([name for name, _ in create_model(model, seed=0).named_parameters()])
+        depths = layer_depths(
+            [name for name, _ in create_model(model, seed=0).named_parameters()]
+        )
         for tower in ("image", "text"):
             found = {depth for name, depth in depths.items() if tower_of(name) == tower}
             (top,) = {depth.top for depth in found}
-            assert {depth.depth for depth in found} == set(range(top + 1)), (model, tower)
+            assert {depth.depth for depth in found} == set(range(top + 1)), (
+                model,
+                tower,
+            )
 
 
 def test_layer_decay_groups_and_one_step(nano_configs):
-    """AdamW's first step without decay moves each weight by its own learning rate (for gradients far above eps)."""
+    """AdamW's first step without decay moves each weight by its own learning rate (for
+    gradients far above eps).
+    """
     encoder, objective = create_model("nano-vit", seed=0), make_objective("clip")
     config = OptimConfig(lr=0.1, weight_decay=0.0, eps=1e-12, layer_decay=0.5)
     optimizer = make_optimizer(encoder, objective, config, torch.device("cpu"))
@@ -77,10 +98,14 @@ def test_layer_decay_groups_and_one_step(nano_configs):
         group["lr"] = 0.2 * group["lr_scale"]
     start = float(objective.log_inv_tau.detach())
     optimizer.step()
-    assert float(objective.log_inv_tau.detach()) == pytest.approx(start - 0.2, abs=1e-6)  # the temperature is no layer
+    assert float(objective.log_inv_tau.detach()) == pytest.approx(
+        start - 0.2, abs=1e-6
+    )  # the temperature is no layer
     for name, depth in layer_depths(named).items():
         moved = before[name] - named[name].detach()
-        torch.testing.assert_close(moved, torch.full_like(moved, 0.2 * 0.5 ** (depth.top - depth.depth)))
+        torch.testing.assert_close(
+            moved, torch.full_like(moved, 0.2 * 0.5 ** (depth.top - depth.depth))
+        )
     assert len({group["lr"] for group in optimizer.param_groups}) == 3
 
 
@@ -90,55 +115,103 @@ def weights(model):
 
 def same(a, b, tower):
     ignored = ("logit_scale", "num_batches_tracked")
-    return {n: torch.equal(a[n], b[n]) for n in a if tower_of(n) == tower and not n.endswith(ignored)}
+    return {
+        n: torch.equal(a[n], b[n])
+        for n in a
+        if tower_of(n) == tower and not n.endswith(ignored)
+    }
 
 
 @pytest.fixture
 def few(base, tmp_path):
-    return base.override(model="nano-resnet", epochs=1, warmup=0, save_every=0, out=tmp_path / "run")
+    return base.override(
+        model="nano-resnet", epochs=1, warmup=0, save_every=0, out=tmp_path / "run"
+    )
 
 
 @pytest.mark.parametrize("micro", [pytest.param(0, marks=pytest.mark.nightly), 4])
 def test_a_frozen_image_tower_keeps_weights_and_statistics(few, micro):
     result = train(few.override(freeze="image", micro_batch_size=micro))
-    start, end = weights(create_model("nano-resnet", seed=0)), weights(load_model(result.run))
+    start, end = (
+        weights(create_model("nano-resnet", seed=0)),
+        weights(load_model(result.run)),
+    )
     assert all(same(start, end, "image").values())
-    assert torch.equal(start["visual.bn1.num_batches_tracked"], end["visual.bn1.num_batches_tracked"])
+    assert torch.equal(
+        start["visual.bn1.num_batches_tracked"], end["visual.bn1.num_batches_tracked"]
+    )
     assert not any(same(start, end, "text").values())
     state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)["optimizer"]
-    text = [name for name in start if tower_of(name) == "text" and name != "logit_scale" and "attn_mask" not in name]
-    assert len(state["state"]) == sum(len(group["params"]) for group in state["param_groups"]) == len(text)
+    text = [
+        name
+        for name in start
+        if tower_of(name) == "text"
+        and name != "logit_scale"
+        and "attn_mask" not in name
+    ]
+    assert (
+        len(state["state"])
+        == sum(len(group["params"]) for group in state["param_groups"])
+        == len(text)
+    )
 
 
 def test_a_frozen_text_tower_is_warned_of_where_it_is_random(few, caplog):
     result = train(few.override(freeze="text"))
-    assert "the text tower is frozen with random weights; --init gives trained ones" in caplog.text
-    start, end = weights(create_model("nano-resnet", seed=0)), weights(load_model(result.run))
-    assert all(same(start, end, "text").values()) and not same(start, end, "image")["visual.bn1.running_mean"]
+    assert (
+        "the text tower is frozen with random weights; --init gives trained ones"
+        in caplog.text
+    )
+    start, end = (
+        weights(create_model("nano-resnet", seed=0)),
+        weights(load_model(result.run)),
+    )
+    assert (
+        all(same(start, end, "text").values())
+        and not same(start, end, "image")["visual.bn1.running_mean"]
+    )
 
 
 def test_a_run_writes_the_average_with_its_start(few, tmp_path):
     first = train(few)
-    config = few.override(model=None, init=str(first.run), average_with_start=0.25, out=tmp_path / "tuned")
+    config = few.override(
+        model=None, init=str(first.run), average_with_start=0.25, out=tmp_path / "tuned"
+    )
     second = train(config)
-    start, tuned, averaged = (weights(load_model(place)) for place in (first.run, second.run, second.run / "averaged"))
+    start, tuned, averaged = (
+        weights(load_model(place))
+        for place in (first.run, second.run, second.run / "averaged")
+    )
     moved = 0
     for name, value in averaged.items():
         if value.is_floating_point():
-            torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * tuned[name], rtol=1e-5, atol=1e-7, msg=name)
+            torch.testing.assert_close(
+                value,
+                0.75 * start[name] + 0.25 * tuned[name],
+                rtol=1e-5,
+                atol=1e-7,
+                msg=name,
+            )
             moved += not torch.equal(start[name], tuned[name])
     assert moved > 30
     objective = json.loads((second.run / "averaged" / "objective.json").read_text())
     assert objective == load_model(second.run).objective_config
     train(config.override(average_with_start=None, overwrite=True))
-    assert not (second.run / "averaged").exists()  # an old average does not stay beside a new run
+    assert not (
+        second.run / "averaged"
+    ).exists()  # an old average does not stay beside a new run
 
 
 def test_a_run_does_not_overwrite_what_it_starts_from(few):
     first = train(few)
     config = few.override(model=None, overwrite=True)
     for start in (first.run, first.checkpoint):
-        with pytest.raises(InputError, match=f"^init '{start}' lies in {first.run}, which --overwrite would remove"):
+        with pytest.raises(
+            InputError,
+            match=(
+                f"^init '{start}' lies in {first.run}, which --overwrite would remove"
+            ),
+        ):
             train(config.override(init=str(start)))
     assert first.checkpoint is not None and first.checkpoint.is_dir()
 
@@ -160,17 +233,30 @@ class Towers(nn.Module):
 def test_groups_follow_clips_rule():
     towers = Towers()
     objective = make_objective("siglip-hopfield", learnable_beta=True)
-    names = {id(p): name for name, p in [*towers.named_parameters(), *objective.named_parameters()]}
+    names = {
+        id(p): name
+        for name, p in [*towers.named_parameters(), *objective.named_parameters()]
+    }
     groups = parameter_groups(towers, objective, 0.3)
-    found = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in groups}
-    decay = "conv.weight tokens.weight positions attention.in_proj_weight attention.out_proj.weight"
+    found = {
+        group["weight_decay"]: {names[id(p)] for p in group["params"]}
+        for group in groups
+    }
+    decay = (
+        "conv.weight tokens.weight positions attention.in_proj_weight"
+        " attention.out_proj.weight"
+    )
     plain = """conv.bias norm.weight norm.bias attention.in_proj_bias attention.out_proj.bias wide_norm.weight
     wide_norm.bias gain log_inv_tau log_beta bias"""
     assert found == {0.3: set(decay.split()), 0.0: set(plain.split())}
     assert sum(len(group["params"]) for group in groups) == 16  # type: ignore[arg-type] # each once
-    by_name = parameter_groups(towers, objective, 0.3, by_name=True)  # as the authors' program
+    by_name = parameter_groups(
+        towers, objective, 0.3, by_name=True
+    )  # as the authors' program
     plain = next(group["params"] for group in by_name if group["weight_decay"] == 0.0)
-    assert {names[id(p)] for p in plain} == {name for name in names.values() if "bias" in name and "." in name}
+    assert {names[id(p)] for p in plain} == {
+        name for name in names.values() if "bias" in name and "." in name
+    }
 
 
 @pytest.mark.parametrize(
@@ -179,35 +265,67 @@ def test_groups_follow_clips_rule():
         ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("constant-cooldown", [0.25, 0.5, 0.75, *7 * [1.0], 2 / 2.4, 1 / 2.4]),
         # progress 0, 1/8, …, 7/8
-        ("cosine", [0.25, 0.5, 0.75, 1.0] + [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]),
+        (
+            "cosine",
+            [0.25, 0.5, 0.75, 1.0]
+            + [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)],
+        ),
         # two cycles of four steps: progress 0, 1/4, 1/2, 3/4, and again
-        ("cosine-restarts", [0.25, 0.5, 0.75, 1.0, *2 * [1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]]),
+        (
+            "cosine-restarts",
+            [
+                0.25,
+                0.5,
+                0.75,
+                1.0,
+                *2 * [1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4],
+            ],
+        ),
     ],
 )
 def test_schedules_by_hand(schedule, expected):
     config = OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2)
     rate = make_schedule(config, 12)
-    assert [rate(step) for step in range(12)] == pytest.approx([2.0 * value for value in expected], abs=1e-12)
+    assert [rate(step) for step in range(12)] == pytest.approx(
+        [2.0 * value for value in expected], abs=1e-12
+    )
     assert rate(12) == rate(20) == (2.0 if schedule == "constant" else 0.0)
-    theirs = make_schedule(OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2, like_ml_jku=True), 12)
+    theirs = make_schedule(
+        OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2, like_ml_jku=True),
+        12,
+    )
     assert [theirs(step) for step in range(5)] == [0.0, 0.5, 1.0, 1.5, rate(4)]
 
 
 @pytest.mark.parametrize("name", ["muon", "lion", "adafactor"])
 def test_an_optimiser_of_timm_learns_and_has_our_groups(name):
-    """No decay of norms and biases, lower rates below, and embeddings are left to Muon's AdamW."""
+    """No decay of norms and biases, lower rates below, and embeddings are left to
+    Muon's AdamW.
+    """
     towers, objective = Towers(), make_objective("clip")
     config = OptimConfig(optimizer=name, lr=0.1, weight_decay=0.3, layer_decay=0.5)
     optimizer = make_optimizer(towers, objective, config, torch.device("cpu"))
     assert type(optimizer).__name__.lower() == name
     of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    assert [of[id(p)]["weight_decay"] for p in (towers.conv.weight, towers.conv.bias, towers.gain)] == [0.3, 0.0, 0.0]
+    assert [
+        of[id(p)]["weight_decay"]
+        for p in (towers.conv.weight, towers.conv.bias, towers.gain)
+    ] == [0.3, 0.0, 0.0]
     assert bool(of[id(towers.tokens.weight)].get("use_fallback")) == (name == "muon")
-    assert "use_fallback" not in of[id(towers.conv.weight)] and of[id(objective.log_inv_tau)]["lr"] == 0.1
-    before = {key: p.detach().clone() for key, p in towers.named_parameters() if p.requires_grad}
+    assert (
+        "use_fallback" not in of[id(towers.conv.weight)]
+        and of[id(objective.log_inv_tau)]["lr"] == 0.1
+    )
+    before = {
+        key: p.detach().clone()
+        for key, p in towers.named_parameters()
+        if p.requires_grad
+    }
     sum(p.square().sum() + p.sum() for p in towers.parameters()).backward()
     optimizer.step()
-    assert not any(torch.equal(before[key], towers.get_parameter(key)) for key in before)
+    assert not any(
+        torch.equal(before[key], towers.get_parameter(key)) for key in before
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +338,12 @@ def test_an_optimiser_of_timm_learns_and_has_our_groups(name):
 )
 def test_an_optimiser_that_cannot_be_had_is_one_line(name, message):
     with pytest.raises(InputError, match=message):
-        make_optimizer(Towers(), make_objective("cloob"), OptimConfig(optimizer=name), torch.device("cpu"))
+        make_optimizer(
+            Towers(),
+            make_objective("cloob"),
+            OptimConfig(optimizer=name),
+            torch.device("cpu"),
+        )
 
 
 def test_default_warmup():
@@ -237,12 +360,23 @@ CPU = torch.device("cpu")
 
 
 def steps(encoder, precision="fp32", micro=0, number=2):
-    """Losses and gradient norms, features of the last step, weights and buffers after SGD."""
+    """Losses and gradient norms, features of the last step, weights and buffers after
+    SGD.
+    """
     module = TowersWithLoss(encoder, make_objective("cloob"), precision).train()
-    take = Stepper(module, torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0), 0.0, micro)
-    take.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")
+    take = Stepper(
+        module,
+        torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0),
+        0.0,
+        micro,
+    )
+    take.scaler = torch.amp.GradScaler(
+        "cpu", init_scale=256.0, enabled=precision == "fp16"
+    )
     generator, size = torch.Generator().manual_seed(5), encoder.image_size
-    images = torch.randint(0, 256, (6, 3, size, size), generator=generator, dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (6, 3, size, size), generator=generator, dtype=torch.uint8
+    )
     tokens = encoder.tokenizer([f"number {i}" for i in range(6)])
     torch.manual_seed(9)
     results = [take(images, tokens, None, 0.05) for _ in range(number)]
@@ -252,12 +386,16 @@ def steps(encoder, precision="fp32", micro=0, number=2):
 
 
 def assert_same(found, wanted, tolerance):
-    torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(wanted[0]), rtol=tolerance, atol=0.0)
+    torch.testing.assert_close(
+        torch.tensor(found[0]), torch.tensor(wanted[0]), rtol=tolerance, atol=0.0
+    )
     torch.testing.assert_close(found[1], wanted[1], rtol=0.0, atol=10 * tolerance)
     assert found[2].keys() == wanted[2].keys()
     for name, value in wanted[2].items():
         scale = max(1e-3, float(value.abs().max()))
-        torch.testing.assert_close(found[2][name], value, rtol=0.0, atol=tolerance * scale, msg=name)
+        torch.testing.assert_close(
+            found[2][name], value, rtol=0.0, atol=tolerance * scale, msg=name
+        )
 
 
 def prepared(name, **leaves):
@@ -267,13 +405,19 @@ def prepared(name, **leaves):
 
 
 @pytest.mark.parametrize(
-    ("name", "micro"), [("nano-dropout", 2), pytest.param("tiny-convnext", 0, marks=pytest.mark.nightly)]
+    ("name", "micro"),
+    [("nano-dropout", 2), pytest.param("tiny-convnext", 0, marks=pytest.mark.nightly)],
 )
 def test_recomputation_changes_nothing_but_memory(nano_configs, name, micro):
     found, kept = [], []
-    for encoder in (create_model(name, seed=0).train(), prepared(name, grad_checkpointing=True)):
+    for encoder in (
+        create_model(name, seed=0).train(),
+        prepared(name, grad_checkpointing=True),
+    ):
         saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x
+        ):
             found.append(steps(encoder, micro=micro))
         kept.append(sum(saved))
     assert_same(found[1], found[0], 0.0)
@@ -281,7 +425,12 @@ def test_recomputation_changes_nothing_but_memory(nano_configs, name, micro):
 
 
 def test_recomputation_is_refused_where_a_tower_has_no_switch(nano_configs):
-    with pytest.raises(InputError, match="grad_checkpointing is True, but the image tower of nano-resnet has no such"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "grad_checkpointing is True, but the image tower of nano-resnet has no such"
+        ),
+    ):
         prepared("nano-resnet", grad_checkpointing=True)
 
 
@@ -299,19 +448,31 @@ def test_recomputation_is_refused_where_a_tower_has_no_switch(nano_configs):
 def test_generated_code_takes_the_same_steps(nano_configs, name, leaves):
     micro = leaves.get("micro_batch_size", 0)
     plain = create_model(name, seed=0).train()
-    assert_same(steps(prepared(name, compile=True, **leaves), micro=micro), steps(plain, micro=micro), 1e-4)
+    assert_same(
+        steps(prepared(name, compile=True, **leaves), micro=micro),
+        steps(plain, micro=micro),
+        1e-4,
+    )
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_loaders_leave_shared_padding_out_but_for_compiled_towers(pairs_folder, tmp_path, compiled):
+def test_loaders_leave_shared_padding_out_but_for_compiled_towers(
+    pairs_folder, tmp_path, compiled
+):
     """The same pairs, and the same step from them: what goes is padding alone."""
     encoder = create_model("tiny-vit", seed=0).train()
-    config = TrainConfig().override(data=[str(pairs_folder)], batch_size=8, workers=0, device="cpu", out=tmp_path)
+    config = TrainConfig().override(
+        data=[str(pairs_folder)], batch_size=8, workers=0, device="cpu", out=tmp_path
+    )
     config = config.override(compile=compiled)
     source = open_source(str(pairs_folder))
-    given = next(iter(make_loader(source, encoder, config, torch.device("cpu")).epoch(0)))
+    given = next(
+        iter(make_loader(source, encoder, config, torch.device("cpu")).epoch(0))
+    )
     assert given.tokens.shape[1] == (24 if compiled else 8)
     whole = torch.nn.functional.pad(given.tokens, (0, 24 - given.tokens.shape[1]))
     objective = make_objective("cloob")
-    losses = [objective(*encoder(given.images, tokens)) for tokens in (given.tokens, whole)]
+    losses = [
+        objective(*encoder(given.images, tokens)) for tokens in (given.tokens, whole)
+    ]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,6 @@
-"""FSDP2 over two gloo processes against DDP and against one process; checkpoints in shards."""
+"""FSDP2 over two gloo processes against DDP and against one process; checkpoints in
+shards.
+"""
 
 import copy
 import os
@@ -29,7 +31,8 @@ from support import fork, on_ranks
 
 CPU = torch.device("cpu")
 RANKS = 2
-# The gradient of a key's bias is rounding alone, of which AdamW's default eps would make a step of full length.
+# The gradient of a key's bias is rounding alone, of which AdamW's default eps would
+# make a step of full length.
 CONFIG = TrainConfig().override(lr=1e-2, device="cpu", weight_decay=0.1, eps=1e-4)
 SETTINGS = {
     "sgd": {},
@@ -44,7 +47,9 @@ def batch(rank, size, context):
     """Ranks have different data, and different numbers of them."""
     generator = torch.Generator().manual_seed(rank)
     n = 5 - rank
-    images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8
+    )
     tokens = torch.randint(1, 400, (n, context), generator=generator)
     tokens[:, -1] = 49407
     return images, tokens
@@ -53,11 +58,15 @@ def batch(rank, size, context):
 def run(setting, fsdp, steps=3):
     leaves = SETTINGS[setting]
     encoder = create_model("nano-resnet", seed=0).train()
-    objective = make_objective("clip", gather=True)  # learns its τ⁻¹, a scalar that is not sharded
+    objective = make_objective(
+        "clip", gather=True
+    )  # learns its τ⁻¹, a scalar that is not sharded
     config = CONFIG.override(fsdp=fsdp)
     prepare_towers(encoder, config.run, CPU)
     if setting == "sgd":
-        parameters = [p for m in (encoder, objective) for p in m.parameters() if p.requires_grad]
+        parameters = [
+            p for m in (encoder, objective) for p in m.parameters() if p.requires_grad
+        ]
         optimizer = torch.optim.SGD(parameters, lr=0.1)
     else:
         optimizer = make_optimizer(encoder, objective, config.optim, CPU)
@@ -71,13 +80,18 @@ def run(setting, fsdp, steps=3):
         return launched.result(launched.numbers.tolist())
 
     short = max(0, leaves.get("short", 0) - dist.get_rank())
-    images, tokens = batch(dist.get_rank(), encoder.image_size, encoder.context_length - short)
+    images, tokens = batch(
+        dist.get_rank(), encoder.image_size, encoder.context_length - short
+    )
     results = [take(images, tokens, None, 0.01) for _ in range(steps)]
     bad = images.clone().float()
     bad[0, 0, 0, 0] = torch.nan
     refused = take(bad if dist.get_rank() else images.float(), tokens, None, 0.01)
     sharded = [p for p in encoder.parameters() if isinstance(p, DTensor)]
-    weights = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in encoder.state_dict().items()}
+    weights = {
+        n: v.full_tensor() if isinstance(v, DTensor) else v
+        for n, v in encoder.state_dict().items()
+    }
     moments = optimizer.state_dict()
     return {
         "numbers": [(r.loss, r.grad_norm) for r in results],
@@ -85,7 +99,10 @@ def run(setting, fsdp, steps=3):
         "weights": weights,
         "inv_tau": float(objective.inv_tau.detach()),
         "groups": moments["param_groups"],
-        "shapes": {i: {key: tuple(x.shape) for key, x in state.items()} for i, state in moments["state"].items()},
+        "shapes": {
+            i: {key: tuple(x.shape) for key, x in state.items()}
+            for i, state in moments["state"].items()
+        },
         "sharded": sum(p.numel() for p in sharded),
         "held": sum(p.to_local().numel() for p in sharded),
         "all": sum(p.numel() for p in encoder.parameters() if p.ndim),
@@ -96,7 +113,9 @@ def run(setting, fsdp, steps=3):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, nano_configs):
     """What each rank has found in each setting, by DDP and by FSDP."""
-    work = lambda _: {name: [run(name, fsdp) for fsdp in (False, True)] for name in SETTINGS}  # noqa: E731
+    work = lambda _: {  # noqa: E731
+        name: [run(name, fsdp) for fsdp in (False, True)] for name in SETTINGS
+    }
     return on_ranks(tmp_path_factory.mktemp("sharding"), RANKS, work, 400)
 
 
@@ -104,22 +123,45 @@ def found(tmp_path_factory, nano_configs):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_fsdp_takes_the_steps_of_ddp_and_reads_nothing(found, setting):
     ddp, fsdp = found[0][setting]
-    assert setting == "sgd" or fsdp["read"] == ddp["read"] == {}  # SGD is told by the host to leave a step out
+    assert (
+        setting == "sgd" or fsdp["read"] == ddp["read"] == {}
+    )  # SGD is told by the host to leave a step out
     tolerance = 2e-2 if setting == "bf16" else 2e-5
-    torch.testing.assert_close(torch.tensor(fsdp["numbers"]), torch.tensor(ddp["numbers"]), rtol=tolerance, atol=0.0)
+    torch.testing.assert_close(
+        torch.tensor(fsdp["numbers"]),
+        torch.tensor(ddp["numbers"]),
+        rtol=tolerance,
+        atol=0.0,
+    )
     assert found[1][setting][1]["numbers"] == fsdp["numbers"], "ranks disagree"
-    assert fsdp["inv_tau"] == pytest.approx(ddp["inv_tau"], rel=1e-5) and fsdp["inv_tau"] != pytest.approx(1 / 0.07)
+    assert fsdp["inv_tau"] == pytest.approx(ddp["inv_tau"], rel=1e-5) and fsdp[
+        "inv_tau"
+    ] != pytest.approx(1 / 0.07)
     assert fsdp["refused"] and ddp["refused"]
     assert fsdp["weights"].keys() == ddp["weights"].keys()
-    close = {"rtol": 1e-2, "atol": 1e-2} if setting == "bf16" else {"rtol": 1e-4, "atol": 5e-5}
+    close = (
+        {"rtol": 1e-2, "atol": 1e-2}
+        if setting == "bf16"
+        else {"rtol": 1e-4, "atol": 5e-5}
+    )
     for name, value in ddp["weights"].items():
         torch.testing.assert_close(fsdp["weights"][name], value, **close, msg=name)
     assert (fsdp["groups"], fsdp["shapes"]) == (ddp["groups"], ddp["shapes"])
 
 
-def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_number_resumes(base, tmp_path):
-    """By two processes, by one without shards, and by two again: together the run of one that was left alone."""
-    config = base.override(model="nano-vit", learnable_inv_tau=True, schedule="constant", save_every=2, keep=0)
+def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_number_resumes(
+    base, tmp_path
+):
+    """By two processes, by one without shards, and by two again: together the run of
+    one that was left alone.
+    """
+    config = base.override(
+        model="nano-vit",
+        learnable_inv_tau=True,
+        schedule="constant",
+        save_every=2,
+        keep=0,
+    )
     config = config.override(eps=1e-4, steps=7, fsdp=True, out=tmp_path / "run")
 
     def work():
@@ -142,15 +184,24 @@ def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_nu
 
     plain = config.override(fsdp=False)
     assert train(plain.override(resume="auto", steps=5)).steps == 5
-    ranks = fork(tmp_path / "again", RANKS, lambda: train(config.override(resume="auto")) and None)
+    ranks = fork(
+        tmp_path / "again",
+        RANKS,
+        lambda: train(config.override(resume="auto")) and None,
+    )
     assert set(ranks.wait()) == {0}, ranks.told()
     assert list_checkpoints(config.save.out)[-1].name == "step-00000007"
     train(plain.override(out=tmp_path / "plain", save_every=0))
     runs = [lines(tmp_path / name / "metrics.jsonl") for name in ("run", "plain")]
     for found, wanted in zip(*runs, strict=True):
         for key in ("loss", "grad_norm", "inv_tau"):
-            assert found[key] == pytest.approx(wanted[key], rel=1e-4), (found["step"], key)
-    first, second = (load_model(tmp_path / name).state_dict() for name in ("run", "plain"))
+            assert found[key] == pytest.approx(wanted[key], rel=1e-4), (
+                found["step"],
+                key,
+            )
+    first, second = (
+        load_model(tmp_path / name).state_dict() for name in ("run", "plain")
+    )
     for name, value in second.items():
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
@@ -162,10 +213,23 @@ def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_nu
 
 @pytest.mark.nightly
 def test_a_disk_that_fills_while_shards_are_written_loses_nothing(base, tmp_path):
-    """From step 3 on the kernel refuses what is beyond half a shard: one line; with room the run ends as any other."""
-    leaves = {"model": "nano-vit", "fsdp": True, "steps": 5, "save_every": 1, "keep": 0, "resume": "auto"}
-    config, whole = (base.override(**leaves, out=tmp_path / name) for name in ("run", "whole"))
-    assert command_until(tmp_path / "alone", whole, processes=RANKS).wait() == [0] * RANKS
+    """From step 3 on the kernel refuses what is beyond half a shard: one line; with
+    room the run ends as any other.
+    """
+    leaves = {
+        "model": "nano-vit",
+        "fsdp": True,
+        "steps": 5,
+        "save_every": 1,
+        "keep": 0,
+        "resume": "auto",
+    }
+    config, whole = (
+        base.override(**leaves, out=tmp_path / name) for name in ("run", "whole")
+    )
+    assert (
+        command_until(tmp_path / "alone", whole, processes=RANKS).wait() == [0] * RANKS
+    )
     saved = list_checkpoints(whole.save.out)
     half = min(file.stat().st_size for file in (saved[0] / "shards").iterdir()) // 2
 
@@ -173,27 +237,48 @@ def test_a_disk_that_fills_while_shards_are_written_loses_nothing(base, tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, (half, resource.RLIM_INFINITY))
 
     said = last_line(command_until(tmp_path / "first", config, 3, limit, RANKS))
-    kept, reason = list_checkpoints(config.save.out), "checkpoint cannot be written (File too large)"
-    failed = kept[-1].with_name(saved[len(kept)].name)  # of step 2, which was still being written, or 3
-    assert said == f"cloob: {failed}: {reason}; the last complete checkpoint is {kept[-1]}"
+    kept, reason = (
+        list_checkpoints(config.save.out),
+        "checkpoint cannot be written (File too large)",
+    )
+    failed = kept[-1].with_name(
+        saved[len(kept)].name
+    )  # of step 2, which was still being written, or 3
+    assert (
+        said == f"cloob: {failed}: {reason}; the last complete checkpoint is {kept[-1]}"
+    )
     assert len(list(failed.parent.iterdir())) == len(kept) <= 2
-    assert command_until(tmp_path / "again", config, processes=RANKS).wait() == [0] * RANKS
+    assert (
+        command_until(tmp_path / "again", config, processes=RANKS).wait() == [0] * RANKS
+    )
     assert_same_run(config.save.out, whole.save.out)
 
 
 def test_moments_take_the_layout_of_their_weights():
-    """Fused AdamW pairs numbers by their place in memory, so a channels-first moment would belong to other weights."""
+    """Fused AdamW pairs numbers by their place in memory, so a channels-first moment
+    would belong to other weights.
+    """
     after = []
     assert sharding.total_norm([]) == 0
     for layout in (torch.channels_last, torch.contiguous_format):
-        weight = nn.Parameter(torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last))
+        weight = nn.Parameter(
+            torch.arange(24.0)
+            .view(2, 3, 2, 2)
+            .contiguous(memory_format=torch.channels_last)
+        )
         optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
         for step in range(2):
-            weight.grad = torch.cos(step + torch.arange(24.0)).view(2, 3, 2, 2).to(memory_format=torch.channels_last)
+            weight.grad = (
+                torch.cos(step + torch.arange(24.0))
+                .view(2, 3, 2, 2)
+                .to(memory_format=torch.channels_last)
+            )
             optimizer.step()
             state = copy.deepcopy(optimizer.state_dict())
             for key in ("exp_avg", "exp_avg_sq"):
-                state["state"][0][key] = state["state"][0][key].contiguous(memory_format=layout)
+                state["state"][0][key] = state["state"][0][key].contiguous(
+                    memory_format=layout
+                )
             sharding.load_whole_optimizer(optimizer, state)
         after.append(weight.detach().clone())
     assert torch.equal(*after)

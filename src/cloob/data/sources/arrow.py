@@ -1,4 +1,6 @@
-"""Rows in files that are prepared before they are read; Parquet becomes Arrow in the cache, which is mapped."""
+"""Rows in files that are prepared before they are read; Parquet becomes Arrow in the
+cache, which is mapped.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,14 @@ from cloob.pictures import MAX_IMAGE_BYTES
 
 T = TypeVar("T")
 
-_FAILED_SECONDS = 60.0  # for which a file that could not be opened is not tried again: all its rows would wait
+# for which a file that could not be opened is not tried again: all its rows would wait
+_FAILED_SECONDS = 60.0
 _DOWNLOADS = 2  # at the same time, by every process
-_LOST = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT)  # what the cache has removed, or has no room for
+_LOST = (
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)  # what the cache has removed, or has no room for
 ARROW_SUFFIXES = (".arrow", ".parquet")
 NO_PICTURE = "neither bytes nor a path"  # of a row without a picture
 
@@ -39,29 +46,46 @@ _BINARY = (pa.binary(), pa.large_binary())
 _AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 _MAGIC = b"ARROW1"  # a file begins so; a stream has none
 _ROWS = 64  # of a batch of pictures
-_POOL = pa.proxy_memory_pool(pa.default_memory_pool())  # for mapped files alone; only what is compressed takes from it
+_POOL = pa.proxy_memory_pool(
+    pa.default_memory_pool()
+)  # for mapped files alone; only what is compressed takes from it
 
 
 @contextlib.contextmanager
 def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Inside, what is wrong with a file is one line for the user; what is wrong with the cache stays an OSError."""
+    """Inside, what is wrong with a file is one line for the user; what is wrong with
+    the cache stays an OSError.
+    """
     try:
         yield
     except (OSError, UnicodeDecodeError, pa.ArrowException, *more) as error:
-        if isinstance(error, InputError) or (getattr(error, "errno", None) in _LOST and path.exists()):
+        if isinstance(error, InputError) or (
+            getattr(error, "errno", None) in _LOST and path.exists()
+        ):
             raise
         if not path.exists():
             raise InputError(f"{path}: no such file") from None
-        hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
-        raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}{hint}") from error
+        hint = (
+            "; a quote that is not closed takes in the rows after it"
+            if '"' in str(error)
+            else ""
+        )
+        raise InputError(
+            f"{path} cannot be read as {path.suffix[1:].lower()}:"
+            f" {one_line(error)}{hint}"
+        ) from error
 
 
 @dataclass
 class _Opened(Generic[T]):
-    """What one process has open of a source; another one, to which the source is pickled, begins anew."""
+    """What one process has open of a source; another one, to which the source is
+    pickled, begins anew.
+    """
 
     files: OrderedDict[int, T] = field(default_factory=OrderedDict)
-    failed: dict[int, tuple[float, Exception]] = field(default_factory=dict)  # until when, and why
+    failed: dict[int, tuple[float, Exception]] = field(
+        default_factory=dict
+    )  # until when, and why
     lock: threading.Lock = field(default_factory=threading.Lock)
     prefetching: int = 0  # the process whose threads prepare files
     requests: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
@@ -72,11 +96,17 @@ class _Opened(Generic[T]):
 
 
 class FileSource(ABC, Generic[T]):
-    """Rows in files. Every is prepared when its first row is read; ``streamed`` is whether that is costly."""
+    """Rows in files.
+
+    Every is prepared when its first row is read; ``streamed`` is whether that is
+    costly.
+    """
 
     max_open = 32  # of a streamed source
 
-    def __init__(self, name: str, shard_sizes: Sequence[int], *, streamed: bool) -> None:
+    def __init__(
+        self, name: str, shard_sizes: Sequence[int], *, streamed: bool
+    ) -> None:
         self.name, self.shard_sizes, self.streamed = name, tuple(shard_sizes), streamed
         self._ends = np.cumsum(self.shard_sizes)
         self._opened = _Opened[T]()
@@ -108,7 +138,9 @@ class FileSource(ABC, Generic[T]):
                 try:
                     files[shard] = self.load(shard, self.prepare(shard))
                 except (OSError, InputError) as error:
-                    if isinstance(error, FileNotFoundError) and attempts:  # another process has made room in between
+                    if (
+                        isinstance(error, FileNotFoundError) and attempts
+                    ):  # another process has made room in between
                         continue
                     failed[shard] = time.monotonic() + _FAILED_SECONDS, error
                     raise
@@ -118,13 +150,27 @@ class FileSource(ABC, Generic[T]):
             return files[shard]
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """Has the files of these rows prepared in the background; failures show when a row is read."""
+        """Has the files of these rows prepared in the background; failures show when a
+        row is read.
+        """
         opened = self._opened
-        if opened.prefetching != os.getpid():  # threads do not survive a fork, and the queue may be locked
-            opened.prefetching, opened.requests, opened.requested = os.getpid(), queue.SimpleQueue(), []
-            for _ in range(_DOWNLOADS):  # daemons: the end of the program does not wait for them
-                threading.Thread(target=self._prepare_requested, name="cloob-prefetch", daemon=True).start()
-        for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
+        if (
+            opened.prefetching != os.getpid()
+        ):  # threads do not survive a fork, and the queue may be locked
+            opened.prefetching, opened.requests, opened.requested = (
+                os.getpid(),
+                queue.SimpleQueue(),
+                [],
+            )
+            for _ in range(
+                _DOWNLOADS
+            ):  # daemons: the end of the program does not wait for them
+                threading.Thread(
+                    target=self._prepare_requested, name="cloob-prefetch", daemon=True
+                ).start()
+        for shard in np.unique(
+            np.searchsorted(self._ends, indices, side="right")
+        ).tolist():
             if shard not in opened.requested:
                 opened.requests.put(shard)
                 opened.requested = [*opened.requested[-63:], shard]
@@ -139,12 +185,19 @@ def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None
     if (count := there.count(column)) != 1:
         what = f"{count} columns" if count else "no column"
         option = "--vectors" if kind == "vectors" else f"--{kind}-column"
-        names = f"its columns: {first_of([name[:60] for name in there])} ({option} names one)"
-        raise InputError(f"{path} has {what} {column!r}; {'rename all but one' if count else names}")
+        names = (
+            f"its columns: {first_of([name[:60] for name in there])} ({option} names"
+            " one)"
+        )
+        raise InputError(
+            f"{path} has {what} {column!r}; {'rename all but one' if count else names}"
+        )
 
 
 class ArrowSource(FileSource[pa.Table]):
-    """Rows of Arrow or Parquet files with a column of images (bytes, paths, ``datasets.Image``) and one of captions."""
+    """Rows of Arrow or Parquet files with a column of images (bytes, paths,
+    ``datasets.Image``) and one of captions.
+    """
 
     def __init__(
         self,
@@ -162,7 +215,9 @@ class ArrowSource(FileSource[pa.Table]):
             with reading(path):
                 is_parquet = path.suffix.lower() == ".parquet"
                 stored = parquet.read_metadata(path) if is_parquet else _map(path)
-                self.schemas.append(stored.schema.to_arrow_schema() if is_parquet else stored.schema)
+                self.schemas.append(
+                    stored.schema.to_arrow_schema() if is_parquet else stored.schema
+                )
                 self._is_parquet.append(is_parquet)
                 sizes.append(stored.num_rows)
                 _ = self.schemas[-1].names  # UnicodeDecodeError
@@ -170,20 +225,28 @@ class ArrowSource(FileSource[pa.Table]):
         schemas = dict(zip(paths, self.schemas, strict=True))
         self.image = _column(schemas, image_column, "image")
         self._caption = caption_column and _column(schemas, caption_column, "caption")
-        self._columns = list(dict.fromkeys((self.image, self._caption))) if self._caption else None  # one can be both
+        self._columns = (
+            list(dict.fromkeys((self.image, self._caption))) if self._caption else None
+        )  # one can be both
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; its key is ``file/row``, rows counted from 0 in every file."""
+        """The pair at ``index``; its key is ``file/row``, rows counted from 0 in every
+        file.
+        """
         path, table, row = self.row(index)
-        caption = clean_caption(_bytes(table.column(self._caption)[row]), f"{path.name}/{row}", str(path))
+        caption = clean_caption(
+            _bytes(table.column(self._caption)[row]), f"{path.name}/{row}", str(path)
+        )
         return RawSample(f"{path.name}/{row}", self.picture(index), caption)
 
     def fingerprint(self) -> Fingerprint:
         files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
         captions = [
-            repr(parquet.read_metadata(path).to_dict())
-            if self._is_parquet[shard]
-            else of_column(self.opened(shard).column(self._caption))
+            (
+                repr(parquet.read_metadata(path).to_dict())
+                if self._is_parquet[shard]
+                else of_column(self.opened(shard).column(self._caption))
+            )
             for shard, path in enumerate(self.paths)
         ]
         return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
@@ -194,18 +257,27 @@ class ArrowSource(FileSource[pa.Table]):
         return self.paths[shard], self.opened(shard), row
 
     def picture(self, index: int) -> bytes:
-        """The bytes of a row's picture: in the row, or in a file next to the table that the row names."""
+        """The bytes of a row's picture: in the row, or in a file next to the table that
+        the row names.
+        """
         path, table, row = self.row(index)
         key, cell = f"{path.name}/{row}", table.column(self.image)[row]
         if isinstance(cell, pa.StructScalar):
-            data, stored = (_bytes(cell[name]) if name in cell.type.names else None for name in ("bytes", "path"))
+            data, stored = (
+                _bytes(cell[name]) if name in cell.type.names else None
+                for name in ("bytes", "path")
+            )
         else:
-            data, stored = (None, _bytes(cell)) if cell.type in _AS_BYTES else (_bytes(cell), None)
+            data, stored = (
+                (None, _bytes(cell)) if cell.type in _AS_BYTES else (_bytes(cell), None)
+            )
         if data is None and stored:
             return read_pair_file(path.parent / os.fsdecode(stored), key, "image")
         if data is None or len(data) > MAX_IMAGE_BYTES:
             reason: Reason = "image too large" if data else "missing image"
-            raise BadSample(reason, key, f"{len(data):,} bytes" if data else f"{path}: {NO_PICTURE}")
+            raise BadSample(
+                reason, key, f"{len(data):,} bytes" if data else f"{path}: {NO_PICTURE}"
+            )
         return data
 
     def prepare(self, shard: int) -> Path:
@@ -213,42 +285,84 @@ class ArrowSource(FileSource[pa.Table]):
         with reading(path):
             stat = path.stat()
 
-        def convert(target: Path) -> None:  # to a stream, whose dictionaries may differ from batch to batch
-            with reading(path), parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
+        def convert(
+            target: Path,
+        ) -> None:  # to a stream, whose dictionaries may differ from batch to batch
+            with (
+                reading(path),
+                parquet.ParquetFile(path) as file,
+                pa.OSFile(str(target), "wb") as sink,
+            ):
                 schema = file.schema_arrow
-                schema = pa.schema(map(schema.field, self._columns)) if self._columns else schema
+                schema = (
+                    pa.schema(map(schema.field, self._columns))
+                    if self._columns
+                    else schema
+                )
                 with pa.ipc.new_stream(sink, schema) as writer:
                     for batch in file.iter_batches(_ROWS, columns=self._columns):
-                        writer.write_batch(batch.select(self._columns) if self._columns else batch)
+                        writer.write_batch(
+                            batch.select(self._columns) if self._columns else batch
+                        )
 
-        name = f"{path.resolve()} {(stat.st_size, stat.st_mtime_ns)} {self._columns} {path.stem}.arrow"
-        return self._cache.get("tables", name, convert) if self._is_parquet[shard] else path
+        name = (
+            f"{path.resolve()} {(stat.st_size, stat.st_mtime_ns)} {self._columns}"
+            f" {path.stem}.arrow"
+        )
+        return (
+            self._cache.get("tables", name, convert)
+            if self._is_parquet[shard]
+            else path
+        )
 
     def load(self, shard: int, file: Path) -> pa.Table:
         with reading(self.paths[shard]):
             table = _map(file)
             table = table.select(self._columns) if self._columns else table
-            for column in table.columns:  # its offsets lead into its data; a text that is not UTF-8 is a bad sample
+            # its offsets lead into its data; a text that is not UTF-8 is a bad sample
+            for column in table.columns:
                 column.cast(_AS_BYTES.get(column.type, column.type)).validate(full=True)
             return table
 
 
 def arrow_files(folder: Path) -> list[Path]:
-    """The data files of a Hugging Face ``datasets`` folder, or of one of Arrow or Parquet files; [] if it is none."""
+    """The data files of a Hugging Face ``datasets`` folder, or of one of Arrow or
+    Parquet files; [] if it is none.
+    """
     paths, splits, wrong = list[Path](), set[str](), ""
     if (folder / "dataset_dict.json").is_file():
         splits = {path.parent.name for path in folder.glob("*/state.json")}
-    elif (state := folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        wrong = f"{state}: does not list files of its folder, as the package datasets writes it"
+    elif (state := folder / "state.json").is_file() and (
+        folder / "dataset_info.json"
+    ).is_file():
+        wrong = (
+            f"{state}: does not list files of its folder, as the package datasets"
+            " writes it"
+        )
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            paths = [folder / file["filename"] for file in json.loads(state.read_bytes())["_data_files"]]
-            wrong = "" if paths and {path.parent for path in paths} == {folder} else wrong
+            paths = [
+                folder / file["filename"]
+                for file in json.loads(state.read_bytes())["_data_files"]
+            ]
+            wrong = (
+                "" if paths and {path.parent for path in paths} == {folder} else wrong
+            )
     else:
         for place in (folder / "data", folder):
-            paths = sorted(path for path in place.glob("*") if path.suffix.lower() in ARROW_SUFFIXES) or paths
+            paths = (
+                sorted(
+                    path
+                    for path in place.glob("*")
+                    if path.suffix.lower() in ARROW_SUFFIXES
+                )
+                or paths
+            )
         splits = {path.name.partition("-")[0] for path in paths if "-of-" in path.name}
     if len(splits) > 1 or (splits and not paths):
-        wrong = f"{folder} holds the splits {', '.join(sorted(splits))}; name one, or its files"
+        wrong = (
+            f"{folder} holds the splits {', '.join(sorted(splits))}; name one, or its"
+            " files"
+        )
     if wrong:
         raise InputError(wrong)
     return paths
@@ -258,30 +372,51 @@ def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
     try:
         schema = parquet.read_schema(path)
-        kinds = {name: is_image(field.type) for name, field in zip(schema.names, schema, strict=True)}
+        kinds = {
+            name: is_image(field.type)
+            for name, field in zip(schema.names, schema, strict=True)
+        }
     except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False  # the reader of tables reports it
     return kinds.get(image_column, image_column == _DEFAULTS[0] and any(kinds.values()))
 
 
-def _column(schemas: dict[Path, pa.Schema], column: str, kind: Literal["image", "caption"]) -> str:
-    """The column that was named, or without a name the only one of its kind in the first file."""
+def _column(
+    schemas: dict[Path, pa.Schema], column: str, kind: Literal["image", "caption"]
+) -> str:
+    """The column that was named, or without a name the only one of its kind in the
+    first file.
+    """
     first = next(iter(schemas.values()))
-    options = [field.name for field in first if (is_image(field.type) if kind == "image" else field.type in _AS_BYTES)]
+    options = [
+        field.name
+        for field in first
+        if (is_image(field.type) if kind == "image" else field.type in _AS_BYTES)
+    ]
     if column not in first.names and column in _DEFAULTS and len(options) == 1:
         column = str(options[0])
     for path, schema in schemas.items():
         check_name(path, schema.names, column, kind)
         stored = schema.field(column).type
-        if not (stored in _AS_BYTES or pa.types.is_null(stored) or (kind == "image" and is_image(stored))):
-            expected = "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
-            raise InputError(f"{path}: column {column!r} holds {stored}, not {expected}")
+        if not (
+            stored in _AS_BYTES
+            or pa.types.is_null(stored)
+            or (kind == "image" and is_image(stored))
+        ):
+            expected = (
+                "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
+            )
+            raise InputError(
+                f"{path}: column {column!r} holds {stored}, not {expected}"
+            )
     return column
 
 
 def is_image(kind: pa.DataType) -> bool:
     """Whether a column of this kind holds encoded images: bytes, or {bytes, path}."""
-    return kind in _BINARY or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+    return kind in _BINARY or (
+        pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    )
 
 
 def _bytes(value: Any) -> bytes | None:
@@ -293,10 +428,19 @@ def _map(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as source:
         is_file = source.read(len(_MAGIC)) == _MAGIC
         source.seek(0)
-        reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source, memory_pool=_POOL)
+        reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(
+            source, memory_pool=_POOL
+        )
         batches = []
-        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+        for batch in (
+            map(reader.get_batch, range(reader.num_record_batches))
+            if is_file
+            else reader
+        ):
             batches.append(batch)
             if _POOL.bytes_allocated() > before:
-                raise InputError(f"{path}: is compressed; save it as Arrow without compression, or as Parquet")
+                raise InputError(
+                    f"{path}: is compressed; save it as Arrow without compression, or"
+                    " as Parquet"
+                )
     return pa.Table.from_batches(batches, reader.schema)

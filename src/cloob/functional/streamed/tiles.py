@@ -1,4 +1,6 @@
-"""Tiles of a matrix product: which there are, and how they are multiplied and summed."""
+"""Tiles of a matrix product: which there are, and how they are multiplied and
+summed.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,26 @@ from torch import Tensor
 from cloob.functional import private
 from cloob.functional.private import P, R, full_products, outside_autocast
 
-TILE = {"cpu": 512}  # rows of a tile, whose buffers stay in the cache; 4096 on an accelerator, which they fill
-STRIP = {"cpu": 1024}  # rows of a strip, whose columns are all candidates; 4096 on an accelerator
+# rows of a tile, whose buffers stay in the cache; 4096 on an accelerator, which they
+# fill
+TILE = {"cpu": 512}
+STRIP = {
+    "cpu": 1024
+}  # rows of a strip, whose columns are all candidates; 4096 on an accelerator
 
 
 def first_order(backward: Callable[P, R]) -> Callable[P, R]:
-    """Runs a backward pass of the streamed path in float32, and refuses derivatives of it."""
+    """Runs a backward pass of the streamed path in float32, and refuses derivatives of
+    it.
+    """
     computed = full_products()(outside_autocast(backward))
 
     @functools.wraps(backward)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        once = "the streamed path can be differentiated once; backend='reference' has more derivatives"
+        once = (
+            "the streamed path can be differentiated once; backend='reference' has more"
+            " derivatives"
+        )
         private.refuse_second_derivatives(once)
         return computed(*args, **kwargs)
 
@@ -35,7 +46,9 @@ def blocks(matrix: Tensor, size: int = 0) -> list[slice]:
 
 
 def tile_pairs(left: Tensor, right: Tensor | None) -> Iterator[tuple[slice, slice]]:
-    """Every tile of left · rightᵀ; with ``right`` None the tiles on and above the diagonal of left · leftᵀ."""
+    """Every tile of left · rightᵀ; with ``right`` None the tiles on and above the
+    diagonal of left · leftᵀ.
+    """
     above = blocks(left)
     for i, rows in enumerate(above):
         for columns in above[i:] if right is None else blocks(right):
@@ -43,7 +56,9 @@ def tile_pairs(left: Tensor, right: Tensor | None) -> Iterator[tuple[slice, slic
 
 
 def matmul_dtype(matmul: torch.dtype | None, rows: Tensor) -> torch.dtype:
-    """The dtype to multiply in; ValueError for float16, which cannot hold exp(β), and all others."""
+    """The dtype to multiply in; ValueError for float16, which cannot hold exp(β), and
+    all others.
+    """
     if matmul not in (None, torch.bfloat16, rows.dtype):
         raise ValueError(f"matmul is {matmul}; torch.bfloat16 or None is expected")
     return matmul or rows.dtype
@@ -58,16 +73,21 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs ``function`` in float32 and outside of the graphs of ``torch.compile``, where loops over tiles gain nothing.
+    """Runs ``function`` in float32 and outside of the graphs of ``torch.compile``,
+    where loops over tiles gain nothing.
 
-    RuntimeError inside ``torch.func`` and ``torch.export``, which would have to go through it.
+    RuntimeError inside ``torch.func`` and ``torch.export``, which would have to go
+    through it.
     """
     computed = full_products()(outside_autocast(function))
 
     @functools.wraps(function)
     def direct(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling() or private.in_transform():
-            refused = "the streamed path goes through neither torch.func (grad, vmap, …) nor torch.export"
+            refused = (
+                "the streamed path goes through neither torch.func (grad, vmap, …) nor"
+                " torch.export"
+            )
             raise RuntimeError(f"{refused}; backend='reference' does")
         return computed(*args, **kwargs)
 

@@ -1,1 +1,3 @@
-"""Two frozen encoders of any origin with a trained head on top of both: what ``cloob train align`` makes."""
+"""Two frozen encoders of any origin with a trained head on top of both: what ``cloob
+train align`` makes.
+"""

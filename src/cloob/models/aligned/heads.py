@@ -1,4 +1,6 @@
-"""The heads that are trained on the features of frozen encoders; several as one, with a bias against hubs."""
+"""The heads that are trained on the features of frozen encoders; several as one, with a
+bias against hubs.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,26 @@ _SHARE = _MOST**0.5
 
 
 class Head(nn.Module):
-    """(n, F) features of n items to (n, D) rows of the shared space, not yet of unit length.
+    """(n, F) features of n items to (n, D) rows of the shared space, not yet of unit
+    length.
 
-    The features are standardised first, by the training set (``fit``). Pooled features of a network with ReLUs share a
-    large mean, and rows that are all alike are what contrast and retrieval can do least with.
+    The features are standardised first, by the training set (``fit``). Pooled features
+    of a network with ReLUs share a large mean, and rows that are all alike are what
+    contrast and retrieval can do least with.
 
-    A ``"linear"`` head is dropout and a matrix. An ``"mlp"`` adds a branch of a hidden layer of 2 D, GELU and dropout
-    to that matrix; its last matrix starts at zero, so that an mlp starts as the linear head. There is no layer norm: in
-    rows of few columns it would remove information.
+    A ``"linear"`` head is dropout and a matrix. An ``"mlp"`` adds a branch of a hidden
+    layer of 2 D, GELU and dropout to that matrix; its last matrix starts at zero, so
+    that an mlp starts as the linear head. There is no layer norm: in rows of few
+    columns it would remove information.
 
     Args:
         features: Width F of the rows that come in.
         embed_dim: Width D of those that go out.
         kind: ``"linear"`` or ``"mlp"``.
         dropout: In front of a linear head's matrix, or in the hidden layer of an mlp.
-        standardise: Every feature loses its mean, then ``"one"`` divides all by one number, ``"column"`` every column
-            by its standard deviation (a constant one by 1). ``"none"`` leaves them as they are.
+        standardise: Every feature loses its mean, then ``"one"`` divides all by one
+            number, ``"column"`` every column by its standard deviation (a constant one
+            by 1). ``"none"`` leaves them as they are.
 
     Example:
         >>> import torch
@@ -55,11 +61,20 @@ class Head(nn.Module):
         standardise: Standardise = "one",
     ):
         super().__init__()
-        options = {"features": features, "embed_dim": embed_dim, "kind": kind, "dropout": dropout}
-        self.options: dict[str, Any] = options | ({} if standardise == "one" else {"standardise": standardise})
+        options = {
+            "features": features,
+            "embed_dim": embed_dim,
+            "kind": kind,
+            "dropout": dropout,
+        }
+        self.options: dict[str, Any] = options | (
+            {} if standardise == "one" else {"standardise": standardise}
+        )
         self.standardise = standardise
         self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features if standardise == "column" else ()))
+        self.register_buffer(
+            "scale", torch.ones(features if standardise == "column" else ())
+        )
         self.matrix = nn.Linear(features, embed_dim)
         self.dropout: nn.Module = nn.Identity()
         self.branch: nn.Module | None = None
@@ -69,25 +84,37 @@ class Head(nn.Module):
             last = nn.Linear(2 * embed_dim, embed_dim)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            self.branch = nn.Sequential(nn.Linear(features, 2 * embed_dim), nn.GELU(), nn.Dropout(dropout), last)
+            self.branch = nn.Sequential(
+                nn.Linear(features, 2 * embed_dim), nn.GELU(), nn.Dropout(dropout), last
+            )
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Takes mean and scale from the (N, F) features of the training set; the mean squared entry becomes 1."""
+        """Takes mean and scale from the (N, F) features of the training set; the mean
+        squared entry becomes 1.
+        """
         if self.standardise == "none":
             return
         self.mean.copy_(features.mean(0))
         centred = features.cpu() - self.mean.cpu().double()  # MPS has no float64
         if self.standardise == "one":
-            self.scale.copy_((torch.linalg.vector_norm(centred) / centred.numel() ** 0.5).clamp_min(1e-12))
+            self.scale.copy_(
+                (torch.linalg.vector_norm(centred) / centred.numel() ** 0.5).clamp_min(
+                    1e-12
+                )
+            )
             return
         deviation = torch.linalg.vector_norm(centred, dim=0) / len(centred) ** 0.5
-        constant = deviation <= 1e-6 * self.mean.cpu().abs()  # what is left is rounding of the mean
+        constant = (
+            deviation <= 1e-6 * self.mean.cpu().abs()
+        )  # what is left is rounding of the mean
         self.scale.copy_(deviation.masked_fill(constant, 1.0))
 
     @torch.no_grad()
     def solve(self, mean: Tensor, matrix: Tensor) -> None:
-        """Makes a linear head give (features - mean) @ matrix, for an (F,) mean and an (F, D) matrix, then zeros."""
+        """Makes a linear head give (features - mean) @ matrix, for an (F,) mean and an
+        (F, D) matrix, then zeros.
+        """
         self.mean.copy_(mean)
         self.scale.fill_(1.0)
         self.matrix.weight.zero_()[: matrix.shape[1]].copy_(matrix.T)
@@ -100,16 +127,21 @@ class Head(nn.Module):
 
 
 class Members(nn.Module):
-    """(n, F) features to (n, D) unit rows: those of several heads side by side, weighted.
+    """(n, F) features to (n, D) unit rows: those of several heads side by side,
+    weighted.
 
-    The squares of the weights add up to 1, so a cosine of two rows is the weighted mean of the heads' cosines.
+    The squares of the weights add up to 1, so a cosine of two rows is the weighted mean
+    of the heads' cosines.
 
-    With a ``bank``, unit rows of the other side, an item x loses b(x) = strength · (m(x) − mean of m), where m is the
-    mean cosine of its ten nearest rows of the bank: half of it is CSLS (Conneau et al. 2018). As a dot product alone
-    knows it, the rows have four columns more: (x, −b(x)/s, s, r, 0) on one side and (y, s, −b(y)/s, 0, r) on the other
-    have the product x·y − b(x) − b(y), and r gives all rows one length. A query's bias moves all answers alike.
+    With a ``bank``, unit rows of the other side, an item x loses b(x) = strength ·
+    (m(x) − mean of m), where m is the mean cosine of its ten nearest rows of the bank:
+    half of it is CSLS (Conneau et al. 2018). As a dot product alone knows it, the rows
+    have four columns more: (x, −b(x)/s, s, r, 0) on one side and (y, s, −b(y)/s, 0, r)
+    on the other have the product x·y − b(x) − b(y), and r gives all rows one length. A
+    query's bias moves all answers alike.
 
-    ``cut``: columns that are kept of those side by side, by the orthogonal ``axes``; ``rows``: size of the bank.
+    ``cut``: columns that are kept of those side by side, by the orthogonal ``axes``;
+    ``rows``: size of the bank.
     """
 
     axes: Tensor
@@ -156,18 +188,41 @@ class Members(nn.Module):
         rows, hubs = self.side_by_side(parts), self.options["hubs"]
         if not hubs["rows"]:
             return rows
-        bias = (hubs["strength"] * (self._nearness(rows) - self.usual)).clamp(-_MOST, _MOST).unsqueeze(1) / _SHARE
-        share, rest = torch.full_like(bias, _SHARE), (_MOST - bias**2).clamp_min(0).sqrt()
+        bias = (hubs["strength"] * (self._nearness(rows) - self.usual)).clamp(
+            -_MOST, _MOST
+        ).unsqueeze(1) / _SHARE
+        share, rest = (
+            torch.full_like(bias, _SHARE),
+            (_MOST - bias**2).clamp_min(0).sqrt(),
+        )
         pairs = ((-bias, share), (rest, torch.zeros_like(rest)))
-        return torch.cat([rows, *(column for pair in pairs for column in pair[:: -1 if hubs["side"] else 1])], 1)
+        return torch.cat(
+            [
+                rows,
+                *(
+                    column
+                    for pair in pairs
+                    for column in pair[:: -1 if hubs["side"] else 1]
+                ),
+            ],
+            1,
+        )
 
     def side_by_side(self, parts: Sequence[Tensor], *, cut: bool = True) -> Tensor:
         """The rows without a bias, and without a cut if ``cut`` is False."""
-        rows = torch.cat([weight * part for weight, part in zip(self.weights, parts, strict=True)], 1)
-        return F.normalize(rows @ self.axes, dim=1) if cut and self.options["cut"] else rows
+        rows = torch.cat(
+            [weight * part for weight, part in zip(self.weights, parts, strict=True)], 1
+        )
+        return (
+            F.normalize(rows @ self.axes, dim=1)
+            if cut and self.options["cut"]
+            else rows
+        )
 
     def _nearness(self, rows: Tensor) -> Tensor:
-        near: Tensor = (rows @ self.bank.T).topk(min(_NEAREST, len(self.bank)), 1).values.mean(1)
+        near: Tensor = (
+            (rows @ self.bank.T).topk(min(_NEAREST, len(self.bank)), 1).values.mean(1)
+        )
         return near
 
 
@@ -183,10 +238,17 @@ def head_of(options: Mapping[str, Any]) -> AnyHead:
 
 
 @torch.no_grad()
-def fit_members(a: Members, b: Members, parts_a: Sequence[Tensor], parts_b: Sequence[Tensor]) -> None:
-    """Takes axes, banks and usual nearness of both sides from the unit rows of all heads for some training pairs."""
-    if cut := a.options["cut"]:  # principal directions of both sides' rows, not centred, since cosines are compared
-        both = torch.cat([a.side_by_side(parts_a, cut=False), b.side_by_side(parts_b, cut=False)])
+def fit_members(
+    a: Members, b: Members, parts_a: Sequence[Tensor], parts_b: Sequence[Tensor]
+) -> None:
+    """Takes axes, banks and usual nearness of both sides from the unit rows of all
+    heads for some training pairs.
+    """
+    # principal directions of both sides' rows, not centred, since cosines are compared
+    if cut := a.options["cut"]:
+        both = torch.cat(
+            [a.side_by_side(parts_a, cut=False), b.side_by_side(parts_b, cut=False)]
+        )
         axes = torch.linalg.eigh((both.T @ both).double())[1][:, -cut:]
         for side in (a, b):
             side.axes.copy_(axes)

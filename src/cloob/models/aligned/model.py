@@ -1,4 +1,6 @@
-"""Heads with their frozen encoders, or for vectors of two kinds, as one ``DualEncoder``; and their model folders."""
+"""Heads with their frozen encoders, or for vectors of two kinds, as one
+``DualEncoder``; and their model folders.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,19 @@ from cloob.models.weights.keymap import Towers, fill
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
-ModelFiles = tuple[str, dict[str, Any], str, dict[str, Tensor]]  # names and contents of configuration and weights
+ModelFiles = tuple[
+    str, dict[str, Any], str, dict[str, Tensor]
+]  # names and contents of configuration and weights
 _SIDES = ("image", "text")
 Side = Literal["a", "b"]
-_OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
+_OF_PICTURES = (
+    "preprocess",
+    "tokenizer",
+    "image_size",
+    "context_length",
+    "mean",
+    "std",
+)
 _PROBE_TEXT, _PROBE_WIDTH = "A photo of 2 Dogs & a cat.", 64
 _SAME = 0.01  # distance of unit features that machines' rounding stays below
 
@@ -48,16 +59,24 @@ _SAME = 0.01  # distance of unit features that machines' rounding stays below
 class AlignedEncoder(DualEncoder):
     """A ``DualEncoder`` with frozen encoders."""
 
-    memories: tuple[FeatureMemory, FeatureMemory] | None = None  # features that need not be computed again
+    memories: tuple[FeatureMemory, FeatureMemory] | None = (
+        None  # features that need not be computed again
+    )
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As of a ``DualEncoder``, or where it is ``on_features`` of the (n, F) features of both encoders."""
+        """As of a ``DualEncoder``, or where it is ``on_features`` of the (n, F)
+        features of both encoders.
+        """
         if not self.on_features:
             return super().forward(images, tokens)
-        return F.normalize(self.model.image_head(images), dim=1), F.normalize(self.model.text_head(tokens), dim=1)
+        return F.normalize(self.model.image_head(images), dim=1), F.normalize(
+            self.model.text_head(tokens), dim=1
+        )
 
     def train(self, mode: bool = True) -> Self:
-        """As ``nn.Module.train``, but for the encoders: training mode would move the statistics of their norms."""
+        """As ``nn.Module.train``, but for the encoders: training mode would move the
+        statistics of their norms.
+        """
         super().train(mode)
         self.model.visual.eval()
         self.model.text.eval()
@@ -68,19 +87,33 @@ class AlignedEncoder(DualEncoder):
         return self._features_of("image", images), self._features_of("text", tokens)
 
     def encoder_keys(self) -> tuple[str, str]:
-        """Names of both encoders by what decides over their features; kinds of devices round differently."""
+        """Names of both encoders by what decides over their features; kinds of devices
+        round differently.
+        """
         visual, words = self.model.visual, self.model.text
         image = [weights_digest(visual), repr(visual), self.preprocess_cfg]
-        text = [weights_digest(words), repr(words), self.context_length, [*words.facts, describe(words.tokenizer)]]
-        keys = (json.dumps([VERSION, self.device.type, facts], sort_keys=True) for facts in (image, text))
-        of_images, of_texts = (hashlib.blake2b(key.encode(), digest_size=6).hexdigest() for key in keys)
+        text = [
+            weights_digest(words),
+            repr(words),
+            self.context_length,
+            [*words.facts, describe(words.tokenizer)],
+        ]
+        keys = (
+            json.dumps([VERSION, self.device.type, facts], sort_keys=True)
+            for facts in (image, text)
+        )
+        of_images, of_texts = (
+            hashlib.blake2b(key.encode(), digest_size=6).hexdigest() for key in keys
+        )
         return of_images, of_texts
 
     def _features_of(self, side: Literal["image", "text"], batch: Tensor) -> Tensor:
         batch = batch.to(self.device)
         if side == "image":
             pixels = (batch.float() / 255 - self._mean) / self._std
-            features: Tensor = self.model.visual(pixels.contiguous(memory_format=torch.channels_last))
+            features: Tensor = self.model.visual(
+                pixels.contiguous(memory_format=torch.channels_last)
+            )
         else:
             features = self.model.text(batch)
         return features.float()
@@ -88,7 +121,9 @@ class AlignedEncoder(DualEncoder):
     def _image_features(self, images: Tensor) -> Tensor:
         if self.memories is None or images.dtype != torch.uint8:
             return super()._image_features(images)
-        features = self.memories[0].features(images, partial(self._features_of, "image"))
+        features = self.memories[0].features(
+            images, partial(self._features_of, "image")
+        )
         return F.normalize(self.model.image_head(features.to(self.device)), dim=1)
 
     def _text_features(self, tokens: Tensor) -> Tensor:
@@ -106,10 +141,16 @@ def aligned_encoder(
     names: dict[str, str],
     objective: dict[str, Any] | None = None,
 ) -> AlignedEncoder:
-    """Both encoders and their heads as one; ``names`` has ``image_encoder`` and ``text_encoder`` as they were typed."""
+    """Both encoders and their heads as one; ``names`` has ``image_encoder`` and
+    ``text_encoder`` as they were typed.
+    """
     settings = {**names, "image_size": image.preprocess_cfg["size"]}
-    config = EncoderConfig("aligned", image_head.options["embed_dim"], text.context_length, settings)
-    name = "+".join(Path(names[f"{side}_encoder"].rpartition(":")[2]).name for side in _SIDES)
+    config = EncoderConfig(
+        "aligned", image_head.options["embed_dim"], text.context_length, settings
+    )
+    name = "+".join(
+        Path(names[f"{side}_encoder"].rpartition(":")[2]).name for side in _SIDES
+    )
     towers = Towers(image, text, math.log(1 / 0.07), (image_head, text_head))
     return AlignedEncoder(name, towers, text.tokenizer, config, objective)
 
@@ -120,17 +161,30 @@ def heads_files(encoder: DualEncoder) -> ModelFiles:
     aligned = encoder.config.kind == "aligned"
     heads = dict(zip(_SIDES if aligned else ("a", "b"), encoder.heads, strict=True))
     options = {side: head.options for side, head in heads.items()}
-    content = {**encoder.config.settings, **({"heads": options} if aligned else options)}
+    content = {
+        **encoder.config.settings,
+        **({"heads": options} if aligned else options),
+    }
     if aligned:
         content |= {
             "image_fingerprint": weights_digest(encoder.model.visual),
             "text_fingerprint": weights_digest(encoder.model.text),
         }
-        content["probe"] = {side: [round(x, 6) for x in row.tolist()] for side, row in _probe(encoder).items()}
-    return ALIGNED_FILE if aligned else VECTORS_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
+        content["probe"] = {
+            side: [round(x, 6) for x in row.tolist()]
+            for side, row in _probe(encoder).items()
+        }
+    return (
+        ALIGNED_FILE if aligned else VECTORS_FILE,
+        content,
+        HEADS_FILE,
+        nn.ModuleDict(heads).state_dict(),
+    )
 
 
-def read_heads(folder: Path, options: Mapping[str, Any], sides: Sequence[str]) -> tuple[AnyHead, AnyHead]:
+def read_heads(
+    folder: Path, options: Mapping[str, Any], sides: Sequence[str]
+) -> tuple[AnyHead, AnyHead]:
     """The heads of a model folder."""
     with torch.device("meta"):  # no memory before the file of weights has it
         heads = nn.ModuleDict({side: head_of(options[side]) for side in sides})
@@ -140,34 +194,63 @@ def read_heads(folder: Path, options: Mapping[str, Any], sides: Sequence[str]) -
 
 
 def load_aligned(
-    folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
+    folder: Path,
+    config: dict[str, Any],
+    objective: dict[str, Any],
+    load_model: LoadModel,
 ) -> AlignedEncoder:
-    file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
+    file, names = (
+        folder / ALIGNED_FILE,
+        {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES},
+    )
     image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
     text = open_text_encoder(names["text_encoder"], load_model)
-    weights = {side: weights_digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}
-    encoder = aligned_encoder(image, text, *read_heads(folder, config["heads"], _SIDES), names, objective)
+    weights = {
+        side: weights_digest(opened)
+        for side, opened in zip(_SIDES, (image, text), strict=True)
+    }
+    encoder = aligned_encoder(
+        image, text, *read_heads(folder, config["heads"], _SIDES), names, objective
+    )
     rows = _probe(encoder)
     for side in _SIDES:
-        changed = "has the same weights, but gives other features (tokenizer, pooling, layers or pixels changed)"
+        changed = (
+            "has the same weights, but gives other features (tokenizer, pooling, layers"
+            " or pixels changed)"
+        )
         if weights[side] != config[f"{side}_fingerprint"]:
             changed = "is another one now"
-        elif torch.linalg.vector_norm(rows[side] - torch.tensor(config["probe"][side])) <= _SAME:
+        elif (
+            torch.linalg.vector_norm(rows[side] - torch.tensor(config["probe"][side]))
+            <= _SAME
+        ):
             continue
-        raise InputError(f"{file}: its {side} head was trained on {names[f'{side}_encoder']!r}, which {changed}")
+        raise InputError(
+            f"{file}: its {side} head was trained on {names[f'{side}_encoder']!r},"
+            f" which {changed}"
+        )
     return encoder
 
 
 def _probe(encoder: AlignedEncoder) -> dict[str, Tensor]:
-    """Unit features of one picture and one text: they tell another tokenizer, pooling, activation or pixels."""
+    """Unit features of one picture and one text: they tell another tokenizer, pooling,
+    activation or pixels.
+    """
     size = encoder.image_size
-    picture = (torch.arange(3 * size * size) % 251).to(torch.uint8).view(1, 3, size, size)
+    picture = (
+        (torch.arange(3 * size * size) % 251).to(torch.uint8).view(1, 3, size, size)
+    )
     rows = encoder.features(picture, encoder.tokenizer([_PROBE_TEXT]))
-    return {side: F.normalize(row[0, :_PROBE_WIDTH].cpu(), dim=0) for side, row in zip(_SIDES, rows, strict=True)}
+    return {
+        side: F.normalize(row[0, :_PROBE_WIDTH].cpu(), dim=0)
+        for side, row in zip(_SIDES, rows, strict=True)
+    }
 
 
 def encoders_here(settings: Mapping[str, Any]) -> list[str]:
-    """The names of frozen encoders that lie on this machine, of those in ``aligned.json``."""
+    """The names of frozen encoders that lie on this machine, of those in
+    ``aligned.json``.
+    """
     names = (str(settings.get(f"{side}_encoder") or "") for side in _SIDES)
     return [name for name in names if name and ModelSource.parse(name).path is not None]
 
@@ -177,27 +260,39 @@ class RowsError(InputError):
 
 
 class VectorEncoder(AlignedEncoder):
-    """Two heads without encoders: rows of numbers in, unit rows out; it trains and is stored as a ``DualEncoder``."""
+    """Two heads without encoders: rows of numbers in, unit rows out; it trains and is
+    stored as a ``DualEncoder``.
+    """
 
     on_features = True
 
-    def __init__(self, a: AnyHead, b: AnyHead, objective: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, a: AnyHead, b: AnyHead, objective: dict[str, Any] | None = None
+    ) -> None:
         nn.Module.__init__(self)  # a DualEncoder's asks for towers
         self.name = "vectors"
         self.model = nn.Module()
         self.model.visual, self.model.text = nn.Identity(), nn.Identity()
-        self.model.image_head, self.model.text_head = a, b  # as an ``AlignedEncoder`` calls them: a stands first
+        self.model.image_head, self.model.text_head = (
+            a,
+            b,
+        )  # as an ``AlignedEncoder`` calls them: a stands first
         self.embed_dim: int = a.options["embed_dim"]
         self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": 1})
         self.objective_config = objective or {}
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_PICTURES:
-            raise RowsError("a model of vectors takes no pictures and texts, but rows: --a, --b, encode_a, encode_b")
+            raise RowsError(
+                "a model of vectors takes no pictures and texts, but rows: --a, --b,"
+                " encode_a, encode_b"
+            )
         return super().__getattr__(name)
 
     def encode_a(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
-        """Embeds vectors of the first kind, without a gradient. Mode (train, eval) is the caller's.
+        """Embeds vectors of the first kind, without a gradient.
+
+        Mode (train, eval) is the caller's.
 
         Args:
             rows: (n, F) numbers of any type, also a memory-mapped array.
@@ -222,7 +317,10 @@ class VectorEncoder(AlignedEncoder):
         head = self.heads[side]
         width = head.options["features"]
         if rows.ndim != 2 or rows.shape[1] != width:
-            raise InputError(f"{'ab'[side]}: its head takes an array (n, {width}), not {tuple(rows.shape)}")
+            raise InputError(
+                f"{'ab'[side]}: its head takes an array (n, {width}), not"
+                f" {tuple(rows.shape)}"
+            )
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
         for start in range(0, len(rows), batch_size):
             some = as_floats(rows[start : start + batch_size]).to(self.device)
@@ -234,14 +332,21 @@ def with_heads(encoder: AlignedEncoder, a: AnyHead, b: AnyHead) -> AlignedEncode
     """The same encoders, or none, with other heads."""
     if isinstance(encoder, VectorEncoder):
         return VectorEncoder(a, b, encoder.objective_config)
-    names = {key: encoder.config.settings[key] for key in ("image_encoder", "text_encoder")}
-    return aligned_encoder(encoder.model.visual, encoder.model.text, a, b, names, encoder.objective_config)
+    names = {
+        key: encoder.config.settings[key] for key in ("image_encoder", "text_encoder")
+    }
+    return aligned_encoder(
+        encoder.model.visual, encoder.model.text, a, b, names, encoder.objective_config
+    )
 
 
 def embed_rows(encoder: Any, side: Side, rows: np.ndarray | Tensor) -> Tensor:
     """The (n, D) unit rows of vectors of one side, on the CPU."""
     if not isinstance(encoder, VectorEncoder):
-        raise InputError(f"{encoder.name}: is no model of vectors; --a and --b are for runs of `cloob train vectors`")
+        raise InputError(
+            f"{encoder.name}: is no model of vectors; --a and --b are for runs of"
+            " `cloob train vectors`"
+        )
     return (encoder.encode_a if side == "a" else encoder.encode_b)(rows).cpu()
 
 

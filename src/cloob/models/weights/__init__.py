@@ -1,1 +1,3 @@
-"""Other people's checkpoints: read as data, never run, and turned into encoders; one file a family."""
+"""Other people's checkpoints: read as data, never run, and turned into encoders; one
+file a family.
+"""

@@ -1,4 +1,6 @@
-"""Tensors out of files that anyone may have written: the unpickler knows a list of exact names, and no code runs."""
+"""Tensors out of files that anyone may have written: the unpickler knows a list of
+exact names, and no code runs.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,14 @@ from cloob.models.runs import check_objective
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-_PAGES = 32 * 1024**2  # bytes of a mapped file that may count as memory of the process, or a twelfth of its tensors
-_STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "LongStorage": torch.int64}
+# bytes of a mapped file that may count as memory of the process, or a twelfth of its
+# tensors
+_PAGES = 32 * 1024**2
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "LongStorage": torch.int64,
+}
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -37,21 +45,34 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
             with translated(f"{index}: cannot be read"):
                 places = set(read_json(index)["weight_map"].values())
                 shards = [trained_file(folder / place)[0] for place in sorted(places)]
-            return index, {key: tensor for shard in shards for key, tensor in shard.items()}
+            return index, {
+                key: tensor for shard in shards for key, tensor in shard.items()
+            }
     raise InputError(f"{folder}: no weights in it ({' or '.join(WEIGHTS_FILES)})")
 
 
 def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of safetensors or a ``state_dict`` of torch; and the objective that our open_clip launcher wrote."""
+    """The tensors of safetensors or a ``state_dict`` of torch; and the objective that
+    our open_clip launcher wrote.
+    """
     objective: dict[str, Any] = {}
     if path.suffix == ".safetensors":
         tensors = read_safetensors(path)
     else:
         tensors, checkpoint, _ = read_torch(path)
-        with contextlib.suppress(KeyError, IndexError, TypeError):  # no checkpoint, or another program's
-            objective = check_objective((checkpoint or {})["optimizer"]["param_groups"][0]["cloob"], f"{path}: cloob")
-    if all(key.startswith("module.") for key in tensors):  # of training by several processes
-        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+        with contextlib.suppress(
+            KeyError, IndexError, TypeError
+        ):  # no checkpoint, or another program's
+            objective = check_objective(
+                (checkpoint or {})["optimizer"]["param_groups"][0]["cloob"],
+                f"{path}: cloob",
+            )
+    if all(
+        key.startswith("module.") for key in tensors
+    ):  # of training by several processes
+        tensors = {
+            key.removeprefix("module."): tensor for key, tensor in tensors.items()
+        }
     return tensors, objective
 
 
@@ -63,7 +84,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _copied(read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Copies of a mapped file's tensors, as it may change; mapped anew now and then, as pages count as memory."""
+    """Copies of a mapped file's tensors, as it may change; mapped anew now and then, as
+    pages count as memory.
+    """
     mapped, copies, pages = read(), {}, 0
     most = max(_PAGES, sum(tensor.nbytes for tensor in mapped.values()) // 12)
     for name in sorted(mapped, key=lambda name: -mapped[name].nbytes):
@@ -71,14 +94,19 @@ def _copied(read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
             mapped, pages = {}, 0
             mapped = read()
         if mapped[name].nbytes > mapped[name].untyped_storage().nbytes():
-            raise ValueError(f"{name} has shape {tuple(mapped[name].shape)}, and the file holds fewer numbers")
+            raise ValueError(
+                f"{name} has shape {tuple(mapped[name].shape)}, and the file holds"
+                " fewer numbers"
+            )
         copies[name] = mapped[name].clone(memory_format=torch.contiguous_format)
         pages += copies[name].nbytes
     return copies
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors from where they lie, copies only of those that share memory; OSError where that cannot be done."""
+    """Writes tensors from where they lie, copies only of those that share memory;
+    OSError where that cannot be done.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -92,54 +120,104 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(stored, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))  # of the system, which it hides
+        number = re.search(
+            r"os error (\d+)", str(error)
+        )  # of the system, which it hides
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
-    path.chmod(path.parent.stat().st_mode & 0o666)  # the file begins as its owner's alone
+    path.chmod(
+        path.parent.stat().st_mode & 0o666
+    )  # the file begins as its owner's alone
 
 
 def read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, bool]:
-    """The tensors that ``torch.save`` wrote, the (mapped) checkpoint around them, and whether it is TorchScript."""
+    """The tensors that ``torch.save`` wrote, the (mapped) checkpoint around them, and
+    whether it is TorchScript.
+    """
     zipped = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         if not zipped and file.read(4) == b"PK\3\4":
-            raise InputError(f"{path}: is cut short: it begins as a zip and lacks its end; get it again")
+            raise InputError(
+                f"{path}: is cut short: it begins as a zip and lacks its end; get it"
+                " again"
+            )
     records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
         if "constants.pkl" in records:
             return _copied(lambda: dict(_scripted(_Script(path).load()))), None, True
         content = _load(path, records)
-        checkpoint = content if isinstance(content, dict) and "state_dict" in content else None
-        return _copied(lambda: _state(_load(path, records))) if zipped else _state(content), checkpoint, False
+        checkpoint = (
+            content if isinstance(content, dict) and "state_dict" in content else None
+        )
+        return (
+            (
+                _copied(lambda: _state(_load(path, records)))
+                if zipped
+                else _state(content)
+            ),
+            checkpoint,
+            False,
+        )
 
 
 def _state(content: Any) -> dict[str, Tensor]:
-    state: Any = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TypeError("neither tensors by their names nor a checkpoint with a state_dict")
+    state: Any = (
+        content.get("state_dict", content) if isinstance(content, dict) else content
+    )
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise TypeError(
+            "neither tensors by their names nor a checkpoint with a state_dict"
+        )
     return state
 
 
 def _load(path: Path, records: Mapping[str, int]) -> Any:
-    """What ``torch.save`` wrote; a mapped file's records have to be as long as their storages, in torch's order."""
+    """What ``torch.save`` wrote; a mapped file's records have to be as long as their
+    storages, in torch's order.
+    """
     numbers = itertools.count()
 
     def check(storage: Any, _: str) -> Any:
         size = records.get(record := f"data/{next(numbers)}", 0)
         if size != storage.nbytes():
-            raise ValueError(f"record {record} has {size:,} bytes, its tensors take {storage.nbytes():,}")
+            raise ValueError(
+                f"record {record} has {size:,} bytes, its tensors take"
+                f" {storage.nbytes():,}"
+            )
         return storage
 
-    return torch.load(path, map_location=check if records else "cpu", weights_only=True, mmap=bool(records))
+    return torch.load(
+        path,
+        map_location=check if records else "cpu",
+        weights_only=True,
+        mmap=bool(records),
+    )
 
 
 def check_zip(path: Path) -> dict[str, int]:
-    """The bytes of every record of torch's zip, by its name without the folder; InputError for a damaged one."""
-    with translated(f"{path}: cannot be read as weights"), zipfile.ZipFile(path) as archive:
+    """The bytes of every record of torch's zip, by its name without the folder;
+    InputError for a damaged one.
+    """
+    with (
+        translated(f"{path}: cannot be read as weights"),
+        zipfile.ZipFile(path) as archive,
+    ):
         infos = archive.infolist()
-        wrong = "two records of one name" if len({info.filename for info in infos}) < len(infos) else ""
-        if any(info.compress_type != zipfile.ZIP_STORED and "/data/" in info.filename for info in infos):
-            wrong = "its tensors are compressed, as torch writes no file; save it with torch.save"
+        wrong = (
+            "two records of one name"
+            if len({info.filename for info in infos}) < len(infos)
+            else ""
+        )
+        if any(
+            info.compress_type != zipfile.ZIP_STORED and "/data/" in info.filename
+            for info in infos
+        ):
+            wrong = (
+                "its tensors are compressed, as torch writes no file; save it with"
+                " torch.save"
+            )
         elif not wrong and (damaged := archive.testzip()) is not None:
             wrong = f"{damaged} is not what was written"
         if wrong:
@@ -148,7 +226,9 @@ def check_zip(path: Path) -> dict[str, int]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the classes of ``names``, and makes any class that TorchScript generated a ``_Made``."""
+    """Knows the classes of ``names``, and makes any class that TorchScript generated a
+    ``_Made``.
+    """
 
     names: Mapping[tuple[str, str], Any]
 
@@ -156,7 +236,9 @@ class _Unpickler(pickle.Unpickler):
         if module.partition(".")[0] == "__torch__":
             return _Made
         if (module, name) not in self.names:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which no file of weights needs")
+            raise pickle.UnpicklingError(
+                f"asks for {module}.{name}, which no file of weights needs"
+            )
         return self.names[module, name]
 
 
@@ -178,7 +260,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
 
 
 class _Script(_Unpickler):
-    """Reads ``data.pkl`` of a TorchScript archive; its tensors are mapped from the file."""
+    """Reads ``data.pkl`` of a TorchScript archive; its tensors are mapped from the
+    file.
+    """
 
     names = {
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -188,12 +272,17 @@ class _Script(_Unpickler):
 
     def __init__(self, path: Path) -> None:
         self._reader: Any = private.archive(str(path))
-        self._mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+        self._mapped = torch.UntypedStorage.from_file(
+            str(path), False, path.stat().st_size
+        )
         super().__init__(io.BytesIO(self._reader.get_record("data.pkl")))
 
     def persistent_load(self, pid: Any) -> Any:
         _, dtype, key, *_ = pid
-        start, size = (getattr(self._reader, f"get_record_{what}")(f"data/{key}") for what in ("offset", "size"))
+        start, size = (
+            getattr(self._reader, f"get_record_{what}")(f"data/{key}")
+            for what in ("offset", "size")
+        )
         return self._mapped[start : start + size], dtype
 
 
@@ -213,24 +302,40 @@ class _Arrays(_Unpickler):
         ("numpy", "dtype"): _Made,
         ("jax._src.array", "_reconstruct_array"): _Made,
         ("haiku._src.data_structures", "FlatMapping"): dict,
-        **{(f"numpy.{core}.multiarray", "_reconstruct"): _Made for core in ("core", "_core")},
-        **{(f"numpy.{core}.numeric", "_frombuffer"): _Made for core in ("core", "_core")},
+        **{
+            (f"numpy.{core}.multiarray", "_reconstruct"): _Made
+            for core in ("core", "_core")
+        },
+        **{
+            (f"numpy.{core}.numeric", "_frombuffer"): _Made
+            for core in ("core", "_core")
+        },
         ("optax._src.base", "EmptyState"): _Made,
         ("optax._src.wrappers", "MaskedState"): _Made,
-        **{("optax._src.transform", f"ScaleBy{name}State"): _Made for name in ("Adam", "Schedule")},
+        **{
+            ("optax._src.transform", f"ScaleBy{name}State"): _Made
+            for name in ("Adam", "Schedule")
+        },
     }
 
 
 def read_arrays(path: Path) -> Any:
-    """A pickle of plain values and numpy or jax arrays, which ``array`` makes tensors of."""
+    """A pickle of plain values and numpy or jax arrays, which ``array`` makes tensors
+    of.
+    """
     with translated(f"{path}: cannot be read as weights"), path.open("rb") as file:
         return _Arrays(file).load()
 
 
 def array(made: Any) -> Tensor:
-    """An array that ``read_arrays`` gave, in the pickle's memory where the order of bytes is the machine's."""
+    """An array that ``read_arrays`` gave, in the pickle's memory where the order of
+    bytes is the machine's.
+    """
     match made:
-        case _Made(state=(_, shape, dtype, fortran, data)) | _Made(args=(_, _, (_, shape, dtype, fortran, data), _)):
+        case (
+            _Made(state=(_, shape, dtype, fortran, data))
+            | _Made(args=(_, _, (_, shape, dtype, fortran, data), _))
+        ):
             pass  # numpy's state, which jax hands on
         case _:
             data, dtype, shape, fortran = made.args  # numpy 2 takes a buffer

@@ -1,10 +1,13 @@
 """Towers that open_clip does not have, by n items, L positions, width d and h heads.
 
-- crowsonkb/cloob-training, pickles of haiku parameters: no norm before or after the blocks, a bias in the projection.
-  The text mask lies on the query axis: positions after the end token attend to all alike, and the start token, whose
-  row is the embedding, sees the padding. Trained with tanh GELU; the same repository's port to torch has the exact one.
-- rinnakk/japanese-clip, a BERT or RoBERTa and a ViT under Hugging Face's names of 2022: positions are 0 … 76 in every
-  row, the padding is masked, and the first row after the last norm is projected without a bias.
+- crowsonkb/cloob-training, pickles of haiku parameters: no norm before or after the
+  blocks, a bias in the projection. The text mask lies on the query axis: positions
+  after the end token attend to all alike, and the start token, whose row is the
+  embedding, sees the padding. Trained with tanh GELU; the same repository's port to
+  torch has the exact one.
+- rinnakk/japanese-clip, a BERT or RoBERTa and a ViT under Hugging Face's names of 2022:
+  positions are 0 … 76 in every row, the padding is masked, and the first row after the
+  last norm is projected without a bias.
 """
 
 from __future__ import annotations
@@ -20,9 +23,22 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.importing import read_json
-from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer, Tokenizer, clip_tokenizer
+from cloob.models.tokenizer import (
+    NoTokenizer,
+    RinnaTokenizer,
+    Tokenizer,
+    clip_tokenizer,
+)
 from cloob.models.weights.containers import array, folder_weights, read_arrays
-from cloob.models.weights.keymap import CLIP_MEAN, CLIP_STD, Towers, fill, key_map, preprocess, without_memory
+from cloob.models.weights.keymap import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Towers,
+    fill,
+    key_map,
+    preprocess,
+    without_memory,
+)
 
 Gelu = Literal["tanh", "exact"]
 _RINNA_LENGTH = 77
@@ -31,12 +47,20 @@ _RINNA_LENGTH = 77
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        torch.empty(width, device="meta").view(heads, -1)  # an error where the heads do not divide it
+        torch.empty(width, device="meta").view(
+            heads, -1
+        )  # an error where the heads do not divide it
         self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(width, width) for _ in range(4)
+        )
 
-    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Any:
-        """Where ``queries`` (n, L) is False, a position attends to all alike; where ``keys`` is, none attends to it."""
+    def forward(
+        self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None
+    ) -> Any:
+        """Where ``queries`` (n, L) is False, a position attends to all alike; where
+        ``keys`` is, none attends to it.
+        """
         n, length, width = x.shape
         query, key, value = (
             layer(x).view(n, length, self.heads, width // self.heads).transpose(1, 2)
@@ -50,17 +74,35 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer with residuals; norms before both as in ViT, else after as in BERT."""
+    """Attention and a feed-forward layer with residuals; norms before both as in ViT,
+    else after as in BERT.
+    """
 
-    def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm_first: bool, gelu: Gelu) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        eps: float,
+        *,
+        norm_first: bool,
+        gelu: Gelu,
+    ) -> None:
         super().__init__()
-        self.norm_first, self.approximate = norm_first, "tanh" if gelu == "tanh" else "none"
+        self.norm_first, self.approximate = (
+            norm_first,
+            "tanh" if gelu == "tanh" else "none",
+        )
         self.attention = Attention(width, heads)
         self.norm_1, self.norm_2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
         self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Any:
-        attended = x + self.attention(self.norm_1(x) if self.norm_first else x, queries, keys)
+    def forward(
+        self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None
+    ) -> Any:
+        attended = x + self.attention(
+            self.norm_1(x) if self.norm_first else x, queries, keys
+        )
         x = attended if self.norm_first else self.norm_1(attended)
         hidden = self.expand(self.norm_2(x) if self.norm_first else x)
         out = x + self.shrink(F.gelu(hidden, approximate=self.approximate))
@@ -68,28 +110,44 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
         for block in self:
             x = block(x, queries, keys)
         return x
 
 
-def make_blocks(config: dict[str, Any], width: int, eps: float, *, norm_first: bool, gelu: Gelu) -> Blocks:
-    """Blocks by a tower's configuration: crowsonkb's (``n_layers``), or Hugging Face's, whose defaults are BERT's."""
+def make_blocks(
+    config: dict[str, Any], width: int, eps: float, *, norm_first: bool, gelu: Gelu
+) -> Blocks:
+    """Blocks by a tower's configuration: crowsonkb's (``n_layers``), or Hugging Face's,
+    whose defaults are BERT's.
+    """
     if "n_layers" in config:
         layers, heads, hidden = config["n_layers"], config["n_heads"], 4 * width
     else:
-        layers, heads = config.get("num_hidden_layers", 12), config.get("num_attention_heads", 12)
+        layers, heads = (
+            config.get("num_hidden_layers", 12),
+            config.get("num_attention_heads", 12),
+        )
         hidden = config.get("intermediate_size", 3072)
-    return Blocks(Block(width, heads, hidden, eps, norm_first=norm_first, gelu=gelu) for _ in range(layers))
+    return Blocks(
+        Block(width, heads, hidden, eps, norm_first=norm_first, gelu=gelu)
+        for _ in range(layers)
+    )
 
 
 class Patches(nn.Module):
-    def __init__(self, image_size: int, patch_size: int, width: int, *, bias: bool) -> None:
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, *, bias: bool
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
         self.class_embedding = nn.Parameter(torch.zeros(width))
-        self.position_embedding = nn.Parameter(torch.zeros(1 + (image_size // patch_size) ** 2, width))
+        self.position_embedding = nn.Parameter(
+            torch.zeros(1 + (image_size // patch_size) ** 2, width)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         rows = self.conv(images).flatten(2).transpose(1, 2)
@@ -98,10 +156,18 @@ class Patches(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """A ViT: with a last norm and a bias of the patches, or with a bias of the projection and unit rows."""
+    """A ViT: with a last norm and a bias of the patches, or with a bias of the
+    projection and unit rows.
+    """
 
     def __init__(
-        self, pixels: dict[str, Any], patch: int, blocks: Blocks, width: int, embed_dim: int, norm: nn.Module | None
+        self,
+        pixels: dict[str, Any],
+        patch: int,
+        blocks: Blocks,
+        width: int,
+        embed_dim: int,
+        norm: nn.Module | None,
     ) -> None:
         super().__init__()
         self.preprocess_cfg = pixels
@@ -135,32 +201,51 @@ class BertText(nn.Module):
     def __init__(self, config: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
         width = config.get("hidden_size", 768)
-        eps = config.get("layer_norm_eps", 1e-12 if config.get("model_type") == "bert" else 1e-5)
+        eps = config.get(
+            "layer_norm_eps", 1e-12 if config.get("model_type") == "bert" else 1e-5
+        )
         self.pad = config.get("pad_token_id", RinnaTokenizer.PAD)
         self.token_embedding = nn.Embedding(config["vocab_size"], width)
-        self.position_embedding = nn.Embedding(config.get("max_position_embeddings", 512), width)
+        self.position_embedding = nn.Embedding(
+            config.get("max_position_embeddings", 512), width
+        )
         self.type_embedding = nn.Embedding(config.get("type_vocab_size", 2), width)
         self.norm_embedding = nn.LayerNorm(width, eps)
         self.blocks = make_blocks(config, width, eps, norm_first=False, gelu="exact")
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Any:
-        text_tokens = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0  # all but the padding at a row's end
+        text_tokens = (tokens != self.pad).flip(1).cumsum(1).flip(
+            1
+        ) > 0  # all but the padding at a row's end
         x = self.token_embedding(tokens) + self.type_embedding.weight[0]
         x = self.norm_embedding(x + self.position_embedding.weight[: tokens.shape[1]])
         return self.proj(self.blocks(x, keys=text_tokens)[:, 0])
 
 
-def load(path: Path, config: dict[str, Any] | None = None, gelu: Gelu = "tanh") -> DualEncoder:
-    """The encoder of rinna's folder, or of crowsonkb's pickle, whose configuration is a JSON file next to it."""
+def load(
+    path: Path, config: dict[str, Any] | None = None, gelu: Gelu = "tanh"
+) -> DualEncoder:
+    """The encoder of rinna's folder, or of crowsonkb's pickle, whose configuration is a
+    JSON file next to it.
+    """
     where = path / "config.json" if path.is_dir() else path
     settings: dict[str, Any] = {"family": "rinna", "config": config}
     if not path.is_dir():
         if config is None:
-            files = [file for file in (path.with_suffix(".json"), path.parent / "config.json") if file.is_file()]
+            files = [
+                file
+                for file in (path.with_suffix(".json"), path.parent / "config.json")
+                if file.is_file()
+            ]
             if not files:
-                right = f"must lie next to it as {path.with_suffix('.json').name} or config.json"
-                raise InputError(f"{path}: its configuration {right} (the weights do not hold it)")
+                right = (
+                    f"must lie next to it as {path.with_suffix('.json').name} or"
+                    " config.json"
+                )
+                raise InputError(
+                    f"{path}: its configuration {right} (the weights do not hold it)"
+                )
             where, config = files[0], read_json(files[0])
         settings = {"family": "crowsonkb", "gelu": gelu, "config": config}
     encoder = build(path.name if path.is_dir() else path.stem, where, settings)
@@ -168,7 +253,11 @@ def load(path: Path, config: dict[str, Any] | None = None, gelu: Gelu = "tanh") 
         weights, tensors = folder_weights(path)
     else:
         image, text = read_arrays(path)["params"]
-        parts = [(f"{module}/{name}", data) for module, part in (image | text).items() for name, data in part.items()]
+        parts = [
+            (f"{module}/{name}", data)
+            for module, part in (image | text).items()
+            for name, data in part.items()
+        ]
         weights, tensors = path, {name: array(data) for name, data in parts}
         del image, text, parts  # nothing else holds the memory of the arrays
     blocks = len(encoder.model.text.blocks), len(encoder.model.visual.blocks)
@@ -177,33 +266,73 @@ def load(path: Path, config: dict[str, Any] | None = None, gelu: Gelu = "tanh") 
 
 
 def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
-    """The encoder by the settings of a ``towers.json``, without weights; rinna's tokenizer lies in the folder."""
+    """The encoder by the settings of a ``towers.json``, without weights; rinna's
+    tokenizer lies in the folder.
+    """
     config = settings["config"]
     crowsonkb = settings["family"] == "crowsonkb"
     with without_memory(where, config):
         if crowsonkb:
-            image, text, embed_dim = config["image_encoder"], config["text_encoder"], config["d_embed"]
-            pixels = preprocess(image["image_size"], image["normalize"]["mean"], image["normalize"]["std"], "lanczos")
+            image, text, embed_dim = (
+                config["image_encoder"],
+                config["text_encoder"],
+                config["d_embed"],
+            )
+            pixels = preprocess(
+                image["image_size"],
+                image["normalize"]["mean"],
+                image["normalize"]["std"],
+                "lanczos",
+            )
             width, gelu = image["d_model"], settings["gelu"]
             blocks = make_blocks(image, width, 1e-5, norm_first=True, gelu=gelu)
-            visual = ImageTower(pixels, image["patch_size"], blocks, width, embed_dim, None)
+            visual = ImageTower(
+                pixels, image["patch_size"], blocks, width, embed_dim, None
+            )
             length, inv_tau = text["text_size"], config["inv_tau"]
             towers = Towers(visual, HaikuText(text, embed_dim, gelu), math.log(inv_tau))
         else:
-            image, text, embed_dim = config["vision_config"], config["text_config"], config["projection_dim"]
-            pixels = preprocess(image.get("image_size", 224), CLIP_MEAN, CLIP_STD, "bilinear")
-            width, eps = image.get("hidden_size", 768), image.get("layer_norm_eps", 1e-12)
+            image, text, embed_dim = (
+                config["vision_config"],
+                config["text_config"],
+                config["projection_dim"],
+            )
+            pixels = preprocess(
+                image.get("image_size", 224), CLIP_MEAN, CLIP_STD, "bilinear"
+            )
+            width, eps = (
+                image.get("hidden_size", 768),
+                image.get("layer_norm_eps", 1e-12),
+            )
             blocks = make_blocks(image, width, eps, norm_first=True, gelu="exact")
-            visual = ImageTower(pixels, image.get("patch_size", 16), blocks, width, embed_dim, nn.LayerNorm(width, eps))
+            visual = ImageTower(
+                pixels,
+                image.get("patch_size", 16),
+                blocks,
+                width,
+                embed_dim,
+                nn.LayerNorm(width, eps),
+            )
             length, inv_tau = _RINNA_LENGTH, config["init_inv_tau"]
             towers = Towers(visual, BertText(text, embed_dim), math.log(inv_tau))
     if crowsonkb:
         specials = "<|startoftext|>", "<|endoftext|>"
-        tokenizer: Tokenizer = clip_tokenizer(where, text["vocab_size"], length, specials, "kept")
+        tokenizer: Tokenizer = clip_tokenizer(
+            where, text["vocab_size"], length, specials, "kept"
+        )
     elif (pieces := where.parent / RinnaTokenizer.FILE).is_file():
         tokenizer = RinnaTokenizer(pieces, length)
     else:
-        right = "spiece.model of rinna/japanese-roberta-base must lie here for texts; give tokens, or copy it"
+        right = (
+            "spiece.model of rinna/japanese-roberta-base must lie here for texts; give"
+            " tokens, or copy it"
+        )
         tokenizer = NoTokenizer(f"{where.parent}: {right}")
     objective = cloob_objective(inv_tau, config["scale_hopfield"], "unit")
-    return DualEncoder(name, towers, tokenizer, EncoderConfig("towers", embed_dim, length, settings), objective)
+    return DualEncoder(
+        name,
+        towers,
+        tokenizer,
+        EncoderConfig("towers", embed_dim, length, settings),
+        objective,
+    )

@@ -1,1 +1,3 @@
-"""What a source of pictures names, without opening them: folders, tables, shards and data sets."""
+"""What a source of pictures names, without opening them: folders, tables, shards and
+data sets.
+"""

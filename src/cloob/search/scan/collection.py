@@ -24,11 +24,24 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, read_fault, read_pair_file
+from cloob.data.batch import (
+    MAX_CAPTION_BYTES,
+    BadSample,
+    clean_caption,
+    read_fault,
+    read_pair_file,
+)
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, PICTURE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, check_name, is_image
-from cloob.data.sources.paths import as_text, captions_by_stem, column_names, json_rows, read_table, walk
+from cloob.data.sources.paths import (
+    as_text,
+    captions_by_stem,
+    column_names,
+    json_rows,
+    read_table,
+    walk,
+)
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
 from cloob.search.metadata import read_beside
@@ -38,11 +51,18 @@ from cloob.search.where import NUMBERS, TEXTS
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 
 Globs = tuple[str, ...]  # of what is left out
-_BESIDE = re.compile(r"(?:\.xmp|(?:\.s[\w-]*)?(\(\d+\))?\.json)$", re.IGNORECASE)  # a.jpg(1).json is of a(1).jpg
+_BESIDE = re.compile(
+    r"(?:\.xmp|(?:\.s[\w-]*)?(\(\d+\))?\.json)$", re.IGNORECASE
+)  # a.jpg(1).json is of a(1).jpg
 _CUT = 46  # characters of a picture's name in that of Takeout's file
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _CODE, _LONG = r"^[+-]?(0\d|\d{20})", r"\d{19}"
-_NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # made by file servers, Windows and npm
+_NEVER = (
+    "@eaDir",
+    "#recycle",
+    "System Volume Information",
+    "node_modules",
+)  # made by file servers, Windows and npm
 _ADDING = threading.Lock()
 
 
@@ -51,14 +71,20 @@ class FoundPicture(NamedTuple):
 
     path: str  # as in :class:`cloob.search.records.Item`
     bytes: int | None  # size of the file; None where only reading it tells
-    mtime_ns: int | None  # when it, or what describes it, was changed last; None where that is not known
+    mtime_ns: (
+        int | None
+    )  # when it, or what describes it, was changed last; None where that is not known
     place: Any = None  # where its source finds it
-    content: str = ""  # as of :class:`cloob.search.records.Item`, where the scan knows it
+    content: str = (
+        ""  # as of :class:`cloob.search.records.Item`, where the scan knows it
+    )
 
 
 @dataclass
 class LeftOut:
-    """What a source holds and an index does not: how much per reason, and the first few."""
+    """What a source holds and an index does not: how much per reason, and the first
+    few.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -70,23 +96,32 @@ class LeftOut:
 
 
 class ReadFailed(BadSample):
-    """A picture cannot be read now (a permission, a disk, a network); it need not be gone."""
+    """A picture cannot be read now (a permission, a disk, a network); it need not be
+    gone.
+    """
 
 
 class Collection:
-    """A source of pictures; this one has none. Several threads may call ``read`` and ``describe``."""
+    """A source of pictures; this one has none.
+
+    Several threads may call ``read`` and ``describe``.
+    """
 
     def __init__(self, name: str, exclude: Globs = ()) -> None:
-        self.name = name  # what the index calls it: an absolute path, or the address as it was given
+        # what the index calls it: an absolute path, or the address as it was given
+        self.name = name
         self.left_out = LeftOut()  # of its scans
-        self.unlisted: list[str] = []  # beginnings of paths that it could not list: what is known below them stays
+        # beginnings of paths that it could not list: what is known below them stays
+        self.unlisted: list[str] = []
         self._exclude = exclude
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         return iter(())
 
     def read(self, found: FoundPicture) -> bytes:
-        """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none."""
+        """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now,
+        ``BadSample`` if there are none.
+        """
         with self.reading(found.path):
             return read_file(found.path)
 
@@ -96,11 +131,15 @@ class Collection:
     @staticmethod
     @contextlib.contextmanager
     def reading(path: str) -> Iterator[None]:
-        """Inside, what cannot be read is ``BadSample`` where it is not there, else ``ReadFailed``."""
+        """Inside, what cannot be read is ``BadSample`` where it is not there, else
+        ``ReadFailed``.
+        """
         try:
             yield
         except LookupError:
-            raise BadSample("missing image", path, "not in its source any more") from None
+            raise BadSample(
+                "missing image", path, "not in its source any more"
+            ) from None
         except (OSError, InputError) as error:
             why = getattr(error, "strerror", None) or one_line(error)
             kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
@@ -114,50 +153,80 @@ class Collection:
         return encoder.encode_image(batch)
 
     def excluded(self, path: str) -> bool:
-        """Whether a path below the source, or a part of it, is one of the globs that leave pictures out."""
+        """Whether a path below the source, or a part of it, is one of the globs that
+        leave pictures out.
+        """
         inside = path.removeprefix(os.path.join(self.name, "")) if self._exclude else ""  # noqa: PTH118
-        return any(fnmatch(name, glob) for glob in self._exclude for name in (inside, *inside.split("/")))
+        return any(
+            fnmatch(name, glob)
+            for glob in self._exclude
+            for name in (inside, *inside.split("/"))
+        )
 
 
 class Table(Collection):
-    """A table whose rows describe pictures; several rows of one path are one picture."""
+    """A table whose rows describe pictures; several rows of one path are one
+    picture.
+    """
 
-    def __init__(self, path: Path, image: str, caption: str | None, exclude: Globs = ()) -> None:
-        super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
+    def __init__(
+        self, path: Path, image: str, caption: str | None, exclude: Globs = ()
+    ) -> None:
+        super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100
         self.state = path.stat()
-        objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
+        objects = (
+            [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
+        )
         columns = column_names(path, (image, caption or image))
         names = list(filter(None, dict.fromkeys(chain(columns, *objects))))
         check_name(path, names, image, "image")
         self._caption = caption_of(path, names, caption)
         self._others = [name for name in names if name not in (image, self._caption)]
         self._hidden = 0  # rows
-        self._cell: Callable[[int, str], Any] = lambda row, column: objects[row].get(column)
+        self._cell: Callable[[int, str], Any] = lambda row, column: objects[row].get(
+            column
+        )
         images = [row.get(image) for row in objects]
         if not objects:
             table, stray = read_table(path, names)
             self._hidden = sum(stray.values())
             images = table[image].to_pylist()
-            is_text, cells = path.suffix.lower() != ".parquet", {name: table[name] for name in names}
+            is_text, cells = (
+                path.suffix.lower() != ".parquet",
+                {name: table[name] for name in names},
+            )
             cells |= {name: _typed(cells[name], is_text) for name in self._others}
             self._cell = lambda row, column: plain(cells[column][row])
-        self._stored = [_text(item).strip() for item in images]  # paths as the table has them
-        self.by_path: dict[str, list[int]] = {}  # the rows of every picture by its absolute path
+        self._stored = [
+            _text(item).strip() for item in images
+        ]  # paths as the table has them
+        self.by_path: dict[
+            str, list[int]
+        ] = {}  # the rows of every picture by its absolute path
         for row, stored in enumerate(self._stored):
             if stored and "\0" not in stored:
                 joined = os.path.join(self.name, "..", stored)  # noqa: PTH118
                 self.by_path.setdefault(os.path.normpath(joined), []).append(row)
-        self._composed = {unicodedata.normalize("NFC", item): rows for item, rows in self.by_path.items()}
+        self._composed = {
+            unicodedata.normalize("NFC", item): rows
+            for item, rows in self.by_path.items()
+        }
 
     def of(self, path: str) -> list[int]:
-        """The rows that name a picture, letters with their accents in one character or in two."""
-        return self.by_path.get(path) or self._composed.get(unicodedata.normalize("NFC", path), [])
+        """The rows that name a picture, letters with their accents in one character or
+        in two.
+        """
+        return self.by_path.get(path) or self._composed.get(
+            unicodedata.normalize("NFC", path), []
+        )
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         if self._hidden:
             self.left_out.add("row hidden by a stray quote", self.name, self._hidden)
         for column in {*TEXTS, *NUMBERS}.intersection(self._others) - {"date"}:
-            self.left_out.add("from filters, a column of a name that all pictures have", column)
+            self.left_out.add(
+                "from filters, a column of a name that all pictures have", column
+            )
         for row, stored in enumerate(self._stored):
             if self.excluded(stored):
                 self.left_out.add("excluded", stored)
@@ -168,22 +237,44 @@ class Table(Collection):
                 continue
             try:
                 state = _state(path)
-                size, time = (0, None) if state is None else (state.st_size, _newest(state, self.state))
+                size, time = (
+                    (0, None)
+                    if state is None
+                    else (state.st_size, _newest(state, self.state))
+                )
             except OSError:  # reading it reports why
                 size, time = None, None
             yield FoundPicture(path, size, time, rows)
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         """All captions of a picture's rows, and the columns of the first."""
-        captions = [_text(self._cell(row, self._caption)).strip() for row in found.place if self._caption]
-        others = {name: self._cell(found.place[0], name) for name in self._others} if found.place else {}
+        captions = [
+            _text(self._cell(row, self._caption)).strip()
+            for row in found.place
+            if self._caption
+        ]
+        others = (
+            {name: self._cell(found.place[0], name) for name in self._others}
+            if found.place
+            else {}
+        )
         return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
 
 
 class Inside(Collection):
-    """The pictures in rows of Arrow or Parquet files, read as in training. A path is the file's and a row's number."""
+    """The pictures in rows of Arrow or Parquet files, read as in training.
 
-    def __init__(self, name: str, files: Sequence[Path], image: str, caption: str | None, exclude: Globs) -> None:
+    A path is the file's and a row's number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        image: str,
+        caption: str | None,
+        exclude: Globs,
+    ) -> None:
         super().__init__(name, exclude)
         self._files = ArrowSource(name, files, image, None)
         self._caption = caption_of(files[0], self._files.schemas[0].names, caption)
@@ -197,7 +288,10 @@ class Inside(Collection):
                 self.left_out.add("excluded", path)
             else:
                 time = os.stat(path).st_mtime_ns  # noqa: PTH116
-                yield from (FoundPicture(f"{path}{SEPARATOR}{row}", None, time) for row in range(size))
+                yield from (
+                    FoundPicture(f"{path}{SEPARATOR}{row}", None, time)
+                    for row in range(size)
+                )
 
     def _row(self, path: str) -> int:
         file, _, row = path.rpartition(SEPARATOR)
@@ -211,15 +305,27 @@ class Inside(Collection):
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         _, table, row = self._files.row(self._row(found.path))
-        fields = [field for field in table.schema if not is_image(field.type) and field.name != self._files.image]
-        return described({field.name: plain(table[field.name][row]) for field in fields}, self._caption)
+        fields = [
+            field
+            for field in table.schema
+            if not is_image(field.type) and field.name != self._files.image
+        ]
+        return described(
+            {field.name: plain(table[field.name][row]) for field in fields},
+            self._caption,
+        )
 
 
 class Folder(Collection):
-    """All pictures below a folder, or one; ``table`` describes some. Their places are the files that describe them."""
+    """All pictures below a folder, or one; ``table`` describes some.
 
-    def __init__(self, folder: Path, exclude: Globs = (), table: Table | None = None) -> None:
-        super().__init__(os.path.abspath(folder), exclude)  # noqa: PTH100 - links in it stay
+    Their places are the files that describe them.
+    """
+
+    def __init__(
+        self, folder: Path, exclude: Globs = (), table: Table | None = None
+    ) -> None:
+        super().__init__(os.path.abspath(folder), exclude)  # noqa: PTH100
         self._table = table
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
@@ -233,7 +339,9 @@ class Folder(Collection):
 
         def unlisted(error: OSError) -> None:
             self.unlisted.append(error.filename)
-            self.left_out.add("folder cannot be listed", f"{error.filename} ({error.strerror})")
+            self.left_out.add(
+                "folder cannot be listed", f"{error.filename} ({error.strerror})"
+            )
 
         for folder, folders, names in walk(self.name, unlisted):
             if INDEX_FILE in names:
@@ -245,7 +353,9 @@ class Folder(Collection):
                 excluded = self.excluded(path)
                 if excluded or os.path.islink(path):  # noqa: PTH114
                     folders.remove(name)
-                    self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
+                    self.left_out.add(
+                        "excluded" if excluded else "linked folder, not followed", path
+                    )
             beside = _files_beside(names)
             used: set[str] = set()
             strange: list[str] = []
@@ -264,31 +374,65 @@ class Folder(Collection):
                     self.left_out.add("tar or Arrow file beside pictures", path)
                 else:
                     strange.append(path)
-            others.update(Path(path).suffix.lower() or Path(path).name for path in strange if path not in used)
+            others.update(
+                Path(path).suffix.lower() or Path(path).name
+                for path in strange
+                if path not in used
+            )
         if others:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(3))
-            self.left_out.add("file of another kind", kinds + ", …" * (len(others) > 3), others.total())
+            kinds = ", ".join(
+                f"{count:,} {kind}" for kind, count in others.most_common(3)
+            )
+            self.left_out.add(
+                "file of another kind",
+                kinds + ", …" * (len(others) > 3),
+                others.total(),
+            )
         for path, rows in self._table.by_path.items() if self._table else ():
             if seen.isdisjoint(rows) and not self.excluded(path):
-                self.left_out.add("row of the folder's table that names no picture of it", path)
+                self.left_out.add(
+                    "row of the folder's table that names no picture of it", path
+                )
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         table = self._table
-        caption, columns = table.describe(found._replace(place=table.of(found.path))) if table else (None, {})
-        file = next((path for path in found.place if path.lower().endswith(CAPTION_SUFFIXES)), None)
+        caption, columns = (
+            table.describe(found._replace(place=table.of(found.path)))
+            if table
+            else (None, {})
+        )
+        file = next(
+            (path for path in found.place if path.lower().endswith(CAPTION_SUFFIXES)),
+            None,
+        )
         stated = read_beside(path for path in found.place if path != file)
         by_others = stated.pop("caption", None)
         try:
-            caption = clean_caption(read_pair_file(file, found.path, "caption"), found.path) if file else caption
+            caption = (
+                clean_caption(read_pair_file(file, found.path, "caption"), found.path)
+                if file
+                else caption
+            )
         except BadSample as bad:
             if bad.reason != "empty caption":
                 self.left_out.add(bad.reason, str(file))
         return caption or by_others, {**stated, **columns}
 
-    def _found(self, folder: str, name: str, beside: Mapping[str, list[str]]) -> FoundPicture | None:
-        """A picture, whose time is also that of what describes it; None where it is no file of the source."""
-        path, keys = os.path.join(folder, name), dict.fromkeys((name.rpartition(".")[0], name, name[:_CUT]))  # noqa: PTH118
-        others = [os.path.join(folder, item) for key in keys for item in beside.get(key, ())]  # noqa: PTH118
+    def _found(
+        self, folder: str, name: str, beside: Mapping[str, list[str]]
+    ) -> FoundPicture | None:
+        """A picture, whose time is also that of what describes it; None where it is no
+        file of the source.
+        """
+        path, keys = (
+            os.path.join(folder, name),  # noqa: PTH118
+            dict.fromkeys((name.rpartition(".")[0], name, name[:_CUT])),
+        )
+        others = [
+            os.path.join(folder, item)
+            for key in keys
+            for item in beside.get(key, ())  # noqa: PTH118
+        ]
         try:
             state = os.lstat(path)
             if not stat.S_ISREG(state.st_mode):
@@ -296,18 +440,26 @@ class Folder(Collection):
                 leads_out = os.path.commonpath([root, os.path.realpath(path)]) != root
                 target = None if leads_out else _state(path)
                 if target is None:
-                    why = "link that leads out of the folder, not followed" if leads_out else "pipe or device"
+                    why = (
+                        "link that leads out of the folder, not followed"
+                        if leads_out
+                        else "pipe or device"
+                    )
                     self.left_out.add(why, path)
                     return None
                 state = target
-            time = _newest(state, *map(_state, others), self._table.state if self._table else None)
+            time = _newest(
+                state, *map(_state, others), self._table.state if self._table else None
+            )
             return FoundPicture(path, state.st_size, time, others)
         except OSError:  # reading it reports why
             return FoundPicture(path, None, None, others)
 
 
 def _files_beside(names: Iterable[str]) -> dict[str, list[str]]:
-    """The files of a folder that describe a picture, a caption first, by the picture's name or stem: a.xmp by ``a``."""
+    """The files of a folder that describe a picture, a caption first, by the picture's
+    name or stem: a.xmp by ``a``.
+    """
     matches = {stem: [name] for stem, name in captions_by_stem(names).items()}
     for name in names:
         if name.lower().endswith((".xmp", ".json")) and (match := _BESIDE.search(name)):
@@ -317,13 +469,17 @@ def _files_beside(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def caption_of(path: Path, names: Sequence[str], column: str | None) -> str | None:
-    """The column of captions among those of a table: the one that is named, else a usual one."""
+    """The column of captions among those of a table: the one that is named, else a
+    usual one.
+    """
     if column is not None:
         check_name(path, names, column, "caption")
     return column or next((name for name in CAPTION_COLUMNS if name in names), None)
 
 
-def described(row: Mapping[str, Any], caption: str | None) -> tuple[str | None, dict[str, Value]]:
+def described(
+    row: Mapping[str, Any], caption: str | None
+) -> tuple[str | None, dict[str, Value]]:
     """The caption and the other columns of a row."""
     columns = values(row)
     text = str(columns.pop(caption or "", None) or "")
@@ -331,7 +487,9 @@ def described(row: Mapping[str, Any], caption: str | None) -> tuple[str | None, 
 
 
 def values(row: Mapping[Any, Any]) -> dict[str, Value]:
-    """The columns of a row as an index holds them, without those that it cannot hold."""
+    """The columns of a row as an index holds them, without those that it cannot
+    hold.
+    """
     columns: dict[str, Value] = {}
     for name, raw in row.items():
         if isinstance(raw, Decimal) and raw.is_finite():
@@ -352,23 +510,33 @@ def values(row: Mapping[Any, Any]) -> dict[str, Value]:
 
 
 def _newest(file: os.stat_result, *others: os.stat_result | None) -> int:
-    """The latest time in milliseconds, and below that a mark of all: a caption may go, or come with an older time."""
+    """The latest time in milliseconds, and below that a mark of all: a caption may go,
+    or come with an older time.
+    """
     states = [(state.st_mtime_ns, state.st_size) for state in others if state]
     latest = max(file.st_mtime_ns, *(time for time, _ in states), 0)
-    return latest - latest % 1_000_000 + zlib.crc32(repr(states).encode()) % 1_000_000 if states else latest
+    return (
+        latest - latest % 1_000_000 + zlib.crc32(repr(states).encode()) % 1_000_000
+        if states
+        else latest
+    )
 
 
 def _state(path: str) -> os.stat_result | None:
-    """The state of a regular file, None where there is none; OSError where that cannot be known."""
+    """The state of a regular file, None where there is none; OSError where that cannot
+    be known.
+    """
     try:
-        state = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
+        state = os.stat(path)  # noqa: PTH116
     except _NOT_THERE:
         return None
     return state if stat.S_ISREG(state.st_mode) else None
 
 
 def plain(scalar: pa.Scalar) -> Any:
-    """What Arrow holds, for Python; None where Python has no such value (a year above 9999, text that is not UTF-8)."""
+    """What Arrow holds, for Python; None where Python has no such value (a year above
+    9999, text that is not UTF-8).
+    """
     try:
         return scalar.as_py()
     except (ArithmeticError, ValueError, LookupError, pa.ArrowException):
@@ -377,21 +545,36 @@ def plain(scalar: pa.Scalar) -> Any:
 
 def _text(raw: Any) -> str:
     if isinstance(raw, list):
-        return "\n".join(filter(None, dict.fromkeys(_text(item).strip() for item in raw if not isinstance(item, list))))
+        return "\n".join(
+            filter(
+                None,
+                dict.fromkeys(
+                    _text(item).strip() for item in raw if not isinstance(item, list)
+                ),
+            )
+        )
     return as_text(raw)
 
 
 def _typed(column: pa.ChunkedArray, is_text_table: bool) -> pa.ChunkedArray:
-    """A column with bytes as text, and text as numbers where all are and none is a code (``007``) or too long."""
+    """A column with bytes as text, and text as numbers where all are and none is a code
+    (``007``) or too long.
+    """
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         try:
             column = column.cast(pa.large_string())
         except pa.ArrowException:
             if not is_text_table:
                 return column
-            texts = (None if raw is None else raw.decode("utf-8", "replace") for raw in column.to_pylist())
+            texts = (
+                None if raw is None else raw.decode("utf-8", "replace")
+                for raw in column.to_pylist()
+            )
             column = pa.chunked_array([pa.array(texts, pa.large_string())])
-    if not pa.types.is_large_string(column.type) or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
+    if (
+        not pa.types.is_large_string(column.type)
+        or pc.any(pc.match_substring_regex(column, _CODE)).as_py()
+    ):
         return column
     filled = pc.if_else(pc.equal(column, ""), None, column)
     is_long = pc.any(pc.match_substring_regex(column, _LONG)).as_py()

@@ -1,4 +1,6 @@
-"""From what a user writes to a collection of pictures; and those inside tars, Arrow and Parquet files."""
+"""From what a user writes to a collection of pictures; and those inside tars, Arrow and
+Parquet files.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,16 @@ from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES, Unreadable, thumbnail
 from cloob.search.models import was_typed
 from cloob.search.records import SEPARATOR, Item, Value, file_of
-from cloob.search.scan.collection import Collection, Folder, FoundPicture, Inside, ReadFailed, Table, caption_of, values
+from cloob.search.scan.collection import (
+    Collection,
+    Folder,
+    FoundPicture,
+    Inside,
+    ReadFailed,
+    Table,
+    caption_of,
+    values,
+)
 from cloob.search.store import Store
 
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
@@ -37,32 +48,52 @@ _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
 class ScanOptions:
     """How sources are read.
 
-    ``exclude`` are globs: what matches one, below its source or in a part of its path, is left out. An index remembers
-    them with the source: none are those of before, an empty one clears them.
+    ``exclude`` are globs: what matches one, below its source or in a part of its path,
+    is left out. An index remembers them with the source: none are those of before, an
+    empty one clears them.
     """
 
     exclude: tuple[str, ...] = ()
     image_column: str | None = None  # ``filepath``, or the only one of pictures
     caption_column: str | None = None  # ``title``, ``caption`` or ``text``
-    vectors: str | None = None  # of Parquet: its column of vectors, which are taken as they are
+    vectors: str | None = (
+        None  # of Parquet: its column of vectors, which are taken as they are
+    )
 
 
-# Its reader, where the picture, the caption and the JSON of every sample lie, by path, its time, and what is cut off.
+# Its reader, where the picture, the caption and the JSON of every sample lie, by path,
+# its time, and what is cut off.
 _Tar = tuple[TarReader, dict[str, list[Member | None]], int | None, str | None]
 
 
 class Tars(Collection, FileSource[_Tar]):
-    """The pictures in tars. A shard that lies elsewhere and of which all samples are known is not fetched again."""
+    """The pictures in tars.
+
+    A shard that lies elsewhere and of which all samples are known is not fetched again.
+    """
 
     max_open = 8  # with the places of all their pictures
 
-    def __init__(self, name: str, shards: Sequence[Path] | RemoteShardSource, exclude: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        shards: Sequence[Path] | RemoteShardSource,
+        exclude: tuple[str, ...] = (),
+    ) -> None:
         Collection.__init__(self, name, exclude)
         self._prepare: Callable[[int], Path]
         if isinstance(shards, RemoteShardSource):
-            self._names, sizes, self._prepare = [*shards.shard_names], shards.shard_sizes, shards.prepare
+            self._names, sizes, self._prepare = (
+                [*shards.shard_names],
+                shards.shard_sizes,
+                shards.prepare,
+            )
         else:
-            self._names, sizes, self._prepare = [*map(str, shards)], (0,) * len(shards), shards.__getitem__
+            self._names, sizes, self._prepare = (
+                [*map(str, shards)],
+                (0,) * len(shards),
+                shards.__getitem__,
+            )
         self._numbers = {name: shard for shard, name in enumerate(self._names)}
         FileSource.__init__(self, name, sizes, streamed=True)
 
@@ -74,8 +105,16 @@ class Tars(Collection, FileSource[_Tar]):
         members, cut = reader.listing(0)
         reader.read(0, 0, 0)  # stays open when the cache drops it
         samples = group_members(members, _PARTS)[0].items()
-        by_path = {f"{name}{SEPARATOR}{parts[0].name if parts[0] else key}": parts for key, parts in samples}
-        return reader, by_path, None if is_remote(self.name) else file.stat().st_mtime_ns, cut
+        by_path = {
+            f"{name}{SEPARATOR}{parts[0].name if parts[0] else key}": parts
+            for key, parts in samples
+        }
+        return (
+            reader,
+            by_path,
+            None if is_remote(self.name) else file.stat().st_mtime_ns,
+            cut,
+        )
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         by_shard: dict[str, list[str]] = {}
@@ -99,26 +138,41 @@ class Tars(Collection, FileSource[_Tar]):
                 self.left_out.add("truncated shard", f"{name}: {cut}")
             for path, (image, *_) in samples.items():
                 if image is None or self.excluded(image.name):
-                    self.left_out.add("excluded" if image else "sample without a picture", as_utf8(path))
+                    self.left_out.add(
+                        "excluded" if image else "sample without a picture",
+                        as_utf8(path),
+                    )
                 else:
                     yield FoundPicture(path, image.size, time)
 
     def read(self, found: FoundPicture) -> bytes:
         (data,) = self._parts(found.path, slice(1), MAX_IMAGE_BYTES)
         if data is None:
-            raise BadSample("image too large", found.path, f"more than {MAX_IMAGE_BYTES:,} bytes")
+            raise BadSample(
+                "image too large", found.path, f"more than {MAX_IMAGE_BYTES:,} bytes"
+            )
         return data
 
     def _parts(self, path: str, part: slice, most: int) -> list[bytes | None]:
         with self.reading(path):
-            reader, samples, *_ = self.opened(self._numbers[path.partition(SEPARATOR)[0]])
-            members = (member if member and member.size <= most else None for member in samples[path][part])
-            return [member and reader.read(0, member.offset, member.size) for member in members]
+            reader, samples, *_ = self.opened(
+                self._numbers[path.partition(SEPARATOR)[0]]
+            )
+            members = (
+                member if member and member.size <= most else None
+                for member in samples[path][part]
+            )
+            return [
+                member and reader.read(0, member.offset, member.size)
+                for member in members
+            ]
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         caption, about = self._parts(found.path, slice(1, 3), MAX_CAPTION_BYTES)
         columns: dict[str, Value] = {}
-        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # no JSON, or no object
+        with contextlib.suppress(
+            ValueError, RecursionError, AttributeError
+        ):  # no JSON, or no object
             columns = values(json.loads(about or b"{}"))
         with contextlib.suppress(BadSample):
             return clean_caption(caption, found.path), columns
@@ -130,11 +184,13 @@ def source_name(spec: str | Path) -> str:
     text = str(spec)
     if is_remote(text) or text in DEMO_SPLITS:
         return text
-    return os.path.abspath(local_path(text))  # noqa: PTH100 - links in it stay
+    return os.path.abspath(local_path(text))  # noqa: PTH100
 
 
 def is_gone(name: str, *, typed: bool = False) -> bool:
-    """Whether nothing of a source is here any more; False of an address, and of a pattern that was never typed."""
+    """Whether nothing of a source is here any more; False of an address, and of a
+    pattern that was never typed.
+    """
     is_there = not os.path.isabs(name) or os.path.lexists(name)  # noqa: PTH117
     if is_there or (is_pattern(name) and not typed and not was_typed(name)):
         return False
@@ -142,7 +198,11 @@ def is_gone(name: str, *, typed: bool = False) -> bool:
         items = expand(name, escape=os.sep == "/")
     except InputError:  # a folder with a brace in its name
         return True
-    return not any(os.path.isfile(match) for item in items for match in glob.iglob(item))  # noqa: PTH113, PTH207
+    return not any(
+        os.path.isfile(match)
+        for item in items
+        for match in glob.iglob(item)  # noqa: PTH113, PTH207
+    )
 
 
 def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Collection:
@@ -152,14 +212,19 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
     path, image = Path(name), options.image_column or "filepath"
     if path.is_file() and name.lower().endswith(PICTURE_SUFFIXES):
         return Folder(path, exclude)
-    has_pictures = path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
+    has_pictures = (
+        path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
+    )
     kind, files = ("folder", [path]) if has_pictures else look_up(name, image)
     match kind:
         case "elsewhere":
             remote = open_remote(name, Cache())
             twice, count = Counter(remote.shard_names).most_common(1)[0]
             if count > 1:  # pictures are called by these names
-                raise InputError(f"{name}: {count:,} shards are called {twice}; index each folder by itself")
+                raise InputError(
+                    f"{name}: {count:,} shards are called {twice}; index each folder by"
+                    " itself"
+                )
             return Tars(name, remote, exclude)
         case "tars":
             return Tars(name, files, exclude)
@@ -168,19 +233,35 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
         case "table":
             return Table(path, image, options.caption_column, exclude)
     metadata = metadata_of(path)
-    return Folder(path, exclude, Table(metadata, FILE_COLUMN, options.caption_column) if metadata else None)
+    return Folder(
+        path,
+        exclude,
+        Table(metadata, FILE_COLUMN, options.caption_column) if metadata else None,
+    )
 
 
 def open_named(name: str, options: ScanOptions | None = None) -> Collection:
-    """Opens a source that an index names; InputError for an address or a pattern never typed on this machine."""
-    if (is_remote(name) or (is_pattern(name) and not Path(name).exists())) and not was_typed(name):
-        why = "stands in the index and was never typed on this machine, so nothing is fetched or looked for"
-        raise InputError(f"{name}: {why}; if it is yours, type it once: cloob index 'ADDRESS' --out INDEX")
+    """Opens a source that an index names; InputError for an address or a pattern never
+    typed on this machine.
+    """
+    if (
+        is_remote(name) or (is_pattern(name) and not Path(name).exists())
+    ) and not was_typed(name):
+        why = (
+            "stands in the index and was never typed on this machine, so nothing is"
+            " fetched or looked for"
+        )
+        raise InputError(
+            f"{name}: {why}; if it is yours, type it once: cloob index 'ADDRESS' --out"
+            " INDEX"
+        )
     return open_collection(name, options)
 
 
 class Pictures:
-    """Reads single pictures of an index again, for several threads; a source that may have changed is opened anew."""
+    """Reads single pictures of an index again, for several threads; a source that may
+    have changed is opened anew.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -188,7 +269,9 @@ class Pictures:
         self._lock = threading.Lock()
 
     def make(self, id: int, make: Callable[[bytes], bytes]) -> bytes:
-        """What is made of the bytes of a picture; InputError where they cannot be read, or are others by now."""
+        """What is made of the bytes of a picture; InputError where they cannot be read,
+        or are others by now.
+        """
         item = self._item(id)
         try:
             return make(self._read(item))
@@ -204,7 +287,9 @@ class Pictures:
                 return kept.read_bytes()
         made = self.make(id, lambda data: thumbnail(data, size))
         with contextlib.suppress(InputError):  # a cache that cannot be written
-            if name:  # now and then, of one content in 256, there is a look whether the cache has room
+            # now and then, of one content in 256, there is a look whether the cache has
+            # room
+            if name:
                 cache.put("thumbnails", name, made, evict=item.content.startswith("00"))
         return made
 
@@ -223,9 +308,15 @@ class Pictures:
         try:
             data = collection.read(FoundPicture(item.path, None, None))
             if hashlib.sha256(data).hexdigest() != item.content:
-                raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
+                raise InputError(
+                    f"{item.path}: has changed since it was indexed; `cloob index`"
+                    " looks again"
+                )
             return data
-        except (BadSample, InputError) as error:  # ReadFailed is no sign that the source has changed
+        except (
+            BadSample,
+            InputError,
+        ) as error:  # ReadFailed is no sign that the source has changed
             if stale is not None or not is_inside or isinstance(error, ReadFailed):
                 raise
         return self._read(item, collection)
