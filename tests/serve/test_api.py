@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import threading
 from pathlib import Path
 
@@ -77,13 +78,6 @@ def test_a_filter_narrows_every_way_of_asking(client, index):
     assert ask(client, "classify", labels=["red", "blue"], where=where)[
         "classified"
     ] == len(fits)
-    groups = client.get(
-        "/api/duplicates", params={"where": where, "threshold": 0.9}
-    ).json()["groups"]
-    duplicates = index.duplicates(0.9, where=where)
-    assert [group["ids"] for group in groups] == [
-        [hit.item.id for hit in group] for group in duplicates
-    ]
     newest = client.get("/api/ids", params={"where": where, "order": "newest"}).json()[
         "ids"
     ]
@@ -146,30 +140,6 @@ def test_pictures_come_by_id(client, index):
     assert client.get("/api/items/3").json()["caption"] == item.caption
 
 
-def test_copies_and_files_of_one_shot_name_the_first(tmp_path):
-    folder = draw(tmp_path / "pictures", range(4))
-    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
-    Image.open(folder / "1.png").save(folder / "1.jpg")
-    with (
-        build(tmp_path / "idx", folder, ColourModel()) as opened,
-        web_of(opened) as web,
-    ):
-        hits = ask(web, "search", parts=[{"words": "red"}], cutoff=False)["hits"]
-        names = {hit["id"]: hit["name"] for hit in hits}
-        same = {hit["name"]: names[hit["same"]] for hit in hits}
-        expected = [["0.png", "copy.png"], ["1.jpg", "1.png"]]
-        assert (
-            sorted(sorted(pair) for pair in same.items() if pair[0] != pair[1])
-            == expected
-        )
-        shots = web.get("/api/shots").json()
-        pairs = [
-            {names[id_], names[first]}
-            for id_, first in zip(shots["ids"], shots["firsts"], strict=True)
-        ]
-        assert sorted(map(sorted, pairs)) == expected
-
-
 def test_words_are_never_a_path_or_an_address(client, tmp_path):
     (tmp_path / "red.png").write_bytes(picture("red"))
     for words in (
@@ -218,19 +188,21 @@ def test_queries_that_arrive_together_go_through_the_model_together(index, encod
 def test_what_nobody_waits_for_any_more_is_not_computed(index, monkeypatch):
     computed = []
     begun, go = threading.Event(), threading.Event()
+    classify = Index.classify
 
-    def look_alikes(_, threshold, *, exact):
-        computed.append(threshold)
+    def wait_and_classify(self, labels, *rest, **options):
+        computed.append(labels[0])
         begun.set()
         assert go.wait(60)
-        return []
+        return classify(self, labels, *rest, **options)
 
-    monkeypatch.setattr("cloob.serve.routes.look_alikes", look_alikes)
+    monkeypatch.setattr(Index, "classify", wait_and_classify)
     app = make_app(index, ServeConfig())
 
-    async def ask(threshold, *, leaves):
+    async def ask(label, *, leaves):
+        body = json.dumps({"labels": [label, "red"]}).encode()
         messages = [{"type": "http.disconnect"}] if leaves else []
-        messages.append({"type": "http.request", "body": b"", "more_body": False})
+        messages.append({"type": "http.request", "body": body, "more_body": False})
         status = []
 
         async def receive():
@@ -239,36 +211,35 @@ def test_what_nobody_waits_for_any_more_is_not_computed(index, monkeypatch):
         async def send(message):
             status.extend([message["status"]] if "status" in message else [])
 
-        query = f"threshold={threshold}".encode()
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         scope = {
             "type": "http",
-            "method": "GET",
-            "path": "/api/duplicates",
-            "raw_path": b"/api/duplicates",
-        }
-        scope |= {
-            "query_string": query,
-            "headers": [(b"host", b"localhost")],
+            "method": "POST",
+            "path": "/api/classify",
+            "raw_path": b"/api/classify",
+            "query_string": b"",
+            "headers": headers,
             "http_version": "1.1",
             "scheme": "http",
+            "server": ("localhost", 80),
+            "root_path": "",
         }
-        await app(
-            {**scope, "server": ("localhost", 80), "root_path": ""}, receive, send
-        )
+        await app(scope, receive, send)
         return status[0]
 
     async def together():
-        first = asyncio.create_task(ask(0.91, leaves=False))
+        first = asyncio.create_task(ask("first", leaves=False))
         await asyncio.to_thread(begun.wait, 60)
         others = [
-            asyncio.create_task(ask(threshold, leaves=threshold < 0.94))
-            for threshold in (0.92, 0.93, 0.94)
+            asyncio.create_task(ask(label, leaves=label != "last"))
+            for label in ("second", "third", "last")
         ]
         await asyncio.sleep(0.2)
         go.set()
         return await asyncio.gather(first, *others)
 
-    assert asyncio.run(together()) == [200, 499, 499, 200] and computed == [0.91, 0.94]
+    assert asyncio.run(together()) == [200, 499, 499, 200]
+    assert computed == ["first", "last"]
 
 
 def test_an_index_that_grows_is_seen_at_once(tmp_path):
@@ -368,4 +339,4 @@ def test_the_api_keeps_to_its_description(schemathesis, index):
                 case.call_and_validate()
 
             ask()
-    assert len(operations) == 17
+    assert len(operations) == 14

@@ -368,7 +368,7 @@ def test_a_full_disk_is_the_servers_fault(index, caplog, monkeypatch):
             "cancel",
         ),
         ("search", {"parts": [{"words": " "}]}, "empty query"),
-        ("explain", {"parts": [{"words": "red"}], "where": "width > 99"}, "no picture"),
+        ("classify", {"labels": ["red", "blue"], "where": "width > 99"}, "no picture"),
         ("classify", {"labels": ["red", "red"]}, "the label 'red' is there twice"),
     ],
 )

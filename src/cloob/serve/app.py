@@ -107,8 +107,7 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
         title="cloob serve",
         version="1",
         description=(
-            "Finds pictures by words and by pictures, sorts them by labels, and shows"
-            " what a query retrieves."
+            "Finds pictures by words and by pictures, and sorts them by labels."
         ),
         openapi_url="/api/openapi.json",
         docs_url=None,  # Swagger's page comes from a CDN

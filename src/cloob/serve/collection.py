@@ -39,7 +39,7 @@ MAX_UPLOADS, MAX_UPLOADS_BYTES = (
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # Threads of every kind of work: one runs the models, as every one that does has a team
-# of torch's threads; what takes long (duplicates, labels) goes one after the other,
+# of torch's threads; what takes long (labels) goes one after the other,
 # next to the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
 Work = Literal["encode", "search", "slow", "files", "decode"]

@@ -30,10 +30,6 @@ Words = Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bir
 UploadId = Annotated[
     str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])
 ]
-Beta = Annotated[
-    float,
-    Field(ge=1e-3, le=1000, description="Left out, that of the model.", examples=[8.0]),
-]
 _KINDS = ("words", "item", "upload")
 
 
@@ -84,12 +80,6 @@ class SearchQuery(_Asked):
     cutoff: bool = True
 
 
-class ExplainQuery(_Asked):
-    parts: Parts
-    beta: Beta | None = None
-    top: Annotated[int, Field(ge=1, le=100), Integer] = 12
-
-
 class ClassifyQuery(_Asked):
     """Labels to sort by: one a picture, with ``multi`` all that fit, with ``none``
     perhaps none.
@@ -126,23 +116,10 @@ class Picture(TypedDict):
 
 
 class FoundPicture(Picture):
-    """A hit; ``same`` is the first hit with equal bytes or of the same shot (RAW and
-    JPEG of one stem), or itself.
-    """
+    """A hit; ``margin`` is None where the index is too small to tell."""
 
     score: float
     margin: float | None
-    words: list[
-        str
-    ]  # the texts in which the query's words are: name, caption, or columns
-    same: int
-
-
-class Memory(Picture):
-    """A picture that a query retrieves, with its share of what is retrieved."""
-
-    weight: float
-    score: float
 
 
 class Found(TypedDict):
@@ -155,21 +132,6 @@ class Found(TypedDict):
     searched: int
     cut: int
     hits: list[FoundPicture]
-
-
-class Explained(TypedDict):
-    """What a query retrieves from ``memory`` pictures; ``effective`` of them share the
-    weight (exp of its entropy).
-    """
-
-    model: str
-    beta: float
-    memory: int
-    effective: float
-    agreement: Annotated[
-        float, Field(description="The cosine of the query with what it retrieves.")
-    ]
-    memories: list[Memory]
 
 
 class LabelPictures(TypedDict):
@@ -186,28 +148,3 @@ class Classified(TypedDict):
     revision: int
     classified: int
     labels: list[LabelPictures]
-
-
-class Group(TypedDict):
-    """Pictures that look alike, the best first.
-
-    ``equal`` has the first id with the same bytes, ``shot`` that of the same shot (RAW
-    and JPEG of one stem).
-    """
-
-    ids: list[int]
-    scores: Annotated[list[float], Field(description="Cosines with the first.")]
-    equal: list[int]
-    shot: list[int]
-
-
-class Duplicates(TypedDict):
-    """Groups; ``stale`` files that are gone or have changed and ``twice`` second names
-    of a file were left out.
-    """
-
-    model: str
-    revision: int
-    groups: list[Group]
-    stale: int
-    twice: int

@@ -41,10 +41,8 @@ export const health = () => ask("health");
 export const models = () => ask("models");
 export const columns = () => ask("columns");
 export const search = (body, signal) => post("search", body, signal);
-export const explain = (body, signal) => post("explain", body, signal);
 export const classify = (body, signal) => post("classify", body, signal);
 export const ids = (where, signal) => ask(`ids${query({ where, order: "newest" })}`, { signal });
-export const duplicates = (values, signal) => ask(`duplicates${query(values)}`, { signal });
 export const items = (id) => ask(`items${query({ id })}`);
 
 export function upload(file) {
@@ -58,21 +56,6 @@ export let round = 0;
 export const thumbnail = (id, size = 256) => `/api/items/${id}/thumbnail?size=${size}${round ? `&round=${round}` : ""}`;
 export const picture = (id) => `/api/items/${id}/picture`;
 export const uploadThumbnail = (id) => `/api/uploads/${id}/thumbnail`;
-
-let shots = { round: -1, firsts: null };
-
-/** One tile for copies and for the files of one shot: {id, others, value} in the order of the ids. */
-export async function fold(ids, values = []) {
-  if (shots.round !== round) shots = { round, firsts: ask("shots").then((found) => new Map(found.ids.map((id, i) => [id, found.firsts[i]]))) };
-  const firsts = await shots.firsts.catch(() => new Map());
-  const tiles = new Map();
-  ids.forEach((id, place) => {
-    const first = firsts.get(id) ?? id;
-    if (tiles.has(first)) tiles.get(first).others.push(id);
-    else tiles.set(first, { id, others: [], value: values[place] });
-  });
-  return [...tiles.values()];
-}
 
 // What is known of pictures: asked for in groups, once.
 const known = new Map();

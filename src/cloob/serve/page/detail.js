@@ -14,14 +14,14 @@ export async function show(at, from) {
   const [call, steps] = [++shows, dialog.open];
   [grid, place] = [from, at];
   const value = from.values?.[at];
-  const [item, ...others] = await Promise.all([from.ids[at], ...(value?.others ?? [])].map(api.item));
+  const item = await api.item(from.ids[at]);
   if (call !== shows || (steps && !dialog.open)) return false;
-  fill(item, value, others.filter(Boolean));
+  fill(item, value);
   if (!dialog.open) dialog.showModal();
   return true;
 }
 
-function fill(item, value, others) {
+function fill(item, value) {
   if (item === undefined) {
     dialog.replaceChildren(head("That did not work"), h("p.quiet.detail-gone", {}, "The server did not say what this picture is. Is cloob serve still running?"));
     return;
@@ -49,7 +49,7 @@ function fill(item, value, others) {
   const file = api.picture(item.id);
   const original = h("a.button", { href: file, target: "_blank", rel: "noopener" }, "Open the file");
   actions.append(mark, original, h("a.button", { href: file, download: item.name }, "Download"));
-  dialog.replaceChildren(head(title(item)), h("div.detail-picture", {}, image), actions, facts(item, value, others));
+  dialog.replaceChildren(head(title(item)), h("div.detail-picture", {}, image), actions, facts(item, value));
   announce(title(item));
 }
 
@@ -82,13 +82,10 @@ async function go(difference, label) {
   (button && !button.disabled ? button : dialog.querySelector('[aria-label="Close"]')).focus();
 }
 
-function facts(item, value, others) {
+function facts(item, value) {
   const list = h("dl.facts");
   const say = (name, words) => words !== null && words !== undefined && words !== "" && list.append(h("div", {}, h("dt", {}, name), h("dd", {}, words)));
-  const cosine = value?.score ?? value?.value ?? value;
-  if (typeof cosine === "number") say("Score", score(cosine));
-  if (value?.words?.length) say("Words in", value.words.join(", "));
-  if (others.length) say("Also", others.map((other) => other.path).join("\n"));
+  if (typeof value === "number") say("Score", score(value));
   if (item.caption) say("File", item.name);
   if (item.caption?.trim().includes("\n")) say("Caption", item.caption);
   say("Date", item.date && `${item.date.replace("T", " ")} (${item.date_from})`);

@@ -2,7 +2,7 @@
 import * as api from "./api.js";
 import { query } from "./chips.js";
 import * as detail from "./detail.js";
-import { $, announce, h, pictures, number, score } from "./dom.js";
+import { $, announce, h, pictures, number } from "./dom.js";
 import { Grid } from "./grid.js";
 import * as marks from "./marks.js";
 import * as state from "./state.js";
@@ -80,12 +80,11 @@ function wait(column) {
 
 async function browse(where, signal) {
   const found = await api.ids(where, signal);
-  const tiles = await api.fold(found.ids);
   const words = where ? `${pictures(found.ids.length)} in all` : `${pictures(found.ids.length)}`;
   $("found-note").textContent = words;
   for (const column of columns) {
     column.note.textContent = "";
-    if (found.ids.length) show(column, found.ids, tiles);
+    if (found.ids.length) show(column, found.ids);
     else column.body.replaceChildren(empty(where ? "No picture passes the filter" : "The collection is empty", where ? "Change the filter, or take it away." : "cloob index adds pictures; they appear here while this page is open."));
   }
   announce(words);
@@ -95,13 +94,11 @@ async function search(column, parts, where, cutoff, signal) {
   const body = { parts, top: TOP, cutoff, ...(where && { where }), ...(column.model && { model: column.model }) };
   const found = await api.search(body, signal);
   if (state.get().order === "newest") found.hits.sort((one, other) => (other.date ?? "").localeCompare(one.date ?? ""));
-  const hits = found.hits.filter((hit) => hit.same === hit.id); // copies, and files of one shot, are one tile
-  for (const hit of hits) hit.others = found.hits.filter((other) => other.same === hit.id && other !== hit).map((other) => other.id);
   api.remember(found.hits);
   const note = noteFor(found, cutoff);
   (columns.length > 1 ? column.note : $("found-note")).textContent = note;
   if (columns.length > 1) $("found-note").textContent = `${pictures(found.searched)} searched`;
-  if (hits.length) show(column, found.hits.map((hit) => hit.id), hits, found, cutoff);
+  if (found.hits.length) show(column, found.hits.map((hit) => hit.id), found, cutoff);
   else column.body.replaceChildren(nothing(found));
   announce(found.hits.length ? note : "Nothing fits");
 }
@@ -112,11 +109,8 @@ function noteFor(found, cutoff) {
   return `${more}${number(found.hits.length)} of ${pictures(found.searched)} ${found.hits.length === 1 ? "fits" : "fit"}`;
 }
 
-/** Under a tile: where the query's words are, or else the score, and how many more files it stands for. */
-const under = ({ words, score: cosine, others }) => [words?.[0] ?? (words && score(cosine)), others.length && `+${number(others.length)}`].filter(Boolean).join(" ");
-
-/** Shows tiles that stand for these ids, all of them. */
-function show(column, ids, tiles, found = null, cutoff = true) {
+/** Shows pictures, and what their search has found. */
+function show(column, ids, found = null, cutoff = true) {
   const end = [];
   if (found?.cut && cutoff) {
     end.push(h("p.end", {}, "The next ones fit no better than they fit unrelated words. ", h("button.button", { type: "button", onclick: () => state.change({ cutoff: false }) }, "Show them too")));
@@ -124,13 +118,12 @@ function show(column, ids, tiles, found = null, cutoff = true) {
     end.push(h("p.end", {}, h("button.button", { type: "button", onclick: () => state.change({ cutoff: true }) }, "Only what fits")));
   }
   column.body.replaceChildren(column.grid.element, ...end);
-  column.all = ids;
-  column.grid.set(tiles.map((tile) => tile.id), tiles, under);
+  column.grid.set(ids, found?.hits.map((hit) => hit.score));
   $("mark-all").disabled = false;
 }
 
 $("order").addEventListener("change", () => state.change({ order: $("order").value }));
-$("mark-all").addEventListener("click", () => marks.add(columns.flatMap((column) => column.all)));
+$("mark-all").addEventListener("click", () => marks.add(columns.flatMap((column) => column.grid.ids)));
 
 function empty(title, advice, ...more) {
   return h("div.empty", {}, h("p.empty-title", {}, title), h("p.quiet", {}, advice), ...more);

@@ -2,15 +2,13 @@
 import * as api from "./api.js";
 import * as chips from "./chips.js";
 import { $, pictures } from "./dom.js";
-import * as duplicates from "./duplicates.js";
-import * as explain from "./explain.js";
 import * as filters from "./filters.js";
 import * as find from "./find.js";
 import * as sort from "./sort.js";
 import * as state from "./state.js";
 
 const POLL = 8000;
-const views = { find, sort, duplicates };
+const views = { find, sort };
 let revision = null;
 
 function draw(options) {
@@ -25,7 +23,6 @@ function draw(options) {
   drawModel();
   chips.draw();
   filters.draw();
-  explain.draw();
   views[view].draw(options);
 }
 
@@ -80,7 +77,7 @@ for (const link of document.querySelectorAll(".tabs a, .mark")) {
     if (link.dataset.view) state.change({ view: link.dataset.view });
     else {
       $("words").value = "";
-      state.change({ view: "find", parts: [], where: "", cutoff: true, explain: false });
+      state.change({ view: "find", parts: [], where: "", cutoff: true });
     }
   });
 }
@@ -91,7 +88,6 @@ $("changed").lastElementChild.addEventListener("click", () => {
 });
 state.watch(() => draw());
 chips.start(() => draw());
-explain.start();
 filters.start();
 startModels();
 draw();

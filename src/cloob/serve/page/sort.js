@@ -72,7 +72,6 @@ export async function draw({ force = false } = {}) {
   try {
     const body = { labels, multi, none, top: 500, ...(template && { templates: [template] }), ...(where && { where }), ...(models[0] && { model: models[0] }) };
     const sorted = await api.classify(body, asking.signal);
-    for (const label of sorted.labels) label.tiles = await api.fold(label.ids, label.probabilities);
     fill(sorted);
   } catch (problem) {
     if (problem.name === "AbortError") return;
@@ -96,8 +95,6 @@ function fill(sorted) {
   parts.answers.replaceChildren(...sorted.labels.map((label) => section(label, sorted.classified, most)));
 }
 
-const under = ({ value, others }) => (others.length ? `${percent(value)} +${number(others.length)}` : percent(value));
-
 function section(label, all, most) {
   const bar = h("span.bar");
   bar.style.setProperty("--share", label.count / most);
@@ -108,9 +105,9 @@ function section(label, all, most) {
   let open = false;
   const more = h("button.quiet-button", { type: "button", "aria-expanded": "false" });
   const show = () => {
-    const tiles = open ? label.tiles : label.tiles.slice(0, some);
-    grid.set(tiles.map((tile) => tile.id), tiles, under);
-    more.hidden = label.tiles.length <= some;
+    const count = open ? label.ids.length : some;
+    grid.set(label.ids.slice(0, count), label.probabilities.slice(0, count), percent);
+    more.hidden = label.ids.length <= some;
     more.textContent = open ? "Fewer" : `Show ${surest}`;
     more.setAttribute("aria-expanded", open);
   };

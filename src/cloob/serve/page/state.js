@@ -1,7 +1,6 @@
 // What the page shows, as the address says it: a link, a reload and the back button bring it back.
 
 const PART = /^(-?[0-9]+(?:\.[0-9]+)?)~([wiu])~([^]+)$/;
-export const THRESHOLDS = [0.99, 0.97, 0.95, 0.9]; // cosines from which pictures look alike
 const KINDS = { w: "words", i: "item", u: "upload" };
 
 function readPart(text) {
@@ -25,19 +24,16 @@ export function read(address = location.search) {
   const words = new URLSearchParams(address);
   const view = words.get("view");
   return {
-    view: ["sort", "duplicates"].includes(view) ? view : "find",
+    view: view === "sort" ? view : "find",
     parts: words.getAll("q").map(readPart).filter(Boolean).slice(0, 16),
     where: words.get("where") ?? "",
     models: words.getAll("model").filter(Boolean).slice(0, 2),
     cutoff: words.get("cutoff") !== "off",
-    explain: words.get("explain") === "on",
-    beta: words.has("beta") ? Number(words.get("beta")) || null : null,
     labels: words.getAll("label").slice(0, 200),
     multi: words.get("multi") === "on",
     none: words.get("none") === "on",
     template: words.get("template") ?? "",
     order: words.get("order") === "newest" ? "newest" : "best",
-    threshold: THRESHOLDS.find((value) => value === Number(words.get("threshold"))) ?? 0.97,
   };
 }
 
@@ -49,14 +45,11 @@ export function write(state) {
   set("where", state.where, "");
   for (const model of state.models) words.append("model", model);
   if (!state.cutoff) words.set("cutoff", "off");
-  if (state.explain) words.set("explain", "on");
-  if (state.beta) words.set("beta", state.beta);
   for (const label of state.labels) words.append("label", label);
   if (state.multi) words.set("multi", "on");
   if (state.none) words.set("none", "on");
   set("template", state.template, "");
   set("order", state.order, "best");
-  set("threshold", state.threshold, 0.97);
   return words.size ? `?${words}` : "/";
 }
 
