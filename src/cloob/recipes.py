@@ -1,8 +1,8 @@
 """Named training set-ups: those of ``recipes.toml``, for every member of the family and
 for other towers.
 
->>> config = get_recipe("cc3m", objective="clip").override(data=["cc3m/train.csv"],
-out="runs/cc3m")
+>>> config = get_recipe("cc3m", objective="clip")
+>>> config = config.override(data=["cc3m/train.csv"], out="runs/cc3m")
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from cloob.data.vectors import VectorPairs
 
 _LEAST = 20  # distinct ids of which suspects can be judged
-# pairs up to which heads on frozen encoders are what to begin with (the page “Which
-# objective”: 43,276)
+# Pairs up to which heads on frozen encoders are what to begin with
+# (the page “Which objective”: 43,276).
 _FEW = 50_000
 
 

@@ -97,10 +97,12 @@ def evaluate(
     Example:
         >>> import cloob
         >>> model = cloob.create_model("tiny-vit", seed=0)
-        >>> results = cloob.evaluate({"untrained": model},
-        retrieval=[cloob.open_source("demo:val")]) >>> recall =
-        results["rows"][0]["retrieval"]["demo:val"] >>> recall["n"],
-        recall["image_to_text@10"] < 0.1 (500, True)
+        >>> results = cloob.evaluate(
+        ...     {"untrained": model}, retrieval=[cloob.open_source("demo:val")]
+        ... )
+        >>> recall = results["rows"][0]["retrieval"]["demo:val"]
+        >>> recall["n"], recall["image_to_text@10"] < 0.1
+        (500, True)
     """
     training = training or {}
     embeddings = (

@@ -93,10 +93,12 @@ def canonical_directions(
         >>> import torch
         >>> from cloob.functional.cca import PairMoments, canonical_directions
         >>> cause = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
-        >>> moments = PairMoments.of(cause @ torch.ones(3, 8).triu(), cause @
-        torch.ones(3, 5).tril()) >>> directions = next(canonical_directions(moments,
-        [1e-6])) >>> directions.correlations.round(decimals=3).tolist() [1.0, 1.0, 1.0,
-        0.0, 0.0]
+        >>> a = cause @ torch.ones(3, 8).triu()
+        >>> b = cause @ torch.ones(3, 5).tril()
+        >>> moments = PairMoments.of(a, b)
+        >>> directions = next(canonical_directions(moments, [1e-6]))
+        >>> directions.correlations.round(decimals=3).tolist()
+        [1.0, 1.0, 1.0, 0.0, 0.0]
     """
     scale_a, values_a, vectors_a = _side(
         moments.aa / moments.count, moments.mean_a, by_column

@@ -111,10 +111,12 @@ def load_model(
 
     Example:
         >>> import cloob
-        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, batch_size=8,
-        device="cpu", out="runs/example") >>> model =
-        cloob.load_model(cloob.train(config).run) >>> model.encode_text(["a red heart",
-        "an elephant"]).shape torch.Size([2, 256])
+        >>> config = cloob.get_recipe("demo-scratch")
+        >>> config = config.override(steps=2, batch_size=8, out="runs/example")
+        >>> config = config.override(device="cpu")
+        >>> model = cloob.load_model(cloob.train(config).run)
+        >>> model.encode_text(["a red heart", "an elephant"]).shape
+        torch.Size([2, 256])
     """
     place = resolve_device(device)
     if towers is None:

@@ -48,8 +48,9 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         >>> model = cloob.create_model("tiny-vit", seed=0)
         >>> with cloob.Index.create("pictures.idx") as index:
         ...     done = index.update(["pictures"], UpdateOptions(model=model))
-        ...     print(done.added, len(index), [Path(item.path).name for item in
-        index.items(index.store.ids())]) 2 2 ['blue.png', 'red.png']
+        ...     items = index.items(index.store.ids())
+        ...     print(done.added, len(index), [Path(item.path).name for item in items])
+        2 2 ['blue.png', 'red.png']
     """
 
     def __init__(self, store: Store, model: str | None = None) -> None:

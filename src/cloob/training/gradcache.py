@@ -76,11 +76,15 @@ def cached_backward(
         >>> from cloob import ContrastiveObjective, cached_backward
         >>> towers = nn.ModuleList([nn.Linear(6, 4), nn.Linear(5, 4)])
         >>> def encode(part):
-        ...     return tuple(nn.functional.normalize(tower(x), dim=1) for tower, x in
-        zip(towers, part)) >>> images, texts = torch.randn(32, 6), torch.randn(32, 5)
-        >>> parts = list(zip(images.split(8), texts.split(8)))  # 8 pairs' activations
-        at a time >>> loss = cached_backward(encode, ContrastiveObjective.cloob(),
-        parts, towers=towers) >>> towers[0].weight.grad.shape torch.Size([4, 6])
+        ...     rows = (tower(x) for tower, x in zip(towers, part))
+        ...     return tuple(nn.functional.normalize(x, dim=1) for x in rows)
+        >>> images, texts = torch.randn(32, 6), torch.randn(32, 5)
+        >>> # the activations of 8 pairs at a time
+        >>> parts = list(zip(images.split(8), texts.split(8)))
+        >>> objective = ContrastiveObjective.cloob()
+        >>> loss = cached_backward(encode, objective, parts, towers=towers)
+        >>> towers[0].weight.grad.shape
+        torch.Size([4, 6])
     """
     micro_batches = list(
         micro_batches

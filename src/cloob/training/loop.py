@@ -88,9 +88,12 @@ def train(
 
     Example:
         >>> import cloob
-        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, batch_size=8,
-        device="cpu", out="runs/example") >>> result = cloob.train(config) >>>
-        result.steps, result.samples_seen (2, 16)
+        >>> config = cloob.get_recipe("demo-scratch")
+        >>> config = config.override(steps=2, batch_size=8, out="runs/example")
+        >>> config = config.override(device="cpu")
+        >>> result = cloob.train(config)
+        >>> result.steps, result.samples_seen
+        (2, 16)
     """
     given = Given(pairs, held_out, towers, objective, optimizer)
     config = given.named(config)

@@ -34,9 +34,12 @@ class TrainConfig:
 
     Example:
         >>> from cloob import TrainConfig
-        >>> config = TrainConfig().override(data=["demo"], model="tiny-vit", lr=5e-4,
-        epochs=3) >>> config.optim.lr, config.run.epochs, config.pairs.data (0.0005, 3,
-        ('demo',)) >>> TrainConfig.from_dict(config.to_dict()) == config True
+        >>> config = TrainConfig().override(data=["demo"], model="tiny-vit")
+        >>> config = config.override(lr=5e-4, epochs=3)
+        >>> config.optim.lr, config.run.epochs, config.pairs.data
+        (0.0005, 3, ('demo',))
+        >>> TrainConfig.from_dict(config.to_dict()) == config
+        True
     """
 
     pairs: parts.PairsConfig = field(default_factory=parts.PairsConfig)
