@@ -319,7 +319,7 @@ def without_hubs(heads: Any, train: Rows, val: Rows, test: Rows) -> list[float]:
     """
     import torch
 
-    from cloob.models.aligned.heads import Members, fit_members
+    from cloob.heads.head import Members, fit_members
 
     def unit(part: Rows) -> list[Any]:
         with torch.no_grad():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.data.order import EpochOrder, ShardSizes
-from cloob.models.aligned.heads import Head
+from cloob.heads.head import Head
 from cloob.objective import ContrastiveObjective
 from cloob.training.config.parts import HEADS, OptimConfig
 from cloob.training.optim import make_optimizer, make_schedule

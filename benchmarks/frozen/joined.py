@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.functional.suspects import suspicion
-from cloob.models.aligned.heads import Head
+from cloob.heads.head import Head
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 POWERS = (0.5, 1.0, 1.5, 2.0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cloob.evaluation.suite import evaluate
     from cloob.functional.ids import ids
     from cloob.functional.suspects import suspects
-    from cloob.models.aligned.heads import Head
+    from cloob.heads.head import Head
     from cloob.models.load import load_model
     from cloob.models.towers import create_model
     from cloob.objective import ContrastiveObjective, make_objective
@@ -53,7 +53,7 @@ __all__ = [
 _HOMES = {
     "ContrastiveHeads": "cloob.estimator",
     "ContrastiveObjective": "cloob.objective",
-    "Head": "cloob.models.aligned.heads",
+    "Head": "cloob.heads.head",
     "Index": "cloob.search.index",
     "TrainConfig": "cloob.training.config",
     "cached_backward": "cloob.training.gradcache",

@@ -18,8 +18,8 @@ from small_models import OBJECTIVE, RESNET, VISION, same_rows, write_model
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.export.onnx import export_onnx, towers_of, worst_difference
+from cloob.heads.head import Head
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
-from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import aligned_encoder
 from cloob.models.towers import create_model
 from make import noise_image, write_bert

@@ -19,8 +19,8 @@ from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.export.card import data_name, gather_facts, model_name, write_card
 from cloob.export.exported import Exported
+from cloob.heads.head import Head
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
-from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import aligned_encoder
 from cloob.models.folder import save_model
 from cloob.models.load import fingerprint

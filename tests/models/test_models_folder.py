@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from cloob.cache import Cache
 from cloob.cli import main
 from cloob.errors import InputError
+from cloob.heads.head import Head
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
-from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import aligned_encoder
 from cloob.models.folder import save_model
 from cloob.models.load import fingerprint, load_model, load_with_fingerprint

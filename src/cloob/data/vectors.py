@@ -197,13 +197,17 @@ class VectorPairs:
     a: Any  # (n, F) numbers of any type, an array or sparse by scipy
     b: Any  # (n', F') likewise
     rows: np.ndarray  # (N, 2) rows of a and of b that are pairs
-    ids: np.ndarray  # (N,) digests of their ids
+    # (N,) digests of their ids: rows of one id are one sample
+    ids: np.ndarray
     labels: Sequence[str] | None = (
         None  # the ids of the rows of a; None where a row's number is its id
     )
     skipped: tuple[
         Skip, ...
     ] = ()  # rows with NaN or infinite numbers, or without a partner
+    # (N,) digests of groups, which are held out whole; None: every id by itself
+    groups: np.ndarray | None = None
+    weights: np.ndarray | None = None  # (N,) float64, how much each pair counts
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -218,40 +222,89 @@ class VectorPairs:
             digest(gather(self.a, rows) for rows, _ in blocks),
             digest(gather(self.b, rows) for _, rows in blocks),
         )
-        return {
+        found: Fingerprint = {
             "pairs": len(self),
             "ids": digest([self.ids]),
             "rows of a": of_a,
             "rows of b": of_b,
         }
+        if self.groups is not None:
+            found["groups"] = digest([self.groups])
+        if self.weights is not None:
+            found["weights"] = digest([self.weights])
+        return found
 
     def take(
         self, places: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-        """Some pairs: (n, F) and (n, F') float32, (n,) ids, and what to call each in a
-        log.
+        """Some pairs: (n, F) and (n, F') numbers as of ``as_numbers``, (n,) ids, and
+        what to call each in a log.
         """
         of_a, of_b = self.rows[places].T
         keys = tuple(
             map(str if self.labels is None else self.labels.__getitem__, of_a.tolist())
         )
-        a, b = as_floats(gather(self.a, of_a)), as_floats(gather(self.b, of_b))
+        a, b = as_numbers(gather(self.a, of_a)), as_numbers(gather(self.b, of_b))
         return a, b, torch.from_numpy(self.ids[places]), keys
 
     def only(self, places: np.ndarray) -> VectorPairs:
-        return replace(self, rows=self.rows[places], ids=self.ids[places])
+        """Some of the pairs."""
+        return replace(
+            self,
+            rows=self.rows[places],
+            ids=self.ids[places],
+            groups=None if self.groups is None else self.groups[places],
+            weights=None if self.weights is None else self.weights[places],
+        )
 
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
-        """The pairs without a share of the ids, and those with them: always the same,
-        however the rows are ordered.
+        """The pairs without a share of the ids or groups, and those with them: always
+        the same, however the rows are ordered.
         """
-        distinct, place = np.unique(
-            self.ids, return_inverse=True
-        )  # sorted by digest, which is as good as chance
-        held_out = place < max(2, round(share * len(distinct)))
-        return self.only(~held_out), replace(
-            self.only(held_out), name=f"{self.name} (held out)", skipped=()
-        )
+        is_held_out = held_out_places(self.units(), share)
+        held_out = self.only(is_held_out)
+        name = f"{self.name} (held out)"
+        return self.only(~is_held_out), replace(held_out, name=name, skipped=())
+
+    def units(self) -> np.ndarray:
+        """(N,) numbers, equal for pairs that are held out together: those of one id or
+        one group, and all that these are linked to.
+        """
+        if self.groups is None:
+            return self.ids
+        return linked(self.groups, self.ids)
+
+
+def held_out_places(units: np.ndarray, share: float) -> np.ndarray:
+    """(N,) bool: a share of the units, two at least, by ascending number, which for
+    digests is as good as chance; none that holds more than the share of all rows.
+    """
+    distinct, place, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    wanted = max(2, round(share * len(distinct)))
+    small = np.flatnonzero(sizes <= max(1.0, share * len(units)))
+    if len(small) < wanted:
+        small = np.argsort(sizes, kind="stable")
+    chosen = np.zeros(len(distinct), bool)
+    chosen[small[:wanted]] = True
+    return chosen[place]
+
+
+def linked(first: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """(N,) the least of ``first`` among all rows that a row is linked to, by equal
+    numbers in any column.
+    """
+    sparse: Any = require("scipy.sparse", "train")
+    csgraph: Any = require("scipy.sparse.csgraph", "train")
+    n, edges = len(first), []
+    for column in (first, *others):
+        _, firsts, place = np.unique(column, return_index=True, return_inverse=True)
+        edges.append(firsts[place])
+    ends = np.tile(np.arange(n), len(edges)), np.concatenate(edges)
+    graph = sparse.coo_array((np.ones(len(ends[0]), bool), ends), shape=(n, n))
+    _, component = csgraph.connected_components(graph, directed=False)
+    least = np.full(component.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(least, component, first)
+    return np.asarray(least[component])
 
 
 def open_pairs(
@@ -400,3 +453,14 @@ def as_floats(rows: np.ndarray | Tensor) -> Tensor:
         return torch.from_numpy(np.require(rows, None, ["C", "W"])).float()
     with np.errstate(over="ignore"):  # what becomes infinite is counted
         return torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))
+
+
+def as_numbers(rows: np.ndarray | Tensor) -> Tensor:
+    """As ``as_floats``, but float64 of numbers of which float32 would lose digits
+    before a head takes their mean away.
+    """
+    if isinstance(rows, Tensor):
+        return rows if rows.dtype == torch.float64 else rows.float()
+    if rows.dtype.itemsize < (4 if rows.dtype.kind in "iu" else 8):
+        return as_floats(rows)
+    return torch.from_numpy(np.require(rows, np.float64, ["C", "W"]))

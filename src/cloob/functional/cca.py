@@ -12,8 +12,9 @@ the columns of A and B are the canonical directions and S their correlations (Ho
 the power p weights a direction by how well both sides agree in it, which is what
 "canonical similarity analysis" (CSA, arXiv:2410.07610) does with its weighted cosine.
 
-All is float64, and no row is kept: pairs of any number come in blocks, each a
-    ``PairMoments``, which add.
+All is float64. Of many pairs no row is kept: they come in blocks, each a
+``PairMoments``, which add. Of fewer pairs than columns the rows are kept: their
+singular value decomposition gives the same directions without an (F, F) matrix.
 """
 
 from __future__ import annotations
@@ -28,28 +29,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PairMoments:
-    """Number, means and centred second moments of pairs of rows; those of disjoint sets
+    """Weight, means and centred second moments of pairs of rows; those of disjoint sets
     add (Chan et al. 1983).
     """
 
-    count: int
+    count: float  # number of pairs, or the sum of their weights
     mean_a: Tensor  # (F_a,) float64, as all of these
     mean_b: Tensor  # (F_b,)
     aa: Tensor  # (F_a, F_a): the sum over pairs of (a - mean_a)ᵀ (a - mean_a)
     bb: Tensor  # (F_b, F_b)
     ab: Tensor  # (F_a, F_b)
+    rounding: float  # of the numbers that came in, relative
 
     @classmethod
-    def of(cls, a: Tensor, b: Tensor) -> PairMoments:
-        """The moments of (n, F_a) and (n, F_b) rows; n is 1 or more."""
-        a, b = a.double(), b.double()
-        mean_a, mean_b = a.mean(0), b.mean(0)
-        a, b = a - mean_a, b - mean_b
-        return cls(len(a), mean_a, mean_b, a.T @ a, b.T @ b, a.T @ b)
+    def of(cls, a: Tensor, b: Tensor, weights: Tensor | None = None) -> PairMoments:
+        """The moments of (n, F_a) and (n, F_b) rows with (n,) weights of 0 or more; n
+        is 1 or more, and a weight of 2 counts as a pair that is there twice.
+        """
+        rows = CentredRows.of(a, b, weights)
+        means = rows.mean_a, rows.mean_b
+        a, b = rows.a, rows.b
+        return cls(rows.count, *means, a.T @ a, b.T @ b, a.T @ b, rows.rounding)
 
     def __add__(self, other: PairMoments) -> PairMoments:
         count = self.count + other.count
-        step_a, step_b = other.mean_a - self.mean_a, other.mean_b - self.mean_b
+        step_a = other.mean_a - self.mean_a
+        step_b = other.mean_b - self.mean_b
         weight = self.count * other.count / count
         return PairMoments(
             count,
@@ -58,11 +63,42 @@ class PairMoments:
             (self.aa + other.aa).addr_(step_a, step_a, alpha=weight),
             (self.bb + other.bb).addr_(step_b, step_b, alpha=weight),
             (self.ab + other.ab).addr_(step_a, step_b, alpha=weight),
+            max(self.rounding, other.rounding),
         )
 
 
+@dataclass(frozen=True)
+class CentredRows:
+    """Pairs of rows without their mean, times the root of their weight."""
+
+    count: float
+    mean_a: Tensor  # (F_a,) float64, as all of these
+    mean_b: Tensor
+    a: Tensor  # (n, F_a)
+    b: Tensor  # (n, F_b)
+    rounding: float
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, weights: Tensor | None = None) -> CentredRows:
+        """Those of (n, F_a) and (n, F_b) rows."""
+        rounding = max(_rounding(a.dtype), _rounding(b.dtype))
+        a, b = a.double(), b.double()
+        if weights is None:
+            mean_a, mean_b = a.mean(0), b.mean(0)
+            return cls(len(a), mean_a, mean_b, a - mean_a, b - mean_b, rounding)
+        weights = weights.double()
+        count = float(weights.sum())
+        share = weights / max(count, torch.finfo(weights.dtype).tiny)
+        mean_a, mean_b = share @ a, share @ b
+        root = weights.sqrt().unsqueeze(1)
+        a, b = root * (a - mean_a), root * (b - mean_b)
+        return cls(count, mean_a, mean_b, a, b, rounding)
+
+
 class CanonicalDirections(NamedTuple):
-    """The directions of both sides, strongest first; D = min(F_a, F_b)."""
+    """The directions of both sides, strongest first; D = min(F_a, F_b), or fewer of
+    few pairs.
+    """
 
     a: Tensor  # (F_a, D) float64
     b: Tensor  # (F_b, D)
@@ -77,13 +113,17 @@ class CanonicalDirections(NamedTuple):
 
 
 def canonical_directions(
-    moments: PairMoments, ridges: Iterable[float], *, by_column: bool = False
+    pairs: PairMoments | CentredRows,
+    ridges: Iterable[float],
+    *,
+    by_column: bool = False,
 ) -> Iterator[CanonicalDirections]:
-    """The directions for one ridge after another, from one eigendecomposition a side: a
+    """The directions for one ridge after another, from one decomposition a side: a
     ridge costs an SVD.
 
     Args:
-        moments: Those of the pairs.
+        pairs: Moments of the pairs, or their rows, which cost less where there are
+            fewer of them than columns.
         ridges: Shares r > 0 of a side's mean variance that are added to its variances
             (see above).
         by_column: Divide every column by its deviation first; the matrices take columns
@@ -93,54 +133,85 @@ def canonical_directions(
         >>> import torch
         >>> from cloob.functional.cca import PairMoments, canonical_directions
         >>> cause = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
-        >>> a = cause @ torch.ones(3, 8).triu()
-        >>> b = cause @ torch.ones(3, 5).tril()
-        >>> moments = PairMoments.of(a, b)
-        >>> directions = next(canonical_directions(moments, [1e-6]))
+        >>> a, b = cause @ torch.ones(3, 8).triu(), cause @ torch.ones(3, 5).tril()
+        >>> directions = next(canonical_directions(PairMoments.of(a, b), [1e-6]))
         >>> directions.correlations.round(decimals=3).tolist()
         [1.0, 1.0, 1.0, 0.0, 0.0]
     """
-    scale_a, values_a, vectors_a = _side(
-        moments.aa / moments.count, moments.mean_a, by_column
-    )
-    scale_b, values_b, vectors_b = _side(
-        moments.bb / moments.count, moments.mean_b, by_column
-    )
-    cross = (
-        vectors_a.T
-        @ (moments.ab / moments.count / torch.outer(scale_a, scale_b))
-        @ vectors_b
-    )
+    rounding_a = pairs.rounding * pairs.mean_a.abs()
+    rounding_b = pairs.rounding * pairs.mean_b.abs()
+    if isinstance(pairs, PairMoments):
+        side_a = _side_of_moments(pairs.aa / pairs.count, rounding_a, by_column)
+        side_b = _side_of_moments(pairs.bb / pairs.count, rounding_b, by_column)
+        scales = torch.outer(side_a.scale, side_b.scale)
+        covariance = pairs.ab / pairs.count / scales
+        cross = side_a.vectors.T @ covariance @ side_b.vectors
+    else:
+        side_a = _side_of_rows(pairs.a, pairs.count, rounding_a, by_column)
+        side_b = _side_of_rows(pairs.b, pairs.count, rounding_b, by_column)
+        scores_a = (pairs.a / side_a.scale) @ side_a.vectors
+        scores_b = (pairs.b / side_b.scale) @ side_b.vectors
+        cross = scores_a.T @ scores_b / pairs.count
     for ridge in ridges:
-        root_a, root_b = (
-            (values + ridge * values.mean()).rsqrt() for values in (values_a, values_b)
-        )
-        u, correlations, vt = torch.linalg.svd(
-            root_a.unsqueeze(1) * cross * root_b, full_matrices=False
-        )
-        a, b = (
-            vectors_a @ (root_a.unsqueeze(1) * u),
-            vectors_b @ (root_b.unsqueeze(1) * vt.T),
-        )
-        signs = a.gather(
-            0, a.abs().argmax(0, keepdim=True)
-        ).sign()  # a direction's largest entry is above 0
+        root_a, root_b = side_a.whitening(ridge), side_b.whitening(ridge)
+        whitened = root_a.unsqueeze(1) * cross * root_b
+        u, correlations, vt = torch.linalg.svd(whitened, full_matrices=False)
+        a = side_a.vectors @ (root_a.unsqueeze(1) * u)
+        b = side_b.vectors @ (root_b.unsqueeze(1) * vt.T)
+        largest = a.gather(0, a.abs().argmax(0, keepdim=True))
+        signs = largest.sign()  # a direction's largest entry is above 0
         yield CanonicalDirections(
-            a * signs / scale_a.unsqueeze(1),
-            b * signs / scale_b.unsqueeze(1),
+            a * signs / side_a.scale.unsqueeze(1),
+            b * signs / side_b.scale.unsqueeze(1),
             correlations,
         )
 
 
-def _side(
-    covariance: Tensor, mean: Tensor, by_column: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The divisors of a side's columns; eigenvalues, above zero, and eigenvectors of
-    the quotients' covariance.
-    """
-    scale = covariance.diagonal().sqrt() if by_column else torch.ones_like(mean)
-    scale = scale.masked_fill(
-        scale <= 1e-6 * mean.abs(), 1.0
-    )  # what is left of a constant column is rounding
+class _Side(NamedTuple):
+    """One side's covariance, of columns divided by ``scale``, in its eigenvectors."""
+
+    scale: Tensor  # (F,)
+    values: Tensor  # (K,) eigenvalues above zero
+    vectors: Tensor  # (F, K)
+    mean_variance: Tensor  # over all F
+
+    def whitening(self, ridge: float) -> Tensor:
+        """(K,) inverse roots of the eigenvalues with the ridge."""
+        return (self.values + ridge * self.mean_variance).rsqrt()
+
+
+def _side_of_moments(covariance: Tensor, rounding: Tensor, by_column: bool) -> _Side:
+    scale = _divisors(covariance.diagonal(), rounding, by_column)
     values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
-    return scale, values.clamp_min(torch.finfo(values.dtype).tiny), vectors
+    values = values.clamp_min(torch.finfo(values.dtype).tiny)
+    return _Side(scale, values, vectors, values.mean())
+
+
+def _side_of_rows(
+    rows: Tensor, count: float, rounding: Tensor, by_column: bool
+) -> _Side:
+    """By a QR decomposition of the transposed rows, and the SVD of its small factor."""
+    if len(rows) >= rows.shape[1]:
+        return _side_of_moments(rows.T @ rows / count, rounding, by_column)
+    scale = _divisors(rows.square().sum(0) / count, rounding, by_column)
+    divided = rows / scale
+    basis, small = torch.linalg.qr(divided.T)
+    vectors, roots, _ = torch.linalg.svd(small, full_matrices=False)
+    values = (roots.square() / count).clamp_min(torch.finfo(roots.dtype).tiny)
+    mean_variance = divided.square().sum() / count / rows.shape[1]
+    return _Side(scale, values, basis @ vectors, mean_variance)
+
+
+def _divisors(variances: Tensor, rounding: Tensor, by_column: bool) -> Tensor:
+    """The columns' deviations, or ones; what is left of a constant column is
+    rounding.
+    """
+    if not by_column:
+        return torch.ones_like(variances)
+    deviations = variances.sqrt()
+    return deviations.masked_fill(deviations <= rounding, 1.0)
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """How far a mean of numbers of a type may be from theirs, relative."""
+    return 1e-13 if dtype == torch.float64 or not dtype.is_floating_point else 1e-6

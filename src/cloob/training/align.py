@@ -32,9 +32,9 @@ from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.distributed import no_timeout, on_rank_zero, rank, world_size
 from cloob.errors import InputError, counted
 from cloob.functional.suspects import suspicion
+from cloob.heads.head import Head
 from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
-from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import AlignedEncoder, VectorEncoder, aligned_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model

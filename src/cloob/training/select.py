@@ -31,8 +31,8 @@ from cloob.errors import InputError
 from cloob.files import whole_folder
 from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
 from cloob.functional.cca import CanonicalDirections, PairMoments, canonical_directions
+from cloob.heads.head import AnyHead, Head, Members, fit_members
 from cloob.models import runs
-from cloob.models.aligned.heads import AnyHead, Head, Members, fit_members
 from cloob.models.aligned.model import AlignedEncoder, with_heads
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
@@ -485,7 +485,7 @@ def solve(run: Run, stop: StopSignal) -> None:
     for head, mean, matrix in zip(run.encoder.heads, means, matrices, strict=True):
         head.solve(mean, matrix)
     run.objective.chosen = chosen
-    progress.step, progress.samples_seen = 1, moments.count
+    progress.step, progress.samples_seen = 1, int(moments.count)
     progress.position = progress.passed = run.loader.steps_per_epoch * size
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError
+from cloob.heads.head import AnyHead, head_of
 from cloob.models.aligned.encoders import (
     VERSION,
     FeatureMemory,
@@ -28,7 +29,6 @@ from cloob.models.aligned.encoders import (
     open_image_encoder,
     open_text_encoder,
 )
-from cloob.models.aligned.heads import AnyHead, head_of
 from cloob.models.encoder import DualEncoder, EncoderConfig, weights_digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE, VECTORS_FILE
 from cloob.models.source import ModelSource
@@ -312,7 +312,7 @@ class VectorEncoder(AlignedEncoder):
 
     @torch.no_grad()
     def _encode(self, rows: np.ndarray | Tensor, side: int, batch_size: int) -> Tensor:
-        from cloob.data.vectors import as_floats
+        from cloob.data.vectors import as_numbers
 
         head = self.heads[side]
         width = head.options["features"]
@@ -323,7 +323,10 @@ class VectorEncoder(AlignedEncoder):
             )
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
         for start in range(0, len(rows), batch_size):
-            some = as_floats(rows[start : start + batch_size]).to(self.device)
+            some = as_numbers(rows[start : start + batch_size])
+            if self.device.type == "mps":  # which has no float64
+                some = some.float()
+            some = some.to(self.device)
             parts.append(F.normalize(head(some), dim=1))
         return torch.cat(parts)
 

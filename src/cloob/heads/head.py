@@ -1,5 +1,5 @@
-"""The heads that are trained on the features of frozen encoders; several as one, with a
-bias against hubs.
+"""Heads that lead two kinds of rows into one space; several of them as one, with a bias
+against hubs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Standardise = Literal["column", "one", "none"]
-_NEAREST = 10
-_MOST = 0.25  # the largest bias
-_SHARE = _MOST**0.5
+Kind = Literal["linear", "mlp"]
+Side = Literal["a", "b"]
+N_NEAREST = 10
+MAX_BIAS = 0.25
+SHARE = MAX_BIAS**0.5
 
 
 class Head(nn.Module):
@@ -50,43 +52,42 @@ class Head(nn.Module):
     """
 
     mean: Tensor
+    mean_rest: Tensor  # what float32 cannot hold of the mean
     scale: Tensor
 
     def __init__(
         self,
         features: int,
         embed_dim: int,
-        kind: Literal["linear", "mlp"] = "linear",
+        kind: Kind = "linear",
         dropout: float = 0.0,
         standardise: Standardise = "one",
     ):
         super().__init__()
-        options = {
+        self.options: dict[str, Any] = {
             "features": features,
             "embed_dim": embed_dim,
             "kind": kind,
             "dropout": dropout,
         }
-        self.options: dict[str, Any] = options | (
-            {} if standardise == "one" else {"standardise": standardise}
-        )
+        if standardise != "one":
+            self.options["standardise"] = standardise
         self.standardise = standardise
         self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer(
-            "scale", torch.ones(features if standardise == "column" else ())
-        )
+        self.register_buffer("mean_rest", torch.zeros(features))
+        scales = features if standardise == "column" else ()
+        self.register_buffer("scale", torch.ones(scales))
         self.matrix = nn.Linear(features, embed_dim)
         self.dropout: nn.Module = nn.Identity()
         self.branch: nn.Module | None = None
         if kind == "linear":
             self.dropout = nn.Dropout(dropout)
-        else:
-            last = nn.Linear(2 * embed_dim, embed_dim)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-            self.branch = nn.Sequential(
-                nn.Linear(features, 2 * embed_dim), nn.GELU(), nn.Dropout(dropout), last
-            )
+            return
+        hidden = nn.Linear(features, 2 * embed_dim)
+        last = nn.Linear(2 * embed_dim, embed_dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.branch = nn.Sequential(hidden, nn.GELU(), nn.Dropout(dropout), last)
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
@@ -95,33 +96,52 @@ class Head(nn.Module):
         """
         if self.standardise == "none":
             return
-        self.mean.copy_(features.mean(0))
-        centred = features.cpu() - self.mean.cpu().double()  # MPS has no float64
+        rows = features.cpu().double()  # MPS has no float64
+        mean = rows.mean(0)
+        self._set_mean(mean)
+        centred = rows - mean
         if self.standardise == "one":
-            self.scale.copy_(
-                (torch.linalg.vector_norm(centred) / centred.numel() ** 0.5).clamp_min(
-                    1e-12
-                )
-            )
+            spread = torch.linalg.vector_norm(centred) / centred.numel() ** 0.5
+            self.scale.copy_(spread if float(spread) > 0 else torch.ones(()))
             return
         deviation = torch.linalg.vector_norm(centred, dim=0) / len(centred) ** 0.5
-        constant = (
-            deviation <= 1e-6 * self.mean.cpu().abs()
-        )  # what is left is rounding of the mean
-        self.scale.copy_(deviation.masked_fill(constant, 1.0))
+        is_float = features.is_floating_point()
+        rounding = 8 * torch.finfo(features.dtype).eps if is_float else 0.0
+        is_constant = deviation <= rounding * mean.abs()
+        self.scale.copy_(deviation.masked_fill(is_constant, 1.0))
 
     @torch.no_grad()
-    def solve(self, mean: Tensor, matrix: Tensor) -> None:
-        """Makes a linear head give (features - mean) @ matrix, for an (F,) mean and an
-        (F, D) matrix, then zeros.
+    def solve(self, mean: Tensor, matrix: Tensor, spread: float = 1.0) -> None:
+        """Makes a linear head give (features - mean) @ matrix, then zeros.
+
+        Args:
+            mean: (F,) float64.
+            matrix: (F, D') with D' at most D.
+            spread: Typical size of the centred features, which are divided by it so
+                that the weights are near 1 in any units.
         """
-        self.mean.copy_(mean)
-        self.scale.fill_(1.0)
-        self.matrix.weight.zero_()[: matrix.shape[1]].copy_(matrix.T)
+        self._set_mean(mean)
+        self.scale.fill_(spread)
+        self.matrix.weight.zero_()[: matrix.shape[1]].copy_(matrix.T * spread)
         self.matrix.bias.zero_()
 
+    def _set_mean(self, mean: Tensor) -> None:
+        self.mean.copy_(mean)
+        self.mean_rest.copy_(mean - self.mean.cpu().double())
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """The float32 features that the matrix takes; float64 ones lose their mean
+        before they are rounded.
+        """
+        if features.dtype == torch.float64:
+            mean = self.mean.double() + self.mean_rest.double()
+            centred = (features - mean).float()
+        else:
+            centred = features - self.mean - self.mean_rest
+        return centred / self.scale
+
     def forward(self, features: Tensor) -> Tensor:
-        rows = (features - self.mean) / self.scale
+        rows = self.standardised(features)
         out: Tensor = self.matrix(self.dropout(rows))
         return out if self.branch is None else out + self.branch(rows)
 
@@ -185,48 +205,38 @@ class Members(nn.Module):
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """As ``forward``, of the unit rows of all heads."""
-        rows, hubs = self.side_by_side(parts), self.options["hubs"]
+        rows = self.side_by_side(parts)
+        hubs = self.options["hubs"]
         if not hubs["rows"]:
             return rows
-        bias = (hubs["strength"] * (self._nearness(rows) - self.usual)).clamp(
-            -_MOST, _MOST
-        ).unsqueeze(1) / _SHARE
-        share, rest = (
-            torch.full_like(bias, _SHARE),
-            (_MOST - bias**2).clamp_min(0).sqrt(),
-        )
-        pairs = ((-bias, share), (rest, torch.zeros_like(rest)))
-        return torch.cat(
-            [
-                rows,
-                *(
-                    column
-                    for pair in pairs
-                    for column in pair[:: -1 if hubs["side"] else 1]
-                ),
-            ],
-            1,
-        )
+        excess = hubs["strength"] * (self.nearness(rows) - self.usual)
+        bias = excess.clamp(-MAX_BIAS, MAX_BIAS).unsqueeze(1) / SHARE
+        share = torch.full_like(bias, SHARE)
+        filler = (MAX_BIAS - bias**2).clamp_min(0).sqrt()  # gives rows one length
+        zero = torch.zeros_like(filler)
+        if hubs["side"] == 0:
+            extra = [-bias, share, filler, zero]
+        else:
+            extra = [share, -bias, zero, filler]
+        return torch.cat([rows, *extra], 1)
 
     def side_by_side(self, parts: Sequence[Tensor], *, cut: bool = True) -> Tensor:
         """The rows without a bias, and without a cut if ``cut`` is False."""
-        rows = torch.cat(
-            [weight * part for weight, part in zip(self.weights, parts, strict=True)], 1
-        )
-        return (
-            F.normalize(rows @ self.axes, dim=1)
-            if cut and self.options["cut"]
-            else rows
-        )
+        weighted = [w * part for w, part in zip(self.weights, parts, strict=True)]
+        rows = torch.cat(weighted, 1)
+        if cut and self.options["cut"]:
+            return F.normalize(rows @ self.axes, dim=1)
+        return rows
 
-    def _nearness(self, rows: Tensor) -> Tensor:
-        near: Tensor = (
-            (rows @ self.bank.T).topk(min(_NEAREST, len(self.bank)), 1).values.mean(1)
-        )
+    def nearness(self, rows: Tensor) -> Tensor:
+        """(n,) the mean cosine of the nearest rows of the bank."""
+        nearest = (rows @ self.bank.T).topk(min(N_NEAREST, len(self.bank)), 1)
+        near: Tensor = nearest.values.mean(1)
         return near
 
 
 AnyHead = Head | Members
+Heads = tuple[AnyHead, AnyHead]
 
 
 def head_of(options: Mapping[str, Any]) -> AnyHead:
@@ -238,22 +248,29 @@ def head_of(options: Mapping[str, Any]) -> AnyHead:
 
 
 @torch.no_grad()
+def unit_rows(head: AnyHead, features: Tensor) -> Tensor:
+    """(n, D) unit rows, without a graph."""
+    return F.normalize(head(features), dim=1)
+
+
+@torch.no_grad()
 def fit_members(
     a: Members, b: Members, parts_a: Sequence[Tensor], parts_b: Sequence[Tensor]
 ) -> None:
     """Takes axes, banks and usual nearness of both sides from the unit rows of all
     heads for some training pairs.
     """
-    # principal directions of both sides' rows, not centred, since cosines are compared
-    if cut := a.options["cut"]:
-        both = torch.cat(
-            [a.side_by_side(parts_a, cut=False), b.side_by_side(parts_b, cut=False)]
-        )
+    cut = a.options["cut"]
+    if cut:
+        # principal directions of both sides, not centred: cosines are compared
+        sides = a.side_by_side(parts_a, cut=False), b.side_by_side(parts_b, cut=False)
+        both = torch.cat(sides)
         axes = torch.linalg.eigh((both.T @ both).double())[1][:, -cut:]
-        for side in (a, b):
-            side.axes.copy_(axes)
+        a.axes.copy_(axes)
+        b.axes.copy_(axes)
     if a.options["hubs"]["rows"]:
         rows_a, rows_b = a.side_by_side(parts_a), b.side_by_side(parts_b)
-        for side, rows, others in ((a, rows_a, rows_b), (b, rows_b, rows_a)):
-            side.bank.copy_(others)
-            side.usual.copy_(side._nearness(rows).mean())
+        a.bank.copy_(rows_b)
+        b.bank.copy_(rows_a)
+        a.usual.copy_(a.nearness(rows_a).mean())
+        b.usual.copy_(b.nearness(rows_b).mean())

@@ -1,0 +1,87 @@
+"""What fitting gives, and how good heads are on pairs that they have not seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloob.data.source import spread
+from cloob.data.vectors import VectorPairs
+from cloob.functional.bootstrap import group_means
+from cloob.functional.ranking import ranks_of_ids
+from cloob.heads.head import Heads, unit_rows
+
+RECALLS = (1, 5, 10)
+GALLERY = 10_000  # pairs of a recall, at most: its time grows with their square
+
+
+class Rows(NamedTuple):
+    """Some pairs in memory."""
+
+    a: Tensor  # (n, F_a)
+    b: Tensor  # (n, F_b)
+    ids: Tensor  # (n,) int64, by which answers are judged
+
+    @classmethod
+    def of(cls, pairs: VectorPairs, most: int | None = None) -> Rows:
+        """All pairs, or so many of them, evenly spread."""
+        places = np.arange(len(pairs))
+        if most is not None and most < len(pairs):
+            places = np.array(spread(len(pairs), most))
+        a, b, ids, _ = pairs.take(places)
+        return cls(a, b, ids)
+
+
+@dataclass(frozen=True)
+class FittedHeads:
+    """Two heads, in eval mode on the CPU, and how they came about."""
+
+    heads: Heads
+    objective: dict[str, Any]
+    """Settings of the objective at the end, as a model folder keeps them."""
+    history: list[dict[str, Any]]
+    """A line of numbers per epoch; of a closed form one."""
+    decisions: dict[str, Any] = field(default_factory=dict)
+    """What held-out pairs chose: ridge, objective, what was joined."""
+    last: Heads | None = None
+    """The heads after the last epoch, where these are not the best."""
+    stopped: bool = False
+    """Whether the caller's ``stop`` ended the fit early."""
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of ``heads``, from 1; the last one where nothing was held out."""
+        judged = [line for line in self.history if line.get("is_best")]
+        return int((judged or self.history)[-1]["epoch"])
+
+
+def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+    """(6, distinct ids) recall at 1, 5 and 10 in both directions, of (n, D) unit rows.
+
+    Rows of one id are one answer, and any of them is right; a tie is a loss.
+    """
+    both = ranks_of_ids(a, b, ids), ranks_of_ids(b, a, ids)
+    return torch.stack([group_means(ranks < k, ids) for ranks in both for k in RECALLS])
+
+
+def recalls(heads: Heads, rows: Rows) -> Tensor:
+    """(ids,) the mean of recall at 1, 5 and 10 in both directions."""
+    device = next(heads[0].buffers()).device
+    a = unit_rows(heads[0], rows.a.to(device))
+    b = unit_rows(heads[1], rows.b.to(device))
+    return recalls_of_ids(a, b, rows.ids.to(device)).mean(0)
+
+
+def vary_unlike(variances: Tensor) -> bool:
+    """Whether one scale for all columns would all but hide half of them."""
+    return bool(variances.median() < 0.01 * variances.mean())
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None

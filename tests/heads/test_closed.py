@@ -1,0 +1,120 @@
+"""The closed form from blocks, weights and few rows; what held-out pairs choose."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from cloob.data.vectors import usable_pairs
+from cloob.errors import InputError
+from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
+from cloob.heads import closed
+from cloob.heads.closed import fit_closed_form
+from cloob.heads.fitted import recalls_of_ids
+from cloob.heads.head import unit_rows
+from cloob.heads.settings import HeadSettings
+from support import raises
+
+
+def views(n, widths=(12, 8), seed=0):
+    rng = np.random.default_rng(seed)
+    cause = rng.normal(size=(n, 5))
+    return tuple(
+        cause @ rng.normal(size=(5, width)) + 0.3 * rng.normal(size=(n, width))
+        for width in widths
+    )
+
+
+def pairs_of(a, b, **more):
+    return usable_pairs(("a", "b"), "a and b", a, b, None, **more)
+
+
+def cosines(fitted, a, b):
+    rows = [
+        unit_rows(head, torch.from_numpy(side))
+        for head, side in zip(fitted.heads, (a, b), strict=True)
+    ]
+    return rows[0] @ rows[1].T
+
+
+@given(st.integers(8, 30), st.integers(0, 99), st.booleans(), st.sampled_from([0, 60]))
+def test_rows_give_the_directions_of_their_moments(n, seed, by_column, width):
+    """Fewer rows than columns on one side, or on both; tolerance 1e-6."""
+    a, b = map(torch.from_numpy, views(n, (50, width or 6), seed))
+    ways = [PairMoments.of(a, b), CentredRows.of(a, b)]
+    found = []
+    for pairs in ways:
+        (directions,) = canonical_directions(pairs, [0.1], by_column=by_column)
+        x, y = directions.weighted(1.0)
+        found.append(((a - a.mean(0)) @ x) @ ((b - b.mean(0)) @ y).T)
+    assert torch.allclose(*found, atol=1e-6)
+
+
+def test_few_rows_of_many_columns_need_no_square_matrix():
+    a, b = views(50, (300, 200))
+    train, held_out = pairs_of(a, b).split(0.2)
+    assert isinstance(closed.gathered(closed.blocks_of(train)), CentredRows)
+    fitted = fit_closed_form(train, held_out)
+    assert fitted.history[0]["val_recall"] > 0.9
+
+
+@pytest.mark.parametrize("n", [30, 300])
+def test_weights_count_as_repetitions(n):
+    a, b = views(n, (40, 8))
+    weights = np.random.default_rng(1).integers(0, 4, n)
+    blocks = [
+        tuple(torch.from_numpy(side[part]) for side in (a, b, weights.astype(float)))
+        for part in np.array_split(np.arange(n), 3)
+    ]
+    rows = np.arange(n).repeat(weights)
+    weighted = fit_closed_form(iter(blocks))
+    repeated = fit_closed_form(pairs_of(a[rows], b[rows]))
+    torch.testing.assert_close(
+        cosines(weighted, a, b), cosines(repeated, a, b), atol=1e-4, rtol=0
+    )
+
+
+def test_the_best_of_all_choices_is_taken_and_no_other_kept():
+    a, b = views(400)
+    train, held_out = pairs_of(a, b).split(0.2)
+    fitted = fit_closed_form(train, held_out)
+    x, y, ids, _ = held_out.take(np.arange(len(held_out)))
+    moments = PairMoments.of(*train.take(np.arange(len(train)))[:2])
+    found = {}
+    for by_column in (False, True):
+        solutions = canonical_directions(moments, closed.RIDGES, by_column=by_column)
+        for ridge, directions in zip(closed.RIDGES, solutions, strict=True):
+            for power in closed.POWERS:
+                of_a, of_b = directions.weighted(power)
+                found[ridge, power, by_column] = recalls_of_ids(
+                    F.normalize((x - moments.mean_a) @ of_a, dim=1),
+                    F.normalize((y - moments.mean_b) @ of_b, dim=1),
+                    ids,
+                ).mean()
+    chosen = tuple(fitted.decisions[key] for key in ("ridge", "power", "by_column"))
+    assert found[chosen] >= max(found.values()) - 1e-6
+    assert fitted.history[0]["val_recall"] == pytest.approx(
+        float(found[chosen]), abs=1e-6
+    )
+
+
+def test_offset_and_units_of_float64_change_nothing():
+    a, b = views(300)
+    plain = cosines(fit_closed_form(pairs_of(a, b)), a, b)
+    for change in (lambda x: x + 1e7, lambda x: x * 1e-30):
+        moved = cosines(fit_closed_form(pairs_of(change(a), b)), change(a), b)
+        torch.testing.assert_close(plain, moved, atol=1e-4, rtol=0)
+
+
+def test_what_it_cannot_do_is_one_line():
+    a, b = views(50)
+    wide = HeadSettings(objective="cca", embed_dim=9)
+    most = "finds 8 directions at most"
+    raises(InputError, most, fit_closed_form, pairs_of(a, b), None, wide)
+    one = [(torch.ones(1, 3), torch.ones(1, 2), None)]
+    raises(InputError, "1 pairs", fit_closed_form, one)
+    raises(InputError, "no usable pairs", fit_closed_form, iter(()))
+    left_out = "members is 2; it must be left out"
+    raises(InputError, left_out, HeadSettings, "cca", members=2)

@@ -1,0 +1,72 @@
+"""Heads as modules: any units, any distance from zero; members by their formula."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cloob import Head
+from cloob.heads.head import Members, fit_members, head_of, unit_rows
+
+
+def rows(n, width, seed=0):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.mark.parametrize("standardise", ["one", "column"])
+@pytest.mark.parametrize("change", [lambda x: x + 1e7, lambda x: x * 1e-30])
+def test_offset_and_unit_of_float64_change_nothing(standardise, change):
+    """Float32 has a unit of 1 at 1e7, and 1e-12 is far above 1e-30."""
+    plain = Head(6, 4, standardise=standardise)
+    moved = Head(6, 4, standardise=standardise)
+    moved.load_state_dict(plain.state_dict())
+    x = rows(50, 6)
+    plain.fit(x)
+    moved.fit(change(x))
+    torch.testing.assert_close(plain(x), moved(change(x)), atol=1e-5, rtol=0)
+
+
+def test_a_constant_column_is_divided_by_one():
+    x = rows(40, 3)
+    x[:, 1] = 1e6
+    head = Head(3, 2, standardise="column")
+    head.fit(x)
+    assert head.scale[1] == 1 and torch.equal(
+        head.standardised(x)[:, 1], torch.zeros(40)
+    )
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-20])
+def test_a_solved_head_is_its_matrix(spread):
+    x, matrix = rows(20, 5), rows(5, 3, 1)
+    head = Head(5, 4)
+    head.solve(x.mean(0), matrix, spread)
+    expected = F.pad((x - x.mean(0)) @ matrix, (0, 1)).float()
+    torch.testing.assert_close(head(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_members_are_the_mean_cosine_less_the_hubs():
+    """Cosines of joined rows by a plain loop from the formula."""
+    a, b = rows(30, 6).float(), rows(30, 5, 1).float()
+    heads_a, heads_b = [Head(6, 4), Head(6, 3)], [Head(5, 4), Head(5, 3)]
+    weights, strength = [1.0, 0.7], 0.5
+    options = {"rows": 30, "strength": strength}
+    side_a = Members(heads_a, weights, side=0, **options)
+    side_b = Members(heads_b, weights, side=1, **options)
+    parts_a = [unit_rows(head, a) for head in heads_a]
+    parts_b = [unit_rows(head, b) for head in heads_b]
+    fit_members(side_a, side_b, parts_a, parts_b)
+    again = head_of(side_a.options)
+    again.load_state_dict(side_a.state_dict())
+    x, y = unit_rows(again, a), unit_rows(side_b, b)
+
+    total = sum(w**2 for w in weights)
+    cosines = sum(
+        w**2 / total * p @ q.T
+        for w, p, q in zip(weights, parts_a, parts_b, strict=True)
+    )
+    near_a = cosines.sort(1, descending=True).values[:, :10].mean(1)
+    near_b = cosines.sort(0, descending=True).values[:10].mean(0)
+    bias_a = strength * (near_a - near_a.mean())
+    bias_b = strength * (near_b - near_b.mean())
+    expected = (cosines - bias_a[:, None] - bias_b) / 1.5
+    torch.testing.assert_close(x @ y.T, expected, atol=1e-5, rtol=0)
