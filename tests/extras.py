@@ -108,7 +108,9 @@ USES = {
             "run",
         ]
     ],
-    "export": [["export", MODEL, to, "--to", to] for to in ("onnx", "transformers")],
+    "export": [
+        ["export", MODEL, "--out", to, "--to", to] for to in ("onnx", "transformers")
+    ],
     "ray": ["import ray.data; from cloob.interop.ray import Embed"],
     "postgres": ["import psycopg, pgvector; from cloob import Index"],
     "serve": [["index", ".", "--model", MODEL, "--out", "idx"], SERVE],
@@ -119,7 +121,7 @@ USES = {
 # What `train` alone refuses, in one line with the install of this extra.
 REFUSED = {
     "align": ["train", "align", "--data", "pairs.csv"],
-    "export": ["export", MODEL, "exported", "--to", "onnx"],
+    "export": ["export", MODEL, "--out", "exported", "--to", "onnx"],
     "postgres": [
         "index",
         ".",

@@ -48,12 +48,8 @@ def clip(tmp_path_factory):
     """A folder with an exported ``CLIPModel``."""
     path = tmp_path_factory.mktemp("clip")
     tiny_model(path / "run", objective="clip")
-    assert (
-        cli.main(
-            ["export", str(path / "run"), str(path / "model"), "--to", "transformers"]
-        )
-        == 0
-    )
+    words = ["export", str(path / "run"), "--out", str(path / "model")]
+    assert cli.main([*words, "--to", "transformers"]) == 0
     return path
 
 
