@@ -30,7 +30,7 @@ from benchmarks.frozen.data import load
 from sklearn.metrics import roc_auc_score
 
 from cloob import ContrastiveHeads
-from cloob.functional.suspects import suspicion
+from cloob.heads.suspects import suspicion
 
 RECORDS = Path(__file__).parent / "results" / "suspects" / "records.jsonl"
 Views = tuple[

@@ -6,7 +6,6 @@ together; wrong pairs are counted.
 """
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -14,10 +13,7 @@ from hypothesis import strategies as st
 from scipy.linalg import eigh
 from sklearn.cross_decomposition import CCA
 
-import cloob
 from cloob.functional.cca import PairMoments, canonical_directions
-from cloob.functional.suspects import suspicion
-from support import raises
 
 
 def pairs(n, seed, *, of_a=7, of_b=4):
@@ -108,84 +104,3 @@ def test_a_column_that_is_constant_brings_nothing():
         )
         assert torch.isfinite(with_it.a).all() and with_it.correlations.isfinite().all()
         assert float((with_it.weighted(1.0)[0][-1]).abs().max()) < 1e-6
-
-
-def views(n, seed=0):
-    rng = np.random.default_rng(seed)
-    cause = rng.normal(size=(n, 12))
-    a, b = (
-        cause @ rng.normal(size=(12, width)) + 0.5 * rng.normal(size=(n, width))
-        for width in (30, 20)
-    )
-    return torch.from_numpy(a).float(), torch.from_numpy(np.tanh(b / 3) + 7).float()
-
-
-def above(scores, others):
-    """How often a score is above another: the area under the curve."""
-    return float((scores[:, None] > others).double().mean())
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.4])
-def test_swapped_pairs_score_lowest_and_are_counted(share):
-    a, b = views(800)
-    wrong = torch.arange(800) % 100 < 100 * share
-    places = torch.arange(800)
-    places[wrong] = places[wrong].roll(1)
-    found = suspicion(a, b[places])
-    assert found.scores.dtype == torch.float32
-    assert torch.equal(found.scores, cloob.suspects(a.numpy(), b[places].numpy()))
-    assert abs(found.count() - int(wrong.sum())) <= 24
-    if share:
-        assert above(found.scores[~wrong], found.scores[wrong]) > 0.97
-        fits = found.better == torch.arange(
-            800
-        )  # nothing fits better than a pair's partner
-        assert (
-            float(fits[wrong].double().mean())
-            < 0.1
-            < 0.5
-            < float(fits[~wrong].double().mean())
-        )
-
-
-def test_equal_ids_are_judged_by_others_alone():
-    """Noise that is there three times scores as mismatched pairs do, but for those that
-    have seen their copies.
-    """
-    rng = np.random.default_rng(1)
-    a, b = (torch.from_numpy(rng.normal(size=(100, 40))).repeat(3, 1) for _ in range(2))
-    together = suspicion(a, b, ids=torch.arange(100).repeat(3))
-    assert 0.35 < above(together.scores, together.mismatched) < 0.65
-    apart = suspicion(a, b)
-    assert above(apart.scores, apart.mismatched) > 0.9
-
-
-def test_scores_follow_their_pairs_in_any_order():
-    a, b = views(120, 3)
-    ids, order = (
-        torch.arange(120) // 2,
-        torch.randperm(120, generator=torch.Generator().manual_seed(0)),
-    )
-    found = cloob.suspects(a[order], b[order], ids[order])
-    torch.testing.assert_close(
-        found, cloob.suspects(a, b, ids)[order], atol=1e-4, rtol=0
-    )
-
-
-def test_what_cannot_be_judged_is_one_line():
-    a, b = views(12)
-    raises(ValueError, "as many rows", cloob.suspects, a, b[:7])
-    raises(
-        ValueError,
-        "b: row 3 holds NaN",
-        cloob.suspects,
-        a,
-        b.index_fill(0, torch.tensor([3]), torch.nan),
-    )
-    raises(ValueError, "a: row 0 holds", cloob.suspects, a.double() * 1e300, b)
-    assert torch.equal(
-        cloob.suspects(pd.DataFrame((a > 0).numpy()), b), cloob.suspects(a > 0, b)
-    )
-    raises(
-        ValueError, "3 distinct ids in 5 folds", cloob.suspects, a, b, ids=[0, 1, 2] * 4
-    )

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.functional.cca import PairMoments, canonical_directions
-from cloob.functional.suspects import suspicion
 from cloob.heads.head import Head
+from cloob.heads.suspects import suspicion
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 POWERS = (0.5, 1.0, 1.5, 2.0)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from cloob.estimator import ContrastiveHeads
     from cloob.evaluation.suite import evaluate
     from cloob.functional.ids import ids
-    from cloob.functional.suspects import suspects
     from cloob.heads.head import Head
+    from cloob.heads.suspects import suspects
     from cloob.models.load import load_model
     from cloob.models.towers import create_model
     from cloob.objective import ContrastiveObjective, make_objective
@@ -64,7 +64,7 @@ _HOMES = {
     "load_model": "cloob.models.load",
     "make_objective": "cloob.objective",
     "open_source": "cloob.data.open",
-    "suspects": "cloob.functional.suspects",
+    "suspects": "cloob.heads.suspects",
     "train": "cloob.training.loop",
 }
 

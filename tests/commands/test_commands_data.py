@@ -179,6 +179,6 @@ def test_suspects_of_vectors(tmp_path, capsys):
     )
     assert main(["data", *vectors, "--suspects"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in printed[1:]] == [
+    assert [line.split()[2] for line in printed[1:]] == [
         line["pair"] for line in lines[:10]
     ]

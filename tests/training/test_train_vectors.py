@@ -189,9 +189,9 @@ def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(
     train, held_out = open_vectors(split)
     trained = set(np.setdiff1d(wrong, held_out.rows[:, 0]).tolist())
     listed = list(csv.reader((tmp_path / "auto/suspects.csv").read_text().splitlines()))
-    assert listed[0] == ["pair", "score", "row"] and float(listed[1][1]) <= float(
-        listed[-1][1]
-    )
+    assert listed[0] == ["pair", "score", "probability", "row"] and float(
+        listed[1][1]
+    ) <= float(listed[-1][1])
     left_out = {int(pair) for pair, *_ in listed[1:]}
     assert len(left_out & trained) > 0.9 * len(trained) > 0.8 * len(left_out)
     assert not left_out & set(held_out.rows[:, 0].tolist())
@@ -201,7 +201,7 @@ def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(
     with (
         monkeypatch.context() as patch
     ):  # a resumed run leaves out those that its folder lists
-        patch.setattr(align, "suspicion", None)
+        patch.setattr(align, "clean", None)
         more = [
             "infoloob",
             "--clean",

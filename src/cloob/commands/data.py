@@ -96,7 +96,7 @@ def list_suspects(
     import torch
 
     from cloob.data.survey import pair_cards, render_sheet
-    from cloob.functional.suspects import suspicion
+    from cloob.heads.suspects import suspicion
 
     a, b, ids, keys = pairs.take(torch.arange(len(pairs)).numpy())
     distinct = len(torch.unique(ids))
@@ -133,19 +133,24 @@ def list_suspects(
             {
                 "pair": keys[place],
                 "score": round(score, 4),
+                "probability": round(float(result.wrong.probability[place]), 4),
                 "b": text,
                 "fits better": fits,
             }
         )
     count = result.count()
+    low, high = result.wrong.interval
     print(
-        f"{pairs.name}: {count:,} of {len(lines):,} pairs are more probably wrong than right"
+        f"{pairs.name}: {count:,} of {len(lines):,} pairs are more probably wrong than"
+        f" right; wrong in all: {result.wrong.share:.1%} (95 %: {low:.1%} to {high:.1%}"
+        f"{'' if result.wrong.is_certain else ', too uncertain to leave any out'})"
     )
     for line in lines[: 10 if path is None else min(10, count)]:
         fits = (
             f"; fits better: {line['fits better'][:60]}" if line["fits better"] else ""
         )
-        print(f"  {line['score']:7.3f}  {line['pair']}  {line['b'][:60]}{fits}")
+        numbers = f"{line['score']:7.3f} {line['probability']:5.0%}"
+        print(f"  {numbers}  {line['pair']}  {line['b'][:60]}{fits}")
     if path is not None:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, lines[0])

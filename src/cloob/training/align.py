@@ -31,8 +31,8 @@ from cloob.data.sources.arrow import reading
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.distributed import no_timeout, on_rank_zero, rank, world_size
 from cloob.errors import InputError, counted
-from cloob.functional.suspects import suspicion
 from cloob.heads.head import Head
+from cloob.heads.suspects import clean
 from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
 from cloob.models.aligned.model import AlignedEncoder, VectorEncoder, aligned_encoder
@@ -48,9 +48,8 @@ logger = logging.getLogger(__name__)
 _LEAST = 100  # distinct ids for --clean
 _BATCH = 128
 _KEPT = ("images", "texts", "ids", "images_rows", "texts_rows")
-LeftOut = list[
-    tuple[str, str, int]
-]  # the keys and scores of pairs, lowest first, and their places
+# the keys, scores and probabilities of pairs, lowest score first, and their places
+LeftOut = list[tuple[str, str, str, int]]
 
 
 def cleaned(pairs: VectorPairs, config: TrainConfig) -> tuple[VectorPairs, LeftOut]:
@@ -71,18 +70,27 @@ def cleaned(pairs: VectorPairs, config: TrainConfig) -> tuple[VectorPairs, LeftO
                 file.open(encoding="utf-8", newline="") as lines,
             ):
                 return [
-                    (key, score, int(place))
-                    for key, score, place in list(csv.reader(lines))[1:]
+                    (key, score, probability, int(place))
+                    for key, score, probability, place in list(csv.reader(lines))[1:]
                 ]
         a, b, ids, keys = pairs.take(np.arange(len(pairs)))
         if (distinct := len(torch.unique(ids))) < _LEAST:
             raise InputError(
                 f"{pairs.name}: {distinct} distinct ids; --clean needs {_LEAST} or more"
             )
-        result = suspicion(a, b, ids)
-        count = result.count() if how == "auto" else round(float(how) * len(pairs))
-        lowest = result.scores.argsort()[:count].tolist()
-        return [(keys[place], f"{result.scores[place]:.6g}", place) for place in lowest]
+        result = clean(a, b, ids, how)
+        low, high = result.interval
+        message = "wrong training pairs, by their scores: %s (95 %%: %s to %s)"
+        logger.info(message, f"{result.share:.1%}", f"{low:.1%}", f"{high:.1%}")
+        return [
+            (
+                keys[place],
+                f"{result.scores[place]:.6g}",
+                f"{result.probability[place]:.4f}",
+                place,
+            )
+            for place in result.left_out().tolist()
+        ]
 
     listed = on_rank_zero(left_out, slow=True)
     if rank() == 0:

@@ -268,7 +268,8 @@ def assemble(
             with (config.save.out / SUSPECTS_FILE).open(
                 "w", encoding="utf-8", newline=""
             ) as file:
-                csv.writer(file).writerows([("pair", "score", "row"), *loader.left_out])
+                columns = "pair", "score", "probability", "row"
+                csv.writer(file).writerows([columns, *loader.left_out])
         if choice is not None:
             write_whole(config.save.out / OBJECTIVES_FILE, json.dumps(choice, indent=2))
     log = RunLog(

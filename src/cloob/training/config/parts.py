@@ -65,7 +65,7 @@ SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
 RANGE = Rule("low <= high in (0, 1]", lambda ends: 0 < ends[0] <= ends[1] <= 1)
 NAMED = Rule("a name, not empty", bool)
 DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
-_CLEAN = re.compile(r"auto|0?\.\d+")
+_CLEAN = re.compile(r"auto|0|0?\.\d+")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _KINDS = {
     int: "an integer",
@@ -475,7 +475,8 @@ class AlignConfig(Checked):
         str | None, Rule("auto, or a share such as 0.2", _CLEAN.fullmatch)
     ] = None
     """Leave training pairs out that do not seem to belong together: this share of them,
-    or auto: those that are more probably wrong than right.
+    or auto: those that are more probably wrong than right, and none where that is
+    uncertain.
 
     OUT/suspects.csv lists them. Held-out pairs are never left out.
     """

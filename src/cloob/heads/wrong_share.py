@@ -1,0 +1,175 @@
+"""How many pairs are wrong, and how probably each is: a mixture whose one part is
+known.
+
+Scores of pairs that are known to be wrong have a distribution G; the given pairs mix
+wrong ones, which score by G too, with right ones, which score by some H:
+
+    F = π G + (1 - π) H.
+
+By G alone π is not determined: H may hold as much of G as it likes. What helps is that
+of two ranked classes one curve is nearly always true, whatever the scores are: against
+z = Φ⁻¹(G(s)), where the wrong ones are standard normal, the right ones are normal too,
+
+    H = Φ(β z - α)
+
+(the binormal ROC curve, Hanley 1988, doi:10.1177/0272989X8800800308). It is held
+against the given pairs in cells of G, of which the highest has no upper end, so that
+nothing depends on how far above the wrong pairs the right ones lie. The likelihood of
+the counts, on a grid of (π, α, β), with all π and α alike and β not far below one, is
+summed to the distribution of π, its 95 % interval, and the probability of being wrong
+in every cell. Where right pairs score nearly as wrong ones do, α and π explain one
+another, and the interval says so: it is wide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# ends of the cells: shares of the known wrong pairs below them
+_ENDS = (
+    0.01,
+    0.03,
+    0.06,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    0.95,
+    0.98,
+)
+_SHARES = 0.98 * np.linspace(0, 1, 161) ** 1.5
+_SHIFTS = np.arange(0, 7.01, 0.1)
+_SLOPES = np.geomspace(0.4, 2.5, 9)
+_SLOPE_BELOW_ONE = 0.2  # deviation of log β where it is below zero
+# pairs that count: no curve is so true that more of them could narrow the interval
+_MOST = 2000
+_TAILS = (0.025, 0.975)
+_CLEAR = 0.88  # right above wrong, as often: what has to be so to leave pairs out
+_NARROW = 6.0  # how far the ends of the interval may lie apart, upper by lower
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class WrongShare:
+    """What the scores of n pairs say of how many are wrong."""
+
+    share: float  # estimated share of wrong pairs
+    interval: tuple[float, float]  # 95 % of it
+    separation: float  # how often a right pair scores above a wrong one, estimated
+    probability: Tensor  # (n,) float32, of being wrong; it falls with the score
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether pairs may be left out by it: right and wrong ones are told apart, and
+        the interval is narrow.
+        """
+        lower, upper = self.interval
+        return self.separation >= _CLEAR and upper <= _NARROW * lower
+
+
+def estimate_wrong_share(
+    given: Tensor, known_wrong: Tensor, distinct: int | None = None
+) -> WrongShare:
+    """Estimates the share of wrong pairs.
+
+    Args:
+        given: (n,) scores of the given pairs.
+        known_wrong: (m,) scores of pairs that are known to be wrong.
+        distinct: Number of ids among the n pairs, where it is less than n: pairs of one
+            id say the same.
+
+    Returns:
+        The share, its interval, and a probability for every given pair. Without known
+        wrong pairs anything is possible: an interval from 0 to 1.
+    """
+    n, m = len(given), len(known_wrong)
+    if n == 0 or m == 0:
+        return WrongShare(0.0, (0.0, 1.0), 0.5, torch.zeros(n))
+    ordered = known_wrong.double().sort().values
+    below = torch.searchsorted(ordered, given.double()).numpy()
+    not_above = torch.searchsorted(ordered, given.double(), right=True).numpy()
+    lower, upper = below / (m + 1), (not_above + 1) / (m + 1)
+
+    counts = _count_cells(lower, upper) * (min(n, _MOST, distinct or n) / n)
+    grid = _grid()
+    logs = np.log(grid.cells) @ counts + grid.log_prior
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    of_share = weights.sum(1).cumsum()
+    low, median, high = (
+        float(_SHARES[min(int(np.searchsorted(of_share, tail)), len(_SHARES) - 1)])
+        for tail in (_TAILS[0], 0.5, _TAILS[1])
+    )
+    separation = float((weights.sum(0) * grid.separation).sum())
+    in_cell = np.einsum("sc,scl,sl->l", weights, 1 / grid.cells, grid.wrong)
+    in_cell = falling(in_cell, counts + 1e-9)
+
+    centres = np.diff([0.0, *_ENDS, 1.0]) / 2 + np.array([0.0, *_ENDS])
+    probability = np.interp((lower + upper) / 2, centres, in_cell)
+    return WrongShare(
+        median, (low, high), separation, torch.from_numpy(probability).float()
+    )
+
+
+class _Grid(NamedTuple):
+    """S shares, C curves of right pairs, L cells."""
+
+    cells: np.ndarray  # (S, C, L): share of the given pairs in a cell
+    wrong: np.ndarray  # (S, L): share of the given pairs in a cell and wrong
+    separation: np.ndarray  # (C,): how often a right pair scores above a wrong one
+    log_prior: np.ndarray  # (C,)
+
+
+@cache
+def _grid() -> _Grid:
+    ends = torch.tensor(_ENDS, dtype=torch.float64)
+    shifts, slopes = (
+        torch.from_numpy(part.ravel())
+        for part in np.meshgrid(_SHIFTS, _SLOPES, indexing="ij")
+    )
+    points = torch.special.ndtri(ends)
+    right = torch.special.ndtr(slopes[:, None] * points - shifts[:, None])
+    of_right = np.diff(right.numpy(), axis=1, prepend=0.0, append=1.0)
+    of_wrong = np.diff(ends.numpy(), prepend=0.0, append=1.0)
+    wrong = _SHARES[:, None] * of_wrong
+    cells = wrong[:, None] + (1 - _SHARES[:, None, None]) * of_right + 1e-12
+    separation = torch.special.ndtr(shifts / (1 + slopes**2).sqrt()).numpy()
+    log_slopes = slopes.log().clamp_max(0).numpy()
+    return _Grid(cells, wrong, separation, -((log_slopes / _SLOPE_BELOW_ONE) ** 2) / 2)
+
+
+def _count_cells(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """(L,) how many pairs lie in every cell, where a pair lies anywhere between two
+    shares alike.
+    """
+    ends = np.array(_ENDS)[:, None]
+    counts = np.zeros(len(_ENDS))
+    for start in range(0, len(lower), _CHUNK):
+        low, high = lower[start : start + _CHUNK], upper[start : start + _CHUNK]
+        counts += ((ends - low) / (high - low)).clip(0, 1).sum(1)
+    return np.diff(counts, prepend=0.0, append=len(lower))
+
+
+def falling(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The nearest values, by weighted squares, that do not rise (isotonic regression by
+    its minimax formula).
+    """
+    total = np.concatenate([[0.0], weights.cumsum()])
+    summed = np.concatenate([[0.0], (weights * values).cumsum()])
+    first, last = np.indices((len(values), len(values)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = (summed[last + 1] - summed[first]) / (total[last + 1] - total[first])
+    means[first > last] = -np.inf
+    return np.array([means[:, k:].max(1)[: k + 1].min() for k in range(len(values))])

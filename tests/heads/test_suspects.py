@@ -1,0 +1,303 @@
+"""Suspects: whatever stands where, whichever id is repeated, however columns are
+scaled; and how many pairs are wrong.
+"""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cloob
+from cloob.errors import InputError
+from cloob.heads.suspects import clean, suspicion
+from cloob.heads.wrong_share import estimate_wrong_share, falling
+from support import raises
+
+quick = settings(max_examples=10, deadline=None)
+
+
+def views(n, seed=0, noise=0.5):
+    rng = np.random.default_rng(seed)
+    cause = rng.normal(size=(n, 12))
+    a, b = (
+        cause @ rng.normal(size=(12, width)) + noise * rng.normal(size=(n, width))
+        for width in (30, 20)
+    )
+    return torch.from_numpy(a), torch.from_numpy(np.tanh(b / 3) + 7)
+
+
+def swapped(b, share, seed=0):
+    """A share of the rows of b swapped among each other, and which."""
+    some = torch.randperm(len(b), generator=torch.Generator().manual_seed(seed))
+    some = some[: round(share * len(b))]
+    b = b.clone()
+    b[some] = b[some.roll(1)]
+    wrong = torch.zeros(len(b), dtype=torch.bool)
+    wrong[some] = True
+    return b, wrong
+
+
+def above(scores, others):
+    """How often a score is above another: the area under the curve."""
+    return float((scores[:, None] > others).double().mean())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4])
+def test_swapped_pairs_score_lowest_and_are_counted(share):
+    a, b = views(800)
+    b, wrong = swapped(b, share)
+    found = suspicion(a, b)
+    assert found.scores.dtype == torch.float32
+    assert torch.equal(found.scores, cloob.suspects(a.numpy(), b.numpy()))
+    assert abs(found.count() - int(wrong.sum())) <= 24
+    low, high = found.wrong.interval
+    assert low - 1e-3 <= share <= high < share + 0.07
+    if share:
+        assert above(found.scores[~wrong], found.scores[wrong]) > 0.97
+        # nothing fits better than a right pair's partner
+        fits = (found.better == torch.arange(800)).double()
+        assert float(fits[wrong].mean()) < 0.1 < 0.5 < float(fits[~wrong].mean())
+
+
+def test_probabilities_are_those_of_being_wrong():
+    a, b = views(2000, noise=1.5)
+    b, wrong = swapped(b, 0.3)
+    scores = cloob.suspects(a, b)
+    probability = cloob.suspects(a, b, probability=True)
+    order = scores.argsort()
+    assert (probability[order].diff() <= 0).all()
+    assert ((probability >= 0) & (probability <= 1)).all()
+    for part in probability.argsort().chunk(5):
+        said, true = probability[part].mean(), wrong[part].double().mean()
+        assert abs(float(said - true)) < 0.08
+
+
+@quick
+@given(seed=st.integers(0, 1000), n=st.integers(30, 120), repeats=st.integers(1, 3))
+def test_a_permutation_of_the_rows_permutes_the_answer(seed, n, repeats):
+    a, b = views(n, seed)
+    ids = torch.arange(n) // repeats
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for chosen in (ids, None):
+        if chosen is not None and n // repeats < 12:
+            continue
+        found = suspicion(a, b, chosen)
+        turned = suspicion(a[order], b[order], chosen if chosen is None else ids[order])
+        assert torch.equal(turned.scores, found.scores[order])
+        assert torch.equal(turned.wrong.probability, found.wrong.probability[order])
+        assert torch.equal(order[turned.better], found.better[order])
+
+
+@quick
+@given(
+    copies=st.integers(2, 4), blocks=st.booleans(), share=st.sampled_from([0.0, 0.2])
+)
+def test_repeated_ids_in_blocks_or_side_by_side(copies, blocks, share):
+    """Caption 1 of all, then caption 2 (core.md 1: all pairs were thrown away)."""
+    a, b = views(300)
+    noise = np.random.default_rng(1).normal(size=(copies, *b.shape))
+    a, b = a.repeat(copies, 1), (b + 0.05 * torch.from_numpy(noise)).flatten(0, 1)
+    b, wrong = swapped(b, share)
+    ids = torch.arange(300).repeat(copies)
+    if not blocks:
+        order = ids.argsort(stable=True)
+        a, b, ids, wrong = a[order], b[order], ids[order], wrong[order]
+    found = suspicion(a, b, ids)
+    assert abs(found.count() - int(wrong.sum())) <= 0.15 * share * len(a) + 3
+
+
+def test_rows_sorted_by_class():
+    """Half of the wrong pairs were missed: a known wrong partner was of another
+    class.
+    """
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(1000, 12))
+    cause[:, :3] += 6 * (np.arange(1000)[:, None] >= 500)
+    a, b = (
+        torch.from_numpy(
+            cause @ rng.normal(size=(12, 20)) + rng.normal(size=(1000, 20))
+        )
+        for _ in range(2)
+    )
+    b, _ = swapped(b, 0.3)
+    count = suspicion(a, b).count()
+    assert 0.85 * 300 < count < 1.1 * 300
+
+
+def test_one_id_holds_half_of_the_rows():
+    a, b = views(400)
+    b, wrong = swapped(b, 0.2)
+    ids = torch.arange(400).clamp_min(200)
+    found = suspicion(a, b, ids)
+    assert found.scores.isfinite().all() and len(found.known_wrong) > 0
+    assert above(found.scores[~wrong], found.scores[wrong]) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"),
+    [(1e12, 0.0), (1e-12, 0.0), (1.0, 1e9), (1e-12, 1e-3), (1e6, 1e12)],
+)
+def test_offsets_and_scales_change_nothing(scale, offset):
+    a, b = views(300)
+    b, wrong = swapped(b, 0.2)
+    found = suspicion(a * scale + offset, b * scale - offset)
+    assert above(found.scores[~wrong], found.scores[wrong]) > 0.97
+    assert abs(found.count() - 60) <= 9
+    units = suspicion(a * torch.logspace(-12, 12, 30, dtype=torch.float64), b)
+    assert above(units.scores[~wrong], units.scores[wrong]) > 0.95
+
+
+def test_constant_and_copied_columns():
+    a, b = views(300)
+    b, wrong = swapped(b, 0.2)
+    constant = torch.full((300, 2), 1e12 + 0.1, dtype=torch.float64)
+    small = torch.full((300, 1), 0.1)
+    found = suspicion(torch.cat([a, a, constant], 1), torch.cat([b, small, b], 1))
+    assert above(found.scores[~wrong], found.scores[wrong]) > 0.97
+    assert abs(found.count() - 60) <= 9
+
+
+def test_a_side_that_says_nothing_leaves_nothing_out():
+    a, _ = views(300)
+    for empty in (torch.zeros(300, 3), torch.full((300, 1), 1e12)):
+        found = suspicion(a, empty)
+        assert found.count() == 0 and found.wrong.interval[1] > 0.9
+        assert found.scores.isfinite().all()
+    labels = (torch.arange(300)[:, None] % 3 == torch.arange(3)).double()
+    found = suspicion(a, labels)
+    assert found.scores.isfinite().all() and found.count() == 0
+
+
+def test_weak_signals_leave_nothing_out():
+    """A hundred pairs that hardly belong together: 84 of them were left out."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        a = rng.normal(size=(100, 32))
+        b = a @ rng.normal(size=(32, 24)) + 24 * rng.normal(size=(100, 24))
+        found = suspicion(torch.from_numpy(a), torch.from_numpy(b))
+        assert found.count() <= 2
+
+
+def test_copies_of_a_pair_are_not_judged_by_each_other():
+    """Noise that is there three times scores as known wrong pairs do."""
+    rng = np.random.default_rng(1)
+    a, b = (torch.from_numpy(rng.normal(size=(100, 40))).repeat(3, 1) for _ in range(2))
+    for ids in (torch.arange(100).repeat(3), None, torch.arange(300)):
+        found = suspicion(a, b, ids)
+        assert 0.35 < above(found.scores, found.known_wrong) < 0.65
+
+
+def test_few_rows_of_many_columns():
+    a, b = views(150)
+    b, wrong = swapped(b, 0.2)
+    turn = torch.from_numpy(np.random.default_rng(0).normal(size=(30, 400)))
+    scores = cloob.suspects(a @ turn, b)
+    assert above(scores[~wrong], scores[wrong]) > 0.9
+
+
+def test_clean_leaves_out_the_lowest():
+    a, b = views(400)
+    b, wrong = swapped(b, 0.25)
+    auto = clean(a, b, None, "auto")
+    assert auto.interval[0] < auto.share < auto.interval[1]
+    left_out = auto.left_out()
+    assert (auto.probability[left_out] > 0.5).all() and len(left_out) > 80
+    assert (auto.scores[left_out].diff() >= 0).all()
+    assert sorted([*left_out.tolist(), *auto.kept_rows.tolist()]) == [*range(400)]
+    assert float(wrong[left_out].double().mean()) > 0.9
+    assert len(clean(a, b, None, 0.1).kept_rows) == 360
+    assert len(clean(a, b, None, "0.1").left_out()) == 40
+    for nothing in (0, 0.0, "0"):
+        assert torch.equal(clean(a, b, None, nothing).kept_rows, torch.arange(400))
+
+
+def test_matrices_of_every_kind():
+    rng = np.random.default_rng(0)
+    a = (rng.normal(size=(60, 6)) > 0.5).astype(float)
+    b = a @ rng.normal(size=(6, 4)) + 0.1 * rng.normal(size=(60, 4))
+    expected = cloob.suspects(a, b)
+    frame = pd.DataFrame(a, columns=[*"abcdef"])
+    kinds = [
+        torch.from_numpy(a),
+        torch.from_numpy(a).requires_grad_(),
+        a.tolist(),
+        a.astype(">f8"),
+        a.astype(object),
+        a.astype(bool),
+        a.astype(np.float16),
+        np.asfortranarray(a),
+        a[::-1].copy()[::-1],
+        np.ma.masked_array(a),
+        sp.csr_array(a),
+        sp.coo_matrix(a),
+        frame,
+        frame.astype("Float64"),
+        pa.Table.from_pandas(frame),
+    ]
+    for kind in kinds:
+        assert torch.equal(cloob.suspects(kind, b), expected), type(kind)
+
+
+def test_what_cannot_be_judged_is_one_line():
+    a, b = views(12)
+    raises(InputError, "as many rows", cloob.suspects, a, b[:7])
+    bad = b.index_fill(0, torch.tensor([3]), torch.nan)
+    raises(InputError, "b: row 3 holds NaN", cloob.suspects, a, bad)
+    raises(InputError, "a: row 0 holds", cloob.suspects, a * 1e300, b)
+    few = [0, 1, 2] * 4
+    raises(InputError, "3 distinct ids in 5 folds", cloob.suspects, a, b, few)
+    one = [7] * 12
+    raises(InputError, "1 distinct id in 5 folds", cloob.suspects, a, b, one)
+    raises(InputError, "0 distinct ids", cloob.suspects, a[:0], b[:0].numpy())
+
+
+@quick
+@given(
+    seed=st.integers(0, 1000),
+    share=st.sampled_from([0.0, 0.1, 0.4]),
+    shift=st.sampled_from([2.5, 4.0]),
+    stretch=st.sampled_from([1e-12, 1.0, 1e12]),
+)
+def test_the_share_of_a_mixture(seed, share, shift, stretch):
+    """Normal scores, whatever their unit."""
+    rng = np.random.default_rng(seed)
+    wrong = rng.random(1500) < share
+    scores = np.where(wrong, 0.0, shift) + rng.normal(size=1500)
+    known = torch.from_numpy(rng.normal(size=6000) * stretch)
+    found = estimate_wrong_share(torch.from_numpy(scores * stretch), known)
+    low, high = found.interval
+    assert low - 0.03 <= wrong.mean() <= high + 0.03
+    assert high - low < 0.15
+    estimated = float(found.probability.mean())
+    assert abs(estimated - wrong.mean()) < 0.05
+
+
+def test_equal_scores_say_nothing():
+    """Ties count as anything between the known wrong pairs beside them."""
+    found = estimate_wrong_share(torch.zeros(500), torch.zeros(2000))
+    assert not found.is_certain
+    nothing_known = estimate_wrong_share(torch.zeros(500), torch.empty(0))
+    assert nothing_known.interval == (0.0, 1.0) and not nothing_known.is_certain
+
+
+@pytest.mark.nightly
+def test_more_scores_than_torch_sorts_quantiles_of():
+    """torch.quantile refuses above 16.7 million."""
+    n = 17_000_000
+    scores = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    found = estimate_wrong_share(scores + 4.0, scores)
+    assert found.interval[1] < 0.02 and len(found.probability) == n
+
+
+@quick
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 5)), min_size=1, max_size=12))
+def test_falling_is_isotonic_regression(points):
+    from sklearn.isotonic import isotonic_regression
+
+    values, weights = np.array(points).T
+    expected = isotonic_regression(values, sample_weight=weights, increasing=False)
+    np.testing.assert_allclose(falling(values, weights), expected, atol=1e-9)
