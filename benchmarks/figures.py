@@ -434,17 +434,6 @@ def accepted(what: str) -> str:
     return f"{100 * row['accepted'][what]:.0f} %"
 
 
-def reranked() -> str:
-    """What ranking by retrieved pictures takes from recall@10, in points, with two
-    models.
-    """
-    found = [
-        results(f"rerank/{model}")["ways"]["retrieved"]["choose"]["difference@10"][0]
-        for model in _RERANKED
-    ]
-    return " to ".join(f"{-100 * each:.0f}" for each in found)
-
-
 def small_batches(kind: str) -> str:
     """The relative error of a gradient in a narrow cone, 64 pairs, in %."""
     rows = results("precision", "small_batches")["rows"]
@@ -515,7 +504,6 @@ def heads_memory() -> str:
     )
 
 
-_RERANKED = ("cloob", "infoloob")
 PROSE: dict[str, Callable[[], str]] = {
     "photos": photos,
     "hopfield-cost": hopfield_cost,
@@ -554,7 +542,6 @@ PROSE: dict[str, Callable[[], str]] = {
         f"cutoff-{what}": functools.partial(accepted, what)
         for what in ("present", "near", "far")
     },
-    "reranked": reranked,
     **{
         f"small-{kind}": functools.partial(small_batches, f"{kind} float32")
         for kind in ("plain", "streamed")

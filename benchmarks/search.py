@@ -16,25 +16,9 @@ random weights: times do not depend on them. Two kinds of files: ``web`` (640×4
 
 Medians of interleaved repeats.
 
-``python -m benchmarks.search scale [--rows 100000 1000000] [--postgres ADDRESS]
-[--stores cloob …]``: clustered unit vectors of width 256 in a Parquet file of float16
-(a hundred rows to a cluster, cosine to its centre about 0.8), stored and searched by
-
-- ``cloob``: ``cloob index FILE --vectors COLUMN`` into a folder, exact search;
-- ``PostgreSQL``: the same into a database, whose search walks pgvector's HNSW;
-- ``LanceDB``: a table with its default IVF_PQ, which has four codes of a byte for 64
-  numbers here;
-- ``numpy``: a product with all rows in memory, the floor of exact search and the oracle
-  of recall.
-
-CPU seconds of all threads and of the server, not of the clock: other work on the
-    machine hardly counts. Bytes are on
-disk after the build. Queries are new members of clusters; recall@10 is against the
-oracle.
-
 ``query`` (milliseconds of a query and recall@10 at 10,000 to a million vectors, beside
-numpy, faiss, LanceDB and PostgreSQL) was measured by this script at commit fc415074;
-its record stays.
+numpy, faiss, LanceDB and PostgreSQL) was measured by this script at commit fc415074,
+``scale`` (cost and recall of stores) at b91f4757; their records stay.
 
 Writes results.json to --out, in which other parts stay.
 """
@@ -43,10 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import resource
-import shutil
 import statistics
 import sys
 import tempfile
@@ -56,22 +37,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from benchmarks.machine import machine as this_machine
 from PIL import Image
-from pyarrow import parquet
 from torch.utils.data import DataLoader
 
 WORKERS = 2
 BATCH = 64
 KINDS = {"web": ((640, 480), 192), "camera": ((4000, 3000), 32)}
 """Name -> width and height, and how many."""
-WIDTH = 256  # of the vectors of `scale`, that of the tiny models
-CLUSTER = 100  # rows
-BLOCK = 50_000  # rows made or written at once
-QUERIES = 50
-TOP = 10
 
 
 def make_pictures(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
@@ -197,237 +171,6 @@ def measure_index(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def clustered(n: int, block: int, centres: np.ndarray) -> np.ndarray:
-    """(n, WIDTH) float32 unit rows around centres drawn at random; the same for the
-    same block.
-    """
-    generator = np.random.default_rng([1, block])
-    rows = centres[generator.integers(len(centres), size=n)]
-    rows = rows + generator.standard_normal((n, WIDTH), np.float32) * np.float32(
-        0.75 / np.sqrt(WIDTH)
-    )
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def write_vectors(path: Path, n: int, centres: np.ndarray) -> None:
-    schema = pa.schema(
-        [("path", pa.string()), ("vector", pa.list_(pa.float16(), WIDTH))]
-    )
-    with parquet.ParquetWriter(path, schema, compression="none") as writer:
-        for block, start in enumerate(range(0, n, BLOCK)):
-            rows = clustered(min(BLOCK, n - start), block, centres).astype(np.float16)
-            cells = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), WIDTH)
-            names = pa.array([f"row {start + i}" for i in range(len(rows))])
-            writer.write_table(pa.table([names, cells], schema=schema))
-
-
-def read_blocks(path: Path) -> Any:
-    """The rows of the file as float32, block by block."""
-    for batch in parquet.ParquetFile(path).iter_batches(BLOCK, columns=["vector"]):
-        yield (
-            batch.column(0)
-            .flatten()
-            .to_numpy(zero_copy_only=False)
-            .astype(np.float32)
-            .reshape(-1, WIDTH)
-        )
-
-
-def cpu_seconds(server: int | None = None) -> float:
-    """Of this process, of children that have ended, and of a server with its own."""
-    used = sum(
-        resource.getrusage(who)[i]
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        for i in (0, 1)
-    )
-    for process in Path("/proc").glob("[0-9]*/stat") if server else ():
-        try:
-            fields = process.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        own, ended = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
-        if int(process.parent.name) == server:
-            used += (own + ended) / os.sysconf("SC_CLK_TCK")
-        elif int(fields[1]) == server:
-            used += own / os.sysconf("SC_CLK_TCK")
-    return used
-
-
-def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-Found = list[list[int]]  # rows of the file, for each query
-Measured = tuple[dict[str, Any], Found]
-Clock = Callable[[], float]
-
-
-def numpy_store(file: Path, queries: np.ndarray, clock: Clock) -> Measured:
-    start = clock()
-    rows, first = (
-        np.empty((parquet.ParquetFile(file).metadata.num_rows, WIDTH), np.float32),
-        0,
-    )
-    for block in read_blocks(file):
-        rows[first : first + len(block)] = block
-        first += len(block)
-    ready = clock()
-    found = []
-    for query in queries:
-        scores = rows @ query
-        best = np.argpartition(-scores, TOP)[:TOP]
-        found.append(best[np.argsort(-scores[best])].tolist())
-    return {
-        "bytes": rows.nbytes,
-        "write": ready - start,
-        "build": 0.0,
-        "search": clock() - ready,
-    }, found
-
-
-def cloob_store(
-    address: str, file: Path, queries: np.ndarray, clock: Clock
-) -> Measured:
-    from cloob import Index, create_model
-    from cloob.search.scan.open import ScanOptions
-    from cloob.search.update import UpdateOptions
-
-    encoder = create_model("tiny-vit", seed=0).eval()
-    start = clock()
-    with Index.create(address) as index:
-        optimise, index.store.table.optimise = index.store.table.optimise, lambda: None  # type: ignore[method-assign]
-        index.update(
-            [file],
-            UpdateOptions(
-                model=encoder, device="cpu", scan=ScanOptions(vectors="vector")
-            ),
-        )
-        written = clock()
-        optimise()
-        model = index.store.model()
-        index.store.nearest(
-            model, queries[0], TOP
-        )  # which lays out the matrix of a folder
-        built = clock()
-        found = [index.store.nearest(model, query, TOP).ids for query in queries]
-        searched = clock()
-        rows = [
-            [int(item.path.split()[-1]) for item in index.store.items(ids)]
-            for ids in found
-        ]
-    return {
-        "write": written - start,
-        "build": built - written,
-        "search": searched - built,
-    }, rows
-
-
-def lance_store(file: Path, work: Path, queries: np.ndarray, clock: Clock) -> Measured:
-    import lancedb
-
-    start = clock()
-    database, table, first = lancedb.connect(work / "lance"), None, 0
-    for rows in read_blocks(file):
-        cells = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), WIDTH)
-        part = pa.table(
-            {
-                "id": pa.array(range(first, first + len(rows)), pa.int64()),
-                "vector": cells,
-            }
-        )
-        table, first = (
-            table or database.create_table("rows", part.slice(0, 0)),
-            first + len(rows),
-        )
-        table.add(part)
-    written = clock()
-    table.create_index(metric="dot", vector_column_name="vector")
-    built = clock()
-    found = [
-        table.search(query).metric("dot").refine_factor(10).limit(TOP).to_arrow()
-        for query in queries
-    ]
-    values = {
-        "bytes": folder_bytes(work / "lance"),
-        "write": written - start,
-        "build": built - written,
-    }
-    return values | {"search": clock() - built, "version": lancedb.__version__}, [
-        each["id"].to_pylist() for each in found
-    ]
-
-
-def postgres_store(database: str, n: int, file: Path, queries: np.ndarray) -> Measured:
-    import psycopg
-
-    def ask(statement: str) -> Any:
-        with psycopg.connect(database, autocommit=True) as connection:
-            row = connection.execute(statement.encode()).fetchone()
-            return row and row[0]
-
-    server = int(
-        (Path(ask("SHOW data_directory")) / "postmaster.pid")
-        .read_text()
-        .splitlines()[0]
-    )
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA scale{n}".encode())
-    size = "SELECT pg_database_size(current_database())"
-    before = ask(size)
-    address = f"{database}?options=-csearch_path%3Dscale{n},public"
-    values, found = cloob_store(address, file, queries, lambda: cpu_seconds(server))
-    return values | {"bytes": ask(size) - before}, found
-
-
-def measure_scale(args: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for n in args.rows:
-        with tempfile.TemporaryDirectory(dir=args.work) as folder:
-            work, file = Path(folder), Path(folder) / "vectors.parquet"
-            centres = np.random.default_rng(0).standard_normal(
-                (max(1, n // CLUSTER), WIDTH), np.float32
-            )
-            centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-            write_vectors(file, n, centres)
-            queries = clustered(QUERIES, n, centres)
-            found[str(n)] = rows = {"file bytes": file.stat().st_size}
-            oracle: Found = []
-            for name in ["numpy", *args.stores]:
-                if name == "numpy":
-                    found_by = numpy_store(file, queries, cpu_seconds)
-                    oracle = found_by[1]
-                elif name == "LanceDB":
-                    found_by = lance_store(file, work, queries, cpu_seconds)
-                elif name == "cloob":
-                    found_by = cloob_store(
-                        str(work / "index"), file, queries, cpu_seconds
-                    )
-                else:
-                    found_by = postgres_store(args.postgres, n, file, queries)
-                values, best = found_by
-                if name == "cloob":
-                    values["bytes"] = folder_bytes(work / "index")
-                values["search"] = 1000 * values["search"] / QUERIES
-                hits = [
-                    len({*mine} & {*theirs})
-                    for mine, theirs in zip(best, oracle, strict=True)
-                ]
-                rows[name] = values | {"recall_at_10": sum(hits) / (TOP * QUERIES)}
-                print(
-                    f"{n:,} rows, {name}: {json.dumps(rows[name])}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                for left in ("index", "lance"):
-                    shutil.rmtree(work / left, ignore_errors=True)
-    return {
-        "width": WIDTH,
-        "queries": QUERIES,
-        "units": "CPU seconds; search: CPU milliseconds a query",
-        "rows": found,
-    }
-
-
 def interleaved(
     rows: dict[str, Callable[[], float | None]], count: int, repeats: int
 ) -> dict[str, Any]:
@@ -454,7 +197,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=["index", "scale"])
+    parser.add_argument("part", choices=["index"])
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument(
         "--pictures",
@@ -467,32 +210,13 @@ def main() -> None:
         "--quick", action="store_true", help="a quarter of the pictures"
     )
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[100_000, 1_000_000], help="of scale"
-    )
-    parser.add_argument(
-        "--stores",
-        nargs="+",
-        default=["cloob", "LanceDB"],
-        help="cloob, LanceDB, PostgreSQL",
-    )
-    parser.add_argument(
-        "--postgres",
-        help="the address of an empty database with pgvector, on this machine",
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        help="a folder for the files of scale; the temporary one by default",
-    )
-    parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "search"
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     path = args.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    measure = {"index": measure_index, "scale": measure_scale}[args.part]
-    results[args.part] = measure(args) | {"machine": machine(args.threads)}
+    results[args.part] = measure_index(args) | {"machine": machine(args.threads)}
     args.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results[args.part], indent=2))

@@ -108,11 +108,8 @@ USES = {
             "run",
         ]
     ],
-    "export": [
-        ["export", MODEL, "--out", to, "--to", to] for to in ("onnx", "transformers")
-    ],
+    "export": [["export", MODEL, to, "--to", to] for to in ("onnx", "transformers")],
     "ray": ["import ray.data; from cloob.interop.ray import Embed"],
-    "postgres": ["import psycopg, pgvector; from cloob import Index"],
     "serve": [["index", ".", "--model", MODEL, "--out", "idx"], SERVE],
     "sentence-transformers": [SENTENCES],
     "open-clip-train": [OPEN_CLIP],
@@ -121,15 +118,7 @@ USES = {
 # What `train` alone refuses, in one line with the install of this extra.
 REFUSED = {
     "align": ["train", "align", "--data", "pairs.csv"],
-    "export": ["export", MODEL, "--out", "exported", "--to", "onnx"],
-    "postgres": [
-        "index",
-        ".",
-        "--model",
-        MODEL,
-        "--out",
-        "postgresql://localhost/none",
-    ],
+    "export": ["export", MODEL, "exported", "--to", "onnx"],
     "serve": ["serve", "idx"],
 }
 
@@ -162,7 +151,7 @@ def try_out(wheel, version, extra, environment):
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        if extra not in ("sentence-transformers", "postgres"):
+        if extra != "sentence-transformers":
             subprocess.run([python, "-c", PAIRS], cwd=folder, check=True)
         for use in USES[extra]:
             code, said = run(

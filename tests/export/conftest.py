@@ -21,7 +21,6 @@ def exported(small, tmp_path_factory):
         words = [
             "export",
             str(small),
-            "--out",
             str(folder / "exported"),
             "--to",
             "transformers",

@@ -1,7 +1,6 @@
 """Queries, and that an index answers what plain loops over its vectors give."""
 
 import math
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,9 @@ import pytest
 from PIL import Image
 
 from cloob.errors import InputError
-from cloob.search import classify as heads
 from cloob.search import find
 from cloob.search.classify import LabelOptions
-from cloob.search.index import Index
 from cloob.search.query import Query, Term
-from cloob.search.records import IndexedModel, Item
 from make import picture, web
 from search_colours import DIM, ColourModel, make_index, open_index, write_pictures
 
@@ -55,7 +51,7 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index):
     )
     texts = model.encode_text(lines).double().numpy()
     scores = {id_: float(r @ row) for id_, r in zip(ids, rows, strict=True)}
-    found = index.search("blue", top=7, cutoff=None, by="meaning")
+    found = index.search("blue", top=7, cutoff=None)
     assert [hit.item.id for hit in found.hits] == sorted(
         ids, key=lambda id_: -scores[id_]
     )[:7]
@@ -65,7 +61,7 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index):
         deviation = math.sqrt(sum((x - mean) ** 2 for x in reached) / len(reached))
         assert hit.margin == pytest.approx((hit.score - mean) / deviation, abs=1e-3)
     cutoff = found.hits[3].margin - 1e-4
-    kept = index.search("blue", top=7, cutoff=cutoff, by="meaning")
+    kept = index.search("blue", top=7, cutoff=cutoff)
     assert {hit.item.id for hit in kept.hits} == {
         hit.item.id for hit in found.hits if hit.margin >= cutoff
     }
@@ -125,77 +121,6 @@ def test_a_query_is_compared_with_queries_of_its_shape(index, tmp_path):
     assert model.texts == [
         "red"
     ]  # those of the background were embedded before, for another index
-
-
-def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path):
-    """Rows on a circle, degrees apart: cosine 0.97 is 14 degrees."""
-    facts = {  # degrees, content, width, bytes, date
-        "small": (0, "a", 10, 5, None),
-        "left": (10, "b", 20, 5, "2020"),
-        "right": (-10, "c", 20, 5, "2019"),
-        "far": (40, "d", 99, 5, None),
-        "far copy": (40, "d", 99, 5, None),
-        "heavy": (81, "e", 20, 9, None),
-        "light": (80, "f", 20, 7, None),
-    }
-    items = [
-        Item(0, "s", name, content, size, None, width, 10, date)
-        for name, (_, content, width, size, date) in facts.items()
-    ]
-    angles = np.radians([degrees for degrees, *_ in facts.values()])
-    with Index.create(tmp_path / "index") as index:
-        index.store.add_model(IndexedModel("m", "m", "f" * 32, 2))
-        index.store.write(
-            items, "m", np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-        )
-
-        def paths(**how):
-            return [
-                [hit.item.path for hit in group] for group in index.duplicates(**how)
-            ]
-
-        # `left` is 20 degrees from `right`: the older of two that are as large takes
-        # the one between them.
-        assert paths() == [["far", "far copy"], ["heavy", "light"], ["right", "small"]]
-        assert paths(threshold=0.93) == [
-            ["right", "left", "small"],
-            ["far", "far copy"],
-            ["heavy", "light"],
-        ]
-        assert paths(exact=True) == [["far", "far copy"]]
-        many = [Item(0, "s", f"copy {i}", "a", 5, None, 10, 10) for i in range(50)]
-        index.store.write(many, "m", np.tile(np.float32([[1, 0]]), (50, 1)))
-        assert paths()[0] == ["right", "small", *(item.path for item in many)]
-
-
-def test_explain_is_the_softmax_over_the_pictures(index, coloured):
-    ids, rows = all_rows(index)
-    (row,) = ColourModel().encode_text(["red"]).double().numpy()
-    for beta in (0.5, 8.0, 60.0):
-        found = index.explain("red", beta=beta, top=len(ids))
-        powers = [math.exp(beta * float(r @ row)) for r in rows]
-        weights = {
-            id_: power / sum(powers) for id_, power in zip(ids, powers, strict=True)
-        }
-        assert {p.item.id: p.weight for p in found.pictures} == pytest.approx(
-            weights, rel=1e-4
-        )
-        entropy = -sum(w * math.log(w) for w in weights.values())
-        assert found.effective == pytest.approx(math.exp(entropy), rel=1e-4)
-        average = sum(w * rows[ids.index(id_)] for id_, w in weights.items())
-        assert found.agreement == pytest.approx(
-            float(average @ row / np.linalg.norm(average)), abs=1e-5
-        )
-        assert found.memory == found.collection == 32
-    assert stems(found.nearest)[0].startswith("red")
-    with pytest.raises(InputError, match="no picture: the filter"):
-        index.explain("red", where="width > 1000")
-    for model, beta in (
-        (ColourModel(hopfield=True, beta=14.0, inv_tau=30.0), 14.0),
-        (ColourModel(), 8.0),
-    ):
-        with open_index(coloured, model) as opened:
-            assert opened.explain("red").beta == beta
 
 
 TERMS = {
@@ -288,68 +213,3 @@ def test_probabilities_are_the_softmax_at_the_models_temperature(index):
     ):
         name = Path(item.path).stem.split("-")[0]
         assert len(chosen) == 1 and (name not in NAMES or NAMES[chosen[0]] == name)
-
-
-def clouds(n):
-    """``n`` rows around each of three directions."""
-    rows = np.repeat(np.eye(3, 8), n, axis=0) + 0.1 * np.random.default_rng(
-        0
-    ).standard_normal((3 * n, 8))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(
-        np.float32
-    ), np.repeat(np.arange(3), n)
-
-
-def test_a_head_is_judged_on_what_it_has_not_seen():
-    # Labels without a meaning: it knows the examples by heart, and cross-validation
-    # does not fall for that.
-    rows, labels = clouds(8)
-    judged = heads.fit_head(
-        rows, np.random.default_rng(1).permutation(labels), ("a", "b", "c"), "f"
-    )
-    assert judged.accuracy < 0.6 and judged.folds == 5 and judged.examples == 24
-    rows, labels = clouds(2)
-    judged = heads.fit_head(rows, labels, ("a", "b", "c"), "f")
-    assert judged.accuracy == 1 and judged.folds == 2
-    for count, names, said in (
-        (2, ("a",), "are needed"),
-        (5, ("a", "b", "c"), "example of 'c'"),
-    ):
-        with pytest.raises(InputError, match=said):
-            heads.fit_head(rows[:count], labels[:count], names, "f")
-
-
-def test_a_head_is_kept_as_numbers(tmp_path):
-    head, path = (
-        heads.fit_head(*clouds(3), ("a", "b", "c"), "f"),
-        tmp_path / "heads" / "x.safetensors",
-    )
-    heads.save_head(path, head)
-    read = heads.load_head(path, "f")
-    np.testing.assert_array_equal(read.weight, head.weight)
-    assert (tuple(read.names), read.accuracy, read.strength) == (
-        head.names,
-        head.accuracy,
-        head.strength,
-    )
-    with pytest.raises(InputError, match="for this model"):
-        heads.load_head(path, "g")
-    whole = path.read_bytes()
-    for content in (
-        whole[:50],
-        b"",
-        pickle.dumps({"weight": 1}),
-        whole.replace(b"cloob-head-1", b"cloob-head-2"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="or damaged"):
-            heads.load_head(path, "f")
-
-
-def test_an_example_lies_in_a_folder_of_its_label(tmp_path):
-    folder = write_pictures(tmp_path / "examples", n=1)
-    loose = pytest.raises(
-        InputError, match=r"black-0\.png: lies in no folder of a label"
-    )
-    with open_index(make_index(tmp_path / "index", folder)) as examples, loose:
-        heads.head_of(examples.view(), folder)

@@ -1,4 +1,4 @@
-"""An index in the hands of people: moved, linked, aged, damaged, merged, exported,
+"""An index in the hands of people: moved, linked, aged, damaged, exported,
 shared, and a stranger's.
 """
 
@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-import numpy as np
 import pytest
 from index_fakes import FakeEncoder, item, options, units, write_noise
 from PIL import Image
@@ -19,8 +18,8 @@ from cloob.search.index import Index
 from cloob.search.records import INDEX_FILE, Busy, IndexedModel
 from cloob.search.update import UpdateOptions
 from make import web
-from search_colours import loads, make_index, write_pictures
-from support import refused, use_hub
+from search_colours import loads, write_pictures
+from support import use_hub
 
 
 @pytest.fixture
@@ -59,18 +58,6 @@ def test_a_folder_that_is_moved_or_linked_keeps_its_index(tmp_path, find):
         assert find("search", folder, "--like", wanted[0], "--top", 1)[0] == wanted[1:]
     (new / "red-0.png").unlink()
     assert find("find", new, "red")[0] == [f"{new}/red-1.png"]
-
-
-def test_a_folder_of_an_index_that_lies_elsewhere(tmp_path, find, capsys):
-    index, old, new = tmp_path / "idx", tmp_path / "disk" / "photos", tmp_path / "mnt"
-    make_index(index, write_pictures(old, n=1))
-    (tmp_path / "disk").rename(new)
-    words = ("index", "--out", str(index), "--moved", str(tmp_path / "disk"))
-    assert "is in" in refused(capsys, *words, str(tmp_path / "disk" / "photos"))
-    assert cli.main([*words, str(new)]) == 0
-    assert "8 as they were; 0 embedded" in capsys.readouterr().out
-    assert find("search", index, "red")[0] == [str(new / "photos" / "red-0.png")]
-    assert "holds no source" in refused(capsys, *words, str(new))
 
 
 def test_a_damaged_index_says_what_is_still_good(tmp_path, capsys):
@@ -196,69 +183,6 @@ def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone
     ):
         index.encoder()
     assert hub.asked
-
-
-def make(folder, pictures, *encoders):
-    for path, seed in pictures.items():
-        write_noise(folder / "p" / path, seed)
-    index = Index.create(folder / "index")
-    for encoder in encoders:
-        index.update([folder / "p"], options(encoder))
-    return index
-
-
-def test_a_merge_adds_what_is_not_there_and_keeps_what_is_said_here(tmp_path):
-    first, second = FakeEncoder(), FakeEncoder("second", seed=1, dim=5)
-    here = make(tmp_path / "a", {"x.png": 1, "y.png": 2}, first)
-    there = make(
-        tmp_path / "b", {"u.png": 2, "v.png": 3}, FakeEncoder("other name"), second
-    )
-    (tmp_path / "a" / "p" / "x.txt").write_text("said later")
-    write_noise(tmp_path / "a" / "p" / "y.png", 5)
-    there.update([tmp_path / "a" / "p"], options(second))
-    for added, vectors in ((2, 5), (0, 0)):  # the other y.png stays as it is here
-        done = here.merge(there)
-        assert (done.added, done.vectors, done.present, done.other) == (
-            added,
-            vectors,
-            3 - added,
-            1,
-        )
-    assert [model.name for model in here.models] == ["fake", "second"]
-    items = {Path(item.path).name: item for item in here.items(here.store.ids())}
-    ids = [items[name].id for name in ("x.png", "y.png", "u.png", "v.png")]
-    assert items["x.png"].caption is None and len(items) == 4
-    assert np.isfinite(here.store.vectors("fake", ids)).all()
-    assert np.isfinite(here.store.vectors("second", ids)).all(1).tolist() == [
-        True,
-        False,
-        True,
-        True,
-    ]
-    assert (
-        here.store.nearest(
-            "fake", here.store.vectors("fake", ids[-1:])[0], 1
-        ).ids.tolist()
-        == ids[-1:]
-    )
-
-
-def test_vectors_of_two_models_never_mix_and_no_picture_is_there_twice(tmp_path):
-    here = make(tmp_path / "a", {"x.png": 1}, FakeEncoder())
-    there = make(tmp_path / "b", {"u.png": 2}, FakeEncoder(seed=1))
-    inside, before = (
-        make(tmp_path / "a" / "p", {"b.png": 3}, FakeEncoder("second", seed=2)),
-        here.revision(),
-    )
-    for other, said in (
-        (there, "another model 'fake'"),
-        (inside, "which is a source of this index"),
-    ):
-        with pytest.raises(InputError, match=said):
-            here.merge(other)
-    with pytest.raises(InputError, match="other weights"):
-        here.use("fake", FakeEncoder(seed=1))
-    assert here.revision() == before and len(here.models) == 1
 
 
 def test_an_export_has_the_columns_of_the_source(tmp_path):

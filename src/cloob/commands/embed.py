@@ -6,21 +6,26 @@ import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.console import (
     DecodeOptions,
     Positional,
     RowOptions,
     arg,
-    check,
     check_out,
-    refuse,
     say,
 )
 from cloob.commands.index import opened
+from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models.runs import RUN_CONFIG_FILE
+
+if TYPE_CHECKING:
+    from cloob.search.store import Vectors
+
+ROW_ENDINGS = (".npy", ".npz", ".safetensors")
+PICTURE_ENDINGS = (".npz", ".safetensors", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -49,100 +54,109 @@ class Options:
 
 def run(options: Options) -> int:
     """Embeds; 1 where a picture could not be read, or a row is not finite."""
-    rows, out = (
-        [
-            spec
-            for spec in (options.rows.a, options.rows.b, options.texts)
-            if spec is not None
-        ],
-        options.out,
-    )
-    kinds = (
-        (".npy", ".npz", ".safetensors")
-        if rows
-        else (".npz", ".safetensors", ".parquet")
-    )
-    check_out("--out", out, kinds, [*rows, options.source])
-    check(
-        options,
-        "a excludes b texts model",
-        "b excludes texts model",
-        "texts excludes model",
-    )
-    is_run = (
-        not rows
-        and options.model is None
-        and (Path(options.source) / RUN_CONFIG_FILE).is_file()
-    )
-    refuse(
-        {
-            f"{out}: exists; --overwrite replaces it": out.exists()
-            and not options.overwrite,
-            f"{options.source}: is a run; --texts names texts for it, --a or --b rows for its heads": is_run,
-        }
-    )
+    check(options)
+    if options.texts is not None or options.rows.given:
+        return embed_rows_or_texts(options)
+    with opened(options.source, options.model, options.machine) as (index, n_unread):
+        lost = f", {n_unread:,} could not be read" if n_unread else ""
+        if options.out.suffix == ".parquet":
+            say(f"{options.out}: {index.export(options.out):,} pictures{lost}")
+            return 1 if n_unread else 0
+        blocks = list(index.view().blocks())
+        name = index.model().name
+    if not blocks:
+        raise InputError("no picture has a vector; there is nothing to write")
     import numpy as np
 
-    texts: dict[str, Any] = {}
-    more: dict[str, Any] = {}
-    if rows:
-        from cloob.data.vectors import read_ids, read_matrix
-        from cloob.models.aligned.model import embed_rows
-        from cloob.models.load import load_model
+    items = [item for some, _ in blocks for item in some]
+    vectors = np.concatenate([rows for _, rows in blocks])
+    texts = {
+        "paths": json.dumps([item.path for item in items]),
+        "captions": json.dumps([item.caption or "" for item in items]),
+        "model": name,
+    }
+    write(options.out, vectors, texts)
+    say(f"{options.out}: {len(vectors):,} pictures{lost}")
+    return 1 if n_unread else 0
 
-        encoder, given = (
-            load_model(options.source, options.machine.device),
-            options.rows.given,
+
+def check(options: Options) -> None:
+    given = {
+        "--a": options.rows.a,
+        "--b": options.rows.b,
+        "--texts": options.texts,
+        "--model": options.model,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise InputError(f"{' and '.join(names[:2])} exclude each other; give one")
+    inputs = [value for value in given.values() if value is not None]
+    of_pictures = not names or names == ["--model"]
+    endings = PICTURE_ENDINGS if of_pictures else ROW_ENDINGS
+    check_out("--out", options.out, endings, [*inputs, options.source])
+    if options.out.exists() and not options.overwrite:
+        raise InputError(f"{options.out}: exists; --overwrite replaces it")
+    if not names and (Path(options.source) / RUN_CONFIG_FILE).is_file():
+        raise InputError(
+            f"{options.source}: is a run; --texts names texts for it, --a or --b rows"
+            " for its heads"
         )
-        embedded = (
-            embed_rows(encoder, given[0], read_matrix(given[1])) if given else None
-        )
-        vectors = (
-            (
-                encoder.encode_text(read_ids(str(options.texts)))
-                if embedded is None
-                else embedded
-            )
-            .cpu()
-            .numpy()
-        )
-        bad = int((~np.isfinite(vectors).all(1)).sum())
-        lost = (
-            f" rows, {bad:,} of them NaN, as their numbers are not finite"
-            if bad
-            else " rows"
-        )
+
+
+def embed_rows_or_texts(options: Options) -> int:
+    texts = [] if options.texts is None else read_texts(options.texts)
+    import numpy as np
+
+    from cloob.data.vectors import read_matrix
+    from cloob.models.aligned.model import embed_rows
+    from cloob.models.load import load_model
+
+    encoder = load_model(options.source, options.machine.device)
+    if options.texts is not None:
+        rows = encoder.encode_text(texts)
     else:
-        with opened(options.source, options.model, options.machine) as (index, bad):
-            lost = f" pictures, {bad:,} could not be read" if bad else " pictures"
-            if out.suffix == ".parquet":
-                say(f"{out}: {index.export(out):,}{lost}")
-                return 1 if bad else 0
-            blocks = list(index.view().blocks())
-            items = [item for some, _ in blocks for item in some]
-            refuse({"no picture has a vector; there is nothing to write": not items})
-            vectors, more = (
-                np.concatenate([part for _, part in blocks]),
-                {"model": index.model().name},
-            )
-            texts = {
-                "paths": [item.path for item in items],
-                "captions": [item.caption or "" for item in items],
-            }
-    stream, lists = (
-        io.BytesIO(),
-        {name: json.dumps(item) for name, item in texts.items()},
-    )
+        assert options.rows.given is not None
+        side, file = options.rows.given
+        rows = embed_rows(encoder, side, read_matrix(file))
+    vectors = rows.cpu().numpy()
+    n_bad = int((~np.isfinite(vectors).all(1)).sum())
+    lost = f", {n_bad:,} of them NaN, as their numbers are not finite" if n_bad else ""
+    write(options.out, vectors, {})
+    say(f"{options.out}: {len(vectors):,} rows{lost}")
+    return 1 if n_bad else 0
+
+
+def read_texts(file: str) -> list[str]:
+    """The texts of a file, one a line, or of a column."""
+    from cloob.data.sources.arrow import reading
+    from cloob.data.vectors import read_ids
+
+    if ":" in file or Path(file).suffix in (".parquet", ".npy"):
+        return read_ids(file)
+    with reading(Path(file)):
+        lines = (
+            Path(file).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        )
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise InputError(f"--texts {file}: line {number} is empty")
+    return lines
+
+
+def write(out: Path, vectors: Vectors, texts: dict[str, str]) -> None:
+    """Writes rows with texts beside them; lists of these are JSON, as numpy would pad
+    every text to the longest.
+    """
+    import numpy as np
+
+    stream = io.BytesIO()
     if out.suffix == ".npy":
         np.save(stream, vectors)
     elif out.suffix == ".npz":
-        if texts:  # one array of bytes: numpy pads every text to the longest
-            texts["captions"] = np.array(lists["captions"].encode())
-        np.savez(stream, vectors=vectors, **texts, **more)
+        arrays = {name: np.array(text.encode()) for name, text in texts.items()}
+        np.savez(stream, vectors=vectors, **arrays)  # type: ignore[arg-type]
     else:
         from safetensors.numpy import save
 
-        stream.write(save({"vectors": vectors}, {**lists, **more} or None))
+        stream.write(save({"vectors": vectors}, texts or None))
     write_whole(out, stream.getvalue())
-    say(f"{out}: {len(vectors):,}{lost}")
-    return 1 if bad else 0

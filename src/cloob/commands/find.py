@@ -6,24 +6,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, Suppress, arg
+from tyro.conf import Positional, arg
 
 import cloob
 from cloob.commands import index, search
-from cloob.commands.console import (
-    DecodeOptions,
-    RowOptions,
-    refuse,
-    say,
-    say_next,
-)
+from cloob.commands.console import DecodeOptions, say
 from cloob.errors import InputError
 from cloob.models.source import PHOTOS
 from cloob.search.records import Busy
@@ -35,88 +29,97 @@ class Options(search.Options):
     search` does.
 
     The index is kept in FOLDER/.cloob, or in the cache if that cannot be written.
-    `cloob find --models` lists models for photos.
     """
 
     index: Annotated[Positional[str], arg(metavar="FOLDER")]
     """A folder of pictures, with its sub-folders."""
     model: str | None = None
     """As of `cloob index`; left out, the index's first, and for a new one the first of
-    `cloob find --models`.
+    `cloob models --for photos`.
     """
-    rows: Suppress[RowOptions] = field(default_factory=RowOptions)
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def read(words: Sequence[str]) -> Options | None:
-    """Options; None for ``--models``."""
-    if "--models" in words:
-        if len(words) > 1:
-            raise InputError("--models stands alone: cloob find --models")
-        return None
-    options: Options = search.read(words, kind=Options, command="find FOLDER")
-    return options
+read = functools.partial(search.read, kind=Options, command="find FOLDER")
 
 
-def print_models() -> int:
-    """Prints trained models for photos, the default first."""
-    for name, megabytes, pixels, licence, languages in PHOTOS:
-        size = f"{megabytes:5,} MB  {pixels} px"
-        print(f"{name:<44}  {size}  {licence:<20}  {languages}")
-    say_next(["find", "PHOTOS", "a red bird", "--model", PHOTOS[0].name])
-    return 0
+def run(options: Options) -> int:
+    """Indexes and searches; 1 where some of it could not be read."""
+    check(options)
+    place, model, name, sources = plan(options)
+    code = bring_up_to_date(place, sources, model, name, options)
+    if code == index.INTERRUPTED:
+        return code
+    found = search.run(dataclasses.replace(options, model=model or name))
+    return found or code
 
 
-def run(options: Options | None) -> int:
-    """Indexes and searches; 1 where some of it could not be read or copied.
-
-    Without options it prints models.
-    """
-    if options is None:
-        return print_models()
-    from cloob.search.address import find_index, is_there, new_place
-
-    folder, model, name = Path(options.index), options.model, None
-    refuse({f"{folder}: is an index; cloob search takes it": is_there(folder)})
-    refuse({f"{folder}: no such folder": not folder.is_dir()})
-    search.check_options(options)
+def check(options: Options) -> None:
+    """Names mistakes before pictures are indexed."""
     from cloob.search import where
+    from cloob.search.address import is_there
     from cloob.search.query import Query
     from cloob.search.scan.collection import Folder
 
-    Query.parse(options.query)  # mistakes are reported before pictures are indexed
+    folder = Path(options.index)
+    if is_there(folder):
+        raise InputError(f"{folder}: is an index; cloob search takes it")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    search.check_options(options)
+    Query.parse(options.query)
     if options.where:
         where.parse(options.where)
-    refuse({f"{folder}: no pictures in it": next(Folder(folder).scan(), None) is None})
+    if next(Folder(folder).scan(), None) is None:
+        raise InputError(f"{folder}: no pictures in it")
+
+
+def plan(options: Options) -> tuple[str, str | None, str | None, tuple[str, ...]]:
+    """Where the index lies, the model to load, or the name of the index's own, and the
+    sources to add.
+    """
+    from cloob.search.address import find_index, is_there, place_of
+
     place, _ = find_index(options.index)
+    if not is_there(place):
+        place = str(place_of(Path(options.index)))
+    model, name = options.model, None
     sources: tuple[str, ...] = (options.index,)
-    if is_there(place := place if is_there(place) else str(new_place(folder))):
+    if is_there(place):
         with cloob.Index.open(place) as there:
-            name = next((item.name for item in there.models if model is None), None)
-            sources = () if there.store.sources() else sources
+            if model is None and there.models:
+                name = there.models[0].name
+            if there.store.sources():
+                sources = ()
     if model is None and name is None:
         model = PHOTOS[0].name
         say(
             f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob"
-            " find --models lists others)"
+            " models --for photos lists others)"
         )
-    code = 0
+    return place, model, name, sources
+
+
+def bring_up_to_date(
+    place: str,
+    sources: tuple[str, ...],
+    model: str | None,
+    name: str | None,
+    options: Options,
+) -> int:
+    """Indexes what is new; its words go to stderr, as stdout is for what is found."""
+    from cloob.search.address import is_there
+
     if is_there(place) and not os.access(place, os.W_OK):
         say(f"{place}: cannot be written, so what is new since is not in it")
-    else:
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                code = index.run(
-                    index.Options(sources, place, model, name, machine=options.machine),
-                    then=False,
-                )
-        except Busy:
-            say(
-                "another `cloob find` or `cloob index` is at work here; searched is"
-                " what it has done so far"
-            )
-    return (
-        code
-        if code == 130
-        else search.run(dataclasses.replace(options, model=model or name)) or code
-    )
+        return 0
+    update = index.Options(sources, place, model, name, machine=options.machine)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return index.run(update, then=False)
+    except Busy:
+        say(
+            "another `cloob find` or `cloob index` is at work here; searched is what it"
+            " has done so far"
+        )
+        return 0

@@ -4,50 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 import cloob
 from cloob.commands.console import (
     DecodeOptions,
-    RowOptions,
-    check,
     check_there,
     progress,
-    refuse,
     say,
     say_next,
 )
-from cloob.errors import printable
+from cloob.errors import InputError, printable
 from cloob.models.source import check_source
-from cloob.search.records import Precision
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
+    from cloob.search.records import Precision
+    from cloob.search.update import UpdateOptions
+
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Options:
-    """Index pictures, or vectors with labels; or bring an index up to date: new,
-    changed and removed files.
-    """
+    """Index pictures, or bring an index up to date: new, changed and removed files."""
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC …")] = ()
     """Folders of pictures, or what `cloob train --data` reads, captions or not; none:
     all that the index knows.
     """
-    out: Annotated[str, arg(aliases=["--store"], metavar="DIR|postgresql://…")] = ""
-    """The index: a folder, made where it is missing, or a PostgreSQL database with
-    pgvector.
-    """
+    out: Annotated[str, arg(metavar="DIR")] = ""
+    """The folder of the index, made where it is missing."""
     model: str | None = None
     """Run or model folder, NAME/TAG of open_clip, hf-hub:…; left out, the index's only
     one.
@@ -65,22 +60,10 @@ class Options:
     """Leave larger pictures out; left out, those above 179 (of JPEG 2,048)."""
     remove_all: bool = False
     """Remove all pictures of a source of which nothing is there any more."""
-    moved: Annotated[tuple[str, str] | None, arg(metavar="OLD NEW")] = None
-    """A folder of the index that has another name now; one that holds its index needs
-    no word.
-    """
     anew: bool = False
     """Delete the index first, of whatever format or however damaged it is."""
-    merge: str | None = None
-    """Another index, to be taken into this one."""
     faults: bool = False
     """List the files that could not be read, and why; index nothing."""
-    labels: str | None = None
-    """Names for the rows of --a or --b: as --ids of `cloob train vectors`."""
-    vectors: str | None = None
-    """Column of SRC, which is Parquet, with vectors of --model, which are taken as they
-    are.
-    """
     image_column: str | None = None
     """Column of a table with the picture or its path."""
     caption_column: str | None = None
@@ -89,181 +72,177 @@ class Options:
     """Of the image tower (bf16: GPUs, AMX); else the index's, or fp32."""
     batch_size: int = 64
     """Pictures a forward pass, and a transaction."""
-    rows: RowOptions = field(default_factory=RowOptions)
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
 def run(options: Options, *, then: bool = True) -> int:
-    """Indexes and merges, and names what comes ``then``; 1 when a source could not be
-    read, with the rest written.
+    """Indexes, and names what comes ``then``; 1 when a source could not be read, with
+    the rest written.
     """
-    from cloob.search.address import is_database, is_there, remove
+    from cloob.search.address import is_there
 
-    check(options, max_megapixels=(0.001, 100_000), batch_size=(1, 2**20))
-    rows, other = (
-        options.rows.given,
-        options.sources or options.merge or options.precision,
-    )
-    pair = "--a and --b need --labels, and stand without SRC, --merge and --precision"
-    refuse(
-        {
-            pair: (not options.labels or other) if rows else options.labels,
-            "--vectors needs SRC": options.vectors and not options.sources,
-            "--anew needs SRC and --model": options.anew
-            and not (options.sources and options.model),
-            "--out is missing; it names the index (cloob index --help)": not options.out,
-        }
-    )
-    if options.model is not None:
-        check_source(options.model)
-    folder, database = Path(options.out), is_database(options.out)
-    if not database and not is_there(
-        options.out
-    ):  # an index that is there may know a source that is gone
-        filled = folder.is_dir() and any(
-            not entry.name.startswith(".tmp-") for entry in folder.iterdir()
-        )
-        unnamed = f"{folder}: no index; name what is to be indexed: cloob index SRC --model M --out {folder}"
-        modelless = "--model is missing; a new index needs one, such as a run folder or RN50/openai"
-        refuse(
-            {
-                f"{folder}: is a file; --out is the folder of the index": folder.exists()
-                and not folder.is_dir(),
-                f"{folder}: is a folder with other files in it; --out names a new one, or an index": filled,
-                modelless: (options.sources or rows) and options.model is None,
-                unnamed: not options.sources and not rows and not options.merge,
-            }
-        )
-        for source in options.sources:
-            check_there(source)
+    check_options(options)
+    if not is_there(options.out):
+        check_new(options)
     if options.faults:
-        with cloob.Index.open(options.out) as index:
-            for state in (
-                state
-                for source in index.store.sources()
-                for state in index.store.states(source)
-            ):
-                if state.fault is not None:
-                    print(f"{printable(state.path)}: {printable(state.fault)}")
-        return 0
+        return print_faults(options)
     if options.anew:
-        from cloob.models.load import load_model  # torch
-
-        for source in options.sources:  # nothing goes before these are there
-            check_there(source)
-        load_model(str(options.model))
-        remove(options.out)
-    new = not is_there(options.out)
-    opened = (
-        cloob.Index.create(options.out)
-        if database or new
-        else cloob.Index.open(options.out, writable=True)
-    )
-    with opened as index, index.store.exclusive():
+        remove_old(options)
+    if is_there(options.out):
+        with cloob.Index.open(options.out, writable=True) as index:
+            return bring_up_to_date(index, options, then=then)
+    with cloob.Index.create(options.out) as index:
         try:
-            return _bring_up_to_date(index, options, then=then)
+            return bring_up_to_date(index, options, then=then)
         except Exception:
-            if (
-                new and not index.models
-            ):  # nothing came into it, and there are no other files in it
+            if not index.models:  # nothing came into it, and nothing else lies there
                 index.close()
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(options.out, ignore_errors=True)
             raise
 
 
-def _bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int:
-    from cloob.search.build import Rows
-    from cloob.search.scan.open import ScanOptions, source_name
-    from cloob.search.update import UpdateOptions
+def check_options(options: Options) -> None:
+    if not options.out:
+        raise InputError("--out is missing; it names the index (cloob index --help)")
+    if options.anew and not (options.sources and options.model):
+        raise InputError("--anew needs SRC and --model")
+    megapixels = options.max_megapixels
+    if megapixels is not None and not 0.001 <= megapixels <= 100_000:
+        raise InputError(
+            f"--max-megapixels is {megapixels}; it must be 0.001 to 100,000"
+        )
+    if not 1 <= options.batch_size <= 2**20:
+        raise InputError(
+            f"--batch-size is {options.batch_size}; it must be 1 to 1,048,576"
+        )
+    if options.faults:
+        refuse_with_faults(options)
+    if options.model is not None:
+        check_source(options.model)
 
-    if options.moved:
-        index.store.move(*map(source_name, options.moved))
-    rows = options.rows.given and Rows(*options.rows.given, str(options.labels))
-    address, failed, things, done = (
-        index.store.address,
-        False,
-        "rows" if rows else "pictures",
-        "",
-    )
-    if options.sources or not options.merge:
-        same = (
-            "model",
-            "name",
-            "replace_model",
-            "precision",
-            "batch_size",
-            "max_megapixels",
-            "remove_all",
+
+def refuse_with_faults(options: Options) -> None:
+    """Refuses what would have no effect, as --faults indexes nothing."""
+    only_out = Options(out=options.out, faults=True, machine=options.machine)
+    if options != only_out:
+        raise InputError("--faults lists what an index knows; give --out alone with it")
+
+
+def check_new(options: Options) -> None:
+    """Refuses a place where no new index can be made. An index that is there may know a
+    source that is gone.
+    """
+    folder = Path(options.out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; --out is the folder of the index")
+    if folder.is_dir() and any(
+        not entry.name.startswith(".tmp-") for entry in folder.iterdir()
+    ):
+        raise InputError(
+            f"{folder}: is a folder with other files in it; --out names a new one, or"
+            " an index"
         )
-        more: dict[str, Any] = {name: getattr(options, name) for name in same}
-        scan = ScanOptions(
-            options.exclude,
-            options.image_column,
-            options.caption_column,
-            options.vectors,
+    if not options.sources:
+        raise InputError(
+            f"{folder}: no index; name what is to be indexed: cloob index SRC --model M"
+            f" --out {folder}"
         )
-        settings = UpdateOptions(
-            device=options.machine.device,
-            scan=scan,
-            workers=options.machine.workers,
-            **more,
+    if options.model is None:
+        raise InputError(
+            "--model is missing; a new index needs one, such as a run folder or"
+            " RN50/openai"
         )
-        try:
-            with progress() as update:
-                summary = index.update(
-                    rows or options.sources,
-                    settings,
-                    progress=functools.partial(update, things),
-                )
-        except KeyboardInterrupt:
-            say(
-                f"interrupted; {len(index):,} {things} are in {address}, the same command goes on"
+    for source in options.sources:
+        check_there(source)
+
+
+def print_faults(options: Options) -> int:
+    with cloob.Index.open(options.out) as index:
+        for source in index.store.sources():
+            for state in index.store.states(source):
+                if state.fault is not None:
+                    print(f"{printable(state.path)}: {printable(state.fault)}")
+    return 0
+
+
+def remove_old(options: Options) -> None:
+    """Deletes the index, once it is known that it can be made again."""
+    from cloob.models.load import load_model
+    from cloob.search.address import remove
+
+    for source in options.sources:
+        check_there(source)
+    load_model(str(options.model))
+    remove(options.out)
+
+
+def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int:
+    address = index.store.address
+    try:
+        with progress() as update:
+            summary = index.update(
+                options.sources,
+                update_options(options),
+                progress=functools.partial(update, "pictures"),
             )
-            return 130
-        counts = {
-            "added": summary.added,
-            "changed": summary.changed,
-            "with a new date, size or caption": summary.described,
-            "known, with a vector of this model now": summary.completed,
-            "removed": summary.removed,
-            "as they were": summary.unchanged,
-        }
-        kinds = ", ".join(
-            f"{count:,} {what}" for what, count in counts.items() if count
+    except KeyboardInterrupt:
+        say(
+            f"interrupted; {len(index):,} pictures are in {address}, the same command"
+            " goes on"
         )
-        speed = (
-            f" ({summary.embedded / summary.seconds:,.0f} a second)"
-            if summary.embedded > 1
-            else ""
-        )
-        done = f"; {kinds or 'none'}; {summary.embedded:,} embedded in {summary.seconds:,.1f} s{speed}"
-        left = {
-            "not read": summary.faults.total(),
-            "left out": summary.left_out.counts.total(),
-        }
-        done += "".join(f"; {count:,} {what}" for what, count in left.items() if count)
-        failed = bool(summary.refused or summary.unread or not kinds)
-        if then:
-            advice = (
-                f"; cloob index --out {address} --faults lists those not read"
-                if summary.faults
-                else ""
-            )
-            report_left_out(summary, advice)
-        for source, why in summary.refused.items():
-            say(f"{printable(source)}: {printable(why)}")
-    if options.merge is not None:
-        with cloob.Index.open(options.merge) as other:
-            merged = index.merge(other)
-            added = f"{merged.added:,} pictures added, {merged.vectors:,} vectors, {merged.present:,} known"
-            print(f"{other.store.address}: {added}")
-        if merged.other:
-            say(f"{merged.other:,} pictures are other ones here; they stay as they are")
+        return INTERRUPTED
+    advice = f"; cloob index --out {address} --faults lists those not read"
+    report_left_out(summary, advice if summary.faults else "")
+    for source, why in summary.refused.items():
+        say(f"{printable(source)}: {printable(why)}")
     models = "".join(f", {printable(model.name)}" for model in index.models)
-    print(f"{address}: {len(index):,} {things}{models}{done}", flush=True)
-    if then and len(index) and models and not failed and not rows:
+    print(f"{address}: {len(index):,} pictures{models}; {summary_line(summary)}")
+    failed = bool(summary.refused or summary.unread or not count_changes(summary))
+    if then and len(index) and models and not failed:
         say_next(["search", address, "something red"])
     return 1 if failed else 0
+
+
+def update_options(options: Options) -> UpdateOptions:
+    from cloob.search.scan.open import ScanOptions
+    from cloob.search.update import UpdateOptions
+
+    return UpdateOptions(
+        model=options.model,
+        name=options.name,
+        replace_model=options.replace_model,
+        device=options.machine.device,
+        precision=options.precision,
+        scan=ScanOptions(options.exclude, options.image_column, options.caption_column),
+        batch_size=options.batch_size,
+        workers=options.machine.workers,
+        max_megapixels=options.max_megapixels,
+        remove_all=options.remove_all,
+    )
+
+
+def count_changes(summary: Summary) -> str:
+    counts = {
+        "added": summary.added,
+        "changed": summary.changed,
+        "with a new date, size or caption": summary.described,
+        "known, with a vector of this model now": summary.completed,
+        "removed": summary.removed,
+        "as they were": summary.unchanged,
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+
+
+def summary_line(summary: Summary) -> str:
+    line = f"{count_changes(summary) or 'none'}; {summary.embedded:,} embedded in"
+    line += f" {summary.seconds:,.1f} s"
+    if summary.embedded > 1:
+        line += f" ({summary.embedded / summary.seconds:,.0f} a second)"
+    if not_read := summary.faults.total():
+        line += f"; {not_read:,} not read"
+    if left_out := summary.left_out.counts.total():
+        line += f"; {left_out:,} left out"
+    return line
 
 
 def check_index(typed: str) -> tuple[str, str | None]:
@@ -273,16 +252,16 @@ def check_index(typed: str) -> tuple[str, str | None]:
     from cloob.search.address import find_index, is_there
 
     address, within = find_index(typed)
-    there = "is a file" if Path(address).is_file() else "holds no index"
-    what = there if Path(address).exists() else "no such folder"
-    refuse(
-        {
-            f"{address}: {what}; cloob index SRC --model M --out NAME.idx makes one": not is_there(
-                address
-            )
-        }
+    if is_there(address):
+        return address, within
+    if not Path(address).exists():
+        raise InputError(f"{address}: no such folder")
+    if Path(address).is_file():
+        raise InputError(f"{address}: is a file; name the folder of an index")
+    raise InputError(
+        f"{address}: holds no index; cloob find {address} 'a red bird' makes one and"
+        f" searches it, cloob index {address} --model M --out NAME.idx makes one"
     )
-    return address, within
 
 
 @contextlib.contextmanager
@@ -302,22 +281,19 @@ def opened(
     from cloob.search.address import is_there
 
     if is_there(source):
-        with cloob.Index.open(
-            source, model=model if isinstance(model, str) else None
-        ) as index:
+        named = model if isinstance(model, str) else None
+        with cloob.Index.open(source, model=named) as index:
             yield index, 0
         return
     if "://" not in source:
         check_there(source)
-    refuse(
-        {
-            "no model given: --model names a run folder, or NAME/TAG of open_clip": model
-            is None
-        }
-    )
+    if model is None:
+        raise InputError(
+            "no model given: --model names a run folder, or NAME/TAG of open_clip"
+        )
     if isinstance(model, str):
         check_source(model)
-    from cloob.search.update import UpdateOptions
+    from cloob.search.update import UpdateOptions  # torch
 
     options = UpdateOptions(
         model, device=machine.device, precision=precision, workers=machine.workers
@@ -330,9 +306,8 @@ def opened(
             done = index.update(
                 [source], options, progress=functools.partial(update, "pictures")
             )
-        refuse(
-            {f"{printable(place)}: {why}": True for place, why in done.refused.items()}
-        )
+        for place, why in done.refused.items():
+            raise InputError(f"{printable(place)}: {why}")
         report_left_out(done)
         yield index, done.faults.total() + done.unread
 
@@ -346,8 +321,3 @@ def report_left_out(summary: Summary, more: str = "") -> None:
             reasons.append(f"{count:,} × {reason}: {example}{', …' if others else ''}")
     if reasons:
         say(f"left out: {'; '.join(reasons)}{more}")
-
-
-def folder_name(label: str) -> str:
-    name = re.sub(r"[/\\]", "_", printable(label)).strip()
-    return "_" if name in ("", ".", "..") else name[:200]

@@ -1,4 +1,4 @@
-"""``cloob search``: find pictures of an index by words and pictures; duplicates."""
+"""``cloob search``: find pictures of an index by words and pictures."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import os
 import re
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cloob
-from cloob.commands.console import (
-    DeviceOptions,
-    Positional,
-    RowOptions,
-    arg,
-    check,
-    parse,
-    refuse,
-    say,
-)
-from cloob.commands.copies import copy
+from cloob.commands.console import DeviceOptions, Positional, arg, parse, say
 from cloob.commands.index import check_index
 from cloob.errors import InputError, counted, printable
 from cloob.search.records import Hit, Item, Results
-from cloob.search.where import Filter, equals
 
 if TYPE_CHECKING:
     from cloob.search.query import Query
+
+MOST_HITS = 100_000
+FACTS = (
+    "id",
+    "path",
+    "source",
+    "caption",
+    "date",
+    "date_from",
+    "width",
+    "height",
+    "bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -52,54 +52,27 @@ class Options:
     index: Annotated[Positional[str], arg(metavar="IDX")]
     """An index, or a folder that `cloob find` has indexed."""
     query: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY …")] = ()
-    """Words, pictures and addresses; none with --like or --duplicates, or to list by
-    --where alone.
-    """
+    """Words, pictures and addresses; none with --like, or to list by --where alone."""
     where: str | None = None
-    """Only among these: "date >= 2024 and caption like '%dog%'"; without a query newest
-    first.
+    """Only among these: "date >= '2024' and caption like '%dog%'"; without a query
+    newest first.
     """
     top: int = 20
     """How many at most."""
     cutoff: float | Literal["auto", "none"] = "auto"
     """Standard deviations above unrelated queries; auto 3, pictures 2"""
-    by: Literal["meaning", "words", "both"] = "both"
-    """By the model, by all words in name, caption or columns, or both."""
     like: str | None = None
     """More like this picture of the index: its id or its path."""
-    duplicates: bool = False
-    """Groups of look-alikes, the best first: RAW, most pixels, EXIF, most bytes,
-    oldest.
-    """
-    threshold: float = 0.97
-    """Of --duplicates: the least cosine of any two pictures of a group."""
-    exact: bool = False
-    """Of --duplicates: files of equal bytes alone."""
-    rest: bool = False
-    """Of --duplicates: print the paths of all but the best of a group; with -0 for
-    xargs -0.
-    """
-    explain: bool = False
-    """The pictures that the query retrieves as from a Hopfield memory, with their
-    weights.
-    """
-    beta: float | None = None
-    """Of --explain: small averages all pictures, large takes the nearest; else the
-    model's.
-    """
     json: bool = False
     """Print one JSON object."""
     paths: bool = False
-    """Print the paths alone; of --duplicates all, with an empty line between groups."""
+    """Print the paths alone."""
     null: bool = False
     """End paths with a NUL instead of a line feed; also -0."""
-    copy_to: Path | None = None
-    """Copy what is found into this folder; nothing there is overwritten."""
     model: str | None = None
     """A model of the index, by its name or by what it is loaded from; left out, the
     first.
     """
-    rows: RowOptions = field(default_factory=RowOptions)
     machine: DeviceOptions = field(default_factory=DeviceOptions)
 
 
@@ -115,406 +88,181 @@ def read(words: Sequence[str], kind: Any = Options, command: str = "search IDX")
         )
         if word[:1] == "-" and word[1:2].isalnum() and word != "-h" and not is_value:
             raise InputError(
-                f"{word}: put terms to subtract after --, as in: cloob {command} beach -- {word}"
+                f"{word}: put terms to subtract after --, as in: cloob {command} beach"
+                f" -- {word}"
             )
     options = parse(kind, before, f"cloob {command.partition(' ')[0]}")
     return dataclasses.replace(options, query=(*options.query, *words[place + 1 :]))
 
 
 def check_options(options: Options) -> None:
-    rules = [
-        "paths excludes json rest",
-        "json excludes rest",
-        "exact excludes threshold",
-    ]
-    rules += [
-        "duplicates excludes query like explain top cutoff",
-        "explain excludes paths copy_to cutoff",
-    ]
-    rules += [
-        f"{side} excludes query like duplicates explain cutoff paths copy_to"
-        for side in "ab"
-    ]
-    rules += [
-        "threshold needs duplicates",
-        "exact needs duplicates",
-        "rest needs duplicates",
-    ]
-    rules += ["null needs paths or rest", "beta needs explain"]
-    ranges = {
-        "top": (1, 100_000),
-        "threshold": (0.001, 1),
-        "beta": (1e-6, 1e6),
-        "cutoff": (-1e9, 1e9),
-    }
-    check(options, *rules, **ranges)
-    nothing = 'nothing to search for: give words ("a red bird"), a picture, --like ID or --where'
-    query = options.query or options.like
-    refuse(
-        {
-            nothing: not (
-                options.duplicates or query or options.where or options.rows.given
-            ),
-            "--explain needs a query": options.explain and not query,
-            f"{options.copy_to}: is a file; --copy-to names a folder": options.copy_to
-            and options.copy_to.is_file(),
-        }
-    )
+    if not (options.query or options.like or options.where is not None):
+        raise InputError(
+            'nothing to search for: give words ("a red bird"), a picture, --like ID or'
+            " --where"
+        )
+    if not 1 <= options.top <= MOST_HITS:
+        raise InputError(f"--top is {options.top}; it must be 1 to {MOST_HITS:,}")
+    cutoff = options.cutoff
+    if isinstance(cutoff, float | int) and not math.isfinite(cutoff):
+        raise InputError(f"--cutoff is {cutoff}; it must be a number, auto or none")
+    if cutoff != "auto" and not (options.query or options.like):
+        raise InputError("--cutoff needs QUERY or --like; a list has no scores")
+    if options.null and not options.paths:
+        raise InputError("--null needs --paths")
+    if options.paths and options.json:
+        raise InputError("--paths and --json exclude each other; give one of them")
 
 
 def run(options: Options) -> int:
-    """Searches; 1 where a match could not be copied."""
+    """Searches, and prints what is found."""
+    from cloob.search.query import Query, Term
+
     check_options(options)
     address, below = check_index(options.index)
     if below:
-        options = dataclasses.replace(
-            options, where=f"({options.where}) and {below}" if options.where else below
-        )
-    from cloob.search.query import Query, Term
-
-    query, like, device = (
-        Query.parse(options.query),
-        options.like,
-        options.machine.device,
-    )
+        own = f"({options.where}) and " if options.where else ""
+        options = dataclasses.replace(options, where=f"{own}{below}")
+    query = Query.parse(options.query)
     with cloob.Index.open(address, model=options.model) as index:
         index.view(options.where)  # a mistake in it is named before a model is loaded
-        if options.duplicates:
-            return _duplicates(index, options)
-        if options.rows.given:
-            return _search_rows(index, options, *options.rows.given)
-        if like is not None:
-            filters = [equals("path", path) for path in (like, os.path.abspath(like))]  # noqa: PTH100 - links stay
-            filters += (
-                [Filter(f"id = {like[:18]}")]
-                if like.isascii() and like.isdigit()
-                else []
-            )
-            item = next(
-                (
-                    id_
-                    for where in filters
-                    for id_ in index.store.ids(where, limit=1).tolist()
-                ),
-                0,
-            )
-            refuse(
-                {
-                    f"--like {like}: no picture of {index.store.address} has this id or path": not item
-                }
-            )
-            query = Query((Term(item, "item"), *query.terms))
-        own_beta = options.explain and options.beta is None  # that of the model
-        if own_beta or (
-            query.needs_model and (options.explain or options.by != "words")
-        ):
+        if options.like is not None:
+            id_ = find_item(index, options.like)
+            query = Query((Term(id_, "item"), *query.terms))
+        if query.needs_model:
             say(f"loading {printable(index.model().name)} …")
-            (index.encoder if own_beta else index.embedder)(device=device)
-        return (_explain if options.explain else _search)(index, options, query)
-
-
-def _search(index: cloob.Index, options: Options, query: Query) -> int:
-    """Prints what a query finds, or without one the newest pictures; on a line equal
-    files and those of a shot.
-    """
-    from cloob.search.alike import first_alike
-
-    if query.terms:
-        cutoff = None if options.cutoff == "none" else options.cutoff
-        if cutoff == "auto" and not query.needs_model:
-            cutoff = None  # pictures like one of the index are a ranking
-        result = index.search(
-            query, top=options.top, where=options.where, cutoff=cutoff, by=options.by
+            index.embedder(device=options.machine.device)
+        results = (
+            ranked(index, options, query) if query.terms else newest(index, options)
         )
-    else:
-        where = index.view(options.where).where
-        items = index.items(
-            index.store.ids(where, limit=options.top, order="newest").tolist()
-        )
-        result = Results(
-            tuple(Hit(item, math.nan) for item in items),
-            index.store.count(where),
-            0,
-            "",
-        )
-    hits, searched, person = result.hits, result.searched, sys.stdout.isatty()
-    firsts = (
-        [] if options.json or options.paths else first_alike(hit.item for hit in hits)
-    )
-    files = Counter(firsts)  # how many stand on the line of a first one
-    if options.json:
-        facts = {
-            "query": options.query,
-            "model": result.model or None,
-            "searched": searched,
-            "cut": result.cut,
-        }
-        print(json.dumps({**facts, "hits": [_facts(hit.item, hit) for hit in hits]}))
-    elif options.paths:
-        _print_paths([[hit.item for hit in hits]], null=options.null)
-    for hit in (
-        hit for hit, first in zip(hits, firsts, strict=False) if hit.item.id == first
-    ):
-        item, margin = hit.item, "" if hit.margin is None else f"{hit.margin:.1f}"
-        if math.isnan(hit.score):
-            numbers, widths = [item.date or "", printable(item.date_from)], (19, 6)
+        if options.json:
+            print_json(results, options)
+        elif options.paths:
+            print_paths([hit.item for hit in results.hits], null=options.null)
         else:
-            numbers, widths = (
-                [f"{hit.score:.3f}" if person else f"{hit.score:.4f}", margin],
-                (6, 5),
-            )
-        marks = [printable(", ".join(hit.words))] if hit.words else []
-        more = [f"+{files[item.id] - 1}"] if files[item.id] > 1 else []
-        if person:
-            columns = [
-                f"{number:>{width}}"
-                for number, width in zip(numbers, widths, strict=True)
-            ]
-            print(
-                _aligned(
-                    "  ".join([*columns, *(f"[{mark}]" for mark in marks), *more]), item
-                )
-            )
-        else:
-            caption = printable(
-                (item.caption or "").strip().partition("\n")[0].rstrip()
-            )
-            print(
-                *numbers,
-                item.id,
-                printable(item.path),
-                caption,
-                *marks,
-                *more,
-                sep="\t",
-            )
-    if not query.terms and searched > len(hits):
-        say(f"{len(hits):,} of {searched:,} pictures, the newest; --top shows more")
-    elif not searched:
-        say(
-            f"no picture to search: {index.view(options.where, result.model or None).why_none()}"
-        )
-    elif not hits and options.by == "words":
-        say(
-            f"none of {searched:,} pictures has these words in its name, caption or columns"
-        )
-    elif not hits and not result.cut:
-        say("there is no other picture to search")
-    elif not hits:
-        say(
-            f"nothing fits among {searched:,} pictures; --cutoff none shows the nearest all the same"
-        )
-    elif result.cut and person:
-        say(f"{result.cut} more are below the cutoff (--cutoff none shows them)")
-    return copy(index, [hit.item for hit in hits], options.copy_to)
-
-
-def _search_rows(
-    index: cloob.Index, options: Options, side: Literal["a", "b"], file: str
-) -> int:
-    """Prints the nearest to every row of a file; 1 where one is not finite."""
-    from cloob.data.vectors import read_matrix
-    from cloob.models.aligned.model import embed_rows
-    from cloob.search.find import search
-
-    view, result = index.view(options.where), []
-    view.check_some(index.store.count(view.where))
-    queries = embed_rows(
-        index.encoder(view.model, options.machine.device), side, read_matrix(file)
-    )
-    finite = queries.isfinite().all(1).tolist()
-    for row, query in enumerate(queries.numpy()):
-        hits = search(view, query, options.top).hits if finite[row] else ()
-        result.append([_facts(hit.item, hit) for hit in hits])
-        for hit in () if options.json else hits:
-            print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
-    if options.json:
-        print(json.dumps({"query": [file], "model": view.model.name, "rows": result}))
-    if bad := finite.count(False):
-        say(
-            f"{file}: {counted(bad, 'rows')} left out, as not finite: row {finite.index(False)} …"
-        )
-    return 1 if bad else 0
-
-
-def _duplicates(index: cloob.Index, options: Options) -> int:
-    """Prints groups; in JSON ``equal`` is the id of the first picture with the same
-    bytes, None for that one.
-    """
-    from cloob.search import alike
-
-    view = index.view(options.where)
-    result = alike.present(
-        view, alike.look_alikes(view, options.threshold, exact=options.exact)
-    )
-    items, rows = (
-        [[hit.item for hit in group] for group in result.groups],
-        list[list[dict[str, Any]]](),
-    )
-    for group in result.groups:
-        rows.append([])
-        first: dict[str, int] = {}
-        for hit in group:
-            same = first.setdefault(hit.item.content, hit.item.id)
-            rows[-1].append(
-                _facts(
-                    hit.item,
-                    cosine=round(hit.score, 6),
-                    equal=None if same == hit.item.id else same,
-                )
-            )
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    "threshold": None if options.exact else options.threshold,
-                    "groups": rows,
-                }
-            )
-        )
-    elif options.paths:
-        _print_paths(items, null=options.null)
-    elif options.rest:
-        _print_paths(
-            [[item for group in result.groups for item in alike.rest(group)]],
-            null=options.null,
-        )
-    for number, twins in enumerate(
-        [] if options.json or options.paths or options.rest else rows
-    ):
-        print(end="\n" if number else "")
-        for row in twins:
-            more = [] if row["equal"] is None else [f"same bytes as {row['equal']}"]
-            size, date = (
-                f"{row['width']}x{row['height']}",
-                f"{row['date'] or ''} {row['date_from']}".strip(),
-            )
-            print(
-                f"{row['cosine']:.4f}",
-                size,
-                row["bytes"],
-                row["id"],
-                printable(row["path"]),
-                date,
-                *more,
-                sep="\t",
-            )
-    every = [item for group in items for item in group]
-    copies = [
-        count for count in Counter(item.content for item in every).values() if count > 1
-    ]
-    counts = f"{counted(len(copies), 'groups')} equal byte by byte, {counted(sum(copies), 'files')}"
-    if not options.exact:
-        counts = f"{counted(len(rows), 'groups')} of look-alikes, {counted(len(every), 'pictures')} ({counts})"
-    if not rows:
-        counts = (
-            "no files are equal"
-            if options.exact
-            else f"no look-alikes (cosine {options.threshold:g} and above)"
-        )
-    say(counts)
-    if result.twice:
-        say(
-            f"{counted(result.twice, 'second names')} of a file (links, or a disk mounted twice) left out"
-        )
-    if result.stale:
-        again = f"cloob index --out {index.store.address} looks again"
-        say(
-            f"{counted(result.stale, 'files')} left out: gone, or changed since indexed; {again}"
-        )
-    return copy(index, every, options.copy_to)
-
-
-def _explain(index: cloob.Index, options: Options, query: Query) -> int:
-    result = index.explain(
-        query, beta=options.beta, top=options.top, where=options.where
-    )
-    if options.json:
-        names = ("beta", "memory", "collection", "effective", "agreement", "model")
-        pictures = [
-            _facts(shown.item, weight=shown.weight, score=shown.score)
-            for shown in result.pictures
-        ]
-        facts = {name: getattr(result, name) for name in names} | {"pictures": pictures}
-        print(
-            json.dumps(
-                facts | {"nearest": [_facts(hit.item, hit) for hit in result.nearest]}
-            )
-        )
-        return 0
-    part = (
-        ""
-        if result.memory == result.collection
-        else f" (the nearest of {result.collection:,})"
-    )
-    print(
-        f"β = {result.beta:g}: of {result.memory:,} pictures{part} some {result.effective:,.1f} take part;"
-    )
-    print(
-        f"what they make has a cosine of {result.agreement:.3f} with the query. By weight:"
-    )
-    for picture in result.pictures:
-        print(_aligned(f"{picture.weight:7.2%}  {picture.score:6.3f}", picture.item))
-    print("Nearest to what was retrieved:")
-    for hit in result.nearest:
-        print(_aligned(f"{'':9}{hit.score:6.3f}{'':7}", hit.item))
+            print_lines(results)
+        say_rest(index, results, options, ranking=bool(query.terms))
     return 0
 
 
-def _facts(item: Item, hit: Hit | None = None, **more: Any) -> dict[str, Any]:
-    if hit is not None:
-        more["score"] = None if math.isnan(hit.score) else round(hit.score, 6)
-        more["margin"] = None if hit.margin is None else round(hit.margin, 4)
-        more["words"] = hit.words
-    names = (
-        "id",
-        "path",
-        "source",
-        "caption",
-        "date",
-        "date_from",
-        "width",
-        "height",
-        "bytes",
-    )
-    return (
-        more
-        | {name: getattr(item, name) for name in names}
-        | {"columns": dict(item.columns)}
+def find_item(index: cloob.Index, like: str) -> int:
+    """The id of the picture that is meant by its id or its path; links in it stay."""
+    for path in (like, os.path.abspath(like)):  # noqa: PTH100
+        if ids := index.ids_of(path):
+            return ids[0]
+    if like.isascii() and like.isdigit() and index.items([int(like[:18])]):
+        return int(like[:18])
+    raise InputError(
+        f"--like {like}: no picture of {index.store.address} has this id or path"
     )
 
 
-def _aligned(numbers: str, item: Item) -> str:
-    """A line of numbers, id, path and the caption's first line, cut to the width of a
-    terminal.
+def ranked(index: cloob.Index, options: Options, query: Query) -> Results:
+    """What fits a query best; of pictures like one of the index alone, a ranking
+    without cutoff.
     """
-    before = f"{numbers}  {item.id:>6}  {printable(item.path)}  "
-    caption = printable((item.caption or "").strip().partition("\n")[0].rstrip())
-    room = shutil.get_terminal_size().columns - len(before)
-    if sys.stdout.isatty() and len(caption) > room:
+    cutoff = None if options.cutoff == "none" else options.cutoff
+    if cutoff == "auto" and not query.needs_model:
+        cutoff = None
+    return index.search(query, top=options.top, where=options.where, cutoff=cutoff)
+
+
+def newest(index: cloob.Index, options: Options) -> Results:
+    where = index.view(options.where).where
+    ids = index.store.ids(where, limit=options.top, order="newest")
+    hits = tuple(Hit(item, math.nan) for item in index.items(ids.tolist()))
+    return Results(hits, index.store.count(where), 0, "")
+
+
+def print_json(results: Results, options: Options) -> None:
+    answer = {
+        "query": options.query,
+        "model": results.model or None,
+        "searched": results.searched,
+        "cut": results.cut,
+        "hits": [json_facts(hit) for hit in results.hits],
+    }
+    print(json.dumps(answer))
+
+
+def json_facts(hit: Hit) -> dict[str, Any]:
+    facts: dict[str, Any] = {name: getattr(hit.item, name) for name in FACTS}
+    facts["columns"] = dict(hit.item.columns)
+    facts["score"] = None if math.isnan(hit.score) else round(hit.score, 6)
+    facts["margin"] = None if hit.margin is None else round(hit.margin, 4)
+    return facts
+
+
+def print_lines(results: Results) -> None:
+    """A line per hit: aligned for a person, else with tabs between its fields."""
+    is_person = sys.stdout.isatty()
+    for hit in results.hits:
+        item = hit.item
+        first, second = line_numbers(hit, digits=3 if is_person else 4)
+        caption = printable((item.caption or "").strip().partition("\n")[0].rstrip())
+        if not is_person:
+            print(first, second, item.id, printable(item.path), caption, sep="\t")
+            continue
+        widths = (19, 6) if math.isnan(hit.score) else (6, 5)
+        numbers = f"{first:>{widths[0]}}  {second:>{widths[1]}}"
+        print(
+            cut_to_terminal(f"{numbers}  {item.id:>6}  {printable(item.path)}", caption)
+        )
+
+
+def line_numbers(hit: Hit, digits: int) -> tuple[str, str]:
+    """Score and margin; in a list without a query the date, and where it is from."""
+    if math.isnan(hit.score):
+        return hit.item.date or "", printable(hit.item.date_from)
+    return f"{hit.score:.{digits}f}", "" if hit.margin is None else f"{hit.margin:.1f}"
+
+
+def cut_to_terminal(line: str, caption: str) -> str:
+    room = shutil.get_terminal_size().columns - len(line) - 2
+    if len(caption) > room:
         caption = f"{caption[: room - 1]}…" if room > 1 else ""
-    return (before + caption).rstrip()
+    return f"{line}  {caption}".rstrip()
 
 
-def _print_paths(groups: Sequence[Sequence[Item]], *, null: bool) -> None:
-    """Paths as the file system has them, with an empty one between groups.
+def say_rest(
+    index: cloob.Index, results: Results, options: Options, *, ranking: bool
+) -> None:
+    """Says what the list does not show: pictures below the cutoff, or why it is
+    empty.
+    """
+    hits, searched = results.hits, results.searched
+    if not searched:
+        why = index.view(options.where, results.model or None).why_none()
+        say(f"no picture to search: {why}")
+    elif not ranking:
+        if searched > len(hits):
+            say(f"{len(hits):,} of {searched:,} pictures, the newest; --top shows more")
+    elif not hits and not results.cut:
+        say("there is no other picture to search")
+    elif not hits:
+        say(
+            f"nothing fits among {searched:,} pictures; --cutoff none shows the nearest"
+            " all the same"
+        )
+    elif results.cut and sys.stdout.isatty():
+        say(f"{results.cut} more are below the cutoff (--cutoff none shows them)")
+
+
+def print_paths(items: Sequence[Item], *, null: bool) -> None:
+    """Paths as the file system has them.
 
     One with a line feed, which would make another path of what comes after it, is left
     out.
     """
     end = "\0" if null else "\n"
-    if (
-        broken := []
-        if null
-        else [item.path for group in groups for item in group if "\n" in item.path]
-    ):
+    paths = [item.path for item in items]
+    broken = [] if null else [path for path in paths if "\n" in path]
+    if broken:
         say(
-            f"{counted(len(broken), 'paths')} with a line feed left out: {printable(broken[0])}; -0 prints all"
+            f"{counted(len(broken), 'paths')} with a line feed left out:"
+            f" {printable(broken[0])}; -0 prints all"
         )
-    blocks = [
-        "".join(item.path + end for item in group if item.path not in broken)
-        for group in groups
-    ]
+    text = "".join(path + end for path in paths if path not in broken)
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(end.join(blocks)))
+    sys.stdout.buffer.write(os.fsencode(text))
     sys.stdout.buffer.flush()

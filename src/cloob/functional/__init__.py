@@ -2,8 +2,7 @@
 
 Read in this order: ``reference``, the contrasts, retrieval and the objective, the
     oracle of all other paths;
-``scores``, a contrast of any matrix of scores, with soft targets; ``streamed``, the
-same as the first without N×N matrices. Then ``geometry``, ``ranking`` and
+``streamed``, the same without N×N matrices. Then ``geometry``, ``ranking`` and
 ``bootstrap``; ``checks`` has the checks of their tensors, ``private`` all undocumented
 names of torch.
 """
@@ -15,11 +14,9 @@ from cloob.functional.reference import (
     info_nce,
     sigmoid_loss,
 )
-from cloob.functional.scores import contrast_scores
 
 __all__ = [
     "cloob_reference",
-    "contrast_scores",
     "hopfield_retrieval",
     "info_loob",
     "info_nce",

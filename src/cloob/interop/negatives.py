@@ -23,8 +23,7 @@ from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import one_of
 from cloob.objective import MEMBER, ContrastiveObjective, check_finite
-from cloob.objective.batch import Batch, Scales, loss_over_ranks
-from cloob.objective.labels import Labels
+from cloob.objective.batch import Scales, loss_over_ranks
 
 
 def contrast_with_negatives(
@@ -69,7 +68,10 @@ def contrast_with_negatives(
     scales: Scales = {"inv_tau": objective.inv_tau, "beta": objective.beta, "bias": 0.0}
     member: dict[str, Any] = {name: getattr(objective, name) for name in MEMBER}
     return loss_over_ranks(
-        Batch(x, y, Labels(), scales, pairs),
+        x,
+        y,
+        scales,
+        pairs,
         backend,
         matmul=objective.matmul,
         negatives=(z, extra),

@@ -6,31 +6,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
 import torch
 from torch import Tensor
 
 from cloob.data.batch import BadSample
-from cloob.data.source import RAW_SUFFIXES
-from cloob.data.sources.arrow import NO_PICTURE, check_name
-from cloob.data.vectors import as_floats, read_ids_of, read_matrix, rows_of
-from cloob.errors import InputError, one_line
+from cloob.data.sources.arrow import NO_PICTURE
 from cloob.machine import in_threads
-from cloob.models.aligned.model import Side, embed_rows
 from cloob.models.encoder import DualEncoder, evaluating
-from cloob.pictures import Encoded, Unreadable, raw_reader
-from cloob.search.metadata import TAKEN, date_of, iso_date, of_file
+from cloob.pictures import Encoded, Unreadable
+from cloob.search.dates import date_of, iso_date
 from cloob.search.records import (
     SEPARATOR,
     FileState,
@@ -44,24 +35,12 @@ from cloob.search.scan.collection import (
     FoundPicture,
     LeftOut,
     ReadFailed,
-    caption_of,
-    described,
-    plain,
 )
-from cloob.search.store import SourceSettings, Store, Vectors
-from cloob.search.where import equals
+from cloob.search.store import Store, Vectors
 
 _FINAL = re.compile(
     f"^(corrupt image|embedding not finite)|{NO_PICTURE}"
 )  # not worth another try
-PATH_COLUMNS = (
-    "path",
-    "filepath",
-    "file_name",
-    "key",
-    "id",
-)  # of which the first that is there names a row
-_BATCH = 4096  # vectors
 _NEW = FileState(
     None, "", -1, None, "", "", ()
 )  # of a file that the index does not know
@@ -182,7 +161,7 @@ def make_plan(
             if now
             else f"none of its {pictures:,} pictures is there any more (not mounted?)"
         )
-        advice = "--moved names its new place, --remove-all removes them"
+        advice = "--remove-all removes them"
         summary.refused[collection.name] = f"{why}, so nothing was removed; {advice}"
         return [], []
     if not seen and not pictures and not unlisted:
@@ -233,39 +212,28 @@ class Builder:
         """
         with self._running:  # waits for it
             pass
-        (path, size, time, place, content), name = work.found, work.collection.name
-        if isinstance(work.collection, Rows):
-            work.item, work.pixels = (
-                Item(0, name, path, content, size or 0, None, 0, 0),
-                work.collection.row(place),
-            )
-            return work
+        path, _, time, *_ = work.found
         try:
-            if path.lower().endswith(RAW_SUFFIXES):
-                raw_reader()  # files of tens of megabytes are not read for nothing
             data = work.collection.read(work.found)
             encoded, content = (
                 Encoded(data, self._max_pixels),
                 hashlib.sha256(data).hexdigest(),
             )
             caption, stated = work.collection.describe(work.found)
-            by_file, columns = of_file(encoded)
-            columns |= stated
-            taken, origin = date_of(
-                path, stated.get("date"), encoded.exif, columns.pop(TAKEN, None)
-            )
+            columns = dict(stated)
+            taken, origin = date_of(path, stated.get("date"), encoded.exif)
             if origin:
                 columns.setdefault("date_from", origin)
             item = Item(
                 0,
-                name,
+                work.collection.name,
                 path,
                 content,
                 len(data),
                 time,
                 *encoded.full_size,
                 taken,
-                caption or by_file,
+                caption,
                 columns,
             )
             work.row = self._store.known(self._model, [content]).get(content)
@@ -319,13 +287,8 @@ class Builder:
                 evaluating(encoder),
                 torch.autocast(device.type, torch.bfloat16, enabled=in_bf16),
             ):
-                embedded = (
-                    batch[0]
-                    .collection.embed(encoder, stack.to(device))
-                    .float()
-                    .cpu()
-                    .numpy()
-                )
+                features = encoder.encode_image(stack.to(device))
+            embedded = features.float().cpu().numpy()
             rows |= zip(contents, embedded, strict=True)
         self._summary.embedded += len(new)
         good = {
@@ -387,182 +350,3 @@ class Builder:
             work.item = work.pixels = work.row = (
                 None  # which are not kept until the end
             )
-
-
-class Rows(Collection):
-    """The rows of a file of vectors, for one head of a model of vectors; the path of a
-    row is its label.
-    """
-
-    def __init__(self, side: Side, file: str, labels: str) -> None:
-        """Opens files as ``cloob train vectors`` takes them for its rows and ids."""
-        super().__init__(os.path.abspath(file))  # noqa: PTH100
-        self._side, self._matrix = side, read_matrix(file)
-        self._labels = rows_of(read_ids_of(labels, len(self._matrix), file), labels)
-
-    def scan(self, known: object = ()) -> Iterator[FoundPicture]:
-        kind = f"{self._side} {self._matrix.dtype} ".encode()
-        for label, row in self._labels.items():
-            data = self._matrix[row].tobytes()
-            yield FoundPicture(
-                label, len(data), None, row, hashlib.sha256(kind + data).hexdigest()
-            )
-
-    def row(self, number: int) -> Tensor:
-        return as_floats(self._matrix[number : number + 1])[0]
-
-    def check(self, encoder: DualEncoder) -> None:
-        self.embed(encoder, self.row(0)[None])
-
-    def embed(self, encoder: DualEncoder, batch: Tensor) -> Tensor:
-        return embed_rows(encoder, self._side, batch)
-
-
-class VectorFile(Collection):
-    """A Parquet file, or a folder of them, with a column of vectors; it stays the
-    source for updates and removals.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        column: str,
-        path_column: str | None,
-        caption_column: str | None,
-    ) -> None:
-        super().__init__(name)
-        try:
-            self.data = ds.dataset(name, format="parquet")
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{name}: no Parquet of vectors ({one_line(error)})"
-            ) from None
-        names = self.data.schema.names
-        for named, what in ((column, "vectors"), (path_column, "path")):
-            if named is not None:
-                check_name(Path(name), names, named, what)
-        self.column = column
-        self._path = path_column or next(
-            (item for item in PATH_COLUMNS if item in names), None
-        )
-        self._caption = caption_of(Path(name), names, caption_column)
-        types = zip(names, self.data.schema.types, strict=True)
-        others = [
-            name
-            for name, kind in types
-            if not pa.types.is_nested(kind) and not pa.types.is_binary(kind)
-        ]
-        self._columns = [
-            *dict.fromkeys(
-                [column, *filter(None, (self._path, self._caption)), *others]
-            )
-        ]
-
-    def check(self, encoder: Any) -> None:
-        """Any model may have made them; their width is compared."""
-
-    def batches(self) -> Iterator[tuple[list[Item], Vectors]]:
-        """Rows and their vectors, as they are in the file."""
-        start, names = 0, self._columns[1:]
-        scanner = self.data.scanner(
-            self._columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1
-        )
-        for batch in scanner.to_batches():
-            if not len(batch):
-                continue
-            flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-            if flat.ndim != 1 or flat.dtype.kind not in "fiu" or len(flat) % len(batch):
-                raise InputError(
-                    f"{self.name}: {self.column!r} has no row of numbers of one width"
-                    " for each row"
-                )
-            rows, vectors = [], as_floats(flat.reshape(len(batch), -1)).numpy()
-            cells = (map(plain, batch.column(name)) for name in names)
-            for number, (vector, *values) in enumerate(
-                zip(vectors, *cells, strict=True), start
-            ):
-                row = dict(zip(names, values, strict=True))
-                path = row.pop(self._path or "", None)
-                path = f"{self.name}{SEPARATOR}{number}" if path is None else str(path)
-                caption, others = described(row, self._caption)
-                text = f"{path}\0{caption}\0{others}".encode("utf-8", "surrogatepass")
-                content = hashlib.sha256(vector.tobytes() + text).hexdigest()
-                rows.append(
-                    Item(
-                        0,
-                        self.name,
-                        path,
-                        content,
-                        0,
-                        None,
-                        0,
-                        0,
-                        None,
-                        caption,
-                        others,
-                    )
-                )
-            yield rows, vectors
-            start += len(batch)
-
-
-def take(
-    store: Store,
-    model: IndexedModel,
-    file: VectorFile,
-    done: Summary,
-    remove_all: bool,
-    progress: Progress,
-) -> None:
-    """Writes what is new or changed in a file of vectors, and removes what is not in it
-    any more.
-    """
-    of_file, seen = equals("source", file.name), set[int]()  # ids
-    count, total = 0, int(file.data.count_rows())
-    if store.count(of_file) and not total and not remove_all:
-        done.refused[file.name] = (
-            "no row is in it any more, so nothing was removed; --remove-all removes"
-            " them"
-        )
-        return
-    for rows, vectors in file.batches():
-        if vectors.shape[1] != model.dim:
-            wrong = (
-                f"{file.column!r} has {vectors.shape[1]} numbers a row, {model.name}"
-                f" {model.dim}"
-            )
-            raise InputError(f"{file.name}: {wrong}")
-        if not count:
-            store.set(file.name, SourceSettings((), file.column, model.fingerprint))
-        lengths, places, now = np.linalg.norm(vectors, axis=1), list[int](), set[str]()
-        known = store.contents(model, file.name, [row.path for row in rows])
-        for place, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
-            id_, before = known.get(row.path, (0, ""))
-            if row.path in now or id_ in seen:
-                done.left_out.add("row of a path that stood before", row.path)
-            elif not 0 < length < np.inf:
-                done.add_fault("vector not finite, or 0", row.path)
-            else:
-                now.add(row.path)
-                done.unchanged += before == row.content
-                done.changed += before not in ("", row.content)
-                done.added += not before
-                places += [place] * (before != row.content)
-        seen |= {known[path][0] for path in now if path in known}
-        if places:
-            seen |= {
-                *store.write(
-                    [rows[place] for place in places],
-                    model,
-                    vectors[places] / lengths[places, None],
-                )
-            }
-        count += len(rows)
-        if progress is not None:
-            progress(count, total)
-    gone = [id_ for id_ in store.ids(of_file).tolist() if id_ not in seen]
-    for start in range(0, len(gone), _BATCH):
-        store.remove(
-            file.name, [item.path for item in store.items(gone[start : start + _BATCH])]
-        )
-    done.removed += len(gone)

@@ -1,5 +1,4 @@
-"""Searches and exports the pictures that a filter lets through: the nearest, and what a
-Hopfield memory retrieves.
+"""Searches and exports the pictures that a filter lets through.
 
 A hit's margin is (s − m) / d: s is the query's score, m and d are the mean and standard
 deviation of the scores of unrelated queries of the same shape for that picture. Hits
@@ -26,7 +25,7 @@ from cloob.cache import Cache
 from cloob.errors import InputError
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Query, Term, Vector, picture_of, weighted_row
-from cloob.search.records import By, Hit, IndexedModel, Item, Results, places, words
+from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter
 
@@ -35,12 +34,6 @@ PICTURE_CUTOFF = 2.0  # of a query of pictures alone, whose scores spread more
 # nearest pictures that the cutoff looks at, at least: the nearest of all need not be
 # the one that fits
 LOOKED_AT = 200
-DEFAULT_BETA = (
-    8.0  # the paper's, where the model does not say with which it was trained
-)
-# pictures of a Hopfield memory at most: the nearest ones of a larger collection
-MEMORY = 100_000
-_K = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher, 2009
 _DRAWN = 256  # pictures of the index that stand for unrelated pictures
 _MIN_PICTURES = 20
 _MIN_DEVIATION = 1e-3  # of cosines
@@ -240,161 +233,55 @@ def search(
     top: int,
     cutoff: Cutoff = None,
     row: Vector | None = None,
-    by: By = "both",
 ) -> Results:
+    """The nearest pictures whose margin reaches the cutoff."""
     if top < 1:
         raise InputError(f"top is {top}; at least one hit is needed")
-    of_terms = None if isinstance(query, np.ndarray) else Query.of(query)
-    spoken = words(of_terms.spoken) if of_terms and by != "meaning" else []
-    if by == "words":
-        if not spoken:
-            raise InputError(
-                "by words only words are searched; no pictures, and none to subtract"
-            )
-        items = view.items([*view.store.find_words(spoken, top, view.where)]).values()
-        hits = [Hit(item, math.nan, words=places(item, spoken)) for item in items]
-        return Results(tuple(hits), view.store.count(view.where), 0, view.model.name)
+    terms = None if isinstance(query, np.ndarray) else Query.of(query)
     row = view.row(query, row)
-    terms = of_terms.terms if of_terms else ()
-    queried = [term.what for term in terms if term.kind == "item"]
-    others = view.unrelated_rows(of_terms) if of_terms else None
+    unrelated = view.unrelated_rows(terms) if terms else None
     if cutoff == "auto":
-        cutoff = (
-            CUTOFF if any(term.kind == "words" for term in terms) else PICTURE_CUTOFF
-        )
-    looked = top if others is None or cutoff is None else max(top, LOOKED_AT)
-    near = view.store.nearest(view.model.name, row, looked + len(queried), view.where)
-    scores = dict(zip(near.ids.tolist(), near.scores.tolist(), strict=True))
-    ids = [id_ for id_ in scores if id_ not in queried][:looked]
-
-    def margins_of(ids: Sequence[int], rows: Vectors) -> dict[int, float | None]:
-        if others is None or not ids:
-            return dict.fromkeys(ids)
-        return dict(
-            zip(
-                ids,
-                margins(np.array([scores[id_] for id_ in ids]), rows, others).tolist(),
-                strict=True,
-            )
-        )
-
-    above = margins_of(ids, view.vectors(ids if others is not None else ()))
-    view.models.model(
-        view.model
-    )  # refused where its name stands for other weights by now
-    kept = [
-        id_
-        for id_ in ids
-        if cutoff is None or (margin := above[id_]) is None or margin >= cutoff
-    ]
-    cut = min(top, len(ids)) - len({*kept}.intersection(ids[:top]))
-    by_meaning = {id_: rank for rank, id_ in enumerate(kept, 1)}
-    by_words = (
-        view.store.find_words(spoken, max(top, LOOKED_AT), view.where, ids)
-        if spoken
-        else {}
+        cutoff = default_cutoff(terms)
+    queried = []
+    if terms is not None:
+        queried = [term.what for term in terms.terms if isinstance(term.what, int)]
+    n_candidates = top
+    if unrelated is not None and cutoff is not None:
+        n_candidates = max(top, LOOKED_AT)
+    neighbours = view.store.nearest(
+        view.model.name, row, n_candidates + len(queried), view.where
     )
-    there = {*ids, *view.store.having(view.model, [*by_words])}
-    fused = {
-        id_: sum(
-            1 / (_K + ranks[id_]) for ranks in (by_words, by_meaning) if id_ in ranks
-        )
-        for id_ in {**by_words, **by_meaning}
-        if id_ in there
-    }
-    best = sorted(fused, key=lambda id_: -fused[id_])[:top]
-    more = [id_ for id_ in best if id_ not in scores]  # by their words alone
-    rows = view.vectors(more)
-    scores |= zip(more, (rows.astype(np.float64) * row).sum(1).tolist(), strict=True)
-    above |= margins_of(more, rows)
-    hits = [
-        Hit(
-            item,
-            scores[id_],
-            above[id_],
-            places(item, spoken if id_ in by_words else ()),
-        )
-        for id_, item in view.items(best).items()
-        if math.isfinite(scores[id_])
-    ]
-    return Results(tuple(hits), near.searched, cut, view.model.name)
+    is_other = ~np.isin(neighbours.ids, queried)
+    ids = neighbours.ids[is_other][:n_candidates]
+    scores = neighbours.scores[is_other][:n_candidates]
+    above = np.full(len(ids), np.nan, np.float32)
+    if unrelated is not None and len(ids):
+        above = margins(scores, view.vectors(ids), unrelated)
+    # refused where the model's name stands for other weights by now
+    view.models.model(view.model)
+    fits = np.ones(len(ids), bool)
+    if cutoff is not None and unrelated is not None:
+        fits = above >= cutoff
+    hits = _hits(view, ids[fits][:top], scores[fits], above[fits])
+    return Results(hits, neighbours.searched, int((~fits[:top]).sum()), view.model.name)
 
 
-@dataclass(frozen=True)
-class Associated:
-    item: Item
-    weight: float  # of the softmax; over the memory they add up to 1
-    score: float  # cosine with the query
+def default_cutoff(query: Query | None) -> float:
+    """The cutoff of a query's kind; scores of pictures spread more."""
+    has_words = query is not None and any(term.kind == "words" for term in query.terms)
+    return CUTOFF if has_words else PICTURE_CUTOFF
 
 
-@dataclass(frozen=True)
-class Retrieved:
-    beta: float
-    memory: int  # M, the number of stored patterns
-    collection: int  # pictures that match; more than M if only the nearest were taken
-    pictures: tuple[Associated, ...]  # those of largest weight, largest first
-    effective: (
-        float  # how many pictures take part: e to the entropy of the weights, in [1, M]
-    )
-    agreement: float  # cosine of the query with what it retrieves
-    nearest: tuple[Hit, ...]  # to what was retrieved
-    model: str
-
-
-def explain(
-    view: View, query: AnyQuery, beta: float | None, top: int, row: Vector | None
-) -> Retrieved:
-    """The pictures are the stored patterns X, the query is the state q of a modern
-    Hopfield network.
-
-    One update (Eq. 4 of arXiv:2110.11316) gives ``norm(Xᵀ softmax(β X q))``: an average
-    of the pictures, weighted by the softmax. A small β averages over the full
-    collection, a large one returns the nearest picture. Against M pictures it has to be
-    compared with ln M.
-    """
-    import torch
-
-    from cloob.functional import hopfield_retrieval
-
-    row = view.row(query, row)
-    if beta is None:
-        config = getattr(view.models.encoder(view.model), "objective_config", {})
-        beta = (
-            float(config.get("beta") or DEFAULT_BETA)
-            if config.get("hopfield")
-            else DEFAULT_BETA
-        )
-    near = view.store.nearest(view.model.name, row, MEMORY, view.where)
-    vectors = view.vectors(near.ids)
-    known = np.isfinite(vectors).all(1)  # others were removed meanwhile
-    ids, scores = near.ids[known], near.scores[known]
-    view.check_some(len(ids))
-    memory, state = (
-        torch.from_numpy(vectors[known]),
-        torch.from_numpy(np.ascontiguousarray(row)),
-    )
-    pattern = hopfield_retrieval(state[None], memory, beta)[0].numpy()
-    weights = (beta * (memory @ state).double()).softmax(0).numpy()
-    effective = math.exp(-float((weights * np.log(np.maximum(weights, 1e-300))).sum()))
-    best = {
-        int(ids[place]): place for place in np.argsort(-weights, kind="stable")[:top]
-    }
-    items = [(item, best[id_]) for id_, item in view.items([*best]).items()]
-    pictures = tuple(
-        Associated(item, float(weights[place]), float(scores[place]))
-        for item, place in items
-    )
-    after, agreement = search(view, pattern, top), float(pattern @ row)
-    return Retrieved(
-        beta,
-        len(ids),
-        near.searched,
-        pictures,
-        effective,
-        agreement,
-        after.hits,
-        view.model.name,
-    )
+def _hits(view: View, ids: Ids, scores: Vectors, above: Vectors) -> tuple[Hit, ...]:
+    """Hits in the order of the ids, without pictures that were removed meanwhile."""
+    items = view.items(ids)
+    hits = []
+    for id_, score, margin in zip(
+        ids.tolist(), scores.tolist(), above.tolist(), strict=False
+    ):
+        if id_ in items:
+            hits.append(Hit(items[id_], score, None if math.isnan(margin) else margin))
+    return tuple(hits)
 
 
 def export(view: View, path: Path) -> int:

@@ -16,9 +16,9 @@ from cloob.search.address import open_store
 from cloob.search.find import Memo, View, Where
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Query, Term, Vector
-from cloob.search.records import By, Hit, IndexedModel, Item, Name, Progress, Results
+from cloob.search.records import IndexedModel, Item, Name, Progress, Results
 from cloob.search.store import Store
-from cloob.search.where import Filter, parse
+from cloob.search.where import Filter, equals, parse
 
 if (
     TYPE_CHECKING
@@ -26,7 +26,7 @@ if (
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.scan.open import Pictures
-    from cloob.search.update import Merged, Sources, UpdateOptions
+    from cloob.search.update import UpdateOptions
 
 
 class Index(Models, contextlib.AbstractContextManager["Index"]):
@@ -62,8 +62,8 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
     def open(
         cls, address: str | Path, *, model: str | None = None, writable: bool = False
     ) -> Self:
-        """Opens an index: its folder, or ``postgresql://…``; ``model``: the default
-        one, by its name or its weights.
+        """Opens the index in a folder; ``model``: the default one, by its name or its
+        weights.
         """
         return cls(open_store(address, writable=writable), model)
 
@@ -111,6 +111,10 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         """
         return self.store.items(ids)
 
+    def ids_of(self, path: str) -> list[int]:
+        """The id of the item of a path, if there is one."""
+        return self.store.ids(equals("path", path), limit=1).tolist()  # type: ignore[no-any-return]
+
     def picture(self, id: int) -> bytes:
         """The bytes of a picture's file."""
         return self._pictures.make(id, bytes)
@@ -136,7 +140,6 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         model: Name = None,
         cutoff: find.Cutoff = "auto",
         row: Vector | None = None,
-        by: By = "both",
     ) -> Results:
         """The ``top`` pictures that a query finds, best first.
 
@@ -144,11 +147,9 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         picture, a :class:`cloob.search.query.Query` of several with weights, or a (D,)
         row; with its unit row as ``row`` nothing is embedded. Hits with a margin below
         ``cutoff`` are left out (:mod:`cloob.search.find`); ``"auto"``: the default of
-        the query's kind. ``by`` is ``"meaning"``: by the vectors; ``"words"``: all
-        words of the query are in the name, caption or text columns; or ``"both"``,
-        joined by reciprocal rank.
+        the query's kind.
         """
-        return find.search(self.view(where, model), query, top, cutoff, row, by)
+        return find.search(self.view(where, model), query, top, cutoff, row)
 
     def similar(
         self, id: int, *, top: int = 20, where: Where = None, model: Name = None
@@ -159,26 +160,6 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         return self.search(
             Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None
         )
-
-    def duplicates(
-        self,
-        threshold: float = 0.97,
-        *,
-        exact: bool = False,
-        where: Where = None,
-        model: Name = None,
-    ) -> list[tuple[Hit, ...]]:
-        """Groups of pictures that look alike, the largest first; a score is the cosine
-        with the first of the group.
-
-        Any two of a group have at least the cosine ``threshold``, or equal bytes, with
-        ``exact`` these alone. The best comes first. Files that are gone or have changed
-        are left out, and groups of one shot (RAW and JPEG).
-        """
-        from cloob.search.alike import look_alikes, present  # Pillow
-
-        view = self.view(where, model)
-        return present(view, look_alikes(view, threshold, exact=exact)).groups
 
     def classify(
         self,
@@ -195,28 +176,6 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
 
         return label_index(self.view(where, model), labels, options or LabelOptions())
 
-    def explain(
-        self,
-        query: AnyQuery,
-        *,
-        beta: float | None = None,
-        top: int = 20,
-        where: Where = None,
-        model: Name = None,
-        row: Vector | None = None,
-    ) -> find.Retrieved:
-        """What a query retrieves from a Hopfield memory of the pictures by β, see
-        :func:`cloob.search.find.explain`.
-        """
-        return find.explain(self.view(where, model), query, beta, top, row)
-
-    def merge(self, other: Index) -> Merged:
-        """Adds what another index has: items, and vectors of other models."""
-        from cloob.search.update import merge  # torch
-
-        with self.store.exclusive():
-            return merge(self.store, other.store)
-
     def export(
         self, path: str | Path, *, model: Name = None, where: Where = None
     ) -> int:
@@ -227,7 +186,7 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
 
     def update(
         self,
-        sources: Sources = (),
+        sources: Sequence[str | Path] = (),
         options: UpdateOptions | None = None,
         *,
         progress: Progress = None,
@@ -235,9 +194,8 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         """Adds what sources have, and removes what they do not have any more; without
         sources, of all that it has.
 
-        Sources are folders of pictures, tables, shards, data sets, or
-        :class:`cloob.search.build.Rows` (vectors with labels). ``progress`` is called
-        with the number of pictures opened so far, and in all.
+        Sources are folders of pictures, tables, shards or data sets. ``progress`` is
+        called with the number of pictures opened so far, and in all.
         """
         from cloob.search.update import UpdateOptions, update  # torch
 

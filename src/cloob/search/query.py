@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
+from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,17 +23,14 @@ if TYPE_CHECKING:
 
     from cloob.models.encoder import DualEncoder
     from cloob.models.onnx import PlainEncoder
-    from cloob.models.text_graph import TextGraph
 
 Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
 Embedder: TypeAlias = (
-    # a loaded model; without torch an ONNX folder, or the kept graph of a text tower
-    "TorchEmbedder | PlainEncoder | TextGraph"
+    "TorchEmbedder | PlainEncoder"  # a loaded model, or an ONNX folder without torch
 )
 
-_SUFFIXES = (*IMAGE_SUFFIXES, *RAW_SUFFIXES)
 _MIN_LENGTH = 1e-4  # of a sum of unit rows; below it the direction is mostly rounding
 _TERM = re.compile(
     r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL
@@ -74,7 +71,7 @@ class Query:
             what, weight = what.strip(), float(f"{sign}{number or 1}")
             is_path = (
                 what.startswith(("/", "./", "../", "~/"))
-                or Path(what).suffix.lower() in _SUFFIXES
+                or Path(what).suffix.lower() in IMAGE_SUFFIXES
             )
             if what.lower().startswith(("http://", "https://")):
                 terms.append(Term(what, "address", weight))
@@ -99,14 +96,6 @@ class Query:
         if isinstance(what, str):
             return cls((_words(what, 1.0),))
         return cls((Term(what, "picture" if isinstance(what, Path) else "image"),))
-
-    @property
-    def spoken(self) -> str:
-        """The text of a query of words alone, none of which is subtracted; else
-        empty.
-        """
-        alone = all(term.kind == "words" and term.weight > 0 for term in self.terms)
-        return " ".join(str(term.what) for term in self.terms) if alone else ""
 
     @property
     def needs_model(self) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import unicodedata
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -14,16 +13,10 @@ from cloob.errors import InputError
 
 INDEX_FILE = "index.sqlite"  # of an index, in its folder
 SEPARATOR = "::"  # between a container and a picture in it
-By = Literal["meaning", "words", "both"]
 Value = str | int | float | bool | None  # what a metadata column holds
 Precision = Literal["fp32", "bf16"]
 Name: TypeAlias = "str | IndexedModel | None"  # of a model; None: the default one
 Progress = Callable[[int, int], None] | None  # is called with what is done, and all
-_WORD = re.compile(r"[^\W_]+")
-_MOST = 100_000  # letters of an item that are looked through
-_ASCII_WORDS = bytes(
-    ord(chr(code).lower()) if chr(code).isalnum() else 32 for code in range(128)
-).ljust(256)
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -57,8 +50,8 @@ class Item:
 
     @property
     def date_from(self) -> str:
-        """Where its date is from: ``exif``, ``name``, a ``column``, or the ``file``;
-        empty without a date.
+        """Where its date is from: ``exif``, a ``column``, or the ``file``; empty
+        without a date.
         """
         stated = self.columns.get("date_from") or (
             "column" if self.columns.get("date") else "file"
@@ -141,12 +134,10 @@ class FileState:
 @dataclass(frozen=True)
 class Hit:
     item: Item
-    score: float  # cosine with the query, in [-1, 1]; NaN in a search by words
+    score: float  # cosine with the query, in [-1, 1]
     margin: float | None = (
         None  # above what unrelated queries reach, in standard deviations of theirs
     )
-    # the texts in which the query's words are: ``name``, ``caption``, or columns
-    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,50 +146,3 @@ class Results:
     searched: int  # pictures that were compared: those that the filter lets through
     cut: int  # of the ``top`` nearest, those that the cutoff left out
     model: str  # the name of the model
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, in lower case and without accents: ``IMG_1092`` is two."""
-    text = text.casefold()
-    if not text.isascii():
-        letters = unicodedata.normalize("NFKD", text)
-        text = "".join(
-            letter for letter in letters if not unicodedata.combining(letter)
-        )
-    return _WORD.findall(text)
-
-
-def texts(item: Item) -> dict[str, str]:
-    """What of an item is text: its file's name, its caption, and columns."""
-    columns = {
-        name: value
-        for name, value in item.columns.items()
-        if isinstance(value, str) and name != "date_from"
-    }
-    return columns | {
-        "name": item.path.rpartition("/")[2].rpartition(SEPARATOR)[2],
-        "caption": item.caption or "",
-    }
-
-
-def all_words(item: Item) -> str:
-    text = " ".join(texts(item).values())[:_MOST]
-    return (
-        text.encode().translate(_ASCII_WORDS).decode()
-        if text.isascii()
-        else " ".join(words(text))
-    )
-
-
-def places(item: Item, query: Sequence[str]) -> tuple[str, ...]:
-    """In which texts of an item some of the words are, where all of them are in one or
-    another.
-    """
-    matches = {
-        name: set(query).intersection(words(text[:_MOST]))
-        for name, text in texts(item).items()
-    }
-    has_all = set(query) == set().union(*matches.values())
-    return (
-        tuple(sorted(name for name, some in matches.items() if some)) if has_all else ()
-    )

@@ -1,4 +1,4 @@
-"""What keeps an index: tables and statements that SQLite and PostgreSQL share.
+"""What keeps an index: its tables and statements.
 
 Legend: n items, D the width of a model's vectors. Vectors are float32 unit rows.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError, nearest, printable
-from cloob.search.records import FileState, IndexedModel, Item, Name, all_words, valid
+from cloob.search.records import FileState, IndexedModel, Item, Name, valid
 from cloob.search.where import STATEMENTS as SQL
 from cloob.search.where import Dialect, Filter
 
@@ -30,10 +30,9 @@ Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 Order = Literal["id", "newest", "chance"]
 
-FORMAT = 8  # the number of these tables
+FORMAT = 9  # the number of these tables
 TABLES = Path(__file__).with_name("tables.sql").read_text(encoding="utf-8")
 _PAGE = 10_000
-_COMMON = 1_000  # items with the same words, of which a rank by these says little
 _KINDS = {
     "string": "text",
     "integer": "number",
@@ -71,8 +70,6 @@ class SourceSettings(NamedTuple):
     exclude: tuple[
         str, ...
     ] = ()  # globs that an update leaves out unless it is given others
-    vectors: str | None = None  # the column of a source of vectors
-    fingerprint: str | None = None  # of the model that made them
 
 
 class VectorTable(ABC):
@@ -284,33 +281,6 @@ class Store:
         for path, size, mtime, fault in self._rows(faults, stored):
             yield FileState(None, self._full(path), size, mtime, "", fault, ())
 
-    def move(self, old: str, new: str) -> None:
-        """Takes note that a folder was moved, with the sources that it is or holds."""
-        sources = self.sources()
-        if not any(f"{source}/".startswith(f"{old}/") for source in sources):
-            raise InputError(
-                f"{old}: holds no source of {self.address}, which has"
-                f" {', '.join(sources) or 'none'}"
-            )
-        if any(f"{source}/".startswith(f"{new}/") for source in sources):
-            raise InputError(
-                f"{new}: is in {self.address} already; so remove {old} by --remove-all"
-            )
-        old, new = self._stored(old)[0], self._stored(new)[0]
-        with self._writing():
-            columns = [
-                ("items", "path"),
-                ("faults", "path"),
-                *((t, "source") for t in ("items", "faults", "sources")),
-            ]
-            for table, column in columns:
-                inside = f"{column} = ? OR substr({column}, 1, ?) = ?"
-                renamed = (
-                    f"UPDATE cloob_{table} SET {column} = ? || substr({column}, ?)"
-                    f" WHERE {inside}"
-                )
-                self._rows(renamed, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
-
     def write(
         self, items: Sequence[Item], model: str | IndexedModel, vectors: Vectors
     ) -> list[int]:
@@ -336,10 +306,6 @@ class Store:
             self._rows(
                 f"DELETE FROM cloob_vectors WHERE item {self._among}", (changed,)
             )
-            self._rows(
-                f"DELETE FROM cloob_words WHERE rowid {self._among}",
-                ([id_ for id_, _ in before.values()],),
-            )
             ids = [
                 before[row[:2]][0] if row[:2] in before else next(fresh) for row in rows
             ]
@@ -359,28 +325,11 @@ class Store:
                 for id_, cell in zip(ids, cells, strict=True)
             ]
             self._many(SQL["replace_vector"], given)
-            spoken = [
-                (id_, all_words(item)) for id_, item in zip(ids, items, strict=True)
-            ]
-            self._many("INSERT INTO cloob_words (rowid, words) VALUES (?, ?)", spoken)
             there = f"SELECT source, path FROM cloob_items WHERE id {self._among}"
             self._rows(
                 f"DELETE FROM cloob_faults WHERE (source, path) IN ({there})", (ids,)
             )
         return ids
-
-    def contents(
-        self, model: IndexedModel, source: str, paths: Sequence[str]
-    ) -> dict[str, tuple[int, str]]:
-        """Ids and contents of the items of some paths; the content is empty where the
-        model has no vector of it.
-        """
-        items = self._places([self._stored(source, path) for path in paths])
-        having = {*self.having(model, [id_ for id_, _ in items.values()])}
-        return {
-            self._full(path): (id_, text if id_ in having else "")
-            for (_, path), (id_, text) in items.items()
-        }
 
     def _places(
         self, rows: Sequence[Sequence[Any]]
@@ -404,7 +353,6 @@ class Store:
     def _forget(self, files: Sequence[tuple[str, str]]) -> None:
         """Deletes the items and the faults of some files of a source."""
         ids = [id_ for id_, _ in self._places(files).values()]
-        self._rows(f"DELETE FROM cloob_words WHERE rowid {self._among}", (ids,))
         self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (ids,))
         faults = f"DELETE FROM cloob_faults WHERE source = ? AND path {self._among}"
         self._rows(faults, (files[0][0], [path for _, path in files]))
@@ -442,13 +390,9 @@ class Store:
 
     def settings(self) -> dict[str, SourceSettings]:
         """How sources are read, where that was named."""
-        rows = self._rows(
-            "SELECT source, exclude, vectors, fingerprint FROM cloob_sources"
-        )
+        rows = self._rows("SELECT source, exclude FROM cloob_sources")
         return {
-            self._full(row[0]): SourceSettings(
-                tuple(filter(None, row[1].split("\n"))), *row[2:]
-            )
+            self._full(row[0]): SourceSettings(tuple(filter(None, row[1].split("\n"))))
             for row in rows
         }
 
@@ -456,7 +400,7 @@ class Store:
         with self._writing():
             self._rows(
                 SQL["replace_source"],
-                (self._stored(source)[0], "\n".join(settings.exclude), *settings[1:]),
+                (self._stored(source)[0], "\n".join(settings.exclude)),
             )
 
     def having(self, model: IndexedModel, ids: Sequence[int]) -> list[int]:
@@ -479,47 +423,6 @@ class Store:
         result.pop(None, None)
         ids, rows = self.table.vectors(model, [*result]) if result else ((), ())
         return {result[id_]: row for id_, row in zip(ids, rows, strict=True)}
-
-    def find_words(
-        self,
-        words: Sequence[str],
-        top: int,
-        where: Filter | None = None,
-        near: Sequence[int] | None = None,
-    ) -> dict[int, int]:
-        """The ``top`` items whose texts have all of some words, best first, and their
-        ranks; equal ones share one.
-
-        With ``near``, more than ``_COMMON`` are equal: those of ``near`` come first, in
-        its order.
-        """
-        condition, values = self._condition(where)
-        statement = self._dialect["find_words"] + (
-            SQL["of_item"].format(condition) if where else ""
-        )
-        order, limit = (
-            (" ORDER BY rank, rowid", top) if near is None else ("", _COMMON + 1)
-        )
-        rows = self._rows(
-            f"{statement}{order} LIMIT ?", (" ".join(words), *values, limit)
-        )
-        rows.sort(key=itemgetter(1, 0))
-        if near is not None and len(rows) > _COMMON:
-            texts = dict(
-                self._rows(
-                    f"SELECT rowid, words FROM cloob_words WHERE rowid {self._among}",
-                    ([*near],),
-                )
-            )
-            having = [
-                id_ for id_ in near if set(words).issubset(texts.get(id_, "").split())
-            ]
-            rows = [(id_, 0) for id_ in [*having, *sorted(row[0] for row in rows)]]
-        first: dict[float, int] = {}  # ranks by score
-        return {
-            id_: first.setdefault(round(score, 4), rank)
-            for rank, (id_, score) in enumerate(rows[:top], 1)
-        }
 
     def columns(self) -> dict[str, str]:
         """The sources' columns by name, sorted: ``text``, ``number``, ``boolean`` or

@@ -12,5 +12,4 @@ CREATE TABLE cloob_vectors (item {int} NOT NULL REFERENCES cloob_items ON DELETE
 CREATE INDEX cloob_vectors_revision ON cloob_vectors (model, revision, item);
 CREATE TABLE cloob_faults (source TEXT NOT NULL, path TEXT NOT NULL, bytes {int} NOT NULL, mtime_ns {int},
   fault TEXT NOT NULL, PRIMARY KEY (source, path)) {strict};
-CREATE TABLE cloob_sources (source TEXT PRIMARY KEY, exclude TEXT NOT NULL, vectors TEXT, fingerprint TEXT) {strict};
-{words}
+CREATE TABLE cloob_sources (source TEXT PRIMARY KEY, exclude TEXT NOT NULL) {strict};

@@ -1,5 +1,5 @@
 """What ``Index.update`` does: which sources, and which model; the work itself is in
-``build``. And merging.
+``build``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
 
-import numpy as np
 import torch
 
 from cloob.data.shards.spec import is_pattern, is_remote
@@ -22,7 +20,7 @@ from cloob.machine import decoders, warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Builder, Rows, Summary, VectorFile, make_plan, take
+from cloob.search.build import Builder, Summary, make_plan
 from cloob.search.models import Models, absolute, load_named, remember
 from cloob.search.records import IndexedModel, Precision, Progress
 from cloob.search.scan.collection import Collection
@@ -34,9 +32,6 @@ from cloob.search.scan.open import (
     source_name,
 )
 from cloob.search.store import SourceSettings, Store
-
-Sources: TypeAlias = "Sequence[str | Path] | Rows"
-_ROWS = 4096  # vectors of a transaction
 
 
 @dataclass(frozen=True)
@@ -67,36 +62,21 @@ class UpdateOptions:
 def update(
     store: Store,
     models: Models,
-    sources: Sources,
+    sources: Sequence[str | Path],
     options: UpdateOptions,
     progress: Progress,
 ) -> Summary:
     device = resolve_device(options.device)
-    if isinstance(sources, Rows):
-        options = replace(options, batch_size=_ROWS, workers=0)
-    collections = (
-        [sources] if isinstance(sources, Rows) else _open_all(store, sources, options)
-    )
+    collections = _open_all(store, sources, options)
     model, is_new = _model(store, models, options, device, collections)
     if model.replaces is not None:  # which is finished when it has vectors of all
         others = {*store.sources()} - {item.name for item in collections}
         collections += _open_all(store, sorted(others), options) if others else []
-    done, settings = Summary(), store.settings()
-    files = [item for item in collections if isinstance(item, VectorFile)]
-    collections = [item for item in collections if not isinstance(item, VectorFile)]
+    done = Summary()
     plans = [
         make_plan(store, item, model.number, done, remove_all=options.remove_all)
         for item in collections
     ]
-    for file in files if options.scan.vectors is None else ():
-        if (
-            file.name in settings
-            and settings[file.name].fingerprint != model.fingerprint
-        ):
-            done.refused[file.name] = (
-                "its vectors are of another model; --vectors names a column of this"
-                " one's"
-            )
     for name, why in done.refused.items() if model.replaces is not None else ():
         raise InputError(f"{name}: {why}")
     for item in collections if options.scan.exclude else ():
@@ -119,9 +99,6 @@ def update(
         most,
     )
     builder.run(work, options.workers, progress)
-    for file in files:
-        if file.name not in done.refused:
-            take(store, model, file, done, options.remove_all, progress)
     for item, (_, gone) in zip(
         collections, plans, strict=True
     ):  # nothing goes before its vectors were copied
@@ -154,13 +131,8 @@ def _open_all(
             settings.get(name, SourceSettings()),
             is_gone(name, typed=bool(sources)),
         )
-        column = (options.scan.vectors if sources else None) or before.vectors
         scan = replace(options.scan, exclude=options.scan.exclude or before.exclude)
-        if column is not None and not gone:
-            collections.append(
-                VectorFile(name, column, scan.image_column, scan.caption_column)
-            )
-        elif name in known and gone:
+        if name in known and gone:
             collections.append(
                 Collection(name)
             )  # what is not there any more has no pictures
@@ -235,8 +207,7 @@ def _model(
     else:
         name = spec = options.name or requested.name
         encoder, weights = requested, fingerprint(requested)
-    for item in collections:
-        item.check(encoder)
+    _ = encoder.preprocess  # refused by a model of vectors
     alike = [
         model for model in store.models(unfinished=True) if model.weights == weights
     ]
@@ -258,67 +229,3 @@ def _model(
     model = store.add_model(new, replace=options.replace_model)
     models.use(model, encoder, weights)
     return model, same is None
-
-
-@dataclass
-class Merged:
-    added: int = 0  # items that were not here
-    vectors: int = 0  # that were written, those of the added items included
-    present: int = 0  # items that are here with the same bytes; their metadata stays
-    # items of which this index has the path with other bytes; they stay as they are
-    # here
-    other: int = 0
-
-
-def merge(store: Store, other: Store) -> Merged:
-    """Adds what ``other`` has to ``store``; vectors go with their model's weights,
-    whatever it is called there.
-    """
-    _check_apart(other.sources(), store.sources())
-    here = {model.fingerprint: model for model in store.models()}
-    for model in other.models():
-        if model.fingerprint not in here:
-            here[model.fingerprint] = store.add_model(replace(model, number=0))
-    for source, settings in other.settings().items():
-        if source not in store.sources():
-            store.set(source, settings)
-    states = (
-        (source, state) for source in store.sources() for state in store.states(source)
-    )
-    known = {
-        (source, state.path): state for source, state in states if state.id is not None
-    }
-    done = Merged()
-    for ids in other.pages():
-        pairs = [
-            (item, known.get((item.source, item.path))) for item in other.items(ids)
-        ]
-        same = [
-            (item, state)
-            for item, state in pairs
-            if state is None or state.content == item.content
-        ]
-        here_too = {
-            item.id: item
-            for item in store.items([state.id or 0 for _, state in same if state])
-        }
-        items = [
-            item if state is None else here_too[state.id or 0] for item, state in same
-        ]
-        done.other += len(pairs) - len(same)
-        done.present += len(here_too)
-        done.added += len(same) - len(here_too)
-        for model in other.models():
-            to = here[model.fingerprint]
-            vectors = other.vectors(model.name, [item.id for item, _ in same])
-            new = np.isfinite(vectors).all(1)
-            new &= np.array(
-                [state is None or to.number not in state.models for _, state in same],
-                bool,
-            )
-            store.write(
-                [items[place] for place in np.flatnonzero(new)], to, vectors[new]
-            )
-            done.vectors += int(new.sum())
-    store.table.optimise()
-    return done

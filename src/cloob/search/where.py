@@ -49,7 +49,6 @@ Dialect = dict[str, Any]  # as ``sql.toml`` describes it
 _SQL = tomllib.loads(Path(__file__).with_name("sql.toml").read_text(encoding="utf-8"))
 STATEMENTS: dict[str, str] = _SQL["statements"]
 SQLITE: Dialect = _SQL["sqlite"]
-POSTGRESQL: Dialect = _SQL["postgresql"]
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,7 @@ def exported(model, tmp_path_factory):
         save_model(folder / "model", model, model.objective_config)
         assert (
             cli.main(
-                [
-                    "export",
-                    str(folder / "model"),
-                    f"--out={folder / 'onnx'}",
-                    "--to=onnx",
-                ]
+                ["export", str(folder / "model"), str(folder / "onnx"), "--to", "onnx"]
             )
             == 0
         )
@@ -166,8 +161,8 @@ def test_commands_that_need_weights_say_so(exported, tmp_path, capsys):
     )
     for words in (
         train,
-        ("export", "--to", "cloob", str(exported), "--out"),
-        ("export", "--to", "onnx", str(exported), "--out"),
+        ("convert", str(exported)),
+        ("export", "--to", "onnx", str(exported)),
     ):
         assert "an ONNX export embeds" in refused(capsys, *words, str(tmp_path / "out"))
         assert not list(tmp_path.glob("out/*"))

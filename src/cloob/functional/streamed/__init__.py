@@ -46,7 +46,6 @@ from cloob.functional.reference import pair_loss
 from cloob.functional.streamed.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.tiles import eager
-from cloob.functional.streamed.weighted import weighted_contrast
 
 __all__ = [
     "cloob_streamed",
@@ -55,7 +54,6 @@ __all__ = [
     "info_nce",
     "retrieve",
     "sigmoid_loss",
-    "weighted_contrast",
 ]
 
 

@@ -6,13 +6,12 @@ import contextlib
 import json
 import math
 import os
-import re
 import stat
 import threading
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -44,17 +43,12 @@ from cloob.data.sources.paths import (
 )
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
-from cloob.search.metadata import read_beside
 from cloob.search.records import INDEX_FILE, SEPARATOR, Value
 from cloob.search.where import NUMBERS, TEXTS
 
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 
 Globs = tuple[str, ...]  # of what is left out
-_BESIDE = re.compile(
-    r"(?:\.xmp|(?:\.s[\w-]*)?(\(\d+\))?\.json)$", re.IGNORECASE
-)  # a.jpg(1).json is of a(1).jpg
-_CUT = 46  # characters of a picture's name in that of Takeout's file
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _CODE, _LONG = r"^[+-]?(0\d|\d{20})", r"\d{19}"
 _NEVER = (
@@ -144,13 +138,6 @@ class Collection:
             why = getattr(error, "strerror", None) or one_line(error)
             kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
             raise kind(read_fault(error, "missing image"), path, why) from None
-
-    def check(self, encoder: Any) -> None:
-        """Raises InputError for a model that does not take what is here."""
-        _ = encoder.preprocess
-
-    def embed(self, encoder: Any, batch: Any) -> Any:
-        return encoder.encode_image(batch)
 
     def excluded(self, path: str) -> bool:
         """Whether a path below the source, or a part of it, is one of the globs that
@@ -331,7 +318,7 @@ class Folder(Collection):
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
         if os.path.isfile(self.name):  # noqa: PTH113
             folder, name = os.path.split(self.name)
-            found = self._found(folder, name, _files_beside(os.listdir(folder)))  # noqa: PTH208
+            found = self._found(folder, name, captions_by_stem(os.listdir(folder)))  # noqa: PTH208
             yield from [found] if found else []
             return
         others: Counter[str] = Counter()
@@ -356,7 +343,7 @@ class Folder(Collection):
                     self.left_out.add(
                         "excluded" if excluded else "linked folder, not followed", path
                     )
-            beside = _files_beside(names)
+            beside = captions_by_stem(names)
             used: set[str] = set()
             strange: list[str] = []
             for name in names:
@@ -405,8 +392,6 @@ class Folder(Collection):
             (path for path in found.place if path.lower().endswith(CAPTION_SUFFIXES)),
             None,
         )
-        stated = read_beside(path for path in found.place if path != file)
-        by_others = stated.pop("caption", None)
         try:
             caption = (
                 clean_caption(read_pair_file(file, found.path, "caption"), found.path)
@@ -416,23 +401,17 @@ class Folder(Collection):
         except BadSample as bad:
             if bad.reason != "empty caption":
                 self.left_out.add(bad.reason, str(file))
-        return caption or by_others, {**stated, **columns}
+        return caption, columns
 
     def _found(
-        self, folder: str, name: str, beside: Mapping[str, list[str]]
+        self, folder: str, name: str, beside: Mapping[str, str]
     ) -> FoundPicture | None:
         """A picture, whose time is also that of what describes it; None where it is no
         file of the source.
         """
-        path, keys = (
-            os.path.join(folder, name),  # noqa: PTH118
-            dict.fromkeys((name.rpartition(".")[0], name, name[:_CUT])),
-        )
-        others = [
-            os.path.join(folder, item)
-            for key in keys
-            for item in beside.get(key, ())  # noqa: PTH118
-        ]
+        path = os.path.join(folder, name)  # noqa: PTH118
+        caption = beside.get(name.rpartition(".")[0])
+        others = [os.path.join(folder, caption)] if caption else []  # noqa: PTH118
         try:
             state = os.lstat(path)
             if not stat.S_ISREG(state.st_mode):
@@ -454,18 +433,6 @@ class Folder(Collection):
             return FoundPicture(path, state.st_size, time, others)
         except OSError:  # reading it reports why
             return FoundPicture(path, None, None, others)
-
-
-def _files_beside(names: Iterable[str]) -> dict[str, list[str]]:
-    """The files of a folder that describe a picture, a caption first, by the picture's
-    name or stem: a.xmp by ``a``.
-    """
-    matches = {stem: [name] for stem, name in captions_by_stem(names).items()}
-    for name in names:
-        if name.lower().endswith((".xmp", ".json")) and (match := _BESIDE.search(name)):
-            root, ending = os.path.splitext(name[: match.start()])  # noqa: PTH122
-            matches.setdefault(f"{root}{match[1] or ''}{ending}", []).append(name)
-    return matches
 
 
 def caption_of(path: Path, names: Sequence[str], column: str | None) -> str | None:

@@ -56,9 +56,6 @@ class ScanOptions:
     exclude: tuple[str, ...] = ()
     image_column: str | None = None  # ``filepath``, or the only one of pictures
     caption_column: str | None = None  # ``title``, ``caption`` or ``text``
-    vectors: str | None = (
-        None  # of Parquet: its column of vectors, which are taken as they are
-    )
 
 
 # Its reader, where the picture, the caption and the JSON of every sample lie, by path,
