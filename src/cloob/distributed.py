@@ -279,11 +279,16 @@ def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
     )
 
 
+def stack_ranks(value: Tensor, layout: Layout) -> Tensor:
+    """(W, …) tensors of all ranks of a layout, which have one shape."""
+    return gather_rows(value[None], Layout((1,) * len(layout.sizes)))
+
+
 def global_sum(value: Tensor, layout: Layout) -> Tensor:
     """The sum of a 0-d value over ranks; its gradient is the sum of the incoming ones,
     W times that of one.
     """
-    return gather_rows(value[None], Layout((1,) * len(layout.sizes))).sum()
+    return stack_ranks(value, layout).sum()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -100,6 +100,9 @@ def pair_loss(
     check_member(contrast, scale)
     direction = direction_of(backend, contrast, bias, exclude_above, matmul)
     x, y = check_pairs(image_features, text_features)
+    if both := both_directions_of(backend, contrast, hopfield):
+        options: dict[str, Any] = {"exclude_above": exclude_above, "matmul": matmul}
+        return combine(both(x, y, inv_tau, ids=ids, **options), inv_tau, scale)
     fast: dict[str, Any] = (
         {"unit_rows": unit_rows, "matmul": matmul} if unit_rows or matmul else {}
     )
@@ -108,12 +111,19 @@ def pair_loss(
     )
     images = direction(u_x, u_y, inv_tau, ids=ids)
     symmetric = is_symmetric(contrast, hopfield, exclude_above)
-    return combine(
-        images,
-        images if symmetric else direction(v_y, v_x, inv_tau, ids=ids),
-        inv_tau,
-        scale,
-    )
+    texts = images if symmetric else direction(v_y, v_x, inv_tau, ids=ids)
+    return combine(images + texts, inv_tau, scale)
+
+
+def both_directions_of(
+    backend: ModuleType, contrast: str, hopfield: bool
+) -> Callable[..., Tensor] | None:
+    """The backend's function of both directions from one product of logits, if it has
+    one; with retrieval there are two products.
+    """
+    if hopfield:
+        return None
+    return getattr(backend, f"{CONTRASTS[contrast].function}_both", None)
 
 
 def direction_of(
@@ -368,10 +378,10 @@ def is_symmetric(
     return not (CONTRASTS[contrast].softmax or hopfield) and exclude_above is None
 
 
-def combine(
-    images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale
-) -> Tensor:
-    """Both directions as one loss: τ · sum (``"paper"``) or mean (``"unit"``)."""
+def combine(both: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:
+    """The sum of both directions as the loss: τ · sum (``"paper"``) or mean
+    (``"unit"``).
+    """
     if scale == "paper":
-        return (images + texts) / scalar("inv_tau", inv_tau, images)
-    return (images + texts) / 2
+        return both / scalar("inv_tau", inv_tau, both)
+    return both / 2

@@ -21,6 +21,7 @@ from cloob.functional.checks import check_ids, check_number, check_rows, extreme
 from cloob.functional.private import outside_compiler
 from cloob.functional.reference import (
     Scale,
+    both_directions_of,
     check_pairs,
     combine,
     direction_of,
@@ -224,6 +225,22 @@ def loss_over_ranks(
             else query
         )
 
+    share = len(x) / layout.total
+    all_ids = None if ids is None else distributed.gather_rows(ids, layout)
+    both_directions = both_directions_of(backend, contrast, hopfield)
+    if both_directions is not None and negatives is None:
+        both = both_directions(
+            x,
+            distributed.gather_rows(y, layout),
+            inv_tau,
+            positive_offset=layout.local.start,
+            ids=ids,
+            candidate_ids=all_ids,
+            exclude_above=exclude_above,
+            matmul=matmul,
+            stack_ranks=partial(distributed.stack_ranks, layout=layout),
+        )
+        return distributed.global_sum(combine(both, inv_tau, scale) * share, layout)
     all_x, all_y = _gather_both(x, y, layout)
     u_x, u_y, v_x, v_y = (
         retrieve(query, memory) for memory in (all_x, all_y) for query in (x, y)
@@ -239,7 +256,7 @@ def loss_over_ranks(
         inv_tau=inv_tau,
         positive_offset=layout.local.start,
         ids=ids,
-        candidate_ids=None if ids is None else distributed.gather_rows(ids, layout),
+        candidate_ids=all_ids,
     )
     images = direction(u_x, all_u_y)
     # Where both directions are one sum over all pairs, the sum over ranks of the first
@@ -249,9 +266,8 @@ def loss_over_ranks(
         if is_symmetric(contrast, hopfield, exclude_above)
         else direction(v_y, all_v_x)
     )
-    share = len(x) / layout.total
     return distributed.global_sum(
-        combine(images, texts, inv_tau, scale) * share, layout
+        combine(images + texts, inv_tau, scale) * share, layout
     )
 
 

@@ -25,9 +25,13 @@ a narrow cone, where the plain form in float32 lost up to 12 % of the gradient
 off candidates and anchors, low-precision retrieval takes it off the stored patterns,
 and both put it back in float32.
 
+Without retrieval the second direction's logits are the transpose of the first's, and
+both come from one product (``both.py``).
+
 Counting a product (N×D)(D×N) as 2N²D, retrieval and contrast cost 52 N²D forward and
 backward, and 8NTD more for the lower halves of the diagonal tiles of T rows; the plain
-form costs 60 N²D and keeps every N×N matrix.
+form costs 60 N²D and keeps every N×N matrix. Without retrieval it is 6 N²D (8 where
+more than 2²⁶ logits are computed twice), 12 N²D in the plain form.
 
 Unshifted sums are used while β · max‖row‖² ≤ 60 in float32 (600 in float64); in low
 precision the centred rows decide. Beyond, retrievals run one by one with a running row
@@ -43,6 +47,7 @@ from typing import Any
 from torch import Tensor
 
 from cloob.functional.reference import pair_loss
+from cloob.functional.streamed.both import info_loob_both, info_nce_both
 from cloob.functional.streamed.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.tiles import eager
@@ -51,7 +56,9 @@ __all__ = [
     "cloob_streamed",
     "hopfield_retrieval",
     "info_loob",
+    "info_loob_both",
     "info_nce",
+    "info_nce_both",
     "retrieve",
     "sigmoid_loss",
 ]

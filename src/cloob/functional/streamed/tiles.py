@@ -72,6 +72,16 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.add_(a @ b)
 
 
+def multiply(out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
+    """``out = a @ b``, or, to ``add``, ``out += a @ b``."""
+    if add:
+        accumulate(out, a, b)
+    elif a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(a @ b)
+
+
 def eager(function: Callable[P, R]) -> Callable[P, R]:
     """Runs ``function`` in float32 and outside of the graphs of ``torch.compile``,
     where loops over tiles gain nothing.
