@@ -85,12 +85,15 @@ async def client(
 
 
 async def load(
-    address: str, clients: int, seconds: float
+    address: str, headers: dict[str, str], clients: int, seconds: float
 ) -> list[tuple[str, float, int]]:
     rows: list[tuple[str, float, int]] = []
     connections = aiohttp.TCPConnector(limit=clients)
     async with aiohttp.ClientSession(
-        address, connector=connections, timeout=aiohttp.ClientTimeout(60)
+        address,
+        headers=headers,
+        connector=connections,
+        timeout=aiohttp.ClientTimeout(60),
     ) as web:
         async with web.get("/api/ids") as answer:
             ids = (await answer.json())["ids"]
@@ -123,11 +126,13 @@ def main() -> None:
             for line in process.stderr
             if (found := re.search(r"http://\S+", line))
         )
+        address, _, token = address.partition("?token=")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
         asyncio.run(
-            load(address, options.clients, min(5.0, options.seconds))
+            load(address, headers, options.clients, min(5.0, options.seconds))
         )  # caches fill
         before, computed = resident(process.pid), processor_seconds(process.pid)
-        rows = asyncio.run(load(address, options.clients, options.seconds))
+        rows = asyncio.run(load(address, headers, options.clients, options.seconds))
         after, computed = (
             resident(process.pid),
             processor_seconds(process.pid) - computed,

@@ -108,7 +108,9 @@ USES = {
             "run",
         ]
     ],
-    "export": [["export", MODEL, to, "--to", to] for to in ("onnx", "transformers")],
+    "export": [
+        ["export", MODEL, "--out", to, "--to", to] for to in ("onnx", "transformers")
+    ],
     "ray": ["import ray.data; from cloob.interop.ray import Embed"],
     "serve": [["index", ".", "--model", MODEL, "--out", "idx"], SERVE],
     "sentence-transformers": [SENTENCES],
@@ -118,7 +120,7 @@ USES = {
 # What `train` alone refuses, in one line with the install of this extra.
 REFUSED = {
     "align": ["train", "align", "--data", "pairs.csv"],
-    "export": ["export", MODEL, "exported", "--to", "onnx"],
+    "export": ["export", MODEL, "--out", "exported", "--to", "onnx"],
     "serve": ["serve", "idx"],
 }
 

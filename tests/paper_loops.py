@@ -139,6 +139,44 @@ def sigmoid_loop(anchors, candidates, inv_tau, bias, *masks, **named):
     return sum(losses) / len(anchors)
 
 
+def scores_loop(scores, contrast, shares, weights, masked):
+    """One direction of a contrast of a list of rows of scores, positive by positive:
+    ``shares`` and ``masked`` are lists of rows too, ``weights`` one of numbers or rows.
+    """
+    total = 0.0
+    for row, of_row, weight, out in zip(scores, shares, weights, masked, strict=True):
+        for j, (score, share) in enumerate(zip(row, of_row, strict=True)):
+            factor = weight[j] if isinstance(weight, list) else weight
+            if contrast == "sigmoid":
+                total += factor * share * log_sum_exp([0.0, -score])
+                negative = 0.0 if out[j] else factor * (1 - share)
+                total += negative * log_sum_exp([0.0, score])
+                continue
+            others = [s for k, s in enumerate(row) if k != j and not out[k]]
+            if share and others:
+                own = [score] if contrast == "infonce" else []
+                total += factor * share * (log_sum_exp([*others, *own]) - score)
+    return total / len(scores)
+
+
+def targets_loop(
+    x, y, inv_tau, beta, contrast, hopfield, shares, weights, ids, bias, scale
+):
+    """The objective with soft targets: pair j is a share of the positive of pair i, in
+    both directions.
+    """
+    u_x, u_y, v_x, v_y = x, y, x, y
+    if hopfield:
+        u_x, u_y = retrieval_loop(x, x, beta), retrieval_loop(y, x, beta)
+        v_x, v_y = retrieval_loop(x, y, beta), retrieval_loop(y, y, beta)
+    masked = [[ids is not None and a == b for b in ids or x] for a in ids or x]
+    sides = []
+    for anchors, candidates in ((u_x, u_y), (v_y, v_x)):
+        scores = [[inv_tau * dot(a, c) + bias for c in candidates] for a in anchors]
+        sides.append(scores_loop(scores, contrast, shares, weights, masked))
+    return sum(sides) / inv_tau if scale == "paper" else sum(sides) / 2
+
+
 def objective_loop(
     x,
     y,

@@ -160,9 +160,10 @@ def warm(tmp_path_factory):
         assert (
             cli.main(
                 [
-                    "convert",
+                    "export",
                     str(on_base(path, folder / f"{i}")),
-                    str(folder / f"model-{i}"),
+                    "--to=cloob",
+                    f"--out={folder / f'model-{i}'}",
                 ]
             )
             == 0
@@ -236,7 +237,7 @@ def on_base(path, home):
 def test_weights(child, path, wanted):
     made = child.folder / "made"
     source = on_base(path, child.given)
-    said = child.check(command("convert", source, made), wanted)
+    said = child.check(command("export", source, "--to=cloob", "--out", made), wanted)
     assert made.exists() == (
         "cloob: " not in said
     )  # Python 3.11 prints a line before it of a bytearray of 1 TB

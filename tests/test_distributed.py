@@ -49,6 +49,12 @@ STEP_CASES = [
     )
     if name == "cloob" or with_ids == (split == "unequal" or name == "outside")
 ]
+STEP_CASES += [
+    (name, backend, "unequal", kind)
+    for name, backend, kind in itertools.product(
+        ("cloob", "clip", "siglip"), ("reference", "streamed"), ("dense", "columns")
+    )
+]
 COMPILED = (
     2  # ranks around which a compiled module is tried: tracing is what takes the time
 )
@@ -65,18 +71,43 @@ class Towers(nn.Module):
         )
         self.objective = objective
 
-    def forward(self, images, texts, ids=None):
+    def forward(self, images, texts, ids=None, **labels):
         x, y = (
             nn.functional.normalize(tower(t), dim=1)
             for tower, t in ((self.image, images), (self.text, texts))
         )
-        return (x, y) if self.objective is None else self.objective(x, y, ids=ids)
+        if self.objective is None:
+            return x, y
+        return self.objective(x, y, ids=ids, **labels)
 
 
 def batch(n):
     """The global batch: images, texts, and ids that repeat within and across ranks."""
     images, texts = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(n))
     return images, texts, torch.arange(n) * 3 % 4
+
+
+def labels(n, kind):
+    """Soft targets and weights of the global batch; their columns are its rows."""
+    generator = torch.Generator().manual_seed(n)
+    shares = torch.rand(n, n, generator=generator).softmax(1)
+    weights = torch.rand(n, generator=generator)
+    if kind == "dense":
+        return shares, weights
+    best, columns = shares.topk(2, dim=1)
+    return (columns, best / best.sum(1, keepdim=True)), weights
+
+
+def own_labels(n, kind, own):
+    """Those of some rows."""
+    if kind not in ("dense", "columns"):
+        return {}
+    targets, weights = labels(n, kind)
+    if isinstance(targets, tuple):
+        targets = tuple(part[own] for part in targets)
+    else:
+        targets = targets[own]
+    return {"targets": targets, "weights": weights[own]}
 
 
 def learnable(name, backend, gather, **more):
@@ -89,7 +120,7 @@ def learnable(name, backend, gather, **more):
     )
 
 
-def two_steps(name, backend, rows, gather):
+def two_steps(name, backend, rows, gather, labels):
     """Of SGD: the second loss depends on the first gradient.
 
     DDP averages learnable τ and β as it does the weights.
@@ -100,7 +131,7 @@ def two_steps(name, backend, rows, gather):
         else None
     )
     # With ids also a margin; objectives that gather where there is a process group.
-    more = {"exclude_above": 0.1 if len(rows) == 3 else None}
+    more = {"exclude_above": 0.1 if len(rows) == 3 and not labels else None}
     towers = Towers(
         None
         if outside
@@ -110,7 +141,10 @@ def two_steps(name, backend, rows, gather):
     optimizer, losses = torch.optim.SGD(towers.parameters(), lr=0.5), []
     for _ in range(2):
         optimizer.zero_grad()
-        loss = outside(*wrapped(*rows), ids=rows[2]) if outside else wrapped(*rows)
+        if outside:
+            loss = outside(*wrapped(*rows), ids=rows[2])
+        else:
+            loss = wrapped(*rows, **labels)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -125,9 +159,11 @@ def steps(own, sizes, gather):
     results = {}
     for name, backend, split, with_ids in STEP_CASES:
         if split in sizes:
-            rows = tuple(t[own(split)] for t in batch(sum(sizes[split])))
+            n = sum(sizes[split])
+            rows = tuple(t[own(split)] for t in batch(n))
+            rows = rows if with_ids else rows[:2]
             results[name, backend, split, with_ids] = two_steps(
-                name, backend, rows[: 2 + with_ids], gather
+                name, backend, rows, gather, own_labels(n, with_ids, own(split))
             )
     return results
 
@@ -220,6 +256,28 @@ def faults():
         except Exception as error:
             raised[name] = (type(error).__name__, str(error))
         assert objective(x, y).isfinite()
+    world = dist.get_world_size()
+    if world > 1:
+        shares = torch.full((4, 4 * world), 1 / (4 * world))
+        narrow = shares[:, 1:] * (4 * world) / (4 * world - 1)
+        assert objective(x, y, targets=shares).isfinite()
+        message = f"targets of rank {world - 1} have {4 * world - 1} columns"
+        raises(ValueError, message, objective, x, y, targets=narrow if last else shares)
+        raises(
+            ValueError,
+            "ranks differ in weights",
+            objective,
+            x,
+            y,
+            weights=torch.ones(4) if last else None,
+        )
+        alone = ContrastiveObjective()
+        with pytest.warns(UserWarning, match="gather is False: each of the"):
+            alone(x, y)
+        alone(x, y)
+        same = ContrastiveObjective(gather=True)
+        with pytest.warns(UserWarning, match="leave no anchor any negative"):
+            same(x, y, ids=torch.zeros(4, dtype=torch.long))
     drifted = make_objective("siglip", gather=True, bias=0.0)
     drifted.bias.data += 1e-6 * last
     assert drifted(x, y).isfinite()

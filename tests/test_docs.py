@@ -339,6 +339,40 @@ def test_python_runs(capsys):
     assert names["with_positives"](x, y, ids, 4.0).item() == pytest.approx(
         loss, abs=1e-5
     )
+    check_losses_of_others(names)
+
+
+def check_losses_of_others(names):
+    """CWCL, S2L and weights of equal targets, pair by pair from their formulas."""
+    torch.manual_seed(0)
+    x, y = (F.normalize(torch.randn(7, 3).double(), dim=1) for _ in range(2))
+    frozen = 0.3 * torch.randn(7, 4).double()
+    target, n = torch.tensor([0, 1, 0, 2, 1, 0, 3]), 7
+    s = [[5 * float(x[i] @ y[j]) for j in range(n)] for i in range(n)]
+
+    def cross_entropy(row, j):
+        return math.log(sum(math.exp(value) for value in row)) - row[j]
+
+    columns = [list(column) for column in zip(*s, strict=True)]
+    hard = [(cross_entropy(s[i], i), cross_entropy(columns[i], i)) for i in range(n)]
+    cwcl = s2l = same = 0.0
+    for i in range(n):
+        w = [float(F.cosine_similarity(frozen[i], f, dim=0)) / 2 + 0.5 for f in frozen]
+        cwcl += sum(w[j] * cross_entropy(s[i], j) for j in range(n)) / sum(w) / n
+        cwcl += hard[i][1] / n
+        equal = sum(int(target[i] == t) for t in target) - 1
+        same += (1 + equal / (n - 1)) * sum(hard[i]) / 2 / n
+        for j in range(n):
+            squared = float((frozen[i] - frozen[j]).square().sum())
+            w_ij = 1 - math.atan(squared / 0.3) * 4 / math.pi
+            w_ij = w_ij if w_ij >= 0.75 else 0.0
+            s2l += w_ij * math.log1p(math.exp(-s[i][j] + 2)) / n
+            s2l += (1.7 - 0.75 * w_ij) * math.log1p(math.exp(s[i][j] - 2)) / n
+    assert float(names["cwcl"](frozen, x, y, 5.0)) == pytest.approx(cwcl, abs=1e-6)
+    found = float(names["s2l"](frozen, x, y, 5.0, -2.0))
+    assert found == pytest.approx(s2l, abs=1e-6)
+    found = float(names["same_target"](x, y, target, 5.0))
+    assert found == pytest.approx(same, abs=1e-6)
 
 
 @pytest.mark.nightly

@@ -31,9 +31,19 @@ from cloob.errors import (
 )
 
 COMMANDS = (
-    "demo", "train", "recipes", "data", "eval", "analyze", "find", "index", "search", "classify", "embed", "serve",
-    "convert", "export", "push", "models",
-)  # fmt: skip
+    "demo",
+    "train",
+    "data",
+    "eval",
+    "analyze",
+    "find",
+    "index",
+    "search",
+    "classify",
+    "embed",
+    "serve",
+    "export",
+)
 _USAGE = """usage: cloob COMMAND [options]      (cloob COMMAND --help)
 
 Train, judge and use image-text models by CLOOB (arXiv:2110.11316).
@@ -47,92 +57,115 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command of these words, or of the process; 0 done, 1 failed, 2 the
     user's mistake, 130 interrupted.
     """
-    out = sys.stdout
-    if isinstance(out, io.TextIOWrapper) and (
-        out.encoding.lower() != "utf-8" or out.errors == "strict"
-    ):
-        out.reconfigure(errors="backslashreplace")  # as stderr has it
-    words = list(sys.argv[1:] if argv is None else argv)
-    for place, word in enumerate(words):
-        option, _, value = word.partition("=")
-        if option.startswith("--") and value.startswith(
-            "~/"
-        ):  # which shells leave as it is
-            words[place] = f"{option}={os.path.expanduser(value)}"  # noqa: PTH111
+    _print_any_text()
+    words = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     name, *words = [word for word in words if word != "--debug"] or [""]
     if argv is None:
-        # At its end Python takes 0.3 s to look through all that was imported. With
-        # triton's modules it has to: they list every object that nobody collected as a
-        # leak.
-        atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
-        if name in ("convert", "export", "push"):
-            signal.signal(
-                signal.SIGTERM, signal.default_int_handler
-            )  # as Ctrl-C: half-written folders are removed
+        _prepare_process(name)
     try:
-        if name in ("", "-h", "--help", "help"):
-            rows = ""
-            for known in COMMANDS:  # the first line of its file is its help
-                text = (
-                    Path(__file__)
-                    .with_name("commands")
-                    .joinpath(f"{known}.py")
-                    .read_text(encoding="utf-8")
-                )
-                rows += f"  {known:<8}  {text.partition('``: ')[2].partition('.')[0]}\n"
-            print(_USAGE.format(rows))
-            return 0 if name else 2
-        if name in ("-V", "--version"):
-            print(f"cloob {__version__}")
-            return 0
-        for word in words:
-            if word.encode("utf-8", "ignore").decode() != word:
-                raise InputError(
-                    f"{printable(word)}: this name is not UTF-8; rename it"
-                )
-        if name not in COMMANDS:
-            raise InputError(
-                f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)"
-            )
-        with needs("train"):
-            from cloob.commands.console import parse  # tyro
-
-            command = importlib.import_module(f"cloob.commands.{name}")
-            read = getattr(command, "read", None)
-            options = (
-                read(words) if read else parse(command.Options, words, f"cloob {name}")
-            )
-            logging.basicConfig(format="cloob: %(message)s")
-            if hasattr(options, "machine"):
-                options.machine.use()
-            code: int = command.run(options)
-            return code
+        return _run(name, words)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 1
     except BrokenPipeError:
         # the reader of our output has left; Python would complain at exit
         sys.stderr.close()
         return 1
-    except (KeyboardInterrupt, InputError, OSError, TrainingFailed) as error:
-        if debug:
+    except (KeyboardInterrupt, Exception) as error:
+        line, code = _line_and_code(error, name)
+        if debug or not line:
             raise
-        if not isinstance(error, KeyboardInterrupt):
-            print(f"cloob: {message(error)}", file=sys.stderr)
-            return 1 if isinstance(error, TrainingFailed) else 2
-        kept = (
-            "; the last complete checkpoint stays as it is"
-            if name in ("train", "demo")
-            else ""
+        print(f"cloob: {line}", file=sys.stderr)
+        return code
+
+
+def _print_any_text() -> None:
+    """Lets stdout print what its encoding lacks, as stderr does."""
+    out = sys.stdout
+    if not isinstance(out, io.TextIOWrapper):
+        return
+    if out.encoding.lower() != "utf-8" or out.errors == "strict":
+        out.reconfigure(errors="backslashreplace")
+
+
+def _expand_home(word: str) -> str:
+    """``--out=~/x`` with the home folder, which shells leave as it is."""
+    option, _, value = word.partition("=")
+    if option.startswith("--") and value.startswith("~/"):
+        return f"{option}={os.path.expanduser(value)}"  # noqa: PTH111
+    return word
+
+
+def _prepare_process(name: str) -> None:
+    """Sets how the process of a command ends."""
+    # At its end Python takes 0.3 s to look through all that was imported. With triton's
+    # modules it has to: they list every object that nobody collected as a leak.
+    atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
+    if name == "export":
+        # as Ctrl-C: half-written folders are removed
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    """Runs one command, or prints the help or the version."""
+    if name in ("", "-h", "--help", "help"):
+        print(_USAGE.format("".join(map(_help_line, COMMANDS))))
+        return 0 if name else 2
+    if name in ("-V", "--version"):
+        print(f"cloob {__version__}")
+        return 0
+    for word in words:
+        if word.encode("utf-8", "ignore").decode() != word:
+            raise InputError(f"{printable(word)}: this name is not UTF-8; rename it")
+    from cloob.commands.removed import refuse_removed
+
+    refuse_removed(name, words)
+    if name not in COMMANDS:
+        raise InputError(
+            f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)"
         )
-        kept += ", and --resume auto goes on from it" if name == "train" else ""
-        print(f"cloob: interrupted{kept}", file=sys.stderr)
-        return 130
-    except (MemoryError, RuntimeError) as error:
-        if debug or not out_of_memory(error):
-            raise
-        print(
-            "cloob: out of memory; a smaller --batch-size or fewer --workers need less",
-            file=sys.stderr,
+    with needs("train"):
+        from cloob.commands.console import parse  # tyro
+
+        command = importlib.import_module(f"cloob.commands.{name}")
+        if hasattr(command, "read"):
+            options = command.read(words)
+        else:
+            options = parse(command.Options, words, f"cloob {name}")
+        logging.basicConfig(format="cloob: %(message)s")
+        if hasattr(options, "machine"):
+            options.machine.use()
+        code: int = command.run(options)
+        return code
+
+
+def _help_line(name: str) -> str:
+    """The line of a command in the help: the first sentence of its file."""
+    file = Path(__file__).parent / "commands" / f"{name}.py"
+    sentence = file.read_text(encoding="utf-8").partition("``: ")[2].partition(".")[0]
+    return f"  {name:<8}  {' '.join(sentence.split())}\n"
+
+
+def _line_and_code(error: BaseException, name: str) -> tuple[str, int]:
+    """What an error says in one line, and the exit code; no line where it is a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted{_kept_of(name)}", 130
+    if isinstance(error, TrainingFailed):
+        return message(error), 1
+    if isinstance(error, InputError | OSError):
+        return message(error), 2
+    if isinstance(error, MemoryError | RuntimeError) and out_of_memory(error):
+        return "out of memory; a smaller --batch-size or fewer --workers need less", 2
+    return "", 1
+
+
+def _kept_of(name: str) -> str:
+    """What is left of an interrupted command."""
+    if name == "demo":
+        return "; the last complete checkpoint stays as it is"
+    if name == "train":
+        return (
+            "; the last complete checkpoint stays as it is, and --resume auto goes on"
+            " from it"
         )
-        return 2
+    return ""

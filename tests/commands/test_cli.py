@@ -2,6 +2,7 @@
 processes where it matters.
 """
 
+import re
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -9,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from cloob import __version__, cli
+from cloob.commands import removed
 from cloob.commands.console import progress
 from support import run_script
 
@@ -63,15 +65,16 @@ def test_sigterm_leaves_no_half_written_folder(tmp_path):
     program = """if True:
         import pathlib, sys, time
         from cloob import cli, files
-        from cloob.commands import convert
+        from cloob.commands import export
         def run(options):
-            with files.whole_folder(options.target) as folder:
+            with files.whole_folder(options.out) as folder:
                 (folder / "weights").write_bytes(bytes(9))
                 print("half", flush=True)
                 time.sleep(60)
-        convert.run = run
+        export.run = run
         sys.exit(cli.main())"""
-    command = [sys.executable, "-c", program, "convert", "x", str(tmp_path / "model")]
+    words = ["export", "x", "--to", "cloob", "--out", str(tmp_path / "model")]
+    command = [sys.executable, "-c", program, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "half\n"
         assert list(tmp_path.iterdir())
@@ -89,7 +92,7 @@ def test_debug_shows_the_traceback(capsys):
 @pytest.mark.parametrize(
     ("command", "error", "code", "line"),
     [
-        ("models", KeyboardInterrupt(), 130, "interrupted"),
+        ("serve", KeyboardInterrupt(), 130, "interrupted"),
         (
             "demo",
             KeyboardInterrupt(),
@@ -103,13 +106,13 @@ def test_debug_shows_the_traceback(capsys):
             "interrupted; the last complete checkpoint stays as it is, and --resume",
         ),
         (
-            "models",
+            "serve",
             MemoryError(),
             2,
             "out of memory; a smaller --batch-size or fewer --workers need less",
         ),
         (
-            "models",
+            "serve",
             RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
             2,
             "out of memory; a smaller ",
@@ -120,7 +123,7 @@ def test_an_interruption_and_a_lack_of_memory_are_one_line(
     command, error, code, line, monkeypatch, capsys
 ):
     monkeypatch.setattr(f"cloob.commands.{command}.run", Mock(side_effect=error))
-    assert cli.main([command]) == code
+    assert cli.main([command, *(["x"] if command == "serve" else [])]) == code
     err = capsys.readouterr().err
     assert err.startswith(f"cloob: {line}") and err.count("\n") == 1
 
@@ -131,6 +134,33 @@ def test_brackets_in_a_name_are_shown(monkeypatch, capsys):
     with progress() as update:
         update("runs/[/x]: demo", 1, 2)
     assert "runs/[/x]: demo" in capsys.readouterr().err
+
+
+def test_what_left_is_answered_with_what_serves_instead():
+    script = """if True:
+        import sys
+        from cloob import cli
+        from cloob.commands import removed
+        words = [[name, "x"] for name in removed.COMMANDS]
+        codes = [cli.main(each) for each in words]
+        heavy = ("torch", "tyro", "numpy")
+        print(codes, [name for name in heavy if name in sys.modules])
+    """
+    done = run_script(script)
+    assert done.stdout == f"{[2] * len(removed.COMMANDS)} []\n"
+    lines = done.stderr.splitlines()
+    for (name, successor), line in zip(removed.COMMANDS.items(), lines, strict=True):
+        assert line == f"cloob: cloob {name} is gone; use {successor}"
+
+
+def test_a_successor_is_a_command_with_such_options(capsys):
+    """What the table names is in the help of the command that it names."""
+    for sentence in removed.COMMANDS.values():
+        for command, option in re.findall(
+            r"cloob (\w+)[^,]*? (--[a-z0-9-]+)", sentence
+        ):
+            assert cli.main([command, "--help"]) == 0
+            assert option in capsys.readouterr().out
 
 
 def test_a_name_that_is_not_utf_8_is_one_line(capsys):

@@ -1,4 +1,4 @@
-"""``cloob train`` and ``cloob recipes``: the configuration that words describe, and
+"""``cloob train``: the configuration that words describe, and
 what a run says at its end.
 """
 
@@ -46,11 +46,13 @@ def next_commands(err):
     return lines
 
 
-def test_recipes_are_listed_with_a_line_each(capsys):
-    assert cli.main(["recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_recipes_and_towers_are_listed(capsys):
+    assert cli.main(["train", "--list"]) == 0
+    recipes, _, towers = capsys.readouterr().out.partition("\n\ntowers (--model):\n")
+    lines = recipes.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+    assert {"tiny-vit", "RN50"} <= set(towers.split())
 
 
 def test_options_change_a_recipe():

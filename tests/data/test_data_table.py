@@ -14,6 +14,7 @@ from cloob import open_source
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.data.loader import PairLoader
+from cloob.data.source import pictures_of
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from make import code_points, noise, outcomes, write_arrow, write_table
@@ -437,3 +438,45 @@ def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path, kind):
         open_source,
         path,
     )
+
+
+@pytest.mark.parametrize("ending", ["arrow", "parquet"])
+def test_a_list_of_captions_is_a_pair_for_each(tmp_path, ending):
+    """COCO and Flickr30k lie so on the hub; an empty list is one bad sample."""
+    captions = [["a", "b"], [], ["c"], None, ["d", "e", "f"]]
+    rows = [0, 0, 1, 2, 3, 4, 4, 4]
+    pictures = table(range(5)).column("image")
+    content = pa.table(
+        {"image": pictures, "captions": pa.array(captions, pa.list_(pa.string()))}
+    )
+    (tmp_path / "set").mkdir()
+    for number, part in enumerate((content.slice(0, 2), content.slice(2))):
+        write_arrow(tmp_path / "set" / f"{number}.{ending}", part)
+    source = open_source(tmp_path / "set", caption_column="captions")
+    assert (len(source), source.shard_sizes) == (8, (3, 5))
+    for index, caption in enumerate(["a", "b", None, "c", None, "d", "e", "f"]):
+        if caption is None:
+            raises(BadSample, "missing caption", source.read, index)
+        else:
+            assert source.read(index).caption == caption
+    assert [source.picture(i) for i in range(8)] == [noise(row) for row in rows]
+    assert pictures_of(source).tolist() == [0, 0, 2, 3, 4, 5, 5, 5]
+    other = content.set_column(1, "captions", content.column(1).take([0, 2, 1, 3, 4]))
+    write_arrow(tmp_path / f"other.{ending}", other)
+    assert (
+        open_source(tmp_path / f"other.{ending}").fingerprint()["captions"]
+        != source.fingerprint()["captions"]
+    )
+
+
+def test_a_parquet_of_paths_with_lists_of_captions(tmp_path):
+    (tmp_path / "0.png").write_bytes(noise(0))
+    (tmp_path / "1.png").write_bytes(noise(1))
+    lists = pa.array([["a", "b"], ["c"]], pa.list_(pa.string()))
+    write_arrow(
+        tmp_path / "t.parquet",
+        pa.table({"filepath": ["0.png", "1.png"], "title": lists}),
+    )
+    source = open_source(tmp_path / "t.parquet")
+    assert [source.read(i).caption for i in range(3)] == ["a", "b", "c"]
+    assert pictures_of(source).tolist() == [0, 0, 2]

@@ -395,15 +395,14 @@ def features(model, world):
     }
 
 
-def test_load_convert_and_export(world, recorded, tmp_path):
+def test_load_and_export(world, recorded, tmp_path):
     """The same features from the model, its copy and its export; of ONNX:
     ``models/onnx``.
     """
     found = features(world.model, world)
     recorded("load_model", found)
-    cloob("convert", world.model, tmp_path / "copy")
-    cloob("export", world.model, tmp_path / "transformers", "--to", "transformers")
-    for name in ("copy", "transformers"):
+    for name in ("cloob", "transformers"):
+        cloob("export", world.model, "--out", tmp_path / name, "--to", name)
         again = features(tmp_path / name, world)
         for key, value in found.items():
             assert again[key] == pytest.approx(value, abs=2e-5), name

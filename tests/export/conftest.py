@@ -21,6 +21,7 @@ def exported(small, tmp_path_factory):
         words = [
             "export",
             str(small),
+            "--out",
             str(folder / "exported"),
             "--to",
             "transformers",

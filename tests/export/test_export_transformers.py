@@ -35,8 +35,12 @@ TEXTS = [
 ]
 
 
+def _export(source, target, *words):
+    return cli.main(["export", str(source), "--out", str(target), *words])
+
+
 def export(source, target):
-    assert cli.main(["export", str(source), str(target), "--to", "transformers"]) == 0
+    assert _export(source, target, "--to", "transformers") == 0
     return target
 
 
@@ -248,9 +252,8 @@ def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(
             "ending": "kept",
         }
         (source / "open_clip_config.json").write_text(json.dumps(config))
-    error = refused(
-        capsys, "export", str(source), str(tmp_path / "out"), "--to", "transformers"
-    )
+    words = ("--out", str(tmp_path / "out"), "--to", "transformers")
+    error = refused(capsys, "export", str(source), *words)
     assert said in error and "--to onnx takes it" in error
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -260,28 +263,36 @@ def test_targets(exported, small, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     assert "exists and is no export" in refused(
-        capsys, "export", str(small), str(tmp_path / "mine"), *words
+        capsys, "export", str(small), "--out", str(tmp_path / "mine"), *words
     )
     assert "exists and is no export" in refused(
-        capsys, "export", str(small), str(small), *overwrite
+        capsys, "export", str(small), "--out", str(small), *overwrite
     )
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
     target = shutil.copytree(exported, tmp_path / "my export")
     (target / "old").write_text("")
     assert "--overwrite replaces it" in refused(
-        capsys, "export", str(small), str(target), *words
+        capsys, "export", str(small), "--out", str(target), *words
     )
     assert "where the model comes from" in refused(
-        capsys, "export", str(target), str(target), *overwrite
+        capsys, "export", str(target), "--out", str(target), *overwrite
     )
-    assert (
-        cli.main(["export", str(small), str(target), *overwrite, "--license", "mit"])
-        == 0
-    )
+    assert _export(small, target, *overwrite, "--license", "mit") == 0
     assert not (target / "old").exists()
-    # the hub takes no space
-    advised = f"  or: cloob push {small} me/model --license mit --dry-run\n"
-    assert capsys.readouterr().err.endswith(advised)
+
+
+def test_a_licence_is_one_word(small, tmp_path, capsys):
+    words = ("export", str(small), "--out", str(tmp_path / "x"), "--to", "transformers")
+    line = refused(capsys, *words, "--license", "my own licence")
+    assert "it must be one word of the hub's" in line
+
+
+def test_a_model_folder_has_no_card(small, tmp_path, capsys):
+    words = ("export", str(small), "--out", str(tmp_path / "x"), "--to", "cloob")
+    for more in (("--license", "mit"), ("--results", "results.json")):
+        line = refused(capsys, *words, *more)
+        assert line.startswith(f"cloob: {more[0]} is for the card")
+    assert not list(tmp_path.iterdir())
 
 
 # --to onnx
@@ -339,7 +350,9 @@ def test_a_full_disk_is_called_so(vit, tmp_path):
         " signal.SIG_IGN);resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
         " sys.exit(cli.main(sys.argv[1:]))"
     )
-    done = run_script(script, "export", str(vit), str(tmp_path / "out"), "--to", "onnx")
+    done = run_script(
+        script, "export", str(vit), f"--out={tmp_path / 'out'}", "--to", "onnx"
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(f"cloob: {tmp_path / 'out'}: cannot be written (")
     assert not list(tmp_path.iterdir())
@@ -351,7 +364,9 @@ def test_a_missing_package_is_named_before_torch_is_imported(vit, tmp_path):
         " cloob import cli;print(cli.main(sys.argv[1:]), 'torch' in sys.modules)"
     )
     for to, package in (("onnx", "onnxscript"), ("transformers", "tokenizers")):
-        done = run_script(script, "export", str(vit), str(tmp_path / "out"), "--to", to)
+        done = run_script(
+            script, "export", str(vit), f"--out={tmp_path / 'out'}", "--to", to
+        )
         assert (
             done.stdout == "2 False\n" and f"{package} is not installed" in done.stderr
         ), done.stderr
@@ -422,7 +437,7 @@ def test_a_graph_that_computes_something_else_is_refused(vit):
 @pytest.mark.nightly
 def test_int8_is_smaller_and_close(vit, tmp_path):
     target = tmp_path / "int8"
-    assert cli.main(["export", str(vit), str(target), "--to", "onnx", "--int8"]) == 0
+    assert _export(vit, target, "--to", "onnx", "--int8") == 0
     assert "Entries of unit rows differ" in (target / "README.md").read_text(
         encoding="utf-8"
     )
@@ -473,6 +488,7 @@ def test_rows_and_scores_are_the_models(tmp_path, dtype):
     words = [
         "export",
         str(source),
+        "--out",
         str(folder),
         "--to",
         "onnx",

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from views import pairs_of, views
 
-from cloob.data.vectors import usable_pairs
 from cloob.errors import InputError
 from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
 from cloob.heads import closed
@@ -16,19 +16,6 @@ from cloob.heads.fitted import recalls_of_ids
 from cloob.heads.head import unit_rows
 from cloob.heads.settings import HeadSettings
 from support import raises
-
-
-def views(n, widths=(12, 8), seed=0):
-    rng = np.random.default_rng(seed)
-    cause = rng.normal(size=(n, 5))
-    return tuple(
-        cause @ rng.normal(size=(5, width)) + 0.3 * rng.normal(size=(n, width))
-        for width in widths
-    )
-
-
-def pairs_of(a, b, **more):
-    return usable_pairs(("a", "b"), "a and b", a, b, None, **more)
 
 
 def cosines(fitted, a, b):

@@ -31,7 +31,7 @@ from cloob.interop.sentence_transformers import (  # noqa: E402
     RetrievalFrom,
 )
 from make import tiny_model  # noqa: E402
-from support import overlaid  # noqa: E402
+from support import overlaid, raises  # noqa: E402
 
 TWO = {key: tiny_bert.PAIRS[key] for key in ("anchor", "positive")}
 
@@ -48,12 +48,8 @@ def clip(tmp_path_factory):
     """A folder with an exported ``CLIPModel``."""
     path = tmp_path_factory.mktemp("clip")
     tiny_model(path / "run", objective="clip")
-    assert (
-        cli.main(
-            ["export", str(path / "run"), str(path / "model"), "--to", "transformers"]
-        )
-        == 0
-    )
+    words = ["export", str(path / "run"), "--out", str(path / "model")]
+    assert cli.main([*words, "--to", "transformers"]) == 0
     return path
 
 
@@ -228,6 +224,11 @@ def test_matryoshka(model, cached):
     )
     assert_same(model, loss(tokens(model, TWO), None), expected, 1e-4)
     assert RetrievalFrom(loss, 0.5).objective is inner.objective
+
+
+def test_retrieval_does_not_begin_in_a_loss_that_has_none(model):
+    """It would make CLOOB of InfoLOOB halfway."""
+    raises(ValueError, "has no retrieval", RetrievalFrom, InfoLOOBLoss(model), 0.5)
 
 
 @pytest.mark.nightly

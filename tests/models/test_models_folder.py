@@ -131,7 +131,8 @@ def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(
         "model.logit_bias" not in encoder.state_dict()
         and "init_logit_bias" not in encoder.config.settings
     )
-    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    words = ["export", str(tmp_path / "theirs"), "--to=cloob"]
+    assert main([*words, f"--out={tmp_path / 'ours'}"]) == 0
     written = json.loads((tmp_path / "ours" / CONFIG_FILE).read_text())["model_cfg"]
     assert written["init_logit_bias"] == -7.5
     one, other = (

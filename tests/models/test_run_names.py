@@ -116,7 +116,7 @@ def test_every_command_takes_the_best(runs, capsys):
         BEST,
         LAST,
     ]  # the curve has all
-    assert cli.main(["convert", "runs/mine", "converted"]) == 0
+    assert cli.main(["export", "runs/mine", "--to=cloob", "--out=converted"]) == 0
     assert step_of(cloob.load_model("converted", device="cpu")) == BEST
 
 
@@ -196,7 +196,7 @@ def test_a_name_that_means_nothing(runs, capsys):
     ):
         for words in (
             ["index", "pictures", "--out", "i", "--model", name],
-            ["convert", name, "converted"],
+            ["export", name, "--to=cloob", "--out=converted"],
         ):
             assert refused(capsys, *words) == f"cloob: {said}\n"
 

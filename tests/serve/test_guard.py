@@ -2,6 +2,7 @@
 is kept.
 """
 
+import hmac
 import io
 from unittest.mock import Mock
 
@@ -14,8 +15,9 @@ from starlette.testclient import TestClient
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.serve.app import HEADERS, Guard, is_loopback
 from cloob.serve.collection import ServeConfig
+from cloob.serve.guard import HEADERS, Guard
+from cloob.serve.hosts import is_loopback
 from make import picture, raw_file
 
 TOKEN = "a-token-of-twenty-letters"
@@ -160,6 +162,38 @@ def test_the_token_opens_by_bearer_address_and_form():
                 web.get("/api/x", headers={"cookie": cookie.encode()}).status_code
                 == 200
             )
+
+
+def test_a_loopback_server_with_a_token_keeps_to_both():
+    """The token does not open it to other names, nor a loopback name without it."""
+    web = client(token=TOKEN)
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    assert web.get("/api/x").status_code == 401
+    assert web.get("/api/x", headers=bearer).status_code == 200
+    other = {**bearer, "host": "evil.example"}
+    assert web.get("/api/x", headers=other).status_code == 421
+    assert web.get("/", headers={"host": "evil.example"}).status_code == 421
+    foreign = {**bearer, "origin": "http://evil.example"}
+    assert web.get("/api/x", headers=foreign).status_code == 403
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch):
+    compared = []
+    compare = hmac.compare_digest
+
+    def watched(one, other):
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr("hmac.compare_digest", watched)
+    web = client(token=TOKEN)
+    for offered in (TOKEN, TOKEN[:-1], "é" * 9, ""):
+        compared.clear()
+        answer = web.get(
+            "/api/x", headers={"authorization": f"Bearer {offered}".encode()}
+        )
+        assert answer.status_code == (200 if offered == TOKEN else 401)
+        assert compared and all(len(pair) == 2 for pair in compared)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from urllib.parse import parse_qs
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -109,6 +110,62 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch, cap
     )
 
 
+@pytest.mark.parametrize("words", [[], ["--no-token"]])
+def test_other_users_of_the_machine_need_the_token_that_is_printed(words, tmp_path):
+    """A folder that its owner alone may read is not open to whoever runs curl here."""
+    Index.create(tmp_path / "idx").close()
+
+    def child():
+        os.environ.pop("CLOOB_TOKEN", None)
+        return cli.main(["serve", str(tmp_path / "idx"), "--port", "0", *words])
+
+    server = fork(tmp_path / "out", 1, child)
+    try:
+        server.until(lambda: server.outputs[0].exists() and "Ctrl-C" in server.told())
+        address, token = re.findall(
+            r"(http://\S+?/)(?:\?token=(\S+))?\s", server.told()
+        )[0]
+        assert len(token) == (0 if words else 43)
+        with httpx.Client(base_url=address) as web:
+            status = web.get("/api/ids").status_code
+            assert status == (200 if words else 401)
+            assert web.get("/api/health").json().get("pictures") == (
+                0 if words else None
+            )
+            if token:
+                bearer = {"authorization": f"Bearer {token}"}
+                assert web.get("/api/ids", headers=bearer).status_code == 200
+                assert web.get(f"/?token={token}").status_code == 303
+            assert web.get("/api/ids").json()["ids"] == [], "the cookie is kept"
+    finally:
+        os.kill(server.pids[0], signal.SIGTERM)
+        assert server.wait() == [0]
+
+
+def test_the_browser_is_started_without_the_token_in_its_command(tmp_path, monkeypatch):
+    Index.create(tmp_path / "idx").close()
+    token = "of-letters-and-numbers-16"
+    monkeypatch.setenv("CLOOB_TOKEN", token)
+
+    def look(address):
+        page = Path(urlsplit(address).path)
+        modes = [oct(place.stat().st_mode & 0o077) for place in (page.parent,)]
+        print("opened", address, modes, page.read_text(encoding="utf-8"))
+
+    def child():
+        monkeypatch.setattr("cloob.serve.app.serve", lambda *_: None)
+        monkeypatch.setattr("webbrowser.open", look)
+        return cli.main(["serve", str(tmp_path / "idx"), "--port", "0", "--open"])
+
+    server = fork(tmp_path / "out", 1, child)
+    assert server.wait() == [0]
+    (said,) = [line for line in server.told().splitlines() if "opened" in line]
+    _, address, modes, page = said.split(maxsplit=3)
+    assert address.startswith("file:") and token not in address
+    assert modes == "['0o0']" and f"?token={token}" in page
+    assert not Path(urlsplit(address).path).exists(), "it goes with the server"
+
+
 def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(
     tmp_path, monkeypatch
 ):
@@ -129,9 +186,8 @@ def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(
         server.until(lambda: server.outputs[0].exists() and "1 added" in server.told())
         with Index.open(place) as index:
             assert len(index) == 9
-            (where,) = parse_qs(re.findall(r"http\S+\?(\S+)", server.told())[0])[
-                "where"
-            ]
+            query = parse_qs(re.findall(r"http\S+\?(\S+)", server.told())[0])
+            (where,) = query["where"]
             (shown,) = index.items(index.store.ids(index.filter(where)).tolist())
             assert shown.path == str(pictures / "sub" / "new.png")
     finally:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from train_helpers import At, Recorder, assert_same_run, exact, lines
+from train_helpers import At, Recorder, assert_same_run, equal, exact, lines
 
 import cloob
 from cloob import TrainConfig
@@ -125,14 +125,14 @@ PARTS = {
 
 
 def train(config, **changes):
-    """With fresh towers and a fresh loss."""
-    return cloob.train(
-        config,
-        **{
-            name: x() if isinstance(x, type) else x
-            for name, x in (PARTS | changes).items()
-        },
-    )
+    """With fresh towers and a fresh loss; a given optimiser has a rate of its own."""
+    parts = PARTS | changes
+    for name in ("towers", "objective"):
+        if isinstance(parts[name], type):
+            parts[name] = parts[name]()
+    if "optimizer" in changes:
+        config = config.override(lr=TrainConfig().optim.lr)
+    return cloob.train(config, **parts)
 
 
 def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path):
@@ -364,7 +364,7 @@ def test_each_part_alone(base, pairs_folder, tmp_path):
         "member": {"objective": cloob.make_objective("clip")},
         "optimizer": {"optimizer": torch.optim.SGD},
     }
-    small = small.override(image_size=32)
+    small = small.override(image_size=32, lr=1e-3)
     runs = {
         name: cloob.train(small.override(out=tmp_path / name), **parts)
         for name, parts in given.items()
@@ -412,3 +412,180 @@ def test_each_part_alone(base, pairs_folder, tmp_path):
             small.override(out=tmp_path / "no", **changes),
             **parts,
         )
+
+
+class Parted(Named):
+    """Named items with an id of another kind, or with more parts."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def __getitem__(self, index):
+        a, b, _ = super().__getitem__(index)
+        return a, b, *self.part(index)
+
+
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        (lambda i: (i / 100,), "Parted: ids are torch.float64; integers or texts"),
+        (lambda i: (i, 1.0), r"Parted: an item has 4 parts; \(a, b\) or \(a, b, id\)"),
+    ],
+)
+def test_no_part_of_an_item_is_dropped_or_rounded(config, part, error):
+    raises(InputError, error, train, config, pairs=Parted(part))
+
+
+@pytest.mark.parametrize("name", ["clean", "members", "head", "embed_dim"])
+def test_settings_of_heads_are_refused_for_towers(config, name):
+    value = {"clean": "auto", "members": 2, "head": "mlp", "embed_dim": 7}[name]
+    config = config.override(**{name: value})
+    raises(InputError, f"{name} is {value}, but there are no heads", train, config)
+
+
+def test_a_given_member_masks_duplicates_where_the_named_one_does(config, tmp_path):
+    """Four items have one id."""
+    losses = {}
+    for masks in (False, True):
+        for given in (cloob.ContrastiveObjective.cloob(), None):
+            here = config.override(
+                out=tmp_path / f"{masks}{given is None}", mask_duplicates=masks, steps=3
+            )
+            losses[masks, given is None] = exact(train(here, objective=given).run)
+    assert losses[False, False] == losses[False, True]
+    assert losses[True, False] == losses[True, True] != losses[False, True]
+
+
+def test_a_part_of_a_dataset_is_collated_as_the_dataset(config, tmp_path):
+    part, _ = torch.utils.data.random_split(Collated(), [64, 16])
+    subset = torch.utils.data.Subset(Named(), part.indices)
+    runs = [
+        train(config.override(out=tmp_path / str(i), steps=2), pairs=pairs).run
+        for i, pairs in enumerate((part, torch.utils.data.Subset(subset, range(64))))
+    ]
+    assert exact(runs[0]) == exact(runs[1])
+
+
+class Listed(Named):
+    """Items that torch cannot collate."""
+
+    def __getitem__(self, index):
+        a, b, name = super().__getitem__(index)
+        return a["x"].tolist(), b, name
+
+    def collate_fn(self, items):
+        a, b, names = zip(*items, strict=True)
+        return {"x": torch.tensor(a)}, torch.stack(b), list(names)
+
+
+def test_random_split_keeps_the_collate_function(config):
+    train_part, other = torch.utils.data.random_split(Listed(), [64, 16])
+    assert train(config.override(steps=2), pairs=train_part, held_out=other).steps == 2
+
+
+def half(groups):
+    """An optimiser that holds a part of the parameters."""
+    return torch.optim.SGD(groups[:1], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (
+            lambda groups: torch.optim.AdamW(groups, lr=torch.tensor(0.1)),
+            "optimizer: its learning rate is a tensor; give a number",
+        ),
+        (
+            lambda groups: torch.optim.LBFGS(groups[0]["params"]),
+            r"optimizer: LBFGS evaluates the loss again and again \(a closure\)",
+        ),
+        (torch.optim.LBFGS, "optimizer: LBFGS doesn't support per-parameter options"),
+        (half, "optimizer: does not hold 1 of the 3 parameters that learn"),
+        (
+            partial(torch.optim.Muon, lr=0.02),
+            r"Muon only supports 2D.*; optimizer=\[\(predicate, make\), …\] gives",
+        ),
+        (
+            [(lambda name, p: name.startswith("a."), torch.optim.SGD)],
+            r"no predicate takes the parameter b\.weight",
+        ),
+        (
+            [(lambda *_: True, torch.optim.SGD), (lambda *_: True, torch.optim.SGD)],
+            "predicate 2 takes no parameter",
+        ),
+    ],
+)
+def test_an_optimiser_that_the_loop_cannot_use_is_one_line(config, make, error):
+    raises(InputError, error, train, config, optimizer=make)
+
+
+def test_nothing_to_learn_is_one_line(config):
+    frozen = DictTowers().requires_grad_(False)
+    raises(
+        InputError,
+        "nothing learns: no parameter of the towers or the loss",
+        *(train, config),
+        towers=frozen,
+        objective=own.Margin(),
+    )
+
+
+class Biased(DictTowers):
+    def __init__(self):
+        super().__init__()
+        self.b = nn.Linear(20, 16)
+
+
+BOTH = [
+    (lambda name, p: p.ndim == 2, partial(torch.optim.Muon, lr=0.02)),
+    (lambda name, p: True, partial(torch.optim.AdamW, lr=0.01)),
+]
+
+
+def test_several_optimisers_each_take_their_parameters_and_resume(config, tmp_path):
+    """Muon for matrices, AdamW for the bias and the loss's scale: as two optimisers in
+    a plain loop, and bit for bit after an interruption.
+    """
+    plain = config.override(schedule="constant", warmup=0, ema=None)
+    parts = {"towers": Biased, "optimizer": BOTH}
+    stop = At(6, lambda: signal.raise_signal(signal.SIGTERM))
+    whole = train(plain.override(out=tmp_path / "whole"), **parts)
+    assert train(plain, callbacks=[stop], **parts).stopped == "SIGTERM"
+    train(plain, **parts)
+    assert_same_run(
+        tmp_path / "run",
+        tmp_path / "whole",
+        load=lambda folder: cloob.load_model(folder, towers=Biased()),
+    )
+    given = json.loads((whole.run / "config.json").read_text())["given"]
+    assert given["given_optimizer"] == "Muon, AdamW"
+    # Nothing but one of both moves what is given to it.
+    frozen = {
+        name: [(BOTH[0][0], matrices), (BOTH[1][0], rest)]
+        for name, matrices, rest in (
+            ("matrices", BOTH[0][1], partial(torch.optim.SGD, lr=1e-12)),
+            ("rest", partial(torch.optim.SGD, lr=1e-12), BOTH[1][1]),
+        )
+    }
+    start = Biased().state_dict()
+    for name, rules in frozen.items():
+        run = train(
+            plain.override(out=tmp_path / name, steps=1), towers=Biased, optimizer=rules
+        ).run
+        after = cloob.load_model(run, towers=Biased()).state_dict()
+        moved = {key for key, value in start.items() if not equal(after[key], value)}
+        assert moved == ({"a.weight", "b.weight"} if name == "matrices" else {"b.bias"})
+
+
+def test_a_private_function_is_the_same_at_resume(config):
+    def run():
+        return train(config, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+
+    def again():
+        return train(
+            config.override(epochs=4),
+            optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+        )
+
+    assert (run().epochs, again().epochs) == (3, 4)

@@ -338,7 +338,7 @@ def test_runs_are_judged_side_by_side_and_embed(
         == 1
     )
     for more in ([], ["--overwrite"]):  # the copy is a model folder, too
-        assert cli.main(["convert", "infoloob", "copy", *more]) == 0
+        assert cli.main(["export", "infoloob", "--to=cloob", "--out=copy", *more]) == 0
 
 
 def evaluated(a, b, ids):

@@ -1,4 +1,6 @@
-"""``cloob export``: write a model for transformers, sentence-transformers or ONNX."""
+"""``cloob export``: write a model as a model folder, or for transformers,
+sentence-transformers or ONNX.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cloob.commands.console import Positional, arg, as_words, refuse, say_next
+from cloob.commands.console import Positional, arg, say_next
+from cloob.errors import InputError
 from cloob.export.exported import (
     check_exportable,
     check_packages,
@@ -16,29 +19,28 @@ from cloob.export.exported import (
     is_export,
 )
 from cloob.files import whole_folder
-from cloob.models.runs import OBJECTIVE_FILE
+from cloob.models.runs import OBJECTIVE_FILE, config_file
 
-LICENCE, ONE_WORD = (
-    re.compile(r"[a-z0-9.+-]+"),
-    "it must be one word of the hub's, such as mit, apache-2.0 or other",
-)
-REPOSITORY = re.compile(
-    r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])"
-)
+if TYPE_CHECKING:
+    from cloob.models.encoder import DualEncoder
+
+_LICENCE = re.compile(r"[a-z0-9.+-]+")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write a model for transformers and sentence-transformers, or for ONNX
-    runtimes.
+    """Write a model as a model folder, for transformers and sentence-transformers, or
+    for ONNX runtimes.
     """
 
     source: Annotated[Positional[str], arg(metavar="RUN")]
     """A run or model: what `cloob eval` takes."""
-    target: Annotated[Positional[Path], arg(metavar="DEST")]
+    out: Path
     """The folder that is made."""
-    to: Literal["transformers", "onnx"]
-    """transformers: read by sentence-transformers too. onnx: both towers as graphs."""
+    to: Literal["cloob", "transformers", "onnx"]
+    """cloob: a model folder, which open_clip reads where it has such towers.
+    transformers: read by sentence-transformers too. onnx: both towers as graphs.
+    """
     int8: bool = False
     """With --to onnx: weights as 8-bit integers."""
     license: str | None = None
@@ -48,24 +50,15 @@ class Options:
     results: Path | None = None
     """A results.json of `cloob eval` for the card; left out, that of the run."""
     overwrite: bool = False
-    """Replace DEST where it is an earlier export."""
+    """Replace --out where it is an earlier export."""
 
 
 def run(options: Options) -> int:
+    """Exports; the folder appears when it is whole."""
     licence = (options.license or "").strip().lower()
-    refuse(
-        {
-            f"--int8 needs --to onnx, not --to {options.to}": (
-                options.int8 and options.to != "onnx"
-            )
-        }
-    )
-    refuse(
-        {f"--license {licence}: {ONE_WORD}": licence and not LICENCE.fullmatch(licence)}
-    )
-    check_target(
-        options.source, options.target, "export", is_export, overwrite=options.overwrite
-    )
+    _check(options, licence)
+    if options.to == "cloob":
+        return _write_model_folder(options)
     check_packages(options.to)
     from cloob.export.card import gather_facts, write_card
     from cloob.models.load import load_model
@@ -73,8 +66,7 @@ def run(options: Options) -> int:
     encoder = load_model(options.source, device="cpu")
     check_exportable(encoder.config.kind, options.source)
     facts = gather_facts(options.source, encoder, options.results)
-    name = options.target.resolve().name
-    with whole_folder(options.target) as folder:
+    with whole_folder(options.out) as folder:
         if options.to == "transformers":
             from cloob.export.transformers import export_transformers
 
@@ -85,31 +77,62 @@ def run(options: Options) -> int:
             exported = export_onnx(encoder, folder, int8=options.int8)
         settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
         (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
+        name = options.out.resolve().name
         write_card(folder, facts, exported, name, licence or None)
-    print(
-        f"{options.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers;"
-        f" {exported.summary}"
-    )
-    steps: list[list[str | Path]] = [
-        ["eval", options.source, options.target, "--zeroshot", "demo:noto-emoji"]
-    ]
+    _report(options.out, encoder, exported.summary)
+    out = str(options.out)
+    steps = [["eval", options.source, out, "--zeroshot", "demo:noto-emoji"]]
     if options.to == "onnx":
-        steps.append(
-            ["index", "PICTURES", "--model", options.target, "--out", "pictures.idx"]
-        )
-    if licence:
-        repository = f"me/{name}" if REPOSITORY.fullmatch(f"me/{name}") else "me/model"
-        results = as_words(options, "results")
-        steps.append(
-            [
-                "push",
-                options.source,
-                repository,
-                "--license",
-                licence,
-                *results,
-                "--dry-run",
-            ]
-        )
+        steps.append(["index", "PICTURES", "--model", out, "--out", "pictures.idx"])
     say_next(*steps)
     return 0
+
+
+def _check(options: Options, licence: str) -> None:
+    """Raises InputError for options that do not go together, and a target in use."""
+    if options.int8 and options.to != "onnx":
+        raise InputError(f"--int8 needs --to onnx, not --to {options.to}")
+    if options.to == "cloob" and (licence or options.results):
+        option = "--license" if licence else "--results"
+        raise InputError(
+            f"{option} is for the card of an export; --to cloob writes none"
+        )
+    if licence and not _LICENCE.fullmatch(licence):
+        raise InputError(
+            f"--license {licence}: it must be one word of the hub's, such as mit,"
+            " apache-2.0 or other"
+        )
+    check_target(
+        options.source,
+        options.out,
+        "model folder" if options.to == "cloob" else "export",
+        _is_model_folder if options.to == "cloob" else is_export,
+        overwrite=options.overwrite,
+    )
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return config_file(folder).is_file()
+
+
+def _write_model_folder(options: Options) -> int:
+    from cloob.models.folder import save_model
+    from cloob.models.load import load_model
+
+    encoder = load_model(options.source, device="cpu")
+    with whole_folder(options.out) as folder:
+        save_model(folder, encoder, encoder.objective_config)
+    if encoder.config.kind == "open_clip":
+        reader = f"open_clip reads it as local-dir:{options.out}"
+    else:
+        reader = "cloob alone reads it"
+    _report(options.out, encoder, reader)
+    if encoder.config.kind != "vectors":
+        say_next(["eval", options.out, "--zeroshot", "demo:noto-emoji"])
+    return 0
+
+
+def _report(folder: Path, encoder: DualEncoder, reader: str) -> None:
+    print(
+        f"{folder}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {reader}"
+    )

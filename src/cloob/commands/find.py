@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg
 
 import cloob
 from cloob.commands import index, search
-from cloob.commands.console import DecodeOptions, say
+from cloob.commands.console import DecodeOptions, say, say_next
 from cloob.errors import InputError
 from cloob.models.source import PHOTOS
 from cloob.search.records import Busy
@@ -29,22 +29,44 @@ class Options(search.Options):
     search` does.
 
     The index is kept in FOLDER/.cloob, or in the cache if that cannot be written.
+    `cloob find --models` lists models for photos.
     """
 
     index: Annotated[Positional[str], arg(metavar="FOLDER")]
     """A folder of pictures, with its sub-folders."""
     model: str | None = None
     """As of `cloob index`; left out, the index's first, and for a new one the first of
-    `cloob models --for photos`.
+    `cloob find --models`.
     """
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-read = functools.partial(search.read, kind=Options, command="find FOLDER")
+def read(words: Sequence[str]) -> Options | None:
+    """Options; None for ``--models``."""
+    if "--models" in words:
+        if len(words) > 1:
+            raise InputError("--models stands alone: cloob find --models")
+        return None
+    options: Options = search.read(words, kind=Options, command="find FOLDER")
+    return options
 
 
-def run(options: Options) -> int:
-    """Indexes and searches; 1 where some of it could not be read."""
+def print_models() -> int:
+    """Prints trained models for photos, the default first."""
+    for name, megabytes, pixels, licence, languages in PHOTOS:
+        size = f"{megabytes:5,} MB  {pixels} px"
+        print(f"{name:<44}  {size}  {licence:<20}  {languages}")
+    say_next(["find", "PHOTOS", "a red bird", "--model", PHOTOS[0].name])
+    return 0
+
+
+def run(options: Options | None) -> int:
+    """Indexes and searches; 1 where some of it could not be read.
+
+    Without options it prints models.
+    """
+    if options is None:
+        return print_models()
     check(options)
     place, model, name, sources = plan(options)
     code = bring_up_to_date(place, sources, model, name, options)
@@ -95,7 +117,7 @@ def plan(options: Options) -> tuple[str, str | None, str | None, tuple[str, ...]
         model = PHOTOS[0].name
         say(
             f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob"
-            " models --for photos lists others)"
+            " find --models lists others)"
         )
     return place, model, name, sources
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import html
 import os
 import re
 import secrets
 import sys
+import tempfile
 import threading
 import time
 import webbrowser
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
 
 import cloob
-from cloob.commands.console import Positional, arg, check, refuse, say, say_next
+from cloob.commands.console import Positional, arg, say, say_next
 from cloob.commands.index import check_index
-from cloob.errors import printable, require
+from cloob.errors import InputError, printable, require
 from cloob.machine import processors
+from cloob.serve.hosts import is_loopback
+
+if TYPE_CHECKING:
+    from cloob.search.build import Summary
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
+_MAX_UPDATE_SECONDS = 10**7
 
 
 @dataclass(frozen=True)
@@ -26,22 +37,21 @@ class Options:
     """Serve an index: a page to search, sort and look at it, and an API below /api
     (described at /api/openapi.json).
 
-    The index may be updated meanwhile.
+    The printed address has the token that opens it. The index may be updated meanwhile.
     """
 
     index: Annotated[Positional[str], arg(metavar="IDX")]
     """An index, or a folder that `cloob find` has indexed."""
     host: str = "127.0.0.1"
-    """Where to listen; beyond this machine (0.0.0.0: everywhere) requests need a token.
-    """
+    """Where to listen: this machine alone, or 0.0.0.0 for every network of it."""
     port: int = 8017
     """0 takes any that is free."""
     token: str | None = None
-    """Bearer or cookie of requests; else $CLOOB_TOKEN, or made where the host is not
-    loopback.
-    """
+    """Access token; else $CLOOB_TOKEN, else one is made."""
     token_file: Path | None = None
     """The file with the token: it is in no list of processes."""
+    no_token: bool = False
+    """Every user and program of this machine may look; not with another --host."""
     model: str | None = None
     """The default model of the index; its first when left out."""
     update: float | None = None
@@ -54,79 +64,120 @@ def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as
     anywhere else: exit code 130.
     """
-    # Threads of numpy and of torch are not to wait for each other; what is set already
-    # stays. numpy comes with the index, and reads it once. Two searches run at a time,
-    # so one has half of the cores. Idle threads of OpenMP sleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, processors() // 2)))
+    limit_threads()
     place, below = check_index(options.index)
-    check(options, "token excludes token_file", port=(0, 65535), update=(1, 10**7))
-    token = options.token or os.environ.get("CLOOB_TOKEN")
-    if options.token_file is not None:
-        token = options.token_file.read_text(encoding="utf-8").strip()
-    message = (
-        "the token (--token, --token-file, CLOOB_TOKEN): it needs 16 letters, digits, ."
-        " _ ~ or - at least"
-    )
-    refuse(
-        {
-            message: (
-                token is not None
-                and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", token)
-            )
-        }
-    )
+    check(options)
+    token = choose_token(options)
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
-    from cloob.serve.app import (
-        is_loopback,
-        listen,
-        serve,
-    )  # FastAPI, after a word on how to install it
+    # FastAPI, after a word on how to install it.
+    from cloob.serve.app import listen, serve
     from cloob.serve.collection import ServeConfig
 
     local = is_loopback(options.host)
-    token = token or (None if local else secrets.token_urlsafe(32))
-    opened, shown = listen(options.host, options.port, token)
+    opened, address = listen(options.host, options.port)
     with opened, cloob.Index.open(place, model=options.model) as index:
-        if below and local:  # others may not filter by path
-            shown += f"{'&' if '?' in shown else '?'}{urlencode({'where': below})}"
-        elif below:
-            say(
-                f"all pictures of {place} are served, and not those of {options.index}"
-                " alone"
-            )
+        query = {} if token is None else {"token": token}
+        if below and local:
+            query["where"] = below
+        elif below:  # others may not filter by path
+            say(f"all pictures of {place} are served, not those of {options.index}")
+        address += f"?{urlencode(query)}" if query else ""
+
         models = ", ".join(printable(item.name) for item in index.models)
-        print(
-            f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}",
-            file=sys.stderr,
-        )
-        print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
-        if options.open:
-            webbrowser.open(shown)
+        counts = f"{len(index):,} pictures, {models or 'no model'}"
+        print(f"{index.store.address}: {counts}", file=sys.stderr)
+        print(f"{address}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if options.update:
-            threading.Thread(
-                target=_update, args=(place, options.update), daemon=True
-            ).start()
+            start_updates(place, options.update)
         code = 0
-        try:
-            serve(index, opened, ServeConfig(token, local))
-        except KeyboardInterrupt:
-            code = 130
+        with in_browser(address) if options.open else contextlib.nullcontext():
+            try:
+                serve(index, opened, ServeConfig(token, local))
+            except KeyboardInterrupt:
+                code = 130
         say("the server has ended")
-        if code and index.models:
-            say_next(["index", "--out", index.store.address])  # brings it up to date
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(
-            code
-        )  # a thread may be at work that takes minutes; nothing is lost with it
+        if code and index.models:  # an update that was interrupted goes on
+            say_next(["index", "--out", index.store.address])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A thread may be at work that takes minutes; nothing is lost with it.
+        os._exit(code)
+
+
+def limit_threads() -> None:
+    """Keeps threads of numpy and of torch from waiting for each other.
+
+    numpy comes with the index, and reads this once. Two searches run at a time, so one
+    has half of the cores. Idle threads of OpenMP sleep. What is set already stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, processors() // 2)))
+
+
+def check(options: Options) -> None:
+    """Refuses options that are out of range or exclude each other."""
+    if not 0 <= options.port <= 65535:
+        raise InputError(f"--port is {options.port}; it must be 0 to 65535")
+    if options.update is not None and not 1 <= options.update <= _MAX_UPDATE_SECONDS:
+        raise InputError(
+            f"--update is {options.update}; it must be 1 to {_MAX_UPDATE_SECONDS:,}"
+        )
+    given = {
+        "--token": options.token is not None,
+        "--token-file": options.token_file is not None,
+        "--no-token": options.no_token,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise InputError(f"{names[0]} and {names[1]} exclude each other; give one")
+    if options.no_token and not is_loopback(options.host):
+        raise InputError(f"--no-token: --host {options.host} needs a token")
+
+
+def choose_token(options: Options) -> str | None:
+    """The token of the options, of the environment, or a new one; None for none."""
+    if options.no_token:
+        return None
+    token = options.token
+    if options.token_file is not None:
+        token = options.token_file.read_text(encoding="utf-8").strip()
+    if token is None:
+        token = os.environ.get("CLOOB_TOKEN") or secrets.token_urlsafe(32)
+    if not _TOKEN.fullmatch(token):
+        raise InputError(
+            "the token (--token, --token-file, CLOOB_TOKEN): it needs 16 letters,"
+            " digits, . _ ~ or - at least"
+        )
+    return token
+
+
+@contextlib.contextmanager
+def in_browser(address: str) -> Iterator[None]:
+    """Opens the address in the browser.
+
+    The list of processes shows every user what a browser is started with. So this is
+    a file that only its owner reads, and that leads to the address with the token.
+    """
+    with tempfile.TemporaryDirectory(prefix="cloob-serve-") as folder:
+        page = Path(folder) / "open.html"
+        target = html.escape(f"0; url={address}")
+        page.write_text(
+            f'<!doctype html><meta http-equiv="refresh" content="{target}">',
+            encoding="utf-8",
+        )
+        webbrowser.open(page.as_uri())
+        yield
+
+
+def start_updates(place: str, seconds: float) -> None:
+    """Brings the index up to date again and again, beside the server."""
+    threading.Thread(target=_update, args=(place, seconds), daemon=True).start()
 
 
 def _update(place: str, seconds: float) -> None:
-    """Brings the index up to date again and again, for all of its models; reports what
-    goes wrong, and tries again.
-    """
+    """Updates the index for all of its models; reports what goes wrong, and goes on."""
     from cloob.errors import one_line
     from cloob.search.update import UpdateOptions
 
@@ -135,14 +186,18 @@ def _update(place: str, seconds: float) -> None:
             with cloob.Index.open(place, writable=True) as index:
                 for model in index.models:
                     done = index.update([], UpdateOptions(name=model.name))
-                    if done.added or done.changed or done.removed:
-                        counts = (
-                            f"{done.added:,} added, {done.changed:,} changed,"
-                            f" {done.removed:,} gone"
-                        )
-                        say(f"{printable(model.name)}: {counts}")
-                    for source, why in done.refused.items():
-                        say(f"{printable(source)}: {printable(why)}")
+                    _report(model.name, done)
         except Exception as error:  # the server goes on
             say(f"not updated: {one_line(error)}")
         time.sleep(seconds)
+
+
+def _report(model: str, done: Summary) -> None:
+    """Says what an update has changed, and which sources it could not read."""
+    if done.added or done.changed or done.removed:
+        say(
+            f"{printable(model)}: {done.added:,} added, {done.changed:,} changed,"
+            f" {done.removed:,} gone"
+        )
+    for source, why in done.refused.items():
+        say(f"{printable(source)}: {printable(why)}")

@@ -11,22 +11,33 @@ from pathlib import Path
 import cloob
 from cloob.cache import use_cache
 from cloob.commands.console import parse, refuse, say, say_next
+from cloob.errors import InputError
 from cloob.family import ALIASES, OBJECTIVES, ObjectiveName
 from cloob.models.runs import AVERAGED_FOLDER, CHECKPOINTS_FOLDER, find_best
 
-_USAGE = "[RECIPE] [--config FILE]"
+_USAGE = "[RECIPE] [--config FILE] | --list"
 _DESCRIPTION = (
-    "Trains two towers, starting from a recipe (`cloob recipes` lists them) or from the"
-    " defaults below. --config FILE (JSON or TOML, such as the config.json of a run)"
-    " changes them, and sets what has no option here; the page “Train” describes it."
+    "Trains two towers, starting from a recipe (`cloob train --list` prints recipes and"
+    " towers) or from the defaults below. --config FILE (JSON or TOML, such as the"
+    " config.json of a run) changes them, and sets what has no option here; the page"
+    " “Train” describes it."
     " Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
 )
 
 
-def read(words: Sequence[str]) -> cloob.TrainConfig:
+def read(words: Sequence[str]) -> cloob.TrainConfig | None:
     """The configuration that the words describe: a recipe, a file over it, and options
-    over both.
+    over both; None for ``--list``.
     """
+    if "--list" in words:
+        if len(words) > 1:
+            raise InputError("--list stands alone: cloob train --list")
+        return None
+    return read_config(words)
+
+
+def read_config(words: Sequence[str]) -> cloob.TrainConfig:
+    """The configuration that the words describe."""
     from cloob.training.config import changed, options, typed_leaves
 
     rest = list(words)
@@ -65,7 +76,25 @@ def read(words: Sequence[str]) -> cloob.TrainConfig:
     return changed(start, parsed, typed)
 
 
-def run(config: cloob.TrainConfig) -> int:
+def print_choices() -> int:
+    """Prints the recipes and the names of the towers."""
+    from cloob.models.source import known_models
+    from cloob.recipes import RECIPES, describe
+
+    width = max(map(len, RECIPES))
+    for name in RECIPES:
+        print(f"{name:<{width}}  {describe(name)}")
+    print("\ntowers (--model):", *known_models(), sep="\n")
+    say_next(["train", "align", "--data", "demo"])
+    return 0
+
+
+def run(config: cloob.TrainConfig | None) -> int:
+    """Trains, or without a configuration prints what can be trained."""
+    return print_choices() if config is None else run_training(config)
+
+
+def run_training(config: cloob.TrainConfig) -> int:
     """Trains; 0 when the run reached its end or was stopped by SIGTERM."""
     from cloob.training.config.checks import preflight
 

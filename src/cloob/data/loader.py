@@ -30,6 +30,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    Subset,
     default_collate,
     get_worker_info,
 )
@@ -497,8 +498,11 @@ class Items:
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset: Any = dataset
         self.name = type(dataset).__name__
+        whole: Any = dataset
+        while isinstance(whole, Subset):  # as of random_split
+            whole = whole.dataset
         self.collate: Callable[[list[Any]], Any] = (
-            getattr(dataset, "collate_fn", None) or default_collate
+            getattr(whole, "collate_fn", None) or default_collate
         )
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise InputError(
@@ -608,14 +612,24 @@ class _ItemBuilder(Dataset[Batch]):
                 f"{self.items.name}: items cannot be collated ({one_line(error)});"
                 f" {advice}"
             ) from error
-        numbers = (
-            torch.tensor(list(items))
-            if not ids
-            else ids[0]
-            if isinstance(ids[0], Tensor)
-            else ids_of(ids[0])
-        )
-        return Batch(a, b, numbers.to(torch.int64), tuple(map(str, items)), skipped)
+        if len(ids) > 1:
+            raise InputError(
+                f"{self.items.name}: an item has {2 + len(ids)} parts; (a, b) or (a, b,"
+                " id) is expected"
+            )
+        numbers = self._ids(ids[0]) if ids else torch.tensor(list(items))
+        return Batch(a, b, numbers, tuple(map(str, items)), skipped)
+
+    def _ids(self, collated: Any) -> Tensor:
+        """(n,) int64 ids, of integers or texts."""
+        if not isinstance(collated, Tensor):
+            return ids_of(collated)
+        if collated.is_floating_point() or collated.is_complex():
+            raise InputError(
+                f"{self.items.name}: ids are {collated.dtype}; integers or texts are"
+                " expected"
+            )
+        return collated.to(torch.int64)
 
 
 def _kind(value: Any) -> str:

@@ -234,18 +234,19 @@ class VectorPairs:
             found["weights"] = digest([self.weights])
         return found
 
+    def batch(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Some pairs: (n, F) and (n, F') numbers as of ``as_numbers``, and (n,) ids."""
+        of_a, of_b = self.rows[places].T
+        a, b = as_numbers(gather(self.a, of_a)), as_numbers(gather(self.b, of_b))
+        return a, b, torch.from_numpy(self.ids[places])
+
     def take(
         self, places: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-        """Some pairs: (n, F) and (n, F') numbers as of ``as_numbers``, (n,) ids, and
-        what to call each in a log.
-        """
-        of_a, of_b = self.rows[places].T
-        keys = tuple(
-            map(str if self.labels is None else self.labels.__getitem__, of_a.tolist())
-        )
-        a, b = as_numbers(gather(self.a, of_a)), as_numbers(gather(self.b, of_b))
-        return a, b, torch.from_numpy(self.ids[places]), keys
+        """As ``batch``, and what to call each in a log."""
+        of_a = self.rows[places, 0].tolist()
+        name = str if self.labels is None else self.labels.__getitem__
+        return *self.batch(places), tuple(map(name, of_a))
 
     def only(self, places: np.ndarray) -> VectorPairs:
         """Some of the pairs."""
@@ -255,6 +256,20 @@ class VectorPairs:
             ids=self.ids[places],
             groups=None if self.groups is None else self.groups[places],
             weights=None if self.weights is None else self.weights[places],
+        )
+
+    def joined(self, other: VectorPairs) -> VectorPairs:
+        """These pairs and others of the same two matrices."""
+        if self.a is not other.a or self.b is not other.b:
+            raise InputError(
+                f"{self.name} and {other.name}: pairs of other files cannot be joined"
+            )
+        return replace(
+            self,
+            rows=np.concatenate([self.rows, other.rows]),
+            ids=np.concatenate([self.ids, other.ids]),
+            groups=_after(self.groups, other.groups),
+            weights=_after(self.weights, other.weights),
         )
 
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
@@ -273,6 +288,10 @@ class VectorPairs:
         if self.groups is None:
             return self.ids
         return linked(self.groups, self.ids)
+
+
+def _after(first: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    return None if first is None or other is None else np.concatenate([first, other])
 
 
 def held_out_places(units: np.ndarray, share: float) -> np.ndarray:

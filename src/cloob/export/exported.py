@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloob.errors import InputError, install, refuse
+from cloob.errors import InputError, install
 from cloob.files import check_replaceable
 from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.source import ModelSource
@@ -49,24 +49,22 @@ def check_packages(to: str) -> None:
     """Raises InputError where a package that an export needs is not installed, before
     any is imported.
     """
-    there = {package: importlib.util.find_spec(package) for package in _PACKAGES[to]}
-    refuse(
-        {
-            f"{name} is not installed; {install('export')} brings it": found is None
-            for name, found in there.items()
-        }
-    )
+    for package in _PACKAGES[to]:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"{package} is not installed; {install('export')} brings it"
+            )
 
 
 def check_exportable(kind: str, source: str) -> None:
     """Raises InputError for a model of vectors, which no other program has a place
     for.
     """
-    vectors = (
-        f"{source}: heads of vectors cannot be exported; `cloob embed {source} --a …`"
-        " writes their rows"
-    )
-    refuse({vectors: kind == "vectors"})
+    if kind == "vectors":
+        raise InputError(
+            f"{source}: heads of vectors go to no other program; --to cloob copies"
+            f" them, `cloob embed {source} --a …` writes their rows"
+        )
 
 
 def check_target(
@@ -84,21 +82,17 @@ def check_target(
         return
     check_replaceable(target)
     filled = not target.is_dir() or any(target.iterdir())
-    refuse(
-        {
-            f"{target}: exists and is no {kind}; give another place": (
-                filled and not is_kind(target)
-            )
-        }
-    )
+    if filled and not is_kind(target):
+        raise InputError(f"{target}: exists and is no {kind}; give another place")
     place = ModelSource.parse(source).path
-    inside = (
-        place is not None
-        and place.exists()
-        and place.resolve().is_relative_to(target.resolve())
-    )
-    refuse({f"{target}: is where the model comes from; give another place": inside})
-    refuse({f"{target}: exists; --overwrite replaces it": filled and not overwrite})
+    if place is not None and _is_in(place, target):
+        raise InputError(f"{target}: is where the model comes from; give another place")
+    if filled and not overwrite:
+        raise InputError(f"{target}: exists; --overwrite replaces it")
+
+
+def _is_in(place: Path, folder: Path) -> bool:
+    return place.exists() and place.resolve().is_relative_to(folder.resolve())
 
 
 def is_export(folder: Path) -> bool:

@@ -2,7 +2,8 @@
 
 Read in this order: ``reference``, the contrasts, retrieval and the objective, the
     oracle of all other paths;
-``streamed``, the same without N×N matrices. Then ``geometry``, ``ranking`` and
+``scores``, a contrast of any matrix of scores, with soft targets; ``streamed``, the
+same as the first without N×N matrices. Then ``geometry``, ``ranking`` and
 ``bootstrap``; ``checks`` has the checks of their tensors, ``private`` all undocumented
 names of torch.
 """
@@ -14,9 +15,11 @@ from cloob.functional.reference import (
     info_nce,
     sigmoid_loss,
 )
+from cloob.functional.scores import contrast_scores
 
 __all__ = [
     "cloob_reference",
+    "contrast_scores",
     "hopfield_retrieval",
     "info_loob",
     "info_nce",

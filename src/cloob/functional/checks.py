@@ -29,7 +29,7 @@ def as_rows(**named: Tensor) -> list[Tensor]:
             given = f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
             raise ValueError(f"{given}; a floating-point matrix (N, D) is expected")
         here, there = (
-            {"dtype": _lifted(t), "device": t.device, "embedding dimension": t.shape[1]}
+            {"dtype": lifted(t), "device": t.device, "embedding dimension": t.shape[1]}
             for t in (tensor, first)
         )
         for fact, value in here.items():
@@ -37,10 +37,10 @@ def as_rows(**named: Tensor) -> list[Tensor]:
                 raise ValueError(
                     f"{name} has {fact} {value}, but {first_name} has {there[fact]}"
                 )
-    return [t.to(_lifted(t)) for t in named.values()]
+    return [t.to(lifted(t)) for t in named.values()]
 
 
-def _lifted(tensor: Tensor) -> torch.dtype:
+def lifted(tensor: Tensor) -> torch.dtype:
     """The dtype that is computed in."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 

@@ -20,12 +20,17 @@ def ids(names: Iterable[object]) -> Tensor:
     Returns:
         (N,) int64 digests, the same on all ranks, unlike Python's ``hash``.
 
+    Raises:
+        TypeError: One text, whose characters would be taken for names.
+
     Example:
         >>> import cloob
         >>> numbers = cloob.ids(["a red bird", "a dog", "a red bird"])
         >>> (numbers[0] == numbers[2]).item(), (numbers[0] == numbers[1]).item()
         (True, False)
     """
+    if isinstance(names, str | bytes):
+        raise TypeError(f"names is one text, {names!r}; a list of names is expected")
     values = names.tolist() if isinstance(names, Tensor) else names
     return torch.tensor([id_digest(str(name)) for name in values], dtype=torch.int64)
 

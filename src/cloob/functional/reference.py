@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from cloob.family import CONTRASTS, Contrast
 from cloob.functional.checks import as_rows, check_ids, one_of, scalar
 from cloob.functional.private import outside_autocast
+from cloob.functional.scores import Targets, contrast_scores, diagonal
 
 Scale = Literal["paper", "unit"]
 
@@ -39,6 +40,8 @@ def cloob_reference(
     bias: float | Tensor = -10.0,
     ids: Tensor | None = None,
     exclude_above: float | None = None,
+    targets: Targets | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The objective of a batch of N pairs; every N×N matrix is built and kept for the
     backward pass.
@@ -59,6 +62,10 @@ def cloob_reference(
         exclude_above: Margin by which a candidate may exceed the positive and still be
             a negative; None for any, see :func:`info_loob`. It compares what is
             contrasted: retrieved embeddings with retrieval.
+        targets: (N, N) shares T, or (N, k) columns and their (N, k) shares: pair j is a
+            share T_ij of the positive of pair i, of its image among the texts and of
+            its text among the images. See :func:`cloob.functional.contrast_scores`.
+        weights: (N,) factors of both terms of every pair.
 
     Returns:
         0-d loss, float32 (float64 for float64 input).
@@ -67,14 +74,20 @@ def cloob_reference(
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or
             ``scale``, or two that do not fit.
     """
-    member: dict[str, Any] = {
-        "contrast": contrast,
-        "hopfield": hopfield,
-        "scale": scale,
-    }
-    member |= {"bias": bias, "ids": ids, "exclude_above": exclude_above}
     return pair_loss(
-        sys.modules[__name__], image_features, text_features, inv_tau, beta, **member
+        sys.modules[__name__],
+        image_features,
+        text_features,
+        inv_tau,
+        beta,
+        contrast=contrast,
+        hopfield=hopfield,
+        scale=scale,
+        bias=bias,
+        ids=ids,
+        exclude_above=exclude_above,
+        targets=targets,
+        weights=weights,
     )
 
 
@@ -91,6 +104,8 @@ def pair_loss(
     bias: float | Tensor = -10.0,
     ids: Tensor | None = None,
     exclude_above: float | None = None,
+    targets: Targets | None = None,
+    weights: Tensor | None = None,
     unit_rows: bool = False,
     matmul: torch.dtype | None = None,
 ) -> Tensor:
@@ -98,9 +113,16 @@ def pair_loss(
     alone takes the last two.
     """
     check_member(contrast, scale)
-    direction = direction_of(backend, contrast, bias, exclude_above, matmul)
+    shared = targets is not None or weights is not None
+    if shared:
+        direction = weighted_direction(
+            backend, contrast, bias, exclude_above, targets, weights
+        )
+    else:
+        direction = direction_of(backend, contrast, bias, exclude_above, matmul)
     x, y = check_pairs(image_features, text_features)
-    if both := both_directions_of(backend, contrast, hopfield):
+    both = None if shared else both_directions_of(backend, contrast, hopfield)
+    if both is not None:
         options: dict[str, Any] = {"exclude_above": exclude_above, "matmul": matmul}
         return combine(both(x, y, inv_tau, ids=ids, **options), inv_tau, scale)
     fast: dict[str, Any] = (
@@ -110,7 +132,7 @@ def pair_loss(
         backend.retrieve(x, y, beta, **fast) if hopfield else (x, y, x, y)
     )
     images = direction(u_x, u_y, inv_tau, ids=ids)
-    symmetric = is_symmetric(contrast, hopfield, exclude_above)
+    symmetric = not shared and is_symmetric(contrast, hopfield, exclude_above)
     texts = images if symmetric else direction(v_y, v_x, inv_tau, ids=ids)
     return combine(images + texts, inv_tau, scale)
 
@@ -145,6 +167,65 @@ def direction_of(
     options |= {} if row.softmax else {"bias": bias}
     given = {name: value for name, value in options.items() if value is not None}
     return partial(fast or getattr(sys.modules[__name__], row.function), **given)
+
+
+def weighted_direction(
+    backend: ModuleType,
+    contrast: str,
+    bias: float | Tensor,
+    exclude_above: float | None,
+    targets: Targets | None,
+    weights: Tensor | None,
+) -> Callable[..., Tensor]:
+    """One direction of a contrast with targets or weights, by the backend's
+    ``weighted_contrast``.
+    """
+    if targets is not None and exclude_above is not None:
+        raise ValueError(
+            "exclude_above compares with the positive, and targets name several: leave"
+            " one out"
+        )
+    return partial(
+        backend.weighted_contrast,
+        contrast=contrast,
+        bias=0.0 if CONTRASTS[contrast].softmax else bias,
+        exclude_above=exclude_above,
+        targets=targets,
+        weights=weights,
+    )
+
+
+@outside_autocast
+def weighted_contrast(
+    anchors: Tensor,
+    candidates: Tensor,
+    inv_tau: float | Tensor,
+    *,
+    contrast: Contrast,
+    bias: float | Tensor = 0.0,
+    positive_offset: int = 0,
+    ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+    exclude_above: float | None = None,
+    targets: Targets | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """One direction of a contrast with soft targets, or a weight for every anchor.
+
+    Other arguments as in :func:`info_loob`; ``targets`` and ``weights`` as in
+    :func:`cloob.functional.contrast_scores`, of the anchors. Candidates of the anchor's
+    own id are no negatives, also where ``targets`` make them positives.
+    """
+    logits, _, same = _logits(
+        anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
+    )
+    masked = same if ids is not None or exclude_above is not None else None
+    if targets is None:
+        targets = diagonal(len(logits), positive_offset, logits)
+    scores = logits + scalar("bias", bias, logits, positive=False)
+    return contrast_scores(
+        scores, contrast, targets=targets, weights=weights, mask=masked
+    )
 
 
 @outside_autocast

@@ -9,8 +9,9 @@ pairs than columns the rows themselves are kept, which is less.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ def fit_closed_form(
     pairs: VectorPairs | PairMoments | CentredRows | Iterable[Block],
     held_out: VectorPairs | None = None,
     settings: HeadSettings | None = None,
+    choice: Choice | None = None,
 ) -> FittedHeads:
     """The heads of the closed form.
 
@@ -64,6 +66,7 @@ def fit_closed_form(
             once; or their moments.
         held_out: Pairs that choose ridge, power and scaling; None: the usual ones.
         settings: ``standardise`` and ``embed_dim`` count.
+        choice: An earlier choice, which is taken again.
 
     Returns:
         The heads; ``decisions`` names ``ridge``, ``power`` and ``by_column``.
@@ -84,7 +87,10 @@ def fit_closed_form(
         raise InputError(
             f"embed_dim is {width}, but the closed form finds {most} directions at most"
         )
-    choice, directions, tried = choose_ridge(pairs, held_out, settings, width)
+    if choice is None:
+        choice, directions, tried = choose_ridge(pairs, held_out, settings, width)
+    else:
+        directions, tried = directions_of(pairs, choice, width), []
     heads = heads_of(pairs, directions, choice.power, settings.embed_dim)
     recall = None
     if tried:
@@ -109,7 +115,7 @@ def blocks_of(pairs: VectorPairs) -> Iterator[Block]:
     """All pairs in blocks of rows."""
     for start in range(0, len(pairs), BLOCK):
         places = np.arange(start, min(start + BLOCK, len(pairs)))
-        a, b, *_ = pairs.take(places)
+        a, b, _ = pairs.batch(places)
         weights = pairs.weights
         yield a, b, None if weights is None else torch.from_numpy(weights[places])
 
@@ -151,8 +157,8 @@ def choose_ridge(
     if settings.standardise == "auto":
         by_column = any(vary_unlike(variances) for variances in variances_of(pairs))
     if held_out is None:
-        (found,) = canonical_directions(pairs, RIDGES[:1], by_column=by_column)
-        return Choice(by_column=by_column), first_columns(found, width), []
+        usual = Choice(by_column=by_column)
+        return usual, directions_of(pairs, usual, width), []
     ways = [by_column]
     if settings.standardise == "auto":
         ways.append(not by_column)
@@ -175,6 +181,15 @@ def choose_ridge(
                 tried.append(recall)
     assert best is not None
     return *best, tried
+
+
+def directions_of(
+    pairs: PairMoments | CentredRows, choice: Choice, width: int
+) -> CanonicalDirections:
+    """The strongest directions for one choice."""
+    ridges = [choice.ridge]
+    (found,) = canonical_directions(pairs, ridges, by_column=choice.by_column)
+    return first_columns(found, width)
 
 
 def variances_of(pairs: PairMoments | CentredRows) -> tuple[Tensor, Tensor]:
@@ -211,3 +226,8 @@ def spread_of(matrix: Tensor) -> float:
     """The size of features whose products with the matrix are near one."""
     size = float(matrix.square().mean().sqrt())
     return 1 / size if size > 0 else 1.0
+
+
+def choice_of(decisions: Mapping[str, Any]) -> Choice:
+    """The choice among the decisions of a fit."""
+    return Choice(decisions["ridge"], decisions["power"], decisions["by_column"])

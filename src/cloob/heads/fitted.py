@@ -33,8 +33,7 @@ class Rows(NamedTuple):
         places = np.arange(len(pairs))
         if most is not None and most < len(pairs):
             places = np.array(spread(len(pairs), most))
-        a, b, ids, _ = pairs.take(places)
-        return cls(a, b, ids)
+        return cls(*pairs.batch(places))
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class FittedHeads:
     """What held-out pairs chose: ridge, objective, what was joined."""
     last: Heads | None = None
     """The heads after the last epoch, where these are not the best."""
+    alone: Heads | None = None
+    """The best heads by themselves, where ``heads`` joins others with them."""
     stopped: bool = False
     """Whether the caller's ``stop`` ended the fit early."""
 

@@ -57,6 +57,10 @@ class HeadSettings:
     """A candidate that is more similar to a row than its partner by more than this is
     no negative of it.
     """
+    retrieval_from: float = 0.0
+    """Share of the fit after which the Hopfield retrieval begins; before, the plain
+    embeddings are contrasted.
+    """
     members: int | None = None
     """Heads of other first weights, joined with a closed form. Left out, 1; with auto 2
     of up to 8,192 pairs.
@@ -194,7 +198,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
 def check_ranges(settings: HeadSettings) -> None:
     """Refuses numbers that a setting cannot be."""
     positive = ("inv_tau", "beta", "lr", "eps")
-    shares = ("dropout", "beta1", "beta2")
+    shares = ("dropout", "beta1", "beta2", "retrieval_from")
     least = {
         "members": 1,
         "embed_dim": 2,
@@ -238,16 +242,19 @@ def check_objective(settings: HeadSettings) -> None:
     name = settings.objective
     reasons: dict[str, str] = {}
     if name == "cca":
-        reasons = dict.fromkeys(SCALES, "the objective cca, which has no loss")
+        names = *SCALES, "retrieval_from"
+        reasons = dict.fromkeys(names, "the objective cca, which has no loss")
         for key in ("members", "head", "dropout"):
             reasons[key] = "the objective cca, whose heads are matrices in closed form"
     elif name == "auto":
-        reasons = dict.fromkeys(SCALES, "the objective auto, which tries several")
+        names = *SCALES, "retrieval_from"
+        reasons = dict.fromkeys(names, "the objective auto, which tries several")
     else:
         member = FAMILY[name]
         if not member.hopfield:
             reasons["beta"] = f"{name}, which has no retrieval"
             reasons["learnable_beta"] = reasons["beta"]
+            reasons["retrieval_from"] = reasons["beta"]
         if CONTRASTS[member.contrast].softmax:
             reasons["bias"] = f"{name}, in which it would cancel"
         elif settings.scale == "paper":
@@ -257,7 +264,7 @@ def check_objective(settings: HeadSettings) -> None:
             reasons["learnable_inv_tau"] = rises
     for key, reason in reasons.items():
         value = getattr(settings, key)
-        if value is not None and value is not False:
+        if value:
             raise InputError(f"{key} is {value!r}; it must be left out with {reason}")
 
 

@@ -23,7 +23,8 @@ from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import one_of
 from cloob.objective import MEMBER, ContrastiveObjective, check_finite
-from cloob.objective.batch import Scales, loss_over_ranks
+from cloob.objective.batch import Batch, Scales, loss_over_ranks
+from cloob.objective.labels import Labels
 
 
 def contrast_with_negatives(
@@ -68,10 +69,7 @@ def contrast_with_negatives(
     scales: Scales = {"inv_tau": objective.inv_tau, "beta": objective.beta, "bias": 0.0}
     member: dict[str, Any] = {name: getattr(objective, name) for name in MEMBER}
     return loss_over_ranks(
-        x,
-        y,
-        scales,
-        pairs,
+        Batch(x, y, Labels(), scales, pairs),
         backend,
         matmul=objective.matmul,
         negatives=(z, extra),

@@ -195,6 +195,11 @@ class RetrievalFrom(TrainerCallback):  # type: ignore[misc] # its types are not 
         self.objective = next(
             part for part in loss.modules() if isinstance(part, ContrastiveObjective)
         )
+        if not self.objective.hopfield:
+            raise ValueError(
+                "RetrievalFrom: this loss has no retrieval that could begin later; take"
+                " CLOOBLoss"
+            )
         self.share = share
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

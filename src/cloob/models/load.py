@@ -215,7 +215,7 @@ def _load_hub(source: ModelSource) -> DualEncoder:
         kind = runs.config_file(folder)
         if kind.name == runs.ALIGNED_FILE and (here := encoders_here(read_json(kind))):
             raise InputError(f"{where}: asks for {here[0]!r}, a folder of this machine")
-        if kind.name != runs.CONFIG_FILE:  # pushed by `cloob push`
+        if kind.name != runs.CONFIG_FILE:  # a model folder of ours
             return _read_folder(
                 fetch_first(
                     name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision

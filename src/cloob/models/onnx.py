@@ -1,14 +1,15 @@
-"""An ONNX folder by onnxruntime and NumPy alone: it answers a query while torch would
-still be imported.
+"""An ONNX folder by onnxruntime and NumPy alone.
 
-::
+It answers a query while torch would still be imported::
 
-    onnx.json                format, name, sizes, preprocess_cfg, tokenizer, fingerprint
-    of the graphs onnx/vision_model.onnx   pixel_values float32 (n, 3, H, W), normalised
-    -> image_embeds float32 (n, D), unit rows onnx/text_model.onnx     input_ids int64
-    (n, L), or L' ≤ L without padding -> text_embeds float32 (n, D) onnx/*.onnx_data
-    the weights of either; 8-bit graphs are onnx/*_quantized.onnx tokenizer.json
-    or spiece.model; objective.json as in every model folder
+    onnx.json                format, name, sizes, preprocess_cfg, tokenizer,
+                             fingerprint of the graphs
+    onnx/vision_model.onnx   pixel_values float32 (n, 3, H, W), normalised ->
+                             image_embeds float32 (n, D), unit rows
+    onnx/text_model.onnx     input_ids int64 (n, L), or L' <= L without padding ->
+                             text_embeds float32 (n, D)
+    onnx/*.onnx_data         the weights of either; 8-bit graphs: onnx/*_quantized.onnx
+    tokenizer.json or spiece.model; objective.json as in every model folder
 """
 
 from __future__ import annotations
@@ -47,70 +48,85 @@ _GRAPHS = {
     "both": "model",
 }  # as transformers.js names them
 _BATCH = 32  # items a run: more are not faster on a CPU, and take memory
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _STEP = 8  # lengths of texts are multiples of it, so that a session meets few shapes
 
 
 @dataclass
 class Graph:
-    """A graph with one input and one output, opened when first used; ``pad``: what
-    texts may come without.
+    """A graph with one input and one output, opened when first used.
+
+    ``pad`` is the token that texts may come without; ``weights`` the folder of weights
+    that lie outside the graph's own.
     """
 
     path: Path
     embed_dim: int
     pad: int | None = None
+    weights: Path | None = None
     _session: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_session": None}
 
     def __call__(self, items: npt.NDArray[Any]) -> Array:
-        """The rows of n items, at least one, in the dtype that the graph takes;
-        InputError where it cannot be run.
+        """The rows of n items, at least one, in the dtype that the graph takes.
+
+        Raises:
+            InputError: onnxruntime cannot run the graph.
         """
         with translated(f"{self.path}: onnxruntime cannot run it"):
-            # with the threads of torch, where it is imported, else OMP_NUM_THREADS or
-            # all
             if self._session is None:
-                runtime: Any = require("onnxruntime", "export")
-                options, torch = runtime.SessionOptions(), sys.modules.get("torch")
-                chosen = os.environ.get("OMP_NUM_THREADS", "")
-                threads = (
-                    torch.get_num_threads()
-                    if torch
-                    else int(chosen)
-                    if chosen.isdecimal()
-                    else 0
-                )
-                options.intra_op_num_threads = threads or processors()
-                options.log_severity_level = 4
-                providers = ["CPUExecutionProvider"]
-                self._session = runtime.InferenceSession(
-                    str(self.path), options, providers=providers
-                )
-            [source] = self._session.get_inputs()
-            lengths = None
-            order = np.arange(len(items))
-            # texts of about equal length go together, without the padding that they
-            # share
-            if self.pad is not None:
-                lengths = ((items != self.pad) * np.arange(1, items.shape[1] + 1)).max(
-                    1
-                )
-                order = lengths.argsort(kind="stable")
-            parts = []
-            for some in (order[i : i + _BATCH] for i in range(0, len(items), _BATCH)):
-                batch = items[some]
-                if lengths is not None:
-                    longest = (
-                        math.ceil(max(int(lengths[some].max()), 2) / _STEP) * _STEP
-                    )
-                    batch = np.ascontiguousarray(batch[:, :longest])
-                [rows] = self._session.run(None, {source.name: batch})
-                parts.append(
-                    np.asarray(rows, np.float32).reshape(len(some), self.embed_dim)
-                )
-            return np.asarray(np.concatenate(parts)[order.argsort()])
+                self._session = self._open()
+            if self.pad is None:
+                return self._rows(items)
+            positions = np.arange(1, items.shape[1] + 1)
+            lengths = ((items != self.pad) * positions).max(1)
+            return self._rows_of_texts(items, lengths)
+
+    def _open(self) -> Any:
+        runtime: Any = require("onnxruntime", "train")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = _threads()
+        options.log_severity_level = 4
+        if self.weights is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(self.weights))
+        # A graph from bytes finds its weights in the folder that the options name.
+        graph = str(self.path) if self.weights is None else self.path.read_bytes()
+        providers = ["CPUExecutionProvider"]
+        return runtime.InferenceSession(graph, options, providers=providers)
+
+    def _rows(self, items: npt.NDArray[Any]) -> Array:
+        [source] = self._session.get_inputs()
+        parts = []
+        for start in range(0, len(items), _BATCH):
+            batch = np.ascontiguousarray(items[start : start + _BATCH])
+            [rows] = self._session.run(None, {source.name: batch})
+            rows = np.asarray(rows, np.float32)
+            parts.append(rows.reshape(len(batch), self.embed_dim))
+        return np.concatenate(parts)
+
+    def _rows_of_texts(
+        self, items: npt.NDArray[Any], lengths: npt.NDArray[np.int64]
+    ) -> Array:
+        """Texts of about equal length go together, without the padding they share."""
+        order = lengths.argsort(kind="stable")
+        parts = []
+        for start in range(0, len(items), _BATCH):
+            chosen = order[start : start + _BATCH]
+            longest = max(int(lengths[chosen].max()), 2)
+            cut = math.ceil(longest / _STEP) * _STEP
+            parts.append(self._rows(items[chosen, :cut]))
+        return np.asarray(np.concatenate(parts)[order.argsort()])
+
+
+def _threads() -> int:
+    """As many as torch has where it is imported, else OMP_NUM_THREADS, else all."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    return int(chosen) if chosen.isdecimal() and int(chosen) else processors()
 
 
 class PlainEncoder:
@@ -181,18 +197,19 @@ class PlainEncoder:
         return cls(folder) if config_file(folder).name == ONNX_FILE else None
 
     def texts(self, texts: Sequence[str]) -> Array:
-        return _unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))
+        return unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))
 
     def pictures(self, images: Sequence[Image]) -> Array:
         pixels = np.stack([self._transform.array(image) for image in images]).astype(
             np.float32
         )
-        return _unit_rows(
+        return unit_rows(
             self.image_graph((pixels / np.float32(255) - self._mean) / self._std)
         )
 
 
-def _unit_rows(rows: Array) -> Array:
+def unit_rows(rows: Array) -> Array:
+    """Rows scaled to length 1."""
     return np.asarray(
         rows
         / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))

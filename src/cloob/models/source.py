@@ -68,8 +68,8 @@ PHOTOS = tuple(
     PhotoModel(**model)
     for model in json.loads(CONFIGS.with_name("photos.json").read_text("utf-8"))
 )
-"""What ``cloob find`` takes, the first by default, and ``cloob models --for photos``
-lists; licences by the cards.
+"""What ``cloob find`` takes, the first by default, and ``cloob find --models`` lists;
+licences by the cards.
 """
 
 

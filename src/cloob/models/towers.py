@@ -49,7 +49,7 @@ def create_model(
     """Two towers with fresh or pretrained weights, in training mode.
 
     Args:
-        name: One of ``cloob models``; a ``/`` counts as ``-`` (``ViT-B/32``).
+        name: One of ``cloob train --list``; a ``/`` counts as ``-`` (``ViT-B/32``).
         image_size: Side of the square input in pixels; ``None`` takes the
             configuration's.
         seed: Seed of the fresh weights; the same seed gives the same weights whatever

@@ -31,15 +31,19 @@ from cloob.functional.private import (
     lowers_products,
     readable,
 )
-from cloob.functional.reference import Scale, check_member, check_pairs, pair_loss
+from cloob.functional.reference import Scale, check_member, pair_loss
+from cloob.functional.scores import Targets
 from cloob.objective.batch import (
+    Batch,
     Scales,
     check_finite,
     check_values,
-    local_rows,
     logarithm_notice,
     loss_over_ranks,
+    read_batch,
+    read_batch_over_ranks,
 )
+from cloob.objective.labels import Labels
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
 __all__ = [
@@ -199,6 +203,7 @@ class ContrastiveObjective(ScaledModule):
             check_number("exclude_above", exclude_above, torch.float32, positive=False)
         self._warned: set[str] = set()
         self._looked_for_cone = False
+        self._looked_for_negatives = False
         if not learnable_inv_tau:
             self._warn_once("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
         if backend != "reference" and not hasattr(
@@ -338,6 +343,8 @@ class ContrastiveObjective(ScaledModule):
         logit_bias: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        targets: Targets | None = None,
+        weights: Tensor | None = None,
         hopfield: bool | None = None,
         output_dict: bool = False,
         trusted: distributed.Layout | None = None,
@@ -354,6 +361,16 @@ class ContrastiveObjective(ScaledModule):
                 InfoNCE a bias cancels.
             ids: (N,) integers (tensor, numpy, list); pairs of equal id are no negatives
                 of one another (``cloob.ids``).
+            targets: (N, N) shares T ≥ 0 whose rows sum to 1 (with the sigmoid loss:
+                between 0 and 1), or (N, k) int64 columns and their (N, k) shares. Pair
+                j is a share T_ij of the positive of pair i, for its image among the
+                texts and for its text among the images; None is the identity. Pairs
+                with a share stay negatives of the other positives; give ``ids`` too
+                where they shall not. Over ranks: (n, N) or (n, k) of this rank's pairs,
+                whose columns count the pairs of all ranks in their order. See
+                :func:`cloob.functional.contrast_scores`.
+            weights: (N,) factors ≥ 0 of both terms of every pair; the loss is divided
+                by N and not by their sum. A pair of weight 0 stays a candidate.
             hopfield: Takes the place of the constructor's for this call; with
                 ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers
@@ -370,70 +387,154 @@ class ContrastiveObjective(ScaledModule):
         Raises:
             NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names
                 it. Not with ``check=False``.
-            ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong
-                length; a ``logit_scale`` that learns with ``scale="paper"``; ranks
-                whose τ⁻¹, β, bias or member differ. With ``gather`` every rank raises,
-                and the message names the rank.
+            ValueError: Shapes, dtypes or devices do not fit; N < 2; ids, targets or
+                weights of the wrong shape; targets or weights that are negative, do not
+                sum to 1 or require a gradient; targets with ``exclude_above``, either
+                with ``matmul="bfloat16"``; a ``logit_scale`` that learns with
+                ``scale="paper"``; ranks whose τ⁻¹, β, bias or member differ. With
+                ``gather`` every rank raises, and the message names the rank.
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or
                 ``torch.export`` with ``backend="streamed"``.
         """
         if self.training and not (torch.compiler.is_compiling() or in_transform()):
             self.clamp_()
+        self._check_ranks()
+        hopfield = self.hopfield if hopfield is None else hopfield
+        labels = Labels(ids, targets, weights)
+        if labels.weigh and self.matmul is not None:
+            raise ValueError("targets and weights need matmul='float32'")
+
+        member: dict[str, Any] = {name: getattr(self, name) for name in MEMBER} | {
+            "hopfield": hopfield
+        }
+        look = self.check and trusted is None
+        batch = self._read(
+            image_features,
+            text_features,
+            labels,
+            (logit_scale, logit_bias),
+            member,
+            look=look,
+            trusted=trusted,
+        )
+        loss = self._loss(batch, member, unit_rows=trusted is not None)
+        if look:
+            self._look_for_negatives(batch, member)
+        loss = self._touch(
+            loss,
+            log_beta=hopfield,
+            log_inv_tau=logit_scale is None,
+            bias=logit_bias is None,
+        )
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _check_ranks(self) -> None:
+        """Refuses to gather where there is no process group; warns where there is one
+        of several ranks, and each contrasts its own rows.
+        """
         if self.gather is True and not distributed.is_initialized():
             needs = (
                 "start with torchrun, call init_process_group first, or give"
                 " gather='auto'"
             )
             raise RuntimeError(f"gather=True needs a process group: {needs}")
-        hopfield = self.hopfield if hopfield is None else hopfield
-        member: dict[str, Any] = {name: getattr(self, name) for name in MEMBER} | {
-            "hopfield": hopfield
-        }
-        prepare = partial(
-            self._prepare,
-            (logit_scale, logit_bias),
-            hopfield,
-            self.check and trusted is None,
+        if self.gather is False and distributed.world_size() > 1:
+            self._warn_once(
+                "ranks",
+                "gather is False: each of the"
+                f" {distributed.world_size()} ranks contrasts its own rows alone;"
+                " gather='auto' takes those of all",
+            )
+
+    def _read(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        labels: Labels,
+        given: tuple[float | Tensor | None, Tensor | None],
+        member: dict[str, Any],
+        *,
+        look: bool,
+        trusted: distributed.Layout | None,
+    ) -> Batch:
+        """The batch of a call, checked; over ranks if the objective gathers."""
+        prepare = partial(self._prepare, given, member["hopfield"], look)
+        look = look and readable()
+        if not self.gather or distributed.world_size() == 1:
+            return read_batch(
+                image_features,
+                text_features,
+                labels,
+                prepare,
+                self.contrast,
+                look=look,
+            )
+        if not torch.compiler.is_compiling() and in_transform():
+            raise RuntimeError(
+                "gathering over ranks goes through no torch.func (grad, vmap, …);"
+                " gather=False does"
+            )
+        return read_batch_over_ranks(
+            image_features,
+            text_features,
+            labels,
+            prepare,
+            member,
+            look=look,
+            layout=trusted,
         )
-        if self.gather and distributed.world_size() > 1:
-            if not torch.compiler.is_compiling() and in_transform():
-                raise RuntimeError(
-                    "gathering over ranks goes through no torch.func (grad, vmap, …);"
-                    " gather=False does"
-                )
-            x, y, ids, scales, layout = local_rows(
-                image_features, text_features, ids, prepare, member, trusted
+
+    def _loss(
+        self, batch: Batch, member: dict[str, Any], *, unit_rows: bool = False
+    ) -> Tensor:
+        """The loss of a member of the family; ``unit_rows``: no row's length is
+        read.
+        """
+        x, y, labels, scales, layout = batch
+        backend = self.backend_of(batch.n_candidates, x.device, member["hopfield"])
+        if layout is not None:
+            return loss_over_ranks(batch, backend, matmul=self.matmul, **member)
+        return pair_loss(
+            backend,
+            x,
+            y,
+            scales["inv_tau"],
+            scales["beta"],
+            bias=scales["bias"],
+            ids=labels.ids,
+            targets=labels.targets,
+            weights=labels.weights,
+            unit_rows=unit_rows and backend is streamed,
+            matmul=self.matmul,
+            **member,
+        )
+
+    def _look_for_negatives(self, batch: Batch, member: dict[str, Any]) -> None:
+        """Warns if ids or the margin leave no anchor any negative, once looked for: an
+        InfoLOOB of 0 has none.
+        """
+        marked = batch.labels.ids is not None or self.exclude_above is not None
+        if not marked or self._looked_for_negatives or not readable():
+            return
+        self._looked_for_negatives = True
+        bare = batch._replace(labels=Labels(batch.labels.ids))
+        with torch.no_grad():
+            loss = self._loss(bare, member | {"contrast": "infoloob", "scale": "unit"})
+        if loss == 0:
+            self._warn_once(
+                "no negatives",
+                "ids or exclude_above leave no anchor any negative: nothing is"
+                " contrasted (looked for at the first batch)",
             )
-            backend = self.backend_of(layout.total, x.device, hopfield)
-            loss = loss_over_ranks(
-                x, y, scales, layout, backend, ids=ids, matmul=self.matmul, **member
-            )
-        else:
-            x, y = check_pairs(image_features, text_features)
-            backend = self.backend_of(len(x), x.device, hopfield)
-            scales, unit_rows = (
-                prepare(x, y),
-                trusted is not None and backend is streamed,
-            )
-            args = (backend, x, y, scales["inv_tau"], scales["beta"])
-            loss = pair_loss(
-                *args,
-                bias=scales["bias"],
-                ids=ids,
-                unit_rows=unit_rows,
-                matmul=self.matmul,
-                **member,
-            )
-        for name, used in (
-            ("log_beta", hopfield),
-            ("log_inv_tau", logit_scale is None),
-            ("bias", logit_bias is None),
-        ):
-            if not used and isinstance(parameter := getattr(self, name, None), Tensor):
-                loss = loss + 0.0 * parameter.to(
-                    loss
-                )  # DDP stops at a parameter without any gradient
-        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _touch(self, loss: Tensor, **used: bool) -> Tensor:
+        """The loss, also of parameters that this call did not use: DDP stops at one
+        without any gradient.
+        """
+        for name, is_used in used.items():
+            if not is_used and isinstance(scale := getattr(self, name, None), Tensor):
+                loss = loss + 0.0 * scale.to(loss)
+        return loss
 
     def _warn_once(self, key: str, notice: str | None) -> None:
         """A warning, if there is one, once; none while a graph is traced."""

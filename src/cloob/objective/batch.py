@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cloob import distributed
 from cloob.distributed import Layout
-from cloob.functional.checks import check_ids, check_number, check_rows, extremes
+from cloob.functional.checks import check_number, check_rows, extremes
 from cloob.functional.private import outside_compiler
 from cloob.functional.reference import (
     Scale,
@@ -26,7 +26,9 @@ from cloob.functional.reference import (
     combine,
     direction_of,
     is_symmetric,
+    weighted_direction,
 )
+from cloob.objective.labels import Labels, check_reach
 
 Scales = dict[str, float | Tensor]
 """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: fixed
@@ -131,40 +133,64 @@ def acceptable(x: Tensor, y: Tensor, *scales: Tensor) -> Tensor:
     return good
 
 
-@outside_compiler
-def local_rows(
+class Batch(NamedTuple):
+    """What a loss is computed from: (n, D) rows, what was said of their pairs, scales,
+    and the rows of all ranks if they are contrasted.
+    """
+
+    x: Tensor
+    y: Tensor
+    labels: Labels
+    scales: Scales
+    layout: Layout | None
+
+    @property
+    def n_candidates(self) -> int:
+        """How many rows every row is contrasted with."""
+        return len(self.x) if self.layout is None else self.layout.total
+
+
+def read_batch(
     image_features: Tensor,
     text_features: Tensor,
-    ids: Tensor | None,
+    labels: Labels,
+    prepare: Callable[[Tensor, Tensor], Scales],
+    contrast: str,
+    *,
+    look: bool,
+) -> Batch:
+    """The batch of a call by itself; ``look`` also reads the values of labels."""
+    x, y = check_pairs(image_features, text_features)
+    labels = labels.checked(x, len(x), contrast, look=look)
+    return Batch(x, y, labels, prepare(x, y), None)
+
+
+@outside_compiler
+def read_batch_over_ranks(
+    image_features: Tensor,
+    text_features: Tensor,
+    labels: Labels,
     prepare: Callable[[Tensor, Tensor], Scales],
     member: Mapping[str, Any],
+    *,
+    look: bool,
     layout: Layout | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Scales, Layout]:
-    """This rank's rows, ids and scales.
+) -> Batch:
+    """This rank's part of a batch of all ranks.
 
     Without a ``layout`` ranks compare them, and all raise the first fault.
     """
     fault: Exception | None = None
     facts: dict[str, Any] = dict(member)
-    scales: Scales = {}
-    x, y = image_features, text_features
+    batch: Batch | None = None
     try:
-        x, y = check_pairs(x, y, at_least=1)
-        both = check_ids(ids, None, len(x), len(x), x.device)
-        ids = None if both is None else both[0].to(torch.int64)
-        scales = prepare(x, y)
+        x, y = check_pairs(image_features, text_features, at_least=1)
+        total = None if layout is None else layout.total
+        labels = labels.checked(x, total, member["contrast"], look=look)
+        batch = Batch(x, y, labels, prepare(x, y), layout)
         if layout is not None:
-            return x, y, ids, scales, layout
-        facts |= {
-            name: float(scale.detach() if isinstance(scale, Tensor) else scale)
-            for name, scale in scales.items()
-        }
-        facts |= {
-            "rows": len(x),
-            "embedding dimension": x.shape[1],
-            "dtype": str(x.dtype),
-            "ids": ids is not None,
-        }
+            return batch
+        facts |= facts_of(batch) | {"reach": labels.reach(look=look)}
     except Exception as error:
         if layout is not None:
             raise
@@ -173,40 +199,54 @@ def local_rows(
     somewhere = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = image_features.device if isinstance(image_features, Tensor) else somewhere
     by_name = distributed.agree(facts, fault, distributed.host(device))
+    assert batch is not None  # a rank without one has raised
+    agreed = Layout(by_name.pop("rows"))
+    check_reach(by_name.pop("reach"), agreed.total)
     for name, of_ranks in by_name.items():
-        if name in scales:
-            # Processors that differ may give other last bits for the exponential of the
-            # same parameter.
-            size = max(1.0, *map(abs, of_ranks)) if name == "bias" else min(of_ranks)
-            differ = max(of_ranks) - min(of_ranks) > 1e-3 * size
-        else:
-            differ = name != "rows" and len(set(of_ranks)) > 1
-        if differ:
-            named = ", ".join(
-                f"rank {r} has {value}" for r, value in enumerate(of_ranks)
-            )
-            advice = (
-                "; average a learnable one's gradient: inside what DDP wraps, or by"
-                " yourself"
-            )
-            raise ValueError(
-                f"ranks differ in {name}: {named}{advice if name in scales else ''}"
-            )
-    return x, y, ids, scales, Layout(by_name["rows"])
+        check_equal(name, of_ranks, is_scale=name in batch.scales)
+    return batch._replace(layout=agreed)
+
+
+def facts_of(batch: Batch) -> dict[str, Any]:
+    """What ranks have to tell each other of their parts."""
+    scales = {
+        name: float(scale.detach() if isinstance(scale, Tensor) else scale)
+        for name, scale in batch.scales.items()
+    }
+    return scales | {
+        "rows": len(batch.x),
+        "embedding dimension": batch.x.shape[1],
+        "dtype": str(batch.x.dtype),
+        **batch.labels.facts(),
+    }
+
+
+def check_equal(name: str, of_ranks: tuple[Any, ...], *, is_scale: bool) -> None:
+    """Refuses what ranks must have in common, and have not."""
+    if is_scale:
+        # Processors that differ may give other last bits for the exponential of the
+        # same parameter.
+        size = max(1.0, *map(abs, of_ranks)) if name == "bias" else min(of_ranks)
+        differ = max(of_ranks) - min(of_ranks) > 1e-3 * size
+    else:
+        differ = len(set(of_ranks)) > 1
+    if not differ:
+        return
+    named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(of_ranks))
+    advice = "; average a learnable one's gradient: inside what DDP wraps, or by"
+    raise ValueError(
+        f"ranks differ in {name}: {named}{f'{advice} yourself' if is_scale else ''}"
+    )
 
 
 def loss_over_ranks(
-    x: Tensor,
-    y: Tensor,
-    scales: Scales,
-    layout: Layout,
+    batch: Batch,
     backend: ModuleType,
     *,
     contrast: str,
     hopfield: bool,
     scale: Scale,
     exclude_above: float | None = None,
-    ids: Tensor | None = None,
     matmul: torch.dtype | None = None,
     negatives: tuple[Tensor, Layout] | None = None,
 ) -> Tensor:
@@ -216,6 +256,8 @@ def loss_over_ranks(
     ``negatives``: further candidates of the anchors x, with their layout. They are
     stored in no memory.
     """
+    x, y, labels, scales, layout = batch
+    assert layout is not None
     inv_tau, options = scales["inv_tau"], {"matmul": matmul} if matmul else {}
 
     def retrieve(query: Tensor, memory: Tensor) -> Tensor:
@@ -226,9 +268,10 @@ def loss_over_ranks(
         )
 
     share = len(x) / layout.total
+    ids = labels.ids
     all_ids = None if ids is None else distributed.gather_rows(ids, layout)
     both_directions = both_directions_of(backend, contrast, hopfield)
-    if both_directions is not None and negatives is None:
+    if both_directions is not None and negatives is None and not labels.weigh:
         both = both_directions(
             x,
             distributed.gather_rows(y, layout),
@@ -251,8 +294,21 @@ def loss_over_ranks(
         all_u_y = torch.cat(
             [all_u_y, distributed.gather_rows(retrieve(z, all_x), layout_of_z)]
         )
+    if labels.weigh:
+        direction = weighted_direction(
+            backend,
+            contrast,
+            scales["bias"],
+            exclude_above,
+            labels.targets,
+            labels.weights,
+        )
+    else:
+        direction = direction_of(
+            backend, contrast, scales["bias"], exclude_above, matmul
+        )
     direction = partial(
-        direction_of(backend, contrast, scales["bias"], exclude_above, matmul),
+        direction,
         inv_tau=inv_tau,
         positive_offset=layout.local.start,
         ids=ids,
@@ -261,11 +317,8 @@ def loss_over_ranks(
     images = direction(u_x, all_u_y)
     # Where both directions are one sum over all pairs, the sum over ranks of the first
     # is that sum.
-    texts = (
-        images
-        if is_symmetric(contrast, hopfield, exclude_above)
-        else direction(v_y, all_v_x)
-    )
+    symmetric = is_symmetric(contrast, hopfield, exclude_above) and not labels.weigh
+    texts = images if symmetric else direction(v_y, all_v_x)
     return distributed.global_sum(
         combine(images + texts, inv_tau, scale) * share, layout
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch is imported where it is needed
 
     from cloob.models.encoder import DualEncoder
     from cloob.models.onnx import PlainEncoder
+    from cloob.models.text_graph import TextGraph
 
 
 class Models:
@@ -37,7 +38,7 @@ class Models:
         self._encoders: dict[
             str, DualEncoder
         ] = {}  # by fingerprint, as a name may come to stand for other weights
-        self._plain: dict[str, PlainEncoder | None] = {}  # likewise
+        self._plain: dict[str, PlainEncoder | TextGraph | None] = {}  # likewise
         self._loading = threading.RLock()
         # typed by its name, by what it is loaded from, or by another checkpoint of its
         # run
@@ -71,6 +72,7 @@ class Models:
 
         model = self.model(name)
         model.check(weights or fingerprint(encoder), self.store.address)
+        keep_graph(model, encoder)
         self._encoders[model.fingerprint], self._plain[model.fingerprint] = (
             encoder,
             None,
@@ -92,26 +94,46 @@ class Models:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder without
         torch.
         """
-        from cloob.models.onnx import (
-            PlainEncoder,
-        )  # only where something has to be embedded
+        from cloob.models.onnx import PlainEncoder  # where something is embedded
+        from cloob.models.text_graph import open_text_graph
 
         model = self.model(name)
+
+        def loaded() -> TorchEmbedder:
+            return TorchEmbedder(self.encoder(model, device))
+
         with self._loading:
             if model.fingerprint not in (*self._encoders, *self._plain):
+                plain: PlainEncoder | TextGraph | None
                 plain = PlainEncoder.open(model.spec)
                 if plain is not None:
                     model.check(plain.fingerprint, self.store.address)
+                elif model.precision == "fp32":
+                    plain = open_text_graph(
+                        model.fingerprint, lambda images: loaded().pictures(images)
+                    )
                 self._plain[model.fingerprint] = plain
-            return self._plain.get(model.fingerprint) or TorchEmbedder(
-                self.encoder(model, device)
-            )
+            return self._plain.get(model.fingerprint) or loaded()
 
     def close(self) -> None:
         """Closes the database and forgets the models."""
         self.store.close()
         self._encoders.clear()
         self._plain.clear()
+
+
+def keep_graph(model: IndexedModel, encoder: DualEncoder) -> None:
+    """Writes the graph of a loaded model's text tower, for later searches."""
+    from cloob.models.load import find_model_folder  # torch
+    from cloob.models.text_graph import keep_text_graph
+
+    if model.precision != "fp32":
+        return
+    with contextlib.suppress(InputError):  # the model is no longer where it was
+        folder = find_model_folder(model.spec)
+        if folder is not None:
+            texts = TorchEmbedder(encoder).texts
+            keep_text_graph(folder, model.fingerprint, encoder, texts)
 
 
 def remember(typed: str) -> None:

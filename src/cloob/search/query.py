@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
     from cloob.models.encoder import DualEncoder
     from cloob.models.onnx import PlainEncoder
+    from cloob.models.text_graph import TextGraph
 
 Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
 Embedder: TypeAlias = (
-    "TorchEmbedder | PlainEncoder"  # a loaded model, or an ONNX folder without torch
+    # a loaded model; without torch an ONNX folder, or the kept graph of a text tower
+    "TorchEmbedder | PlainEncoder | TextGraph"
 )
 
 _MIN_LENGTH = 1e-4  # of a sum of unit rows; below it the direction is mostly rounding

@@ -1,6 +1,5 @@
 """An index in the browser: an HTTP API, described by OpenAPI, and a page that uses it.
 
 Read in this order: ``collection`` (an index for many clients), ``routes`` (the API),
-    ``app`` (the application, and who
-may use it). ``page/`` is sent to the browser.
+``guard`` (who may use it), ``app`` (the application). ``page/`` is sent to the browser.
 """

@@ -40,6 +40,7 @@ from cloob.training.config.checks import check_combination
 from cloob.training.config.parts import SCALES, RunConfig
 from cloob.training.given import (
     Given,
+    GivenObjective,
     make_encoder,
     make_loader,
     make_loss,
@@ -91,7 +92,7 @@ def resolved(
             device
         ) >= (8, 0)
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
-    if config.run.channels_last is None:
+    if config.run.channels_last is None and config.given.given_towers is None:
         norms = [
             module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)
         ]
@@ -279,7 +280,7 @@ def assemble(
     # The features that heads train on were checked when they were made or read.
     limit = 1.0 if encoder.heads is not None else config.pairs.max_bad_fraction
     bad = BadSamples(progress, loader, limit, log)
-    ids = config.loss.mask_duplicates or given.objective is not None
+    ids = config.loss.mask_duplicates or isinstance(objective, GivenObjective)
     return Run(
         config,
         encoder,

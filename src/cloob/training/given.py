@@ -45,10 +45,10 @@ from cloob.models.tokenizer import ClipTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import align
-from cloob.training.config import TrainConfig
+from cloob.training.config import TrainConfig, leaf_homes
 from cloob.training.config.checks import check_with_heads, check_without_heads
 from cloob.training.config.parts import SCALES
-from cloob.training.optim import MakeOptimizer
+from cloob.training.optim import GivenOptimizer
 
 logger = logging.getLogger(__name__)
 Pairs = Source | VectorPairs | Items
@@ -62,7 +62,7 @@ class Given:
     held_out: GivenPairs | None = None
     towers: nn.Module | None = None
     objective: nn.Module | None = None
-    optimizer: MakeOptimizer | None = None
+    optimizer: GivenOptimizer | None = None
 
     def named(self, config: TrainConfig) -> TrainConfig:
         """The configuration with the class of every given part, and without what that
@@ -77,26 +77,70 @@ class Given:
                     f"the configuration has {what}; give them to cloob.train(config,"
                     f" {name}=…)"
                 )
-            while isinstance(part, functools.partial):
-                part = part.func
-            named = part if hasattr(part, "__qualname__") else type(part)
-            names[f"given_{name}"] = None if part is None else named.__qualname__
+            names[f"given_{name}"] = None if part is None else _name_of(part)
+        self._refuse_without_effect(config)
         if self.pairs is not None:
             config = config.override(
                 data=(), a=None, b=None, ids=None, a_ids=None, b_ids=None
             )
         if self.held_out is not None:
-            config = config.override(val_split=0.0)
+            config = config.override(val_split=0.0, val_data=())
         if self.towers is not None:
             config = config.override(model=None, image_size=config.towers.image_size)
         if self.objective is not None:
-            auto = (
-                {"objective": "cloob"} if config.loss.objective == "auto" else {}
-            )  # there is nothing to choose
-            config = config.override(
-                **dict.fromkeys(SCALES), retrieval_from=0.0, **auto
-            )
+            config = config.override(objective="cloob")
+        if self.optimizer is not None:
+            config = config.override(optimizer="adamw")
         return config.override(**names)
+
+    def _refuse_without_effect(self, config: TrainConfig) -> None:
+        """InputError for a setting that a given part leaves without effect."""
+        if self.objective is not None:
+            _refuse_changed(config, (*SCALES, "retrieval_from"), "objective=")
+            if not is_family(self.objective):
+                _refuse_changed(config, ("mask_duplicates",), "objective=")
+        if self.optimizer is not None:
+            _refuse_changed(
+                config, ("lr", "weight_decay", "beta1", "beta2", "eps"), "optimizer="
+            )
+        reads_files = self.pairs is None or bool(config.pairs.val_data)
+        if not reads_files:
+            columns = ("image_column", "caption_column", "cache_dir", "cache_gb")
+            _refuse_changed(config, columns, "pairs=")
+        if isinstance(self.pairs, Dataset):
+            _refuse_changed(config, ("shuffle_buffer", "crop_scale", "flip"), "pairs=")
+            if self.towers is not None and not config.pairs.val_data:
+                _refuse_changed(config, ("image_size",), "pairs= and towers=")
+
+
+def is_family(objective: nn.Module) -> bool:
+    """Whether a loss is one of the family; one that extends the class may compute
+    something else.
+    """
+    return type(objective) is ContrastiveObjective
+
+
+def _name_of(part: object) -> str:
+    """The name of a part's class or function, wherever it was defined."""
+    if isinstance(part, list | tuple):  # rules of several optimisers
+        return ", ".join(_name_of(make) for _, make in part)
+    while isinstance(part, functools.partial):
+        part = part.func
+    named: Any = part if hasattr(part, "__qualname__") else type(part)
+    return str(named.__qualname__).rpartition("<locals>.")[2]
+
+
+def _refuse_changed(config: TrainConfig, leaves: Sequence[str], part: str) -> None:
+    """InputError for the first of these settings that has not its default."""
+    homes = leaf_homes()
+    for leaf in leaves:
+        settings = getattr(config, homes[leaf])
+        value, default = getattr(settings, leaf), getattr(type(settings), leaf)
+        if value != default:
+            raise InputError(
+                f"{leaf} is {value!r}, which has no effect with {part}; leave it out"
+                f" ({leaf}={default!r})"
+            )
 
 
 def open_pairs(
@@ -397,12 +441,11 @@ def make_encoder(
 
 def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObjective:
     """The given objective, else the configuration's; over several ranks it gathers."""
-    if type(given) is ContrastiveObjective:
+    if given is not None and is_family(given):
+        assert isinstance(given, ContrastiveObjective)
         given.gather = world_size() > 1
         return given
-    if (
-        given is not None
-    ):  # one that extends the family is not of it: it may compute something else
+    if given is not None:
         return GivenObjective(given)  # type: ignore[return-value] # has the part of it that training uses
     if config.loss.objective == "cca":
         return align.ClosedForm()

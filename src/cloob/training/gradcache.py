@@ -52,7 +52,8 @@ def cached_backward(
         towers: The modules that ``encode`` runs: their buffers are put back after the
             first pass.
         ids: (N,) ids of all pairs, passed to the objective as ``ids=``.
-        no_sync: DDP's ``no_sync``, for all backward passes but the last.
+        no_sync: DDP's ``no_sync``, for all backward passes but the last; that of
+            ``towers`` where these are a ``DistributedDataParallel``.
             ``find_unused_parameters`` has to be off when the objective has parameters
             or an option learns, and ``static_graph`` always.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
@@ -89,38 +90,13 @@ def cached_backward(
     micro_batches = list(
         micro_batches
     )  # both passes need the same: a shuffling loader would give others
-    wrapped = next(
-        (
-            m
-            for m in (towers, getattr(no_sync, "__self__", None))
-            if isinstance(m, DistributedDataParallel)
-        ),
-        None,
-    )
-    static = wrapped is not None and wrapped.static_graph
-    for wrong, error in (
-        (not micro_batches, "no micro-batches: gradient caching needs at least one"),
-        (
-            not torch.is_grad_enabled(),
-            "gradients are off (no_grad, inference_mode): gradient caching is for them",
-        ),
-        (
-            static,
-            (
-                "DDP has static_graph=True, but the passes of gradient caching differ:"
-                " leave it out"
-            ),
-        ),
-    ):
-        if wrong:
-            raise ValueError(error)
-    if (
-        wrapped is not None and wrapped.broadcast_buffers
-    ):  # before the first pass, which ends with those from before it
-        for buffer in towers.buffers():
-            torch.distributed.broadcast(
-                buffer.detach(), src=0, group=wrapped.process_group
-            )
+    if not micro_batches:
+        raise ValueError("no micro-batches: gradient caching needs at least one")
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "gradients are off (no_grad, inference_mode): gradient caching is for them"
+        )
+    no_sync = _prepare_ddp(towers, no_sync)
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
     learned = {
@@ -181,6 +157,26 @@ def cached_backward(
                     [root for root, _ in live], [gradient for _, gradient in live]
                 )
     return loss.detach()
+
+
+def _prepare_ddp(towers: nn.Module, no_sync: ContextFactory) -> ContextFactory:
+    """The ``no_sync`` to use; where towers are in DDP their buffers become rank 0's."""
+    owner = getattr(no_sync, "__self__", None)
+    wrapped = towers if isinstance(towers, DistributedDataParallel) else owner
+    if not isinstance(wrapped, DistributedDataParallel):
+        return no_sync
+    if wrapped.static_graph:
+        raise ValueError(
+            "DDP has static_graph=True, but the passes of gradient caching differ:"
+            " leave it out"
+        )
+    if wrapped.broadcast_buffers:  # the first pass ends with those from before it
+        for buffer in towers.buffers():
+            torch.distributed.broadcast(
+                buffer.detach(), src=0, group=wrapped.process_group
+            )
+    # A rank with fewer parts would average while another has not finished its own.
+    return wrapped.no_sync if no_sync is nullcontext else no_sync
 
 
 class Buffers:

@@ -32,7 +32,7 @@ from cloob.training.callbacks import (
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.given import Given, GivenPairs
-from cloob.training.optim import MakeOptimizer, freeze, write_average
+from cloob.training.optim import GivenOptimizer, freeze, write_average
 from cloob.training.progress import Course, is_whole, preserved_rng
 from cloob.training.record import Step, StepLog, judge
 from cloob.training.run_folder import by_reason
@@ -48,7 +48,7 @@ def train(
     held_out: GivenPairs | None = None,
     towers: nn.Module | None = None,
     objective: nn.Module | None = None,
-    optimizer: MakeOptimizer | None = None,
+    optimizer: GivenOptimizer | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Trains two towers.
@@ -73,7 +73,9 @@ def train(
             rows -> 0-d tensor. ``ids`` is (N,) int64, and may be left out of its
             signature. Over ranks it sees the rows of all.
         optimizer: Parameter groups -> optimiser. Its learning rates are the schedule's
-            peak; groups of norms and biases come with a weight decay of 0.
+            peak; groups of norms and biases come with a weight decay of 0. Or several:
+            a list of (predicate, function), where ``predicate(name, parameter)`` says
+            which parameters it takes that none before it has.
         callbacks: Called along the way, on every rank.
 
     Returns:

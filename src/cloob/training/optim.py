@@ -10,11 +10,13 @@ projection).
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,8 @@ from cloob.training.sharding import is_sharded
 
 Tower = Literal["image", "text"]
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+OptimizerRule = tuple[Callable[[str, nn.Parameter], bool], MakeOptimizer]
+GivenOptimizer = MakeOptimizer | Sequence[OptimizerRule]
 # `resblocks.3`, `encoder.layer.3`, `layer4.2`, `h.3`, `blocks.2.0`,
 # `stages.2.blocks.0`: a block, or one in a stage.
 _BLOCK = re.compile(
@@ -189,61 +193,196 @@ def make_optimizer(
     objective: nn.Module,
     config: OptimConfig,
     device: torch.device,
-    given: MakeOptimizer | None = None,
+    given: GivenOptimizer | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW, fused where the device has it, one of timm's, or ``given``, whose rates
     are peaks.
     """
-    name = config.optimizer
-    how = {
-        "embeddings_apart": given is None and "muon" in name,
-        "by_name": given is None and config.like_ml_jku,
-    }
     groups = parameter_groups(
-        encoder, objective, config.weight_decay, config.layer_decay, **how
+        encoder,
+        objective,
+        config.weight_decay,
+        config.layer_decay,
+        embeddings_apart=given is None and "muon" in config.optimizer,
+        by_name=given is None and config.like_ml_jku,
     )
-    if given is not None:
-        optimizer = given(
-            [
-                {k: v for k, v in group.items() if k != "weight_decay" or not v}
-                for group in groups
-            ]
+    if not groups:
+        raise InputError(
+            "nothing learns: no parameter of the towers or the loss requires a gradient"
         )
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise InputError(
-                f"optimizer: returned {type(optimizer).__name__}; a"
-                " torch.optim.Optimizer is expected"
-            )
-        for group in optimizer.param_groups:
-            group["lr_scale"] = group.get("lr_scale", 1.0) * group["lr"] / config.lr
-        return optimizer
+    if given is not None:
+        return _given_optimizer(given, groups, encoder, objective, config.lr)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
-    if name == "adamw":
-        betas, fused = (config.beta1, config.beta2), device.type in ("cpu", "cuda")
+    if config.optimizer == "adamw":
         return torch.optim.AdamW(
-            groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused
+            groups,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=device.type in ("cpu", "cuda"),
         )
-    timm, names = (
-        require("timm.optim", "train"),
-        require("timm.optim", "train").list_optimizers(),
-    )
-    message = ""
+    return _timm_optimizer(groups, encoder, config)
+
+
+def _timm_optimizer(
+    groups: list[dict[str, Any]], encoder: nn.Module, config: OptimConfig
+) -> torch.optim.Optimizer:
+    timm: Any = require("timm.optim", "train")
+    name, names = config.optimizer, timm.list_optimizers()
+    wrong = ""
     if name not in names:
-        message = f"timm has no such; {nearest(name, names)}"
+        wrong = f"timm has no such; {nearest(name, names)}"
     elif timm.get_optimizer_info(name).second_order:
-        message = "it needs second derivatives, which the objective does not give"
+        wrong = "it needs second derivatives, which the objective does not give"
     elif is_sharded(encoder):
-        message = "--fsdp shards the weights, which only adamw is tried with"
-    if message:
-        raise InputError(f"optimizer is {name!r}: {message}")
+        wrong = "--fsdp shards the weights, which only adamw is tried with"
+    if wrong:
+        raise InputError(f"optimizer is {name!r}: {wrong}")
     try:
-        return cast(
-            torch.optim.Optimizer,
-            timm.create_optimizer_v2(groups, name, config.lr, config.weight_decay),
+        optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(
+            groups, name, config.lr, config.weight_decay
         )
     except Exception as error:  # a package or CUDA is missing: mostly an assertion
         raise InputError(f"optimizer is {name!r}: {one_line(error)}") from error
+    return optimizer
+
+
+def _given_optimizer(
+    given: GivenOptimizer,
+    groups: list[dict[str, Any]],
+    encoder: nn.Module,
+    objective: nn.Module,
+    peak: float,
+) -> torch.optim.Optimizer:
+    """The caller's optimiser, or several as one; its rates become shares of ``peak``.
+
+    Groups that shall not decay say so; others take the optimiser's own decay.
+    """
+    for group in groups:
+        if group["weight_decay"]:
+            del group["weight_decay"]
+    if callable(given):
+        optimizer = _made(given, groups)
+    else:
+        names = _names(encoder, objective)
+        optimizer = Optimizers(
+            _made(make, part) for make, part in _shared_out(given, groups, names)
+        )
+    expected = {id(p) for group in groups for p in group["params"]}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if missing := len(expected - held):
+        raise InputError(
+            f"optimizer: does not hold {missing} of the {len(expected)} parameters that"
+            " learn; give it all groups, or freeze the others (requires_grad_(False))"
+        )
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            raise InputError("optimizer: its learning rate is a tensor; give a number")
+        group["lr_scale"] = group.get("lr_scale", 1.0) * group["lr"] / peak
+    return optimizer
+
+
+def _made(make: MakeOptimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """What a caller's function makes of some groups; InputError where it cannot be
+    stepped.
+    """
+    try:
+        optimizer = make(groups)
+    except (TypeError, ValueError) as error:  # as Muon of a bias
+        raise InputError(
+            f"optimizer: {one_line(error)}; optimizer=[(predicate, make), …] gives"
+            " parameters to several"
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(
+            f"optimizer: returned {type(optimizer).__name__}; a torch.optim.Optimizer"
+            " is expected"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise InputError(
+            f"optimizer: {type(optimizer).__name__} evaluates the loss again and again"
+            " (a closure), which the loop cannot"
+        )
+    return optimizer
+
+
+def _names(encoder: nn.Module, objective: nn.Module) -> dict[int, str]:
+    """The names of all parameters by their identity: those of the towers as the caller
+    knows them, those of the loss after "loss.".
+    """
+    towers = {
+        id(p): name.removeprefix("model.") for name, p in encoder.named_parameters()
+    }
+    loss = {
+        id(p): f"loss.{name.removeprefix('loss.')}"
+        for name, p in objective.named_parameters()
+    }
+    return loss | towers
+
+
+def _shared_out(
+    rules: Sequence[OptimizerRule],
+    groups: list[dict[str, Any]],
+    names: dict[int, str],
+) -> Iterator[tuple[MakeOptimizer, list[dict[str, Any]]]]:
+    """For every optimiser its groups: a parameter goes to the first whose predicate
+    holds.
+    """
+    owner: dict[int, int] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            holding = (
+                i for i, (holds, _) in enumerate(rules) if holds(name, parameter)
+            )
+            place = next(holding, None)
+            if place is None:
+                raise InputError(f"optimizer: no predicate takes the parameter {name}")
+            owner[id(parameter)] = place
+    for place, (_, make) in enumerate(rules):
+        part = []
+        for group in groups:
+            mine = [p for p in group["params"] if owner[id(p)] == place]
+            if mine:
+                part.append({**group, "params": mine})
+        if not part:
+            raise InputError(f"optimizer: predicate {place + 1} takes no parameter")
+        yield make, part
+
+
+class Optimizers(torch.optim.Optimizer):
+    """Several optimisers as one; every parameter belongs to one of them."""
+
+    def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+        groups = [group for part in self.parts for group in part.param_groups]
+        super().__init__(groups, {})
+        self.param_groups = groups  # the parts' own, so that a rate set here is theirs
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        self.state = defaultdict(dict)
+        for part in self.parts:
+            self.state.update(part.state)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        start = 0
+        for part in self.parts:
+            stop = start + len(part.param_groups)
+            part.param_groups = self.param_groups[start:stop]
+            start = stop
+            part.state = defaultdict(dict)
+            for group in part.param_groups:
+                for parameter in group["params"]:
+                    if parameter in self.state:
+                        part.state[parameter] = self.state[parameter]
 
 
 class Average:

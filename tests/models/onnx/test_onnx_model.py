@@ -55,7 +55,12 @@ def exported(model, tmp_path_factory):
         save_model(folder / "model", model, model.objective_config)
         assert (
             cli.main(
-                ["export", str(folder / "model"), str(folder / "onnx"), "--to", "onnx"]
+                [
+                    "export",
+                    str(folder / "model"),
+                    f"--out={folder / 'onnx'}",
+                    "--to=onnx",
+                ]
             )
             == 0
         )
@@ -161,8 +166,8 @@ def test_commands_that_need_weights_say_so(exported, tmp_path, capsys):
     )
     for words in (
         train,
-        ("convert", str(exported)),
-        ("export", "--to", "onnx", str(exported)),
+        ("export", "--to", "cloob", str(exported), "--out"),
+        ("export", "--to", "onnx", str(exported), "--out"),
     ):
         assert "an ONNX export embeds" in refused(capsys, *words, str(tmp_path / "out"))
         assert not list(tmp_path.glob("out/*"))

@@ -135,7 +135,9 @@ def test_tokens_are_the_originals_also_of_what_is_converted(folder, file, tmp_pa
     torch.testing.assert_close(
         rows, torch.from_numpy(expected["text_unit"]), rtol=0, atol=1e-5
     )
-    assert cli.main(["convert", str(source), str(tmp_path / "m")]) == 0
+    assert (
+        cli.main(["export", str(source), "--to=cloob", f"--out={tmp_path / 'm'}"]) == 0
+    )
     assert (
         load_model(tmp_path / "m").tokenizer(inputs["texts"].tolist()).tolist()
         == inputs["tokens"].tolist()
@@ -194,11 +196,10 @@ SOURCES = [
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_convert_keeps_every_bit(tmp_path, capsys, source):
+def test_an_export_keeps_every_bit(tmp_path, capsys, source):
     target = tmp_path / "converted"
-    assert cli.main(["convert", str(originals(source)), str(target)]) == 0, (
-        capsys.readouterr().err
-    )
+    words = ["export", str(originals(source)), "--to=cloob", f"--out={target}"]
+    assert cli.main(words) == 0, capsys.readouterr().err
     first, second = load_model(originals(source)), load_model(target)
     folder = originals(source)
     inputs = np.load(

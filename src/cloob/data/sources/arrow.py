@@ -20,6 +20,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from cloob.cache import Cache
@@ -197,6 +198,9 @@ def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None
 class ArrowSource(FileSource[pa.Table]):
     """Rows of Arrow or Parquet files with a column of images (bytes, paths,
     ``datasets.Image``) and one of captions.
+
+    Of a column of lists of captions every caption makes a pair with the row's image; an
+    empty list makes one, a bad sample.
     """
 
     def __init__(
@@ -221,10 +225,14 @@ class ArrowSource(FileSource[pa.Table]):
                 self._is_parquet.append(is_parquet)
                 sizes.append(stored.num_rows)
                 _ = self.schemas[-1].names  # UnicodeDecodeError
-        super().__init__(name, sizes, streamed=any(self._is_parquet))
         schemas = dict(zip(paths, self.schemas, strict=True))
         self.image = _column(schemas, image_column, "image")
         self._caption = caption_column and _column(schemas, caption_column, "caption")
+        self._pair_ends: list[np.ndarray] | None = None  # by row, of lists of captions
+        if self._caption and is_list(self.schemas[0].field(self._caption).type):
+            self._pair_ends = [self._count_pairs(i) for i in range(len(paths))]
+            sizes = [int(ends[-1]) if len(ends) else 0 for ends in self._pair_ends]
+        super().__init__(name, sizes, streamed=any(self._is_parquet))
         self._columns = (
             list(dict.fromkeys((self.image, self._caption))) if self._caption else None
         )  # one can be both
@@ -234,26 +242,56 @@ class ArrowSource(FileSource[pa.Table]):
         file.
         """
         path, table, row = self.row(index)
-        caption = clean_caption(
-            _bytes(table.column(self._caption)[row]), f"{path.name}/{row}", str(path)
-        )
+        cell = table.column(self._caption)[row]
+        if self._pair_ends is not None:
+            shard, pair = self.place(index)
+            captions = cell.values if cell.is_valid and len(cell) else [pa.scalar(None)]
+            cell = captions[pair - int(self._pair_ends[shard][row])]  # from the end
+        caption = clean_caption(_bytes(cell), f"{path.name}/{row}", str(path))
         return RawSample(f"{path.name}/{row}", self.picture(index), caption)
+
+    def pictures(self) -> np.ndarray | None:
+        """(N,) per pair the first of its row; None where every row is one pair."""
+        if self._pair_ends is None:
+            return None
+        firsts = [np.concatenate([[0], ends[:-1]]) for ends in self._pair_ends]
+        counts = [np.diff(ends, prepend=0) for ends in self._pair_ends]
+        starts = np.cumsum([0, *self.shard_sizes[:-1]])
+        of_files = zip(starts, firsts, counts, strict=True)
+        return np.concatenate(
+            [start + np.repeat(first, count) for start, first, count in of_files]
+        )
+
+    def _count_pairs(self, shard: int) -> np.ndarray:
+        """(rows,) the number of pairs up to and with every row of a file."""
+        path = self.paths[shard]
+        with reading(path):
+            if self._is_parquet[shard]:
+                table = parquet.read_table(path, columns=[self._caption])
+            else:
+                table = _map(path)
+            lengths = pc.list_value_length(table.column(self._caption)).fill_null(0)
+        return np.cumsum(np.maximum(lengths.to_numpy(), 1))
 
     def fingerprint(self) -> Fingerprint:
         files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
-        captions = [
-            (
-                repr(parquet.read_metadata(path).to_dict())
-                if self._is_parquet[shard]
-                else of_column(self.opened(shard).column(self._caption))
-            )
-            for shard, path in enumerate(self.paths)
-        ]
+        captions = [self._captions_digest(shard) for shard in range(len(self.paths))]
         return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
+    def _captions_digest(self, shard: int) -> str:
+        if self._is_parquet[shard]:
+            return repr(parquet.read_metadata(self.paths[shard]).to_dict())
+        column = self.opened(shard).column(self._caption)
+        if self._pair_ends is None:
+            return of_column(column)
+        flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks])
+        return digest([of_column(flat), self._pair_ends[shard]])
+
     def row(self, index: int) -> tuple[Path, pa.Table, int]:
-        """The file that a row is in, its content, and the row's number in it."""
+        """The file that a pair is in, its content, and the number of its row in it."""
         shard, row = self.place(index)
+        if self._pair_ends is not None:
+            row = int(np.searchsorted(self._pair_ends[shard], row, side="right"))
         return self.paths[shard], self.opened(shard), row
 
     def picture(self, index: int) -> bytes:
@@ -321,7 +359,7 @@ class ArrowSource(FileSource[pa.Table]):
             table = table.select(self._columns) if self._columns else table
             # its offsets lead into its data; a text that is not UTF-8 is a bad sample
             for column in table.columns:
-                column.cast(_AS_BYTES.get(column.type, column.type)).validate(full=True)
+                column.cast(_as_bytes(column.type)).validate(full=True)
             return table
 
 
@@ -393,6 +431,8 @@ def _column(
         for field in first
         if (is_image(field.type) if kind == "image" else field.type in _AS_BYTES)
     ]
+    if kind == "caption" and not options:
+        options = [field.name for field in first if is_list(field.type)]
     if column not in first.names and column in _DEFAULTS and len(options) == 1:
         column = str(options[0])
     for path, schema in schemas.items():
@@ -402,9 +442,12 @@ def _column(
             stored in _AS_BYTES
             or pa.types.is_null(stored)
             or (kind == "image" and is_image(stored))
+            or (kind == "caption" and is_list(stored))
         ):
             expected = (
-                "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
+                "images ({bytes, path}, bytes or paths)"
+                if kind == "image"
+                else "text or lists of text"
             )
             raise InputError(
                 f"{path}: column {column!r} holds {stored}, not {expected}"
@@ -417,6 +460,20 @@ def is_image(kind: pa.DataType) -> bool:
     return kind in _BINARY or (
         pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this kind holds lists of texts."""
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(lists and kind.value_type in _AS_BYTES)
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The kind of the same column in which a text need not be UTF-8."""
+    if not is_list(kind):
+        return _AS_BYTES.get(kind, kind)
+    make = pa.large_list if pa.types.is_large_list(kind) else pa.list_
+    return make(_AS_BYTES[kind.value_type])
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -37,7 +37,7 @@ from cloob.data.source import (
     of_column,
     spread,
 )
-from cloob.data.sources.arrow import check_name, reading
+from cloob.data.sources.arrow import check_name, is_list, reading
 from cloob.errors import InputError, counted
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -217,12 +217,8 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
                 return table, _stray_quotes(table, delimiter)
             case ".parquet":
                 table = parquet.ParquetFile(path).read(columns=list(columns))
-                return (
-                    table.select(
-                        [table.column_names.index(column) for column in columns]
-                    ),
-                    {},
-                )
+                places = [table.column_names.index(column) for column in columns]
+                return _without_lists(table.select(places)), {}
     rows: list[Sequence[bytes | None]] = []
     for row in json_rows(path):
         cells = (row.get(column) for column in columns)
@@ -233,6 +229,21 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
         pa.table([pa.array(text, pa.large_binary()) for text in texts], list(columns)),
         {},
     )
+
+
+def _without_lists(table: pa.Table) -> pa.Table:
+    """The table with a row for every text of a list, as of the captions of a
+    picture.
+    """
+    for place, (name, column) in enumerate(
+        zip(table.column_names, table.columns, strict=True)
+    ):
+        if is_list(column.type):
+            cells = [cell or [None] for cell in column.to_pylist()]
+            rows = np.repeat(np.arange(len(cells)), [len(cell) for cell in cells])
+            items = pa.array(itertools.chain(*cells), column.type.value_type)
+            table = table.take(rows).set_column(place, name, items)
+    return table
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -51,6 +51,7 @@ from cloob.functional.streamed.both import info_loob_both, info_nce_both
 from cloob.functional.streamed.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.tiles import eager
+from cloob.functional.streamed.weighted import weighted_contrast
 
 __all__ = [
     "cloob_streamed",
@@ -61,6 +62,7 @@ __all__ = [
     "info_nce_both",
     "retrieve",
     "sigmoid_loss",
+    "weighted_contrast",
 ]
 
 

@@ -55,6 +55,7 @@ def check_combination(config: TrainConfig) -> None:
             )
     _check_run(config)
     if config.given.given_towers is not None:
+        check_without_heads(config.align)
         return
     if config.has_vectors:
         for one, other in (pair.split(" needs ") for pair in _NEEDS):
@@ -161,7 +162,7 @@ def _exclusions(config: TrainConfig) -> Iterator[tuple[str, str, object]]:
                 ("image_encoder", "text_encoder"),
                 "towers=, which gives both towers",
             ),
-            (run, ("fsdp", "grad_checkpointing"), alone),
+            (run, ("fsdp", "grad_checkpointing", "channels_last"), alone),
             (optim, ("layer_decay",), alone),
         ):
             for key in keys:

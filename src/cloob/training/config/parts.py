@@ -193,8 +193,8 @@ class TowersConfig(Checked):
     """The two towers."""
 
     model: Annotated[str | None, NAMED] = None
-    """Name of the towers, as `cloob models` lists them; RN50 when neither this nor
-    --init is given.
+    """Name of the towers, as `cloob train --list` prints them; RN50 when neither this
+    nor --init is given.
     """
     init: Annotated[str | None, NAMED] = None
     """Start from these weights: a run or checkpoint folder, an open_clip NAME/TAG,

@@ -1,0 +1,192 @@
+"""Heads are fitted: one loop over the pairs of two matrices, from the first weights to
+the best epoch.
+
+An epoch's order, its captions and its dropout are a function of (seed, epoch). After
+every epoch the state is written where a file is given, so that a fit that was killed
+goes on there and ends with the same numbers, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloob.data.vectors import VectorPairs
+from cloob.distributed import resolve_device
+from cloob.errors import TrainingFailed
+from cloob.heads.fitted import FittedHeads
+from cloob.heads.parts import (
+    Batches,
+    Course,
+    Judge,
+    Model,
+    adamw,
+    fit_batch,
+    fresh_heads,
+    objective_of,
+    seeded,
+    warn_of_cone,
+)
+from cloob.heads.settings import HeadSettings
+from cloob.heads.state import Progress, copied, key_of, read_state, write_state
+
+OnEpoch = Callable[[dict[str, Any]], object]
+Stop = Callable[[], bool]
+
+
+def fit(
+    pairs: VectorPairs,
+    held_out: VectorPairs | None = None,
+    settings: HeadSettings | None = None,
+    *,
+    until: int | None = None,
+    state: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    stop: Stop | None = None,
+) -> FittedHeads:
+    """Fits two heads to pairs by a member of the family.
+
+    Args:
+        pairs: The training pairs.
+        held_out: Pairs that choose the best epoch; None: the last one is taken.
+        settings: Those of the heads and the objective, which is a member.
+        until: End after this epoch of ``settings.epochs``, by which the learning rate
+            goes.
+        state: File of the state after the last epoch. Where it is that of the same
+            pairs and settings the fit goes on from it, else it is written anew.
+        on_epoch: Called with the line of every epoch.
+        stop: Asked after every step; True ends the fit, without the epoch's work.
+
+    Returns:
+        The heads of the best epoch, and of the last one.
+
+    Raises:
+        InputError: A setting does not go with the pairs.
+        TrainingFailed: The loss of an epoch is not finite.
+    """
+    settings = fit_batch(settings or HeadSettings(objective="infoloob"), pairs)
+    device = resolve_device(settings.device)
+    model = Model(*fresh_heads(pairs, settings), objective_of(settings)).to(device)
+    optimizer = adamw(model, settings, device)
+    batches = Batches(pairs, settings, device)
+    course = Course(settings, batches.steps)
+    judge = None if held_out is None else Judge(held_out, settings, device)
+
+    progress = Progress()
+    key = key_of(pairs, held_out, settings)
+    if state is not None:
+        progress = read_state(state, key, model, optimizer) or progress
+    last_epoch = settings.epochs if until is None else min(until, settings.epochs)
+    began = time.perf_counter() - progress.seconds
+    stopped = False
+    while progress.epoch < last_epoch and not out_of_patience(progress, settings):
+        with seeded(settings.seed, progress.epoch, device):
+            loss = fit_epoch(model, optimizer, batches, course, progress, stop)
+        if loss is None:
+            stopped = True
+            break
+        progress.epoch += 1
+        progress.step += batches.steps
+        is_due = progress.epoch % settings.val_every == 0
+        metrics: dict[str, float | None] = {"val_loss": None, "val_recall": None}
+        if judge is not None and (is_due or progress.epoch == last_epoch):
+            metrics = judge(model, hopfield=course.retrieves(progress.step - 1))
+        progress.seconds = time.perf_counter() - began
+        line = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "samples_seen": progress.step * settings.batch_size,
+            "loss": loss,
+            **metrics,
+            "seconds": progress.seconds,
+        }
+        if metrics["val_recall"] is not None:
+            line["is_best"] = keep_best(progress, metrics, settings, model)
+        progress.history.append(line)
+        if state is not None:
+            write_state(state, key, progress, model, optimizer)
+        if on_epoch is not None:
+            on_epoch(line)
+    return finished(model, progress, stopped=stopped)
+
+
+def fit_epoch(
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    course: Course,
+    progress: Progress,
+    stop: Stop | None,
+) -> float | None:
+    """Goes through the pairs once; the mean loss, or None where the caller stopped."""
+    model.train()
+    total = torch.zeros((), device=batches.device)
+    for index, (a, b, ids, weights) in enumerate(batches.epoch(progress.epoch)):
+        if stop is not None and stop():
+            return None
+        step = progress.step + index
+        x, y = model(a, b)
+        hopfield = course.retrieves(step)
+        if step == 0 and hopfield:
+            warn_of_cone(x, y)
+        loss = model.loss(x, y, ids, weights, hopfield=hopfield)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if course.clip_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), course.clip_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = course.learning_rate(step)
+        optimizer.step()
+        model.objective.clamp_()
+        total += loss.detach()
+    mean = float(total) / batches.steps
+    if not math.isfinite(mean):
+        raise TrainingFailed(
+            f"epoch {progress.epoch + 1}: the loss is not finite; a lower learning rate"
+            " or clip_grad_norm may help"
+        )
+    return mean
+
+
+def out_of_patience(progress: Progress, settings: HeadSettings) -> bool:
+    """Whether too many validations in a row found nothing better."""
+    return 0 < settings.patience <= progress.stale
+
+
+def keep_best(
+    progress: Progress,
+    metrics: dict[str, float | None],
+    settings: HeadSettings,
+    model: Model,
+) -> bool:
+    """Keeps the weights if they are the best so far; whether they are."""
+    value, best = metrics[settings.best], progress.best_value
+    is_better = value is not None and (
+        best is None or (value < best if settings.best == "val_loss" else value > best)
+    )
+    progress.stale = 0 if is_better else progress.stale + 1
+    if is_better:
+        progress.best_value = value
+        progress.best = copied(model)
+    return is_better
+
+
+def finished(model: Model, progress: Progress, *, stopped: bool) -> FittedHeads:
+    """The heads of the best epoch and of the last."""
+    last = model.cpu().eval()
+    best = copy.deepcopy(last)
+    if progress.best is not None:
+        best.load_state_dict(progress.best)
+    return FittedHeads(
+        best.heads,
+        best.objective.config(),
+        progress.history,
+        last=last.heads,
+        stopped=stopped,
+    )

@@ -1,0 +1,332 @@
+"""What the loop of ``fit`` is made of: first weights, optimiser, batches, the course of
+a fit, and the judge of its epochs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob.data.order import EpochOrder, Pictures, ShardSizes
+from cloob.data.source import spread
+from cloob.data.vectors import VectorPairs, as_numbers
+from cloob.distributed import Layout
+from cloob.errors import InputError
+from cloob.functional.private import NORMS
+from cloob.heads.fitted import GALLERY, Rows, finite, recalls, vary_unlike
+from cloob.heads.head import Head
+from cloob.heads.settings import USUAL_DIM, HeadSettings
+from cloob.objective import ContrastiveObjective, make_objective
+from cloob.objective.batch import cone_notice, mean_cosine
+
+logger = logging.getLogger(__name__)
+
+N_FITTED = 32_768  # rows that standardise a side, at most
+N_FITTED_NUMBERS = 1 << 24  # and numbers of a side
+SHARE_OF_DEVICE = 0.5  # of its free memory, that the rows may take
+
+
+class Model(nn.Module):
+    """Two heads, and the objective that brings their rows together."""
+
+    def __init__(self, a: Head, b: Head, objective: ContrastiveObjective) -> None:
+        super().__init__()
+        self.a, self.b, self.objective = a, b, objective
+
+    @property
+    def heads(self) -> tuple[Head, Head]:
+        return self.a, self.b
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit rows of both sides."""
+        return F.normalize(self.a(a), dim=1), F.normalize(self.b(b), dim=1)
+
+    def loss(
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        weights: Tensor | None = None,
+        *,
+        hopfield: bool,
+    ) -> Tensor:
+        """The 0-d loss of unit rows; it waits for no device and checks no value."""
+        layout = Layout((len(x),))
+        more = {} if weights is None else {"weights": weights}
+        value: Tensor = self.objective(
+            x, y, ids=ids, hopfield=hopfield, trusted=layout, **more
+        )
+        return value
+
+
+def fit_batch(settings: HeadSettings, pairs: VectorPairs) -> HeadSettings:
+    """The settings with a batch size: of few pairs, 16 to 32 steps an epoch."""
+    n = n_anchors(pairs)
+    size = settings.batch_size
+    if not size:
+        power = 1 << max(n // 16, 1).bit_length() - 1
+        size = max(2, min(n, 256, max(8, power)))
+    if n < 2 or size > n:
+        needed = "2 or more are needed" if n < 2 else f"batch_size is {size}"
+        raise InputError(f"{pairs.name}: {n:,} training pairs; {needed}")
+    if len(np.unique(pairs.ids)) < 2:
+        raise InputError(f"{pairs.name}: all pairs have one id, so none is a negative")
+    return settings.override(batch_size=size)
+
+
+def n_anchors(pairs: VectorPairs) -> int:
+    """Pairs of an epoch: a row of a that has several partners counts once."""
+    return len(np.unique(pairs.rows[:, 0]))
+
+
+def objective_of(settings: HeadSettings) -> ContrastiveObjective:
+    """The member with its scales."""
+    try:
+        return make_objective(settings.objective, **settings.given_scales())
+    except (ValueError, TypeError) as error:
+        raise InputError(f"objective {settings.objective!r}: {error}") from error
+
+
+def new_heads(pairs: VectorPairs, settings: HeadSettings) -> tuple[Head, Head]:
+    """Heads whose first weights depend on the seed alone, not yet standardised."""
+    width = settings.embed_dim or USUAL_DIM
+    kind = settings.head or "mlp"
+    dropout = 0.1 if settings.dropout is None else settings.dropout
+    ways = ways_of(pairs, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)
+        first = Head(pairs.a.shape[1], width, kind, dropout, ways[0])
+        second = Head(pairs.b.shape[1], width, kind, dropout, ways[1])
+    return first, second
+
+
+def fresh_heads(pairs: VectorPairs, settings: HeadSettings) -> tuple[Head, Head]:
+    """New heads, standardised by the training pairs, or by 32,768 evenly spread ones
+    (fewer wide ones).
+    """
+    heads = new_heads(pairs, settings)
+    rows = sampled(pairs)
+    for head, side, name in zip(heads, (rows.a, rows.b), "ab", strict=True):
+        if bool((side == side[0]).all()):
+            logger.warning(
+                "all rows of %s are equal: nothing can be learned from them", name
+            )
+        head.fit(side)
+    return heads
+
+
+def sampled(pairs: VectorPairs) -> Rows:
+    """The rows that standardise."""
+    widest = max(pairs.a.shape[1], pairs.b.shape[1])
+    return Rows.of(pairs, max(2, min(N_FITTED, N_FITTED_NUMBERS // widest)))
+
+
+def ways_of(pairs: VectorPairs, settings: HeadSettings) -> list[Any]:
+    """How both sides are standardised."""
+    if settings.standardise != "auto":
+        return [settings.standardise] * 2
+    rows = sampled(pairs)
+    ways = []
+    for side, name in ((rows.a, "a"), (rows.b, "b")):
+        some = side[:: -(-len(side) // 4096)].double()
+        is_unlike = vary_unlike(some.var(0, unbiased=False))
+        ways.append("column" if is_unlike else "one")
+        if is_unlike:
+            logger.info(
+                "columns of %s vary unlike: they are divided by their spreads"
+                " (--standardise one: all alike)",
+                name,
+            )
+    return ways
+
+
+def adamw(
+    model: nn.Module, settings: HeadSettings, device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW, whose decay is for matrices alone."""
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for owner in model.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            decays = parameter.ndim >= 2 and not isinstance(owner, NORMS)
+            (decaying if decays and name != "bias" else others).append(parameter)
+    groups = [
+        {"params": decaying, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+class Course:
+    """What holds at a step: the learning rate, and whether the objective retrieves."""
+
+    def __init__(self, settings: HeadSettings, steps_per_epoch: int) -> None:
+        self.total = settings.epochs * steps_per_epoch
+        self.clip_grad_norm = settings.clip_grad_norm
+        self.warmup = settings.warmup
+        if self.warmup is None:
+            self.warmup = min(2000, self.total // 10)
+        self._peak, self._schedule = settings.lr, settings.schedule
+        self._retrieves_from = settings.retrieval_from * self.total
+        self._can_retrieve = settings.retrieves
+        if self.warmup > self.total:
+            logger.warning(
+                "a warm-up of %d steps is longer than this run of %d",
+                self.warmup,
+                self.total,
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """Linear to the peak over the warm-up, then the peak or half a cosine to 0."""
+        assert self.warmup is not None
+        if step < self.warmup:
+            return self._peak * (step + 1) / self.warmup
+        if self._schedule == "constant":
+            return self._peak
+        progress = (step - self.warmup) / max(1, self.total - self.warmup)
+        return self._peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+    def retrieves(self, step: int) -> bool:
+        """Whether the objective retrieves at a step."""
+        return self._can_retrieve and step >= self._retrieves_from
+
+
+class Batches:
+    """The batches of an epoch; the rows stay on a GPU where they fit."""
+
+    def __init__(
+        self, pairs: VectorPairs, settings: HeadSettings, device: torch.device
+    ) -> None:
+        self.pairs, self.device, self._seed = pairs, device, settings.seed
+        self._size = settings.batch_size
+        _, first, which = np.unique(
+            pairs.rows[:, 0], return_index=True, return_inverse=True
+        )
+        self._partners: Pictures | None = None
+        if len(first) < len(pairs):
+            self._partners = Pictures(first[which], [len(pairs)])
+        self._order = EpochOrder([ShardSizes((len(first),))], seed=settings.seed)
+        self.steps = len(first) // self._size
+        self._resident = resident(pairs, device)
+
+    def epoch(
+        self, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """Rows of a, of b, ids, and weights or None; what is left over is another
+        epoch's.
+        """
+        order = self._order.epoch(epoch)
+        for step in range(self.steps):
+            places = order(np.arange(step * self._size, (step + 1) * self._size))
+            if self._partners is not None:
+                drawn = (
+                    self._partners.row(place, self._seed, epoch)
+                    for place in places.tolist()
+                )
+                places = np.fromiter(drawn, np.int64)
+            yield self._rows(places)
+
+    def _rows(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        if self._resident is not None:
+            a, b, ids, weights = self._resident
+            rows = torch.from_numpy(self.pairs.rows[places]).to(self.device)
+            some = torch.from_numpy(places).to(self.device)
+            few = None if weights is None else weights[some]
+            return a[rows[:, 0]], b[rows[:, 1]], ids[some], few
+        batch = self.pairs.batch(places)
+        few = None
+        if self.pairs.weights is not None:
+            few = torch.from_numpy(self.pairs.weights[places]).float().to(self.device)
+        a, b, ids = (to_device(rows, self.device) for rows in batch)
+        return a, b, ids, few
+
+
+def resident(
+    pairs: VectorPairs, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
+    """All rows, ids and weights on a GPU, if they fit; else None."""
+    if device.type != "cuda":
+        return None
+    sides = pairs.a, pairs.b
+    if any(hasattr(side, "toarray") for side in sides):
+        return None
+    n_bytes = sum(side.shape[0] * side.shape[1] * 8 for side in sides)
+    if n_bytes > SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
+        return None
+    a, b = (as_numbers(np.asarray(side)).to(device) for side in sides)
+    weights = None
+    if pairs.weights is not None:
+        weights = torch.from_numpy(pairs.weights).float().to(device)
+    return a, b, torch.from_numpy(pairs.ids).to(device), weights
+
+
+def to_device(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows there; Apple's GPUs have no float64."""
+    if device.type == "mps" and rows.dtype == torch.float64:
+        rows = rows.float()
+    return rows.to(device)
+
+
+class Judge:
+    """How good heads are on held-out pairs, which are read once."""
+
+    def __init__(
+        self, held_out: VectorPairs, settings: HeadSettings, device: torch.device
+    ) -> None:
+        self._size = settings.batch_size
+        rows = Rows.of(held_out)
+        self._rows = Rows(*(to_device(side, device) for side in rows))
+        places = torch.tensor(spread(len(rows.ids), GALLERY))
+        self._gallery = Rows(*(side[places.to(device)] for side in self._rows))
+
+    @torch.no_grad()
+    def __call__(self, model: Model, *, hopfield: bool) -> dict[str, float | None]:
+        """``val_loss``, the mean in batches of the training's size, and ``val_recall``,
+        that at 1, 5 and 10 in both directions among 10,000 pairs at most.
+        """
+        model.eval()
+        total, n = 0.0, 0
+        for start in range(0, len(self._rows.ids), self._size):
+            a, b, ids = (side[start : start + self._size] for side in self._rows)
+            if len(ids) < 2:
+                continue
+            x, y = model(a, b)
+            loss = model.loss(x, y, ids, hopfield=hopfield)
+            total += len(ids) * float(loss)
+            n += len(ids)
+        recall = float(recalls(model.heads, self._gallery).mean())
+        return {"val_loss": finite(total / n) if n else None, "val_recall": recall}
+
+
+@contextlib.contextmanager
+def seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws what (seed, epoch) says; its generators stay as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        yield
+
+
+def warn_of_cone(x: Tensor, y: Tensor) -> None:
+    """Tells of rows so alike that retrieval can do little with them."""
+    notice = cone_notice(float(mean_cosine(x.detach(), y.detach())))
+    if notice:
+        logger.warning(
+            "step 1: %s; centre and scale what comes in, let it join later"
+            " (retrieval_from), or take the objective infoloob",
+            notice,
+        )

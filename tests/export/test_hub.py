@@ -1,0 +1,82 @@
+"""Repositories of the hub, from a stand-in: what ``hf upload`` of an export leaves
+there loads as the folder does.
+"""
+
+import json
+import shutil
+
+import pytest
+from hub import StandIn
+from small_models import OBJECTIVE, same_rows
+
+from cloob import cli, load_model
+from cloob.errors import InputError
+from make import served
+from support import originals, use_hub
+
+NAME = "me/small"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub that this process reads from, with an empty cache."""
+    with served(server := StandIn()):
+        use_hub(monkeypatch, server.address, tmp_path / "hub-cache")
+        yield server
+
+
+def offer(hub, folder):
+    """A repository with the files of a folder."""
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    hub.repositories[NAME] = files
+    return files
+
+
+def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(
+    hub, exported, small, tmp_path, monkeypatch
+):
+    from transformers import CLIPModel
+
+    folder = shutil.copytree(exported, tmp_path / "clip")
+    (folder / "model.safetensors").unlink()
+    CLIPModel.from_pretrained(exported).save_pretrained(folder, max_shard_size="1MB")
+    assert not (folder / "model.safetensors").exists()
+    assert "open_clip_config.json" not in offer(hub, folder)
+    original, here = (
+        load_model(small, device="cpu"),
+        load_model(f"hf-hub:{NAME}", device="cpu"),
+    )
+    assert here.name == f"hf-hub:{NAME}" and here.objective_config == OBJECTIVE
+    same_rows(here, original)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), original)
+
+
+def test_a_repository_that_asks_for_code_is_refused_before_any_weight_is_fetched(
+    hub, exported
+):
+    files = offer(hub, exported)
+    files["config.json"] = json.dumps(
+        json.loads(files["config.json"]) | {"auto_map": {"AutoModel": "evil.M"}}
+    ).encode()
+    with pytest.raises(InputError, match="auto_map asks for Python code"):
+        load_model(f"hf-hub:{NAME}")
+    assert not [request for request in hub.requests if "model.safetensors" in request]
+
+
+@pytest.mark.parametrize("source", ["small", "crowsonkb/full_vocab/slim.pkl"])
+def test_a_repository_of_a_model_folder_is_read_as_the_folder(
+    hub, small, source, tmp_path
+):
+    """Towers of open_clip's, and others."""
+    source = small if source == "small" else originals(source)
+    folder = tmp_path / "folder"
+    words = ["export", str(source), "--to", "cloob", "--out", str(folder)]
+    assert cli.main(words) == 0
+    offer(hub, folder)
+    here = load_model(f"hf-hub:{NAME}", device="cpu")
+    same_rows(here, load_model(source, device="cpu"))

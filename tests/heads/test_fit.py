@@ -1,0 +1,241 @@
+"""The loop against a plain one; resumption, the best epoch, batches; what is chosen."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from views import pairs_of, views
+
+from cloob.data.order import EpochOrder, ShardSizes
+from cloob.errors import InputError, TrainingFailed
+from cloob.heads import choose as choosing
+from cloob.heads.choose import choose, crossed
+from cloob.heads.fit import fit
+from cloob.heads.fitted import Rows, recalls
+from cloob.heads.head import unit_rows
+from cloob.heads.parts import fresh_heads
+from cloob.heads.settings import HeadSettings
+from support import raises
+
+PLAIN = HeadSettings(
+    "infoloob", inv_tau=10.0, embed_dim=16, epochs=4, batch_size=32, device="cpu"
+)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(epoch):
+    def on_epoch(line):
+        if line["epoch"] == epoch:
+            raise Killed
+
+    return on_epoch
+
+
+def same(one, other):
+    states = [[h.state_dict() for h in fitted.heads] for fitted in (one, other)]
+    return all(
+        torch.equal(x[key], y[key]) for x, y in zip(*states, strict=True) for key in x
+    )
+
+
+def numbers(fitted):
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in fitted.history
+    ]
+
+
+def test_it_is_a_plain_loop_of_torch():
+    """Losses of every epoch by twenty lines from the formula of AdamW and InfoLOOB."""
+    pairs = pairs_of(*views(150), labels=[f"{i // 2}" for i in range(150)])
+    settings = PLAIN.override(dropout=0.0, schedule="constant", warmup=0, patience=0)
+    heads = fresh_heads(pairs, settings)
+    weights = [p for head in heads for p in head.parameters()]
+    matrices = {"params": [p for p in weights if p.ndim > 1], "weight_decay": 0.1}
+    others = {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([matrices, others], lr=1e-3)
+    expected = []
+    for epoch in range(4):
+        order = EpochOrder([ShardSizes((150,))], 0).epoch(epoch)(np.arange(150))
+        losses = []
+        for places in np.split(order[:128], 4):
+            a, b, ids = pairs.batch(places)
+            x, y = F.normalize(heads[0](a), dim=1), F.normalize(heads[1](b), dim=1)
+            logits = 10.0 * x @ y.T
+            negative = ids[:, None] != ids
+            loss = torch.zeros(())
+            for side in (logits, logits.T):
+                rest = side.masked_fill(~negative, -torch.inf).logsumexp(1)
+                loss = loss + (rest - side.diagonal()).mean() / 10.0
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        expected.append(np.mean(losses))
+    found = [line["loss"] for line in fit(pairs, None, settings).history]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_killed_fit_goes_on_bit_for_bit(epoch, tmp_path):
+    pairs, held_out = pairs_of(*views(200)).split(0.2)
+    settings = PLAIN.override(objective="cloob", inv_tau=None)
+    whole = fit(pairs, held_out, settings)
+    torch.rand(3)  # whatever else draws numbers
+    state = tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        fit(pairs, held_out, settings, state=state, on_epoch=killed_after(epoch))
+    again = fit(pairs, held_out, settings, state=state)
+    assert same(whole, again) and numbers(whole) == numbers(again)
+    other = fit(pairs, held_out, settings.override(seed=1), state=state)
+    assert same(other, fit(pairs, held_out, settings.override(seed=1)))
+    state.write_bytes(state.read_bytes()[:1000])
+    assert same(whole, fit(pairs, held_out, settings, state=state))
+
+
+def test_a_longer_fit_goes_on_and_a_stopped_one_says_so(tmp_path):
+    pairs = pairs_of(*views(100))
+    settings, state = PLAIN.override(patience=0), tmp_path / "state.pt"
+    assert len(fit(pairs, None, settings, state=state).history) == 4
+    longer = fit(pairs, None, settings.override(epochs=6), state=state)
+    assert [line["epoch"] for line in longer.history] == [1, 2, 3, 4, 5, 6]
+    calls = iter([False] * 4)
+    stopped = fit(pairs, None, settings, stop=lambda: next(calls, True))
+    assert stopped.stopped and [line["epoch"] for line in stopped.history] == [1]
+
+
+def test_the_best_epoch_is_the_one_with_the_best_recall():
+    pairs, held_out = pairs_of(*views(300, noise=1.5)).split(0.3)
+    fitted = fit(pairs, held_out, PLAIN.override(epochs=30, lr=0.03, patience=3))
+    found = [line["val_recall"] for line in fitted.history]
+    best = int(np.argmax(found))
+    assert fitted.best_epoch == best + 1 and len(found) == best + 4 < 30
+    judge = Rows.of(held_out)
+    assert float(recalls(fitted.heads, judge).mean()) == pytest.approx(found[best])
+    assert float(recalls(fitted.last, judge).mean()) == pytest.approx(found[-1])
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 1e7, lambda x: x * 1e-30])
+def test_offset_and_unit_of_float64_change_nothing(change):
+    a, b = views(300)
+    fitted = []
+    for side in (a, change(a)):
+        pairs, held_out = pairs_of(side, b).split(0.2)
+        fitted.append(fit(pairs, held_out, PLAIN))
+    found = [line["val_recall"] for line in fitted[0].history]
+    moved = [line["val_recall"] for line in fitted[1].history]
+    assert found[-1] > 0.3 and moved == pytest.approx(found, abs=0.02)
+
+
+def test_groups_are_held_out_whole_and_stay_negatives():
+    a, b = views(200)
+    pairs = pairs_of(a, b)
+    groups = np.arange(200) // 10
+    rest, held_out = dataclasses.replace(pairs, groups=groups).split(0.2)
+    assert len(held_out) == 40 and not {*rest.groups} & {*held_out.groups}
+    assert len(np.unique(held_out.ids)) == 40
+    settings = PLAIN.override(patience=0)
+    alone = fit(dataclasses.replace(rest, groups=None), None, settings)
+    assert numbers(fit(rest, None, settings)) == numbers(alone)
+
+
+def test_what_does_not_go_is_one_line():
+    pairs = pairs_of(*views(20))
+    raises(InputError, "20 training pairs; batch_size is 32", fit, pairs, None, PLAIN)
+    loud = PLAIN.override(batch_size=10, lr=1e30, warmup=0, schedule="constant")
+    raises(TrainingFailed, "the loss is not finite", fit, pairs, None, loud)
+    raises(InputError, "no held-out pairs; give some", choose, pairs, None)
+    raises(
+        InputError, "unknown key 'epoch'; did you mean epochs", PLAIN.override, epoch=1
+    )
+    raises(InputError, "beta is 3.0; it must be left out", PLAIN.override, beta=3)
+    raises(InputError, "lr is -1.0; it must be a positive", PLAIN.override, lr=-1)
+    raises(
+        InputError, "epochs is 1.5; it must be an integer", PLAIN.override, epochs=1.5
+    )
+
+
+AUTO = HeadSettings(epochs=6, lr=1e-2, batch_size=50, device="cpu")
+
+
+def split_views(n=500, seed=0):
+    a, b = views(n, seed=seed, noise=0.5)
+    return pairs_of(a, np.tanh(b)).split(0.1)
+
+
+def test_all_are_tried_and_what_finds_most_is_joined(caplog):
+    caplog.set_level(logging.INFO, "cloob.heads")
+    pairs, held_out = split_views()
+    lines = []
+    fitted = choose(pairs, held_out, AUTO, on_epoch=lines.append)
+    choice = fitted.decisions["objective"]
+    tried = [(line["objective"], line["standardise"]) for line in choice["trials"]]
+    assert tried[:3] == [("cca", None), ("infoloob", "one"), ("infoloob", "column")]
+    assert [name for name, _ in tried[3:]] == ["clip", "siglip", "cloob"]
+    assert choice["clear"] == (choice["difference"][1] > 0)
+    assert lines == fitted.history  # no trial's
+    joined = fitted.decisions["joined"]
+    best = max(line["val_recall"] for line in fitted.history)
+    assert joined["is_taken"] and joined["recall"] > best
+    judge = Rows.of(held_out)
+    assert float(recalls(fitted.heads, judge).mean()) == pytest.approx(joined["recall"])
+    assert "joined: " in caplog.text
+
+
+def test_members_are_fitted_exactly_as_long_as_the_first_took(monkeypatch):
+    lengths = []
+
+    def counting(pairs, held_out, settings, **how):
+        fitted = fit(pairs, held_out, settings, **how)
+        lengths.append((settings.seed, settings.epochs, len(fitted.history)))
+        return fitted
+
+    monkeypatch.setattr(choosing, "fit", counting)
+    pairs, held_out = split_views()
+    settings = AUTO.override(
+        objective="clip", members=3, val_every=2, epochs=8, embed_dim=16
+    )
+    fitted = choose(pairs, held_out, settings)
+    best = fitted.best_epoch
+    assert lengths[1:] == [(1, best, best), (2, best, best)]
+    rows = unit_rows(fitted.heads[0], torch.zeros(1, 12))
+    assert rows.shape == (1, 16)
+
+
+@pytest.mark.parametrize("epoch", [1, 4])
+def test_a_killed_choice_goes_on_bit_for_bit(epoch, tmp_path):
+    pairs, held_out = split_views(300)
+    whole = choose(pairs, held_out, AUTO)
+    with pytest.raises(Killed):
+        choose(pairs, held_out, AUTO, folder=tmp_path, on_epoch=killed_after(epoch))
+    again = choose(pairs, held_out, AUTO, folder=tmp_path)
+    assert same(whole, again) and numbers(whole) == numbers(again)
+    assert whole.decisions == again.decisions
+
+
+@pytest.mark.parametrize("objective", ["cca", "infoloob", "auto"])
+def test_refit_sees_all_pairs_and_reports_what_was_before(objective):
+    pairs, held_out = split_views(300)
+    plain = choose(pairs, held_out, AUTO.override(objective=objective))
+    again = choose(pairs, held_out, AUTO.override(objective=objective, refit=True))
+    assert numbers(plain) == numbers(again) and not same(plain, again)
+    assert "300 pairs, 30 of them held out" in again.decisions["refit"]
+    judge = Rows.of(held_out)
+    before, after = (recalls(f.heads, judge).mean() for f in (plain, again))
+    assert after >= before  # they were trained on
+
+
+def test_gains_are_those_of_ids_that_did_not_choose():
+    """The second is better on even ids alone, the third on odd ones: what half of them
+    chooses loses on the other.
+    """
+    even, odd = torch.tensor([1.0, 0.0]).repeat(50), torch.tensor([0.0, 1.0]).repeat(50)
+    usual = torch.full((100,), 0.5)
+    assert crossed([usual, even, odd])[0] == -0.5
+    assert crossed([usual, usual + 0.25])[0] == 0.25

@@ -1,0 +1,18 @@
+"""Two views of a hidden cause, for tests of heads."""
+
+import numpy as np
+
+from cloob.data.vectors import usable_pairs
+
+
+def views(n, widths=(12, 8), seed=0, noise=0.3):
+    rng = np.random.default_rng(seed)
+    cause = rng.normal(size=(n, 5))
+    return tuple(
+        cause @ rng.normal(size=(5, width)) + noise * rng.normal(size=(n, width))
+        for width in widths
+    )
+
+
+def pairs_of(a, b, labels=None):
+    return usable_pairs(("a", "b"), "a and b", a, b, labels)
