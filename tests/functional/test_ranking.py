@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from cloob.functional import geometry as g
 from cloob.functional import ranking as r
 from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
+from paper_loops import count_flops
 from paper_loops import unit as rows
 
 
@@ -119,6 +120,31 @@ def test_mutual_ranks_are_both_directions_and_groups_their_pairs_spelt_out(
     assert [
         found.tolist() for found in r.mutual_ranks(x, y, pairs, chunk, group)
     ] == expected
+
+
+@settings(max_examples=40)
+@given(
+    ids=st.lists(st.integers(-3, 9), min_size=1, max_size=14),
+    seed=st.integers(0, 999),
+    chunk=st.integers(1, 14),
+)
+def test_mutual_ranks_of_ids_are_those_of_both_directions(ids, seed, chunk):
+    x, y, ids = rows(len(ids), 3, seed), rows(len(ids), 3, seed + 1), torch.tensor(ids)
+    for own in (ids, torch.arange(len(ids)).flip(0)):
+        both = r.mutual_ranks_of_ids(x, y, own, chunk)
+        assert torch.equal(both[0], r.ranks_of_ids(x, y, own))
+        assert torch.equal(both[1], r.ranks_of_ids(y, x, own))
+
+
+def test_distinct_ids_are_ranked_in_one_sweep():
+    n, d = 40, 64
+    x, y = rows(n, d), rows(n, d, 1)
+    repeated = torch.arange(n).clamp_min(1)
+    flops = [
+        count_flops(lambda own=own: r.mutual_ranks_of_ids(x, y, own))
+        for own in (torch.arange(n), repeated)
+    ]
+    assert flops[0] < 1.1 * 2 * n * n * d < 0.6 * flops[1]
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def retrieval_ranks(
     image_of_text: Tensor | Sequence[int] | None = None,
     captions: Sequence[str] | None = None,
     *,
-    chunk: int = 4096,
+    chunk: int = ranking.CHUNK,
 ) -> RetrievalRanks:
     """The ranks of all images and texts; NaN rows are never found.
 
@@ -216,8 +216,8 @@ def vector_numbers(
     n_ids = len(torch.unique(ids))
     numbers: dict[str, Any] = {"n": len(ids), "n_ids": n_ids}
     hits = {}
-    for way, query, gallery in (("a_to_b", a, b), ("b_to_a", b, a)):
-        ranks = ranking.ranks_of_ids(query, gallery, ids)
+    both = ranking.mutual_ranks_of_ids(a, b, ids)
+    for way, ranks in zip(("a_to_b", "b_to_a"), both, strict=True):
         numbers[f"{way}_median_rank"] = ranking.median_rank(ranks)
         for k in RECALLS:
             hits[f"{way}@{k}"] = right = group_means(ranks < k, ids)

@@ -16,6 +16,8 @@ from cloob.functional.checks import as_vector
 from cloob.functional.private import full_products, outside_autocast
 from cloob.functional.streamed.tiles import blocks
 
+CHUNK = 1024
+"""Rows of a block, whose scores stay in a processor's cache."""
 UNRANKED = torch.iinfo(torch.int64).max
 """The rank of a query that has no finite score with any of its positives: no k reaches
 it.
@@ -27,7 +29,7 @@ def ranks(
     query: Tensor,
     gallery: Tensor,
     targets: Tensor | Sequence[Sequence[int]],
-    chunk: int = 4096,
+    chunk: int = CHUNK,
 ) -> Tensor:
     """(Q,) ranks of every query's best positive in the gallery by scalar product.
 
@@ -52,7 +54,7 @@ def ranks(
 
 
 def ranks_of_ids(
-    query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = 4096
+    query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = CHUNK
 ) -> Tensor:
     """(N,) ranks of every query's id among the distinct ids; the gallery keeps the
     first row of an id.
@@ -67,9 +69,21 @@ def ranks_of_ids(
     return ranks(query, gallery[first], place, chunk)
 
 
+def mutual_ranks_of_ids(
+    x: Tensor, y: Tensor, ids: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """:func:`ranks_of_ids` of x among y and of y among x, in one sweep where no id is
+    twice.
+    """
+    if len(torch.unique(ids)) < len(ids):
+        return ranks_of_ids(x, y, ids, chunk), ranks_of_ids(y, x, ids, chunk)
+    place = torch.arange(len(ids), device=x.device)
+    return mutual_ranks(x, y, torch.stack([place, place], dim=1), chunk)
+
+
 @outside_autocast
 def mutual_ranks(
-    x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096, group: Tensor | None = None
+    x: Tensor, y: Tensor, pairs: Tensor, chunk: int = CHUNK, group: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The (N,) ranks of x's positives among the (M, D) rows y and the (M,) ranks of y's
     among x, from one sweep.
@@ -135,102 +149,36 @@ def _count_ahead(
     """The ranks of the queries' positives in the gallery, and of the gallery's among
     the queries (only if ``both``).
     """
-    group = (
-        torch.arange(len(query), device=query.device)
-        if group is None
-        else group.to(query.device)
-    )
-    pairs = pairs.to(query.device)
-    _check(query, gallery, pairs, group, both)
-    # Within the rounding of half precision neighbourhoods would tie.
-    query, gallery = (
-        t if t.dtype == torch.float64 else t.float() for t in (query, gallery)
-    )
-    finite = [t.isfinite().all(1, keepdim=True) for t in (query, gallery)]
-    query, gallery = (
-        t if ok.all() else t.masked_fill(~ok, torch.nan)
-        for t, ok in zip((query, gallery), finite, strict=True)
-    )
-    block = pairs[:, 1] // chunk
-    sizes = torch.bincount(block, minlength=-(-len(gallery) // chunk)).tolist()
-    of_block = torch.split(pairs[block.argsort()], sizes)
-    cells = [
-        (rows, columns, theirs)
-        for rows in blocks(query, chunk)
-        for columns, theirs in zip(blocks(gallery, chunk), of_block, strict=True)
-    ]
-    best, best_back = (
-        rows.new_full((len(rows),), -torch.inf) for rows in (query, gallery)
-    )
-    for rows, columns, theirs in cells:
-        inside = _inside(group[rows], theirs, columns)
-        if inside is not None and int(inside.sum()) <= 4 * max(
-            inside.shape
-        ):  # few are computed one by one
-            row, column = inside.nonzero(as_tuple=True)
-            scores = (
-                (query[rows][row] * gallery[columns][column])
-                .sum(1)
-                .nan_to_num(nan=-torch.inf)
-            )
-            best[rows].scatter_reduce_(0, row, scores, "amax")
-            best_back[columns].scatter_reduce_(0, column, scores, "amax")
-        elif inside is not None:
-            scores = (
-                (query[rows] @ gallery[columns].T)
-                .nan_to_num_(nan=-torch.inf)
-                .masked_fill_(~inside, -torch.inf)
-            )
-            torch.maximum(best[rows], scores.amax(1), out=best[rows])
-            torch.maximum(best_back[columns], scores.amax(0), out=best_back[columns])
-    rounding = (
-        8 * torch.finfo(query.dtype).eps
-    )  # within which scores tie with the best positives
+    query, gallery = _comparable(query, gallery)
+    positives = _positives(query, gallery, pairs, chunk, both, group)
+    best, best_back = positives.best()
+
+    rounding = 8 * torch.finfo(query.dtype).eps  # within which scores tie with the best
     lengths, lengths_back = query.norm(dim=1), gallery.norm(dim=1)
-    least = best - rounding * lengths_back.nan_to_num(nan=0.0).max() * lengths
-    least_back = best_back - rounding * lengths.nan_to_num(nan=0.0).max() * lengths_back
-    ahead, ahead_back = (
-        torch.zeros_like(b, dtype=torch.int64) for b in (best, best_back)
-    )
-    for rows, columns, theirs in cells:
+    longest = lengths.nan_to_num(nan=0.0).max()
+    longest_back = lengths_back.nan_to_num(nan=0.0).max()
+    least = best - rounding * longest_back * lengths
+    least_back = best_back - rounding * longest * lengths_back
+    ahead = torch.zeros_like(best, dtype=torch.int64)
+    ahead_back = torch.zeros_like(best_back, dtype=torch.int64)
+    for cell, (rows, columns) in enumerate(positives.cells):
         scores = query[rows] @ gallery[columns].T
-        if (inside := _inside(group[rows], theirs, columns)) is not None:
-            scores.masked_fill_(
-                inside, torch.nan
-            )  # no negatives; NaN is ahead of nobody
-        ahead[rows] += (scores >= least[rows, None]).sum(1)
+        positives.hide(scores, cell)
+        # Counted by a product with ones, exact below 2²⁴: torch takes eight times as
+        # long to add up booleans.
+        counted = torch.ge(scores, least[rows, None], out=torch.empty_like(scores))
+        ahead[rows] += (counted @ counted.new_ones(counted.shape[1])).long()
         if both:
-            ahead_back[columns] += (scores >= least_back[None, columns]).sum(0)
-    return torch.where(best > -torch.inf, ahead, UNRANKED), torch.where(
-        best_back > -torch.inf, ahead_back, UNRANKED
+            torch.ge(scores, least_back[None, columns], out=counted)
+            ahead_back[columns] += (counted.new_ones(len(counted)) @ counted).long()
+    return (
+        torch.where(best > -torch.inf, ahead, UNRANKED),
+        torch.where(best_back > -torch.inf, ahead_back, UNRANKED),
     )
 
 
-def _inside(group: Tensor, pairs: Tensor, columns: slice) -> Tensor | None:
-    """(rows, columns) bool of a block: positives, by the rows' groups and the columns'
-    pairs; None without any.
-    """
-    present, place = torch.unique(group, return_inverse=True)
-    of = torch.searchsorted(present, pairs[:, 0].contiguous()).clamp_max(
-        len(present) - 1
-    )
-    kept = present[of] == pairs[:, 0]
-    if not kept.any():
-        return None
-    belongs = torch.zeros(
-        len(present),
-        columns.stop - columns.start,
-        dtype=torch.bool,
-        device=group.device,
-    )
-    belongs[of[kept], pairs[kept, 1] - columns.start] = True
-    inside: Tensor = belongs[place]
-    return inside
-
-
-def _check(
-    query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool
-) -> None:
+def _comparable(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 or float64, with NaN for all of a row that is not finite."""
     fit = (
         query.ndim == gallery.ndim == 2
         and query.shape[1] == gallery.shape[1]
@@ -245,17 +193,144 @@ def _check(
             "expected non-empty (Q, D) queries and a (G, D) gallery of one dtype, got"
             f" {shapes}"
         )
-    rows = torch.arange(len(gallery), device=group.device)
-    for index, place, side in (
-        (pairs[:, 0], group, "query"),
-        (pairs[:, 1], rows, "gallery row"),
+    if query.dtype != torch.float64:  # half precision would make neighbours tie
+        query, gallery = query.float(), gallery.float()
+    bad = ~query.isfinite().all(1, keepdim=True)
+    bad_back = ~gallery.isfinite().all(1, keepdim=True)
+    if bad.any() | bad_back.any():
+        query = query.masked_fill(bad, torch.nan)
+        gallery = gallery.masked_fill(bad_back, torch.nan)
+    return query, gallery
+
+
+class _Few:
+    """Positives as a list of query and gallery rows, in the order of blocks."""
+
+    def __init__(
+        self, query: Tensor, gallery: Tensor, chunk: int, row: Tensor, column: Tensor
+    ) -> None:
+        self.query, self.gallery = query, gallery
+        self.cells = _cells(query, gallery, chunk)
+        across = -(-len(gallery) // chunk)
+        cell, order = (row // chunk * across + column // chunk).sort(stable=True)
+        self.row, self.column = row[order], column[order]
+        ends = torch.arange(1, len(self.cells) + 1, device=cell.device)
+        self.ends = [0, *torch.searchsorted(cell, ends).tolist()]
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The score of every query's best positive, and of every gallery row's."""
+        best = self.query.new_full((len(self.query),), -torch.inf)
+        best_back = self.gallery.new_full((len(self.gallery),), -torch.inf)
+        at_once = max(1, (1 << 22) // max(1, self.query.shape[1]))
+        for start in range(0, len(self.row), at_once):
+            row = self.row[start : start + at_once]
+            column = self.column[start : start + at_once]
+            scores = (self.query[row] * self.gallery[column]).sum(1)
+            scores = scores.nan_to_num(nan=-torch.inf)
+            best.scatter_reduce_(0, row, scores, "amax")
+            best_back.scatter_reduce_(0, column, scores, "amax")
+        return best, best_back
+
+    def hide(self, scores: Tensor, cell: int) -> None:
+        """Makes the positives' scores of a block NaN: ahead of nobody."""
+        rows, columns = self.cells[cell]
+        own = slice(self.ends[cell], self.ends[cell + 1])
+        row, column = self.row[own] - rows.start, self.column[own] - columns.start
+        scores[row, column] = torch.nan
+
+
+class _Many:
+    """Positives as a mask of every block, by the queries' groups."""
+
+    def __init__(
+        self, query: Tensor, gallery: Tensor, chunk: int, group: Tensor, pairs: Tensor
+    ) -> None:
+        self.query, self.gallery = query, gallery
+        self.cells = _cells(query, gallery, chunk)
+        self.group, self.pairs = group, pairs
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The score of every query's best positive, and of every gallery row's."""
+        best = self.query.new_full((len(self.query),), -torch.inf)
+        best_back = self.gallery.new_full((len(self.gallery),), -torch.inf)
+        for cell, (rows, columns) in enumerate(self.cells):
+            scores = self.query[rows] @ self.gallery[columns].T
+            scores.nan_to_num_(nan=-torch.inf)
+            scores.masked_fill_(~self._inside(cell), -torch.inf)
+            torch.maximum(best[rows], scores.amax(1), out=best[rows])
+            torch.maximum(best_back[columns], scores.amax(0), out=best_back[columns])
+        return best, best_back
+
+    def hide(self, scores: Tensor, cell: int) -> None:
+        """As :meth:`_Few.hide`."""
+        scores.masked_fill_(self._inside(cell), torch.nan)
+
+    def _inside(self, cell: int) -> Tensor:
+        """(rows, columns) bool of a block: whether they belong together."""
+        rows, columns = self.cells[cell]
+        present, place = torch.unique(self.group[rows], return_inverse=True)
+        group, column = self.pairs.unbind(1)
+        of = torch.searchsorted(present, group.contiguous()).clamp_max(len(present) - 1)
+        own = present[of] == group
+        own &= (columns.start <= column) & (column < columns.stop)
+        width = columns.stop - columns.start
+        belongs = place.new_zeros(len(present), width, dtype=torch.bool)
+        belongs[of[own], column[own] - columns.start] = True
+        inside: Tensor = belongs[place]
+        return inside
+
+
+def _cells(query: Tensor, gallery: Tensor, chunk: int) -> list[tuple[slice, slice]]:
+    return [(r, c) for r in blocks(query, chunk) for c in blocks(gallery, chunk)]
+
+
+def _positives(
+    query: Tensor,
+    gallery: Tensor,
+    pairs: Tensor,
+    chunk: int,
+    both: bool,
+    group: Tensor | None,
+) -> _Few | _Many:
+    """The positives, checked; what they say of themselves is read in two goes."""
+    q, g, device = len(query), len(gallery), query.device
+    pairs = pairs.to(device)
+    group = torch.arange(q, device=device) if group is None else group.to(device)
+    if len(pairs) == 0:
+        raise ValueError("query 0 has no positive")
+    ends = [*pairs.amin(0), *pairs.amax(0), group.max()]
+    *ranges, last_group = torch.stack(ends).tolist()
+    for low, high, size, side in (
+        (ranges[0], ranges[2], last_group + 1, "query"),
+        (ranges[1], ranges[3], g, "gallery row"),
     ):
-        size = int(place.max()) + 1
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+        if not 0 <= low <= high < size:
             raise ValueError(
-                f"targets: {side} {int(index.min())} to {int(index.max())} is out of"
-                f" range for {size}"
+                f"targets: {side} {low} to {high} is out of range for {size}"
             )
-        has = (torch.bincount(index, minlength=size) > 0)[place]
-        if not has.all() and (both or side == "query"):
-            raise ValueError(f"{side} {int((~has).nonzero()[0])} has no positive")
+
+    rows_of_group = torch.zeros(last_group + 1, dtype=torch.int64, device=device)
+    rows_of_group.index_add_(0, group, torch.ones_like(group))
+    named = torch.zeros(last_group + 1, dtype=torch.int64, device=device)
+    without = named.index_fill(0, pairs[:, 0], 1)[group] == 0
+    without_back = rows_of_group.new_zeros(g).index_fill(0, pairs[:, 1], 1) == 0
+    n_rows = rows_of_group[pairs[:, 0]]
+    facts = [n_rows.sum()]
+    for missing in (without, without_back):
+        facts += [missing.any(), missing.int().argmax()]
+    count, any_missing, first, any_back, first_back = torch.stack(facts).tolist()
+    if any_missing:
+        raise ValueError(f"query {first} has no positive")
+    if any_back and both:
+        raise ValueError(f"gallery row {first_back} has no positive")
+
+    if count > 4 * max(q, g, q * g // chunk):
+        return _Many(query, gallery, chunk, group, pairs)
+    # Every pair of a group is one of each of its rows.
+    in_groups = group.argsort(stable=True)
+    first_row = rows_of_group.cumsum(0) - rows_of_group
+    first_entry = n_rows.cumsum(0) - n_rows
+    pair = torch.repeat_interleave(n_rows, output_size=count)
+    within = torch.arange(count, device=device) - first_entry[pair]
+    row = in_groups[first_row[pairs[pair, 0]] + within]
+    return _Few(query, gallery, chunk, row, pairs[pair, 1])

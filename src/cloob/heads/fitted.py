@@ -13,7 +13,7 @@ from torch import Tensor
 from cloob.data.source import spread
 from cloob.data.vectors import VectorPairs
 from cloob.functional.bootstrap import group_means
-from cloob.functional.ranking import ranks_of_ids
+from cloob.functional.ranking import mutual_ranks_of_ids
 from cloob.heads.head import Heads, unit_rows
 
 RECALLS = (1, 5, 10)
@@ -66,7 +66,7 @@ def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
 
     Rows of one id are one answer, and any of them is right; a tie is a loss.
     """
-    both = ranks_of_ids(a, b, ids), ranks_of_ids(b, a, ids)
+    both = mutual_ranks_of_ids(a, b, ids)
     return torch.stack([group_means(ranks < k, ids) for ranks in both for k in RECALLS])
 
 

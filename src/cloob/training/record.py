@@ -24,7 +24,7 @@ from cloob.errors import TrainingFailed
 from cloob.files import write_whole
 from cloob.functional.bootstrap import group_means
 from cloob.functional.geometry import effective_eigenvalues, saturation
-from cloob.functional.ranking import mutual_ranks, ranks_of_ids, recall_at_k
+from cloob.functional.ranking import mutual_ranks, mutual_ranks_of_ids, recall_at_k
 from cloob.models.runs import SKIPPED_FILE, read_lines
 from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
 from cloob.objective.batch import cone_notice, mean_cosine
@@ -375,5 +375,5 @@ def mean_recall(
 
 def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
     """(6, distinct ids) recall at 1, 5 and 10 in both directions."""
-    both = ranks_of_ids(a, b, ids), ranks_of_ids(b, a, ids)
+    both = mutual_ranks_of_ids(a, b, ids)
     return torch.stack([group_means(ranks < k, ids) for ranks in both for k in RECALLS])
