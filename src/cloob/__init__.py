@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cloob import functional
+    from cloob.data.example import example_pairs
     from cloob.data.open import open_source
     from cloob.estimator import ContrastiveHeads
     from cloob.evaluation.suite import evaluate
@@ -39,6 +40,7 @@ __all__ = [
     "cached_backward",
     "create_model",
     "evaluate",
+    "example_pairs",
     "functional",
     "get_recipe",
     "ids",
@@ -59,6 +61,7 @@ _HOMES = {
     "cached_backward": "cloob.training.gradcache",
     "create_model": "cloob.models.towers",
     "evaluate": "cloob.evaluation.suite",
+    "example_pairs": "cloob.data.example",
     "get_recipe": "cloob.recipes",
     "ids": "cloob.functional.ids",
     "load_model": "cloob.models.load",

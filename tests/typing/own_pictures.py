@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, assert_type
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -62,6 +64,7 @@ def heads(a: Tensor, b: Tensor) -> float:
     """A head of one's own, and the estimator over two matrices."""
     assert_type(cloob.Head(4, 2).forward(a), Tensor)
     fitted = cloob.ContrastiveHeads(epochs=2).fit(a, b)
+    assert_type(cloob.example_pairs().images, npt.NDArray[np.float32])
     assert_type(fitted, cloob.ContrastiveHeads)
     return fitted.score(a, b)
 
