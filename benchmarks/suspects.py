@@ -2,8 +2,13 @@
 
 The rule is in LOG.md of 2026-11-30.
 
+    python -m benchmarks.suspects simulate [--draws N] [--out FILE]
     python -m benchmarks.suspects find --features DIR [--out FILE]
     python -m benchmarks.suspects clean --features DIR [--out FILE]
+
+`simulate`: no, 10 and 40 % wrong pairs in 100 to 2,000 of made-up and of real sets,
+from sides that hardly relate to equal ones: what `auto` would leave out, and the
+interval of the share; `table` sums it up.
 
 DIR holds the features of the frozen study (`python -m benchmarks.studies frozen run
 --cache DIR`); `chemicals` and `rdkit` give the molecules. `find`: the area under the
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -25,17 +31,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.auto import SETS, sentences
+from benchmarks.auto import SETS, recalls, sentences
 from benchmarks.frozen.data import load
 from sklearn.metrics import roc_auc_score
 
 from cloob import ContrastiveHeads
+from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.heads.suspects import suspicion
 
 RECORDS = Path(__file__).parent / "results" / "suspects" / "records.jsonl"
 Views = tuple[
     np.ndarray, np.ndarray, np.ndarray
 ]  # two matrices and the ids of the pairs
+Rows = tuple[np.ndarray, np.ndarray]
 SHARES, SEEDS = (0.0, 0.1, 0.4), (0,)
 CLEANED = [
     ("molecules", 2000),
@@ -219,17 +227,168 @@ def clean(features: Path) -> Iterator[dict[str, Any]]:
                         yield {**what, "pairs": len(some), "recall": recall}
 
 
+def gaussian(n: int, noise: float, rng: np.random.Generator) -> Rows:
+    a, mixing = rng.normal(size=(n, 32)), rng.normal(size=(32, 24))
+    return a, a @ mixing + 1.1 * noise * rng.normal(size=(n, 24))
+
+
+def saturated(n: int, noise: float, rng: np.random.Generator) -> Rows:
+    a, b = _two_sides(rng.normal(size=(n, 12)), (30, 20), noise, rng)
+    return a, np.tanh(b / 3) + 7
+
+
+def heavy_tails(n: int, noise: float, rng: np.random.Generator) -> Rows:
+    cause, mixings = rng.standard_t(3, size=(n, 16)), rng.normal(size=(2, 16, 24))
+    return tuple(cause @ mix + noise * rng.standard_t(3, (n, 24)) for mix in mixings)
+
+
+def uneven_noise(n: int, noise: float, rng: np.random.Generator) -> Rows:
+    of_pair = noise * np.exp(0.7 * rng.normal(size=(n, 1)))
+    return _two_sides(rng.normal(size=(n, 16)), (24, 24), of_pair, rng)
+
+
+def clusters(n: int, noise: float, rng: np.random.Generator) -> Rows:
+    centres = 2 * rng.normal(size=(8, 12))
+    cause = centres[rng.integers(0, 8, n)] + rng.normal(size=(n, 12))
+    a, b = _two_sides(cause, (40, 30), noise, rng)
+    return np.sign(a) * np.abs(a) ** 0.5, b
+
+
+def few_columns(n: int, noise: float, rng: np.random.Generator) -> Rows:
+    return _two_sides(rng.normal(size=(n, 4)), (8, 6), noise / 2, rng)
+
+
+def _two_sides(
+    cause: np.ndarray, widths: tuple[int, int], noise: Any, rng: np.random.Generator
+) -> Rows:
+    a, b = (
+        cause @ rng.normal(size=(cause.shape[1], width))
+        + noise * rng.normal(size=(len(cause), width))
+        for width in widths
+    )
+    return a, b
+
+
+def breast_cancer() -> Rows:
+    from sklearn.datasets import load_breast_cancer
+
+    columns = load_breast_cancer().data
+    return columns[:, :10], columns[:, 10:20]
+
+
+MADE = (gaussian, saturated, heavy_tails, uneven_noise, clusters, few_columns)
+REAL = ("halves", "numerals", "cities", "words", "factors", "breast cancer")
+SIZES, NOISES = (100, 300, 1000, 2000), (0.3, 1.0, 2.0, 4.0, 8.0)
+
+
+def real_rows(name: str, n: int, noise: float, rng: np.random.Generator) -> Rows:
+    """Rows of a real set, with noise on its columns."""
+    a, b = breast_cancer() if name == "breast cancer" else vectors(name)[:2]
+    some = rng.permutation(len(a))[:n]
+    sides = []
+    for side in (a, b):
+        rows = side[some].astype(np.float64)
+        sides.append(rows + noise * rows.std(0) * rng.normal(size=rows.shape))
+    return sides[0], sides[1]
+
+
+def recall_at_10(a: np.ndarray, b: np.ndarray) -> float:
+    """Of the second half of the pairs, by the closed form of the first."""
+    x, y = torch.from_numpy(a), torch.from_numpy(b)
+    half = len(a) // 2
+    moments = PairMoments.of(x[:half], y[:half])
+    (found,) = canonical_directions(moments, [1.0], by_column=True)
+    of_a, of_b = found.weighted(1.0)
+    rows, others = (
+        (x[half:] - moments.mean_a) @ of_a,
+        (y[half:] - moments.mean_b) @ of_b,
+    )
+    return recalls(rows, others)[1]
+
+
+def simulate(draws: int, sets: list[str]) -> Iterator[dict[str, Any]]:
+    made = {make.__name__: make for make in MADE}
+    chosen = sets or [*made, *REAL]
+    for name, n, noise, share in itertools.product(
+        chosen, SIZES, NOISES, (0.0, 0.1, 0.4)
+    ):
+        make = made.get(name) or functools.partial(real_rows, name)
+        for draw in range(draws):
+            rng = np.random.default_rng([draw, n, round(10 * noise), len(name)])
+            a, b = make(n, noise if name in made else noise / 4, rng)
+            partners = swapped(len(a), share, rng)
+            wrong = partners != np.arange(len(a))
+            recall = recall_at_10(a, b)
+            b = b[partners]
+            began = time.process_time()
+            found = suspicion(torch.from_numpy(a), torch.from_numpy(b))
+            scores = found.scores.numpy()
+            yield {
+                "set": name,
+                "pairs": len(a),
+                "noise": noise,
+                "share": share,
+                "draw": draw,
+                "recall@10": round(recall, 4),
+                "auc": float(roc_auc_score(wrong, -scores)) if share else None,
+                "left_out": found.count(),
+                "right_left_out": int(
+                    (~wrong)[scores.argsort()[: found.count()]].sum()
+                ),
+                "estimated": round(found.wrong.share, 4),
+                "interval": [round(end, 4) for end in found.wrong.interval],
+                "cpu_seconds": round(time.process_time() - began, 3),
+            }
+
+
+def simulated_table(path: Path) -> None:
+    """Prints what the criteria ask for, by the number of pairs."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    records = [line for line in lines if line["what"] == "simulate"]
+    for kind, names in (("made", [make.__name__ for make in MADE]), ("real", REAL)):
+        of_kind = [record for record in records if record["set"] in names]
+        for least, most in ((0, 150), (150, 400), (400, 1200), (1200, 10_000)):
+            of_size = [r for r in of_kind if least < r["pairs"] <= most]
+            if not of_size:
+                continue
+            clean = [r for r in of_size if not r["share"]]
+            few = np.mean([r["left_out"] <= 0.02 * r["pairs"] for r in clean])
+            print(f"{kind}, up to {most}: clean {len(clean)}, <= 2 % out {few:.3f}")
+            for share in (0.1, 0.4):
+                told = [r for r in of_size if r["share"] == share and r["auc"] >= 0.9]
+                reached = [r["left_out"] / (share * r["pairs"]) for r in told]
+                inside = np.mean([0.7 <= part <= 1.1 for part in reached])
+                nothing = np.mean([part == 0 for part in reached])
+                covered = np.mean(
+                    [r["interval"][0] <= share <= r["interval"][1] for r in told]
+                )
+                print(
+                    f"  {share:.0%} wrong, AUC >= 0.9: {len(told)} draws, left out"
+                    f" {np.mean(reached):.0%} of their number, 70 to 110 % in"
+                    f" {inside:.0%}, nothing in {nothing:.0%}, interval holds"
+                    f" {covered:.0%}"
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["find", "clean"])
-    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("what", choices=["simulate", "table", "find", "clean"])
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--sets", nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
+    if options.what == "table":
+        simulated_table(options.out)
+        return
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for record in {"find": find, "clean": clean}[options.what](options.features):
-        print(record, flush=True)
+    if options.what == "simulate":
+        records = simulate(options.draws, options.sets)
+    else:
+        records = {"find": find, "clean": clean}[options.what](options.features)
+    for record in records:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"what": options.what, **record}) + "\n")
 

@@ -8,10 +8,15 @@ x_i to its ten nearest rows y of other ids than pair j's, a pair (i, j) scores
     s(i, j) = <x_i, y_j> - (h_j(x_i) + h_i(y_j)) / 2,
 
 so that a row which is near to everything gains nothing by it (CSLS, arXiv:1710.04087).
-The given pairs score s(i, i). Pairs that are *known to be wrong* have j of another id
-and other numbers on both sides, drawn at random within the fold; they score as a wrong
-pair among the given ones does, for h leaves out the row that stands opposite, whichever
-it is. Their scores choose the ridge, and tell how many of the given pairs are wrong
+Two terms need no shared space (LEMoN, arXiv:2407.18941): the mean cosine of b_j with
+the b of the ten rows nearest to a_i, and of a_i with the a of the ten nearest to b_j.
+
+The given pairs are (i, i). Pairs that are *known to be wrong* have j of another id and
+other numbers on both sides, drawn at random within the fold; they score as a wrong pair
+among the given ones does, for what stands opposite is never among the nearest, whether
+it belongs there or not. They choose the ridge and how much LEMoN's terms count, by how
+often a given pair scores above a known wrong one; their mean and deviation are the zero
+and the unit of the scores; and they tell how many of the given pairs are wrong
 (``heads.wrong_share``).
 
 Nothing depends on where a row stands: rows are sorted by a digest of their numbers
@@ -48,6 +53,9 @@ _ROWS = 1024  # at a time
 _DRAWS = 4  # known wrong pairs for every given one
 _STEPS = 1000  # rows that are tried as a partner
 _JUDGED = 200  # given pairs that choose the ridge, if there are as many
+_LISTED = 512  # nearest rows that are kept at most
+_WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of the neighbours' terms
+_CHUNK = 1 << 16
 
 _T = TypeVar("_T")
 _Trained = PairMoments | CentredRows
@@ -110,8 +118,8 @@ def suspects(
             all scores (``cloob.heads.wrong_share``). It falls as the score rises.
 
     Returns:
-        (n,) float32 scores, between -2 and 2, or probabilities. They compare pairs of
-        one call alone.
+        (n,) float32 scores, or probabilities. 0 is the mean score of pairs that are
+        known to be wrong, 1 their deviation; scores compare pairs of one call alone.
 
     Raises:
         InputError: Shapes do not fit, a number is not finite, or there are fewer than
@@ -197,23 +205,21 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = _FOLDS) -> Sus
     checked = check_ids(ids, None, n, n, torch.device("cpu"))
     digests = _row_digests(a), _row_digests(b)
     both = digests[0] * np.uint64(0x9E3779B97F4A7C15) + digests[1]
-    group, fold_key = _number_ids(both, None if checked is None else checked[0])
+    group = _number_ids(both, None if checked is None else checked[0])
     distinct = int(group.max()) + 1 if n else 0
     if folds < 2 or distinct < 2 * folds:
         raise InputError(
             f"{counted(distinct, 'distinct ids')} in {folds} folds; 2 folds or more, of"
             " 2 ids or more, are needed"
         )
-
     order = torch.from_numpy(np.argsort(both, kind="stable"))
-    numbers = np.stack(digests).view(np.int64)
     pairs = _Pairs(
         _centred(a, order),
         _centred(b, order),
         group[order],
-        *torch.from_numpy(numbers)[:, order],
+        *torch.from_numpy(np.stack(digests).view(np.int64))[:, order],
     )
-    scored = _score_by_folds(pairs, (fold_key % folds)[order], folds)
+    scored = _score(pairs, folds)
     scores, better = torch.empty(n), torch.empty(n, dtype=torch.long)
     scores[order] = scored.given
     better[order] = order[scored.better]
@@ -234,12 +240,28 @@ class _Pairs(NamedTuple):
         return _Pairs(*(part[rows] for part in self))
 
 
-class _Scored(NamedTuple):
-    """Scores as of ``Suspicion``."""
+class _Choice(NamedTuple):
+    """Rows of a and of b that are put together."""
 
-    given: Tensor
-    known_wrong: Tensor
-    better: Tensor
+    of_a: Tensor  # (m,) int64
+    of_b: Tensor  # (m,)
+
+
+class _Scored(NamedTuple):
+    """Numbers of the given pairs and of those known to be wrong; the row of b that fits
+    a row of a best.
+    """
+
+    given: Tensor  # (n,) float32
+    known_wrong: Tensor  # (m,) float32
+    better: Tensor  # (n,) int64
+
+
+class _Near(NamedTuple):
+    """The nearest rows of every row, nearest first."""
+
+    rows: Tensor  # (n, K) int64
+    cosines: Tensor  # (n, K) float32
 
 
 def _row_digests(rows: Tensor) -> np.ndarray:
@@ -253,20 +275,17 @@ def _row_digests(rows: Tensor) -> np.ndarray:
     return digests
 
 
-def _number_ids(digests: np.ndarray, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(n,) numbers of the ids, and of what is dealt to the folds, in the order of the
-    least digest of an id's pairs.
+def _number_ids(digests: np.ndarray, ids: Tensor | None) -> Tensor:
+    """(n,) numbers of the ids, in the order of the least digest of an id's pairs.
 
-    Without ids, equal pairs are of one id. Ids that hold equal pairs are dealt to one
-    fold, so that no pair is judged by its copy.
+    Equal pairs are of one id where there are no ids, and ids whose least pairs are
+    equal are one, so that no pair is judged by its copy.
     """
     _, group = np.unique(digests if ids is None else ids.numpy(), return_inverse=True)
     least = np.full(int(group.max(initial=-1)) + 1, np.iinfo(np.uint64).max)
     np.minimum.at(least, group, digests)
-    number = np.empty(len(least), np.int64)
-    number[np.argsort(least, kind="stable")] = np.arange(len(least))
-    _, dealt = np.unique(least, return_inverse=True)
-    return torch.from_numpy(number[group]), torch.from_numpy(dealt[group])
+    _, number = np.unique(least, return_inverse=True)
+    return torch.from_numpy(number[group])
 
 
 def _centred(rows: Tensor, order: Tensor) -> Tensor:
@@ -285,24 +304,59 @@ def _centred(rows: Tensor, order: Tensor) -> Tensor:
     return wide / size if size > 0 else wide
 
 
-def _score_by_folds(pairs: _Pairs, fold: Tensor, folds: int) -> _Scored:
-    """Scores the pairs of every fold by the directions of the other folds."""
+def _score(pairs: _Pairs, folds: int) -> _Scored:
+    """Scores the given pairs, and others that are known to be wrong."""
+    fold = pairs.group % folds
     rows_of = [(fold == k).nonzero().squeeze(1) for k in range(folds)]
     parts = [pairs.take(rows) for rows in rows_of]
-    partners = [_draw_partners(part) for part in parts]
+    drawn = [_draw_known_wrong(part) for part in parts]
     others = _all_but_one(parts)
-    ridge, by_column = _choose_ridge(parts, others, partners)
+    ridge, by_column = _choose_ridge(parts, others, drawn)
 
     given = torch.empty(len(fold))
     better = torch.empty(len(fold), dtype=torch.long)
     known_wrong = []
     for k, rows in enumerate(rows_of):
         (directions,) = canonical_directions(others[k], [ridge], by_column=by_column)
-        scored = _score_fold(parts[k], others[k], directions, partners[k])
+        scored = _score_fold(parts[k], others[k], directions, drawn[k])
         given[rows] = scored.given
         better[rows] = rows[scored.better]
         known_wrong.append(scored.known_wrong)
-    return _Scored(given, torch.cat(known_wrong), better)
+
+    chosen = _Choice(
+        torch.cat([rows[part.of_a] for rows, part in zip(rows_of, drawn, strict=True)]),
+        torch.cat([rows[part.of_b] for rows, part in zip(rows_of, drawn, strict=True)]),
+    )
+    terms = [_Scored(given, torch.cat(known_wrong), better)]
+    terms += _neighbour_terms(pairs, chosen, by_column)
+    return _combine(terms)
+
+
+def _draw_known_wrong(pairs: _Pairs) -> _Choice:
+    """Pairs that are known to be wrong, some for every row.
+
+    A draw puts the rows in random order; a row's partner is the next one that differs
+    from it in id and in the numbers of both sides.
+    """
+    n = len(pairs.group)
+    generator = torch.Generator().manual_seed(0)
+    of_a, of_b = [], []
+    for _ in range(_DRAWS):
+        order = torch.randperm(n, generator=generator)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(n)
+        waiting = torch.arange(n)
+        for step in range(1, min(n, _STEPS)):
+            candidate = order[(place[waiting] + step) % n]
+            differs = torch.stack(
+                [key[candidate] != key[waiting] for key in pairs[2:]]
+            ).all(0)
+            of_a.append(waiting[differs])
+            of_b.append(candidate[differs])
+            waiting = waiting[~differs]
+            if not len(waiting):
+                break
+    return _Choice(torch.cat(of_a), torch.cat(of_b))
 
 
 def _all_but_one(parts: list[_Pairs]) -> list[_Trained]:
@@ -324,113 +378,174 @@ def _leave_one_out(parts: list[_T]) -> list[list[_T]]:
     return [[*parts[:k], *parts[k + 1 :]] for k in range(len(parts))]
 
 
-def _draw_partners(pairs: _Pairs) -> list[Tensor]:
-    """For every row some rows that are known not to belong to it; -1 where there is
-    none.
-
-    A draw puts the rows in random order; a row's partner is the next one that differs
-    from it in id and in the numbers of both sides.
-    """
-    n = len(pairs.group)
-    generator = torch.Generator().manual_seed(0)
-    partners = []
-    for _ in range(_DRAWS):
-        order = torch.randperm(n, generator=generator)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(n)
-        partner = torch.full((n,), -1)
-        waiting = torch.arange(n)
-        for step in range(1, min(n, _STEPS)):
-            candidate = order[(place[waiting] + step) % n]
-            differs = torch.stack(
-                [key[candidate] != key[waiting] for key in pairs[2:]]
-            ).all(0)
-            partner[waiting[differs]] = candidate[differs]
-            waiting = waiting[~differs]
-            if not len(waiting):
-                break
-        partners.append(partner)
-    return partners
-
-
 def _choose_ridge(
-    parts: list[_Pairs], others: list[_Trained], partners: list[list[Tensor]]
+    parts: list[_Pairs], others: list[_Trained], drawn: list[_Choice]
 ) -> tuple[float, bool]:
     """The ridge, and whether columns are standardised, by which a given pair scores
     above a known wrong one most often: in the first fold, in more where it is small.
     """
     above: dict[tuple[float, bool], float] = {}
     judged = 0
-    for part, trained, drawn in zip(parts, others, partners, strict=True):
+    for part, trained, known in zip(parts, others, drawn, strict=True):
         if judged >= _JUDGED:
             break
         judged += len(part.group)
         for by_column in (False, True):
             tried = canonical_directions(trained, _RIDGES, by_column=by_column)
             for ridge, directions in zip(_RIDGES, tried, strict=True):
-                scored = _score_fold(part, trained, directions, drawn[:1])
-                wrong = scored.known_wrong.sort().values
-                lower = torch.searchsorted(wrong, scored.given).sum()
+                scored = _score_fold(part, trained, directions, known)
                 setting = ridge, by_column
-                above[setting] = above.get(setting, 0.0) + float(lower)
+                above[setting] = above.get(setting, 0.0) + _count_above(scored)
     return max(above, key=lambda setting: above[setting])
 
 
+def _count_above(scored: _Scored) -> float:
+    """How many times a given pair scores above a known wrong one."""
+    wrong = scored.known_wrong.sort().values
+    return float(torch.searchsorted(wrong, scored.given).sum())
+
+
 def _score_fold(
-    pairs: _Pairs,
-    trained: _Trained,
-    directions: CanonicalDirections,
-    partners: list[Tensor],
+    pairs: _Pairs, trained: _Trained, directions: CanonicalDirections, known: _Choice
 ) -> _Scored:
-    """The pairs of a fold by directions that have not seen them; ``better`` counts
-    within the fold.
+    """The pairs of a fold by directions that have not seen them; all rows count within
+    the fold.
     """
     of_a, of_b = directions.weighted(1.0)
     x = F.normalize((pairs.a - trained.mean_a) @ of_a, dim=1).float()
     y = F.normalize((pairs.b - trained.mean_b) @ of_b, dim=1).float()
-    group, own = pairs.group, torch.arange(len(x))
-    cosines = (x * y).sum(1)
-    hubs_x, nearest, greatest = _neighbours(x, y, group, [group])
-    hubs_y, *_ = _neighbours(y, x, group, [group])
-    given = cosines - (hubs_x[0] + hubs_y[0]) / 2
-    better = torch.where(greatest > cosines, nearest, own)
+    group = pairs.group
+    listed = _list_length(group)
+    near_x, near_y = _find_nearest(x, y, listed), _find_nearest(y, x, listed)
+    own = torch.arange(len(x))
+    scores = []
+    for of_x, of_y in (_Choice(own, own), known):
+        hub_x = _mean_cosine(near_x, of_x, group, group[of_y])
+        hub_y = _mean_cosine(near_y, of_y, group, group[of_x])
+        scores.append((x[of_x] * y[of_y]).sum(1) - (hub_x + hub_y) / 2)
+    nearest, _ = _first_of_other_ids(near_x.rows, group, [group])
+    nearest = nearest[:, 0]
+    fits = (x * y[nearest]).sum(1) > (x * y).sum(1)
+    fits &= group[nearest] != group
+    return _Scored(scores[0], scores[1], torch.where(fits, nearest, own))
 
-    opposite = [group[partner] for partner in partners]
-    hubs_x, *_ = _neighbours(x, y, group, opposite)
-    known_wrong = []
-    for draw, partner in enumerate(partners):
-        hub_y, *_ = _neighbours(y[partner], x, group, [group])
-        wrong = (x * y[partner]).sum(1) - (hubs_x[draw] + hub_y[0]) / 2
-        known_wrong.append(wrong[partner >= 0])
-    return _Scored(given, torch.cat(known_wrong), better)
 
-
-def _neighbours(
-    queries: Tensor, rows: Tensor, group: Tensor, left_out: list[Tensor]
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """For every query the mean cosine of the nearest rows but those of one group; of
-    the first groups also the nearest row and its cosine.
-
-    Args:
-        queries: (n, D) unit rows.
-        rows: (m, D) unit rows.
-        group: (m,) groups of the rows.
-        left_out: Vectors of (n,) groups, each for a mean of its own.
+def _neighbour_terms(pairs: _Pairs, known: _Choice, by_column: bool) -> list[_Scored]:
+    """How like the two sides' neighbours are: of a row of a with the nearest other rows
+    of a, the mean cosine of its row of b with theirs; and the other way round.
     """
+    sides = []
+    for rows in (pairs.a, pairs.b):
+        spread = rows.std(0) if by_column else torch.ones_like(rows[0])
+        scaled = rows / spread.masked_fill(spread == 0, 1.0)
+        sides.append(F.normalize(scaled, dim=1).float())
+    group = pairs.group
+    own = torch.arange(len(group))
+    listed = _list_length(group)
+    terms = []
+    for side, (mine, other) in enumerate((sides, sides[::-1])):
+        near = _find_nearest(mine, mine, listed)
+        means = []
+        for chosen in (_Choice(own, own), known):
+            query, opposite = chosen[side], chosen[1 - side]
+            means.append(_mean_agreement(near.rows, other, group, query, opposite))
+        terms.append(_Scored(means[0], means[1], own))
+    return terms
+
+
+def _combine(terms: list[_Scored]) -> _Scored:
+    """The sum of the terms, in deviations of known wrong pairs from their mean; the
+    first counts fully, the others as much as tells given pairs from known wrong ones
+    best.
+    """
+    if not len(terms[0].known_wrong):
+        return terms[0]
+    standardised = []
+    for term in terms:
+        mean = term.known_wrong.mean()
+        deviation = term.known_wrong.std(correction=0)
+        deviation = deviation if deviation > 0 else torch.ones(())
+        standardised.append(
+            ((term.given - mean) / deviation, (term.known_wrong - mean) / deviation)
+        )
+    (given, known_wrong), *others = standardised
+    tried = [
+        _Scored(
+            given + weight * sum(part for part, _ in others),
+            known_wrong + weight * sum(part for _, part in others),
+            terms[0].better,
+        )
+        for weight in _WEIGHTS
+    ]
+    return max(tried, key=_count_above)
+
+
+def _list_length(group: Tensor) -> int:
+    """As many nearest rows as leave enough of other ids."""
+    largest = int(torch.bincount(group).max())
+    return min(_NEAREST + 2 * largest, _LISTED)
+
+
+def _find_nearest(queries: Tensor, rows: Tensor, count: int) -> _Near:
+    """The nearest of (m, D) unit rows for (n, D) unit queries."""
     step = max(1, -(-len(rows) // _CANDIDATES))
     candidates = torch.arange(0, len(rows), step)
-    others, of_candidates = rows[candidates].T, group[candidates]
-    count = min(_NEAREST, len(candidates))
-    means = [torch.empty(len(queries)) for _ in left_out]
-    nearest = torch.empty(len(queries), dtype=torch.long)
-    greatest = torch.empty(len(queries))
-    for part in torch.split(torch.arange(len(queries)), _ROWS):
-        cosines = queries[part] @ others
-        for place, groups in enumerate(left_out):
-            same = groups[part, None] == of_candidates
-            top = cosines.masked_fill(same, -1.0).topk(count, dim=1)
-            means[place][part] = top.values.mean(1)
-            if place == 0:
-                nearest[part] = candidates[top.indices[:, 0]]
-                greatest[part] = top.values[:, 0]
-    return means, nearest, greatest
+    others = rows[candidates].T
+    count = min(count, len(candidates))
+    found = [(part @ others).topk(count, dim=1) for part in torch.split(queries, _ROWS)]
+    return _Near(
+        torch.cat([candidates[top.indices] for top in found]),
+        torch.cat([top.values for top in found]),
+    )
+
+
+def _first_of_other_ids(
+    listed: Tensor, group: Tensor, left_out: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The first listed rows of other groups than those that are left out.
+
+    Args:
+        listed: (m, K) rows.
+        group: (n,) groups of all rows.
+        left_out: Vectors of (m,) groups.
+
+    Returns:
+        (m, k) rows, and (m, k) 1.0 where a row is of another group, else 0.0.
+    """
+    groups = group[listed]
+    same = torch.stack([groups == one[:, None] for one in left_out]).any(0)
+    places = same.byte().argsort(dim=1, stable=True)[:, :_NEAREST]
+    return listed.gather(1, places), (~same).gather(1, places).float()
+
+
+def _mean_cosine(near: _Near, query: Tensor, group: Tensor, left_out: Tensor) -> Tensor:
+    """(m,) mean cosines of some rows' nearest rows but those of a group each; where the
+    list holds no others, the last cosine.
+    """
+    means = []
+    for part in torch.split(torch.arange(len(query)), _CHUNK):
+        cosines = near.cosines[query[part]]
+        same = group[near.rows[query[part]]] == left_out[part, None]
+        place = (~same).cumsum(1)
+        chosen = (~same & (place <= _NEAREST)).float()
+        total = chosen.sum(1)
+        mean = (cosines * chosen).sum(1) / total.clamp_min(1)
+        means.append(torch.where(total > 0, mean, cosines[:, -1]))
+    return torch.cat(means)
+
+
+def _mean_agreement(
+    listed: Tensor, other: Tensor, group: Tensor, query: Tensor, opposite: Tensor
+) -> Tensor:
+    """(m,) mean cosines, on the other side, of a row that stands opposite with those of
+    the nearest rows of other ids; 0 where the list holds none.
+    """
+    means = []
+    for part in torch.split(torch.arange(len(query)), _ROWS):
+        mine, theirs = query[part], opposite[part]
+        left_out = [group[mine], group[theirs]]
+        rows, chosen = _first_of_other_ids(listed[mine], group, left_out)
+        cosines = (other[rows] @ other[theirs].unsqueeze(2)).squeeze(2)
+        total = chosen.sum(1).clamp_min(1)
+        means.append((cosines * chosen).sum(1) / total)
+    return torch.cat(means)

@@ -57,7 +57,8 @@ _SLOPE_BELOW_ONE = 0.2  # deviation of log β where it is below zero
 _MOST = 2000
 _TAILS = (0.025, 0.975)
 _CLEAR = 0.88  # right above wrong, as often: what has to be so to leave pairs out
-_NARROW = 6.0  # how far the ends of the interval may lie apart, upper by lower
+# how far the ends of the interval may lie apart: upper by lower, upper less lower
+_NARROW = 6.0, 0.3
 _CHUNK = 1 << 16
 
 
@@ -76,7 +77,8 @@ class WrongShare:
         the interval is narrow.
         """
         lower, upper = self.interval
-        return self.separation >= _CLEAR and upper <= _NARROW * lower
+        is_narrow = upper <= _NARROW[0] * lower and upper - lower <= _NARROW[1]
+        return self.separation >= _CLEAR and is_narrow
 
 
 def estimate_wrong_share(
