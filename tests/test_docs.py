@@ -434,12 +434,19 @@ def test_python_of_weights_runs(tmp_path, monkeypatch, capsys):
 def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
-    digits, suspected, used, searched, fitted = blocks(DOCS / "vectors.md", "python")
+    blocks_of_page = blocks(DOCS / "vectors.md", "python")
+    digits, suspected, used, searched, fitted, own = blocks_of_page
     exec(digits + suspected, {})
     assert {0, 2} < set(json.loads(capsys.readouterr().out))
     top, bottom = (np.load(f"{name}.npy")[:40] for name in ("top", "bottom"))
-    names = {"cells": top, "molecules": bottom, "keys": [*range(20)] * 2}
-    exec(fitted.replace("GroupKFold(5)", "GroupKFold(2)"), names)
+    names = {
+        "cells": top,
+        "molecules": bottom,
+        "keys": [*range(20)] * 2,
+        "plates": [*range(10)] * 4,
+    }
+    exec(fitted, names)
+    exec(own, names)
     assert names["search"].best_params_["objective"] in ("clip", "infoloob", "cloob")
     assert (
         names["search"].best_estimator_.get_metadata_routing().fit.requests["groups"]

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from cloob import functional
     from cloob.data.example import example_pairs
     from cloob.data.open import open_source
-    from cloob.estimator import ContrastiveHeads
     from cloob.evaluation.suite import evaluate
     from cloob.functional.ids import ids
+    from cloob.heads.arrays import fit_heads
+    from cloob.heads.estimator import ContrastiveHeads
     from cloob.heads.head import Head
+    from cloob.heads.settings import HeadSettings
     from cloob.heads.suspects import suspects
     from cloob.models.load import load_model
     from cloob.models.towers import create_model
@@ -34,6 +36,7 @@ __all__ = [
     "ContrastiveHeads",
     "ContrastiveObjective",
     "Head",
+    "HeadSettings",
     "Index",
     "TrainConfig",
     "__version__",
@@ -41,6 +44,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "example_pairs",
+    "fit_heads",
     "functional",
     "get_recipe",
     "ids",
@@ -53,15 +57,17 @@ __all__ = [
 
 # Where every name is defined.
 _HOMES = {
-    "ContrastiveHeads": "cloob.estimator",
+    "ContrastiveHeads": "cloob.heads.estimator",
     "ContrastiveObjective": "cloob.objective",
     "Head": "cloob.heads.head",
+    "HeadSettings": "cloob.heads.settings",
     "Index": "cloob.search.index",
     "TrainConfig": "cloob.training.config",
     "cached_backward": "cloob.training.gradcache",
     "create_model": "cloob.models.towers",
     "evaluate": "cloob.evaluation.suite",
     "example_pairs": "cloob.data.example",
+    "fit_heads": "cloob.heads.arrays",
     "get_recipe": "cloob.recipes",
     "ids": "cloob.functional.ids",
     "load_model": "cloob.models.load",

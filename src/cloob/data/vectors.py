@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,9 @@ _HDF5 = (".h5", ".hdf5", ".h5ad")
 _TABLES = (".csv", ".parquet")
 _SUFFIXES = (".npy", ".npz", ".safetensors", *_TABLES, *_HDF5)
 _IN_CACHE = 256  # rows that are looked at together
+_FEW_IDS = 20  # fewer would be labels, not ids
+_FEW_ROWS = 20  # of one id, in however few pairs
+logger = logging.getLogger(__name__)
 
 
 def read_matrix(spec: str) -> np.ndarray:
@@ -425,20 +429,76 @@ def usable_pairs(
             Skip(f"{spec} row {row}", "not finite", what) for row in np.flatnonzero(bad)
         ]
         rows = rows[~bad[rows[:, place]]] if bad.any() else rows
-    if labels is None:  # in no order: the finaliser of SplitMix64
-        x = rows[:, 0].astype(np.uint64) + np.uint64(1)
-        for shift, factor in (
-            (30, 0xBF58476D1CE4E5B9),
-            (27, 0x94D049BB133111EB),
-            (31, 1),
-        ):
-            x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
-        digests = (x >> np.uint64(1)).view(np.int64)
+    if labels is None:
+        digests = scattered(rows[:, 0][equal_rows(name, a, b, rows)])
     else:
-        digests = np.fromiter(
-            (id_digest(labels[row]) for row in rows[:, 0].tolist()), np.int64, len(rows)
-        )
+        of_rows = (id_digest(labels[row]) for row in rows[:, 0].tolist())
+        digests = np.fromiter(of_rows, np.int64, len(rows))
     return VectorPairs(name, a, b, rows, digests, labels, tuple(skipped))
+
+
+def scattered(numbers: np.ndarray) -> np.ndarray:
+    """Numbers in no order, one for one: the finaliser of SplitMix64."""
+    x = numbers.astype(np.uint64) + np.uint64(1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
+    return np.asarray((x >> np.uint64(1)).view(np.int64))
+
+
+def equal_rows(name: str, a: Any, b: Any, rows: np.ndarray) -> np.ndarray:
+    """(N,) the first pair whose row of a or of b is the same, itself where none is.
+
+    Where that would make one id of more than a tenth of the pairs, as rows of a few
+    whole numbers do, the rows of the side with more distinct ones count alone; where
+    these do too, none.
+    """
+    places = np.arange(len(rows))
+    of_a, of_b = row_digests(a)[rows[:, 0]], row_digests(b)[rows[:, 1]]
+    if not (has_equal(of_a) or has_equal(of_b)):
+        return places
+    more, fewer = of_a, of_b
+    if len(np.unique(of_b)) > len(np.unique(of_a)):
+        more, fewer = of_b, of_a
+    most = max(_FEW_ROWS, len(rows) // 10)
+    for columns in ([more, fewer], [more]):
+        first = linked(places, *columns)
+        if np.bincount(first).max() <= most and len(np.unique(first)) >= _FEW_IDS:
+            n_equal = int((first != places).sum())
+            if n_equal:
+                logger.info(
+                    "%s: %s of %s rows are equal to others of their side, and are one"
+                    " id with them (--ids says otherwise)",
+                    name,
+                    f"{n_equal:,}",
+                    f"{len(rows):,}",
+                )
+            return first
+    logger.info("%s: rows are so often equal that every pair is an id", name)
+    return places
+
+
+def has_equal(digests: np.ndarray) -> bool:
+    """Whether a number is there twice."""
+    ordered = np.sort(digests)
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
+def row_digests(side: Any) -> np.ndarray:
+    """(n,) uint64 digests of the rows of a matrix, equal for equal bytes."""
+    draws = np.random.PCG64(0)
+    factors = np.zeros(0, np.uint64)
+    parts = []
+    for start in range(0, side.shape[0], _IN_CACHE):
+        some = side[start : start + _IN_CACHE]
+        some = some.toarray() if hasattr(some, "toarray") else np.asarray(some)
+        content = np.ascontiguousarray(some).view(np.uint8)
+        content = np.pad(content, ((0, 0), (0, -content.shape[1] % 8)))
+        words = content.view(np.uint64)
+        if not len(factors):
+            factors = np.asarray(draws.random_raw(words.shape[1])) | np.uint64(1)
+        mixed = words ^ (words >> np.uint64(32))
+        parts.append((mixed * factors).sum(1, dtype=np.uint64))
+    return np.concatenate(parts)
 
 
 def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:

@@ -1,0 +1,326 @@
+"""Two heads as an estimator in the convention of scikit-learn's
+``cross_decomposition``: a face over ``fit_heads``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from cloob.distributed import resolve_device
+from cloob.errors import InputError
+from cloob.heads.arrays import fit_heads, pairs_of
+from cloob.heads.fitted import recalls_of_ids
+from cloob.heads.settings import HeadSettings
+from cloob.models.aligned.model import VectorEncoder
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+
+SETTINGS = {
+    "n_components": "embed_dim",
+    "learning_rate": "lr",
+    "validation_fraction": "val_split",
+    "random_state": "seed",
+}
+"""Names of settings, by the parameters that are called otherwise."""
+ROWS = 4096  # that are compared at once
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class ContrastiveHeads(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
+    """Heads for two matrices, which bring paired rows together: ``cloob train vectors``
+    in memory.
+
+    Matrices are numpy arrays, tensors, data frames or scipy's sparse matrices. The
+    second one takes the place of the targets, so ``cross_val_score`` and
+    ``GridSearchCV`` split both.
+
+    Args:
+        objective: ``"auto"``: held-out pairs choose one, and join its heads with
+            others; else a member of the family, or ``"cca"``, linear heads in closed
+            form.
+        inv_tau: Inverse temperature of the contrast; None: 10 for InfoLOOB and CLIP, 30
+            for CLOOB.
+        beta: Inverse temperature of the Hopfield retrieval; None for the objective's.
+        learnable_inv_tau: Whether it is learned; None: as the objective does, but for
+            CLIP, where it stays.
+        members: Heads of other first weights, side by side with the closed form; None:
+            1, with ``"auto"`` 2.
+        clean: ``"auto"`` leaves out pairs that do not seem to belong together, a share
+            such as 0.2 as many of them.
+        head: ``"mlp"`` or ``"linear"``; None: ``"mlp"``.
+        n_components: Dimension of the shared space, to which joined heads are cut;
+            None: 256 a head, and no cut.
+        dropout: Before a linear head's matrix, or in an mlp's hidden layer; None: 0.1.
+        standardise: ``"column"`` divides every column by its spread, ``"one"`` all by
+            one number, ``"none"`` divides by none; ``"auto"`` chooses ``"column"`` for
+            columns of unlike units.
+        learning_rate: Peak learning rate.
+        weight_decay: AdamW's.
+        epochs: Passes over the pairs.
+        batch_size: Pairs a step; 0 fits it to their number.
+        validation_fraction: Share of the ids or groups for validation, which chooses
+            the epoch; 0: the last epoch.
+        patience: Stop after so many epochs without improvement; 0 never.
+        refit: After choosing, fit anew on all pairs. ``history_`` has the recall of
+            the held-out pairs before that.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        random_state: Seed of weights and order; with a number two fits are equal, bit
+            for bit.
+
+    Attributes:
+        encoder_: The two heads, as ``load_model`` gives them.
+        objective_: The objective's settings.
+        history_: A line of numbers per epoch.
+        decisions_: What held-out pairs chose: the closed form's ridge; with
+            ``objective="auto"`` what was tried, chosen and joined.
+        embedded_y_: (N, D) unit rows of the fitted y, which ``predict`` looks among.
+        n_features_in_: Columns of X.
+
+    Example:
+        >>> import numpy as np
+        >>> from cloob import ContrastiveHeads
+        >>> cause = np.random.default_rng(0).normal(size=(300, 4))
+        >>> X, Y = np.tanh(cause @ np.ones((4, 9))), cause**3
+        >>> heads = ContrastiveHeads("infoloob", n_components=8, epochs=2).fit(X, Y)
+        >>> x, y = heads.transform(X, Y)
+        >>> x.shape, y.shape, heads.predict(X).shape
+        ((300, 8), (300, 8), (300,))
+    """
+
+    objective: str = "auto"
+    _: dataclasses.KW_ONLY
+    inv_tau: float | None = None
+    beta: float | None = None
+    learnable_inv_tau: bool | None = None
+    members: int | None = None
+    clean: str | float | None = None
+    head: Literal["linear", "mlp"] | None = None
+    n_components: int | None = None
+    dropout: float | None = None
+    standardise: Literal["auto", "column", "one", "none"] = "auto"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    epochs: int = 60
+    batch_size: int = 0
+    validation_fraction: float = 0.1
+    patience: int = 5
+    refit: bool = True
+    device: str = "auto"
+    random_state: int | np.random.RandomState | None = None
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        ids: Any = None,
+        groups: Any = None,
+        sample_weight: Any = None,
+    ) -> Self:
+        """Fits the heads.
+
+        Args:
+            X: (N, F) numbers.
+            y: (N, F') numbers; row i belongs to row i of X. A vector is a matrix of one
+                column.
+            ids: (N,) integers or texts: rows of one id are one sample. They are no
+                negatives of each other, any of them is a right answer, and they are
+                held out together. None: equal rows of a side are one.
+            groups: (N,) integers or texts: rows of one group (patient, plate, week) are
+                held out together, and are negatives and answers as any others.
+            sample_weight: (N,) numbers of 0 or more, how much every pair counts.
+
+        Raises:
+            ValueError: A matrix or a parameter is not right.
+            TrainingFailed: The loss is not finite.
+        """
+        X = validate_data(
+            self, _array(X), accept_sparse="csr", order="C", ensure_min_samples=4
+        )
+        Y = _second(y)
+        check_consistent_length(X, Y, ids, groups, sample_weight)
+        with _own_names():
+            fitted = fit_heads(
+                X,
+                Y,
+                ids,
+                self.validation_fraction,
+                self._settings(),
+                groups=groups,
+                weights=sample_weight,
+            )
+        objective = fitted.objective
+        encoder = VectorEncoder(*fitted.heads, objective)
+        self.encoder_: Any = encoder.to(resolve_device(self.device)).eval()
+        self.objective_ = objective
+        self.history_ = fitted.history
+        self.decisions_ = fitted.decisions
+        self.embedded_y_: Any = _encoded(self.encoder_.encode_b, Y).numpy()
+        self._n_features_out = self.encoder_.embed_dim
+        return self
+
+    def transform(self, X: Any, y: Any = None) -> Any:
+        """The (N, D) float32 unit rows of X; with y a tuple of those of both, with X
+        None those of y alone.
+        """
+        check_is_fitted(self)
+        if X is None and y is not None:
+            return _encoded(self.encoder_.encode_b, _second(y)).numpy()
+        of_x = _encoded(self.encoder_.encode_a, self._checked(X)).numpy()
+        if y is None:
+            return of_x
+        return of_x, _encoded(self.encoder_.encode_b, _second(y)).numpy()
+
+    def predict(self, X: Any, y: Any = None) -> Any:
+        """(N,) int64: the row of the fitted y, or of the one that is given, that is
+        nearest to every row of X.
+        """
+        check_is_fitted(self)
+        rows = _encoded(self.encoder_.encode_a, self._checked(X))
+        if y is not None:
+            gallery = _encoded(self.encoder_.encode_b, _second(y))
+        elif self.embedded_y_ is not None:
+            gallery = torch.from_numpy(self.embedded_y_)
+        else:
+            raise ValueError("a loaded model has no fitted y; give predict one")
+        places = [(some @ gallery.T).argmax(1) for some in torch.split(rows, ROWS)]
+        return torch.cat(places).numpy()
+
+    def score_samples(self, X: Any, y: Any) -> Any:
+        """(N,) float32 cosines of paired rows: how well each pair belongs together."""
+        of_x, of_y = self.transform(X, y)
+        check_consistent_length(of_x, of_y)
+        return (of_x * of_y).sum(1)
+
+    def score(self, X: Any, y: Any, ids: Any = None) -> float:
+        """The mean of recall@1 in both directions, over ids.
+
+        Rows of one id are one answer; without ids equal rows of a side are one. Other
+        rows that score the same as the right one are ahead of it.
+        """
+        check_is_fitted(self)
+        X, Y = self._checked(X), _second(y)
+        check_consistent_length(X, Y, ids)
+        pairs = pairs_of(X, Y, ids, names=("X", "y"))
+        of_x = _encoded(self.encoder_.encode_a, X)
+        of_y = _encoded(self.encoder_.encode_b, Y)
+        found = recalls_of_ids(of_x, of_y, torch.from_numpy(pairs.ids))
+        at_one = found[[0, len(found) // 2]]
+        return float(at_one.mean())
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the heads, so that ``load_model``, ``cloob eval`` and ``cloob embed``
+        read the folder.
+        """
+        check_is_fitted(self)
+        save_model(Path(folder), self.encoder_, self.objective_)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto") -> Self:
+        """The heads of a run of ``cloob train vectors``, or of a folder that ``save``
+        wrote; ``predict`` needs a y then.
+        """
+        encoder = load_model(folder, device).eval()
+        if not isinstance(encoder, VectorEncoder):
+            raise InputError(f"{folder}: is no model of vectors")
+        heads = cls(device=device)
+        heads.encoder_ = encoder
+        heads.objective_ = encoder.objective_config
+        heads.history_, heads.decisions_ = [], {}
+        heads.embedded_y_ = None
+        heads.n_features_in_ = encoder.heads[0].options["features"]
+        heads._n_features_out = encoder.embed_dim
+        return heads
+
+    def _settings(self) -> HeadSettings:
+        values = self.get_params(deep=False)
+        for name, value in values.items():
+            if isinstance(value, np.generic):  # as of a grid
+                values[name] = value.item()
+        share = values.pop("validation_fraction")
+        values["clean"] = str(self.clean) if self.clean else None
+        values["refit"] = bool(self.refit and share)
+        values["patience"] = values["patience"] if share else 0
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        values["random_state"] = int(seed)
+        return HeadSettings(**{SETTINGS.get(k, k): v for k, v in values.items()})
+
+    def _checked(self, X: Any) -> Any:
+        return validate_data(
+            self, _array(X), reset=False, accept_sparse="csr", order="C"
+        )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.target_tags.required = tags.target_tags.multi_output = True
+        tags.transformer_tags.preserves_dtype = []  # float32 always
+        return tags
+
+
+def _array(matrix: Any) -> Any:
+    if not isinstance(matrix, Tensor):
+        return matrix
+    matrix = matrix.detach().cpu()
+    is_half = matrix.is_floating_point() and matrix.element_size() == 2
+    return (matrix.float() if is_half else matrix).numpy()
+
+
+def _second(matrix: Any) -> Any:
+    if matrix is None:
+        raise ValueError(
+            "ContrastiveHeads requires y to be passed, but the target y is None"
+        )
+    matrix = check_array(
+        _array(matrix), accept_sparse="csr", order="C", input_name="y", ensure_2d=False
+    )
+    return matrix.reshape(-1, 1) if matrix.ndim == 1 else matrix
+
+
+@contextlib.contextmanager
+def _own_names() -> Iterator[None]:
+    """Inside, an InputError calls matrices and settings as the estimator does."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        for name, setting in SETTINGS.items():
+            message = re.sub(rf"^{setting} is ", f"{name} is ", message)
+        message = re.sub(r"^a and b: ", "X and y: ", message)
+        message = re.sub(r"such as a row ", "such as X row ", message)
+        message = re.sub(r"such as b row ", "such as y row ", message)
+        message = re.sub(r"^weights", "sample_weight", message)
+        message = message.replace("give some", "give a validation_fraction")
+        raise InputError(message) from None
+
+
+def _encoded(encode: Callable[[np.ndarray], Tensor], matrix: Any) -> Tensor:
+    """The unit rows on the CPU, of four million numbers at a time."""
+    size = max(1, (1 << 22) // matrix.shape[1])
+    parts = []
+    for start in range(0, matrix.shape[0], size):
+        rows = matrix[start : start + size]
+        rows = rows.toarray() if hasattr(rows, "toarray") else rows
+        parts.append(encode(rows).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,313 @@
+"""ContrastiveHeads: what scikit-learn expects, ids and groups, scores, refit."""
+
+import pickle
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
+from sklearn.utils.estimator_checks import check_estimator
+from views import views
+
+import cloob
+from cloob import ContrastiveHeads, cli
+from cloob.heads.settings import HeadSettings
+from support import raises
+
+N = 240
+QUICK = {
+    "objective": "infoloob",
+    "n_components": 8,
+    "epochs": 8,
+    "learning_rate": 1e-2,
+    "batch_size": 60,
+    "refit": False,
+    "device": "cpu",
+    "random_state": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def matrices():
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(N, 5))
+    X = (cause @ rng.normal(size=(5, 12)) + 2).astype(np.float32)
+    Y = np.tanh(cause @ rng.normal(size=(5, 7)) / 2).astype(np.float32)
+    return X, Y, [f"M{row // 3}" for row in range(N)]
+
+
+def test_it_is_a_face_of_fit_heads(matrices, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    X, Y, ids = matrices
+    drawn = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    heads = ContrastiveHeads(**QUICK).fit(X, Y, ids=ids)
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == drawn  # noqa: NPY002
+    settings = HeadSettings(
+        "infoloob", embed_dim=8, epochs=8, lr=1e-2, batch_size=60, device="cpu", seed=3
+    )
+    fitted = cloob.fit_heads(X, Y, ids, settings=settings)
+    x, y = heads.transform(X, Y)
+    with torch.no_grad():
+        rows = torch.nn.functional.normalize(
+            fitted.heads[0](torch.from_numpy(X)), dim=1
+        )
+    assert np.allclose(x, rows.numpy(), atol=1e-6)
+    assert (heads.transform(None, Y) == y).all()
+    heads.save("saved")
+    np.save("x.npy", X)
+    np.save("y.npy", Y)
+    assert cli.main(["embed", "saved", "--a", "x.npy", "--out", "x-8.npz"]) == 0
+    assert (np.load("x-8.npz")["vectors"] == x).all()
+    words = ["eval", "saved", "--a", "x.npy", "--b", "y.npy", "--out", "report"]
+    assert cli.main(words) == 0
+    again = pickle.loads(pickle.dumps(heads))
+    assert (again.transform(X) == x).all()
+    assert (clone(heads).fit(X, Y, ids).transform(X) == x).all()
+    loaded = ContrastiveHeads.load("saved", "cpu")
+    assert (loaded.transform(X) == x).all() and loaded.n_features_in_ == 12
+    assert (loaded.predict(X, Y) == heads.predict(X)).all()
+    raises(ValueError, "give predict one", loaded.predict, X)
+
+
+def test_scores_are_those_of_a_plain_loop(matrices):
+    X, Y, ids = matrices
+    heads = ContrastiveHeads(**QUICK).fit(X, Y, ids=ids)
+    x, y = heads.transform(X, Y)
+    assert heads.score_samples(X, Y) == pytest.approx((x * y).sum(1), abs=1e-6)
+    assert (heads.predict(X) == (x @ y.T).argmax(1)).all()
+    assert (heads.predict(X, Y[:9]) == (x @ y[:9].T).argmax(1)).all()
+    right = [(x @ y.T).argmax(1) == range(N), (y @ x.T).argmax(1) == range(N)]
+    assert heads.score(X, Y) == pytest.approx(np.mean(right))
+    assert heads.score(X, Y) > 5 / N
+    # rows that are there twice say the same as once, and so do ids
+    assert heads.score(X.repeat(2, 0), Y.repeat(2, 0)) == heads.score(X, Y)
+    twice = np.arange(N).repeat(2)
+    jittered = X.repeat(2, 0) * (1 + 1e-6 * (np.arange(2 * N) % 2))[:, None]
+    by_ids = heads.score(jittered.astype(np.float32), Y.repeat(2, 0), ids=twice)
+    assert by_ids == pytest.approx(heads.score(X, Y), abs=0.01)
+
+
+def test_rows_that_say_nothing_score_as_chance(matrices):
+    X, Y, _ = matrices
+    heads = ContrastiveHeads(**QUICK).fit(X, Y)
+    for constant in (np.ones_like(X), np.ones_like(X) * (np.arange(N) % 2)[:, None]):
+        assert heads.score(constant.astype(np.float32), Y) <= 1 / N
+    assert heads.score(X, np.ones_like(Y)) <= 1 / N
+
+
+def test_groups_are_held_out_together_and_are_no_ids(matrices):
+    """As negatives they count: with groups as ids the whole of a group is masked."""
+    X, Y, _ = matrices
+    groups = np.arange(N) % 6
+    settings = {**QUICK, "validation_fraction": 0.34}
+    heads = ContrastiveHeads(**settings).fit(X, Y, groups=groups)
+    assert heads.history_[0]["samples_seen"] == 120  # two groups of six held out
+    as_ids = ContrastiveHeads(**settings).fit(X, Y, ids=groups)
+    assert heads.score(X, Y) > as_ids.score(X, Y) + 0.1
+
+
+def test_weights_of_zero_leave_pairs_out(matrices):
+    X, Y, _ = matrices
+    wrong = Y.copy()
+    wrong[::3] = np.roll(Y[::3], 1, 0)
+    weights = (np.arange(N) % 3 > 0).astype(float)
+    for objective in ("cca", "infoloob"):
+        heads = ContrastiveHeads(**{**QUICK, "objective": objective, "n_components": 7})
+        plain = clone(heads).fit(X, wrong).score(X, Y)
+        assert heads.fit(X, wrong, sample_weight=weights).score(X, Y) > plain + 0.05
+
+
+def test_equal_rows_of_a_side_are_one_id_and_said_once(caplog):
+    """A picture with three captions is held out with all of them."""
+    caplog.set_level("INFO", "cloob")
+    a, b = views(100, noise=1.0)
+    X, Y = a.repeat(3, 0), np.concatenate([b, b + 0.01, b - 0.01], 0)
+    Y = Y.reshape(3, 100, -1).swapaxes(0, 1).reshape(300, -1)
+    with_ids = ContrastiveHeads(**QUICK).fit(X, Y, ids=np.arange(100).repeat(3))
+    n_said = caplog.text.count("are one id with them")
+    heads = ContrastiveHeads(**QUICK).fit(X, Y)
+    assert (n_said, caplog.text.count("are one id with them")) == (0, 1)
+    assert "200 of 300 rows are equal" in caplog.text
+    assert heads.history_[0]["samples_seen"] == with_ids.history_[0]["samples_seen"]
+
+
+def test_rows_of_few_values_are_no_ids():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 5)), rng.integers(0, 3, 200)
+    heads = ContrastiveHeads(**QUICK).fit(X, y)
+    assert heads.history_[0]["samples_seen"] == 180
+
+
+@pytest.mark.parametrize("offset", [0, 1e7])
+def test_an_offset_of_float64_changes_nothing(offset):
+    a, b = views(300)
+    for objective in ("cca", "infoloob"):
+        heads = ContrastiveHeads(**{**QUICK, "objective": objective})
+        plain = heads.fit(a, b).score(a, b)
+        moved = heads.fit(a + offset, b - offset).score(a + offset, b - offset)
+        assert moved == pytest.approx(plain, abs=0.02)
+
+
+def test_refit_keeps_the_recall_of_before(matrices):
+    X, Y, _ = matrices
+    plain = ContrastiveHeads(**QUICK).fit(X, Y)
+    again = ContrastiveHeads(**{**QUICK, "refit": True}).fit(X, Y)
+    recall = [line["val_recall"] for line in plain.history_]
+    assert [line["val_recall"] for line in again.history_] == recall
+    assert again.decisions_["refit"] == "on 240 pairs, 24 of them held out"
+    assert (again.transform(X) != plain.transform(X)).any()
+
+
+def test_the_closed_form_is_an_objective(matrices, tmp_path):
+    X, Y, ids = matrices
+    heads = ContrastiveHeads("cca", random_state=0).fit(X, Y, ids=ids)
+    assert heads.objective_["closed_form"] == "cca"
+    assert heads.transform(X).shape == (N, 7)
+    heads.save(tmp_path / "saved")
+    loaded = cloob.load_model(tmp_path / "saved")
+    assert (loaded.encode_a(X).numpy() == heads.transform(X)).all()
+    blind = ContrastiveHeads("cca", validation_fraction=0, n_components=3).fit(X, Y)
+    assert blind.transform(X).shape == (N, 3)
+    assert min(heads.score(X, Y), blind.score(X, Y)) > 0.4
+    column = ContrastiveHeads("cca").fit(X, Y[:, 0])
+    assert column.transform(None, Y[:, 0]).shape == (N, 2)
+    for change, error in (
+        ({"inv_tau": 9}, "inv_tau is 9"),
+        ({"members": 2}, "members is 2"),
+        ({"n_components": 400}, "n_components is 400, but the closed form finds 7"),
+    ):
+        raises(ValueError, error, ContrastiveHeads("cca", **change).fit, X, Y)
+
+
+def test_wrong_pairs_are_left_out(matrices):
+    X, Y, _ = matrices
+    wrong = np.arange(0, N, 4)
+    swapped = Y.copy()
+    swapped[wrong] = np.roll(Y[wrong], 1, 0)
+    scores = [
+        ContrastiveHeads("cca", clean=clean, random_state=0).fit(X, swapped).score(X, Y)
+        for clean in (0, 0.25)
+    ]
+    assert scores[1] > scores[0] + 0.02
+    error = r"clean is '2\.0'; it must be auto, or a share"
+    raises(ValueError, error, ContrastiveHeads("cca", clean=2.0).fit, X, Y)
+
+
+def test_it_takes_any_matrices_and_is_searched(matrices):
+    X, Y, groups = matrices
+    X = np.where(X > 2, X, 0)
+    heads = ContrastiveHeads(**{**QUICK, "epochs": 2})
+    plain = clone(heads).fit(X, Y).transform(X)
+    forms = (
+        (torch.from_numpy(X), torch.from_numpy(Y)),
+        (pd.DataFrame(X), pd.DataFrame(Y)),
+        (sparse.csr_array(X), Y),
+    )
+    for x, y in forms:
+        heads.fit(x, y)
+        assert (heads.transform(x) == plain).all() and heads.n_features_in_ == 12
+    folds = GroupKFold(2)
+    assert len(cross_val_score(heads, X, Y, groups=groups, cv=folds)) == 2
+    objectives = {"objective": ["clip", "cloob"], "epochs": np.array([2])}
+    with config_context(enable_metadata_routing=True):
+        searched = clone(heads).set_fit_request(groups=True)
+        search = GridSearchCV(searched, objectives, cv=folds)
+        search.fit(X, Y, groups=groups)
+    name = search.best_estimator_.encoder_.make_objective().name
+    assert name == search.best_params_["objective"]
+    assert search.transform(X).shape == (N, 8)
+    raises(ValueError, "NaN", heads.fit, np.where(X > 0, X, np.nan), Y)
+    raises(ValueError, "inconsistent numbers of samples", heads.fit, X, Y[:-1])
+    large = X.astype(float) * 1e300 + 1e300
+    error = r"X and y: 240 rows of 240.*X row 0: holds NaN"
+    raises(ValueError, error, heads.fit, large, Y)
+    raises(ValueError, "must be one of", heads.set_params(objective="clop").fit, X, Y)
+
+
+def test_sparse_rows_are_never_dense_all_at_once():
+    X = sparse.random_array((16_000, 2_000), density=1e-3, format="csr", rng=0)
+    tracemalloc.start()
+    heads = ContrastiveHeads(
+        "clip",
+        head="linear",
+        n_components=2,
+        epochs=1,
+        batch_size=4096,
+        validation_fraction=0,
+        device="cpu",
+    )
+    heads.fit(X, X[:, :2].toarray())
+    assert tracemalloc.get_traced_memory()[1] < 16_000 * 2_000 * 8
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "error"),
+    [
+        ({"learning_rate": -1}, {}, "learning_rate is -1.0"),
+        ({"n_components": 1}, {}, "n_components is 1"),
+        ({"validation_fraction": 1.5}, {}, "validation_fraction is 1.5"),
+        ({"objective": "auto", "validation_fraction": 0}, {}, "give a validation"),
+        (
+            {},
+            {"ids": [None, "a", "b"] * 80},
+            "ids: row 0 has none, as have 79 others",
+        ),
+        (
+            {},
+            {"groups": [*"abc"] * 79 + [np.nan, "", "a"]},
+            "groups: row 237 has none, as have 1 others",
+        ),
+        ({}, {"ids": ["x"] * N}, "X and y: 1 id; 2 to train on"),
+        ({}, {"sample_weight": [-1.0] * N}, "sample_weight: row 0 is -1"),
+    ],
+)
+def test_errors_name_the_parameters_of_the_estimator(
+    matrices, settings, columns, error
+):
+    X, Y, _ = matrices
+    heads = ContrastiveHeads(**{**QUICK, **settings})
+    raises(ValueError, error, heads.fit, X, Y, **columns)
+
+
+# A unit row of one number is a sign, so there is no single component.
+ONE_COMPONENT = [
+    f"check_methods_{name}_invariance" for name in ("sample_order", "subset")
+]
+ONE_COMPONENT += [
+    "check_dont_overwrite_parameters",
+    "check_fit2d_1feature",
+    "check_fit2d_predict1d",
+]
+
+
+# Weights are factors of the loss: repeated rows make other batches.
+WEIGHTED = [
+    f"check_sample_weight_equivalence_on_{kind}_data" for kind in ("dense", "sparse")
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_finds_nothing_else():
+    failed = dict.fromkeys(ONE_COMPONENT, "n_components=1")
+    failed |= dict.fromkeys(WEIGHTED, "other batches")
+    heads = ContrastiveHeads("infoloob", epochs=1, n_components=4)
+    checks = check_estimator(
+        heads, expected_failed_checks=failed, on_skip=None, on_fail="raise"
+    )
+    found = {check["check_name"] for check in checks if check["status"] == "xfail"}
+    assert found == set(failed)
+
+
+def test_the_estimator_chooses_too():
+    X, Y = views(400)
+    heads = ContrastiveHeads(
+        epochs=4, n_components=20, learning_rate=1e-2, device="cpu", random_state=0
+    ).fit(X, Y)
+    assert heads.decisions_["objective"]["chosen"]
+    assert heads.transform(X).shape[1] <= 20 and heads.score(X, Y) > 0.1
