@@ -31,7 +31,7 @@ from cloob.errors import InputError
 from cloob.models.importing import read_json, translated
 from cloob.models.onnx import Array, Graph, unit_rows
 from cloob.models.runs import CONFIG_FILE
-from cloob.models.source import file_stamp
+from cloob.models.source import ModelSource, file_stamp
 from cloob.models.tokenizer import ClipTokenizer, read_tokenizer, store_tokenizer
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def open_text_graph(fingerprint: str, pictures: Pictures) -> TextGraph | None:
 
 
 def keep_text_graph(
-    model_folder: Path,
+    source: str,
     fingerprint: str,
     encoder: DualEncoder,
     texts: Callable[..., Any],
@@ -98,7 +98,7 @@ def keep_text_graph(
     """Writes the graph of a loaded model into the cache.
 
     Args:
-        model_folder: Where the model was loaded from.
+        source: What the model was loaded from, as for ``cloob.load_model``.
         fingerprint: The model's.
         encoder: The loaded model.
         texts: Embeds a list of texts by it: (n, D) unit rows.
@@ -110,7 +110,7 @@ def keep_text_graph(
     target = _kept_folder(fingerprint)
     if open_text_graph(fingerprint, texts) is not None:
         return True
-    tower = _TextTower.find(model_folder)
+    tower = _find_tower(source)
     if tower is None or not isinstance(encoder.tokenizer, ClipTokenizer):
         return False
     stamp = _stamp(tower.weights)
@@ -163,6 +163,35 @@ def _write(folder: Path, tower: _TextTower, encoder: DualEncoder, stamp: Any) ->
     (folder / _NOTES_FILE).write_text(json.dumps(notes), encoding="utf-8")
 
 
+def _find_tower(source: str) -> _TextTower | None:
+    """The text tower of a loaded model: in its folder, or in the hub's cache."""
+    from cloob.models.load import find_model_folder  # torch, which has loaded it
+
+    folder = find_model_folder(source)
+    parsed = ModelSource.parse(source)
+    places = [folder] if folder else [path.parent for path in parsed.files()]
+    files = {path for place in places for path in place.glob("[!.]*.safetensors")}
+    if len(files) != 1:
+        return None
+    [weights] = files
+    if parsed.kind == "towers":
+        return _TextTower.read(_registered_config(parsed), weights)
+    config = weights.parent / CONFIG_FILE
+    if not config.is_file():
+        return None
+    return _TextTower.read(read_json(config)["model_cfg"], weights)
+
+
+def _registered_config(source: ModelSource) -> dict[str, Any]:
+    """open_clip's own configuration of NAME/TAG."""
+    import open_clip
+
+    config: dict[str, Any] = open_clip.get_model_config(source.name)
+    pretrained = open_clip.get_pretrained_cfg(source.name, source.variant) or {}
+    quick = config.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
+    return config | {"quick_gelu": quick}
+
+
 @dataclass(frozen=True)
 class _TextTower:
     """A text tower of open_clip's own kind in a model folder."""
@@ -174,16 +203,11 @@ class _TextTower:
     prefix: str  # of the tower's names
 
     @classmethod
-    def find(cls, folder: Path) -> _TextTower | None:
-        """The tower in a folder; None for another kind of tower or of weights."""
-        config = folder / CONFIG_FILE
-        files = sorted(folder.glob("[!.]*.safetensors"))
-        if not config.is_file() or len(files) != 1:
-            return None
-        model_cfg = read_json(config)["model_cfg"]
+    def read(cls, model_cfg: dict[str, Any], weights: Path) -> _TextTower | None:
+        """The tower with these weights; None if it is of another kind."""
         if not model_cfg["text_cfg"].keys() <= _TEXT_SETTINGS:
             return None
-        weights = files[0].resolve()
+        weights = weights.resolve()
         with translated(f"{weights}: no safetensors"), weights.open("rb") as file:
             [length] = struct.unpack("<Q", file.read(8))
             entries = json.loads(file.read(length))

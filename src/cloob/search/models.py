@@ -124,16 +124,13 @@ class Models:
 
 def keep_graph(model: IndexedModel, encoder: DualEncoder) -> None:
     """Writes the graph of a loaded model's text tower, for later searches."""
-    from cloob.models.load import find_model_folder  # torch
     from cloob.models.text_graph import keep_text_graph
 
     if model.precision != "fp32":
         return
     with contextlib.suppress(InputError):  # the model is no longer where it was
-        folder = find_model_folder(model.spec)
-        if folder is not None:
-            texts = TorchEmbedder(encoder).texts
-            keep_text_graph(folder, model.fingerprint, encoder, texts)
+        texts = TorchEmbedder(encoder).texts
+        keep_text_graph(model.spec, model.fingerprint, encoder, texts)
 
 
 def remember(typed: str) -> None:

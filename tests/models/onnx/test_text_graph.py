@@ -3,6 +3,7 @@ none.
 """
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -57,7 +58,7 @@ def cache(tmp_path, monkeypatch):
 def keep(folder):
     encoder, fingerprint = load_with_fingerprint(str(folder), "cpu")
     texts = TorchEmbedder(encoder).texts
-    return keep_text_graph(folder, fingerprint, encoder, texts), fingerprint, texts
+    return keep_text_graph(str(folder), fingerprint, encoder, texts), fingerprint, texts
 
 
 @pytest.mark.usefixtures("cache")
@@ -84,7 +85,7 @@ def test_a_graph_whose_rows_differ_from_the_model_s_is_not_kept(folders):
     def other_rows(texts):
         return -TorchEmbedder(encoder).texts(texts)
 
-    assert not keep_text_graph(folders / "plain", fingerprint, encoder, other_rows)
+    assert not keep_text_graph(str(folders / "plain"), fingerprint, encoder, other_rows)
     assert open_text_graph(fingerprint, no_pictures) is None
 
 
@@ -111,6 +112,33 @@ def test_damaged_notes_of_a_graph_leave_torch_to_answer(
     [notes] = tmp_path.glob("texts/*/text.json")
     notes.write_bytes(damage)
     assert open_text_graph(fingerprint, no_pictures) is None
+
+
+HUB = """
+import json, sys
+from cloob.models.load import load_with_fingerprint
+from cloob.models.text_graph import keep_text_graph, open_text_graph
+from cloob.search.query import TorchEmbedder
+
+encoder, fingerprint = load_with_fingerprint(sys.argv[1], "cpu")
+texts = TorchEmbedder(encoder).texts
+kept = keep_text_graph(sys.argv[1], fingerprint, encoder, texts)
+rows = open_text_graph(fingerprint, None).texts(["a red bird"])
+print(json.dumps([kept, float(abs(rows - texts(["a red bird"])).max())]))
+"""
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_model_of_the_hub_s_cache_has_a_graph(folders, tmp_path, monkeypatch):
+    place = tmp_path / "hub" / "models--somebody--small"
+    shutil.copytree(folders / "plain", place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    time.sleep(2.1)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    done = run_script(HUB, "hf-hub:somebody/small")
+    kept, difference = json.loads(done.stdout.splitlines()[-1])
+    assert kept and difference < 1e-5
 
 
 SEARCH = """
