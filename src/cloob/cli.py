@@ -35,7 +35,6 @@ COMMANDS = (
     "train",
     "data",
     "eval",
-    "analyze",
     "find",
     "index",
     "search",

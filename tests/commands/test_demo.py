@@ -14,6 +14,7 @@ from cloob.evaluation.sets.pictures import open_captioned, open_labelled
 from cloob.search.index import Index
 from cloob.training.config import TrainConfig
 from make import COLOURS, tiny_model, write_classes, write_forty
+from support import refused
 
 
 def test_small_sets(tmp_path, capsys, monkeypatch):
@@ -83,6 +84,15 @@ def test_small_sets(tmp_path, capsys, monkeypatch):
             len(index) == 8
             and sum(name.startswith(("red.", "red ")) for name in names) == 2
         )
+
+
+def test_a_folder_called_index_that_is_none_stays(tmp_path, capsys):
+    thesis = tmp_path / "index" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    line = refused(capsys, "demo", "--out", str(tmp_path))
+    assert "index: holds other files" in line
+    assert list(tmp_path.rglob("*")) == [thesis.parent, thesis]
 
 
 @pytest.mark.nightly

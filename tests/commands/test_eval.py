@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cloob
 from cloob import cli, get_recipe, load_model, train
 from cloob.models.folder import save_model
 from cloob.models.load import fingerprint
@@ -16,6 +17,7 @@ from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from make import tiny_model, write_classes
+from support import refused
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -65,6 +67,83 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(work, capsys):
 
     assert cli.main(words) == 0
     assert (work / "out" / "results.json").read_text(encoding="utf-8") == text
+
+
+def test_an_evaluation_removes_its_own_earlier_tables_alone(work):
+    """What an earlier results.json names, and no file of somebody else."""
+    (work / "out" / "per_class").mkdir(parents=True)
+    mine = work / "out" / "per_class" / "mine.csv"
+    mine.write_text("my own")
+    words = ["eval", str(work / "model"), "--device", "cpu", "--out", str(work / "out")]
+
+    def evaluate(*sets):
+        folders = [str(work / "sets" / name) for name in sets]
+        assert cli.main([*words, "--zeroshot", *folders]) == 0
+        return sorted(path.name for path in (work / "out" / "per_class").iterdir())
+
+    assert evaluate("one", "two") == ["mine.csv", "one.csv", "two.csv"]
+    assert evaluate("two") == ["mine.csv", "two.csv"]
+    assert mine.read_text() == "my own"
+    # a results.json of a stranger names what it likes
+    (work / "notes.csv").write_text("years of work")
+    results = work / "out" / "results.json"
+    for names in (["../../notes.csv", f"{work}/notes.csv", "..", 3], "two.csv", None):
+        results.write_text(json.dumps({"per_class": names}))
+        assert evaluate("two") == ["mine.csv", "two.csv"]
+    assert (work / "notes.csv").read_text() == "years of work"
+
+
+def vectors_run(out, **changes):
+    """A run of heads on the vectors of a.npy and b.npy."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(80, 6)).astype(np.float32)
+    np.save("a.npy", a)
+    np.save("b.npy", a @ rng.normal(size=(6, 5)).astype(np.float32))
+    defaults = {"objective": "clip", "epochs": 3, "batch_size": 16, "embed_dim": 4}
+    config = get_recipe("vectors").override(a="a.npy", b="b.npy", **defaults)
+    train(config.override(out=out, **changes))
+
+
+def test_recall_says_what_its_pairs_chose(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vectors_run("heads", val_split=0.3)
+    vectors_run("cca", objective="cca", val_split=0.3)
+    assert cli.main(["eval", "heads", "cca", "--held-out", "--out", "e"]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(Path("e/results.json").read_text(encoding="utf-8"))["rows"]
+    chose = [next(iter(row["vectors"].values()))["chose"] for row in rows]
+    assert chose == [["epoch"], ["ridge"]]
+    assert "chose epoch of heads, ridge of cca: recall on new pairs is lower" in out
+    assert all("*" in line for line in out.splitlines() if "recall@" in line)
+    page = Path("e/report.html").read_text(encoding="utf-8")
+    assert "chose epoch of heads, ridge of cca" in page
+    # pairs that chose nothing, and a checkpoint that is not the best
+    rng = np.random.default_rng(1)
+    np.save("c.npy", rng.normal(size=(30, 6)).astype(np.float32))
+    np.save("d.npy", rng.normal(size=(30, 5)).astype(np.float32))
+    assert cli.main(["eval", "heads", "--a=c.npy", "--b=d.npy", "--out", "e"]) == 0
+    assert "*" not in capsys.readouterr().out
+    (row,) = json.loads(Path("e/results.json").read_text(encoding="utf-8"))["rows"]
+    assert next(iter(row["vectors"].values()))["chose"] == []
+    # the file of the held-out pairs is known under any spelling
+    vectors_run("files", val_a="c.npy", val_b="d.npy", val_split=0.0)
+    words = [f"--a={tmp_path}/c.npy", "--b=d.npy", "--out", "e"]
+    assert cli.main(["eval", "files", *words]) == 0
+    (row,) = json.loads(Path("e/results.json").read_text(encoding="utf-8"))["rows"]
+    assert next(iter(row["vectors"].values()))["chose"] == ["epoch"]
+
+
+def test_held_out_pairs_of_python_code_are_named_by_the_user(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    own = {name: cloob.open_source(f"demo:{name}") for name in ("train", "val")}
+    config = cloob.TrainConfig().override(
+        model="tiny-vit", steps=1, batch_size=8, workers=0, device="cpu", out="own"
+    )
+    train(config, pairs=own["train"], held_out=own["val"])
+    line = refused(capsys, "eval", "own", "--held-out")
+    assert "given by Python code; name them by --retrieval" in line
 
 
 def test_an_unreadable_picture_is_counted_told_and_wrong(work, capsys):

@@ -134,22 +134,6 @@ def test_eval(world, recorded, tmp_path):
     assert (tmp_path / "eval" / "report.html").is_file()
 
 
-def test_analyze(world, recorded, tmp_path):
-    cloob(
-        "analyze",
-        world.model,
-        "--pairs",
-        world.pairs,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "analyze",
-    )
-    recorded(
-        "analyze", json.loads((tmp_path / "analyze" / "analysis.json").read_text())
-    )
-
-
 @pytest.mark.parametrize(
     ("door", "words"),
     [

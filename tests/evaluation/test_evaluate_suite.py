@@ -14,7 +14,7 @@ from cloob import cli
 from cloob.cache import Cache
 from cloob.data.source import content_key
 from cloob.errors import InputError
-from cloob.evaluation.analysis import analyze, example_queries, similar_pairs
+from cloob.evaluation.analysis import example_queries, geometry_of_checkpoints
 from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures import geometry
@@ -25,9 +25,9 @@ from cloob.models.load import load_model
 from cloob.models.tokenizer import FileTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.search.alike import partition
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
 from make import Code, tiny_model, write_pairs
+from support import refused
 
 NAMES = list(COLOURS)
 
@@ -226,7 +226,6 @@ def test_recalls_and_confusions(tmp_path):
     }
     data = Labels(NAMES * 2, broken=[1], name="lid")
     embeddings = Embeddings(models)
-    (tmp_path / "earlier.csv").write_text("")
     (file,) = write_per_class(
         tmp_path, evaluate(embeddings, [data]), embeddings, [data]
     )
@@ -286,59 +285,22 @@ def run(tmp_path_factory):
 
 def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(run):
     source = Pairs([*NAMES, "red"])
-    found = analyze(
-        {"mine": run, "alone": checkpoint(run, 10).parent},
-        source,
-        similar=2,
-        groups=partition,
-    )
-    mine, alone = found["runs"]
-    assert [(c["step"], c["epoch"]) for c in mine["checkpoints"]] == [
+    found, failures = geometry_of_checkpoints({"mine": run}, source)
+    assert [(each["step"], each["epoch"]) for each in found["mine"]] == [
         (10, 2.0),
         (15, 3.0),
     ]
-    assert [(c["step"], c["epoch"]) for c in alone["checkpoints"]] == [(None, None)]
-    pairs = embed_pairs(create_model("tiny-vit", seed=1), source)
-    expected = geometry(pairs.images.features, pairs.texts, 30.0, 6.0)
-    assert mine["geometry"]["ajne_image"] == pytest.approx(
-        expected["ajne_image"], rel=1e-4
-    )
-    assert mine["checkpoints"][0]["ajne_image"] == alone["checkpoints"][0]["ajne_image"]
-    assert mine["similar"][0]["keys"] == ["p0", "p6"] and mine["similar"][0][
-        "captions"
-    ] == ["red", "red"]
-    assert ["p0", "p6"] in [
-        group[:1] + group[-1:] for group in mine["duplicates"]
-    ] and len(mine["similar"]) == 2
-    (failure,) = found["failures"]
+    for seed, each in enumerate(found["mine"]):
+        pairs = embed_pairs(create_model("tiny-vit", seed=seed), source)
+        expected = geometry(pairs.images.features, pairs.texts, 30.0, 6.0)
+        for key in ("ajne_image", "ajne_text"):
+            assert each[key] == pytest.approx(expected[key], rel=1e-4)
+    (failure,) = failures
     assert failure["model"] == "mine, step 5" and "cannot be read" in failure["error"]
     assert failure["error"].startswith(f"{checkpoint(run, 5)}/")
 
 
-def test_similar_pairs_against_a_loop():
-    x = torch.nn.functional.normalize(
-        torch.randn(11, 4, generator=torch.Generator().manual_seed(0)), dim=1
-    )
-    x[4] = torch.nan
-    cells = [(i, j) for i in range(11) for j in range(i + 1, 11) if 4 not in (i, j)]
-    expected = sorted(cells, key=lambda cell: -float(x[cell[0]] @ x[cell[1]]))
-    for k in (0, 1, 9, 1000):
-        assert [pair[:2] for pair in similar_pairs(x, k, chunk=3)] == expected[:k]
-    alike = similar_pairs(
-        torch.ones(6, 1), 7, chunk=2
-    )  # of equal pairs the earlier come first
-    assert [pair[:2] for pair in alike] == [
-        (0, 1),
-        (0, 2),
-        (0, 3),
-        (0, 4),
-        (0, 5),
-        (1, 2),
-        (1, 3),
-    ]
-
-
-def test_the_command_writes_its_page_and_json(run, tmp_path, capsys):
+def test_the_page_has_the_curve_of_all_checkpoints(run, tmp_path, capsys):
     captions = {
         f"{i}": (COLOURS[name], f"{name}\nmore of {name}\n")
         for i, name in enumerate(NAMES)
@@ -347,36 +309,20 @@ def test_the_command_writes_its_page_and_json(run, tmp_path, capsys):
     (tmp_path / "pairs" / "6.png").write_bytes(b"no picture")
     (tmp_path / "pairs" / "6.txt").write_text("lost", encoding="utf-8")
     out = tmp_path / "out"
-    words = [
-        "analyze",
-        str(run),
-        "--pairs",
-        str(tmp_path / "pairs"),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-    ]
-    assert cli.main(words) == 1
-    printed = capsys.readouterr()
-    assert "effective eigenvalues image" in printed.out and "report.html" in printed.out
-    assert f"next: cloob eval {run} --retrieval" in printed.err
-    assert "cloob: pairs: 1 images or captions could not be read" in printed.err
-    found = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
-    assert (
-        len(found["runs"][0]["checkpoints"]) == 2
-        and found["runs"][0]["geometry"]["n"] == 6
-    )
-    assert found["runs"][0]["unreadable"] == {"corrupt image": 1}
+    words = ["--retrieval", str(tmp_path / "pairs"), "--checkpoints", "--device", "cpu"]
+    assert cli.main(["eval", str(run), *words, "--out", str(out)]) == 1
+    assert "mine, step 5" in capsys.readouterr().err
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["checkpoints"]["set"] == "pairs"
+    assert len(results["checkpoints"]["models"]["mine"]) == 2
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert (
-        "Effective eigenvalues during training" in page
-        and page.count('class="twin-images"') == 15
-    )
-    assert (
-        "1 images or captions could not be read (corrupt image × 1); they are in no"
-        " measure" in page
-    )
+    assert "Effective eigenvalues during training" in page
+
+
+def test_checkpoints_of_what_is_no_run(saved, tmp_path, capsys):
+    words = ["--retrieval", "demo:val", "--checkpoints", "--out", str(tmp_path / "out")]
+    line = refused(capsys, "eval", str(saved[0]), *words, "--device", "cpu")
+    assert "no model here is a run" in line
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,25 @@ def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path):
     assert np.isnan(none["embedding"]).all() and none["error"][0]
 
 
+def test_a_missing_caption_is_no_word(tmp_path):
+    model = tiny_model(tmp_path / "model")
+    captions = np.array([None, float("nan"), "a cat", "  ", "None"], object)
+    batch = {"bytes": np.array([noise(i) for i in range(5)], object), "text": captions}
+    batch["bytes"][1] = b"no picture"
+    found = Embed(str(model), text="text", device="cpu")(batch)
+    rows = found["text_embedding"]
+    assert np.isnan(rows).all(1).tolist() == [True, True, False, True, False]
+    encoder = load_model(model, device="cpu")
+    expected = embed_texts(encoder, ["a cat", "None"]).numpy()
+    np.testing.assert_allclose(rows[[2, 4]], expected, atol=1e-6)
+    assert [text.count("missing caption") for text in found["error"]] == [1, 1, 0, 1, 0]
+    assert "corrupt image" in found["error"][1]
+    assert np.isfinite(found["embedding"][0]).all()
+    batch = {"bytes": batch["bytes"][:1], "text": captions[:1]}
+    alone = Embed(str(model), text="text", device="cpu")(batch)
+    assert np.isnan(alone["text_embedding"]).all()
+
+
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("default")
 def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):

@@ -106,16 +106,13 @@ def test_every_command_takes_the_best(runs, capsys):
         "filepath,title\n"
         + "".join(f"pictures/{c}/0.png,{c}\n" for c in ("red", "blue"))
     )
-    pairs = ["--pairs", "table.csv", "--similar", "0", "--device", "cpu"]
-    geometry = {}
-    for name in ("runs/mine", "runs/mine:last"):
-        assert cli.main(["analyze", name, *pairs, "--out", "a"]) == 0
-        (geometry[name],) = json.loads(Path("a/analysis.json").read_text())["runs"]
-    assert geometry["runs/mine"]["geometry"] != geometry["runs/mine:last"]["geometry"]
-    assert [each["step"] for each in geometry["runs/mine"]["checkpoints"]] == [
-        BEST,
-        LAST,
-    ]  # the curve has all
+    words = ["runs/mine", "runs/mine:last", "--retrieval", "table.csv", "--checkpoints"]
+    assert cli.main(["eval", *words, "--device", "cpu", "--out", "a"]) == 0
+    results = json.loads(Path("a/results.json").read_text())
+    best, last = (row["geometry"] for row in results["rows"])
+    assert best != last
+    curves = results["checkpoints"]["models"]
+    assert [each["step"] for each in curves["mine"]] == [BEST, LAST]
     assert cli.main(["export", "runs/mine", "--to=cloob", "--out=converted"]) == 0
     assert step_of(cloob.load_model("converted", device="cpu")) == BEST
 

@@ -244,6 +244,14 @@ def refuse_removed(words: Sequence[str], prog: str) -> None:
             raise InputError(f"{option}: {removed[option]}")
 
 
+def check_range(option: str, value: float | None, low: float, high: float) -> None:
+    """Raises InputError for a number outside of its range; None was left out."""
+    if value is not None and not low <= value <= high:
+        raise InputError(
+            f"{option} is {value}; it must be {low:,} or more, and at most {high:,}"
+        )
+
+
 def check(options: object, *rules: str, **ranges: tuple[float, float]) -> None:
     """Refuses numbers out of their ranges, and options by rules: ``a needs b or c``,
     ``a excludes b c``.

@@ -6,22 +6,27 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloob
-from cloob.commands import eval as measure
-from cloob.commands.console import refuse, say, say_next
+from cloob.commands import eval as evaluation
+from cloob.commands.console import say, say_next
 from cloob.commands.data import suspects_of_pictures
+from cloob.errors import InputError
 from cloob.family import ObjectiveName
 from cloob.models.source import check_packages
+from cloob.search.records import INDEX_FILE
 
 if TYPE_CHECKING:
+    from cloob.evaluation.report.page import ExampleQuery
     from cloob.evaluation.sets.pictures import CaptionedSet, LabelledSet
+    from cloob.training.callbacks import RunResult
 
+INDEX_FOLDER = "index"
+_OBJECTIVES: tuple[ObjectiveName, ...] = ("clip", "infoloob", "cloob")
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 _SAME = (
     "The same {}, data, seed and number of steps; the objective and its tuned settings"
@@ -60,31 +65,11 @@ class Options:
 
 
 def run(options: Options) -> int:
+    """Trains, compares and searches; 1 where a training was stopped."""
     from cloob.training.config.checks import preflight
 
-    recipe = "demo-scratch" if options.from_scratch else "demo"
-    usual: tuple[ObjectiveName, ...] = (
-        ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
-    )
-    out, objectives = (
-        options.out or Path("runs", recipe),
-        usual if options.objectives is None else options.objectives,
-    )
-    message = (
-        f"--objectives is {' '.join(objectives) or 'empty'}; it must be one or several"
-        " different ones"
-    )
-    refuse({message: not objectives or len(set(objectives)) < len(objectives)})
-    more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
-    more |= {"seed": options.seed, "device": options.device, "overwrite": True}
-    starts = ((name, cloob.get_recipe(recipe, objective=name)) for name in objectives)
-    configs: dict[str, cloob.TrainConfig] = {
-        name: start.override(**more, out=out / name) for name, start in starts
-    }
-    if options.objectives is None and not options.from_scratch:
-        configs["cca"] = cloob.get_recipe(recipe).override(
-            **more, objective="cca", out=out / "cca"
-        )
+    configs = make_configs(options)
+    check_index_place(folder_of(configs) / INDEX_FOLDER)
     for config in configs.values():
         check_packages(
             config.align.encoders(), ", and cloob demo --from-scratch needs none"
@@ -101,6 +86,48 @@ def run(options: Options) -> int:
     )
 
 
+def make_configs(options: Options) -> dict[str, cloob.TrainConfig]:
+    """The configuration of a run by the name of its objective."""
+    recipe = "demo-scratch" if options.from_scratch else "demo"
+    names = options.objectives
+    if names is None:
+        names = ("clip", "cloob") if options.from_scratch else _OBJECTIVES
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"--objectives is {' '.join(names) or 'empty'}; it must be one or several"
+            " different ones"
+        )
+    out = options.out or Path("runs", recipe)
+    leaves: dict[str, Any] = {"seed": options.seed, "device": options.device}
+    if options.epochs is not None:
+        leaves["epochs"] = options.epochs
+    configs = {}
+    for name in names:
+        config = cloob.get_recipe(recipe, objective=name)
+        configs[str(name)] = config.override(**leaves, overwrite=True, out=out / name)
+    if options.objectives is None and not options.from_scratch:
+        config = cloob.get_recipe(recipe).override(**leaves, objective="cca")
+        configs["cca"] = config.override(overwrite=True, out=out / "cca")
+    return configs
+
+
+def folder_of(configs: Mapping[str, cloob.TrainConfig]) -> Path:
+    """The folder of all runs."""
+    return next(iter(configs.values())).save.out.parent
+
+
+def check_index_place(index: Path) -> None:
+    """Raises InputError where the index of the pictures would take the place of
+    somebody's files.
+    """
+    is_index = (index / INDEX_FILE).is_file()
+    if index.is_dir() and not is_index and any(index.iterdir()):
+        raise InputError(
+            f"{index}: holds other files, and no index of an earlier demo; give another"
+            " --out"
+        )
+
+
 def present(
     configs: Mapping[str, cloob.TrainConfig],
     device: str,
@@ -110,93 +137,143 @@ def present(
     """Trains runs by their names; classifies and searches ``noto``; retrieves among the
     pairs ``held_out``.
     """
-    from cloob.data.open import open_source
     from cloob.distributed import resolve_device
     from cloob.evaluation.analysis import example_queries
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.sets.suites import SuiteSets
-    from cloob.search.update import UpdateOptions
-    from cloob.training.callbacks import ProgressDisplay
+    from cloob.evaluation.suite import write_results
 
-    out = next(iter(configs.values())).save.out.parent
-    embedding = EmbedOptions(resolve_device(device), workers=2)
-    measure.begin((), out)
-    logging.getLogger("cloob.training.align").setLevel(
-        logging.INFO
-    )  # progress of the frozen encoders
-    runs, settings = {}, {}
-    for name, config in configs.items():
-        runs[name] = cloob.train(config, callbacks=[ProgressDisplay(title=name)])
-        if runs[name].stopped:  # after SIGTERM the next training does not begin
-            say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
-            return 1
-        run, align = config.run, config.align
-        dropout = align.head_dropout if align.image_encoder else None
-        facts = {
-            "epochs": run.epochs,
-            "batch_size": run.batch_size,
-            "lr": config.optim.lr,
-            "head_dropout": dropout,
-        }
-        settings[name] = {"steps": runs[name].steps, **facts, "seed": run.seed}
+    out = folder_of(configs)
+    evaluation.begin((), out)
+    runs = train_all(configs)
+    if runs is None:
+        return 1
     say("embedding the test pictures and the words for them …")
-    seconds = {name: result.seconds for name, result in runs.items()}
     folders = {name: result.run for name, result in runs.items()}
     sets = SuiteSets([noto], pairs=[held_out])
-    embeddings, results = measure.compare(
-        folders, sets, embedding, out, train_seconds=seconds, settings=settings
+    embeddings, results = evaluation.compare(
+        folders,
+        sets,
+        EmbedOptions(resolve_device(device), workers=2),
+        train_seconds={name: result.seconds for name, result in runs.items()},
+        settings={
+            name: settings_of(config, runs[name]) for name, config in configs.items()
+        },
     )
-    # The model that classifies most pictures right: its finds are shown first, and the
-    # index is built with it.
-    best = max(
-        results["rows"],
-        key=lambda row: max(
-            (of_set["acc1"] for of_set in row["zeroshot"].values()), default=0
-        ),
-    )
-    finder = str(best["model"])
+    write_results(out / evaluation.RESULTS_FILE, results)
+    finder = best_classifier(results["rows"])
     order = [finder, *(name for name in runs if name != finder)]
     found = example_queries(embeddings, noto, TEXTS, k=8, models=order)
     frozen = all(config.align.image_encoder for config in configs.values())
-    closed = (
-        " cca is a closed form: it has no steps, and nothing of it was tuned."
-        if "cca" in configs
-        else ""
+    page = out / evaluation.PAGE_FILE
+    evaluation.write_page(
+        page,
+        embeddings,
+        results,
+        sets,
+        title=f"Five searches among {len(noto):,} pictures that no model here was"
+        " trained on",
+        notes=notes_of(configs, frozen=frozen),
+        searches=found,
     )
-    notes = (_NOTES, _SAME.format("frozen encoders" if frozen else "towers") + closed)
-    title = (
-        f"Five searches among {len(noto):,} pictures that no model here was trained on"
-    )
-    page = out / "report.html"
-    measure.write_page(
-        page, embeddings, results, sets, title=title, notes=notes, searches=found
-    )
-    code = measure.print_results(results)
+    code = evaluation.print_results(results)
     if frozen:
-        config = next(iter(configs.values()))
-        source = open_source(*config.pairs.data)
-        print("\nits captions:")
-        suspects_of_pictures(
-            source, config, out / "suspects.csv", out / "suspects.html", 60
-        )
+        print_suspects(next(iter(configs.values())), out)
+    print_found(found, finder)
+    write_index(out, noto, folders[finder], device)
+    print(
+        f"\n{out}/  one run folder per objective, results.json, pictures/,"
+        f" {INDEX_FOLDER}/\n{page}"
+    )
+    say_next(["serve", out / INDEX_FOLDER])
+    return code
+
+
+def train_all(
+    configs: Mapping[str, cloob.TrainConfig],
+) -> dict[str, RunResult] | None:
+    """Trains all runs; None where one was stopped, as by SIGTERM."""
+    from cloob.training.callbacks import ProgressDisplay
+
+    # progress of the frozen encoders
+    logging.getLogger("cloob.training.align").setLevel(logging.INFO)
+    runs = {}
+    for name, config in configs.items():
+        runs[name] = cloob.train(config, callbacks=[ProgressDisplay(title=name)])
+        if runs[name].stopped:
+            say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
+            return None
+    return runs
+
+
+def settings_of(config: cloob.TrainConfig, result: Any) -> dict[str, Any]:
+    """What the report says of a training."""
+    has_heads = config.align.image_encoder is not None
+    return {
+        "steps": result.steps,
+        "epochs": config.run.epochs,
+        "batch_size": config.run.batch_size,
+        "lr": config.optim.lr,
+        "head_dropout": config.align.head_dropout if has_heads else None,
+        "seed": config.run.seed,
+    }
+
+
+def best_classifier(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The model that classifies most pictures right: its finds are shown first, and the
+    index is built with it.
+    """
+
+    def accuracy(row: Mapping[str, Any]) -> float:
+        return max((numbers["acc1"] for numbers in row["zeroshot"].values()), default=0)
+
+    return str(max(rows, key=accuracy)["model"])
+
+
+def notes_of(
+    configs: Mapping[str, cloob.TrainConfig], *, frozen: bool
+) -> tuple[str, str]:
+    """The paragraphs under the title of the page."""
+    same = _SAME.format("frozen encoders" if frozen else "towers")
+    if "cca" in configs:
+        same += " cca is a closed form: it has no steps, and nothing of it was tuned."
+    return _NOTES, same
+
+
+def print_suspects(config: cloob.TrainConfig, out: Path) -> None:
+    """Prints and lists the training captions that least seem to belong."""
+    from cloob.data.open import open_source
+
+    print("\nits captions:")
+    source = open_source(*config.pairs.data)
+    suspects_of_pictures(
+        source, config, out / "suspects.csv", out / "suspects.html", 60
+    )
+
+
+def print_found(found: Sequence[ExampleQuery], finder: str) -> None:
+    """Prints the classes of the pictures that a model finds for each text."""
     print(f"\nfound by {finder}:")
+    width = max(map(len, TEXTS))
     for query in found:
         names = ", ".join(picture.label for picture in query.answers[finder][:4])
-        print(f"  {query.query:<{max(map(len, TEXTS))}}  {names}")
-    pictures, index = out / "pictures", out / "index"
+        print(f"  {query.query:<{width}}  {names}")
+
+
+def write_index(out: Path, noto: LabelledSet, model: Path, device: str) -> None:
+    """Writes the pictures as files, and an index of them."""
+    from cloob.search import address
+    from cloob.search.update import UpdateOptions
+
+    pictures = out / "pictures"
     pictures.mkdir(exist_ok=True)
     for place, label in enumerate(noto.labels.tolist()):
         name = re.sub(r"[^\w (),.'-]", "_", noto.classnames[label])
         (pictures / f"{name} {place}.webp").write_bytes(noto.read(place)[1])
-    shutil.rmtree(index, ignore_errors=True)  # of an earlier demo, with another model
+    index = out / INDEX_FOLDER
+    check_index_place(index)
+    if address.is_there(index):
+        address.remove(str(index))  # of an earlier demo, with another model
     say("an index of the pictures …")
     with cloob.Index.create(index) as created:
-        created.update(
-            [pictures], UpdateOptions(model=str(folders[finder]), device=device)
-        )
-    print(
-        f"\n{out}/  one run folder per objective, results.json, pictures/,"
-        f" index/\n{page}"
-    )
-    say_next(["serve", index])
-    return code
+        created.update([pictures], UpdateOptions(model=str(model), device=device))

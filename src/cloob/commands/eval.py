@@ -4,36 +4,41 @@ one or several models.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import cloob
 from cloob.commands.console import (
     MeasureOptions,
     Positional,
     arg,
     as_words,
-    check,
+    check_range,
     progress,
     say,
-    say_next,
 )
-from cloob.data.shards.spec import is_remote
-from cloob.errors import InputError, refuse
-from cloob.models.runs import RUN_CONFIG_FILE, curve, read_validation, run_of
+from cloob.commands.held_out import (
+    Run,
+    add_held_out,
+    choice_notes,
+    find_runs,
+    note_choices,
+)
+from cloob.errors import InputError
+from cloob.models.runs import curve, list_checkpoints, split_checkpoint
 
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.sets.suites import SuiteSets
 
+RESULTS_FILE = "results.json"
+PAGE_FILE = "report.html"
+PER_CLASS_FOLDER = "per_class"
 # The numbers that a terminal shows; the report has all.
 _SHOWN = {
     "zeroshot": "acc1",
@@ -41,10 +46,6 @@ _SHOWN = {
     "retrieval": "image_to_text@1|text_to_image@10?",
     "vectors": r".*@\d+",
 }
-Runs = Sequence[
-    tuple[str, Path, "cloob.TrainConfig"]
-]  # models of runs, folders, configurations
-NO_MODEL = "no model given: name a run folder, or NAME/TAG of open_clip (see --help)"
 _TITLES = {"zeroshot acc1": "zero-shot top-1", "probe acc1": "linear probe top-1"}
 
 
@@ -69,6 +70,10 @@ class Options:
     """Pictures with captions, as `cloob train --data` reads, or of CLIP_benchmark."""
     held_out: bool = False
     """Judge by the pairs that a run held out of its training, as by --retrieval."""
+    checkpoints: bool = False
+    """Also measure the geometry of every checkpoint of runs, on the first pairs with
+    pictures.
+    """
     a: str | None = None
     """Vectors, for runs of `cloob train vectors`: as --a there."""
     b: str | None = None
@@ -94,46 +99,99 @@ class Options:
 
 def run(options: Options) -> int:
     """Evaluates; 1 when a part could not be evaluated, with what there is written."""
-    rules = ["root needs suite", "shots needs probe", "probe_seeds needs probe"]
-    rules += ["image_column needs retrieval", "caption_column needs retrieval"]
-    rules += [
-        "a needs b",
-        "b needs a",
-        "ids needs a",
-        "a_ids needs b_ids",
-        "b_ids needs a_ids",
-    ]
-    rules += [
-        "a excludes zeroshot suite retrieval held_out probe",
-        "ids excludes a_ids",
-    ]
-    check(options, *rules, shots=(1, 1_000_000))
-    on = (
-        options.zeroshot
-        or options.retrieval
-        or options.suite
-        or options.held_out
-        or options.a
+    check_options(options)
+    sets = open_sets(options)
+    runs = find_runs(options.models)
+    held_out = add_held_out(sets, runs) if options.held_out else []
+    warn_about_training_data(options, runs)
+    check_sets(options, sets)
+    models = begin(options.models, options.out)
+    folders = runs_with_checkpoints(models, sets) if options.checkpoints else {}
+
+    from cloob.evaluation.probe import ProbeOptions
+    from cloob.evaluation.suite import over_seeds
+
+    embedding = options.machine.embedding()
+    probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
+    embeddings, results = compare(models, sets, embedding, probe=probe)
+    names = {model: name for name, model in models.items()}
+    runs_by_name = {names[run.model]: run for run in runs}
+    note_choices(results["rows"], runs_by_name, typed_sets(sets, options), held_out)
+    if folders:
+        measure_checkpoints(folders, sets, embedding, results)
+    groups = seed_groups(runs_by_name)
+    if groups:
+        results["seeds"] = over_seeds(results["rows"], groups)
+    write_files(options.out, embeddings, results, sets)
+    return print_summary(results, sets, options)
+
+
+def typed_sets(sets: SuiteSets, options: Options) -> dict[str, str]:
+    """What was typed for the pairs of every name."""
+    typed = dict(
+        zip([pairs.name for pairs in sets.pairs], options.retrieval, strict=False)
     )
-    choice = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
-    refuse(
-        {NO_MODEL: not options.models, f"nothing to evaluate on: give {choice}": not on}
-    )
+    if options.a is not None:
+        typed[sets.vectors[0].name] = options.a
+    return typed
+
+
+def check_options(options: Options) -> None:
+    """Raises InputError for options that do not go together, before torch is there."""
+    if not options.models:
+        raise InputError(
+            "no model given: name a run folder, or NAME/TAG of open_clip (see --help)"
+        )
+    check_range("--shots", options.shots, 1, 1_000_000)
+    pictures = options.zeroshot or options.suite or options.retrieval
+    if not pictures and not options.held_out and options.a is None:
+        raise InputError(
+            "nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR,"
+            " --retrieval SOURCE … or --held-out, of vectors --a and --b"
+        )
+    if options.root is not None and not options.suite:
+        raise InputError("--root needs --suite")
+    if not options.probe:
+        for name in as_words(options, "shots", "probe_seeds")[:1]:
+            raise InputError(f"{name} needs --probe")
+    if not options.retrieval:
+        for name in as_words(options, "image_column", "caption_column")[:1]:
+            raise InputError(f"{name} needs --retrieval")
+    if options.checkpoints and not (options.retrieval or options.held_out):
+        raise InputError("--checkpoints needs --retrieval or --held-out")
+    check_vector_options(options)
+
+
+def check_vector_options(options: Options) -> None:
+    if (options.a is None) != (options.b is None):
+        raise InputError("--a and --b are needed together")
+    if options.a is None and options.ids is not None:
+        raise InputError("--ids needs --a")
+    if (options.a_ids is None) != (options.b_ids is None):
+        raise InputError("--a-ids and --b-ids are needed together")
+    if options.a_ids is not None and options.ids is not None:
+        raise InputError("--ids and --a-ids exclude each other; give one of them")
+    if options.a is not None:
+        names = ("zeroshot", "suite", "retrieval", "held_out", "probe")
+        for name in as_words(options, *names)[:1]:
+            raise InputError(f"--a and {name} exclude each other; give one of them")
+
+
+def open_sets(options: Options) -> SuiteSets:
+    """Opens what was named: suites, labelled sets, captioned pictures, vectors."""
     from cloob.evaluation.sets.pictures import open_captioned, open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
-    sets, out = (
-        open_suites(options.suite, options.root, probe=options.probe),
-        options.out,
-    )
+    sets = open_suites(options.suite, options.root, probe=options.probe)
     labelled = _named(options.zeroshot, map(open_labelled, options.zeroshot))
     sets.sets += labelled
-    for path, data in zip(options.zeroshot, labelled, strict=True):
-        if options.probe and (train := training_split(path)) is not None:
-            sets.training[data.name] = train
-    captioned = (
-        open_captioned(path, **options.machine.columns) for path in options.retrieval
-    )
+    if options.probe:
+        for path, data in zip(options.zeroshot, labelled, strict=True):
+            train = training_split(path)
+            if train is not None:
+                sets.training[data.name] = train
+    columns = options.machine.columns
+    captioned = (open_captioned(path, **columns) for path in options.retrieval)
     sets.pairs += _named(options.retrieval, captioned)
     if options.a is not None and options.b is not None:
         from cloob.data.vectors import open_pairs
@@ -141,146 +199,50 @@ def run(options: Options) -> int:
         sets.vectors.append(
             open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids)
         )
-    from cloob.models.load import find_model_folder  # torch
+    return sets
 
-    runs = []
-    for model in options.models:
-        with contextlib.suppress(InputError):  # loading it will report that
-            folder = find_model_folder(model)
-            if folder is not None and (run := run_of(folder)) is not None:
-                runs.append(
-                    (model, folder, cloob.TrainConfig.from_json(run / RUN_CONFIG_FILE))
-                )
-    if options.held_out:
-        _add_held_out(sets, runs)
-    judged = {
-        os.path.realpath(spec)
-        for spec in (*options.retrieval, *filter(None, [options.a]))
-    }
-    for model, _, config in runs:
-        trained = [
-            spec
-            for spec in (*config.pairs.data, config.vectors.a)
-            if spec and os.path.realpath(spec) in judged
-        ]
-        if trained:
-            advice = (
-                "; --held-out judges by pairs that were not" if config.holds_out else ""
-            )
-            say(f"{model}: was trained on {', '.join(trained)}{advice}")
-    skipped = [
-        f"{skip.key}: {skip.detail}"
-        for pairs in sets.vectors
-        for skip in pairs.skipped[:3]
+
+def _named(typed: Sequence[str], opened: Iterable[Any]) -> list[Any]:
+    """Sets; those of equal names are called as they were typed."""
+    sets = list(opened)
+    names = [data.name for data in sets]
+    return [
+        dataclasses.replace(data, name=path) if names.count(data.name) > 1 else data
+        for path, data in zip(typed, sets, strict=True)
     ]
-    for line in (*skipped, *sets.missing.values()):
+
+
+def warn_about_training_data(options: Options, runs: Sequence[Run]) -> None:
+    """Says where a run is judged by what it was trained on."""
+    specs = [*options.retrieval, *([options.a] if options.a else [])]
+    judged = {os.path.realpath(spec) for spec in specs}
+    for run in runs:
+        seen = [
+            spec for spec in run.training_files() if os.path.realpath(spec) in judged
+        ]
+        if seen:
+            advice = ""
+            if run.config.holds_out:
+                advice = "; --held-out judges by pairs that were not"
+            say(f"{run.model}: was trained on {', '.join(seen)}{advice}")
+
+
+def check_sets(options: Options, sets: SuiteSets) -> None:
+    """Says what cannot be used, and raises InputError where nothing is left."""
+    for pairs in sets.vectors:
+        for skip in pairs.skipped[:3]:
+            say(f"{skip.key}: {skip.detail}")
+    for line in sets.missing.values():
         say(line)
-    given = sets.pairs or sets.vectors
-    untrained = options.probe and not sets.training and not sets.training_failed
-    refuse(
-        {
-            f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used": not sets.sets
-            and not given,
-            "--probe: none of the sets has training images (a folder train/ next to test/)": untrained,
-        }
-    )
-    models = begin(options.models, out)
-
-    from cloob.evaluation.probe import ProbeOptions
-    from cloob.evaluation.suite import seed_lines, write_per_class
-
-    probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
-    embeddings, results = compare(
-        models, sets, options.machine.embedding(), out, runs, probe=probe
-    )
-    per_class = "Recall per class, and what it is mostly taken for: per_class/*.csv next to this page."
-    notes = (
-        [per_class]
-        if write_per_class(out / "per_class", results, embeddings, sets.sets)
-        else []
-    )
-    write_page(
-        out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes
-    )
-    code = print_results(results)
-    for entry in results["differences"] if sets.vectors else ():
-        mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
-        print(
-            f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f} ({low:+.1f} … {high:+.1f})"
-        )
-    print(
-        *seed_lines(results.get("seeds", ())),
-        out / "results.json",
-        out / "report.html",
-        sep="\n",
-    )
-    if code == 0 and not sets.vectors:
-        columns = as_words(options, "image_column", "caption_column")
-        of_pairs = (
-            ["--pairs", options.retrieval[0], *columns] if options.retrieval else []
-        )
-        say_next(["analyze", *options.models, *of_pairs, "--out", out / "analyze"])
-    return code
-
-
-def _add_held_out(sets: SuiteSets, runs: Runs) -> None:
-    """Adds the held-out pairs of runs, which must be the same for all of them."""
-    from cloob.data.source import digest
-    from cloob.evaluation.sets.pictures import by_picture, open_captioned
-    from cloob.training.given import open_pairs
-
-    refuse(
-        {
-            "--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval": not runs
-        }
-    )
-    splits: dict[object, str] = {}  # by what chooses the held-out pairs
-    for name, _, its in runs:
-        columns = {
-            "image_column": its.pairs.image_column,
-            "caption_column": its.pairs.caption_column,
-        }
-        split = its.pairs.val_data or (its.pairs.data, its.pairs.val_split)
-        splits.setdefault((split, its.vectors, *columns.values()), name)
-    model, folder, config = runs[0]
-    pairs, other = config.pairs, next(iter([*splits.values()][1:]), None)
-    specs = pairs.val_data or pairs.data
-    named = "--a and --b" if config.has_vectors else "--retrieval"
-    # A run folder may come from a stranger: nothing is fetched or run that nobody
-    # typed.
-    streamed = f"{model}: its held-out pairs are streamed; type them: --retrieval {' '.join(specs)}"
-    refuse(
-        {
-            f"{model}: held no pairs out of its training; name pairs by {named}": not config.holds_out,
-            f"{model} and {other} held different pairs out; evaluate one at a time": other,
-            streamed: any(map(is_remote, specs)),
-        }
-    )
-    held_out: Any
-    try:
-        if pairs.val_data:
-            opened = [open_captioned(spec, **columns) for spec in pairs.val_data]
-            sets.pairs += [
-                dataclasses.replace(item, name=f"{item.name} (held out)")
-                for item in opened
-            ]
-            return
-        _, held_out = open_pairs(
-            config if config.vectors.a else cloob.TrainConfig(pairs), train=False
-        )
-    except InputError as error:
+    if not sets.sets and not sets.pairs and not sets.vectors:
         raise InputError(
-            f"{model}: its held-out pairs cannot be read; {error}"
-        ) from None
-    known = (read_validation(folder.parent) or {}).get("held_out")
-    result = digest([json.dumps(held_out.fingerprint(), sort_keys=True)])
-    changed = f"{model}: its pairs have changed since the training, so nobody knows which were held out"
-    refuse({changed: known not in (None, result)})
-    if config.vectors.a:
-        sets.vectors.append(held_out)
-        return
-    name = f"{', '.join(Path(spec).name for spec in pairs.data)} (held out)"
-    sets.pairs.append(by_picture(name, held_out))
+            f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used"
+        )
+    if options.probe and not sets.training and not sets.training_failed:
+        raise InputError(
+            "--probe: none of the sets has training images (a folder train/ next to"
+            " test/)"
+        )
 
 
 def begin(models: Sequence[str], out: Path) -> dict[str, str]:
@@ -289,16 +251,10 @@ def begin(models: Sequence[str], out: Path) -> dict[str, str]:
     """
     from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
 
-    place = next(
-        path for path in (out, *out.parents) if path.exists()
-    )  # a folder made here would outlive an error
-    refuse(
-        {
-            f"{out}: results cannot be written here": not (
-                place.is_dir() and os.access(place, os.W_OK)
-            )
-        }
-    )
+    # a folder made here would outlive an error
+    place = next(path for path in (out, *out.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"{out}: results cannot be written here")
     for model in models:
         if with_checkpoint(model) == f"{model}:best":
             step = checkpoint_step(chosen_checkpoint(Path(model)))
@@ -312,35 +268,22 @@ def begin(models: Sequence[str], out: Path) -> dict[str, str]:
     }
 
 
-def _named(typed: Sequence[str], opened: Iterable[Any]) -> list[Any]:
-    """Sets; those of equal names are called as they were typed."""
-    sets = list(opened)
-    names = [data.name for data in sets]
-    pairs = zip(typed, sets, strict=True)
-    return [
-        dataclasses.replace(data, name=path) if names.count(data.name) > 1 else data
-        for path, data in pairs
-    ]
-
-
 def compare(
     models: Mapping[str, str | Path],
     sets: SuiteSets,
-    options: EmbedOptions,
-    out: Path,
-    runs: Runs = (),
+    embedding: EmbedOptions,
     **more: Any,
 ) -> tuple[Embeddings, dict[str, Any]]:
-    """Measures models and writes results.json; a missing set fails no model.
+    """Measures models; ``more`` is what ``cloob.evaluate`` takes besides.
 
-    Of ``runs`` whose configurations differ by seed (and folder) alone it has means.
+    A missing set fails no model.
     """
     from cloob.evaluation.embeddings import Embeddings
-    from cloob.evaluation.suite import evaluate, over_seeds, write_results
+    from cloob.evaluation.suite import evaluate
 
     with progress() as update:
         embeddings = Embeddings(
-            models, options, progress=update, tower=bool(sets.training)
+            models, embedding, progress=update, tower=bool(sets.training)
         )
         results = evaluate(
             embeddings,
@@ -350,27 +293,95 @@ def compare(
             training=sets.training,
             **more,
         )
-    if sets.missing:
-        absent = [
-            {"model": None, "set": name, "error": error}
-            for name, error in sets.missing.items()
-        ]
-        results["failures"] = [*absent, *results.get("failures", ())]
-    alike: dict[str, dict[int, str]] = {}  # names by seed
-    names = {model: name for name, model in models.items()}
-    for model, _, config in runs:
-        of_seed = alike.setdefault(
-            config.override(seed=0, out=Path("runs/train")).to_json(), {}
-        )
-        of_seed[config.run.seed] = names[model]
+    absent = [
+        {"model": None, "set": name, "error": error}
+        for name, error in sets.missing.items()
+    ]
+    failures = [*absent, *results.get("failures", ())]
+    return embeddings, results | ({"failures": failures} if failures else {})
+
+
+def seed_groups(runs: Mapping[str, Run]) -> dict[str, dict[int, str]]:
+    """Names of models by seed, of every group of runs whose configurations differ by
+    seed (and folder) alone.
+    """
+    alike: dict[str, dict[int, str]] = {}
+    for name, run in runs.items():
+        config = run.config.override(seed=0, out=Path("runs/train")).to_json()
+        alike.setdefault(config, {})[run.config.run.seed] = name
     groups = {}
-    for i, group in enumerate((group for group in alike.values() if len(group) > 1), 1):
+    several = [group for group in alike.values() if len(group) > 1]
+    for number, group in enumerate(several, 1):
         start = os.path.commonprefix(list(group.values()))  # noqa: RUF071 - letter by letter
-        groups[start.rstrip("-_0123456789") or f"group {i}"] = group
-    if groups:
-        results["seeds"] = over_seeds(results["rows"], groups)
-    write_results(out / "results.json", results)
-    return embeddings, results
+        groups[start.rstrip("-_0123456789") or f"group {number}"] = group
+    return groups
+
+
+def runs_with_checkpoints(
+    models: Mapping[str, str], sets: SuiteSets
+) -> dict[str, Path]:
+    """The run folders among the models, whose checkpoints are measured."""
+    folders: dict[str, Path] = {}
+    for name, model in models.items():
+        folder = Path(split_checkpoint(model)[0].removeprefix("local-dir:"))
+        if list_checkpoints(folder) and folder not in folders.values():
+            folders[name] = folder
+    if not sets.pairs or not folders:
+        raise InputError("--checkpoints: no model here is a run with pictures")
+    return folders
+
+
+def measure_checkpoints(
+    folders: Mapping[str, Path],
+    sets: SuiteSets,
+    embedding: EmbedOptions,
+    results: dict[str, Any],
+) -> None:
+    """Adds the geometry of all checkpoints of runs to the results."""
+    from cloob.evaluation.analysis import geometry_of_checkpoints
+
+    with progress() as update:
+        found, failures = geometry_of_checkpoints(
+            folders, sets.pairs[0], embedding, progress=update
+        )
+    results["checkpoints"] = {"set": sets.pairs[0].name, "models": found}
+    if failures:
+        results["failures"] = [*results.get("failures", ()), *failures]
+
+
+def write_files(
+    out: Path, embeddings: Embeddings, results: dict[str, Any], sets: SuiteSets
+) -> None:
+    """Writes results.json, the page, and a table of classes per labelled set."""
+    from cloob.evaluation.suite import (
+        per_class_files,
+        remove_per_class,
+        write_per_class,
+        write_results,
+    )
+
+    folder = out / PER_CLASS_FOLDER
+    earlier = per_class_files(out / RESULTS_FILE)
+    files = write_per_class(folder, results, embeddings, sets.sets)
+    results["per_class"] = [file.name for file in files]
+    write_results(out / RESULTS_FILE, results)
+    remove_per_class(folder, set(earlier) - set(results["per_class"]))
+    notes = [f"{note[0].upper()}{note[1:]}." for note in choice_notes(results["rows"])]
+    if files:
+        notes.append(
+            "Recall per class, and what it is mostly taken for: per_class/*.csv next to"
+            " this page."
+        )
+    checkpoints = results.get("checkpoints", {}).get("models", {})
+    write_page(
+        out / PAGE_FILE,
+        embeddings,
+        results,
+        sets,
+        title="Evaluation",
+        notes=notes,
+        checkpoints=checkpoints,
+    )
 
 
 def write_page(
@@ -383,32 +394,61 @@ def write_page(
     """Writes the report: the numbers, curves of the runs, example queries, and what
     ``write_report`` takes besides.
     """
-    from cloob.evaluation.analysis import example_queries
     from cloob.evaluation.report.page import write_report
     from cloob.evaluation.suite import of_sides
 
-    rows, queries = results["rows"], []
-    models = [row["model"] for row in rows]
-    for some, key, n in ((sets.sets, "zeroshot", 8), (sets.pairs, "retrieval", 4)):
-        measured = [data for data in some if all(data.name in row[key] for row in rows)]
-        queries += (
-            example_queries(embeddings, measured[0], n=n, models=models)
-            if measured
-            else []
-        )
-    curves = {
-        model: lines
-        for model in models
-        if (lines := curve(str(embeddings.models[model])))
-    }
+    curves = {}
+    for row in results["rows"]:
+        lines = curve(str(embeddings.models[row["model"]]))
+        if lines:
+            curves[row["model"]] = lines
     if sets.vectors:
         curves = {model: list(map(of_sides, lines)) for model, lines in curves.items()}
+    queries = [
+        *_queries(embeddings, results["rows"], sets.sets, "zeroshot", 8),
+        *_queries(embeddings, results["rows"], sets.pairs, "retrieval", 4),
+    ]
     write_report(path, results, curves=curves, queries=queries, **more)
 
 
-def print_results(results: Mapping[str, Any], *, geometry: bool = False) -> int:
-    """Prints a row per accuracy, or number of the geometry, and a column per model;
-    returns the exit code.
+def _queries(
+    embeddings: Embeddings,
+    rows: Sequence[Mapping[str, Any]],
+    sets: Sequence[Any],
+    section: str,
+    n: int,
+) -> list[Any]:
+    """Example queries on the first set that every model was measured on."""
+    from cloob.evaluation.analysis import example_queries
+
+    for data in sets:
+        if all(data.name in row[section] for row in rows):
+            models = [row["model"] for row in rows]
+            return example_queries(embeddings, data, n=n, models=models)
+    return []
+
+
+def print_summary(results: Mapping[str, Any], sets: SuiteSets, options: Options) -> int:
+    """Prints the numbers, and where the rest is; returns the exit code."""
+    from cloob.evaluation.suite import seed_lines
+
+    code = print_results(results)
+    for note in choice_notes(results["rows"]):
+        print(f"* {note}")
+    for entry in results["differences"] if sets.vectors else ():
+        mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
+        print(
+            f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f}"
+            f" ({low:+.1f} … {high:+.1f})"
+        )
+    lines = seed_lines(results.get("seeds", ()))
+    files = [options.out / RESULTS_FILE, options.out / PAGE_FILE]
+    print(*lines, *files, sep="\n")
+    return code
+
+
+def print_results(results: Mapping[str, Any]) -> int:
+    """Prints a row per accuracy and a column per model; returns the exit code.
 
     Reports what could not be read, loaded or measured, missing sets apart.
     """
@@ -416,61 +456,64 @@ def print_results(results: Mapping[str, Any], *, geometry: bool = False) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from cloob.evaluation.report.tables import problems
-
-    rows, table = results["rows"], Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("" if geometry else "%, ± half the 95 % CI", no_wrap=True)
+    rows = results["rows"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("%, ± half the 95 % CI", no_wrap=True)
     for row in rows:
         table.add_column(escape(row["model"]), justify="right")
-    for section, pattern in {"geometry": ".*"}.items() if geometry else _SHOWN.items():
-        names = dict.fromkeys(name for row in rows for name in row.get(section, ()))
-        for name in names:
-            of_models = [row.get(section, {}).get(name, {}) for row in rows]
-            keys = (
-                key
-                for numbers in of_models
-                for key, value in numbers.items()
-                if isinstance(value, int | float)
-            )
-            for key in dict.fromkeys(key for key in keys if re.fullmatch(pattern, key)):
-                title = _TITLES.get(f"{section} {key}") or key.replace(
-                    "_to_", " → "
-                ).replace("@", " recall@")
-                title = (
-                    f"{name}: {title}" if len(names) > 1 else title.replace("_", " ")
-                )
-                cells = []
-                for value, interval in (
-                    (numbers.get(key), numbers.get(f"{key}_interval"))
-                    for numbers in of_models
-                ):
-                    if value is None:
-                        cells.append("–")
-                    elif interval:
-                        cells.append(
-                            f"{100 * value:.1f} ± {50 * (interval[1] - interval[0]):.1f}"
-                        )
-                    elif "@" in key:
-                        cells.append(f"{100 * value:.1f}")
-                    else:
-                        cells.append(
-                            f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
-                        )
-                table.add_row(escape(title), *cells)
-    seconds = [row.get("train_seconds") for row in rows]
-    if any(item is not None for item in seconds):
-        table.add_row(
-            "training, seconds",
-            *("–" if item is None else f"{item:,.0f}" for item in seconds),
-        )
+    for title, cells in _table_rows(rows):
+        table.add_row(escape(title), *cells)
     if table.row_count:
         Console().print(table)
-    templates = {
-        "unreadable": "{0.set}",
-        "unloaded": "{0.model} could not be loaded",
-        "failed": "{0.model} on {0.set}",
-    }
-    for kind, what in templates.items():
-        for problem in problems(results)[kind]:
-            say(f"{what.format(problem)}: {problem.message}")
+    _say_problems(results)
     return 1 if results.get("failures") else 0
+
+
+def _table_rows(
+    rows: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, list[str]]]:
+    """Title and a cell per model, of every number that a terminal shows."""
+    for section, pattern in _SHOWN.items():
+        names = dict.fromkeys(name for row in rows for name in row.get(section, ()))
+        for name in names:
+            numbers = [row.get(section, {}).get(name, {}) for row in rows]
+            keys = dict.fromkeys(key for of_model in numbers for key in of_model)
+            for key in keys:
+                if re.fullmatch(pattern, key):
+                    title = _title(section, key)
+                    if len(names) > 1:
+                        title = f"{name}: {title}"
+                    yield title, [_cell(of_model, key) for of_model in numbers]
+    seconds = [row.get("train_seconds") for row in rows]
+    if any(value is not None for value in seconds):
+        cells = ["–" if value is None else f"{value:,.0f}" for value in seconds]
+        yield "training, seconds", cells
+
+
+def _title(section: str, key: str) -> str:
+    known = _TITLES.get(f"{section} {key}")
+    return known or key.replace("_to_", " → ").replace("@", " recall@")
+
+
+def _cell(numbers: Mapping[str, Any], key: str) -> str:
+    """A number with half its interval; a star where its pairs chose the model."""
+    value = numbers.get(key)
+    if value is None:
+        return "–"
+    star = "*" if numbers.get("chose") else ""
+    interval = numbers.get(f"{key}_interval")
+    if interval is None:
+        return f"{100 * value:.1f}{star}"
+    return f"{100 * value:.1f}{star} ± {50 * (interval[1] - interval[0]):.1f}"
+
+
+def _say_problems(results: Mapping[str, Any]) -> None:
+    from cloob.evaluation.report.tables import problems
+
+    found = problems(results)
+    for problem in found["unreadable"]:
+        say(f"{problem.set}: {problem.message}")
+    for problem in found["unloaded"]:
+        say(f"{problem.model} could not be loaded: {problem.message}")
+    for problem in found["failed"]:
+        say(f"{problem.model} on {problem.set}: {problem.message}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cloob.errors import InputError
 
 COMMANDS = {
+    "analyze": "cloob eval RUN --retrieval PAIRS --checkpoints",
     "convert": "cloob export SRC --to cloob --out DEST",
     "models": "cloob find --models, and for towers cloob train --list",
     "push": "cloob export RUN --to transformers --out DIR, then hf upload ORG/NAME DIR",

@@ -1,27 +1,22 @@
-"""Geometry of models on pairs, over the checkpoints of a run too; their most similar
-pictures; example queries.
-"""
+"""Geometry of a run's checkpoints on pairs; example queries of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cloob.data.batch import caption_id
 from cloob.errors import message
-from cloob.evaluation.embed import EmbedOptions, PairEmbeddings, Reader, embed_texts
+from cloob.evaluation.embed import EmbedOptions, Reader, embed_texts
 from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.measures import DEFAULT_LIMIT, geometry
 from cloob.evaluation.report.page import ExampleQuery, ShownPicture
-from cloob.evaluation.suite import refuse_if_all_failed
-from cloob.models.runs import checkpoint_step, epoch_of, find_best, list_checkpoints
+from cloob.models.runs import checkpoint_step, epoch_of, list_checkpoints
 
-Groups = Callable[[np.ndarray], Iterable[Sequence[tuple[int, float]]]]
 _CURVES = (
     "effective_eigenvalues_image",
     "effective_eigenvalues_text",
@@ -30,116 +25,47 @@ _CURVES = (
 )
 
 
-def analyze(
-    models: Mapping[str, str | Path],
+def geometry_of_checkpoints(
+    runs: Mapping[str, Path],
     source: Reader,
     options: EmbedOptions | None = None,
     *,
-    similar: int = 20,
-    groups: Groups | None = None,
     limit: int = DEFAULT_LIMIT,
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Measures models on pairs; of a run folder every checkpoint, and ``geometry`` is
-    that of its best one.
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, str]]]:
+    """Measures every checkpoint of run folders on at most ``limit`` pairs.
 
-    ``similar`` pictures are listed at most; ``groups`` partitions unit rows into
-    look-alikes (``cloob.search.alike.partition``). The geometry is measured on
-    ``limit`` pairs at most. ``failures`` lists what could not be measured; InputError
-    if nothing could be.
+    Returns, by run, the ``step``, the ``epoch`` and the effective eigenvalues and Ajne
+    statistics of its checkpoints; and what could not be measured, as in results.json.
     """
-    runs: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {}
     failures: list[dict[str, str]] = []
-    for name, place in models.items():
-        stored = list_checkpoints(Path(place)) if Path(place).is_dir() else []
-        best = find_best(Path(place)) if stored else None
-        checkpoints: list[dict[str, Any]] = []
-        shown: tuple[PairEmbeddings, dict[str, Any]] | None = None
-        sources: list[str | Path] = [*stored] or [place]
-        for checkpoint in sources:
-            step = checkpoint_step(Path(checkpoint)) if stored else None
-            label = name if step is None else f"{name}, step {step}"
+    for name, run in runs.items():
+        found[name] = []
+        for checkpoint in list_checkpoints(run):
+            step = checkpoint_step(checkpoint)
+            label = f"{name}, step {step}"
             try:
                 embeddings = Embeddings({label: checkpoint}, options, progress=progress)
-                pairs = embeddings.pairs(label, source)
-                facts = embeddings.facts(label)
-                texts = pairs.texts[pairs.first_texts]
-                measured = geometry(
-                    pairs.images.features, texts, facts.inv_tau, facts.beta, limit
-                )
+                numbers = _geometry(embeddings, label, source, limit)
             except (ValueError, OSError) as error:
-                failures.append({"model": label, "error": message(error)})
+                text = message(error)
+                failures.append({"model": label, "set": source.name, "error": text})
                 continue
-            epoch = None if step is None else epoch_of(Path(place), step)
-            checkpoints.append(
-                {
-                    "step": step,
-                    "epoch": epoch,
-                    **{key: measured[key] for key in _CURVES},
-                }
-            )
-            if shown is None or best is None or checkpoint == best[0]:
-                shown = pairs, measured
-        if shown is not None:
-            pairs, measured = shown
-            keys, captions = (
-                pairs.images.keys,
-                [pairs.captions[text] for text in pairs.first_texts.tolist()],
-            )
-            alike = [
-                {
-                    "rows": [a, b],
-                    "keys": [keys[a], keys[b]],
-                    "captions": [captions[a], captions[b]],
-                    "cosine": cosine,
-                }
-                for a, b, cosine in similar_pairs(pairs.images.features, similar)
-            ]
-            partition = groups(pairs.images.features.numpy()) if groups else ()
-            duplicates = [
-                [keys[i] for i, _ in group] for group in partition if len(group) > 1
-            ]
-            run = {
-                "model": name,
-                "geometry": measured,
-                "checkpoints": checkpoints,
-                "similar": alike,
-            }
-            unreadable = {"unreadable": pairs.unreadable} if pairs.unreadable else {}
-            runs.append({**run, "duplicates": duplicates, **unreadable})
-    refuse_if_all_failed(runs, failures)
-    result: dict[str, Any] = {"pairs": source.name, "runs": runs}
-    return {**result, "failures": failures} if failures else result
+            curves = {key: numbers[key] for key in _CURVES}
+            epoch = epoch_of(run, step)
+            found[name].append({"step": step, "epoch": epoch, **curves})
+    return found, failures
 
 
-def similar_pairs(
-    features: Tensor, k: int, chunk: int = 1024
-) -> list[tuple[int, int, float]]:
-    """The k pairs of largest cosine as (first, second, cosine), best first, of equal
-    ones the earlier; no NaN rows.
-    """
-    pairs: list[tuple[int, int, float]] = []
-    for start in range(0, len(features) if k else 0, chunk):
-        scores = (features[start : start + chunk] @ features.T).nan_to_num(
-            nan=-torch.inf
-        )
-        scores.masked_fill_(
-            torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf
-        )
-        cosines = scores.flatten()
-        least = cosines.topk(min(k, len(cosines))).values[
-            -1:
-        ]  # of equal ones topk takes any
-        best = torch.cat(
-            [(cosines > least).nonzero()[:, 0], (cosines == least).nonzero()[:k, 0]]
-        )
-        rows, columns = best // len(features) + start, best % len(features)
-        cells = zip(
-            rows.tolist(), columns.tolist(), cosines[best].tolist(), strict=True
-        )
-        pairs += [cell for cell in cells if cell[2] > -torch.inf]
-        pairs = sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))[:k]
-    return pairs
+def _geometry(
+    embeddings: Embeddings, model: str, source: Reader, limit: int
+) -> dict[str, Any]:
+    """The geometry of a model on pictures and the first caption of each."""
+    pairs = embeddings.pairs(model, source)
+    facts = embeddings.facts(model)
+    texts = pairs.texts[pairs.first_texts]
+    return geometry(pairs.images.features, texts, facts.inv_tau, facts.beta, limit)
 
 
 class _Gallery(NamedTuple):

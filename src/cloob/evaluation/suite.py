@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -347,14 +347,11 @@ def write_per_class(
     embeddings: Embeddings,
     zeroshot: Sequence[Labelled],
 ) -> list[Path]:
-    """Writes a CSV a labelled set, in place of an earlier evaluation's; returns the
-    files.
+    """Writes a CSV a labelled set; returns the files.
 
     A line is a class: ``label``, ``class``, ``images``, and for every model its recall
         and worst confusion.
     """
-    for earlier in folder.glob("*.csv"):
-        earlier.unlink()
     files: dict[str, Path] = {}  # by name, whatever its case
     for data in zeroshot:
         matrices = {}
@@ -394,6 +391,28 @@ def write_per_class(
         files[free.casefold()] = folder / f"{free}.csv"
         write_whole(files[free.casefold()], text.getvalue())
     return list(files.values())
+
+
+def per_class_files(results: Path) -> list[str]:
+    """The names of the tables of classes that a results.json lists, none without one.
+
+    Its folder may be anybody's, so a name that leads elsewhere is no name.
+    """
+    try:
+        content = json.loads(results.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    names = content.get("per_class") if isinstance(content, dict) else None
+    if not isinstance(names, list):
+        return []
+    texts = [name for name in names if isinstance(name, str)]
+    return [name for name in texts if re.fullmatch(r"[\w+-][\w.+-]*\.csv", name)]
+
+
+def remove_per_class(folder: Path, names: Iterable[str]) -> None:
+    """Removes tables of an earlier evaluation; other files stay."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def over_seeds(

@@ -7,6 +7,7 @@ fn_constructor_args=("runs/mine",), concurrency=8)`` embeds with eight actors. T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,15 @@ class Embed:
     """Adds ``embedding``, (n, D) float32 unit rows, and ``error`` to batches of encoded
     pictures; other columns stay.
 
-    A picture that cannot be read keeps its row, with NaN, and the reason in ``error``,
-    which is empty otherwise.
+    A picture that cannot be read, or a caption that is missing, keeps its row, with
+    NaN, and the reason in ``error``, which is empty otherwise.
 
     Args:
         model: A model as ``load_model`` takes it, at the same place on all machines.
         image: The column of encoded pictures: ``bytes`` of ``read_binary_files``,
             ``jpg`` of a webdataset.
-        text: A column of captions, whose embeddings become ``text_embedding``.
+        text: A column of captions, whose embeddings become ``text_embedding``. What is
+            no text (None, NaN, blanks alone) is missing.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
@@ -46,24 +48,49 @@ class Embed:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Embeds a batch of columns, as Ray hands them over."""
-        pictures, pixels = batch[self.image], {}
-        errors = [""] * len(pictures)
+        rows, errors = self._embed_pictures(batch[self.image])
+        added: dict[str, Any] = {}
+        if self.text is not None:
+            added["text_embedding"], missing = self._embed_texts(batch[self.text])
+            for i in missing:
+                errors[i].append(f"{self.text}: missing caption")
+        error = np.array(["; ".join(reasons) for reasons in errors], object)
+        return {**batch, "embedding": rows, "error": error, **added}
+
+    def _embed_pictures(
+        self, pictures: Sequence[bytes]
+    ) -> tuple[np.ndarray, list[list[str]]]:
+        """Rows, and the reasons of those that are NaN."""
+        pixels: dict[int, torch.Tensor] = {}
+        errors: list[list[str]] = [[] for _ in pictures]
         for i, data in enumerate(pictures):
             try:
                 with decoding(str(i)):
                     pixels[i] = self.encoder.preprocess(decode(data))
             except BadSample as error:
-                errors[i] = f"{error.reason}: {error.detail}"
-        rows = np.full((len(pictures), self.encoder.embed_dim), np.nan, np.float32)
+                errors[i].append(f"{error.reason}: {error.detail}")
+        rows = self._empty(len(pictures))
         if pixels:
+            batch = torch.stack(list(pixels.values())).to(self.encoder.device)
             with evaluating(self.encoder):
-                embedded = self.encoder.encode_image(
-                    torch.stack(list(pixels.values())).to(self.encoder.device)
-                )
+                embedded = self.encoder.encode_image(batch)
             rows[list(pixels)] = embedded.float().cpu().numpy()
-        added = {"embedding": rows, "error": np.array(errors, object)}
-        if self.text is not None:
-            added["text_embedding"] = embed_texts(
-                self.encoder, [str(text) for text in batch[self.text]]
-            ).numpy()
-        return {**batch, **added}
+        return rows, errors
+
+    def _embed_texts(self, texts: Sequence[object]) -> tuple[np.ndarray, list[int]]:
+        """Rows, and the places of the captions that are missing."""
+        captions: dict[int, str] = {}
+        missing = []
+        for i, text in enumerate(texts):
+            if isinstance(text, str) and text.strip():
+                captions[i] = str(text)
+            else:
+                missing.append(i)
+        rows = self._empty(len(texts))
+        if captions:
+            embedded = embed_texts(self.encoder, list(captions.values()))
+            rows[list(captions)] = embedded.numpy()
+        return rows, missing
+
+    def _empty(self, n: int) -> np.ndarray:
+        return np.full((n, self.encoder.embed_dim), np.nan, np.float32)

@@ -42,7 +42,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class ShownPicture:
-    """One picture next to a query or another picture."""
+    """One picture next to a query."""
 
     image: bytes  # encoded
     label: str  # its class or caption
@@ -65,11 +65,8 @@ def write_report(
     title: str = "Report",
     notes: Sequence[str] = (),
     curves: charts.Lines | None = None,  # the lines of metrics.jsonl
-    checkpoints: charts.Lines | None = None,  # what ``analyze`` measured of each
+    checkpoints: charts.Lines | None = None,  # what was measured of each
     queries: Sequence[ExampleQuery] = (),
-    similar: (
-        Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]] | None
-    ) = None,  # the most similar first
     searches: Sequence[
         ExampleQuery
     ] = (),  # without right answers; they come first, the first model's pictures large
@@ -80,13 +77,10 @@ def write_report(
     ``notes`` are paragraphs under the title; curves, checkpoints and pictures are by
     model.
     """
-    rows, curves, checkpoints, similar = (
-        results["rows"],
-        curves or {},
-        checkpoints or {},
-        similar or {},
-    )
-    names = [*(row["model"] for row in rows), *curves, *checkpoints, *similar]
+    rows = results["rows"]
+    curves = curves or {}
+    checkpoints = checkpoints or {}
+    names = [*(row["model"] for row in rows), *curves, *checkpoints]
     colours = {name: i for i, name in enumerate(dict.fromkeys(names))}
     what = measure(rows)
     gaps = differences(results, what.key) if what else {}
@@ -123,7 +117,6 @@ def write_report(
         tables=tables.result_tables(results, colours),
         queries=queries,
         searches=searches,
-        similar={model: pairs for model, pairs in similar.items() if pairs},
         by_epoch=charts.by_epoch(checkpoints, colours),
         losses=charts.losses(curves, colours),
         training=charts.training_geometry(curves, colours),

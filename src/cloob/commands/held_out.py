@@ -1,0 +1,249 @@
+"""Models that are runs of ``cloob train``: their held-out pairs, and what these pairs
+chose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cloob
+from cloob.data.shards.spec import is_remote
+from cloob.errors import InputError
+from cloob.models.importing import read_json
+from cloob.models.runs import (
+    JOINED_FILE,
+    RUN_CONFIG_FILE,
+    find_best,
+    read_validation,
+    run_of,
+)
+
+if TYPE_CHECKING:
+    from cloob.evaluation.sets.suites import SuiteSets
+
+SECTIONS = ("retrieval", "vectors")
+"""Sections of a row of results.json whose pairs may have chosen the model."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model that ``cloob train`` made."""
+
+    model: str  # as it was typed
+    weights: Path  # the folder of the weights
+    folder: Path
+    config: cloob.TrainConfig
+
+    def choices(self) -> list[str]:
+        """What its held-out pairs chose of this model, such as ``ridge``."""
+        if not self.config.holds_out:
+            return []
+        choices = []
+        objective = self.config.loss.objective
+        if objective == "auto":
+            choices.append("objective")
+        best = find_best(self.folder)
+        checkpoint = self.weights.parent
+        if objective != "cca" and best is not None and best[0].samefile(checkpoint):
+            choices.append("epoch")
+        joined = str(_read_joined(checkpoint).get("joined", ""))
+        if objective == "cca" or "cca" in joined or "closed form" in joined:
+            choices.append("ridge")
+        if joined:
+            choices.append("members")
+        if "hubs" in joined:
+            choices.append("bias against hubs")
+        return choices
+
+    def held_out_files(self) -> set[str]:
+        """The files of its held-out pairs, as real paths."""
+        specs = [*self.config.pairs.val_data, self.config.vectors.val_a]
+        return {os.path.realpath(spec) for spec in specs if spec}
+
+    def training_files(self) -> list[str]:
+        """What it was trained on, as it was typed."""
+        specs = [*self.config.pairs.data, self.config.vectors.a]
+        return [spec for spec in specs if spec]
+
+
+def _read_joined(checkpoint: Path) -> dict[str, Any]:
+    with contextlib.suppress(InputError):
+        return dict(read_json(checkpoint / JOINED_FILE))
+    return {}
+
+
+def find_runs(models: Sequence[str]) -> list[Run]:
+    """Those of some models that are runs; what cannot be read is reported when it is
+    loaded.
+    """
+    from cloob.models.load import find_model_folder  # torch
+
+    runs = []
+    for model in models:
+        with contextlib.suppress(InputError):
+            weights = find_model_folder(model)
+            folder = run_of(weights)
+            if weights is not None and folder is not None:
+                config = cloob.TrainConfig.from_json(folder / RUN_CONFIG_FILE)
+                runs.append(Run(model, weights, folder, config))
+    return runs
+
+
+def add_held_out(sets: SuiteSets, runs: Sequence[Run]) -> list[str]:
+    """Adds the held-out pairs of runs to the sets, which must be the same for all of
+    them; returns the names of the sets.
+    """
+    run = _only_split(runs)
+    pairs = run.config.pairs
+    if run.config.given.given_held_out:
+        raise InputError(
+            f"{run.model}: its held-out pairs were given by Python code; name them by"
+            f" {_other_option(run)}"
+        )
+    # A run folder may come from a stranger: nothing is fetched or run that nobody
+    # typed.
+    specs = pairs.val_data or pairs.data
+    if any(map(is_remote, specs)):
+        raise InputError(
+            f"{run.model}: its held-out pairs are streamed; type them: --retrieval"
+            f" {' '.join(specs)}"
+        )
+    try:
+        if pairs.val_data:
+            return _add_named(sets, run)
+        return _add_split(sets, run)
+    except _Unreadable as error:
+        raise InputError(
+            f"{run.model}: its held-out pairs cannot be read; {error}"
+        ) from None
+
+
+class _Unreadable(InputError):  # noqa: N818
+    """Held-out pairs whose files are gone or broken."""
+
+
+def _only_split(runs: Sequence[Run]) -> Run:
+    """The first run, where all hold the same pairs out."""
+    if not runs:
+        raise InputError(
+            "--held-out: no model here is a run of `cloob train`; name one, or pairs by"
+            " --retrieval"
+        )
+    first = runs[0]
+    if not first.config.holds_out:
+        raise InputError(
+            f"{first.model}: held no pairs out of its training; name pairs by"
+            f" {_other_option(first)}"
+        )
+    for other in runs[1:]:
+        if _split_of(other.config) != _split_of(first.config):
+            raise InputError(
+                f"{first.model} and {other.model} held different pairs out; evaluate"
+                " one at a time"
+            )
+    return first
+
+
+def _split_of(config: cloob.TrainConfig) -> object:
+    """What chooses the held-out pairs of a run."""
+    pairs = config.pairs
+    split = pairs.val_data or (pairs.data, pairs.val_split)
+    return split, config.vectors, pairs.image_column, pairs.caption_column
+
+
+def _other_option(run: Run) -> str:
+    return "--a and --b" if run.config.has_vectors else "--retrieval"
+
+
+def _add_named(sets: SuiteSets, run: Run) -> list[str]:
+    """Adds the pairs of ``--val-data``."""
+    from cloob.evaluation.sets.pictures import open_captioned
+
+    pairs = run.config.pairs
+    columns = {
+        "image_column": pairs.image_column,
+        "caption_column": pairs.caption_column,
+    }
+    names = []
+    for spec in pairs.val_data:
+        try:
+            source = open_captioned(spec, **columns)
+        except InputError as error:
+            raise _Unreadable(str(error)) from None
+        names.append(f"{source.name} (held out)")
+        sets.pairs.append(dataclasses.replace(source, name=names[-1]))
+    return names
+
+
+def _add_split(sets: SuiteSets, run: Run) -> list[str]:
+    """Adds pairs that ``--val-split`` took from the training pairs, or ``--val-a``."""
+    from cloob.data.source import digest
+    from cloob.evaluation.sets.pictures import by_picture
+    from cloob.training.given import open_pairs
+
+    config = run.config
+    if config.vectors.a is None:
+        config = cloob.TrainConfig(config.pairs)
+    held_out: Any
+    try:
+        _, held_out = open_pairs(config, train=False)
+    except InputError as error:
+        raise _Unreadable(str(error)) from None
+    validation = read_validation(run.weights.parent) or {}
+    result = digest([json.dumps(held_out.fingerprint(), sort_keys=True)])
+    if validation.get("held_out") not in (None, result):
+        raise InputError(
+            f"{run.model}: its pairs have changed since the training, so nobody knows"
+            " which were held out"
+        )
+    if run.config.vectors.a is not None:
+        sets.vectors.append(held_out)
+        return [held_out.name]
+    files = ", ".join(Path(spec).name for spec in run.config.pairs.data)
+    name = f"{files} (held out)"
+    sets.pairs.append(by_picture(name, held_out))
+    return [name]
+
+
+def note_choices(
+    rows: Sequence[dict[str, Any]],
+    runs: Mapping[str, Run],
+    typed: Mapping[str, str],
+    held_out: Sequence[str],
+) -> None:
+    """Writes ``chose`` beside every recall of a run: what these pairs chose of it.
+
+    ``runs`` are by the name of the model, ``typed`` is what was typed for a set;
+    ``held_out`` are the sets that ``--held-out`` added.
+    """
+    for row in rows:
+        run = runs.get(row["model"])
+        if run is None:
+            continue
+        for section in SECTIONS:
+            for name, numbers in row.get(section, {}).items():
+                file = os.path.realpath(typed.get(name, name))
+                judged = name in held_out or file in run.held_out_files()
+                numbers["chose"] = run.choices() if judged else []
+
+
+def choice_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence per set whose pairs chose something of a model."""
+    chosen: dict[str, list[str]] = {}
+    for row in rows:
+        for section in SECTIONS:
+            for name, numbers in row.get(section, {}).items():
+                if numbers.get("chose"):
+                    words = f"{' and '.join(numbers['chose'])} of {row['model']}"
+                    chosen.setdefault(name, []).append(words)
+    return [
+        f"the pairs of {name} chose {', '.join(words)}: recall on new pairs is lower"
+        for name, words in chosen.items()
+    ]
