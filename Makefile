@@ -18,7 +18,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) -m "not nightly" $(ARGS)
 
 # The objective, ranks included, where nothing but torch is installed.
-ALONE := tests/functional tests/test_objective_tracing.py tests/test_distributed.py
+ALONE := tests/functional tests/test_auditor.py tests/test_objective_tracing.py tests/test_distributed.py
 torch-alone: $(VENV)/.dev
 	$(BIN)/python tests/torch_alone.py $(VENV)/torch-alone
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)/torch-alone/bin/python -m pytest -p no:cacheprovider -m "not nightly" \

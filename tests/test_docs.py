@@ -404,6 +404,19 @@ def test_the_loops_of_other_trainers_run(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def test_the_page_of_the_audit_prints_what_it_says_and_knows_all_faults(capsys):
+    page = DOCS / "audit.md"
+    run_python(page)
+    printed = re.sub(r" to \de-\d+", "", capsys.readouterr().out)
+    (shown,) = blocks(page, "text")
+    assert printed == re.sub(r" to \de-\d+", "", shown)
+    explained = re.findall(r"\*\*([^*]+)\*\*", page.read_text(encoding="utf-8"))
+    listed = re.search(r"are kinds:(.*)Raises:", cloob.audit.__doc__, re.DOTALL)[1]
+    kinds = {" ".join(kind.split()) for kind in re.findall(r"``([^`]+)``", listed)}
+    assert len(kinds) == 15
+    assert kinds - set(explained) == {"not what was expected"}
+
+
 def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says():
     names = run_python(DOCS / "dcl.md")
     x, y = (names[side].detach() for side in "xy")

@@ -1,9 +1,9 @@
 """Train, judge and use image-text models by CLOOB (Fürst et al. 2022,
 arXiv:2110.11316).
 
-``ContrastiveObjective``, ``make_objective``, ``cached_backward`` and ``functional``
-need torch alone, the others the extra ``train``. Names are imported on first use, so
-that ``import cloob`` is instant.
+``ContrastiveObjective``, ``make_objective``, ``audit``, ``cached_backward`` and
+``functional`` need torch alone, the others the extra ``train``. Names are imported on
+first use, so that ``import cloob`` is instant.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cloob import functional
+    from cloob.auditor import audit
     from cloob.data.example import example_pairs
     from cloob.data.open import open_source
     from cloob.evaluation.suite import evaluate
@@ -40,6 +41,7 @@ __all__ = [
     "Index",
     "TrainConfig",
     "__version__",
+    "audit",
     "cached_backward",
     "create_model",
     "evaluate",
@@ -63,6 +65,7 @@ _HOMES = {
     "HeadSettings": "cloob.heads.settings",
     "Index": "cloob.search.index",
     "TrainConfig": "cloob.training.config",
+    "audit": "cloob.auditor",
     "cached_backward": "cloob.training.gradcache",
     "create_model": "cloob.models.towers",
     "evaluate": "cloob.evaluation.suite",

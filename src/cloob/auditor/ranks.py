@@ -1,0 +1,143 @@
+"""A loss on several ranks that are threads of this process, without a process group.
+
+The functions of ``torch.distributed`` are replaced for the time of a call; a thread is
+a rank, and what it sends meets the others' at a barrier.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+SECONDS = 20.0  # a rank that waits longer waits for ever
+
+
+class Ranks:
+    """A process group of threads."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.calls = 0
+        self._barrier = threading.Barrier(world, timeout=SECONDS)
+        self._sent: list[Any] = [None] * world
+        self._here = threading.local()
+
+    def run(self, work: Callable[[int], T]) -> list[T]:
+        """``work(rank)`` of every rank; raises what the first rank that failed did."""
+        results: list[Any] = [None] * self.world
+        faults: list[Exception] = []
+
+        def of_rank(rank: int) -> None:
+            self._here.rank = rank
+            try:
+                results[rank] = work(rank)
+            except threading.BrokenBarrierError:
+                return  # another rank has failed
+            except Exception as error:
+                faults.append(error)
+                self._barrier.abort()
+
+        names = {name: f for name, f in self._fakes().items() if hasattr(dist, name)}
+        threads = [
+            threading.Thread(target=of_rank, args=(rank,)) for rank in range(self.world)
+        ]
+        with mock.patch.multiple(dist, **names):  # type: ignore[call-overload]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if faults:
+            raise faults[0]
+        if any(result is None for result in results):
+            raise RuntimeError("the ranks wait for each other")
+        return results
+
+    def rank(self, group: Any = None) -> int:
+        """The rank of this thread; 0 of one that is none."""
+        return getattr(self._here, "rank", 0)
+
+    def exchange(self, value: Any) -> list[Any]:
+        """The value of every rank, on every rank."""
+        self.calls += 1
+        self._sent[self.rank()] = value
+        self._barrier.wait()
+        sent = list(self._sent)
+        self._barrier.wait()
+        return sent
+
+    def _fakes(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "is_available": lambda: True,
+            "is_initialized": lambda: True,
+            "get_rank": self.rank,
+            "get_world_size": lambda group=None: self.world,
+            "get_backend": lambda group=None: "nccl",
+            "get_backend_config": lambda group=None: "cpu:gloo",
+            "barrier": lambda *_, **__: self.exchange(None) and None,
+            "broadcast": self._broadcast,
+            "all_reduce": self._all_reduce,
+            "all_gather": self._all_gather,
+            "all_gather_object": self._all_gather_object,
+            "all_gather_single": self._all_gather_single,
+            "all_gather_into_tensor": self._all_gather_single,
+            "reduce_scatter": self._reduce_scatter,
+            "reduce_scatter_single": self._reduce_scatter_single,
+            "reduce_scatter_tensor": self._reduce_scatter_single,
+        }
+
+    def _broadcast(self, tensor: Tensor, src: int = 0, *_: Any, **__: Any) -> None:
+        write(tensor, self.exchange(tensor.detach().clone())[src])
+
+    def _all_reduce(self, tensor: Tensor, op: Any = None, *_: Any, **__: Any) -> None:
+        write(tensor, reduced(self.exchange(tensor.detach().clone()), op))
+
+    def _all_gather(
+        self, outputs: list[Tensor], tensor: Tensor, *_: Any, **__: Any
+    ) -> None:
+        for output, sent in zip(outputs, self.exchange(tensor.detach()), strict=True):
+            write(output, sent)
+
+    def _all_gather_object(self, outputs: list[Any], value: Any, *_: Any) -> None:
+        outputs[:] = self.exchange(value)
+
+    def _all_gather_single(
+        self, output: Tensor, tensor: Tensor, *_: Any, **__: Any
+    ) -> None:
+        write(output, torch.cat(self.exchange(tensor.detach())).reshape(output.shape))
+
+    def _reduce_scatter(
+        self, output: Tensor, inputs: list[Tensor], op: Any = None, *_: Any, **__: Any
+    ) -> None:
+        sent = self.exchange([tensor.detach() for tensor in inputs])
+        write(output, reduced([of_rank[self.rank()] for of_rank in sent], op))
+
+    def _reduce_scatter_single(
+        self, output: Tensor, tensor: Tensor, op: Any = None, *_: Any, **__: Any
+    ) -> None:
+        parts = [sent.chunk(self.world) for sent in self.exchange(tensor.detach())]
+        write(output, reduced([of_rank[self.rank()] for of_rank in parts], op))
+
+
+@torch.no_grad()
+def write(output: Tensor, value: Tensor) -> None:
+    """Into a tensor, as a collective does."""
+    output.copy_(value)
+
+
+def reduced(sent: list[Tensor], op: Any) -> Tensor:
+    """The sum, or what another ``ReduceOp`` makes of it."""
+    stacked = torch.stack(sent)
+    if op == dist.ReduceOp.MIN:
+        return stacked.amin(dim=0)
+    if op == dist.ReduceOp.MAX:
+        return stacked.amax(dim=0)
+    if op == dist.ReduceOp.AVG:
+        return stacked.mean(dim=0)
+    return stacked.sum(dim=0)

@@ -1,0 +1,274 @@
+"""Right losses and wrong ones, each transcribed here, and what ``cloob.audit`` says."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+import cloob
+from cloob.functional import cloob_reference
+from cloob.functional.streamed import cloob_streamed
+from cloob.objective import OBJECTIVES, ContrastiveObjective
+from support import raises
+
+
+def retrieve(state, stored, beta, unit=True):
+    found = (beta * state @ stored.T).softmax(dim=1) @ stored
+    return F.normalize(found, dim=1) if unit else found
+
+
+def info_nce(anchors, candidates, inv_tau):
+    scores = inv_tau * anchors @ candidates.T
+    return F.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def info_loob(anchors, candidates, inv_tau, mask=-torch.inf):
+    scores = inv_tau * anchors @ candidates.T
+    own = torch.eye(len(scores), dtype=torch.bool)
+    negatives = scores.masked_fill(own, mask).logsumexp(dim=1)
+    return (negatives - scores.diagonal()).mean()
+
+
+def subtracted(anchors, candidates, inv_tau, floor=0.0):
+    scores = inv_tau * anchors @ candidates.T
+    negatives = scores.exp().sum(dim=1) - scores.diagonal().exp() + floor
+    return (negatives.log() - scores.diagonal()).mean()
+
+
+def both(contrast, *arguments):
+    return lambda x, y: contrast(x, y, *arguments) + contrast(y, x, *arguments)
+
+
+def memories(x, y, beta=8.0, unit=True):
+    """U_x, U_y, V_x, V_y."""
+    return [retrieve(q, m, beta, unit) for m in (x, y) for q in (x, y)]
+
+
+def cloob_loss(x, y, inv_tau=30.0, beta=8.0, contrast=info_loob, **options):
+    u_x, u_y, v_x, v_y = memories(x, y, beta)
+    terms = contrast(u_x, u_y, inv_tau, **options) + contrast(
+        v_y, v_x, inv_tau, **options
+    )
+    return terms / inv_tau
+
+
+def masked_sums(x, y):
+    """Positives are set to 0 after exp, and nothing is subtracted."""
+    sums = []
+    for scores in (30 * x @ y.T, 30 * y @ x.T):
+        negatives = scores.exp().masked_fill(torch.eye(len(x)) > 0, 0).sum(dim=1)
+        sums.append((-scores.diagonal() + (negatives + 1e-20).log()).mean())
+    return sum(sums) / 2
+
+
+RIGHT = {
+    "cross entropy": (lambda x, y: both(info_nce, 14.3)(x, y) / 2, "clip", "unit"),
+    "cross entropy summed": (both(info_nce, 14.3), "clip", "sum"),
+    "log-sum-exp": (both(info_loob, 30.0), "infoloob", "sum"),
+    "masked sums": (masked_sums, "infoloob", "unit"),
+    "the paper's": (cloob_loss, "cloob", "paper"),
+    "in float32": (lambda x, y: cloob_loss(x.float(), y.float()), "cloob", "paper"),
+    "by hand": (lambda x, y: 3.3 * both(info_loob, 12.0)(x, y), "infoloob", "3.3"),
+    "normalises": (
+        lambda x, y: cloob_loss(F.normalize(x), F.normalize(y)),
+        "cloob",
+        "paper",
+    ),
+}
+for path in (cloob_reference, cloob_streamed):
+    RIGHT[path.__name__] = (lambda x, y, f=path: f(x, y, 20.0, 5.0), "cloob", "paper")
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_loss_is_named_and_not_blamed(name):
+    loss, member, scale = RIGHT[name]
+    report = cloob.audit(loss)
+    assert report.faults == (), report
+    assert (report.name, report.scale) == (member, scale), report
+    assert report.value_error < 1e-6 and report.gradient_error < 1e-4, report
+
+
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+@pytest.mark.parametrize("scale", ["paper", "unit"])
+@pytest.mark.parametrize("member", OBJECTIVES)
+def test_no_member_of_ours_is_blamed(member, scale, backend):
+    if "siglip" in member and scale == "paper":
+        return  # there is none
+    fixed = {} if "siglip" in member else {"learnable_inv_tau": False}
+    objective = cloob.make_objective(member, scale=scale, backend=backend, **fixed)
+    before = {key: value.clone() for key, value in objective.state_dict().items()}
+    report = cloob.audit(objective, expect=member)
+    assert (report.name, report.scale, report.faults) == (member, scale, ()), report
+    assert report.inv_tau == pytest.approx(objective.inv_tau.item(), rel=1e-4)
+    if report.beta is not None:
+        assert report.beta == pytest.approx(8.0, rel=1e-4)
+    assert report.value_error < 1e-6 and report.gradient_error < 1e-5
+    assert str(report).startswith(f"{member} (")
+    torch.testing.assert_close(objective.state_dict(), before, rtol=0, atol=0)
+    objective.train()
+    with pytest.warns(
+        UserWarning, match="rows of length 2"
+    ):  # not told of by the audit
+        objective(*(2 * side for side in torch.eye(4).expand(2, 4, 4)))
+
+
+def test_learned_scales_of_ours_are_not_blamed():
+    for name in ("clip", "siglip", "cloob", "infonce-hopfield"):
+        objective = cloob.make_objective(name, learnable_inv_tau=True)
+        report = cloob.audit(objective)
+        assert report.faults == () and report.name == name, report
+        kinds = [finding.kind for finding in report.findings]
+        assert ("learned τ" in kinds) == (name == "cloob")
+    learned_beta = ContrastiveObjective(learnable_beta=True)
+    assert cloob.audit(learned_beta).faults == ()
+
+
+def gathered(x, y, keep_own, with_gradient=False):
+    """InfoLOOB over ranks; their rows come without a graph, or with one."""
+    if not dist.is_initialized():
+        return cloob_loss(x, y)
+    sides = []
+    for side in (x, y):
+        if with_gradient:
+            import torch.distributed.nn.functional as differentiable
+
+            parts = list(differentiable.all_gather(side))
+        else:
+            parts = [torch.zeros_like(side) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, side.detach())
+        if keep_own:
+            parts[dist.get_rank()] = side
+        sides.append(torch.cat(parts))
+    return cloob_loss(*sides)
+
+
+def mixed_memories(x, y):
+    u_x, u_y, v_x, v_y = memories(x, y)
+    return info_loob(u_x, v_x, 30.0) + info_loob(v_y, u_y, 30.0)
+
+
+def exchanged_anchors(x, y):
+    u_x, u_y, v_x, v_y = memories(x, y)
+    return info_loob(u_y, u_x, 30.0) + info_loob(v_x, v_y, 30.0)
+
+
+def across(x, y):
+    u_x, _, _, v_y = memories(x, y)
+    return info_loob(u_x, v_y, 30.0) + info_loob(v_y, u_x, 30.0)
+
+
+def not_unit(x, y):
+    u_x, u_y, v_x, v_y = memories(x, y, unit=False)
+    return (info_loob(u_x, u_y, 30.0) + info_loob(v_y, v_x, 30.0)) / 30
+
+
+def unused(x, y):
+    """An ablation whose branch takes the plain rows."""
+    u_x, u_y, v_x, v_y = memories(x, y)
+    assert u_x.shape == u_y.shape == v_x.shape == v_y.shape
+    return both(info_nce, 14.3)(x, y) / 2
+
+
+def lowered(x, y):
+    """All in bfloat16, as under autocast."""
+    return cloob_loss(x.bfloat16(), y.bfloat16()).float()
+
+
+def detached(x, y):
+    u_x, u_y, v_x, v_y = (side.detach() for side in memories(x, y))
+    keep = 0.0 * (x.sum() + y.sum())
+    return info_loob(u_x, u_y, 30.0) + info_loob(v_y, v_x, 30.0) + keep
+
+
+class Learned(nn.Module):
+    """A learned scale under τ · loss, as copies of CLIP's model keep it."""
+
+    def __init__(self, contrast=info_loob):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.contrast = contrast
+
+    def forward(self, x, y):
+        return cloob_loss(x, y, self.logit_scale.exp(), contrast=self.contrast)
+
+
+WRONG = {
+    "logarithm as τ⁻¹": [
+        lambda x, y: cloob_loss(x, y, math.log(100)),
+        lambda x, y: both(info_nce, math.log(1 / 0.07))(x, y) / 2,
+    ],
+    "learned τ under τ·loss": [Learned(), Learned(info_nce)],
+    "sentinel as mask": [
+        lambda x, y: cloob_loss(x, y, mask=-1000.0),
+        lambda x, y: cloob_loss(x, y, mask=-1e9),
+    ],
+    "gather without gradient": [
+        lambda x, y: gathered(x, y, keep_own=False),
+        lambda x, y: gathered(x, y, keep_own=True),
+    ],
+    "one direction": [
+        lambda x, y: info_loob(x, y, 30.0),
+        lambda x, y: info_nce(y, x, 14.3),
+        lambda x, y: info_loob(*memories(x, y)[:2], 30.0) / 30,
+    ],
+    "U and V exchanged": [mixed_memories, exchanged_anchors, across],
+    "rows not of unit length": [not_unit],
+    "subtract after exp": [
+        both(subtracted, 30.0),
+        both(subtracted, 30.0, 1e-8),
+        lambda x, y: cloob_loss(x, y, contrast=subtracted),
+    ],
+    "retrieval not used": [unused],
+    "gradients lost in a cone": [lowered],
+    "gradient of another function": [detached],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [(kind, i) for kind, some in WRONG.items() for i in range(len(some))],
+)
+def test_a_fault_is_found_and_no_other_is(kind, number):
+    report = cloob.audit(WRONG[kind][number])
+    assert kind in report.faults, report
+    others = set(report.faults) - {kind}
+    # bfloat16 shows in the values too.
+    assert others <= ({"values off"} if kind == "gradients lost in a cone" else set())
+    assert f"FAULT: {kind}: " in str(report)
+
+
+def test_a_gather_with_gradient_is_right_on_two_ranks():
+    report = cloob.audit(lambda x, y: gathered(x, y, False, with_gradient=True))
+    assert report.faults == (), report
+    for name in OBJECTIVES:
+        fixed = {} if "siglip" in name else {"learnable_inv_tau": False}
+        for backend in ("reference", "streamed"):
+            ours = cloob.make_objective(name, gather="auto", backend=backend, **fixed)
+            report = cloob.audit(ours)
+            assert report.faults == (), report
+            assert "ranks" not in [finding.kind for finding in report.findings]
+    assert not dist.is_initialized()
+
+
+def test_a_scale_is_passed_on():
+    scale = torch.tensor(30.0, requires_grad=True)
+    assert cloob.audit(cloob_loss, scale=30.0).faults == ()
+    assert cloob.audit(cloob_loss, scale=scale).faults == ("learned τ under τ·loss",)
+    assert cloob.audit(cloob_loss, scale=math.log(100)).faults == ("logarithm as τ⁻¹",)
+    report = cloob.audit(lambda x, y, s: cloob_loss(x, y, math.exp(s)), scale=30.0)
+    assert report.faults == ("exponential as τ⁻¹",)
+    clip = cloob.make_objective("clip")
+    assert cloob.audit(clip, scale=scale).faults == ()
+
+
+def test_what_is_expected_and_what_is_no_such_loss():
+    report = cloob.audit(both(info_loob, 30.0), expect="cloob")
+    assert report.faults == ("not what was expected",)
+    strange = cloob.audit(lambda x, y: (x - y).square().sum())
+    assert strange.name is None and "no form" in str(strange)
+    assert "not finite" in cloob.audit(lambda x, y: (x.sum() - x.sum()).log()).faults
+    raises(TypeError, "no 0-d tensor", cloob.audit, lambda x, y: (x - y).norm(dim=1))
+    raises(ValueError, "expect is 'clop'", cloob.audit, cloob_loss, expect="clop")
