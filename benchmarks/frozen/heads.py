@@ -144,7 +144,7 @@ def train(
             rows = order[place * size : (place + 1) * size]
             pair = images[view.pictures[rows]], texts[view.rows[rows]]
             result = stepper(
-                *pair, None, schedule(step), hopfield=retrieves(setting, step / total)
+                pair, None, schedule(step), hopfield=retrieves(setting, step / total)
             )
             if result.finite:  # else it left no trace
                 losses.append(result.loss)

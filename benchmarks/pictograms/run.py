@@ -219,7 +219,10 @@ class Run:
         # sequences as short as these on a CPU.
         with sdpa_kernel(SDPBackend.MATH):
             result = self.stepper(
-                images, tokens, ids_or_none, self.schedule(self.step), hopfield=hopfield
+                (images, tokens),
+                ids_or_none,
+                self.schedule(self.step),
+                hopfield=hopfield,
             )
         self.step += 1
         if result.finite:

@@ -359,7 +359,7 @@ def _ddp_buffers(rank):
     ddp = DistributedDataParallel(nn.Sequential(norm, nn.Linear(4, 4)))
     norm.running_mean.fill_(rank + 1.0)  # DDP has shared them as it was made
     rows = torch.arange(24.0).reshape(6, 4).sin()
-    objective = make_objective("cloob", check=False)
+    objective = make_objective("cloob", check=False, gather=True)
     cached_backward(
         lambda part: (ddp(part), part),
         objective,

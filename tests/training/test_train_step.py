@@ -82,7 +82,7 @@ class Taking:
         )
 
     def __call__(self, images, tokens, ids=None, lr=0.01):
-        return self.stepper(images, tokens, ids, lr)
+        return self.stepper((images, tokens), ids, lr)
 
     def state(self):
         """Weights, buffers and moments."""
@@ -255,7 +255,9 @@ def test_nothing_is_read_in_a_step(pairs, micro, precision):
     take = Taking(clip=1.0, micro=micro, precision=precision)
     with reads() as read:
         launched = take.stepper.launch(
-            torch.randn(pairs, 5), torch.randn(pairs, 3), torch.arange(pairs) // 2, 1e-2
+            (torch.randn(pairs, 5), torch.randn(pairs, 3)),
+            torch.arange(pairs) // 2,
+            1e-2,
         )
     assert not read and launched.result(launched.numbers.tolist()).finite
 

@@ -109,14 +109,23 @@ class Batch:
     len(skipped)``.
     """
 
-    # What the towers take, of a caller's Dataset whatever its collation made.
-    images: Any  # (n, 3, H, W) uint8 raw pixels: the encoder normalises on its device
-    tokens: Any  # (n, L) int64
+    # The sides: (n, 3, H, W) uint8 raw pixels, which the encoder normalises on its
+    # device, and (n, L) int64 tokens; of a caller's Dataset whatever its collation
+    # made, a tuple or a mapping.
+    parts: Any
     ids: (
         Tensor  # (n,) int64, caption_id of every caption: equal captions have equal ids
     )
     keys: tuple[str, ...]
     skipped: tuple[Skip, ...] = ()
+
+    @property
+    def images(self) -> Any:
+        return self.parts[0]
+
+    @property
+    def tokens(self) -> Any:
+        return self.parts[1]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -133,13 +142,13 @@ class Batch:
     def _each(self, method: str, *args: Any, **options: Any) -> Batch:
         from cloob.functional.private import tree_flatten, tree_unflatten
 
-        leaves, spec = tree_flatten((self.images, self.tokens, self.ids))
+        leaves, spec = tree_flatten((self.parts, self.ids))
         moved = [
             getattr(leaf, method)(*args, **options) if hasattr(leaf, method) else leaf
             for leaf in leaves
         ]
-        images, tokens, ids = tree_unflatten(moved, spec)
-        return replace(self, images=images, tokens=tokens, ids=ids)
+        parts, ids = tree_unflatten(moved, spec)
+        return replace(self, parts=parts, ids=ids)
 
 
 def tensors_of(*values: Any) -> list[Tensor]:
@@ -149,20 +158,20 @@ def tensors_of(*values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(values)[0] if hasattr(leaf, "record_stream")]
 
 
-def rows_of(side: Any) -> int:
-    """How many items one side of a batch has."""
-    return len(_leaves(side)[0][0])
+def rows_of(parts: Any) -> int:
+    """How many items a batch, or a part of one, has."""
+    return len(leaves_of(parts)[0][0])
 
 
-def micro_batches(side: Any, parts: int) -> list[Any]:
-    """One side of a batch in parts as even as can be; InputError for a kind that cannot
-    be cut.
+def micro_batches(parts: Any, number: int) -> list[Any]:
+    """A batch in micro-batches as even as can be; InputError for a kind that cannot be
+    cut.
     """
     from cloob.functional.private import tree_unflatten
 
-    leaves, spec = _leaves(side)
+    leaves, spec = leaves_of(parts)
     n = len(leaves[0])
-    bounds = pairwise(i * (n // parts) + min(i, n % parts) for i in range(parts + 1))
+    bounds = pairwise(i * (n // number) + min(i, n % number) for i in range(number + 1))
     try:
         return [
             tree_unflatten([leaf[start:stop] for leaf in leaves], spec)
@@ -175,7 +184,7 @@ def micro_batches(side: Any, parts: int) -> list[Any]:
         ) from error
 
 
-def _leaves(side: Any) -> tuple[list[Any], Any]:
+def leaves_of(parts: Any) -> tuple[list[Any], Any]:
     """Tensors, lists of texts and other leaves of a batch, and their places in lists
     and mappings.
     """
@@ -184,7 +193,7 @@ def _leaves(side: Any) -> tuple[list[Any], Any]:
     def is_texts(part: Any) -> bool:
         return isinstance(part, list | tuple) and isinstance((part or [None])[0], str)
 
-    return tree_flatten(side, is_leaf=is_texts)
+    return tree_flatten(parts, is_leaf=is_texts)
 
 
 def caption_id(caption: str) -> int:

@@ -51,6 +51,7 @@ from cloob.data.order import (
     ShardSizes,
     sample_generator,
 )
+from cloob.data.sampler import SamplerOrder
 from cloob.data.source import Fingerprint, MixedSource, Source, pictures_of, prefetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted, one_line
@@ -94,7 +95,7 @@ class Loader:
     def __init__(
         self,
         name: str,
-        order: EpochOrder,
+        order: EpochOrder | SamplerOrder,
         batch_size: int,
         *,
         drop_last: bool,
@@ -178,6 +179,19 @@ class Loader:
         self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]
     ) -> Iterator[Request]:
         return ((epoch, rows(start)) for start in starts)
+
+    def order_state(self, position: int) -> Any:
+        """What the order of an epoch depends on beside the seed, when a run stands at
+        this position of it: a sampler's state.
+        """
+        if not isinstance(self._order, SamplerOrder):
+            return None
+        return self._order.state(at_the_beginning=position > 0)
+
+    def load_order(self, state: Any) -> None:
+        """Takes back what ``order_state`` gave."""
+        if isinstance(self._order, SamplerOrder):
+            self._order.load(state)
 
     def close(self) -> None:
         """Ends worker processes; the loader cannot be used afterwards."""
@@ -342,8 +356,7 @@ class BatchBuilder(Dataset[Batch]):
         )
         ids = torch.tensor(list(map(caption_id, captions)), dtype=torch.int64)
         return Batch(
-            images[: len(good)],
-            tokens,
+            (images[: len(good)], tokens),
             ids,
             tuple(sample.key for sample in good),
             tuple(skipped),
@@ -517,24 +530,28 @@ class Items:
         """The number of pairs and the kind of the first that can be used: contents may
         be drawn anew every time.
         """
-        return {
-            "pairs": len(self),
-            "kinds of items": str([_kind(part) for part in self.first() or ()]),
-        }
+        first = self.first()
+        kinds = _kind(first)
+        if isinstance(first, tuple | list):
+            kinds = str([_kind(part) for part in first])
+        return {"pairs": len(self), "kinds of items": kinds}
 
-    def first(self) -> tuple[Any, ...] | None:
+    def first(self) -> Any:
         """The first item that can be used; None where there is none among the first
         hundred.
         """
         items = map(
             partial(_ItemBuilder(self, 0).item, 0), range(min(len(self), _PROBED))
         )
-        return next((tuple(item) for item in items if not isinstance(item, Skip)), None)
+        return next((item for item in items if not isinstance(item, Skip)), None)
 
 
 class ItemLoader(Loader):
     """This rank's batches of a ``Dataset``; ``train``: a new order in every epoch,
     without the last, smaller batch.
+
+    ``whole``: an item may be a mapping, or a tuple of any length, for towers or a loss
+    that take the whole batch. ``order``: of a sampler.
     """
 
     by_id = True
@@ -549,11 +566,13 @@ class ItemLoader(Loader):
         rank: int,
         world_size: int,
         workers: int,
+        whole: bool = False,
+        order: SamplerOrder | None = None,
     ) -> None:
-        order = EpochOrder([ShardSizes((len(items),))], seed=seed, shuffle=train)
+        default = EpochOrder([ShardSizes((len(items),))], seed=seed, shuffle=train)
         super().__init__(
             items.name,
-            order,
+            order if order is not None else default,
             batch_size,
             drop_last=train,
             rank=rank,
@@ -564,13 +583,15 @@ class ItemLoader(Loader):
         batch_bytes = sum(tensor.nbytes for tensor in tensors) * -(
             -batch_size // world_size
         )
-        self._pool = WorkerPool(_ItemBuilder(items, seed), workers, batch_bytes)
+        builder = _ItemBuilder(items, seed, whole)
+        self._pool = WorkerPool(builder, workers, batch_bytes)
 
 
 @dataclass(frozen=True)
 class _ItemBuilder(Dataset[Batch]):
     items: Items
     seed: int
+    whole: bool = False
 
     def item(self, epoch: int, index: int) -> Any:
         """An item, or the Skip of one that raised."""
@@ -589,36 +610,49 @@ class _ItemBuilder(Dataset[Batch]):
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         epoch, indices = request
-        drawn = {index: self.item(epoch, index) for index in indices.tolist()}
-        skipped = tuple(item for item in drawn.values() if isinstance(item, Skip))
-        items = {
-            index: item for index, item in drawn.items() if not isinstance(item, Skip)
-        }
+        # A sampler may give a row twice.
+        drawn = [(index, self.item(epoch, index)) for index in indices.tolist()]
+        skipped = tuple(item for _, item in drawn if isinstance(item, Skip))
+        rows = [index for index, item in drawn if not isinstance(item, Skip)]
+        items = [item for _, item in drawn if not isinstance(item, Skip)]
         if not items:
-            return Batch(
-                torch.empty(0),
-                torch.empty(0),
-                torch.empty(0, dtype=torch.int64),
-                (),
-                skipped,
-            )
+            nothing = (torch.empty(0), torch.empty(0))
+            return Batch(nothing, torch.empty(0, dtype=torch.int64), (), skipped)
         try:
-            a, b, *ids = self.items.collate(list(items.values()))
+            parts = self.items.collate(items)
         except (TypeError, ValueError, RuntimeError) as error:
-            advice = (
-                "an item is (a, b) or (a, b, id), and the Dataset may have a collate_fn"
-            )
             raise InputError(
-                f"{self.items.name}: items cannot be collated ({one_line(error)});"
-                f" {advice}"
+                f"{self.items.name}: items cannot be collated ({one_line(error)}); an"
+                " item is (a, b) or (a, b, id), and the Dataset may have a collate_fn"
             ) from error
-        if len(ids) > 1:
+        if isinstance(parts, Mapping):
+            collated_ids = parts.get("id")
+        elif isinstance(parts, tuple | list):
+            parts = tuple(parts)
+            collated_ids = parts[2] if len(parts) > 2 else None
+        else:
             raise InputError(
-                f"{self.items.name}: an item has {2 + len(ids)} parts; (a, b) or (a, b,"
-                " id) is expected"
+                f"{self.items.name}: items are collated to {type(parts).__name__}; a"
+                " tuple or a mapping is expected"
             )
-        numbers = self._ids(ids[0]) if ids else torch.tensor(list(items))
-        return Batch(a, b, numbers, tuple(map(str, items)), skipped)
+        if not self.whole:
+            parts = self._two_sides(parts)
+        ids = torch.tensor(rows)
+        if collated_ids is not None:
+            ids = self._ids(collated_ids)
+        return Batch(parts, ids, tuple(map(str, rows)), skipped)
+
+    def _two_sides(self, parts: Any) -> tuple[Any, Any]:
+        if isinstance(parts, Mapping):
+            what = f"the names {', '.join(map(str, parts))}"
+        elif len(parts) in (2, 3):
+            return parts[0], parts[1]
+        else:
+            what = f"{len(parts)} parts"
+        raise InputError(
+            f"{self.items.name}: an item has {what}; (a, b) or (a, b, id) is expected"
+            " where neither towers nor loss take `batch`"
+        )
 
     def _ids(self, collated: Any) -> Tensor:
         """(n,) int64 ids, of integers or texts."""
@@ -659,7 +693,7 @@ class Copies:
             moved = batch.to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
-        for tensor in tensors_of(moved.images, moved.tokens, moved.ids):
+        for tensor in tensors_of(moved.parts, moved.ids):
             tensor.record_stream(
                 current
             )  # else its memory would be handed out again on the stream of the copies

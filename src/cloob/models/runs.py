@@ -24,10 +24,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,6 @@ HUB_WEIGHTS_FILES = (
 )
 """The weights that open_clip fetches from a hub: the first of these that is there."""
 
-BETTER: dict[str, Callable[[float, float], bool]] = {
-    "val_loss": operator.lt,
-    "val_recall": operator.gt,
-}
 _STEP = re.compile(r"step-\d+")
 _PREFERRED = (
     *HUB_WEIGHTS_FILES,
@@ -199,6 +194,11 @@ def read_validation(checkpoint: Path) -> dict[str, Any] | None:
     return None
 
 
+def is_better(metric: str, value: float, than: float) -> bool:
+    """Whether a validation is better by a metric: by all but the loss the higher."""
+    return value < than if metric == "val_loss" else value > than
+
+
 def find_best(
     run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
 ) -> tuple[Path, float] | None:
@@ -214,7 +214,7 @@ def find_best(
     measured = judged[-1][1] if measured is None and judged else measured or {}
     keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
     best: tuple[Path, float] | None = None
-    for path, values in judged if metric in BETTER else ():
+    for path, values in judged:
         value: Any = values.get(metric)
         alike = all(
             values[key] == measured[key]
@@ -224,7 +224,7 @@ def find_best(
         better = (
             alike
             and isinstance(value, int | float)
-            and (best is None or BETTER[metric](value, best[1]))
+            and (best is None or is_better(metric, value, best[1]))
         )
         if better and not damage(path / MODEL_FOLDER):
             best = path, float(value)

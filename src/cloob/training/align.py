@@ -221,8 +221,7 @@ class FeatureLoader(Loader):
                 places = np.fromiter(drawn, np.int64)
             images, texts, ids, keys = self.pairs.take(places)
             yield Batch(
-                images,
-                texts,
+                (images, texts),
                 ids,
                 keys,
                 self.pairs.skipped if epoch == start == rank() == 0 else (),

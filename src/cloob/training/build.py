@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE, SUSPECTS_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.training import align, sharding
 from cloob.training.align import FeatureLoader
+from cloob.training.callbacks import Metrics
 from cloob.training.checkpoint import (
     HELD_OUT,
     TRAINING,
@@ -38,9 +40,10 @@ from cloob.training.checkpoint import (
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
 from cloob.training.config.parts import SCALES, RunConfig
+from cloob.training.custom import GivenObjective
 from cloob.training.given import (
     Given,
-    GivenObjective,
+    Pairs,
     make_encoder,
     make_loader,
     make_loss,
@@ -190,6 +193,26 @@ class Run:
     log: RunLog
     bad: BadSamples
     hands_over_ids: bool  # to the objective
+    metrics: Metrics | None  # the caller's
+
+
+def _make_loaders(
+    pairs: Pairs,
+    held_out: Pairs | None,
+    given: Given,
+    encoder: DualEncoder,
+    objective: ContrastiveObjective,
+    config: TrainConfig,
+    device: torch.device,
+) -> tuple[Loader, Loader | None]:
+    """The batches to train on, and those of the held-out pairs."""
+    whole = getattr(encoder, "takes_batch", False)
+    whole = whole or getattr(objective, "sees_batch", False)
+    make = partial(
+        make_loader, encoder=encoder, config=config, device=device, whole=whole
+    )
+    loader = make(pairs, order=given.order(len(pairs), config))
+    return loader, None if held_out is None else make(held_out, train=False)
 
 
 def assemble(
@@ -225,11 +248,8 @@ def assemble(
     progress = (
         progress_of(checkpoint, config, data, objective) if checkpoint else Progress()
     )
-    loader = make_loader(pairs, encoder, config, device)
-    val_loader = (
-        make_loader(held_out, encoder, config, device, train=False)
-        if held_out is not None
-        else None
+    loader, val_loader = _make_loaders(
+        pairs, held_out, given, encoder, objective, config, device
     )
     encoder.to(device)
     objective.to(device)
@@ -253,6 +273,7 @@ def assemble(
     )
     if checkpoint is not None:
         restore(checkpoint, stepper)
+        loader.load_order(checkpoint.state["order"])
     on_rank_zero(lambda: prepare_run_folder(config, resumed))
     seed = config.run.seed + rank()  # of whatever a tower may draw from
     torch.manual_seed(seed)
@@ -294,4 +315,5 @@ def assemble(
         log,
         bad,
         ids,
+        given.metrics,
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cloob.distributed import on_rank_zero
 from cloob.errors import InputError, one_line, require
@@ -72,6 +73,21 @@ class RunResult:
     already_finished: bool = False
     # the end was not its length, but ``patience`` validations without a better one
     out_of_patience: bool = False
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a metric of yours is made of, at a validation: of more than 10,000 pairs
+    about as many.
+    """
+
+    towers: Any  # in eval mode, or their average
+    x: Tensor  # (N, D) unit rows of the held-out pairs of all ranks, on the CPU
+    y: Tensor  # (N, D); row i belongs to row i of x
+    ids: Tensor  # (N,) int64; rows of one id belong together
+
+
+Metrics = Callable[[HeldOut], Mapping[str, float]]
 
 
 class Ended(Exception):  # noqa: N818

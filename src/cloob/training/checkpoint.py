@@ -120,14 +120,16 @@ class Saver:
         run, metric = self.config.save.out, self.config.save.best
         best, value = (
             on_rank_zero(lambda: runs.find_best(run, metric, self._measured)),
-            metrics[metric],
+            metrics.get(metric),
         )
         return value is not None and (
-            best is None or runs.BETTER[metric](value, best[1])
+            best is None or runs.is_better(metric, value, best[1])
         )
 
-    def save(self, progress: Progress, *, hopfield: bool) -> None:
+    def save(self, progress: Progress, order: Any, *, hopfield: bool) -> None:
         """Writes a checkpoint of this step, unless there is one; every rank calls it.
+
+        ``order``: what the epoch's order depends on beside the seed.
 
         Weights after a loss that was not finite must not push the good checkpoints out.
         """
@@ -164,6 +166,7 @@ class Saver:
             "scaler": self.stepper.scaler.state_dict(),
             "objective": copy.deepcopy(towers.objective.state_dict()),
             "progress": dict(vars(progress)),
+            "order": order,
             "rng": gather_objects(rng_state(self.stepper.device)),
             "batch_size": self.config.run.batch_size,
             "data": dict(self.data),

@@ -5,49 +5,51 @@ configuration names.
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.data import Dataset
 
 from cloob.cache import Cache
 from cloob.data.loader import ItemLoader, Items, Loader, PairLoader
 from cloob.data.open import open_source
+from cloob.data.sampler import SamplerOrder
 from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
 from cloob.data.transforms import TrainTransform
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import (
-    Layout,
     gather_objects,
-    gather_rows,
     on_rank_zero,
     rank,
     world_size,
 )
 from cloob.errors import InputError
 from cloob.files import write_whole
-from cloob.models.encoder import DualEncoder, EncoderConfig, trimmed_tokens
-from cloob.models.importing import import_open_clip, read_json
+from cloob.models.encoder import DualEncoder, trimmed_tokens
+from cloob.models.importing import read_json
 from cloob.models.load import load_model
-from cloob.models.pixels import EvalTransform
 from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE
-from cloob.models.tokenizer import ClipTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import align
+from cloob.training.callbacks import Metrics
 from cloob.training.config import TrainConfig, leaf_homes
 from cloob.training.config.checks import check_with_heads, check_without_heads
 from cloob.training.config.parts import SCALES
+from cloob.training.custom import (
+    BatchObjective,
+    GivenObjective,
+    GivenTowers,
+    takes,
+)
 from cloob.training.optim import GivenOptimizer
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,9 @@ class Given:
     towers: nn.Module | None = None
     objective: nn.Module | None = None
     optimizer: GivenOptimizer | None = None
+    sampler: Any = None
+    batch_sampler: Any = None
+    metrics: Metrics | None = None
 
     def named(self, config: TrainConfig) -> TrainConfig:
         """The configuration with the class of every given part, and without what that
@@ -103,6 +108,11 @@ class Given:
             _refuse_changed(
                 config, ("lr", "weight_decay", "beta1", "beta2", "eps"), "optimizer="
             )
+        self._check_samplers(config)
+        if self.metrics is not None and not config.holds_out and self.held_out is None:
+            raise InputError(
+                "metrics= judges held-out pairs, and there are none; give held_out="
+            )
         reads_files = self.pairs is None or bool(config.pairs.val_data)
         if not reads_files:
             columns = ("image_column", "caption_column", "cache_dir", "cache_gb")
@@ -111,6 +121,29 @@ class Given:
             _refuse_changed(config, ("shuffle_buffer", "crop_scale", "flip"), "pairs=")
             if self.towers is not None and not config.pairs.val_data:
                 _refuse_changed(config, ("image_size",), "pairs= and towers=")
+
+    def _check_samplers(self, config: TrainConfig) -> None:
+        if self.sampler is None and self.batch_sampler is None:
+            return
+        if self.sampler is not None and self.batch_sampler is not None:
+            raise InputError("sampler= and batch_sampler= exclude each other")
+        if self.pairs is None or hasattr(self.pairs, "fingerprint"):
+            raise InputError(
+                "a sampler orders the rows of a Dataset: give one as pairs="
+            )
+        if self.batch_sampler is not None and not config.run.batch_size:
+            raise InputError(
+                "batch_sampler= needs batch_size, the size of its largest batch"
+            )
+
+    def order(self, rows: int, config: TrainConfig) -> SamplerOrder | None:
+        """The order that a given sampler makes."""
+        seed = config.run.seed
+        if self.batch_sampler is not None:
+            return SamplerOrder(self.batch_sampler, rows, seed, config.run.batch_size)
+        if self.sampler is not None:
+            return SamplerOrder(self.sampler, rows, seed)
+        return None
 
 
 def is_family(objective: nn.Module) -> bool:
@@ -250,9 +283,11 @@ def make_loader(
     device: torch.device,
     *,
     train: bool = True,
+    whole: bool = False,
+    order: SamplerOrder | None = None,
 ) -> Loader:
     """This rank's training batches, or those of held-out pairs: all of them, in order
-    and without augmentation.
+    and without augmentation; ``whole``: towers or loss take the whole batch.
     """
     size, seed, workers = config.run.batch_size, config.run.seed, config.pairs.workers
     if train and size < 2 * world_size():
@@ -267,7 +302,7 @@ def make_loader(
         "world_size": world_size(),
     }
     if isinstance(pairs, Items):
-        return ItemLoader(pairs, size, train=train, **options)
+        return ItemLoader(pairs, size, train=train, whole=whole, order=order, **options)
     if isinstance(pairs, VectorPairs):
         return align.FeatureLoader(pairs, config, train=train, by_id=True)
     if encoder.heads is not None:
@@ -298,102 +333,6 @@ def make_loader(
         by_picture=True,
         **options,
     )
-
-
-class GivenTowers(DualEncoder):
-    """A caller's module as a ``DualEncoder``; of captions it takes (n, 77) int64 tokens
-    of CLIP's tokenizer.
-    """
-
-    def __init__(self, module: nn.Module, image_size: int | None = None) -> None:
-        nn.Module.__init__(self)  # a DualEncoder's asks for open_clip's towers
-        self.name = type(module).__qualname__
-        self.model = module
-        self.config = EncoderConfig("module", 0, 0, {"class": self.name})
-        self.objective_config = {}
-        self.image_size = image_size or 224
-        self._causal_tower = None  # texts come with all of their padding
-
-    @cached_property
-    def preprocess(self) -> EvalTransform:  # type: ignore[override]
-        return EvalTransform({"size": self.image_size})
-
-    @cached_property
-    def tokenizer(self) -> ClipTokenizer:  # type: ignore[override]
-        return ClipTokenizer.of(import_open_clip(".tokenizer").SimpleTokenizer())
-
-    def set_channels_last(self, enabled: bool) -> None:
-        """Does nothing: the module's layout is the caller's."""
-
-    def forward(self, images: Any, tokens: Any) -> tuple[Tensor, Tensor]:
-        """Unit rows (n, D), float32 or float64, of both sides, from whatever rows the
-        module gives.
-        """
-        rows: Any = self.model(images, tokens)
-        sides = rows if isinstance(rows, tuple | list) else (rows,)
-        shapes = [
-            tuple(side.shape) if isinstance(side, Tensor) else type(side).__name__
-            for side in sides
-        ]
-        if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[0] != shapes[1]:
-            raise InputError(
-                f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and"
-                " D are expected"
-            )
-        a, b = (
-            side.to(torch.promote_types(side.dtype, torch.float32)) for side in rows
-        )
-        return F.normalize(a, dim=1), F.normalize(b, dim=1)
-
-
-class GivenObjective(nn.Module):
-    """A caller's loss of two (N, D) matrices of unit rows; every rank computes the
-    global loss.
-    """
-
-    contrast, hopfield, bias = "given", False, None
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-        parameters = inspect.signature(loss.forward).parameters
-        self._takes_ids = "ids" in parameters or any(
-            p.kind is p.VAR_KEYWORD for p in parameters.values()
-        )
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        ids: Tensor | None = None,
-        hopfield: bool | None = None,
-        trusted: Layout | None = None,
-    ) -> Tensor:
-        if world_size() > 1:
-            layout = trusted or Layout(tuple(gather_objects(len(x))))
-            x, y = gather_rows(torch.cat([x, y], 1), layout).tensor_split(2, 1)
-            ids = None if ids is None else gather_rows(ids, layout)
-        value = self.loss(x, y, ids=ids) if self._takes_ids else self.loss(x, y)
-        if not isinstance(value, Tensor) or value.ndim:
-            result = (
-                f"shape {tuple(value.shape)}"
-                if isinstance(value, Tensor)
-                else type(value).__name__
-            )
-            raise InputError(
-                f"{type(self.loss).__qualname__}: returned {result}; a 0-d tensor is"
-                " expected"
-            )
-        return value
-
-    def clamp_(self) -> None:
-        """Does nothing: the bounds of its scales are the loss's."""
-
-    def scale_values(self) -> dict[str, Any]:
-        return {}
-
-    def config(self) -> dict[str, Any]:
-        return {}  # nothing that another objective could be made of
 
 
 def make_encoder(
@@ -446,7 +385,8 @@ def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObject
         given.gather = world_size() > 1
         return given
     if given is not None:
-        return GivenObjective(given)  # type: ignore[return-value] # has the part of it that training uses
+        kind = BatchObjective if takes(given, "batch") else GivenObjective
+        return kind(given)  # type: ignore[return-value] # has what training uses
     if config.loss.objective == "cca":
         return align.ClosedForm()
     try:

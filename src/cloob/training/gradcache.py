@@ -9,7 +9,7 @@ same random state and buffers. Batch normalisation sees micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ ContextFactory = Callable[[], AbstractContextManager[Any]]
 
 
 def cached_backward(
-    encode: Callable[[T], tuple[Tensor, ...]],
+    encode: Callable[[T], tuple[Tensor, ...] | Mapping[str, Tensor]],
     objective: Callable[..., Tensor],
     micro_batches: Iterable[T],
     *,
@@ -39,9 +39,10 @@ def cached_backward(
     ``.grad``; runs ``encode`` twice.
 
     Args:
-        encode: A micro-batch of n items -> (n, D) image and text features. Under DDP it
-            calls the wrapped module.
-        objective: ``objective(image_features, text_features)`` -> 0-d loss, called once
+        encode: A micro-batch of n items -> (n, D) image and text features, or a mapping
+            of names to tensors (n, …). Under DDP it calls the wrapped module.
+        objective: ``objective(image_features, text_features)`` -> 0-d loss, or of the
+            mapping ``objective(features)``, called once
             with the rows of all micro-batches, outside ``autocast``; with
             ``gather=True`` it gathers over the ranks. The learnable parameters of a
             module get their gradient once, in the last backward pass: DDP has to wrap
@@ -66,8 +67,8 @@ def cached_backward(
         then the gradients are, too.
 
     Raises:
-        TypeError: ``encode`` does not return two tensors (n, D), or the objective no
-            0-d tensor.
+        TypeError: ``encode`` returns neither two tensors (n, D) nor a mapping of (n,
+            …), or the objective no 0-d tensor.
         ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``;
             whatever the objective raises. All before any gradient was added.
 
@@ -98,7 +99,9 @@ def cached_backward(
         )
     no_sync = _prepare_ddp(towers, no_sync)
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
-    rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
+    rows = [torch.cat(side) for side in zip(*map(_rows, embedded), strict=True)]
+    for side in rows:
+        side.requires_grad_(side.is_floating_point())
     learned = {
         name: value
         for name, value in options.items()
@@ -107,29 +110,31 @@ def cached_backward(
     options |= {
         name: value.detach().requires_grad_() for name, value in learned.items()
     }
-    loss = objective(*rows, **({} if ids is None else {"ids": ids}), **options)
-    if not isinstance(loss, Tensor) or loss.ndim:
-        kind = (
-            f"shape {tuple(loss.shape)}"
-            if isinstance(loss, Tensor)
-            else f"a {type(loss).__name__}"
-        )
-        raise TypeError(f"the objective returned {kind}; a 0-d tensor is expected")
-    scales = (
-        [p for p in objective.parameters() if p.requires_grad]
-        if isinstance(objective, nn.Module)
-        else []
-    )
+    if ids is not None:
+        options["ids"] = ids
+    if isinstance(embedded[0], Mapping):
+        loss = objective(dict(zip(embedded[0], rows, strict=True)), **options)
+    else:
+        loss = objective(*rows, **options)
+    _check_loss(loss)
+    scales: list[nn.Parameter] = []
+    if isinstance(objective, nn.Module):
+        scales = [p for p in objective.parameters() if p.requires_grad]
     scaled = loss if scale is None else scale(loss)
-    leaves = [*rows, *scales, *(options[name] for name in learned)]
+    leaves = [
+        *(side for side in rows if side.requires_grad),
+        *scales,
+        *(options[name] for name in learned),
+    ]
     with torch.autocast(
         rows[0].device.type, enabled=False
     ):  # the caller's would reach the products of the gradient
-        gradients = torch.autograd.grad(scaled, leaves, allow_unused=True)
-    sizes = [len(features[0]) for features in embedded]
+        gradients = list(torch.autograd.grad(scaled, leaves, allow_unused=True))
+    sizes = [len(_rows(features)[0]) for features in embedded]
+    of_sides = [gradients.pop(0) if side.requires_grad else None for side in rows]
     sides = (
         [None] * len(sizes) if side is None else torch.split(side, sizes)
-        for side in gradients[: len(rows)]
+        for side in of_sides
     )
     incoming = list(zip(*sides, strict=True))
     for i, (micro_batch, generators) in enumerate(
@@ -141,22 +146,42 @@ def cached_backward(
                 put(state)
             with autocast():
                 features = encode(micro_batch)
-            pairs = list(zip(features, incoming[i], strict=True))
+            pairs = list(zip(_rows(features), incoming[i], strict=True))
             if last:
-                pairs += zip(
-                    [*scales, *learned.values()], gradients[len(rows) :], strict=True
-                )
-            # Roots that lead anywhere: a frozen tower's features do not.
-            live = [
-                (root, gradient)
-                for root, gradient in pairs
-                if root.requires_grad and gradient is not None
-            ]
-            if live:
-                torch.autograd.backward(
-                    [root for root, _ in live], [gradient for _, gradient in live]
-                )
+                pairs += zip([*scales, *learned.values()], gradients, strict=True)
+            _backward(pairs)
     return loss.detach()
+
+
+def _rows(features: tuple[Tensor, ...] | Mapping[str, Tensor]) -> list[Tensor]:
+    return list(features.values() if isinstance(features, Mapping) else features)
+
+
+def _check_loss(loss: object) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"the objective returned a {type(loss).__name__}; a 0-d tensor is expected"
+        )
+    if loss.ndim:
+        shape = tuple(loss.shape)
+        raise TypeError(
+            f"the objective returned shape {shape}; a 0-d tensor is expected"
+        )
+
+
+def _backward(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+    """Backpropagates gradients from their roots, but for roots that lead nowhere, such
+    as a frozen tower's features.
+    """
+    live = [
+        (root, gradient)
+        for root, gradient in pairs
+        if root.requires_grad and gradient is not None
+    ]
+    if live:
+        torch.autograd.backward(
+            [root for root, _ in live], [gradient for _, gradient in live]
+        )
 
 
 def _prepare_ddp(towers: nn.Module, no_sync: ContextFactory) -> ContextFactory:
@@ -216,11 +241,11 @@ class Buffers:
 
 
 def _first_pass(
-    encode: Callable[[T], tuple[Tensor, ...]],
+    encode: Callable[[T], tuple[Tensor, ...] | Mapping[str, Tensor]],
     micro_batches: Sequence[T],
     towers: nn.Module,
     autocast: ContextFactory,
-) -> tuple[list[tuple[Tensor, ...]], list[Any]]:
+) -> tuple[list[tuple[Tensor, ...] | Mapping[str, Tensor]], list[Any]]:
     """Every micro-batch's features, without a graph, and the states of random
     generators before it, to be put back.
     """
@@ -237,27 +262,30 @@ def _first_pass(
             for micro_batch in micro_batches:
                 states.append([(put, get()) for put, get in generators])
                 with autocast():
-                    sides: Any = encode(micro_batch)
-                sides = tuple(sides) if isinstance(sides, tuple | list) else (sides,)
-                result = [
-                    (
-                        tuple(side.shape)
-                        if isinstance(side, Tensor)
-                        else (type(side).__name__,)
-                    )
-                    for side in sides
-                ]
-                if [len(shape) for shape in result] != [2, 2] or result[0][0] != result[
-                    1
-                ][0]:
-                    raise TypeError(
-                        f"encode returned {result}; two tensors (n, D) of the same n"
-                        " are expected"
-                    )
-                features.append(sides)
+                    embedded: Any = encode(micro_batch)
+                if not isinstance(embedded, Mapping | tuple | list):
+                    embedded = (embedded,)
+                _check_features(embedded)
+                features.append(embedded)
     finally:
         buffers.restore()
     # Inside an autocast of the caller's, older PyTorch hands weights that were cast
     # without a graph to the second pass.
     torch.clear_autocast_cache()
     return features, states
+
+
+def _check_features(features: Any) -> None:
+    """TypeError unless there are two (n, D) tensors, or (n, …) by name."""
+    shapes = [
+        tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,)
+        for side in _rows(features)
+    ]
+    fits = all(shapes) and len({shape[0] for shape in shapes}) == 1
+    if not isinstance(features, Mapping):
+        fits = fits and [len(shape) for shape in shapes] == [2, 2]
+    if not fits or isinstance(shapes[0][0], str):
+        raise TypeError(
+            f"encode returned {shapes}; two tensors (n, D) of the same n are expected,"
+            " or a mapping of tensors (n, …)"
+        )

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from cloob.training.build import Run, assemble
 from cloob.training.callbacks import (
     Callback,
     Ended,
+    Metrics,
     RunInfo,
     RunResult,
     TensorBoard,
@@ -49,6 +51,9 @@ def train(
     towers: nn.Module | None = None,
     objective: nn.Module | None = None,
     optimizer: GivenOptimizer | None = None,
+    sampler: Any = None,
+    batch_sampler: Any = None,
+    metrics: Metrics | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Trains two towers.
@@ -65,17 +70,30 @@ def train(
         pairs: Training pairs: a map-style torch ``Dataset`` of (a, b) or (a, b, id),
             collated by its ``collate_fn`` or torch's default; or a source such as
             ``open_source`` gives. An item that raises is a bad sample. What an item
-            draws at random depends on (seed, epoch, its number).
+            draws at random depends on (seed, epoch, its number). Items may be mappings,
+            with an ``id`` or without, or longer tuples (the third part is the id) for
+            towers or a loss that take ``batch``.
         held_out: Held-out pairs, likewise; pairs of one id are one answer.
         towers: A module that makes of a batch's a and b two (n, D) matrices, whose rows
-            need not be of length one.
+            need not be of length one. One whose ``forward`` takes ``batch`` gets the
+            collated batch. It may return tensors (n, …) by name, the first two (n, D).
         objective: A module: ``loss(x, y, ids=…)`` of (N, D) float32 or float64 unit
             rows -> 0-d tensor. ``ids`` is (N,) int64, and may be left out of its
-            signature. Over ranks it sees the rows of all.
+            signature. One that takes ``loss(features, batch)`` gets what the towers
+            returned by name (two matrices are x and y, of unit rows) and the batch.
+            Over ranks it sees the rows of all, with their gradient.
         optimizer: Parameter groups -> optimiser. Its learning rates are the schedule's
             peak; groups of norms and biases come with a weight decay of 0. Or several:
             a list of (predicate, function), where ``predicate(name, parameter)`` says
             which parameters it takes that none before it has.
+        sampler: A torch ``Sampler`` of the rows of a Dataset, in place of a new order
+            in every epoch. Rank 0 iterates it once an epoch, its draws depend on (seed,
+            epoch), and a ``state_dict`` of plain values and tensors is resumed.
+        batch_sampler: Likewise, one that gives the rows of whole batches, of all ranks
+            together; ``batch_size`` is the size of the largest.
+        metrics: :class:`cloob.training.callbacks.HeldOut` -> numbers by name, at every
+            validation and on every rank, the higher the better. They stand in
+            epochs.jsonl, and ``best`` may name one, which ``patience`` then goes by.
         callbacks: Called along the way, on every rank.
 
     Returns:
@@ -97,7 +115,9 @@ def train(
         >>> result.steps, result.samples_seen
         (2, 16)
     """
-    given = Given(pairs, held_out, towers, objective, optimizer)
+    given = Given(
+        pairs, held_out, towers, objective, optimizer, sampler, batch_sampler, metrics
+    )
     config = given.named(config)
     device = resolve_device(config.run.device)
     with process_group(device), run_folder.hold(config.save.out) as check_lock:
@@ -264,8 +284,7 @@ class Loop:
                     ids = on.ids if run.hands_over_ids else None
                     with faults.enough_memory(run.config.run):
                         outcome = run.stepper.launch(
-                            on.images,
-                            on.tokens,
+                            on.parts,
                             ids,
                             lr,
                             hopfield=hopfield,
@@ -344,4 +363,5 @@ class Loop:
         progress = dataclasses.replace(
             self.run.progress, reasons=reasons, seconds=seconds
         )
-        self.run.saver.save(progress, hopfield=self.course.retrieved())
+        order = self.run.loader.order_state(progress.position)
+        self.run.saver.save(progress, order, hopfield=self.course.retrieved())

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cloob.data.batch import Skip, micro_batches
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
-from cloob.errors import TrainingFailed
+from cloob.errors import InputError, TrainingFailed
 from cloob.files import write_whole
 from cloob.functional.bootstrap import group_means
 from cloob.functional.geometry import effective_eigenvalues, saturation
@@ -30,14 +30,23 @@ from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
 from cloob.objective.batch import cone_notice, mean_cosine
 from cloob.training import sharding
 from cloob.training.build import Run
+from cloob.training.callbacks import HeldOut
 from cloob.training.faults import StopSignal, agree_on_batch, fetch, kept
 from cloob.training.progress import preserved_rng
 from cloob.training.run_folder import check_fraction, finite, with_readers
-from cloob.training.step import Launched, StepResult, TowersWithLoss
+from cloob.training.step import (
+    Launched,
+    StepResult,
+    TowersWithLoss,
+    joined,
+    sides_of,
+)
 
 logger = logging.getLogger(__name__)
 RECALLS = (1, 5, 10)
 GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
+# of a line of epochs.jsonl, beside the metrics
+LINE = ("epoch", "step", "samples_seen", "loss", "skipped", "val_skipped", "seconds")
 MAX_MEASURED = 2048  # pairs whose geometry is measured: the time grows with the square
 
 
@@ -296,25 +305,19 @@ def validate(
             left_out += batch.skipped
             if min(layout.sizes) < 1:
                 continue
-            on, parts = (
-                batch.to(device),
-                -(-len(batch) // (run.stepper.micro_batch_size or len(batch))),
-            )
-            sides = (
-                micro_batches(side, parts) if parts > 1 else [side]
-                for side in (on.images, on.tokens)
-            )
-            pieces = [towers(*piece, loss=False) for piece in zip(*sides, strict=True)]
-            images, texts = (torch.cat(side) for side in zip(*pieces, strict=True))
+            on = batch.to(device)
+            number = -(-len(batch) // (run.stepper.micro_batch_size or len(batch)))
+            pieces = micro_batches(on.parts, number) if number > 1 else [on.parts]
+            whole = joined([towers(piece, loss=False) for piece in pieces])
+            images, texts = sides_of(whole)
             if in_recall:
                 features.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
             if layout.total > 1:
                 samples += layout.total
                 ids = batch.ids.to(device) if run.hands_over_ids else None
                 try:
-                    total += layout.total * float(
-                        towers.loss_of(images, texts, ids, hopfield=hopfield)
-                    )
+                    loss = towers.loss_of(whole, on.parts, ids, hopfield=hopfield)
+                    total += layout.total * float(loss)
                 except NonFiniteFeaturesError as error:  # of one rank, on all
                     total, refused = math.nan, refused or error
     if refused is not None and rank() == 0:
@@ -337,30 +340,34 @@ def validate(
     check_fraction(
         loader.name, "held-out pairs", lost, pairs, config.pairs.max_bad_fraction
     )
-    loss = finite(total / samples) if samples else None
-    return {
-        "val_loss": loss,
-        "val_recall": mean_recall(features, device, loader.by_id),
-    }, lost
+    rows = _of_all_ranks(features)
+    metrics = {
+        "val_loss": finite(total / samples) if samples else None,
+        "val_recall": mean_recall(rows, device, loader.by_id),
+    }
+    return metrics | _own_metrics(run, towers, rows), lost
 
 
-def mean_recall(
-    features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, by_id: bool
-) -> float | None:
-    """The mean recall among the unit rows and ids of all ranks' pairs (see
-    ``validate``); on every rank.
-    """
-    collected = gather_objects(
-        tuple(torch.cat(side) for side in zip(*features, strict=True))
-    )
+Rows = tuple[Tensor, Tensor, Tensor]  # the unit rows of both sides, and ids
+
+
+def _of_all_ranks(batches: Sequence[Rows]) -> Rows | None:
+    """The rows of all ranks' batches, on every rank; None where there are none."""
+    mine = [torch.cat(side) for side in zip(*batches, strict=True)]
+    parts = [part for part in gather_objects(mine) if part]
+    if not parts:
+        return None
+    x, y, ids = (torch.cat(side) for side in zip(*parts, strict=True))
+    return x, y, ids
+
+
+def mean_recall(rows: Rows | None, device: torch.device, by_id: bool) -> float | None:
+    """The mean recall (see ``validate``); on every rank."""
 
     def mean() -> float | None:
-        parts = [part for part in collected if part]
-        if not parts:
+        if rows is None:
             return None
-        images, texts, ids = (
-            torch.cat(side).to(device) for side in zip(*parts, strict=True)
-        )
+        images, texts, ids = (side.to(device) for side in rows)
         if by_id:
             return float(recalls_of_ids(images, texts, ids).mean(1).mean())
         pairs = torch.arange(len(images), device=device).repeat(2, 1).T
@@ -371,6 +378,28 @@ def mean_recall(
         )
 
     return on_rank_zero(mean)
+
+
+def _own_metrics(
+    run: Run, towers: TowersWithLoss, rows: Rows | None
+) -> dict[str, float | None]:
+    """The caller's metrics, as rank 0 finds them."""
+    if run.metrics is None or rows is None:
+        return {}
+    encoder: Any = towers.encoder
+    given = run.config.given.given_towers is not None
+    with preserved_rng(run.stepper.device), torch.no_grad():
+        found = run.metrics(HeldOut(encoder.model if given else encoder, *rows))
+    values = {name: finite(float(value)) for name, value in found.items()}
+    wrong = values.keys() & {"val_loss", "val_recall", *LINE}
+    if wrong:
+        raise InputError(f"metrics=: {wrong.pop()!r} is a name of cloob's own")
+    best = run.config.save.best
+    if best not in ("val_loss", "val_recall", *values):
+        raise InputError(
+            f"best is {best!r}, but metrics= gives {', '.join(values) or 'nothing'}"
+        )
+    return gather_objects(values)[0]
 
 
 def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training;
 # batch_size has another line.
 _FREE = """workers val_data val_a val_b val_ids val_every cache_dir cache_gb device max_nonfinite patience
-average_with_start batch_size given_held_out"""
+average_with_start batch_size given_held_out given_metrics"""
 
 
 def progress_of(

@@ -542,9 +542,7 @@ def _ridge(
                     F.normalize(b * weights, dim=1),
                     ids,
                 )
-                recall = (
-                    mean_recall([rows], torch.device("cpu"), run.loader.by_id) or 0.0
-                )
+                recall = mean_recall(rows, torch.device("cpu"), run.loader.by_id) or 0.0
                 tried.append((recall, settings | {"power": power}, directions))
     _, settings, directions = max(tried, key=operator.itemgetter(0))
     if rank() == 0:

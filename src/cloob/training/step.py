@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from cloob.data.batch import micro_batches, rows_of
 from cloob.distributed import Layout, world_size
+from cloob.errors import InputError
 from cloob.functional.private import scaler_state, step_unless
 from cloob.objective import ContrastiveObjective
 from cloob.objective.batch import acceptable
@@ -26,6 +28,9 @@ from cloob.training import sharding
 from cloob.training.gradcache import Buffers, cached_backward
 from cloob.training.optim import Average
 
+# Two sides of unit rows (n, D), or rows (n, …) by name, of which the first two are the
+# sides.
+Features = tuple[Tensor, Tensor] | Mapping[str, Tensor]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,48 +47,101 @@ class TowersWithLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.objective, self.precision = encoder, objective, precision
+        self.sees_batch = bool(getattr(objective, "sees_batch", False))
 
     def forward(
         self,
-        images: Any,
-        tokens: Any,
+        parts: Any,
         ids: Tensor | None = None,
         *,
         loss: bool = True,
-        **how: Any,
-    ) -> tuple[Tensor, ...]:
-        """The 0-d loss and the detached (n, D) features of a batch; without ``loss``
-        the features, with their graph.
+        hopfield: bool | None = None,
+        trusted: Layout | None = None,
+    ) -> Any:
+        """The 0-d loss and the detached (n, D) rows of both sides of a batch; without
+        ``loss`` the features, with their graph.
         """
         low = _AUTOCAST.get(self.precision)
         device = next(self.encoder.parameters()).device.type
         with torch.autocast(device, dtype=low, enabled=low is not None):
-            image_features, text_features = self.encoder(images, tokens)
-        # float32, or float64 of such towers, whatever autocast makes of them.
-        image_features, text_features = (
-            side.to(torch.promote_types(side.dtype, torch.float32))
-            for side in (image_features, text_features)
-        )
+            rows = self.encoder(*tower_inputs(self.encoder, parts))
+        features = self._features(rows)
         if not loss:
-            return image_features, text_features
-        value = self.loss_of(image_features, text_features, ids, **how)
-        return value, image_features.detach(), text_features.detach()
+            return features
+        value = self.loss_of(features, parts, ids, hopfield=hopfield, trusted=trusted)
+        return value, *(side.detach() for side in sides_of(features))
+
+    def _features(self, rows: Any) -> Features:
+        """What towers gave, in float32 or float64 whatever autocast made of it: two
+        sides, or rows by name for a loss that sees the batch.
+        """
+        if isinstance(rows, Mapping):
+            named = {name: at_least_float32(side) for name, side in rows.items()}
+            if self.sees_batch:
+                return named
+            if len(named) > 2:
+                raise InputError(
+                    f"the towers returned {', '.join(named)}; a loss of (x, y) takes"
+                    " two, one whose forward takes (features, batch) gets all"
+                )
+            return sides_of(named)
+        x, y = (at_least_float32(side) for side in rows)
+        return {"x": x, "y": y} if self.sees_batch else (x, y)
 
     def loss_of(
         self,
-        image_features: Tensor,
-        text_features: Tensor,
+        features: Features,
+        parts: Any,
         ids: Tensor | None,
-        **how: Any,
+        *,
+        hopfield: bool | None = None,
+        trusted: Layout | None = None,
     ) -> Tensor:
-        """The 0-d loss of (n, D) features, float32 or float64; ``hopfield`` and
-        ``trusted`` as of ``forward``.
-        """
-        with torch.autocast(image_features.device.type, enabled=False):
-            value: Tensor = self.objective(
-                image_features, text_features, ids=ids, **how
-            )
+        """The 0-d loss of features in float32 or float64."""
+        options: dict[str, Any] = {"hopfield": hopfield, "trusted": trusted}
+        with torch.autocast(sides_of(features)[0].device.type, enabled=False):
+            if isinstance(features, Mapping):
+                value: Tensor = self.objective(features, batch=parts, **options)
+            else:
+                value = self.objective(*features, ids=ids, **options)
         return value
+
+
+def tower_inputs(encoder: nn.Module, parts: Any) -> tuple[Any, ...]:
+    """What the towers are called with: the whole batch where they take it, else its
+    first two parts.
+    """
+    if getattr(encoder, "takes_batch", False):
+        return (parts,)
+    if isinstance(parts, Mapping):
+        raise InputError(
+            f"items have the names {', '.join(map(str, parts))}, but the towers take"
+            " (a, b); a forward(batch) gets them by name"
+        )
+    return tuple(parts[:2])
+
+
+def at_least_float32(rows: Tensor) -> Tensor:
+    if not rows.is_floating_point():
+        return rows
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def sides_of(features: Features) -> tuple[Tensor, Tensor]:
+    """The (n, D) unit rows of both sides: of features by name the first two."""
+    if not isinstance(features, Mapping):
+        return features
+    first, second, *_ = features.values()
+    return F.normalize(first, dim=1), F.normalize(second, dim=1)
+
+
+def joined(pieces: Sequence[Features]) -> Features:
+    """The features of micro-batches as those of one batch."""
+    if isinstance(pieces[0], Mapping):
+        names = pieces[0].keys()
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in names}  # type: ignore[call-overload]
+    x, y = (torch.cat(side) for side in zip(*pieces, strict=True))
+    return x, y
 
 
 @dataclass(frozen=True)
@@ -167,16 +225,20 @@ class Stepper:
             self._wrapped = nn.parallel.DistributedDataParallel(module, device_ids=ids)
 
     def __call__(
-        self, images: Any, tokens: Any, ids: Tensor | None, lr: float, **how: Any
+        self,
+        parts: Any,
+        ids: Tensor | None,
+        lr: float,
+        *,
+        hopfield: bool | None = None,
     ) -> StepResult:
         """As ``launch``, but waits for the numbers."""
-        launched = self.launch(images, tokens, ids, lr, **how)
+        launched = self.launch(parts, ids, lr, hopfield=hopfield)
         return launched.result(launched.numbers.tolist())
 
     def launch(
         self,
-        images: Any,
-        tokens: Any,
+        parts: Any,
         ids: Tensor | None,
         lr: float,
         *,
@@ -191,27 +253,20 @@ class Stepper:
         positive = [
             scale for name, scale in _learned(objective).items() if name != "bias"
         ]  # a bad one spoils the loss
-        layout = (
-            Layout((rows_of(images),))
-            if layout is None and world_size() == 1
-            else layout
-        )
+        if layout is None and world_size() == 1:
+            layout = Layout((rows_of(parts),))
         if self._sharded:
             sharding.share_buffers(self.module)
         if self.micro_batch_size:
-            loss, *features = self._cached_backward(
-                images, tokens, ids, hopfield, layout
-            )
+            loss, *sides = self._cached_backward(parts, ids, hopfield, layout)
         else:
-            loss, *features = self._wrapped(
-                images, tokens, ids, hopfield=hopfield, trusted=layout
-            )
+            loss, *sides = self._wrapped(parts, ids, hopfield=hopfield, trusted=layout)
             torch.autograd.backward(self.scaler.scale(loss))
         if self._sharded:
             sharding.average_gradients(self._parameters)
         # Not torch.where: it would copy the number to the device, and wait for that.
         loss = loss.detach().masked_fill(
-            ~acceptable(features[0], features[1], *positive), math.nan
+            ~acceptable(sides[0], sides[1], *positive), math.nan
         )
         state = scaler_state(self.scaler)
         before = state[0].clone() if state else torch.ones_like(loss)
@@ -247,44 +302,40 @@ class Stepper:
             *scales.values(),
         )
         numbers = torch.stack([number.float() for number in known])
-        return Launched(numbers, tuple(scales), (features[0], features[1]))
+        return Launched(numbers, tuple(scales), (sides[0], sides[1]))
 
     def _cached_backward(
         self,
-        images: Any,
-        tokens: Any,
+        parts: Any,
         ids: Tensor | None,
         hopfield: bool | None,
         layout: Layout | None,
     ) -> tuple[Tensor, ...]:
         # As even as can be: where samples are left out, none is alone in a micro-batch,
         # which has no spread to norm by.
-        parts, features = max(1, -(-rows_of(images) // self.micro_batch_size)), []
+        number = max(1, -(-rows_of(parts) // self.micro_batch_size))
+        pieces: list[Features] = []
 
-        def encode(part: tuple[Any, Any]) -> tuple[Tensor, ...]:
-            embedded: tuple[Tensor, ...] = self._wrapped(*part, loss=False)
+        def encode(micro_batch: Any) -> Features:
+            features: Features = self._wrapped(micro_batch, loss=False)
             if not torch.is_grad_enabled():  # the first of the two passes
-                features.append(embedded)
-            return embedded
+                pieces.append(features)
+            return features
 
+        options: dict[str, Any] = {"hopfield": hopfield, "trusted": layout}
+        if self.module.sees_batch:
+            options["batch"] = parts
         loss = cached_backward(
             encode,
             self.module.objective,
-            list(
-                zip(
-                    micro_batches(images, parts),
-                    micro_batches(tokens, parts),
-                    strict=True,
-                )
-            ),
+            micro_batches(parts, number),
             towers=self.module.encoder,
-            ids=ids,
+            ids=None if self.module.sees_batch else ids,
             no_sync=getattr(self._wrapped, "no_sync", nullcontext),
             scale=self.scaler.scale,
-            hopfield=hopfield,
-            trusted=layout,
+            **options,
         )
-        return loss, *(torch.cat(side) for side in zip(*features, strict=True))
+        return loss, *sides_of(joined(pieces))
 
 
 def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:

@@ -379,7 +379,7 @@ def steps(encoder, precision="fp32", micro=0, number=2):
     )
     tokens = encoder.tokenizer([f"number {i}" for i in range(6)])
     torch.manual_seed(9)
-    results = [take(images, tokens, None, 0.05) for _ in range(number)]
+    results = [take((images, tokens), None, 0.05) for _ in range(number)]
     assert all(result.finite for result in results)
     numbers = [(result.loss, result.grad_norm) for result in results]
     return [numbers, results[-1].features[0], dict(encoder.state_dict())]

@@ -83,10 +83,10 @@ def run(setting, fsdp, steps=3):
     images, tokens = batch(
         dist.get_rank(), encoder.image_size, encoder.context_length - short
     )
-    results = [take(images, tokens, None, 0.01) for _ in range(steps)]
+    results = [take((images, tokens), None, 0.01) for _ in range(steps)]
     bad = images.clone().float()
     bad[0, 0, 0, 0] = torch.nan
-    refused = take(bad if dist.get_rank() else images.float(), tokens, None, 0.01)
+    refused = take((bad if dist.get_rank() else images.float(), tokens), None, 0.01)
     sharded = [p for p in encoder.parameters() if isinstance(p, DTensor)]
     weights = {
         n: v.full_tensor() if isinstance(v, DTensor) else v

@@ -171,6 +171,7 @@ def _exclusions(config: TrainConfig) -> Iterator[tuple[str, str, object]]:
 
 def _check_run(config: TrainConfig) -> None:
     run, optim, towers, pairs = config.run, config.optim, config.towers, config.pairs
+    save, given = config.save, config.given
     lengths = [
         f"{name} is {value}"
         for name in LENGTHS
@@ -184,6 +185,11 @@ def _check_run(config: TrainConfig) -> None:
         raise InputError(
             "fsdp is True, but there is one process; start several with torchrun, or"
             " leave it out"
+        )
+    if save.best not in ("val_loss", "val_recall") and given.given_metrics is None:
+        raise InputError(
+            f"best is {save.best!r}; it must be one of val_loss, val_recall, or a"
+            " metric of cloob.train(…, metrics=…)"
         )
     if optim.restarts != OptimConfig.restarts and optim.schedule != "cosine-restarts":
         schedule = f"the schedule is {optim.schedule!r}; add --schedule cosine-restarts"

@@ -416,9 +416,10 @@ class SaveConfig(Checked):
     """Steps between checkpoints; 0 writes one at the end of every epoch."""
     keep: Annotated[int, at_least(0, "1 or more, or 0 to keep all")] = 3
     """Newest checkpoints to keep, next to the best one; 0 keeps all."""
-    best: Literal["val_loss", "val_recall"] = "val_loss"
-    """What makes a checkpoint the best, which RUN then means: the held-out pairs' loss,
-    or their mean recall at 1, 5 and 10 in both directions.
+    best: Annotated[str, NAMED] = "val_loss"
+    """What makes a checkpoint the best, which RUN then means: val_loss, the held-out
+    pairs' loss, or val_recall, their mean recall at 1, 5 and 10 in both directions; in
+    Python also a metric of yours.
     """
     resume: Annotated[str, Rule("none, auto or a path", bool)] = "none"
     """none; auto: go on from the newest complete checkpoint in --out, if any; or a
@@ -545,3 +546,6 @@ class GivenConfig(Checked):
     given_towers: Annotated[str | None, NAMED] = None
     given_objective: Annotated[str | None, NAMED] = None
     given_optimizer: Annotated[str | None, NAMED] = None
+    given_sampler: Annotated[str | None, NAMED] = None
+    given_batch_sampler: Annotated[str | None, NAMED] = None
+    given_metrics: Annotated[str | None, NAMED] = None

@@ -1,0 +1,229 @@
+"""A caller's towers and loss, as the loop knows its own.
+
+Towers whose ``forward`` has a parameter ``batch`` are called with the whole batch, and
+a loss whose ``forward`` has one with the features by name and the whole batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob.data.batch import leaves_of
+from cloob.distributed import Layout, gather_objects, gather_rows, world_size
+from cloob.errors import InputError
+from cloob.functional.private import tree_unflatten
+from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.importing import import_open_clip
+from cloob.models.pixels import EvalTransform
+from cloob.models.tokenizer import ClipTokenizer
+from cloob.training.step import at_least_float32
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether a module's ``forward`` has a parameter of this name."""
+    return name in inspect.signature(module.forward).parameters
+
+
+class GivenTowers(DualEncoder):
+    """A caller's module as a ``DualEncoder``; of captions it takes (n, 77) int64 tokens
+    of CLIP's tokenizer.
+    """
+
+    def __init__(self, module: nn.Module, image_size: int | None = None) -> None:
+        nn.Module.__init__(self)  # a DualEncoder's asks for open_clip's towers
+        self.name = type(module).__qualname__
+        self.model = module
+        self.takes_batch = takes(module, "batch")
+        self.config = EncoderConfig("module", 0, 0, {"class": self.name})
+        self.objective_config = {}
+        self.image_size = image_size or 224
+        self._causal_tower = None  # texts come with all of their padding
+
+    @cached_property
+    def preprocess(self) -> EvalTransform:  # type: ignore[override]
+        return EvalTransform({"size": self.image_size})
+
+    @cached_property
+    def tokenizer(self) -> ClipTokenizer:  # type: ignore[override]
+        return ClipTokenizer.of(import_open_clip(".tokenizer").SimpleTokenizer())
+
+    def set_channels_last(self, enabled: bool) -> None:
+        """Does nothing: the module's layout is the caller's."""
+
+    def forward(self, *inputs: Any) -> Any:
+        """Unit rows (n, D), float32 or float64, of both sides, from whatever rows the
+        module gives; or the tensors (n, …) that it gives by name, as they are.
+        """
+        rows: Any = self.model(*inputs)
+        if isinstance(rows, Mapping):
+            return self._checked(rows)
+        sides = rows if isinstance(rows, tuple | list) else (rows,)
+        shapes = [_shape(side) for side in sides]
+        if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+            raise InputError(
+                f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and"
+                " D are expected"
+            )
+        a, b = (F.normalize(at_least_float32(side), dim=1) for side in rows)
+        return a, b
+
+    def _checked(self, rows: Mapping[str, Any]) -> dict[str, Tensor]:
+        shapes = {name: _shape(side) for name, side in rows.items()}
+        first, second, *others = [*shapes.values(), (), ()]
+        sides_fit = len(first) == 2 and first == second
+        if not sides_fit or any(shape[:1] != first[:1] for shape in others[:-2]):
+            raise InputError(
+                f"{self.name}: returned {shapes}; tensors of n rows are expected, the"
+                " first two (n, D) of the same D"
+            )
+        return dict(rows)
+
+
+def _shape(side: object) -> Any:
+    return tuple(side.shape) if isinstance(side, Tensor) else type(side).__name__
+
+
+class GivenObjective(nn.Module):
+    """A caller's loss of two (N, D) matrices of unit rows; every rank computes the
+    global loss.
+    """
+
+    contrast, hopfield, bias = "given", False, None
+    sees_batch = False
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        parameters = inspect.signature(loss.forward).parameters
+        self._takes_ids = "ids" in parameters or any(
+            p.kind is p.VAR_KEYWORD for p in parameters.values()
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor | None = None,
+        hopfield: bool | None = None,
+        trusted: Layout | None = None,
+    ) -> Tensor:
+        if world_size() > 1:
+            layout = _layout(trusted, len(x))
+            x, y = gather_rows(torch.cat([x, y], 1), layout).tensor_split(2, 1)
+            ids = None if ids is None else gather_rows(ids, layout)
+        return self._checked(
+            self.loss(x, y, ids=ids) if self._takes_ids else self.loss(x, y)
+        )
+
+    def _checked(self, value: Any) -> Tensor:
+        if isinstance(value, Tensor) and not value.ndim:
+            return value
+        result = _shape(value)
+        shown = f"shape {result}" if isinstance(value, Tensor) else result
+        raise InputError(
+            f"{type(self.loss).__qualname__}: returned {shown}; a 0-d tensor is"
+            " expected"
+        )
+
+    def clamp_(self) -> None:
+        """Does nothing: the bounds of its scales are the loss's."""
+
+    def scale_values(self) -> dict[str, Any]:
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        return {}  # nothing that another objective could be made of
+
+
+class BatchObjective(GivenObjective):
+    """A caller's loss of features by name, of tensors (N, …), and of the batch that
+    they were made of; both of all ranks.
+    """
+
+    sees_batch = True
+
+    def forward(  # type: ignore[override]
+        self,
+        features: Mapping[str, Tensor],
+        batch: Any,
+        hopfield: bool | None = None,
+        trusted: Layout | None = None,
+    ) -> Tensor:
+        if world_size() > 1:
+            layout = _layout(trusted, len(next(iter(features.values()))))
+            features = {
+                name: _gathered(side, layout) for name, side in features.items()
+            }
+            batch = of_all_ranks(batch, layout)
+        return self._checked(self.loss(features, batch))
+
+
+def _layout(trusted: Layout | None, rows: int) -> Layout:
+    return trusted or Layout(tuple(gather_objects(rows)))
+
+
+def _gathered(rows: Tensor, layout: Layout) -> Tensor:
+    """The rows of all ranks, with their gradient."""
+    if rows.dtype == torch.bool:  # which gloo does not send
+        return gather_rows(rows.to(torch.uint8), layout).to(torch.bool)
+    return gather_rows(rows, layout)
+
+
+def of_all_ranks(batch: Any, layout: Layout) -> GatheredNames | GatheredParts:
+    """A batch whose parts come from all ranks when the loss first asks for them, which
+    it does on all ranks alike: pictures that only the towers need do not travel.
+    """
+    kind = GatheredNames if isinstance(batch, Mapping) else GatheredParts
+    return kind(batch, layout)
+
+
+class _Gathered:
+    def __init__(self, parts: Any, layout: Layout) -> None:
+        self._parts, self._layout = parts, layout
+        self._known: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, key: Any) -> Any:
+        if key not in self._known:
+            leaves, spec = leaves_of(self._parts[key])
+            gathered = [self._gather(key, leaf) for leaf in leaves]
+            self._known[key] = tree_unflatten(gathered, spec)
+        return self._known[key]
+
+    def _gather(self, key: Any, leaf: Any) -> Any:
+        own = self._layout.local
+        is_tensor = isinstance(leaf, Tensor) and leaf.ndim > 0
+        fits = (is_tensor or isinstance(leaf, list | tuple)) and len(leaf) == (
+            own.stop - own.start
+        )
+        kind = (str(leaf.dtype), tuple(leaf.shape[1:])) if is_tensor else "texts"
+        kinds = gather_objects(kind if fits else None)
+        if None in kinds or len(set(kinds)) > 1:
+            raise InputError(
+                f"the batch's part {key!r} cannot be gathered over ranks: a row for"
+                f" every pair, of one kind and shape, is expected, not {kinds}"
+            )
+        if is_tensor:
+            return _gathered(leaf, self._layout)
+        return list(chain.from_iterable(gather_objects(list(leaf))))
+
+
+class GatheredNames(_Gathered, Mapping[str, Any]):
+    """A batch by name."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+
+class GatheredParts(_Gathered, Sequence[Any]):
+    """A batch as a tuple."""
