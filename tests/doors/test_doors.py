@@ -158,8 +158,6 @@ def test_eval(world, recorded, tmp_path):
             ],
         ),
         ("like", ["--like", 3, "--top", 3]),
-        ("explain", ["a red bar", "--explain", "--top", 3]),
-        ("duplicates", ["--duplicates", "--threshold", 0.9995]),
     ],
 )
 def test_search(world, recorded, door, words):
@@ -177,23 +175,6 @@ def test_classify(world, recorded, more):
         "classify", world.index, "--labels", "red,green,blue", *more, "--json"
     )
     recorded(f"classify {' '.join(more)}".strip(), jsons(found))
-
-
-def test_few_shot(world, recorded, tmp_path):
-    head = tmp_path / "head.safetensors"
-    found = cloob(
-        "classify",
-        world.index,
-        "--examples",
-        world.classes / "train",
-        "--head",
-        head,
-        "--json",
-    )
-    recorded("classify by examples", jsons(found))
-    assert jsons(cloob("classify", world.index, "--head", head, "--json")) == jsons(
-        found
-    )
 
 
 def test_embed(world, recorded, tmp_path):

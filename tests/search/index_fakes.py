@@ -73,8 +73,15 @@ def units(n, dim=8, seed=0):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def item(path, content="c", **more):
+def item(path, content=None, **more):
+    content = f"of {path}" if content is None else content
     return replace(Item(0, "SRC", path, content, 3, 5, 7, 9), **more)
+
+
+def write(store, items, model, rows):
+    """Writes items of different contents, each with a row."""
+    contents = [each.content for each in items]
+    store.write(items, model, dict(zip(contents, rows, strict=True)))
 
 
 def options(encoder, **how):

@@ -52,6 +52,12 @@ class Updates(RuleBasedStateMachine):
         self.index = Index.create(self.root / "index")
         self.clock = 10**18
 
+    def remove_empty_folders(self):
+        """One that is left looks like the place of a disk that is not mounted."""
+        for folder, *_ in [*os.walk(self.folder)][:0:-1]:
+            if not any(Path(folder).iterdir()):
+                Path(folder).rmdir()
+
     def stamp(self, path):
         self.clock += 10**9
         os.utime(path, ns=(self.clock, self.clock))
@@ -124,14 +130,12 @@ class Updates(RuleBasedStateMachine):
         name=st.sampled_from(["fake", "second"]),
     )
     def update(self, workers, size, name):
+        self.remove_empty_folders()
         encoder, models = (
             self.encoders[name],
             [model.name for model in self.index.models],
         )
-        before, bad = (
-            content(self.index, name if name in models else None),
-            faults(self.index),
-        )
+        before = content(self.index, name if name in models else None)
         seen, known = (
             encoder.seen,
             {row[0] for row in before.values() if np.isfinite(row[-1]).all()},
@@ -148,12 +152,7 @@ class Updates(RuleBasedStateMachine):
         assert summary.added - summary.removed == len(after) - len(before) + len(
             set(faults(self.index)) & set(before)
         )
-        if not summary.changed and bad == faults(
-            self.index
-        ):  # else the last item of some bytes may have gone first
-            assert encoder.seen - seen <= len(
-                {row[0] for row in after.values()} - known
-            )
+        assert encoder.seen - seen <= len({row[0] for row in after.values()} - known)
         again = self.index.update([self.folder], options(encoder))
         assert (
             again.unchanged == len(after)

@@ -86,7 +86,7 @@ def test_an_index_of_another_format_names_what_to_do(
     make = ["index", str(pictures), "--model", "m", "--out", place]
     assert cli.main(make) == 0
     for version, said in (
-        (6, f"cloob index SRC --model M --out {place} --anew"),
+        (6, f"cloob index {pictures} --model m --out {place} --anew"),
         (99, "of a newer cloob"),
     ):
         with closing(sqlite3.connect(Path(place) / INDEX_FILE)) as file:

@@ -3,19 +3,21 @@ shared, and a stranger's.
 """
 
 import json
+import shlex
 import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
-from index_fakes import FakeEncoder, item, options, units, write_noise
+from index_fakes import FakeEncoder, item, options, units, write, write_noise
 from PIL import Image
 from pyarrow import parquet
 
 from cloob import cli
 from cloob.errors import InputError
+from cloob.models.source import PHOTOS
 from cloob.search.index import Index
-from cloob.search.records import INDEX_FILE, Busy, IndexedModel
+from cloob.search.records import INDEX_FILE, Busy
 from cloob.search.update import UpdateOptions
 from make import web
 from search_colours import loads, write_pictures
@@ -60,26 +62,31 @@ def test_a_folder_that_is_moved_or_linked_keeps_its_index(tmp_path, find):
     assert find("find", new, "red")[0] == [f"{new}/red-1.png"]
 
 
-def test_a_damaged_index_says_what_is_still_good(tmp_path, capsys):
-    with Index.create(tmp_path / "idx") as index:
-        index.store.add_model(IndexedModel("m", "m", "f" * 32, 512))
+def test_a_damaged_index_names_the_command_that_mends_it(tmp_path):
+    place = write_pictures(tmp_path / "my pictures", n=1) / ".cloob"
+    with Index.create(place) as index:
+        index.update([place.parent], options(FakeEncoder()))
+        rows = units(400, 16)
         items = [item(f"{number}.png", str(number)) for number in range(400)]
-        index.store.write(items, "m", units(400, 512))
-    file = tmp_path / "idx" / INDEX_FILE
+        write(index.store, items, "fake", rows)
+    file = place / INDEX_FILE
     whole = file.read_bytes()
-    for damaged, said in (
-        (whole[: len(whole) // 2], "400 pictures and"),
-        (b"x" * 9999, "is damaged; delete it"),
+    for damaged, model in (
+        (whole[: len(whole) * 3 // 4], "fake"),
+        (b"x" * 9999, PHOTOS[0].name),  # it says nothing more: what `find` would take
     ):
         file.write_bytes(damaged)
         for suffix in ("-wal", "-shm"):
             Path(f"{file}{suffix}").unlink(missing_ok=True)
         with (
             pytest.raises(InputError, match="is damaged") as caught,
-            Index.open(tmp_path / "idx") as index,
+            Index.open(place) as index,
         ):
-            index.store.vectors("m", index.store.ids())
-        assert said in str(caught.value) and "--anew" in str(caught.value)
+            index.store.vectors("fake", index.store.ids())
+        said = shlex.split(str(caught.value).partition("make it again: ")[2])
+        begin = ["cloob", "index", str(place.parent)]
+        assert said[: len(begin)] == begin
+        assert said[-5:] == ["--model", model, "--out", str(place), "--anew"]
     with sqlite3.connect(file := tmp_path / "other.sqlite") as other:
         other.execute("CREATE TABLE t (a)")
     other.close()

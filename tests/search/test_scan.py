@@ -58,7 +58,8 @@ def test_a_folder(tmp_path):
         "idx/thumb.png",
     ):
         write_noise(folder / name, 1)
-    (folder / "idx" / "index.sqlite").touch()
+    Index.create(folder / "idx").close()
+    (folder / "other" / "index.sqlite").write_text("of another program")
     (folder / "a.txt").write_text("a dog")
     (folder / "B.TXT").write_text("a cat")
     (folder / "film.mp4").touch()
@@ -71,15 +72,16 @@ def test_a_folder(tmp_path):
         "c.png": (None, {}),
         "e.png": (None, {}),
     }
-    assert left_out(folder) == {"file of another kind": 1}
+    index = {"folder with an index of its own": 1}
+    assert left_out(folder) == {"file of another kind": 2} | index
     assert set(scanned(folder, exclude=("sub", "*.JPG"))) == {"a.png", "e.png"}
-    assert left_out(folder, exclude=("sub", "*.JPG")) == {
+    assert left_out(folder, exclude=("sub", "*.JPG")) == index | {
         "excluded": 2,
-        "file of another kind": 1,
+        "file of another kind": 2,
     }
-    assert left_out(folder, exclude=("a.*", "alone.txt")) == {
+    assert left_out(folder, exclude=("a.*", "alone.txt")) == index | {
         "excluded": 1,
-        "file of another kind": 1,
+        "file of another kind": 2,
     }
     assert set(scanned(folder, exclude=("sub/*",))) == {"a.png", "B.JPG", "e.png"}
 

@@ -42,50 +42,6 @@ _PLAIN = (  # words of tyro, and ours
 )
 
 
-_LISTS = "it left; czkawka, digiKam or immich do this on the paths that --paths prints"
-_FOLDERS = "it left; --paths LABEL prints a list of files for cp, mv or rsync"
-_PAIRS = "it left; `cloob match` ranks vectors of one file for those of another"
-_RECIPE = "it left; scikit-learn on the vectors of `cloob embed` fits a head"
-_CACHE = "it left; set $CLOOB_CACHE and $CLOOB_CACHE_BYTES"
-_OF_CACHE = {"--cache-dir": _CACHE, "--cache-gb": _CACHE}
-_OF_SEARCH = {
-    "--by": "it left; --where \"caption like '%heron%'\" looks for words",
-    "--duplicates": _LISTS,
-    "--exact": _LISTS,
-    "--rest": _LISTS,
-    "--threshold": _LISTS,
-    "--explain": "it left; --cutoff none lists the nearest pictures",
-    "--beta": "it left; --cutoff none lists the nearest pictures",
-    "--copy-to": _LISTS,
-    "--a": _PAIRS,
-    "--b": _PAIRS,
-}
-REMOVED_OPTIONS = {
-    "search": {**_OF_SEARCH, **_OF_CACHE},
-    "find": {**_OF_SEARCH, **_OF_CACHE},
-    "index": {
-        "--store": "it left; --out names the folder of the index",
-        "--vectors": _PAIRS,
-        "--labels": _PAIRS,
-        "--a": _PAIRS,
-        "--b": _PAIRS,
-        "--merge": "it left; one index takes several sources",
-        "--moved": "it left; name the new folder as SRC: known pictures cost a hash",
-        **_OF_CACHE,
-    },
-    "classify": {
-        "--examples": _RECIPE,
-        "--head": _RECIPE,
-        "--inv-tau": "it left; the model's own temperature is taken",
-        "--copy-to": _FOLDERS,
-        "--move-to": _FOLDERS,
-        **_OF_CACHE,
-    },
-    "embed": _OF_CACHE,
-}
-"""By command, options that left, and what serves instead."""
-
-
 @dataclasses.dataclass(frozen=True)
 class CacheOptions:
     """Where what can be made again is kept."""
@@ -191,7 +147,6 @@ def parse(
     """Options from words; of a mistake the sentence of tyro's box, and the options that
     it takes to be meant.
     """
-    refuse_removed(words, prog)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -233,15 +188,6 @@ def parse(
             wrong = f"{spelled} is {'empty' if empty else 'an address'}; it must be the path of a file or folder"
             refuse({wrong: empty or address})
     return options
-
-
-def refuse_removed(words: Sequence[str], prog: str) -> None:
-    """Names the successor of an option that left."""
-    removed = REMOVED_OPTIONS.get(prog.rpartition(" ")[2], {})
-    for word in words:
-        option = word.partition("=")[0]
-        if option in removed:
-            raise InputError(f"{option}: {removed[option]}")
 
 
 def check_range(option: str, value: float | None, low: float, high: float) -> None:

@@ -22,7 +22,7 @@ from cloob.files import write_whole
 from cloob.models.runs import RUN_CONFIG_FILE
 
 if TYPE_CHECKING:
-    from cloob.search.store import Vectors
+    from cloob.search.matrix import Vectors
 
 ROW_ENDINGS = (".npy", ".npz", ".safetensors")
 PICTURE_ENDINGS = (".npz", ".safetensors", ".parquet")

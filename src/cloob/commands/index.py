@@ -60,6 +60,8 @@ class Options:
     """Leave larger pictures out; left out, those above 179 (of JPEG 2,048)."""
     remove_all: bool = False
     """Remove all pictures of a source of which nothing is there any more."""
+    prune: bool = False
+    """Then forget vectors of pictures that no path has named for 30 days."""
     anew: bool = False
     """Delete the index first, of whatever format or however damaged it is."""
     faults: bool = False
@@ -195,12 +197,21 @@ def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int
     report_left_out(summary, advice if summary.faults else "")
     for source, why in summary.refused.items():
         say(f"{printable(source)}: {printable(why)}")
+    if options.prune:
+        say_forgotten(index.store.prune())
     models = "".join(f", {printable(model.name)}" for model in index.models)
     print(f"{address}: {len(index):,} pictures{models}; {summary_line(summary)}")
     failed = bool(summary.refused or summary.unread or not count_changes(summary))
     if then and len(index) and models and not failed:
         say_next(["search", address, "something red"])
     return 1 if failed else 0
+
+
+def say_forgotten(count: int) -> None:
+    if count == 1:
+        say("1 content that no path names was forgotten")
+    else:
+        say(f"{count:,} contents that no path names were forgotten")
 
 
 def update_options(options: Options) -> UpdateOptions:

@@ -16,7 +16,42 @@ COMMANDS = {
 """Command that left: what to type instead."""
 
 _EVERYWHERE: dict[str, str] = {}
-_OPTIONS: dict[str, dict[str, str]] = {}
+_LISTS = "czkawka, digiKam or immich do this with the paths that --paths prints"
+_FOLDERS = "--paths LABEL prints a list of files for cp, mv or rsync"
+_PAIRS = "`cloob match` ranks vectors of one file for those of another"
+_RECIPE = "scikit-learn on the vectors of `cloob embed` fits a head"
+_OF_SEARCH = {
+    "--by": "--where \"caption like '%heron%'\" looks for words",
+    "--duplicates": _LISTS,
+    "--exact": _LISTS,
+    "--rest": _LISTS,
+    "--threshold": _LISTS,
+    "--explain": "--cutoff none lists the nearest pictures",
+    "--beta": "--cutoff none lists the nearest pictures",
+    "--copy-to": _LISTS,
+    "--a": _PAIRS,
+    "--b": _PAIRS,
+}
+_OPTIONS: dict[str, dict[str, str]] = {
+    "search": _OF_SEARCH,
+    "find": _OF_SEARCH,
+    "index": {
+        "--store": "--out names the folder of the index",
+        "--vectors": _PAIRS,
+        "--labels": _PAIRS,
+        "--a": _PAIRS,
+        "--b": _PAIRS,
+        "--merge": "one index takes several sources",
+        "--moved": "name the new folder as SRC: known pictures cost a hash",
+    },
+    "classify": {
+        "--examples": _RECIPE,
+        "--head": _RECIPE,
+        "--inv-tau": "the model's own temperature is taken",
+        "--copy-to": _FOLDERS,
+        "--move-to": _FOLDERS,
+    },
+}
 """By command: the option that left, and the sentence that says what serves."""
 
 

@@ -148,7 +148,7 @@ def run(options: Options) -> int:
 def find_item(index: cloob.Index, like: str) -> int:
     """The id of the picture that is meant by its id or its path; links in it stay."""
     for path in (like, os.path.abspath(like)):  # noqa: PTH100
-        if ids := index.ids_of(path):
+        if ids := index.store.ids_of(path):
             return ids[0]
     if like.isascii() and like.isdigit() and index.items([int(like[:18])]):
         return int(like[:18])

@@ -8,21 +8,13 @@ import re
 from pathlib import Path
 
 from cloob.cache import cache_root
-from cloob.search import sqlite
+from cloob.search import database
 from cloob.search.records import INDEX_FILE
-from cloob.search.sqlite import SqliteStore
-from cloob.search.store import Store
 
 
 def is_there(address: str | Path) -> bool:
     """Whether a folder holds an index."""
     return (Path(address) / INDEX_FILE).is_file()
-
-
-def open_store(
-    address: str | Path, *, writable: bool = False, create: bool = False
-) -> Store:
-    return SqliteStore(Path(address), writable=writable, create=create)
 
 
 def place_of(folder: Path) -> Path:
@@ -61,4 +53,4 @@ def remove(address: str) -> None:
     """Deletes an index, one that cannot be opened as well, and nothing else in its
     place.
     """
-    sqlite.remove(Path(address))
+    database.remove(Path(address))

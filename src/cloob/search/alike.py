@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cloob.search.store import Vectors
+from cloob.search.matrix import Vectors
 
 DUPLICATE = 0.97  # cosine from which two pictures look alike
 _BLOCK = 256  # rows that are compared at once

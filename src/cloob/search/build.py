@@ -1,16 +1,18 @@
-"""Brings an index in line with a source: plans by size and time, then embeds, copies or
-removes vectors.
+"""Brings an index in line with a source: plans by size and time, hashes what may have
+changed, and embeds bytes that have no vector yet.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,12 +24,14 @@ from cloob.machine import in_threads
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.dates import date_of, iso_date
+from cloob.search.matrix import Vectors
 from cloob.search.records import (
     SEPARATOR,
     FileState,
     IndexedModel,
     Item,
     Progress,
+    Value,
     valid,
 )
 from cloob.search.scan.collection import (
@@ -36,15 +40,17 @@ from cloob.search.scan.collection import (
     LeftOut,
     ReadFailed,
 )
-from cloob.search.store import Store, Vectors
+from cloob.search.store import Store
 
-_FINAL = re.compile(
-    f"^(corrupt image|embedding not finite)|{NO_PICTURE}"
-)  # not worth another try
-_NEW = FileState(
-    None, "", -1, None, "", "", ()
-)  # of a file that the index does not know
-_UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
+# not worth another try
+_FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")
+_NOT_MOUNTED = "folder that held pictures and is empty or another disk, kept"
+_UNREAD = (
+    "folder cannot be listed",
+    "shard cannot be read",
+    "truncated shard",
+    _NOT_MOUNTED,
+)
 
 
 @dataclass
@@ -56,13 +62,11 @@ class Summary:
     removed: int = 0
     unchanged: int = 0  # files that were not opened
     embedded: int = 0  # pictures that went through the model
-    unreadable: LeftOut = field(
-        default_factory=LeftOut
-    )  # files by the reason why; old ones included
+    # files that cannot be read by the reason why; old ones included
+    unreadable: LeftOut = field(default_factory=LeftOut)
     left_out: LeftOut = field(default_factory=LeftOut)
-    refused: dict[str, str] = field(
-        default_factory=dict
-    )  # by source, why nothing of it was done or removed
+    # by source, why nothing of it was done or removed
+    refused: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -77,29 +81,60 @@ class Summary:
         """Counts a file that cannot be read, without the details; those of a decoder
         say what to install.
         """
-        self.unreadable.add(
-            fault if fault.startswith("no decoder") else re.split(r" \(|:", fault)[0],
-            path,
-        )
+        if not fault.startswith("no decoder"):
+            fault = re.split(r" \(|:", fault)[0]
+        self.unreadable.add(fault, path)
+
+    def add_item(self, state: FileState | None, item: Item, model: int) -> None:
+        """Counts what is new of a file: its path, bytes, description or vector."""
+        if state is None or state.id is None:
+            self.added += 1
+        elif state.content != item.content:
+            self.changed += 1
+        elif model in state.models:
+            self.described += 1
+        else:
+            self.completed += 1
 
 
-@dataclass(eq=False, slots=True)
-class Work:
-    """A file, and what was made of it."""
+@dataclass(frozen=True)
+class Task:
+    """A file that has to be read."""
 
     found: FoundPicture
-    state: FileState  # what the index knows of the file, or ``_NEW``
+    state: FileState | None  # what the index knows of it
     collection: Collection
-    item: Item | None = None  # None where the file cannot be read
-    pixels: Tensor | None = None
-    row: Vectors | None = (
-        # (D,), in the place of pixels: the vector that the index has of these bytes
-        None
-    )
-    fault: str = ""  # why it cannot be read
-    transient: bool = (
-        False  # the fault may be temporary, so what is known of the file stays
-    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    tasks: list[Task]
+    gone: list[FileState]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    task: Task
+    item: Item
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Known:
+    """A file whose bytes have a vector."""
+
+    task: Task
+    item: Item
+
+
+@dataclass(frozen=True)
+class Faulty:
+    task: Task
+    fault: str
+    is_transient: bool = False  # so what is known of the file stays
+
+
+Prepared: TypeAlias = Decoded | Known | Faulty
 
 
 def make_plan(
@@ -109,244 +144,270 @@ def make_plan(
     summary: Summary,
     *,
     remove_all: bool = False,
-) -> tuple[list[Work], list[FileState]]:
-    """Compares a source with what the index knows of it, and opens no file: what is to
-    do, and what is gone.
-    """
+) -> Plan:
+    """Compares a source with what the index knows of it, and opens no file."""
     known = {state.path: state for state in store.states(collection.name)}
-    were = {
-        SEPARATOR in state.path for state in known.values() if state.id is not None
-    }  # whether in containers
-    pictures = sum(state.id is not None for state in known.values())
     collection.left_out = summary.left_out
-    work: list[Work] = []
-    seen: set[str] = set()
-    now: set[bool] = set()  # of the pictures that are there, whether in containers
-    for result in collection.scan(known.keys()):
-        path, missing = result.path, result.bytes == 0 and result.mtime_ns is None
-        if not missing:
-            now.add(SEPARATOR in path)
+    found = dict(_scan(collection, known, summary))
+    tasks = []
+    for path, picture in found.items():
+        if _has_changed(picture, known.get(path), model, summary):
+            tasks.append(Task(picture, known.get(path), collection))
+    gone = [state for path, state in known.items() if path not in found]
+    gone = [state for state in gone if not state.path.startswith(_unlisted(collection))]
+    if not remove_all:
+        present = found.keys() & known.keys()
+        gone = _without_mounts(gone, present, collection.name, summary.left_out)
+    why = _why_refused(known, found, collection)
+    if why and not (remove_all and known):
+        summary.refused[collection.name] = why
+        return Plan([], [])
+    return Plan(tasks, gone)
+
+
+def _scan(
+    collection: Collection, known: dict[str, FileState], summary: Summary
+) -> Iterator[tuple[str, FoundPicture]]:
+    """What a source names, each path once."""
+    seen = set()
+    for picture in collection.scan(known.keys()):
+        path = picture.path
         if path in seen:
             continue
         seen.add(path)
-        if valid(path) != path:
-            summary.left_out.add("name that is not UTF-8, to be renamed", path)
-            continue
-        state = known.pop(path, _NEW)
-        same = result.bytes in (None, state.bytes) and result.content in (
-            "",
-            state.content,
-        )
-        same = same and result.mtime_ns == state.mtime_ns
-        if same and state.fault is None and model in state.models:
-            summary.unchanged += 1
-        elif same and state.fault and (missing or _FINAL.search(state.fault)):
-            summary.add_fault(state.fault, path)
+        if valid(path) == path:
+            yield path, picture
         else:
-            work.append(Work(result, state, collection))
-    unlisted = tuple(
-        f"{folder}{end}" for folder in collection.unlisted for end in ("/", SEPARATOR)
+            summary.left_out.add("name that is not UTF-8, to be renamed", path)
+
+
+def _is_missing(picture: FoundPicture) -> bool:
+    """Whether a table names a file that is not there."""
+    return picture.bytes == 0 and picture.mtime_ns is None
+
+
+def _has_changed(
+    picture: FoundPicture, state: FileState | None, model: int, summary: Summary
+) -> bool:
+    """Whether a file has to be read; counts it otherwise."""
+    if state is None or picture.bytes not in (None, state.bytes):
+        return True
+    if picture.mtime_ns != state.mtime_ns:
+        return True
+    if state.fault is None:
+        if model not in state.models:
+            return True
+        summary.unchanged += 1
+        return False
+    if _is_missing(picture) or _FINAL.search(state.fault):
+        summary.add_fault(state.fault, state.path)
+        return False
+    return True
+
+
+def _unlisted(collection: Collection) -> tuple[str, ...]:
+    """Beginnings of paths of which nobody knows whether they are gone."""
+    ends = ("/", SEPARATOR)
+    return tuple(f"{place}{end}" for place in collection.unlisted for end in ends)
+
+
+def _without_mounts(
+    gone: Sequence[FileState],
+    present: Iterable[str],
+    source: str,
+    left_out: LeftOut,
+) -> list[FileState]:
+    """What is gone, without the folders of disks that are not mounted: a folder that is
+    there and empty, or another disk, and has none of its pictures any more.
+    """
+    folders = {os.path.dirname(state.path.split(SEPARATOR)[0]) for state in gone}  # noqa: PTH120
+    places = {_existing(folder, source) for folder in folders} - {source}
+    away = tuple(f"{place}/" for place in places if _may_be_a_mount(place))
+    away = tuple(
+        place for place in away if not any(path.startswith(place) for path in present)
     )
-    gone = [state for path, state in known.items() if not path.startswith(unlisted)]
-    if (
-        pictures and not were & now and not remove_all and not (unlisted and not now)
-    ):  # unmounted, or of another kind
+    for place in away:
+        count = sum(state.path.startswith(place) for state in gone)
+        left_out.add(_NOT_MOUNTED, place, count)
+    return [state for state in gone if not state.path.startswith(away)]
+
+
+def _existing(folder: str, source: str) -> str:
+    """The folder, or the one above it that is there, up to the source."""
+    while folder.startswith(f"{source}/") and not os.path.isdir(folder):  # noqa: PTH112
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    return folder if folder.startswith(f"{source}/") else source
+
+
+def _may_be_a_mount(folder: str) -> bool:
+    """Whether a folder is empty, as where a disk was, or is a disk of its own."""
+    with contextlib.suppress(OSError):
+        return os.path.ismount(folder) or not os.listdir(folder)  # noqa: PTH208
+    return False
+
+
+def _why_refused(
+    known: dict[str, FileState], found: dict[str, FoundPicture], collection: Collection
+) -> str:
+    """Why a source is not read: nothing of it is there, or it is of another kind."""
+    paths = [path for path, state in known.items() if state.id is not None]
+    were_inside = {SEPARATOR in path for path in paths}
+    present = [path for path, picture in found.items() if not _is_missing(picture)]
+    are_inside = {SEPARATOR in path for path in present}
+    if not found and not paths and not collection.unlisted:
+        return "no pictures in it"
+    if not paths or were_inside & are_inside:
+        return ""
+    if present:
         kinds = {False: "files", True: "in tars or Arrow files"}
-        change = (
-            f"its {pictures:,} pictures were {kinds[True in were]} and now are"
-            f" {kinds[True in now]}"
-        )
-        why = (
-            change
-            if now
-            else f"none of its {pictures:,} pictures is there any more (not mounted?)"
-        )
-        advice = "--remove-all removes them"
-        summary.refused[collection.name] = f"{why}, so nothing was removed; {advice}"
-        return [], []
-    if not seen and not pictures and not unlisted:
-        summary.refused[collection.name] = "no pictures in it"
-    return work, gone
+        why = f"its {len(paths):,} pictures were {kinds[True in were_inside]} and now"
+        why += f" are {kinds[True in are_inside]}"
+    elif collection.unlisted:
+        return ""
+    else:
+        why = f"none of its {len(paths):,} pictures is there any more (not mounted?)"
+    return f"{why}, so nothing was removed; --remove-all removes them"
 
 
 @dataclass
 class Builder:
     """Reads, embeds and writes pictures.
 
-    Every batch is a transaction: the next update goes on after the last one.
-
-    On a CPU the decoding threads rest while the model runs: one picture next to a
-        matrix product slows all its threads.
+    Every batch is a transaction: the next update goes on after the last one. On a CPU
+    the decoding threads rest while the model runs: one picture next to a matrix product
+    slows all its threads.
     """
 
-    _store: Store
-    _model: IndexedModel
-    _encoder: Callable[[], DualEncoder]
-    _summary: Summary
-    _batch_size: int
-    _max_pixels: int | None
-    _running: threading.Lock = field(
-        default_factory=threading.Lock
-    )  # locked while the model runs on a CPU
+    store: Store
+    model: IndexedModel
+    encoder: Callable[[], DualEncoder]
+    summary: Summary
+    batch_size: int
+    max_pixels: int | None
+    # locked while the model runs on a CPU
+    _running: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, work: Sequence[Work], workers: int, progress: Progress) -> None:
-        waiting, decoded = list[Work](), 0
-        for count, prepared in enumerate(
-            in_threads(self._prepare, work, workers, 2 * self._batch_size), 1
-        ):
+    def run(self, tasks: Sequence[Task], workers: int, progress: Progress) -> None:
+        waiting: list[Prepared] = []
+        n_decoded = 0
+        ahead = 2 * self.batch_size
+        results = in_threads(self._prepare, tasks, workers, ahead)
+        for count, prepared in enumerate(results, 1):
             waiting.append(prepared)
-            decoded += prepared.pixels is not None
-            if (
-                decoded >= self._batch_size
-                or len(waiting) >= 4 * self._batch_size
-                or count == len(work)
-            ):
+            n_decoded += isinstance(prepared, Decoded)
+            is_full = n_decoded >= self.batch_size
+            is_long = len(waiting) >= 4 * self.batch_size
+            if is_full or is_long or count == len(tasks):
                 self._write(waiting)
-                waiting, decoded = [], 0
+                waiting = []
+                n_decoded = 0
             if progress is not None:
-                progress(count, len(work))
+                progress(count, len(tasks))
 
-    def _prepare(self, work: Work) -> Work:
-        """Opens one picture, in any thread; decodes it only if the vector of its bytes
-        is not known.
+    def _prepare(self, task: Task) -> Prepared:
+        """Opens one picture, in any thread; decodes it only if its bytes have no vector
+        yet.
         """
         with self._running:  # waits for it
             pass
-        path, _, time, *_ = work.found
         try:
-            data = work.collection.read(work.found)
-            encoded, content = (
-                Encoded(data, self._max_pixels),
-                hashlib.sha256(data).hexdigest(),
-            )
-            caption, stated = work.collection.describe(work.found)
-            columns = dict(stated)
-            taken, origin = date_of(path, stated.get("date"), encoded.exif)
-            if origin:
-                columns.setdefault("date_from", origin)
-            item = Item(
-                0,
-                work.collection.name,
-                path,
-                content,
-                len(data),
-                time,
-                *encoded.full_size,
-                taken,
-                caption,
-                columns,
-            )
-            work.row = self._store.known(self._model, [content]).get(content)
-            if work.row is None:
-                work.pixels = self._encoder().preprocess(encoded.rgb())
-            work.item = item
-            if encoded.truncated:
-                self._summary.left_out.add("truncated JPEG, taken", path)
-            if (
-                stated.get("date") not in (None, "")
-                and iso_date(stated["date"]) is None
-            ):
-                self._summary.left_out.add(
-                    "date that cannot be read", f"{path} ({stated['date']})"
-                )
+            data = task.collection.read(task.found)
+            encoded = Encoded(data, self.max_pixels)
+            item = self._describe(task, data, encoded)
+            if self.store.having(self.model, [item.content]):
+                return Known(task, item)
+            pixels = self.encoder().preprocess(encoded.rgb())
         except (BadSample, Unreadable) as bad:
-            work.fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
-            work.transient = isinstance(bad, ReadFailed)
-        return work
+            fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
+            return Faulty(task, fault, isinstance(bad, ReadFailed))
+        if encoded.truncated:
+            self.summary.left_out.add("truncated JPEG, taken", item.path)
+        return Decoded(task, item, pixels)
 
-    def _write(self, batch: Sequence[Work]) -> None:
-        """Writes a batch; bytes whose vector came to be known meanwhile are not
-        embedded again.
-        """
-        items = {work: work.item for work in batch if work.item is not None}
+    def _describe(self, task: Task, data: bytes, encoded: Encoded) -> Item:
+        found = task.found
+        caption, columns = task.collection.describe(found)
+        stated = columns.get("date")
+        taken, origin = date_of(found.path, stated, encoded.exif)
+        if not _is_a_date(stated):
+            self.summary.left_out.add(
+                "date that cannot be read", f"{found.path} ({stated})"
+            )
+        width, height = encoded.full_size
+        return Item(
+            id=0,
+            source=task.collection.name,
+            path=found.path,
+            content=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            mtime_ns=found.mtime_ns,
+            width=width,
+            height=height,
+            date=taken,
+            caption=caption,
+            columns=columns,
+            date_from=origin,
+        )
+
+    def _write(self, batch: Sequence[Prepared]) -> None:
+        """Writes a batch; bytes that got a vector meanwhile are not embedded again."""
         pixels = {
-            item.content: work.pixels
-            for work, item in items.items()
-            if work.pixels is not None
+            prepared.item.content: prepared.pixels
+            for prepared in batch
+            if isinstance(prepared, Decoded)
         }
-        rows = {
-            item.content: work.row
-            for work, item in items.items()
-            if work.row is not None
+        known = self.store.having(self.model, list(pixels))
+        new = [content for content in pixels if content not in known]
+        vectors: dict[str, Vectors] = {}
+        for start in range(0, len(new), self.batch_size):
+            contents = new[start : start + self.batch_size]
+            rows = self._embed(torch.stack([pixels[content] for content in contents]))
+            vectors.update(zip(contents, rows, strict=True))
+        self.summary.embedded += len(new)
+        finite = {
+            content: row for content, row in vectors.items() if np.isfinite(row).all()
         }
-        rows |= self._store.known(self._model, pixels.keys() - rows.keys())
-        new = [content for content in pixels if content not in rows]
-        for start in range(0, len(new), self._batch_size):
-            contents = new[start : start + self._batch_size]
-            stack, encoder = (
-                torch.stack([pixels[content] for content in contents]),
-                self._encoder(),
-            )
-            device, in_bf16 = (
-                torch.device(getattr(encoder, "device", "cpu")),
-                self._model.precision == "bf16",
-            )
-            alone = self._running if device.type == "cpu" else contextlib.nullcontext()
-            with (
-                alone,
-                evaluating(encoder),
-                torch.autocast(device.type, torch.bfloat16, enabled=in_bf16),
-            ):
-                features = encoder.encode_image(stack.to(device))
-            embedded = features.float().cpu().numpy()
-            rows |= zip(contents, embedded, strict=True)
-        self._summary.embedded += len(new)
-        good = {
-            work: item
-            for work, item in items.items()
-            if np.isfinite(rows[item.content]).all()
-        }
-        # what is new of a file: this path, its bytes, its description, or its vector
-        changes: dict[Work, str] = {}
-        for work, item in good.items():
-            changed, known = (
-                work.state.content != item.content,
-                self._model.number in work.state.models,
-            )
-            of_known = "changed" if changed else "described" if known else "completed"
-            changes[work] = "added" if work.state.id is None else of_known
-        arrived = [
-            item for work, item in good.items() if changes[work] in ("added", "changed")
-        ]
-        others = [
-            model
-            for model in self._store.models()
-            if model.number != self._model.number
-        ]
-        copies = {
-            model: self._store.known(model, {item.content for item in arrived})
-            for model in others
-        }
-        for model, vectors in (
-            *copies.items(),
-            (self._model, rows),
-        ):  # this one last: what has its vector is done
-            some = [
-                item
-                for item in (good.values() if vectors is rows else arrived)
-                if item.content in vectors
-            ]
-            if some:
-                self._store.write(
-                    some, model, np.stack([vectors[item.content] for item in some])
-                )
-        for work in batch:
-            if work in good:
-                setattr(
-                    self._summary,
-                    changes[work],
-                    getattr(self._summary, changes[work]) + 1,
-                )
+        self._write_items(batch, finite, vectors.keys() - finite.keys())
+
+    def _embed(self, pixels: Tensor) -> Vectors:
+        encoder = self.encoder()
+        device = torch.device(getattr(encoder, "device", "cpu"))
+        is_bf16 = self.model.precision == "bf16"
+        alone = self._running if device.type == "cpu" else contextlib.nullcontext()
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
+        with alone, evaluating(encoder), autocast:
+            features = encoder.encode_image(pixels.to(device))
+        rows: Vectors = features.float().cpu().numpy()
+        return rows
+
+    def _write_items(
+        self, batch: Sequence[Prepared], vectors: dict[str, Vectors], bad: set[str]
+    ) -> None:
+        items = []
+        for prepared in batch:
+            if isinstance(prepared, Faulty):
+                self._write_fault(prepared)
+            elif prepared.item.content in bad:
+                self._write_fault(Faulty(prepared.task, "embedding not finite"))
             else:
-                found, fault = work.found, work.fault or "embedding not finite"
-                state = FileState(
-                    None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ()
-                )
-                if state != work.state and (
-                    work.state.id is None or not work.transient
-                ):
-                    self._store.write_faults(work.collection.name, [state])
-                self._summary.add_fault(fault, found.path)
-            work.item = work.pixels = work.row = (
-                None  # which are not kept until the end
-            )
+                items.append(prepared.item)
+                state = prepared.task.state
+                self.summary.add_item(state, prepared.item, self.model.number)
+        if items:
+            self.store.write(items, self.model, vectors)
+
+    def _write_fault(self, faulty: Faulty) -> None:
+        """Notes a file that cannot be read; what is known of one that can be read later
+        stays.
+        """
+        found, before = faulty.task.found, faulty.task.state
+        size = found.bytes or 0
+        state = FileState(None, found.path, size, found.mtime_ns, "", faulty.fault, ())
+        is_kept = faulty.is_transient and before is not None and before.id is not None
+        if state != before and not is_kept:
+            self.store.write_faults(faulty.task.collection.name, [state])
+        self.summary.add_fault(faulty.fault, found.path)
+
+
+def _is_a_date(stated: Value) -> bool:
+    return stated in (None, "") or iso_date(stated) is not None

@@ -15,8 +15,8 @@ import numpy as np
 
 from cloob.errors import InputError
 from cloob.search.find import View, margins
+from cloob.search.matrix import Ids, Vectors
 from cloob.search.query import TorchEmbedder
-from cloob.search.store import Ids, Vectors
 
 TEMPLATES = (
     "a photo of a {c}.",

@@ -19,19 +19,18 @@ _DATE = re.compile(
 )
 
 
-def date_of(
-    path: str, stated: Value, exif: Exif | None
-) -> tuple[str | None, str | None]:
-    """The ISO 8601 date, and ``exif`` where it is from there.
+def date_of(path: str, stated: Value, exif: Exif | None) -> tuple[str | None, str]:
+    """The ISO 8601 date, and where it is from: a ``column``, ``exif`` or the ``file``.
 
     A column that is filled and no date is not replaced by the file's time.
     """
     is_stated = stated not in (None, "")
     if is_stated and (taken := iso_date(stated)):
-        return taken, None
+        return taken, "column"
     if taken := _exif_date(exif):
         return taken, "exif"
-    return None if is_stated else _file_date(path), None
+    taken = None if is_stated else _file_date(path)
+    return taken, "file" if taken else ""
 
 
 def _exif_date(exif: Exif | None) -> str | None:

@@ -23,10 +23,11 @@ import numpy as np
 
 from cloob.cache import Cache
 from cloob.errors import InputError
+from cloob.search.matrix import Ids, Vectors
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Query, Term, Vector, picture_of, weighted_row
 from cloob.search.records import Hit, IndexedModel, Item, Results
-from cloob.search.store import Ids, Store, Vectors
+from cloob.search.store import Store
 from cloob.search.where import Filter
 
 CUTOFF = 3.0  # of a query with words

@@ -10,15 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from cloob.errors import InputError
 from cloob.search import find
-from cloob.search.address import open_store
 from cloob.search.find import Memo, View, Where
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Query, Term, Vector
 from cloob.search.records import IndexedModel, Item, Name, Progress, Results
 from cloob.search.store import Store
-from cloob.search.where import Filter, equals, parse
+from cloob.search.where import Filter, parse
 
 if (
     TYPE_CHECKING
@@ -56,7 +54,6 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
     def __init__(self, store: Store, model: str | None = None) -> None:
         super().__init__(store, model)
         self.memo = Memo()
-        self._columns: dict[str, str] = {}
 
     @classmethod
     def open(
@@ -65,12 +62,12 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         """Opens the index in a folder; ``model``: the default one, by its name or its
         weights.
         """
-        return cls(open_store(address, writable=writable), model)
+        return cls(Store(Path(address), writable=writable), model)
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
         """Makes an empty index; one that is there is opened."""
-        return cls(open_store(address, create=True))
+        return cls(Store(Path(address), create=True))
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -84,7 +81,7 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
 
     def columns(self) -> dict[str, str]:
         """The metadata columns of the sources, and what they hold."""
-        return self.memo.of(("columns", self.revision()), self.store.columns)
+        return self.store.columns()
 
     @property
     def models(self) -> tuple[IndexedModel, ...]:
@@ -97,23 +94,16 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         return View(self.store, self, self.memo, self.model(model), condition)
 
     def filter(self, where: str, hidden: Sequence[str] = ()) -> Filter:
-        """Parses a filter, which may name none of the ``hidden`` columns."""
-        with contextlib.suppress(
-            InputError
-        ):  # those of an earlier revision may do: reading them reads all items
-            return parse(where, self._columns, hidden)
-        self._columns = self.columns()
-        return parse(where, self._columns, hidden)
+        """Checks a filter, which may name none of the ``hidden`` columns."""
+        filter_ = parse(where, hidden)
+        self.store.check(filter_)
+        return filter_
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order of the ids; those that the index does not have are left
         out.
         """
         return self.store.items(ids)
-
-    def ids_of(self, path: str) -> list[int]:
-        """The id of the item of a path, if there is one."""
-        return self.store.ids(equals("path", path), limit=1).tolist()  # type: ignore[no-any-return]
 
     def picture(self, id: int) -> bytes:
         """The bytes of a picture's file."""

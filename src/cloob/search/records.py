@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -24,9 +22,9 @@ def valid(text: str) -> str:
     """Text that databases and pages take: without NUL and without halves of surrogate
     pairs.
     """
-    return (
-        text if text.isprintable() else _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
-    )
+    if text.isprintable():
+        return text
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Busy(InputError):  # noqa: N818
@@ -35,8 +33,7 @@ class Busy(InputError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Item:
-    # positive; belongs to a source and a path for as long as the index has them
-    id: int
+    id: int  # positive; belongs to a source and a path while the index has them
     source: str  # the SRC that it came from
     path: str  # of the file; of a picture inside a container CONTAINER::MEMBER
     content: str  # SHA-256 of the file's bytes, hex
@@ -47,40 +44,7 @@ class Item:
     date: str | None = None  # when it was taken, or what comes nearest to it, ISO 8601
     caption: str | None = None
     columns: Mapping[str, Value] = field(default_factory=dict)  # what else describes it
-
-    @property
-    def date_from(self) -> str:
-        """Where its date is from: ``exif``, a ``column``, or the ``file``; empty
-        without a date.
-        """
-        stated = self.columns.get("date_from") or (
-            "column" if self.columns.get("date") else "file"
-        )
-        return str(stated) if self.date else ""
-
-
-def file_of(item: Item) -> Hashable | None:
-    """Identifies a file under all of its names; None where it is gone or has changed
-    since it was indexed.
-    """
-    if item.mtime_ns is None:  # elsewhere: nobody knows
-        return item.path
-    for path, size in (
-        (item.path, item.bytes),
-        (item.path.partition(SEPARATOR)[0], None),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            state = os.stat(path)  # noqa: PTH116
-            changed = (
-                state.st_mtime_ns // 10** 6 > item.mtime_ns // 10** 6
-                or size not in (None, state.st_size)
-            )
-            return (
-                None
-                if changed
-                else (state.st_dev, state.st_ino, item.path[len(path) :])
-            )
-    return None
+    date_from: str = ""  # ``exif``, a ``column``, or the ``file``; empty without a date
 
 
 @dataclass(frozen=True)
@@ -92,9 +56,8 @@ class IndexedModel:
     fingerprint: str
     dim: int  # D, the width of its unit rows
     number: int = field(default=0, compare=False)  # in the index's tables
-    replaces: int | None = field(
-        default=None, compare=False
-    )  # unfinished: the number of the other
+    # of an unfinished one: the number of the other
+    replaces: int | None = field(default=None, compare=False)
 
     @property
     def weights(self) -> str:
@@ -125,9 +88,8 @@ class FileState:
     bytes: int  # size when it was read
     mtime_ns: int | None  # when it was changed last, as of then
     content: str  # SHA-256, hex; empty where it could not be read
-    fault: (
-        str | None
-    )  # why it could not be read; it is tried again when size or time differ
+    # why it could not be read; it is tried again when size or time differ
+    fault: str | None
     models: tuple[int, ...]  # numbers of the models that have a vector of it
 
 
@@ -135,9 +97,8 @@ class FileState:
 class Hit:
     item: Item
     score: float  # cosine with the query, in [-1, 1]
-    margin: float | None = (
-        None  # above what unrelated queries reach, in standard deviations of theirs
-    )
+    # above what unrelated queries reach, in standard deviations of theirs
+    margin: float | None = None
 
 
 @dataclass(frozen=True)

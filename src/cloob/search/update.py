@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from cloob.machine import decoders, warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Builder, Summary, make_plan
+from cloob.search.build import Builder, Plan, Summary, make_plan
 from cloob.search.models import Models, absolute, load_named, remember
 from cloob.search.records import IndexedModel, Precision, Progress
 from cloob.search.scan.collection import Collection
@@ -31,32 +32,33 @@ from cloob.search.scan.open import (
     open_named,
     source_name,
 )
-from cloob.search.store import SourceSettings, Store
+from cloob.search.store import Store
 
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    model: str | Path | DualEncoder | None = (
-        None  # as `load_model` takes it, or loaded; None: the index's only one
-    )
-    name: str | None = (
-        None  # what the index calls the model; None: its file name or tag
-    )
+    # as `load_model` takes it, or loaded; None: the index's only one
+    model: str | Path | DualEncoder | None = None
+    # what the index calls the model; None: its file name or tag
+    name: str | None = None
     # vectors of a model of this name may go if its weights or precision differ now
     replace_model: bool = False
     device: str | torch.device = "auto"
-    precision: Precision | None = (
-        None  # of the image tower; None: as the index has it, float32 in a new one
-    )
+    # of the image tower; None: as the index has it, float32 in a new one
+    precision: Precision | None = None
     scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
     batch_size: int = 64  # pictures of a forward pass, and of a transaction
     workers: int = field(default_factory=decoders)  # threads that read and decode
-    max_megapixels: float | None = (
-        None  # larger pictures are left out; None: above the limits of `cloob.pictures`
-    )
-    remove_all: bool = (
-        False  # all items of a source may go if nothing of it is there any more
-    )
+    # larger pictures are left out; None: above the limits of `cloob.pictures`
+    max_megapixels: float | None = None
+    # all items of a source may go if nothing of it is there any more
+    remove_all: bool = False
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    model: IndexedModel  # as the index has it
+    is_new: bool
 
 
 def update(
@@ -67,165 +69,208 @@ def update(
     progress: Progress,
 ) -> Summary:
     device = resolve_device(options.device)
-    collections = _open_all(store, sources, options)
-    model, is_new = _model(store, models, options, device, collections)
-    if model.replaces is not None:  # which is finished when it has vectors of all
-        others = {*store.sources()} - {item.name for item in collections}
-        collections += _open_all(store, sorted(others), options) if others else []
+    collections = open_all(store, sources, options)
+    chosen = choose_model(store, models, options, device)
+    model = chosen.model
+    if model.replaces is not None:  # it is finished when it has vectors of all
+        others = set(store.sources()) - {item.name for item in collections}
+        if others:
+            collections += open_all(store, sorted(others), options)
     done = Summary()
-    plans = [
-        make_plan(store, item, model.number, done, remove_all=options.remove_all)
-        for item in collections
-    ]
-    for name, why in done.refused.items() if model.replaces is not None else ():
-        raise InputError(f"{name}: {why}")
-    for item in collections if options.scan.exclude else ():
-        store.set(item.name, SourceSettings(tuple(filter(None, options.scan.exclude))))
+    plans = make_plans(store, collections, model, done, options)
     start = time.monotonic()
-    work = [item for some, _ in plans for item in some]
-    if work and model.precision == "bf16" and device.type == "cpu":
-        warn_of_emulated_bfloat16()
-    most = (
-        None
-        if options.max_megapixels is None
-        else max(1, int(options.max_megapixels * 1e6))
-    )
-    builder = Builder(
-        store,
-        model,
-        cache(lambda: models.encoder(model, device)),
-        done,
-        options.batch_size,
-        most,
-    )
-    builder.run(work, options.workers, progress)
-    for item, (_, gone) in zip(
-        collections, plans, strict=True
-    ):  # nothing goes before its vectors were copied
-        store.remove(item.name, [state.path for state in gone])
-        done.removed += sum(state.id is not None for state in gone)
-    if is_new and not done.added + done.changed + done.completed:
+    build(store, models, model, plans, done, options, device, progress)
+    for collection, plan in zip(collections, plans, strict=True):
+        store.remove(collection.name, [state.path for state in plan.gone])
+        done.removed += sum(state.id is not None for state in plan.gone)
+    if chosen.is_new and not done.added + done.changed + done.completed:
         store.remove_model(model)
     else:
         store.finish(model)
-    store.table.optimise()
+    store.optimise()
     done.seconds = time.monotonic() - start
     return done
 
 
-def _open_all(
+def make_plans(
+    store: Store,
+    collections: Sequence[Collection],
+    model: IndexedModel,
+    done: Summary,
+    options: UpdateOptions,
+) -> list[Plan]:
+    plans = [
+        make_plan(store, item, model.number, done, remove_all=options.remove_all)
+        for item in collections
+    ]
+    if model.replaces is not None:
+        for name, why in done.refused.items():
+            raise InputError(f"{name}: {why}")
+    if options.scan.exclude:
+        for item in collections:
+            store.set_exclude(item.name, list(filter(None, options.scan.exclude)))
+    return plans
+
+
+def build(
+    store: Store,
+    models: Models,
+    model: IndexedModel,
+    plans: Sequence[Plan],
+    done: Summary,
+    options: UpdateOptions,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Reads what the plans name; the model is loaded where one needs it."""
+    tasks = [task for plan in plans for task in plan.tasks]
+    if tasks and model.precision == "bf16" and device.type == "cpu":
+        warn_of_emulated_bfloat16()
+    max_pixels = None
+    if options.max_megapixels is not None:
+        max_pixels = max(1, int(options.max_megapixels * 1e6))
+    encoder = cache(lambda: models.encoder(model, device))
+    builder = Builder(store, model, encoder, done, options.batch_size, max_pixels)
+    builder.run(tasks, options.workers, progress)
+
+
+def open_all(
     store: Store, sources: Sequence[str | Path], options: UpdateOptions
 ) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
-    known, settings = store.sources(), store.settings()
-    real = {os.path.realpath(name): name for name in known if os.path.isabs(name)}  # noqa: PTH117
-    names = ((source_name(source), source) for source in sources or known)
-    given = {
-        name if name in known else real.get(os.path.realpath(name), name): source
-        for name, source in names
-    }
-    _check_apart(given, known)
-    collections: list[Collection] = []
+    known = store.sources()
+    excludes = store.excludes()
+    given = named_sources(sources or known, known)
+    check_apart(given, known)
+    collections = []
     for name, source in given.items():
-        before, gone = (
-            settings.get(name, SourceSettings()),
-            is_gone(name, typed=bool(sources)),
-        )
-        scan = replace(options.scan, exclude=options.scan.exclude or before.exclude)
-        if name in known and gone:
-            collections.append(
-                Collection(name)
-            )  # what is not there any more has no pictures
-        elif sources:
-            collections.append(open_collection(name if name in known else source, scan))
-            if is_remote(name) or is_pattern(
-                name
-            ):  # a folder's too: where it is gone, it may be a pattern
-                remember(name)
-        else:
+        exclude = options.scan.exclude or excludes.get(name, ())
+        scan = dataclasses.replace(options.scan, exclude=exclude)
+        if name in known and is_gone(name, typed=bool(sources)):
+            collections.append(Collection(name))
+        elif not sources:
             collections.append(open_named(name, scan))
+        else:
+            collections.append(open_collection(name if name in known else source, scan))
+            # a folder's too: where it is gone, it may be a pattern
+            if is_remote(name) or is_pattern(name):
+                remember(name)
     return collections
 
 
-def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
+def named_sources(
+    sources: Iterable[str | Path], known: Sequence[str]
+) -> dict[str, str | Path]:
+    """Sources as they are typed, by what the index calls them: a known one by the name
+    that it has there, whatever link leads to it.
+    """
+    real = {os.path.realpath(name): name for name in known if os.path.isabs(name)}  # noqa: PTH117
+    given = {}
+    for source in sources:
+        name = source_name(source)
+        if name not in known:
+            name = real.get(os.path.realpath(name), name)
+        given[name] = source
+    return given
+
+
+def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
     """Refuses a source inside another one, or one by a second name: its pictures would
     be in the index twice.
     """
-    names = [*names]
+    names = list(names)
     real = {
         name: os.path.realpath(name) if os.path.isabs(name) else name  # noqa: PTH117
         for name in (*known, *names)
     }
-    for name in [name for name in names if name not in known]:
-        for other in [other for other in real if other != name]:
-            here, there = f"{real[name]}{os.sep}", f"{real[other]}{os.sep}"
-            if here.startswith(there) or there.startswith(here):
+    for name in names:
+        if name in known:
+            continue
+        for other in real:
+            here = f"{real[name]}{os.sep}"
+            there = f"{real[other]}{os.sep}"
+            if other != name and (here.startswith(there) or there.startswith(here)):
                 raise InputError(
                     f"{name}: lies in {other} or holds it, which is a source of this"
                     " index"
                 )
 
 
-def _model(
-    store: Store,
-    models: Models,
-    options: UpdateOptions,
-    device: torch.device,
-    collections: Sequence[Collection],
-) -> tuple[IndexedModel, bool]:
-    """The model of an update, which the index has then, and whether it is new; loaded
-    unless it goes on as it is.
+def choose_model(
+    store: Store, models: Models, options: UpdateOptions, device: torch.device
+) -> ChosenModel:
+    """The model of an update, which the index has then; loaded unless it goes on as it
+    is.
     """
-    precision, requested = options.precision, options.model
+    precision = options.precision
+    requested = options.model
     if requested is None:
-        existing = store.models()
-        named = [model for model in existing if options.name in (None, model.name)]
-        if len(named) != 1:
-            names = ", ".join(model.name for model in existing)
-            why = (
-                f"has vectors of {names}; --name chooses one"
-                if names
-                else "is empty; --model chooses one"
-            )
-            raise InputError(f"{store.address}: {why}")
-        (old,) = named
+        old = existing_model(store, options.name)
         if not options.replace_model and precision in (None, old.precision):
-            return old, False
-        name, spec, precision = old.name, old.spec, precision or old.precision
+            return ChosenModel(old, is_new=False)
+        name, spec = old.name, old.spec
+        precision = precision or old.precision
         encoder, weights = load_named(spec, device)
     elif isinstance(requested, str | Path):
-        typed = str(requested)
-        spec = (
-            typed.partition(":")[2]
-            if typed.startswith(("hf-hub:", "local-dir:"))
-            else typed
-        )
-        stem = Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
-        name, spec = options.name or stem, absolute(typed)
+        name = options.name or short_name(str(requested))
+        spec = absolute(str(requested))
         remember(spec)
         encoder, weights = load_with_fingerprint(spec, device)
     else:
         name = spec = options.name or requested.name
         encoder, weights = requested, fingerprint(requested)
     _ = encoder.preprocess  # refused by a model of vectors
+    chosen = add_model(store, name, spec, weights, precision, encoder, options)
+    models.use(chosen.model, encoder, weights)
+    return chosen
+
+
+def existing_model(store: Store, name: str | None) -> IndexedModel:
+    """The only model of an index, or the one of a name."""
+    existing = store.models()
+    named = [model for model in existing if name in (None, model.name)]
+    if len(named) == 1:
+        return named[0]
+    if not existing:
+        raise InputError(f"{store.address}: is empty; --model chooses one")
+    names = ", ".join(model.name for model in existing)
+    raise InputError(f"{store.address}: has vectors of {names}; --name chooses one")
+
+
+def short_name(typed: str) -> str:
+    """What an index calls a model that is typed so."""
+    spec = typed
+    if typed.startswith(("hf-hub:", "local-dir:")):
+        spec = typed.partition(":")[2]
+    return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
+
+
+def add_model(
+    store: Store,
+    name: str,
+    spec: str,
+    weights: str,
+    precision: Precision | None,
+    encoder: DualEncoder,
+    options: UpdateOptions,
+) -> ChosenModel:
+    """Adds a model, or finds the one of the same weights, that of this name first."""
     alike = [
         model for model in store.models(unfinished=True) if model.weights == weights
     ]
     alike.sort(key=lambda model: model.name != name)
     if precision is None:
-        precision = (
-            alike[0].precision if alike and not options.replace_model else "fp32"
-        )
+        goes_on = alike and not options.replace_model
+        precision = alike[0].precision if goes_on else "fp32"
     width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
-    new = IndexedModel(name, spec, weights + "+bf16" * (precision == "bf16"), width)
-    same = next(
-        (model for model in alike if model.fingerprint == new.fingerprint), None
-    )
-    if same is not None and same.replaces is None:
-        new = replace(new, name=same.name)
-    for old in store.models() if not options.replace_model else ():
-        if old.name == new.name and old.fingerprint != new.fingerprint:
-            old.check("", store.address)  # it is another one, at least in precision
+    mark = f"{weights}+bf16" if precision == "bf16" else weights
+    same = [model for model in alike if model.fingerprint == mark]
+    if same and same[0].replaces is None:
+        name = same[0].name
+    if not options.replace_model:
+        for old in store.models():
+            if old.name == name and old.fingerprint != mark:
+                old.check("", store.address)  # it is another one, at least in precision
+    new = IndexedModel(name, spec, mark, width)
     model = store.add_model(new, replace=options.replace_model)
-    models.use(model, encoder, weights)
-    return model, same is None
+    return ChosenModel(model, is_new=not same)

@@ -1,334 +1,254 @@
-r"""Filters over an index's metadata: a small language that is parsed to SQL; no text of
-it reaches a database as SQL.
+"""Filters: an SQL expression over the items' columns, on a connection that can do no
+more than answer it.
 
-``date >= 2024 and (caption like '%dog%' or not camera is null)``. The page “Search and
-sort pictures” describes it. In a pattern of ``like``, ``\`` takes the next character as
-it is.
+``date >= '2024' and caption like '%dog%'``. The text may come from anybody. It has to
+be one expression, its brackets closed, without comments; the connection reads a view of
+the items and nothing else, calls the functions of a list, and stops after
+``MOST_SECONDS``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-import tomllib
-from collections.abc import Collection
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 from cloob.errors import InputError, nearest
 from cloob.search.records import valid
 
-Literal = str | int | float | bool
-
-TEXTS = (
-    "path",
-    "name",
-    "source",
-    "date",
-    "caption",
-)  # columns of every item; `name` is the last part of the path
-NUMBERS = ("id", "bytes", "width", "height")  # columns of every item
-_MAX_DEPTH = 50
-_TOKEN = re.compile(
-    r"(?P<text>'(?:[^']|'')*')|(?P<quoted>\"(?:[^\"]|\"\")+\")|(?P<date>\d{4}-\d\d(?:-\d\d(?:T[\d:.]+)?)?)(?![\w.])"
-    r"|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])|(?P<word>[^\W\d]\w*)"
-    r"|(?P<sign><=|>=|<>|!=|==|[=<>(),])|(?P<other>\S+)|(?P<end>\Z)"
+SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
+TEXTS = ("path", "name", "source", "date", "caption")  # columns of every item
+NUMBERS = ("id", "bytes", "width", "height")
+FUNCTIONS = frozenset(
+    """abs coalesce date datetime glob ifnull iif instr json_extract julianday length
+    like lower ltrim max min nullif replace round rtrim strftime substr substring time
+    trim typeof unicode upper ->>""".split()  # noqa: SIM905
 )
-_DATE = re.compile(r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?")
-_KEYWORDS = frozenset(("and", "or", "not", "in", "like", "is", "null", "true", "false"))
-_OPERATORS = {sign: sign for sign in ("=", "<", "<=", ">", ">=")} | {
-    "==": "=",
-    "!=": "!=",
-    "<>": "!=",
+MOST_SECONDS = 5.0  # of processor time
+MOST_BYTES = 10_000_000  # of a text that a filter makes
+MOST_COLUMNS = 1_800  # of the sources: SQLite takes 2,000
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+STEPS = 20_000  # of SQLite's machine between two looks at the clock
+
+# Bases are joined to paths in SQL: a function of Python takes ten times as long.
+_PATH = "iif(substr(i.path, 1, 1) = '/', i.path, s.prefix || i.path)"
+_SLASHED = f"replace({_PATH}, '::', '/')"
+_FOLDER = f"rtrim({_SLASHED}, replace({_SLASHED}, '/', ''))"
+_FIXED = {
+    "id": "i.id",
+    "path": _PATH,
+    "name": f"substr({_SLASHED}, length({_FOLDER}) + 1)",
+    "source": "s.name",
+    "date": "i.date",
+    "caption": "i.caption",
+    "bytes": "i.bytes",
+    "width": "i.width",
+    "height": "i.height",
 }
-_PATH = "replace(path, '::', '/')"
-_NAME = f"substr({_PATH}, length(rtrim({_PATH}, replace({_PATH}, '/', ''))) + 1)"
-
-
-Dialect = dict[str, Any]  # as ``sql.toml`` describes it
-_SQL = tomllib.loads(Path(__file__).with_name("sql.toml").read_text(encoding="utf-8"))
-STATEMENTS: dict[str, str] = _SQL["statements"]
-SQLITE: Dialect = _SQL["sqlite"]
+_TOKEN = re.compile(
+    r"""(?P<text>'(?:[^']|'')*')|(?P<name>"(?:[^"]|"")*"|`[^`]*`|\[[^]]*])"""
+    r"""|(?P<comment>--|/\*)|(?P<sign>[();'"`])|(?P<rest>(?:(?!--|/\*)[^'"`();\[])+|.)""",
+    re.DOTALL,
+)
+_BARE_DATE = re.compile(r"(?<![\w.])\d{4}-\d\d(?!\d)")
 
 
 @dataclass(frozen=True)
 class Filter:
+    """A text that is one expression; what it names is looked up when it is used."""
+
     text: str
-
-    def sql(self, dialect: Dialect) -> tuple[str, list[Literal]]:
-        """A condition over the columns of ``cloob_items``, which is never null, and its
-        parameters in order.
-        """
-        parser = _Parser(self.text, None, dialect)
-        return f"({parser.condition()})", parser.parameters
+    hidden: tuple[str, ...] = ()  # columns that it may not name
 
 
-def parse(
-    text: str, columns: Collection[str] | None = None, hidden: Collection[str] = ()
-) -> Filter:
-    """Checks a filter, and where ``columns`` are given, that it names none but these;
-    InputError reports what is wrong.
+@dataclass(frozen=True)
+class SourcePlace:
+    """Where the items of a source lie: what stands before their paths."""
 
-    It may name none that is ``hidden``.
+    id: int
+    name: str
+    prefix: str
+
+
+def parse(text: str, hidden: Sequence[str] = ()) -> Filter:
+    """Checks a filter as far as that can be done without an index; InputError reports
+    what is wrong.
 
     Example:
-        >>> parse("date >= 2024").sql(SQLITE)
-        ('(coalesce(substr(date, 1, 4) >= ?, false))', ['2024'])
+        >>> parse("date >= '2024'").text
+        "date >= '2024'"
     """
-    _Parser(text, columns, SQLITE, hidden).condition()
-    return Filter(text)
+    filter_ = Filter(valid(text), tuple(hidden))
+    _check_shape(filter_.text)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.executescript(SCHEMA)
+        with contextlib.suppress(UnknownColumn):  # which an index may have
+            select_ids(connection, filter_, (), (), limit=0)
+    return filter_
 
 
-def equals(column: str, text: str) -> Filter:
-    """The filter of the items with this text in a column."""
-    return parse(f"{column} = '{text.replace(chr(39), 2 * chr(39))}'")
+class UnknownColumn(InputError):  # noqa: N818
+    """A filter names a column that is not there."""
 
 
-class _Parser:
-    """Writes SQL token by token: ``not``, ``and`` and ``or`` bind in SQL as they do
-    here.
+def select_ids(
+    connection: sqlite3.Connection,
+    filter_: Filter,
+    columns: Collection[str],
+    places: Iterable[SourcePlace],
+    order: str = "id",
+    limit: int = -1,
+) -> list[int]:
+    """The ids of the items that a filter lets through, ``limit`` of them at most.
+
+    The connection is of this use alone, and reads nothing but the view afterwards.
     """
-
-    def __init__(
-        self,
-        text: str,
-        columns: Collection[str] | None,
-        dialect: Dialect,
-        hidden: Collection[str] = (),
-    ) -> None:
-        self._text, self._columns, self._dialect, self._hidden = (
-            valid(text),
-            columns,
-            dialect,
-            hidden,
-        )
-        self._tokens = _TOKEN.finditer(self._text)
-        self._pop()
-        self.parameters: list[Literal] = []
-
-    def condition(self, depth: int = 0) -> str:
-        if depth > _MAX_DEPTH:
-            self._fail(f"more than {_MAX_DEPTH} brackets inside each other")
-        written, joint = "", "first"
-        while joint:
-            while self._take("not"):
-                written += "NOT "
-            if self._take("("):
-                written += f"({self.condition(depth + 1)})"
-                self._take(")", needed=True)
-            else:
-                written += self._comparison()
-            joint = self._take("and", "or")
-            written += f" {joint.upper()} " if joint else ""
-        if depth == 0 and self._kind != "end":
-            self._expected("'and', 'or' or the end")
-        return written
-
-    def _comparison(self) -> str:
-        column = self._column()
-        if self._take("is"):
-            negated = bool(self._take("not"))
-            self._take("null", needed=True)
-            return f"({self._column_value(column)} IS {'NOT ' * negated}NULL)"
-        negated = bool(self._take("not"))
-        values: list[Literal]
-        if self._take("like"):
-            if column in NUMBERS:
-                self._fail(f"{column} is a number, and 'like' is for text")
-            if self._kind != "text":
-                self._expected("a pattern in quotes, such as '%dog%'")
-            operator, values = self._dialect["like"], [self._value]
-            self._pop()
-        elif self._take("in"):
-            self._take("(", needed=True)
-            operator, values = "IN ({})", [self._literal(column)]
-            while self._take(","):
-                values.append(self._literal(column))
-            self._take(")", needed=True)
-        else:
-            sign = _OPERATORS.get(self._word)
-            if negated or sign is None:
-                self._expected(
-                    "'like' or 'in'"
-                    if negated
-                    else "=, !=, <, <=, >, >=, like, in or is null"
-                )
-            self._pop()
-            values = [self._literal(column)]
-            operator, negated = (
-                ("= {}", True) if sign == "!=" else (sign + " {}", False)
-            )
-        if not negated:
-            return self._compared(column, operator, values)
-        return (
-            f"({self._column_value(column)} IS NOT NULL AND NOT"
-            f" ({self._compared(column, operator, values)}))"
-        )
-
-    def _compared(self, column: str, operator: str, values: list[Literal]) -> str:
-        """False where the column has nothing; of ``in`` a part per kind of value."""
-        groups: dict[tuple[str, int], list[Literal]] = {}
-        for value in values:
-            kind = {bool: "bool", str: "text"}.get(type(value), "number")
-            cut = column == "date" and operator != self._dialect["like"]
-            groups.setdefault((kind, len(str(value)) if cut else 0), []).append(value)
-        parts = []
-        for (kind, length), some in groups.items():
-            left = (
-                f"substr(date, 1, {length})"
-                if length
-                else self._column_value(column, kind)
-            )
-            if (
-                operator == self._dialect["like"]
-                and self._dialect["lower"]
-                and not str(some[0]).isascii()
-            ):
-                left, some = self._dialect["lower"].format(left), [str(some[0]).lower()]
-            left += self._dialect["collate"] if kind == "text" else ""
-            place = self._dialect["number"] if kind == "number" else "?"
-            part = operator.format(", ".join([place] * len(some)))
-            if "above" in self._dialect and left == self._dialect["place"].format(
-                column
-            ):
-                part, texts = _as_stored(
-                    column, left, part, list(map(str, some)), self._dialect["above"]
-                )
-                self.parameters += texts
-            else:
-                part = f"{left} {part}"
-                self.parameters += some
-            parts.append(f"coalesce({part}, false)")
-        return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
-
-    def _column_value(self, column: str, kind: str = "any") -> str:
-        """The value of an item in a column; null where that is nothing, or of another
-        kind.
-        """
-        if column in ("path", "source") and kind != "any":  # which is never null
-            return str(self._dialect["place"]).format(column)
-        if column in (*TEXTS, *NUMBERS):
-            return _NAME if column == "name" else column
-        self.parameters.append(column)
-        return str(self._dialect["json"]).format(*self._dialect["kinds"][kind])
-
-    def _column(self) -> str:
-        kind, name = self._kind, self._value
-        if kind != "quoted" and (kind != "word" or name.lower() in _KEYWORDS):
-            self._expected("a column's name")
-        known = [
-            item
-            for item in (*TEXTS, *NUMBERS, *(self._columns or ()))
-            if item not in self._hidden
-        ]
-        if name in self._hidden or (self._columns is not None and name not in known):
-            self._fail(f"no column {name!r}; {nearest(name, known)}")
-        self._pop()
-        return name
-
-    def _literal(self, column: str) -> Literal:
-        kind, text, value = self._kind, self._word, self._value
-        if kind not in ("text", "number", "date") and text.lower() not in (
-            "true",
-            "false",
-        ):
-            self._expected(
-                "a value ('text' in quotes, a number, a date, true or false; or `is"
-                " null`)"
-            )
-        if column == "date" and not _DATE.fullmatch(value):
-            self._fail(
-                f"{text} is no date; write 2024, 2024-05, 2024-05-31 or"
-                " '2024-05-31T18:30'"
-            )
-        if column in NUMBERS and kind != "number":
-            self._fail(f"{column} is compared with a number, not with {text}")
-        self._pop()
-        if column in TEXTS:
-            return value.replace(" ", "T") if column == "date" else value
-        if kind == "word":
-            return text.lower() == "true"
-        if kind != "number":
-            return value
-        number = int(text) if re.fullmatch(r"[+-]?\d{1,19}", text) else 2**63
-        return number if -(2**63) <= number < 2**63 else float(text)
-
-    def _pop(self) -> None:
-        """Goes on: a kind is a group of ``_TOKEN``, a value a text without its
-        quotes.
-        """
-        match = next(self._tokens)
-        self._kind, self._word, self._start = (
-            str(match.lastgroup),
-            match[0],
-            match.start(),
-        )
-        quote = self._word[:1]
-        is_quoted = self._kind in ("text", "quoted")
-        self._value = (
-            self._word[1:-1].replace(2 * quote, quote) if is_quoted else self._word
-        )
-
-    def _take(self, *texts: str, needed: bool = False) -> str:
-        """Goes on if the next token is one of these keywords or signs, and returns it;
-        else nothing.
-        """
-        text = self._word.lower() if self._kind in ("word", "sign") else ""
-        if text in texts:
-            self._pop()
-            return text
-        if needed:
-            self._expected(f"'{texts[0]}'")
-        return ""
-
-    def _expected(self, what: str) -> NoReturn:
-        text = self._word[:40]
-        self._fail(
-            f"{what} is expected, {f'not {text}' if text else 'and the filter ends'}"
-        )
-
-    def _fail(self, message: str) -> NoReturn:
-        place, text = self._start, self._text
-        around = text if len(text) <= 80 else text[max(0, place - 40) : place + 40]
-        raise InputError(
-            " ".join(
-                f"filter, at character {place + 1}: {message} (in: {around.strip()})".split()
-            )
-        )
+    shown = [name for name in (*_FIXED, *columns) if name not in filter_.hidden]
+    _check_names(filter_.text, shown)
+    view = f"items_{secrets.token_hex(16)}"  # a name that no filter can use
+    _make_view(connection, view, shown, places)
+    connection.set_authorizer(_authoriser(view))
+    connection.set_progress_handler(_clock(), STEPS)
+    statement = f'SELECT id FROM "{view}" WHERE ({filter_.text}\n)'
+    statement += f" ORDER BY {order} LIMIT {limit}"
+    try:
+        return [row[0] for row in connection.execute(statement)]
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "").startswith(_DAMAGED):
+            raise
+        raise _mistake(str(error), filter_.text, shown) from None
 
 
-def _as_stored(
-    column: str, full: str, compared: str, values: list[str], above: str
-) -> tuple[str, list[str]]:
-    """A comparison of a path, which is in ``full``, and its parameters; where it can
-    be, as the path is stored.
+def _check_shape(text: str) -> None:
+    """Refuses what is not one expression, whatever stands around it."""
+    depth = 0
+    if not text.strip():
+        raise InputError("filter: it is empty; write one such as \"date >= '2024'\"")
+    for token in _TOKEN.finditer(text):
+        kind, sign = token.lastgroup, token[0]
+        if kind == "comment":
+            raise _wrong("comments are not taken", text)
+        if sign == ";":
+            raise _wrong("';' is not taken: a filter is one expression", text)
+        if kind == "sign" and sign not in "()":
+            raise _wrong(f"a text begins with {sign} and does not end", text)
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if depth < 0:
+            raise _wrong("a bracket is closed that was not opened", text)
+        if kind == "rest" and (date := _BARE_DATE.search(sign)):
+            raise _wrong(f"{date[0]} is a difference; a date goes in quotes", text)
+    if depth:
+        raise _wrong("a bracket is not closed", text)
 
-    From ``..//`` to ``..0`` are the paths in the folder ``above``, relative; after them
-    are paths in full.
+
+def _check_names(text: str, shown: Sequence[str]) -> None:
+    """Refuses names in double quotes that no column has: SQLite takes them for text."""
+    known = {name.lower() for name in shown}
+    for token in _TOKEN.finditer(text):
+        if token.lastgroup == "name" and token[0].startswith('"'):
+            name = token[0][1:-1].replace('""', '"')
+            if name.lower() not in known:
+                raise _unknown(name, text, shown)
+
+
+def _make_view(
+    connection: sqlite3.Connection,
+    view: str,
+    shown: Sequence[str],
+    places: Iterable[SourcePlace],
+) -> None:
+    connection.execute(
+        "CREATE TEMP TABLE places (id INTEGER PRIMARY KEY, name, prefix)"
+    )
+    rows = [(place.id, place.name, place.prefix) for place in places]
+    connection.executemany("INSERT INTO temp.places VALUES (?, ?, ?)", rows)
+    names = ", ".join(f"{_sql_of(name)} AS {_quoted(name)}" for name in shown)
+    connection.execute(
+        f'CREATE TEMP VIEW "{view}" AS SELECT {names} FROM main.cloob_items i JOIN'
+        " temp.places s ON s.id = i.source"
+    )
+    connection.execute("PRAGMA query_only = ON")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
+
+
+def _sql_of(name: str) -> str:
+    if name in _FIXED:
+        return _FIXED[name]
+    path = f'$."{name}"'.replace("'", "''")
+    return f"i.columns ->> '{path}'"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def filterable(name: str) -> bool:
+    """Whether a filter can name a column of a source: no column of all items, and no
+    name that JSON writes in another way.
     """
-    like, stored = compared.startswith("LIKE"), values
-    if like and values[0].startswith(
-        "%"
-    ):  # and what follows does not match from within the beginning
-        literal = re.split(r"[%_\\]", values[0].lstrip("%"))[0].lower()
-        starts = [
-            text[i:].lower()
-            for text in (f"{above}/", "../../")
-            for i in range(len(text) - 1)
-        ]
-        same = literal and not any(
-            text.startswith(literal) or literal.startswith(text) for text in starts
-        )
-    else:
-        stored = [f"..{value.removeprefix(above)}" for value in values]
-        same = all(value.startswith(f"{above}/") for value in values) and not (
-            like and re.search(r"[%_\\]", above)
-        )
-    if not same:
-        return f"{full} {compared}", values
-    outside = f"iif({column} < '..0', {column} {compared}, {column} {compared})"
-    return f"iif({column} < '..//', {full} {compared}, {outside})", [
-        *values,
-        *stored,
-        *values,
-    ]
+    return name not in _FIXED and name.isprintable() and not set('"\\') & set(name)
+
+
+def _authoriser(view: str) -> Callable[..., int]:
+    """Lets a statement read the view and call the functions of the list."""
+
+    def authorise(
+        action: int,
+        first: str | None,
+        second: str | None,
+        _database: str | None,
+        inside: str | None,
+    ) -> int:
+        allowed = action == sqlite3.SQLITE_SELECT
+        if action == sqlite3.SQLITE_READ:
+            # the last: a table of the view of which this statement needs no column
+            allowed = view in (first, inside) or (first, second) == ("places", "")
+        elif action == sqlite3.SQLITE_FUNCTION:
+            allowed = str(second).lower() in FUNCTIONS
+        return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+    return authorise
+
+
+def _clock() -> Callable[[], bool]:
+    """Says when the time of a filter is over; of this thread, as others may be busy."""
+    end = time.thread_time() + MOST_SECONDS
+    return lambda: time.thread_time() > end
+
+
+def _mistake(message: str, text: str, shown: Sequence[str]) -> InputError:
+    if match := re.fullmatch(r"no such column: (.*)", message, re.DOTALL):
+        return _unknown(match[1], text, shown)
+    if message == "interrupted":
+        message = f"it takes more than {MOST_SECONDS:g} s"
+    return _wrong(re.sub(r"items_[0-9a-f]{32}", "items", message), text)
+
+
+def _unknown(name: str, text: str, shown: Sequence[str]) -> UnknownColumn:
+    """Names the column that is meant; text in double quotes is taken for one."""
+    wrong = _wrong(
+        f"no column {name!r}; {nearest(name, shown)} ('text' in single quotes)", text
+    )
+    return UnknownColumn(str(wrong))
+
+
+def _wrong(why: str, text: str) -> InputError:
+    shown = " ".join(text.split())
+    why = " ".join(why.split())
+    return InputError(f"filter: {why} (in: {shown[:80]}{'…' * (len(shown) > 80)})")
+
+
+def kinds(stored: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+    """What every column holds, by name: ``text``, ``number``, ``boolean`` or
+    ``mixed``.
+    """
+    result: dict[str, str] = {}
+    for name, kind in stored:
+        result[name] = kind if result.get(name, kind) == kind else "mixed"
+    return dict(sorted(result.items()))

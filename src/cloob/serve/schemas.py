@@ -21,7 +21,7 @@ Integer = BeforeValidator(
 Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Integer]
 Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
 Where = Annotated[
-    str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])
+    str, Field(max_length=2000, examples=["date >= '2024' and caption like '%dog%'"])
 ]
 Top = Annotated[int, Field(ge=1, le=1000, examples=[50]), Integer]
 Label = Annotated[str, Field(min_length=1, max_length=200, examples=["bird", "flower"])]

@@ -43,6 +43,7 @@ from cloob.data.sources.paths import (
 )
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
+from cloob.search.database import is_index
 from cloob.search.records import INDEX_FILE, SEPARATOR, Value
 from cloob.search.where import NUMBERS, TEXTS
 
@@ -57,6 +58,7 @@ _NEVER = (
     "System Volume Information",
     "node_modules",
 )  # made by file servers, Windows and npm
+_MOST_NS = 2**63 - 10**6  # of a time, nanoseconds: a little less than SQLite holds
 _ADDING = threading.Lock()
 
 
@@ -65,13 +67,9 @@ class FoundPicture(NamedTuple):
 
     path: str  # as in :class:`cloob.search.records.Item`
     bytes: int | None  # size of the file; None where only reading it tells
-    mtime_ns: (
-        int | None
-    )  # when it, or what describes it, was changed last; None where that is not known
+    # when it, or what describes it, was changed last; None where that is not known
+    mtime_ns: int | None
     place: Any = None  # where its source finds it
-    content: str = (
-        ""  # as of :class:`cloob.search.records.Item`, where the scan knows it
-    )
 
 
 @dataclass
@@ -306,7 +304,7 @@ class Inside(Collection):
 class Folder(Collection):
     """All pictures below a folder, or one; ``table`` describes some.
 
-    Their places are the files that describe them.
+    Their places are the files of their captions.
     """
 
     def __init__(
@@ -319,120 +317,140 @@ class Folder(Collection):
         if os.path.isfile(self.name):  # noqa: PTH113
             folder, name = os.path.split(self.name)
             found = self._found(folder, name, captions_by_stem(os.listdir(folder)))  # noqa: PTH208
-            yield from [found] if found else []
+            if found:
+                yield found
             return
-        others: Counter[str] = Counter()
-        seen: set[int] = set()
-
-        def unlisted(error: OSError) -> None:
-            self.unlisted.append(error.filename)
-            self.left_out.add(
-                "folder cannot be listed", f"{error.filename} ({error.strerror})"
-            )
-
-        for folder, folders, names in walk(self.name, unlisted):
-            if INDEX_FILE in names:
+        strangers: Counter[str] = Counter()  # files of other kinds, by their ending
+        described: set[int] = set()  # rows of the table
+        for folder, folders, names in walk(self.name, self._note_unlisted):
+            if INDEX_FILE in names and is_index(Path(folder, INDEX_FILE)):
+                self._note_index(folder, folders, names)
                 folders.clear()
                 continue
-            folders[:] = [name for name in folders if name not in _NEVER]
-            for name in [*folders]:
-                path = os.path.join(folder, name)  # noqa: PTH118
-                excluded = self.excluded(path)
-                if excluded or os.path.islink(path):  # noqa: PTH114
-                    folders.remove(name)
-                    self.left_out.add(
-                        "excluded" if excluded else "linked folder, not followed", path
-                    )
-            beside = captions_by_stem(names)
-            used: set[str] = set()
-            strange: list[str] = []
+            folders[:] = self._followed(folder, folders)
+            captions = captions_by_stem(names)
             for name in names:
-                path, lower = os.path.join(folder, name), name.lower()  # noqa: PTH118
-                if lower.endswith(CAPTION_SUFFIXES):
-                    continue
-                if self.excluded(path):
-                    self.left_out.add("excluded", path)
-                elif lower.endswith(PICTURE_SUFFIXES):
-                    if (result := self._found(folder, name, beside)) is not None:
-                        used.update(result.place)
-                        seen.update(self._table.of(path) if self._table else ())
-                        yield result
-                elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
-                    self.left_out.add("tar or Arrow file beside pictures", path)
-                else:
-                    strange.append(path)
-            others.update(
-                Path(path).suffix.lower() or Path(path).name
-                for path in strange
-                if path not in used
-            )
-        if others:
-            kinds = ", ".join(
-                f"{count:,} {kind}" for kind, count in others.most_common(3)
-            )
+                found = self._picture(folder, name, captions, strangers)
+                if found:
+                    described.update(self._table.of(found.path) if self._table else ())
+                    yield found
+        self._note_strangers(strangers)
+        self._note_rows(described)
+
+    def _note_unlisted(self, error: OSError) -> None:
+        self.unlisted.append(error.filename)
+        self.left_out.add(
+            "folder cannot be listed", f"{error.filename} ({error.strerror})"
+        )
+
+    def _note_index(
+        self, folder: str, folders: Sequence[str], names: Sequence[str]
+    ) -> None:
+        """Counts a folder with an index of its own, unless nothing else is in it."""
+        if folders or any(name.lower().endswith(PICTURE_SUFFIXES) for name in names):
+            self.left_out.add("folder with an index of its own", folder)
+
+    def _followed(self, folder: str, folders: Sequence[str]) -> list[str]:
+        """The sub-folders that are looked into."""
+        followed = []
+        for name in folders:
+            path = os.path.join(folder, name)  # noqa: PTH118
+            if name in _NEVER:
+                continue
+            if self.excluded(path):
+                self.left_out.add("excluded", path)
+            elif os.path.islink(path):  # noqa: PTH114
+                self.left_out.add("linked folder, not followed", path)
+            else:
+                followed.append(name)
+        return followed
+
+    def _picture(
+        self,
+        folder: str,
+        name: str,
+        captions: Mapping[str, str],
+        strangers: Counter[str],
+    ) -> FoundPicture | None:
+        """A file as a picture; what else it may be is counted."""
+        path = os.path.join(folder, name)  # noqa: PTH118
+        lower = name.lower()
+        if lower.endswith(CAPTION_SUFFIXES):
+            return None
+        if self.excluded(path):
+            self.left_out.add("excluded", path)
+        elif lower.endswith(PICTURE_SUFFIXES):
+            return self._found(folder, name, captions)
+        elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
+            self.left_out.add("tar or Arrow file beside pictures", path)
+        else:
+            strangers[Path(path).suffix.lower() or name] += 1
+        return None
+
+    def _note_strangers(self, strangers: Counter[str]) -> None:
+        if strangers:
+            kinds = [f"{count:,} {kind}" for kind, count in strangers.most_common(3)]
+            if len(strangers) > 3:
+                kinds.append("…")
             self.left_out.add(
-                "file of another kind",
-                kinds + ", …" * (len(others) > 3),
-                others.total(),
+                "file of another kind", ", ".join(kinds), strangers.total()
             )
+
+    def _note_rows(self, described: set[int]) -> None:
+        """Counts rows of the folder's table that name none of its pictures."""
         for path, rows in self._table.by_path.items() if self._table else ():
-            if seen.isdisjoint(rows) and not self.excluded(path):
+            if described.isdisjoint(rows) and not self.excluded(path):
                 self.left_out.add(
                     "row of the folder's table that names no picture of it", path
                 )
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
-        table = self._table
-        caption, columns = (
-            table.describe(found._replace(place=table.of(found.path)))
-            if table
-            else (None, {})
-        )
-        file = next(
-            (path for path in found.place if path.lower().endswith(CAPTION_SUFFIXES)),
-            None,
-        )
-        try:
-            caption = (
-                clean_caption(read_pair_file(file, found.path, "caption"), found.path)
-                if file
-                else caption
-            )
-        except BadSample as bad:
-            if bad.reason != "empty caption":
-                self.left_out.add(bad.reason, str(file))
+        caption: str | None = None
+        columns: Mapping[str, Value] = {}
+        if self._table:
+            rows = self._table.of(found.path)
+            caption, columns = self._table.describe(found._replace(place=rows))
+        if found.place:
+            try:
+                text = read_pair_file(found.place, found.path, "caption")
+                caption = clean_caption(text, found.path)
+            except BadSample as bad:
+                if bad.reason != "empty caption":
+                    self.left_out.add(bad.reason, found.place)
         return caption, columns
 
     def _found(
-        self, folder: str, name: str, beside: Mapping[str, str]
+        self, folder: str, name: str, captions: Mapping[str, str]
     ) -> FoundPicture | None:
         """A picture, whose time is also that of what describes it; None where it is no
         file of the source.
         """
         path = os.path.join(folder, name)  # noqa: PTH118
-        caption = beside.get(name.rpartition(".")[0])
-        others = [os.path.join(folder, caption)] if caption else []  # noqa: PTH118
+        beside = captions.get(name.rpartition(".")[0])
+        caption = os.path.join(folder, beside) if beside else ""  # noqa: PTH118
         try:
             state = os.lstat(path)
             if not stat.S_ISREG(state.st_mode):
-                root = os.path.realpath(self.name)
-                leads_out = os.path.commonpath([root, os.path.realpath(path)]) != root
-                target = None if leads_out else _state(path)
+                target = self._target(path)
                 if target is None:
-                    why = (
-                        "link that leads out of the folder, not followed"
-                        if leads_out
-                        else "pipe or device"
-                    )
-                    self.left_out.add(why, path)
                     return None
                 state = target
-            time = _newest(
-                state, *map(_state, others), self._table.state if self._table else None
-            )
-            return FoundPicture(path, state.st_size, time, others)
+            table = self._table.state if self._table else None
+            time = _newest(state, _state(caption) if caption else None, table)
+            return FoundPicture(path, state.st_size, time, caption)
         except OSError:  # reading it reports why
-            return FoundPicture(path, None, None, others)
+            return FoundPicture(path, None, None, caption)
+
+    def _target(self, path: str) -> os.stat_result | None:
+        """The file that a link leads to within the folder; counts what else it is."""
+        root = os.path.realpath(self.name)
+        if os.path.commonpath([root, os.path.realpath(path)]) != root:
+            self.left_out.add("link that leads out of the folder, not followed", path)
+            return None
+        target = _state(path)
+        if target is None:
+            self.left_out.add("pipe or device", path)
+        return target
 
 
 def caption_of(path: Path, names: Sequence[str], column: str | None) -> str | None:
@@ -457,36 +475,41 @@ def values(row: Mapping[Any, Any]) -> dict[str, Value]:
     """The columns of a row as an index holds them, without those that it cannot
     hold.
     """
-    columns: dict[str, Value] = {}
-    for name, raw in row.items():
-        if isinstance(raw, Decimal) and raw.is_finite():
-            raw = int(raw) if raw == raw.to_integral_value() else float(raw)
-        if hasattr(raw, "isoformat"):
-            raw = raw.isoformat()
-        if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
-            raw = ", ".join(raw)
-        if isinstance(raw, int) and -(2**63) <= raw < 2**63:
-            columns[str(name)] = raw
-        elif isinstance(raw, float):
-            columns |= {str(name): raw} if math.isfinite(raw) else {}
-        elif raw is not None and not isinstance(raw, bytes):
-            with contextlib.suppress(TypeError, ValueError, RecursionError):
-                text = raw if isinstance(raw, str) else json.dumps(raw, default=str)
-                columns[str(name)] = text[:MAX_CAPTION_BYTES]
-    return columns
+    columns = {str(name): _value(raw) for name, raw in row.items()}
+    return {name: value for name, value in columns.items() if value is not None}
+
+
+def _value(raw: Any) -> Value:
+    """What an index holds of a cell; None of nothing, and of what it cannot hold."""
+    if isinstance(raw, Decimal) and raw.is_finite():
+        raw = int(raw) if raw == raw.to_integral_value() else float(raw)
+    if hasattr(raw, "isoformat"):
+        raw = raw.isoformat()
+    if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
+        raw = ", ".join(raw)
+    if isinstance(raw, int) and -(2**63) <= raw < 2**63:
+        return raw
+    if isinstance(raw, float):
+        return raw if math.isfinite(raw) else None
+    if raw is None or isinstance(raw, bytes):
+        return None
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
+        text = raw if isinstance(raw, str) else json.dumps(raw, default=str)
+        return text[:MAX_CAPTION_BYTES]
+    return None
 
 
 def _newest(file: os.stat_result, *others: os.stat_result | None) -> int:
     """The latest time in milliseconds, and below that a mark of all: a caption may go,
-    or come with an older time.
+    or come with an older time. A time that SQLite cannot hold is the last that it can.
     """
     states = [(state.st_mtime_ns, state.st_size) for state in others if state]
-    latest = max(file.st_mtime_ns, *(time for time, _ in states), 0)
-    return (
-        latest - latest % 1_000_000 + zlib.crc32(repr(states).encode()) % 1_000_000
-        if states
-        else latest
-    )
+    latest = max([file.st_mtime_ns, *(time for time, _ in states)])
+    latest = max(-_MOST_NS, min(latest, _MOST_NS))
+    if not states:
+        return latest
+    mark = zlib.crc32(repr(states).encode()) % 1_000_000
+    return latest - latest % 1_000_000 + mark
 
 
 def _state(path: str) -> os.stat_result | None:

@@ -28,7 +28,7 @@ from cloob.data.sources.paths import FILE_COLUMN, metadata_of
 from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES, Unreadable, thumbnail
 from cloob.search.models import was_typed
-from cloob.search.records import SEPARATOR, Item, Value, file_of
+from cloob.search.records import SEPARATOR, Item, Value
 from cloob.search.scan.collection import (
     Collection,
     Folder,
@@ -278,7 +278,7 @@ class Pictures:
     def thumbnail(self, id: int, size: int) -> bytes:
         """A JPEG within a square of ``size`` pixels; cached while the file stays."""
         cache, item = Cache(), self._item(id)
-        name = f"{item.content} {size}" if file_of(item) else None
+        name = f"{item.content} {size}" if _is_as_indexed(item) else None
         if name and (kept := cache.find("thumbnails", name)):
             with contextlib.suppress(OSError):  # removed meanwhile
                 return kept.read_bytes()
@@ -317,3 +317,12 @@ class Pictures:
             if stale is not None or not is_inside or isinstance(error, ReadFailed):
                 raise
         return self._read(item, collection)
+
+
+def _is_as_indexed(item: Item) -> bool:
+    """Whether the file of a picture, or its container, is there and not newer."""
+    for path in (item.path, item.path.partition(SEPARATOR)[0]):
+        with contextlib.suppress(OSError, ValueError):
+            time = os.stat(path).st_mtime_ns  # noqa: PTH116
+            return item.mtime_ns is None or time // 10**6 <= item.mtime_ns // 10**6
+    return item.mtime_ns is None  # elsewhere: nobody knows

@@ -1,4 +1,4 @@
-// The filter: a line in the index's own small language, and three boxes that write it.
+// The filter: an SQL expression, and three boxes that write it.
 import * as api from "./api.js";
 import { $, h } from "./dom.js";
 import * as state from "./state.js";
@@ -15,16 +15,17 @@ const button = $("filter-button");
 let line = null;
 
 const operators = (kind) => OPERATORS[kind] ?? OPERATORS.text;
-const KEYWORD = /^(and|or|not|in|like|is|null|true|false)$/i;
+const OF_ALL = /^(id|path|name|source|date|caption|bytes|width|height)$/;
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
-/** One comparison as the language has it. */
+/** One comparison in SQL. */
 export function comparison(column, kind, operator, value) {
-  const name = /^[\p{L}_][\p{L}\p{N}_]*$/u.test(column) && !KEYWORD.test(column) ? column : `"${column.replaceAll('"', '""')}"`;
+  const name = OF_ALL.test(column) ? column : `"${column.replaceAll('"', '""')}"`; // which may be a word of SQL
   if (kind === "boolean") return `${name} ${operator} ${value.toLowerCase()}`;
   if (kind === "number") return `${name} ${operator} ${/^[+-]?\d+$/.test(value) ? value : Number(value)}`; // beyond 2^53 too
   const words = operator === "like" ? `%${value.replace(/[\\%_]/g, "\\$&")}%` : value;
-  return `${name} ${operator} ${quoted(words)}`;
+  const escape = words.includes("\\") && operator === "like" ? " escape '\\'" : "";
+  return `${name} ${operator} ${quoted(words)}${escape}`;
 }
 
 async function build() {
@@ -51,7 +52,7 @@ async function build() {
     apply();
   };
   value.addEventListener("keydown", (event) => event.key === "Enter" && add());
-  line = h("input", { type: "text", id: "where", maxLength: 2000, spellcheck: false, placeholder: "date >= 2024 and caption like '%dog%'" });
+  line = h("input", { type: "text", id: "where", maxLength: 2000, spellcheck: false, placeholder: "date >= '2024' and caption like '%dog%'" });
   line.addEventListener("keydown", (event) => event.key === "Enter" && apply());
   line.addEventListener("change", apply);
   const clear = h("button.quiet-button", { type: "button", onclick: () => ((line.value = ""), apply()) }, "Clear");
