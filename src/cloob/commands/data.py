@@ -4,19 +4,16 @@ count shards.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import json
 import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 import cloob
-from cloob.cache import Cache
 from cloob.commands.console import (
     CacheOptions,
     ColumnOptions,
@@ -24,17 +21,15 @@ from cloob.commands.console import (
     check,
     check_out,
     progress,
-    say,
     say_next,
 )
+from cloob.commands.suspects import judge_pictures, judge_vectors, report
 from cloob.data.shards.spec import is_remote
 from cloob.errors import refuse
 
 if TYPE_CHECKING:
     from cloob.data.source import Source
-    from cloob.data.vectors import VectorPairs
 
-_LEAST = 20  # distinct ids of which suspects can be judged
 # Pairs up to which heads on frozen encoders are what to begin with
 # (the page “Which objective”: 43,276).
 _FEW = 50_000
@@ -70,6 +65,10 @@ class Options:
     """
     b: str | None = None
     """The vectors that row by row belong to those of --a."""
+    model: str | None = None
+    """With --suspects: judge by this model (a run, a folder or a name, as of `cloob
+    eval`) in place of a closed form.
+    """
     ids: str | None = None
     """An id per pair of vectors."""
     count: bool = False
@@ -80,121 +79,6 @@ class Options:
     """Decoding threads."""
     table: ColumnOptions = field(default_factory=ColumnOptions)
     machine: CacheOptions = field(default_factory=CacheOptions)
-
-
-def list_suspects(
-    pairs: VectorPairs,
-    path: Path | None,
-    source: Any = None,
-    rows: Any = (),
-    page: Path | None = None,
-    most: int = 0,
-) -> None:
-    """Prints the pairs that least seem to belong together; lists all in a file, and
-    shows ``most`` on a page.
-    """
-    import torch
-
-    from cloob.data.survey import pair_cards, render_sheet
-    from cloob.heads.suspects import suspicion
-
-    a, b, ids, keys = pairs.take(torch.arange(len(pairs)).numpy())
-    distinct = len(torch.unique(ids))
-    if pairs.skipped:
-        first = pairs.skipped[0]
-        say(
-            f"{len(pairs.skipped):,} cannot be used, such as {first.key}: {first.detail or first.reason}"
-        )
-    refuse(
-        {
-            f"{pairs.name}: {distinct} distinct ids; --suspects needs {_LEAST} or more": distinct
-            < _LEAST
-        }
-    )
-    result, lines, cards = (
-        suspicion(a, b, ids),
-        list[dict[str, Any]](),
-        list[dict[str, Any]](),
-    )
-    for place in result.scores.argsort().tolist():
-        better, score = int(result.better[place]), float(result.scores[place])
-        text, other = (
-            str(source.read(rows[i]).caption) if source else keys[i]
-            for i in (place, better)
-        )
-        fits = "" if better == place else other
-        if page is not None and len(lines) < most:
-            facts = [
-                f"score {score:.3f}",
-                *([f"fits better: {fits[:160]}"] if fits else []),
-            ]
-            cards += pair_cards(source, [rows[place]], *facts)
-        lines.append(
-            {
-                "pair": keys[place],
-                "score": round(score, 4),
-                "probability": round(float(result.wrong.probability[place]), 4),
-                "b": text,
-                "fits better": fits,
-            }
-        )
-    count = result.count()
-    low, high = result.wrong.interval
-    print(
-        f"{pairs.name}: {count:,} of {len(lines):,} pairs are more probably wrong than"
-        f" right; wrong in all: {result.wrong.share:.1%} (95 %: {low:.1%} to {high:.1%}"
-        f"{'' if result.wrong.is_certain else ', too uncertain to leave any out'})"
-    )
-    for line in lines[: 10 if path is None else min(10, count)]:
-        fits = (
-            f"; fits better: {line['fits better'][:60]}" if line["fits better"] else ""
-        )
-        numbers = f"{line['score']:7.3f} {line['probability']:5.0%}"
-        print(f"  {numbers}  {line['pair']}  {line['b'][:60]}{fits}")
-    if path is not None:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, lines[0])
-            writer.writeheader()
-            writer.writerows(lines)
-        print(path)
-    if page is not None:
-        facts_of_all = [("pairs", f"{len(lines):,}"), ("probably wrong", f"{count:,}")]
-        heading = f"The {len(cards):,} most suspicious pairs, lowest score first"
-        render_sheet(
-            page,
-            f"Suspects in {pairs.name}",
-            [("", facts_of_all, []), (heading, [], cards)],
-        )
-        print(page)
-
-
-def suspects_of_pictures(
-    source: Any,
-    config: cloob.TrainConfig,
-    path: Path | None,
-    page: Path | None,
-    most: int,
-) -> None:
-    """Of pictures with captions, by the features of the two frozen encoders of a
-    configuration.
-    """
-    import torch
-
-    from cloob.data.batch import BadSample
-    from cloob.training.align import feature_loader, make_aligned
-
-    config = config.override(batch_size=2, max_bad_fraction=1.0)
-    encoder, cache = make_aligned(config), Cache(config.pairs.cache_dir)
-    pairs = feature_loader(
-        source, encoder, config, torch.device("cpu"), cache, train=False
-    ).pairs
-    rows = list(range(len(source)))
-    if unusable := {skip.key for skip in pairs.skipped}:
-        rows = []
-        for row in range(len(source)):
-            with contextlib.suppress(BadSample):
-                rows += [] if source.read(row).key in unusable else [row]
-    list_suspects(pairs, path, source, rows, page, most)
 
 
 def run(options: Options) -> int:
@@ -221,6 +105,8 @@ def run(options: Options) -> int:
             and options.json,
             "--out shows pictures; vectors have none": vectors
             and options.out is not None,
+            "--model goes with --suspects": options.model is not None
+            and options.suspects is None,
         }
     )
     if options.count:
@@ -243,7 +129,8 @@ def run(options: Options) -> int:
     if vectors:
         from cloob.data.vectors import open_pairs
 
-        list_suspects(open_pairs(str(options.a), str(options.b), options.ids), path)
+        pairs = open_pairs(str(options.a), str(options.b), options.ids)
+        report(judge_vectors(pairs, options.model), path)
         say_next(
             ["train", "vectors", "--clean", "auto", *as_words(options, "a", "b", "ids")]
         )
@@ -259,7 +146,8 @@ def run(options: Options) -> int:
     config = cloob.get_recipe("align").override(
         workers=options.workers, cache_dir=options.machine.cache_dir
     )
-    suspects_of_pictures(source, config, path, options.out, options.pictures)
+    judged = judge_pictures(source, config, options.model)
+    report(judged, path, options.out, options.pictures)
     say_next([*_training(options, few=True), "--clean", "auto"])
     return 0
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import cloob
 from cloob.commands import eval as evaluation
 from cloob.commands.console import say, say_next
-from cloob.commands.data import suspects_of_pictures
+from cloob.commands.suspects import judge_pictures, report
 from cloob.errors import InputError
 from cloob.family import ObjectiveName
 from cloob.models.source import check_packages
@@ -246,9 +246,8 @@ def print_suspects(config: cloob.TrainConfig, out: Path) -> None:
 
     print("\nits captions:")
     source = open_source(*config.pairs.data)
-    suspects_of_pictures(
-        source, config, out / "suspects.csv", out / "suspects.html", 60
-    )
+    judged = judge_pictures(source, config)
+    report(judged, out / "suspects.csv", out / "suspects.html", 60)
 
 
 def print_found(found: Sequence[ExampleQuery], finder: str) -> None:

@@ -186,12 +186,21 @@ def pair_cards(source: Source, rows: Iterable[int], *more: str) -> list[dict[str
 
 
 def render_sheet(
-    path: Path, title: str, sections: Sequence[tuple[str, Any, list[dict[str, Any]]]]
+    path: Path,
+    title: str,
+    sections: Sequence[tuple[str, Any, list[dict[str, Any]]]],
+    closing: str = "",
+    *,
+    large: bool = False,
 ) -> None:
+    """Writes a page of sections (heading, facts, cards) and a closing sentence; large
+    cards stand nine on a screen.
+    """
     environment = require("jinja2", "train").Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(
         Path(__file__).with_name("sheet.html.j2").read_text(encoding="utf-8")
     )
-    write_whole(path, template.render(title=title, sections=sections))
+    html = template.render(title=title, sections=sections, closing=closing, large=large)
+    write_whole(path, html)

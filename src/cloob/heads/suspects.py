@@ -193,8 +193,19 @@ def clean(a: Tensor, b: Tensor, ids: Any, share: str | float) -> Cleaned:
 
 
 @torch.no_grad()
-def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = _FOLDS) -> Suspicion:
-    """As ``suspects``, with all that is known of the pairs."""
+def suspicion(
+    a: Tensor,
+    b: Tensor,
+    ids: Any = None,
+    folds: int = _FOLDS,
+    *,
+    in_one_space: bool = False,
+) -> Suspicion:
+    """As ``suspects``, with all that is known of the pairs.
+
+    Where rows of a and b are of one space already, as those of a trained model are,
+    their cosine takes the place of the closed form's.
+    """
     n = len(a)
     if a.ndim != 2 or b.ndim != 2 or len(b) != n:
         raise InputError(
@@ -207,7 +218,8 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = _FOLDS) -> Sus
     both = digests[0] * np.uint64(0x9E3779B97F4A7C15) + digests[1]
     group = _number_ids(both, None if checked is None else checked[0])
     distinct = int(group.max()) + 1 if n else 0
-    if folds < 2 or distinct < 2 * folds:
+    folds = 1 if in_one_space else folds
+    if distinct < 2 * folds or not (in_one_space or folds > 1):
         raise InputError(
             f"{counted(distinct, 'distinct ids')} in {folds} folds; 2 folds or more, of"
             " 2 ids or more, are needed"
@@ -219,7 +231,10 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = _FOLDS) -> Sus
         group[order],
         *torch.from_numpy(np.stack(digests).view(np.int64))[:, order],
     )
-    scored = _score(pairs, folds)
+    if in_one_space:
+        scored = _score_in_one_space(pairs, a[order], b[order])
+    else:
+        scored = _score_by_folds(pairs, folds)
     scores, better = torch.empty(n), torch.empty(n, dtype=torch.long)
     scores[order] = scored.given
     better[order] = order[scored.better]
@@ -304,8 +319,18 @@ def _centred(rows: Tensor, order: Tensor) -> Tensor:
     return wide / size if size > 0 else wide
 
 
-def _score(pairs: _Pairs, folds: int) -> _Scored:
-    """Scores the given pairs, and others that are known to be wrong."""
+def _score_in_one_space(pairs: _Pairs, a: Tensor, b: Tensor) -> _Scored:
+    """Scores the given pairs, and others that are known to be wrong, by cosines."""
+    known = _draw_known_wrong(pairs)
+    x, y = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
+    scored = _score_cosines(x, y, pairs.group, known)
+    return _combine([scored, *_neighbour_terms(pairs, known, by_column=False)])
+
+
+def _score_by_folds(pairs: _Pairs, folds: int) -> _Scored:
+    """Scores the given pairs, and others that are known to be wrong, by the closed form
+    of the other folds.
+    """
     fold = pairs.group % folds
     rows_of = [(fold == k).nonzero().squeeze(1) for k in range(folds)]
     parts = [pairs.take(rows) for rows in rows_of]
@@ -323,13 +348,12 @@ def _score(pairs: _Pairs, folds: int) -> _Scored:
         better[rows] = rows[scored.better]
         known_wrong.append(scored.known_wrong)
 
-    chosen = _Choice(
+    known = _Choice(
         torch.cat([rows[part.of_a] for rows, part in zip(rows_of, drawn, strict=True)]),
         torch.cat([rows[part.of_b] for rows, part in zip(rows_of, drawn, strict=True)]),
     )
-    terms = [_Scored(given, torch.cat(known_wrong), better)]
-    terms += _neighbour_terms(pairs, chosen, by_column)
-    return _combine(terms)
+    scored = _Scored(given, torch.cat(known_wrong), better)
+    return _combine([scored, *_neighbour_terms(pairs, known, by_column)])
 
 
 def _draw_known_wrong(pairs: _Pairs) -> _Choice:
@@ -414,7 +438,11 @@ def _score_fold(
     of_a, of_b = directions.weighted(1.0)
     x = F.normalize((pairs.a - trained.mean_a) @ of_a, dim=1).float()
     y = F.normalize((pairs.b - trained.mean_b) @ of_b, dim=1).float()
-    group = pairs.group
+    return _score_cosines(x, y, pairs.group, known)
+
+
+def _score_cosines(x: Tensor, y: Tensor, group: Tensor, known: _Choice) -> _Scored:
+    """The cosines of unit rows less the mean ones of their nearest rows."""
     listed = _list_length(group)
     near_x, near_y = _find_nearest(x, y, listed), _find_nearest(y, x, listed)
     own = torch.arange(len(x))
