@@ -49,9 +49,9 @@ ROOT = Path(__file__).parents[1]
 INV_TAU, BETA = 30.0, 8.0
 MEMBERS = [
     (contrast, hopfield)
-    for contrast in ("infoloob", "infonce", "sigmoid")
+    for contrast in ("infoloob", "infonce")
     for hopfield in (True, False)
-]
+] + [("sigmoid", False)]
 Found = dict[str, Any]
 
 

@@ -16,7 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Number = float | complex
 Rows = Sequence[Sequence[Number]]
-MEMBERS = list(itertools.product(("infoloob", "infonce", "sigmoid"), (True, False)))
+MEMBERS = [
+    *itertools.product(("infoloob", "infonce"), (True, False)),
+    ("sigmoid", False),
+]
 MEMBER_IDS = [
     f"{contrast}{'-hopfield' if hopfield else ''}" for contrast, hopfield in MEMBERS
 ]

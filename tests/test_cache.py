@@ -105,7 +105,7 @@ def test_folder_and_size_come_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOOB_CACHE", "")
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "")
     assert Cache().max_bytes == DEFAULT_BYTES == 50 * 1024**3
-    use_cache(tmp_path, 0.5)  # what --cache-dir and --cache-gb do
+    use_cache(tmp_path, 0.5)  # what cache_dir and cache_gb of a configuration do
     assert Cache().max_bytes == 1 << 29 and Cache(max_bytes=7).max_bytes == 7
     assert Cache().put("features", "x", b"x").parent == tmp_path / "features"
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "20 GB")

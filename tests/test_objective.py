@@ -330,9 +330,16 @@ def test_a_fixed_number_survives_copies_and_casts():
         torch.testing.assert_close(copied.state_dict(), saved, rtol=0, atol=0)
 
 
+LEARNED = {
+    "siglip": {},
+    "infonce-hopfield": {"learnable_inv_tau": True, "learnable_beta": True},
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
-def test_learned_scales_are_cast_to_no_lower_precision(cast):
-    objective = make_objective("siglip-hopfield", learnable_beta=True)
+def test_learned_scales_are_cast_to_no_lower_precision(cast, name):
+    objective = make_objective(name, **LEARNED[name])
     objective.head = nn.Linear(2, 2)  # of a subclass: cast as usual
     x, y = pairs(6, 5, dtype=torch.float32)
     objective(x, y).backward()
@@ -505,11 +512,15 @@ def test_bad_rows_are_named(value, what):
         ({"exclude_above": math.nan}, "exclude_above is nan; a finite number"),
         ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
         ({"bias": -1.0}, "bias needs contrast='sigmoid'"),
-        ({"contrast": "sigmoid", "bias": math.inf}, "bias is inf; a finite number"),
         (
-            {"contrast": "sigmoid", "scale": "paper"},
+            {"contrast": "sigmoid", "hopfield": False, "bias": math.inf},
+            "bias is inf; a finite number",
+        ),
+        (
+            {"contrast": "sigmoid", "scale": "paper", "hopfield": False},
             "contrast='sigmoid' needs scale='unit'",
         ),
+        ({"contrast": "sigmoid"}, "contrast='sigmoid' needs hopfield=False"),
         (
             {"hopfield": False, "learnable_beta": True},
             "learnable_beta=True needs hopfield=True",

@@ -41,7 +41,7 @@ _IN_USE_SECONDS = 30
 _TEMPORARY = ".tmp-"
 _TOO_SMALL = (
     "do not hold the shards that are read at the same time; they are fetched again and"
-    " again: raise --cache-gb"
+    " again: raise $CLOOB_CACHE_BYTES"
 )
 _CACHED = re.compile(
     r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-"
@@ -208,7 +208,7 @@ class Cache:
             path.parent.mkdir(exist_ok=True)
             yield path
         except OSError as error:
-            hint = "choose another --cache-dir or CLOOB_CACHE"
+            hint = "name another folder by $CLOOB_CACHE"
             raise InputError(
                 f"{self.folder or cache_root()}: cannot keep {kind} ({error.strerror});"
                 f" {hint}"

@@ -133,7 +133,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             options = parse(command.Options, words, f"cloob {name}")
         logging.basicConfig(format="cloob: %(message)s")
         if hasattr(options, "machine"):
-            options.machine.use()
+            options.machine.check()
         code: int = command.run(options)
         return code
 

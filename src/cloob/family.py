@@ -9,9 +9,7 @@ row of ``FAMILY`` and, if it has one, a fast path of the function's name in
 from typing import Any, Literal, NamedTuple, get_args
 
 Contrast = Literal["infoloob", "infonce", "sigmoid"]
-ObjectiveName = Literal[
-    "clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"
-]
+ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip"]
 
 
 class ContrastRow(NamedTuple):
@@ -42,7 +40,6 @@ class Member(NamedTuple):
 
 
 _PAPER = {"inv_tau": 30.0, "beta": 8.0}
-_SIGLIP = {"inv_tau": 10.0, "bias": -10.0, "learnable_inv_tau": True}
 FAMILY: dict[str, Member] = {
     "clip": Member(
         "infonce",
@@ -55,12 +52,11 @@ FAMILY: dict[str, Member] = {
         "infonce", True, "InfoNCE with Hopfield retrieval", _PAPER
     ),
     "cloob": Member("infoloob", True, "InfoLOOB with Hopfield retrieval", _PAPER),
-    "siglip": Member("sigmoid", False, "SigLIP's sigmoid loss", _SIGLIP),
-    "siglip-hopfield": Member(
+    "siglip": Member(
         "sigmoid",
-        True,
-        "the sigmoid loss with Hopfield retrieval",
-        _SIGLIP | {"beta": 8.0},
+        False,
+        "SigLIP's sigmoid loss",
+        {"inv_tau": 10.0, "bias": -10.0, "learnable_inv_tau": True},
     ),
 }
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)

@@ -8,8 +8,8 @@ evaluation and ``encode_image``.
 - Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point does not define
   white: the narrowest of the ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds
   the brightest pixel counts.
-- Of an animation the first frame; of a camera's RAW file the JPEG inside (``rawpy``). A
-  CMYK JPEG holds inverted inks.
+- Of an animation the first frame. A CMYK JPEG holds inverted inks. A camera's RAW file
+  is refused: Pillow would take the small preview in it for the picture.
 - A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its
   sides. Of one that lacks its end, up to ``MAX_MISSING`` of the rows may be missing,
   and are grey.
@@ -120,17 +120,9 @@ class Encoded:
         ):  # Pillow's bound is one for all threads
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         self.truncated = False
-        self._sensor: tuple[int, int] | None = (
-            None  # of a RAW file: its upright size, pixels
-        )
         with _decoding(len(data)):
-            if _is_raw(data):  # of which the JPEG inside counts, with the camera's EXIF
-                with raw_reader().imread(io.BytesIO(data)) as raw:
-                    data, sizes = raw.extract_thumb().data, raw.sizes
-                if not isinstance(data, bytes):
-                    raise Unreadable("no decoder", "RAW without a JPEG inside")
-                sides = sizes.width, sizes.height
-                self._sensor = sides[::-1] if sizes.flip in (5, 6) else sides
+            if _is_raw(data):
+                raise Unreadable("no decoder", "RAW of a camera: convert it to JPEG")
             self._data = data
             self.image = _open(data)
             _check_pixels(self.image, max_pixels)
@@ -158,11 +150,9 @@ class Encoded:
 
     @property
     def full_size(self) -> tuple[int, int]:
-        """Width and height of the upright picture in the file, of RAW the sensor's;
-        ``rgb()`` may give less.
+        """Width and height of the upright picture in the file; ``rgb()`` may give
+        less.
         """
-        if self._sensor is not None:
-            return self._sensor
         return self.in_file[::-1] if self.orientation >= 5 else self.in_file
 
     @cached_property
@@ -245,16 +235,11 @@ def read_file(path: Path | str) -> bytes:
         raise Unreadable("image too large", str(error)) from None
 
 
-def raw_reader() -> Any:
-    """``rawpy``; Unreadable where it is missing."""
-    return _package("rawpy", "RAW: pip install rawpy")
-
-
 def is_unbounded(data: bytes) -> bool:
     """Whether the decoder of an image file may take any memory before its size is
-    known: RAW and JPEG XL.
+    known: JPEG XL.
     """
-    return _is_raw(data) or data.startswith(_JPEG_XL)
+    return data.startswith(_JPEG_XL)
 
 
 def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:

@@ -132,8 +132,6 @@ def test_suspects_of_pictures(tmp_path, capsys):
         "0",
     ]
     words += [
-        "--cache-dir",
-        str(tmp_path / "cache"),
         "--out",
         str(tmp_path / "page.html"),
         "--pictures",

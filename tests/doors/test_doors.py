@@ -29,7 +29,6 @@ OBJECTIVES = (
     "infonce-hopfield",
     "cloob",
     "siglip",
-    "siglip-hopfield",
 )
 TEXTS = [f"a {colour} {thing}" for colour in COLOURS for thing in THINGS[:2]]
 

@@ -163,9 +163,14 @@ def plainly(function, case):
     return by_autograd(loss, *case.inputs)
 
 
+def in_float64(case):
+    inputs = [t.double() for t in case.inputs]
+    return SimpleNamespace(**vars(case) | {"inputs": inputs, "autocast": False})
+
+
 def by_module(case, *, backend="auto", cached=False):
     """By ``ContrastiveObjective``; its scales learn where they can, and fixed ones get
-    the gradient of the loop.
+    the gradient of the reference, in float64.
     """
     x, y, *scalars = case.inputs
     sigmoid, hopfield = case.member["contrast"] == "sigmoid", case.member["hopfield"]
@@ -204,7 +209,7 @@ def by_module(case, *, backend="auto", cached=False):
     slope[0] = (
         found["log_inv_tau"] / inv_tau
         if learns
-        else plainly(cloob_reference, case)[1][2]
+        else plainly(cloob_reference, in_float64(case))[1][2]
     )
     slope[1] = found["log_beta"] / beta if hopfield else slope[1]
     slope[2] = found.get("bias", slope[2])
@@ -560,7 +565,18 @@ IDS = torch.tensor([1, 2, 3])
         ),
         (
             OBJECTIVE,
-            {"contrast": "sigmoid", "scale": "unit", "bias": math.nan},
+            {"contrast": "sigmoid", "scale": "unit", "hopfield": True},
+            ValueError,
+            "contrast='sigmoid' needs hopfield=False",
+        ),
+        (
+            OBJECTIVE,
+            {
+                "contrast": "sigmoid",
+                "scale": "unit",
+                "hopfield": False,
+                "bias": math.nan,
+            },
             ValueError,
             "bias is nan; a finite",
         ),

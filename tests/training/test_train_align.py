@@ -397,7 +397,8 @@ def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
             "--out",
             str(tmp_path / "e"),
         ]
-        assert cli.main(["eval", *models, *words, "--cache-dir", str(cache)]) == 0
+        monkeypatch.setenv("CLOOB_CACHE", str(cache))
+        assert cli.main(["eval", *models, *words]) == 0
         rows = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
         return rows, list(counted.values())
 

@@ -22,7 +22,7 @@ import tyro
 from tyro.conf import Positional as Positional
 from tyro.conf import arg as arg
 
-from cloob.cache import Cache, use_cache
+from cloob.cache import Cache
 from cloob.data.shards.spec import is_pattern, is_remote, local_path
 from cloob.errors import InputError
 from cloob.errors import refuse as refuse
@@ -43,47 +43,30 @@ _PLAIN = (  # words of tyro, and ours
 
 
 @dataclasses.dataclass(frozen=True)
-class CacheOptions:
-    """Where what can be made again is kept."""
-
-    cache_dir: Path | None = None
-    """Cache of embeddings, shards and weights; else $CLOOB_CACHE or the user's cache.
-    """
-    cache_gb: float | None = None
-    """Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or
-    50.
-    """
-
-    def use(self) -> None:
-        check(
-            self, cache_gb=(0.001, 1_000_000), workers=(0, 1024), batch_size=(1, 2**20)
-        )
-        device = getattr(
-            self, "device", "auto"
-        )  # whether the machine has it, torch knows
-        fits = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device)
-        refuse(
-            {
-                f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps": not fits
-            }
-        )
-        use_cache(self.cache_dir, self.cache_gb)
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceOptions(CacheOptions):
-    """Where the model runs, and what is kept."""
+class DeviceOptions:
+    """Where the model runs."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
+    def check(self) -> None:
+        """Raises InputError for what no machine has; what this one has, torch knows."""
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise InputError(
+                f"device is {self.device!r}; it must be auto, cpu, cuda, cuda:N or mps"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions(DeviceOptions):
-    """How pictures are read, where the model runs, and what is kept."""
+    """How pictures are read, and where the model runs."""
 
     workers: int = dataclasses.field(default_factory=decoders)
     """Decoding threads; left out, one per processor."""
+
+    def check(self) -> None:
+        super().check()
+        check_range("--workers", self.workers, 0, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +105,14 @@ class ColumnOptions:
 
 @dataclasses.dataclass(frozen=True)
 class MeasureOptions(ColumnOptions, DecodeOptions):
-    """How pairs are read, where the model runs, and what is kept."""
+    """How pairs are read, and where the model runs."""
 
     batch_size: int = 256
     """Images or texts a forward pass."""
+
+    def check(self) -> None:
+        super().check()
+        check_range("--batch-size", self.batch_size, 1, 2**20)
 
     def embedding(self) -> EmbedOptions:
         from cloob.distributed import resolve_device

@@ -15,7 +15,6 @@ from tyro.conf import Positional, arg
 
 import cloob
 from cloob.commands.console import (
-    CacheOptions,
     ColumnOptions,
     as_words,
     check,
@@ -78,7 +77,6 @@ class Options:
     workers: int = 2
     """Decoding threads."""
     table: ColumnOptions = field(default_factory=ColumnOptions)
-    machine: CacheOptions = field(default_factory=CacheOptions)
 
 
 def run(options: Options) -> int:
@@ -116,7 +114,13 @@ def run(options: Options) -> int:
         line = f"{counts or options.data}: {len(sizes):,} shards, {sum(sizes.values()):,} samples"
         print(json.dumps(sizes) if options.json else line)
         if counts is None:  # the cache has the counts
-            say_next(["train", "--data", options.data, *as_words(options, "cache_dir")])
+            say_next(
+                [
+                    "train",
+                    "--data",
+                    options.data,
+                ]
+            )
         return 0
     if path is not None:
         check_out(
@@ -143,9 +147,7 @@ def run(options: Options) -> int:
     logging.getLogger("cloob.training.align").setLevel(
         logging.INFO
     )  # how far the frozen encoders are
-    config = cloob.get_recipe("align").override(
-        workers=options.workers, cache_dir=options.machine.cache_dir
-    )
+    config = cloob.get_recipe("align").override(workers=options.workers)
     judged = judge_pictures(source, config, options.model)
     report(judged, path, options.out, options.pictures)
     say_next([*_training(options, few=True), "--clean", "auto"])
@@ -267,7 +269,7 @@ def _survey(options: Options, source: Source) -> int:
 
 
 def _training(options: Options, *, few: bool) -> list[str]:
-    more = as_words(options, "image_column", "caption_column", "cache_dir")
+    more = as_words(options, "image_column", "caption_column")
     if is_remote(options.data):  # nothing of them can be held out
         more += ["--patience", "0"] if few else []
     elif not few:  # of few the recipe holds a tenth out by itself

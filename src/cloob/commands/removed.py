@@ -15,7 +15,10 @@ COMMANDS = {
 }
 """Command that left: what to type instead."""
 
-_EVERYWHERE: dict[str, str] = {}
+_EVERYWHERE = {
+    "--cache-dir": "$CLOOB_CACHE names the folder",
+    "--cache-gb": "$CLOOB_CACHE_BYTES is the size, in bytes",
+}
 _LISTS = "czkawka, digiKam or immich do this with the paths that --paths prints"
 _FOLDERS = "--paths LABEL prints a list of files for cp, mv or rsync"
 _PAIRS = "`cloob match` ranks vectors of one file for those of another"

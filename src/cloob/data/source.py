@@ -42,9 +42,6 @@ CAPTION_EXTENSIONS = ("txt", "caption")
 IMAGE_SUFFIXES, CAPTION_SUFFIXES = (
     tuple(f".{ext}" for ext in exts) for exts in (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS)
 )
-RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
-"""Of cameras' files, which are indexed by the JPEG inside, and never trained on."""
-PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, *RAW_SUFFIXES)
 Fingerprint = dict[str, int | str]  # name -> count or digest
 
 # of a folder that are opened at most: every one costs a call, on a network a round trip

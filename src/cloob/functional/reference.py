@@ -112,7 +112,7 @@ def pair_loss(
     """The objective by the functions of a backend: this module, or ``streamed``, which
     alone takes the last two.
     """
-    check_member(contrast, scale)
+    check_member(contrast, scale, hopfield)
     shared = targets is not None or weights is not None
     if shared:
         direction = weighted_direction(
@@ -437,9 +437,9 @@ def check_pairs(
     return [x, y]
 
 
-def check_member(contrast: str, scale: str) -> None:
+def check_member(contrast: str, scale: str, hopfield: bool) -> None:
     """Refuses what is no member of the family: τ · sum takes the τ⁻¹ out of a logit,
-    but not out of one with a bias.
+    but not out of one with a bias; the sigmoid loss has no form with retrieval.
     """
     one_of("contrast", contrast, tuple(CONTRASTS))
     one_of("scale", scale, get_args(Scale))
@@ -447,6 +447,11 @@ def check_member(contrast: str, scale: str) -> None:
         raise ValueError(
             f"scale='paper' is that of the softmax contrasts; {contrast=} needs"
             " scale='unit'"
+        )
+    if not CONTRASTS[contrast].softmax and hopfield:
+        raise ValueError(
+            f"hopfield=True is for the softmax contrasts; {contrast=} needs"
+            " hopfield=False"
         )
 
 

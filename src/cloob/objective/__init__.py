@@ -75,8 +75,8 @@ STREAM_FROM = 256
 
 
 class ContrastiveObjective(ScaledModule):
-    """The family {InfoLOOB, InfoNCE, sigmoid} × {Hopfield retrieval, none}; CLOOB, CLIP
-    and SigLIP are members.
+    """The family {InfoLOOB, InfoNCE} × {Hopfield retrieval, none}, and the sigmoid loss
+    without retrieval; CLOOB, CLIP and SigLIP are members.
 
     The state has τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``),
     and the sigmoid loss's ``bias``. A fixed value that differs in a loaded state is
@@ -86,7 +86,7 @@ class ContrastiveObjective(ScaledModule):
         contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"`` (SigLIP's,
             arXiv:2303.15343).
         hopfield: Contrast embeddings retrieved from the batch (Eq. 4, 5) instead of the
-            plain ones.
+            plain ones; the sigmoid loss needs False.
         inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast; the start value if it is
             learnable.
         beta: Inverse temperature β > 0 of the retrieval; likewise.
@@ -159,7 +159,7 @@ class ContrastiveObjective(ScaledModule):
         softmax = CONTRASTS[contrast].softmax
         if scale is None:
             scale = "paper" if softmax and not learnable_inv_tau else "unit"
-        check_member(contrast, scale)
+        check_member(contrast, scale, hopfield)
         one_of("backend", backend, BACKENDS)
         one_of("matmul", matmul, ("float32", "bfloat16"))
         self._bounded = learnable_inv_tau and softmax
@@ -631,8 +631,7 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
     Args:
         name: ``"clip"`` and ``"cloob"`` as published; ``"infoloob"`` and
             ``"infonce-hopfield"`` are the two between them, with CLOOB's fixed τ⁻¹, β
-            and scale. ``"siglip"`` as published, and ``"siglip-hopfield"``, the same on
-            retrieved embeddings with CLOOB's β. ``"dcl"`` is another name of
+            and scale. ``"siglip"`` is as published. ``"dcl"`` is another name of
             ``"infoloob"``.
         **overrides: Arguments of :class:`ContrastiveObjective`.
 

@@ -275,7 +275,7 @@ class ServedIndex:
         def checked() -> Upload:
             data = file.read()  # here, so that those that wait are not in memory
             if is_unbounded(data):
-                raise Unreadable("no decoder", "RAW and JPEG XL are not taken")
+                raise Unreadable("no decoder", "JPEG XL is not taken")
             image = Encoded(data, self.config.max_upload_pixels).rgb()
             id_ = hashlib.sha256(data).hexdigest()[:32]
             return Upload(id_, data, *image.size, thumbnail(image, 256))

@@ -70,7 +70,6 @@ FEATURES = {
     "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
     "bf16, recomputed": Feature({"precision": "bf16", "grad_checkpointing": True}),
     "CLIP": Feature({"objective": "clip"}),
-    "SigLIP with Hopfield retrieval": Feature({"objective": "siglip-hopfield"}),
     "retrieval joins": Feature(JOINS | {"val_every": 2}),
     "text frozen": Feature({"freeze": "text"}),
     "held-out share": Feature(

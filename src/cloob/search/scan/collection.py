@@ -31,7 +31,7 @@ from cloob.data.batch import (
     read_pair_file,
 )
 from cloob.data.shards.spec import TAR_SUFFIXES
-from cloob.data.source import CAPTION_SUFFIXES, PICTURE_SUFFIXES
+from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, check_name, is_image
 from cloob.data.sources.paths import (
     as_text,
@@ -347,7 +347,7 @@ class Folder(Collection):
         self, folder: str, folders: Sequence[str], names: Sequence[str]
     ) -> None:
         """Counts a folder with an index of its own, unless nothing else is in it."""
-        if folders or any(name.lower().endswith(PICTURE_SUFFIXES) for name in names):
+        if folders or any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
             self.left_out.add("folder with an index of its own", folder)
 
     def _followed(self, folder: str, folders: Sequence[str]) -> list[str]:
@@ -379,7 +379,7 @@ class Folder(Collection):
             return None
         if self.excluded(path):
             self.left_out.add("excluded", path)
-        elif lower.endswith(PICTURE_SUFFIXES):
+        elif lower.endswith(IMAGE_SUFFIXES):
             return self._found(folder, name, captions)
         elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
             self.left_out.add("tar or Arrow file beside pictures", path)

@@ -22,7 +22,7 @@ from cloob.data.open import DEMO_SPLITS, look_up
 from cloob.data.shards.remote import RemoteShardSource, open_remote
 from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
 from cloob.data.shards.tar import Member, TarReader, group_members
-from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, PICTURE_SUFFIXES
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import FileSource
 from cloob.data.sources.paths import FILE_COLUMN, metadata_of
 from cloob.errors import InputError, one_line
@@ -207,7 +207,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
     options = options or ScanOptions()
     name, exclude = source_name(spec), options.exclude
     path, image = Path(name), options.image_column or "filepath"
-    if path.is_file() and name.lower().endswith(PICTURE_SUFFIXES):
+    if path.is_file() and name.lower().endswith(IMAGE_SUFFIXES):
         return Folder(path, exclude)
     has_pictures = (
         path.is_dir() and next(Folder(path, exclude).scan(), None) is not None

@@ -225,8 +225,7 @@ class LossConfig(Checked):
     beta: Annotated[float | None, POSITIVE] = None
     """Inverse temperature of the Hopfield retrieval."""
     bias: Annotated[float | None, Rule("a finite number", math.isfinite)] = None
-    """Start of the bias that the sigmoid loss learns; siglip and siglip-hopfield alone.
-    """
+    """Start of the bias that the sigmoid loss learns; siglip alone."""
     retrieval_from: Annotated[
         float, Rule("a share of the run, from 0 to below 1", DECAY.holds)
     ] = 0.0
