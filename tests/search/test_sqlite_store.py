@@ -75,7 +75,7 @@ def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path):
     with pytest.raises(TypeError):
         write(store, [item("a"), item("b", columns={"x": object()})], "m", units(2))
     with pytest.raises(UnicodeEncodeError):
-        write(store, [item("a"), item("\ud800")], "m", units(2))
+        write(store, [item("a"), item("\ud800", "c")], "m", units(2))
     assert store.count() == 5 and store.revision() == before
     store.add_model(replace(MODEL, spec="elsewhere"))
     assert store.models() == (replace(MODEL, spec="elsewhere"),)

@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,7 +182,7 @@ class Matrix:
     ) -> Named:
         """The items that have a vector."""
         statement = "SELECT content, id FROM cloob_items ORDER BY content, id"
-        numbers = (number for row in connection.execute(statement) for number in row)
+        numbers = chain.from_iterable(connection.execute(statement))
         pairs = np.fromiter(numbers, np.int64).reshape(-1, 2)
         contents = np.ascontiguousarray(pairs[:, 0])
         mask = np.zeros(len(pairs), bool)
@@ -208,7 +208,7 @@ class Matrix:
             " BY content"
         )
         rows = connection.execute(statement, (self._model, after))
-        return np.fromiter((row[0] for row in rows), np.int64)
+        return np.fromiter(chain.from_iterable(rows), np.int64)
 
     def _pages(self, connection: sqlite3.Connection, after: int) -> Iterator[Vectors]:
         """The vectors that were written after a revision, by content."""

@@ -42,17 +42,19 @@ _ORDERS = {
     "chance": "content * 2654435761 % 4294967296, id",
 }
 
+# CROSS JOIN: SQLite reads the left table first, and does not scan all vectors.
 _ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, replaces, place)
 SELECT ?, ?, ?, ?, ?,
   coalesce(max(CASE WHEN id = ? THEN place END), max(place) + 1, 1) FROM cloob_models
 WHERE true ON CONFLICT (name, fingerprint) DO UPDATE SET spec = excluded.spec"""
 _STATES = """SELECT i.id, i.path, i.bytes, i.mtime_ns, c.hash,
   (SELECT group_concat(model) FROM cloob_vectors v WHERE v.content = i.content)
-FROM cloob_items i JOIN cloob_contents c ON c.id = i.content
+FROM cloob_items i CROSS JOIN cloob_contents c ON c.id = i.content
 WHERE i.source = ? ORDER BY i.id"""
 _ITEMS = f"""SELECT i.id, i.source, i.path, c.hash, i.bytes, i.mtime_ns, i.width,
   i.height, i.date, i.date_from, i.caption, i.columns
-FROM cloob_items i JOIN cloob_contents c ON c.id = i.content WHERE i.id {_AMONG}"""
+FROM cloob_items i CROSS JOIN cloob_contents c ON c.id = i.content
+WHERE i.id {_AMONG}"""
 _WRITE_ITEM = """INSERT INTO cloob_items (source, path, content, bytes, mtime_ns, width,
   height, date, caption, columns, date_from)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, path) DO UPDATE SET
@@ -63,13 +65,15 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, path) DO UPDATE SE
 _WRITE_VECTOR = """INSERT INTO cloob_vectors VALUES (?, ?, ?, ?)
 ON CONFLICT (content, model) DO UPDATE
 SET revision = excluded.revision, vector = excluded.vector"""
-_VECTORS = f"""SELECT i.id, v.vector FROM cloob_items i JOIN cloob_vectors v
+_VECTORS = f"""SELECT i.id, v.vector FROM cloob_items i CROSS JOIN cloob_vectors v
 ON v.content = i.content AND v.model = ? WHERE i.id {_AMONG}"""
-_HAVING = f"""SELECT c.hash FROM cloob_contents c JOIN cloob_vectors v
+_HAVING = f"""SELECT c.hash FROM cloob_contents c CROSS JOIN cloob_vectors v
 ON v.content = c.id AND v.model = ?
 WHERE substr(c.hash, 1, {_BEGINNING}) {_AMONG} AND c.hash {_AMONG}"""
 _CONTENTS = f"""SELECT hash, id FROM cloob_contents
 WHERE substr(hash, 1, {_BEGINNING}) {_AMONG} AND hash {_AMONG}"""
+_ADD_CONTENTS = """INSERT INTO cloob_contents (hash)
+SELECT value FROM json_each(?) RETURNING hash, id"""
 _NAME_CONTENTS = f"""UPDATE cloob_contents SET unnamed_since =
 CASE WHEN EXISTS (SELECT 1 FROM cloob_items WHERE content = cloob_contents.id)
 THEN NULL ELSE coalesce(unnamed_since, ?) END WHERE id {_AMONG}"""
@@ -290,14 +294,15 @@ class Store(Database):
                 source: self._added_place(source)
                 for source in dict.fromkeys(item.source for item in items)
             }
-            contents = self._added_contents(item.content for item in items)
-            affected = set(contents.values())
+            hashes = list(dict.fromkeys(item.content for item in items))
+            known_contents = self._numbers(hashes)
+            contents = known_contents | self._added(hashes, known_contents)
             rows = []
             for item in items:
                 place = places[item.source]
                 row = (place.id, _within(place, item.path), contents[item.content])
                 rows.append((*row, *_values(item)))
-            affected |= self._contents_of(rows)
+            replaced = self._contents_of(rows)
             self.many(_WRITE_ITEM, rows)
             self.many(
                 _WRITE_VECTOR,
@@ -311,15 +316,12 @@ class Store(Database):
                 [row[:2] for row in rows],
             )
             self._note_columns(items)
-            self._name_contents(affected)
+            self._name_contents(replaced.union(known_contents.values()))
 
-    def _added_contents(self, hashes: Iterable[str]) -> dict[str, int]:
-        """The numbers of contents by their hash; those that are missing are added."""
-        wanted = list(dict.fromkeys(hashes))
-        known = self._numbers(wanted)
-        missing = [(hash_,) for hash_ in wanted if hash_ not in known]
-        self.many("INSERT INTO cloob_contents (hash) VALUES (?)", missing)
-        return self._numbers(wanted) if missing else known
+    def _added(self, hashes: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
+        """Adds the contents that are not known; their numbers."""
+        missing = [hash_ for hash_ in hashes if hash_ not in known]
+        return dict(self.rows(_ADD_CONTENTS, (missing,)))
 
     def _numbers(self, hashes: list[str]) -> dict[str, int]:
         beginnings = [hash_[:_BEGINNING] for hash_ in hashes]
@@ -528,7 +530,9 @@ class Store(Database):
             self._matrix(model).refresh(few=0)
 
     def _matrix(self, model: IndexedModel) -> Matrix:
-        return self._matrices.setdefault(model.number, Matrix(self, model))
+        if model.number not in self._matrices:
+            self._matrices[model.number] = Matrix(self, model)
+        return self._matrices[model.number]
 
 
 def _joined(place: SourcePlace, path: str) -> str:
