@@ -182,8 +182,10 @@ def find(features: Path) -> Iterator[dict[str, Any]]:
         )
 
 
-def clean(features: Path) -> Iterator[dict[str, Any]]:
+def clean(features: Path | None, sets: list[str]) -> Iterator[dict[str, Any]]:
     for name, n in CLEANED:
+        if sets and name not in sets:
+            continue
         a, b, ids = pictograms(features) if name == "pictograms" else vectors(name)
         for seed in SEEDS:
             order = np.random.default_rng(seed).permutation(len(a))
@@ -214,7 +216,7 @@ def clean(features: Path) -> Iterator[dict[str, Any]]:
                         heads.fit(
                             a[train[some]],
                             b[partners[some]],
-                            groups=ids[partners[some]],
+                            ids=ids[partners[some]],
                         )
                         recall = heads.score(a[test], b[test])
                         what = {
@@ -386,8 +388,10 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.what == "simulate":
         records = simulate(options.draws, options.sets)
+    elif options.what == "clean":
+        records = clean(options.features, options.sets)
     else:
-        records = {"find": find, "clean": clean}[options.what](options.features)
+        records = find(options.features)
     for record in records:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"what": options.what, **record}) + "\n")

@@ -252,6 +252,9 @@ def test_what_cannot_be_judged_is_one_line():
     raises(InputError, "3 distinct ids in 5 folds", cloob.suspects, a, b, few)
     one = [7] * 12
     raises(InputError, "1 distinct id in 5 folds", cloob.suspects, a, b, one)
+    raises(InputError, "a is complex128", cloob.suspects, a.numpy() * 1j, b)
+    words = np.array([["x"]] * 12, object)
+    raises(InputError, "a holds what is no number", cloob.suspects, words, b)
     raises(InputError, "0 distinct ids", cloob.suspects, a[:0], b[:0].numpy())
 
 

@@ -17,6 +17,7 @@ from cloob.heads.choose import choose
 from cloob.heads.cleaning import cleaned
 from cloob.heads.fit import OnEpoch, Stop
 from cloob.heads.fitted import FittedHeads
+from cloob.heads.matrix import as_matrix
 from cloob.heads.settings import HeadSettings
 
 MISSING = ("None", "nan", "NaT", "<NA>")
@@ -136,24 +137,6 @@ def split(pairs: VectorPairs, share: float) -> tuple[VectorPairs, VectorPairs]:
             " needed"
         )
     return pairs.split(share)
-
-
-def as_matrix(name: str, rows: Any) -> Any:
-    """A matrix of numbers, perhaps sparse or mapped; a vector is one column."""
-    if isinstance(rows, Tensor):
-        rows = rows.detach().cpu()
-        rows = (rows.float() if rows.element_size() == 2 else rows).numpy()
-    if hasattr(rows, "toarray"):
-        return rows.tocsr()
-    rows = np.asarray(rows)
-    if rows.ndim == 1:
-        rows = rows.reshape(-1, 1)
-    if rows.ndim != 2 or rows.dtype.kind not in "biuf":
-        raise InputError(
-            f"{name} is {rows.dtype} {rows.shape}; a matrix (n, F) of numbers is"
-            " expected"
-        )
-    return rows
 
 
 def texts_of(name: str, values: Iterable[Any], n: int) -> list[str]:

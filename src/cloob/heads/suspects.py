@@ -42,6 +42,7 @@ from cloob.functional.cca import (
     canonical_directions,
 )
 from cloob.functional.checks import check_ids
+from cloob.heads.matrix import as_matrix
 from cloob.heads.wrong_share import WrongShare, estimate_wrong_share
 
 _FOLDS = 5
@@ -133,35 +134,17 @@ def suspects(
         >>> sorted(cloob.suspects(a, b).argsort()[:2].tolist())
         [3, 4]
     """
-    result = suspicion(as_matrix("a", a), as_matrix("b", b), ids, folds)
+    result = suspicion(dense_rows("a", a), dense_rows("b", b), ids, folds)
     return result.wrong.probability if probability else result.scores
 
 
-def as_matrix(name: str, rows: Any) -> Tensor:
-    """Rows of anything that holds numbers, on the CPU; what float32 cannot hold is
-    refused.
-    """
-    if isinstance(rows, Tensor):
-        matrix = rows.detach().cpu()
-    else:
-        from sklearn.utils import check_array
-
-        array = check_array(
-            rows,
-            accept_sparse="csr",
-            order="C",
-            ensure_all_finite=False,
-            ensure_min_samples=0,
-            input_name=name,
-        )
-        array = array.toarray() if hasattr(array, "toarray") else array
-        dtype = np.float32 if array.dtype == np.float32 else np.float64
-        matrix = torch.from_numpy(np.require(array, dtype, ["C", "W"]))
-    if matrix.is_complex():
-        raise InputError(f"{name} holds complex numbers; real ones are needed")
-    for start, part in enumerate(
-        torch.split(matrix, _ROWS) if matrix.ndim == 2 else ()
-    ):
+def dense_rows(name: str, rows: Any) -> Tensor:
+    """Rows of anything that holds numbers; what float32 cannot hold is refused."""
+    matrix = as_matrix(name, rows)
+    matrix = matrix.toarray() if hasattr(matrix, "toarray") else matrix
+    dtype = np.float32 if matrix.dtype == np.float32 else np.float64
+    dense = torch.from_numpy(np.require(matrix, dtype, ["C", "W"]))
+    for start, part in enumerate(torch.split(dense, _ROWS)):
         finite = part.float().isfinite().all(1)
         if not finite.all():
             row = start * _ROWS + int(finite.int().argmin())
@@ -169,7 +152,7 @@ def as_matrix(name: str, rows: Any) -> Tensor:
                 f"{name}: row {row} holds NaN, infinity or a number that float32 cannot"
                 " hold"
             )
-    return matrix
+    return dense
 
 
 def clean(a: Tensor, b: Tensor, ids: Any, share: str | float) -> Cleaned:
