@@ -2,11 +2,9 @@
 shards and workers.
 
 ``python benchmarks/data.py --data FOLDER [--quick]``, FOLDER being WebDataset shards of
-image-caption pairs (the
-pictograms: 64-pixel WebP). Three forms of data: those shards at 64 pixels, and two sets
-    of JPEG made on the spot with
-the captions of the shards, at 224 pixels: 500×400 (about 60 kB each, quality 87: what
-    CC3M and LAION look like) and
+image-caption pairs (the pictograms: 64-pixel WebP). Three forms of data: those shards
+at 64 pixels, and two sets of JPEG made on the spot with the captions of the shards, at
+224 pixels: 500×400 (about 60 kB each, quality 87: what CC3M and LAION look like) and
 1024×768. Their pictures are noise with the spectrum of photographs (amplitude ~
 1/f^1.3), as no photographs come with the project; the cost of decoding goes by the
 bytes and the pixels, and both are photographs'.

@@ -18,12 +18,10 @@ CSV, with intervals. (The record has two more rows, from this script at commit
 fc415074.)
 
 Times are medians of interleaved repeats: ``--repeats`` of them, or two where more would
-    take over ``--budget`` seconds.
-CLIP_benchmark 1.6.2 cannot live beside our numpy: benchmarks/overlay.py makes it an
-environment with the same torch, open_clip and Pillow. Accuracies are compared too.
-Writes results.json to --out, in which the rows of cases that were not measured now
-stay.
-"""
+take over ``--budget`` seconds. CLIP_benchmark 1.6.2 cannot live beside our numpy:
+benchmarks/overlay.py makes it an environment with the same torch, open_clip and Pillow.
+Accuracies are compared too. Writes results.json to --out, in which the rows of cases
+that were not measured now stay."""
 
 from __future__ import annotations
 

@@ -12,12 +12,11 @@ compares, at each batch size,
 - ``streamed``: ours in float32, and with ``matmul=torch.bfloat16``;
 
 Times are of interleaved repeats in one process, medians and minima: what slows the
-    machine slows all of them. Extra
-memory is the peak of a fresh process each, less what it held with the inputs ready;
-glibc is told to hand freed blocks of 1 MiB and more back at once, so that it is the
-memory in use and not what the allocator keeps in hand. At ``--once-from`` and above,
-the streamed path alone runs, once. Writes results.json to ``--out``.
-"""
+machine slows all of them. Extra memory is the peak of a fresh process each, less what
+it held with the inputs ready; glibc is told to hand freed blocks of 1 MiB and more back
+at once, so that it is the memory in use and not what the allocator keeps in hand. At
+``--once-from`` and above, the streamed path alone runs, once. Writes results.json to
+``--out``."""
 
 from __future__ import annotations
 

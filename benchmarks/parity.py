@@ -12,11 +12,9 @@ steps themselves, or with ``--float32``. Rows:
   rounding alone does.
 
 The transcription is written from the paper and from what their program does, not from
-    its code: unit rows, retrieval by
-a softmax, InfoLOOB with the positive at a logit of -1000, times tau; AdamW; a linear
-warm-up from 0, then a cosine with restarts. Pictures are those of the demo. Writes
-float64.json or float32.json to ``--out``.
-"""
+its code: unit rows, retrieval by a softmax, InfoLOOB with the positive at a logit of
+-1000, times tau; AdamW; a linear warm-up from 0, then a cosine with restarts. Pictures
+are those of the demo. Writes float64.json or float32.json to ``--out``."""
 
 from __future__ import annotations
 

@@ -3,12 +3,10 @@
     python benchmarks/serve.py IDX [--clients 50] [--seconds 60]
 
 Each client sends one query after the other, without a pause: three of five are words
-    (half of them are four
-words drawn anew, so that the model runs), one is more like this, one a thumbnail. An
-index of vectors alone, as of `cloob index --vectors`, has no thumbnails: there one of
-four is more like this. The server is another process of this machine; the clients are
-one process (aiohttp), which takes part of a core.
-"""
+(half of them are four words drawn anew, so that the model runs), one is more like this,
+one a thumbnail. An index of vectors alone, as of `cloob index --vectors`, has no
+thumbnails: there one of four is more like this. The server is another process of this
+machine; the clients are one process (aiohttp), which takes part of a core."""
 
 from __future__ import annotations
 

@@ -153,13 +153,16 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"(cloob\.[\w.]+\.)?(GivenPairs|MakeOptimizer|Groups|Encoder|Reader|Form|Item)|pyarrow\..*",
+        r"(cloob\.[\w.]+\.)?(GivenPairs|GivenOptimizer|MakeOptimizer|Metrics|Groups|Targets|OnEpoch|Stop|Heads|Kind|Encoder|Reader|Form|Item)|pyarrow\..*",
     ),
     (
         r"py:.*",
         r"(cloob\.[\w.]+\.)?_[\w.]+|cuda|callable|optional|(u?int|float|bool)\d*",
     ),
-    (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
+    (
+        r"py:.*",
+        r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged|UpdateOptions|ChosenModel|(subject|report)\.\w+",
+    ),
     (
         r"py:.*",
         r"(all|math.isfinite|at_least|DECAY|NAMED|POSITIVE|RANGE|SHARE|Annotated|Rule|_DEVICE)\b.*",

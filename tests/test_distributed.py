@@ -2,9 +2,7 @@
 the whole batch.
 
 W processes do all checks of their world size at once, forked from a server that has
-    imported torch: starting them is
-what takes the time.
-"""
+imported torch: starting them is what takes the time."""
 
 import itertools
 import math

@@ -12,8 +12,7 @@ and some are hard.
     named    (n, F)   what is said        captions (n, C)   how it is said
 
 Everything is drawn from one seed: codes, layers, things, noise, and which captions are
-    swapped.
-"""
+swapped."""
 
 from __future__ import annotations
 

@@ -2,10 +2,8 @@
 once, as numpy files.
 
 The files lie in a cache folder, in pieces: a run that was stopped goes on with the
-    piece that is missing.
-Legend: n pairs or pictures, U distinct texts, F and F' features of the image and the
-    text encoder.
-"""
+piece that is missing. Legend: n pairs or pictures, U distinct texts, F and F' features
+of the image and the text encoder."""
 
 from __future__ import annotations
 

@@ -42,10 +42,9 @@ def picture_interval(
     pictures would give.
 
     The pictures of a class share one embedding of its name, so it is the classes that
-        are independent: the variance of
-    a mean of n pictures in C classes is C / (C − 1) · Σ_c (Σ_{i in c} (d_i − d̄))² /
-    n², with C − 1 degrees of freedom; those of a sum of such variances are
-    Satterthwaite's, (Σ v)² / Σ v² / (C − 1).
+    are independent: the variance of a mean of n pictures in C classes is C / (C − 1) ·
+    Σ_c (Σ_{i in c} (d_i − d̄))² / n², with C − 1 degrees of freedom; those of a sum of
+    such variances are Satterthwaite's, (Σ v)² / Σ v² / (C − 1).
 
     Args:
         groups: For each test set, each picture's difference between two methods,

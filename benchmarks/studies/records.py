@@ -183,8 +183,8 @@ def chance(
     """The p-value of an accuracy, if pictures and names did not belong together.
 
     The names of the classes are dealt anew 2,000 times: an answer that is always the
-        same, or classes told apart but
-    called by each other's names, are no better than that.
+    same, or classes told apart but called by each other's names, are no better than
+    that.
 
     Args:
         predictions: For each seed, (n,) the class that each picture is taken for.

@@ -2,11 +2,11 @@
 an exact gradient.
 
 The gradient contract over W ranks: every rank computes the part of its rows in the
-    global loss. :func:`gather_rows`
-sends the gradients of gathered rows back to their ranks; :func:`global_sum` returns the
-sum on every rank and scales the gradient by W. Data-parallel wrappers (DDP, FSDP2)
-average over ranks, which takes W away: the optimiser sees the gradient of one process
-with the full batch, for equal and unequal parts.
+global loss. :func:`gather_rows` sends the gradients of gathered rows back to their
+ranks; :func:`global_sum` returns the sum on every rank and scales the gradient by W.
+Data-parallel wrappers (DDP, FSDP2) average over ranks, which takes W away: the
+optimiser sees the gradient of one process with the full batch, for equal and unequal
+parts.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 `recorded.json` was written.
 
 The world is made of fixed numbers: 40 pictures in four colours with captions, four
-    classes, and a table with each kind
-of bad row. `model/` holds towers that were trained on these pairs (InfoLOOB, 160
-steps). Rows of unused tokens are 0.
-"""
+classes, and a table with each kind of bad row. `model/` holds towers that were trained
+on these pairs (InfoLOOB, 160 steps). Rows of unused tokens are 0."""
 
 import contextlib
 import io

@@ -2,8 +2,7 @@
 the page's code on it.
 
 A process of its own: sentence-transformers imports for long, and warnings are errors
-    here too.
-"""
+here too."""
 
 import json
 import sys

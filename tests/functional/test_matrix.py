@@ -2,9 +2,8 @@
 hypothesis draws.
 
 At the end what random batches do not hit: overflow, masks, anchors without negatives,
-    averages of zero, and wrong
-arguments. Over ranks: ``test_distributed.py``, since that takes real processes.
-"""
+averages of zero, and wrong arguments. Over ranks: ``test_distributed.py``, since that
+takes real processes."""
 
 import math
 from functools import partial

@@ -1,8 +1,7 @@
 """Gradient caching against the same batch in one pass with a graph.
 
 For every partition, with ids and learned scales, in every precision:
-    ``functional/test_matrix.py``.
-"""
+``functional/test_matrix.py``."""
 
 import copy
 import math

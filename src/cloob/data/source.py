@@ -2,7 +2,7 @@
 which a run notices other data.
 
 A fingerprint is of content as far as that is cheap: a table's two columns, names and
-    sizes in tars and folders.
+sizes in tars and folders.
 """
 
 from __future__ import annotations

@@ -238,9 +238,8 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     its tower, (n, F) on the CPU.
 
     As CLIP took them: the input of the projection in open_clip's vision transformers
-        (``proj``), timm towers (``head``)
-    and heads on frozen encoders (``image_head``), the output of other image towers, the
-    embeddings without one.
+    (``proj``), timm towers (``head``) and heads on frozen encoders (``image_head``),
+    the output of other image towers, the embeddings without one.
     """
     model: Any = getattr(encoder, "model", None)
     visual: Any = getattr(model, "visual", None)

@@ -350,7 +350,7 @@ def write_per_class(
     """Writes a CSV a labelled set; returns the files.
 
     A line is a class: ``label``, ``class``, ``images``, and for every model its recall
-        and worst confusion.
+    and worst confusion.
     """
     files: dict[str, Path] = {}  # by name, whatever its case
     for data in zeroshot:

@@ -21,8 +21,8 @@ def bootstrap_interval(
     """Percentile bootstrap interval of a mean (Efron 1979).
 
     Where all values are 1, or all 0, every resample is the same: there the exact
-        binomial interval stands in (Clopper
-    and Pearson 1934), one end of which is α^(1/N), α = (1 − level) / 2.
+    binomial interval stands in (Clopper and Pearson 1934), one end of which is α^(1/N),
+    α = (1 − level) / 2.
 
     Args:
         values: (N,) per-sample values, e.g. 0/1 correctness.

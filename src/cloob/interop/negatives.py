@@ -9,8 +9,8 @@ memory M, or q itself without:
   positives.
 
 Hard negatives are candidates of every anchor, and stored in no memory: there a hard
-    negative would be averaged with the
-positive that it resembles, and the difference that it is there to teach would be lost.
+negative would be averaged with the positive that it resembles, and the difference that
+it is there to teach would be lost.
 """
 
 from __future__ import annotations

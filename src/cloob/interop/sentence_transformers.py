@@ -5,13 +5,12 @@
     trainer = SentenceTransformerTrainer(model, train_dataset=pairs, loss=loss)
 
 Columns: anchor x, positive y, and any number K of hard-negative columns z, further
-    candidates of every anchor, N·K of
-them, stored in no memory. Without them this is the paper's objective on anchors and
-positives; :class:`InfoLOOBLoss` has no retrieval. Embeddings are normalised here: the
-model needs no ``Normalize`` module. ``BatchSamplers.NO_DUPLICATES`` keeps a text from
-being its own negative. The cached variants bound memory by ``mini_batch_size`` with
-sentence-transformers' gradient caching: one evaluation of the objective on the full
-batch.
+candidates of every anchor, N·K of them, stored in no memory. Without them this is the
+paper's objective on anchors and positives; :class:`InfoLOOBLoss` has no retrieval.
+Embeddings are normalised here: the model needs no ``Normalize`` module.
+``BatchSamplers.NO_DUPLICATES`` keeps a text from being its own negative. The cached
+variants bound memory by ``mini_batch_size`` with sentence-transformers' gradient
+caching: one evaluation of the objective on the full batch.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 and starts from trained towers.
 
 Depth of a parameter in its tower: 0 for what first touches pixels or tokens, 1, 2, …
-    for the blocks in their order, and
-one more than the last block for what comes after them (final norm, attention pool,
-projection).
+for the blocks in their order, and one more than the last block for what comes after
+them (final norm, attention pool, projection).
 """
 
 from __future__ import annotations

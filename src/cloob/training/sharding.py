@@ -210,8 +210,7 @@ def load_whole_optimizer(
     without communication.
 
     Moments get the memory layout of their parameters: torch's fused AdamW goes through
-        memory in order. Statistics of
-    rows and columns, as of Adafactor, stay as they are.
+    memory in order. Statistics of rows and columns, as of Adafactor, stay as they are.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     fused = bool(optimizer.defaults.get("fused"))

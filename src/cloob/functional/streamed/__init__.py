@@ -19,11 +19,10 @@ things make this cheaper than it looks:
   again.
 
 A fifth makes it more exact: a softmax ignores what its patterns have in common. Early
-    in training all embeddings lie in
-a narrow cone, where the plain form in float32 lost up to 12 % of the gradient
-(benchmarks/results/precision) and bfloat16 all of it. So the contrast takes the mean
-off candidates and anchors, low-precision retrieval takes it off the stored patterns,
-and both put it back in float32.
+in training all embeddings lie in a narrow cone, where the plain form in float32 lost up
+to 12 % of the gradient (benchmarks/results/precision) and bfloat16 all of it. So the
+contrast takes the mean off candidates and anchors, low-precision retrieval takes it off
+the stored patterns, and both put it back in float32.
 
 Without retrieval the second direction's logits are the transpose of the first's, and
 both come from one product (``both.py``).

@@ -74,11 +74,11 @@ class TrainConfig:
         ``config.override(lr=1e-4, epochs=3)``.
 
         Some leaves take the place of others, unless these are given, too: a length of
-            the run (``epochs``, ``samples``
-        or ``steps``) that of the length before; another objective begins with its τ⁻¹,
-        β and scale, another model with its picture size; held-out pairs (``val_data``,
-        ``val_a``) and ``val_split`` replace each other. In place of the demo's held-out
-        pairs, a tenth of other ``data`` is held out.
+        the run (``epochs``, ``samples`` or ``steps``) that of the length before;
+        another objective begins with its τ⁻¹, β and scale, another model with its
+        picture size; held-out pairs (``val_data``, ``val_a``) and ``val_split`` replace
+        each other. In place of the demo's held-out pairs, a tenth of other ``data`` is
+        held out.
 
         Raises:
             InputError: No part has such a leaf (the nearest is named), or the value is
