@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,9 +101,25 @@ def _prepare_process(name: str) -> None:
     # At its end Python takes 0.3 s to look through all that was imported. With triton's
     # modules it has to: they list every object that nobody collected as a leak.
     atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     if name == "export":
         # as Ctrl-C: half-written folders are removed
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _interrupt(*_: object) -> None:
+    """Ctrl-C ends the command; another one does not break off its clean-up, unless that
+    takes five seconds.
+    """
+    first = time.monotonic()
+
+    def again(*_: object) -> None:
+        if time.monotonic() - first > 5:
+            os._exit(130)
+
+    signal.signal(signal.SIGINT, again)
+    raise KeyboardInterrupt
 
 
 def _run(name: str, words: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from test_given_parts import Named
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, Dataset, Sampler, WeightedRandomSampler
-from train_helpers import At, assert_same_run, exact, lines
+from train_helpers import At, assert_same_run, exact, lines, result_of
 
 import cloob
 from cloob import TrainConfig
@@ -148,7 +148,7 @@ def test_a_loss_that_sees_the_batch_resumes_bit_for_bit(config, tmp_path, micro)
     config = config.override(micro_batch_size=micro, resume="auto", ema=0.9)
     train(config.override(out=tmp_path / "whole", workers=2))
     stop = At(6, lambda: signal.raise_signal(signal.SIGTERM))
-    assert train(config, callbacks=[stop]).stopped == "SIGTERM"
+    assert result_of(train, config, callbacks=[stop]).stopped == "SIGTERM"
     train(config)
     assert_same_run(
         tmp_path / "run",
@@ -312,7 +312,7 @@ def test_a_sampler_with_a_state_resumes_bit_for_bit_and_divides_over_ranks(
     assert len(seen) == (18 if kind is Uneven else 6)
     for stop_at in (3, 5):
         stop = At(stop_at, lambda: signal.raise_signal(signal.SIGTERM))
-        train(config, callbacks=[stop], **{name: kind()})
+        result_of(train, config, callbacks=[stop], **{name: kind()})
     train(config, **{name: kind()})
     assert_same_run(
         tmp_path / "run",

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from train_helpers import At, Recorder, assert_same_run, equal, exact, lines
+from train_helpers import At, Recorder, assert_same_run, equal, exact, lines, result_of
 
 import cloob
 from cloob import TrainConfig
@@ -255,7 +255,9 @@ def test_what_an_optimiser_keeps_is_resumed(config, tmp_path):
     make = partial(Counting, lr=0.05)
     train(config.override(out=tmp_path / "whole"), optimizer=make)
     stop = At(6, lambda: signal.raise_signal(signal.SIGTERM))
-    assert train(config, optimizer=make, callbacks=[stop]).stopped == "SIGTERM"
+    assert (
+        result_of(train, config, optimizer=make, callbacks=[stop]).stopped == "SIGTERM"
+    )
     train(config, optimizer=make)
     load = partial(cloob.load_model, towers=DictTowers())
     assert_same_run(
@@ -555,7 +557,7 @@ def test_several_optimisers_each_take_their_parameters_and_resume(config, tmp_pa
     parts = {"towers": Biased, "optimizer": BOTH}
     stop = At(6, lambda: signal.raise_signal(signal.SIGTERM))
     whole = train(plain.override(out=tmp_path / "whole"), **parts)
-    assert train(plain, callbacks=[stop], **parts).stopped == "SIGTERM"
+    assert result_of(train, plain, callbacks=[stop], **parts).stopped == "SIGTERM"
     train(plain, **parts)
     assert_same_run(
         tmp_path / "run",

@@ -8,13 +8,25 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import At, Poison, command_until, exact, last_line, lines
+from train_helpers import (
+    At,
+    Poison,
+    command_until,
+    exact,
+    last_line,
+    lines,
+    result_of,
+    wait_until,
+)
 
+from cloob.cli import main
 from cloob.data.open import open_source
 from cloob.distributed import process_group
 from cloob.errors import InputError
@@ -36,7 +48,8 @@ def test_sigterm_to_the_whole_process_group(trained, tmp_path):
 
     def slowly():
         os.setsid()
-        result = train(config, callbacks=[At(None, lambda: time.sleep(0.25))])
+        slow = At(None, lambda: time.sleep(0.25))
+        result = result_of(train, config, callbacks=[slow])
         print(f"stopped={result.stopped} steps={result.steps}")
 
     ranks = fork(tmp_path, 1, slowly)
@@ -82,7 +95,8 @@ def test_two_ranks(trained, tmp_path):
                 (stopped, [At(5, stop)]),
                 (stopped, []),
             ):
-                result = train(same.override(out=out), callbacks=trouble)
+                here = same.override(out=out)
+                result = result_of(train, here, callbacks=trouble)
                 print(f"stopped={result.stopped} steps={result.steps}")
 
     ranks = fork(tmp_path / "ranks", 2, all_runs)
@@ -221,7 +235,6 @@ def test_a_data_worker_that_dies(trained, tmp_path):
     """kill -9 to the data worker of one of two ranks: both end at once, in one line
     that names it, with exit code 1.
     """
-    from cloob.cli import main
 
     run = tmp_path / "run"
     config = trained.config.override(
@@ -412,3 +425,30 @@ def test_memory_that_runs_out_at_a_step_is_one_line(base, tmp_path):
     ), said
     assert len(lines(run / "metrics.jsonl")) == 2
     assert [path.name for path in list_checkpoints(run)] == ["step-00000002"]
+
+
+def test_several_ctrl_c_are_one(base, tmp_path):
+    """As an impatient person types them, to the very end of the process: exit code 130,
+    one line, no traceback.
+    """
+    config = base.override(out=tmp_path / "run", steps=10**6)
+    config = config.override(model="tiny-vit", image_size=None)
+    (tmp_path / "config.json").write_text(config.to_json())
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    words = ["cloob", "train", "--config", str(tmp_path / "config.json")]
+    program = f"{start} import sys; sys.argv = {words}; import cloob.cli; "
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{program} sys.exit(cloob.cli.main())"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = config.save.out / "metrics.jsonl"
+    wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, process)
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, said = process.communicate()
+    # One that arrives as Python takes its handlers away is the shell's 130, too.
+    assert process.returncode in (130, -signal.SIGINT), said
+    assert "Traceback" not in said, said
+    assert said.count("cloob: interrupted; the last complete checkpoint") == 1

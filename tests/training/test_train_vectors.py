@@ -19,7 +19,7 @@ import torch
 from pyarrow import parquet
 from safetensors.numpy import save_file
 from torch.nn import functional as F
-from train_helpers import exact, lines, recall
+from train_helpers import exact, lines, recall, result_of
 
 import cloob
 from cloob import cli
@@ -523,7 +523,7 @@ def test_auto_keeps_to_its_run(config, tmp_path):
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         threading.Thread(target=terminate).start()
-        result = cloob.train(auto.override(out=tmp_path / "other"))
+        result = result_of(cloob.train, auto.override(out=tmp_path / "other"))
     finally:
         ended.set()
         signal.signal(signal.SIGTERM, before)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from cloob.training.callbacks import Callback, ProgressDisplay
+from cloob.training.callbacks import Callback, ProgressDisplay, Stopped
 from make import write_tar
 from support import fork
 
@@ -60,6 +60,14 @@ def last_line(ranks, code=2):
     """Of what a run printed, which ended with this code and without a traceback."""
     assert set(ranks.wait()) == {code} and "Traceback" not in ranks.told(), ranks.told()
     return ranks.outputs[0].read_text().splitlines()[-1]
+
+
+def result_of(action, *arguments, **options):
+    """The result of a training, also of one that SIGTERM ended."""
+    try:
+        return action(*arguments, **options)
+    except Stopped as stopped:
+        return stopped.result
 
 
 def lines(path):

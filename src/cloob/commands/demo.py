@@ -15,6 +15,7 @@ import cloob
 from cloob.commands import eval as evaluation
 from cloob.commands.console import say, say_next
 from cloob.commands.suspects import judge_pictures, report
+from cloob.commands.train import train_to_the_signal
 from cloob.errors import InputError
 from cloob.family import ObjectiveName
 from cloob.models.source import check_packages
@@ -193,13 +194,11 @@ def train_all(
     configs: Mapping[str, cloob.TrainConfig],
 ) -> dict[str, RunResult] | None:
     """Trains all runs; None where one was stopped, as by SIGTERM."""
-    from cloob.training.callbacks import ProgressDisplay
-
     # progress of the frozen encoders
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)
     runs = {}
     for name, config in configs.items():
-        runs[name] = cloob.train(config, callbacks=[ProgressDisplay(title=name)])
+        runs[name] = train_to_the_signal(config, name)
         if runs[name].stopped:
             say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
             return None

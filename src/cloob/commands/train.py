@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cloob
 from cloob.cache import use_cache
@@ -14,6 +15,9 @@ from cloob.commands.console import parse, refuse, say, say_next
 from cloob.errors import InputError
 from cloob.family import ALIASES, OBJECTIVES, ObjectiveName
 from cloob.models.runs import AVERAGED_FOLDER, CHECKPOINTS_FOLDER, find_best
+
+if TYPE_CHECKING:
+    from cloob.training.callbacks import RunResult
 
 _USAGE = "[RECIPE] [--config FILE] | --list"
 _DESCRIPTION = (
@@ -94,6 +98,16 @@ def run(config: cloob.TrainConfig | None) -> int:
     return print_choices() if config is None else run_training(config)
 
 
+def train_to_the_signal(config: cloob.TrainConfig, title: str) -> RunResult:
+    """Trains under a progress display; the result also where SIGTERM ended it."""
+    from cloob.training.callbacks import ProgressDisplay, Stopped
+
+    try:
+        return cloob.train(config, callbacks=[ProgressDisplay(title=title)])
+    except Stopped as stopped:
+        return stopped.result
+
+
 def run_training(config: cloob.TrainConfig) -> int:
     """Trains; 0 when the run reached its end or was stopped by SIGTERM."""
     from cloob.training.config.checks import preflight
@@ -104,7 +118,6 @@ def run_training(config: cloob.TrainConfig) -> int:
     )  # torchrun's other processes have nothing to say
     if first:
         say("opening data …")  # the imports alone take seconds
-    from cloob.training.callbacks import ProgressDisplay
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     logging.getLogger("cloob.training").setLevel(
@@ -113,9 +126,7 @@ def run_training(config: cloob.TrainConfig) -> int:
     logging.getLogger("cloob.data.open").setLevel(
         logging.INFO if first else logging.ERROR
     )  # what was opened
-    result = cloob.train(
-        config, callbacks=[ProgressDisplay(title=config.loss.objective)]
-    )
+    result = train_to_the_signal(config, config.loss.objective)
     run, metric, out, holds_out = (
         result.run,
         config.save.best,

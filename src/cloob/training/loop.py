@@ -28,6 +28,7 @@ from cloob.training.callbacks import (
     Metrics,
     RunInfo,
     RunResult,
+    Stopped,
     TensorBoard,
     WandB,
 )
@@ -60,10 +61,9 @@ def train(
 
     Every part below takes the place of what the configuration names.
 
-    Under ``torchrun`` every process calls this, with one run folder. SIGTERM ends the
-    run after the current step with a checkpoint. On the CPU in float32 with one or two
-    processes the same configuration gives the same numbers, bit for bit, whether or not
-    the run was interrupted; with more up to rounding.
+    Under ``torchrun`` every process calls this, with one run folder. On the CPU in
+    float32 with one or two processes the same configuration gives the same numbers, bit
+    for bit, whether or not the run was interrupted; with more up to rounding.
 
     Args:
         config: The configuration.
@@ -97,12 +97,13 @@ def train(
         callbacks: Called along the way, on every rank.
 
     Returns:
-        The result; ``stopped`` names a signal that ended it early, ``already_finished``
-        that nothing was left to do.
+        The result; ``already_finished``: nothing was left to do.
 
     Raises:
         InputError: An argument is wrong, too many samples are bad, the disk is full, a
             batch does not fit in memory, or another process writes to the run folder.
+        Stopped: SIGTERM came; the current step was finished and a checkpoint written.
+            A ``KeyboardInterrupt`` with the ``result`` (of ``training.callbacks``).
         TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row, a
             data worker died, or another process took the run folder over.
 
@@ -118,12 +119,23 @@ def train(
     given = Given(
         pairs, held_out, towers, objective, optimizer, sampler, batch_sampler, metrics
     )
-    config = given.named(config)
+    result = train_given(given.named(config), given, callbacks)
+    if result.stopped is not None:
+        raise Stopped(result)
+    return result
+
+
+def train_given(
+    config: TrainConfig, given: Given, callbacks: Sequence[Callback] = ()
+) -> RunResult:
+    """As ``train``, of a configuration that names the given parts; a signal that ended
+    the run stands in the result.
+    """
     device = resolve_device(config.run.device)
     with process_group(device), run_folder.hold(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
-        selection = Selection(config, given, train)
+        selection = Selection(config, given, _train_part)
         try:
             run = assemble(config, given, device, selection.choose)
         except Ended as ended:
@@ -144,6 +156,12 @@ def train(
         ):
             on_rank_zero(lambda: write_average(config, checkpoint))
         return selection.join(result)
+
+
+def _train_part(config: TrainConfig, **parts: Any) -> RunResult:
+    """A training within another."""
+    given = Given(**parts)
+    return train_given(given.named(config), given)
 
 
 class Loop:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import At, command_until, exact, lines
+from train_helpers import At, command_until, exact, lines, result_of
 
 from cloob import cli
 from cloob.errors import InputError, TrainingFailed
@@ -214,12 +214,8 @@ def test_edited_pairs_are_refused_on_resumption(base, pairs_as, tmp_path, capfd)
     data, run = tmp_path / "shards", tmp_path / "run"
     shutil.copytree(pairs_as["shards"], data)
     config = base.override(data=[str(data)], out=run, epochs=1, save_every=0)
-    assert (
-        train(
-            config, callbacks=[At(3, lambda: signal.raise_signal(signal.SIGTERM))]
-        ).steps
-        == 3
-    )
+    stop = At(3, lambda: signal.raise_signal(signal.SIGTERM))
+    assert result_of(train, config, callbacks=[stop]).steps == 3
     with tarfile.open(data / "00000.tar") as tar:
         files = {name: tar.extractfile(name).read() for name in tar.getnames()}
     write_tar(data / "00000.tar", files | {"00.txt": b"a very red disc"})

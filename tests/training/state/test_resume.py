@@ -199,7 +199,10 @@ def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
                 train(config, callbacks=callbacks)
             assert told.of("end") == [None]
         else:
-            result = train(config, callbacks=callbacks)
+            with pytest.raises(KeyboardInterrupt, match="SIGTERM after step") as caught:
+                train(config, callbacks=callbacks)
+            result = caught.value.result
+            assert told.of("end") == [result]
             assert (result.stopped, result.steps, result.out_of_patience) == (
                 "SIGTERM",
                 step,
