@@ -3,6 +3,7 @@ files, and a repeated run.
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -290,6 +291,93 @@ def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(work, capsys)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 9 and "none of the 8 sets" in lines[-1]
     assert not (work / "out").exists()
+
+
+def listed_vectors():
+    """A run, ids that repeat in a, a b with rows that no row of a belongs to, and lists
+    of candidates; the ids of both sides, the lists, and words of the command.
+    """
+    vectors_run("run", val_split=0.3)
+    rng = np.random.default_rng(3)
+    order = rng.permutation(80)
+    a_ids = [f"m{i % 60}" for i in range(80)]
+    b_ids = [f"m{i}" if i < 60 else f"other{i}" for i in order]
+    np.save("b2.npy", np.load("b.npy")[order])
+    Path("a.txt").write_text("\n".join(a_ids) + "\n")
+    Path("b.txt").write_text("\n".join(b_ids) + "\n")
+    lists = [[name, *rng.choice(b_ids, 8, replace=False).tolist()] for name in a_ids]
+    Path("lists.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lists))
+    words = ["eval", "run", "--a=a.npy", "--b=b2.npy", "--out=out", "--a-ids=a.txt"]
+    return a_ids, b_ids, lists, [*words, "--b-ids=b.txt", "--candidates"]
+
+
+def test_vectors_have_the_numbers_of_other_papers(tmp_path, monkeypatch, capsys):
+    """Against loops over the rows that the run itself embeds."""
+    monkeypatch.chdir(tmp_path)
+    a_ids, b_ids, lists, words = listed_vectors()
+    assert cli.main([*words, "lists.jsonl"]) == 0
+    out = capsys.readouterr().out
+    assert "a → b MRR" in out and "candidates recall@5" in out
+    (row,) = json.loads(Path("out/results.json").read_text(encoding="utf-8"))["rows"]
+    (found,) = row["vectors"].values()
+
+    model = cloob.load_model("run")
+    rows_a = model.encode_a(np.load("a.npy"))
+    rows_b = model.encode_b(np.load("b2.npy"))
+    row_of_b = {name: row for row, name in enumerate(b_ids)}
+    gallery = [row_of_b[name] for name in dict.fromkeys(a_ids)]
+    by_id = {}
+    for i, name in enumerate(a_ids):
+        scores = (rows_a[i] @ rows_b.T).tolist()
+        own = row_of_b[name]
+        ahead = sum(scores[j] >= scores[own] for j in gallery if j != own)
+        wrong = {row_of_b[other] for other in lists[i]} - {own}
+        above = sum(scores[j] >= scores[own] for j in wrong)
+        numbers = {
+            "a_to_b_mrr": 1 / (ahead + 1),
+            "a_to_b@1%": ahead < 1,  # 1 % of 60 is one
+            "a_to_b_choose_4": math.comb(59 - ahead, 3) / math.comb(59, 3),
+            "candidates@5": above < 5,
+            "candidates_mrr": 1 / (above + 1),
+            "chance_candidates@5": min(5 / (len(wrong) + 1), 1),
+        }
+        by_id.setdefault(name, []).append(numbers)
+    for key in numbers:
+        means = [np.mean([each[key] for each in some]) for some in by_id.values()]
+        assert found[key] == pytest.approx(np.mean(means), abs=1e-6), key
+    assert found["chance_choose_4"] == 0.25 and found["chance@1%"] == 1 / 60
+    for key in ("a_to_b_mrr", "b_to_a@5%", "candidates_mrr", "a_to_b_choose_20"):
+        low, high = found[f"{key}_interval"]
+        assert low <= found[key] <= high
+    low, high = found["a_to_b_median_rank_interval"]
+    assert low <= found["a_to_b_median_rank"] <= high
+
+
+def test_lists_of_candidates_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    *_, words = listed_vectors()
+
+    def last_line(*words):
+        assert cli.main(words) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    for text, message in (
+        ("[1]\n", "has 1 lines, and a has 80 rows"),
+        ("3\n" * 80, "line 1 is no list of candidates"),
+        ('["m7"]\n' * 80, "line 1 does not list the row's own partner"),
+        ('["m0", "zinc"]\n' * 80, "line 1 names 'zinc', which b has not"),
+    ):
+        Path("wrong.jsonl").write_text(text)
+        assert message in last_line(*words, "wrong.jsonl")
+    assert "no such file" in last_line(*words, "none.jsonl")
+    plain = ["eval", "run", "--a=a.npy", "--b=b.npy", "--out=out", "--candidates"]
+    Path("rows.jsonl").write_text("".join(f"[{i}, 3, 4, 5]\n" for i in range(80)))
+    assert cli.main([*plain, "rows.jsonl"]) == 0
+    capsys.readouterr()
+    Path("rows.jsonl").write_text("[0, 80]\n" * 80)
+    assert "names 80; without ids" in last_line(*plain, "rows.jsonl")
+    words = ("eval", "run", "--held-out", "--candidates", "rows.jsonl")
+    assert "--candidates needs --a and --b" in refused(capsys, *words)
 
 
 def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path, monkeypatch, capsys):

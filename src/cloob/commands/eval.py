@@ -44,7 +44,7 @@ _SHOWN = {
     "zeroshot": "acc1",
     "probe": "acc1",
     "retrieval": "image_to_text@1|text_to_image@10?",
-    "vectors": r".*@\d+",
+    "vectors": r".*(@\d+|@1%|_mrr)",
 }
 _TITLES = {"zeroshot acc1": "zero-shot top-1", "probe acc1": "linear probe top-1"}
 
@@ -84,6 +84,10 @@ class Options:
     """In place of --ids: an id per row of --a, by which it finds its row of --b."""
     b_ids: str | None = None
     """An id per row of --b."""
+    candidates: Path | None = None
+    """JSON lines, a list per row of --a of the ids, or 0-based rows, of --b that it is
+    also ranked among.
+    """
     probe: bool = False
     """Also fit a linear probe per labelled set with training images (train/ next to
     test/).
@@ -105,6 +109,7 @@ def run(options: Options) -> int:
     held_out = add_held_out(sets, runs) if options.held_out else []
     warn_about_training_data(options, runs)
     check_sets(options, sets)
+    candidates = open_candidates(sets, options)
     models = begin(options.models, options.out)
     folders = runs_with_checkpoints(models, sets) if options.checkpoints else {}
 
@@ -113,7 +118,9 @@ def run(options: Options) -> int:
 
     embedding = options.machine.embedding()
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
-    embeddings, results = compare(models, sets, embedding, probe=probe)
+    embeddings, results = compare(
+        models, sets, embedding, probe=probe, candidates=candidates
+    )
     names = {model: name for name, model in models.items()}
     runs_by_name = {names[run.model]: run for run in runs}
     note_choices(results["rows"], runs_by_name, typed_sets(sets, options), held_out)
@@ -167,6 +174,8 @@ def check_vector_options(options: Options) -> None:
         raise InputError("--a and --b are needed together")
     if options.a is None and options.ids is not None:
         raise InputError("--ids needs --a")
+    if options.a is None and options.candidates is not None:
+        raise InputError("--candidates needs --a and --b")
     if (options.a_ids is None) != (options.b_ids is None):
         raise InputError("--a-ids and --b-ids are needed together")
     if options.a_ids is not None and options.ids is not None:
@@ -200,6 +209,23 @@ def open_sets(options: Options) -> SuiteSets:
             open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids)
         )
     return sets
+
+
+def open_candidates(sets: SuiteSets, options: Options) -> dict[str, Any]:
+    """The lists of candidates of the pairs of vectors, by their name."""
+    if options.candidates is None:
+        return {}
+    from cloob.data.sources.arrow import reading
+    from cloob.data.vectors import read_ids
+    from cloob.evaluation.protocols import read_candidates
+
+    names = options.b_ids or options.ids
+    with reading(options.candidates):
+        pairs = sets.vectors[0]
+        listed = read_candidates(
+            options.candidates, pairs, None if names is None else read_ids(names)
+        )
+    return {pairs.name: listed}
 
 
 def _named(typed: Sequence[str], opened: Iterable[Any]) -> list[Any]:
@@ -492,7 +518,8 @@ def _table_rows(
 
 def _title(section: str, key: str) -> str:
     known = _TITLES.get(f"{section} {key}")
-    return known or key.replace("_to_", " → ").replace("@", " recall@")
+    named = key.replace("_to_", " → ").replace("@", " recall@")
+    return known or named.replace("_mrr", " MRR").replace("chance_", "chance ")
 
 
 def _cell(numbers: Mapping[str, Any], key: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from cloob.data.batch import caption_id
 from cloob.errors import refuse
 from cloob.evaluation.embed import Encoder, embed_texts
+from cloob.evaluation.protocols import protocol_chances, protocol_numbers
 from cloob.functional import geometry as shape
 from cloob.functional import hopfield_retrieval, ranking
 from cloob.functional.bootstrap import bootstrap_interval, group_means
@@ -215,6 +216,7 @@ def vector_numbers(
     """
     n_ids = len(torch.unique(ids))
     numbers: dict[str, Any] = {"n": len(ids), "n_ids": n_ids}
+    bootstrap: dict[str, Any] = {"level": level, "seed": seed}
     hits = {}
     both = ranking.mutual_ranks_of_ids(a, b, ids)
     for way, ranks in zip(("a_to_b", "b_to_a"), both, strict=True):
@@ -223,9 +225,11 @@ def vector_numbers(
             hits[f"{way}@{k}"] = right = group_means(ranks < k, ids)
             numbers[f"{way}@{k}"] = float(right.mean())
             numbers[f"{way}@{k}_interval"] = list(
-                bootstrap_interval(right, level=level, seed=seed)
+                bootstrap_interval(right, **bootstrap)
             )
-    return numbers | {f"chance@{k}": min(k / n_ids, 1.0) for k in RECALLS}, hits
+        numbers |= protocol_numbers(way, ranks, ids, n_ids, **bootstrap)
+    chances = {f"chance@{k}": min(k / n_ids, 1.0) for k in RECALLS}
+    return numbers | chances | protocol_chances(n_ids), hits
 
 
 def geometry(

@@ -27,6 +27,7 @@ from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
+from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
 from cloob.evaluation.report.tables import METRICS, Row, set_names
 from cloob.files import write_whole
 from cloob.functional.bootstrap import grouped_bootstrap
@@ -54,6 +55,7 @@ def evaluate(
     retrieval: Sequence[Reader] = (),
     *,
     vectors: Sequence[VectorPairs] = (),
+    candidates: Mapping[str, Candidates] | None = None,
     training: Mapping[str, Labelled] | None = None,
     probe: ProbeOptions | None = None,
     train_seconds: Mapping[str, float] | None = None,
@@ -72,6 +74,8 @@ def evaluate(
         retrieval: Sources of pairs; pairs of equal caption count as correct for each
             other.
         vectors: Pairs of vectors, for models of vectors.
+        candidates: Name of pairs of vectors -> the rows of b that every row of a is
+            also ranked among.
         training: Name of a labelled set -> its training images; these sets get a linear
             probe as well.
         probe: How probes are fitted; None takes the defaults.
@@ -123,6 +127,7 @@ def evaluate(
         probe or ProbeOptions(),
         geometry_limit,
         {"level": level, "seed": seed},
+        candidates or {},
     )
     tasks: list[tuple[Any, Callable[[Any, dict[str, Any]], None]]] = [
         *((data, measuring.classify) for data in zeroshot),
@@ -185,6 +190,7 @@ class _Measuring:
     how: ProbeOptions
     geometry_limit: int
     bootstrap: dict[str, Any]
+    candidates: Mapping[str, Candidates]
     hits: Hits = field(default_factory=lambda: defaultdict(dict))
 
     def classify(self, data: Labelled, row: dict[str, Any]) -> None:
@@ -248,9 +254,12 @@ class _Measuring:
             self.embeddings.facts(row["model"]),
         )
         a, b = embed_pairs(encoder, pairs)
-        numbers, hits = measures.vector_numbers(
-            a, b, torch.from_numpy(pairs.ids), **self.bootstrap
-        )
+        ids = torch.from_numpy(pairs.ids)
+        numbers, hits = measures.vector_numbers(a, b, ids, **self.bootstrap)
+        listed = self.candidates.get(pairs.name)
+        if listed is not None:
+            rows = embed_listed(encoder, pairs, listed)
+            numbers |= candidate_numbers(a, rows, listed, ids, **self.bootstrap)
         first = np.unique(pairs.ids, return_index=True)[1]
         row["vectors"][pairs.name] = numbers | _unreadable(pairs.skipped)
         measured = measures.geometry(

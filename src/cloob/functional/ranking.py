@@ -149,7 +149,7 @@ def _count_ahead(
     """The ranks of the queries' positives in the gallery, and of the gallery's among
     the queries (only if ``both``).
     """
-    query, gallery = _comparable(query, gallery)
+    query, gallery = comparable(query, gallery)
     positives = _positives(query, gallery, pairs, chunk, both, group)
     best, best_back = positives.best()
 
@@ -177,7 +177,7 @@ def _count_ahead(
     )
 
 
-def _comparable(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
+def comparable(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32 or float64, with NaN for all of a row that is not finite."""
     fit = (
         query.ndim == gallery.ndim == 2
