@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import cloob
 from cloob.commands.console import (
     DecodeOptions,
     Positional,
@@ -58,26 +59,33 @@ def run(options: Options) -> int:
     if options.texts is not None or options.rows.given:
         return embed_rows_or_texts(options)
     with opened(options.source, options.model, options.machine) as (index, n_unread):
-        lost = f", {n_unread:,} could not be read" if n_unread else ""
         if options.out.suffix == ".parquet":
-            say(f"{options.out}: {index.export(options.out):,} pictures{lost}")
-            return 1 if n_unread else 0
-        blocks = list(index.view().blocks())
-        name = index.model().name
-    if not blocks:
-        raise InputError("no picture has a vector; there is nothing to write")
+            count = index.export(options.out)
+        else:
+            count = write_pictures(index, options.out)
+    lost = f", {n_unread:,} could not be read" if n_unread else ""
+    say(f"{options.out}: {count:,} pictures{lost}")
+    return 1 if n_unread else 0
+
+
+def write_pictures(index: cloob.Index, out: Path) -> int:
+    """Writes the vectors of all pictures, with their paths and captions; returns how
+    many.
+    """
     import numpy as np
 
+    blocks = list(index.view().blocks())
+    if not blocks:
+        raise InputError("no picture has a vector; there is nothing to write")
     items = [item for some, _ in blocks for item in some]
     vectors = np.concatenate([rows for _, rows in blocks])
     texts = {
         "paths": json.dumps([item.path for item in items]),
         "captions": json.dumps([item.caption or "" for item in items]),
-        "model": name,
+        "model": index.model().name,
     }
-    write(options.out, vectors, texts)
-    say(f"{options.out}: {len(vectors):,} pictures{lost}")
-    return 1 if n_unread else 0
+    write(out, vectors, texts)
+    return len(vectors)
 
 
 def check(options: Options) -> None:

@@ -103,15 +103,19 @@ def check_options(options: Options) -> None:
         )
     if not 1 <= options.top <= MOST_HITS:
         raise InputError(f"--top is {options.top}; it must be 1 to {MOST_HITS:,}")
+    check_cutoff(options)
+    if options.null and not options.paths:
+        raise InputError("--null needs --paths")
+    if options.paths and options.json:
+        raise InputError("--paths and --json exclude each other; give one of them")
+
+
+def check_cutoff(options: Options) -> None:
     cutoff = options.cutoff
     if isinstance(cutoff, float | int) and not math.isfinite(cutoff):
         raise InputError(f"--cutoff is {cutoff}; it must be a number, auto or none")
     if cutoff != "auto" and not (options.query or options.like):
         raise InputError("--cutoff needs QUERY or --like; a list has no scores")
-    if options.null and not options.paths:
-        raise InputError("--null needs --paths")
-    if options.paths and options.json:
-        raise InputError("--paths and --json exclude each other; give one of them")
 
 
 def run(options: Options) -> int:

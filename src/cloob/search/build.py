@@ -250,23 +250,27 @@ def _why_refused(
     known: dict[str, FileState], found: dict[str, FoundPicture], collection: Collection
 ) -> str:
     """Why a source is not read: nothing of it is there, or it is of another kind."""
-    paths = [path for path, state in known.items() if state.id is not None]
-    were_inside = {SEPARATOR in path for path in paths}
+    pictures = [path for path, state in known.items() if state.id is not None]
     present = [path for path, picture in found.items() if not _is_missing(picture)]
-    are_inside = {SEPARATOR in path for path in present}
-    if not found and not paths and not collection.unlisted:
-        return "no pictures in it"
-    if not paths or were_inside & are_inside:
+    if not pictures:
+        is_empty = not found and not collection.unlisted
+        return "no pictures in it" if is_empty else ""
+    advice = "so nothing was removed; --remove-all removes them"
+    if not present and not collection.unlisted:
+        count = f"none of its {len(pictures):,} pictures"
+        return f"{count} is there any more (not mounted?), {advice}"
+    before, now = _kinds(pictures), _kinds(present)
+    if not present or before & now:
         return ""
-    if present:
-        kinds = {False: "files", True: "in tars or Arrow files"}
-        why = f"its {len(paths):,} pictures were {kinds[True in were_inside]} and now"
-        why += f" are {kinds[True in are_inside]}"
-    elif collection.unlisted:
-        return ""
-    else:
-        why = f"none of its {len(paths):,} pictures is there any more (not mounted?)"
-    return f"{why}, so nothing was removed; --remove-all removes them"
+    kinds = f"were {', '.join(before)} and now are {', '.join(now)}"
+    return f"its {len(pictures):,} pictures {kinds}, {advice}"
+
+
+def _kinds(paths: Iterable[str]) -> set[str]:
+    """Whether pictures are files, or inside of some."""
+    return {
+        "in tars or Arrow files" if SEPARATOR in path else "files" for path in paths
+    }
 
 
 @dataclass

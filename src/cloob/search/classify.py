@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from cloob.errors import InputError
-from cloob.search.find import View, margins
 from cloob.search.matrix import Ids, Vectors
 from cloob.search.query import TorchEmbedder
+from cloob.search.unrelated import margins, text_rows
+from cloob.search.view import View
 
 TEMPLATES = (
     "a photo of a {c}.",
@@ -75,18 +76,22 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     for label, count in Counter(labels).items():
         if count > 1:
             raise InputError(f"the label {label!r} is there twice")
-    if not options.templates:
-        raise InputError("no templates; a label needs a prompt")
-    for template in options.templates:
-        if "{c}" not in template:
-            raise InputError(
-                f"template {template!r} has no {{c}} where the label belongs"
-            )
+    _check_templates(options.templates)
     if len(labels) == 1 and not (options.none or options.multi):
         raise InputError(
             "with one label every picture gets it; give more labels, or add --none"
         )
     return labels
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    if not templates:
+        raise InputError("no templates; a label needs a prompt")
+    for template in templates:
+        if "{c}" not in template:
+            raise InputError(
+                f"template {template!r} has no {{c}} where the label belongs"
+            )
 
 
 def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
@@ -98,7 +103,7 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
     scores = rows @ _label_rows(encoder, names, options.templates).T
     above = None
     if options.multi or options.none:
-        above = margins(scores, rows, view.text_rows())
+        above = margins(scores, rows, text_rows(view))
     probabilities = _softmax(inv_tau * scores)
     chosen = _chosen(probabilities, above, options)
     return Labels(names, ids, probabilities, above, chosen, inv_tau, known is None)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cloob.search import find
-from cloob.search.find import Memo, View, Where
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Query, Term, Vector
 from cloob.search.records import IndexedModel, Item, Name, Progress, Results
 from cloob.search.store import Store
+from cloob.search.view import Memo, View
 from cloob.search.where import Filter, parse
 
 if (
@@ -25,6 +25,8 @@ if (
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.scan.open import Pictures
     from cloob.search.update import UpdateOptions
+
+Where = str | Filter | None
 
 
 class Index(Models, contextlib.AbstractContextManager["Index"]):
@@ -172,7 +174,9 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         """Writes a Parquet table: path, caption, what else is known, and vector;
         returns the number of rows.
         """
-        return find.export(self.view(where, model), Path(path))
+        from cloob.search.export import export  # pyarrow
+
+        return export(self.view(where, model), Path(path))
 
     def update(
         self,

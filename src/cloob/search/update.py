@@ -260,17 +260,25 @@ def add_model(
     ]
     alike.sort(key=lambda model: model.name != name)
     if precision is None:
-        goes_on = alike and not options.replace_model
-        precision = alike[0].precision if goes_on else "fp32"
-    width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
+        precision = "fp32"
+        if alike and not options.replace_model:
+            precision = alike[0].precision
     mark = f"{weights}+bf16" if precision == "bf16" else weights
     same = [model for model in alike if model.fingerprint == mark]
     if same and same[0].replaces is None:
         name = same[0].name
     if not options.replace_model:
-        for old in store.models():
-            if old.name == name and old.fingerprint != mark:
-                old.check("", store.address)  # it is another one, at least in precision
+        refuse_other_weights(store, name, mark)
+    width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
     new = IndexedModel(name, spec, mark, width)
     model = store.add_model(new, replace=options.replace_model)
     return ChosenModel(model, is_new=not same)
+
+
+def refuse_other_weights(store: Store, name: str, mark: str) -> None:
+    """Raises InputError where a name is that of another model, at least of another
+    precision.
+    """
+    for old in store.models():
+        if old.name == name and old.fingerprint != mark:
+            old.check("", store.address)

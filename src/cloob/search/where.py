@@ -127,24 +127,30 @@ def select_ids(
 
 def _check_shape(text: str) -> None:
     """Refuses what is not one expression, whatever stands around it."""
-    depth = 0
     if not text.strip():
         raise InputError("filter: it is empty; write one such as \"date >= '2024'\"")
+    depth = 0
     for token in _TOKEN.finditer(text):
-        kind, sign = token.lastgroup, token[0]
-        if kind == "comment":
-            raise _wrong("comments are not taken", text)
-        if sign == ";":
-            raise _wrong("';' is not taken: a filter is one expression", text)
-        if kind == "sign" and sign not in "()":
-            raise _wrong(f"a text begins with {sign} and does not end", text)
-        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if why := _why_refused(str(token.lastgroup), token[0]):
+            raise _wrong(why, text)
+        depth += {"(": 1, ")": -1}.get(token[0], 0)
         if depth < 0:
             raise _wrong("a bracket is closed that was not opened", text)
-        if kind == "rest" and (date := _BARE_DATE.search(sign)):
-            raise _wrong(f"{date[0]} is a difference; a date goes in quotes", text)
     if depth:
         raise _wrong("a bracket is not closed", text)
+
+
+def _why_refused(kind: str, token: str) -> str:
+    """Why a piece of a filter cannot be part of one; empty where it can."""
+    if kind == "comment":
+        return "comments are not taken"
+    if token == ";":
+        return "';' is not taken: a filter is one expression"
+    if kind == "sign" and token not in "()":
+        return f"a text begins with {token} and does not end"
+    if kind == "rest" and (date := _BARE_DATE.search(token)):
+        return f"{date[0]} is a difference; a date goes in quotes"
+    return ""
 
 
 def _check_names(text: str, shown: Sequence[str]) -> None:

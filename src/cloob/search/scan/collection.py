@@ -159,43 +159,45 @@ class Table(Collection):
     ) -> None:
         super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100
         self.state = path.stat()
-        objects = (
-            [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
-        )
+        is_json = path.suffix.lower() in (".jsonl", ".ndjson")
+        objects = list(json_rows(path)) if is_json else []
         columns = column_names(path, (image, caption or image))
         names = list(filter(None, dict.fromkeys(chain(columns, *objects))))
         check_name(path, names, image, "image")
         self._caption = caption_of(path, names, caption)
         self._others = [name for name in names if name not in (image, self._caption)]
         self._hidden = 0  # rows
-        self._cell: Callable[[int, str], Any] = lambda row, column: objects[row].get(
-            column
-        )
-        images = [row.get(image) for row in objects]
-        if not objects:
-            table, stray = read_table(path, names)
-            self._hidden = sum(stray.values())
-            images = table[image].to_pylist()
-            is_text, cells = (
-                path.suffix.lower() != ".parquet",
-                {name: table[name] for name in names},
-            )
-            cells |= {name: _typed(cells[name], is_text) for name in self._others}
-            self._cell = lambda row, column: plain(cells[column][row])
-        self._stored = [
-            _text(item).strip() for item in images
-        ]  # paths as the table has them
-        self.by_path: dict[
-            str, list[int]
-        ] = {}  # the rows of every picture by its absolute path
-        for row, stored in enumerate(self._stored):
-            if stored and "\0" not in stored:
-                joined = os.path.join(self.name, "..", stored)  # noqa: PTH118
-                self.by_path.setdefault(os.path.normpath(joined), []).append(row)
+        self._cell: Callable[[int, str], Any]
+        if objects:
+            self._cell = lambda row, column: objects[row].get(column)
+            images = [row.get(image) for row in objects]
+        else:
+            images = self._read_cells(path, names)[image].to_pylist()
+        # paths as the table has them
+        self._stored = [_text(item).strip() for item in images]
+        self.by_path = self._rows_by_path()  # of every picture
         self._composed = {
             unicodedata.normalize("NFC", item): rows
             for item, rows in self.by_path.items()
         }
+
+    def _read_cells(self, path: Path, names: Sequence[str]) -> pa.Table:
+        table, stray = read_table(path, names)
+        self._hidden = sum(stray.values())
+        is_text = path.suffix.lower() != ".parquet"
+        cells = {name: table[name] for name in names}
+        cells |= {name: _typed(cells[name], is_text) for name in self._others}
+        self._cell = lambda row, column: plain(cells[column][row])
+        return table
+
+    def _rows_by_path(self) -> dict[str, list[int]]:
+        """Rows by the absolute path of their picture."""
+        by_path: dict[str, list[int]] = {}
+        for row, stored in enumerate(self._stored):
+            if stored and "\0" not in stored:
+                joined = os.path.join(self.name, "..", stored)  # noqa: PTH118
+                by_path.setdefault(os.path.normpath(joined), []).append(row)
+        return by_path
 
     def of(self, path: str) -> list[int]:
         """The rows that name a picture, letters with their accents in one character or
@@ -206,6 +208,12 @@ class Table(Collection):
         )
 
     def scan(self, known: Paths[str] = ()) -> Iterator[FoundPicture]:
+        self._note_left_out()
+        for path, rows in self.by_path.items():
+            if not self.excluded(self._stored[rows[0]]):
+                yield self._found(path, rows)
+
+    def _note_left_out(self) -> None:
         if self._hidden:
             self.left_out.add("row hidden by a stray quote", self.name, self._hidden)
         for column in {*TEXTS, *NUMBERS}.intersection(self._others) - {"date"}:
@@ -217,19 +225,16 @@ class Table(Collection):
                 self.left_out.add("excluded", stored)
             elif not stored or "\0" in stored:
                 self.left_out.add("row without a path", f"row {row + 1:,}")
-        for path, rows in self.by_path.items():
-            if self.excluded(self._stored[rows[0]]):
-                continue
-            try:
-                state = _state(path)
-                size, time = (
-                    (0, None)
-                    if state is None
-                    else (state.st_size, _newest(state, self.state))
-                )
-            except OSError:  # reading it reports why
-                size, time = None, None
-            yield FoundPicture(path, size, time, rows)
+
+    def _found(self, path: str, rows: list[int]) -> FoundPicture:
+        """A picture as it is now; of size 0 and no time where it is missing."""
+        try:
+            state = _state(path)
+        except OSError:  # reading it reports why
+            return FoundPicture(path, None, None, rows)
+        if state is None:
+            return FoundPicture(path, 0, None, rows)
+        return FoundPicture(path, state.st_size, _newest(state, self.state), rows)
 
     def describe(self, found: FoundPicture) -> tuple[str | None, Mapping[str, Value]]:
         """All captions of a picture's rows, and the columns of the first."""
@@ -483,20 +488,25 @@ def _value(raw: Any) -> Value:
     """What an index holds of a cell; None of nothing, and of what it cannot hold."""
     if isinstance(raw, Decimal) and raw.is_finite():
         raw = int(raw) if raw == raw.to_integral_value() else float(raw)
-    if hasattr(raw, "isoformat"):
-        raw = raw.isoformat()
-    if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
-        raw = ", ".join(raw)
     if isinstance(raw, int) and -(2**63) <= raw < 2**63:
         return raw
     if isinstance(raw, float):
         return raw if math.isfinite(raw) else None
-    if raw is None or isinstance(raw, bytes):
-        return None
-    with contextlib.suppress(TypeError, ValueError, RecursionError):
-        text = raw if isinstance(raw, str) else json.dumps(raw, default=str)
-        return text[:MAX_CAPTION_BYTES]
-    return None
+    return None if raw is None or isinstance(raw, bytes) else _shown(raw)
+
+
+def _shown(raw: Any) -> str | None:
+    """A text, a date, a list of texts, or JSON of what is none of these."""
+    if hasattr(raw, "isoformat"):
+        raw = raw.isoformat()
+    elif isinstance(raw, list) and all(isinstance(item, str) for item in raw):
+        raw = ", ".join(raw)
+    elif not isinstance(raw, str):
+        try:
+            raw = json.dumps(raw, default=str)
+        except (TypeError, ValueError, RecursionError):
+            return None
+    return str(raw)[:MAX_CAPTION_BYTES]
 
 
 def _newest(file: os.stat_result, *others: os.stat_result | None) -> int:
@@ -550,21 +560,9 @@ def _typed(column: pa.ChunkedArray, is_text_table: bool) -> pa.ChunkedArray:
     """A column with bytes as text, and text as numbers where all are and none is a code
     (``007``) or too long.
     """
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        try:
-            column = column.cast(pa.large_string())
-        except pa.ArrowException:
-            if not is_text_table:
-                return column
-            texts = (
-                None if raw is None else raw.decode("utf-8", "replace")
-                for raw in column.to_pylist()
-            )
-            column = pa.chunked_array([pa.array(texts, pa.large_string())])
-    if (
-        not pa.types.is_large_string(column.type)
-        or pc.any(pc.match_substring_regex(column, _CODE)).as_py()
-    ):
+    column = _decoded(column, is_text_table)
+    is_text = pa.types.is_large_string(column.type)
+    if not is_text or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
         return column
     filled = pc.if_else(pc.equal(column, ""), None, column)
     is_long = pc.any(pc.match_substring_regex(column, _LONG)).as_py()
@@ -572,3 +570,18 @@ def _typed(column: pa.ChunkedArray, is_text_table: bool) -> pa.ChunkedArray:
         with contextlib.suppress(pa.ArrowException):
             return filled.cast(kind)
     return column
+
+
+def _decoded(column: pa.ChunkedArray, is_text_table: bool) -> pa.ChunkedArray:
+    """Bytes as text where they are; those of a text table in any case."""
+    if not pa.types.is_binary(column.type) and not pa.types.is_large_binary(
+        column.type
+    ):
+        return column
+    try:
+        return column.cast(pa.large_string())
+    except pa.ArrowException:
+        if not is_text_table:
+            return column
+    texts = [raw and raw.decode("utf-8", "replace") for raw in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.large_string())])

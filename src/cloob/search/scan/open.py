@@ -122,25 +122,28 @@ class Tars(Collection, FileSource[_Tar]):
                 self.left_out.add("excluded", name)
                 continue
             if len(by_shard.get(name, ())) == self.shard_sizes[shard] > 0:
-                yield from (FoundPicture(path, None, None) for path in by_shard[name])
+                for path in by_shard[name]:
+                    yield FoundPicture(path, None, None)
                 continue
-            try:
-                _, samples, time, cut = self.opened(shard)
-            except (OSError, InputError) as error:
-                self.unlisted.append(name)
-                self.left_out.add("shard cannot be read", one_line(error))
-                continue
-            if cut is not None:
-                self.unlisted.append(name)
-                self.left_out.add("truncated shard", f"{name}: {cut}")
-            for path, (image, *_) in samples.items():
-                if image is None or self.excluded(image.name):
-                    self.left_out.add(
-                        "excluded" if image else "sample without a picture",
-                        as_utf8(path),
-                    )
-                else:
-                    yield FoundPicture(path, image.size, time)
+            yield from self._scan_shard(shard, name)
+
+    def _scan_shard(self, shard: int, name: str) -> Iterator[FoundPicture]:
+        try:
+            _, samples, time, cut = self.opened(shard)
+        except (OSError, InputError) as error:
+            self.unlisted.append(name)
+            self.left_out.add("shard cannot be read", one_line(error))
+            return
+        if cut is not None:
+            self.unlisted.append(name)
+            self.left_out.add("truncated shard", f"{name}: {cut}")
+        for path, (image, *_) in samples.items():
+            if image is None:
+                self.left_out.add("sample without a picture", as_utf8(path))
+            elif self.excluded(image.name):
+                self.left_out.add("excluded", as_utf8(path))
+            else:
+                yield FoundPicture(path, image.size, time)
 
     def read(self, found: FoundPicture) -> bytes:
         (data,) = self._parts(found.path, slice(1), MAX_IMAGE_BYTES)
