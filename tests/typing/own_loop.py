@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from cloob import (
     ContrastiveObjective,
+    audit,
     cached_backward,
     functional,
     ids,
@@ -40,6 +41,7 @@ def step(towers: Towers, images: Tensor, texts: Tensor, captions: list[str]) -> 
     assert_type(functional.info_loob(x, y, 30.0), Tensor)
     assert_type(functional.hopfield_retrieval(x, y, 8.0), Tensor)
     assert_type(suspects(x.detach(), y.detach().numpy(), ids(captions)), Tensor)
+    assert_type(audit(objective).faults, tuple[str, ...])
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     return loss.item()
 

@@ -35,7 +35,13 @@ FREE = ("epochs", "patience", "val_every", "device", "refit")
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How heads are chosen and fitted; what is None takes the usual value."""
+    """How heads are chosen and fitted; what is None takes the usual value.
+
+    Example:
+        >>> from cloob import HeadSettings
+        >>> HeadSettings(objective="cca").override(standardise="one").standardise
+        'one'
+    """
 
     objective: Literal[ObjectiveName, "auto", "cca", "dcl"] = "auto"
     """auto: held-out pairs choose one and join it with others; cca: linear heads in

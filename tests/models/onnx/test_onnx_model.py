@@ -192,7 +192,7 @@ except Exception as error:
     assert (
         imported == "[]"
         and "onnxruntime is not installed" in said
-        and "[export]" in said
+        and "[train]" in said
     ), run.stderr
 
 
