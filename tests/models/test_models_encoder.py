@@ -522,3 +522,22 @@ def test_read_back_the_tokens_are_the_models(tmp_path, specials, ending):
     )
     assert torch.equal(back(texts), own(texts))
     assert ("lack" in tokenizer_note(settings_)) == (ending == "cut")
+
+
+def test_states_of_tokens_pool_to_the_rows_of_texts(encoder):
+    encoder = copy.deepcopy(encoder)
+    states, is_text = encoder.encode_text_tokens(TEXTS)
+    tokens = encoder.tokenizer(TEXTS)
+    ends = tokens.argmax(dim=1)
+    assert states.shape[:2] == is_text.shape == tokens.shape
+    assert is_text.sum(dim=1).tolist() == (ends + 1).tolist()
+    tower = encoder.model.get_submodule(encoder._causal_tower)
+    pooled = states[torch.arange(3), ends] @ tower.text_projection
+    rows = encoder.encode_text(TEXTS)
+    torch.testing.assert_close(F.normalize(pooled, dim=1), rows, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.encode_text_tokens(tokens)[0], states)
+    assert not states.requires_grad
+    encoder.encode_text_tokens(TEXTS, grad=True)[0].sum().backward()
+    assert tower.positional_embedding.grad.abs().sum() > 0
+    assert not tower.ln_final._forward_hooks
+    raises(TypeError, "one string", encoder.encode_text_tokens, "a bus")

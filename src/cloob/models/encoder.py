@@ -264,6 +264,48 @@ class DualEncoder(nn.Module):
         """
         return self._embed("text", texts, batch_size, grad)
 
+    def encode_text_tokens(
+        self, texts: Sequence[str] | Tensor, *, grad: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The text tower's states of every token, after its last norm and before
+        pooling and projection: what a diffusion model attends to.
+
+        Args:
+            texts: As in ``encode_text``.
+            grad: As in ``encode_image``.
+
+        Returns:
+            (n, L, W) states, W the tower's width, and (n, L) bool, True up to each
+            text's end token, with which features are pooled.
+
+        Raises:
+            InputError: A text tower that is not CLIP's causal one.
+        """
+        if isinstance(texts, str):
+            raise TypeError("one string, where a list is expected")
+        if self._causal_tower is None:
+            raise InputError(
+                f"{self.name}: has states of tokens only with CLIP's text tower"
+            )
+        tokens = texts if isinstance(texts, Tensor) else self.tokenizer(list(texts))
+        tokens = tokens.to(self.device)
+        states: list[Tensor] = []
+        caller = threading.get_ident()
+
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if threading.get_ident() == caller:  # threads may share a model
+                states.append(output)
+
+        norm = self.model.get_submodule(self._causal_tower).ln_final
+        hook = norm.register_forward_hook(keep)
+        try:
+            with nullcontext() if grad else torch.no_grad():
+                self._text_features(tokens)
+        finally:
+            hook.remove()
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return states[0], places <= tokens.argmax(dim=1)[:, None]
+
     def _embed(
         self, side: Literal["image", "text"], items: Any, batch_size: int, grad: bool
     ) -> Tensor:

@@ -20,6 +20,7 @@ from cloob.models.importing import read_json
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
+from cloob.models.weights.cloome import is_cloome
 from cloob.models.weights.containers import read_torch
 from cloob.models.weights.keymap import Origin, build, fill
 from cloob.objective import ContrastiveObjective
@@ -44,6 +45,11 @@ def load(path: Path, create: Callable[[str], DualEncoder]) -> DualEncoder:
     names = {
         key.removeprefix("module."): key for key in tensors
     }  # of training over several GPUs
+    if is_cloome(names):
+        raise InputError(
+            f"{path}: CLOOME's weights, of cells and molecules:"
+            " cloob.models.weights.cloome.load_cloome reads them"
+        )
     if checkpoint and ("logit_inv_tau" in names or "logit_scale" not in names):
         return _ml_jku(path, tensors, names, checkpoint)
     sizes = scripted or bool(tensors.keys() & set(_SIZES))
