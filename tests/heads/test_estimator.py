@@ -311,3 +311,18 @@ def test_the_estimator_chooses_too():
     ).fit(X, Y)
     assert heads.decisions_["objective"]["chosen"]
     assert heads.transform(X).shape[1] <= 20 and heads.score(X, Y) > 0.1
+
+
+def test_the_interval_of_a_score_is_the_bootstrap_over_ids(matrices):
+    X, Y, _ = matrices
+    heads = ContrastiveHeads("cca").fit(X[: N // 2], Y[: N // 2])
+    X, Y = X[N // 2 :], Y[N // 2 :]
+    score, low, high = heads.score_interval(X, Y)
+    x, y = heads.transform(X, Y)
+    own = np.arange(len(x))
+    found = ((x @ y.T).argmax(1) == own) / 2 + ((y @ x.T).argmax(1) == own) / 2
+    draws = np.random.default_rng(0).choice(found, (4000, len(found))).mean(1)
+    assert score == heads.score(X, Y) == pytest.approx(found.mean())
+    np.testing.assert_allclose(
+        (low, high), np.quantile(draws, (0.025, 0.975)), atol=0.02
+    )

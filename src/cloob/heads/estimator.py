@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
+from cloob.functional.bootstrap import bootstrap_interval
 from cloob.heads.arrays import fit_heads, pairs_of
 from cloob.heads.fitted import recalls_of_ids
 from cloob.heads.settings import HeadSettings
@@ -217,6 +218,18 @@ class ContrastiveHeads(
         Rows of one id are one answer; without ids equal rows of a side are one. Other
         rows that score the same as the right one are ahead of it.
         """
+        return float(self._found(X, y, ids).mean())
+
+    def score_interval(
+        self, X: Any, y: Any, ids: Any = None
+    ) -> tuple[float, float, float]:
+        """``score`` with its 95 % bootstrap interval over ids: (score, low, high)."""
+        found = self._found(X, y, ids)
+        low, high = bootstrap_interval(found)
+        return float(found.mean()), low, high
+
+    def _found(self, X: Any, y: Any, ids: Any) -> Tensor:
+        """(ids,) share of the two directions whose nearest row is right."""
         check_is_fitted(self)
         X, Y = self._checked(X), _second(y)
         check_consistent_length(X, Y, ids)
@@ -224,8 +237,7 @@ class ContrastiveHeads(
         of_x = _encoded(self.encoder_.encode_a, X)
         of_y = _encoded(self.encoder_.encode_b, Y)
         found = recalls_of_ids(of_x, of_y, torch.from_numpy(pairs.ids))
-        at_one = found[[0, len(found) // 2]]
-        return float(at_one.mean())
+        return found[[0, len(found) // 2]].mean(0)
 
     def save(self, folder: str | Path) -> None:
         """Writes the heads, so that ``load_model``, ``cloob eval`` and ``cloob embed``
