@@ -309,58 +309,58 @@ class BatchBuilder(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         epoch, indices = request
-        images = self._no_images.new_empty(0)
-        if get_worker_info() is not None and len(
-            indices
-        ):  # in shared memory, as torch's ``default_collate`` does it
-            try:
-                images.set_(private.shared_storage(len(indices) * self.image_bytes))
-            except RuntimeError as error:
-                raise InputError(
-                    f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}"
-                ) from None
-        images = images.resize_(len(indices), *self._no_images.shape[1:])
+        images = self._room(len(indices))
         good, skipped = list[RawSample](), list[Skip]()
         for start in range(0, len(indices), _TOGETHER):
             opened: list[tuple[int, RawSample, Encoded]] = []
             for index in indices[start : start + _TOGETHER].tolist():
                 with _skipping(f"{self._source.name}: pair {index + 1:,}", skipped):
-                    pictures = self._pictures
-                    row = (
-                        index
-                        if pictures is None
-                        else pictures.row(index, self._drawn, epoch)
-                    )
-                    sample = self._source.read(row)
-                    with decoding(sample.key):
-                        opened.append((index, sample, Encoded(sample.image)))
+                    opened.append((index, *self._open(index, epoch)))
             for index, sample, encoded in opened:
                 with _skipping(sample.key, skipped), decoding(sample.key):
-                    if isinstance(self._transform, TrainTransform):
-                        # The crop comes first: then a JPEG need not be decoded in more
-                        # detail than it takes.
-                        generator = sample_generator(self._seed, epoch, index)
-                        crop = self._transform.draw(
-                            *encoded.size, generator, encoded.orientation
-                        )
-                        pixels = self._transform.take(
-                            encoded.rgb(crop.reduction, upright=False), crop
-                        )
-                    else:
-                        pixels = self._transform(encoded.rgb())
-                    images[len(good)] = pixels
+                    images[len(good)] = self._pixels(index, epoch, encoded)
                     good.append(sample)
         captions = [sample.caption for sample in good]
-        tokens = (self._tokenizer(captions) if captions else self._no_tokens).to(
-            torch.int64
-        )
+        tokens = self._tokenizer(captions) if captions else self._no_tokens
         ids = torch.tensor(list(map(caption_id, captions)), dtype=torch.int64)
         return Batch(
-            (images[: len(good)], tokens),
+            (images[: len(good)], tokens.to(torch.int64)),
             ids,
             tuple(sample.key for sample in good),
             tuple(skipped),
         )
+
+    def _room(self, rows: int) -> Tensor:
+        """Room for so many pictures: in a worker in shared memory, as torch's
+        ``default_collate`` takes it.
+        """
+        images = self._no_images.new_empty(0)
+        if get_worker_info() is not None and rows:
+            try:
+                images.set_(private.shared_storage(rows * self.image_bytes))
+            except RuntimeError as error:
+                raise InputError(
+                    f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}"
+                ) from None
+        return images.resize_(rows, *self._no_images.shape[1:])
+
+    def _open(self, index: int, epoch: int) -> tuple[RawSample, Encoded]:
+        """The pair of an epoch's row, and its picture, opened but not decoded."""
+        row = index
+        if self._pictures is not None:
+            row = self._pictures.row(index, self._drawn, epoch)
+        sample = self._source.read(row)
+        with decoding(sample.key):
+            return sample, Encoded(sample.image)
+
+    def _pixels(self, index: int, epoch: int, encoded: Encoded) -> Tensor:
+        if not isinstance(self._transform, TrainTransform):
+            return self._transform(encoded.rgb())
+        # The crop comes first: then a JPEG need not be decoded in more detail than it
+        # takes.
+        generator = sample_generator(self._seed, epoch, index)
+        crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
+        return self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
 
 
 @contextmanager
@@ -610,37 +610,46 @@ class _ItemBuilder(Dataset[Batch]):
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         epoch, indices = request
-        # A sampler may give a row twice.
-        drawn = [(index, self.item(epoch, index)) for index in indices.tolist()]
-        skipped = tuple(item for _, item in drawn if isinstance(item, Skip))
-        rows = [index for index, item in drawn if not isinstance(item, Skip)]
-        items = [item for _, item in drawn if not isinstance(item, Skip)]
+        rows, items, skipped = list[int](), list[Any](), list[Skip]()
+        for index in indices.tolist():  # a sampler may give a row twice
+            item = self.item(epoch, index)
+            if isinstance(item, Skip):
+                skipped.append(item)
+            else:
+                rows.append(index)
+                items.append(item)
         if not items:
             nothing = (torch.empty(0), torch.empty(0))
-            return Batch(nothing, torch.empty(0, dtype=torch.int64), (), skipped)
+            no_ids = torch.empty(0, dtype=torch.int64)
+            return Batch(nothing, no_ids, (), tuple(skipped))
+        parts, ids = self._collated(items)
+        if ids is None:
+            ids = torch.tensor(rows)
+        return Batch(parts, ids, tuple(map(str, rows)), tuple(skipped))
+
+    def _collated(self, items: list[Any]) -> tuple[Any, Tensor | None]:
+        """The parts of a batch, and its ids if items have any."""
+        name = self.items.name
         try:
             parts = self.items.collate(items)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"{self.items.name}: items cannot be collated ({one_line(error)}); an"
-                " item is (a, b) or (a, b, id), and the Dataset may have a collate_fn"
+                f"{name}: items cannot be collated ({one_line(error)}); an item is (a,"
+                " b) or (a, b, id), and the Dataset may have a collate_fn"
             ) from error
         if isinstance(parts, Mapping):
-            collated_ids = parts.get("id")
+            ids = parts.get("id")
         elif isinstance(parts, tuple | list):
             parts = tuple(parts)
-            collated_ids = parts[2] if len(parts) > 2 else None
+            ids = parts[2] if len(parts) > 2 else None
         else:
             raise InputError(
-                f"{self.items.name}: items are collated to {type(parts).__name__}; a"
-                " tuple or a mapping is expected"
+                f"{name}: items are collated to {type(parts).__name__}; a tuple or a"
+                " mapping is expected"
             )
         if not self.whole:
             parts = self._two_sides(parts)
-        ids = torch.tensor(rows)
-        if collated_ids is not None:
-            ids = self._ids(collated_ids)
-        return Batch(parts, ids, tuple(map(str, rows)), skipped)
+        return parts, None if ids is None else self._ids(ids)
 
     def _two_sides(self, parts: Any) -> tuple[Any, Any]:
         if isinstance(parts, Mapping):

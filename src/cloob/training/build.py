@@ -32,6 +32,7 @@ from cloob.training.callbacks import Metrics
 from cloob.training.checkpoint import (
     HELD_OUT,
     TRAINING,
+    Checkpoint,
     Saver,
     find_checkpoint,
     remove_leftovers,
@@ -73,41 +74,45 @@ def resolved(
     """The configuration with every default that was chosen while building filled in;
     every rank calls this.
     """
-    leaves: dict[str, Any] = {}
-    if config.given.given_objective is None and config.loss.objective != "cca":
-        chosen = objective.config()
-        names = chosen.keys() & set(SCALES) - (
-            set() if objective.hopfield else {"beta"}
-        )
-        leaves = {
-            name: chosen[name] for name in names if getattr(config.loss, name) is None
-        }
+    leaves = _settled_scales(config, objective)
     if encoder.heads is not None:
         leaves |= align.head_settings(encoder)
     elif config.towers.init is None and config.given.given_towers is None:
-        leaves |= {
-            "model": config.towers.model or encoder.name,
-            "image_size": encoder.image_size,
-        }
-    if config.run.precision == "auto":
+        leaves["model"] = config.towers.model or encoder.name
+        leaves["image_size"] = encoder.image_size
+    run = config.run
+    if run.precision == "auto":
         # A CPU that computes in bfloat16 by itself looks like those that emulate it.
         has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(
             device
         ) >= (8, 0)
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
-    if config.run.channels_last is None and config.given.given_towers is None:
-        norms = [
-            module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)
-        ]
-        trained = any(
-            parameter.requires_grad for norm in norms for parameter in norm.parameters()
-        )
-        leaves["channels_last"] = not (trained and device.type == "cpu")
-    if config.run.tf32 is None:
-        leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
-    if config.run.precision == "bf16" and device.type == "cpu" and rank() == 0:
+    if run.channels_last is None and config.given.given_towers is None:
+        on_cpu = device.type == "cpu"
+        leaves["channels_last"] = not (on_cpu and _trains_batch_norm(encoder))
+    if run.tf32 is None:
+        leaves["tf32"] = run.precision == "auto" and device.type == "cuda"
+    if run.precision == "bf16" and device.type == "cpu" and rank() == 0:
         warn_of_emulated_bfloat16()
     return config.override(**leaves)
+
+
+def _settled_scales(
+    config: TrainConfig, objective: ContrastiveObjective
+) -> dict[str, Any]:
+    """The objective's τ⁻¹, β and scale that the configuration leaves open."""
+    if config.given.given_objective is not None or config.loss.objective == "cca":
+        return {}
+    chosen = objective.config()
+    if not objective.hopfield:
+        del chosen["beta"]
+    open_names = [name for name in SCALES if getattr(config.loss, name) is None]
+    return {name: chosen[name] for name in open_names if name in chosen}
+
+
+def _trains_batch_norm(encoder: nn.Module) -> bool:
+    norms = (m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
+    return any(p.requires_grad for norm in norms for p in norm.parameters())
 
 
 def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -> None:
@@ -242,78 +247,95 @@ def assemble(
     freeze(encoder, config.towers.freeze)
     objective = make_loss(config, given.objective)
     config = resolved(config, encoder, objective, device)
-    both = ((TRAINING, pairs), (HELD_OUT, held_out))
-    data = {name: same_on_every_rank(part) for name, part in both if part is not None}
+    data = {TRAINING: same_on_every_rank(pairs)}
+    if held_out is not None:
+        data[HELD_OUT] = same_on_every_rank(held_out)
+
     # Before all pairs go through frozen encoders, which may take hours.
-    progress = (
-        progress_of(checkpoint, config, data, objective) if checkpoint else Progress()
-    )
+    progress = Progress()
+    if checkpoint is not None:
+        progress = progress_of(checkpoint, config, data, objective)
     loader, val_loader = _make_loaders(
         pairs, held_out, given, encoder, objective, config, device
     )
-    encoder.to(device)
-    objective.to(device)
-    prepare_towers(encoder, config.run, device)
-    optimizer = make_optimizer(
-        encoder, objective, config.optim, device, given.optimizer
-    )
-    towers = TowersWithLoss(encoder, objective, config.run.precision)
-    # Gradient caching embeds twice: not for a batch that is a micro-batch already, on
-    # the rank that has most of it.
-    micro, share = (
-        config.run.micro_batch_size,
-        -(-config.run.batch_size // world_size()),
-    )
-    stepper = Stepper(
-        towers,
-        optimizer,
-        config.optim.clip_grad_norm,
-        micro if micro < share else 0,
-        config.optim.ema,
-    )
+    stepper = _make_stepper(config, given, encoder, objective, device)
     if checkpoint is not None:
         restore(checkpoint, stepper)
         loader.load_order(checkpoint.state["order"])
+
     on_rank_zero(lambda: prepare_run_folder(config, resumed))
-    seed = config.run.seed + rank()  # of whatever a tower may draw from
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    if checkpoint is not None and rank() < len(checkpoint.state["rng"]):
-        set_rng_state(checkpoint.state["rng"][rank()], device)
+    _seed_process(config.run.seed, checkpoint, device)
     saver = Saver(config, stepper, data, resumed)
     if rank() == 0:
         remove_leftovers(config.save.out)
-        write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
-        if isinstance(loader, FeatureLoader) and loader.left_out is not None:
-            with (config.save.out / SUSPECTS_FILE).open(
-                "w", encoding="utf-8", newline=""
-            ) as file:
-                columns = "pair", "score", "probability", "row"
-                csv.writer(file).writerows([columns, *loader.left_out])
-        if choice is not None:
-            write_whole(config.save.out / OBJECTIVES_FILE, json.dumps(choice, indent=2))
-    log = RunLog(
-        config.save.out,
-        progress.step if config.save.resume != "none" else None,
-        writes=rank() == 0,
-    )
+        _write_decisions(config, loader, choice)
+    keep_to_step = progress.step if config.save.resume != "none" else None
+    log = RunLog(config.save.out, keep_to_step, writes=rank() == 0)
     # The features that heads train on were checked when they were made or read.
     limit = 1.0 if encoder.heads is not None else config.pairs.max_bad_fraction
-    bad = BadSamples(progress, loader, limit, log)
-    ids = config.loss.mask_duplicates or isinstance(objective, GivenObjective)
     return Run(
-        config,
-        encoder,
-        objective,
-        loader,
-        val_loader,
-        towers,
-        stepper,
-        progress,
-        saver,
-        log,
-        bad,
-        ids,
-        given.metrics,
+        config=config,
+        encoder=encoder,
+        objective=objective,
+        loader=loader,
+        val_loader=val_loader,
+        towers=stepper.module,
+        stepper=stepper,
+        progress=progress,
+        saver=saver,
+        log=log,
+        bad=BadSamples(progress, loader, limit, log),
+        hands_over_ids=config.loss.mask_duplicates
+        or isinstance(objective, GivenObjective),
+        metrics=given.metrics,
     )
+
+
+def _make_stepper(
+    config: TrainConfig,
+    given: Given,
+    encoder: DualEncoder,
+    objective: ContrastiveObjective,
+    device: torch.device,
+) -> Stepper:
+    """Towers, objective and optimiser on the device, ready for steps."""
+    encoder.to(device)
+    objective.to(device)
+    prepare_towers(encoder, config.run, device)
+    optim = config.optim
+    optimizer = make_optimizer(encoder, objective, optim, device, given.optimizer)
+    towers = TowersWithLoss(encoder, objective, config.run.precision)
+    # Gradient caching embeds twice: not for a batch that is a micro-batch already, on
+    # the rank that has most of it.
+    micro = config.run.micro_batch_size
+    largest = -(-config.run.batch_size // world_size())
+    micro = micro if micro < largest else 0
+    return Stepper(towers, optimizer, optim.clip_grad_norm, micro, optim.ema)
+
+
+def _seed_process(
+    seed: int, checkpoint: Checkpoint | None, device: torch.device
+) -> None:
+    """Sets the generators that a tower may draw from: to those of the checkpoint, if it
+    has any of this rank.
+    """
+    of_rank = seed + rank()
+    torch.manual_seed(of_rank)
+    random.seed(of_rank)
+    np.random.seed(of_rank % 2**32)  # noqa: NPY002
+    if checkpoint is not None and rank() < len(checkpoint.state["rng"]):
+        set_rng_state(checkpoint.state["rng"][rank()], device)
+
+
+def _write_decisions(
+    config: TrainConfig, loader: Loader, choice: dict[str, Any] | None
+) -> None:
+    """Writes what a run has settled before its first step."""
+    out = config.save.out
+    write_whole(out / RUN_CONFIG_FILE, config.to_json())
+    if isinstance(loader, FeatureLoader) and loader.left_out is not None:
+        with (out / SUSPECTS_FILE).open("w", encoding="utf-8", newline="") as file:
+            columns = "pair", "score", "probability", "row"
+            csv.writer(file).writerows([columns, *loader.left_out])
+    if choice is not None:
+        write_whole(out / OBJECTIVES_FILE, json.dumps(choice, indent=2))

@@ -85,6 +85,37 @@ def weights_digest(checkpoint: Path) -> str:
     return contents.hexdigest()
 
 
+@dataclass
+class Snapshot:
+    """All that a checkpoint consists of but for shards."""
+
+    encoder: Any
+    weights: dict[str, Tensor] | None  # of the encoder, where it is sharded
+    average: Any  # the encoder of averaged weights
+    settings: dict[str, Any]  # of the objective
+    state: dict[str, Any]  # of ``trainer.pt``
+    validation: dict[str, Any] | None
+
+    def read_weights(self, shards: Path, group: dist.ProcessGroup | None) -> None:
+        """Fills the weights from the shards of all ranks."""
+        targets = {f"weights.{name}": to for name, to in (self.weights or {}).items()}
+        sharding.read_shards(shards, targets, group)
+
+    def write(self, folder: Path) -> None:
+        """Writes the files of a checkpoint folder."""
+        model = folder / runs.MODEL_FOLDER
+        save_model(model, self.encoder, self.settings, self.weights)
+        if self.average is not None:
+            save_model(folder / runs.EMA_FOLDER, self.average, self.settings)
+        self.state["weights"] = weights_digest(folder)
+        if self.validation is not None:
+            text = json.dumps(self.validation, indent=2) + "\n"
+            (folder / runs.VALIDATION_FILE).write_text(text, encoding="utf-8")
+        # torch's writer of a path reports no reason of the disk
+        with (folder / runs.TRAINER_FILE).open("wb") as file:
+            torch.save(self.state, file)
+
+
 class Saver:
     """Writes the checkpoints of one run, shards during the training; ``notify`` gets
     the path of every one.
@@ -136,79 +167,81 @@ class Saver:
         if (progress.step, progress.epoch) == self._saved or progress.nonfinite:
             return
         self.finish()
-        towers, save = self.stepper.module, self.config.save
-        encoder: Any = towers.encoder
-        average = self.stepper.average
-        moments = self.stepper.optimizer.state_dict()
-        final = (
-            save.out / runs.CHECKPOINTS_FOLDER / runs.CHECKPOINT.format(progress.step)
-        )
-        folder, shards, weights = final.with_name(f".tmp-{final.name}"), None, None
-        if sharding.is_sharded(encoder):
-            with _written(final):
-                on_rank_zero(partial(folder.mkdir, parents=True, exist_ok=True))
-            shards = sharding.write_shards(
-                folder / runs.SHARDS_FOLDER,
-                encoder,
-                self.stepper.optimizer,
-                self._ranks,
-            )
-            moments["state"] = {}
-            # Shapes alone, read here: towers that compute at the same time must not
-            # give their state.
-            weights = {
-                k: torch.empty(v.shape, dtype=v.dtype)
-                for k, v in encoder.state_dict().items()
-            }
-        state = {
-            "optimizer": moments,
-            "options": self.stepper.options,
-            "scaler": self.stepper.scaler.state_dict(),
-            "objective": copy.deepcopy(towers.objective.state_dict()),
-            "progress": dict(vars(progress)),
-            "order": order,
-            "rng": gather_objects(rng_state(self.stepper.device)),
-            "batch_size": self.config.run.batch_size,
-            "data": dict(self.data),
-        }
-        validation: dict[str, Any] | None = None
-        if self._validation is not None and self._validation[0] == progress.step:
-            validation = {
-                "step": progress.step,
-                "metric": save.best,
-                **self._validation[1],
-                **self._measured,
-            }
-        settings = towers.objective.config()  # none of a caller's loss
-        settings |= {"hopfield": hopfield} if settings else {}
+        save = self.config.save
+        name = runs.CHECKPOINT.format(progress.step)
+        final = save.out / runs.CHECKPOINTS_FOLDER / name
+        folder = final.with_name(f".tmp-{final.name}")
+        shards = self._begin_shards(final, folder)
+        snapshot = self._snapshot(progress, order, hopfield, sharded=shards is not None)
+        self._saved = progress.step, progress.epoch
 
         def write() -> None:
             if shards is not None:
                 shards.result()
-                targets = {
-                    f"weights.{name}": value for name, value in (weights or {}).items()
-                }
-                sharding.read_shards(folder / runs.SHARDS_FOLDER, targets, self._alone)
-            save_model(folder / runs.MODEL_FOLDER, encoder, settings, weights)
-            if average is not None:
-                save_model(folder / runs.EMA_FOLDER, average.encoder, settings)
-            state["weights"] = weights_digest(folder)
-            if validation is not None:
-                (folder / runs.VALIDATION_FILE).write_text(
-                    json.dumps(validation, indent=2) + "\n", encoding="utf-8"
-                )
-            with (folder / runs.TRAINER_FILE).open(
-                "wb"
-            ) as file:  # torch's writer reports no reason of the disk
-                torch.save(state, file)
+                snapshot.read_weights(folder / runs.SHARDS_FOLDER, self._alone)
+            snapshot.write(folder)
 
-        self._saved = progress.step, progress.epoch
         complete = partial(_complete, final, folder, write, save.keep)
         if shards is None:
             self.last = on_rank_zero(complete)
             self.notify(self.last)
         else:
             self.pending = self._thread.submit(complete) if rank() == 0 else shards
+
+    def _begin_shards(self, final: Path, folder: Path) -> Future[Any] | None:
+        """Begins to write this rank's shards into the temporary folder, if the towers
+        are sharded.
+        """
+        encoder = self.stepper.module.encoder
+        if not sharding.is_sharded(encoder):
+            return None
+        with _written(final):
+            on_rank_zero(partial(folder.mkdir, parents=True, exist_ok=True))
+        return sharding.write_shards(
+            folder / runs.SHARDS_FOLDER, encoder, self.stepper.optimizer, self._ranks
+        )
+
+    def _snapshot(
+        self, progress: Progress, order: Any, hopfield: bool, *, sharded: bool
+    ) -> Snapshot:
+        """What a checkpoint of this moment consists of; called on every rank."""
+        stepper, average = self.stepper, self.stepper.average
+        encoder: Any = stepper.module.encoder
+        objective = stepper.module.objective
+        moments = stepper.optimizer.state_dict()
+        weights: dict[str, Tensor] | None = None
+        if sharded:
+            moments["state"] = {}
+            # Shapes alone, read here: towers that compute at the same time must not
+            # give their state.
+            weights = {
+                name: torch.empty(value.shape, dtype=value.dtype)
+                for name, value in encoder.state_dict().items()
+            }
+        state = {
+            "optimizer": moments,
+            "options": stepper.options,
+            "scaler": stepper.scaler.state_dict(),
+            "objective": copy.deepcopy(objective.state_dict()),
+            "progress": dict(vars(progress)),
+            "order": order,
+            "rng": gather_objects(rng_state(stepper.device)),
+            "batch_size": self.config.run.batch_size,
+            "data": dict(self.data),
+        }
+        settings = objective.config()  # none of a caller's loss
+        if settings:
+            settings["hopfield"] = hopfield
+        averaged: Any = None if average is None else average.encoder
+        validation = self._validation_of(progress.step)
+        return Snapshot(encoder, weights, averaged, settings, state, validation)
+
+    def _validation_of(self, step: int) -> dict[str, Any] | None:
+        """What ``validation.json`` of this step says, if its weights were judged."""
+        if self._validation is None or self._validation[0] != step:
+            return None
+        found = {"step": step, "metric": self.config.save.best, **self._validation[1]}
+        return found | self._measured
 
     def finish(self) -> None:
         """Waits for the checkpoint that is being written, if there is one; InputError
@@ -348,37 +381,47 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
     """The checkpoint of a run or of a path to resume from, None to start afresh; the
     same on every rank.
     """
+    if resume == "none":
+        return None
     read: list[Checkpoint] = []  # on rank 0
 
     def choose() -> Path | None:
-        place = run if resume == "auto" else Path(resume)
-        single = resume != "auto" and (place / runs.TRAINER_FILE).is_file()
-        errors: list[InputError] = []
-        for path in [place] if single else reversed(runs.list_checkpoints(place)):
-            if not single and (path / runs.JOINED_FILE).is_file():
-                continue
-            try:
-                read.append(read_checkpoint(path))
-                return path
-            except InputError as error:
-                if single:
-                    raise
-                errors.append(error)
-                logger.warning("%s; trying the checkpoint before it", error)
-        if errors or resume != "auto":
-            newest = (
-                f" (the newest: {errors[0]})"
-                if errors
-                else "; expected: none, auto, a checkpoint or a run"
-            )
-            none = f"{place} has no complete checkpoint{newest}"
-            raise InputError(f"resume is {resume!r}: {none}; another --out starts anew")
-        return None
+        found = _resumable(run, resume)
+        if found is not None:
+            read.append(found)
+        return None if found is None else found.path
 
-    chosen = on_rank_zero(choose) if resume != "none" else None
+    chosen = on_rank_zero(choose)
     if chosen is None:
         return None
     return read[0] if read else read_checkpoint(chosen)
+
+
+def _resumable(run: Path, resume: str) -> Checkpoint | None:
+    """The named checkpoint, else the newest of a run that can be read; None where
+    ``auto`` finds none.
+    """
+    place = run if resume == "auto" else Path(resume)
+    if resume != "auto" and (place / runs.TRAINER_FILE).is_file():
+        return read_checkpoint(place)
+    first: InputError | None = None
+    for path in reversed(runs.list_checkpoints(place)):
+        if (path / runs.JOINED_FILE).is_file():
+            continue
+        try:
+            return read_checkpoint(path)
+        except InputError as error:
+            first = first or error
+            logger.warning("%s; trying the checkpoint before it", error)
+    if first is None and resume == "auto":
+        return None
+    newest = "; expected: none, auto, a checkpoint or a run"
+    if first is not None:
+        newest = f" (the newest: {first})"
+    raise InputError(
+        f"resume is {resume!r}: {place} has no complete checkpoint{newest}; another"
+        " --out starts anew"
+    )
 
 
 def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:

@@ -186,11 +186,8 @@ def open_pairs(
     """The training pairs and the held-out pairs, if there are any: those that are
     given, else the configuration's.
     """
-    share, parts = config.pairs.val_split, cast(Any, (given, given_held_out))
-    pairs, held_out = (
-        part if part is None or hasattr(part, "fingerprint") else Items(part)
-        for part in parts
-    )
+    share = config.pairs.val_split
+    pairs, held_out = _as_pairs(given), _as_pairs(given_held_out)
     if pairs is None and config.vectors.a is not None:
         pairs, of_config = align.open_vectors(config)
         return pairs, of_config if held_out is None else held_out
@@ -207,6 +204,13 @@ def open_pairs(
     if held_out is None and config.pairs.val_data:
         held_out = mix(_open(config.pairs.val_data, config))
     return mix(sources) if pairs is None else pairs, held_out
+
+
+def _as_pairs(given: GivenPairs | None) -> Any:
+    """What was given, a Dataset as training knows its pairs."""
+    if given is None or hasattr(given, "fingerprint"):
+        return given
+    return Items(cast(Any, given))
 
 
 def _without_held_out(

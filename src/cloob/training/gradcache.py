@@ -88,9 +88,8 @@ def cached_backward(
         >>> towers[0].weight.grad.shape
         torch.Size([4, 6])
     """
-    micro_batches = list(
-        micro_batches
-    )  # both passes need the same: a shuffling loader would give others
+    # both passes need the same: a shuffling loader would give others
+    micro_batches = list(micro_batches)
     if not micro_batches:
         raise ValueError("no micro-batches: gradient caching needs at least one")
     if not torch.is_grad_enabled():
@@ -98,59 +97,78 @@ def cached_backward(
             "gradients are off (no_grad, inference_mode): gradient caching is for them"
         )
     no_sync = _prepare_ddp(towers, no_sync)
-    embedded, states = _first_pass(encode, micro_batches, towers, autocast)
-    rows = [torch.cat(side) for side in zip(*map(_rows, embedded), strict=True)]
-    for side in rows:
-        side.requires_grad_(side.is_floating_point())
-    learned = {
-        name: value
-        for name, value in options.items()
-        if isinstance(value, Tensor) and value.requires_grad
-    }
-    options |= {
-        name: value.detach().requires_grad_() for name, value in learned.items()
-    }
     if ids is not None:
         options["ids"] = ids
-    if isinstance(embedded[0], Mapping):
-        loss = objective(dict(zip(embedded[0], rows, strict=True)), **options)
-    else:
-        loss = objective(*rows, **options)
-    _check_loss(loss)
-    scales: list[nn.Parameter] = []
-    if isinstance(objective, nn.Module):
-        scales = [p for p in objective.parameters() if p.requires_grad]
-    scaled = loss if scale is None else scale(loss)
-    leaves = [
-        *(side for side in rows if side.requires_grad),
-        *scales,
-        *(options[name] for name in learned),
-    ]
-    with torch.autocast(
-        rows[0].device.type, enabled=False
-    ):  # the caller's would reach the products of the gradient
-        gradients = list(torch.autograd.grad(scaled, leaves, allow_unused=True))
-    sizes = [len(_rows(features)[0]) for features in embedded]
-    of_sides = [gradients.pop(0) if side.requires_grad else None for side in rows]
-    sides = (
-        [None] * len(sizes) if side is None else torch.split(side, sizes)
-        for side in of_sides
-    )
-    incoming = list(zip(*sides, strict=True))
-    for i, (micro_batch, generators) in enumerate(
-        zip(micro_batches, states, strict=True)
-    ):
-        last = i == len(micro_batches) - 1
-        with nullcontext() if last else no_sync():
-            for put, state in generators:
+    embedded, states = _first_pass(encode, micro_batches, towers, autocast)
+    loss, incoming, learned = _differentiate(objective, embedded, options, scale)
+    last = len(micro_batches) - 1
+    for i, micro_batch in enumerate(micro_batches):
+        with nullcontext() if i == last else no_sync():
+            for put, state in states[i]:
                 put(state)
             with autocast():
                 features = encode(micro_batch)
             pairs = list(zip(_rows(features), incoming[i], strict=True))
-            if last:
-                pairs += zip([*scales, *learned.values()], gradients, strict=True)
+            if i == last:
+                pairs += learned
             _backward(pairs)
     return loss.detach()
+
+
+def _differentiate(
+    objective: Callable[..., Tensor],
+    embedded: Sequence[tuple[Tensor, ...] | Mapping[str, Tensor]],
+    options: dict[str, Any],
+    scale: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, list[tuple[Tensor | None, ...]], list[tuple[Tensor, Tensor | None]]]:
+    """The loss of all rows; its gradients at the rows of every micro-batch; and what
+    else learns, with its gradient.
+    """
+    rows = [torch.cat(side) for side in zip(*map(_rows, embedded), strict=True)]
+    for side in rows:
+        side.requires_grad_(side.is_floating_point())
+    roots, leaves = _learned(objective, options)
+    names = embedded[0].keys() if isinstance(embedded[0], Mapping) else None
+    if names is not None:
+        loss = objective(dict(zip(names, rows, strict=True)), **(options | leaves))
+    else:
+        loss = objective(*rows, **(options | leaves))
+    _check_loss(loss)
+    differentiable = [side for side in rows if side.requires_grad]
+    for name, root in roots.items():
+        differentiable.append(leaves.get(name, root))
+    # an autocast of the caller's would reach the products of the gradient
+    with torch.autocast(rows[0].device.type, enabled=False):
+        scaled = loss if scale is None else scale(loss)
+        found = iter(torch.autograd.grad(scaled, differentiable, allow_unused=True))
+    sizes = [len(_rows(features)[0]) for features in embedded]
+    sides = [_cut(next(found) if side.requires_grad else None, sizes) for side in rows]
+    learned: list[tuple[Tensor, Tensor | None]] = []
+    learned += zip(roots.values(), list(found), strict=True)
+    return loss, list(zip(*sides, strict=True)), learned
+
+
+def _learned(
+    objective: Callable[..., Tensor], options: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What learns beside the towers, by name: the objective's parameters and tensors
+    among its options; and leaves in the place of the latter.
+    """
+    roots: dict[str, Tensor] = {}
+    if isinstance(objective, nn.Module):
+        for name, parameter in objective.named_parameters():
+            if parameter.requires_grad:
+                roots[f"objective.{name}"] = parameter
+    leaves: dict[str, Tensor] = {}
+    for name, value in options.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            roots[name] = value
+            leaves[name] = value.detach().requires_grad_()
+    return roots, leaves
+
+
+def _cut(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
+    return [None] * len(sizes) if gradient is None else torch.split(gradient, sizes)
 
 
 def _rows(features: tuple[Tensor, ...] | Mapping[str, Tensor]) -> list[Tensor]:

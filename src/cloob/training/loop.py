@@ -8,14 +8,14 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from cloob.data.batch import Skip
+from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Copies
 from cloob.distributed import on_rank_zero, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
@@ -172,12 +172,8 @@ class Loop:
         callbacks: Sequence[Callback],
         check_lock: Callable[[], None],
     ) -> None:
-        self.run, self.given, self.callbacks, self.check_lock = (
-            run,
-            given,
-            callbacks,
-            check_lock,
-        )
+        self.run, self.given = run, given
+        self.callbacks, self.check_lock = callbacks, check_lock
         self.course = Course(
             run.config, run.loader, run.progress, hopfield=run.objective.hopfield
         )
@@ -188,68 +184,76 @@ class Loop:
         self.skipped: dict[str, int] = {}
 
     def go(self, stop: StopSignal) -> RunResult:
+        """Trains to the end of the run, or until a signal comes."""
         run, progress = self.run, self.run.progress
-        info = RunInfo(
-            run=run.config.save.out,
-            config=run.config,
-            encoder=run.encoder if self.given.towers is None else self.given.towers,
-            objective=(
-                run.objective if self.given.objective is None else self.given.objective
-            ),
-            device=run.stepper.device,
-            total_steps=progress.step + self.course.steps_left(),
-            steps_per_epoch=run.loader.steps_per_epoch,
-            start_step=progress.step,
-            rank=rank(),
-            resumed_from=run.saver.last,
-            pairs_per_epoch=run.loader.pairs_per_epoch,
-        )
         result = None
         self.began = time.perf_counter() - progress.seconds
         try:
-            self._call("on_start", info)
+            self._call("on_start", self._info())
             stopped = False
-            patience = run.config.run.patience
-            while not (
-                stopped
-                or is_whole(run.config.run, progress)
-                or 0 < patience <= progress.stale
-            ):
+            while not stopped and not self._is_over():
                 stopped = self._epoch(stop)
             self._save()
             run.saver.finish()
             if progress.nonfinite and rank() == 0:
-                message = (
-                    "the last step was not finite, and nothing is saved until one"
-                    " is: %s"
+                logger.warning(
+                    "the last step was not finite, and nothing is saved until one is:"
+                    " %s",
+                    faults.kept(run.saver.last),
                 )
-                logger.warning(message, faults.kept(run.saver.last))
-            counts = (
-                progress.step,
-                progress.epoch,
-                progress.samples_seen,
-                time.perf_counter() - self.began,
-            )
-            result = RunResult(
-                *(run.config.save.out, *counts, self.steps.last_loss, run.saver.last),
-                stopped="SIGTERM" if stopped else None,
-                skipped=self.skipped,
-                out_of_patience=not stopped and not is_whole(run.config.run, progress),
-            )
+            result = self._result(stopped)
             return result
         except Exception:
-            with contextlib.suppress(
-                Exception
-            ):  # the error to report is the one that ended the run
+            # the error to report is the one that ended the run
+            with contextlib.suppress(Exception):
                 self.steps.flush()
             raise
         finally:
-            if run.saver.pending is not None:
-                run.saver.pending.exception()  # waits
-            for part in (run.loader, run.val_loader, run.log):
-                if part is not None:
-                    part.close()
+            self._close()
             self._call("on_end", result)
+
+    def _is_over(self) -> bool:
+        run, progress = self.run.config.run, self.run.progress
+        return is_whole(run, progress) or 0 < run.patience <= progress.stale
+
+    def _info(self) -> RunInfo:
+        run, given = self.run, self.given
+        return RunInfo(
+            run=run.config.save.out,
+            config=run.config,
+            encoder=run.encoder if given.towers is None else given.towers,
+            objective=run.objective if given.objective is None else given.objective,
+            device=run.stepper.device,
+            total_steps=run.progress.step + self.course.steps_left(),
+            steps_per_epoch=run.loader.steps_per_epoch,
+            start_step=run.progress.step,
+            rank=rank(),
+            resumed_from=run.saver.last,
+            pairs_per_epoch=run.loader.pairs_per_epoch,
+        )
+
+    def _result(self, stopped: bool) -> RunResult:
+        config, progress = self.run.config, self.run.progress
+        return RunResult(
+            run=config.save.out,
+            steps=progress.step,
+            epochs=progress.epoch,
+            samples_seen=progress.samples_seen,
+            seconds=time.perf_counter() - self.began,
+            loss=self.steps.last_loss,
+            checkpoint=self.run.saver.last,
+            stopped="SIGTERM" if stopped else None,
+            skipped=self.skipped,
+            out_of_patience=not stopped and not is_whole(config.run, progress),
+        )
+
+    def _close(self) -> None:
+        run = self.run
+        if run.saver.pending is not None:
+            run.saver.pending.exception()  # waits
+        for part in (run.loader, run.val_loader, run.log):
+            if part is not None:
+                part.close()
 
     def _call(self, event: str, *arguments: object) -> None:
         if not self.callbacks:
@@ -265,65 +269,11 @@ class Loop:
     def _epoch(self, stop: StopSignal) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
         run, progress = self.run, self.run.progress
-        save_every, size = run.config.save.save_every, run.config.run.batch_size
+        save_every = run.config.save.save_every
         try:
             if run.config.loss.objective == "cca" and not progress.position:
                 solve(run, stop)
-            start, offset = divmod(progress.position, size)
-            progress.lanes = (
-                progress.lanes or run.loader.lanes
-            )  # an epoch keeps its order with another world size
-            batches = run.loader.epoch(
-                progress.epoch, start, progress.lanes, offset=offset
-            )
-            steps = min(run.loader.steps(offset), start + self.course.steps_left())
-            run.towers.train()
-            freeze(run.encoder, run.config.towers.freeze)
-            for index in range(start, steps):
-                began = time.perf_counter()
-                with preserved_rng(torch.device("cpu")):
-                    fetched = faults.fetch(batches, stop)
-                # only now: torch sets its own handler when the workers begin
-                stop.ignore_children()
-                waited = time.perf_counter() - began
-                batch, layout, bad = faults.agree_on_batch(
-                    *fetched, stop, run.stepper.device, run.saver.last
-                )
-                run.bad.count(batch, layout.total, bad)
-                place = self.course.place()
-                lr, hopfield = (
-                    self.course.learning_rate(place),
-                    self.course.retrieves(place),
-                )
-                progress.step += 1
-                outcome = None
-                if layout.total >= 2 and min(layout.sizes) >= 1:
-                    on = self.copies(batch)
-                    ids = on.ids if run.hands_over_ids else None
-                    with faults.enough_memory(run.config.run):
-                        outcome = run.stepper.launch(
-                            on.parts,
-                            ids,
-                            lr,
-                            hopfield=hopfield,
-                            layout=layout,
-                        )
-                self.steps.add(
-                    Step(
-                        progress.step,
-                        lr,
-                        hopfield,
-                        layout.total,
-                        batch.keys,
-                        began,
-                        waited,
-                        outcome,
-                    )
-                )
-                progress.position += size
-                progress.passed += size
-                if save_every and progress.step % save_every == 0 and index + 1 < steps:
-                    self._save()
+            self._steps_of_epoch(stop)
             best = self._end_epoch(stop)
         # while it validates: the checkpoint lacks the validation, which resuming makes
         # good
@@ -332,6 +282,61 @@ class Loop:
         if best or not save_every or progress.step % save_every == 0:
             self._save()
         return False
+
+    def _steps_of_epoch(self, stop: StopSignal) -> None:
+        """Takes the steps of the epoch that are left, with checkpoints between them."""
+        run, progress = self.run, self.run.progress
+        save_every, size = run.config.save.save_every, run.config.run.batch_size
+        start, offset = divmod(progress.position, size)
+        # an epoch keeps its order with another world size
+        progress.lanes = progress.lanes or run.loader.lanes
+        batches = run.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
+        steps = min(run.loader.steps(offset), start + self.course.steps_left())
+        run.towers.train()
+        freeze(run.encoder, run.config.towers.freeze)
+        for index in range(start, steps):
+            self._step(batches, stop)
+            progress.position += size
+            progress.passed += size
+            is_last = index + 1 == steps
+            if save_every and progress.step % save_every == 0 and not is_last:
+                self._save()
+
+    def _step(self, batches: Iterator[Batch], stop: StopSignal) -> None:
+        """Fetches a batch, and takes a step on it unless too little of it is usable."""
+        run, progress = self.run, self.run.progress
+        began = time.perf_counter()
+        with preserved_rng(torch.device("cpu")):
+            fetched, fault = faults.fetch(batches, stop)
+        # only now: torch sets its own handler when the workers begin
+        stop.ignore_children()
+        waited = time.perf_counter() - began
+        batch, layout, bad = faults.agree_on_batch(
+            fetched, fault, stop, run.stepper.device, run.saver.last
+        )
+        run.bad.count(batch, layout.total, bad)
+        place = self.course.place()
+        lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
+        progress.step += 1
+        outcome = None
+        if layout.total >= 2 and min(layout.sizes) >= 1:
+            on = self.copies(batch)
+            ids = on.ids if run.hands_over_ids else None
+            with faults.enough_memory(run.config.run):
+                outcome = run.stepper.launch(
+                    on.parts, ids, lr, hopfield=hopfield, layout=layout
+                )
+        step = Step(
+            number=progress.step,
+            lr=lr,
+            hopfield=hopfield,
+            samples=layout.total,
+            keys=batch.keys,
+            began=began,
+            waited=waited,
+            outcome=outcome,
+        )
+        self.steps.add(step)
 
     def _end_epoch(self, stop: StopSignal) -> bool:
         """Validates and logs the epoch, then turns to the next; whether these weights

@@ -12,13 +12,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cloob.data.batch import Skip, micro_batches
+from cloob.data.batch import Batch, Skip, micro_batches
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError, TrainingFailed
 from cloob.files import write_whole
@@ -35,6 +35,7 @@ from cloob.training.faults import StopSignal, agree_on_batch, fetch, kept
 from cloob.training.progress import preserved_rng
 from cloob.training.run_folder import check_fraction, finite, with_readers
 from cloob.training.step import (
+    Features,
     Launched,
     StepResult,
     TowersWithLoss,
@@ -43,6 +44,7 @@ from cloob.training.step import (
 )
 
 logger = logging.getLogger(__name__)
+Rows = tuple[Tensor, Tensor, Tensor]  # the unit rows of both sides, and ids
 RECALLS = (1, 5, 10)
 GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
 # of a line of epochs.jsonl, beside the metrics
@@ -93,18 +95,11 @@ class StepLog:
         Its numbers are read now, or later in one batch so as not to stall a GPU.
         """
         due = step.number % self.run.config.log.log_every == 0
-        if step.outcome is not None and step.outcome.features is not None:
-            if step.number == 1 and step.hopfield and rank() == 0:
-                how = (
-                    "let it join later (--retrieval-from), or take --objective infoloob"
-                )
-                if notice := cone_notice(float(mean_cosine(*step.outcome.features))):
-                    logger.warning(
-                        "step 1: %s; centre and scale what comes in, %s", notice, how
-                    )
+        if step.number == 1 and step.hopfield and rank() == 0:
+            _warn_of_cone(step)
+        if step.outcome is not None and not due:
             # the rows of one batch are looked at, those of many would fill the memory
-            if not due:
-                step.outcome.features = None
+            step.outcome.features = None
         self._pending.append(step)
         if due or not self._late:
             self.flush()
@@ -114,34 +109,36 @@ class StepLog:
         if not steps:
             return
         requested = time.perf_counter()
-        launched = [step.outcome.numbers for step in steps if step.outcome is not None]
-        rows = iter(torch.stack(launched).tolist() if launched else ())  # in one copy
-        results = [
-            step.outcome.result(next(rows)) if step.outcome is not None else None
-            for step in steps
-        ]
+        results = _results_of(steps)
         answered = time.perf_counter()
         lines = [
             self._line(step, result)
             for step, result in zip(steps, results, strict=True)
         ]
+        shared = self._rates_of(steps, waited=answered - requested)
+        for step, result, line in zip(steps, results, lines, strict=True):
+            self.run.log.write("metrics", line | shared)
+            self.notify(line | shared)
+            if result is None:
+                continue
+            if result.finite:
+                self.run.progress.nonfinite = 0
+            elif not result.overflow:
+                self._nonfinite(step, result)
+
+    def _rates_of(self, steps: Sequence[Step], waited: float) -> dict[str, float]:
+        """How fast these steps were, and what they waited for."""
         elapsed = time.perf_counter() - steps[0].began
         speed = sum(step.samples for step in steps) / elapsed
-        shared = {
+        rates = {
             "images_per_second": speed,
             "images_per_second_per_rank": speed / world_size(),
             "data_wait": sum(step.waited for step in steps) / elapsed,
             "peak_memory": _peak_memory(self.run.stepper.device),
         }
         if self._late:
-            shared["device_wait"] = (answered - requested) / elapsed
-        for step, result, line in zip(steps, results, lines, strict=True):
-            self.run.log.write("metrics", line | shared)
-            self.notify(line | shared)
-            if result is not None and result.finite:
-                self.run.progress.nonfinite = 0
-            elif result is not None and not result.overflow:
-                self._nonfinite(step, result)
+            rates["device_wait"] = waited / elapsed
+        return rates
 
     def _line(self, step: Step, result: StepResult | None) -> dict[str, Any]:
         """Moves the progress by a step; returns its line but for the times.
@@ -163,13 +160,9 @@ class StepLog:
             "grad_norm": finite(result.grad_norm) if result else None,
         }
         for name, scale in run.objective.scale_values().items():
-            line[name] = (
-                scale
-                if isinstance(scale, float)
-                else result.scales[name]
-                if result
-                else None
-            )
+            line[name] = scale if isinstance(scale, float) else None
+            if result is not None and name in result.scales:
+                line[name] = result.scales[name]
         if not step.hopfield:
             line["beta"] = None
         if run.config.optim.layer_decay < 1:
@@ -209,6 +202,31 @@ class StepLog:
             raise TrainingFailed(f"{what} {in_a_row}; {kept(last)}; {help_}")
         if rank() == 0:
             logger.warning("%s, step skipped; samples in %s", what, path)
+
+
+def _warn_of_cone(step: Step) -> None:
+    """Warns of first rows that are too much alike for retrieval."""
+    if step.outcome is None or step.outcome.features is None:
+        return
+    notice = cone_notice(float(mean_cosine(*step.outcome.features)))
+    if notice is not None:
+        logger.warning(
+            "step 1: %s; centre and scale what comes in, let it join later"
+            " (--retrieval-from), or take --objective infoloob",
+            notice,
+        )
+
+
+def _results_of(steps: Sequence[Step]) -> list[StepResult | None]:
+    """What the steps came to, read from the device in one copy."""
+    launched = [step.outcome for step in steps if step.outcome is not None]
+    if not launched:
+        return [None] * len(steps)
+    numbers = iter(torch.stack([outcome.numbers for outcome in launched]).tolist())
+    return [
+        None if step.outcome is None else step.outcome.result(next(numbers))
+        for step in steps
+    ]
 
 
 def is_async(device: torch.device) -> bool:
@@ -285,70 +303,100 @@ def validate(
     10 in both directions among some 10,000 pairs at most. An image's only correct
     answer is its caption, a vector's the first row of its id.
     """
-    loader, device, config = run.val_loader, run.stepper.device, run.config
-    assert loader is not None
-    if (
-        world_size() > 1
-    ):  # what is judged is what is exported: rank 0's running statistics
+    assert run.val_loader is not None
+    if world_size() > 1:
+        # what is judged is what is exported: rank 0's running statistics
         sharding.share_buffers(towers)
     towers.eval()
-    total, samples, pairs = 0.0, 0, 0
-    refused: NonFiniteFeaturesError | None = None
-    features: list[tuple[Tensor, Tensor, Tensor]] = []
-    left_out: list[Skip] = []
-    batches, every = loader.epoch(0), -(-loader.pairs_per_epoch // GALLERY)
-    with preserved_rng(device), torch.no_grad():
-        while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
-            batch, layout, bad = agree_on_batch(*fetched, stop, device, run.saver.last)
-            in_recall = pairs // loader.batch_size % every == 0
-            pairs += layout.total + bad
-            left_out += batch.skipped
-            if min(layout.sizes) < 1:
-                continue
-            on = batch.to(device)
-            number = -(-len(batch) // (run.stepper.micro_batch_size or len(batch)))
-            pieces = micro_batches(on.parts, number) if number > 1 else [on.parts]
-            whole = joined([towers(piece, loss=False) for piece in pieces])
-            images, texts = sides_of(whole)
-            if in_recall:
-                features.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
-            if layout.total > 1:
-                samples += layout.total
-                ids = batch.ids.to(device) if run.hands_over_ids else None
-                try:
-                    loss = towers.loss_of(whole, on.parts, ids, hopfield=hopfield)
-                    total += layout.total * float(loss)
-                except NonFiniteFeaturesError as error:  # of one rank, on all
-                    total, refused = math.nan, refused or error
-    if refused is not None and rank() == 0:
+    with preserved_rng(run.stepper.device), torch.no_grad():
+        found = _pass_over_held_out(run, stop, towers, hopfield=hopfield)
+    if found.refused is not None and rank() == 0:
         logger.warning(
-            "held-out pairs have no loss, and bad rows count as not found: %s", refused
+            "held-out pairs have no loss, and bad rows count as not found: %s",
+            found.refused,
         )
-    skipped = with_readers(left_out)
-    if rank() == 0 and not any(
-        line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE)
-    ):
-        place = {
-            "step": run.progress.step,
-            "epoch": run.progress.epoch + 1,
-            "held_out": True,
-        }
-        run.log.write_skipped(
-            place, skipped
-        )  # once: they are the same at every validation
-    lost = [skip for _, skip in skipped]
-    check_fraction(
-        loader.name, "held-out pairs", lost, pairs, config.pairs.max_bad_fraction
-    )
-    rows = _of_all_ranks(features)
+    lost = _note_lost(run, found)
+    rows = _of_all_ranks(found.rows)
+    device, by_id = run.stepper.device, run.val_loader.by_id
     metrics = {
-        "val_loss": finite(total / samples) if samples else None,
-        "val_recall": mean_recall(rows, device, loader.by_id),
+        "val_loss": finite(found.loss_sum / found.samples) if found.samples else None,
+        "val_recall": mean_recall(rows, device, by_id),
     }
     return metrics | _own_metrics(run, towers, rows), lost
 
 
-Rows = tuple[Tensor, Tensor, Tensor]  # the unit rows of both sides, and ids
+@dataclass
+class _HeldOutPass:
+    """What a pass over the held-out pairs has found so far."""
+
+    loss_sum: float = 0.0  # over samples of all ranks
+    samples: int = 0  # that had a loss
+    pairs: int = 0  # usable or not
+    rows: list[Rows] = field(default_factory=list)  # of this rank, for the recall
+    left_out: list[Skip] = field(default_factory=list)
+    refused: NonFiniteFeaturesError | None = None  # the first loss that there was not
+
+
+def _pass_over_held_out(
+    run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
+) -> _HeldOutPass:
+    loader, device = run.val_loader, run.stepper.device
+    assert loader is not None
+    found = _HeldOutPass()
+    batches = loader.epoch(0)
+    every = -(-loader.pairs_per_epoch // GALLERY)
+    while True:
+        fetched, fault = fetch(batches, stop)
+        if isinstance(fault, StopIteration):
+            return found
+        batch, layout, bad = agree_on_batch(
+            fetched, fault, stop, device, run.saver.last
+        )
+        in_recall = found.pairs // loader.batch_size % every == 0
+        found.pairs += layout.total + bad
+        found.left_out += batch.skipped
+        if min(layout.sizes) < 1:
+            continue
+        on = batch.to(device)
+        features = _embedded(towers, on, run.stepper.micro_batch_size)
+        if in_recall:
+            images, texts = sides_of(features)
+            found.rows.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
+        if layout.total > 1:
+            found.samples += layout.total
+            ids = on.ids if run.hands_over_ids else None
+            try:
+                loss = towers.loss_of(features, on.parts, ids, hopfield=hopfield)
+                found.loss_sum += layout.total * float(loss)
+            except NonFiniteFeaturesError as error:  # of one rank, on all
+                found.loss_sum = math.nan
+                found.refused = found.refused or error
+
+
+def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> Features:
+    """The features of a batch, a micro-batch at a time where there are any."""
+    number = -(-len(batch) // (micro_batch_size or len(batch)))
+    pieces = micro_batches(batch.parts, number) if number > 1 else [batch.parts]
+    return joined([towers(piece, loss=False) for piece in pieces])
+
+
+def _note_lost(run: Run, found: _HeldOutPass) -> list[Skip]:
+    """The bad pairs of all ranks, written down once: they are the same at every
+    validation; InputError if they are too many.
+    """
+    config = run.config
+    skipped = with_readers(found.left_out)
+    if rank() == 0:
+        before = read_lines(config.save.out / SKIPPED_FILE)
+        if not any(line.get("held_out") for line in before):
+            step, epoch = run.progress.step, run.progress.epoch + 1
+            place = {"step": step, "epoch": epoch, "held_out": True}
+            run.log.write_skipped(place, skipped)
+    lost = [skip for _, skip in skipped]
+    limit = config.pairs.max_bad_fraction
+    assert run.val_loader is not None
+    check_fraction(run.val_loader.name, "held-out pairs", lost, found.pairs, limit)
+    return lost
 
 
 def _of_all_ranks(batches: Sequence[Rows]) -> Rows | None:
