@@ -68,7 +68,7 @@ def probe_dominant(subject: Subject, found: Fit) -> Iterator[Finding]:
     x, y = (torch.linalg.qr(side.T)[0].T.float() for side in (x, x + 1e-3 * y))
     exact = float(found.value(x, y))
     got = subject.number(x, y, dtype=torch.float32)
-    if not abs(got - exact) < max(1e-3, 10 * found.error) * (1 + abs(exact)):
+    if not abs(got - exact) < max(1e-4, 10 * found.error) * (1 + abs(exact)):
         yield Finding(
             "subtract after exp",
             f"of pairs that match, and are like nothing else, the float32 loss is"
