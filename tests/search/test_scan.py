@@ -437,6 +437,18 @@ def test_a_caption_that_is_no_utf8_is_counted(tmp_path, index):
     assert index.update([tmp_path / "p"], options(FakeEncoder())).described == 1
 
 
+def test_a_column_of_a_source_without_columns_is_refused(tmp_path):
+    write_noise(tmp_path / "p" / "a.png", 1)
+    write_tar(tmp_path / "t" / "0.tar", {"a.png": png(1)})
+    for source in ("p", "p/a.png", "t"):
+        for column in ("image_column", "caption_column"):
+            named = ScanOptions(**{column: "x"})
+            with pytest.raises(InputError, match="is no table"):
+                open_collection(tmp_path / source, named)
+    (tmp_path / "p" / "metadata.csv").write_text("file_name,said\na.png,a dog\n")
+    assert scanned(tmp_path / "p", caption_column="said")["a.png"][0] == "a dog"
+
+
 def test_one_source_inside_another(tmp_path, index):
     write_noise(tmp_path / "p" / "sub" / "a.png", 1)
     with pytest.raises(InputError, match="lies in"):

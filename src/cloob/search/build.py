@@ -44,7 +44,10 @@ from cloob.search.store import Store
 
 # not worth another try
 _FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")
-_NOT_MOUNTED = "folder that held pictures and is empty or another disk, kept"
+_NOT_MOUNTED = (
+    "picture kept, as its folder is there and empty, or another disk (delete the"
+    " folder, or --remove-all)"
+)
 _UNREAD = (
     "folder cannot be listed",
     "shard cannot be read",

@@ -208,36 +208,49 @@ def is_gone(name: str, *, typed: bool = False) -> bool:
 def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Collection:
     """Opens what ``open_source`` takes, without captions too; and a single picture."""
     options = options or ScanOptions()
-    name, exclude = source_name(spec), options.exclude
-    path, image = Path(name), options.image_column or "filepath"
-    if path.is_file() and name.lower().endswith(IMAGE_SUFFIXES):
-        return Folder(path, exclude)
-    has_pictures = (
-        path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
-    )
-    kind, files = ("folder", [path]) if has_pictures else look_up(name, image)
-    match kind:
-        case "elsewhere":
-            remote = open_remote(name, Cache())
-            twice, count = Counter(remote.shard_names).most_common(1)[0]
-            if count > 1:  # pictures are called by these names
-                raise InputError(
-                    f"{name}: {count:,} shards are called {twice}; index each folder by"
-                    " itself"
-                )
-            return Tars(name, remote, exclude)
-        case "tars":
-            return Tars(name, files, exclude)
-        case "rows":
-            return Inside(name, files, image, options.caption_column, exclude)
-        case "table":
-            return Table(path, image, options.caption_column, exclude)
-    metadata = metadata_of(path)
-    return Folder(
-        path,
-        exclude,
-        Table(metadata, FILE_COLUMN, options.caption_column) if metadata else None,
-    )
+    name = source_name(spec)
+    path = Path(name)
+    image = options.image_column or "filepath"
+    is_picture = path.is_file() and name.lower().endswith(IMAGE_SUFFIXES)
+    kind, files = ("folder", [path])
+    if not is_picture and not _has_pictures(path, options.exclude):
+        kind, files = look_up(name, image)
+    if kind == "rows":
+        return Inside(name, files, image, options.caption_column, options.exclude)
+    if kind == "table":
+        return Table(path, image, options.caption_column, options.exclude)
+    metadata = metadata_of(path) if kind == "folder" and not is_picture else None
+    _refuse_columns(name, options, has_captions=metadata is not None)
+    if kind == "elsewhere":
+        return _open_remote(name, options.exclude)
+    if kind == "tars":
+        return Tars(name, files, options.exclude)
+    table = None
+    if metadata is not None:
+        table = Table(metadata, FILE_COLUMN, options.caption_column)
+    return Folder(path, options.exclude, table)
+
+
+def _has_pictures(path: Path, exclude: tuple[str, ...]) -> bool:
+    return path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
+
+
+def _refuse_columns(name: str, options: ScanOptions, *, has_captions: bool) -> None:
+    """Raises InputError for columns of a source that has none."""
+    if options.image_column is not None:
+        raise InputError(f"{name}: is no table; --image-column names nothing in it")
+    if options.caption_column is not None and not has_captions:
+        raise InputError(f"{name}: is no table; --caption-column names nothing in it")
+
+
+def _open_remote(name: str, exclude: tuple[str, ...]) -> Tars:
+    remote = open_remote(name, Cache())
+    twice, count = Counter(remote.shard_names).most_common(1)[0]
+    if count > 1:  # pictures are called by these names
+        raise InputError(
+            f"{name}: {count:,} shards are called {twice}; index each folder by itself"
+        )
+    return Tars(name, remote, exclude)
 
 
 def open_named(name: str, options: ScanOptions | None = None) -> Collection:
