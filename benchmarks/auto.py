@@ -64,7 +64,7 @@ def pictograms(data: Path) -> Views:
     from PIL import Image
 
     from cloob import get_recipe, open_source
-    from cloob.training.align import make_aligned
+    from cloob.heads.features import open_encoders
 
     source, found = open_source(data / "pictograms" / "train"), {}
     for place in np.random.default_rng(0).permutation(len(source)).tolist():
@@ -72,7 +72,9 @@ def pictograms(data: Path) -> Views:
         found.setdefault(sample.caption, sample.image)
         if len(found) == N_TRAIN + N_TEST:
             break
-    encoder = make_aligned(get_recipe("demo"))
+    config = get_recipe("demo")
+    encoders = str(config.image_encoder), str(config.text_encoder)
+    encoder = open_encoders(*encoders, config.image_size)
     rows = []
     for caption, image in found.items():
         pixels = encoder.preprocess(Image.open(io.BytesIO(image)).convert("RGB"))[None]
@@ -375,16 +377,10 @@ def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
         arrays = [(part[0].numpy(), part[1].numpy()) for part in parts]
         for objective in ("auto", *SINGLE):
             began = time.process_time()
-            given = {} if objective in ("auto", "cca") else {"objective": objective}
-            config = cloob.get_recipe("vectors", **given).override(objective=objective)
-            config = config.override(
-                **files,
-                seed=seed,
-                device="cpu",
-                tensorboard=False,
-                out=f"{place}/{objective}",
+            config = cloob.get_recipe("vectors", objective=objective).override(
+                **files, seed=seed, device="cpu", out=f"{place}/{objective}"
             )
-            run = cloob.train(config).run
+            run = cloob.train_heads(config).run
             cpu[objective] = round(time.process_time() - began, 1)
             heads = cloob.load_model(run).eval()
             recall[objective] = recalls(

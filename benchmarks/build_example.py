@@ -28,10 +28,19 @@ def first_places(rows: np.ndarray) -> set[int]:
     return set(places.values())
 
 
+def by_pair(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns with a row for every pair, of files with one for every picture and
+    text.
+    """
+    pictures, texts = found["pairs"].T
+    columns = {name: found[name][pictures] for name in ("images", "images_rows")}
+    return columns | {name: found[name][texts] for name in ("texts", "texts_rows")}
+
+
 def main() -> None:
     files = (cache_root() / "features").glob("*.safetensors")
     by_length = {len(found["ids"]): found for found in map(load_file, files)}
-    train, test = by_length[6110], by_length[N_TEST]
+    train, test = map(by_pair, (by_length[6110], by_length[N_TEST]))
     distinct = first_places(train["images_rows"]) & first_places(train["texts_rows"])
     drawn = np.random.default_rng(0).permutation(sorted(distinct))[:N_TRAIN]
     stored = {}

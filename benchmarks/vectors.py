@@ -91,10 +91,10 @@ def mapped(rows: int, folder: Path) -> None:
             )
             whole.truncate(whole.tell() + 2 * rows * WIDTH)
     config = cloob.get_recipe("vectors", objective="infoloob").override(
-        **files, batch_size=BATCH, steps=40
+        **files, batch_size=BATCH, epochs=1
     )
     config = config.override(val_split=0.0, patience=0)
-    cloob.train(config.override(device="cpu", tensorboard=False, out=folder / "run"))
+    cloob.train_heads(config.override(device="cpu", out=folder / "run"))
 
 
 def alone(*words: object) -> dict[str, float]:

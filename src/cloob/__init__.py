@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from cloob.evaluation.suite import evaluate
     from cloob.functional.ids import ids
     from cloob.heads.arrays import fit_heads
+    from cloob.heads.config import HeadsConfig
     from cloob.heads.estimator import ContrastiveHeads
     from cloob.heads.head import Head
+    from cloob.heads.run import train_heads
     from cloob.heads.settings import HeadSettings
     from cloob.heads.suspects import suspects
     from cloob.models.load import load_model
@@ -38,6 +40,7 @@ __all__ = [
     "ContrastiveObjective",
     "Head",
     "HeadSettings",
+    "HeadsConfig",
     "Index",
     "TrainConfig",
     "__version__",
@@ -55,6 +58,7 @@ __all__ = [
     "open_source",
     "suspects",
     "train",
+    "train_heads",
 ]
 
 # Where every name is defined.
@@ -63,6 +67,7 @@ _HOMES = {
     "ContrastiveObjective": "cloob.objective",
     "Head": "cloob.heads.head",
     "HeadSettings": "cloob.heads.settings",
+    "HeadsConfig": "cloob.heads.config",
     "Index": "cloob.search.index",
     "TrainConfig": "cloob.training.config",
     "audit": "cloob.auditor",
@@ -78,6 +83,7 @@ _HOMES = {
     "open_source": "cloob.data.open",
     "suspects": "cloob.heads.suspects",
     "train": "cloob.training.loop",
+    "train_heads": "cloob.heads.run",
 }
 
 

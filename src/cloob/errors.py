@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -20,6 +21,19 @@ class InputError(ValueError):
 
     Exit code 2.
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM ended a training, after its checkpoint was written: a script that trains
+    in a loop ends, too.
+    """
+
+    def __init__(self, result: Any) -> None:
+        super().__init__(
+            f"{result.run}: stopped by {result.stopped} after step {result.steps:,};"
+            " go on with resume='auto'"
+        )
+        self.result = result
 
 
 class TrainingFailed(RuntimeError):  # noqa: N818

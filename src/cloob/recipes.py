@@ -9,35 +9,51 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from cloob.errors import InputError, nearest
 from cloob.family import ALIASES, FAMILY, ObjectiveName
+from cloob.heads.config import HeadsConfig
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import HEAD_SCALES
 
-__all__ = ["RECIPES", "describe", "get_recipe"]
+__all__ = ["HEADS", "RECIPES", "describe", "get_recipe"]
 
 RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_suffix(".toml").read_text("utf-8")
 )
 """Every recipe by its name, as a table of settings."""
-_SCALES = {
-    "published": {name: member.starts for name, member in FAMILY.items()},
-    "heads": HEAD_SCALES,
-}
+HEADS = tuple(name for name, leaves in RECIPES.items() if leaves.get("heads"))
+"""Those of heads, whose configuration is a ``HeadsConfig``."""
+_CHOOSING = ("align", "vectors")
+_SCALES = {"published": {name: member.starts for name, member in FAMILY.items()}}
+HeadObjective = ObjectiveName | Literal["auto", "cca"]
+
+
+@overload
+def get_recipe(  # type: ignore[overload-overlap] # a literal is a text, too
+    name: Literal["align", "demo", "vectors"],
+    *,
+    objective: HeadObjective | None = None,
+) -> HeadsConfig: ...
+
+
+@overload
+def get_recipe(
+    name: str, *, objective: ObjectiveName | None = None, model: str | None = None
+) -> TrainConfig: ...
 
 
 def get_recipe(
-    name: str, *, objective: ObjectiveName | None = None, model: str | None = None
-) -> TrainConfig:
-    """The configuration of a recipe.
+    name: str, *, objective: Any = None, model: str | None = None
+) -> TrainConfig | HeadsConfig:
+    """The configuration of a recipe: for ``train_heads`` of ``align``, ``vectors`` and
+    ``demo``, for ``train`` of the others.
 
     Args:
         name: One of ``RECIPES``; ``_`` counts as ``-``.
         objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings
             for all. Left out, it is CLOOB; for ``align`` and ``vectors`` held-out pairs
-            choose (``"auto"``).
+            choose (``"auto"``). Heads also have ``"cca"``.
         model: Name of the towers; the recipe's default when left out.
 
     Raises:
@@ -46,18 +62,28 @@ def get_recipe(
     Example:
         >>> from cloob import get_recipe
         >>> config = get_recipe("demo", objective="clip").override(seed=1)
-        >>> config.loss.objective, config.run.batch_size, config.run.seed
+        >>> config.objective, config.batch_size, config.seed
         ('clip', 128, 1)
     """
     key = name.replace("_", "-")
     if key not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; {nearest(key, RECIPES)}")
-    config = _built(key, ALIASES.get(objective, objective or "cloob"), model)
-    return (
-        config.override(objective="auto")
-        if objective is None and key in ("align", "vectors")
-        else config
-    )
+    if key in HEADS:
+        if model is not None:
+            raise InputError(
+                f"model is {model!r}, but {name} trains heads; leave it out"
+            )
+        usual = "auto" if key in _CHOOSING else "cloob"
+        return _heads(key, ALIASES.get(objective, objective or usual))
+    return _built(key, ALIASES.get(objective, objective or "cloob"), model)
+
+
+def _heads(name: str, objective: str) -> HeadsConfig:
+    leaves = dict(RECIPES[name])
+    of_objective = leaves.pop("objectives", {}).get(objective, {})
+    del leaves["about"], leaves["heads"]
+    leaves["out"] = leaves["out"].format(objective=objective)
+    return HeadsConfig().override(objective=objective, **{**leaves, **of_objective})
 
 
 def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfig:

@@ -11,8 +11,8 @@ import pytest
 
 from cloob.commands import demo
 from cloob.evaluation.sets.pictures import open_captioned, open_labelled
+from cloob.heads.config import HeadsConfig
 from cloob.search.index import Index
-from cloob.training.config import TrainConfig
 from make import COLOURS, tiny_model, write_classes, write_forty
 from support import refused
 
@@ -23,16 +23,16 @@ def test_small_sets(tmp_path, capsys, monkeypatch):
     write_forty(tmp_path / "pairs")
     write_classes(tmp_path / "emoji", COLOURS, 2)
     tiny_model(tmp_path / "tower", objective="clip")
-    base = TrainConfig().override(
-        data=["pairs"],
+    base = HeadsConfig(
+        data=("pairs",),
+        image_encoder="tower",
+        text_encoder="tower",
+        val_split=0.0,
+        patience=0,
         epochs=1,
         batch_size=4,
         workers=0,
         device="cpu",
-        tensorboard=False,
-    )
-    base = base.override(
-        image_encoder="tower", text_encoder="tower", cache_dir=tmp_path / "cache"
     )
     folder, models = tmp_path / "demo", ["clip", "cca"]
     configs = {

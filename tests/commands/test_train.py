@@ -11,6 +11,7 @@ import pytest
 
 from cloob import cli, get_recipe
 from cloob.commands import train
+from cloob.heads.config import HeadsConfig, check_config
 from cloob.recipes import RECIPES
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
@@ -31,7 +32,8 @@ TINY = [
 
 def config_of(words):
     config = train.read(shlex.split(words))
-    check_combination(config)
+    is_of_heads = isinstance(config, HeadsConfig)
+    (check_config if is_of_heads else check_combination)(config)
     return config
 
 
@@ -65,7 +67,7 @@ def test_options_change_a_recipe():
         )
         == changed
     )
-    run = config_of("demo --steps 5").run
+    run = config_of("demo-scratch --steps 5").run
     assert (run.epochs, run.samples, run.steps) == (None, None, 5)
 
 
@@ -74,9 +76,11 @@ def test_options_change_a_recipe():
     ["--objective clip", "--objective=clip", "--objective cloob --objective clip"],
 )
 def test_a_recipe_has_settings_for_each_objective(words):
-    for recipe, tau in (("demo", 14.0), ("cc3m", 1 / 0.07), ("align", None)):
-        loss = train.read([recipe, *words.split()]).loss
-        assert (loss.objective, loss.inv_tau, loss.beta) == ("clip", tau, None)
+    for recipe, tau in (("demo", 14.0), ("align", None)):
+        heads = train.read([recipe, *words.split()])
+        assert (heads.objective, heads.inv_tau, heads.beta) == ("clip", tau, None)
+    loss = train.read(["cc3m", *words.split()]).loss
+    assert (loss.objective, loss.inv_tau, loss.beta) == ("clip", 1 / 0.07, None)
     assert train.read(["cc3m", "--inv-tau", "20", *words.split()]).loss.inv_tau == 20.0
     assert train.read(["cc3m", "--objective", "cloob"]) == get_recipe("cc3m")
 
@@ -116,14 +120,13 @@ def test_the_help_shows_at_most_45_options_the_usual_first(capsys):
             "align --data s3://bucket/{0..9}.tar --patience 0 --objective cloob",
             ((), 0.0),
         ),
-        ("finetune --init a --data pairs.csv", ((), 0.0)),
     ],
 )
 def test_the_demos_held_out_pairs_judge_no_others(words, held_out):
-    pairs = config_of(words).pairs
-    assert (pairs.val_data, pairs.val_split) == held_out
-    pairs = get_recipe("align").override(data=["pairs.csv"]).pairs  # and by Python
-    assert (pairs.val_data, pairs.val_split) == ((), 0.1)
+    config = config_of(words)
+    assert (config.held_out_sources, config.held_out_share) == held_out
+    config = get_recipe("align").override(data=["pairs.csv"])  # and by Python
+    assert (config.held_out_sources, config.held_out_share) == ((), 0.1)
 
 
 def test_a_config_of_a_run_begins_another_run(tmp_path, capsys):
@@ -157,7 +160,7 @@ def test_data_leads_to_training_and_training_to_looking(
     assert cli.main(["data", "my pairs"]) == 0
     (command,) = next_commands(capsys.readouterr().err)
     assert command == "train align --data 'my pairs'"
-    assert config_of(command.removeprefix("train ")).pairs.val_split == 0.1
+    assert config_of(command.removeprefix("train ")).held_out_share == 0.1
     words = [
         *TINY,
         "--out",

@@ -102,8 +102,8 @@ def test_align(world, recorded, tmp_path):
         0.25,
         "--batch-size",
         8,
-        "--steps",
-        12,
+        "--epochs",
+        4,
         "--warmup",
         2,
     ]

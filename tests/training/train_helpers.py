@@ -12,9 +12,10 @@ from collections import namedtuple
 import torch
 from safetensors.torch import load_file
 
+from cloob.errors import Stopped
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from cloob.training.callbacks import Callback, ProgressDisplay, Stopped
+from cloob.training.callbacks import Callback, ProgressDisplay
 from make import write_tar
 from support import fork
 

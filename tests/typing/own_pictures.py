@@ -12,6 +12,7 @@ from torch import Tensor
 
 import cloob
 from cloob import (
+    HeadsConfig,
     Index,
     TrainConfig,
     create_model,
@@ -20,17 +21,24 @@ from cloob import (
     load_model,
     open_source,
     train,
+    train_heads,
 )
 from cloob.data.batch import RawSample
 from cloob.models.encoder import DualEncoder
 
 
 def fit(data: str) -> Path:
-    config = get_recipe("align").override(data=(data,), epochs=3)
+    config = get_recipe("finetune").override(data=(data,), epochs=3)
     assert_type(config, TrainConfig)
     result = train(config)
     assert_type(result.run, Path)
     return result.run
+
+
+def fit_heads(data: str) -> Path:
+    config = get_recipe("align").override(data=(data,), epochs=3)
+    assert_type(config, HeadsConfig)
+    return train_heads(config).run
 
 
 def judge(run: Path, held_out: str) -> dict[str, Any]:
@@ -63,6 +71,8 @@ def start() -> DualEncoder:
 def heads(a: Tensor, b: Tensor) -> float:
     """A head of one's own, and the estimator over two matrices."""
     assert_type(cloob.Head(4, 2).forward(a), Tensor)
+    settings = cloob.HeadSettings("infoloob", epochs=2)
+    assert_type(cloob.fit_heads(a, b, settings=settings).best_epoch, int)
     fitted = cloob.ContrastiveHeads(epochs=2).fit(a, b)
     assert_type(cloob.example_pairs().images, npt.NDArray[np.float32])
     assert_type(fitted, cloob.ContrastiveHeads)

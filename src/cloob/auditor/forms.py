@@ -21,7 +21,6 @@ BOTH = (("x", "y"), ("y", "x"))
 CLOOB = (("U_x", "U_y"), ("V_y", "V_x"))
 DIRECTION = "one direction"
 EXCHANGED = "U and V exchanged"
-OTHER = "other terms"
 LENGTH = "rows not of unit length"
 
 
@@ -68,19 +67,19 @@ TERMS = (
     Terms(
         (("U_x", "U_y"), ("U_y", "U_x"), ("V_x", "V_y"), ("V_y", "V_x")),
         True,
-        OTHER,
+        EXCHANGED,
         "each memory is contrasted both ways: four terms, the paper has two",
     ),
     Terms(
         (("U_x", "U_y"), ("U_y", "U_x")),
         True,
-        OTHER,
+        EXCHANGED,
         "the memory of x stands for that of y",
     ),
     Terms(
         (("V_x", "V_y"), ("V_y", "V_x")),
         True,
-        OTHER,
+        EXCHANGED,
         "the memory of y stands for that of x",
     ),
 )

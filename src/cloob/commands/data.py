@@ -144,7 +144,7 @@ def run(options: Options) -> int:
     source = open_source(options.data, **options.table.columns)
     if options.suspects is None:
         return _survey(options, source)
-    logging.getLogger("cloob.training.align").setLevel(
+    logging.getLogger("cloob.heads.features").setLevel(
         logging.INFO
     )  # how far the frozen encoders are
     config = cloob.get_recipe("align").override(workers=options.workers)

@@ -16,16 +16,20 @@ from cloob.commands import eval as evaluation
 from cloob.commands.console import say, say_next
 from cloob.commands.suspects import judge_pictures, report
 from cloob.commands.train import train_to_the_signal
+from cloob.commands.train_heads import show_epoch
 from cloob.errors import InputError
 from cloob.family import ObjectiveName
+from cloob.heads.config import check_config
 from cloob.models.source import check_packages
 from cloob.search.records import INDEX_FILE
 
 if TYPE_CHECKING:
     from cloob.evaluation.report.page import ExampleQuery
     from cloob.evaluation.sets.pictures import CaptionedSet, LabelledSet
+    from cloob.heads.run import HeadsResult
     from cloob.training.callbacks import RunResult
 
+Config = cloob.TrainConfig | cloob.HeadsConfig
 INDEX_FOLDER = "index"
 _OBJECTIVES: tuple[ObjectiveName, ...] = ("clip", "infoloob", "cloob")
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
@@ -67,15 +71,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Trains, compares and searches; 1 where a training was stopped."""
-    from cloob.training.config.checks import preflight
-
     configs = make_configs(options)
     check_index_place(folder_of(configs) / INDEX_FOLDER)
     for config in configs.values():
-        check_packages(
-            config.align.encoders(), ", and cloob demo --from-scratch needs none"
-        )
-        preflight(config)
+        check_run(config)
     say(f"{', '.join(configs)} on 6,110 pictures with captions; loading …")
     from cloob.evaluation.sets.pictures import open_captioned, open_labelled
 
@@ -87,7 +86,19 @@ def run(options: Options) -> int:
     )
 
 
-def make_configs(options: Options) -> dict[str, cloob.TrainConfig]:
+def check_run(config: Config) -> None:
+    """Refuses a run that cannot begin."""
+    if isinstance(config, cloob.HeadsConfig):
+        encoders = [str(config.image_encoder), str(config.text_encoder)]
+        check_packages(encoders, ", and cloob demo --from-scratch needs none")
+        check_config(config)
+        return
+    from cloob.training.config.checks import preflight
+
+    preflight(config)
+
+
+def make_configs(options: Options) -> dict[str, Config]:
     """The configuration of a run by the name of its objective."""
     recipe = "demo-scratch" if options.from_scratch else "demo"
     names = options.objectives
@@ -102,19 +113,23 @@ def make_configs(options: Options) -> dict[str, cloob.TrainConfig]:
     leaves: dict[str, Any] = {"seed": options.seed, "device": options.device}
     if options.epochs is not None:
         leaves["epochs"] = options.epochs
-    configs = {}
-    for name in names:
-        config = cloob.get_recipe(recipe, objective=name)
-        configs[str(name)] = config.override(**leaves, overwrite=True, out=out / name)
+    runs: list[str] = list(names)
     if options.objectives is None and not options.from_scratch:
-        config = cloob.get_recipe(recipe).override(**leaves, objective="cca")
-        configs["cca"] = config.override(overwrite=True, out=out / "cca")
+        runs.append("cca")
+    configs: dict[str, Config] = {}
+    for name in runs:
+        objective: Any = name
+        config = cloob.get_recipe(recipe, objective=objective)
+        configs[name] = config.override(**leaves, overwrite=True, out=out / name)
     return configs
 
 
-def folder_of(configs: Mapping[str, cloob.TrainConfig]) -> Path:
+def folder_of(configs: Mapping[str, Config]) -> Path:
     """The folder of all runs."""
-    return next(iter(configs.values())).save.out.parent
+    config = next(iter(configs.values()))
+    if isinstance(config, cloob.HeadsConfig):
+        return config.out.parent
+    return config.save.out.parent
 
 
 def check_index_place(index: Path) -> None:
@@ -130,7 +145,7 @@ def check_index_place(index: Path) -> None:
 
 
 def present(
-    configs: Mapping[str, cloob.TrainConfig],
+    configs: Mapping[str, Config],
     device: str,
     noto: LabelledSet,
     held_out: CaptionedSet,
@@ -165,7 +180,7 @@ def present(
     finder = best_classifier(results["rows"])
     order = [finder, *(name for name in runs if name != finder)]
     found = example_queries(embeddings, noto, TEXTS, k=8, models=order)
-    frozen = all(config.align.image_encoder for config in configs.values())
+    frozen = isinstance(next(iter(configs.values())), cloob.HeadsConfig)
     page = out / evaluation.PAGE_FILE
     evaluation.write_page(
         page,
@@ -191,29 +206,39 @@ def present(
 
 
 def train_all(
-    configs: Mapping[str, cloob.TrainConfig],
-) -> dict[str, RunResult] | None:
+    configs: Mapping[str, Config],
+) -> dict[str, RunResult | HeadsResult] | None:
     """Trains all runs; None where one was stopped, as by SIGTERM."""
     # progress of the frozen encoders
-    logging.getLogger("cloob.training.align").setLevel(logging.INFO)
-    runs = {}
+    logging.getLogger("cloob.heads.features").setLevel(logging.INFO)
+    runs: dict[str, RunResult | HeadsResult] = {}
     for name, config in configs.items():
-        runs[name] = train_to_the_signal(config, name)
+        runs[name] = train(name, config)
         if runs[name].stopped:
             say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
             return None
     return runs
 
 
-def settings_of(config: cloob.TrainConfig, result: Any) -> dict[str, Any]:
+def train(name: str, config: Config) -> RunResult | HeadsResult:
+    """Trains towers or heads."""
+    if isinstance(config, cloob.HeadsConfig):
+        from cloob.heads.run import run_heads
+
+        return run_heads(config, show_epoch(name))
+    return train_to_the_signal(config, name)
+
+
+def settings_of(config: Config, result: Any) -> dict[str, Any]:
     """What the report says of a training."""
-    has_heads = config.align.image_encoder is not None
+    if isinstance(config, cloob.HeadsConfig):
+        names = ("epochs", "batch_size", "lr", "dropout", "seed")
+        return {"steps": result.steps, **{name: vars(config)[name] for name in names}}
     return {
         "steps": result.steps,
         "epochs": config.run.epochs,
         "batch_size": config.run.batch_size,
         "lr": config.optim.lr,
-        "head_dropout": config.align.head_dropout if has_heads else None,
         "seed": config.run.seed,
     }
 
@@ -229,9 +254,7 @@ def best_classifier(rows: Sequence[Mapping[str, Any]]) -> str:
     return str(max(rows, key=accuracy)["model"])
 
 
-def notes_of(
-    configs: Mapping[str, cloob.TrainConfig], *, frozen: bool
-) -> tuple[str, str]:
+def notes_of(configs: Mapping[str, Config], *, frozen: bool) -> tuple[str, str]:
     """The paragraphs under the title of the page."""
     same = _SAME.format("frozen encoders" if frozen else "towers")
     if "cca" in configs:
@@ -239,12 +262,13 @@ def notes_of(
     return _NOTES, same
 
 
-def print_suspects(config: cloob.TrainConfig, out: Path) -> None:
+def print_suspects(config: Config, out: Path) -> None:
     """Prints and lists the training captions that least seem to belong."""
     from cloob.data.open import open_source
 
     print("\nits captions:")
-    source = open_source(*config.pairs.data)
+    assert isinstance(config, cloob.HeadsConfig)
+    source = open_source(*config.sources)
     judged = judge_pictures(source, config)
     report(judged, out / "suspects.csv", out / "suspects.html", 60)
 

@@ -334,7 +334,7 @@ def seed_groups(runs: Mapping[str, Run]) -> dict[str, dict[int, str]]:
     alike: dict[str, dict[int, str]] = {}
     for name, run in runs.items():
         config = run.config.override(seed=0, out=Path("runs/train")).to_json()
-        alike.setdefault(config, {})[run.config.run.seed] = name
+        alike.setdefault(config, {})[run.seed] = name
     groups = {}
     several = [group for group in alike.values() if len(group) > 1]
     for number, group in enumerate(several, 1):

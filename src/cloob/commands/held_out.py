@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import cloob
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
+from cloob.heads.config import HeadsConfig, read_config
 from cloob.models.importing import read_json
 from cloob.models.runs import (
     JOINED_FILE,
@@ -28,8 +29,23 @@ from cloob.models.runs import (
 if TYPE_CHECKING:
     from cloob.evaluation.sets.suites import SuiteSets
 
+_OF_VECTORS = (
+    *("a", "b", "ids", "a_ids", "b_ids", "groups", "drop"),
+    *("val_a", "val_b", "val_ids", "held_out_share"),
+)
 SECTIONS = ("retrieval", "vectors")
 """Sections of a row of results.json whose pairs may have chosen the model."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where the pictures and captions of a run of heads come from."""
+
+    data: tuple[str, ...]
+    val_data: tuple[str, ...]
+    val_split: float
+    image_column: str
+    caption_column: str
 
 
 @dataclass(frozen=True)
@@ -39,14 +55,35 @@ class Run:
     model: str  # as it was typed
     weights: Path  # the folder of the weights
     folder: Path
-    config: cloob.TrainConfig
+    config: cloob.TrainConfig | HeadsConfig
+
+    @property
+    def data(self) -> Any:
+        """Where its pictures and captions come from: what has ``data``, ``val_data``,
+        ``val_split`` and names of columns.
+        """
+        config = self.config
+        if not isinstance(config, HeadsConfig):
+            return config.pairs
+        return Pictures(
+            config.sources,
+            config.held_out_sources,
+            config.held_out_share,
+            config.image_column,
+            config.caption_column,
+        )
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether it is a run on vectors."""
+        return isinstance(self.config, HeadsConfig) and self.config.has_vectors
 
     def choices(self) -> list[str]:
         """What its held-out pairs chose of this model, such as ``ridge``."""
         if not self.config.holds_out:
             return []
         choices = []
-        objective = self.config.loss.objective
+        objective = self.objective
         if objective == "auto":
             choices.append("objective")
         best = find_best(self.folder)
@@ -64,13 +101,30 @@ class Run:
 
     def held_out_files(self) -> set[str]:
         """The files of its held-out pairs, as real paths."""
-        specs = [*self.config.pairs.val_data, self.config.vectors.val_a]
-        return {os.path.realpath(spec) for spec in specs if spec}
+        specs = [*self.data.val_data]
+        if isinstance(self.config, HeadsConfig) and self.config.has_vectors:
+            specs = [self.config.val_a] if self.config.val_a else []
+        return {os.path.realpath(spec) for spec in specs}
 
     def training_files(self) -> list[str]:
         """What it was trained on, as it was typed."""
-        specs = [*self.config.pairs.data, self.config.vectors.a]
-        return [spec for spec in specs if spec]
+        if isinstance(self.config, HeadsConfig) and self.config.a:
+            return [self.config.a]
+        return list(self.data.data)
+
+    @property
+    def seed(self) -> int:
+        """The seed of its training."""
+        if isinstance(self.config, HeadsConfig):
+            return self.config.seed
+        return self.config.run.seed
+
+    @property
+    def objective(self) -> str:
+        """The name of its objective."""
+        if isinstance(self.config, HeadsConfig):
+            return self.config.objective
+        return self.config.loss.objective
 
 
 def _read_joined(checkpoint: Path) -> dict[str, Any]:
@@ -91,7 +145,9 @@ def find_runs(models: Sequence[str]) -> list[Run]:
             weights = find_model_folder(model)
             folder = run_of(weights)
             if weights is not None and folder is not None:
-                config = cloob.TrainConfig.from_json(folder / RUN_CONFIG_FILE)
+                file = folder / RUN_CONFIG_FILE
+                of_heads = read_config(file)
+                config = of_heads or cloob.TrainConfig.from_json(file)
                 runs.append(Run(model, weights, folder, config))
     return runs
 
@@ -101,8 +157,9 @@ def add_held_out(sets: SuiteSets, runs: Sequence[Run]) -> list[str]:
     them; returns the names of the sets.
     """
     run = _only_split(runs)
-    pairs = run.config.pairs
-    if run.config.given.given_held_out:
+    pairs = run.data
+    config = run.config
+    if isinstance(config, cloob.TrainConfig) and config.given.given_held_out:
         raise InputError(
             f"{run.model}: its held-out pairs were given by Python code; name them by"
             f" {_other_option(run)}"
@@ -143,7 +200,7 @@ def _only_split(runs: Sequence[Run]) -> Run:
             f" {_other_option(first)}"
         )
     for other in runs[1:]:
-        if _split_of(other.config) != _split_of(first.config):
+        if _split_of(other) != _split_of(first):
             raise InputError(
                 f"{first.model} and {other.model} held different pairs out; evaluate"
                 " one at a time"
@@ -151,22 +208,24 @@ def _only_split(runs: Sequence[Run]) -> Run:
     return first
 
 
-def _split_of(config: cloob.TrainConfig) -> object:
+def _split_of(run: Run) -> object:
     """What chooses the held-out pairs of a run."""
-    pairs = config.pairs
+    pairs = run.data
+    if run.has_vectors:
+        return [getattr(run.config, name) for name in _OF_VECTORS]
     split = pairs.val_data or (pairs.data, pairs.val_split)
-    return split, config.vectors, pairs.image_column, pairs.caption_column
+    return [split, pairs.image_column, pairs.caption_column]
 
 
 def _other_option(run: Run) -> str:
-    return "--a and --b" if run.config.has_vectors else "--retrieval"
+    return "--a and --b" if run.has_vectors else "--retrieval"
 
 
 def _add_named(sets: SuiteSets, run: Run) -> list[str]:
     """Adds the pairs of ``--val-data``."""
     from cloob.evaluation.sets.pictures import open_captioned
 
-    pairs = run.config.pairs
+    pairs = run.data
     columns = {
         "image_column": pairs.image_column,
         "caption_column": pairs.caption_column,
@@ -186,14 +245,9 @@ def _add_split(sets: SuiteSets, run: Run) -> list[str]:
     """Adds pairs that ``--val-split`` took from the training pairs, or ``--val-a``."""
     from cloob.data.source import digest
     from cloob.evaluation.sets.pictures import by_picture
-    from cloob.training.given import open_pairs
 
-    config = run.config
-    if config.vectors.a is None:
-        config = cloob.TrainConfig(config.pairs)
-    held_out: Any
     try:
-        _, held_out = open_pairs(config, train=False)
+        held_out = _open_split(run)
     except InputError as error:
         raise _Unreadable(str(error)) from None
     validation = read_validation(run.weights.parent) or {}
@@ -203,13 +257,24 @@ def _add_split(sets: SuiteSets, run: Run) -> list[str]:
             f"{run.model}: its pairs have changed since the training, so nobody knows"
             " which were held out"
         )
-    if run.config.vectors.a is not None:
+    if run.has_vectors:
         sets.vectors.append(held_out)
         return [held_out.name]
-    files = ", ".join(Path(spec).name for spec in run.config.pairs.data)
+    files = ", ".join(Path(spec).name for spec in run.data.data)
     name = f"{files} (held out)"
     sets.pairs.append(by_picture(name, held_out))
     return [name]
+
+
+def _open_split(run: Run) -> Any:
+    """The held-out pairs that a run took from its training pairs, or ``--val-a``."""
+    if isinstance(run.config, HeadsConfig):
+        from cloob.heads.run import held_out_pairs
+
+        return held_out_pairs(run.config.override(out=run.folder))
+    from cloob.training.given import open_pairs
+
+    return open_pairs(cloob.TrainConfig(run.config.pairs), train=False)[1]
 
 
 def note_choices(

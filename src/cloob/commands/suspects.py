@@ -70,22 +70,19 @@ def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
 
 
 def judge_pictures(
-    source: Source, config: cloob.TrainConfig, model: str | None = None
+    source: Source, config: cloob.HeadsConfig, model: str | None = None
 ) -> Judged:
     """Pictures with captions, by a closed form on the two frozen encoders of a
     configuration, or by a model.
     """
-    cache = Cache(config.pairs.cache_dir)
     if model is not None:
-        return _judge_by_model(source, model, cache, config.pairs.workers)
-    import torch
-
+        return _judge_by_model(source, model, Cache(), config.workers)
     from cloob.data.batch import BadSample
-    from cloob.training.align import feature_loader, make_aligned
+    from cloob.heads.features import embedded, open_encoders
 
-    config = config.override(batch_size=2, max_bad_fraction=1.0)
-    encoder, device = make_aligned(config), torch.device("cpu")
-    pairs = feature_loader(source, encoder, config, device, cache, train=False).pairs
+    encoders = str(config.image_encoder), str(config.text_encoder)
+    encoder = open_encoders(*encoders, config.image_size)
+    pairs = embedded(source, encoder, workers=config.workers)
     unusable = {skip.key for skip in pairs.skipped}
     rows = []
     for row in range(len(source)):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import cloob
 from cloob.cache import use_cache
 from cloob.commands.console import parse, refuse, say, say_next
-from cloob.errors import InputError
+from cloob.errors import InputError, Stopped
 from cloob.family import ALIASES, OBJECTIVES, ObjectiveName
 from cloob.models.runs import AVERAGED_FOLDER, CHECKPOINTS_FOLDER, find_best
 
@@ -29,7 +29,7 @@ _DESCRIPTION = (
 )
 
 
-def read(words: Sequence[str]) -> cloob.TrainConfig | None:
+def read(words: Sequence[str]) -> cloob.TrainConfig | cloob.HeadsConfig | None:
     """The configuration that the words describe: a recipe, a file over it, and options
     over both; None for ``--list``.
     """
@@ -37,7 +37,32 @@ def read(words: Sequence[str]) -> cloob.TrainConfig | None:
         if len(words) > 1:
             raise InputError("--list stands alone: cloob train --list")
         return None
+    recipe = recipe_of_heads(words)
+    if recipe is not None:
+        from cloob.commands import train_heads
+
+        return train_heads.read(recipe, words[words[0] == recipe :])
     return read_config(words)
+
+
+def recipe_of_heads(words: Sequence[str]) -> str | None:
+    """The recipe of heads that the words name, by itself or by the configuration of
+    such a run.
+    """
+    from cloob.heads.config import read_config
+    from cloob.recipes import HEADS
+
+    if words and not words[0].startswith("-"):
+        return words[0] if words[0] in HEADS else None
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", nargs="?")
+    file = early.parse_known_args(words)[0].config
+    if file is None or not file.endswith(".json") or not Path(file).is_file():
+        return None
+    config = read_config(Path(file))
+    if config is None:
+        return None
+    return "vectors" if config.has_vectors else "align"
 
 
 def read_config(words: Sequence[str]) -> cloob.TrainConfig:
@@ -69,9 +94,8 @@ def read_config(words: Sequence[str]) -> cloob.TrainConfig:
         of_run = (Path(first.config).parent / CHECKPOINTS_FOLDER).is_dir()
         start = start.override(resume="none") if of_run else start
     typed = typed_leaves(rest)
-    vectors = recipe == "vectors" or start.vectors.a is not None
     parsed = parse(
-        options(start, rest, vectors=vectors),
+        options(start, rest),
         rest,
         "cloob train",
         usage=_USAGE,
@@ -93,19 +117,26 @@ def print_choices() -> int:
     return 0
 
 
-def run(config: cloob.TrainConfig | None) -> int:
+def run(config: cloob.TrainConfig | cloob.HeadsConfig | None) -> int:
     """Trains, or without a configuration prints what can be trained."""
-    return print_choices() if config is None else run_training(config)
+    if config is None:
+        return print_choices()
+    if isinstance(config, cloob.HeadsConfig):
+        from cloob.commands import train_heads
+
+        return train_heads.run(config)
+    return run_training(config)
 
 
 def train_to_the_signal(config: cloob.TrainConfig, title: str) -> RunResult:
     """Trains under a progress display; the result also where SIGTERM ended it."""
-    from cloob.training.callbacks import ProgressDisplay, Stopped
+    from cloob.training.callbacks import ProgressDisplay
 
     try:
         return cloob.train(config, callbacks=[ProgressDisplay(title=title)])
     except Stopped as stopped:
-        return stopped.result
+        result: RunResult = stopped.result
+        return result
 
 
 def run_training(config: cloob.TrainConfig) -> int:
@@ -167,13 +198,6 @@ def run_training(config: cloob.TrainConfig) -> int:
         return code
     if config.towers.average_with_start is not None:
         print(f"{run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
-    if config.vectors.a is not None:
-        judge = ["--held-out"] if holds_out else ["--a", "A.npy", "--b", "B.npy"]
-        say_next(
-            ["eval", out, *judge],
-            ["embed", out, "--a", config.vectors.a, "--out", "vectors.npz"],
-        )
-        return code
     pictures = (
         config.pairs.data[0] if Path(config.pairs.data[0]).is_dir() else "PICTURES"
     )

@@ -131,6 +131,22 @@ def pictures_of(source: Any) -> np.ndarray | None:
     return np.asarray(first[which])
 
 
+def caption_of(source: Any, row: int) -> tuple[str, str]:
+    """Key and caption of a row, without its picture where the source can; raises
+    ``BadSample``.
+    """
+    if isinstance(source, Subset):
+        return caption_of(source.source, int(source.rows[row]))
+    if isinstance(source, MixedSource):
+        part = int(np.searchsorted(source.bounds[1:], row, side="right"))
+        return caption_of(source.parts[part], row - int(source.bounds[part]))
+    if hasattr(source, "caption"):
+        key, caption = source.caption(row)
+        return str(key), str(caption)
+    sample = source.read(row)
+    return sample.key, sample.caption
+
+
 class Subset(Source):
     """Some rows of a source, ascending int64; ``part`` is ``training`` or ``held
     out``.

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,8 @@ from cloob.errors import InputError, first_of, require
 from cloob.functional.ids import id_digest
 
 FORMS = (
-    "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz:NAME, FILE.safetensors:NAME or"
-    " FILE.h5:NAME"
+    "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz[:NAME], FILE.safetensors:NAME"
+    " or FILE.h5:NAME"
 )
 _HDF5 = (".h5", ".hdf5", ".h5ad")
 _TABLES = (".csv", ".parquet")
@@ -37,14 +37,37 @@ _FEW_ROWS = 20  # of one id, in however few pairs
 logger = logging.getLogger(__name__)
 
 
-def read_matrix(spec: str) -> np.ndarray:
-    """The (n, F) numbers of a file, given as one of ``FORMS``; nothing is unpickled."""
+def read_matrix(spec: str) -> Any:
+    """The (n, F) numbers of a file, given as one of ``FORMS``; sparse where scipy wrote
+    them so. Nothing is unpickled.
+    """
     return _read(
         spec,
         2,
         "biuf",
         "a row of numbers for every item is expected, as float32 (1000, 384)",
     )
+
+
+def read_weights(spec: str, n: int) -> np.ndarray:
+    """(n,) numbers of 0 or more: lines of a text, or a column in one of ``FORMS``."""
+    path, name = _split(spec)
+    if path.suffix in _SUFFIXES and (name or path.suffix != ".csv"):
+        column: Any = _read(spec, 1, "biuf", "one number a row is expected")
+    else:
+        lines = read_ids(spec)
+        try:
+            column = np.array([float(line) for line in lines])
+        except ValueError as error:
+            raise InputError(f"{spec}: {error}; a number a line is expected") from None
+    weights = np.asarray(column, np.float64)
+    if len(weights) != n:
+        raise InputError(f"{spec} has {len(weights):,} numbers for {n:,} pairs")
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(f"{spec}: row {row} is {weights[row]:g}; 0 or more is right")
+    return weights
 
 
 def read_ids(spec: str) -> list[str]:
@@ -76,7 +99,7 @@ def _split(spec: str) -> tuple[Path, str]:
     )
 
 
-def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
+def _read(spec: str, dimensions: int, kinds: str, expected: str) -> Any:
     path, name = _split(spec)
     array: Any = None
     with reading(
@@ -95,6 +118,9 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
                     " numpy.array(texts, str)"
                 )
                 raise InputError(f"{path}: holds {advice}") from None
+        elif path.suffix == ".npz" and not name and _is_sparse(path):
+            scipy: Any = require("scipy.sparse", "train")
+            array = scipy.load_npz(path).tocsr()
         elif path.suffix == ".npz" and name:
             with np.load(path, allow_pickle=False) as archive:
                 array = archive[_known(name, archive.files, path)]
@@ -119,7 +145,7 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
                 ]
         elif path.suffix in _TABLES:
             array = _of_table(path, name)
-    if not isinstance(array, np.ndarray):
+    if array is None:
         wrong = f"vectors come as {FORMS}"
     elif array.ndim != dimensions or 0 in array.shape or array.dtype.kind not in kinds:
         wrong = f"holds {array.dtype} {array.shape}; {expected}"
@@ -128,63 +154,122 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
     raise InputError(f"{spec}: {wrong}")
 
 
+def _is_sparse(path: Path) -> bool:
+    """Whether scipy's ``save_npz`` wrote an archive."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {"format", "shape", "data"} <= set(archive.files)
+
+
 def _of_table(path: Path, name: str) -> np.ndarray:
     """A column of a table, (n, F) of lists of equal length without gaps; without a name
     its columns side by side.
     """
+    if not name:
+        return np.column_stack([column.to_numpy() for column in _table(path).columns])
+    table = _table(path, name)
+    column, shape = table[name].combine_chunks(), [-1]
+    if "list" in str(column.type).partition("<")[0]:
+        flat = column.flatten()
+        widths = {len(row) for row in column}
+        if not column.null_count and not flat.null_count and len(widths) == 1:
+            column, shape = flat, [len(column), -1]
+    return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
+
+
+def _table(path: Path, name: str = "") -> pa.Table:
+    """A column of a table, or all of them, which must be numbers then."""
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig") as file:
-            cells = file.readline().strip().split(",")
-        try:
-            numbers = [float(cell) for cell in cells]
-        except ValueError:
-            has_header = True
-        else:  # the numbers 0, 1, 2 … are names that pandas gives to columns
-            has_header = len(cells) > 1 and numbers == [*range(len(cells))]
-        table = csv.read_csv(
-            path, csv.ReadOptions(autogenerate_column_names=not has_header)
-        )
+        table = _read_csv(path)
     else:
         names = parquet.read_schema(path).names
-        table = parquet.read_table(
-            path, columns=[_known(name, names, path)] if name else None
-        )
+        columns = [_known(name, names, path)] if name else None
+        table = parquet.read_table(path, columns=columns)
     if name:
-        column, shape = (
-            table[_known(name, table.column_names, path)].combine_chunks(),
-            [-1],
-        )
-        if "list" in str(column.type).partition("<")[0]:
-            flat = column.flatten()
-            if (
-                not column.null_count
-                and not flat.null_count
-                and len({len(row) for row in column}) == 1
-            ):
-                column, shape = flat, [len(column), -1]
-        return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
+        _known(name, table.column_names, path)
+        return table
     for number, field in enumerate(table.schema, 1):
-        wrong, kind = "", field.type
-        if field.name in (
-            "",
-            "__index_level_0__",
-        ):  # row numbers, the same in both files, would give the pairs away
-            wrong = (
-                f"column {number} is an index of pandas; save the table with"
+        if field.name in ("", "__index_level_0__"):
+            # row numbers, the same in both files, would give the pairs away
+            raise InputError(
+                f"{path}: column {number} is an index of pandas; save the table with"
                 " index=False"
             )
-        elif not (
-            pa.types.is_integer(kind)
-            or pa.types.is_floating(kind)
-            or pa.types.is_boolean(kind)
-        ):
-            wrong = (
-                f"column {field.name!r} holds {kind}; without :COLUMN all must be"
-                " numbers"
+    return table
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """A table of commas or semicolons, with a header unless its first line is numbers;
+    after semicolons a number may have a decimal comma.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        lines = [file.readline().strip(), file.readline().strip()]
+    by_semicolons = ";" in lines[0] and lines[0].count(";") == lines[1].count(";")
+    delimiter = ";" if by_semicolons else ","
+    has_commas = by_semicolons and any("," in line for line in lines)
+    cells = lines[0].split(delimiter)
+    try:
+        numbers = [float(c.replace(",", ".") if has_commas else c) for c in cells]
+    except ValueError:
+        has_header = True
+    else:  # the numbers 0, 1, 2 … are names that pandas gives to columns
+        has_header = len(cells) > 1 and numbers == [*range(len(cells))]
+    return csv.read_csv(
+        path,
+        csv.ReadOptions(autogenerate_column_names=not has_header),
+        csv.ParseOptions(delimiter=delimiter),
+        csv.ConvertOptions(decimal_point="," if has_commas else "."),
+    )
+
+
+class Side(NamedTuple):
+    """A matrix, and the names of its columns where it is a table."""
+
+    matrix: Any
+    names: tuple[str, ...] = ()
+
+
+def read_side(spec: str, drop: Sequence[str] = ()) -> Side:
+    """The numbers of a file without the columns to drop, and the names of a table's
+    columns.
+    """
+    path, name = _split(spec)
+    if path.suffix not in _TABLES or name:
+        return Side(read_matrix(spec))
+    with reading(path, ValueError, TypeError):
+        table = _table(path)
+        kept = [name for name in table.column_names if name not in drop]
+        table = table.select(kept)
+    for field in table.schema:
+        kind = field.type
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not is_number and not pa.types.is_boolean(kind):
+            raise InputError(
+                f"{path}: column {field.name!r} holds {kind}; without :COLUMN all must"
+                f" be numbers (--drop {field.name!r} leaves it out)"
             )
-        if wrong:
-            raise InputError(f"{path}: {wrong}")
-    return np.column_stack([column.to_numpy() for column in table.columns])
+    if not kept or not len(table):
+        raise InputError(f"{spec}: has no rows of numbers")
+    columns = [column.to_numpy() for column in table.columns]
+    return Side(np.column_stack(columns), tuple(kept))
+
+
+def refuse_shared(a: Side, b: Side, names: tuple[str, str]) -> None:
+    """Refuses a column of numbers that are nearly all different and the same in both
+    tables: an id or a row number gives the pairs away.
+    """
+    if not (a.names and b.names) or len(a.matrix) != len(b.matrix):
+        return
+    others: dict[bytes, str] = {}
+    for name, column in zip(b.names, b.matrix.T, strict=True):
+        others[column.astype(np.float64).tobytes()] = name
+    for name, column in zip(a.names, a.matrix.T, strict=True):
+        other = others.get(column.astype(np.float64).tobytes())
+        if other is not None and len(np.unique(column)) >= 0.99 * len(column):
+            raise InputError(
+                f"column {name!r} of {names[0]} is column {other!r} of {names[1]}, row"
+                f" by row, and gives the pairs away: --drop {name} leaves it out"
+                " (--a-ids and --b-ids join rows by ids)"
+            )
 
 
 def _known(name: str, names: Sequence[str], path: Path) -> str:
@@ -336,53 +421,71 @@ def open_pairs(
     ids: str | None = None,
     a_ids: str | None = None,
     b_ids: str | None = None,
+    *,
+    groups: str | None = None,
+    weights: str | None = None,
+    drop: Sequence[str] = (),
 ) -> VectorPairs:
     """Opens two files and pairs their rows: by position, or where both have ids by
-    these, which are unique in b.
+    these, which are unique in b. Groups and weights are those of the rows of a.
     """
-    left, right = read_matrix(a), read_matrix(b)
+    side_a, side_b = read_side(a, drop), read_side(b, drop)
+    left, right = side_a.matrix, side_b.matrix
+    places = str(_split(a)[0]), str(_split(b)[0])
+    check_dropped(drop, a, b)
+    refuse_shared(side_a, side_b, places)
+    n = left.shape[0]
     skipped: list[Skip] = []
-    labels = None
+    rows = None
     if a_ids is not None and b_ids is not None:
-        labels, others = (
-            read_ids_of(a_ids, len(left), a),
-            read_ids_of(b_ids, len(right), b),
-        )
-        row_of_b, ids_of_a = rows_of(others, b_ids), set(labels)
-        for side, mine, theirs in (
-            ("a", labels, row_of_b.keys()),
-            ("b", others, ids_of_a),
-        ):
-            alone = dict.fromkeys(label for label in mine if label not in theirs)
-            skipped += [
-                Skip(label, "no partner", f"only {side} has this id") for label in alone
-            ]
-        joined = [
-            (row, row_of_b[label])
-            for row, label in enumerate(labels)
-            if label in row_of_b
-        ]
+        labels: list[str] | None = read_ids_of(a_ids, n, a)
+        assert labels is not None
+        others = read_ids_of(b_ids, right.shape[0], b)
+        row_of_b = rows_of(others, b_ids)
+        skipped = alone("a", labels, row_of_b) + alone("b", others, set(labels))
+        joined = [(i, row_of_b[x]) for i, x in enumerate(labels) if x in row_of_b]
         rows = np.array(joined, np.int64).reshape(-1, 2)
     else:
-        if len(left) != len(right):
-            both = f"{a} has {len(left):,} rows, {b} has {len(right):,} rows"
-            turned = len(left) == right.shape[1] or len(right) == left.shape[1]
-            advice = (
-                "one of them is transposed"
-                if turned
-                else "`cloob train vectors` joins them by --a-ids and --b-ids"
-            )
-            raise InputError(f"{both}; {advice}")
-        labels, rows = None if ids is None else read_ids_of(ids, len(left), a), None
-    return usable_pairs(
-        (a, b),
-        f"{_split(a)[0].name} and {_split(b)[0].name}",
-        left,
-        right,
-        labels,
-        rows,
-        skipped,
-    )
+        check_lengths(left, right, a, b)
+        labels = None if ids is None else read_ids_of(ids, n, a)
+    name = f"{Path(places[0]).name} and {Path(places[1]).name}"
+    pairs = usable_pairs((a, b), name, left, right, labels, rows, skipped)
+    of_a = pairs.rows[:, 0]
+    if groups is not None:
+        digests = np.array([id_digest(x) for x in read_ids_of(groups, n, a)])
+        pairs = replace(pairs, groups=digests[of_a])
+    if weights is not None:
+        pairs = replace(pairs, weights=read_weights(weights, n)[of_a])
+    return pairs
+
+
+def check_dropped(drop: Sequence[str], a: str, b: str) -> None:
+    """Refuses the name of a column that neither table has."""
+    known: list[str] = []
+    for spec in (a, b):
+        path, name = _split(spec)
+        if drop and path.suffix in _TABLES and not name:
+            known += _table(path).column_names
+    for name in drop:
+        if name not in known:
+            raise InputError(f"drop: no table has the column {name!r}")
+
+
+def check_lengths(left: Any, right: Any, a: str, b: str) -> None:
+    """Refuses two matrices of other lengths."""
+    if left.shape[0] == right.shape[0]:
+        return
+    both = f"{a} has {left.shape[0]:,} rows, {b} has {right.shape[0]:,} rows"
+    if left.shape[0] == right.shape[1] or right.shape[0] == left.shape[1]:
+        raise InputError(f"{both}; one of them is transposed")
+    raise InputError(f"{both}; `cloob train vectors` joins them by --a-ids and --b-ids")
+
+
+def alone(side: str, labels: Sequence[str], others: Container[str]) -> list[Skip]:
+    """The ids of a side that the other one lacks."""
+    missing = dict.fromkeys(label for label in labels if label not in others)
+    detail = f"only {side} has this id"
+    return [Skip(label, "no partner", detail) for label in missing]
 
 
 def gather(side: Any, rows: np.ndarray) -> np.ndarray:

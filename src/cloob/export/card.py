@@ -241,8 +241,10 @@ def _cell(text: object) -> str:
 def _training(run: Path, folder: Path) -> dict[str, str]:
     """The training of a run up to the checkpoint of a model folder."""
     config = read_json(run / runs.RUN_CONFIG_FILE)
+    is_flat = config.get("kind") == "heads"
     pairs, towers, loss, optim, settings = (
-        config.get(key, {}) for key in ("pairs", "towers", "loss", "optim", "run")
+        config if is_flat else config.get(key, {})
+        for key in ("pairs", "towers", "loss", "optim", "run")
     )
     checkpoint = folder.resolve().parent
     step = (

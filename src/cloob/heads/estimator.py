@@ -22,6 +22,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from cloob.data.vectors import Side, refuse_shared
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.functional.bootstrap import bootstrap_interval
@@ -154,6 +155,9 @@ class ContrastiveHeads(
             ValueError: A matrix or a parameter is not right.
             TrainingFailed: The loss is not finite.
         """
+        if hasattr(X, "columns") and hasattr(y, "columns"):
+            sides = [Side(rows.to_numpy(), tuple(rows.columns)) for rows in (X, y)]
+            refuse_shared(sides[0], sides[1], ("X", "y"))
         X = validate_data(
             self, _array(X), accept_sparse="csr", order="C", ensure_min_samples=4
         )

@@ -4,7 +4,7 @@ every checkpoint.
 ::
 
     RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model
-    folder)
+    folder)  of heads also decisions.json  suspects.csv  objectives.json  state/
           checkpoints/  held_out.json
           checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another
           model folder)  shards/
@@ -48,6 +48,8 @@ EMA_FOLDER = "ema"
 TRAINER_FILE = "trainer.pt"
 SHARDS_FOLDER = "shards"
 VALIDATION_FILE = "validation.json"
+DECISIONS_FILE = "decisions.json"
+STATE_FOLDER = "state"
 JOINED_FILE = "joined.json"
 """In a checkpoint of several heads that were joined: there is nothing to resume."""
 MEMBERS_FOLDER = "members"

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cloob.cache import Cache
+from cloob.data.bad import check_fraction
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.order import EpochOrder, Pictures, ShardSizes
@@ -41,7 +42,6 @@ from cloob.models.load import load_model
 from cloob.models.runs import RUN_CONFIG_FILE, SUSPECTS_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
-from cloob.training.run_folder import check_fraction
 
 logger = logging.getLogger(__name__)
 

@@ -75,19 +75,6 @@ class RunResult:
     out_of_patience: bool = False
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGTERM ended a training, after its checkpoint was written: a script that trains
-    in a loop ends, too.
-    """
-
-    def __init__(self, result: RunResult) -> None:
-        super().__init__(
-            f"{result.run}: stopped by {result.stopped} after step {result.steps:,};"
-            " go on with resume='auto'"
-        )
-        self.result = result
-
-
 @dataclass(frozen=True)
 class HeldOut:
     """What a metric of yours is made of, at a validation: of more than 10,000 pairs

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from cloob.data.bad import by_reason
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Copies
 from cloob.distributed import on_rank_zero, process_group, rank, resolve_device
-from cloob.errors import InputError, TrainingFailed
+from cloob.errors import InputError, Stopped, TrainingFailed
 from cloob.functional.private import float32_products
-from cloob.training import faults, run_folder
+from cloob.lock import lock_run_folder
+from cloob.training import faults
 from cloob.training.build import Run, assemble
 from cloob.training.callbacks import (
     Callback,
@@ -28,7 +30,6 @@ from cloob.training.callbacks import (
     Metrics,
     RunInfo,
     RunResult,
-    Stopped,
     TensorBoard,
     WandB,
 )
@@ -38,7 +39,6 @@ from cloob.training.given import Given, GivenPairs
 from cloob.training.optim import GivenOptimizer, freeze, write_average
 from cloob.training.progress import Course, is_whole, preserved_rng
 from cloob.training.record import Step, StepLog, judge
-from cloob.training.run_folder import by_reason
 from cloob.training.select import Selection, solve
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def train_given(
     the run stands in the result.
     """
     device = resolve_device(config.run.device)
-    with process_group(device), run_folder.hold(config.save.out) as check_lock:
+    with process_group(device), lock_run_folder(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
         selection = Selection(config, given, _train_part)

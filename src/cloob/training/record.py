@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cloob.data.bad import check_fraction
 from cloob.data.batch import Batch, Skip, micro_batches
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError, TrainingFailed
@@ -33,7 +34,7 @@ from cloob.training.build import Run
 from cloob.training.callbacks import HeldOut
 from cloob.training.faults import StopSignal, agree_on_batch, fetch, kept
 from cloob.training.progress import preserved_rng
-from cloob.training.run_folder import check_fraction, finite, with_readers
+from cloob.training.run_folder import finite, with_readers
 from cloob.training.step import (
     Features,
     Launched,

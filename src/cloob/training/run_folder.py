@@ -11,18 +11,19 @@ import math
 import os
 import shutil
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch import nn
 
+from cloob.data.bad import too_many
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader
 from cloob.data.source import Fingerprint, differences
-from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
-from cloob.errors import InputError, TrainingFailed, require
+from cloob.distributed import gather_objects, rank, world_size
+from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models import runs
 from cloob.models.load import find_model_folder
@@ -134,8 +135,6 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
     return changes
 
 
-LOCK = ".lock"
-LEASE_SECONDS, HEARTBEAT_SECONDS = 60.0, 2.0
 _RUN_FILES = (
     runs.RUN_CONFIG_FILE,
     runs.METRICS_FILE,
@@ -152,65 +151,6 @@ _PRODUCTS = (
         runs.SUSPECTS_FILE,
     ),
 )
-
-
-@contextlib.contextmanager
-def hold(run: Path) -> Iterator[Callable[[], None]]:
-    """Locks a run folder, on rank 0 for all; yields a check that the lock still stands.
-
-    A dead process's expires.
-    """
-    library = require("filelock", "train")
-    lock = library.SoftFileLease(
-        run / LOCK, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS
-    )
-
-    def beat() -> int | None:
-        with contextlib.suppress(FileNotFoundError):
-            return (run / LOCK).stat().st_mtime_ns
-        return None
-
-    def name(owner: Any) -> str:
-        return (
-            f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
-            if owner
-            else "another process"
-        )
-
-    def acquire() -> None:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            before = beat()
-            lock.acquire(
-                timeout=LEASE_SECONDS + 5,
-                cancel_check=lambda: beat() not in (before, None),
-            )
-        except OSError as error:
-            why = f"the run folder cannot be written ({error.strerror})"
-            if isinstance(error, library.Timeout):
-                why = (
-                    f"{name(lock.owner)} is writing this run; wait for it, stop it, or"
-                    " give another --out"
-                )
-            raise InputError(f"{run}: {why}") from None
-
-    def check() -> None:
-        owner = lock.owner
-        if owner is None or owner.token != lock.token:
-            message = (
-                f"{name(owner)} took the run over while this process stood still;"
-                " nothing more is written"
-            )
-            raise TrainingFailed(f"{run}: {message}")
-
-    on_rank_zero(acquire)
-    try:
-        yield lambda: on_rank_zero(check)
-    finally:
-        if rank() == 0:
-            lock.release()
-            with contextlib.suppress(OSError):  # not empty: then it stays
-                run.rmdir()
 
 
 def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
@@ -389,7 +329,7 @@ class BadSamples:
         if bad > self.limit * total or nothing:
             examples = ChainMap(*gather_objects(self._examples))
             message = f"{self.loader.name}: {bad} of {good + bad} samples"
-            raise _too_many(message, nothing, self.limit, self.reasons(), examples)
+            raise too_many(message, nothing, self.limit, self.reasons(), examples)
 
     def reasons(self) -> dict[str, int]:
         return dict(
@@ -405,48 +345,3 @@ def with_readers(skipped: Sequence[Skip]) -> list[Read]:
         for reader, part in enumerate(gather_objects(skipped))
         for skip in part
     ]
-
-
-def by_reason(skipped: Iterable[Skip]) -> dict[str, int]:
-    return dict(Counter(skip.reason for skip in skipped).most_common())
-
-
-def check_fraction(
-    source: str, kind: str, skips: Sequence[Skip], total: int, limit: float
-) -> None:
-    """Raises InputError where more than a share of a set cannot be used, or all of it;
-    with examples.
-    """
-    nothing = len(skips) == total > 0
-    if len(skips) > limit * total or nothing:
-        first = {skip.reason: skip for skip in reversed(skips)}
-        examples: dict[str, str] = {
-            k: ": ".join(filter(None, (skip.key, skip.detail)))
-            for k, skip in first.items()
-        }
-        raise _too_many(
-            f"{source}: {len(skips)} of {total} {kind}",
-            nothing,
-            limit,
-            by_reason(skips),
-            examples,
-        )
-
-
-def _too_many(
-    message: str,
-    nothing: bool,
-    limit: float,
-    reasons: Mapping[str, int],
-    examples: Mapping[str, str],
-) -> InputError:
-    why = (
-        "which leaves none"
-        if nothing and limit == 1
-        else f"more than max_bad_fraction = {limit:g} allows"
-    )
-    listed = "; ".join(
-        f"{n} {reason} (e.g. {examples.get(reason, '?')})"
-        for reason, n in reasons.items()
-    )
-    return InputError(f"{message} cannot be used, {why}: {listed}")

@@ -16,13 +16,12 @@ import pytest
 import torch
 from train_helpers import At, command_until, exact, lines, result_of
 
-from cloob import cli
+from cloob import cli, lock
 from cloob.errors import InputError, TrainingFailed
+from cloob.lock import LOCK
 from cloob.models.load import find_model_folder, load_model
 from cloob.models.runs import chosen_checkpoint, list_checkpoints
-from cloob.training import run_folder
 from cloob.training.loop import train
-from cloob.training.run_folder import LOCK
 from make import Code, write_table, write_tar
 from support import raises, refused
 
@@ -296,8 +295,8 @@ def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(
 def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
     trained, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run_folder, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
     run, marker = tmp_path / "run", tmp_path / "run" / LOCK
     run.mkdir()
     marker.write_text(

@@ -22,17 +22,16 @@ from train_helpers import (
     write_shards,
 )
 
-from cloob import TrainConfig, get_recipe, train
+from cloob import TrainConfig, train
 from cloob.cli import main
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from make import tiny_model
 from support import fork
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Settings of a run; ``data`` is one of the forms of ``pairs_as``, ``streamed`` or
-    ``heads``.
+    """Settings of a run; ``data`` is one of the forms of ``pairs_as`` or
+    ``streamed``.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +48,6 @@ LEARNS = {"learnable_inv_tau": True, "learnable_beta": True}
 JOINS = {"retrieval_from": 0.5, "best": "val_recall"}
 COOLS = {"optimizer": "muon", "schedule": "constant-cooldown"}
 FROZEN = {"freeze": "image", "layer_decay": 0.5}
-HEADS = {"batch_size": 0, "embed_dim": 12}
 FEATURES = {
     "learnable scales, micro-batches": usual(
         **LEARNS, micro_batch_size=5, clip_grad_norm=1.0, ema=0.9
@@ -59,9 +57,6 @@ FEATURES = {
     ),
     "streamed, weighted, ends inside an epoch": usual(
         "streamed", steps=13, shuffle_buffer=10, **JOINS, **COOLS
-    ),
-    "heads, a batch size that suits the pairs": Feature(
-        HEADS | {"head_dropout": 0.2}, "heads"
     ),
     "fp16, frozen tower, SigLIP": Feature(
         {"model": "nano-resnet", "precision": "fp16", "objective": "siglip"} | FROZEN
@@ -78,7 +73,6 @@ FEATURES = {
     "samples": Feature({"samples": 90, "save_every": 3}),
     "two ranks, frozen tower": Feature(FROZEN, "table", 2),
     "two ranks, streamed": Feature({"shuffle_buffer": 10, "workers": 1}, "streamed", 2),
-    "two ranks, heads": Feature(HEADS | {"head": "mlp"}, "heads", 2),
     "sharded weights": Feature(
         {"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True}, "shards", 2
     ),
@@ -119,27 +113,7 @@ def configured(base, pairs_as, nano_configs, tmp_path):
             stream = f"pipe:cat {pairs_as['shards']}/{{00000..00001}}.tar"
             cache = {"cache_dir": tmp_path / "cache", "max_bad_fraction": 1.0}
             return config.override(data=[stream, pairs_as["table"]], **cache)
-        if feature.data != "heads":
-            return config.override(data=[pairs_as[feature.data]])
-        towers = [tmp_path / "image", tmp_path / "text"]
-        for seed, tower in enumerate(towers):
-            tiny_model(tower, "nano-vit", seed)
-        encoders = {
-            "image_encoder": str(towers[0]),
-            "text_encoder": str(towers[1]),
-            "cache_dir": tmp_path / "cache",
-        }
-        data = {"data": [pairs_as["table"]], "val_data": [pairs_as["folder"]]}
-        heads = get_recipe("align", objective="cloob").override(**data, patience=0)
-        plain = {"device": base.run.device, "workers": 0, "max_bad_fraction": 0.2}
-        return heads.override(
-            save_every=2,
-            epochs=4,
-            tensorboard=False,
-            **encoders,
-            **plain,
-            **feature.settings,
-        )
+        return config.override(data=[pairs_as[feature.data]])
 
     return of
 
@@ -164,11 +138,7 @@ def test_killed_and_started_again(name, configured, tmp_path):
     command(tmp_path / "c", feature.processes, config, "--resume", "auto")
     assert_same_run(config.save.out, whole.save.out)
     chosen = TrainConfig.from_json(config.save.out / "config.json").run.batch_size
-    assert (
-        steps >= 12
-        and chosen == 8
-        and (config.run.batch_size == 0) == (feature.data == "heads")
-    )
+    assert steps >= 12 and chosen == 8
 
 
 NIGHTLY = [

@@ -241,14 +241,19 @@ class ArrowSource(FileSource[pa.Table]):
         """The pair at ``index``; its key is ``file/row``, rows counted from 0 in every
         file.
         """
+        key, caption = self.caption(index)
+        return RawSample(key, self.picture(index), caption)
+
+    def caption(self, index: int) -> tuple[str, str]:
+        """Key and caption of a pair, whose picture is not opened."""
         path, table, row = self.row(index)
         cell = table.column(self._caption)[row]
         if self._pair_ends is not None:
             shard, pair = self.place(index)
             captions = cell.values if cell.is_valid and len(cell) else [pa.scalar(None)]
             cell = captions[pair - int(self._pair_ends[shard][row])]  # from the end
-        caption = clean_caption(_bytes(cell), f"{path.name}/{row}", str(path))
-        return RawSample(f"{path.name}/{row}", self.picture(index), caption)
+        key = f"{path.name}/{row}"
+        return key, clean_caption(_bytes(cell), key, str(path))
 
     def pictures(self) -> np.ndarray | None:
         """(N,) per pair the first of its row; None where every row is one pair."""

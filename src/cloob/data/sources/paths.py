@@ -157,10 +157,16 @@ class TableSource(Source):
                 where,
                 f"{where}: a field takes in {lines} that look like rows",
             )
+        key, caption = self.caption(index)
+        stored, _ = self.row(index)
+        return RawSample(key, self.picture(stored, key, where), caption)
+
+    def caption(self, index: int) -> tuple[str, str]:
+        """Key and caption of a row, whose picture is not opened."""
+        where = f"row {index + 1:,} of {self._path.name}"
         stored, raw = self.row(index)
         key = as_utf8(stored) or where
-        caption = clean_caption(raw, key, where)
-        return RawSample(key, self.picture(stored, key, where), caption)
+        return key, clean_caption(raw, key, where)
 
 
 def as_text(raw: Any) -> str:

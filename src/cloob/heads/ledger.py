@@ -1,0 +1,71 @@
+"""``decisions.json``: what a run decided, and of which pairs and settings.
+
+It is written before the first step, and read by ``open_ledger`` alone: left-over files
+of other pairs are never applied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloob.data.source import Fingerprint, differences
+from cloob.errors import InputError
+from cloob.files import write_whole
+from cloob.models.importing import read_json
+from cloob.models.runs import DECISIONS_FILE
+
+
+@dataclass
+class Ledger:
+    """The decisions of a run, by their names."""
+
+    file: Path
+    of: dict[str, Any]  # fingerprints of the pairs, and the settings
+    decisions: dict[str, Any]
+
+    def decide(self, name: str, value: Any) -> None:
+        """Notes a decision; the file is whole before this returns."""
+        self.decisions[name] = value
+        content = {"of": self.of, **self.decisions}
+        write_whole(self.file, json.dumps(content, indent=1, default=str) + "\n")
+
+    def get(self, name: str) -> Any:
+        """An earlier decision; None without."""
+        return self.decisions.get(name)
+
+
+def open_ledger(
+    run: Path, data: Mapping[str, Fingerprint], settings: Mapping[str, Any]
+) -> Ledger:
+    """The ledger of a run, which goes on if there is one.
+
+    Raises:
+        InputError: The ledger there is of other pairs or settings, or cannot be read.
+    """
+    file = run / DECISIONS_FILE
+    of: dict[str, Any] = {
+        "pairs": {name: dict(fingerprint) for name, fingerprint in data.items()},
+        "settings": dict(settings),
+    }
+    if not file.is_file():
+        return Ledger(file, of, {})
+    decisions = read_json(file)
+    before = decisions.pop("of", {})
+    wrong = []
+    for name, fingerprint in of["pairs"].items():
+        changed = differences(before.get("pairs", {}).get(name, {}), fingerprint)
+        wrong += [f"{name}: {change}" for change in changed]
+    then = before.get("settings", {})
+    for name, now in of["settings"].items():
+        if then.get(name) != now:
+            wrong.append(f"{name} is {now!r}, not {then.get(name)!r}")
+    if wrong:
+        raise InputError(
+            f"{run}: is a run of other pairs or settings ({'; '.join(wrong[:3])});"
+            " give --overwrite or another --out"
+        )
+    return Ledger(file, of, decisions)

@@ -1,0 +1,509 @@
+"""``cloob train vectors``: two files to a run folder that other commands read."""
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+from safetensors.numpy import save_file
+from scipy import sparse
+from views import views
+
+import cloob
+from cloob import cli
+from cloob.data.vectors import open_pairs
+from cloob.errors import InputError, Stopped
+from cloob.heads import run as runs_of_heads
+from cloob.heads.config import HeadsConfig
+from cloob.heads.head import unit_rows
+from cloob.heads.run import run_heads, vector_pairs
+from cloob.models.runs import read_lines
+from support import raises
+
+N = 400
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two views of one hidden cause, four rows an id, with one bad row."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(N, 6))
+    a = (cause @ rng.normal(size=(6, 20)) + 3).astype(np.float32)
+    b = np.tanh(cause @ rng.normal(size=(6, 10)) / 2).astype(np.float16)
+    a[7, 3] = np.nan
+    np.save(folder / "a.npy", a)
+    np.save(folder / "b.npy", b)
+    np.savez(folder / "ab.npz", a=a, b=b)
+    save_file({"a": a, "b": b}, folder / "ab.safetensors")
+    columns = {
+        "a": a.tolist(),
+        "b": b.astype(float).tolist(),
+        "id": [f"M{row // 4}" for row in range(N)],
+    }
+    parquet.write_table(pa.table(columns), folder / "ab.parquet")
+    for name, side in (("a", a), ("b", b.astype(np.float32))):
+        sparse.save_npz(folder / f"{name}-sparse.npz", sparse.csr_array(side))
+        table = pd.DataFrame(side)
+        table.to_csv(folder / f"{name}.csv", index=False)
+        table.to_csv(folder / f"{name}-semicolons.csv", index=False, sep=";")
+        table.to_csv(folder / f"{name}-commas.csv", index=False, sep=";", decimal=",")
+        table.to_csv(folder / f"index-{name}.csv")
+        np.savetxt(folder / f"{name}-bare.csv", side, delimiter=",")
+        table.rename(columns=str).to_parquet(folder / f"{name}.parquet", index=False)
+    (folder / "ids.txt").write_text("".join(f"M{row // 4}\n" for row in range(N)))
+    return folder
+
+
+@pytest.fixture
+def config(files, tmp_path):
+    start = cloob.get_recipe("vectors", objective="infoloob").override(
+        a=str(files / "a.npy"), b=str(files / "b.npy"), ids=str(files / "ids.txt")
+    )
+    return start.override(
+        embed_dim=16,
+        batch_size=40,
+        epochs=3,
+        warmup=2,
+        patience=0,
+        device="cpu",
+        out=tmp_path / "run",
+    )
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers(run):
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in lines(run / "epochs.jsonl")
+    ]
+
+
+def weights(run):
+    """The weights of all checkpoints."""
+    files = (run / "checkpoints").rglob("heads.safetensors")
+    return {str(f.relative_to(run)): f.read_bytes() for f in files}
+
+
+def test_the_command_trains_heads_that_other_commands_read(
+    files, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(files)
+    out = tmp_path / "run"
+    words = (
+        "train vectors --a a.npy --b b.npy --ids ids.txt --objective infoloob --epochs"
+        f" 8 --batch-size 40 --device cpu --out {out}"
+    ).split()
+    assert cli.main(words) == 0
+    stored = json.loads((out / "config.json").read_text())
+    assert (stored["objective"], stored["a"], stored["lr"]) == (
+        "infoloob",
+        "a.npy",
+        1e-3,
+    )
+    epochs, skipped = lines(out / "epochs.jsonl"), lines(out / "skipped.jsonl")
+    assert epochs[-1]["val_recall"] > 0.6
+    assert [(line["key"], line["reason"]) for line in skipped] == [
+        ("a.npy row 7", "not finite")
+    ]
+    model = cloob.load_model(out)
+    a, b = np.load("a.npy", mmap_mode="r"), torch.from_numpy(np.load("b.npy"))
+    za, zb = model.encode_a(a), model.encode_b(b, batch_size=7)
+    assert za.shape == zb.shape == (N, 256) and za[0].norm() == pytest.approx(1)
+    assert ((za[8:40] @ zb[8:40].T).argmax(1) == torch.arange(32)).float().mean() > 0.8
+    assert model.make_objective().name == "infoloob"
+    raises(InputError, "encode_a", model.encode_text, ["a"])
+    raises(InputError, r"\(n, 20\)", model.encode_a, b)
+    said = capsys.readouterr().out
+    assert ":best: val_recall" in said and "of the pairs that chose it" in said
+    assert cli.main(["eval", str(out), "--held-out", "--out", f"{tmp_path}/e"]) == 0
+    row = json.loads((tmp_path / "e/results.json").read_text())["rows"][0]
+    (found,) = row["vectors"].values()
+    assert (found["n"], found["n_ids"], found["chose"]) == (40, 10, ["epoch"])
+    assert (
+        cli.main(["embed", str(out), "--a", "a.npy", "--out", f"{tmp_path}/x.npy"]) == 1
+    )
+    capsys.readouterr()
+    assert cli.main([*words, "--resume", "auto"]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert cli.main(words) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    copied = ["train", "--config", f"{out}/config.json", "--out", f"{tmp_path}/copy"]
+    assert cli.main([*copied, "--epochs", "1"]) == 0
+    assert len(lines(tmp_path / "copy/epochs.jsonl")) == 1
+
+
+def test_python_trains_what_the_estimator_does(config, files):
+    result = cloob.train_heads(config)
+    assert (result.epochs, result.skipped) == (3, {"not finite": 1})
+    good = np.arange(N) != 7
+    a, b = np.load(files / "a.npy")[good], np.load(files / "b.npy")[good]
+    ids = [f"M{row // 4}" for row in range(N) if row != 7]
+    settings = {name: getattr(config, name) for name in ("lr", "epochs", "batch_size")}
+    fitted = cloob.fit_heads(
+        a,
+        b,
+        ids,
+        settings=cloob.HeadSettings(
+            "infoloob", embed_dim=16, warmup=2, patience=0, device="cpu", **settings
+        ),
+    )
+    rows = cloob.load_model(result.run).encode_a(a)
+    # rows of the bad one's id stand elsewhere in the order
+    found = unit_rows(fitted.heads[0], torch.from_numpy(a))
+    assert torch.allclose(rows, found, atol=1e-6)
+
+
+def test_the_closed_form_is_solved_and_takes_no_other_settings(config, tmp_path):
+    closed = config.override(objective="cca", embed_dim=None, warmup=None)
+    run = cloob.train_heads(closed).run
+    model = cloob.load_model(run)
+    decisions = json.loads((run / "decisions.json").read_text())
+    chosen = {key: decisions[key] for key in ("ridge", "power", "by_column")}
+    assert model.objective_config == {"closed_form": "cca", **chosen}
+    assert lines(run / "epochs.jsonl")[0]["val_recall"] > 0.6
+    assert cloob.train_heads(closed.override(resume="auto")).already_finished
+
+
+def test_overwrite_works_with_the_default_objective(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(files)
+    words = "train vectors --a a.npy --b b.npy --epochs 2 --device cpu --overwrite"
+    for _ in range(2):
+        assert cli.main([*words.split(), "--out", f"{tmp_path}/run"]) == 0
+    chosen = json.loads((tmp_path / "run/objectives.json").read_text())
+    decided = json.loads((tmp_path / "run/decisions.json").read_text())
+    assert chosen == decided["objective"] and "joined" in decided
+    assert not list((tmp_path / "run/state").glob("trial*"))
+
+
+def wrong_pairs(folder, n=800, seed=0):
+    a, b = views(n, (24, 16), seed)
+    wrong = np.arange(0, n, 4)
+    order = np.arange(n)
+    order[wrong] = np.roll(wrong, 1)
+    np.save(folder / "a.npy", a)
+    np.save(folder / "b.npy", b[order])
+    return set(wrong.tolist())
+
+
+def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(config, tmp_path):
+    wrong = wrong_pairs(tmp_path)
+    config = config.override(
+        a=f"{tmp_path}/a.npy", b=f"{tmp_path}/b.npy", ids=None, clean="auto"
+    )
+    train, held_out = vector_pairs(config)
+    run = cloob.train_heads(config).run
+    listed = list(csv.reader((run / "suspects.csv").read_text().splitlines()))
+    assert listed[0] == ["pair", "score", "probability", "row"]
+    trained = wrong - set(held_out.rows[:, 0].tolist())
+    left_out = {int(pair) for pair, *_ in listed[1:]}
+    assert len(left_out & trained) > 0.9 * len(trained) > 0.8 * len(left_out)
+    assert not left_out & set(held_out.rows[:, 0].tolist())
+    seen = lines(run / "epochs.jsonl")[-1]["samples_seen"]
+    assert seen <= 3 * (len(train) - len(left_out))
+    few = config.override(a=f"{tmp_path}/few.npy", out=tmp_path / "few")
+    np.save(tmp_path / "few.npy", np.load(tmp_path / "a.npy")[:80])
+    few = few.override(b=few.a)
+    raises(InputError, r"\d\d distinct ids; --clean needs 100", cloob.train_heads, few)
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_left_over_decisions_of_other_data_are_never_applied(config, tmp_path):
+    """A run that was stopped before its first step, then other files of the same
+    names, as a scheduler does that always passes --resume auto.
+    """
+    wrong_pairs(tmp_path)
+    files = {"a": f"{tmp_path}/a.npy", "b": f"{tmp_path}/b.npy", "ids": None}
+    config = config.override(**files, clean="auto", resume="auto")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs_of_heads, "choose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cloob.train_heads(config)
+    assert json.loads((config.out / "decisions.json").read_text())["suspects"]
+    other = views(800, (24, 16), 5)
+    for name, side in zip("ab", other, strict=True):
+        np.save(tmp_path / f"{name}.npy", side)
+    said = "is a run of other pairs or settings .training pairs: other rows of a"
+    raises(InputError, said, cloob.train_heads, config)
+    wrong_pairs(tmp_path)
+    raises(
+        InputError, "lr is 0.1, not 0.001", cloob.train_heads, config.override(lr=0.1)
+    )
+    assert cloob.train_heads(config).epochs == 3
+
+
+def test_a_killed_run_goes_on_and_a_longer_one_too(config, tmp_path):
+    config = config.override(objective="auto", embed_dim=None, warmup=None)
+    whole = cloob.train_heads(config).run
+
+    def stop(line):
+        if line["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    again = config.override(out=tmp_path / "again", resume="auto")
+    with pytest.raises(KeyboardInterrupt):
+        cloob.train_heads(again, on_epoch=stop)
+    assert not (again.out / "checkpoints").exists()
+    cloob.train_heads(again)
+    assert numbers(again.out) == numbers(whole) and weights(again.out) == weights(whole)
+    finished = cloob.train_heads(again)
+    assert finished.already_finished and weights(again.out) == weights(whole)
+    longer = cloob.train_heads(again.override(epochs=5))
+    assert longer.epochs == 5 and numbers(again.out)[:3] != []
+
+
+def test_sigterm_from_python_saves_and_then_raises(config):
+    seen = []
+
+    def terminate(line):
+        seen.append(line)
+        if line["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = config.override(epochs=50)
+    with pytest.raises(Stopped) as raised:
+        cloob.train_heads(config, on_epoch=terminate)
+    assert raised.value.result.stopped == "SIGTERM" and len(seen) == 2
+    assert len(lines(config.out / "epochs.jsonl")) == 2
+    assert cloob.load_model(config.out) is not None
+    result = run_heads(config.override(resume="auto", epochs=4))
+    assert (result.epochs, result.stopped) == (4, None)
+
+
+KILLED = """
+import sys
+from cloob.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("objective", ["auto", "cloob"])
+def test_kills_at_random_moments_change_no_bit(objective, tmp_path):
+    """Ten kill -9 of a command, resumed each time; the run ends as one that nobody
+    killed.
+    """
+    a, b = views(1500, (40, 30), noise=1.0)
+    np.save(tmp_path / "a.npy", a)
+    np.save(tmp_path / "b.npy", b)
+    words = [sys.executable, "-c", KILLED, "train", "vectors", "--resume", "auto"]
+    words += [
+        "--a",
+        "a.npy",
+        "--b",
+        "b.npy",
+        "--objective",
+        objective,
+        "--epochs",
+        "25",
+    ]
+    words += ["--device", "cpu", "--patience", "0"]
+    began = time.monotonic()
+    subprocess.run([*words, "--out", "whole"], cwd=tmp_path, check=True)
+    seconds = time.monotonic() - began
+    draws, kills = random.Random(objective), 0
+    while kills < 10:
+        process = subprocess.Popen([*words, "--out", "killed"], cwd=tmp_path)
+        time.sleep(draws.uniform(0.3, 0.9) * seconds)
+        if process.poll() is not None:
+            if kills:
+                break
+            (tmp_path / "killed" / "decisions.json").unlink()
+        process.kill()
+        process.wait()
+        (tmp_path / "killed" / ".lock").unlink(missing_ok=True)
+        kills += 1
+    subprocess.run([*words, "--out", "killed"], cwd=tmp_path, check=True)
+    runs = [tmp_path / name for name in ("whole", "killed")]
+    assert numbers(runs[0]) == numbers(runs[1]) and weights(runs[0]) == weights(runs[1])
+
+
+def test_held_out_files_take_the_place_of_a_split(config, tmp_path, monkeypatch):
+    """What a split would hold out, given as files, is judged alike."""
+    monkeypatch.chdir(tmp_path)
+    split = cloob.train_heads(config).run
+    parts = dict(zip(("", "val_"), vector_pairs(config), strict=True))
+    own = {}
+    for prefix, part in parts.items():
+        a, b, ids, _ = part.take(np.arange(len(part)))
+        for name, rows in (("a", a), ("b", b)):
+            np.save(f"{prefix}{name}.npy", rows.numpy())
+            own[prefix + name] = f"{prefix}{name}.npy"
+        own[f"{prefix}ids"] = f"{prefix}ids.txt"
+        text = "".join(f"{label}\n" for label in ids.tolist())
+        Path(own[f"{prefix}ids"]).write_text(text)
+    both = config.override(**own, out="own")
+    assert both.held_out_share == 0 and both.holds_out
+    run = cloob.train_heads(both).run
+    recalls = [
+        [line["val_recall"] for line in lines(each / "epochs.jsonl")]
+        for each in (split, run)
+    ]
+    assert recalls[0] == pytest.approx(recalls[1], abs=1e-12)
+    assert cli.main(["eval", "own", "--held-out", "--out", "report"]) == 0
+    error = "refit is True, but held-out pairs of other files stay apart"
+    raises(InputError, error, cloob.train_heads, both.override(refit=True, out="x"))
+
+
+def test_ids_join_rows_and_are_held_out_whole(config, files, tmp_path):
+    names = [*(f"M{row}" for row in range(N - 1)), "one\u2028id\x0c"]
+    (tmp_path / "b.txt").write_text("".join(f"{name}\n" for name in names))
+    join = {"a_ids": str(files / "ids.txt"), "b_ids": f"{tmp_path}/b.txt"}
+    pairs = open_pairs(str(files / "a.npy"), str(files / "b.npy"), **join)
+    assert pairs.rows[:5].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 1]]
+    assert len(pairs) == N - 1
+    assert sum(skip.reason == "no partner" for skip in pairs.skipped) == N - N // 4
+    rest, held_out = pairs.split(0.1)
+    assert not set(rest.ids) & set(held_out.ids) and len(set(held_out.ids)) == 10
+    joined = config.override(ids=None, **join)
+    error = r"300 no partner \(e.g. M100: only b has this id\)"
+    raises(InputError, error, cloob.train_heads, joined)
+    assert cloob.train_heads(joined.override(max_bad_fraction=0.5)).epochs == 3
+
+
+def test_groups_and_weights_come_from_files(config, tmp_path):
+    groups, weights_file = tmp_path / "groups.txt", tmp_path / "weights.txt"
+    groups.write_text("".join(f"{row % 8}\n" for row in range(N)))
+    weights_file.write_text("".join(f"{row % 3}\n" for row in range(N)))
+    config = config.override(ids=None, groups=str(groups), weights=str(weights_file))
+    train, held_out = vector_pairs(config.override(val_split=0.25))
+    assert len(held_out) == 100 and len(np.unique(held_out.ids)) == 100
+    assert train.weights.tolist() == [float(row % 3) for row in train.rows[:, 0]]
+    one = cloob.train_heads(config.override(weights=None)).run
+    other = cloob.train_heads(config.override(out=tmp_path / "weighted")).run
+    assert (
+        lines(one / "epochs.jsonl")[0]["loss"]
+        != lines(other / "epochs.jsonl")[0]["loss"]
+    )
+    weights_file.write_text("1\n" * (N - 1) + "-1\n")
+    error = "weights.txt: row 399 is -1; 0 or more is right"
+    raises(InputError, error, vector_pairs, config)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "ab.h5:cells/{}"),
+        *("{}.csv", "{}-bare.csv", "{}.parquet", "{}-sparse.npz"),
+        *("{}-semicolons.csv", "{}-commas.csv"),
+    ],
+)
+def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
+    monkeypatch.chdir(files)
+    if form.startswith("ab.h5"):
+        h5py, arrays = pytest.importorskip("h5py"), np.load("ab.npz")
+        with h5py.File("ab.h5", "w") as file:
+            file["cells/a"] = arrays["a"].astype(np.float64)
+            file["cells/b"] = arrays["b"]
+            file["cells/id"] = [f"M{row // 4}" for row in range(N)]
+    a, b, ids = (form.format(name) for name in ("a", "b", "id"))
+    has_ids = form.startswith(("ab.p", "ab.h5"))
+    found = open_pairs(a, b, ids if has_ids else "ids.txt").batch(np.arange(N - 1))
+    wanted = open_pairs("a.npy", "b.npy", "ids.txt").batch(np.arange(N - 1))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.to(other.dtype), other)
+
+
+def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, capsys):
+    for name in "ab":
+        table = pd.read_csv(files / f"{name}.csv").iloc[8:]
+        table.insert(1, "sample", np.arange(1000, 1000 + len(table)))
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    words = ["train", "vectors", "--objective", "cca", "--device", "cpu"]
+    words += [x for n in "ab" for x in (f"--{n}", f"{tmp_path}/{n}.csv")]
+    words += ["--out", f"{tmp_path}/run"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "column 'sample' of" in said and "--drop sample leaves it out" in said
+    assert cli.main([*words, "--drop", "sample"]) == 0
+    model = cloob.load_model(tmp_path / "run")
+    assert model.heads[0].options["features"] == 20
+    assert cli.main([*words, "--drop", "simple", "--overwrite"]) == 2
+    assert "no table has the column 'simple'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("leaves", "error"),
+    [
+        ({"a": "ab.npz:c"}, "ab.npz: has no 'c'; it has a, b"),
+        ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),
+        ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
+        ({"a": "ab.parquet"}, "ab.parquet: column 'a' holds list"),
+        ({"a": "index-a.csv"}, "index-a.csv: column 1 is an index of pandas"),
+        ({"a": "objects.npy"}, "objects.npy: holds Python objects"),
+        ({"a": "nan.npy"}, "nan.npy and b.npy: 400 of 400 pairs cannot be used"),
+        ({"a": "large.npy"}, "large.npy and b.npy: 400 of 400 pairs cannot be used"),
+        (
+            {"ids": None, "a": "row.npy", "b": "row.npy"},
+            "row.npy and row.npy: 1 id; 2 to train on",
+        ),
+        (
+            {"a": "turned.npy", "b": "b.npy"},
+            "turned.npy has 10 rows, b.npy has 400 rows; one of them is transposed",
+        ),
+        ({"a": "cut.npy"}, "cut.npy cannot be read"),
+        ({"a": "flat.npy"}, "flat.npy: holds float64 (400,)"),
+        ({"val_a": "b.npy", "val_b": "b.npy"}, "val_a has 10 columns, a has 20"),
+        ({"val_a": "a.npy"}, "val_b is missing: --val-a needs --val-b"),
+        ({"b": None}, "b is missing: --a needs --b"),
+        ({"data": ("demo",)}, "data is ('demo',), but --a and --b give vectors"),
+        ({"val_split": 0.0, "patience": 3}, "patience is 3, but there are no held-out"),
+        ({"val_split": 0.0, "members": 2}, "members is 2, but there are no held-out"),
+        ({"resume": "auto", "overwrite": True}, "overwrite is True; it must be left"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatch):
+    monkeypatch.chdir(files)
+    np.save("objects.npy", np.array([{}, None], object), allow_pickle=True)
+    np.save("flat.npy", np.zeros(N))
+    np.save("nan.npy", np.full((N, 20), np.nan))
+    np.save("large.npy", np.full((N, 20), 1e300))
+    np.save("row.npy", np.zeros((1, 20)))
+    np.save("turned.npy", np.zeros((10, N)))
+    Path("cut.npy").write_bytes(Path("a.npy").read_bytes()[:1000])
+    config = config.override(**leaves)
+    raises(InputError, f"^{re.escape(error)}", cloob.train_heads, config)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_bad_rows_are_told_from_large_ones(tmp_path, dtype):
+    rows = np.random.default_rng(0).normal(size=(700, 4)).astype(dtype)
+    largest = min(np.finfo(dtype).max, np.finfo(np.float32).max)
+    rows[300] = largest  # their sum overflows
+    rows[255, 3], rows[699] = np.nan, (np.inf, -np.inf, 0, 0)
+    rows[256, 0] = 1e39 if dtype is np.float64 else np.inf
+    np.save(tmp_path / "a.npy", rows)
+    np.save(tmp_path / "b.npy", np.ones((700, 2), np.int8))
+    pairs = open_pairs(str(tmp_path / "a.npy"), str(tmp_path / "b.npy"))
+    bad = [skip.key.rpartition(" ")[2] for skip in pairs.skipped]
+    assert bad == ["255", "256", "699"] and len(pairs) == 697
+
+
+def test_the_configuration_is_read_as_it_was_written(tmp_path):
+    config = HeadsConfig(a="x", b="y", drop=("id",), val_split=0.2, refit=True)
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert HeadsConfig().merge_file(tmp_path / "config.json") == config
+    file = tmp_path / "more.toml"
+    file.write_text("[optim]\nbeta2 = 0.9\n")
+    assert HeadsConfig().merge_file(file) == HeadsConfig(beta2=0.9)
+    file.write_text("betta = 0.9\n")
+    raises(InputError, "more.toml: unknown key 'betta'", HeadsConfig().merge_file, file)
+    assert read_lines(tmp_path / "none.jsonl") == []
