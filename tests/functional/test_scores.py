@@ -290,6 +290,28 @@ def test_cached_backward_passes_targets_and_weights_on():
     torch.testing.assert_close(cached, tower.weight.grad)
 
 
+def test_targets_go_through_torch_func_and_second_derivatives():
+    x, y = pairs(6, 4)
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(6, 6, generator=generator, dtype=torch.float64).softmax(1)
+    said = {"targets": shares, "weights": shares[0]}
+    for name in ("cloob", "clip"):
+        objective = cloob.make_objective(name, backend="reference")
+        found = torch.func.grad(lambda a, o=objective: o(a, y, **said))(x)
+        expected = value_and_gradients(lambda a, o=objective: o(a, y, **said), x)[1]
+        torch.testing.assert_close(found, expected)
+    for contrast in CONTRASTS:
+        scores = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        assert torch.autograd.gradgradcheck(
+            lambda s, c=contrast: contrast_scores(
+                s, c, targets=shares[:4, :4].softmax(1)
+            ),
+            scores.requires_grad_(),
+        )
+    streamed = cloob.make_objective("clip", backend="streamed")
+    raises(RuntimeError, "reference", torch.func.grad(streamed), x, y, **said)
+
+
 @pytest.mark.parametrize(
     ("scores", "options", "message"),
     [

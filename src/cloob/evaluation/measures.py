@@ -7,6 +7,7 @@ NaN where unreadable.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cloob.data.batch import caption_id
-from cloob.errors import refuse
+from cloob.errors import InputError
 from cloob.evaluation.embed import Encoder, embed_texts
 from cloob.evaluation.protocols import protocol_chances, protocol_numbers
 from cloob.functional import geometry as shape
@@ -37,11 +38,12 @@ def class_embeddings(
     """(C, D) unit rows on the CPU: unit rows of the prompts, averaged over the
     templates, as CLIP and CLOOB do.
     """
-    expected = "expected class names and templates with {c} in the place of one"
-    usable = (
-        classnames and templates and all("{c}" in template for template in templates)
-    )
-    refuse({f"{expected}; got {list(templates)}": not usable})
+    has_places = all("{c}" in template for template in templates)
+    if not classnames or not templates or not has_places:
+        raise InputError(
+            "expected class names and templates with {c} in the place of one; got"
+            f" {list(templates)}"
+        )
     prompts = [
         template.replace("{c}", name) for name in classnames for template in templates
     ]
@@ -98,22 +100,19 @@ def zeroshot_numbers(
     names = [
         f"{name} [{i}]" if uses[name] > 1 else name for i, name in enumerate(classnames)
     ]
+    numbers: dict[str, Any] = {}
+    for k in (1, 5):
+        numbers[f"acc{k}"] = ranking.topk_accuracy(ranks, k)
+    numbers["mean_per_class_recall"] = float(recalls.nanmean())
+    numbers |= {"n": len(ranks), "n_classes": len(classnames)}
+    for k in (1, 5):
+        interval = bootstrap_interval(ranks < k, level=level, seed=seed)
+        numbers[f"acc{k}_interval"] = list(interval)
     per_class = zip(names, recalls.tolist(), strict=True)
-    return {
-        **{f"acc{k}": ranking.topk_accuracy(ranks, k) for k in (1, 5)},
-        "mean_per_class_recall": float(recalls.nanmean()),
-        "n": len(ranks),
-        "n_classes": len(classnames),
-        **{
-            f"acc{k}_interval": list(
-                bootstrap_interval(ranks < k, level=level, seed=seed)
-            )
-            for k in (1, 5)
-        },
-        "per_class": {
-            name: recall for name, recall in per_class if recall == recall
-        },  # not NaN
+    numbers["per_class"] = {
+        name: recall for name, recall in per_class if not math.isnan(recall)
     }
+    return numbers
 
 
 class RetrievalRanks(NamedTuple):
@@ -250,44 +249,40 @@ def geometry(
     kept = (
         torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)
     ).nonzero()[:, 0]
-    refuse(
-        {
-            f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}": (
-                len(kept) < 2
-            )
-        }
-    )
+    if len(kept) < 2:
+        raise InputError(
+            f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}"
+        )
     if len(kept) > limit:
         kept = kept[torch.arange(limit) * len(kept) // limit]
     image, text = image_features[kept], text_features[kept]
-    clouds = {"image": image, "text": text}
-    for side, x in list(clouds.items()):
-        retrieved = [
-            hopfield_retrieval(part, x, beta) for part in torch.split(x, _CHUNK)
-        ]
-        clouds[f"{side}_retrieved"] = torch.cat(retrieved)
-    saturation = shape.saturation(image, text, inv_tau) + shape.saturation(
-        text, image, inv_tau
-    )
-    return {
-        "n": len(kept),
-        **{
-            f"effective_eigenvalues_{k}": int(shape.effective_eigenvalues(x))
-            for k, x in clouds.items()
-        },
-        **{
-            f"ajne_{side}": float(shape.ajne(clouds[side]))
-            for side in ("image", "text")
-        },
-        "alignment": float(shape.alignment(image, text)),
-        **{
-            f"uniformity_{side}": float(shape.uniformity(clouds[side]))
-            for side in ("image", "text")
-        },
-        "modality_gap": float(shape.modality_gap(image, text)),
-        "saturation": float(saturation) / 2,
-        **{
-            f"spectrum_{k}": [float(f"{v:.6g}") for v in shape.covariance_spectrum(x)]
-            for k, x in clouds.items()
-        },
+    clouds = {
+        "image": image,
+        "text": text,
+        "image_retrieved": retrieved(image, beta),
+        "text_retrieved": retrieved(text, beta),
     }
+    of_images = shape.saturation(image, text, inv_tau)
+    of_texts = shape.saturation(text, image, inv_tau)
+
+    numbers: dict[str, Any] = {"n": len(kept)}
+    for name, cloud in clouds.items():
+        count = int(shape.effective_eigenvalues(cloud))
+        numbers[f"effective_eigenvalues_{name}"] = count
+    for side in ("image", "text"):
+        numbers[f"ajne_{side}"] = float(shape.ajne(clouds[side]))
+    numbers["alignment"] = float(shape.alignment(image, text))
+    for side in ("image", "text"):
+        numbers[f"uniformity_{side}"] = float(shape.uniformity(clouds[side]))
+    numbers["modality_gap"] = float(shape.modality_gap(image, text))
+    numbers["saturation"] = float(of_images + of_texts) / 2
+    for name, cloud in clouds.items():
+        spectrum = shape.covariance_spectrum(cloud)
+        numbers[f"spectrum_{name}"] = [float(f"{v:.6g}") for v in spectrum]
+    return numbers
+
+
+def retrieved(rows: Tensor, beta: float) -> Tensor:
+    """(n, D) rows, each retrieved from the memory of all."""
+    parts = torch.split(rows, _CHUNK)
+    return torch.cat([hopfield_retrieval(part, rows, beta) for part in parts])

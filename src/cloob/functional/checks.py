@@ -18,7 +18,7 @@ def as_rows(**named: Tensor) -> list[Tensor]:
     """The tensors as matrices of one device and width, in float64 if all of them are
     and in float32 if none is.
     """
-    (first_name, first), *_ = named.items()
+    first_name, first = next(iter(named.items()))
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(
@@ -28,16 +28,22 @@ def as_rows(**named: Tensor) -> list[Tensor]:
         if tensor.ndim != 2 or not tensor.is_floating_point():
             given = f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
             raise ValueError(f"{given}; a floating-point matrix (N, D) is expected")
-        here, there = (
-            {"dtype": lifted(t), "device": t.device, "embedding dimension": t.shape[1]}
-            for t in (tensor, first)
-        )
-        for fact, value in here.items():
-            if value != there[fact]:
+        expected = facts_of_rows(first)
+        for fact, value in facts_of_rows(tensor).items():
+            if value != expected[fact]:
                 raise ValueError(
-                    f"{name} has {fact} {value}, but {first_name} has {there[fact]}"
+                    f"{name} has {fact} {value}, but {first_name} has {expected[fact]}"
                 )
     return [t.to(lifted(t)) for t in named.values()]
+
+
+def facts_of_rows(rows: Tensor) -> dict[str, object]:
+    """What matrices must have in common."""
+    return {
+        "dtype": lifted(rows),
+        "device": rows.device,
+        "embedding dimension": rows.shape[1],
+    }
 
 
 def lifted(tensor: Tensor) -> torch.dtype:
