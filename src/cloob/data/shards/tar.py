@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from cloob.data.batch import (
     clean_caption,
     read_fault,
 )
+from cloob.data.shards.headers import BLOCK, Member, plain_members
 from cloob.data.source import (
     CAPTION_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -47,7 +48,6 @@ _COMPRESSED: dict[bytes, Any] = {
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
-_BLOCK = 512
 _CHUNK = 1 << 16
 _MAX_OPEN_FILES = 64
 
@@ -60,16 +60,6 @@ _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 _ODD = (
     "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 )
-
-
-class Member(NamedTuple):
-    """A regular file in a tar: its name, and where its content lies in the (unpacked)
-    archive, in bytes.
-    """
-
-    name: str
-    offset: int
-    size: int
 
 
 def group_members(
@@ -135,46 +125,15 @@ class TarReader:
         """The complete members of one archive or several in a row, and what is missing
         where it is cut or damaged.
         """
-        with self._plain(path := self.paths[tar]).open("rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) == 0:
+        path = self.paths[tar]
+        with self._plain(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
                 return [], "is empty, or nothing of it can be unpacked"
-            members, places, end, cut = list[Member](), dict[str, Member](), 0, None
-            try:
-                archive = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115
-                while (info := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined] # else tarfile keeps a kilobyte a header
-                    if (
-                        archive.offset <= info.offset
-                    ):  # a size that leads back would be followed for ever
-                        cut = (
-                            cut
-                            or f"a damaged header at byte {info.offset:,} of {size:,}"
-                        )
-                        break
-                    if info.offset != end and not _goes_on(file, min(end, size)):
-                        cut = cut or f"a damaged header at byte {end:,} of {size:,}"
-                    if info.isreg() and info.offset_data + info.size <= size:
-                        places[info.name] = Member(
-                            info.name, info.offset_data, info.size
-                        )
-                        members.append(places[info.name])
-                    elif (
-                        info.islnk() and info.linkname in places
-                    ):  # a hard link: the bytes of a member before it
-                        members.append(places[info.linkname]._replace(name=info.name))
-                    end = archive.offset
-            except (
-                tarfile.TarError,
-                ValueError,
-                IndexError,
-                OverflowError,
-            ):  # damaged headers
-                cut = cut or f"cut after {size:,} bytes"
-            if not members and size >= _BLOCK and not _goes_on(file, 0):
-                raise InputError(f"{path} is not a tar archive")
-            if not _goes_on(file, min(end, size)):
-                cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
-            return members, cut
+            plain = plain_members(file.fileno(), size)
+            if plain is not None:
+                return plain, None
+            return _listing(file, size, path)
 
     def _plain(self, path: Path) -> Path:
         with path.open("rb") as file:
@@ -202,6 +161,42 @@ class TarReader:
         return TarReader, (self.paths, self._cache)
 
 
+def _listing(file: IO[bytes], size: int, path: Path) -> tuple[list[Member], str | None]:
+    """As :meth:`TarReader.listing`, by tarfile."""
+    members, places, end, cut = list[Member](), dict[str, Member](), 0, None
+    try:
+        archive = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115
+        while (info := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined] # else tarfile keeps a kilobyte a header
+            if (
+                archive.offset <= info.offset
+            ):  # a size that leads back would be followed for ever
+                cut = cut or f"a damaged header at byte {info.offset:,} of {size:,}"
+                break
+            if info.offset != end and not _goes_on(file, min(end, size)):
+                cut = cut or f"a damaged header at byte {end:,} of {size:,}"
+            if info.isreg() and info.offset_data + info.size <= size:
+                places[info.name] = Member(info.name, info.offset_data, info.size)
+                members.append(places[info.name])
+            elif (
+                info.islnk() and info.linkname in places
+            ):  # a hard link: the bytes of a member before it
+                members.append(places[info.linkname]._replace(name=info.name))
+            end = archive.offset
+    except (
+        tarfile.TarError,
+        ValueError,
+        IndexError,
+        OverflowError,
+    ):  # damaged headers
+        cut = cut or f"cut after {size:,} bytes"
+    if not members and size >= BLOCK and not _goes_on(file, 0):
+        raise InputError(f"{path} is not a tar archive")
+    if not _goes_on(file, min(end, size)):
+        cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
+    return members, cut
+
+
 class _File(io.FileIO):
     def __del__(self) -> None:
         self.close()
@@ -224,9 +219,9 @@ def _unpack(opener: Any, path: Path, target: Path) -> None:
 
 def _goes_on(file: IO[bytes], at: int) -> bool:
     file.seek(at)
-    block = file.read(_BLOCK)
+    block = file.read(BLOCK)
     try:
-        return block == bytes(_BLOCK) or bool(
+        return block == bytes(BLOCK) or bool(
             tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         )
     except tarfile.HeaderError:

@@ -19,9 +19,10 @@ from pathlib import Path
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, as_utf8, clean_caption
 from cloob.data.open import DEMO_SPLITS, look_up
+from cloob.data.shards.headers import Member
 from cloob.data.shards.remote import RemoteShardSource, open_remote
 from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
-from cloob.data.shards.tar import Member, TarReader, group_members
+from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import FileSource
 from cloob.data.sources.paths import FILE_COLUMN, metadata_of
