@@ -23,7 +23,7 @@ from cloob.data.batch import BadSample
 from cloob.errors import InputError, message
 from cloob.models.onnx import graphs_digest
 from cloob.serve.app import make_app
-from cloob.serve.collection import ServeConfig
+from cloob.serve.config import ServeConfig
 from support import OPENING, fork
 
 resource = pytest.importorskip("resource", reason="no limits of memory here")

@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
-from cloob.serve.collection import ServeConfig
+from cloob.serve.config import ServeConfig
 from search_colours import COLOURS
 
 N = 60

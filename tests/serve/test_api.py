@@ -17,7 +17,7 @@ from cloob.models import load as fingerprints
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
-from cloob.serve.collection import ServeConfig
+from cloob.serve.config import ServeConfig
 from make import picture
 from search_colours import ColourModel
 
@@ -87,6 +87,38 @@ def test_a_filter_narrows_every_way_of_asking(client, index):
         reverse=True,
     )
     assert newest == [item.id for item in by_date]
+
+
+def test_months_count_the_newest_first(client, index):
+    for where in ("", "width >= 26"):
+        params = {"where": where} if where else {}
+        shown = client.get("/api/months", params=params).json()["months"]
+        newest = client.get("/api/ids", params={**params, "order": "newest"}).json()
+        items = {item.id: item for item in index.items(newest["ids"])}
+        dates = [items[id_].date[:7] for id_ in newest["ids"]]
+        expected = {month: dates.count(month) for month in dict.fromkeys(dates)}
+        assert [(one["month"], one["count"]) for one in shown] == [*expected.items()]
+
+
+def test_labels_have_margins_and_a_cutoff_where_these_count(client):
+    plain = ask(client, "classify", labels=["red", "blue"])["labels"]
+    assert [label["margins"] for label in plain] == [None, None]
+    strict = ask(client, "classify", labels=["red", "blue"], none=True, cutoff=2)
+    for label in strict["labels"]:
+        fits = label["label"] != "none of these"
+        assert len(label["margins"]) == len(label["ids"]) == label["count"]
+        assert all((margin >= 2) is fits for margin in label["margins"])
+    refused = client.post("/api/classify", json={"labels": ["red", "b"], "cutoff": 2})
+    assert refused.status_code == 422 and "cutoff needs" in refused.json()["detail"]
+
+
+def test_a_model_says_when_it_is_ready(index, encoders):
+    with web_of(index) as web:
+        ask(web, "search", parts=[{"words": "red"}], model="others")
+        ready = {
+            model["name"]: model["ready"] for model in web.get("/api/models").json()
+        }
+        assert ready["others"]
 
 
 def test_beyond_this_machine_neither_an_answer_nor_a_filter_shows_a_full_path(
@@ -339,4 +371,4 @@ def test_the_api_keeps_to_its_description(schemathesis, index):
                 case.call_and_validate()
 
             ask()
-    assert len(operations) == 14
+    assert len(operations) == 15

@@ -4,6 +4,8 @@ is kept.
 
 import hmac
 import io
+import json
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -15,7 +17,7 @@ from starlette.testclient import TestClient
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.serve.collection import ServeConfig
+from cloob.serve.config import ServeConfig
 from cloob.serve.guard import HEADERS, Guard
 from cloob.serve.hosts import is_loopback
 from make import picture, raw_file
@@ -243,7 +245,7 @@ def test_a_form_without_a_file_and_several_files(client):
 def test_those_used_longest_ago_are_forgotten(index, monkeypatch, bound):
     files = [picture(colour) for colour in ("red", "green", "blue")]
     monkeypatch.setattr(
-        f"cloob.serve.collection.{bound}",
+        f"cloob.serve.uploads.{bound}",
         2 if bound == "MAX_UPLOADS" else len(files[0]) * 2 + 9,
     )
     with web_of(index) as client:
@@ -389,6 +391,26 @@ def test_a_full_disk_is_the_servers_fault(index, caplog, monkeypatch):
             ).status_code
             == 200
         )
+
+
+HOSTILE = json.loads(
+    (Path(__file__).parents[1] / "search" / "hostile.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("where", [text for text in HOSTILE if 0 < len(text) < 9_000])
+def test_a_filter_is_one_expression_over_http_too(client, where):
+    search = {"parts": [{"words": "red"}], "cutoff": False, "where": where}
+    for answer in (
+        client.get("/api/ids", params={"where": where}),
+        client.get("/api/months", params={"where": where}),
+        client.post("/api/search", json=search),
+        client.post("/api/classify", json={"labels": ["red", "b"], "where": where}),
+    ):
+        assert answer.status_code in (400, 422), answer.text[:200]
+        assert answer.json().keys() == {"detail"}
+        assert answer.json()["detail"] and "\n" not in answer.json()["detail"]
+    assert len(client.get("/api/ids").json()["ids"]) == 60, "nothing has changed"
 
 
 @pytest.mark.parametrize(

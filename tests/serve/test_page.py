@@ -3,11 +3,13 @@ readers would miss.
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
 import threading
 from contextlib import contextmanager
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import uvicorn
 from served_colours import N, build, draw
 
 from cloob.serve.app import make_app
-from cloob.serve.collection import ServeConfig
+from cloob.serve.config import ServeConfig
 from make import picture
 from search_colours import COLOURS, ColourModel
 
@@ -226,6 +228,7 @@ def test_a_picture_opens_and_leads_on(page):
 
 def test_sort_by_own_labels(page):
     page.go("?view=sort").one("#labels").send_keys("red\nblue\ngreen")
+    page.one("#none").click()
     page.one("#view-sort .primary").click()
     page.says("#sort-note", f"{N} pictures sorted")
     counts = page.run(
@@ -245,7 +248,102 @@ def test_sort_by_own_labels(page):
         "return [document.getElementById('labels').value,"
         " document.getElementById('none').checked]"
     )
-    assert page.run(form) == ["red\nblue", True], "what was typed stays"
+    assert page.run(form) == ["red\nblue", False], "what was typed stays"
+
+
+def test_a_stricter_sort_leaves_more_to_none_of_these(page):
+    page.go("?view=sort&label=red&label=blue").says("#sort-note", f"{N} pictures")
+    heads = (
+        "return [...document.querySelectorAll('.label-head')].map(head =>"
+        " [head.querySelector('h2').textContent,"
+        " parseInt(head.querySelector('p').textContent)])"
+    )
+    usual = dict(page.run(heads))
+    assert usual["red"] == usual["blue"] == 10 and usual["none of these"] == N - 20
+    page.until(lambda: page.all(".label .tile.ready"))
+    page.one(".label .tile").click()
+    page.says(".facts", "red, ")
+    page.says(".facts", "deviations above unrelated words")
+    page.keys(Keys.ESCAPE)
+    page.one("#fit").send_keys(Keys.END)
+    page.until(lambda: "fit=6" in page.run("return location.search"))
+    page.until(lambda: dict(page.run(heads)).get("none of these", 0) > N - 20)
+
+
+def test_an_opened_picture_has_an_address(page):
+    page.go("?q=red&cutoff=off").until(lambda: page.all(".tile.ready"))
+    page.one(".tile").click()
+    page.says("#detail-title", "a red square")
+    page.says(".facts", "Score")
+    opened = page.run("return location.href")
+    assert "picture=" in opened
+    page.driver.back()
+    page.until(lambda: not page.all("dialog[open]"), "back closes it")
+    assert "picture=" not in page.run("return location.href")
+    page.driver.forward()
+    page.until(lambda: page.all("dialog[open]"), "forward opens it again")
+    page.keys(Keys.ARROW_RIGHT)
+    page.until(lambda: page.run("return location.href") != opened)
+    page.keys(Keys.ESCAPE)
+    page.until(lambda: not page.all("dialog[open]"))
+    page.until(lambda: "picture=" not in page.run("return location.href"))
+    assert page.run("return location.search") == "?q=red&cutoff=off"
+
+    page.driver.get("about:blank")
+    page.driver.get(opened)
+    page.says("#detail-title", "a red square")
+    page.says(".facts", "Score")  # it has found its place among the hits
+    assert page.run(
+        "return document.querySelector('[aria-label=\"Next picture\"]').disabled"
+    ) in (False, None)
+    page.one("[aria-label=Close]").click()
+    page.until(lambda: page.run("return location.search") == "?q=red&cutoff=off")
+    page.go("?picture=999999").says("#detail-title", "This picture is gone")
+
+
+def test_the_listing_has_months_as_headings(page, tmp_path):
+    folder = draw(tmp_path / "pictures", range(6))
+    months = ["2021-03", "2021-03", "2024-05", "2024-05", "2024-05", "2019-12"]
+    for number, month in enumerate(months):
+        moment = datetime.fromisoformat(f"{month}-15T12:00:00+00:00").timestamp()
+        for kind in ("png", "txt"):
+            os.utime(folder / f"{number}.{kind}", (moment, moment))
+    with (
+        build(tmp_path / "idx", folder, ColourModel()) as index,
+        serving(index) as page.site,
+    ):
+        page.go().says("#found-note", "6 pictures")
+        heads = (
+            "return [...document.querySelectorAll('.section-head')].map(head =>"
+            " head.textContent)"
+        )
+        assert page.run(heads) == ["May 20243", "March 20212", "December 20191"]
+        page.until(lambda: len(page.all(".tile.ready")) == 6)
+        page.one(".tile").send_keys(Keys.END)
+        page.until(lambda: "15 Dec 2019" in page.focused())
+        page.keys(Keys.ARROW_UP)
+        page.until(lambda: "15 Mar 2021" in page.focused(), "over the heading")
+        page.keys(Keys.ARROW_DOWN)
+        page.until(lambda: "15 Dec 2019" in page.focused())
+
+
+def test_a_finger_that_rests_marks_a_picture(page):
+    page.go().until(lambda: page.all(".tile.ready"))
+    assert (
+        page.run(
+            "return getComputedStyle(document.querySelector('.tile-mark')).opacity"
+        )
+        == "0"
+    ), "no tick on a tile that nobody points at"
+    touch = (
+        "const [kind, id] = arguments; document.querySelectorAll('.tile')[id]"
+        ".dispatchEvent(new PointerEvent(kind, {pointerType: 'touch', bubbles: true}))"
+    )
+    page.run(touch, "pointerdown", 0)
+    page.says("#marks", "1 marked")
+    page.run(touch, "pointerup", 0)
+    page.run("document.querySelector('.tile').click()")  # as the browser does
+    assert not page.all("dialog[open]")
 
 
 def test_the_filter_is_written_by_three_boxes_and_by_hand(page):

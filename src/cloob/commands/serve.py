@@ -72,7 +72,7 @@ def run(options: Options) -> int:
         require(module, "serve")
     # FastAPI, after a word on how to install it.
     from cloob.serve.app import listen, serve
-    from cloob.serve.collection import ServeConfig
+    from cloob.serve.config import ServeConfig
 
     local = is_loopback(options.host)
     opened, address = listen(options.host, options.port)

@@ -456,6 +456,20 @@ class Store(Database):
             found += self.rows(statement, (place.id, _within(place, path)))
         return sorted(row[0] for row in found)
 
+    def months(self, where: Filter | None = None) -> list[tuple[str | None, int]]:
+        """How many of the items that match each month has, ``2024-05``, newest first.
+
+        A date without a month is its own, and items without a date come last: the order
+        of ``ids(order="newest")``.
+        """
+        statement = "SELECT substr(date, 1, 7) AS month, count(*) FROM cloob_items"
+        values: tuple[list[int], ...] = ()
+        if where is not None:
+            statement += f" WHERE id {_AMONG}"
+            values = (self.ids(where).tolist(),)
+        statement += " GROUP BY month ORDER BY coalesce(month, '') DESC"
+        return [(month, int(count)) for month, count in self.rows(statement, values)]
+
     def pages(self, where: Filter | None = None) -> Iterator[list[int]]:
         """The ids of the items that match, ascending, some thousands at a time."""
         ids = self.ids(where)

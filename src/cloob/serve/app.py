@@ -27,7 +27,8 @@ from starlette.types import ASGIApp
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.model import RowsError
 from cloob.serve import routes
-from cloob.serve.collection import ServeConfig, ServedIndex
+from cloob.serve.collection import ServedIndex
+from cloob.serve.config import ServeConfig
 from cloob.serve.guard import Guard
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cloob.serve.collection import ServeConfig
+from cloob.serve.config import ServeConfig
 from cloob.serve.hosts import is_loopback
 
 HEADERS: Mapping[str, str] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from cloob.search.classify import (
     Labels,
     check_labels,
 )
+from cloob.search.matrix import Vectors
 from cloob.search.records import valid
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
@@ -83,10 +85,18 @@ async def health(served: Served) -> dict[str, str | int | list[str]]:
 
 
 @api.get("/models")
-async def models(served: Served) -> list[dict[str, str | int]]:
-    """The models whose vectors the index has; the first is the default."""
+async def models(served: Served) -> list[schemas.Model]:
+    """The models whose vectors the index has; the first is the default.
+
+    One that is not ``ready`` is loaded at the first query that needs it.
+    """
     found = await served.run(lambda: served.index.models)
-    return [{"name": model.name, "dim": model.dim} for model in found]
+    default = await served.model(None) if found else None
+    ordered = sorted(found, key=lambda model: model != default)
+    return [
+        {"name": model.name, "dim": model.dim, "ready": served.is_ready(model)}
+        for model in ordered
+    ]
 
 
 @api.post("/search")
@@ -152,7 +162,10 @@ async def classify(
         multi=query.multi,
         none=query.none,
     )
+    if query.cutoff is not None:
+        options = replace(options, cutoff=query.cutoff)
     check_labels(query.labels, options)
+    await served.load(model)
     revision, labels = await served.run_slow(
         lambda: (
             served.index.revision(),
@@ -177,20 +190,32 @@ def _pictures_by_label(labels: Labels, top: int) -> list[schemas.LabelPictures]:
 
     columns = dict(zip(labels.names, labels.probabilities.T, strict=True))
     columns.setdefault(NONE, 1 - labels.probabilities.max(axis=1))
+    margin_columns = None
+    if labels.margins is not None:
+        margin_columns = dict(zip(labels.names, labels.margins.T, strict=True))
+        margin_columns.setdefault(NONE, labels.margins.max(axis=1))
     answers: list[schemas.LabelPictures] = []
     for name, places in members.items():
         probabilities = columns[name][places]
         surest = np.argsort(-probabilities, kind="stable")[:top]
-        rounded = np.round(probabilities[surest].astype(np.float64), 4)
+        margins = None
+        if margin_columns is not None:
+            margins = _rounded(margin_columns[name][places][surest])
         answers.append(
             {
                 "label": name,
                 "count": len(places),
                 "ids": labels.ids[places][surest].tolist(),
-                "probabilities": rounded.tolist(),
+                "probabilities": _rounded(probabilities[surest]),
+                "margins": margins,
             }
         )
     return answers
+
+
+def _rounded(numbers: Vectors) -> list[float]:
+    """Four digits, as JSON has them."""
+    return [round(number, 4) for number in numbers.tolist()]
 
 
 @api.post("/embed")
@@ -233,6 +258,20 @@ async def ids(
         lambda: (store.revision(), store.ids(condition, order=order))
     )
     return {"revision": revision, "ids": result.tolist()}
+
+
+@api.get("/months")
+async def months(served: Served, where: Where | None = None) -> schemas.Months:
+    """How many pictures each month has, in the order of the newest ids."""
+    condition = await served.filter(where)
+    store = served.index.store
+    revision, result = await served.run(
+        lambda: (store.revision(), store.months(condition))
+    )
+    counts: list[schemas.Month] = [
+        {"month": month, "count": count} for month, count in result
+    ]
+    return {"revision": revision, "months": counts}
 
 
 @api.get("/columns")
@@ -326,7 +365,7 @@ async def upload(
 async def upload_thumbnail(served: Served, id: str) -> Response:
     """A small JPEG of an uploaded picture."""
     return Response(
-        served.upload(id).thumbnail,
+        served.uploads.get(id).thumbnail,
         media_type="image/jpeg",
         headers={"cache-control": "private, max-age=3600"},
     )

@@ -83,19 +83,51 @@ class SearchQuery(_Asked):
 class ClassifyQuery(_Asked):
     """Labels to sort by: one a picture, with ``multi`` all that fit, with ``none``
     perhaps none.
+
+    A label fits from a margin of ``cutoff`` above unrelated words.
     """
 
     labels: Annotated[list[Label], Field(min_length=1, max_length=200)]
     templates: Annotated[list[Template], Field(max_length=100)] = []
     multi: bool = False
     none: bool = False
+    cutoff: Annotated[
+        float | SkipJsonSchema[None],
+        Field(ge=-100, le=100, description="Needs multi or none.", examples=[1.75]),
+    ] = None
     top: Top = 100
+
+    @model_validator(mode="after")
+    def _cutoff_has_an_effect(self) -> Self:
+        if self.cutoff is not None and not (self.multi or self.none):
+            raise ValueError("cutoff needs multi or none")
+        return self
 
 
 class EmbedQuery(_Question):
     texts: Annotated[list[Words], Field(max_length=256)] = []
     uploads: Annotated[list[UploadId], Field(max_length=256)] = []
     model: Name | None = None
+
+
+class Model(TypedDict):
+    """A model of the index; ``ready`` when it is loaded."""
+
+    name: str
+    dim: int
+    ready: bool
+
+
+class Month(TypedDict):
+    """``month`` is ``2024-05``, or what is known of the date, or None without one."""
+
+    month: str | None
+    count: int
+
+
+class Months(TypedDict):
+    revision: int
+    months: list[Month]
 
 
 class Picture(TypedDict):
@@ -135,10 +167,16 @@ class Found(TypedDict):
 
 
 class LabelPictures(TypedDict):
+    """The surest pictures of a label; ``margins`` with ``multi`` or ``none`` alone.
+
+    Of 'none of these', the margins are those of the best label.
+    """
+
     label: str
     count: int
     ids: list[int]
     probabilities: list[float]
+    margins: list[float] | None
 
 
 class Classified(TypedDict):

@@ -43,7 +43,18 @@ export const columns = () => ask("columns");
 export const search = (body, signal) => post("search", body, signal);
 export const classify = (body, signal) => post("classify", body, signal);
 export const ids = (where, signal) => ask(`ids${query({ where, order: "newest" })}`, { signal });
+export const months = (where, signal) => ask(`months${query({ where })}`, { signal });
 export const items = (id) => ask(`items${query({ id })}`);
+
+/** Says what a question waits for, until nobody waits. */
+export async function sayProgress(model, usual, waits, say) {
+  while (waits()) {
+    const list = await models().catch(() => []);
+    const asked = model ? list.find((one) => one.name === model) : list[0];
+    if (waits()) say(asked?.ready === false ? "Loading the model …" : usual);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+}
 
 export function upload(file) {
   const form = new FormData();

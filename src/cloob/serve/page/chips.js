@@ -27,14 +27,14 @@ export function add(part) {
   const parts = state.get().parts;
   if (parts.some((old) => JSON.stringify(old) === JSON.stringify(part))) return announce("That is part of the query already.");
   if (parts.length >= MOST_PARTS) return announce(`A query has at most ${MOST_PARTS} parts.`);
-  state.change({ parts: [...parts, part], view: "find" });
+  state.change({ parts: [...parts, part], view: "find", picture: null });
   scrollTo({ top: 0 });
 }
 
 /** A new query of one part, in the grid. */
 export function begin(part) {
   input.value = "";
-  state.change({ parts: [part], view: "find" });
+  state.change({ parts: [part], view: "find", picture: null });
   scrollTo({ top: 0 });
 }
 

@@ -1,67 +1,75 @@
-// One picture, large, with what is known of it and what can be done with it.
+// One picture, large, with what is known of it and what can be done with it. Its id is part of the address.
 import * as api from "./api.js";
 import { add, begin } from "./chips.js";
-import { $, announce, bytes, h, icon, number, score, title } from "./dom.js";
+import { $, announce, bytes, h, icon, number, title } from "./dom.js";
 import * as marks from "./marks.js";
+import * as state from "./state.js";
 
 const dialog = $("detail");
-let grid = null;
-let place = 0;
-let shows = 0; // counts the calls of `show`: only the latest one may fill the dialog
+let grid = null; // where the picture is one of several
+let place = -1;
+let shown = null; // the id of the picture in the dialog
 
-/** Opens the picture at a place of a grid; false where another was asked for, or the dialog closed, meanwhile. */
-export async function show(at, from) {
-  const [call, steps] = [++shows, dialog.open];
+/** Opens the picture at a place of a grid. */
+export function open(at, from) {
   [grid, place] = [from, at];
-  const value = from.values?.[at];
-  const item = await api.item(from.ids[at]);
-  if (call !== shows || (steps && !dialog.open)) return false;
-  fill(item, value);
-  if (!dialog.open) dialog.showModal();
-  return true;
+  state.openPicture(from.ids[at]);
 }
 
-function fill(item, value) {
+/** Shows the picture of the address, or none. */
+export async function draw({ force = false } = {}) {
+  const { picture } = state.get();
+  if (picture === shown && !force) return;
+  shown = picture;
+  if (picture === null) return dialog.close();
+  if (grid?.ids[place] !== picture) place = grid?.ids.indexOf(picture) ?? -1;
+  const item = await api.item(picture);
+  if (shown !== picture) return; // another was asked for meanwhile, or none
+  fill(item);
+  if (!dialog.open) dialog.showModal();
+}
+
+function fill(item) {
   if (item === undefined) {
     dialog.replaceChildren(head("That did not work"), h("p.quiet.detail-gone", {}, "The server did not say what this picture is. Is cloob serve still running?"));
     return;
   }
-  if (!item) {
-    dialog.replaceChildren(head("This picture is gone"), h("p.quiet.detail-gone", {}, "It was in the collection before; show the changed collection."));
+  if (item === null) {
+    dialog.replaceChildren(head("This picture is gone"), h("p.quiet.detail-gone", {}, "It is not in the collection, or not any more."));
     return;
   }
   const image = h("img", { alt: title(item), src: api.thumbnail(item.id, 1024), width: item.width, height: item.height });
   image.style.maxWidth = `min(100%, ${4 * item.width}px)`; // a small one is not blown up further
   image.style.maxHeight = `min(100%, ${4 * item.height}px)`;
   image.addEventListener("error", () => image.replaceWith(h("p.quiet", {}, "Its file is not there any more, or has changed.")));
-  const actions = h(
-    "div.actions",
-    {},
-    act("More like this", "search", () => begin({ item: item.id, weight: 1 }), "primary"),
-    act("Add to query", "plus", () => add({ item: item.id, weight: 1 })),
-    act("Keep away", "minus", () => add({ item: item.id, weight: -1 })),
-  );
+  const words = h("div.detail-words", {}, actions(item), facts(item));
+  dialog.replaceChildren(head(title(item)), h("div.detail-body", {}, h("div.detail-picture", {}, image), words));
+  announce(title(item));
+}
+
+function actions(item) {
   const mark = h("button.button", { type: "button", "aria-pressed": marks.has(item.id) }, icon("check"), "Mark");
   mark.addEventListener("click", () => {
     marks.toggle(item.id);
     mark.setAttribute("aria-pressed", marks.has(item.id));
   });
   const file = api.picture(item.id);
-  const original = h("a.button", { href: file, target: "_blank", rel: "noopener" }, "Open the file");
-  actions.append(mark, original, h("a.button", { href: file, download: item.name }, "Download"));
-  dialog.replaceChildren(head(title(item)), h("div.detail-picture", {}, image), actions, facts(item, value));
-  announce(title(item));
+  return h(
+    "div.actions",
+    {},
+    act("More like this", "search", () => begin({ item: item.id, weight: 1 }), "primary"),
+    act("Add to query", "plus", () => add({ item: item.id, weight: 1 })),
+    act("Keep away", "minus", () => add({ item: item.id, weight: -1 })),
+    mark,
+    h("a.button", { href: file, target: "_blank", rel: "noopener" }, "Open the file"),
+    h("a.button", { href: file, download: item.name }, "Download"),
+  );
 }
 
-/** Closes the dialog where other pictures come: there is no place to go back to. */
-function leave() {
-  grid = null;
-  dialog.close();
-}
-
+/** A button that leaves the picture for other ones: there is no tile to go back to. */
 function act(words, sign, work, kind = "") {
   const run = () => {
-    leave();
+    grid = null;
     work();
   };
   return h(`button.button${kind && `.${kind}`}`, { type: "button", onclick: run }, icon(sign), words);
@@ -69,23 +77,27 @@ function act(words, sign, work, kind = "") {
 
 function head(words) {
   const step = (difference, label, sign) =>
-    h("button.round", { type: "button", "aria-label": label, title: label, disabled: !grid.ids[place + difference], onclick: () => go(difference, label) }, icon(sign));
+    h("button.round", { type: "button", "aria-label": label, title: label, disabled: !neighbour(difference), onclick: () => go(difference, label) }, icon(sign));
   const close = h("button.round", { type: "button", "aria-label": "Close", title: "Close", onclick: () => dialog.close() }, icon("close"));
   return h("div.detail-head", {}, h("h2", { id: "detail-title" }, words), step(-1, "Previous picture", "left"), step(1, "Next picture", "right"), close);
 }
 
+const neighbour = (difference) => (place < 0 ? undefined : grid?.ids[place + difference]);
+
 async function go(difference, label) {
-  const next = place + difference;
-  if (!grid.ids[next]) return;
-  if (!(await show(next, grid))) return;
-  const button = label && dialog.querySelector(`[aria-label="${label}"]`);
+  const picture = neighbour(difference);
+  if (!picture) return;
+  place += difference;
+  state.change({ picture }, { replace: true });
+  await api.item(picture);
+  const button = dialog.querySelector(`[aria-label="${label}"]`);
   (button && !button.disabled ? button : dialog.querySelector('[aria-label="Close"]')).focus();
 }
 
-function facts(item, value) {
+function facts(item) {
   const list = h("dl.facts");
   const say = (name, words) => words !== null && words !== undefined && words !== "" && list.append(h("div", {}, h("dt", {}, name), h("dd", {}, words)));
-  if (typeof value === "number") say("Score", score(value));
+  if (place >= 0) for (const [name, words] of grid.facts(place)) say(name, words);
   if (item.caption) say("File", item.name);
   if (item.caption?.trim().includes("\n")) say("Caption", item.caption);
   say("Date", item.date && `${item.date.replace("T", " ")} (${item.date_from})`);
@@ -110,5 +122,15 @@ dialog.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") go(1, "Next picture");
 });
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-dialog.addEventListener("close", () => grid?.focusAt(place));
-addEventListener("popstate", () => dialog.open && leave());
+dialog.addEventListener("close", () => {
+  if (state.get().picture !== null) state.leavePicture();
+  if (place >= 0) grid?.focusAt(place);
+});
+// A grid has other pictures now: the opened one may be among them.
+addEventListener("pictures", ({ detail: changed }) => {
+  if (shown === null || (grid !== null && grid !== changed && grid.element.isConnected)) return;
+  const at = changed.ids.indexOf(shown);
+  if (at < 0 && grid !== changed) return;
+  [grid, place] = [changed, at];
+  if (dialog.open) draw({ force: true });
+});

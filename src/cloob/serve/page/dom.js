@@ -56,4 +56,21 @@ export function later(work, milliseconds) {
   return ask;
 }
 
+const MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
+
+/** "May 2024" of an ISO date; "2024" where no month is known, "" without a date. */
+export function month(date) {
+  const [, year, number] = /^(\d{4})(?:-(\d\d))?/.exec(date ?? "") ?? [];
+  return year ? [MONTHS[number - 1], year].filter(Boolean).join(" ") : "";
+}
+
+/** "12 May 2024", with three letters of the month, of an ISO date, as far as it is known. */
+export function day(date) {
+  const [, year, month, number] = /^(\d{4})(?:-(\d\d))?(?:-(\d\d))?/.exec(date ?? "") ?? [];
+  return [number && String(Number(number)), MONTHS[month - 1]?.slice(0, 3), year].filter(Boolean).join(" ");
+}
+
+/** The last folder, or the container, of a picture. */
+export const folder = (item) => item.path.split(/[/\\]|::/).at(-2) ?? "";
+
 export const title = (item) => item.caption?.trim().split("\n")[0] || item.name;

@@ -23,6 +23,7 @@ export function comparison(column, kind, operator, value) {
   const name = OF_ALL.test(column) ? column : `"${column.replaceAll('"', '""')}"`; // which may be a word of SQL
   if (kind === "boolean") return `${name} ${operator} ${value.toLowerCase()}`;
   if (kind === "number") return `${name} ${operator} ${/^[+-]?\d+$/.test(value) ? value : Number(value)}`; // beyond 2^53 too
+  if (kind === "date" && operator === "<=") return `substr(${name}, 1, ${value.length}) <= ${quoted(value)}`; // all of that day, month or year
   const words = operator === "like" ? `%${value.replace(/[\\%_]/g, "\\$&")}%` : value;
   const escape = words.includes("\\") && operator === "like" ? " escape '\\'" : "";
   return `${name} ${operator} ${quoted(words)}${escape}`;

@@ -2,7 +2,7 @@
 import * as api from "./api.js";
 import { query } from "./chips.js";
 import * as detail from "./detail.js";
-import { $, announce, h, pictures, number } from "./dom.js";
+import { $, announce, h, month, number, pictures, score } from "./dom.js";
 import { Grid } from "./grid.js";
 import * as marks from "./marks.js";
 import * as state from "./state.js";
@@ -16,7 +16,7 @@ function build(models) {
   for (const column of columns) column.grid.close();
   columns = models.map((model, i) => {
     const two = models.length > 1;
-    const grid = new Grid({ label: two ? `Found by ${model}` : "Pictures", open: detail.show, least: two ? 118 : 148 });
+    const grid = new Grid({ label: two ? `Found by ${model}` : "Pictures", open: detail.open, ...(two && { least: 118 }) });
     const note = h("p.quiet");
     const body = h("div.column-body");
     const head = two ? h("div.column-head", {}, h(`h2.model-${i}`, {}, model), note) : null;
@@ -53,53 +53,61 @@ async function answer(words, parts, where, cutoff) {
   $("found-title").textContent = heading(parts);
   $("mark-all").disabled = true;
   const waiting = new Set(columns);
-  const busy = setTimeout(() => waiting.forEach(wait), 150);
+  const busy = setTimeout(() => waiting.forEach((column) => wait(column, waiting)), 150);
   const answered = (column) => {
     waiting.delete(column);
     column.element.classList.remove("busy");
   };
   try {
-    if (parts.length) await Promise.all(columns.map((column) => search(column, parts, where, cutoff, signal).then(() => answered(column))));
-    else await browse(where, signal);
+    if (parts.length) await Promise.all(columns.map((column) => search(column, parts, where, cutoff, signal, () => answered(column))));
+    else await browse(where, signal, () => columns.forEach(answered));
   } catch (problem) {
     if (signal.aborted) return;
     asking.abort(); // another column's answer would take the message away
     failed(problem);
   } finally {
     clearTimeout(busy);
+    waiting.clear();
     if (asking.signal === signal) columns.forEach(answered);
   }
 }
 
-/** Says that an answer takes its time: the model is loaded for the first one. */
-function wait(column) {
+/** Says that an answer takes its time, and that the model is loaded for the first one. */
+function wait(column, waiting) {
   column.element.classList.add("busy");
-  (columns.length > 1 ? column.note : $("found-note")).textContent = "Searching …";
+  const note = columns.length > 1 ? column.note : $("found-note");
+  api.sayProgress(column.model, "Searching …", () => waiting.has(column), (words) => (note.textContent = words));
   if (!column.body.querySelector(".tile")) column.body.replaceChildren(h("div.skeleton", { "aria-hidden": "true" }, ...Array.from({ length: 24 }, () => h("span.tile"))));
 }
 
-async function browse(where, signal) {
-  const found = await api.ids(where, signal);
+async function browse(where, signal, answered) {
+  const [found, { months }] = await Promise.all([api.ids(where, signal), api.months(where, signal)]);
+  answered();
+  const sections = inMonths(months, found.ids.length);
   const words = where ? `${pictures(found.ids.length)} in all` : `${pictures(found.ids.length)}`;
   $("found-note").textContent = words;
   for (const column of columns) {
     column.note.textContent = "";
-    if (found.ids.length) show(column, found.ids);
+    if (found.ids.length) show(column, found.ids, { sections });
     else column.body.replaceChildren(empty(where ? "No picture passes the filter" : "The collection is empty", where ? "Change the filter, or take it away." : "cloob index adds pictures; they appear here while this page is open."));
   }
   announce(words);
 }
 
-async function search(column, parts, where, cutoff, signal) {
+async function search(column, parts, where, cutoff, signal, answered) {
   const body = { parts, top: TOP, cutoff, ...(where && { where }), ...(column.model && { model: column.model }) };
   const found = await api.search(body, signal);
-  if (state.get().order === "newest") found.hits.sort((one, other) => (other.date ?? "").localeCompare(one.date ?? ""));
+  answered();
+  const isByDate = state.get().order === "newest";
+  if (isByDate) found.hits.sort((one, other) => (other.date ?? "").localeCompare(one.date ?? ""));
   api.remember(found.hits);
   const note = noteFor(found, cutoff);
   (columns.length > 1 ? column.note : $("found-note")).textContent = note;
   if (columns.length > 1) $("found-note").textContent = `${pictures(found.searched)} searched`;
-  if (found.hits.length) show(column, found.hits.map((hit) => hit.id), found, cutoff);
-  else column.body.replaceChildren(nothing(found));
+  if (found.hits.length) {
+    const sections = isByDate ? inMonths(countMonths(found.hits), found.hits.length) : undefined;
+    show(column, found.hits.map((hit) => hit.id), { sections, facts: (place) => fitOf(found.hits[place]) }, endOf(found, cutoff));
+  } else column.body.replaceChildren(nothing(found));
   announce(found.hits.length ? note : "Nothing fits");
 }
 
@@ -109,16 +117,41 @@ function noteFor(found, cutoff) {
   return `${more}${number(found.hits.length)} of ${pictures(found.searched)} ${found.hits.length === 1 ? "fits" : "fit"}`;
 }
 
-/** Shows pictures, and what their search has found. */
-function show(column, ids, found = null, cutoff = true) {
-  const end = [];
-  if (found?.cut && cutoff) {
-    end.push(h("p.end", {}, "The next ones fit no better than they fit unrelated words. ", h("button.button", { type: "button", onclick: () => state.change({ cutoff: false }) }, "Show them too")));
-  } else if (found && !cutoff) {
-    end.push(h("p.end", {}, h("button.button", { type: "button", onclick: () => state.change({ cutoff: true }) }, "Only what fits")));
+/** How well a picture fits the query, as its detail says it. */
+function fitOf({ score: cosine, margin }) {
+  const above = margin === null ? [] : [["Fits by", `${margin.toFixed(1).replace("-", "−")} deviations above unrelated words`]];
+  return [["Score", score(cosine)], ...above];
+}
+
+/** Sections of {month, count}, where they count these pictures: else the collection has changed meanwhile. */
+function inMonths(months, total) {
+  const sum = months.reduce((before, { count }) => before + count, 0);
+  if (sum !== total) return undefined;
+  return months.map(({ month: date, count }) => ({ title: month(date) || "Without a date", count }));
+}
+
+/** {month, count} of hits that are ordered by date. */
+function countMonths(hits) {
+  const months = [];
+  for (const hit of hits) {
+    const name = hit.date?.slice(0, 7) ?? null;
+    if (months.at(-1)?.month === name) months.at(-1).count += 1;
+    else months.push({ month: name, count: 1 });
   }
-  column.body.replaceChildren(column.grid.element, ...end);
-  column.grid.set(ids, found?.hits.map((hit) => hit.score));
+  return months;
+}
+
+/** What stands below the pictures that a search has found. */
+function endOf({ cut }, cutoff) {
+  const button = (words, value) => h("button.button", { type: "button", onclick: () => state.change({ cutoff: value }) }, words);
+  if (!cutoff) return h("p.end", {}, button("Only what fits", true));
+  return cut ? h("p.end", {}, "The next ones fit no better than they fit unrelated words. ", button("Show them too", false)) : "";
+}
+
+/** Shows pictures in a column. */
+function show(column, ids, how, end = "") {
+  column.body.replaceChildren(column.grid.element, end);
+  column.grid.set(ids, how);
   $("mark-all").disabled = false;
 }
 

@@ -1,6 +1,7 @@
 // Starts the page and shows the view that the address asks for.
 import * as api from "./api.js";
 import * as chips from "./chips.js";
+import * as detail from "./detail.js";
 import { $, pictures } from "./dom.js";
 import * as filters from "./filters.js";
 import * as find from "./find.js";
@@ -24,6 +25,7 @@ function draw(options) {
   chips.draw();
   filters.draw();
   views[view].draw(options);
+  detail.draw();
 }
 
 async function startModels() {
@@ -74,10 +76,10 @@ for (const link of document.querySelectorAll(".tabs a, .mark")) {
   link.addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    if (link.dataset.view) state.change({ view: link.dataset.view });
+    if (link.dataset.view) state.change({ view: link.dataset.view, picture: null });
     else {
       $("words").value = "";
-      state.change({ view: "find", parts: [], where: "", cutoff: true });
+      state.change({ view: "find", parts: [], where: "", cutoff: true, picture: null });
     }
   });
 }

@@ -7,6 +7,7 @@ const [note, copyButton, saveButton, clearButton] = bar.children;
 const marked = new Set();
 
 export const has = (id) => marked.has(id);
+export const any = () => marked.size > 0;
 
 export function toggle(id) {
   if (!marked.delete(id)) marked.add(id);
@@ -30,20 +31,23 @@ function say(words) {
   announce(words);
 }
 
-/** Hands the paths, one a line, to `work`, and says what became of them. */
-async function take(work, done) {
+/** Hands the paths of pictures, one a line, to `work`; returns what became of them. */
+async function take(ids, work, done) {
   try {
-    const items = await Promise.all([...marked].map(api.item));
+    const items = await Promise.all([...ids].map(api.item));
     if (items.includes(undefined)) throw new Error("The server does not answer");
     const there = items.filter(Boolean);
     const paths = there.filter((item) => !item.path.includes("\n")).map((item) => `${item.path}\n`); // what follows one would be another path
     await work(paths.join(""));
     const [gone, broken] = [items.length - there.length, there.length - paths.length];
-    say(`${number(paths.length)} ${done}${gone ? `; ${number(gone)} gone` : ""}${broken ? `; ${number(broken)} left out: a line feed in the name` : ""}`);
+    return `${number(paths.length)} ${done}${gone ? `; ${number(gone)} gone` : ""}${broken ? `; ${number(broken)} left out: a line feed in the name` : ""}`;
   } catch (problem) {
-    say(problem.message);
+    return problem.message;
   }
 }
+
+/** Copies the paths of pictures, one a line; returns what to say about it. */
+export const copyPaths = (ids) => take(ids, copy, "copied");
 
 async function copy(text) {
   try {
@@ -59,8 +63,8 @@ function save(text) {
   setTimeout(() => URL.revokeObjectURL(href), 10000);
 }
 
-copyButton.addEventListener("click", () => take(copy, "copied"));
-saveButton.addEventListener("click", () => take(save, "in the list"));
+copyButton.addEventListener("click", async () => say(await copyPaths(marked)));
+saveButton.addEventListener("click", async () => say(await take(marked, save, "in the list")));
 clearButton.addEventListener("click", () => {
   marked.clear();
   changed();

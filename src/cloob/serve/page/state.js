@@ -1,6 +1,8 @@
 // What the page shows, as the address says it: a link, a reload and the back button bring it back.
 
 const PART = /^(-?[0-9]+(?:\.[0-9]+)?)~([wiu])~([^]+)$/;
+export const USUAL_FIT = 1.75; // how many deviations above unrelated words a label fits
+export const MOST_FIT = 6;
 const KINDS = { w: "words", i: "item", u: "upload" };
 
 function readPart(text) {
@@ -12,6 +14,11 @@ function readPart(text) {
   if (kind === "item" && !(Number.isSafeInteger(value) && value > 0)) return null;
   if (kind === "upload" && !/^[0-9a-f]{32}$/.test(value)) return null;
   return { [kind]: value, weight };
+}
+
+function readFit(text) {
+  const value = text ? Number(text) : NaN;
+  return value >= 0 && value <= MOST_FIT ? value : USUAL_FIT;
 }
 
 function writePart(part) {
@@ -31,9 +38,11 @@ export function read(address = location.search) {
     cutoff: words.get("cutoff") !== "off",
     labels: words.getAll("label").slice(0, 200),
     multi: words.get("multi") === "on",
-    none: words.get("none") === "on",
+    none: words.get("none") !== "off",
+    fit: readFit(words.get("fit")),
     template: words.get("template") ?? "",
     order: words.get("order") === "newest" ? "newest" : "best",
+    picture: /^[1-9]\d{0,15}$/.test(words.get("picture")) ? Number(words.get("picture")) : null,
   };
 }
 
@@ -47,9 +56,11 @@ export function write(state) {
   if (!state.cutoff) words.set("cutoff", "off");
   for (const label of state.labels) words.append("label", label);
   if (state.multi) words.set("multi", "on");
-  if (state.none) words.set("none", "on");
+  if (!state.none) words.set("none", "off");
+  set("fit", state.fit, USUAL_FIT);
   set("template", state.template, "");
   set("order", state.order, "best");
+  set("picture", state.picture, null);
   return words.size ? `?${words}` : "/";
 }
 
@@ -66,8 +77,25 @@ export function change(difference, { replace = false } = {}) {
   const before = now;
   now = { ...now, ...difference };
   const address = write(now);
-  if (address !== write(before)) history[replace ? "replaceState" : "pushState"](null, "", address);
+  const opened = now.picture !== null && before.picture === null; // the step before it is the page without it
+  if (replace) history.replaceState(history.state, "", address);
+  else if (address !== write(before)) history.pushState({ opened }, "", address);
   for (const listener of listeners) listener(now, before);
+}
+
+let leaving = null; // the step back of a picture that was closed
+
+/** Takes the picture out of the address: back to the step before it was opened, where there is one. */
+export function leavePicture() {
+  if (!history.state?.opened) return change({ picture: null }, { replace: true });
+  leaving = new Promise((resolve) => addEventListener("popstate", resolve, { once: true }));
+  history.back();
+}
+
+/** Puts a picture into the address, after the one before it has left. */
+export async function openPicture(picture) {
+  await leaving;
+  change({ picture });
 }
 
 addEventListener("popstate", () => {
