@@ -275,18 +275,22 @@ class DualEncoder(nn.Module):
             grad: As in ``encode_image``.
 
         Returns:
-            (n, L, W) states, W the tower's width, and (n, L) bool, True up to each
-            text's end token, with which features are pooled.
+            (n, L, W) states, W the tower's width, and (n, L) bool, True for tokens of
+            the text: not for the padding behind it.
 
         Raises:
-            InputError: A text tower that is not CLIP's causal one.
+            InputError: The text tower gives none.
         """
         if isinstance(texts, str):
             raise TypeError("one string, where a list is expected")
-        if self._causal_tower is None:
-            raise InputError(
-                f"{self.name}: has states of tokens only with CLIP's text tower"
-            )
+        text: Any = getattr(self.model, "text", None)
+        last: nn.Module | None = None
+        if self._causal_tower is not None:
+            last = self.model.get_submodule(self._causal_tower).ln_final
+        elif hasattr(text, "text_tokens"):
+            last = text.blocks
+        if last is None:
+            raise InputError(f"{self.name}: gives no states of tokens")
         tokens = texts if isinstance(texts, Tensor) else self.tokenizer(list(texts))
         tokens = tokens.to(self.device)
         states: list[Tensor] = []
@@ -296,13 +300,14 @@ class DualEncoder(nn.Module):
             if threading.get_ident() == caller:  # threads may share a model
                 states.append(output)
 
-        norm = self.model.get_submodule(self._causal_tower).ln_final
-        hook = norm.register_forward_hook(keep)
+        hook = last.register_forward_hook(keep)
         try:
             with nullcontext() if grad else torch.no_grad():
                 self._text_features(tokens)
         finally:
             hook.remove()
+        if self._causal_tower is None:
+            return states[0], text.text_tokens(tokens)
         places = torch.arange(tokens.shape[1], device=tokens.device)
         return states[0], places <= tokens.argmax(dim=1)[:, None]
 

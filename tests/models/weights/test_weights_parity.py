@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from cloob import ContrastiveObjective, cli, load_model
 from support import originals, raises
@@ -215,3 +216,22 @@ def test_an_export_keeps_every_bit(tmp_path, capsys, source):
         assert torch.equal(first.encode_text(tokens), second.encode_text(tokens))
     assert second.objective_config == first.objective_config
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [("crowsonkb/tiny", "slim.pkl"), ("rinna/bert", ""), ("rinna/roberta", "")],
+)
+def test_states_of_tokens_pool_to_the_originals_features(folder, file):
+    source = originals(f"{folder}/{file}" if file else folder)
+    encoder = load_model(source)
+    inputs, expected = read(originals(folder), file)
+    tokens = torch.from_numpy(inputs["tokens"])
+    states, is_text = encoder.encode_text_tokens(tokens)
+    pooled = F.normalize(encoder.model.text.proj(states[:, 0]), dim=1).detach()
+    torch.testing.assert_close(
+        pooled, torch.from_numpy(expected["text_unit"]), atol=1e-5, rtol=0
+    )
+    assert is_text.shape == tokens.shape == states.shape[:2]
+    assert is_text[:, 0].all() and not is_text.all()
+    assert (is_text.long().diff(dim=1) <= 0).all()  # padding is at the end alone

@@ -190,11 +190,16 @@ class HaikuText(nn.Module):
         self.blocks = make_blocks(config, width, 1e-5, norm_first=True, gelu=gelu)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Any:
+    def text_tokens(self, tokens: Tensor) -> Tensor:
+        """(n, L) bool, True up to the first end token."""
         ends = tokens == self.end
-        text_tokens = ends.cumsum(1) == ends.long()  # up to the first end token
+        before: Tensor = ends.cumsum(1) == ends.long()
+        return before
+
+    def forward(self, tokens: Tensor) -> Any:
         x = self.token_embedding(tokens) + self.position_embedding
-        return F.normalize(self.proj(self.blocks(x, queries=text_tokens)[:, 0]), dim=-1)
+        states = self.blocks(x, queries=self.text_tokens(tokens))
+        return F.normalize(self.proj(states[:, 0]), dim=-1)
 
 
 class BertText(nn.Module):
@@ -214,13 +219,15 @@ class BertText(nn.Module):
         self.blocks = make_blocks(config, width, eps, norm_first=False, gelu="exact")
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
+    def text_tokens(self, tokens: Tensor) -> Tensor:
+        """(n, L) bool, True for all but the padding at a row's end."""
+        real: Tensor = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
+        return real
+
     def forward(self, tokens: Tensor) -> Any:
-        text_tokens = (tokens != self.pad).flip(1).cumsum(1).flip(
-            1
-        ) > 0  # all but the padding at a row's end
         x = self.token_embedding(tokens) + self.type_embedding.weight[0]
         x = self.norm_embedding(x + self.position_embedding.weight[: tokens.shape[1]])
-        return self.proj(self.blocks(x, keys=text_tokens)[:, 0])
+        return self.proj(self.blocks(x, keys=self.text_tokens(tokens))[:, 0])
 
 
 def load(
