@@ -36,6 +36,7 @@ COMMANDS = (
     "train",
     "data",
     "eval",
+    "match",
     "find",
     "index",
     "search",
@@ -103,8 +104,8 @@ def _prepare_process(name: str) -> None:
     atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-    if name == "export":
-        # as Ctrl-C: half-written folders are removed
+    if name in ("export", "match"):
+        # as Ctrl-C: half-written files are removed
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

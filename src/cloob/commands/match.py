@@ -1,0 +1,236 @@
+"""``cloob match``: rank the rows of one file of vectors for every row of another."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import mmap
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cloob.commands.console import (
+    DeviceOptions,
+    Positional,
+    arg,
+    check_out,
+    check_range,
+    progress,
+    say,
+)
+from cloob.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from cloob.heads.head import Side
+
+N_QUERIES = 2048  # rows of a that are ranked together
+N_BLOCK = 8192  # rows of b that are in memory
+COLUMNS = ("a", "rank", "b", "score")
+
+
+@dataclass(frozen=True)
+class Options:
+    """For every row of --a, the nearest rows of --b in the space of a run of `cloob
+    train vectors`, or of saved ContrastiveHeads: all are compared, without an index.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """The run, or the folder of the heads."""
+    a: str
+    """Rows for head a, as --a of `cloob train vectors`."""
+    b: str
+    """Rows for head b."""
+    top: int = 10
+    """Rows of b for every row of a."""
+    a_ids: str | None = None
+    """What to call the rows of a: a file of lines, or FILE.parquet:COLUMN; left out,
+    their numbers from 0.
+    """
+    b_ids: str | None = None
+    """What to call the rows of b."""
+    out: Path | None = None
+    """FILE.csv or FILE.parquet with the columns a, rank, b and score (a cosine); left
+    out, lines on stdout.
+    """
+    overwrite: bool = False
+    """Replace the file where it is there."""
+    machine: DeviceOptions = field(default_factory=DeviceOptions)
+
+
+def run(options: Options) -> int:
+    """Ranks, and writes or prints the hits."""
+    check(options)
+    from cloob.data.vectors import read_ids_of, read_matrix
+    from cloob.models.load import load_model
+
+    a, b = read_matrix(options.a), read_matrix(options.b)
+    names_a = names_b = None
+    if options.a_ids is not None:
+        names_a = read_ids_of(options.a_ids, len(a), options.a)
+    if options.b_ids is not None:
+        names_b = read_ids_of(options.b_ids, len(b), options.b)
+    encoder = load_model(options.model, options.machine.device)
+    with progress() as update, open_writer(options.out) as write:
+        for start, scores, rows in hits(encoder, options, a, b, update):
+            write(
+                [name_of(names_a, start + i) for i in range(len(rows))],
+                [[name_of(names_b, row) for row in best] for best in rows.tolist()],
+                scores.tolist(),
+            )
+    n_hits = min(options.top, len(b))
+    say(
+        f"{len(a):,} rows of a, for each the nearest {n_hits:,} of {len(b):,} rows of b"
+    )
+    return 0
+
+
+def check(options: Options) -> None:
+    """Raises InputError for options that do not fit, before torch is there."""
+    check_range("--top", options.top, 1, 100_000)
+    if options.out is not None:
+        inputs = [options.a, options.b, options.a_ids, options.b_ids]
+        named = [spec for spec in inputs if spec is not None]
+        check_out("--out", options.out, (".csv", ".parquet"), named)
+        if options.out.exists() and not options.overwrite:
+            raise InputError(f"{options.out}: exists; --overwrite replaces it")
+    elif options.overwrite:
+        raise InputError("--overwrite needs --out")
+
+
+def name_of(names: Sequence[str] | None, row: int) -> str | int:
+    return row if names is None else names[row]
+
+
+def hits(
+    encoder: Any,
+    options: Options,
+    a: np.ndarray,
+    b: np.ndarray,
+    update: Callable[[str, int, int], None],
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For some rows of a at a time: the number of the first, and the scores and row
+    numbers of their hits.
+    """
+    from cloob.functional.nearest import nearest
+
+    total = len(a) * len(b)
+    for start, query in embedded(encoder, "a", options.a, a, N_QUERIES):
+
+        def blocks(start: int = start, n: int = len(query)) -> Iterator[Tensor]:
+            for first, block in embedded(encoder, "b", options.b, b, N_BLOCK):
+                update("rows compared", start * len(b) + n * first, total)
+                yield block
+
+        scores, rows = nearest(query, blocks(), options.top)
+        yield start, scores, rows
+    update("rows compared", total, total)
+
+
+def embedded(
+    encoder: Any, side: Side, spec: str, rows: np.ndarray, size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Unit rows of one side, ``size`` at a time, with the number of the first."""
+    import torch
+
+    from cloob.models.aligned.model import embed_rows
+
+    for start in range(0, len(rows), size):
+        block = embed_rows(encoder, side, rows[start : start + size])
+        release(rows)
+        finite = torch.isfinite(block).all(dim=1)
+        if not finite.all():
+            row = start + int((~finite).nonzero()[0])
+            raise InputError(f"{spec}: row {row} has numbers that are not finite")
+        yield start, block
+
+
+def release(rows: np.ndarray) -> None:
+    """Gives back the memory of the pages of a mapped file that were read."""
+    base: Any = rows
+    while hasattr(base, "base"):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+Writer = Any
+"""Takes names of rows of a, of their hits, and the scores of these."""
+
+
+@contextlib.contextmanager
+def open_writer(out: Path | None) -> Iterator[Writer]:
+    """A function that writes hits, on stdout or to a file that appears when it is
+    whole.
+    """
+    if out is None:
+        yield table_writer(sys.stdout, "\t")
+        return
+    temporary = out.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".csv":
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                yield table_writer(file, ",")
+        else:
+            with parquet_writer(temporary) as write:
+                yield write
+        temporary.replace(out)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{out}: cannot be written ({reason})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def table_writer(file: Any, separator: str) -> Writer:
+    writer = csv.writer(file, delimiter=separator, lineterminator="\n")
+    headed = False
+
+    def write(names: list[Any], found: list[list[Any]], scores: list[Any]) -> None:
+        nonlocal headed
+        if not headed:  # a mistake in the rows leaves nothing on stdout
+            writer.writerow(COLUMNS)
+            headed = True
+        for line in lines(names, found, scores):
+            writer.writerow([*line[:3], f"{line[3]:.6f}"])
+
+    return write
+
+
+@contextlib.contextmanager
+def parquet_writer(path: Path) -> Iterator[Writer]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    opened: list[Any] = []  # the types of the names are known with the first hits
+
+    def write(names: list[Any], found: list[list[Any]], scores: list[Any]) -> None:
+        columns = zip(*lines(names, found, scores), strict=True)
+        table = pa.table(dict(zip(COLUMNS, map(list, columns), strict=True)))
+        if not opened:
+            opened.append(parquet.ParquetWriter(path, table.schema))
+        opened[0].write_table(table)
+
+    try:
+        yield write
+    finally:
+        for writer in opened:
+            writer.close()
+
+
+def lines(
+    names: list[Any], found: list[list[Any]], scores: list[Any]
+) -> Iterator[tuple[Any, int, Any, float]]:
+    """The columns of every hit."""
+    for name, others, of_name in zip(names, found, scores, strict=True):
+        pairs = zip(others, of_name, strict=True)
+        for rank, (other, score) in enumerate(pairs, 1):
+            yield name, rank, other, score

@@ -1,0 +1,131 @@
+"""The rows of one matrix that are nearest to each row of another, exactly, block by
+block: no index, no matrix of all scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_AT_ONCE = 16_384  # pairs that are multiplied in float64 together
+_ROUNDING = 8.0  # times the rounding of a dot product of unit rows that is allowed for
+
+
+def nearest(
+    query: Tensor, blocks: Iterable[Tensor], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` rows of largest dot product for each row of ``query``.
+
+    A block's products are computed in float32; what may be among the ``k`` is computed
+    again in float64. So the answer does not depend on the size of the blocks. Of equal
+    products the earlier row is nearer.
+
+    Args:
+        query: (Q, D) rows, finite.
+        blocks: (n, D) rows of the other matrix, in their order, finite; together N.
+        k: How many to find, 1 or more.
+
+    Returns:
+        (Q, min(k, N)) float64 products, largest first, and the int64 numbers of their
+        rows.
+
+    Raises:
+        ValueError: ``k`` below 1, a row that is not finite, or rows of another width.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; 1 or more is expected")
+    _refuse_gaps("query", query, 0)
+    rows = query.detach().float()
+    exact = query.detach().double().numpy()
+    best = _Best(len(query), k)
+    length = rows.norm(dim=1)
+    start = 0
+    for block in blocks:
+        _refuse_gaps("a block", block, start)
+        if block.shape[1:] != query.shape[1:]:
+            raise ValueError(
+                f"rows of {query.shape[1]} numbers were asked for, a block has"
+                f" {tuple(block.shape)}"
+            )
+        block = block.detach()
+        scores = rows @ block.float().T
+        least = best.least.copy()
+        if len(block) >= k:
+            of_block = scores.topk(k, dim=1).values[:, -1].double().numpy()
+            least = np.maximum(least, of_block)
+        margin = _margin(length, block)
+        floor = (torch.from_numpy(least) - margin).float()
+        places, columns = (scores >= floor[:, None]).nonzero().numpy().T
+        found = _products(exact, block, places, columns)
+        best.add(places, columns + start, found)
+        start += len(block)
+    return best.scores, best.rows
+
+
+def _products(
+    query: np.ndarray, block: Tensor, places: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """(n,) float64 products of pairs of rows, row by row, so that each is the same in
+    any company.
+    """
+    found = np.empty(len(places))
+    others = block.numpy()
+    for start in range(0, len(places), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        gathered = others[columns[some]].astype(np.float64)
+        found[some] = np.einsum("nd,nd->n", query[places[some]], gathered)
+    return found
+
+
+def _margin(length: Tensor, block: Tensor) -> Tensor:
+    """(Q,) how far a product in float32 may be from the exact one."""
+    width = block.shape[1]
+    eps = torch.finfo(torch.float32).eps
+    longest: Tensor = block.float().norm(dim=1).max()
+    margin: Tensor = length.double() * longest * (_ROUNDING * eps * (1 + width**0.5))
+    return margin
+
+
+def _refuse_gaps(name: str, rows: Tensor, start: int) -> None:
+    if rows.ndim != 2:
+        raise ValueError(f"{name} is {tuple(rows.shape)}; (n, D) is expected")
+    finite = torch.isfinite(rows).all(dim=1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0]) + start
+        raise ValueError(f"row {row} of {name} is not finite")
+
+
+class _Best:
+    """The best rows so far of every query, best first."""
+
+    def __init__(self, n_queries: int, k: int) -> None:
+        self.k = k
+        self.scores = np.empty((n_queries, 0))
+        self.rows = np.empty((n_queries, 0), np.int64)
+
+    @property
+    def least(self) -> np.ndarray:
+        """(Q,) the k-th best product; −∞ where there are fewer."""
+        if self.scores.shape[1] < self.k:
+            return np.full(len(self.scores), -np.inf)
+        return self.scores[:, -1]
+
+    def add(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Takes candidates, which have later rows than all before."""
+        if not len(rows):
+            return
+        n_queries, n_known = self.scores.shape
+        known = np.repeat(np.arange(n_queries), n_known)
+        queries = np.concatenate([known, queries])
+        rows = np.concatenate([self.rows.ravel(), rows])
+        scores = np.concatenate([self.scores.ravel(), scores])
+        order = np.lexsort((rows, -scores, queries))
+        first = np.searchsorted(queries[order], np.arange(n_queries))
+        rank = np.arange(len(order)) - first[queries[order]]
+        taken = order[rank < self.k]
+        # blocks come whole: every query has seen as many rows
+        self.scores = scores[taken].reshape(n_queries, -1)
+        self.rows = rows[taken].reshape(n_queries, -1)

@@ -1,0 +1,108 @@
+"""``cloob match``: every row of a against all rows of b."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from cloob import ContrastiveHeads, cli, load_model
+from cloob.commands import match
+from support import refused
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Heads, 7 rows for a and 40 for b, of which two are equal."""
+    folder = tmp_path_factory.mktemp("match")
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(60, 5)).astype(np.float32)
+    b = (a @ rng.normal(size=(5, 6))).astype(np.float32)
+    heads = ContrastiveHeads("clip", n_components=4, epochs=2, validation_fraction=0)
+    heads.fit(a, b).save(folder / "heads")
+    b[31] = b[4]
+    np.save(folder / "a.npy", a[:7])
+    np.save(folder / "b.npy", b[:40])
+    (folder / "a.txt").write_text("".join(f"cell, {i}\n" for i in range(7)))
+    (folder / "b.txt").write_text("".join(f"molecule {i}\n" for i in range(40)))
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def expected(top):
+    """Row numbers and cosines by a plain product; of equal rows the earlier first."""
+    encoder = load_model("heads", device="cpu").eval()
+    rows = encoder.encode_a(np.load("a.npy")), encoder.encode_b(np.load("b.npy"))
+    scores = (rows[0].double() @ rows[1].double().T).numpy()
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return order, np.take_along_axis(scores, order, 1)
+
+
+WORDS = ["match", "heads", "--a", "a.npy", "--b", "b.npy", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8192])
+def test_lines_on_stdout(here, capsys, monkeypatch, size):
+    monkeypatch.setattr(match, "N_BLOCK", size)
+    monkeypatch.setattr(match, "N_QUERIES", size)
+    assert cli.main([*WORDS, "--top", "5"]) == 0
+    out, err = capsys.readouterr()
+    lines = list(csv.reader(io.StringIO(out), delimiter="\t"))
+    rows, scores = expected(5)
+    assert lines[0] == ["a", "rank", "b", "score"]
+    assert [line[:3] for line in lines[1:]] == [
+        [str(i), str(rank + 1), str(rows[i, rank])]
+        for i in range(7)
+        for rank in range(5)
+    ]
+    assert np.allclose(
+        [float(line[3]) for line in lines[1:]], scores.ravel(), atol=2e-6
+    )
+    assert "7 rows of a, for each the nearest 5 of 40 rows of b" in err
+
+
+def test_files_with_ids(here):
+    ids = ["--a-ids", "a.txt", "--b-ids", "b.txt"]
+    for name in ("hits.csv", "hits.parquet"):
+        assert cli.main([*WORDS, *ids, "--top", "100", "--out", f"new/{name}"]) == 0
+    assert sorted(path.name for path in (here / "new").iterdir()) == [
+        "hits.csv",
+        "hits.parquet",
+    ]
+    rows, scores = expected(100)
+    text = (here / "new" / "hits.csv").read_text(encoding="utf-8")
+    lines = list(csv.DictReader(text.splitlines()))
+    assert len(lines) == 7 * 40, "all rows of b where there are fewer than asked for"
+    table = parquet.read_table("new/hits.parquet").to_pydict()
+    names = [(f"cell, {i}", f"molecule {row}") for i in range(7) for row in rows[i]]
+    assert [(line["a"], line["b"]) for line in lines] == names
+    assert list(zip(table["a"], table["b"], strict=True)) == names
+    assert table["rank"] == [*range(1, 41)] * 7
+    assert np.allclose(table["score"], scores.ravel(), atol=1e-6)
+
+
+def test_row_numbers_in_parquet_are_integers(here):
+    assert cli.main([*WORDS, "--top", "1", "--out", "n.parquet"]) == 0
+    assert parquet.read_table("n.parquet")["b"].to_pylist() == [
+        row for (row,) in expected(1)[0]
+    ]
+    assert cli.main([*WORDS, "--top", "2", "--out", "n.parquet", "--overwrite"]) == 0
+    assert parquet.read_table("n.parquet").num_rows == 14
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_row_that_is_not_finite_is_named_and_nothing_is_left(here, capsys, side):
+    rows = np.load(f"{side}.npy")
+    rows[5, 2] = np.nan
+    np.save(f"bad-{side}.npy", rows)
+    words = [word if word != f"{side}.npy" else f"bad-{side}.npy" for word in WORDS]
+    before = sorted(here.iterdir())
+    line = refused(capsys, *words, "--out", "bad.csv")
+    assert f"bad-{side}.npy: row 5 has numbers that are not finite" in line
+    assert sorted(here.iterdir()) == before

@@ -1,0 +1,103 @@
+"""The nearest rows, against a plain loop."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloob.functional.nearest import nearest
+from support import raises
+
+
+def loop(query, others, k):
+    """For each row, the numbers and products of the k best of the others."""
+    found = []
+    for row in query.double().tolist():
+        products = [
+            (-math.fsum(x * y for x, y in zip(row, other, strict=True)), number)
+            for number, other in enumerate(others.double().tolist())
+        ]
+        found.append(sorted(products)[:k])
+    scores = [[-score for score, _ in best] for best in found]
+    return np.array(scores), np.array(
+        [[number for _, number in best] for best in found]
+    )
+
+
+@st.composite
+def cases(draw):
+    """Rows of few different numbers, so that many products are equal."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    n_queries, n, width = (draw(st.integers(1, most)) for most in (5, 40, 4))
+    few = draw(st.booleans())
+    sides = []
+    for size in (n_queries, n):
+        drawn = torch.randn(size, width, generator=generator)
+        sides.append(drawn.round().clamp(-1, 1) if few else drawn)
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, n - 1)), max_size=5)))
+    return *(side.to(dtype) for side in sides), draw(st.integers(1, 12)), cuts
+
+
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_it_is_the_loop_whatever_the_blocks(case):
+    query, others, k, cuts = case
+    expected, numbers = loop(query, others, k)
+    blocks = [part for part in others.tensor_split(cuts) if len(part)]
+    for parts in (blocks, [others], others.split(1)):
+        scores, rows = nearest(query, parts, k)
+        np.testing.assert_allclose(scores, expected, rtol=1e-12, atol=1e-12)
+        assert rows.dtype == np.int64
+        assert (rows == numbers).all()
+
+
+def test_rounding_in_float32_decides_nothing():
+    """Thousands of nearly equal rows, whose order float32 gets wrong."""
+    generator = torch.Generator().manual_seed(0)
+    cone = torch.randn(1, 64, generator=generator)
+    rows = cone + 1e-4 * torch.randn(3000, 64, generator=generator)
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    query = rows[:7]
+    exact = (query.double() @ rows.double().T).numpy()
+    expected = np.argsort(-exact, axis=1, kind="stable")[:, :20]
+    answers = [nearest(query, rows.split(size), 20) for size in (1, 7, 100, 3000)]
+    for scores, found in answers:
+        assert (found == expected).all()
+        assert (scores == answers[0][0]).all()
+
+
+def test_equal_rows_are_in_the_order_of_the_file():
+    query, others = torch.ones(2, 3), torch.ones(50, 3)
+    for size in (3, 50):
+        scores, rows = nearest(query, others.split(size), 4)
+        assert rows.tolist() == [[0, 1, 2, 3]] * 2
+        assert (scores == 3).all()
+
+
+def test_what_is_refused():
+    query, others = torch.ones(2, 3), torch.ones(5, 3)
+    bad = others.clone()
+    bad[4, 1] = math.nan
+    raises(ValueError, "k is 0", nearest, query, [others], 0)
+    raises(ValueError, "row 9 of a block", nearest, query, [others, bad], 1)
+    raises(ValueError, "row 4 of query", nearest, bad, [others], 1)
+    raises(ValueError, "of 3 numbers", nearest, query, [torch.ones(5, 4)], 1)
+    raises(ValueError, r"query is \(3,\)", nearest, query[0], [others], 1)
+
+
+def test_no_block_and_no_query():
+    scores, rows = nearest(torch.ones(2, 3), [], 4)
+    assert scores.shape == rows.shape == (2, 0)
+    scores, rows = nearest(torch.ones(0, 3), [torch.ones(5, 3)], 4)
+    assert len(scores) == len(rows) == 0
+
+
+@pytest.mark.parametrize("k", [1, 5, 9])
+def test_fewer_rows_than_asked_for(k):
+    rows = nearest(torch.eye(3), [torch.eye(3)[:2], torch.eye(3)[2:]], k)[1]
+    assert rows.shape == (3, min(k, 3))
+    assert rows[:, 0].tolist() == [0, 1, 2]
