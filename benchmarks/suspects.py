@@ -4,7 +4,8 @@ The rule is in LOG.md of 2026-11-30.
 
     python -m benchmarks.suspects simulate [--draws N] [--out FILE]
     python -m benchmarks.suspects find --features DIR [--out FILE]
-    python -m benchmarks.suspects clean --features DIR [--out FILE]
+    python -m benchmarks.suspects clean --features DIR [--sets ...] [--out FILE]
+    python -m benchmarks.suspects weigh --features DIR [--sets ...] [--out FILE]
 
 `simulate`: no, 10 and 40 % wrong pairs in 100 to 2,000 of made-up and of real sets,
 from sides that hardly relate to equal ones: what `auto` would leave out, and the
@@ -26,6 +27,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,50 +185,80 @@ def find(features: Path) -> Iterator[dict[str, Any]]:
 
 
 def clean(features: Path | None, sets: list[str]) -> Iterator[dict[str, Any]]:
-    for name, n in CLEANED:
+    for split in splits(features, sets, (0.0, 0.4)):
+        arms = {"all": np.arange(split.n), "cleaned": split.kept}
+        if split.share:
+            arms["right"] = split.right
+        for arm, some in arms.items():
+            yield from fitted(split, arm, some)
+
+
+def weigh(features: Path | None, sets: list[str]) -> Iterator[dict[str, Any]]:
+    """As declared in results/suspects/weights.md."""
+    for split in splits(features, sets, (0.2, 0.4, 0.6)):
+        yield from fitted(split, "cleaned", split.kept)
+        yield from fitted(split, "weighted", np.arange(split.n), 1 - split.probability)
+        yield from fitted(split, "right", split.right)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training pairs, some of them swapped, what was found of them, and test pairs."""
+
+    name: str
+    seed: int
+    share: float
+    train: tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of a and b, ids
+    test: tuple[np.ndarray, np.ndarray]
+    kept: np.ndarray  # places that are not left out
+    right: np.ndarray  # places of right pairs
+    probability: np.ndarray  # of being wrong
+
+    @property
+    def n(self) -> int:
+        return len(self.probability)
+
+
+def splits(
+    features: Path | None, sets: list[str], shares: tuple[float, ...]
+) -> Iterator[Split]:
+    for (name, n), seed in itertools.product(CLEANED, SEEDS):
         if sets and name not in sets:
             continue
         a, b, ids = pictograms(features) if name == "pictograms" else vectors(name)
-        for seed in SEEDS:
-            order = np.random.default_rng(seed).permutation(len(a))
-            first = np.sort(
-                np.unique(ids[order], return_index=True)[1]
-            )  # each caption once
-            test = order[first[-min(1000, len(a) // 3) :]]
-            train = order[~np.isin(ids[order], ids[test])][:n]
-            n = len(train)
-            for share in (0.0, 0.4) if n <= 5000 else (0.4,):
-                partners = train[swapped(n, share, np.random.default_rng(100 + seed))]
-                result = suspicion(
-                    torch.from_numpy(a[train]),
-                    torch.from_numpy(b[partners]),
-                    torch.from_numpy(ids[partners]),
-                )
-                kept = np.sort(result.scores.argsort().numpy()[result.count() :])
-                right = np.flatnonzero(ids[train] == ids[partners])
-                for arm, some in (
-                    ("all", np.arange(n)),
-                    ("cleaned", kept),
-                    ("right", right),
-                )[: 3 if share else 2]:
-                    for objective in ("infoloob", "cca"):
-                        heads = ContrastiveHeads(
-                            objective, device="cpu", random_state=seed
-                        )
-                        heads.fit(
-                            a[train[some]],
-                            b[partners[some]],
-                            ids=ids[partners[some]],
-                        )
-                        recall = heads.score(a[test], b[test])
-                        what = {
-                            "set": name,
-                            "seed": seed,
-                            "share": share,
-                            "arm": arm,
-                            "objective": objective,
-                        }
-                        yield {**what, "pairs": len(some), "recall": recall}
+        order = np.random.default_rng(seed).permutation(len(a))
+        first = np.sort(np.unique(ids[order], return_index=True)[1])  # a caption once
+        test = order[first[-min(1000, len(a) // 3) :]]
+        train = order[~np.isin(ids[order], ids[test])][:n]
+        for share in shares if n <= 5000 else (0.4,):
+            rng = np.random.default_rng(100 + seed)
+            partners = train[swapped(len(train), share, rng)]
+            sides = a[train], b[partners], ids[partners]
+            result = suspicion(*map(torch.from_numpy, sides))
+            kept = np.sort(result.scores.argsort().numpy()[result.count() :])
+            right = np.flatnonzero(ids[train] == ids[partners])
+            probability = result.wrong.probability.double().numpy()
+            tested = a[test], b[test]
+            yield Split(name, seed, share, sides, tested, kept, right, probability)
+
+
+def fitted(
+    split: Split, arm: str, some: np.ndarray, weights: np.ndarray | None = None
+) -> Iterator[dict[str, Any]]:
+    """Recall of right pairs after training on some pairs."""
+    a, b, ids = (side[some] for side in split.train)
+    for objective in ("infoloob", "cca"):
+        heads = ContrastiveHeads(objective, device="cpu", random_state=split.seed)
+        heads.fit(a, b, ids=ids, sample_weight=weights)
+        yield {
+            "set": split.name,
+            "seed": split.seed,
+            "share": split.share,
+            "arm": arm,
+            "objective": objective,
+            "pairs": len(some),
+            "recall": heads.score(*split.test),
+        }
 
 
 def gaussian(n: int, noise: float, rng: np.random.Generator) -> Rows:
@@ -376,7 +408,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["simulate", "table", "find", "clean"])
+    parser.add_argument("what", choices=["simulate", "table", "find", "clean", "weigh"])
     parser.add_argument("--features", type=Path)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--sets", nargs="*", default=[])
@@ -388,8 +420,9 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.what == "simulate":
         records = simulate(options.draws, options.sets)
-    elif options.what == "clean":
-        records = clean(options.features, options.sets)
+    elif options.what in ("clean", "weigh"):
+        make = clean if options.what == "clean" else weigh
+        records = make(options.features, options.sets)
     else:
         records = find(options.features)
     for record in records:
