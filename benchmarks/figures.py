@@ -24,7 +24,7 @@ from benchmarks.studies.pages import replaced, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SUSPECTS = RESULTS / "suspects" / "records.jsonl"
+CLEANED = RESULTS / "suspects" / "cleaned.jsonl"
 Record = dict[str, Any]
 
 
@@ -272,7 +272,7 @@ def cleaned(arm: str) -> str:
     values = {"set": "molecules", "share": 0.4, "arm": arm, "objective": "infoloob"}
     return next(
         f"{100 * r['recall']:.1f} %"
-        for r in lines_of(SUSPECTS)
+        for r in lines_of(CLEANED)
         if values.items() <= r.items()
     )
 
@@ -281,7 +281,7 @@ def reached() -> str:
     """How much of the right pairs' recall@1 cleaning reaches with 40 % wrong pairs, and
     in how many sets 90 %.
     """
-    runs = [r for r in lines_of(SUSPECTS) if r["what"] == "clean" and r["share"] == 0.4]
+    runs = [r for r in lines_of(CLEANED) if r["share"] == 0.4]
     words = []
     for objective, name in (("infoloob", "InfoLOOB"), ("cca", "the closed form")):
         recalls = {

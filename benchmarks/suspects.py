@@ -3,13 +3,14 @@
 The rule is in LOG.md of 2026-11-30.
 
     python -m benchmarks.suspects simulate [--draws N] [--out FILE]
+    python -m benchmarks.suspects neighbours [--sets ...] [--out FILE]
     python -m benchmarks.suspects find --features DIR [--out FILE]
     python -m benchmarks.suspects clean --features DIR [--sets ...] [--out FILE]
     python -m benchmarks.suspects weigh --features DIR [--sets ...] [--out FILE]
 
 `simulate`: no, 10 and 40 % wrong pairs in 100 to 2,000 of made-up and of real sets,
 from sides that hardly relate to equal ones: what `auto` would leave out, and the
-interval of the share; `table` sums it up.
+interval of the share; `table` sums it up. `neighbours`: what LEMoN's terms add.
 
 DIR holds the features of the frozen study (`python -m benchmarks.studies frozen run
 --cache DIR`); `chemicals` and `rdkit` give the molecules. `find`: the area under the
@@ -39,6 +40,7 @@ from sklearn.metrics import roc_auc_score
 
 from cloob import ContrastiveHeads
 from cloob.functional.cca import PairMoments, canonical_directions
+from cloob.heads import suspects as found_by
 from cloob.heads.suspects import suspicion
 
 RECORDS = Path(__file__).parent / "results" / "suspects" / "records.jsonl"
@@ -375,6 +377,25 @@ def simulate(draws: int, sets: list[str]) -> Iterator[dict[str, Any]]:
             }
 
 
+def neighbours(sets: list[str]) -> Iterator[dict[str, Any]]:
+    """Areas under the curve without LEMoN's terms, with each weight, and as chosen."""
+    chosen = found_by._WEIGHTS
+    for name, noise, share in itertools.product(sets or REAL, (0.0, 1.0), (0.1, 0.4)):
+        rng = np.random.default_rng(0)
+        a, b = real_rows(name, 2000, noise, rng)
+        partners = swapped(len(a), share, rng)
+        wrong = partners != np.arange(len(a))
+        sides = torch.from_numpy(a), torch.from_numpy(b[partners])
+        areas = {}
+        for weights in (chosen, *((weight,) for weight in chosen)):
+            found_by._WEIGHTS = weights
+            scores = suspicion(*sides).scores.numpy()
+            key = "chosen" if weights == chosen else str(weights[0])
+            areas[key] = round(float(roc_auc_score(wrong, -scores)), 4)
+        found_by._WEIGHTS = chosen
+        yield {"set": name, "pairs": len(a), "noise": noise, "share": share, **areas}
+
+
 def simulated_table(path: Path) -> None:
     """Prints what the criteria ask for, by the number of pairs."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -408,7 +429,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["simulate", "table", "find", "clean", "weigh"])
+    parser.add_argument(
+        "what", choices=["simulate", "table", "neighbours", "find", "clean", "weigh"]
+    )
     parser.add_argument("--features", type=Path)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--sets", nargs="*", default=[])
@@ -420,6 +443,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.what == "simulate":
         records = simulate(options.draws, options.sets)
+    elif options.what == "neighbours":
+        records = neighbours(options.sets)
     elif options.what in ("clean", "weigh"):
         make = clean if options.what == "clean" else weigh
         records = make(options.features, options.sets)

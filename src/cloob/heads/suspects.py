@@ -57,6 +57,7 @@ _JUDGED = 200  # given pairs that choose the ridge, if there are as many
 _LISTED = 512  # nearest rows that are kept at most
 _WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of the neighbours' terms
 _CHUNK = 1 << 16
+_NUMBERS = 1 << 23  # that are gathered at a time
 
 _T = TypeVar("_T")
 _Trained = PairMoments | CentredRows
@@ -552,7 +553,8 @@ def _mean_agreement(
     the nearest rows of other ids; 0 where the list holds none.
     """
     means = []
-    for part in torch.split(torch.arange(len(query)), _ROWS):
+    size = max(1, _NUMBERS // (_NEAREST * other.shape[1]))
+    for part in torch.split(torch.arange(len(query)), size):
         mine, theirs = query[part], opposite[part]
         left_out = [group[mine], group[theirs]]
         rows, chosen = _first_of_other_ids(listed[mine], group, left_out)
