@@ -225,37 +225,65 @@ def _prepare_ddp(towers: nn.Module, no_sync: ContextFactory) -> ContextFactory:
 class Buffers:
     """Buffers of modules as they are now (running statistics, power iterations),
     whether written or replaced later.
+
+    Values of one dtype lie behind one another, so that a device is given a few
+    operations and not some for every buffer.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._held = [
-            (
-                buffers_of(owner),
-                name,
-                buffer,
-                None if buffer is None else buffer.detach().clone(),
-            )
+            (buffers_of(owner), name, buffer)
             for owner in modules
             for name, buffer in buffers_of(owner).items()
         ]
+        self._kinds: dict[Any, list[int]] = {}  # places in the list above
+        for place, (_, _, buffer) in enumerate(self._held):
+            if buffer is not None and buffer.numel() > 0:
+                kind = (buffer.dtype, buffer.device)
+                self._kinds.setdefault(kind, []).append(place)
+        self._values: dict[int, Tensor] = {}
+        for places in self._kinds.values():
+            buffers = [self._held[place][2] for place in places]
+            parts = _split_as(_flat(buffers), buffers)
+            self._values.update(zip(places, parts, strict=True))
 
     @torch.no_grad()
     def restore(self) -> None:
-        for buffers, name, buffer, value in self._held:
-            if buffer is not None and value is not None:
-                buffer.copy_(value)
+        for buffers, name, buffer in self._held:
             if buffers.get(name) is not buffer:
                 buffers[name] = buffer
+        for places in self._kinds.values():
+            held: Any = [self._held[place][2] for place in places]
+            torch._foreach_copy_(held, [self._values[place] for place in places])
 
     @torch.no_grad()
     def restore_unless(self, good: Tensor) -> None:
         """Puts values back where the 0-d bool ``good`` is false; waits for no
         device.
         """
-        for buffers, name, _, value in self._held:
-            now = buffers.get(name)
-            if now is not None and value is not None:
-                torch.where(good, now, value, out=now)
+        for places in self._kinds.values():
+            found = [self._held[place][0].get(self._held[place][1]) for place in places]
+            present = [
+                (now, self._values[place])
+                for now, place in zip(found, places, strict=True)
+                if now is not None
+            ]
+            if present:
+                now, before = (list(side) for side in zip(*present, strict=True))
+                chosen = torch.where(good, _flat(now), _flat(before))
+                torch._foreach_copy_(now, _split_as(chosen, now))
+
+
+def _flat(tensors: Sequence[Any]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def _split_as(flat: Tensor, tensors: Sequence[Any]) -> list[Tensor]:
+    """Parts of a flat tensor in the shapes of the tensors."""
+    parts = flat.split([tensor.numel() for tensor in tensors])  # type: ignore[no-untyped-call]
+    return [
+        part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
+    ]
 
 
 def _first_pass(

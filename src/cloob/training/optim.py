@@ -385,32 +385,51 @@ class Optimizers(torch.optim.Optimizer):
 
 
 class Average:
-    """The moving average of an encoder's weights and statistics; ``begun``: it has a
-    value.
+    """The moving average of an encoder's weights and statistics, each of them once,
+    also where two towers share a module; ``begun``: it has a value.
     """
 
     def __init__(self, encoder: nn.Module, decay: float) -> None:
         self.encoder: Any = copy.deepcopy(encoder).requires_grad_(False)
         self._decay, self.begun = decay, False
+        self._moves: list[bool] | None = None
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, finite: Tensor) -> None:
         """Moves towards the encoder's weights if the 0-d ``finite`` is true; waits for
-        no device.
+        a device at its first call alone.
         """
-        share = finite * (1 - self._decay)
-        for averaged, now in zip(
-            self.encoder.state_dict().values(),
-            encoder.state_dict().values(),
-            strict=True,
-        ):
-            if (
-                self.begun and now.is_floating_point()
-            ):  # attention masks are buffers of −∞, whose difference is NaN
-                averaged.add_(share.to(averaged.dtype) * (now - averaged).nan_to_num())
-            else:
-                averaged.copy_(now)
-        self.begun = True
+        average, now = _tensors(self.encoder), _tensors(encoder)
+        if self._moves is None:
+            self._moves = _are_finite(now)
+        if not self.begun:
+            torch._foreach_copy_(average, now)
+            self.begun = True
+            return
+        pairs = list(zip(average, now, self._moves, strict=True))
+        moving = [(old, new) for old, new, moves in pairs if moves]
+        copied = [(old, new) for old, new, moves in pairs if not moves]
+        if copied:
+            old, new = (list(side) for side in zip(*copied, strict=True))
+            torch._foreach_copy_(old, new)
+        old, new = (list(side) for side in zip(*moving, strict=True))
+        steps = torch._foreach_sub(new, old)
+        torch._foreach_mul_(steps, finite * (1 - self._decay))
+        torch._foreach_add_(old, steps)
+
+
+def _tensors(encoder: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, each of them once."""
+    return [*encoder.parameters(), *encoder.buffers()]
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Which tensors are finite floating-point numbers: not an attention mask of −∞,
+    whose differences are NaN.
+    """
+    floating = [tensor.is_floating_point() for tensor in tensors]
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).tolist()
+    return [both[0] and both[1] for both in zip(floating, finite, strict=True)]
 
 
 def warmup_steps(config: OptimConfig, total: int) -> int:

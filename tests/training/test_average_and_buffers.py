@@ -1,0 +1,101 @@
+"""The moving average of weights, and buffers that are put back, beside their
+formulas.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+from cloob.training.gradcache import Buffers
+from cloob.training.optim import Average
+
+
+class Sides(nn.Module):
+    """Two towers that share a trunk, with statistics, a count, an empty buffer and a
+    mask of −∞.
+    """
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+        self.a, self.b = nn.Sequential(trunk, nn.Linear(4, 3)), trunk
+        self.half = nn.Linear(3, 3).bfloat16()
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        self.register_buffer("empty", torch.zeros(0, 2))
+        self.register_buffer("none", None)
+
+
+def change(module, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in {**dict(module.named_parameters())}.items():
+            assert name
+            value.add_(torch.randn(value.shape, generator=generator))
+        norm = module.b[1]
+        norm.running_mean += 0.5
+        norm.num_batches_tracked += 1
+
+
+def test_the_average_of_towers_that_share_a_module_is_the_formula():
+    module, decay = Sides(), 0.75
+    average = Average(module, decay)
+    expected = None
+    for step in range(4):
+        change(module, step)
+        finite = torch.tensor(step != 2)
+        average.update(module, finite)
+        now = {k: v.clone() for k, v in module.state_dict().items()}
+        if expected is None:
+            expected = now
+        for name, value in now.items():
+            if not value.is_floating_point() or name == "mask":
+                expected[name] = value
+            elif finite:
+                old = expected[name]
+                expected[name] = old + (1 - decay) * (value - old)
+    found = average.encoder.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        close = 2e-2 if value.dtype == torch.bfloat16 else 1e-6
+        torch.testing.assert_close(found[name], value, rtol=close, atol=close)
+    assert average.encoder.a[0] is average.encoder.b
+
+
+def test_an_average_that_was_loaded_goes_on():
+    module = Sides()
+    average, loaded = Average(module, 0.5), Average(module, 0.5)
+    average.update(module, torch.tensor(True))
+    loaded.encoder.load_state_dict(average.encoder.state_dict())
+    loaded.begun = True
+    change(module, 1)
+    for one in (average, loaded):
+        one.update(module, torch.tensor(True))
+    found, expected = (one.encoder.state_dict() for one in (loaded, average))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_buffers_are_put_back_whether_written_or_replaced():
+    for replaced in (False, True):
+        for good in (None, True, False):
+            module = Sides()
+            before = {k: v.clone() for k, v in module.named_buffers()}
+            held = Buffers(module.modules())
+            first = module.b[1].running_mean
+            if replaced:
+                module.b[1].running_mean = torch.full((4,), torch.nan)
+            else:
+                first.fill_(torch.nan)
+            module.b[1].num_batches_tracked += 3
+            written = copy.deepcopy(dict(module.named_buffers()))
+            if good is None:
+                held.restore()
+                assert module.b[1].running_mean is first
+            else:
+                held.restore_unless(torch.tensor(good))
+            expected = written if good else before
+            for name, value in module.named_buffers():
+                assert torch.equal(
+                    value.nan_to_num(7.0), expected[name].nan_to_num(7.0)
+                ), (name, replaced, good)
