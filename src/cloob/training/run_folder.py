@@ -50,61 +50,78 @@ def progress_of(
 
     Ended where nothing is left to do.
     """
-    state, progress = checkpoint.state, checkpoint.progress
+    progress = checkpoint.progress
     changes = _changes(checkpoint, config)
-    if other := differences(state["data"][TRAINING], data[TRAINING]):
-        others = (
-            "the training pairs are not those of this checkpoint's run"
-            f" ({'; '.join(other)})"
-        )
-        raise InputError(
-            f"{checkpoint.path}: {others}; start from its weights with --init"
-            f" {checkpoint.path}"
-        )
+    _refuse_other_pairs(checkpoint, data)
     # A validation that later ones can be compared with: by the same pairs in the same
     # batches.
-    has_best = (
-        progress.stale
-        and runs.find_best(config.save.out, config.save.best, measured(config, data))
+    has_best = progress.stale > 0 and (
+        runs.find_best(config.save.out, config.save.best, measured(config, data))
         is not None
     )
-    ended = is_whole(config.run, progress)
-    if ended or (has_best and 0 < config.run.patience <= progress.stale):
+    is_ended = is_whole(config.run, progress)
+    if is_ended or (has_best and 0 < config.run.patience <= progress.stale):
         load_objective(checkpoint, objective)
-        counts = progress.step, progress.epoch, progress.samples_seen, progress.seconds
-        facts: dict[str, Any] = {
-            "checkpoint": checkpoint.path,
-            "already_finished": True,
-            "out_of_patience": not ended,
-        }
-        raise Ended(
-            RunResult(checkpoint.path.parent.parent, *counts, loss=None, **facts)
-        )
-    processes, size = len(state["rng"]), state["batch_size"]
-    if processes != world_size():
-        goes_on = "the data go on where they were, sums may round differently"
-        changes.append(f"{world_size()} processes instead of {processes}: {goes_on}")
-    if size != config.run.batch_size:
-        goes_on = (
-            "the data go on where they were, the learning rate where a run of that"
-            " batch size would be"
-        )
-        changes.append(
-            f"batch size {config.run.batch_size} instead of {size}: {goes_on}"
-        )
+        raise Ended(_finished(checkpoint, out_of_patience=not is_ended))
+    changes += _changed_layout(checkpoint, config)
     if progress.stale and not has_best:
         changes.append(
             "held-out pairs that none of its validations was made with: --patience"
             " begins anew"
         )
         progress = replace(progress, stale=0)
-    if (
-        rank() != 0
-    ):  # the counts of bad samples are summed over ranks, so one rank keeps them
+    if rank() != 0:
+        # the counts of bad samples are summed over ranks, so one rank keeps them
         return replace(progress, reasons={})
     for line in changes:
         logger.warning("resumed with %s", line)
     return progress
+
+
+def _refuse_other_pairs(
+    checkpoint: Checkpoint, data: Mapping[str, Fingerprint]
+) -> None:
+    other = differences(checkpoint.state["data"][TRAINING], data[TRAINING])
+    if other:
+        raise InputError(
+            f"{checkpoint.path}: the training pairs are not those of this checkpoint's"
+            f" run ({'; '.join(other)}); start from its weights with --init"
+            f" {checkpoint.path}"
+        )
+
+
+def _finished(checkpoint: Checkpoint, *, out_of_patience: bool) -> RunResult:
+    """The result of a run that had ended before."""
+    progress = checkpoint.progress
+    return RunResult(
+        run=checkpoint.path.parent.parent,
+        steps=progress.step,
+        epochs=progress.epoch,
+        samples_seen=progress.samples_seen,
+        seconds=progress.seconds,
+        loss=None,
+        checkpoint=checkpoint.path,
+        already_finished=True,
+        out_of_patience=out_of_patience,
+    )
+
+
+def _changed_layout(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
+    """What another number of processes, or another batch size, changes."""
+    changes = []
+    processes = len(checkpoint.state["rng"])
+    if processes != world_size():
+        changes.append(
+            f"{world_size()} processes instead of {processes}: the data go on where they"
+            " were, sums may round differently"
+        )
+    size = checkpoint.state["batch_size"]
+    if size != config.run.batch_size:
+        changes.append(
+            f"batch size {config.run.batch_size} instead of {size}: the data go on where"
+            " they were, the learning rate where a run of that batch size would be"
+        )
+    return changes
 
 
 def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:

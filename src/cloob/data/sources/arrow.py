@@ -212,30 +212,23 @@ class ArrowSource(FileSource[pa.Table]):
         cache: Cache | None = None,
     ) -> None:
         self.paths, self._cache = tuple(paths), cache or Cache()
-        self.schemas: list[pa.Schema] = []
-        self._is_parquet: list[bool] = []
-        sizes = []
-        for path in paths:
-            with reading(path):
-                is_parquet = path.suffix.lower() == ".parquet"
-                stored = parquet.read_metadata(path) if is_parquet else _map(path)
-                self.schemas.append(
-                    stored.schema.to_arrow_schema() if is_parquet else stored.schema
-                )
-                self._is_parquet.append(is_parquet)
-                sizes.append(stored.num_rows)
-                _ = self.schemas[-1].names  # UnicodeDecodeError
+        self._is_parquet = [path.suffix.lower() == ".parquet" for path in paths]
+        stored = [_schema_and_rows(path) for path in paths]
+        self.schemas = [schema for schema, _ in stored]
+        sizes = [rows for _, rows in stored]
         schemas = dict(zip(paths, self.schemas, strict=True))
         self.image = _column(schemas, image_column, "image")
-        self._caption = caption_column and _column(schemas, caption_column, "caption")
+        self._caption: str | None = None
+        self._columns: list[str] | None = None
         self._pair_ends: list[np.ndarray] | None = None  # by row, of lists of captions
-        if self._caption and is_list(self.schemas[0].field(self._caption).type):
-            self._pair_ends = [self._count_pairs(i) for i in range(len(paths))]
-            sizes = [int(ends[-1]) if len(ends) else 0 for ends in self._pair_ends]
+        if caption_column is not None:
+            self._caption = _column(schemas, caption_column, "caption")
+            # one can be both
+            self._columns = list(dict.fromkeys((self.image, self._caption)))
+            if is_list(self.schemas[0].field(self._caption).type):
+                self._pair_ends = [self._count_pairs(i) for i in range(len(paths))]
+                sizes = [int(ends.max(initial=0)) for ends in self._pair_ends]
         super().__init__(name, sizes, streamed=any(self._is_parquet))
-        self._columns = (
-            list(dict.fromkeys((self.image, self._caption))) if self._caption else None
-        )  # one can be both
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is ``file/row``, rows counted from 0 in every
@@ -368,6 +361,18 @@ class ArrowSource(FileSource[pa.Table]):
             return table
 
 
+def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
+    with reading(path):
+        if path.suffix.lower() == ".parquet":
+            stored = parquet.read_metadata(path)
+            schema = stored.schema.to_arrow_schema()
+        else:
+            stored = _map(path)
+            schema = stored.schema
+        _ = schema.names  # UnicodeDecodeError
+        return schema, stored.num_rows
+
+
 def arrow_files(folder: Path) -> list[Path]:
     """The data files of a Hugging Face ``datasets`` folder, or of one of Arrow or
     Parquet files; [] if it is none.
@@ -431,33 +436,28 @@ def _column(
     first file.
     """
     first = next(iter(schemas.values()))
-    options = [
-        field.name
-        for field in first
-        if (is_image(field.type) if kind == "image" else field.type in _AS_BYTES)
-    ]
+    is_one = is_image if kind == "image" else _is_text
+    options = [field.name for field in first if is_one(field.type)]
     if kind == "caption" and not options:
         options = [field.name for field in first if is_list(field.type)]
     if column not in first.names and column in _DEFAULTS and len(options) == 1:
         column = str(options[0])
+    expected = "images ({bytes, path}, bytes or paths)"
+    if kind == "caption":
+        expected = "text or lists of text"
     for path, schema in schemas.items():
         check_name(path, schema.names, column, kind)
         stored = schema.field(column).type
-        if not (
-            stored in _AS_BYTES
-            or pa.types.is_null(stored)
-            or (kind == "image" and is_image(stored))
-            or (kind == "caption" and is_list(stored))
-        ):
-            expected = (
-                "images ({bytes, path}, bytes or paths)"
-                if kind == "image"
-                else "text or lists of text"
-            )
+        fits = is_image(stored) if kind == "image" else is_list(stored)
+        if not (fits or _is_text(stored) or pa.types.is_null(stored)):
             raise InputError(
                 f"{path}: column {column!r} holds {stored}, not {expected}"
             )
     return column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in _AS_BYTES
 
 
 def is_image(kind: pa.DataType) -> bool:
