@@ -160,6 +160,11 @@ def across(x, y):
     return info_loob(u_x, v_y, 30.0) + info_loob(v_y, u_x, 30.0)
 
 
+def four_terms(x, y):
+    u_x, u_y, v_x, v_y = memories(x, y)
+    return (both(info_loob, 15.0)(u_x, u_y) + both(info_loob, 15.0)(v_x, v_y)) / 60
+
+
 def not_unit(x, y):
     u_x, u_y, v_x, v_y = memories(x, y, unit=False)
     return (info_loob(u_x, u_y, 30.0) + info_loob(v_y, v_x, 30.0)) / 30
@@ -215,10 +220,15 @@ WRONG = {
         lambda x, y: info_loob(*memories(x, y)[:2], 30.0) / 30,
     ],
     "U and V exchanged": [mixed_memories, exchanged_anchors, across],
+    "other terms": [
+        four_terms,
+        lambda x, y: both(info_nce, 30.0)(*memories(x, y)[:2]),
+    ],
     "rows not of unit length": [not_unit],
     "subtract after exp": [
         both(subtracted, 30.0),
         both(subtracted, 30.0, 1e-8),
+        both(subtracted, 1 / 0.07, 1e-8),
         lambda x, y: cloob_loss(x, y, contrast=subtracted),
     ],
     "retrieval not used": [unused],

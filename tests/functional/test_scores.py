@@ -366,6 +366,10 @@ def test_what_an_objective_refuses_of_labels():
     raises(ValueError, "4 integers on cpu are expected", objective, x, y, ids=floats)
     raises(ValueError, "4 integers", objective, x, y, ids=floats.tolist())
     raises(TypeError, "one text", cloob.ids, "abc")
+    raises(TypeError, "weights is a list", objective, x, y, weights=[1.0] * 4)
+    raises(TypeError, "targets is a list", objective, x, y, targets=shares.tolist())
+    raises(TypeError, "are a list", objective, x, y, targets=([[0]] * 4, shares))
+    raises(TypeError, "scores is a list", contrast_scores, [[1.0]])
 
 
 @pytest.mark.parametrize("backend", ["reference", "streamed"])

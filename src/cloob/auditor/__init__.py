@@ -46,8 +46,8 @@ def audit(
         What it is, and the findings. ``faults`` of a report are kinds:
 
         - ``logarithm as τ⁻¹``, ``exponential as τ⁻¹``, ``learned τ under τ·loss``;
-        - ``one direction``, ``U and V exchanged``, ``rows not of unit length``,
-          ``retrieval not used``, ``not what was expected``;
+        - ``one direction``, ``U and V exchanged``, ``other terms``, ``rows not of unit
+          length``, ``retrieval not used``, ``not what was expected``;
         - ``sentinel as mask``, ``subtract after exp``, ``not finite``, ``values off``;
         - ``gradients lost in a cone``, ``gradient of another function``, ``gather
           without gradient``.

@@ -21,6 +21,7 @@ BOTH = (("x", "y"), ("y", "x"))
 CLOOB = (("U_x", "U_y"), ("V_y", "V_x"))
 DIRECTION = "one direction"
 EXCHANGED = "U and V exchanged"
+OTHER = "other terms"
 LENGTH = "rows not of unit length"
 
 
@@ -67,19 +68,19 @@ TERMS = (
     Terms(
         (("U_x", "U_y"), ("U_y", "U_x"), ("V_x", "V_y"), ("V_y", "V_x")),
         True,
-        EXCHANGED,
+        OTHER,
         "each memory is contrasted both ways: four terms, the paper has two",
     ),
     Terms(
         (("U_x", "U_y"), ("U_y", "U_x")),
         True,
-        EXCHANGED,
+        OTHER,
         "the memory of x stands for that of y",
     ),
     Terms(
         (("V_x", "V_y"), ("V_y", "V_x")),
         True,
-        EXCHANGED,
+        OTHER,
         "the memory of y stands for that of x",
     ),
 )

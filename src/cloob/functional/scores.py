@@ -101,7 +101,7 @@ def contrast_scores(
             targets; shares or weights that are negative or not finite, rows of shares
             that do not sum to 1, columns that there are not (read on the CPU alone,
             where no device waits).
-        TypeError: ``scores`` is no tensor.
+        TypeError: One of them is no tensor.
     """
     if not isinstance(scores, Tensor):
         raise TypeError(f"scores is a {type(scores).__name__}; a tensor is expected")
@@ -228,6 +228,8 @@ def check_columns(
     that there are not.
     """
     n, m = shape
+    if not isinstance(columns, Tensor):
+        raise TypeError(f"columns of targets are a {type(columns).__name__}, no tensor")
     fits = columns.ndim == 2 and len(columns) == n and columns.shape[1] > 0
     if not fits or columns.dtype != torch.int64 or columns.device != like.device:
         given = f"columns of targets have shape {tuple(columns.shape)} and dtype"
@@ -243,7 +245,10 @@ def check_columns(
 
 
 def check_shape(name: str, given: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuses a tensor of another shape or device, and one of integers."""
+    """Refuses what is no tensor, and one of another shape or device."""
+    if not isinstance(given, Tensor):
+        kind = type(given).__name__
+        raise TypeError(f"{name} is a {kind}; a tensor of shape {shape} is expected")
     if given.shape != shape or given.device != like.device or given.is_complex():
         raise ValueError(
             f"{name} has shape {tuple(given.shape)} on {given.device}; {shape} on"
@@ -283,7 +288,7 @@ def read_weights(
     """The (N,) weights of rows, ones for None, or with ``entries`` also (N, M)."""
     if weights is None:
         return like.new_ones(shape[0])
-    whole = entries and weights.ndim == 2
+    whole = entries and isinstance(weights, Tensor) and weights.ndim == 2
     check_shape("weights", weights, shape if whole else shape[:1], like)
     weights = weights.to(like.dtype)
     if is_readable(like) if look is None else look:

@@ -163,34 +163,16 @@ class ContrastiveObjective(ScaledModule):
         one_of("backend", backend, BACKENDS)
         one_of("matmul", matmul, ("float32", "bfloat16"))
         self._bounded = learnable_inv_tau and softmax
-        too_large = self._bounded and inv_tau > MAX_INV_TAU * (
-            1 + 1e-5
-        )  # exp(ln 100) in float32 is a little above 100
-        plain = matmul == "bfloat16" and backend == "reference"
-        for wrong, why in (
-            (plain, "matmul='bfloat16' needs backend='streamed' or 'auto'"),
-            (
-                learnable_beta and not hopfield,
-                "learnable_beta=True needs hopfield=True: without it β has no gradient",
-            ),
-            (
-                bias is not None and softmax,
-                "bias needs contrast='sigmoid': it cancels in the others",
-            ),
-            (
-                learnable_inv_tau and scale == "paper",
-                "learnable_inv_tau=True needs scale='unit': τ · loss only falls",
-            ),
-            (
-                too_large,
-                (
-                    f"inv_tau is {inv_tau:g}; a learnable one is kept at"
-                    f" {MAX_INV_TAU:g} or below"
-                ),
-            ),
-        ):
-            if wrong:
-                raise ValueError(why)
+        if bias is not None and softmax:
+            raise ValueError("bias needs contrast='sigmoid': it cancels in the others")
+        if matmul == "bfloat16" and backend == "reference":
+            raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'")
+        if learnable_beta and not hopfield:
+            raise ValueError(
+                "learnable_beta=True needs hopfield=True: without it β has no gradient"
+            )
+        if learnable_inv_tau:
+            check_learnable(inv_tau, scale, bounded=self._bounded)
         self.contrast: Contrast = contrast
         self.hopfield = hopfield
         self.scale: Scale = scale
@@ -206,9 +188,8 @@ class ContrastiveObjective(ScaledModule):
         self._looked_for_negatives = False
         if not learnable_inv_tau:
             self._warn_once("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
-        if backend != "reference" and not hasattr(
-            streamed, CONTRASTS[contrast].function
-        ):
+        has_fast_path = hasattr(streamed, CONTRASTS[contrast].function)
+        if backend != "reference" and not has_fast_path:
             self._warn_once(
                 "no fast path",
                 f"contrast={contrast!r} has no streamed form: it keeps N×N matrices",
@@ -289,7 +270,7 @@ class ContrastiveObjective(ScaledModule):
         """The constructor's arguments, τ⁻¹, β and bias at their present values;
         serialisable as JSON.
         """
-        return {
+        config: dict[str, Any] = {
             "contrast": self.contrast,
             "hopfield": self.hopfield,
             "inv_tau": float(self.inv_tau.detach()),
@@ -297,17 +278,14 @@ class ContrastiveObjective(ScaledModule):
             "learnable_inv_tau": self.learns("inv_tau"),
             "learnable_beta": self.learns("beta"),
             "scale": self.scale,
-            **({} if self.bias is None else {"bias": float(self.bias.detach())}),
-            "backend": self.backend,
-            "gather": self.gather,
-            **(
-                {}
-                if self.exclude_above is None
-                else {"exclude_above": self.exclude_above}
-            ),
-            "matmul": "float32" if self.matmul is None else "bfloat16",
-            "check": self.check,
         }
+        if self.bias is not None:
+            config["bias"] = float(self.bias.detach())
+        config |= {"backend": self.backend, "gather": self.gather}
+        if self.exclude_above is not None:
+            config["exclude_above"] = self.exclude_above
+        config["matmul"] = "float32" if self.matmul is None else "bfloat16"
+        return config | {"check": self.check}
 
     def extra_repr(self) -> str:
         """The member and its settings, for ``print``; without values that are on no
@@ -576,13 +554,9 @@ class ContrastiveObjective(ScaledModule):
                 " bound; fix it"
             )
             self._warn_once("bound", message)
-        bias = (
-            0.0
-            if self.bias is None
-            else self.bias
-            if logit_bias is None
-            else logit_bias
-        )
+        bias: float | Tensor = 0.0
+        if self.bias is not None:
+            bias = self.bias if logit_bias is None else logit_bias
         scales: Scales = {
             "inv_tau": inv_tau,
             "beta": self.scale_value("beta"),
@@ -622,6 +596,20 @@ class ContrastiveObjective(ScaledModule):
         )
         return (
             streamed if hopfield or n_candidates >= STREAM_FROM or rounds else reference
+        )
+
+
+def check_learnable(inv_tau: float, scale: Scale, *, bounded: bool) -> None:
+    """Refuses a τ⁻¹ to learn from which training would go wrong."""
+    if scale == "paper":
+        raise ValueError(
+            "learnable_inv_tau=True needs scale='unit': τ · loss only falls"
+        )
+    # exp(ln 100) in float32 is a little above 100
+    if bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5):
+        raise ValueError(
+            f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or"
+            " below"
         )
 
 

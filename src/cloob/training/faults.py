@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -95,29 +95,33 @@ def agree_on_batch(
         ).tolist()
     sizes, bads, stops, faults = zip(*rows, strict=True)
     if any(faults):
-        dead = _DEAD_WORKER.search(str(fault))
-        last = (str(fault).strip().splitlines() or [""])[
-            -1
-        ]  # torch wraps a worker's error in a traceback
-        message = "" if fault is None else f"{type(fault).__name__}: {last}"
-        if dead:
-            message = (
-                f"data worker {dead[1]} died (most often killed for want of memory:"
-                " fewer --workers help)"
-            )
-        messages = gather_objects(message)
-        if fault is not None and not dead:
-            raise fault
-        where = "; ".join(
-            f"rank {i}: {text}" for i, text in enumerate(messages) if text
-        )
-        raise TrainingFailed(
-            f"{where}; {kept(last_checkpoint)}; go on with --resume auto"
-        ) from fault
+        _raise_fault(fault, last_checkpoint)
     if any(stops):
         raise StopRequested
     assert batch is not None
     return batch, Layout(sizes), sum(bads)
+
+
+def _raise_fault(fault: Exception | None, last_checkpoint: Path | None) -> NoReturn:
+    """Raises this rank's fault, else what those of other ranks say."""
+    dead = _DEAD_WORKER.search(str(fault))
+    message = ""
+    if dead:
+        message = (
+            f"data worker {dead[1]} died (most often killed for want of memory: fewer"
+            " --workers help)"
+        )
+    elif fault is not None:
+        # torch wraps a worker's error in a traceback
+        lines = str(fault).strip().splitlines() or [""]
+        message = f"{type(fault).__name__}: {lines[-1]}"
+    messages = gather_objects(message)
+    if fault is not None and not dead:
+        raise fault
+    told = [f"rank {i}: {text}" for i, text in enumerate(messages) if text]
+    raise TrainingFailed(
+        f"{'; '.join(told)}; {kept(last_checkpoint)}; go on with --resume auto"
+    ) from fault
 
 
 def kept(last: Path | None) -> str:

@@ -66,27 +66,37 @@ def layer_depths(names: Iterable[str]) -> dict[str, Depth]:
     ordered = list(names)
     depths: dict[str, Depth] = {}
     for tower in ("image", "text"):
-        matches = {
-            name: _BLOCK.search(name) for name in ordered if tower_of(name) == tower
-        }
-        blocks = {
-            name: match and tuple(int(n) for n in match.groups() if n)
-            for name, match in matches.items()
-        }
+        blocks = {name: _block_of(name) for name in ordered if tower_of(name) == tower}
         known = sorted({block for block in blocks.values() if block is not None})
-        place = {block: i + 1 for i, block in enumerate(known)}
-        top, begun = len(known) + 1, False
+        place = {block: i for i, block in enumerate(known, 1)}
+        top = len(known) + 1
+        begun = False
         for name, block in blocks.items():
             begun = begun or block is not None
-            ends, bottom, projection = (
-                any(map(k.fullmatch, name.split(".")))
-                for k in (_TOP, _BOTTOM, _PROJECTION)
-            )
-            is_input = not ends and (bottom or not (begun or projection))
-            depths[name] = Depth(
-                place[block] if block is not None else 0 if is_input else top, top
-            )
+            if block is not None:
+                depth = place[block]
+            else:
+                depth = 0 if _is_input(name, begun=begun) else top
+            depths[name] = Depth(depth, top)
     return depths
+
+
+def _block_of(name: str) -> tuple[int, ...] | None:
+    """The numbers of the block that a parameter is in: of a stage and in it."""
+    match = _BLOCK.search(name)
+    return match and tuple(int(number) for number in match.groups() if number)
+
+
+def _is_input(name: str, *, begun: bool) -> bool:
+    """Whether a parameter outside the blocks comes before them; ``begun``: one of them
+    has come.
+    """
+    parts = name.split(".")
+    if any(map(_TOP.fullmatch, parts)):
+        return False
+    if any(map(_BOTTOM.fullmatch, parts)):
+        return True
+    return not begun and not any(map(_PROJECTION.fullmatch, parts))
 
 
 def freeze(encoder: DualEncoder, tower: str) -> None:
@@ -151,27 +161,17 @@ def parameter_groups(
     """
     depths = layer_depths(name for name, _ in encoder.named_parameters())
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
-    seen: set[int] = set()
-    for path, owner in encoder.named_modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            decays = (
-                parameter.ndim >= 2
-                and not name.endswith("bias")
-                and not isinstance(owner, NORMS)
-            )
-            full_name = f"{path}.{name}" if path else name
-            if by_name:
-                decays = not any(part in full_name for part in _WITHOUT_DECAY)
-            depth = depths[full_name]
-            apart = embeddings_apart and (
-                isinstance(owner, nn.Embedding) or "embed" in name
-            )
-            groups.setdefault(
-                (layer_decay ** (depth.top - depth.depth), decays, apart), []
-            ).append(parameter)
+    for full_name, owner, parameter in _trained(encoder):
+        name = full_name.rpartition(".")[2]
+        if by_name:
+            decays = not any(part in full_name for part in _WITHOUT_DECAY)
+        else:
+            is_bias = name.endswith("bias") or isinstance(owner, NORMS)
+            decays = parameter.ndim >= 2 and not is_bias
+        is_embedding = isinstance(owner, nn.Embedding) or "embed" in name
+        apart = embeddings_apart and is_embedding
+        scale = layer_decay ** (depths[full_name].top - depths[full_name].depth)
+        groups.setdefault((scale, decays, apart), []).append(parameter)
     scales = [p for p in objective.parameters() if p.requires_grad]
     if scales:
         groups.setdefault((1.0, by_name, False), []).extend(scales)
@@ -185,6 +185,16 @@ def parameter_groups(
         }
         result.append(group | ({"use_fallback": True} if apart else {}))
     return result
+
+
+def _trained(encoder: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """Every trained parameter once, with its name and the module that owns it."""
+    seen: set[int] = set()
+    for path, owner in encoder.named_modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{name}" if path else name, owner, parameter
 
 
 def make_optimizer(
@@ -268,18 +278,25 @@ def _given_optimizer(
         optimizer = Optimizers(
             _made(make, part) for make, part in _shared_out(given, groups, names)
         )
-    expected = {id(p) for group in groups for p in group["params"]}
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if missing := len(expected - held):
-        raise InputError(
-            f"optimizer: does not hold {missing} of the {len(expected)} parameters that"
-            " learn; give it all groups, or freeze the others (requires_grad_(False))"
-        )
+    _check_all_held(optimizer, groups)
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             raise InputError("optimizer: its learning rate is a tensor; give a number")
         group["lr_scale"] = group.get("lr_scale", 1.0) * group["lr"] / peak
     return optimizer
+
+
+def _check_all_held(
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
+) -> None:
+    expected = {id(p) for group in groups for p in group["params"]}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = len(expected - held)
+    if missing:
+        raise InputError(
+            f"optimizer: does not hold {missing} of the {len(expected)} parameters that"
+            " learn; give it all groups, or freeze the others (requires_grad_(False))"
+        )
 
 
 def _made(make: MakeOptimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

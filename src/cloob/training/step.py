@@ -250,34 +250,19 @@ class Stepper:
         """
         buffers = Buffers(self._modules)
         objective = self.module.objective
-        positive = [
-            scale for name, scale in _learned(objective).items() if name != "bias"
-        ]  # a bad one spoils the loss
+        learned = _learned(objective)
         if layout is None and world_size() == 1:
             layout = Layout((rows_of(parts),))
-        if self._sharded:
-            sharding.share_buffers(self.module)
-        if self.micro_batch_size:
-            loss, *sides = self._cached_backward(parts, ids, hopfield, layout)
-        else:
-            loss, *sides = self._wrapped(parts, ids, hopfield=hopfield, trusted=layout)
-            torch.autograd.backward(self.scaler.scale(loss))
-        if self._sharded:
-            sharding.average_gradients(self._parameters)
-        # Not torch.where: it would copy the number to the device, and wait for that.
-        loss = loss.detach().masked_fill(
-            ~acceptable(sides[0], sides[1], *positive), math.nan
-        )
+        loss, sides = self._backward(parts, ids, hopfield, layout)
+        # A row or a scale that is not right spoils the loss. Not torch.where: it would
+        # copy the number to the device, and wait for that.
+        positive = [scale for name, scale in learned.items() if name != "bias"]
+        loss = loss.detach().masked_fill(~acceptable(*sides, *positive), math.nan)
+
         state = scaler_state(self.scaler)
         before = state[0].clone() if state else torch.ones_like(loss)
-        self.scaler.unscale_(self.optimizer)
-        total = sharding.total_norm(
-            [p.grad for p in self._parameters if p.grad is not None]
-        )
-        norm = total.masked_fill(~loss.isfinite(), math.nan)
+        norm = self._clipped_norm().masked_fill(~loss.isfinite(), math.nan)
         finite = norm.isfinite()
-        if self.clip_grad_norm > 0:
-            sharding.clip(self._parameters, self.clip_grad_norm, total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         step_unless(~finite, self.optimizer)
@@ -285,24 +270,51 @@ class Stepper:
         buffers.restore_unless(finite)
         if self.average is not None:
             self.average.update(self.module.encoder, finite)
+        self._update_scaler(state, loss)
+        self.optimizer.zero_grad(set_to_none=True)
+
+        scales = _learned(objective)
+        after = state[0] if state else before
+        known = (loss, norm, finite, before, after, *scales.values())
+        numbers = torch.stack([number.float() for number in known])
+        return Launched(numbers, tuple(scales), sides)
+
+    def _backward(
+        self,
+        parts: Any,
+        ids: Tensor | None,
+        hopfield: bool | None,
+        layout: Layout | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The loss of a batch and the rows of both sides; gradients are added."""
+        if self._sharded:
+            sharding.share_buffers(self.module)
+        if self.micro_batch_size:
+            loss, x, y = self._cached_backward(parts, ids, hopfield, layout)
+        else:
+            loss, x, y = self._wrapped(parts, ids, hopfield=hopfield, trusted=layout)
+            torch.autograd.backward(self.scaler.scale(loss))
+        if self._sharded:
+            sharding.average_gradients(self._parameters)
+        return loss, (x, y)
+
+    def _clipped_norm(self) -> Tensor:
+        """The 0-d norm of the gradient, before it is clipped and without the loss
+        scale.
+        """
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = sharding.total_norm(gradients)
+        if self.clip_grad_norm > 0:
+            sharding.clip(self._parameters, self.clip_grad_norm, norm)
+        return norm
+
+    def _update_scaler(self, state: list[Tensor], loss: Tensor) -> None:
+        """Updates the loss scale, which a loss that is not finite leaves alone."""
         backup = [tensor.clone() for tensor in state]
         self.scaler.update()
-        for tensor, former in zip(
-            state, backup, strict=True
-        ):  # a loss that is not finite leaves the scale alone
+        for tensor, former in zip(state, backup, strict=True):
             torch.where(loss.isfinite(), tensor, former, out=tensor)
-        self.optimizer.zero_grad(set_to_none=True)
-        scales = _learned(objective)
-        known = (
-            loss,
-            norm,
-            finite,
-            before,
-            state[0] if state else before,
-            *scales.values(),
-        )
-        numbers = torch.stack([number.float() for number in known])
-        return Launched(numbers, tuple(scales), (sides[0], sides[1]))
 
     def _cached_backward(
         self,
