@@ -277,9 +277,7 @@ def beginner(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("beginner")
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", DOCS / "find.md"], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", [DOCS / "find.md"], ids=lambda page: page.name)
 def test_commands_that_find_run(page, capsys):
     """Those that index, search, sort and embed; an export needs real towers, and a run
     minutes.
@@ -302,6 +300,40 @@ def test_commands_that_find_run(page, capsys):
         assert "red" in capsys.readouterr().out
 
 
+def readme_table():
+    """The objectives of README's first table, with their lines."""
+    shown = re.search(r"```text\n(.*?)```", README, flags=re.DOTALL)[1]
+    return {line.split()[0]: line for line in shown.splitlines()}
+
+
+def first_figure(line):
+    return float(re.search(r"([\d.]+)%", line)[1])
+
+
+@pytest.mark.usefixtures("beginner")
+@pytest.mark.parametrize(
+    "objectives",
+    [["cca"], pytest.param(list(readme_table()), marks=pytest.mark.nightly)],
+)
+def test_the_first_table_of_the_readme(objectives, capsys):
+    [code] = [block for block in blocks(ROOT / "README.md", "python") if "cca" in block]
+    chosen = re.sub(r"in \(.*\):", f"in {objectives}:", code)
+    exec(compile(chosen, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    for objective, line in zip(objectives, lines, strict=True):
+        wanted = first_figure(readme_table()[objective])
+        assert first_figure(line) == pytest.approx(wanted, abs=1.5), line
+
+
+@pytest.mark.usefixtures("beginner")
+def test_other_python_of_the_readme_runs():
+    names = {}
+    for block in blocks(ROOT / "README.md", "python"):
+        if "example_pairs" not in block:
+            exec(compile(block, "README.md", "exec"), names)
+    assert names["loss"].isfinite()
+
+
 def run_python(page):
     """The names after all Python of a page has run, one block after the other."""
     names = {}
@@ -315,10 +347,6 @@ def run_python(page):
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute"
 )
 def test_python_runs(capsys):
-    assert run_python(ROOT / "README.md")["loss"].isfinite()
-    assert capsys.readouterr().out.splitlines() == re.search(
-        r"# prints: ([^(]*) \(", README
-    )[1].split(", ")
     names = run_python(DOCS / "own-loop.md")
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
