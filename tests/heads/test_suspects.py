@@ -288,6 +288,18 @@ def test_equal_scores_say_nothing():
 
 
 @pytest.mark.nightly
+def test_clean_pairs_stay_and_intervals_hold_the_share():
+    """A hundred draws each, from sides that are equal to ones that hardly relate."""
+    few, held = [], []
+    for draw in range(100):
+        a, b = views(400, draw, noise=(0.3, 1.0, 2.0, 4.0, 8.0)[draw % 5])
+        few.append(suspicion(a, b).count() <= 8)
+        low, high = suspicion(a, swapped(b, 0.2, draw)[0]).wrong.interval
+        held.append(low <= 0.2 <= high)
+    assert sum(few) >= 95 and sum(held) >= 90
+
+
+@pytest.mark.nightly
 def test_more_scores_than_torch_sorts_quantiles_of():
     """torch.quantile refuses above 16.7 million."""
     n = 17_000_000
