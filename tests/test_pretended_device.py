@@ -1,0 +1,70 @@
+"""What a step, the objective and ranking ask of a device: kernels, waits, copies.
+
+Counted on a device that is pretended (``pretended_device.py``), in another process.
+Not covered: streams, NCCL, autocast, and what asks for CUDA by its name.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# The kernels of a call, some more than counted.
+OBJECTIVES = {
+    "cloob": 270,
+    "clip": 100,
+    "infoloob": 90,
+    "siglip": 80,
+    "cloob, learned beta": 330,
+    "cloob, bf16": 480,
+}
+STEPS = {
+    "tiny-vit, cloob": 780,
+    "tiny-vit, clip, clipped": 900,
+    "tiny-resnet, cloob": 940,
+    "tiny-resnet, cloob, ema": 960,
+    "tiny-resnet, cloob, micro": 3_800,
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    script = Path(__file__).with_name("pretended_device.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def assert_asks(found, kernels, waits=0):
+    assert "raised" not in found, found
+    assert found["waits"] <= waits and found["kernels"] <= kernels, found
+    assert found["copies"] == found["mixed"] == 0, found
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_objective(found, name):
+    """In the loop nothing waits; a call of one's own waits once for its checks, and
+    with retrieval once more for the lengths of the rows.
+    """
+    assert_asks(found[f"{name}, in the loop"], OBJECTIVES[name])
+    waits = 2 if name.startswith("cloob") else 1
+    assert_asks(found[f"{name}, own call"], OBJECTIVES[name], waits)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_of_towers(found, name):
+    assert_asks(found[name], STEPS[name])
+
+
+def test_a_moving_average_takes_at_most_twenty_kernels(found):
+    more, plain = (found[f"tiny-resnet, cloob{ema}"] for ema in (", ema", ""))
+    assert more["kernels"] <= plain["kernels"] + 20
+
+
+def test_ranks_wait_as_often_for_many_blocks_as_for_one(found):
+    """In blocks of 64, and in one of 256 rows."""
+    assert_asks(found["ranks, blocks of 256"], 130, waits=5)
+    assert_asks(found["ranks, blocks of 64"], 450, waits=5)
