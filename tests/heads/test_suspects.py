@@ -213,6 +213,7 @@ def test_clean_leaves_out_the_lowest():
     assert len(clean(a, b, None, "0.1").left_out()) == 40
     for nothing in (0, 0.0, "0"):
         assert torch.equal(clean(a, b, None, nothing).kept_rows, torch.arange(400))
+    assert cloob.HeadSettings(clean="0").clean == "0"
 
 
 def test_matrices_of_every_kind():

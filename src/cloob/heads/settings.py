@@ -226,7 +226,7 @@ def check_ranges(settings: HeadSettings) -> None:
     for name in ("bias", "exclude_above"):
         check(settings, name, "a finite number", lambda value: True)
     check(settings, "batch_size", "2 or more, or 0 to fit it", lambda n: n != 1)
-    share = re.compile(r"auto|0?\.\d+")
+    share = re.compile(r"auto|0|0?\.\d+")
     if settings.clean is not None and not share.fullmatch(settings.clean):
         expected = "auto, or a share such as 0.2"
         raise InputError(f"clean is {settings.clean!r}; it must be {expected}")
