@@ -202,7 +202,8 @@ class ProgressDisplay(Callback):
         self._rate = speed if self._rate == 0 else 0.9 * self._rate + 0.1 * speed
         loss = "skipped" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
         rate, now = f"{self._rate:.0f} pairs/s", time.perf_counter()
-        if (of_rank := metrics["images_per_second_per_rank"]) < speed:
+        of_rank = metrics["images_per_second_per_rank"]
+        if of_rank < speed:
             rate += f" ({self._rate * of_rank / speed:.0f} a rank)"
         waits, memory = (
             sum(self._waits["data"]) / len(self._waits["data"]),
@@ -231,25 +232,33 @@ class ProgressDisplay(Callback):
             message += f", validation loss {metrics['val_loss']:.4f}"
         if metrics.get("val_recall") is not None:
             message += f", mean recall {100 * metrics['val_recall']:.1f} %"
-        if lost := sum(metrics.get("val_skipped", {}).values()):
+        lost = sum(metrics.get("val_skipped", {}).values())
+        if lost:
             message += f" (without {lost} held-out pairs, named in skipped.jsonl)"
+        message += self._waiting()
+        if metrics["skipped"]:
+            counts = [f"{count} {why}" for why, count in metrics["skipped"].items()]
+            message += (
+                f"; skipped samples (named in skipped.jsonl): {', '.join(counts)}"
+            )
+        self._say(message)
+
+    def _waiting(self) -> str:
+        """What the epoch's steps waited for, if that is worth a word; then the next
+        epoch begins.
+        """
         data, device = (
             sum(shares) / max(1, len(shares)) for shares in self._waits.values()
         )
         self._waits = {name: [] for name in self._waits}
         if device > max(data, MIN_WAIT):
-            message += (
-                f", {device:.0%} of the time waiting for the device (data keep up)"
+            return f", {device:.0%} of the time waiting for the device (data keep up)"
+        if data >= MIN_WAIT:
+            return (
+                f", {data:.0%} of the time waiting for data (more --workers, a faster"
+                " disk or smaller pictures help)"
             )
-        elif data >= MIN_WAIT:
-            advice = "more --workers, a faster disk or smaller pictures help"
-            message += f", {data:.0%} of the time waiting for data ({advice})"
-        if metrics["skipped"]:
-            skipped = ", ".join(
-                f"{count} {reason}" for reason, count in metrics["skipped"].items()
-            )
-            message += f"; skipped samples (named in skipped.jsonl): {skipped}"
-        self._say(message)
+        return ""
 
     def on_end(self, result: RunResult | None) -> None:
         if self._bar is not None:

@@ -103,7 +103,7 @@ def train(
         InputError: An argument is wrong, too many samples are bad, the disk is full, a
             batch does not fit in memory, or another process writes to the run folder.
         Stopped: SIGTERM came; the current step was finished and a checkpoint written.
-            A ``KeyboardInterrupt`` with the ``result`` (of ``training.callbacks``).
+            A ``KeyboardInterrupt`` with the ``result`` (of ``cloob.errors``).
         TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row, a
             data worker died, or another process took the run folder over.
 

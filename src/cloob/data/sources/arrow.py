@@ -377,42 +377,39 @@ def arrow_files(folder: Path) -> list[Path]:
     """The data files of a Hugging Face ``datasets`` folder, or of one of Arrow or
     Parquet files; [] if it is none.
     """
-    paths, splits, wrong = list[Path](), set[str](), ""
+    state = folder / "state.json"
     if (folder / "dataset_dict.json").is_file():
+        paths = []
         splits = {path.parent.name for path in folder.glob("*/state.json")}
-    elif (state := folder / "state.json").is_file() and (
-        folder / "dataset_info.json"
-    ).is_file():
-        wrong = (
-            f"{state}: does not list files of its folder, as the package datasets"
-            " writes it"
-        )
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            paths = [
-                folder / file["filename"]
-                for file in json.loads(state.read_bytes())["_data_files"]
-            ]
-            wrong = (
-                "" if paths and {path.parent for path in paths} == {folder} else wrong
-            )
+    elif state.is_file() and (folder / "dataset_info.json").is_file():
+        return _listed_files(state)
     else:
-        for place in (folder / "data", folder):
-            paths = (
-                sorted(
-                    path
-                    for path in place.glob("*")
-                    if path.suffix.lower() in ARROW_SUFFIXES
-                )
-                or paths
-            )
+        paths = _files_in(folder) or _files_in(folder / "data")
         splits = {path.name.partition("-")[0] for path in paths if "-of-" in path.name}
     if len(splits) > 1 or (splits and not paths):
-        wrong = (
+        raise InputError(
             f"{folder} holds the splits {', '.join(sorted(splits))}; name one, or its"
             " files"
         )
-    if wrong:
-        raise InputError(wrong)
+    return paths
+
+
+def _files_in(folder: Path) -> list[Path]:
+    files = (path for path in folder.glob("*") if path.suffix.lower() in ARROW_SUFFIXES)
+    return sorted(files)
+
+
+def _listed_files(state: Path) -> list[Path]:
+    """The files that a saved dataset lists, which are in its folder."""
+    paths = []
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        listed = json.loads(state.read_bytes())["_data_files"]
+        paths = [state.parent / file["filename"] for file in listed]
+    if {path.parent for path in paths} != {state.parent}:
+        raise InputError(
+            f"{state}: does not list files of its folder, as the package datasets"
+            " writes it"
+        )
     return paths
 
 
