@@ -476,7 +476,7 @@ def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     blocks_of_page = blocks(DOCS / "vectors.md", "python")
-    digits, suspected, used, searched, fitted, own = blocks_of_page
+    digits, suspected, used, fitted, own = blocks_of_page
     exec(digits + suspected, {})
     assert {0, 2} < set(json.loads(capsys.readouterr().out))
     top, bottom = (np.load(f"{name}.npy")[:40] for name in ("top", "bottom"))
@@ -496,9 +496,7 @@ def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     Path("runs").mkdir()
     shutil.move("heads", "runs/infoloob")
     exec(used, names)
-    capsys.readouterr()
-    exec(searched, names)
-    assert int(re.search(r"\d+", capsys.readouterr().out)[0]) == names["best"][0]
+    assert len(names["tops"]) == len(names["bottoms"]) > 40
 
 
 @pytest.mark.nightly

@@ -39,6 +39,11 @@ _PLAIN = (  # words of tyro, and ours
     (r"could not convert string to float:", "needs a number, not"),
     (r"'None', |, 'None'", ""),  # a default that means: left out
     (r"\. Got errors: .*", ""),
+    (
+        r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)\.",
+        r"\2 is \1; it must be one of \3",
+    ),
+    (r"^Unrecognized options: ", "not taken: "),
 )
 
 
@@ -163,7 +168,7 @@ def parse(
         meant = dict.fromkeys(
             line.split()[0] for line in text[rule:] if re.match(r"--\w", line)
         )
-        if meant and sentence.startswith("Unrecognized"):
+        if meant and sentence.startswith("not taken"):
             sentence += f"; did you mean {', '.join(meant)}?"
         raise InputError(f"{sentence} ({prog} --help)") from None
     for value, _, spelled in _leaves(options).values():
