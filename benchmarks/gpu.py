@@ -52,6 +52,10 @@ MEMBERS = [
     for contrast in ("infoloob", "infonce")
     for hopfield in (True, False)
 ] + [("sigmoid", False)]
+# Peaks of an H100 SXM in TFLOP/s without sparsity, by the precision of the products.
+PEAK = {"float32": 67, "TF32": 495, "bfloat16": 989}
+# Operations of a loss, forward and backward, as multiples of N²D.
+WORK = {"cloob": 52, "infoloob": 6, "ClipLoss": 12}
 Found = dict[str, Any]
 
 
@@ -95,6 +99,15 @@ def measured(work: Callable[[], Any], device: str, repeats: int) -> Found:
         else {}
     )
     return {"ms": sorted(times)[len(times) // 2], **peak}
+
+
+def rate(name: str, n: int, dim: int, ms: float) -> Found:
+    """TFLOP/s of a loss whose name begins with its kind and the precision of its
+    products, and their share of an H100's peak in that precision.
+    """
+    kind, precision = name.split(",")[0].split(" ")[:2]
+    tflops = WORK[kind] * n * n * dim / ms / 1e9
+    return {"tflop_per_s": tflops, "share_of_h100_peak": tflops / PEAK[precision]}
 
 
 def tests(args: argparse.Namespace) -> Found:
@@ -210,7 +223,7 @@ def loss(args: argparse.Namespace) -> Found:
     clip, found = ClipLoss(), {}
     ours: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
         "cloob float32": ("highest", lambda x, y: cloob_streamed(x, y, INV_TAU, BETA)),
-        "cloob, TF32 allowed": (
+        "cloob float32, TF32 allowed": (
             "high",
             lambda x, y: cloob_streamed(x, y, INV_TAU, BETA),
         ),
@@ -239,6 +252,8 @@ def loss(args: argparse.Namespace) -> Found:
                 )
             except torch.OutOfMemoryError:
                 row = {"failed": "out of memory"}
+            else:
+                row |= rate(name, n, x.shape[1], row["ms"])
             found[f"{n}, {name}"] = row
             print(json.dumps({f"{n}, {name}": row}), file=sys.stderr, flush=True)
     return found
