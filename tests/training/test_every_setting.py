@@ -85,7 +85,7 @@ ELSEWHERE = {
 }
 # A given part takes the place of what the configuration names.
 NAMES = {"data", "val_data", "val_split", "model", "objective", "optimizer"}
-HEADS = ("align", "vectors", "given")
+HEADS = ("given",)
 
 
 def door_of_files(folder):

@@ -15,7 +15,6 @@ from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.training.callbacks import Callback
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import AlignConfig
 from cloob.training.loop import train
 from support import raises
 
@@ -105,9 +104,6 @@ def test_callbacks_see_everything_in_order(trained):
 
 def test_config_json_is_resolved_and_trains_the_same(trained, tmp_path):
     config = TrainConfig.from_json(trained.run / "config.json")
-    assert (
-        config.align == AlignConfig()
-    )  # where there are no heads, nothing is said of them
     assert config.loss.inv_tau == pytest.approx(
         30
     ) and config.loss.beta == pytest.approx(8)

@@ -93,6 +93,7 @@ def read_config(words: Sequence[str]) -> cloob.TrainConfig:
         start = start.merge_file(first.config).override(overwrite=False)
         of_run = (Path(first.config).parent / CHECKPOINTS_FOLDER).is_dir()
         start = start.override(resume="none") if of_run else start
+    refuse_options_of_heads(rest)
     typed = typed_leaves(rest)
     parsed = parse(
         options(start, rest),
@@ -102,6 +103,20 @@ def read_config(words: Sequence[str]) -> cloob.TrainConfig:
         description=_DESCRIPTION,
     )
     return changed(start, parsed, typed)
+
+
+def refuse_options_of_heads(words: Sequence[str]) -> None:
+    """Refuses an option that only runs of heads have."""
+    typed = {word.partition("=")[0] for word in words}
+    for name in ("image_encoder", "text_encoder"):
+        spelled = f"--{name.replace('_', '-')}"
+        if spelled in typed:
+            raise InputError(f"{spelled} goes with `cloob train align`")
+    for spelled in ("--clean", "--members"):
+        if spelled in typed:
+            raise InputError(
+                f"{spelled} goes with `cloob train align` and `cloob train vectors`"
+            )
 
 
 def print_choices() -> int:

@@ -4,11 +4,8 @@ first step.
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,10 +21,9 @@ from cloob.files import write_whole
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import import_open_clip
-from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE, SUSPECTS_FILE
+from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
-from cloob.training import align, sharding
-from cloob.training.align import FeatureLoader
+from cloob.training import sharding
 from cloob.training.callbacks import Metrics
 from cloob.training.checkpoint import (
     HELD_OUT,
@@ -75,9 +71,7 @@ def resolved(
     every rank calls this.
     """
     leaves = _settled_scales(config, objective)
-    if encoder.heads is not None:
-        leaves |= align.head_settings(encoder)
-    elif config.towers.init is None and config.given.given_towers is None:
+    if config.towers.init is None and config.given.given_towers is None:
         leaves["model"] = config.towers.model or encoder.name
         leaves["image_size"] = encoder.image_size
     run = config.run
@@ -101,7 +95,7 @@ def _settled_scales(
     config: TrainConfig, objective: ContrastiveObjective
 ) -> dict[str, Any]:
     """The objective's τ⁻¹, β and scale that the configuration leaves open."""
-    if config.given.given_objective is not None or config.loss.objective == "cca":
+    if config.given.given_objective is not None:
         return {}
     chosen = objective.config()
     if not objective.hopfield:
@@ -153,14 +147,6 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     """The configuration with a batch size for the number of training pairs: of few, 16
     to 32 steps an epoch.
     """
-    if config.loss.objective == "cca":
-        settled = {
-            "save_every": 0,
-            "patience": 0,
-            "best": "val_recall",
-            "warmup": 0,
-        }  # one pass in large blocks
-        return config.override(epochs=1, batch_size=4096, **settled)
     if config.run.batch_size:
         return config
     power = 1 << max(pairs // 16, 1).bit_length() - 1
@@ -169,14 +155,9 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     if rank() == 0:
         steps = config.run.total_steps(pairs // size)
         warmup = warmup_steps(config.optim, steps)
-        kept = (
-            f"{pairs:,} pairs"
-            if config.align.clean is None
-            else f"{pairs:,} pairs, fewer after --clean"
-        )
         logger.info(
             "%s: batch size %d, %s steps, warm-up %s",
-            kept,
+            f"{pairs:,} pairs",
             size,
             f"{steps:,}",
             f"{warmup:,}",
@@ -220,30 +201,21 @@ def _make_loaders(
     return loader, None if held_out is None else make(held_out, train=False)
 
 
-def assemble(
-    config: TrainConfig,
-    given: Given,
-    device: torch.device,
-    choose: Callable[[TrainConfig], dict[str, Any]],
-) -> Run:
+def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
     Ended if nothing is left to do.
 
     The run folder is touched last, the optimiser made after all that replaces
-    parameters. ``choose`` is for ``auto``.
+    parameters.
     """
     check_combination(config)
     checkpoint = find_checkpoint(config.save.out, config.save.resume)
     resumed = checkpoint.path if checkpoint else None
     on_rank_zero(lambda: refuse_another_run(config, resumed))
-    choice: dict[str, Any] | None = None
-    if config.loss.objective == "auto":
-        choice = choose(config)
-        config = config.override(objective=choice["chosen"], **choice["settings"])
     pairs, held_out = open_pairs(config, given.pairs, given.held_out)
     config = fit_batch(config, len(pairs))
-    encoder = make_encoder(config, pairs, given)
+    encoder = make_encoder(config, given)
     freeze(encoder, config.towers.freeze)
     objective = make_loss(config, given.objective)
     config = resolved(config, encoder, objective, device)
@@ -251,7 +223,6 @@ def assemble(
     if held_out is not None:
         data[HELD_OUT] = same_on_every_rank(held_out)
 
-    # Before all pairs go through frozen encoders, which may take hours.
     progress = Progress()
     if checkpoint is not None:
         progress = progress_of(checkpoint, config, data, objective)
@@ -268,11 +239,10 @@ def assemble(
     saver = Saver(config, stepper, data, resumed)
     if rank() == 0:
         remove_leftovers(config.save.out)
-        _write_decisions(config, loader, choice)
+        write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
     keep_to_step = progress.step if config.save.resume != "none" else None
     log = RunLog(config.save.out, keep_to_step, writes=rank() == 0)
-    # The features that heads train on were checked when they were made or read.
-    limit = 1.0 if encoder.heads is not None else config.pairs.max_bad_fraction
+    limit = config.pairs.max_bad_fraction
     return Run(
         config=config,
         encoder=encoder,
@@ -325,17 +295,3 @@ def _seed_process(
     np.random.seed(of_rank % 2**32)  # noqa: NPY002
     if checkpoint is not None and rank() < len(checkpoint.state["rng"]):
         set_rng_state(checkpoint.state["rng"][rank()], device)
-
-
-def _write_decisions(
-    config: TrainConfig, loader: Loader, choice: dict[str, Any] | None
-) -> None:
-    """Writes what a run has settled before its first step."""
-    out = config.save.out
-    write_whole(out / RUN_CONFIG_FILE, config.to_json())
-    if isinstance(loader, FeatureLoader) and loader.left_out is not None:
-        with (out / SUSPECTS_FILE).open("w", encoding="utf-8", newline="") as file:
-            columns = "pair", "score", "probability", "row"
-            csv.writer(file).writerows([columns, *loader.left_out])
-    if choice is not None:
-        write_whole(out / OBJECTIVES_FILE, json.dumps(choice, indent=2))

@@ -406,8 +406,6 @@ def _resumable(run: Path, resume: str) -> Checkpoint | None:
         return read_checkpoint(place)
     first: InputError | None = None
     for path in reversed(runs.list_checkpoints(place)):
-        if (path / runs.JOINED_FILE).is_file():
-            continue
         try:
             return read_checkpoint(path)
         except InputError as error:

@@ -24,7 +24,6 @@ from cloob.data.open import open_source
 from cloob.data.sampler import SamplerOrder
 from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
 from cloob.data.transforms import TrainTransform
-from cloob.data.vectors import VectorPairs
 from cloob.distributed import (
     gather_objects,
     on_rank_zero,
@@ -39,10 +38,8 @@ from cloob.models.load import load_model
 from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training import align
 from cloob.training.callbacks import Metrics
 from cloob.training.config import TrainConfig, leaf_homes
-from cloob.training.config.checks import check_with_heads, check_without_heads
 from cloob.training.config.parts import SCALES
 from cloob.training.custom import (
     BatchObjective,
@@ -53,8 +50,8 @@ from cloob.training.custom import (
 from cloob.training.optim import GivenOptimizer
 
 logger = logging.getLogger(__name__)
-Pairs = Source | VectorPairs | Items
-GivenPairs = Source | VectorPairs | Dataset[Any]
+Pairs = Source | Items
+GivenPairs = Source | Dataset[Any]
 DEFAULT_MODEL = "RN50"
 
 
@@ -85,9 +82,7 @@ class Given:
             names[f"given_{name}"] = None if part is None else _name_of(part)
         self._refuse_without_effect(config)
         if self.pairs is not None:
-            config = config.override(
-                data=(), a=None, b=None, ids=None, a_ids=None, b_ids=None
-            )
+            config = config.override(data=())
         if self.held_out is not None:
             config = config.override(val_split=0.0, val_data=())
         if self.towers is not None:
@@ -188,12 +183,7 @@ def open_pairs(
     """
     share = config.pairs.val_split
     pairs, held_out = _as_pairs(given), _as_pairs(given_held_out)
-    if pairs is None and config.vectors.a is not None:
-        pairs, of_config = align.open_vectors(config)
-        return pairs, of_config if held_out is None else held_out
-    if isinstance(pairs, VectorPairs) and not isinstance(held_out, Items):
-        return align.with_held_out(pairs, held_out, share)
-    if share and isinstance(pairs, Items | VectorPairs):
+    if share and isinstance(pairs, Items):
         raise InputError(
             f"val_split is {share}, but pairs= is a Dataset; split it yourself, and"
             " give a part as held_out="
@@ -307,12 +297,6 @@ def make_loader(
     }
     if isinstance(pairs, Items):
         return ItemLoader(pairs, size, train=train, whole=whole, order=order, **options)
-    if isinstance(pairs, VectorPairs):
-        return align.FeatureLoader(pairs, config, train=train, by_id=True)
-    if encoder.heads is not None:
-        return align.feature_loader(
-            pairs, encoder, config, device, _cache(config), train=train
-        )
     augmented = TrainTransform(
         encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip
     )
@@ -339,19 +323,11 @@ def make_loader(
     )
 
 
-def make_encoder(
-    config: TrainConfig, pairs: Pairs | None = None, given: Given | None = None
-) -> DualEncoder:
-    """The towers to start from, on the CPU: given, by name, loaded, frozen encoders
-    with heads, or heads alone.
-    """
+def make_encoder(config: TrainConfig, given: Given | None = None) -> DualEncoder:
+    """The towers to start from, on the CPU: given, by name, or loaded."""
     towers = config.towers
     if given is not None and given.towers is not None:
         return GivenTowers(given.towers, towers.image_size)
-    if isinstance(pairs, VectorPairs):
-        return align.make_vector_encoder(config, pairs)
-    if config.align.encoders():
-        return align.make_aligned(config)
     if towers.init is None:
         return create_model(
             towers.model or DEFAULT_MODEL,
@@ -361,19 +337,12 @@ def make_encoder(
     encoder = load_model(towers.init, device="cpu")
     encoder.check_weights()
     holds = f"init {towers.init!r} holds"
-    if encoder.config.kind == "vectors":
-        raise InputError(
-            f"{holds} heads for vectors; `cloob train vectors` begins anew"
-        )
+    if encoder.config.kind in ("vectors", "aligned"):
+        command = "align" if encoder.config.kind == "aligned" else "vectors"
+        raise InputError(f"{holds} heads; `cloob train {command}` begins anew")
     settings = {"model": encoder.name, "image_size": encoder.image_size}
-    if encoder.config.kind == "aligned":
-        check_with_heads(config)
-        encoder.on_features = True
-        settings |= align.head_settings(encoder)
-    else:
-        check_without_heads(config.align)
     for key, value in settings.items():
-        configured = (vars(towers) | vars(config.align))[key]
+        configured = getattr(towers, key)
         if configured not in (None, value):
             raise InputError(
                 f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of"
@@ -391,8 +360,6 @@ def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObject
     if given is not None:
         kind = BatchObjective if takes(given, "batch") else GivenObjective
         return kind(given)  # type: ignore[return-value] # has what training uses
-    if config.loss.objective == "cca":
-        return align.ClosedForm()
     try:
         return make_objective(
             config.loss.objective, gather=world_size() > 1, **config.loss.overrides()

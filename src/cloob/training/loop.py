@@ -39,7 +39,6 @@ from cloob.training.given import Given, GivenPairs
 from cloob.training.optim import GivenOptimizer, freeze, write_average
 from cloob.training.progress import Course, is_whole, preserved_rng
 from cloob.training.record import Step, StepLog, judge
-from cloob.training.select import Selection, solve
 
 logger = logging.getLogger(__name__)
 
@@ -135,11 +134,10 @@ def train_given(
     with process_group(device), lock_run_folder(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
-        selection = Selection(config, given, _train_part)
         try:
-            run = assemble(config, given, device, selection.choose)
+            run = assemble(config, given, device)
         except Ended as ended:
-            return selection.join(ended.result)
+            return ended.result
         loop = Loop(run, given, [*callbacks, *trackers], check_lock)
         tf32 = run.config.run.tf32 and device.type == "cuda"
         with (
@@ -155,13 +153,7 @@ def train_given(
             and result.stopped is None
         ):
             on_rank_zero(lambda: write_average(config, checkpoint))
-        return selection.join(result)
-
-
-def _train_part(config: TrainConfig, **parts: Any) -> RunResult:
-    """A training within another."""
-    given = Given(**parts)
-    return train_given(given.named(config), given)
+        return result
 
 
 class Loop:
@@ -271,8 +263,6 @@ class Loop:
         run, progress = self.run, self.run.progress
         save_every = run.config.save.save_every
         try:
-            if run.config.loss.objective == "cca" and not progress.position:
-                solve(run, stop)
             self._steps_of_epoch(stop)
             best = self._end_epoch(stop)
         # while it validates: the checkpoint lacks the validation, which resuming makes

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Changing these between a run and its resumption changes no number of the training;
 # batch_size has another line.
-_FREE = """workers val_data val_a val_b val_ids val_every cache_dir cache_gb device max_nonfinite patience
+_FREE = """workers val_data val_every cache_dir cache_gb device max_nonfinite patience
 average_with_start batch_size given_held_out given_metrics"""
 
 
@@ -139,7 +139,7 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
             same = math.isclose(then, now, rel_tol=1e-6) if floats else then == now
             if part in ("save", "log") or leaf in _FREE.split() or same:
                 continue
-            if part in ("loss", "align", "given") or leaf in ("model", "image_size"):
+            if part in ("loss", "given") or leaf in ("model", "image_size"):
                 advice = (
                     "resume with the same, or start from the weights with --init"
                     f" {checkpoint.path}"
@@ -161,12 +161,7 @@ _RUN_FILES = (
 )
 _PRODUCTS = (
     *("tensorboard", "results.json", "nonfinite-step-*.json"),
-    *(
-        runs.AVERAGED_FOLDER,
-        runs.MEMBERS_FOLDER,
-        runs.OBJECTIVES_FILE,
-        runs.SUSPECTS_FILE,
-    ),
+    *(runs.AVERAGED_FOLDER,),
 )
 
 

@@ -70,7 +70,6 @@ def test_what_takes_the_place_of_what():
         ({"pairs": {"crop_scale": [0.9, 0.5]}}, "crop_scale is (0.9, 0.5)"),
         ({"pairs": {"crop_scale": [0.9]}}, "crop_scale is [0.9]; it must be"),
         ({"pairs": {"workers": True}}, "workers is True; it must be an integer"),
-        ({"align": {"head": "deep"}}, "head is 'deep'; it must be one of linear, mlp"),
         ({"loss": {"bias": float("inf")}}, "bias is inf; it must be a finite number"),
         ({"run": {"samples": 0}}, "samples is 0; it must be 1 or more"),
         ({"optim": {"learning_rate": 3}}, "unknown key 'learning_rate'"),
@@ -109,17 +108,6 @@ def test_a_value_that_is_not_right(leaves, said):
             "average_with_start needs the trained weights of a start; give --init",
         ),
         ({"val_every": 2}, "val_every is 2, but there are no held-out pairs"),
-        (
-            {"embed_dim": 64},
-            (
-                "embed_dim is 64, but there are no heads; give --image-encoder and"
-                " --text-encoder"
-            ),
-        ),
-        (
-            {"image_encoder": "a", "text_encoder": "b", "layer_decay": 0.9},
-            "layer_decay is 0.9, but heads train on",
-        ),
     ],
 )
 def test_values_that_do_not_go_together(leaves, said):

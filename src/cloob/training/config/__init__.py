@@ -49,24 +49,12 @@ class TrainConfig:
     run: parts.RunConfig = field(default_factory=parts.RunConfig)
     save: parts.SaveConfig = field(default_factory=parts.SaveConfig)
     log: parts.LogConfig = field(default_factory=parts.LogConfig)
-    align: parts.AlignConfig = field(default_factory=parts.AlignConfig)
-    vectors: parts.VectorsConfig = field(default_factory=parts.VectorsConfig)
     given: parts.GivenConfig = field(default_factory=parts.GivenConfig)
 
     @property
     def holds_out(self) -> bool:
         return bool(
-            self.pairs.val_data
-            or self.pairs.val_split
-            or self.vectors.val_a
-            or self.given.given_held_out
-        )
-
-    @property
-    def has_vectors(self) -> bool:
-        """Whether the pairs are vectors, in files or in memory."""
-        return (
-            any(vars(self.vectors).values()) or self.given.given_pairs == "VectorPairs"
+            self.pairs.val_data or self.pairs.val_split or self.given.given_held_out
         )
 
     def override(self, **leaves: Any) -> TrainConfig:
@@ -76,7 +64,7 @@ class TrainConfig:
         Some leaves take the place of others, unless these are given, too: a length of
         the run (``epochs``, ``samples`` or ``steps``) that of the length before;
         another objective begins with its τ⁻¹, β and scale, another model with its
-        picture size; held-out pairs (``val_data``, ``val_a``) and ``val_split`` replace
+        picture size; held-out pairs (``val_data``) and ``val_split`` replace
         each other. In place of the demo's held-out pairs, a tenth of other ``data`` is
         held out.
 
@@ -111,8 +99,8 @@ class TrainConfig:
         ):
             replaced["image_size"] = None
         if "val_split" in leaves:
-            replaced |= {"val_data": (), **dict.fromkeys(("val_a", "val_b", "val_ids"))}
-        elif "val_data" in leaves or leaves.get("val_a"):
+            replaced["val_data"] = ()
+        elif "val_data" in leaves:
             replaced["val_split"] = 0.0
         elif (
             "data" in leaves
@@ -207,25 +195,13 @@ _USUAL = (
     "data val_data val_split model init objective epochs batch_size lr workers"
     " precision device seed resume out"
 )
-_OTHER = """image_column caption_column max_bad_fraction image_size freeze image_encoder text_encoder clean members
+_OTHER = """image_column caption_column max_bad_fraction image_size freeze
 inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience micro_batch_size grad_checkpointing compile
 fsdp weight_decay schedule warmup save_every best overwrite wandb"""
 USUAL, OTHER = tuple(_USUAL.split()), tuple(_OTHER.split())
 """The leaves with an option, first those that people type, in the order of the help;
 the others are set in a file.
 """
-VECTORS = (
-    "a",
-    "b",
-    "ids",
-    "a_ids",
-    "b_ids",
-    "val_a",
-    "val_b",
-    "val_ids",
-    "standardise",
-)
-"""Those that `cloob train vectors` alone has."""
 
 
 def options(start: TrainConfig, words: Sequence[str]) -> Any:
@@ -263,7 +239,7 @@ def typed_leaves(words: Sequence[str]) -> list[str]:
         leaf for leaf in leaf_homes() if given & {_option(leaf), _option(f"no-{leaf}")}
     ]
     for leaf in typed:
-        if leaf not in USUAL + OTHER + VECTORS:
+        if leaf not in USUAL + OTHER:
             lines = f"[{leaf_homes()[leaf]}] and {leaf} = …"
             raise InputError(
                 f"{_option(leaf)} is set in a file: --config more.toml, with the lines"

