@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
+_A_PATH = "it must be the path of a file or folder"
 _PLAIN = (  # words of tyro, and ours
     (r"^Error parsing (\w+: )?", ""),
     (r"invalid literal for int\(\) with base 10:", "needs an integer, not"),
@@ -173,12 +174,10 @@ def parse(
         raise InputError(f"{sentence} ({prog} --help)") from None
     for value, _, spelled in _leaves(options).values():
         if isinstance(value, Path):
-            empty = value == Path() and bool({"", f"{spelled}="} & set(words))
-            address = _ADDRESS.match(
-                str(value)
-            )  # it would make folders called `https:`
-            wrong = f"{spelled} is {'empty' if empty else 'an address'}; it must be the path of a file or folder"
-            refuse({wrong: empty or address})
+            if value == Path() and {"", f"{spelled}="} & set(words):
+                raise InputError(f"{spelled} is empty; {_A_PATH}")
+            if _ADDRESS.match(str(value)):  # it would make folders called `https:`
+                raise InputError(f"{spelled} is an address; {_A_PATH}")
     return options
 
 
@@ -197,31 +196,20 @@ def check(options: object, *rules: str, **ranges: tuple[float, float]) -> None:
     leaves = _leaves(options)
     for name, (low, high) in ranges.items():
         value, _, spelled = leaves.get(name, (None, False, ""))
-        if value is not None and not isinstance(value, str):
-            refuse(
-                {
-                    f"{spelled} is {value}; it must be {low:,} or more, and at most {high:,}": not low
-                    <= value
-                    <= high
-                }
-            )
+        if not isinstance(value, str):
+            check_range(spelled, value, low, high)
     for rule in rules:
         name, verb, *others = rule.replace(" or ", " ").split()
         _, given, spelled = leaves[name]
-        there = [leaves[other][2] for other in others if leaves[other][1]]
-        if verb == "needs":
-            refuse(
-                {
-                    f"{spelled} needs {' or '.join(leaves[other][2] for other in others)}": given
-                    and not there
-                }
-            )
-        else:
-            refuse(
-                {
-                    f"{' and '.join([spelled, *there[:1]])} exclude each other; give one of them": given
-                    and there
-                }
+        if not given:
+            continue
+        found = [leaves[other][2] for other in others if leaves[other][1]]
+        if verb == "needs" and not found:
+            wanted = " or ".join(leaves[other][2] for other in others)
+            raise InputError(f"{spelled} needs {wanted}")
+        if verb != "needs" and found:
+            raise InputError(
+                f"{spelled} and {found[0]} exclude each other; give one of them"
             )
 
 
@@ -240,28 +228,28 @@ def as_words(options: object, *names: str) -> list[str]:
 
 
 def check_there(source: str) -> None:
+    """Raises InputError for a file or folder that is not there; addresses, patterns and
+    the demo are looked at later.
+    """
     path = local_path(source)
-    patterned = (
-        is_remote(source) or source.partition(":")[0] == "demo" or is_pattern(path)
-    )
-    refuse(
-        {f"{source}: no such file or folder": not patterned and not Path(path).exists()}
-    )
+    if is_remote(source) or is_pattern(path) or source.partition(":")[0] == "demo":
+        return
+    if not Path(path).exists():
+        raise InputError(f"{source}: no such file or folder")
 
 
 def check_out(
     option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()
 ) -> None:
+    """Raises InputError for a file that cannot be written, or is one of the inputs."""
     expected = f"it must be a file {' or '.join(endings)}"
-    same = os.path.realpath(path) in map(os.path.realpath, inputs)
-    refuse(
-        {
-            f"{option} {path}: ends in {path.suffix or 'nothing'}; {expected}": path.suffix
-            not in endings,
-            f"{option} {path}: is a folder; {expected}": path.is_dir(),
-            f"{option} {path}: is what is read; name another file": same,
-        }
-    )
+    if path.suffix not in endings:
+        ending = path.suffix or "nothing"
+        raise InputError(f"{option} {path}: ends in {ending}; {expected}")
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder; {expected}")
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise InputError(f"{option} {path}: is what is read; name another file")
 
 
 def _leaves(options: object) -> dict[str, tuple[Any, bool, str]]:

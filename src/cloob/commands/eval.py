@@ -284,9 +284,8 @@ def begin(models: Sequence[str], out: Path) -> dict[str, str]:
     for model in models:
         if with_checkpoint(model) == f"{model}:best":
             step = checkpoint_step(chosen_checkpoint(Path(model)))
-            say(
-                f"{model}: its best checkpoint, step {step:,} ({model}:last is the last)"
-            )
+            best = f"{model}: its best checkpoint, step {step:,}"
+            say(f"{best} ({model}:last is the last)")
     names = [Path(model).name or model for model in models]
     return {
         model if names.count(name) > 1 else name: model
