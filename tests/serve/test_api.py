@@ -109,7 +109,7 @@ def test_labels_have_margins_and_a_cutoff_where_these_count(client):
         assert len(label["margins"]) == len(label["ids"]) == label["count"]
         assert all((margin >= 2) is fits for margin in label["margins"])
     refused = client.post("/api/classify", json={"labels": ["red", "b"], "cutoff": 2})
-    assert refused.status_code == 422 and "cutoff needs" in refused.json()["detail"]
+    assert refused.status_code == 400 and "cutoff needs" in refused.json()["detail"]
 
 
 def test_a_model_says_when_it_is_ready(index, encoders):

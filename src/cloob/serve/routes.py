@@ -163,6 +163,8 @@ async def classify(
         none=query.none,
     )
     if query.cutoff is not None:
+        if not (query.multi or query.none):
+            raise InputError("cutoff needs multi or none")
         options = replace(options, cutoff=query.cutoff)
     check_labels(query.labels, options)
     await served.load(model)

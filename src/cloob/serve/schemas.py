@@ -30,6 +30,10 @@ Words = Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bir
 UploadId = Annotated[
     str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])
 ]
+Margin = Annotated[
+    float,
+    Field(ge=-100, le=100, description="Needs multi or none.", examples=[1.75]),
+]
 _KINDS = ("words", "item", "upload")
 
 
@@ -91,17 +95,8 @@ class ClassifyQuery(_Asked):
     templates: Annotated[list[Template], Field(max_length=100)] = []
     multi: bool = False
     none: bool = False
-    cutoff: Annotated[
-        float | SkipJsonSchema[None],
-        Field(ge=-100, le=100, description="Needs multi or none.", examples=[1.75]),
-    ] = None
+    cutoff: Margin | SkipJsonSchema[None] = None
     top: Top = 100
-
-    @model_validator(mode="after")
-    def _cutoff_has_an_effect(self) -> Self:
-        if self.cutoff is not None and not (self.multi or self.none):
-            raise ValueError("cutoff needs multi or none")
-        return self
 
 
 class EmbedQuery(_Question):
