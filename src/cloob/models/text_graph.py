@@ -30,7 +30,7 @@ from cloob.cache import cache_root
 from cloob.errors import InputError
 from cloob.models.importing import read_json, translated
 from cloob.models.onnx import Array, Graph, unit_rows
-from cloob.models.runs import CONFIG_FILE
+from cloob.models.runs import CHECKPOINTS_FOLDER, CONFIG_FILE, chosen_checkpoint
 from cloob.models.source import ModelSource, file_stamp
 from cloob.models.tokenizer import ClipTokenizer, read_tokenizer, store_tokenizer
 
@@ -63,11 +63,11 @@ class TextGraph:
 
     def __init__(self, folder: Path, pictures: Pictures) -> None:
         notes = read_json(folder / _NOTES_FILE)
-        weights = Path(notes["weights"])
-        if notes["format"] != FORMAT or notes["stamp"] != _stamp(weights):
-            raise InputError(f"{weights}: changed since its graph was written")
+        self.weights = Path(notes["weights"])
+        if notes["format"] != FORMAT or notes["stamp"] != _stamp(self.weights):
+            raise InputError(f"{self.weights}: changed since its graph was written")
         self._graph = Graph(
-            folder / _GRAPH_FILE, notes["embed_dim"], pad=0, weights=weights.parent
+            folder / _GRAPH_FILE, notes["embed_dim"], pad=0, weights=self.weights.parent
         )
         self._tokenizer = read_tokenizer(
             folder / _NOTES_FILE, notes["tokenizer"], notes["context_length"]
@@ -78,13 +78,18 @@ class TextGraph:
         return unit_rows(self._graph(self._tokenizer.ids(list(texts))))
 
 
-def open_text_graph(fingerprint: str, pictures: Pictures) -> TextGraph | None:
-    """The kept graph of the model with this fingerprint; None where torch has to do."""
+def open_text_graph(
+    source: str, fingerprint: str, pictures: Pictures
+) -> TextGraph | None:
+    """The kept graph of the model that had this fingerprint; None where torch has to
+    do, as where the source leads to other weights by now.
+    """
     folder = _kept_folder(fingerprint)
     if not (folder / _NOTES_FILE).is_file():
         return None
     try:
-        return TextGraph(folder, pictures)
+        graph = TextGraph(folder, pictures)
+        return graph if _leads_to(source, graph.weights) else None
     except (InputError, OSError, KeyError):
         return None  # of other weights, of another version, or damaged
 
@@ -108,7 +113,7 @@ def keep_text_graph(
         written a moment ago, or a cache that cannot be written, has none.
     """
     target = _kept_folder(fingerprint)
-    if open_text_graph(fingerprint, texts) is not None:
+    if open_text_graph(source, fingerprint, texts) is not None:
         return True
     tower = _find_tower(source)
     if tower is None or not isinstance(encoder.tokenizer, ClipTokenizer):
@@ -128,6 +133,19 @@ def keep_text_graph(
     except OSError:
         return False
     return True
+
+
+def _leads_to(source: str, weights: Path) -> bool:
+    """Whether a run still stands for the checkpoint with these weights, and a folder
+    for itself.
+    """
+    parsed = ModelSource.parse(source)
+    if parsed.kind != "folder" or parsed.path is None:
+        return True  # what the hub's cache holds has the stamp of its file
+    folder = parsed.path
+    if parsed.variant or (folder / CHECKPOINTS_FOLDER).is_dir():
+        folder = chosen_checkpoint(folder, parsed.variant)
+    return weights.is_relative_to(folder.resolve())
 
 
 def _kept_folder(fingerprint: str) -> Path:

@@ -110,7 +110,9 @@ class Models:
                     model.check(plain.fingerprint, self.store.address)
                 elif model.precision == "fp32":
                     plain = open_text_graph(
-                        model.fingerprint, lambda images: loaded().pictures(images)
+                        model.spec,
+                        model.fingerprint,
+                        lambda images: loaded().pictures(images),
                     )
                 self._plain[model.fingerprint] = plain
             return self._plain.get(model.fingerprint) or loaded()

@@ -65,7 +65,7 @@ def keep(folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_graph_gives_the_model_s_rows(folders, kind):
     kept, fingerprint, texts = keep(folders / kind)
-    graph = open_text_graph(fingerprint, no_pictures)
+    graph = open_text_graph(str(folders / kind), fingerprint, no_pictures)
     assert kept
     for some in (TEXTS, TEXTS[::-1], TEXTS[1:2], TEXTS * 9):
         np.testing.assert_allclose(graph.texts(some), texts(some), atol=1e-5)
@@ -75,7 +75,10 @@ def test_the_graph_gives_the_model_s_rows(folders, kind):
 def test_a_tower_of_another_kind_has_no_graph(folders):
     kept, fingerprint, _ = keep(folders / "bidirectional")
     assert not kept
-    assert open_text_graph(fingerprint, no_pictures) is None
+    assert (
+        open_text_graph(str(folders / "bidirectional"), fingerprint, no_pictures)
+        is None
+    )
 
 
 @pytest.mark.usefixtures("cache")
@@ -86,7 +89,7 @@ def test_a_graph_whose_rows_differ_from_the_model_s_is_not_kept(folders):
         return -TorchEmbedder(encoder).texts(texts)
 
     assert not keep_text_graph(str(folders / "plain"), fingerprint, encoder, other_rows)
-    assert open_text_graph(fingerprint, no_pictures) is None
+    assert open_text_graph(str(folders / "plain"), fingerprint, no_pictures) is None
 
 
 @pytest.mark.usefixtures("cache")
@@ -100,7 +103,7 @@ def test_a_graph_of_weights_that_changed_is_not_used(folders, tmp_path):
     assert kept
     weights = folder / "open_clip_model.safetensors"
     weights.write_bytes((folders / "quick" / weights.name).read_bytes())
-    assert open_text_graph(fingerprint, no_pictures) is None
+    assert open_text_graph(str(folder), fingerprint, no_pictures) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"format": 1}', b"\xff"])
@@ -111,7 +114,7 @@ def test_damaged_notes_of_a_graph_leave_torch_to_answer(
     _, fingerprint, _ = keep(folders / "plain")
     [notes] = tmp_path.glob("texts/*/text.json")
     notes.write_bytes(damage)
-    assert open_text_graph(fingerprint, no_pictures) is None
+    assert open_text_graph(str(folders / "plain"), fingerprint, no_pictures) is None
 
 
 HUB = """
@@ -123,7 +126,7 @@ from cloob.search.query import TorchEmbedder
 encoder, fingerprint = load_with_fingerprint(sys.argv[1], "cpu")
 texts = TorchEmbedder(encoder).texts
 kept = keep_text_graph(sys.argv[1], fingerprint, encoder, texts)
-rows = open_text_graph(fingerprint, None).texts(["a red bird"])
+rows = open_text_graph(sys.argv[1], fingerprint, None).texts(["a red bird"])
 print(json.dumps([kept, float(abs(rows - texts(["a red bird"])).max())]))
 """
 
