@@ -278,7 +278,7 @@ def multipart(name, content):
 
 @pytest.fixture(scope="module")
 def browser(world, tmp_path_factory):
-    yield from serve(world, tmp_path_factory.mktemp("serve"))
+    yield from serve(world, tmp_path_factory.mktemp("serve"), "--no-token")
 
 
 def serve(world, folder, *more):
