@@ -260,13 +260,6 @@ def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
     return stream.getvalue()
 
 
-def is_one_colour(picture: bytes) -> bool:
-    """Whether an image file is nearly one colour: no model can tell it from others of
-    that colour.
-    """
-    return _deviation(Encoded(picture).rgb(_REDUCTIONS[-1])) < _ONE_COLOUR
-
-
 def data_uri(picture: bytes, side: int) -> str:
     """A thumbnail as a ``data:`` address, for a page without other files."""
     return (

@@ -94,11 +94,6 @@ class Form:
     terms: Terms
     unit: bool = True
 
-    @property
-    def n_scales(self) -> int:
-        """τ⁻¹, and β where it retrieves, and the bias of a sigmoid loss."""
-        return 1 + self.terms.retrieves + (self.contrast == "sigmoid")
-
     def values(self, x: Tensor, y: Tensor, scales: Tensor) -> Tensor:
         """(G, B) sums of the terms' means, for (G, n_scales) of ln τ⁻¹, ln β, bias."""
         tau = scales[:, 0].exp()[:, None, None, None]

@@ -118,7 +118,7 @@ def hits(
     """For some rows of a at a time: the number of the first, and the scores and row
     numbers of their hits.
     """
-    from cloob.functional.nearest import nearest
+    from cloob.evaluation.nearest import nearest
 
     total = len(a) * len(b)
     for start, query in embedded(encoder, "a", options.a, a, N_QUERIES):

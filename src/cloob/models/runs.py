@@ -52,7 +52,6 @@ DECISIONS_FILE = "decisions.json"
 STATE_FOLDER = "state"
 JOINED_FILE = "joined.json"
 """In a checkpoint of several heads that were joined: there is nothing to resume."""
-MEMBERS_FOLDER = "members"
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloob.functional.nearest import nearest
+from cloob.evaluation.nearest import nearest
 from support import raises
 
 
