@@ -278,7 +278,9 @@ def test_model_folders(child, warm, path, wanted):
             "--device",
             "cpu",
         ]
-        child.check(command("train", *encoders, *data, "--batch-size", 2), wanted)
+        child.check(
+            command("train", "align", *encoders, *data, "--batch-size", 2), wanted
+        )
         assert not (child.folder / "run").exists()
     else:
 

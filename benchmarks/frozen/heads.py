@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from cloob.data.order import EpochOrder, ShardSizes
 from cloob.heads.head import Head
 from cloob.objective import ContrastiveObjective
-from cloob.training.config.parts import HEADS, OptimConfig
+from cloob.training.config.parts import OptimConfig
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 
 EMBED_DIM = 256
-DROPOUT = HEADS["head_dropout"]
+DROPOUT = 0.1  # as `cloob train align` begins with
 _ROWS = 4096  # embedded together
 _TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
 

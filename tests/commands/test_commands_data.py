@@ -156,12 +156,13 @@ def test_suspects_of_pictures(tmp_path, capsys):
     assert "--clean auto" in capsys.readouterr().err
 
 
-def test_suspects_by_a_given_model(tmp_path, capsys):
+def test_suspects_by_a_given_model(tmp_path, capsys, monkeypatch):
     """Two towers judge pictures, heads judge vectors; thumbnails come first."""
     write_forty(tmp_path / "pairs")
     tiny_model(tmp_path / "towers")
     words = ["data", str(tmp_path / "pairs"), "--model", str(tmp_path / "towers")]
-    words += ["--cache-dir", str(tmp_path / "cache"), "--workers", "1"]
+    words += ["--workers", "1"]
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     listed, page = tmp_path / "list.csv", tmp_path / "page.html"
     assert main([*words, "--suspects", str(listed), "--out", str(page)]) == 0
     lines = list(csv.DictReader(listed.read_text(encoding="utf-8").splitlines()))
