@@ -1,0 +1,194 @@
+"""What is fitted is the same however rows stand, and in whatever units columns are: the
+closed form, members and cleaning.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from views import pairs_of, views
+
+import cloob
+from cloob import ContrastiveHeads, HeadSettings
+from cloob.errors import InputError
+from cloob.functional.cca import PairMoments, canonical_directions
+from cloob.heads.cleaning import cleaned
+from cloob.heads.closed import fit_closed_form
+from cloob.heads.head import Members, fit_members, unit_rows
+from support import raises
+
+quick = settings(max_examples=8, deadline=None)
+seeds = st.integers(0, 99)
+
+
+def cosines(heads, a, b):
+    x = unit_rows(heads[0], torch.from_numpy(a))
+    y = unit_rows(heads[1], torch.from_numpy(b))
+    return x @ y.T
+
+
+def recall(products):
+    right = products.argmax(1) == torch.arange(len(products))
+    return float(right.double().mean())
+
+
+def closed(a, b, labels=None):
+    return fit_closed_form(pairs_of(a, b, labels)).heads
+
+
+@quick
+@given(seed=seeds, n=st.sampled_from([9, 40, 120]), by_column=st.booleans())
+def test_permuted_rows_have_the_same_directions(seed, n, by_column):
+    a, b = views(n, seed=seed)
+    order = np.random.default_rng(seed).permutation(n)
+    found = []
+    for rows in (np.arange(n), order, np.argsort(a[:, 0])):
+        moments = PairMoments.of(*map(torch.from_numpy, (a[rows], b[rows])))
+        found.extend(canonical_directions(moments, [0.1], by_column=by_column))
+    for other in found[1:]:
+        torch.testing.assert_close(found[0].correlations, other.correlations)
+        for side, turned in ((found[0].a, other.a), (found[0].b, other.b)):
+            signs = (side * turned).sum(0).sign()
+            torch.testing.assert_close(side, turned * signs, atol=1e-6, rtol=1e-6)
+    plain = cosines(closed(a, b), a, b)
+    turned = cosines(closed(a[order], b[order]), a, b)
+    torch.testing.assert_close(plain, turned, atol=1e-4, rtol=0)
+
+
+@quick
+@given(seed=seeds, copies=st.integers(2, 4))
+def test_repeated_ids_in_blocks_or_side_by_side(seed, copies):
+    a, b = views(60, seed=seed)
+    blocks = np.tile(np.arange(60), copies)
+    once = cosines(closed(a, b), a, b)
+    for rows in (blocks, np.sort(blocks)):
+        labels = [str(row) for row in rows]
+        repeated = cosines(closed(a[rows], b[rows], labels), a, b)
+        torch.testing.assert_close(once, repeated, atol=1e-4, rtol=0)
+
+
+@quick
+@given(seed=seeds)
+def test_constant_columns_say_nothing_and_copied_ones_nothing_new(seed):
+    """A copy weights its side's columns alike, so only the recall is compared."""
+    a, b = views(120, seed=seed)
+    once = recall(cosines(closed(a, b), a, b))
+    constant = np.full((120, 2), 1e6 + 0.1)
+    more_a, more_b = np.hstack([a, a, constant]), np.hstack([b, constant, b])
+    products = cosines(closed(more_a, more_b), more_a, more_b)
+    assert products.isfinite().all()
+    assert abs(recall(products) - once) <= 0.05
+
+
+@quick
+@given(
+    seed=seeds,
+    scale=st.sampled_from([1e-12, 1.0, 1e12]),
+    offset=st.sampled_from([0.0, 1e4, -1e4]),
+)
+def test_units_of_float64_change_no_recall(seed, scale, offset):
+    a, b = views(120, seed=seed)
+    once = cosines(closed(a, b), a, b)
+    moved_a, moved_b = (a + offset) * scale, (b - offset) / scale
+    moved = cosines(closed(moved_a, moved_b), moved_a, moved_b)
+    torch.testing.assert_close(once, moved, atol=1e-4, rtol=0)
+    assert recall(once) == pytest.approx(recall(moved), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"),
+    [(1e12, 0.0), (1e-12, 0.0), (1.0, 1e12), (1.0, -1e12), (1e-12, 1e-3)],
+)
+def test_large_offsets_of_float64_change_no_recall(scale, offset):
+    a, b = views(200)
+    how = ContrastiveHeads("cca", validation_fraction=0.2, random_state=0)
+    once = how.fit(a, b).score(a, b)
+    a, b = a * scale + offset, b * scale - offset
+    assert how.fit(a, b).score(a, b) == pytest.approx(once, abs=0.02)
+
+
+@quick
+@given(seed=seeds, offset=st.sampled_from([0.0, 30.0]))
+def test_float32_is_as_good_as_float64(seed, offset):
+    a, b = (side + offset for side in views(120, seed=seed))
+    exact = cosines(closed(a, b), a, b)
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    rounded = cosines(closed(a, b), a, b)
+    torch.testing.assert_close(exact, rounded, atol=1e-3, rtol=0)
+
+
+def joined(a, b, ids=None):
+    how = HeadSettings("infoloob", members=2, embed_dim=32, epochs=2, patience=0)
+    return cloob.fit_heads(a, b, ids, 0.2, how)
+
+
+@quick
+@given(seed=seeds, strength=st.sampled_from([0.25, 0.5]))
+def test_a_permuted_bank_is_the_same_bias(seed, strength):
+    a, b = views(60, seed=seed)
+    heads = closed(a, b)
+    width = heads[0].options["embed_dim"]
+    found = []
+    for rows in (np.arange(60), np.random.default_rng(seed).permutation(60)):
+        of_a = Members([heads[0]], [1.0], side=0, rows=60, strength=strength)
+        of_b = Members([heads[1]], [1.0], side=1, rows=60, strength=strength)
+        x = unit_rows(heads[0], torch.from_numpy(a[rows]))
+        y = unit_rows(heads[1], torch.from_numpy(b[rows]))
+        fit_members(of_a, of_b, [x], [y])
+        with torch.no_grad():
+            sides = of_a(torch.from_numpy(a)), of_b(torch.from_numpy(b))
+        assert sides[0].shape == (60, width + 4)
+        for side in sides:
+            assert float(side.norm(dim=1).var()) < 1e-9
+        found.append(sides[0] @ sides[1].T)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change", ["plain", "by class", "blocks", "interleaved"])
+def test_joined_heads_find_partners_however_rows_stand(change):
+    a, b = views(200)
+    rows = np.arange(200)
+    if change == "by class":
+        rows = np.argsort(a[:, 0] > 0, kind="stable")
+    elif change == "blocks":
+        rows = np.tile(rows, 2)
+    elif change == "interleaved":
+        rows = rows.repeat(2)
+    fitted = joined(a[rows], b[rows], rows)
+    products = cosines(fitted.heads, a, b)
+    assert products.isfinite().all() and recall(products) > 0.5
+    for head, side in zip(fitted.heads, (a, b), strict=True):
+        if isinstance(head, Members):
+            with torch.no_grad():
+                lengths = head(torch.from_numpy(side)).norm(dim=1)
+            assert float(lengths.max() - lengths.min()) < 1e-3
+
+
+@pytest.mark.parametrize("order", ["as they are", "permuted", "by class"])
+def test_cleaning_leaves_the_same_pairs_out(order):
+    a, b = views(200)
+    b[:20] = b[np.roll(np.arange(20), 1)]
+    rows = np.arange(200)
+    if order == "permuted":
+        rows = np.random.default_rng(0).permutation(200)
+    elif order == "by class":
+        rows = np.argsort(a[:, 0] > 0, kind="stable")
+    _, left_out = cleaned(pairs_of(a, b), "0.1")
+    _, turned = cleaned(pairs_of(a[rows], b[rows]), "0.1")
+    found = {one.row for one in left_out}
+    assert found == {int(rows[one.row]) for one in turned}
+    assert len(found & set(range(20))) > 15
+    how = HeadSettings("cca", clean="0.1")
+    heads = cloob.fit_heads(a, b, None, 0.0, how).heads
+    others = cloob.fit_heads(a[rows], b[rows], None, 0.0, how).heads
+    torch.testing.assert_close(
+        cosines(heads, a, b), cosines(others, a, b), atol=1e-4, rtol=0
+    )
+
+
+def test_one_id_is_refused_with_one_line():
+    a, b = views(40)
+    ids = ["same"] * 40
+    raises(InputError, "1 id", cloob.fit_heads, a, b, ids, 0.2)
+    raises(InputError, "1 id", ContrastiveHeads("cca").fit, a, b, ids)
