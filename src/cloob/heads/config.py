@@ -222,6 +222,12 @@ def check_vectors(config: HeadsConfig) -> None:
             raise InputError(
                 f"{name} is {value!r}, but --a and --b give vectors; leave it out"
             )
+    for name, usual in (("image_column", "filepath"), ("caption_column", "title")):
+        value = getattr(config, name)
+        if value != usual:
+            raise InputError(
+                f"{name} is {value!r}, but --a and --b give vectors; leave it out"
+            )
     if config.ids is not None and config.a_ids is not None:
         raise InputError(
             f"ids is {config.ids!r}; it must be left out with --a-ids and --b-ids"

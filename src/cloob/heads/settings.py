@@ -293,5 +293,7 @@ def check_held_out(settings: HeadSettings, *, holds_out: bool, advice: str) -> N
         raise InputError(f"patience is {settings.patience}, {missing}, or patience 0")
     if settings.val_every > 1:
         raise InputError(f"val_every is {settings.val_every}, {missing}")
+    if settings.best == "val_loss" and settings.objective != "cca":
+        raise InputError(f"best is 'val_loss', {missing}, or leave it out")
     if settings.refit:
         raise InputError("refit is True, but there are no held-out pairs to add")

@@ -1,0 +1,262 @@
+"""Every setting of heads, at every door: another value than the default changes what is
+fitted, or is refused in one line that names it.
+"""
+
+import dataclasses
+import inspect
+import json
+
+import numpy as np
+import pytest
+from views import views
+
+import cloob
+from cloob import ContrastiveHeads, HeadSettings
+from cloob.errors import InputError
+from cloob.heads.config import HeadsConfig
+
+N = 240
+START = {"epochs": 2, "embed_dim": 16, "batch_size": 24, "device": "cpu"}
+# Another value of every setting of a fit, whose effect shows in two epochs.
+VALUES = {
+    "objective": "clip",
+    "inv_tau": 5.0,
+    "beta": 2.0,
+    "bias": -1.0,
+    "learnable_inv_tau": True,
+    "learnable_beta": True,
+    "scale": "unit",
+    "exclude_above": -0.01,
+    "retrieval_from": 0.5,
+    "members": 3,
+    "clean": "0.2",
+    "head": "linear",
+    "embed_dim": 4,
+    "dropout": 0.4,
+    "standardise": "column",
+    "lr": 5e-3,
+    "weight_decay": 3.0,
+    "beta1": 0.3,
+    "beta2": 0.3,
+    "eps": 1e-2,
+    "clip_grad_norm": 1e-3,
+    "schedule": "constant",
+    "warmup": 7,
+    "epochs": 3,
+    "batch_size": 16,
+    "patience": 1,
+    "val_every": 2,
+    "best": "val_loss",
+    "refit": True,
+    "seed": 1,
+}
+# What no number of a fit shows.
+ELSEWHERE = {
+    "device": "auto is the CPU here",
+    "workers": "how many processes decode; no vectors are decoded",
+    "out": "the folder",
+    "resume": "a folder that holds a run",
+    "overwrite": "a folder that holds a run",
+}
+# Its effect shows where epochs get worse.
+OF_THE_END = ("patience", "best")
+# What a loop has; a closed form has none, so that they may stay where several
+# objectives are compared.
+OF_THE_LOOP = (
+    *("lr", "weight_decay", "beta1", "beta2", "eps", "clip_grad_norm", "schedule"),
+    *("warmup", "epochs", "batch_size", "patience", "val_every", "best", "seed"),
+)
+
+
+PARAMETERS = inspect.signature(ContrastiveHeads).parameters
+
+
+def data():
+    """Two views, in part wrong."""
+    a, b = views(N)
+    b[::6] = np.roll(b[::6], 1, 0)
+    return a, b
+
+
+def shown(history, decisions):
+    lines = [{**line, "seconds": 0} for line in history]
+    return json.dumps([lines, decisions], sort_keys=True, default=str)
+
+
+def weights_of(heads):
+    return [x.numpy().tobytes() for head in heads for x in head.state_dict().values()]
+
+
+def without_effect(fitted, values):
+    """The settings of which neither an effect nor a refusal shows."""
+    usual = fitted({})
+    silent = []
+    for name, value in values.items():
+        try:
+            if fitted({name: value}) == usual:
+                silent.append(name)
+        except (InputError, ValueError) as error:
+            text = str(error)
+            assert name in text.replace("-", "_") and "\n" not in text, (name, text)
+    return silent
+
+
+def test_the_values_are_of_all_settings():
+    fields = dataclasses.fields(HeadSettings)
+    assert {field.name for field in fields} == {*VALUES, "device"}
+    for field in fields:
+        assert VALUES.get(field.name) != field.default
+
+
+def fits(objective, held_out=0.1, **more):
+    """What is fitted with a change of settings."""
+    a, b = data()
+    width = 6 if objective == "cca" else 16
+    start = {**START, "objective": objective, "embed_dim": width, **more}
+
+    def fitted(change):
+        settings = HeadSettings(**{**start, **change})
+        found = cloob.fit_heads(a, b, held_out=held_out, settings=settings)
+        return weights_of(found.heads), shown(found.history, found.decisions)
+
+    return fitted
+
+
+@pytest.mark.parametrize("objective", ["infoloob", "cloob", "siglip"])
+def test_every_setting_of_a_fit(objective):
+    values = {name: VALUES[name] for name in VALUES if name not in OF_THE_END}
+    if objective == "siglip":  # which learns its inverse temperature, in its unit
+        values |= {"learnable_inv_tau": False, "scale": "paper"}
+    assert without_effect(fits(objective), values) == []
+
+
+def test_every_setting_of_a_closed_form_and_of_a_choice():
+    of_pairs = {name: VALUES[name] for name in VALUES if name not in OF_THE_LOOP}
+    assert without_effect(fits("cca"), of_pairs) == []
+    of_choice = {name: of_pairs[name] for name in of_pairs if name != "objective"}
+    assert without_effect(fits("auto"), {**of_choice, "best": "val_loss"}) == []
+
+
+def test_what_ends_a_fit():
+    values = {name: VALUES[name] for name in OF_THE_END}
+    assert without_effect(fits("infoloob", epochs=12, lr=0.05), values) == []
+
+
+def test_every_setting_of_a_fit_that_holds_nothing_out():
+    assert without_effect(fits("infoloob", held_out=0.0, patience=0), VALUES) == []
+
+
+def test_every_parameter_of_the_estimator():
+    X, Y = data()
+    start = {
+        "objective": "infoloob",
+        "epochs": 6,
+        "n_components": 16,
+        "batch_size": 24,
+        "learning_rate": 0.05,
+        "device": "cpu",
+        "random_state": 0,
+    }
+    values = {name: VALUES[name] for name in VALUES if name in PARAMETERS}
+    values |= {
+        "n_components": 4,
+        "learning_rate": 5e-3,
+        "validation_fraction": 0.3,
+        "random_state": 1,
+        "refit": False,
+    }
+    assert PARAMETERS.keys() == {*values, "device"}
+
+    def fitted(change):
+        heads = ContrastiveHeads(**{**start, **change}).fit(X, Y)
+        return heads.transform(X, Y)[0].tobytes(), shown(
+            heads.history_, heads.decisions_
+        )
+
+    assert without_effect(fitted, values) == []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Vectors, of which one cannot be used, and what else is known of their rows."""
+    a, b = data()
+    a[7, 3] = np.nan
+    for name, rows in (("a", a), ("b", b), ("val_a", a[::3]), ("val_b", b[::3])):
+        header = ",".join(f"{name[-1]}{i}" for i in range(rows.shape[1]))
+        np.savetxt(
+            tmp_path / f"{name}.csv", rows, delimiter=",", header=header, comments=""
+        )
+    rows = range(N)
+    for name, texts in (
+        ("ids", [f"M{i // 2}" for i in rows]),
+        ("groups", [f"G{i // 8}" for i in rows]),
+        ("weights", [str(1 + i % 3) for i in rows]),
+        ("a_ids", [f"M{i}" for i in rows]),
+        ("b_ids", [f"M{i ^ 1}" for i in rows]),
+        ("val_ids", [f"M{i // 2}" for i in range(len(a[::3]))]),
+    ):
+        (tmp_path / name).write_text("".join(f"{text}\n" for text in texts))
+    return tmp_path
+
+
+def test_every_leaf_of_a_run_of_vectors(folder):
+    """Those of a fit again, and where the pairs come from."""
+
+    def file(name):
+        return str(folder / name)
+
+    held_out = {"val_a": file("val_a.csv"), "val_b": file("val_b.csv")}
+    of_a_fit = [name for name in VALUES if name not in OF_THE_END]
+    changes = {name: {name: VALUES[name]} for name in of_a_fit}
+    changes |= {
+        "a": {"a": file("val_a.csv")},
+        "b": {"b": file("val_b.csv")},
+        "ids": {"ids": file("ids")},
+        "groups": {"groups": file("groups")},
+        "weights": {"weights": file("weights")},
+        "drop": {"drop": ("a0",)},
+        "a_ids": {"a_ids": file("a_ids"), "b_ids": file("b_ids")},
+        "b_ids": {"b_ids": file("b_ids")},
+        "val_a": held_out,
+        "val_b": {"val_b": file("val_b.csv")},
+        "val_ids": {**held_out, "val_ids": file("val_ids")},
+        "data": {"data": ("demo",)},
+        "val_data": {"val_data": ("demo",)},
+        "image_encoder": {"image_encoder": "timm:resnet18"},
+        "text_encoder": {"text_encoder": "hf:words"},
+        "image_size": {"image_size": 32},
+        "image_column": {"image_column": "picture"},
+        "caption_column": {"caption_column": "caption"},
+        "mask_duplicates": {"mask_duplicates": True},
+        "val_split": {"val_split": 0.3},
+        "max_bad_fraction": {"max_bad_fraction": 0.001},
+    }
+    names = {field.name for field in dataclasses.fields(HeadsConfig)}
+    assert names == changes.keys() | ELSEWHERE.keys() | set(OF_THE_END)
+    start = cloob.get_recipe("vectors", objective="infoloob").override(
+        **START, a=file("a.csv"), b=file("b.csv"), lr=0.02
+    )
+    numbers = iter(range(1000))
+
+    def run(change):
+        out = folder / f"run{next(numbers)}"
+        config = start.override(**{**change, "out": out})
+        history = []
+        cloob.train_heads(config, on_epoch=history.append)
+        files = sorted(out.rglob("*.safetensors"))
+        texts = [(x.name, x.read_bytes()) for x in files]
+        decisions = json.loads((out / "decisions.json").read_text())
+        del decisions["of"], decisions["finished"]
+        kept = [x.name for x in sorted(out.rglob("*")) if x.is_file()]
+        return texts, shown(history, decisions), kept
+
+    usual, silent = run({}), []
+    for name, change in changes.items():
+        try:
+            if run(change) == usual:
+                silent.append(name)
+        except InputError as error:
+            text = str(error)
+            assert name in text.replace("-", "_") and "\n" not in text, (name, text)
+    assert silent == []
+    assert run(changes["val_ids"]) != run(changes["val_a"])
