@@ -66,6 +66,8 @@ class TextGraph:
         self.weights = Path(notes["weights"])
         if notes["format"] != FORMAT or notes["stamp"] != _stamp(self.weights):
             raise InputError(f"{self.weights}: changed since its graph was written")
+        if not (folder / _GRAPH_FILE).is_file():
+            raise InputError(f"{folder}: holds no graph")
         self._graph = Graph(
             folder / _GRAPH_FILE, notes["embed_dim"], pad=0, weights=self.weights.parent
         )
@@ -129,7 +131,7 @@ def keep_text_graph(
             if not _agrees(TextGraph(folder, texts), texts):
                 return False
             shutil.rmtree(target, ignore_errors=True)  # of weights that have changed
-            shutil.copytree(folder, target)
+            folder.rename(target)  # whole, or not at all
     except OSError:
         return False
     return True

@@ -117,6 +117,20 @@ def test_damaged_notes_of_a_graph_leave_torch_to_answer(
     assert open_text_graph(str(folders / "plain"), fingerprint, no_pictures) is None
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_graph_appears_whole_and_leaves_nothing_else(folders, tmp_path):
+    """Of one whose file is gone torch answers; another process keeps it anew."""
+    _, fingerprint, _ = keep(folders / "plain")
+    texts = tmp_path / "cache" / "texts"
+    assert [path.name for path in texts.iterdir()] == [fingerprint]
+    (texts / fingerprint / "text.onnx").unlink()
+    source = str(folders / "plain")
+    assert open_text_graph(source, fingerprint, no_pictures) is None
+    assert keep(folders / "plain")[0]
+    assert open_text_graph(source, fingerprint, no_pictures) is not None
+    assert [path.name for path in texts.iterdir()] == [fingerprint]
+
+
 HUB = """
 import json, sys
 from cloob.models.load import load_with_fingerprint
