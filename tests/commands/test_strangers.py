@@ -74,3 +74,17 @@ def test_files_of_others_stay(here, commands):
     assert not lost
     outside = [name for name in after.keys() - before if not name.startswith("out/")]
     assert not outside
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    "name", ["state/thesis.pt", "checkpoints/mine", "suspects.csv"]
+)
+def test_what_only_bears_the_name_of_a_run_s_file_is_not_overwritten(name, capsys):
+    path = Path("other", name)
+    path.parent.mkdir(parents=True)
+    path.write_text("years of work")
+    words = TRAIN.replace("--out out", "--out other --overwrite")
+    assert cli.main(words.split()) == 2
+    assert "but no run" in capsys.readouterr().err
+    assert path.read_text() == "years of work"

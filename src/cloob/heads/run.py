@@ -198,8 +198,11 @@ def start_folder(config: HeadsConfig) -> None:
     replaced.
     """
     out = config.out
-    if not any((out / name).exists() for name in FILES):
+    found = [name for name in FILES if (out / name).exists()]
+    if not found:
         return
+    if not {runs.RUN_CONFIG_FILE, runs.DECISIONS_FILE} & set(found):
+        raise InputError(f"{out}: holds {found[0]}, but no run; give another --out")
     if config.overwrite:
         for name in FILES:
             path = out / name
