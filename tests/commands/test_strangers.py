@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cloob import cli
-from make import COLOURS, tiny_model, write_classes
+from make import COLOURS, tiny_model, write_classes, write_forty
 
 STRANGERS = [
     "thesis.txt",
@@ -15,6 +15,10 @@ STRANGERS = [
     "pictures/me.txt",
     "data.sqlite",
     ".hidden/x",
+    "checkpoints/mine",
+    "tensorboard/mine",
+    "state/mine",
+    "averaged/mine",
 ]
 
 
@@ -31,6 +35,7 @@ def here(tmp_path, monkeypatch):
     tiny_model(Path("model"), "tiny-convnext")
     write_classes(Path("sets/two"), COLOURS, 2)
     rng = np.random.default_rng(0)
+    write_forty(Path("pairs"))
     np.save("a.npy", rng.normal(size=(60, 5)).astype(np.float32))
     np.save("b.npy", rng.normal(size=(60, 4)).astype(np.float32))
     for name in STRANGERS:
@@ -44,6 +49,10 @@ TRAIN = (
     "train vectors --a a.npy --b b.npy --objective clip --epochs 1 --embed-dim 4"
     " --device cpu --out out"
 )
+TOWERS = (
+    "train --data pairs --model tiny-vit --epochs 1 --batch-size 8 --workers 0"
+    " --device cpu --out out"
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,7 @@ TRAIN = (
     [
         [EVALUATE, EVALUATE],
         [TRAIN, f"{TRAIN} --overwrite"],
+        [f"{TOWERS} --overwrite", f"{TOWERS} --overwrite"],
         [
             TRAIN,
             "embed out --a a.npy --out out/rows.npz --device cpu",
@@ -63,7 +73,7 @@ TRAIN = (
         ["export model --to cloob --out out --overwrite"],
         ["demo --out out"],
     ],
-    ids=lambda commands: commands[-1][:24],
+    ids=lambda commands: commands[-1][:24].strip(),
 )
 def test_files_of_others_stay(here, commands):
     before = listing()
@@ -77,14 +87,18 @@ def test_files_of_others_stay(here, commands):
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("command", [TRAIN, TOWERS], ids=["heads", "towers"])
 @pytest.mark.parametrize(
-    "name", ["state/thesis.pt", "checkpoints/mine", "suspects.csv"]
+    "name",
+    ["state/thesis.pt", "checkpoints/step-00000003/thesis", "config.json"],
 )
-def test_what_only_bears_the_name_of_a_run_s_file_is_not_overwritten(name, capsys):
+def test_what_only_bears_the_name_of_a_run_s_file_is_not_overwritten(
+    name, command, capsys
+):
     path = Path("other", name)
     path.parent.mkdir(parents=True)
     path.write_text("years of work")
-    words = TRAIN.replace("--out out", "--out other --overwrite")
+    words = command.replace("--out out", "--out other --overwrite")
     assert cli.main(words.split()) == 2
     assert "but no run" in capsys.readouterr().err
     assert path.read_text() == "years of work"

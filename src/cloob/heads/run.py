@@ -60,17 +60,6 @@ FROZEN_SCALES: dict[str, dict[str, Any]] = {
 }
 """Where ``auto`` starts on the features of frozen encoders."""
 N_FEW = 20  # held-out ids: one of them is 5 points of recall
-FILES = (
-    runs.RUN_CONFIG_FILE,
-    runs.EPOCHS_FILE,
-    runs.METRICS_FILE,
-    runs.SKIPPED_FILE,
-    runs.SUSPECTS_FILE,
-    runs.OBJECTIVES_FILE,
-    runs.DECISIONS_FILE,
-    runs.CHECKPOINTS_FOLDER,
-    runs.STATE_FOLDER,
-)
 MAX_NAMED = 1000  # bad pairs in skipped.jsonl
 
 
@@ -198,18 +187,10 @@ def start_folder(config: HeadsConfig) -> None:
     replaced.
     """
     out = config.out
-    found = [name for name in FILES if (out / name).exists()]
-    if not found:
+    if not runs.find_run(out):
         return
-    if not {runs.RUN_CONFIG_FILE, runs.DECISIONS_FILE} & set(found):
-        raise InputError(f"{out}: holds {found[0]}, but no run; give another --out")
     if config.overwrite:
-        for name in FILES:
-            path = out / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        runs.remove_run(out)
         return
     if config.resume == "none":
         raise InputError(
@@ -514,8 +495,8 @@ def write_checkpoints(config: HeadsConfig, data: Data, fitted: FittedHeads) -> P
     the best.
     """
     folder = config.out / runs.CHECKPOINTS_FOLDER
-    if folder.is_dir():
-        shutil.rmtree(folder)
+    for earlier in folder.glob("step-*"):
+        shutil.rmtree(earlier)
     lines = {line["epoch"]: line for line in fitted.history}
     last, best = lines[max(lines)], lines[fitted.best_epoch]
     objective, facts = fitted.objective, measured(config, data)

@@ -25,6 +25,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ METRICS_FILE = "metrics.jsonl"
 EPOCHS_FILE = "epochs.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 HELD_OUT_FILE = "held_out.json"
+RESULTS_FILE = "results.json"
 OBJECTIVES_FILE = "objectives.json"
 SUSPECTS_FILE = "suspects.csv"
 AVERAGED_FOLDER = "averaged"
@@ -70,6 +72,21 @@ HUB_WEIGHTS_FILES = (
 )
 """The weights that open_clip fetches from a hub: the first of these that is there."""
 
+TENSORBOARD_FOLDER = "tensorboard"
+# All that a run owns: what else lies in its folders is somebody else's.
+_WRITTEN = (
+    METRICS_FILE,
+    EPOCHS_FILE,
+    SKIPPED_FILE,
+    SUSPECTS_FILE,
+    OBJECTIVES_FILE,
+    "nonfinite-step-*.json",
+    "wandb.json",
+    f"{CHECKPOINTS_FOLDER}/*step-*",
+    f"{TENSORBOARD_FOLDER}/events.out.tfevents.*",
+    f"{STATE_FOLDER}/*.pt",
+    RUN_CONFIG_FILE,
+)
 _STEP = re.compile(r"step-\d+")
 _PREFERRED = (
     *HUB_WEIGHTS_FILES,
@@ -149,6 +166,47 @@ def run_of(folder: Path | None) -> Path | None:
         ).is_dir():
             return place
     return None
+
+
+def find_run(out: Path) -> list[Path]:
+    """The files and checkpoints of the run that a folder holds, if it does;
+    InputError where it holds some of these names, and no run.
+    """
+    names = (DECISIONS_FILE, *_WRITTEN)
+    found = [path for name in names for path in sorted(out.glob(name))]
+    holds_run = (
+        (out / DECISIONS_FILE).is_file()
+        or _is_written_by_cloob(out / RUN_CONFIG_FILE, "overwrite")
+        or list_checkpoints(out)
+    )
+    if found and not holds_run:
+        name = found[0].relative_to(out)
+        raise InputError(f"{out}: holds {name}, but no run; give another --out")
+    return found
+
+
+def remove_run(out: Path) -> None:
+    """Removes the run that a folder holds, last what shows that it is one; what a run
+    did not write stays.
+    """
+    own = [out / CHECKPOINTS_FOLDER / HELD_OUT_FILE]
+    if _is_written_by_cloob(out / RESULTS_FILE, "differences"):
+        own.append(out / RESULTS_FILE)
+    for path in [*own, *find_run(out)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for name in (CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER, STATE_FOLDER):
+        with contextlib.suppress(OSError):  # not there, or not empty
+            (out / name).rmdir()
+
+
+def _is_written_by_cloob(file: Path, key: str) -> bool:
+    """Whether a JSON file has a key that those of this name have."""
+    with contextlib.suppress(OSError):
+        return f'"{key}":' in file.read_text(encoding="utf-8", errors="replace")
+    return False
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -152,22 +152,9 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
     return changes
 
 
-_RUN_FILES = (
-    runs.RUN_CONFIG_FILE,
-    runs.METRICS_FILE,
-    runs.EPOCHS_FILE,
-    runs.SKIPPED_FILE,
-    runs.CHECKPOINTS_FOLDER,
-)
-_PRODUCTS = (
-    *("tensorboard", "results.json", "nonfinite-step-*.json"),
-    *(runs.AVERAGED_FOLDER,),
-)
-
-
 def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
     save, out, init = config.save, config.save.out, config.towers.init
-    if not any((out / name).exists() for name in _RUN_FILES):
+    if not runs.find_run(out):
         return
     if not save.overwrite:
         if save.resume != "auto" and (
@@ -220,13 +207,8 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
             aside = path.with_name(f"unreadable-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-    for pattern in (*_RUN_FILES, *_PRODUCTS) if save.overwrite else ():
-        for path in out.glob(pattern):
-            (
-                shutil.rmtree(path)
-                if path.is_dir() and not path.is_symlink()
-                else path.unlink()
-            )
+    if save.overwrite:
+        runs.remove_run(out)
     (out / runs.CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
 
 
