@@ -59,6 +59,13 @@ def web():
         yield server
 
 
+def wait_until(condition):
+    limit = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 def test_streamed_shards_read_like_local_ones_and_are_fetched_once(spec, shards):
     spec, asked = f"{spec} && echo $0 >> {shards}/asked", shards / "asked"
     source, local = open_source(spec), open_source(shards)
@@ -113,7 +120,8 @@ def test_a_failed_fetch_names_shard_status_and_attempts(spec, shards, cache):
     with pytest.raises(InputError, match=said):  # in a worker too
         list(pairs.epoch(0))
     pairs.close()
-    assert source.read(0).caption == "pair 0" and not list(cache.rglob(".tmp-*"))
+    assert source.read(0).caption == "pair 0"
+    wait_until(lambda: not list(cache.rglob(".tmp-*")))  # a thread may still try
     raises(
         InputError,
         "command not found",
@@ -232,8 +240,7 @@ def test_counting(shards, capsys):
         and source.shard_sizes == (5, 4, 3)
         and source.read(11).caption == "pair 11"
     )
-    for number in (0, 2):
-        os.truncate(shards / f"0000{number}.tar", 2000)
+    os.truncate(shards / "00000.tar", 2000)
     capsys.readouterr()
     assert (
         main(["data", f"{shards}/*.tar", "--count"]) == 2
@@ -241,9 +248,7 @@ def test_counting(shards, capsys):
     )
     assert main(["data", str(shards), "--count"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert all(
-        f"{shards}/0000{number}.tar: cut after 2,000 bytes" in line for number in (0, 2)
-    )
+    assert f"{shards}/00000.tar: cut after 2,000 bytes" in line
 
 
 def test_a_count_goes_on_where_it_stopped(shards, capsys):
@@ -283,10 +288,7 @@ def test_a_shard_that_had_to_make_room_is_still_read(spec, shards, tmp_path, cap
 
 def test_shards_are_fetched_before_they_are_needed(spec, cache):
     next(PairLoader(open_source(spec), TrainTransform(4), code_points, 5).epoch(0))
-    limit = time.monotonic() + 20
-    while len(list((cache / "shards").glob("*.tar"))) < 3:
-        assert time.monotonic() < limit
-        time.sleep(0.02)
+    wait_until(lambda: len(list((cache / "shards").glob("*.tar"))) == 3)
 
 
 def test_a_list_of_counts_runs_no_command(shards, tmp_path, web):

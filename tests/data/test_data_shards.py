@@ -182,9 +182,7 @@ def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(
 
 
 def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(tmp_path, caplog):
-    """A dot in a key, and a name that comes twice; a second archive after the end of
-    the first is read.
-    """
+    """A dot in a key, and a name that comes twice."""
     dotted = {
         "photo.0.png": noise(),
         "photo.0.txt": b"c",
@@ -192,21 +190,17 @@ def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(tmp_path, caplog
         "0.seg.png": b"",
     }
     first = write_tar(tmp_path / "0.tar", pairs(2) | dotted)
-    second = write_tar(tmp_path / "more", {"9.png": noise(9), "9.txt": b"nine"})
     with tarfile.open(first, "a") as tar:
-        tar.add(second, "1.png")
-    first.write_bytes(first.read_bytes() + second.read_bytes())
+        tar.addfile(tarfile.TarInfo("1.png"))
     (tmp_path / "1.tar.gz").write_bytes(gzip.compress(first.read_bytes()))
     for path in (first, tmp_path / "1.tar.gz"):
         caplog.clear()
         source = open_source(path)
-        assert captions(source) == ["c0", "c1", "nine"]
-        assert [source.read(i).image for i in (1, 2)] == [noise(1, 4, 4), noise(9)]
+        assert captions(source) == ["c0", "c1"]
+        assert source.read(1).image == noise(1, 4, 4)
         assert len(caplog.records) == 1
-        assert (
-            f"{path}: 3 rows; not read: 3 files" in caplog.text
-            and f"{path.name}/photo.0.png" in caplog.text
-        )
+        assert f"{path}: 2 rows; not read: 3 files" in caplog.text
+        assert f"{path.name}/photo.0.png" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -346,7 +340,5 @@ def test_brace_patterns_are_a_shells(tmp_path):
         ("{c{x},{b..b}}", ["c{x}", "b"]),
     ):
         assert captions(open_source(f"{tmp_path}/{pattern}.tar")) == expected
-    for pattern in ("{a,b", "a}{b"):
-        raises(
-            InputError, "not a brace pattern", open_source, f"{tmp_path}/{pattern}.tar"
-        )
+    unbalanced = f"{tmp_path}/{{a,b.tar"
+    raises(InputError, "not a brace pattern", open_source, unbalanced)

@@ -60,7 +60,7 @@ class Source(Protocol):
 
     name: str
     shard_sizes: tuple[int, ...]
-    streamed: bool
+    streamed: bool = False
     """Whether reading in random order is costly: the loader then reads file by file."""
 
     def __len__(self) -> int:

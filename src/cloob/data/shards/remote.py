@@ -7,7 +7,6 @@ no URL reaches a shell.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -15,11 +14,11 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
-from fsspec.callbacks import Callback
 
 from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
@@ -39,18 +38,15 @@ from cloob.data.sources.arrow import FileSource
 from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
 
+if TYPE_CHECKING:
+    from aiohttp import ClientSession, TraceRequestRedirectParams
+
 _PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
 _SILENT_SECONDS = 60.0  # that a server may say nothing
-_DISK_FAULTS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EIO,
-)  # here, not at the source
+_TRY_AGAIN = (408, 429)  # a request timed out, or there were too many
 _HOW = (
-    '; put sizes.json ({"shard.tar": count}) next to the shards: "cloob data FOLDER'
-    ' --count" writes it where they are local, and with the pattern in place of FOLDER'
+    f'put {SIZES} ({{"shard.tar": count}}) next to the shards: `cloob data FOLDER'
+    " --count` writes it where they are local, and with the pattern in place of FOLDER"
     " fetches the shards, counts them and remembers the counts"
 )
 
@@ -61,82 +57,79 @@ def fetch(url: str, target: Path) -> None:
     """Writes what a URL gives into a file; tries three times, unless the server reports
     that there is nothing.
     """
-    for pause in (0.0, *_PAUSES):
-        time.sleep(pause)
-        final = False
-        if url.startswith("pipe:"):
-            with target.open("wb") as file:
-                status = subprocess.run(
-                    url.removeprefix("pipe:"), shell=True, stdout=file, check=False
-                ).returncode
-            hint = " (command not found)" if status == 127 else ""
-            wrong = (
-                f"its command ended with exit status {status}{hint}" if status else None
-            )
-        else:
-            wrong, final = _download(url, target)
-        if wrong is None:
+    attempts = len(_PAUSES) + 1
+    copy = _run if url.startswith("pipe:") else _downloader(url)
+    for attempt in range(attempts):
+        try:
+            copy(url, target)
             return
-        if final:
-            break
-    raise InputError(
-        f"{url}: {wrong}{'' if final else f' ({len(_PAUSES) + 1} attempts)'}"
-    )
-
-
-def _download(url: str, target: Path) -> tuple[str | None, bool]:
-    """Copies a file by fsspec; returns what went wrong, and whether trying again is of
-    no use.
-    """
-    progress, scheme = Callback(), url.partition("://")[0].lower()
-    try:
-        # By scheme alone: a complete URL would also be taken for a chain of file
-        # systems (``zip::…``).
-        filesystem = (
-            _web(url) if scheme in ("http", "https") else fsspec.filesystem(scheme)
-        )
-    except (ValueError, ImportError) as error:  # which names the package that does it
-        if isinstance(error, InputError):
+        except InputError:
             raise
+        except Exception as error:  # the errors of stores have no common base
+            wrong = _reason(error)
+            if _is_final(error):
+                raise InputError(f"{url}: {wrong}") from error
+        if attempt < len(_PAUSES):
+            time.sleep(_PAUSES[attempt])
+    raise InputError(f"{url}: {wrong} ({attempts} attempts)")
+
+
+def _run(url: str, target: Path) -> None:
+    """Writes what a command prints."""
+    command = url.removeprefix("pipe:")
+    with target.open("wb") as file:
+        subprocess.run(command, shell=True, stdout=file, check=True)
+
+
+def _downloader(url: str) -> Any:
+    """What copies a file of this URL's scheme.
+
+    By scheme alone: a complete URL would also be taken for a chain of file systems
+    (``zip::…``).
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme in ("http", "https"):
+        return _web(url).get_file
+    try:
+        return fsspec.filesystem(scheme).get_file
+    except (ValueError, ImportError) as error:  # which names the package that does it
         raise InputError(
             f"{url}: nothing here opens {scheme}:// ({error}); any command does as"
             " pipe:COMMAND"
         ) from None
-    try:
-        filesystem.get_file(url, str(target), callback=progress)
-    except Exception as error:  # the errors of stores have no common base
-        if isinstance(error, InputError) or (
-            isinstance(error, OSError) and error.errno in _DISK_FAULTS
-        ):
-            raise
-        if isinstance(error, FileNotFoundError):
-            return "no such file", True
-        status = getattr(error, "status", None)
-        message = (
-            f"HTTP {status} {getattr(error, 'message', '')}".rstrip()
-            if status
-            else one_line(error)
-        )
-        refused = (
-            isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-        )
-        return message, refused or isinstance(error, PermissionError)
-    size = target.stat().st_size
-    return (
-        None
-        if progress.size
-        in (
-            None,
-            size,
-        )
-        else f"ended after {size:,} of {progress.size:,} bytes"
-    ), False
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again is of no use."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in _TRY_AGAIN
+    return isinstance(error, FileNotFoundError | PermissionError)
+
+
+def _reason(error: Exception) -> str:
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, subprocess.CalledProcessError):
+        hint = " (command not found)" if error.returncode == 127 else ""
+        return f"its command ended with exit status {error.returncode}{hint}"
+    if status:
+        return f"HTTP {status} {getattr(error, 'message', '')}".rstrip()
+    return one_line(error)
 
 
 def _web(url: str) -> Any:
+    """The file system of http(s), which does not follow a redirection that leaves
+    encryption.
+    """
     aiohttp: Any = require("aiohttp", "train")
 
-    async def redirected(_session: object, _context: object, parameters: Any) -> None:
+    async def check_redirect(
+        _session: ClientSession,
+        _context: object,
+        parameters: TraceRequestRedirectParams,
+    ) -> None:
         to = parameters.response.headers.get("Location", "")
         if parameters.url.scheme == "https" and to.lower().startswith("http:"):
             raise InputError(
@@ -144,24 +137,23 @@ def _web(url: str) -> Any:
             )
 
     traces = aiohttp.TraceConfig()
-    traces.on_request_redirect.append(redirected)
+    traces.on_request_redirect.append(check_redirect)
+    # aiohttp's limit of five minutes in all would end large shards.
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=30, sock_read=_SILENT_SECONDS
+    )
     options = {
-        # aiohttp's limit of five minutes in all would end large shards.
-        "timeout": aiohttp.ClientTimeout(
-            total=None, sock_connect=30, sock_read=_SILENT_SECONDS
-        ),
+        "timeout": timeout,
         "trust_env": True,  # proxies
         "trace_configs": [traces],
-        # The bytes as they lie there, so that their number can be compared with what
-        # was announced.
+        # the bytes as they lie there: a compressed tar stays one
         "auto_decompress": False,
         "headers": {"Accept-Encoding": "identity"},
     }
-    encoded = (
-        re.fullmatch("[!-~]+", url) is not None
-    )  # sent as it was typed, as signed addresses want it
+    # Sent as it was typed, as signed addresses want it.
+    is_encoded = re.fullmatch("[!-~]+", url) is not None
     return fsspec.filesystem(
-        "http", client_kwargs=options, encoded=encoded, skip_instance_cache=True
+        "http", client_kwargs=options, encoded=is_encoded, skip_instance_cache=True
     )
 
 
@@ -174,55 +166,52 @@ class RemoteShardSource(FileSource[ShardSource]):
         self, name: str, counts: dict[str, int], cache: Cache, member: str | None
     ) -> None:
         super().__init__(name, tuple(counts.values()), streamed=True)
-        self._urls, self._cache, self._member, self._warned = (
-            tuple(counts),
-            cache,
-            member,
-            False,
-        )
-        self.shard_names = tuple(
-            map(shard_name, counts)
-        )  # without what comes before them (a bucket, a token)
+        self._urls = tuple(counts)
+        self._cache = cache
+        self._member = member
+        self._warned = False
+        # without what comes before them (a bucket, a token)
+        self.shard_names = tuple(map(shard_name, counts))
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; InputError names a shard that cannot be fetched."""
         shard, row = self.place(index)
         source = self.opened(shard)
-        if row < (complete := source.complete[0]):
+        complete = source.complete[0]
+        if row < complete:
             return source.read(row)
         cut = f": {source.cuts[0]}" if source.cuts else ""
-        counts = f"holds {complete:,} samples, {SIZES} has {self.shard_sizes[shard]:,}"
-        raise BadSample(
-            "truncated shard",
-            f"{self.shard_names[shard]}/{row}",
-            f"{self._urls[shard]} {counts}{cut}",
-        )
+        listed = f"{SIZES} has {self.shard_sizes[shard]:,}"
+        detail = f"{self._urls[shard]} holds {complete:,} samples, {listed}{cut}"
+        key = f"{self.shard_names[shard]}/{row}"
+        raise BadSample("truncated shard", key, detail)
 
     def fingerprint(self) -> Fingerprint:
         shards = zip(self.shard_names, self.shard_sizes, strict=True)
-        return {
-            "samples": len(self),
-            "shards": digest(f"{name} {n}" for name, n in shards),
-        }
+        names = digest(f"{name} {n}" for name, n in shards)
+        return {"samples": len(self), "shards": names}
 
     def prepare(self, shard: int) -> Path:
         url = self._urls[shard]
         return self._cache.get("shards", url, lambda path: fetch(url, path))
 
     def load(self, shard: int, file: Path) -> ShardSource:
-        url, listed = self._urls[shard], self.shard_sizes[shard]
+        url = self._urls[shard]
+        label = self.shard_names[shard]
         try:
-            source = ShardSource(
-                url, [file], self._cache, self.shard_names[shard], self._member
-            )
+            source = ShardSource(url, [file], self._cache, label, self._member)
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
             file.unlink()  # FileNotFoundError where the cache has dropped it
-            raise InputError(
-                f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})"
-            ) from None
+            wrong = str(error).removeprefix(f"{file} ")
+            raise InputError(f"{url}: gave no readable shard ({wrong})") from None
+        self._warn_once(url, source, self.shard_sizes[shard])
+        return source
+
+    def _warn_once(self, url: str, source: ShardSource, listed: int) -> None:
         odd = source.remark
-        if (complete := source.complete[0]) > listed:
+        complete = source.complete[0]
+        if complete > listed:
             odd = (
                 f"holds {complete:,} samples, {SIZES} has {listed:,}: the others are"
                 " left out"
@@ -230,7 +219,6 @@ class RemoteShardSource(FileSource[ShardSource]):
         if odd and not self._warned:
             logger.warning("%s: %s (reported once)", url, odd)
             self._warned = True
-        return source
 
 
 def open_remote(
@@ -241,100 +229,114 @@ def open_remote(
     """
     urls = expand(spec, escape=False)
     counts = _read_sizes(_memory(spec))
-    listed: dict[str, dict[str, int]] = {}
-    for url in urls if not counts.keys() >= {*urls} else ():
-        # The same URL or command for another file in the shard's folder.
-        *_, name = [None, *SHARD_NAME.finditer(url)]
-        place = f"{url[: name.start()]}{SIZES}{url[name.end() :]}" if name else ""
+    if not counts.keys() >= {*urls}:
         try:
-            if place and place not in listed:
-                with tempfile.TemporaryDirectory() as folder:
-                    fetch(place, path := Path(folder) / SIZES)
-                    listed[place] = _read_sizes(path, place)
-            counts[url] = listed[place][shard_name(url)]
-        except (InputError, KeyError) as error:
-            why = (
-                error
-                if isinstance(error, InputError)
-                else f"{place or url}: has no count for {shard_name(url)}"
-            )
+            counts = _listed_counts(urls)
+        except InputError as error:
             raise InputError(
                 f"{spec}: the number of samples in every shard must be known;"
-                f" {why}{_HOW}"
+                f" {error}; {_HOW}"
             ) from None
-    return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache, member)
+    counts = {url: counts[url] for url in urls}
+    return RemoteShardSource(spec, counts, cache, member)
+
+
+def _listed_counts(urls: Sequence[str]) -> dict[str, int]:
+    """The counts by URL, from the lists next to the shards."""
+    lists: dict[str, dict[str, int]] = {}
+    counts = {}
+    for url in urls:
+        place = _list_next_to(url)
+        if place not in lists:
+            lists[place] = _fetched_sizes(place)
+        name = shard_name(url)
+        if name not in lists[place]:
+            raise InputError(f"{place}: has no count for {name}")
+        counts[url] = lists[place][name]
+    return counts
+
+
+def _list_next_to(url: str) -> str:
+    """The same URL or command for the list in the shard's folder."""
+    names = list(SHARD_NAME.finditer(url))
+    if not names:
+        raise InputError(f"{url}: has no count for {shard_name(url)}")
+    start, end = names[-1].span()
+    return f"{url[:start]}{SIZES}{url[end:]}"
+
+
+def _fetched_sizes(place: str) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SIZES
+        fetch(place, path)
+        return _read_sizes(path, place)
 
 
 def _read_sizes(path: Path, where: str = "") -> dict[str, int]:
     """The counts in a file, none without it; ``where`` is what an error calls it."""
+    if not path.is_file():
+        return {}
     try:
-        counts = (
-            json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
-        )
-    except (ValueError, RecursionError):
-        counts = None
-    if not isinstance(counts, dict) or not all(
-        type(count) is int and count >= 0 for count in counts.values()
-    ):
+        counts = json.loads(path.read_text(encoding="utf-8-sig"))
+        is_right = all(type(count) is int and count >= 0 for count in counts.values())
+    except (ValueError, RecursionError, AttributeError):
+        is_right = False
+    if not is_right:
         raise InputError(f'{where or path}: is not {{"shard.tar": count, …}}')
-    return counts
+    return dict(counts)
 
 
 def _memory(pattern: str) -> Path:
-    return (
-        cache_root()
-        / "sizes"
-        / f"{hashlib.blake2b(pattern.encode(), digest_size=16).hexdigest()}.json"
-    )
+    """Where the counts of a pattern are remembered."""
+    name = hashlib.blake2b(pattern.encode(), digest_size=16).hexdigest()
+    return cache_root() / "sizes" / f"{name}.json"
 
 
 def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
-    """Counts the samples of shards, remotely where it stopped; returns the list that
-    was written, and the counts.
+    """Counts the samples of shards; returns the list that was written, and the counts
+    by shard. Of a local folder that list is its sizes.json.
     """
-    remote, folder = is_remote(spec), Path(local_path(spec))
-    if remote:
-        shards = expand(spec, escape=False)
+    if is_remote(spec):
+        counts = _count_remote(spec, expand(spec, escape=False))
+        names = list(map(shard_name, counts))
     else:
-        shards = [
-            str(path)
-            for path in (
-                tars_in(folder) if folder.is_dir() else matching_files(str(folder))
-            )
-        ]
-        out = folder / SIZES if out is None and folder.is_dir() else out
-    files = [shard_name(shard) if remote else Path(shard).name for shard in shards]
-    if (
-        not shards
-        or (out is None and not remote)
-        or (out is not None and len({*files}) < len(files))
-    ):
+        path = Path(local_path(spec))
+        if out is None and not path.is_dir():
+            raise InputError(f"{spec}: --out is missing; it names the list")
+        out = out or path / SIZES
+        paths = tars_in(path) if path.is_dir() else matching_files(str(path))
+        counts = {str(path): _count(str(path), path) for path in paths}
+        names = [path.name for path in paths]
+    if not counts or len(set(names)) < len(names):
         raise InputError(
-            f"{spec}: --out is missing, or names of shards come twice; count a folder"
-            " of tars by itself"
+            f"{spec}: holds no tars, or two of one name; count each folder by itself"
         )
-    sizes = _read_sizes(_memory(spec)) if remote else {}
-    sizes = (
-        {} if sizes.keys() >= {*shards} else sizes
-    )  # a count that has ended is begun anew
-    cut: list[str] = []
-    with tempfile.TemporaryDirectory() as temporary:
-        for shard in (shard for shard in shards if shard not in sizes):
-            path = Path(temporary) / "shard.tar" if remote else Path(shard)
-            if remote:
-                fetch(shard, path)
-            source = ShardSource(shard, [path])
-            if source.remark:
-                logger.warning(
-                    "%s: %s", shard, source.remark.replace("read", "counted", 1)
-                )
-            cut += (f"{shard}: {why}" for why in source.cuts.values())
-            sizes |= {} if source.cuts else {shard: len(source)}
-            if remote:
-                write_whole(_memory(spec), json.dumps(sizes))
-    if cut:
-        raise InputError("; ".join(cut))
     if out is not None:
-        listed = {name: sizes[shard] for name, shard in zip(files, shards, strict=True)}
+        listed = dict(zip(names, counts.values(), strict=True))
         write_whole(out, json.dumps(listed, indent=1) + "\n")
-    return out, {shard: sizes[shard] for shard in shards}
+    return out, counts
+
+
+def _count_remote(spec: str, shards: Sequence[str]) -> dict[str, int]:
+    """Counts where an earlier count stopped; one that has ended is begun anew."""
+    counts = _read_sizes(_memory(spec))
+    if counts.keys() >= {*shards}:
+        counts = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.tar"
+        for shard in shards:
+            if shard not in counts:
+                fetch(shard, path)
+                counts[shard] = _count(shard, path)
+                write_whole(_memory(spec), json.dumps(counts))
+    return {shard: counts[shard] for shard in shards}
+
+
+def _count(shard: str, path: Path) -> int:
+    source = ShardSource(shard, [path])
+    if source.cuts:
+        raise InputError(f"{shard}: {source.cuts[0]}")
+    if source.remark:
+        remark = source.remark.replace("read", "counted", 1)
+        logger.warning("%s: %s", shard, remark)
+    return len(source)

@@ -5,14 +5,16 @@ an index of them is cached.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +27,6 @@ from cloob.data.batch import (
     MAX_CAPTION_BYTES,
     BadSample,
     RawSample,
-    Reason,
     as_utf8,
     clean_caption,
     read_fault,
@@ -43,61 +44,67 @@ from cloob.data.sources.arrow import reading
 from cloob.errors import InputError, counted
 from cloob.pictures import MAX_IMAGE_BYTES
 
-_COMPRESSED: dict[bytes, Any] = {
+_OPENERS: dict[bytes, Callable[[Path], Any]] = {  # by the first bytes
     b"\x1f\x8b": gzip.GzipFile,
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
+# what tarfile raises on damaged headers
+_DAMAGED = (tarfile.TarError, ValueError, IndexError, OverflowError)
 _CHUNK = 1 << 16
 _MAX_OPEN_FILES = 64
+_MAX_PADDING = 1 << 20  # bytes behind the end of an archive that are looked at
 
-_ABSENT = -1  # offset of a part that a sample does not have
-_CUT = (
-    -2
-)  # offset of the image in the row that stands for what a truncated shard has lost
-_FORMAT = 9
+_ABSENT = Member("", -1, 0)  # a part that a sample does not have
+_CUT = -2  # offset of the image in the row for what a truncated shard has lost
+_FORMAT = 10
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 _ODD = (
     "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 )
 
+Sample = list[Member | None]  # the member of every part
+
 
 def group_members(
     members: Sequence[Member], extensions: Sequence[Sequence[str]]
-) -> tuple[dict[str, list[Member | None]], list[str]]:
+) -> tuple[dict[str, Sample], list[str]]:
     """A tar's samples by key, with the member (or None) of every part; and the names of
     files that look like parts.
+
+    Of a part with several files that of the earlier extension counts.
     """
-    place = {
-        ext: (part, rank)
-        for part, group in enumerate(extensions)
-        for rank, ext in enumerate(group)
-    }
-    samples: dict[str, list[Member | None]] = {}
-    taken: dict[tuple[str, int], int] = {}
-    dotted, twice = [], []
+    wanted = set(itertools.chain(*extensions))
+    files: dict[str, dict[str, Member]] = {}
+    dotted: list[tuple[str, str]] = []
+    twice: list[str] = []
     for member in members:
-        folder, slash, base = member.name.rpartition(
-            "/"
-        )  # "a/b.seg.png" has the key "a/b", the extension "seg.png"
-        stem, _, extension = base.partition(".")
-        key, extension = f"{folder}{slash}{stem}", extension.lower() if stem else ""
-        if extension not in place:
-            dotted += (
-                [(key, member.name)] if extension.rpartition(".")[2] in place else []
-            )
-            continue
-        part, rank = place[extension]
-        sample, before = (
-            samples.setdefault(key, [None] * len(extensions)),
-            taken.get((key, part), len(place)),
-        )
-        if rank < before:
-            sample[part], taken[key, part] = member, rank
-        elif rank == before:
-            twice.append(member.name)
+        key, extension = _split_name(member.name)
+        if extension in wanted:
+            first = files.setdefault(key, {}).setdefault(extension, member)
+            if first is not member:
+                twice.append(member.name)
+        elif extension.rpartition(".")[2] in wanted:
+            dotted.append((key, member.name))
+    samples = {key: _first_parts(parts, extensions) for key, parts in files.items()}
     # a.seg.png next to a.jpg is intended
-    return samples, [*(name for key, name in dotted if key not in samples), *twice]
+    strangers = [name for key, name in dotted if key not in samples]
+    return samples, strangers + twice
+
+
+def _first_parts(
+    parts: dict[str, Member], extensions: Sequence[Sequence[str]]
+) -> Sample:
+    return [next(filter(None, map(parts.get, group)), None) for group in extensions]
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """``a/b.seg.PNG`` has the key ``a/b`` and the extension ``seg.png``; a hidden file
+    has no extension.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower() if stem else ""
 
 
 class TarReader:
@@ -108,22 +115,19 @@ class TarReader:
     def __init__(self, paths: tuple[Path, ...], cache: Cache | None = None) -> None:
         self.paths = paths
         self._cache = cache
-        self._file = lru_cache(_MAX_OPEN_FILES)(
-            lambda tar: _File(self._plain(paths[tar]))
-        )
+        self._file = lru_cache(_MAX_OPEN_FILES)(self._open)
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it
         ends. OSError if it is gone.
         """
-        file = self._file(
-            tar
-        )  # a reference, so that it stays open when another thread's takes its place
+        # a reference: the file stays open when another thread's takes its place
+        file = self._file(tar)
         return os.pread(file.fileno(), size, offset)
 
     def listing(self, tar: int) -> tuple[list[Member], str | None]:
-        """The complete members of one archive or several in a row, and what is missing
-        where it is cut or damaged.
+        """The complete members of an archive, and what is missing where it is cut or
+        damaged.
         """
         path = self.paths[tar]
         with self._plain(path).open("rb") as file:
@@ -135,66 +139,59 @@ class TarReader:
                 return plain, None
             return _listing(file, size, path)
 
+    def _open(self, tar: int) -> _File:
+        return _File(self._plain(self.paths[tar]))
+
     def _plain(self, path: Path) -> Path:
+        """The tar itself, or what it unpacks to."""
         with path.open("rb") as file:
             start = file.read(6)
-        opener = next(
-            (
-                opener
-                for magic, opener in _COMPRESSED.items()
-                if start.startswith(magic)
-            ),
-            None,
-        )
-        if opener is None:
-            return path
-        stat = path.stat()
-        name = (
-            f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {path.name}"
-            " unpacked.tar"
-        )
-        return (self._cache or Cache()).get(
-            "shards", name, partial(_unpack, opener, path)
-        )
+        for magic, opener in _OPENERS.items():
+            if start.startswith(magic):
+                stat = path.stat()
+                version = f"{stat.st_size} {stat.st_mtime_ns}"
+                name = f"{path.resolve()} {version} {path.name} unpacked.tar"
+                cache = self._cache or Cache()
+                return cache.get("shards", name, partial(_unpack, opener, path))
+        return path
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return TarReader, (self.paths, self._cache)
 
 
 def _listing(file: IO[bytes], size: int, path: Path) -> tuple[list[Member], str | None]:
     """As :meth:`TarReader.listing`, by tarfile."""
-    members, places, end, cut = list[Member](), dict[str, Member](), 0, None
     try:
-        archive = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115
-        while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined] # else tarfile keeps a kilobyte a header
-            if (
-                archive.offset <= info.offset
-            ):  # a size that leads back would be followed for ever
-                cut = cut or f"a damaged header at byte {info.offset:,} of {size:,}"
-                break
-            if info.offset != end and not _goes_on(file, min(end, size)):
-                cut = cut or f"a damaged header at byte {end:,} of {size:,}"
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+    except _DAMAGED as error:
+        if size < BLOCK:
+            return [], f"cut after {size:,} bytes"
+        raise InputError(f"{path} is not a tar archive") from error
+    members: list[Member] = []
+    by_name: dict[str, Member] = {}
+    with contextlib.suppress(*_DAMAGED):
+        info = archive.next()
+        # a size that leads back would be followed for ever
+        while info is not None and info.offset < archive.offset:
+            archive.members = []  # type: ignore[attr-defined] # else a kilobyte a header
             if info.isreg() and info.offset_data + info.size <= size:
-                places[info.name] = Member(info.name, info.offset_data, info.size)
-                members.append(places[info.name])
-            elif (
-                info.islnk() and info.linkname in places
-            ):  # a hard link: the bytes of a member before it
-                members.append(places[info.linkname]._replace(name=info.name))
-            end = archive.offset
-    except (
-        tarfile.TarError,
-        ValueError,
-        IndexError,
-        OverflowError,
-    ):  # damaged headers
-        cut = cut or f"cut after {size:,} bytes"
-    if not members and size >= BLOCK and not _goes_on(file, 0):
-        raise InputError(f"{path} is not a tar archive")
-    if not _goes_on(file, min(end, size)):
-        cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
-    return members, cut
+                by_name[info.name] = Member(info.name, info.offset_data, info.size)
+                members.append(by_name[info.name])
+            elif info.islnk() and info.linkname in by_name:
+                # a hard link: the bytes of a member before it
+                members.append(by_name[info.linkname]._replace(name=info.name))
+            info = archive.next()
+    return members, _missing(file, archive.offset, size)
+
+
+def _missing(file: IO[bytes], end: int, size: int) -> str | None:
+    """What is wrong where the last member ends: zeros alone are to follow."""
+    if end > size - BLOCK:
+        return f"cut after {size:,} bytes"
+    file.seek(max(end, 0))
+    if file.read(_MAX_PADDING).strip(b"\0"):
+        return f"damaged, or another archive follows, at byte {end:,} of {size:,}"
+    return None
 
 
 class _File(io.FileIO):
@@ -202,30 +199,18 @@ class _File(io.FileIO):
         self.close()
 
 
-def _unpack(opener: Any, path: Path, target: Path) -> None:
+def _unpack(opener: Callable[[Path], Any], path: Path, target: Path) -> None:
     """Writes what a compressed tar unpacks to; one that is cut becomes a plain tar that
     is cut.
     """
     with opener(path) as packed, target.open("wb") as plain:
         try:
-            while chunk := packed.read1(
-                _CHUNK
-            ):  # read() would withhold what precedes a cut
+            # read() would withhold what precedes a cut
+            while chunk := packed.read1(_CHUNK):
                 plain.write(chunk)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if getattr(error, "errno", None):  # of the disk
                 raise
-
-
-def _goes_on(file: IO[bytes], at: int) -> bool:
-    file.seek(at)
-    block = file.read(BLOCK)
-    try:
-        return block == bytes(BLOCK) or bool(
-            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        )
-    except tarfile.HeaderError:
-        return False
 
 
 def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.Table:
@@ -233,47 +218,38 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
 
     A truncated tar has one more, whose offset is ``_CUT``.
     """
-    keys, places, cuts, odd = (
-        list[pa.Array](),
-        list[np.ndarray](),
-        dict[int, str](),
-        list[str](),
-    )
+    keys: list[pa.Array] = []
+    places: list[np.ndarray] = []
+    cuts: dict[int, str] = {}
+    odd: list[str] = []
     for number, path in enumerate(reader.paths):
         with reading(path):
             members, cut = reader.listing(number)
         samples, left_out = group_members(members, (IMAGE_EXTENSIONS, captions))
         odd += (as_utf8(f"{path.name}/{name}") for name in left_out)
+        rows = list(map(_place, samples.values()))
+        names = list(map(as_utf8, samples))
         if cut is not None:
             cuts[number] = cut
-            if samples and None in samples[last := next(reversed(samples))]:
-                del samples[
-                    last
-                ]  # it may have lost its second file, which is part of the cut
-        absent = Member("", _ABSENT, 0)
-        rows = [
-            [*(image or absent)[1:], *(caption or absent)[1:]]
-            for image, caption in samples.values()
-        ]
-        rows += [] if cut is None else [[_CUT, 0, _CUT, 0]]
+            if rows and _ABSENT.offset in rows[-1]:
+                # it may have lost its second file, which is part of the cut
+                del rows[-1], names[-1]
+            rows.append((_CUT, 0, _CUT, 0))
+            names.append("")
         places.append(np.array(rows, np.int64).reshape(-1, len(_COLUMNS)))
-        keys.append(
-            pa.array([*map(as_utf8, samples), ""][: len(rows)], pa.large_string())
-        )
-    remark = (
-        f"not read: {counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else ""
-    )
-    columns = dict(
-        zip(
-            _COLUMNS,
-            map(pa.array, np.ascontiguousarray(np.concatenate(places).T)),
-            strict=True,
-        )
-    )
+        keys.append(pa.array(names, pa.large_string()))
+    remark = ""
+    if odd:
+        remark = f"not read: {counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}"
     about = json.dumps({"sizes": [*map(len, keys)], "cuts": cuts, "remark": remark})
-    return pa.table(
-        {"key": pa.concat_arrays(keys), **columns}, metadata={"cloob": about}
-    )
+    columns = np.ascontiguousarray(np.concatenate(places).T)
+    table = pa.table([pa.concat_arrays(keys), *columns], names=["key", *_COLUMNS])
+    return table.replace_schema_metadata({"cloob": about})
+
+
+def _place(sample: Sample) -> tuple[int, int, int, int]:
+    image, caption = (member or _ABSENT for member in sample)
+    return image.offset, image.size, caption.offset, caption.size
 
 
 class ShardSource(Source):
@@ -284,8 +260,6 @@ class ShardSource(Source):
     texts.
     """
 
-    streamed = False
-
     def __init__(
         self,
         name: str,
@@ -294,63 +268,51 @@ class ShardSource(Source):
         label: str | None = None,
         member: str | None = None,
     ) -> None:
-        self._given = name, tuple(paths), cache, label, member
-        self.name, self._member, self.reader = (
-            name,
-            member,
-            TarReader(tuple(paths), cache),
-        )
+        self._arguments = name, tuple(paths), cache, label, member
+        self.name = name
+        self._member = member
+        self.reader = TarReader(tuple(paths), cache)
         self._labels = (label,) if label else tuple(path.name for path in paths)
-        captions = CAPTION_EXTENSIONS if member is None else ("json",)
-        if cache is None:
-            index = scan(self.reader, captions)
-        else:
-
-            def write(target: Path) -> None:
-                table = scan(self.reader, captions)
-                with (
-                    pa.OSFile(str(target), "wb") as sink,
-                    pa.ipc.new_file(sink, table.schema) as writer,
-                ):
-                    writer.write_table(table)
-
-            stats = ((str(path.resolve()), path.stat()) for path in paths)
-            facts = json.dumps(
-                [
-                    _FORMAT,
-                    captions,
-                    [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
-                ]
-            )
-            file = cache.get("indices", f"{facts}.arrow", write)
-            with reading(file), pa.memory_map(str(file)) as source:
-                index = pa.ipc.open_file(source).read_all()
+        index = self._index(cache)
         about = json.loads(index.schema.metadata[b"cloob"])
         self._keys, *places = (column.combine_chunks() for column in index.columns)
-        self._places = tuple(
-            column.to_numpy(zero_copy_only=False) for column in places
-        )  # (N,) int64 each, bytes
-        self.shard_sizes: tuple[int, ...] = tuple(about["sizes"])
-        self.cuts: dict[int, str] = {
-            int(tar): cut for tar, cut in about["cuts"].items()
-        }  # what truncated tars lack
-        self.complete = tuple(
-            size - (tar in self.cuts) for tar, size in enumerate(self.shard_sizes)
-        )
-        self.remark: str = about["remark"]
+        # (N,) int64 each, bytes
+        self._places = [column.to_numpy(zero_copy_only=False) for column in places]
+        self.shard_sizes = tuple(about["sizes"])
+        # what truncated tars lack
+        self.cuts = {int(tar): str(cut) for tar, cut in about["cuts"].items()}
+        sizes = enumerate(self.shard_sizes)
+        self.complete = tuple(size - (tar in self.cuts) for tar, size in sizes)
+        self.remark = about["remark"]
         self._ends = np.cumsum(self.shard_sizes)
 
-    def __reduce__(self) -> Any:  # a spawned worker maps the index
-        return ShardSource, self._given
+    def _index(self, cache: Cache | None) -> pa.Table:
+        """Where the samples lie, from the cache while the tars are the same."""
+        captions = CAPTION_EXTENSIONS if self._member is None else ("json",)
+        if cache is None:
+            return scan(self.reader, captions)
+        versions = []
+        for path in self.reader.paths:
+            stat = path.stat()
+            versions.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+        name = json.dumps([_FORMAT, captions, versions])
+        file = cache.get("indices", f"{name}.arrow", partial(self._write, captions))
+        with reading(file), pa.memory_map(str(file)) as source:
+            return pa.ipc.open_file(source).read_all()
+
+    def _write(self, captions: Sequence[str], target: Path) -> None:
+        table = scan(self.reader, captions)
+        with pa.ipc.new_file(str(target), table.schema) as writer:
+            writer.write_table(table)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a spawned worker maps the index
+        return ShardSource, self._arguments
 
     def fingerprint(self) -> Fingerprint:
         shards = zip(self._labels, self.shard_sizes, strict=True)
+        names = digest(f"{label} {n}" for label, n in shards)
         members = digest([of_column(pa.chunked_array([self._keys])), *self._places])
-        return {
-            "samples": len(self),
-            "shards": digest(f"{label} {n}" for label, n in shards),
-            "members": members,
-        }
+        return {"samples": len(self), "shards": names, "members": members}
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is ``shard file/key in the shard``."""
@@ -360,45 +322,38 @@ class ShardSource(Source):
         image_at, image_size, caption_at, caption_size = (
             int(column[index]) for column in self._places
         )
-        faults: list[tuple[bool, Reason, str]] = [
-            (image_at == _ABSENT, "missing image", f"none of this name in {path}"),
-            (caption_at == _ABSENT, "missing caption", f"none of this name in {path}"),
-            (
-                caption_size > MAX_CAPTION_BYTES,
-                "caption too long",
-                f"{caption_size:,} bytes in {path}",
-            ),
-            (
-                image_size > MAX_IMAGE_BYTES,
-                "image too large",
-                f"{image_size:,} bytes in {path}",
-            ),
-        ]
         if image_at == _CUT:
             complete = f"{self.complete[shard]:,} samples are complete"
-            key, faults = (
-                label,
-                [(True, "truncated shard", f"{path}: {self.cuts[shard]}; {complete}")],
-            )
-        for is_bad, reason, detail in faults:
-            if is_bad:
-                raise BadSample(reason, key, detail)
+            detail = f"{path}: {self.cuts[shard]}; {complete}"
+            raise BadSample("truncated shard", label, detail)
+        if image_at == _ABSENT.offset:
+            raise BadSample("missing image", key, f"none of this name in {path}")
+        if caption_at == _ABSENT.offset:
+            raise BadSample("missing caption", key, f"none of this name in {path}")
+        if caption_size > MAX_CAPTION_BYTES:
+            detail = f"{caption_size:,} bytes in {path}"
+            raise BadSample("caption too long", key, detail)
+        if image_size > MAX_IMAGE_BYTES:
+            raise BadSample("image too large", key, f"{image_size:,} bytes in {path}")
         try:
-            caption: Any = self.reader.read(shard, caption_at, caption_size)
+            caption = self.reader.read(shard, caption_at, caption_size)
             image = self.reader.read(shard, image_at, image_size)
         except OSError as error:
-            raise BadSample(
-                read_fault(error, "missing image"),
-                key,
-                f"{path}: {error.strerror or error}",
-            ) from None
+            reason = read_fault(error, "missing image")
+            raise BadSample(reason, key, f"{path}: {error.strerror or error}") from None
         if self._member is not None:
-            wrong = f"no text under {self._member!r} in its .json"
-            try:
-                caption = json.loads(caption).get(self._member)
-            except (ValueError, RecursionError, AttributeError) as error:
-                caption, wrong = None, f"its .json is no JSON object: {error}"
-            if not isinstance(caption, str):
-                raise BadSample("missing caption", key, wrong)
-            caption = caption.encode("utf-8", "surrogatepass")
+            caption = _caption_in(caption, self._member, key)
         return RawSample(key, image, clean_caption(caption, key))
+
+
+def _caption_in(content: bytes, member: str, key: str) -> bytes:
+    """The text under a key of a sample's JSON."""
+    try:
+        caption = json.loads(content).get(member)
+    except (ValueError, RecursionError, AttributeError) as error:
+        wrong = f"its .json is no JSON object: {error}"
+        raise BadSample("missing caption", key, wrong) from None
+    if not isinstance(caption, str):
+        wrong = f"no text under {member!r} in its .json"
+        raise BadSample("missing caption", key, wrong)
+    return caption.encode("utf-8", "surrogatepass")
