@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs tutorials figures package extras install bench clean
+.PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs tutorials figures package extras install clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -74,7 +74,7 @@ docs: $(VENV)/.dev
 tutorials: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_docs.py -k tutorials --update-golden
 
-# The numbers of the pages and of the studies' tables, from the records.
+# The numbers and the drawings of the pages, from the records.
 figures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.figures
 
@@ -88,19 +88,6 @@ extras: $(VENV)/.dev
 	$(BIN)/python tests/extras.py dist/*.whl $(VENV)/extras
 
 install: $(VENV)/.dev
-
-# Five small measurements, some ten minutes; their main figures become a line of benchmarks/results.jsonl.
-BENCH := build/bench
-DEVICE ?= cpu
-PAIRS := $(DATA)/pictograms/train
-bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/objective.py --device $(DEVICE) --sizes 512 2048 --repeats 1 --out $(BENCH)/objective
-	$(BIN)/python -m benchmarks.search index --quick --repeats 1 --out $(BENCH)/search
-	$(BIN)/python benchmarks/start.py --repeats 3 --out $(BENCH)/start
-	@test -d $(PAIRS) || echo "no folder $(PAIRS): data and train_step are left out; make bench DATA=…"
-	test ! -d $(PAIRS) || $(BIN)/python benchmarks/data.py --data $(PAIRS) --quick --repeats 1 --out $(BENCH)/data
-	test ! -d $(PAIRS) || $(BIN)/python benchmarks/train_step.py --device $(DEVICE) --data $(PAIRS) --rounds 1 --out $(BENCH)/train_step
-	$(BIN)/python -m benchmarks.note $(BENCH)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

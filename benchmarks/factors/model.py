@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.factors.plan import Setting
+from benchmarks.factors.cells import Setting
 from benchmarks.factors.world import LETTERS, PIXELS
 from torch import Tensor, nn
 from torch.nn import functional as F

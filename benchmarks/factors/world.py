@@ -77,6 +77,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.values)
 
+    def first(self, n: int) -> Pairs:
+        parts = (self.pictures, self.captions, self.values, self.wrong)
+        return Pairs(*(part[:n] for part in parts))
+
 
 @dataclass
 class Sample:
@@ -86,33 +90,29 @@ class Sample:
     Attributes:
         train: The pool.
         held_out: Pairs of the same kind.
-        probe: Pictures to fit a probe on, and their (n, F) values.
-        test: Pictures to judge by, likewise.
+        test: Pictures to judge by, and their (n, F) values.
         prompts: (F, V, C).
     """
 
     train: Pairs
     held_out: Pairs
-    probe: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     prompts: Tensor
 
 
 def draw(world: World, seed: int) -> Sample:
     nature = Nature(torch.Generator().manual_seed(seed))
-    train, held_out = (nature.pairs(world, n) for n in (world.pool, world.held_out))
-    labelled = []
-    for _ in range(2):
-        values = nature.things(world.pictures, correlation=0.0)
-        labelled.append((nature.picture(values), values))
+    train = nature.pairs(world, world.pool)
+    held_out = nature.pairs(world, world.held_out)
+    # The first of two draws was there to fit probes on; the second stays what it was.
+    nature.labelled(world.pictures)
+    test = nature.labelled(world.pictures)
     values = torch.arange(VALUES)[:, None].expand(VALUES, FACTORS)
-    prompts = torch.stack(
-        [
-            nature.caption(values, torch.eye(FACTORS)[f].expand(VALUES, -1))
-            for f in range(FACTORS)
-        ]
-    )
-    return Sample(train, held_out, labelled[0], labelled[1], prompts)
+    prompts = [
+        nature.caption(values, torch.eye(FACTORS)[f].expand(VALUES, -1))
+        for f in range(FACTORS)
+    ]
+    return Sample(train, held_out, test, torch.stack(prompts))
 
 
 @dataclass
@@ -162,6 +162,11 @@ class Nature:
             self.caption_codes[torch.arange(FACTORS), values] * named[:, :, None]
         ).sum(1)  # (n, C)
         return torch.tanh(codes @ self.caption_layer)
+
+    def labelled(self, n: int) -> tuple[Tensor, Tensor]:
+        """n pictures of things with independent factors, and their values."""
+        values = self.things(n, correlation=0.0)
+        return self.picture(values), values
 
     def pairs(self, world: World, n: int) -> Pairs:
         values = self.things(n, world.correlation)

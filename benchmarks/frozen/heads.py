@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
 from benchmarks.frozen.data import Data, Pairs
-from benchmarks.frozen.plan import Cell, World
-from benchmarks.pictograms.run import (
+from benchmarks.studies.cells import Captions, HeadsCell
+from benchmarks.studies.measures import (
     build_objective,
     recalls,
     retrieves,
@@ -79,33 +79,39 @@ class View:
         held_out: The validation pairs' texts, as wrong as these.
     """
 
-    def __init__(self, data: Data, world: World, seed: int) -> None:
-        train = data.pairs["train"]
+    def __init__(self, data: Data, world: Captions, seed: int) -> None:
         generator = np.random.default_rng([seed, _TRAIN])
-        every = np.arange(len(train))
-        self.pictures = (
-            every
-            if world.pairs == len(train)
-            else generator.permutation(every)[: world.pairs]
-        )
-
-        def wrong(
-            pairs: Pairs, chosen: np.ndarray, generator: np.random.Generator
-        ) -> np.ndarray:
-            own, parts = pairs.own[chosen], pairs.cut[chosen]
-            return wrong_rows(
-                world.kind, world.share, own, parts, data.names, generator
-            )
-
-        self.rows = wrong(train, self.pictures, generator)
+        train = data.pairs["train"]
+        self.pictures = np.arange(len(train))
+        if world.pairs < len(train):
+            self.pictures = generator.permutation(self.pictures)[: world.pairs]
+        self.rows = _wrong(world, data, train, self.pictures, generator)
         val = data.pairs["val"]
-        self.held_out = wrong(
-            val, np.arange(len(val)), np.random.default_rng([seed, _HELD_OUT])
-        )
+        generator = np.random.default_rng([seed, _HELD_OUT])
+        self.held_out = _wrong(world, data, val, np.arange(len(val)), generator)
+
+    def held_out_recall(self, visual: nn.Module, text: nn.Module, data: Data) -> float:
+        """Mean recall of the validation pairs, as wrong as the training pairs."""
+        images = embedded(visual, data.pairs["val"].images)
+        texts = embedded(text, data.table[self.held_out])
+        captions = [data.texts[row] for row in self.held_out]
+        return round(recalls(images, texts, captions)["mean_recall"], 6)
+
+
+def _wrong(
+    world: Captions,
+    data: Data,
+    pairs: Pairs,
+    chosen: np.ndarray,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    own = pairs.own[chosen]
+    parts = pairs.cut[chosen]
+    return wrong_rows(world.kind, world.share, own, parts, data.names, generator)
 
 
 def train(
-    cell: Cell, view: View, data: Data, first: int = 0, embed_dim: int = EMBED_DIM
+    cell: HeadsCell, view: View, data: Data, first: int = 0, embed_dim: int = EMBED_DIM
 ) -> tuple[Heads, ContrastiveObjective, list[dict[str, Any]]]:
     """The heads of the best epoch, the objective, and loss and held-out recall by
     epoch.
@@ -113,55 +119,47 @@ def train(
     ``first`` gives other first weights and another order with the same wrong captions.
     """
     seed = cell.seed + 1000 * first
-    setting, images, val = cell.setting, data.pairs["train"].images, data.pairs["val"]
+    images = data.pairs["train"].images
     texts = data.table
     heads = Heads((images.shape[1], texts.shape[1]), cell.world.head, seed, embed_dim)
     heads.visual.fit(images[view.pictures])
     heads.text.fit(texts[view.rows])
+    setting = cell.setting
     objective = build_objective(cell.method, setting)
     optim = OptimConfig(
-        lr=setting.lr,
-        weight_decay=setting.weight_decay,
-        schedule="cosine",
+        lr=setting.lr, weight_decay=setting.weight_decay, schedule="cosine"
     )
     optimizer = make_optimizer(heads, objective, optim, torch.device("cpu"))
     stepper = Stepper(TowersWithLoss(heads, objective), optimizer)
-    size, n = setting.batch_size, len(view.rows)
+    size = setting.batch_size
+    n = len(view.rows)
     steps = n // size
     total = cell.epochs * steps
     schedule = make_schedule(optim, total)
     torch.manual_seed(seed)
     curve: list[dict[str, Any]] = []
+    best_recall = -1.0
     best: dict[str, Any] = {}
     for epoch in range(cell.epochs):
-        order, losses = (
-            EpochOrder([ShardSizes((n,))], seed).epoch(epoch)(np.arange(n)),
-            [],
-        )
+        order = EpochOrder([ShardSizes((n,))], seed).epoch(epoch)(np.arange(n))
+        losses = []
         heads.train()
         for place in range(steps):
             step = epoch * steps + place
             rows = order[place * size : (place + 1) * size]
             pair = images[view.pictures[rows]], texts[view.rows[rows]]
-            result = stepper(
-                pair, None, schedule(step), hopfield=retrieves(setting, step / total)
-            )
+            hopfield = retrieves(setting, step / total)
+            result = stepper(pair, None, schedule(step), hopfield=hopfield)
             if result.finite:  # else it left no trace
                 losses.append(result.loss)
         heads.eval()
-        held_out = (
-            embedded(heads.visual, val.images),
-            embedded(heads.text, texts[view.held_out]),
-        )
-        recall = round(
-            recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6
-        )
-        if recall > max((line["recall"] for line in curve), default=-1.0):
+        recall = view.held_out_recall(heads.visual, heads.text, data)
+        if recall > best_recall:
+            best_recall = recall
             best = copy.deepcopy(heads.state_dict())
         loss = round(float(np.mean(losses)), 5) if losses else None
-        curve.append(
-            {"loss": loss, "recall": recall, "skipped_steps": steps - len(losses)}
-        )
+        skipped = steps - len(losses)
+        curve.append({"loss": loss, "recall": recall, "skipped_steps": skipped})
     heads.load_state_dict(best)
     return heads.eval(), objective, curve
 

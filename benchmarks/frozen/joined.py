@@ -4,7 +4,9 @@ pairs or from cleaned ones.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import operator
 import time
 from collections.abc import Iterator, Sequence
@@ -14,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from benchmarks.frozen.data import Data
-from benchmarks.frozen.heads import Heads, View, embedded, tested, train
-from benchmarks.frozen.plan import CCA, MEMBERS, Joined, Scores, World
-from benchmarks.pictograms.run import recalls
+from benchmarks.frozen.heads import Heads, View, tested, train
+from benchmarks.studies import records
+from benchmarks.studies.cells import Captions, HeadsCell, JoinedCell, as_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +26,20 @@ from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.heads.head import Head
 from cloob.heads.suspects import suspicion
 
+STUDY = Path(__file__).parent
+CCA = "cca"
+MEMBERS = {
+    "clip": ("clip", 0, 256),
+    "infoloob": ("infoloob", 0, 256),
+    "cloob": ("cloob", 0, 256),
+    "infoloob-1": ("infoloob", 1, 256),
+    "infoloob-2": ("infoloob", 2, 384),
+    "infoloob-wide": ("infoloob", 0, 640),
+    "clip-2": ("clip", 2, 384),
+    "cloob-2": ("cloob", 2, 384),
+}
+"""Method, which of several first weights and orders, width."""
+_ALL = 43_276
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 POWERS = (0.5, 1.0, 1.5, 2.0)
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -54,34 +70,58 @@ class Side(nn.Module):
         return torch.cat(rows, dim=1)
 
 
-def run(row: Joined, data: Data, scores: Scores, folder: Path) -> dict[str, Any]:
+def run(row: JoinedCell, data: Data, folder: Path) -> dict[str, Any]:
     """Trains the heads that ``folder`` lacks, puts the row's members side by side and
     scores them.
     """
     began = time.process_time()
     view, cleaning = _view(row.world, row.seed, row.clean, data)
-    heads = [
-        _trained(name, row, view, data, scores, folder)
-        for name in row.members
-        if name != CCA
-    ]
-    found: dict[str, Any] = {"score": -1.0}
-    for both, chosen in _candidates(row, heads, view, data):
-        recall = _held_out(both, view, data)
-        if recall > found["score"]:
-            best, found = both, {"score": recall, **chosen}
-    record = {
+    names = [name for name in row.members if name != CCA]
+    heads = [_trained(name, row, view, data, folder) for name in names]
+    best_recall = -1.0
+    for both, weights in _candidates(row, heads, view, data):
+        recall = view.held_out_recall(both.visual, both.text, data)
+        if recall > best_recall:
+            best_recall = recall
+            best = both
+            chosen = weights
+    return {
         "id": row.id,
-        "config": row.config(),
+        "config": as_config(row),
         **cleaning,
-        **found,
-        **tested(*best, data),
+        "score": best_recall,
+        **chosen,
+        **tested(best.visual, best.text, data),
+        "cpu_seconds": round(time.process_time() - began, 1),
     }
-    return record | {"cpu_seconds": round(time.process_time() - began, 1)}
+
+
+@functools.cache
+def _settings() -> dict[tuple[str, Captions], HeadsCell]:
+    """Method and captions -> the study's cell with the chosen setting."""
+    cells = map(HeadsCell.from_config, _configs("cells"))
+    return {(cell.method, cell.world): cell for cell in cells}
+
+
+def _configs(stage: str) -> list[dict[str, Any]]:
+    return [record["config"] for record in records.read(stage, STUDY).values()]
+
+
+def cell_of_member(row: JoinedCell, member: str) -> HeadsCell:
+    """The run of a head: the setting chosen with all pairs; with fewer pairs more
+    epochs, so that the steps fall with the root of the number of pairs.
+    """
+    method, _, _ = MEMBERS[member]
+    chosen = _settings()[method, dataclasses.replace(row.world, pairs=_ALL)]
+    more = round(10 * math.sqrt(_ALL / row.world.pairs)) / 10
+    epochs = round(chosen.epochs * more)
+    return dataclasses.replace(
+        chosen, stage=row.stage, world=row.world, seed=row.seed, epochs=epochs
+    )
 
 
 def _candidates(
-    row: Joined, heads: list[Both], view: View, data: Data
+    row: JoinedCell, heads: list[Both], view: View, data: Data
 ) -> Iterator[tuple[Both, dict[str, float]]]:
     if CCA not in row.members:
         yield _beside(heads, [1.0] * len(heads)), {}
@@ -98,21 +138,9 @@ def _beside(members: Sequence[Both], weights: Sequence[float]) -> Both:
     return Both(*(Side([m[side] for m in members], weights).eval() for side in (0, 1)))
 
 
-def _held_out(both: Both, view: View, data: Data) -> float:
-    rows = (
-        embedded(both.visual, data.pairs["val"].images),
-        embedded(both.text, data.table[view.held_out]),
-    )
-    return round(
-        recalls(*rows, [data.texts[i] for i in view.held_out])["mean_recall"], 6
-    )
-
-
-def _trained(
-    name: str, row: Joined, view: View, data: Data, scores: Scores, folder: Path
-) -> Both:
+def _trained(name: str, row: JoinedCell, view: View, data: Data, folder: Path) -> Both:
     _, first, width = MEMBERS[name]
-    cell = row.cell(name, scores)
+    cell = cell_of_member(row, name)
     path = folder / f"{name}_{len(view.rows)}_{cell.id}.pt"
     if path.is_file():
         heads = Heads(
@@ -136,7 +164,7 @@ def _trained(
 
 @functools.lru_cache(maxsize=2)
 def _closed_form(
-    world: World, seed: int, clean: bool, data: Data
+    world: Captions, seed: int, clean: bool, data: Data
 ) -> tuple[Both, dict[str, float]]:
     """The linear heads of ridge and power that recall most held-out pairs."""
     view, _ = _view(world, seed, clean, data)
@@ -150,7 +178,7 @@ def _closed_form(
         for power in POWERS:
             a, b = directions.weighted(power)
             both = Both(_linear(moments.mean_a, a), _linear(moments.mean_b, b))
-            recall = _held_out(both, view, data)
+            recall = view.held_out_recall(both.visual, both.text, data)
             if recall > found["score"]:
                 best, found = both, {"score": recall, "ridge": ridge, "power": power}
     return best, {"ridge": found["ridge"], "power": found["power"]}
@@ -164,7 +192,7 @@ def _linear(mean: Tensor, matrix: Tensor) -> Head:
 
 @functools.lru_cache(maxsize=2)
 def _view(
-    world: World, seed: int, clean: bool, data: Data
+    world: Captions, seed: int, clean: bool, data: Data
 ) -> tuple[View, dict[str, Any]]:
     """The pairs, without those that the library's rule suspects; how right it was."""
     view = View(data, world, seed)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
-from benchmarks.pictograms.plan import IMAGE_SIZE
 from benchmarks.studies.comparison import ZEROSHOT
 from PIL import Image
 from torch import Tensor
@@ -32,6 +31,7 @@ from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.pictures import decode
 
+IMAGE_SIZE = 64
 PAIRS = {
     "train": "pictograms/train",
     "val": "pictograms/val",
@@ -74,7 +74,7 @@ class Data:
     test: dict[str, Labelled]
 
 
-def load(data: Path, cache: Path, encoder: DualEncoder, tests: bool = True) -> Data:
+def load(data: Path, cache: Path, encoder: DualEncoder) -> Data:
     """Reads everything from the cache, and fills it first where it is empty.
 
     Args:
@@ -82,23 +82,14 @@ def load(data: Path, cache: Path, encoder: DualEncoder, tests: bool = True) -> D
         cache: Folder of the numpy files.
         encoder: Gives the evaluation transform and the tokeniser; all towers of the
             study share them.
-        tests: Whether the test sets are wanted; the search must do without.
     """
     pairs = {
-        name: _pairs(data / PAIRS[name], cache, name, encoder)
-        for name in ("train", "val")
+        name: _pairs(data / path, cache, name, encoder) for name, path in PAIRS.items()
     }
-    if not tests:
-        return Data(pairs, {})
-    name = "tuxpaint-captions"
-    pairs[name] = _pairs(data / PAIRS[name], cache, name, encoder)
-    return Data(
-        pairs,
-        {
-            name: _labelled(data / "zeroshot" / name, cache, encoder)
-            for name in ZEROSHOT
-        },
-    )
+    sets = {
+        name: _labelled(data / "zeroshot" / name, cache, encoder) for name in ZEROSHOT
+    }
+    return Data(pairs, sets)
 
 
 def with_wrong_captions(data: Data, share: float, seed: int) -> Data:

@@ -1,21 +1,23 @@
-"""``python -m benchmarks.studies {pictograms|frozen|factors} {run|pack|tables} [--data
-DIR]``.
+"""Runs of a study, from plans, into its records.
 
-``run`` does what has no record yet, in the order of the study's plan, one run after the
-other, at the lowest priority. Every run ends as one file under ``runs/`` in the study's
-folder, so a study may be stopped and started at any time. ``pack`` puts these files
-into ``records.jsonl.gz``. ``tables`` writes the study's page and figures from the
-records.
+    python -m benchmarks.studies STUDY plan [--stage cells] > plan.jsonl
+    python -m benchmarks.studies STUDY run plan.jsonl [--data DIR]
+    python -m benchmarks.studies STUDY pack
+
+A plan has a line of JSON for each run: what its record holds as ``config``. ``plan``
+prints those of the recorded runs; edit them for other seeds or settings. ``run`` does
+what has no record yet, one run after the other, at the lowest priority; every run ends
+as one file under ``runs/`` in the study's folder, so it may be stopped at any time.
+``pack`` puts these files into ``records.jsonl.gz``. The searches that led to the
+recorded settings are in the history (``benchmarks/*/plan.py`` at commit a117483b).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import importlib
+import json
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,79 +27,53 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ("pictograms", "frozen", "factors")
 
 
-def go(
-    study: Path,
-    listed: Callable[[], Iterable[Any]],
-    do: Callable[[Any], records.Record],
-    limit: int | None = None,
-) -> None:
-    """Does the first listed run without a record until none is left; what is listed may
-    depend on the records.
-    """
-    done = records.names(study)
-    while limit != 0 and (
-        run := next((run for run in listed() if (run.stage, run.id) not in done), None)
-    ):
-        print(f"{run.stage}: {run.id}", flush=True)
-        record = do(run)
-        records.write(run.stage, record, study)
-        done.add((run.stage, run.id))
-        print(f"  {record['cpu_seconds']} CPU s", flush=True)
-        limit = None if limit is None else limit - 1
+def print_plan(folder: Path, stage: str) -> None:
+    for record in records.read(stage, folder).values():
+        print(json.dumps(record["config"]))
 
 
-def yield_to_others() -> None:
-    """Lowest priority, and glibc keeps what is freed for the next step: fresh pages
-    took a tenth of a step's time.
-    """
+def run(study: str, folder: Path, plan: Path, data: Path) -> None:
+    """Does the runs of a plan that have no record."""
     os.nice(19)
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(
-            -3, 32 << 20
-        )  # M_MMAP_THRESHOLD, the highest there is; a token table's gradient is 25 MB
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    torch.set_num_threads(1)
+    module: Any = importlib.import_module(f"benchmarks.{study}.run")
+    do = module.runner(data, ROOT / "runs" / study)
+    done = records.names(folder)
+    for line in plan.read_text(encoding="utf-8").splitlines():
+        cell = module.cell_of(json.loads(line))
+        if (cell.stage, cell.id) in done:
+            continue
+        print(f"{cell.stage}: {cell.id}", flush=True)
+        record = do(cell)
+        records.write(cell.stage, record, folder)
+        print(f"  {record['cpu_seconds']} CPU s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies", description=__doc__
+        prog="python -m benchmarks.studies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("command", choices=("run", "pack", "tables"))
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=ROOT.parent / "shared" / "data",
-        help="the benchmark's folder",
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        help="folder of what is computed once; default: runs/STUDY",
-    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("plan", help="print the recorded runs as a plan")
+    listing.add_argument("--stage", default="cells")
+    running = commands.add_parser("run", help="do the runs of a plan")
+    running.add_argument("plan", type=Path)
+    running.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    commands.add_parser("pack", help="put new records into the packed file")
     options = parser.parse_args()
     folder = ROOT / "benchmarks" / options.study
-    if options.command == "pack":
-        records.pack(folder)
-    elif options.command == "tables":
-        tables = importlib.import_module(f"benchmarks.{options.study}.tables")
-        page = folder / "tables.md"
-        page.write_text(
-            tables.filled(page.read_text(encoding="utf-8")), encoding="utf-8"
-        )
-        tables.draw(ROOT / "docs" / "images")
+    if options.command == "plan":
+        print_plan(folder, options.stage)
+    elif options.command == "run":
+        run(options.study, folder, options.plan, options.data)
     else:
-        yield_to_others()
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        import torch
-
-        torch.set_num_threads(1)
-        run = importlib.import_module(f"benchmarks.{options.study}.run")
-        go(
-            folder,
-            *run.study(options.data, options.cache or ROOT / "runs" / options.study),
-        )
+        records.pack(folder)
 
 
 if __name__ == "__main__":

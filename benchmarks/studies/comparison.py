@@ -5,19 +5,13 @@ seed and by picture.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from benchmarks.studies.pages import points, span
 from benchmarks.studies.records import unpack_bits
-
-
-def mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (NaN for one value)."""
-    array = np.asarray(values, float)
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else math.nan
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -30,8 +24,9 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     n = len(values)
     if n < 2:
         return math.nan, math.nan
-    mean, sd = mean_sd(values)
-    half = float(t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    mean = statistics.mean(values)
+    error = statistics.stdev(values) / math.sqrt(n)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * error
     return mean - half, mean + half
 
 
@@ -132,9 +127,6 @@ class Difference:
     def over_classes(self) -> tuple[float, float]:
         return picture_interval(self.pictures)
 
-    def shown(self) -> list[str]:
-        return [points(self.mean), span(self.over_seeds), span(self.over_classes)]
-
 
 def compared(
     ours: Mapping[int, Record], theirs: Mapping[int, Record], sets: Sets
@@ -147,52 +139,44 @@ def compared(
         sets: The test sets' labels.
     """
     seeds = sorted(ours.keys() & theirs.keys())
-    return {
-        name: _on_set(name, [[of[s] for s in seeds] for of in (ours, theirs)], sets)
-        for name in ZEROSHOT
-        if seeds
-    }
+    if not seeds:
+        return {}
+    pairs = [[side[seed] for seed in seeds] for side in (ours, theirs)]
+    return {name: _on_set(name, pairs, sets) for name in ZEROSHOT}
 
 
 def _on_set(name: str, pairs: Sequence[Sequence[Record]], sets: Sets) -> Difference:
     labels, _ = sets[name]
     ours, theirs = (
-        [unpack_bits(r["zeroshot"][name]["hits"], len(labels)) for r in of]
-        for of in pairs
+        [unpack_bits(record["zeroshot"][name]["hits"], len(labels)) for record in side]
+        for side in pairs
     )
     rows = [a.astype(float) - b for a, b in zip(ours, theirs, strict=True)]
-    told = any(
-        of[-1]["zeroshot"][name]["p"] <= LEVEL for of in pairs
-    )  # the last one's is over all of these seeds
-    return Difference(
-        [row.sum() / len(labels) for row in rows],
-        [(np.mean(rows, axis=0), labels)],
-        told,
-    )
+    # The p-value of the last seed is over all of these seeds.
+    told = any(side[-1]["zeroshot"][name]["p"] <= LEVEL for side in pairs)
+    by_seed = [float(row.mean()) for row in rows]
+    return Difference(by_seed, [(np.mean(rows, axis=0), labels)], told)
 
 
-def together(
+def mean_of_sets(
     differences: Iterable[Difference], everything: bool = False
 ) -> Difference | None:
     """The mean of those that are told from chance (or of ``everything``), if there are
     any.
     """
-    kept = [d for d in differences if d.told or everything]
-    if not kept:
+    counted_sets = [d for d in differences if d.told or everything]
+    if not counted_sets:
         return None
-    seeds = np.mean([d.seeds for d in kept], axis=0)
-    return Difference(list(seeds), [pictures for d in kept for pictures in d.pictures])
-
-
-def won_and_lost(differences: Sequence[float]) -> tuple[int, int]:
-    """How many are above zero and how many below; what is level is neither."""
-    return sum(d > _TIE for d in differences), sum(d < -_TIE for d in differences)
+    seeds = np.mean([d.seeds for d in counted_sets], axis=0)
+    pictures = [of_set for d in counted_sets for of_set in d.pictures]
+    return Difference(list(seeds), pictures)
 
 
 def counted(differences: Sequence[float]) -> str:
-    if not differences:
-        return "0 of 0"
-    n, (wins, losses) = len(differences), won_and_lost(differences)
+    """How many are above zero, with the p-value of a sign test."""
+    n = len(differences)
+    wins = sum(d > _TIE for d in differences)
+    losses = sum(d < -_TIE for d in differences)
     level = f", {n - wins - losses} level" if wins + losses < n else ""
     return (
         f"{wins} of {n} ({100 * wins / n:.0f} %{level}, p ="

@@ -1,11 +1,11 @@
-"""How tables and numbers are written."""
+"""How the pages write tables, numbers and intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-import numpy as np
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 
 NAMES = {
     "clip": "CLIP",
@@ -13,10 +13,13 @@ NAMES = {
     "infonce-hopfield": "InfoNCE + Hopfield",
     "cloob": "CLOOB",
     "cloob-warm": "CLOOB, InfoLOOB first",
+    "cca": "CCA",
 }
+_MARKED = re.compile(r"(<!-- figure (\S+) -->).*?(<!-- /figure -->)", re.DOTALL)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -26,39 +29,39 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def points(value: float) -> str:
+    """A difference of two shares in points, with its sign."""
     return f"{100 * value:+z.1f}"
 
 
 def span(interval: tuple[float, float]) -> str:
-    return (
-        "–"
-        if math.isnan(interval[0])
-        else f"{points(interval[0])} … {points(interval[1])}"
-    )
+    if math.isnan(interval[0]):
+        return "–"
+    return f"{points(interval[0])} … {points(interval[1])}"
+
+
+def lead(mean: float, interval: tuple[float, float]) -> str:
+    return f"{points(mean)} ({span(interval)})"
 
 
 def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over seeds, in percent."""
     if not values:
         return "–"
-    mean, sd = (
-        float(np.mean(values)),
-        float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
-    )
-    return percent(mean) if math.isnan(sd) else f"{percent(mean)} ± {percent(sd)}"
+    mean = percent(statistics.mean(values))
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {percent(statistics.stdev(values))}"
 
 
-def replaced(text: str, tables: str, begin: str, end: str) -> str:
-    """The page's text with other tables between two markers.
-
-    Raises:
-        ValueError: It does not have both markers, once each and in order.
+def marked(text: str, figures: Mapping[str, Callable[[], str]]) -> str:
+    """The page with each figure between its marks ``<!-- figure NAME -->`` written
+    anew.
     """
-    if (
-        text.count(begin) != 1
-        or text.count(end) != 1
-        or text.index(begin) > text.index(end)
-    ):
-        raise ValueError(
-            f"the page must hold {begin} and {end}, once each and in order"
-        )
-    return f"{text[: text.index(begin)]}{begin}\n{tables}\n{text[text.index(end) :]}"
+
+    def written(mark: re.Match[str]) -> str:
+        figure = figures[mark[2]]()
+        if "\n" in figure:
+            figure = f"\n{figure}\n"
+        return f"{mark[1]}{figure}{mark[3]}"
+
+    return _MARKED.sub(written, text)

