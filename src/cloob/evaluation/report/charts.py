@@ -1,323 +1,241 @@
-"""The charts of the report: losses and effective eigenvalues during training, and
-spectra; the template draws them.
+"""The charts of the report: matplotlib draws the lines, the page gives them their
+colours, so that they are readable in the light and in the dark.
+
+No text of a user is drawn: names stand in the legend, which the template writes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import io
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from cloob.errors import require
 from cloob.evaluation.report.tables import Row, count, decimal, set_names
 
-Point = tuple[float, float]
-Lines = Mapping[str, Sequence[Mapping[str, Any]]]
+Records = Mapping[str, Sequence[Mapping[str, Any]]]
 """Model -> the lines of its metrics.jsonl, or what was measured of its checkpoints."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = (
-    54,
-    446,
-    26,
-    224,
-)  # where the axes are, in a drawing of 460 × 264
-_MAX_POINTS = 160
-_SPECTRUM_POINTS = 200
-_SIDES = {
+N_COLOURS = 8
+SIDES = {
     "image": "Image embeddings",
     "text": "Text embeddings",
     "a": "Embeddings of a",
     "b": "Embeddings of b",
 }
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SIZE = (5.0, 3.0)  # inches of 72 CSS pixels: as wide as a phone, where text stays 1:1
+_MAX_POINTS = 160
+# Below this share of their sum an eigenvalue of float32 embeddings is rounding.
+_ROUNDING = 1e-9
+# matplotlib's colour "#c0ffe3" becomes the page's var(--c3).
+_COLOUR = "#c0ffe{}"
+_TEXT, _AXIS = _COLOUR.format(8), _COLOUR.format(9)
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cloob",  # equal charts are equal bytes
+    "font.size": 11,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.edgecolor": _AXIS,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": _AXIS,
+    "xtick.color": _AXIS,
+    "xtick.labelcolor": _TEXT,
+    "ytick.color": _AXIS,
+    "ytick.labelcolor": _TEXT,
+    "ytick.left": False,
+}
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
+    """A line of a chart and what the legend says of it."""
+
     model: str
     colour: int
-    points: Sequence[Point]  # by x
-    remark: str  # in the legend
-    band: Sequence[tuple[float, float, float]] = ()  # (x, low, high)
-    mark: tuple[float, float, str] | None = None
-    dots: bool = False
+    x: np.ndarray
+    y: np.ndarray
+    remark: str
+    band: tuple[np.ndarray, np.ndarray] | None = None  # least and greatest around it
+    marked: int | None = None  # the place of a point that stands out
 
 
-def losses(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
-    figures = []
-    for model, metrics in curves.items():
-        points, band = _curve(metrics, "loss")
-        if points:
-            broken = sum("loss" in entry and entry["loss"] is None for entry in metrics)
-            remark = f"last {decimal(points[-1][1])}" + (
-                f", {broken} skipped or not finite" if broken else ""
+@dataclass(frozen=True)
+class Axes:
+    """What stands at the axes."""
+
+    x: str
+    y: str
+    is_log: bool = False
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing; ``label`` describes it for those who cannot see it."""
+
+    heading: str
+    label: str
+    lines: Sequence[Line]
+    axes: Axes
+
+    @property
+    def is_binned(self) -> bool:
+        return any(line.band is not None for line in self.lines)
+
+    def svg(self) -> str:
+        """The drawing as an element of an HTML page."""
+        matplotlib = require("matplotlib", "train")
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
+        with matplotlib.rc_context(_STYLE):
+            from matplotlib.figure import Figure
+
+            figure = Figure(_SIZE, layout="constrained")
+            plot = figure.subplots()
+            plot.margins(y=0.1)
+            for line in self.lines:
+                _draw(plot, line)
+            plot.set_xlabel(self.axes.x, loc="right")
+            plot.set_title(self.axes.y, loc="left", fontsize="medium")
+            if self.axes.from_zero:
+                plot.set_ylim(bottom=0)
+            if self.axes.is_log:
+                plot.set_yscale("log")
+                plot.yaxis.set_major_formatter("{x:g}")
+                plot.minorticks_off()
+            stream = io.StringIO()
+            figure.savefig(
+                stream, format="svg", transparent=True, metadata=_NO_METADATA
             )
-            line = _Line(model, colours[model], points, remark, band)
-            figures.append(
-                _figure(
-                    model, [line], f"Training loss of {model} by step", "step", "loss"
-                )
-            )
-    return figures
+        return _for_page(stream.getvalue())
 
 
-def training_geometry(
-    curves: Lines, colours: Mapping[str, int]
-) -> list[dict[str, Any]]:
-    lines = []
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def _draw(plot: Any, line: Line) -> None:
+    colour = _COLOUR.format(line.colour % N_COLOURS)
+    style = "-" if line.colour < N_COLOURS else "--"
+    marker = "o" if len(line.x) < 20 else None
+    plot.plot(line.x, line.y, style, color=colour, marker=marker, markersize=4)
+    if line.band is not None:
+        low, high = line.band
+        plot.fill_between(line.x, low, high, color=colour, alpha=0.16, linewidth=0)
+    if line.marked is not None:
+        plot.plot(line.x[line.marked], line.y[line.marked], "o", color=colour)
+
+
+def _for_page(svg: str) -> str:
+    """The element alone, in the colours of the page; HTML needs no namespaces."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(
+        r' (xmlns|xmlns:xlink|width|height)="[^"]*(//|pt)[^"]*"', "", element
+    )
+    return re.sub(_COLOUR.format(r"(\d)"), r"var(--c\1)", element)
+
+
+def loss_charts(curves: Records, colours: Mapping[str, int]) -> list[Chart]:
+    """The training loss of every model, each on a scale of its own."""
+    charts = []
     for model, metrics in curves.items():
-        for side in _SIDES:
-            points, band = _curve(metrics, f"effective_eigenvalues_{side}")
-            if points:
-                lines.append(
-                    (
-                        side,
-                        _Line(
-                            model,
-                            colours[model],
-                            points,
-                            f"last {count(round(points[-1][1], 1))}",
-                            band,
-                        ),
-                    )
-                )
-    return _eigenvalues(lines, "training step", "step")
+        steps, losses = _finite(metrics)
+        if not len(steps):
+            continue
+        remark = f"last {decimal(losses[-1])}"
+        skipped = sum("loss" in entry and entry["loss"] is None for entry in metrics)
+        if skipped:
+            remark += f", {skipped} skipped or not finite"
+        line = _binned(Line(model, colours[model], steps, losses, remark))
+        label = f"Training loss of {model} by step"
+        charts.append(Chart(model, label, [line], Axes("step", "loss")))
+    return charts
 
 
-def by_epoch(runs: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
+def _finite(metrics: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and losses, by step, of the losses that are finite."""
+    points = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
+    steps, losses = np.array(sorted(points), float).reshape(-1, 2).T
+    usable = np.isfinite(losses)
+    return steps[usable], losses[usable]
+
+
+def _binned(line: Line) -> Line:
+    """A line of many points as means of stretches, with a band of their extremes."""
+    if len(line.x) <= _MAX_POINTS:
+        return line
+    stretches = np.array_split(line.y, _MAX_POINTS)
+    x = np.array([part.mean() for part in np.array_split(line.x, _MAX_POINTS)])
+    y = np.array([part.mean() for part in stretches])
+    low = np.array([part.min() for part in stretches])
+    high = np.array([part.max() for part in stretches])
+    return Line(line.model, line.colour, x, y, line.remark, (low, high))
+
+
+def checkpoint_charts(runs: Records, colours: Mapping[str, int]) -> list[Chart]:
     """The paper's figure: effective eigenvalues over the checkpoints of runs that have
     several with a step.
     """
     dated = {
-        model: [point for point in run if point["step"] is not None]
-        for model, run in runs.items()
+        model: [point for point in points if point["step"] is not None]
+        for model, points in runs.items()
     }
-    several = {model: points for model, points in dated.items() if len(points) > 1}
-    unit = (
-        "epoch"
-        if all(point["epoch"] is not None for run in several.values() for point in run)
-        else "step"
-    )
-    lines = []
-    for model, run in several.items():
-        for side in _SIDES:
-            key = f"effective_eigenvalues_{side}"
-            if points := sorted(
-                (point[unit], point[key]) for point in run if key in point
-            ):
-                remark = f"{count(points[0][1])} → {count(points[-1][1])}"
-                lines.append(
-                    (side, _Line(model, colours[model], points, remark, dots=True))
-                )
-    return _eigenvalues(lines, unit, unit)
+    dated = {model: points for model, points in dated.items() if len(points) > 1}
+    epochs = [point["epoch"] for points in dated.values() for point in points]
+    unit = "step" if None in epochs else "epoch"
+    charts = []
+    for side, heading in SIDES.items():
+        key = f"effective_eigenvalues_{side}"
+        lines = []
+        for model, points in dated.items():
+            measured = sorted((p[unit], p[key]) for p in points if key in p)
+            if measured:
+                x, y = np.array(measured, float).T
+                remark = f"{count(y[0])} → {count(y[-1])}"
+                lines.append(Line(model, colours[model], x, y, remark))
+        if lines:
+            label = f"Effective eigenvalues of the {heading.lower()} by {unit}"
+            axes = Axes(unit, "effective eigenvalues", from_zero=True)
+            charts.append(Chart(heading, label, lines, axes))
+    return charts
 
 
-def _eigenvalues(
-    lines: Sequence[tuple[str, _Line]], over: str, x_label: str
-) -> list[dict[str, Any]]:
-    figures = []
-    for side, heading in _SIDES.items():
-        if some := [line for of, line in lines if of == side]:
-            label = f"Effective eigenvalues of the {heading.lower()} by {over}"
-            figures.append(
-                _figure(
-                    heading,
-                    some,
-                    label,
-                    x_label,
-                    "effective eigenvalues",
-                    from_zero=True,
-                )
-            )
-    return figures
-
-
-def spectra(
+def spectrum_charts(
     rows: Sequence[Row], colours: Mapping[str, int]
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Per set: eigenvalue spectra as shares of their sum, with the 99 % count
-    marked.
-    """
-    sections = []
+) -> dict[str, list[Chart]]:
+    """By set: eigenvalue spectra as shares of their sum, with the 99 % count marked."""
+    axes = Axes("eigenvalue, by size", "share of the variance", is_log=True)
+    charts: dict[str, list[Chart]] = {}
     for name in set_names(rows, "geometry"):
-        figures = []
-        for side, heading in _SIDES.items():
+        charts[name] = []
+        measured = [row for row in rows if name in row.get("geometry", {})]
+        for side, heading in SIDES.items():
             lines = []
-            for row in rows:
-                values = row.get("geometry", {}).get(name, {})
-                spectrum, k = (
-                    values.get(f"spectrum_{side}", ()),
-                    values.get(f"effective_eigenvalues_{side}"),
-                )
-                total = sum(spectrum) or 1.0
-                # Below 1e-9 of the sum an eigenvalue of float32 embeddings is rounding
-                # and would stretch the axis.
-                points = [
-                    (float(rank), v / total)
-                    for rank, v in enumerate(spectrum, 1)
-                    if v / total > 1e-9
-                ]
-                if points:
-                    mark = (
-                        (float(k), points[k - 1][1], count(k))
-                        if 0 < k <= len(points)
-                        else None
-                    )
-                    remark = f"{count(k)} of {len(spectrum)} hold 99 %"
-                    thinned = points[:: len(points) // _SPECTRUM_POINTS + 1]
-                    lines.append(
-                        _Line(
-                            row["model"],
-                            colours[row["model"]],
-                            thinned,
-                            remark,
-                            mark=mark,
-                        )
-                    )
-            label = (
-                f"Eigenvalue spectrum of the {side} embeddings on {name}, logarithmic"
-            )
-            axes = "eigenvalue, by size", "share of the variance"
-            figures += (
-                [_figure(heading, lines, label, *axes, log_y=True)] if lines else []
-            )
-        sections.append((name, figures))
-    return sections
+            for row in measured:
+                numbers = row["geometry"][name]
+                if sum(numbers.get(f"spectrum_{side}", ())) > 0:
+                    model = row["model"]
+                    lines.append(_spectrum(model, colours[model], numbers, side))
+            if lines:
+                label = f"Eigenvalue spectrum of the {side} embeddings on {name}"
+                charts[name].append(Chart(heading, label, lines, axes))
+    return charts
 
 
-def _curve(
-    metrics: Sequence[Mapping[str, Any]], key: str
-) -> tuple[Sequence[Point], list[tuple[float, float, float]]]:
-    """The finite numbers by step; many in few bins: their means, and a band of their
-    extremes.
-    """
-    numbers = (entry for entry in metrics if isinstance(entry.get(key), int | float))
-    points = sorted(
-        (entry["step"], entry[key]) for entry in numbers if math.isfinite(entry[key])
-    )
-    n = len(points)
-    if n <= _MAX_POINTS:
-        return points, []
-    line, band = [], []
-    for i in range(_MAX_POINTS):
-        xs, ys = zip(
-            *points[i * n // _MAX_POINTS : (i + 1) * n // _MAX_POINTS], strict=True
-        )
-        x = sum(xs) / len(xs)
-        line.append((x, sum(ys) / len(ys)))
-        band.append((x, min(ys), max(ys)))
-    return line, band
-
-
-def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], about
-    ``n`` of them.
-    """
-    raw = (high - low) / n
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def tick_text(value: float) -> str:
-    """A tick's number, short: ``12k``, ``0.05``, ``−3``."""
-    return (f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}").replace(
-        "-", "−"
-    )
-
-
-def _figure(
-    heading: str,
-    lines: Sequence[_Line],
-    label: str,
-    x_label: str,
-    y_label: str,
-    *,
-    log_y: bool = False,
-    from_zero: bool = False,
-) -> dict[str, Any]:
-    """Lines over one pair of axes, placed; ``label`` describes the picture for those
-    who cannot see it.
-    """
-    y_of: Callable[[float], float] = math.log10 if log_y else float
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [
-        y_of(y)
-        for line in lines
-        for _, *heights in (*line.points, *line.band)
-        for y in heights
-    ]
-    x0, x1 = _padded(min(xs), max(xs), 0.0)
-    y0, y1 = _padded(0.0 if from_zero else min(ys), max(ys), 0.05)
-    y0 = 0.0 if from_zero else y0
-
-    def px(x: float) -> float:
-        return round(_LEFT + (x - x0) / (x1 - x0) * (_RIGHT - _LEFT), 1)
-
-    def py(y: float) -> float:
-        return round(_BOTTOM - (y_of(y) - y0) / (y1 - y0) * (_BOTTOM - _TOP), 1)
-
-    if log_y:
-        stride = max(1, math.ceil((math.floor(y1) - math.ceil(y0) + 1) / 6))
-        powers = range(math.ceil(y0), math.floor(y1) + 1, stride)
-        y_ticks = [
-            (py(10.0**k), f"10{str(k).translate(_SUPERSCRIPT)}" if k else "1")
-            for k in powers
-        ]
-    else:
-        y_ticks = [(py(y), tick_text(y)) for y in nice_ticks(y0, y1)]
-    drawn = []
-    for line in lines:
-        points = [(px(x), py(y)) for x, y in line.points]
-        around = [(x, high) for x, _, high in line.band] + [
-            (x, low) for x, low, _ in reversed(line.band)
-        ]
-        shape = {"path": "L".join(f"{x} {y}" for x, y in points)}
-        shape["band"] = "L".join(f"{px(x)} {py(y)}" for x, y in around)
-        dots = points if line.dots or len(points) == 1 else []
-        drawn.append(
-            {"model": line.model, "colour": line.colour, **shape, "dots": dots}
-        )
-    marks: list[
-        dict[str, Any]
-    ] = []  # dots with a number; numbers that would overlap go one above the other
-    for value, y_value, text, colour in sorted(
-        (*line.mark, line.colour) for line in lines if line.mark
-    ):
-        x, y = px(value), py(y_value)
-        text_y = y - 9
-        while any(
-            abs(x - other["x"]) < 34 and abs(text_y - other["text_y"]) < 15
-            for other in marks
-        ):
-            text_y -= 15
-        marks.append(
-            {
-                "x": x,
-                "y": y,
-                "text_y": max(text_y, _TOP - 2),
-                "text": text,
-                "colour": colour,
-            }
-        )
-    return {
-        "heading": heading,
-        "legend": [(line.model, line.colour, line.remark) for line in lines],
-        "binned": any(line.band for line in lines),
-        "label": label,
-        "x_label": x_label,
-        "y_label": y_label,
-        "x_ticks": [(px(x), tick_text(x)) for x in nice_ticks(x0, x1)],
-        "y_ticks": y_ticks,
-        "lines": drawn,
-        "marks": marks,
-    }
-
-
-def _padded(low: float, high: float, share: float) -> Point:
-    """Widens a range by a share of itself on both sides, and an empty one to something
-    with an extent.
-    """
-    extra = share * (high - low) if high - low >= 1e-12 else abs(low) * 0.1 or 1.0
-    return low - extra, high + extra
+def _spectrum(model: str, colour: int, numbers: Mapping[str, Any], side: str) -> Line:
+    spectrum = np.array(numbers[f"spectrum_{side}"])
+    shares = spectrum / spectrum.sum()
+    shares = shares[shares > _ROUNDING]
+    n_effective = numbers[f"effective_eigenvalues_{side}"]
+    marked = n_effective - 1 if 0 < n_effective <= len(shares) else None
+    remark = f"{count(n_effective)} of {len(spectrum)} hold 99 %"
+    ranks = np.arange(1, len(shares) + 1)
+    return Line(model, colour, ranks, shares, remark, marked=marked)

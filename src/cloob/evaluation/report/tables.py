@@ -7,8 +7,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +23,14 @@ METRICS: dict[str, str] = _WORDS["metrics"]
 PROBLEMS: dict[str, list[str]] = _WORDS["problems"]
 """Kind -> heading, and what is counted at the head of the page: one, several."""
 SETTINGS: dict[str, str] = _WORDS["settings"]
-# By part of a row: columns (key, header, form, whether higher is better (1) or lower
-# (-1), group), and of unreadable samples their name, the numbers that add up to the
-# total, their fate.
+# By section of a row: the caption, the columns, and of unreadable samples their name,
+# the numbers that add up to the total, and their fate.
 _TABLES: dict[str, Any] = _WORDS["tables"]
 
 
-def set_names(rows: Sequence[Row], key: str) -> list[str]:
-    """The sets that any row has under ``key``, in order of appearance."""
-    return list(dict.fromkeys(name for row in rows for name in row.get(key, ())))
+def set_names(rows: Sequence[Row], section: str) -> list[str]:
+    """The sets that any row has in a section, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.get(section, ())))
 
 
 def percent(value: float) -> str:
@@ -47,16 +46,15 @@ def points(value: float) -> str:
 def decimal(value: float) -> str:
     """About three significant digits; an exponent only for tiny values."""
     text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return (text if value == 0 or abs(value) >= 0.0005 else f"{value:.1e}").replace(
-        "-", "−"
-    )
+    if 0 < abs(value) < 0.0005:
+        text = f"{value:.1e}"
+    return text.replace("-", "−")
 
 
 def count(value: float) -> str:
     """A full number with thin spaces (12345 -> ``12 345``); others with one decimal."""
-    return (f"{value:,.0f}" if value == int(value) else f"{value:,.1f}").replace(
-        ",", "\u202f"
-    )
+    text = f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+    return text.replace(",", "\u202f")
 
 
 def duration(value: float) -> str:
@@ -70,6 +68,14 @@ def duration(value: float) -> str:
     if hours:
         return f"{hours}\u00a0h {minutes_left}\u00a0min"
     return f"{minutes}\u00a0min {seconds}\u00a0s" if minutes else f"{seconds}\u00a0s"
+
+
+_FORMS: dict[str, Callable[[float], str]] = {
+    "percent": percent,
+    "count": count,
+    "decimal": decimal,
+    "duration": duration,
+}
 
 
 class Problem(NamedTuple):
@@ -86,171 +92,166 @@ def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
     """``missing`` sets, ``unloaded`` models, ``failed`` measurements and ``unreadable``
     samples.
     """
-    result: dict[str, list[Problem]] = {"missing": [], "unloaded": [], "failed": []}
-    for entry in results.get("failures", ()):
-        name, model = entry["set"], entry["model"]
-        kind = "missing" if model is None else "unloaded" if name is None else "failed"
-        error = entry["error"].removeprefix(f"{name}: ").removeprefix(f"{model}: ")
-        result[kind].append(Problem(name, model, error))
-    models: dict[tuple[str, str], list[str | None]] = {}
-    rows = results["rows"]
-    for row, (key, table) in itertools.product(rows, _TABLES.items()):
-        for name, values in row.get(key, {}).items():
-            if counts := values.get("unreadable"):
-                samples, totals, fate = table["unreadable"]
-                of = (
-                    f" of {count(sum(values[total] for total in totals))}"
-                    if totals
-                    else ""
-                )
-                reasons = ", ".join(
-                    f"{reason} × {n}" for reason, n in sorted(counts.items())
-                )
-                message = (
-                    f"{count(sum(counts.values()))}{of} {samples} could not be read"
-                    f" ({reasons}); {fate}"
-                )
-                models.setdefault((name, message), []).append(row["model"])
-    result["unreadable"] = [
-        Problem(name, model, message)
-        for (name, message), some in models.items()
-        for model in (
-            [None] if len(some) == len(rows) else some
-        )  # for all models it is listed once
-    ]
-    return result
+    found: dict[str, list[Problem]] = {"missing": [], "unloaded": [], "failed": []}
+    for failure in results.get("failures", ()):
+        name, model = failure["set"], failure["model"]
+        kind = "failed"
+        if model is None:
+            kind = "missing"
+        elif name is None:
+            kind = "unloaded"
+        text = failure["error"].removeprefix(f"{name}: ").removeprefix(f"{model}: ")
+        found[kind].append(Problem(name, model, text))
+    found["unreadable"] = _unreadable(results["rows"])
+    return found
 
 
-class Cell(NamedTuple):
-    """Its text, the number it sorts by, a second line, whether it is the best of its
-    set, and a model's colour.
-    """
+def _unreadable(rows: Sequence[Row]) -> list[Problem]:
+    """What could not be read; that which no model could read is listed once."""
+    models_of: dict[tuple[str, str], list[str | None]] = {}
+    for row, (section, table) in itertools.product(rows, _TABLES.items()):
+        for name, numbers in row.get(section, {}).items():
+            if numbers.get("unreadable"):
+                text = _unreadable_text(numbers, *table["unreadable"])
+                models_of.setdefault((name, text), []).append(row["model"])
+    found = []
+    for (name, text), models in models_of.items():
+        if len(models) == len(rows):
+            models = [None]
+        found += [Problem(name, model, text) for model in models]
+    return found
+
+
+def _unreadable_text(
+    numbers: Mapping[str, Any], samples: str, totals: Sequence[str], fate: str
+) -> str:
+    reasons = numbers["unreadable"]
+    lost = count(sum(reasons.values()))
+    if totals:
+        lost += f" of {count(sum(numbers[total] for total in totals))}"
+    listed = ", ".join(f"{reason} × {n}" for reason, n in sorted(reasons.items()))
+    return f"{lost} {samples} could not be read ({listed}); {fate}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table."""
 
     text: str
-    value: float | None = None
-    interval: str = ""
-    best: bool = False
-    colour: int | None = None
+    value: float | None = None  # that it sorts by
+    interval: str = ""  # a second line
+    best: bool = False  # in bold
+    colour: int | None = None  # of a model
 
 
-_FORMS: dict[str, Callable[[float], str]] = {
-    form.__name__: form for form in (percent, count, decimal, duration)
-}
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted.
+
+    The first ``n_texts`` columns are texts, the others numbers. ``groups`` are headings
+    over the headers with their numbers of columns, empty without headings.
+    """
+
+    id: str
+    caption: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    n_texts: int = 2
+    groups: Sequence[tuple[str, int]] = ()
+
+
+class _Column(NamedTuple):
+    """A column of ``tables.json``."""
+
+    key: str
+    header: str
+    form: str
+    better: int  # 1: higher is better, -1: lower, 0: neither
+    group: str
+
+
+class _Line(NamedTuple):
+    """One model on one set."""
+
+    set: str
+    model: str
+    numbers: Mapping[str, Any]
 
 
 def result_tables(
     results: Mapping[str, Any], colours: Mapping[str, int]
-) -> list[dict[str, Any]]:
-    """The sortable tables that have something to show; a line is one set and one model,
-    grouped by set.
-
-    ``groups`` are (heading or "", number of columns) over the headers, empty without
-    headings.
+) -> list[Table]:
+    """The tables that have something to show; a line is one set and one model, grouped
+    by set.
     """
-    rows, tables = results["rows"], list[dict[str, Any]]()
-    for kind, table in _TABLES.items():
-        lines: list[tuple[str, str, Mapping[str, Any]]] = [
-            (
-                name,
-                row["model"],
-                row[kind][name] | {"train_seconds": row.get("train_seconds")},
-            )
-            for name in set_names(rows, kind)
-            for row in rows
-            if name in row.get(kind, {})
-        ]
-        columns = [
-            column
-            for column in table["columns"]
-            if any(line[2].get(column[0]) is not None for line in lines)
-        ]
-        body = [
-            [Cell(name), Cell(model, colour=colours[model])] for name, model, _ in lines
-        ]
-        for key, _, form, better, _ in columns:
-            write = _FORMS[form]
-            for cells, (name, _, values) in zip(body, lines, strict=True):
-                value, ends = values.get(key), values.get(f"{key}_interval")
-                if value is None or not math.isfinite(
-                    value
-                ):  # a median rank where half is unreadable
-                    cells.append(Cell(MISSING))
-                    continue
-                # The best number of a set is in bold, if at least two models differ.
-                scores = [
-                    better * others[key]
-                    for other, _, others in lines
-                    if better and other == name
-                ]
-                best = bool(scores) and min(scores) < max(scores) == better * value
-                cells.append(
-                    Cell(write(value), value, " – ".join(map(write, ends or ())), best)
-                )
-        headers = ["Set", "Model", *(column[1] for column in columns)]
-        groups = [
-            (group, len(list(some)))
-            for group, some in itertools.groupby(columns, operator.itemgetter(4))
-        ]
-        heads = [("", 2), *groups] if any(group for group, _ in groups) else []
-        shown = {
-            "id": kind,
-            "caption": table["caption"],
-            "groups": heads,
-            "headers": headers,
-            "rows": body,
-        }
-        tables += (
-            [{**shown, "numeric": [i > 1 for i in range(len(headers))]}]
-            if lines
-            else []
-        )
-    return (
-        [*tables, _differences(results, colours)]
-        if results.get("differences")
-        else tables
-    )
+    tables = [_table(section, results["rows"], colours) for section in _TABLES]
+    tables.append(_differences(results["differences"], colours))
+    return [table for table in tables if table.rows]
+
+
+def _table(section: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
+    lines = []
+    for name in set_names(rows, section):
+        for row in rows:
+            if name in row.get(section, {}):
+                seconds = {"train_seconds": row.get("train_seconds")}
+                lines.append(_Line(name, row["model"], row[section][name] | seconds))
+    columns = []
+    for words in _TABLES[section]["columns"]:
+        column = _Column(*words)
+        if any(line.numbers.get(column.key) is not None for line in lines):
+            columns.append(column)
+    body = []
+    for line in lines:
+        cells = [Cell(line.set), Cell(line.model, colour=colours[line.model])]
+        peers = [other for other in lines if other.set == line.set]
+        body.append(cells + [_cell(line, column, peers) for column in columns])
+    headers = ["Set", "Model", *(column.header for column in columns)]
+    caption = _TABLES[section]["caption"]
+    return Table(section, caption, headers, body, groups=_groups(columns))
+
+
+def _groups(columns: Sequence[_Column]) -> list[tuple[str, int]]:
+    headings = [column.group for column in columns]
+    if not any(headings):
+        return []
+    groups = [(name, len([*same])) for name, same in itertools.groupby(headings)]
+    return [("", 2), *groups]
+
+
+def _cell(line: _Line, column: _Column, peers: Sequence[_Line]) -> Cell:
+    """A number; the best of a set is in bold, if at least two models differ."""
+    value = line.numbers.get(column.key)
+    # a median rank is infinite where half is unreadable
+    if value is None or not math.isfinite(value):
+        return Cell(MISSING)
+    write = _FORMS[column.form]
+    ends = line.numbers.get(f"{column.key}_interval") or ()
+    is_best = False
+    if column.better:
+        scores = [column.better * peer.numbers[column.key] for peer in peers]
+        is_best = min(scores) < max(scores) == column.better * value
+    return Cell(write(value), value, " – ".join(map(write, ends)), is_best)
 
 
 def _differences(
-    results: Mapping[str, Any], colours: Mapping[str, int]
-) -> dict[str, Any]:
+    entries: Sequence[Mapping[str, Any]], colours: Mapping[str, int]
+) -> Table:
     """Every paired difference with its interval, in bold if that is clear of zero."""
     body = []
-    for entry in results["differences"]:
-        low, high = points(entry["low"]), points(entry["high"])
-        clear = entry["low"] > 0 or entry["high"] < 0
-        models = [
-            Cell(entry[key], colour=colours[entry[key]])
-            for key in ("model", "baseline")
-        ]
-        gap = Cell(
-            points(entry["difference"]),
-            entry["difference"],
-            f"{low} to {high}",
-            best=clear,
+    for entry in entries:
+        low, value, high = (entry[key] for key in ("low", "difference", "high"))
+        interval = f"{points(low)} to {points(high)}"
+        model, baseline = entry["model"], entry["baseline"]
+        body.append(
+            [
+                Cell("mean of the sets" if entry["set"] is None else entry["set"]),
+                Cell(model, colour=colours[model]),
+                Cell(baseline, colour=colours[baseline]),
+                Cell(METRICS[entry["metric"]]),
+                Cell(points(value), value, interval, low > 0 or high < 0),
+            ]
         )
-        of = (
-            Cell("mean of the sets" if entry["set"] is None else entry["set"]),
-            *models,
-            Cell(METRICS[entry["metric"]]),
-        )
-        body.append([*of, gap, Cell("yes" if clear else "no")])
-    headers = [
-        "Set",
-        "Model",
-        "Minus",
-        "Measure",
-        "Difference, points",
-        "Clear of zero",
-    ]
-    table = {
-        "id": "differences",
-        "caption": "Differences, sample by sample",
-        "groups": [],
-    }
-    return {
-        **table,
-        "headers": headers,
-        "numeric": [i == 4 for i in range(6)],
-        "rows": body,
-    }
+    caption = "Differences, sample by sample; in bold what is clear of zero"
+    headers = ["Set", "Model", "Minus", "Measure", "Difference, points"]
+    return Table("differences", caption, headers, body, n_texts=4)

@@ -1,0 +1,176 @@
+"""The headline of the report: which model is ahead, by how much, and whether that is
+clear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cloob.evaluation.report.tables import METRICS, Row, percent, points
+
+# section of a row -> the metric of the headline, and how many answers there are to
+# guess from
+_HEADLINES = {
+    "zeroshot": ("acc1", "n_classes"),
+    "retrieval": ("text_to_image@1", "n_images"),
+    "vectors": ("a_to_b@1", "n_ids"),
+}
+
+
+class Estimate(NamedTuple):
+    """A fraction, or a difference of two, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The metric that models are compared by."""
+
+    metric: str
+    values: Mapping[str, Mapping[str, Estimate]]  # model -> set -> estimate
+    guessing: Mapping[str, float]  # set -> what guessing gives
+    sets: Sequence[str]  # that every model was measured on
+
+    def mean(self, model: str) -> float:
+        """The mean over the sets that all models share."""
+        return sum(self.values[model][name].value for name in self.sets) / len(
+            self.sets
+        )
+
+    def is_guess(self, model: str) -> bool:
+        """Whether the interval of the mean includes guessing; distances of independent
+        sets add squared.
+        """
+        estimates = [self.values[model][name] for name in self.sets]
+        below = math.hypot(*(each.value - each.low for each in estimates))
+        guessed = sum(self.guessing[name] for name in self.sets)
+        return sum(each.value for each in estimates) - below <= guessed
+
+    @property
+    def top(self) -> float:
+        """The end of a scale that starts at 0 and holds all intervals."""
+        ends = [each.high for sets in self.values.values() for each in sets.values()]
+        return max(*ends, *self.guessing.values())
+
+
+def find_headline(rows: Sequence[Row]) -> Headline | None:
+    """Zero-shot top-1 if it was measured, else text → image recall@1 or that of a → b,
+    else None.
+    """
+    for section, (metric, n_choices) in _HEADLINES.items():
+        values: dict[str, dict[str, Estimate]] = {}
+        guessing: dict[str, float] = {}
+        for row in rows:
+            for name, numbers in row.get(section, {}).items():
+                estimate = Estimate(numbers[metric], *numbers[f"{metric}_interval"])
+                values.setdefault(row["model"], {})[name] = estimate
+                guessing[name] = 1 / numbers[n_choices]
+        shared = [
+            name for name in guessing if all(name in sets for sets in values.values())
+        ]
+        if shared:
+            return Headline(metric, values, guessing, shared)
+    return None
+
+
+def find_leads(results: Mapping[str, Any], metric: str) -> dict[Any, Estimate]:
+    """(model, other model, set) -> by how much it is ahead; of the set None on the mean
+    of the sets.
+    """
+    leads = {}
+    for entry in results["differences"]:
+        if entry["metric"] == metric:
+            model, baseline, name = entry["model"], entry["baseline"], entry["set"]
+            value, low, high = entry["difference"], entry["low"], entry["high"]
+            leads[model, baseline, name] = Estimate(value, low, high)
+            leads[baseline, model, name] = Estimate(-value, -high, -low)
+    return leads
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence, what supports it, and the two best models with the lead of the
+    first by set.
+    """
+
+    title: str
+    detail: str
+    leader: str | None = None
+    runner_up: str | None = None
+    leads: Mapping[str, Estimate] | None = None
+
+
+def find_verdict(results: Mapping[str, Any], headline: Headline | None) -> Verdict:
+    """Which model is ahead, and by how much.
+
+    Two models do not differ clearly if the interval of their difference includes zero.
+    No model leads if the best one's interval includes guessing.
+    """
+    if headline is None:
+        return Verdict("Nothing to compare yet", "No set was measured by all models.")
+    sets, metric = headline.sets, METRICS[headline.metric]
+    where = f"on {sets[0]}" if len(sets) == 1 else f"on average over {len(sets)} sets"
+    order = sorted(headline.values, key=headline.mean, reverse=True)
+    best = order[0]
+    if len(order) == 1:
+        title = f"{best}: {percent(headline.mean(best))}\u00a0% {metric}"
+        if headline.is_guess(best):
+            title += ", no clear difference from guessing"
+        return Verdict(title, f"Measured {where}.")
+
+    leads = find_leads(results, headline.metric)
+    shared = sets[0] if len(sets) == 1 else None
+    overall = {other: leads[best, other, shared] for other in order[1:]}
+    second = order[1]
+    lead = overall[second]
+    means = [f"{percent(headline.mean(model))}\u00a0%" for model in order[:2]]
+    interval = f"{points(lead.low)} to {points(lead.high)}"
+    detail = (
+        f"{' against '.join(means)} {metric} {where}: {points(lead.value)} points,"
+        f" {100 * results['level']:g}\u00a0% interval {interval},"
+        f" {'clear of zero' if lead.low > 0 else 'which includes zero'}."
+    )
+    guessing = [model for model in order if headline.is_guess(model)]
+    if guessing and best not in guessing:
+        detail += f" Not clearly above guessing: {_listed(guessing)}."
+    by_set = {
+        name: lead
+        for (model, other, name), lead in leads.items()
+        if (model, other) == (best, second)
+    }
+    title = _title(headline, order, overall)
+    return Verdict(title, detail, best, second, by_set)
+
+
+def _title(
+    headline: Headline, order: Sequence[str], overall: Mapping[str, Estimate]
+) -> str:
+    best, second = order[:2]
+    if headline.is_guess(best):
+        return "No clear difference from guessing"
+    if headline.mean(best) == headline.mean(second):
+        return f"{best} and {second} are level"
+    level = [other for other in order[1:] if overall[other].low <= 0]
+    behind = [other for other in order[1:] if overall[other].low > 0]
+    if second not in level:
+        return (
+            f"{best} is ahead of {second}"
+            if len(order) == 2
+            else f"{best} leads, {second} follows"
+        )
+    title = f"No clear difference between {_listed([best, *level])}"
+    if behind:
+        title += f"; {_listed(behind)} {'is' if len(behind) == 1 else 'are'} behind"
+    return title
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
