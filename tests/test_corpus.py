@@ -353,8 +353,6 @@ def test_indices(child, warm, path, wanted, monkeypatch):
                 assert len(found["hits"]) == len(index)
 
     child.check(use, wanted)
-    if path.name.startswith("source_"):
-        child.check(command("index", "--out", child.given), wanted)
 
 
 PICTURES = {

@@ -27,7 +27,7 @@ def test_a_thumbnail_is_kept_while_its_file_is_there(tmp_path, monkeypatch):
         spotted(size).save(tmp_path / "pictures" / f"{size}.png")
     with Index.open(make_index(tmp_path / "index", tmp_path / "pictures")) as index:
         first = index.thumbnail(1, 64)
-        monkeypatch.setattr("cloob.search.scan.open.thumbnail", lambda *_: b"made anew")
+        monkeypatch.setattr("cloob.search.files.thumbnail", lambda *_: b"made anew")
         assert (
             index.thumbnail(1, 64) == first
             and index.thumbnail(1, 128) == index.thumbnail(2, 64) == b"made anew"

@@ -3,8 +3,9 @@
 import io
 import json
 import os
-import shutil
+import sqlite3
 import unicodedata
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -13,14 +14,16 @@ import pytest
 from index_fakes import FakeEncoder, options, write_noise
 from PIL import Image
 
+from cloob.data.batch import BadSample
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.scan.open import BadSample, FoundPicture, ScanOptions, open_collection
+from cloob.search.records import INDEX_FILE
+from cloob.search.scan.collection import FoundPicture, ScanOptions
+from cloob.search.scan.open import open_collection
 from cloob.search.update import UpdateOptions
 from make import (
     encoded,
     noise_image,
-    web,
     write_arrow,
     write_table,
     write_tar,
@@ -35,14 +38,13 @@ def scanned(source, **how):
     """Caption and columns by name."""
     collection = open_collection(source, ScanOptions(**how))
     return {
-        Path(found.path).name: collection.describe(found)
-        for found in collection.scan(())
+        Path(found.path).name: collection.describe(found) for found in collection.scan()
     }
 
 
 def left_out(source, **how):
     collection = open_collection(source, ScanOptions(**how))
-    list(collection.scan(()))
+    list(collection.scan())
     return collection.left_out.counts
 
 
@@ -250,47 +252,35 @@ def test_shards(tmp_path, index):
         )
 
 
-@pytest.mark.parametrize("pattern", ["s/*.tar", "s/{0..1}.tar"])
-def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(
-    tmp_path, pattern, index
-):
-    (tmp_path / "s").mkdir()
-    for i in range(2):
-        write_tar(tmp_path / "s" / f"{i}.tar", {f"{i}.png": png(i)})
-    source = tmp_path / pattern
-    assert index.update([source], options(FakeEncoder())).added == 2
-    assert index.update([], options(FakeEncoder(), remove_all=True)).unchanged == 2
-    shutil.rmtree(tmp_path / "s")
-    summary = index.update([source], options(FakeEncoder()))
-    assert list(summary.refused) == [str(source)] and len(index) == 2
-    assert index.update([], options(FakeEncoder(), remove_all=True)).removed == 2
+def test_an_index_is_of_files_of_this_machine(tmp_path, index):
+    write_tar(tmp_path / "0.tar", {"a.png": png(1)})
+    for source, said in (
+        ("https://example.invalid/{0..9}.tar", "is an address"),
+        ("pipe:echo x", "is an address"),
+        (tmp_path / "*.tar", "no such file"),
+    ):
+        with pytest.raises(InputError, match=said):
+            index.update([source], options(FakeEncoder()))
+    tar = tmp_path / "0.tar"
+    assert index.update([f"file://{tar}"], options(FakeEncoder())).added == 1
+    assert index.items([1])[0].path == f"{tar}::a.png"
 
 
-def test_streamed_shards_are_not_fetched_again(tmp_path, monkeypatch, index):
-    tar = write_tar(
-        tmp_path / "0.tar",
-        {"a.png": png(1), "a.txt": b"a dog", "b.png": png(2), "b.txt": b"a cat"},
-    )
-    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    with web() as server:
-        server.pages |= {"/0.tar": tar.read_bytes(), "/sizes.json": b'{"0.tar": 2}'}
-        source, asked = f"{server.url}/{{0..0}}.tar", server.asked
-        assert index.update([source], options(FakeEncoder())).added == 2
-        assert asked.count("/0.tar") == 1
-        monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "another"))
-        assert index.update([source], options(FakeEncoder())).unchanged == 2
-        assert asked.count("/0.tar") == 1
-        assert [item.path for item in index.items([1, 2])] == [
-            "0.tar::a.png",
-            "0.tar::b.png",
-        ]
-        assert index.picture(1) == png(1) and asked.count("/0.tar") == 2
-        del server.pages["/0.tar"]
-        monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "third"))
-        asked.clear()
-        summary = index.update([source], options(FakeEncoder("second", seed=1)))
-        assert summary.faults == {"missing image": 2} and len(index) == 2
-        assert asked.count("/0.tar") == 1  # not one for each picture
+def test_a_stranger_s_index_that_names_an_address_fetches_nothing(tmp_path):
+    folder = tmp_path / "p"
+    write_noise(folder / "a.png", 1)
+    with Index.create(tmp_path / "idx") as index:
+        index.update([folder], options(FakeEncoder()))
+    command = f"pipe:touch {tmp_path / 'was-here'}; cat a.tar"
+    with closing(sqlite3.connect(tmp_path / "idx" / INDEX_FILE)) as file:
+        file.execute("UPDATE cloob_sources SET base = NULL, path = ?", (command,))
+        file.execute("UPDATE cloob_items SET path = ?", (f"{command}::a.png",))
+        file.commit()
+    with Index.open(tmp_path / "idx", writable=True) as index:
+        assert list(index.update([], options(FakeEncoder())).refused) == [command]
+        with pytest.raises(InputError, match="missing image"):
+            index.picture(1)
+    assert not (tmp_path / "was-here").exists()
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])

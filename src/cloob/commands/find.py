@@ -81,7 +81,7 @@ def check(options: Options) -> None:
     from cloob.search import where
     from cloob.search.address import is_there
     from cloob.search.query import Query
-    from cloob.search.scan.collection import Folder
+    from cloob.search.scan.open import has_pictures
 
     folder = Path(options.index)
     if is_there(folder):
@@ -92,7 +92,7 @@ def check(options: Options) -> None:
     Query.parse(options.query)
     if options.where:
         where.parse(options.where)
-    if next(Folder(folder).scan(), None) is None:
+    if not has_pictures(folder):
         raise InputError(f"{folder}: no pictures in it")
 
 

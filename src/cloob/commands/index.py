@@ -38,8 +38,8 @@ class Options:
     """Index pictures, or bring an index up to date: new, changed and removed files."""
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC …")] = ()
-    """Folders of pictures, or what `cloob train --data` reads, captions or not; none:
-    all that the index knows.
+    """Folders of pictures, pictures, tables of them, or tars, Arrow or Parquet files
+    with pictures inside; none: all that the index knows.
     """
     out: Annotated[str, arg(metavar="DIR")] = ""
     """The folder of the index, made where it is missing."""
@@ -215,7 +215,7 @@ def say_forgotten(count: int) -> None:
 
 
 def update_options(options: Options) -> UpdateOptions:
-    from cloob.search.scan.open import ScanOptions
+    from cloob.search.scan.collection import ScanOptions
     from cloob.search.update import UpdateOptions
 
     return UpdateOptions(

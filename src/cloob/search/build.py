@@ -173,7 +173,7 @@ def _scan(
 ) -> Iterator[tuple[str, FoundPicture]]:
     """What a source names, each path once."""
     seen = set()
-    for picture in collection.scan(known.keys()):
+    for picture in collection.scan():
         path = picture.path
         if path in seen:
             continue

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from cloob.errors import InputError
 from cloob.search import find
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Query, Term, Vector
@@ -23,7 +23,6 @@ if (
 ):  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
-    from cloob.search.scan.open import Pictures
     from cloob.search.update import UpdateOptions
 
 Where = str | Filter | None
@@ -109,19 +108,22 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
 
     def picture(self, id: int) -> bytes:
         """The bytes of a picture's file."""
-        return self._pictures.make(id, bytes)
+        from cloob.search.files import make_of_picture  # pyarrow
+
+        return make_of_picture(self._item(id), bytes)
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
         """A JPEG of a picture within a square of ``size`` pixels, without metadata;
         cached while the file stays.
         """
-        return self._pictures.thumbnail(id, size)
+        from cloob.search.files import kept_thumbnail  # pyarrow
 
-    @cached_property
-    def _pictures(self) -> Pictures:
-        from cloob.search.scan.open import Pictures  # pyarrow
+        return kept_thumbnail(self._item(id), size)
 
-        return Pictures(self.store)
+    def _item(self, id: int) -> Item:
+        for item in self.store.items([id]):
+            return item
+        raise InputError(f"{self.store.address}: has no item {id}")
 
     def search(
         self,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from cloob.data.shards.spec import is_pattern, is_remote
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.machine import decoders, warn_of_emulated_bfloat16
@@ -24,14 +23,8 @@ from cloob.models.runs import split_checkpoint
 from cloob.search.build import Builder, Plan, Summary, make_plan
 from cloob.search.models import Models, absolute, load_named, remember
 from cloob.search.records import IndexedModel, Precision, Progress
-from cloob.search.scan.collection import Collection
-from cloob.search.scan.open import (
-    ScanOptions,
-    is_gone,
-    open_collection,
-    open_named,
-    source_name,
-)
+from cloob.search.scan.collection import Collection, Gone, ScanOptions
+from cloob.search.scan.open import open_collection, source_name
 from cloob.search.store import Store
 
 
@@ -140,38 +133,31 @@ def open_all(
     """Opens sources; one that the index knows and that is gone is an empty one."""
     known = store.sources()
     excludes = store.excludes()
-    given = named_sources(sources or known, known)
-    check_apart(given, known)
-    collections = []
-    for name, source in given.items():
+    names = named_sources(sources or known, known)
+    check_apart(names, known)
+    collections: list[Collection] = []
+    for name in names:
         exclude = options.scan.exclude or excludes.get(name, ())
         scan = dataclasses.replace(options.scan, exclude=exclude)
-        if name in known and is_gone(name, typed=bool(sources)):
-            collections.append(Collection(name))
-        elif not sources:
-            collections.append(open_named(name, scan))
+        if name in known and not os.path.lexists(name):
+            collections.append(Gone(name))
         else:
-            collections.append(open_collection(name if name in known else source, scan))
-            # a folder's too: where it is gone, it may be a pattern
-            if is_remote(name) or is_pattern(name):
-                remember(name)
+            collections.append(open_collection(name, scan))
     return collections
 
 
-def named_sources(
-    sources: Iterable[str | Path], known: Sequence[str]
-) -> dict[str, str | Path]:
-    """Sources as they are typed, by what the index calls them: a known one by the name
-    that it has there, whatever link leads to it.
+def named_sources(sources: Iterable[str | Path], known: Sequence[str]) -> list[str]:
+    """What the index calls sources: a known one by the name that it has there, whatever
+    link leads to it.
     """
-    real = {os.path.realpath(name): name for name in known if os.path.isabs(name)}  # noqa: PTH117
-    given = {}
+    real = {os.path.realpath(name): name for name in known}
+    names: dict[str, None] = {}
     for source in sources:
         name = source_name(source)
         if name not in known:
             name = real.get(os.path.realpath(name), name)
-        given[name] = source
-    return given
+        names[name] = None
+    return list(names)
 
 
 def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
@@ -179,10 +165,7 @@ def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
     be in the index twice.
     """
     names = list(names)
-    real = {
-        name: os.path.realpath(name) if os.path.isabs(name) else name  # noqa: PTH117
-        for name in (*known, *names)
-    }
+    real = {name: os.path.realpath(name) for name in (*known, *names)}
     for name in names:
         if name in known:
             continue
