@@ -13,7 +13,7 @@ import cloob
 from cloob import ContrastiveHeads, HeadSettings
 from cloob.errors import InputError
 from cloob.functional.cca import PairMoments, canonical_directions
-from cloob.heads.cleaning import cleaned
+from cloob.heads.cleaning import suspicious_pairs
 from cloob.heads.closed import fit_closed_form
 from cloob.heads.head import Members, fit_members, unit_rows
 from support import raises
@@ -174,8 +174,8 @@ def test_cleaning_leaves_the_same_pairs_out(order):
         rows = np.random.default_rng(0).permutation(200)
     elif order == "by class":
         rows = np.argsort(a[:, 0] > 0, kind="stable")
-    _, left_out = cleaned(pairs_of(a, b), "0.1")
-    _, turned = cleaned(pairs_of(a[rows], b[rows]), "0.1")
+    left_out = suspicious_pairs(pairs_of(a, b), "0.1")
+    turned = suspicious_pairs(pairs_of(a[rows], b[rows]), "0.1")
     found = {one.row for one in left_out}
     assert found == {int(rows[one.row]) for one in turned}
     assert len(found & set(range(20))) > 15

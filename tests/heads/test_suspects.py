@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import cloob
 from cloob.errors import InputError
-from cloob.heads.suspects import clean, suspicion
+from cloob.heads.arrays import pairs_of
+from cloob.heads.cleaning import suspicious_pairs, without
+from cloob.heads.suspects import suspicion
 from cloob.heads.wrong_share import estimate_wrong_share, falling
 from support import raises
 
@@ -202,17 +204,18 @@ def test_few_rows_of_many_columns():
 def test_clean_leaves_out_the_lowest():
     a, b = views(400)
     b, wrong = swapped(b, 0.25)
-    auto = clean(a, b, None, "auto")
-    assert auto.interval[0] < auto.share < auto.interval[1]
-    left_out = auto.left_out()
-    assert (auto.probability[left_out] > 0.5).all() and len(left_out) > 80
-    assert (auto.scores[left_out].diff() >= 0).all()
-    assert sorted([*left_out.tolist(), *auto.kept_rows.tolist()]) == [*range(400)]
-    assert float(wrong[left_out].double().mean()) > 0.9
-    assert len(clean(a, b, None, 0.1).kept_rows) == 360
-    assert len(clean(a, b, None, "0.1").left_out()) == 40
-    for nothing in (0, 0.0, "0"):
-        assert torch.equal(clean(a, b, None, nothing).kept_rows, torch.arange(400))
+    pairs, found = pairs_of(a, b), suspicion(a, b)
+    left_out = suspicious_pairs(pairs, "auto")
+    rows = [pair.row for pair in left_out]
+    assert found.scores.argsort(stable=True).tolist()[: len(rows)] == rows
+    assert all(pair.probability > 0.5 for pair in left_out) and len(left_out) > 80
+    assert float(wrong[rows].double().mean()) > 0.9
+    assert len(suspicious_pairs(pairs, "0.1")) == 40
+    assert not suspicious_pairs(pairs, "0")
+    assert set(without(pairs, left_out, "auto").rows[:, 0]) == set(range(400)) - {*rows}
+    few = pairs_of(a[:1], b[:1])
+    error = "a and b: 1 distinct id; clean needs 100 of them or more"
+    raises(InputError, error, suspicious_pairs, few, "auto")
     assert cloob.HeadSettings(clean="0").clean == "0"
 
 

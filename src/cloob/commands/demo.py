@@ -213,19 +213,20 @@ def train_all(
     logging.getLogger("cloob.heads.features").setLevel(logging.INFO)
     runs: dict[str, RunResult | HeadsResult] = {}
     for name, config in configs.items():
-        runs[name] = train(name, config)
-        if runs[name].stopped:
-            say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
+        result = train(name, config)
+        if getattr(result, "stopped", None):
+            say(f"{name} was stopped; nothing is compared")
             return None
+        runs[name] = result
     return runs
 
 
 def train(name: str, config: Config) -> RunResult | HeadsResult:
     """Trains towers or heads."""
     if isinstance(config, cloob.HeadsConfig):
-        from cloob.heads.run import run_heads
+        from cloob.heads.run import train_heads
 
-        return run_heads(config, show_epoch(name))
+        return train_heads(config, on_epoch=show_epoch(name))
     return train_to_the_signal(config, name)
 
 

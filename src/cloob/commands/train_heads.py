@@ -147,18 +147,18 @@ def docs_of(module: ModuleType) -> dict[str, str]:
 
 
 def run(config: HeadsConfig) -> int:
-    """Trains heads; 0 when the run reached its end or was stopped by SIGTERM."""
+    """Trains heads; 0 when the run reached its end."""
     check_config(config)
     if not config.has_vectors:
         check_packages([str(config.image_encoder), str(config.text_encoder)])
     say("opening data …")  # the imports alone take seconds
-    from cloob.heads.run import run_heads
+    from cloob.heads.run import train_heads
 
     for name in ("cloob.heads", "cloob.data.open", "cloob.data.vectors"):
         logging.getLogger(name).setLevel(logging.INFO)
-    result = run_heads(config, show_epoch(config.objective))
+    result = train_heads(config, on_epoch=show_epoch(config.objective))
     print_result(config, result)
-    return 1 if result.checkpoint is None else 0
+    return 0
 
 
 def show_epoch(title: str) -> Any:
@@ -174,9 +174,6 @@ def show_epoch(title: str) -> Any:
             message += f", validation loss {line['val_loss']:.4f}"
         if line["val_recall"] is not None:
             message += f", mean recall {100 * line['val_recall']:.1f} %"
-        if line["skipped"]:
-            counts = (f"{n} {reason}" for reason, n in line["skipped"].items())
-            message += f"; skipped (named in skipped.jsonl): {', '.join(counts)}"
         say(message)
 
     return show
@@ -192,20 +189,19 @@ def print_result(config: HeadsConfig, result: HeadsResult) -> None:
             why = "the patience was used up, --patience 0 goes on"
         print(f"{out}: already finished ({done}); {why}")
         return
-    if result.stopped:
-        print(f"stopped by {result.stopped} after {done}; go on with --resume auto")
     print(f"{out}: {done}, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
     if result.out_of_patience:
         epochs = f"no better for {config.patience} epochs"
         print(f"stopped at epoch {result.epochs}: {epochs}")
-    if result.recall is not None and result.checkpoint is not None:
+    if result.skipped:
+        counts = ", ".join(f"{n:,} {reason}" for reason, n in result.skipped.items())
+        print(f"skipped (named in skipped.jsonl): {counts}")
+    if result.recall is not None:
         place = result.checkpoint.name
         print(
             f"{out}:best: val_recall {result.recall:.4g} ({place}), of the pairs that"
             " chose it: lower on others"
         )
-    if result.stopped or result.checkpoint is None:
-        return
     if config.has_vectors:
         judge = ["--held-out"] if config.holds_out else ["--a", "A.npy", "--b", "B.npy"]
         embed: list[str | Path] = ["embed", out, "--a", str(config.a)]

@@ -14,8 +14,8 @@ from cloob.data.vectors import VectorPairs, usable_pairs
 from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
 from cloob.heads.choose import choose
-from cloob.heads.cleaning import cleaned
-from cloob.heads.fit import OnEpoch, Stop
+from cloob.heads.cleaning import suspicious_pairs, without
+from cloob.heads.fit import OnEpoch
 from cloob.heads.fitted import FittedHeads
 from cloob.heads.matrix import as_matrix
 from cloob.heads.settings import HeadSettings
@@ -35,7 +35,6 @@ def fit_heads(
     weights: Any = None,
     folder: Path | None = None,
     on_epoch: OnEpoch | None = None,
-    stop: Stop | None = None,
 ) -> FittedHeads:
     """Fits heads that bring the rows of two matrices together.
 
@@ -54,7 +53,6 @@ def fit_heads(
         folder: Of the states of all fits: a fit that was killed goes on there, bit for
             bit.
         on_epoch: Called with the line of every epoch.
-        stop: Asked after every step; True ends the fit.
 
     Returns:
         The heads, their history, and what held-out pairs decided.
@@ -81,15 +79,9 @@ def fit_heads(
     elif held_out:
         pairs, chosen_by = split(pairs, held_out)
     if settings.clean is not None:
-        pairs, _ = cleaned(pairs, settings.clean)
-    return choose(
-        pairs,
-        chosen_by,
-        settings,
-        folder=folder,
-        on_epoch=on_epoch,
-        stop=stop,
-    )
+        left_out = suspicious_pairs(pairs, settings.clean)
+        pairs = without(pairs, left_out, settings.clean)
+    return choose(pairs, chosen_by, settings, folder=folder, on_epoch=on_epoch)
 
 
 def pairs_of(

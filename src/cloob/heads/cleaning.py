@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cloob.data.vectors import VectorPairs
-from cloob.errors import InputError
-from cloob.heads.suspects import clean
+from cloob.errors import InputError, counted
+from cloob.heads.suspects import suspicion
 
 logger = logging.getLogger(__name__)
 
@@ -26,37 +26,45 @@ class LeftOut(NamedTuple):
     row: int  # among the training pairs
 
 
-def cleaned(pairs: VectorPairs, share: str) -> tuple[VectorPairs, list[LeftOut]]:
-    """The pairs without suspicious ones, and these, the most suspicious first."""
+def suspicious_pairs(pairs: VectorPairs, share: str) -> list[LeftOut]:
+    """The pairs to leave out, the most suspicious first.
+
+    Args:
+        pairs: Training pairs.
+        share: ``"auto"``: those that are more probably wrong than right, and none where
+            that is uncertain; a number: this share of the pairs.
+    """
     a, b, ids, keys = pairs.take(np.arange(len(pairs)))
     n_ids = len(torch.unique(ids))
     if n_ids < LEAST_IDS:
+        few = counted(n_ids, "distinct ids")
         raise InputError(
-            f"{pairs.name}: {n_ids} distinct ids; --clean needs {LEAST_IDS} or more"
+            f"{pairs.name}: {few}; clean needs {LEAST_IDS} of them or more"
         )
-    result = clean(a, b, ids, share)
-    low, high = result.interval
+    found = suspicion(a, b, ids)
+    low, high = found.wrong.interval
     logger.info(
         "wrong training pairs, by their scores: %s (95 %%: %s to %s)",
-        f"{result.share:.1%}",
+        f"{found.wrong.share:.1%}",
         f"{low:.1%}",
         f"{high:.1%}",
     )
+    count = found.count() if share == "auto" else round(float(share) * len(pairs))
     listed = []
-    for row in result.left_out().tolist():
-        score = float(f"{result.scores[row]:.6g}")
-        probability = round(float(result.probability[row]), 4)
+    for row in found.scores.argsort(stable=True)[:count].tolist():
+        score = float(f"{found.scores[row]:.6g}")
+        probability = round(float(found.wrong.probability[row]), 4)
         listed.append(LeftOut(keys[row], score, probability, row))
-    return without(pairs, listed, share), listed
+    return listed
 
 
-def without(pairs: VectorPairs, listed: list[LeftOut], share: str) -> VectorPairs:
-    """The pairs without those that are listed."""
+def without(pairs: VectorPairs, left_out: list[LeftOut], share: str) -> VectorPairs:
+    """The pairs without those that are left out."""
     logger.info(
-        "%s of %s training pairs are left out (--clean %s)",
-        f"{len(listed):,}",
+        "%s of %s training pairs are left out (clean = %s)",
+        f"{len(left_out):,}",
         f"{len(pairs):,}",
         share,
     )
-    rows = [one.row for one in listed]
+    rows = [pair.row for pair in left_out]
     return pairs.only(np.delete(np.arange(len(pairs)), rows))

@@ -27,19 +27,22 @@ class Ledger:
     of: dict[str, Any]  # fingerprints of the pairs, and the settings
     decisions: dict[str, Any]
 
-    def decide(self, name: str, value: Any) -> None:
-        """Notes a decision; the file is whole before this returns."""
+    def note(self, name: str, value: Any) -> None:
+        """Notes a decision, which ``write`` keeps."""
         self.decisions[name] = value
-        content = {"of": self.of, **self.decisions}
-        write_whole(self.file, json.dumps(content, indent=1, default=str) + "\n")
 
     def get(self, name: str) -> Any:
         """An earlier decision; None without."""
         return self.decisions.get(name)
 
+    def write(self) -> None:
+        """Writes all decisions; the file is whole before this returns."""
+        content = {"of": self.of, **self.decisions}
+        write_whole(self.file, json.dumps(content, indent=1, default=str) + "\n")
+
 
 def open_ledger(
-    run: Path, data: Mapping[str, Fingerprint], settings: Mapping[str, Any]
+    run: Path, fingerprints: Mapping[str, Fingerprint], settings: Mapping[str, Any]
 ) -> Ledger:
     """The ledger of a run, which goes on if there is one.
 
@@ -47,25 +50,22 @@ def open_ledger(
         InputError: The ledger there is of other pairs or settings, or cannot be read.
     """
     file = run / DECISIONS_FILE
-    of: dict[str, Any] = {
-        "pairs": {name: dict(fingerprint) for name, fingerprint in data.items()},
-        "settings": dict(settings),
-    }
+    of = {"pairs": dict(fingerprints), "settings": dict(settings)}
     if not file.is_file():
         return Ledger(file, of, {})
     decisions = read_json(file)
     before = decisions.pop("of", {})
-    wrong = []
-    for name, fingerprint in of["pairs"].items():
-        changed = differences(before.get("pairs", {}).get(name, {}), fingerprint)
-        wrong += [f"{name}: {change}" for change in changed]
-    then = before.get("settings", {})
-    for name, now in of["settings"].items():
-        if then.get(name) != now:
-            wrong.append(f"{name} is {now!r}, not {then.get(name)!r}")
-    if wrong:
+    changes = []
+    for name, fingerprint in fingerprints.items():
+        earlier = before.get("pairs", {}).get(name, {})
+        changes += [f"{name}: {one}" for one in differences(earlier, fingerprint)]
+    for name, value in settings.items():
+        earlier = before.get("settings", {}).get(name)
+        if earlier != value:
+            changes.append(f"{name} is {value!r}, not {earlier!r}")
+    if changes:
         raise InputError(
-            f"{run}: is a run of other pairs or settings ({'; '.join(wrong[:3])});"
+            f"{run}: is a run of other pairs or settings ({'; '.join(changes[:3])});"
             " give --overwrite or another --out"
         )
     return Ledger(file, of, decisions)

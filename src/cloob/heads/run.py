@@ -13,8 +13,6 @@ import io
 import json
 import logging
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from cloob.data.bad import by_reason, check_fraction
-from cloob.data.batch import Skip
 from cloob.data.open import open_source
 from cloob.data.source import (
     Fingerprint,
@@ -35,11 +32,11 @@ from cloob.data.source import (
     split,
 )
 from cloob.data.vectors import VectorPairs, open_pairs
-from cloob.errors import InputError, Stopped, counted
-from cloob.files import flush, whole_folder, write_whole
+from cloob.errors import InputError, counted
+from cloob.files import whole_folder, write_whole
 from cloob.heads import arrays
 from cloob.heads.choose import choose
-from cloob.heads.cleaning import LeftOut, cleaned, without
+from cloob.heads.cleaning import LeftOut, suspicious_pairs, without
 from cloob.heads.config import HeadsConfig, check_config, read_config
 from cloob.heads.features import embedded, first_captions, open_encoders
 from cloob.heads.fitted import FittedHeads
@@ -53,6 +50,7 @@ from cloob.models.folder import save_model
 
 logger = logging.getLogger(__name__)
 
+OnEpoch = Callable[[dict[str, Any]], object]
 FROZEN_SCALES: dict[str, dict[str, Any]] = {
     "infoloob": {"inv_tau": 15.0},
     "clip": {"inv_tau": 15.0, "learnable_inv_tau": False},
@@ -72,45 +70,19 @@ class HeadsResult:
     steps: int
     samples_seen: int
     seconds: float
-    checkpoint: Path | None  # the best; None where a signal came before the first epoch
+    checkpoint: Path
     recall: float | None = None  # of the held-out pairs that chose
     skipped: Mapping[str, int] = field(default_factory=dict)  # pairs by reason
-    stopped: str | None = None  # None when the run reached its end, else "SIGTERM"
     already_finished: bool = False
     out_of_patience: bool = False
 
 
-class Stop:
-    """Turns SIGTERM into a flag, in the main thread."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: Any = None
-
-    def __call__(self) -> bool:
-        return self.requested
-
-    def __enter__(self) -> Stop:
-        def request(*_: object) -> None:
-            self.requested = True
-
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-
-def train_heads(
-    config: HeadsConfig, *, on_epoch: Callable[[dict[str, Any]], object] | None = None
-) -> HeadsResult:
+def train_heads(config: HeadsConfig, *, on_epoch: OnEpoch | None = None) -> HeadsResult:
     """Fits heads to two files of vectors, or to the features of two frozen encoders,
     and writes a run folder.
 
-    SIGTERM ends the run after the current step: its state is kept, and ``Stopped`` is
-    raised, so that a script that trains in a loop ends too.
+    Whatever ends the process, the same call with ``resume="auto"`` goes on at the last
+    epoch, bit for bit.
 
     Args:
         config: What to fit to what.
@@ -123,7 +95,6 @@ def train_heads(
         InputError: A setting or a file is not right, or another process writes to the
             run folder.
         TrainingFailed: The loss is not finite.
-        Stopped: SIGTERM ended the run; it is a ``KeyboardInterrupt``.
 
     Example:
         >>> import numpy as np
@@ -136,27 +107,18 @@ def train_heads(
         >>> cloob.load_model(result.run).encode_a(np.load("a.npy")).shape
         torch.Size([300, 4])
     """
-    result = run_heads(config, on_epoch)
-    if result.stopped:
-        raise Stopped(result)
-    return result
-
-
-def run_heads(
-    config: HeadsConfig, on_epoch: Callable[[dict[str, Any]], object] | None = None
-) -> HeadsResult:
-    """As ``train_heads``, but a result says that a signal ended the run."""
     check_config(config)
-    with lock_run_folder(config.out), Stop() as stop:
-        start_folder(config)
-        is_new = not (config.out / runs.DECISIONS_FILE).exists()
-        try:
-            data = open_data(config)
-        except InputError:
-            if is_new:  # nothing has begun
-                (config.out / runs.DECISIONS_FILE).unlink(missing_ok=True)
-            raise
-        return fit_and_write(config, data, stop, on_epoch)
+    with lock_run_folder(config.out):
+        prepare_folder(config)
+        data = open_data(config)
+        began = time.perf_counter()
+        is_finished = data.ledger.get("finished") == length_of(config)
+        if not is_finished:
+            start_run(config, data)
+            fitted = fit_run(config, data, on_epoch)
+            finish_run(config, data, fitted)
+        seconds = time.perf_counter() - began
+        return result_of(config, data, seconds, already_finished=is_finished)
 
 
 @dataclass
@@ -166,9 +128,9 @@ class Data:
     pairs: VectorPairs
     held_out: VectorPairs | None
     ledger: Ledger
+    held_out_fingerprint: Fingerprint | None
     encoder: AlignedEncoder | None = None  # None for vectors
     left_out: list[LeftOut] = field(default_factory=list)
-    held_out_fingerprint: Fingerprint | None = None
 
     def model(self, heads: Heads, objective: dict[str, Any]) -> AlignedEncoder:
         """The model with these heads."""
@@ -179,11 +141,11 @@ class Data:
         return model
 
 
-# --- the run folder before the first step ---
+# --- the run folder and the pairs, before anything is written ---
 
 
-def start_folder(config: HeadsConfig) -> None:
-    """Refuses a folder that holds another run; removes it where it is to be
+def prepare_folder(config: HeadsConfig) -> None:
+    """Refuses a folder that holds other things; removes a run that is to be
     replaced.
     """
     out = config.out
@@ -203,7 +165,7 @@ def start_folder(config: HeadsConfig) -> None:
 
 
 def open_data(config: HeadsConfig) -> Data:
-    """Reads or embeds the pairs; what is decided of them is in the ledger."""
+    """Reads or embeds the pairs; what is decided of them is noted in the ledger."""
     data = open_vectors(config) if config.has_vectors else open_pictures(config)
     if data.held_out is not None:
         n_ids = len(np.unique(data.held_out.ids))
@@ -211,31 +173,36 @@ def open_data(config: HeadsConfig) -> Data:
             held_out = counted(n_ids, "ids")
             logger.warning("%s held out: their recall means little", held_out)
     if config.clean is not None:
-        known = data.ledger.get("suspects")
-        if known is None:
-            data.pairs, data.left_out = cleaned(data.pairs, config.clean)
-            data.ledger.decide("suspects", [list(one) for one in data.left_out])
-        else:
-            data.left_out = [LeftOut(*one) for one in known]
-            data.pairs = without(data.pairs, data.left_out, config.clean)
+        clean(data, config.clean)
     if data.encoder is not None and not config.mask_duplicates:
         numbers = np.arange(len(data.pairs))
         data.pairs = dataclasses.replace(data.pairs, ids=numbers)
     return data
 
 
+def clean(data: Data, share: str) -> None:
+    """Leaves out suspicious training pairs: those of the ledger, if it has them."""
+    noted = data.ledger.get("suspects")
+    if noted is None:
+        data.left_out = suspicious_pairs(data.pairs, share)
+        data.ledger.note("suspects", [list(line) for line in data.left_out])
+    else:
+        data.left_out = [LeftOut(*line) for line in noted]
+    data.pairs = without(data.pairs, data.left_out, share)
+
+
 def open_vectors(config: HeadsConfig) -> Data:
     """The pairs of two files of vectors."""
     pairs, held_out = vector_pairs(config)
-    data = {"training pairs": pairs.fingerprint()}
+    fingerprints = {"training pairs": pairs.fingerprint()}
     if held_out is not None:
-        data["held-out pairs"] = held_out.fingerprint()
-    ledger = open_ledger(config.out, data, config.kept())
-    if ledger.get("held_out") is None:
-        rows = [] if held_out is None else held_out.rows[:, 0].tolist()
-        ledger.decide("held_out", rows if config.held_out_share else [])
-    fingerprint = data.get("held-out pairs")
-    return Data(pairs, held_out, ledger, held_out_fingerprint=fingerprint)
+        fingerprints["held-out pairs"] = held_out.fingerprint()
+    ledger = open_ledger(config.out, fingerprints, config.kept())
+    rows = []
+    if held_out is not None and config.held_out_share:
+        rows = held_out.rows[:, 0].tolist()
+    ledger.note("held_out", rows)
+    return Data(pairs, held_out, ledger, fingerprints.get("held-out pairs"))
 
 
 def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
@@ -257,12 +224,7 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
             config.val_a, config.val_b, config.val_ids, drop=config.drop
         )
         check_usable(config, held_out)
-        for side in ("a", "b"):
-            width, of_val = getattr(pairs, side).shape[1], getattr(held_out, side)
-            if of_val.shape[1] != width:
-                raise InputError(
-                    f"val_{side} has {of_val.shape[1]:,} columns, {side} has {width:,}"
-                )
+        check_widths(pairs, held_out)
         return pairs, held_out
     if not config.held_out_share:
         return pairs, None
@@ -276,30 +238,45 @@ def check_usable(config: HeadsConfig, pairs: VectorPairs) -> None:
     check_fraction(pairs.name, "pairs", pairs.skipped, total, limit)
 
 
+def check_widths(pairs: VectorPairs, held_out: VectorPairs) -> None:
+    """Refuses held-out pairs of other columns."""
+    for side in ("a", "b"):
+        width = getattr(pairs, side).shape[1]
+        val_width = getattr(held_out, side).shape[1]
+        if val_width != width:
+            raise InputError(
+                f"val_{side} has {val_width:,} columns, {side} has {width:,}"
+            )
+
+
 def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Ledger]:
     """The training pairs of pictures and captions, the held-out ones, and the ledger,
     which knows these if a share is held out.
     """
-    columns: dict[str, Any] = {
-        "image_column": config.image_column,
-        "caption_column": config.caption_column,
-    }
-    sources = [open_source(spec, **columns) for spec in config.sources]
-    others = [open_source(spec, **columns) for spec in config.held_out_sources]
-    data: dict[str, Fingerprint] = {"training pairs": mix(sources).fingerprint()}
-    if others:
-        data["held-out pairs"] = mix(others).fingerprint()
-    ledger = open_ledger(config.out, data, config.kept())
-    rows = ledger.get("held_out")
+    sources, judges = (
+        [
+            open_source(
+                spec,
+                image_column=config.image_column,
+                caption_column=config.caption_column,
+            )
+            for spec in specs
+        ]
+        for specs in (config.sources, config.held_out_sources)
+    )
+    fingerprints = {"training pairs": mix(sources).fingerprint()}
+    if judges:
+        fingerprints["held-out pairs"] = mix(judges).fingerprint()
+    ledger = open_ledger(config.out, fingerprints, config.kept())
     if not config.held_out_share:
-        if rows is None:
-            ledger.decide("held_out", [])
-        return mix(sources), mix(others) if others else None, ledger
+        ledger.note("held_out", [])
+        return mix(sources), mix(judges) if judges else None, ledger
+    rows = ledger.get("held_out")
     if rows is None:
         logger.info("reading all pairs once, to hold some out (--val-split) …")
         chosen = choose_held_out(sources, config.held_out_share)
         rows = [part.tolist() for part in chosen]
-        ledger.decide("held_out", rows)
+        ledger.note("held_out", rows)
     parts = [np.array(part, np.int64) for part in rows]
     return *split(sources, parts), ledger
 
@@ -311,69 +288,84 @@ def open_pictures(config: HeadsConfig) -> Data:
     encoder = open_encoders(
         config.image_encoder, config.text_encoder, config.image_size
     )
-    how: dict[str, Any] = {
-        "workers": config.workers,
-        "max_bad_fraction": config.max_bad_fraction,
-    }
-    pairs = embedded(training, encoder, **how)
+    workers, limit = config.workers, config.max_bad_fraction
+    pairs = embedded(training, encoder, workers=workers, max_bad_fraction=limit)
     if held_out is None:
-        return Data(pairs, None, ledger, encoder)
-    judges = first_captions(embedded(held_out, encoder, kind="held-out pairs", **how))
+        return Data(pairs, None, ledger, None, encoder)
+    judges = embedded(
+        held_out,
+        encoder,
+        kind="held-out pairs",
+        workers=workers,
+        max_bad_fraction=limit,
+    )
+    judges = first_captions(judges)
     # a picture's right answer is its caption
     judges = dataclasses.replace(judges, ids=np.arange(len(judges)))
-    fingerprint = held_out.fingerprint()
-    return Data(pairs, judges, ledger, encoder, held_out_fingerprint=fingerprint)
+    return Data(pairs, judges, ledger, held_out.fingerprint(), encoder)
 
 
 # --- the fit, and what is written ---
 
 
-def fit_and_write(
-    config: HeadsConfig,
-    data: Data,
-    stop: Stop,
-    on_epoch: Callable[[dict[str, Any]], object] | None,
-) -> HeadsResult:
-    """Fits the heads and writes the run; one that is whole is left as it is."""
-    out, ledger = config.out, data.ledger
-    finished = ledger.get("finished")
-    if finished is not None and finished["epochs_asked"] == length_of(config):
-        found = runs.find_best(out)
-        checkpoint = runs.latest_checkpoint(out) if found is None else found[0]
-        lines = runs.read_lines(out / runs.EPOCHS_FILE)
-        return result_of(config, lines, checkpoint, {}, already_finished=True)
+def start_run(config: HeadsConfig, data: Data) -> None:
+    """Writes what the run was asked and what it decided, before the first step."""
+    out = config.out
+    data.ledger.write()
     write_whole(out / runs.RUN_CONFIG_FILE, config.to_json())
-    skipped = write_skipped(out, data)
-    write_suspects(out, data.left_out, config)
-    log = EpochLog(out, data, on_epoch)
-    began = time.perf_counter()
-    fitted = choose(
+    skipped = [vars(skip) for skip in data.pairs.skipped[:MAX_NAMED]]
+    if data.held_out is not None:
+        judges = data.held_out.skipped[:MAX_NAMED]
+        skipped += [{"held_out": True, **vars(skip)} for skip in judges]
+    write_lines(out / runs.SKIPPED_FILE, skipped)
+    if config.clean is not None:
+        table = io.StringIO(newline="")
+        csv.writer(table).writerows([LeftOut._fields, *data.left_out])
+        write_whole(out / runs.SUSPECTS_FILE, table.getvalue())
+
+
+def fit_run(config: HeadsConfig, data: Data, on_epoch: OnEpoch | None) -> FittedHeads:
+    """Fits heads to the pairs, an epoch's line at a time."""
+    is_frozen = data.encoder is not None
+
+    def log(line: dict[str, Any]) -> None:
+        lines = runs.read_lines(config.out / runs.EPOCHS_FILE)
+        before = [one for one in lines if one["epoch"] < line["epoch"]]
+        write_history(config.out, [*before, line])
+        if on_epoch is not None:
+            on_epoch(line)
+
+    def decide(choice: dict[str, Any]) -> None:
+        data.ledger.note("objective", choice)
+        data.ledger.write()
+        content = json.dumps(choice, indent=2)
+        write_whole(config.out / runs.OBJECTIVES_FILE, content)
+
+    return choose(
         data.pairs,
         data.held_out,
         config,
-        scales=FROZEN_SCALES if data.encoder is not None else USUAL_SCALES,
-        folder=out / runs.STATE_FOLDER,
+        scales=FROZEN_SCALES if is_frozen else USUAL_SCALES,
+        folder=config.out / runs.STATE_FOLDER,
         on_epoch=log,
-        stop=stop,
-        decided=ledger.get("objective"),
-        decide=lambda choice: decide_objective(ledger, choice),
+        decided=data.ledger.get("objective"),
+        decide=decide,
     )
-    log.write(fitted.history)
-    if fitted.stopped and not fitted.history:
-        return HeadsResult(out, 0, 0, 0, 0.0, None, stopped="SIGTERM")
-    best = write_checkpoints(config, data, fitted)
-    if not fitted.stopped:
-        for name in ("ridge", "power", "by_column", "joined", "refit"):
-            if name in fitted.decisions:
-                ledger.decide(name, fitted.decisions[name])
-        ledger.decide("finished", {"epochs_asked": length_of(config)})
-        forget_states(out / runs.STATE_FOLDER)
-    result = result_of(config, fitted.history, best, skipped)
-    return dataclasses.replace(
-        result,
-        seconds=time.perf_counter() - began,
-        stopped="SIGTERM" if fitted.stopped else None,
-    )
+
+
+def finish_run(config: HeadsConfig, data: Data, fitted: FittedHeads) -> None:
+    """Writes the heads and what was decided; a state is kept of the first fit alone,
+    which may go on for longer.
+    """
+    write_history(config.out, fitted.history)
+    write_checkpoint(config, data, fitted)
+    for name, decision in fitted.decisions.items():
+        data.ledger.note(name, decision)
+    data.ledger.note("finished", length_of(config))
+    data.ledger.write()
+    for file in (config.out / runs.STATE_FOLDER).glob("*.pt"):
+        if file.name != "fit.pt":
+            file.unlink()
 
 
 def length_of(config: HeadsConfig) -> list[Any]:
@@ -381,173 +373,69 @@ def length_of(config: HeadsConfig) -> list[Any]:
     return [config.epochs, config.patience, config.refit]
 
 
-def decide_objective(ledger: Ledger, choice: dict[str, Any]) -> None:
-    """Notes the objective that held-out pairs chose."""
-    ledger.decide("objective", choice)
-    content = json.dumps(choice, indent=2)
-    write_whole(ledger.file.with_name(runs.OBJECTIVES_FILE), content)
+def write_history(out: Path, history: list[dict[str, Any]]) -> None:
+    """Writes the lines of all epochs, which are the curve, too."""
+    for name in (runs.EPOCHS_FILE, runs.METRICS_FILE):
+        write_lines(out / name, history)
+
+
+def write_lines(file: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes a file of JSON lines."""
+    write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_checkpoint(config: HeadsConfig, data: Data, fitted: FittedHeads) -> None:
+    """Writes the heads of the best epoch, with what was joined with them, and removes
+    earlier ones.
+    """
+    best = fitted.history[fitted.best_epoch - 1]
+    joined = fitted.decisions.get("joined", {})
+    is_joined = bool(joined.get("is_taken"))
+    folder = config.out / runs.CHECKPOINTS_FOLDER
+    checkpoint = folder / runs.CHECKPOINT.format(best["step"])
+    with whole_folder(checkpoint) as place:
+        model = data.model(fitted.heads, fitted.objective)
+        save_model(place / runs.MODEL_FOLDER, model, fitted.objective)
+        if is_joined:
+            write_json(place / runs.JOINED_FILE, joined)
+        if data.held_out is not None:
+            fingerprint = json.dumps(data.held_out_fingerprint, sort_keys=True)
+            validation = {
+                "metric": "val_recall",
+                "val_recall": joined["recall"] if is_joined else best["val_recall"],
+                "held_out": digest([fingerprint]),
+            }
+            write_json(place / runs.VALIDATION_FILE, validation)
+    for earlier in folder.glob("step-*"):
+        if earlier != checkpoint:
+            shutil.rmtree(earlier)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file of a folder that is not there yet."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def result_of(
-    config: HeadsConfig,
-    history: list[dict[str, Any]],
-    checkpoint: Path,
-    skipped: Mapping[str, int],
-    *,
-    already_finished: bool = False,
+    config: HeadsConfig, data: Data, seconds: float, *, already_finished: bool
 ) -> HeadsResult:
-    """What a run came to, from the lines of its epochs."""
-    last = history[-1]
+    """What a finished run came to."""
+    last = runs.read_lines(config.out / runs.EPOCHS_FILE)[-1]
+    checkpoint = runs.latest_checkpoint(config.out)
+    validation = runs.read_validation(checkpoint) or {}
     n_epochs = 1 if config.objective == "cca" else config.epochs
-    facts = runs.read_validation(checkpoint) or {}
     return HeadsResult(
         config.out,
         last["epoch"],
         last["step"],
         last["samples_seen"],
-        last.get("seconds", 0.0),
+        seconds,
         checkpoint,
-        facts.get("val_recall"),
-        skipped,
+        validation.get("val_recall"),
+        by_reason(data.pairs.skipped),
         already_finished=already_finished,
         out_of_patience=last["epoch"] < n_epochs,
     )
-
-
-def forget_states(folder: Path) -> None:
-    """Removes the states of all fits but the first, which may go on for longer."""
-    for file in folder.glob("*.pt"):
-        if file.name != "fit.pt":
-            file.unlink()
-
-
-class EpochLog:
-    """Writes ``epochs.jsonl`` and ``metrics.jsonl``, a line an epoch."""
-
-    def __init__(
-        self,
-        out: Path,
-        data: Data,
-        on_epoch: Callable[[dict[str, Any]], object] | None,
-    ) -> None:
-        self._out, self._on_epoch = out, on_epoch
-        self._skipped = by_reason(data.pairs.skipped)
-        of_val = () if data.held_out is None else data.held_out.skipped
-        self._val_skipped = by_reason(of_val)
-        self._history: list[dict[str, Any]] = []
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        if line["epoch"] == 1:
-            self._history = []
-        elif not self._history:  # taken up again
-            lines = runs.read_lines(self._out / runs.EPOCHS_FILE)
-            self._history = [x for x in lines if x["epoch"] < line["epoch"]]
-        self._history.append(line)
-        self.write(self._history)
-        if self._on_epoch is not None:
-            self._on_epoch(self._shown(line))
-
-    def write(self, history: list[dict[str, Any]]) -> None:
-        """Writes the lines of all epochs."""
-        lines = [self._shown(line) for line in history]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_whole(self._out / runs.EPOCHS_FILE, text)
-        kept = ("epoch", "step", "samples_seen", "loss")
-        curve = [{key: line[key] for key in kept} for line in lines]
-        text = "".join(json.dumps(line) + "\n" for line in curve)
-        write_whole(self._out / runs.METRICS_FILE, text)
-
-    def _shown(self, line: dict[str, Any]) -> dict[str, Any]:
-        line = {**line, "skipped": self._skipped if line["epoch"] == 1 else {}}
-        if self._val_skipped:
-            line["val_skipped"] = self._val_skipped
-        return line
-
-
-def write_skipped(out: Path, data: Data) -> dict[str, int]:
-    """Names the pairs that cannot be used; returns their numbers by reason."""
-    place = {"step": 1, "epoch": 1}
-    lines = [skip_line(place, skip) for skip in data.pairs.skipped[:MAX_NAMED]]
-    if data.held_out is not None:
-        place = {**place, "held_out": True}
-        lines += [skip_line(place, skip) for skip in data.held_out.skipped[:MAX_NAMED]]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_whole(out / runs.SKIPPED_FILE, text)
-    return by_reason(data.pairs.skipped)
-
-
-def skip_line(place: dict[str, Any], skip: Skip) -> dict[str, Any]:
-    """The line of ``skipped.jsonl`` of a pair."""
-    return {**place, "rank": 0, **vars(skip)}
-
-
-def write_suspects(out: Path, left_out: list[LeftOut], config: HeadsConfig) -> None:
-    """Lists the pairs that are left out."""
-    if config.clean is None:
-        return
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([LeftOut._fields, *left_out])
-    write_whole(out / runs.SUSPECTS_FILE, text.getvalue())
-
-
-def write_checkpoints(config: HeadsConfig, data: Data, fitted: FittedHeads) -> Path:
-    """Writes the heads of the best epoch and of the last, and what was joined; returns
-    the best.
-    """
-    folder = config.out / runs.CHECKPOINTS_FOLDER
-    for earlier in folder.glob("step-*"):
-        shutil.rmtree(earlier)
-    lines = {line["epoch"]: line for line in fitted.history}
-    last, best = lines[max(lines)], lines[fitted.best_epoch]
-    objective, facts = fitted.objective, measured(config, data)
-    alone = fitted.heads if fitted.alone is None else fitted.alone
-    is_refit = "refit" in fitted.decisions
-    paths = []
-    if not is_refit:
-        paths.append(write_checkpoint(folder, data, alone, objective, best, facts))
-        if last is not best and fitted.last is not None:
-            write_checkpoint(folder, data, fitted.last, objective, last, facts)
-    joined = fitted.decisions.get("joined", {})
-    if is_refit or fitted.alone is not None:
-        recall = joined["recall"] if fitted.alone is not None else best["val_recall"]
-        line = {"step": last["step"] + 1, "val_loss": None, "val_recall": recall}
-        path = write_checkpoint(folder, data, fitted.heads, objective, line, facts)
-        if fitted.alone is not None:
-            content = json.dumps(joined, indent=2)
-            (path / runs.JOINED_FILE).write_text(content, encoding="utf-8")
-        paths.append(path)
-    return paths[-1]
-
-
-def measured(config: HeadsConfig, data: Data) -> dict[str, Any]:
-    """What validations are comparable by."""
-    held_out = None
-    if data.held_out_fingerprint is not None:
-        held_out = digest([json.dumps(data.held_out_fingerprint, sort_keys=True)])
-    return {"batch_size": config.batch_size, "held_out": held_out}
-
-
-def write_checkpoint(
-    folder: Path,
-    data: Data,
-    heads: Heads,
-    objective: dict[str, Any],
-    line: Mapping[str, Any],
-    facts: Mapping[str, Any],
-) -> Path:
-    """Writes one checkpoint, whole or not at all."""
-    path = folder / runs.CHECKPOINT.format(line["step"])
-    with whole_folder(path) as place:
-        model = data.model(heads, objective)
-        save_model(place / runs.MODEL_FOLDER, model, objective)
-        if line.get("val_recall") is not None:
-            names = ("step", "val_loss", "val_recall")
-            validation = {name: line[name] for name in names}
-            validation |= {"metric": "val_recall", **facts}
-            content = json.dumps(validation, indent=2) + "\n"
-            (place / runs.VALIDATION_FILE).write_text(content, encoding="utf-8")
-            flush(place / runs.VALIDATION_FILE)
-    return path
 
 
 # --- what other commands ask of a run ---

@@ -25,7 +25,6 @@ before anything is drawn, so a permutation of the rows permutes the answer, bit 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cloob.data.vectors import row_digests
 from cloob.errors import InputError, counted
 from cloob.functional.cca import (
     CanonicalDirections,
@@ -45,22 +45,21 @@ from cloob.functional.checks import check_ids
 from cloob.heads.matrix import as_matrix
 from cloob.heads.wrong_share import WrongShare, estimate_wrong_share
 
-_FOLDS = 5
-_RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
-_NEAREST = 10
+FOLDS = 5
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+NEAREST = 10
 # rows among which the nearest are looked for, evenly spread where there are more
-_CANDIDATES = 10_000
-_ROWS = 1024  # at a time
-_DRAWS = 4  # known wrong pairs for every given one
-_STEPS = 1000  # rows that are tried as a partner
-_JUDGED = 200  # given pairs that choose the ridge, if there are as many
-_LISTED = 512  # nearest rows that are kept at most
-_WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of the neighbours' terms
-_CHUNK = 1 << 16
-_NUMBERS = 1 << 23  # that are gathered at a time
+CANDIDATES = 10_000
+MAX_LISTED = 512  # nearest rows that are kept at most
+BLOCK = 1024  # rows at a time
+DRAWS = 4  # known wrong pairs for every given one
+MAX_STEPS = 1000  # rows that are tried as a partner
+N_JUDGED = 200  # given pairs that choose the ridge, if there are as many
+TERM_WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of the neighbours' terms
+MAX_NUMBERS = 1 << 23  # that are gathered at a time
 
-_T = TypeVar("_T")
-_Trained = PairMoments | CentredRows
+T = TypeVar("T")
+Trained = PairMoments | CentredRows
 
 
 @dataclass(frozen=True)
@@ -83,30 +82,7 @@ class Suspicion:
         return int((self.wrong.probability > 0.5).sum())
 
 
-@dataclass(frozen=True)
-class Cleaned:
-    """What is left of n pairs."""
-
-    kept_rows: Tensor  # (k,) int64, ascending
-    scores: Tensor  # (n,) float32; the lowest ones were left out
-    probability: Tensor  # (n,) float32, of being wrong
-    share: float  # of wrong pairs, estimated
-    interval: tuple[float, float]  # 95 % of it
-
-    def left_out(self) -> Tensor:
-        """The (n - k,) rows that were left out, lowest score first."""
-        order = self.scores.argsort(stable=True)
-        return order[~torch.isin(order, self.kept_rows)]
-
-
-def suspects(
-    a: Any,
-    b: Any,
-    ids: Any = None,
-    folds: int = _FOLDS,
-    *,
-    probability: bool = False,
-) -> Tensor:
+def suspects(a: Any, b: Any, ids: Any = None, *, probability: bool = False) -> Tensor:
     """How well the two sides of every pair belong together; the lowest scores are the
     most suspicious pairs.
 
@@ -115,7 +91,6 @@ def suspects(
         b: (n, F_b) finite numbers; row i belongs to row i of a, or is suspected not to.
         ids: (n,) integers (``cloob.ids`` makes them of texts); pairs of equal id are
             judged together, by the others.
-        folds: Parts, each scored by the directions of the others.
         probability: Return the probability that a pair is wrong instead, estimated from
             all scores (``cloob.heads.wrong_share``). It falls as the score rises.
 
@@ -125,7 +100,7 @@ def suspects(
 
     Raises:
         InputError: Shapes do not fit, a number is not finite, or there are fewer than
-            two distinct ids for a fold.
+            ten distinct ids.
 
     Example:
         >>> import torch, cloob
@@ -135,7 +110,7 @@ def suspects(
         >>> sorted(cloob.suspects(a, b).argsort()[:2].tolist())
         [3, 4]
     """
-    result = suspicion(dense_rows("a", a), dense_rows("b", b), ids, folds)
+    result = suspicion(dense_rows("a", a), dense_rows("b", b), ids)
     return result.wrong.probability if probability else result.scores
 
 
@@ -145,45 +120,19 @@ def dense_rows(name: str, rows: Any) -> Tensor:
     matrix = matrix.toarray() if hasattr(matrix, "toarray") else matrix
     dtype = np.float32 if matrix.dtype == np.float32 else np.float64
     dense = torch.from_numpy(np.require(matrix, dtype, ["C", "W"]))
-    for start, part in enumerate(torch.split(dense, _ROWS)):
-        finite = part.float().isfinite().all(1)
-        if not finite.all():
-            row = start * _ROWS + int(finite.int().argmin())
-            raise InputError(
-                f"{name}: row {row} holds NaN, infinity or a number that float32 cannot"
-                " hold"
-            )
+    is_bad = ~dense.float().isfinite().all(1)
+    if is_bad.any():
+        row = int(is_bad.int().argmax())
+        raise InputError(
+            f"{name}: row {row} holds NaN, infinity or a number that float32 cannot"
+            " hold"
+        )
     return dense
-
-
-def clean(a: Tensor, b: Tensor, ids: Any, share: str | float) -> Cleaned:
-    """Leaves out the pairs that least seem to belong together.
-
-    Args:
-        a: (n, F_a) numbers.
-        b: (n, F_b) numbers.
-        ids: (n,) integers, as of ``suspects``.
-        share: ``"auto"``: those that are more probably wrong than right, and none where
-            that is uncertain; a number: this share of the pairs.
-
-    Returns:
-        The rows that are kept, with the scores and probabilities of all.
-    """
-    result = suspicion(a, b, ids)
-    count = result.count() if share == "auto" else round(float(share) * len(a))
-    kept = result.scores.argsort(stable=True)[count:].sort().values
-    wrong = result.wrong
-    return Cleaned(kept, result.scores, wrong.probability, wrong.share, wrong.interval)
 
 
 @torch.no_grad()
 def suspicion(
-    a: Tensor,
-    b: Tensor,
-    ids: Any = None,
-    folds: int = _FOLDS,
-    *,
-    in_one_space: bool = False,
+    a: Tensor, b: Tensor, ids: Any = None, *, in_one_space: bool = False
 ) -> Suspicion:
     """As ``suspects``, with all that is known of the pairs.
 
@@ -196,37 +145,36 @@ def suspicion(
             f"a is {tuple(a.shape)}, b is {tuple(b.shape)}; two matrices with as many"
             " rows are needed"
         )
-    ids = ids.cpu() if isinstance(ids, Tensor) else ids
-    checked = check_ids(ids, None, n, n, torch.device("cpu"))
-    digests = _row_digests(a), _row_digests(b)
+    digests = digests_of(a), digests_of(b)
     both = digests[0] * np.uint64(0x9E3779B97F4A7C15) + digests[1]
-    group = _number_ids(both, None if checked is None else checked[0])
-    distinct = int(group.max()) + 1 if n else 0
-    folds = 1 if in_one_space else folds
-    if distinct < 2 * folds or not (in_one_space or folds > 1):
+    group = number_ids(both, ids)
+    n_ids = int(group.max(initial=-1)) + 1
+    folds = 1 if in_one_space else FOLDS
+    if n_ids < 2 * folds:
         raise InputError(
-            f"{counted(distinct, 'distinct ids')} in {folds} folds; 2 folds or more, of"
-            " 2 ids or more, are needed"
+            f"{counted(n_ids, 'distinct ids')} in {folds} folds; 2 ids or more a fold"
+            " are needed"
         )
     order = torch.from_numpy(np.argsort(both, kind="stable"))
-    pairs = _Pairs(
-        _centred(a, order),
-        _centred(b, order),
-        group[order],
-        *torch.from_numpy(np.stack(digests).view(np.int64))[:, order],
+    pairs = Pairs(
+        centred(a, order),
+        centred(b, order),
+        torch.from_numpy(group)[order],
+        torch.from_numpy(digests[0].view(np.int64))[order],
+        torch.from_numpy(digests[1].view(np.int64))[order],
     )
     if in_one_space:
-        scored = _score_in_one_space(pairs, a[order], b[order])
+        scored = score_in_one_space(pairs, a[order], b[order])
     else:
-        scored = _score_by_folds(pairs, folds)
+        scored = score_by_folds(pairs)
     scores, better = torch.empty(n), torch.empty(n, dtype=torch.long)
     scores[order] = scored.given
     better[order] = order[scored.better]
-    wrong = estimate_wrong_share(scores, scored.known_wrong, distinct)
+    wrong = estimate_wrong_share(scores, scored.known_wrong, n_ids)
     return Suspicion(scores, scored.known_wrong, better, wrong)
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Rows of both sides, the number of every pair's id, and digests of both rows."""
 
     a: Tensor  # (n, F_a) float64
@@ -235,18 +183,23 @@ class _Pairs(NamedTuple):
     digest_a: Tensor
     digest_b: Tensor
 
-    def take(self, rows: Tensor) -> _Pairs:
-        return _Pairs(*(part[rows] for part in self))
+    def take(self, rows: Tensor) -> Pairs:
+        return Pairs(*(part[rows] for part in self))
 
 
-class _Choice(NamedTuple):
+class Match(NamedTuple):
     """Rows of a and of b that are put together."""
 
     of_a: Tensor  # (m,) int64
     of_b: Tensor  # (m,)
 
+    @classmethod
+    def given(cls, n: int) -> Match:
+        """The pairs as they are given."""
+        return cls(torch.arange(n), torch.arange(n))
 
-class _Scored(NamedTuple):
+
+class Scored(NamedTuple):
     """Numbers of the given pairs and of those known to be wrong; the row of b that fits
     a row of a best.
     """
@@ -255,39 +208,46 @@ class _Scored(NamedTuple):
     known_wrong: Tensor  # (m,) float32
     better: Tensor  # (n,) int64
 
+    def count_above(self) -> float:
+        """How many times a given pair scores above a known wrong one."""
+        wrong = self.known_wrong.sort().values
+        return float(torch.searchsorted(wrong, self.given).sum())
 
-class _Near(NamedTuple):
+
+class Near(NamedTuple):
     """The nearest rows of every row, nearest first."""
 
     rows: Tensor  # (n, K) int64
     cosines: Tensor  # (n, K) float32
 
 
-def _row_digests(rows: Tensor) -> np.ndarray:
+# --- rows in an order of their own ---
+
+
+def digests_of(rows: Tensor) -> np.ndarray:
     """(n,) uint64 digests of the numbers of every row, whatever their type."""
-    digests = np.empty(len(rows), np.uint64)
-    for start, part in enumerate(torch.split(rows, _ROWS)):
-        wide = (part.double() + 0.0).numpy()  # -0.0 is 0.0
-        for row, numbers in enumerate(wide, start * _ROWS):
-            digest = hashlib.blake2b(numbers.tobytes(), digest_size=8).digest()
-            digests[row] = int.from_bytes(digest, "big")
-    return digests
+    wide = rows.double() + 0.0  # -0.0 is 0.0
+    return row_digests(wide.numpy()) if len(rows) else np.empty(0, np.uint64)
 
 
-def _number_ids(digests: np.ndarray, ids: Tensor | None) -> Tensor:
+def number_ids(digests: np.ndarray, ids: Any) -> np.ndarray:
     """(n,) numbers of the ids, in the order of the least digest of an id's pairs.
 
     Equal pairs are of one id where there are no ids, and ids whose least pairs are
     equal are one, so that no pair is judged by its copy.
     """
-    _, group = np.unique(digests if ids is None else ids.numpy(), return_inverse=True)
+    n = len(digests)
+    ids = ids.cpu() if isinstance(ids, Tensor) else ids
+    checked = check_ids(ids, None, n, n, torch.device("cpu"))
+    labels = digests if checked is None else checked[0].numpy()
+    _, group = np.unique(labels, return_inverse=True)
     least = np.full(int(group.max(initial=-1)) + 1, np.iinfo(np.uint64).max)
     np.minimum.at(least, group, digests)
     _, number = np.unique(least, return_inverse=True)
-    return torch.from_numpy(number[group])
+    return np.asarray(number[group])
 
 
-def _centred(rows: Tensor, order: Tensor) -> Tensor:
+def centred(rows: Tensor, order: Tensor) -> Tensor:
     """The rows in an order, as float64, about their mean, of greatest number one.
 
     The first row is subtracted before the mean, so that a constant column is zero; a
@@ -303,44 +263,7 @@ def _centred(rows: Tensor, order: Tensor) -> Tensor:
     return wide / size if size > 0 else wide
 
 
-def _score_in_one_space(pairs: _Pairs, a: Tensor, b: Tensor) -> _Scored:
-    """Scores the given pairs, and others that are known to be wrong, by cosines."""
-    known = _draw_known_wrong(pairs)
-    x, y = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
-    scored = _score_cosines(x, y, pairs.group, known)
-    return _combine([scored, *_neighbour_terms(pairs, known, by_column=False)])
-
-
-def _score_by_folds(pairs: _Pairs, folds: int) -> _Scored:
-    """Scores the given pairs, and others that are known to be wrong, by the closed form
-    of the other folds.
-    """
-    fold = pairs.group % folds
-    rows_of = [(fold == k).nonzero().squeeze(1) for k in range(folds)]
-    parts = [pairs.take(rows) for rows in rows_of]
-    drawn = [_draw_known_wrong(part) for part in parts]
-    others = _all_but_one(parts)
-    ridge, by_column = _choose_ridge(parts, others, drawn)
-
-    given = torch.empty(len(fold))
-    better = torch.empty(len(fold), dtype=torch.long)
-    known_wrong = []
-    for k, rows in enumerate(rows_of):
-        (directions,) = canonical_directions(others[k], [ridge], by_column=by_column)
-        scored = _score_fold(parts[k], others[k], directions, drawn[k])
-        given[rows] = scored.given
-        better[rows] = rows[scored.better]
-        known_wrong.append(scored.known_wrong)
-
-    known = _Choice(
-        torch.cat([rows[part.of_a] for rows, part in zip(rows_of, drawn, strict=True)]),
-        torch.cat([rows[part.of_b] for rows, part in zip(rows_of, drawn, strict=True)]),
-    )
-    scored = _Scored(given, torch.cat(known_wrong), better)
-    return _combine([scored, *_neighbour_terms(pairs, known, by_column)])
-
-
-def _draw_known_wrong(pairs: _Pairs) -> _Choice:
+def draw_known_wrong(pairs: Pairs) -> Match:
     """Pairs that are known to be wrong, some for every row.
 
     A draw puts the rows in random order; a row's partner is the next one that differs
@@ -349,216 +272,252 @@ def _draw_known_wrong(pairs: _Pairs) -> _Choice:
     n = len(pairs.group)
     generator = torch.Generator().manual_seed(0)
     of_a, of_b = [], []
-    for _ in range(_DRAWS):
+    for _ in range(DRAWS):
         order = torch.randperm(n, generator=generator)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(n)
+        place = order.argsort()
         waiting = torch.arange(n)
-        for step in range(1, min(n, _STEPS)):
+        for step in range(1, min(n, MAX_STEPS)):
             candidate = order[(place[waiting] + step) % n]
-            differs = torch.stack(
-                [key[candidate] != key[waiting] for key in pairs[2:]]
-            ).all(0)
+            differs = torch.ones(len(waiting), dtype=torch.bool)
+            for key in (pairs.group, pairs.digest_a, pairs.digest_b):
+                differs &= key[candidate] != key[waiting]
             of_a.append(waiting[differs])
             of_b.append(candidate[differs])
             waiting = waiting[~differs]
             if not len(waiting):
                 break
-    return _Choice(torch.cat(of_a), torch.cat(of_b))
+    return Match(torch.cat(of_a), torch.cat(of_b))
 
 
-def _all_but_one(parts: list[_Pairs]) -> list[_Trained]:
+# --- scores ---
+
+
+def score_in_one_space(pairs: Pairs, a: Tensor, b: Tensor) -> Scored:
+    """Scores the given pairs, and others that are known to be wrong, by cosines."""
+    wrong = draw_known_wrong(pairs)
+    x, y = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
+    scored = score_cosines(x, y, pairs.group, wrong)
+    return combine([scored, *neighbour_terms(pairs, wrong, by_column=False)])
+
+
+def score_by_folds(pairs: Pairs) -> Scored:
+    """Scores the given pairs, and others that are known to be wrong, by the closed form
+    of the other folds.
+    """
+    fold = pairs.group % FOLDS
+    rows_of = [(fold == k).nonzero().squeeze(1) for k in range(FOLDS)]
+    parts = [pairs.take(rows) for rows in rows_of]
+    drawn = [draw_known_wrong(part) for part in parts]
+    trained = all_but_one(parts)
+    ridge, by_column = choose_ridge(parts, trained, drawn)
+
+    given = torch.empty(len(fold))
+    better = torch.empty(len(fold), dtype=torch.long)
+    known_wrong, of_a, of_b = [], [], []
+    for k, rows in enumerate(rows_of):
+        (directions,) = canonical_directions(trained[k], [ridge], by_column=by_column)
+        scored = score_fold(parts[k], trained[k], directions, drawn[k])
+        given[rows] = scored.given
+        better[rows] = rows[scored.better]
+        known_wrong.append(scored.known_wrong)
+        of_a.append(rows[drawn[k].of_a])
+        of_b.append(rows[drawn[k].of_b])
+    scored = Scored(given, torch.cat(known_wrong), better)
+    wrong = Match(torch.cat(of_a), torch.cat(of_b))
+    return combine([scored, *neighbour_terms(pairs, wrong, by_column)])
+
+
+def all_but_one(parts: list[Pairs]) -> list[Trained]:
     """For every fold the pairs of the other folds, in the form that costs less."""
-    wide = max(parts[0].a.shape[1], parts[0].b.shape[1])
-    if sum(len(part.group) for part in parts) < wide:
+    widest = max(parts[0].a.shape[1], parts[0].b.shape[1])
+    if sum(len(part.group) for part in parts) < widest:
         return [
             CentredRows.of(
                 torch.cat([part.a for part in others]),
                 torch.cat([part.b for part in others]),
             )
-            for others in _leave_one_out(parts)
+            for others in leave_one_out(parts)
         ]
     moments = [PairMoments.of(part.a, part.b) for part in parts]
-    return [sum(others[1:], others[0]) for others in _leave_one_out(moments)]
+    return [sum(others[1:], others[0]) for others in leave_one_out(moments)]
 
 
-def _leave_one_out(parts: list[_T]) -> list[list[_T]]:
+def leave_one_out(parts: list[T]) -> list[list[T]]:
     return [[*parts[:k], *parts[k + 1 :]] for k in range(len(parts))]
 
 
-def _choose_ridge(
-    parts: list[_Pairs], others: list[_Trained], drawn: list[_Choice]
+def choose_ridge(
+    parts: list[Pairs], trained: list[Trained], drawn: list[Match]
 ) -> tuple[float, bool]:
     """The ridge, and whether columns are standardised, by which a given pair scores
     above a known wrong one most often: in the first fold, in more where it is small.
     """
     above: dict[tuple[float, bool], float] = {}
-    judged = 0
-    for part, trained, known in zip(parts, others, drawn, strict=True):
-        if judged >= _JUDGED:
+    n_judged = 0
+    for part, others, wrong in zip(parts, trained, drawn, strict=True):
+        if n_judged >= N_JUDGED:
             break
-        judged += len(part.group)
+        n_judged += len(part.group)
         for by_column in (False, True):
-            tried = canonical_directions(trained, _RIDGES, by_column=by_column)
-            for ridge, directions in zip(_RIDGES, tried, strict=True):
-                scored = _score_fold(part, trained, directions, known)
+            tried = canonical_directions(others, RIDGES, by_column=by_column)
+            for ridge, directions in zip(RIDGES, tried, strict=True):
+                scored = score_fold(part, others, directions, wrong)
                 setting = ridge, by_column
-                above[setting] = above.get(setting, 0.0) + _count_above(scored)
+                above[setting] = above.get(setting, 0.0) + scored.count_above()
     return max(above, key=lambda setting: above[setting])
 
 
-def _count_above(scored: _Scored) -> float:
-    """How many times a given pair scores above a known wrong one."""
-    wrong = scored.known_wrong.sort().values
-    return float(torch.searchsorted(wrong, scored.given).sum())
-
-
-def _score_fold(
-    pairs: _Pairs, trained: _Trained, directions: CanonicalDirections, known: _Choice
-) -> _Scored:
+def score_fold(
+    pairs: Pairs, trained: Trained, directions: CanonicalDirections, wrong: Match
+) -> Scored:
     """The pairs of a fold by directions that have not seen them; all rows count within
     the fold.
     """
     of_a, of_b = directions.weighted(1.0)
     x = F.normalize((pairs.a - trained.mean_a) @ of_a, dim=1).float()
     y = F.normalize((pairs.b - trained.mean_b) @ of_b, dim=1).float()
-    return _score_cosines(x, y, pairs.group, known)
+    return score_cosines(x, y, pairs.group, wrong)
 
 
-def _score_cosines(x: Tensor, y: Tensor, group: Tensor, known: _Choice) -> _Scored:
+def score_cosines(x: Tensor, y: Tensor, group: Tensor, wrong: Match) -> Scored:
     """The cosines of unit rows less the mean ones of their nearest rows."""
-    listed = _list_length(group)
-    near_x, near_y = _find_nearest(x, y, listed), _find_nearest(y, x, listed)
-    own = torch.arange(len(x))
-    scores = []
-    for of_x, of_y in (_Choice(own, own), known):
-        hub_x = _mean_cosine(near_x, of_x, group, group[of_y])
-        hub_y = _mean_cosine(near_y, of_y, group, group[of_x])
-        scores.append((x[of_x] * y[of_y]).sum(1) - (hub_x + hub_y) / 2)
-    nearest, _ = _first_of_other_ids(near_x.rows, group, [group])
-    nearest = nearest[:, 0]
+    near_x, near_y = find_nearest(x, y, group), find_nearest(y, x, group)
+    near = near_x, near_y
+    own = Match.given(len(x))
+    given = cosines_less_hubs(x, y, group, near, own)
+    known_wrong = cosines_less_hubs(x, y, group, near, wrong)
+    is_other = group[near_x.rows] != group[:, None]
+    first = is_other.byte().argmax(1, keepdim=True)
+    nearest = near_x.rows.gather(1, first).squeeze(1)
     fits = (x * y[nearest]).sum(1) > (x * y).sum(1)
     fits &= group[nearest] != group
-    return _Scored(scores[0], scores[1], torch.where(fits, nearest, own))
+    return Scored(given, known_wrong, torch.where(fits, nearest, own.of_b))
 
 
-def _neighbour_terms(pairs: _Pairs, known: _Choice, by_column: bool) -> list[_Scored]:
+def cosines_less_hubs(
+    x: Tensor, y: Tensor, group: Tensor, near: tuple[Near, Near], pairs: Match
+) -> Tensor:
+    """(m,) cosines less how near both rows are to everything."""
+    of_a, of_b = pairs
+    hub_x = mean_cosine(near[0], of_a, group, group[of_b])
+    hub_y = mean_cosine(near[1], of_b, group, group[of_a])
+    return (x[of_a] * y[of_b]).sum(1) - (hub_x + hub_y) / 2
+
+
+def neighbour_terms(pairs: Pairs, wrong: Match, by_column: bool) -> list[Scored]:
     """How like the two sides' neighbours are: of a row of a with the nearest other rows
     of a, the mean cosine of its row of b with theirs; and the other way round.
     """
-    sides = []
-    for rows in (pairs.a, pairs.b):
-        spread = rows.std(0) if by_column else torch.ones_like(rows[0])
-        scaled = rows / spread.masked_fill(spread == 0, 1.0)
-        sides.append(F.normalize(scaled, dim=1).float())
+    a, b = scaled(pairs.a, by_column), scaled(pairs.b, by_column)
     group = pairs.group
+    near_a, near_b = find_nearest(a, a, group), find_nearest(b, b, group)
     own = torch.arange(len(group))
-    listed = _list_length(group)
-    terms = []
-    for side, (mine, other) in enumerate((sides, sides[::-1])):
-        near = _find_nearest(mine, mine, listed)
-        means = []
-        for chosen in (_Choice(own, own), known):
-            query, opposite = chosen[side], chosen[1 - side]
-            means.append(_mean_agreement(near.rows, other, group, query, opposite))
-        terms.append(_Scored(means[0], means[1], own))
-    return terms
+    of_a = Scored(
+        mean_agreement(near_a, b, group, own, own),
+        mean_agreement(near_a, b, group, wrong.of_a, wrong.of_b),
+        own,
+    )
+    of_b = Scored(
+        mean_agreement(near_b, a, group, own, own),
+        mean_agreement(near_b, a, group, wrong.of_b, wrong.of_a),
+        own,
+    )
+    return [of_a, of_b]
 
 
-def _combine(terms: list[_Scored]) -> _Scored:
+def scaled(rows: Tensor, by_column: bool) -> Tensor:
+    """Unit rows, of columns in units of their spread if asked for."""
+    if by_column:
+        spread = rows.std(0)
+        rows = rows / spread.masked_fill(spread == 0, 1.0)
+    return F.normalize(rows, dim=1).float()
+
+
+def combine(terms: list[Scored]) -> Scored:
     """The sum of the terms, in deviations of known wrong pairs from their mean; the
     first counts fully, the others as much as tells given pairs from known wrong ones
     best.
     """
     if not len(terms[0].known_wrong):
         return terms[0]
-    standardised = []
-    for term in terms:
-        mean = term.known_wrong.mean()
-        deviation = term.known_wrong.std(correction=0)
-        deviation = deviation if deviation > 0 else torch.ones(())
-        standardised.append(
-            ((term.given - mean) / deviation, (term.known_wrong - mean) / deviation)
-        )
-    (given, known_wrong), *others = standardised
+    first, of_a, of_b = map(standardised, terms)
     tried = [
-        _Scored(
-            given + weight * sum(part for part, _ in others),
-            known_wrong + weight * sum(part for _, part in others),
-            terms[0].better,
+        Scored(
+            first.given + weight * (of_a.given + of_b.given),
+            first.known_wrong + weight * (of_a.known_wrong + of_b.known_wrong),
+            first.better,
         )
-        for weight in _WEIGHTS
+        for weight in TERM_WEIGHTS
     ]
-    return max(tried, key=_count_above)
+    return max(tried, key=Scored.count_above)
 
 
-def _list_length(group: Tensor) -> int:
-    """As many nearest rows as leave enough of other ids."""
-    largest = int(torch.bincount(group).max())
-    return min(_NEAREST + 2 * largest, _LISTED)
+def standardised(term: Scored) -> Scored:
+    """The term in deviations of known wrong pairs from their mean."""
+    mean = term.known_wrong.mean()
+    deviation = term.known_wrong.std(correction=0)
+    unit = deviation if deviation > 0 else torch.ones(())
+    return Scored(
+        (term.given - mean) / unit, (term.known_wrong - mean) / unit, term.better
+    )
 
 
-def _find_nearest(queries: Tensor, rows: Tensor, count: int) -> _Near:
-    """The nearest of (m, D) unit rows for (n, D) unit queries."""
-    step = max(1, -(-len(rows) // _CANDIDATES))
+# --- the nearest rows ---
+
+
+def find_nearest(queries: Tensor, rows: Tensor, group: Tensor) -> Near:
+    """The nearest of (n, D) unit rows for (n, D) unit queries, as many as leave enough
+    of other ids.
+    """
+    step = max(1, -(-len(rows) // CANDIDATES))
     candidates = torch.arange(0, len(rows), step)
+    largest = int(torch.bincount(group).max())
+    count = min(NEAREST + 2 * largest, MAX_LISTED, len(candidates))
     others = rows[candidates].T
-    count = min(count, len(candidates))
-    found = [(part @ others).topk(count, dim=1) for part in torch.split(queries, _ROWS)]
-    return _Near(
+    found = [(part @ others).topk(count, dim=1) for part in torch.split(queries, BLOCK)]
+    return Near(
         torch.cat([candidates[top.indices] for top in found]),
         torch.cat([top.values for top in found]),
     )
 
 
-def _first_of_other_ids(
-    listed: Tensor, group: Tensor, left_out: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The first listed rows of other groups than those that are left out.
-
-    Args:
-        listed: (m, K) rows.
-        group: (n,) groups of all rows.
-        left_out: Vectors of (m,) groups.
-
-    Returns:
-        (m, k) rows, and (m, k) 1.0 where a row is of another group, else 0.0.
+def weights_of_ten(groups: Tensor, *excluded: Tensor) -> Tensor:
+    """(m, K) weights of the mean over the first ten of (m, K) listed rows, by their
+    groups, that are of no excluded group; of the last one where all are.
     """
-    groups = group[listed]
-    same = torch.stack([groups == one[:, None] for one in left_out]).any(0)
-    places = same.byte().argsort(dim=1, stable=True)[:, :_NEAREST]
-    return listed.gather(1, places), (~same).gather(1, places).float()
+    usable = torch.ones_like(groups, dtype=torch.bool)
+    for group in excluded:
+        usable &= groups != group[:, None]
+    chosen = usable & (usable.cumsum(1) <= NEAREST)
+    chosen[:, -1] |= ~usable.any(1)
+    return chosen.float() / chosen.sum(1, keepdim=True)
 
 
-def _mean_cosine(near: _Near, query: Tensor, group: Tensor, left_out: Tensor) -> Tensor:
-    """(m,) mean cosines of some rows' nearest rows but those of a group each; where the
-    list holds no others, the last cosine.
+def mean_cosine(near: Near, query: Tensor, group: Tensor, excluded: Tensor) -> Tensor:
+    """(m,) mean cosines of some rows with their ten nearest but those of a group
+    each.
     """
     means = []
-    for part in torch.split(torch.arange(len(query)), _CHUNK):
-        cosines = near.cosines[query[part]]
-        same = group[near.rows[query[part]]] == left_out[part, None]
-        place = (~same).cumsum(1)
-        chosen = (~same & (place <= _NEAREST)).float()
-        total = chosen.sum(1)
-        mean = (cosines * chosen).sum(1) / total.clamp_min(1)
-        means.append(torch.where(total > 0, mean, cosines[:, -1]))
+    size = max(1, MAX_NUMBERS // near.rows.shape[1])
+    for part in torch.split(torch.arange(len(query)), size):
+        rows = query[part]
+        weights = weights_of_ten(group[near.rows[rows]], excluded[part])
+        means.append((near.cosines[rows] * weights).sum(1))
     return torch.cat(means)
 
 
-def _mean_agreement(
-    listed: Tensor, other: Tensor, group: Tensor, query: Tensor, opposite: Tensor
+def mean_agreement(
+    near: Near, other: Tensor, group: Tensor, query: Tensor, opposite: Tensor
 ) -> Tensor:
     """(m,) mean cosines, on the other side, of a row that stands opposite with those of
-    the nearest rows of other ids; 0 where the list holds none.
+    the query's ten nearest rows of other ids.
     """
     means = []
-    size = max(1, _NUMBERS // (_NEAREST * other.shape[1]))
+    size = max(1, MAX_NUMBERS // (near.rows.shape[1] * other.shape[1]))
     for part in torch.split(torch.arange(len(query)), size):
         mine, theirs = query[part], opposite[part]
-        left_out = [group[mine], group[theirs]]
-        rows, chosen = _first_of_other_ids(listed[mine], group, left_out)
+        rows = near.rows[mine]
+        weights = weights_of_ten(group[rows], group[mine], group[theirs])
         cosines = (other[rows] @ other[theirs].unsqueeze(2)).squeeze(2)
-        total = chosen.sum(1).clamp_min(1)
-        means.append((cosines * chosen).sum(1) / total)
+        means.append((cosines * weights).sum(1))
     return torch.cat(means)
