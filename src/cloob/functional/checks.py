@@ -129,31 +129,32 @@ def check_ids(
     """
     if ids is None and candidate_ids is None:
         return None
-    if ids is not None and not isinstance(ids, Tensor):  # of numpy, or a list
+    if ids is None or (candidate_ids is None and n != m):
+        raise ValueError(
+            f"ids of {n} anchors and candidate_ids of {m} candidates are expected"
+            " together"
+        )
+    if not isinstance(ids, Tensor):  # of numpy, or a list
         try:
             ids = torch.as_tensor(ids, device=device)
         except (TypeError, ValueError) as error:
             raise TypeError(
                 "ids are integers; cloob.ids makes them of texts"
             ) from error
-    if ids is None or (candidate_ids is None and n != m):
-        raise ValueError(
-            f"ids of {n} anchors and candidate_ids of {m} candidates are expected"
-            " together"
-        )
     candidate_ids = ids if candidate_ids is None else candidate_ids
-    for name, vector, length in (("ids", ids, n), ("candidate_ids", candidate_ids, m)):
-        if (
-            vector.shape != (length,)
-            or vector.is_floating_point()
-            or vector.device != device
-        ):
-            given = (
-                f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype} on"
-                f" {vector.device}"
-            )
-            raise ValueError(f"{given}; {length} integers on {device} are expected")
+    check_integers("ids", ids, n, device)
+    check_integers("candidate_ids", candidate_ids, m, device)
     return ids, candidate_ids
+
+
+def check_integers(name: str, vector: Tensor, n: int, device: torch.device) -> None:
+    """Refuses all but n integers on the device."""
+    whole = not vector.is_floating_point()
+    if vector.shape != (n,) or vector.device != device or not whole:
+        raise ValueError(
+            f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype} on"
+            f" {vector.device}; {n} integers on {device} are expected"
+        )
 
 
 def as_vector(x: Tensor, name: str) -> Tensor:

@@ -256,72 +256,83 @@ def loss_over_ranks(
     ``negatives``: further candidates of the anchors x, with their layout. They are
     stored in no memory.
     """
-    x, y, labels, scales, layout = batch
+    layout = batch.layout
     assert layout is not None
-    inv_tau, options = scales["inv_tau"], {"matmul": matmul} if matmul else {}
-
-    def retrieve(query: Tensor, memory: Tensor) -> Tensor:
-        return (
-            backend.hopfield_retrieval(query, memory, scales["beta"], **options)
-            if hopfield
-            else query
-        )
-
-    share = len(x) / layout.total
-    ids = labels.ids
-    all_ids = None if ids is None else distributed.gather_rows(ids, layout)
     both_directions = both_directions_of(backend, contrast, hopfield)
-    if both_directions is not None and negatives is None and not labels.weigh:
+    if both_directions is not None and negatives is None and not batch.labels.weigh:
         both = both_directions(
-            x,
-            distributed.gather_rows(y, layout),
-            inv_tau,
-            positive_offset=layout.local.start,
-            ids=ids,
-            candidate_ids=all_ids,
+            batch.x,
+            distributed.gather_rows(batch.y, layout),
+            batch.scales["inv_tau"],
             exclude_above=exclude_above,
             matmul=matmul,
             stack_ranks=partial(distributed.stack_ranks, layout=layout),
-        )
-        return distributed.global_sum(combine(both, inv_tau, scale) * share, layout)
-    all_x, all_y = _gather_both(x, y, layout)
-    u_x, u_y, v_x, v_y = (
-        retrieve(query, memory) for memory in (all_x, all_y) for query in (x, y)
-    )
-    all_u_y, all_v_x = _gather_both(u_y, v_x, layout) if hopfield else (all_y, all_x)
-    if negatives is not None:
-        z, layout_of_z = negatives
-        all_u_y = torch.cat(
-            [all_u_y, distributed.gather_rows(retrieve(z, all_x), layout_of_z)]
-        )
-    if labels.weigh:
-        direction = weighted_direction(
-            backend,
-            contrast,
-            scales["bias"],
-            exclude_above,
-            labels.targets,
-            labels.weights,
+            **_place_among_all(batch, layout),
         )
     else:
-        direction = direction_of(
-            backend, contrast, scales["bias"], exclude_above, matmul
+        both = _two_products(
+            batch, layout, backend, contrast, hopfield, exclude_above, matmul, negatives
         )
-    direction = partial(
-        direction,
-        inv_tau=inv_tau,
-        positive_offset=layout.local.start,
-        ids=ids,
-        candidate_ids=all_ids,
-    )
-    images = direction(u_x, all_u_y)
-    # Where both directions are one sum over all pairs, the sum over ranks of the first
-    # is that sum.
-    symmetric = is_symmetric(contrast, hopfield, exclude_above) and not labels.weigh
-    texts = images if symmetric else direction(v_y, all_v_x)
-    return distributed.global_sum(
-        combine(images + texts, inv_tau, scale) * share, layout
-    )
+    share = len(batch.x) / layout.total
+    loss = combine(both, batch.scales["inv_tau"], scale)
+    return distributed.global_sum(loss * share, layout)
+
+
+def _place_among_all(batch: Batch, layout: Layout) -> dict[str, Any]:
+    """Where the own pairs are among those of all ranks, and the ids of both."""
+    ids = batch.labels.ids
+    return {
+        "positive_offset": layout.local.start,
+        "ids": ids,
+        "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
+    }
+
+
+def _two_products(
+    batch: Batch,
+    layout: Layout,
+    backend: ModuleType,
+    contrast: str,
+    hopfield: bool,
+    exclude_above: float | None,
+    matmul: torch.dtype | None,
+    negatives: tuple[Tensor, Layout] | None,
+) -> Tensor:
+    """The sum of both directions of the own anchors, a product of logits each."""
+    x, y, labels, scales, _ = batch
+    place = _place_among_all(batch, layout)
+
+    def retrieve(query: Tensor, memory: Tensor) -> Tensor:
+        if not hopfield:
+            return query
+        options = {"matmul": matmul} if matmul else {}
+        retrieved: Tensor = backend.hopfield_retrieval(
+            query, memory, scales["beta"], **options
+        )
+        return retrieved
+
+    all_x, all_y = _gather_both(x, y, layout)
+    u_x, u_y = retrieve(x, all_x), retrieve(y, all_x)
+    v_x, v_y = retrieve(x, all_y), retrieve(y, all_y)
+    all_u_y, all_v_x = all_y, all_x
+    if hopfield:
+        all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
+    if negatives is not None:
+        z, layout_of_z = negatives
+        more = distributed.gather_rows(retrieve(z, all_x), layout_of_z)
+        all_u_y = torch.cat([all_u_y, more])
+    bias = scales["bias"]
+    if labels.weigh:
+        direction = weighted_direction(
+            backend, contrast, bias, exclude_above, labels.targets, labels.weights
+        )
+    else:
+        direction = direction_of(backend, contrast, bias, exclude_above, matmul)
+    images = direction(u_x, all_u_y, scales["inv_tau"], **place)
+    if is_symmetric(contrast, hopfield, exclude_above) and not labels.weigh:
+        # Both directions are one sum over all pairs: so is the sum over ranks of one.
+        return 2 * images
+    return images + direction(v_y, all_v_x, scales["inv_tau"], **place)
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
