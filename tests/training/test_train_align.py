@@ -138,7 +138,7 @@ def test_every_distinct_picture_and_text_is_embedded_once(
         return compute(self, side, batch)
 
     monkeypatch.setattr(AlignedEncoder, "features_of", counting)
-    pairs = embedded(open_source(tmp_path / "t.csv"), encoder)
+    pairs, _ = embedded(open_source(tmp_path / "t.csv"), encoder)
     assert counted == {"image": 10, "text": 3}
     assert len(pairs) == len(rows) and pairs.a.shape[0] == 10 and pairs.b.shape[0] == 3
     monkeypatch.setattr(AlignedEncoder, "features_of", compute)
@@ -165,7 +165,8 @@ def test_a_bad_caption_loses_no_picture_and_a_bad_picture_all_its_captions(
     ]
     table = "".join(f"{pairs_folder}/{name}.png\t{text}\n" for name, text in rows)
     (tmp_path / "t.csv").write_text(f"filepath\ttitle\n{table}")
-    pairs = embedded(open_source(tmp_path / "t.csv"), encoder)
+    pairs, rows_of_source = embedded(open_source(tmp_path / "t.csv"), encoder)
+    assert rows_of_source.tolist() == [1, 2, 5]
     assert pairs.rows.tolist() == [[0, 0], [0, 1], [1, 2]] or len(pairs) == 3
     assert len(np.unique(pairs.rows[:, 0])) == 2
     reasons = [skip.reason for skip in pairs.skipped]
@@ -184,7 +185,7 @@ def test_features_are_those_of_the_bytes_that_are_there(
     shutil.copytree(pairs_folder, folder)
 
     def features(encoder=encoder):
-        pairs = embedded(open_source(folder), encoder)
+        pairs, _ = embedded(open_source(folder), encoder)
         return torch.from_numpy(pairs.a[pairs.rows[:, 0]])
 
     before, paths = features(), [folder / "00.png", folder / "01.png"]
@@ -250,7 +251,7 @@ def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(
     captions = [(i, f"caption {i} {j}") for i in range(10) for j in range(1 + i % 3)]
     table = "".join(f"{pairs_folder}/{i:02}.png\t{text}\n" for i, text in captions)
     (tmp_path / "t.csv").write_text(f"filepath\ttitle\n{table}")
-    pairs = embedded(open_source(tmp_path / "t.csv"), encoder)
+    pairs, _ = embedded(open_source(tmp_path / "t.csv"), encoder)
     numbered = replace(pairs, ids=np.arange(len(pairs)))
     cpu = torch.device("cpu")
     batches = Batches(numbered, HeadSettings("clip", batch_size=5), cpu)

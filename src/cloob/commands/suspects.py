@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
     from cloob.data.vectors import VectorPairs
     from cloob.heads.suspects import Suspicion
 
-_LEAST = 20  # distinct ids of which suspects can be judged
-_SHOWN = 9  # on a page that cannot tell how many are wrong
-_PRINTED = 10
+LEAST_IDS = 20  # distinct ones, of which suspects can be judged
+N_UNCERTAIN = 9  # shown on a page that cannot tell how many are wrong
+N_PRINTED = 10
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,26 @@ class Judged:
         """How probably a pair is wrong."""
         return float(self.found.wrong.probability[place])
 
+    def summary(self) -> str:
+        """How many pairs are wrong."""
+        wrong, count = self.found.wrong, self.found.count()
+        low, high = wrong.interval
+        doubt = "" if wrong.is_certain else ", too uncertain to leave any out"
+        return (
+            f"{self.name}: {count:,} of {len(self.keys):,} pairs are more probably"
+            f" wrong than right; wrong in all: {wrong.share:.1%} (95 %: {low:.1%} to"
+            f" {high:.1%}{doubt})"
+        )
+
+
+# --- what is found of vectors, and of pictures with captions ---
+
 
 def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
     """Pairs of vectors, by a closed form or by a model of heads."""
     import numpy as np
 
     a, b, ids, keys = pairs.take(np.arange(len(pairs)))
-    _check_ids(pairs.name, ids, pairs.skipped)
     if model is not None:
         from cloob.models.load import load_model
 
@@ -66,7 +78,8 @@ def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
         if encoder.config.kind != "vectors":
             raise InputError(f"{model} takes pictures and texts; --a and --b are rows")
         a, b = encoder.encode_a(a).cpu(), encoder.encode_b(b).cpu()
-    return Judged(pairs.name, keys, _suspicion(a, b, ids, model), keys.__getitem__)
+    found = judge(pairs.name, a, b, ids, pairs.skipped, model)
+    return Judged(pairs.name, keys, found, keys.__getitem__)
 
 
 def judge_pictures(
@@ -76,71 +89,78 @@ def judge_pictures(
     configuration, or by a model.
     """
     if model is not None:
-        return _judge_by_model(source, model, Cache(), config.workers)
-    from cloob.data.batch import BadSample
+        return judge_by_model(source, model, config.workers)
+    import numpy as np
+
     from cloob.heads.features import embedded, open_encoders
 
     encoders = str(config.image_encoder), str(config.text_encoder)
     encoder = open_encoders(*encoders, config.image_size)
-    pairs = embedded(source, encoder, workers=config.workers)
-    unusable = {skip.key for skip in pairs.skipped}
-    rows = []
-    for row in range(len(source)):
-        with contextlib.suppress(BadSample):
-            if not unusable or source.read(row).key not in unusable:
-                rows.append(row)
-    judged = judge_vectors(pairs)
-    return _with_pictures(source, judged.name, judged.keys, judged.found, rows)
+    pairs, rows = embedded(source, encoder, workers=config.workers)
+    a, b, ids, keys = pairs.take(np.arange(len(pairs)))
+    found = judge(source.name, a, b, ids, pairs.skipped, model)
+    return with_captions(source, keys, found, rows.tolist())
 
 
-def _judge_by_model(source: Source, model: str, cache: Cache, workers: int) -> Judged:
+def judge_by_model(source: Source, model: str, workers: int) -> Judged:
+    """Pictures with captions by the embeddings of a model."""
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
 
-    options = EmbedOptions(workers=workers, cache=cache)
+    options = EmbedOptions(workers=workers, cache=Cache())
     with progress() as update:
         embeddings = Embeddings({model: model}, options, progress=update)
         if embeddings.encoder(model).config.kind == "vectors":
             raise InputError(f"{model} takes rows: --a and --b in place of DATA")
-        embedded = embeddings.pairs(model, source)
-    first = embedded.first_texts
-    x, y = embedded.images.features, embedded.texts[first]
+        pairs = embeddings.pairs(model, source)
+    x, y = pairs.images.features, pairs.texts[pairs.first_texts]
     usable = (x.isfinite().all(1) & y.isfinite().all(1)).nonzero().squeeze(1)
-    captions = [embedded.captions[place] for place in first[usable].tolist()]
+    captions = [pairs.captions[text] for text in pairs.first_texts[usable].tolist()]
     ids = cloob.ids(captions)
-    _check_ids(source.name, ids, embedded.images.bad)
+    found = judge(source.name, x[usable], y[usable], ids, pairs.images.bad, model)
     rows = usable.tolist()
-    keys = [embedded.images.keys[row] for row in rows]
-    found = _suspicion(x[usable], y[usable], ids, model)
-    return _with_pictures(source, source.name, keys, found, rows)
+    keys = [pairs.images.keys[row] for row in rows]
+    return with_captions(source, keys, found, rows)
 
 
-def _with_pictures(
-    source: Source, name: str, keys: Sequence[str], found: Suspicion, rows: list[int]
-) -> Judged:
-    def caption(place: int) -> str:
-        return str(source.read(rows[place]).caption)
-
-    return Judged(name, keys, found, caption, source, rows)
-
-
-def _suspicion(a: Tensor, b: Tensor, ids: Tensor, model: str | None) -> Suspicion:
+def judge(
+    name: str,
+    a: Tensor,
+    b: Tensor,
+    ids: Tensor,
+    skipped: Sequence[Skip],
+    model: str | None,
+) -> Suspicion:
+    """What is found of pairs, by a closed form unless a model made their rows; says
+    what cannot be used.
+    """
     from cloob.heads.suspects import suspicion
 
-    return suspicion(a, b, ids, in_one_space=model is not None)
-
-
-def _check_ids(name: str, ids: Tensor, skipped: Sequence[Skip]) -> None:
-    """Says what cannot be used; refuses too few ids."""
     if skipped:
         first = skipped[0]
         why = first.detail or first.reason
         say(f"{len(skipped):,} cannot be used, such as {first.key}: {why}")
-    distinct = len(set(ids.tolist()))
-    if distinct < _LEAST:
+    n_ids = len(set(ids.tolist()))
+    if n_ids < LEAST_IDS:
         raise InputError(
-            f"{name}: {distinct} distinct ids; --suspects needs {_LEAST} or more"
+            f"{name}: {n_ids} distinct ids; --suspects needs {LEAST_IDS} or more"
         )
+    return suspicion(a, b, ids, in_one_space=model is not None)
+
+
+def with_captions(
+    source: Source, keys: Sequence[str], found: Suspicion, rows: list[int]
+) -> Judged:
+    """What was found of rows of a source."""
+    from cloob.data.source import caption_of
+
+    def caption(place: int) -> str:
+        return caption_of(source, rows[place])[1]
+
+    return Judged(source.name, keys, found, caption, source, rows)
+
+
+# --- the list and the page ---
 
 
 def report(
@@ -150,32 +170,25 @@ def report(
     page.
     """
     ranked = judged.ranked()
-    count = judged.found.count()
-    print(f"{judged.name}: {_sentence(judged)}")
-    for place in ranked[: _PRINTED if path is None else min(_PRINTED, count)]:
+    n_printed = N_PRINTED
+    if path is not None:
+        n_printed = min(N_PRINTED, judged.found.count())
+    print(judged.summary())
+    for place in ranked[:n_printed]:
         better = judged.better(place)
         fits = f"; fits better: {better[:60]}" if better else ""
         numbers = f"{judged.found.scores[place]:7.3f} {judged.probability(place):5.0%}"
         print(f"  {numbers}  {judged.keys[place]}  {judged.text(place)[:60]}{fits}")
     if path is not None:
-        _write_list(judged, ranked, path)
+        write_list(judged, ranked, path)
         print(path)
     if page is not None:
-        _write_page(judged, ranked, page, most)
+        write_page(judged, ranked, page, most)
         print(page)
 
 
-def _sentence(judged: Judged) -> str:
-    wrong, n = judged.found.wrong, len(judged.keys)
-    low, high = wrong.interval
-    sure = "" if wrong.is_certain else ", too uncertain to leave any out"
-    return (
-        f"{judged.found.count():,} of {n:,} pairs are more probably wrong than right;"
-        f" wrong in all: {wrong.share:.1%} (95 %: {low:.1%} to {high:.1%}{sure})"
-    )
-
-
-def _write_list(judged: Judged, ranked: list[int], path: Path) -> None:
+def write_list(judged: Judged, ranked: list[int], path: Path) -> None:
+    """Lists all pairs."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["pair", "score", "probability", "b", "fits better"])
@@ -186,26 +199,25 @@ def _write_list(judged: Judged, ranked: list[int], path: Path) -> None:
             writer.writerow([judged.keys[place], score, probability, *words])
 
 
-def _write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None:
+def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None:
     """Thumbnails of those that are probably wrong, then a line on the others."""
     from cloob.data.survey import pair_cards, render_sheet
 
     assert judged.source is not None
     count, n = judged.found.count(), len(ranked)
-    cards = []
-    for place in ranked[: min(most, count or _SHOWN)]:
+    cards: list[dict[str, Any]] = []
+    for place in ranked[: min(most, count or N_UNCERTAIN)]:
         better = judged.better(place)
         lines = [f"fits better: {better[:160]}"] if better else []
         lines.append(f"wrong with probability {judged.probability(place):.2f}")
         cards += pair_cards(judged.source, [judged.rows[place]], *lines)
+    low, high = judged.found.wrong.interval
+    heading = f"The {len(cards)} pairs that seem to belong together least"
+    closing = f"Of all {n:,} pairs {low:.1%} to {high:.1%} are wrong (95 %)."
     if count:
         heading = f"{count:,} of {n:,} pairs are probably wrong"
         closing = f"The other {n - count:,} pairs are probably right."
-    else:
-        low, high = judged.found.wrong.interval
-        heading = f"The {len(cards)} pairs that seem to belong together least"
-        closing = f"Of all {n:,} pairs {low:.1%} to {high:.1%} are wrong (95 %)."
     if len(cards) < count:
         heading += f"; the first {len(cards):,}"
-    sections: list[tuple[str, Any, list[dict[str, Any]]]] = [(heading, [], cards)]
-    render_sheet(page, f"Suspects in {judged.name}", sections, closing, large=True)
+    title = f"Suspects in {judged.name}"
+    render_sheet(page, title, [(heading, [], cards)], closing, large=True)

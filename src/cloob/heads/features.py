@@ -5,12 +5,13 @@ embedded once, and the features are kept in the cache.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,17 +21,9 @@ from torch import Tensor
 
 from cloob.cache import Cache
 from cloob.data.bad import check_fraction
-from cloob.data.batch import BadSample, RawSample, Skip, caption_id
+from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id
 from cloob.data.loader import PairLoader
-from cloob.data.source import (
-    Fingerprint,
-    Source,
-    Subset,
-    caption_of,
-    content_key,
-    pictures_of,
-    prefetch,
-)
+from cloob.data.source import Source, Subset, caption_of, content_key, pictures_of
 from cloob.data.sources.arrow import reading
 from cloob.data.vectors import VectorPairs
 from cloob.heads.head import Head
@@ -45,6 +38,7 @@ from cloob.models.load import load_model
 logger = logging.getLogger(__name__)
 
 BATCH = 128
+COLUMNS = ("rows", "pairs", "ids", "images", "texts")
 
 
 def open_encoders(
@@ -58,6 +52,13 @@ def open_encoders(
     return aligned_encoder(images, texts, *heads, names)
 
 
+class Embedded(NamedTuple):
+    """Pairs of features, and where they come from."""
+
+    pairs: VectorPairs
+    rows: np.ndarray  # (N,) row of the source of every pair
+
+
 def embedded(
     source: Source,
     encoder: AlignedEncoder,
@@ -65,8 +66,7 @@ def embedded(
     kind: str = "samples",
     workers: int = 0,
     max_bad_fraction: float = 1.0,
-    cache: Cache | None = None,
-) -> VectorPairs:
+) -> Embedded:
     """The pairs of a source as pairs of features, computed here unless they are cached.
 
     Args:
@@ -75,7 +75,6 @@ def embedded(
         kind: What errors call the pairs.
         workers: Processes that decode.
         max_bad_fraction: The share of the pairs that may be unusable.
-        cache: Where features are kept.
 
     Raises:
         InputError: Too many pairs cannot be used, or the features cannot be read.
@@ -83,20 +82,24 @@ def embedded(
     # Named by what they are made from: both encoders, by which `cloob eval` finds them,
     # and the bytes of all pairs.
     key = "-".join((*encoder.encoder_keys(), content_key(source)[:20]))
-    path = (cache or Cache()).get(
-        "features",
-        f"{key}.safetensors",
-        partial(compute, source, encoder, workers),
-    )
+    make = partial(compute, source, encoder, workers)
+    path = Cache().get("features", f"{key}.safetensors", make)
     with reading(path, SafetensorError), safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-        keys, skips = json.loads(facts["keys"]), json.loads(facts["skipped"])
-        names = ("images", "texts", "pairs", "ids")
-        images, texts, rows, ids = (file.get_tensor(name).numpy() for name in names)
-    skipped = tuple(Skip(*skip) for skip in skips)
-    total = len(rows) + len(skipped)
-    check_fraction(source.name, kind, skipped, total, max_bad_fraction)
-    return VectorPairs(source.name, images, texts, rows, ids, keys, skipped)
+        metadata = file.metadata()
+        columns = {name: file.get_tensor(name).numpy() for name in COLUMNS}
+    keys = json.loads(metadata["keys"])
+    skipped = tuple(Skip(*skip) for skip in json.loads(metadata["skipped"]))
+    check_fraction(source.name, kind, skipped, len(source), max_bad_fraction)
+    pairs = VectorPairs(
+        source.name,
+        columns["images"],
+        columns["texts"],
+        columns["pairs"],
+        columns["ids"],
+        keys,
+        skipped,
+    )
+    return Embedded(pairs, columns["rows"])
 
 
 def first_captions(pairs: VectorPairs) -> VectorPairs:
@@ -105,131 +108,110 @@ def first_captions(pairs: VectorPairs) -> VectorPairs:
     return pairs.only(np.sort(first))
 
 
+class Caption(NamedTuple):
+    """The key and the caption of a row."""
+
+    key: str
+    text: str
+
+
+class Pair(NamedTuple):
+    """A row of a source, and the digests of its picture and its text."""
+
+    row: int
+    picture: bytes
+    text: bytes
+
+
 def compute(
     source: Source, encoder: AlignedEncoder, workers: int, target: Path
 ) -> None:
     """Writes the features of all distinct pictures and texts, which of them are pairs,
     and (n, 16) uint8 keys of both, by which `cloob eval` finds them.
     """
-    work = Embedding(source, encoder, target)
+    captions, skipped = read_captions(source)
     same = pictures_of(source)
-    first = np.arange(len(source)) if same is None else same
-    todo = np.unique(first)
-    while len(todo):
-        work.pictures(todo, first, workers)
-        todo = work.next_captions(todo, first)
-    work.captions(first)
-    work.write()
+    first_row = np.arange(len(source)) if same is None else same
+    rows = np.array(list(captions), np.int64)
+    _, places = np.unique(first_row[rows], return_index=True)
 
-
-class Embedding:
-    """What is known of the pairs of a source so far."""
-
-    def __init__(self, source: Source, encoder: AlignedEncoder, target: Path) -> None:
-        self.source, self.encoder, self.target = source, encoder, target
-        self.images = Distinct(partial(encoder.features_of, "image"))
-        self.texts = Distinct(partial(encoder.features_of, "text"))
-        # by row of the source: place of the picture, of the text, id of the text, key
-        self.pairs: dict[int, tuple[int, int, int, str]] = {}
-        self.skipped: dict[int, Skip] = {}
-        self.picture_of: dict[int, int] = {}  # by the first row of a picture
-        self._shown = -1
-
-    def pictures(self, rows: np.ndarray, first: np.ndarray, workers: int) -> None:
-        """Reads, decodes and embeds rows, each with a picture of its own."""
-        loader = PairLoader(
-            Numbered(Subset(self.source, rows, "distinct pictures")),
-            self.encoder.preprocess,
-            self.encoder.tokenizer,
-            BATCH,
-            shuffle=False,
-            drop_last=False,
-            workers=workers,
+    images = Distinct(partial(encoder.features_of, "image"))
+    pictures: dict[int, bytes] = {}  # by the first row of a picture
+    lost: dict[int, Skip] = {}  # likewise
+    for asked, batch in read_pictures(source, np.sort(rows[places]), encoder, workers):
+        target.touch()  # still running
+        found = batch.tokens[:, 0].numpy()
+        bad = asked[~np.isin(asked, found)]
+        pictures |= zip(
+            first_row[found].tolist(), images.add(batch.images), strict=True
         )
-        with contextlib.closing(loader):
-            for batch in loader.epoch(0):
-                for skip in batch.skipped:
-                    row, key = number_of(skip.key)
-                    self.skipped[row] = Skip(key, skip.reason, skip.detail)
-                if len(batch):
-                    images = self.images.places(batch.images)
-                    texts = self.texts.places(batch.tokens)
-                    numbered = map(number_of, batch.keys)
-                    columns = zip(
-                        numbered, images, texts, batch.ids.tolist(), strict=True
-                    )
-                    for (row, key), image, text, id_ in columns:
-                        self.picture_of[int(first[row])] = image
-                        self.pairs[row] = image, text, id_, key
-                self.progress()
+        lost |= zip(first_row[bad].tolist(), batch.skipped, strict=True)
 
-    def next_captions(self, rows: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """For pictures that were lost by a bad caption: their next rows."""
-        following = []
-        for row in rows.tolist():
-            skip = self.skipped.get(row)
-            if skip is not None and "caption" in skip.reason:
-                others = np.flatnonzero(first == first[row])
-                following += others[others > row][:1].tolist()
-        return np.array(sorted(following), np.int64)
+    for row in captions:
+        if int(first_row[row]) in lost:
+            skipped[row] = lost[int(first_row[row])]
+    usable = [row for row in captions if row not in skipped]
+    texts = Distinct(partial(encoder.features_of, "text"))
+    pairs: list[Pair] = []
+    for start in range(0, len(usable), BATCH):
+        some = usable[start : start + BATCH]
+        tokens = encoder.tokenizer([captions[row].text for row in some])
+        for row, text in zip(some, texts.add(tokens), strict=True):
+            pairs.append(Pair(row, pictures[int(first_row[row])], text))
+    write(target, images, texts, pairs, captions, skipped)
 
-    def captions(self, first: np.ndarray) -> None:
-        """Embeds the captions of all other rows, whose pictures are known."""
-        rows = [row for row in range(len(first)) if self.is_open(row)]
-        for start in range(0, len(rows), BATCH):
-            found: dict[int, tuple[str, str]] = {}
-            for row in rows[start : start + BATCH]:
-                if int(first[row]) not in self.picture_of:
-                    self.skipped[row] = self.skipped[int(first[row])]
-                    continue
-                try:
-                    found[row] = caption_of(self.source, row)
-                except BadSample as bad:
-                    self.skipped[row] = bad.skip
-            if found:
-                tokens = self.encoder.tokenizer([text for _, text in found.values()])
-                places = self.texts.places(tokens)
-                for (row, (key, text)), place in zip(
-                    found.items(), places, strict=True
-                ):
-                    image = self.picture_of[int(first[row])]
-                    self.pairs[row] = image, place, caption_id(text), key
-            self.progress()
 
-    def is_open(self, row: int) -> bool:
-        """Whether a row is neither a pair nor skipped yet."""
-        return row not in self.pairs and row not in self.skipped
+def read_captions(source: Source) -> tuple[dict[int, Caption], dict[int, Skip]]:
+    """The captions of all rows, and the rows without one that can be used."""
+    captions, skipped = {}, {}
+    for row in range(len(source)):
+        try:
+            captions[row] = Caption(*caption_of(source, row))
+        except BadSample as bad:
+            skipped[row] = bad.skip
+    return captions, skipped
 
-    def progress(self) -> None:
-        """Logs every tenth of the pairs."""
-        self.target.touch()  # still running
-        done, total = len(self.pairs) + len(self.skipped), len(self.source)
-        if done * 10 // total > self._shown:
-            self._shown = done * 10 // total
-            logger.info("%s: features of %d of %d pairs", self.source.name, done, total)
 
-    def write(self) -> None:
-        """Writes the file, its pairs in the order of the source."""
-        rows = sorted(self.pairs)
-        facts = [self.pairs[row] for row in rows]
-        places = [(image, text) for image, text, *_ in facts]
-        images, images_rows = self.images.columns()
-        texts, texts_rows = self.texts.columns()
-        columns = {
-            "images": images,
-            "texts": texts,
-            "images_rows": images_rows,
-            "texts_rows": texts_rows,
-            "pairs": torch.tensor(places, dtype=torch.int64).reshape(-1, 2),
-            "ids": torch.tensor([id_ for _, _, id_, _ in facts], dtype=torch.int64),
-        }
-        keys = [""] * len(images)  # a picture is called as its first pair
-        for image, _, _, key in reversed(facts):
-            keys[image] = key
-        skips = [self.skipped[row] for row in sorted(self.skipped)]
-        reasons = [(skip.key, skip.reason, skip.detail) for skip in skips]
-        metadata = {"keys": json.dumps(keys), "skipped": json.dumps(reasons)}
-        self.target.write_bytes(save(columns, metadata=metadata))
+class Numbered(Subset):
+    """Some rows of a source; a caption is the number of its row."""
+
+    def read(self, index: int) -> RawSample:
+        return dataclasses.replace(super().read(index), caption=f"{self.rows[index]:x}")
+
+
+def numbers_of(captions: list[str]) -> Tensor:
+    """(n, 1) rows of a ``Numbered``."""
+    return torch.tensor([[int(caption, 16)] for caption in captions])
+
+
+def read_pictures(
+    source: Source, rows: np.ndarray, encoder: AlignedEncoder, workers: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Reads and decodes the pictures of ascending rows: which rows were asked for, and
+    a batch of those that can be used, whose tokens are their rows.
+    """
+    if not len(rows):
+        return
+    loader = PairLoader(
+        Numbered(source, rows, "distinct pictures"),
+        encoder.preprocess,
+        numbers_of,
+        BATCH,
+        shuffle=False,
+        drop_last=False,
+        workers=workers,
+    )
+    shown = 0
+    with contextlib.closing(loader):
+        for start, batch in enumerate(loader.epoch(0)):
+            asked = rows[start * BATCH : (start + 1) * BATCH]
+            yield asked, batch
+            n_done = start * BATCH + len(asked)
+            if n_done * 10 // len(rows) > shown:
+                shown = n_done * 10 // len(rows)
+                logger.info(
+                    "%s: features of %d of %d pictures", source.name, n_done, len(rows)
+                )
 
 
 class Distinct:
@@ -237,57 +219,56 @@ class Distinct:
 
     def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
         self._compute = compute
-        self._place: dict[bytes, int] = {}
-        self._features: list[Tensor] = []
+        self.features: dict[bytes, Tensor] = {}  # by their keys
 
-    def places(self, batch: Tensor) -> list[int]:
-        """Where the features of every row stand; those of new ones are computed."""
+    def add(self, batch: Tensor) -> list[bytes]:
+        """Computes the features of rows that are new; the keys of all."""
+        if not len(batch):
+            return []
         keys = [row.numpy().tobytes() for row in row_keys(batch)]
-        new: dict[bytes, int] = {}
-        for row, key in enumerate(keys):
-            if key not in self._place:
-                new.setdefault(key, row)
+        new = {key: row for row, key in enumerate(keys) if key not in self.features}
         if new:
             with torch.no_grad():
                 features = self._compute(batch[list(new.values())])
-            self._features.append(features.float().cpu())
-            for key in new:
-                self._place[key] = len(self._place)
-        return [self._place[key] for key in keys]
+            self.features |= zip(new, features.float().cpu(), strict=True)
+        return keys
+
+    def places(self) -> dict[bytes, int]:
+        """Where the features of every key stand."""
+        return {key: place for place, key in enumerate(self.features)}
 
     def columns(self) -> tuple[Tensor, Tensor]:
         """(n, F) features and the (n, 16) uint8 keys of their rows."""
-        if not self._features:
+        if not self.features:
             return torch.empty(0, 1), torch.empty(0, 16, dtype=torch.uint8)
-        content = bytearray(b"".join(self._place))
-        keys = torch.frombuffer(content, dtype=torch.uint8).view(len(self._place), -1)
-        return torch.cat(self._features), keys
+        content = bytearray(b"".join(self.features))
+        keys = torch.frombuffer(content, dtype=torch.uint8).view(len(self.features), -1)
+        return torch.stack(list(self.features.values())), keys
 
 
-class Numbered(Source):
-    """A part of a source whose keys begin with the numbers of rows."""
-
-    def __init__(self, part: Subset) -> None:
-        self.part, self.name = part, part.name
-        self.shard_sizes, self.streamed = part.shard_sizes, part.streamed
-
-    def fingerprint(self) -> Fingerprint:
-        return self.part.fingerprint()
-
-    def prefetch(self, indices: np.ndarray) -> None:
-        """Has the files of rows prepared that are read soon."""
-        prefetch(self.part, indices)
-
-    def read(self, index: int) -> RawSample:
-        row = int(self.part.rows[index])
-        try:
-            sample = self.part.read(index)
-        except BadSample as bad:
-            raise replace(bad, key=f"{row}\0{bad.key}") from None
-        return RawSample(f"{row}\0{sample.key}", sample.image, sample.caption)
-
-
-def number_of(key: str) -> tuple[int, str]:
-    """The row, and the key as the source has it."""
-    row, _, own = key.partition("\0")
-    return int(row), own
+def write(
+    target: Path,
+    images: Distinct,
+    texts: Distinct,
+    pairs: list[Pair],
+    captions: dict[int, Caption],
+    skipped: dict[int, Skip],
+) -> None:
+    """Writes the file of the features; a picture is called as its first pair."""
+    of_picture, of_text = images.places(), texts.places()
+    places = [(of_picture[pair.picture], of_text[pair.text]) for pair in pairs]
+    ids = [caption_id(captions[pair.row].text) for pair in pairs]
+    columns = {
+        "rows": torch.tensor([pair.row for pair in pairs], dtype=torch.int64),
+        "pairs": torch.tensor(places, dtype=torch.int64).reshape(-1, 2),
+        "ids": torch.tensor(ids, dtype=torch.int64),
+    }
+    columns["images"], columns["images_rows"] = images.columns()
+    columns["texts"], columns["texts_rows"] = texts.columns()
+    names: dict[bytes, str] = {}
+    for pair in pairs:
+        names.setdefault(pair.picture, captions[pair.row].key)
+    keys = [names[key] for key in images.features]
+    skips = [dataclasses.astuple(skipped[row]) for row in sorted(skipped)]
+    metadata = {"keys": json.dumps(keys), "skipped": json.dumps(skips)}
+    target.write_bytes(save(columns, metadata=metadata))

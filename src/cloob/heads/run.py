@@ -289,10 +289,10 @@ def open_pictures(config: HeadsConfig) -> Data:
         config.image_encoder, config.text_encoder, config.image_size
     )
     workers, limit = config.workers, config.max_bad_fraction
-    pairs = embedded(training, encoder, workers=workers, max_bad_fraction=limit)
+    pairs, _ = embedded(training, encoder, workers=workers, max_bad_fraction=limit)
     if held_out is None:
         return Data(pairs, None, ledger, None, encoder)
-    judges = embedded(
+    judges, _ = embedded(
         held_out,
         encoder,
         kind="held-out pairs",

@@ -42,7 +42,7 @@ _USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: by default, and at most
 _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
 _IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
 # of what is computed and kept; another number makes the files of the old one unused
-VERSION = "5"
+VERSION = "6"
 _KEY_BYTES = 16
 
 
