@@ -160,19 +160,16 @@ class ContrastiveObjective(ScaledModule):
         if scale is None:
             scale = "paper" if softmax and not learnable_inv_tau else "unit"
         check_member(contrast, scale, hopfield)
-        one_of("backend", backend, BACKENDS)
-        one_of("matmul", matmul, ("float32", "bfloat16"))
+        check_products(backend, matmul)
         self._bounded = learnable_inv_tau and softmax
-        if bias is not None and softmax:
-            raise ValueError("bias needs contrast='sigmoid': it cancels in the others")
-        if matmul == "bfloat16" and backend == "reference":
-            raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'")
+        if learnable_inv_tau:
+            check_learnable(inv_tau, scale, bounded=self._bounded)
         if learnable_beta and not hopfield:
             raise ValueError(
                 "learnable_beta=True needs hopfield=True: without it β has no gradient"
             )
-        if learnable_inv_tau:
-            check_learnable(inv_tau, scale, bounded=self._bounded)
+        if exclude_above is not None:
+            check_number("exclude_above", exclude_above, torch.float32, positive=False)
         self.contrast: Contrast = contrast
         self.hopfield = hopfield
         self.scale: Scale = scale
@@ -181,26 +178,24 @@ class ContrastiveObjective(ScaledModule):
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
         self.exclude_above = exclude_above
-        if exclude_above is not None:
-            check_number("exclude_above", exclude_above, torch.float32, positive=False)
         self._warned: set[str] = set()
         self._looked_for_cone = False
         self._looked_for_negatives = False
-        if not learnable_inv_tau:
-            self._warn_once("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
-        has_fast_path = hasattr(streamed, CONTRASTS[contrast].function)
-        if backend != "reference" and not has_fast_path:
-            self._warn_once(
-                "no fast path",
-                f"contrast={contrast!r} has no streamed form: it keeps N×N matrices",
-            )
+        self._warn_of_arguments(inv_tau, learnable_inv_tau)
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
-        self.bias: nn.Parameter | None = None
-        if not softmax:
-            number = _BIAS if bias is None else float(bias)
-            check_number("bias", number, torch.float32, positive=False)
-            self.bias = scalar_parameter(number)
+        self.bias = start_bias(bias, softmax)
+
+    def _warn_of_arguments(self, inv_tau: float, learnable: bool) -> None:
+        if not learnable:
+            self._warn_once("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
+        has_fast_path = hasattr(streamed, CONTRASTS[self.contrast].function)
+        if self.backend != "reference" and not has_fast_path:
+            self._warn_once(
+                "no fast path",
+                f"contrast={self.contrast!r} has no streamed form: it keeps N×N"
+                " matrices",
+            )
 
     @classmethod
     def cloob(cls, **overrides: Any) -> Self:
@@ -597,6 +592,25 @@ class ContrastiveObjective(ScaledModule):
         return (
             streamed if hopfield or n_candidates >= STREAM_FROM or rounds else reference
         )
+
+
+def check_products(backend: str, matmul: str) -> None:
+    """Refuses unknown ways of computing, and bfloat16 where nothing would use it."""
+    one_of("backend", backend, BACKENDS)
+    one_of("matmul", matmul, ("float32", "bfloat16"))
+    if matmul == "bfloat16" and backend == "reference":
+        raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'")
+
+
+def start_bias(bias: float | None, softmax: bool) -> nn.Parameter | None:
+    """The sigmoid loss's bias, None in the softmax contrasts."""
+    if softmax:
+        if bias is not None:
+            raise ValueError("bias needs contrast='sigmoid': it cancels in the others")
+        return None
+    number = _BIAS if bias is None else float(bias)
+    check_number("bias", number, torch.float32, positive=False)
+    return scalar_parameter(number)
 
 
 def check_learnable(inv_tau: float, scale: Scale, *, bounded: bool) -> None:
