@@ -34,6 +34,7 @@ VALUES = {
     "embed_dim": 4,
     "dropout": 0.4,
     "standardise": "column",
+    "start": "closed-form",
     "lr": 5e-3,
     "weight_decay": 3.0,
     "beta1": 0.3,

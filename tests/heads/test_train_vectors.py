@@ -186,7 +186,7 @@ def test_overwrite_works_with_the_default_objective(files, tmp_path, monkeypatch
     chosen = json.loads((tmp_path / "run/objectives.json").read_text())
     decided = json.loads((tmp_path / "run/decisions.json").read_text())
     assert chosen == decided["objective"] and "joined" in decided
-    assert not list((tmp_path / "run/state").glob("trial*"))
+    assert not list((tmp_path / "run/state").glob("refit*"))
 
 
 def wrong_pairs(folder, n=800, seed=0):

@@ -1,23 +1,23 @@
-"""``auto`` and members: held-out pairs choose an objective, and what is joined with its
-heads. A client of ``fit`` and ``fit_closed_form``.
+"""``auto`` and members: several heads are fitted, and held-out pairs choose which of
+them stand side by side with the closed form.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cloob.data.vectors import VectorPairs
-from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
-from cloob.heads.closed import choice_of, fit_closed_form
-from cloob.heads.fit import OnEpoch, Stop, fit
+from cloob.family import ObjectiveName
+from cloob.functional.bootstrap import bootstrap_interval
+from cloob.heads.closed import choice_of, closed_beside, fit_closed_form
+from cloob.heads.fit import OnEpoch, fit
 from cloob.heads.fitted import (
     GALLERY,
     RECALLS,
@@ -31,12 +31,12 @@ from cloob.heads.settings import USUAL_SCALES, HeadSettings, check_held_out
 
 logger = logging.getLogger(__name__)
 
-TRIED = ("infoloob", "clip", "siglip", "cloob")
-"""The first is taken unless another is clearly better."""
-TRIAL_EPOCHS = 2
-N_SMALL = 8192  # pairs up to which a second head takes seconds
+OBJECTIVE: ObjectiveName = "infoloob"
+"""That of ``auto``: in its records no other was ahead by more than noise."""
+STARTS: Sequence[str] = ("closed-form", "random")
 N_JUDGES = 2000  # held-out pairs that choose
 N_BANK = 1024  # training pairs of the bias against hubs
+N_HALVES = 20  # of the held-out ids, which judge whether to join
 CLOSED_WEIGHTS = (0.7, 1.0, 1.4)  # of the closed form beside the heads
 HUB_STRENGTHS = (0.25, 0.5)
 LEAST_WIDTH = 16  # of joined heads, for four columns of a bias
@@ -44,68 +44,48 @@ AT_TEN = [RECALLS.index(10), len(RECALLS) + RECALLS.index(10)]
 
 
 @dataclass(frozen=True)
-class Fitting:
-    """How everything of one choice is fitted."""
+class Part:
+    """Heads that may be joined, and their unit rows of both sides."""
 
-    settings: HeadSettings
-    scales: Mapping[str, dict[str, Any]] = field(default_factory=lambda: USUAL_SCALES)
-    """Where the objectives start, by their names, as far as settings leave it open."""
-    folder: Path | None = None
-    """Of the states of all fits, from which a killed choice goes on."""
-    on_epoch: OnEpoch | None = None
-    """Called with the epochs of the heads that are chosen, and of no trial."""
-    stop: Stop | None = None
+    name: str
+    heads: Heads
+    judged: tuple[Tensor, Tensor]  # of the pairs that choose
+    bank: tuple[Tensor, Tensor]  # of training pairs
 
-    def fit(
-        self,
-        pairs: VectorPairs,
-        held_out: VectorPairs | None,
-        settings: HeadSettings,
-        name: str,
-        *,
-        until: int | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> FittedHeads:
-        """One fit, whose state lies in a file of this name."""
-        state = None if self.folder is None else self.folder / f"{name}.pt"
-        return fit(
-            pairs,
-            held_out,
-            self.started(settings),
-            until=until,
-            state=state,
-            on_epoch=on_epoch,
-            stop=self.stop,
-        )
-
-    def started(self, settings: HeadSettings) -> HeadSettings:
-        """The settings with the scales that the objective starts from here."""
-        usual = self.scales.get(settings.objective, {})
-        missing = {k: v for k, v in usual.items() if getattr(settings, k) is None}
-        return settings.override(**missing)
+    @classmethod
+    def of(cls, name: str, heads: Heads, judge: Rows, bank: Rows) -> Part:
+        """The part with its rows."""
+        a, b = heads
+        judged = unit_rows(a, judge.a), unit_rows(b, judge.b)
+        return cls(name, heads, judged, (unit_rows(a, bank.a), unit_rows(b, bank.b)))
 
 
-class Trial(NamedTuple):
-    """An objective after a few epochs."""
-
-    settings: HeadSettings
-    fitted: FittedHeads
-    recalls: Tensor  # (ids,)
-    line: dict[str, Any]  # its entry in the decisions
-
-    @property
-    def recall(self) -> float:
-        return float(self.recalls.mean())
-
-
-class Combination(NamedTuple):
-    """Heads side by side, and how good they are on the pairs that choose."""
+@dataclass(frozen=True)
+class Combination:
+    """Parts side by side, and how good they are on the pairs that choose."""
 
     message: str
-    weights: list[float]  # of all that may be joined
+    weights: list[float]  # of all parts; the closed form is the last
     strength: float  # of the bias against hubs
     heads: Heads
     recalls: Tensor  # (ids,)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one pair of fitted heads as they are."""
+        return self.weights[-1] == 0 and sum(self.weights) == 1 and not self.strength
+
+
+class Gain(NamedTuple):
+    """What joining gains, by halves of the ids that did not choose."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        mean, low, high = (100 * value for value in self)
+        return f"{mean:+.1f} points, {low:+.1f} to {high:+.1f} in 18 of 20 halves"
 
 
 def choose(
@@ -116,437 +96,275 @@ def choose(
     scales: Mapping[str, dict[str, Any]] = USUAL_SCALES,
     folder: Path | None = None,
     on_epoch: OnEpoch | None = None,
-    stop: Stop | None = None,
-    decided: Mapping[str, Any] | None = None,
-    decide: Callable[[dict[str, Any]], object] | None = None,
 ) -> FittedHeads:
-    """Fits what the settings say: a member, the closed form, members of other first
-    weights, or with ``auto`` what held-out pairs choose.
+    """Fits what the settings say: a member of the family, the closed form, several
+    heads side by side, or with ``auto`` what held-out pairs choose.
 
     Args:
         pairs: The training pairs.
         held_out: The pairs that choose; they are judged and never trained on.
         settings: Those of the heads.
-        scales: Where objectives start, by their names.
+        scales: Where objectives start, by their names, as far as the settings leave it
+            open.
         folder: Of the states of all fits, from which a killed choice goes on.
-        on_epoch: Called with the line of every epoch of the heads that are chosen.
-        stop: Asked after every step; True ends the choice.
-        decided: An earlier choice of the objective, which is not made again.
-        decide: Called with such a choice as it is made.
+        on_epoch: Called with the line of every epoch, of one fit after another.
 
     Returns:
         The heads; ``decisions`` has what was tried, chosen and joined.
     """
     settings = settings or HeadSettings()
-    holds_out = held_out is not None
-    check_held_out(settings, holds_out=holds_out, advice="some")
-    fitting = Fitting(settings, scales, folder, on_epoch, stop)
-    if settings.objective == "cca":
-        fitted = fit_closed_form(pairs, held_out, settings)
-        if on_epoch is not None:
-            on_epoch(fitted.history[0])
-        return refitted(fitting, pairs, held_out, fitted, [settings])
-    if held_out is None:
-        return fitting.fit(pairs, None, settings, "fit", on_epoch=on_epoch)
-    if settings.objective != "auto":
-        return fit_beside(fitting, pairs, held_out, *plan(settings))
-    choice, closed = dict(decided or {}), None
-    if not choice:
-        tried = try_objectives(fitting, pairs, held_out)
-        if tried is None:
-            return nothing_fitted(fitting, pairs)
-        choice, closed = tried
-        if decide is not None:
-            decide(choice)
-    first, beside = plan(settings, choice)
-    fitted = fit_beside(fitting, pairs, held_out, first, beside, closed)
-    return replace(fitted, decisions={"objective": choice, **fitted.decisions})
-
-
-def fit_beside(
-    fitting: Fitting,
-    pairs: VectorPairs,
-    held_out: VectorPairs,
-    chosen: HeadSettings,
-    beside: list[HeadSettings],
-    closed: FittedHeads | None = None,
-) -> FittedHeads:
-    """The heads that are chosen, joined with those beside them and the closed form if
-    that helps.
-    """
-    on_epoch = fitting.on_epoch
-    fitted = fitting.fit(pairs, held_out, chosen, "fit", on_epoch=on_epoch)
-    joins = beside or fitting.settings.objective == "auto"
-    if not fitted.stopped and joins:
-        if closed is None:
-            settings = closed_settings(fitting.settings, pairs)
-            closed = fit_closed_form(pairs, held_out, settings)
-        fitted = join(fitting, pairs, held_out, fitted, beside, closed)
-    if fitted.stopped:
-        return fitted
-    return refitted(fitting, pairs, held_out, fitted, [chosen, *beside])
-
-
-def nothing_fitted(fitting: Fitting, pairs: VectorPairs) -> FittedHeads:
-    """What is returned where the caller stopped before any heads were chosen."""
-    settings = fitting.settings.override(objective=TRIED[0])
-    fitted = fitting.fit(pairs, None, settings.override(epochs=1, patience=0), "none")
-    return replace(fitted, history=[], stopped=True)
-
-
-def plan(
-    settings: HeadSettings, choice: Mapping[str, Any] | None = None
-) -> tuple[HeadSettings, list[HeadSettings]]:
-    """The settings of the first heads, and of those beside them."""
-    n_members = settings.members or 1
-    settings = settings.override(members=None, clean=None)
-    if choice is None:
-        seeds = range(1, n_members)
-        return settings, [settings.override(seed=settings.seed + i) for i in seeds]
-    first = settings.override(objective=choice["chosen"], **choice["settings"])
-    return first, [settings.override(**leaves) for leaves in choice["beside"]]
-
-
-def closed_settings(settings: HeadSettings, pairs: VectorPairs) -> HeadSettings:
-    """Those of the closed form beside heads: no wider than the joined rows."""
-    most = max(2, min(pairs.a.shape[1], pairs.b.shape[1]))
-    width = None if settings.embed_dim is None else min(settings.embed_dim, most)
-    return HeadSettings(
-        "cca", embed_dim=width, standardise=settings.standardise, seed=settings.seed
-    )
-
-
-# --- auto: what is tried, and what is taken ---
-
-
-def try_objectives(
-    fitting: Fitting, pairs: VectorPairs, held_out: VectorPairs
-) -> tuple[dict[str, Any], FittedHeads] | None:
-    """The objective that held-out pairs choose, with its settings, the heads next to it
-    and what was tried; and the closed form. None where the caller stopped.
-
-    Another takes the place of InfoLOOB if it is better on ids that did not choose it,
-    with the interval.
-    """
-    settings = fitting.settings
-    judge = Rows.of(held_out, N_JUDGES)
-    n_ids = len(np.unique(judge.ids))
-    logger.info("trying cca, %s on %s held-out ids …", ", ".join(TRIED), f"{n_ids:,}")
-    closed = fit_closed_form(pairs, held_out, closed_settings(settings, pairs))
-    lines = [judged(closed, closed_settings(settings, pairs), judge).line]
-
-    ways = ["one", "column"]
-    if settings.standardise != "auto":
-        ways = [settings.standardise]
-    first = []
-    for way in ways:
-        trial = try_objective(fitting, pairs, held_out, judge, TRIED[0], way)
-        if trial is None:
-            return None
-        first.append(trial)
-        lines.append(trial.line)
-    usual = max(first, key=lambda trial: trial.recall)
-    trials = [usual]
-    for name in TRIED[1:]:
-        way = usual.settings.standardise
-        trial = try_objective(fitting, pairs, held_out, judge, name, way)
-        if trial is None:
-            return None
-        trials.append(trial)
-        lines.append(trial.line)
-    return take(fitting.settings, trials, lines, len(pairs)), closed
-
-
-def try_objective(
-    fitting: Fitting,
-    pairs: VectorPairs,
-    held_out: VectorPairs,
-    judge: Rows,
-    name: str,
-    way: str,
-) -> Trial | None:
-    """A few epochs of an objective; None where the caller stopped."""
-    settings = fitting.settings
-    settings = fitting.started(
-        settings.override(
-            objective=name,
-            standardise=way,
-            epochs=min(-(-settings.epochs // 8), TRIAL_EPOCHS),
-            members=None,
-            clean=None,
+    check_held_out(settings, holds_out=held_out is not None, advice="some")
+    plans = plans_of(settings, scales)
+    joins = settings.objective == "auto" or len(plans) > 1
+    closed = None
+    if joins or not plans or settings.start == "closed-form":
+        closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
+    fits = []
+    for number, plan in enumerate(plans, 1):
+        state = None if folder is None else folder / f"fit-{number}.pt"
+        fits.append(
+            fit(pairs, held_out, plan, closed=closed, state=state, on_epoch=on_epoch)
         )
-    )
-    fitted = fitting.fit(pairs, held_out, settings, f"trial-{name}-{way}")
-    return None if fitted.stopped else judged(fitted, settings, judge)
+    if joins:
+        assert held_out is not None and closed is not None
+        chosen = join(pairs, held_out, settings, plans, fits, closed)
+    elif fits:
+        chosen = fits[0]
+    else:
+        assert closed is not None
+        chosen = closed
+        if on_epoch is not None:
+            on_epoch(closed.history[0])
+    if settings.refit and held_out is not None:
+        every = pairs.joined(held_out)
+        again = refitted(every, settings, plans, fits, closed, chosen, folder)
+        count = f"on {len(every):,} pairs, {len(held_out):,} of them held out"
+        return replace(again, decisions={**chosen.decisions, "refit": count})
+    return chosen
 
 
-def judged(fitted: FittedHeads, settings: HeadSettings, judge: Rows) -> Trial:
-    """A trial with its recall, which is logged."""
-    found = recalls(fitted.heads, judge)
-    low, high = bootstrap_interval(found)
-    leaves = own_settings(settings)
-    forms = {"inv_tau": "τ⁻¹ {:g}", "beta": "β {:g}", "standardise": "{}"}
-    words = [form.format(leaves[key]) for key, form in forms.items() if leaves.get(key)]
-    logger.info(
-        "%-26s recall %.1f %% (%.1f to %.1f)",
-        " ".join([settings.objective, *words]),
-        100 * float(found.mean()),
-        100 * low,
-        100 * high,
-    )
-    line = {
-        "objective": settings.objective,
-        **leaves,
-        "recall": float(found.mean()),
-        "interval": (low, high),
-    }
-    return Trial(settings, fitted, found, line)
-
-
-def own_settings(settings: HeadSettings) -> dict[str, Any]:
-    """What sets a trial apart from the others."""
-    leaves = {**settings.given_scales(), "standardise": settings.standardise}
+def plans_of(
+    settings: HeadSettings, scales: Mapping[str, dict[str, Any]]
+) -> list[HeadSettings]:
+    """The settings of all heads that are fitted; none for the closed form."""
     if settings.objective == "cca":
-        leaves["standardise"] = None
-    return leaves
-
-
-def take(
-    settings: HeadSettings, trials: list[Trial], lines: list[dict[str, Any]], n: int
-) -> dict[str, Any]:
-    """The first trial, or a clearly better one, and the heads beside it."""
-    gain = crossed([trial.recalls for trial in trials])
-    usual = trials[0]
-    best = max(trials, key=lambda trial: trial.recall)
-    is_clear = gain[1] > 0 and best is not usual
-    taken = best if is_clear else usual
-    others = [trial for trial in trials if trial is not taken]
-    second = max(others, key=lambda trial: trial.recall)
-    verdict = "none is clearly better than another"
-    if is_clear:
-        verdict = f"{best.settings.objective} is clearly better"
-    message = f"{verdict} ({points(gain)}): {taken.settings.objective} is taken"
-    logger.info("%s", message)
-    n_members = settings.members or (2 if n <= N_SMALL else 1)
-    beside = []
-    for number in range(1, n_members):
-        trial = second if number % 2 else taken
-        leaves = {"objective": trial.settings.objective, **own_settings(trial.settings)}
-        beside.append({**leaves, "seed": settings.seed + number})
-    return {
-        "chosen": taken.settings.objective,
-        "settings": own_settings(taken.settings),
-        "beside": beside,
-        "says": message,
-        "clear": is_clear,
-        "best": best.settings.objective,
-        "difference": gain,
-        "trials": lines,
-    }
-
-
-def crossed(tried: Sequence[Tensor]) -> tuple[float, float, float]:
-    """What choosing gains over the first, with its interval: one half of the ids is
-    judged by the other's choice.
-    """
-    table = torch.stack(list(tried))
-    gains = torch.zeros_like(table[0])
-    for half in (0, 1):
-        chosen = int(table[:, 1 - half :: 2].mean(1).argmax())
-        gains[half::2] = table[chosen, half::2] - table[0, half::2]
-    return grouped_bootstrap([gains.double()])
-
-
-def points(gain: tuple[float, float, float]) -> str:
-    """A gain in words."""
-    difference, low, high = (100 * value for value in gain)
-    return (
-        f"{difference:+.1f} points, {low:+.1f} to {high:+.1f}, on ids that did not"
-        " choose"
-    )
+        return []
+    is_auto = settings.objective == "auto"
+    name = OBJECTIVE if is_auto else settings.objective
+    usual_starts = STARTS if is_auto else STARTS[1:]
+    starts = usual_starts if settings.start is None else [settings.start]
+    n_members = settings.members or len(usual_starts)
+    usual = scales.get(name, {})
+    missing = {k: v for k, v in usual.items() if getattr(settings, k) is None}
+    plan = settings.override(objective=name, members=None, clean=None, **missing)
+    return [
+        plan.override(seed=plan.seed + number, start=starts[number % len(starts)])
+        for number in range(n_members)
+    ]
 
 
 # --- what is joined ---
 
 
 def join(
-    fitting: Fitting,
     pairs: VectorPairs,
     held_out: VectorPairs,
-    first: FittedHeads,
-    others: list[HeadSettings],
+    settings: HeadSettings,
+    plans: list[HeadSettings],
+    fits: list[FittedHeads],
     closed: FittedHeads,
 ) -> FittedHeads:
-    """The first heads joined with others and the closed form, if the recall is higher;
-    the others are fitted for exactly as long as the first took to its best.
+    """The best of the fitted heads; joined with others and the closed form if the
+    halves of the held-out ids say that this finds more.
     """
-    parts, names = [first.heads], ["first head"]
-    for number, settings in enumerate(others, 2):
-        length = first.best_epoch
-        settings = settings.override(epochs=length, patience=0)
-        name = f"member-{number}-of-{length}-epochs"
-        fitted = fitting.fit(pairs, held_out, settings, name)
-        if fitted.stopped:
-            return replace(first, stopped=True)
-        parts.append(fitted.heads)
-        names.append(f"{settings.objective} {number}")
-    parts.append(closed.heads)
-    names.append(f"cca {len(parts)}")
-
     judge, bank = Rows.of(held_out, N_JUDGES), Rows.of(pairs, N_BANK)
-    width = fitting.settings.embed_dim or 0
-    tried = combinations(parts, names, judge, bank, width)
-    best = max(tried, key=lambda one: float(one.recalls.mean()))
-    gain = crossed([one.recalls for one in tried])
-    gallery = Rows.of(held_out, GALLERY)
-    recall = float(recalls(best.heads, gallery).mean())
-    alone = float(recalls(first.heads, gallery).mean())
-    logger.info(
-        "joined: %s; recall %.1f %% (against the first alone: %s)",
-        best.message,
-        100 * recall,
-        points(gain),
-    )
-    facts = {
-        "joined": best.message,
-        "weights": best.weights,
-        "strength": best.strength,
-        "recall": recall,
-        "difference": gain,
-        "is_taken": recall > alone,
+    names = [f"{plan.objective} {number}" for number, plan in enumerate(plans, 1)]
+    names.append(f"cca {len(plans) + 1}")
+    heads = [fitted.heads for fitted in (*fits, closed)]
+    parts = [Part.of(*one, judge, bank) for one in zip(names, heads, strict=True)]
+    tried = combinations(parts, judge.ids, settings.embed_dim or 0)
+    alone = [one for one in tried if one.is_alone]
+    several = [one for one in tried if not one.is_alone]
+    gain = gain_by_halves(alone, several)
+    best = best_of(several)
+    first = max(range(len(fits)), key=lambda place: float(alone[place].recalls.mean()))
+
+    recall = float(recalls(best.heads, Rows.of(held_out, GALLERY)).mean())
+    verdict = "joined" if gain.mean > 0 else "not joined"
+    logger.info("%s: %s; %.1f %% (%s)", verdict, best.message, 100 * recall, gain)
+    trials = []
+    for plan, one in zip(plans, alone, strict=True):
+        trials.append(trial_of(plan.objective, plan.start, one.recalls))
+    found = recalls_of_ids(*parts[-1].judged, judge.ids).mean(0)
+    trials.append(trial_of("cca", None, found))
+    decisions = {
+        "objective": {
+            "chosen": plans[first].objective,
+            "start": plans[first].start,
+            "trials": trials,
+        },
+        "joined": {
+            "joined": best.message,
+            "weights": best.weights,
+            "strength": best.strength,
+            "recall": recall,
+            "difference": list(gain),
+            "is_taken": gain.mean > 0,
+        },
+        "ridge": closed.decisions,
     }
-    decisions = {**first.decisions, "joined": facts, "ridge": closed.decisions}
-    if recall <= alone:
-        return replace(first, decisions=decisions)
-    return replace(first, heads=best.heads, decisions=decisions, alone=first.heads)
+    chosen = replace(fits[first], decisions=decisions)
+    if gain.mean > 0:
+        return replace(chosen, heads=best.heads)
+    return chosen
 
 
-def refitted(
-    fitting: Fitting,
-    pairs: VectorPairs,
-    held_out: VectorPairs | None,
-    fitted: FittedHeads,
-    plans: list[HeadSettings],
-) -> FittedHeads:
-    """The same heads fitted anew, to the held-out pairs as well, where the settings ask
-    for it; the history is that of the heads before.
+def trial_of(objective: str, start: str | None, found: Tensor) -> dict[str, Any]:
+    """The entry of a fit in the decisions, which is logged."""
+    mean = float(found.mean())
+    low, high = bootstrap_interval(found)
+    words = objective if start is None else f"{objective}, {start} start"
+    percent = 100 * mean, 100 * low, 100 * high
+    logger.info("%-30s recall %.1f %% (%.1f to %.1f)", words, *percent)
+    return {
+        "objective": objective,
+        "start": start,
+        "recall": mean,
+        "interval": (low, high),
+    }
+
+
+def best_of(tried: list[Combination]) -> Combination:
+    """That with the highest recall, the first of equals."""
+    return max(tried, key=lambda one: float(one.recalls.mean()))
+
+
+def gain_by_halves(alone: list[Combination], several: list[Combination]) -> Gain:
+    """What the best of several gains over the best alone: one random half of the ids
+    chooses both, the other half judges them.
     """
-    if not fitting.settings.refit or held_out is None:
-        return fitted
-    every = pairs.joined(held_out)
-    settings, decisions = fitting.settings, dict(fitted.decisions)
-    decisions["refit"] = f"on {len(every):,} pairs, {len(held_out):,} of them held out"
-    joined = decisions.get("joined", {})
-    if settings.objective == "cca":
-        again = fit_closed_form(every, None, settings, choice_of(decisions))
-        return replace(again, history=fitted.history, decisions=decisions)
-    parts: list[Heads] = []
-    for number, plan in enumerate(plans if joined.get("is_taken") else plans[:1], 1):
-        plan, until = plan.override(patience=0), fitted.best_epoch
-        if number > 1:
-            plan = plan.override(epochs=until)
-        name = f"refit-{number}-of-{until}-epochs"
-        again = fitting.fit(every, None, plan, name, until=until)
-        if again.stopped:
-            return replace(fitted, stopped=True)
-        parts.append(again.heads)
-    heads = parts[0]
-    if joined.get("is_taken"):
-        choice = choice_of(decisions["ridge"])
-        closed = fit_closed_form(every, None, closed_settings(settings, every), choice)
-        parts.append(closed.heads)
-        heads = joined_again(joined, parts, every, settings.embed_dim or 0)
-    return replace(fitted, heads=heads, decisions=decisions)
+    tables = [torch.stack([one.recalls for one in way]) for way in (alone, several)]
+    n = tables[0].shape[1]
+    generator = torch.Generator().manual_seed(0)
+    gains = torch.zeros(N_HALVES, dtype=torch.float64)
+    for number in range(N_HALVES):
+        order = torch.randperm(n, generator=generator)
+        chooses, judges = order[: max(1, n // 2)], order[n // 2 :]
+        chosen = [table[table[:, chooses].mean(1).argmax()] for table in tables]
+        gains[number] = (chosen[1] - chosen[0])[judges].mean()
+    gains = gains.sort().values
+    return Gain(float(gains.mean()), float(gains[1]), float(gains[-2]))
 
 
-def joined_again(
-    joined: Mapping[str, Any], parts: list[Heads], pairs: VectorPairs, width: int
-) -> Heads:
-    """Other heads in the combination that was chosen."""
-    places = [place for place, weight in enumerate(joined["weights"]) if weight]
-    if places == [0] and not joined["strength"]:
-        return parts[0]
-    bank = Rows.of(pairs, N_BANK)
-    weights = [joined["weights"][i] for i in places]
-    some = [parts[i] for i in places]
-    banks = [sides(heads, bank) for heads in some]
-    return side_by_side(weights, some, banks, joined["strength"], width)
-
-
-def combinations(
-    parts: list[Heads], names: list[str], judge: Rows, bank: Rows, width: int
-) -> list[Combination]:
-    """What may be joined, the first heads alone first; with ``width`` columns, or all
-    of them if it is 0.
+def combinations(parts: list[Part], ids: Tensor, width: int) -> list[Combination]:
+    """What may be joined; with ``width`` columns, or all of them if it is 0.
 
     A bias against hubs is left out where it lowers recall at ten.
     """
-    rows = [sides(heads, judge) for heads in parts]
-    banks = [sides(heads, bank) for heads in parts]
     strengths = () if 0 < width < LEAST_WIDTH else HUB_STRENGTHS
     tried = []
-    for weights in weightings(len(parts)):
-        places = [place for place, weight in enumerate(weights) if weight]
-        message = " + ".join(f"{weights[i]:g} × {names[i]}" for i in places)
-        some = [weights[i] for i in places], [parts[i] for i in places]
-        some_rows, some_banks = [rows[i] for i in places], [banks[i] for i in places]
-        plain = side_by_side(*some, some_banks, 0.0, width)
-        found = joined_recalls(plain, some_rows, judge.ids)
+    for weights in weightings(len(parts) - 1):
+        used = [number for number, weight in enumerate(weights) if weight]
+        message = " + ".join(f"{weights[i]:g} × {parts[i].name}" for i in used)
+        plain = side_by_side(parts, weights, 0.0, width)
+        found = joined_recalls(plain, [parts[i] for i in used], ids)
         at_ten = float(found[AT_TEN].mean())
-        heads: Heads = parts[0] if places == [0] else plain
+        is_fitted = used in [[number] for number in range(len(parts) - 1)]
+        heads = parts[used[0]].heads if is_fitted else plain
         tried.append(Combination(message, weights, 0.0, heads, found.mean(0)))
         for strength in strengths:
-            heads = side_by_side(*some, some_banks, strength, width)
-            found = joined_recalls(heads, some_rows, judge.ids)
-            if float(found[AT_TEN].mean()) < at_ten:
-                continue
-            words = f"{message}, hubs {strength:g}"
-            tried.append(Combination(words, weights, strength, heads, found.mean(0)))
+            biased = side_by_side(parts, weights, strength, width)
+            found = joined_recalls(biased, [parts[i] for i in used], ids)
+            if float(found[AT_TEN].mean()) >= at_ten:
+                words = f"{message}, hubs {strength:g}"
+                found = found.mean(0)
+                tried.append(Combination(words, weights, strength, biased, found))
     return tried
 
 
-def weightings(n: int) -> list[list[float]]:
-    """Weights of n heads, the last of which is the closed form: the first alone, all
-    but the closed form, either of these with it, and it alone.
+def weightings(n_fitted: int) -> list[list[float]]:
+    """Weights of the fitted heads and the closed form: each of the fitted alone and all
+    of them, without the closed form and with it, and that by itself.
     """
-    n_fitted = n - 1
-    plain = [[1.0] * k + [0.0] * (n - k) for k in sorted({1, n_fitted})]
-    mixed = [[*row[:-1], weight] for row in plain for weight in CLOSED_WEIGHTS]
-    return [*plain, *mixed, [0.0] * n_fitted + [1.0]]
-
-
-def sides(heads: Heads, rows: Rows) -> tuple[Tensor, Tensor]:
-    """The unit rows of both sides."""
-    return unit_rows(heads[0], rows.a), unit_rows(heads[1], rows.b)
+    rows = torch.eye(n_fitted).tolist()
+    if n_fitted > 1:
+        rows.append([1.0] * n_fitted)
+    beside = [[*row, weight] for row in rows for weight in (0.0, *CLOSED_WEIGHTS)]
+    return [*beside, [0.0] * n_fitted + [1.0]]
 
 
 def side_by_side(
-    weights: list[float],
-    parts: list[Heads],
-    banks: list[tuple[Tensor, Tensor]],
-    strength: float,
-    width: int,
+    parts: list[Part], weights: list[float], strength: float, width: int
 ) -> tuple[Members, Members]:
-    """Heads joined with a bias of this strength, cut to ``width`` columns if it is not
-    0.
+    """The parts that have a weight, with a bias of this strength, cut to ``width``
+    columns if it is not 0.
     """
+    used = [part for part, weight in zip(parts, weights, strict=True) if weight]
+    weights = [weight for weight in weights if weight]
     extra = 4 if strength else 0
-    total = sum(rows.shape[1] for rows, _ in banks)
+    total = sum(part.bank[0].shape[1] for part in used)
     cut = width - extra if width and total + extra > width else 0
-    n_rows = len(banks[0][0]) if strength else 0
-    of_a = [cast(Head, heads[0]) for heads in parts]
-    of_b = [cast(Head, heads[1]) for heads in parts]
+    n_rows = len(used[0].bank[0]) if strength else 0
+    of_a = [cast(Head, part.heads[0]) for part in used]
+    of_b = [cast(Head, part.heads[1]) for part in used]
     a = Members(of_a, weights, cut=cut, side=0, rows=n_rows, strength=strength)
     b = Members(of_b, weights, cut=cut, side=1, rows=n_rows, strength=strength)
+    banks = [part.bank for part in used]
     fit_members(a.eval(), b.eval(), [x for x, _ in banks], [y for _, y in banks])
     return a, b
 
 
 @torch.no_grad()
 def joined_recalls(
-    heads: tuple[Members, Members], rows: list[tuple[Tensor, Tensor]], ids: Tensor
+    heads: tuple[Members, Members], used: list[Part], ids: Tensor
 ) -> Tensor:
-    """(6, ids) recalls, from the unit rows of the heads that are joined."""
-    a = heads[0].joined([x for x, _ in rows])
-    b = heads[1].joined([y for _, y in rows])
+    """(6, ids) recalls of parts that are joined."""
+    a = heads[0].joined([part.judged[0] for part in used])
+    b = heads[1].joined([part.judged[1] for part in used])
     return recalls_of_ids(a, b, ids)
+
+
+# --- the same on all pairs ---
+
+
+def refitted(
+    every: VectorPairs,
+    settings: HeadSettings,
+    plans: list[HeadSettings],
+    fits: list[FittedHeads],
+    closed: FittedHeads | None,
+    chosen: FittedHeads,
+    folder: Path | None,
+) -> FittedHeads:
+    """What was chosen, fitted anew to all pairs for as long as the best took; the
+    history is that of the heads before.
+    """
+    if closed is not None:
+        choice = choice_of(closed.decisions)
+        its_settings = closed_beside(settings, every)
+        closed = fit_closed_form(every, None, its_settings, choice)
+    if not fits:
+        assert closed is not None
+        return replace(chosen, heads=closed.heads)
+    joined = chosen.decisions.get("joined", {})
+    weights = [float(fitted.history is chosen.history) for fitted in fits] + [0.0]
+    strength = 0.0
+    if joined.get("is_taken"):
+        weights, strength = joined["weights"], joined["strength"]
+    used = [place for place in range(len(fits)) if weights[place]]
+    heads = []
+    for place in used:
+        plan, until = plans[place].override(patience=0), fits[place].best_epoch
+        state = None if folder is None else folder / f"refit-{place + 1}-{until}.pt"
+        again = fit(every, None, plan, closed=closed, until=until, state=state)
+        heads.append(again.heads)
+    if not joined.get("is_taken"):
+        return replace(chosen, heads=heads[0])
+    if weights[-1]:
+        assert closed is not None
+        heads.append(closed.heads)
+    bank = Rows.of(every, N_BANK)
+    parts = [Part.of("", one, bank, bank) for one in heads]
+    weights = [weight for weight in weights if weight]
+    width = settings.embed_dim or 0
+    return replace(chosen, heads=side_by_side(parts, weights, strength, width))

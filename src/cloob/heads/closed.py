@@ -228,6 +228,16 @@ def spread_of(matrix: Tensor) -> float:
     return 1 / size if size > 0 else 1.0
 
 
+def closed_beside(settings: HeadSettings, pairs: VectorPairs) -> HeadSettings:
+    """The settings of the closed form beside heads, or alone: beside them it is no
+    wider than its columns allow.
+    """
+    width = settings.embed_dim
+    if width is not None and settings.objective != "cca":
+        width = min(width, max(2, min(pairs.a.shape[1], pairs.b.shape[1])))
+    return HeadSettings("cca", embed_dim=width, standardise=settings.standardise)
+
+
 def choice_of(decisions: Mapping[str, Any]) -> Choice:
     """The choice among the decisions of a fit."""
     return Choice(decisions["ridge"], decisions["power"], decisions["by_column"])

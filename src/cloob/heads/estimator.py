@@ -76,6 +76,8 @@ class ContrastiveHeads(
         standardise: ``"column"`` divides every column by its spread, ``"one"`` all by
             one number, ``"none"`` divides by none; ``"auto"`` chooses ``"column"`` for
             columns of unlike units.
+        start: ``"closed-form"``: heads begin with the matrices of ``"cca"``;
+            ``"random"``; None: random, ``"auto"`` tries both.
         learning_rate: Peak learning rate.
         weight_decay: AdamW's.
         epochs: Passes over the pairs.
@@ -120,6 +122,7 @@ class ContrastiveHeads(
     n_components: int | None = None
     dropout: float | None = None
     standardise: Literal["auto", "column", "one", "none"] = "auto"
+    start: Literal["closed-form", "random"] | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     epochs: int = 60

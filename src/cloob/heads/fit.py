@@ -8,19 +8,20 @@ goes on there and ends with the same numbers, bit for bit.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import resolve_device
 from cloob.errors import TrainingFailed
+from cloob.heads.closed import closed_beside, fit_closed_form
 from cloob.heads.fitted import FittedHeads
+from cloob.heads.head import Head
 from cloob.heads.parts import (
     Batches,
     Course,
@@ -30,6 +31,7 @@ from cloob.heads.parts import (
     fit_batch,
     fresh_heads,
     objective_of,
+    sampled,
     seeded,
     warn_of_cone,
 )
@@ -37,7 +39,6 @@ from cloob.heads.settings import HeadSettings
 from cloob.heads.state import Progress, copied, key_of, read_state, write_state
 
 OnEpoch = Callable[[dict[str, Any]], object]
-Stop = Callable[[], bool]
 
 
 def fit(
@@ -45,10 +46,10 @@ def fit(
     held_out: VectorPairs | None = None,
     settings: HeadSettings | None = None,
     *,
+    closed: FittedHeads | None = None,
     until: int | None = None,
     state: Path | None = None,
     on_epoch: OnEpoch | None = None,
-    stop: Stop | None = None,
 ) -> FittedHeads:
     """Fits two heads to pairs by a member of the family.
 
@@ -56,15 +57,16 @@ def fit(
         pairs: The training pairs.
         held_out: Pairs that choose the best epoch; None: the last one is taken.
         settings: Those of the heads and the objective, which is a member.
+        closed: The closed form of the same pairs, from which the heads may start; None:
+            it is solved if they do.
         until: End after this epoch of ``settings.epochs``, by which the learning rate
             goes.
         state: File of the state after the last epoch. Where it is that of the same
             pairs and settings the fit goes on from it, else it is written anew.
         on_epoch: Called with the line of every epoch.
-        stop: Asked after every step; True ends the fit, without the epoch's work.
 
     Returns:
-        The heads of the best epoch, and of the last one.
+        The heads of the best epoch.
 
     Raises:
         InputError: A setting does not go with the pairs.
@@ -72,7 +74,8 @@ def fit(
     """
     settings = fit_batch(settings or HeadSettings(objective="infoloob"), pairs)
     device = resolve_device(settings.device)
-    model = Model(*fresh_heads(pairs, settings), objective_of(settings)).to(device)
+    heads = first_heads(pairs, held_out, settings, closed)
+    model = Model(*heads, objective_of(settings)).to(device)
     optimizer = adamw(model, settings, device)
     batches = Batches(pairs, settings, device)
     course = Course(settings, batches.steps)
@@ -84,13 +87,9 @@ def fit(
         progress = read_state(state, key, model, optimizer) or progress
     last_epoch = settings.epochs if until is None else min(until, settings.epochs)
     began = time.perf_counter() - progress.seconds
-    stopped = False
     while progress.epoch < last_epoch and not out_of_patience(progress, settings):
         with seeded(settings.seed, progress.epoch, device):
-            loss = fit_epoch(model, optimizer, batches, course, progress, stop)
-        if loss is None:
-            stopped = True
-            break
+            loss = fit_epoch(model, optimizer, batches, course, progress)
         progress.epoch += 1
         progress.step += batches.steps
         is_due = progress.epoch % settings.val_every == 0
@@ -113,7 +112,27 @@ def fit(
             write_state(state, key, progress, model, optimizer)
         if on_epoch is not None:
             on_epoch(line)
-    return finished(model, progress, stopped=stopped)
+    model.cpu().eval()
+    if progress.best is not None:
+        model.load_state_dict(progress.best)
+    return FittedHeads(model.heads, model.objective.config(), progress.history)
+
+
+def first_heads(
+    pairs: VectorPairs,
+    held_out: VectorPairs | None,
+    settings: HeadSettings,
+    closed: FittedHeads | None,
+) -> tuple[Head, Head]:
+    """The heads before the first step."""
+    heads = fresh_heads(pairs, settings)
+    if settings.start == "closed-form":
+        if closed is None:
+            closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
+        rows = sampled(pairs)
+        for head, solved, side in zip(heads, closed.heads, rows[:2], strict=True):
+            head.start_from(cast(Head, solved), side)
+    return heads
 
 
 def fit_epoch(
@@ -122,14 +141,11 @@ def fit_epoch(
     batches: Batches,
     course: Course,
     progress: Progress,
-    stop: Stop | None,
-) -> float | None:
-    """Goes through the pairs once; the mean loss, or None where the caller stopped."""
+) -> float:
+    """Goes through the pairs once; the mean loss."""
     model.train()
     total = torch.zeros((), device=batches.device)
     for index, (a, b, ids, weights) in enumerate(batches.epoch(progress.epoch)):
-        if stop is not None and stop():
-            return None
         step = progress.step + index
         x, y = model(a, b)
         hopfield = course.retrieves(step)
@@ -175,18 +191,3 @@ def keep_best(
         progress.best_value = value
         progress.best = copied(model)
     return is_better
-
-
-def finished(model: Model, progress: Progress, *, stopped: bool) -> FittedHeads:
-    """The heads of the best epoch and of the last."""
-    last = model.cpu().eval()
-    best = copy.deepcopy(last)
-    if progress.best is not None:
-        best.load_state_dict(progress.best)
-    return FittedHeads(
-        best.heads,
-        best.objective.config(),
-        progress.history,
-        last=last.heads,
-        stopped=stopped,
-    )

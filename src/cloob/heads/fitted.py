@@ -47,12 +47,6 @@ class FittedHeads:
     """A line of numbers per epoch; of a closed form one."""
     decisions: dict[str, Any] = field(default_factory=dict)
     """What held-out pairs chose: ridge, objective, what was joined."""
-    last: Heads | None = None
-    """The heads after the last epoch, where these are not the best."""
-    alone: Heads | None = None
-    """The best heads by themselves, where ``heads`` joins others with them."""
-    stopped: bool = False
-    """Whether the caller's ``stop`` ended the fit early."""
 
     @property
     def best_epoch(self) -> int:

@@ -125,6 +125,23 @@ class Head(nn.Module):
         self.matrix.weight.zero_()[: matrix.shape[1]].copy_(matrix.T * spread)
         self.matrix.bias.zero_()
 
+    @torch.no_grad()
+    def start_from(self, solved: Head, features: Tensor) -> None:
+        """Begins with the matrix of a solved head of the same features, as large as the
+        own one was on (n, F) ``features``; it is in its first columns.
+        """
+        is_training = self.training
+        self.eval()
+        size = self(features).square().mean()
+        matrix = solved.matrix.weight[: len(self.matrix.weight)]
+        shift = self.mean - solved.mean + (self.mean_rest - solved.mean_rest)
+        self.matrix.weight.zero_()[: len(matrix)] = matrix * self.scale / solved.scale
+        self.matrix.bias.zero_()[: len(matrix)] = matrix @ (shift / solved.scale)
+        ratio = (size / self(features).square().mean().clamp_min(1e-30)).sqrt()
+        self.matrix.weight.mul_(ratio)
+        self.matrix.bias.mul_(ratio)
+        self.train(is_training)
+
     def _set_mean(self, mean: Tensor) -> None:
         self.mean.copy_(mean)
         self.mean_rest.copy_(mean - self.mean.cpu().double())

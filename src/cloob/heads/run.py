@@ -335,12 +335,6 @@ def fit_run(config: HeadsConfig, data: Data, on_epoch: OnEpoch | None) -> Fitted
         if on_epoch is not None:
             on_epoch(line)
 
-    def decide(choice: dict[str, Any]) -> None:
-        data.ledger.note("objective", choice)
-        data.ledger.write()
-        content = json.dumps(choice, indent=2)
-        write_whole(config.out / runs.OBJECTIVES_FILE, content)
-
     return choose(
         data.pairs,
         data.held_out,
@@ -348,24 +342,24 @@ def fit_run(config: HeadsConfig, data: Data, on_epoch: OnEpoch | None) -> Fitted
         scales=FROZEN_SCALES if is_frozen else USUAL_SCALES,
         folder=config.out / runs.STATE_FOLDER,
         on_epoch=log,
-        decided=data.ledger.get("objective"),
-        decide=decide,
     )
 
 
 def finish_run(config: HeadsConfig, data: Data, fitted: FittedHeads) -> None:
-    """Writes the heads and what was decided; a state is kept of the first fit alone,
-    which may go on for longer.
+    """Writes the heads and what was decided; states are kept of fits that may go on for
+    longer.
     """
     write_history(config.out, fitted.history)
     write_checkpoint(config, data, fitted)
     for name, decision in fitted.decisions.items():
         data.ledger.note(name, decision)
+    if "objective" in fitted.decisions:
+        content = json.dumps(fitted.decisions["objective"], indent=2)
+        write_whole(config.out / runs.OBJECTIVES_FILE, content)
     data.ledger.note("finished", length_of(config))
     data.ledger.write()
-    for file in (config.out / runs.STATE_FOLDER).glob("*.pt"):
-        if file.name != "fit.pt":
-            file.unlink()
+    for file in (config.out / runs.STATE_FOLDER).glob("refit*.pt"):
+        file.unlink()
 
 
 def length_of(config: HeadsConfig) -> list[Any]:

@@ -107,6 +107,10 @@ class HeadSettings:
     """Learning rate after the warm-up."""
     warmup: int | None = None
     """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
+    start: Literal["closed-form", "random"] | None = None
+    """First weights: closed-form: the closed form's matrices, scaled to the spread of
+    random ones. Left out, random; auto tries both.
+    """
     epochs: int = 60
     """Passes over the training pairs."""
     batch_size: int = 0
@@ -250,7 +254,7 @@ def check_objective(settings: HeadSettings) -> None:
     if name == "cca":
         names = *SCALES, "retrieval_from"
         reasons = dict.fromkeys(names, "the objective cca, which has no loss")
-        for key in ("members", "head", "dropout"):
+        for key in ("members", "head", "dropout", "start"):
             reasons[key] = "the objective cca, whose heads are matrices in closed form"
     elif name == "auto":
         names = *SCALES, "retrieval_from"
