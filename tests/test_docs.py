@@ -351,6 +351,10 @@ def test_python_runs(capsys):
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
     torch.testing.assert_close(names["loss"], expected)
+
+
+def test_the_page_of_soft_targets_runs_and_its_losses_are_the_formulas():
+    names = run_python(DOCS / "soft-targets.md")
     x, y = (F.normalize(torch.randn(5, 3), dim=1) for _ in range(2))
     ids = torch.tensor([0, 1, 0, 2, 1])
     loss = 0.0
@@ -410,11 +414,10 @@ def test_the_loops_of_other_trainers_run(tmp_path, monkeypatch):
     block.
     """
     pytest.importorskip("accelerate")
-    page = DOCS / "own-loop.md"
     code = "\n".join(
         [
-            blocks(page, "python")[0],
-            *blocks(page, "py"),
+            blocks(DOCS / "own-loop.md", "python")[0],
+            *blocks(DOCS / "several-gpus.md", "py"),
             "assert lightning and Trainer and accelerator",
         ]
     )
@@ -505,7 +508,7 @@ def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     [("ddp.py", "cloob"), ("ddp.py", "clip"), ("fsdp.py", "clip")],
 )
 def test_two_ranks_print_what_one_does(name, objective, tmp_path):
-    """The scripts that own-loop.md shows."""
+    """The scripts that several-gpus.md shows."""
 
     def losses(ranks):
         command = [
