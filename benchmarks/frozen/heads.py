@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from cloob.data.order import EpochOrder, ShardSizes
 from cloob.heads.head import Head
 from cloob.objective import ContrastiveObjective
-from cloob.training.config.parts import OptimConfig
+from cloob.training.config import TrainConfig
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 
@@ -126,7 +126,7 @@ def train(
     heads.text.fit(texts[view.rows])
     setting = cell.setting
     objective = build_objective(cell.method, setting)
-    optim = OptimConfig(
+    optim = TrainConfig(
         lr=setting.lr, weight_decay=setting.weight_decay, schedule="cosine"
     )
     optimizer = make_optimizer(heads, objective, optim, torch.device("cpu"))

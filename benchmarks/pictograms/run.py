@@ -36,7 +36,7 @@ from cloob.evaluation.embed import embed_texts, evaluating
 from cloob.evaluation.measures import class_embeddings
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
-from cloob.training.config.parts import OptimConfig
+from cloob.training.config import TrainConfig
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 
@@ -104,7 +104,7 @@ class Run:
         setting = cell.setting
         self.encoder = create_model(cell.tower, seed=cell.seed)
         self.objective = build_objective(cell.method, setting)
-        optim = OptimConfig(
+        optim = TrainConfig(
             lr=setting.lr, weight_decay=setting.weight_decay, schedule="cosine"
         )
         optimizer = make_optimizer(

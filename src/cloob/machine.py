@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from cloob.errors import InputError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -21,6 +24,14 @@ _MOST_DECODERS = 16
 _CPU_QUOTA = Path(
     "/sys/fs/cgroup/cpu.max"
 )  # of a cgroup (version 2), as a container sees it
+
+
+def check_device_name(device: str) -> None:
+    """Raises InputError for what no machine has; what this one has, torch knows."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise InputError(
+            f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps"
+        )
 
 
 def processors() -> int:

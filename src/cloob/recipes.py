@@ -83,7 +83,8 @@ def _heads(name: str, objective: str) -> HeadsConfig:
     of_objective = leaves.pop("objectives", {}).get(objective, {})
     del leaves["about"], leaves["heads"]
     leaves["out"] = leaves["out"].format(objective=objective)
-    return HeadsConfig().override(objective=objective, **{**leaves, **of_objective})
+    start = HeadsConfig(**leaves).override(objective=objective)
+    return start.override(**of_objective)
 
 
 def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfig:
@@ -92,7 +93,7 @@ def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfi
     base, scales = leaves.pop("base", None), leaves.pop("scales", None)
     of_objective, of_models = (leaves.pop(key, {}) for key in ("objectives", "models"))
     config = TrainConfig() if base is None else _built(base, objective, None)
-    default = leaves.pop("model", config.towers.model)
+    default = leaves.pop("model", config.model)
     leaves["out"] = leaves["out"].format(
         objective=objective, model=str(model or default).lower()
     )

@@ -13,8 +13,8 @@ from cloob import cli, get_recipe
 from cloob.commands import train
 from cloob.heads.config import HeadsConfig, check_config
 from cloob.recipes import RECIPES
+from cloob.training.checks import check_combination
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination
 from make import write_pairs
 
 TINY = [
@@ -67,7 +67,7 @@ def test_options_change_a_recipe():
         )
         == changed
     )
-    run = config_of("demo-scratch --steps 5").run
+    run = config_of("demo-scratch --steps 5")
     assert (run.epochs, run.samples, run.steps) == (None, None, 5)
 
 
@@ -79,15 +79,15 @@ def test_a_recipe_has_settings_for_each_objective(words):
     for recipe, tau in (("demo", 14.0), ("align", None)):
         heads = train.read([recipe, *words.split()])
         assert (heads.objective, heads.inv_tau, heads.beta) == ("clip", tau, None)
-    loss = train.read(["cc3m", *words.split()]).loss
+    loss = train.read(["cc3m", *words.split()])
     assert (loss.objective, loss.inv_tau, loss.beta) == ("clip", 1 / 0.07, None)
-    assert train.read(["cc3m", "--inv-tau", "20", *words.split()]).loss.inv_tau == 20.0
+    assert train.read(["cc3m", "--inv-tau", "20", *words.split()]).inv_tau == 20.0
     assert train.read(["cc3m", "--objective", "cloob"]) == get_recipe("cc3m")
 
 
 def test_a_file_stands_over_the_recipe_and_options_over_both(tmp_path):
     file = tmp_path / "more.toml"
-    file.write_text("[optim]\nbeta2 = 0.5\nlr = 1.0\n[run]\nsteps = 7\n")
+    file.write_text("beta2 = 0.5\nlr = 1.0\nsteps = 7\n")
     config = train.read(["cc3m", "--config", str(file), "--lr", "0.25"])
     assert config == get_recipe("cc3m").override(beta2=0.5, lr=0.25, steps=7)
 
@@ -184,7 +184,7 @@ def test_data_leads_to_training_and_training_to_looking(
         index,
         "search pictures.idx 'a red bird'",
     ]
-    assert json.loads(Path("run/config.json").read_text())["run"]["batch_size"] == 8
+    assert json.loads(Path("run/config.json").read_text())["batch_size"] == 8
     assert cli.main([*words, "--resume", "auto", "--epochs", "3"]) == 0
     assert (
         "run: 12 steps" in capsys.readouterr().out and "instead of 8" not in caplog.text

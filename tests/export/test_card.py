@@ -16,18 +16,23 @@ from cloob.export.exported import Exported
 from cloob.models.load import fingerprint
 
 CONFIG = {
-    "pairs": {
-        "data": [
-            "/home/xaver/secret/pairs.csv",
-            "s3://key:word@bucket/x/{0..9}.tar?sig=abc",
-            "sets/a|b.csv",
-        ]
-    },
-    "towers": {"model": "small", "init": None},
-    "loss": {"objective": "cloob", "retrieval_from": 0.5},
-    "optim": {"lr": 0.001, "schedule": "cosine", "weight_decay": 0.1, "ema": 0.0},
-    "run": {"batch_size": 128, "precision": "fp32", "seed": 7},
-    "save": {"out": "/home/xaver/secret/run"},
+    "data": [
+        "/home/xaver/secret/pairs.csv",
+        "s3://key:word@bucket/x/{0..9}.tar?sig=abc",
+        "sets/a|b.csv",
+    ],
+    "model": "small",
+    "init": None,
+    "objective": "cloob",
+    "retrieval_from": 0.5,
+    "lr": 0.001,
+    "schedule": "cosine",
+    "weight_decay": 0.1,
+    "ema": 0.0,
+    "batch_size": 128,
+    "precision": "fp32",
+    "seed": 7,
+    "out": "/home/xaver/secret/run",
 }
 NUMBERS = {"acc1": 0.123, "acc1_interval": [0.1, 0.15], "acc5": 0.5, "n": 1540}
 ROW = {

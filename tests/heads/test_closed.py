@@ -103,5 +103,7 @@ def test_what_it_cannot_do_is_one_line():
     one = [(torch.ones(1, 3), torch.ones(1, 2), None)]
     raises(InputError, "1 pairs", fit_closed_form, one)
     raises(InputError, "no usable pairs", fit_closed_form, iter(()))
+    alone = pairs_of(a, b, ["x"] * len(a))
+    raises(InputError, "all pairs have one id", fit_closed_form, alone)
     left_out = "members is 2; it must be left out"
     raises(InputError, left_out, HeadSettings, "cca", members=2)

@@ -32,6 +32,9 @@ QUICK = {
 }
 
 
+OF_THE_CLOSED_FORM = {"objective": "cca", "n_components": 7, "refit": False}
+
+
 @pytest.fixture(scope="module")
 def matrices():
     rng = np.random.default_rng(0)
@@ -116,8 +119,8 @@ def test_weights_of_zero_leave_pairs_out(matrices):
     wrong = Y.copy()
     wrong[::3] = np.roll(Y[::3], 1, 0)
     weights = (np.arange(N) % 3 > 0).astype(float)
-    for objective in ("cca", "infoloob"):
-        heads = ContrastiveHeads(**{**QUICK, "objective": objective, "n_components": 7})
+    for settings in (OF_THE_CLOSED_FORM, {**QUICK, "n_components": 7}):
+        heads = ContrastiveHeads(**settings)
         plain = clone(heads).fit(X, wrong).score(X, Y)
         assert heads.fit(X, wrong, sample_weight=weights).score(X, Y) > plain + 0.05
 
@@ -146,8 +149,8 @@ def test_rows_of_few_values_are_no_ids():
 @pytest.mark.parametrize("offset", [0, 1e7])
 def test_an_offset_of_float64_changes_nothing(offset):
     a, b = views(300)
-    for objective in ("cca", "infoloob"):
-        heads = ContrastiveHeads(**{**QUICK, "objective": objective})
+    for settings in (OF_THE_CLOSED_FORM, QUICK):
+        heads = ContrastiveHeads(**settings)
         plain = heads.fit(a, b).score(a, b)
         moved = heads.fit(a + offset, b - offset).score(a + offset, b - offset)
         assert moved == pytest.approx(plain, abs=0.02)
@@ -179,6 +182,8 @@ def test_the_closed_form_is_an_objective(matrices, tmp_path):
     for change, error in (
         ({"inv_tau": 9}, "inv_tau is 9"),
         ({"members": 2}, "members is 2"),
+        ({"learning_rate": 0.1}, "learning_rate is 0.1; it must be left out with"),
+        ({"patience": 3}, "patience is 3; it must be left out with"),
         ({"n_components": 400}, "n_components is 400, but the closed form finds 7"),
     ):
         raises(ValueError, error, ContrastiveHeads("cca", **change).fit, X, Y)
@@ -226,7 +231,13 @@ def test_it_takes_any_matrices_and_is_searched(matrices):
     large = X.astype(float) * 1e300 + 1e300
     error = r"X and y: 240 rows of 240.*X row 0: holds NaN"
     raises(ValueError, error, heads.fit, large, Y)
-    raises(ValueError, "must be one of", heads.set_params(objective="clop").fit, X, Y)
+    raises(
+        ValueError,
+        "objective is 'clop'; it must be",
+        heads.set_params(objective="clop").fit,
+        X,
+        Y,
+    )
 
 
 def test_sparse_rows_are_never_dense_all_at_once():
@@ -249,9 +260,15 @@ def test_sparse_rows_are_never_dense_all_at_once():
 @pytest.mark.parametrize(
     ("settings", "columns", "error"),
     [
-        ({"learning_rate": -1}, {}, "learning_rate is -1.0"),
+        ({"learning_rate": -1}, {}, "learning_rate is -1;"),
         ({"n_components": 1}, {}, "n_components is 1"),
         ({"validation_fraction": 1.5}, {}, "validation_fraction is 1.5"),
+        (
+            {"validation_fraction": 0, "refit": True},
+            {},
+            "refit is True; it must be left out with",
+        ),
+        ({"validation_fraction": 0, "patience": 3}, {}, "patience is 3; it must be 0"),
         ({"objective": "auto", "validation_fraction": 0}, {}, "give a validation"),
         (
             {},

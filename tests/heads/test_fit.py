@@ -147,14 +147,14 @@ def test_what_does_not_go_is_one_line():
     raises(InputError, "20 training pairs; batch_size is 32", fit, pairs, None, PLAIN)
     loud = PLAIN.override(batch_size=10, lr=1e30, warmup=0, schedule="constant")
     raises(TrainingFailed, "the loss is not finite", fit, pairs, None, loud)
-    raises(InputError, "no held-out pairs; give some", choose, pairs, None)
+    raises(InputError, "without held-out pairs; give some", choose, pairs, None)
     raises(
         InputError, "unknown key 'epoch'; did you mean epochs", PLAIN.override, epoch=1
     )
     raises(InputError, "beta is 3.0; it must be left out", PLAIN.override, beta=3)
-    raises(InputError, "lr is -1.0; it must be a positive", PLAIN.override, lr=-1)
+    raises(InputError, "lr is -1; it must be greater than 0", PLAIN.override, lr=-1)
     raises(
-        InputError, "epochs is 1.5; it must be an integer", PLAIN.override, epochs=1.5
+        InputError, "epochs is 1.5; it must be a valid int", PLAIN.override, epochs=1.5
     )
 
 

@@ -339,7 +339,7 @@ def test_held_out_files_take_the_place_of_a_split(config, tmp_path, monkeypatch)
     ]
     assert recalls[0] == pytest.approx(recalls[1], abs=1e-12)
     assert cli.main(["eval", "own", "--held-out", "--out", "report"]) == 0
-    error = "refit is True, but held-out pairs of other files stay apart"
+    error = "refit is True; it must be left out with held-out pairs of other files"
     raises(InputError, error, cloob.train_heads, both.override(refit=True, out="x"))
 
 
@@ -444,9 +444,12 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
         ({"val_a": "b.npy", "val_b": "b.npy"}, "val_a has 10 columns, a has 20"),
         ({"val_a": "a.npy"}, "val_b is missing: --val-a needs --val-b"),
         ({"b": None}, "b is missing: --a needs --b"),
-        ({"data": ("demo",)}, "data is ('demo',), but --a and --b give vectors"),
-        ({"val_split": 0.0, "patience": 3}, "patience is 3, but there are no held-out"),
-        ({"val_split": 0.0, "members": 2}, "members is 2, but there are no held-out"),
+        (
+            {"data": ("demo",)},
+            "data is ('demo',); it must be left out",
+        ),
+        ({"val_split": 0.0, "patience": 3}, "patience is 3; it must be 0 with a fit"),
+        ({"val_split": 0.0, "members": 2}, "members is 2; it must be left out"),
         ({"resume": "auto", "overwrite": True}, "overwrite is True; it must be left"),
     ],
 )
@@ -482,7 +485,7 @@ def test_the_configuration_is_read_as_it_was_written(tmp_path):
     (tmp_path / "config.json").write_text(config.to_json())
     assert HeadsConfig().merge_file(tmp_path / "config.json") == config
     file = tmp_path / "more.toml"
-    file.write_text("[optim]\nbeta2 = 0.9\n")
+    file.write_text("beta2 = 0.9\n")
     assert HeadsConfig().merge_file(file) == HeadsConfig(beta2=0.9)
     file.write_text("betta = 0.9\n")
     raises(InputError, "more.toml: unknown key 'betta'", HeadsConfig().merge_file, file)

@@ -315,10 +315,10 @@ def test_other_pairs_are_refused_before_they_go_through_the_encoders(
     ("change", "error"),
     [
         ({"text_encoder": None}, "text_encoder is missing: heads need both"),
-        ({"ids": "ids.txt"}, "ids is 'ids.txt', which goes with --a and --b"),
-        ({"val_split": 0.1}, "val_split is 0.1; it must be left out with --val-data"),
+        ({"ids": "ids.txt"}, "ids is 'ids.txt'; it must be left out with pictures"),
+        ({"val_split": 0.1}, "val_split is 0.1; it must be left out with held-out"),
         ({"image_encoder": None, "text_encoder": None}, "a is missing; give --a and"),
-        ({"image_size": 4}, "image_size is 4; it must be 8 or more pixels"),
+        ({"image_size": 4}, "image_size is 4; it must be greater than"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(heads, change, error):

@@ -53,17 +53,17 @@ def test_sigterm_to_the_whole_process_group(trained, tmp_path):
         print(f"stopped={result.stopped} steps={result.steps}")
 
     ranks = fork(tmp_path, 1, slowly)
-    log = config.save.out / "metrics.jsonl"
+    log = config.out / "metrics.jsonl"
     ranks.until(lambda: log.is_file() and log.read_text().count("\n") >= 3)
     os.killpg(ranks.pids[0], signal.SIGTERM)
     assert ranks.wait(60) == [0], ranks.told()
-    (saved,) = list_checkpoints(config.save.out)
+    (saved,) = list_checkpoints(config.out)
     assert (
         f"stopped=SIGTERM steps={int(saved.name[5:])}" in ranks.told()
         and "Traceback" not in ranks.told()
     )
     train(config.override(resume="auto"))
-    assert exact(config.save.out) == exact(trained.run)
+    assert exact(config.out) == exact(trained.run)
 
 
 def test_two_ranks(trained, tmp_path):
@@ -162,8 +162,8 @@ def test_two_ranks_judge_one_model(trained, pairs_folder, tmp_path):
     ranks = fork(tmp_path / "ranks", 2, lambda: train(config) and None)
     assert ranks.wait() == [0, 0], ranks.told()
     for line, checkpoint in zip(
-        lines(config.save.out / "epochs.jsonl"),
-        list_checkpoints(config.save.out),
+        lines(config.out / "epochs.jsonl"),
+        list_checkpoints(config.out),
         strict=True,
     ):
         model = load_model(checkpoint)
@@ -442,7 +442,7 @@ def test_several_ctrl_c_are_one(base, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    log = config.save.out / "metrics.jsonl"
+    log = config.out / "metrics.jsonl"
     wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, process)
     while process.poll() is None:
         process.send_signal(signal.SIGINT)

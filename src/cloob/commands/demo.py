@@ -93,7 +93,7 @@ def check_run(config: Config) -> None:
         check_packages(encoders, ", and cloob demo --from-scratch needs none")
         check_config(config)
         return
-    from cloob.training.config.checks import preflight
+    from cloob.training.checks import preflight
 
     preflight(config)
 
@@ -110,7 +110,7 @@ def make_configs(options: Options) -> dict[str, Config]:
             " different ones"
         )
     out = options.out or Path("runs", recipe)
-    leaves: dict[str, Any] = {"seed": options.seed, "device": options.device}
+    leaves: dict[str, Any] = {"seed": options.seed}
     if options.epochs is not None:
         leaves["epochs"] = options.epochs
     runs: list[str] = list(names)
@@ -120,16 +120,17 @@ def make_configs(options: Options) -> dict[str, Config]:
     for name in runs:
         objective: Any = name
         config = cloob.get_recipe(recipe, objective=objective)
-        configs[name] = config.override(**leaves, overwrite=True, out=out / name)
+        if name != "cca":  # which has no loop
+            config = config.override(**leaves)
+        configs[name] = config.override(
+            device=options.device, overwrite=True, out=out / name
+        )
     return configs
 
 
 def folder_of(configs: Mapping[str, Config]) -> Path:
     """The folder of all runs."""
-    config = next(iter(configs.values()))
-    if isinstance(config, cloob.HeadsConfig):
-        return config.out.parent
-    return config.save.out.parent
+    return next(iter(configs.values())).out.parent
 
 
 def check_index_place(index: Path) -> None:
@@ -232,16 +233,10 @@ def train(name: str, config: Config) -> RunResult | HeadsResult:
 
 def settings_of(config: Config, result: Any) -> dict[str, Any]:
     """What the report says of a training."""
-    if isinstance(config, cloob.HeadsConfig):
-        names = ("epochs", "batch_size", "lr", "dropout", "seed")
-        return {"steps": result.steps, **{name: vars(config)[name] for name in names}}
-    return {
-        "steps": result.steps,
-        "epochs": config.run.epochs,
-        "batch_size": config.run.batch_size,
-        "lr": config.optim.lr,
-        "seed": config.run.seed,
-    }
+    names = ["epochs", "batch_size", "lr", "dropout", "seed"]
+    if not isinstance(config, cloob.HeadsConfig):
+        names.remove("dropout")
+    return {"steps": result.steps, **{name: vars(config)[name] for name in names}}
 
 
 def best_classifier(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -64,7 +64,7 @@ class Run:
         """
         config = self.config
         if not isinstance(config, HeadsConfig):
-            return config.pairs
+            return config
         return Pictures(
             config.sources,
             config.held_out_sources,
@@ -115,16 +115,12 @@ class Run:
     @property
     def seed(self) -> int:
         """The seed of its training."""
-        if isinstance(self.config, HeadsConfig):
-            return self.config.seed
-        return self.config.run.seed
+        return self.config.seed
 
     @property
     def objective(self) -> str:
         """The name of its objective."""
-        if isinstance(self.config, HeadsConfig):
-            return self.config.objective
-        return self.config.loss.objective
+        return self.config.objective
 
 
 def _read_joined(checkpoint: Path) -> dict[str, Any]:
@@ -147,7 +143,7 @@ def find_runs(models: Sequence[str]) -> list[Run]:
             if weights is not None and folder is not None:
                 file = folder / RUN_CONFIG_FILE
                 of_heads = read_config(file)
-                config = of_heads or cloob.TrainConfig.from_json(file)
+                config = of_heads or cloob.TrainConfig().merge_file(file)
                 runs.append(Run(model, weights, folder, config))
     return runs
 
@@ -159,7 +155,7 @@ def add_held_out(sets: SuiteSets, runs: Sequence[Run]) -> list[str]:
     run = _only_split(runs)
     pairs = run.data
     config = run.config
-    if isinstance(config, cloob.TrainConfig) and config.given.given_held_out:
+    if isinstance(config, cloob.TrainConfig) and config.given_held_out:
         raise InputError(
             f"{run.model}: its held-out pairs were given by Python code; name them by"
             f" {_other_option(run)}"
@@ -274,7 +270,7 @@ def _open_split(run: Run) -> Any:
         return held_out_pairs(run.config.override(out=run.folder))
     from cloob.training.given import open_pairs
 
-    return open_pairs(cloob.TrainConfig(run.config.pairs), train=False)[1]
+    return open_pairs(run.config, train=False)[1]
 
 
 def note_choices(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cloob
+from cloob import settings
 from cloob.cache import use_cache
-from cloob.commands.console import parse, refuse, say, say_next
+from cloob.commands.console import parse, say, say_next
 from cloob.errors import InputError, Stopped
 from cloob.family import ALIASES, OBJECTIVES, ObjectiveName
 from cloob.models.runs import AVERAGED_FOLDER, CHECKPOINTS_FOLDER, find_best
@@ -27,6 +29,20 @@ _DESCRIPTION = (
     " “Train” describes it."
     " Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
 )
+
+
+NAMES = (
+    *("data", "val_data", "val_split", "model", "init", "objective", "epochs"),
+    *("batch_size", "lr", "workers", "precision", "device", "seed", "resume", "out"),
+    *("image_column", "caption_column", "max_bad_fraction", "image_size", "freeze"),
+    *("inv_tau", "beta", "learnable_inv_tau", "retrieval_from", "mask_duplicates"),
+    *("steps", "patience", "micro_batch_size", "grad_checkpointing", "compile"),
+    *("fsdp", "weight_decay", "schedule", "warmup", "save_every", "best"),
+    *("overwrite", "wandb"),
+)
+"""The settings with an option, first those that people type, in the order of the help;
+the others are set in a file.
+"""
 
 
 def read(words: Sequence[str]) -> cloob.TrainConfig | cloob.HeadsConfig | None:
@@ -67,19 +83,19 @@ def recipe_of_heads(words: Sequence[str]) -> str | None:
 
 def read_config(words: Sequence[str]) -> cloob.TrainConfig:
     """The configuration that the words describe."""
-    from cloob.training.config import changed, options, typed_leaves
+    from cloob.commands import train_heads
+    from cloob.training import config as configs
 
     rest = list(words)
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", nargs="?", const="")
     first, rest = early.parse_known_args(rest)
-    refuse({"--config needs a value": first.config == ""})
+    if first.config == "":
+        raise InputError("--config needs a value")
     start = cloob.TrainConfig()
     if recipe is not None:
-        early.add_argument(
-            "--objective", nargs="?"
-        )  # an unknown one is refused when the words are parsed
+        early.add_argument("--objective", nargs="?")  # an unknown one is refused later
         early.add_argument("--model", nargs="?")
         first, _ = early.parse_known_args(rest, first)
         typed_name = ALIASES.get(first.objective, first.objective)
@@ -87,22 +103,35 @@ def read_config(words: Sequence[str]) -> cloob.TrainConfig:
             (name for name in OBJECTIVES if name == typed_name), None
         )
         start = cloob.get_recipe(recipe, objective=objective, model=first.model or None)
-    if (
-        first.config is not None
-    ):  # perhaps of a run: this one may not overwrite, and does not go on
+    if first.config is not None:
+        # perhaps of a run: this one may not overwrite, and does not go on
         start = start.merge_file(first.config).override(overwrite=False)
-        of_run = (Path(first.config).parent / CHECKPOINTS_FOLDER).is_dir()
-        start = start.override(resume="none") if of_run else start
+        if (Path(first.config).parent / CHECKPOINTS_FOLDER).is_dir():
+            start = start.override(resume="none")
     refuse_options_of_heads(rest)
-    typed = typed_leaves(rest)
-    parsed = parse(
-        options(start, rest),
-        rest,
-        "cloob train",
-        usage=_USAGE,
-        description=_DESCRIPTION,
-    )
-    return changed(start, parsed, typed)
+    typed = typed_settings(rest)
+    kind = train_heads.options(start, NAMES, [settings, configs])
+    parsed = parse(kind, rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
+    return start.override(**{name: getattr(parsed, name) for name in typed})
+
+
+def typed_settings(words: Sequence[str]) -> list[str]:
+    """The settings whose options are among the words; InputError for one that is set in
+    a file.
+    """
+    options = {word.partition("=")[0] for word in words if word.startswith("--")}
+    typed = []
+    for field in dataclasses.fields(cloob.TrainConfig):
+        word = field.name.replace("_", "-")
+        if not options & {f"--{word}", f"--no-{word}"}:
+            continue
+        if field.name not in NAMES:
+            raise InputError(
+                f"--{word} is set in a file: --config more.toml, with the line"
+                f" {field.name} = …"
+            )
+        typed.append(field.name)
+    return typed
 
 
 def refuse_options_of_heads(words: Sequence[str]) -> None:
@@ -156,7 +185,7 @@ def train_to_the_signal(config: cloob.TrainConfig, title: str) -> RunResult:
 
 def run_training(config: cloob.TrainConfig) -> int:
     """Trains; 0 when the run reached its end or was stopped by SIGTERM."""
-    from cloob.training.config.checks import preflight
+    from cloob.training.checks import preflight
 
     preflight(config)
     first = (
@@ -165,18 +194,18 @@ def run_training(config: cloob.TrainConfig) -> int:
     if first:
         say("opening data …")  # the imports alone take seconds
 
-    use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
+    use_cache(config.cache_dir, config.cache_gb)
     logging.getLogger("cloob.training").setLevel(
         logging.INFO
     )  # progress of encoders, held-out pairs, what was tried
     logging.getLogger("cloob.data.open").setLevel(
         logging.INFO if first else logging.ERROR
     )  # what was opened
-    result = train_to_the_signal(config, config.loss.objective)
+    result = train_to_the_signal(config, config.objective)
     run, metric, out, holds_out = (
         result.run,
-        config.save.best,
-        config.save.out,
+        config.best,
+        config.out,
         config.holds_out,
     )
     code = 0 if result.checkpoint is not None else 1
@@ -204,18 +233,15 @@ def run_training(config: cloob.TrainConfig) -> int:
     )
     if result.out_of_patience:
         print(
-            f"stopped at epoch {result.epochs}: no better for {config.run.patience}"
-            " epochs"
+            f"stopped at epoch {result.epochs}: no better for {config.patience} epochs"
         )
     if holds_out and (best := find_best(run, metric)) is not None:
         print(f"{run}:best: {metric} {best[1]:.4g} ({best[0].name})")
     if result.stopped is not None or result.checkpoint is None:
         return code
-    if config.towers.average_with_start is not None:
-        print(f"{run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
-    pictures = (
-        config.pairs.data[0] if Path(config.pairs.data[0]).is_dir() else "PICTURES"
-    )
+    if config.average_with_start is not None:
+        print(f"{run / AVERAGED_FOLDER}: averaged with {config.init}")
+    pictures = config.data[0] if Path(config.data[0]).is_dir() else "PICTURES"
     judge = ["--held-out"] if holds_out else ["--retrieval", "PAIRS"]
     index: list[str | Path] = [
         "index",

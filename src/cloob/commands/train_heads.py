@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import cloob
+from cloob import settings as cloob_settings
 from cloob.commands.console import parse, say, say_next
 from cloob.errors import InputError
 from cloob.family import ALIASES
@@ -75,7 +76,7 @@ def read(recipe: str, words: Sequence[str]) -> HeadsConfig:
     refuse_unlisted(rest, names)
     about = describe(recipe)
     parsed = parse(
-        options(start, names),
+        options(start, names, [cloob_settings, settings, configs]),
         rest,
         "cloob train",
         usage=USAGE.format(recipe),
@@ -89,9 +90,7 @@ def over_file(start: HeadsConfig, file: Path, objective: str | None) -> HeadsCon
     config = start.merge_file(file).override(overwrite=False)
     if (file.parent / CHECKPOINTS_FOLDER).is_dir():
         config = config.override(resume="none")
-    if objective is not None and objective != config.objective:
-        scales = dict.fromkeys((*settings.SCALES, "retrieval_from"))
-        config = config.override(**{**scales, "retrieval_from": 0.0})
+    if objective is not None:
         config = config.override(objective=objective)
     return config
 
@@ -119,12 +118,14 @@ def refuse_unlisted(words: Sequence[str], names: Sequence[str]) -> None:
         )
 
 
-def options(start: HeadsConfig, names: Sequence[str]) -> Any:
+def options(start: Any, names: Sequence[str], modules: Sequence[ModuleType]) -> Any:
     """A dataclass for tyro of some settings, whose defaults are those of ``start``."""
     import tyro
 
-    hints = typing.get_type_hints(HeadsConfig)
-    helps = {**docs_of(settings), **docs_of(configs)}
+    hints = typing.get_type_hints(type(start))
+    helps: dict[str, str] = {}
+    for module in modules:
+        helps |= docs_of(module)
     fields = []
     for name in names:
         kind: Any = Annotated[hints[name], tyro.conf.arg(help=helps[name])]

@@ -241,11 +241,6 @@ def _cell(text: object) -> str:
 def _training(run: Path, folder: Path) -> dict[str, str]:
     """The training of a run up to the checkpoint of a model folder."""
     config = read_json(run / runs.RUN_CONFIG_FILE)
-    is_flat = config.get("kind") == "heads"
-    pairs, towers, loss, optim, settings = (
-        config if is_flat else config.get(key, {})
-        for key in ("pairs", "towers", "loss", "optim", "run")
-    )
     checkpoint = folder.resolve().parent
     step = (
         runs.checkpoint_step(checkpoint)
@@ -260,20 +255,20 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
     done = (
         {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
     )
-    data, init = pairs.get("data"), towers.get("init")
-    joins = loss.get("retrieval_from")
+    data, init = config.get("data"), config.get("init")
+    joins = config.get("retrieval_from")
     rows = {
         "data": ", ".join(map(data_name, data)) if data else None,
         "steps": f"{step:,}" if step is not None else done.get("step"),
         "pairs seen": done.get("samples_seen"),
-        "batch size": settings.get("batch_size"),
-        "precision": settings.get("precision"),
-        "learning rate": optim.get("lr"),
-        "schedule": optim.get("schedule"),
-        "weight decay": optim.get("weight_decay"),
+        "batch size": config.get("batch_size"),
+        "precision": config.get("precision"),
+        "learning rate": config.get("lr"),
+        "schedule": config.get("schedule"),
+        "weight decay": config.get("weight_decay"),
         "starts from": model_name(str(init)) if init else None,
         "retrieval joins": f"after {joins:.0%}" if joins else None,
-        "seed": settings.get("seed"),
+        "seed": config.get("seed"),
     }
     return {label: f"{value}" for label, value in rows.items() if value is not None}
 

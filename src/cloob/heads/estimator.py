@@ -84,12 +84,13 @@ class ContrastiveHeads(
         batch_size: Pairs a step; 0 fits it to their number.
         validation_fraction: Share of the ids or groups for validation, which chooses
             the epoch; 0: the last epoch.
-        patience: Stop after so many epochs without improvement; 0 never.
-        refit: After choosing, fit anew on all pairs. ``history_`` has the recall of
-            the held-out pairs before that.
+        patience: Stop after so many epochs without improvement; 0 never. None: 5
+            where pairs are held out.
+        refit: After choosing, fit anew on all pairs; None: where pairs are held out.
+            ``history_`` has the recall of the held-out pairs before that.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         random_state: Seed of weights and order; with a number two fits are equal, bit
-            for bit.
+            for bit. The closed form draws nothing.
 
     Attributes:
         encoder_: The two heads, as ``load_model`` gives them.
@@ -128,8 +129,8 @@ class ContrastiveHeads(
     epochs: int = 60
     batch_size: int = 0
     validation_fraction: float = 0.1
-    patience: int = 5
-    refit: bool = True
+    patience: int | None = None
+    refit: bool | None = None
     device: str = "auto"
     random_state: int | np.random.RandomState | None = None
 
@@ -277,9 +278,13 @@ class ContrastiveHeads(
                 values[name] = value.item()
         share = values.pop("validation_fraction")
         values["clean"] = str(self.clean) if self.clean else None
-        values["refit"] = bool(self.refit and share)
-        values["patience"] = values["patience"] if share else 0
+        if self.refit is None:
+            values["refit"] = bool(share)
+        if self.patience is None:
+            values["patience"] = 5 if share or self.objective == "cca" else 0
         seed = self.random_state
+        if self.objective == "cca":
+            seed = 0
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         values["random_state"] = int(seed)

@@ -190,6 +190,8 @@ def remove_run(out: Path) -> None:
     did not write stays.
     """
     own = [out / CHECKPOINTS_FOLDER / HELD_OUT_FILE]
+    if (out / AVERAGED_FOLDER / OBJECTIVE_FILE).is_file():
+        own.append(out / AVERAGED_FOLDER)
     if _is_written_by_cloob(out / RESULTS_FILE, "differences"):
         own.append(out / RESULTS_FILE)
     for path in [*own, *find_run(out)]:

@@ -23,6 +23,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.importing import import_open_clip
 from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
+from cloob.settings import SCALES
 from cloob.training import sharding
 from cloob.training.callbacks import Metrics
 from cloob.training.checkpoint import (
@@ -34,9 +35,8 @@ from cloob.training.checkpoint import (
     remove_leftovers,
     restore,
 )
+from cloob.training.checks import check_combination
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination
-from cloob.training.config.parts import SCALES, RunConfig
 from cloob.training.custom import GivenObjective
 from cloob.training.given import (
     Given,
@@ -71,22 +71,21 @@ def resolved(
     every rank calls this.
     """
     leaves = _settled_scales(config, objective)
-    if config.towers.init is None and config.given.given_towers is None:
-        leaves["model"] = config.towers.model or encoder.name
+    if config.init is None and config.given_towers is None:
+        leaves["model"] = config.model or encoder.name
         leaves["image_size"] = encoder.image_size
-    run = config.run
-    if run.precision == "auto":
+    if config.precision == "auto":
         # A CPU that computes in bfloat16 by itself looks like those that emulate it.
         has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(
             device
         ) >= (8, 0)
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
-    if run.channels_last is None and config.given.given_towers is None:
+    if config.channels_last is None and config.given_towers is None:
         on_cpu = device.type == "cpu"
         leaves["channels_last"] = not (on_cpu and _trains_batch_norm(encoder))
-    if run.tf32 is None:
-        leaves["tf32"] = run.precision == "auto" and device.type == "cuda"
-    if run.precision == "bf16" and device.type == "cpu" and rank() == 0:
+    if config.tf32 is None:
+        leaves["tf32"] = config.precision == "auto" and device.type == "cuda"
+    if config.precision == "bf16" and device.type == "cpu" and rank() == 0:
         warn_of_emulated_bfloat16()
     return config.override(**leaves)
 
@@ -95,12 +94,12 @@ def _settled_scales(
     config: TrainConfig, objective: ContrastiveObjective
 ) -> dict[str, Any]:
     """The objective's τ⁻¹, β and scale that the configuration leaves open."""
-    if config.given.given_objective is not None:
+    if config.given_objective is not None:
         return {}
     chosen = objective.config()
     if not objective.hopfield:
-        del chosen["beta"]
-    open_names = [name for name in SCALES if getattr(config.loss, name) is None]
+        del chosen["beta"], chosen["learnable_beta"]
+    open_names = [name for name in SCALES if getattr(config, name) is None]
     return {name: chosen[name] for name in open_names if name in chosen}
 
 
@@ -109,14 +108,16 @@ def _trains_batch_norm(encoder: nn.Module) -> bool:
     return any(p.requires_grad for norm in norms for p in norm.parameters())
 
 
-def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -> None:
+def prepare_towers(
+    encoder: DualEncoder, config: TrainConfig, device: torch.device
+) -> None:
     """Readies towers for training, in place and with the same names of parameters; the
     optimiser is made afterwards.
     """
-    encoder.set_channels_last(run.channels_last is not False)
-    if run.sync_bn and world_size() > 1:
+    encoder.set_channels_last(config.channels_last is not False)
+    if config.sync_bn and world_size() > 1:
         require("timm.layers", "train").convert_sync_batchnorm(encoder)
-    if run.grad_checkpointing:
+    if config.grad_checkpointing:
         visual = encoder.model.visual
         does_nothing = isinstance(
             visual, import_open_clip(".modified_resnet").ModifiedResNet
@@ -132,14 +133,14 @@ def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -
                 " no such switch; --micro-batch-size saves memory with any tower"
             ) from None
         encoder.model.set_grad_checkpointing(True)
-    if run.compile:
+    if config.compile:
         # In place, since a wrapper would put its name into every key of the checkpoint.
         # The two passes of gradient caching are compiled apart and must draw the same
         # random numbers.
         encoder.compile(
-            options={"fallback_random": True} if run.micro_batch_size else None
+            options={"fallback_random": True} if config.micro_batch_size else None
         )
-    if run.fsdp:
+    if config.fsdp:
         sharding.shard(encoder, device)
 
 
@@ -147,14 +148,14 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     """The configuration with a batch size for the number of training pairs: of few, 16
     to 32 steps an epoch.
     """
-    if config.run.batch_size:
+    if config.batch_size:
         return config
     power = 1 << max(pairs // 16, 1).bit_length() - 1
     size = max(2, 2 * world_size(), min(pairs, 256, max(8, power)))
     config = config.override(batch_size=size)
     if rank() == 0:
-        steps = config.run.total_steps(pairs // size)
-        warmup = warmup_steps(config.optim, steps)
+        steps = config.total_steps(pairs // size)
+        warmup = warmup_steps(config, steps)
         logger.info(
             "%s: batch size %d, %s steps, warm-up %s",
             f"{pairs:,} pairs",
@@ -210,13 +211,13 @@ def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
     parameters.
     """
     check_combination(config)
-    checkpoint = find_checkpoint(config.save.out, config.save.resume)
+    checkpoint = find_checkpoint(config.out, config.resume)
     resumed = checkpoint.path if checkpoint else None
     on_rank_zero(lambda: refuse_another_run(config, resumed))
     pairs, held_out = open_pairs(config, given.pairs, given.held_out)
     config = fit_batch(config, len(pairs))
     encoder = make_encoder(config, given)
-    freeze(encoder, config.towers.freeze)
+    freeze(encoder, config.freeze)
     objective = make_loss(config, given.objective)
     config = resolved(config, encoder, objective, device)
     data = {TRAINING: same_on_every_rank(pairs)}
@@ -235,14 +236,14 @@ def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
         loader.load_order(checkpoint.state["order"])
 
     on_rank_zero(lambda: prepare_run_folder(config, resumed))
-    _seed_process(config.run.seed, checkpoint, device)
+    _seed_process(config.seed, checkpoint, device)
     saver = Saver(config, stepper, data, resumed)
     if rank() == 0:
-        remove_leftovers(config.save.out)
-        write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
-    keep_to_step = progress.step if config.save.resume != "none" else None
-    log = RunLog(config.save.out, keep_to_step, writes=rank() == 0)
-    limit = config.pairs.max_bad_fraction
+        remove_leftovers(config.out)
+        write_whole(config.out / RUN_CONFIG_FILE, config.to_json())
+    keep_to_step = progress.step if config.resume != "none" else None
+    log = RunLog(config.out, keep_to_step, writes=rank() == 0)
+    limit = config.max_bad_fraction
     return Run(
         config=config,
         encoder=encoder,
@@ -255,8 +256,7 @@ def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
         saver=saver,
         log=log,
         bad=BadSamples(progress, loader, limit, log),
-        hands_over_ids=config.loss.mask_duplicates
-        or isinstance(objective, GivenObjective),
+        hands_over_ids=config.mask_duplicates or isinstance(objective, GivenObjective),
         metrics=given.metrics,
     )
 
@@ -271,16 +271,15 @@ def _make_stepper(
     """Towers, objective and optimiser on the device, ready for steps."""
     encoder.to(device)
     objective.to(device)
-    prepare_towers(encoder, config.run, device)
-    optim = config.optim
-    optimizer = make_optimizer(encoder, objective, optim, device, given.optimizer)
-    towers = TowersWithLoss(encoder, objective, config.run.precision)
+    prepare_towers(encoder, config, device)
+    optimizer = make_optimizer(encoder, objective, config, device, given.optimizer)
+    towers = TowersWithLoss(encoder, objective, config.precision)
     # Gradient caching embeds twice: not for a batch that is a micro-batch already, on
     # the rank that has most of it.
-    micro = config.run.micro_batch_size
-    largest = -(-config.run.batch_size // world_size())
+    micro = config.micro_batch_size
+    largest = -(-config.batch_size // world_size())
     micro = micro if micro < largest else 0
-    return Stepper(towers, optimizer, optim.clip_grad_norm, micro, optim.ema)
+    return Stepper(towers, optimizer, config.clip_grad_norm, micro, config.ema)
 
 
 def _seed_process(

@@ -4,7 +4,6 @@ display and trackers.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -305,27 +304,21 @@ class Tracker(Callback):
 
 
 class TensorBoard(Tracker):
-    """TensorBoard events; does nothing where TensorBoard is not installed.
-
-    Those after a resumed step are purged.
-    """
+    """TensorBoard events. Those after a resumed step are purged."""
 
     def on_start(self, info: RunInfo) -> None:
-        with contextlib.suppress(ImportError):  # an extra
-            from torch.utils.tensorboard import SummaryWriter
+        if info.rank != 0:
+            return
+        writer = require("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+            str(info.run / "tensorboard"), purge_step=info.start_step + 1
+        )
 
-            if info.rank == 0:
-                writer = SummaryWriter(
-                    str(info.run / "tensorboard"), purge_step=info.start_step + 1
-                )
+        def write(numbers: Mapping[str, float], step: int) -> None:
+            for name, value in numbers.items():
+                # a thread writes, and raises at one of the next calls
+                writer.add_scalar(name, value, step)
 
-                def write(numbers: Mapping[str, float], step: int) -> None:
-                    for name, value in numbers.items():
-                        writer.add_scalar(
-                            name, value, step
-                        )  # a thread writes, and raises at one of the next calls
-
-                self.sink, self.finish = write, lambda failed: writer.close()
+        self.sink, self.finish = write, lambda failed: writer.close()
 
 
 class WandB(Tracker):

@@ -65,7 +65,7 @@ def measured(config: TrainConfig, data: Mapping[str, Fingerprint]) -> dict[str, 
         if HELD_OUT in data
         else None
     )
-    return {"batch_size": config.run.batch_size, "held_out": held_out}
+    return {"batch_size": config.batch_size, "held_out": held_out}
 
 
 def weights_digest(checkpoint: Path) -> str:
@@ -148,7 +148,7 @@ class Saver:
         """
         self.finish()
         self._validation = step, metrics
-        run, metric = self.config.save.out, self.config.save.best
+        run, metric = self.config.out, self.config.best
         best, value = (
             on_rank_zero(lambda: runs.find_best(run, metric, self._measured)),
             metrics.get(metric),
@@ -167,9 +167,8 @@ class Saver:
         if (progress.step, progress.epoch) == self._saved or progress.nonfinite:
             return
         self.finish()
-        save = self.config.save
         name = runs.CHECKPOINT.format(progress.step)
-        final = save.out / runs.CHECKPOINTS_FOLDER / name
+        final = self.config.out / runs.CHECKPOINTS_FOLDER / name
         folder = final.with_name(f".tmp-{final.name}")
         shards = self._begin_shards(final, folder)
         snapshot = self._snapshot(progress, order, hopfield, sharded=shards is not None)
@@ -181,7 +180,7 @@ class Saver:
                 snapshot.read_weights(folder / runs.SHARDS_FOLDER, self._alone)
             snapshot.write(folder)
 
-        complete = partial(_complete, final, folder, write, save.keep)
+        complete = partial(_complete, final, folder, write, self.config.keep)
         if shards is None:
             self.last = on_rank_zero(complete)
             self.notify(self.last)
@@ -226,7 +225,7 @@ class Saver:
             "progress": dict(vars(progress)),
             "order": order,
             "rng": gather_objects(rng_state(stepper.device)),
-            "batch_size": self.config.run.batch_size,
+            "batch_size": self.config.batch_size,
             "data": dict(self.data),
         }
         settings = objective.config()  # none of a caller's loss
@@ -240,7 +239,7 @@ class Saver:
         """What ``validation.json`` of this step says, if its weights were judged."""
         if self._validation is None or self._validation[0] != step:
             return None
-        found = {"step": step, "metric": self.config.save.best, **self._validation[1]}
+        found = {"step": step, "metric": self.config.best, **self._validation[1]}
         return found | self._measured
 
     def finish(self) -> None:

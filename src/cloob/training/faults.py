@@ -17,7 +17,7 @@ import torch
 from cloob.data.batch import Batch
 from cloob.distributed import Layout, gather_objects, gather_rows, host, world_size
 from cloob.errors import InputError, TrainingFailed, out_of_memory
-from cloob.training.config.parts import RunConfig
+from cloob.training.config import TrainConfig
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
@@ -129,15 +129,15 @@ def kept(last: Path | None) -> str:
 
 
 @contextlib.contextmanager
-def enough_memory(run: RunConfig) -> Iterator[None]:
+def enough_memory(config: TrainConfig) -> Iterator[None]:
     """Inside, a step that does not fit in memory is an InputError with what helps."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        local = -(-run.batch_size // world_size())
-        pairs = min(local, run.micro_batch_size or local)
+        local = -(-config.batch_size // world_size())
+        pairs = min(local, config.micro_batch_size or local)
         less = (
             f"--micro-batch-size {max(2, pairs // 2)} or less (the loss stays that of"
             " the full batch)"

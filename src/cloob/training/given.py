@@ -38,9 +38,9 @@ from cloob.models.load import load_model
 from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
+from cloob.settings import SCALES
 from cloob.training.callbacks import Metrics
-from cloob.training.config import TrainConfig, leaf_homes
-from cloob.training.config.parts import SCALES
+from cloob.training.config import TrainConfig
 from cloob.training.custom import (
     BatchObjective,
     GivenObjective,
@@ -72,7 +72,7 @@ class Given:
         """
         names: dict[str, str | None] = {}
         for name, part in vars(self).items():
-            before = getattr(config.given, f"given_{name}")
+            before = getattr(config, f"given_{name}")
             if before is not None and part is None:
                 what = f"{name} of the class {before!r}, which Python code gave"
                 raise InputError(
@@ -86,7 +86,7 @@ class Given:
         if self.held_out is not None:
             config = config.override(val_split=0.0, val_data=())
         if self.towers is not None:
-            config = config.override(model=None, image_size=config.towers.image_size)
+            config = config.override(model=None, image_size=config.image_size)
         if self.objective is not None:
             config = config.override(objective="cloob")
         if self.optimizer is not None:
@@ -96,26 +96,24 @@ class Given:
     def _refuse_without_effect(self, config: TrainConfig) -> None:
         """InputError for a setting that a given part leaves without effect."""
         if self.objective is not None:
-            _refuse_changed(config, (*SCALES, "retrieval_from"), "objective=")
+            config.refuse((*SCALES, "retrieval_from"), "objective=")
             if not is_family(self.objective):
-                _refuse_changed(config, ("mask_duplicates",), "objective=")
+                config.refuse(("mask_duplicates",), "objective=")
         if self.optimizer is not None:
-            _refuse_changed(
-                config, ("lr", "weight_decay", "beta1", "beta2", "eps"), "optimizer="
-            )
+            config.refuse(("lr", "weight_decay", "beta1", "beta2", "eps"), "optimizer=")
         self._check_samplers(config)
         if self.metrics is not None and not config.holds_out and self.held_out is None:
             raise InputError(
                 "metrics= judges held-out pairs, and there are none; give held_out="
             )
-        reads_files = self.pairs is None or bool(config.pairs.val_data)
+        reads_files = self.pairs is None or bool(config.val_data)
         if not reads_files:
             columns = ("image_column", "caption_column", "cache_dir", "cache_gb")
-            _refuse_changed(config, columns, "pairs=")
+            config.refuse(columns, "pairs=")
         if isinstance(self.pairs, Dataset):
-            _refuse_changed(config, ("shuffle_buffer", "crop_scale", "flip"), "pairs=")
-            if self.towers is not None and not config.pairs.val_data:
-                _refuse_changed(config, ("image_size",), "pairs= and towers=")
+            config.refuse(("shuffle_buffer", "crop_scale", "flip"), "pairs=")
+            if self.towers is not None and not config.val_data:
+                config.refuse(("image_size",), "pairs= and towers=")
 
     def _check_samplers(self, config: TrainConfig) -> None:
         if self.sampler is None and self.batch_sampler is None:
@@ -126,16 +124,16 @@ class Given:
             raise InputError(
                 "a sampler orders the rows of a Dataset: give one as pairs="
             )
-        if self.batch_sampler is not None and not config.run.batch_size:
+        if self.batch_sampler is not None and not config.batch_size:
             raise InputError(
                 "batch_sampler= needs batch_size, the size of its largest batch"
             )
 
     def order(self, rows: int, config: TrainConfig) -> SamplerOrder | None:
         """The order that a given sampler makes."""
-        seed = config.run.seed
+        seed = config.seed
         if self.batch_sampler is not None:
-            return SamplerOrder(self.batch_sampler, rows, seed, config.run.batch_size)
+            return SamplerOrder(self.batch_sampler, rows, seed, config.batch_size)
         if self.sampler is not None:
             return SamplerOrder(self.sampler, rows, seed)
         return None
@@ -158,19 +156,6 @@ def _name_of(part: object) -> str:
     return str(named.__qualname__).rpartition("<locals>.")[2]
 
 
-def _refuse_changed(config: TrainConfig, leaves: Sequence[str], part: str) -> None:
-    """InputError for the first of these settings that has not its default."""
-    homes = leaf_homes()
-    for leaf in leaves:
-        settings = getattr(config, homes[leaf])
-        value, default = getattr(settings, leaf), getattr(type(settings), leaf)
-        if value != default:
-            raise InputError(
-                f"{leaf} is {value!r}, which has no effect with {part}; leave it out"
-                f" ({leaf}={default!r})"
-            )
-
-
 def open_pairs(
     config: TrainConfig,
     given: GivenPairs | None = None,
@@ -181,18 +166,18 @@ def open_pairs(
     """The training pairs and the held-out pairs, if there are any: those that are
     given, else the configuration's.
     """
-    share = config.pairs.val_split
+    share = config.val_split
     pairs, held_out = _as_pairs(given), _as_pairs(given_held_out)
     if share and isinstance(pairs, Items):
         raise InputError(
             f"val_split is {share}, but pairs= is a Dataset; split it yourself, and"
             " give a part as held_out="
         )
-    sources: Any = _open(config.pairs.data, config) if pairs is None else [pairs]
+    sources: Any = _open(config.data, config) if pairs is None else [pairs]
     if share:
         return _without_held_out(sources, config, train)
-    if held_out is None and config.pairs.val_data:
-        held_out = mix(_open(config.pairs.val_data, config))
+    if held_out is None and config.val_data:
+        held_out = mix(_open(config.val_data, config))
     return mix(sources) if pairs is None else pairs, held_out
 
 
@@ -208,13 +193,13 @@ def _without_held_out(
 ) -> tuple[Source, Source]:
     """A run stores the rows of held-out pairs next to its checkpoints."""
     file, share = (
-        config.save.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE,
-        config.pairs.val_split,
+        config.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE,
+        config.val_split,
     )
 
     def held_out_rows() -> list[np.ndarray]:
         key = [share, *(source.fingerprint() for source in sources)]
-        resumes = train and config.save.resume != "none" and file.is_file()
+        resumes = train and config.resume != "none" and file.is_file()
         if resumes and (kept := read_json(file))["of"] == key:
             return [np.array(rows, np.int64) for rows in kept["rows"]]
         logger.info("reading all pairs once, to hold some out (--val-split) …")
@@ -237,18 +222,19 @@ def _without_held_out(
 
 
 def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
-    pairs = config.pairs
-    columns = {
-        "image_column": pairs.image_column,
-        "caption_column": pairs.caption_column,
-    }
-    return [open_source(spec, **columns, cache=_cache(config)) for spec in specs]
+    open_one = partial(
+        open_source,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        cache=_cache(config),
+    )
+    return [open_one(spec) for spec in specs]
 
 
 def _cache(config: TrainConfig) -> Cache:
-    gigabytes = config.pairs.cache_gb
+    gigabytes = config.cache_gb
     return Cache(
-        config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3)
+        config.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3)
     )
 
 
@@ -283,7 +269,7 @@ def make_loader(
     """This rank's training batches, or those of held-out pairs: all of them, in order
     and without augmentation; ``whole``: towers or loss take the whole batch.
     """
-    size, seed, workers = config.run.batch_size, config.run.seed, config.pairs.workers
+    size, seed, workers = config.batch_size, config.seed, config.workers
     if train and size < 2 * world_size():
         raise InputError(
             f"batch_size is {size} for {world_size()} processes; it must be"
@@ -298,10 +284,10 @@ def make_loader(
     if isinstance(pairs, Items):
         return ItemLoader(pairs, size, train=train, whole=whole, order=order, **options)
     augmented = TrainTransform(
-        encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip
+        encoder.image_size, scale=config.crop_scale, flip=config.flip
     )
     # Shared padding is left out where that is exact; a compiled tower wants one shape.
-    trims = encoder.trims_texts and not config.run.compile
+    trims = encoder.trims_texts and not config.compile
     tokenize = (
         partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer
     )
@@ -310,7 +296,7 @@ def make_loader(
         "drop_last": train,
         "pin_memory": train and device.type == "cuda",
     }
-    buffer = config.pairs.shuffle_buffer if train else None
+    buffer = config.shuffle_buffer if train else None
     transform = augmented if train else encoder.preprocess
     return PairLoader(
         pairs,
@@ -325,24 +311,23 @@ def make_loader(
 
 def make_encoder(config: TrainConfig, given: Given | None = None) -> DualEncoder:
     """The towers to start from, on the CPU: given, by name, or loaded."""
-    towers = config.towers
     if given is not None and given.towers is not None:
-        return GivenTowers(given.towers, towers.image_size)
-    if towers.init is None:
+        return GivenTowers(given.towers, config.image_size)
+    if config.init is None:
         return create_model(
-            towers.model or DEFAULT_MODEL,
-            image_size=towers.image_size,
-            seed=config.run.seed,
+            config.model or DEFAULT_MODEL,
+            image_size=config.image_size,
+            seed=config.seed,
         )
-    encoder = load_model(towers.init, device="cpu")
+    encoder = load_model(config.init, device="cpu")
     encoder.check_weights()
-    holds = f"init {towers.init!r} holds"
+    holds = f"init {config.init!r} holds"
     if encoder.config.kind in ("vectors", "aligned"):
         command = "align" if encoder.config.kind == "aligned" else "vectors"
         raise InputError(f"{holds} heads; `cloob train {command}` begins anew")
     settings = {"model": encoder.name, "image_size": encoder.image_size}
     for key, value in settings.items():
-        configured = getattr(towers, key)
+        configured = getattr(config, key)
         if configured not in (None, value):
             raise InputError(
                 f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of"
@@ -362,7 +347,7 @@ def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObject
         return kind(given)  # type: ignore[return-value] # has what training uses
     try:
         return make_objective(
-            config.loss.objective, gather=world_size() > 1, **config.loss.overrides()
+            config.objective, gather=world_size() > 1, **config.given_scales()
         )
     except (ValueError, TypeError) as error:
-        raise InputError(f"objective {config.loss.objective!r}: {error}") from error
+        raise InputError(f"objective {config.objective!r}: {error}") from error

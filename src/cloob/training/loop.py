@@ -130,16 +130,16 @@ def train_given(
     """As ``train``, of a configuration that names the given parts; a signal that ended
     the run stands in the result.
     """
-    device = resolve_device(config.run.device)
-    with process_group(device), lock_run_folder(config.save.out) as check_lock:
-        trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
-        trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
+    device = resolve_device(config.device)
+    with process_group(device), lock_run_folder(config.out) as check_lock:
+        trackers: list[Callback] = [TensorBoard()] if config.tensorboard else []
+        trackers += [WandB(config.wandb)] if config.wandb is not None else []
         try:
             run = assemble(config, given, device)
         except Ended as ended:
             return ended.result
         loop = Loop(run, given, [*callbacks, *trackers], check_lock)
-        tf32 = run.config.run.tf32 and device.type == "cuda"
+        tf32 = run.config.tf32 and device.type == "cuda"
         with (
             StopSignal() as stop,
             float32_products("high") if tf32 else contextlib.nullcontext(),
@@ -148,7 +148,7 @@ def train_given(
         del run, loop  # and with them DDP, before the group that it holds
         checkpoint = result.checkpoint
         if (
-            config.towers.average_with_start is not None
+            config.average_with_start is not None
             and checkpoint is not None
             and result.stopped is None
         ):
@@ -205,13 +205,13 @@ class Loop:
             self._call("on_end", result)
 
     def _is_over(self) -> bool:
-        run, progress = self.run.config.run, self.run.progress
-        return is_whole(run, progress) or 0 < run.patience <= progress.stale
+        config, progress = self.run.config, self.run.progress
+        return is_whole(config, progress) or 0 < config.patience <= progress.stale
 
     def _info(self) -> RunInfo:
         run, given = self.run, self.given
         return RunInfo(
-            run=run.config.save.out,
+            run=run.config.out,
             config=run.config,
             encoder=run.encoder if given.towers is None else given.towers,
             objective=run.objective if given.objective is None else given.objective,
@@ -227,7 +227,7 @@ class Loop:
     def _result(self, stopped: bool) -> RunResult:
         config, progress = self.run.config, self.run.progress
         return RunResult(
-            run=config.save.out,
+            run=config.out,
             steps=progress.step,
             epochs=progress.epoch,
             samples_seen=progress.samples_seen,
@@ -236,7 +236,7 @@ class Loop:
             checkpoint=self.run.saver.last,
             stopped="SIGTERM" if stopped else None,
             skipped=self.skipped,
-            out_of_patience=not stopped and not is_whole(config.run, progress),
+            out_of_patience=not stopped and not is_whole(config, progress),
         )
 
     def _close(self) -> None:
@@ -261,7 +261,7 @@ class Loop:
     def _epoch(self, stop: StopSignal) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
         run, progress = self.run, self.run.progress
-        save_every = run.config.save.save_every
+        save_every = run.config.save_every
         try:
             self._steps_of_epoch(stop)
             best = self._end_epoch(stop)
@@ -276,14 +276,14 @@ class Loop:
     def _steps_of_epoch(self, stop: StopSignal) -> None:
         """Takes the steps of the epoch that are left, with checkpoints between them."""
         run, progress = self.run, self.run.progress
-        save_every, size = run.config.save.save_every, run.config.run.batch_size
+        save_every, size = run.config.save_every, run.config.batch_size
         start, offset = divmod(progress.position, size)
         # an epoch keeps its order with another world size
         progress.lanes = progress.lanes or run.loader.lanes
         batches = run.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
         steps = min(run.loader.steps(offset), start + self.course.steps_left())
         run.towers.train()
-        freeze(run.encoder, run.config.towers.freeze)
+        freeze(run.encoder, run.config.freeze)
         for index in range(start, steps):
             self._step(batches, stop)
             progress.position += size
@@ -312,7 +312,7 @@ class Loop:
         if layout.total >= 2 and min(layout.sizes) >= 1:
             on = self.copies(batch)
             ids = on.ids if run.hands_over_ids else None
-            with faults.enough_memory(run.config.run):
+            with faults.enough_memory(run.config):
                 outcome = run.stepper.launch(
                     on.parts, ids, lr, hopfield=hopfield, layout=layout
                 )
@@ -340,7 +340,7 @@ class Loop:
             skipped  # features list their bad pairs in the first epoch alone
         )
         epoch = progress.epoch + 1
-        due = epoch % run.config.pairs.val_every == 0 or self.course.steps_left() == 0
+        due = epoch % run.config.val_every == 0 or self.course.steps_left() == 0
         best, lost = False, list[Skip]()
         metrics: dict[str, float | None] = {"val_loss": None, "val_recall": None}
         if due and run.val_loader is not None:

@@ -28,7 +28,6 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import AVERAGED_FOLDER
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import OptimConfig
 from cloob.training.sharding import is_sharded
 
 Tower = Literal["image", "text"]
@@ -116,19 +115,15 @@ def write_average(config: TrainConfig, checkpoint: Path) -> None:
     """Writes ``OUT/averaged``: (1 − share) · start + share · tuned, for all floats
     (Wortsman et al. 2022).
     """
-    assert (
-        config.towers.init is not None and config.towers.average_with_start is not None
-    )
-    tuned, start = load_model(checkpoint), load_model(config.towers.init)
+    assert config.init is not None and config.average_with_start is not None
+    tuned, start = load_model(checkpoint), load_model(config.init)
     after, before = tuned.model.state_dict(), start.model.state_dict()
     for name, value in after.items():
         if value.is_floating_point():
             value.copy_(
-                torch.lerp(
-                    before[name].to(value), value, config.towers.average_with_start
-                )
+                torch.lerp(before[name].to(value), value, config.average_with_start)
             )
-    with whole_folder(config.save.out / AVERAGED_FOLDER) as folder:
+    with whole_folder(config.out / AVERAGED_FOLDER) as folder:
         save_model(folder, tuned, tuned.objective_config)
 
 
@@ -200,7 +195,7 @@ def _trained(encoder: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]
 def make_optimizer(
     encoder: nn.Module,
     objective: nn.Module,
-    config: OptimConfig,
+    config: TrainConfig,
     device: torch.device,
     given: GivenOptimizer | None = None,
 ) -> torch.optim.Optimizer:
@@ -235,7 +230,7 @@ def make_optimizer(
 
 
 def _timm_optimizer(
-    groups: list[dict[str, Any]], encoder: nn.Module, config: OptimConfig
+    groups: list[dict[str, Any]], encoder: nn.Module, config: TrainConfig
 ) -> torch.optim.Optimizer:
     timm: Any = require("timm.optim", "train")
     name, names = config.optimizer, timm.list_optimizers()
@@ -449,11 +444,11 @@ def _are_finite(tensors: Sequence[Tensor]) -> list[bool]:
     return [both[0] and both[1] for both in zip(floating, finite, strict=True)]
 
 
-def warmup_steps(config: OptimConfig, total: int) -> int:
+def warmup_steps(config: TrainConfig, total: int) -> int:
     return min(2000, total // 10) if config.warmup is None else config.warmup
 
 
-def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
+def make_schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
     """The learning rate as a function of the step, 0 for the first of ``total``.
 
     During the warm-up it rises linearly to the peak: (step + 1)/warmup, or step/warmup

@@ -18,7 +18,6 @@ import torch
 from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import RunConfig
 from cloob.training.optim import make_schedule, warmup_steps
 
 logger = logging.getLogger(__name__)
@@ -101,17 +100,15 @@ class Course:
     def __init__(
         self, config: TrainConfig, loader: Loader, progress: Progress, *, hopfield: bool
     ) -> None:
-        self._run, self._loader, self._progress = config.run, loader, progress
-        self._total_steps = total = config.run.total_steps(loader.steps_per_epoch)
-        self._retrieves_from = (
-            config.loss.retrieval_from * total if hopfield else math.inf
-        )
-        self.epochs = config.run.epochs
-        self.learning_rate = make_schedule(config.optim, total)
-        if (warmup := warmup_steps(config.optim, total)) > total and rank() == 0:
+        self._config, self._loader, self._progress = config, loader, progress
+        self._total_steps = total = config.total_steps(loader.steps_per_epoch)
+        self._retrieves_from = config.retrieval_from * total if hopfield else math.inf
+        self.epochs = config.epochs
+        self.learning_rate = make_schedule(config, total)
+        if (warmup := warmup_steps(config, total)) > total and rank() == 0:
             peak = (
                 f"its learning rate ends at {self.learning_rate(total - 1):.2g}, not"
-                f" {config.optim.lr:g}"
+                f" {config.lr:g}"
             )
             logger.warning(
                 "a warm-up of %s steps is longer than this run of %s: %s",
@@ -119,19 +116,15 @@ class Course:
                 f"{total:,}",
                 peak,
             )
-        if (
-            config.towers.freeze != "none"
-            and config.towers.init is None
-            and rank() == 0
-        ):
+        if config.freeze != "none" and config.init is None and rank() == 0:
             trained = "tower is frozen with random weights; --init gives trained ones"
-            logger.warning("the %s %s", config.towers.freeze, trained)
+            logger.warning("the %s %s", config.freeze, trained)
 
     def place(self) -> int:
         """The step at which a run of this batch size alone would stand;
         ``progress.step`` if no other came before.
         """
-        progress, size = self._progress, self._run.batch_size
+        progress, size = self._progress, self._config.batch_size
         if self.epochs is None:
             return progress.passed // size
         return progress.epoch * self._loader.steps_per_epoch + progress.position // size
@@ -149,15 +142,15 @@ class Course:
         later = self.epochs - self._progress.epoch - 1
         if later < 0:
             return 0
-        start, offset = divmod(self._progress.position, self._run.batch_size)
+        start, offset = divmod(self._progress.position, self._config.batch_size)
         return self._loader.steps(offset) - start + later * self._loader.steps_per_epoch
 
 
-def is_whole(run: RunConfig, progress: Progress) -> bool:
+def is_whole(config: TrainConfig, progress: Progress) -> bool:
     """Whether a run has its full length, and its last epoch was validated."""
-    if run.epochs is not None:
-        return progress.epoch >= run.epochs
+    if config.epochs is not None:
+        return progress.epoch >= config.epochs
     return (
         progress.position == 0
-        and progress.passed >= run.total_steps(0) * run.batch_size
+        and progress.passed >= config.total_steps(0) * config.batch_size
     )

@@ -82,9 +82,7 @@ class StepLog:
             group["lr_scale"] for group in groups
         ]  # shares of the schedule's rate
         # A given optimiser's rates are peaks.
-        self._peak = (
-            max(self._rates) if run.config.given.given_optimizer is not None else 1.0
-        )
+        self._peak = max(self._rates) if run.config.given_optimizer is not None else 1.0
         self._late = is_async(
             run.stepper.device
         )  # then the host waits where it reads a value
@@ -95,7 +93,7 @@ class StepLog:
 
         Its numbers are read now, or later in one batch so as not to stall a GPU.
         """
-        due = step.number % self.run.config.log.log_every == 0
+        due = step.number % self.run.config.log_every == 0
         if step.number == 1 and step.hopfield and rank() == 0:
             _warn_of_cone(step)
         if step.outcome is not None and not due:
@@ -166,11 +164,11 @@ class StepLog:
                 line[name] = result.scales[name]
         if not step.hopfield:
             line["beta"] = None
-        if run.config.optim.layer_decay < 1:
+        if run.config.layer_decay < 1:
             line["lr_lowest"] = step.lr * min(self._rates)
         if result is None:
             return line | {"skipped": "too few usable samples"}
-        if run.config.run.precision == "fp16":
+        if run.config.precision == "fp16":
             line["loss_scale"] = result.loss_scale
         if not result.finite:
             line["skipped"] = "overflow" if result.overflow else "not finite"
@@ -185,7 +183,7 @@ class StepLog:
         config, progress, last = self.run.config, self.run.progress, self.run.saver.last
         progress.nonfinite += 1
         keys = list(itertools.chain.from_iterable(gather_objects(step.keys)))
-        path = config.save.out / f"nonfinite-step-{step.number}.json"
+        path = config.out / f"nonfinite-step-{step.number}.json"
         numbers: dict[str, Any] = {
             "step": step.number,
             "epoch": progress.epoch + 1,
@@ -194,7 +192,7 @@ class StepLog:
         numbers |= {"grad_norm": str(result.grad_norm), "lr": step.lr, "keys": keys}
         on_rank_zero(lambda: write_whole(path, json.dumps(numbers, indent=2) + "\n"))
         what = f"step {step.number}: loss or gradient not finite"
-        if progress.nonfinite >= config.run.max_nonfinite:
+        if progress.nonfinite >= config.max_nonfinite:
             in_a_row = (
                 f"for {progress.nonfinite} steps in a row (samples"
                 f" {', '.join(keys[:3])} …; all in {path})"
@@ -283,7 +281,7 @@ def judge(
     metrics, lost = validate(run, stop, run.towers, hopfield=hopfield)
     if run.stepper.average is not None:
         averaged = TowersWithLoss(
-            run.stepper.average.encoder, run.objective, run.config.run.precision
+            run.stepper.average.encoder, run.objective, run.config.precision
         )
         of_average, _ = validate(run, stop, averaged, hopfield=hopfield)
         metrics |= {f"ema_{name}": value for name, value in of_average.items()}
@@ -388,13 +386,13 @@ def _note_lost(run: Run, found: _HeldOutPass) -> list[Skip]:
     config = run.config
     skipped = with_readers(found.left_out)
     if rank() == 0:
-        before = read_lines(config.save.out / SKIPPED_FILE)
+        before = read_lines(config.out / SKIPPED_FILE)
         if not any(line.get("held_out") for line in before):
             step, epoch = run.progress.step, run.progress.epoch + 1
             place = {"step": step, "epoch": epoch, "held_out": True}
             run.log.write_skipped(place, skipped)
     lost = [skip for _, skip in skipped]
-    limit = config.pairs.max_bad_fraction
+    limit = config.max_bad_fraction
     assert run.val_loader is not None
     check_fraction(run.val_loader.name, "held-out pairs", lost, found.pairs, limit)
     return lost
@@ -436,14 +434,14 @@ def _own_metrics(
     if run.metrics is None or rows is None:
         return {}
     encoder: Any = towers.encoder
-    given = run.config.given.given_towers is not None
+    given = run.config.given_towers is not None
     with preserved_rng(run.stepper.device), torch.no_grad():
         found = run.metrics(HeldOut(encoder.model if given else encoder, *rows))
     values = {name: finite(float(value)) for name, value in found.items()}
     wrong = values.keys() & {"val_loss", "val_recall", *LINE}
     if wrong:
         raise InputError(f"metrics=: {wrong.pop()!r} is a name of cloob's own")
-    best = run.config.save.best
+    best = run.config.best
     if best not in ("val_loss", "val_recall", *values):
         raise InputError(
             f"best is {best!r}, but metrics= gives {', '.join(values) or 'nothing'}"

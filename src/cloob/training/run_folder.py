@@ -27,6 +27,7 @@ from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models import runs
 from cloob.models.load import find_model_folder
+from cloob.settings import SCALES
 from cloob.training.callbacks import Ended, RunResult
 from cloob.training.checkpoint import TRAINING, Checkpoint, load_objective, measured
 from cloob.training.config import TrainConfig
@@ -37,7 +38,13 @@ logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training;
 # batch_size has another line.
 _FREE = """workers val_data val_every cache_dir cache_gb device max_nonfinite patience
-average_with_start batch_size given_held_out given_metrics"""
+average_with_start batch_size given_held_out given_metrics out save_every keep best
+resume overwrite log_every tensorboard wandb"""
+# What the weights belong to.
+_FIXED = (
+    *("objective", "retrieval_from", "mask_duplicates", "model", "image_size"),
+    *SCALES,
+)
 
 
 def progress_of(
@@ -56,11 +63,10 @@ def progress_of(
     # A validation that later ones can be compared with: by the same pairs in the same
     # batches.
     has_best = progress.stale > 0 and (
-        runs.find_best(config.save.out, config.save.best, measured(config, data))
-        is not None
+        runs.find_best(config.out, config.best, measured(config, data)) is not None
     )
-    is_ended = is_whole(config.run, progress)
-    if is_ended or (has_best and 0 < config.run.patience <= progress.stale):
+    is_ended = is_whole(config, progress)
+    if is_ended or (has_best and 0 < config.patience <= progress.stale):
         load_objective(checkpoint, objective)
         raise Ended(_finished(checkpoint, out_of_patience=not is_ended))
     changes += _changed_layout(checkpoint, config)
@@ -116,9 +122,9 @@ def _changed_layout(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
             " were, sums may round differently"
         )
     size = checkpoint.state["batch_size"]
-    if size != config.run.batch_size:
+    if size != config.batch_size:
         changes.append(
-            f"batch size {config.run.batch_size} instead of {size}: the data go on where"
+            f"batch size {config.batch_size} instead of {size}: the data go on where"
             " they were, the learning rate where a run of that batch size would be"
         )
     return changes
@@ -129,35 +135,31 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
     file, changes = checkpoint.path.parent.parent / runs.RUN_CONFIG_FILE, list[str]()
     if not file.is_file():
         return changes
-    before = TrainConfig.from_json(file).to_dict()
-    for part, leaves in config.to_dict().items():
-        for leaf, now in leaves.items():
-            then = before[part][leaf]
-            # A temperature is kept as its logarithm: read back, it may differ in the
-            # last digit.
-            floats = isinstance(then, float) and isinstance(now, float)
-            same = math.isclose(then, now, rel_tol=1e-6) if floats else then == now
-            if part in ("save", "log") or leaf in _FREE.split() or same:
-                continue
-            if part in ("loss", "given") or leaf in ("model", "image_size"):
-                advice = (
-                    "resume with the same, or start from the weights with --init"
-                    f" {checkpoint.path}"
-                )
-                raise InputError(
-                    f"{checkpoint.path}: was trained with {part}.{leaf} = {then!r}, not"
-                    f" {now!r}; {advice}"
-                )
-            changes.append(f"another {part}.{leaf}: {now!r} instead of {then!r}")
+    before = TrainConfig().merge_file(file).to_dict()
+    for name, now in config.to_dict().items():
+        then = before[name]
+        # A temperature is kept as its logarithm: read back, it may differ in the last
+        # digit.
+        floats = isinstance(then, float) and isinstance(now, float)
+        same = math.isclose(then, now, rel_tol=1e-6) if floats else then == now
+        if same or name in _FREE.split():
+            continue
+        if name in _FIXED or name.startswith("given_"):
+            raise InputError(
+                f"{checkpoint.path}: was trained with {name} = {then!r}, not {now!r};"
+                " resume with the same, or start from the weights with --init"
+                f" {checkpoint.path}"
+            )
+        changes.append(f"another {name}: {now!r} instead of {then!r}")
     return changes
 
 
 def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
-    save, out, init = config.save, config.save.out, config.towers.init
+    out, init = config.out, config.init
     if not runs.find_run(out):
         return
-    if not save.overwrite:
-        if save.resume != "auto" and (
+    if not config.overwrite:
+        if config.resume != "auto" and (
             checkpoint is None or not checkpoint.parent.parent.samefile(out)
         ):
             raise InputError(
@@ -185,7 +187,7 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
     """Makes the run folder; an earlier run is removed, and unreadable checkpoints after
     the resumed one set aside.
     """
-    out, save = config.save.out, config.save
+    out = config.out
     if (
         checkpoint is not None
         and out.is_dir()
@@ -196,8 +198,8 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
         ]
         if (
             later
-            and save.resume != "auto"
-            and Path(save.resume).resolve() != out.resolve()
+            and config.resume != "auto"
+            and Path(config.resume).resolve() != out.resolve()
         ):
             raise InputError(
                 f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that"
@@ -207,7 +209,7 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
             aside = path.with_name(f"unreadable-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-    if save.overwrite:
+    if config.overwrite:
         runs.remove_run(out)
     (out / runs.CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
 

@@ -2,6 +2,7 @@
 the recipes.
 """
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -16,8 +17,9 @@ from cloob.errors import InputError
 from cloob.heads.config import HeadsConfig
 from cloob.objective import OBJECTIVES, make_objective
 from cloob.recipes import HEADS, RECIPES, describe, get_recipe
+from cloob.settings import SCALES
+from cloob.training.checks import check_combination
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination
 from make import tiny_model, write_pairs
 from support import raises
 
@@ -32,51 +34,47 @@ def test_json_round_trip(tmp_path):
         inv_tau=20,
         learnable_beta=True,
     )
-    assert config.optim.lr == 3.0 and isinstance(config.optim.lr, float)
-    assert config.pairs.data == ("a.csv", "b") and config.save.out == Path("runs/x")
+    assert config.lr == 3.0 and isinstance(config.lr, float)
+    assert config.data == ("a.csv", "b") and config.out == Path("runs/x")
     path = tmp_path / "config.json"
     path.write_text(config.to_json())
-    assert TrainConfig.from_json(path) == config
-    assert TrainConfig.from_dict({"optim": {"lr": 0.5}}) == TrainConfig().override(
-        lr=0.5
-    )
+    assert TrainConfig().merge_file(path) == config
+    assert TrainConfig(**config.to_dict()) == config
 
 
 def test_what_takes_the_place_of_what():
     config = TrainConfig().override(
         inv_tau=8.0, beta=16.0, scale="paper", lr=3.0, model="a", image_size=32, steps=5
     )
-    assert (config.run.epochs, config.run.samples, config.run.steps) == (None, None, 5)
-    assert config.override(lr=1.0, objective="cloob", model="a").loss == config.loss
+    assert (config.epochs, config.samples, config.steps) == (None, None, 5)
+    same = config.override(lr=1.0, objective="cloob", model="a")
+    assert same == dataclasses.replace(config, lr=1.0)
     other = config.override(objective="infoloob", inv_tau=15.0, model="b", epochs=2)
-    assert other.loss.overrides() == {"inv_tau": 15.0} and other.optim.lr == 3.0
-    assert other.towers.image_size is None and other.run.steps is None
+    assert other.given_scales() == {"inv_tau": 15.0} and other.lr == 3.0
+    assert other.image_size is None and other.steps is None
     split = TrainConfig().override(val_data=["v"]).override(val_split=0.1)
-    assert (
-        split.pairs.val_data == ()
-        and split.override(val_data=["v"]).pairs.val_split == 0
-    )
-    assert (
-        TrainConfig().run.epochs == 30
-        and TrainConfig.from_dict({"run": {"samples": 9}}).run.epochs is None
-    )
-    assert TrainConfig().override(samples=1001, batch_size=100).run.total_steps(7) == 11
+    assert split.val_data == () and split.override(val_data=["v"]).val_split == 0
+    assert TrainConfig().epochs == 30 and TrainConfig(samples=9).epochs is None
+    assert TrainConfig(samples=1001, batch_size=100).total_steps(7) == 11
 
 
 @pytest.mark.parametrize(
     ("leaves", "said"),
     [
-        ({"optim": {"beta2": 1}}, "config: beta2 is 1.0; it must be in [0, 1)"),
-        ({"pairs": {"crop_scale": [0.9, 0.5]}}, "crop_scale is (0.9, 0.5)"),
-        ({"pairs": {"crop_scale": [0.9]}}, "crop_scale is [0.9]; it must be"),
-        ({"pairs": {"workers": True}}, "workers is True; it must be an integer"),
-        ({"loss": {"bias": float("inf")}}, "bias is inf; it must be a finite number"),
-        ({"run": {"samples": 0}}, "samples is 0; it must be 1 or more"),
-        ({"optim": {"learning_rate": 3}}, "unknown key 'learning_rate'"),
+        ({"beta2": 1}, "config: beta2 is 1; it must be less than 1"),
+        ({"crop_scale": [0.9, 0.5]}, "crop_scale is (0.9, 0.5); it must be low <="),
+        ({"crop_scale": [0.9]}, "crop_scale is [0.9]"),
+        ({"workers": [2]}, "workers is [2]; it must be a valid integer"),
+        ({"bias": float("inf")}, "bias is inf; it must be a finite number"),
+        ({"samples": 0}, "samples is 0; it must be greater than or equal to 1"),
+        ({"image_column": ""}, "image_column is ''; it must have at least 1 char"),
+        ({"batch_size": 1}, "batch_size is 1; it must be 2 or more"),
+        ({"freeze": "both"}, "freeze is 'both'; it must be 'none', 'image' or 'text'"),
+        ({"learning_rate": 3}, "unknown key 'learning_rate'"),
     ],
 )
 def test_a_value_that_is_not_right(leaves, said):
-    raises(InputError, re.escape(said), TrainConfig.from_dict, leaves)
+    raises(InputError, re.escape(said), TrainConfig().merge, leaves)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +86,7 @@ def test_a_value_that_is_not_right(leaves, said):
         ),
         (
             {"restarts": 3},
-            (
-                "restarts is 3, but the schedule is 'cosine'; add --schedule"
-                " cosine-restarts"
-            ),
+            "restarts is 3; it must be left out with schedule cosine; --schedule",
         ),
         (
             {"retrieval_from": 0.5, "learnable_beta": True},
@@ -107,7 +102,7 @@ def test_a_value_that_is_not_right(leaves, said):
             {"average_with_start": 0.5},
             "average_with_start needs the trained weights of a start; give --init",
         ),
-        ({"val_every": 2}, "val_every is 2, but there are no held-out pairs"),
+        ({"val_every": 2}, "val_every is 2; it must be left out with a run without"),
     ],
 )
 def test_values_that_do_not_go_together(leaves, said):
@@ -154,7 +149,8 @@ def test_every_recipe_of_heads_can_be_built(name):
     assert (config.image_encoder is None) == (name == "vectors")
     for objective in (*OBJECTIVES, "cca"):
         member = get_recipe(name, objective=objective)
-        assert HeadsConfig().merge(json.loads(member.to_json()), "x") == member
+        values = json.loads(member.to_json())
+        assert values.pop("kind") == "heads" and HeadsConfig(**values) == member
         assert member.objective == objective
 
 
@@ -165,7 +161,7 @@ def test_every_recipe_can_be_built(name):
 
     config = get_recipe(name)
     assert get_recipe(name.replace("-", "_")) == config
-    towers = config.towers
+    towers = config
     assert (towers.model is None) != (towers.init is None)
     if towers.model is not None:
         assert towers.model in known_models()
@@ -174,27 +170,28 @@ def test_every_recipe_can_be_built(name):
         assert tag in open_clip().list_pretrained_tags_by_model(model)
     assert describe(name).endswith(".") and len(describe(name)) < 110
     assert not any(
-        Path(spec).is_absolute()
-        for spec in (*config.pairs.data, *config.pairs.val_data)
+        Path(spec).is_absolute() for spec in (*config.data, *config.val_data)
     )
     for objective in OBJECTIVES:
         member = get_recipe(name, objective=objective)
-        assert TrainConfig.from_dict(json.loads(member.to_json())) == member
+        assert TrainConfig(**json.loads(member.to_json())) == member
         assert (
-            make_objective(objective, **member.loss.overrides()).name
-            == member.loss.objective
+            make_objective(objective, **member.given_scales()).name
+            == member.objective
             == objective
         )
-        for part in ("pairs", "towers", "optim", "run"):
-            assert getattr(member, part) == getattr(config, part)
+        scales = {name: getattr(config, name) for name in SCALES}
+        assert dataclasses.replace(member, objective="cloob", **scales) == (
+            dataclasses.replace(config, out=member.out)
+        )
 
 
 def test_the_papers_hyper_parameters():
     """PAPER.md, "Published recipe"."""
     cloob, clip = get_recipe("cc3m"), get_recipe("cc3m", objective="clip")
-    assert (cloob.towers.model, cloob.towers.image_size) == ("RN50-quickgelu", 224)
-    assert (cloob.run.batch_size, cloob.run.epochs) == (512, 70)
-    optim = cloob.optim
+    assert (cloob.model, cloob.image_size) == ("RN50-quickgelu", 224)
+    assert (cloob.batch_size, cloob.epochs) == (512, 70)
+    optim = cloob
     assert (optim.lr, optim.weight_decay, optim.beta1, optim.beta2, optim.eps) == (
         1e-3,
         0.1,
@@ -207,23 +204,19 @@ def test_the_papers_hyper_parameters():
         20_000,
         10,
     )
-    assert cloob.pairs.crop_scale == (0.9, 1.0) and not cloob.pairs.flip
-    assert (cloob.pairs.image_column, cloob.pairs.caption_column) == (
+    assert cloob.crop_scale == (0.9, 1.0) and not cloob.flip
+    assert (cloob.image_column, cloob.caption_column) == (
         "filepath",
         "title",
     )
-    assert (cloob.loss.inv_tau, cloob.loss.beta) == (30, 8)
-    assert make_objective("cloob", **cloob.loss.overrides()).scale == "paper"
-    assert (
-        clip.loss.inv_tau == pytest.approx(14.3, abs=0.05)
-        and clip.loss.learnable_inv_tau
-    )
-    vit = get_recipe("yfcc", model="ViT-B-32").optim
+    assert (cloob.inv_tau, cloob.beta) == (30, 8)
+    assert make_objective("cloob", **cloob.given_scales()).scale == "paper"
+    assert clip.inv_tau == pytest.approx(14.3, abs=0.05) and clip.learnable_inv_tau
+    vit = get_recipe("yfcc", model="ViT-B-32")
     assert (vit.lr, vit.weight_decay, vit.beta2, vit.eps) == (5e-4, 0.2, 0.98, 1e-6)
-    assert (
-        get_recipe("yfcc", model="RN101-quickgelu").optim == optim
-        and get_recipe("yfcc").towers == cloob.towers
-    )
+    resnet = get_recipe("yfcc", model="RN101-quickgelu")
+    changes = {"model": cloob.model, "image_size": 224, "data": cloob.data}
+    assert resnet.override(**changes, out=cloob.out) == cloob
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,8 @@ def test_an_interrupted_write_leaves_the_one_before(run, monkeypatch, fault):
         patched.setattr(torch, "save", fail)
         with pytest.raises(InputError if isinstance(fault, OSError) else type(fault)):
             train(run.override(keep=1))
-    assert names(run.save.out) == ["step-00000008", "step-00000010"]
-    assert load_model(run.save.out).name == "nano-dropout"
+    assert names(run.out) == ["step-00000008", "step-00000010"]
+    assert load_model(run.out).name == "nano-dropout"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_an_interrupted_write_leaves_the_one_before(run, monkeypatch, fault):
 def test_auto_passes_over_a_damaged_checkpoint(
     trained, run, tmp_path, damaged, cut, caplog
 ):
-    first, last = list_checkpoints(run.save.out)
+    first, last = list_checkpoints(run.out)
     file = last / damaged
     half = file.stat().st_size // 2
     if cut:
@@ -153,9 +153,9 @@ def test_auto_passes_over_a_damaged_checkpoint(
             train(run.override(resume=str(first / ".." / ".."), keep=1)).steps == 15
         )  # a run is as auto
     assert file.name in caplog.text and "trying the checkpoint before it" in caplog.text
-    assert exact(run.save.out) == exact(trained.run)
+    assert exact(run.out) == exact(trained.run)
     assert (last.parent / f"unreadable-{last.name}").is_dir()
-    (kept,) = list_checkpoints(run.save.out)
+    (kept,) = list_checkpoints(run.out)
     torch.save(Code(tmp_path / "ran"), kept / damaged)
     raises(
         InputError,
@@ -167,11 +167,11 @@ def test_auto_passes_over_a_damaged_checkpoint(
 
 
 def test_where_to_resume_from(trained, run, tmp_path):
-    start, _ = list_checkpoints(run.save.out)
+    start, _ = list_checkpoints(run.out)
     result = train(run.override(out=tmp_path / "new", resume=str(start), epochs=2))
     assert exact(result.run)[0]["step"] == 9
     for resume, out, said in (
-        (str(start), run.save.out, f"holds a checkpoint newer than {start.name}"),
+        (str(start), run.out, f"holds a checkpoint newer than {start.name}"),
         (str(start), result.run, "already holds a run"),
         (
             f"{tmp_path}/nowhere",
@@ -185,7 +185,7 @@ def test_where_to_resume_from(trained, run, tmp_path):
 
 @pytest.mark.parametrize("part", ["progress", "optimizer", "objective", "moments"])
 def test_a_state_that_no_run_writes_is_one_line(run, part):
-    file = list_checkpoints(run.save.out)[-1] / "trainer.pt"
+    file = list_checkpoints(run.out)[-1] / "trainer.pt"
     state = torch.load(file, weights_only=True)
     if part == "moments":  # which torch does not look at
         state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3, 3)
@@ -366,16 +366,16 @@ def judged(trained, pairs_folder, tmp_path_factory):
 
 
 def test_the_best_outlives_the_others(judged):
-    epochs = lines(judged.save.out / "epochs.jsonl")
+    epochs = lines(judged.out / "epochs.jsonl")
     best = min(epochs, key=lambda line: line["val_loss"])
     assert best["epoch"] < 5, epochs  # else this shows nothing
-    names = [path.name for path in list_checkpoints(judged.save.out)]
+    names = [path.name for path in list_checkpoints(judged.out)]
     assert names == [f"step-{best['step']:08d}", "step-00000025"]
-    assert chosen_checkpoint(judged.save.out, "best").name == names[0]
+    assert chosen_checkpoint(judged.out, "best").name == names[0]
     told = json.loads(
-        (chosen_checkpoint(judged.save.out, "best") / "validation.json").read_text()
+        (chosen_checkpoint(judged.out, "best") / "validation.json").read_text()
     )
-    assert told.pop("batch_size") == judged.run.batch_size and told.pop("held_out")
+    assert told.pop("batch_size") == judged.batch_size and told.pop("held_out")
     assert told == {
         "step": best["step"],
         "metric": "val_loss",
@@ -546,7 +546,7 @@ def test_held_out_pairs_of_their_own_judge(
     judged, trained, pairs_folder, tmp_path, capsys
 ):
     run, words = (
-        str(judged.save.out),
+        str(judged.out),
         ["--device", "cpu", "--out", str(tmp_path / "out"), "--held-out"],
     )
     assert cli.main(["eval", run, f"{run}:last", *words]) == 0
@@ -557,9 +557,9 @@ def test_held_out_pairs_of_their_own_judge(
     capsys.readouterr()
     other = str(trained.run)
     assert "held no pairs out of its training" in refused(capsys, "eval", other, *words)
-    config = json.loads((judged.save.out / "config.json").read_text())
-    config["pairs"]["val_data"] = [f"pipe:touch {tmp_path}/ran"]
-    shutil.copytree(judged.save.out, tmp_path / "strange")
+    config = json.loads((judged.out / "config.json").read_text())
+    config["val_data"] = [f"pipe:touch {tmp_path}/ran"]
+    shutil.copytree(judged.out, tmp_path / "strange")
     (tmp_path / "strange" / "config.json").write_text(json.dumps(config))
     said = refused(
         capsys,
@@ -574,6 +574,6 @@ def test_held_out_pairs_of_their_own_judge(
         "--held-out: no model here is a run of `cloob train`; name one, or pairs by"
         " --retrieval"
     )
-    model = str(judged.save.out.parent / "model")
+    model = str(judged.out.parent / "model")
     shutil.copytree(find_model_folder(run) or run, model)
     assert refused(capsys, "eval", model, *words) == f"cloob: {said}\n"

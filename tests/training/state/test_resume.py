@@ -126,18 +126,18 @@ def test_killed_and_started_again(name, configured, tmp_path):
         for folder in ("whole", "run")
     )
     command(tmp_path / "a", feature.processes, whole)
-    steps = len(lines(whole.save.out / "metrics.jsonl"))
+    steps = len(lines(whole.out / "metrics.jsonl"))
     trouble = KilledAfter(chance.randint(1, steps - 3), chance.uniform(0, 0.055))
     killed(tmp_path / "b", feature.processes, config, trouble)
     # The last rank is killed; rank 0, which writes, may be a line behind it.
     assert (
         trouble.step - feature.processes + 1
-        <= len(lines(config.save.out / "metrics.jsonl"))
+        <= len(lines(config.out / "metrics.jsonl"))
         < steps
     )
     command(tmp_path / "c", feature.processes, config, "--resume", "auto")
-    assert_same_run(config.save.out, whole.save.out)
-    chosen = TrainConfig.from_json(config.save.out / "config.json").run.batch_size
+    assert_same_run(config.out, whole.out)
+    chosen = TrainConfig().merge_file(config.out / "config.json").batch_size
     assert steps >= 12 and chosen == 8
 
 

@@ -16,7 +16,6 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.training.build import prepare_towers
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import OptimConfig
 from cloob.training.given import make_loader
 from cloob.training.loop import train
 from cloob.training.optim import (
@@ -88,7 +87,7 @@ def test_layer_decay_groups_and_one_step(nano_configs):
     gradients far above eps).
     """
     encoder, objective = create_model("nano-vit", seed=0), make_objective("clip")
-    config = OptimConfig(lr=0.1, weight_decay=0.0, eps=1e-12, layer_decay=0.5)
+    config = TrainConfig(lr=0.1, weight_decay=0.0, eps=1e-12, layer_decay=0.5)
     optimizer = make_optimizer(encoder, objective, config, torch.device("cpu"))
     named = {n: p for n, p in encoder.named_parameters() if p.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
@@ -284,14 +283,14 @@ def test_groups_follow_clips_rule():
     ],
 )
 def test_schedules_by_hand(schedule, expected):
-    config = OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2)
+    config = TrainConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2)
     rate = make_schedule(config, 12)
     assert [rate(step) for step in range(12)] == pytest.approx(
         [2.0 * value for value in expected], abs=1e-12
     )
     assert rate(12) == rate(20) == (2.0 if schedule == "constant" else 0.0)
     theirs = make_schedule(
-        OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2, like_ml_jku=True),
+        TrainConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2, like_ml_jku=True),
         12,
     )
     assert [theirs(step) for step in range(5)] == [0.0, 0.5, 1.0, 1.5, rate(4)]
@@ -303,7 +302,7 @@ def test_an_optimiser_of_timm_learns_and_has_our_groups(name):
     Muon's AdamW.
     """
     towers, objective = Towers(), make_objective("clip")
-    config = OptimConfig(optimizer=name, lr=0.1, weight_decay=0.3, layer_decay=0.5)
+    config = TrainConfig(optimizer=name, lr=0.1, weight_decay=0.3, layer_decay=0.5)
     optimizer = make_optimizer(towers, objective, config, torch.device("cpu"))
     assert type(optimizer).__name__.lower() == name
     of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -341,16 +340,16 @@ def test_an_optimiser_that_cannot_be_had_is_one_line(name, message):
         make_optimizer(
             Towers(),
             make_objective("cloob"),
-            OptimConfig(optimizer=name),
+            TrainConfig(optimizer=name),
             torch.device("cpu"),
         )
 
 
 def test_default_warmup():
-    assert warmup_steps(OptimConfig(), 450) == 45
-    assert warmup_steps(OptimConfig(), 10**6) == 2000
-    assert make_schedule(OptimConfig(lr=1.0, warmup=0), 5)(0) == 1.0
-    assert warmup_steps(TrainConfig().override(warmup=0).optim, 450) == 0
+    assert warmup_steps(TrainConfig(), 450) == 45
+    assert warmup_steps(TrainConfig(), 10**6) == 2000
+    assert make_schedule(TrainConfig(lr=1.0, warmup=0), 5)(0) == 1.0
+    assert warmup_steps(TrainConfig().override(warmup=0), 450) == 0
 
 
 # How towers are readied for training: layout, recomputation, compilation
@@ -400,7 +399,7 @@ def assert_same(found, wanted, tolerance):
 
 def prepared(name, **leaves):
     encoder = create_model(name, seed=0).train()
-    prepare_towers(encoder, TrainConfig().override(device="cpu", **leaves).run, CPU)
+    prepare_towers(encoder, TrainConfig().override(device="cpu", **leaves), CPU)
     return encoder
 
 

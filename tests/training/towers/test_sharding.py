@@ -62,14 +62,14 @@ def run(setting, fsdp, steps=3):
         "clip", gather=True
     )  # learns its τ⁻¹, a scalar that is not sharded
     config = CONFIG.override(fsdp=fsdp)
-    prepare_towers(encoder, config.run, CPU)
+    prepare_towers(encoder, config, CPU)
     if setting == "sgd":
         parameters = [
             p for m in (encoder, objective) for p in m.parameters() if p.requires_grad
         ]
         optimizer = torch.optim.SGD(parameters, lr=0.1)
     else:
-        optimizer = make_optimizer(encoder, objective, config.optim, CPU)
+        optimizer = make_optimizer(encoder, objective, config, CPU)
     module = TowersWithLoss(encoder, objective, leaves.get("precision", "fp32")).train()
     stepper, read = Stepper(module, optimizer, leaves.get("clip", 0.0)), {}
 
@@ -177,7 +177,7 @@ def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_nu
 
     ranks = fork(tmp_path / "ranks", RANKS, work)
     assert -9 in ranks.wait(together=True), ranks.told()
-    (kept,) = list_checkpoints(config.save.out)
+    (kept,) = list_checkpoints(config.out)
     assert kept.name == "step-00000002" and list(kept.parent.glob(".tmp-step-00000004"))
     assert len(list((kept / "shards").glob("*.safetensors"))) == RANKS
     assert not torch.load(kept / "trainer.pt", weights_only=True)["optimizer"]["state"]
@@ -190,7 +190,7 @@ def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_nu
         lambda: train(config.override(resume="auto")) and None,
     )
     assert set(ranks.wait()) == {0}, ranks.told()
-    assert list_checkpoints(config.save.out)[-1].name == "step-00000007"
+    assert list_checkpoints(config.out)[-1].name == "step-00000007"
     train(plain.override(out=tmp_path / "plain", save_every=0))
     runs = [lines(tmp_path / name / "metrics.jsonl") for name in ("run", "plain")]
     for found, wanted in zip(*runs, strict=True):
@@ -230,7 +230,7 @@ def test_a_disk_that_fills_while_shards_are_written_loses_nothing(base, tmp_path
     assert (
         command_until(tmp_path / "alone", whole, processes=RANKS).wait() == [0] * RANKS
     )
-    saved = list_checkpoints(whole.save.out)
+    saved = list_checkpoints(whole.out)
     half = min(file.stat().st_size for file in (saved[0] / "shards").iterdir()) // 2
 
     def limit():
@@ -238,7 +238,7 @@ def test_a_disk_that_fills_while_shards_are_written_loses_nothing(base, tmp_path
 
     said = last_line(command_until(tmp_path / "first", config, 3, limit, RANKS))
     kept, reason = (
-        list_checkpoints(config.save.out),
+        list_checkpoints(config.out),
         "checkpoint cannot be written (File too large)",
     )
     failed = kept[-1].with_name(
@@ -251,7 +251,7 @@ def test_a_disk_that_fills_while_shards_are_written_loses_nothing(base, tmp_path
     assert (
         command_until(tmp_path / "again", config, processes=RANKS).wait() == [0] * RANKS
     )
-    assert_same_run(config.save.out, whole.save.out)
+    assert_same_run(config.out, whole.out)
 
 
 def test_moments_take_the_layout_of_their_weights():

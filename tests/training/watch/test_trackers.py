@@ -38,9 +38,7 @@ def test_a_run_and_its_resumption(trained, tmp_path, wandb):
         "allow",
         "run",
     )
-    assert first["config"]["loss"]["inv_tau"] == pytest.approx(
-        30
-    )  # the resolved configuration
+    assert first["config"]["inv_tau"] == pytest.approx(30)  # the resolved configuration
     assert (
         first["id"] == second["id"] != anew["id"]
     )  # the second goes on in the run of the first
