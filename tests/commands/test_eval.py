@@ -382,59 +382,11 @@ def test_lists_of_candidates_that_do_not_fit_are_refused(tmp_path, monkeypatch, 
     assert "--candidates needs --a and --b" in refused(capsys, *words)
 
 
-def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path, monkeypatch, capsys):
-    rng = np.random.default_rng(0)
-    for name in "ab":
-        np.save(tmp_path / f"{name}.npy", rng.normal(size=(60, 4)).astype(np.float32))
+def test_heads_of_vectors_are_exported_as_cloob_alone(tmp_path, monkeypatch, capsys):
+    """They have no pictures, so that nothing else reads them."""
     monkeypatch.chdir(tmp_path)
-    config = get_recipe("vectors").override(
-        objective="infoloob",
-        a="a.npy",
-        b="b.npy",
-        epochs=3,
-        batch_size=16,
-        embed_dim=4,
-        lr=0.03,
-    )
-    for objective in ("infoloob", "clip"):
-        for seed in (0, 1, 2):
-            train_heads(
-                config.override(
-                    objective=objective, seed=seed, out=f"{objective}-s{seed}"
-                )
-            )
-    runs = [
-        f"{objective}-s{seed}"
-        for objective in ("infoloob", "clip")
-        for seed in (0, 1, 2)
-    ][:-1]
-    assert (
-        cli.main(["eval", *runs, "--a", "a.npy", "--b", "b.npy", "--out", "out"]) == 0
-    )
-    results = json.loads(Path("out/results.json").read_text(encoding="utf-8"))
-    recall = {
-        row["model"]: row["vectors"]["a.npy and b.npy"]["a_to_b@10"]
-        for row in results["rows"]
-    }
-    of = {
-        (each["group"], each.get("minus")): each
-        for each in results["seeds"]
-        if each["metric"] == "a_to_b@10"
-    }
-    values = [recall[f"infoloob-s{seed}"] for seed in (0, 1, 2)]
-    mean = sum(values) / 3
-    assert of["infoloob-s", None]["mean"] == pytest.approx(mean)
-    assert of["infoloob-s", None]["sd"] == pytest.approx(
-        (sum((x - mean) ** 2 for x in values) / 2) ** 0.5
-    )
-    gap = of["clip-s", "infoloob-s"]  # seed 2 has no partner
-    assert gap["n"] == 2
-    assert gap["mean"] == pytest.approx(
-        sum(recall[f"clip-s{s}"] - recall[f"infoloob-s{s}"] for s in (0, 1)) / 2
-    )
-    assert "clip-s − infoloob-s: recall@10, a → b" in capsys.readouterr().out
-    # These heads have no pictures, so that nothing else reads them.
-    words = ["export", "clip-s0", "--out", "exported", "--to"]
+    vectors_run("run")
+    words = ["export", "run", "--out", "exported", "--to"]
     assert cli.main([*words, "onnx"]) == 2
     assert "heads of vectors go to no other program" in capsys.readouterr().err
     assert cli.main([*words, "cloob"]) == 0

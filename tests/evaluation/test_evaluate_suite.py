@@ -14,12 +14,17 @@ from cloob import cli
 from cloob.cache import Cache
 from cloob.data.source import content_key
 from cloob.errors import InputError
-from cloob.evaluation.analysis import example_queries, geometry_of_checkpoints
+from cloob.evaluation.analysis import (
+    example_queries,
+    geometry_of_checkpoints,
+    search_pictures,
+)
 from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures import geometry
+from cloob.evaluation.per_class import write_per_class
 from cloob.evaluation.sets.pictures import open_captioned
-from cloob.evaluation.suite import differences, evaluate, write_per_class, write_results
+from cloob.evaluation.suite import differences, evaluate, write_results
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.tokenizer import FileTokenizer
@@ -174,7 +179,7 @@ def test_a_search_finds_what_a_loop_over_the_pictures_finds():
     data = Labels(
         ["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"], broken=[3]
     )
-    found = example_queries(Embeddings({"m": model}), data, texts, k=3)
+    found = search_pictures(Embeddings({"m": model}), data, texts, k=3, models=["m"])
     with torch.no_grad():
         rows = model.encode_text(texts)
         pictures = [

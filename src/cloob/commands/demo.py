@@ -155,7 +155,7 @@ def present(
     pairs ``held_out``.
     """
     from cloob.distributed import resolve_device
-    from cloob.evaluation.analysis import example_queries
+    from cloob.evaluation.analysis import search_pictures
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.sets.suites import SuiteSets
     from cloob.evaluation.suite import write_results
@@ -180,7 +180,7 @@ def present(
     write_results(out / evaluation.RESULTS_FILE, results)
     finder = best_classifier(results["rows"])
     order = [finder, *(name for name in runs if name != finder)]
-    found = example_queries(embeddings, noto, TEXTS, k=8, models=order)
+    found = search_pictures(embeddings, noto, TEXTS, k=8, models=order)
     frozen = isinstance(next(iter(configs.values())), cloob.HeadsConfig)
     page = out / evaluation.PAGE_FILE
     evaluation.write_page(

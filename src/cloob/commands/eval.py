@@ -114,7 +114,6 @@ def run(options: Options) -> int:
     folders = runs_with_checkpoints(models, sets) if options.checkpoints else {}
 
     from cloob.evaluation.probe import ProbeOptions
-    from cloob.evaluation.suite import over_seeds
 
     embedding = options.machine.embedding()
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
@@ -126,9 +125,6 @@ def run(options: Options) -> int:
     note_choices(results["rows"], runs_by_name, typed_sets(sets, options), held_out)
     if folders:
         measure_checkpoints(folders, sets, embedding, results)
-    groups = seed_groups(runs_by_name)
-    if groups:
-        results["seeds"] = over_seeds(results["rows"], groups)
     write_files(options.out, embeddings, results, sets)
     return print_summary(results, sets, options)
 
@@ -326,22 +322,6 @@ def compare(
     return embeddings, results | ({"failures": failures} if failures else {})
 
 
-def seed_groups(runs: Mapping[str, Run]) -> dict[str, dict[int, str]]:
-    """Names of models by seed, of every group of runs whose configurations differ by
-    seed (and folder) alone.
-    """
-    alike: dict[str, dict[int, str]] = {}
-    for name, run in runs.items():
-        config = run.config.override(seed=0, out=Path("runs/train")).to_json()
-        alike.setdefault(config, {})[run.seed] = name
-    groups = {}
-    several = [group for group in alike.values() if len(group) > 1]
-    for number, group in enumerate(several, 1):
-        start = os.path.commonprefix(list(group.values()))  # noqa: RUF071 - letter by letter
-        groups[start.rstrip("-_0123456789") or f"group {number}"] = group
-    return groups
-
-
 def runs_with_checkpoints(
     models: Mapping[str, str], sets: SuiteSets
 ) -> dict[str, Path]:
@@ -378,12 +358,12 @@ def write_files(
     out: Path, embeddings: Embeddings, results: dict[str, Any], sets: SuiteSets
 ) -> None:
     """Writes results.json, the page, and a table of classes per labelled set."""
-    from cloob.evaluation.suite import (
+    from cloob.evaluation.per_class import (
         per_class_files,
         remove_per_class,
         write_per_class,
-        write_results,
     )
+    from cloob.evaluation.suite import write_results
 
     folder = out / PER_CLASS_FOLDER
     earlier = per_class_files(out / RESULTS_FILE)
@@ -420,15 +400,12 @@ def write_page(
     ``write_report`` takes besides.
     """
     from cloob.evaluation.report.page import write_report
-    from cloob.evaluation.suite import of_sides
 
     curves = {}
     for row in results["rows"]:
         lines = curve(str(embeddings.models[row["model"]]))
         if lines:
             curves[row["model"]] = lines
-    if sets.vectors:
-        curves = {model: list(map(of_sides, lines)) for model, lines in curves.items()}
     queries = [
         *_queries(embeddings, results["rows"], sets.sets, "zeroshot", 8),
         *_queries(embeddings, results["rows"], sets.pairs, "retrieval", 4),
@@ -455,8 +432,6 @@ def _queries(
 
 def print_summary(results: Mapping[str, Any], sets: SuiteSets, options: Options) -> int:
     """Prints the numbers, and where the rest is; returns the exit code."""
-    from cloob.evaluation.suite import seed_lines
-
     code = print_results(results)
     for note in choice_notes(results["rows"]):
         print(f"* {note}")
@@ -466,9 +441,7 @@ def print_summary(results: Mapping[str, Any], sets: SuiteSets, options: Options)
             f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f}"
             f" ({low:+.1f} … {high:+.1f})"
         )
-    lines = seed_lines(results.get("seeds", ()))
-    files = [options.out / RESULTS_FILE, options.out / PAGE_FILE]
-    print(*lines, *files, sep="\n")
+    print(options.out / RESULTS_FILE, options.out / PAGE_FILE, sep="\n")
     return code
 
 

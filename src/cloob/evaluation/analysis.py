@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ def _geometry(
     return geometry(pairs.images.features, texts, facts.inv_tau, facts.beta, limit)
 
 
-class _Gallery(NamedTuple):
+@dataclass(frozen=True)
+class _Gallery:
     """A set as one model sees it.
 
     A group is a class, or all captions that are equal; a text queries its group.
@@ -81,95 +83,117 @@ class _Gallery(NamedTuple):
     group_of_text: Sequence[int]
     words: Sequence[str]
 
+    def draw(self, n: int) -> list[int]:
+        """At most ``n`` rows of different texts that a readable picture answers."""
+        answered: set[int] = set()
+        readable = torch.isfinite(self.images).all(dim=1).tolist()
+        for groups, is_readable in zip(self.groups_of_image, readable, strict=True):
+            if is_readable:
+                answered |= groups
+        rows: dict[int, int] = {}
+        for row, group in enumerate(self.group_of_text):
+            if group in answered and self.words[row]:
+                rows.setdefault(group, row)
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(rows), generator=generator)
+        firsts = list(rows.values())
+        return [firsts[place] for place in order[:n].tolist()]
+
+    def nearest(
+        self, text: Tensor, right: int | None, data: Labelled | Reader, k: int
+    ) -> list[ShownPicture]:
+        """The ``k`` readable pictures nearest to a text, of which those of the group
+        ``right`` answer it.
+        """
+        scores = (self.images @ text).nan_to_num(nan=-torch.inf)
+        best = scores.sort(descending=True, stable=True)
+        shown = []
+        for image, score in zip(
+            best.indices[:k].tolist(), best.values[:k].tolist(), strict=True
+        ):
+            if score > -torch.inf:
+                sample = data.read(image)
+                picture = sample[1] if isinstance(sample, tuple) else sample.image
+                is_right = right in self.groups_of_image[image]
+                label = self.labels[image]
+                shown.append(ShownPicture(picture, label, is_right, score))
+        return shown
+
 
 def example_queries(
     embeddings: Embeddings,
     data: Labelled | Reader,
-    texts: Sequence[str] = (),
     *,
     n: int = 8,
     k: int = 5,
     models: Sequence[str] | None = None,
 ) -> list[ExampleQuery]:
+    """The ``k`` nearest pictures of a set that every model finds for ``n`` class names
+    or captions of the set that a picture answers, the same for all models.
+
+    Of equal cosines the earlier picture in the set comes first.
+    """
+    queries: list[ExampleQuery] = []
+    drawn: list[int] = []
+    for model in models or embeddings.models:
+        gallery = _gallery(embeddings, model, data)
+        if not queries:
+            drawn = gallery.draw(n)
+            queries = [ExampleQuery(gallery.words[row], {}) for row in drawn]
+        for query, row in zip(queries, drawn, strict=True):
+            query.answers[model] = gallery.nearest(
+                gallery.texts[row], gallery.group_of_text[row], data, k
+            )
+    return queries
+
+
+def search_pictures(
+    embeddings: Embeddings,
+    data: Labelled | Reader,
+    texts: Sequence[str],
+    *,
+    k: int,
+    models: Sequence[str],
+) -> list[ExampleQuery]:
     """The ``k`` nearest pictures of a set that every model finds for texts, of which
     none counts as right.
-
-    Without texts, for ``n`` class names or captions of the set that a picture answers,
-    the same for all models. Of equal cosines the earlier in the set comes first.
     """
-    galleries = {
-        model: _gallery(embeddings, model, data)
-        for model in models or embeddings.models
-    }
-    first = next(iter(galleries.values()))
-    drawn: list[int] = []
-    if not texts:  # rows of different texts that a readable image answers
-        readable = torch.isfinite(first.images).all(1).tolist()
-        of_image = zip(first.groups_of_image, readable, strict=True)
-        answered = {group for groups, good in of_image if good for group in groups}
-        rows_of: dict[int, int] = {}
-        for row, group in enumerate(first.group_of_text):
-            if group in answered and first.words[row]:
-                rows_of.setdefault(group, row)
-        order = torch.randperm(len(rows_of), generator=torch.Generator().manual_seed(0))
-        drawn = [list(rows_of.values())[i] for i in order[:n].tolist()]
-    queries = [
-        ExampleQuery(text, {}) for text in texts or [first.words[row] for row in drawn]
-    ]
-    for model, seen in galleries.items():
-        rows = (
-            embed_texts(embeddings.encoder(model), texts)
-            if texts
-            else seen.texts[drawn]
-        )
-        groups: list[int | None] = [seen.group_of_text[row] for row in drawn] or [
-            None for _ in texts
-        ]
-        for query, text, right in zip(queries, rows, groups, strict=True):
-            best = (
-                (seen.images @ text)
-                .nan_to_num(nan=-torch.inf)
-                .sort(descending=True, stable=True)
-            )
-            shown = query.answers[model] = []
-            for image, score in zip(
-                best.indices[:k].tolist(), best.values[:k].tolist(), strict=True
-            ):
-                if score > -torch.inf:
-                    sample = data.read(image)
-                    picture = sample[1] if isinstance(sample, tuple) else sample.image
-                    shown.append(
-                        ShownPicture(
-                            picture,
-                            seen.labels[image],
-                            right in seen.groups_of_image[image],
-                            score,
-                        )
-                    )
+    queries = [ExampleQuery(text, {}) for text in texts]
+    for model in models:
+        gallery = _gallery(embeddings, model, data)
+        rows = embed_texts(embeddings.encoder(model), texts)
+        for query, text in zip(queries, rows, strict=True):
+            query.answers[model] = gallery.nearest(text, None, data, k)
     return queries
 
 
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
     if hasattr(data, "classnames"):
+        labelled = embeddings.labelled(model, cast("Labelled", data))
         names = data.classnames
-        images, labels, classes = embeddings.labelled(model, cast("Labelled", data))
-        groups, of_images = (
-            [{label} for label in labels.tolist()],
-            [names[label] for label in labels.tolist()],
-        )
+        labels = labelled.labels.tolist()
         return _Gallery(
-            images.features, groups, of_images, classes, range(len(classes)), names
+            images=labelled.images.features,
+            groups_of_image=[{label} for label in labels],
+            labels=[names[label] for label in labels],
+            texts=labelled.classes,
+            group_of_text=range(len(names)),
+            words=names,
         )
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
-    ids = [
-        caption_id(caption) if caption else -1 - i
-        for i, caption in enumerate(pairs.captions)
+    groups_of_text = [
+        caption_id(caption) if caption else -1 - row
+        for row, caption in enumerate(pairs.captions)
     ]
-    groups = [set() for _ in pairs.images.keys]
-    for image, group in zip(pairs.image_of_text.tolist(), ids, strict=True):
-        groups[image].add(group)
-    firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
+    groups_of_image: list[set[int]] = [set() for _ in pairs.images.keys]
+    for image, group in zip(pairs.image_of_text.tolist(), groups_of_text, strict=True):
+        groups_of_image[image].add(group)
     return _Gallery(
-        pairs.images.features, groups, firsts, pairs.texts, ids, pairs.captions
+        images=pairs.images.features,
+        groups_of_image=groups_of_image,
+        labels=[pairs.captions[text] for text in pairs.first_texts.tolist()],
+        texts=pairs.texts,
+        group_of_text=groups_of_text,
+        words=pairs.captions,
     )

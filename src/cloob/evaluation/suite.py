@@ -1,20 +1,15 @@
-"""An evaluation: several models on several sets, side by side, into results.json and
-per_class/.
-"""
+"""An evaluation: several models on several sets, side by side, into results.json."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +17,12 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import Skip
-from cloob.errors import InputError, message, refuse
+from cloob.errors import InputError, message
 from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
-from cloob.evaluation.embeddings import Embeddings, Labelled
+from cloob.evaluation.embeddings import Embeddings, Labelled, ModelFacts
 from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
 from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
-from cloob.evaluation.report.tables import METRICS, Row, set_names
 from cloob.files import write_whole
 from cloob.functional.bootstrap import grouped_bootstrap
 from cloob.models.aligned.model import embed_pairs
@@ -41,13 +35,6 @@ Hits = dict[tuple[str, str], dict[str, Tensor]]
 a probe, texts by picture.
 """
 
-_SEED_METRICS = {
-    "zeroshot": ("acc1",),
-    "probe": ("acc1",),
-    "retrieval": tuple(METRICS),
-    "vectors": tuple(METRICS),
-}
-
 
 def evaluate(
     models: Mapping[str, Encoder | str | Path] | Embeddings,
@@ -58,8 +45,8 @@ def evaluate(
     candidates: Mapping[str, Candidates] | None = None,
     training: Mapping[str, Labelled] | None = None,
     probe: ProbeOptions | None = None,
-    train_seconds: Mapping[str, float] | None = None,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    train_seconds: Mapping[str, float] = MappingProxyType({}),
+    settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     geometry_limit: int = measures.DEFAULT_LIMIT,
     level: float = 0.95,
     seed: int = 0,
@@ -109,89 +96,126 @@ def evaluate(
         (500, True)
     """
     training = training or {}
-    embeddings = (
-        models
-        if isinstance(models, Embeddings)
-        else Embeddings(models, tower=bool(training))
+    if not isinstance(models, Embeddings):
+        models = Embeddings(models, tower=bool(training))
+    check_names(zeroshot, retrieval, vectors)
+    evaluation = _Evaluation(
+        embeddings=models,
+        training=training,
+        candidates=candidates or {},
+        probe_options=probe or ProbeOptions(),
+        geometry_limit=geometry_limit,
+        bootstrap={"level": level, "seed": seed},
     )
-    uses = [
-        use
-        for sets in (zeroshot, retrieval, vectors)
-        for use in Counter(data.name for data in sets).items()
-    ]
-    twice = "; ".join(f"{n} sets are called {name!r}" for name, n in uses if n > 1)
-    refuse({"nothing to evaluate: no labelled set and no pairs were given": not uses})
-    refuse({f"{twice}, and results are kept by name; rename a folder": twice})
-    measuring = _Measuring(
-        embeddings,
-        probe or ProbeOptions(),
-        geometry_limit,
-        {"level": level, "seed": seed},
-        candidates or {},
-    )
-    tasks: list[tuple[Any, Callable[[Any, dict[str, Any]], None]]] = [
-        *((data, measuring.classify) for data in zeroshot),
-        *(
-            (data, partial(measuring.probe, training[data.name]))
-            for data in zeroshot
-            if data.name in training
-        ),
-        *((source, measuring.retrieve) for source in retrieval),
-        *((pairs, measuring.match) for pairs in vectors),
-    ]
-    kinds = {
-        "zeroshot": True,
-        "retrieval": True,
-        "geometry": True,
-        "probe": training,
-        "vectors": vectors,
-    }
-    rows, failures = list[dict[str, Any]](), list[dict[str, Any]]()
-    for model in embeddings.models:
+    tasks = evaluation.tasks(zeroshot, retrieval, vectors)
+    rows, failures = [], []
+    for model in models.models:
         try:
-            facts = embeddings.facts(model)
+            facts = models.facts(model)
         except (InputError, OSError) as error:
             failures.append({"model": model, "set": None, "error": message(error)})
             continue
-        row: dict[str, Any] = {"model": model, "objective": facts.objective}
-        row |= {
-            "settings": {**facts.settings, **(settings or {}).get(model, {})},
-            "fingerprint": facts.fingerprint,
-        }
-        row |= {kind: {} for kind, requested in kinds.items() if requested}
-        for data, measure in tasks:
-            try:
-                measure(data, row)
-            except (
-                ValueError
-            ) as error:  # an InputError, or too few pairs for a geometry
-                text = (
-                    str(error)
-                    if str(error).startswith(data.name)
-                    else f"{data.name}: {error}"
+        row = _new_row(model, facts, bool(training), bool(vectors))
+        row["settings"] |= settings.get(model, {})
+        failures += _measure(tasks, row)
+        row["train_seconds"] = train_seconds.get(model)
+        rows.append(row)
+    if not evaluation.hits:
+        raise InputError(_all_failed(failures))
+    compared = differences(evaluation.hits, level=level, seed=seed)
+    results: dict[str, Any] = {"rows": rows, "differences": compared, "level": level}
+    if failures:
+        results["failures"] = failures
+    return results
+
+
+_Task = tuple[str, Callable[[dict[str, Any]], None]]
+"""The name of a set, and what writes a model's numbers on it into the model's row."""
+
+
+def check_names(*kinds: Sequence[Any]) -> None:
+    """Raises InputError without any set, or where two sets of a kind have one name."""
+    if not any(kinds):
+        raise InputError("nothing to evaluate: no labelled set and no pairs were given")
+    for sets in kinds:
+        for name, n in Counter(data.name for data in sets).items():
+            if n > 1:
+                raise InputError(
+                    f"{n} sets are called {name!r}, and results are kept by name;"
+                    " rename a folder"
                 )
-                failures.append({"model": model, "set": data.name, "error": text})
-        rows.append(row | {"train_seconds": (train_seconds or {}).get(model)})
-    refuse_if_all_failed(
-        [row for row in rows if any(row.get(kind) for kind in kinds)], failures
-    )
-    compared = differences(measuring.hits, level=level, seed=seed)
-    results = {"rows": rows, "differences": compared, "level": level}
-    return {**results, "failures": failures} if failures else results
+
+
+def _new_row(
+    model: str, facts: ModelFacts, has_probes: bool, has_vectors: bool
+) -> dict[str, Any]:
+    """What is known of a model before it is measured."""
+    row: dict[str, Any] = {"model": model, "objective": facts.objective}
+    row["settings"] = dict(facts.settings)
+    row["fingerprint"] = facts.fingerprint
+    row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}}
+    if has_probes:
+        row["probe"] = {}
+    if has_vectors:
+        row["vectors"] = {}
+    return row
+
+
+def _measure(tasks: Sequence[_Task], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Measures a model on all sets; returns what failed."""
+    failures = []
+    for name, measure in tasks:
+        try:
+            measure(row)
+        except ValueError as error:  # an InputError, or too few pairs for a geometry
+            text = str(error)
+            if not text.startswith(name):
+                text = f"{name}: {text}"
+            failures.append({"model": row["model"], "set": name, "error": text})
+    return failures
+
+
+def _all_failed(failures: Sequence[Mapping[str, Any]]) -> str:
+    """One line, where nothing could be measured."""
+    lines = []
+    for failure in failures:
+        text = failure["error"]
+        if not text.startswith(failure["model"]):
+            text = f"{failure['model']}: {text}"
+        if text not in lines:
+            lines.append(text)
+    start = "nothing could be measured; " if len(lines) > 1 else ""
+    return f"{start}{'; '.join(lines)}"
 
 
 @dataclass
-class _Measuring:
+class _Evaluation:
     """Writes the numbers of a model on a set into the model's row, and keeps which
     samples are right.
     """
 
     embeddings: Embeddings
-    how: ProbeOptions
+    training: Mapping[str, Labelled]
+    candidates: Mapping[str, Candidates]
+    probe_options: ProbeOptions
     geometry_limit: int
     bootstrap: dict[str, Any]
-    candidates: Mapping[str, Candidates]
     hits: Hits = field(default_factory=lambda: defaultdict(dict))
+
+    def tasks(
+        self,
+        zeroshot: Sequence[Labelled],
+        retrieval: Sequence[Reader],
+        vectors: Sequence[VectorPairs],
+    ) -> list[_Task]:
+        """What is measured of each model, in the order of results.json."""
+        probed = [data for data in zeroshot if data.name in self.training]
+        return [
+            *((data.name, partial(self.classify, data)) for data in zeroshot),
+            *((data.name, partial(self.probe, data)) for data in probed),
+            *((source.name, partial(self.retrieve, source)) for source in retrieval),
+            *((pairs.name, partial(self.match, pairs)) for pairs in vectors),
+        ]
 
     def classify(self, data: Labelled, row: dict[str, Any]) -> None:
         images, labels, classes = self.embeddings.labelled(row["model"], data)
@@ -202,26 +226,23 @@ class _Measuring:
         row["zeroshot"][data.name] = numbers | _unreadable(images.bad)
         self.hits["acc1", data.name][row["model"]] = ranks < 1
 
-    def probe(self, train: Labelled, data: Labelled, row: dict[str, Any]) -> None:
-        for label, (tested, trained) in enumerate(
-            itertools.zip_longest(data.classnames, train.classnames)
-        ):
-            # No number would show it.
-            refuse(
-                {
-                    f"label {label} is {tested!r} to test, but {trained!r} to train": (
-                        tested != trained
-                    )
-                }
-            )
+    def probe(self, data: Labelled, row: dict[str, Any]) -> None:
+        train = self.training[data.name]
+        names = itertools.zip_longest(data.classnames, train.classnames)
+        for label, (tested, trained) in enumerate(names):
+            if tested != trained:  # no number would show it
+                raise InputError(
+                    f"label {label} is {tested!r} to test, but {trained!r} to train"
+                )
         features, labels = self.embeddings.tower(row["model"], data)
         n_classes = len(data.classnames)
+        options = self.probe_options
         fits = []
-        for seed in self.how.seeds:
-            fit = self.embeddings.probe(row["model"], train, n_classes, self.how, seed)
+        for seed in options.seeds:
+            fit = self.embeddings.probe(row["model"], train, n_classes, options, seed)
             fits.append((probe_ranks(fit.weight, features, labels), fit))
         row["probe"][data.name] = probe_numbers(
-            fits, labels, n_classes, self.how, **self.bootstrap
+            fits, labels, n_classes, options, **self.bootstrap
         )
         right = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
         self.hits["probe_acc1", data.name][row["model"]] = right
@@ -236,23 +257,18 @@ class _Measuring:
         numbers = measures.retrieval_numbers(
             ranks, pairs.image_of_text, **self.bootstrap
         )
-        row["retrieval"][name] = numbers | (
-            {"unreadable": pairs.unreadable} if pairs.unreadable else {}
-        )
+        if pairs.unreadable:
+            numbers["unreadable"] = pairs.unreadable
+        row["retrieval"][name] = numbers
         self.hits["image_to_text@1", name][model] = ranks.image_to_text < 1
         self.hits["text_to_image@1", name][model] = measures.by_picture(
             ranks.text_to_image < 1, pairs.image_of_text
         )
-        facts, texts = self.embeddings.facts(model), pairs.texts[pairs.first_texts]
-        row["geometry"][name] = measures.geometry(
-            images, texts, facts.inv_tau, facts.beta, self.geometry_limit
-        )
+        texts = pairs.texts[pairs.first_texts]
+        row["geometry"][name] = self.geometry(model, images, texts)
 
     def match(self, pairs: VectorPairs, row: dict[str, Any]) -> None:
-        encoder, facts = (
-            self.embeddings.encoder(row["model"]),
-            self.embeddings.facts(row["model"]),
-        )
+        encoder = self.embeddings.encoder(row["model"])
         a, b = embed_pairs(encoder, pairs)
         ids = torch.from_numpy(pairs.ids)
         numbers, hits = measures.vector_numbers(a, b, ids, **self.bootstrap)
@@ -260,46 +276,23 @@ class _Measuring:
         if listed is not None:
             rows = embed_listed(encoder, pairs, listed)
             numbers |= candidate_numbers(a, rows, listed, ids, **self.bootstrap)
-        first = np.unique(pairs.ids, return_index=True)[1]
         row["vectors"][pairs.name] = numbers | _unreadable(pairs.skipped)
-        measured = measures.geometry(
-            a[first], b[first], facts.inv_tau, facts.beta, self.geometry_limit
-        )
-        row["geometry"][pairs.name] = of_sides(measured)
         for metric, right in hits.items():
             self.hits[metric, pairs.name][row["model"]] = right
+        first = np.unique(pairs.ids, return_index=True)[1]
+        row["geometry"][pairs.name] = {
+            key.replace("image", "a").replace("text", "b"): value
+            for key, value in self.geometry(row["model"], a[first], b[first]).items()
+        }
+
+    def geometry(self, model: str, a: Tensor, b: Tensor) -> dict[str, Any]:
+        facts = self.embeddings.facts(model)
+        return measures.geometry(a, b, facts.inv_tau, facts.beta, self.geometry_limit)
 
 
 def _unreadable(skipped: Sequence[Skip]) -> dict[str, Any]:
     counts = dict(sorted(Counter(skip.reason for skip in skipped).items()))
     return {"unreadable": counts} if counts else {}
-
-
-def of_sides(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured of pictures and texts, by the names of a and b."""
-    return {
-        key.replace("image", "a").replace("text", "b"): value
-        for key, value in measured.items()
-    }
-
-
-def refuse_if_all_failed(
-    done: Sequence[Any], failures: Sequence[Mapping[str, Any]]
-) -> None:
-    """InputError, one line, where nothing could be measured."""
-    lines = dict[str, None]()
-    for failure in failures:
-        named = failure["error"].startswith(failure["model"])
-        lines[
-            failure["error"] if named else f"{failure['model']}: {failure['error']}"
-        ] = None
-    refuse(
-        {
-            f"{'nothing could be measured; ' if len(lines) > 1 else ''}{'; '.join(lines)}": (
-                not done
-            )
-        }
-    )
 
 
 def differences(
@@ -311,33 +304,38 @@ def differences(
     The means over the sets that all models with a metric share follow, with ``set``
     None.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
     for metric in dict.fromkeys(metric for metric, _ in hits):
-        of_sets = {
-            name: [by_model] for (m, name), by_model in hits.items() if m == metric
-        }
-        everyone = {model for groups in of_sets.values() for model in groups[0]}
-        shared = [
-            groups[0] for groups in of_sets.values() if groups[0].keys() == everyone
-        ]
-        for name, groups in [
-            *of_sets.items(),
-            *([(None, shared)] if len(shared) > 1 else []),
-        ]:
-            for baseline, model in itertools.combinations(groups[0], 2):
-                values = [
-                    by_model[model].double() - by_model[baseline].double()
-                    for by_model in groups
-                ]
-                gap, low, high = grouped_bootstrap(values, level=level, seed=seed)
-                pair = {
-                    "metric": metric,
-                    "set": name,
-                    "model": model,
-                    "baseline": baseline,
-                }
-                entries.append({**pair, "difference": gap, "low": low, "high": high})
+        by_set = {name: hits[key, name] for key, name in hits if key == metric}
+        for name, by_model in by_set.items():
+            entries += _compare([by_model], metric, name, level, seed)
+        everyone = {model for by_model in by_set.values() for model in by_model}
+        shared = [each for each in by_set.values() if each.keys() == everyone]
+        if len(shared) > 1:
+            entries += _compare(shared, metric, None, level, seed)
     return entries
+
+
+def _compare(
+    sets: Sequence[Mapping[str, Tensor]],
+    metric: str,
+    name: str | None,
+    level: float,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """An entry for every two models that these sets have."""
+    for baseline, model in itertools.combinations(sets[0], 2):
+        gaps = [each[model].double() - each[baseline].double() for each in sets]
+        difference, low, high = grouped_bootstrap(gaps, level=level, seed=seed)
+        yield {
+            "metric": metric,
+            "set": name,
+            "model": model,
+            "baseline": baseline,
+            "difference": difference,
+            "low": low,
+            "high": high,
+        }
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
@@ -348,165 +346,3 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     plain = json.loads(json.dumps(results), parse_constant=lambda _: None)
     text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
     write_whole(Path(path), text, f"{path}: results cannot be written here")
-
-
-def write_per_class(
-    folder: Path,
-    results: Mapping[str, Any],
-    embeddings: Embeddings,
-    zeroshot: Sequence[Labelled],
-) -> list[Path]:
-    """Writes a CSV a labelled set; returns the files.
-
-    A line is a class: ``label``, ``class``, ``images``, and for every model its recall
-    and worst confusion.
-    """
-    files: dict[str, Path] = {}  # by name, whatever its case
-    for data in zeroshot:
-        matrices = {}
-        for model in (
-            row["model"] for row in results["rows"] if data.name in row["zeroshot"]
-        ):
-            images, labels, classes = embeddings.labelled(model, data)
-            matrices[model] = measures.confusion_matrix(
-                images.features, labels, classes
-            )
-        if not matrices:
-            continue
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        columns = [
-            f"{model}: {number}"
-            for model in matrices
-            for number in ("recall", "mostly taken for")
-        ]
-        writer.writerow(["label", "class", "images", *columns])
-        for label, name in enumerate(data.classnames):
-            cells: list[str] = []
-            for matrix in matrices.values():
-                row, n = matrix[label].clone(), int(matrix[label].sum())
-                cells.append(f"{int(row[label]) / n:.6g}" if n else "")
-                row[label] = 0
-                worst = int(row.argmax())
-                cells.append(
-                    [*data.classnames, "(unreadable)"][worst] if int(row[worst]) else ""
-                )
-            writer.writerow([label, name, n, *cells])
-        stem = re.sub(r"[^\w.+-]+", "-", data.name).strip("-.") or "set"
-        names = itertools.chain(
-            [stem], (f"{stem}-{number}" for number in itertools.count(2))
-        )
-        free = next(name for name in names if name.casefold() not in files)
-        files[free.casefold()] = folder / f"{free}.csv"
-        write_whole(files[free.casefold()], text.getvalue())
-    return list(files.values())
-
-
-def per_class_files(results: Path) -> list[str]:
-    """The names of the tables of classes that a results.json lists, none without one.
-
-    Its folder may be anybody's, so a name that leads elsewhere is no name.
-    """
-    try:
-        content = json.loads(results.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    names = content.get("per_class") if isinstance(content, dict) else None
-    if not isinstance(names, list):
-        return []
-    texts = [name for name in names if isinstance(name, str)]
-    return [name for name in texts if re.fullmatch(r"[\w+-][\w.+-]*\.csv", name)]
-
-
-def remove_per_class(folder: Path, names: Iterable[str]) -> None:
-    """Removes tables of an earlier evaluation; other files stay."""
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
-
-
-def over_seeds(
-    rows: Sequence[Row], groups: Mapping[str, Mapping[int, str]]
-) -> list[dict[str, Any]]:
-    """Means over seeds of the accuracies and recalls of every group of models, by set,
-    and paired differences.
-
-    ``groups`` are models by seed. An entry has ``group``, ``metric``, ``set`` (None:
-    the mean of the sets), ``mean``, ``sd`` (over seeds, n − 1 in the denominator; None
-    for one) and ``n``. With ``minus``, another group, the numbers are of the
-    differences between the two models of a seed, for the seeds that both groups have.
-    """
-    entries = list[dict[str, Any]]()
-    for metric, name, numbers in _by_set(rows):
-        values = {
-            group: {
-                seed: numbers[model]
-                for seed, model in models.items()
-                if model in numbers
-            }
-            for group, models in groups.items()
-        }
-        samples = [
-            ({"group": group}, list(result.values()))
-            for group, result in values.items()
-        ]
-        for one, other in itertools.combinations(values, 2):
-            gaps = [
-                values[other][seed] - values[one][seed]
-                for seed in values[one].keys() & values[other].keys()
-            ]
-            samples.append(({"group": other, "minus": one}, gaps))
-        for who, some in samples:
-            if some:
-                spread = {
-                    "mean": mean(some),
-                    "sd": stdev(some) if len(some) > 1 else None,
-                    "n": len(some),
-                }
-                entries.append({**who, "metric": metric, "set": name, **spread})
-    return entries
-
-
-def _by_set(rows: Sequence[Row]) -> Iterator[tuple[str, str | None, dict[str, float]]]:
-    """Every metric and set with its numbers by model, then the metric's mean over the
-    sets that all models have.
-    """
-    for kind, keys in _SEED_METRICS.items():
-        for key in keys:
-            metric = f"probe_{key}" if kind == "probe" else key
-            shared = []
-            for name in set_names(rows, kind):
-                numbers = {
-                    row["model"]: row[kind][name][key]
-                    for row in rows
-                    if key in row.get(kind, {}).get(name, {})
-                }
-                shared += [numbers] if len(numbers) == len(rows) else []
-                if numbers:
-                    yield metric, name, numbers
-            if len(shared) > 1:
-                yield (
-                    metric,
-                    None,
-                    {
-                        model: mean(numbers[model] for numbers in shared)
-                        for model in shared[0]
-                    },
-                )
-
-
-def seed_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line per entry, in percent and percentage points."""
-    lines = []
-    for entry in entries:
-        what = f"{METRICS[entry['metric']]}, {entry['set'] or 'mean of the sets'}"
-        sign = "+" if "minus" in entry else ""
-        value = f"{100 * entry['mean']:{sign}.2f}" + (
-            f" ± {100 * entry['sd']:.2f}" if entry["sd"] is not None else ""
-        )
-        who = (
-            f"{entry['group']} − {entry['minus']}"
-            if "minus" in entry
-            else entry["group"]
-        )
-        lines.append(f"{who}: {what} {value} (n = {entry['n']})")
-    return lines
