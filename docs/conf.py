@@ -153,7 +153,7 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"(cloob\.[\w.]+\.)?(GivenPairs|GivenOptimizer|MakeOptimizer|Metrics|Groups|Targets|OnEpoch|Stop|Heads|Kind|Size|Where|Given|Ledger|LeftOut|HeadObjective|Encoder|Reader|Form|Item)|pyarrow\..*",
+        r"(cloob\.[\w.]+\.)?(GivenPairs|GivenOptimizer|MakeOptimizer|Metrics|Groups|Targets|OnEpoch|Stop|Heads|Kind|Size|Where|Given|Ledger|LeftOut|HeadObjective|Encoder|Reader|Form|Item|Trained)|pyarrow\..*",
     ),
     (
         r"py:.*",

@@ -125,7 +125,8 @@ def test_the_page_runs(tmp_path, monkeypatch):
     Path("pictures").mkdir()
     for name in ("red", "green", "blue", "white"):
         Image.new("RGB", (64, 48), name).save(f"pictures/{name}.png")
-    text = PAGE.read_text(encoding="utf-8")
+    pages = (PAGE, PAGE.with_name("store-elsewhere.md"))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     for words in re.findall(
         r"^\$ cloob (export .*|embed .*)", text, flags=re.MULTILINE
     ):
