@@ -75,7 +75,7 @@ def units(n, dim=8, seed=0):
 
 def item(path, content=None, **more):
     content = f"of {path}" if content is None else content
-    return replace(Item(0, "SRC", path, content, 3, 5, 7, 9), **more)
+    return replace(Item(0, "/src", f"/src/{path}", content, 3, 5, 7, 9), **more)
 
 
 def write(store, items, model, rows):

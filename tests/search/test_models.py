@@ -94,6 +94,20 @@ def test_an_index_of_another_format_names_what_to_do(
         for words in (["search", place, "red"], ["index", "--out", place]):
             assert cli.main(words) == 2
             assert said in capsys.readouterr().err
+    for table, said in (
+        ("cloob_sources AS SELECT '/p' AS source", "/p"),
+        ("cloob_sources AS SELECT '/p' AS base, 't.csv' AS path", "/p/t.csv"),
+        ("other (x)", "SRC"),
+    ):
+        with closing(sqlite3.connect(Path(place) / INDEX_FILE)) as file:
+            file.executescript(
+                "PRAGMA user_version = 8; DROP TABLE IF EXISTS cloob_sources;"
+                f" CREATE TABLE {table}"
+            )
+        assert cli.main(["search", place, "red"]) == 2
+        err = capsys.readouterr().err
+        assert f"cloob index {said} --model m --out {place} --anew" in err
+        assert ("does not say any more" in err) == (said == "SRC")
     (Path(place) / "other").mkdir()
     assert cli.main([*make, "--anew"]) == 0
     assert "8 added; 8 embedded" in capsys.readouterr().out

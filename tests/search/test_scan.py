@@ -273,7 +273,7 @@ def test_a_stranger_s_index_that_names_an_address_fetches_nothing(tmp_path):
         index.update([folder], options(FakeEncoder()))
     command = f"pipe:touch {tmp_path / 'was-here'}; cat a.tar"
     with closing(sqlite3.connect(tmp_path / "idx" / INDEX_FILE)) as file:
-        file.execute("UPDATE cloob_sources SET base = NULL, path = ?", (command,))
+        file.execute("UPDATE cloob_sources SET path = ?", (command,))
         file.execute("UPDATE cloob_items SET path = ?", (f"{command}::a.png",))
         file.commit()
     with Index.open(tmp_path / "idx", writable=True) as index:

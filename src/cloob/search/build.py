@@ -88,13 +88,13 @@ class Summary:
             fault = re.split(r" \(|:", fault)[0]
         self.unreadable.add(fault, path)
 
-    def add_item(self, state: FileState | None, item: Item, model: int) -> None:
+    def add_item(self, state: FileState | None, item: Item) -> None:
         """Counts what is new of a file: its path, bytes, description or vector."""
         if state is None or state.id is None:
             self.added += 1
         elif state.content != item.content:
             self.changed += 1
-        elif model in state.models:
+        elif state.has_vector:
             self.described += 1
         else:
             self.completed += 1
@@ -149,12 +149,12 @@ def make_plan(
     remove_all: bool = False,
 ) -> Plan:
     """Compares a source with what the index knows of it, and opens no file."""
-    known = {state.path: state for state in store.states(collection.name)}
+    known = {state.path: state for state in store.states(collection.name, model)}
     collection.left_out = summary.left_out
     found = dict(_scan(collection, known, summary))
     tasks = []
     for path, picture in found.items():
-        if _has_changed(picture, known.get(path), model, summary):
+        if _has_changed(picture, known.get(path), summary):
             tasks.append(Task(picture, known.get(path), collection))
     gone = [state for path, state in known.items() if path not in found]
     gone = [state for state in gone if not state.path.startswith(_unlisted(collection))]
@@ -190,7 +190,7 @@ def _is_missing(picture: FoundPicture) -> bool:
 
 
 def _has_changed(
-    picture: FoundPicture, state: FileState | None, model: int, summary: Summary
+    picture: FoundPicture, state: FileState | None, summary: Summary
 ) -> bool:
     """Whether a file has to be read; counts it otherwise."""
     if state is None or picture.bytes not in (None, state.bytes):
@@ -198,7 +198,7 @@ def _has_changed(
     if picture.mtime_ns != state.mtime_ns:
         return True
     if state.fault is None:
-        if model not in state.models:
+        if not state.has_vector:
             return True
         summary.unchanged += 1
         return False
@@ -399,7 +399,7 @@ class Builder:
             else:
                 items.append(prepared.item)
                 state = prepared.task.state
-                self.summary.add_item(state, prepared.item, self.model.number)
+                self.summary.add_item(state, prepared.item)
         if items:
             self.store.write(items, self.model, vectors)
 
@@ -409,7 +409,7 @@ class Builder:
         """
         found, before = faulty.task.found, faulty.task.state
         size = found.bytes or 0
-        state = FileState(None, found.path, size, found.mtime_ns, "", faulty.fault, ())
+        state = FileState(found.path, size, found.mtime_ns, fault=faulty.fault)
         is_kept = faulty.is_transient and before is not None and before.id is not None
         if state != before and not is_kept:
             self.store.write_faults(faulty.task.collection.name, [state])

@@ -25,7 +25,7 @@ from cloob.models.source import PHOTOS
 from cloob.search.records import INDEX_FILE, Busy
 from cloob.search.where import SCHEMA
 
-FORMAT = 10  # the number of these tables
+FORMAT = 11  # the number of these tables
 APPLICATION_ID = 0x434C4F42  # "CLOB"
 PATIENCE_SECONDS = 60.0  # of a writer for another one; a batch takes a part of a second
 # seven vectors of width 512; of SQLite's default, 4,096, each would fill one, half of
@@ -42,7 +42,8 @@ _MESSAGES = {
     ),
     "SQLITE_FULL": "the disk is full; what was written before stays",
 }
-_SETTINGS = ("trusted_schema = OFF", "foreign_keys = ON", "cache_size = -65536")
+_SOURCE_COLUMNS = ("base", "path", "source")  # where formats have kept a source
+_SETTINGS = ("trusted_schema = OFF", "cache_size = -65536")
 # Tables, columns and indices of a database.
 _SHAPE = """SELECT s.type, s.name, coalesce(a.name, b.name), a.type, a."notnull", a.pk,
 a.hidden FROM sqlite_schema s
@@ -60,6 +61,7 @@ class Database:
     ) -> None:
         """Opens the index of a folder, or makes a missing one."""
         self.address = str(folder)
+        self.around = _around(folder)  # where a moved index looks for its pictures
         self.writable = writable or create
         self.path = folder / INDEX_FILE
         self._lock = threading.RLock()
@@ -178,12 +180,17 @@ def mend(folder: Path) -> str:
     what it was made.
     """
     sources, models = _salvage(folder)
-    if not sources:
-        sources = [str(folder.parent)] if folder.name == ".cloob" else ["SRC"]
-    if not models:
-        models = [PHOTOS[0].name] if folder.name == ".cloob" else ["M"]
-    words = ["cloob", "index", *sources, "--model", models[0], "--out", str(folder)]
-    return f"make it again: {printable(shlex.join([*words, '--anew']))}"
+    is_of_find = folder.name == ".cloob"
+    if not sources and is_of_find:
+        sources = [str(folder.parent)]
+    if not models and is_of_find:
+        models = [PHOTOS[0].name]
+    words = ["cloob", "index", *(sources or ["SRC"])]
+    words += ["--model", *(models[:1] or ["MODEL"]), "--out", str(folder), "--anew"]
+    command = f"make it again: {printable(shlex.join(words))}"
+    if sources and models:
+        return command
+    return f"{command} (it does not say any more of what it was made)"
 
 
 def remove(folder: Path) -> None:
@@ -266,22 +273,18 @@ def _salvage(folder: Path) -> tuple[list[str], list[str]]:
     ):
         for setting in ("trusted_schema = OFF", "writable_schema = ON"):
             damaged.execute(f"PRAGMA {setting}")  # reads a file that is cut
-        models += _texts(damaged, "SELECT spec FROM cloob_models ORDER BY id")
-        for base, path in damaged.execute("SELECT base, path FROM cloob_sources"):
-            sources.append(full_path(base, path, folder))
+        specs = damaged.execute("SELECT spec FROM cloob_models ORDER BY id")
+        models += [str(spec) for (spec,) in specs]
+        damaged.row_factory = sqlite3.Row
+        for row in map(dict, damaged.execute("SELECT * FROM cloob_sources")):
+            parts = [row[name] for name in _SOURCE_COLUMNS if row.get(name)]
+            sources.append(os.path.join(_around(folder), *parts))  # noqa: PTH118
     return sources, models
 
 
-def _texts(connection: sqlite3.Connection, statement: str) -> list[str]:
-    return [str(row[0]) for row in connection.execute(statement)]
-
-
-def full_path(base: str | None, path: str, folder: Path) -> str:
-    """A source, or a path in it, where the index lies in a folder."""
-    if base is None:
-        return path
-    around = os.path.dirname(os.path.abspath(folder))  # noqa: PTH100, PTH120
-    return os.path.join(base or around, path) if path else base or around  # noqa: PTH118
+def _around(folder: Path) -> str:
+    """The folder that an index lies in."""
+    return os.path.dirname(os.path.abspath(folder))  # noqa: PTH100, PTH120
 
 
 def _lock_of(path: Path) -> Any:

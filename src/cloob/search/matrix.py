@@ -1,10 +1,13 @@
-"""One model's vectors as a matrix in a mapped file, a cache for exact search.
+"""One model's vectors as a matrix, for exact search.
 
-A row belongs to a content, and a content to the items that name it. A file belongs to
-one revision of the index and has its random stamp in the name; what was written since
-is in memory. A float32 product of unit rows (width D) is off by at most about D·2⁻²⁴,
-so the k best are among the rows within twice that of the k-th best product. These are
-scored again one by one: equal rows tie exactly, the lower id first.
+A row belongs to a content, and a content to the items that name it. A vector is written
+once and never changed, so a file with all rows up to one is good for as long as the
+index knows, by its random stamp, the revision that had them: it is mapped, and what was
+written since is read from the database. Rows that no item names are passed over.
+
+A float32 product of unit rows (width D) is off by at most about D·2⁻²⁴, so the k best
+are among the rows within twice that of the k-th best product. These are scored again
+one by one: equal rows tie exactly, the lower id first.
 """
 
 from __future__ import annotations
@@ -13,8 +16,7 @@ import contextlib
 import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +33,8 @@ Mask = npt.NDArray[np.bool_]
 
 _PAGE = 4096
 _BLOCK = 32_768  # rows that are scored again at once: 128 MB at D = 512
-_FEW = 20_000  # vectors in memory: 40 MB at D = 512, and 10 ms of a search
-_FEW_PART = 20  # or one in so many
+_MOST_MERGED = 20_000  # rows in memory that new ones are copied together with
+_FEW_PART = 20  # one in so many rows is few
 
 
 class Neighbours(NamedTuple):
@@ -43,21 +45,25 @@ class Neighbours(NamedTuple):
     searched: int  # items that the filter lets through and the model has vectors of
 
 
-class RowBlock(NamedTuple):
-    contents: Ids  # (n,) ascending
+class Rows(NamedTuple):
+    contents: Ids  # (n,) of every row
     rows: Vectors  # (n, D)
 
 
-class _File(NamedTuple):
+class State(NamedTuple):
+    """One state of the index."""
+
     revision: int
     stamp: int
-    contents: Ids
-    rows: Vectors
+    last: int  # the number of its last vector
+
+
+_NOTHING_READ = State(-1, 0, 0)
 
 
 @dataclass(frozen=True)
 class Named:
-    """Items by the contents that they name, both ascending."""
+    """Items by the contents that they name, which are ascending."""
 
     contents: Ids  # (n,)
     items: Ids  # (n,)
@@ -70,27 +76,9 @@ class Named:
         """The items of contents, with their scores."""
         starts = np.searchsorted(self.contents, contents, "left")
         counts = np.searchsorted(self.contents, contents, "right") - starts
-        parts = [
-            self.items[start : start + count]
-            for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
-        ]
-        items = np.concatenate([np.empty(0, np.int64), *parts])
+        within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        items = self.items[np.repeat(starts, counts) + within]
         return items, np.repeat(scores, counts)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All vectors of a revision, and the items that have one."""
-
-    blocks: tuple[RowBlock, ...]
-    named: Named
-    masks: list[Mask] = field(init=False)  # of the rows that an item names
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "masks", self.masks_of(self.named))
-
-    def masks_of(self, named: Named) -> list[Mask]:
-        return [is_among(block.contents, named.contents) for block in self.blocks]
 
 
 class Matrix:
@@ -98,167 +86,169 @@ class Matrix:
         self._database = database
         self._model = model.number
         self._dim = model.dim
-        self._no_rows = np.empty((0, model.dim), np.float32)
-        self._none = _File(0, 0, np.empty(0, np.int64), self._no_rows)
-        self._file = self._none
-        self._snapshot = Snapshot((), Named(self._none.contents, self._none.contents))
-        self._seen: tuple[int, int] | None = None
+        self._blocks: list[Rows] = []
+        self._masks: list[Mask] = []  # of the rows of the blocks that an item names
+        self._named = Named(np.empty(0, np.int64), np.empty(0, np.int64))
+        self._seen: State | None = None
 
     def nearest(self, query: Vectors, top: int, allowed: Ids | None) -> Neighbours:
         """The items nearest to a query (D,), of ascending ``allowed`` ids if these are
         given.
         """
         query = np.asarray(query, np.float32)
-        snapshot = self.refresh()
-        named, masks = snapshot.named, snapshot.masks
+        with self._database.using() as connection, connection:
+            connection.execute("BEGIN")  # one state of the database for all reads
+            self._refresh(connection)
+            blocks, masks, named = self._blocks, self._masks, self._named
         if allowed is not None:
             named = named.among(allowed)
-            masks = snapshot.masks_of(named)
+            masks = [is_among(block.contents, named.contents) for block in blocks]
         products = [
             _products(block.rows, mask, query)
-            for block, mask in zip(snapshot.blocks, masks, strict=True)
+            for block, mask in zip(blocks, masks, strict=True)
         ]
-        together = np.concatenate([np.empty(0, np.float32), *products])
-        least = -np.inf
-        if len(together) > top:
-            margin = 2 * self._dim * 2.0**-24 * max(1.0, float(np.linalg.norm(query)))
-            least = float(np.partition(together, -top)[-top]) - margin
-        contents = [self._none.contents]
-        scores = [np.empty(0, np.float32)]
-        for block, some in zip(snapshot.blocks, products, strict=True):
-            near = np.flatnonzero((some >= least) & (some > -np.inf))
+        least = self._least(np.concatenate([_NO_SCORES, *products]), query, top)
+        contents, scores = [np.empty(0, np.int64)], [_NO_SCORES]
+        for block, approximate in zip(blocks, products, strict=True):
+            near = np.flatnonzero((approximate >= least) & (approximate > -np.inf))
             contents.append(block.contents[near])
             scores.append(_exact(block.rows, near, query))
         items, exact = named.expand(np.concatenate(contents), np.concatenate(scores))
         order = np.lexsort((items, -exact))[:top]
         return Neighbours(items[order], exact[order], len(named.items))
 
-    def refresh(self, few: int | None = None) -> Snapshot:
-        """The newest revision; a file of its vectors where more than ``few``, and a
-        20th, have changed.
+    def _least(self, products: Vectors, query: Vectors, top: int) -> float:
+        """The product below which no row is among the best, for all its rounding."""
+        if len(products) <= top:
+            return -np.inf
+        margin = 2 * self._dim * 2.0**-24 * max(1.0, float(np.linalg.norm(query)))
+        return float(np.partition(products, -top)[-top]) - margin
+
+    def save(self) -> None:
+        """Writes a file of all rows, if many are in none; in the place of all
+        others.
         """
         with self._database.using() as connection, connection:
-            connection.execute("BEGIN")  # one state of the database for all reads
-            now = connection.execute(
-                "SELECT revision, stamp FROM cloob_revisions ORDER BY revision DESC"
-            ).fetchone()
-            if now == self._seen and few is None:
-                return self._snapshot
-            self._file = self._best_file(connection)
-            n_new, _ = self._count(connection, ">", self._file.revision)
-            n_few = _FEW if few is None else few
-            if n_new > max(n_few, len(self._file.contents) // _FEW_PART):
-                self._file = self._write(connection, now)
-            revision = self._file.revision
-            new = self._contents(connection, revision)
-            rows = np.concatenate([self._no_rows, *self._pages(connection, revision)])
-            blocks = (
-                RowBlock(self._file.contents, self._file.rows),
-                RowBlock(new, rows),
-            )
-            named = self._named(connection, blocks)
-            self._snapshot = Snapshot(blocks, named)
-            self._seen = now
-        return self._snapshot
+            connection.execute("BEGIN")
+            state, saved = self._file(connection)
+            n_new = sum(len(page.contents) for page in self._pages(connection, state))
+            if n_new > len(saved.contents) // _FEW_PART:
+                with contextlib.suppress(OSError):  # no room: the database has the rows
+                    self._write(connection)
 
-    def _best_file(self, connection: sqlite3.Connection) -> _File:
-        """The newest file of this database that has no row too many.
-
-        Rows go when a model or an old content goes, and come back with a new revision.
-        """
-        stamps = dict(connection.execute("SELECT revision, stamp FROM cloob_revisions"))
-        files = [
-            file
-            for file in (self._file, *self._files())
-            if stamps.get(file.revision) == file.stamp
+    def _refresh(self, connection: sqlite3.Connection) -> None:
+        """Reads what was written since the last look, or all of it."""
+        newest = _newest(connection)
+        if newest == self._seen:
+            return
+        if self._seen is None or not _is_known(connection, self._seen):
+            self._seen, saved = self._file(connection)
+            self._blocks = [saved]
+        new = _joined(list(self._pages(connection, self._seen)), self._dim)
+        if len(self._blocks) > 1 and len(self._blocks[-1].contents) < _MOST_MERGED:
+            new = _joined([self._blocks.pop(), new], self._dim)
+        if len(new.contents):
+            self._blocks = [*self._blocks, new]
+        self._named = self._read_named(connection)
+        self._masks = [
+            is_among(block.contents, self._named.contents) for block in self._blocks
         ]
-        best = max(files, key=lambda file: file.revision, default=self._none)
-        live = self._count(connection, "<=", best.revision)
-        has_all = live == (len(best.contents), int(best.contents.sum()))
-        return best if has_all else self._none
+        self._seen = newest
 
-    def _named(
-        self, connection: sqlite3.Connection, blocks: Sequence[RowBlock]
-    ) -> Named:
+    def _pages(self, connection: sqlite3.Connection, after: State) -> Iterator[Rows]:
+        """The rows that were written after a state."""
+        statement = (
+            "SELECT content, vector FROM cloob_vectors WHERE id > ? AND model = ?"
+            " ORDER BY id"
+        )
+        cells = connection.execute(statement, (after.last, self._model))
+        while page := cells.fetchmany(_PAGE):
+            contents = np.array([content for content, _ in page], np.int64)
+            vectors = [vector for _, vector in page]
+            yield Rows(contents, decode(self._database.path, vectors, self._dim))
+
+    def _read_named(self, connection: sqlite3.Connection) -> Named:
         """The items that have a vector."""
-        statement = "SELECT content, id FROM cloob_items ORDER BY content, id"
-        numbers = chain.from_iterable(connection.execute(statement))
-        pairs = np.fromiter(numbers, np.int64).reshape(-1, 2)
+        statement = (  # as one text: 100,000 rows of Python take three times as long
+            "SELECT coalesce(group_concat(content || ' ' || id, ' '), '')"
+            " FROM (SELECT content, id FROM cloob_items ORDER BY content, id)"
+        )
+        text = connection.execute(statement).fetchone()[0]
+        pairs = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
         contents = np.ascontiguousarray(pairs[:, 0])
         mask = np.zeros(len(pairs), bool)
-        for block in blocks:
-            mask |= is_among(contents, block.contents)
+        for block in self._blocks:
+            mask |= is_among(contents, np.sort(block.contents))
         return Named(contents[mask], pairs[mask, 1])
 
-    def _count(
-        self, connection: sqlite3.Connection, operator: str, revision: int
-    ) -> tuple[int, int]:
-        """How many vectors there are, and the sum of their contents' numbers."""
-        statement = (
-            "SELECT count(*), coalesce(sum(content), 0) FROM cloob_vectors WHERE model"
-            f" = ? AND revision {operator} ?"
-        )
-        count, total = connection.execute(statement, (self._model, revision)).fetchone()
-        return int(count), int(total)
-
-    def _contents(self, connection: sqlite3.Connection, after: int) -> Ids:
-        """The contents of vectors that were written after a revision, ascending."""
-        statement = (
-            "SELECT content FROM cloob_vectors WHERE model = ? AND revision > ? ORDER"
-            " BY content"
-        )
-        rows = connection.execute(statement, (self._model, after))
-        return np.fromiter(chain.from_iterable(rows), np.int64)
-
-    def _pages(self, connection: sqlite3.Connection, after: int) -> Iterator[Vectors]:
-        """The vectors that were written after a revision, by content."""
-        statement = (
-            "SELECT vector FROM cloob_vectors WHERE model = ? AND revision > ? ORDER BY"
-            " content"
-        )
-        cells = connection.execute(statement, (self._model, after))
-        while page := [cell for (cell,) in islice(cells, _PAGE)]:
-            yield decode(self._database.path, page, self._dim)
-
-    def _files(self) -> Iterator[_File]:
-        """The complete files."""
-        for path in self._database.path.parent.glob(f"vectors-{self._model}-*.f32"):
+    def _file(self, connection: sqlite3.Connection) -> tuple[State, Rows]:
+        """The newest whole file of a state of this index; of no rows where none is."""
+        best = _NOTHING_READ, _joined([], self._dim)
+        for path in self._paths():
             with contextlib.suppress(OSError, ValueError):
-                revision, stamp = map(int, path.stem.split("-")[2:])
-                count, left = divmod(path.stat().st_size, 8 + 4 * self._dim)
-                contents = np.fromfile(path, "<i8", count)
-                rows = np.memmap(path, "<f4", "r", 8 * count, (count, self._dim))
-                if not left and bool((np.diff(contents) > 0).all()):
-                    yield _File(revision, stamp, contents, np.asarray(rows))
+                state = State(*map(int, path.stem.split("-")[2:]))
+                if state > best[0] and _is_known(connection, state):
+                    best = state, self._map(path)
+        return best
 
-    def _write(self, connection: sqlite3.Connection, now: tuple[int, int]) -> _File:
-        """A file of everything, in the place of all others; in memory where none can be
-        written.
-        """
+    def _paths(self) -> list[Path]:
+        return list(self._database.path.parent.glob(f"vectors-{self._model}-*.f32"))
+
+    def _map(self, path: Path) -> Rows:
+        """The rows of a file; ValueError where it is not whole."""
+        count, left = divmod(path.stat().st_size, 8 + 4 * self._dim)
+        if left or not count:
+            raise ValueError(path)
+        contents = np.fromfile(path, "<i8", count)
+        rows = np.memmap(path, "<f4", "r", 8 * count, (count, self._dim))
+        return Rows(contents, np.asarray(rows))
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        old = self._paths()
         folder = self._database.path.parent
-        old = list(folder.glob(f"vectors-{self._model}-*.f32"))
-        path = folder / f"vectors-{self._model}-{now[0]}-{now[1]}.f32"
+        name = "-".join(map(str, _newest(connection)))
+        path = folder / f"vectors-{self._model}-{name}.f32"
         temporary = folder / f".tmp-{secrets.token_hex(8)}"
-        contents = self._contents(connection, 0)
+        statement = "SELECT content FROM cloob_vectors WHERE model = ? ORDER BY id"
+        numbers = connection.execute(statement, (self._model,)).fetchall()
         try:
             # not by a writable map: on a full disk that ends the process
             with temporary.open("wb") as file:
-                file.write(contents.astype("<i8").tobytes())
-                for page in self._pages(connection, 0):
-                    file.write(page.tobytes())
+                file.write(np.array(numbers, "<i8").tobytes())
+                for page in self._pages(connection, _NOTHING_READ):
+                    file.write(page.rows.tobytes())
             temporary.replace(path)
-            for other in old:
-                if other != path:  # which another process may have written too
-                    other.unlink(missing_ok=True)
-            return next(
-                file for file in self._files() if (file.revision, file.stamp) == now
-            )
-        except (OSError, StopIteration):
-            rows = np.concatenate([self._no_rows, *self._pages(connection, 0)])
-            return _File(*now, contents, rows)
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
+        for other in old:
+            if other != path:  # which another process may have written too
+                other.unlink(missing_ok=True)
+
+
+_NO_SCORES = np.empty(0, np.float32)
+
+
+def _newest(connection: sqlite3.Connection) -> State:
+    statement = (
+        "SELECT revision, stamp, (SELECT coalesce(max(id), 0) FROM cloob_vectors)"
+        " FROM cloob_revisions ORDER BY revision DESC"
+    )
+    return State(*connection.execute(statement).fetchone())
+
+
+def _is_known(connection: sqlite3.Connection, state: State) -> bool:
+    """Whether a state belongs to the history of this index."""
+    statement = "SELECT 1 FROM cloob_revisions WHERE revision = ? AND stamp = ?"
+    return connection.execute(statement, state[:2]).fetchone() is not None
+
+
+def _joined(blocks: Sequence[Rows], dim: int) -> Rows:
+    contents = [block.contents for block in blocks]
+    rows = [block.rows for block in blocks]
+    return Rows(
+        np.concatenate([np.empty(0, np.int64), *contents]),
+        np.concatenate([np.empty((0, dim), np.float32), *rows]),
+    )
 
 
 def is_among(ids: Ids, allowed: Ids) -> Mask:

@@ -43,8 +43,8 @@ class Item:
     height: int
     date: str | None = None  # when it was taken, or what comes nearest to it, ISO 8601
     caption: str | None = None
-    columns: Mapping[str, Value] = field(default_factory=dict)  # what else describes it
     date_from: str = ""  # ``exif``, a ``column``, or the ``file``; empty without a date
+    columns: Mapping[str, Value] = field(default_factory=dict)  # what else describes it
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class IndexedModel:
 class FileState:
     """What an index knows of a file without opening it."""
 
-    id: int | None  # the item's; None for a file that could not be read
     path: str
     bytes: int  # size when it was read
     mtime_ns: int | None  # when it was changed last, as of then
-    content: str  # SHA-256, hex; empty where it could not be read
+    content: str = ""  # SHA-256, hex; empty where it could not be read
+    id: int | None = None  # the item's; None for a file that could not be read
     # why it could not be read; it is tried again when size or time differ
-    fault: str | None
-    models: tuple[int, ...]  # numbers of the models that have a vector of it
+    fault: str | None = None
+    has_vector: bool = False  # of one model
 
 
 @dataclass(frozen=True)

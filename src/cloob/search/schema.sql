@@ -10,21 +10,19 @@ CREATE TABLE cloob_models (
   replaces INTEGER,  -- of an unfinished one: the other, which answers until this one is complete
   UNIQUE (name, fingerprint)) STRICT;
 
--- `base` is a folder; empty, the one around the index; NULL of an address. `path` is the source within it.
+-- `path` is absolute; empty, it is the folder around the index, which may move.
 CREATE TABLE cloob_sources (
-  id INTEGER PRIMARY KEY, base TEXT, path TEXT NOT NULL, exclude TEXT NOT NULL DEFAULT '') STRICT;
+  id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, exclude TEXT NOT NULL DEFAULT '') STRICT;
 
 CREATE TABLE cloob_contents (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL,  -- SHA-256, hex
+  id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL UNIQUE,  -- SHA-256, hex
   unnamed_since INTEGER  -- seconds since 1970; NULL while a path names it
 ) STRICT;
--- The beginning of a hash: a third of the pages are written for every batch, which falls on random ones.
-CREATE INDEX cloob_contents_hash ON cloob_contents (substr(hash, 1, 12));
 
--- `path` is within the base of the source, or absolute.
+-- `path` is absolute, or within the folder around the index.
 CREATE TABLE cloob_items (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, source INTEGER NOT NULL REFERENCES cloob_sources, path TEXT NOT NULL,
-  content INTEGER NOT NULL REFERENCES cloob_contents, bytes INTEGER NOT NULL, mtime_ns INTEGER,
+  id INTEGER PRIMARY KEY AUTOINCREMENT, source INTEGER NOT NULL, path TEXT NOT NULL,
+  content INTEGER NOT NULL, bytes INTEGER NOT NULL, mtime_ns INTEGER,
   width INTEGER NOT NULL, height INTEGER NOT NULL, date TEXT, date_from TEXT NOT NULL, caption TEXT,
   columns TEXT NOT NULL,  -- JSON
   UNIQUE (source, path)) STRICT;
@@ -33,11 +31,11 @@ CREATE INDEX cloob_items_content ON cloob_items (content);
 -- The names of the keys of cloob_items.columns, and what they hold.
 CREATE TABLE cloob_columns (name TEXT NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (name, kind)) STRICT;
 
+-- A vector of a content is written once and never changed; `id` grows.
 CREATE TABLE cloob_vectors (
-  content INTEGER NOT NULL REFERENCES cloob_contents ON DELETE CASCADE, model INTEGER NOT NULL,
-  revision INTEGER NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (content, model)) STRICT;
-CREATE INDEX cloob_vectors_revision ON cloob_vectors (model, revision, content);
+  id INTEGER PRIMARY KEY AUTOINCREMENT, content INTEGER NOT NULL,
+  model INTEGER NOT NULL, vector BLOB NOT NULL, UNIQUE (content, model)) STRICT;
 
 CREATE TABLE cloob_faults (
-  source INTEGER NOT NULL REFERENCES cloob_sources, path TEXT NOT NULL, bytes INTEGER NOT NULL, mtime_ns INTEGER,
+  source INTEGER NOT NULL, path TEXT NOT NULL, bytes INTEGER NOT NULL, mtime_ns INTEGER,
   fault TEXT NOT NULL, PRIMARY KEY (source, path)) STRICT;

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,22 +18,14 @@ from typing import Any, Literal
 import numpy as np
 
 from cloob.errors import InputError, nearest, printable
-from cloob.search.database import Database, full_path, mend
+from cloob.search.database import Database, mend
 from cloob.search.matrix import Ids, Matrix, Neighbours, Vectors, decode
 from cloob.search.records import FileState, IndexedModel, Item, Name, Value, valid
-from cloob.search.where import (
-    MOST_COLUMNS,
-    Filter,
-    SourcePlace,
-    filterable,
-    kinds,
-    select_ids,
-)
+from cloob.search.where import MOST_COLUMNS, Filter, filterable, kinds, select_ids
 
 Order = Literal["id", "newest", "chance"]
 KEPT_DAYS = 30  # of what no path names any more
 _PAGE = 10_000
-_BEGINNING = 12  # letters of a hash that are indexed
 _AMONG = "IN (SELECT value FROM json_each(?))"  # follows a column
 _ORDERS = {
     "id": "id",
@@ -42,41 +33,39 @@ _ORDERS = {
     "chance": "content * 2654435761 % 4294967296, id",
 }
 
-# CROSS JOIN: SQLite reads the left table first, and does not scan all vectors.
 _ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, replaces, place)
 SELECT ?, ?, ?, ?, ?,
   coalesce(max(CASE WHEN id = ? THEN place END), max(place) + 1, 1) FROM cloob_models
 WHERE true ON CONFLICT (name, fingerprint) DO UPDATE SET spec = excluded.spec"""
-_STATES = """SELECT i.id, i.path, i.bytes, i.mtime_ns, c.hash,
-  (SELECT group_concat(model) FROM cloob_vectors v WHERE v.content = i.content)
+# CROSS JOIN: SQLite reads the left table first, and does not scan all vectors.
+_STATES = """SELECT i.path, i.bytes, i.mtime_ns, c.hash, i.id,
+  EXISTS (SELECT 1 FROM cloob_vectors v WHERE v.content = i.content AND v.model = ?)
 FROM cloob_items i CROSS JOIN cloob_contents c ON c.id = i.content
 WHERE i.source = ? ORDER BY i.id"""
-_ITEMS = f"""SELECT i.id, i.source, i.path, c.hash, i.bytes, i.mtime_ns, i.width,
-  i.height, i.date, i.date_from, i.caption, i.columns
+_FAULTS = """SELECT path, bytes, mtime_ns, fault FROM cloob_faults
+WHERE source = ? ORDER BY path"""
+_ITEMS = f"""SELECT i.columns, i.id, i.source, i.path, c.hash, i.bytes, i.mtime_ns,
+  i.width, i.height, i.date, i.caption, i.date_from
 FROM cloob_items i CROSS JOIN cloob_contents c ON c.id = i.content
 WHERE i.id {_AMONG}"""
+_WRITE_CONTENT = "INSERT INTO cloob_contents (hash) VALUES (?) ON CONFLICT DO NOTHING"
 _WRITE_ITEM = """INSERT INTO cloob_items (source, path, content, bytes, mtime_ns, width,
   height, date, caption, columns, date_from)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, path) DO UPDATE SET
+VALUES (?, ?, (SELECT id FROM cloob_contents WHERE hash = ?), ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (source, path) DO UPDATE SET
   content = excluded.content, bytes = excluded.bytes, mtime_ns = excluded.mtime_ns,
   width = excluded.width, height = excluded.height, date = excluded.date,
   caption = excluded.caption, columns = excluded.columns,
   date_from = excluded.date_from"""
-_WRITE_VECTOR = """INSERT INTO cloob_vectors VALUES (?, ?, ?, ?)
-ON CONFLICT (content, model) DO UPDATE
-SET revision = excluded.revision, vector = excluded.vector"""
+_WRITE_VECTOR = """INSERT INTO cloob_vectors (content, model, vector)
+SELECT id, ?, ? FROM cloob_contents WHERE hash = ? ON CONFLICT DO NOTHING"""
 _VECTORS = f"""SELECT i.id, v.vector FROM cloob_items i CROSS JOIN cloob_vectors v
 ON v.content = i.content AND v.model = ? WHERE i.id {_AMONG}"""
 _HAVING = f"""SELECT c.hash FROM cloob_contents c CROSS JOIN cloob_vectors v
-ON v.content = c.id AND v.model = ?
-WHERE substr(c.hash, 1, {_BEGINNING}) {_AMONG} AND c.hash {_AMONG}"""
-_CONTENTS = f"""SELECT hash, id FROM cloob_contents
-WHERE substr(hash, 1, {_BEGINNING}) {_AMONG} AND hash {_AMONG}"""
-_ADD_CONTENTS = """INSERT INTO cloob_contents (hash)
-SELECT value FROM json_each(?) RETURNING hash, id"""
-_NAME_CONTENTS = f"""UPDATE cloob_contents SET unnamed_since =
-CASE WHEN EXISTS (SELECT 1 FROM cloob_items WHERE content = cloob_contents.id)
-THEN NULL ELSE coalesce(unnamed_since, ?) END WHERE id {_AMONG}"""
+ON v.content = c.id AND v.model = ? WHERE c.hash {_AMONG}"""
+_NAME_CONTENTS = """UPDATE cloob_contents SET unnamed_since =
+  CASE WHEN unnamed_since IS NULL THEN ? END
+WHERE (unnamed_since IS NULL) != (id IN (SELECT content FROM cloob_items))"""
 
 
 class Store(Database):
@@ -92,14 +81,15 @@ class Store(Database):
         self._matrices: dict[int, Matrix] = {}
 
     @contextmanager
-    def _writing(self) -> Iterator[int]:
-        """One transaction, with its revision."""
+    def _writing(self) -> Iterator[None]:
+        """One transaction, with a revision of its own."""
         with self.transaction():
             statement = (
                 "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM"
-                " cloob_revisions RETURNING revision"
+                " cloob_revisions"
             )
-            yield self.rows(statement, (secrets.randbits(62),))[0][0]
+            self.rows(statement, (secrets.randbits(62),))
+            yield
 
     def revision(self) -> int:
         """Grows with every committed change: caches and servers look here whether to
@@ -153,11 +143,7 @@ class Store(Database):
             for old in self.models():
                 if old.name == model.name and old.fingerprint != model.fingerprint:
                     if not replace:
-                        raise InputError(
-                            f"{self.address}: holds vectors of another model"
-                            f" {model.name!r}; index one of the two anew with"
-                            " --replace-model, or under another --name"
-                        )
+                        old.check("", self.address)
                     model = dataclasses.replace(model, replaces=old.number)
                     self._drop_unfinished(model)
             fields = (model.name, model.spec, model.fingerprint, model.dim)
@@ -195,83 +181,68 @@ class Store(Database):
 
     # Sources
 
-    def _places(self) -> dict[int, SourcePlace]:
-        """Where the sources lie now, by their number."""
-        places = {}
-        for id_, base, path in self.rows("SELECT id, base, path FROM cloob_sources"):
-            folder = full_path(base, "", self.path.parent)
-            prefix = f"{folder.rstrip('/')}/" if folder else ""
-            name = full_path(base, path, self.path.parent)
-            places[id_] = SourcePlace(id_, name, prefix)
-        return places
+    def _names(self) -> dict[int, str]:
+        """The sources by their number."""
+        rows = self.rows("SELECT id, path FROM cloob_sources")
+        return {id_: path or self.around for id_, path in rows}
 
-    def _place(self, source: str) -> SourcePlace | None:
-        for place in self._places().values():
-            if place.name == source:
-                return place
+    def _number(self, source: str) -> int | None:
+        """The number of a source; None of one that it does not know."""
+        statement = "SELECT id FROM cloob_sources WHERE path = ?"
+        for row in self.rows(statement, (self._stored_source(source),)):
+            return int(row[0])
         return None
 
-    def _added_place(self, source: str) -> SourcePlace:
-        """The place of a source, which is added where it is missing."""
-        if not self._place(source):
-            base, path = self._split(source)
-            self.rows(
-                "INSERT INTO cloob_sources (base, path) VALUES (?, ?)", (base, path)
-            )
-        place = self._place(source)
-        assert place is not None
-        return place
+    def _added_number(self, source: str) -> int:
+        """The number of a source, which is added where it is missing."""
+        statement = "INSERT INTO cloob_sources (path) VALUES (?) ON CONFLICT DO NOTHING"
+        self.rows(statement, (self._stored_source(source),))
+        number = self._number(source)
+        assert number is not None
+        return number
 
-    def _split(self, source: str) -> tuple[str | None, str]:
-        """The base of a source, and the source in it: a folder is its own base, and the
-        one around the index has none, so that it may move.
-        """
-        if not os.path.isabs(source):  # noqa: PTH117
-            return None, source
-        base, path = source, ""
-        if not os.path.isdir(source):  # noqa: PTH112
-            base, path = os.path.split(source)
-        return ("" if base == full_path("", "", self.path.parent) else base), path
+    def _stored_source(self, source: str) -> str:
+        return "" if source == self.around else source
+
+    def _stored(self, source: str, path: str) -> str:
+        """A path as the tables have it: of the folder around the index without that."""
+        return path.removeprefix(f"{source}/") if source == self.around else path
+
+    def _full(self, stored: str) -> str:
+        return stored if stored.startswith("/") else f"{self.around}/{stored}"
 
     def sources(self) -> tuple[str, ...]:
         """The sources of which it knows a file."""
         used = """SELECT id FROM cloob_sources s
         WHERE EXISTS (SELECT 1 FROM cloob_items WHERE source = s.id)
         OR EXISTS (SELECT 1 FROM cloob_faults WHERE source = s.id)"""
-        places = self._places()
-        return tuple(sorted(places[row[0]].name for row in self.rows(used)))
+        names = self._names()
+        return tuple(sorted(names[row[0]] for row in self.rows(used)))
 
     def excludes(self) -> dict[str, tuple[str, ...]]:
         """The globs that an update of a source leaves out unless it is given others."""
-        places = self._places()
+        names = self._names()
         rows = self.rows("SELECT id, exclude FROM cloob_sources WHERE exclude != ''")
-        return {places[id_].name: tuple(text.split("\n")) for id_, text in rows}
+        return {names[id_]: tuple(text.split("\n")) for id_, text in rows}
 
     def set_exclude(self, source: str, exclude: Sequence[str]) -> None:
         with self._writing():
-            place = self._added_place(source)
-            self.rows(
-                "UPDATE cloob_sources SET exclude = ? WHERE id = ?",
-                ("\n".join(exclude), place.id),
-            )
+            statement = "UPDATE cloob_sources SET exclude = ? WHERE id = ?"
+            self.rows(statement, ("\n".join(exclude), self._added_number(source)))
 
-    def states(self, source: str) -> Iterator[FileState]:
-        """What is known of the files of a source; the models are those that have a
-        vector, by number.
+    def states(self, source: str, model: int = 0) -> Iterator[FileState]:
+        """What is known of the files of a source, and whether their bytes have a vector
+        of a model, by its number; then those that could not be read.
         """
-        place = self._place(source)
-        if place is None:
-            return
-        for id_, path, size, mtime, content, models in self.rows(_STATES, (place.id,)):
-            numbers = tuple(sorted(map(int, models.split(",")))) if models else ()
-            full = _joined(place, path)
-            yield FileState(id_, full, size, mtime, content, None, numbers)
-        faults = (
-            "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE source = ?"
-            " ORDER BY path"
-        )
-        for path, size, mtime, fault in self.rows(faults, (place.id,)):
-            yield FileState(None, _joined(place, path), size, mtime, "", fault, ())
+        number = self._number(source)
+        for path, size, time_ns, content, id_, has_vector in self.rows(
+            _STATES, (model, number)
+        ):
+            full = self._full(path)
+            is_embedded = bool(has_vector)
+            yield FileState(full, size, time_ns, content, id_, None, is_embedded)
+        for path, size, time_ns, fault in self.rows(_FAULTS, (number,)):
+            yield FileState(self._full(path), size, time_ns, fault=fault)
 
     # Writing
 
@@ -282,65 +253,35 @@ class Store(Database):
         vectors: Mapping[str, Vectors],
     ) -> None:
         """Adds items, or replaces those of the same source and path, and vectors (D,)
-        of one model by content.
+        of one model by content; a content that has one keeps it.
 
         A replaced item keeps its id.
         """
-        with self._writing() as revision:
+        with self._writing():
             # in the transaction, so that vectors of other weights never come under its
             # name
-            known = self.model(model)
-            places = {
-                source: self._added_place(source)
-                for source in dict.fromkeys(item.source for item in items)
-            }
-            hashes = list(dict.fromkeys(item.content for item in items))
-            known_contents = self._numbers(hashes)
-            contents = known_contents | self._added(hashes, known_contents)
-            rows = []
-            for item in items:
-                place = places[item.source]
-                row = (place.id, _within(place, item.path), contents[item.content])
-                rows.append((*row, *_values(item)))
-            replaced = self._contents_of(rows)
+            number = self.model(model).number
+            sources = {item.source for item in items}
+            numbers = {source: self._added_number(source) for source in sources}
+            files = [
+                (numbers[item.source], self._stored(item.source, item.path))
+                for item in items
+            ]
+            rows = [
+                (*file, *_values(item)) for file, item in zip(files, items, strict=True)
+            ]
+            cells = [
+                (number, _encode(vector), content)
+                for content, vector in vectors.items()
+            ]
+            self.many(_WRITE_CONTENT, [(item.content,) for item in items])
             self.many(_WRITE_ITEM, rows)
-            self.many(
-                _WRITE_VECTOR,
-                [
-                    (contents[content], known.number, revision, _encode(vector))
-                    for content, vector in vectors.items()
-                ],
-            )
-            self.many(
-                "DELETE FROM cloob_faults WHERE source = ? AND path = ?",
-                [row[:2] for row in rows],
-            )
+            self.many(_WRITE_VECTOR, cells)
+            self._forget_faults([path for _, path in files])
             self._note_columns(items)
-            self._name_contents(replaced.union(known_contents.values()))
 
-    def _added(self, hashes: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
-        """Adds the contents that are not known; their numbers."""
-        missing = [hash_ for hash_ in hashes if hash_ not in known]
-        return dict(self.rows(_ADD_CONTENTS, (missing,)))
-
-    def _numbers(self, hashes: list[str]) -> dict[str, int]:
-        beginnings = [hash_[:_BEGINNING] for hash_ in hashes]
-        return dict(self.rows(_CONTENTS, (beginnings, hashes)))
-
-    def _contents_of(self, files: Sequence[Sequence[Any]]) -> set[int]:
-        """The contents that files name now; a file begins with source and path."""
-        found: set[int] = set()
-        for source in {file[0] for file in files}:
-            paths = [file[1] for file in files if file[0] == source]
-            statement = (
-                f"SELECT content FROM cloob_items WHERE source = ? AND path {_AMONG}"
-            )
-            found |= {row[0] for row in self.rows(statement, (source, paths))}
-        return found
-
-    def _name_contents(self, contents: Iterable[int]) -> None:
-        """Notes of contents whether a path names them, and since when none does."""
-        self.rows(_NAME_CONTENTS, (int(time.time()), list(contents)))
+    def _forget_faults(self, paths: list[str]) -> None:
+        self.rows(f"DELETE FROM cloob_faults WHERE path {_AMONG}", (paths,))
 
     def _note_columns(self, items: Iterable[Item]) -> None:
         found = {
@@ -355,29 +296,28 @@ class Store(Database):
         """Forgets files that are gone, those that could not be read as well; what they
         held stays for ``KEPT_DAYS``.
         """
-        place = self._place(source)
-        if paths and place is not None:
+        if paths:
             with self._writing():
-                self._forget(place, paths)
+                self._forget(source, paths)
 
-    def _forget(self, place: SourcePlace, paths: Sequence[str]) -> None:
-        files = [(place.id, _within(place, path)) for path in paths]
-        contents = self._contents_of(files)
-        for table in ("cloob_items", "cloob_faults"):
-            self.many(f"DELETE FROM {table} WHERE source = ? AND path = ?", files)
-        self._name_contents(contents)
+    def _forget(self, source: str, paths: Sequence[str]) -> int:
+        """Forgets files; the number of their source."""
+        number = self._added_number(source)
+        files = [(number, self._stored(source, path)) for path in paths]
+        self.many("DELETE FROM cloob_items WHERE source = ? AND path = ?", files)
+        self._forget_faults([path for _, path in files])
+        return number
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of
         them.
         """
         with self._writing():
-            place = self._added_place(source)
-            self._forget(place, [state.path for state in faults])
+            number = self._forget(source, [state.path for state in faults])
             rows = [
                 (
-                    place.id,
-                    _within(place, state.path),
+                    number,
+                    self._stored(source, state.path),
                     state.bytes,
                     state.mtime_ns,
                     valid(state.fault or ""),
@@ -391,18 +331,29 @@ class Store(Database):
         vectors; returns how many.
         """
         limit = (time.time() if now is None else now) - KEPT_DAYS * 86_400
+        old = f"cloob_contents WHERE unnamed_since < {limit}"
+        vectors = f"cloob_vectors WHERE content IN (SELECT id FROM {old})"
         with self._writing():
-            statement = (
-                "DELETE FROM cloob_contents WHERE unnamed_since < ? RETURNING id"
-            )
-            return len(self.rows(statement, (limit,)))
+            self._name_contents()
+            self.rows(f"DELETE FROM {vectors}")
+            return len(self.rows(f"DELETE FROM {old} RETURNING id"))
+
+    def _name_contents(self) -> None:
+        """Notes of contents whether a path names them, and since when none does."""
+        self.rows(_NAME_CONTENTS, (int(time.time()),))
+
+    def optimise(self) -> None:
+        """Prepares for searches, at the end of an update."""
+        with self.transaction():
+            self._name_contents()
+        for model in self.models():
+            self._matrix(model).save()
 
     # Reading
 
     def having(self, model: IndexedModel, contents: Sequence[str]) -> set[str]:
         """Those of some contents that have a vector of a model."""
-        beginnings = [content[:_BEGINNING] for content in contents]
-        values = (model.number, beginnings, list(contents))
+        values = (model.number, list(contents))
         return {row[0] for row in self.rows(_HAVING, values)}
 
     def columns(self) -> dict[str, str]:
@@ -418,30 +369,20 @@ class Store(Database):
         return len(self.ids(where))
 
     def ids(
-        self,
-        where: Filter | None = None,
-        *,
-        limit: int | None = None,
-        order: Order = "id",
+        self, where: Filter | None = None, *, limit: int = -1, order: Order = "id"
     ) -> Ids:
         """Ids of the items that match: ascending, by date (those without one last), or
         by chance, which is the same each time.
         """
         if where is None:
             statement = f"SELECT id FROM cloob_items ORDER BY {_ORDERS[order]} LIMIT ?"
-            rows = self.rows(statement, (-1 if limit is None else limit,))
-            return np.fromiter((row[0] for row in rows), np.int64, len(rows))
-        columns = self.columns()
-        places = self._places().values()
-        with self.reader() as connection:
-            ids = select_ids(
-                connection,
-                where,
-                columns,
-                places,
-                _ORDERS[order],
-                -1 if limit is None else limit,
-            )
+            ids = [row[0] for row in self.rows(statement, (limit,))]
+        else:
+            columns = self.columns()
+            with self.reader() as connection:
+                ids = select_ids(
+                    connection, where, columns, self.around, _ORDERS[order], limit
+                )
         return np.array(ids, np.int64)
 
     def check(self, where: Filter) -> None:
@@ -450,11 +391,9 @@ class Store(Database):
 
     def ids_of(self, path: str) -> list[int]:
         """The ids of the items of a path: one a source that has it."""
-        found = []
-        for place in self._places().values():
-            statement = "SELECT id FROM cloob_items WHERE source = ? AND path = ?"
-            found += self.rows(statement, (place.id, _within(place, path)))
-        return sorted(row[0] for row in found)
+        stored = [path, self._stored(self.around, path)]
+        statement = f"SELECT id FROM cloob_items WHERE path {_AMONG} ORDER BY id"
+        return [row[0] for row in self.rows(statement, (stored,))]
 
     def months(self, where: Filter | None = None) -> list[tuple[str | None, int]]:
         """How many of the items that match each month has, ``2024-05``, newest first.
@@ -479,39 +418,23 @@ class Store(Database):
     def items(self, ids: Sequence[int] | Ids) -> list[Item]:
         """Items in the order of the ids; those that are not there are left out."""
         order = list(map(int, ids))
-        places = self._places()
+        names = self._names()
         items = {}
-        for row in self.rows(_ITEMS, (order,)):
-            items[row[0]] = self._item(row, places[row[1]])
+        for columns, id_, source, path, *fields in self.rows(_ITEMS, (order,)):
+            full = self._full(path)
+            read = self._read_columns(columns, full)
+            items[id_] = Item(*[id_, names[source], full, *fields, read])
         return [items[id_] for id_ in order if id_ in items]
 
-    def _item(self, row: Sequence[Any], place: SourcePlace) -> Item:
-        """The item of a row of ``_ITEMS``."""
-        id_, _, path, content, size, mtime, width, height, date, origin, caption = row[
-            :-1
-        ]
-        full = _joined(place, path)
+    def _read_columns(self, text: str, path: str) -> dict[str, Value]:
         try:
-            columns = json.loads(row[-1])
+            columns: dict[str, Value] = json.loads(text)
         except ValueError:
             raise InputError(
-                f"{self.address}: is damaged at {printable(full)};"
+                f"{self.address}: is damaged at {printable(path)};"
                 f" {mend(self.path.parent)}"
             ) from None
-        return Item(
-            id=id_,
-            source=place.name,
-            path=full,
-            content=content,
-            bytes=size,
-            mtime_ns=mtime,
-            width=width,
-            height=height,
-            date=date,
-            date_from=origin,
-            caption=caption,
-            columns=columns,
-        )
+        return columns
 
     def vectors(self, model: str | IndexedModel, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order of the ids; rows of NaN where there is no vector."""
@@ -538,29 +461,12 @@ class Store(Database):
         allowed = None if where is None else self.ids(where)
         return self._matrix(self.model(model)).nearest(query, top, allowed)
 
-    def optimise(self) -> None:
-        """Prepares for searches, at the end of an update."""
-        for model in self.models():
-            self._matrix(model).refresh(few=0)
-
     def _matrix(self, model: IndexedModel) -> Matrix:
-        if model.number not in self._matrices:
-            self._matrices[model.number] = Matrix(self, model)
-        return self._matrices[model.number]
-
-
-def _joined(place: SourcePlace, path: str) -> str:
-    return path if path.startswith("/") else place.prefix + path
-
-
-def _within(place: SourcePlace, path: str) -> str:
-    """A path as the tables have it; below its base without that."""
-    below = path.removeprefix(place.prefix)
-    return path if below.startswith("/") or not below else below
+        return self._matrices.setdefault(model.number, Matrix(self, model))
 
 
 def _values(item: Item) -> tuple[Any, ...]:
-    """The fields of an item after its source, path and content, in the order of
+    """The fields of an item after its source and path, in the order of
     ``_WRITE_ITEM``.
     """
     columns = {
@@ -569,6 +475,7 @@ def _values(item: Item) -> tuple[Any, ...]:
         if not isinstance(value, float) or math.isfinite(value)
     }
     return (
+        item.content,
         item.bytes,
         item.mtime_ns,
         item.width,

@@ -36,15 +36,16 @@ MOST_COLUMNS = 1_800  # of the sources: SQLite takes 2,000
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 STEPS = 20_000  # of SQLite's machine between two looks at the clock
 
-# Bases are joined to paths in SQL: a function of Python takes ten times as long.
-_PATH = "iif(substr(i.path, 1, 1) = '/', i.path, s.prefix || i.path)"
+# Paths are completed in SQL: a function of Python takes ten times as long.
+_PATH = "iif(substr(i.path, 1, 1) = '/', i.path, :around || '/' || i.path)"
 _SLASHED = f"replace({_PATH}, '::', '/')"
 _FOLDER = f"rtrim({_SLASHED}, replace({_SLASHED}, '/', ''))"
 _FIXED = {
     "id": "i.id",
     "path": _PATH,
     "name": f"substr({_SLASHED}, length({_FOLDER}) + 1)",
-    "source": "s.name",
+    "source": "(SELECT iif(path = '', :around, path) FROM main.cloob_sources WHERE id ="
+    " i.source)",
     "date": "i.date",
     "caption": "i.caption",
     "bytes": "i.bytes",
@@ -67,15 +68,6 @@ class Filter:
     hidden: tuple[str, ...] = ()  # columns that it may not name
 
 
-@dataclass(frozen=True)
-class SourcePlace:
-    """Where the items of a source lie: what stands before their paths."""
-
-    id: int
-    name: str
-    prefix: str
-
-
 def parse(text: str, hidden: Sequence[str] = ()) -> Filter:
     """Checks a filter as far as that can be done without an index; InputError reports
     what is wrong.
@@ -89,7 +81,7 @@ def parse(text: str, hidden: Sequence[str] = ()) -> Filter:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.executescript(SCHEMA)
         with contextlib.suppress(UnknownColumn):  # which an index may have
-            select_ids(connection, filter_, (), (), limit=0)
+            select_ids(connection, filter_, (), "", limit=0)
     return filter_
 
 
@@ -101,18 +93,19 @@ def select_ids(
     connection: sqlite3.Connection,
     filter_: Filter,
     columns: Collection[str],
-    places: Iterable[SourcePlace],
+    around: str,
     order: str = "id",
     limit: int = -1,
 ) -> list[int]:
     """The ids of the items that a filter lets through, ``limit`` of them at most.
 
-    The connection is of this use alone, and reads nothing but the view afterwards.
+    Paths that are not absolute lie in the folder ``around`` the index. The
+    connection is of this use alone, and reads nothing but the view afterwards.
     """
     shown = [name for name in (*_FIXED, *columns) if name not in filter_.hidden]
     _check_names(filter_.text, shown)
     view = f"items_{secrets.token_hex(16)}"  # a name that no filter can use
-    _make_view(connection, view, shown, places)
+    _make_view(connection, view, shown, around)
     connection.set_authorizer(_authoriser(view))
     connection.set_progress_handler(_clock(), STEPS)
     statement = f'SELECT id FROM "{view}" WHERE ({filter_.text}\n)'
@@ -167,18 +160,14 @@ def _make_view(
     connection: sqlite3.Connection,
     view: str,
     shown: Sequence[str],
-    places: Iterable[SourcePlace],
+    around: str,
 ) -> None:
-    connection.execute(
-        "CREATE TEMP TABLE places (id INTEGER PRIMARY KEY, name, prefix)"
-    )
-    rows = [(place.id, place.name, place.prefix) for place in places]
-    connection.executemany("INSERT INTO temp.places VALUES (?, ?, ?)", rows)
     names = ", ".join(f"{_sql_of(name)} AS {_quoted(name)}" for name in shown)
-    connection.execute(
-        f'CREATE TEMP VIEW "{view}" AS SELECT {names} FROM main.cloob_items i JOIN'
-        " temp.places s ON s.id = i.source"
-    )
+    # the authoriser hears of a table that is read by its column, so one is read always
+    statement = f'CREATE TEMP VIEW "{view}" AS SELECT {names} FROM main.cloob_items i'
+    statement += " WHERE i.source > 0"
+    literal = around.replace("'", "''")
+    connection.execute(statement.replace(":around", f"'{literal}'"))
     connection.execute("PRAGMA query_only = ON")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
 
@@ -213,8 +202,7 @@ def _authoriser(view: str) -> Callable[..., int]:
     ) -> int:
         allowed = action == sqlite3.SQLITE_SELECT
         if action == sqlite3.SQLITE_READ:
-            # the last: a table of the view of which this statement needs no column
-            allowed = view in (first, inside) or (first, second) == ("places", "")
+            allowed = view in (first, inside)
         elif action == sqlite3.SQLITE_FUNCTION:
             allowed = str(second).lower() in FUNCTIONS
         return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
