@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from cloob.data.source import Source
+
 PURE = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
@@ -195,13 +197,11 @@ def write_arrow(path, table, kind="file", **options):
     return path
 
 
-class Listed:
+class Listed(Source):
     """Pairs in memory, as a source of two files.
 
     A pair's key is its number; None is a pair that cannot be read.
     """
-
-    streamed = False
 
     def __init__(self, pairs, name="listed"):
         self.pairs, self.name = tuple(pairs), name

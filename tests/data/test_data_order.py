@@ -28,7 +28,7 @@ from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, caption_id
 from cloob.data.open import DEMO
 from cloob.data.order import LONG, EpochOrder, ShardSizes, keyed_permutation
-from cloob.data.source import choose_held_out, mix, prefetch
+from cloob.data.source import choose_held_out, mix
 from cloob.data.source import split as part
 from cloob.errors import InputError
 from cloob.evaluation.sets.pictures import open_captioned, open_labelled
@@ -266,7 +266,7 @@ def test_parquet_with_pictures_inside(tmp_path):
     )
     asked = []
     source.prefetch = asked.append
-    prefetch(train, np.array([0, 29]))
+    train.prefetch(np.array([0, 29]))
     assert [source.read(row).caption for row in asked[0]] == [
         train.read(0).caption,
         train.read(29).caption,

@@ -136,7 +136,7 @@ def embed_rows_or_texts(options: Options) -> int:
 
 def read_texts(file: str) -> list[str]:
     """The texts of a file, one a line, or of a column."""
-    from cloob.data.sources.arrow import reading
+    from cloob.data.sources.files import reading
     from cloob.data.vectors import read_ids
 
     if ":" in file or Path(file).suffix in (".parquet", ".npy"):

@@ -152,10 +152,9 @@ def with_captions(
     source: Source, keys: Sequence[str], found: Suspicion, rows: list[int]
 ) -> Judged:
     """What was found of rows of a source."""
-    from cloob.data.source import caption_of
 
     def caption(place: int) -> str:
-        return caption_of(source, rows[place])[1]
+        return source.caption(rows[place])[1]
 
     return Judged(source.name, keys, found, caption, source, rows)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from cloob.data.batch import Skip
+from cloob.data.batch import BadSample, Skip
 from cloob.errors import InputError
 
 
-def by_reason(skipped: Iterable[Skip]) -> dict[str, int]:
+def by_reason(skipped: Iterable[Skip | BadSample]) -> dict[str, int]:
     """The number of skipped pairs by reason, the most frequent first."""
     return dict(Counter(skip.reason for skip in skipped).most_common())
 
@@ -21,19 +21,13 @@ def check_fraction(
     with examples.
     """
     nothing = len(skips) == total > 0
-    if len(skips) > limit * total or nothing:
-        first = {skip.reason: skip for skip in reversed(skips)}
-        examples: dict[str, str] = {
-            k: ": ".join(filter(None, (skip.key, skip.detail)))
-            for k, skip in first.items()
-        }
-        raise too_many(
-            f"{source}: {len(skips)} of {total} {kind}",
-            nothing,
-            limit,
-            by_reason(skips),
-            examples,
-        )
+    if nothing or len(skips) > limit * total:
+        examples: dict[str, str] = {}
+        for skip in skips:
+            example = f"{skip.key}: {skip.detail}" if skip.detail else skip.key
+            examples.setdefault(skip.reason, example)
+        message = f"{source}: {len(skips)} of {total} {kind}"
+        raise too_many(message, nothing, limit, by_reason(skips), examples)
 
 
 def too_many(
@@ -44,11 +38,9 @@ def too_many(
     examples: Mapping[str, str],
 ) -> InputError:
     """The error that says so."""
-    why = (
-        "which leaves none"
-        if nothing and limit == 1
-        else f"more than max_bad_fraction = {limit:g} allows"
-    )
+    why = f"more than max_bad_fraction = {limit:g} allows"
+    if nothing and limit == 1:
+        why = "which leaves none"
     listed = "; ".join(
         f"{n} {reason} (e.g. {examples.get(reason, '?')})"
         for reason, n in reasons.items()

@@ -66,9 +66,8 @@ class BadSample(Exception):  # noqa: N818
     captions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.reason}" + (
-            f" ({self.detail})" if self.detail else ""
-        )
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.key}: {self.reason}{detail}"
 
     @property
     def skip(self) -> Skip:
@@ -200,9 +199,8 @@ def caption_id(caption: str) -> int:
     """A stable id of a caption in [0, 2**63), the same for captions that differ in case
     and white space only.
     """
-    from cloob.functional.ids import (
-        id_digest,
-    )  # torch, which sources are refused without
+    # torch, which sources are refused without
+    from cloob.functional.ids import id_digest
 
     return id_digest(" ".join(caption.casefold().split()))
 
@@ -211,21 +209,21 @@ def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
     """Stored bytes as a caption; the detail of a failure starts with ``where``, e.g.
     the row of a table.
     """
-    reason: Reason = "missing caption" if raw is None else "empty caption"
-    detail = ""
-    if raw and len(raw) > MAX_CAPTION_BYTES:
-        reason, detail = (
-            "caption too long",
-            f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}",
-        )
-    elif raw:
-        is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        try:
-            if caption := raw.decode("utf-16" if is_utf16 else "utf-8-sig").strip():
-                return caption
-        except UnicodeDecodeError as error:
-            reason, detail = "caption not UTF-8", f"byte {error.start} of {len(raw)}"
-    raise BadSample(reason, key, ": ".join(filter(None, (where, detail))))
+    if raw is None:
+        raise BadSample("missing caption", key, where)
+    start = f"{where}: " if where else ""
+    if len(raw) > MAX_CAPTION_BYTES:
+        detail = f"{start}{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
+        raise BadSample("caption too long", key, detail)
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        caption = raw.decode("utf-16" if is_utf16 else "utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        detail = f"{start}byte {error.start} of {len(raw)}"
+        raise BadSample("caption not UTF-8", key, detail) from None
+    if not caption:
+        raise BadSample("empty caption", key, where)
+    return caption
 
 
 def read_pair_file(
@@ -234,28 +232,29 @@ def read_pair_file(
     """The file of an image or a caption; a ``BadSample`` where it cannot be read, or is
     too large.
     """
-    missing: Reason = "missing image" if part == "image" else "missing caption"
-    too_large: Reason = "image too large" if part == "image" else "caption too long"
-    most = MAX_IMAGE_BYTES if part == "image" else MAX_CAPTION_BYTES
+    reason: Reason
+    is_image = part == "image"
     try:
-        return read_at_most(path, most)
+        return read_at_most(path, MAX_IMAGE_BYTES if is_image else MAX_CAPTION_BYTES)
     except TooLarge as error:
-        reason, message = too_large, str(error)
+        reason = "image too large" if is_image else "caption too long"
+        message = str(error)
     except (OSError, ValueError) as error:
-        reason, message = (
-            read_fault(error, missing),
-            getattr(error, "strerror", None) or str(error),
-        )
-    raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {message}"))))
+        reason = read_fault(error, "missing image" if is_image else "missing caption")
+        message = getattr(error, "strerror", None) or str(error)
+    detail = f"{path}: {message}"
+    raise BadSample(reason, key, f"{where}: {detail}" if where else detail)
 
 
 def read_fault(error: OSError | ValueError, missing: Reason) -> Reason:
+    """The reason why a file was not read: it may be missing."""
     if isinstance(error, PermissionError):
         return "no permission to read"
-    there_is_none = isinstance(
-        error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError
-    )
-    return missing if there_is_none else "cannot be read"
+    if isinstance(error, ValueError | FileNotFoundError):
+        return missing
+    if isinstance(error, NotADirectoryError | IsADirectoryError):
+        return missing
+    return "cannot be read"
 
 
 @contextmanager

@@ -52,7 +52,7 @@ from cloob.data.order import (
     sample_generator,
 )
 from cloob.data.sampler import SamplerOrder
-from cloob.data.source import Fingerprint, MixedSource, Source, pictures_of, prefetch
+from cloob.data.source import Fingerprint, MixedSource, Source
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted, one_line
 from cloob.functional import private
@@ -237,7 +237,7 @@ class PairLoader(Loader):
             [ShardSizes(tuple(part.shard_sizes), part.streamed) for part in sources],
             None,
         )
-        if by_picture and (same := pictures_of(source)) is not None:
+        if by_picture and (same := source.pictures()) is not None:
             pictures = Pictures(same, list(map(len, sources)))
             counted_parts = zip(parts, pictures.counts, strict=True)
             parts = [
@@ -272,14 +272,9 @@ class PairLoader(Loader):
                 soon, 1 if i else 1 + self._ahead
             ):  # this rank's shards of the batches to come
                 soon_read = rows(later)
-                prefetch(
-                    self.source,
-                    (
-                        soon_read
-                        if self._pictures is None
-                        else self._pictures.firsts[soon_read]
-                    ),
-                )
+                if self._pictures is not None:
+                    soon_read = self._pictures.firsts[soon_read]
+                self.source.prefetch(soon_read)
             yield epoch, rows(start)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 from cloob.cache import Cache
+from cloob.data.bad import by_reason
 from cloob.data.batch import BadSample, decoding
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import (
@@ -24,6 +25,8 @@ from cloob.data.shards.tar import ShardSource
 from cloob.data.source import Source, spread
 from cloob.data.sources.arrow import (
     ARROW_SUFFIXES,
+    CAPTION_COLUMN,
+    IMAGE_COLUMN,
     ArrowSource,
     arrow_files,
     holds_images,
@@ -39,11 +42,11 @@ from cloob.data.sources.paths import (
 from cloob.errors import InputError, counted, nearest
 from cloob.pictures import decode
 
-DEMO = (
-    Path(__file__).parent / "demo"
-)  # the demo set that comes with the package; see NOTICE there
+# the demo set that comes with the package; see NOTICE there
+DEMO = Path(__file__).parent / "demo"
 
 DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
+_CAPTION_NAMES = (CAPTION_COLUMN, "text", "caption")
 _MAX_PROBES = 1000
 _MAX_PROBED_FILES = 4  # of a streamed source: they are fetched for it
 
@@ -51,14 +54,14 @@ _MAX_PROBED_FILES = 4  # of a streamed source: they are fetched for it
 # folder.
 Form = Literal["elsewhere", "tars", "rows", "table", "folder"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def open_source(
     spec: str | Path,
     *,
-    image_column: str = "filepath",
-    caption_column: str = "title",
+    image_column: str = IMAGE_COLUMN,
+    caption_column: str = CAPTION_COLUMN,
     cache: Cache | None = None,
 ) -> Source:
     """Opens image-caption pairs.
@@ -97,11 +100,11 @@ def open_source(
         (6110, 'seek step')
     """
     source = open_unprobed(str(spec), image_column, caption_column, cache or Cache())
-    wrong = getattr(source, "remark", "")
-    message = (
-        f"{source.name}: {counted(len(source), 'rows')}{'; ' if wrong else ''}{wrong}"
-    )
-    _log.log(logging.WARNING if wrong else logging.INFO, "%s", message)
+    rows = counted(len(source), "rows")
+    if source.remark:
+        logger.warning("%s: %s; %s", source.name, rows, source.remark)
+    else:
+        logger.info("%s: %s", source.name, rows)
     check_usable(source)
     return source
 
@@ -111,42 +114,37 @@ def open_unprobed(
 ) -> Source:
     """A source of which nothing has been read yet."""
     kind, files = look_up(spec, image_column)
-    name = spec if kind == "elsewhere" or spec in DEMO_SPLITS else local_path(spec)
-    member = (
-        caption_column.removeprefix("json:")
-        if caption_column.startswith("json:")
-        else None
-    )
-    match kind:
-        case "elsewhere":
-            return open_remote(spec, cache, member)
-        case "tars":
-            return ShardSource(name, files, cache, member=member)
-        case "rows":
-            return ArrowSource(name, files, image_column, caption_column, cache)
-        case "table":
-            return TableSource(files[0], image_column, caption_column)
-        # of images with captions next to them, or a Hugging Face imagefolder with a
-        # table
-        case "folder":
-            source = FolderSource(files[0], by_name=caption_column == FILE_COLUMN)
-            if source.pairs or (path := metadata_of(files[0])) is None:
-                return source
-            if caption_column == "title":
-                others = [
-                    column
-                    for column in column_names(path, (FILE_COLUMN,))
-                    if column != FILE_COLUMN
-                ]
-                usual = [
-                    column
-                    for column in ("title", "text", "caption")
-                    if column in others
-                ]
-                caption_column = next(
-                    iter([*usual, *others[: len(others) == 1]]), caption_column
-                )
-            return TableSource(path, FILE_COLUMN, caption_column)
+    if kind == "elsewhere":
+        return open_remote(spec, cache, _json_key(caption_column))
+    name = spec if spec in DEMO_SPLITS else local_path(spec)
+    if kind == "tars":
+        return ShardSource(name, files, cache, member=_json_key(caption_column))
+    if kind == "rows":
+        return ArrowSource(name, files, image_column, caption_column, cache)
+    if kind == "table":
+        return TableSource(files[0], image_column, caption_column)
+    return _open_folder(files[0], caption_column)
+
+
+def _json_key(caption_column: str) -> str | None:
+    """The key of captions in every sample's .json."""
+    kind, colon, key = caption_column.partition(":")
+    return key if colon and kind == "json" else None
+
+
+def _open_folder(folder: Path, caption_column: str) -> Source:
+    """Images with captions next to them, or a Hugging Face imagefolder with a table."""
+    source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
+    table = None if source.pairs else metadata_of(folder)
+    if table is None:
+        return source
+    columns = column_names(table, (FILE_COLUMN,))
+    columns.remove(FILE_COLUMN)
+    if caption_column == CAPTION_COLUMN:
+        usual = [name for name in _CAPTION_NAMES if name in columns]
+        if usual or len(columns) == 1:
+            caption_column = (usual or columns)[0]
+    return TableSource(table, FILE_COLUMN, caption_column)
 
 
 def look_up(spec: str, image_column: str) -> tuple[Form, list[Path]]:
@@ -156,45 +154,53 @@ def look_up(spec: str, image_column: str) -> tuple[Form, list[Path]]:
     if is_remote(spec):
         return "elsewhere", []
     path = Path(local_path(spec))
-    suffix = path.suffix.lower()
     if path.is_dir():
-        if tars := tars_in(path):
-            return "tars", tars
-        rows = arrow_files(path)
-        return ("rows", rows) if rows else ("folder", [path])
+        return _look_into(path)
     if path.exists():
-        if suffix == ".arrow" or (
-            suffix == ".parquet" and holds_images(path, image_column)
-        ):
-            return "rows", [path]
-        if suffix in TABLE_SUFFIXES or is_tar(path):
-            return ("table" if suffix in TABLE_SUFFIXES else "tars"), [path]
-    elif is_pattern(str(path)):
+        return _form_of(path, image_column), [path]
+    if is_pattern(str(path)):
         files = matching_files(str(path))
-        return (
-            "rows"
-            if all(file.suffix.lower() in ARROW_SUFFIXES for file in files)
-            else "tars"
-        ), files
+        is_arrow = all(file.suffix.lower() in ARROW_SUFFIXES for file in files)
+        return "rows" if is_arrow else "tars", files
+    raise _not_found(spec, path)
+
+
+def _look_into(folder: Path) -> tuple[Form, list[Path]]:
+    tars = tars_in(folder)
+    if tars:
+        return "tars", tars
+    rows = arrow_files(folder)
+    return ("rows", rows) if rows else ("folder", [folder])
+
+
+def _form_of(path: Path, image_column: str) -> Form:
+    suffix = path.suffix.lower()
+    if suffix == ".arrow":
+        return "rows"
+    if suffix == ".parquet" and holds_images(path, image_column):
+        return "rows"
+    if suffix in TABLE_SUFFIXES:
+        return "table"
+    if is_tar(path):
+        return "tars"
+    tables, shards = ", ".join(TABLE_SUFFIXES), ", ".join(TAR_SUFFIXES)
+    raise InputError(
+        f"{path}: expected a folder, a table ({tables}) or a tar ({shards})"
+    )
+
+
+def _not_found(spec: str, path: Path) -> InputError:
+    if spec.startswith("demo:"):
+        return InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}")
     # An empty folder is nothing to open, and may be the run folder, which its lock has
     # just made.
-    others = [
+    names = [
         other.name
         for other in path.parent.glob("*")
         if other.is_file() or any(other.glob("[!.]*"))
     ]
-    wrong = (
-        f"{path}: no such file or"
-        f" folder{f' ({nearest(path.name, others)})' if others else ''}"
-    )
-    if path.exists():
-        tables, shards = ", ".join(TABLE_SUFFIXES), ", ".join(TAR_SUFFIXES)
-        wrong = f"{path}: expected a folder, a table ({tables}) or a tar ({shards})"
-    raise InputError(
-        f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}"
-        if spec.startswith("demo:")
-        else wrong
-    )
+    near = f" ({nearest(path.name, names)})" if names else ""
+    return InputError(f"{path}: no such file or folder{near}")
 
 
 def check_usable(source: Source) -> None:
@@ -212,23 +218,23 @@ def check_usable(source: Source) -> None:
             bad.append(error)
         if looked_at - len(bad) == 2:
             return
-    over = (
-        f" looked at, spread over all {len(source):,},"
-        if len(rows) < len(source)
-        else ""
+    pairs = f"{len(rows):,} pairs"
+    if len(rows) < len(source):
+        pairs += f" looked at, spread over all {len(source):,},"
+    why = f"; {_reasons(bad)}" if bad else ""
+    raise InputError(
+        f"{source.name}: {len(rows) - len(bad)} of {pairs} usable, at least 2 are"
+        f" needed{why}"
     )
-    reasons = Counter(error.reason for error in bad)
-    by_reason = ", ".join(
-        f"{count:,} × {reason}" for reason, count in reasons.most_common()
-    )
-    hint = (
-        "; `cloob index` makes pictures without captions searchable"
-        if {*reasons} == {"missing caption"}
-        else ""
-    )
-    why = f"; {by_reason}; first: {bad[0]}{hint}" if bad else ""
-    usable = f"{len(rows) - len(bad)} of {len(rows):,} pairs{over} usable"
-    raise InputError(f"{source.name}: {usable}, at least 2 are needed{why}")
+
+
+def _reasons(bad: Sequence[BadSample]) -> str:
+    counts = by_reason(bad)
+    numbers = ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
+    hint = ""
+    if list(counts) == ["missing caption"]:
+        hint = "; `cloob index` makes pictures without captions searchable"
+    return f"{numbers}; first: {bad[0]}{hint}"
 
 
 def spread_rows(source: Source, most: int) -> list[int]:
@@ -237,10 +243,11 @@ def spread_rows(source: Source, most: int) -> list[int]:
     """
     if not source.streamed:
         return spread(len(source), most)
-    sizes, starts = source.shard_sizes, [0, *accumulate(source.shard_sizes)]
+    sizes = source.shard_sizes
+    starts = [0, *accumulate(sizes)]
     shards = spread(len(sizes), _MAX_PROBED_FILES)
-    return [
-        starts[shard] + row
-        for shard in shards
-        for row in spread(sizes[shard], -(-most // len(shards)))
-    ]
+    rows: list[int] = []
+    for shard in shards:
+        of_shard = spread(sizes[shard], -(-most // len(shards)))
+        rows += (starts[shard] + row for row in of_shard)
+    return rows

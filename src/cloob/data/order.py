@@ -76,7 +76,7 @@ def keyed_permutation(n: int, key: Sequence[int]) -> RowsAt:
 
 class Pictures:
     """Pictures in the order of their first rows, and their rows, by
-    ``source.pictures_of``; ``counts``: by source.
+    ``Source.pictures``; ``counts``: by source.
     """
 
     def __init__(self, same: np.ndarray, sizes: Sequence[int]) -> None:

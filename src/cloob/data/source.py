@@ -7,11 +7,9 @@ sizes in tars and folders.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -23,25 +21,11 @@ from cloob.pictures import Encoded, Unreadable
 if TYPE_CHECKING:  # models need a digest, and no pyarrow
     import pyarrow as pa
 
-IMAGE_EXTENSIONS = (
-    "jpg",
-    "jpeg",
-    "jfif",
-    "png",
-    "webp",
-    "gif",
-    "bmp",
-    "tif",
-    "tiff",
-    "avif",
-    "heic",
-    "heif",
-    "jxl",
-)
+_OTHER_IMAGES = ("gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", *_OTHER_IMAGES)
 CAPTION_EXTENSIONS = ("txt", "caption")
-IMAGE_SUFFIXES, CAPTION_SUFFIXES = (
-    tuple(f".{ext}" for ext in exts) for exts in (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS)
-)
+IMAGE_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+CAPTION_SUFFIXES = tuple(f".{extension}" for extension in CAPTION_EXTENSIONS)
 Fingerprint = dict[str, int | str]  # name -> count or digest
 
 # of a folder that are opened at most: every one costs a call, on a network a round trip
@@ -54,14 +38,15 @@ class Source(Protocol):
     Picklable, cheap to copy into a worker, and safe to read from several processes.
 
     ``shard_sizes`` are the numbers of consecutive rows that lie in one file; they add
-    up to ``len``. A source may also have ``prefetch(indices)``: the loader calls it
-    with the numbers of pairs that will be read soon.
+    up to ``len``.
     """
 
     name: str
     shard_sizes: tuple[int, ...]
     streamed: bool = False
     """Whether reading in random order is costly: the loader then reads file by file."""
+    remark: str = ""
+    """What a user should know of it, such as what was left out."""
 
     def __len__(self) -> int:
         return sum(self.shard_sizes)
@@ -76,6 +61,23 @@ class Source(Protocol):
         used.
         """
 
+    def caption(self, index: int, /) -> tuple[str, str]:
+        """Key and caption of a pair, without its picture where the source can; raises
+        ``BadSample``.
+        """
+        sample = self.read(index)
+        return sample.key, sample.caption
+
+    def pictures(self) -> np.ndarray | None:
+        """(N,) int64: per row the first that names the same picture; None where no two
+        do.
+        """
+        return None
+
+    def prefetch(self, indices: np.ndarray, /) -> None:
+        """Has the files of rows that will be read soon prepared."""
+        return
+
 
 class MixedSource(Source):
     """Several sources, one after the other."""
@@ -85,66 +87,46 @@ class MixedSource(Source):
         self.name = " + ".join(part.name for part in parts)
         self.shard_sizes = tuple(size for part in parts for size in part.shard_sizes)
         self.streamed = any(part.streamed for part in parts)
-        self.bounds = np.cumsum([0, *map(len, parts)])
+        self._ends = np.cumsum(list(map(len, parts)))
+        self._starts = [0, *self._ends[:-1].tolist()]
 
     def read(self, index: int) -> RawSample:
-        part = int(np.searchsorted(self.bounds[1:], index, side="right"))
-        return self.parts[part].read(index - int(self.bounds[part]))
+        part, row = self._place(index)
+        return part.read(row)
+
+    def caption(self, index: int) -> tuple[str, str]:
+        part, row = self._place(index)
+        return part.caption(row)
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part], index - self._starts[part]
+
+    def pictures(self) -> np.ndarray | None:
+        pictures = [part.pictures() for part in self.parts]
+        if all(same is None for same in pictures):
+            return None
+        columns = []
+        for start, part, same in zip(self._starts, self.parts, pictures, strict=True):
+            columns.append(start + (np.arange(len(part)) if same is None else same))
+        return np.concatenate(columns)
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for number, part in enumerate(self.parts):
+            part.prefetch(indices[owners == number] - self._starts[number])
 
     def fingerprint(self) -> Fingerprint:
-        numbered = enumerate((part.fingerprint() for part in self.parts), 1)
-        return {
-            f"{key} of source {i}": value
-            for i, one in numbered
-            for key, value in one.items()
-        }
+        found: Fingerprint = {}
+        for number, part in enumerate(self.parts, 1):
+            for key, value in part.fingerprint().items():
+                found[f"{key} of source {number}"] = value
+        return found
 
 
 def mix(sources: Sequence[Source]) -> Source:
+    """One source of several."""
     return sources[0] if len(sources) == 1 else MixedSource(sources)
-
-
-def pictures_of(source: Any) -> np.ndarray | None:
-    """(N,) int64: per row of a source the first that names the same picture; None where
-    no two do.
-    """
-    if isinstance(source, MixedSource):
-        parts = [pictures_of(part) for part in source.parts]
-        if all(same is None for same in parts):
-            return None
-        item = zip(source.bounds, source.parts, parts, strict=False)
-        return np.concatenate(
-            [
-                start + (range(len(part)) if same is None else same)
-                for start, part, same in item
-            ]
-        )
-    same = (
-        pictures_of(source.source)
-        if isinstance(source, Subset)
-        else getattr(source, "pictures", lambda: None)()
-    )
-    if same is None:
-        return None
-    same = same[source.rows] if isinstance(source, Subset) else same
-    _, first, which = np.unique(same, return_index=True, return_inverse=True)
-    return np.asarray(first[which])
-
-
-def caption_of(source: Any, row: int) -> tuple[str, str]:
-    """Key and caption of a row, without its picture where the source can; raises
-    ``BadSample``.
-    """
-    if isinstance(source, Subset):
-        return caption_of(source.source, int(source.rows[row]))
-    if isinstance(source, MixedSource):
-        part = int(np.searchsorted(source.bounds[1:], row, side="right"))
-        return caption_of(source.parts[part], row - int(source.bounds[part]))
-    if hasattr(source, "caption"):
-        key, caption = source.caption(row)
-        return str(key), str(caption)
-    sample = source.read(row)
-    return sample.key, sample.caption
 
 
 class Subset(Source):
@@ -155,13 +137,10 @@ class Subset(Source):
     def __init__(self, source: Source, rows: np.ndarray, part: str) -> None:
         self.source, self.rows, self.part = source, rows, part
         self.name, self.streamed = f"{source.name} ({part})", source.streamed
-        # Rows that are left of every file; files of which nothing is left do not count.
         ends = np.searchsorted(rows, np.cumsum(source.shard_sizes))
-        self.shard_sizes = tuple(
-            size
-            for start, end in pairwise([0, *ends.tolist()])
-            if (size := end - start)
-        )
+        sizes = np.diff(ends, prepend=0)
+        # files of which nothing is left do not count
+        self.shard_sizes = tuple(sizes[sizes > 0].tolist())
 
     def fingerprint(self) -> Fingerprint:
         return {
@@ -173,17 +152,37 @@ class Subset(Source):
     def read(self, index: int) -> RawSample:
         return self.source.read(int(self.rows[index]))
 
+    def caption(self, index: int) -> tuple[str, str]:
+        return self.source.caption(int(self.rows[index]))
 
-def prefetch(source: Source, indices: np.ndarray) -> None:
-    """Has the files of rows that will be read soon prepared, where a source can."""
-    if isinstance(source, Subset):
-        prefetch(source.source, source.rows[indices])
-    elif isinstance(source, MixedSource):
-        owners = np.searchsorted(source.bounds[1:], indices, side="right")
-        for i, part in enumerate(source.parts):
-            prefetch(part, indices[owners == i] - source.bounds[i])
-    elif hasattr(source, "prefetch"):
-        source.prefetch(indices)
+    def pictures(self) -> np.ndarray | None:
+        same = self.source.pictures()
+        return None if same is None else first_equal(same[self.rows])
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        self.source.prefetch(self.rows[indices])
+
+
+def first_equal(column: np.ndarray) -> np.ndarray:
+    """(N,) int64 the first place that holds the same as a place."""
+    _, firsts, which = np.unique(column, return_index=True, return_inverse=True)
+    return np.asarray(firsts[which])
+
+
+def linked(first: np.ndarray, *columns: np.ndarray) -> np.ndarray:
+    """(N,) the least of ``first`` among all rows that a row is linked to, by equal
+    numbers in any column.
+    """
+    sparse = require("scipy.sparse", "train")
+    csgraph = require("scipy.sparse.csgraph", "train")
+    n = len(first)
+    edges = [first_equal(column) for column in (first, *columns)]
+    ends = np.tile(np.arange(n), len(edges)), np.concatenate(edges)
+    graph = sparse.coo_array((np.ones(len(ends[0]), bool), ends), shape=(n, n))
+    _, component = csgraph.connected_components(graph, directed=False)
+    least = np.full(component.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(least, component, first)
+    return np.asarray(least[component])
 
 
 def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
@@ -193,34 +192,91 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
     Pairs of equal pictures or captions are held out together, with all that they are
     linked to, in the order of a hash.
     """
-    places, groups = _groups(sources)
     chosen: list[list[int]] = [[] for _ in sources]
-    left = most = min(max(2, round(share * len(places))), len(places) - 1)
+    places, groups = _linked_pairs(sources)
+    n = len(places)
+    n_wanted = min(max(2, round(share * n)), n - 1)
+    n_chosen = 0
     for members in groups:
         pairs = [places[pair] for pair in members]
-        if len(pairs) <= left:
-            with contextlib.suppress(BadSample, Unreadable):
-                for source, row in pairs:
-                    Encoded(sources[source].read(row).image).rgb(reduction=8)
-                left -= len(pairs)
-                for source, row in pairs:
-                    chosen[source].append(row)
-    emptied = [
-        source.name
-        for source, rows in zip(sources, chosen, strict=True)
-        if len(rows) == len(source)
-    ]
-    if most - left < 2 or emptied:
-        of_all = (
-            f"val_split is {share:g}: of {len(places):,} usable pairs {most - left} can"
-            " be held out"
-        )
-        wrong = f"{emptied[0]}: all its pairs would be held out" if emptied else of_all
+        if len(pairs) <= n_wanted - n_chosen and _can_be_decoded(sources, pairs):
+            n_chosen += len(pairs)
+            for source, row in pairs:
+                chosen[source].append(row)
+    held_out = [np.array(sorted(rows), np.int64) for rows in chosen]
+    _check_split(sources, held_out, f"val_split is {share:g}: of {n:,} usable pairs")
+    return held_out
+
+
+def _linked_pairs(
+    sources: Sequence[Source],
+) -> tuple[list[tuple[int, int]], Iterator[np.ndarray]]:
+    """Source and row of the readable pairs; and the groups of their numbers, in the
+    order of a hash.
+    """
+    places: list[tuple[int, int]] = []
+    columns: list[tuple[int, int, int]] = []
+
+    def hashes(place: tuple[int, int]) -> tuple[int, int, int] | None:
+        source, row = place
+        try:
+            sample = sources[source].read(row)
+        except BadSample:
+            return None
+        picture = hashlib.blake2b(sample.image, digest_size=16).digest()
+        caption = caption_id(sample.caption)
+        pair = hashlib.blake2b(picture + caption.to_bytes(8, "little"), digest_size=16)
+        return _number(pair.digest()), _number(picture), caption
+
+    every = [(i, row) for i, source in enumerate(sources) for row in range(len(source))]
+    workers = decoders()
+    found = in_threads(hashes, every, workers, 4 * workers)
+    for place, numbers in zip(every, found, strict=True):
+        if numbers is not None:
+            places.append(place)
+            columns.append(numbers)
+    if not places:
+        return [], iter([])
+    groups = linked(*np.array(columns, np.int64).T)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order])) + 1
+    return places, iter(np.split(order, starts))
+
+
+def _number(digest: bytes) -> int:
+    """The first 63 bits, in the order of the bytes."""
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _can_be_decoded(
+    sources: Sequence[Source], places: Iterable[tuple[int, int]]
+) -> bool:
+    try:
+        for source, row in places:
+            Encoded(sources[source].read(row).image).rgb(reduction=8)
+    except (BadSample, Unreadable):
+        return False
+    return True
+
+
+def _check_split(
+    sources: Sequence[Source], held_out: Sequence[np.ndarray], of_all: str
+) -> None:
+    """Refuses a split with fewer than two held-out pairs, or that leaves a source
+    nothing to train on.
+    """
+    wrong = ""
+    n_chosen = sum(map(len, held_out))
+    if n_chosen < 2:
+        wrong = f"{of_all} {n_chosen} can be held out"
+    for source, rows in zip(sources, held_out, strict=True):
+        if len(rows) == len(source):
+            wrong = f"{source.name}: all its pairs would be held out"
+    if wrong:
         raise InputError(
             f"{wrong} without a picture or caption that the others have too; give"
             " --val-data"
         )
-    return [np.array(sorted(rows), np.int64) for rows in chosen]
 
 
 def split(
@@ -229,85 +285,30 @@ def split(
     """The training pairs and the held-out pairs, as :func:`choose_held_out` chose
     them.
     """
-    others = [
-        np.setdiff1d(np.arange(len(source)), rows)
-        for source, rows in zip(sources, held_out, strict=True)
-    ]
-    train = [
-        Subset(source, rows, "training")
-        for source, rows in zip(sources, others, strict=True)
-    ]
-    val = [
-        Subset(source, rows, "held out")
-        for source, rows in zip(sources, held_out, strict=True)
-        if len(rows)
-    ]
+    train: list[Source] = []
+    val: list[Source] = []
+    for source, rows in zip(sources, held_out, strict=True):
+        training_rows = np.setdiff1d(np.arange(len(source)), rows)
+        train.append(Subset(source, training_rows, "training"))
+        if len(rows):
+            val.append(Subset(source, rows, "held out"))
     return mix(train), mix(val)
 
 
-def _groups(sources: Sequence[Source]) -> tuple[list[tuple[int, int]], list[list[int]]]:
-    """Source and row of the readable pairs; and the groups of their numbers, in the
-    order of a hash.
-    """
-    sparse, csgraph = (
-        require("scipy.sparse", "train"),
-        require("scipy.sparse.csgraph", "train"),
-    )
-    first: dict[bytes | int, int] = {}  # the first pair with a picture or caption
-    places, hashes = list[tuple[int, int]](), list[bytes]()
-    # from a pair to the first with its picture, and to the first with its caption
-    links: list[int] = []
-
-    def digests(place: tuple[int, int]) -> tuple[bytes, int] | None:
-        source, row = place
-        try:
-            sample = sources[source].read(row)
-        except BadSample:
-            return None
-        return hashlib.blake2b(sample.image, digest_size=16).digest(), caption_id(
-            sample.caption
-        )
-
-    every = [(i, row) for i, source in enumerate(sources) for row in range(len(source))]
-    workers = decoders()
-    for place, keys in zip(
-        every, in_threads(digests, every, workers, 4 * workers), strict=True
-    ):
-        if keys is not None:
-            links += (first.setdefault(key, len(places)) for key in keys)
-            places.append(place)
-            hashes.append(
-                hashlib.blake2b(
-                    keys[0] + keys[1].to_bytes(8, "little"), digest_size=16
-                ).digest()
-            )
-    edges = np.ones(len(links), bool), (np.repeat(np.arange(len(places)), 2), links)
-    graph = sparse.coo_array(edges, shape=(len(places), len(places)))
-    groups: dict[int, list[int]] = {}
-    for pair, group in enumerate(
-        csgraph.connected_components(graph, directed=False)[1].tolist()
-    ):
-        groups.setdefault(group, []).append(pair)
-    return places, sorted(
-        groups.values(), key=lambda members: min(hashes[pair] for pair in members)
-    )
-
-
-def add_part(state: Any, part: str | bytes | np.ndarray) -> None:
+def add_part(state: hashlib.blake2b, part: str | bytes | np.ndarray) -> None:
     """Adds a part and its length to a digest, so that no two lists of parts are the
     same bytes.
     """
-    part = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-    data = (
-        np.ascontiguousarray(part).data
-        if isinstance(part, np.ndarray)
-        else memoryview(part)
-    )
+    if isinstance(part, str):
+        part = part.encode("utf-8", "surrogateescape")
+    array = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
+    data = np.ascontiguousarray(array).data
     state.update(data.nbytes.to_bytes(8, "little"))
     state.update(data)
 
 
 def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
+    """Sixteen hexadecimal digits that other parts do not give."""
     state = hashlib.blake2b(digest_size=8)
     for part in parts:
         add_part(state, part)
@@ -320,17 +321,20 @@ def content_key(reader: Reader) -> str:
     """
     state = hashlib.blake2b(digest_size=16)
     for index in range(len(reader)):
-        try:
-            sample = reader.read(index)
-            key, data, *_ = (
-                sample if isinstance(sample, tuple) else (sample.key, sample.image)
-            )
-            parts: tuple[str | bytes, ...] = (key, data, getattr(sample, "caption", ""))
-        except BadSample as bad:
-            parts = ("\0".join((bad.key, bad.reason, *bad.captions)),)
-        for part in parts:
+        for part in _content(reader, index):
             add_part(state, part)
     return state.hexdigest()
+
+
+def _content(reader: Reader, index: int) -> tuple[str | bytes, ...]:
+    try:
+        sample = reader.read(index)
+    except BadSample as bad:
+        return ("\0".join((bad.key, bad.reason, *bad.captions)),)
+    if isinstance(sample, tuple):
+        key, data, *_ = sample
+        return key, data, ""
+    return sample.key, sample.image, getattr(sample, "caption", "")
 
 
 def of_column(column: pa.ChunkedArray) -> str:
@@ -340,15 +344,12 @@ def of_column(column: pa.ChunkedArray) -> str:
     import pyarrow as pa
 
     values, lengths = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-    for chunk in filter(len, column.chunks):
-        chunk = (
-            chunk.cast(pa.large_string()) if pa.types.is_string(chunk.type) else chunk
-        )
-        chunk = chunk.cast(pa.large_binary())
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.large_string())
+    for chunk in filter(len, column.cast(pa.large_binary()).chunks):
         _, offsets, data = chunk.buffers()
-        ends = np.frombuffer(offsets, np.int64)[
-            chunk.offset : chunk.offset + len(chunk) + 1
-        ]
+        first, last = chunk.offset, chunk.offset + len(chunk)
+        ends = np.frombuffer(offsets, np.int64)[first : last + 1]
         sizes = np.diff(ends)
         sizes[chunk.is_null().to_numpy(zero_copy_only=False)] = -1
         lengths.update(sizes.data)
@@ -359,19 +360,14 @@ def of_column(column: pa.ChunkedArray) -> str:
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     """In what two fingerprints differ: counts with both values, digests by name."""
-    changed = {
-        key: (before.get(key), now.get(key))
-        for key in before | now
-        if before.get(key) != now.get(key)
-    }
-    return [
-        (
-            f"{old:,} {key} before, {new:,} now"
-            if isinstance(old, int) and isinstance(new, int)
-            else f"other {key}"
-        )
-        for key, (old, new) in changed.items()
-    ]
+    changes = []
+    for key in before | now:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, int) and isinstance(new, int) and old != new:
+            changes.append(f"{old:,} {key} before, {new:,} now")
+        elif old != new:
+            changes.append(f"other {key}")
+    return changes
 
 
 def spread(n: int, most: int = MAX_FILES) -> list[int]:

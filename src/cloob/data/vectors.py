@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cloob.data.batch import Skip
-from cloob.data.source import Fingerprint, digest, spread
-from cloob.data.sources.arrow import reading
+from cloob.data.source import Fingerprint, digest, linked, spread
+from cloob.data.sources.files import reading
 from cloob.errors import InputError, first_of, require
 from cloob.functional.ids import id_digest
 
@@ -395,24 +395,6 @@ def held_out_places(units: np.ndarray, share: float) -> np.ndarray:
     chosen = np.zeros(len(distinct), bool)
     chosen[small[:wanted]] = True
     return chosen[place]
-
-
-def linked(first: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    """(N,) the least of ``first`` among all rows that a row is linked to, by equal
-    numbers in any column.
-    """
-    sparse: Any = require("scipy.sparse", "train")
-    csgraph: Any = require("scipy.sparse.csgraph", "train")
-    n, edges = len(first), []
-    for column in (first, *others):
-        _, firsts, place = np.unique(column, return_index=True, return_inverse=True)
-        edges.append(firsts[place])
-    ends = np.tile(np.arange(n), len(edges)), np.concatenate(edges)
-    graph = sparse.coo_array((np.ones(len(ends[0]), bool), ends), shape=(n, n))
-    _, component = csgraph.connected_components(graph, directed=False)
-    least = np.full(component.max() + 1, np.iinfo(np.int64).max)
-    np.minimum.at(least, component, first)
-    return np.asarray(least[component])
 
 
 def open_pairs(

@@ -23,8 +23,8 @@ from cloob.cache import Cache
 from cloob.data.bad import check_fraction
 from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id
 from cloob.data.loader import PairLoader
-from cloob.data.source import Source, Subset, caption_of, content_key, pictures_of
-from cloob.data.sources.arrow import reading
+from cloob.data.source import Source, Subset, content_key
+from cloob.data.sources.files import reading
 from cloob.data.vectors import VectorPairs
 from cloob.heads.head import Head
 from cloob.models.aligned.encoders import (
@@ -130,7 +130,7 @@ def compute(
     and (n, 16) uint8 keys of both, by which `cloob eval` finds them.
     """
     captions, skipped = read_captions(source)
-    same = pictures_of(source)
+    same = source.pictures()
     first_row = np.arange(len(source)) if same is None else same
     rows = np.array(list(captions), np.int64)
     _, places = np.unique(first_row[rows], return_index=True)
@@ -166,7 +166,7 @@ def read_captions(source: Source) -> tuple[dict[int, Caption], dict[int, Skip]]:
     captions, skipped = {}, {}
     for row in range(len(source)):
         try:
-            captions[row] = Caption(*caption_of(source, row))
+            captions[row] = Caption(*source.caption(row))
         except BadSample as bad:
             skipped[row] = bad.skip
     return captions, skipped

@@ -33,8 +33,8 @@ from cloob.data.shards.spec import (
     tars_in,
 )
 from cloob.data.shards.tar import ShardSource
-from cloob.data.source import Fingerprint, digest
-from cloob.data.sources.arrow import FileSource
+from cloob.data.source import Fingerprint, Source, digest
+from cloob.data.sources.files import FileSource
 from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
 
@@ -157,7 +157,7 @@ def _web(url: str) -> Any:
     )
 
 
-class RemoteShardSource(FileSource[ShardSource]):
+class RemoteShardSource(FileSource[ShardSource], Source):
     """Samples in tars that commands or URLs give; more than the known number are left
     out, with one warning.
     """
@@ -307,7 +307,7 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
         paths = tars_in(path) if path.is_dir() else matching_files(str(path))
         counts = {str(path): _count(str(path), path) for path in paths}
         names = [path.name for path in paths]
-    if not counts or len(set(names)) < len(names):
+    if not counts or (out is not None and len(set(names)) < len(names)):
         raise InputError(
             f"{spec}: holds no tars, or two of one name; count each folder by itself"
         )

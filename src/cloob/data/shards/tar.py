@@ -40,7 +40,7 @@ from cloob.data.source import (
     digest,
     of_column,
 )
-from cloob.data.sources.arrow import reading
+from cloob.data.sources.files import reading
 from cloob.errors import InputError, counted
 from cloob.pictures import MAX_IMAGE_BYTES
 

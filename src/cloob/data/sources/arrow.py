@@ -1,22 +1,15 @@
-"""Rows in files that are prepared before they are read; Parquet becomes Arrow in the
-cache, which is mapped.
+"""Pairs in Arrow and Parquet files; Parquet becomes Arrow in the cache, which is
+mapped.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import queue
-import threading
-import time
-from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,211 +17,86 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, RawSample, Reason, clean_caption, read_pair_file
-from cloob.data.source import Fingerprint, digest, of_column
-from cloob.errors import InputError, first_of, one_line
+from cloob.data.batch import BadSample, RawSample, clean_caption, read_pair_file
+from cloob.data.source import Fingerprint, Source, digest, of_column
+from cloob.data.sources.files import FileSource, reading
+from cloob.errors import InputError, first_of
 from cloob.pictures import MAX_IMAGE_BYTES
 
-T = TypeVar("T")
-
-# for which a file that could not be opened is not tried again: all its rows would wait
-_FAILED_SECONDS = 60.0
-_DOWNLOADS = 2  # at the same time, by every process
-_LOST = (
-    errno.ENOENT,
-    errno.ENOSPC,
-    errno.EDQUOT,
-)  # what the cache has removed, or has no room for
 ARROW_SUFFIXES = (".arrow", ".parquet")
 NO_PICTURE = "neither bytes nor a path"  # of a row without a picture
 
-_DEFAULTS = ("filepath", "title")  # of open_source: columns that the user has not named
+IMAGE_COLUMN = "filepath"  # where the user names none
+CAPTION_COLUMN = "title"
 _BINARY = (pa.binary(), pa.large_binary())
 _AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 _MAGIC = b"ARROW1"  # a file begins so; a stream has none
 _ROWS = 64  # of a batch of pictures
-_POOL = pa.proxy_memory_pool(
-    pa.default_memory_pool()
-)  # for mapped files alone; only what is compressed takes from it
 
 
-@contextlib.contextmanager
-def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Inside, what is wrong with a file is one line for the user; what is wrong with
-    the cache stays an OSError.
-    """
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, pa.ArrowException, *more) as error:
-        if isinstance(error, InputError) or (
-            getattr(error, "errno", None) in _LOST and path.exists()
-        ):
-            raise
-        if not path.exists():
-            raise InputError(f"{path}: no such file") from None
-        hint = (
-            "; a quote that is not closed takes in the rows after it"
-            if '"' in str(error)
-            else ""
-        )
-        raise InputError(
-            f"{path} cannot be read as {path.suffix[1:].lower()}:"
-            f" {one_line(error)}{hint}"
-        ) from error
-
-
-@dataclass
-class _Opened(Generic[T]):
-    """What one process has open of a source; another one, to which the source is
-    pickled, begins anew.
-    """
-
-    files: OrderedDict[int, T] = field(default_factory=OrderedDict)
-    failed: dict[int, tuple[float, Exception]] = field(
-        default_factory=dict
-    )  # until when, and why
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    prefetching: int = 0  # the process whose threads prepare files
-    requests: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
-    requested: list[int] = field(default_factory=list)
-
-    def __reduce__(self) -> Any:
-        return _Opened, ()
-
-
-class FileSource(ABC, Generic[T]):
-    """Rows in files.
-
-    Every is prepared when its first row is read; ``streamed`` is whether that is
-    costly.
-    """
-
-    max_open = 32  # of a streamed source
-
-    def __init__(
-        self, name: str, shard_sizes: Sequence[int], *, streamed: bool
-    ) -> None:
-        self.name, self.shard_sizes, self.streamed = name, tuple(shard_sizes), streamed
-        self._ends = np.cumsum(self.shard_sizes)
-        self._opened = _Opened[T]()
-
-    @abstractmethod
-    def prepare(self, shard: int) -> Path:
-        """A local file of this shard that can be read in place."""
-
-    @abstractmethod
-    def load(self, shard: int, file: Path) -> T:
-        """Opens a prepared file; raises FileNotFoundError where it is gone again."""
-
-    def __len__(self) -> int:
-        return sum(self.shard_sizes)
-
-    def place(self, index: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
-
-    def opened(self, shard: int) -> T:
-        files, failed = self._opened.files, self._opened.failed
-        with self._opened.lock:
-            until, error = failed.get(shard, (0.0, None))
-            if shard not in files and time.monotonic() <= until and error is not None:
-                raise error
-            attempts = 3
-            while shard not in files:
-                attempts -= 1
-                try:
-                    files[shard] = self.load(shard, self.prepare(shard))
-                except (OSError, InputError) as error:
-                    if (
-                        isinstance(error, FileNotFoundError) and attempts
-                    ):  # another process has made room in between
-                        continue
-                    failed[shard] = time.monotonic() + _FAILED_SECONDS, error
-                    raise
-                if self.streamed and len(files) > self.max_open:
-                    files.popitem(last=False)
-            files.move_to_end(shard)
-            return files[shard]
-
-    def prefetch(self, indices: np.ndarray) -> None:
-        """Has the files of these rows prepared in the background; failures show when a
-        row is read.
-        """
-        opened = self._opened
-        if (
-            opened.prefetching != os.getpid()
-        ):  # threads do not survive a fork, and the queue may be locked
-            opened.prefetching, opened.requests, opened.requested = (
-                os.getpid(),
-                queue.SimpleQueue(),
-                [],
-            )
-            for _ in range(
-                _DOWNLOADS
-            ):  # daemons: the end of the program does not wait for them
-                threading.Thread(
-                    target=self._prepare_requested, name="cloob-prefetch", daemon=True
-                ).start()
-        for shard in np.unique(
-            np.searchsorted(self._ends, indices, side="right")
-        ).tolist():
-            if shard not in opened.requested:
-                opened.requests.put(shard)
-                opened.requested = [*opened.requested[-63:], shard]
-
-    def _prepare_requested(self) -> None:
-        while True:
-            with contextlib.suppress(InputError, OSError):
-                self.prepare(self._opened.requests.get())
-
-
-def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
-    if (count := there.count(column)) != 1:
-        what = f"{count} columns" if count else "no column"
+def check_name(path: Path, names: Sequence[str], column: str, kind: str) -> None:
+    """Refuses a column that a table does not have, or has twice."""
+    count = names.count(column)
+    if count > 1:
+        raise InputError(f"{path} has {count} columns {column!r}; rename all but one")
+    if not count:
         option = "--vectors" if kind == "vectors" else f"--{kind}-column"
-        names = (
-            f"its columns: {first_of([name[:60] for name in there])} ({option} names"
+        columns = first_of([name[:60] for name in names])
+        raise InputError(
+            f"{path} has no column {column!r}; its columns: {columns} ({option} names"
             " one)"
         )
-        raise InputError(
-            f"{path} has {what} {column!r}; {'rename all but one' if count else names}"
-        )
 
 
-class ArrowSource(FileSource[pa.Table]):
+class ArrowSource(FileSource[pa.Table], Source):
     """Rows of Arrow or Parquet files with a column of images (bytes, paths,
     ``datasets.Image``) and one of captions.
 
     Of a column of lists of captions every caption makes a pair with the row's image; an
-    empty list makes one, a bad sample.
+    empty list makes one, a bad sample. Without a column of captions every row has its
+    picture, and all columns are read.
     """
 
     def __init__(
         self,
         name: str,
         paths: Sequence[Path],
-        image_column: str = _DEFAULTS[0],
-        caption_column: str | None = _DEFAULTS[1],
+        image_column: str = IMAGE_COLUMN,
+        caption_column: str | None = CAPTION_COLUMN,
         cache: Cache | None = None,
     ) -> None:
-        self.paths, self._cache = tuple(paths), cache or Cache()
-        self._is_parquet = [path.suffix.lower() == ".parquet" for path in paths]
+        self.paths = tuple(paths)
+        self._cache = cache or Cache()
+        self._is_parquet = [is_parquet(path) for path in paths]
         stored = [_schema_and_rows(path) for path in paths]
         self.schemas = [schema for schema, _ in stored]
         sizes = [rows for _, rows in stored]
-        schemas = dict(zip(paths, self.schemas, strict=True))
-        self.image = _column(schemas, image_column, "image")
+        self.image = _image_column(self.schemas[0], image_column)
+        self._check_columns(self.image, "image")
         self._caption: str | None = None
         self._columns: list[str] | None = None
         self._pair_ends: list[np.ndarray] | None = None  # by row, of lists of captions
         if caption_column is not None:
-            self._caption = _column(schemas, caption_column, "caption")
+            self._caption = _caption_column(self.schemas[0], caption_column)
+            self._check_columns(self._caption, "caption")
             # one can be both
             self._columns = list(dict.fromkeys((self.image, self._caption)))
             if is_list(self.schemas[0].field(self._caption).type):
-                self._pair_ends = [self._count_pairs(i) for i in range(len(paths))]
+                self._pair_ends = [self._count_pairs(path) for path in paths]
                 sizes = [int(ends.max(initial=0)) for ends in self._pair_ends]
         super().__init__(name, sizes, streamed=any(self._is_parquet))
+
+    def _check_columns(self, column: str, kind: str) -> None:
+        fits, expected = is_image, "images ({bytes, path}, bytes or paths)"
+        if kind == "caption":
+            fits, expected = is_list, "text or lists of text"
+        for path, schema in zip(self.paths, self.schemas, strict=True):
+            check_name(path, schema.names, column, kind)
+            stored = schema.field(column).type
+            if not (fits(stored) or _is_text(stored) or pa.types.is_null(stored)):
+                raise InputError(
+                    f"{path}: column {column!r} holds {stored}, not {expected}"
+                )
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is ``file/row``, rows counted from 0 in every
@@ -252,19 +120,18 @@ class ArrowSource(FileSource[pa.Table]):
         """(N,) per pair the first of its row; None where every row is one pair."""
         if self._pair_ends is None:
             return None
-        firsts = [np.concatenate([[0], ends[:-1]]) for ends in self._pair_ends]
-        counts = [np.diff(ends, prepend=0) for ends in self._pair_ends]
-        starts = np.cumsum([0, *self.shard_sizes[:-1]])
-        of_files = zip(starts, firsts, counts, strict=True)
-        return np.concatenate(
-            [start + np.repeat(first, count) for start, first, count in of_files]
-        )
+        start = 0
+        columns = []
+        for ends, size in zip(self._pair_ends, self.shard_sizes, strict=True):
+            counts = np.diff(ends, prepend=0)
+            columns.append(start + np.repeat(ends - counts, counts))
+            start += size
+        return np.concatenate(columns)
 
-    def _count_pairs(self, shard: int) -> np.ndarray:
+    def _count_pairs(self, path: Path) -> np.ndarray:
         """(rows,) the number of pairs up to and with every row of a file."""
-        path = self.paths[shard]
         with reading(path):
-            if self._is_parquet[shard]:
+            if is_parquet(path):
                 table = parquet.read_table(path, columns=[self._caption])
             else:
                 table = _map(path)
@@ -297,80 +164,62 @@ class ArrowSource(FileSource[pa.Table]):
         the row names.
         """
         path, table, row = self.row(index)
-        key, cell = f"{path.name}/{row}", table.column(self.image)[row]
-        if isinstance(cell, pa.StructScalar):
-            data, stored = (
-                _bytes(cell[name]) if name in cell.type.names else None
-                for name in ("bytes", "path")
-            )
-        else:
-            data, stored = (
-                (None, _bytes(cell)) if cell.type in _AS_BYTES else (_bytes(cell), None)
-            )
+        key = f"{path.name}/{row}"
+        data, stored = _image_in(table.column(self.image)[row])
         if data is None and stored:
             return read_pair_file(path.parent / os.fsdecode(stored), key, "image")
-        if data is None or len(data) > MAX_IMAGE_BYTES:
-            reason: Reason = "image too large" if data else "missing image"
-            raise BadSample(
-                reason, key, f"{len(data):,} bytes" if data else f"{path}: {NO_PICTURE}"
-            )
+        if data is None:
+            raise BadSample("missing image", key, f"{path}: {NO_PICTURE}")
+        if len(data) > MAX_IMAGE_BYTES:
+            raise BadSample("image too large", key, f"{len(data):,} bytes")
         return data
 
     def prepare(self, shard: int) -> Path:
         path = self.paths[shard]
+        if not self._is_parquet[shard]:
+            return path
         with reading(path):
             stat = path.stat()
+        version = stat.st_size, stat.st_mtime_ns
+        name = f"{path.resolve()} {version} {self._columns} {path.stem}.arrow"
+        return self._cache.get("tables", name, partial(self._unpack, path))
 
-        def convert(
-            target: Path,
-        ) -> None:  # to a stream, whose dictionaries may differ from batch to batch
-            with (
-                reading(path),
-                parquet.ParquetFile(path) as file,
-                pa.OSFile(str(target), "wb") as sink,
-            ):
-                schema = file.schema_arrow
-                schema = (
-                    pa.schema(map(schema.field, self._columns))
-                    if self._columns
-                    else schema
-                )
-                with pa.ipc.new_stream(sink, schema) as writer:
-                    for batch in file.iter_batches(_ROWS, columns=self._columns):
-                        writer.write_batch(
-                            batch.select(self._columns) if self._columns else batch
-                        )
-
-        name = (
-            f"{path.resolve()} {(stat.st_size, stat.st_mtime_ns)} {self._columns}"
-            f" {path.stem}.arrow"
-        )
-        return (
-            self._cache.get("tables", name, convert)
-            if self._is_parquet[shard]
-            else path
-        )
+    def _unpack(self, path: Path, target: Path) -> None:
+        """Writes a stream, whose dictionaries may differ from batch to batch."""
+        with reading(path), parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            names = self._columns or schema.names
+            schema = pa.schema([schema.field(name) for name in names])
+            with pa.ipc.new_stream(str(target), schema) as writer:
+                for batch in file.iter_batches(_ROWS, columns=names):
+                    writer.write_batch(batch.select(names))
 
     def load(self, shard: int, file: Path) -> pa.Table:
         with reading(self.paths[shard]):
             table = _map(file)
-            table = table.select(self._columns) if self._columns else table
+            if self._columns:
+                table = table.select(self._columns)
             # its offsets lead into its data; a text that is not UTF-8 is a bad sample
             for column in table.columns:
                 column.cast(_as_bytes(column.type)).validate(full=True)
             return table
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether a file is called so."""
+    return path.suffix.lower() == ".parquet"
+
+
 def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
     with reading(path):
-        if path.suffix.lower() == ".parquet":
-            stored = parquet.read_metadata(path)
-            schema = stored.schema.to_arrow_schema()
+        if is_parquet(path):
+            metadata = parquet.read_metadata(path)
+            schema, rows = metadata.schema.to_arrow_schema(), metadata.num_rows
         else:
-            stored = _map(path)
-            schema = stored.schema
+            table = _map(path)
+            schema, rows = table.schema, table.num_rows
         _ = schema.names  # UnicodeDecodeError
-        return schema, stored.num_rows
+        return schema, rows
 
 
 def arrow_files(folder: Path) -> list[Path]:
@@ -378,20 +227,23 @@ def arrow_files(folder: Path) -> list[Path]:
     Parquet files; [] if it is none.
     """
     state = folder / "state.json"
-    if (folder / "dataset_dict.json").is_file():
-        paths = []
-        splits = {path.parent.name for path in folder.glob("*/state.json")}
-    elif state.is_file() and (folder / "dataset_info.json").is_file():
+    if state.is_file() and (folder / "dataset_info.json").is_file():
         return _listed_files(state)
-    else:
-        paths = _files_in(folder) or _files_in(folder / "data")
-        splits = {path.name.partition("-")[0] for path in paths if "-of-" in path.name}
-    if len(splits) > 1 or (splits and not paths):
-        raise InputError(
-            f"{folder} holds the splits {', '.join(sorted(splits))}; name one, or its"
-            " files"
+    if (folder / "dataset_dict.json").is_file():
+        raise _splits(
+            folder, {path.parent.name for path in folder.glob("*/state.json")}
         )
+    paths = _files_in(folder) or _files_in(folder / "data")
+    splits = {path.name.partition("-")[0] for path in paths if "-of-" in path.name}
+    if len(splits) > 1:
+        raise _splits(folder, splits)
     return paths
+
+
+def _splits(folder: Path, names: set[str]) -> InputError:
+    return InputError(
+        f"{folder} holds the splits {', '.join(sorted(names))}; name one, or its files"
+    )
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -417,40 +269,29 @@ def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
     try:
         schema = parquet.read_schema(path)
-        kinds = {
-            name: is_image(field.type)
-            for name, field in zip(schema.names, schema, strict=True)
-        }
+        kinds = {field.name: is_image(field.type) for field in schema}
     except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False  # the reader of tables reports it
-    return kinds.get(image_column, image_column == _DEFAULTS[0] and any(kinds.values()))
+    if image_column in kinds:
+        return kinds[image_column]
+    return image_column == IMAGE_COLUMN and any(kinds.values())
 
 
-def _column(
-    schemas: dict[Path, pa.Schema], column: str, kind: Literal["image", "caption"]
-) -> str:
-    """The column that was named, or without a name the only one of its kind in the
-    first file.
+def _image_column(schema: pa.Schema, column: str) -> str:
+    """The column that was named, or without a name the only one of images."""
+    images = [field.name for field in schema if is_image(field.type)]
+    is_named = column in schema.names or column != IMAGE_COLUMN
+    return column if is_named or len(images) != 1 else str(images[0])
+
+
+def _caption_column(schema: pa.Schema, column: str) -> str:
+    """The column that was named, or without a name the only one of texts, or else of
+    lists of texts.
     """
-    first = next(iter(schemas.values()))
-    is_one = is_image if kind == "image" else _is_text
-    options = [field.name for field in first if is_one(field.type)]
-    if kind == "caption" and not options:
-        options = [field.name for field in first if is_list(field.type)]
-    if column not in first.names and column in _DEFAULTS and len(options) == 1:
-        column = str(options[0])
-    expected = "images ({bytes, path}, bytes or paths)"
-    if kind == "caption":
-        expected = "text or lists of text"
-    for path, schema in schemas.items():
-        check_name(path, schema.names, column, kind)
-        stored = schema.field(column).type
-        fits = is_image(stored) if kind == "image" else is_list(stored)
-        if not (fits or _is_text(stored) or pa.types.is_null(stored)):
-            raise InputError(
-                f"{path}: column {column!r} holds {stored}, not {expected}"
-            )
-    return column
+    texts = [field.name for field in schema if _is_text(field.type)]
+    texts = texts or [field.name for field in schema if is_list(field.type)]
+    is_named = column in schema.names or column not in (IMAGE_COLUMN, CAPTION_COLUMN)
+    return column if is_named or len(texts) != 1 else str(texts[0])
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -478,28 +319,25 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
     return make(_AS_BYTES[kind.value_type])
 
 
-def _bytes(value: Any) -> bytes | None:
+def _bytes(value: pa.Scalar) -> bytes | None:
     return value.as_buffer().to_pybytes() if value.is_valid else None
 
 
+def _image_in(cell: pa.Scalar) -> tuple[bytes | None, bytes | None]:
+    """The bytes of a picture, and the path of its file, as a row has them."""
+    if not isinstance(cell, pa.StructScalar):
+        stored = _bytes(cell)
+        return (None, stored) if _is_text(cell.type) else (stored, None)
+    path = _bytes(cell["path"]) if "path" in cell.type.names else None
+    return _bytes(cell["bytes"]), path
+
+
 def _map(path: Path) -> pa.Table:
-    before = _POOL.bytes_allocated()
+    """A file or a stream of Arrow, mapped; what is compressed takes its size in
+    memory.
+    """
     with pa.memory_map(str(path)) as source:
         is_file = source.read(len(_MAGIC)) == _MAGIC
         source.seek(0)
-        reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(
-            source, memory_pool=_POOL
-        )
-        batches = []
-        for batch in (
-            map(reader.get_batch, range(reader.num_record_batches))
-            if is_file
-            else reader
-        ):
-            batches.append(batch)
-            if _POOL.bytes_allocated() > before:
-                raise InputError(
-                    f"{path}: is compressed; save it as Arrow without compression, or"
-                    " as Parquet"
-                )
-    return pa.Table.from_batches(batches, reader.schema)
+        reader = pa.ipc.open_file if is_file else pa.ipc.open_stream
+        return reader(source).read_all()

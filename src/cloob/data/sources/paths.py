@@ -34,10 +34,12 @@ from cloob.data.source import (
     Fingerprint,
     Source,
     digest,
+    first_equal,
     of_column,
     spread,
 )
-from cloob.data.sources.arrow import check_name, is_list, reading
+from cloob.data.sources.arrow import check_name, is_list
+from cloob.data.sources.files import reading
 from cloob.errors import InputError, counted
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -107,29 +109,22 @@ class TableSource(Source):
         }
 
     def pictures(self) -> np.ndarray | None:
-        """(N,) int64, equal for rows of one path with several captions; None where no
-        path has several.
+        """(N,) int64: per row the first of its path, where that has several captions;
+        None where no path has.
         """
-        codes = (
-            column.dictionary_encode().combine_chunks().indices
+        paths, captions = (
+            column.dictionary_encode().combine_chunks().indices.fill_null(-1)
             for column in (self._images, self._captions)
         )
-        same, captions = (
-            code.fill_null(-1).to_numpy().astype(np.int64) for code in codes
-        )
-        nowhere = (same < 0) | pc.equal(self._images, b"").fill_null(False).to_numpy()
-        width = len(same) + 1  # above every code
-        of_caption = (
-            np.unique(same * width + captions + 1) // width
-        )  # a path once for each of its captions
-        several = (
-            np.isin(same, of_caption[1:][of_caption[1:] == of_caption[:-1]]) & ~nowhere
-        )
-        return (
-            np.where(several, same, -1 - np.arange(len(same)))
-            if several.any()
-            else None
-        )
+        path = paths.to_numpy().astype(np.int64)
+        n = len(path)
+        # a path once for each of its captions; n + 1 is above every code
+        distinct = np.unique(path * (n + 1) + captions.to_numpy()) // (n + 1)
+        is_several = np.isin(path, distinct[1:][distinct[1:] == distinct[:-1]])
+        is_several &= pc.fill_null(pc.not_equal(self._images, b""), False).to_numpy()
+        if not is_several.any():
+            return None
+        return first_equal(np.where(is_several, path, -1 - np.arange(n)))
 
     def row(self, index: int) -> tuple[str, bytes | None]:
         """Path of the image and caption of row ``index`` (from 0) as the table has
