@@ -310,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": about, "rows": rows}
     (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record))
+    print(table(record["rows"]))
     print(f"written: {args.out}/results.json")
 
 

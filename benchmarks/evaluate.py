@@ -295,7 +295,7 @@ def main() -> None:
             file.write_text(
                 json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8"
             )
-    print(table({"rows": rows}))
+    print(table(rows))
     print(f"written: {file}")
 
 

@@ -58,11 +58,10 @@ def ratio(shown: str, value: float | None) -> str:
     return shown if value is None else f"{shown} ({value:.2f})"
 
 
-def objective() -> str:
+def objective(rows: list[Record]) -> str:
     """Time and memory of each contender at some sizes, next to the plain form's."""
-    record = results("objective")
     lines = []
-    for row in record["rows"]:
+    for row in rows:
         if row["name"] == "GEMM" or row["n"] not in (512, 4096, 32768):
             continue
         memory = "–"
@@ -74,9 +73,9 @@ def objective() -> str:
     return table(["N", "what", "s (÷ plain)", "MB (÷ plain)"], lines)
 
 
-def data() -> str:
+def data(rows: list[Record]) -> str:
     lines = []
-    for row in results("data")["rows"]:
+    for row in rows:
         if row["workers"] == 2 and row["name"] in ("cloob", "open_clip_train"):
             rates = [
                 ratio(number(row[key]), row.get(f"{key}_ratio"))
@@ -87,9 +86,8 @@ def data() -> str:
     return table(head, lines)
 
 
-def train_step() -> str:
+def train_step(rows: list[Record]) -> str:
     """Images a second of whole trainings, with the ratios of the same rounds."""
-    rows = results("train_step")["rows"]
     peers = dict.fromkeys(key for row in rows for key in row if key[:6] == "ratio_")
     lines = []
     for row in rows:
@@ -98,9 +96,9 @@ def train_step() -> str:
     return table(["what", "images/s", *(f"÷ {peer[6:]}" for peer in peers)], lines)
 
 
-def evaluate() -> str:
+def evaluate(rows: list[Record]) -> str:
     lines = []
-    for row in results("evaluate")["rows"]:
+    for row in rows:
         command = row["command"]
         ours = number(command["cloob"]["median_s"])
         theirs = number(command["clip_benchmark"]["median_s"])
@@ -321,10 +319,6 @@ def figures() -> dict[str, Callable[[], str]]:
         "auto": auto_table,
         "auto-verdict": auto_verdict,
         "auto-hubs": hubs,
-        "objective": objective,
-        "data": data,
-        "train-step": train_step,
-        "evaluate": evaluate,
         "heads-time": heads_time,
         "heads-memory": heads_memory,
         "clean-reached": reached,
@@ -337,9 +331,16 @@ def figures() -> dict[str, Callable[[], str]]:
         "start-mistake": lambda: start("cloob train, a mistake", 2),
         "start-torch": lambda: start("import torch", 2),
     }
-    for name in ("objective", "data", "train_step", "evaluate"):
-        mark = f"machine-{name.replace('_', '-')}"
-        found[mark] = functools.partial(machine, name)
+    tables: dict[str, Callable[[list[Record]], str]] = {
+        "objective": objective,
+        "data": data,
+        "train_step": train_step,
+        "evaluate": evaluate,
+    }
+    for name, make_table in tables.items():
+        mark = name.replace("_", "-")
+        found[mark] = functools.partial(make_table, results(name)["rows"])
+        found[f"machine-{mark}"] = functools.partial(machine, name)
     for method in ("cloob", "infoloob"):
         found[f"molecules-{method}"] = functools.partial(molecules, method)
     for arm in ("all", "cleaned", "right"):

@@ -268,7 +268,7 @@ def main() -> None:
         (args.out / "results.json").write_text(
             json.dumps({"machine": about, "rows": rows}, indent=1) + "\n"
         )
-    print(table({"rows": rows}))
+    print(table(rows))
     print(f"written: {args.out}/results.json")
 
 
