@@ -6,6 +6,8 @@ import csv
 import json
 import pickle
 import shutil
+from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -375,6 +377,36 @@ def test_what_is_in_the_cache_is_not_embedded_again(saved, tmp_path):
         and embedded
     )
     run(data=Labels(NAMES[::-1]), probe=False)
+    assert set(embedded) == {"m: solid"}
+
+
+@pytest.mark.parametrize("package", ["torch", "open_clip_torch", "timm", "pillow"])
+def test_another_version_of_a_library_embeds_anew(
+    saved, tmp_path, monkeypatch, package
+):
+    """Its rows may differ, so those of the cache are not taken."""
+    embedded = []
+
+    def run():
+        embedded.clear()
+        embeddings = Embeddings(
+            {"m": saved[0]},
+            EmbedOptions(cache=Cache(tmp_path)),
+            progress=lambda *call: embedded.append(call[0]),
+        )
+        evaluate(embeddings, [Labels(NAMES)])
+
+    run()
+    run()
+    assert not embedded
+    installed = metadata.distributions
+
+    def distributions(name):
+        (found,) = installed(name=name)
+        return [SimpleNamespace(version="0.1") if name == package else found]
+
+    monkeypatch.setattr(metadata, "distributions", distributions)
+    run()
     assert set(embedded) == {"m: solid"}
 
 

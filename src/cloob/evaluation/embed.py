@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, Skip, decoding
 from cloob.data.batch import Reader as Reader
-from cloob.errors import InputError, refuse
+from cloob.errors import InputError
 from cloob.machine import in_threads
 from cloob.models.encoder import DualEncoder
 from cloob.models.encoder import evaluating as evaluating
@@ -91,21 +91,21 @@ class PairEmbeddings:
         by reason.
         """
         counts = Counter(skip.reason for skip in self.images.bad)
-        readable = (
-            torch.isfinite(self.images.features).all(1)[self.image_of_text].tolist()
-        )
-        if empty := sum(
-            good and not caption
-            for good, caption in zip(readable, self.captions, strict=True)
-        ):
-            counts["missing caption"] += empty
+        readable = torch.isfinite(self.images.features).all(dim=1)
+        is_empty = torch.tensor([not caption for caption in self.captions])
+        n_empty = int((readable[self.image_of_text] & is_empty).sum())
+        if n_empty:
+            counts["missing caption"] += n_empty
         return dict(sorted(counts.items()))
 
 
-class _Loaded(NamedTuple):
+@dataclass
+class _Loaded:
+    """A sample with its pixels, or why it has none."""
+
     key: str
     captions: tuple[str, ...]
-    pixels: Tensor | None
+    pixels: Tensor | None = None
     bad: Skip | None = None
 
 
@@ -121,63 +121,79 @@ def embed_images(
     embedding is not finite.
     """
     options = options or EmbedOptions()
+    load = partial(_load, encoder, reader)
+    ahead = 2 * options.batch_size
+    loaded = in_threads(load, range(len(reader)), options.workers, ahead)
     samples: list[_Loaded] = []
-    features, of_tower = [], []
-
-    def load(index: int) -> _Loaded:
-        captions: tuple[str, ...] = ("",)
-        try:
-            sample = reader.read(index)
-            key, data, *_ = (
-                sample if isinstance(sample, tuple) else (sample.key, sample.image)
-            )
-            captions = getattr(sample, "captions", None) or (
-                getattr(sample, "caption", ""),
-            )
-            with decoding(key):
-                return _Loaded(key, captions, encoder.preprocess(decode(data)))
-        except BadSample as error:
-            return _Loaded(error.key, error.captions or captions, None, error.skip)
-
-    loaded = in_threads(
-        load, range(len(reader)), options.workers, 2 * options.batch_size
-    )
-    with (
-        evaluating(encoder),
-        capture_tower(encoder) if tower else nullcontext() as captured,
-    ):
+    features: list[Tensor] = []
+    towers: list[Tensor] = []
+    capturing = capture_tower(encoder) if tower else nullcontext()
+    with evaluating(encoder), capturing as captured:
         while batch := list(islice(loaded, options.batch_size)):
-            samples += [sample._replace(pixels=None) for sample in batch]
-            if pixels := [
-                sample.pixels for sample in batch if sample.pixels is not None
-            ]:
-                images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
-                features.append(encoder.encode_image(images).float().cpu())
-                if captured is not None:
-                    of_tower.append(captured(features[-1]))
+            rows = _encode(encoder, batch)
+            if len(rows):
+                features.append(rows)
+                towers += [] if captured is None else [captured(rows)]
+            samples += batch
             if progress is not None:
                 progress(len(samples), len(reader))
-    bad = [sample.bad for sample in samples if sample.bad is not None]
     if not features:
-        first = (
-            f"; the first is {bad[0].key}: {bad[0].reason} ({bad[0].detail})"
-            if bad
-            else ""
-        )
-        raise InputError(
-            f"{reader.name}: none of the {len(samples)} images can be read{first}"
-        )
-    readable = [sample.bad is None for sample in samples]
+        raise InputError(_none_readable(reader.name, samples))
     rows = torch.cat(features)
-    _check_finite(
-        encoder, rows, [sample.key for sample in samples if sample.bad is None]
+    _check_finite(encoder, rows, [each.key for each in samples if each.bad is None])
+    return _assembled(samples, rows, towers)
+
+
+def _assembled(
+    samples: Sequence[_Loaded], rows: Tensor, towers: Sequence[Tensor]
+) -> ImageEmbeddings:
+    """All samples in order, with the rows of those that can be read."""
+    readable = torch.tensor([sample.bad is None for sample in samples])
+    return ImageEmbeddings(
+        features=_in_place(rows, readable),
+        keys=tuple(sample.key for sample in samples),
+        bad=[sample.bad for sample in samples if sample.bad is not None],
+        captions=tuple(sample.captions for sample in samples),
+        tower=_in_place(torch.cat(list(towers)), readable) if towers else None,
     )
-    keys, captions = (
-        tuple(values)
-        for values in zip(*((s.key, s.captions) for s in samples), strict=True)
-    )
-    towers = _in_place(torch.cat(of_tower), readable) if tower else None
-    return ImageEmbeddings(_in_place(rows, readable), keys, bad, captions, towers)
+
+
+def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
+    captions: tuple[str, ...] = ("",)
+    try:
+        sample = reader.read(index)
+        if isinstance(sample, tuple):
+            key, data = sample[:2]
+        else:
+            key, data, captions = sample.key, sample.image, _captions_of(sample)
+        with decoding(key):
+            return _Loaded(key, captions, encoder.preprocess(decode(data)))
+    except BadSample as error:
+        return _Loaded(error.key, error.captions or captions, bad=error.skip)
+
+
+def _captions_of(sample: Any) -> tuple[str, ...]:
+    """Its captions, or its one."""
+    return getattr(sample, "captions", None) or (sample.caption,)
+
+
+def _encode(encoder: Encoder, samples: Sequence[_Loaded]) -> Tensor:
+    """The rows of those that can be read, whose pixels are let go."""
+    pixels = [sample.pixels for sample in samples if sample.pixels is not None]
+    for sample in samples:
+        sample.pixels = None
+    if not pixels:
+        return torch.empty(0)
+    images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
+    return encoder.encode_image(images).float().cpu()
+
+
+def _none_readable(name: str, samples: Sequence[_Loaded]) -> str:
+    text = f"{name}: none of the {len(samples)} images can be read"
+    if samples and samples[0].bad is not None:
+        first = samples[0].bad
+        text += f"; the first is {first.key}: {first.reason} ({first.detail})"
+    return text
 
 
 def embed_pairs(
@@ -193,15 +209,10 @@ def embed_pairs(
     options = options or EmbedOptions()
     images = embed_images(encoder, source, options, progress)
     captions = [caption for group in images.captions for caption in group]
-    features = embed_texts(
-        encoder,
-        [caption for caption in captions if caption],
-        options.batch_size,
-        text_progress,
-    )
-    return PairEmbeddings(
-        images, _in_place(features, [bool(caption) for caption in captions])
-    )
+    usable = [caption for caption in captions if caption]
+    features = embed_texts(encoder, usable, options.batch_size, text_progress)
+    is_usable = torch.tensor([bool(caption) for caption in captions])
+    return PairEmbeddings(images, _in_place(features, is_usable))
 
 
 def embed_texts(
@@ -214,19 +225,19 @@ def embed_texts(
 
     InputError if an embedding is not finite.
     """
-    refuse({f"{encoder.name}: no texts to embed": not texts})
+    if not texts:
+        raise InputError(f"{encoder.name}: no texts to embed")
     # Texts of similar length together: a batch costs what its longest text does
     # (cloob.models.encoder).
     distinct = sorted(dict.fromkeys(texts), key=len)
     place = {text: i for i, text in enumerate(distinct)}
     parts = []
     with evaluating(encoder):
-        for i in range(0, len(distinct), batch_size):
-            parts.append(
-                encoder.encode_text(distinct[i : i + batch_size]).float().cpu()
-            )
+        for start in range(0, len(distinct), batch_size):
+            batch = distinct[start : start + batch_size]
+            parts.append(encoder.encode_text(batch).float().cpu())
             if progress is not None:
-                progress(min(i + batch_size, len(distinct)), len(distinct))
+                progress(start + len(batch), len(distinct))
     features = torch.cat(parts)
     _check_finite(encoder, features, distinct)
     return features[torch.tensor([place[text] for text in texts])]
@@ -246,56 +257,64 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     if not isinstance(visual, nn.Module):
         yield lambda embeddings: embeddings.float().cpu()
         return
+    is_timm = hasattr(visual, "trunk")
+    head: Any = visual.head if is_timm else getattr(model, "image_head", None)
     seen: list[Tensor] = []
-    projection = getattr(visual, "proj", None)
-    head: Any = (
-        getattr(visual, "head", None)
-        if hasattr(visual, "trunk")
-        else getattr(model, "image_head", None)
-    )
-
-    def before_head(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(
-            inputs[0].flatten(1)
-            if inputs[0].ndim == 2
-            else inputs[0].flatten(2).mean(2)
-        )
-
-    def after(_: nn.Module, __: Any, output: Any) -> Any:
-        pooled, *others = output if isinstance(output, tuple) else (output,)
-        seen.append(pooled)
-        if isinstance(projection, nn.Parameter):
-            pooled = pooled @ projection
-        return (pooled, *others) if isinstance(output, tuple) else pooled
-
-    hooked = isinstance(head, nn.Module)
-    handle = (
-        head.register_forward_pre_hook(before_head)
-        if hooked
-        else visual.register_forward_hook(after)
-    )
-    try:
-        if isinstance(projection, nn.Parameter):
-            visual.proj = None  # type: ignore[assignment]  # the hook projects, so that one pass gives both
+    has_head = isinstance(head, nn.Module)
+    with _inputs(head, seen) if has_head else _outputs(visual, seen):
         yield lambda _: torch.cat([seen.pop(0) for _ in range(len(seen))]).float().cpu()
+
+
+@contextmanager
+def _inputs(head: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """Keeps what comes into a head, of maps their mean."""
+
+    def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0]
+        seen.append(rows if rows.ndim == 2 else rows.flatten(2).mean(2))
+
+    handle = head.register_forward_pre_hook(before)
+    try:
+        yield
     finally:
         handle.remove()
-        if isinstance(projection, nn.Parameter):
+
+
+@contextmanager
+def _outputs(visual: Any, seen: list[Tensor]) -> Iterator[None]:
+    """Keeps what a tower pools, before its projection if it has one as a parameter."""
+    projection = getattr(visual, "proj", None)
+    is_projected = isinstance(projection, nn.Parameter)
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        pooled, *tokens = output if isinstance(output, tuple) else (output,)
+        seen.append(pooled)
+        if is_projected:
+            pooled = pooled @ projection
+        return (pooled, *tokens) if isinstance(output, tuple) else pooled
+
+    handle = visual.register_forward_hook(after)
+    try:
+        if is_projected:
+            visual.proj = None  # the hook projects, so that one pass gives both
+        yield
+    finally:
+        handle.remove()
+        if is_projected:
             visual.proj = projection
 
 
-def _in_place(rows: Tensor, readable: Sequence[bool]) -> Tensor:
+def _in_place(rows: Tensor, readable: Tensor) -> Tensor:
     """``rows`` in the places that are ``readable``, NaN in the others."""
     features = torch.full((len(readable), rows.shape[1]), torch.nan)
-    features[torch.tensor(readable)] = rows
+    features[readable] = rows
     return features
 
 
 def _check_finite(encoder: Encoder, features: Tensor, names: Sequence[str]) -> None:
     wrong = (~torch.isfinite(features).all(1)).nonzero()[:, 0]
     if len(wrong):
-        first = f"the first is that of {names[int(wrong[0])]!r}"
         raise InputError(
             f"{encoder.name}: {len(wrong)} of {len(names)} embeddings are not finite;"
-            f" {first}"
+            f" the first is that of {names[int(wrong[0])]!r}"
         )

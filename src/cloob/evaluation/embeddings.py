@@ -126,7 +126,7 @@ class Embeddings:
         self._contents: dict[
             int, tuple[Reader, str]
         ] = {}  # with the set, so that its id stays unique
-        self._known: dict[
+        self._values: dict[
             tuple[str, str, int], tuple[Any, Any]
         ] = {}  # likewise: two sets may have one name
 
@@ -140,18 +140,21 @@ class Embeddings:
                 self._folder(model) or source, device=self._options.device
             )
             if encoder.config.kind == "aligned":
-                # Features that training kept of its frozen encoders, and that other
-                # models computed with equal ones.
-                cache, keys = self._options.cache, encoder.encoder_keys()
-                for key, kept in zip(keys, ("images", "texts"), strict=True):
-                    if key not in self._memories:
-                        files = (
-                            [] if cache is None else cache.named("features", f"-{key}-")
-                        )
-                        self._memories[key] = FeatureMemory(files, kept)
-                encoder.memories = tuple(self._memories[key] for key in keys)
+                self._share_features(encoder)
             self._loaded = (model, encoder)
         return self._loaded[1]
+
+    def _share_features(self, encoder: Any) -> None:
+        """Gives it the features that training kept of its frozen encoders, and that
+        other models computed with equal ones.
+        """
+        keys = encoder.encoder_keys()
+        for key, kind in zip(keys, ("images", "texts"), strict=True):
+            if key not in self._memories:
+                cache = self._options.cache
+                files = [] if cache is None else cache.named("features", f"-{key}-")
+                self._memories[key] = FeatureMemory(files, kind)
+        encoder.memories = tuple(self._memories[key] for key in keys)
 
     def facts(self, model: str) -> ModelFacts:
         return self._once("facts", model, None, _facts_of, "model")
@@ -160,18 +163,18 @@ class Embeddings:
         """The images, labels and classes of a set through a model; InputError too if a
         label has no class.
         """
-        labels, names, templates = _labels(data), data.classnames, data.templates
+        names, templates = data.classnames, data.templates
         embed = partial(
             class_embeddings,
             classnames=names,
             templates=templates,
             batch_size=self._options.batch_size,
         )
+        labels = _labels(data)
         words = digest([str(len(names)), *names, *templates])
         classes = self._once("classes", model, data, embed, words)
-        return LabelledEmbeddings(
-            self._images(model, data, self._with_tower), labels, classes
-        )
+        images = self._images(model, data, self._with_tower)
+        return LabelledEmbeddings(images, labels, classes)
 
     def tower(self, model: str, data: Labelled) -> tuple[Tensor, Tensor]:
         """The (n, F) features of the image tower on a labelled set, for probes, and the
@@ -198,35 +201,27 @@ class Embeddings:
         return self._once(f"probe-{digest([how])}", model, train, fit)
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
-        of_images, of_texts = (
-            self._report(model, name) for name in (source.name, f"{source.name}, texts")
-        )
         embed = partial(
             embed_pairs,
             source=source,
             options=self._options,
-            progress=of_images,
-            text_progress=of_texts,
+            progress=self._report(model, source.name),
+            text_progress=self._report(model, f"{source.name}, texts"),
         )
         return self._once("captioned", model, source, embed)
 
     def _images(self, model: str, data: Labelled, tower: bool) -> ImageEmbeddings:
-        report = self._report(model, data.name)
         embed = partial(
             embed_images,
             reader=data,
             options=self._options,
-            progress=report,
+            progress=self._report(model, data.name),
             tower=tower,
         )
-        result = self._once(
-            "images", model, data, embed
-        )  # with the tower's features, if a run with probes was first
-        return (
-            self._once("images-tower", model, data, embed)
-            if tower and result.tower is None
-            else result
-        )
+        images = self._once("images", model, data, embed)
+        if not tower or images.tower is not None:  # a run with probes was first
+            return images
+        return self._once("images-tower", model, data, embed)
 
     def _once(
         self,
@@ -241,34 +236,45 @@ class Embeddings:
 
         ``key`` stands for the content of the set, where less than all of it matters.
         """
-        known = kind, model, id(data)
-        if known not in self._known:
-            cache, name = self._options.cache, ""
-            if cache is not None and (model_key := self._key(model)) is not None:
-                if not key and id(data) not in self._contents:
-                    self._contents[id(data)] = data, content_key(data)
-                name = f"{model_key}/{kind}-{key or self._contents[id(data)][1]}.pt"
-            value: T | None = None
-            if (
-                cache is not None
-                and name
-                and (path := cache.find("embeddings", name)) is not None
-            ):
-                # A damaged file counts as absent and is written anew.
-                damaged = contextlib.suppress(
-                    OSError, RuntimeError, EOFError, pickle.UnpicklingError
-                )
-                with damaged, torch.serialization.safe_globals(_KEPT):
-                    value = torch.load(path, weights_only=True)
+        place = kind, model, id(data)
+        if place not in self._values:
+            name = self._file_name(kind, model, data, key)
+            value: T | None = self._read(name)
             if value is None:
                 value = compute(self.encoder(model))
-                if cache is not None and name:
-                    stream = io.BytesIO()
-                    torch.save(value, stream)
-                    cache.put("embeddings", name, stream.getvalue())
-            self._known[known] = data, value
-        result: T = self._known[known][1]
+                self._write(name, value)
+            self._values[place] = data, value
+        result: T = self._values[place][1]
         return result
+
+    def _file_name(self, kind: str, model: str, data: Any, key: str | None) -> str:
+        """The name of a value in the cache; empty where it is not kept."""
+        if self._options.cache is None:
+            return ""
+        model_key = self._key(model)
+        if model_key is None:
+            return ""
+        if key is None:
+            if id(data) not in self._contents:
+                self._contents[id(data)] = data, content_key(data)
+            key = self._contents[id(data)][1]
+        return f"{model_key}/{kind}-{key}.pt"
+
+    def _read(self, name: str) -> Any:
+        """What the cache has; a damaged file counts as absent and is written anew."""
+        if not name or self._options.cache is None:
+            return None
+        path = self._options.cache.find("embeddings", name)
+        damaged = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
+        with contextlib.suppress(*damaged), torch.serialization.safe_globals(_KEPT):
+            return None if path is None else torch.load(path, weights_only=True)
+        return None
+
+    def _write(self, name: str, value: Any) -> None:
+        if name and self._options.cache is not None:
+            stream = io.BytesIO()
+            torch.save(value, stream)
+            self._options.cache.put("embeddings", name, stream.getvalue())
 
     def _report(self, model: str, name: str) -> Progress | None:
         return (
@@ -283,20 +289,10 @@ class Embeddings:
         """
         if model not in self._keys:
             folder, device = self._folder(model), self._options.device
-            key = None if folder is None else folder_key(folder, device)
-            if folder is None and isinstance(encoder := self.encoder(model), nn.Module):
-                objective = json.dumps(
-                    getattr(encoder, "objective_config", None),
-                    sort_keys=True,
-                    default=str,
-                )
-                parts = (
-                    fingerprint(encoder),
-                    describe(getattr(encoder, "tokenizer", None)),
-                    objective,
-                )
-                key = digest([*_place(getattr(encoder, "device", device)), *parts])
-            self._keys[model] = key
+            if folder is not None:
+                self._keys[model] = folder_key(folder, device)
+            else:
+                self._keys[model] = _loaded_key(self.encoder(model), device)
         return self._keys[model]
 
     def _folder(self, model: str) -> Path | None:
@@ -311,26 +307,35 @@ class Embeddings:
         return self._folders[model]
 
 
+def _loaded_key(encoder: Encoder, device: str | torch.device) -> str | None:
+    if not isinstance(encoder, nn.Module):
+        return None
+    objective = getattr(encoder, "objective_config", None)
+    return digest(
+        [
+            *_place(getattr(encoder, "device", device)),
+            fingerprint(encoder),
+            describe(getattr(encoder, "tokenizer", None)),
+            json.dumps(objective, sort_keys=True, default=str),
+        ]
+    )
+
+
 def _facts_of(encoder: Encoder) -> ModelFacts:
     settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
-    objective = member_name(
-        settings.get("contrast"), settings.get("hopfield")
-    ) or settings.get("closed_form")
-    scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    trained_scale = (
-        float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
-    )
-    beta = (
-        settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA
-    )
-    inv_tau = float(settings.get("inv_tau", trained_scale))
-    known = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
+    member = member_name(settings.get("contrast"), settings.get("hopfield"))
+    beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else None
+    inv_tau = settings.get("inv_tau")
+    if inv_tau is None:
+        scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
+        inv_tau = scale.detach().exp() if isinstance(scale, Tensor) else 1 / 0.07
+    has_weights = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
     return ModelFacts(
-        objective,
-        settings,
-        inv_tau,
-        float(beta),
-        fingerprint(encoder) if known else None,
+        objective=member or settings.get("closed_form"),
+        settings=settings,
+        inv_tau=float(inv_tau),
+        beta=float(_PAPER_BETA if beta is None else beta),
+        fingerprint=fingerprint(encoder) if has_weights else None,
     )
 
 
@@ -338,17 +343,14 @@ def folder_key(folder: Path, device: str | torch.device) -> str:
     """The key of a model folder or a file of weights: the bytes of its files, without
     loading it.
     """
+    files = [folder]
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
     parts: list[str | bytes] = [*_place(device)]
-    for path in (
-        [folder]
-        if folder.is_file()
-        else sorted(p for p in folder.rglob("*") if p.is_file())
-    ):
+    for path in files:
         with path.open("rb") as file:
-            parts += [
-                path.relative_to(folder).as_posix(),
-                hashlib.file_digest(file, "sha256").digest(),
-            ]
+            content = hashlib.file_digest(file, "sha256").digest()
+        parts += [path.relative_to(folder).as_posix(), content]
     return digest(parts)
 
 
@@ -358,11 +360,12 @@ def _place(device: str | torch.device) -> list[str]:
 
 
 def _labels(data: Labelled) -> Tensor:
-    labels, n = [int(label) for label in data.labels], len(data.classnames)
+    labels = [int(label) for label in data.labels]
+    n = len(data.classnames)
     for image, label in enumerate(labels):
         if not 0 <= label < n:
-            there = f"there are {n} class names (labels 0 to {n - 1})"
             raise InputError(
-                f"{data.name}: image {image} has label {label}, but {there}"
+                f"{data.name}: image {image} has label {label}, but there are {n} class"
+                f" names (labels 0 to {n - 1})"
             )
     return torch.tensor(labels, dtype=torch.int64)
