@@ -63,6 +63,7 @@ def train(run: Run) -> dict[str, Any]:
             group["lr"] = rate(step, total, run.setting.lr)
         pictures = encoders.pictures(sample.train.pictures[indices])
         captions = encoders.captions(sample.train.captions[indices])
+        objective.progress = step / total
         loss = objective(pictures, captions)
         optimizer.zero_grad()
         loss.backward()
