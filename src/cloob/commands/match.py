@@ -67,7 +67,7 @@ class Options:
 def run(options: Options) -> int:
     """Ranks, and writes or prints the hits."""
     check(options)
-    from cloob.data.vectors import read_ids_of, read_matrix
+    from cloob.data.matrices import read_ids_of, read_matrix
     from cloob.models.load import load_model
 
     a, b = read_matrix(options.a), read_matrix(options.b)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cloob.data.matrices import not_negative
 from cloob.data.vectors import VectorPairs, usable_pairs
 from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
@@ -160,10 +161,7 @@ def weights_of(name: str, values: Any, n: int) -> np.ndarray:
         raise InputError(f"{name}: a number for every row is expected") from None
     if weights.shape != (n,):
         raise InputError(f"{name} has shape {weights.shape}; ({n},) is expected")
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        row = int(bad.argmax())
-        raise InputError(f"{name}: row {row} is {weights[row]:g}; 0 or more is right")
+    not_negative(name, weights)
     if not (weights > 0).sum() > 1:
         raise InputError(
             f"{name}: fewer than two weights are not zero; nothing can be learned"

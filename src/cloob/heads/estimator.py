@@ -22,7 +22,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from cloob.data.vectors import Side, refuse_shared
+from cloob.data.matrices import Side, refuse_shared
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.functional.bootstrap import bootstrap_interval

@@ -1,0 +1,277 @@
+"""Matrices and columns in files: vectors, ids, weights."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import csv, parquet
+from safetensors import SafetensorError, safe_open
+
+from cloob.data.sources.files import reading
+from cloob.errors import InputError, first_of, require
+
+FORMS = (
+    "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz:NAME, FILE.safetensors:NAME"
+    " or FILE.h5:NAME"
+)
+_HDF5 = (".h5", ".hdf5", ".h5ad")
+_TABLES = (".csv", ".parquet")
+_NAMED = (".npz", ".safetensors", *_HDF5)  # files of several arrays
+_FAULTS = (ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError)
+
+
+class Side(NamedTuple):
+    """A matrix, and the names of its columns where it is a table."""
+
+    matrix: Any
+    names: tuple[str, ...] = ()
+
+
+def read_matrix(spec: str) -> np.ndarray:
+    """The (n, F) numbers of a file, given as one of ``FORMS``. Nothing is unpickled."""
+    matrix: np.ndarray = read_side(spec).matrix
+    return matrix
+
+
+def read_side(spec: str, drop: Sequence[str] = ()) -> Side:
+    """The numbers of a file without the columns to drop, and the names of a table's
+    columns.
+    """
+    path, name = split_spec(spec)
+    if path.suffix in _TABLES and not name:
+        return _read_table(path, drop)
+    expected = "a row of numbers for every item is expected, as float32 (1000, 384)"
+    return Side(_read(spec, 2, "biuf", expected))
+
+
+def read_ids(spec: str) -> list[str]:
+    """The ids in a file: lines of a text, or a column of texts or integers in one of
+    ``FORMS``.
+    """
+    if _is_text(spec):
+        ids = _lines(spec)
+    else:
+        column = _read(spec, 1, "iuUO", "one text or integer a row is expected")
+        ids = ["" if value is None else str(value) for value in column.tolist()]
+    if "" in ids:
+        raise InputError(f"{spec}: row {ids.index('')} has no id")
+    return ids
+
+
+def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
+    """The ids in a file, one per row of a matrix."""
+    ids = read_ids(spec)
+    if len(ids) != rows:
+        raise InputError(
+            f"{spec} has {len(ids):,} ids, {matrix} has {rows:,} rows; one id a row is"
+            " expected"
+        )
+    return ids
+
+
+def read_weights(spec: str, n: int) -> np.ndarray:
+    """(n,) numbers of 0 or more: lines of a text, or a column in one of ``FORMS``."""
+    if _is_text(spec):
+        try:
+            weights = np.array([float(line) for line in _lines(spec)])
+        except ValueError as error:
+            raise InputError(f"{spec}: {error}; a number a line is expected") from None
+    else:
+        weights = _read(spec, 1, "biuf", "one number a row is expected")
+    if len(weights) != n:
+        raise InputError(f"{spec} has {len(weights):,} numbers for {n:,} pairs")
+    return not_negative(spec, weights.astype(np.float64))
+
+
+def not_negative(name: str, weights: np.ndarray) -> np.ndarray:
+    """The weights; InputError for one that is negative or not finite."""
+    is_bad = ~(np.isfinite(weights) & (weights >= 0))
+    if is_bad.any():
+        row = int(is_bad.argmax())
+        raise InputError(f"{name}: row {row} is {weights[row]:g}; 0 or more is right")
+    return weights
+
+
+def check_dropped(drop: Sequence[str], *specs: str) -> None:
+    """Refuses the name of a column that no table has."""
+    columns: list[str] = []
+    for path, name in map(split_spec, specs):
+        if drop and path.suffix in _TABLES and not name:
+            columns += _table(path).column_names
+    for column in drop:
+        if column not in columns:
+            raise InputError(f"drop: no table has the column {column!r}")
+
+
+def refuse_shared(a: Side, b: Side, names: tuple[str, str]) -> None:
+    """Refuses a column of numbers that are nearly all different and the same in both
+    tables: an id or a row number gives the pairs away.
+    """
+    if not (a.names and b.names) or len(a.matrix) != len(b.matrix):
+        return
+    columns_of_b: dict[bytes, str] = {}
+    for name, column in zip(b.names, b.matrix.T, strict=True):
+        columns_of_b[column.astype(np.float64).tobytes()] = name
+    for name, column in zip(a.names, a.matrix.T, strict=True):
+        other = columns_of_b.get(column.astype(np.float64).tobytes())
+        if other is not None and len(np.unique(column)) >= 0.99 * len(column):
+            raise InputError(
+                f"column {name!r} of {names[0]} is column {other!r} of {names[1]}, row"
+                f" by row, and gives the pairs away: --drop {name} leaves it out"
+                " (--a-ids and --b-ids join rows by ids)"
+            )
+
+
+def split_spec(spec: str) -> tuple[Path, str]:
+    """The file and the name inside it."""
+    place, _, name = spec.rpartition(":")
+    is_named = Path(place).suffix in (*_NAMED, *_TABLES)
+    return (Path(place), name) if is_named else (Path(spec), "")
+
+
+def _is_text(spec: str) -> bool:
+    """Whether ids or weights are lines; a CSV without a column's name is lines, too."""
+    path, name = split_spec(spec)
+    if path.suffix == ".csv":
+        return not name
+    return path.suffix not in _READERS
+
+
+def _lines(spec: str) -> list[str]:
+    with reading(Path(spec)):
+        text = Path(spec).read_text(encoding="utf-8-sig")
+    # an id may hold other line breaks of Unicode
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
+    """An array in a file, of so many dimensions and one of numpy's kinds."""
+    path, name = split_spec(spec)
+    if path.suffix not in _READERS or (path.suffix in _NAMED and not name):
+        raise InputError(f"{spec}: vectors come as {FORMS}")
+    with reading(path, *_FAULTS):
+        array = _READERS[path.suffix](path, name)
+    if array.ndim != dimensions or 0 in array.shape or array.dtype.kind not in kinds:
+        raise InputError(f"{spec}: holds {array.dtype} {array.shape}; {expected}")
+    return array
+
+
+def _read_npy(path: Path, _: str) -> np.ndarray:
+    # rows of a memmap come slower
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _read_npz(path: Path, name: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        return np.asarray(archive[_checked(name, archive.files, path)])
+
+
+def _read_safetensors(path: Path, name: str) -> np.ndarray:
+    with safe_open(path, framework="pt") as file:
+        tensor = file.get_tensor(_checked(name, file.keys(), path))
+    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+
+
+def _read_hdf5(path: Path, name: str) -> np.ndarray:
+    h5py = require("h5py", "h5py")
+    names: list[str] = []
+
+    def add(key: str, part: object) -> None:
+        if isinstance(part, h5py.Dataset):
+            names.append(key)
+
+    with h5py.File(path) as file:
+        file.visititems(add)
+        part = file[_checked(name.strip("/"), names, path)]
+        is_text = h5py.check_string_dtype(part.dtype)
+        return np.asarray((part.asstr() if is_text else part)[()])
+
+
+def _read_column(path: Path, name: str) -> np.ndarray:
+    """A column of a table, (n, F) of lists of equal length without gaps."""
+    column = _table(path, name)[name].combine_chunks()
+    if "list" in str(column.type).partition("<")[0]:
+        flat = column.flatten()
+        widths = {len(row) for row in column}
+        if not column.null_count and not flat.null_count and len(widths) == 1:
+            return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(
+                len(column), -1
+            )
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+_READERS: dict[str, Callable[[Path, str], np.ndarray]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+    **dict.fromkeys(_TABLES, _read_column),
+    **dict.fromkeys(_HDF5, _read_hdf5),
+}
+
+
+def _read_table(path: Path, drop: Sequence[str]) -> Side:
+    """A table of numbers, a column a feature."""
+    with reading(path, ValueError, TypeError):
+        table = _table(path)
+        names = [name for name in table.column_names if name not in drop]
+        table = table.select(names)
+    for field in table.schema:
+        kind = field.type
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not is_number and not pa.types.is_boolean(kind):
+            raise InputError(
+                f"{path}: column {field.name!r} holds {kind}; without :COLUMN all must"
+                f" be numbers (--drop {field.name!r} leaves it out)"
+            )
+    if not names or not len(table):
+        raise InputError(f"{path}: has no rows of numbers")
+    columns = [column.to_numpy() for column in table.columns]
+    return Side(np.column_stack(columns), tuple(names))
+
+
+def _table(path: Path, name: str = "") -> pa.Table:
+    """A table with the column of a name, or one of features."""
+    if path.suffix == ".csv":
+        has_header = _has_header(path)
+        options = csv.ReadOptions(autogenerate_column_names=not has_header)
+        table = csv.read_csv(path, options)
+    else:
+        names = parquet.read_schema(path).names
+        columns = [_checked(name, names, path)] if name else None
+        table = parquet.read_table(path, columns=columns)
+    if name:
+        _checked(name, table.column_names, path)
+        return table
+    for number, column in enumerate(table.column_names, 1):
+        if column in ("", "__index_level_0__"):
+            # row numbers, the same in both files, would give the pairs away
+            raise InputError(
+                f"{path}: column {number} is an index of pandas; save the table with"
+                " index=False"
+            )
+    return table
+
+
+def _has_header(path: Path) -> bool:
+    """Whether the first line names the columns: it is no row of numbers, or the numbers
+    0, 1, 2 …, as pandas calls columns.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        cells = file.readline().strip().split(",")
+    try:
+        numbers = list(map(float, cells))
+    except ValueError:
+        return True
+    return len(cells) > 1 and numbers == [*range(len(cells))]
+
+
+def _checked(name: str, names: Sequence[str], path: Path) -> str:
+    if name not in names:
+        raise InputError(f"{path}: has no {name!r}; it has {first_of(list(names))}")
+    return name
