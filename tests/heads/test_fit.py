@@ -12,7 +12,7 @@ from views import pairs_of, views
 from cloob.data.order import EpochOrder, ShardSizes
 from cloob.errors import InputError, TrainingFailed
 from cloob.heads import choose as choosing
-from cloob.heads.choose import Combination, choose, gain_by_halves
+from cloob.heads.choose import choose, gain_by_halves
 from cloob.heads.closed import fit_closed_form
 from cloob.heads.fit import fit
 from cloob.heads.fitted import Rows, recalls
@@ -249,20 +249,15 @@ def test_refit_sees_all_pairs_and_reports_what_was_before(objective):
     assert after >= before  # they were trained on
 
 
-def combination(found):
-    return Combination("", [1.0, 0.0], 0.0, (), found)
-
-
 def test_gains_are_those_of_ids_that_did_not_choose():
     """Two are better on a half of the ids each: what one half of them chooses gains
     nothing on the other, and what is better everywhere gains all of it.
     """
     even = torch.tensor([1.0, 0.0]).repeat(50)
-    alone = [combination(torch.full((100,), 0.5))]
-    lucky = gain_by_halves(alone, [combination(even), combination(1 - even)])
+    alone = torch.full((1, 100), 0.5)
+    lucky = gain_by_halves(alone, torch.stack([even, 1 - even]))
     assert lucky.mean < 0 and lucky.low < lucky.mean < lucky.high
-    better = gain_by_halves(alone, [combination(torch.full((100,), 0.75))])
-    assert better == (0.25, 0.25, 0.25)
+    assert gain_by_halves(alone, alone + 0.25) == (0.25, 0.25, 0.25)
 
 
 def test_what_is_no_better_on_average_is_not_joined():

@@ -20,7 +20,6 @@ from cloob.heads.closed import choice_of, closed_beside, fit_closed_form
 from cloob.heads.fit import OnEpoch, fit
 from cloob.heads.fitted import (
     GALLERY,
-    RECALLS,
     FittedHeads,
     Rows,
     recalls,
@@ -37,10 +36,8 @@ STARTS: Sequence[str] = ("closed-form", "random")
 N_JUDGES = 2000  # held-out pairs that choose
 N_BANK = 1024  # training pairs of the bias against hubs
 N_HALVES = 20  # of the held-out ids, which judge whether to join
-CLOSED_WEIGHTS = (0.7, 1.0, 1.4)  # of the closed form beside the heads
-HUB_STRENGTHS = (0.25, 0.5)
+STRENGTHS = (0.0, 0.5)  # of the bias against hubs
 LEAST_WIDTH = 16  # of joined heads, for four columns of a bias
-AT_TEN = [RECALLS.index(10), len(RECALLS) + RECALLS.index(10)]
 
 
 @dataclass(frozen=True)
@@ -62,18 +59,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Combination:
-    """Parts side by side, and how good they are on the pairs that choose."""
+    """Parts side by side."""
 
-    message: str
-    weights: list[float]  # of all parts; the closed form is the last
-    strength: float  # of the bias against hubs
-    heads: Heads
-    recalls: Tensor  # (ids,)
+    places: list[int]  # of the parts; the closed form is the last of them
+    strength: float = 0.0  # of the bias against hubs
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether it is one pair of fitted heads as they are."""
-        return self.weights[-1] == 0 and sum(self.weights) == 1 and not self.strength
+    def of(self, parts: list[Part]) -> list[Part]:
+        """Those that are joined."""
+        return [parts[place] for place in self.places]
+
+    def message(self, parts: list[Part]) -> str:
+        """What is joined, in words."""
+        names = " + ".join(part.name for part in self.of(parts))
+        return f"{names}, hubs {self.strength:g}" if self.strength else names
 
 
 class Gain(NamedTuple):
@@ -86,6 +84,13 @@ class Gain(NamedTuple):
     def __str__(self) -> str:
         mean, low, high = (100 * value for value in self)
         return f"{mean:+.1f} points, {low:+.1f} to {high:+.1f} in 18 of 20 halves"
+
+
+class Chosen(NamedTuple):
+    """The heads, and which of all parts they are."""
+
+    fitted: FittedHeads
+    combination: Combination
 
 
 def choose(
@@ -125,22 +130,20 @@ def choose(
         fits.append(
             fit(pairs, held_out, plan, closed=closed, state=state, on_epoch=on_epoch)
         )
+    if closed is not None:
+        fits.append(closed)
+    if not plans and on_epoch is not None:
+        on_epoch(fits[0].history[0])
+    chosen = Chosen(fits[0], Combination([0]))
     if joins:
-        assert held_out is not None and closed is not None
-        chosen = join(pairs, held_out, settings, plans, fits, closed)
-    elif fits:
-        chosen = fits[0]
-    else:
-        assert closed is not None
-        chosen = closed
-        if on_epoch is not None:
-            on_epoch(closed.history[0])
+        assert held_out is not None
+        chosen = join(pairs, held_out, settings, plans, fits)
     if settings.refit and held_out is not None:
         every = pairs.joined(held_out)
-        again = refitted(every, settings, plans, fits, closed, chosen, folder)
+        again = refitted(every, settings, plans, fits, chosen, folder)
         count = f"on {len(every):,} pairs, {len(held_out):,} of them held out"
-        return replace(again, decisions={**chosen.decisions, "refit": count})
-    return chosen
+        return replace(again, decisions={**again.decisions, "refit": count})
+    return chosen.fitted
 
 
 def plans_of(
@@ -172,51 +175,55 @@ def join(
     settings: HeadSettings,
     plans: list[HeadSettings],
     fits: list[FittedHeads],
-    closed: FittedHeads,
-) -> FittedHeads:
-    """The best of the fitted heads; joined with others and the closed form if the
-    halves of the held-out ids say that this finds more.
+) -> Chosen:
+    """The best of the fitted heads; joined with others and the closed form, which is
+    the last of the fits, if the halves of the held-out ids say that this finds more.
     """
     judge, bank = Rows.of(held_out, N_JUDGES), Rows.of(pairs, N_BANK)
     names = [f"{plan.objective} {number}" for number, plan in enumerate(plans, 1)]
-    names.append(f"cca {len(plans) + 1}")
-    heads = [fitted.heads for fitted in (*fits, closed)]
-    parts = [Part.of(*one, judge, bank) for one in zip(names, heads, strict=True)]
-    tried = combinations(parts, judge.ids, settings.embed_dim or 0)
-    alone = [one for one in tried if one.is_alone]
-    several = [one for one in tried if not one.is_alone]
-    gain = gain_by_halves(alone, several)
-    best = best_of(several)
-    first = max(range(len(fits)), key=lambda place: float(alone[place].recalls.mean()))
+    parts = [
+        Part.of(name, fitted.heads, judge, bank)
+        for name, fitted in zip([*names, "cca"], fits, strict=True)
+    ]
+    width = settings.embed_dim or 0
+    alone = [Combination([place]) for place in range(len(plans))]
+    several = combinations(len(plans), width)
+    of_alone, of_several = (
+        torch.stack([recalls_of(one, parts, judge.ids, width) for one in tried])
+        for tried in (alone, several)
+    )
+    gain = gain_by_halves(of_alone, of_several)
+    first = int(of_alone.mean(1).argmax())
+    best = several[int(of_several.mean(1).argmax())]
+    heads = joined_heads(best, parts, width)
+    recall = float(recalls(heads, Rows.of(held_out, GALLERY)).mean())
+    is_taken = gain.mean > 0
+    verdict = "joined" if is_taken else "not joined"
+    message = best.message(parts)
+    logger.info("%s: %s; %.1f %% (%s)", verdict, message, 100 * recall, gain)
 
-    recall = float(recalls(best.heads, Rows.of(held_out, GALLERY)).mean())
-    verdict = "joined" if gain.mean > 0 else "not joined"
-    logger.info("%s: %s; %.1f %% (%s)", verdict, best.message, 100 * recall, gain)
     trials = []
-    for plan, one in zip(plans, alone, strict=True):
-        trials.append(trial_of(plan.objective, plan.start, one.recalls))
-    found = recalls_of_ids(*parts[-1].judged, judge.ids).mean(0)
-    trials.append(trial_of("cca", None, found))
-    decisions = {
-        "objective": {
-            "chosen": plans[first].objective,
-            "start": plans[first].start,
-            "trials": trials,
-        },
-        "joined": {
-            "joined": best.message,
-            "weights": best.weights,
-            "strength": best.strength,
-            "recall": recall,
-            "difference": list(gain),
-            "is_taken": gain.mean > 0,
-        },
-        "ridge": closed.decisions,
+    for plan, found in zip(plans, of_alone, strict=True):
+        trials.append(trial_of(plan.objective, plan.start, found))
+    closed_alone = several.index(Combination([len(plans)]))
+    trials.append(trial_of("cca", None, of_several[closed_alone]))
+    objective = {
+        "chosen": plans[first].objective,
+        "start": plans[first].start,
+        "trials": trials,
     }
-    chosen = replace(fits[first], decisions=decisions)
-    if gain.mean > 0:
-        return replace(chosen, heads=best.heads)
-    return chosen
+    joined = {
+        "joined": message,
+        "strength": best.strength,
+        "recall": recall,
+        "difference": list(gain),
+        "is_taken": is_taken,
+    }
+    decisions = {"objective": objective, "joined": joined, "ridge": fits[-1].decisions}
+    fitted = replace(fits[first], decisions=decisions)
+    if is_taken:
+        return Chosen(replace(fitted, heads=heads), best)
+    return Chosen(fitted, alone[first])
 
 
 def trial_of(objective: str, start: str | None, found: Tensor) -> dict[str, Any]:
@@ -234,94 +241,77 @@ def trial_of(objective: str, start: str | None, found: Tensor) -> dict[str, Any]
     }
 
 
-def best_of(tried: list[Combination]) -> Combination:
-    """That with the highest recall, the first of equals."""
-    return max(tried, key=lambda one: float(one.recalls.mean()))
-
-
-def gain_by_halves(alone: list[Combination], several: list[Combination]) -> Gain:
-    """What the best of several gains over the best alone: one random half of the ids
-    chooses both, the other half judges them.
+def gain_by_halves(alone: Tensor, several: Tensor) -> Gain:
+    """What the best of several gains over the best alone, of the recalls (ways, ids) of
+    both: one random half of the ids chooses, the other half judges.
     """
-    tables = [torch.stack([one.recalls for one in way]) for way in (alone, several)]
-    n = tables[0].shape[1]
+    n = alone.shape[1]
     generator = torch.Generator().manual_seed(0)
     gains = torch.zeros(N_HALVES, dtype=torch.float64)
     for number in range(N_HALVES):
         order = torch.randperm(n, generator=generator)
         chooses, judges = order[: max(1, n // 2)], order[n // 2 :]
-        chosen = [table[table[:, chooses].mean(1).argmax()] for table in tables]
-        gains[number] = (chosen[1] - chosen[0])[judges].mean()
+        best_alone = alone[alone[:, chooses].mean(1).argmax()]
+        best = several[several[:, chooses].mean(1).argmax()]
+        gains[number] = (best - best_alone)[judges].mean()
     gains = gains.sort().values
     return Gain(float(gains.mean()), float(gains[1]), float(gains[-2]))
 
 
-def combinations(parts: list[Part], ids: Tensor, width: int) -> list[Combination]:
-    """What may be joined; with ``width`` columns, or all of them if it is 0.
-
-    A bias against hubs is left out where it lowers recall at ten.
+def combinations(n_fitted: int, width: int) -> list[Combination]:
+    """What may be joined: each of the fitted heads or all of them, with the closed form
+    or without, and this by itself; with a bias against hubs or without.
     """
-    strengths = () if 0 < width < LEAST_WIDTH else HUB_STRENGTHS
-    tried = []
-    for weights in weightings(len(parts) - 1):
-        used = [number for number, weight in enumerate(weights) if weight]
-        message = " + ".join(f"{weights[i]:g} × {parts[i].name}" for i in used)
-        plain = side_by_side(parts, weights, 0.0, width)
-        found = joined_recalls(plain, [parts[i] for i in used], ids)
-        at_ten = float(found[AT_TEN].mean())
-        is_fitted = used in [[number] for number in range(len(parts) - 1)]
-        heads = parts[used[0]].heads if is_fitted else plain
-        tried.append(Combination(message, weights, 0.0, heads, found.mean(0)))
-        for strength in strengths:
-            biased = side_by_side(parts, weights, strength, width)
-            found = joined_recalls(biased, [parts[i] for i in used], ids)
-            if float(found[AT_TEN].mean()) >= at_ten:
-                words = f"{message}, hubs {strength:g}"
-                found = found.mean(0)
-                tried.append(Combination(words, weights, strength, biased, found))
-    return tried
-
-
-def weightings(n_fitted: int) -> list[list[float]]:
-    """Weights of the fitted heads and the closed form: each of the fitted alone and all
-    of them, without the closed form and with it, and that by itself.
-    """
-    rows = torch.eye(n_fitted).tolist()
+    fitted = [[place] for place in range(n_fitted)]
     if n_fitted > 1:
-        rows.append([1.0] * n_fitted)
-    beside = [[*row, weight] for row in rows for weight in (0.0, *CLOSED_WEIGHTS)]
-    return [*beside, [0.0] * n_fitted + [1.0]]
-
-
-def side_by_side(
-    parts: list[Part], weights: list[float], strength: float, width: int
-) -> tuple[Members, Members]:
-    """The parts that have a weight, with a bias of this strength, cut to ``width``
-    columns if it is not 0.
-    """
-    used = [part for part, weight in zip(parts, weights, strict=True) if weight]
-    weights = [weight for weight in weights if weight]
-    extra = 4 if strength else 0
-    total = sum(part.bank[0].shape[1] for part in used)
-    cut = width - extra if width and total + extra > width else 0
-    n_rows = len(used[0].bank[0]) if strength else 0
-    of_a = [cast(Head, part.heads[0]) for part in used]
-    of_b = [cast(Head, part.heads[1]) for part in used]
-    a = Members(of_a, weights, cut=cut, side=0, rows=n_rows, strength=strength)
-    b = Members(of_b, weights, cut=cut, side=1, rows=n_rows, strength=strength)
-    banks = [part.bank for part in used]
-    fit_members(a.eval(), b.eval(), [x for x, _ in banks], [y for _, y in banks])
-    return a, b
+        fitted.append([*range(n_fitted)])
+    beside = [[*places, n_fitted] for places in fitted]
+    strengths = (0.0,) if 0 < width < LEAST_WIDTH else STRENGTHS
+    return [
+        Combination(places, strength)
+        for places in [*fitted, *beside, [n_fitted]]
+        for strength in strengths
+        if strength or len(places) > 1 or places == [n_fitted]
+    ]
 
 
 @torch.no_grad()
-def joined_recalls(
-    heads: tuple[Members, Members], used: list[Part], ids: Tensor
+def recalls_of(
+    combination: Combination, parts: list[Part], ids: Tensor, width: int
 ) -> Tensor:
-    """(6, ids) recalls of parts that are joined."""
-    a = heads[0].joined([part.judged[0] for part in used])
-    b = heads[1].joined([part.judged[1] for part in used])
-    return recalls_of_ids(a, b, ids)
+    """(ids,) the mean of recall at 1, 5 and 10 in both directions."""
+    a, b = side_by_side(combination, parts, width)
+    used = combination.of(parts)
+    rows_a = a.joined([part.judged[0] for part in used])
+    rows_b = b.joined([part.judged[1] for part in used])
+    return recalls_of_ids(rows_a, rows_b, ids).mean(0)
+
+
+def side_by_side(
+    combination: Combination, parts: list[Part], width: int
+) -> tuple[Members, Members]:
+    """The parts with the bias against hubs, cut to ``width`` columns if it is not 0."""
+    used, strength = combination.of(parts), combination.strength
+    banks_a = [part.bank[0] for part in used]
+    banks_b = [part.bank[1] for part in used]
+    extra = 4 if strength else 0
+    total = sum(rows.shape[1] for rows in banks_a)
+    cut = width - extra if width and total + extra > width else 0
+    n_rows = len(banks_a[0]) if strength else 0
+    heads_a = [cast(Head, part.heads[0]) for part in used]
+    heads_b = [cast(Head, part.heads[1]) for part in used]
+    weights = [1.0] * len(used)
+    a = Members(heads_a, weights, cut=cut, side=0, rows=n_rows, strength=strength)
+    b = Members(heads_b, weights, cut=cut, side=1, rows=n_rows, strength=strength)
+    fit_members(a.eval(), b.eval(), banks_a, banks_b)
+    return a, b
+
+
+def joined_heads(combination: Combination, parts: list[Part], width: int) -> Heads:
+    """The heads of a combination; of one part without a bias those that it has."""
+    if len(combination.places) == 1 and not combination.strength:
+        return parts[combination.places[0]].heads
+    return side_by_side(combination, parts, width)
 
 
 # --- the same on all pairs ---
@@ -332,39 +322,29 @@ def refitted(
     settings: HeadSettings,
     plans: list[HeadSettings],
     fits: list[FittedHeads],
-    closed: FittedHeads | None,
-    chosen: FittedHeads,
+    chosen: Chosen,
     folder: Path | None,
 ) -> FittedHeads:
     """What was chosen, fitted anew to all pairs for as long as the best took; the
     history is that of the heads before.
     """
-    if closed is not None:
-        choice = choice_of(closed.decisions)
-        its_settings = closed_beside(settings, every)
-        closed = fit_closed_form(every, None, its_settings, choice)
-    if not fits:
-        assert closed is not None
-        return replace(chosen, heads=closed.heads)
-    joined = chosen.decisions.get("joined", {})
-    weights = [float(fitted.history is chosen.history) for fitted in fits] + [0.0]
-    strength = 0.0
-    if joined.get("is_taken"):
-        weights, strength = joined["weights"], joined["strength"]
-    used = [place for place in range(len(fits)) if weights[place]]
-    heads = []
-    for place in used:
+    bank = Rows.of(every, N_BANK)
+    closed = None
+    if len(fits) > len(plans):
+        choice = choice_of(fits[-1].decisions)
+        beside = closed_beside(settings, every)
+        closed = fit_closed_form(every, None, beside, choice)
+    again = []
+    for place in chosen.combination.places:
+        if place == len(plans):
+            assert closed is not None
+            again.append(closed)
+            continue
         plan, until = plans[place].override(patience=0), fits[place].best_epoch
         state = None if folder is None else folder / f"refit-{place + 1}-{until}.pt"
-        again = fit(every, None, plan, closed=closed, until=until, state=state)
-        heads.append(again.heads)
-    if not joined.get("is_taken"):
-        return replace(chosen, heads=heads[0])
-    if weights[-1]:
-        assert closed is not None
-        heads.append(closed.heads)
-    bank = Rows.of(every, N_BANK)
-    parts = [Part.of("", one, bank, bank) for one in heads]
-    weights = [weight for weight in weights if weight]
-    width = settings.embed_dim or 0
-    return replace(chosen, heads=side_by_side(parts, weights, strength, width))
+        fitted = fit(every, None, plan, closed=closed, until=until, state=state)
+        again.append(fitted)
+    parts = [Part.of("", fitted.heads, bank, bank) for fitted in again]
+    combination = replace(chosen.combination, places=[*range(len(parts))])
+    heads = joined_heads(combination, parts, settings.embed_dim or 0)
+    return replace(chosen.fitted, heads=heads)
