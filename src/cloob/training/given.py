@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cloob.cache import Cache
-from cloob.data.loader import ItemLoader, Items, Loader, PairLoader
+from cloob.data.items import ItemLoader, Items
+from cloob.data.loader import Loader, PairLoader
 from cloob.data.open import open_source
 from cloob.data.sampler import SamplerOrder
 from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split

@@ -14,7 +14,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -301,20 +301,30 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
         names = list(map(shard_name, counts))
     else:
         path = Path(local_path(spec))
-        if out is None and not path.is_dir():
+        if path.is_dir():
+            paths, out = tars_in(path), out or path / SIZES
+        elif out is None:
             raise InputError(f"{spec}: --out is missing; it names the list")
-        out = out or path / SIZES
-        paths = tars_in(path) if path.is_dir() else matching_files(str(path))
+        else:
+            paths = matching_files(str(path))
         counts = {str(path): _count(str(path), path) for path in paths}
         names = [path.name for path in paths]
-    if not counts or (out is not None and len(set(names)) < len(names)):
-        raise InputError(
-            f"{spec}: holds no tars, or two of one name; count each folder by itself"
-        )
+    if not counts:
+        raise InputError(f"{spec}: holds no tars")
     if out is not None:
-        listed = dict(zip(names, counts.values(), strict=True))
-        write_whole(out, json.dumps(listed, indent=1) + "\n")
+        _write_list(out, spec, names, counts.values())
     return out, counts
+
+
+def _write_list(
+    out: Path, spec: str, names: Sequence[str], counts: Iterable[int]
+) -> None:
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"{spec}: names of shards come twice; count each folder by itself"
+        )
+    listed = dict(zip(names, counts, strict=True))
+    write_whole(out, json.dumps(listed, indent=1) + "\n")
 
 
 def _count_remote(spec: str, shards: Sequence[str]) -> dict[str, int]:
