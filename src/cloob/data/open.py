@@ -31,10 +31,10 @@ from cloob.data.sources.arrow import (
     arrow_files,
     holds_images,
 )
-from cloob.data.sources.paths import (
+from cloob.data.sources.folder import FolderSource
+from cloob.data.sources.tables import (
     FILE_COLUMN,
     TABLE_SUFFIXES,
-    FolderSource,
     TableSource,
     column_names,
     metadata_of,

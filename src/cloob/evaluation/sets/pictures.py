@@ -24,7 +24,8 @@ from cloob.data.shards.spec import (
 )
 from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES, Source
-from cloob.data.sources.paths import TableSource, walk
+from cloob.data.sources.folder import walk
+from cloob.data.sources.tables import TableSource
 from cloob.errors import InputError, counted, first_of, refuse
 
 _SPLITS = {"train", "val", "valid", "validation", "test"}

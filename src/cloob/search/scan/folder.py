@@ -11,7 +11,7 @@ from cloob.data.batch import BadSample, clean_caption, read_pair_file
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
-from cloob.data.sources.paths import captions_by_stem, walk
+from cloob.data.sources.folder import captions_by_stem, walk
 from cloob.search.database import is_index
 from cloob.search.records import INDEX_FILE
 from cloob.search.scan.collection import (

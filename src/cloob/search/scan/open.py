@@ -8,7 +8,7 @@ from pathlib import Path
 from cloob.data.open import DEMO, DEMO_SPLITS, look_up
 from cloob.data.shards.spec import is_pattern, is_remote, local_path
 from cloob.data.source import IMAGE_SUFFIXES
-from cloob.data.sources.paths import FILE_COLUMN, metadata_of
+from cloob.data.sources.tables import FILE_COLUMN, metadata_of
 from cloob.errors import InputError
 from cloob.search.scan.collection import Collection, ScanOptions
 from cloob.search.scan.container import Containers
