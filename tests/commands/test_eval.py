@@ -295,6 +295,12 @@ def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(work, capsys)
     assert not (work / "out").exists()
 
 
+def test_the_bundled_set_has_no_training_images(work, capsys):
+    words = ["eval", str(work / "model"), "--zeroshot", "demo:noto-emoji", "--probe"]
+    line = refused(capsys, *words, "--out", str(work / "out"))
+    assert "none of the sets has training images" in line
+
+
 def listed_vectors():
     """A run, ids that repeat in a, a b with rows that no row of a belongs to, and lists
     of candidates; the ids of both sides, the lists, and words of the command.

@@ -240,7 +240,7 @@ def _add_named(sets: SuiteSets, run: Run) -> list[str]:
 def _add_split(sets: SuiteSets, run: Run) -> list[str]:
     """Adds pairs that ``--val-split`` took from the training pairs, or ``--val-a``."""
     from cloob.data.source import digest
-    from cloob.evaluation.sets.pictures import by_picture
+    from cloob.evaluation.sets.pictures import captioned
 
     try:
         held_out = _open_split(run)
@@ -258,7 +258,7 @@ def _add_split(sets: SuiteSets, run: Run) -> list[str]:
         return [held_out.name]
     files = ", ".join(Path(spec).name for spec in run.data.data)
     name = f"{files} (held out)"
-    sets.pairs.append(by_picture(name, held_out))
+    sets.pairs.append(captioned(name, held_out, by_bytes=True))
     return [name]
 
 

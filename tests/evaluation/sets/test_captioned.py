@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cloob.data.batch import BadSample
 from cloob.errors import InputError
 from cloob.evaluation.sets.pictures import open_captioned, open_labelled
-from make import noise, picture, write_table, write_tar
+from make import noise, picture, write_arrow, write_table, write_tar
 
 EXPECTED = [
     ("a.png", ("red one", "red two")),
@@ -84,6 +85,18 @@ def test_every_layout_gives_the_same_pictures(layout, folder):
         (folder / key).read_bytes() for key, _ in EXPECTED
     ]
     assert found.name == place.name
+
+
+def test_captions_in_a_list_of_arrow_are_of_one_picture(folder):
+    columns = {
+        "filepath": [(folder / key).read_bytes() for key, _ in EXPECTED],
+        "title": [list(texts) for _, texts in EXPECTED],
+    }
+    write_arrow(folder / "t.arrow", pa.table(columns))
+    found = open_captioned(folder / "t.arrow")
+    samples = [found.read(i) for i in range(len(found))]
+    assert [s.captions for s in samples] == [texts for _, texts in EXPECTED]
+    assert [s.image for s in samples] == columns["filepath"]
 
 
 def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder):

@@ -13,8 +13,9 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, as_utf8, clean_caption, read_pair_file
+from cloob.data.batch import BadSample, as_utf8, read_pair_file
 from cloob.data.open import DEMO, check_usable, open_source, open_unprobed
+from cloob.data.shards.headers import Member
 from cloob.data.shards.spec import (
     is_pattern,
     is_remote,
@@ -26,7 +27,7 @@ from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES, Source
 from cloob.data.sources.folder import walk
 from cloob.data.sources.tables import TableSource
-from cloob.errors import InputError, counted, first_of, refuse
+from cloob.errors import InputError, counted, first_of
 
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
@@ -62,27 +63,38 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
       class is called as its folder, ``_`` read as a space, or as its line of
       ``classnames.txt``. Templates are optional in both.
     """
-    folder = local_folder(
-        DEMO / "noto-emoji" if str(path) == "demo:noto-emoji" else path,
-        "labelled pictures",
-    )
+    folder = labelled_folder(path)
     part = folder / split
     classnames = _read_lines(folder / "classnames.txt")
-    if part.is_dir() and any(
-        is_tar(file) or file.name == "nshards.txt" for file in part.iterdir()
-    ):
-        name, opened = folder.name, _open_shards(folder, part, classnames)
-    elif others := sorted(file.parent.name for file in folder.glob("*/nshards.txt")):
-        raise InputError(f"{folder} has no split {split!r}; it has {', '.join(others)}")
+    if _has_shards(part):
+        name = folder.name
+        classes, labels, read = _open_shards(folder, part, classnames)
     else:
+        splits = sorted(file.parent.name for file in folder.glob("*/nshards.txt"))
+        if splits:
+            raise InputError(
+                f"{folder} has no split {split!r}; it has {', '.join(splits)}"
+            )
         root = part if part.is_dir() and subfolders(part) else folder
-        name, opened = folder.resolve().name, _open_folders(folder, root, classnames)
-    classes, labels, pictures = opened
-    templates = next(
-        filter(None, (_read_lines(folder / item, "{c}") for item in _TEMPLATE_FILES)),
-        ("{c}",),
-    )
-    return LabelledSet(name, classes, templates, np.array(labels, np.int64), pictures)
+        name = folder.resolve().name
+        classes, labels, read = _open_folders(folder, root, classnames)
+    templates = None
+    for file in _TEMPLATE_FILES:
+        templates = templates or _read_lines(folder / file, "{c}")
+    return LabelledSet(name, classes, templates or ("{c}",), np.array(labels), read)
+
+
+def labelled_folder(path: str | Path) -> Path:
+    """The folder of a labelled set, also of the one inside the package."""
+    if str(path) == "demo:noto-emoji":
+        path = DEMO / "noto-emoji"
+    return local_folder(path, "labelled pictures")
+
+
+def _has_shards(part: Path) -> bool:
+    if not part.is_dir():
+        return False
+    return any(is_tar(file) or file.name == "nshards.txt" for file in part.iterdir())
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -109,104 +121,102 @@ _Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
 def _open_shards(
     folder: Path, part: Path, classnames: tuple[str, ...] | None
 ) -> _Opened:
-    counter = part / "nshards.txt"
-    count = (
-        counter.read_text(encoding="utf-8", errors="replace").strip()
-        if counter.is_file()
-        else ""
-    )
-    if classnames is None or (count and not count.isdecimal()):
-        no_names = (
+    if classnames is None:
+        raise InputError(
             f"{folder} has no classnames.txt (one class name a line, line number ="
             " label)"
         )
-        raise InputError(
-            f"{counter}: {count[:40]!r} is no number of shards"
-            if classnames
-            else no_names
-        )
-    paths = (
-        [part / f"{i}.tar" for i in range(int(count))]
-        if count
-        else sorted(filter(is_tar, part.iterdir()))
-    )
+    paths = _shards(part)
     reader = TarReader(tuple(paths))
     places: list[tuple[str, int, int, int]] = []
     labels: list[int] = []
-    wrong: list[str] = []
     for shard, path in enumerate(paths):
         members, cut = reader.listing(shard)
         if cut:
-            wrong.append(
+            raise InputError(
                 f"{path} is truncated ({cut}): a test set must be whole, get the file"
                 " again"
             )
-        for key, (image, cls) in group_members(members, (IMAGE_EXTENSIONS, ("cls",)))[
-            0
-        ].items():
-            label = (
-                reader.read(shard, cls.offset, min(cls.size, _MAX_LABEL_BYTES)).strip()
-                if cls
-                else b""
-            )
-            if image is not None and label.isdigit() and int(label) < len(classnames):
-                labels.append(int(label))
-                places.append((f"{path.name}/{key}", shard, image.offset, image.size))
-            else:
-                expected = (
-                    f"an image and a .cls from 0 to {len(classnames) - 1}, a line of"
-                    " classnames.txt"
+        samples, _ = group_members(members, (IMAGE_EXTENSIONS, ("cls",)))
+        for key, (image, cls) in samples.items():
+            label = -1 if cls is None else _read_label(reader, shard, cls)
+            if image is None or not 0 <= label < len(classnames):
+                raise InputError(
+                    f"{path}: sample {key!r}: an image and a .cls from 0 to"
+                    f" {len(classnames) - 1}, a line of classnames.txt, is expected"
                 )
-                wrong.append(f"{path}: sample {key!r}: {expected} is expected")
-    if wrong or not labels:
-        raise InputError(
-            wrong[0] if wrong else f"{part} holds no samples (an image and a .cls each)"
-        )
-    return (
-        classnames,
-        labels,
-        lambda index: (places[index][0], reader.read(*places[index][1:])),
-    )
+            labels.append(label)
+            places.append((f"{path.name}/{key}", shard, image.offset, image.size))
+    if not labels:
+        raise InputError(f"{part} holds no samples (an image and a .cls each)")
+    return classnames, labels, partial(_read_member, reader, places)
+
+
+def _shards(part: Path) -> list[Path]:
+    """The tars that nshards.txt counts, or all."""
+    counter = part / "nshards.txt"
+    if not counter.is_file():
+        return sorted(filter(is_tar, part.iterdir()))
+    count = counter.read_text(encoding="utf-8", errors="replace").strip()
+    if not count.isdecimal():
+        raise InputError(f"{counter}: {count[:40]!r} is no number of shards")
+    return [part / f"{number}.tar" for number in range(int(count))]
+
+
+def _read_label(reader: TarReader, shard: int, cls: Member) -> int:
+    """What a .cls file says; -1 if that is no number."""
+    size = min(cls.size, _MAX_LABEL_BYTES)
+    text = reader.read(shard, cls.offset, size).strip()
+    return int(text) if text.isdigit() else -1
+
+
+def _read_member(
+    reader: TarReader, places: Sequence[tuple[str, int, int, int]], index: int
+) -> tuple[str, bytes]:
+    key, shard, offset, size = places[index]
+    return key, reader.read(shard, offset, size)
 
 
 def _open_folders(
     folder: Path, root: Path, classnames: tuple[str, ...] | None
 ) -> _Opened:
     names = [path.name for path in subfolders(root)]
-    images = []
-    for name in names:
-        files = (
-            (Path(at).relative_to(root) / file).as_posix()
-            for at, _, files in walk(root / name)
-            for file in files
+    if set(names) <= _SPLITS:
+        holds = "has no sub-folder"
+        if names:
+            holds = f"holds splits ({first_of(names)}); give the folder of one"
+        raise InputError(
+            f"{root} {holds}: expected one a class, or classnames.txt and"
+            " <split>/<i>.tar shards"
         )
-        images.append(
-            sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
+    if classnames is not None and len(classnames) != len(names):
+        raise InputError(
+            f"{folder / 'classnames.txt'} names {len(classnames)} classes, but {root}"
+            f" has {len(names)} sub-folders"
         )
-    holds = (
-        f"holds splits ({first_of(names)}); give the folder of one"
-        if names
-        else "has no sub-folder"
-    )
-    named = f"{folder / 'classnames.txt'} names {len(classnames or ())} classes"
-    empty = [name for name, paths in zip(names, images, strict=True) if not paths]
-    one_each = "expected one a class, or classnames.txt and <split>/<i>.tar shards"
-    refuse(
-        {
-            f"{root} {holds}: {one_each}": set(names) <= _SPLITS,
-            f"{named}, but {root} has {len(names)} sub-folders": (
-                len(classnames or names) != len(names)
-            ),
-            f"{root / ''.join(empty[:1])}: no image in this class folder": empty,
-        }
-    )
-    labels = [label for label, paths in enumerate(images) for _ in paths]
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        images = _images_below(root, name)
+        if not images:
+            raise InputError(f"{root / name}: no image in this class folder")
+        paths += images
+        labels += [label] * len(images)
     classes = classnames or tuple(as_utf8(name).replace("_", " ") for name in names)
-    return (
-        classes,
-        labels,
-        partial(read_file, root, [path for paths in images for path in paths]),
-    )
+    return classes, labels, partial(read_file, root, paths)
+
+
+def _images_below(root: Path, name: str) -> list[str]:
+    """The pictures of a class folder, relative to ``root``, sorted."""
+    images = []
+    for place, _, files in walk(root / name):
+        below = Path(place).relative_to(root)
+        images += [
+            (below / file).as_posix()
+            for file in files
+            if file.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    return sorted(images)
 
 
 def _read_lines(path: Path, needed: str = "") -> tuple[str, ...] | None:
@@ -268,18 +278,23 @@ def open_captioned(
     path = Path(spec)
     if (path / "test" / "nshards.txt").is_file():
         check_type(path, "retrieval")
-        return by_picture(
-            path.name, open_source(path / "test"), together=False, by_line=True
-        )
+        return captioned(path.name, open_source(path / "test"), by_line=True)
     source = open_unprobed(spec, image_column, caption_column, Cache())
-    if isinstance(
-        source, TableSource
-    ):  # a picture that is lost keeps its captions as queries
-        return _of_table(source)
-    check_usable(source)
-    pure = PurePath(spec)
-    name = "/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name
-    return by_picture(name, source, together=False)
+    if not isinstance(source, TableSource):
+        check_usable(source)
+        pure = PurePath(spec)
+        name = "/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name
+        return captioned(name, source)
+    if source.stray:  # a test set must be complete
+        raise InputError(
+            f"{source.name}: row {min(source.stray) + 1:,}: a stray quote takes in"
+            " rows; close it, or double it"
+        )
+    pictures = captioned(Path(source.name).name, source)
+    if len(pictures) < 2:
+        n_pictures = counted(len(pictures), "pictures")
+        raise InputError(f"{source.name}: {n_pictures}, at least 2 are needed")
+    return pictures
 
 
 def check_type(folder: Path, *usable: str) -> str:
@@ -287,93 +302,63 @@ def check_type(folder: Path, *usable: str) -> str:
     dataset_type.txt.
     """
     file = folder / "dataset_type.txt"
-    kind = (
-        file.read_text(encoding="utf-8", errors="replace").strip().lower()
-        if file.is_file()
-        else "classification"
-    )
-    refuse(
-        {
-            f"{file} says {kind!r}; {' or '.join(map(repr, usable))} would be right": (
-                kind not in usable
-            )
-        }
-    )
+    kind = "classification"
+    if file.is_file():
+        kind = file.read_text(encoding="utf-8", errors="replace").strip().lower()
+    if kind not in usable:
+        words = " or ".join(map(repr, usable))
+        raise InputError(f"{file} says {kind!r}; {words} would be right")
     return kind
 
 
-def by_picture(
-    name: str, source: Source, *, together: bool = True, by_line: bool = False
+def captioned(
+    name: str, source: Source, *, by_bytes: bool = False, by_line: bool = False
 ) -> CaptionedSet:
-    """Pairs of a source, equal pictures together with all their captions; results have
-    the set under ``name``.
+    """Pairs of a source, the rows of a picture together with all their captions;
+    results have the set under ``name``.
 
-    With ``together`` False every row is a picture; ``by_line``: every line of its text
-    is a caption.
+    With ``by_bytes`` equal pictures are one; ``by_line``: every line of a text is a
+    caption. A picture that is lost keeps its captions as queries.
     """
-    rows: dict[bytes | int, list[int]] = {}
+    rows: dict[object, list[int]] = {}
+    first = source.pictures()
     for row in range(len(source)):
-        try:
-            same = (
-                hashlib.blake2b(source.read(row).image, digest_size=16).digest()
-                if together
-                else row
-            )
-        except BadSample:
-            same = row
-        rows.setdefault(same, []).append(row)
-
-    pictures = list(rows.values())
-
-    def read(index: int) -> CaptionedSample:
-        samples = [source.read(row) for row in pictures[index]]
-        texts = (
-            samples[0].caption.splitlines()
-            if by_line
-            else [sample.caption for sample in samples]
-        )
-        captions = tuple(" ".join(text.split()) for text in texts if text.strip())
-        return CaptionedSample(samples[0].key, samples[0].image, captions)
-
-    return CaptionedSet(name, len(pictures), read)
+        picture: object = row if first is None else int(first[row])
+        if by_bytes:
+            picture = _digest(source, row)
+        elif isinstance(source, TableSource):
+            picture = source.row(row)[0]
+        rows.setdefault(picture, []).append(row)
+    read = partial(_read_captioned, source, list(rows.values()), by_line)
+    return CaptionedSet(name, len(rows), read)
 
 
-def _of_table(table: TableSource) -> CaptionedSet:
-    """Pictures of a table, with the captions of all rows that name them."""
-    captions: dict[str, list[str]] = {}
-    faults: dict[str, BadSample] = {}  # the first of every picture
-    wrong = ""  # a test set must be complete
-    for number in range(len(table)):
-        stored, caption = table.row(number)
-        if not stored or number in table.stray:
-            fault = (
-                "a stray quote takes in rows; close it, or double it"
-                if stored
-                else "there is no path"
-            )
-            wrong = wrong or f"row {number + 1:,}: {fault}"
-        try:
-            usable = " ".join(
-                clean_caption(caption, as_utf8(stored), f"row {number + 1:,}").split()
-            )
-        except BadSample as bad:
-            faults.setdefault(stored, bad)
-            usable = ""
-        captions.setdefault(stored, []).append(usable)
-    few = f"{counted(len(captions), 'pictures')}, at least 2 are needed"
-    refuse({f"{table.name}: {wrong or few}": wrong or len(captions) < 2})
+def _digest(source: Source, row: int) -> object:
+    """Of a picture; a row that cannot be read is one by itself."""
+    try:
+        return hashlib.blake2b(source.read(row).image, digest_size=16).digest()
+    except BadSample:
+        return row
 
-    pictures = list(captions)
 
-    def read(index: int) -> CaptionedSample:
-        stored = pictures[index]
-        texts = tuple(captions[stored])
-        if not any(texts):
-            raise faults[stored]
-        try:
-            return CaptionedSample(stored, table.picture(stored), texts)
-        except BadSample as bad:
-            bad.captions = texts
-            raise
+def _read_captioned(
+    source: Source, rows_of_pictures: Sequence[Sequence[int]], by_line: bool, index: int
+) -> CaptionedSample:
+    rows = rows_of_pictures[index]
+    captions = [_usable_caption(source, row) for row in rows]
+    usable = [row for row, caption in zip(rows, captions, strict=True) if caption]
+    texts = captions[0].splitlines() if by_line else captions
+    words = tuple(" ".join(text.split()) for text in texts)
+    try:
+        sample = source.read(usable[0] if usable else rows[0])
+    except BadSample as bad:
+        bad.captions = words if usable else ()
+        raise
+    return CaptionedSample(sample.key, sample.image, words)
 
-    return CaptionedSet(Path(table.name).name, len(pictures), read)
+
+def _usable_caption(source: Source, row: int) -> str:
+    try:
+        return source.caption(row)[1]
+    except BadSample:
+        return ""

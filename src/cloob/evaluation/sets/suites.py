@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,12 @@ import numpy as np
 
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.source import IMAGE_SUFFIXES
-from cloob.errors import InputError, nearest, one_line, refuse, require
+from cloob.errors import InputError, nearest, one_line, require
 from cloob.evaluation.sets.pictures import (
     CaptionedSet,
     LabelledSet,
     check_type,
+    labelled_folder,
     open_captioned,
     open_labelled,
     read_file,
@@ -53,43 +54,46 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
     ``test`` is ImageNet's validation set; ``train`` is, for Flowers102, its train and
     validation images, as CLIP had them, and for ImageNet V2 ImageNet's.
     """
-    layout = LAYOUTS[name]
     try:
         classnames, templates = prompts_of(name)
-        if "folders" in layout:
-            samples = _class_folders(root / layout["folders"][split], len(classnames))
-        elif "torchvision" in layout:
-            samples = _torchvision(layout["torchvision"], root, split)
-        else:
-            label_of = {
-                _letters(classname): label for label, classname in enumerate(classnames)
-            }
-            samples = (_birdsnap if name == "birdsnap" else _ucf101)(
-                root / name, split, label_of
-            )
+        samples = _paper_samples(name, root, split, classnames)
         labels = np.array([label for _, label in samples], np.int64)
         if not samples or labels.min() < 0 or labels.max() >= len(classnames):
             raise ValueError(
                 f"{len(samples)} pictures, with labels up to {labels.max(initial=0)}"
             )
-    except (
-        Exception
-    ) as error:  # torchvision, scipy and the readers here raise all sorts
-        why = one_line(error).partition(" You can use")[
-            0
-        ]  # download=True is no option here
+    except Exception as error:  # torchvision, scipy and we raise all sorts
+        # download=True is no option here
+        why = one_line(error).partition(" You can use")[0]
         raise InputError(
-            f"{name}: cannot be read under {root} ({why}); put there {layout['put']}"
+            f"{name}: cannot be read under {root} ({why}); put there"
+            f" {LAYOUTS[name]['put']}"
         ) from error
-    below = [Path(os.path.relpath(path, root)) for path, _ in samples]
-    for (path, _), relative in zip(samples, below, strict=True):
-        if relative.parts[:1] == (os.pardir,):  # a list may have come from anywhere
+    files = []
+    for path, _ in samples:
+        file = Path(os.path.relpath(path, root))
+        if file.parts[:1] == (os.pardir,):  # a list may have come from anywhere
             raise InputError(
                 f"{name}: its lists name {os.path.normpath(path)[:300]!r}, which is not"
                 f" below {root}"
             )
-    pictures = partial(read_file, root, [path.as_posix() for path in below])
-    return LabelledSet(name, classnames, templates, labels, pictures)
+        files.append(file.as_posix())
+    read = partial(read_file, root, files)
+    return LabelledSet(name, classnames, templates, labels, read)
+
+
+def _paper_samples(
+    name: str, root: Path, split: str, classnames: Sequence[str]
+) -> list[tuple[Path, int]]:
+    """The files of a set with their labels."""
+    layout = LAYOUTS[name]
+    if "folders" in layout:
+        return _class_folders(root / layout["folders"][split], len(classnames))
+    if "torchvision" in layout:
+        return _torchvision(layout["torchvision"], root, split)
+    label_of = {_letters(each): label for label, each in enumerate(classnames)}
+    read = _birdsnap if name == "birdsnap" else _ucf101
+    return read(root / name, split, label_of)
 
 
 def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -111,74 +115,66 @@ def _class_folders(folder: Path, classes: int) -> list[tuple[Path, int]]:
         raise ValueError(
             f"{folder} has {len(folders)} class folders, {classes} would be right"
         )
-    pictures = (
-        sorted(
-            path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
-        )
-        for place in folders
-    )
-    return [(path, label) for label, paths in enumerate(pictures) for path in paths]
+    pictures: list[tuple[Path, int]] = []
+    for label, place in enumerate(folders):
+        files = sorted(place.iterdir())
+        pictures += [(f, label) for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
+    return pictures
 
 
 def _torchvision(kind: str, root: Path, split: str) -> list[tuple[Path, int]]:
-    pictures: list[tuple[Any, Any]] = []
-    for part in (
-        ("train", "val") if (kind, split) == ("Flowers102", "train") else (split,)
-    ):
-        data: Any = getattr(require("torchvision.datasets", "train"), kind)(
-            root, split=part, download=False
-        )
-        pictures += (
-            zip(data._image_files, data._labels, strict=True)
-            if kind == "Flowers102"
-            else data._samples
-        )
-    return [(Path(path), int(label)) for path, label in pictures]
+    datasets = require("torchvision.datasets", "train")
+    reader: Any = getattr(datasets, kind)
+    if kind != "Flowers102":
+        samples = reader(root, split=split, download=False)._samples
+        return [(Path(path), int(label)) for path, label in samples]
+    pictures: list[tuple[Path, int]] = []
+    for part in ("train", "val") if split == "train" else (split,):
+        data = reader(root, split=part, download=False)
+        labels = map(int, data._labels)
+        pictures += zip(map(Path, data._image_files), labels, strict=True)
+    return pictures
 
 
 def _birdsnap(
     folder: Path, split: str, label_of: dict[str, int]
 ) -> list[tuple[Path, int]]:
-    tables = []
-    for name in ("species", "images", "test_images"):
-        with (folder / f"{name}.txt").open(encoding="utf-8", newline="") as file:
-            tables.append(
-                list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-            )
-    species, images, tests = tables
-    folder_of = {row["id"]: row["dir"] for row in species}
-    test_paths = {row["path"] for row in tests}
+    label_of_species = {
+        row["id"]: label_of[_letters(row["dir"])]
+        for row in _tab_rows(folder / "species.txt")
+    }
+    tests = {row["path"] for row in _tab_rows(folder / "test_images.txt")}
     pictures = []
-    for row in images:
-        file_of_row = folder / "download" / "images" / row["path"]
-        if (row["path"] in test_paths) == (split == "test") and file_of_row.is_file():
-            pictures.append(
-                (file_of_row, label_of[_letters(folder_of[row["species_id"]])])
-            )
+    for row in _tab_rows(folder / "images.txt"):
+        path = folder / "download" / "images" / row["path"]
+        if (row["path"] in tests) == (split == "test") and path.is_file():
+            pictures.append((path, label_of_species[row["species_id"]]))
     return pictures
+
+
+def _tab_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _ucf101(
     folder: Path, split: str, label_of: dict[str, int]
 ) -> list[tuple[Path, int]]:
+    listed = folder / "ucfTrainTestlist" / f"{split}list01.txt"
     pictures = []
-    for line in (
-        (folder / "ucfTrainTestlist" / f"{split}list01.txt")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    ):
+    for line in listed.read_text(encoding="utf-8").splitlines():
         if line.strip():
-            video = Path(
-                line.split()[0]
-            )  # in a list of training videos the class's number follows
-            frames = [
-                (folder / "frames" / video).with_suffix(suffix)
-                for suffix in IMAGE_SUFFIXES
-            ]
-            frame = next((path for path in frames if path.is_file()), frames[0])
+            # in a list of training videos the class's number follows
+            video = Path(line.split()[0])
+            frame = _frame_of(folder / "frames" / video)
             pictures.append((frame, label_of[_letters(video.parent.name)]))
     # A frame that is missing is counted as an unreadable picture.
     return pictures if any(path.is_file() for path, _ in pictures) else []
+
+
+def _frame_of(video: Path) -> Path:
+    frames = [video.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
+    return next((path for path in frames if path.is_file()), frames[0])
 
 
 def _letters(text: str) -> str:
@@ -222,66 +218,92 @@ def open_suites(
     """Opens suites; ``words`` are names, each followed by its folder if that is not
     ``root``.
     """
-    opened, members, rest = SuiteSets(), list[tuple[str, Path, bool]](), list(words)
-    while rest:
-        name = rest.pop(0)
-        place = rest.pop(0) if rest and rest[0] not in SUITES else root
-        if name not in SUITES or place is None:
-            no_folder = (
+    opened = SuiteSets()
+    for suite, folder in _named_suites(words, root):
+        if suite == "paper":
+            for name in LAYOUTS:
+                _add_labelled(
+                    opened, name, partial(open_paper_set, name, folder), probe
+                )
+            continue
+        is_flat = suite == "pictograms"
+        places = subfolders(folder) if is_flat else _webdatasets(folder, _MAX_DEPTH)
+        if not places:
+            expected = "folder" if is_flat else "test/nshards.txt"
+            raise InputError(f"--suite {suite}: {folder} holds no {expected}")
+        for place in places:
+            _add_folder(opened, place.relative_to(folder).as_posix(), place, probe)
+    return opened
+
+
+def _named_suites(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
+    """Suites with their folders."""
+    suites = []
+    left = list(words)
+    while left:
+        name = left.pop(0)
+        if name not in SUITES:
+            raise InputError(f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
+        place: str | Path | None = root
+        if left and left[0] not in SUITES:
+            place = left.pop(0)
+        if place is None:
+            raise InputError(
                 f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR"
             )
-            raise InputError(
-                no_folder
-                if name in SUITES
-                else f"--suite: no suite {name!r}; {nearest(name, SUITES)}"
-            )
-        folder = local_folder(place, "the sets of a suite")
-        if name == "paper":
-            members += [(paper_set, folder, True) for paper_set in LAYOUTS]
-            continue
-        places = (
-            subfolders(folder)
-            if name == "pictograms"
-            else _webdatasets(folder, _MAX_DEPTH)
-        )
-        expected = "folder" if name == "pictograms" else "test/nshards.txt"
-        refuse({f"--suite {name}: {folder} holds no {expected}": not places})
-        members += [
-            (item.relative_to(folder).as_posix(), item, False) for item in places
-        ]
-    for name, folder, of_paper in members:
-        failed = name
-        try:
-            if (
-                not of_paper
-                and check_type(folder, "classification", "retrieval") == "retrieval"
-            ):
-                opened.pairs.append(open_captioned(folder))
-                continue
-            data = open_paper_set(name, folder) if of_paper else open_labelled(folder)
-            opened.sets.append(data)
-            failed = name + _TRAINING
-            if probe:
-                training = (
-                    open_paper_set(name, folder, "train")
-                    if of_paper
-                    else training_split(folder)
-                )
-                opened.training |= {} if training is None else {data.name: training}
-        except (InputError, OSError) as error:
-            opened.missing[failed] = str(error)
-    return opened
+        suites.append((name, local_folder(place, "the sets of a suite")))
+    return suites
+
+
+def _add_folder(opened: SuiteSets, name: str, folder: Path, probe: bool) -> None:
+    """Adds a labelled set, or pairs where the folder says that it holds these."""
+    try:
+        if check_type(folder, "classification", "retrieval") == "retrieval":
+            opened.pairs.append(open_captioned(folder))
+            return
+    except (InputError, OSError) as error:
+        opened.missing[name] = str(error)
+        return
+    _add_labelled(opened, name, partial(_open_split, folder), probe)
+
+
+def _open_split(folder: Path, split: str = "test") -> LabelledSet | None:
+    return training_split(folder) if split == "train" else open_labelled(folder)
+
+
+def _add_labelled(
+    opened: SuiteSets,
+    name: str,
+    open_split: Callable[..., LabelledSet | None],
+    probe: bool,
+) -> None:
+    """Adds a set, and for probes its training images; or notes why it cannot be
+    used.
+    """
+    failed = name
+    try:
+        data = open_split()
+        assert data is not None
+        opened.sets.append(data)
+        failed = name + _TRAINING
+        training = open_split(split="train") if probe else None
+        if training is not None:
+            opened.training[data.name] = training
+    except (InputError, OSError) as error:
+        opened.missing[failed] = str(error)
 
 
 def training_split(path: str | Path) -> LabelledSet | None:
     """The training images of a labelled set; None without such a split."""
-    part = local_folder(path, "labelled pictures") / "train"
-    inside = list(part.iterdir()) if part.is_dir() else None
-    if inside is None or (
-        inside
-        and not any(p.is_dir() or is_tar(p) or p.name == "nshards.txt" for p in inside)
-    ):
-        return None  # pictures alone: a class of that name
+    part = labelled_folder(path) / "train"
+    if not part.is_dir():
+        return None
+    inside = list(part.iterdir())
+    holds_split = any(
+        each.is_dir() or is_tar(each) or each.name == "nshards.txt" for each in inside
+    )
+    if inside and not holds_split:  # pictures alone: a class of that name
+        return None
     return open_labelled(path, "train")
 
 

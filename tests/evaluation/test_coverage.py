@@ -1,0 +1,143 @@
+"""How often the intervals of `eval`, `auto` and the estimator hold the truth: the mean
+of what fresh sets of the same size come to.
+
+Nominal is 95 %. `pytest -m nightly -s tests/evaluation/test_coverage.py` prints all.
+"""
+
+import functools
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cloob.evaluation.measures import vector_numbers
+from cloob.functional.bootstrap import bootstrap_interval, group_means
+from cloob.functional.ranking import mutual_ranks_of_ids
+from cloob.heads.choose import trial_of
+from cloob.heads.fitted import recalls_of_ids
+
+pytestmark = pytest.mark.nightly
+N_SETS = 400
+N_FRESH = 4000
+GROUPS = torch.arange(20).repeat_interleave(10)
+RECALLS = [f"{way}@{k}" for way in ("a_to_b", "b_to_a") for k in (1, 5, 10)]
+OTHERS = ["a_to_b_mrr", "a_to_b@1%", "a_to_b_choose_4", "a_to_b_median_rank"]
+
+
+def pairs_of(latent, generator, noise=0.8):
+    """Unit rows of two noisy views of what is common."""
+    views = []
+    for _ in range(2):
+        rows = latent + noise * torch.randn(latent.shape, generator=generator)
+        views.append(F.normalize(rows, dim=1))
+    return views
+
+
+def plain(generator):
+    a, b = pairs_of(torch.randn(200, 8, generator=generator), generator)
+    return a, b, torch.arange(200)
+
+
+def repeated(generator):
+    """One to four rows an id, which differ by half of the noise alone."""
+    counts = torch.randint(1, 5, (120,), generator=generator)
+    ids = torch.arange(120).repeat_interleave(counts)
+    latent = torch.randn(120, 8, generator=generator)[ids]
+    a, b = pairs_of(latent, generator)
+    return a, b, ids
+
+
+def grouped(generator):
+    """Twenty groups of ten rows, which are alike within one, as samples of a patient;
+    how noisy a group is differs.
+    """
+    centres = torch.randn(20, 8, generator=generator)[GROUPS]
+    latent = 0.7 * centres + 0.7 * torch.randn(200, 8, generator=generator)
+    noise = (0.3 + torch.rand(20, generator=generator))[GROUPS, None]
+    a, b = pairs_of(latent, generator, noise)
+    return a, b, torch.arange(200)
+
+
+def hits_of(a, b, ids):
+    """By number, (ids,) values whose mean it is."""
+    found = {}
+    n = len(torch.unique(ids))
+    directions = zip(("a_to_b", "b_to_a"), mutual_ranks_of_ids(a, b, ids), strict=True)
+    for way, ranks in directions:
+        for k in (1, 5, 10):
+            found[f"{way}@{k}"] = group_means(ranks < k, ids)
+        found[f"{way}@1%"] = group_means(ranks < -(-n // 100), ids)
+        found[f"{way}_mrr"] = group_means(1 / (ranks + 1.0), ids)
+        ahead = [(n - 1 - ranks - i) / (n - 1.0 - i) for i in range(3)]
+        found[f"{way}_choose_4"] = group_means(
+            torch.stack(ahead).clamp_min(0).prod(0), ids
+        )
+        found[f"{way}_median_rank"] = group_means(ranks, ids) + 1
+    return found
+
+
+@functools.cache
+def truth(draw):
+    """Means over fresh sets; of medians their median."""
+    generator = torch.Generator().manual_seed(1)
+    fresh = {}
+    for _ in range(N_FRESH):
+        for key, values in hits_of(*draw(generator)).items():
+            centre = values.median() if "median" in key else values.mean()
+            fresh.setdefault(key, []).append(centre)
+    columns = {key: torch.stack(values) for key, values in fresh.items()}
+    found = {
+        key: float(column.median() if "median" in key else column.mean())
+        for key, column in columns.items()
+    }
+    found["auto"] = sum(found[key] for key in RECALLS) / len(RECALLS)
+    found["estimator"] = (found["a_to_b@1"] + found["b_to_a@1"]) / 2
+    return found
+
+
+def coverage(draw, intervals_of):
+    """The share of sets whose interval holds the truth, in percent, by number."""
+    generator = torch.Generator().manual_seed(2)
+    inside = Counter()
+    for _ in range(N_SETS):
+        for key, (low, high) in intervals_of(*draw(generator)).items():
+            inside[key] += low <= truth(draw)[key] <= high
+    found = {key: 100 * n / N_SETS for key, n in inside.items()}
+    print(f"{intervals_of.__name__} on {draw.__name__}: {found}")
+    return found
+
+
+def of_eval(a, b, ids):
+    numbers, _ = vector_numbers(a, b, ids)
+    return {key: numbers[f"{key}_interval"] for key in RECALLS + OTHERS}
+
+
+def of_heads(a, b, ids):
+    """What `auto` logs of its trials, and `score_interval`: means of two ways."""
+    found = recalls_of_ids(a, b, ids)
+    of_ones = found[[0, len(found) // 2]].mean(0)
+    return {
+        "auto": trial_of("clip", None, found.mean(0))["interval"],
+        "estimator": bootstrap_interval(of_ones),
+    }
+
+
+def over_groups(a, b, ids):
+    hits = hits_of(a, b, ids)
+    return {key: bootstrap_interval(hits[key], groups=GROUPS) for key in RECALLS}
+
+
+@pytest.mark.parametrize("intervals_of", [of_eval, of_heads])
+@pytest.mark.parametrize("draw", [plain, repeated])
+def test_intervals_over_ids_cover(draw, intervals_of):
+    found = coverage(draw, intervals_of)
+    assert all(90 <= share <= 98 for share in found.values())
+
+
+def test_rows_of_a_group_need_the_bootstrap_of_groups():
+    """Intervals over ids know nothing of groups, and are too narrow there."""
+    by_ids = coverage(grouped, of_eval)
+    by_groups = coverage(grouped, over_groups)
+    assert all(88 <= share <= 98 for share in by_groups.values())
+    assert all(by_ids[key] < 80 for key in RECALLS)
