@@ -188,13 +188,14 @@ def test_addresses(index):
 NAMES = ("red", "green", "blue")
 
 
-def test_probabilities_are_the_softmax_at_the_models_temperature(index):
-    index.encoder().objective_config = {"inv_tau": 12.0}
+def test_probabilities_are_the_softmax_at_the_models_temperature(coloured, tmp_path):
+    model = ColourModel(inv_tau=12.0)
+    pictures = coloured.parent / "pictures"
+    index = open_index(make_index(tmp_path / "index", pictures, model), model)
     labels = index.classify(
         NAMES, LabelOptions(templates=("{c}", "a thing of colour {c}"))
     )
     assert labels.inv_tau == 12.0 and not labels.by_default
-    model = ColourModel()
     prompts = {
         name: model.encode_text([name, f"a thing of colour {name}"]).double().mean(0)
         for name in NAMES

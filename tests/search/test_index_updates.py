@@ -287,28 +287,6 @@ def test_equal_files_are_embedded_once(folder, index):
     )
 
 
-def test_an_index_goes_on_as_it_was_begun(folder, index):
-    """bf16 is a setting of the vectors: the index keeps it, and never mixes them."""
-    encoder = FakeEncoder()
-    index.update([folder], options(encoder, precision="bf16"))
-    write_noise(folder / "new.png", 9)
-    assert index.update([folder], options(encoder)).embedded == 1
-    index.use("fake", encoder)  # queries ask for the weights alone
-    with pytest.raises(InputError, match="or precision"):
-        index.update([folder], options(encoder, precision="fp32"))
-    assert (
-        index.update(
-            [folder], options(encoder, precision="fp32", name="plain")
-        ).embedded
-        == 4
-    )
-    bf16, plain = (
-        index.store.vectors(name, [by_name(index)["new.png"]])[0]
-        for name in ("fake", "plain")
-    )
-    assert bf16.tolist() != plain.tolist() and bf16 @ plain > 0.99
-
-
 def test_what_cannot_be_read_now_stays(folder, index, monkeypatch):
     first, second = FakeEncoder(), FakeEncoder("second", seed=1)
     index.update([folder], options(first))

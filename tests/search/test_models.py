@@ -12,7 +12,7 @@ from cloob import cli
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.records import INDEX_FILE, IndexedModel
-from search_colours import loads, write_pictures
+from search_colours import ColourModel, loads, write_pictures
 
 
 @pytest.fixture
@@ -112,3 +112,17 @@ def test_an_index_of_another_format_names_what_to_do(
     assert cli.main([*make, "--anew"]) == 0
     assert "8 added; 8 embedded" in capsys.readouterr().out
     assert (Path(place) / "other").is_dir()
+
+
+def test_a_search_refuses_other_weights_under_the_name_of_a_model(
+    place, tmp_path, capsys, monkeypatch
+):
+    loads(monkeypatch)
+    pictures = write_pictures(tmp_path / "p", n=1)
+    make = ["index", str(pictures), "--model", "m", "--out", place]
+    assert cli.main(make) == 0
+    assert cli.main(["search", place, "red", "--cutoff", "none"]) == 0
+    loads(monkeypatch, lambda *_, **__: ColourModel("other"))
+    for words in (["search", place, "red"], ["classify", place, "--labels", "a,b"]):
+        assert cli.main(words) == 2
+        assert "m: has other weights" in capsys.readouterr().err

@@ -156,6 +156,24 @@ def test_a_search_gives_what_a_loop_gives(tmp_path_factory, changes):
     other.close()
 
 
+def test_equal_rows_tie_whatever_rounding_makes_of_their_products(tmp_path):
+    """2,000 rows of one cosine: float32 products differ in their last digits, and the
+    first ids are the nearest all the same.
+    """
+    query, *others = units(2001, dim=512)
+    others = np.array([row - (row @ query) * query for row in others])
+    others /= np.linalg.norm(others, axis=1, keepdims=True)
+    rows = (0.6 * query + 0.8 * others).astype(np.float32)
+    store = Store(tmp_path / "i", create=True)
+    store.add_model(replace(MODEL, dim=512))
+    write(store, [item(f"{i}") for i in range(len(rows))], "m", rows)
+    found = store.nearest("m", query, 5)
+    truth = dict(enumerate(rows, 1))
+    assert list(zip(found.ids.tolist(), found.scores, strict=True)) == nearest(
+        truth, query, 5
+    )
+
+
 def test_a_damaged_cache_is_not_used_and_written_anew(tmp_path):
     store = filled(tmp_path / "i", 1)
     store.optimise()

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -26,8 +26,7 @@ from cloob.models.source import check_source
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
-    from cloob.search.build import Summary
-    from cloob.search.records import Precision
+    from cloob.search.plan import Summary
     from cloob.search.update import UpdateOptions
 
 INTERRUPTED = 130
@@ -50,8 +49,7 @@ class Options:
     name: str | None = None
     """What the index calls the model; its file name or tag when left out."""
     replace_model: bool = False
-    """Make all vectors anew where this model has other weights or --precision than
-    before.
+    """Make all vectors anew where this model has other weights than before.
     """
     exclude: tuple[str, ...] = ()
     """Globs of files and folders to leave out; they are remembered, and '' clears them.
@@ -70,8 +68,6 @@ class Options:
     """Column of a table with the picture or its path."""
     caption_column: str | None = None
     """Column of a table with the caption."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Of the image tower (bf16: GPUs, AMX); else the index's, or fp32."""
     batch_size: int = 64
     """Pictures a forward pass, and a transaction."""
     machine: DecodeOptions = field(default_factory=DecodeOptions)
@@ -223,7 +219,6 @@ def update_options(options: Options) -> UpdateOptions:
         name=options.name,
         replace_model=options.replace_model,
         device=options.machine.device,
-        precision=options.precision,
         scan=ScanOptions(options.exclude, options.image_column, options.caption_column),
         batch_size=options.batch_size,
         workers=options.machine.workers,
@@ -280,7 +275,6 @@ def opened(
     source: str,
     model: str | DualEncoder | None,
     machine: DecodeOptions,
-    precision: Precision | None = None,
 ) -> Iterator[tuple[cloob.Index, int]]:
     """An index of a source, and how many of its pictures, folders and shards could not
     be read; some are named.
@@ -306,9 +300,7 @@ def opened(
         check_source(model)
     from cloob.search.update import UpdateOptions  # torch
 
-    options = UpdateOptions(
-        model, device=machine.device, precision=precision, workers=machine.workers
-    )
+    options = UpdateOptions(model, device=machine.device, workers=machine.workers)
     with (
         tempfile.TemporaryDirectory(prefix="cloob-") as folder,
         cloob.Index.create(Path(folder) / "index") as index,

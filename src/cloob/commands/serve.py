@@ -26,7 +26,7 @@ from cloob.machine import processors
 from cloob.serve.hosts import is_loopback
 
 if TYPE_CHECKING:
-    from cloob.search.build import Summary
+    from cloob.search.plan import Summary
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 _MAX_UPDATE_SECONDS = 10**7

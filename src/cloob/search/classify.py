@@ -5,17 +5,14 @@ Legend: n pictures, C labels, D the width of a model's rows.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from cloob.errors import InputError
 from cloob.search.matrix import Ids, Vectors
-from cloob.search.query import TorchEmbedder
 from cloob.search.unrelated import margins, text_rows
 from cloob.search.view import View
 
@@ -97,25 +94,15 @@ def _check_templates(templates: Sequence[str]) -> None:
 def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
-    encoder = view.models.encoder(view.model)
-    known = _inverse_temperature(encoder)
+    known = view.model.inv_tau
     inv_tau = known or DEFAULT_INV_TAU
-    scores = rows @ _label_rows(encoder, names, options.templates).T
+    scores = rows @ _label_rows(view, names, options.templates).T
     above = None
     if options.multi or options.none:
         above = margins(scores, rows, text_rows(view))
     probabilities = _softmax(inv_tau * scores)
     chosen = _chosen(probabilities, above, options)
     return Labels(names, ids, probabilities, above, chosen, inv_tau, known is None)
-
-
-def _inverse_temperature(encoder: Any) -> float | None:
-    """τ⁻¹ of the model's objective, else of its weights; None where neither has it."""
-    stated = getattr(encoder, "objective_config", {}).get("inv_tau")
-    if stated:
-        return float(stated)
-    logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    return None if logarithm is None else math.exp(float(logarithm.detach()))
 
 
 def _softmax(logits: Vectors) -> Vectors:
@@ -152,20 +139,12 @@ def _all_rows(view: View, n_labels: int) -> tuple[Ids, Vectors]:
     return ids, np.concatenate([rows for _, rows in blocks])
 
 
-def _label_rows(
-    encoder: Any, names: Sequence[str], templates: Sequence[str]
-) -> Vectors:
+def _label_rows(view: View, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
     prompts = [
         template.replace("{c}", name) for name in names for template in templates
     ]
-    means = (
-        TorchEmbedder(encoder)
-        .texts(prompts)
-        .reshape(len(names), len(templates), -1)
-        .mean(1)
-    )
-    return np.asarray(
-        means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12),
-        np.float32,
-    )
+    rows = view.models.embedder(view.model).texts(prompts)
+    means = rows.reshape(len(names), len(templates), -1).mean(1)
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    return np.asarray(means / np.maximum(lengths, 1e-12), np.float32)

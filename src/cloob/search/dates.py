@@ -24,13 +24,18 @@ def date_of(path: str, stated: Value, exif: Exif | None) -> tuple[str | None, st
 
     A column that is filled and no date is not replaced by the file's time.
     """
-    is_stated = stated not in (None, "")
-    if is_stated and (taken := iso_date(stated)):
+    if taken := iso_date(stated):
         return taken, "column"
     if taken := _exif_date(exif):
         return taken, "exif"
-    taken = None if is_stated else _file_date(path)
-    return taken, "file" if taken else ""
+    if is_date(stated) and (taken := _file_date(path)):
+        return taken, "file"
+    return None, ""
+
+
+def is_date(stated: Value) -> bool:
+    """Whether a column is empty, or a date."""
+    return stated in (None, "") or iso_date(stated) is not None
 
 
 def _exif_date(exif: Exif | None) -> str | None:
@@ -56,13 +61,14 @@ def iso_date(stated: Value) -> str | None:
     """ISO 8601 of a date that begins with the year: ``2024``, ``20240601``, ``2024/6/1
     10:00``.
     """
-    text = str(
-        int(stated) if isinstance(stated, float) and stated.is_integer() else stated
-    ).strip("\0 ")
-    if match := _DATE.fullmatch(text):
-        year, *parts = [int(part) for part in match.groups()[:6] if part]
-        with contextlib.suppress(ValueError):
-            date(year, *[*parts, 1, 1][:2])
-            day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
-            return f"{day}T{match[7]}" if match[7] else day
+    if isinstance(stated, float) and stated.is_integer():
+        stated = int(stated)
+    match = _DATE.fullmatch(str(stated).strip("\0 "))
+    if match is None:
+        return None
+    year, *parts = [int(part) for part in match.groups()[:6] if part]
+    with contextlib.suppress(ValueError):
+        date(year, *[*parts, 1, 1][:2])
+        day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
+        return f"{day}T{match[7]}" if match[7] else day
     return None

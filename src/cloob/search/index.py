@@ -21,8 +21,8 @@ from cloob.search.where import Filter, parse
 if (
     TYPE_CHECKING
 ):  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
-    from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
+    from cloob.search.plan import Summary
     from cloob.search.update import UpdateOptions
 
 Where = str | Filter | None

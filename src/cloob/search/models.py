@@ -1,8 +1,8 @@
 """The models of an index: which one a name means, its encoder, loaded once, and what an
 index may name.
 
-What stands in an index alone (an address, a command, a model) is not fetched: it may be
-somebody else's. What was typed on this machine is noted apart from it.
+A model that stands in an index alone is not fetched: it may be somebody else's. What
+was typed on this machine is noted apart from it.
 """
 
 from __future__ import annotations
@@ -34,31 +34,27 @@ class Models:
     """The models of a store, for several threads; ``None`` is the default one."""
 
     def __init__(self, store: Store, default: str | None = None) -> None:
-        self.store, self._default = store, default
-        self._encoders: dict[
-            str, DualEncoder
-        ] = {}  # by fingerprint, as a name may come to stand for other weights
-        self._plain: dict[str, PlainEncoder | TextGraph | None] = {}  # likewise
+        self.store = store
+        self._default = None if default is None else self._named(default)
+        # by fingerprint, as a name may come to stand for other weights
+        self._encoders: dict[str, DualEncoder] = {}
+        self._embedders: dict[str, Embedder] = {}
         self._loading = threading.RLock()
-        # typed by its name, by what it is loaded from, or by another checkpoint of its
-        # run
-        if default is not None:
-            spec = absolute(default)
-            run = spec if split_checkpoint(default)[1] else split_checkpoint(spec)[0]
-            ranked = sorted(
-                store.models(),
-                key=lambda model: (model.name != default, model.spec != spec),
-            )
-            named = [
-                m
-                for m in ranked
-                if default == m.name
-                or spec == m.spec
-                or split_checkpoint(m.spec)[0] == run
-            ]
-            self._default = store.model(named[0] if named else default).name
-            if named and named[0].spec == spec:
-                remember(spec)
+
+    def _named(self, typed: str) -> str:
+        """The name of the model that is typed by it, by what it is loaded from, or by
+        another checkpoint of its run.
+        """
+        spec = absolute(typed)
+        run = spec if split_checkpoint(typed)[1] else split_checkpoint(spec)[0]
+        models = self.store.models()[::-1]  # of several, the first is meant
+        by_spec = {model.spec: model.name for model in models}
+        by_run = {split_checkpoint(model.spec)[0]: model.name for model in models}
+        if typed in (model.name for model in models):
+            return typed
+        if spec in by_spec:
+            remember(spec)
+        return by_spec.get(spec) or by_run.get(run) or self.store.model(typed).name
 
     def model(self, name: Name = None) -> IndexedModel:
         """A model by its name; the default one for None."""
@@ -73,10 +69,8 @@ class Models:
         model = self.model(name)
         model.check(weights or fingerprint(encoder), self.store.address)
         keep_graph(model, encoder)
-        self._encoders[model.fingerprint], self._plain[model.fingerprint] = (
-            encoder,
-            None,
-        )
+        self._encoders[model.fingerprint] = encoder
+        self._embedders[model.fingerprint] = TorchEmbedder(encoder)
 
     def encoder(
         self, name: Name = None, device: str | torch.device = "auto"
@@ -94,50 +88,49 @@ class Models:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder without
         torch.
         """
+        model = self.model(name)
+        with self._loading:
+            if model.fingerprint not in self._embedders:
+                plain = self._without_torch(model, device)
+                embedder = plain or TorchEmbedder(self.encoder(model, device))
+                self._embedders[model.fingerprint] = embedder
+            return self._embedders[model.fingerprint]
+
+    def _without_torch(
+        self, model: IndexedModel, device: str
+    ) -> PlainEncoder | TextGraph | None:
         from cloob.models.onnx import PlainEncoder  # where something is embedded
         from cloob.models.text_graph import open_text_graph
 
-        model = self.model(name)
-
-        def loaded() -> TorchEmbedder:
-            return TorchEmbedder(self.encoder(model, device))
-
-        with self._loading:
-            if model.fingerprint not in (*self._encoders, *self._plain):
-                plain: PlainEncoder | TextGraph | None
-                plain = PlainEncoder.open(model.spec)
-                if plain is not None:
-                    model.check(plain.fingerprint, self.store.address)
-                elif model.precision == "fp32":
-                    plain = open_text_graph(
-                        model.spec,
-                        model.fingerprint,
-                        lambda images: loaded().pictures(images),
-                    )
-                self._plain[model.fingerprint] = plain
-            return self._plain.get(model.fingerprint) or loaded()
+        plain = PlainEncoder.open(model.spec)
+        if plain is not None:
+            model.check(plain.fingerprint, self.store.address)
+            return plain
+        return open_text_graph(
+            model.spec,
+            model.fingerprint,
+            lambda images: TorchEmbedder(self.encoder(model, device)).pictures(images),
+        )
 
     def close(self) -> None:
         """Closes the database and forgets the models."""
         self.store.close()
         self._encoders.clear()
-        self._plain.clear()
+        self._embedders.clear()
 
 
 def keep_graph(model: IndexedModel, encoder: DualEncoder) -> None:
     """Writes the graph of a loaded model's text tower, for later searches."""
     from cloob.models.text_graph import keep_text_graph
 
-    if model.precision != "fp32":
-        return
     with contextlib.suppress(InputError):  # the model is no longer where it was
         texts = TorchEmbedder(encoder).texts
         keep_text_graph(model.spec, model.fingerprint, encoder, texts)
 
 
 def remember(typed: str) -> None:
-    """Notes that an address, a pattern or a model was typed; where the cache cannot be
-    written, it is typed again.
+    """Notes that a model was typed; where the cache cannot be written, it is typed
+    again.
     """
     with contextlib.suppress(InputError):
         write_whole(_note(typed), "")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from cloob.errors import InputError
 
 INDEX_FILE = "index.sqlite"  # of an index, in its folder
 SEPARATOR = "::"  # between a container and a picture in it
 Value = str | int | float | bool | None  # what a metadata column holds
-Precision = Literal["fp32", "bf16"]
 Name: TypeAlias = "str | IndexedModel | None"  # of a model; None: the default one
 Progress = Callable[[int, int], None] | None  # is called with what is done, and all
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -51,31 +50,23 @@ class Item:
 class IndexedModel:
     name: str  # what the index calls it
     spec: str  # what `cloob.load_model` takes
-    # of its weights and preprocessing, hex, and +bf16: vectors of two fingerprints
-    # never mix
+    # of its weights and preprocessing, hex: vectors of two fingerprints never mix
     fingerprint: str
     dim: int  # D, the width of its unit rows
     number: int = field(default=0, compare=False)  # in the index's tables
     # of an unfinished one: the number of the other
     replaces: int | None = field(default=None, compare=False)
-
-    @property
-    def weights(self) -> str:
-        """The fingerprint of its weights and preprocessing alone."""
-        return self.fingerprint.partition("+")[0]
-
-    @property
-    def precision(self) -> Precision:
-        return "bf16" if self.fingerprint.endswith("+bf16") else "fp32"
+    # τ⁻¹ of its softmax; None where neither its objective nor its weights have it
+    inv_tau: float | None = field(default=None, compare=False)
 
     def check(self, fingerprint: str, address: str) -> None:
         """Refuses a loaded model that is not the one that an index has vectors of."""
-        if fingerprint not in (self.weights, self.fingerprint):
+        if fingerprint != self.fingerprint:
             raise InputError(
-                f"{self.name}: has other weights or another preprocessing or precision"
-                f" than when {address} was indexed ({self.spec}); cloob index --model M"
-                f" --out {address} with --replace-model makes its vectors anew, with"
-                " --name NAME keeps both"
+                f"{self.name}: has other weights or another preprocessing than when"
+                f" {address} was indexed ({self.spec}); cloob index --model M --out"
+                f" {address} with --replace-model makes its vectors anew, with --name"
+                " NAME keeps both"
             )
 
 

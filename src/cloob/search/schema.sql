@@ -7,7 +7,7 @@ INSERT INTO cloob_revisions VALUES (0, 0);
 CREATE TABLE cloob_models (
   id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, spec TEXT NOT NULL, fingerprint TEXT NOT NULL,
   dim INTEGER NOT NULL, place INTEGER NOT NULL,
-  replaces INTEGER,  -- of an unfinished one: the other, which answers until this one is complete
+  inv_tau REAL, replaces INTEGER,  -- of an unfinished one: the other, which answers until this one is complete
   UNIQUE (name, fingerprint)) STRICT;
 
 -- `path` is absolute; empty, it is the folder around the index, which may move.

@@ -33,10 +33,12 @@ _ORDERS = {
     "chance": "content * 2654435761 % 4294967296, id",
 }
 
-_ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, replaces, place)
-SELECT ?, ?, ?, ?, ?,
-  coalesce(max(CASE WHEN id = ? THEN place END), max(place) + 1, 1) FROM cloob_models
-WHERE true ON CONFLICT (name, fingerprint) DO UPDATE SET spec = excluded.spec"""
+_ADD_MODEL = """INSERT INTO cloob_models
+  (name, spec, fingerprint, dim, inv_tau, replaces, place)
+SELECT ?1, ?2, ?3, ?4, ?5, ?6,
+  coalesce(max(CASE WHEN id = ?6 THEN place END), max(place) + 1, 1) FROM cloob_models
+WHERE true ON CONFLICT (name, fingerprint) DO UPDATE SET
+  spec = excluded.spec, inv_tau = excluded.inv_tau"""
 # CROSS JOIN: SQLite reads the left table first, and does not scan all vectors.
 _STATES = """SELECT i.path, i.bytes, i.mtime_ns, c.hash, i.id,
   EXISTS (SELECT 1 FROM cloob_vectors v WHERE v.content = i.content AND v.model = ?)
@@ -104,8 +106,8 @@ class Store(Database):
         replace.
         """
         statement = (
-            "SELECT name, spec, fingerprint, dim, id, replaces FROM cloob_models ORDER"
-            " BY place, id"
+            "SELECT name, spec, fingerprint, dim, id, replaces, inv_tau FROM"
+            " cloob_models ORDER BY place, id"
         )
         models = [IndexedModel(*row) for row in self.rows(statement)]
         return tuple(model for model in models if unfinished or model.replaces is None)
@@ -147,7 +149,7 @@ class Store(Database):
                     model = dataclasses.replace(model, replaces=old.number)
                     self._drop_unfinished(model)
             fields = (model.name, model.spec, model.fingerprint, model.dim)
-            self.rows(_ADD_MODEL, (*fields, model.replaces, model.replaces))
+            self.rows(_ADD_MODEL, (*fields, model.inv_tau, model.replaces))
             return self.model(model)
 
     def _drop_unfinished(self, model: IndexedModel) -> None:

@@ -1,31 +1,33 @@
-"""What ``Index.update`` does: which sources, and which model; the work itself is in
-``build``.
+"""What ``Index.update`` does: which sources, and which model. torch is imported where
+something has to be embedded.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.machine import decoders, warn_of_emulated_bfloat16
-from cloob.models.encoder import DualEncoder
-from cloob.models.load import fingerprint, load_with_fingerprint
+from cloob.machine import decoders
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Builder, Plan, Summary, make_plan
 from cloob.search.models import Models, absolute, load_named, remember
-from cloob.search.records import IndexedModel, Precision, Progress
+from cloob.search.plan import Plan, Summary, make_plan
+from cloob.search.records import IndexedModel, Progress
 from cloob.search.scan.collection import Collection, Gone, ScanOptions
 from cloob.search.scan.open import open_collection, source_name
 from cloob.search.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+    from cloob.models.encoder import DualEncoder
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,9 @@ class UpdateOptions:
     model: str | Path | DualEncoder | None = None
     # what the index calls the model; None: its file name or tag
     name: str | None = None
-    # vectors of a model of this name may go if its weights or precision differ now
+    # vectors of a model of this name may go if its weights differ now
     replace_model: bool = False
     device: str | torch.device = "auto"
-    # of the image tower; None: as the index has it, float32 in a new one
-    precision: Precision | None = None
     scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
     batch_size: int = 64  # pictures of a forward pass, and of a transaction
     workers: int = field(default_factory=decoders)  # threads that read and decode
@@ -61,18 +61,17 @@ def update(
     options: UpdateOptions,
     progress: Progress,
 ) -> Summary:
-    device = resolve_device(options.device)
     collections = open_all(store, sources, options)
-    chosen = choose_model(store, models, options, device)
+    chosen = choose_model(store, models, options)
     model = chosen.model
     if model.replaces is not None:  # it is finished when it has vectors of all
-        others = set(store.sources()) - {item.name for item in collections}
-        if others:
-            collections += open_all(store, sorted(others), options)
+        named = {item.name for item in collections}
+        others = [name for name in store.sources() if name not in named]
+        collections += open_all(store, others, options) if others else []
     done = Summary()
     plans = make_plans(store, collections, model, done, options)
     start = time.monotonic()
-    build(store, models, model, plans, done, options, device, progress)
+    build(store, models, model, plans, done, options, progress)
     for collection, plan in zip(collections, plans, strict=True):
         store.remove(collection.name, [state.path for state in plan.gone])
         done.removed += sum(state.id is not None for state in plan.gone)
@@ -112,17 +111,18 @@ def build(
     plans: Sequence[Plan],
     done: Summary,
     options: UpdateOptions,
-    device: torch.device,
     progress: Progress,
 ) -> None:
     """Reads what the plans name; the model is loaded where one needs it."""
     tasks = [task for plan in plans for task in plan.tasks]
-    if tasks and model.precision == "bf16" and device.type == "cpu":
-        warn_of_emulated_bfloat16()
+    if not tasks:
+        return
+    from cloob.search.build import Builder  # torch
+
     max_pixels = None
     if options.max_megapixels is not None:
         max_pixels = max(1, int(options.max_megapixels * 1e6))
-    encoder = cache(lambda: models.encoder(model, device))
+    encoder = cache(lambda: models.encoder(model, options.device))
     builder = Builder(store, model, encoder, done, options.batch_size, max_pixels)
     builder.run(tasks, options.workers, progress)
 
@@ -160,50 +160,48 @@ def named_sources(sources: Iterable[str | Path], known: Sequence[str]) -> list[s
     return list(names)
 
 
-def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
-    """Refuses a source inside another one, or one by a second name: its pictures would
-    be in the index twice.
+def check_apart(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses a new source inside another one, or around it: its pictures would be in
+    the index twice.
     """
-    names = list(names)
-    real = {name: os.path.realpath(name) for name in (*known, *names)}
-    for name in names:
-        if name in known:
-            continue
-        for other in real:
-            here = f"{real[name]}{os.sep}"
-            there = f"{real[other]}{os.sep}"
-            if other != name and (here.startswith(there) or there.startswith(here)):
+    real = {name: f"{os.path.realpath(name)}{os.sep}" for name in (*known, *names)}
+    for name in set(names).difference(known):
+        for other in real.keys() - {name}:
+            if real[name].startswith(real[other]) or real[other].startswith(real[name]):
                 raise InputError(
                     f"{name}: lies in {other} or holds it, which is a source of this"
                     " index"
                 )
 
 
-def choose_model(
-    store: Store, models: Models, options: UpdateOptions, device: torch.device
-) -> ChosenModel:
+def choose_model(store: Store, models: Models, options: UpdateOptions) -> ChosenModel:
     """The model of an update, which the index has then; loaded unless it goes on as it
     is.
     """
-    precision = options.precision
     requested = options.model
     if requested is None:
         old = existing_model(store, options.name)
-        if not options.replace_model and precision in (None, old.precision):
+        if not options.replace_model:
             return ChosenModel(old, is_new=False)
         name, spec = old.name, old.spec
-        precision = precision or old.precision
-        encoder, weights = load_named(spec, device)
+        encoder, weights = load_named(spec, options.device)
     elif isinstance(requested, str | Path):
+        from cloob.models.load import load_with_fingerprint  # torch
+
         name = options.name or short_name(str(requested))
         spec = absolute(str(requested))
         remember(spec)
-        encoder, weights = load_with_fingerprint(spec, device)
+        encoder, weights = load_with_fingerprint(spec, options.device)
     else:
+        from cloob.models.load import fingerprint  # torch
+
         name = spec = options.name or requested.name
         encoder, weights = requested, fingerprint(requested)
     _ = encoder.preprocess  # refused by a model of vectors
-    chosen = add_model(store, name, spec, weights, precision, encoder, options)
+    width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
+    inv_tau = inverse_temperature(encoder)
+    new = IndexedModel(name, spec, weights, width, inv_tau=inv_tau)
+    chosen = add_model(store, new, replace=options.replace_model)
     models.use(chosen.model, encoder, weights)
     return chosen
 
@@ -228,40 +226,23 @@ def short_name(typed: str) -> str:
     return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
 
 
-def add_model(
-    store: Store,
-    name: str,
-    spec: str,
-    weights: str,
-    precision: Precision | None,
-    encoder: DualEncoder,
-    options: UpdateOptions,
-) -> ChosenModel:
+def add_model(store: Store, new: IndexedModel, *, replace: bool) -> ChosenModel:
     """Adds a model, or finds the one of the same weights, that of this name first."""
-    alike = [
-        model for model in store.models(unfinished=True) if model.weights == weights
+    same = [
+        model
+        for model in store.models(unfinished=True)
+        if model.fingerprint == new.fingerprint
     ]
-    alike.sort(key=lambda model: model.name != name)
-    if precision is None:
-        precision = "fp32"
-        if alike and not options.replace_model:
-            precision = alike[0].precision
-    mark = f"{weights}+bf16" if precision == "bf16" else weights
-    same = [model for model in alike if model.fingerprint == mark]
+    same.sort(key=lambda model: model.name != new.name)
     if same and same[0].replaces is None:
-        name = same[0].name
-    if not options.replace_model:
-        refuse_other_weights(store, name, mark)
-    width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
-    new = IndexedModel(name, spec, mark, width)
-    model = store.add_model(new, replace=options.replace_model)
-    return ChosenModel(model, is_new=not same)
+        new = dataclasses.replace(new, name=same[0].name)
+    return ChosenModel(store.add_model(new, replace=replace), is_new=not same)
 
 
-def refuse_other_weights(store: Store, name: str, mark: str) -> None:
-    """Raises InputError where a name is that of another model, at least of another
-    precision.
-    """
-    for old in store.models():
-        if old.name == name and old.fingerprint != mark:
-            old.check("", store.address)
+def inverse_temperature(encoder: Any) -> float | None:
+    """τ⁻¹ of the model's objective, else of its weights; None where neither has it."""
+    stated = getattr(encoder, "objective_config", {}).get("inv_tau")
+    if stated:
+        return float(stated)
+    logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
+    return None if logarithm is None else math.exp(float(logarithm.detach()))
