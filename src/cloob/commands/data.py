@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from cloob.commands.console import (
 )
 from cloob.commands.suspects import judge_pictures, judge_vectors, report
 from cloob.data.shards.spec import is_remote
-from cloob.errors import refuse
+from cloob.errors import InputError
 
 if TYPE_CHECKING:
     from cloob.data.source import Source
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # Pairs up to which heads on frozen encoders are what to begin with
 # (the page “Which objective”: 43,276).
 _FEW = 50_000
+_FEWEST = 4  # usable pairs: two to train on, two to hold out
 
 
 @dataclass(frozen=True)
@@ -80,88 +82,101 @@ class Options:
 
 
 def run(options: Options) -> int:
+    """Looks at a set, counts its shards, or lists its suspects."""
     check(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
+    check_sides(options)
     if options.out is not None:
-        check_out(
-            "--out", options.out, (".json",) if options.count else (".html", ".htm")
-        )
-    a, b, path = options.a, options.b, next(iter(options.suspects or ()), None)
-    vectors = a is not None and b is not None
-    refuse(
-        {
-            "--a and --b are needed together": (a is None) != (b is None),
-            "DATA is missing; name a table, a folder or shards": not options.data
-            and not vectors,
-            "--a and --b go with --suspects and without DATA": vectors
-            and (options.data or options.suspects is None),
-            "--suspects takes one FILE.csv, and stands after DATA": len(
-                options.suspects or ()
-            )
-            > 1,
-            "--suspects prints no --json; --suspects FILE.csv writes a table": options.suspects
-            is not None
-            and options.json,
-            "--out shows pictures; vectors have none": vectors
-            and options.out is not None,
-            "--model goes with --suspects": options.model is not None
-            and options.suspects is None,
-        }
-    )
+        endings = (".json",) if options.count else (".html", ".htm")
+        check_out("--out", options.out, endings)
     if options.count:
-        from cloob.data.shards.remote import write_counts
-
-        counts, sizes = write_counts(options.data, options.out)
-        line = f"{counts or options.data}: {len(sizes):,} shards, {sum(sizes.values()):,} samples"
-        print(json.dumps(sizes) if options.json else line)
-        if counts is None:  # the cache has the counts
-            say_next(
-                [
-                    "train",
-                    "--data",
-                    options.data,
-                ]
-            )
-        return 0
-    if path is not None:
-        check_out(
-            "--suspects",
-            path,
-            (".csv",),
-            [options.data, *(str(name) for name in (a, b, options.ids) if name)],
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if vectors:
-        from cloob.data.vectors import open_pairs
-
-        pairs = open_pairs(str(options.a), str(options.b), options.ids)
-        report(judge_vectors(pairs, options.model), path)
-        say_next(
-            ["train", "vectors", "--clean", "auto", *as_words(options, "a", "b", "ids")]
-        )
-        return 0
-    from cloob.data.open import open_source
-
-    source = open_source(options.data, **options.table.columns)
-    if options.suspects is None:
-        return _survey(options, source)
-    logging.getLogger("cloob.heads.features").setLevel(
-        logging.INFO
-    )  # how far the frozen encoders are
-    config = cloob.get_recipe("align").override(workers=options.workers)
-    judged = judge_pictures(source, config, options.model)
-    report(judged, path, options.out, options.pictures)
-    say_next([*_training(options, few=True), "--clean", "auto"])
+        count(options)
+    elif options.suspects is None:
+        look(options)
+    else:
+        find_suspects(options, options.suspects)
     return 0
 
 
-def _survey(options: Options, source: Source) -> int:
+def check_sides(options: Options) -> None:
+    """Refuses options that do not go together."""
+    has_vectors = options.a is not None and options.b is not None
+    if (options.a is None) != (options.b is None):
+        raise InputError("--a and --b are needed together")
+    if not (options.data or has_vectors):
+        raise InputError("DATA is missing; name a table, a folder or shards")
+    if has_vectors and (options.data or options.suspects is None):
+        raise InputError("--a and --b go with --suspects and without DATA")
+    if has_vectors and options.out is not None:
+        raise InputError("--out shows pictures; vectors have none")
+    check_suspects(options)
+
+
+def check_suspects(options: Options) -> None:
+    if options.suspects is None:
+        if options.model is not None:
+            raise InputError("--model goes with --suspects")
+        return
+    if len(options.suspects) > 1:
+        raise InputError("--suspects takes one FILE.csv, and stands after DATA")
+    if options.json:
+        raise InputError(
+            "--suspects prints no --json; --suspects FILE.csv writes a table"
+        )
+
+
+def count(options: Options) -> None:
+    """Counts the samples of shards."""
+    from cloob.data.shards.remote import write_counts
+
+    written, sizes = write_counts(options.data, options.out)
+    if options.json:
+        print(json.dumps(sizes))
+    else:
+        samples = f"{sum(sizes.values()):,} samples"
+        print(f"{written or options.data}: {len(sizes):,} shards, {samples}")
+    if written is None:  # the cache has the counts
+        say_next(["train", "--data", options.data])
+
+
+def find_suspects(options: Options, files: Sequence[Path]) -> None:
+    """Prints, lists and shows the pairs that least seem to belong."""
+    path = files[0] if files else None
+    if path is not None:
+        names = (options.data, options.a, options.b, options.ids)
+        check_out("--suspects", path, (".csv",), filter(None, names))
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if options.a is not None and options.b is not None:
+        from cloob.data.vectors import open_pairs
+
+        pairs = open_pairs(options.a, options.b, options.ids)
+        report(judge_vectors(pairs, options.model), path)
+        sides = as_words(options, "a", "b", "ids")
+        say_next(["train", "vectors", "--clean", "auto", *sides])
+        return
+    # how far the frozen encoders are
+    logging.getLogger("cloob.heads.features").setLevel(logging.INFO)
+    config = cloob.get_recipe("align").override(workers=options.workers)
+    judged = judge_pictures(opened(options), config, options.model)
+    report(judged, path, options.out, options.pictures)
+    say_next([*training(options, few=True), "--clean", "auto"])
+
+
+def opened(options: Options) -> Source:
+    from cloob.data.open import open_source
+
+    return open_source(options.data, **options.table.columns)
+
+
+def look(options: Options) -> None:
+    """Prints what is in a set, and draws the contact sheet."""
     from cloob.data.survey import survey, write_sheet
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 
+    source = opened(options)
     tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
     with progress() as update:
-        facts, usable = survey(
+        seen = survey(
             source,
             lambda caption: len(tokenizer.encode(caption)) + 2,
             tokenizer.context_length,
@@ -169,109 +184,28 @@ def _survey(options: Options, source: Source) -> int:
             workers=options.workers,
             progress=partial(update, "pairs"),
         )
-    spread = (
-        ", spread over the set (--most 0 looks at all)"
-        if facts["looked_at"] < facts["rows"]
-        else ""
-    )
-    files = f" in {facts['shards']:,} files" if facts["shards"] > 1 else ""
-    lines = [
-        ("rows", f"{facts['rows']:,}{files}"),
-        ("looked at", f"{facts['looked_at']:,}{spread}"),
-    ]
-    lines.append(("usable", f"{facts['usable']:,}"))
-    for reason, fault in sorted(
-        facts["bad"].items(), key=lambda item: -item[1]["count"]
-    ):
-        examples = fault["examples"]
-        why = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
-        lines.append(
-            (
-                reason,
-                f"{fault['count']:,}, such as {', '.join(item['key'] for item in examples)}{why}",
-            )
-        )
-    if (truncated := facts["truncated"])["count"]:
-        lines.append(
-            (
-                "truncated JPEG",
-                f"{truncated['count']:,}, taken, such as {', '.join(truncated['examples'])}",
-            )
-        )
-    if facts["usable"]:
-        pictures, captions, twice = (
-            facts["pictures"],
-            facts["captions"],
-            facts["duplicates"],
-        )
-        frequent = "".join(
-            f"; {most['count']:,} are {most['text'][:60]!r}"
-            for most in twice["captions"]["most"][:1]
-        )
-        ranges = []
-        for numbers in (
-            pictures["width"],
-            pictures["height"],
-            captions["characters"],
-            captions["tokens"],
-        ):
-            low, high, half, most = (
-                f"{numbers[key]:,}" for key in ("min", "max", "median", "p95")
-            )
-            ranges.append(
-                low
-                if low == high
-                else f"{low} to {high}, half of them at most {half}, 95 % at most {most}"
-            )
-        width, height, characters, tokens = ranges
-        lines += [
-            ("width", f"{width} pixels"),
-            ("height", f"{height} pixels"),
-            ("file", f"{pictures['bytes'] / facts['usable'] / 1e3:,.1f} kB a picture"),
-            (
-                "small pictures",
-                f"{pictures['below_224']:,} with a side below 224 pixels",
-            ),
-            ("characters", f"{characters} a caption"),
-            (
-                "tokens",
-                f"{tokens} a caption (CLIP's tokeniser, start and end included)",
-            ),
-            (
-                "cut captions",
-                f"{captions['cut']:,} with more than {captions['context_length']} tokens",
-            ),
-            (
-                "equal pictures",
-                f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte",
-            ),
-            (
-                "equal captions",
-                f"{twice['captions']['surplus']:,} repeats of another one{frequent}",
-            ),
-        ]
     if options.out is not None:
-        write_sheet(options.out, source, facts, usable, lines, options.pictures)
+        write_sheet(options.out, source, seen, options.pictures)
     if options.json:
-        print(json.dumps(facts))
-        return 0
-    longest = max(len(name) for name, _ in lines)
-    print(
-        facts["name"],
-        *(f"  {name:<{longest}}  {sentence}" for name, sentence in lines),
-        sep="\n",
-    )
+        print(json.dumps(seen.as_json()))
+        return
+    facts = seen.facts()
+    longest = max(len(name) for name, _ in facts)
+    print(seen.name)
+    for name, sentence in facts:
+        print(f"  {name:<{longest}}  {sentence}")
     if options.out is not None:
         print(options.out)
-    if facts["rows"] * len(usable) >= 4 * facts["looked_at"]:
-        say_next(_training(options, few=facts["rows"] <= _FEW))
-    return 0
+    usable_rows = seen.rows * len(seen.usable) / max(1, seen.looked_at)
+    if usable_rows >= _FEWEST:
+        say_next(training(options, few=seen.rows <= _FEW))
 
 
-def _training(options: Options, *, few: bool) -> list[str]:
-    more = as_words(options, "image_column", "caption_column")
+def training(options: Options, *, few: bool) -> list[str]:
+    """The command that trains on the set."""
+    words = ["train", *(["align"] if few else []), "--data", options.data]
+    words += as_words(options, "image_column", "caption_column")
     if is_remote(options.data):  # nothing of them can be held out
-        more += ["--patience", "0"] if few else []
-    elif not few:  # of few the recipe holds a tenth out by itself
-        more += ["--val-split", "0.1"]
-    return ["train", *(["align"] if few else []), "--data", options.data, *more]
+        return words + (["--patience", "0"] if few else [])
+    # of few the recipe holds a tenth out by itself
+    return words if few else [*words, "--val-split", "0.1"]

@@ -200,11 +200,11 @@ def write_list(judged: Judged, ranked: list[int], path: Path) -> None:
 
 def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None:
     """Thumbnails of those that are probably wrong, then a line on the others."""
-    from cloob.data.survey import pair_cards, render_sheet
+    from cloob.data.survey import Card, Section, pair_cards, render_sheet
 
     assert judged.source is not None
     count, n = judged.found.count(), len(ranked)
-    cards: list[dict[str, Any]] = []
+    cards: list[Card] = []
     for place in ranked[: min(most, count or N_UNCERTAIN)]:
         better = judged.better(place)
         lines = [f"fits better: {better[:160]}"] if better else []
@@ -219,4 +219,5 @@ def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None
     if len(cards) < count:
         heading += f"; the first {len(cards):,}"
     title = f"Suspects in {judged.name}"
-    render_sheet(page, title, [(heading, [], cards)], closing, large=True)
+    section = Section(heading, (), cards)
+    render_sheet(page, title, [section], closing, large=True)
