@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloob
 from cloob.commands import eval as evaluation
-from cloob.commands.console import say, say_next
+from cloob.commands.console import progress, say, say_next
 from cloob.commands.suspects import judge_pictures, report
 from cloob.commands.train import train_to_the_signal
 from cloob.commands.train_heads import show_epoch
@@ -157,8 +157,9 @@ def present(
     from cloob.distributed import resolve_device
     from cloob.evaluation.analysis import search_pictures
     from cloob.evaluation.embed import EmbedOptions
+    from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.sets.suites import SuiteSets
-    from cloob.evaluation.suite import write_results
+    from cloob.evaluation.suite import evaluate, write_results
 
     out = folder_of(configs)
     evaluation.begin((), out)
@@ -168,15 +169,19 @@ def present(
     say("embedding the test pictures and the words for them …")
     folders = {name: result.run for name, result in runs.items()}
     sets = SuiteSets([noto], pairs=[held_out])
-    embeddings, results = evaluation.compare(
-        folders,
-        sets,
-        EmbedOptions(resolve_device(device), workers=2),
-        train_seconds={name: result.seconds for name, result in runs.items()},
-        settings={
-            name: settings_of(config, runs[name]) for name, config in configs.items()
-        },
-    )
+    options = EmbedOptions(resolve_device(device), workers=2)
+    with progress() as update:
+        embeddings = Embeddings(folders, options, progress=update)
+        results = evaluate(
+            embeddings,
+            sets.sets,
+            sets.pairs,
+            train_seconds={name: result.seconds for name, result in runs.items()},
+            settings={
+                name: settings_of(config, runs[name])
+                for name, config in configs.items()
+            },
+        )
     write_results(out / evaluation.RESULTS_FILE, results)
     finder = best_classifier(results["rows"])
     order = [finder, *(name for name in runs if name != finder)]

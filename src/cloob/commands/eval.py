@@ -34,6 +34,9 @@ from cloob.models.runs import curve, list_checkpoints, split_checkpoint
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
+    from cloob.evaluation.probe import ProbeOptions
+    from cloob.evaluation.protocols import Candidates
+    from cloob.evaluation.report.page import ExampleQuery
     from cloob.evaluation.sets.suites import SuiteSets
 
 RESULTS_FILE = "results.json"
@@ -117,9 +120,7 @@ def run(options: Options) -> int:
 
     embedding = options.machine.embedding()
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
-    embeddings, results = compare(
-        models, sets, embedding, probe=probe, candidates=candidates
-    )
+    embeddings, results = compare(models, sets, embedding, probe, candidates)
     names = {model: name for name, model in models.items()}
     runs_by_name = {names[run.model]: run for run in runs}
     note_choices(results["rows"], runs_by_name, typed_sets(sets, options), held_out)
@@ -147,31 +148,32 @@ def check_options(options: Options) -> None:
         )
     check_range("--shots", options.shots, 1, 1_000_000)
     pictures = options.zeroshot or options.suite or options.retrieval
-    if not pictures and not options.held_out and options.a is None:
+    if not (pictures or options.held_out or options.a or options.b):
         raise InputError(
             "nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR,"
             " --retrieval SOURCE … or --held-out, of vectors --a and --b"
         )
-    if options.root is not None and not options.suite:
-        raise InputError("--root needs --suite")
-    if not options.probe:
-        for name in as_words(options, "shots", "probe_seeds")[:1]:
-            raise InputError(f"{name} needs --probe")
-    if not options.retrieval:
-        for name in as_words(options, "image_column", "caption_column")[:1]:
-            raise InputError(f"{name} needs --retrieval")
-    if options.checkpoints and not (options.retrieval or options.held_out):
-        raise InputError("--checkpoints needs --retrieval or --held-out")
+    _check_needs(options, "--suite", options.suite, "root")
+    _check_needs(options, "--probe", options.probe, "shots", "probe_seeds")
+    columns = ("image_column", "caption_column")
+    _check_needs(options, "--retrieval", options.retrieval, *columns)
+    has_pairs = options.retrieval or options.held_out
+    _check_needs(options, "--retrieval or --held-out", has_pairs, "checkpoints")
     check_vector_options(options)
+
+
+def _check_needs(options: Options, needed: str, is_there: object, *names: str) -> None:
+    """Raises InputError where an option was given without what it needs."""
+    if not is_there:
+        for name in as_words(options, *names)[:1]:
+            raise InputError(f"{name} needs {needed}")
 
 
 def check_vector_options(options: Options) -> None:
     if (options.a is None) != (options.b is None):
         raise InputError("--a and --b are needed together")
-    if options.a is None and options.ids is not None:
-        raise InputError("--ids needs --a")
-    if options.a is None and options.candidates is not None:
-        raise InputError("--candidates needs --a and --b")
+    of_vectors = ("ids", "a_ids", "b_ids", "candidates")
+    _check_needs(options, "--a and --b", options.a, *of_vectors)
     if (options.a_ids is None) != (options.b_ids is None):
         raise InputError("--a-ids and --b-ids are needed together")
     if options.a_ids is not None and options.ids is not None:
@@ -207,7 +209,7 @@ def open_sets(options: Options) -> SuiteSets:
     return sets
 
 
-def open_candidates(sets: SuiteSets, options: Options) -> dict[str, Any]:
+def open_candidates(sets: SuiteSets, options: Options) -> dict[str, Candidates]:
     """The lists of candidates of the pairs of vectors, by their name."""
     if options.candidates is None:
         return {}
@@ -293,33 +295,33 @@ def compare(
     models: Mapping[str, str | Path],
     sets: SuiteSets,
     embedding: EmbedOptions,
-    **more: Any,
+    probe: ProbeOptions,
+    candidates: Mapping[str, Candidates],
 ) -> tuple[Embeddings, dict[str, Any]]:
-    """Measures models; ``more`` is what ``cloob.evaluate`` takes besides.
-
-    A missing set fails no model.
-    """
+    """Measures models; a missing set fails no model."""
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.suite import evaluate
 
     with progress() as update:
-        embeddings = Embeddings(
-            models, embedding, progress=update, tower=bool(sets.training)
-        )
+        has_probes = bool(sets.training)
+        embeddings = Embeddings(models, embedding, progress=update, tower=has_probes)
         results = evaluate(
             embeddings,
             sets.sets,
             sets.pairs,
             vectors=sets.vectors,
+            candidates=candidates,
             training=sets.training,
-            **more,
+            probe=probe,
         )
     absent = [
         {"model": None, "set": name, "error": error}
         for name, error in sets.missing.items()
     ]
     failures = [*absent, *results.get("failures", ())]
-    return embeddings, results | ({"failures": failures} if failures else {})
+    if failures:
+        results["failures"] = failures
+    return embeddings, results
 
 
 def runs_with_checkpoints(
@@ -377,16 +379,7 @@ def write_files(
             "Recall per class, and what it is mostly taken for: per_class/*.csv next to"
             " this page."
         )
-    checkpoints = results.get("checkpoints", {}).get("models", {})
-    write_page(
-        out / PAGE_FILE,
-        embeddings,
-        results,
-        sets,
-        title="Evaluation",
-        notes=notes,
-        checkpoints=checkpoints,
-    )
+    write_page(out / PAGE_FILE, embeddings, results, sets, "Evaluation", notes)
 
 
 def write_page(
@@ -394,11 +387,11 @@ def write_page(
     embeddings: Embeddings,
     results: Mapping[str, Any],
     sets: SuiteSets,
-    **more: Any,
+    title: str,
+    notes: Sequence[str],
+    searches: Sequence[ExampleQuery] = (),
 ) -> None:
-    """Writes the report: the numbers, curves of the runs, example queries, and what
-    ``write_report`` takes besides.
-    """
+    """Writes the report: the numbers, curves of the runs and example queries."""
     from cloob.evaluation.report.page import write_report
 
     curves = {}
@@ -410,7 +403,16 @@ def write_page(
         *_queries(embeddings, results["rows"], sets.sets, "zeroshot", 8),
         *_queries(embeddings, results["rows"], sets.pairs, "retrieval", 4),
     ]
-    write_report(path, results, curves=curves, queries=queries, **more)
+    write_report(
+        path,
+        results,
+        title=title,
+        notes=notes,
+        curves=curves,
+        checkpoints=results.get("checkpoints", {}).get("models", {}),
+        queries=queries,
+        searches=searches,
+    )
 
 
 def _queries(
@@ -419,7 +421,7 @@ def _queries(
     sets: Sequence[Any],
     section: str,
     n: int,
-) -> list[Any]:
+) -> list[ExampleQuery]:
     """Example queries on the first set that every model was measured on."""
     from cloob.evaluation.analysis import example_queries
 
@@ -471,39 +473,49 @@ def _table_rows(
     rows: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, list[str]]]:
     """Title and a cell per model, of every number that a terminal shows."""
-    for section, pattern in _SHOWN.items():
-        names = dict.fromkeys(name for row in rows for name in row.get(section, ()))
+    from cloob.evaluation.report.tables import set_names
+
+    for section in _SHOWN:
+        names = set_names(rows, section)
         for name in names:
             numbers = [row.get(section, {}).get(name, {}) for row in rows]
-            keys = dict.fromkeys(key for of_model in numbers for key in of_model)
-            for key in keys:
-                if re.fullmatch(pattern, key):
-                    title = _title(section, key)
-                    if len(names) > 1:
-                        title = f"{name}: {title}"
-                    yield title, [_cell(of_model, key) for of_model in numbers]
-    seconds = [row.get("train_seconds") for row in rows]
-    if any(value is not None for value in seconds):
-        cells = ["–" if value is None else f"{value:,.0f}" for value in seconds]
-        yield "training, seconds", cells
+            for key in _shown_keys(section, numbers):
+                title = _title(section, key)
+                if len(names) > 1:
+                    title = f"{name}: {title}"
+                yield title, [_cell(of_model, key) for of_model in numbers]
+    if any(row.get("train_seconds") for row in rows):
+        yield "training, seconds", [_seconds(row) for row in rows]
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    seconds = row.get("train_seconds")
+    return "–" if seconds is None else f"{seconds:,.0f}"
+
+
+def _shown_keys(section: str, numbers: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for of_model in numbers for key in of_model)
+    return [key for key in keys if re.fullmatch(_SHOWN[section], key)]
 
 
 def _title(section: str, key: str) -> str:
-    known = _TITLES.get(f"{section} {key}")
-    named = key.replace("_to_", " → ").replace("@", " recall@")
-    return known or named.replace("_mrr", " MRR").replace("chance_", "chance ")
+    if f"{section} {key}" in _TITLES:
+        return _TITLES[f"{section} {key}"]
+    words = key.replace("_to_", " → ").replace("@", " recall@")
+    return words.replace("_mrr", " MRR").replace("chance_", "chance ")
 
 
 def _cell(numbers: Mapping[str, Any], key: str) -> str:
     """A number with half its interval; a star where its pairs chose the model."""
-    value = numbers.get(key)
-    if value is None:
+    if numbers.get(key) is None:
         return "–"
-    star = "*" if numbers.get("chose") else ""
+    text = f"{100 * numbers[key]:.1f}"
     interval = numbers.get(f"{key}_interval")
-    if interval is None:
-        return f"{100 * value:.1f}{star}"
-    return f"{100 * value:.1f}{star} ± {50 * (interval[1] - interval[0]):.1f}"
+    if interval is None:  # what chance reaches
+        return text
+    low, high = interval
+    star = "*" if numbers.get("chose") else ""
+    return f"{text}{star} ± {50 * (high - low):.1f}"
 
 
 def _say_problems(results: Mapping[str, Any]) -> None:

@@ -122,18 +122,19 @@ def read_list(
         names = None
     if not isinstance(names, list) or not names:
         raise InputError(f"{where} is no list of candidates, as [3, 17, 4]")
-    if rows_by_name is not None:
-        unknown = [name for name in names if str(name) not in rows_by_name]
-        if unknown:
-            raise InputError(f"{where} names {unknown[0]!r}, which b has not")
-        return [rows_by_name[str(name)] for name in names]
-    for name in names:
-        if type(name) is not int or not 0 <= name < n_rows:
-            raise InputError(
-                f"{where} names {name!r}; without ids candidates are rows of b, 0 to"
-                f" {n_rows - 1}"
-            )
-    return names
+    if rows_by_name is None:
+        for name in names:
+            if type(name) is not int or not 0 <= name < n_rows:
+                raise InputError(
+                    f"{where} names {name!r}; without ids candidates are rows of b, 0"
+                    f" to {n_rows - 1}"
+                )
+        return names
+    rows = [rows_by_name.get(str(name), -1) for name in names]
+    if -1 in rows:
+        unknown = names[rows.index(-1)]
+        raise InputError(f"{where} names {unknown!r}, which b has not")
+    return rows
 
 
 def ids_of_rows(pairs: VectorPairs, names: Sequence[str] | None) -> np.ndarray:

@@ -184,28 +184,34 @@ def checkpoint_charts(runs: Records, colours: Mapping[str, int]) -> list[Chart]:
     """The paper's figure: effective eigenvalues over the checkpoints of runs that have
     several with a step.
     """
-    dated = {
-        model: [point for point in points if point["step"] is not None]
-        for model, points in runs.items()
-    }
-    dated = {model: points for model, points in dated.items() if len(points) > 1}
+    dated = {}
+    for model, points in runs.items():
+        with_step = [point for point in points if point["step"] is not None]
+        if len(with_step) > 1:
+            dated[model] = with_step
     epochs = [point["epoch"] for points in dated.values() for point in points]
     unit = "step" if None in epochs else "epoch"
+    axes = Axes(unit, "effective eigenvalues", from_zero=True)
     charts = []
     for side, heading in SIDES.items():
-        key = f"effective_eigenvalues_{side}"
-        lines = []
-        for model, points in dated.items():
-            measured = sorted((p[unit], p[key]) for p in points if key in p)
-            if measured:
-                x, y = np.array(measured, float).T
-                remark = f"{count(y[0])} → {count(y[-1])}"
-                lines.append(Line(model, colours[model], x, y, remark))
+        lines = _counts(dated, colours, unit, f"effective_eigenvalues_{side}")
         if lines:
             label = f"Effective eigenvalues of the {heading.lower()} by {unit}"
-            axes = Axes(unit, "effective eigenvalues", from_zero=True)
             charts.append(Chart(heading, label, lines, axes))
     return charts
+
+
+def _counts(
+    runs: Records, colours: Mapping[str, int], unit: str, key: str
+) -> list[Line]:
+    lines = []
+    for model, points in runs.items():
+        measured = sorted((each[unit], each[key]) for each in points if key in each)
+        if measured:
+            x, y = np.array(measured, float).T
+            remark = f"{count(y[0])} → {count(y[-1])}"
+            lines.append(Line(model, colours[model], x, y, remark))
+    return lines
 
 
 def spectrum_charts(

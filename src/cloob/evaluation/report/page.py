@@ -79,7 +79,6 @@ def write_report(
         rows=rows,
         verdict=find_verdict(results, headline),
         headline=headline,
-        metric=tables.METRICS[headline.metric] if headline else None,
         problems=[
             (tables.PROBLEMS[kind], found) for kind, found in problems.items() if found
         ],

@@ -190,25 +190,31 @@ def result_tables(
 
 
 def _table(section: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
+    lines = _lines(section, rows)
+    columns = [_Column(*words) for words in _TABLES[section]["columns"]]
+    columns = [column for column in columns if _is_used(column, lines)]
+    body = []
+    for line in lines:
+        peers = [other for other in lines if other.set == line.set]
+        cells = [Cell(line.set), Cell(line.model, colour=colours[line.model])]
+        body.append(cells + [_cell(line, column, peers) for column in columns])
+    headers = ["Set", "Model", *(column.header for column in columns)]
+    caption = _TABLES[section]["caption"]
+    return Table(section, caption, headers, body, groups=_groups(columns))
+
+
+def _lines(section: str, rows: Sequence[Row]) -> list[_Line]:
     lines = []
     for name in set_names(rows, section):
         for row in rows:
             if name in row.get(section, {}):
                 seconds = {"train_seconds": row.get("train_seconds")}
                 lines.append(_Line(name, row["model"], row[section][name] | seconds))
-    columns = []
-    for words in _TABLES[section]["columns"]:
-        column = _Column(*words)
-        if any(line.numbers.get(column.key) is not None for line in lines):
-            columns.append(column)
-    body = []
-    for line in lines:
-        cells = [Cell(line.set), Cell(line.model, colour=colours[line.model])]
-        peers = [other for other in lines if other.set == line.set]
-        body.append(cells + [_cell(line, column, peers) for column in columns])
-    headers = ["Set", "Model", *(column.header for column in columns)]
-    caption = _TABLES[section]["caption"]
-    return Table(section, caption, headers, body, groups=_groups(columns))
+    return lines
+
+
+def _is_used(column: _Column, lines: Sequence[_Line]) -> bool:
+    return any(line.numbers.get(column.key) is not None for line in lines)
 
 
 def _groups(columns: Sequence[_Column]) -> list[tuple[str, int]]:

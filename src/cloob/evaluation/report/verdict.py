@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any, NamedTuple
 
 from cloob.evaluation.report.tables import METRICS, Row, percent, points
@@ -37,11 +38,21 @@ class Headline:
     guessing: Mapping[str, float]  # set -> what guessing gives
     sets: Sequence[str]  # that every model was measured on
 
+    @property
+    def words(self) -> str:
+        """What the metric is called."""
+        return METRICS[self.metric]
+
+    @property
+    def where(self) -> str:
+        """The sets, in a sentence."""
+        if len(self.sets) == 1:
+            return f"on {self.sets[0]}"
+        return f"on average over {len(self.sets)} sets"
+
     def mean(self, model: str) -> float:
         """The mean over the sets that all models share."""
-        return sum(self.values[model][name].value for name in self.sets) / len(
-            self.sets
-        )
+        return mean(self.values[model][name].value for name in self.sets)
 
     def is_guess(self, model: str) -> bool:
         """Whether the interval of the mean includes guessing; distances of independent
@@ -114,38 +125,42 @@ def find_verdict(results: Mapping[str, Any], headline: Headline | None) -> Verdi
     """
     if headline is None:
         return Verdict("Nothing to compare yet", "No set was measured by all models.")
-    sets, metric = headline.sets, METRICS[headline.metric]
-    where = f"on {sets[0]}" if len(sets) == 1 else f"on average over {len(sets)} sets"
     order = sorted(headline.values, key=headline.mean, reverse=True)
     best = order[0]
     if len(order) == 1:
-        title = f"{best}: {percent(headline.mean(best))}\u00a0% {metric}"
+        title = f"{best}: {percent(headline.mean(best))}\u00a0% {headline.words}"
         if headline.is_guess(best):
             title += ", no clear difference from guessing"
-        return Verdict(title, f"Measured {where}.")
+        return Verdict(title, f"Measured {headline.where}.")
 
-    leads = find_leads(results, headline.metric)
-    shared = sets[0] if len(sets) == 1 else None
-    overall = {other: leads[best, other, shared] for other in order[1:]}
     second = order[1]
-    lead = overall[second]
-    means = [f"{percent(headline.mean(model))}\u00a0%" for model in order[:2]]
-    interval = f"{points(lead.low)} to {points(lead.high)}"
-    detail = (
-        f"{' against '.join(means)} {metric} {where}: {points(lead.value)} points,"
-        f" {100 * results['level']:g}\u00a0% interval {interval},"
-        f" {'clear of zero' if lead.low > 0 else 'which includes zero'}."
-    )
-    guessing = [model for model in order if headline.is_guess(model)]
-    if guessing and best not in guessing:
-        detail += f" Not clearly above guessing: {_listed(guessing)}."
+    leads = find_leads(results, headline.metric)
+    shared = headline.sets[0] if len(headline.sets) == 1 else None
+    overall = {other: leads[best, other, shared] for other in order[1:]}
     by_set = {
         name: lead
         for (model, other, name), lead in leads.items()
         if (model, other) == (best, second)
     }
     title = _title(headline, order, overall)
+    detail = _detail(headline, order, overall[second], results["level"])
     return Verdict(title, detail, best, second, by_set)
+
+
+def _detail(
+    headline: Headline, order: Sequence[str], lead: Estimate, level: float
+) -> str:
+    means = [f"{percent(headline.mean(model))}\u00a0%" for model in order[:2]]
+    text = (
+        f"{' against '.join(means)} {headline.words} {headline.where}:"
+        f" {points(lead.value)} points, {100 * level:g}\u00a0% interval"
+        f" {points(lead.low)} to {points(lead.high)},"
+        f" {'clear of zero' if lead.low > 0 else 'which includes zero'}."
+    )
+    guessing = [model for model in order if headline.is_guess(model)]
+    if guessing and order[0] not in guessing:
+        text += f" Not clearly above guessing: {_listed(guessing)}."
+    return text
 
 
 def _title(
