@@ -78,7 +78,7 @@ def run(options: Options) -> int:
         check_label(options.paths, names)
     options = within_index(options)
     with opened(options.source, options.model, options.machine) as (index, unread):
-        index.encoder(device=options.machine.device)
+        index.embedder(device=options.machine.device)
         labels = index.classify(names, how, where=options.where)
         print_labels(index, labels, options)
         counts = ", ".join(

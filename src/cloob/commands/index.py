@@ -22,6 +22,7 @@ from cloob.commands.console import (
     say_next,
 )
 from cloob.errors import InputError, printable
+from cloob.machine import decoders
 from cloob.models.source import check_source
 
 if TYPE_CHECKING:
@@ -286,6 +287,8 @@ def opened(
     from cloob.search.address import is_there
 
     if is_there(source):
+        if machine.workers != decoders():
+            raise InputError("--workers is for pictures; an index has their vectors")
         named = model if isinstance(model, str) else None
         with cloob.Index.open(source, model=named) as index:
             yield index, 0

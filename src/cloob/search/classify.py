@@ -70,6 +70,8 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
         raise InputError(
             "no labels, or an empty one; write them as cat,dog, or name a file"
         )
+    if NONE in labels:
+        raise InputError(f"the label {NONE!r} is what a picture gets that none fits")
     for label, count in Counter(labels).items():
         if count > 1:
             raise InputError(f"the label {label!r} is there twice")

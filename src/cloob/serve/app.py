@@ -25,7 +25,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cloob.errors import InputError, one_line
-from cloob.models.aligned.model import RowsError
 from cloob.serve import routes
 from cloob.serve.collection import ServedIndex
 from cloob.serve.config import ServeConfig
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 _REFUSALS = (400, 401, 403, 404, 413, 415, 421, 422, 503)
-_ERRORS = (RequestValidationError, InputError, RowsError, HTTPException, Exception)
+_ERRORS = (RequestValidationError, InputError, HTTPException, Exception)
 # Where a socket that listens everywhere is reached from: nobody has these addresses.
 _EVERYWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}
 # A place on this machine, in a message.
@@ -98,7 +97,7 @@ async def _problem(request: Request, error: Exception) -> Response:
     """An error as one line of JSON; the log alone has places of this machine."""
     if isinstance(error, RequestValidationError):
         return _malformed(error)
-    if isinstance(error, (InputError, RowsError)):
+    if isinstance(error, InputError):
         text = one_line(error)
         logger.warning("refused: %s", text)
         detail = await _without_places(text, request.app.state.collection)

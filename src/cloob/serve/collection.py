@@ -7,31 +7,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 import numpy as np
-import torch
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.errors import InputError, one_line
-from cloob.models.encoder import evaluating
 from cloob.pictures import decode
-from cloob.search.query import Query, Term, Vector, weighted_row
+from cloob.search.query import Embedder, Query, Term, Vector, weighted_row
 from cloob.search.records import SEPARATOR, IndexedModel, Item, Value
 from cloob.search.where import Filter
-from cloob.serve.batches import Batches, Medium
 from cloob.serve.config import ServeConfig
 from cloob.serve.schemas import Part, Picture
 from cloob.serve.uploads import Upload, Uploads
 
 if TYPE_CHECKING:
-    from cloob.models.encoder import DualEncoder
     from cloob.search.index import Index
 
 logger = logging.getLogger(__name__)
@@ -62,8 +58,8 @@ class ServedIndex:
         self._threads = {
             kind: ThreadPoolExecutor(count, kind) for kind, count in _THREADS.items()
         }
-        self._batches = Batches(self._embed)
-        self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
+        # Called in the one thread that encodes: equal texts go through the model once.
+        self._text_row = lru_cache(_KEPT_TEXTS)(self._embed_text)
         self._loaded: set[str] = set()  # fingerprints of models
         self._slow = asyncio.Lock()
 
@@ -101,10 +97,13 @@ class ServedIndex:
         """Whether a query by this model waits for no loading."""
         return model.fingerprint in self._loaded
 
-    async def load(self, model: IndexedModel) -> DualEncoder:
-        encoder = await self.run(lambda: self.index.encoder(model), "encode")
+    async def load(self, model: IndexedModel) -> None:
+        await self.run(lambda: self._embedder(model), "encode")
+
+    def _embedder(self, model: IndexedModel) -> Embedder:
+        embedder = self.index.embedder(model)
         self._loaded.add(model.fingerprint)
-        return encoder
+        return embedder
 
     async def filter(self, where: str | None) -> Filter | None:
         if not where:
@@ -158,21 +157,23 @@ class ServedIndex:
 
     async def row(self, part: Part, model: IndexedModel) -> Vector:
         """The unit row (D,) of a part."""
-        if part.words is not None:
-            return await self._text_row(part.words, model)
+        words = part.words
+        if words is not None:
+            Query.of(words)  # refuses an empty one
+            return await self.run(lambda: self._text_row(words, model), "encode")
         if part.item is not None:
             return await self._item_row(part.item, model)
-        return await self._upload_row(self.uploads.get(part.upload or ""), model)
+        upload = self.uploads.get(part.upload or "")
+        return await self.run(lambda: self._upload_row(upload, model), "encode")
 
-    async def _text_row(self, words: str, model: IndexedModel) -> Vector:
-        Query.of(words)  # refuses an empty one
-        key = (model.fingerprint, words)
-        if key not in self._texts:
-            self._texts[key] = await self._batches.row(words, model, "text")
-            while len(self._texts) > _KEPT_TEXTS:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(key)
-        return self._texts[key]
+    def _embed_text(self, words: str, model: IndexedModel) -> Vector:
+        return np.asarray(self._embedder(model).texts([words])[0], np.float32)
+
+    def _upload_row(self, upload: Upload, model: IndexedModel) -> Vector:
+        if model.fingerprint not in upload.rows:
+            rows = self._embedder(model).pictures([decode(upload.data)])
+            upload.rows[model.fingerprint] = np.asarray(rows[0], np.float32)
+        return upload.rows[model.fingerprint]
 
     async def _item_row(self, id_: int, model: IndexedModel) -> Vector:
         vectors = await self.run(lambda: self.index.store.vectors(model.name, [id_]))
@@ -180,32 +181,6 @@ class ServedIndex:
         if vectors.shape != (1, model.dim) or not np.isfinite(vectors).all():
             raise HTTPException(404, f"no picture {id_} with a vector of {model.name}")
         return np.asarray(vectors[0], dtype=np.float32)
-
-    async def _upload_row(self, upload: Upload, model: IndexedModel) -> Vector:
-        if model.fingerprint not in upload.rows:
-            encoder = await self.load(model)
-            pixels = await self.run(
-                lambda: encoder.preprocess(decode(upload.data)), "decode"
-            )
-            row = await self._batches.row(pixels, model, "picture")
-            upload.rows[model.fingerprint] = row
-        return upload.rows[model.fingerprint]
-
-    async def _embed(
-        self, model: IndexedModel, medium: Medium, queries: list[Any]
-    ) -> Sequence[Vector]:
-        """Unit rows of texts, or of pixels (3, H, W)."""
-        encoder = await self.load(model)
-
-        def work() -> Sequence[Vector]:
-            with evaluating(encoder):
-                if medium == "text":
-                    features = encoder.encode_text(queries)
-                else:
-                    features = encoder.encode_image(torch.stack(queries))
-            return list(features.detach().float().cpu().numpy())
-
-        return await self.run(work, "encode")
 
     async def add_upload(self, file: BinaryIO) -> Upload:
         """Keeps a picture, or raises Unreadable.

@@ -92,18 +92,23 @@ class Guard:
     def _answer(self, request: Request) -> ASGIApp:
         """What answers a request: the application, the form for the token, or 401."""
         path, method = request.scope["path"], request.method
-        if self.config.token is None or (method == "GET" and path in _PUBLIC):
+        is_public = method == "GET" and path in _PUBLIC
+        if self.config.token is None or is_public:
             return self.app
-        login = RequestBodyLimitMiddleware(self._take_token, _FORM_BYTES)
-        if path == "/" and (method == "POST" or "token" in request.query_params):
-            return login  # also with the cookie: the token goes out of the address
+        if path == "/" and self._is_login(request):
+            return RequestBodyLimitMiddleware(self._take_token, _FORM_BYTES)
         if self._has_token(request):
             return self.app
-        if path == "/":
-            return login
         if path == "/api/health" and not _BROWSERS.intersection(request.headers):
             return JSONResponse({"status": "ok"})  # for what watches over a container
         return _refusal(401, "a token is needed", {"www-authenticate": "Bearer"})
+
+    def _is_login(self, request: Request) -> bool:
+        """Whether a token comes, or is missing; one in the address has to go out of it
+        also with the cookie.
+        """
+        brings_token = request.method == "POST" or "token" in request.query_params
+        return brings_token or not self._has_token(request)
 
     def _has_token(self, request: Request) -> bool:
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")

@@ -185,34 +185,31 @@ async def classify(
 
 def _pictures_by_label(labels: Labels, top: int) -> list[schemas.LabelPictures]:
     """For each label its ``top`` surest pictures; last those that no label fits."""
-    members: dict[str, list[int]] = {name: [] for name in labels.names}
+    n_labels = len(labels.names)
+    members: list[list[int]] = [[] for _ in range(n_labels + 1)]
     for place, chosen in enumerate(labels.chosen):
-        for name in [labels.names[label] for label in chosen] or [NONE]:
-            members.setdefault(name, []).append(place)
-
-    columns = dict(zip(labels.names, labels.probabilities.T, strict=True))
-    columns.setdefault(NONE, 1 - labels.probabilities.max(axis=1))
-    margin_columns = None
-    if labels.margins is not None:
-        margin_columns = dict(zip(labels.names, labels.margins.T, strict=True))
-        margin_columns.setdefault(NONE, labels.margins.max(axis=1))
+        for label in chosen or [n_labels]:
+            members[label].append(place)
+    best = labels.probabilities.max(axis=1)
+    probabilities = np.column_stack([labels.probabilities, 1 - best])
+    has_margins = labels.margins is not None
+    margins = labels.probabilities if labels.margins is None else labels.margins
+    margins = np.column_stack([margins, margins.max(axis=1)])
     answers: list[schemas.LabelPictures] = []
-    for name, places in members.items():
-        probabilities = columns[name][places]
-        surest = np.argsort(-probabilities, kind="stable")[:top]
-        margins = None
-        if margin_columns is not None:
-            margins = _rounded(margin_columns[name][places][surest])
+    for label, name in enumerate((*labels.names, NONE)):
+        places = np.array(members[label], np.int64)
+        order = np.argsort(-probabilities[places, label], kind="stable")[:top]
+        surest = places[order]
         answers.append(
             {
                 "label": name,
                 "count": len(places),
-                "ids": labels.ids[places][surest].tolist(),
-                "probabilities": _rounded(probabilities[surest]),
-                "margins": margins,
+                "ids": labels.ids[surest].tolist(),
+                "probabilities": _rounded(probabilities[surest, label]),
+                "margins": _rounded(margins[surest, label]) if has_margins else None,
             }
         )
-    return answers
+    return answers if members[n_labels] else answers[:n_labels]
 
 
 def _rounded(numbers: Vectors) -> list[float]:
