@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from cloob.errors import InputError, require
 
@@ -34,7 +34,7 @@ pictures for the page of an index.
 DEFAULT_BYTES = 50 * 1024**3
 
 _STREAMED = ("shards", "tables")  # read in turn: whatever room there is has to do
-# since its last use for which nothing else is removed: another run may be about to read
+# since its last use, in which nothing else is removed: another run may be about to read
 # it
 _YOUNG_SECONDS = 3600
 _IN_USE_SECONDS = 30
@@ -43,24 +43,22 @@ _TOO_SMALL = (
     "do not hold the shards that are read at the same time; they are fetched again and"
     " again: raise $CLOOB_CACHE_BYTES"
 )
-_CACHED = re.compile(
-    r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-"
-)  # what a cache writes; other files in its folder stay
+# what a cache writes; other files in its folder stay
+_CACHED = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")
 
 
 def cache_root() -> Path:
     """Where this package keeps what it can make again: ``$CLOOB_CACHE``, else ``cloob``
     in the user's cache folder.
     """
-    if root := os.environ.get("CLOOB_CACHE"):
+    root = os.environ.get("CLOOB_CACHE")
+    if root:
         return Path(root)
     try:
-        return (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloob"
-        )
-    except (
-        RuntimeError
-    ) as error:  # a user without an entry and without HOME, as in a container
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(caches) / "cloob"
+    except RuntimeError as error:
+        # a user without an entry and without HOME, as in a container
         raise InputError(
             f"no folder for the cache ({error}); set CLOOB_CACHE or HOME"
         ) from error
@@ -83,6 +81,32 @@ def use_cache(folder: Path | None, gigabytes: float | None) -> None:
         os.environ["CLOOB_CACHE"] = str(folder.absolute())
     if gigabytes is not None:
         os.environ["CLOOB_CACHE_BYTES"] = str(int(gigabytes * 1024**3))
+
+
+class _Usage(NamedTuple):
+    """When a file was used last, seconds since 1970, and its bytes."""
+
+    used: float
+    size: int
+    path: Path
+
+
+def _usage(root: Path, now: float) -> tuple[list[_Usage], list[Path]]:
+    """The files of a cache, and what killed processes left."""
+    usage: list[_Usage] = []
+    left: list[Path] = []
+    for kind in get_args(Contents):
+        for path in (root / kind).glob("*"):
+            if not _CACHED.match(path.name):
+                continue
+            # removed, or given its name, in between
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                if not path.name.startswith(_TEMPORARY):
+                    usage.append(_Usage(stat.st_atime, stat.st_size, path))
+                elif now - stat.st_mtime > _YOUNG_SECONDS:
+                    left.append(path)
+    return usage, left
 
 
 @dataclass(frozen=True)
@@ -155,33 +179,20 @@ class Cache:
         assert self.max_bytes is not None
         root, now = self._root(), time.time()
         with locked(root / "lock-evict"):
-            usage: list[tuple[float, int, Path]] = []
-            removed: list[Path] = []
-            paths = (
-                path for kind in get_args(Contents) for path in (root / kind).glob("*")
-            )
-            for path in filter(lambda path: _CACHED.match(path.name), paths):
-                with contextlib.suppress(
-                    FileNotFoundError
-                ):  # removed, or given its name, in between
-                    stat = path.stat()
-                    if not path.name.startswith(_TEMPORARY):
-                        usage.append((stat.st_atime, stat.st_size, path))
-                    elif now - stat.st_mtime > _YOUNG_SECONDS:
-                        removed.append(path)
-            excess = sum(size for _, size, _ in usage) - self.max_bytes
-            for used, size, path in sorted(usage):
-                young = (
-                    now - used < _YOUNG_SECONDS and path.parent.name not in _STREAMED
-                )
-                if excess <= 0 or young or path == keep:
+            usage, removed = _usage(root, now)
+            excess = sum(file.size for file in usage) - self.max_bytes
+            for file in sorted(usage):
+                if excess <= 0:
+                    break
+                age = now - file.used
+                is_streamed = file.path.parent.name in _STREAMED
+                if file.path == keep or (age < _YOUNG_SECONDS and not is_streamed):
                     continue
-                if now - used < _IN_USE_SECONDS:
-                    _warn_once(
-                        f"{root}: {self.max_bytes / 1024**3:.3g} GiB {_TOO_SMALL}"
-                    )
-                removed.append(path)
-                excess -= size
+                if age < _IN_USE_SECONDS:
+                    gigabytes = f"{self.max_bytes / 1024**3:.3g} GiB"
+                    _warn_once(f"{root}: {gigabytes} {_TOO_SMALL}")
+                removed.append(file.path)
+                excess -= file.size
             for path in removed:
                 path.unlink(missing_ok=True)
         return removed
@@ -192,14 +203,10 @@ class Cache:
         return root
 
     def _path(self, kind: Contents, name: str) -> Path:
-        digest = hashlib.blake2b(
-            name.encode("utf-8", "surrogatepass"), digest_size=12
-        ).hexdigest()
-        return (
-            self._root()
-            / kind
-            / f"{digest}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-60:]}"
-        )
+        content = name.encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(content, digest_size=12).hexdigest()
+        words = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        return self._root() / kind / f"{digest}-{words[-60:]}"
 
     @contextlib.contextmanager
     def _writing(self, kind: Contents, name: str) -> Iterator[Path]:

@@ -115,9 +115,8 @@ class Encoded:
         and ``MAX_JPEG_PIXELS``.
         """
         self._max_pixels = max_pixels
-        if (
-            max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None
-        ):  # Pillow's bound is one for all threads
+        if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:
+            # Pillow's bound is one for all threads
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         self.truncated = False
         with _decoding(len(data)):
@@ -127,16 +126,11 @@ class Encoded:
             self.image = _open(data)
             _check_pixels(self.image, max_pixels)
         self.in_file = width, height = self.image.size
-        self._reducible, self._least = self.image.format in ("JPEG", "MPO"), 1
+        self._reducible = self.image.format in ("JPEG", "MPO")
+        self._least = 1
         if self._reducible:
-            self._least = next(
-                (r for r in _REDUCTIONS if width * height <= WHOLE_PIXELS * r**2),
-                _REDUCTIONS[-1],
-            )
-        self.stored: tuple[int, int] = (
-            -(-width // self._least),
-            -(-height // self._least),
-        )
+            self._least = _least_reduction(width * height)
+        self.stored = -(-width // self._least), -(-height // self._least)
 
     @cached_property
     def orientation(self) -> int:
@@ -176,37 +170,52 @@ class Encoded:
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
         with _decoding(len(self._data)):
-            image = self.image
-            while True:
-                if (
-                    factor > 1 and self._reducible
-                ):  # Pillow takes the largest factor that leaves this: `factor` itself
-                    width, height = (max(1, side // factor) for side in self.in_file)
-                    image.draft("RGB", (width, height))
-                try:
-                    image.load()
-                    break
-                except OSError:
-                    if not self._reducible or image is not self.image:
-                        raise
-                    image = _open(self._data + b"\xff\xd9")  # with an end
-            if image is not self.image:
-                # Rows, from the lower end, of the grey with which the decoder fills
-                # what it has not got.
-                filled = [value not in (127, 128) for value in range(256)] * len(
-                    image.getbands()
-                )
-                _, _, _, rows = image.point(filled).getbbox() or (0, 0, 0, 0)
-                if (missing := 1 - rows / image.height) > MAX_MISSING:
-                    detail = (
-                        f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
-                    )
-                    raise Unreadable("corrupt image", detail) from None
-                self.truncated, self.image = True, image
-            _check_pixels(image, self._max_pixels)
-            pixels = _to_rgb(image)
+            if self._reducible:
+                self.image, self.truncated = self._load_jpeg(factor)
+            else:
+                self.image.load()
+            _check_pixels(self.image, self._max_pixels)
+            pixels = _to_rgb(self.image)
             pixels.info.clear()
         return _turned(pixels, orientation) if upright else pixels
+
+    def _load_jpeg(self, factor: int) -> tuple[Image.Image, bool]:
+        """The decoded picture, and whether it lacked its end."""
+        try:
+            self._load(self.image, factor)
+            return self.image, self.truncated
+        except OSError:
+            image = _open(self._data + b"\xff\xd9")  # with an end
+        self._load(image, factor)
+        missing = _missing_rows(image)
+        if missing > MAX_MISSING:
+            detail = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
+            raise Unreadable("corrupt image", detail) from None
+        return image, True
+
+    def _load(self, image: Image.Image, factor: int) -> None:
+        if factor > 1:
+            # Pillow takes the largest factor that leaves this: `factor` itself
+            width, height = (max(1, side // factor) for side in self.in_file)
+            image.draft("RGB", (width, height))
+        image.load()
+
+
+def _least_reduction(pixels: int) -> int:
+    """By how much a JPEG of so many pixels is decoded smaller at least."""
+    for factor in _REDUCTIONS:
+        if pixels <= WHOLE_PIXELS * factor**2:
+            return factor
+    return _REDUCTIONS[-1]
+
+
+def _missing_rows(image: Image.Image) -> float:
+    """The share of rows, from the lower end, of the grey with which the decoder fills
+    what it has not got.
+    """
+    is_filled = [value not in (127, 128) for value in range(256)]
+    box = image.point(is_filled * len(image.getbands())).getbbox()
+    return 1 - (box[3] if box else 0) / image.height
 
 
 def decode(data: bytes) -> Image.Image:
@@ -316,30 +325,46 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if that shows more.
     """
     if image.mode.startswith("I;16"):
-        image = Image.fromarray(
-            (np.asarray(image) >> 8).astype(np.uint8)
-        )  # as Pillow reads colours of 16 bits
+        # as Pillow reads colours of 16 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        values = np.asarray(image)
-        brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
-        ranges = (1.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)[image.mode != "F" :]
-        white = next((white for white in ranges if brightest <= white), brightest)
-        scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
-        image = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+        image = _scaled_grey(image)
     if image.has_transparency_data:
-        layer = (
-            image if image.mode == "RGBA" else image.convert("RGBA")
-        )  # a conversion to itself would be a copy
-        on_white = Image.new("RGB", layer.size, "white")
-        on_white.paste(layer, mask=layer)
-        if (deviation := _deviation(on_white)) >= _ONE_COLOUR:
-            return on_white
-        on_black = Image.new("RGB", layer.size, "black")
-        on_black.paste(layer, mask=layer)
-        return (
-            on_black if _deviation(on_black) > max(deviation, _ONE_COLOUR) else on_white
-        )
+        return _opaque(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled_grey(image: Image.Image) -> Image.Image:
+    """Grey of 32 bits: the narrowest range that holds the brightest pixel counts."""
+    values = np.asarray(image)
+    brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
+    ranges: tuple[float, ...] = (2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)
+    if image.mode == "F":
+        ranges = (1.0, *ranges)
+    white = next((white for white in ranges if brightest <= white), brightest)
+    scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """A transparent image on white, or on black where white leaves nearly one
+    colour.
+    """
+    # a conversion to itself would be a copy
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
+    on_white = _on(layer, "white")
+    deviation = _deviation(on_white)
+    if deviation >= _ONE_COLOUR:
+        return on_white
+    on_black = _on(layer, "black")
+    is_clearer = _deviation(on_black) > max(deviation, _ONE_COLOUR)
+    return on_black if is_clearer else on_white
+
+
+def _on(layer: Image.Image, colour: str) -> Image.Image:
+    result = Image.new("RGB", layer.size, colour)
+    result.paste(layer, mask=layer)
+    return result
 
 
 def _deviation(image: Image.Image) -> float:
@@ -370,35 +395,36 @@ def _decoding(n_bytes: int | None = None) -> Iterator[None]:
 
 
 def _open(data: bytes) -> Image.Image:
-    if data.startswith(
-        _JPEG_2000
-    ):  # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
-        raise Unreadable("no decoder", "JPEG 2000: convert it to PNG or JPEG")
-    box = (
-        data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-        if data[4:8] == b"ftyp"
-        else b""
-    )
-    brands = {box[i : i + 4] for i in range(0, len(box), 4)}
-    formats: tuple[str, ...] = next(
-        (names for magic, names in _FORMATS if data.startswith(magic)), _OTHERS
-    )
-    if brands & {b"avif", b"avis"}:
-        Image.init()
-        formats = ("AVIF",)
-        if "AVIF" not in Image.OPEN:
-            raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
-    elif brands & _HEIF_BRANDS:
-        _package("pillow_heif.HeifImagePlugin", "HEIC: pip install pillow-heif")
-        formats = ("HEIF",)
-    elif data.startswith(_JPEG_XL):
-        _package("pillow_jxl", "JPEG XL: pip install pillow-jxl-plugin")
-        formats = ("JXL",)
-    if formats == (
-        "JPEG",
-    ):  # `Image.open` would refuse one above its bound, however small it is decoded
+    formats = _formats_of(data)
+    if formats == ("JPEG",):
+        # `Image.open` would refuse one above its bound, however small it is decoded
         return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
     return Image.open(io.BytesIO(data), formats=formats)
+
+
+def _formats_of(data: bytes) -> tuple[str, ...]:
+    """The formats that a file may have, by its first bytes."""
+    if data.startswith(_JPEG_2000):
+        # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
+        raise Unreadable("no decoder", "JPEG 2000: convert it to PNG or JPEG")
+    if data.startswith(_JPEG_XL):
+        _package("pillow_jxl", "JPEG XL: pip install pillow-jxl-plugin")
+        return ("JXL",)
+    if data[4:8] == b"ftyp":
+        box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+        brands = {box[i : i + 4] for i in range(0, len(box), 4)}
+        if brands & {b"avif", b"avis"}:
+            Image.init()
+            if "AVIF" not in Image.OPEN:
+                raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
+            return ("AVIF",)
+        if brands & _HEIF_BRANDS:
+            _package("pillow_heif.HeifImagePlugin", "HEIC: pip install pillow-heif")
+            return ("HEIF",)
+    for magic, formats in _FORMATS:
+        if data.startswith(magic):
+            return formats
+    return _OTHERS
 
 
 def _package(module: str, missing: str) -> Any:

@@ -21,9 +21,8 @@ from cloob.pictures import axes
 _TRIES = 10
 _RATIO = (3 / 4, 4 / 3)
 _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder can do
-_WORTH_SHARING = (
-    200 * 200
-)  # pixels from which on a copy costs more than going without it
+# pixels from which on a copy costs more than going without it
+_WORTH_SHARING = 200 * 200
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
@@ -74,9 +73,8 @@ class Crop(NamedTuple):
     reduction: int
     flip: bool  # the result
     source_size: tuple[int, int]  # width and height of the image
-    orientation: int = (
-        1  # EXIF's, 1 to 8: how the result is turned, before it is mirrored
-    )
+    # EXIF's, 1 to 8: how the result is turned, before it is mirrored
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,8 @@ class TrainTransform:
     """
 
     image_size: int  # side of the square result
-    scale: tuple[float, float] = (
-        0.9,
-        1.0,
-    )  # parts of the image's area that a crop keeps, smallest and largest
+    # parts of the image's area that a crop keeps, smallest and largest
+    scale: tuple[float, float] = (0.9, 1.0)
     flip: bool = False
     reduce: bool = True
 
@@ -120,49 +116,65 @@ class TrainTransform:
         if reverse_columns:
             left = width - left - w
         if swap:
-            top, left, h, w, width, height = left, top, w, h, height, width
-        smaller = min(h, w) // self.image_size if self.reduce else 1
-        r = next((r for r in _REDUCTIONS if r <= smaller), 1)
-        flip = self.flip and uniforms[-1] < 0.5
+            top, left = left, top
+            h, w = w, h
+            width, height = height, width
+        factor = self._reduction(min(h, w))
         return Crop(
-            top - top % r,
-            left - left % r,
-            h - h % r,
-            w - w % r,
-            r,
-            flip,
+            top - top % factor,
+            left - left % factor,
+            h - h % factor,
+            w - w % factor,
+            factor,
+            self.flip and uniforms[-1] < 0.5,
             (width, height),
             orientation,
         )
+
+    def _reduction(self, side: int) -> int:
+        """By how much a JPEG may be smaller of which a crop has this shorter side."""
+        if self.reduce:
+            for factor in _REDUCTIONS:
+                if factor * self.image_size <= side:
+                    return factor
+        return 1
 
     def take(self, image: Image.Image, crop: Crop) -> Tensor:
         """The crop, upright; ``image`` is RGB as stored, or smaller by a factor of
         ``crop.reduction``.
         """
-        top, left, h, w = crop[:4]
-        if image.size != crop.source_size:
-            width, height = crop.source_size
-            factors = (r for r in reversed(_REDUCTIONS) if r <= crop.reduction)
-            r = {(-(-width // r), -(-height // r)): r for r in factors}[image.size]
-            top, left, h, w = top // r, left // r, h // r, w // r
-        pixels = None
-        if image.width * image.height >= _WORTH_SHARING:
-            with contextlib.suppress(
-                ValueError, TypeError, pa.ArrowException
-            ):  # above 16 MB it lies in several pieces
-                stored = torch.from_dlpack(pa.array(image).values)  # type: ignore[attr-defined]
-                pixels = stored.view(image.height, image.width, 4).permute(
-                    2, 0, 1
-                )  # the fourth byte has no meaning
-        pixels = (
-            torch.from_numpy(np.array(image)).permute(2, 0, 1)
-            if pixels is None
-            else pixels
-        )
-        pixels = resize(pixels[:, top : top + h, left : left + w], self.image_size)[:3]
+        factor = _factor(image.size, crop)
+        top, bottom = crop.top // factor, (crop.top + crop.height) // factor
+        left, right = crop.left // factor, (crop.left + crop.width) // factor
+        pixels = _pixels(image)[:, top:bottom, left:right]
+        # the fourth byte of shared memory has no meaning
+        pixels = resize(pixels, self.image_size)[:3]
         swap, reverse_rows, reverse_columns = axes(crop.orientation)
         if swap:
             pixels = pixels.transpose(-1, -2)
         if reverse_rows:
             pixels = pixels.flip(-2)
         return pixels.flip(-1) if reverse_columns != crop.flip else pixels
+
+
+def _factor(size: tuple[int, int], crop: Crop) -> int:
+    """By how much an image is smaller than that of which the crop was drawn."""
+    width, height = crop.source_size
+    factor = 1
+    while (-(-width // factor), -(-height // factor)) != size:
+        factor *= 2
+        if factor > crop.reduction:
+            raise ValueError(f"an image of {size} is no {crop.source_size}, reduced")
+    return factor
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """``(c, height, width)`` of an image, of a large one without a copy and with c =
+    4.
+    """
+    if image.width * image.height >= _WORTH_SHARING:
+        # above 16 MB it lies in several pieces
+        with contextlib.suppress(ValueError, TypeError, pa.ArrowException):
+            shared = torch.from_dlpack(pa.array(image).values)  # type: ignore[attr-defined]
+            return shared.view(image.height, image.width, 4).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
