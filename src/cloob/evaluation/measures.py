@@ -19,7 +19,11 @@ from torch import Tensor
 from cloob.data.batch import caption_id
 from cloob.errors import InputError
 from cloob.evaluation.embed import Encoder, embed_texts
-from cloob.evaluation.protocols import protocol_chances, protocol_numbers
+from cloob.evaluation.protocols import (
+    measured,
+    protocol_chances,
+    protocol_numbers,
+)
 from cloob.functional import geometry as shape
 from cloob.functional import hopfield_retrieval, ranking
 from cloob.functional.bootstrap import bootstrap_interval, group_means
@@ -44,13 +48,12 @@ def class_embeddings(
             "expected class names and templates with {c} in the place of one; got"
             f" {list(templates)}"
         )
-    prompts = [
-        template.replace("{c}", name) for name in classnames for template in templates
-    ]
-    features = F.normalize(embed_texts(encoder, prompts, batch_size), dim=1)
-    return F.normalize(
-        features.view(len(classnames), len(templates), -1).mean(1), dim=1
-    )
+    prompts = []
+    for name in classnames:
+        prompts += [template.replace("{c}", name) for template in templates]
+    rows = F.normalize(embed_texts(encoder, prompts, batch_size), dim=1)
+    means = rows.view(len(classnames), len(templates), -1).mean(dim=1)
+    return F.normalize(means, dim=1)
 
 
 def zeroshot_ranks(
@@ -96,22 +99,25 @@ def zeroshot_numbers(
     A name that several classes share is followed by the label in brackets.
     """
     recalls = ranking.per_class_recall(ranks < 1, labels, len(classnames))
-    uses = Counter(classnames)
-    names = [
-        f"{name} [{i}]" if uses[name] > 1 else name for i, name in enumerate(classnames)
-    ]
-    numbers: dict[str, Any] = {}
-    for k in (1, 5):
-        numbers[f"acc{k}"] = ranking.topk_accuracy(ranks, k)
-    numbers["mean_per_class_recall"] = float(recalls.nanmean())
-    numbers |= {"n": len(ranks), "n_classes": len(classnames)}
+    numbers: dict[str, Any] = {
+        "acc1": ranking.topk_accuracy(ranks, 1),
+        "acc5": ranking.topk_accuracy(ranks, 5),
+        "mean_per_class_recall": float(recalls.nanmean()),
+        "n": len(ranks),
+        "n_classes": len(classnames),
+    }
     for k in (1, 5):
         interval = bootstrap_interval(ranks < k, level=level, seed=seed)
         numbers[f"acc{k}_interval"] = list(interval)
-    per_class = zip(names, recalls.tolist(), strict=True)
-    numbers["per_class"] = {
-        name: recall for name, recall in per_class if not math.isnan(recall)
-    }
+    uses = Counter(classnames)
+    per_class = {}
+    for label, (name, recall) in enumerate(
+        zip(classnames, recalls.tolist(), strict=True)
+    ):
+        if not math.isnan(recall):
+            is_shared = uses[name] > 1
+            per_class[f"{name} [{label}]" if is_shared else name] = recall
+    numbers["per_class"] = per_class
     return numbers
 
 
@@ -138,26 +144,26 @@ def retrieval_ranks(
     image i. Equal ``captions`` share their correct images; None takes every text as
     different. ``chunk`` is the rows of a block of scores.
     """
-    image = (
-        torch.arange(len(image_features))
-        if image_of_text is None
-        else torch.as_tensor(image_of_text)
-    )
+    if image_of_text is None:
+        image_of_text = torch.arange(len(image_features))
+    image = torch.as_tensor(image_of_text)
     group = torch.arange(len(text_features))  # of texts that are one caption
     if captions is not None:
-        # An empty caption could not be read and equals no other. Ids are positive; the
-        # negative ones cannot meet them.
-        ids = torch.tensor(
-            [caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)]
-        )
+        ids = torch.tensor([_caption_id(text, i) for i, text in enumerate(captions)])
         group = torch.unique(ids, return_inverse=True)[1]
-    pairs = torch.unique(
-        torch.stack([group, image], 1), dim=0
-    )  # a caption is correct for all that it describes
+    # a caption is correct for all that it describes
+    pairs = torch.unique(torch.stack([group, image], dim=1), dim=0)
     text_to_image, image_to_text = ranking.mutual_ranks(
         text_features, image_features, pairs, chunk, group
     )
     return RetrievalRanks(image_to_text, text_to_image)
+
+
+def _caption_id(caption: str, place: int) -> int:
+    """An empty caption could not be read and equals no other: ids are positive, and
+    negative ones cannot meet them.
+    """
+    return caption_id(caption) if caption.strip() else -1 - place
 
 
 def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
@@ -167,7 +173,8 @@ def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
     With c captions a picture, s of them hits, and R = Σs/Σc: the linearised ratio R +
     (s − R c) / mean(c).
     """
-    hits, image = hits.double(), torch.as_tensor(image_of_text)
+    hits = hits.double()
+    image = torch.as_tensor(image_of_text)
     captions = torch.bincount(image).double()
     right = torch.zeros_like(captions).index_add_(0, image, hits)
     if bool((captions == captions[0]).all()):
@@ -190,19 +197,17 @@ def retrieval_numbers(
     intervals: dict[str, Any] = {}
     for direction, values in ranks._asdict().items():
         for k in RECALLS:
-            numbers[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
             hits = values < k
             if direction == "text_to_image" and image_of_text is not None:
                 hits = by_picture(hits, image_of_text)
             low, high = bootstrap_interval(hits, level=level, seed=seed)
+            numbers[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
             intervals[f"{direction}@{k}_interval"] = [max(low, 0.0), min(high, 1.0)]
         numbers[f"{direction}_median_rank"] = ranking.median_rank(values)
-    return {
-        **numbers,
-        **intervals,
-        "n": len(ranks.text_to_image),
-        "n_images": len(ranks.image_to_text),
-    }
+    numbers |= intervals
+    numbers["n"] = len(ranks.text_to_image)
+    numbers["n_images"] = len(ranks.image_to_text)
+    return numbers
 
 
 def vector_numbers(
@@ -221,14 +226,12 @@ def vector_numbers(
     for way, ranks in zip(("a_to_b", "b_to_a"), both, strict=True):
         numbers[f"{way}_median_rank"] = ranking.median_rank(ranks)
         for k in RECALLS:
-            hits[f"{way}@{k}"] = right = group_means(ranks < k, ids)
-            numbers[f"{way}@{k}"] = float(right.mean())
-            numbers[f"{way}@{k}_interval"] = list(
-                bootstrap_interval(right, **bootstrap)
-            )
+            hits[f"{way}@{k}"] = group_means(ranks < k, ids)
+            numbers |= measured(f"{way}@{k}", ranks < k, ids, bootstrap)
         numbers |= protocol_numbers(way, ranks, ids, n_ids, **bootstrap)
-    chances = {f"chance@{k}": min(k / n_ids, 1.0) for k in RECALLS}
-    return numbers | chances | protocol_chances(n_ids), hits
+    for k in RECALLS:
+        numbers[f"chance@{k}"] = min(k / n_ids, 1.0)
+    return numbers | protocol_chances(n_ids), hits
 
 
 def geometry(
@@ -246,16 +249,16 @@ def geometry(
     At most ``limit`` pairs are measured, evenly spaced over the set: time is O(n²), and
     most measures depend on n.
     """
-    kept = (
-        torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)
-    ).nonzero()[:, 0]
-    if len(kept) < 2:
+    finite = torch.isfinite(image_features) & torch.isfinite(text_features)
+    rows = finite.all(dim=1).nonzero()[:, 0]
+    if len(rows) < 2:
         raise InputError(
-            f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}"
+            f"geometry needs at least 2 pairs with finite embeddings, got {len(rows)}"
         )
-    if len(kept) > limit:
-        kept = kept[torch.arange(limit) * len(kept) // limit]
-    image, text = image_features[kept], text_features[kept]
+    if len(rows) > limit:
+        rows = rows[torch.arange(limit) * len(rows) // limit]
+    image = image_features[rows]
+    text = text_features[rows]
     clouds = {
         "image": image,
         "text": text,
@@ -265,7 +268,7 @@ def geometry(
     of_images = shape.saturation(image, text, inv_tau)
     of_texts = shape.saturation(text, image, inv_tau)
 
-    numbers: dict[str, Any] = {"n": len(kept)}
+    numbers: dict[str, Any] = {"n": len(rows)}
     for name, cloud in clouds.items():
         count = int(shape.effective_eigenvalues(cloud))
         numbers[f"effective_eigenvalues_{name}"] = count

@@ -66,32 +66,18 @@ def fit_probe(
     options = options or ProbeOptions()
     readable = torch.isfinite(features).all(1).nonzero()[:, 0]
     fitted, held_out = _split(readable, labels, options, seed)
-    if (n := len(torch.unique(labels[readable]))) < 2 or len(held_out) == 0:
-        needed = (
-            "readable training images of two classes or more, and of one of them more"
-            " than"
+    n_seen = len(torch.unique(labels[readable]))
+    if n_seen < 2 or len(held_out) == 0:
+        raise InputError(
+            "a linear probe needs readable training images of two classes or more, and"
+            f" of one of them more than {options.shots or 1}, to choose the strength of"
+            f" the penalty on; there are {n_seen} classes"
         )
-        why = f"{options.shots or 1}, to choose the strength of the penalty on"
-        raise InputError(f"a linear probe needs {needed} {why}; there are {n} classes")
-    # The bias has no penalty, so that taking the mean off changes no optimum and speeds
-    # L-BFGS up; one number for all features makes the sweep mean the same for towers of
-    # any scale.
-    mean = features[readable].double().mean(0)
-    scale = (
-        (features[readable].double() - mean)
-        .square()
-        .mean()
-        .sqrt()
-        .clamp_min(torch.finfo(torch.float32).tiny)
-    )
+    mean, scale = _moments(features[readable])
 
     def fit(rows: Tensor, exponent: float) -> Tensor:
-        weight = _fit(
-            (features[rows].double() - mean) / scale,
-            labels[rows],
-            n_classes,
-            10**exponent,
-        )
+        x = (features[rows].double() - mean) / scale
+        weight = _fit(x, labels[rows], n_classes, 10**exponent)
         weight[:, :-1] /= scale
         weight[:, -1] -= weight[:, :-1] @ mean
         return weight
@@ -101,26 +87,36 @@ def fit_probe(
     for step in (1.0, 0.5, 0.25, 0.125, 0.0):
         for exponent in tried:
             if _COARSE[0] <= exponent <= _COARSE[-1] and exponent not in scores:
-                ranks = probe_ranks(
-                    fit(fitted, exponent), features[held_out], labels[held_out]
-                )
+                weight = fit(fitted, exponent)
+                ranks = probe_ranks(weight, features[held_out], labels[held_out])
                 scores[exponent] = ranking.topk_accuracy(ranks, 1)
-        best = max(
-            scores, key=lambda exponent: (scores[exponent], -exponent)
-        )  # ties go to the stronger penalty
+        # the smallest of the best: ties go to the stronger penalty
+        best = max(sorted(scores), key=lambda exponent: scores[exponent])
         tried = [best - step, best + step]
     last = fitted if options.shots is not None else readable
     return Probe(fit(last, best), 10**best, scores[best], len(last))
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of every feature, and one scale for all.
+
+    The bias has no penalty, so that taking the mean off changes no optimum and speeds
+    L-BFGS up; one number for all features makes the sweep mean the same for towers of
+    any scale.
+    """
+    rows = features.double()
+    mean = rows.mean(0)
+    variance = (rows - mean).square().mean()
+    return mean, variance.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     """(n,) ranks of the right classes, from 0; NaN rows and classes without images are
     never right.
     """
-    x = torch.cat(
-        [features.double(), torch.ones(len(features), 1, dtype=torch.float64)], 1
-    )
-    return ranking.ranks(x, weight, labels)
+    ones = torch.ones(len(features), 1, dtype=torch.float64)
+    rows = torch.cat([features.double(), ones], dim=1)
+    return ranking.ranks(rows, weight, labels)
 
 
 def probe_numbers(
@@ -137,31 +133,32 @@ def probe_numbers(
 
     Intervals are over images, ``acc1_sd`` is over seeds (None for one).
     """
-    hits = {k: torch.stack([(ranks < k).double() for ranks, _ in fits]) for k in (1, 5)}
+    ranks = torch.stack([each for each, _ in fits])
+    probes = [probe for _, probe in fits]
     recalls = [
-        float(ranking.per_class_recall(ranks < 1, labels, n_classes).nanmean())
-        for ranks, _ in fits
+        float(ranking.per_class_recall(each < 1, labels, n_classes).nanmean())
+        for each in ranks
     ]
-    accuracies = hits[1].mean(1)
-    return {
+    accuracies = (ranks < 1).double().mean(dim=1)
+    numbers: dict[str, Any] = {
         "acc1": float(accuracies.mean()),
-        "acc5": float(hits[5].mean()),
+        "acc5": float((ranks < 5).double().mean()),
         "mean_per_class_recall": sum(recalls) / len(recalls),
-        **{
-            f"acc{k}_interval": list(
-                bootstrap_interval(hits[k].mean(0), level=level, seed=seed)
-            )
-            for k in (1, 5)
-        },
-        "acc1_sd": float(accuracies.std()) if len(fits) > 1 else None,
-        "n": len(labels),
-        "n_classes": n_classes,
-        "n_train": fits[0][1].n_train,
-        "shots": options.shots,
-        "seeds": list(options.seeds),
-        "strength": [probe.strength for _, probe in fits],
-        "validation_acc1": sum(probe.validation_acc1 for _, probe in fits) / len(fits),
     }
+    for k in (1, 5):
+        of_images = (ranks < k).double().mean(dim=0)
+        interval = bootstrap_interval(of_images, level=level, seed=seed)
+        numbers[f"acc{k}_interval"] = list(interval)
+    numbers["acc1_sd"] = float(accuracies.std()) if len(fits) > 1 else None
+    numbers["n"] = len(labels)
+    numbers["n_classes"] = n_classes
+    numbers["n_train"] = probes[0].n_train
+    numbers["shots"] = options.shots
+    numbers["seeds"] = list(options.seeds)
+    numbers["strength"] = [probe.strength for probe in probes]
+    validated = [probe.validation_acc1 for probe in probes]
+    numbers["validation_acc1"] = sum(validated) / len(validated)
+    return numbers
 
 
 def _split(
@@ -187,29 +184,24 @@ def _split(
 def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float) -> Tensor:
     """(C, F + 1) weights of one logistic regression; NaN where a class has no image."""
     linear = require("sklearn.linear_model", "train")
+    limits = require("threadpoolctl", "train").threadpool_limits
+    unfinished = require("sklearn.exceptions", "train").ConvergenceWarning
     model = linear.LogisticRegression(
         C=strength, max_iter=_MAX_ITERATIONS, solver="lbfgs"
     )
     # Threads that wait for each other cost more than they bring on a matrix of this
     # size (20 times on a busy machine).
-    threads = require("threadpoolctl", "train").threadpool_limits(
-        1 if x.numel() < _SMALL else None
-    )
-    with threads, catch_warnings():
+    n_threads = 1 if x.numel() < _SMALL else None
+    with limits(n_threads), catch_warnings():
         # A limit on the iterations is part of the protocol.
-        simplefilter(
-            "ignore", require("sklearn.exceptions", "train").ConvergenceWarning
-        )
+        simplefilter("ignore", unfinished)
         model.fit(x.numpy(), labels.numpy())
-    coefficients, bias = (
-        torch.from_numpy(model.coef_),
-        torch.from_numpy(model.intercept_),
-    )
+    coefficients = torch.from_numpy(model.coef_)
+    bias = torch.from_numpy(model.intercept_)
     if len(model.classes_) == 2:  # scikit-learn keeps one row, for the second class
         coefficients = torch.cat([-coefficients / 2, coefficients / 2])
         bias = torch.cat([-bias / 2, bias / 2])
     weight = torch.full((n_classes, x.shape[1] + 1), torch.nan, dtype=torch.float64)
-    weight[torch.from_numpy(model.classes_)] = torch.cat(
-        [coefficients, bias[:, None]], 1
-    )
+    rows = torch.cat([coefficients, bias[:, None]], dim=1)
+    weight[torch.from_numpy(model.classes_)] = rows
     return weight

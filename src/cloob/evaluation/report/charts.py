@@ -94,8 +94,9 @@ class Chart:
 
     def svg(self) -> str:
         """The drawing as an element of an HTML page."""
-        matplotlib = require("matplotlib", "train")
+        # It would tell of its cache of fonts on the terminal.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
+        matplotlib = require("matplotlib", "train")
         with matplotlib.rc_context(_STYLE):
             from matplotlib.figure import Figure
 
