@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cloob.auditor.probes import (
+    probe_no_form,
     probe_numbers,
     probe_ranks,
     probe_scales,
@@ -67,13 +68,16 @@ def audit(
     with quietly():
         subject = Subject(loss, scale)
         found, error = identify(subject)
-        findings = [*probe_numbers(subject, found, error)]
-        findings += [*probe_structure(subject, found), *probe_scales(subject, found)]
-        findings += probe_ranks(subject)
+        findings = [*probe_structure(subject, found), *probe_ranks(subject)]
+        if found is None:
+            findings += probe_no_form(subject)
+        else:
+            findings += probe_numbers(subject, found, error)
+            findings += probe_scales(subject, found)
     report = describe(found, findings, error)
     if expect not in (None, report.name):
-        says = f"{expect} was meant, and the values are those of {report.summary}"
-        meant = Finding("not what was expected", says)
+        message = f"{expect} was meant, and the values are those of {report.summary}"
+        meant = Finding("not what was expected", message)
         report = replace(report, findings=(meant, *report.findings))
     return report
 

@@ -22,7 +22,8 @@ CLOOB = (("U_x", "U_y"), ("V_y", "V_x"))
 DIRECTION = "one direction"
 EXCHANGED = "U and V exchanged"
 OTHER = "other terms"
-LENGTH = "rows not of unit length"
+N_REFINED = 8  # forms that are nearest on the grid
+MAX_STEPS = 60
 
 
 class Terms(NamedTuple):
@@ -31,59 +32,61 @@ class Terms(NamedTuple):
     """
 
     pairs: tuple[tuple[str, str], ...]
-    retrieves: bool
     fault: str | None = None
-    says: str = ""
+    message: str = ""
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether rows are retrieved."""
+        return "_" in self.pairs[0][0]
 
 
 TERMS = (
-    Terms(BOTH, retrieves=False),
-    Terms(CLOOB, retrieves=True),
-    Terms(
-        BOTH[:1], False, DIRECTION, "x is contrasted with all y, and no y with all x"
-    ),
-    Terms(
-        BOTH[1:], False, DIRECTION, "y is contrasted with all x, and no x with all y"
-    ),
-    Terms(CLOOB[:1], True, DIRECTION, "the term of the memory of y is missing"),
-    Terms(CLOOB[1:], True, DIRECTION, "the term of the memory of x is missing"),
+    Terms(BOTH),
+    Terms(CLOOB),
+    Terms(BOTH[:1], DIRECTION, "x is contrasted with all y, and no y with all x"),
+    Terms(BOTH[1:], DIRECTION, "y is contrasted with all x, and no x with all y"),
+    Terms(CLOOB[:1], DIRECTION, "the term of the memory of y is missing"),
+    Terms(CLOOB[1:], DIRECTION, "the term of the memory of x is missing"),
     Terms(
         (("U_y", "U_x"), ("V_x", "V_y")),
-        True,
         EXCHANGED,
         "the anchors are U_y and V_x instead of U_x and V_y",
     ),
     Terms(
         (("U_x", "V_x"), ("V_y", "U_y")),
-        True,
         EXCHANGED,
         "one query is contrasted in two memories: U_x with V_x instead of U_y",
     ),
     Terms(
         (("U_x", "V_y"), ("V_y", "U_x")),
-        True,
         EXCHANGED,
         "U_x is contrasted with V_y, rows of two memories, instead of U_y",
     ),
     Terms(
         (("U_x", "U_y"), ("U_y", "U_x"), ("V_x", "V_y"), ("V_y", "V_x")),
-        True,
         OTHER,
         "each memory is contrasted both ways: four terms, the paper has two",
     ),
     Terms(
         (("U_x", "U_y"), ("U_y", "U_x")),
-        True,
         OTHER,
         "the memory of x stands for that of y",
     ),
     Terms(
         (("V_x", "V_y"), ("V_y", "V_x")),
-        True,
         OTHER,
         "the memory of y stands for that of x",
     ),
 )
+
+
+class Group(NamedTuple):
+    """Batches of one size, and the values of the loss for them."""
+
+    x: Tensor  # (B, N, D)
+    y: Tensor
+    values: Tensor  # (B,)
 
 
 @dataclass(frozen=True)
@@ -96,27 +99,30 @@ class Form:
 
     def values(self, x: Tensor, y: Tensor, scales: Tensor) -> Tensor:
         """(G, B) sums of the terms' means, for (G, n_scales) of ln τ⁻¹, ln β, bias."""
-        tau = scales[:, 0].exp()[:, None, None, None]
-        rows = {"x": x[None], "y": y[None]}
-        if self.terms.retrieves:
-            beta = scales[:, 1].exp()[:, None, None, None]
-            wanted = {side for pair in self.terms.pairs for side in pair}
-            for side in wanted:
-                memory = rows["x" if side[0] == "U" else "y"]
-                found = retrieved(rows[side[2]], memory, beta)
-                rows[side] = F.normalize(found, dim=-1) if self.unit else found
+        columns = scales[:, :, None, None, None].unbind(dim=1)
+        plain = {"x": x[None], "y": y[None]}
+        sides = {side for pair in self.terms.pairs for side in pair}
+        rows = {side: self.rows(side, plain, columns) for side in sides}
         total = x.new_zeros(())
         for anchors, candidates in self.terms.pairs:
-            logits = tau * (rows[anchors] @ rows[candidates].transpose(-1, -2))
+            cosines = rows[anchors] @ rows[candidates].transpose(-1, -2)
+            logits = columns[0].exp() * cosines
             if self.contrast == "sigmoid":
-                logits = logits + scales[:, -1][:, None, None, None]
+                logits = logits + columns[-1]
             total = total + costs(self.contrast, logits).mean(dim=-1)
         return total
 
-
-def retrieved(query: Tensor, memory: Tensor, beta: Tensor) -> Tensor:
-    """(G, B, N, D) averages of the memory by softmax(β · similarity)."""
-    return (beta * (query @ memory.transpose(-1, -2))).softmax(dim=-1) @ memory
+    def rows(
+        self, side: str, plain: dict[str, Tensor], columns: Sequence[Tensor]
+    ) -> Tensor:
+        """(G, B, N, D) plain rows, or averages of a memory by softmax(β · cosine)."""
+        if side in plain:
+            return plain[side]
+        memory = plain["x" if side[0] == "U" else "y"]
+        query = plain[side[2]]
+        similarity = columns[1].exp() * (query @ memory.transpose(-1, -2))
+        found = similarity.softmax(dim=-1) @ memory
+        return F.normalize(found, dim=-1) if self.unit else found
 
 
 def costs(contrast: str, logits: Tensor) -> Tensor:
@@ -138,10 +144,9 @@ def all_forms() -> list[Form]:
         for terms in TERMS:
             if not terms.retrieves and not unit:
                 continue
-            contrasts = ["infoloob", "infonce"]
+            forms += [Form("infoloob", terms, unit), Form("infonce", terms, unit)]
             if terms.fault is None and unit:
-                contrasts.append("sigmoid")
-            forms += [Form(contrast, terms, unit) for contrast in contrasts]
+                forms.append(Form("sigmoid", terms))
     return forms
 
 
@@ -168,52 +173,51 @@ class Fit(NamedTuple):
     @property
     def power(self) -> int:
         """0 of a mean over the pairs, 1 of a sum."""
-        first, last = self.factors
-        small, large = SIZES
-        return round(math.log(max(last / first, 1e-9)) / math.log(large / small))
+        growth = math.log(max(self.factors[1] / self.factors[0], 1e-9))
+        return round(growth / math.log(SIZES[1] / SIZES[0]))
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
         """The 0-d value for (N, D) rows."""
-        factor = self.factors[-1] * (len(x) / SIZES[-1]) ** self.power
+        factor = self.factors[1] * (len(x) / SIZES[1]) ** self.power
         x, y = x.double()[None], y.double()[None]
         return factor * self.form.values(x, y, self.scales[None])[0, 0]
 
 
-def fit(groups: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Fit:
-    """The form that comes nearest to the values of a loss.
-
-    ``groups`` are (B, N, D) rows x and y with the (B,) values of the loss; every group
-    has an N of its own.
-    """
-    tried = [grid_fit(form, groups) for form in all_forms()]
-    nearest = sorted(tried, key=lambda found: found.error)[:8]
-    refined = [refine(found, groups) for found in tried if found in nearest]
+def fit(groups: Sequence[Group]) -> Fit:
+    """The form that comes nearest to the values of a loss; a group for every size."""
+    tried = [best_of(form, grid(form), groups) for form in all_forms()]
+    limit = sorted(found.error for found in tried)[N_REFINED - 1]
+    refined = [refine(found, groups) for found in tried if found.error <= limit]
     best = min(found.error for found in refined)
     return next(found for found in refined if found.error <= max(3 * best, 1e-9))
 
 
-def grid_fit(form: Form, groups: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Fit:
-    """The best of a grid of scales."""
+def grid(form: Form) -> Tensor:
+    """(G, n_scales) scales to begin with."""
     axes = [torch.linspace(math.log(1.5), math.log(150.0), 9)]
     if form.terms.retrieves:
         axes.append(torch.linspace(math.log(0.8), math.log(80.0), 7))
     if form.contrast == "sigmoid":
         axes.append(torch.linspace(-16.0, 4.0, 9))
-    scales = torch.cartesian_prod(*axes).double().reshape(-1, len(axes))
+    return torch.cartesian_prod(*axes).double().reshape(-1, len(axes))
+
+
+def best_of(form: Form, scales: Tensor, groups: Sequence[Group]) -> Fit:
+    """The best of (G, n_scales) scales, with the best factors."""
     errors, factors = residuals(form, scales, groups)
-    sizes = errors.square().mean(dim=1).sqrt()
+    sizes = errors.square().mean(dim=1).sqrt().nan_to_num(math.inf)
     best = int(sizes.argmin())
     return Fit(form, scales[best], factors[best].tolist(), float(sizes[best]))
 
 
 def residuals(
-    form: Form, scales: Tensor, groups: Sequence[tuple[Tensor, Tensor, Tensor]]
+    form: Form, scales: Tensor, groups: Sequence[Group]
 ) -> tuple[Tensor, Tensor]:
     """(G, B) differences to the loss's values relative to their size, after the best
     factor for every group, (G, groups).
     """
     differences, factors = [], []
-    size = torch.cat([values for *_, values in groups]).square().mean().sqrt()
+    size = torch.cat([group.values for group in groups]).square().mean().sqrt()
     for x, y, values in groups:
         found = form.values(x, y, scales).expand(len(scales), -1)
         factor = (found @ values) / found.square().sum(dim=1).clamp_min(1e-300)
@@ -222,21 +226,18 @@ def residuals(
     return torch.cat(differences, dim=1), torch.stack(factors, dim=1)
 
 
-def evaluate(
-    form: Form, scales: Tensor, groups: Sequence[tuple[Tensor, Tensor, Tensor]]
-) -> Fit:
-    """The form at some scales, with the best factors."""
-    errors, factors = residuals(form, scales[None], groups)
-    error = float(errors.square().mean().sqrt())
-    return Fit(form, scales, factors[0].tolist(), error if error >= 0 else math.inf)
-
-
-def refine(found: Fit, groups: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Fit:
+def refine(found: Fit, groups: Sequence[Group]) -> Fit:
     """Levenberg's method from a fit of the grid."""
-    damping = 1e-3
-    for _ in range(60):
-        step = levenberg_step(found, damping, groups)
-        tried = evaluate(found.form, found.scales - step, groups)
+    damping, change = 1e-3, 1e-5
+    n = len(found.scales)
+    moves = change * torch.cat([torch.zeros(1, n), torch.eye(n)]).double()
+    for _ in range(MAX_STEPS):
+        errors, _ = residuals(found.form, found.scales + moves, groups)
+        slopes = ((errors[1:] - errors[:1]) / change).T
+        normal = slopes.T @ slopes
+        normal += damping * torch.diag(normal.diagonal().clamp_min(1e-12))
+        step = torch.linalg.solve(normal, slopes.T @ errors[0])
+        tried = best_of(found.form, (found.scales - step)[None], groups)
         if tried.error < found.error:
             found, damping = tried, damping / 10
         else:
@@ -244,17 +245,3 @@ def refine(found: Fit, groups: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Fit:
         if damping > 1e7:
             break
     return found
-
-
-def levenberg_step(
-    found: Fit, damping: float, groups: Sequence[tuple[Tensor, Tensor, Tensor]]
-) -> Tensor:
-    """What to take off the scales."""
-    change = 1e-5
-    moves = torch.cat([torch.zeros(1, len(found.scales)), torch.eye(len(found.scales))])
-    errors, _ = residuals(found.form, found.scales + change * moves.double(), groups)
-    slopes = ((errors[1:] - errors[:1]) / change).T
-    normal = slopes.T @ slopes
-    normal += damping * torch.diag(normal.diagonal().clamp_min(1e-12))
-    step: Tensor = torch.linalg.solve(normal, slopes.T @ errors[0])
-    return step

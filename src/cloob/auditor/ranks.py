@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -30,34 +31,29 @@ class Ranks:
         self._here = threading.local()
 
     def run(self, work: Callable[[int], T]) -> list[T]:
-        """``work(rank)`` of every rank; raises what the first rank that failed did."""
-        results: list[Any] = [None] * self.world
-        faults: list[Exception] = []
+        """``work(rank)`` of every rank; raises what a rank raised."""
 
-        def of_rank(rank: int) -> None:
+        def on_rank(rank: int) -> T:
             self._here.rank = rank
             try:
-                results[rank] = work(rank)
-            except threading.BrokenBarrierError:
-                return  # another rank has failed
-            except Exception as error:
-                faults.append(error)
+                return work(rank)
+            except Exception:
                 self._barrier.abort()
+                raise
 
-        names = {name: f for name, f in self._fakes().items() if hasattr(dist, name)}
-        threads = [
-            threading.Thread(target=of_rank, args=(rank,)) for rank in range(self.world)
-        ]
-        with mock.patch.multiple(dist, **names):  # type: ignore[call-overload]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        if faults:
-            raise faults[0]
-        if any(result is None for result in results):
-            raise RuntimeError("the ranks wait for each other")
-        return results
+        fakes = {
+            name: fake for name, fake in self._fakes().items() if hasattr(dist, name)
+        }
+        with (
+            mock.patch.multiple(dist, **fakes),  # type: ignore[call-overload]
+            ThreadPoolExecutor(self.world) as pool,
+        ):
+            ranks = [pool.submit(on_rank, rank) for rank in range(self.world)]
+        errors = [e for e in (rank.exception() for rank in ranks) if e is not None]
+        errors.sort(key=lambda e: isinstance(e, threading.BrokenBarrierError))
+        if errors:  # a broken barrier is another's failure, if there is one
+            raise errors[0]
+        return [rank.result() for rank in ranks]
 
     def rank(self, group: Any = None) -> int:
         """The rank of this thread; 0 of one that is none."""
@@ -81,7 +77,6 @@ class Ranks:
             "get_backend": lambda group=None: "nccl",
             "get_backend_config": lambda group=None: "cpu:gloo",
             "barrier": lambda *_, **__: self.exchange(None) and None,
-            "broadcast": self._broadcast,
             "all_reduce": self._all_reduce,
             "all_gather": self._all_gather,
             "all_gather_object": self._all_gather_object,
@@ -91,9 +86,6 @@ class Ranks:
             "reduce_scatter_single": self._reduce_scatter_single,
             "reduce_scatter_tensor": self._reduce_scatter_single,
         }
-
-    def _broadcast(self, tensor: Tensor, src: int = 0, *_: Any, **__: Any) -> None:
-        write(tensor, self.exchange(tensor.detach().clone())[src])
 
     def _all_reduce(self, tensor: Tensor, op: Any = None, *_: Any, **__: Any) -> None:
         write(tensor, reduced(self.exchange(tensor.detach().clone()), op))
@@ -115,14 +107,13 @@ class Ranks:
     def _reduce_scatter(
         self, output: Tensor, inputs: list[Tensor], op: Any = None, *_: Any, **__: Any
     ) -> None:
-        sent = self.exchange([tensor.detach() for tensor in inputs])
-        write(output, reduced([of_rank[self.rank()] for of_rank in sent], op))
+        every = self.exchange([tensor.detach() for tensor in inputs])
+        write(output, reduced([sent[self.rank()] for sent in every], op))
 
     def _reduce_scatter_single(
         self, output: Tensor, tensor: Tensor, op: Any = None, *_: Any, **__: Any
     ) -> None:
-        parts = [sent.chunk(self.world) for sent in self.exchange(tensor.detach())]
-        write(output, reduced([of_rank[self.rank()] for of_rank in parts], op))
+        self._reduce_scatter(output, list(tensor.chunk(self.world)), op)
 
 
 @torch.no_grad()
@@ -132,12 +123,10 @@ def write(output: Tensor, value: Tensor) -> None:
 
 
 def reduced(sent: list[Tensor], op: Any) -> Tensor:
-    """The sum, or what another ``ReduceOp`` makes of it."""
+    """The sum, or the mean, or the least, as a ``ReduceOp`` says."""
     stacked = torch.stack(sent)
     if op == dist.ReduceOp.MIN:
         return stacked.amin(dim=0)
-    if op == dist.ReduceOp.MAX:
-        return stacked.amax(dim=0)
     if op == dist.ReduceOp.AVG:
         return stacked.mean(dim=0)
     return stacked.sum(dim=0)

@@ -14,11 +14,11 @@ class Finding:
     """One thing about a loss: its kind, a sentence, and whether it is a fault."""
 
     kind: str
-    says: str
+    message: str
     is_fault: bool = True
 
     def __str__(self) -> str:
-        return f"{'FAULT' if self.is_fault else 'note'}: {self.kind}: {self.says}"
+        return f"{'FAULT' if self.is_fault else 'note'}: {self.kind}: {self.message}"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.auditor.forms import SIZES, Fit, fit
-from cloob.functional.private import tree_flatten
+from cloob.auditor.forms import SIZES, Fit, Group, fit
 
 Loss = Callable[..., Any]
 EXACT = 1e-4  # relative difference to a form up to which only rounding differs
@@ -37,52 +36,42 @@ class Subject:
             self.dtype = torch.float32
             self.value(*batch(6, 5, 1.0, 0))
 
-    def value(
-        self,
-        x: Tensor,
-        y: Tensor,
-        scale: float | Tensor | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def value(self, x: Tensor, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The 0-d loss, with its graph, of rows in a dtype."""
-        scale = self.scale if scale is None else scale
         rows = [side.to(dtype or self.dtype) for side in (x, y)]
-        found = self.loss(*rows) if scale is None else self.loss(*rows, scale)
-        leaves, _ = tree_flatten(found)
-        if len(leaves) != 1 or not isinstance(leaves[0], Tensor) or leaves[0].ndim:
+        scales = [] if self.scale is None else [self.scale]
+        found = self.loss(*rows, *scales)
+        if not isinstance(found, Tensor) or found.ndim:
             raise TypeError(f"the loss returned {type(found).__name__}, no 0-d tensor")
-        return leaves[0]
+        return found
 
     def gradient(
         self, x: Tensor, y: Tensor, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Its (2, N, D) gradient by the rows, in float64."""
         low = dtype or self.dtype
-        rows = [side.to(low) for side in (x, y)]
-        return value_and_gradient(lambda u, v: self.value(u, v, dtype=low), rows)[1]
+        return value_and_gradient(
+            lambda u, v: self.value(u, v, low), x.to(low), y.to(low)
+        )[1]
 
-    def number(self, *arguments: Any, **options: Any) -> float:
+    def number(self, x: Tensor, y: Tensor, dtype: torch.dtype | None = None) -> float:
         """The value as a number; NaN for what raises."""
         try:
             with torch.no_grad():
-                return float(self.value(*arguments, **options))
+                return float(self.value(x, y, dtype))
         except Exception:
             return math.nan
 
 
 def value_and_gradient(
-    function: Callable[..., Tensor], rows: list[Tensor]
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
 ) -> tuple[float, Tensor]:
     """A function of both sides, and its (2, N, D) gradient, zero where it has none."""
-    leaves = [side.detach().requires_grad_() for side in rows]
+    leaves = [side.detach().requires_grad_() for side in (x, y)]
     value = function(*leaves)
-    found: Any = [None, None]
     if value.requires_grad:
-        found = torch.autograd.grad(value, leaves, allow_unused=True)
-    sides = [
-        torch.zeros_like(side) if part is None else part
-        for side, part in zip(leaves, found, strict=True)
-    ]
+        torch.autograd.backward(value, inputs=leaves)
+    sides = [torch.zeros_like(s) if s.grad is None else s.grad for s in leaves]
     return float(value.detach()), torch.stack(sides).double()
 
 
@@ -96,13 +85,14 @@ def gradient_error(
     """Relative difference of the gradients of a loss and of a form, along the sphere:
     a loss that makes rows unit has none across it.
     """
-    exact = value_and_gradient(found.value, [x.double(), y.double()])[1]
+    exact = along_sphere(x, y, value_and_gradient(found.value, x, y)[1])
+    return relative(along_sphere(x, y, subject.gradient(x, y, dtype)), exact)
+
+
+def along_sphere(x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+    """The part of a (2, N, D) gradient that is orthogonal to the rows."""
     rows = torch.stack([x, y]).double()
-    got, exact = (
-        gradient - (gradient * rows).sum(dim=2, keepdim=True) * rows
-        for gradient in (subject.gradient(x, y, dtype), exact)
-    )
-    return relative(got, exact)
+    return gradient - (gradient * rows).sum(dim=2, keepdim=True) * rows
 
 
 def batch(n: int, d: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -117,25 +107,29 @@ def identify(subject: Subject) -> tuple[Fit | None, float]:
     """The form whose values the loss has, None where none is near, and how far the
     gradient is from that form's.
     """
-    groups = []
-    for n in SIZES:
-        drawn = [batch(n, 5, noise, seed) for seed, noise in enumerate(NOISES)]
-        values = [subject.number(x, y) for x, y in drawn]
-        finite = [pair for pair, v in zip(drawn, values, strict=True) if isfinite(v)]
-        if len(finite) < 4:
-            return None, math.nan
-        x, y = (torch.stack(side) for side in zip(*finite, strict=True))
-        known = torch.tensor([v for v in values if isfinite(v)], dtype=torch.float64)
-        groups.append((x, y, known))
+    groups = [group_of(subject, n) for n in SIZES]
+    if min(len(group.values) for group in groups) < 4:
+        return None, math.nan
     found = fit(groups)
     error = gradient_error(subject, found, *batch(8, 5, 0.6, 7))
+    is_sigmoid = found.form.contrast == "sigmoid"
+    if is_sigmoid and not BIASES[0] < float(found.scales[-1]) < BIASES[1]:
+        return None, error
     is_near = found.error < NEAR and error < NEAR_GRADIENT
-    if found.form.contrast == "sigmoid":
-        is_near = is_near and BIASES[0] < float(found.scales[-1]) < BIASES[1]
     return (found if found.error < EXACT or is_near else None), error
+
+
+def group_of(subject: Subject, n: int) -> Group:
+    """Batches of n pairs for which the loss is a number."""
+    drawn = [batch(n, 5, noise, seed) for seed, noise in enumerate(NOISES)]
+    values = torch.tensor([subject.number(*pair) for pair in drawn], dtype=torch.double)
+    usable = values.isfinite()
+    x = torch.stack([x for x, _ in drawn])
+    y = torch.stack([y for _, y in drawn])
+    return Group(x[usable], y[usable], values[usable])
 
 
 def relative(got: Tensor, exact: Tensor) -> float:
     """‖got − exact‖ / ‖exact‖; infinite where it is no number."""
     error = float((got - exact).norm() / exact.norm().clamp_min(1e-30))
-    return error if error >= 0 else math.inf
+    return error if isfinite(error) else math.inf
