@@ -201,7 +201,7 @@ def fork(folder, processes, action):
     """
     # What a run imports late would take each of its processes seconds; pyarrow imports
     # pandas where there is one.
-    for late in ("torch._dynamo", "pandas", "tyro"):
+    for late in ("torch._dynamo", "pandas"):
         with contextlib.suppress(ImportError):
             importlib.import_module(late)
     from PIL import Image

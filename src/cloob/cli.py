@@ -142,13 +142,13 @@ def _run(name: str, words: Sequence[str]) -> int:
             f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)"
         )
     with needs("train"):
-        from cloob.commands.console import parse  # tyro
+        from cloob.commands.options import parse
 
         command = importlib.import_module(f"cloob.commands.{name}")
         if hasattr(command, "read"):
             options = command.read(words)
         else:
-            options = parse(command.Options, words, f"cloob {name}")
+            options = parse(command.Options, words, name)
         logging.basicConfig(format="cloob: %(message)s")
         if hasattr(options, "machine"):
             options.machine.check()

@@ -65,9 +65,7 @@ def get_recipe(
         >>> config.objective, config.batch_size, config.seed
         ('clip', 128, 1)
     """
-    key = name.replace("_", "-")
-    if key not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; {nearest(key, RECIPES)}")
+    key = _known(name)
     if key in HEADS:
         if model is not None:
             raise InputError(
@@ -107,6 +105,20 @@ def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfi
     return config.override(model=model, **of_models.get(kind, {}))
 
 
+def starts_of(name: str) -> dict[str, Any]:
+    """The settings that a recipe gives, as the file has them."""
+    leaves = RECIPES[_known(name)]
+    return {**starts_of(leaves["base"]), **leaves} if "base" in leaves else leaves
+
+
+def _known(name: str) -> str:
+    """The name as the file has it; InputError where it has none."""
+    key = name.replace("_", "-")
+    if key not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; {nearest(key, RECIPES)}")
+    return key
+
+
 def describe(name: str) -> str:
     """One line on what a recipe trains."""
-    return str(RECIPES[name]["about"])
+    return str(RECIPES[_known(name)]["about"])

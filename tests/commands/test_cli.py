@@ -2,16 +2,21 @@
 processes where it matters.
 """
 
+import importlib
+import itertools
 import re
+import shlex
 import subprocess
 import sys
 from unittest.mock import Mock
 
 import pytest
 
+import cloob
 from cloob import __version__, cli
 from cloob.commands import removed
 from cloob.commands.console import progress
+from cloob.commands.options import options_of, page_of
 from support import run_script
 
 HEAVY = {
@@ -25,6 +30,7 @@ HEAVY = {
     "safetensors",
     "starlette",
     "sklearn",
+    "pydantic",
 }
 
 
@@ -41,7 +47,51 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         for line in done.stderr.splitlines()
         if "|" in line
     }
-    assert not modules & {*HEAVY, "tyro"}
+    assert not modules & {*HEAVY, "pydantic"}
+
+
+KINDS = {
+    name: importlib.import_module(f"cloob.commands.{name}") for name in cli.COMMANDS
+}
+OF_TRAINING = {
+    "train": cloob.TrainConfig,
+    "train align": cloob.HeadsConfig,
+    "train vectors": cloob.HeadsConfig,
+}
+PAGES = {name: module.Options for name, module in KINDS.items() if name != "train"}
+PAGES |= OF_TRAINING
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_help_has_every_option_in_a_group_and_three_examples(page, capsys):
+    options = options_of(PAGES[page])
+    listed = list(itertools.chain(*page_of(page)["groups"].values()))
+    names = [option.name for option in options if not option.is_positional]
+    if page in OF_TRAINING:  # most settings go into a file
+        assert set(listed) - {"config", "list"} < set(names)
+    else:
+        assert sorted(listed) == sorted(names)
+    assert len(listed) == len(set(listed))
+    assert cli.main([*page.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: cloob {page}")
+    assert not re.search(r"None|\{\}|= False|--no-(?!token)|\{\}", shown)
+    examples = page_of(page)["examples"]
+    assert len(examples) == 3 and all(example in shown for example in examples)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_of_the_help_are_understood(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    ran = []
+    for name, module in KINDS.items():
+        monkeypatch.setattr(module, "run", lambda options, name=name: ran.append(name))
+    for example in page_of(page)["examples"]:
+        cli.main(shlex.split(example)[1:])
+    assert ran == [page.split()[0]] * 3
 
 
 def test_the_top_of_a_command_imports_what_a_mistake_needs():
@@ -143,7 +193,7 @@ def test_what_left_is_answered_with_what_serves_instead():
         from cloob.commands import removed
         words = [[name, "x"] for name in removed.COMMANDS]
         codes = [cli.main(each) for each in words]
-        heavy = ("torch", "tyro", "numpy")
+        heavy = ("torch", "pydantic", "numpy")
         print(codes, [name for name in heavy if name in sys.modules])
     """
     done = run_script(script)
@@ -174,7 +224,7 @@ def test_a_name_that_is_not_utf_8_is_one_line(capsys):
 
 def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path):
     for package, call in (
-        ("tyro", "cloob.cli.main(['eval', 'runs/none'])"),
+        ("pydantic", "cloob.cli.main(['train', '--data', 'x'])"),
         ("numpy", "cloob.Index"),
     ):
         code = f"import sys; sys.modules[{package!r}] = None; import cloob.cli; {call}"

@@ -1,51 +1,28 @@
-"""What commands share: their options, and what they print.
-
-Options are dataclasses, parsed by tyro and checked by tables; a comment or text at a
-field is its help.
-"""
+"""What commands share: parts of their options, and what they print."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
-import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-import tyro
-from tyro.conf import Positional as Positional
-from tyro.conf import arg as arg
+from typing import TYPE_CHECKING, Any, Literal
 
 from cloob.cache import Cache
+from cloob.commands.options import Positional as Positional
+from cloob.commands.options import arg as arg
+from cloob.commands.options import as_words as as_words
+from cloob.commands.options import parse as parse
 from cloob.data.shards.spec import is_pattern, is_remote, local_path
 from cloob.errors import InputError
-from cloob.errors import refuse as refuse
-from cloob.machine import decoders
+from cloob.machine import check_device_name, decoders
 
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
-
-T = TypeVar("T")
-_ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
-_A_PATH = "it must be the path of a file or folder"
-_PLAIN = (  # words of tyro, and ours
-    (r"^Error parsing (\w+: )?", ""),
-    (r"invalid literal for int\(\) with base 10:", "needs an integer, not"),
-    (r"could not convert string to float:", "needs a number, not"),
-    (r"'None', |, 'None'", ""),  # a default that means: left out
-    (r"\. Got errors: .*", ""),
-    (
-        r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)\.",
-        r"\2 is \1; it must be one of \3",
-    ),
-    (r"^Unrecognized options: ", "not taken: "),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +33,8 @@ class DeviceOptions:
     """auto, cpu, cuda, cuda:N or mps."""
 
     def check(self) -> None:
-        """Raises InputError for what no machine has; what this one has, torch knows."""
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise InputError(
-                f"device is {self.device!r}; it must be auto, cpu, cuda, cuda:N or mps"
-            )
+        """Raises InputError for what does not go."""
+        check_device_name(self.device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +51,7 @@ class DecodeOptions(DeviceOptions):
 
 @dataclasses.dataclass(frozen=True)
 class RowOptions:
-    """Rows for a run of `cloob train vectors`, or for what ContrastiveHeads.save wrote."""
+    """Rows for heads on vectors, of a run or as ContrastiveHeads.save wrote them."""
 
     a: str | None = None
     """Rows for head a, as --a of `cloob train vectors`."""
@@ -86,7 +60,8 @@ class RowOptions:
 
     @property
     def given(self) -> tuple[Literal["a", "b"], str] | None:
-        check(self, "a excludes b")
+        if self.a is not None and self.b is not None:
+            raise InputError("--a and --b exclude each other; give one of them")
         if self.a is not None:
             return "a", self.a
         return None if self.b is None else ("b", self.b)
@@ -129,102 +104,12 @@ class MeasureOptions(ColumnOptions, DecodeOptions):
         )
 
 
-def parse(
-    kind: type[T],
-    words: Sequence[str],
-    prog: str,
-    *,
-    usage: str = "",
-    description: str | None = None,
-) -> T:
-    """Options from words; of a mistake the sentence of tyro's box, and the options that
-    it takes to be meant.
-    """
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            config, named = (tyro.conf.OmitArgPrefixes,), f"{prog} {usage}".rstrip()
-            options = tyro.cli(
-                kind,
-                args=list(words),
-                prog=named,
-                description=description,
-                config=config,
-            )
-    except SystemExit as exit_:
-        if exit_.code in (0, None):
-            raise
-        lines = (
-            line.strip("│╭╮╰╯ ")
-            for line in box.getvalue().splitlines()[1:]
-            if not line.startswith(f"│{'':9}")
-        )
-        text = [line for line in lines if line]
-        rule = next(
-            (i for i, line in enumerate(text) if i and not line.strip("─-")), len(text)
-        )
-        sentence = " ".join(line for line in text[:rule] if line.strip("─-"))
-        for jargon, plain in _PLAIN:
-            sentence = re.sub(jargon, plain, sentence)
-        meant = dict.fromkeys(
-            line.split()[0] for line in text[rule:] if re.match(r"--\w", line)
-        )
-        if meant and sentence.startswith("not taken"):
-            sentence += f"; did you mean {', '.join(meant)}?"
-        raise InputError(f"{sentence} ({prog} --help)") from None
-    for value, _, spelled in _leaves(options).values():
-        if isinstance(value, Path):
-            if value == Path() and {"", f"{spelled}="} & set(words):
-                raise InputError(f"{spelled} is empty; {_A_PATH}")
-            if _ADDRESS.match(str(value)):  # it would make folders called `https:`
-                raise InputError(f"{spelled} is an address; {_A_PATH}")
-    return options
-
-
 def check_range(option: str, value: float | None, low: float, high: float) -> None:
     """Raises InputError for a number outside of its range; None was left out."""
     if value is not None and not low <= value <= high:
         raise InputError(
             f"{option} is {value}; it must be {low:,} or more, and at most {high:,}"
         )
-
-
-def check(options: object, *rules: str, **ranges: tuple[float, float]) -> None:
-    """Refuses numbers out of their ranges, and options by rules: ``a needs b or c``,
-    ``a excludes b c``.
-    """
-    leaves = _leaves(options)
-    for name, (low, high) in ranges.items():
-        value, _, spelled = leaves.get(name, (None, False, ""))
-        if not isinstance(value, str):
-            check_range(spelled, value, low, high)
-    for rule in rules:
-        name, verb, *others = rule.replace(" or ", " ").split()
-        _, given, spelled = leaves[name]
-        if not given:
-            continue
-        found = [leaves[other][2] for other in others if leaves[other][1]]
-        if verb == "needs" and not found:
-            wanted = " or ".join(leaves[other][2] for other in others)
-            raise InputError(f"{spelled} needs {wanted}")
-        if verb != "needs" and found:
-            raise InputError(
-                f"{spelled} and {found[0]} exclude each other; give one of them"
-            )
-
-
-def as_words(options: object, *names: str) -> list[str]:
-    """Those of some options that were given, as words of a command line."""
-    given = [
-        (value, spelled)
-        for name, (value, there, spelled) in _leaves(options).items()
-        if there and name in names
-    ]
-    return [
-        word
-        for value, spelled in given
-        for word in ([spelled] if value is True else [spelled, str(value)])
-    ]
 
 
 def check_there(source: str) -> None:
@@ -252,20 +137,6 @@ def check_out(
         raise InputError(f"{option} {path}: is what is read; name another file")
 
 
-def _leaves(options: object) -> dict[str, tuple[Any, bool, str]]:
-    """By name: the value, whether it was given, and the option as its help calls it."""
-    leaves: dict[str, tuple[Any, bool, str]] = {}
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
-        name, value = field.name, getattr(options, field.name)
-        if dataclasses.is_dataclass(value):
-            leaves |= _leaves(value)
-        else:
-            positional = re.search(r"Positional.*metavar='(\S+?)[ ']", str(field.type))
-            spelled = positional[1] if positional else f"--{name.replace('_', '-')}"
-            leaves[name] = value, value != field.default, spelled
-    return leaves
-
-
 def say(text: str) -> None:
     """Prints a line on stderr, at once, as what follows may take minutes."""
     print(f"cloob: {text}", file=sys.stderr, flush=True)
@@ -273,15 +144,13 @@ def say(text: str) -> None:
 
 def say_next(*commands: Sequence[str | Path]) -> None:
     for i, words in enumerate(commands):
-        print(
-            f"{'next:' if i == 0 else '  or:'} {shlex.join(['cloob', *map(str, words)])}",
-            file=sys.stderr,
-        )
+        title = "next:" if i == 0 else "  or:"
+        print(title, shlex.join(["cloob", *map(str, words)]), file=sys.stderr)
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows how far the work is, on stderr: bars on a terminal, else a line per minute."""
+    """Shows on stderr how far the work is: on a terminal bars, else a line a minute."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import (

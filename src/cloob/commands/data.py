@@ -12,17 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
-
 import cloob
 from cloob.commands.console import (
     ColumnOptions,
     as_words,
-    check,
     check_out,
+    check_range,
     progress,
     say_next,
 )
+from cloob.commands.options import Positional, arg
 from cloob.commands.suspects import judge_pictures, judge_vectors, report
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
@@ -83,7 +82,9 @@ class Options:
 
 def run(options: Options) -> int:
     """Looks at a set, counts its shards, or lists its suspects."""
-    check(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
+    check_range("--most", options.most, 0, 10**9)
+    check_range("--pictures", options.pictures, 1, 10_000)
+    check_range("--workers", options.workers, 1, 1024)
     check_sides(options)
     if options.out is not None:
         endings = (".json",) if options.count else (".html", ".htm")
@@ -169,11 +170,11 @@ def opened(options: Options) -> Source:
 
 def look(options: Options) -> None:
     """Prints what is in a set, and draws the contact sheet."""
+    source = opened(options)  # refuses before torch is imported
     from cloob.data.survey import survey, write_sheet
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 
-    source = opened(options)
     tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
     with progress() as update:
         seen = survey(

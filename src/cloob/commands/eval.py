@@ -58,7 +58,7 @@ class Options:
     models, side by side.
     """
 
-    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL …")]
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL …")] = ()
     """Run folders (RUN: its best checkpoint, RUN:last), model folders, open_clip
     NAME/TAG, hf-hub:… or local-dir:…
     """

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
-
 import cloob
 from cloob.commands import index, search
 from cloob.commands.console import DecodeOptions, say, say_next
+from cloob.commands.options import Positional, arg
 from cloob.errors import InputError
 from cloob.models.source import PHOTOS
 from cloob.search.records import Busy

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
-
 import cloob
 from cloob.commands.console import (
     DecodeOptions,
@@ -21,6 +19,7 @@ from cloob.commands.console import (
     say,
     say_next,
 )
+from cloob.commands.options import Positional, arg
 from cloob.errors import InputError, printable
 from cloob.machine import decoders
 from cloob.models.source import check_source

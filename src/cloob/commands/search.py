@@ -91,7 +91,7 @@ def read(words: Sequence[str], kind: Any = Options, command: str = "search IDX")
                 f"{word}: put terms to subtract after --, as in: cloob {command} beach"
                 f" -- {word}"
             )
-    options = parse(kind, before, f"cloob {command.partition(' ')[0]}")
+    options = parse(kind, before, command.partition(" ")[0])
     return dataclasses.replace(options, query=(*options.query, *words[place + 1 :]))
 
 

@@ -4,45 +4,45 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloob
-from cloob import settings
 from cloob.cache import use_cache
-from cloob.commands.console import parse, say, say_next
+from cloob.commands.console import say, say_next
+from cloob.commands.options import (
+    HELP_FLAGS,
+    Option,
+    docs_of,
+    options_of,
+    page_of,
+    parse_values,
+    show_help,
+)
 from cloob.errors import InputError, Stopped
-from cloob.family import ALIASES, OBJECTIVES, ObjectiveName
+from cloob.heads.config import read_config
 from cloob.models.runs import AVERAGED_FOLDER, CHECKPOINTS_FOLDER, find_best
+from cloob.recipes import HEADS, describe, starts_of
 
 if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
 
-_USAGE = "[RECIPE] [--config FILE] | --list"
-_DESCRIPTION = (
-    "Trains two towers, starting from a recipe (`cloob train --list` prints recipes and"
-    " towers) or from the defaults below. --config FILE (JSON or TOML, such as the"
-    " config.json of a run) changes them, and sets what has no option here; the page"
-    " “Train” describes it."
-    " Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
-)
-
-
-NAMES = (
-    *("data", "val_data", "val_split", "model", "init", "objective", "epochs"),
-    *("batch_size", "lr", "workers", "precision", "device", "seed", "resume", "out"),
-    *("image_column", "caption_column", "max_bad_fraction", "image_size", "freeze"),
-    *("inv_tau", "beta", "learnable_inv_tau", "retrieval_from", "mask_duplicates"),
-    *("steps", "patience", "micro_batch_size", "grad_checkpointing", "compile"),
-    *("fsdp", "weight_decay", "schedule", "warmup", "save_every", "best"),
-    *("overwrite", "wandb"),
-)
-"""The settings with an option, first those that people type, in the order of the help;
-the others are set in a file.
-"""
+WORDS = {
+    "recipe": Option("recipe", (str,), metavar="RECIPE", is_positional=True),
+    "config": Option("config", (Path,), metavar="FILE"),
+    "list": Option("list", (bool,)),
+}
+"""What there is beside settings."""
+DOCS = {
+    "recipe": "Where to begin: one that `cloob train --list` prints.",
+    "config": "Settings in place of the defaults, also those that have no option here:"
+    " JSON or TOML, such as the config.json of a run.",
+    "list": "Print the recipes and the names of towers.",
+}
 
 
 def read(words: Sequence[str]) -> cloob.TrainConfig | cloob.HeadsConfig | None:
@@ -53,23 +53,44 @@ def read(words: Sequence[str]) -> cloob.TrainConfig | cloob.HeadsConfig | None:
         if len(words) > 1:
             raise InputError("--list stands alone: cloob train --list")
         return None
-    recipe = recipe_of_heads(words)
-    if recipe is not None:
-        from cloob.commands import train_heads
+    recipe = words[0] if words and not words[0].startswith("-") else None
+    heads = recipe_of_heads(words)
+    kind: Any = cloob.TrainConfig if heads is None else cloob.HeadsConfig
+    command = "train" if heads is None else f"train {heads}"
+    if HELP_FLAGS & set(words):
+        help_on(kind, command, recipe)
+    rest = words if recipe is None else words[1:]
+    refuse_unlisted(kind, command, rest)
+    values = parse_values(options_of_page(kind, command), rest, command)
+    return configured(recipe or heads, values.pop("config", None), values)
 
-        return train_heads.read(recipe, words[words[0] == recipe :])
-    return read_config(words)
+
+def configured(
+    recipe: str | None, file: Path | None, values: Mapping[str, Any]
+) -> cloob.TrainConfig | cloob.HeadsConfig:
+    """A recipe, or towers from the defaults, with the settings of a file, and typed
+    ones over both.
+    """
+    start: cloob.TrainConfig | cloob.HeadsConfig = cloob.TrainConfig()
+    if recipe is not None:
+        objective, model = values.get("objective"), values.get("model")
+        start = cloob.get_recipe(recipe, objective=objective, model=model)
+    if file is not None:
+        start = start.merge_file(file).override(overwrite=False)
+        if (file.parent / CHECKPOINTS_FOLDER).is_dir():
+            # it is of a run, and this one does not go on with that
+            start = start.override(resume="none")
+    return start.override(**values)
 
 
 def recipe_of_heads(words: Sequence[str]) -> str | None:
-    """The recipe of heads that the words name, by itself or by the configuration of
+    """The page of heads that the words name, by a recipe or by the configuration of
     such a run.
     """
-    from cloob.heads.config import read_config
-    from cloob.recipes import HEADS
-
     if words and not words[0].startswith("-"):
-        return words[0] if words[0] in HEADS else None
+        if words[0] not in HEADS:
+            return None
+        return "vectors" if words[0] == "vectors" else "align"
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", nargs="?")
     file = early.parse_known_args(words)[0].config
@@ -81,70 +102,45 @@ def recipe_of_heads(words: Sequence[str]) -> str | None:
     return "vectors" if config.has_vectors else "align"
 
 
-def read_config(words: Sequence[str]) -> cloob.TrainConfig:
-    """The configuration that the words describe."""
-    from cloob.commands import train_heads
-    from cloob.training import config as configs
-
-    rest = list(words)
-    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", nargs="?", const="")
-    first, rest = early.parse_known_args(rest)
-    if first.config == "":
-        raise InputError("--config needs a value")
-    start = cloob.TrainConfig()
+def help_on(kind: Any, command: str, recipe: str | None) -> NoReturn:
+    """Prints the help of a recipe, or of towers from the defaults."""
+    options = options_of_page(kind, command)
+    if command == "train":
+        options.insert(0, WORDS["recipe"])
+    about = page_of(command)["about"]
+    defaults = {}
     if recipe is not None:
-        early.add_argument("--objective", nargs="?")  # an unknown one is refused later
-        early.add_argument("--model", nargs="?")
-        first, _ = early.parse_known_args(rest, first)
-        typed_name = ALIASES.get(first.objective, first.objective)
-        objective: ObjectiveName | None = next(
-            (name for name in OBJECTIVES if name == typed_name), None
-        )
-        start = cloob.get_recipe(recipe, objective=objective, model=first.model or None)
-    if first.config is not None:
-        # perhaps of a run: this one may not overwrite, and does not go on
-        start = start.merge_file(first.config).override(overwrite=False)
-        if (Path(first.config).parent / CHECKPOINTS_FOLDER).is_dir():
-            start = start.override(resume="none")
-    refuse_options_of_heads(rest)
-    typed = typed_settings(rest)
-    kind = train_heads.options(start, NAMES, [settings, configs])
-    parsed = parse(kind, rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
-    return start.override(**{name: getattr(parsed, name) for name in typed})
+        about = f"{describe(recipe)}\n{about}"
+        defaults = starts_of(recipe)
+    show_help(command, options, {**docs_of(kind), **DOCS}, defaults, about)
 
 
-def typed_settings(words: Sequence[str]) -> list[str]:
-    """The settings whose options are among the words; InputError for one that is set in
-    a file.
-    """
-    options = {word.partition("=")[0] for word in words if word.startswith("--")}
-    typed = []
-    for field in dataclasses.fields(cloob.TrainConfig):
-        word = field.name.replace("_", "-")
-        if not options & {f"--{word}", f"--no-{word}"}:
+def options_of_page(kind: Any, command: str) -> list[Option]:
+    """The options of a run: the settings that its help shows."""
+    options = {option.name: option for option in options_of(kind)} | WORDS
+    groups = page_of(command)["groups"].values()
+    return [options[name] for name in itertools.chain(*groups)]
+
+
+def refuse_unlisted(kind: Any, command: str, words: Sequence[str]) -> None:
+    """Refuses an option of another run, or for a setting that only a file sets."""
+    homes = {
+        name: list(itertools.chain(*page_of(name)["groups"].values()))
+        for name in ("train", "train align", "train vectors")
+    }
+    settings = {field.name for field in dataclasses.fields(kind)}
+    for word in words:
+        spelled = word.partition("=")[0]
+        name = spelled.removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or name in homes[command]:
             continue
-        if field.name not in NAMES:
+        others = [f"`cloob {home}`" for home, names in homes.items() if name in names]
+        if others:
+            raise InputError(f"{spelled} goes with {' and '.join(others)}")
+        if name in settings:
             raise InputError(
-                f"--{word} is set in a file: --config more.toml, with the line"
-                f" {field.name} = …"
-            )
-        typed.append(field.name)
-    return typed
-
-
-def refuse_options_of_heads(words: Sequence[str]) -> None:
-    """Refuses an option that only runs of heads have."""
-    typed = {word.partition("=")[0] for word in words}
-    for name in ("image_encoder", "text_encoder"):
-        spelled = f"--{name.replace('_', '-')}"
-        if spelled in typed:
-            raise InputError(f"{spelled} goes with `cloob train align`")
-    for spelled in ("--clean", "--members"):
-        if spelled in typed:
-            raise InputError(
-                f"{spelled} goes with `cloob train align` and `cloob train vectors`"
+                f"{spelled} is set in a file: --config more.toml, with the line"
+                f" {name} = …"
             )
 
 

@@ -4,147 +4,17 @@ encoders.
 
 from __future__ import annotations
 
-import argparse
-import ast
-import dataclasses
-import inspect
-import itertools
 import logging
 import typing
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any
+from typing import Any
 
-import cloob
-from cloob import settings as cloob_settings
-from cloob.commands.console import parse, say, say_next
-from cloob.errors import InputError
-from cloob.family import ALIASES
-from cloob.heads import config as configs
-from cloob.heads import settings
-from cloob.heads.config import HeadsConfig, check_config, option
-from cloob.models.runs import CHECKPOINTS_FOLDER
+from cloob.commands.console import say, say_next
+from cloob.heads.config import HeadsConfig, check_config
 from cloob.models.source import check_packages
-from cloob.recipes import describe
 
 if typing.TYPE_CHECKING:
     from cloob.heads.run import HeadsResult
-
-USAGE = "{} [--config FILE]"
-DESCRIPTION = (
-    "{} --config FILE (JSON or TOML, such as the config.json of a run) changes the"
-    " defaults, and sets what has no option here."
-)
-VECTORS = (
-    *("a", "b", "ids", "groups", "weights", "drop", "a_ids", "b_ids"),
-    *("val_a", "val_b", "val_ids"),
-)
-ALIGN = (
-    *("data", "val_data", "image_encoder", "text_encoder", "image_size"),
-    *("image_column", "caption_column", "workers", "mask_duplicates"),
-)
-USUAL = (
-    *("objective", "epochs", "batch_size", "lr", "val_split", "device", "seed"),
-    *("resume", "out"),
-)
-OTHER = (
-    *("clean", "members", "standardise", "embed_dim", "head", "dropout", "inv_tau"),
-    *("beta", "learnable_inv_tau", "retrieval_from", "patience", "best", "refit"),
-    *("weight_decay", "warmup", "max_bad_fraction", "overwrite"),
-)
-
-
-def read(recipe: str, words: Sequence[str]) -> HeadsConfig:
-    """The configuration that the words describe: the recipe, a file over it, and
-    options over both.
-    """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", nargs="?", const="")
-    early.add_argument("--objective", nargs="?")
-    first, _ = early.parse_known_args(words)
-    if first.config == "":
-        raise InputError("--config needs a value")
-    objective = ALIASES.get(first.objective, first.objective)
-    known = typing.get_args(typing.get_type_hints(HeadsConfig)["objective"])
-    named: Any = objective if objective in known else None
-    start: Any = cloob.get_recipe(recipe, objective=named)
-    if first.config is not None:
-        start = over_file(start, Path(first.config), named)
-    names = (*(VECTORS if recipe == "vectors" else ALIGN), *USUAL, *OTHER)
-    rest = without_config(words)
-    refuse_unlisted(rest, names)
-    about = describe(recipe)
-    parsed = parse(
-        options(start, names, [cloob_settings, settings, configs]),
-        rest,
-        "cloob train",
-        usage=USAGE.format(recipe),
-        description=DESCRIPTION.format(about),
-    )
-    return HeadsConfig(**{**vars(start), **vars(parsed)})
-
-
-def over_file(start: HeadsConfig, file: Path, objective: str | None) -> HeadsConfig:
-    """The start with the settings of a file; one of a run does not go on with it."""
-    config = start.merge_file(file).override(overwrite=False)
-    if (file.parent / CHECKPOINTS_FOLDER).is_dir():
-        config = config.override(resume="none")
-    if objective is not None:
-        config = config.override(objective=objective)
-    return config
-
-
-def without_config(words: Sequence[str]) -> list[str]:
-    """The words but for --config and its value."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", nargs="?")
-    return early.parse_known_args(words)[1]
-
-
-def refuse_unlisted(words: Sequence[str], names: Sequence[str]) -> None:
-    """Refuses an option for a setting that only a file sets."""
-    typed = {word.partition("=")[0] for word in words if word.startswith("--")}
-    for field in dataclasses.fields(HeadsConfig):
-        spelled = option(field.name)
-        if field.name in names or spelled not in typed:
-            continue
-        if field.name in (*VECTORS, *ALIGN):
-            other = "vectors" if field.name in VECTORS else "align"
-            raise InputError(f"{spelled} goes with `cloob train {other}`")
-        raise InputError(
-            f"{spelled} is set in a file: --config more.toml, with the line"
-            f" {field.name} = …"
-        )
-
-
-def options(start: Any, names: Sequence[str], modules: Sequence[ModuleType]) -> Any:
-    """A dataclass for tyro of some settings, whose defaults are those of ``start``."""
-    import tyro
-
-    hints = typing.get_type_hints(type(start))
-    helps: dict[str, str] = {}
-    for module in modules:
-        helps |= docs_of(module)
-    fields = []
-    for name in names:
-        kind: Any = Annotated[hints[name], tyro.conf.arg(help=helps[name])]
-        default = dataclasses.field(default=getattr(start, name))
-        fields.append((name, kind, default))
-    return dataclasses.make_dataclass("Options", fields, frozen=True)
-
-
-def docs_of(module: ModuleType) -> dict[str, str]:
-    """The docstrings of the fields of a module's dataclasses, from the source."""
-    found = {}
-    for kind in ast.parse(inspect.getsource(module)).body:
-        body = getattr(kind, "body", ())
-        for leaf, text in itertools.pairwise(body if isinstance(body, list) else ()):
-            is_doc = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            if isinstance(leaf, ast.AnnAssign) and is_doc:
-                words = str(text.value.value).split()
-                found[ast.unparse(leaf.target)] = " ".join(words)
-    return found
 
 
 def run(config: HeadsConfig) -> int:
