@@ -142,43 +142,40 @@ class EpochOrder:
             return lambda positions: positions
         if not self.buffer:
             return _permutation(n, [seed, epoch], self.long)
-        firsts = np.cumsum(
-            [0, *(sum(part.shard_sizes) for part in self.parts)]
-        ).tolist()
-        keys = [[seed, _STREAM, epoch, 1 + i] for i in range(len(self.parts))]
-        streams = [
-            _stream(*item)
-            for item in zip(self.parts, keys, firsts, strict=False)
-            if sum(item[0].shard_sizes)
-        ]
-        begins = [
-            lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes + 1)
-        ]
+        streams = self._streams(epoch)
+        begins = [lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes)]
+        ends = [*begins[1:], n]
 
         @functools.lru_cache(maxsize=2 * lanes)
         def shuffled(lane: int, block: int) -> np.ndarray:
             start = begins[lane] + block * self.buffer
-            generator = np.random.Generator(
-                np.random.PCG64([seed, _STREAM, epoch, 0, lane, block])
-            )
-            return generator.permutation(
-                _interleaved(
-                    n, streams, start, min(start + self.buffer, begins[lane + 1])
-                )
-            )
+            stop = min(start + self.buffer, ends[lane])
+            draws = np.random.PCG64([seed, _STREAM, epoch, 0, lane, block])
+            rows = _interleaved(n, streams, start, stop)
+            return np.random.Generator(draws).permutation(rows)
 
         def rows(positions: np.ndarray) -> np.ndarray:
             chosen = np.empty(len(positions), np.int64)
             places, lane_of = np.divmod(positions, lanes)
             block_of, places = np.divmod(places, self.buffer)
-            for lane, block in sorted(
-                set(zip(lane_of.tolist(), block_of.tolist(), strict=True))
-            ):
+            for lane, block in np.unique(np.stack([lane_of, block_of]), axis=1).T:
                 mine = (lane_of == lane) & (block_of == block)
-                chosen[mine] = shuffled(lane, block)[places[mine]]
+                chosen[mine] = shuffled(int(lane), int(block))[places[mine]]
             return chosen
 
         return rows
+
+    def _streams(self, epoch: int) -> list[tuple[int, RowsAt]]:
+        """How many rows every part gives in an epoch, and the rows."""
+        streams = []
+        first = 0
+        for number, part in enumerate(self.parts, 1):
+            key = [self.seed & _U64, _STREAM, epoch, number]
+            size = sum(part.shard_sizes)
+            if size:
+                streams.append(_stream(part, key, first))
+            first += size
+        return streams
 
 
 def _stream(part: ShardSizes, key: list[int], first: int) -> tuple[int, RowsAt]:

@@ -342,20 +342,19 @@ def of_column(column: pa.ChunkedArray) -> str:
     for half a gigabyte.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    values, lengths = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
+    values = hashlib.blake2b(digest_size=8)
     if pa.types.is_string(column.type):
         column = column.cast(pa.large_string())
-    for chunk in filter(len, column.cast(pa.large_binary()).chunks):
+    column = column.cast(pa.large_binary())
+    for chunk in filter(len, column.chunks):
         _, offsets, data = chunk.buffers()
-        first, last = chunk.offset, chunk.offset + len(chunk)
-        ends = np.frombuffer(offsets, np.int64)[first : last + 1]
-        sizes = np.diff(ends)
-        sizes[chunk.is_null().to_numpy(zero_copy_only=False)] = -1
-        lengths.update(sizes.data)
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset :]
         if data is not None:
-            values.update(memoryview(data)[int(ends[0]) : int(ends[-1])])
-    return digest([values.digest(), lengths.digest()])
+            values.update(memoryview(data)[ends[0] : ends[len(chunk)]])
+    lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy()
+    return digest([values.digest(), hashlib.blake2b(lengths, digest_size=8).digest()])
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:

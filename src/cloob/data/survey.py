@@ -161,37 +161,23 @@ class Survey:
 
     def _facts_of_usable(self) -> list[tuple[str, str]]:
         numbers = self.numbers()
-        kilobytes = numbers.bytes.mean() / 1e3
-        most = ""
+        small = f"{numbers.n_small():,} with a side below {_SMALL_SIDE} pixels"
+        tokens = "a caption (CLIP's tokeniser, start and end included)"
+        cut = f"{self.n_cut():,} with more than {self.context_length} tokens"
+        copies = f"{self.pictures.surplus():,} copies among captioned pictures"
+        repeats = f"{self.captions.surplus():,} repeats of another one"
         for item in self.captions.most()[:1]:
-            most = f"; {item.count:,} are {item.text[:60]!r}"
+            repeats += f"; {item.count:,} are {item.text[:60]!r}"
         return [
             ("width", f"{_range(numbers.width)} pixels"),
             ("height", f"{_range(numbers.height)} pixels"),
-            ("file", f"{kilobytes:,.1f} kB a picture"),
-            (
-                "small pictures",
-                f"{numbers.n_small():,} with a side below {_SMALL_SIDE} pixels",
-            ),
+            ("file", f"{numbers.bytes.mean() / 1e3:,.1f} kB a picture"),
+            ("small pictures", small),
             ("characters", f"{_range(numbers.characters)} a caption"),
-            (
-                "tokens",
-                f"{_range(numbers.tokens)} a caption (CLIP's tokeniser, start and end"
-                " included)",
-            ),
-            (
-                "cut captions",
-                f"{self.n_cut():,} with more than {self.context_length} tokens",
-            ),
-            (
-                "equal pictures",
-                f"{self.pictures.surplus():,} copies among captioned pictures, byte by"
-                " byte",
-            ),
-            (
-                "equal captions",
-                f"{self.captions.surplus():,} repeats of another one{most}",
-            ),
+            ("tokens", f"{_range(numbers.tokens)} {tokens}"),
+            ("cut captions", cut),
+            ("equal pictures", f"{copies}, byte by byte"),
+            ("equal captions", repeats),
         ]
 
 

@@ -5,8 +5,9 @@ time to open a set of shards. A header of POSIX.1-1988 (ustar) is 512 bytes of f
 fields; its checksum is the sum of its bytes with that of the checksum's own eight taken
 for spaces. What is read here is the subset on which no two readers differ: complete
 archives of regular files with short ASCII names, and the times that WebDataset writes
-in headers of their own. Of all else, damaged archives included, nothing is decided
-here: the answer is None, and tarfile reads the archive.
+in headers of their own; owners, times and devices are not looked at. Of all else,
+damaged archives included, nothing is decided here: the answer is None, and tarfile
+reads the archive.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from typing import NamedTuple
 BLOCK = 512
 _MAX_PADDING = 1 << 20  # bytes behind the end that are looked at
 _MAX_TIMES = 2 * BLOCK  # bytes of the times of a member
-_FIELDS = struct.Struct("100s 24s 12s 12s 8s c 172x 16s 167s")
-_EIGHT = 8  # bytes of the numbers but for size and time
+_FIELDS = struct.Struct("100s 24x 12s 12x 8s c 188x 167s")
 _CHECKSUM = slice(148, 156)
 _NOTHING = bytes(167)
 _REGULAR = (b"0", b"\0")
@@ -67,11 +67,9 @@ def plain_members(file: int, size: int) -> list[Member] | None:
 
 def _plain_fields(head: bytes) -> tuple[str, int, bytes] | None:
     """The name, the size and the kind of a header; None of one that is not plain."""
-    raw_name, owner, size, time, checksum, kind, device, rest = _FIELDS.unpack(head)
+    raw_name, size, checksum, kind, rest = _FIELDS.unpack(head)
     n_bytes = _octal(size)
     if n_bytes is None or rest != _NOTHING or _octal(checksum) != _sum(head):
-        return None
-    if not _are_octal(owner) or not _are_octal(device) or _octal(time) is None:
         return None
     name, zero, _ = raw_name.partition(b"\0")
     if not zero or not name.isascii() or name.endswith(b"/"):
@@ -90,12 +88,6 @@ def _octal(field: bytes) -> int | None:
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
         return None
     return int(digits, 8)
-
-
-@lru_cache(256)
-def _are_octal(fields: bytes) -> bool:
-    numbers = (fields[i : i + _EIGHT] for i in range(0, len(fields), _EIGHT))
-    return all(_octal(number) is not None for number in numbers)
 
 
 def _sum(head: bytes) -> int:
