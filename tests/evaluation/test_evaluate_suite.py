@@ -26,7 +26,7 @@ from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures import geometry
 from cloob.evaluation.per_class import write_per_class
 from cloob.evaluation.sets.pictures import open_captioned
-from cloob.evaluation.suite import differences, evaluate, write_results
+from cloob.evaluation.suite import evaluate, paired_differences, write_results
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.tokenizer import FileTokenizer
@@ -110,7 +110,7 @@ def test_differences_of_three_models_and_sets_that_one_lacks():
         ("probe_acc1", "s"): {"a": hit, "mute": hit, "b": miss},
         ("probe_acc1", "t"): {"a": miss, "mute": hit},
     }
-    entries = differences({("acc1", "s"): both, ("acc1", "t"): both, **probes})
+    entries = paired_differences({("acc1", "s"): both, ("acc1", "t"): both, **probes})
     assert [
         tuple(
             entry[key] for key in ("metric", "set", "model", "baseline", "difference")
@@ -445,7 +445,7 @@ def test_what_decides_over_a_result_is_in_its_name(saved, tmp_path):
         return [
             labelled.images.features.tolist(),
             labelled.classes.tolist(),
-            embeddings.facts("m").settings,
+            embeddings.traits("m").settings,
         ]
 
     other, loaded = (
@@ -497,7 +497,7 @@ def test_a_run_that_goes_on_while_it_is_judged(saved, tmp_path):
     shutil.copytree(saved[0], checkpoint(tmp_path / "run", 1))
     for _ in range(2):
         embeddings = Embeddings({"m": tmp_path / "run"}, options)
-        embeddings.facts("m")  # the second time from the cache: nothing is loaded yet
+        embeddings.traits("m")  # the second time from the cache: nothing is loaded yet
     shutil.copytree(saved[1], checkpoint(tmp_path / "run", 2))
     found = embeddings.labelled("m", Labels(NAMES)).images.features
     assert torch.equal(

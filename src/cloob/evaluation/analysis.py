@@ -64,9 +64,9 @@ def _geometry(
 ) -> dict[str, Any]:
     """The geometry of a model on pictures and the first caption of each."""
     pairs = embeddings.pairs(model, source)
-    facts = embeddings.facts(model)
+    traits = embeddings.traits(model)
     texts = pairs.texts[pairs.first_texts]
-    return geometry(pairs.images.features, texts, facts.inv_tau, facts.beta, limit)
+    return geometry(pairs.images.features, texts, traits.inv_tau, traits.beta, limit)
 
 
 @dataclass(frozen=True)

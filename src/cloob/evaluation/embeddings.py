@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 # of what is kept and how it is computed; another number makes the files of the old one
 # unused
-_VERSION = "6"
+_VERSION = "7"
 _PAPER_BETA = 8.0
 
 
@@ -79,7 +79,7 @@ class LabelledEmbeddings(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelTraits:
     objective: str | None  # the member of the family that it was trained with, if known
     settings: Mapping[str, Any]  # its ``objective.json``
     # of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07
@@ -88,7 +88,7 @@ class ModelFacts:
     fingerprint: str | None
 
 
-_KEPT: list[Any] = [ImageEmbeddings, PairEmbeddings, ModelFacts, Probe, Skip]
+_KEPT: list[Any] = [ImageEmbeddings, PairEmbeddings, ModelTraits, Probe, Skip]
 
 
 class Embeddings:
@@ -156,8 +156,8 @@ class Embeddings:
                 self._memories[key] = FeatureMemory(files, kind)
         encoder.memories = tuple(self._memories[key] for key in keys)
 
-    def facts(self, model: str) -> ModelFacts:
-        return self._once("facts", model, None, _facts_of, "model")
+    def traits(self, model: str) -> ModelTraits:
+        return self._once("traits", model, None, _traits_of, "model")
 
     def labelled(self, model: str, data: Labelled) -> LabelledEmbeddings:
         """The images, labels and classes of a set through a model; InputError too if a
@@ -321,7 +321,7 @@ def _loaded_key(encoder: Encoder, device: str | torch.device) -> str | None:
     )
 
 
-def _facts_of(encoder: Encoder) -> ModelFacts:
+def _traits_of(encoder: Encoder) -> ModelTraits:
     settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
     member = member_name(settings.get("contrast"), settings.get("hopfield"))
     beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else None
@@ -330,7 +330,7 @@ def _facts_of(encoder: Encoder) -> ModelFacts:
         scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
         inv_tau = scale.detach().exp() if isinstance(scale, Tensor) else 1 / 0.07
     has_weights = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
-    return ModelFacts(
+    return ModelTraits(
         objective=member or settings.get("closed_form"),
         settings=settings,
         inv_tau=float(inv_tau),

@@ -20,7 +20,7 @@ from cloob.data.batch import caption_id
 from cloob.errors import InputError
 from cloob.evaluation.embed import Encoder, embed_texts
 from cloob.evaluation.protocols import (
-    measured,
+    mean_and_interval,
     protocol_chances,
     protocol_numbers,
 )
@@ -227,7 +227,7 @@ def vector_numbers(
         numbers[f"{way}_median_rank"] = ranking.median_rank(ranks)
         for k in RECALLS:
             hits[f"{way}@{k}"] = group_means(ranks < k, ids)
-            numbers |= measured(f"{way}@{k}", ranks < k, ids, bootstrap)
+            numbers |= mean_and_interval(f"{way}@{k}", ranks < k, ids, bootstrap)
         numbers |= protocol_numbers(way, ranks, ids, n_ids, **bootstrap)
     for k in RECALLS:
         numbers[f"chance@{k}"] = min(k / n_ids, 1.0)

@@ -72,11 +72,11 @@ def _products(
     any company.
     """
     found = np.empty(len(places))
-    others = block.numpy()
+    rows = block.numpy()
     for start in range(0, len(places), _AT_ONCE):
-        some = slice(start, start + _AT_ONCE)
-        gathered = others[columns[some]].astype(np.float64)
-        found[some] = np.einsum("nd,nd->n", query[places[some]], gathered)
+        part = slice(start, start + _AT_ONCE)
+        gathered = rows[columns[part]].astype(np.float64)
+        found[part] = np.einsum("nd,nd->n", query[places[part]], gathered)
     return found
 
 
@@ -117,9 +117,9 @@ class _Best:
         """Takes candidates, which have later rows than all before."""
         if not len(rows):
             return
-        n_queries, n_known = self.scores.shape
-        known = np.repeat(np.arange(n_queries), n_known)
-        queries = np.concatenate([known, queries])
+        n_queries, n_best = self.scores.shape
+        of_best = np.repeat(np.arange(n_queries), n_best)
+        queries = np.concatenate([of_best, queries])
         rows = np.concatenate([self.rows.ravel(), rows])
         scores = np.concatenate([self.scores.ravel(), scores])
         order = np.lexsort((rows, -scores, queries))

@@ -34,14 +34,18 @@ def protocol_numbers(
     """The numbers of one way, from (N,) ranks among ``size`` distinct ids; an id is one
     sample. See :mod:`cloob.functional.protocols`.
     """
-    numbers = measured(f"{way}_mrr", protocols.reciprocal_ranks(ranks), ids, bootstrap)
+    numbers = mean_and_interval(
+        f"{way}_mrr", protocols.reciprocal_ranks(ranks), ids, bootstrap
+    )
     for name, share in SHARES.items():
         hits = protocols.top_share(ranks, share, size)
-        numbers |= measured(f"{way}@{name}", hits, ids, bootstrap)
+        numbers |= mean_and_interval(f"{way}@{name}", hits, ids, bootstrap)
     for n_choices in CHOICES:
         if n_choices <= size:
             chosen = protocols.choose_one(ranks, n_choices, size)
-            numbers |= measured(f"{way}_choose_{n_choices}", chosen, ids, bootstrap)
+            numbers |= mean_and_interval(
+                f"{way}_choose_{n_choices}", chosen, ids, bootstrap
+            )
     finite = torch.where(ranks == ranking.UNRANKED, math.inf, ranks.double())
     of_ids = group_means(finite, ids)
     low, high = protocols.median_interval(of_ids, bootstrap.get("level", 0.95))
@@ -58,7 +62,7 @@ def protocol_chances(size: int) -> dict[str, float]:
     return chances | {"chance_median_rank": (size + 1) / 2}
 
 
-def measured(
+def mean_and_interval(
     key: str, values: Tensor, ids: Tensor, bootstrap: dict[str, Any]
 ) -> dict[str, Any]:
     """The mean of values over ids, with its interval."""
@@ -169,10 +173,10 @@ def candidate_numbers(
     way = "candidates"
     numbers: dict[str, Any] = {f"{way}_mean_number": float(sizes.double().mean())}
     for k in CANDIDATE_RECALLS:
-        numbers |= measured(f"{way}@{k}", ranks < k, ids, bootstrap)
+        numbers |= mean_and_interval(f"{way}@{k}", ranks < k, ids, bootstrap)
         chance = group_means(sizes.clamp_max(k) / sizes, ids)
         numbers[f"chance_{way}@{k}"] = float(chance.mean())
     reciprocal = protocols.reciprocal_ranks(ranks)
-    numbers |= measured(f"{way}_mrr", reciprocal, ids, bootstrap)
+    numbers |= mean_and_interval(f"{way}_mrr", reciprocal, ids, bootstrap)
     chance = group_means(protocols.reciprocal_chance(sizes), ids)
     return numbers | {f"chance_{way}_mrr": float(chance.mean())}

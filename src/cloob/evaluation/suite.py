@@ -20,7 +20,7 @@ from cloob.data.batch import Skip
 from cloob.errors import InputError, message
 from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
-from cloob.evaluation.embeddings import Embeddings, Labelled, ModelFacts
+from cloob.evaluation.embeddings import Embeddings, Labelled, ModelTraits
 from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
 from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
 from cloob.files import write_whole
@@ -111,18 +111,18 @@ def evaluate(
     rows, failures = [], []
     for model in models.models:
         try:
-            facts = models.facts(model)
+            traits = models.traits(model)
         except (InputError, OSError) as error:
             failures.append({"model": model, "set": None, "error": message(error)})
             continue
-        row = _new_row(model, facts, bool(training), bool(vectors))
+        row = _new_row(model, traits, bool(training), bool(vectors))
         row["settings"] |= settings.get(model, {})
         failures += _measure(tasks, row)
         row["train_seconds"] = train_seconds.get(model)
         rows.append(row)
     if not evaluation.hits:
         raise InputError(_all_failed(failures))
-    compared = differences(evaluation.hits, level=level, seed=seed)
+    compared = paired_differences(evaluation.hits, level=level, seed=seed)
     results: dict[str, Any] = {"rows": rows, "differences": compared, "level": level}
     if failures:
         results["failures"] = failures
@@ -147,12 +147,12 @@ def check_names(*kinds: Sequence[Any]) -> None:
 
 
 def _new_row(
-    model: str, facts: ModelFacts, has_probes: bool, has_vectors: bool
+    model: str, traits: ModelTraits, has_probes: bool, has_vectors: bool
 ) -> dict[str, Any]:
     """What is known of a model before it is measured."""
-    row: dict[str, Any] = {"model": model, "objective": facts.objective}
-    row["settings"] = dict(facts.settings)
-    row["fingerprint"] = facts.fingerprint
+    row: dict[str, Any] = {"model": model, "objective": traits.objective}
+    row["settings"] = dict(traits.settings)
+    row["fingerprint"] = traits.fingerprint
     row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}}
     if has_probes:
         row["probe"] = {}
@@ -286,8 +286,8 @@ class _Evaluation:
         }
 
     def geometry(self, model: str, a: Tensor, b: Tensor) -> dict[str, Any]:
-        facts = self.embeddings.facts(model)
-        return measures.geometry(a, b, facts.inv_tau, facts.beta, self.geometry_limit)
+        traits = self.embeddings.traits(model)
+        return measures.geometry(a, b, traits.inv_tau, traits.beta, self.geometry_limit)
 
 
 def _unreadable(skipped: Sequence[Skip]) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def _unreadable(skipped: Sequence[Skip]) -> dict[str, Any]:
     return {"unreadable": counts} if counts else {}
 
 
-def differences(
+def paired_differences(
     hits: Hits, *, level: float = 0.95, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Compares every two models (``model`` minus the earlier ``baseline``) by paired

@@ -79,26 +79,28 @@ def grouped_bootstrap(
         )
     generator = torch.Generator().manual_seed(seed)
     samples = [as_vector(values, "values").detach().cpu().double() for values in groups]
-    resampled = []
-    for sample in samples:
-        # How often a resample draws a distinct value is multinomial, drawn as a chain
-        # of conditional binomials: n times the number of distinct values (two for
-        # accuracies, three for their differences) in place of n·N draws.
-        left, remaining = (
-            torch.full((n,), float(len(sample)), dtype=torch.float64),
-            len(sample),
-        )
-        sums = torch.zeros_like(left)
-        for value, count in zip(
-            *(part.tolist() for part in torch.unique(sample, return_counts=True)),
-            strict=True,
-        ):
-            drawn = torch.binomial(
-                left, torch.full_like(left, count / remaining), generator=generator
-            )
-            sums += value * drawn
-            left, remaining = left - drawn, remaining - count
-        resampled.append(sums / len(sample))
+    resampled = torch.stack([_resampled_means(each, n, generator) for each in samples])
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(torch.stack(resampled).mean(0), ends).tolist()
-    return float(torch.stack([sample.mean() for sample in samples]).mean()), low, high
+    low, high = torch.quantile(resampled.mean(0), ends).tolist()
+    mean = torch.stack([sample.mean() for sample in samples]).mean()
+    return float(mean), low, high
+
+
+def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """(n,) means of resamples.
+
+    How often a resample draws a distinct value is multinomial, drawn as a chain of
+    conditional binomials: n times the number of distinct values (two for accuracies,
+    three for their differences) in place of n·N draws.
+    """
+    n_left = len(sample)
+    left = torch.full((n,), float(n_left), dtype=torch.float64)
+    sums = torch.zeros_like(left)
+    values, counts = torch.unique(sample, return_counts=True)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        share = torch.full_like(left, count / n_left)
+        drawn = torch.binomial(left, share, generator=generator)
+        sums += value * drawn
+        left = left - drawn
+        n_left -= count
+    return sums / len(sample)

@@ -80,37 +80,43 @@ def candidate_ranks(
         ValueError: A query without a right row, or an index that is out of range.
     """
     query, gallery = comparable(query, gallery)
-    listed, place = torch.unique(listed, dim=0, return_inverse=True)
-    answers = torch.zeros(len(listed), dtype=torch.bool).index_fill_(
-        0, place[right], True
-    )
-    of, row = listed.unbind(dim=1)
     n = len(query)
-    for index, size, kind in ((of, n, "query"), (row, len(gallery), "gallery row")):
-        first, last = int(index.min()), int(index.max())
-        if first < 0 or last >= size:
-            raise ValueError(f"listed: {kind} {first} to {last} of {size}")
-    without = torch.bincount(of[answers], minlength=n) == 0
+    listed, place = torch.unique(listed, dim=0, return_inverse=True)
+    is_right = torch.zeros(len(listed), dtype=torch.bool)
+    is_right[place[right]] = True
+    of_query, row = listed.unbind(dim=1)
+    _check_range("query", of_query, n)
+    _check_range("gallery row", row, len(gallery))
+    without = torch.bincount(of_query[is_right], minlength=n) == 0
     if without.any():
         raise ValueError(f"query {int(without.nonzero()[0])} has no right candidate")
 
-    scores = torch.cat(
-        [
-            (query[of[part]] * gallery[row[part]]).sum(dim=1)
-            for part in torch.split(torch.arange(len(of)), _PAIRS)
-        ]
-    ).nan_to_num(nan=-torch.inf)
+    scores = _products(query, gallery, of_query, row).nan_to_num(nan=-torch.inf)
     best = scores.new_full((n,), -torch.inf)
-    best.scatter_reduce_(0, of[answers], scores[answers], "amax")
+    best.scatter_reduce_(0, of_query[is_right], scores[is_right], "amax")
     # Within the rounding of a product scores tie, as in ``ranking``.
-    rounding = (
-        8 * torch.finfo(scores.dtype).eps * gallery.norm(dim=1).nan_to_num().max()
-    )
+    longest = gallery.norm(dim=1).nan_to_num().max()
+    rounding = 8 * torch.finfo(scores.dtype).eps * longest
     least = best - rounding * query.norm(dim=1).nan_to_num()
-    is_ahead = ~answers & (scores >= least[of]) & (scores > -torch.inf)
-    ahead = torch.bincount(of[is_ahead], minlength=n)
-    sizes = torch.bincount(of[~answers], minlength=n) + 1
+    is_ahead = ~is_right & (scores >= least[of_query]) & (scores > -torch.inf)
+    ahead = torch.bincount(of_query[is_ahead], minlength=n)
+    sizes = torch.bincount(of_query[~is_right], minlength=n) + 1
     return torch.where(best > -torch.inf, ahead, UNRANKED), sizes
+
+
+def _check_range(kind: str, places: Tensor, size: int) -> None:
+    first, last = int(places.min()), int(places.max())
+    if first < 0 or last >= size:
+        raise ValueError(f"listed: {kind} {first} to {last} of {size}")
+
+
+def _products(query: Tensor, gallery: Tensor, of_query: Tensor, row: Tensor) -> Tensor:
+    """(P,) dot products of listed pairs, a part of them at once."""
+    products = []
+    for part in torch.split(torch.arange(len(row)), _PAIRS):
+        pairs = query[of_query[part]] * gallery[row[part]]
+        products.append(pairs.sum(dim=1))
+    return torch.cat(products)
 
 
 def median_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
@@ -123,7 +129,7 @@ def median_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
     heads = torch.arange(n + 1).double()
     total = torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64))
     logs = total - torch.lgamma(heads + 1) - torch.lgamma(n - heads + 1)
-    below = (logs - n * math.log(2)).exp().cumsum(dim=0)
-    outside = min(int((below <= (1 - level) / 2).sum()), (n + 1) // 2)
-    first = max(outside - 1, 0)
+    at_most = (logs - n * math.log(2)).exp().cumsum(dim=0)
+    n_outside = int((at_most <= (1 - level) / 2).sum())
+    first = max(min(n_outside, (n + 1) // 2) - 1, 0)
     return float(ordered[first]), float(ordered[n - 1 - first])

@@ -109,7 +109,7 @@ def subfolders(folder: Path) -> list[Path]:
     return folders
 
 
-def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]:
+def read_picture(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]:
     key = as_utf8(paths[index])
     return key, read_pair_file(root / paths[index], key, "image")
 
@@ -203,7 +203,7 @@ def _open_folders(
         paths += images
         labels += [label] * len(images)
     classes = classnames or tuple(as_utf8(name).replace("_", " ") for name in names)
-    return classes, labels, partial(read_file, root, paths)
+    return classes, labels, partial(read_picture, root, paths)
 
 
 def _images_below(root: Path, name: str) -> list[str]:

@@ -28,7 +28,7 @@ from cloob.evaluation.sets.pictures import (
     labelled_folder,
     open_captioned,
     open_labelled,
-    read_file,
+    read_picture,
     subfolders,
 )
 from cloob.models.importing import import_open_clip
@@ -78,7 +78,7 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
                 f" below {root}"
             )
         files.append(file.as_posix())
-    read = partial(read_file, root, files)
+    read = partial(read_picture, root, files)
     return LabelledSet(name, classnames, templates, labels, read)
 
 
