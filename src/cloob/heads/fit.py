@@ -33,7 +33,6 @@ from cloob.heads.parts import (
     objective_of,
     sampled,
     seeded,
-    warn_of_cone,
 )
 from cloob.heads.settings import HeadSettings
 from cloob.heads.state import Progress, copied, key_of, read_state, write_state
@@ -149,8 +148,6 @@ def fit_epoch(
         step = progress.step + index
         x, y = model(a, b)
         hopfield = course.retrieves(step)
-        if step == 0 and hopfield:
-            warn_of_cone(x, y)
         loss = model.loss(x, y, ids, weights, hopfield=hopfield)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from cloob.heads.fitted import GALLERY, Rows, finite, recalls, vary_unlike
 from cloob.heads.head import Head
 from cloob.heads.settings import USUAL_DIM, HeadSettings
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.objective.batch import cone_notice, mean_cosine
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +58,13 @@ class Model(nn.Module):
         hopfield: bool,
     ) -> Tensor:
         """The 0-d loss of unit rows; it waits for no device and checks no value."""
-        layout = Layout((len(x),))
-        more = {} if weights is None else {"weights": weights}
         value: Tensor = self.objective(
-            x, y, ids=ids, hopfield=hopfield, trusted=layout, **more
+            x,
+            y,
+            ids=ids,
+            weights=weights,
+            hopfield=hopfield,
+            trusted=Layout((len(x),)),
         )
         return value
 
@@ -183,12 +185,6 @@ class Course:
         self._peak, self._schedule = settings.lr, settings.schedule
         self._retrieves_from = settings.retrieval_from * self.total
         self._can_retrieve = settings.retrieves
-        if self.warmup > self.total:
-            logger.warning(
-                "a warm-up of %d steps is longer than this run of %d",
-                self.warmup,
-                self.total,
-            )
 
     def learning_rate(self, step: int) -> float:
         """Linear to the peak over the warm-up, then the peak or half a cosine to 0."""
@@ -205,73 +201,74 @@ class Course:
         return self._can_retrieve and step >= self._retrieves_from
 
 
+class Batch(NamedTuple):
+    """Some pairs on a device."""
+
+    a: Tensor  # (n, F_a)
+    b: Tensor  # (n, F_b)
+    ids: Tensor  # (n,)
+    weights: Tensor | None  # (n,)
+
+
 class Batches:
     """The batches of an epoch; the rows stay on a GPU where they fit."""
 
     def __init__(
         self, pairs: VectorPairs, settings: HeadSettings, device: torch.device
     ) -> None:
-        self.pairs, self.device, self._seed = pairs, device, settings.seed
-        self._size = settings.batch_size
+        self.pairs, self.device = pairs, device
+        self._seed, self._size = settings.seed, settings.batch_size
         _, first, which = np.unique(
             pairs.rows[:, 0], return_index=True, return_inverse=True
         )
-        self._partners: Pictures | None = None
+        self._partners: Pictures | None = None  # where a row of a has several
         if len(first) < len(pairs):
             self._partners = Pictures(first[which], [len(pairs)])
         self._order = EpochOrder([ShardSizes((len(first),))], seed=settings.seed)
         self.steps = len(first) // self._size
-        self._resident = resident(pairs, device)
+        self._ids = torch.from_numpy(pairs.ids).to(device)
+        self._weights: Tensor | None = None
+        if pairs.weights is not None:
+            self._weights = torch.from_numpy(pairs.weights).float().to(device)
+        self._sides = resident(pairs, device)
 
-    def epoch(
-        self, epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-        """Rows of a, of b, ids, and weights or None; what is left over is another
-        epoch's.
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """All rows of a once, each with one of its rows of b; what is left over is
+        another epoch's.
         """
         order = self._order.epoch(epoch)
         for step in range(self.steps):
             places = order(np.arange(step * self._size, (step + 1) * self._size))
             if self._partners is not None:
                 drawn = (
-                    self._partners.row(place, self._seed, epoch)
-                    for place in places.tolist()
+                    self._partners.row(anchor, self._seed, epoch)
+                    for anchor in places.tolist()
                 )
                 places = np.fromiter(drawn, np.int64)
-            yield self._rows(places)
+            yield self._batch(places)
 
-    def _rows(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        if self._resident is not None:
-            a, b, ids, weights = self._resident
+    def _batch(self, places: np.ndarray) -> Batch:
+        chosen = torch.from_numpy(places).to(self.device)
+        if self._sides is None:
+            a, b, _ = self.pairs.batch(places)
+            a, b = to_device(a, self.device), to_device(b, self.device)
+        else:
             rows = torch.from_numpy(self.pairs.rows[places]).to(self.device)
-            some = torch.from_numpy(places).to(self.device)
-            few = None if weights is None else weights[some]
-            return a[rows[:, 0]], b[rows[:, 1]], ids[some], few
-        batch = self.pairs.batch(places)
-        few = None
-        if self.pairs.weights is not None:
-            few = torch.from_numpy(self.pairs.weights[places]).float().to(self.device)
-        a, b, ids = (to_device(rows, self.device) for rows in batch)
-        return a, b, ids, few
+            a, b = self._sides[0][rows[:, 0]], self._sides[1][rows[:, 1]]
+        weights = None if self._weights is None else self._weights[chosen]
+        return Batch(a, b, self._ids[chosen], weights)
 
 
-def resident(
-    pairs: VectorPairs, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
-    """All rows, ids and weights on a GPU, if they fit; else None."""
-    if device.type != "cuda":
+def resident(pairs: VectorPairs, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """All rows on a GPU, if they fit; else None."""
+    a, b = pairs.a, pairs.b
+    is_sparse = hasattr(a, "toarray") or hasattr(b, "toarray")
+    if device.type != "cuda" or is_sparse:
         return None
-    sides = pairs.a, pairs.b
-    if any(hasattr(side, "toarray") for side in sides):
-        return None
-    n_bytes = sum(side.shape[0] * side.shape[1] * 8 for side in sides)
+    n_bytes = 8 * (a.shape[0] * a.shape[1] + b.shape[0] * b.shape[1])
     if n_bytes > SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
         return None
-    a, b = (as_numbers(np.asarray(side)).to(device) for side in sides)
-    weights = None
-    if pairs.weights is not None:
-        weights = torch.from_numpy(pairs.weights).float().to(device)
-    return a, b, torch.from_numpy(pairs.ids).to(device), weights
+    return as_numbers(np.asarray(a)).to(device), as_numbers(np.asarray(b)).to(device)
 
 
 def to_device(rows: Tensor, device: torch.device) -> Tensor:
@@ -319,14 +316,3 @@ def seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
         yield
-
-
-def warn_of_cone(x: Tensor, y: Tensor) -> None:
-    """Tells of rows so alike that retrieval can do little with them."""
-    notice = cone_notice(float(mean_cosine(x.detach(), y.detach())))
-    if notice:
-        logger.warning(
-            "step 1: %s; centre and scale what comes in, let it join later"
-            " (retrieval_from), or take the objective infoloob",
-            notice,
-        )

