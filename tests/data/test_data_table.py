@@ -169,6 +169,9 @@ def test_captions_that_are_no_text(folder):
         write_table(folder / "t.jsonl", rows)
     )  # a list of captions is as many rows
     assert [source.read(i).caption for i in range(2)] == ["1", "2"]
+    rows += [{"title": [], "filepath": "img/1.png"}]
+    source = open_source(write_table(folder / "t.jsonl", rows))
+    raises(BadSample, "missing caption", source.read, 2)
 
 
 def quoted(path, changes, end="\n", turned=False):
