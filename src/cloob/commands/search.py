@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from cloob.search.query import Query
 
 MOST_HITS = 100_000
-FACTS = (
+FIELDS = (
     "id",
     "path",
     "source",
@@ -184,48 +183,33 @@ def print_json(results: Results, options: Options) -> None:
         "model": results.model or None,
         "searched": results.searched,
         "cut": results.cut,
-        "hits": [json_facts(hit) for hit in results.hits],
+        "hits": [hit_as_json(hit) for hit in results.hits],
     }
     print(json.dumps(answer))
 
 
-def json_facts(hit: Hit) -> dict[str, Any]:
-    facts: dict[str, Any] = {name: getattr(hit.item, name) for name in FACTS}
-    facts["columns"] = dict(hit.item.columns)
-    facts["score"] = None if math.isnan(hit.score) else round(hit.score, 6)
-    facts["margin"] = None if hit.margin is None else round(hit.margin, 4)
-    return facts
+def hit_as_json(hit: Hit) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: getattr(hit.item, name) for name in FIELDS}
+    fields["columns"] = dict(hit.item.columns)
+    fields["score"] = None if math.isnan(hit.score) else round(hit.score, 6)
+    fields["margin"] = None if hit.margin is None else round(hit.margin, 4)
+    return fields
 
 
 def print_lines(results: Results) -> None:
-    """A line per hit: aligned for a person, else with tabs between its fields."""
-    is_person = sys.stdout.isatty()
+    """A line per hit, with tabs between its fields."""
     for hit in results.hits:
         item = hit.item
-        first, second = line_numbers(hit, digits=3 if is_person else 4)
-        caption = printable((item.caption or "").strip().partition("\n")[0].rstrip())
-        if not is_person:
-            print(first, second, item.id, printable(item.path), caption, sep="\t")
-            continue
-        widths = (19, 6) if math.isnan(hit.score) else (6, 5)
-        numbers = f"{first:>{widths[0]}}  {second:>{widths[1]}}"
-        print(
-            cut_to_terminal(f"{numbers}  {item.id:>6}  {printable(item.path)}", caption)
-        )
+        caption = (item.caption or "").strip().partition("\n")[0].rstrip()
+        fields = (*line_numbers(hit), str(item.id), item.path, caption)
+        print(*map(printable, fields), sep="\t")
 
 
-def line_numbers(hit: Hit, digits: int) -> tuple[str, str]:
+def line_numbers(hit: Hit) -> tuple[str, str]:
     """Score and margin; in a list without a query the date, and where it is from."""
     if math.isnan(hit.score):
-        return hit.item.date or "", printable(hit.item.date_from)
-    return f"{hit.score:.{digits}f}", "" if hit.margin is None else f"{hit.margin:.1f}"
-
-
-def cut_to_terminal(line: str, caption: str) -> str:
-    room = shutil.get_terminal_size().columns - len(line) - 2
-    if len(caption) > room:
-        caption = f"{caption[: room - 1]}…" if room > 1 else ""
-    return f"{line}  {caption}".rstrip()
+        return hit.item.date or "", hit.item.date_from
+    return f"{hit.score:.4f}", "" if hit.margin is None else f"{hit.margin:.1f}"
 
 
 def say_rest(

@@ -7,6 +7,7 @@ import html
 import os
 import re
 import secrets
+import socket
 import sys
 import tempfile
 import threading
@@ -71,31 +72,19 @@ def run(options: Options) -> int:
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     # FastAPI, after a word on how to install it.
-    from cloob.serve.app import listen, serve
-    from cloob.serve.config import ServeConfig
+    from cloob.serve.app import listen
 
-    local = is_loopback(options.host)
     opened, address = listen(options.host, options.port)
     with opened, cloob.Index.open(place, model=options.model) as index:
-        query = {} if token is None else {"token": token}
-        if below and local:
-            query["where"] = below
-        elif below:  # others may not filter by path
-            say(f"all pictures of {place} are served, not those of {options.index}")
-        address += f"?{urlencode(query)}" if query else ""
-
-        models = ", ".join(printable(item.name) for item in index.models)
-        counts = f"{len(index):,} pictures, {models or 'no model'}"
+        address += query_of(options, token, below, place)
+        models = ", ".join(printable(item.name) for item in index.models) or "no model"
+        counts = f"{len(index):,} pictures, {models}"
         print(f"{index.store.address}: {counts}", file=sys.stderr)
         print(f"{address}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if options.update:
             start_updates(place, options.update)
-        code = 0
         with in_browser(address) if options.open else contextlib.nullcontext():
-            try:
-                serve(index, opened, ServeConfig(token, local))
-            except KeyboardInterrupt:
-                code = 130
+            code = serve_until_stopped(index, opened, token, options)
         say("the server has ended")
         if code and index.models:  # an update that was interrupted goes on
             say_next(["index", "--out", index.store.address])
@@ -103,6 +92,29 @@ def run(options: Options) -> int:
         sys.stderr.flush()
         # A thread may be at work that takes minutes; nothing is lost with it.
         os._exit(code)
+
+
+def query_of(options: Options, token: str | None, below: str | None, place: str) -> str:
+    """What follows the address: the token, and the filter of a folder."""
+    query = {} if token is None else {"token": token}
+    if below and is_loopback(options.host):
+        query["where"] = below
+    elif below:  # others may not filter by path
+        say(f"all pictures of {place} are served, not those of {options.index}")
+    return f"?{urlencode(query)}" if query else ""
+
+
+def serve_until_stopped(
+    index: cloob.Index, opened: socket.socket, token: str | None, options: Options
+) -> int:
+    from cloob.serve.app import serve
+    from cloob.serve.config import ServeConfig
+
+    try:
+        serve(index, opened, ServeConfig(token, is_loopback(options.host)))
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def limit_threads() -> None:
