@@ -41,7 +41,9 @@ def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path):
     new = Cache(tmp_path, 2000).put(
         "features", "new", bytes(1000)
     )  # whoever stores, tidies up
-    assert again.exists() and new.exists() and not paths[1].exists()
+    assert again.exists()
+    assert new.exists()
+    assert not paths[1].exists()
     assert not paths[0].exists()
 
 
@@ -106,7 +108,8 @@ def test_folder_and_size_come_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "")
     assert Cache().max_bytes == DEFAULT_BYTES == 50 * 1024**3
     use_cache(tmp_path, 0.5)  # what cache_dir and cache_gb of a configuration do
-    assert Cache().max_bytes == 1 << 29 and Cache(max_bytes=7).max_bytes == 7
+    assert Cache().max_bytes == 1 << 29
+    assert Cache(max_bytes=7).max_bytes == 7
     assert Cache().put("features", "x", b"x").parent == tmp_path / "features"
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "20 GB")
     raises(
@@ -124,7 +127,8 @@ def test_a_file_is_whole_or_what_was_there_stays(tmp_path):
         (path.parent, r"made: cannot be written"),
     ):
         raises(InputError, said, write_whole, target, "text")
-    assert path.read_bytes() == b"\x00second" and list(tmp_path.rglob("*")) == [
+    assert path.read_bytes() == b"\x00second"
+    assert list(tmp_path.rglob("*")) == [
         path.parent,
         path,
     ]
@@ -163,15 +167,15 @@ def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path, monkeypatch)
             whole_folder(target) as folder,
         ):
             (folder / "file").write_text("new")
-    assert (target / "file").read_text() == "old" and list(tmp_path.iterdir()) == [
-        target
-    ]
+    assert (target / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
     link = tmp_path / "link"
     link.symlink_to(target)  # which stays
     with whole_folder(link) as folder:
         (folder / "file").write_text("new")
         assert (target / "file").read_text() == "old"
-    assert (target / "file").read_text() == "new" and link.is_symlink()
+    assert (target / "file").read_text() == "new"
+    assert link.is_symlink()
     assert sorted(tmp_path.iterdir()) == [link, target]
 
 

@@ -78,14 +78,16 @@ def without_adobe(jpeg):
 def zoo():
     """Name: (file, the RGB pixels that it shows, how far a pixel may be off)."""
     rgb = upright()
-    colours, grey = np.asarray(rgb), np.asarray(rgb.convert("L"))
+    colours = np.asarray(rgb)
+    grey = np.asarray(rgb.convert("L"))
     greys = np.repeat(grey[..., None], 3, 2)
     bits = np.where(greys > 127, 255, 0)
     see_through = Image.new("L", rgb.size, 0)
     see_through.paste(255, (0, 0, SIDE // 2, SIDE))
     clear = colours.copy()
     clear[:, SIDE // 2 :] = 255
-    layer, grey_layer = rgb.copy(), rgb.convert("L")
+    layer = rgb.copy()
+    grey_layer = rgb.convert("L")
     layer.putalpha(see_through)
     grey_layer.putalpha(see_through)
     palette = rgb.quantize(32)
@@ -236,7 +238,8 @@ def test_the_zoo(name, encoder, tmp_path):
     data, shows, tolerance = ZOO[name]
     image = pictures.decode(data)
     pixels = np.asarray(image, dtype=float)
-    assert image.mode == "RGB" and np.abs(pixels - shows).max() <= tolerance
+    assert image.mode == "RGB"
+    assert np.abs(pixels - shows).max() <= tolerance
     assert np.array_equal(trained_on(data).numpy(), pixels)
     path = tmp_path / "picture"
     path.write_bytes(data)
@@ -349,10 +352,8 @@ def test_no_other_program_decodes(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(pictures.Unreadable) as caught:
         pictures.decode(eps)
-    assert (
-        caught.value.detail.endswith("not an image file")
-        and not (tmp_path / "ran").exists()
-    )
+    assert caught.value.detail.endswith("not an image file")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_format_without_its_package_names_what_to_install(
@@ -408,10 +409,8 @@ def test_a_white_drawing_is_put_on_black_and_any_other_on_white():
         ((128, 128, 128, 255), (0, 0, 1, 1)),
         ((250, 250, 9, 255), (0, 0, 1, 1)),
     ):
-        drawing, on_white = (
-            Image.new("RGBA", (60, 60), (9, 9, 9, 0)),
-            Image.new("RGB", (60, 60), "white"),
-        )
+        drawing = Image.new("RGBA", (60, 60), (9, 9, 9, 0))
+        on_white = Image.new("RGB", (60, 60), "white")
         for image in (drawing, on_white):
             image.paste(colour if image is drawing else colour[:3], spot)
         assert np.array_equal(
@@ -446,7 +445,9 @@ def seeded(seed):
 @pytest.mark.parametrize(("height", "width"), [(300, 200), (40, 400)])
 def test_crops_are_distributed_as_torchvisions(height, width):
     """Means of the box over many draws agree within five standard errors."""
-    n, scale, ratio = 4000, (0.2, 0.8), (3 / 4, 4 / 3)
+    n = 4000
+    scale = (0.2, 0.8)
+    ratio = (3 / 4, 4 / 3)
     blank = torch.empty(3, height, width)
     torch.manual_seed(0)
     theirs = np.array(
@@ -471,16 +472,15 @@ def test_resize_is_pillows_bicubic_within_one_level(width, height, size):
         image.resize((size, size), Image.Resampling.BICUBIC)
     ).transpose(2, 0, 1)
     ours = resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), size)
-    assert ours.dtype == torch.uint8 and ours.shape == (3, size, size)
+    assert ours.dtype == torch.uint8
+    assert ours.shape == (3, size, size)
     assert np.abs(ours.numpy().astype(int) - expected).max() <= 1
 
 
 def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
     image = noise_image(0, 16, 16)
-    plain, flipping = (
-        TrainTransform(16, scale=(1.0, 1.0)),
-        TrainTransform(16, scale=(1.0, 1.0), flip=True),
-    )
+    plain = TrainTransform(16, scale=(1.0, 1.0))
+    flipping = TrainTransform(16, scale=(1.0, 1.0), flip=True)
     flips = 0
     for seed in range(200):
         a, b = (t(image, seeded(seed)) for t in (plain, flipping))
@@ -504,11 +504,9 @@ def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
         width, height, seeded(seed)
     )
     r = crop.reduction
-    assert (
-        r in (1, 2, 4, 8)
-        and exact.reduction == 1
-        and crop.source_size == (width, height)
-    )
+    assert r in (1, 2, 4, 8)
+    assert exact.reduction == 1
+    assert crop.source_size == (width, height)
     assert all(value % r == 0 for value in crop[:4])
     if r > 1:
         assert min(crop.height, crop.width) // r >= size
@@ -520,8 +518,10 @@ def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
         assert 0 <= exact[start] - crop[start] < max(1, pixel)
         assert 0 <= exact[length] - crop[length] < max(1, pixel)
     for box in (crop, exact):
-        assert min(box.height, box.width) >= 1 and min(box.top, box.left) >= 0
-        assert box.top + box.height <= height and box.left + box.width <= width
+        assert min(box.height, box.width) >= 1
+        assert min(box.top, box.left) >= 0
+        assert box.top + box.height <= height
+        assert box.left + box.width <= width
 
 
 def test_an_image_in_several_pieces_passes():
@@ -531,14 +531,13 @@ def test_an_image_in_several_pieces_passes():
 
 
 def test_a_jpeg_of_several_pictures_is_its_first():
-    first, second = (
-        Image.new("RGB", (64, 48), (250, 0, 0)),
-        Image.new("RGB", (64, 48), (0, 0, 250)),
-    )
+    first = Image.new("RGB", (64, 48), (250, 0, 0))
+    second = Image.new("RGB", (64, 48), (0, 0, 250))
     data = encoded(first, "MPO", save_all=True, append_images=[second])
     for reduction, size in ((1, (64, 48)), (4, (16, 12))):
         image = pictures.Encoded(data).rgb(reduction)
-        assert image.size == size and image.getpixel((2, 2))[0] > 200
+        assert image.size == size
+        assert image.getpixel((2, 2))[0] > 200
 
 
 @pytest.mark.parametrize(
@@ -560,12 +559,14 @@ def test_a_jpeg_that_lacks_its_end_is_taken(mode, options):
     )
     whole = np.asarray(pictures.decode(data))
     for end in (1, 2, 30, len(data) // 20):
-        file, smaller = pictures.Encoded(data[:-end]), pictures.Encoded(data[:-end])
+        file = pictures.Encoded(data[:-end])
+        smaller = pictures.Encoded(data[:-end])
         found = np.asarray(file.rgb())
         assert file.truncated or end <= 2
         assert "progressive" in options or np.array_equal(found[:432], whole[:432])
         assert end > 2 or np.array_equal(found, whole)
-        assert smaller.rgb(4).size == (160, 120) and (smaller.truncated or end <= 2)
+        assert smaller.rgb(4).size == (160, 120)
+        assert smaller.truncated or end <= 2
     if "progressive" not in options:
         raises(
             pictures.Unreadable,

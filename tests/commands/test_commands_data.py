@@ -74,12 +74,12 @@ def test_the_table_and_the_sheet(folder, tmp_path, capsys):
         assert re.search(line, said), line
     page = sheet.read_text()
     assert page.count("<img ") == 3 + 1  # and the one that is there twice
-    assert "a &lt;b&gt;red&lt;/b&gt; square" in page and "<b>red" not in page
+    assert "a &lt;b&gt;red&lt;/b&gt; square" in page
+    assert "<b>red" not in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     uris = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
-    assert len(uris) == 4 and not any(
-        b"SECRET" in base64.b64decode(uri) for uri in uris
-    )
+    assert len(uris) == 4
+    assert not any(b"SECRET" in base64.b64decode(uri) for uri in uris)
 
 
 def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
@@ -100,9 +100,8 @@ def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
     assert re.search(
         r"no decoder +1, such as d\.heic \(HEIC: pip install pillow-heif\)", said
     )
-    assert re.search(r"usable +3\n", said) and re.search(
-        r"truncated JPEG +1, taken, such as c\.jpg\n", said
-    )
+    assert re.search(r"usable +3\n", said)
+    assert re.search(r"truncated JPEG +1, taken, such as c\.jpg\n", said)
     assert main(["data", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["truncated"] == {
         "count": 1,
@@ -144,14 +143,16 @@ def test_suspects_of_pictures(tmp_path, capsys):
     lines = list(
         csv.DictReader((tmp_path / "list.csv").read_text(encoding="utf-8").splitlines())
     )
-    assert len(lines) == 39 and [float(line["score"]) for line in lines] == sorted(
+    assert len(lines) == 39
+    assert [float(line["score"]) for line in lines] == sorted(
         float(line["score"]) for line in lines
     )
     written = {line["pair"]: line["b"] for line in lines}
     assert (written["02.png"], written["21.png"]) == tuple(reversed(texts))
     assert {line["fits better"] for line in lines} <= {"", *written.values()}
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert 1 <= page.count("<img ") <= 4 and lines[0]["pair"] in page
+    assert 1 <= page.count("<img ") <= 4
+    assert lines[0]["pair"] in page
     assert f"probability {float(lines[0]['probability']):.2f}" in page
     assert "--clean auto" in capsys.readouterr().err
 
@@ -163,13 +164,15 @@ def test_suspects_by_a_given_model(tmp_path, capsys, monkeypatch):
     words = ["data", str(tmp_path / "pairs"), "--model", str(tmp_path / "towers")]
     words += ["--workers", "1"]
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    listed, page = tmp_path / "list.csv", tmp_path / "page.html"
+    listed = tmp_path / "list.csv"
+    page = tmp_path / "page.html"
     assert main([*words, "--suspects", str(listed), "--out", str(page)]) == 0
     lines = list(csv.DictReader(listed.read_text(encoding="utf-8").splitlines()))
     assert len(lines) == 40
     scores = [float(line["score"]) for line in lines]
     chances = [float(line["probability"]) for line in lines]
-    assert scores == sorted(scores) and chances == sorted(chances, reverse=True)
+    assert scores == sorted(scores)
+    assert chances == sorted(chances, reverse=True)
     html = page.read_text(encoding="utf-8")
     assert html.count("<img ") == 9  # an untrained model is certain of nothing
     assert html.index("<img ") < html.index("40 pairs")
@@ -209,12 +212,11 @@ def test_suspects_of_vectors(tmp_path, capsys):
     lines = list(
         csv.DictReader((tmp_path / "new" / "list.csv").read_text().splitlines())
     )
-    assert {line["pair"] for line in lines[:3]} == {"3", "4", "5"} and len(lines) == 199
+    assert {line["pair"] for line in lines[:3]} == {"3", "4", "5"}
+    assert len(lines) == 199
     out, err = capsys.readouterr()
-    assert (
-        "of 199 pairs are more probably wrong" in out
-        and "a.npy row 199: holds NaN" in err
-    )
+    assert "of 199 pairs are more probably wrong" in out
+    assert "a.npy row 199: holds NaN" in err
     assert main(["data", *vectors, "--suspects"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in printed[1:]] == [

@@ -55,7 +55,8 @@ def keys(batches):
 def assert_same(a, b):
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
-        assert x.keys == y.keys and x.skipped == y.skipped
+        assert x.keys == y.keys
+        assert x.skipped == y.skipped
         assert all(
             torch.equal(s, t)
             for s, t in ((x.images, y.images), (x.tokens, y.tokens), (x.ids, y.ids))
@@ -221,9 +222,8 @@ def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path, f
         assert all(number[id_] in captions[key] for key, id_ in epoch)
     assert {number[id_] for epoch in epochs for _, id_ in epoch} == set(number.values())
     assert len({id_ for epoch in epochs for key, id_ in epoch if key == "1.png"}) == 3
-    assert epochs[2] == drawn(2, batch_size=6) == drawn(2, workers=1) and epochs[2][
-        4:
-    ] == drawn(2, start=1)
+    assert epochs[2] == drawn(2, batch_size=6) == drawn(2, workers=1)
+    assert epochs[2][4:] == drawn(2, start=1)
     halves = [drawn(2, rank=rank, world_size=2) for rank in (0, 1)]
     assert sorted(epochs[2]) == sorted(halves[0] + halves[1])
     assert epochs[2] != drawn(2, seed=4)
@@ -250,7 +250,8 @@ def test_pictures_of_mixed_sources_are_those_of_each(tmp_path):
     pairs = PairLoader(mix([*parts[:2], held_out]), pixel, code_points, 10, **options)
     assert pairs.pairs_per_epoch == len(parts[0]) + 4 + 1
     *_, last = pairs.epoch(0, start_step=len(parts[0]) // 10)
-    assert last.keys == ("0.png", "1.png", "2.png") and len(last.skipped) == 2
+    assert last.keys == ("0.png", "1.png", "2.png")
+    assert len(last.skipped) == 2
 
 
 def test_bad_samples_leave_the_batch_smaller_and_are_listed():
@@ -267,20 +268,17 @@ def test_bad_samples_leave_the_batch_smaller_and_are_listed():
             )
 
     first, second = loader(Spoilt(10), 5, shuffle=False).epoch(0)
-    assert (
-        first.keys == ("2", "3", "4")
-        and len(first.images) == len(first.tokens) == len(first.ids) == 3
-    )
+    assert first.keys == ("2", "3", "4")
+    assert len(first.images) == len(first.tokens) == len(first.ids) == 3
     assert [(s.key, s.reason) for s in first.skipped] == [
         ("0", "empty caption"),
         ("1", "corrupt image"),
     ]
-    assert (
-        len(second) == 0
-        and second.images.shape == (0, 3, 2, 2)
-        and second.tokens.shape == (0, 4)
-    )
-    assert second.ids.shape == (0,) and len(second.skipped) == 5
+    assert len(second) == 0
+    assert second.images.shape == (0, 3, 2, 2)
+    assert second.tokens.shape == (0, 4)
+    assert second.ids.shape == (0,)
+    assert len(second.skipped) == 5
     assert ("numbers: pair 10", "image too large") in [
         (skip.key, skip.reason) for skip in second.skipped
     ]
@@ -299,12 +297,11 @@ def test_a_batch_is_the_plain_loop(reduce):
     source = Listed([(smooth(i), f"caption {i}") for i in range(8)])
     transform = TrainTransform(32, scale=(0.5, 0.9), flip=True, reduce=reduce)
     (batch,) = loader(source, 8, transform=transform, seed=4).epoch(2)
-    assert batch.images.shape == (8, 3, 32, 32) and batch.images.dtype == torch.uint8
+    assert batch.images.shape == (8, 3, 32, 32)
+    assert batch.images.dtype == torch.uint8
     captions = [f"caption {key}" for key in batch.keys]
-    assert (
-        torch.equal(batch.tokens, code_points(captions))
-        and batch.tokens.dtype == batch.ids.dtype == torch.int64
-    )
+    assert torch.equal(batch.tokens, code_points(captions))
+    assert batch.tokens.dtype == batch.ids.dtype == torch.int64
     assert batch.ids.tolist() == [caption_id(caption) for caption in captions]
     reductions = []
     options = {"transform": transform, "seed": 4, "world_size": 2, "shuffle": False}
@@ -449,7 +446,8 @@ def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(tmp_path, monkey
     )
     (batch,) = pairs.epoch(0)
     pairs.close()
-    assert len(batch) == 2 and [(skip.key, skip.reason) for skip in batch.skipped] == [
+    assert len(batch) == 2
+    assert [(skip.key, skip.reason) for skip in batch.skipped] == [
         ("b.png", "image too large")
     ]
 
@@ -463,7 +461,9 @@ def test_a_batch_does_not_count_as_memory_of_its_worker(monkeypatch):
     pairs = PairLoader(Numbers(32), TrainTransform(1024), code_points, 32, workers=1)
     (batch,) = pairs.epoch(0)
     pairs.close()
-    assert len(batch) == 32 and not batch.skipped and batch.images.is_shared()
+    assert len(batch) == 32
+    assert not batch.skipped
+    assert batch.images.is_shared()
 
 
 def small_shared_memory():

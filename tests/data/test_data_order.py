@@ -60,9 +60,11 @@ def test_any_two_places_hold_any_two_numbers_equally_often(n):
     """Over 4,000 keys: a place's number, and the numbers of two places together, of one
     half or of both.
     """
-    a, side = np.arange(n), int(np.ceil(np.sqrt(n)))
+    a = np.arange(n)
+    side = int(np.ceil(np.sqrt(n)))
     others = (1, side, n - 1)
-    ones, pairs = np.zeros((n, n)), np.zeros((len(others), n, n))
+    ones = np.zeros((n, n))
+    pairs = np.zeros((len(others), n, n))
     for key in range(4_000):
         numbers = keyed_permutation(n, [key])(a)
         ones[a, numbers] += 1
@@ -100,7 +102,8 @@ def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
         )
 
     rows = rows_of(order(), epoch, lanes)
-    assert len(order()) == len(rows) == sum(sizes) and rows.dtype == np.int64
+    assert len(order()) == len(rows) == sum(sizes)
+    assert rows.dtype == np.int64
     assert np.array_equal(np.sort(rows), np.arange(sum(sizes)))
     again = order().epoch(epoch, lanes)
     starts = range(len(rows) // 5 * 5, -1, -5)  # from the end to the start
@@ -169,12 +172,11 @@ def test_400_million_pairs_cost_no_memory(buffer):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 100e6 and len(order) == 400_000_000
-    assert (
-        len(set(rows.tolist())) == len(rows)
-        and rows.min() >= 0
-        and rows.max() < 400_000_000
-    )
+    assert peak < 100e6
+    assert len(order) == 400_000_000
+    assert len(set(rows.tolist())) == len(rows)
+    assert rows.min() >= 0
+    assert rows.max() < 400_000_000
 
 
 # --val-split: what is held out shares no picture and no caption with what is trained on
@@ -222,7 +224,8 @@ def test_no_picture_or_caption_is_on_both_sides(lists, share, random):
         return
     assert Counter(train) + Counter(held) == Counter(everything)
     assert None not in held
-    held_pairs, train_pairs = [p for p in held if p], [p for p in train if p]
+    held_pairs = [p for p in held if p]
+    train_pairs = [p for p in train if p]
     assert as_png(b"") not in {image for image, _ in held_pairs}
     assert not {image for image, _ in held_pairs} & {image for image, _ in train_pairs}
     assert not {caption_id(text) for _, text in held_pairs} & {
@@ -240,8 +243,10 @@ def test_no_picture_or_caption_is_on_both_sides(lists, share, random):
 def test_of_different_pairs_exactly_the_share_is_held_out(n, share):
     source = Listed([(as_png(n.to_bytes(2, "big")), f"caption {n}") for n in range(n)])
     train, held = split([source], share)
-    assert len(held) == max(2, round(share * n)) and len(train) == n - len(held)
-    assert sum(train.shard_sizes) == len(train) and sum(held.shard_sizes) == len(held)
+    assert len(held) == max(2, round(share * n))
+    assert len(train) == n - len(held)
+    assert sum(train.shard_sizes) == len(train)
+    assert sum(held.shard_sizes) == len(held)
     assert pickle.loads(pickle.dumps(train)).read(0) == train.read(0)
     assert train.fingerprint() != held.fingerprint()
 
@@ -258,12 +263,10 @@ def test_parquet_with_pictures_inside(tmp_path):
         parquet.write_table(table.slice(10 * n, 10), tmp_path / f"p-{n}.parquet")
     source = open_source(str(tmp_path / "p-*.parquet"), cache=Cache(tmp_path / "cache"))
     train, held = split([source], 0.25)
-    assert (
-        train.streamed
-        and held.streamed
-        and len(train.shard_sizes) == 4
-        and sum(train.shard_sizes) == 30
-    )
+    assert train.streamed
+    assert held.streamed
+    assert len(train.shard_sizes) == 4
+    assert sum(train.shard_sizes) == 30
     asked = []
     source.prefetch = asked.append
     train.prefetch(np.array([0, 29]))
@@ -309,13 +312,10 @@ def test_a_folder_is_read_with_its_sub_folders_in_order(folder):
         "c.d.webp",
         "sub/a.JPG",
     ]
-    assert (
-        source.read(2).image == noise(1)
-        and source.read(1).caption == "caption of c.d.webp"
-    )
-    assert source.shard_sizes == (3,) and pickle.loads(pickle.dumps(source)).read(
-        0
-    ) == source.read(0)
+    assert source.read(2).image == noise(1)
+    assert source.read(1).caption == "caption of c.d.webp"
+    assert source.shard_sizes == (3,)
+    assert pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
 
 
 def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path):
@@ -384,7 +384,8 @@ def test_an_imagefolder_is_read_by_its_table(tmp_path, name):
     assert outcomes(source) == {
         "sub/0.png": "zero, and",
         "1.png": "one",
-    } and source.read(1).image == noise(1)
+    }
+    assert source.read(1).image == noise(1)
     assert open_captioned(tmp_path / "train").read(0).captions == ("zero, and",)
 
 
@@ -423,7 +424,9 @@ def test_sources_are_read_one_after_the_other(shards):
         open_source(shards / "00002.tar"),
     )  # of 5 + 4 + 3 and of 3 pairs
     both = mix(two)
-    assert len(both) == 15 and both.shard_sizes == (5, 4, 3, 3) and not both.streamed
+    assert len(both) == 15
+    assert both.shard_sizes == (5, 4, 3, 3)
+    assert not both.streamed
     expected = [two[0].read(i) for i in range(12)] + [two[1].read(i) for i in range(3)]
     assert [both.read(i) for i in range(15)] == expected
     assert both.name == f"{two[0].name} + {two[1].name}"
@@ -444,22 +447,18 @@ def demo():
 
 def test_every_pair_is_good_and_held_out_captions_are_not_trained_on(demo):
     train, val = demo.values()
-    assert (
-        5_500 <= len(train) <= 6_500
-        and len(val) == 500
-        and len(open_labelled("demo:noto-emoji")) == 1540
-    )
+    assert 5_500 <= len(train) <= 6_500
+    assert len(val) == 500
+    assert len(open_labelled("demo:noto-emoji")) == 1540
     assert sum(path.stat().st_size for path in DEMO.rglob("*")) <= 10_000_000
     for samples in (train, val):
         assert len({sample.key for sample in samples}) == len(samples)
         for sample in samples[::10]:
-            assert (
-                decode(sample.image).size == (64, 64) and sample.image[8:12] == b"WEBP"
-            )
+            assert decode(sample.image).size == (64, 64)
+            assert sample.image[8:12] == b"WEBP"
     held_out = {caption_id(sample.caption) for sample in val}
-    assert len(held_out) == 500 and not held_out & {
-        caption_id(sample.caption) for sample in train
-    }
+    assert len(held_out) == 500
+    assert not held_out & {caption_id(sample.caption) for sample in train}
 
 
 def test_the_notice_counts_what_is_there(demo):

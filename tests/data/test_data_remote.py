@@ -68,22 +68,19 @@ def wait_until(condition):
 
 def test_streamed_shards_read_like_local_ones_and_are_fetched_once(spec, shards):
     spec, asked = f"{spec} && echo $0 >> {shards}/asked", shards / "asked"
-    source, local = open_source(spec), open_source(shards)
-    assert (
-        source.streamed
-        and source.name == spec
-        and source.shard_sizes == (5, 4, 3)
-        and len(source) == 12
-    )
+    source = open_source(spec)
+    local = open_source(shards)
+    assert source.streamed
+    assert source.name == spec
+    assert source.shard_sizes == (5, 4, 3)
+    assert len(source) == 12
     assert (
         asked.read_text().count("\n") == 2
     )  # sizes.json, and the first shard to see that it works
     expected = [local.read(i) for i in range(12)]
     assert [source.read(i) for i in range(12)] == expected
-    assert (
-        open_source(spec).read(0) == expected[0]
-        and pickle.loads(pickle.dumps(source)).read(11) == expected[11]
-    )
+    assert open_source(spec).read(0) == expected[0]
+    assert pickle.loads(pickle.dumps(source)).read(11) == expected[11]
     assert asked.read_text().count("\n") == 5
 
 
@@ -131,12 +128,14 @@ def test_a_failed_fetch_names_shard_status_and_attempts(spec, shards, cache):
 
 
 def test_a_flaky_command_is_tried_again(spec, shards):
-    once, shard = shards / "once", shards / "00000.tar"
+    once = shards / "once"
+    shard = shards / "00000.tar"
     flaky = (
         f"pipe:if test -e {once} || echo {shard} | grep -q json; then cat {shard}; else"
         f" touch {once}; exit 3; fi"
     )
-    assert open_source(flaky).read(4).caption == "pair 4" and once.exists()
+    assert open_source(flaky).read(4).caption == "pair 4"
+    assert once.exists()
     with pytest.raises(
         InputError, match="exit status 141"
     ):  # a broken pipe within the command is no complete shard
@@ -154,10 +153,8 @@ def test_a_shard_with_fewer_or_more_samples_than_listed(spec, shards, caplog):
             BadSample, match=r"00000\.tar holds 5 samples, sizes\.json has 7"
         ) as caught:
             source.read(row)
-        assert (
-            caught.value.reason == "truncated shard"
-            and caught.value.key == f"00000.tar/{row}"
-        )
+        assert caught.value.reason == "truncated shard"
+        assert caught.value.key == f"00000.tar/{row}"
     with caplog.at_level(logging.WARNING):
         assert [source.read(i).caption for i in (7, 8, 9, 7)] == [
             "pair 5",
@@ -179,10 +176,8 @@ def test_what_is_left_out_of_streamed_shards_is_said(shards, caplog):
         shards / "00001.tar",
         {"0.jpg": noise(), "0.txt": b"c", "photo.0.png": noise(), "photo.0.txt": b"c"},
     )
-    spec, said = (
-        f"pipe:cat {shards}/{{00000..00002}}.tar",
-        "2 files that a tar holds twice, or whose key has a dot",
-    )
+    spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
+    said = "2 files that a tar holds twice, or whose key has a dot"
     assert main(["data", spec, "--count"]) == 0
     assert f"00001.tar: not counted: {said}" in caplog.text
     caplog.clear()
@@ -222,10 +217,8 @@ def test_counting(shards, capsys):
     assert json.loads((shards / "sizes.json").read_text()) == SIZES
     assert "3 shards, 12 samples" in capsys.readouterr().out
     (shards / "sizes.json").unlink()
-    spec, written = (
-        f"pipe:cat {shards}/{{00000..00002}}.tar",
-        shards.parent / "sizes.json",
-    )
+    spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
+    written = shards.parent / "sizes.json"
     raises(
         InputError,
         r"number of samples .* must be known; .*cloob data FOLDER --count",
@@ -235,24 +228,21 @@ def test_counting(shards, capsys):
     assert main(["data", spec, "--count", "--out", str(written)]) == 0
     assert json.loads(written.read_text()) == SIZES  # to be put beside the shards
     source = open_source(spec)  # by what was counted on this host
-    assert (
-        source.streamed
-        and source.shard_sizes == (5, 4, 3)
-        and source.read(11).caption == "pair 11"
-    )
+    assert source.streamed
+    assert source.shard_sizes == (5, 4, 3)
+    assert source.read(11).caption == "pair 11"
     os.truncate(shards / "00000.tar", 2000)
     capsys.readouterr()
-    assert (
-        main(["data", f"{shards}/*.tar", "--count"]) == 2
-        and "--out" in capsys.readouterr().err
-    )
+    assert main(["data", f"{shards}/*.tar", "--count"]) == 2
+    assert "--out" in capsys.readouterr().err
     assert main(["data", str(shards), "--count"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{shards}/00000.tar: cut after 2,000 bytes" in line
 
 
 def test_a_count_goes_on_where_it_stopped(shards, capsys):
-    asked, last = shards / "asked", shards / "00002.tar"
+    asked = shards / "asked"
+    last = shards / "00002.tar"
     spec = f"pipe:echo x >> {asked}; cat {shards}/{{00000..00002}}.tar"
     content = last.read_bytes()
     last.unlink()
@@ -262,10 +252,8 @@ def test_a_count_goes_on_where_it_stopped(shards, capsys):
     last.write_bytes(content)
     for fetched in (1, 3):  # a count that has ended is begun anew
         asked.write_text("")
-        assert (
-            main(["data", spec, "--count"]) == 0
-            and asked.read_text().count("x") == fetched
-        )
+        assert main(["data", spec, "--count"]) == 0
+        assert asked.read_text().count("x") == fetched
 
 
 def test_a_shard_that_had_to_make_room_is_still_read(spec, shards, tmp_path, caplog):
@@ -276,7 +264,8 @@ def test_a_shard_that_had_to_make_room_is_still_read(spec, shards, tmp_path, cap
     kept = sorted(
         path.name[-9:] for path in (tmp_path / "small" / "shards").glob("*.tar")
     )
-    assert "00000.tar" not in kept and "00002.tar" in kept
+    assert "00000.tar" not in kept
+    assert "00002.tar" in kept
     assert (
         "raise $CLOOB_CACHE_BYTES" in caplog.text
     )  # all three were in use within seconds
@@ -323,7 +312,8 @@ def test_redirects(web, tmp_path):
         web.redirect("/moved", f"{other.url}/there")
         web.headers.clear()
         fetch(f"{web.url.replace('//', '//me:secret@')}/moved", target)
-    assert "Authorization" in web.headers[0] and "Authorization" not in other.headers[0]
+    assert "Authorization" in web.headers[0]
+    assert "Authorization" not in other.headers[0]
 
 
 def test_no_redirect_leaves_encryption():

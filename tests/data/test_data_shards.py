@@ -46,14 +46,15 @@ def test_every_way_to_name_shards(shards, spec, monkeypatch):
     monkeypatch.chdir(shards.parent)
     monkeypatch.setenv("HOME", str(shards.parent))
     source = open_source(spec)
-    assert source.shard_sizes == (5, 4, 3) and len(source) == 12 and source.name == spec
+    assert source.shard_sizes == (5, 4, 3)
+    assert len(source) == 12
+    assert source.name == spec
     for i in (11, 0, 5):
         sample = source.read(i)
-        assert sample.caption == f"pair {i}" and sample.image == noise(i)
-    assert (
-        source.read(5).key == "00001.tar/p005"
-        and len(open_source("shards/00002.tar")) == 3
-    )
+        assert sample.caption == f"pair {i}"
+        assert sample.image == noise(i)
+    assert source.read(5).key == "00001.tar/p005"
+    assert len(open_source("shards/00002.tar")) == 3
     assert (
         len(open_source("~/shards")) == len(open_source(f"file://{shards}/*.tar")) == 12
     )
@@ -100,7 +101,8 @@ def test_a_compressed_shard_cut_short(tmp_path):
     path = write_tar(tmp_path / "0.tar.gz", pairs(40, 32))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     found = captions(open_source(path))
-    assert 5 < len(found) < 35 and found[-1] == "truncated shard"
+    assert 5 < len(found) < 35
+    assert found[-1] == "truncated shard"
     assert found[:-1] == [f"c{i}" for i in range(len(found) - 1)]
 
 
@@ -149,11 +151,9 @@ def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(
     shards, place, complete
 ):
     with tarfile.open(shards / "00001.tar") as tar:
-        third, caption, last = (
-            tar.getmember("p007.png"),
-            tar.getmember("p007.txt"),
-            tar.getmembers()[-1],
-        )
+        third = tar.getmember("p007.png")
+        caption = tar.getmember("p007.txt")
+        last = tar.getmembers()[-1]
     length = {
         "data": third.offset_data + 10,
         "header": third.offset + 100,
@@ -172,13 +172,12 @@ def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(
         + ["truncated shard"]
         + [f"pair {i}" for i in (9, 10, 11)]
     )
-    assert captions(source) == expected and source.shard_sizes == (5, complete + 1, 3)
+    assert captions(source) == expected
+    assert source.shard_sizes == (5, complete + 1, 3)
     with pytest.raises(BadSample) as caught:
         source.read(5 + complete)
-    assert (
-        caught.value.key == "00001.tar"
-        and f"{complete} samples are complete" in caught.value.detail
-    )
+    assert caught.value.key == "00001.tar"
+    assert f"{complete} samples are complete" in caught.value.detail
 
 
 def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(tmp_path, caplog):
@@ -213,10 +212,8 @@ def test_names_and_sizes_that_a_header_has_no_room_for(tmp_path, kind, sized):
     place = "folder/" * 20
     files = {f"{place}{name}": data for name, data in pairs(2).items()}
     source = open_source(write_tar(tmp_path / "0.tar", files, kind, sized=sized))
-    assert (
-        captions(source) == ["c0", "c1"]
-        and source.read(1).image == files[f"{place}1.png"]
-    )
+    assert captions(source) == ["c0", "c1"]
+    assert source.read(1).image == files[f"{place}1.png"]
     assert source.read(1).key == f"0.tar/{place}1"
 
 
@@ -251,7 +248,8 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
 ):
     """With so many bytes that it is kept; they are a hole."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    indices, info = tmp_path / "cache" / "indices", tarfile.TarInfo("hole.bin")
+    indices = tmp_path / "cache" / "indices"
+    info = tarfile.TarInfo("hole.bin")
     info.size = 64 * 1024 * 1024
     (shards / "00003.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT))
     os.truncate(shards / "00003.tar", 512 + info.size + 1024)
@@ -260,7 +258,8 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
     (file,) = indices.glob("*.arrow")
     written = file.stat().st_mtime_ns
     again = open_source(shards)
-    assert captions(again) == expected and file.stat().st_mtime_ns == written
+    assert captions(again) == expected
+    assert file.stat().st_mtime_ns == written
     packed = pickle.dumps(again)
     assert (
         len(packed) < 2000 and captions(pickle.loads(packed)) == expected
@@ -269,7 +268,8 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
     raises(InputError, file.name, open_source, shards)
     write_tar(shards / "00002.tar", {"n.png": noise(), "n.txt": b"new"})
     assert captions(open_source(shards))[-1] == "new"
-    assert len(list(indices.glob("*.arrow"))) == 2 and not list(indices.glob(".tmp-*"))
+    assert len(list(indices.glob("*.arrow"))) == 2
+    assert not list(indices.glob(".tmp-*"))
 
 
 def test_captions_from_a_key_of_each_samples_json(tmp_path):

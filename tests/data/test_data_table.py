@@ -37,9 +37,9 @@ def test_every_format_gives_the_same_pairs(folder, name):
         folder / name, [*ROWS, {**ROWS[0], "filepath": str(folder / "img" / "0.png")}]
     )
     source = open_source(path)
-    assert (
-        len(source) == 5 and source.shard_sizes == (5,) and source.name.endswith(name)
-    )
+    assert len(source) == 5
+    assert source.shard_sizes == (5,)
+    assert source.name.endswith(name)
     for i in (3, 0):
         sample = source.read(i)
         assert (sample.key, sample.caption, sample.image) == (
@@ -193,7 +193,8 @@ def quoted(path, changes, end="\n", turned=False):
 @pytest.mark.parametrize(("row", "end"), [(4, "\n"), (41, "\r\n"), (63, "\r")])
 def test_a_quote_that_is_never_closed(folder, row, end):
     source = open_source(quoted(folder / "t.csv", {row: '"oh no'}, end))
-    assert len(source) == row and source.read(row - 2).caption == f"caption {row - 1}"
+    assert len(source) == row
+    assert source.read(row - 2).caption == f"caption {row - 1}"
     message = raises(BadSample, "stray quote", source.read, row - 1)
     assert f"row {row} of t.csv" in message
 
@@ -249,17 +250,16 @@ def cache(tmp_path, monkeypatch):
 def test_a_saved_dataset(tmp_path):
     folder = write_saved(tmp_path / "set", [table(range(5)), table(range(5, 8))])
     source = open_source(folder)
-    assert (
-        source.shard_sizes == (5, 3)
-        and not source.streamed
-        and source.name == str(folder)
-    )
+    assert source.shard_sizes == (5, 3)
+    assert not source.streamed
+    assert source.name == str(folder)
     assert [(source.read(i).image, source.read(i).caption) for i in range(8)] == [
         (noise(i), f"pair {i}") for i in range(8)
     ]
     assert source.read(6).key == "data-00001-of-00002.arrow/1"
     packed = pickle.dumps(source)
-    assert len(packed) < 3000 and pickle.loads(packed).read(7) == source.read(7)
+    assert len(packed) < 3000
+    assert pickle.loads(packed).read(7) == source.read(7)
     assert open_source(folder / "data-00000-of-00002.arrow").read(4).caption == "pair 4"
     assert open_source(folder / "*.arrow").shard_sizes == (5, 3)
 
@@ -302,7 +302,8 @@ def test_parquet_with_images_is_unpacked_once(tmp_path):
             tmp_path / "set" / f"train-0000{number}-of-00002.parquet", table(rows)
         )
     source = open_source(tmp_path / "set")
-    assert source.streamed and source.shard_sizes == (70, 3)
+    assert source.streamed
+    assert source.shard_sizes == (70, 3)
     assert [source.read(i).image for i in (72, 0, 69)] == [
         noise(i) for i in (72, 0, 69)
     ]
@@ -314,7 +315,8 @@ def test_parquet_with_images_is_unpacked_once(tmp_path):
         )
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
         pairs.close()
-    assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))
+    assert found[0] == found[1]
+    assert all(f"0000{n}" in found[0] for n in (0, 1))
     # A changed file is unpacked anew.
     write_arrow(tmp_path / "set" / "train-00001-of-00002.parquet", table(range(20, 24)))
     assert open_source(tmp_path / "set").read(70).image == noise(20)

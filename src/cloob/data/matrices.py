@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,14 +29,13 @@ _FAULTS = (ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError)
 class Side(NamedTuple):
     """A matrix, and the names of its columns where it is a table."""
 
-    matrix: Any
+    matrix: np.ndarray
     names: tuple[str, ...] = ()
 
 
 def read_matrix(spec: str) -> np.ndarray:
     """The (n, F) numbers of a file, given as one of ``FORMS``. Nothing is unpickled."""
-    matrix: np.ndarray = read_side(spec).matrix
-    return matrix
+    return read_side(spec).matrix
 
 
 def read_side(spec: str, drop: Sequence[str] = ()) -> Side:
