@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,13 +30,27 @@ _FEW_ROWS = 20  # of one id, in however few pairs
 logger = logging.getLogger(__name__)
 
 
+class SparseRows(Protocol):
+    """A sparse matrix of scipy, by rows."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> SparseRows: ...
+
+    def toarray(self) -> np.ndarray: ...
+
+
+Matrix = np.ndarray | SparseRows
+
+
 @dataclass(frozen=True)
 class VectorPairs:
     """The usable pairs of two matrices; pairs of equal id belong together."""
 
     name: str  # what reports call them
-    a: Any  # (n, F) numbers of any type, an array or sparse by scipy
-    b: Any  # (n', F') likewise
+    a: Matrix  # (n, F) numbers of any type, an array or sparse by scipy
+    b: Matrix  # (n', F') likewise
     rows: np.ndarray  # (N, 2) rows of a and of b that are pairs
     # (N,) digests of their ids: rows of one id are one sample
     ids: np.ndarray
@@ -222,11 +236,11 @@ def _check_lengths(left: np.ndarray, right: np.ndarray, a: str, b: str) -> None:
     raise InputError(f"{both}; `cloob train vectors` joins them by --a-ids and --b-ids")
 
 
-def gather(side: Any, rows: np.ndarray) -> np.ndarray:
+def gather(side: Matrix, rows: np.ndarray) -> np.ndarray:
     """Some rows of a matrix, which may be sparse."""
-    if hasattr(side, "toarray"):
-        return np.asarray(side[rows].toarray())
-    return np.asarray(side.take(rows, 0))
+    if isinstance(side, np.ndarray):
+        return side.take(rows, 0)
+    return side[rows].toarray()
 
 
 def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -235,18 +249,18 @@ def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
         yield rows[start : start + _IN_CACHE]
 
 
-def _blocks(side: Any) -> Iterator[np.ndarray]:
+def _blocks(side: Matrix) -> Iterator[np.ndarray]:
     """The rows of a matrix, which may be sparse, in blocks."""
     for start in range(0, side.shape[0], _IN_CACHE):
         block = side[start : start + _IN_CACHE]
-        yield np.asarray(block.toarray() if hasattr(block, "toarray") else block)
+        yield block if isinstance(block, np.ndarray) else block.toarray()
 
 
 def usable_pairs(
     specs: tuple[str, str],
     name: str,
-    a: Any,
-    b: Any,
+    a: Matrix,
+    b: Matrix,
     labels: list[str] | None,
     rows: np.ndarray | None = None,
     skipped: Sequence[Skip] = (),
@@ -275,7 +289,7 @@ def usable_pairs(
     return VectorPairs(name, a, b, rows, ids, labels, tuple(skipped))
 
 
-def _not_finite(side: Any) -> np.ndarray:
+def _not_finite(side: Matrix) -> np.ndarray:
     """(n,) bool: the rows with a number that float32 cannot hold."""
     if side.dtype.kind in "biu":
         return np.zeros(side.shape[0], bool)
@@ -294,7 +308,7 @@ def scattered(numbers: np.ndarray) -> np.ndarray:
     return np.asarray((x >> np.uint64(1)).view(np.int64))
 
 
-def equal_rows(name: str, a: Any, b: Any, rows: np.ndarray) -> np.ndarray:
+def equal_rows(name: str, a: Matrix, b: Matrix, rows: np.ndarray) -> np.ndarray:
     """(N,) the first pair whose row of a or of b is the same, itself where none is.
 
     Where that would make one id of more than a tenth of the pairs, as rows of a few
@@ -336,7 +350,7 @@ def _could_be_ids(first: np.ndarray) -> bool:
     )
 
 
-def row_digests(side: Any) -> np.ndarray:
+def row_digests(side: Matrix) -> np.ndarray:
     """(n,) uint64 digests of the rows of a matrix, equal for equal bytes."""
     draws = np.random.PCG64(0)
     factors = np.zeros(0, np.uint64)
