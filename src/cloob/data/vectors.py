@@ -339,7 +339,7 @@ def equal_rows(name: str, a: Matrix, b: Matrix, rows: np.ndarray) -> np.ndarray:
 
 def _n_distinct(column: np.ndarray) -> int:
     ordered = np.sort(column)  # numpy's unique takes forty times as long
-    return 1 + int((ordered[1:] != ordered[:-1]).sum())
+    return min(1, len(column)) + int((ordered[1:] != ordered[:-1]).sum())
 
 
 def _could_be_ids(first: np.ndarray) -> bool:
