@@ -357,7 +357,7 @@ def without_hubs(heads: Any, train: Rows, val: Rows, test: Rows) -> list[float]:
 def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
     """A record of all methods; the seed also deals the pairs and the wrong ones."""
     import cloob
-    from cloob.data.vectors import open_pairs
+    from cloob.data.vectors import open_vector_pairs
 
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(views[0]))[: N_TRAIN + N_TEST]
@@ -372,7 +372,8 @@ def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
         np.save(f"{place}/b.npy", views[1][partners[mixed]])
         files = {"a": f"{place}/a.npy", "b": f"{place}/b.npy"}
         parts = [
-            part.take(np.arange(len(part))) for part in open_pairs(**files).split(0.1)
+            part.take(np.arange(len(part)))
+            for part in open_vector_pairs(**files).split(0.1)
         ]
         arrays = [(part[0].numpy(), part[1].numpy()) for part in parts]
         for objective in ("auto", *SINGLE):

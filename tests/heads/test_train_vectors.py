@@ -20,7 +20,7 @@ from views import views
 
 import cloob
 from cloob import cli
-from cloob.data.vectors import open_pairs
+from cloob.data.vectors import open_vector_pairs
 from cloob.errors import InputError
 from cloob.heads import run as runs_of_heads
 from cloob.heads.config import HeadsConfig
@@ -343,7 +343,7 @@ def test_ids_join_rows_and_are_held_out_whole(config, files, tmp_path):
     names = [*(f"M{row}" for row in range(N - 1)), "one\u2028id\x0c"]
     (tmp_path / "b.txt").write_text("".join(f"{name}\n" for name in names))
     join = {"a_ids": str(files / "ids.txt"), "b_ids": f"{tmp_path}/b.txt"}
-    pairs = open_pairs(str(files / "a.npy"), str(files / "b.npy"), **join)
+    pairs = open_vector_pairs(str(files / "a.npy"), str(files / "b.npy"), **join)
     assert pairs.rows[:5].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 1]]
     assert len(pairs) == N - 1
     assert sum(skip.reason == "no partner" for skip in pairs.skipped) == N - N // 4
@@ -391,8 +391,10 @@ def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
             file["cells/id"] = [f"M{row // 4}" for row in range(N)]
     a, b, ids = (form.format(name) for name in ("a", "b", "id"))
     has_ids = form.startswith(("ab.p", "ab.h5"))
-    found = open_pairs(a, b, ids if has_ids else "ids.txt").batch(np.arange(N - 1))
-    wanted = open_pairs("a.npy", "b.npy", "ids.txt").batch(np.arange(N - 1))
+    found = open_vector_pairs(a, b, ids if has_ids else "ids.txt").batch(
+        np.arange(N - 1)
+    )
+    wanted = open_vector_pairs("a.npy", "b.npy", "ids.txt").batch(np.arange(N - 1))
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one.to(other.dtype), other)
 
@@ -473,7 +475,7 @@ def test_bad_rows_are_told_from_large_ones(tmp_path, dtype):
     rows[256, 0] = 1e39 if dtype is np.float64 else np.inf
     np.save(tmp_path / "a.npy", rows)
     np.save(tmp_path / "b.npy", np.ones((700, 2), np.int8))
-    pairs = open_pairs(str(tmp_path / "a.npy"), str(tmp_path / "b.npy"))
+    pairs = open_vector_pairs(str(tmp_path / "a.npy"), str(tmp_path / "b.npy"))
     bad = [skip.key.rpartition(" ")[2] for skip in pairs.skipped]
     assert bad == ["255", "256", "699"] and len(pairs) == 697
 

@@ -147,9 +147,9 @@ def find_suspects(options: Options, files: Sequence[Path]) -> None:
         check_out("--suspects", path, (".csv",), filter(None, names))
         path.parent.mkdir(parents=True, exist_ok=True)
     if options.a is not None and options.b is not None:
-        from cloob.data.vectors import open_pairs
+        from cloob.data.vectors import open_vector_pairs
 
-        pairs = open_pairs(options.a, options.b, options.ids)
+        pairs = open_vector_pairs(options.a, options.b, options.ids)
         report(judge_vectors(pairs, options.model), path)
         sides = as_words(options, "a", "b", "ids")
         say_next(["train", "vectors", "--clean", "auto", *sides])

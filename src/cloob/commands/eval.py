@@ -201,10 +201,12 @@ def open_sets(options: Options) -> SuiteSets:
     captioned = (open_captioned(path, **columns) for path in options.retrieval)
     sets.pairs += _named(options.retrieval, captioned)
     if options.a is not None and options.b is not None:
-        from cloob.data.vectors import open_pairs
+        from cloob.data.vectors import open_vector_pairs
 
         sets.vectors.append(
-            open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids)
+            open_vector_pairs(
+                options.a, options.b, options.ids, options.a_ids, options.b_ids
+            )
         )
     return sets
 

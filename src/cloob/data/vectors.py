@@ -95,9 +95,10 @@ class VectorPairs:
         self, places: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
         """As ``batch``, and what to call each in a log."""
-        of_a = self.rows[places, 0].tolist()
+        rows_of_a = self.rows[places, 0].tolist()
+        a, b, ids = self.batch(places)
         name = str if self.labels is None else self.labels.__getitem__
-        return *self.batch(places), tuple(map(name, of_a))
+        return a, b, ids, tuple(map(name, rows_of_a))
 
     def only(self, places: np.ndarray) -> VectorPairs:
         """Some of the pairs."""
@@ -159,7 +160,7 @@ def held_out_places(units: np.ndarray, share: float) -> np.ndarray:
     return chosen[place]
 
 
-def open_pairs(
+def open_vector_pairs(
     a: str,
     b: str,
     ids: str | None = None,

@@ -31,7 +31,7 @@ from cloob.data.source import (
     mix,
     split,
 )
-from cloob.data.vectors import VectorPairs, open_pairs
+from cloob.data.vectors import VectorPairs, open_vector_pairs
 from cloob.errors import InputError, counted
 from cloob.files import whole_folder, write_whole
 from cloob.heads import arrays
@@ -208,7 +208,7 @@ def open_vectors(config: HeadsConfig) -> Data:
 def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
     """The training pairs of two files, and the held-out ones."""
     assert config.a is not None and config.b is not None
-    pairs = open_pairs(
+    pairs = open_vector_pairs(
         config.a,
         config.b,
         config.ids,
@@ -220,7 +220,7 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
     )
     check_usable(config, pairs)
     if config.val_a is not None and config.val_b is not None:
-        held_out = open_pairs(
+        held_out = open_vector_pairs(
             config.val_a, config.val_b, config.val_ids, drop=config.drop
         )
         check_usable(config, held_out)
