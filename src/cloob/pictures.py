@@ -152,9 +152,8 @@ class Encoded:
     @cached_property
     def exif(self) -> Image.Exif | None:
         """What the camera wrote; before the image is decoded."""
-        if (
-            self.image.format == "PNG" and b"eXIf" in self._data
-        ):  # that chunk may come last
+        # that chunk may come last
+        if self.image.format == "PNG" and b"eXIf" in self._data:
             with _decoding(len(self._data)):
                 self.image.load()
         return _exif_of(self.image)
@@ -258,9 +257,9 @@ def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
     if isinstance(picture, bytes):
         encoded = Encoded(picture)
         longer = max(encoded.size)
-        small = encoded.rgb(
-            next((r for r in (8, 4, 2) if longer >= 2 * r * side), 1)
-        )  # twice the side is left
+        # twice the side is left
+        factor = next((r for r in (8, 4, 2) if longer >= 2 * r * side), 1)
+        small = encoded.rgb(factor)
     else:
         small = picture.copy()
     small.thumbnail((side, side))
@@ -287,9 +286,8 @@ def _exif_of(image: Image.Image) -> Image.Exif | None:
     """The camera's EXIF; None where nothing can be read, which is no fault of the
     pixels.
     """
-    exif = (
-        Image.Exif()
-    )  # not `getexif()`, which in later Pillows also looks into XMP; browsers do not
+    # not `getexif()`, which in later Pillows also looks into XMP; browsers do not
+    exif = Image.Exif()
     try:
         exif.load(image.info["exif"])
     except Exception:  # Pillow raises nearly anything on damaged EXIF

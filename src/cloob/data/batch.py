@@ -32,9 +32,8 @@ FileFault = Literal[
 ]
 RowFault = Literal["not finite", "no partner", "item raised an error"]
 Reason = Fault | CaptionFault | FileFault | RowFault
-MAX_CAPTION_BYTES = (
-    64 * 1024
-)  # above this many UTF-8 bytes a caption is a file in the wrong place
+# above this many UTF-8 bytes a caption is a file in the wrong place
+MAX_CAPTION_BYTES = 64 * 1024
 
 
 def as_utf8(name: str) -> str:
@@ -112,9 +111,8 @@ class Batch:
     # device, and (n, L) int64 tokens; of a caller's Dataset whatever its collation
     # made, a tuple or a mapping.
     parts: Any
-    ids: (
-        Tensor  # (n,) int64, caption_id of every caption: equal captions have equal ids
-    )
+    # (n,) int64, caption_id of every caption: equal captions have equal ids
+    ids: Tensor
     keys: tuple[str, ...]
     skipped: tuple[Skip, ...] = ()
 

@@ -45,9 +45,8 @@ def keyed_permutation(n: int, key: Sequence[int]) -> RowsAt:
     """
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
-    draws = np.random.PCG64(
-        list(key)
-    )  # its raw stream is the same in every version of numpy
+    # its raw stream is the same in every version of numpy
+    draws = np.random.PCG64(list(key))
     sides = [(b, a), (a, b)] * (_ROUNDS // 2)
     tables = [
         (draws.random_raw(size) % np.uint64(modulus)).astype(np.int64)
@@ -81,13 +80,10 @@ class Pictures:
 
     def __init__(self, same: np.ndarray, sizes: Sequence[int]) -> None:
         self.firsts, rows = np.unique(same, return_counts=True)
-        self._rows, self._bounds = (
-            np.argsort(same, kind="stable"),
-            np.cumsum([0, *rows]),
-        )
-        self.counts: list[int] = np.diff(
-            np.searchsorted(self.firsts, np.cumsum([0, *sizes]))
-        ).tolist()
+        self._rows = np.argsort(same, kind="stable")
+        self._bounds = np.cumsum([0, *rows])
+        bounds = np.searchsorted(self.firsts, np.cumsum([0, *sizes]))
+        self.counts: list[int] = np.diff(bounds).tolist()
 
     def row(self, picture: int, seed: int | None, epoch: int) -> int:
         """The row whose caption a picture has in an epoch; without a seed its first."""

@@ -48,8 +48,8 @@ class SamplerOrder:
         rows = on_rank_zero(lambda: self._drawn(epoch))
 
         def rows_at(positions: np.ndarray) -> np.ndarray:
-            some = rows[positions]
-            return np.asarray(some[some != _NO_ROW])
+            drawn = rows[positions]
+            return np.asarray(drawn[drawn != _NO_ROW])
 
         return rows_at
 

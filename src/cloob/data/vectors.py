@@ -54,12 +54,10 @@ class VectorPairs:
     rows: np.ndarray  # (N, 2) rows of a and of b that are pairs
     # (N,) digests of their ids: rows of one id are one sample
     ids: np.ndarray
-    labels: Sequence[str] | None = (
-        None  # the ids of the rows of a; None where a row's number is its id
-    )
-    skipped: tuple[
-        Skip, ...
-    ] = ()  # rows with NaN or infinite numbers, or without a partner
+    # the ids of the rows of a; None where a row's number is its id
+    labels: Sequence[str] | None = None
+    # rows with NaN or infinite numbers, or without a partner
+    skipped: tuple[Skip, ...] = ()
     # (N,) digests of groups, which are held out whole; None: every id by itself
     groups: np.ndarray | None = None
     weights: np.ndarray | None = None  # (N,) float64, how much each pair counts
