@@ -19,7 +19,7 @@ from cloob.heads.fitted import Rows, recalls
 from cloob.heads.head import unit_rows
 from cloob.heads.parts import fresh_heads
 from cloob.heads.settings import HeadSettings
-from support import raises
+from support import raises, run_script
 
 PLAIN = HeadSettings(
     "infoloob", inv_tau=10.0, embed_dim=16, epochs=4, batch_size=32, device="cpu"
@@ -50,6 +50,19 @@ def numbers(fitted):
         {key: value for key, value in line.items() if key != "seconds"}
         for line in fitted.history
     ]
+
+
+def test_a_fit_does_without_the_compiler():
+    """Whose import takes longer than most fits."""
+    script = """if True:
+        import sys, numpy as np, cloob
+        a = np.random.default_rng(0).normal(size=(60, 4))
+        settings = cloob.HeadSettings("clip", epochs=2, embed_dim=8, device="cpu")
+        cloob.fit_heads(a, a**3, settings=settings)
+        print({"torch._dynamo", "torchvision"} & set(sys.modules))
+    """
+    done = run_script(script)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_it_is_a_plain_loop_of_torch():

@@ -5,6 +5,7 @@ a fit, and the judge of its epochs.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 from collections.abc import Iterator
@@ -150,9 +151,19 @@ def ways_of(pairs: VectorPairs, settings: HeadSettings) -> list[Any]:
     return ways
 
 
-def adamw(
-    model: nn.Module, settings: HeadSettings, device: torch.device
-) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch's without its decorators, which import torch._dynamo: that takes more time
+    than most fits.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+def adamw(model: nn.Module, settings: HeadSettings, device: torch.device) -> AdamW:
     """AdamW, whose decay is for matrices alone."""
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -164,7 +175,7 @@ def adamw(
         {"params": decaying, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return AdamW(
         groups,
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
