@@ -8,17 +8,21 @@ was typed on this machine is noted apart from it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from cloob.cache import cache_root
 from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models.runs import split_checkpoint, with_checkpoint
 from cloob.models.source import ModelSource
-from cloob.search.query import Embedder, TorchEmbedder
+from cloob.search.query import Embedder, Term, TorchEmbedder, Vector, picture_of
 from cloob.search.records import IndexedModel, Name
 from cloob.search.store import Store
 
@@ -28,6 +32,9 @@ if TYPE_CHECKING:  # torch is imported where it is needed
     from cloob.models.encoder import DualEncoder
     from cloob.models.onnx import PlainEncoder
     from cloob.models.text_graph import TextGraph
+
+
+_MOST_ROWS = 4096  # of words and of pictures that were asked for
 
 
 class Models:
@@ -40,6 +47,7 @@ class Models:
         self._encoders: dict[str, DualEncoder] = {}
         self._embedders: dict[str, Embedder] = {}
         self._loading = threading.RLock()
+        self._cached_row = lru_cache(_MOST_ROWS)(self._embed)
 
     def _named(self, typed: str) -> str:
         """The name of the model that is typed by it, by what it is loaded from, or by
@@ -112,11 +120,27 @@ class Models:
             lambda images: TorchEmbedder(self.encoder(model, device)).pictures(images),
         )
 
+    def row(self, model: IndexedModel, term: Term) -> Vector:
+        """The unit row (D,) of a term that is embedded; the last are remembered."""
+        with self._loading:  # one at a time: each has a team of threads
+            if isinstance(term.what, str | bytes) and term.kind != "address":
+                return self._cached_row(model, dataclasses.replace(term, weight=1.0))
+            return self._embed(model, term)
+
+    def _embed(self, model: IndexedModel, term: Term) -> Vector:
+        embedder = self.embedder(model)
+        if term.kind == "words":
+            rows = embedder.texts([str(term.what)])
+        else:
+            rows = embedder.pictures([picture_of(term)])
+        return np.asarray(rows[0], np.float32)
+
     def close(self) -> None:
         """Closes the database and forgets the models."""
         self.store.close()
         self._encoders.clear()
         self._embedders.clear()
+        self._cached_row.cache_clear()
 
 
 def keep_graph(model: IndexedModel, encoder: DualEncoder) -> None:

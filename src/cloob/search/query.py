@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError
+from cloob.pictures import decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from cloob.models.text_graph import TextGraph
 
 Vector = npt.NDArray[np.float32]
-Kind = Literal["words", "picture", "address", "item", "image"]
+Kind = Literal["words", "picture", "address", "item", "image", "file"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
 Embedder: TypeAlias = (
     # a loaded model; without torch an ONNX folder, or the kept graph of a text tower
@@ -42,10 +43,10 @@ _TERM = re.compile(
 @dataclass(frozen=True)
 class Term:
     """One part of a query: words, a picture's path or address, the id of one of the
-    index, or an opened picture.
+    index, an opened picture, or the bytes of a file.
     """
 
-    what: str | Path | int | Image
+    what: str | Path | int | Image | bytes
     kind: Kind
     weight: float = 1.0  # not 0; negative subtracts
 
@@ -152,6 +153,8 @@ def picture_of(term: Term) -> Image:
     """The opened picture of a term."""
     from cloob.models.pixels import open_image
 
+    if isinstance(term.what, bytes):
+        return decode(term.what)
     if term.kind != "address":
         return open_image(term.what)  # type: ignore[arg-type]
     from cloob.data.shards.remote import (

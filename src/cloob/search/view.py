@@ -13,7 +13,7 @@ import numpy as np
 from cloob.errors import InputError
 from cloob.search.matrix import Ids, Vectors
 from cloob.search.models import Models
-from cloob.search.query import AnyQuery, Query, Term, Vector, picture_of, weighted_row
+from cloob.search.query import AnyQuery, Query, Term, Vector, weighted_row
 from cloob.search.records import IndexedModel, Item
 from cloob.search.store import Store
 from cloob.search.where import Filter
@@ -99,12 +99,7 @@ class View:
     def _term_row(self, term: Term) -> Vector:
         if isinstance(term.what, int):
             return self._item_row(term.what)
-        embedder = self.models.embedder(self.model)
-        if term.kind == "words":
-            rows = embedder.texts([str(term.what)])
-        else:
-            rows = embedder.pictures([picture_of(term)])
-        return np.asarray(rows[0], np.float32)
+        return self.models.row(self.model, term)
 
     def _item_row(self, id_: int) -> Vector:
         row: Vector = self.vectors([id_])[0]

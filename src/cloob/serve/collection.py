@@ -9,18 +9,16 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
-import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.errors import InputError, one_line
-from cloob.pictures import decode
-from cloob.search.query import Embedder, Query, Term, Vector, weighted_row
+from cloob.search.query import Query, Term, Vector
 from cloob.search.records import SEPARATOR, IndexedModel, Item, Value
 from cloob.search.where import Filter
 from cloob.serve.config import ServeConfig
@@ -43,7 +41,6 @@ _THREADS: dict[Work, int] = {
     "files": 4,
     "decode": 2,
 }
-_KEPT_TEXTS = 4096
 _CONTAINERS = (*TAR_SUFFIXES, *ARROW_SUFFIXES)
 _LARGEST_OF_JAVASCRIPT = 2**53
 
@@ -58,8 +55,6 @@ class ServedIndex:
         self._threads = {
             kind: ThreadPoolExecutor(count, kind) for kind, count in _THREADS.items()
         }
-        # Called in the one thread that encodes: equal texts go through the model once.
-        self._text_row = lru_cache(_KEPT_TEXTS)(self._embed_text)
         self._loaded: set[str] = set()  # fingerprints of models
         self._slow = asyncio.Lock()
 
@@ -98,12 +93,8 @@ class ServedIndex:
         return model.fingerprint in self._loaded
 
     async def load(self, model: IndexedModel) -> None:
-        await self.run(lambda: self._embedder(model), "encode")
-
-    def _embedder(self, model: IndexedModel) -> Embedder:
-        embedder = self.index.embedder(model)
+        await self.run(lambda: self.index.embedder(model), "encode")
         self._loaded.add(model.fingerprint)
-        return embedder
 
     async def filter(self, where: str | None) -> Filter | None:
         if not where:
@@ -149,38 +140,22 @@ class ServedIndex:
 
         Parts of weight 0 are left out.
         """
-        weighty = [part for part in parts if part.weight != 0]
-        rows = await asyncio.gather(*(self.row(part, model) for part in weighty))
-        terms = tuple(_term(part) for part in weighty)
-        weights = [part.weight for part in weighty]
-        return Query(terms), weighted_row(weights, rows)
+        terms = [await self._term(part) for part in parts if part.weight]
+        query = Query(tuple(terms))
+        if query.needs_model:
+            await self.load(model)
+        view = await self.run(lambda: self.index.view(model=model))
+        kind: Work = "encode" if query.needs_model else "search"
+        return query, await self.run(lambda: view.row(query), kind)
 
-    async def row(self, part: Part, model: IndexedModel) -> Vector:
-        """The unit row (D,) of a part."""
-        words = part.words
-        if words is not None:
-            Query.of(words)  # refuses an empty one
-            return await self.run(lambda: self._text_row(words, model), "encode")
+    async def _term(self, part: Part) -> Term:
+        if part.words is not None:
+            (words,) = Query.of(part.words).terms  # refuses an empty one
+            return replace(words, weight=part.weight)
         if part.item is not None:
-            return await self._item_row(part.item, model)
+            return Term((await self.item(part.item)).id, "item", part.weight)
         upload = self.uploads.get(part.upload or "")
-        return await self.run(lambda: self._upload_row(upload, model), "encode")
-
-    def _embed_text(self, words: str, model: IndexedModel) -> Vector:
-        return np.asarray(self._embedder(model).texts([words])[0], np.float32)
-
-    def _upload_row(self, upload: Upload, model: IndexedModel) -> Vector:
-        if model.fingerprint not in upload.rows:
-            rows = self._embedder(model).pictures([decode(upload.data)])
-            upload.rows[model.fingerprint] = np.asarray(rows[0], np.float32)
-        return upload.rows[model.fingerprint]
-
-    async def _item_row(self, id_: int, model: IndexedModel) -> Vector:
-        vectors = await self.run(lambda: self.index.store.vectors(model.name, [id_]))
-        # Its name may stand for another model by now.
-        if vectors.shape != (1, model.dim) or not np.isfinite(vectors).all():
-            raise HTTPException(404, f"no picture {id_} with a vector of {model.name}")
-        return np.asarray(vectors[0], dtype=np.float32)
+        return Term(upload.data, "file", part.weight)
 
     async def add_upload(self, file: BinaryIO) -> Upload:
         """Keeps a picture, or raises Unreadable.
@@ -206,11 +181,3 @@ def _for_json(value: Value) -> Value:
     if isinstance(value, int) and abs(value) > _LARGEST_OF_JAVASCRIPT:
         return str(value)
     return value
-
-
-def _term(part: Part) -> Term:
-    if part.words is not None:
-        return Term(part.words, "words", part.weight)
-    if part.item is not None:
-        return Term(part.item, "item", part.weight)
-    return Term(0, "image", part.weight)  # an upload, of which the row is known

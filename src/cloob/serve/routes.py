@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -225,10 +224,8 @@ async def embed(
     model = await served.model(query.model)
     texts = [Part(words=text) for text in query.texts]
     uploads = [Part(upload=upload) for upload in query.uploads]
-    rows = await asyncio.gather(
-        *(served.row(part, model) for part in [*texts, *uploads])
-    )
-    lists = [row.tolist() for row in rows]
+    queries = [await served.query([part], model) for part in [*texts, *uploads]]
+    lists = [row.tolist() for _, row in queries]
     return {
         "model": model.name,
         "dim": model.dim,

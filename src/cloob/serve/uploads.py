@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
 from cloob.pictures import Encoded, Unreadable, is_unbounded, thumbnail
-from cloob.search.query import Vector
 
 # How many are kept, and how many bytes of them; those used longest ago go first.
 MAX_UPLOADS = 256
@@ -26,8 +25,6 @@ class Upload:
     width: int  # upright, pixels
     height: int
     thumbnail: bytes  # JPEG
-    # Unit rows (D,) by the fingerprint of the model.
-    rows: dict[str, Vector] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: bytes, max_pixels: int) -> Upload:
@@ -46,7 +43,7 @@ class Uploads:
         self._kept: OrderedDict[str, Upload] = OrderedDict()
 
     def add(self, upload: Upload) -> Upload:
-        """Keeps an upload; one with the same bytes stays, with its rows."""
+        """Keeps an upload; one with the same bytes stays."""
         kept = self._kept.setdefault(upload.id, upload)
         self._kept.move_to_end(upload.id)
         while len(self._kept) > MAX_UPLOADS or self._bytes() > MAX_UPLOADS_BYTES:
