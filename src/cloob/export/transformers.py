@@ -165,16 +165,8 @@ def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list
     tokenizer: Any = encoder.tokenizer
     cut = _NOTES["uncut"].format(encoder.context_length)
     if isinstance(tokenizer, ClipTokenizer):
-        library: Any = require("tokenizers", "export")
-        prepare = library.normalizers
-        steps = [
-            prepare.NFC(),
-            prepare.Replace(library.Regex(r"\s+"), " "),
-            prepare.Lowercase(),
-        ]
-        rules = clip_rules(
-            tokenizer, (START, END), steps, lower=False
-        )  # the special words as Hugging Face has them
+        # the special words as Hugging Face has them
+        rules = clip_rules(tokenizer, (START, END), lower=False)
         (folder / "tokenizer.json").write_text(
             rules.to_str(pretty=True), encoding="utf-8"
         )

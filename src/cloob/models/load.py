@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from cloob.cache import Cache, cache_root
+from cloob.cache import Cache
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line
 from cloob.models import runs
@@ -38,9 +38,11 @@ from cloob.models.source import (
     WEIGHTS_ENDINGS,
     ModelSource,
     PublicFile,
+    Stamp,
+    cached_digest,
     fetch_public,
     file_stamp,
-    kept_digest,
+    public_folder,
 )
 from cloob.models.tokenizer import (
     CLIP_VOCABULARY,
@@ -55,18 +57,13 @@ from cloob.models.weights.keymap import Towers, fill
 
 Module = TypeVar("Module", bound=nn.Module)
 _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
-FAMILIES: dict[str, Callable[[Path, dict[str, Any]], DualEncoder]] = {
-    "clip": hf_clip.load,
-    "cloob": other.load,
-}
-"""What loads another program's folder, by the ``model_type`` of its ``config.json``."""
-_PACKAGES = (
-    "cloob",
-    "torch",
-    "open_clip_torch",
-    "timm",
-    "transformers",
-)  # they make modules of files
+# packages that make modules of files
+_OF_TRANSFORMERS = (
+    "config.json",
+    *WEIGHTS_FILES,
+    *(f"{name}{INDEX}" for name in WEIGHTS_FILES),
+)
+_PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")
 
 
 @overload
@@ -119,8 +116,12 @@ def load_model(
         torch.Size([2, 256])
     """
     place = resolve_device(device)
-    if towers is None:
-        return _load(source).to(place).eval()
+    encoder = _load(source) if towers is None else _fill_module(source, towers)
+    return encoder.to(place).eval()
+
+
+def _fill_module(source: str | Path, towers: nn.Module) -> nn.Module:
+    """A module of Python code with the weights that a run trained."""
     folder = find_model_folder(source)
     if folder is None or not (folder / runs.MODULE_FILE).is_file():
         raise InputError(
@@ -133,7 +134,7 @@ def load_model(
         raise InputError(
             f"{folder}: does not fit {type(towers).__qualname__} ({one_line(error)})"
         ) from error
-    return towers.to(place).eval()
+    return towers
 
 
 def find_model_folder(source: str | Path) -> Path | None:
@@ -144,192 +145,214 @@ def find_model_folder(source: str | Path) -> Path | None:
     folder = parsed.path
     if parsed.kind != "folder" or folder is None:
         return None
-    ours = (
-        runs.config_file(folder),
-        folder / runs.CHECKPOINTS_FOLDER,
-        folder / runs.MODEL_FOLDER,
-    )
-    theirs = [
-        "config.json",
-        *WEIGHTS_FILES,
-        *(f"{name}{INDEX}" for name in WEIGHTS_FILES),
-    ]
-    if not any(path.exists() for path in ours) and any(
-        (folder / name).is_file() for name in theirs
-    ):
-        return None
-    if parsed.variant or (
-        (folder / runs.CHECKPOINTS_FOLDER).is_dir()
-        and not runs.config_file(folder).is_file()
-    ):
+    has_config = runs.config_file(folder).is_file()
+    is_run = (folder / runs.CHECKPOINTS_FOLDER).is_dir() and not has_config
+    if parsed.variant or is_run:
         return runs.chosen_checkpoint(folder, parsed.variant) / runs.MODEL_FOLDER
-    for place in (folder, folder / runs.MODEL_FOLDER):
-        if runs.config_file(place).is_file():
-            return place
-    what = (
+    if has_config:
+        return folder
+    if runs.config_file(folder / runs.MODEL_FOLDER).is_file():  # a checkpoint
+        return folder / runs.MODEL_FOLDER
+    if any((folder / name).is_file() for name in _OF_TRANSFORMERS):
+        return None
+    raise InputError(f"{folder}: {_why_no_model(folder)}{_meant_file(folder)}")
+
+
+def _why_no_model(folder: Path) -> str:
+    if not folder.is_dir():
+        return "no such folder"
+    if (folder / "adapter_config.json").is_file():
+        return "a LoRA adapter; merge it (merge_and_unload) and save"
+    return (
         "no run (checkpoints/), no checkpoint (model/) and no model folder"
         f" ({runs.CONFIG_FILE})"
     )
-    if (folder / "adapter_config.json").is_file():
-        what = "a LoRA adapter; merge it (merge_and_unload) and save"
-    raise InputError(
-        f"{folder}:"
-        f" {what if folder.is_dir() else 'no such folder'}{_meant_file(folder)}"
-    )
+
+
+def _meant_file(folder: Path) -> str:
+    files = [path for path in folder.glob("*.p*") if path.suffix in WEIGHTS_ENDINGS]
+    return f"; did you mean {min(files)}?" if files else ""
 
 
 def _load(source: str | Path) -> DualEncoder:
     parsed = ModelSource.parse(source)
-    if not parsed.library and (folder := find_model_folder(source)) is not None:
+    if parsed.library:
+        raise InputError(parsed.refusal())
+    folder = find_model_folder(source)
+    if folder is not None:
         return _read_folder(folder)
-    if parsed.kind == "hub" and not parsed.library:
+    if parsed.kind == "hub":
         return _load_hub(parsed)
     if parsed.kind == "towers" and parsed.variant:
         return create_model(parsed.name, pretrained=parsed.variant, seed=0)
-    path, config = parsed.path, None
     if parsed.kind == "public":
-        model, folder = (
-            PUBLIC[parsed.name],
-            cache_root() / "weights" / parsed.name.replace("/", "--"),
-        )
-        files = [fetch_public(PublicFile(**file), folder) for file in model["files"]]
-        path, config = folder if len(files) > 1 else files[0], model.get("config")
-    if path is None or parsed.library or path.suffix == ".safetensors":
+        return _load_public(parsed)
+    if parsed.path is None or parsed.path.suffix == ".safetensors":
         raise InputError(parsed.refusal())
+    return _read_foreign(parsed.path, parsed.port)
+
+
+def _load_public(source: ModelSource) -> DualEncoder:
+    """A public model, fetched unless the cache has it."""
+    model = PUBLIC[source.name]
+    folder = public_folder(source.name)
+    files = [fetch_public(PublicFile(**file), folder) for file in model.files]
+    place = folder if len(files) > 1 else files[0]
+    return _read_foreign(place, source.port, model.config)
+
+
+def _read_foreign(
+    path: Path, port: bool, config: dict[str, Any] | None = None
+) -> DualEncoder:
+    """Another program's file or folder; ``config`` of a crowsonkb file."""
     with translated(str(path)):
         if path.is_dir():
-            return _read_foreign(path)
+            return _family(path)(path)
         if path.suffix == ".pkl":
-            return other.load(path, config, "exact" if parsed.port else "tanh")
+            return other.load_crowsonkb(path, config, "exact" if port else "tanh")
         return torch_clip.load(
             path, lambda name: create_model(name, pretrained=str(path), seed=0)
         )
 
 
-def _load_hub(source: ModelSource) -> DualEncoder:
-    name, where, revision = source.name, source.text, source.variant or None
-    with translated(where):
-        folder = check_hub_model(
-            name, where, HUB_FILE, RinnaTokenizer.FILE, revision=revision
-        )
-        kind = runs.config_file(folder)
-        if kind.name == runs.ALIGNED_FILE and (here := encoders_here(read_json(kind))):
-            raise InputError(f"{where}: asks for {here[0]!r}, a folder of this machine")
-        if kind.name != runs.CONFIG_FILE:  # a model folder of ours
-            return _read_folder(
-                fetch_first(
-                    name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision
-                )
-            )
-        if kind.is_file():
-            return _read_folder(
-                fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), where
-            )
-        encoder = _read_foreign(folder, source)
-        encoder.name = where
-        return encoder
-
-
-def _read_foreign(folder: Path, hub: ModelSource | None = None) -> DualEncoder:
-    """Another program's folder; of the hub its weights are fetched when its
-    configuration is known.
+def _family(folder: Path) -> Callable[[Path], DualEncoder]:
+    """What loads a folder of transformers', by the ``model_type`` of its
+    ``config.json``.
     """
     check_folder(folder)
-    config = read_json(folder / "config.json")
-    kind = str(config.get("model_type"))
-    if kind not in FAMILIES:
-        right = "'clip' (CLIPModel) or 'cloob' (rinna) is expected"
-        raise InputError(
-            f"{folder / 'config.json'}: model_type is {kind[:40]!r};"
-            f" {right}{_meant_file(folder)}"
-        )
-    weights = (
-        fetch_first(hub.name, hub.text, hf_clip.WEIGHTS, hub.variant or None)
-        if hub
-        else folder
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    if kind == "clip":
+        return hf_clip.load
+    if kind == "cloob":
+        return other.load_rinna
+    raise InputError(
+        f"{folder / 'config.json'}: model_type is {kind[:40]!r}; 'clip' (CLIPModel) or"
+        f" 'cloob' (rinna) is expected{_meant_file(folder)}"
     )
-    return FAMILIES[kind](weights, config)
 
 
-def _read_folder(folder: Path, of_hub: str = "") -> DualEncoder:
-    """Towers from a model folder; ``of_hub`` is its name on the hub, from where
-    open_clip takes the tokenizer then.
+def _load_hub(source: ModelSource) -> DualEncoder:
+    """A model of the hub; its configuration is checked before its weights are
+    fetched.
     """
+    where, revision = source.text, source.variant or None
+
+    def weights(*choices: str) -> Path:
+        return fetch_first(source.name, where, choices, revision)
+
+    with translated(where):
+        extra = (HUB_FILE, RinnaTokenizer.FILE)
+        folder = check_hub_model(source.name, where, *extra, revision=revision)
+        file = runs.config_file(folder)
+        if not file.is_file():
+            load = _family(folder)
+            encoder = load(weights(*hf_clip.WEIGHTS))
+            encoder.name = where
+            return encoder
+        if file.name == runs.CONFIG_FILE:
+            return _read_towers(weights(*runs.HUB_WEIGHTS_FILES), where)
+        encoders = encoders_here(read_json(file))
+        if file.name == runs.ALIGNED_FILE and encoders:
+            raise InputError(
+                f"{where}: asks for {encoders[0]!r}, a folder of this machine"
+            )
+        return _read_folder(weights(runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE))
+
+
+def _read_folder(folder: Path) -> DualEncoder:
     file = runs.config_file(folder)
     with translated(str(file)):
         check_folder(folder)
-        config = read_json(file)
-        written = folder / runs.OBJECTIVE_FILE
-        objective = runs.check_objective(
-            read_json(written) if written.is_file() else {}, str(written)
+        return _READERS[file.name](folder)
+
+
+def _read_aligned(folder: Path) -> DualEncoder:
+    config = read_json(folder / runs.ALIGNED_FILE)
+    return load_aligned(folder, config, _objective(folder), _load)
+
+
+def _read_vectors(folder: Path) -> DualEncoder:
+    config = read_json(folder / runs.VECTORS_FILE)
+    return VectorEncoder(*read_heads(folder, config, ("a", "b")), _objective(folder))
+
+
+def _read_other_towers(folder: Path) -> DualEncoder:
+    file = folder / runs.TOWERS_FILE
+    config = read_json(file)
+    encoder = other.build(config["name"], file, config)
+    weights = folder / runs.TOWERS_WEIGHTS_FILE
+    fill(encoder.model, weights, read_safetensors(weights))
+    encoder.objective_config = _objective(folder) or encoder.objective_config
+    return encoder
+
+
+def _read_module(folder: Path) -> DualEncoder:
+    name = read_json(folder / runs.MODULE_FILE)["class"]
+    raise InputError(
+        f"{folder}: {name}, to which its weights belong, is Python code;"
+        " cloob.load_model(…, towers=module) fills one"
+    )
+
+
+def _read_graphs(folder: Path) -> DualEncoder:
+    plain = PlainEncoder(folder)
+    images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
+    texts = _GraphTower(plain.text_graph, torch.int64)
+    towers = Towers(images, texts, plain.logit_scale)
+    config = EncoderConfig(
+        "onnx", plain.embed_dim, plain.context_length, plain.settings
+    )
+    encoder = DualEncoder(
+        plain.name, towers, plain.tokenizer, config, _objective(folder)
+    )
+    encoder.fingerprint = plain.fingerprint
+    return encoder
+
+
+def _read_towers(folder: Path, hub: str = "") -> DualEncoder:
+    """open_clip's towers; ``hub`` is the name there of what was fetched into a folder,
+    from where open_clip takes the tokenizer then.
+    """
+    file = folder / runs.CONFIG_FILE
+    config = read_json(file)
+    model_cfg = config["model_cfg"]
+    check_model_cfg(model_cfg, str(file))
+    text_cfg = model_cfg["text_cfg"]
+    tower = text_cfg.get("hf_model_name")
+    if tower:  # whose configuration open_clip takes from the hub: checked first
+        check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
+    written = config.get("preprocess_cfg", {})
+    pixels = {key: value for key, value in written.items() if key in _PREPROCESS}
+    weights = runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
+    source = f"local-dir:{folder}"
+    model, trained = filled_towers(model_cfg, pixels, weights, source, str(file))
+    built = EncoderConfig.open_clip(model_cfg)
+    if "tokenizer" in config:
+        vocabulary = text_cfg.get("vocab_size", CLIP_VOCABULARY)
+        tokenizer = read_tokenizer(
+            file, config["tokenizer"], built.context_length, vocabulary
         )
-        if file.name == runs.ALIGNED_FILE:
-            return load_aligned(folder, config, objective, _load)
-        if file.name == runs.VECTORS_FILE:
-            return VectorEncoder(*read_heads(folder, config, ("a", "b")), objective)
-        if file.name == runs.TOWERS_FILE:
-            encoder, weights = (
-                other.build(config["name"], file, config),
-                folder / runs.TOWERS_WEIGHTS_FILE,
-            )
-            fill(encoder.model, weights, read_safetensors(weights))
-            encoder.objective_config = objective or encoder.objective_config
-            return encoder
-        if file.name == runs.MODULE_FILE:
-            fills = (
-                "to which its weights belong, is Python code; cloob.load_model(…,"
-                " towers=module) fills one"
-            )
-            raise InputError(f"{folder}: {config['class']}, {fills}")
-        if file.name == runs.ONNX_FILE:
-            plain = PlainEncoder(folder)
-            images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
-            towers = Towers(
-                images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale
-            )
-            built = EncoderConfig(
-                "onnx", plain.embed_dim, plain.context_length, plain.settings
-            )
-            encoder = DualEncoder(plain.name, towers, plain.tokenizer, built, objective)
-            encoder.fingerprint = plain.fingerprint
-            return encoder
-        model_cfg = config["model_cfg"]
-        check_model_cfg(model_cfg, str(file))
-        text_cfg, weights = (
-            model_cfg["text_cfg"],
-            runs.weights_file(folder) or folder / runs.WEIGHTS_FILE,
-        )
-        if tower := text_cfg.get(
-            "hf_model_name"
-        ):  # whose configuration open_clip takes from the hub: checked first
-            check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
-        preprocess = {
-            key: value
-            for key, value in config.get("preprocess_cfg", {}).items()
-            if key in _PREPROCESS
-        }
-        model, trained = filled_towers(
-            model_cfg, preprocess, weights, f"local-dir:{folder}", str(file)
-        )
-        if "tokenizer" in config:
-            length, vocabulary = (
-                text_cfg.get("context_length", 77),
-                text_cfg.get("vocab_size", CLIP_VOCABULARY),
-            )
-            tokenizer = read_tokenizer(file, config["tokenizer"], length, vocabulary)
-        else:
-            local = None if of_hub else folder
-            tokenizer = load_tokenizer(
-                f"local-dir:{folder}", text_cfg, of_hub or str(file), local
-            )
-        name = of_hub or str(config.get("name", folder.name))
-        return DualEncoder(
-            name,
-            model,
-            tokenizer,
-            EncoderConfig.open_clip(model_cfg),
-            objective or trained,
-        )
+    else:
+        place = None if hub else folder
+        tokenizer = load_tokenizer(source, text_cfg, hub or str(file), place)
+    name = hub or str(config.get("name", folder.name))
+    return DualEncoder(name, model, tokenizer, built, _objective(folder) or trained)
+
+
+def _objective(folder: Path) -> dict[str, Any]:
+    file = folder / runs.OBJECTIVE_FILE
+    return runs.check_objective(read_json(file), str(file)) if file.is_file() else {}
+
+
+_READERS: dict[str, Callable[[Path], DualEncoder]] = {
+    runs.CONFIG_FILE: _read_towers,
+    runs.TOWERS_FILE: _read_other_towers,
+    runs.ALIGNED_FILE: _read_aligned,
+    runs.VECTORS_FILE: _read_vectors,
+    runs.ONNX_FILE: _read_graphs,
+    runs.MODULE_FILE: _read_module,
+}
+"""What reads a model folder, by its configuration file."""
 
 
 class _GraphTower(nn.Module):
@@ -344,29 +367,25 @@ class _GraphTower(nn.Module):
         preprocess_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.graph, self.dtype, self.preprocess_cfg = graph, dtype, preprocess_cfg
+        self.graph = graph
+        self.dtype = dtype
+        self.preprocess_cfg = preprocess_cfg
 
     def forward(self, items: Tensor) -> Tensor:
         array = items.detach().to("cpu", self.dtype).contiguous().numpy()
         return torch.from_numpy(self.graph(array)).to(items.device)
 
 
-def _meant_file(folder: Path) -> str:
-    files = sorted(
-        path
-        for path in folder.glob("*")
-        if path.suffix in WEIGHTS_ENDINGS[:3] and path.is_file()
-    )
-    return f"; did you mean {files[0]}?" if files else ""
-
-
 def fingerprint(encoder: Any) -> str:
     """A digest of a model's weights, towers and preprocessing, which an ONNX export
     brings along.
     """
+    stored = getattr(encoder, "fingerprint", "")
+    if stored:
+        return str(stored)
     settings = getattr(getattr(encoder, "config", None), "settings", None)
-    facts = {"config": settings, "preprocess": getattr(encoder, "preprocess_cfg", None)}
-    return getattr(encoder, "fingerprint", "") or weights_digest(encoder, facts)
+    pixels = getattr(encoder, "preprocess_cfg", None)
+    return weights_digest(encoder, {"config": settings, "preprocess": pixels})
 
 
 def load_with_fingerprint(
@@ -379,18 +398,17 @@ def load_with_fingerprint(
     encoder = load_model(source, device=device)
     if before is None or _stamp(source) != before:  # changed while it was read
         return encoder, fingerprint(encoder)
-    facts = [before, package_versions(_PACKAGES), str(source)]
-    return encoder, kept_digest(facts, lambda: fingerprint(encoder), cache)
+    key = [before, package_versions(_PACKAGES), str(source)]
+    return encoder, cached_digest(key, lambda: fingerprint(encoder), cache)
 
 
-def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
+def _stamp(source: str | Path) -> Stamp | None:
     """The stamp of a source's files, of a run those of its checkpoint; None where they
     are not known.
     """
     with contextlib.suppress(OSError, InputError):  # loading it reports that better
-        return file_stamp(
-            ModelSource.parse(find_model_folder(source) or source).files()
-        )
+        place = find_model_folder(source) or source
+        return file_stamp(ModelSource.parse(place).files())
     return None
 
 

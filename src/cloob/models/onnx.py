@@ -32,7 +32,7 @@ from cloob.machine import processors
 from cloob.models.importing import check_folder, read_json, translated
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
-from cloob.models.source import file_stamp, kept_digest
+from cloob.models.source import cached_digest, file_stamp
 from cloob.models.tokenizer import read_tokenizer, store_tokenizer
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def graphs_digest(folder: Path, precision: str = "float32") -> str:
         return state.hexdigest()
 
     stamp = file_stamp(files)
-    return compute() if stamp is None else kept_digest(stamp, compute)
+    return compute() if stamp is None else cached_digest(stamp, compute)
 
 
 def write_config(

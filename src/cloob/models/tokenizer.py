@@ -1,8 +1,5 @@
-"""CLIP's byte-pair tokenizer, open_clip's tokens in a tenth of its time; and those of
+"""CLIP's byte-pair tokenizer, open_clip's tokens in half of its time; and those of
 files, without torch.
-
-No part of CLIP's pattern matches white space: the tokens of a text are those of its
-words, and a word's are kept.
 
 Settings, in ``open_clip_config.json`` or ``onnx.json``, have one of these kinds:
 
@@ -23,7 +20,6 @@ import json
 import re
 import sys
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +37,9 @@ if TYPE_CHECKING:
 Tokens = npt.NDArray[np.int64]
 Ending = Literal["cut", "kept"]
 
-SPECIALS = (
-    "<start_of_text>",
-    "<end_of_text>",
-)  # open_clip's start and end tokens as a text writes them
+SPECIALS = ("<start_of_text>", "<end_of_text>")  # open_clip's, as a text writes them
+CLIP_VOCABULARY = 49408
+HUB_FILE = "tokenizer.json"
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _VISIBLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _HIDDEN = sorted({*range(256)} - _VISIBLE)
@@ -53,9 +48,6 @@ _LETTERS = [
     for byte in range(256)
 ]
 _SENTENCE = "Rules & words: 3 cats, élan — naïve!"
-_MAX_WORDS, _MAX_LETTERS = 1 << 16, 32  # kept: about 15 MB
-CLIP_VOCABULARY = 49408
-HUB_FILE = "tokenizer.json"
 _CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's
 
 
@@ -63,9 +55,8 @@ class Tokenizer(ABC):
     """Texts to rows of L = ``context_length`` tokens, for torch and for NumPy."""
 
     context_length: int
-    settings: dict[str, Any] | None = (
-        None  # as a model folder stores them; None: it is open_clip's
-    )
+    # as a model folder stores them; None: it is open_clip's
+    settings: dict[str, Any] | None = None
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         import torch  # without which an ONNX folder is searched
@@ -74,6 +65,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def ids(self, texts: Sequence[str]) -> Tokens: ...
+
+    @abstractmethod
+    def store(self, folder: Path) -> dict[str, Any]:
+        """Writes its file, if it has one; returns its settings for ``onnx.json``."""
 
 
 class ClipTokenizer(Tokenizer):
@@ -89,21 +84,16 @@ class ClipTokenizer(Tokenizer):
         ending: Ending = "kept",
     ) -> None:
         self.context_length = context_length
+        self.specials = specials
         self.sot_token_id, self.eot_token_id = specials.values()
+        self.ending = ending
         if (*specials, ending) != (*SPECIALS, "kept"):
-            self.settings = {
-                "kind": "clip",
-                "specials": list(specials),
-                "ending": ending,
-            }
-        self._model, self._specials, self._ending = model, specials, ending
-        regex = require(
-            "regex", "train"
-        )  # the pattern of tokenizers knows other letters
-        self._pieces = regex.compile(
-            "|".join((*map(regex.escape, specials), _PIECES)), regex.IGNORECASE
-        )
-        self._words: dict[str, list[int]] = {}
+            self.settings = self._stored()
+        self.model = model
+        words = [re.escape(special) for special in specials]
+        # The pattern of tokenizers knows other letters.
+        regex = require("regex", "train")
+        self._pieces = regex.compile("|".join([*words, _PIECES]), regex.IGNORECASE)
 
     @classmethod
     def of(
@@ -112,97 +102,108 @@ class ClipTokenizer(Tokenizer):
         specials: tuple[str, str] = SPECIALS,
         ending: Ending = "kept",
     ) -> Self:
-        ids = {
-            symbol: number
-            for symbol, number in original.encoder.items()
-            if symbol not in SPECIALS
-        }
+        """open_clip's, which may write its two special tokens in another way."""
+        ids = dict(original.encoder)
+        ends = dict(zip(specials, [ids.pop(word) for word in SPECIALS], strict=True))
         pairs = sorted(original.bpe_ranks, key=original.bpe_ranks.__getitem__)
-        model = require("tokenizers", "train").models.BPE(
-            ids, pairs, end_of_word_suffix="</w>"
-        )
-        ends = dict(
-            zip(specials, (original.sot_token_id, original.eot_token_id), strict=True)
-        )
+        library = require("tokenizers", "train")
+        model = library.models.BPE(ids, pairs, end_of_word_suffix="</w>")
         return cls(model, ends, original.context_length, ending)
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         length = self.context_length
-        rows = array("q")
-        for text in texts:
-            tokens = [self.sot_token_id, *self.encode(text, length)]
-            if self._ending == "kept" or len(tokens) < length:
-                tokens[length - 1 :] = [self.eot_token_id]
-            rows.extend((*tokens[:length], *[0] * (length - len(tokens))))
-        return np.array(rows, np.int64).reshape(len(texts), length)
+        rows = np.zeros((len(texts), length), np.int64)
+        for row, text in zip(rows, texts, strict=True):
+            tokens = [self.sot_token_id, *self.encode(text, length)][:length]
+            if len(tokens) < length:
+                tokens.append(self.eot_token_id)
+            elif self.ending == "kept":
+                tokens[-1] = self.eot_token_id
+            row[: len(tokens)] = tokens
+        return rows
 
     def encode(self, text: str, enough: int = sys.maxsize) -> list[int]:
         """All tokens of a text, without start and end; or the first of them once they
         are ``enough``.
         """
-        if not (
-            text.isascii() and text.isprintable() and "&" not in text
-        ):  # which ftfy leaves as it is
+        # ftfy leaves other texts as they are.
+        if not (text.isascii() and text.isprintable() and "&" not in text):
             text = html.unescape(html.unescape(require("ftfy", "train").fix_text(text)))
-        tokens: list[int] = []
         # White space is made equal before lower() looks at what stands around a capital
         # sigma.
-        for word in " ".join(text.split()).lower().split():
-            known = self._words.get(word)
-            if known is None:
-                known = []
-                for piece in self._pieces.findall(word):
-                    if piece in self._specials:
-                        known.append(self._specials[piece])
-                    else:
-                        letters = "".join([_LETTERS[byte] for byte in piece.encode()])
-                        known += [token.id for token in self._model.tokenize(letters)]
-                if len(word) <= _MAX_LETTERS:
-                    if len(self._words) >= _MAX_WORDS:
-                        self._words.clear()
-                    self._words[word] = known
-            tokens += known
+        text = " ".join(text.split()).lower()
+        tokens: list[int] = []
+        for match in self._pieces.finditer(text):
+            piece = match[0]
+            if piece in self.specials:
+                tokens.append(self.specials[piece])
+            else:
+                letters = "".join([_LETTERS[byte] for byte in piece.encode()])
+                tokens += [token.id for token in self.model.tokenize(letters)]
             if len(tokens) >= enough:
                 break
         return tokens
 
+    def store(self, folder: Path) -> dict[str, Any]:
+        rules = clip_rules(self, tuple(self.specials), lower=True)
+        _write(rules, folder, self.context_length, pad=0)
+        return self._stored()
+
+    def _stored(self) -> dict[str, Any]:
+        return {
+            "kind": "clip",
+            "specials": list(self.specials),
+            "ending": self.ending,
+        }
+
 
 def clip_rules(
-    tokenizer: ClipTokenizer,
-    specials: Sequence[str],
-    normalizers: Sequence[Any],
-    *,
-    lower: bool,
+    tokenizer: ClipTokenizer, specials: Sequence[str], *, lower: bool
 ) -> Any:
-    """A ``tokenizers.Tokenizer`` of the same byte pairs for other programs; ``lower``:
-    its specials are normalised.
+    """A ``tokenizers.Tokenizer`` of the same byte pairs for other programs, with these
+    words for start and end. It cleans usual texts as open_clip does: straight quotes,
+    NFC, spaces and case; ``lower``: also what may be a special word.
     """
     library: Any = require("tokenizers", "train")
-    start, end = zip(
-        specials, (tokenizer.sot_token_id, tokenizer.eot_token_id), strict=True
-    )
-    byte_pairs = json.loads(library.Tokenizer(tokenizer._model).to_str())["model"]
+    stored = json.loads(library.Tokenizer(tokenizer.model).to_str())["model"]
     ids = {
         word: number
-        for word, number in byte_pairs["vocab"].items()
-        if word not in tokenizer._specials
+        for word, number in stored["vocab"].items()
+        if word not in tokenizer.specials
     }
-    ids = dict(sorted((ids | dict((start, end))).items(), key=lambda item: item[1]))
-    pairs = [tuple(pair) for pair in byte_pairs["merges"]]
-    options = {
-        "continuing_subword_prefix": "",
-        "end_of_word_suffix": "</w>",
-        "unk_token": end[0],
-    }
-    rules = library.Tokenizer(library.models.BPE(ids, pairs, **options))
-    rules.normalizer = library.normalizers.Sequence(list(normalizers))
-    split = library.Regex(f"(?i:{'|'.join((*map(re.escape, specials), _PIECES))})")
-    pieces = library.pre_tokenizers.Split(split, behavior="removed", invert=True)
-    letters = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    rules.pre_tokenizer = library.pre_tokenizers.Sequence([pieces, letters])
+    ends = list(zip(specials, tokenizer.specials.values(), strict=True))
+    ids |= dict(ends)
+    rules = library.Tokenizer(
+        library.models.BPE(
+            dict(sorted(ids.items(), key=lambda item: item[1])),
+            [tuple(pair) for pair in stored["merges"]],
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=specials[1],
+        )
+    )
+    replaced = {"[ʼ‘-‛]": "'", "[“-‟]": '"', r"\s+": " "}
+    rules.normalizer = library.normalizers.Sequence(
+        [
+            *(
+                library.normalizers.Replace(library.Regex(old), new)
+                for old, new in replaced.items()
+            ),
+            library.normalizers.NFC(),
+            library.normalizers.Lowercase(),
+        ]
+    )
+    words = [re.escape(special) for special in specials]
+    pattern = library.Regex(f"(?i:{'|'.join([*words, _PIECES])})")
+    rules.pre_tokenizer = library.pre_tokenizers.Sequence(
+        [
+            library.pre_tokenizers.Split(pattern, behavior="removed", invert=True),
+            library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     rules.decoder = library.decoders.ByteLevel()
     rules.post_processor = library.processors.RobertaProcessing(
-        end, start, trim_offsets=False, add_prefix_space=False
+        ends[1], ends[0], trim_offsets=False, add_prefix_space=False
     )
     rules.add_special_tokens(
         [library.AddedToken(word, special=True, normalized=lower) for word in specials]
@@ -214,44 +215,32 @@ def is_open_clips(tokenizer: Any) -> bool:
     """Whether a tokenizer is open_clip's, with its default cleaning, vocabulary ends
     and truncation.
     """
-    module = sys.modules.get(
-        "open_clip.tokenizer"
-    )  # not imported: then it cannot be one
-    if (
-        module is None
-        or type(tokenizer) is not module.SimpleTokenizer
-        or tokenizer.reduction_fn is not None
-    ):
+    module = sys.modules.get("open_clip.tokenizer")
+    # Not imported: then it cannot be one.
+    if module is None or type(tokenizer) is not module.SimpleTokenizer:
         return False
     return (
-        tokenizer.clean_fn is module.get_clean_fn("lower")
+        tokenizer.reduction_fn is None
+        and tokenizer.clean_fn is module.get_clean_fn("lower")
         and len(tokenizer.all_special_ids) == 2
     )
 
 
 def describe(tokenizer: Any) -> str:
-    """What tells a tokenizer from others: its rules, or its vocabulary and the tokens
-    of a sentence.
+    """What tells a tokenizer from others: its settings, its rules or vocabulary, and
+    the tokens of a sentence.
     """
     if isinstance(tokenizer, FileTokenizer):
-        return (
-            f"{tokenizer.settings} {tokenizer.context_length}"
-            f" {tokenizer.rules.to_str()}"
-        )
-    if isinstance(tokenizer, RinnaTokenizer):
-        return (
-            f"{hashlib.sha256(tokenizer.content).hexdigest()}"
-            f" {tokenizer.context_length}"
-        )
+        rules = tokenizer.rules.to_str()
+    elif isinstance(tokenizer, RinnaTokenizer):
+        rules = hashlib.sha256(tokenizer.content).hexdigest()
+    else:  # of transformers, or without a vocabulary to be seen
+        theirs = getattr(tokenizer, "tokenizer", None)
+        rules = str(sorted(getattr(theirs, "get_vocab", dict)().items()))
     tokens = None
     with contextlib.suppress(Exception):  # there is no tokenizer, or it is anybody's
         tokens = np.asarray(tokenizer([_SENTENCE])).tolist()
-    vocabulary: dict[str, int] = getattr(
-        getattr(tokenizer, "tokenizer", None), "get_vocab", dict
-    )()  # of transformers
-    return (
-        f"{getattr(tokenizer, 'settings', None)} {tokens} {sorted(vocabulary.items())}"
-    )
+    return f"{getattr(tokenizer, 'settings', None)} {tokens} {rules}"
 
 
 @dataclass(eq=False)
@@ -266,6 +255,9 @@ class NoTokenizer(Tokenizer):
     def ids(self, texts: Sequence[str]) -> Tokens:
         raise InputError(self.why)
 
+    def store(self, folder: Path) -> dict[str, Any]:
+        return {"kind": "none", "why": "the model takes tokens"}
+
 
 class FileTokenizer(Tokenizer):
     """The tokens of a ``tokenizer.json``: by the model folder's padding and end, or by
@@ -275,33 +267,35 @@ class FileTokenizer(Tokenizer):
     def __init__(
         self, path: Path, context_length: int, settings: dict[str, Any]
     ) -> None:
-        self.context_length, self.settings = context_length, settings
-        self.pad, self.end, self.clean, self.strip = (
-            settings.get(key) for key in ("pad", "end", "clean", "strip")
-        )
+        self.context_length = context_length
+        self.settings = settings
+        self.pad = settings.get("pad")
+        self.end = settings.get("end")
+        self.clean = settings.get("clean")
+        self.strip = settings.get("strip")
         with translated(f"{path}: no tokenizer that can be used"):
             self.rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
             if self.pad is not None:
-                token = self.rules.id_to_token(self.pad) or ""
-                self.rules.enable_padding(
-                    pad_id=self.pad, pad_token=token, length=context_length
-                )
-                self.rules.enable_truncation(context_length)
-            self.ids(["A photo of 3 red hearts."])
+                _fill_rows(self.rules, context_length, self.pad)
+            self.ids([_SENTENCE])
 
     def ids(self, texts: Sequence[str]) -> Tokens:
+        texts = list(texts)
         if self.clean is not None:
-            texts = list(
-                map(import_open_clip(".tokenizer").get_clean_fn(self.clean), texts)
-            )
-        rows = [encoding.ids for encoding in self.rules.encode_batch(list(texts))]
+            clean = import_open_clip(".tokenizer").get_clean_fn(self.clean)
+            texts = [clean(text) for text in texts]
+        rows = [encoding.ids for encoding in self.rules.encode_batch(texts)]
         tokens = np.array(rows, np.int64).reshape(len(texts), self.context_length)
-        return (
-            tokens if self.strip is None else np.where(tokens == self.strip, 0, tokens)
-        )
+        if self.strip is not None:
+            tokens[tokens == self.strip] = 0
+        return tokens
+
+    def store(self, folder: Path) -> dict[str, Any]:
+        _write(self.rules, folder, self.context_length, self.pad or 0, self.end)
+        return {"kind": "json", "clean": None, "strip": None}
 
     def save_pretrained(self, folder: Path) -> None:
-        _write(self.rules, folder, self.context_length, self.pad or 0, self.end)
+        self.store(folder)
 
 
 class RinnaTokenizer(Tokenizer):
@@ -315,26 +309,27 @@ class RinnaTokenizer(Tokenizer):
     _SPECIAL = re.compile(r"(<unk>|<s>|</s>|\[PAD\]|\[CLS\]|\[SEP\]|\[MASK\])")
 
     def __init__(self, path: Path, context_length: int) -> None:
-        self.context_length, self.content = context_length, path.read_bytes()
+        self.context_length = context_length
+        self.content = path.read_bytes()
+        library = require("sentencepiece", "train")
         with translated(f"{path}: not a model of sentencepiece"):
-            self._pieces = require("sentencepiece", "train").SentencePieceProcessor(
-                model_proto=self.content
-            )
+            self._pieces = library.SentencePieceProcessor(model_proto=self.content)
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         rows = np.full((len(texts), self.context_length), self.PAD, np.int64)
         for row, text in zip(rows, texts, strict=True):
-            ids = [self._CLS]
-            for i, part in enumerate(
-                self._SPECIAL.split(text)
-            ):  # every other part is special
-                ids += (
-                    [self._pieces.piece_to_id(part)]
-                    if i % 2
-                    else self._pieces.encode(part.strip().lower())
-                )
-            row[: len(ids)] = ids[: self.context_length]
+            tokens = [self._CLS]
+            for part in self._SPECIAL.split(text):
+                if self._SPECIAL.fullmatch(part):
+                    tokens.append(self._pieces.piece_to_id(part))
+                else:
+                    tokens += self._pieces.encode(part.strip().lower())
+            row[: len(tokens)] = tokens[: self.context_length]
         return rows
+
+    def store(self, folder: Path) -> dict[str, Any]:
+        (folder / self.FILE).write_bytes(self.content)
+        return {"kind": "rinna"}
 
 
 def clip_tokenizer(
@@ -348,17 +343,15 @@ def clip_tokenizer(
     placeholder that raises InputError.
     """
     if vocabulary == CLIP_VOCABULARY:
-        original = import_open_clip(".tokenizer").SimpleTokenizer(
-            context_length=context_length
-        )
+        library = import_open_clip(".tokenizer")
+        original = library.SimpleTokenizer(context_length=context_length)
         return ClipTokenizer.of(original, specials, ending)
     why = (
         f"{path}: its vocabulary has {vocabulary} words, not CLIP's {CLIP_VOCABULARY};"
         " give tokens, not texts"
     )
-    return NoTokenizer(
-        why, {"kind": "clip", "specials": list(specials), "ending": ending}
-    )
+    settings = {"kind": "clip", "specials": list(specials), "ending": ending}
+    return NoTokenizer(why, settings)
 
 
 def read_tokenizer(
@@ -386,8 +379,8 @@ def read_tokenizer(
                 return clip_tokenizer(file, vocabulary, length, (start, end), ending)
             with translated(f"{stored}: not CLIP's byte pairs"):
                 rules = require("tokenizers", "train").Tokenizer.from_file(str(stored))
-                words = {word: rules.get_vocab()[word] for word in (start, end)}
-                return ClipTokenizer(rules.model, words, length, ending)
+                specials = {word: rules.token_to_id(word) for word in (start, end)}
+                return ClipTokenizer(rules.model, specials, length, ending)
     return NoTokenizer(f"{file}: the model has no tokenizer; give tokens, not texts")
 
 
@@ -397,68 +390,34 @@ def store_tokenizer(
     """Writes the file of a ``DualEncoder``'s tokenizer for L tokens; returns its
     settings for ``onnx.json``.
     """
-    if isinstance(tokenizer, RinnaTokenizer):
-        (folder / RinnaTokenizer.FILE).write_bytes(tokenizer.content)
-        return {"kind": "rinna"}
-    library: Any = require("tokenizers", "train")
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.store(folder)
+    settings = _cleaning(tokenizer)
+    original: Any = getattr(tokenizer, "tokenizer", None)  # of transformers
+    backend = getattr(original, "backend_tokenizer", None)
+    if settings is None or backend is None or original.pad_token_id is None:
+        why = f"{type(tokenizer).__name__} cannot be written as a file"
+        return {"kind": "none", "why": why}
+    rules = require("tokenizers", "train").Tokenizer.from_str(backend.to_str())
+    pad = int(original.pad_token_id)
+    _write(rules, folder, context_length, pad, side=str(original.padding_side))
+    return settings
+
+
+def _cleaning(tokenizer: Any) -> dict[str, Any] | None:
+    """What open_clip does to texts before its tokenizer of transformers, and to tokens
+    after it; None for what a file cannot do.
+    """
     settings: dict[str, Any] = {"kind": "json", "clean": None, "strip": None}
-    pad, side = 0, "right"
-    if isinstance(tokenizer, ClipTokenizer):
-        settings = tokenizer.settings or {
-            "kind": "clip",
-            "specials": list(SPECIALS),
-            "ending": "kept",
-        }
-        # open_clip's cleaning of usual texts: straight quotes, NFC, spaces and case.
-        normalizers, patterns = (
-            library.normalizers,
-            {"[ʼ‘-‛]": "'", "[“-‟]": '"', "\\s+": " "},
-        )
-        quotes = [
-            normalizers.Replace(library.Regex(old), new)
-            for old, new in patterns.items()
-        ]
-        cleaning = [
-            *quotes,
-            normalizers.NFC(),
-            normalizers.Strip(),
-            normalizers.Lowercase(),
-        ]
-        rules = clip_rules(tokenizer, settings["specials"], cleaning, lower=True)
-    elif isinstance(tokenizer, FileTokenizer):
-        rules, pad = tokenizer.rules, tokenizer.pad or 0
-    else:
-        original: Any = getattr(
-            tokenizer, "tokenizer", None
-        )  # of transformers, in open_clip's or a PaddedTokenizer
-        module = sys.modules.get("open_clip.tokenizer")
-        if module is not None and type(tokenizer) is module.HFTokenizer:
-            cleanings = {module.get_clean_fn(name): name for name in _CLEANINGS}
-            settings["clean"] = cleanings.get(tokenizer.clean_fn)
-            settings["strip"] = (
-                int(tokenizer.tokenizer.sep_token_id)
-                if tokenizer.strip_sep_token
-                else None
-            )
-            original = (
-                None
-                if settings["clean"] is None or tokenizer.tokenizer_mode
-                else original
-            )
-        if (
-            getattr(original, "backend_tokenizer", None) is None
-            or original.pad_token_id is None
-        ):
-            none = isinstance(tokenizer, NoTokenizer)
-            why = (
-                "the model takes tokens"
-                if none
-                else f"{type(tokenizer).__name__} cannot be written as a file"
-            )
-            return {"kind": "none", "why": why}
-        rules = library.Tokenizer.from_str(original.backend_tokenizer.to_str())
-        pad, side = int(original.pad_token_id), str(original.padding_side)
-    _write(rules, folder, context_length, pad, side=side)
+    module: Any = sys.modules.get("open_clip.tokenizer")
+    if module is None or type(tokenizer) is not module.HFTokenizer:
+        return settings
+    names = {module.get_clean_fn(name): name for name in _CLEANINGS}
+    if tokenizer.tokenizer_mode or tokenizer.clean_fn not in names:
+        return None
+    settings["clean"] = names[tokenizer.clean_fn]
+    if tokenizer.strip_sep_token:
+        settings["strip"] = int(tokenizer.tokenizer.sep_token_id)
     return settings
 
 
@@ -470,16 +429,25 @@ def _write(
     end: int | None = None,
     side: str = "right",
 ) -> None:
+    _fill_rows(rules, length, pad, side)
+    (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": length,
+        "padding_side": side,
+        "pad_token": rules.id_to_token(pad) or "",
+    }
+    if end is not None:
+        config["eos_token"] = rules.id_to_token(end)
+    text = json.dumps(config, indent=2)
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _fill_rows(rules: Any, length: int, pad: int, side: str = "right") -> None:
+    """Every row has this length from now on."""
     token = rules.id_to_token(pad) or ""
     rules.enable_padding(direction=side, pad_id=pad, pad_token=token, length=length)
     rules.enable_truncation(length)
-    (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length}
-    config |= {"padding_side": side, "pad_token": token}
-    config |= {} if end is None else {"eos_token": rules.id_to_token(end)}
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(config, indent=2), encoding="utf-8"
-    )
 
 
 def tokenizer_note(settings: dict[str, Any]) -> str:
@@ -489,9 +457,9 @@ def tokenizer_note(settings: dict[str, Any]) -> str:
     notes = json.loads(
         Path(__file__).with_name("tokenizer_notes.json").read_text("utf-8")
     )
-    which = (
-        settings["kind"],
-        settings.get("ending"),
-        "clean" if settings.get("clean") else None,
-    )
-    return str(notes[" ".join(filter(None, which))]).format(**settings)
+    kind = settings["kind"]
+    if kind == "clip":
+        kind = f"clip {settings['ending']}"
+    elif settings.get("clean"):
+        kind = "json clean"
+    return str(notes[kind]).format(**settings)

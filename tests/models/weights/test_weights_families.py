@@ -21,7 +21,7 @@ from torch import nn
 from cloob import load_model
 from cloob.errors import InputError
 from cloob.models import source as hub
-from cloob.models.source import PUBLIC, PublicFile
+from cloob.models.source import PUBLIC, PublicFile, PublicModel
 from cloob.models.towers import open_clip
 from make import noise_image, web
 from support import fork, originals, raises
@@ -333,12 +333,8 @@ def test_a_model_by_name(server, tmp_path, monkeypatch):
     server.pages["/slim.pkl"] = source.read_bytes()
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     config = json.loads((source.parent / "config.json").read_text())
-    model = {
-        "files": [
-            {"url": f"{server.url}/slim.pkl", "name": "slim.pkl", "sha256": digest}
-        ],
-        "config": config,
-    }
+    file = {"url": f"{server.url}/slim.pkl", "name": "slim.pkl", "sha256": digest}
+    model = PublicModel([file], config)
     monkeypatch.setitem(PUBLIC, "crowsonkb/tiny", model)
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path))
     images = torch.zeros(1, 3, 32, 32)

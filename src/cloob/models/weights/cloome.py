@@ -180,8 +180,8 @@ def load_cloome(path: str | Path) -> CloomeEncoder:
             perceptron.
     """
     path = Path(path)
-    tensors, *_ = read_torch(path)
-    tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    stored = read_torch(path).tensors
+    tensors = {key.removeprefix("module."): value for key, value in stored.items()}
     if not is_cloome(tensors):
         raise InputError(f"{path}: no weights of CLOOME's ResNet and perceptron")
     stages = [key.split(".")[1] for key in tensors if key.startswith("visual.layer")]

@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,12 +59,13 @@ def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".safetensors":
         tensors = read_safetensors(path)
     else:
-        tensors, checkpoint, _ = read_torch(path)
+        file = read_torch(path)
+        tensors = file.tensors
         with contextlib.suppress(
             KeyError, IndexError, TypeError
         ):  # no checkpoint, or another program's
             objective = check_objective(
-                (checkpoint or {})["optimizer"]["param_groups"][0]["cloob"],
+                file.checkpoint["optimizer"]["param_groups"][0]["cloob"],
                 f"{path}: cloob",
             )
     if all(
@@ -130,10 +131,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     )  # the file begins as its owner's alone
 
 
-def read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, bool]:
-    """The tensors that ``torch.save`` wrote, the (mapped) checkpoint around them, and
-    whether it is TorchScript.
-    """
+class TorchFile(NamedTuple):
+    """What ``torch.save`` or TorchScript wrote."""
+
+    tensors: dict[str, Tensor]
+    checkpoint: dict[str, Any]  # around the tensors; empty without one
+    is_script: bool
+
+
+def read_torch(path: Path) -> TorchFile:
+    """The tensors of a file of torch's, and the (mapped) checkpoint around them."""
     zipped = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         if not zipped and file.read(4) == b"PK\3\4":
@@ -144,20 +151,14 @@ def read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, bo
     records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
         if "constants.pkl" in records:
-            return _copied(lambda: dict(_scripted(_Script(path).load()))), None, True
+            tensors = _copied(lambda: dict(_scripted(_Script(path).load())))
+            return TorchFile(tensors, {}, is_script=True)
         content = _load(path, records)
-        checkpoint = (
-            content if isinstance(content, dict) and "state_dict" in content else None
-        )
-        return (
-            (
-                _copied(lambda: _state(_load(path, records)))
-                if zipped
-                else _state(content)
-            ),
-            checkpoint,
-            False,
-        )
+        tensors = _state(content)
+        if zipped:
+            tensors = _copied(lambda: _state(_load(path, records)))
+        has_more = isinstance(content, dict) and "state_dict" in content
+        return TorchFile(tensors, content if has_more else {}, is_script=False)
 
 
 def _state(content: Any) -> dict[str, Tensor]:

@@ -37,11 +37,12 @@ _PROCESSORS = (
 )
 
 
-def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
+def load(folder: Path) -> DualEncoder:
     """The encoder of a CLIPConfig, by open_clip's ``model_cfg``; defaults are those of
     transformers.
     """
     where = folder / "config.json"
+    config = read_json(where)
     weights, tensors = folder_weights(folder)
     # KEY_dict of older files, which transformers puts over KEY.
     text, image = (

@@ -36,14 +36,17 @@ def without_memory(where: object, config: Mapping[str, Any]) -> Iterator[None]:
 def build(
     config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: object
 ) -> Any:
+    """open_clip's towers without memory, but for the causal mask, which no file
+    holds.
+    """
     library = open_clip()
-    options = {key: value for key, value in config.items() if key != "custom_text"}
+    options = dict(config)
+    make = library.CustomTextCLIP if options.pop("custom_text", False) else library.CLIP
     with without_memory(where, config):
-        model = (library.CustomTextCLIP if config.get("custom_text") else library.CLIP)(
-            **options
-        )
-    for module in model.modules():  # the causal mask, which no file holds
-        if isinstance(mask := getattr(module, "attn_mask", None), Tensor):
+        model = make(**options)
+    for module in model.modules():
+        mask = getattr(module, "attn_mask", None)
+        if isinstance(mask, Tensor):
             module.attn_mask = torch.full(mask.shape, -torch.inf).triu_(1)
     clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
     model.visual.preprocess_cfg = clip | dict(preprocess_cfg)
@@ -52,34 +55,36 @@ def build(
 
 @dataclass(frozen=True)
 class Origin:
-    names: tuple[
-        str, ...
-    ]  # keys of the file; several are joined along their first dimension
-    permute: tuple[int, ...] | None = (
-        None  # the file's dimensions in the weight's order
-    )
-    lead: int = (
-        0  # dimensions of size 1 that the file has in front and the weight has not
-    )
+    """Which tensors of a file make a weight: several are joined along their first
+    dimension.
+    """
+
+    names: tuple[str, ...]
+    # the file's dimensions in the weight's order
+    permute: tuple[int, ...] | None = None
+    # dimensions of size 1 that the file has in front and the weight has not
+    lead: int = 0
+
+    def make(self, tensors: dict[str, Tensor]) -> Tensor:
+        """The weight, from tensors that are taken out, so that their memory is free."""
+        parts = [tensors.pop(name) for name in self.names]
+        value = parts[0] if len(parts) == 1 else torch.cat(parts)
+        value = value.reshape(value.shape[self.lead :])
+        return value if self.permute is None else value.permute(self.permute)
 
 
 def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Origin]:
     """Which weight of a file every weight of a module is, for towers of so many blocks,
     by the family's table.
     """
+    table = json.loads(Path(__file__).with_name(f"{family}.json").read_text("utf-8"))
     plan = {}
-    for key, entry in json.loads(
-        Path(__file__).with_name(f"{family}.json").read_text("utf-8")
-    ).items():
-        part = entry if isinstance(entry, dict) else {"names": [entry]}
-        for i in range(
-            (image_layers if key.startswith("visual.") else text_layers)
-            if "{i}" in key
-            else 1
-        ):
-            plan[key.format(i=i)] = Origin(
-                **part | {"names": tuple(name.format(i=i) for name in part["names"])}
-            )
+    for key, entry in table.items():
+        origin = entry if isinstance(entry, dict) else {"names": [entry]}
+        layers = image_layers if key.startswith("visual.") else text_layers
+        for i in range(layers if "{i}" in key else 1):
+            names = tuple(name.format(i=i) for name in origin["names"])
+            plan[key.format(i=i)] = Origin(**origin | {"names": names})
     return plan
 
 
@@ -96,56 +101,50 @@ def fill(
     """
     state: dict[str, Tensor] = dict(module.state_dict())
     plan = plan or {key: Origin((key,)) for key in state}
-    needed = {name for part in plan.values() for name in part.names}
-    problems = [f"{name} is missing" for name in sorted(needed - tensors.keys())]
-    # Older versions of transformers wrote position_ids, which hold nothing.
-    problems += [
-        f"{n} is unknown"
-        for n in sorted(tensors.keys() - needed)
-        if not n.endswith(".position_ids")
-    ]
-    for key, part in plan.items() if not problems else ():
-        name, weight, shape = (
-            part.names[0],
-            state[key],
-            tuple(tensors[part.names[0]].shape),
-        )
-        values = [tensors.pop(name) for name in part.names]
+    problems = _misnamed(tensors, plan)
+    for key, origin in plan.items() if not problems else ():
+        name = origin.names[0]
+        shape = tuple(tensors[name].shape)
         try:
-            value = values[0] if len(values) == 1 else torch.cat(values)
-            value = value.reshape(value.shape[part.lead :])
-            value = value if part.permute is None else value.permute(part.permute)
-        except RuntimeError as error:
-            problems.append(f"{name} has shape {shape} ({one_line(error, 100)})")
-            continue
-        if value.shape != weight.shape:
-            problems.append(
-                f"{name} has shape {shape}, {tuple(weight.shape)} is expected"
-            )
-        elif value.is_floating_point() != weight.is_floating_point():
-            problems.append(
-                f"{name} has dtype {value.dtype}, {weight.dtype} is expected"
-            )
-        else:
-            dtype = torch.float32 if weight.is_floating_point() else weight.dtype
-            value = value.contiguous()
-            # An array's memory in the middle of a pickle may begin anywhere, and
-            # products would round differently.
-            state[key] = value.to(dtype, copy=value.data_ptr() % _ALIGNED > 0)
-            # Finite, by its extremes: no other tensor of its size is made.
-            if (
-                value.numel()
-                and not torch.isfinite(torch.stack(torch.aminmax(state[key]))).all()
-            ):
-                problems.append(f"{name} holds NaN or infinite values")
-        del value, values  # before the next weight takes its memory
+            state[key] = _fitting(origin.make(tensors), state[key])
+        except (RuntimeError, ValueError) as error:
+            problems.append(f"{name} of shape {shape} {one_line(error, 100)}")
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        extra = len(problems) - _SHOWN
+        ellipsis = f"; and {extra} more" if extra > 0 else ""
         raise InputError(
             f"{path}: its weights do not fit:"
-            f" {printable('; '.join(problems[:_SHOWN]))}{more}"
+            f" {printable('; '.join(problems[:_SHOWN]))}{ellipsis}"
         )
     module.load_state_dict(state, assign=True)
+
+
+def _misnamed(tensors: Mapping[str, Tensor], plan: Mapping[str, Origin]) -> list[str]:
+    needed = {name for origin in plan.values() for name in origin.names}
+    missing = sorted(needed - tensors.keys())
+    unknown = sorted(tensors.keys() - needed)
+    # Older versions of transformers wrote position_ids, which hold nothing.
+    unknown = [name for name in unknown if not name.endswith(".position_ids")]
+    return [f"{name} is missing" for name in missing] + [
+        f"{name} is unknown" for name in unknown
+    ]
+
+
+def _fitting(value: Tensor, weight: Tensor) -> Tensor:
+    """A file's value as the weight that it replaces; ValueError where it cannot be."""
+    if value.shape != weight.shape:
+        raise ValueError(f"does not make {tuple(weight.shape)}")
+    if value.is_floating_point() != weight.is_floating_point():
+        raise ValueError(f"has dtype {value.dtype}, {weight.dtype} is expected")
+    dtype = torch.float32 if weight.is_floating_point() else weight.dtype
+    value = value.contiguous()
+    # An array's memory in the middle of a pickle may begin anywhere, and products would
+    # round differently.
+    value = value.to(dtype, copy=value.data_ptr() % _ALIGNED > 0)
+    # Finite, by its extremes: no other tensor of its size is made.
+    if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+        raise ValueError("holds NaN or infinite values")
+    return value
 
 
 class Towers(nn.Module):
@@ -161,10 +160,10 @@ class Towers(nn.Module):
         heads: Sequence[nn.Module | None] = (None, None),
     ) -> None:
         super().__init__()
-        self.visual, self.text = visual, text
-        self.logit_scale = nn.Parameter(
-            torch.tensor(logit_scale, device="cpu"), requires_grad=False
-        )
+        self.visual = visual
+        self.text = text
+        scale = torch.tensor(logit_scale, device="cpu")
+        self.logit_scale = nn.Parameter(scale, requires_grad=False)
         self.image_head, self.text_head = heads
 
     def encode_image(self, images: Tensor) -> Any:
@@ -180,11 +179,12 @@ def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, 
     """open_clip's ``preprocess_cfg`` of a tower; ``interpolation`` may be ``"lanczos"``
     as well.
     """
-    settings = {
+    return {
         "size": size,
         "mode": "RGB",
         "mean": tuple(mean),
         "std": tuple(std),
         "interpolation": interpolation,
+        "resize_mode": "shortest",
+        "fill_color": 0,
     }
-    return settings | {"resize_mode": "shortest", "fill_color": 0}

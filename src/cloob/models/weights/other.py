@@ -230,46 +230,54 @@ class BertText(nn.Module):
         return self.proj(self.blocks(x, keys=self.text_tokens(tokens))[:, 0])
 
 
-def load(
-    path: Path, config: dict[str, Any] | None = None, gelu: Gelu = "tanh"
+def load_crowsonkb(
+    path: Path, config: dict[str, Any] | None, gelu: Gelu
 ) -> DualEncoder:
-    """The encoder of rinna's folder, or of crowsonkb's pickle, whose configuration is a
-    JSON file next to it.
+    """The encoder of crowsonkb's pickle; its configuration is given or a JSON file next
+    to it.
     """
-    where = path / "config.json" if path.is_dir() else path
-    settings: dict[str, Any] = {"family": "rinna", "config": config}
-    if not path.is_dir():
-        if config is None:
-            files = [
-                file
-                for file in (path.with_suffix(".json"), path.parent / "config.json")
-                if file.is_file()
-            ]
-            if not files:
-                right = (
-                    f"must lie next to it as {path.with_suffix('.json').name} or"
-                    " config.json"
-                )
-                raise InputError(
-                    f"{path}: its configuration {right} (the weights do not hold it)"
-                )
-            where, config = files[0], read_json(files[0])
-        settings = {"family": "crowsonkb", "gelu": gelu, "config": config}
-    encoder = build(path.name if path.is_dir() else path.stem, where, settings)
-    if path.is_dir():
-        weights, tensors = folder_weights(path)
-    else:
-        image, text = read_arrays(path)["params"]
-        parts = [
-            (f"{module}/{name}", data)
-            for module, part in (image | text).items()
-            for name, data in part.items()
-        ]
-        weights, tensors = path, {name: array(data) for name, data in parts}
-        del image, text, parts  # nothing else holds the memory of the arrays
-    blocks = len(encoder.model.text.blocks), len(encoder.model.visual.blocks)
-    fill(encoder.model, weights, tensors, key_map(settings["family"], *blocks))
+    where = path
+    if config is None:
+        beside = path.with_suffix(".json")
+        where = beside if beside.is_file() else path.with_name("config.json")
+        if not where.is_file():
+            raise InputError(
+                f"{path}: its configuration must lie next to it as {beside.name} or"
+                " config.json (the weights do not hold it)"
+            )
+        config = read_json(where)
+    settings = {"family": "crowsonkb", "gelu": gelu, "config": config}
+    encoder = build(path.stem, where, settings)
+    # Nothing else may hold the memory of the arrays.
+    _fill(encoder, "crowsonkb", path, _haiku_tensors(path))
     return encoder
+
+
+def _haiku_tensors(path: Path) -> dict[str, Tensor]:
+    image, text = read_arrays(path)["params"]
+    tensors = {}
+    for module, parts in (image | text).items():
+        for name, data in parts.items():
+            tensors[f"{module}/{name}"] = array(data)
+    return tensors
+
+
+def load_rinna(folder: Path) -> DualEncoder:
+    """The encoder of rinna's folder."""
+    where = folder / "config.json"
+    settings = {"family": "rinna", "config": read_json(where)}
+    encoder = build(folder.name, where, settings)
+    weights, tensors = folder_weights(folder)
+    _fill(encoder, "rinna", weights, tensors)
+    return encoder
+
+
+def _fill(
+    encoder: DualEncoder, family: str, weights: Path, tensors: dict[str, Tensor]
+) -> None:
+    towers = encoder.model
+    plan = key_map(family, len(towers.text.blocks), len(towers.visual.blocks))
+    fill(towers, weights, tensors, plan)
 
 
 def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
@@ -277,69 +285,58 @@ def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
     tokenizer lies in the folder.
     """
     config = settings["config"]
-    crowsonkb = settings["family"] == "crowsonkb"
     with without_memory(where, config):
-        if crowsonkb:
-            image, text, embed_dim = (
-                config["image_encoder"],
-                config["text_encoder"],
-                config["d_embed"],
-            )
-            pixels = preprocess(
-                image["image_size"],
-                image["normalize"]["mean"],
-                image["normalize"]["std"],
-                "lanczos",
-            )
-            width, gelu = image["d_model"], settings["gelu"]
-            blocks = make_blocks(image, width, 1e-5, norm_first=True, gelu=gelu)
-            visual = ImageTower(
-                pixels, image["patch_size"], blocks, width, embed_dim, None
-            )
-            length, inv_tau = text["text_size"], config["inv_tau"]
-            towers = Towers(visual, HaikuText(text, embed_dim, gelu), math.log(inv_tau))
+        if settings["family"] == "crowsonkb":
+            text = config["text_encoder"]
+            embed_dim = config["d_embed"]
+            length = text["text_size"]
+            inv_tau = config["inv_tau"]
+            visual = _haiku_image(config["image_encoder"], embed_dim, settings["gelu"])
+            words: nn.Module = HaikuText(text, embed_dim, settings["gelu"])
         else:
-            image, text, embed_dim = (
-                config["vision_config"],
-                config["text_config"],
-                config["projection_dim"],
-            )
-            pixels = preprocess(
-                image.get("image_size", 224), CLIP_MEAN, CLIP_STD, "bilinear"
-            )
-            width, eps = (
-                image.get("hidden_size", 768),
-                image.get("layer_norm_eps", 1e-12),
-            )
-            blocks = make_blocks(image, width, eps, norm_first=True, gelu="exact")
-            visual = ImageTower(
-                pixels,
-                image.get("patch_size", 16),
-                blocks,
-                width,
-                embed_dim,
-                nn.LayerNorm(width, eps),
-            )
-            length, inv_tau = _RINNA_LENGTH, config["init_inv_tau"]
-            towers = Towers(visual, BertText(text, embed_dim), math.log(inv_tau))
-    if crowsonkb:
-        specials = "<|startoftext|>", "<|endoftext|>"
-        tokenizer: Tokenizer = clip_tokenizer(
-            where, text["vocab_size"], length, specials, "kept"
-        )
-    elif (pieces := where.parent / RinnaTokenizer.FILE).is_file():
-        tokenizer = RinnaTokenizer(pieces, length)
+            text = config["text_config"]
+            embed_dim = config["projection_dim"]
+            length = _RINNA_LENGTH
+            inv_tau = config["init_inv_tau"]
+            visual = _rinna_image(config["vision_config"], embed_dim)
+            words = BertText(text, embed_dim)
+        towers = Towers(visual, words, math.log(inv_tau))
+    if settings["family"] == "crowsonkb":
+        specials = ("<|startoftext|>", "<|endoftext|>")
+        vocabulary = text["vocab_size"]
+        tokenizer = clip_tokenizer(where, vocabulary, length, specials, "kept")
     else:
-        right = (
-            "spiece.model of rinna/japanese-roberta-base must lie here for texts; give"
-            " tokens, or copy it"
-        )
-        tokenizer = NoTokenizer(f"{where.parent}: {right}")
+        tokenizer = _rinna_tokenizer(where.parent)
+    built = EncoderConfig("towers", embed_dim, length, settings)
     objective = cloob_objective(inv_tau, config["scale_hopfield"], "unit")
-    return DualEncoder(
-        name,
-        towers,
-        tokenizer,
-        EncoderConfig("towers", embed_dim, length, settings),
-        objective,
+    return DualEncoder(name, towers, tokenizer, built, objective)
+
+
+def _haiku_image(config: dict[str, Any], embed_dim: int, gelu: Gelu) -> ImageTower:
+    colours = config["normalize"]
+    size = config["image_size"]
+    pixels = preprocess(size, colours["mean"], colours["std"], "lanczos")
+    width = config["d_model"]
+    blocks = make_blocks(config, width, 1e-5, norm_first=True, gelu=gelu)
+    return ImageTower(pixels, config["patch_size"], blocks, width, embed_dim, None)
+
+
+def _rinna_image(config: dict[str, Any], embed_dim: int) -> ImageTower:
+    size = config.get("image_size", 224)
+    pixels = preprocess(size, CLIP_MEAN, CLIP_STD, "bilinear")
+    width = config.get("hidden_size", 768)
+    eps = config.get("layer_norm_eps", 1e-12)
+    patch = config.get("patch_size", 16)
+    blocks = make_blocks(config, width, eps, norm_first=True, gelu="exact")
+    norm = nn.LayerNorm(width, eps)
+    return ImageTower(pixels, patch, blocks, width, embed_dim, norm)
+
+
+def _rinna_tokenizer(folder: Path) -> Tokenizer:
+    pieces = folder / RinnaTokenizer.FILE
+    if pieces.is_file():
+        return RinnaTokenizer(pieces, _RINNA_LENGTH)
+    return NoTokenizer(
+        f"{folder}: spiece.model of rinna/japanese-roberta-base must lie here for"
+        " texts; give tokens, or copy it"
     )

@@ -21,12 +21,13 @@ from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
 from cloob.models.weights.cloome import is_cloome
-from cloob.models.weights.containers import read_torch
+from cloob.models.weights.containers import TorchFile, read_torch
 from cloob.models.weights.keymap import Origin, build, fill
 from cloob.objective import ContrastiveObjective
 
 logger = logging.getLogger(__name__)
 
+# ml-jku's own configurations, whose heads are 64 wide
 _PUBLISHED = (
     "RN50.json",
     "RN50x4.json",
@@ -34,152 +35,141 @@ _PUBLISHED = (
     "ViT-B-32.json",
     "ViT-B-16.json",
 )
-_SIZES = ("input_resolution", "context_length", "vocab_size")
+_SIZES = {"input_resolution", "context_length", "vocab_size"}
+_HALF = {torch.float16, torch.float32}  # as OpenAI's convert_weights leaves them
 
 
 def load(path: Path, create: Callable[[str], DualEncoder]) -> DualEncoder:
-    """The encoder in a file; ``create`` makes open_clip's towers with it, where their
-    name is known.
+    """The encoder in a file; ``create`` makes open_clip's towers with it, by their
+    name.
     """
-    tensors, checkpoint, scripted = read_torch(path)
-    names = {
-        key.removeprefix("module."): key for key in tensors
-    }  # of training over several GPUs
-    if is_cloome(names):
+    file = read_torch(path)
+    # Training over several GPUs puts "module." in front.
+    keys = {key.removeprefix("module."): key for key in file.tensors}
+    if is_cloome(keys):
         raise InputError(
             f"{path}: CLOOME's weights, of cells and molecules:"
             " cloob.models.weights.cloome.load_cloome reads them"
         )
-    if checkpoint and ("logit_inv_tau" in names or "logit_scale" not in names):
-        return _ml_jku(path, tensors, names, checkpoint)
-    sizes = scripted or bool(tensors.keys() & set(_SIZES))
-    why = (
-        ""
-        if "text_projection" in tensors
-        else "a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
-    )
-    if checkpoint or (
-        not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}
-    ):
-        place = path.absolute()
-        params = place.parents[1] / "params.txt"  # of open_clip_train
-        text = (
-            params.read_text(encoding="utf-8")
-            if params.is_file()
-            else f"model: {place.parent.name}"
+    is_checkpoint = bool(file.checkpoint)
+    if is_checkpoint and ("logit_inv_tau" in keys or "logit_scale" not in keys):
+        return _ml_jku(path, file, keys)
+    has_sizes = file.is_script or not _SIZES.isdisjoint(file.tensors)
+    has_name_of_open_clip = path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}
+    if is_checkpoint or (has_name_of_open_clip and not has_sizes):
+        return create(_name_of_towers(path))
+    if "text_projection" not in file.tensors:
+        raise InputError(
+            f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
         )
-        match = re.search(r"^model: (.+)$", text, re.MULTILINE)
-        name = (match[1] if match else place.parent.name).replace("/", "-")
-        if name in known_models():
-            return create(name)
-        right = (
-            "open_clip_config.json, or from within its folder NAME/FILE"
+    if not has_sizes and {tensor.dtype for tensor in file.tensors.values()} != _HALF:
+        logger.warning(
+            "%s: taken for OpenAI's weights: QuickGELU and heads of 64; if they are"
+            " open_clip's, give NAME/FILE (such as ViT-B-32/%s)",
+            path,
+            path.name,
+        )
+    return _openai(path, file.tensors)
+
+
+def _name_of_towers(path: Path) -> str:
+    """The name of a checkpoint's towers: of open_clip_train's params.txt, or of its
+    folder.
+    """
+    path = path.absolute()
+    name = path.parent.name
+    params = path.parents[1] / "params.txt"
+    if params.is_file():
+        text = params.read_text(encoding="utf-8")
+        found = re.search(r"^model: (.+)$", text, re.MULTILINE)
+        name = found[1].replace("/", "-") if found else name
+    if name not in known_models():
+        raise InputError(
+            f"{path}: open_clip's weights, which do not say their towers; give the"
+            " folder with open_clip_config.json, or from within its folder NAME/FILE"
             f" (ViT-B-32/{path.name})"
         )
-        why = (
-            "open_clip's weights, which do not say their towers; give the folder with"
-            f" {right}"
-        )
-    if why:
-        raise InputError(f"{path}: {why}")
-    if not sizes and {tensor.dtype for tensor in tensors.values()} != {
-        torch.float16,
-        torch.float32,
-    }:
-        message = (
-            "taken for OpenAI's weights: QuickGELU and heads of 64; if they are"
-            " open_clip's, give NAME/FILE"
-        )
-        logger.warning("%s: %s (such as ViT-B-32/%s)", path, message, path.name)
-    for key in _SIZES:
-        tensors.pop(key, None)
-    encoder = _encoder(
-        path, _config(tensors), ("<|startoftext|>", "<|endoftext|>"), "kept"
-    )
-    fill(encoder.model, path, tensors)
-    inv_tau = float(encoder.model.logit_scale.double().exp())
-    encoder.objective_config = ContrastiveObjective.clip(
-        inv_tau=min(inv_tau, 100.0)
-    ).config()
+    return name
+
+
+def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
+    weights = {key: value for key, value in tensors.items() if key not in _SIZES}
+    specials = ("<|startoftext|>", "<|endoftext|>")
+    encoder = _encoder(path, _config(weights), specials, "kept")
+    fill(encoder.model, path, weights)
+    inv_tau = min(float(encoder.model.logit_scale.double().exp()), 100.0)
+    encoder.objective_config = ContrastiveObjective.clip(inv_tau=inv_tau).config()
     return encoder
 
 
-def _ml_jku(
-    path: Path,
-    tensors: dict[str, Tensor],
-    names: dict[str, str],
-    checkpoint: dict[str, Any],
-) -> DualEncoder:
-    stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
-    beta = None if stored is None else float(stored.double().exp())
-    ours = {"logit_inv_tau": "logit_scale"}
-    keys = {
-        ours.get(name, name.removeprefix("transformer.")): key
-        for name, key in names.items()
-    }
-    config = _config({name: tensors[key] for name, key in keys.items()})
-    if (
-        named := checkpoint.get("model_config_file")
-    ) not in _PUBLISHED:  # the file may hold the heads
-        files = (
-            [named]
-            if named is not None
-            else [f"{path.stem}.json", f"{checkpoint.get('name')}.json"]
-        )
-        places = [path.parent / Path(file).name for file in files]
-        chosen = next(
-            (place for place in places if named is not None or place.is_file()), None
-        )
-        heads = int(read_json(chosen).get("transformer_heads", 0)) if chosen else 0
-        config["text_cfg"]["heads"] = heads or config["text_cfg"]["heads"]
+def _ml_jku(path: Path, file: TorchFile, keys: dict[str, str]) -> DualEncoder:
+    """``keys``: the file's key by the name without "module."."""
+    tensors = file.tensors
+    log_beta = tensors.pop(keys.pop("logit_scale_hopfield", ""), None)
+    beta = None if log_beta is None else float(log_beta.double().exp())
+    origins = {name.removeprefix("transformer."): key for name, key in keys.items()}
+    if "logit_inv_tau" in origins:
+        origins["logit_scale"] = origins.pop("logit_inv_tau")
+    config = _config({name: tensors[key] for name, key in origins.items()})
+    heads = _stored_heads(path, file.checkpoint)
+    if heads:
+        config["text_cfg"]["heads"] = heads
     encoder = _encoder(path, config, SPECIALS, "cut")
-    fill(
-        encoder.model,
-        path,
-        tensors,
-        {name: Origin((keys.get(name, name),)) for name in encoder.model.state_dict()},
-    )
-    encoder.objective_config = cloob_objective(
-        float(encoder.model.logit_scale.double().exp()), beta, "paper"
-    )
+    names = encoder.model.state_dict()
+    plan = {name: Origin((origins.get(name, name),)) for name in names}
+    fill(encoder.model, path, tensors, plan)
+    inv_tau = float(encoder.model.logit_scale.double().exp())
+    encoder.objective_config = cloob_objective(inv_tau, beta, "paper")
     return encoder
+
+
+def _stored_heads(path: Path, checkpoint: Mapping[str, Any]) -> int:
+    """The heads of the text tower, by the configuration that a checkpoint names or that
+    has a name of it; 0 for none.
+    """
+    named = checkpoint.get("model_config_file")
+    if named in _PUBLISHED:
+        return 0
+    if named is not None:
+        files = [path.with_name(Path(named).name)]
+    else:
+        names = (f"{path.stem}.json", Path(f"{checkpoint.get('name')}.json").name)
+        files = [path.with_name(name) for name in names]
+        files = [file for file in files if file.is_file()]
+    return int(read_json(files[0]).get("transformer_heads", 0)) if files else 0
 
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """open_clip's ``model_cfg``, from the shapes of weights under its names."""
-    names = "\n".join(tensors)
+
+    def count(blocks: str) -> int:
+        matches = (re.match(rf"{blocks}\.(\d+)\.", name) for name in tensors)
+        return len({match[1] for match in matches if match})
+
     vocabulary, width = tensors["token_embedding.weight"].shape
     text = {
         "context_length": len(tensors["positional_embedding"]),
         "vocab_size": vocabulary,
         "width": width,
         "heads": width // 64,
-        "layers": len(
-            set(re.findall(r"^transformer\.resblocks\.(\d+)\.", names, re.MULTILINE))
-        ),
+        "layers": count(r"transformer\.resblocks"),
     }
+    vision: dict[str, Any]
     if "visual.proj" in tensors:
         wide, _, patch, _ = tensors["visual.conv1.weight"].shape
         cells = len(tensors["visual.positional_embedding"])
-        layers: Any = len(
-            set(
-                re.findall(
-                    r"^visual\.transformer\.resblocks\.(\d+)\.", names, re.MULTILINE
-                )
-            )
-        )
+        layers = count(r"visual\.transformer\.resblocks")
+        vision = {"layers": layers, "width": wide, "patch_size": patch}
     else:
-        wide, patch = len(tensors["visual.layer1.0.conv1.weight"]), None
+        wide = len(tensors["visual.layer1.0.conv1.weight"])
         cells = len(tensors["visual.attnpool.positional_embedding"])
-        stages = (rf"^visual\.layer{stage}\.(\d+)\." for stage in (1, 2, 3, 4))
-        layers = [len(set(re.findall(stage, names, re.MULTILINE))) for stage in stages]
-    side = (patch or 32) * math.isqrt(cells - 1)
-    vision = {"image_size": side, "layers": layers, "width": wide, "patch_size": patch}
-    embed_dim = tensors["text_projection"].shape[1]
+        stages = [count(rf"visual\.layer{stage}") for stage in (1, 2, 3, 4)]
+        vision = {"layers": stages, "width": wide, "patch_size": None}
+    side = (vision["patch_size"] or 32) * math.isqrt(cells - 1)
     return {
-        "embed_dim": embed_dim,
+        "embed_dim": tensors["text_projection"].shape[1],
         "quick_gelu": True,
-        "vision_cfg": vision,
+        "vision_cfg": {"image_size": side, **vision},
         "text_cfg": text,
     }
 
@@ -187,15 +177,15 @@ def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _encoder(
     path: Path, config: dict[str, Any], specials: tuple[str, str], ending: Ending
 ) -> DualEncoder:
+    """The encoder without its weights."""
     text = config["text_cfg"]
     if not text["heads"]:
-        right = f"put its configuration next to it as {path.stem}.json"
         raise InputError(
-            f"{path}: does not hold the number of heads of its text tower; {right}"
+            f"{path}: does not hold the number of heads of its text tower; put its"
+            f" configuration next to it as {path.stem}.json"
         )
-    tokenizer = clip_tokenizer(
-        path, text["vocab_size"], text["context_length"], specials, ending
-    )
-    return DualEncoder(
-        path.stem, build(config, {}, path), tokenizer, EncoderConfig.open_clip(config)
-    )
+    vocabulary = text["vocab_size"]
+    length = text["context_length"]
+    tokenizer = clip_tokenizer(path, vocabulary, length, specials, ending)
+    built = EncoderConfig.open_clip(config)
+    return DualEncoder(path.stem, build(config, {}, path), tokenizer, built)
