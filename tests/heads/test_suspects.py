@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import cloob
 from cloob.errors import InputError
-from cloob.heads.arrays import pairs_of
 from cloob.heads.cleaning import suspicious_pairs, without
+from cloob.heads.matrix import pairs_of
 from cloob.heads.suspects import suspicion
 from cloob.heads.wrong_share import estimate_wrong_share, falling
 from support import raises
@@ -248,10 +248,10 @@ def test_matrices_of_every_kind():
 
 def test_what_cannot_be_judged_is_one_line():
     a, b = views(12)
-    raises(InputError, "as many rows", cloob.suspects, a, b[:7])
+    raises(InputError, "a has 12 rows, b has 7", cloob.suspects, a, b[:7])
     bad = b.index_fill(0, torch.tensor([3]), torch.nan)
-    raises(InputError, "b: row 3 holds NaN", cloob.suspects, a, bad)
-    raises(InputError, "a: row 0 holds", cloob.suspects, a * 1e300, b)
+    raises(InputError, "such as b row 3: holds NaN", cloob.suspects, a, bad)
+    raises(InputError, "such as a row 0: holds", cloob.suspects, a * 1e300, b)
     few = [0, 1, 2] * 4
     raises(InputError, "3 distinct ids in 5 folds", cloob.suspects, a, b, few)
     one = [7] * 12
@@ -259,7 +259,7 @@ def test_what_cannot_be_judged_is_one_line():
     raises(InputError, "a is complex128", cloob.suspects, a.numpy() * 1j, b)
     words = np.array([["x"]] * 12, object)
     raises(InputError, "a holds what is no number", cloob.suspects, words, b)
-    raises(InputError, "0 distinct ids", cloob.suspects, a[:0], b[:0].numpy())
+    raises(InputError, "a has 0 rows", cloob.suspects, a[:0], b[:0].numpy())
 
 
 @quick

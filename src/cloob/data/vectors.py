@@ -317,7 +317,7 @@ def equal_rows(name: str, a: Matrix, b: Matrix, rows: np.ndarray) -> np.ndarray:
     places = np.arange(len(rows))
     columns = [row_digests(a)[rows[:, 0]], row_digests(b)[rows[:, 1]]]
     columns.sort(key=_n_distinct, reverse=True)
-    if _n_distinct(columns[1]) == len(rows):
+    if not len(rows) or _n_distinct(columns[1]) == len(rows):
         return places
     for chosen in (columns, columns[:1]):
         first = linked(places, *chosen)

@@ -26,8 +26,9 @@ from cloob.data.matrices import Side, refuse_shared
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.functional.bootstrap import bootstrap_interval
-from cloob.heads.arrays import fit_heads, pairs_of
+from cloob.heads.arrays import fit_heads
 from cloob.heads.fitted import recalls_of_ids
+from cloob.heads.matrix import pairs_of
 from cloob.heads.settings import HeadSettings
 from cloob.models.aligned.model import VectorEncoder
 from cloob.models.folder import save_model

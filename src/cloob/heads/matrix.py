@@ -1,13 +1,103 @@
-"""A matrix of numbers, whatever holds it."""
+"""Matrices in memory, whatever holds them, and the pairs of their rows."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from cloob.errors import InputError
+from cloob.data.matrices import not_negative
+from cloob.data.vectors import VectorPairs, usable_pairs
+from cloob.errors import InputError, counted
+from cloob.functional.ids import id_digest
+
+MISSING = ("None", "nan", "NaT", "<NA>")
+
+
+def pairs_of(
+    a: Any,
+    b: Any,
+    ids: Any = None,
+    groups: Any = None,
+    weights: Any = None,
+    names: tuple[str, str] = ("a", "b"),
+) -> VectorPairs:
+    """The pairs of two matrices; InputError for a row that cannot be used."""
+    a, b = as_matrix(names[0], a), as_matrix(names[1], b)
+    n = a.shape[0]
+    if b.shape[0] != n or not n:
+        raise InputError(
+            f"{names[0]} has {n:,} rows, {names[1]} has {b.shape[0]:,}; row i of one"
+            " belongs to row i of the other"
+        )
+    labels = None if ids is None else texts_of("ids", ids, n)
+    pairs = usable_pairs(names, " and ".join(names), a, b, labels)
+    if pairs.skipped:
+        first = pairs.skipped[0]
+        raise InputError(
+            f"{pairs.name}: {counted(len(pairs.skipped), 'rows')} of {n:,} cannot be"
+            f" used, such as {first.key}: {first.detail}"
+        )
+    if groups is not None:
+        digests = [id_digest(text) for text in texts_of("groups", groups, n)]
+        pairs = dataclasses.replace(pairs, groups=np.array(digests))
+    if weights is not None:
+        numbers = weights_of("weights", weights, n)
+        pairs = dataclasses.replace(pairs, weights=numbers)
+    return pairs
+
+
+def split(pairs: VectorPairs, share: float) -> tuple[VectorPairs, VectorPairs]:
+    """The training pairs, and those of a share of the ids or groups."""
+    if not 0 < share < 1:
+        raise InputError(f"val_split is {share}; it must be a share below 1, or 0")
+    n = len(np.unique(pairs.units()))
+    if n < 4:
+        kind = "ids" if pairs.groups is None else "groups"
+        raise InputError(
+            f"{pairs.name}: {counted(n, kind)}; 2 to train on and 2 to hold out are"
+            " needed"
+        )
+    return pairs.split(share)
+
+
+def texts_of(name: str, values: Iterable[Any], n: int) -> list[str]:
+    """Ids or groups as texts; InputError where one is missing."""
+    values = values.tolist() if isinstance(values, Tensor) else list(values)
+    if len(values) != n:
+        raise InputError(f"{name} has {len(values):,} entries for {n:,} rows")
+    texts = [str(value) for value in values]
+    missing = [
+        row
+        for row, text in enumerate(texts)
+        if not text or (text in MISSING and not isinstance(values[row], str))
+    ]
+    if missing:
+        raise InputError(
+            f"{name}: row {missing[0]} has none; give every row one, a unique one where"
+            " it is unknown"
+        )
+    return texts
+
+
+def weights_of(name: str, values: Any, n: int) -> np.ndarray:
+    """(N,) float64 weights of 0 or more."""
+    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    try:
+        weights = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: a number for every row is expected") from None
+    if weights.shape != (n,):
+        raise InputError(f"{name} has shape {weights.shape}; ({n},) is expected")
+    not_negative(name, weights)
+    if not (weights > 0).sum() > 1:
+        raise InputError(
+            f"{name}: fewer than two weights are not zero; nothing can be learned"
+        )
+    return weights
 
 
 def as_matrix(name: str, rows: Any) -> Any:
@@ -19,18 +109,9 @@ def as_matrix(name: str, rows: Any) -> Any:
         rows: A tensor, an array of any byte order, strides or type (objects that are
             numbers, too), a list, a data frame, a table of Arrow, or a sparse matrix.
     """
-    if isinstance(rows, Tensor):
-        rows = rows.detach().cpu()
-        is_half = rows.is_floating_point() and rows.element_size() == 2
-        rows = (rows.float() if is_half else rows).numpy()
     if hasattr(rows, "toarray"):
         return rows.tocsr()
-    rows = np.asarray(rows)
-    if rows.dtype.kind == "O":
-        try:
-            rows = rows.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{name} holds what is no number: {error}") from None
+    rows = as_array(name, rows)
     if rows.ndim == 1:
         rows = rows.reshape(-1, 1)
     if rows.ndim != 2 or rows.dtype.kind not in "biuf":
@@ -40,3 +121,18 @@ def as_matrix(name: str, rows: Any) -> Any:
         )
     native = rows.dtype.newbyteorder("=")
     return rows if rows.dtype == native else rows.astype(native)
+
+
+def as_array(name: str, rows: Any) -> np.ndarray:
+    """An array of what is no sparse matrix; bfloat16 becomes float32."""
+    if isinstance(rows, Tensor):
+        rows = rows.detach().cpu()
+        is_half = rows.is_floating_point() and rows.element_size() == 2
+        rows = (rows.float() if is_half else rows).numpy()
+    array: np.ndarray = np.asarray(rows)
+    if array.dtype.kind != "O":
+        return array
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} holds what is no number: {error}") from None

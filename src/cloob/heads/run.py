@@ -34,7 +34,6 @@ from cloob.data.source import (
 from cloob.data.vectors import VectorPairs, open_vector_pairs
 from cloob.errors import InputError, counted
 from cloob.files import whole_folder, write_whole
-from cloob.heads import arrays
 from cloob.heads.choose import choose
 from cloob.heads.cleaning import LeftOut, suspicious_pairs, without
 from cloob.heads.config import HeadsConfig, check_config, read_config
@@ -42,6 +41,7 @@ from cloob.heads.features import embedded, first_captions, open_encoders
 from cloob.heads.fitted import FittedHeads
 from cloob.heads.head import Heads
 from cloob.heads.ledger import Ledger, open_ledger
+from cloob.heads.matrix import split as split_pairs
 from cloob.heads.settings import USUAL_SCALES
 from cloob.lock import lock_run_folder
 from cloob.models import runs
@@ -228,7 +228,7 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
         return pairs, held_out
     if not config.held_out_share:
         return pairs, None
-    return arrays.split(pairs, config.held_out_share)
+    return split_pairs(pairs, config.held_out_share)
 
 
 def check_usable(config: HeadsConfig, pairs: VectorPairs) -> None:

@@ -42,7 +42,7 @@ from cloob.functional.cca import (
     canonical_directions,
 )
 from cloob.functional.checks import check_ids
-from cloob.heads.matrix import as_matrix
+from cloob.heads.matrix import pairs_of
 from cloob.heads.wrong_share import WrongShare, estimate_wrong_share
 
 FOLDS = 5
@@ -52,8 +52,7 @@ NEAREST = 10
 CANDIDATES = 10_000
 MAX_LISTED = 512  # nearest rows that are kept at most
 BLOCK = 1024  # rows at a time
-DRAWS = 4  # known wrong pairs for every given one
-MAX_STEPS = 1000  # rows that are tried as a partner
+DRAWS = 4  # known wrong pairs for every given one, nearly
 N_JUDGED = 200  # given pairs that choose the ridge, if there are as many
 TERM_WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of the neighbours' terms
 MAX_NUMBERS = 1 << 23  # that are gathered at a time
@@ -89,8 +88,8 @@ def suspects(a: Any, b: Any, ids: Any = None, *, probability: bool = False) -> T
     Args:
         a: (n, F_a) finite numbers: a tensor, an array, a sparse matrix or a data frame.
         b: (n, F_b) finite numbers; row i belongs to row i of a, or is suspected not to.
-        ids: (n,) integers (``cloob.ids`` makes them of texts); pairs of equal id are
-            judged together, by the others.
+        ids: (n,) integers or texts; pairs of equal id are judged together, by the
+            others. None: equal rows of a side are of one id.
         probability: Return the probability that a pair is wrong instead, estimated from
             all scores (``cloob.heads.wrong_share``). It falls as the score rises.
 
@@ -110,24 +109,10 @@ def suspects(a: Any, b: Any, ids: Any = None, *, probability: bool = False) -> T
         >>> sorted(cloob.suspects(a, b).argsort()[:2].tolist())
         [3, 4]
     """
-    result = suspicion(dense_rows("a", a), dense_rows("b", b), ids)
+    pairs = pairs_of(a, b, ids)
+    x, y, numbers = pairs.batch(np.arange(len(pairs)))
+    result = suspicion(x, y, numbers)
     return result.wrong.probability if probability else result.scores
-
-
-def dense_rows(name: str, rows: Any) -> Tensor:
-    """Rows of anything that holds numbers; what float32 cannot hold is refused."""
-    matrix = as_matrix(name, rows)
-    matrix = matrix.toarray() if hasattr(matrix, "toarray") else matrix
-    dtype = np.float32 if matrix.dtype == np.float32 else np.float64
-    dense = torch.from_numpy(np.require(matrix, dtype, ["C", "W"]))
-    is_bad = ~dense.float().isfinite().all(1)
-    if is_bad.any():
-        row = int(is_bad.int().argmax())
-        raise InputError(
-            f"{name}: row {row} holds NaN, infinity or a number that float32 cannot"
-            " hold"
-        )
-    return dense
 
 
 @torch.no_grad()
@@ -264,29 +249,17 @@ def centred(rows: Tensor, order: Tensor) -> Tensor:
 
 
 def draw_known_wrong(pairs: Pairs) -> Match:
-    """Pairs that are known to be wrong, some for every row.
-
-    A draw puts the rows in random order; a row's partner is the next one that differs
-    from it in id and in the numbers of both sides.
+    """Pairs that are known to be wrong: rows in random order, where they differ from
+    the row opposite in id and in the numbers of both sides; several draws.
     """
     n = len(pairs.group)
     generator = torch.Generator().manual_seed(0)
-    of_a, of_b = [], []
-    for _ in range(DRAWS):
-        order = torch.randperm(n, generator=generator)
-        place = order.argsort()
-        waiting = torch.arange(n)
-        for step in range(1, min(n, MAX_STEPS)):
-            candidate = order[(place[waiting] + step) % n]
-            differs = torch.ones(len(waiting), dtype=torch.bool)
-            for key in (pairs.group, pairs.digest_a, pairs.digest_b):
-                differs &= key[candidate] != key[waiting]
-            of_a.append(waiting[differs])
-            of_b.append(candidate[differs])
-            waiting = waiting[~differs]
-            if not len(waiting):
-                break
-    return Match(torch.cat(of_a), torch.cat(of_b))
+    of_a = torch.arange(n).repeat(DRAWS)
+    of_b = torch.cat([torch.randperm(n, generator=generator) for _ in range(DRAWS)])
+    differs = torch.ones(len(of_a), dtype=torch.bool)
+    for key in (pairs.group, pairs.digest_a, pairs.digest_b):
+        differs &= key[of_a] != key[of_b]
+    return Match(of_a[differs], of_b[differs])
 
 
 # --- scores ---
