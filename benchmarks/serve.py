@@ -4,8 +4,8 @@
 
 Each client sends one query after the other, without a pause: three of five are words
 (half of them are four words drawn anew, so that the model runs), one is more like this,
-one a thumbnail. An index of vectors alone, as of `cloob index --vectors`, has no
-thumbnails: there one of four is more like this. The server is another process of this
+one a thumbnail. Where the files are gone, there are no
+thumbnails, and one of four is more like this. The server is another process of this
 machine; the clients are one process (aiohttp), which takes part of a core."""
 
 from __future__ import annotations

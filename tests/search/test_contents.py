@@ -100,11 +100,11 @@ def test_the_command_prunes(tmp_path, capsys, monkeypatch):
     assert cli.main(words) == 0
     (pictures / "red-0.png").unlink()
     assert cli.main([*words, "--prune"]) == 0
-    assert "0 contents that no path names were forgotten" in capsys.readouterr().err
+    assert "forgotten: 0 contents that no path names" in capsys.readouterr().err
     later = time.time() + 40 * DAY
     monkeypatch.setattr("time.time", lambda: later)
     assert cli.main([*words, "--prune"]) == 0
-    assert "1 content that no path names was forgotten" in capsys.readouterr().err
+    assert "forgotten: 1 content that no path names" in capsys.readouterr().err
 
 
 def test_a_folder_that_held_pictures_and_is_empty_is_kept_and_said(tmp_path, index):

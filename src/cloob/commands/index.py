@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 import cloob
 from cloob.commands.console import (
     DecodeOptions,
+    check_range,
     check_there,
     progress,
     say,
     say_next,
 )
 from cloob.commands.options import Positional, arg
-from cloob.errors import InputError, printable
+from cloob.errors import InputError, counted, printable
 from cloob.machine import decoders
 from cloob.models.source import check_source
 
@@ -104,15 +105,8 @@ def check_options(options: Options) -> None:
         raise InputError("--out is missing; it names the index (cloob index --help)")
     if options.anew and not (options.sources and options.model):
         raise InputError("--anew needs SRC and --model")
-    megapixels = options.max_megapixels
-    if megapixels is not None and not 0.001 <= megapixels <= 100_000:
-        raise InputError(
-            f"--max-megapixels is {megapixels}; it must be 0.001 to 100,000"
-        )
-    if not 1 <= options.batch_size <= 2**20:
-        raise InputError(
-            f"--batch-size is {options.batch_size}; it must be 1 to 1,048,576"
-        )
+    check_range("--max-megapixels", options.max_megapixels, 0.001, 100_000)
+    check_range("--batch-size", options.batch_size, 1, 2**20)
     if options.faults:
         refuse_with_faults(options)
     if options.model is not None:
@@ -194,20 +188,13 @@ def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int
     for source, why in summary.refused.items():
         say(f"{printable(source)}: {printable(why)}")
     if options.prune:
-        say_forgotten(index.store.prune())
+        say(f"forgotten: {counted(index.store.prune(), 'contents')} that no path names")
     models = "".join(f", {printable(model.name)}" for model in index.models)
     print(f"{address}: {len(index):,} pictures{models}; {summary_line(summary)}")
     failed = bool(summary.refused or summary.unread or not count_changes(summary))
     if then and len(index) and models and not failed:
         say_next(["search", address, "something red"])
     return 1 if failed else 0
-
-
-def say_forgotten(count: int) -> None:
-    if count == 1:
-        say("1 content that no path names was forgotten")
-    else:
-        say(f"{count:,} contents that no path names were forgotten")
 
 
 def update_options(options: Options) -> UpdateOptions:

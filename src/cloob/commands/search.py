@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cloob
-from cloob.commands.console import DeviceOptions, Positional, arg, parse, say
+from cloob.commands.console import (
+    DeviceOptions,
+    Positional,
+    arg,
+    check_range,
+    parse,
+    say,
+)
 from cloob.commands.index import check_index
 from cloob.errors import InputError, counted, printable
 from cloob.search.records import Hit, Item, Results
@@ -100,8 +107,7 @@ def check_options(options: Options) -> None:
             'nothing to search for: give words ("a red bird"), a picture, --like ID or'
             " --where"
         )
-    if not 1 <= options.top <= MOST_HITS:
-        raise InputError(f"--top is {options.top}; it must be 1 to {MOST_HITS:,}")
+    check_range("--top", options.top, 1, MOST_HITS)
     check_cutoff(options)
     if options.null and not options.paths:
         raise InputError("--null needs --paths")

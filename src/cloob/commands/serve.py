@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
 
 import cloob
-from cloob.commands.console import Positional, arg, say, say_next
+from cloob.commands.console import Positional, arg, check_range, say, say_next
 from cloob.commands.index import check_index
 from cloob.errors import InputError, printable, require
 from cloob.machine import processors
@@ -130,12 +130,8 @@ def limit_threads() -> None:
 
 def check(options: Options) -> None:
     """Refuses options that are out of range or exclude each other."""
-    if not 0 <= options.port <= 65535:
-        raise InputError(f"--port is {options.port}; it must be 0 to 65535")
-    if options.update is not None and not 1 <= options.update <= _MAX_UPDATE_SECONDS:
-        raise InputError(
-            f"--update is {options.update}; it must be 1 to {_MAX_UPDATE_SECONDS:,}"
-        )
+    check_range("--port", options.port, 0, 65535)
+    check_range("--update", options.update, 1, _MAX_UPDATE_SECONDS)
     given = {
         "--token": options.token is not None,
         "--token-file": options.token_file is not None,

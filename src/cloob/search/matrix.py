@@ -131,7 +131,8 @@ class Matrix:
         with self._database.using() as connection, connection:
             connection.execute("BEGIN")
             state, saved = self._file(connection)
-            n_new = sum(len(page.contents) for page in self._pages(connection, state))
+            count = "SELECT count(*) FROM cloob_vectors WHERE id > ? AND model = ?"
+            (n_new,) = connection.execute(count, (state.last, self._model)).fetchone()
             if n_new > len(saved.contents) // _FEW_PART:
                 with contextlib.suppress(OSError):  # no room: the database has the rows
                     self._write(connection)
