@@ -39,35 +39,34 @@ def work(made, tmp_path):
     return tmp_path
 
 
+def results_in(out):
+    return json.loads((Path(out) / "results.json").read_text(encoding="utf-8"))
+
+
+def rows_in(out):
+    return results_in(out)["rows"]
+
+
 def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(work, capsys):
-    words = [
-        "eval",
-        str(work / "model"),
-        "--suite",
-        "pictograms",
-        str(work / "sets"),
-        "--probe",
-        "--device",
-        "cpu",
-    ]
-    words += ["--out", str(work / "out"), "--probe-seeds", "0", "1", "--shots", "2"]
+    out = work / "out"
+    words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets")]
+    words += ["--probe", "--probe-seeds", "0", "1", "--shots", "2"]
+    words += ["--device", "cpu", "--out", str(out)]
     assert cli.main(words) == 0
     assert "linear probe top-1" in capsys.readouterr().out
-    text = (work / "out" / "results.json").read_text(encoding="utf-8")
-    row = json.loads(text)["rows"][0]
-    assert list(row["zeroshot"]) == ["one", "two"] and list(row["probe"]) == ["one"]
+    (row,) = rows_in(out)
+    assert list(row["zeroshot"]) == ["one", "two"]
+    assert list(row["probe"]) == ["one"]
     assert row["fingerprint"] == fingerprint(load_model(work / "model", device="cpu"))
-    assert row["probe"]["one"]["acc1"] == 1.0 and row["probe"]["one"]["n_train"] == 4
-    names = {
-        path.relative_to(work / "out").as_posix()
-        for path in (work / "out").rglob("*")
-        if path.is_file()
-    }
-    assert {"report.html", "per_class/one.csv", "per_class/two.csv"} <= names
-    assert "Linear probe" in (work / "out" / "report.html").read_text(encoding="utf-8")
+    assert row["probe"]["one"]["acc1"] == 1.0
+    assert row["probe"]["one"]["n_train"] == 4
+    assert (out / "per_class" / "one.csv").is_file()
+    assert (out / "per_class" / "two.csv").is_file()
+    assert "Linear probe" in (out / "report.html").read_text(encoding="utf-8")
 
+    content = (out / "results.json").read_bytes()
     assert cli.main(words) == 0
-    assert (work / "out" / "results.json").read_text(encoding="utf-8") == text
+    assert (out / "results.json").read_bytes() == content
 
 
 def test_an_evaluation_removes_its_own_earlier_tables_alone(work):
@@ -113,7 +112,7 @@ def test_recall_says_what_its_pairs_chose(tmp_path, monkeypatch, capsys):
     vectors_run("cca", objective="cca", val_split=0.3)
     assert cli.main(["eval", "heads", "cca", "--held-out", "--out", "e"]) == 0
     out = capsys.readouterr().out
-    rows = json.loads(Path("e/results.json").read_text(encoding="utf-8"))["rows"]
+    rows = rows_in("e")
     chose = [next(iter(row["vectors"].values()))["chose"] for row in rows]
     assert chose == [["epoch"], ["ridge"]]
     assert "chose epoch of heads, ridge of cca: recall on new pairs is lower" in out
@@ -128,13 +127,13 @@ def test_recall_says_what_its_pairs_chose(tmp_path, monkeypatch, capsys):
     np.save("d.npy", rng.normal(size=(30, 5)).astype(np.float32))
     assert cli.main(["eval", "heads", "--a=c.npy", "--b=d.npy", "--out", "e"]) == 0
     assert "*" not in capsys.readouterr().out
-    (row,) = json.loads(Path("e/results.json").read_text(encoding="utf-8"))["rows"]
+    (row,) = rows_in("e")
     assert next(iter(row["vectors"].values()))["chose"] == []
     # the file of the held-out pairs is known under any spelling
     vectors_run("files", val_a="c.npy", val_b="d.npy", val_split=0.0)
     words = [f"--a={tmp_path}/c.npy", "--b=d.npy", "--out", "e"]
     assert cli.main(["eval", "files", *words]) == 0
-    (row,) = json.loads(Path("e/results.json").read_text(encoding="utf-8"))["rows"]
+    (row,) = rows_in("e")
     assert next(iter(row["vectors"].values()))["chose"] == ["epoch"]
 
 
@@ -153,26 +152,17 @@ def test_held_out_pairs_of_python_code_are_named_by_the_user(
 
 def test_an_unreadable_picture_is_counted_told_and_wrong(work, capsys):
     (work / "sets" / "two" / "red" / "1.png").write_bytes(b"no picture")
-    words = [
-        "eval",
-        str(work / "model"),
-        "--zeroshot",
-        str(work / "sets" / "two"),
-        "--device",
-        "cpu",
-    ]
-    assert cli.main([*words, "--out", str(work / "out"), "--batch-size", "1"]) == 0
+    words = ["eval", str(work / "model"), "--zeroshot", str(work / "sets" / "two")]
+    words += ["--device", "cpu", "--out", str(work / "out"), "--batch-size", "1"]
+    assert cli.main(words) == 0
     said = "1 of 4 images could not be read (corrupt image × 1); they count as wrong"
     err = capsys.readouterr().err
     assert f"cloob: two: {said}\n" in err
-    found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))[
-        "rows"
-    ][0]["zeroshot"]["two"]
-    assert (
-        found["n"] == 4
-        and found["unreadable"] == {"corrupt image": 1}
-        and found["acc5"] == 3 / 4
-    )
+    (row,) = rows_in(work / "out")
+    found = row["zeroshot"]["two"]
+    assert found["n"] == 4
+    assert found["acc5"] == 3 / 4
+    assert found["unreadable"] == {"corrupt image": 1}
     assert said in (work / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -198,24 +188,14 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/words"
     (wordless / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
     models = [work / "model", work / "a" / "model", wordless, work / "nowhere"]
-    words = [
-        "--suite",
-        "pictograms",
-        str(sets),
-        "paper",
-        str(work),
-        "--probe",
-        "--out",
-        str(work / "out"),
-    ]
+    words = ["--suite", "pictograms", str(sets), "paper", str(work), "--probe"]
     words += ["--retrieval", str(table), str(gone), "--device", "cpu"]
+    words += ["--out", str(work / "out")]
     assert cli.main(["eval", *map(str, models), *words]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert (
-        all(line.startswith("cloob: ") for line in lines)
-        and sum("put there" in line for line in lines) == 8
-    )
-    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
+    assert all(line.startswith("cloob: ") for line in lines)
+    assert sum("put there" in line for line in lines) == 8
+    results = results_in(work / "out")
     assert [row["model"] for row in results["rows"]] == list(map(str, models[:2]))
     assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
     said = {
@@ -244,56 +224,25 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(work):
         (work / folder / "val.csv").write_text(
             "\n".join(["filepath,title", *lines]) + "\n"
         )
-    words = [
-        "eval",
-        str(work / "model"),
-        "--device",
-        "cpu",
-        "--out",
-        str(work / "out"),
-        "--probe",
-    ]
-    sets, pairs = [
-        [str(work / folder / name) for folder in "ab"] for name in ("one", "val.csv")
-    ]
-    words += [
-        "--zeroshot",
-        sets[0],
-        str(work / "sets" / "two"),
-        sets[1],
-        "--retrieval",
-        *pairs,
-        "demo:val",
-    ]
+    sets = [str(work / folder / "one") for folder in "ab"]
+    pairs = [str(work / folder / "val.csv") for folder in "ab"]
+    words = ["eval", str(work / "model"), "--device", "cpu", "--probe"]
+    words += ["--zeroshot", sets[0], str(work / "sets" / "two"), sets[1]]
+    words += ["--retrieval", *pairs, "demo:val", "--out", str(work / "out")]
     assert cli.main(words) == 0
-    row = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))[
-        "rows"
-    ][0]
-    assert (
-        list(row["zeroshot"]) == [sets[0], "two", sets[1]]
-        and list(row["probe"]) == sets
-    )
+    (row,) = rows_in(work / "out")
+    assert list(row["zeroshot"]) == [sets[0], "two", sets[1]]
+    assert list(row["probe"]) == sets
     assert list(row["retrieval"]) == [*pairs, "demo:val"]
     assert (work / "out" / "report.html").is_file()
 
 
 def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(work, capsys):
-    assert (
-        cli.main(
-            [
-                "eval",
-                str(work / "model"),
-                "--suite",
-                "paper",
-                str(work),
-                "--out",
-                str(work / "out"),
-            ]
-        )
-        == 2
-    )
+    words = ["eval", str(work / "model"), "--suite", "paper", str(work)]
+    assert cli.main([*words, "--out", str(work / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 9 and "none of the 8 sets" in lines[-1]
+    assert len(lines) == 9
+    assert "none of the 8 sets" in lines[-1]
     assert not (work / "out").exists()
 
 
@@ -328,7 +277,7 @@ def test_vectors_have_the_numbers_of_other_papers(tmp_path, monkeypatch, capsys)
     assert cli.main([*words, "lists.jsonl"]) == 0
     out = capsys.readouterr().out
     assert "a → b MRR" in out and "candidates recall@5" in out
-    (row,) = json.loads(Path("out/results.json").read_text(encoding="utf-8"))["rows"]
+    (row,) = rows_in("out")
     (found,) = row["vectors"].values()
 
     model = cloob.load_model("run")
