@@ -134,7 +134,7 @@ def test_a_loss_sees_the_batch_in_micro_batches_and_on_two_ranks(config, tmp_pat
             lambda: train(here, towers=Plain()) and None,  # noqa: B023
         )
         assert ranks.wait() == [0, 0], ranks.told()
-        close(here.save.out, whole, 1e-3)
+        close(here.out, whole, 1e-3)
     scales = [
         torch.load(latest_checkpoint(run) / "trainer.pt", weights_only=True)
         for run in (whole, tmp_path / "two")

@@ -291,10 +291,7 @@ def test_a_late_run_is_the_run(base, tmp_path, monkeypatch):
     assert_same_run(one, other)
     found = lines(other / "metrics.jsonl")
     assert [line["step"] for line in found if "skipped" in line] == [2, 6, 7]
-    assert (
-        all(0 <= line["device_wait"] <= 1 for line in found)
-        and "effective_eigenvalues_text" in found[3]
-    )
+    assert "effective_eigenvalues_text" in found[3]
     for file in ("nonfinite-step-2.json", "nonfinite-step-6.json"):
         assert json.loads((one / file).read_text()) == json.loads(
             (other / file).read_text()

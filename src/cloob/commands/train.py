@@ -25,7 +25,7 @@ from cloob.commands.options import (
 )
 from cloob.errors import InputError, Stopped
 from cloob.heads.config import read_config
-from cloob.models.runs import AVERAGED_FOLDER, CHECKPOINTS_FOLDER, find_best
+from cloob.models.runs import CHECKPOINTS_FOLDER, find_best
 from cloob.recipes import HEADS, describe, starts_of
 
 if TYPE_CHECKING:
@@ -235,8 +235,6 @@ def run_training(config: cloob.TrainConfig) -> int:
         print(f"{run}:best: {metric} {best[1]:.4g} ({best[0].name})")
     if result.stopped is not None or result.checkpoint is None:
         return code
-    if config.average_with_start is not None:
-        print(f"{run / AVERAGED_FOLDER}: averaged with {config.init}")
     pictures = config.data[0] if Path(config.data[0]).is_dir() else "PICTURES"
     judge = ["--held-out"] if holds_out else ["--retrieval", "PAIRS"]
     index: list[str | Path] = [

@@ -3,8 +3,8 @@ every checkpoint.
 
 ::
 
-    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model
-    folder)  of heads also decisions.json  suspects.csv  objectives.json  state/
+    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl
+          of heads also decisions.json  suspects.csv  objectives.json  state/
           checkpoints/  held_out.json
           checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another
           model folder)  shards/
@@ -42,7 +42,6 @@ HELD_OUT_FILE = "held_out.json"
 RESULTS_FILE = "results.json"
 OBJECTIVES_FILE = "objectives.json"
 SUSPECTS_FILE = "suspects.csv"
-AVERAGED_FOLDER = "averaged"
 CHECKPOINTS_FOLDER = "checkpoints"
 CHECKPOINT = "step-{:08d}"
 MODEL_FOLDER = "model"
@@ -73,6 +72,7 @@ HUB_WEIGHTS_FILES = (
 """The weights that open_clip fetches from a hub: the first of these that is there."""
 
 TENSORBOARD_FOLDER = "tensorboard"
+WANDB_FILE = "wandb.json"
 # All that a run owns: what else lies in its folders is somebody else's.
 _WRITTEN = (
     METRICS_FILE,
@@ -81,7 +81,7 @@ _WRITTEN = (
     SUSPECTS_FILE,
     OBJECTIVES_FILE,
     "nonfinite-step-*.json",
-    "wandb.json",
+    WANDB_FILE,
     f"{CHECKPOINTS_FOLDER}/*step-*",
     f"{TENSORBOARD_FOLDER}/events.out.tfevents.*",
     f"{STATE_FOLDER}/*.pt",
@@ -157,10 +157,7 @@ def run_of(folder: Path | None) -> Path | None:
     if folder is None:
         return None
     folder = folder.resolve()
-    for place in (
-        *folder.parents[:1],
-        *folder.parents[2:3],
-    ):  # averaged/ and checkpoints/step-N/model
+    for place in folder.parents[2:3]:  # of checkpoints/step-N/model
         if (place / RUN_CONFIG_FILE).is_file() and (
             place / CHECKPOINTS_FOLDER
         ).is_dir():
@@ -190,8 +187,6 @@ def remove_run(out: Path) -> None:
     did not write stays.
     """
     own = [out / CHECKPOINTS_FOLDER / HELD_OUT_FILE]
-    if (out / AVERAGED_FOLDER / OBJECTIVE_FILE).is_file():
-        own.append(out / AVERAGED_FOLDER)
     if _is_written_by_cloob(out / RESULTS_FILE, "differences"):
         own.append(out / RESULTS_FILE)
     for path in [*own, *find_run(out)]:

@@ -71,16 +71,14 @@ def resolved(
     every rank calls this.
     """
     leaves = _settled_scales(config, objective)
-    if config.init is None and config.given_towers is None:
+    own_towers = config.given_towers is not None
+    if config.init is None and not own_towers:
         leaves["model"] = config.model or encoder.name
         leaves["image_size"] = encoder.image_size
     if config.precision == "auto":
-        # A CPU that computes in bfloat16 by itself looks like those that emulate it.
-        has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(
-            device
-        ) >= (8, 0)
-        leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
-    if config.channels_last is None and config.given_towers is None:
+        every_rank_can = all(gather_objects(_computes_in_bfloat16(device)))
+        leaves["precision"] = "bf16" if every_rank_can else "fp32"
+    if config.channels_last is None and not own_towers:
         on_cpu = device.type == "cpu"
         leaves["channels_last"] = not (on_cpu and _trains_batch_norm(encoder))
     if config.tf32 is None:
@@ -88,6 +86,13 @@ def resolved(
     if config.precision == "bf16" and device.type == "cpu" and rank() == 0:
         warn_of_emulated_bfloat16()
     return config.override(**leaves)
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    """A CPU that does so by itself looks like those that emulate it."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _settled_scales(
@@ -118,30 +123,31 @@ def prepare_towers(
     if config.sync_bn and world_size() > 1:
         require("timm.layers", "train").convert_sync_batchnorm(encoder)
     if config.grad_checkpointing:
-        visual = encoder.model.visual
-        does_nothing = isinstance(
-            visual, import_open_clip(".modified_resnet").ModifiedResNet
-        )
-        switch: Any = None if does_nothing else getattr(visual, "trunk", encoder.model)
-        try:
-            switch.set_grad_checkpointing(
-                True
-            )  # where timm refuses, open_clip would log a warning and train without
-        except (AttributeError, AssertionError):
-            raise InputError(
-                f"grad_checkpointing is True, but the image tower of {encoder.name} has"
-                " no such switch; --micro-batch-size saves memory with any tower"
-            ) from None
-        encoder.model.set_grad_checkpointing(True)
+        _recompute_blocks(encoder)
     if config.compile:
         # In place, since a wrapper would put its name into every key of the checkpoint.
         # The two passes of gradient caching are compiled apart and must draw the same
         # random numbers.
-        encoder.compile(
-            options={"fallback_random": True} if config.micro_batch_size else None
-        )
+        same_draws = {"fallback_random": True} if config.micro_batch_size else None
+        encoder.compile(options=same_draws)
     if config.fsdp:
         sharding.shard(encoder, device)
+
+
+def _recompute_blocks(encoder: DualEncoder) -> None:
+    visual = encoder.model.visual
+    resnet = import_open_clip(".modified_resnet").ModifiedResNet
+    try:
+        if isinstance(visual, resnet):  # its switch does nothing
+            raise AttributeError
+        # where timm refuses, open_clip would log a warning and train without
+        getattr(visual, "trunk", encoder.model).set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):
+        raise InputError(
+            f"grad_checkpointing is True, but the image tower of {encoder.name} has"
+            " no such switch; --micro-batch-size saves memory with any tower"
+        ) from None
+    encoder.model.set_grad_checkpointing(True)
 
 
 def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
@@ -155,13 +161,9 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     config = config.override(batch_size=size)
     if rank() == 0:
         steps = config.total_steps(pairs // size)
-        warmup = warmup_steps(config, steps)
         logger.info(
-            "%s: batch size %d, %s steps, warm-up %s",
-            f"{pairs:,} pairs",
-            size,
-            f"{steps:,}",
-            f"{warmup:,}",
+            f"{pairs:,} pairs: batch size {size}, {steps:,} steps, warm-up"
+            f" {warmup_steps(config, steps):,}"
         )
     return config
 
@@ -216,7 +218,7 @@ def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
     on_rank_zero(lambda: refuse_another_run(config, resumed))
     pairs, held_out = open_pairs(config, given.pairs, given.held_out)
     config = fit_batch(config, len(pairs))
-    encoder = make_encoder(config, given)
+    encoder = make_encoder(config, given.towers)
     freeze(encoder, config.freeze)
     objective = make_loss(config, given.objective)
     config = resolved(config, encoder, objective, device)

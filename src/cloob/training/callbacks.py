@@ -1,19 +1,17 @@
-"""What a caller can hook into a run, and the callbacks that come along: a progress
-display and trackers.
+"""What a caller can hook into a run, and the callbacks that come along: lines of
+progress and trackers.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,10 @@ from torch import Tensor
 from cloob.distributed import on_rank_zero
 from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
+from cloob.models.runs import TENSORBOARD_FOLDER, WANDB_FILE
 from cloob.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
-# the share of an epoch's time from which waiting for data or for the device is worth a
-# word
-MIN_WAIT = 0.3
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,6 @@ class RunInfo:
     steps_per_epoch: int
     start_step: int = 0  # steps done before this process took over; 0 unless resumed
     rank: int = 0  # this process's
-    resumed_from: Path | None = None  # the checkpoint
-    pairs_per_epoch: int = 0  # usable or not
 
 
 @dataclass(frozen=True)
@@ -128,105 +122,47 @@ class Callback:
 
 
 class ProgressDisplay(Callback):
-    """Shows loss, images per second and the time left: a bar on a terminal, plain lines
-    elsewhere; rank 0 only.
+    """Prints a line with loss, speed and the time left every few seconds, and one at
+    the end of an epoch; on rank 0 only.
     """
 
     def __init__(self, *, title: str = "train", every_seconds: float = 10.0) -> None:
         self.title = title
-        self.every_seconds = every_seconds  # between plain lines
+        self.every_seconds = every_seconds
         self._info: RunInfo | None = None
-        self._bar: Any = None
-        self._say: Callable[[str], object] = partial(print, file=sys.stderr, flush=True)
-        self._rate = 0.0
         self._began = self._last = 0.0
-        self._done = 0
-        self._waits: dict[str, list[float]] = {
-            "data": [],
-            "device": [],
-        }  # shares of an epoch's steps
+        self._waits: list[float] = []  # of the steps since the last line
 
     def on_start(self, info: RunInfo) -> None:
-        if info.rank != 0:
-            return
-        self._info = info
+        if info.rank == 0:
+            self._info = info
         self._began = self._last = time.perf_counter()
-        # A bar drawn into a log file is noise; so is one on a terminal that cannot move
-        # its cursor.
-        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-            from rich.console import Console  # for terminals alone
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            texts = (
-                "{task.description}",
-                "loss {task.fields[loss]}",
-                "{task.fields[rate]}",
-                "left",
-            )
-            title, loss, rate, left = map(TextColumn, texts)
-            columns = (
-                title,
-                BarColumn(),
-                MofNCompleteColumn(),
-                loss,
-                rate,
-                TimeRemainingColumn(),
-                left,
-            )
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._say = partial(
-                self._bar.console.print, highlight=False, markup=False, soft_wrap=True
-            )
-            steps = {"total": info.total_steps, "completed": info.start_step}
-            self._task = self._bar.add_task(self.title, **steps, loss="-", rate="-")
-            self._bar.start()
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         if self._info is None:
             return
-        self._done += 1
-        for name, shares in self._waits.items():
-            shares.append(metrics.get(f"{name}_wait", 0.0))
-        step, total, speed = (
-            metrics["step"],
-            self._info.total_steps,
-            metrics["images_per_second"],
+        self._waits.append(metrics["data_wait"])
+        now = time.perf_counter()
+        step, total = metrics["step"], self._info.total_steps
+        done = step - self._info.start_step
+        if done > 1 and now - self._last < self.every_seconds:
+            return
+        left = round((now - self._began) / done * (total - step))
+        waiting = sum(self._waits) / len(self._waits)
+        self._say(
+            f"step {step}/{total}, epoch {metrics['epoch']},"
+            f" loss {_shown(metrics['loss'], 'skipped')},"
+            f" {metrics['images_per_second']:.0f} pairs/s,"
+            f" {waiting:.0%} waiting for data,"
+            f" {metrics['peak_memory'] / 1024**3:.1f} GiB at most,"
+            f" {timedelta(seconds=left)} left"
         )
-        self._rate = speed if self._rate == 0 else 0.9 * self._rate + 0.1 * speed
-        loss = "skipped" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
-        rate, now = f"{self._rate:.0f} pairs/s", time.perf_counter()
-        of_rank = metrics["images_per_second_per_rank"]
-        if of_rank < speed:
-            rate += f" ({self._rate * of_rank / speed:.0f} a rank)"
-        waits, memory = (
-            sum(self._waits["data"]) / len(self._waits["data"]),
-            metrics["peak_memory"] / 1024**3,
-        )
-        rate += f", {waits:.0%} waiting for data, {memory:.1f} GiB at most"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, loss=loss, rate=rate)
-        elif self._done == 1 or now - self._last >= self.every_seconds:
-            self._last = now
-            left = timedelta(
-                seconds=round((now - self._began) / self._done * (total - step))
-            )
-            epoch = metrics["epoch"]
-            self._say(
-                f"{self.title}: step {step}/{total}, epoch {epoch}, loss {loss},"
-                f" {rate}, {left} left"
-            )
+        self._last, self._waits = now, []
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         if self._info is None:
             return
-        loss = "-" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
-        message = f"{self.title}: epoch {metrics['epoch']} done, mean loss {loss}"
+        message = f"epoch {metrics['epoch']} done, mean loss {_shown(metrics['loss'])}"
         if metrics.get("val_loss") is not None:
             message += f", validation loss {metrics['val_loss']:.4f}"
         if metrics.get("val_recall") is not None:
@@ -234,73 +170,64 @@ class ProgressDisplay(Callback):
         lost = sum(metrics.get("val_skipped", {}).values())
         if lost:
             message += f" (without {lost} held-out pairs, named in skipped.jsonl)"
-        message += self._waiting()
         if metrics["skipped"]:
             counts = [f"{count} {why}" for why, count in metrics["skipped"].items()]
-            message += (
-                f"; skipped samples (named in skipped.jsonl): {', '.join(counts)}"
-            )
+            named = ", ".join(counts)
+            message += f"; skipped samples (named in skipped.jsonl): {named}"
         self._say(message)
 
-    def _waiting(self) -> str:
-        """What the epoch's steps waited for, if that is worth a word; then the next
-        epoch begins.
-        """
-        data, device = (
-            sum(shares) / max(1, len(shares)) for shares in self._waits.values()
-        )
-        self._waits = {name: [] for name in self._waits}
-        if device > max(data, MIN_WAIT):
-            return f", {device:.0%} of the time waiting for the device (data keep up)"
-        if data >= MIN_WAIT:
-            return (
-                f", {data:.0%} of the time waiting for data (more --workers, a faster"
-                " disk or smaller pictures help)"
-            )
-        return ""
+    def _say(self, message: str) -> None:
+        print(f"{self.title}: {message}", file=sys.stderr, flush=True)
 
-    def on_end(self, result: RunResult | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+
+def _shown(loss: float | None, without: str = "-") -> str:
+    return without if loss is None else f"{loss:.4f}"
 
 
 class Tracker(Callback):
-    """Passes numbers of rank 0 to ``sink``, and at the end to ``finish`` whether the
-    run failed; warns if it fails.
+    """Passes the numbers of rank 0 on to ``client``; one that fails is left out from
+    there on.
     """
 
-    sink: Any = None
-    finish: Any = None
+    client: Any = None
 
-    def on_step(self, metrics: Mapping[str, Any], *, group: str = "train") -> None:
-        numbers = {
-            f"{group}/{name}": v
-            for name, v in metrics.items()
-            if name != "step" and isinstance(v, int | float)
-        }
-        self._try("sink", numbers, metrics["step"])
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        """Sends the numbers of a step."""
+        raise NotImplementedError
+
+    def finish(self, failed: bool) -> None:
+        """Ends the connection; ``failed``: the run did."""
+        raise NotImplementedError
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        self._log("train", metrics)
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        self.on_step(metrics, group="epoch")
+        self._log("epoch", metrics)
 
     def on_end(self, result: RunResult | None) -> None:
-        self._try(
-            "finish", result is None
-        )  # an error here would hide the one that ended the training
+        self._call(self.finish, result is None)
 
-    def _try(self, action: str, *arguments: object) -> None:
-        if self.sink is None:
+    def _log(self, group: str, metrics: Mapping[str, Any]) -> None:
+        numbers = {
+            f"{group}/{name}": value
+            for name, value in metrics.items()
+            if name != "step" and isinstance(value, int | float)
+        }
+        self._call(self.log, numbers, metrics["step"])
+
+    def _call(self, action: Callable[..., None], *arguments: object) -> None:
+        if self.client is None:
             return
         try:
-            getattr(self, action)(*arguments)
-        except (
-            Exception
-        ) as error:  # whatever a client raises when its server or disk is gone
-            message = (
-                "%s failed (%s) and is left out from here on; metrics.jsonl goes on"
+            action(*arguments)
+        except Exception as error:  # what a client raises without its server or disk
+            logger.warning(
+                "%s failed (%s) and is left out from here on; metrics.jsonl goes on",
+                type(self).__name__,
+                error,
             )
-            logger.warning(message, type(self).__name__, error)
-            self.sink = None
+            self.client = None
 
 
 class TensorBoard(Tracker):
@@ -309,16 +236,17 @@ class TensorBoard(Tracker):
     def on_start(self, info: RunInfo) -> None:
         if info.rank != 0:
             return
-        writer = require("torch.utils.tensorboard", "tensorboard").SummaryWriter(
-            str(info.run / "tensorboard"), purge_step=info.start_step + 1
-        )
+        writer = require("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        folder = str(info.run / TENSORBOARD_FOLDER)
+        self.client = writer(folder, purge_step=info.start_step + 1)
 
-        def write(numbers: Mapping[str, float], step: int) -> None:
-            for name, value in numbers.items():
-                # a thread writes, and raises at one of the next calls
-                writer.add_scalar(name, value, step)
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        # a thread writes, and raises at one of the next calls
+        for name, value in numbers.items():
+            self.client.add_scalar(name, value, step)
 
-        self.sink, self.finish = write, lambda failed: writer.close()
+    def finish(self, failed: bool) -> None:
+        self.client.close()
 
 
 class WandB(Tracker):
@@ -330,34 +258,32 @@ class WandB(Tracker):
 
     def __init__(self, project: str) -> None:
         self.project = project
-        self._module: Any = require(
-            "wandb", "wandb"
-        )  # on every rank: an error on one alone would leave the others
+        # on every rank: an error on one alone would leave the others
+        self._module: Any = require("wandb", "wandb")
 
     def on_start(self, info: RunInfo) -> None:
-        def begin() -> None:
-            file = info.run / "wandb.json"
-            if info.start_step == 0 or not file.is_file():
-                write_whole(file, json.dumps({"id": secrets.token_hex(4)}) + "\n")
-            known = {
-                **json.loads(file.read_text(encoding="utf-8")),
-                "resume": "allow",
-                "name": info.run.name,
-            }
-            try:
-                run = self._module.init(
-                    project=self.project,
-                    config=info.config.to_dict(),
-                    dir=str(info.run),
-                    **known,
-                )
-            except (
-                Exception
-            ) as error:  # whatever a client raises without a login or a server
-                raise InputError(
-                    f"wandb: {one_line(error)}; log in there, or leave --wandb out"
-                ) from error
-            self.sink = lambda numbers, step: run.log(numbers, step=step)
-            self.finish = lambda failed: run.finish(exit_code=int(failed))
+        on_rank_zero(lambda: self._begin(info))
 
-        on_rank_zero(begin)
+    def _begin(self, info: RunInfo) -> None:
+        file = info.run / WANDB_FILE
+        if info.start_step == 0 or not file.is_file():
+            write_whole(file, json.dumps({"id": secrets.token_hex(4)}) + "\n")
+        try:
+            self.client = self._module.init(
+                project=self.project,
+                config=info.config.to_dict(),
+                dir=str(info.run),
+                id=json.loads(file.read_text(encoding="utf-8"))["id"],
+                resume="allow",
+                name=info.run.name,
+            )
+        except Exception as error:  # what a client raises without a login or a server
+            raise InputError(
+                f"wandb: {one_line(error)}; log in there, or leave --wandb out"
+            ) from error
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self.client.log(numbers, step=step)
+
+    def finish(self, failed: bool) -> None:
+        self.client.finish(exit_code=int(failed))

@@ -67,12 +67,8 @@ def _check_start(config: TrainConfig) -> None:
     if config.given_towers is not None:
         config.refuse(("init", "freeze"), "towers=, which gives both towers")
         config.refuse(
-            ("fsdp", "grad_checkpointing", "channels_last", "layer_decay"),
+            ("fsdp", "grad_checkpointing", "channels_last"),
             "towers=: it knows the layers of cloob's towers alone",
-        )
-    if config.average_with_start is not None and config.init is None:
-        raise InputError(
-            "average_with_start needs the trained weights of a start; give --init"
         )
     if config.resume != "none":
         config.refuse(["overwrite"], f"--resume {config.resume}")

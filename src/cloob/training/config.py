@@ -108,10 +108,6 @@ class TrainConfig(ObjectiveSettings):
     freeze: Literal["none", "image", "text"] = "none"
     """Tower that keeps its weights and statistics; image with trained weights is LiT.
     """
-    average_with_start: Share | None = None
-    """Also write OUT/averaged: the weights between those of --init (0) and those at the
-    end (1), as in WiSE-FT.
-    """
 
     optimizer: str = "adamw"
     """adamw, or a name of timm's factory (muon, lion, lamb, …), with timm's defaults
@@ -133,20 +129,12 @@ class TrainConfig(ObjectiveSettings):
     """AdamW's epsilon."""
     clip_grad_norm: NotNegative = 0.0
     """Scale gradients down to this global norm; 0 does not."""
-    schedule: Literal["constant", "constant-cooldown", "cosine", "cosine-restarts"] = (
-        "cosine"
-    )
-    """Learning rate after the warm-up; constant-cooldown falls linearly to 0 over the
-    last fifth of the run.
-    """
+    schedule: Literal["constant", "cosine", "cosine-restarts"] = "cosine"
+    """Learning rate after the warm-up."""
     warmup: Count | None = None
     """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
     restarts: AtLeastOne = 10
     """Cosine cycles of the cosine-restarts schedule."""
-    layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """Factor of the learning rate from a layer to the one below it, in every tower; 1
-    treats all alike.
-    """
     like_ml_jku: bool = False
     """Weight decay by the parameters' names and a warm-up that begins at 0, as in the
     authors' program.

@@ -119,12 +119,11 @@ def _raise_fault(fault: Exception | None, last_checkpoint: Path | None) -> NoRet
     if fault is not None and not dead:
         raise fault
     told = [f"rank {i}: {text}" for i, text in enumerate(messages) if text]
-    raise TrainingFailed(
-        f"{'; '.join(told)}; {kept(last_checkpoint)}; go on with --resume auto"
-    ) from fault
+    told += [name_last_checkpoint(last_checkpoint), "go on with --resume auto"]
+    raise TrainingFailed("; ".join(told)) from fault
 
 
-def kept(last: Path | None) -> str:
+def name_last_checkpoint(last: Path | None) -> str:
     return f"the last checkpoint is {last}" if last else "there is no checkpoint"
 
 

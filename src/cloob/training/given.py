@@ -71,50 +71,56 @@ class Given:
         """The configuration with the class of every given part, and without what that
         part takes the place of.
         """
-        names: dict[str, str | None] = {}
+        names: dict[str, Any] = {}
         for name, part in vars(self).items():
             before = getattr(config, f"given_{name}")
             if before is not None and part is None:
-                what = f"{name} of the class {before!r}, which Python code gave"
                 raise InputError(
-                    f"the configuration has {what}; give them to cloob.train(config,"
-                    f" {name}=…)"
+                    f"the configuration has {name} of the class {before!r}, which"
+                    f" Python code gave; give them to cloob.train(config, {name}=…)"
                 )
             names[f"given_{name}"] = None if part is None else _name_of(part)
-        self._refuse_without_effect(config)
+        self._check(config)
         if self.pairs is not None:
-            config = config.override(data=())
+            names["data"] = ()
         if self.held_out is not None:
             config = config.override(val_split=0.0, val_data=())
         if self.towers is not None:
-            config = config.override(model=None, image_size=config.image_size)
+            names |= {"model": None, "image_size": config.image_size}
         if self.objective is not None:
             config = config.override(objective="cloob")
         if self.optimizer is not None:
-            config = config.override(optimizer="adamw")
+            names["optimizer"] = "adamw"
         return config.override(**names)
 
-    def _refuse_without_effect(self, config: TrainConfig) -> None:
-        """InputError for a setting that a given part leaves without effect."""
-        if self.objective is not None:
-            config.refuse((*SCALES, "retrieval_from"), "objective=")
-            if not is_family(self.objective):
-                config.refuse(("mask_duplicates",), "objective=")
-        if self.optimizer is not None:
-            config.refuse(("lr", "weight_decay", "beta1", "beta2", "eps"), "optimizer=")
+    def _check(self, config: TrainConfig) -> None:
+        """InputError for parts that do not go together, and for a setting that a given
+        part leaves without effect.
+        """
         self._check_samplers(config)
         if self.metrics is not None and not config.holds_out and self.held_out is None:
             raise InputError(
                 "metrics= judges held-out pairs, and there are none; give held_out="
             )
-        reads_files = self.pairs is None or bool(config.val_data)
+        if self.objective is not None:
+            config.refuse((*SCALES, "retrieval_from"), "objective=")
+            if not is_family(self.objective):
+                config.refuse(["mask_duplicates"], "objective=")
+        if self.optimizer is not None:
+            config.refuse(("lr", "weight_decay", "beta1", "beta2", "eps"), "optimizer=")
+        if self.pairs is not None:
+            self._check_settings_of_pairs(config)
+
+    def _check_settings_of_pairs(self, config: TrainConfig) -> None:
+        reads_files = bool(config.val_data)
         if not reads_files:
             columns = ("image_column", "caption_column", "cache_dir", "cache_gb")
             config.refuse(columns, "pairs=")
-        if isinstance(self.pairs, Dataset):
-            config.refuse(("shuffle_buffer", "crop_scale", "flip"), "pairs=")
-            if self.towers is not None and not config.val_data:
-                config.refuse(("image_size",), "pairs= and towers=")
+        if not isinstance(self.pairs, Dataset):
+            return
+        config.refuse(("shuffle_buffer", "crop_scale", "flip"), "pairs=")
+        if self.towers is not None and not reads_files:
+            config.refuse(["image_size"], "pairs= and towers=")
 
     def _check_samplers(self, config: TrainConfig) -> None:
         if self.sampler is None and self.batch_sampler is None:
@@ -149,8 +155,6 @@ def is_family(objective: nn.Module) -> bool:
 
 def _name_of(part: object) -> str:
     """The name of a part's class or function, wherever it was defined."""
-    if isinstance(part, list | tuple):  # rules of several optimisers
-        return ", ".join(_name_of(make) for _, make in part)
     while isinstance(part, functools.partial):
         part = part.func
     named: Any = part if hasattr(part, "__qualname__") else type(part)
@@ -189,71 +193,63 @@ def _as_pairs(given: GivenPairs | None) -> Any:
     return Items(cast(Any, given))
 
 
+def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
+    room = None if config.cache_gb is None else int(config.cache_gb * 1024**3)
+    open_ = partial(
+        open_source,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        cache=Cache(config.cache_dir, room),
+    )
+    return [open_(spec) for spec in specs]
+
+
 def _without_held_out(
     sources: Sequence[Source], config: TrainConfig, train: bool
 ) -> tuple[Source, Source]:
-    """A run stores the rows of held-out pairs next to its checkpoints."""
-    file, share = (
-        config.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE,
-        config.val_split,
-    )
+    """The pairs without a share of them, and that share, whose rows a run stores next
+    to its checkpoints.
+    """
+    share = config.val_split
+    file = config.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE
 
     def held_out_rows() -> list[np.ndarray]:
         key = [share, *(source.fingerprint() for source in sources)]
-        resumes = train and config.resume != "none" and file.is_file()
-        if resumes and (kept := read_json(file))["of"] == key:
-            return [np.array(rows, np.int64) for rows in kept["rows"]]
+        if train and config.resume != "none" and file.is_file():
+            stored = read_json(file)
+            if stored["of"] == key:
+                return [np.array(rows, np.int64) for rows in stored["rows"]]
         logger.info("reading all pairs once, to hold some out (--val-split) …")
         rows = choose_held_out(sources, share)
         if train:
-            write_whole(
-                file, json.dumps({"of": key, "rows": [part.tolist() for part in rows]})
-            )
+            content = {"of": key, "rows": [part.tolist() for part in rows]}
+            write_whole(file, json.dumps(content))
         return rows
 
     source, held_out = split(sources, on_rank_zero(held_out_rows, slow=True))
     if rank() == 0:
-        total = len(source) + len(held_out)
         logger.info(
             "%d of %d pairs are held out; none has a picture or caption of the others",
             len(held_out),
-            total,
+            len(source) + len(held_out),
         )
     return source, held_out
-
-
-def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
-    open_one = partial(
-        open_source,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        cache=_cache(config),
-    )
-    return [open_one(spec) for spec in specs]
-
-
-def _cache(config: TrainConfig) -> Cache:
-    gigabytes = config.cache_gb
-    return Cache(
-        config.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3)
-    )
 
 
 def same_on_every_rank(pairs: Pairs) -> Fingerprint:
     """The fingerprint of pairs; InputError where some host has others: ranks divide
     them by their number.
     """
-    looks = (
-        int(os.environ.get("LOCAL_RANK", "0")) == 0
-    )  # once on every host: it may read a hundred thousand files
-    first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
-    for number, (size, result) in enumerate(others, 1):
-        if size != first[0] or (result and result != first[1]):
-            other = (
-                f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or"
-                " with other contents)"
+    # once on every host: it may read a hundred thousand files
+    looks = os.environ.get("LOCAL_RANK", "0") == "0"
+    mine = (len(pairs), pairs.fingerprint() if looks else {})
+    first, *of_others = gather_objects(mine)
+    for number, (size, fingerprint) in enumerate(of_others, 1):
+        if size != first[0] or (fingerprint and fingerprint != first[1]):
+            raise InputError(
+                f"{pairs.name}: rank {number} finds other data than rank 0 ({size:,}"
+                f" pairs, not {first[0]:,}, or with other contents); give all the same"
             )
-            raise InputError(f"{pairs.name}: rank {number} {other}; give all the same")
     return first[1]
 
 
@@ -270,50 +266,52 @@ def make_loader(
     """This rank's training batches, or those of held-out pairs: all of them, in order
     and without augmentation; ``whole``: towers or loss take the whole batch.
     """
-    size, seed, workers = config.batch_size, config.seed, config.workers
-    if train and size < 2 * world_size():
+    size, least = config.batch_size, 2 * world_size()
+    if train and size < least:
         raise InputError(
-            f"batch_size is {size} for {world_size()} processes; it must be"
-            f" {2 * world_size()} or more"
+            f"batch_size is {size} for {world_size()} processes; it must be {least} or"
+            " more"
         )
-    options: dict[str, Any] = {
-        "seed": seed,
-        "workers": workers,
-        "rank": rank(),
-        "world_size": world_size(),
-    }
     if isinstance(pairs, Items):
-        return ItemLoader(pairs, size, train=train, whole=whole, order=order, **options)
+        return ItemLoader(
+            pairs,
+            size,
+            train=train,
+            whole=whole,
+            order=order,
+            seed=config.seed,
+            workers=config.workers,
+            rank=rank(),
+            world_size=world_size(),
+        )
     augmented = TrainTransform(
         encoder.image_size, scale=config.crop_scale, flip=config.flip
     )
+    tokenize: Any = encoder.tokenizer
     # Shared padding is left out where that is exact; a compiled tower wants one shape.
-    trims = encoder.trims_texts and not config.compile
-    tokenize = (
-        partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer
-    )
-    options |= {
-        "shuffle": train,
-        "drop_last": train,
-        "pin_memory": train and device.type == "cuda",
-    }
-    buffer = config.shuffle_buffer if train else None
-    transform = augmented if train else encoder.preprocess
+    if encoder.trims_texts and not config.compile:
+        tokenize = partial(trimmed_tokens, encoder.tokenizer)
     return PairLoader(
         pairs,
-        transform,
+        augmented if train else encoder.preprocess,
         tokenize,
         size,
-        shuffle_buffer=buffer,
+        shuffle=train,
+        drop_last=train,
+        shuffle_buffer=config.shuffle_buffer if train else None,
+        pin_memory=train and device.type == "cuda",
         by_picture=True,
-        **options,
+        seed=config.seed,
+        workers=config.workers,
+        rank=rank(),
+        world_size=world_size(),
     )
 
 
-def make_encoder(config: TrainConfig, given: Given | None = None) -> DualEncoder:
+def make_encoder(config: TrainConfig, towers: nn.Module | None = None) -> DualEncoder:
     """The towers to start from, on the CPU: given, by name, or loaded."""
-    if given is not None and given.towers is not None:
-        return GivenTowers(given.towers, config.image_size)
+    if towers is not None:
+        return GivenTowers(towers, config.image_size)
     if config.init is None:
         return create_model(
             config.model or DEFAULT_MODEL,
@@ -326,8 +324,7 @@ def make_encoder(config: TrainConfig, given: Given | None = None) -> DualEncoder
     if encoder.config.kind in ("vectors", "aligned"):
         command = "align" if encoder.config.kind == "aligned" else "vectors"
         raise InputError(f"{holds} heads; `cloob train {command}` begins anew")
-    settings = {"model": encoder.name, "image_size": encoder.image_size}
-    for key, value in settings.items():
+    for key, value in (("model", encoder.name), ("image_size", encoder.image_size)):
         configured = getattr(config, key)
         if configured not in (None, value):
             raise InputError(

@@ -18,7 +18,7 @@ from torch import nn
 from cloob.data.bad import by_reason
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Copies
-from cloob.distributed import on_rank_zero, process_group, rank, resolve_device
+from cloob.distributed import process_group, rank, resolve_device
 from cloob.errors import InputError, Stopped, TrainingFailed
 from cloob.functional.private import float32_products
 from cloob.lock import lock_run_folder
@@ -36,9 +36,11 @@ from cloob.training.callbacks import (
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.given import Given, GivenPairs
-from cloob.training.optim import GivenOptimizer, freeze, write_average
+from cloob.training.optim import GivenOptimizer, freeze
 from cloob.training.progress import Course, is_whole, preserved_rng
-from cloob.training.record import Step, StepLog, judge
+from cloob.training.record import Step, StepLog
+from cloob.training.validation import Metrics as Validated
+from cloob.training.validation import validate_run
 
 logger = logging.getLogger(__name__)
 
@@ -132,27 +134,22 @@ def train_given(
     """
     device = resolve_device(config.device)
     with process_group(device), lock_run_folder(config.out) as check_lock:
-        trackers: list[Callback] = [TensorBoard()] if config.tensorboard else []
-        trackers += [WandB(config.wandb)] if config.wandb is not None else []
+        every = list(callbacks)
+        if config.tensorboard:
+            every.append(TensorBoard())
+        if config.wandb is not None:
+            every.append(WandB(config.wandb))
         try:
             run = assemble(config, given, device)
         except Ended as ended:
             return ended.result
-        loop = Loop(run, given, [*callbacks, *trackers], check_lock)
-        tf32 = run.config.tf32 and device.type == "cuda"
-        with (
-            StopSignal() as stop,
-            float32_products("high") if tf32 else contextlib.nullcontext(),
-        ):
+        loop = Loop(run, given, every, check_lock)
+        products: Any = contextlib.nullcontext()
+        if run.config.tf32 and device.type == "cuda":
+            products = float32_products("high")
+        with StopSignal() as stop, products:
             result = loop.go(stop)
         del run, loop  # and with them DDP, before the group that it holds
-        checkpoint = result.checkpoint
-        if (
-            config.average_with_start is not None
-            and checkpoint is not None
-            and result.stopped is None
-        ):
-            on_rank_zero(lambda: write_average(config, checkpoint))
         return result
 
 
@@ -172,8 +169,7 @@ class Loop:
         self.modules = list(run.towers.modules())
         self.copies = Copies(run.stepper.device)
         self.steps = StepLog(run, partial(self._call, "on_step"))
-        run.saver.notify = partial(self._call, "on_checkpoint")
-        self.skipped: dict[str, int] = {}
+        self.skipped: dict[str, int] = {}  # samples of the last epoch, by reason
 
     def go(self, stop: StopSignal) -> RunResult:
         """Trains to the end of the run, or until a signal comes."""
@@ -186,12 +182,11 @@ class Loop:
             while not stopped and not self._is_over():
                 stopped = self._epoch(stop)
             self._save()
-            run.saver.finish()
             if progress.nonfinite and rank() == 0:
                 logger.warning(
                     "the last step was not finite, and nothing is saved until one is:"
                     " %s",
-                    faults.kept(run.saver.last),
+                    faults.name_last_checkpoint(run.saver.last),
                 )
             result = self._result(stopped)
             return result
@@ -201,7 +196,9 @@ class Loop:
                 self.steps.flush()
             raise
         finally:
-            self._close()
+            for part in (run.loader, run.val_loader, run.log):
+                if part is not None:
+                    part.close()
             self._call("on_end", result)
 
     def _is_over(self) -> bool:
@@ -220,8 +217,6 @@ class Loop:
             steps_per_epoch=run.loader.steps_per_epoch,
             start_step=run.progress.step,
             rank=rank(),
-            resumed_from=run.saver.last,
-            pairs_per_epoch=run.loader.pairs_per_epoch,
         )
 
     def _result(self, stopped: bool) -> RunResult:
@@ -239,15 +234,8 @@ class Loop:
             out_of_patience=not stopped and not is_whole(config, progress),
         )
 
-    def _close(self) -> None:
-        run = self.run
-        if run.saver.pending is not None:
-            run.saver.pending.exception()  # waits
-        for part in (run.loader, run.val_loader, run.log):
-            if part is not None:
-                part.close()
-
     def _call(self, event: str, *arguments: object) -> None:
+        """Calls the callbacks, which move neither generators nor modes of modules."""
         if not self.callbacks:
             return
         modes = [module.training for module in self.modules]
@@ -255,7 +243,7 @@ class Loop:
             for callback in self.callbacks:
                 getattr(callback, event)(*arguments)
         for module, mode in zip(self.modules, modes, strict=True):
-            if module.training != mode:
+            if module.training != mode:  # to set one takes longer than a small step
                 module.training = mode
 
     def _epoch(self, stop: StopSignal) -> bool:
@@ -335,46 +323,52 @@ class Loop:
         run, progress = self.run, self.run.progress
         self.steps.flush()
         run.bad.check(ended=True)
-        skipped = run.bad.reasons()
-        self.skipped |= (
-            skipped  # features list their bad pairs in the first epoch alone
-        )
-        epoch = progress.epoch + 1
-        due = epoch % run.config.val_every == 0 or self.course.steps_left() == 0
-        best, lost = False, list[Skip]()
-        metrics: dict[str, float | None] = {"val_loss": None, "val_recall": None}
-        if due and run.val_loader is not None:
-            try:
-                metrics, lost, best = judge(run, stop, hopfield=self.course.retrieved())
-            except (InputError, TrainingFailed):
-                # the epoch's work; a resumed run begins with this validation
-                self._save()
-                raise
+        self.skipped = run.bad.reasons()
+        metrics, lost, best = self._validate(stop)
         line = {
-            "epoch": epoch,
+            "epoch": progress.epoch + 1,
             "step": progress.step,
             "samples_seen": progress.samples_seen,
-            "loss": (
-                progress.loss_sum / progress.loss_steps if progress.loss_steps else None
-            ),
+            "loss": progress.mean_loss(),
             **metrics,
-            "skipped": skipped,
-            **({"val_skipped": by_reason(lost)} if lost else {}),
+            "skipped": self.skipped,
             "seconds": time.perf_counter() - self.began,
         }
-        progress.epoch, progress.position, progress.lanes = epoch, 0, 0
-        progress.epoch_good = progress.epoch_bad = progress.loss_steps = 0
-        progress.loss_sum, progress.reasons = 0.0, {}
+        if lost:
+            line["val_skipped"] = by_reason(lost)
+        progress.next_epoch()
         run.log.write("epochs", line)
         self._call("on_epoch_end", line)
         return best
 
+    def _validate(self, stop: StopSignal) -> tuple[Validated, list[Skip], bool]:
+        """Judges the weights where that is due: the metrics, bad held-out pairs, and
+        whether these weights are the best.
+        """
+        run, progress = self.run, self.run.progress
+        due = (progress.epoch + 1) % run.config.val_every == 0
+        if run.val_loader is None or not (due or self.course.steps_left() == 0):
+            return {"val_loss": None, "val_recall": None}, [], False
+        try:
+            metrics, lost = validate_run(run, stop, hopfield=self.course.retrieved())
+        except (InputError, TrainingFailed):
+            # the epoch's work; a resumed run begins with this validation
+            self._save()
+            raise
+        # weights after a step that was not finite are not saved
+        best = not progress.nonfinite and run.saver.is_best(progress.step, metrics)
+        progress.stale = 0 if best else progress.stale + 1
+        return metrics, lost, best
+
     def _save(self) -> None:
+        run = self.run
         self.steps.flush()
         self.check_lock()
-        reasons, seconds = self.run.bad.reasons(), time.perf_counter() - self.began
         progress = dataclasses.replace(
-            self.run.progress, reasons=reasons, seconds=seconds
+            run.progress,
+            reasons=run.bad.reasons(),
+            seconds=time.perf_counter() - self.began,
         )
-        order = self.run.loader.order_state(progress.position)
-        self.run.saver.save(progress, order, hopfield=self.course.retrieved())
+        order = run.loader.order_state(progress.position)
+        if run.saver.save(progress, order, hopfield=self.course.retrieved()):
+            self._call("on_checkpoint", run.saver.last)

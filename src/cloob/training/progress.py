@@ -79,17 +79,25 @@ class Progress:
     nonfinite: int = 0  # steps in a row skipped for a non-finite loss or gradient
     seconds: float = 0.0  # training time so far
     epoch_good: int = 0  # usable samples of the current epoch
-    epoch_bad: int = (
-        0  # samples of the current epoch that could not be used, over all ranks
-    )
-    reasons: dict[str, int] = field(
-        default_factory=dict
-    )  # the same by reason, of this rank; a checkpoint has the sum
-    loss_sum: float = (
-        0.0  # of the losses of the current epoch's steps that were not skipped
-    )
+    # samples of the current epoch that could not be used, over all ranks
+    epoch_bad: int = 0
+    # the same by reason, of this rank; a checkpoint has the sum
+    reasons: dict[str, int] = field(default_factory=dict)
+    # of the losses of the current epoch's steps that were not skipped
+    loss_sum: float = 0.0
     loss_steps: int = 0  # their number
     stale: int = 0  # validations in a row that found nothing better
+
+    def mean_loss(self) -> float | None:
+        """Of the current epoch's steps; None where all were skipped."""
+        return self.loss_sum / self.loss_steps if self.loss_steps else None
+
+    def next_epoch(self) -> None:
+        """Moves to the beginning of the next epoch."""
+        self.epoch += 1
+        self.position = self.lanes = 0
+        self.epoch_good = self.epoch_bad = self.loss_steps = 0
+        self.loss_sum, self.reasons = 0.0, {}
 
 
 class Course:
@@ -105,20 +113,24 @@ class Course:
         self._retrieves_from = config.retrieval_from * total if hopfield else math.inf
         self.epochs = config.epochs
         self.learning_rate = make_schedule(config, total)
-        if (warmup := warmup_steps(config, total)) > total and rank() == 0:
-            peak = (
-                f"its learning rate ends at {self.learning_rate(total - 1):.2g}, not"
+        if rank() == 0:
+            self._warn(config)
+
+    def _warn(self, config: TrainConfig) -> None:
+        """Warns of a schedule and of towers that cannot be meant."""
+        warmup, total = warmup_steps(config, self._total_steps), self._total_steps
+        if warmup > total:
+            logger.warning(
+                f"a warm-up of {warmup:,} steps is longer than this run of {total:,}:"
+                f" its learning rate ends at {self.learning_rate(total - 1):.2g}, not"
                 f" {config.lr:g}"
             )
+        frozen = config.freeze
+        if frozen != "none" and config.init is None:
             logger.warning(
-                "a warm-up of %s steps is longer than this run of %s: %s",
-                f"{warmup:,}",
-                f"{total:,}",
-                peak,
+                f"the {frozen} tower is frozen with random weights; --init gives"
+                " trained ones"
             )
-        if config.freeze != "none" and config.init is None and rank() == 0:
-            trained = "tower is frozen with random weights; --init gives trained ones"
-            logger.warning("the %s %s", config.freeze, trained)
 
     def place(self) -> int:
         """The step at which a run of this batch size alone would stand;

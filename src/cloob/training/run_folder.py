@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training;
 # batch_size has another line.
 _FREE = """workers val_data val_every cache_dir cache_gb device max_nonfinite patience
-average_with_start batch_size given_held_out given_metrics out save_every keep best
+batch_size given_held_out given_metrics out save_every keep best
 resume overwrite log_every tensorboard wandb"""
 # What the weights belong to.
 _FIXED = (

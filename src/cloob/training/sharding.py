@@ -8,13 +8,11 @@ too; like DDP, :func:`share_buffers` copies those of rank 0.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,12 +23,12 @@ from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageWriter,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cloob.distributed import world_size
+from cloob.distributed import rank, world_size
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
@@ -64,9 +62,8 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     children.
     """
     for child in module.children():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and any(
-            True for _ in child.children()
-        ):
+        in_list = isinstance(module, nn.ModuleList | nn.Sequential)
+        if in_list and list(child.children()):
             yield child
         else:
             yield from _blocks(child)
@@ -90,15 +87,15 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """0-d 2-norm of all gradients, the same on every rank; 0 without gradients."""
-    norms = [nn.utils.get_total_norm(kind) for kind in _by_kind(gradients) if kind]
-    norms = [
-        norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms
-    ]
-    return (
-        torch.linalg.vector_norm(torch.stack(norms))
-        if len(norms) > 1
-        else (norms or [torch.zeros(())])[0]
-    )
+    norms: list[Tensor] = []
+    for kind in _by_kind(gradients):
+        if kind:
+            norm = nn.utils.get_total_norm(kind)
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if len(norms) > 1:
+        whole_norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return whole_norm
+    return norms[0] if norms else torch.zeros(())
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
@@ -117,45 +114,32 @@ def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     return kinds
 
 
+def whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The full tensors of a state on the CPU of rank 0; every rank calls this."""
+    full = {}
+    for name, value in state.items():
+        gathered = value.full_tensor() if isinstance(value, DTensor) else value
+        if rank() == 0:
+            full[name] = gathered.cpu()
+    return full
+
+
 def write_shards(
-    folder: Path,
-    encoder: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    group: dist.ProcessGroup | None,
-) -> Future[Any]:
-    """Begins to write this rank's shards as safetensors files, from a copy; called on
-    every rank.
-    """
+    folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Writes this rank's shards as safetensors files; called on every rank."""
     tensors = {f"weights.{name}": value for name, value in encoder.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"moments.{index}.{key}": value for key, value in moments.items()}
-    tensors = {
-        name: value if value.ndim else value.view(1) for name, value in tensors.items()
-    }  # files have slices
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    planner = DefaultSavePlanner(
-        dedup_save_to_lowest_rank=True
-    )  # unsharded tensors are written by rank 0
-    written: Any = async_save(
-        tensors, storage_writer=writer, planner=planner, process_group=group
-    )
-    return cast("Future[Any]", getattr(written, "upload_completion", written))
+    # tensors that are not sharded are written by rank 0
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+    save(_with_slices(tensors), storage_writer=writer, planner=planner)
 
 
-def read_shards(
-    folder: Path, targets: Mapping[str, Tensor], group: dist.ProcessGroup | None = None
-) -> None:
-    """Reads shards of any number of ranks into tensors, sharded or not; every rank of
-    the group calls this.
-    """
-    targets = {
-        name: value if value.ndim else value.view(1) for name, value in targets.items()
-    }
-    reader, alone = HuggingFaceStorageReader(str(folder)), world_size() == 1
-    with warnings.catch_warnings() if alone else contextlib.nullcontext():
-        if alone:
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        load(dict(targets), storage_reader=reader, process_group=group, no_dist=alone)
+def _with_slices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as the files have them, which consist of slices."""
+    return {n: value if value.ndim else value.view(1) for n, value in tensors.items()}
 
 
 def load_shards(
@@ -172,22 +156,20 @@ def load_shards(
     }
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
-    for name, kept in (
-        HuggingFaceStorageReader(str(folder))
-        .read_metadata()
-        .state_dict_metadata.items()
-    ):
+    reader = HuggingFaceStorageReader(str(folder))
+    for name, stored in reader.read_metadata().state_dict_metadata.items():
         kind, _, place = name.partition(".")
-        if kind == "moments":
-            index, _, key = place.partition(".")
-            like, size = parameters[int(index)], getattr(kept, "size", None)
-            targets[name] = (
-                torch.zeros_like(like)
-                if like.ndim and size == like.shape
-                else torch.zeros(())
-            )
-            moments[int(index)][key] = targets[name]
-    read_shards(folder, targets)
+        if kind != "moments":
+            continue
+        index, _, key = place.partition(".")
+        like = parameters[int(index)]
+        is_like = like.ndim and getattr(stored, "size", None) == like.shape
+        targets[name] = torch.zeros_like(like) if is_like else torch.zeros(())
+        moments[int(index)][key] = targets[name]
+    alone = world_size() == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(_with_slices(targets), storage_reader=reader, no_dist=alone)
     optimizer.load_state_dict({"state": dict(moments), "param_groups": groups})
 
 

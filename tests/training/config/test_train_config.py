@@ -98,10 +98,6 @@ def test_a_value_that_is_not_right(leaves, said):
             "scale is 'paper'; it must be left out with siglip",
         ),
         ({"scale": "paper", "learnable_inv_tau": True}, "learnable_inv_tau is True"),
-        (
-            {"average_with_start": 0.5},
-            "average_with_start needs the trained weights of a start; give --init",
-        ),
         ({"val_every": 2}, "val_every is 2; it must be left out with a run without"),
     ],
 )
@@ -221,7 +217,7 @@ def test_the_papers_hyper_parameters():
     ("recipe", "changes"),
     [
         ("cc3m", {"model": "tiny-resnet", "image_size": 64}),
-        ("finetune", {"init": "INIT", "average_with_start": 0.5}),
+        ("finetune", {"init": "INIT"}),
         ("lit", {"init": "INIT"}),
         pytest.param("yfcc", {"model": "tiny-vit"}, marks=pytest.mark.nightly),
         pytest.param("pictograms", {}, marks=pytest.mark.nightly),
@@ -250,7 +246,6 @@ def test_recipes_train(recipe, changes, tmp_path):
     result = train(config)
     assert (result.steps, result.samples_seen) == (2, 8)
     assert load_model(result.run).image_size == 64
-    assert (result.run / "averaged").is_dir() == (recipe == "finetune")
     lines = [
         json.loads(line)
         for line in (result.run / "metrics.jsonl").read_text().splitlines()

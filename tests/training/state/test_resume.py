@@ -46,8 +46,8 @@ def usual(data="table", processes=1, **settings):
 
 LEARNS = {"learnable_inv_tau": True, "learnable_beta": True}
 JOINS = {"retrieval_from": 0.5, "best": "val_recall"}
-COOLS = {"optimizer": "muon", "schedule": "constant-cooldown"}
-FROZEN = {"freeze": "image", "layer_decay": 0.5}
+COOLS = {"optimizer": "muon", "schedule": "cosine-restarts", "restarts": 2}
+FROZEN = {"freeze": "image"}
 FEATURES = {
     "learnable scales, micro-batches": usual(
         **LEARNS, micro_batch_size=5, clip_grad_norm=1.0, ema=0.9

@@ -2,7 +2,6 @@
 training against the plain ones.
 """
 
-import json
 import math
 
 import pytest
@@ -19,7 +18,6 @@ from cloob.training.config import TrainConfig
 from cloob.training.given import make_loader
 from cloob.training.loop import train
 from cloob.training.optim import (
-    layer_depths,
     make_optimizer,
     make_schedule,
     parameter_groups,
@@ -27,85 +25,6 @@ from cloob.training.optim import (
     warmup_steps,
 )
 from cloob.training.step import Stepper, TowersWithLoss
-
-# By hand: open_clip's vision transformer; timm's, and Hugging Face's BERT. Order as
-# their named_parameters.
-OWN = {
-    "model.visual.class_embedding": 0,
-    "model.visual.conv1.weight": 0,
-    "model.visual.ln_pre.bias": 0,
-    "model.visual.transformer.resblocks.0.mlp.c_proj.weight": 1,
-    "model.visual.ln_post.weight": 2,
-    "model.visual.proj": 2,
-    "model.positional_embedding": 0,
-    "model.transformer.resblocks.0.attn.in_proj_weight": 1,
-    "model.transformer.resblocks.1.attn.in_proj_weight": 2,
-    "model.token_embedding.weight": 0,
-    "model.ln_final.bias": 3,
-    "model.text_projection": 3,
-}
-OTHERS = {
-    "module.visual.trunk.cls_token": 0,
-    "module.visual.trunk.patch_embed.proj.weight": 0,
-    "module.visual.trunk.blocks.0.mlp.fc1.weight": 1,
-    "module.visual.trunk.blocks.1.mlp.fc1.weight": 2,
-    "module.visual.trunk.norm.weight": 3,
-    "module.visual.head.proj.weight": 3,
-    "model.text.transformer.embeddings.LayerNorm.weight": 0,
-    "model.text.transformer.encoder.layer.0.attention.output.LayerNorm.bias": 1,
-    "model.text.transformer.encoder.layer.1.attention.output.LayerNorm.bias": 2,
-    "model.text.transformer.pooler.dense.weight": 3,
-    "model.text.proj.0.weight": 3,
-}
-
-
-@pytest.mark.parametrize(
-    "depths", [OWN, OTHERS], ids=["open_clip", "timm and Hugging Face"]
-)
-def test_depths_by_names(depths):
-    assert {
-        name: depth.depth for name, depth in layer_depths(list(depths)).items()
-    } == depths
-
-
-def test_every_depth_of_a_tower_is_taken(nano_configs):
-    for model in ("tiny-resnet", "tiny-vit", "tiny-convnext"):
-        depths = layer_depths(
-            [name for name, _ in create_model(model, seed=0).named_parameters()]
-        )
-        for tower in ("image", "text"):
-            found = {depth for name, depth in depths.items() if tower_of(name) == tower}
-            (top,) = {depth.top for depth in found}
-            assert {depth.depth for depth in found} == set(range(top + 1)), (
-                model,
-                tower,
-            )
-
-
-def test_layer_decay_groups_and_one_step(nano_configs):
-    """AdamW's first step without decay moves each weight by its own learning rate (for
-    gradients far above eps).
-    """
-    encoder, objective = create_model("nano-vit", seed=0), make_objective("clip")
-    config = TrainConfig(lr=0.1, weight_decay=0.0, eps=1e-12, layer_decay=0.5)
-    optimizer = make_optimizer(encoder, objective, config, torch.device("cpu"))
-    named = {n: p for n, p in encoder.named_parameters() if p.requires_grad}
-    before = {name: parameter.detach().clone() for name, parameter in named.items()}
-    for parameter in [*named.values(), *objective.parameters()]:
-        parameter.grad = torch.ones_like(parameter)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.2 * group["lr_scale"]
-    start = float(objective.log_inv_tau.detach())
-    optimizer.step()
-    assert float(objective.log_inv_tau.detach()) == pytest.approx(
-        start - 0.2, abs=1e-6
-    )  # the temperature is no layer
-    for name, depth in layer_depths(named).items():
-        moved = before[name] - named[name].detach()
-        torch.testing.assert_close(
-            moved, torch.full_like(moved, 0.2 * 0.5 ** (depth.top - depth.depth))
-        )
-    assert len({group["lr"] for group in optimizer.param_groups}) == 3
 
 
 def weights(model):
@@ -171,36 +90,6 @@ def test_a_frozen_text_tower_is_warned_of_where_it_is_random(few, caplog):
     )
 
 
-def test_a_run_writes_the_average_with_its_start(few, tmp_path):
-    first = train(few)
-    config = few.override(
-        model=None, init=str(first.run), average_with_start=0.25, out=tmp_path / "tuned"
-    )
-    second = train(config)
-    start, tuned, averaged = (
-        weights(load_model(place))
-        for place in (first.run, second.run, second.run / "averaged")
-    )
-    moved = 0
-    for name, value in averaged.items():
-        if value.is_floating_point():
-            torch.testing.assert_close(
-                value,
-                0.75 * start[name] + 0.25 * tuned[name],
-                rtol=1e-5,
-                atol=1e-7,
-                msg=name,
-            )
-            moved += not torch.equal(start[name], tuned[name])
-    assert moved > 30
-    objective = json.loads((second.run / "averaged" / "objective.json").read_text())
-    assert objective == load_model(second.run).objective_config
-    train(config.override(average_with_start=None, overwrite=True))
-    assert not (
-        second.run / "averaged"
-    ).exists()  # an old average does not stay beside a new run
-
-
 def test_a_run_does_not_overwrite_what_it_starts_from(few):
     first = train(few)
     config = few.override(model=None, overwrite=True)
@@ -262,7 +151,6 @@ def test_groups_follow_clips_rule():
     ("schedule", "expected"),
     [
         ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("constant-cooldown", [0.25, 0.5, 0.75, *7 * [1.0], 2 / 2.4, 1 / 2.4]),
         # progress 0, 1/8, …, 7/8
         (
             "cosine",
@@ -298,11 +186,9 @@ def test_schedules_by_hand(schedule, expected):
 
 @pytest.mark.parametrize("name", ["muon", "lion", "adafactor"])
 def test_an_optimiser_of_timm_learns_and_has_our_groups(name):
-    """No decay of norms and biases, lower rates below, and embeddings are left to
-    Muon's AdamW.
-    """
+    """No decay of norms and biases, and embeddings are left to Muon's AdamW."""
     towers, objective = Towers(), make_objective("clip")
-    config = TrainConfig(optimizer=name, lr=0.1, weight_decay=0.3, layer_decay=0.5)
+    config = TrainConfig(optimizer=name, lr=0.1, weight_decay=0.3)
     optimizer = make_optimizer(towers, objective, config, torch.device("cpu"))
     assert type(optimizer).__name__.lower() == name
     of = {id(p): group for group in optimizer.param_groups for p in group["params"]}

@@ -1,0 +1,199 @@
+"""How good the towers of a run are on its held-out pairs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob.data.bad import check_fraction
+from cloob.data.batch import Batch, Skip, micro_batches
+from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
+from cloob.errors import InputError
+from cloob.functional.bootstrap import group_means
+from cloob.functional.ranking import mutual_ranks_of_ids
+from cloob.models.runs import SKIPPED_FILE, read_lines
+from cloob.objective import NonFiniteFeaturesError
+from cloob.training import sharding
+from cloob.training.build import Run
+from cloob.training.callbacks import HeldOut
+from cloob.training.faults import StopSignal, agree_on_batch, fetch
+from cloob.training.progress import preserved_rng
+from cloob.training.run_folder import finite, with_readers
+from cloob.training.step import Features, TowersWithLoss, joined, sides_of
+
+logger = logging.getLogger(__name__)
+Rows = tuple[Tensor, Tensor, Tensor]  # the unit rows of both sides, and ids
+Metrics = dict[str, float | None]
+RECALLS = (1, 5, 10)
+GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
+# of a line of epochs.jsonl, beside the metrics
+LINE = ("epoch", "step", "samples_seen", "loss", "skipped", "val_skipped", "seconds")
+
+
+def validate_run(
+    run: Run, stop: StopSignal, *, hopfield: bool
+) -> tuple[Metrics, list[Skip]]:
+    """``validate`` of the weights and, as ``ema_…``, of their average."""
+    metrics, lost = validate(run, stop, run.towers, hopfield=hopfield)
+    if run.stepper.average is not None:
+        averaged = TowersWithLoss(
+            run.stepper.average.encoder, run.objective, run.config.precision
+        )
+        of_average, _ = validate(run, stop, averaged, hopfield=hopfield)
+        metrics |= {f"ema_{name}": value for name, value in of_average.items()}
+    return metrics, lost
+
+
+def validate(
+    run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
+) -> tuple[Metrics, list[Skip]]:
+    """``val_loss`` and ``val_recall`` of the held-out pairs, which are embedded once on
+    all ranks, and the bad pairs.
+
+    The loss is the mean in batches of the training's size, the recall that at 1, 5 and
+    10 in both directions among some 10,000 pairs at most. An image's only correct
+    answer is its caption, a vector's the first row of its id.
+    """
+    assert run.val_loader is not None
+    if world_size() > 1:
+        # what is judged is what is exported: rank 0's running statistics
+        sharding.share_buffers(towers)
+    towers.eval()
+    with preserved_rng(run.stepper.device), torch.no_grad():
+        found = _pass_over_held_out(run, stop, towers, hopfield=hopfield)
+    if found.refused is not None and rank() == 0:
+        logger.warning(
+            "held-out pairs have no loss, and bad rows count as not found: %s",
+            found.refused,
+        )
+    lost = _note_lost(run, found)
+    rows = _of_all_ranks(found.rows)
+    metrics: Metrics = {"val_loss": None, "val_recall": None}
+    if found.samples:
+        metrics["val_loss"] = finite(found.loss_sum / found.samples)
+    if rows is not None:
+        x, y, ids = rows
+        if not run.val_loader.by_id:
+            ids = torch.arange(len(ids))
+        device = run.stepper.device
+        metrics["val_recall"] = on_rank_zero(lambda: mean_recall(x, y, ids, device))
+        if run.metrics is not None:
+            metrics |= _own_metrics(run, towers, rows)
+    return metrics, lost
+
+
+@dataclass
+class _HeldOutPass:
+    """What a pass over the held-out pairs has found so far."""
+
+    loss_sum: float = 0.0  # over samples of all ranks
+    samples: int = 0  # that had a loss
+    pairs: int = 0  # usable or not
+    rows: list[Rows] = field(default_factory=list)  # of this rank, for the recall
+    left_out: list[Skip] = field(default_factory=list)
+    refused: NonFiniteFeaturesError | None = None  # the first loss that there was not
+
+
+def _pass_over_held_out(
+    run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
+) -> _HeldOutPass:
+    loader, device = run.val_loader, run.stepper.device
+    assert loader is not None
+    found = _HeldOutPass()
+    batches = loader.epoch(0)
+    every = -(-loader.pairs_per_epoch // GALLERY)
+    while True:
+        fetched, fault = fetch(batches, stop)
+        if isinstance(fault, StopIteration):
+            return found
+        batch, layout, bad = agree_on_batch(
+            fetched, fault, stop, device, run.saver.last
+        )
+        in_recall = found.pairs // loader.batch_size % every == 0
+        found.pairs += layout.total + bad
+        found.left_out += batch.skipped
+        if min(layout.sizes) < 1:
+            continue
+        on = batch.to(device)
+        features = _embedded(towers, on, run.stepper.micro_batch_size)
+        if in_recall:
+            images, texts = sides_of(features)
+            found.rows.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
+        if layout.total > 1:
+            found.samples += layout.total
+            ids = on.ids if run.hands_over_ids else None
+            try:
+                loss = towers.loss_of(features, on.parts, ids, hopfield=hopfield)
+                found.loss_sum += layout.total * float(loss)
+            except NonFiniteFeaturesError as error:  # of one rank, on all
+                found.loss_sum = math.nan
+                found.refused = found.refused or error
+
+
+def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> Features:
+    """The features of a batch, a micro-batch at a time where there are any."""
+    number = -(-len(batch) // (micro_batch_size or len(batch)))
+    pieces = micro_batches(batch.parts, number)
+    return joined([towers(piece, loss=False) for piece in pieces])
+
+
+def _note_lost(run: Run, found: _HeldOutPass) -> list[Skip]:
+    """The bad pairs of all ranks, written down once: they are the same at every
+    validation; InputError if they are too many.
+    """
+    config = run.config
+    skipped = with_readers(found.left_out)
+    if rank() == 0:
+        before = read_lines(config.out / SKIPPED_FILE)
+        if not any(line.get("held_out") for line in before):
+            step, epoch = run.progress.step, run.progress.epoch + 1
+            place = {"step": step, "epoch": epoch, "held_out": True}
+            run.log.write_skipped(place, skipped)
+    lost = [skip for _, skip in skipped]
+    limit = config.max_bad_fraction
+    assert run.val_loader is not None
+    check_fraction(run.val_loader.name, "held-out pairs", lost, found.pairs, limit)
+    return lost
+
+
+def _of_all_ranks(batches: Sequence[Rows]) -> Rows | None:
+    """The rows of all ranks' batches, on every rank; None where there are none."""
+    mine = [torch.cat(side) for side in zip(*batches, strict=True)]
+    parts = [part for part in gather_objects(mine) if part]
+    if not parts:
+        return None
+    x, y, ids = (torch.cat(side) for side in zip(*parts, strict=True))
+    return x, y, ids
+
+
+def mean_recall(x: Tensor, y: Tensor, ids: Tensor, device: torch.device) -> float:
+    """The mean over ids, both directions and k of the recall (see ``validate``)."""
+    both = mutual_ranks_of_ids(x.to(device), y.to(device), ids.to(device))
+    recalls = [group_means(ranks < k, ids).mean() for ranks in both for k in RECALLS]
+    return float(torch.stack(recalls).mean())
+
+
+def _own_metrics(run: Run, towers: TowersWithLoss, rows: Rows) -> Metrics:
+    """The caller's metrics, as rank 0 finds them."""
+    assert run.metrics is not None
+    encoder: Any = towers.encoder
+    if run.config.given_towers is not None:
+        encoder = encoder.model
+    with preserved_rng(run.stepper.device), torch.no_grad():
+        found = run.metrics(HeldOut(encoder, *rows))
+    values = {name: finite(float(value)) for name, value in found.items()}
+    wrong = values.keys() & {"val_loss", "val_recall", *LINE}
+    if wrong:
+        raise InputError(f"metrics=: {wrong.pop()!r} is a name of cloob's own")
+    best = run.config.best
+    if best not in ("val_loss", "val_recall", *values):
+        raise InputError(
+            f"best is {best!r}, but metrics= gives {', '.join(values) or 'nothing'}"
+        )
+    return gather_objects(values)[0]
