@@ -72,6 +72,31 @@ def commands(page):
     ]
 
 
+# The reference of the command line
+
+REFERENCE = """# The command line
+
+What every command says with `--help`. A test compares;
+`pytest tests/test_docs.py -k reference --update-golden` writes this page.
+"""
+
+
+def test_the_reference_is_what_the_commands_say_of_themselves(
+    monkeypatch, capsys, pytestconfig
+):
+    monkeypatch.setenv("COLUMNS", "88")
+    page = [REFERENCE]
+    for name in ("", *cli.COMMANDS, "train align", "train vectors"):
+        assert cli.main([*name.split(), "--help"]) == 0
+        said = capsys.readouterr().out.rstrip()
+        page.append(f"## {' '.join(['cloob', name]).strip()}\n\n```text\n{said}\n```\n")
+    written = "\n".join(page)
+    path = DOCS / "commands.md"
+    if pytestconfig.getoption("update_golden"):
+        path.write_text(written, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == written
+
+
 # Pages
 
 

@@ -1,5 +1,5 @@
-"""``cloob demo``: train heads by CLIP, InfoLOOB, CLOOB and in closed form on a set that
-comes along, and search other pictures.
+"""``cloob demo``: train CLIP, InfoLOOB, CLOOB and a closed form on bundled pictures, and
+search others.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Options:
-    """Train CLIP, InfoLOOB, CLOOB and a closed form on pictures that come along, then
+    """Train CLIP, InfoLOOB, CLOOB and a closed form on bundled pictures, then
     search others; no network.
     """
 

@@ -100,7 +100,7 @@ class Option:
             return self.spelled
         if self.metavar or self.choices:
             return self.metavar or None
-        names = {int: "N", float: "X", Path: "PATH", bool: "False"}
+        names = {int: "N", float: "X", Path: "PATH", bool: "True|False"}
         return names.get(self.element, "TEXT")
 
     def convert(self, text: str) -> Any:

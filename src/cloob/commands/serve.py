@@ -1,4 +1,4 @@
-"""``cloob serve``: an index in the browser: search, sort, wander; and its API."""
+"""``cloob serve``: search and browse an index in the browser; its API."""
 
 from __future__ import annotations
 

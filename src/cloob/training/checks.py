@@ -36,7 +36,7 @@ def check_combination(config: TrainConfig) -> None:
         raise InputError(
             "data is missing; give --data with your pairs (a table such as pairs.csv,"
             " shards, or a folder of images with .txt files next to them), or --data"
-            " demo for the set that comes along; `cloob train vectors` takes --a and"
+            " demo for the bundled set; `cloob train vectors` takes --a and"
             " --b"
         )
 
