@@ -1,5 +1,5 @@
-"""``cloob demo``: train CLIP, InfoLOOB, CLOOB and a closed form on bundled pictures, and
-search others.
+"""``cloob demo``: train CLIP, InfoLOOB, CLOOB and a closed form on bundled pictures,
+and search others.
 """
 
 from __future__ import annotations
