@@ -21,6 +21,7 @@ from cloob.export.onnx import export_onnx, towers_of, worst_difference
 from cloob.heads.head import Head
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.aligned.model import aligned_encoder
+from cloob.models.tokenizer import ClipTokenizer
 from cloob.models.towers import create_model
 from make import noise_image, write_bert
 from support import originals, overlaid, refused, run_script
@@ -256,6 +257,21 @@ def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(
     error = refused(capsys, "export", str(source), *words)
     assert said in error and "--to onnx takes it" in error
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_tokenizer_that_gives_other_tokens_is_refused(
+    small, tmp_path, capsys, monkeypatch
+):
+    encode = ClipTokenizer.encode
+
+    def with_one_word_more(tokenizer, text, *limits):
+        return encode(tokenizer, f"{text} dog", *limits)
+
+    monkeypatch.setattr(ClipTokenizer, "encode", with_one_word_more)
+    words = ("export", str(small), "--out", str(tmp_path / "out"))
+    error = refused(capsys, *words, "--to", "transformers")
+    assert "transformers makes other tokens of 'a photo of a dog'" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_targets(exported, small, tmp_path, capsys):

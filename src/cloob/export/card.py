@@ -47,17 +47,42 @@ _SECTIONS = {
 _SCALES = {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}
 
 
+_TRAINING = {
+    "batch size": "batch_size",
+    "precision": "precision",
+    "learning rate": "lr",
+    "schedule": "schedule",
+    "weight decay": "weight_decay",
+    "seed": "seed",
+}
+_TEMPLATE = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Facts:
+    """What there is to say of a model."""
+
     encoder: DualEncoder
-    objective: (
-        str | None
-    )  # the member of the family that it was trained with; None if unknown
-    training: Mapping[
-        str, str
-    ]  # the training of its run, label to text; empty without a run
+    # the member of the family that it was trained with; None if unknown
+    objective: str | None
+    # the training of its run, label to text; empty without a run
+    training: Mapping[str, str]
     results: Mapping[str, Any]  # its row of a results.json; empty without
     level: float  # of the intervals in it
+
+
+@dataclass(frozen=True)
+class Result:
+    """A number of ``results.json``, and how the card writes it."""
+
+    section: str  # a key of _SECTIONS
+    set_name: str
+    measure: str
+    value: float
+    title: str
+    label: str
+    text: str
+    n: str
 
 
 def gather_facts(
@@ -68,30 +93,41 @@ def gather_facts(
     """
     folder = find_model_folder(source)
     run = runs.run_of(folder)
-    objective = member_name(
-        *(encoder.objective_config.get(key) for key in ("contrast", "hopfield"))
-    )
-    objective = objective or encoder.objective_config.get("closed_form")
-    training = _training(run, folder) if run is not None and folder is not None else {}
-    weights, nearby = (
+    settings = encoder.objective_config
+    objective = member_name(settings.get("contrast"), settings.get("hopfield"))
+    training: dict[str, str] = {}
+    files: list[Path] = []
+    if run is not None and folder is not None:
+        training = _training(run, folder)
+        files = [run / RESULTS_FILE, run.parent / RESULTS_FILE]
+    row, level = _find_row(
+        [results] if results else [file for file in files if file.is_file()],
         fingerprint(encoder),
-        [place / RESULTS_FILE for place in (run, run.parent)] if run else [],
+        takes_any=results is not None,
     )
-    for place in [results] if results else filter(Path.is_file, nearby):
-        content = read_json(place)
-        rows = [row for row in content.get("rows") or () if isinstance(row, dict)]
-        alone = results is not None and len(rows) == 1
-        for row in rows:
-            if row.get("fingerprint", weights if alone else None) == weights:
-                return Facts(
-                    encoder, objective, training, row, float(content.get("level", 0.95))
-                )
-    if results is not None:
+    if results is not None and not row:
         raise InputError(
             f"{results}: has no row of the weights of {source}; measure them by `cloob"
             f" eval {source}`"
         )
-    return Facts(encoder, objective, training, {}, 0.95)
+    name = objective or settings.get("closed_form")
+    return Facts(encoder, name, training, row, level)
+
+
+def _find_row(
+    files: Sequence[Path], weights: str, *, takes_any: bool
+) -> tuple[dict[str, Any], float]:
+    """The row of these weights, and the level of its intervals; ``takes_any``: the only
+    row need not name them.
+    """
+    for file in files:
+        content = read_json(file)
+        rows = [row for row in content.get("rows") or () if isinstance(row, dict)]
+        unnamed = weights if takes_any and len(rows) == 1 else None
+        for row in rows:
+            if row.get("fingerprint", unnamed) == weights:
+                return row, float(content.get("level", 0.95))
+    return {}, 0.95
 
 
 def write_card(
@@ -102,68 +138,71 @@ def write_card(
     license: str | None = None,
 ) -> None:
     """Writes the card of an export, called ``name`` where it will be."""
+    template: Any = require("jinja2", "export")
     short = name.rpartition("/")[2]
-    usage = exported.usage.replace("DIR", name).strip()
-    parts = [f"# {short}", _summary(facts), f"## How to use it\n\n{usage}"]
-    if exported.notes:
-        parts.append(
-            "## What to know\n\n" + "\n".join(f"- {note}" for note in exported.notes)
-        )
-    parts += [
-        f"## Training\n\n{_training_section(facts)}",
-        f"## Results\n\n{_results_section(facts)}",
-    ]
-    given = (
-        f"`{license}`."
-        if license
-        else "Not given; ask whoever published the model before you use it."
+    results = list(_results(facts))
+    page = template.Template(_TEMPLATE, keep_trailing_newline=True).render(
+        head=_metadata(facts, results, short, exported, license),
+        name=short,
+        summary=_summary(facts),
+        usage=exported.usage.replace("DIR", name).strip(),
+        notes=exported.notes,
+        training=_training_rows(facts),
+        results=results,
+        level=f"{facts.level:.0%}",
+        license=license,
+        citation=BIBTEX,
     )
-    parts += [f"## Licence\n\n{given}", f"## Citation\n\n```bibtex\n{BIBTEX}```"]
-    tags = [*dict.fromkeys(tag for tag in (facts.objective, *exported.tags) if tag)]
-    head = _metadata(facts, short, exported.library, tags, license)
-    write_whole(folder / CARD_FILE, f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n")
+    write_whole(folder / CARD_FILE, page)
 
 
 def _metadata(
-    facts: Facts, name: str, library: str, tags: list[str], license: str | None
+    facts: Facts,
+    results: Sequence[Result],
+    name: str,
+    exported: Exported,
+    license: str | None,
 ) -> str:
     hub: Any = require("huggingface_hub", "export")
-    results = [
+    tags = [facts.objective, *exported.tags] if facts.objective else exported.tags
+    data = hub.ModelCardData(
+        license=license,
+        library_name=exported.library,
+        pipeline_tag=PIPELINE,
+        tags=list(dict.fromkeys(tags)),
+    )
+    data.eval_results = [
         hub.EvalResult(
             task_type=PIPELINE,
-            dataset_type=re.sub(r"[^\w.-]+", "-", set_name),
-            dataset_name=set_name,
+            dataset_type=re.sub(r"[^\w.-]+", "-", result.set_name),
+            dataset_name=result.set_name,
             metric_type="accuracy",
-            metric_name=f"zero-shot top-{key.removeprefix('acc')}",
-            metric_value=round(100 * value, 2),
+            metric_name=f"zero-shot top-{result.measure.removeprefix('acc')}",
+            metric_value=round(100 * result.value, 2),
         )
-        for section, set_name, key, value, _ in _numbers(facts)
-        if section == "zeroshot" and key.startswith("acc")
+        for result in results
+        if result.section == "zeroshot" and result.measure.startswith("acc")
     ]
-    more = {"model_name": name, "eval_results": results} if results else {}
-    data = hub.ModelCardData(
-        license=license, library_name=library, pipeline_tag=PIPELINE, tags=tags, **more
-    )
+    if data.eval_results:
+        data.model_name = name
+    else:
+        data.eval_results = None
     return str(data.to_yaml(line_break="\n")).strip()
 
 
 def _summary(facts: Facts) -> str:
-    encoder, objective = facts.encoder, ""
+    encoder = facts.encoder
+    objective = ""
     if facts.objective == "cca":
         objective = (
             ", with heads solved for in closed form (canonical correlation analysis)"
         )
     elif facts.objective:
         member = FAMILY[facts.objective]
-        retrieved = (
-            " on embeddings retrieved from modern Hopfield networks"
-            if member.hopfield
-            else ""
-        )
-        objective = (
-            f", trained with {facts.objective}"
-            f" ({CONTRASTS[member.contrast].title}{retrieved})"
-        )
+        title = CONTRASTS[member.contrast].title
+        if member.hopfield:
+            title += " on embeddings retrieved from modern Hopfield networks"
+        objective = f", trained with {facts.objective} ({title})"
     millions = sum(value.numel() for value in encoder.model.parameters()) / 1e6
     return (
         "An image tower and a text tower that share an embedding space"
@@ -174,63 +213,48 @@ def _summary(facts: Facts) -> str:
     )
 
 
-def _training_section(facts: Facts) -> str:
-    rows = {}
-    if facts.objective:
-        stored = facts.encoder.objective_config
-        rows["objective"] = facts.objective
-        for label, key in _SCALES.items():
-            if key in stored and (key != "beta" or stored.get("hopfield")):
-                learned = key == "bias" or stored.get(f"learnable_{key}")
-                rows[label] = (
-                    f"{stored[key]:.4g} (learned)" if learned else str(stored[key])
-                )
-    rows |= facts.training
-    if not rows:
-        return "What the model was trained on, and how, is not known here."
-    if not facts.training:
+def _training_rows(facts: Facts) -> dict[str, str]:
+    """Label to text of the table; empty where nothing is known."""
+    rows = {**_objective_rows(facts), **facts.training}
+    if rows and not facts.training:
         rows["data"] = "not known here"
-    return _table(["", ""], [[label, _cell(value)] for label, value in rows.items()])
+    return {label: _cell(value) for label, value in rows.items()}
 
 
-def _results_section(facts: Facts) -> str:
-    rows = []
-    for section, set_name, key, value, numbers in _numbers(facts):
-        kind, labels = _SECTIONS[section]
-        ends = numbers.get(f"{key}_interval")
-        around = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
-        measured = f"{100 * value:.1f}{around}"
-        rows.append(
-            [
-                f"{kind}, {_cell(set_name)}",
-                labels[key],
-                measured,
-                f"{numbers.get('n', '–')}",
-            ]
-        )
-    if not rows:
-        return (
-            "Not measured: `cloob eval` measures, and writes a results.json that a card"
-            " takes up."
-        )
-    table = _table(["", "", f"({facts.level:.0%} interval)", "n"], rows)
-    return f"{table}\n\nMeasured by `cloob eval`; intervals by bootstrap."
+def _objective_rows(facts: Facts) -> dict[str, str]:
+    if not facts.objective:
+        return {}
+    settings = facts.encoder.objective_config
+    rows = {"objective": facts.objective}
+    for label, key in _SCALES.items():
+        if key not in settings or (key == "beta" and not settings.get("hopfield")):
+            continue
+        rows[label] = str(settings[key])
+        if key == "bias" or settings.get(f"learnable_{key}"):
+            rows[label] = f"{settings[key]:.4g} (learned)"
+    return rows
 
 
-def _numbers(facts: Facts) -> Iterator[tuple[str, str, str, float, Mapping[str, Any]]]:
-    """Section, set, measure and value of every finite result, and all numbers of the
-    set.
-    """
-    for section, (_, labels) in _SECTIONS.items():
+def _results(facts: Facts) -> Iterator[Result]:
+    """Every finite number that a card shows."""
+    for section, (kind, labels) in _SECTIONS.items():
         for set_name, numbers in (facts.results.get(section) or {}).items():
-            for key in labels:
-                if (value := numbers.get(key)) is not None and math.isfinite(value):
-                    yield section, set_name, key, value, numbers
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            for measure, label in labels.items():
+                value = numbers.get(measure)
+                if value is None or not math.isfinite(value):
+                    continue
+                ends = numbers.get(f"{measure}_interval")
+                around = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
+                yield Result(
+                    section,
+                    set_name,
+                    measure,
+                    value,
+                    title=f"{kind}, {_cell(set_name)}",
+                    label=label,
+                    text=f"{100 * value:.1f}{around}",
+                    n=str(numbers.get("n", "–")),
+                )
 
 
 def _cell(text: object) -> str:
@@ -241,36 +265,28 @@ def _cell(text: object) -> str:
 def _training(run: Path, folder: Path) -> dict[str, str]:
     """The training of a run up to the checkpoint of a model folder."""
     config = read_json(run / runs.RUN_CONFIG_FILE)
-    checkpoint = folder.resolve().parent
-    step = (
-        runs.checkpoint_step(checkpoint)
-        if checkpoint.name.startswith("step-")
-        else None
-    )
-    ends = [
-        line
-        for line in runs.read_lines(run / runs.EPOCHS_FILE)
-        if step in (None, line.get("step"))
-    ]
-    done = (
-        {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
-    )
-    data, init = config.get("data"), config.get("init")
-    joins = config.get("retrieval_from")
-    rows = {
-        "data": ", ".join(map(data_name, data)) if data else None,
-        "steps": f"{step:,}" if step is not None else done.get("step"),
-        "pairs seen": done.get("samples_seen"),
-        "batch size": config.get("batch_size"),
-        "precision": config.get("precision"),
-        "learning rate": config.get("lr"),
-        "schedule": config.get("schedule"),
-        "weight decay": config.get("weight_decay"),
-        "starts from": model_name(str(init)) if init else None,
-        "retrieval joins": f"after {joins:.0%}" if joins else None,
-        "seed": config.get("seed"),
+    values: dict[str, object] = {
+        "data": ", ".join(data_name(source) for source in config.get("data") or ())
     }
-    return {label: f"{value}" for label, value in rows.items() if value is not None}
+    checkpoint = folder.resolve().parent
+    step: int | None = None
+    if checkpoint.name.startswith("step-"):
+        step = runs.checkpoint_step(checkpoint)
+        values["steps"] = f"{step:,}"
+    for line in runs.read_lines(run / runs.EPOCHS_FILE):
+        if step in (None, line.get("step")):
+            values["steps"] = f"{line['step']:,}"
+            values["pairs seen"] = f"{line['samples_seen']:,}"
+    values |= {label: config.get(key) for label, key in _TRAINING.items()}
+    init = config.get("init")
+    joins = config.get("retrieval_from")
+    if init:
+        values["starts from"] = model_name(str(init))
+    if joins:
+        values["retrieval joins"] = f"after {joins:.0%}"
+    return {
+        label: str(value) for label, value in values.items() if value not in (None, "")
+    }
 
 
 def model_name(source: str) -> str:

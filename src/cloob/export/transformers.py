@@ -60,15 +60,17 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
     folder.
     """
     encoder.check_weights()
-    for why in _refusals(encoder):
-        raise Unsupported(f"{encoder.name}: {why}; --to onnx takes it")
+    refusal = next(_refusals(encoder), "")
+    if refusal:
+        raise Unsupported(f"{encoder.name}: {refusal}; --to onnx takes it")
     specials, notes = _write_tokenizer(encoder, folder)
     _write_configs(encoder, specials, folder)
     theirs = Path(__file__).parent / "sentence_transformers"
     shutil.copytree(theirs, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     write_safetensors(folder / "model.safetensors", _state(encoder))
-    for why in _differences(encoder, folder):
-        raise Unsupported(f"{encoder.name}: {why}; --to onnx takes it")
+    difference = next(_differences(encoder, folder), "")
+    if difference:
+        raise Unsupported(f"{encoder.name}: {difference}; --to onnx takes it")
     if encoder.preprocess_cfg.get("resize_mode") != "squash":
         notes.append(_NOTES["cropped"].format(size=encoder.image_size))
     summary = "transformers and sentence-transformers read it"
@@ -86,44 +88,45 @@ def _text_tower(encoder: DualEncoder) -> Any:
 
 def _refusals(encoder: DualEncoder) -> Iterator[str]:
     """Why ``CLIPModel`` cannot be this model, the simplest reason first."""
-    tokenizer: Any = encoder.tokenizer
-    model, kind = encoder.model, encoder.config.kind
-    visual = getattr(model, "visual", None)
-    if kind == "aligned":
+    visual = getattr(encoder.model, "visual", None)
+    if encoder.config.kind == "aligned":
         yield "heads on frozen encoders, and transformers has no such model"
-    if kind != "open_clip" or type(visual).__name__ != "VisionTransformer":
+    is_vit = type(visual).__name__ == "VisionTransformer"
+    if encoder.config.kind != "open_clip" or not is_vit:
         image_tower = type(getattr(visual, "trunk", visual)).__name__
         yield (
             f"its image tower is of class {image_tower}, and CLIPModel has only CLIP's"
             " own ViT"
         )
-    if causal_tower(model, encoder.context_length) is None:
+    if causal_tower(encoder.model, encoder.context_length) is None:
         yield "its text tower is not CLIP's causal one, as CLIPModel's is"
-    if isinstance(tokenizer, NoTokenizer):
-        yield "it takes tokens, not texts, as it has no tokenizer"
-    theirs = (
-        hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained")
-        and tokenizer.clean_fn is not None
-    )
-    if not theirs and not isinstance(tokenizer, ClipTokenizer | FileTokenizer):
-        yield f"transformers has no {type(tokenizer).__name__}"
+    yield from _refusals_of_tokenizer(encoder.tokenizer)
     if encoder.objective_config.get("contrast") == "sigmoid":
         yield "CLIPModel has no place for logit_bias"
     weights, plan = _weights(encoder)
-    for differ, have in (
-        (weights.keys() - plan.keys(), "has no place for"),
-        (plan.keys() - weights.keys(), "needs"),
-    ):
-        if differ:
-            yield f"CLIPModel {have} {', '.join(sorted(differ)[:2])}"
+    if homeless := sorted(weights.keys() - plan.keys()):
+        yield f"CLIPModel has no place for {', '.join(homeless[:2])}"
+    if missing := sorted(plan.keys() - weights.keys()):
+        yield f"CLIPModel needs {', '.join(missing[:2])}"
     for tower in (_text_tower(encoder), visual):
-        if (activation := _activation(tower)) not in _ACTIVATIONS:
+        activation = _activation(tower)
+        if activation not in _ACTIVATIONS:
             yield f"CLIPModel has no activation {activation}"
     if processor_config(encoder) is None:
         yield (
             "CLIPImageProcessor cannot prepare pictures by its resize_mode and"
             " interpolation"
         )
+
+
+def _refusals_of_tokenizer(tokenizer: Any) -> Iterator[str]:
+    if isinstance(tokenizer, NoTokenizer):
+        yield "it takes tokens, not texts, as it has no tokenizer"
+    if isinstance(tokenizer, ClipTokenizer | FileTokenizer):
+        return
+    theirs = getattr(tokenizer, "tokenizer", None)  # of transformers, in open_clip's
+    if not hasattr(theirs, "save_pretrained") or tokenizer.clean_fn is None:
+        yield f"transformers has no {type(tokenizer).__name__}"
 
 
 def _activation(tower: Any) -> str:
@@ -165,62 +168,47 @@ def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list
     tokenizer: Any = encoder.tokenizer
     cut = _NOTES["uncut"].format(encoder.context_length)
     if isinstance(tokenizer, ClipTokenizer):
-        # the special words as Hugging Face has them
-        rules = clip_rules(tokenizer, (START, END), lower=False)
-        (folder / "tokenizer.json").write_text(
-            rules.to_str(pretty=True), encoding="utf-8"
-        )
-        rules.model.save(
-            str(folder)
-        )  # vocab.json and merges.txt, the older files of the same content
-        words = {
-            "bos_token": START,
-            "eos_token": END,
-            "unk_token": END,
-            "pad_token": END,
-        }
-        _write_json(folder / "special_tokens_map.json", words)
-        config = {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": tokenizer.context_length,
-            **words,
-        }
-        config |= {
-            "add_prefix_space": False,
-            "do_lower_case": True,
-            "errors": "replace",
-        }
-        _write_json(folder / "tokenizer_config.json", config)
-        ended = (
-            [_NOTES["ended"]]
-            if (tokenizer.settings or {}).get("ending") == "cut"
-            else []
-        )
-        specials = (
-            tokenizer.sot_token_id,
-            tokenizer.eot_token_id,
-            tokenizer.eot_token_id,
-        )
-        return specials, [_NOTES["uncleaned"], cut, *ended]
+        _write_clip_tokenizer(tokenizer, folder)
+        notes = [_NOTES["uncleaned"], cut]
+        if tokenizer.ending == "cut":
+            notes.append(_NOTES["ended"])
+        end = tokenizer.eot_token_id
+        return (tokenizer.sot_token_id, end, end), notes
     if isinstance(tokenizer, FileTokenizer):
         tokenizer.save_pretrained(folder)
-        return (
-            int(tokenizer.ids(["a"])[0, 0]),
-            int(tokenizer.end or 0),
-            int(tokenizer.pad or 0),
-        ), [cut]
+        start = int(tokenizer.ids(["a"])[0, 0])
+        return (start, int(tokenizer.end or 0), int(tokenizer.pad or 0)), [cut]
     theirs = tokenizer.tokenizer
     theirs.save_pretrained(folder)
     numbers = (theirs.bos_token_id, theirs.cls_token_id, theirs.eos_token_id)
     start = next(number for number in numbers if number is not None)
     specials = int(start), int(theirs.eos_token_id), int(theirs.pad_token_id)
-    return specials, [
-        (
-            "The tokenizer of transformers does not clean texts as open_clip does"
-            " before it."
-        ),
-        cut,
-    ]
+    return specials, [_NOTES["other"], cut]
+
+
+def _write_clip_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
+    # the special words as Hugging Face has them
+    rules = clip_rules(tokenizer, (START, END), lower=False)
+    text = rules.to_str(pretty=True)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    # vocab.json and merges.txt, the older files of the same content
+    rules.model.save(str(folder))
+    words = {
+        "bos_token": START,
+        "eos_token": END,
+        "unk_token": END,
+        "pad_token": END,
+    }
+    _write_json(folder / "special_tokens_map.json", words)
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": tokenizer.context_length,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        **words,
+    }
+    _write_json(folder / "tokenizer_config.json", config)
 
 
 def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> None:
