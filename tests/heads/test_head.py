@@ -35,13 +35,32 @@ def test_a_constant_column_is_divided_by_one():
     )
 
 
-@pytest.mark.parametrize("spread", [1.0, 1e-20])
-def test_a_solved_head_is_its_matrix(spread):
+def test_a_solved_head_is_its_matrix():
     x, matrix = rows(20, 5), rows(5, 3, 1)
     head = Head(5, 4)
-    head.solve(x.mean(0), matrix, spread)
+    head.solve(x.mean(0), matrix)
     expected = F.pad((x - x.mean(0)) @ matrix, (0, 1)).float()
     torch.testing.assert_close(head(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("columns", ["root", "log", "ranks"])
+def test_transforms_keep_order_and_sign(columns):
+    """By their formulas; ranks are shares of 32 steps between quantiles."""
+    x = rows(500, 2) ** 3
+    head = Head(2, 2, columns=columns)
+    head.fit(x)
+    found = head.transformed(x)
+    order = x.argsort(0)
+    assert (found.gather(0, order).diff(dim=0) >= 0).all()
+    if columns == "ranks":
+        shares = torch.linspace(0, 1, 500).double()[:, None]
+        assert (found.gather(0, order) - shares).abs().max() < 1 / 32
+    else:
+        size = x.abs().sqrt() if columns == "root" else x.abs().log1p()
+        torch.testing.assert_close(found, x.sign() * size)
+    again = head_of(head.options)
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(x), head(x))
 
 
 def test_members_are_the_mean_cosine_less_the_hubs():

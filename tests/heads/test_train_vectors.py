@@ -168,7 +168,7 @@ def test_the_closed_form_is_solved_and_takes_no_other_settings(config, tmp_path)
     run = cloob.train_heads(closed).run
     model = cloob.load_model(run)
     decisions = json.loads((run / "decisions.json").read_text())
-    chosen = {key: decisions[key] for key in ("ridge", "power", "by_column")}
+    chosen = {key: decisions[key] for key in ("ridge", "power", "columns")}
     assert model.objective_config == {"closed_form": "cca", **chosen}
     assert lines(run / "epochs.jsonl")[0]["val_recall"] > 0.6
     assert cloob.train_heads(closed.override(resume="auto")).already_finished

@@ -12,23 +12,33 @@ the columns of A and B are the canonical directions and S their correlations (Ho
 the power p weights a direction by how well both sides agree in it, which is what
 "canonical similarity analysis" (CSA, arXiv:2410.07610) does with its weighted cosine.
 
-All is float64. Of many pairs no row is kept: they come in blocks, each a
-``PairMoments``, which add. Of fewer pairs than columns the rows are kept: their
-singular value decomposition gives the same directions without an (F, F) matrix.
+All is float64 but for ``single`` numbers, by which one chooses. Of many pairs no row
+is kept: they come in blocks, each a ``PairMoments``, which add. Of fewer pairs than
+columns the rows are kept: their singular value decomposition gives the same directions
+without an (F, F) matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 
+class _Numbers:
+    """Numbers of pairs in float64, or in float32 where they only choose."""
+
+    def single(self) -> Self:
+        """The same in float32: a third of the time, and some six digits."""
+        tensors = {k: v.float() for k, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **tensors)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class PairMoments:
+class PairMoments(_Numbers):
     """Weight, means and centred second moments of pairs of rows; those of disjoint sets
     add (Chan et al. 1983).
     """
@@ -68,7 +78,7 @@ class PairMoments:
 
 
 @dataclass(frozen=True)
-class CentredRows:
+class CentredRows(_Numbers):
     """Pairs of rows without their mean, times the root of their weight."""
 
     count: float
@@ -155,7 +165,7 @@ def canonical_directions(
     for ridge in ridges:
         root_a, root_b = side_a.whitening(ridge), side_b.whitening(ridge)
         whitened = root_a.unsqueeze(1) * cross * root_b
-        u, correlations, vt = torch.linalg.svd(whitened, full_matrices=False)
+        u, correlations, vt = _svd(whitened)
         a = side_a.vectors @ (root_a.unsqueeze(1) * u)
         b = side_b.vectors @ (root_b.unsqueeze(1) * vt.T)
         largest = a.gather(0, a.abs().argmax(0, keepdim=True))
@@ -165,6 +175,20 @@ def canonical_directions(
             b * signs / side_b.scale.unsqueeze(1),
             correlations,
         )
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and Vᵀ; in float32 by the smaller Gram matrix, in a third of the time."""
+    if matrix.dtype == torch.float64:
+        u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return u, values, vt
+    if matrix.shape[0] > matrix.shape[1]:
+        u, values, vt = _svd(matrix.T)
+        return vt.T, values, u.T
+    squares, u = torch.linalg.eigh(matrix @ matrix.T)
+    values = squares.flip(0).clamp_min(0).sqrt()
+    u = u.flip(1)
+    return u, values, (u.T @ matrix) / values.clamp_min(1e-6).unsqueeze(1)
 
 
 class _Side(NamedTuple):

@@ -75,14 +75,15 @@ class ContrastiveHeads(
             None: 256 a head, and no cut.
         dropout: Before a linear head's matrix, or in an mlp's hidden layer; None: 0.1.
         standardise: ``"column"`` divides every column by its spread, ``"one"`` all by
-            one number, ``"none"`` divides by none; ``"auto"`` chooses ``"column"`` for
-            columns of unlike units.
+            one number, ``"none"`` divides by none; ``"auto"`` chooses, and whether a
+            closed form takes roots, logarithms or ranks.
         start: ``"closed-form"``: heads begin with the matrices of ``"cca"``;
             ``"random"``; None: random, ``"auto"`` tries both.
         learning_rate: Peak learning rate.
         weight_decay: AdamW's.
         epochs: Passes over the pairs.
-        batch_size: Pairs a step; 0 fits it to their number.
+        batch_size: Pairs a step; 0 fits it to their number, and the patience to few
+            columns.
         validation_fraction: Share of the ids or groups for validation, which chooses
             the epoch; 0: the last epoch.
         patience: Stop after so many epochs without improvement; 0 never. None: 5

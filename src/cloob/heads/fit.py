@@ -19,7 +19,8 @@ import torch
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import resolve_device
 from cloob.errors import TrainingFailed
-from cloob.heads.closed import closed_beside, fit_closed_form
+from cloob.heads.closed import choice_of, closed_beside, fit_closed_form
+from cloob.heads.columns import PLAIN_WAYS, choose_columns
 from cloob.heads.fitted import FittedHeads
 from cloob.heads.head import Head
 from cloob.heads.parts import (
@@ -56,8 +57,8 @@ def fit(
         pairs: The training pairs.
         held_out: Pairs that choose the best epoch; None: the last one is taken.
         settings: Those of the heads and the objective, which is a member.
-        closed: The closed form of the same pairs, from which the heads may start; None:
-            it is solved if they do.
+        closed: The closed form of the same pairs, from which the heads may start, with
+            its columns; None: it is solved if they do.
         until: End after this epoch of ``settings.epochs``, by which the learning rate
             goes.
         state: File of the state after the last epoch. Where it is that of the same
@@ -123,14 +124,19 @@ def first_heads(
     settings: HeadSettings,
     closed: FittedHeads | None,
 ) -> tuple[Head, Head]:
-    """The heads before the first step."""
-    heads = fresh_heads(pairs, settings)
-    if settings.start == "closed-form":
-        if closed is None:
-            closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
-        rows = sampled(pairs)
-        for head, solved, side in zip(heads, closed.heads, rows[:2], strict=True):
-            head.start_from(cast(Head, solved), side)
+    """The heads before the first step. Those with random weights take plain columns:
+    with a hidden layer they find a transform themselves.
+    """
+    if settings.start != "closed-form":
+        columns = choose_columns(pairs, settings, PLAIN_WAYS)
+        return fresh_heads(pairs, settings, columns)
+    if closed is None:
+        closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
+    columns = choice_of(closed.decisions).columns
+    heads = fresh_heads(pairs, settings, columns)
+    rows = sampled(pairs)
+    for head, solved, side in zip(heads, closed.heads, rows[:2], strict=True):
+        head.start_from(cast(Head, solved), side)
     return heads
 
 

@@ -5,18 +5,30 @@ against hubs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Standardise = Literal["column", "one", "none"]
+Transform = Literal["plain", "root", "log", "ranks"]
 Kind = Literal["linear", "mlp"]
 Side = Literal["a", "b"]
 N_NEAREST = 10
 MAX_BIAS = 0.25
 SHARE = MAX_BIAS**0.5
+N_RANKS = 32
+
+
+class Columns(NamedTuple):
+    """What happens to a side's columns before a head's matrix."""
+
+    transform: Transform
+    standardise: Standardise
+
+    def __str__(self) -> str:
+        return f"{self.transform}, {self.standardise}"
 
 
 class Head(nn.Module):
@@ -40,6 +52,9 @@ class Head(nn.Module):
         standardise: Every feature loses its mean, then ``"one"`` divides all by one
             number, ``"column"`` every column by its standard deviation (a constant one
             by 1). ``"none"`` leaves them as they are.
+        columns: What is done to every feature before: nothing (``"plain"``), the
+            ``"root"`` or the ``"log"`` of 1 and its size, with its sign, or its
+            ``"ranks"`` among the training set's, which are 32 steps.
 
     Example:
         >>> import torch
@@ -54,6 +69,7 @@ class Head(nn.Module):
     mean: Tensor
     mean_rest: Tensor  # what float32 cannot hold of the mean
     scale: Tensor
+    knots: Tensor  # (33, F) quantiles of the training set
 
     def __init__(
         self,
@@ -62,6 +78,7 @@ class Head(nn.Module):
         kind: Kind = "linear",
         dropout: float = 0.0,
         standardise: Standardise = "one",
+        columns: Transform = "plain",
     ):
         super().__init__()
         self.options: dict[str, Any] = {
@@ -72,7 +89,11 @@ class Head(nn.Module):
         }
         if standardise != "one":
             self.options["standardise"] = standardise
-        self.standardise = standardise
+        if columns != "plain":
+            self.options["columns"] = columns
+        self.standardise, self.columns = standardise, columns
+        if columns == "ranks":
+            self.register_buffer("knots", torch.zeros(N_RANKS + 1, features))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("mean_rest", torch.zeros(features))
         scales = features if standardise == "column" else ()
@@ -97,6 +118,10 @@ class Head(nn.Module):
         if self.standardise == "none":
             return
         rows = features.cpu().double()  # MPS has no float64
+        if self.columns == "ranks":
+            places = torch.linspace(0, len(rows) - 1, N_RANKS + 1).round().long()
+            self.knots.copy_(rows.sort(0).values[places])
+        rows = self.transformed(rows)
         mean = rows.mean(0)
         self._set_mean(mean)
         centred = rows - mean
@@ -111,19 +136,16 @@ class Head(nn.Module):
         self.scale.copy_(deviation.masked_fill(is_constant, 1.0))
 
     @torch.no_grad()
-    def solve(self, mean: Tensor, matrix: Tensor, spread: float = 1.0) -> None:
-        """Makes a linear head give (features - mean) @ matrix, then zeros.
+    def solve(self, mean: Tensor, matrix: Tensor) -> None:
+        """Makes a linear head give (standardised features - mean) @ matrix, then zeros.
 
         Args:
-            mean: (F,) float64.
+            mean: (F,).
             matrix: (F, D') with D' at most D.
-            spread: Typical size of the centred features, which are divided by it so
-                that the weights are near 1 in any units.
         """
-        self._set_mean(mean)
-        self.scale.fill_(spread)
-        self.matrix.weight.zero_()[: matrix.shape[1]].copy_(matrix.T * spread)
-        self.matrix.bias.zero_()
+        width = matrix.shape[1]
+        self.matrix.weight.zero_()[:width] = matrix.T
+        self.matrix.bias.zero_()[:width] = -(mean @ matrix)
 
     @torch.no_grad()
     def start_from(self, solved: Head, features: Tensor) -> None:
@@ -134,9 +156,10 @@ class Head(nn.Module):
         self.eval()
         size = self(features).square().mean()
         matrix = solved.matrix.weight[: len(self.matrix.weight)]
+        bias = solved.matrix.bias[: len(matrix)]
         shift = self.mean - solved.mean + (self.mean_rest - solved.mean_rest)
         self.matrix.weight.zero_()[: len(matrix)] = matrix * self.scale / solved.scale
-        self.matrix.bias.zero_()[: len(matrix)] = matrix @ (shift / solved.scale)
+        self.matrix.bias.zero_()[: len(matrix)] = bias + matrix @ (shift / solved.scale)
         ratio = (size / self(features).square().mean().clamp_min(1e-30)).sqrt()
         self.matrix.weight.mul_(ratio)
         self.matrix.bias.mul_(ratio)
@@ -146,10 +169,25 @@ class Head(nn.Module):
         self.mean.copy_(mean)
         self.mean_rest.copy_(mean - self.mean.cpu().double())
 
+    def transformed(self, features: Tensor) -> Tensor:
+        """The features as ``columns`` says."""
+        if self.columns == "plain":
+            return features
+        if self.columns == "root":
+            return features.sign() * features.abs().sqrt()
+        if self.columns == "log":
+            return features.sign() * features.abs().log1p()
+        ranks = torch.zeros_like(features)
+        for low, high in zip(self.knots[:-1], self.knots[1:], strict=True):
+            step = (high - low).clamp_min(1e-30)
+            ranks = ranks + ((features - low) / step).clamp(0, 1)
+        return ranks / N_RANKS
+
     def standardised(self, features: Tensor) -> Tensor:
         """The float32 features that the matrix takes; float64 ones lose their mean
         before they are rounded.
         """
+        features = self.transformed(features)
         if features.dtype == torch.float64:
             mean = self.mean.double() + self.mean_rest.double()
             centred = (features - mean).float()

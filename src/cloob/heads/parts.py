@@ -9,7 +9,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from cloob.data.vectors import VectorPairs, as_numbers
 from cloob.distributed import Layout
 from cloob.errors import InputError
 from cloob.functional.private import NORMS
-from cloob.heads.fitted import GALLERY, Rows, finite, recalls, vary_unlike
-from cloob.heads.head import Head
+from cloob.heads.fitted import GALLERY, Rows, finite, recalls
+from cloob.heads.head import Columns, Head
 from cloob.heads.settings import USUAL_DIM, HeadSettings
 from cloob.objective import ContrastiveObjective, make_objective
 
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 N_FITTED = 32_768  # rows that standardise a side, at most
 N_FITTED_NUMBERS = 1 << 24  # and numbers of a side
+FEW_COLUMNS = 16
 SHARE_OF_DEVICE = 0.5  # of its free memory, that the rows may take
 
 
@@ -71,18 +72,22 @@ class Model(nn.Module):
 
 
 def fit_batch(settings: HeadSettings, pairs: VectorPairs) -> HeadSettings:
-    """The settings with a batch size: of few pairs, 16 to 32 steps an epoch."""
+    """The settings with a batch size: of few pairs, 16 to 32 steps an epoch. Few
+    columns need more negatives and learn for longer.
+    """
     n = n_anchors(pairs)
-    size = settings.batch_size
+    size, patience = settings.batch_size, settings.patience
     if not size:
         power = 1 << max(n // 16, 1).bit_length() - 1
         size = max(2, min(n, 256, max(8, power)))
+        if min(pairs.a.shape[1], pairs.b.shape[1]) <= FEW_COLUMNS:
+            size, patience = max(size, min(64, n // 4)), 3 * patience
     if n < 2 or size > n:
         needed = "2 or more are needed" if n < 2 else f"batch_size is {size}"
         raise InputError(f"{pairs.name}: {n:,} training pairs; {needed}")
     if len(np.unique(pairs.ids)) < 2:
         raise InputError(f"{pairs.name}: all pairs have one id, so none is a negative")
-    return settings.override(batch_size=size)
+    return settings.override(batch_size=size, patience=patience)
 
 
 def n_anchors(pairs: VectorPairs) -> int:
@@ -98,57 +103,36 @@ def objective_of(settings: HeadSettings) -> ContrastiveObjective:
         raise InputError(f"objective {settings.objective!r}: {error}") from error
 
 
-def new_heads(pairs: VectorPairs, settings: HeadSettings) -> tuple[Head, Head]:
-    """Heads whose first weights depend on the seed alone, not yet standardised."""
+def fresh_heads(
+    pairs: VectorPairs, settings: HeadSettings, columns: tuple[Columns, Columns]
+) -> tuple[Head, Head]:
+    """Heads whose first weights depend on the seed alone, and that prepare columns by
+    the training pairs, or by 32,768 evenly spread ones (fewer wide ones).
+    """
     width = settings.embed_dim or USUAL_DIM
-    kind = settings.head or "mlp"
     dropout = 0.1 if settings.dropout is None else settings.dropout
-    ways = ways_of(pairs, settings)
+    rows = sampled(pairs)
+    heads = []
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)
-        first = Head(pairs.a.shape[1], width, kind, dropout, ways[0])
-        second = Head(pairs.b.shape[1], width, kind, dropout, ways[1])
-    return first, second
-
-
-def fresh_heads(pairs: VectorPairs, settings: HeadSettings) -> tuple[Head, Head]:
-    """New heads, standardised by the training pairs, or by 32,768 evenly spread ones
-    (fewer wide ones).
-    """
-    heads = new_heads(pairs, settings)
-    rows = sampled(pairs)
-    for head, side, name in zip(heads, (rows.a, rows.b), "ab", strict=True):
-        if bool((side == side[0]).all()):
-            logger.warning(
-                "all rows of %s are equal: nothing can be learned from them", name
+        for side, way, name in zip(rows[:2], columns, "ab", strict=True):
+            if bool((side == side[0]).all()):
+                logger.warning(
+                    "all rows of %s are equal: nothing can be learned from them", name
+                )
+            kind = settings.head or "mlp"
+            head = Head(
+                side.shape[1], width, kind, dropout, way.standardise, way.transform
             )
-        head.fit(side)
-    return heads
+            head.fit(side)
+            heads.append(head)
+    return heads[0], heads[1]
 
 
 def sampled(pairs: VectorPairs) -> Rows:
     """The rows that standardise."""
     widest = max(pairs.a.shape[1], pairs.b.shape[1])
     return Rows.of(pairs, max(2, min(N_FITTED, N_FITTED_NUMBERS // widest)))
-
-
-def ways_of(pairs: VectorPairs, settings: HeadSettings) -> list[Any]:
-    """How both sides are standardised."""
-    if settings.standardise != "auto":
-        return [settings.standardise] * 2
-    rows = sampled(pairs)
-    ways = []
-    for side, name in ((rows.a, "a"), (rows.b, "b")):
-        some = side[:: -(-len(side) // 4096)].double()
-        is_unlike = vary_unlike(some.var(0, unbiased=False))
-        ways.append("column" if is_unlike else "one")
-        if is_unlike:
-            logger.info(
-                "columns of %s vary unlike: they are divided by their spreads"
-                " (--standardise one: all alike)",
-                name,
-            )
-    return ways
 
 
 class AdamW(torch.optim.AdamW):
