@@ -39,6 +39,13 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 N_TRAIN, N_TEST, SEEDS = 2000, 1000, (0, 1, 2)
 SINGLE = ("infoloob", "clip", "siglip", "cloob", "cca")
+FEW = ("auto", "infoloob", "cca")
+FEW_SETS = (
+    "factors",
+    "halves of digits",
+    "numerals, two transforms",
+    "descriptors × names",
+)
 ZOO = ("CCA", "RidgeCCA", "PLS", "MCCA", "GCCA")
 Views = tuple[np.ndarray, np.ndarray]
 
@@ -338,8 +345,7 @@ def without_hubs(heads: Any, train: Rows, val: Rows, test: Rows) -> list[float]:
     for strength in (0.0, 0.25, 0.5):
         options = {"rows": len(bank_a) * bool(strength), "strength": strength}
         a, b = (
-            Members([head], [1.0], side=side, **options)
-            for side, head in enumerate(heads)
+            Members([head], side=side, **options) for side, head in enumerate(heads)
         )
         fit_members(a, b, [bank_a], [bank_b])
         tried.append(
@@ -354,8 +360,12 @@ def without_hubs(heads: Any, train: Rows, val: Rows, test: Rows) -> list[float]:
     )[1]
 
 
-def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
-    """A record of all methods; the seed also deals the pairs and the wrong ones."""
+def judged(
+    name: str, views: Views, wrong: float, seed: int, methods: tuple[str, ...]
+) -> dict[str, Any]:
+    """A record of these methods, with all of them also those of others; the seed also
+    deals the pairs and the wrong ones.
+    """
     import cloob
     from cloob.data.vectors import open_vector_pairs
 
@@ -376,7 +386,7 @@ def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
             for part in open_vector_pairs(**files).split(0.1)
         ]
         arrays = [(part[0].numpy(), part[1].numpy()) for part in parts]
-        for objective in ("auto", *SINGLE):
+        for objective in methods:
             began = time.process_time()
             config = cloob.get_recipe("vectors", objective=objective).override(
                 **files, seed=seed, device="cpu", out=f"{place}/{objective}"
@@ -387,13 +397,14 @@ def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
             recall[objective] = recalls(
                 heads.encode_a(tests[0]), heads.encode_b(tests[1])
             )
-            if objective in ("infoloob", "cca"):
+            if objective in ("infoloob", "cca") and methods != FEW:
                 hubs[objective] = without_hubs(heads.heads, *arrays, tests)
             if objective == "auto":
                 newest = max((run / "checkpoints").iterdir()) / "joined.json"
                 joined = json.loads(newest.read_text()) if newest.is_file() else None
-        recall |= zoo(arrays[0], arrays[1], tests)
-        recall["plain loop"] = plain_loop(arrays[0], tests, seed)
+        if methods != FEW:
+            recall |= zoo(arrays[0], arrays[1], tests)
+            recall["plain loop"] = plain_loop(arrays[0], tests, seed)
     record = {
         "task": name,
         "wrong": wrong,
@@ -474,6 +485,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=HERE / "results" / "auto" / "members.jsonl"
     )
+    parser.add_argument(
+        "--only", action="store_true", help="the tasks and methods of starts.md"
+    )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     text = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
@@ -489,10 +503,14 @@ def main() -> None:
     else:
         os.nice(19)
         done = {(record["task"], record["wrong"], record["seed"]) for record in records}
-        for seed, (name, wrong) in itertools.product(SEEDS, TASKS):
+        methods = FEW if options.only else ("auto", *SINGLE)
+        tasks = [(name, 0.0) for name in FEW_SETS] if options.only else TASKS
+        for seed, (name, wrong) in itertools.product(SEEDS, tasks):
             if (name, wrong, seed) not in done:
                 with np.load(options.features / f"{name}.npz") as views:
-                    record = judged(name, (views["a"], views["b"]), wrong, seed)
+                    record = judged(
+                        name, (views["a"], views["b"]), wrong, seed, methods
+                    )
                 with options.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 print(

@@ -45,8 +45,7 @@ def test_few_rows_of_many_columns_need_no_square_matrix():
     a, b = views(50, (300, 200))
     train, held_out = pairs_of(a, b).split(0.2)
     fitted = fit_closed_form(train, held_out)
-    blocks = closed.blocks_of(train, fitted.heads)
-    assert isinstance(closed.gathered(blocks), CentredRows)
+    assert isinstance(closed.gathered(train, fitted.heads), CentredRows)
     assert fitted.history[0]["val_recall"] > 0.9
 
 

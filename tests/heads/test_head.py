@@ -67,10 +67,10 @@ def test_members_are_the_mean_cosine_less_the_hubs():
     """Cosines of joined rows by a plain loop from the formula."""
     a, b = rows(30, 6).float(), rows(30, 5, 1).float()
     heads_a, heads_b = [Head(6, 4), Head(6, 3)], [Head(5, 4), Head(5, 3)]
-    weights, strength = [1.0, 0.7], 0.5
+    strength = 0.5
     options = {"rows": 30, "strength": strength}
-    side_a = Members(heads_a, weights, side=0, **options)
-    side_b = Members(heads_b, weights, side=1, **options)
+    side_a = Members(heads_a, side=0, **options)
+    side_b = Members(heads_b, side=1, **options)
     parts_a = [unit_rows(head, a) for head in heads_a]
     parts_b = [unit_rows(head, b) for head in heads_b]
     fit_members(side_a, side_b, parts_a, parts_b)
@@ -78,11 +78,7 @@ def test_members_are_the_mean_cosine_less_the_hubs():
     again.load_state_dict(side_a.state_dict())
     x, y = unit_rows(again, a), unit_rows(side_b, b)
 
-    total = sum(w**2 for w in weights)
-    cosines = sum(
-        w**2 / total * p @ q.T
-        for w, p, q in zip(weights, parts_a, parts_b, strict=True)
-    )
+    cosines = sum(p @ q.T / 2 for p, q in zip(parts_a, parts_b, strict=True))
     near_a = cosines.sort(1, descending=True).values[:, :10].mean(1)
     near_b = cosines.sort(0, descending=True).values[:10].mean(0)
     bias_a = strength * (near_a - near_a.mean())

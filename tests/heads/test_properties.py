@@ -131,8 +131,8 @@ def test_a_permuted_bank_is_the_same_bias(seed, strength):
     width = heads[0].options["embed_dim"]
     found = []
     for rows in (np.arange(60), np.random.default_rng(seed).permutation(60)):
-        of_a = Members([heads[0]], [1.0], side=0, rows=60, strength=strength)
-        of_b = Members([heads[1]], [1.0], side=1, rows=60, strength=strength)
+        of_a = Members([heads[0]], side=0, rows=60, strength=strength)
+        of_b = Members([heads[1]], side=1, rows=60, strength=strength)
         x = unit_rows(heads[0], torch.from_numpy(a[rows]))
         y = unit_rows(heads[1], torch.from_numpy(b[rows]))
         fit_members(of_a, of_b, [x], [y])

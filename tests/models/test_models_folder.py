@@ -287,7 +287,7 @@ def test_cls_pooling_and_what_is_not_known(bert, tmp_path):
     )
 
 
-def test_encode_is_encoder_then_head(whole, monkeypatch):
+def test_encode_is_encoder_then_head(whole):
     """Pixels by hand: normalise, encode, standardise, matrix and branch, unit
     length.
     """
@@ -305,11 +305,8 @@ def test_encode_is_encoder_then_head(whole, monkeypatch):
         expected = F.normalize(head.matrix(rows) + last(act(first(rows))), dim=1)
         torch.testing.assert_close(whole.encode_image(pixels), expected)
         tokens = whole.tokenizer(TEXTS[:3])
-        by_pixels, features = whole(pixels, tokens), whole.features(pixels, tokens)
-        torch.testing.assert_close(by_pixels, (expected, whole.encode_text(TEXTS[:3])))
-        with monkeypatch.context() as patch:
-            patch.setattr(whole, "on_features", True)
-            torch.testing.assert_close(whole(*features), by_pixels)
+        both = expected, whole.encode_text(TEXTS[:3])
+        torch.testing.assert_close(whole(pixels, tokens), both)
 
 
 def test_saved_and_loaded_it_is_the_same(whole, tmp_path):

@@ -107,7 +107,7 @@ def test_features_are_computed_once(heads, computed, tmp_path):
     )
     result = train_heads(closed)
     assert load_model(result.run).embed_dim == 12 and not computed()
-    assert result.recall > 0.9  # as many pairs as directions, nearly
+    assert result.recall > 0.8  # as many pairs as directions, nearly
     cleaned = heads.override(clean="auto", out=tmp_path / "clean")
     raises(InputError, "38 distinct ids; clean needs 100 of", train_heads, cleaned)
     file.write_bytes(file.read_bytes()[:1000])

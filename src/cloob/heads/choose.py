@@ -126,7 +126,7 @@ def choose(
         closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
     fits = []
     for number, plan in enumerate(plans, 1):
-        state = None if folder is None else folder / f"fit-{number}.pt"
+        state = state_file(folder, f"fit-{number}")
         fits.append(
             fit(pairs, held_out, plan, closed=closed, state=state, on_epoch=on_epoch)
         )
@@ -144,6 +144,11 @@ def choose(
         count = f"on {len(every):,} pairs, {len(held_out):,} of them held out"
         return replace(again, decisions={**again.decisions, "refit": count})
     return chosen.fitted
+
+
+def state_file(folder: Path | None, name: str) -> Path | None:
+    """Where the state of a fit lies, if states are kept."""
+    return None if folder is None else folder / f"{name}.pt"
 
 
 def plans_of(
@@ -300,9 +305,8 @@ def side_by_side(
     n_rows = len(banks_a[0]) if strength else 0
     heads_a = [cast(Head, part.heads[0]) for part in used]
     heads_b = [cast(Head, part.heads[1]) for part in used]
-    weights = [1.0] * len(used)
-    a = Members(heads_a, weights, cut=cut, side=0, rows=n_rows, strength=strength)
-    b = Members(heads_b, weights, cut=cut, side=1, rows=n_rows, strength=strength)
+    a = Members(heads_a, cut=cut, side=0, rows=n_rows, strength=strength)
+    b = Members(heads_b, cut=cut, side=1, rows=n_rows, strength=strength)
     fit_members(a.eval(), b.eval(), banks_a, banks_b)
     return a, b
 
@@ -341,7 +345,7 @@ def refitted(
             again.append(closed)
             continue
         plan, until = plans[place].override(patience=0), fits[place].best_epoch
-        state = None if folder is None else folder / f"refit-{place + 1}-{until}.pt"
+        state = state_file(folder, f"refit-{place + 1}-{until}")
         fitted = fit(every, None, plan, closed=closed, until=until, state=state)
         again.append(fitted)
     parts = [Part.of("", fitted.heads, bank, bank) for fitted in again]

@@ -8,8 +8,10 @@ which is less.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,7 +89,7 @@ def fit_closed_form(
         prepared_head(rows.a, columns[0], width),
         prepared_head(rows.b, columns[1], width),
     )
-    numbers = gathered(blocks_of(pairs, heads))
+    numbers = gathered(pairs, heads)
     recall = None
     if choice is None:
         choice = Choice(RIDGES[0], POWERS[0], columns)
@@ -122,26 +124,15 @@ def blocks_of(pairs: VectorPairs, heads: tuple[Head, Head]) -> Iterator[Block]:
         yield heads[0].standardised(a), heads[1].standardised(b), weights
 
 
-def gathered(blocks: Iterable[Block]) -> PairMoments | CentredRows:
-    """The moments of all blocks; of fewer rows than columns the rows, centred."""
-    kept: list[Block] = []
-    moments: PairMoments | None = None
-    n_rows = 0
-    for block in blocks:
-        n_rows += len(block[0])
-        if moments is None and n_rows < max(block[0].shape[1], block[1].shape[1]):
-            kept.append(block)
-            continue
-        for waiting in (*kept, block):
-            part = PairMoments.of(*waiting)
-            moments = part if moments is None else moments + part
-        kept = []
-    if moments is not None:
-        return moments
-    a = torch.cat([rows for rows, *_ in kept])
-    b = torch.cat([rows for _, rows, _ in kept])
-    weights = [weight for *_, weight in kept if weight is not None]
-    return CentredRows.of(a, b, torch.cat(weights) if weights else None)
+def gathered(pairs: VectorPairs, heads: tuple[Head, Head]) -> PairMoments | CentredRows:
+    """The moments of all pairs; of fewer pairs than columns the rows, centred."""
+    blocks = blocks_of(pairs, heads)
+    if len(pairs) >= max(pairs.a.shape[1], pairs.b.shape[1]):
+        moments = (PairMoments.of(*block) for block in blocks)
+        return functools.reduce(operator.add, moments)
+    a, b, weights = zip(*blocks, strict=True)
+    all_weights = None if pairs.weights is None else torch.cat(weights)
+    return CentredRows.of(torch.cat(a), torch.cat(b), all_weights)
 
 
 def choose_ridge(

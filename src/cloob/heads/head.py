@@ -202,11 +202,8 @@ class Head(nn.Module):
 
 
 class Members(nn.Module):
-    """(n, F) features to (n, D) unit rows: those of several heads side by side,
-    weighted.
-
-    The squares of the weights add up to 1, so a cosine of two rows is the weighted mean
-    of the heads' cosines.
+    """(n, F) features to (n, D) unit rows: those of several heads side by side, as long
+    as one, so that a cosine of two rows is the mean of the heads' cosines.
 
     With a ``bank``, unit rows of the other side, an item x loses b(x) = strength ·
     (m(x) − mean of m), where m is the mean cosine of its ten nearest rows of the bank:
@@ -226,7 +223,6 @@ class Members(nn.Module):
     def __init__(
         self,
         heads: Sequence[Head],
-        weights: Sequence[float],
         *,
         cut: int = 0,
         side: Literal[0, 1] = 0,
@@ -235,8 +231,6 @@ class Members(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
-        norm = sum(weight**2 for weight in weights) ** 0.5
-        self.weights = [weight / norm for weight in weights]
         width = sum(head.options["embed_dim"] for head in heads)
         if cut:
             self.register_buffer("axes", torch.zeros(width, cut))
@@ -250,7 +244,6 @@ class Members(nn.Module):
             "kind": "members",
             "dropout": 0.0,
             "members": [head.options for head in heads],
-            "weights": list(weights),
             "cut": cut,
             "hubs": {"side": side, "rows": rows, "strength": strength},
         }
@@ -277,8 +270,7 @@ class Members(nn.Module):
 
     def side_by_side(self, parts: Sequence[Tensor], *, cut: bool = True) -> Tensor:
         """The rows without a bias, and without a cut if ``cut`` is False."""
-        weighted = [w * part for w, part in zip(self.weights, parts, strict=True)]
-        rows = torch.cat(weighted, 1)
+        rows: Tensor = torch.cat([*parts], 1) / len(parts) ** 0.5
         if cut and self.options["cut"]:
             return F.normalize(rows @ self.axes, dim=1)
         return rows
@@ -299,7 +291,7 @@ def head_of(options: Mapping[str, Any]) -> AnyHead:
     if "members" not in options:
         return Head(**options)
     heads = [Head(**head) for head in options["members"]]
-    return Members(heads, options["weights"], cut=options["cut"], **options["hubs"])
+    return Members(heads, cut=options["cut"], **options["hubs"])
 
 
 @torch.no_grad()

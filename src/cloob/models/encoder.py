@@ -80,9 +80,6 @@ class DualEncoder(nn.Module):
     # whether tokens may come without the padding that all rows of a batch share, see
     # ``trimmed``
     trims_texts = False
-    # whether ``forward`` takes features of frozen encoders in place of pixels and
-    # tokens
-    on_features = False
 
     def __init__(
         self,

