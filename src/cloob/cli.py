@@ -59,15 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     user's mistake, 130 interrupted.
     """
     _print_any_text()
-    words = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
-    debug = "--debug" in words
-    name, *words = [word for word in words if word != "--debug"] or [""]
+    typed = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in typed
+    name, *words = [_expand_home(word) for word in typed if word != "--debug"] or [""]
     if argv is None:
         _prepare_process(name)
     try:
         return _run(name, words)
     except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else 1
+        return int(exit_.code or 0)
     except BrokenPipeError:
         # the reader of our output has left; Python would complain at exit
         sys.stderr.close()
@@ -134,9 +134,6 @@ def _run(name: str, words: Sequence[str]) -> int:
     for word in words:
         if word.encode("utf-8", "ignore").decode() != word:
             raise InputError(f"{printable(word)}: this name is not UTF-8; rename it")
-    from cloob.commands.removed import refuse_removed
-
-    refuse_removed(name, words)
     if name not in COMMANDS:
         raise InputError(
             f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)"

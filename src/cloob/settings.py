@@ -17,15 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from annotated_types import Ge, Gt, Interval
+
 from cloob.errors import InputError, nearest, one_line, require
 from cloob.family import ALIASES, CONTRASTS, FAMILY
-
-try:
-    from annotated_types import Ge, Gt, Interval
-except ModuleNotFoundError as error:  # it comes with pydantic
-    raise InputError(
-        f"{error.name} is not installed; pip install pydantic brings it"
-    ) from error
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]

@@ -314,7 +314,10 @@ def test_other_pairs_are_refused_before_they_go_through_the_encoders(
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"text_encoder": None}, "text_encoder is missing: heads need both"),
+        (
+            {"text_encoder": None},
+            "a is missing; give --a and --b, files of vectors, or",
+        ),
         ({"ids": "ids.txt"}, "ids is 'ids.txt'; it must be left out with pictures"),
         ({"val_split": 0.1}, "val_split is 0.1; it must be left out with held-out"),
         ({"image_encoder": None, "text_encoder": None}, "a is missing; give --a and"),

@@ -77,10 +77,7 @@ def run(options: Options | None) -> int:
 
 def check(options: Options) -> None:
     """Names mistakes before pictures are indexed."""
-    from cloob.search import where
     from cloob.search.address import is_there
-    from cloob.search.query import Query
-    from cloob.search.scan.open import has_pictures
 
     folder = Path(options.index)
     if is_there(folder):
@@ -88,6 +85,10 @@ def check(options: Options) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     search.check_options(options)
+    from cloob.search import where
+    from cloob.search.query import Query
+    from cloob.search.scan.open import has_pictures
+
     Query.parse(options.query)
     if options.where:
         where.parse(options.where)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
-from cloob.heads.settings import FREE, HeadSettings, check_held_out
+from cloob.heads.settings import HeadSettings, check_held_out
 from cloob.settings import Count, Decay, Pixels, Share, read_table
 
 VAL_SPLIT = 0.1
@@ -136,8 +136,8 @@ class HeadsConfig(HeadSettings):
 
     def kept(self) -> dict[str, Any]:
         """The settings that a run must have again when it is taken up."""
-        left_out = {"kind", *FREE, *PLACES}
-        values = json.loads(self.to_json())
+        left_out = {"kind", *PLACES}
+        values = super().kept()
         return {name: x for name, x in values.items() if name not in left_out}
 
     def merge(self, values: Mapping[str, Any], source: str = "config") -> Self:
@@ -195,7 +195,8 @@ def check_vectors(config: HeadsConfig) -> None:
     }
     for one, other in needs.items():
         if getattr(config, one) is not None and getattr(config, other) is None:
-            raise InputError(f"{other} is missing: {option(one)} needs {option(other)}")
+            spelled = [f"--{name.replace('_', '-')}" for name in (one, other)]
+            raise InputError(f"{other} is missing: {' needs '.join(spelled)}")
     config.refuse(OF_PICTURES, "--a and --b, which give vectors")
     if config.a_ids is not None:
         config.refuse(["ids"], "--a-ids and --b-ids")
@@ -203,24 +204,14 @@ def check_vectors(config: HeadsConfig) -> None:
 
 def check_pictures(config: HeadsConfig) -> None:
     """Refuses what does not go with pictures and captions."""
-    if config.image_encoder is None and config.text_encoder is None:
+    if config.image_encoder is None or config.text_encoder is None:
         raise InputError(
-            "a is missing; give --a and --b, files of vectors, or --image-encoder and"
-            " --text-encoder"
+            "a is missing; give --a and --b, files of vectors, or both --image-encoder"
+            " and --text-encoder"
         )
-    for name in ("image_encoder", "text_encoder"):
-        if getattr(config, name) is None:
-            raise InputError(
-                f"{name} is missing: heads need both --image-encoder and --text-encoder"
-            )
     config.refuse(OF_VECTORS, "pictures; it goes with --a and --b")
     if config.held_out_share and any(map(is_remote, config.sources)):
         raise InputError(
             f"val_split is {config.val_split}, but streamed pairs would all be fetched"
             " to hold some out; give --val-data in its place"
         )
-
-
-def option(name: str) -> str:
-    """A setting as one types it."""
-    return f"--{name.replace('_', '-')}"

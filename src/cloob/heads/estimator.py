@@ -279,17 +279,13 @@ class ContrastiveHeads(
             if isinstance(value, np.generic):  # as of a grid
                 values[name] = value.item()
         share = values.pop("validation_fraction")
+        is_closed = self.objective == "cca"
         values["clean"] = str(self.clean) if self.clean else None
         if self.refit is None:
             values["refit"] = bool(share)
         if self.patience is None:
-            values["patience"] = 5 if share or self.objective == "cca" else 0
-        seed = self.random_state
-        if self.objective == "cca":
-            seed = 0
-        if not isinstance(seed, int | np.integer):
-            seed = check_random_state(seed).randint(2**31 - 1)
-        values["random_state"] = int(seed)
+            values["patience"] = 5 if share or is_closed else 0
+        values["random_state"] = 0 if is_closed else _seed_of(self.random_state)
         return HeadSettings(**{SETTINGS.get(k, k): v for k, v in values.items()})
 
     def _checked(self, X: Any) -> Any:
@@ -303,6 +299,13 @@ class ContrastiveHeads(
         tags.target_tags.required = tags.target_tags.multi_output = True
         tags.transformer_tags.preserves_dtype = []  # float32 always
         return tags
+
+
+def _seed_of(random_state: Any) -> int:
+    """A number that stays, or one that is drawn."""
+    if isinstance(random_state, int | np.integer):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def _array(matrix: Any) -> Any:

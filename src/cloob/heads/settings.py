@@ -158,7 +158,7 @@ class HeadSettings(ObjectiveSettings):
 
     def kept(self) -> dict[str, Any]:
         """The settings that a run must have again when it is taken up."""
-        values = dataclasses.asdict(self)
+        values = self.to_dict()
         return {name: value for name, value in values.items() if name not in FREE}
 
 

@@ -8,8 +8,7 @@ import glob
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from cloob.errors import InputError, require
 
@@ -36,7 +35,7 @@ def local_path(spec: str) -> str:
             f"{spec}: names a host, {parts.netloc!r}; a file of this machine is"
             " file:///PATH"
         )
-    return url2pathname(parts.path)
+    return unquote(parts.path)
 
 
 def local_folder(spec: str | Path, what: str) -> Path:
