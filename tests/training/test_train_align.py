@@ -328,6 +328,61 @@ def test_a_mistake_is_named_in_one_line(heads, change, error):
     raises(InputError, re.escape(error), lambda: train_heads(heads.override(**change)))
 
 
+def test_every_setting_of_pictures_has_an_effect_or_is_refused(
+    heads, towers, pairs_folder, tmp_path
+):
+    """A table with two columns of pictures, one of them bad, and two of captions."""
+    rows = [
+        (
+            f"{pairs_folder}/{i:02}.png",
+            f"{pairs_folder}/{i + 1:02}.png",
+            f"text {i % 5}",
+        )
+        for i in range(14)
+    ]
+    table = "".join(f"{a}\t{b}\t{text}\tother {text}\n" for a, b, text in rows)
+    for name, content in (("t.csv", table), ("u.csv", table.replace("text 3", "x"))):
+        header = "filepath\tpicture\ttitle\tcaption\n"
+        (tmp_path / name).write_text(header + content)
+    start = heads.override(
+        objective="clip",
+        data=(str(tmp_path / "t.csv"),),
+        val_data=(),
+        val_split=0.2,
+        epochs=1,
+        warmup=0,
+        batch_size=4,
+    )
+    changes = {
+        "data": (str(tmp_path / "u.csv"),),
+        "val_split": 0.4,
+        "image_encoder": towers[1],
+        "text_encoder": towers[0],
+        "image_size": 16,
+        "image_column": "picture",
+        "caption_column": "caption",
+        "mask_duplicates": True,
+        "max_bad_fraction": 0.0,
+        "a": "a.npy",
+        "drop": ("title",),
+    }
+
+    def run(**change):
+        out = tmp_path / f"run {len(list(tmp_path.iterdir()))}"
+        return weights(train_heads(start.override(**change, out=out)).run)
+
+    usual, silent, refused = run(), [], {}
+    for name, value in changes.items():
+        try:
+            if run(**{name: value}) == usual:
+                silent.append(name)
+        except InputError as error:
+            refused[name] = str(error).replace("-", "_")
+    assert silent == []
+    assert all(name in message for name, message in refused.items()), refused
+    assert run(val_split=None, val_data=(str(pairs_folder),)) != usual
+
+
 def test_the_command_has_the_options_of_heads(capsys):
     assert cli.main(["train", "align", "--help"]) == 0
     said = capsys.readouterr().out

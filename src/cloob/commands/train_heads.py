@@ -73,6 +73,11 @@ def print_result(config: HeadsConfig, result: HeadsResult) -> None:
             f"{out}:best: val_recall {result.recall:.4g} ({place}), of the pairs that"
             " chose it: lower on others"
         )
+    say_what_follows(config, out)
+
+
+def say_what_follows(config: HeadsConfig, out: Path) -> None:
+    """Says the commands that take the run."""
     if config.has_vectors:
         judge = ["--held-out"] if config.holds_out else ["--a", "A.npy", "--b", "B.npy"]
         embed: list[str | Path] = ["embed", out, "--a", str(config.a)]

@@ -32,34 +32,20 @@ import torch
 from torch import Tensor
 
 # ends of the cells: shares of the known wrong pairs below them
-_ENDS = (
-    0.01,
-    0.03,
-    0.06,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-    0.95,
-    0.98,
-)
-_SHARES = 0.98 * np.linspace(0, 1, 161) ** 1.5
-_SHIFTS = np.arange(0, 7.01, 0.1)
-_SLOPES = np.geomspace(0.4, 2.5, 9)
-_SLOPE_BELOW_ONE = 0.2  # deviation of log β where it is below zero
+LOW_ENDS = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4)
+HIGH_ENDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+ENDS = np.array(LOW_ENDS + HIGH_ENDS)
+SHARES = 0.98 * np.linspace(0, 1, 161) ** 1.5
+SHIFTS = np.arange(0, 7.01, 0.1)
+SLOPES = np.geomspace(0.4, 2.5, 9)
+SLOPE_BELOW_ONE = 0.2  # deviation of log β where it is below zero
 # pairs that count: no curve is so true that more of them could narrow the interval
-_MOST = 2000
-_TAILS = (0.025, 0.975)
-_CLEAR = 0.88  # right above wrong, as often: what has to be so to leave pairs out
-# how far the ends of the interval may lie apart: upper by lower, upper less lower
-_NARROW = 6.0, 0.3
-_CHUNK = 1 << 16
+MAX_COUNTED = 2000
+TAIL = 0.025
+CLEAR = 0.88  # right above wrong, as often: what has to be so to leave pairs out
+# how far the ends of the interval may lie apart
+MAX_RATIO, MAX_WIDTH = 6.0, 0.3
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,20 +63,20 @@ class WrongShare:
         the interval is narrow.
         """
         lower, upper = self.interval
-        is_narrow = upper <= _NARROW[0] * lower and upper - lower <= _NARROW[1]
-        return self.separation >= _CLEAR and is_narrow
+        is_narrow = upper <= MAX_RATIO * lower and upper - lower <= MAX_WIDTH
+        return self.separation >= CLEAR and is_narrow
 
 
 def estimate_wrong_share(
-    given: Tensor, known_wrong: Tensor, distinct: int | None = None
+    given: Tensor, known_wrong: Tensor, n_ids: int | None = None
 ) -> WrongShare:
     """Estimates the share of wrong pairs.
 
     Args:
         given: (n,) scores of the given pairs.
         known_wrong: (m,) scores of pairs that are known to be wrong.
-        distinct: Number of ids among the n pairs, where it is less than n: pairs of one
-            id say the same.
+        n_ids: Number of ids among the n pairs, where it is less than n: pairs of one id
+            say the same.
 
     Returns:
         The share, its interval, and a probability for every given pair. Without known
@@ -100,32 +86,35 @@ def estimate_wrong_share(
     if n == 0 or m == 0:
         return WrongShare(0.0, (0.0, 1.0), 0.5, torch.zeros(n))
     ordered = known_wrong.double().sort().values
-    below = torch.searchsorted(ordered, given.double()).numpy()
-    not_above = torch.searchsorted(ordered, given.double(), right=True).numpy()
-    lower, upper = below / (m + 1), (not_above + 1) / (m + 1)
+    n_below = torch.searchsorted(ordered, given.double()).numpy()
+    n_not_above = torch.searchsorted(ordered, given.double(), right=True).numpy()
+    lower, upper = n_below / (m + 1), (n_not_above + 1) / (m + 1)
 
-    counts = _count_cells(lower, upper) * (min(n, _MOST, distinct or n) / n)
-    grid = _grid()
+    counts = count_cells(lower, upper) * (min(n, MAX_COUNTED, n_ids or n) / n)
+    grid = make_grid()
     logs = np.log(grid.cells) @ counts + grid.log_prior
-    weights = np.exp(logs - logs.max())
-    weights /= weights.sum()
-    of_share = weights.sum(1).cumsum()
-    low, median, high = (
-        float(_SHARES[min(int(np.searchsorted(of_share, tail)), len(_SHARES) - 1)])
-        for tail in (_TAILS[0], 0.5, _TAILS[1])
-    )
-    separation = float((weights.sum(0) * grid.separation).sum())
-    in_cell = np.einsum("sc,scl,sl->l", weights, 1 / grid.cells, grid.wrong)
+    posterior = np.exp(logs - logs.max())
+    posterior /= posterior.sum()
+    of_share = posterior.sum(1).cumsum()
+    low, median, high = (quantile(of_share, at) for at in (TAIL, 0.5, 1 - TAIL))
+    separation = float(posterior.sum(0) @ grid.separation)
+
+    in_cell = np.einsum("sc,scl,sl->l", posterior, 1 / grid.cells, grid.wrong)
     in_cell = falling(in_cell, counts + 1e-9)
-
-    centres = np.diff([0.0, *_ENDS, 1.0]) / 2 + np.array([0.0, *_ENDS])
+    edges = np.concatenate([[0.0], ENDS, [1.0]])
+    centres = (edges[1:] + edges[:-1]) / 2
     probability = np.interp((lower + upper) / 2, centres, in_cell)
-    return WrongShare(
-        median, (low, high), separation, torch.from_numpy(probability).float()
-    )
+    wrong = torch.from_numpy(probability).float()
+    return WrongShare(median, (low, high), separation, wrong)
 
 
-class _Grid(NamedTuple):
+def quantile(cumulated: np.ndarray, share: float) -> float:
+    """The share of wrong pairs up to which so much of the distribution lies."""
+    place = int(np.searchsorted(cumulated, share))
+    return float(SHARES[min(place, len(SHARES) - 1)])
+
+
+class Grid(NamedTuple):
     """S shares, C curves of right pairs, L cells."""
 
     cells: np.ndarray  # (S, C, L): share of the given pairs in a cell
@@ -135,33 +124,29 @@ class _Grid(NamedTuple):
 
 
 @cache
-def _grid() -> _Grid:
-    ends = torch.tensor(_ENDS, dtype=torch.float64)
-    shifts, slopes = (
-        torch.from_numpy(part.ravel())
-        for part in np.meshgrid(_SHIFTS, _SLOPES, indexing="ij")
-    )
-    points = torch.special.ndtri(ends)
-    right = torch.special.ndtr(slopes[:, None] * points - shifts[:, None])
-    of_right = np.diff(right.numpy(), axis=1, prepend=0.0, append=1.0)
-    of_wrong = np.diff(ends.numpy(), prepend=0.0, append=1.0)
-    wrong = _SHARES[:, None] * of_wrong
-    cells = wrong[:, None] + (1 - _SHARES[:, None, None]) * of_right + 1e-12
+def make_grid() -> Grid:
+    """The mixtures that are held against the given pairs."""
+    shifts = torch.from_numpy(np.repeat(SHIFTS, len(SLOPES)))
+    slopes = torch.from_numpy(np.tile(SLOPES, len(SHIFTS)))
+    points = torch.special.ndtri(torch.from_numpy(ENDS))
+    below = torch.special.ndtr(slopes[:, None] * points - shifts[:, None]).numpy()
+    right = np.diff(below, axis=1, prepend=0.0, append=1.0)
+    wrong = SHARES[:, None] * np.diff(ENDS, prepend=0.0, append=1.0)
+    cells = wrong[:, None] + (1 - SHARES[:, None, None]) * right + 1e-12
     separation = torch.special.ndtr(shifts / (1 + slopes**2).sqrt()).numpy()
-    log_slopes = slopes.log().clamp_max(0).numpy()
-    return _Grid(cells, wrong, separation, -((log_slopes / _SLOPE_BELOW_ONE) ** 2) / 2)
+    deviation = slopes.log().clamp_max(0).numpy() / SLOPE_BELOW_ONE
+    return Grid(cells, wrong, separation, -(deviation**2) / 2)
 
 
-def _count_cells(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+def count_cells(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """(L,) how many pairs lie in every cell, where a pair lies anywhere between two
     shares alike.
     """
-    ends = np.array(_ENDS)[:, None]
-    counts = np.zeros(len(_ENDS))
-    for start in range(0, len(lower), _CHUNK):
-        low, high = lower[start : start + _CHUNK], upper[start : start + _CHUNK]
-        counts += ((ends - low) / (high - low)).clip(0, 1).sum(1)
-    return np.diff(counts, prepend=0.0, append=len(lower))
+    below = np.zeros(len(ENDS))
+    for start in range(0, len(lower), BLOCK):
+        low, high = lower[start : start + BLOCK], upper[start : start + BLOCK]
+        below += ((ENDS[:, None] - low) / (high - low)).clip(0, 1).sum(1)
+    return np.diff(below, prepend=0.0, append=len(lower))
 
 
 def falling(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
