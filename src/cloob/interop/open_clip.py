@@ -6,9 +6,9 @@ checkpoints, our objective.
     cloob.interop.open_clip --cloob-objective cloob -- --train-data …
 
 Options that begin with ``--cloob-`` are ours (``--help`` lists them), all others
-open_clip_train's (3.3, or 4 as of its main branch), of which the launcher replaces
-``create_loss`` (in 4 ``create_task``), ``train_one_epoch``, ``parse_args`` and
-``create_model_and_transforms``. Our tiny models exist there (``--model tiny-vit``).
+open_clip_train's (3.3), of which the launcher replaces ``create_loss``,
+``train_one_epoch``, ``parse_args`` and ``create_model_and_transforms``. Our tiny models
+exist there (``--model tiny-vit``).
 
 With a fixed τ⁻¹ the model's ``logit_scale`` has no influence on the loss, and is set to
 ln τ⁻¹ for checkpoints, logs and open_clip's evaluation. A learned one is
@@ -30,9 +30,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.errors import InputError, command_line, needs, refuse
+from cloob.errors import InputError, command_line, needs
 from cloob.family import FAMILY, PAPER_OBJECTIVES
-from cloob.objective import BACKENDS, MAX_INV_TAU, ContrastiveObjective, make_objective
+from cloob.objective import MAX_INV_TAU, ContrastiveObjective, make_objective
 
 with command_line(__name__), needs("train"):
     from cloob.models.importing import open_clip
@@ -112,9 +112,7 @@ def _option(default: Any, help: str | None = None, **settings: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """The launcher's options; ``backend`` and ``matmul`` as
-    :class:`cloob.objective.ContrastiveObjective`.
-    """
+    """The launcher's options."""
 
     objective: str = _option("cloob", "default: cloob", choices=PAPER_OBJECTIVES)
     inv_tau: float | None = _option(
@@ -134,8 +132,6 @@ class Options:
         "share of the epochs, at the start, without retrieval; default: 0",
         type=float,
     )
-    backend: str = _option("auto", choices=BACKENDS)
-    matmul: str = _option("float32", choices=("float32", "bfloat16"))
 
     @property
     def learned(self) -> bool:
@@ -148,12 +144,13 @@ class Options:
         """The objective, without parameters; ValueError where a value is out of
         range.
         """
-        given: dict[str, Any] = {
-            "inv_tau": self.inv_tau,
-            "scale": "unit" if self.learned else self.scale,
-        }
-        given |= {"beta": self.beta, "backend": self.backend, "matmul": self.matmul}
-        chosen = {key: value for key, value in given.items() if value is not None}
+        chosen: dict[str, Any] = {"beta": self.beta}
+        if self.inv_tau is not None:
+            chosen["inv_tau"] = self.inv_tau
+        if self.learned:
+            chosen["scale"] = "unit"
+        elif self.scale is not None:
+            chosen["scale"] = self.scale
         return make_objective(
             self.objective, learnable_inv_tau=False, gather=gather, **chosen
         )
@@ -174,90 +171,82 @@ def _logit_scale(model: Any) -> nn.Parameter:
 @contextlib.contextmanager
 def installed(main: Any, options: Options) -> Iterator[None]:
     """Inside, the module ``open_clip_train.main`` trains with our objective."""
-    plain_epochs = 0.0
+    launcher = _Launcher(options, dict(vars(main)))
+    names = [name for name in _REPLACED if hasattr(main, name)]
+    vars(main).update({name: getattr(launcher, name) for name in names})
+    try:
+        yield
+    finally:
+        vars(main).update({name: launcher.theirs[name] for name in names})
 
-    def parse_args(argv: Sequence[str]) -> Any:
-        args = theirs["parse_args"](argv)  # params.txt and the loggers write all of it
-        args.cloob, args.cloob_retrieval_from = (
-            options.build(gather=False).config(),
-            options.retrieval_from,
-        )
+
+class _Launcher:
+    """What stands in the place of functions of open_clip_train's."""
+
+    def __init__(self, options: Options, theirs: dict[str, Any]) -> None:
+        self.options = options
+        self.theirs = theirs
+        self.plain_epochs = 0.0  # at the start, without retrieval
+
+    def parse_args(self, argv: Sequence[str]) -> Any:
+        """Their arguments with ours, all of which params.txt and the loggers write."""
+        args = self.theirs["parse_args"](argv)
+        args.cloob = self.options.build(gather=False).config()
+        args.cloob_retrieval_from = self.options.retrieval_from
         return args
 
-    def create_loss(args: Any) -> OpenClipLoss:
-        nonlocal plain_epochs
-        plain_epochs = options.retrieval_from * args.epochs
-        objective = options.build(gather=distributed.is_initialized())
+    def create_loss(self, args: Any) -> OpenClipLoss:
+        self.plain_epochs = self.options.retrieval_from * args.epochs
+        objective = self.options.build(gather=distributed.is_initialized())
+        learns = self.options.learned
         return OpenClipLoss(
-            objective, learn_inv_tau=options.learned, evaluations=args.accum_freq
+            objective, learn_inv_tau=learns, evaluations=args.accum_freq
         )
 
-    def create_task(args: Any, *given: Any, **named: Any) -> Any:
-        task = theirs["create_task"](args, *given, **named)
-        kind = type(task).__name__
-        refuse(
-            {
-                f"--model {args.model}: is trained by a {kind}, which has another loss": (
-                    kind != "CLIPTask"
-                )
-            }
-        )
-        task.loss = create_loss(args)
-        return task
-
-    def train_one_epoch(first: Any, data: Any, *rest: Any, **named: Any) -> None:
-        if "create_task" in theirs:  # (state, data, args, …)
-            model, loss, epoch, optimizer = (
-                first.task.trainable_module,
-                first.task.loss,
-                first.epoch,
-                first.optimizer,
-            )
-        else:  # (model, data, loss, epoch, optimizer, …)
-            model, (loss, epoch, optimizer) = first, rest[:3]
-        loss.retrieves = FAMILY[options.objective].hopfield and epoch >= plain_epochs
-        inv_tau = float(loss.objective.inv_tau)
-        if not options.learned or (options.inv_tau is not None and epoch == 0):
-            _logit_scale(model).data.fill_(math.log(inv_tau))
-        theirs["train_one_epoch"](first, data, *rest, **named)
-        if not options.learned:
-            _logit_scale(model).data.fill_(
-                math.log(inv_tau)
-            )  # once more, since every step clamps it to [1, 100]
-        # A checkpoint holds the optimiser's groups with whatever is in them: load_model
-        # reads the objective there.
-        inv_tau = (
-            float(_logit_scale(model).detach().exp()) if options.learned else inv_tau
-        )
-        optimizer.param_groups[0]["cloob"] = loss.objective.config() | {
-            "inv_tau": inv_tau
-        }
-
-    def create_model_and_transforms(
-        *given: Any, **named: Any
-    ) -> tuple[Any, Any, Any]:  # no objective trains a bias
-        model, *transforms = theirs["create_model_and_transforms"](*given, **named)
+    def create_model_and_transforms(self, *args: Any, **options: Any) -> Any:
+        """Theirs without the bias, which no objective trains."""
+        create = self.theirs["create_model_and_transforms"]
+        model, *transforms = create(*args, **options)
         if getattr(model, "logit_bias", None) is not None:
             model.logit_bias = None
         return model, *transforms
 
-    ours = (
-        parse_args,
-        create_loss,
-        create_task,
-        train_one_epoch,
-        create_model_and_transforms,
-    )
-    theirs = {
-        item.__name__: getattr(main, item.__name__)
-        for item in ours
-        if hasattr(main, item.__name__)
-    }
-    vars(main).update({item.__name__: item for item in ours if item.__name__ in theirs})
-    try:
-        yield
-    finally:
-        vars(main).update(theirs)
+    def train_one_epoch(
+        self,
+        model: Any,
+        data: Any,
+        loss: OpenClipLoss,
+        epoch: int,
+        optimizer: Any,
+        *rest: Any,
+        **options: Any,
+    ) -> None:
+        """Theirs, with τ⁻¹ in ``logit_scale`` and the objective in the checkpoint."""
+        retrieves = FAMILY[self.options.objective].hopfield
+        loss.retrieves = retrieves and epoch >= self.plain_epochs
+        scale = _logit_scale(model).data
+        inv_tau = float(loss.objective.inv_tau)
+        learns = self.options.learned
+        if not learns or (self.options.inv_tau is not None and epoch == 0):
+            scale.fill_(math.log(inv_tau))
+        train = self.theirs["train_one_epoch"]
+        train(model, data, loss, epoch, optimizer, *rest, **options)
+        if learns:
+            inv_tau = float(scale.exp())
+        else:  # once more, since every step clamps it to [1, 100]
+            scale.fill_(math.log(inv_tau))
+        # A checkpoint holds the optimiser's groups with whatever is in them: load_model
+        # reads the objective there.
+        stored = loss.objective.config() | {"inv_tau": inv_tau}
+        optimizer.param_groups[0]["cloob"] = stored
+
+
+_REPLACED = (
+    "parse_args",
+    "create_loss",
+    "create_model_and_transforms",
+    "train_one_epoch",
+)
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
@@ -299,55 +288,59 @@ def run(argv: Sequence[str]) -> int:
     with needs("open-clip-train"):
         main = importlib.import_module("open_clip_train.main")
         args = importlib.import_module("open_clip_train.params").parse_args(rest)
-    retrieves = FAMILY[options.objective].hopfield
-    learns, inv_tau, starts, most = (
-        options.learned,
-        options.inv_tau,
-        options.retrieval_from,
-        MAX_INV_TAU,
-    )
-    late = 0 < starts < 1 and math.ceil(starts * args.epochs) >= args.epochs
-    other_loss = "asks for another loss than CLIP's"
-    refuse(
-        {
-            "--cloob-scale paper: a learned temperature needs unit": (
-                learns and options.scale == "paper"
-            ),
-            f"--cloob-inv-tau {inv_tau}: 1 to {most:g} can be learned": (
-                learns and not 1 <= (inv_tau or 1) <= most
-            ),
-            f"--cloob-retrieval-from {starts:g}: a share of the epochs, from 0 to below 1": (
-                not 0 <= starts < 1
-            ),
-            f"--cloob-retrieval-from: {options.objective} does not retrieve": (
-                starts and not retrieves
-            ),
-            f"--cloob-retrieval-from of --epochs {args.epochs} leaves no whole epoch that retrieves": (
-                late
-            ),
-            f"--siglip: {other_loss}": args.siglip,
-            f"--distill-model: {other_loss}": args.distill_model,
-            f"--model {args.model}: {other_loss}": "coca" in args.model.lower(),
-            "--horovod: cloob gathers over torch.distributed; start with torchrun": (
-                getattr(args, "horovod", False)
-            ),
-            "open_clip_train: version 3.3 or 4 is expected": (
-                not {
-                    "create_loss",
-                    "create_task",
-                }
-                & vars(main).keys()
-            ),
-        }
-    )
-    if (
-        retrieves
-        and os.environ.get("RANK", "0") == "0"
-        and not (starts or args.pretrained or args.resume)
-    ):
+    if not hasattr(main, "create_loss"):
+        raise InputError("open_clip_train: version 3.3 is expected")
+    _check_options(options, args.epochs)
+    _check_arguments(args)
+    starts_late = options.retrieval_from or args.pretrained or args.resume
+    is_first = os.environ.get("RANK", "0") == "0"
+    if FAMILY[options.objective].hopfield and is_first and not starts_late:
         print(_RANDOM, file=sys.stderr)
     with installed(main, options):
         return 1 if main.main(rest) else 0
+
+
+def _check_options(options: Options, epochs: int) -> None:
+    """Raises InputError for options of ours that do not go together."""
+    inv_tau = options.inv_tau
+    start = options.retrieval_from
+    if options.learned and options.scale == "paper":
+        raise InputError("--cloob-scale paper: a learned temperature needs unit")
+    if options.learned and inv_tau is not None and not 1 <= inv_tau <= MAX_INV_TAU:
+        raise InputError(
+            f"--cloob-inv-tau {inv_tau}: 1 to {MAX_INV_TAU:g} can be learned"
+        )
+    if not 0 <= start < 1:
+        raise InputError(
+            f"--cloob-retrieval-from {start:g}: a share of the epochs, from 0 to below"
+            " 1"
+        )
+    if start and not FAMILY[options.objective].hopfield:
+        raise InputError(
+            f"--cloob-retrieval-from: {options.objective} does not retrieve"
+        )
+    if start and math.ceil(start * epochs) >= epochs:
+        raise InputError(
+            f"--cloob-retrieval-from of --epochs {epochs} leaves no whole epoch that"
+            " retrieves"
+        )
+
+
+def _check_arguments(args: Any) -> None:
+    """Raises InputError for arguments of theirs that ask for another loss."""
+    if args.horovod:
+        raise InputError(
+            "--horovod: cloob gathers over torch.distributed; start with torchrun"
+        )
+    asked = ""
+    if args.siglip:
+        asked = "--siglip"
+    elif args.distill_model:
+        asked = "--distill-model"
+    elif "coca" in args.model.lower():
+        asked = f"--model {args.model}"
+    if asked:
+        raise InputError(f"{asked}: asks for another loss than CLIP's")
 
 
 if __name__ == "__main__":
