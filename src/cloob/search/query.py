@@ -1,6 +1,6 @@
 """Queries: a weighted sum of words, pictures, addresses and pictures of the index.
 
-The page “Search and sort pictures” has the notation.
+The page “Search pictures” has the notation.
 """
 
 from __future__ import annotations
