@@ -148,6 +148,14 @@ def say_next(*commands: Sequence[str | Path]) -> None:
         print(title, shlex.join(["cloob", *map(str, words)]), file=sys.stderr)
 
 
+def say_next_of_pictures(out: Path, source: str, holds_out: bool) -> None:
+    """Says what may follow a training on pictures and captions."""
+    judge = ["--held-out"] if holds_out else ["--retrieval", "PAIRS"]
+    pictures = source if Path(source).is_dir() else "PICTURES"
+    index = ["index", pictures, "--model", str(out), "--out", "pictures.idx"]
+    say_next(["eval", out, *judge], index, ["search", "pictures.idx", "a red bird"])
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """Shows on stderr how far the work is: on a terminal bars, else a line a minute."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloob
 from cloob.cache import use_cache
-from cloob.commands.console import say, say_next
+from cloob.commands.console import say, say_next, say_next_of_pictures
 from cloob.commands.options import (
     HELP_FLAGS,
     Option,
@@ -184,66 +184,39 @@ def run_training(config: cloob.TrainConfig) -> int:
     from cloob.training.checks import preflight
 
     preflight(config)
-    first = (
-        os.environ.get("RANK", "0") == "0"
-    )  # torchrun's other processes have nothing to say
-    if first:
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:  # torchrun's other processes have nothing to say
         say("opening data …")  # the imports alone take seconds
-
     use_cache(config.cache_dir, config.cache_gb)
-    logging.getLogger("cloob.training").setLevel(
-        logging.INFO
-    )  # progress of encoders, held-out pairs, what was tried
-    logging.getLogger("cloob.data.open").setLevel(
-        logging.INFO if first else logging.ERROR
-    )  # what was opened
+    level = logging.INFO if is_first else logging.ERROR
+    logging.getLogger("cloob.training").setLevel(logging.INFO)
+    logging.getLogger("cloob.data.open").setLevel(level)  # what was opened
     result = train_to_the_signal(config, config.objective)
-    run, metric, out, holds_out = (
-        result.run,
-        config.best,
-        config.out,
-        config.holds_out,
-    )
-    code = 0 if result.checkpoint is not None else 1
-    if not first:
-        return code
+    if is_first:
+        print_result(config, result)
+    return 1 if result.checkpoint is None else 0
+
+
+def print_result(config: cloob.TrainConfig, result: RunResult) -> None:
+    """Says what a run came to, and what may come next."""
+    run = result.run
     if result.already_finished:
-        why = (
-            "the patience was used up, --patience 0 goes on"
-            if result.out_of_patience
-            else "a longer one goes on"
-        )
-        print(
-            f"{run}: already finished ({result.epochs} epochs, {result.steps:,} steps);"
-            f" {why}"
-        )
-        return code
+        why = "a longer one goes on"
+        if result.out_of_patience:
+            why = "the patience was used up, --patience 0 goes on"
+        done = f"{result.epochs} epochs, {result.steps:,} steps"
+        print(f"{run}: already finished ({done}); {why}")
+        return
     if result.stopped:
-        print(
-            f"stopped by {result.stopped} after step {result.steps:,}; go on with"
-            " --resume auto"
-        )
-    print(
-        f"{run}: {result.steps:,} steps, {result.samples_seen:,} pairs,"
-        f" {result.seconds:,.0f} s"
-    )
+        step = f"step {result.steps:,}"
+        print(f"stopped by {result.stopped} after {step}; go on with --resume auto")
+    counts = f"{result.steps:,} steps, {result.samples_seen:,} pairs"
+    print(f"{run}: {counts}, {result.seconds:,.0f} s")
     if result.out_of_patience:
-        print(
-            f"stopped at epoch {result.epochs}: no better for {config.patience} epochs"
-        )
-    if holds_out and (best := find_best(run, metric)) is not None:
-        print(f"{run}:best: {metric} {best[1]:.4g} ({best[0].name})")
-    if result.stopped is not None or result.checkpoint is None:
-        return code
-    pictures = config.data[0] if Path(config.data[0]).is_dir() else "PICTURES"
-    judge = ["--held-out"] if holds_out else ["--retrieval", "PAIRS"]
-    index: list[str | Path] = [
-        "index",
-        pictures,
-        "--model",
-        out,
-        "--out",
-        "pictures.idx",
-    ]
-    say_next(["eval", out, *judge], index, ["search", "pictures.idx", "a red bird"])
-    return code
+        epochs = f"no better for {config.patience} epochs"
+        print(f"stopped at epoch {result.epochs}: {epochs}")
+    best = find_best(run, config.best) if config.holds_out else None
+    if best is not None:
+        print(f"{run}:best: {config.best} {best[1]:.4g} ({best[0].name})")
+    if result.stopped is None and result.checkpoint is not None:
+        say_next_of_pictures(config.out, config.data[0], config.holds_out)

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from cloob.commands.console import say, say_next
+from cloob.commands.console import say, say_next, say_next_of_pictures
 from cloob.heads.config import HeadsConfig, check_config
 from cloob.models.source import check_packages
 
@@ -83,8 +83,4 @@ def say_what_follows(config: HeadsConfig, out: Path) -> None:
         embed: list[str | Path] = ["embed", out, "--a", str(config.a)]
         say_next(["eval", out, *judge], [*embed, "--out", "vectors.npz"])
         return
-    pictures = config.sources[0] if Path(config.sources[0]).is_dir() else "PICTURES"
-    judge = ["--held-out"] if config.holds_out else ["--retrieval", "PAIRS"]
-    index: list[str | Path] = ["index", pictures, "--model", out]
-    index += ["--out", "pictures.idx"]
-    say_next(["eval", out, *judge], index, ["search", "pictures.idx", "a red bird"])
+    say_next_of_pictures(out, config.sources[0], config.holds_out)
