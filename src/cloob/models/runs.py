@@ -261,30 +261,34 @@ def find_best(
     """The best readable checkpoint by a metric, among those measured like the newest,
     and its value.
     """
-    judged = [
-        (path, values)
-        for path in list_checkpoints(run)
-        if (values := read_validation(path)) is not None
-    ]
-    metric = metric or (str(judged[-1][1].get("metric")) if judged else "")
-    measured = judged[-1][1] if measured is None and judged else measured or {}
-    keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
+    judged = []
+    for path in list_checkpoints(run):
+        values = read_validation(path)
+        if values is not None:
+            judged.append((path, values))
+    if not judged:
+        return None
+    newest = judged[-1][1]
+    metric = metric or str(newest.get("metric"))
     best: tuple[Path, float] | None = None
     for path, values in judged:
         value: Any = values.get(metric)
-        alike = all(
-            values[key] == measured[key]
-            for key in keys
-            if key in values and key in measured
-        )
-        better = (
-            alike
-            and isinstance(value, int | float)
-            and (best is None or is_better(metric, value, best[1]))
-        )
-        if better and not damage(path / MODEL_FOLDER):
+        if not isinstance(value, int | float):
+            continue
+        if not _comparable(metric, values, newest if measured is None else measured):
+            continue
+        if best is not None and not is_better(metric, value, best[1]):
+            continue
+        if not damage(path / MODEL_FOLDER):
             best = path, float(value)
     return best
+
+
+def _comparable(metric: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two validations are of the same pairs, and losses of equal batches."""
+    keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
+    shared = [key for key in keys if key in one and key in other]
+    return all(one[key] == other[key] for key in shared)
 
 
 def split_checkpoint(source: str) -> tuple[str, str]:

@@ -45,131 +45,125 @@ def load(folder: Path) -> DualEncoder:
     config = read_json(where)
     weights, tensors = folder_weights(folder)
     # KEY_dict of older files, which transformers puts over KEY.
-    text, image = (
-        config.get(f"{side}_config_dict") or config[f"{side}_config"]
-        for side in ("text", "vision")
-    )
-    vocabulary, acts = (
-        text.get("vocab_size", 49408),
-        [side.get("hidden_act", "quick_gelu") for side in (text, image)],
-    )
-    # open_clip takes the row of the highest token; at 2, of old configurations,
-    # transformers does too.
-    end, eps = (
-        text.get("eos_token_id", 49407),
-        {side.get("layer_norm_eps", 1e-5) for side in (text, image)},
-    )
-    wrong = ""
-    if unknown := {*acts} - {*_ACTIVATIONS}:
-        wrong = f"hidden_act is {min(unknown)!r}; {', '.join(_ACTIVATIONS)} are known"
-    elif (
-        end not in (vocabulary - 1, 2)
-        or (acts[0] != acts[1] and "quick_gelu" in acts)
-        or eps != {1e-5}
-    ):
-        right = (
-            "open_clip's text ends with its highest token, quick_gelu is in both"
-            " towers, and the eps is 1e-5"
-        )
-        wrong = (
-            f"eos_token_id {end}, layer_norm_eps {eps}, hidden_act"
-            f" {' and '.join(acts)}; {right}"
-        )
-    if wrong:
-        raise InputError(f"{where}: {wrong}")
-    towers = []
-    for side, width, hidden, heads in ((text, 512, 2048, 8), (image, 768, 3072, 12)):
-        width = side.get("hidden_size", width)
-        sizes = {
-            "layers": side.get("num_hidden_layers", 12),
-            "heads": side.get("num_attention_heads", heads),
-        }
-        sizes |= {
-            "width": width,
-            "mlp_ratio": side.get("intermediate_size", hidden) / width,
-        }
-        towers.append(_ACTIVATIONS[side.get("hidden_act", "quick_gelu")] | sizes)
-    text_cfg, vision_cfg = towers
-    vision_cfg["head_width"] = vision_cfg["width"] // vision_cfg.pop("heads")
-    vision_cfg |= {
+    text = config.get("text_config_dict") or config["text_config"]
+    image = config.get("vision_config_dict") or config["vision_config"]
+    vocabulary = text.get("vocab_size", 49408)
+    _check(where, text, image, vocabulary)
+    text_cfg = _tower(text, width=512, hidden=2048, heads=8) | {
+        "context_length": text.get("max_position_embeddings", 77),
+        "vocab_size": vocabulary,
+        "hf_tokenizer_name": "local",
+    }
+    vision_cfg = _tower(image, width=768, hidden=3072, heads=12) | {
         "image_size": image.get("image_size", 224),
         "patch_size": image.get("patch_size", 32),
     }
-    text_cfg |= {
-        "context_length": text.get("max_position_embeddings", 77),
-        "vocab_size": vocabulary,
-    }
-    text_cfg["hf_tokenizer_name"] = "local"
+    vision_cfg["head_width"] = vision_cfg["width"] // vision_cfg.pop("heads")
     model_cfg = {
         "embed_dim": config.get("projection_dim", 512),
-        "quick_gelu": acts[0] == "quick_gelu",
+        "quick_gelu": _activation(text) == "quick_gelu",
+        "vision_cfg": vision_cfg,
+        "text_cfg": text_cfg,
     }
-    model_cfg |= {"vision_cfg": vision_cfg, "text_cfg": text_cfg}
     model = build(model_cfg, _preprocess(folder, vision_cfg["image_size"]), where)
-    fill(
-        model,
-        weights,
-        tensors,
-        key_map("hf_clip", text_cfg["layers"], vision_cfg["layers"]),
-    )
-    settings = {
-        "kind": "hub",
-        "pad": text.get("pad_token_id", vocabulary - 1),
-        "end": vocabulary - 1,
-    }
+    plan = key_map("hf_clip", text_cfg["layers"], vision_cfg["layers"])
+    fill(model, weights, tensors, plan)
+    end = vocabulary - 1
+    settings = {"kind": "hub", "pad": text.get("pad_token_id", end), "end": end}
     tokenizer = read_tokenizer(where, settings, text_cfg["context_length"])
-    objective = check_objective(
-        config.get("cloob", {}), f"{where}: cloob"
-    )  # of an export
-    return DualEncoder(
-        folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective
-    )
+    # of an export
+    objective = check_objective(config.get("cloob", {}), f"{where}: cloob")
+    built = EncoderConfig.open_clip(model_cfg)
+    return DualEncoder(folder.name, model, tokenizer, built, objective)
+
+
+def _activation(tower: dict[str, Any]) -> str:
+    return str(tower.get("hidden_act", "quick_gelu"))
+
+
+def _tower(
+    config: dict[str, Any], *, width: int, hidden: int, heads: int
+) -> dict[str, Any]:
+    """A tower's part of open_clip's ``model_cfg``, with these defaults."""
+    width = config.get("hidden_size", width)
+    return {
+        **_ACTIVATIONS[_activation(config)],
+        "layers": config.get("num_hidden_layers", 12),
+        "heads": config.get("num_attention_heads", heads),
+        "width": width,
+        "mlp_ratio": config.get("intermediate_size", hidden) / width,
+    }
+
+
+def _check(
+    where: Path, text: dict[str, Any], image: dict[str, Any], vocabulary: int
+) -> None:
+    """Raises InputError for towers that open_clip's cannot be."""
+    names = [_activation(text), _activation(image)]
+    unknown = set(names) - _ACTIVATIONS.keys()
+    if unknown:
+        known = ", ".join(_ACTIVATIONS)
+        raise InputError(f"{where}: hidden_act is {min(unknown)!r}; {known} are known")
+    # open_clip takes the row of the highest token; at 2, of old configurations,
+    # transformers does too.
+    end = text.get("eos_token_id", 49407)
+    eps = {side.get("layer_norm_eps", 1e-5) for side in (text, image)}
+    is_mixed = names[0] != names[1] and "quick_gelu" in names
+    if end not in (vocabulary - 1, 2) or is_mixed or eps != {1e-5}:
+        raise InputError(
+            f"{where}: eos_token_id {end}, layer_norm_eps {eps}, hidden_act"
+            f" {' and '.join(names)}; open_clip's text ends with its highest token,"
+            " quick_gelu is in both towers, and the eps is 1e-5"
+        )
 
 
 def _preprocess(folder: Path, side: int) -> dict[str, Any]:
     """A folder's image processor as open_clip's ``preprocess_cfg``; empty, which is
     CLIP's, without one.
     """
-    path, older = folder / "processor_config.json", folder / "preprocessor_config.json"
-    processor = (
-        read_json(path).get("image_processor") if path.is_file() else None
-    )  # of transformers 5
-    if processor is None and not older.is_file():
-        return {}
+    path, processor = _processor(folder)
     if processor is None:
-        path, processor = older, read_json(older)
-    square, crops = (
-        {"height": side, "width": side},
-        processor.get("do_center_crop", True),
-    )
-    same: tuple[tuple[Any, ...], ...] = (  # what open_clip does too, the default first
-        ("image_processor_type", *_PROCESSORS),
-        ("do_resize", True),
-        ("do_rescale", True),
-        ("do_normalize", True),
-        ("resample", 3, 2),
-        *(
-            [
-                ("size", side, {"shortest_edge": side}, square),
-                ("crop_size", side, square),
-            ]
-            if crops
-            else []
-        ),
-        *([] if crops else [("size", square)]),
-    )
-    for key, *allowed in same:
+        return {}
+    square = {"height": side, "width": side}
+    # what open_clip does too, the default first
+    same: dict[str, tuple[Any, ...]] = {
+        "image_processor_type": _PROCESSORS,
+        "do_resize": (True,),
+        "do_rescale": (True,),
+        "do_normalize": (True,),
+        "resample": (3, 2),
+        "size": (square,),
+    }
+    if processor.get("do_center_crop", True):
+        same |= {
+            "size": (side, {"shortest_edge": side}, square),
+            "crop_size": (side, square),
+        }
+    for key, allowed in same.items():
         value = processor.get(key, 224 if "size" in key else allowed[0])
         if value not in allowed:
             raise InputError(
                 f"{path}: {key} is {value!r}; {' or '.join(map(repr, allowed))} is"
                 " expected"
             )
+    # Of a square the crop is all.
+    mode = "squash" if processor.get("size") == square else "shortest"
     return {
         "mean": tuple(processor.get("image_mean", CLIP_MEAN)),
         "std": tuple(processor.get("image_std", CLIP_STD)),
         "interpolation": _INTERPOLATIONS[processor.get("resample", 3)],
-        "resize_mode": (
-            "squash" if processor.get("size") == square else "shortest"
-        ),  # of a square the crop is all
+        "resize_mode": mode,
     }
+
+
+def _processor(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The image processor's file and content: that of transformers 5 before an older
+    one.
+    """
+    path = folder / "processor_config.json"
+    if path.is_file():
+        content = read_json(path).get("image_processor")
+        if content is not None:
+            return path, content
+    path = folder / "preprocessor_config.json"
+    return path, read_json(path) if path.is_file() else None
