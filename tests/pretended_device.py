@@ -233,7 +233,7 @@ def step_cases():
         objective = move(make_objective(kind))
         groups = parameter_groups(move(encoder), objective, 0.1)
         for group in groups:
-            group["lr"] = 1e-3 * group["lr_scale"]
+            group["lr"] = 1e-3
         optimizer = torch.optim.AdamW(groups, fused=True)
         towers = TowersWithLoss(encoder, objective, "fp32").train()
         stepper = Stepper(towers, optimizer, **options)
@@ -243,6 +243,26 @@ def step_cases():
                 (i, t), None, 1e-3, hopfield=True, layout=Layout((n,))
             ),
         )
+
+
+def validation_cases():
+    import cloob
+    from cloob.objective import make_objective
+    from cloob.training.step import TowersWithLoss
+
+    encoder = cloob.create_model("tiny-vit", seed=0)
+    tokens = Held(encoder.tokenizer(["a dog", "two cats"] * 4))
+    size = encoder.image_size
+    images = Held(torch.randint(0, 255, (8, 3, size, size), dtype=torch.uint8))
+    encoder._layout = torch.contiguous_format
+    towers = TowersWithLoss(move(encoder), move(make_objective("cloob"))).eval()
+
+    @torch.no_grad()
+    def judge():
+        features = towers((images, tokens), loss=False)
+        towers.loss_of(features, (images, tokens), None, hopfield=True)
+
+    yield "a batch of held-out pairs", judge
 
 
 def ranking_cases():
@@ -258,7 +278,7 @@ def main():
     warnings.simplefilter("ignore")
     _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
     found = {}
-    for cases in (objective_cases, ranking_cases, step_cases):
+    for cases in (objective_cases, ranking_cases, step_cases, validation_cases):
         for name, action in cases():
             try:
                 found[name] = counted(action)

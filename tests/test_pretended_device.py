@@ -46,12 +46,9 @@ def assert_asks(found, kernels, waits=0):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_objective(found, name):
-    """In the loop nothing waits; a call of one's own waits once for its checks, and
-    with retrieval once more for the lengths of the rows.
-    """
+    """In the loop nothing waits; a call of one's own waits once, for its checks."""
     assert_asks(found[f"{name}, in the loop"], OBJECTIVES[name])
-    waits = 2 if name.startswith("cloob") else 1
-    assert_asks(found[f"{name}, own call"], OBJECTIVES[name], waits)
+    assert_asks(found[f"{name}, own call"], OBJECTIVES[name], waits=1)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -62,6 +59,10 @@ def test_a_step_of_towers(found, name):
 def test_a_moving_average_takes_at_most_twenty_kernels(found):
     more, plain = (found[f"tiny-resnet, cloob{ema}"] for ema in (", ema", ""))
     assert more["kernels"] <= plain["kernels"] + 20
+
+
+def test_a_batch_of_held_out_pairs_waits_for_the_checks_of_its_loss(found):
+    assert_asks(found["a batch of held-out pairs"], 350, waits=1)
 
 
 def test_ranks_wait_as_often_for_many_blocks_as_for_one(found):

@@ -106,7 +106,7 @@ def pair_loss(
     exclude_above: float | None = None,
     targets: Targets | None = None,
     weights: Tensor | None = None,
-    unit_rows: bool = False,
+    beta_of_unit_rows: float | None = None,
     matmul: torch.dtype | None = None,
 ) -> Tensor:
     """The objective by the functions of a backend: this module, or ``streamed``, which
@@ -125,9 +125,9 @@ def pair_loss(
     if both is not None:
         options: dict[str, Any] = {"exclude_above": exclude_above, "matmul": matmul}
         return combine(both(x, y, inv_tau, ids=ids, **options), inv_tau, scale)
-    fast: dict[str, Any] = (
-        {"unit_rows": unit_rows, "matmul": matmul} if unit_rows or matmul else {}
-    )
+    fast: dict[str, Any] = {}
+    if beta_of_unit_rows is not None or matmul:
+        fast = {"beta_of_unit_rows": beta_of_unit_rows, "matmul": matmul}
     u_x, u_y, v_x, v_y = (
         backend.retrieve(x, y, beta, **fast) if hopfield else (x, y, x, y)
     )

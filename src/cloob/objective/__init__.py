@@ -390,7 +390,11 @@ class ContrastiveObjective(ScaledModule):
             look=look,
             trusted=trusted,
         )
-        loss = self._loss(batch, member, unit_rows=trusted is not None)
+        if trusted is not None:
+            beta = batch.scales["beta"]
+            known = math.inf if isinstance(beta, Tensor) else beta
+            batch = batch._replace(beta_of_unit_rows=known)
+        loss = self._loss(batch, member)
         if look:
             self._look_for_negatives(batch, member)
         loss = self._touch(
@@ -457,13 +461,9 @@ class ContrastiveObjective(ScaledModule):
             layout=trusted,
         )
 
-    def _loss(
-        self, batch: Batch, member: dict[str, Any], *, unit_rows: bool = False
-    ) -> Tensor:
-        """The loss of a member of the family; ``unit_rows``: no row's length is
-        read.
-        """
-        x, y, labels, scales, layout = batch
+    def _loss(self, batch: Batch, member: dict[str, Any]) -> Tensor:
+        """The loss of a member of the family."""
+        x, y, labels, scales, layout, beta_of_unit_rows = batch
         backend = self.backend_of(batch.n_candidates, x.device, member["hopfield"])
         if layout is not None:
             return loss_over_ranks(batch, backend, matmul=self.matmul, **member)
@@ -477,7 +477,7 @@ class ContrastiveObjective(ScaledModule):
             ids=labels.ids,
             targets=labels.targets,
             weights=labels.weights,
-            unit_rows=unit_rows and backend is streamed,
+            beta_of_unit_rows=beta_of_unit_rows if backend is streamed else None,
             matmul=self.matmul,
             **member,
         )
@@ -526,7 +526,7 @@ class ContrastiveObjective(ScaledModule):
         check: bool,
         x: Tensor,
         y: Tensor,
-    ) -> Scales:
+    ) -> tuple[Scales, float | None]:
         """The scales of a call, those ``given`` or the module's; ``check`` also reads
         their values and the rows'.
         """
@@ -565,11 +565,13 @@ class ContrastiveObjective(ScaledModule):
         if check and readable():
             cone = hopfield and self.training and not self._looked_for_cone
             self._looked_for_cone |= cone
-            for key, notice in check_values(
+            notices, beta_of_unit_rows = check_values(
                 x, y, scales, cone=cone, given=logit_scale is not None
-            ).items():
+            )
+            for key, notice in notices.items():
                 self._warn_once(key, notice)
-        return scales
+            return scales, beta_of_unit_rows
+        return scales, None
 
     def backend_of(
         self, n_candidates: int, device: torch.device, hopfield: bool

@@ -42,9 +42,9 @@ _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
 
 def check_values(
     x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool
-) -> dict[str, str | None]:
+) -> tuple[dict[str, str | None], float | None]:
     """Checks rows and learned scales, for which it waits for the device once; returns
-    warnings by their kind.
+    warnings by their kind, and β as a number where the rows are of unit length.
     """
     sides = {"image_features": x, "text_features": y}
     learned = {
@@ -75,7 +75,10 @@ def check_values(
             lengths["inv_tau"][0] if "inv_tau" in learned else float(scales["inv_tau"])
         )
         notices["logarithm"] = logarithm_notice("logit_scale", inv_tau)
-    return notices
+    if "lengths" in notices:
+        return notices, None
+    beta = lengths["beta"][0] if "beta" in learned else float(scales["beta"])
+    return notices, beta
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> Tensor:
@@ -143,6 +146,8 @@ class Batch(NamedTuple):
     labels: Labels
     scales: Scales
     layout: Layout | None
+    # β as a number, infinite where it is not known, of rows of unit length
+    beta_of_unit_rows: float | None = None
 
     @property
     def n_candidates(self) -> int:
@@ -154,7 +159,7 @@ def read_batch(
     image_features: Tensor,
     text_features: Tensor,
     labels: Labels,
-    prepare: Callable[[Tensor, Tensor], Scales],
+    prepare: Callable[[Tensor, Tensor], tuple[Scales, float | None]],
     contrast: str,
     *,
     look: bool,
@@ -162,7 +167,8 @@ def read_batch(
     """The batch of a call by itself; ``look`` also reads the values of labels."""
     x, y = check_pairs(image_features, text_features)
     labels = labels.checked(x, len(x), contrast, look=look)
-    return Batch(x, y, labels, prepare(x, y), None)
+    scales, beta_of_unit_rows = prepare(x, y)
+    return Batch(x, y, labels, scales, None, beta_of_unit_rows)
 
 
 @outside_compiler
@@ -170,7 +176,7 @@ def read_batch_over_ranks(
     image_features: Tensor,
     text_features: Tensor,
     labels: Labels,
-    prepare: Callable[[Tensor, Tensor], Scales],
+    prepare: Callable[[Tensor, Tensor], tuple[Scales, float | None]],
     member: Mapping[str, Any],
     *,
     look: bool,
@@ -187,7 +193,7 @@ def read_batch_over_ranks(
         x, y = check_pairs(image_features, text_features, at_least=1)
         total = None if layout is None else layout.total
         labels = labels.checked(x, total, member["contrast"], look=look)
-        batch = Batch(x, y, labels, prepare(x, y), layout)
+        batch = Batch(x, y, labels, prepare(x, y)[0], layout)
         if layout is not None:
             return batch
         facts |= facts_of(batch) | {"reach": labels.reach(look=look)}
@@ -299,7 +305,7 @@ def _two_products(
     negatives: tuple[Tensor, Layout] | None,
 ) -> Tensor:
     """The sum of both directions of the own anchors, a product of logits each."""
-    x, y, labels, scales, _ = batch
+    x, y, labels, scales, *_ = batch
     place = _place_among_all(batch, layout)
 
     def retrieve(query: Tensor, memory: Tensor) -> Tensor:

@@ -71,21 +71,30 @@ def resolved(
     every rank calls this.
     """
     leaves = _settled_scales(config, objective)
-    own_towers = config.given_towers is not None
-    if config.init is None and not own_towers:
-        leaves["model"] = config.model or encoder.name
-        leaves["image_size"] = encoder.image_size
+    if config.given_towers is None:
+        leaves |= _settled_towers(config, encoder, device)
     if config.precision == "auto":
         every_rank_can = all(gather_objects(_computes_in_bfloat16(device)))
         leaves["precision"] = "bf16" if every_rank_can else "fp32"
-    if config.channels_last is None and not own_towers:
-        on_cpu = device.type == "cpu"
-        leaves["channels_last"] = not (on_cpu and _trains_batch_norm(encoder))
     if config.tf32 is None:
         leaves["tf32"] = config.precision == "auto" and device.type == "cuda"
     if config.precision == "bf16" and device.type == "cpu" and rank() == 0:
         warn_of_emulated_bfloat16()
     return config.override(**leaves)
+
+
+def _settled_towers(
+    config: TrainConfig, encoder: DualEncoder, device: torch.device
+) -> dict[str, Any]:
+    """The model, its picture size and layout that the configuration leaves open."""
+    leaves: dict[str, Any] = {}
+    if config.init is None:
+        leaves["model"] = config.model or encoder.name
+        leaves["image_size"] = encoder.image_size
+    if config.channels_last is None:
+        on_cpu = device.type == "cpu"
+        leaves["channels_last"] = not (on_cpu and _trains_batch_norm(encoder))
+    return leaves
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:

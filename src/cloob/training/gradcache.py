@@ -128,23 +128,22 @@ def _differentiate(
     for side in rows:
         side.requires_grad_(side.is_floating_point())
     roots, leaves = _learned(objective, options)
-    names = embedded[0].keys() if isinstance(embedded[0], Mapping) else None
-    if names is not None:
-        loss = objective(dict(zip(names, rows, strict=True)), **(options | leaves))
+    if isinstance(embedded[0], Mapping):
+        named = dict(zip(embedded[0], rows, strict=True))
+        loss = objective(named, **(options | leaves))
     else:
         loss = objective(*rows, **(options | leaves))
     _check_loss(loss)
     differentiable = [side for side in rows if side.requires_grad]
-    for name, root in roots.items():
-        differentiable.append(leaves.get(name, root))
+    differentiable += (roots | leaves).values()
     # an autocast of the caller's would reach the products of the gradient
     with torch.autocast(rows[0].device.type, enabled=False):
         scaled = loss if scale is None else scale(loss)
         found = iter(torch.autograd.grad(scaled, differentiable, allow_unused=True))
     sizes = [len(_rows(features)[0]) for features in embedded]
     sides = [_cut(next(found) if side.requires_grad else None, sizes) for side in rows]
-    learned: list[tuple[Tensor, Tensor | None]] = []
-    learned += zip(roots.values(), list(found), strict=True)
+    learned: list[tuple[Tensor, Tensor | None]]
+    learned = list(zip(roots.values(), found, strict=True))
     return loss, list(zip(*sides, strict=True)), learned
 
 

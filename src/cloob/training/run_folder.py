@@ -155,26 +155,34 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
 
 
 def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
-    out, init = config.out, config.init
+    """Refuses a folder that holds a run which this one neither goes on with nor may
+    replace.
+    """
+    out = config.out
     if not runs.find_run(out):
         return
-    if not config.overwrite:
-        if config.resume != "auto" and (
-            checkpoint is None or not checkpoint.parent.parent.samefile(out)
-        ):
-            raise InputError(
-                f"{out}: already holds a run; go on with --resume auto, or give"
-                " --overwrite or another --out"
-            )
-        return
-    if (
-        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    ):  # a rank has died: it is the run itself
-        itself = (
-            f"{out}: holds the run that torchrun has started again, which --overwrite"
-            " would remove"
+    if config.overwrite:
+        _check_removable(config)
+    elif config.resume != "auto" and not _is_of_run(checkpoint, out):
+        raise InputError(
+            f"{out}: already holds a run; go on with --resume auto, or give --overwrite"
+            " or another --out"
         )
-        raise InputError(f"{itself}; give --resume auto in its place")
+
+
+def _is_of_run(checkpoint: Path | None, out: Path) -> bool:
+    return checkpoint is not None and checkpoint.parent.parent.samefile(out)
+
+
+def _check_removable(config: TrainConfig) -> None:
+    """Refuses to remove what this run needs."""
+    out, init = config.out, config.init
+    # a rank has died: it is the run itself
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        raise InputError(
+            f"{out}: holds the run that torchrun has started again, which --overwrite"
+            " would remove; give --resume auto in its place"
+        )
     folder = find_model_folder(init) if init is not None else None
     if folder is not None and folder.resolve().is_relative_to(out.resolve()):
         raise InputError(
@@ -188,30 +196,31 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
     the resumed one set aside.
     """
     out = config.out
-    if (
-        checkpoint is not None
-        and out.is_dir()
-        and checkpoint.parent.parent.samefile(out)
-    ):
-        later = [
-            path for path in runs.list_checkpoints(out) if path.name > checkpoint.name
-        ]
-        if (
-            later
-            and config.resume != "auto"
-            and Path(config.resume).resolve() != out.resolve()
-        ):
-            raise InputError(
-                f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that"
-                " one, or into another --out"
-            )
-        for path in later:  # they must not count as the newest
-            aside = path.with_name(f"unreadable-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+    if checkpoint is not None and out.is_dir() and _is_of_run(checkpoint, out):
+        _set_aside(config, checkpoint)
     if config.overwrite:
         runs.remove_run(out)
     (out / runs.CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
+
+
+def _set_aside(config: TrainConfig, checkpoint: Path) -> None:
+    """Renames the checkpoints after the resumed one, which must not count as the
+    newest.
+    """
+    out = config.out
+    later = [path for path in runs.list_checkpoints(out) if path.name > checkpoint.name]
+    names_run = (
+        config.resume == "auto" or Path(config.resume).resolve() == out.resolve()
+    )
+    if later and not names_run:
+        raise InputError(
+            f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that one,"
+            " or into another --out"
+        )
+    for path in later:
+        aside = path.with_name(f"unreadable-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
 
 
 MIN_BAD = 20  # fewer bad samples say nothing yet about the fraction

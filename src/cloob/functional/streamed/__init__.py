@@ -76,9 +76,10 @@ def cloob_streamed(
     """:func:`cloob.functional.cloob_reference` in O(N·D) memory; see there for
     arguments, value and errors.
 
-    With ``unit_rows=True`` rows are taken to be of unit length and not read, so that no
-    device is waited for; unshifted sums are then used for β ≤ 58.8 in float32, 9.8 in
-    low precision. It can be differentiated once.
+    With ``beta_of_unit_rows``, which is β as a number, rows are taken to be of unit
+    length and not read, so that no device is waited for; unshifted sums are then used
+    for β ≤ 58.8 in float32, 9.8 in low precision, and never for an infinite number. It
+    can be differentiated once.
 
     ``matmul=torch.bfloat16`` multiplies in bfloat16 with float32 accumulation. The
     gradient's relative error is then at most 3e-3 without retrieval

@@ -258,17 +258,17 @@ def retrieve(
     beta: float | Tensor,
     *,
     matmul: torch.dtype | None = None,
-    unit_rows: bool = False,
+    beta_of_unit_rows: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`cloob.functional.reference.retrieve`, sharing what the four retrievals
     share.
 
-    With ``unit_rows`` no row is read to choose between the two forms, which would wait
-    for a device; a β that is a tensor takes the one that is safe for every β.
+    With ``beta_of_unit_rows`` nothing is read to choose between the two forms, which
+    would wait for a device; an infinite one takes the form that is safe for every β.
     """
     x, y = as_rows(x=x, y=y)
     dtype = matmul_dtype(matmul, x)
-    safe = _unshifted_is_safe(x, y, beta, dtype, unit_rows)
+    safe = _unshifted_is_safe(x, y, beta, dtype, beta_of_unit_rows)
     beta = scalar("beta", beta, x)
     if not safe:
         u_x, u_y, v_x, v_y = (
@@ -303,18 +303,20 @@ def through_unit(grad: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
 
 
 def _unshifted_is_safe(
-    x: Tensor, y: Tensor, beta: float | Tensor, matmul: torch.dtype, unit_rows: bool
+    x: Tensor,
+    y: Tensor,
+    beta: float | Tensor,
+    matmul: torch.dtype,
+    beta_of_unit_rows: float | None,
 ) -> bool:
     """Whether no exponential leaves the range of the type, also centred, times weights
     and summed.
     """
     low = matmul != x.dtype
-    if unit_rows and isinstance(beta, Tensor):
-        return False
     # 1.01 after rounding; centred rows are at most twice as long, their means at most
     # as long
-    if unit_rows:
-        number, longest, centred, mean = float(beta), 1.01, 2.02, 1.01
+    if beta_of_unit_rows is not None:
+        number, longest, centred, mean = beta_of_unit_rows, 1.01, 2.02, 1.01
     else:
         both = [x.detach(), y.detach()]
         means = [rows.mean(dim=0) for rows in both] if low else []
