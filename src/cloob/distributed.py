@@ -230,17 +230,17 @@ def no_timeout() -> Iterator[None]:
 
 
 def agree(
-    facts: Mapping[str, Any], fault: Exception | None, device: torch.device
+    values: Mapping[str, Any], fault: Exception | None, device: torch.device
 ) -> dict[str, tuple[Any, ...]]:
     """The values of all ranks by name; if some have a ``fault``, all raise the first
     one's type with all messages.
     """
-    ranks = _exchange(dict(facts), fault, device)
+    ranks = _exchange(dict(values), fault, device)
     faults = {r: error for r, (_, error) in enumerate(ranks) if error is not None}
     if faults:
         message = "; ".join(f"rank {r}: {error}" for r, error in faults.items())
         raise type(next(iter(faults.values())))(message) from fault
-    return {name: tuple(of_rank[name] for of_rank, _ in ranks) for name in facts}
+    return {name: tuple(of_rank[name] for of_rank, _ in ranks) for name in values}
 
 
 def _exchange(

@@ -77,10 +77,10 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     text = printable(" ".join(str(error).split())) or type(error).__name__
     if "weights_only" in text or "allow_pickle" in text:
         named = re.search(r"GLOBAL ([\w.]+)", text)
-        more = f" ({named[1]})" if named else ""
+        global_name = f" ({named[1]})" if named else ""
         text = (
-            f"holds something else than tensors and plain values{more}, or is damaged,"
-            " and is not read"
+            f"holds something else than tensors and plain values{global_name}, or is"
+            " damaged, and is not read"
         )
     text = (
         re.sub(r"[^.;]*trust_remote_code=True[^.;]*[.;]?", "", text).strip()
@@ -105,12 +105,12 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """A clause with the options nearest to a name: ``did you mean a, b?``, or ``known:
     a, b, …`` when none is near.
     """
-    known = sorted(set(options))
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    choices = sorted(set(options))
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     return (
         f"did you mean {', '.join(close)}?"
         if close
-        else f"known: {first_of(known, 24)}"
+        else f"known: {first_of(choices, 24)}"
     )
 
 

@@ -38,15 +38,15 @@ def processors() -> int:
     """Processors that this process may use: those it may run on, and the share that a
     container's quota leaves.
     """
-    there = (
+    usable = (
         len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1
     )
     with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max": no quota
         quota, period = map(int, _CPU_QUOTA.read_text(encoding="ascii").split())
-        there = min(there, max(1, -(-quota // period)))
-    return there
+        usable = min(usable, max(1, -(-quota // period)))
+    return usable
 
 
 def warn_of_emulated_bfloat16() -> None:

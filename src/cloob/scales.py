@@ -78,12 +78,12 @@ class ScaledModule(nn.Module):
             )
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *others: Any
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
         """Takes the fixed scalars of the state; warns where they differ from the
         module's.
         """
-        _, strict, missing, _, errors = others
+        _, strict, missing, _, errors = arguments
         for name, number in self._fixed.items():
             key = f"{prefix}fixed_{name}"
             if strict and key not in state_dict:
@@ -101,7 +101,7 @@ class ScaledModule(nn.Module):
                 )
                 warnings.warn(message, FixedScaleWarning, stacklevel=callers_level())
             self._fixed[name] = loaded
-        super()._load_from_state_dict(state_dict, prefix, *others)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def scalar_parameter(value: float) -> nn.Parameter:

@@ -11,7 +11,7 @@ from small_models import OBJECTIVE, write_model
 
 from cloob import load_model
 from cloob.errors import InputError
-from cloob.export.card import data_name, gather_facts, model_name, write_card
+from cloob.export.card import data_name, describe_model, model_name, write_card
 from cloob.export.exported import Exported
 from cloob.models.load import fingerprint
 
@@ -65,10 +65,10 @@ def run(tmp_path_factory):
 
 def card(run, folder, results=None):
     """Metadata and text of a run's card."""
-    facts = gather_facts(str(run), load_model(run, device="cpu"), results)
+    description = describe_model(str(run), load_model(run, device="cpu"), results)
     write_card(
         folder,
-        facts,
+        description,
         Exported("open_clip", "", "`use`", (), ("clip", "clip")),
         "me/small",
         "mit",

@@ -132,10 +132,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def look_for_sentinel(self, matrix: Tensor) -> None:
         """A diagonal that lies far below all else, and is finite."""
         diagonal = matrix.diagonal()
-        others = matrix[~torch.eye(self.n, dtype=torch.bool)]
-        if not matrix.isfinite().all() or not others.any():  # the mask itself
+        off_diagonal = matrix[~torch.eye(self.n, dtype=torch.bool)]
+        if not matrix.isfinite().all() or not off_diagonal.any():  # the mask itself
             return
-        if float(diagonal.max()) < float(others.min()) - 45:
+        if float(diagonal.max()) < float(off_diagonal.min()) - 45:
             self.sentinel = float(diagonal.double().mean())
 
 

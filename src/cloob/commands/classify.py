@@ -104,9 +104,11 @@ def check(options: Options) -> None:
         "--csv": options.csv,
         "--paths": options.paths is not None,
     }
-    given = [name for name, is_given in forms.items() if is_given]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} exclude each other; give one of them")
+    named_outputs = [name for name, is_given in forms.items() if is_given]
+    if len(named_outputs) > 1:
+        raise InputError(
+            f"{' and '.join(named_outputs)} exclude each other; give one of them"
+        )
     if options.null and options.paths is None:
         raise InputError("--null needs --paths")
 

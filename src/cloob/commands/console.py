@@ -59,7 +59,7 @@ class RowOptions:
     """Rows for head b."""
 
     @property
-    def given(self) -> tuple[Literal["a", "b"], str] | None:
+    def side_and_file(self) -> tuple[Literal["a", "b"], str] | None:
         if self.a is not None and self.b is not None:
             raise InputError("--a and --b exclude each other; give one of them")
         if self.a is not None:

@@ -190,10 +190,10 @@ def look(options: Options) -> None:
     if options.json:
         print(json.dumps(seen.as_json()))
         return
-    facts = seen.facts()
-    longest = max(len(name) for name, _ in facts)
+    rows = seen.table()
+    longest = max(len(name) for name, _ in rows)
     print(seen.name)
-    for name, sentence in facts:
+    for name, sentence in rows:
         print(f"  {name:<{longest}}  {sentence}")
     if options.out is not None:
         print(options.out)

@@ -56,7 +56,7 @@ class Options:
 def run(options: Options) -> int:
     """Embeds; 1 where a picture could not be read, or a row is not finite."""
     check(options)
-    if options.texts is not None or options.rows.given:
+    if options.texts is not None or options.rows.side_and_file:
         return embed_rows_or_texts(options)
     with opened(options.source, options.model, options.machine) as (index, n_unread):
         if options.out.suffix == ".parquet":
@@ -77,7 +77,7 @@ def write_pictures(index: cloob.Index, out: Path) -> int:
     blocks = list(index.view().blocks())
     if not blocks:
         raise InputError("no picture has a vector; there is nothing to write")
-    items = [item for some, _ in blocks for item in some]
+    items = [item for block_items, _ in blocks for item in block_items]
     vectors = np.concatenate([rows for _, rows in blocks])
     texts = {
         "paths": json.dumps([item.path for item in items]),
@@ -89,16 +89,16 @@ def write_pictures(index: cloob.Index, out: Path) -> int:
 
 
 def check(options: Options) -> None:
-    given = {
+    value_of_option = {
         "--a": options.rows.a,
         "--b": options.rows.b,
         "--texts": options.texts,
         "--model": options.model,
     }
-    names = [name for name, value in given.items() if value is not None]
+    names = [name for name, value in value_of_option.items() if value is not None]
     if len(names) > 1:
         raise InputError(f"{' and '.join(names[:2])} exclude each other; give one")
-    inputs = [value for value in given.values() if value is not None]
+    inputs = [value for value in value_of_option.values() if value is not None]
     of_pictures = not names or names == ["--model"]
     endings = PICTURE_ENDINGS if of_pictures else ROW_ENDINGS
     check_out("--out", options.out, endings, [*inputs, options.source])
@@ -123,8 +123,8 @@ def embed_rows_or_texts(options: Options) -> int:
     if options.texts is not None:
         rows = encoder.encode_text(texts)
     else:
-        assert options.rows.given is not None
-        side, file = options.rows.given
+        assert options.rows.side_and_file is not None
+        side, file = options.rows.side_and_file
         rows = embed_rows(encoder, side, read_matrix(file))
     vectors = rows.cpu().numpy()
     n_bad = int((~np.isfinite(vectors).all(1)).sum())

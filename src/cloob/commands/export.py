@@ -60,12 +60,12 @@ def run(options: Options) -> int:
     if options.to == "cloob":
         return _write_model_folder(options)
     check_packages(options.to)
-    from cloob.export.card import gather_facts, write_card
+    from cloob.export.card import describe_model, write_card
     from cloob.models.load import load_model
 
     encoder = load_model(options.source, device="cpu")
     check_exportable(encoder.config.kind, options.source)
-    facts = gather_facts(options.source, encoder, options.results)
+    description = describe_model(options.source, encoder, options.results)
     with whole_folder(options.out) as folder:
         if options.to == "transformers":
             from cloob.export.transformers import export_transformers
@@ -78,7 +78,7 @@ def run(options: Options) -> int:
         settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
         (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
         name = options.out.resolve().name
-        write_card(folder, facts, exported, name, licence or None)
+        write_card(folder, description, exported, name, licence or None)
     _report(options.out, encoder, exported.summary)
     out = str(options.out)
     steps = [["eval", options.source, out, "--zeroshot", "demo:noto-emoji"]]

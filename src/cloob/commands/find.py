@@ -108,10 +108,10 @@ def plan(options: Options) -> tuple[str, str | None, str | None, tuple[str, ...]
     model, name = options.model, None
     sources: tuple[str, ...] = (options.index,)
     if is_there(place):
-        with cloob.Index.open(place) as there:
-            if model is None and there.models:
-                name = there.models[0].name
-            if there.store.sources():
+        with cloob.Index.open(place) as existing:
+            if model is None and existing.models:
+                name = existing.models[0].name
+            if existing.store.sources():
                 sources = ()
     if model is None and name is None:
         model = PHOTOS[0].name

@@ -304,12 +304,14 @@ def opened(
         yield index, done.faults.total() + done.unread
 
 
-def report_left_out(summary: Summary, more: str = "") -> None:
+def report_left_out(summary: Summary, ending: str = "") -> None:
     """Names on one line what of the sources is left out, and why."""
     reasons = []
     for kind in (summary.unreadable, summary.left_out):
         for reason, count in kind.counts.most_common():
-            example, *others = map(printable, kind.examples[reason])
-            reasons.append(f"{count:,} × {reason}: {example}{', …' if others else ''}")
+            example, *further_examples = map(printable, kind.examples[reason])
+            reasons.append(
+                f"{count:,} × {reason}: {example}{', …' if further_examples else ''}"
+            )
     if reasons:
-        say(f"left out: {'; '.join(reasons)}{more}")
+        say(f"left out: {'; '.join(reasons)}{ending}")

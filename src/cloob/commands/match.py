@@ -230,7 +230,7 @@ def lines(
     names: list[Any], found: list[list[Any]], scores: list[Any]
 ) -> Iterator[tuple[Any, int, Any, float]]:
     """The columns of every hit."""
-    for name, others, of_name in zip(names, found, scores, strict=True):
-        pairs = zip(others, of_name, strict=True)
+    for name, partners, of_name in zip(names, found, scores, strict=True):
+        pairs = zip(partners, of_name, strict=True)
         for rank, (other, score) in enumerate(pairs, 1):
             yield name, rank, other, score

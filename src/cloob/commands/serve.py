@@ -132,12 +132,12 @@ def check(options: Options) -> None:
     """Refuses options that are out of range or exclude each other."""
     check_range("--port", options.port, 0, 65535)
     check_range("--update", options.update, 1, _MAX_UPDATE_SECONDS)
-    given = {
+    ways_to_a_token = {
         "--token": options.token is not None,
         "--token-file": options.token_file is not None,
         "--no-token": options.no_token,
     }
-    names = [name for name, is_given in given.items() if is_given]
+    names = [name for name, is_given in ways_to_a_token.items() if is_given]
     if len(names) > 1:
         raise InputError(f"{names[0]} and {names[1]} exclude each other; give one")
     if options.no_token and not is_loopback(options.host):

@@ -134,9 +134,11 @@ def refuse_unlisted(kind: Any, command: str, words: Sequence[str]) -> None:
         name = spelled.removeprefix("--").replace("-", "_")
         if not word.startswith("--") or name in homes[command]:
             continue
-        others = [f"`cloob {home}`" for home, names in homes.items() if name in names]
-        if others:
-            raise InputError(f"{spelled} goes with {' and '.join(others)}")
+        commands_with_it = [
+            f"`cloob {home}`" for home, names in homes.items() if name in names
+        ]
+        if commands_with_it:
+            raise InputError(f"{spelled} goes with {' and '.join(commands_with_it)}")
         if name in settings:
             raise InputError(
                 f"{spelled} is set in a file: --config more.toml, with the line"

@@ -29,7 +29,7 @@ _EXCERPT = 100  # characters of a caption's first line
 _AHEAD = 64  # pairs that are decoded early
 _THUMBNAIL = 320  # pixels of a side
 Shown = Callable[[int, int], None]  # shows how many of how many pairs are done
-Facts = Sequence[tuple[str, str]]  # what is said of a set: a name and a sentence
+TableRows = Sequence[tuple[str, str]]  # a label and a sentence each
 
 
 @dataclass
@@ -137,13 +137,13 @@ class Survey:
             "duplicates": repeats,
         }
 
-    def facts(self) -> list[tuple[str, str]]:
-        """What ``cloob data`` prints."""
+    def table(self) -> list[tuple[str, str]]:
+        """The lines of ``cloob data``: what was counted, and the count."""
         files = f" in {self.shards:,} files" if self.shards > 1 else ""
         looked_at = f"{self.looked_at:,}"
         if self.looked_at < self.rows:
             looked_at += ", spread over the set (--most 0 looks at all)"
-        facts = [
+        rows = [
             ("rows", f"{self.rows:,}{files}"),
             ("looked at", looked_at),
             ("usable", f"{len(self.usable):,}"),
@@ -152,14 +152,14 @@ class Survey:
         for reason, skips in by_number:
             examples = ", ".join(skip.key for skip in _few(skips))
             why = f" ({skips[0].detail})" if skips[0].detail else ""
-            facts.append((reason, f"{len(skips):,}, such as {examples}{why}"))
+            rows.append((reason, f"{len(skips):,}, such as {examples}{why}"))
         if self.truncated:
             examples = ", ".join(self.truncated[:_N_EXAMPLES])
             taken = f"{len(self.truncated):,}, taken, such as {examples}"
-            facts.append(("truncated JPEG", taken))
-        return facts + (self._facts_of_usable() if self.usable else [])
+            rows.append(("truncated JPEG", taken))
+        return rows + (self._rows_of_usable() if self.usable else [])
 
-    def _facts_of_usable(self) -> list[tuple[str, str]]:
+    def _rows_of_usable(self) -> list[tuple[str, str]]:
         numbers = self.numbers()
         small = f"{numbers.n_small():,} with a side below {_SMALL_SIDE} pixels"
         tokens = "a caption (CLIP's tokeniser, start and end included)"
@@ -264,7 +264,7 @@ class Section(NamedTuple):
     """A part of a page."""
 
     heading: str
-    facts: Facts = ()
+    table: TableRows = ()
     cards: Sequence[Card] = ()
 
 
@@ -279,7 +279,7 @@ def write_sheet(path: Path, source: Source, seen: Survey, most: int) -> None:
         copies += pair_cards(source, [item.row], f"{item.count:,} times")
     repeats = [(f"{item.count:,} times", item.text) for item in seen.captions.most()]
     sections = [
-        Section("", seen.facts()),
+        Section("", seen.table()),
         Section(f"{len(shown)} pairs, spread evenly over the usable ones", (), shown),
         Section("Equal pictures: the same bytes in several pairs", (), copies),
         Section("Equal captions", repeats),

@@ -59,8 +59,8 @@ _TEMPLATE = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What there is to say of a model."""
+class ModelDescription:
+    """What a card says of a model, before it is text."""
 
     encoder: DualEncoder
     # the member of the family that it was trained with; None if unknown
@@ -85,11 +85,11 @@ class Result:
     n: str
 
 
-def gather_facts(
+def describe_model(
     source: str, encoder: DualEncoder, results: Path | None = None
-) -> Facts:
-    """The facts of a model, with the row of its weights in ``results``, else in a
-    results.json in or above its run.
+) -> ModelDescription:
+    """What a card says of a model, with the row of its weights in ``results``, else in
+    a results.json in or above its run.
     """
     folder = find_model_folder(source)
     run = runs.run_of(folder)
@@ -111,7 +111,7 @@ def gather_facts(
             f" eval {source}`"
         )
     name = objective or settings.get("closed_form")
-    return Facts(encoder, name, training, row, level)
+    return ModelDescription(encoder, name, training, row, level)
 
 
 def _find_row(
@@ -132,7 +132,7 @@ def _find_row(
 
 def write_card(
     folder: Path,
-    facts: Facts,
+    model: ModelDescription,
     exported: Exported,
     name: str,
     license: str | None = None,
@@ -140,16 +140,16 @@ def write_card(
     """Writes the card of an export, called ``name`` where it will be."""
     template: Any = require("jinja2", "export")
     short = name.rpartition("/")[2]
-    results = list(_results(facts))
+    results = list(_results(model))
     page = template.Template(_TEMPLATE, keep_trailing_newline=True).render(
-        head=_metadata(facts, results, short, exported, license),
+        head=_metadata(model, results, short, exported, license),
         name=short,
-        summary=_summary(facts),
+        summary=_summary(model),
         usage=exported.usage.replace("DIR", name).strip(),
         notes=exported.notes,
-        training=_training_rows(facts),
+        training=_training_rows(model),
         results=results,
-        level=f"{facts.level:.0%}",
+        level=f"{model.level:.0%}",
         license=license,
         citation=BIBTEX,
     )
@@ -157,14 +157,14 @@ def write_card(
 
 
 def _metadata(
-    facts: Facts,
+    model: ModelDescription,
     results: Sequence[Result],
     name: str,
     exported: Exported,
     license: str | None,
 ) -> str:
     hub: Any = require("huggingface_hub", "export")
-    tags = [facts.objective, *exported.tags] if facts.objective else exported.tags
+    tags = [model.objective, *exported.tags] if model.objective else exported.tags
     data = hub.ModelCardData(
         license=license,
         library_name=exported.library,
@@ -190,19 +190,19 @@ def _metadata(
     return str(data.to_yaml(line_break="\n")).strip()
 
 
-def _summary(facts: Facts) -> str:
-    encoder = facts.encoder
+def _summary(model: ModelDescription) -> str:
+    encoder = model.encoder
     objective = ""
-    if facts.objective == "cca":
+    if model.objective == "cca":
         objective = (
             ", with heads solved for in closed form (canonical correlation analysis)"
         )
-    elif facts.objective:
-        member = FAMILY[facts.objective]
+    elif model.objective:
+        member = FAMILY[model.objective]
         title = CONTRASTS[member.contrast].title
         if member.hopfield:
             title += " on embeddings retrieved from modern Hopfield networks"
-        objective = f", trained with {facts.objective} ({title})"
+        objective = f", trained with {model.objective} ({title})"
     millions = sum(value.numel() for value in encoder.model.parameters()) / 1e6
     return (
         "An image tower and a text tower that share an embedding space"
@@ -213,19 +213,19 @@ def _summary(facts: Facts) -> str:
     )
 
 
-def _training_rows(facts: Facts) -> dict[str, str]:
+def _training_rows(model: ModelDescription) -> dict[str, str]:
     """Label to text of the table; empty where nothing is known."""
-    rows = {**_objective_rows(facts), **facts.training}
-    if rows and not facts.training:
+    rows = {**_objective_rows(model), **model.training}
+    if rows and not model.training:
         rows["data"] = "not known here"
     return {label: _cell(value) for label, value in rows.items()}
 
 
-def _objective_rows(facts: Facts) -> dict[str, str]:
-    if not facts.objective:
+def _objective_rows(model: ModelDescription) -> dict[str, str]:
+    if not model.objective:
         return {}
-    settings = facts.encoder.objective_config
-    rows = {"objective": facts.objective}
+    settings = model.encoder.objective_config
+    rows = {"objective": model.objective}
     for label, key in _SCALES.items():
         if key not in settings or (key == "beta" and not settings.get("hopfield")):
             continue
@@ -235,10 +235,10 @@ def _objective_rows(facts: Facts) -> dict[str, str]:
     return rows
 
 
-def _results(facts: Facts) -> Iterator[Result]:
+def _results(model: ModelDescription) -> Iterator[Result]:
     """Every finite number that a card shows."""
     for section, (kind, labels) in _SECTIONS.items():
-        for set_name, numbers in (facts.results.get(section) or {}).items():
+        for set_name, numbers in (model.results.get(section) or {}).items():
             for measure, label in labels.items():
                 value = numbers.get(measure)
                 if value is None or not math.isfinite(value):

@@ -83,11 +83,11 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False) -> Ex
             ' "max_length"`)'
         )
     # What transformers.js reads in addition to graphs and tokenizer.
-    more = {"use_external_data_format": precision == "float32"}
+    js_settings = {"use_external_data_format": precision == "float32"}
     content = {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
-        "transformers.js_config": more,
+        "transformers.js_config": js_settings,
     }
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     pictures = (
@@ -329,11 +329,11 @@ def worst_difference(
                 ((items != tower.pad) * torch.arange(1, items.shape[1] + 1)).max()
             )
             tried.append(items[:, : max(longest, 2)].contiguous())
-        for some in tried:
+        for batch in tried:
             worst = max(
                 worst,
                 float(
-                    (run(some) - tower.expected[:n]).abs().nan_to_num(torch.inf).max()
+                    (run(batch) - tower.expected[:n]).abs().nan_to_num(torch.inf).max()
                 ),
             )
     what = f"the exported {tower.kind} tower is off by {worst:.1g} (at most {most:.0e})"

@@ -315,8 +315,10 @@ def _differences(encoder: DualEncoder, folder: Path) -> Iterator[str]:
         tokens[row, min(last, length - 1) :] = end
     with evaluating(encoder):
         features = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
-    others = model.get_image_features(pixels), model.get_text_features(tokens)
-    for side, ours, other in zip(("image", "text"), features, others, strict=True):
+    their_features = model.get_image_features(pixels), model.get_text_features(tokens)
+    for side, ours, other in zip(
+        ("image", "text"), features, their_features, strict=True
+    ):
         other = getattr(other, "pooler_output", other)  # of transformers 5
         apart = float((ours - other).abs().max() / ours.abs().max().clamp_min(1))
         if not apart <= TOLERANCE:

@@ -26,10 +26,10 @@ def as_rows(**named: Tensor) -> list[Tensor]:
                 " expected"
             )
         if tensor.ndim != 2 or not tensor.is_floating_point():
-            given = f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
-            raise ValueError(f"{given}; a floating-point matrix (N, D) is expected")
-        expected = facts_of_rows(first)
-        for fact, value in facts_of_rows(tensor).items():
+            actual = f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
+            raise ValueError(f"{actual}; a floating-point matrix (N, D) is expected")
+        expected = traits(first)
+        for fact, value in traits(tensor).items():
             if value != expected[fact]:
                 raise ValueError(
                     f"{name} has {fact} {value}, but {first_name} has {expected[fact]}"
@@ -37,7 +37,7 @@ def as_rows(**named: Tensor) -> list[Tensor]:
     return [t.to(lifted(t)) for t in named.values()]
 
 
-def facts_of_rows(rows: Tensor) -> dict[str, object]:
+def traits(rows: Tensor) -> dict[str, object]:
     """What matrices must have in common."""
     return {
         "dtype": lifted(rows),

@@ -160,5 +160,7 @@ def _rows(
     return matrices
 
 
-def _like(value: Tensor, given: Tensor) -> Tensor:
-    return (value if given.dtype == torch.float64 else value.float()).to(given.device)
+def _like(value: Tensor, reference: Tensor) -> Tensor:
+    return (value if reference.dtype == torch.float64 else value.float()).to(
+        reference.device
+    )

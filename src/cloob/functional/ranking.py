@@ -292,7 +292,7 @@ def _positives(
     both: bool,
     group: Tensor | None,
 ) -> _Few | _Many:
-    """The positives, checked; what they say of themselves is read in two goes."""
+    """The positives, checked; the device is waited for twice."""
     q, g, device = len(query), len(gallery), query.device
     pairs = pairs.to(device)
     group = torch.arange(q, device=device) if group is None else group.to(device)
@@ -315,10 +315,10 @@ def _positives(
     without = named.index_fill(0, pairs[:, 0], 1)[group] == 0
     without_back = rows_of_group.new_zeros(g).index_fill(0, pairs[:, 1], 1) == 0
     n_rows = rows_of_group[pairs[:, 0]]
-    facts = [n_rows.sum()]
+    numbers = [n_rows.sum()]
     for missing in (without, without_back):
-        facts += [missing.any(), missing.int().argmax()]
-    count, any_missing, first, any_back, first_back = torch.stack(facts).tolist()
+        numbers += [missing.any(), missing.int().argmax()]
+    count, any_missing, first, any_back, first_back = torch.stack(numbers).tolist()
     if any_missing:
         raise ValueError(f"query {first} has no positive")
     if any_back and both:

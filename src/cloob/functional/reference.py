@@ -165,8 +165,8 @@ def direction_of(
         "matmul": matmul if fast else None,
     }
     options |= {} if row.softmax else {"bias": bias}
-    given = {name: value for name, value in options.items() if value is not None}
-    return partial(fast or getattr(sys.modules[__name__], row.function), **given)
+    used = {name: value for name, value in options.items() if value is not None}
+    return partial(fast or getattr(sys.modules[__name__], row.function), **used)
 
 
 def weighted_direction(
@@ -412,12 +412,12 @@ def check_contrast(
     """(N, M), if each anchor has a positive and a negative."""
     n, m = len(anchors), len(candidates)
     if n < 1 or m < 2 or not 0 <= positive_offset <= m - n:
-        given = f"{n} anchors, {m} candidates and positive_offset {positive_offset}"
+        sizes = f"{n} anchors, {m} candidates and positive_offset {positive_offset}"
         needed = (
             "at least one anchor is expected, and for each its positive and a negative"
             " among the candidates"
         )
-        raise ValueError(f"{given}: {needed}")
+        raise ValueError(f"{sizes}: {needed}")
     return n, m
 
 
@@ -427,12 +427,12 @@ def check_pairs(
     """Both sides of the batch as float32 or float64 matrices of equal shape."""
     x, y = as_rows(image_features=image_features, text_features=text_features)
     if len(x) != len(y) or len(x) < at_least:
-        given = (
+        problem = (
             f"{len(x)} image_features and {len(y)} text_features: pairs are expected,"
             f" at least {at_least} of them"
         )
         raise ValueError(
-            f"{given}; for a last batch of one give the loader drop_last=True"
+            f"{problem}; for a last batch of one give the loader drop_last=True"
         )
     return [x, y]
 

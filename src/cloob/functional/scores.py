@@ -107,8 +107,8 @@ def contrast_scores(
         raise TypeError(f"scores is a {type(scores).__name__}; a tensor is expected")
     one_of("contrast", contrast, ("infoloob", "infonce", "sigmoid"))
     if scores.ndim != 2 or not scores.is_floating_point():
-        given = f"scores has shape {tuple(scores.shape)} and dtype {scores.dtype}"
-        raise ValueError(f"{given}; a floating-point matrix (N, M) is expected")
+        actual = f"scores has shape {tuple(scores.shape)} and dtype {scores.dtype}"
+        raise ValueError(f"{actual}; a floating-point matrix (N, M) is expected")
     n, m = scores.shape
     if n < 1 or m < 2:
         raise ValueError(f"scores has shape {(n, m)}; a row and two columns are needed")
@@ -130,8 +130,8 @@ def softmax_rows(contrast: str) -> Callable[..., Tensor]:
         scores: Tensor, positives: Positives, weights: Tensor, mask: Tensor | None
     ) -> Tensor:
         candidates = scores if mask is None else scores.masked_fill(mask, -torch.inf)
-        others, lone = leave_one_out(candidates, positives.columns)
-        gaps = others - positives.of(scores)
+        rest, lone = leave_one_out(candidates, positives.columns)
+        gaps = rest - positives.of(scores)
         costs = gaps if contrast == "infoloob" else -F.logsigmoid(-gaps)
         return weights * weighted_sum(positives.shares, costs.masked_fill(lone, 0.0))
 
@@ -171,8 +171,10 @@ def leave_one_out(scores: Tensor, columns: Tensor | None) -> tuple[Tensor, Tenso
         is_top = is_top.gather(1, columns)
     own = terms if columns is None else terms.gather(1, columns)
     # At least 1, exp of the top one, where the column is not that one itself.
-    others = (terms.sum(dim=1, keepdim=True) - own).masked_fill(is_top | nothing, 1.0)
-    return torch.where(is_top, without_top, others.log() + shift), empty & (
+    sum_of_others = (terms.sum(dim=1, keepdim=True) - own).masked_fill(
+        is_top | nothing, 1.0
+    )
+    return torch.where(is_top, without_top, sum_of_others.log() + shift), empty & (
         is_top | nothing
     )
 
@@ -232,9 +234,9 @@ def check_columns(
         raise TypeError(f"columns of targets are a {type(columns).__name__}, no tensor")
     fits = columns.ndim == 2 and len(columns) == n and columns.shape[1] > 0
     if not fits or columns.dtype != torch.int64 or columns.device != like.device:
-        given = f"columns of targets have shape {tuple(columns.shape)} and dtype"
+        actual = f"columns of targets have shape {tuple(columns.shape)} and dtype"
         raise ValueError(
-            f"{given} {columns.dtype} on {columns.device}; ({n}, k) int64 on"
+            f"{actual} {columns.dtype} on {columns.device}; ({n}, k) int64 on"
             f" {like.device} is expected"
         )
     if not look:
@@ -244,14 +246,16 @@ def check_columns(
         raise ValueError(f"targets name columns {first} to {last} of {m}")
 
 
-def check_shape(name: str, given: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+def check_shape(
+    name: str, actual: Tensor, shape: tuple[int, ...], like: Tensor
+) -> None:
     """Refuses what is no tensor, and one of another shape or device."""
-    if not isinstance(given, Tensor):
-        kind = type(given).__name__
+    if not isinstance(actual, Tensor):
+        kind = type(actual).__name__
         raise TypeError(f"{name} is a {kind}; a tensor of shape {shape} is expected")
-    if given.shape != shape or given.device != like.device or given.is_complex():
+    if actual.shape != shape or actual.device != like.device or actual.is_complex():
         raise ValueError(
-            f"{name} has shape {tuple(given.shape)} on {given.device}; {shape} on"
+            f"{name} has shape {tuple(actual.shape)} on {actual.device}; {shape} on"
             f" {like.device} is expected"
         )
 

@@ -47,12 +47,12 @@ def choose_columns(
     if settings.standardise != "auto":
         way = Columns("plain", settings.standardise)
         return way, way
-    some = pairs.only(np.array(spread(len(pairs), min(N_TRIED, len(pairs)))))
-    rows = Rows.of(some)
+    sample = pairs.only(np.array(spread(len(pairs), min(N_TRIED, len(pairs)))))
+    rows = Rows.of(sample)
     chosen = [usual_way(rows.a), usual_way(rows.b)]
-    if len(np.unique(some.units())) < LEAST_UNITS:
+    if len(np.unique(sample.units())) < LEAST_UNITS:
         return chosen[0], chosen[1]
-    halves = [narrowed(Rows.of(half)) for half in some.split(0.5)]
+    halves = [narrowed(Rows.of(half)) for half in sample.split(0.5)]
     found = recalls_by(halves, chosen)
     for side in (0, 1):
         most, before = 0.0, list(chosen)

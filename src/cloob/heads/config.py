@@ -127,17 +127,17 @@ class HeadsConfig(HeadSettings):
         """The share of the pairs that is held out."""
         if self.val_split is not None:
             return self.val_split
-        given = self.val_a if self.has_vectors else self.held_out_sources
-        return 0.0 if given or any(map(is_remote, self.sources)) else VAL_SPLIT
+        own_held_out = self.val_a if self.has_vectors else self.held_out_sources
+        return 0.0 if own_held_out or any(map(is_remote, self.sources)) else VAL_SPLIT
 
     @property
     def holds_out(self) -> bool:
         return bool(self.held_out_share or self.val_a or self.held_out_sources)
 
-    def kept(self) -> dict[str, Any]:
+    def resumable_settings(self) -> dict[str, Any]:
         """The settings that a run must have again when it is taken up."""
         left_out = {"kind", *PLACES}
-        values = super().kept()
+        values = super().resumable_settings()
         return {name: x for name, x in values.items() if name not in left_out}
 
     def merge(self, values: Mapping[str, Any], source: str = "config") -> Self:

@@ -213,7 +213,7 @@ class ContrastiveHeads(
             gallery = torch.from_numpy(self.embedded_y_)
         else:
             raise ValueError("a loaded model has no fitted y; give predict one")
-        places = [(some @ gallery.T).argmax(1) for some in torch.split(rows, ROWS)]
+        places = [(block @ gallery.T).argmax(1) for block in torch.split(rows, ROWS)]
         return torch.cat(places).numpy()
 
     def score_samples(self, X: Any, y: Any) -> Any:

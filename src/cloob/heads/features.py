@@ -154,9 +154,9 @@ def compute(
     texts = Distinct(partial(encoder.features_of, "text"))
     pairs: list[Pair] = []
     for start in range(0, len(usable), BATCH):
-        some = usable[start : start + BATCH]
-        tokens = encoder.tokenizer([captions[row].text for row in some])
-        for row, text in zip(some, texts.add(tokens), strict=True):
+        page = usable[start : start + BATCH]
+        tokens = encoder.tokenizer([captions[row].text for row in page])
+        for row, text in zip(page, texts.add(tokens), strict=True):
             pairs.append(Pair(row, pictures[int(first_row[row])], text))
     write(target, images, texts, pairs, captions, skipped)
 

@@ -150,14 +150,14 @@ class AdamW(torch.optim.AdamW):
 def adamw(model: nn.Module, settings: HeadSettings, device: torch.device) -> AdamW:
     """AdamW, whose decay is for matrices alone."""
     decaying: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for owner in model.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             decays = parameter.ndim >= 2 and not isinstance(owner, NORMS)
-            (decaying if decays and name != "bias" else others).append(parameter)
+            (decaying if decays and name != "bias" else not_decayed).append(parameter)
     groups = [
         {"params": decaying, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": not_decayed, "weight_decay": 0.0},
     ]
     return AdamW(
         groups,

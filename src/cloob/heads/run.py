@@ -197,7 +197,7 @@ def open_vectors(config: HeadsConfig) -> Data:
     fingerprints = {"training pairs": pairs.fingerprint()}
     if held_out is not None:
         fingerprints["held-out pairs"] = held_out.fingerprint()
-    ledger = open_ledger(config.out, fingerprints, config.kept())
+    ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
     rows = []
     if held_out is not None and config.held_out_share:
         rows = held_out.rows[:, 0].tolist()
@@ -267,7 +267,7 @@ def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Ledger]
     fingerprints = {"training pairs": mix(sources).fingerprint()}
     if judges:
         fingerprints["held-out pairs"] = mix(judges).fingerprint()
-    ledger = open_ledger(config.out, fingerprints, config.kept())
+    ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
     if not config.held_out_share:
         ledger.note("held_out", [])
         return mix(sources), mix(judges) if judges else None, ledger

@@ -156,7 +156,7 @@ class HeadSettings(ObjectiveSettings):
             changes = {**{name: fields[name] for name in OF_THE_LOOP}, **changes}
         return super().override(**changes)
 
-    def kept(self) -> dict[str, Any]:
+    def resumable_settings(self) -> dict[str, Any]:
         """The settings that a run must have again when it is taken up."""
         values = self.to_dict()
         return {name: value for name, value in values.items() if name not in FREE}

@@ -44,7 +44,7 @@ def key_of(
     parts = [
         pairs.fingerprint(),
         None if held_out is None else held_out.fingerprint(),
-        settings.kept(),
+        settings.resumable_settings(),
     ]
     return digest([json.dumps(parts, sort_keys=True, default=str)])
 

@@ -153,7 +153,7 @@ def suspicion(
     else:
         scored = score_by_folds(pairs)
     scores, better = torch.empty(n), torch.empty(n, dtype=torch.long)
-    scores[order] = scored.given
+    scores[order] = scored.own_scores
     better[order] = order[scored.better]
     wrong = estimate_wrong_share(scores, scored.known_wrong, n_ids)
     return Suspicion(scores, scored.known_wrong, better, wrong)
@@ -179,7 +179,7 @@ class Match(NamedTuple):
     of_b: Tensor  # (m,)
 
     @classmethod
-    def given(cls, n: int) -> Match:
+    def as_paired(cls, n: int) -> Match:
         """The pairs as they are given."""
         return cls(torch.arange(n), torch.arange(n))
 
@@ -189,14 +189,14 @@ class Scored(NamedTuple):
     a row of a best.
     """
 
-    given: Tensor  # (n,) float32
+    own_scores: Tensor  # (n,) float32
     known_wrong: Tensor  # (m,) float32
     better: Tensor  # (n,) int64
 
     def count_above(self) -> float:
         """How many times a given pair scores above a known wrong one."""
         wrong = self.known_wrong.sort().values
-        return float(torch.searchsorted(wrong, self.given).sum())
+        return float(torch.searchsorted(wrong, self.own_scores).sum())
 
 
 class Near(NamedTuple):
@@ -284,18 +284,18 @@ def score_by_folds(pairs: Pairs) -> Scored:
     trained = all_but_one(parts)
     ridge, by_column = choose_ridge(parts, trained, drawn)
 
-    given = torch.empty(len(fold))
+    own_scores = torch.empty(len(fold))
     better = torch.empty(len(fold), dtype=torch.long)
     known_wrong, of_a, of_b = [], [], []
     for k, rows in enumerate(rows_of):
         (directions,) = canonical_directions(trained[k], [ridge], by_column=by_column)
         scored = score_fold(parts[k], trained[k], directions, drawn[k])
-        given[rows] = scored.given
+        own_scores[rows] = scored.own_scores
         better[rows] = rows[scored.better]
         known_wrong.append(scored.known_wrong)
         of_a.append(rows[drawn[k].of_a])
         of_b.append(rows[drawn[k].of_b])
-    scored = Scored(given, torch.cat(known_wrong), better)
+    scored = Scored(own_scores, torch.cat(known_wrong), better)
     wrong = Match(torch.cat(of_a), torch.cat(of_b))
     return combine([scored, *neighbour_terms(pairs, wrong, by_column)])
 
@@ -306,13 +306,13 @@ def all_but_one(parts: list[Pairs]) -> list[Trained]:
     if sum(len(part.group) for part in parts) < widest:
         return [
             CentredRows.of(
-                torch.cat([part.a for part in others]),
-                torch.cat([part.b for part in others]),
+                torch.cat([part.a for part in remaining]),
+                torch.cat([part.b for part in remaining]),
             )
-            for others in leave_one_out(parts)
+            for remaining in leave_one_out(parts)
         ]
     moments = [PairMoments.of(part.a, part.b) for part in parts]
-    return [sum(others[1:], others[0]) for others in leave_one_out(moments)]
+    return [sum(remaining[1:], remaining[0]) for remaining in leave_one_out(moments)]
 
 
 def leave_one_out(parts: list[T]) -> list[list[T]]:
@@ -327,14 +327,14 @@ def choose_ridge(
     """
     above: dict[tuple[float, bool], float] = {}
     n_judged = 0
-    for part, others, wrong in zip(parts, trained, drawn, strict=True):
+    for part, training_folds, wrong in zip(parts, trained, drawn, strict=True):
         if n_judged >= N_JUDGED:
             break
         n_judged += len(part.group)
         for by_column in (False, True):
-            tried = canonical_directions(others, RIDGES, by_column=by_column)
+            tried = canonical_directions(training_folds, RIDGES, by_column=by_column)
             for ridge, directions in zip(RIDGES, tried, strict=True):
-                scored = score_fold(part, others, directions, wrong)
+                scored = score_fold(part, training_folds, directions, wrong)
                 setting = ridge, by_column
                 above[setting] = above.get(setting, 0.0) + scored.count_above()
     return max(above, key=lambda setting: above[setting])
@@ -356,15 +356,15 @@ def score_cosines(x: Tensor, y: Tensor, group: Tensor, wrong: Match) -> Scored:
     """The cosines of unit rows less the mean ones of their nearest rows."""
     near_x, near_y = find_nearest(x, y, group), find_nearest(y, x, group)
     near = near_x, near_y
-    own = Match.given(len(x))
-    given = cosines_less_hubs(x, y, group, near, own)
+    own = Match.as_paired(len(x))
+    own_scores = cosines_less_hubs(x, y, group, near, own)
     known_wrong = cosines_less_hubs(x, y, group, near, wrong)
     is_other = group[near_x.rows] != group[:, None]
     first = is_other.byte().argmax(1, keepdim=True)
     nearest = near_x.rows.gather(1, first).squeeze(1)
     fits = (x * y[nearest]).sum(1) > (x * y).sum(1)
     fits &= group[nearest] != group
-    return Scored(given, known_wrong, torch.where(fits, nearest, own.of_b))
+    return Scored(own_scores, known_wrong, torch.where(fits, nearest, own.of_b))
 
 
 def cosines_less_hubs(
@@ -416,7 +416,7 @@ def combine(terms: list[Scored]) -> Scored:
     first, of_a, of_b = map(standardised, terms)
     tried = [
         Scored(
-            first.given + weight * (of_a.given + of_b.given),
+            first.own_scores + weight * (of_a.own_scores + of_b.own_scores),
             first.known_wrong + weight * (of_a.known_wrong + of_b.known_wrong),
             first.better,
         )
@@ -431,7 +431,7 @@ def standardised(term: Scored) -> Scored:
     deviation = term.known_wrong.std(correction=0)
     unit = deviation if deviation > 0 else torch.ones(())
     return Scored(
-        (term.given - mean) / unit, (term.known_wrong - mean) / unit, term.better
+        (term.own_scores - mean) / unit, (term.known_wrong - mean) / unit, term.better
     )
 
 
@@ -446,8 +446,10 @@ def find_nearest(queries: Tensor, rows: Tensor, group: Tensor) -> Near:
     candidates = torch.arange(0, len(rows), step)
     largest = int(torch.bincount(group).max())
     count = min(NEAREST + 2 * largest, MAX_LISTED, len(candidates))
-    others = rows[candidates].T
-    found = [(part @ others).topk(count, dim=1) for part in torch.split(queries, BLOCK)]
+    columns = rows[candidates].T
+    found = [
+        (part @ columns).topk(count, dim=1) for part in torch.split(queries, BLOCK)
+    ]
     return Near(
         torch.cat([candidates[top.indices] for top in found]),
         torch.cat([top.values for top in found]),

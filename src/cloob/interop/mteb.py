@@ -82,7 +82,7 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
 
 
 def meta(model_name: str) -> ModelMeta:
-    """The facts that MTEB writes next to the results of a model; the weights are
+    """What MTEB writes next to the results of a model; the weights are
     hashed, and not loaded.
     """
     source = model_name.removeprefix(PREFIX)
@@ -90,14 +90,14 @@ def meta(model_name: str) -> ModelMeta:
     place = (
         folder or ModelSource.parse(source).path
     )  # files and folders of other programs
-    facts: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     if (
         folder is not None and (folder / CONFIG_FILE).is_file()
     ):  # heads on frozen encoders have none
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))[
             "model_cfg"
         ]
-        facts = {
+        sizes = {
             "embed_dim": config["embed_dim"],
             "max_tokens": config["text_cfg"].get("context_length", 77),
         }
@@ -117,7 +117,7 @@ def meta(model_name: str) -> ModelMeta:
         training_datasets=None,
         modalities=["image", "text"],
         citation=BIBTEX,
-        **{**dict.fromkeys([*names.split(), "max_tokens", "embed_dim"]), **facts},
+        **{**dict.fromkeys([*names.split(), "max_tokens", "embed_dim"]), **sizes},
     )
 
 

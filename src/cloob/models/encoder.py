@@ -320,16 +320,16 @@ class DualEncoder(nn.Module):
                 )
             ]
             for start in range(0, len(items), batch_size):
-                some = items[start : start + batch_size]
+                batch = items[start : start + batch_size]
                 if side == "image":
-                    if not isinstance(some, Tensor):
-                        some = torch.stack(
-                            [self.preprocess(open_image(image)) for image in some]
+                    if not isinstance(batch, Tensor):
+                        batch = torch.stack(
+                            [self.preprocess(open_image(image)) for image in batch]
                         )
-                    parts.append(self._image_features(some.to(self.device)))
+                    parts.append(self._image_features(batch.to(self.device)))
                     continue
                 tokens = (
-                    some if isinstance(some, Tensor) else self.tokenizer(list(some))
+                    batch if isinstance(batch, Tensor) else self.tokenizer(list(batch))
                 )
                 self._check_tokens(tokens)
                 if self.trims_texts and tokens.device.type == "cpu":
@@ -400,9 +400,9 @@ def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str,
     """Settings of a model that was trained with CLOOB; without β where nothing gives
     it.
     """
-    known = 8.0 if beta is None else float(beta)
+    beta_or_default = 8.0 if beta is None else float(beta)
     objective = ContrastiveObjective.cloob(
-        inv_tau=float(inv_tau), beta=known, scale=scale
+        inv_tau=float(inv_tau), beta=beta_or_default, scale=scale
     )
     return {
         key: value
@@ -433,13 +433,13 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     mask: Any = getattr(tower, "attn_mask", None)
     positions: Any = getattr(tower, "positional_embedding", None)
-    known = (
+    is_clips = (
         isinstance(mask, Tensor)
         and isinstance(positions, nn.Parameter)
         and pool == "argmax"
     )
     if (
-        not known
+        not is_clips
         or getattr(tower, "cls_emb", None) is not None
         or len(positions) != context_length
     ):
@@ -498,13 +498,13 @@ def evaluating(encoder: object) -> Iterator[None]:
             module.training = mode
 
 
-def weights_digest(module: nn.Module, *facts: Any) -> str:
-    """A digest of a module's parameters and buffers and of JSON-able facts: 32 hex
+def weights_digest(module: nn.Module, *values: Any) -> str:
+    """A digest of a module's parameters and buffers and of JSON-able values: 32 hex
     digits, the same on all machines.
     """
     state = hashlib.blake2b(digest_size=16)
-    for fact in facts:
-        add_part(state, json.dumps(fact, sort_keys=True, default=str).encode())
+    for part in values:
+        add_part(state, json.dumps(part, sort_keys=True, default=str).encode())
     for name, value in module.state_dict().items():
         add_part(state, f"{name} {value.dtype} {tuple(value.shape)}".encode())
         state.update(

@@ -110,11 +110,11 @@ def translated(what: str) -> Iterator[None]:
                 if constants.HF_HUB_OFFLINE
                 else f"{constants.ENDPOINT} does not answer"
             )
-            others = (
+            alternatives = (
                 "a model folder on this disk, a model that was fetched before, `cloob"
                 " demo` and training"
             )
-            advice = f"{reason}; {others} from scratch need no network"
+            advice = f"{reason}; {alternatives} from scratch need no network"
             message = f"not on this machine, and {_CLOSED.get() or advice}"
         raise InputError(f"{what}: {message}") from error
     finally:
@@ -135,12 +135,12 @@ def closed_hub(reason: str) -> Iterator[None]:
 
 
 def check_hub_model(
-    name: str, where: str, *more: str, revision: str | None = None
+    name: str, where: str, *files: str, revision: str | None = None
 ) -> Path:
     """The folder with the configurations of a model on the hub, and ``more`` files;
     refused where they ask for code.
     """
-    folder = fetch_first(name, where, [[*CONFIG_FILES, *more]], revision)
+    folder = fetch_first(name, where, [[*CONFIG_FILES, *files]], revision)
     check_folder(folder)
     return folder
 

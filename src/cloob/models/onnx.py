@@ -180,12 +180,12 @@ class PlainEncoder:
             self.tokenizer = read_tokenizer(
                 file, content["tokenizer"], self.context_length
             )
-            facts = json.dumps(
+            identity = json.dumps(
                 [self.settings, self.preprocess_cfg, self.logit_scale], sort_keys=True
             )
             # What ``cloob.models.load.fingerprint`` gives for the loaded encoder.
             self.fingerprint = hashlib.blake2b(
-                facts.encode(), digest_size=16
+                identity.encode(), digest_size=16
             ).hexdigest()
 
     @classmethod

@@ -58,12 +58,12 @@ class EvalTransform:
             most = _MAX_RATIO * shorter
             # of a line, whose ends are cut off, the middle: all would fill the memory
             if max(image.size) > most:
-                kept = [min(side, most) for side in image.size]
+                middle = [min(side, most) for side in image.size]
                 left, top = (
                     (side - part) // 2
-                    for side, part in zip(image.size, kept, strict=True)
+                    for side, part in zip(image.size, middle, strict=True)
                 )
-                image = image.crop((left, top, left + kept[0], top + kept[1]))
+                image = image.crop((left, top, left + middle[0], top + middle[1]))
             width, height = (
                 size * image.width // shorter,
                 size * image.height // shorter,

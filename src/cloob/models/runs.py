@@ -102,11 +102,11 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def config_file(folder: Path) -> Path:
     """The configuration file of a model folder, whether it is there or not."""
-    others = (
+    candidates = (
         folder / name
         for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE, MODULE_FILE)
     )
-    return next((file for file in others if file.is_file()), folder / CONFIG_FILE)
+    return next((file for file in candidates if file.is_file()), folder / CONFIG_FILE)
 
 
 def weights_file(folder: Path) -> Path | None:

@@ -94,10 +94,10 @@ def create_model(
     with torch.random.fork_rng(devices=[], enabled=seed is not None), translated(where):
         if pretrained is not None and not tag:
             if not Path(pretrained).is_file():
-                known = ", ".join(library.list_pretrained_tags_by_model(name)) or "none"
+                tags = ", ".join(library.list_pretrained_tags_by_model(name)) or "none"
                 raise InputError(
                     f"unknown pretrained tag {pretrained!r} of {name} (nor a file); its"
-                    f" tags: {known}"
+                    f" tags: {tags}"
                 )
             config.pop("init_logit_bias", None)
             model, trained = filled_towers(

@@ -143,8 +143,8 @@ class Builder:
             for prepared in batch
             if prepared.item is not None and prepared.pixels is not None
         }
-        known = self.store.having(self.model, list(pixels))
-        new = [content for content in pixels if content not in known]
+        embedded = self.store.having(self.model, list(pixels))
+        new = [content for content in pixels if content not in embedded]
         vectors: dict[str, Vectors] = {}
         for start in range(0, len(new), self.batch_size):
             contents = new[start : start + self.batch_size]

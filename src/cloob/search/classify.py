@@ -96,15 +96,17 @@ def _check_templates(templates: Sequence[str]) -> None:
 def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
-    known = view.model.inv_tau
-    inv_tau = known or DEFAULT_INV_TAU
+    models_inv_tau = view.model.inv_tau
+    inv_tau = models_inv_tau or DEFAULT_INV_TAU
     scores = rows @ _label_rows(view, names, options.templates).T
     above = None
     if options.multi or options.none:
         above = margins(scores, rows, text_rows(view))
     probabilities = _softmax(inv_tau * scores)
     chosen = _chosen(probabilities, above, options)
-    return Labels(names, ids, probabilities, above, chosen, inv_tau, known is None)
+    return Labels(
+        names, ids, probabilities, above, chosen, inv_tau, models_inv_tau is None
+    )
 
 
 def _softmax(logits: Vectors) -> Vectors:

@@ -88,11 +88,11 @@ class Database:
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Runs a statement; a list among its values is JSON for ``json_each``."""
-        given = [
+        bound = [
             json.dumps(value) if isinstance(value, list) else value for value in values
         ]
         with self.using() as connection:
-            return connection.execute(statement, given).fetchall()
+            return connection.execute(statement, bound).fetchall()
 
     def many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
         """Runs a statement for every row of values."""
@@ -321,7 +321,7 @@ def _why(error: Exception, path: Path) -> str:
     code = getattr(error, "sqlite_errorname", "")
     if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return f"is damaged; {mend(path.parent)}"
-    for start, known in _MESSAGES.items():
+    for start, sentence in _MESSAGES.items():
         if code.startswith(start):
-            return known
+            return sentence
     return message(error)

@@ -171,8 +171,8 @@ def absolute(spec: str) -> str:
     spec = with_checkpoint(spec)
     local = spec.removeprefix("local-dir:")
     path = Path(local).expanduser()
-    there = Path(split_checkpoint(str(path))[0]).exists()
-    return f"{spec[: len(spec) - len(local)]}{path.absolute()}" if there else spec
+    exists = Path(split_checkpoint(str(path))[0]).exists()
+    return f"{spec[: len(spec) - len(local)]}{path.absolute()}" if exists else spec
 
 
 def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]:

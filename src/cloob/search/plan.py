@@ -99,22 +99,22 @@ def make_plan(
     remove_all: bool = False,
 ) -> Plan:
     """What has to be read of a source, and what is gone; counts the rest."""
-    known = {state.path: state for state in store.states(collection.name, model)}
+    states = {state.path: state for state in store.states(collection.name, model)}
     collection.left_out = summary.left_out
     found = dict(_scan(collection, summary.left_out))
-    why = _why_refused(known.values(), found, collection)
-    if why and not (remove_all and known):
+    why = _why_refused(states.values(), found, collection)
+    if why and not (remove_all and states):
         summary.refused[collection.name] = why
         return Plan([], [])
     tasks = [
-        Task(picture, known.get(path), collection)
+        Task(picture, states.get(path), collection)
         for path, picture in found.items()
-        if _has_changed(picture, known.get(path), summary)
+        if _has_changed(picture, states.get(path), summary)
     ]
-    gone = [state for path, state in known.items() if path not in found]
+    gone = [state for path, state in states.items() if path not in found]
     gone = _without(gone, _unlisted(collection))
     if not remove_all:
-        away = _mounts(gone, found.keys() & known.keys(), collection.name)
+        away = _mounts(gone, found.keys() & states.keys(), collection.name)
         for folder in away:
             count = len(gone) - len(_without(gone, [folder]))
             summary.left_out.add(_NOT_MOUNTED, folder, count)
@@ -163,7 +163,7 @@ def _unlisted(collection: Collection) -> list[str]:
 
 
 def _without(states: Iterable[FileState], places: Iterable[str]) -> list[FileState]:
-    """The files that do not lie in some places."""
+    """The files that lie in none of the places."""
     beginnings = tuple(places)
     return [state for state in states if not state.path.startswith(beginnings)]
 
@@ -177,9 +177,11 @@ def _mounts(
     folders = {os.path.dirname(state.path.split(SEPARATOR)[0]) for state in gone}  # noqa: PTH120
     places = {_existing(folder, source) for folder in folders} - {source}
     mounts = [f"{place}/" for place in sorted(places) if _may_be_a_mount(place)]
-    there = list(present) if mounts else []
+    present_paths = list(present) if mounts else []
     return [
-        place for place in mounts if not any(path.startswith(place) for path in there)
+        place
+        for place in mounts
+        if not any(path.startswith(place) for path in present_paths)
     ]
 
 
@@ -198,27 +200,29 @@ def _may_be_a_mount(folder: str) -> bool:
 
 
 def _why_refused(
-    known: Iterable[FileState], found: dict[str, FoundPicture], collection: Collection
+    states: Iterable[FileState], found: dict[str, FoundPicture], collection: Collection
 ) -> str:
-    """Why a source is not read: nothing of it is there, or it is of another kind."""
-    pictures = [state.path for state in known if state.id is not None]
+    """Why a source is not read, empty if it is: nothing of it is there, or it holds
+    another kind of files than the index has of it.
+    """
+    indexed = [state.path for state in states if state.id is not None]
     present = [path for path, picture in found.items() if not _is_missing(picture)]
     if collection.unlisted and not present:
-        return ""
-    if not pictures:
+        return ""  # what cannot be listed may be there
+    if not indexed:
         return "" if found else "no pictures in it"
     if not present:
-        count = f"none of its {len(pictures):,} pictures"
+        count = f"none of its {len(indexed):,} pictures"
         return f"{count} is there any more (not mounted?), {_NOT_REMOVED}"
-    before, now = _kinds(pictures), _kinds(present)
+    before, now = _kinds(indexed), _kinds(present)
     if before & now:
         return ""
     kinds = f"were {', '.join(before)} and now are {', '.join(now)}"
-    return f"its {len(pictures):,} pictures {kinds}, {_NOT_REMOVED}"
+    return f"its {len(indexed):,} pictures {kinds}, {_NOT_REMOVED}"
 
 
 def _kinds(paths: Iterable[str]) -> set[str]:
-    """Whether pictures are files, or inside of some."""
+    """The kinds among the paths of pictures: files, or inside of files."""
     return {
         "in tars or Arrow files" if SEPARATOR in path else "files" for path in paths
     }

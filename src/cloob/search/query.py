@@ -123,11 +123,11 @@ class TorchEmbedder:
             self.encoder.encode_image, pixels.to(getattr(self.encoder, "device", "cpu"))
         )
 
-    def _rows(self, encode: Callable[[Any], Any], given: Any) -> Vector:
+    def _rows(self, encode: Callable[[Any], Any], items: Any) -> Vector:
         from cloob.models.encoder import evaluating
 
         with evaluating(self.encoder):
-            rows: Vector = encode(given).float().cpu().numpy()
+            rows: Vector = encode(items).float().cpu().numpy()
         return rows
 
 

@@ -295,8 +295,8 @@ class Store(Database):
         self.many("INSERT OR IGNORE INTO cloob_columns VALUES (?, ?)", named)
 
     def remove(self, source: str, paths: Sequence[str]) -> None:
-        """Forgets files that are gone, those that could not be read as well; what they
-        held stays for ``KEPT_DAYS``.
+        """Forgets files that are gone, readable or not; the contents and vectors of
+        theirs stay for ``KEPT_DAYS``.
         """
         if paths:
             with self._writing():
@@ -440,12 +440,12 @@ class Store(Database):
 
     def vectors(self, model: str | IndexedModel, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order of the ids; rows of NaN where there is no vector."""
-        known = self.model(model)
-        result = np.full((len(ids), known.dim), np.nan, np.float32)
+        indexed = self.model(model)
+        result = np.full((len(ids), indexed.dim), np.nan, np.float32)
         for start in range(0, len(ids), _PAGE):
             page = list(map(int, ids[start : start + _PAGE]))
-            rows = self.rows(_VECTORS, (known.number, page))
-            vectors = decode(self.path, [row[1] for row in rows], known.dim)
+            rows = self.rows(_VECTORS, (indexed.number, page))
+            vectors = decode(self.path, [row[1] for row in rows], indexed.dim)
             found = {row[0]: place for place, row in enumerate(rows)}
             for place, id_ in enumerate(page, start):
                 if id_ in found:

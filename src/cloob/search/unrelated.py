@@ -57,8 +57,8 @@ def text_rows(view: View) -> Vectors:
     name = f"{hashlib.sha256(key).hexdigest()}.npy"
     with contextlib.suppress(ValueError, EOFError, OSError):  # damaged: made again
         if (cached := cache.find("embeddings", name)) is not None:
-            known: Vectors = np.load(cached, allow_pickle=False)
-            return known
+            rows: Vectors = np.load(cached, allow_pickle=False)
+            return rows
     rows = view.models.embedder(view.model).texts(texts)
     stream = io.BytesIO()
     np.save(stream, rows, allow_pickle=False)

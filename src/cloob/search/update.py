@@ -66,8 +66,8 @@ def update(
     model = chosen.model
     if model.replaces is not None:  # it is finished when it has vectors of all
         named = {item.name for item in collections}
-        others = [name for name in store.sources() if name not in named]
-        collections += open_all(store, others, options) if others else []
+        unnamed = [name for name in store.sources() if name not in named]
+        collections += open_all(store, unnamed, options) if unnamed else []
     done = Summary()
     plans = make_plans(store, collections, model, done, options)
     start = time.monotonic()
@@ -131,41 +131,45 @@ def open_all(
     store: Store, sources: Sequence[str | Path], options: UpdateOptions
 ) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
-    known = store.sources()
+    indexed_sources = store.sources()
     excludes = store.excludes()
-    names = named_sources(sources or known, known)
-    check_apart(names, known)
+    names = named_sources(sources or indexed_sources, indexed_sources)
+    check_apart(names, indexed_sources)
     collections: list[Collection] = []
     for name in names:
         exclude = options.scan.exclude or excludes.get(name, ())
         scan = dataclasses.replace(options.scan, exclude=exclude)
-        if name in known and not os.path.lexists(name):
+        if name in indexed_sources and not os.path.lexists(name):
             collections.append(Gone(name))
         else:
             collections.append(open_collection(name, scan))
     return collections
 
 
-def named_sources(sources: Iterable[str | Path], known: Sequence[str]) -> list[str]:
+def named_sources(
+    sources: Iterable[str | Path], indexed_sources: Sequence[str]
+) -> list[str]:
     """What the index calls sources: a known one by the name that it has there, whatever
     link leads to it.
     """
-    real = {os.path.realpath(name): name for name in known}
+    real = {os.path.realpath(name): name for name in indexed_sources}
     names: dict[str, None] = {}
     for source in sources:
         name = source_name(source)
-        if name not in known:
+        if name not in indexed_sources:
             name = real.get(os.path.realpath(name), name)
         names[name] = None
     return list(names)
 
 
-def check_apart(names: Sequence[str], known: Sequence[str]) -> None:
+def check_apart(names: Sequence[str], indexed_sources: Sequence[str]) -> None:
     """Refuses a new source inside another one, or around it: its pictures would be in
     the index twice.
     """
-    real = {name: f"{os.path.realpath(name)}{os.sep}" for name in (*known, *names)}
-    for name in set(names).difference(known):
+    real = {
+        name: f"{os.path.realpath(name)}{os.sep}" for name in (*indexed_sources, *names)
+    }
+    for name in set(names).difference(indexed_sources):
         for other in real.keys() - {name}:
             if real[name].startswith(real[other]) or real[other].startswith(real[name]):
                 raise InputError(

@@ -148,11 +148,11 @@ def _why_refused(kind: str, token: str) -> str:
 
 def _check_names(text: str, shown: Sequence[str]) -> None:
     """Refuses names in double quotes that no column has: SQLite takes them for text."""
-    known = {name.lower() for name in shown}
+    column_names = {name.lower() for name in shown}
     for token in _TOKEN.finditer(text):
         if token.lastgroup == "name" and token[0].startswith('"'):
             name = token[0][1:-1].replace('""', '"')
-            if name.lower() not in known:
+            if name.lower() not in column_names:
                 raise _unknown(name, text, shown)
 
 

@@ -238,7 +238,7 @@ async def embed(
 async def items(
     served: Served, id: Annotated[list[Id], Query(min_length=1, max_length=200)]
 ) -> list[schemas.Picture]:
-    """Facts of some pictures, in the order of the request; unknown ids are left out."""
+    """The pictures of ids, in the order of the request; unknown ids are left out."""
     found = await served.run(lambda: served.index.items(id))
     return [served.picture(item) for item in found]
 
@@ -282,7 +282,7 @@ async def columns(served: Served) -> list[dict[str, str]]:
 
 @api.get("/items/{id}")
 async def item(served: Served, id: Id) -> schemas.Picture:
-    """Facts of a picture."""
+    """A picture: path, date, size, caption and columns."""
     return served.picture(await served.item(id))
 
 
@@ -315,8 +315,8 @@ async def _file(
     content = (await served.item(id)).content
     etag = f'"{content[:32]}{form}"'
     headers = {"etag": etag, "cache-control": "private, no-cache"}
-    known = re.findall(r'"[^"]*"', request.headers.get("if-none-match", ""))
-    if etag in known:
+    cached_etags = re.findall(r'"[^"]*"', request.headers.get("if-none-match", ""))
+    if etag in cached_etags:
         return Response(status_code=304, headers=headers)
     try:
         data = await served.run(read, "files")

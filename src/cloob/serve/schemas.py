@@ -58,10 +58,10 @@ class Part(_Question):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [
+        named_kinds = [
             getattr(self, kind) for kind in _KINDS if kind in self.model_fields_set
         ]
-        if len(given) != 1 or given[0] is None:
+        if len(named_kinds) != 1 or named_kinds[0] is None:
             raise ValueError("needs one of words, item or upload")
         return self
 

@@ -43,12 +43,12 @@ class Uploads:
         self._kept: OrderedDict[str, Upload] = OrderedDict()
 
     def add(self, upload: Upload) -> Upload:
-        """Keeps an upload; one with the same bytes stays."""
-        kept = self._kept.setdefault(upload.id, upload)
+        """Keeps an upload, or the earlier one of the same bytes; returns it."""
+        stored = self._kept.setdefault(upload.id, upload)
         self._kept.move_to_end(upload.id)
         while len(self._kept) > MAX_UPLOADS or self._bytes() > MAX_UPLOADS_BYTES:
             self._kept.popitem(last=False)
-        return kept
+        return stored
 
     def get(self, id_: str) -> Upload:
         """The upload with this id."""

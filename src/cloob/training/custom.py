@@ -77,9 +77,11 @@ class GivenTowers(DualEncoder):
 
     def _checked(self, rows: Mapping[str, Any]) -> dict[str, Tensor]:
         shapes = {name: _shape(side) for name, side in rows.items()}
-        first, second, *others = [*shapes.values(), (), ()]
+        first, second, *further_shapes = [*shapes.values(), (), ()]
         sides_fit = len(first) == 2 and first == second
-        if not sides_fit or any(shape[:1] != first[:1] for shape in others[:-2]):
+        if not sides_fit or any(
+            shape[:1] != first[:1] for shape in further_shapes[:-2]
+        ):
             raise InputError(
                 f"{self.name}: returned {shapes}; tensors of n rows are expected, the"
                 " first two (n, D) of the same D"

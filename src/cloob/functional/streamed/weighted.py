@@ -49,9 +49,9 @@ class _Strips(torch.autograd.Function):
                 loss = strip_loss(rows, *leaves)
             total += loss.detach()
             if differentiable:
-                of_anchors, *others = torch.autograd.grad(loss, leaves)
-                d_anchors[rows] = of_anchors
-                for whole, part in zip(shared, others, strict=True):
+                anchor_gradient, *shared_gradients = torch.autograd.grad(loss, leaves)
+                d_anchors[rows] = anchor_gradient
+                for whole, part in zip(shared, shared_gradients, strict=True):
                     whole += part
         ctx.save_for_backward(*gradients)
         return total
@@ -83,7 +83,7 @@ def weighted_contrast(
     """
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
-    given = (
+    inputs_with_scales = (
         anchors,
         candidates,
         scalar("inv_tau", inv_tau, anchors),
@@ -114,8 +114,10 @@ def weighted_contrast(
         )
         return mean * (len(a) / n)
 
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    loss: Tensor = _Strips.apply(*given, strip_loss, differentiable)  # type: ignore[no-untyped-call]
+    differentiable = torch.is_grad_enabled() and any(
+        t.requires_grad for t in inputs_with_scales
+    )
+    loss: Tensor = _Strips.apply(*inputs_with_scales, strip_loss, differentiable)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -93,10 +93,10 @@ def _timm_network(spec: str, source: ModelSource) -> Any:
         check_folder(Path(name))
         name = f"local-dir:{name}"
     else:
-        known = timm.get_pretrained_cfg(name)
-        if known and known.hf_hub_id and not known.hf_hub_filename:
+        weights = timm.get_pretrained_cfg(name)
+        if weights and weights.hf_hub_id and not weights.hf_hub_filename:
             files = "model.safetensors", "pytorch_model.bin"
-            overlay = {"file": str(fetch_file(known.hf_hub_id, spec, *files))}
+            overlay = {"file": str(fetch_file(weights.hf_hub_id, spec, *files))}
     return timm.create_model(
         name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
     )
@@ -222,7 +222,7 @@ class ImageEncoder(nn.Module):
         # A program takes any number, so what is traced must not depend on it.
         at_once = torch.compiler.is_compiling() or images.device.type != "cpu"
         parts = [images] if at_once else torch.split(images, _IMAGE_BATCH)
-        return torch.cat([self.network(some) for some in parts])
+        return torch.cat([self.network(part) for part in parts])
 
 
 class TextEncoder(nn.Module):
@@ -244,14 +244,15 @@ class TextEncoder(nn.Module):
         self.pad = int(tokenizer.pad_token_id)
         self.features = _freeze(self, tokens)
         config: Any = network.config
-        self.facts = [pooling, config.to_json_string()]  # which its features depend on
+        # that its features depend on beside weights and tokens
+        self.settings = [pooling, config.to_json_string()]
 
     def forward(self, tokens: Tensor) -> Tensor:
         lengths = self._mask(tokens).sum(1)
         order = lengths.argsort()
         parts = [
-            self.pooled(tokens[some, : int(lengths[some[-1]])])
-            for some in torch.split(order, _TEXT_BATCH)
+            self.pooled(tokens[rows, : int(lengths[rows[-1]])])
+            for rows in torch.split(order, _TEXT_BATCH)
         ]
         return torch.cat(parts)[order.argsort()]
 
@@ -301,7 +302,7 @@ class TowerText(nn.Module):
             context_length,
         )
         self.features = _freeze(self, tokenizer(["a"]))
-        self.facts: list[str] = []
+        self.settings: list[str] = []
 
     def forward(self, tokens: Tensor) -> Tensor:
         features: Tensor = self.network.encode_text(tokens)
@@ -329,23 +330,22 @@ def row_keys(batch: Tensor) -> Tensor:
 
 
 class FeatureMemory:
-    """What one frozen encoder gave per row (``kept``: ``"images"`` or ``"texts"``), in
+    """What one frozen encoder gave per row (``side``: ``"images"`` or ``"texts"``), in
     files and here.
     """
 
-    def __init__(self, files: Sequence[Path], kept: str) -> None:
+    def __init__(self, files: Sequence[Path], side: str) -> None:
         self._known: dict[bytes, Tensor] = {}
         library = require("safetensors", "train")
-        for (
-            path
-        ) in files:  # a damaged one, or one that was just removed, is computed anew
+        for path in files:
+            # a damaged one, or one that was just removed, is computed anew
             with (
                 suppress(library.SafetensorError, OSError),
                 library.safe_open(path, framework="pt") as file,
             ):
                 self._known |= zip(
-                    _each(file.get_tensor(f"{kept}_rows")),
-                    file.get_tensor(kept),
+                    _each(file.get_tensor(f"{side}_rows")),
+                    file.get_tensor(side),
                     strict=True,
                 )
 

@@ -86,11 +86,11 @@ class AlignedEncoder(DualEncoder):
             weights_digest(words),
             repr(words),
             self.context_length,
-            [*words.facts, describe(words.tokenizer)],
+            [*words.settings, describe(words.tokenizer)],
         ]
         keys = (
-            json.dumps([VERSION, self.device.type, facts], sort_keys=True)
-            for facts in (image, text)
+            json.dumps([VERSION, self.device.type, parts], sort_keys=True)
+            for parts in (image, text)
         )
         of_images, of_texts = (
             hashlib.blake2b(key.encode(), digest_size=6).hexdigest() for key in keys
@@ -310,11 +310,11 @@ class VectorEncoder(AlignedEncoder):
             )
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
         for start in range(0, len(rows), batch_size):
-            some = as_numbers(rows[start : start + batch_size])
+            block = as_numbers(rows[start : start + batch_size])
             if self.device.type == "mps":  # which has no float64
-                some = some.float()
-            some = some.to(self.device)
-            parts.append(F.normalize(head(some), dim=1))
+                block = block.float()
+            block = block.to(self.device)
+            parts.append(F.normalize(head(block), dim=1))
         return torch.cat(parts)
 
 
