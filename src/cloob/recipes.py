@@ -65,7 +65,7 @@ def get_recipe(
         >>> config.objective, config.batch_size, config.seed
         ('clip', 128, 1)
     """
-    key = _known(name)
+    key = _recipe_name(name)
     if key in HEADS:
         if model is not None:
             raise InputError(
@@ -107,12 +107,12 @@ def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfi
 
 def starts_of(name: str) -> dict[str, Any]:
     """The settings that a recipe gives, as the file has them."""
-    leaves = RECIPES[_known(name)]
+    leaves = RECIPES[_recipe_name(name)]
     return {**starts_of(leaves["base"]), **leaves} if "base" in leaves else leaves
 
 
-def _known(name: str) -> str:
-    """The name as the file has it; InputError where it has none."""
+def _recipe_name(name: str) -> str:
+    """The name of a recipe as the file has it, with ``-`` for ``_``; refuses others."""
     key = name.replace("_", "-")
     if key not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; {nearest(key, RECIPES)}")
@@ -121,4 +121,4 @@ def _known(name: str) -> str:
 
 def describe(name: str) -> str:
     """One line on what a recipe trains."""
-    return str(RECIPES[_known(name)]["about"])
+    return str(RECIPES[_recipe_name(name)]["about"])

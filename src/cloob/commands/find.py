@@ -68,11 +68,11 @@ def run(options: Options | None) -> int:
         return print_models()
     check(options)
     place, model, name, sources = plan(options)
-    code = bring_up_to_date(place, sources, model, name, options)
-    if code == index.INTERRUPTED:
-        return code
-    found = search.run(dataclasses.replace(options, model=model or name))
-    return found or code
+    index_code = bring_up_to_date(place, sources, model, name, options)
+    if index_code == index.INTERRUPTED:
+        return index_code
+    search_code = search.run(dataclasses.replace(options, model=model or name))
+    return search_code or index_code
 
 
 def check(options: Options) -> None:

@@ -322,9 +322,12 @@ def _loaded_key(encoder: Encoder, device: str | torch.device) -> str | None:
 
 
 def _traits_of(encoder: Encoder) -> ModelTraits:
+    """What a loaded encoder says of its objective; where it says nothing, τ⁻¹ is its
+    ``logit_scale`` or CLIP's, and β the paper's.
+    """
     settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
     member = member_name(settings.get("contrast"), settings.get("hopfield"))
-    beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else None
+    beta = settings.get("beta") if settings.get("hopfield") else None
     inv_tau = settings.get("inv_tau")
     if inv_tau is None:
         scale = getattr(getattr(encoder, "model", None), "logit_scale", None)

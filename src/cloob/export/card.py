@@ -18,6 +18,7 @@ from cloob.models import runs
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import read_json
 from cloob.models.load import find_model_folder, fingerprint
+from cloob.models.source import PORT
 
 RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"
@@ -295,11 +296,8 @@ def model_name(source: str) -> str:
     """
     if re.fullmatch(r"hf-hub:[\w-][\w.-]*/[\w.-]+", source):
         return source
-    return data_name(
-        runs.split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(
-            ":port"
-        )
-    )
+    path, _ = runs.split_checkpoint(source.removeprefix("local-dir:"))
+    return data_name(path.removesuffix(PORT))
 
 
 def data_name(source: str) -> str:

@@ -203,16 +203,19 @@ def comparable(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     return query, gallery
 
 
-class _Few:
-    """Positives as a list of query and gallery rows, in the order of blocks."""
+class _PositiveList:
+    """Few positives: a list of query rows and their gallery rows, sorted by the block
+    of scores in which they lie.
+    """
 
     def __init__(
         self, query: Tensor, gallery: Tensor, chunk: int, row: Tensor, column: Tensor
     ) -> None:
         self.query, self.gallery = query, gallery
         self.cells = _cells(query, gallery, chunk)
-        across = -(-len(gallery) // chunk)
-        cell, order = (row // chunk * across + column // chunk).sort(stable=True)
+        n_across = -(-len(gallery) // chunk)
+        cell_of_pair = row // chunk * n_across + column // chunk
+        cell, order = cell_of_pair.sort(stable=True)
         self.row, self.column = row[order], column[order]
         ends = torch.arange(1, len(self.cells) + 1, device=cell.device)
         self.ends = [0, *torch.searchsorted(cell, ends).tolist()]
@@ -239,8 +242,8 @@ class _Few:
         scores[row, column] = torch.nan
 
 
-class _Many:
-    """Positives as a mask of every block, by the queries' groups."""
+class _PositiveMasks:
+    """Many positives: a mask of every block of scores, from the queries' groups."""
 
     def __init__(
         self, query: Tensor, gallery: Tensor, chunk: int, group: Tensor, pairs: Tensor
@@ -262,7 +265,7 @@ class _Many:
         return best, best_back
 
     def hide(self, scores: Tensor, cell: int) -> None:
-        """As :meth:`_Few.hide`."""
+        """As :meth:`_PositiveList.hide`."""
         scores.masked_fill_(self._inside(cell), torch.nan)
 
     def _inside(self, cell: int) -> Tensor:
@@ -291,7 +294,7 @@ def _positives(
     chunk: int,
     both: bool,
     group: Tensor | None,
-) -> _Few | _Many:
+) -> _PositiveList | _PositiveMasks:
     """The positives, checked; the device is waited for twice."""
     q, g, device = len(query), len(gallery), query.device
     pairs = pairs.to(device)
@@ -325,7 +328,7 @@ def _positives(
         raise ValueError(f"gallery row {first_back} has no positive")
 
     if count > 4 * max(q, g, q * g // chunk):
-        return _Many(query, gallery, chunk, group, pairs)
+        return _PositiveMasks(query, gallery, chunk, group, pairs)
     # Every pair of a group is one of each of its rows.
     in_groups = group.argsort(stable=True)
     first_row = rows_of_group.cumsum(0) - rows_of_group
@@ -333,4 +336,4 @@ def _positives(
     pair = torch.repeat_interleave(n_rows, output_size=count)
     within = torch.arange(count, device=device) - first_entry[pair]
     row = in_groups[first_row[pairs[pair, 0]] + within]
-    return _Few(query, gallery, chunk, row, pairs[pair, 1])
+    return _PositiveList(query, gallery, chunk, row, pairs[pair, 1])

@@ -428,14 +428,14 @@ class ContrastiveObjective(ScaledModule):
         image_features: Tensor,
         text_features: Tensor,
         labels: Labels,
-        given: tuple[float | Tensor | None, Tensor | None],
+        call_scales: tuple[float | Tensor | None, Tensor | None],
         member: dict[str, Any],
         *,
         look: bool,
         trusted: distributed.Layout | None,
     ) -> Batch:
         """The batch of a call, checked; over ranks if the objective gathers."""
-        prepare = partial(self._prepare, given, member["hopfield"], look)
+        prepare = partial(self._prepare, call_scales, member["hopfield"], look)
         look = look and readable()
         if not self.gather or distributed.world_size() == 1:
             return read_batch(
@@ -521,16 +521,17 @@ class ContrastiveObjective(ScaledModule):
 
     def _prepare(
         self,
-        given: tuple[float | Tensor | None, Tensor | None],
+        call_scales: tuple[float | Tensor | None, Tensor | None],
         hopfield: bool,
         check: bool,
         x: Tensor,
         y: Tensor,
     ) -> tuple[Scales, float | None]:
-        """The scales of a call, those ``given`` or the module's; ``check`` also reads
-        their values and the rows'.
+        """The scales of a call: its own ``logit_scale`` and bias, else the module's.
+        ``check`` also reads their values and the rows': the second result is β where
+        the rows are of unit length.
         """
-        logit_scale, logit_bias = given
+        logit_scale, logit_bias = call_scales
         inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
         learns = (
             isinstance(inv_tau, Tensor)
@@ -566,7 +567,11 @@ class ContrastiveObjective(ScaledModule):
             cone = hopfield and self.training and not self._looked_for_cone
             self._looked_for_cone |= cone
             notices, beta_of_unit_rows = check_values(
-                x, y, scales, cone=cone, given=logit_scale is not None
+                x,
+                y,
+                scales,
+                looks_for_cone=cone,
+                looks_for_logarithm=logit_scale is not None,
             )
             for key, notice in notices.items():
                 self._warn_once(key, notice)
@@ -581,19 +586,19 @@ class ContrastiveObjective(ScaledModule):
         """
         if self.backend != "auto" or self.matmul is not None:
             return reference if self.backend == "reference" else streamed
-        compiling = (
-            torch.compiler.is_compiling()
-        )  # while it is, torch.func and TF32 are unknown
-        if is_exporting() if compiling else in_transform():
+        # While torch.compile traces, torch.func and TF32 are unknown.
+        compiling = torch.compiler.is_compiling()
+        needs_reference = is_exporting() if compiling else in_transform()
+        if needs_reference:
             return reference
         # A backward pass inside autocast or under TF32 would round the products of the
         # reference.
         rounds = torch.is_autocast_enabled(device.type) or (
             not compiling and lowers_products()
         )
-        return (
-            streamed if hopfield or n_candidates >= STREAM_FROM or rounds else reference
-        )
+        if hopfield or rounds or n_candidates >= STREAM_FROM:
+            return streamed
+        return reference
 
 
 def check_products(backend: str, matmul: str) -> None:

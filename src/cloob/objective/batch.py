@@ -41,17 +41,23 @@ _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
 
 
 def check_values(
-    x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool
+    x: Tensor,
+    y: Tensor,
+    scales: Scales,
+    *,
+    looks_for_cone: bool,
+    looks_for_logarithm: bool,
 ) -> tuple[dict[str, str | None], float | None]:
-    """Checks rows and learned scales, for which it waits for the device once; returns
-    warnings by their kind, and β as a number where the rows are of unit length.
+    """Refuses rows and learned scales that no loss can be computed from, for which it
+    waits for the device once; returns warnings by their kind, and β as a number where
+    the rows are of unit length.
     """
     sides = {"image_features": x, "text_features": y}
     learned = {
         name: scale for name, scale in scales.items() if isinstance(scale, Tensor)
     }
     lengths = extremes(
-        **sides, **learned, **({"cosine": mean_cosine(x, y)} if cone else {})
+        **sides, **learned, **({"cosine": mean_cosine(x, y)} if looks_for_cone else {})
     )
     for name in learned:
         check_number(name, lengths[name][0], x.dtype, positive=name != "bias")
@@ -67,10 +73,10 @@ def check_values(
                 " objective is one of unit rows: torch.nn.functional.normalize makes"
                 " them (warned once; not with check=False)",
             )
-    if cone and (notice := cone_notice(lengths["cosine"][0])):
+    if looks_for_cone and (notice := cone_notice(lengths["cosine"][0])):
         advice = "centre and scale the inputs (cloob.Head does), or begin with infoloob"
         notices["cone"] = f"{notice}: {advice} (warned once; not with check=False)"
-    if given:
+    if looks_for_logarithm:
         inv_tau = (
             lengths["inv_tau"][0] if "inv_tau" in learned else float(scales["inv_tau"])
         )
@@ -182,12 +188,13 @@ def read_batch_over_ranks(
     look: bool,
     layout: Layout | None,
 ) -> Batch:
-    """This rank's part of a batch of all ranks.
+    """This rank's part of a batch of all ranks, checked.
 
-    Without a ``layout`` ranks compare them, and all raise the first fault.
+    A ``layout`` is trusted. Without one ranks exchange their settings, scales and
+    sizes: all raise if one has a fault, or if they differ.
     """
     fault: Exception | None = None
-    facts: dict[str, Any] = dict(member)
+    own_values: dict[str, Any] = dict(member)
     batch: Batch | None = None
     try:
         x, y = check_pairs(image_features, text_features, at_least=1)
@@ -196,25 +203,26 @@ def read_batch_over_ranks(
         batch = Batch(x, y, labels, prepare(x, y)[0], layout)
         if layout is not None:
             return batch
-        facts |= facts_of(batch) | {"reach": labels.reach(look=look)}
+        own_values |= values_to_compare(batch)
+        own_values["reach"] = labels.reach(look=look)
     except Exception as error:
         if layout is not None:
             raise
         fault = error
-    # The same on all ranks: also where this one was handed no tensor.
-    somewhere = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = image_features.device if isinstance(image_features, Tensor) else somewhere
-    by_name = distributed.agree(facts, fault, distributed.host(device))
+    # The same kind on all ranks: also where this one was handed no tensor.
+    default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = image_features.device if isinstance(image_features, Tensor) else default
+    values_of_ranks = distributed.agree(own_values, fault, distributed.host(device))
     assert batch is not None  # a rank without one has raised
-    agreed = Layout(by_name.pop("rows"))
-    check_reach(by_name.pop("reach"), agreed.total)
-    for name, of_ranks in by_name.items():
+    layout_of_all = Layout(values_of_ranks.pop("rows"))
+    check_reach(values_of_ranks.pop("reach"), layout_of_all.total)
+    for name, of_ranks in values_of_ranks.items():
         check_equal(name, of_ranks, is_scale=name in batch.scales)
-    return batch._replace(layout=agreed)
+    return batch._replace(layout=layout_of_all)
 
 
-def facts_of(batch: Batch) -> dict[str, Any]:
-    """What ranks have to tell each other of their parts."""
+def values_to_compare(batch: Batch) -> dict[str, Any]:
+    """A rank's values that must equal the others', and its number of rows, by name."""
     scales = {
         name: float(scale.detach() if isinstance(scale, Tensor) else scale)
         for name, scale in batch.scales.items()
@@ -223,7 +231,7 @@ def facts_of(batch: Batch) -> dict[str, Any]:
         "rows": len(batch.x),
         "embedding dimension": batch.x.shape[1],
         "dtype": str(batch.x.dtype),
-        **batch.labels.facts(),
+        **batch.labels.presence(),
     }
 
 

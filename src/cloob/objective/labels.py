@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ class Labels(NamedTuple):
             None if both is None else both[0].to(torch.int64), targets, weights
         )
 
-    def facts(self) -> dict[str, Any]:
-        """What ranks must have in common."""
+    def presence(self) -> dict[str, bool]:
+        """Which of them there are; ranks must have this in common."""
         return {
             "ids": self.ids is not None,
             "weights": self.weights is not None,

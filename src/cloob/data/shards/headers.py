@@ -39,20 +39,23 @@ class Member(NamedTuple):
 
 
 def plain_members(file: int, size: int) -> list[Member] | None:
-    """The members of the archive in an open file of so many bytes; None where it is not
-    plain.
+    """The members of the tar in an open file of ``size`` bytes, by its headers; None
+    where one of them is not plain.
     """
     members: list[Member] = []
-    place, after_times = 0, False
+    place = 0
+    after_times = False  # whether the header before has the times of the next member
     while len(head := os.pread(file, BLOCK, place)) == BLOCK:
         if head[0] == 0:
-            ended = members and not after_times and _is_end(file, place, size)
-            return members if ended else None
-        if (fields := _plain_fields(head)) is None:
+            is_whole = members and not after_times and _is_end(file, place, size)
+            return members if is_whole else None
+        fields = _plain_fields(head)
+        if fields is None:
             return None
         name, n_bytes, kind = fields
         content = place + BLOCK
-        place = content - (-n_bytes // BLOCK) * BLOCK
+        n_blocks = -(-n_bytes // BLOCK)
+        place = content + n_blocks * BLOCK
         if place > size:
             return None
         if kind in _REGULAR:
