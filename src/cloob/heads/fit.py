@@ -25,9 +25,9 @@ from cloob.heads.fitted import FittedHeads
 from cloob.heads.head import Head
 from cloob.heads.parts import (
     Batches,
-    Course,
     Judge,
     Model,
+    Schedule,
     adamw,
     fit_batch,
     fresh_heads,
@@ -78,7 +78,7 @@ def fit(
     model = Model(*heads, objective_of(settings)).to(device)
     optimizer = adamw(model, settings, device)
     batches = Batches(pairs, settings, device)
-    course = Course(settings, batches.steps)
+    schedule = Schedule(settings, batches.steps)
     judge = None if held_out is None else Judge(held_out, settings, device)
 
     progress = Progress()
@@ -89,13 +89,13 @@ def fit(
     began = time.perf_counter() - progress.seconds
     while progress.epoch < last_epoch and not out_of_patience(progress, settings):
         with seeded(settings.seed, progress.epoch, device):
-            loss = fit_epoch(model, optimizer, batches, course, progress)
+            loss = fit_epoch(model, optimizer, batches, schedule, progress)
         progress.epoch += 1
         progress.step += batches.steps
         is_due = progress.epoch % settings.val_every == 0
         metrics: dict[str, float | None] = {"val_loss": None, "val_recall": None}
         if judge is not None and (is_due or progress.epoch == last_epoch):
-            metrics = judge(model, hopfield=course.retrieves(progress.step - 1))
+            metrics = judge(model, hopfield=schedule.retrieves(progress.step - 1))
         progress.seconds = time.perf_counter() - began
         line = {
             "epoch": progress.epoch,
@@ -144,7 +144,7 @@ def fit_epoch(
     model: Model,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
-    course: Course,
+    schedule: Schedule,
     progress: Progress,
 ) -> float:
     """Goes through the pairs once; the mean loss."""
@@ -153,14 +153,14 @@ def fit_epoch(
     for index, (a, b, ids, weights) in enumerate(batches.epoch(progress.epoch)):
         step = progress.step + index
         x, y = model(a, b)
-        hopfield = course.retrieves(step)
+        hopfield = schedule.retrieves(step)
         loss = model.loss(x, y, ids, weights, hopfield=hopfield)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if course.clip_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), course.clip_grad_norm)
+        if schedule.clip_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = course.learning_rate(step)
+            group["lr"] = schedule.learning_rate(step)
         optimizer.step()
         model.objective.clamp_()
         total += loss.detach()

@@ -168,7 +168,7 @@ def adamw(model: nn.Module, settings: HeadSettings, device: torch.device) -> Ada
     )
 
 
-class Course:
+class Schedule:
     """What holds at a step: the learning rate, and whether the objective retrieves."""
 
     def __init__(self, settings: HeadSettings, steps_per_epoch: int) -> None:
@@ -177,7 +177,7 @@ class Course:
         self.warmup = settings.warmup
         if self.warmup is None:
             self.warmup = min(2000, self.total // 10)
-        self._peak, self._schedule = settings.lr, settings.schedule
+        self._peak, self._kind = settings.lr, settings.schedule
         self._retrieves_from = settings.retrieval_from * self.total
         self._can_retrieve = settings.retrieves
 
@@ -186,7 +186,7 @@ class Course:
         assert self.warmup is not None
         if step < self.warmup:
             return self._peak * (step + 1) / self.warmup
-        if self._schedule == "constant":
+        if self._kind == "constant":
             return self._peak
         progress = (step - self.warmup) / max(1, self.total - self.warmup)
         return self._peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

@@ -39,7 +39,7 @@ from cloob.training.checks import check_combination
 from cloob.training.config import TrainConfig
 from cloob.training.custom import GivenObjective
 from cloob.training.given import (
-    Given,
+    CustomParts,
     Pairs,
     make_encoder,
     make_loader,
@@ -197,7 +197,7 @@ class Run:
 def _make_loaders(
     pairs: Pairs,
     held_out: Pairs | None,
-    given: Given,
+    custom: CustomParts,
     encoder: DualEncoder,
     objective: ContrastiveObjective,
     config: TrainConfig,
@@ -209,14 +209,14 @@ def _make_loaders(
     make = partial(
         make_loader, encoder=encoder, config=config, device=device, whole=whole
     )
-    loader = make(pairs, order=given.order(len(pairs), config))
+    loader = make(pairs, order=custom.order(len(pairs), config))
     return loader, None if held_out is None else make(held_out, train=False)
 
 
-def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
+def assemble(config: TrainConfig, custom: CustomParts, device: torch.device) -> Run:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
-    Ended if nothing is left to do.
+    Raises RunFinished if nothing is left to do.
 
     The run folder is touched last, the optimiser made after all that replaces
     parameters.
@@ -225,11 +225,11 @@ def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
     checkpoint = find_checkpoint(config.out, config.resume)
     resumed = checkpoint.path if checkpoint else None
     on_rank_zero(lambda: refuse_another_run(config, resumed))
-    pairs, held_out = open_pairs(config, given.pairs, given.held_out)
+    pairs, held_out = open_pairs(config, custom.pairs, custom.held_out)
     config = fit_batch(config, len(pairs))
-    encoder = make_encoder(config, given.towers)
+    encoder = make_encoder(config, custom.towers)
     freeze(encoder, config.freeze)
-    objective = make_loss(config, given.objective)
+    objective = make_loss(config, custom.objective)
     config = resolved(config, encoder, objective, device)
     data = {TRAINING: same_on_every_rank(pairs)}
     if held_out is not None:
@@ -239,9 +239,9 @@ def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
     if checkpoint is not None:
         progress = progress_of(checkpoint, config, data, objective)
     loader, val_loader = _make_loaders(
-        pairs, held_out, given, encoder, objective, config, device
+        pairs, held_out, custom, encoder, objective, config, device
     )
-    stepper = _make_stepper(config, given, encoder, objective, device)
+    stepper = _make_stepper(config, custom, encoder, objective, device)
     if checkpoint is not None:
         restore(checkpoint, stepper)
         loader.load_order(checkpoint.state["order"])
@@ -268,13 +268,13 @@ def assemble(config: TrainConfig, given: Given, device: torch.device) -> Run:
         log=log,
         bad=BadSamples(progress, loader, limit, log),
         hands_over_ids=config.mask_duplicates or isinstance(objective, GivenObjective),
-        metrics=given.metrics,
+        metrics=custom.metrics,
     )
 
 
 def _make_stepper(
     config: TrainConfig,
-    given: Given,
+    custom: CustomParts,
     encoder: DualEncoder,
     objective: ContrastiveObjective,
     device: torch.device,
@@ -283,7 +283,7 @@ def _make_stepper(
     encoder.to(device)
     objective.to(device)
     prepare_towers(encoder, config, device)
-    optimizer = make_optimizer(encoder, objective, config, device, given.optimizer)
+    optimizer = make_optimizer(encoder, objective, config, device, custom.optimizer)
     towers = TowersWithLoss(encoder, objective, config.precision)
     # Gradient caching embeds twice: not for a batch that is a micro-batch already, on
     # the rank that has most of it.

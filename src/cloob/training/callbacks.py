@@ -83,9 +83,9 @@ class HeldOut:
 Metrics = Callable[[HeldOut], Mapping[str, float]]
 
 
-class Ended(Exception):  # noqa: N818
-    """A run ended before its first step, and nothing was written; raised on all
-    ranks.
+class RunFinished(Exception):  # noqa: N818
+    """A run is finished before its first step: nothing is left to train, and nothing
+    was written. Raised on all ranks.
     """
 
     def __init__(self, result: RunResult) -> None:

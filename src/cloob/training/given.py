@@ -57,7 +57,11 @@ DEFAULT_MODEL = "RN50"
 
 
 @dataclass(frozen=True)
-class Given:
+class CustomParts:
+    """What the caller of ``train`` hands over in the place of what the configuration
+    names; None for the rest.
+    """
+
     pairs: GivenPairs | None = None
     held_out: GivenPairs | None = None
     towers: nn.Module | None = None
@@ -68,8 +72,8 @@ class Given:
     metrics: Metrics | None = None
 
     def named(self, config: TrainConfig) -> TrainConfig:
-        """The configuration with the class of every given part, and without what that
-        part takes the place of.
+        """The configuration with the class of every part that is not None, and without
+        what the part takes the place of.
         """
         names: dict[str, Any] = {}
         for name, part in vars(self).items():
@@ -137,7 +141,7 @@ class Given:
             )
 
     def order(self, rows: int, config: TrainConfig) -> SamplerOrder | None:
-        """The order that a given sampler makes."""
+        """The order that a sampler of the caller makes; None without one."""
         seed = config.seed
         if self.batch_sampler is not None:
             return SamplerOrder(self.batch_sampler, rows, seed, config.batch_size)
@@ -163,16 +167,16 @@ def _name_of(part: object) -> str:
 
 def open_pairs(
     config: TrainConfig,
-    given: GivenPairs | None = None,
-    given_held_out: GivenPairs | None = None,
+    custom_pairs: GivenPairs | None = None,
+    custom_held_out: GivenPairs | None = None,
     *,
     train: bool = True,
 ) -> tuple[Pairs, Pairs | None]:
-    """The training pairs and the held-out pairs, if there are any: those that are
-    given, else the configuration's.
+    """The training pairs and the held-out pairs, if there are any: the caller's own,
+    else the configuration's.
     """
     share = config.val_split
-    pairs, held_out = _as_pairs(given), _as_pairs(given_held_out)
+    pairs, held_out = _as_pairs(custom_pairs), _as_pairs(custom_held_out)
     if share and isinstance(pairs, Items):
         raise InputError(
             f"val_split is {share}, but pairs= is a Dataset; split it yourself, and"
@@ -186,11 +190,11 @@ def open_pairs(
     return mix(sources) if pairs is None else pairs, held_out
 
 
-def _as_pairs(given: GivenPairs | None) -> Any:
-    """What was given, a Dataset as training knows its pairs."""
-    if given is None or hasattr(given, "fingerprint"):
-        return given
-    return Items(cast(Any, given))
+def _as_pairs(pairs: GivenPairs | None) -> Any:
+    """The pairs as training reads them: a source as it is, a Dataset as Items."""
+    if pairs is None or hasattr(pairs, "fingerprint"):
+        return pairs
+    return Items(cast(Any, pairs))
 
 
 def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
@@ -334,15 +338,15 @@ def make_encoder(config: TrainConfig, towers: nn.Module | None = None) -> DualEn
     return encoder
 
 
-def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObjective:
-    """The given objective, else the configuration's; over several ranks it gathers."""
-    if given is not None and is_family(given):
-        assert isinstance(given, ContrastiveObjective)
-        given.gather = world_size() > 1
-        return given
-    if given is not None:
-        kind = BatchObjective if takes(given, "batch") else GivenObjective
-        return kind(given)  # type: ignore[return-value] # has what training uses
+def make_loss(config: TrainConfig, custom: nn.Module | None) -> ContrastiveObjective:
+    """The caller's loss, else the configuration's; over several ranks it gathers."""
+    if custom is not None and is_family(custom):
+        assert isinstance(custom, ContrastiveObjective)
+        custom.gather = world_size() > 1
+        return custom
+    if custom is not None:
+        kind = BatchObjective if takes(custom, "batch") else GivenObjective
+        return kind(custom)  # type: ignore[return-value] # has what training uses
     try:
         return make_objective(
             config.objective, gather=world_size() > 1, **config.given_scales()

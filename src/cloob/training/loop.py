@@ -26,8 +26,8 @@ from cloob.training import faults
 from cloob.training.build import Run, assemble
 from cloob.training.callbacks import (
     Callback,
-    Ended,
     Metrics,
+    RunFinished,
     RunInfo,
     RunResult,
     TensorBoard,
@@ -35,9 +35,9 @@ from cloob.training.callbacks import (
 )
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
-from cloob.training.given import Given, GivenPairs
+from cloob.training.given import CustomParts, GivenPairs
 from cloob.training.optim import GivenOptimizer, freeze
-from cloob.training.progress import Course, is_whole, preserved_rng
+from cloob.training.progress import Schedule, is_whole, preserved_rng
 from cloob.training.record import Step, StepLog
 from cloob.training.validation import Metrics as Validated
 from cloob.training.validation import validate_run
@@ -117,17 +117,17 @@ def train(
         >>> result.steps, result.samples_seen
         (2, 16)
     """
-    given = Given(
+    custom = CustomParts(
         pairs, held_out, towers, objective, optimizer, sampler, batch_sampler, metrics
     )
-    result = train_given(given.named(config), given, callbacks)
+    result = train_given(custom.named(config), custom, callbacks)
     if result.stopped is not None:
         raise Stopped(result)
     return result
 
 
 def train_given(
-    config: TrainConfig, given: Given, callbacks: Sequence[Callback] = ()
+    config: TrainConfig, custom: CustomParts, callbacks: Sequence[Callback] = ()
 ) -> RunResult:
     """As ``train``, of a configuration that names the given parts; a signal that ended
     the run stands in the result.
@@ -140,10 +140,10 @@ def train_given(
         if config.wandb is not None:
             every.append(WandB(config.wandb))
         try:
-            run = assemble(config, given, device)
-        except Ended as ended:
+            run = assemble(config, custom, device)
+        except RunFinished as ended:
             return ended.result
-        loop = Loop(run, given, every, check_lock)
+        loop = Loop(run, custom, every, check_lock)
         products: Any = contextlib.nullcontext()
         if run.config.tf32 and device.type == "cuda":
             products = float32_products("high")
@@ -157,13 +157,13 @@ class Loop:
     def __init__(
         self,
         run: Run,
-        given: Given,
+        custom: CustomParts,
         callbacks: Sequence[Callback],
         check_lock: Callable[[], None],
     ) -> None:
-        self.run, self.given = run, given
+        self.run, self.custom = run, custom
         self.callbacks, self.check_lock = callbacks, check_lock
-        self.course = Course(
+        self.schedule = Schedule(
             run.config, run.loader, run.progress, hopfield=run.objective.hopfield
         )
         self.modules = list(run.towers.modules())
@@ -206,14 +206,14 @@ class Loop:
         return is_whole(config, progress) or 0 < config.patience <= progress.stale
 
     def _info(self) -> RunInfo:
-        run, given = self.run, self.given
+        run, custom = self.run, self.custom
         return RunInfo(
             run=run.config.out,
             config=run.config,
-            encoder=run.encoder if given.towers is None else given.towers,
-            objective=run.objective if given.objective is None else given.objective,
+            encoder=run.encoder if custom.towers is None else custom.towers,
+            objective=run.objective if custom.objective is None else custom.objective,
             device=run.stepper.device,
-            total_steps=run.progress.step + self.course.steps_left(),
+            total_steps=run.progress.step + self.schedule.steps_left(),
             steps_per_epoch=run.loader.steps_per_epoch,
             start_step=run.progress.step,
             rank=rank(),
@@ -269,7 +269,7 @@ class Loop:
         # an epoch keeps its order with another world size
         progress.lanes = progress.lanes or run.loader.lanes
         batches = run.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
-        steps = min(run.loader.steps(offset), start + self.course.steps_left())
+        steps = min(run.loader.steps(offset), start + self.schedule.steps_left())
         run.towers.train()
         freeze(run.encoder, run.config.freeze)
         for index in range(start, steps):
@@ -293,8 +293,11 @@ class Loop:
             fetched, fault, stop, run.stepper.device, run.saver.last
         )
         run.bad.count(batch, layout.total, bad)
-        place = self.course.place()
-        lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
+        place = self.schedule.place()
+        lr, hopfield = (
+            self.schedule.learning_rate(place),
+            self.schedule.retrieves(place),
+        )
         progress.step += 1
         outcome = None
         if layout.total >= 2 and min(layout.sizes) >= 1:
@@ -347,10 +350,10 @@ class Loop:
         """
         run, progress = self.run, self.run.progress
         due = (progress.epoch + 1) % run.config.val_every == 0
-        if run.val_loader is None or not (due or self.course.steps_left() == 0):
+        if run.val_loader is None or not (due or self.schedule.steps_left() == 0):
             return {"val_loss": None, "val_recall": None}, [], False
         try:
-            metrics, lost = validate_run(run, stop, hopfield=self.course.retrieved())
+            metrics, lost = validate_run(run, stop, hopfield=self.schedule.retrieved())
         except (InputError, TrainingFailed):
             # the epoch's work; a resumed run begins with this validation
             self._save()
@@ -370,5 +373,5 @@ class Loop:
             seconds=time.perf_counter() - self.began,
         )
         order = run.loader.order_state(progress.position)
-        if run.saver.save(progress, order, hopfield=self.course.retrieved()):
+        if run.saver.save(progress, order, hopfield=self.schedule.retrieved()):
             self._call("on_checkpoint", run.saver.last)

@@ -105,24 +105,24 @@ def make_optimizer(
     objective: nn.Module,
     config: TrainConfig,
     device: torch.device,
-    given: GivenOptimizer | None = None,
+    custom: GivenOptimizer | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW, fused where the device has it, one of timm's, or ``given``, whose rates
+    """AdamW, fused where the device has it, one of timm's, or ``custom``, whose rates
     are peaks.
     """
     groups = parameter_groups(
         encoder,
         objective,
         config.weight_decay,
-        embeddings_apart=given is None and "muon" in config.optimizer,
-        by_name=given is None and config.like_ml_jku,
+        embeddings_apart=custom is None and "muon" in config.optimizer,
+        by_name=custom is None and config.like_ml_jku,
     )
     if not groups:
         raise InputError(
             "nothing learns: no parameter of the towers or the loss requires a gradient"
         )
-    if given is not None:
-        return _given_optimizer(given, groups, config.lr)
+    if custom is not None:
+        return _given_optimizer(custom, groups, config.lr)
     for group in groups:
         group["lr"] = config.lr
     if config.optimizer == "adamw":

@@ -100,9 +100,10 @@ class Progress:
         self.loss_sum, self.reasons = 0.0, {}
 
 
-class Course:
-    """Functions of the progress alone, which the loop moves: a resumed run finds them
-    as one that was not stopped.
+class Schedule:
+    """What follows from the progress of a run: its place in all steps, how many are
+    left, whether the objective retrieves, and the learning rate. It holds no state, so
+    a resumed run finds the same.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Course:
         return progress.epoch * self._loader.steps_per_epoch + progress.position // size
 
     def retrieves(self, step: int) -> bool:
+        """Whether the objective retrieves at a step."""
         return step >= self._retrieves_from
 
     def retrieved(self) -> bool:
@@ -149,6 +151,7 @@ class Course:
         return self.retrieves(max(self.place() - 1, 0))
 
     def steps_left(self) -> int:
+        """How many steps there are to the end of the run."""
         if self.epochs is None:
             return max(self._total_steps - self.place(), 0)
         later = self.epochs - self._progress.epoch - 1

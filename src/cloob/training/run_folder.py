@@ -28,7 +28,7 @@ from cloob.files import write_whole
 from cloob.models import runs
 from cloob.models.load import find_model_folder
 from cloob.settings import SCALES
-from cloob.training.callbacks import Ended, RunResult
+from cloob.training.callbacks import RunFinished, RunResult
 from cloob.training.checkpoint import TRAINING, Checkpoint, load_objective, measured
 from cloob.training.config import TrainConfig
 from cloob.training.progress import Progress, is_whole
@@ -55,7 +55,7 @@ def progress_of(
 ) -> Progress:
     """Where a run continues; rank 0 warns of changes.
 
-    Ended where nothing is left to do.
+    Raises RunFinished where nothing is left to do.
     """
     progress = checkpoint.progress
     changes = _changes(checkpoint, config)
@@ -68,7 +68,7 @@ def progress_of(
     is_ended = is_whole(config, progress)
     if is_ended or (has_best and 0 < config.patience <= progress.stale):
         load_objective(checkpoint, objective)
-        raise Ended(_finished(checkpoint, out_of_patience=not is_ended))
+        raise RunFinished(_finished(checkpoint, out_of_patience=not is_ended))
     changes += _changed_layout(checkpoint, config)
     if progress.stale and not has_best:
         changes.append(
