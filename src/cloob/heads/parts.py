@@ -1,5 +1,5 @@
-"""What the loop of ``fit`` is made of: first weights, optimiser, batches, the course of
-a fit, and the judge of its epochs.
+"""What the loop of ``fit`` is made of: first weights, optimiser, batches, the
+schedule of a fit, and the judge of its epochs.
 """
 
 from __future__ import annotations

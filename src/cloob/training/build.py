@@ -1,4 +1,4 @@
-"""From a configuration and given parts to a ``Run``, every part checked before the
+"""From a configuration and custom parts to a ``Run``, every part checked before the
 first step.
 """
 

@@ -120,16 +120,16 @@ def train(
     custom = CustomParts(
         pairs, held_out, towers, objective, optimizer, sampler, batch_sampler, metrics
     )
-    result = train_given(custom.named(config), custom, callbacks)
+    result = train_run(custom.named(config), custom, callbacks)
     if result.stopped is not None:
         raise Stopped(result)
     return result
 
 
-def train_given(
+def train_run(
     config: TrainConfig, custom: CustomParts, callbacks: Sequence[Callback] = ()
 ) -> RunResult:
-    """As ``train``, of a configuration that names the given parts; a signal that ended
+    """As ``train``, of a configuration that names the custom parts; a signal that ended
     the run stands in the result.
     """
     device = resolve_device(config.device)
@@ -294,10 +294,8 @@ class Loop:
         )
         run.bad.count(batch, layout.total, bad)
         place = self.schedule.place()
-        lr, hopfield = (
-            self.schedule.learning_rate(place),
-            self.schedule.retrieves(place),
-        )
+        lr = self.schedule.learning_rate(place)
+        hopfield = self.schedule.retrieves(place)
         progress.step += 1
         outcome = None
         if layout.total >= 2 and min(layout.sizes) >= 1:
