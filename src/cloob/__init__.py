@@ -87,9 +87,8 @@ _HOMES = {
 }
 
 
-if (
-    not TYPE_CHECKING
-):  # a type checker that saw this function would take any name for one of ours
+# a type checker that saw this function would take any name for one of ours
+if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         if name == "functional":

@@ -97,9 +97,10 @@ def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
     """The store of all ranks at an address, this rank and the number of ranks; one for
     the life of the process.
     """
+    # a torch built without distributed has none
     from torch.distributed.rendezvous import (
         rendezvous,
-    )  # a torch built without distributed has none
+    )
 
     try:
         store, this_rank, ranks = next(rendezvous("env://"))

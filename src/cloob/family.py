@@ -60,9 +60,8 @@ FAMILY: dict[str, Member] = {
     ),
 }
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
-ALIASES: dict[Any, ObjectiveName] = {
-    "dcl": "infoloob"
-}  # decoupled contrastive learning, arXiv:2110.06848
+# decoupled contrastive learning, arXiv:2110.06848
+ALIASES: dict[Any, ObjectiveName] = {"dcl": "infoloob"}
 PAPER_OBJECTIVES = OBJECTIVES[:4]  # those that CLOOB's paper compares
 
 

@@ -21,9 +21,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 _MOST_DECODERS = 16
-_CPU_QUOTA = Path(
-    "/sys/fs/cgroup/cpu.max"
-)  # of a cgroup (version 2), as a container sees it
+# of a cgroup (version 2), as a container sees it
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def check_device_name(device: str) -> None:

@@ -32,9 +32,8 @@ class ProbeOptions:
     """How probes are fitted."""
 
     shots: int | None = None  # training images a class; None takes all
-    seeds: tuple[int, ...] = (
-        0,
-    )  # one fit each; a seed draws the validation split and the shots
+    # one fit each; a seed draws the validation split and the shots
+    seeds: tuple[int, ...] = (0,)
 
 
 class Probe(NamedTuple):

@@ -34,9 +34,8 @@ class Exported:
     library: str  # the library_name of the hub's metadata
     summary: str  # one clause for the command line: who reads the folder
     usage: str  # Markdown: how to use the folder, with code; DIR stands for the folder
-    notes: tuple[
-        str, ...
-    ]  # the card's list "What to know": what differs from the model here, figures
+    # the card's list "What to know": what differs from the model here, figures
+    notes: tuple[str, ...]
     tags: tuple[str, ...]
 
 

@@ -161,9 +161,8 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     path = graph_file(folder, tower.kind)
     sizes = {0: torch.export.Dim(f"{tower.kind}s", min=1)}
     example = tower.samples[:2]
-    if (
-        tower.pad is not None
-    ):  # texts one token short, as no size is to be met by chance
+    # texts one token short, as no size is to be met by chance
+    if tower.pad is not None:
         sizes[1] = torch.export.Dim("length", min=2, max=example.shape[1])
         example = example[:, :-1].contiguous()
     with _translated(
@@ -285,22 +284,16 @@ def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
     causal = causal_tower(model, encoder.context_length)
     pad: int | None = None
     if causal is not None:
-        text, pad = (
-            _Rows(
-                model,
-                lambda model, tokens: encode_short(
-                    model, causal, tokens, new_mask=True
-                ),
-            ),
-            0,
+        text = _Rows(
+            model,
+            lambda model, tokens: encode_short(model, causal, tokens, new_mask=True),
         )
+        pad = 0
     elif isinstance(getattr(model, "text", None), TextEncoder):
-        text, pad = (
-            _Rows(
-                model, lambda model, tokens: model.text_head(model.text.pooled(tokens))
-            ),
-            model.text.pad,
+        text = _Rows(
+            model, lambda model, tokens: model.text_head(model.text.pooled(tokens))
         )
+        pad = model.text.pad
     else:
         text = _Rows(model, lambda model, tokens: model.encode_text(tokens))
     with contextlib.suppress(InputError):  # of a model that takes tokens alone

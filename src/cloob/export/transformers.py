@@ -40,11 +40,12 @@ _ACTIVATIONS = {
     "GELU tanh": "gelu_pytorch_tanh",
     "QuickGELU": "quick_gelu",
 }
+# PIL's numbers; open_clip tests "random" with bicubic
 _RESAMPLE = {
     "bilinear": 2,
     "bicubic": 3,
     "random": 3,
-}  # PIL's numbers; open_clip tests "random" with bicubic
+}
 _NOTES: dict[str, str] = json.loads(
     (Path(__file__).parent / "usage" / "notes.json").read_text(encoding="utf-8")
 )
@@ -264,10 +265,8 @@ def _tower(encoder: DualEncoder, tower: Any, norm: nn.LayerNorm) -> dict[str, An
 def processor_config(encoder: DualEncoder) -> dict[str, Any] | None:
     """How ``CLIPImageProcessor`` prepares pictures; None where it cannot."""
     preprocess, side = encoder.preprocess_cfg, encoder.image_size
-    mode, interpolation = (
-        preprocess.get("resize_mode") or "shortest",
-        preprocess.get("interpolation") or "bicubic",
-    )
+    mode = preprocess.get("resize_mode") or "shortest"
+    interpolation = preprocess.get("interpolation") or "bicubic"
     if mode not in ("shortest", "squash") or interpolation not in _RESAMPLE:
         return None
     square = {"height": side, "width": side}

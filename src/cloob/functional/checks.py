@@ -90,9 +90,8 @@ def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
         for t in (tensor.detach() for tensor in named.values())
     ]
     flat = [end for pair in ends for end in pair]
-    numbers = (
-        list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()
-    )  # torch 2.6 cannot list those
+    # torch 2.6 cannot list those
+    numbers = list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()
     return dict(zip(named, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
 

@@ -22,9 +22,8 @@ def covariance_spectrum(embeddings: Tensor) -> Tensor:
     Equal rows have a spectrum of exact zeros.
     """
     (rows,) = _rows(2, embeddings=embeddings)
-    rows = (
-        rows - rows[:1]
-    )  # the covariance does not depend on the origin; so equal rows become exact zeros
+    # the covariance does not depend on the origin; so equal rows become exact zeros
+    rows = rows - rows[:1]
     rows = rows - rows.mean(0)
     return _like(
         torch.linalg.eigvalsh(rows.T @ rows / len(rows)).flip(0).clamp_min(0),
@@ -128,9 +127,8 @@ def saturation(
     for start in range(0, len(a), chunk):
         logits = scale * (a[start : start + chunk] @ c.T)
         log_p = logits.diagonal(start) - torch.logsumexp(logits, 1)
-        total = (
-            total - torch.expm1(log_p).sum()
-        )  # 1 − p without the cancellation of p near 1
+        # 1 − p without the cancellation of p near 1
+        total = total - torch.expm1(log_p).sum()
     return _like(total / len(a), anchors)
 
 

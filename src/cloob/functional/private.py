@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+# lists, tuples and mappings as leaves and their places
 __all__ = [
     "tree_flatten",
     "tree_map",
     "tree_unflatten",
-]  # lists, tuples and mappings as leaves and their places
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,9 +38,8 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """Runs ``function`` with autocast off: logits of unit rows times τ⁻¹ = 30 are off
     by 0.1 in bfloat16.
     """
-    eager = outside_compiler(
-        function
-    )  # torch.compile would run the backward pass in the autocast around the call
+    # torch.compile would run the backward pass in the autocast around the call
+    eager = outside_compiler(function)
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -141,11 +141,12 @@ NORMS = (
     nn.RMSNorm,
 )
 """Normalisation layers; batch and instance norms have only a private base."""
+# the dictionaries of what was assigned to a module
 MODULE_PARTS = (
     "_modules",
     "_parameters",
     "_buffers",
-)  # the dictionaries of what was assigned to a module
+)
 
 
 def backend_config() -> str:

@@ -124,10 +124,11 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
     ``correct`` is (N,) bool or 0/1, ``labels`` (N,) int64 in [0, n_classes).
     """
+    # MPS has no float64
     correct, labels = (
         correct.cpu(),
         as_vector(labels, "labels").cpu(),
-    )  # MPS has no float64
+    )
     if int(labels.min()) < 0 or int(labels.max()) >= n_classes:
         raise ValueError(
             f"labels must lie in [0, {n_classes}), got {int(labels.min())} to"

@@ -257,9 +257,10 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
     association = (beta * state @ stored.T).softmax(dim=-1)  # (N, M)
     average = association @ stored
     norms = average.norm(dim=-1, keepdim=True)
+    # NaN stays
     return torch.where(
         norms == 0, 0.0, average / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    )  # NaN stays
+    )
 
 
 def retrieve(

@@ -87,13 +87,11 @@ def meta(model_name: str) -> ModelMeta:
     """
     source = model_name.removeprefix(PREFIX)
     folder = find_model_folder(source)
-    place = (
-        folder or ModelSource.parse(source).path
-    )  # files and folders of other programs
+    # files and folders of other programs
+    place = folder or ModelSource.parse(source).path
     sizes: dict[str, Any] = {}
-    if (
-        folder is not None and (folder / CONFIG_FILE).is_file()
-    ):  # heads on frozen encoders have none
+    # heads on frozen encoders have none
+    if folder is not None and (folder / CONFIG_FILE).is_file():
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))[
             "model_cfg"
         ]
@@ -137,9 +135,8 @@ class _Registry(UserDict[str, Any]):
 
 _lookup: Any = importlib.import_module("mteb.models.get_model_meta")
 _registry = _Registry()
-_registry.data = (
-    _lookup.MODEL_REGISTRY
-)  # the same dictionary: what MTEB or anyone adds is here too
+# the same dictionary: what MTEB or anyone adds is here too
+_registry.data = _lookup.MODEL_REGISTRY
 _lookup.MODEL_REGISTRY = _registry
 
 if __name__ == "__main__":

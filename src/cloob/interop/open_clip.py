@@ -100,9 +100,8 @@ class OpenClipLoss(nn.Module):
             image_features, text_features, logit_scale=inv_tau, hopfield=self.retrieves
         )
         for scalar in (logit_scale, logit_bias):
-            loss = (
-                loss if scalar is None else loss + 0.0 * scalar.sum()
-            )  # DDP stops at a parameter without gradient
+            # DDP stops at a parameter without gradient
+            loss = loss if scalar is None else loss + 0.0 * scalar.sum()
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -253,10 +252,8 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
     """Our options and open_clip_train's arguments; the ``--`` is optional, as torchrun
     swallows a leading one.
     """
-    name, usage = (
-        "python -m cloob.interop.open_clip",
-        "%(prog)s [--cloob-OPTION …] -- OPEN_CLIP_TRAIN_ARGUMENT …",
-    )
+    name = "python -m cloob.interop.open_clip"
+    usage = "%(prog)s [--cloob-OPTION …] -- OPEN_CLIP_TRAIN_ARGUMENT …"
     purpose = "Runs open_clip_train with an objective of this package."
     parser = argparse.ArgumentParser(
         prog=name, usage=usage, description=purpose, allow_abbrev=False

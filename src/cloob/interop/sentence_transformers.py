@@ -138,9 +138,8 @@ class InfoLOOBLoss(nn.Module):
             loss = self.objective(anchors, positives)
         self._contrasts = True
         if with_backward:
-            with torch.autocast(
-                loss.device.type, enabled=False
-            ):  # as in cached_backward
+            # as in cached_backward
+            with torch.autocast(loss.device.type, enabled=False):
                 torch.autograd.backward(loss)
             loss = loss.detach()
         return loss

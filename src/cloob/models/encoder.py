@@ -102,9 +102,8 @@ class DualEncoder(nn.Module):
         self.objective_config = objective or {}
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
         size = self.preprocess_cfg["size"]
-        sides = (
-            {size} if isinstance(size, int) else {int(side) for side in size}
-        )  # (H, W) in some of open_clip's
+        # (H, W) in some of open_clip's
+        sides = {size} if isinstance(size, int) else {int(side) for side in size}
         self.image_size = max(sides)
         self.preprocess_cfg["size"] = self.image_size
         self.mean, self.std = (
@@ -353,9 +352,8 @@ class DualEncoder(nn.Module):
                 " expected"
             )
         if pixels:
-            images = (
-                images.float().div_(255).sub_(self._mean).div_(self._std)
-            )  # in place: half the time on a CPU
+            # in place: half the time on a CPU
+            images = images.float().div_(255).sub_(self._mean).div_(self._std)
         images = images.to(self._dtype(), memory_format=self._layout)
         return _unit_rows(self.model.encode_image(images))
 
@@ -417,10 +415,8 @@ def sigmoid_objective(model: Any) -> dict[str, Any]:
     """
     if getattr(model, "logit_bias", None) is None:
         return {}
-    inv_tau, bias = (
-        float(model.logit_scale.detach().exp()),
-        float(model.logit_bias.detach()),
-    )
+    inv_tau = float(model.logit_scale.detach().exp())
+    bias = float(model.logit_bias.detach())
     return ContrastiveObjective.siglip(inv_tau=inv_tau, bias=bias).config()
 
 

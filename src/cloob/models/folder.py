@@ -43,11 +43,9 @@ def save_model(
         for key, value in state.items()
         if key.startswith("model.")
     }
-    config_name, config, weights_name = (
-        runs.MODULE_FILE,
-        settings,
-        runs.TOWERS_WEIGHTS_FILE,
-    )
+    config_name = runs.MODULE_FILE
+    config = settings
+    weights_name = runs.TOWERS_WEIGHTS_FILE
     if encoder.heads is not None:
         config_name, config, weights_name, tensors = heads_files(encoder)
     elif encoder.config.kind != "module":
@@ -68,9 +66,8 @@ def save_model(
                 "preprocess_cfg": encoder.preprocess_cfg,
                 "name": encoder.name,
             }
-            tokenizer = getattr(
-                encoder.tokenizer, "settings", None
-            )  # of other programs; open_clip ignores the key
+            # of other programs; open_clip ignores the key
+            tokenizer = getattr(encoder.tokenizer, "settings", None)
             if tokenizer is not None:
                 config["tokenizer"] = tokenizer
     for name, content in ((config_name, config), (runs.OBJECTIVE_FILE, objective)):

@@ -33,22 +33,19 @@ MAX_LAYERS = 1024  # of a tower; the largest that are published have 96
 _CODE_KEYS = frozenset(
     {"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"}
 )
-_KERNEL_KEYS = re.compile(
-    r"_?(attn|experts)_implementation(_internal)?"
-)  # OWNER/NAME is a package of the hub
+# OWNER/NAME is a package of the hub
+_KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
 _NAMES = ("hf_tokenizer_name", "hf_model_name")
 _ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TIMM_NAME = re.compile(r"\w[\w.-]*")
 
-_ONE_AT_A_TIME = (
-    threading.RLock()
-)  # threads that import open_clip together may get it half made
+# threads that import open_clip together may get it half made
+_ONE_AT_A_TIME = threading.RLock()
 _NOTHING = logging.Filter("no logger")
-_CLOSED: ContextVar[str | None] = ContextVar(
-    "closed", default=None
-)  # why nothing is fetched from the hub
+# why nothing is fetched from the hub
+_CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)
 
 
 def import_open_clip(part: str = "") -> ModuleType:
@@ -75,9 +72,8 @@ def translated(what: str) -> Iterator[None]:
     ``what``; keeps it quiet.
     """
     root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(
-        handler
-    )  # else open_clip, which logs by the root logger, would install one
+    # else open_clip, which logs by the root logger, would install one
+    root.addHandler(handler)
     root.addFilter(_NOTHING)
     try:
         with warnings.catch_warnings():
@@ -87,9 +83,8 @@ def translated(what: str) -> Iterator[None]:
     except (
         BaseException
     ) as error:  # hub, pickle, JSON and shape errors have no common class
-        of_rust = (
-            type(error).__module__ == "pyo3_runtime"
-        )  # a panic, which is no Exception
+        # a panic, which is no Exception
+        of_rust = type(error).__module__ == "pyo3_runtime"
         if isinstance(error, InputError) or not (
             isinstance(error, Exception) or of_rust
         ):
@@ -157,9 +152,8 @@ def fetch_first(
     Sub-folders count only for patterns with a slash.
     """
     folder = Path(name)
-    for choice in (
-        choices if not folder.is_dir() else ()
-    ):  # which transformers would take
+    # which transformers would take
+    for choice in choices if not folder.is_dir() else ():
         patterns = [choice] if isinstance(choice, str) else choice
         options = {
             "allow_patterns": patterns,

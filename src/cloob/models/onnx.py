@@ -42,11 +42,12 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 FORMAT = 1
+# as transformers.js names them
 _GRAPHS = {
     "image": "vision_model",
     "text": "text_model",
     "both": "model",
-}  # as transformers.js names them
+}
 _BATCH = 32  # items a run: more are not faster on a CPU, and take memory
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _STEP = 8  # lengths of texts are multiples of it, so that a session meets few shapes
@@ -139,14 +140,10 @@ class PlainEncoder:
         file = folder / ONNX_FILE
         content = read_json(file)
         with translated(f"{file}: damaged"):
-            self.name, self.logit_scale = (
-                str(content["name"]),
-                float(content["logit_scale"]),
-            )
-            self.embed_dim, self.context_length = (
-                int(content["embed_dim"]),
-                int(content["context_length"]),
-            )
+            self.name = str(content["name"])
+            self.logit_scale = float(content["logit_scale"])
+            self.embed_dim = int(content["embed_dim"])
+            self.context_length = int(content["context_length"])
             pad = None if content["pad"] is None else int(content["pad"])
             self.settings = {
                 "precision": content["precision"],

@@ -64,10 +64,8 @@ class EvalTransform:
                     for side, part in zip(image.size, middle, strict=True)
                 )
                 image = image.crop((left, top, left + middle[0], top + middle[1]))
-            width, height = (
-                size * image.width // shorter,
-                size * image.height // shorter,
-            )
+            width = size * image.width // shorter
+            height = size * image.height // shorter
         if image.size != (width, height):
             image = image.resize(
                 (width, height), pil.Resampling[_RESAMPLING[self._interpolation]]
@@ -82,12 +80,13 @@ def open_image(image: Image | str | Path, name: str = "") -> Image:
     ``cloob.pictures``.
     """
     require("PIL.Image", "train")
+    # needs Pillow, which texts do not
     from cloob.pictures import (
         Unreadable,
         decode,
         read_file,
         upright,
-    )  # needs Pillow, which texts do not
+    )
 
     if not name:
         name = (

@@ -86,10 +86,8 @@ def create_model(
     # warns about another one.
     if tag and "quick_gelu" in tag:
         config["quick_gelu"] = bool(tag["quick_gelu"])
-    where, trained = (
-        f"{name}/{pretrained}" if tag else f"model {name!r}",
-        dict[str, Any](),
-    )
+    where = f"{name}/{pretrained}" if tag else f"model {name!r}"
+    trained = dict[str, Any]()
     options: dict[str, Any] = {"force_image_size": image_size}
     with torch.random.fork_rng(devices=[], enabled=seed is not None), translated(where):
         if pretrained is not None and not tag:
@@ -105,13 +103,10 @@ def create_model(
             )
         else:
             if seed is not None:
-                torch.default_generator.manual_seed(
-                    seed
-                )  # torch.manual_seed would reseed every GPU as well
-            weights, (hub, _, file) = (
-                pretrained,
-                str(tag.get("hf_hub", "")).rpartition("/"),
-            )
+                # torch.manual_seed would reseed every GPU as well
+                torch.default_generator.manual_seed(seed)
+            weights = pretrained
+            hub, _, file = str(tag.get("hf_hub", "")).rpartition("/")
             if hub:  # open_clip waits longer, and asks a closed hub
                 file = file or "open_clip_pytorch_model.bin"
                 safe = (
@@ -129,17 +124,12 @@ def create_model(
             )
             trained = sigmoid_objective(model) if tag else {}
         if image_size is not None:
-            vision, trunk = (
-                library.get_model_config(name)["vision_cfg"],
-                getattr(model.visual, "trunk", None),
-            )
-            if hasattr(
-                trunk, "set_input_size"
-            ):  # positions of timm; open_clip reads back no other number
-                fits, right = (
-                    image_size == vision.get("image_size", 224),
-                    f"{vision.get('image_size', 224)} alone",
-                )
+            vision = library.get_model_config(name)["vision_cfg"]
+            trunk = getattr(model.visual, "trunk", None)
+            # positions of timm; open_clip reads back no other number
+            if hasattr(trunk, "set_input_size"):
+                fits = image_size == vision.get("image_size", 224)
+                right = f"{vision.get('image_size', 224)} alone"
             elif trunk is not None:
                 fits, right = image_size >= 32, "at least 32"
             # the attention pool of a ModifiedResNet has a position per cell of stride
@@ -173,9 +163,8 @@ def filled_towers(
     their training's objective.
     """
     tensors, trained = trained_file(weights)
-    bias = (
-        {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}
-    )  # replaced by the file's
+    # replaced by the file's
+    bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
     if (
         "timm_model_name" in vision
@@ -227,9 +216,8 @@ def check_words(tokenizer: Any) -> None:
     """Raises ValueError for a tokenizer without words, as transformers 5 makes where a
     folder lost its vocabulary.
     """
-    if (
-        len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1
-    ):  # T5's knows the space as well
+    # T5's knows the space as well
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:
         raise ValueError(
             "it knows no word, so that its vocabulary (tokenizer.json) must be missing"
         )

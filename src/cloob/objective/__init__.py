@@ -61,12 +61,13 @@ _BIAS = -10.0  # what SigLIP's starts from
 
 Backend = Literal["auto", "reference", "streamed"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+# attributes of an objective that ranks share
 MEMBER = (
     "contrast",
     "hopfield",
     "scale",
     "exclude_above",
-)  # attributes of an objective that ranks share
+)
 # Without retrieval both paths take about equal time at 64 to 256 pairs, above it the
 # streamed one is faster (benchmarks/objective.py --sizes 64 128 256 512 1024; 2 CPU
 # cores, D = 512). With retrieval the plain form loses the gradient of rows in a narrow

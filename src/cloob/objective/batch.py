@@ -89,9 +89,9 @@ def check_values(
 
 def mean_cosine(x: Tensor, y: Tensor) -> Tensor:
     """0-d mean cosine of different rows, on the side whose rows are more alike."""
-    n, means = (
-        len(x),
-        torch.stack([F.normalize(rows.detach(), dim=1).mean(dim=0) for rows in (x, y)]),
+    n = len(x)
+    means = torch.stack(
+        [F.normalize(rows.detach(), dim=1).mean(dim=0) for rows in (x, y)]
     )
     return (n * means.square().sum(dim=1).amax() - 1) / max(n - 1, 1)
 

@@ -16,10 +16,11 @@ from cloob.search.matrix import Ids, Vectors
 from cloob.search.unrelated import margins, text_rows
 from cloob.search.view import View
 
+# prompts of a label when no templates are given
 TEMPLATES = (
     "a photo of a {c}.",
     "{c}",
-)  # prompts of a label when no templates are given
+)
 NONE = "none of these"
 LABEL_CUTOFF = 1.75
 DEFAULT_INV_TAU = (
@@ -35,9 +36,8 @@ class Labels:
     ids: Ids  # (n,)
     probabilities: Vectors  # (n, C); rows add up to 1
     margins: Vectors | None  # (n, C); None if the options need none
-    chosen: tuple[
-        tuple[int, ...], ...
-    ]  # places in ``names`` per picture, best first; none where none fits
+    # places in ``names`` per picture, best first; none where none fits
+    chosen: tuple[tuple[int, ...], ...]
     inv_tau: float  # τ⁻¹ of the softmax
     # the model does not say its τ⁻¹, so that probabilities show an order alone
     by_default: bool = False

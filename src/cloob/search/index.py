@@ -18,9 +18,8 @@ from cloob.search.store import Store
 from cloob.search.view import Memo, View
 from cloob.search.where import Filter, parse
 
-if (
-    TYPE_CHECKING
-):  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
+# torch, scikit-learn, pyarrow, Pillow: imported where they are needed
+if TYPE_CHECKING:
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.plan import Summary
     from cloob.search.update import UpdateOptions

@@ -157,9 +157,10 @@ def picture_of(term: Term) -> Image:
         return decode(term.what)
     if term.kind != "address":
         return open_image(term.what)  # type: ignore[arg-type]
+    # fsspec; it follows redirections to http and https alone
     from cloob.data.shards.remote import (
         fetch,
-    )  # fsspec; it follows redirections to http and https alone
+    )
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
         fetch(str(term.what), Path(folder) / "picture")

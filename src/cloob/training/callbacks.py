@@ -54,14 +54,12 @@ class RunResult:
     samples_seen: int  # usable samples trained on
     # training time, checkpoints and validation included, over all resumptions
     seconds: float
-    loss: (
-        float | None
-    )  # of the last step that was not skipped; None if there was none in this process
+    # of the last step that was not skipped; None if there was none in this process
+    loss: float | None
     checkpoint: Path | None  # the newest; None if the run wrote none
     stopped: str | None = None  # None when the run reached its end, else ``"SIGTERM"``
-    skipped: Mapping[str, int] = field(
-        default_factory=dict
-    )  # samples of an epoch without use, by reason
+    # samples of an epoch without use, by reason
+    skipped: Mapping[str, int] = field(default_factory=dict)
     # the run that was to go on had reached its end before; nothing was written
     already_finished: bool = False
     # the end was not its length, but ``patience`` validations without a better one

@@ -248,9 +248,8 @@ class RunLog:
         ):
             kept: list[str] = []
             if keep_to_step is not None and path.is_file():
-                with contextlib.suppress(
-                    ValueError, TypeError, KeyError
-                ):  # up to a line that was cut short
+                # up to a line that was cut short
+                with contextlib.suppress(ValueError, TypeError, KeyError):
                     for line in path.read_text(
                         encoding="utf-8", errors="replace"
                     ).splitlines():
@@ -271,9 +270,8 @@ class RunLog:
             file.write(json.dumps(values, allow_nan=False) + "\n")
             file.flush()
         except OSError as error:
-            with contextlib.suppress(
-                OSError
-            ):  # what is still in its buffer would be refused again, without a name
+            # what is still in its buffer would be refused again, without a name
+            with contextlib.suppress(OSError):
                 file.close()
             raise InputError(
                 f"{file.name}: cannot be written ({error.strerror})"

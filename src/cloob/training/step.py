@@ -150,15 +150,13 @@ class StepResult:
     # before clipping, without the loss scale; NaN when there was no backward pass
     grad_norm: float
     finite: bool  # loss and gradient; if not, the step changed no weight
-    features: (
-        tuple[Tensor, Tensor] | None
-    )  # (n, D) of images and texts of this rank, where they were kept
+    # (n, D) of images and texts of this rank, where they were kept
+    features: tuple[Tensor, Tensor] | None
     # in fp16 the gradient overflowed, and the loss scale was lowered: no fault
     overflow: bool = False
     loss_scale: float = 1.0
-    scales: Mapping[str, float] = field(
-        default_factory=dict
-    )  # learned inv_tau, beta and bias after the step
+    # learned inv_tau, beta and bias after the step
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -205,9 +203,8 @@ class Stepper:
     ) -> None:
         self.module, self.optimizer = module, optimizer
         self.clip_grad_norm, self.micro_batch_size = clip_grad_norm, micro_batch_size
-        self._modules = list(
-            module.modules()
-        )  # to walk over them takes longer than a small step
+        # to walk over them takes longer than a small step
+        self._modules = list(module.modules())
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.device = device = self._parameters[0].device
         self.options = [

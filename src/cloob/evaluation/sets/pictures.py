@@ -44,9 +44,8 @@ class LabelledSet:
     # braces
     templates: tuple[str, ...]
     labels: np.ndarray  # (n,) int64
-    read: Callable[
-        [int], tuple[str, bytes]
-    ]  # key and encoded image; ``BadSample``: it stays in and counts as wrong
+    # key and encoded image; ``BadSample``: it stays in and counts as wrong
+    read: Callable[[int], tuple[str, bytes]]
 
     def __len__(self) -> int:
         return len(self.labels)

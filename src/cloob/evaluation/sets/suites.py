@@ -200,9 +200,8 @@ class SuiteSets:
     """
 
     sets: list[LabelledSet] = field(default_factory=list)
-    training: dict[str, LabelledSet] = field(
-        default_factory=dict
-    )  # where it was requested
+    # where it was requested
+    training: dict[str, LabelledSet] = field(default_factory=dict)
     pairs: list[CaptionedSet] = field(default_factory=list)  # for retrieval
     vectors: list[VectorPairs] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)

@@ -210,11 +210,9 @@ class _Retrieval(torch.autograd.Function):
         patterns = _Patterns(stored, beta, matmul)
         q, m, d = state.to(matmul), patterns.low, state.shape[1]
         g = patterns.along(through_unit(grad, retrieved, norms))
-        d_state, d_stored, d_beta = (
-            torch.zeros_like(state),
-            torch.zeros_like(stored),
-            torch.zeros_like(beta),
-        )
+        d_state = torch.zeros_like(state)
+        d_stored = torch.zeros_like(stored)
+        d_beta = torch.zeros_like(beta)
         for rows in blocks(state):
             for columns in blocks(stored):
                 s = (q[rows] @ m[columns, :d].T).to(state.dtype)
@@ -328,10 +326,8 @@ def _unshifted_is_safe(
         parts = torch.stack(
             [scalar("beta", beta, x).detach(), *lengths]
         ).tolist()  # waits for the device once
-        number, (longest, centred, mean) = (
-            parts[0],
-            (max(parts[k : k + 2], default=0.0) for k in (1, 3, 5)),
-        )
+        number = parts[0]
+        longest, centred, mean = (max(parts[k : k + 2], default=0.0) for k in (1, 3, 5))
     bound = centred * (max(longest, centred) + mean) if low else longest**2
     # exp(±limit), summed over a million rows, is a normal number; bfloat16 has the
     # range of float32.

@@ -16,9 +16,8 @@ from cloob.functional.private import P, R, full_products, outside_autocast
 # rows of a tile, whose buffers stay in the cache; 4096 on an accelerator, which they
 # fill
 TILE = {"cpu": 512}
-STRIP = {
-    "cpu": 1024
-}  # rows of a strip, whose columns are all candidates; 4096 on an accelerator
+# rows of a strip, whose columns are all candidates; 4096 on an accelerator
+STRIP = {"cpu": 1024}
 
 
 def first_order(backward: Callable[P, R]) -> Callable[P, R]:

@@ -31,11 +31,9 @@ from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.weights.keymap import preprocess
 
 LoadModel = Callable[[str], DualEncoder]  # handed in, as it stands above this file
-_LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = (
-    "sentence_bert_config.json",
-    "modules.json",
-    "1_Pooling/config.json",
-)
+_LENGTH_FILE = "sentence_bert_config.json"
+_MODULES_FILE = "modules.json"
+_POOLING_FILE = "1_Pooling/config.json"
 _HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOWERS = ("clip", "cloob")  # model types of both towers
 _USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: by default, and at most
@@ -128,18 +126,16 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
             (folder / name).is_file()
             for name in ("config.json", "tokenizer_config.json")
         )
-        theirs = (
-            theirs and not source.library and not config_file(folder).is_file()
-        )  # no towers of ours or of others
+        # no towers of ours or of others
+        theirs = theirs and not source.library and not config_file(folder).is_file()
         if source.library == "hf" or (
             theirs and _json(folder / "config.json").get("model_type") not in _TOWERS
         ):
             return _transformer(source.name, spec)
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
-        loaded.encode_text(
-            ["a"]
-        )  # an error of one line where the tokenizer is another model's
+        # an error of one line where the tokenizer is another model's
+        loaded.encode_text(["a"])
         return TowerText(loaded.model, loaded.tokenizer, loaded.context_length)
 
 
@@ -168,9 +164,8 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     check_words(tokenizer)
     tokenizer.padding_side = "right"
     positions = getattr(network.config, "max_position_embeddings", 0)
-    positions = (
-        positions if positions > 0 else _LONGEST
-    )  # -1 of XLNet, which takes any number
+    # -1 of XLNet, which takes any number
+    positions = positions if positions > 0 else _LONGEST
     length = _json(folder / _LENGTH_FILE).get("max_seq_length") or min(
         tokenizer.model_max_length, _USUAL
     )
@@ -234,11 +229,9 @@ class TextEncoder(nn.Module):
         self, network: nn.Module, tokenizer: Any, pooling: str, context_length: int
     ) -> None:
         super().__init__()
-        self.network, self.pooling, self.context_length = (
-            network,
-            pooling,
-            context_length,
-        )
+        self.network = network
+        self.pooling = pooling
+        self.context_length = context_length
         self.tokenizer = PaddedTokenizer(tokenizer, context_length)
         tokens = self.tokenizer(["a"])  # an error where there is no padding
         self.pad = int(tokenizer.pad_token_id)
@@ -296,11 +289,9 @@ class TowerText(nn.Module):
     ) -> None:
         super().__init__()
         model.visual = nn.Identity()
-        self.network, self.tokenizer, self.context_length = (
-            model,
-            tokenizer,
-            context_length,
-        )
+        self.network = model
+        self.tokenizer = tokenizer
+        self.context_length = context_length
         self.features = _freeze(self, tokenizer(["a"]))
         self.settings: list[str] = []
 

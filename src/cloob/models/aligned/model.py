@@ -39,9 +39,8 @@ from cloob.models.weights.keymap import Towers, fill
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
-ModelFiles = tuple[
-    str, dict[str, Any], str, dict[str, Tensor]
-]  # names and contents of configuration and weights
+# names and contents of configuration and weights
+ModelFiles = tuple[str, dict[str, Any], str, dict[str, Tensor]]
 _SIDES = ("image", "text")
 Side = Literal["a", "b"]
 _OF_PICTURES = (
@@ -188,10 +187,8 @@ def load_aligned(
     objective: dict[str, Any],
     load_model: LoadModel,
 ) -> AlignedEncoder:
-    file, names = (
-        folder / ALIGNED_FILE,
-        {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES},
-    )
+    file = folder / ALIGNED_FILE
+    names = {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
     text = open_text_encoder(names["text_encoder"], load_model)
     weights = {
@@ -260,10 +257,11 @@ class VectorEncoder(AlignedEncoder):
         self.name = "vectors"
         self.model = nn.Module()
         self.model.visual, self.model.text = nn.Identity(), nn.Identity()
+        # as an ``AlignedEncoder`` calls them: a stands first
         self.model.image_head, self.model.text_head = (
             a,
             b,
-        )  # as an ``AlignedEncoder`` calls them: a stands first
+        )
         self.embed_dim: int = a.options["embed_dim"]
         self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": 1})
         self.objective_config = objective or {}

@@ -61,16 +61,14 @@ def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     else:
         file = read_torch(path)
         tensors = file.tensors
-        with contextlib.suppress(
-            KeyError, IndexError, TypeError
-        ):  # no checkpoint, or another program's
+        # no checkpoint, or another program's
+        with contextlib.suppress(KeyError, IndexError, TypeError):
             objective = check_objective(
                 file.checkpoint["optimizer"]["param_groups"][0]["cloob"],
                 f"{path}: cloob",
             )
-    if all(
-        key.startswith("module.") for key in tensors
-    ):  # of training by several processes
+    # of training by several processes
+    if all(key.startswith("module.") for key in tensors):
         tensors = {
             key.removeprefix("module."): tensor for key, tensor in tensors.items()
         }
@@ -121,14 +119,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(stored, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        number = re.search(
-            r"os error (\d+)", str(error)
-        )  # of the system, which it hides
+        # of the system, which it hides
+        number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
-    path.chmod(
-        path.parent.stat().st_mode & 0o666
-    )  # the file begins as its owner's alone
+    # the file begins as its owner's alone
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 class TorchFile(NamedTuple):

@@ -47,9 +47,8 @@ _RINNA_LENGTH = 77
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        torch.empty(width, device="meta").view(
-            heads, -1
-        )  # an error where the heads do not divide it
+        # an error where the heads do not divide it
+        torch.empty(width, device="meta").view(heads, -1)
         self.heads = heads
         self.query, self.key, self.value, self.out = (
             nn.Linear(width, width) for _ in range(4)
@@ -89,10 +88,8 @@ class Block(nn.Module):
         gelu: Gelu,
     ) -> None:
         super().__init__()
-        self.norm_first, self.approximate = (
-            norm_first,
-            "tanh" if gelu == "tanh" else "none",
-        )
+        self.norm_first = norm_first
+        self.approximate = "tanh" if gelu == "tanh" else "none"
         self.attention = Attention(width, heads)
         self.norm_1, self.norm_2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
         self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -127,10 +124,8 @@ def make_blocks(
     if "n_layers" in config:
         layers, heads, hidden = config["n_layers"], config["n_heads"], 4 * width
     else:
-        layers, heads = (
-            config.get("num_hidden_layers", 12),
-            config.get("num_attention_heads", 12),
-        )
+        layers = config.get("num_hidden_layers", 12)
+        heads = config.get("num_attention_heads", 12)
         hidden = config.get("intermediate_size", 3072)
     return Blocks(
         Block(width, heads, hidden, eps, norm_first=norm_first, gelu=gelu)
