@@ -210,6 +210,9 @@ class Cache:
 
     @contextlib.contextmanager
     def _writing(self, kind: Contents, name: str) -> Iterator[Path]:
+        """Inside, a file of the cache is written to the path that this gives; an error
+        of the disk is one line.
+        """
         try:
             path = self._path(kind, name)
             path.parent.mkdir(exist_ok=True)

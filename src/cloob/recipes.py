@@ -86,6 +86,9 @@ def _heads(name: str, objective: str) -> HeadsConfig:
 
 
 def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfig:
+    """The configuration of a recipe of towers: its base, its settings, and those of the
+    objective and the model.
+    """
     leaves = dict(RECIPES[name])
     leaves.pop("about")
     base, scales = leaves.pop("base", None), leaves.pop("scales", None)

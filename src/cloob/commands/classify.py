@@ -92,6 +92,7 @@ def run(options: Options) -> int:
 
 
 def check(options: Options) -> None:
+    """Refuses options that exclude each other, lack another, or are out of range."""
     if not options.labels:
         raise InputError("--labels is missing; give cat,dog,… or a file of them")
     if options.cutoff is not None:
@@ -190,6 +191,7 @@ def with_label(index: cloob.Index, labels: Labels, label: str) -> list[Item]:
 def chosen_labels(
     index: cloob.Index, labels: Labels
 ) -> Iterator[tuple[Item, list[ChosenLabel]]]:
+    """Every classified picture with the labels that were chosen for it, best first."""
     ids = labels.ids.tolist()
     rows = {id_: row for row, id_ in enumerate(ids)}
     for item in index.items(ids):
@@ -211,6 +213,7 @@ def print_json(index: cloob.Index, labels: Labels) -> None:
 
 
 def print_csv(index: cloob.Index, labels: Labels) -> None:
+    """Prints a line for every label of every picture."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("path", "label", "probability", "margin"))
     for item, chosen in chosen_labels(index, labels):

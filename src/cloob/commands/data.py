@@ -113,6 +113,7 @@ def check_sides(options: Options) -> None:
 
 
 def check_suspects(options: Options) -> None:
+    """Refuses options that do not go with ``--suspects``, or need it."""
     if options.suspects is None:
         if options.model is not None:
             raise InputError("--model goes with --suspects")

@@ -89,6 +89,9 @@ def write_pictures(index: cloob.Index, out: Path) -> int:
 
 
 def check(options: Options) -> None:
+    """Refuses options that exclude each other, and a file to write that does not fit
+    what is embedded.
+    """
     value_of_option = {
         "--a": options.rows.a,
         "--b": options.rows.b,
@@ -112,6 +115,9 @@ def check(options: Options) -> None:
 
 
 def embed_rows_or_texts(options: Options) -> int:
+    """Embeds texts, or rows by one of a model's heads, and writes the vectors; 1 where
+    a row is not finite.
+    """
     texts = [] if options.texts is None else read_texts(options.texts)
     import numpy as np
 

@@ -170,6 +170,7 @@ def _check_needs(options: Options, needed: str, is_there: object, *names: str) -
 
 
 def check_vector_options(options: Options) -> None:
+    """Refuses options of sets of vectors that exclude each other, or lack another."""
     if (options.a is None) != (options.b is None):
         raise InputError("--a and --b are needed together")
     of_vectors = ("ids", "a_ids", "b_ids", "candidates")
@@ -521,6 +522,7 @@ def _cell(numbers: Mapping[str, Any], key: str) -> str:
 
 
 def _say_problems(results: Mapping[str, Any]) -> None:
+    """Prints what could not be read, loaded or evaluated."""
     from cloob.evaluation.report.tables import problems
 
     found = problems(results)

@@ -116,6 +116,7 @@ def _is_model_folder(folder: Path) -> bool:
 
 
 def _write_model_folder(options: Options) -> int:
+    """Writes the model as a folder that ``cloob.load_model`` reads; the exit code."""
     from cloob.models.folder import save_model
     from cloob.models.load import load_model
 

@@ -101,6 +101,7 @@ def run(options: Options, *, then: bool = True) -> int:
 
 
 def check_options(options: Options) -> None:
+    """Refuses options that lack another, or are out of range."""
     if not options.out:
         raise InputError("--out is missing; it names the index (cloob index --help)")
     if options.anew and not (options.sources and options.model):
@@ -149,6 +150,7 @@ def check_new(options: Options) -> None:
 
 
 def print_faults(options: Options) -> int:
+    """Prints the files of an index that could not be read, and why."""
     with cloob.Index.open(options.out) as index:
         for source in index.store.sources():
             for state in index.store.states(source):
@@ -169,6 +171,7 @@ def remove_old(options: Options) -> None:
 
 
 def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int:
+    """Updates an index, and prints what was done and left out; the exit code."""
     address = index.store.address
     try:
         with progress() as update:
@@ -227,6 +230,7 @@ def count_changes(summary: Summary) -> str:
 
 
 def summary_line(summary: Summary) -> str:
+    """One line of what an update did, in numbers."""
     line = f"{count_changes(summary) or 'none'}; {summary.embedded:,} embedded in"
     line += f" {summary.seconds:,.1f} s"
     if summary.embedded > 1:

@@ -191,6 +191,7 @@ def open_writer(out: Path | None) -> Iterator[Writer]:
 
 
 def table_writer(file: Any, separator: str) -> Writer:
+    """What writes hits as lines of a CSV or TSV, below one header."""
     writer = csv.writer(file, delimiter=separator, lineterminator="\n")
     headed = False
 
@@ -207,6 +208,7 @@ def table_writer(file: Any, separator: str) -> Writer:
 
 @contextlib.contextmanager
 def parquet_writer(path: Path) -> Iterator[Writer]:
+    """What writes hits into a Parquet file, which is complete when the context ends."""
     import pyarrow as pa
     from pyarrow import parquet
 

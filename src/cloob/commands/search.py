@@ -102,6 +102,7 @@ def read(words: Sequence[str], kind: Any = Options, command: str = "search IDX")
 
 
 def check_options(options: Options) -> None:
+    """Refuses options that lack another, exclude each other, or are out of range."""
     if not (options.query or options.like or options.where is not None):
         raise InputError(
             'nothing to search for: give words ("a red bird"), a picture, --like ID or'

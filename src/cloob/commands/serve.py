@@ -107,6 +107,7 @@ def query_of(options: Options, token: str | None, below: str | None, place: str)
 def serve_until_stopped(
     index: cloob.Index, opened: socket.socket, token: str | None, options: Options
 ) -> int:
+    """Serves an index until Ctrl-C; the exit code."""
     from cloob.serve.app import serve
     from cloob.serve.config import ServeConfig
 

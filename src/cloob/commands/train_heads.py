@@ -36,6 +36,7 @@ def show_epoch(title: str) -> Any:
     """A callback that says how good an epoch is."""
 
     def show(line: dict[str, Any]) -> None:
+        """Prints an epoch's line of the record."""
         if line["loss"] is None:
             message = f"{title}: solved"
         else:

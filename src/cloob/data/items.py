@@ -164,6 +164,7 @@ class _ItemBuilder(Dataset[Batch]):
         return parts, None if ids is None else self._ids(ids)
 
     def _two_sides(self, parts: Any) -> tuple[Any, Any]:
+        """The a and b of an item."""
         if isinstance(parts, Mapping):
             what = f"the names {', '.join(map(str, parts))}"
         elif len(parts) in (2, 3):

@@ -313,6 +313,9 @@ class BatchBuilder(Dataset[Batch]):
         return self._source.read(row)
 
     def _pixels(self, index: int, epoch: int, image: bytes) -> Tensor:
+        """A picture's pixels for the towers; in training with the random crop of its
+        epoch.
+        """
         encoded = Encoded(image)
         if not isinstance(self._transform, TrainTransform):
             return self._transform(encoded.rgb())

@@ -178,6 +178,7 @@ def _read_safetensors(path: Path, name: str) -> np.ndarray:
 
 
 def _read_hdf5(path: Path, name: str) -> np.ndarray:
+    """One dataset of an HDF5 file, by its name."""
     h5py = require("h5py", "h5py")
     names: list[str] = []
 

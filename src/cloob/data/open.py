@@ -174,6 +174,7 @@ def _look_into(folder: Path) -> tuple[Form, list[Path]]:
 
 
 def _form_of(path: Path, image_column: str) -> Form:
+    """Which form of a set a single file is, by its ending and columns."""
     suffix = path.suffix.lower()
     if suffix == ".arrow":
         return "rows"
@@ -229,6 +230,7 @@ def check_usable(source: Source) -> None:
 
 
 def _reasons(bad: Sequence[BadSample]) -> str:
+    """How many samples are bad for which reason, and the first one, in a sentence."""
     counts = by_reason(bad)
     numbers = ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
     hint = ""

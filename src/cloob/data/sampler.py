@@ -66,6 +66,7 @@ class SamplerOrder:
             self._sampler.load_state_dict(state)
 
     def _drawn(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch as the caller's sampler draws them, checked."""
         if hasattr(self._sampler, "set_epoch"):
             self._sampler.set_epoch(epoch)
         with _seeded(self._seed ^ _SAMPLER, epoch):
@@ -87,6 +88,9 @@ class SamplerOrder:
         return rows
 
     def _placed(self, batches: list[Any], size: int) -> np.ndarray:
+        """The rows of whole batches, each filled up to ``size`` with a row that is
+        none.
+        """
         rows = np.full((len(batches), size), _NO_ROW, np.int64)
         for place, batch in enumerate(batches):
             if len(batch) > size:

@@ -103,6 +103,9 @@ class MixedSource(Source):
         return self.parts[part], index - self._starts[part]
 
     def pictures(self) -> np.ndarray | None:
+        """The picture of every row, numbered over all parts; None where each has its
+        own.
+        """
         pictures = [part.pictures() for part in self.parts]
         if all(same is None for same in pictures):
             return None
@@ -218,6 +221,9 @@ def _linked_pairs(
     columns: list[tuple[int, int, int]] = []
 
     def hashes(place: tuple[int, int]) -> tuple[int, int, int] | None:
+        """Three numbers by which copies of a pair, its picture and its caption are
+        known; None of a bad pair.
+        """
         source, row = place
         try:
             sample = sources[source].read(row)
@@ -327,6 +333,7 @@ def content_key(reader: Reader) -> str:
 
 
 def _content(reader: Reader, index: int) -> tuple[str | bytes, ...]:
+    """What a fingerprint has of a pair: key, picture and caption, or why it is bad."""
     try:
         sample = reader.read(index)
     except BadSample as bad:

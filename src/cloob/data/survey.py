@@ -160,6 +160,7 @@ class Survey:
         return rows + (self._rows_of_usable() if self.usable else [])
 
     def _rows_of_usable(self) -> list[tuple[str, str]]:
+        """The lines of the table on pairs that can be used: sizes, captions, copies."""
         numbers = self.numbers()
         small = f"{numbers.n_small():,} with a side below {_SMALL_SIDE} pixels"
         tokens = "a caption (CLIP's tokeniser, start and end included)"
@@ -235,6 +236,9 @@ def survey(
 
 
 def _look(source: Source, row: int) -> tuple[RawSample, tuple[int, int], bool] | Skip:
+    """A pair with its picture's size and whether its JPEG is truncated; why it is bad,
+    if it is.
+    """
     try:
         sample = source.read(row)
         with decoding(sample.key):

@@ -68,6 +68,7 @@ class WorkerPool:
             yield batch.pin_memory() if self._pin_memory else batch
 
     def _by_workers(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """The batches of worker processes, with a clear error where one dies."""
         self._requests = requests
         with warnings.catch_warnings():
             # Python 3.12+ warns of a fork with threads; the workers take no locks

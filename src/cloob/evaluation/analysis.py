@@ -168,6 +168,7 @@ def search_pictures(
 
 
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
+    """The pictures of a set with their texts, and which of them belong together."""
     if hasattr(data, "classnames"):
         labelled = embeddings.labelled(model, cast("Labelled", data))
         names = data.classnames

@@ -159,6 +159,7 @@ def _assembled(
 
 
 def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
+    """A sample ready for the encoder, or why it is bad."""
     captions: tuple[str, ...] = ("",)
     try:
         sample = reader.read(index)

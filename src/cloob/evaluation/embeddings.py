@@ -131,6 +131,7 @@ class Embeddings:
         ] = {}  # likewise: two sets may have one name
 
     def encoder(self, model: str) -> Encoder:
+        """The encoder of a model; the last one stays loaded."""
         source = self.models[model]
         if not isinstance(source, str | Path):
             return source
@@ -363,6 +364,7 @@ def _place(device: str | torch.device) -> list[str]:
 
 
 def _labels(data: Labelled) -> Tensor:
+    """(N,) int64 labels of a set; refuses those that name no class."""
     labels = [int(label) for label in data.labels]
     n = len(data.classnames)
     for image, label in enumerate(labels):

@@ -90,6 +90,7 @@ def _margin(length: Tensor, block: Tensor) -> Tensor:
 
 
 def _refuse_gaps(name: str, rows: Tensor, start: int) -> None:
+    """Refuses rows that are no matrix, or not finite."""
     if rows.ndim != 2:
         raise ValueError(f"{name} is {tuple(rows.shape)}; (n, D) is expected")
     finite = torch.isfinite(rows).all(dim=1)

@@ -43,6 +43,9 @@ def write_per_class(
 
 
 def _table(classnames: Sequence[str], matrices: Mapping[str, Tensor]) -> str:
+    """The CSV of all classes: every model's recall, and what it mostly takes the class
+    for.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     header = ["label", "class", "images"]

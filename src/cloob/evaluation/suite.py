@@ -227,6 +227,9 @@ class _Evaluation:
         self.hits["acc1", data.name][row["model"]] = ranks < 1
 
     def probe(self, data: Labelled, row: dict[str, Any]) -> None:
+        """Fits linear probes on a set's training part, and adds their accuracies on the
+        set to the row.
+        """
         train = self.training[data.name]
         names = itertools.zip_longest(data.classnames, train.classnames)
         for label, (tested, trained) in enumerate(names):
@@ -248,6 +251,9 @@ class _Evaluation:
         self.hits["probe_acc1", data.name][row["model"]] = right
 
     def retrieve(self, source: Reader, row: dict[str, Any]) -> None:
+        """Adds the retrieval and the geometry of a set of captioned pictures to the
+        row.
+        """
         name, model = source.name, row["model"]
         pairs = self.embeddings.pairs(model, source)
         images = pairs.images.features
@@ -268,6 +274,7 @@ class _Evaluation:
         row["geometry"][name] = self.geometry(model, images, texts)
 
     def match(self, pairs: VectorPairs, row: dict[str, Any]) -> None:
+        """Adds the retrieval and the geometry of pairs of vectors to the row."""
         encoder = self.embeddings.encoder(row["model"])
         a, b = embed_pairs(encoder, pairs)
         ids = torch.from_numpy(pairs.ids)

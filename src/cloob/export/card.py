@@ -164,6 +164,7 @@ def _metadata(
     exported: Exported,
     license: str | None,
 ) -> str:
+    """The YAML head of the card, as the hub reads it."""
     hub: Any = require("huggingface_hub", "export")
     tags = [model.objective, *exported.tags] if model.objective else exported.tags
     data = hub.ModelCardData(
@@ -192,6 +193,7 @@ def _metadata(
 
 
 def _summary(model: ModelDescription) -> str:
+    """One sentence on what the model is."""
     encoder = model.encoder
     objective = ""
     if model.objective == "cca":
@@ -223,6 +225,7 @@ def _training_rows(model: ModelDescription) -> dict[str, str]:
 
 
 def _objective_rows(model: ModelDescription) -> dict[str, str]:
+    """The rows of the card's table on the objective and its scales."""
     if not model.objective:
         return {}
     settings = model.encoder.objective_config

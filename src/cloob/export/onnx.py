@@ -349,6 +349,7 @@ def _side(model: Any, *, image: bool) -> Any:
 
 
 def _samples(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
+    """Pictures and tokens on which a graph and its tower are compared."""
     generator = torch.Generator().manual_seed(0)
     size = encoder.image_size
     noise = [

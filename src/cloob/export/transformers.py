@@ -121,6 +121,7 @@ def _refusals(encoder: DualEncoder) -> Iterator[str]:
 
 
 def _refusals_of_tokenizer(tokenizer: Any) -> Iterator[str]:
+    """Why transformers cannot have the tokenizer; nothing if it can."""
     if isinstance(tokenizer, NoTokenizer):
         yield "it takes tokens, not texts, as it has no tokenizer"
     if isinstance(tokenizer, ClipTokenizer | FileTokenizer):
@@ -188,6 +189,7 @@ def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list
 
 
 def _write_clip_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
+    """Writes CLIP's tokenizer as transformers has it."""
     # the special words as Hugging Face has them
     rules = clip_rules(tokenizer, (START, END), lower=False)
     text = rules.to_str(pretty=True)
@@ -213,6 +215,7 @@ def _write_clip_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
 
 
 def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> None:
+    """Writes the configuration of the model and of its pictures."""
     text, visual = _text_tower(encoder), encoder.model.visual
     text_config = {
         "model_type": "clip_text_model",

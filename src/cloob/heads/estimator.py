@@ -274,6 +274,7 @@ class ContrastiveHeads(
         return heads
 
     def _settings(self) -> HeadSettings:
+        """The settings of a fit from scikit-learn's parameters."""
         values = self.get_params(deep=False)
         for name, value in values.items():
             if isinstance(value, np.generic):  # as of a grid

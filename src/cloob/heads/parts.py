@@ -243,6 +243,7 @@ class Batches:
             yield self._batch(places)
 
     def _batch(self, places: np.ndarray) -> Batch:
+        """The pairs at places of the epoch's order, on the device."""
         chosen = torch.from_numpy(places).to(self.device)
         if self._sides is None:
             a, b, _ = self.pairs.batch(places)

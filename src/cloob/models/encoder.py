@@ -310,6 +310,9 @@ class DualEncoder(nn.Module):
     def _embed(
         self, side: Literal["image", "text"], items: Any, batch_size: int, grad: bool
     ) -> Tensor:
+        """(n, embed_dim) unit rows of pictures or texts, or of their pixels or tokens,
+        in batches.
+        """
         if isinstance(items, str):
             raise TypeError("one string, where a list is expected")
         with nullcontext() if grad else torch.no_grad():
@@ -342,6 +345,7 @@ class DualEncoder(nn.Module):
             return torch.cat(parts)
 
     def _image_features(self, images: Tensor) -> Tensor:
+        """(n, embed_dim) unit rows of pixels of the right size, uint8 or normalised."""
         size, pixels = self.image_size, images.dtype == torch.uint8
         if images.shape[1:] != (3, size, size) or not (
             pixels or images.is_floating_point()
@@ -358,6 +362,9 @@ class DualEncoder(nn.Module):
         return _unit_rows(self.model.encode_image(images))
 
     def _text_features(self, tokens: Tensor) -> Tensor:
+        """(n, embed_dim) unit rows of tokens, which a causal tower also takes without
+        their padding.
+        """
         self._check_tokens(tokens)
         alone = self._causal_tower is None or torch.compiler.is_compiling()
         with nullcontext() if alone else _SWAPPING:
@@ -482,6 +489,9 @@ def encode_short(
 
 @contextmanager
 def evaluating(encoder: object) -> Iterator[None]:
+    """Inside, an encoder is in evaluation mode and nothing gets a gradient; the modes
+    come back.
+    """
     modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
     modes = [module.training for module in modules]
     try:

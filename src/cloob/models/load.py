@@ -175,6 +175,7 @@ def _meant_file(folder: Path) -> str:
 
 
 def _load(source: str | Path) -> DualEncoder:
+    """The encoder of a source, by the reader of its kind."""
     parsed = ModelSource.parse(source)
     if parsed.library:
         raise InputError(parsed.refusal())
@@ -277,6 +278,7 @@ def _read_vectors(folder: Path) -> DualEncoder:
 
 
 def _read_other_towers(folder: Path) -> DualEncoder:
+    """The encoder of a folder with towers that open_clip does not know."""
     file = folder / runs.TOWERS_FILE
     config = read_json(file)
     encoder = other.build(config["name"], file, config)
@@ -295,6 +297,7 @@ def _read_module(folder: Path) -> DualEncoder:
 
 
 def _read_graphs(folder: Path) -> DualEncoder:
+    """The encoder of a folder with ONNX graphs."""
     plain = PlainEncoder(folder)
     images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
     texts = _GraphTower(plain.text_graph, torch.int64)

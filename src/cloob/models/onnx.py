@@ -86,6 +86,7 @@ class Graph:
             return self._rows_of_texts(items, lengths)
 
     def _open(self) -> Any:
+        """A session of onnxruntime for the graph, on the CPU."""
         runtime: Any = require("onnxruntime", "train")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = _threads()
@@ -98,6 +99,7 @@ class Graph:
         return runtime.InferenceSession(graph, options, providers=providers)
 
     def _rows(self, items: npt.NDArray[Any]) -> Array:
+        """(n, embed_dim) float32 rows of the graph, in batches."""
         [source] = self._session.get_inputs()
         parts = []
         for start in range(0, len(items), _BATCH):

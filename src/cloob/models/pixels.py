@@ -51,6 +51,7 @@ class EvalTransform:
         return tensor
 
     def array(self, image: Image) -> npt.NDArray[np.uint8]:
+        """(3, size, size) uint8: a picture, resized and cropped for the model."""
         pil = require("PIL.Image", "train")  # which texts do not need
         size = width = height = self._size
         if self._mode == "shortest":

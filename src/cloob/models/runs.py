@@ -154,6 +154,7 @@ def check_objective(settings: Any, where: str) -> dict[str, Any]:
 
 
 def run_of(folder: Path | None) -> Path | None:
+    """The run folder in whose checkpoints a model folder lies; None if in none."""
     if folder is None:
         return None
     folder = folder.resolve()

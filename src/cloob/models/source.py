@@ -130,6 +130,7 @@ class ModelSource:
         return files
 
     def _cached(self) -> list[Path]:
+        """Where a model that was fetched would lie in the caches of this machine."""
         if self.kind == "public":
             return [public_folder(self.name)]
         repository = self.name if self.kind == "hub" else ""
@@ -225,6 +226,7 @@ def _towers(text: str) -> ModelSource | None:
 
 
 def _why_unknown(text: str) -> str:
+    """The sentence that refuses a source that is nothing known, with near names."""
     path = Path(text.removesuffix(PORT))
     if path.suffix in WEIGHTS_ENDINGS:
         files = [file.name for file in path.parent.glob("*.*")]
@@ -333,6 +335,7 @@ def fetch_public(file: PublicFile, folder: Path) -> Path:
 
 
 def _fetch(file: PublicFile, target: Path) -> None:
+    """Fetches a public file, and checks its SHA-256."""
     from cloob.data.shards.remote import fetch  # fsspec
 
     if sys.stderr.isatty():

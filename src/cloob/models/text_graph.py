@@ -276,6 +276,7 @@ def _graph(model_cfg: dict[str, Any], weights: Path) -> bytes:
 
 
 def _written(model_cfg: dict[str, Any]) -> str:
+    """The text of the graph of a CLIP text tower, from templates."""
     text = model_cfg["text_cfg"]
     head_width = text["width"] // text["heads"]
     sizes = {

@@ -429,6 +429,7 @@ def _write(
     end: int | None = None,
     side: str = "right",
 ) -> None:
+    """Writes a tokenizer's rules and settings as transformers reads them."""
     _fill_rows(rules, length, pad, side)
     (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
     config = {

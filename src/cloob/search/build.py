@@ -56,6 +56,9 @@ class Builder:
     _running: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, tasks: Sequence[Task], workers: int, progress: Progress) -> None:
+        """Reads the files of the tasks in threads, and embeds and writes them batch by
+        batch.
+        """
         waiting: list[Prepared] = []
         n_decoded = 0
         ahead = 2 * self.batch_size

@@ -94,6 +94,7 @@ def _check_templates(templates: Sequence[str]) -> None:
 
 
 def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
+    """Chooses labels for every picture of a view."""
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
     models_inv_tau = view.model.inv_tau

@@ -237,6 +237,7 @@ def _refuse_companions(path: Path) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuses a database that is no index of this format."""
     application, number = (
         connection.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("application_id", "user_version")

@@ -205,6 +205,9 @@ class Matrix:
         return Rows(contents, np.asarray(rows))
 
     def _write(self, connection: sqlite3.Connection) -> None:
+        """Writes the vectors of a model into a file that processes map, in the place of
+        older ones.
+        """
         old = self._paths()
         folder = self._database.path.parent
         name = "-".join(map(str, _newest(connection)))

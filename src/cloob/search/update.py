@@ -61,6 +61,9 @@ def update(
     options: UpdateOptions,
     progress: Progress,
 ) -> Summary:
+    """Brings the index up to date with its sources: reads what is new or changed,
+    removes what is gone.
+    """
     collections = open_all(store, sources, options)
     chosen = choose_model(store, models, options)
     model = chosen.model

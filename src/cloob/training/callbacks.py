@@ -137,6 +137,7 @@ class ProgressDisplay(Callback):
         self._began = self._last = time.perf_counter()
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
+        """Prints a line of progress, every so many seconds."""
         if self._info is None:
             return
         self._waits.append(metrics["data_wait"])
@@ -158,6 +159,7 @@ class ProgressDisplay(Callback):
         self._last, self._waits = now, []
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
+        """Prints what the epoch and its validation gave."""
         if self._info is None:
             return
         message = f"epoch {metrics['epoch']} done, mean loss {_shown(metrics['loss'])}"

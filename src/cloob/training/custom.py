@@ -203,6 +203,9 @@ class _Gathered:
         return self._known[key]
 
     def _gather(self, key: Any, leaf: Any) -> Any:
+        """A part of the batch of all ranks: rows of a tensor with their gradient, or a
+        list.
+        """
         own = self._layout.local
         is_tensor = isinstance(leaf, Tensor) and leaf.ndim > 0
         fits = (is_tensor or isinstance(leaf, list | tuple)) and len(leaf) == (

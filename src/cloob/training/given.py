@@ -218,6 +218,9 @@ def _without_held_out(
     file = config.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE
 
     def held_out_rows() -> list[np.ndarray]:
+        """The rows to hold out by source: those that the run has stored, else newly
+        chosen.
+        """
         key = [share, *(source.fingerprint() for source in sources)]
         if train and config.resume != "none" and file.is_file():
             stored = read_json(file)

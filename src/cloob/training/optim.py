@@ -142,6 +142,9 @@ def make_optimizer(
 
 
 def _timm_optimizer(groups: list[Group], config: TrainConfig) -> torch.optim.Optimizer:
+    """One of timm's optimisers by its name; refuses unknown ones and those of second
+    order.
+    """
     timm: Any = require("timm.optim", "train")
     name, names = config.optimizer, timm.list_optimizers()
     if name not in names:
@@ -266,6 +269,7 @@ def make_schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
     warmup = warmup_steps(config, total)
 
     def schedule(step: int) -> float:
+        """The learning rate of a step."""
         if step < warmup:
             return config.lr * (step + (not config.like_ml_jku)) / warmup
         if config.schedule == "constant":

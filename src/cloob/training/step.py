@@ -320,6 +320,7 @@ class Stepper:
         hopfield: bool | None,
         layout: Layout | None,
     ) -> tuple[Tensor, ...]:
+        """The loss and rows of a batch by gradient caching; gradients are added."""
         # As even as can be: where samples are left out, none is alone in a micro-batch,
         # which has no spread to norm by.
         number = max(1, -(-rows_of(parts) // self.micro_batch_size))

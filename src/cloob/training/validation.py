@@ -103,6 +103,9 @@ class _HeldOutPass:
 def _pass_over_held_out(
     run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
 ) -> _HeldOutPass:
+    """Embeds all held-out pairs once: sums their loss, and collects the rows that
+    recall is measured on.
+    """
     loader, device = run.val_loader, run.stepper.device
     assert loader is not None
     found = _HeldOutPass()

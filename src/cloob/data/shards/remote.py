@@ -108,6 +108,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    """Why a file could not be fetched, in a few words."""
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError):
         return "no such file"
@@ -196,6 +197,7 @@ class RemoteShardSource(FileSource[ShardSource], Source):
         return self._cache.get("shards", url, lambda path: fetch(url, path))
 
     def load(self, shard: int, file: Path) -> ShardSource:
+        """Opens a shard that was fetched; one that cannot be read is removed."""
         url = self._urls[shard]
         label = self.shard_names[shard]
         try:
@@ -209,6 +211,7 @@ class RemoteShardSource(FileSource[ShardSource], Source):
         return source
 
     def _warn_once(self, url: str, source: ShardSource, listed: int) -> None:
+        """Warns of the first shard that is odd or holds more than is listed."""
         odd = source.remark
         complete = source.complete[0]
         if complete > listed:
@@ -343,6 +346,7 @@ def _count_remote(spec: str, shards: Sequence[str]) -> dict[str, int]:
 
 
 def _count(shard: str, path: Path) -> int:
+    """How many samples a shard that was fetched holds; refuses a truncated one."""
     source = ShardSource(shard, [path])
     if source.cuts:
         raise InputError(f"{shard}: {source.cuts[0]}")

@@ -87,6 +87,7 @@ class ArrowSource(FileSource[pa.Table], Source):
         super().__init__(name, sizes, streamed=any(self._is_parquet))
 
     def _check_columns(self, column: str, kind: str) -> None:
+        """Refuses files without the column, or with other things in it."""
         fits, expected = is_image, "images ({bytes, path}, bytes or paths)"
         if kind == "caption":
             fits, expected = is_list, "text or lists of text"
@@ -144,6 +145,9 @@ class ArrowSource(FileSource[pa.Table], Source):
         return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
     def _captions_digest(self, shard: int) -> str:
+        """A digest that changes with the captions of a file; of Parquet its metadata,
+        which is read fast.
+        """
         if self._is_parquet[shard]:
             return repr(parquet.read_metadata(self.paths[shard]).to_dict())
         column = self.opened(shard).column(self._caption)
@@ -175,6 +179,7 @@ class ArrowSource(FileSource[pa.Table], Source):
         return data
 
     def prepare(self, shard: int) -> Path:
+        """The file to map: of Parquet its unpacked copy in the cache."""
         path = self.paths[shard]
         if not self._is_parquet[shard]:
             return path
@@ -195,6 +200,7 @@ class ArrowSource(FileSource[pa.Table], Source):
                     writer.write_batch(batch.select(names))
 
     def load(self, shard: int, file: Path) -> pa.Table:
+        """Maps a file and checks the offsets of its columns."""
         with reading(self.paths[shard]):
             table = _map(file)
             if self._columns:
@@ -211,6 +217,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
+    """The schema and the number of rows of a Parquet or Arrow file."""
     with reading(path):
         if is_parquet(path):
             metadata = parquet.read_metadata(path)

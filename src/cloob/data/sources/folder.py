@@ -62,6 +62,9 @@ class FolderSource(Source):
         self.shard_sizes = (len(rows),)
 
     def fingerprint(self) -> Fingerprint:
+        """What tells another folder from this one: names, and captions and sizes of a
+        sample.
+        """
         captions, sizes = [], []
         for path, caption in map(self._files, spread(len(self))):
             with contextlib.suppress(BadSample):
@@ -76,6 +79,7 @@ class FolderSource(Source):
         }
 
     def read(self, index: int) -> RawSample:
+        """The pair of a row: a picture, and the text next to it or its own name."""
         path, file = self._files(index)
         key = as_utf8(path.relative_to(self._folder).as_posix())
         if _is_caption(path.name):

@@ -131,6 +131,7 @@ class TableSource(Source):
 
 
 def _as_bytes(path: Path, table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column of text as bytes; refuses other columns."""
     column = table.column(name)
     if column.type in (pa.binary(), pa.large_binary()):
         return column

@@ -124,6 +124,7 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def _draw(plot: Any, line: Line) -> None:
+    """Draws a line with its band and its marked point."""
     colour = _COLOUR.format(line.colour % N_COLOURS)
     style = "-" if line.colour < N_COLOURS else "--"
     marker = "o" if len(line.x) < 20 else None
@@ -205,6 +206,7 @@ def checkpoint_charts(runs: Records, colours: Mapping[str, int]) -> list[Chart]:
 def _counts(
     runs: Records, colours: Mapping[str, int], unit: str, key: str
 ) -> list[Line]:
+    """A line a run: how a count changes over its checkpoints."""
     lines = []
     for model, points in runs.items():
         measured = sorted((each[unit], each[key]) for each in points if key in each)
@@ -238,6 +240,7 @@ def spectrum_charts(
 
 
 def _spectrum(model: str, colour: int, numbers: Mapping[str, Any], side: str) -> Line:
+    """A model's line of eigenvalues of a side, as shares of their sum."""
     spectrum = np.array(numbers[f"spectrum_{side}"])
     shares = spectrum / spectrum.sum()
     shares = shares[shares > _ROUNDING]

@@ -125,6 +125,7 @@ def _unreadable(rows: Sequence[Row]) -> list[Problem]:
 def _unreadable_text(
     numbers: Mapping[str, Any], samples: str, totals: Sequence[str], fate: str
 ) -> str:
+    """How many samples could not be read, why, and what became of them."""
     reasons = numbers["unreadable"]
     lost = count(sum(reasons.values()))
     if totals:
@@ -190,6 +191,7 @@ def result_tables(
 
 
 def _table(section: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
+    """The table of a section, with the columns that some line has a value for."""
     lines = _lines(section, rows)
     columns = [_Column(*words) for words in _TABLES[section]["columns"]]
     columns = [column for column in columns if _is_used(column, lines)]
@@ -204,6 +206,7 @@ def _table(section: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Tab
 
 
 def _lines(section: str, rows: Sequence[Row]) -> list[_Line]:
+    """The lines of a section's table, grouped by set."""
     lines = []
     for name in set_names(rows, section):
         for row in rows:

@@ -150,6 +150,7 @@ def find_verdict(results: Mapping[str, Any], headline: Headline | None) -> Verdi
 def _detail(
     headline: Headline, order: Sequence[str], lead: Estimate, level: float
 ) -> str:
+    """The figures below the title: both means, their difference and its interval."""
     means = [f"{percent(headline.mean(model))}\u00a0%" for model in order[:2]]
     text = (
         f"{' against '.join(means)} {headline.words} {headline.where}:"
@@ -166,6 +167,7 @@ def _detail(
 def _title(
     headline: Headline, order: Sequence[str], overall: Mapping[str, Estimate]
 ) -> str:
+    """One sentence on who leads: the best model, those level with it, those behind."""
     best, second = order[:2]
     if headline.is_guess(best):
         return "No clear difference from guessing"

@@ -120,6 +120,9 @@ _Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
 def _open_shards(
     folder: Path, part: Path, classnames: tuple[str, ...] | None
 ) -> _Opened:
+    """The class names, labels and reader of a test set in tar shards, each sample with
+    a ``.cls``.
+    """
     if classnames is None:
         raise InputError(
             f"{folder} has no classnames.txt (one class name a line, line number ="
@@ -179,6 +182,7 @@ def _read_member(
 def _open_folders(
     folder: Path, root: Path, classnames: tuple[str, ...] | None
 ) -> _Opened:
+    """The class names, labels and reader of a test set with a folder a class."""
     names = [path.name for path in subfolders(root)]
     if set(names) <= _SPLITS:
         holds = "has no sub-folder"
@@ -343,6 +347,9 @@ def _digest(source: Source, row: int) -> object:
 def _read_captioned(
     source: Source, rows_of_pictures: Sequence[Sequence[int]], by_line: bool, index: int
 ) -> CaptionedSample:
+    """A picture with all of its captions; it is read from the first row whose caption
+    is usable.
+    """
     rows = rows_of_pictures[index]
     captions = [_usable_caption(source, row) for row in rows]
     usable = [row for row, caption in zip(rows, captions, strict=True) if caption]

@@ -123,6 +123,7 @@ def _class_folders(folder: Path, classes: int) -> list[tuple[Path, int]]:
 
 
 def _torchvision(kind: str, root: Path, split: str) -> list[tuple[Path, int]]:
+    """The pictures and labels of a data set as torchvision's reader lists them."""
     datasets = require("torchvision.datasets", "train")
     reader: Any = getattr(datasets, kind)
     if kind != "Flowers102":
@@ -139,6 +140,7 @@ def _torchvision(kind: str, root: Path, split: str) -> list[tuple[Path, int]]:
 def _birdsnap(
     folder: Path, split: str, label_of: dict[str, int]
 ) -> list[tuple[Path, int]]:
+    """The pictures and labels of a split of Birdsnap."""
     label_of_species = {
         row["id"]: label_of[_letters(row["dir"])]
         for row in _tab_rows(folder / "species.txt")
@@ -160,6 +162,7 @@ def _tab_rows(path: Path) -> list[dict[str, str]]:
 def _ucf101(
     folder: Path, split: str, label_of: dict[str, int]
 ) -> list[tuple[Path, int]]:
+    """The frames and labels of a split of UCF101's videos, one frame each."""
     listed = folder / "ucfTrainTestlist" / f"{split}list01.txt"
     pictures = []
     for line in listed.read_text(encoding="utf-8").splitlines():

@@ -109,6 +109,9 @@ class _Logits:
             yield rows, strip
 
     def _strip(self, rows: slice) -> Tensor:
+        """The scores of some anchors with all candidates; −inf where the pair is a
+        positive or has the same id.
+        """
         if self.low_x.dtype == self.x.dtype:
             strip = torch.addmm(self.of_y, self.low_x[rows], self.low_y.T)
         else:
@@ -258,6 +261,9 @@ def _both(
     matmul: torch.dtype | None = None,
     stack_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
+    """The sum of both directions of a contrast, in tiles, after its arguments are
+    checked.
+    """
     x, y = as_rows(x=x, y=y)
     n, m = check_contrast(x, y, positive_offset)
     inv_tau = scalar("inv_tau", inv_tau, x)

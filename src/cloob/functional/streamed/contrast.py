@@ -218,6 +218,9 @@ def _direction(
     exclude_above: float | None = None,
     matmul: torch.dtype | None = None,
 ) -> Tensor:
+    """The loss of anchors against candidates, in tiles, after its arguments are
+    checked; ``leave_out``: without the positive in the denominator.
+    """
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
     inv_tau = scalar("inv_tau", inv_tau, anchors)

@@ -187,6 +187,9 @@ def load_aligned(
     objective: dict[str, Any],
     load_model: LoadModel,
 ) -> AlignedEncoder:
+    """Opens frozen encoders and their trained heads; refuses encoders that give other
+    features than in training.
+    """
     file = folder / ALIGNED_FILE
     names = {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
@@ -297,6 +300,7 @@ class VectorEncoder(AlignedEncoder):
 
     @torch.no_grad()
     def _encode(self, rows: np.ndarray | Tensor, side: int, batch_size: int) -> Tensor:
+        """(n, embed_dim) unit rows of a side's head, for features in blocks."""
         from cloob.data.vectors import as_numbers
 
         head = self.heads[side]

@@ -38,6 +38,9 @@ _STORAGES = {
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The weights in a folder, in one file or in shards with an index, and the file
+    that was read.
+    """
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name, trained_file(folder / name)[0]

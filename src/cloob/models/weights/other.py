@@ -249,6 +249,7 @@ def load_crowsonkb(
 
 
 def _haiku_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a Haiku checkpoint, by module and name."""
     image, text = read_arrays(path)["params"]
     tensors = {}
     for module, parts in (image | text).items():

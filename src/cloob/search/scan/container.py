@@ -162,6 +162,9 @@ class Containers(Collection):
                 yield from self._scan_file(file)
 
     def _scan_file(self, file: str) -> Iterator[FoundPicture]:
+        """The pictures of one tar or Arrow file; what cannot be read is counted as left
+        out.
+        """
         try:
             container = open_container(file, self._image)
             time = os.stat(file).st_mtime_ns  # noqa: PTH116

@@ -40,6 +40,7 @@ class Folder(Collection):
         self._table = table
 
     def scan(self) -> Iterator[FoundPicture]:
+        """The pictures in the folder and below it, or the source's only one."""
         if os.path.isfile(self.name):  # noqa: PTH113
             folder, name = os.path.split(self.name)
             found = self._found(folder, name, captions_by_stem(os.listdir(folder)))  # noqa: PTH208
@@ -75,6 +76,9 @@ class Folder(Collection):
             self.left_out.add("folder with an index of its own", folder)
 
     def _is_followed(self, folder: str, name: str) -> bool:
+        """Whether pictures of a sub-folder belong to the source; counts those that do
+        not.
+        """
         path = os.path.join(folder, name)  # noqa: PTH118
         if name in _NEVER:
             return False
@@ -113,6 +117,7 @@ class Folder(Collection):
                 )
 
     def describe(self, found: FoundPicture) -> Description:
+        """The caption and columns of a picture: of its text file, else of the table."""
         described = Description(None, {})
         if self._table:
             described = self._table.describe_rows(self._rows_of(found))
