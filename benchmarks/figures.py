@@ -32,7 +32,15 @@ PAGES = (
     "benchmarks/README.md",
     *(
         f"docs/{page}.md"
-        for page in ("study", "choose", "vectors", "data", "speed", "own-loop")
+        for page in (
+            "study",
+            "choose",
+            "auto",
+            "vectors",
+            "wrong-pairs",
+            "data",
+            "speed",
+        )
     ),
 )
 Record = dict[str, Any]
@@ -341,8 +349,7 @@ def figures() -> dict[str, Callable[[], str]]:
         mark = name.replace("_", "-")
         found[mark] = functools.partial(make_table, results(name)["rows"])
         found[f"machine-{mark}"] = functools.partial(machine, name)
-    for method in ("cloob", "infoloob"):
-        found[f"molecules-{method}"] = functools.partial(molecules, method)
+    found["molecules-cloob"] = functools.partial(molecules, "cloob")
     for arm in ("all", "cleaned", "right"):
         found[f"clean-{arm}"] = functools.partial(cleaned, arm)
     for pictures in ("web", "camera"):

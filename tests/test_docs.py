@@ -504,9 +504,11 @@ def test_python_of_weights_runs(tmp_path, monkeypatch, capsys):
 def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
-    blocks_of_page = blocks(DOCS / "vectors.md", "python")
-    digits, suspected, used, fitted, own = blocks_of_page
-    exec(digits + suspected, {})
+    digits, used = blocks(DOCS / "vectors.md", "python")
+    (suspected,) = blocks(DOCS / "wrong-pairs.md", "python")
+    fitted, own = blocks(DOCS / "scikit-learn.md", "python")
+    exec(digits, {})
+    exec(suspected, {})
     assert {0, 2} < set(json.loads(capsys.readouterr().out))
     top, bottom = (np.load(f"{name}.npy")[:40] for name in ("top", "bottom"))
     names = {

@@ -495,16 +495,12 @@ def figures() -> dict[str, Callable[[], str]]:
         "goal-right": lambda: goal(Row(TWO_AND_CCA, 0.0), (0.24, 0.425)),
         "goal-cleaned": lambda: goal(Row(TWO_AND_CCA, clean=True), (0.21, 0.32)),
         "wide": lambda: both(Row(("infoloob-wide",))),
-        "joined-clip-right": lambda: both(Row(CLIP, 0.0)),
-        "joined-clip-wrong": lambda: both(Row(CLIP)),
-        "joined-right": lambda: both(Row(TWO_AND_CCA, 0.0)),
-        "joined-cleaned": lambda: both(Row(TWO_AND_CCA, clean=True)),
         "joined-two-right": lambda: both(Row(MIXED, 0.0)),
         "joined-two-cleaned": lambda: both(Row(MIXED, clean=True)),
         "mixed-cca": lambda: claimed(CCA, 0.4),
+        "right-infoloob": lambda: claimed(("infoloob",), 0.0),
         "few-cca-0": lambda: few_lead(CCA, 0.0),
         "few-cca-40": lambda: few_lead(CCA, 0.4),
-        "few-cloob-0": lambda: few_lead(("cloob",), 0.0),
         "recall-clip": lambda: wrong_recall("clip"),
         "recall-cloob": lambda: wrong_recall("cloob"),
         "names": lambda: zeroshot_lead(
@@ -515,8 +511,6 @@ def figures() -> dict[str, Callable[[], str]]:
         found[f"hours-{study}"] = functools.partial(hours, folder)
     for method in COMPARED:
         members = (method,)
-        found[f"right-{method}"] = functools.partial(claimed, members, 0.0)
-        found[f"mixed-{method}"] = functools.partial(claimed, members, 0.4)
         found[f"wrong-{method}"] = functools.partial(wrong_lead, method)
         found[f"few-cca-{method}"] = functools.partial(few_lead, CCA, 0.4, members)
     for method in ("clip", "infoloob", "cloob", "cca"):

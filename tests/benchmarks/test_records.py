@@ -69,7 +69,7 @@ def test_a_number_that_differs_is_reported_with_its_page_and_written_anew(
     from benchmarks import figures as module
 
     choose = (ROOT / "docs" / "choose.md").read_text(encoding="utf-8")
-    right = re.search(r"CLIP <!-- figure .*", choose)[0]
+    right = re.search(r"zero-shot \| <!-- figure .*", choose)[0]
     page = tmp_path / "page.md"
     page.write_text(re.sub(r"\d", "7", right, count=1), encoding="utf-8")
     monkeypatch.setattr(module, "PAGES", (str(page),))
