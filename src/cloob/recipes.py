@@ -22,7 +22,7 @@ RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_suffix(".toml").read_text("utf-8")
 )
 """Every recipe by its name, as a table of settings."""
-HEADS = tuple(name for name, leaves in RECIPES.items() if leaves.get("heads"))
+HEADS = tuple(name for name, settings in RECIPES.items() if settings.get("heads"))
 """Those of heads, whose configuration is a ``HeadsConfig``."""
 _CHOOSING = ("align", "vectors")
 _SCALES = {"published": {name: member.starts for name, member in FAMILY.items()}}
@@ -72,46 +72,52 @@ def get_recipe(
                 f"model is {model!r}, but {name} trains heads; leave it out"
             )
         usual = "auto" if key in _CHOOSING else "cloob"
-        return _heads(key, ALIASES.get(objective, objective or usual))
-    return _built(key, ALIASES.get(objective, objective or "cloob"), model)
+        return _heads_config(key, ALIASES.get(objective, objective or usual))
+    return _towers_config(key, ALIASES.get(objective, objective or "cloob"), model)
 
 
-def _heads(name: str, objective: str) -> HeadsConfig:
-    leaves = dict(RECIPES[name])
-    of_objective = leaves.pop("objectives", {}).get(objective, {})
-    del leaves["about"], leaves["heads"]
-    leaves["out"] = leaves["out"].format(objective=objective)
-    start = HeadsConfig(**leaves).override(objective=objective)
-    return start.override(**of_objective)
+def _heads_config(name: str, objective: str) -> HeadsConfig:
+    """The configuration of a recipe of heads: its settings, and the objective's."""
+    settings = dict(RECIPES[name])
+    objective_settings = settings.pop("objectives", {}).get(objective, {})
+    del settings["about"], settings["heads"]
+    settings["out"] = settings["out"].format(objective=objective)
+    start = HeadsConfig(**settings).override(objective=objective)
+    return start.override(**objective_settings)
 
 
-def _built(name: str, objective: ObjectiveName, model: str | None) -> TrainConfig:
+def _towers_config(
+    name: str, objective: ObjectiveName, model: str | None
+) -> TrainConfig:
     """The configuration of a recipe of towers: its base, its settings, and those of the
     objective and the model.
     """
-    leaves = dict(RECIPES[name])
-    leaves.pop("about")
-    base, scales = leaves.pop("base", None), leaves.pop("scales", None)
-    of_objective, of_models = (leaves.pop(key, {}) for key in ("objectives", "models"))
-    config = TrainConfig() if base is None else _built(base, objective, None)
-    default = leaves.pop("model", config.model)
-    leaves["out"] = leaves["out"].format(
+    settings = dict(RECIPES[name])
+    settings.pop("about")
+    base = settings.pop("base", None)
+    scales = settings.pop("scales", None)
+    objective_settings = settings.pop("objectives", {})
+    model_settings = settings.pop("models", {})
+    config = TrainConfig() if base is None else _towers_config(base, objective, None)
+    default = settings.pop("model", config.model)
+    settings["out"] = settings["out"].format(
         objective=objective, model=str(model or default).lower()
     )
-    config = config.override(objective=objective, model=default).override(**leaves)
-    config = config.override(**_SCALES.get(scales, {}).get(objective, {})).override(
-        **of_objective.get(objective, {})
-    )
+    config = config.override(objective=objective, model=default).override(**settings)
+    config = config.override(**_SCALES.get(scales, {}).get(objective, {}))
+    config = config.override(**objective_settings.get(objective, {}))
     if model is None:
         return config
-    kind = next((kind for kind in of_models if model.startswith(kind)), None)
-    return config.override(model=model, **of_models.get(kind, {}))
+    kind = next((kind for kind in model_settings if model.startswith(kind)), None)
+    return config.override(model=model, **model_settings.get(kind, {}))
 
 
 def starts_of(name: str) -> dict[str, Any]:
     """The settings that a recipe gives, as the file has them."""
-    leaves = RECIPES[_recipe_name(name)]
-    return {**starts_of(leaves["base"]), **leaves} if "base" in leaves else leaves
+    settings = RECIPES[_recipe_name(name)]
+    return (
+        {**starts_of(settings["base"]), **settings} if "base" in settings else settings
+    )
 
 
 def _recipe_name(name: str) -> str:

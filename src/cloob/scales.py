@@ -54,6 +54,9 @@ class ScaledModule(nn.Module):
         return logarithm.exp()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the module; learned scalars stay float32 when the rest goes to half
+        precision.
+        """
         scalars = [p for p in self.parameters(recurse=False) if p.ndim == 0]
         learned = [*scalars, *(p.grad for p in scalars)]
 

@@ -103,8 +103,8 @@ class MixedSource(Source):
         return self.parts[part], index - self._starts[part]
 
     def pictures(self) -> np.ndarray | None:
-        """The picture of every row, numbered over all parts; None where each has its
-        own.
+        """As of every part, in rows of all parts together; None where no picture
+        repeats.
         """
         pictures = [part.pictures() for part in self.parts]
         if all(same is None for same in pictures):

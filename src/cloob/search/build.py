@@ -97,6 +97,7 @@ class Builder:
         return Prepared(task, item, pixels)
 
     def _describe(self, task: Task, data: bytes, encoded: Encoded) -> Item:
+        """The item of a picture: its digest, size, date, caption and columns."""
         found = task.found
         caption, columns = task.collection.describe(found)
         stated = columns.get("date")
@@ -157,6 +158,7 @@ class Builder:
         return vectors
 
     def _embed(self, pixels: Tensor) -> Vectors:
+        """(n, D) rows of pixels; on the CPU one batch at a time."""
         encoder = self.encoder()
         device = torch.device(getattr(encoder, "device", "cpu"))
         alone = self._running if device.type == "cpu" else contextlib.nullcontext()

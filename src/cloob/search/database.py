@@ -142,6 +142,7 @@ class Database:
             self._connection.execute("PRAGMA synchronous = NORMAL")
 
     def _connect(self, mode: str) -> sqlite3.Connection:
+        """A connection to the file that is known to be a database."""
         connection = sqlite3.connect(
             f"file:{quote(str(self.path.absolute()))}?mode={mode}",
             uri=True,
@@ -319,6 +320,7 @@ def _one_line(path: Path) -> Iterator[None]:
 
 
 def _why(error: Exception, path: Path) -> str:
+    """What an error of SQLite means, in a sentence."""
     code = getattr(error, "sqlite_errorname", "")
     if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return f"is damaged; {mend(path.parent)}"

@@ -39,6 +39,9 @@ def is_date(stated: Value) -> bool:
 
 
 def _exif_date(exif: Exif | None) -> str | None:
+    """When a picture was taken as EXIF has it; None of what is damaged or in the
+    future.
+    """
     if exif is None:
         return None
     with contextlib.suppress(Exception):  # Pillow raises nearly anything on damage

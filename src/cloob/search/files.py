@@ -45,6 +45,7 @@ def kept_thumbnail(item: Item, size: int) -> bytes:
 
 
 def _read(item: Item) -> bytes:
+    """The bytes of an item; refused if they have changed since they were indexed."""
     if SEPARATOR in item.path and not os.path.isfile(item.path):  # noqa: PTH113
         data = read_inside(item.path)
     else:

@@ -107,6 +107,9 @@ class Models:
     def _without_torch(
         self, model: IndexedModel, device: str
     ) -> PlainEncoder | TextGraph | None:
+        """What embeds queries of a model without torch: its graphs, or the text graph
+        that was written; None where neither is there.
+        """
         from cloob.models.onnx import PlainEncoder  # where something is embedded
         from cloob.models.text_graph import open_text_graph
 

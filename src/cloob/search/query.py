@@ -132,6 +132,7 @@ class TorchEmbedder:
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
+    """(D,) float32 unit row: the weighted sum of a query's terms."""
     most = max(map(abs, weights), default=0) or 1.0
     total = np.sum(
         [

@@ -94,6 +94,9 @@ def make_plans(
     done: Summary,
     options: UpdateOptions,
 ) -> list[Plan]:
+    """What is to be done for every source; a model that replaces another needs them
+    all.
+    """
     plans = [
         make_plan(store, item, model.number, done, remove_all=options.remove_all)
         for item in collections

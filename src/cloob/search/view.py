@@ -26,6 +26,7 @@ class Memo(dict[Hashable, Any]):
     """A small cache; two threads may compute the same value at once."""
 
     def of(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The value under a key, computed if it is not remembered."""
         value: T | None = self.get(key)
         if value is None:
             value = compute()
@@ -61,6 +62,7 @@ class View:
                 yield [items[i] for i in np.flatnonzero(has_row)], rows[has_row]
 
     def why_none(self) -> str:
+        """Why no picture has a row here, in a sentence."""
         if not self.store.count():
             return "the index is empty"
         if not self.store.count(self.where):
@@ -102,6 +104,7 @@ class View:
         return self.models.row(self.model, term)
 
     def _item_row(self, id_: int) -> Vector:
+        """The vector of a picture; refused if it has none."""
         row: Vector = self.vectors([id_])[0]
         if np.isfinite(row).all():
             return row

@@ -162,6 +162,9 @@ def _make_view(
     shown: Sequence[str],
     around: str,
 ) -> None:
+    """Makes the view that a filter reads, of the columns that it may see, and ends
+    writing.
+    """
     names = ", ".join(f"{_sql_of(name)} AS {_quoted(name)}" for name in shown)
     # the authoriser hears of a table that is read by its column, so one is read always
     statement = f'CREATE TEMP VIEW "{view}" AS SELECT {names} FROM main.cloob_items i'
@@ -200,6 +203,9 @@ def _authoriser(view: str) -> Callable[..., int]:
         _database: str | None,
         inside: str | None,
     ) -> int:
+        """Allows a filter to read its view and call harmless functions, and nothing
+        else.
+        """
         allowed = action == sqlite3.SQLITE_SELECT
         if action == sqlite3.SQLITE_READ:
             allowed = view in (first, inside)

@@ -149,6 +149,9 @@ class ServedIndex:
         return query, await self.run(lambda: view.row(query), kind)
 
     async def _term(self, part: Part) -> Term:
+        """A part of a query of the HTTP interface as a term: words, a picture of the
+        index, or an upload.
+        """
         if part.words is not None:
             (words,) = Query.of(part.words).terms  # refuses an empty one
             return replace(words, weight=part.weight)

@@ -62,6 +62,7 @@ class Guard:
         caching = "no-cache" if is_page else "no-store"
 
         async def send_carefully(message: Message) -> None:
+            """Sends a message, the headers of security added to the first one."""
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("cache-control", caching)

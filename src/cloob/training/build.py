@@ -144,6 +144,9 @@ def prepare_towers(
 
 
 def _recompute_blocks(encoder: DualEncoder) -> None:
+    """Has both towers compute their blocks again in the backward pass; refuses towers
+    that cannot.
+    """
     visual = encoder.model.visual
     resnet = import_open_clip(".modified_resnet").ModifiedResNet
     try:

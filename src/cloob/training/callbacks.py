@@ -217,6 +217,7 @@ class Tracker(Callback):
         self._call(self.log, numbers, metrics["step"])
 
     def _call(self, action: Callable[..., None], *arguments: object) -> None:
+        """Calls a tracking client, which is left out from its first failure on."""
         if self.client is None:
             return
         try:
@@ -265,6 +266,9 @@ class WandB(Tracker):
         on_rank_zero(lambda: self._begin(info))
 
     def _begin(self, info: RunInfo) -> None:
+        """Begins a run of Weights & Biases, or goes on with the one that the folder
+        names.
+        """
         file = info.run / WANDB_FILE
         if info.start_step == 0 or not file.is_file():
             write_whole(file, json.dumps({"id": secrets.token_hex(4)}) + "\n")

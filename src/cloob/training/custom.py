@@ -76,12 +76,13 @@ class GivenTowers(DualEncoder):
         return a, b
 
     def _checked(self, rows: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors by name; refused unless the first two are (n, D), and all have n
+        rows.
+        """
         shapes = {name: _shape(side) for name, side in rows.items()}
-        first, second, *further_shapes = [*shapes.values(), (), ()]
-        sides_fit = len(first) == 2 and first == second
-        if not sides_fit or any(
-            shape[:1] != first[:1] for shape in further_shapes[:-2]
-        ):
+        sizes = list(shapes.values())
+        sides_fit = len(sizes) >= 2 and len(sizes[0]) == 2 and sizes[0] == sizes[1]
+        if not sides_fit or any(size[:1] != sizes[0][:1] for size in sizes):
             raise InputError(
                 f"{self.name}: returned {shapes}; tensors of n rows are expected, the"
                 " first two (n, D) of the same D"

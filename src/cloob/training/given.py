@@ -116,6 +116,7 @@ class CustomParts:
             self._check_settings_of_pairs(config)
 
     def _check_settings_of_pairs(self, config: TrainConfig) -> None:
+        """Refuses settings that the caller's pairs leave without effect."""
         reads_files = bool(config.val_data)
         if not reads_files:
             columns = ("image_column", "caption_column", "cache_dir", "cache_gb")
@@ -127,6 +128,7 @@ class CustomParts:
             config.refuse(["image_size"], "pairs= and towers=")
 
     def _check_samplers(self, config: TrainConfig) -> None:
+        """Refuses samplers that exclude each other, or have nothing to order."""
         if self.sampler is None and self.batch_sampler is None:
             return
         if self.sampler is not None and self.batch_sampler is not None:

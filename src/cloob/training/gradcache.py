@@ -248,6 +248,7 @@ class Buffers:
 
     @torch.no_grad()
     def restore(self) -> None:
+        """Gives the modules back the buffers they had, with their values."""
         for buffers, name, buffer in self._held:
             if buffers.get(name) is not buffer:
                 buffers[name] = buffer

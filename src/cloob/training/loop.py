@@ -362,6 +362,7 @@ class Loop:
         return metrics, lost, best
 
     def _save(self) -> None:
+        """Writes a checkpoint of the progress, and tells the callbacks."""
         run = self.run
         self.steps.flush()
         self.check_lock()

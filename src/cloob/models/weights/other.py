@@ -309,6 +309,7 @@ def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
 
 
 def _haiku_image(config: dict[str, Any], embed_dim: int, gelu: Gelu) -> ImageTower:
+    """The image tower of a Haiku checkpoint's configuration."""
     colours = config["normalize"]
     size = config["image_size"]
     pixels = preprocess(size, colours["mean"], colours["std"], "lanczos")
@@ -318,6 +319,7 @@ def _haiku_image(config: dict[str, Any], embed_dim: int, gelu: Gelu) -> ImageTow
 
 
 def _rinna_image(config: dict[str, Any], embed_dim: int) -> ImageTower:
+    """The image tower of a rinna configuration."""
     size = config.get("image_size", 224)
     pixels = preprocess(size, CLIP_MEAN, CLIP_STD, "bilinear")
     width = config.get("hidden_size", 768)

@@ -93,6 +93,7 @@ def _name_of_towers(path: Path) -> str:
 
 
 def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
+    """The encoder of a file of OpenAI's; its scale as trained, at most 100."""
     weights = {key: value for key, value in tensors.items() if key not in _SIZES}
     specials = ("<|startoftext|>", "<|endoftext|>")
     encoder = _encoder(path, _config(weights), specials, "kept")

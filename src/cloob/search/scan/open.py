@@ -59,6 +59,7 @@ def has_pictures(path: Path, options: ScanOptions | None = None) -> bool:
 
 
 def _open_folder(path: Path, options: ScanOptions) -> Folder:
+    """A folder of pictures, with the table of metadata if it has one."""
     metadata = metadata_of(path) if path.is_dir() else None
     _refuse_columns(str(path), options, has_captions=metadata is not None)
     table = None

@@ -76,6 +76,7 @@ class Table(Collection):
                 yield self._found(path, rows)
 
     def _note_left_out(self) -> None:
+        """Counts the rows and columns that are left out."""
         if self._n_hidden:
             self.left_out.add("row hidden by a stray quote", self.name, self._n_hidden)
         for column in {*TEXTS, *NUMBERS}.intersection(self._columns) - {"date"}:
