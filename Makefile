@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-others torch-alone floor nightly mutants lowest newest lint docs tutorials figures package extras install clean
+.PHONY: demo test test-others torch-alone floor nightly mutants lowest newest lint docs tutorials figures package release-check extras install clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -84,6 +84,10 @@ figures: $(VENV)/.dev
 WHOLE ?=
 package: $(VENV)/.dev
 	$(BIN)/python tests/package_check.py dist $(VENV)/package $(WHOLE)
+
+# All that a machine can check of a release, and what is left for a person.
+release-check: lint docs package
+	@$(BIN)/python tests/release_check.py
 
 # The wheel of `make package` with each extra alone, in environments of their own, on Python 3.11 to 3.13 as far as here.
 extras: $(VENV)/.dev

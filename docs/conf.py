@@ -6,6 +6,7 @@ compares what they print.
 """
 
 import ast
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,15 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = f"cloob {release}"
+_URLS = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+_URLS = _URLS["project"].get("urls", {})
+html_theme_options = {}
+if "Repository" in _URLS:
+    html_theme_options = {
+        "source_repository": _URLS["Repository"],
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }
 html_static_path = ["_static"]
 html_css_files = ["cloob.css"]
 html_js_files = ["versions.js"]
