@@ -182,7 +182,8 @@ def test_suspects_by_a_given_model(tmp_path, capsys, monkeypatch):
     rows = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
     same = VectorEncoder(*(Head(6, 6, "linear", 0.0, "none") for _ in "ab"))
     for head in same.heads:
-        next(head.parameters()).data.copy_(torch.eye(6))
+        torch.nn.init.eye_(head.matrix.weight)
+        torch.nn.init.zeros_(head.matrix.bias)
     save_model(tmp_path / "heads", same, {})
     np.save(tmp_path / "a.npy", rows)
     rows[[3, 4, 5]] = rows[[4, 5, 3]]

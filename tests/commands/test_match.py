@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 from pyarrow import parquet
+from scipy import sparse
 
 from cloob import ContrastiveHeads, cli, load_model
 from cloob.commands import match
@@ -65,6 +66,21 @@ def test_lines_on_stdout(here, capsys, monkeypatch, size):
         [float(line[3]) for line in lines[1:]], scores.ravel(), atol=2e-6
     )
     assert "7 rows of a, for each the nearest 5 of 40 rows of b" in err
+
+
+def test_sparse_rows_are_matched_and_embedded_as_others(here, capsys):
+    for name in "ab":
+        sparse.save_npz(f"{name}.npz", sparse.csr_array(np.load(f"{name}.npy")))
+    found = []
+    for ending in ("npy", "npz"):
+        words = [word.replace(".npy", f".{ending}") for word in WORDS]
+        assert cli.main(words) == 0
+        found.append(capsys.readouterr().out)
+        words = ["embed", "heads", "--b", f"b.{ending}", "--out", f"rows-{ending}.npy"]
+        assert cli.main([*words, "--device", "cpu"]) == 0
+        capsys.readouterr()
+    assert found[0] == found[1]
+    assert np.array_equal(np.load("rows-npy.npy"), np.load("rows-npz.npy"))
 
 
 def test_files_with_ids(here):

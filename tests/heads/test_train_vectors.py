@@ -16,6 +16,7 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.numpy import save_file
+from scipy import sparse
 from views import views
 
 import cloob
@@ -52,8 +53,13 @@ def files(tmp_path_factory):
     }
     parquet.write_table(pa.table(columns), folder / "ab.parquet")
     for name, side in (("a", a), ("b", b.astype(np.float32))):
+        sparse.save_npz(folder / f"{name}-sparse.npz", sparse.csc_array(side))
         table = pd.DataFrame(side)
         table.to_csv(folder / f"{name}.csv", index=False)
+        table.to_csv(folder / f"{name}-semicolons.csv", index=False, sep=";")
+        table.to_csv(folder / f"{name}-commas.csv", index=False, sep=";", decimal=",")
+        named = table.add_prefix("1,2;")
+        named.to_csv(folder / f"{name}-named.csv", index=False)
         table.to_csv(folder / f"index-{name}.csv")
         np.savetxt(folder / f"{name}-bare.csv", side, delimiter=",")
         table.rename(columns=str).to_parquet(folder / f"{name}.parquet", index=False)
@@ -326,6 +332,8 @@ def test_held_out_files_take_the_place_of_a_split(config, tmp_path, monkeypatch)
         own[f"{prefix}ids"] = f"{prefix}ids.txt"
         text = "".join(f"{label}\n" for label in ids.tolist())
         Path(own[f"{prefix}ids"]).write_text(text)
+    sparse.save_npz("val_b.npz", sparse.csr_array(np.load("val_b.npy")))
+    own["val_b"] = "val_b.npz"
     both = config.override(**own, out="own")
     assert both.held_out_share == 0 and both.holds_out
     run = cloob.train_heads(both).run
@@ -378,7 +386,8 @@ def test_groups_and_weights_come_from_files(config, tmp_path):
     "form",
     [
         *("ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "ab.h5:cells/{}"),
-        *("{}.csv", "{}-bare.csv", "{}.parquet"),
+        *("{}.csv", "{}-bare.csv", "{}.parquet", "{}-sparse.npz"),
+        *("{}-semicolons.csv", "{}-commas.csv", "{}-named.csv"),
     ],
 )
 def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
@@ -421,6 +430,8 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
     ("leaves", "error"),
     [
         ({"a": "ab.npz:c"}, "ab.npz: has no 'c'; it has a, b"),
+        ({"a": "ab.npz"}, "ab.npz: holds a, b: give one as ab.npz:NAME"),
+        ({"a": "beyond.npz"}, "beyond.npz cannot be read as npz: indices must be"),
         ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),
         ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
         ({"a": "ab.parquet"}, "ab.parquet: column 'a' holds list"),
@@ -461,6 +472,9 @@ def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatc
     np.save("large.npy", np.full((N, 20), 1e300))
     np.save("row.npy", np.zeros((1, 20)))
     np.save("turned.npy", np.zeros((10, N)))
+    beyond = sparse.csr_array(np.eye(N, 20))
+    beyond.indices[3] = 1 << 20  # scipy would write there
+    sparse.save_npz("beyond.npz", beyond)
     Path("cut.npy").write_bytes(Path("a.npy").read_bytes()[:1000])
     config = config.override(**leaves)
     raises(InputError, f"^{re.escape(error)}", cloob.train_heads, config)

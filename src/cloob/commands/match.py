@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from cloob.data.matrices import Matrix
     from cloob.heads.head import Side
 
 N_QUERIES = 2048  # rows of a that are ranked together
@@ -73,9 +74,9 @@ def run(options: Options) -> int:
     a, b = read_matrix(options.a), read_matrix(options.b)
     names_a = names_b = None
     if options.a_ids is not None:
-        names_a = read_ids_of(options.a_ids, len(a), options.a)
+        names_a = read_ids_of(options.a_ids, a.shape[0], options.a)
     if options.b_ids is not None:
-        names_b = read_ids_of(options.b_ids, len(b), options.b)
+        names_b = read_ids_of(options.b_ids, b.shape[0], options.b)
     encoder = load_model(options.model, options.machine.device)
     with progress() as update, open_writer(options.out) as write:
         for start, scores, rows in hits(encoder, options, a, b, update):
@@ -84,10 +85,9 @@ def run(options: Options) -> int:
                 [[name_of(names_b, row) for row in best] for best in rows.tolist()],
                 scores.tolist(),
             )
-    n_hits = min(options.top, len(b))
-    say(
-        f"{len(a):,} rows of a, for each the nearest {n_hits:,} of {len(b):,} rows of b"
-    )
+    n_a, n_b = a.shape[0], b.shape[0]
+    n_hits = min(options.top, n_b)
+    say(f"{n_a:,} rows of a, for each the nearest {n_hits:,} of {n_b:,} rows of b")
     return 0
 
 
@@ -111,8 +111,8 @@ def name_of(names: Sequence[str] | None, row: int) -> str | int:
 def hits(
     encoder: Any,
     options: Options,
-    a: np.ndarray,
-    b: np.ndarray,
+    a: Matrix,
+    b: Matrix,
     update: Callable[[str, int, int], None],
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """For some rows of a at a time: the number of the first, and the scores and row
@@ -120,12 +120,12 @@ def hits(
     """
     from cloob.evaluation.nearest import nearest
 
-    total = len(a) * len(b)
+    total = a.shape[0] * b.shape[0]
     for start, query in embedded(encoder, "a", options.a, a, N_QUERIES):
 
         def blocks(start: int = start, n: int = len(query)) -> Iterator[Tensor]:
             for first, block in embedded(encoder, "b", options.b, b, N_BLOCK):
-                update("rows compared", start * len(b) + n * first, total)
+                update("rows compared", start * b.shape[0] + n * first, total)
                 yield block
 
         scores, rows = nearest(query, blocks(), options.top)
@@ -134,14 +134,14 @@ def hits(
 
 
 def embedded(
-    encoder: Any, side: Side, spec: str, rows: np.ndarray, size: int
+    encoder: Any, side: Side, spec: str, rows: Matrix, size: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Unit rows of one side, ``size`` at a time, with the number of the first."""
     import torch
 
     from cloob.models.aligned.model import embed_rows
 
-    for start in range(0, len(rows), size):
+    for start in range(0, rows.shape[0], size):
         block = embed_rows(encoder, side, rows[start : start + size])
         release(rows)
         finite = torch.isfinite(block).all(dim=1)
@@ -151,7 +151,7 @@ def embedded(
         yield start, block
 
 
-def release(rows: np.ndarray) -> None:
+def release(rows: Matrix) -> None:
     """Gives back the memory of the pages of a mapped file that were read."""
     base: Any = rows
     while hasattr(base, "base"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,24 +17,43 @@ from cloob.data.sources.files import reading
 from cloob.errors import InputError, first_of, require
 
 FORMS = (
-    "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz:NAME, FILE.safetensors:NAME"
+    "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz[:NAME], FILE.safetensors:NAME"
     " or FILE.h5:NAME"
 )
 _HDF5 = (".h5", ".hdf5", ".h5ad")
 _TABLES = (".csv", ".parquet")
 _NAMED = (".npz", ".safetensors", *_HDF5)  # files of several arrays
 _FAULTS = (ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError)
+_ROWS = "a row of numbers for every item is expected, as float32 (1000, 384)"
+_BEGINNING = 65_536  # characters of a CSV that tell how its numbers are written
+
+
+class SparseRows(Protocol):
+    """A sparse matrix of scipy, by rows."""
+
+    ndim: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> SparseRows: ...
+
+    def toarray(self) -> np.ndarray: ...
+
+
+Matrix = np.ndarray | SparseRows
 
 
 class Side(NamedTuple):
-    """A matrix, and the names of its columns where it is a table."""
+    """A matrix, and the names of its columns where it is a table, an array then."""
 
-    matrix: np.ndarray
+    matrix: Matrix
     names: tuple[str, ...] = ()
 
 
-def read_matrix(spec: str) -> np.ndarray:
-    """The (n, F) numbers of a file, given as one of ``FORMS``. Nothing is unpickled."""
+def read_matrix(spec: str) -> Matrix:
+    """The (n, F) numbers of a file, given as one of ``FORMS``; sparse where scipy wrote
+    them so. Nothing is unpickled.
+    """
     return read_side(spec).matrix
 
 
@@ -45,8 +64,9 @@ def read_side(spec: str, drop: Sequence[str] = ()) -> Side:
     path, name = split_spec(spec)
     if path.suffix in _TABLES and not name:
         return _read_table(path, drop)
-    expected = "a row of numbers for every item is expected, as float32 (1000, 384)"
-    return Side(_read(spec, 2, "biuf", expected))
+    if path.suffix == ".npz" and not name:
+        return Side(_read_sparse(path))
+    return Side(_read(spec, 2, "biuf", _ROWS))
 
 
 def read_ids(spec: str) -> list[str]:
@@ -112,8 +132,9 @@ def refuse_shared(a: Side, b: Side, names: tuple[str, str]) -> None:
     """Refuses a column of numbers that are nearly all different and the same in both
     tables: an id or a row number gives the pairs away.
     """
-    if not (a.names and b.names) or len(a.matrix) != len(b.matrix):
+    if not (a.names and b.names) or a.matrix.shape[0] != b.matrix.shape[0]:
         return
+    assert isinstance(a.matrix, np.ndarray) and isinstance(b.matrix, np.ndarray)
     columns_of_b: dict[bytes, str] = {}
     for name, column in zip(b.names, b.matrix.T, strict=True):
         columns_of_b[column.astype(np.float64).tobytes()] = name
@@ -169,6 +190,25 @@ def _read_npy(path: Path, _: str) -> np.ndarray:
 def _read_npz(path: Path, name: str) -> np.ndarray:
     with np.load(path, allow_pickle=False) as archive:
         return np.asarray(archive[_checked(name, archive.files, path)])
+
+
+def _read_sparse(path: Path) -> SparseRows:
+    """The matrix that scipy's ``save_npz`` wrote."""
+    sparse = require("scipy.sparse", "train")
+    with reading(path, *_FAULTS, KeyError):
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+        if "format" not in names:
+            raise InputError(
+                f"{path}: holds {first_of(names)}: give one as {path}:NAME"
+            )
+        matrix = sparse.load_npz(path)
+        if hasattr(matrix, "check_format"):
+            matrix.check_format()  # scipy would write wherever the file says
+        rows: SparseRows = matrix.tocsr()
+    if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "biuf":
+        raise InputError(f"{path}: holds {rows.dtype} {rows.shape}; {_ROWS}")
+    return rows
 
 
 def _read_safetensors(path: Path, name: str) -> np.ndarray:
@@ -238,9 +278,7 @@ def _read_table(path: Path, drop: Sequence[str]) -> Side:
 def _table(path: Path, name: str = "") -> pa.Table:
     """A table with the column of a name, or one of features."""
     if path.suffix == ".csv":
-        has_header = _has_header(path)
-        options = csv.ReadOptions(autogenerate_column_names=not has_header)
-        table = csv.read_csv(path, options)
+        table = _read_csv(path)
     else:
         names = parquet.read_schema(path).names
         columns = [_checked(name, names, path)] if name else None
@@ -258,12 +296,29 @@ def _table(path: Path, name: str = "") -> pa.Table:
     return table
 
 
-def _has_header(path: Path) -> bool:
-    """Whether the first line names the columns: it is no row of numbers, or the numbers
-    0, 1, 2 …, as pandas calls columns.
-    """
+def _read_csv(path: Path) -> pa.Table:
+    """A table of commas, or of semicolons and perhaps decimal commas."""
     with path.open(encoding="utf-8-sig") as file:
-        cells = file.readline().strip().split(",")
+        lines = [line.strip() for line in file.readlines(_BEGINNING) if line.strip()]
+    if not lines:
+        raise InputError(f"{path}: has no rows of numbers")
+    # a comma between columns leaves most lines without a semicolon
+    delimiter = ";" if all(";" in line for line in lines) else ","
+    has_commas = delimiter == ";" and any("," in line for line in lines[1:])
+    decimal_point = "," if has_commas else "."
+    cells = lines[0].replace(decimal_point, ".").split(delimiter)
+    return csv.read_csv(
+        path,
+        csv.ReadOptions(autogenerate_column_names=not _are_names(cells)),
+        csv.ParseOptions(delimiter=delimiter),
+        csv.ConvertOptions(decimal_point=decimal_point),
+    )
+
+
+def _are_names(cells: Sequence[str]) -> bool:
+    """Whether the cells of a first line name the columns: they are no numbers, or the
+    numbers 0, 1, 2 …, as pandas calls columns.
+    """
     try:
         numbers = list(map(float, cells))
     except ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cloob.data.batch import Skip
 from cloob.data.matrices import (
+    Matrix,
     check_dropped,
     read_ids_of,
     read_side,
@@ -28,20 +28,6 @@ _IN_CACHE = 256  # rows that are looked at together
 _FEW_IDS = 20  # fewer would be labels, not ids
 _FEW_ROWS = 20  # of one id, in however few pairs
 logger = logging.getLogger(__name__)
-
-
-class SparseRows(Protocol):
-    """A sparse matrix of scipy, by rows."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-    def __getitem__(self, rows: slice | np.ndarray, /) -> SparseRows: ...
-
-    def toarray(self) -> np.ndarray: ...
-
-
-Matrix = np.ndarray | SparseRows
 
 
 @dataclass(frozen=True)
@@ -225,7 +211,7 @@ def _without_partner(
     return [Skip(label, "no partner", detail) for label in missing]
 
 
-def _check_lengths(left: np.ndarray, right: np.ndarray, a: str, b: str) -> None:
+def _check_lengths(left: Matrix, right: Matrix, a: str, b: str) -> None:
     """Refuses two matrices of other lengths."""
     if left.shape[0] == right.shape[0]:
         return
@@ -294,7 +280,8 @@ def _not_finite(side: Matrix) -> np.ndarray:
         return np.zeros(side.shape[0], bool)
     with np.errstate(over="ignore"):
         finite = [
-            np.isfinite(block.astype(np.float32)).all(1) for block in _blocks(side)
+            np.isfinite(block.astype(np.float32, copy=False)).all(1)
+            for block in _blocks(side)
         ]
     return ~np.concatenate(finite)
 
@@ -356,7 +343,8 @@ def row_digests(side: Matrix) -> np.ndarray:
     parts = []
     for block in _blocks(side):
         content = np.ascontiguousarray(block).view(np.uint8)
-        content = np.pad(content, ((0, 0), (0, -content.shape[1] % 8)))
+        if content.shape[1] % 8:
+            content = np.pad(content, ((0, 0), (0, -content.shape[1] % 8)))
         words = content.view(np.uint64)
         if not len(factors):
             factors = np.asarray(draws.random_raw(words.shape[1])) | np.uint64(1)
@@ -375,12 +363,14 @@ def as_floats(rows: np.ndarray | Tensor) -> Tensor:
         return torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))
 
 
-def as_numbers(rows: np.ndarray | Tensor) -> Tensor:
+def as_numbers(rows: Matrix | Tensor) -> Tensor:
     """As ``as_floats``, but float64 of numbers of which float32 would lose digits
     before a head takes their mean away.
     """
     if isinstance(rows, Tensor):
         return rows if rows.dtype == torch.float64 else rows.float()
+    if not isinstance(rows, np.ndarray):
+        rows = rows.toarray()
     if rows.dtype.itemsize < (4 if rows.dtype.kind in "iu" else 8):
         return as_floats(rows)
     return torch.from_numpy(np.require(rows, np.float64, ["C", "W"]))

@@ -37,6 +37,7 @@ from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import Towers, fill
 
 if TYPE_CHECKING:  # it brings pyarrow
+    from cloob.data.matrices import Matrix
     from cloob.data.vectors import VectorPairs
 
 # names and contents of configuration and weights
@@ -277,13 +278,14 @@ class VectorEncoder(AlignedEncoder):
             )
         return super().__getattr__(name)
 
-    def encode_a(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
+    def encode_a(self, rows: Matrix | Tensor, *, batch_size: int = 4096) -> Tensor:
         """Embeds vectors of the first kind, without a gradient.
 
         Mode (train, eval) is the caller's.
 
         Args:
-            rows: (n, F) numbers of any type, also a memory-mapped array.
+            rows: (n, F) numbers of any type, also a memory-mapped array or scipy's
+                sparse rows.
             batch_size: Rows that go through the head at once.
 
         Returns:
@@ -294,12 +296,12 @@ class VectorEncoder(AlignedEncoder):
         """
         return self._encode(rows, 0, batch_size)
 
-    def encode_b(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
+    def encode_b(self, rows: Matrix | Tensor, *, batch_size: int = 4096) -> Tensor:
         """As ``encode_a``, of the second kind."""
         return self._encode(rows, 1, batch_size)
 
     @torch.no_grad()
-    def _encode(self, rows: np.ndarray | Tensor, side: int, batch_size: int) -> Tensor:
+    def _encode(self, rows: Matrix | Tensor, side: int, batch_size: int) -> Tensor:
         """(n, embed_dim) unit rows of a side's head, for features in blocks."""
         from cloob.data.vectors import as_numbers
 
@@ -311,7 +313,7 @@ class VectorEncoder(AlignedEncoder):
                 f" {tuple(rows.shape)}"
             )
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
-        for start in range(0, len(rows), batch_size):
+        for start in range(0, rows.shape[0], batch_size):
             block = as_numbers(rows[start : start + batch_size])
             if self.device.type == "mps":  # which has no float64
                 block = block.float()
@@ -332,7 +334,7 @@ def with_heads(encoder: AlignedEncoder, a: AnyHead, b: AnyHead) -> AlignedEncode
     )
 
 
-def embed_rows(encoder: Any, side: Side, rows: np.ndarray | Tensor) -> Tensor:
+def embed_rows(encoder: Any, side: Side, rows: Matrix | Tensor) -> Tensor:
     """The (n, D) unit rows of vectors of one side, on the CPU."""
     if not isinstance(encoder, VectorEncoder):
         raise InputError(
