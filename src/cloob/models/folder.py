@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cloob.files import flush
 from cloob.models import runs
-from cloob.models.aligned.model import heads_files
+from cloob.models.aligned.model import ModelFiles, heads_files
 from cloob.models.encoder import DualEncoder
 from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer
 from cloob.models.weights.containers import write_safetensors
@@ -36,50 +36,54 @@ def save_model(
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
-    settings = encoder.config.settings
     state = encoder.state_dict() if weights is None else weights
     tensors = {
         key.removeprefix("model."): value
         for key, value in state.items()
         if key.startswith("model.")
     }
-    config_name = runs.MODULE_FILE
-    config = settings
-    weights_name = runs.TOWERS_WEIGHTS_FILE
-    if encoder.heads is not None:
-        config_name, config, weights_name, tensors = heads_files(encoder)
-    elif encoder.config.kind != "module":
-        if "inv_tau" in objective:
-            tensors["logit_scale"] = torch.full_like(
-                tensors["logit_scale"].cpu(), math.log(objective["inv_tau"])
-            )
-        if encoder.config.kind == "towers":
-            config_name, config = runs.TOWERS_FILE, {"name": encoder.name, **settings}
-        else:
-            if "bias" in objective:
-                bias = float(objective["bias"])
-                settings = settings | {"init_logit_bias": bias}
-                tensors["logit_bias"] = torch.full_like(tensors["logit_scale"], bias)
-            config_name, weights_name = runs.CONFIG_FILE, runs.WEIGHTS_FILE
-            config = {
-                "model_cfg": settings,
-                "preprocess_cfg": encoder.preprocess_cfg,
-                "name": encoder.name,
-            }
-            # of other programs; open_clip ignores the key
-            tokenizer = getattr(encoder.tokenizer, "settings", None)
-            if tokenizer is not None:
-                config["tokenizer"] = tokenizer
+    config_name, config, weights_name, tensors = _files_of(encoder, objective, tensors)
     for name, content in ((config_name, config), (runs.OBJECTIVE_FILE, objective)):
         (folder / name).write_text(
             json.dumps(content, indent=2, allow_nan=False), encoding="utf-8"
         )
     write_safetensors(folder / weights_name, tensors)
-    if encoder.config.kind == "towers" and isinstance(
-        encoder.tokenizer, RinnaTokenizer
-    ):
+    is_towers = encoder.config.kind == "towers"
+    if is_towers and isinstance(encoder.tokenizer, RinnaTokenizer):
         (folder / RinnaTokenizer.FILE).write_bytes(encoder.tokenizer.content)
     named = encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name")
     if named and not isinstance(encoder.tokenizer, NoTokenizer):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)
+
+
+def _files_of(
+    encoder: DualEncoder, objective: dict[str, Any], tensors: dict[str, Tensor]
+) -> ModelFiles:
+    """The configuration and the weights of a model folder, by the encoder's kind."""
+    settings = encoder.config.settings
+    if encoder.heads is not None:
+        return heads_files(encoder)
+    if encoder.config.kind == "module":
+        return runs.MODULE_FILE, settings, runs.TOWERS_WEIGHTS_FILE, tensors
+    if "inv_tau" in objective:
+        tensors["logit_scale"] = torch.full_like(
+            tensors["logit_scale"].cpu(), math.log(objective["inv_tau"])
+        )
+    if encoder.config.kind == "towers":
+        config = {"name": encoder.name, **settings}
+        return runs.TOWERS_FILE, config, runs.TOWERS_WEIGHTS_FILE, tensors
+    if "bias" in objective:
+        bias = float(objective["bias"])
+        settings = settings | {"init_logit_bias": bias}
+        tensors["logit_bias"] = torch.full_like(tensors["logit_scale"], bias)
+    config = {
+        "model_cfg": settings,
+        "preprocess_cfg": encoder.preprocess_cfg,
+        "name": encoder.name,
+    }
+    # of other programs; open_clip ignores the key
+    tokenizer = getattr(encoder.tokenizer, "settings", None)
+    if tokenizer is not None:
+        config["tokenizer"] = tokenizer
+    return runs.CONFIG_FILE, config, runs.WEIGHTS_FILE, tensors

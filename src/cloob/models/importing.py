@@ -217,20 +217,23 @@ def check_folder(folder: Path) -> None:
     """Refuses a model folder of any program whose configurations ask for Python code,
     or name files elsewhere.
     """
-    for path in sorted(
-        {path for pattern in CONFIG_FILES for path in folder.glob(pattern)}
-    ):
-        content = read_json(path, object)
-        for key, value in _walk(content):
-            kernel, why = _KERNEL_KEYS.fullmatch(key) and "/" in str(value), ""
-            if kernel or (key in _CODE_KEYS and value not in (None, False)):
-                why = "asks for Python code, which is never run"
-            shard = path.name.endswith(".index.json") and key != "metadata"
-            file = shard or (key in _FILE_KEYS and Path(str(value)).exists())
-            if file and isinstance(value, str) and leaves(value):
-                why = f"is {value!r}, a file outside of its folder"
-            if why:
+    files = {path for pattern in CONFIG_FILES for path in folder.glob(pattern)}
+    for path in sorted(files):
+        for key, value in _walk(read_json(path, object)):
+            if why := _why_unsafe(path, key, value):
                 raise InputError(f"{path}: {key} {why}")
+
+
+def _why_unsafe(path: Path, key: str, value: object) -> str:
+    """Why an entry of a configuration file is refused; empty if it is not."""
+    names_shard = path.name.endswith(".index.json") and key != "metadata"
+    names_file = key in _FILE_KEYS and Path(str(value)).exists()
+    if (names_shard or names_file) and isinstance(value, str) and leaves(value):
+        return f"is {value!r}, a file outside of its folder"
+    names_kernel = _KERNEL_KEYS.fullmatch(key) is not None and "/" in str(value)
+    if names_kernel or (key in _CODE_KEYS and value not in (None, False)):
+        return "asks for Python code, which is never run"
+    return ""
 
 
 def leaves(name: str) -> bool:

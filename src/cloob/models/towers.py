@@ -6,6 +6,7 @@ How their sizes were chosen: ``benchmarks/towers.py`` at commit fc415074.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,50 +106,62 @@ def create_model(
             if seed is not None:
                 # torch.manual_seed would reseed every GPU as well
                 torch.default_generator.manual_seed(seed)
-            weights = pretrained
-            hub, _, file = str(tag.get("hf_hub", "")).rpartition("/")
-            if hub:  # open_clip waits longer, and asks a closed hub
-                file = file or "open_clip_pytorch_model.bin"
-                safe = (
-                    "open_clip_model"
-                    if file == "open_clip_pytorch_model.bin"
-                    else Path(file).stem
-                )
-                weights = str(fetch_file(hub, where, f"{safe}.safetensors", file))
             options |= {
                 "force_preprocess_cfg": tag,
                 "quick_gelu": config.get("quick_gelu", False),
             }
             model = library.create_model(
-                name, pretrained=weights, pretrained_text=False, **options
+                name,
+                pretrained=_fetched(tag, where) or pretrained,
+                pretrained_text=False,
+                **options,
             )
             trained = sigmoid_objective(model) if tag else {}
         if image_size is not None:
             vision = library.get_model_config(name)["vision_cfg"]
-            trunk = getattr(model.visual, "trunk", None)
-            # positions of timm; open_clip reads back no other number
-            if hasattr(trunk, "set_input_size"):
-                fits = image_size == vision.get("image_size", 224)
-                right = f"{vision.get('image_size', 224)} alone"
-            elif trunk is not None:
-                fits, right = image_size >= 32, "at least 32"
-            # the attention pool of a ModifiedResNet has a position per cell of stride
-            # 32
-            else:
-                step = (
-                    32
-                    if isinstance(vision.get("layers", 12), list)
-                    else int(vision.get("patch_size", 16))
-                )
-                fits, right = image_size % step == 0, f"a multiple of {step}"
-            if not fits:
-                raise InputError(
-                    f"image size {image_size} does not suit {name}: {right} would"
-                )
+            _check_image_size(image_size, name, vision, model.visual)
         tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
     return DualEncoder(
         name, model, tokenizer, EncoderConfig.open_clip(config), trained
     ).to(place)
+
+
+def _fetched(tag: Mapping[str, Any], where: str) -> str | None:
+    """The file of a tag's weights, fetched from the hub; None where they are not on it.
+
+    open_clip would wait longer, and ask a closed hub.
+    """
+    hub, _, file = str(tag.get("hf_hub", "")).rpartition("/")
+    if not hub:
+        return None
+    file = file or "open_clip_pytorch_model.bin"
+    safe = Path(file).stem
+    if file == "open_clip_pytorch_model.bin":
+        safe = "open_clip_model"
+    return str(fetch_file(hub, where, f"{safe}.safetensors", file))
+
+
+def _check_image_size(
+    image_size: int, name: str, vision: Mapping[str, Any], visual: Any
+) -> None:
+    """Refuses a size that the image tower of a name cannot take."""
+    trunk = getattr(visual, "trunk", None)
+    own_size = vision.get("image_size", 224)
+    if hasattr(trunk, "set_input_size"):
+        # positions of timm; open_clip reads back no other number
+        fits = image_size == own_size
+        right = f"{own_size} alone"
+    elif trunk is not None:
+        fits = image_size >= 32
+        right = "at least 32"
+    else:
+        # the attention pool of a ModifiedResNet has a position per cell of stride 32
+        is_resnet = isinstance(vision.get("layers", 12), list)
+        step = 32 if is_resnet else int(vision.get("patch_size", 16))
+        fits = image_size % step == 0
+        right = f"a multiple of {step}"
+    if not fits:
+        raise InputError(f"image size {image_size} does not suit {name}: {right} would")
 
 
 def filled_towers(

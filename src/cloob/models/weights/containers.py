@@ -44,13 +44,14 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name, trained_file(folder / name)[0]
-        if (index := folder / f"{name}{INDEX}").is_file():
+        index = folder / f"{name}{INDEX}"
+        if index.is_file():
+            tensors: dict[str, Tensor] = {}
             with translated(f"{index}: cannot be read"):
                 places = set(read_json(index)["weight_map"].values())
-                shards = [trained_file(folder / place)[0] for place in sorted(places)]
-            return index, {
-                key: tensor for shard in shards for key, tensor in shard.items()
-            }
+                for place in sorted(places):
+                    tensors |= trained_file(folder / place)[0]
+            return index, tensors
     raise InputError(f"{folder}: no weights in it ({' or '.join(WEIGHTS_FILES)})")
 
 
