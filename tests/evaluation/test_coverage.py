@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cloob import ContrastiveHeads
 from cloob.evaluation.measures import vector_numbers
 from cloob.functional.bootstrap import bootstrap_interval, group_means
 from cloob.functional.ranking import mutual_ranks_of_ids
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.nightly
 N_SETS = 400
 N_FRESH = 4000
 GROUPS = torch.arange(20).repeat_interleave(10)
+UNEQUAL = torch.arange(20).repeat_interleave(torch.tensor([5, 15] * 10))
 RECALLS = [f"{way}@{k}" for way in ("a_to_b", "b_to_a") for k in (1, 5, 10)]
 OTHERS = ["a_to_b_mrr", "a_to_b@1%", "a_to_b_choose_4", "a_to_b_median_rank"]
 
@@ -48,15 +50,20 @@ def repeated(generator):
     return a, b, ids
 
 
-def grouped(generator):
+def grouped(generator, groups=GROUPS):
     """Twenty groups of ten rows, which are alike within one, as samples of a patient;
     how noisy a group is differs.
     """
-    centres = torch.randn(20, 8, generator=generator)[GROUPS]
+    centres = torch.randn(20, 8, generator=generator)[groups]
     latent = 0.7 * centres + 0.7 * torch.randn(200, 8, generator=generator)
-    noise = (0.3 + torch.rand(20, generator=generator))[GROUPS, None]
+    noise = (0.3 + torch.rand(20, generator=generator))[groups, None]
     a, b = pairs_of(latent, generator, noise)
     return a, b, torch.arange(200)
+
+
+def unequal(generator):
+    """The same groups, of five and of fifteen rows."""
+    return grouped(generator, UNEQUAL)
 
 
 def hits_of(a, b, ids):
@@ -118,14 +125,17 @@ def of_heads(a, b, ids):
     found = recalls_of_ids(a, b, ids)
     of_ones = found[[0, len(found) // 2]].mean(0)
     return {
-        "auto": trial_of("clip", None, found.mean(0))["interval"],
+        "auto": trial_of("clip", None, found.mean(0), ids)["interval"],
         "estimator": bootstrap_interval(of_ones),
     }
 
 
 def over_groups(a, b, ids):
-    hits = hits_of(a, b, ids)
-    return {key: bootstrap_interval(hits[key], groups=GROUPS) for key in RECALLS}
+    """What `eval` says of a run with groups, and `auto` of its trials."""
+    numbers, _ = vector_numbers(a, b, ids, units=GROUPS)
+    trial = trial_of("clip", None, recalls_of_ids(a, b, ids).mean(0), GROUPS)
+    found = {key: numbers[f"{key}_interval"] for key in [*RECALLS, *OTHERS[:3]]}
+    return found | {"auto": trial["interval"]}
 
 
 @pytest.mark.parametrize("intervals_of", [of_eval, of_heads])
@@ -141,3 +151,21 @@ def test_rows_of_a_group_need_the_bootstrap_of_groups():
     by_groups = coverage(grouped, over_groups)
     assert all(88 <= share <= 98 for share in by_groups.values())
     assert all(by_ids[key] < 80 for key in RECALLS)
+
+
+@pytest.mark.parametrize(("draw", "groups"), [(grouped, GROUPS), (unequal, UNEQUAL)])
+def test_a_score_of_groups_covers(draw, groups):
+    generator = torch.Generator().manual_seed(3)
+    a, b, _ = draw(generator)
+    heads = ContrastiveHeads("cca", validation_fraction=0, device="cpu").fit(a, b)
+    scores = [heads.score(*draw(generator)[:2]) for _ in range(1000)]
+    mean = sum(scores) / len(scores)
+    inside = {"ids": 0, "groups": 0}
+    for _ in range(N_SETS):
+        a, b, _ = draw(generator)
+        for name, given in (("ids", None), ("groups", groups)):
+            _, low, high = heads.score_interval(a, b, groups=given)
+            inside[name] += low <= mean <= high
+    found = {name: 100 * n / N_SETS for name, n in inside.items()}
+    print(f"score_interval on {draw.__name__}: {found}")
+    assert 88 <= found["groups"] <= 98 and found["ids"] < 80

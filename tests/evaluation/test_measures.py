@@ -15,7 +15,7 @@ from cloob.evaluation.embed import EmbedOptions, embed_images
 from cloob.evaluation.probe import ProbeOptions, fit_probe, probe_ranks
 from cloob.evaluation.suite import evaluate
 from cloob.functional import geometry as shape
-from cloob.functional.bootstrap import bootstrap_interval
+from cloob.functional.bootstrap import bootstrap_interval, by_group
 from cloob.models.towers import create_model
 from evaluate_fakes import COLOURS, ColourModel, Labels
 from paper_loops import unit
@@ -76,7 +76,7 @@ def test_classes_of_equal_score_are_never_told_apart():
 def retrieval(images, texts, image_of_text=None, captions=None, chunk=4096):
     return m.retrieval_numbers(
         m.retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk),
-        image_of_text,
+        None if image_of_text is None else torch.tensor(image_of_text),
     )
 
 
@@ -155,7 +155,7 @@ def test_captions_of_a_picture_are_resampled_together(counts):
     hits = (
         torch.rand(len(counts) * 50, generator=generator)[image] > 0.6
     )  # a picture's captions all hit or none does
-    values = m.by_picture(hits, image)
+    values = by_group(hits, image)
     assert values.mean().item() == pytest.approx(hits.double().mean().item())
     drawn = torch.randint(0, len(values), (2000, len(values)), generator=generator)
     captions = torch.bincount(image)

@@ -343,3 +343,32 @@ def test_the_interval_of_a_score_is_the_bootstrap_over_ids(matrices):
     np.testing.assert_allclose(
         (low, high), np.quantile(draws, (0.025, 0.975)), atol=0.02
     )
+
+
+def test_a_score_has_an_interval_over_groups(matrices):
+    """Hard rows come in groups, some of which are large."""
+    X, Y, _ = matrices
+    heads = ContrastiveHeads("cca").fit(X, Y)
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(24), [5, 15] * 12)
+    Y = Y + (groups % 3 == 0)[:, None] * rng.normal(size=Y.shape)
+    score, low, high = heads.score_interval(X, Y, groups=groups)
+    x, y = heads.transform(X, Y)
+    own = np.arange(N)
+    found = ((x @ y.T).argmax(1) == own) / 2 + ((y @ x.T).argmax(1) == own) / 2
+    draws = []
+    for _ in range(4000):
+        drawn = rng.integers(0, 24, 24)
+        rows = np.concatenate([found[groups == group] for group in drawn])
+        draws.append(rows.mean())
+    assert score == heads.score(X, Y) == pytest.approx(found.mean())
+    np.testing.assert_allclose(
+        (low, high), np.quantile(draws, (0.025, 0.975)), atol=0.03
+    )
+    _, low_of_ids, high_of_ids = heads.score_interval(X, Y)
+    assert high - low > 1.3 * (high_of_ids - low_of_ids)
+    order = rng.permutation(N)
+    again = heads.score_interval(X[order], Y[order], groups=groups[order])
+    assert again == pytest.approx((score, low, high))
+    alone = heads.score_interval(X, Y, groups=own)
+    assert alone == (score, low_of_ids, high_of_ids)

@@ -269,9 +269,16 @@ def test_gains_are_those_of_ids_that_did_not_choose():
     """
     even = torch.tensor([1.0, 0.0]).repeat(50)
     alone = torch.full((1, 100), 0.5)
-    lucky = gain_by_halves(alone, torch.stack([even, 1 - even]))
+    either = torch.stack([even, 1 - even])
+    ids = torch.arange(100)
+    lucky = gain_by_halves(alone, either, ids)
     assert lucky.mean < 0 and lucky.low < lucky.mean < lucky.high
-    assert gain_by_halves(alone, alone + 0.25) == (0.25, 0.25, 0.25)
+    assert gain_by_halves(alone, alone + 0.25, ids) == (0.25, 0.25, 0.25)
+    of_four = gain_by_halves(alone, either, ids % 4)  # groups, each good for one
+    assert of_four.low == -0.5
+    order = torch.randperm(100)
+    again = gain_by_halves(alone, either[:, order], (ids % 4)[order])
+    assert again == pytest.approx(of_four)
 
 
 def test_what_is_no_better_on_average_is_not_joined():

@@ -382,6 +382,75 @@ def test_groups_and_weights_come_from_files(config, tmp_path):
     raises(InputError, error, vector_pairs, config)
 
 
+def test_intervals_of_a_run_with_groups_are_over_groups(files, tmp_path, capsys):
+    """As a loop resamples them; rows of every third group have no partner."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(50), [4, 12] * 25)
+    a, b = np.nan_to_num(np.load(files / "a.npy")), np.load(files / "b.npy")
+    b[groups % 3 == 0] = rng.normal(size=(N, 10))[groups % 3 == 0]
+
+    def judged(name, order):
+        place = tmp_path / name
+        place.mkdir()
+        np.save(place / "a.npy", a[order])
+        np.save(place / "b.npy", b[order])
+        (place / "ids.txt").write_text("".join(f"{row}\n" for row in order))
+        named = "".join(f"G{group}\n" for group in groups[order])
+        (place / "groups.txt").write_text(named)
+        words = (
+            f"train vectors --a {place}/a.npy --b {place}/b.npy --ids {place}/ids.txt"
+            f" --groups {place}/groups.txt --val-split 0.6 --objective cca"
+            f" --out {place}/run"
+        ).split()
+        assert cli.main(words) == 0
+        words = f"eval {place}/run --held-out --out {place}/report".split()
+        assert cli.main(words) == 0
+        assert "a.npy and b.npy (held out): intervals over 30 groups" in (
+            capsys.readouterr().out
+        )
+        results = json.loads((place / "report/results.json").read_text())
+        (numbers,) = results["rows"][0]["vectors"].values()
+        return numbers
+
+    numbers = judged("plain", np.arange(N))
+    decisions = json.loads((tmp_path / "plain/run/decisions.json").read_text())
+    rows = np.array(decisions["held_out"])
+    model = cloob.load_model(tmp_path / "plain/run")
+    x, y = model.encode_a(a[rows]).numpy(), model.encode_b(b[rows]).numpy()
+    found = (x @ y.T).argmax(1) == np.arange(len(rows))
+    held_out = np.unique(groups[rows])
+    draws = []
+    for _ in range(4000):
+        drawn = rng.choice(held_out, len(held_out))
+        resampled = [found[groups[rows] == group] for group in drawn]
+        draws.append(np.concatenate(resampled).mean())
+    interval = numbers["a_to_b@1_interval"]
+    assert (numbers["n"], numbers["n_groups"]) == (len(rows), 30)
+    assert numbers["a_to_b@1"] == pytest.approx(found.mean())
+    assert interval == pytest.approx(np.quantile(draws, (0.025, 0.975)), abs=0.03)
+    of_ids = np.quantile(rng.choice(found, (4000, len(rows))).mean(1), (0.025, 0.975))
+    assert interval[1] - interval[0] > 1.3 * (of_ids[1] - of_ids[0])
+    again = judged("permuted", rng.permutation(N))
+    assert again["a_to_b@1_interval"] == pytest.approx(interval)
+
+
+def test_trials_of_auto_are_judged_by_groups(config, tmp_path, caplog):
+    groups = tmp_path / "groups.txt"
+    groups.write_text("".join(f"{row // 20}\n" for row in range(N)))
+    config = config.override(objective="auto", epochs=1, ids=None, val_split=0.5)
+    widths = []
+    for name, override in (("ids", {}), ("groups", {"groups": str(groups)})):
+        with caplog.at_level("INFO"):
+            out = cloob.train_heads(
+                config.override(out=tmp_path / name, **override)
+            ).run
+        trial = json.loads((out / "decisions.json").read_text())["objective"]["trials"]
+        low, high = trial[-1]["interval"]
+        widths.append(high - low)
+    assert widths[0] != pytest.approx(widths[1], rel=0.01)
+    assert " over 10 groups)" in caplog.text and "10 groups held out:" in caplog.text
+
+
 @pytest.mark.parametrize(
     "form",
     [

@@ -440,6 +440,8 @@ def print_summary(results: Mapping[str, Any], sets: SuiteSets, options: Options)
     code = print_results(results)
     for note in choice_notes(results["rows"]):
         print(f"* {note}")
+    for pairs in sets.vectors:
+        print(f"{pairs.name}: intervals over {pairs.counted_units()}")
     for entry in results["differences"] if sets.vectors else ():
         mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
         print(

@@ -21,7 +21,7 @@ from cloob.data.matrices import (
     split_spec,
 )
 from cloob.data.source import Fingerprint, digest, linked, spread
-from cloob.errors import InputError
+from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
 
 _IN_CACHE = 256  # rows that are looked at together
@@ -94,6 +94,10 @@ class VectorPairs:
             weights=None if self.weights is None else self.weights[places],
         )
 
+    def at_most(self, n: int) -> VectorPairs:
+        """So many of the pairs, evenly spread."""
+        return self.only(np.array(spread(len(self), min(n, len(self)))))
+
     def joined(self, other: VectorPairs) -> VectorPairs:
         """These pairs and others of the same two matrices."""
         if self.a is not other.a or self.b is not other.b:
@@ -124,6 +128,18 @@ class VectorPairs:
         if self.groups is None:
             return self.ids
         return linked(self.groups, self.ids)
+
+    def units_of_ids(self) -> Tensor:
+        """(distinct ids, ascending) the unit of each, over which means are resampled;
+        without groups the ids.
+        """
+        first = np.unique(self.ids, return_index=True)[1]
+        return torch.from_numpy(self.units()[first])
+
+    def counted_units(self) -> str:
+        """How many units there are, in words: ``20 ids``, ``4 groups``."""
+        kind = "ids" if self.groups is None else "groups"
+        return counted(len(np.unique(self.units())), kind)
 
 
 def _after(first: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:

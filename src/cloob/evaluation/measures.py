@@ -26,7 +26,7 @@ from cloob.evaluation.protocols import (
 )
 from cloob.functional import geometry as shape
 from cloob.functional import hopfield_retrieval, ranking
-from cloob.functional.bootstrap import bootstrap_interval, group_means
+from cloob.functional.bootstrap import bootstrap_interval, by_group, group_means
 
 RECALLS = (1, 5, 10)
 DEFAULT_LIMIT = 10_000  # pairs whose geometry is measured
@@ -166,43 +166,25 @@ def _caption_id(caption: str, place: int) -> int:
     return caption_id(caption) if caption.strip() else -1 - place
 
 
-def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
-    """(n,) values, one a picture, whose mean is that of the captions' hits (T,), as the
-    captions of one are dependent.
-
-    With c captions a picture, s of them hits, and R = Σs/Σc: the linearised ratio R +
-    (s − R c) / mean(c).
-    """
-    hits = hits.double()
-    image = torch.as_tensor(image_of_text)
-    captions = torch.bincount(image).double()
-    right = torch.zeros_like(captions).index_add_(0, image, hits)
-    if bool((captions == captions[0]).all()):
-        return right / captions
-    recall = hits.mean()
-    return recall + (right - recall * captions) / captions.mean()
-
-
 def retrieval_numbers(
     ranks: RetrievalRanks,
-    image_of_text: Tensor | Sequence[int] | None = None,
+    image_of_text: Tensor | None = None,
     *,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The numbers of a set, with bootstrap intervals; median ranks are 1-based, and
-    infinite if half is unreadable.
+    infinite if half is unreadable. The captions of a picture are resampled together.
     """
     numbers: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     for direction, values in ranks._asdict().items():
+        groups = image_of_text if direction == "text_to_image" else None
         for k in RECALLS:
-            hits = values < k
-            if direction == "text_to_image" and image_of_text is not None:
-                hits = by_picture(hits, image_of_text)
-            low, high = bootstrap_interval(hits, level=level, seed=seed)
             numbers[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
-            intervals[f"{direction}@{k}_interval"] = [max(low, 0.0), min(high, 1.0)]
+            intervals[f"{direction}@{k}_interval"] = list(
+                bootstrap_interval(values < k, level=level, seed=seed, groups=groups)
+            )
         numbers[f"{direction}_median_rank"] = ranking.median_rank(values)
     numbers |= intervals
     numbers["n"] = len(ranks.text_to_image)
@@ -211,22 +193,33 @@ def retrieval_numbers(
 
 
 def vector_numbers(
-    a: Tensor, b: Tensor, ids: Tensor, *, level: float = 0.95, seed: int = 0
+    a: Tensor,
+    b: Tensor,
+    ids: Tensor,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    units: Tensor | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The numbers of n pairs of vectors, and by metric how often the rows of every id
-    are right: an id is one sample.
+    """The numbers of n pairs of vectors, and by metric how often the rows of every unit
+    are right: an id is one sample, and those of a unit are resampled together.
 
-    The gallery has one row an id, its first.
+    The gallery has one row an id, its first. ``units`` are those of the distinct ids,
+    ascending; None: every id by itself.
     """
+    units = torch.unique(ids) if units is None else units
     n_ids = len(torch.unique(ids))
     numbers: dict[str, Any] = {"n": len(ids), "n_ids": n_ids}
-    bootstrap: dict[str, Any] = {"level": level, "seed": seed}
+    n_units = len(torch.unique(units))
+    if n_units < n_ids:
+        numbers["n_groups"] = n_units
+    bootstrap: dict[str, Any] = {"level": level, "seed": seed, "groups": units}
     hits = {}
     both = ranking.mutual_ranks_of_ids(a, b, ids)
     for way, ranks in zip(("a_to_b", "b_to_a"), both, strict=True):
         numbers[f"{way}_median_rank"] = ranking.median_rank(ranks)
         for k in RECALLS:
-            hits[f"{way}@{k}"] = group_means(ranks < k, ids)
+            hits[f"{way}@{k}"] = by_group(group_means(ranks < k, ids), units)
             numbers |= mean_and_interval(f"{way}@{k}", ranks < k, ids, bootstrap)
         numbers |= protocol_numbers(way, ranks, ids, n_ids, **bootstrap)
     for k in RECALLS:

@@ -47,9 +47,10 @@ def protocol_numbers(
                 f"{way}_choose_{n_choices}", chosen, ids, bootstrap
             )
     finite = torch.where(ranks == ranking.UNRANKED, math.inf, ranks.double())
-    of_ids = group_means(finite, ids)
-    low, high = protocols.median_interval(of_ids, bootstrap.get("level", 0.95))
-    numbers[f"{way}_median_rank_interval"] = [low + 1, high + 1]
+    if len(torch.unique(bootstrap["groups"])) == size:  # order knows of no groups
+        of_ids = group_means(finite, ids)
+        low, high = protocols.median_interval(of_ids, bootstrap.get("level", 0.95))
+        numbers[f"{way}_median_rank_interval"] = [low + 1, high + 1]
     return numbers
 
 

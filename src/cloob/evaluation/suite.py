@@ -24,7 +24,7 @@ from cloob.evaluation.embeddings import Embeddings, Labelled, ModelTraits
 from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
 from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
 from cloob.files import write_whole
-from cloob.functional.bootstrap import grouped_bootstrap
+from cloob.functional.bootstrap import by_group, grouped_bootstrap
 from cloob.models.aligned.model import embed_pairs
 
 if TYPE_CHECKING:  # it brings pyarrow
@@ -267,7 +267,7 @@ class _Evaluation:
             numbers["unreadable"] = pairs.unreadable
         row["retrieval"][name] = numbers
         self.hits["image_to_text@1", name][model] = ranks.image_to_text < 1
-        self.hits["text_to_image@1", name][model] = measures.by_picture(
+        self.hits["text_to_image@1", name][model] = by_group(
             ranks.text_to_image < 1, pairs.image_of_text
         )
         texts = pairs.texts[pairs.first_texts]
@@ -278,11 +278,16 @@ class _Evaluation:
         encoder = self.embeddings.encoder(row["model"])
         a, b = embed_pairs(encoder, pairs)
         ids = torch.from_numpy(pairs.ids)
-        numbers, hits = measures.vector_numbers(a, b, ids, **self.bootstrap)
+        units = pairs.units_of_ids()
+        numbers, hits = measures.vector_numbers(
+            a, b, ids, units=units, **self.bootstrap
+        )
         listed = self.candidates.get(pairs.name)
         if listed is not None:
             rows = embed_listed(encoder, pairs, listed)
-            numbers |= candidate_numbers(a, rows, listed, ids, **self.bootstrap)
+            numbers |= candidate_numbers(
+                a, rows, listed, ids, groups=units, **self.bootstrap
+            )
         row["vectors"][pairs.name] = numbers | _unreadable(pairs.skipped)
         for metric, right in hits.items():
             self.hits[metric, pairs.name][row["model"]] = right

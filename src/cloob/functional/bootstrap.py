@@ -29,8 +29,8 @@ def bootstrap_interval(
         n: Number of resamples.
         level: Coverage, in (0, 1).
         seed: Equal seeds give equal intervals.
-        groups: (N,) integer ids, where samples of one id depend on each other: every id
-            counts as one sample.
+        groups: (N,) integer ids, where samples of one id depend on each other: groups
+            are resampled whole. The mean is still that of all values.
 
     Returns:
         (low, high).
@@ -39,12 +39,27 @@ def bootstrap_interval(
         ValueError: No values, a value that is not finite, n < 1, or a level outside (0,
             1).
     """
-    values = values if groups is None else group_means(values, groups)
-    mean, low, high = grouped_bootstrap([values], n, level, seed)
+    samples = values if groups is None else by_group(values, groups)
+    mean, low, high = grouped_bootstrap([samples], n, level, seed)
     if low == high and mean in (0, 1):
-        open_end = ((1 - level) / 2) ** (1 / len(values))
+        open_end = ((1 - level) / 2) ** (1 / len(samples))
         return (open_end, 1.0) if mean == 1 else (0.0, 1 - open_end)
-    return low, high
+    return max(low, float(values.min())), min(high, float(values.max()))
+
+
+def by_group(values: Tensor, groups: Tensor) -> Tensor:
+    """(G,) samples, one a group by ascending id, whose mean is that of the (N,) values.
+
+    With sums s and counts c of the groups, and R = Σs/Σc: the linearised ratio R + (s −
+    R c) / mean(c), which is s/c where all groups are as large.
+    """
+    means = group_means(values, groups)
+    counts = torch.unique(groups.cpu(), return_counts=True)[1].double()
+    if bool((counts == counts[0]).all()):
+        return means
+    mean = values.cpu().double().mean()
+    samples: Tensor = mean + (means - mean) * counts / counts.mean()
+    return samples
 
 
 def group_means(values: Tensor, groups: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cloob.data.vectors import VectorPairs
+from cloob.errors import counted
 from cloob.family import ObjectiveName
 from cloob.functional.bootstrap import bootstrap_interval
 from cloob.heads.closed import choice_of, closed_beside, fit_closed_form
@@ -35,7 +36,7 @@ OBJECTIVE: ObjectiveName = "infoloob"
 STARTS: Sequence[str] = ("closed-form", "random")
 N_JUDGES = 2000  # held-out pairs that choose
 N_BANK = 1024  # training pairs of the bias against hubs
-N_HALVES = 20  # of the held-out ids, which judge whether to join
+N_HALVES = 20  # of the held-out ids or groups, which judge whether to join
 STRENGTHS = (0.0, 0.5)  # of the bias against hubs
 LEAST_WIDTH = 16  # of joined heads, for four columns of a bias
 
@@ -75,7 +76,7 @@ class Combination:
 
 
 class Gain(NamedTuple):
-    """What joining gains, by halves of the ids that did not choose."""
+    """What joining gains, by halves of the ids or groups that did not choose."""
 
     mean: float
     low: float
@@ -182,9 +183,12 @@ def join(
     fits: list[FittedHeads],
 ) -> Chosen:
     """The best of the fitted heads; joined with others and the closed form, which is
-    the last of the fits, if the halves of the held-out ids say that this finds more.
+    the last of the fits, if halves of the held-out ids or groups say that this finds
+    more.
     """
-    judge, bank = Rows.of(held_out, N_JUDGES), Rows.of(pairs, N_BANK)
+    judges = held_out.at_most(N_JUDGES)
+    units = judges.units_of_ids()
+    judge, bank = Rows.of(judges), Rows.of(pairs, N_BANK)
     names = [f"{plan.objective} {number}" for number, plan in enumerate(plans, 1)]
     parts = [
         Part.of(name, fitted.heads, judge, bank)
@@ -197,7 +201,7 @@ def join(
         torch.stack([recalls_of(one, parts, judge.ids, width) for one in tried])
         for tried in (alone, several)
     )
-    gain = gain_by_halves(of_alone, of_several)
+    gain = gain_by_halves(of_alone, of_several, units)
     first = int(of_alone.mean(1).argmax())
     best = several[int(of_several.mean(1).argmax())]
     heads = joined_heads(best, parts, width)
@@ -209,9 +213,9 @@ def join(
 
     trials = []
     for plan, found in zip(plans, of_alone, strict=True):
-        trials.append(trial_of(plan.objective, plan.start, found))
+        trials.append(trial_of(plan.objective, plan.start, found, units))
     closed_alone = several.index(Combination([len(plans)]))
-    trials.append(trial_of("cca", None, of_several[closed_alone]))
+    trials.append(trial_of("cca", None, of_several[closed_alone], units))
     objective = {
         "chosen": plans[first].objective,
         "start": plans[first].start,
@@ -231,13 +235,19 @@ def join(
     return Chosen(fitted, alone[first])
 
 
-def trial_of(objective: str, start: str | None, found: Tensor) -> dict[str, Any]:
-    """The entry of a fit in the decisions, which is logged."""
+def trial_of(
+    objective: str, start: str | None, found: Tensor, units: Tensor
+) -> dict[str, Any]:
+    """The entry of a fit in the decisions, which is logged; of the (ids,) recalls and
+    the units that are resampled.
+    """
     mean = float(found.mean())
-    low, high = bootstrap_interval(found)
+    low, high = bootstrap_interval(found, groups=units)
     words = objective if start is None else f"{objective}, {start} start"
     percent = 100 * mean, 100 * low, 100 * high
-    logger.info("%-30s recall %.1f %% (%.1f to %.1f)", words, *percent)
+    n_units = len(torch.unique(units))
+    over = counted(n_units, "ids" if n_units == len(units) else "groups")
+    logger.info("%-30s recall %.1f %% (%.1f to %.1f over %s)", words, *percent, over)
     return {
         "objective": objective,
         "start": start,
@@ -246,16 +256,18 @@ def trial_of(objective: str, start: str | None, found: Tensor) -> dict[str, Any]
     }
 
 
-def gain_by_halves(alone: Tensor, several: Tensor) -> Gain:
+def gain_by_halves(alone: Tensor, several: Tensor, units: Tensor) -> Gain:
     """What the best of several gains over the best alone, of the recalls (ways, ids) of
-    both: one random half of the ids chooses, the other half judges.
+    both: one random half of the (ids,) units chooses, the other half judges.
     """
-    n = alone.shape[1]
+    names, unit = torch.unique(units, return_inverse=True)
+    n = len(names)
     generator = torch.Generator().manual_seed(0)
     gains = torch.zeros(N_HALVES, dtype=torch.float64)
     for number in range(N_HALVES):
-        order = torch.randperm(n, generator=generator)
-        chooses, judges = order[: max(1, n // 2)], order[n // 2 :]
+        turn_of_unit = torch.randperm(n, generator=generator).argsort()
+        turn, order = turn_of_unit[unit].sort(stable=True)
+        chooses, judges = order[turn < max(1, n // 2)], order[turn >= n // 2]
         best_alone = alone[alone[:, chooses].mean(1).argmax()]
         best = several[several[:, chooses].mean(1).argmax()]
         gains[number] = (best - best_alone)[judges].mean()

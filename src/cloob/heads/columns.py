@@ -47,7 +47,7 @@ def choose_columns(
     if settings.standardise != "auto":
         way = Columns("plain", settings.standardise)
         return way, way
-    sample = pairs.only(np.array(spread(len(pairs), min(N_TRIED, len(pairs)))))
+    sample = pairs.at_most(N_TRIED)
     rows = Rows.of(sample)
     chosen = [usual_way(rows.a), usual_way(rows.b)]
     if len(np.unique(sample.units())) < LEAST_UNITS:

@@ -228,26 +228,24 @@ class ContrastiveHeads(
         Rows of one id are one answer; without ids equal rows of a side are one. Other
         rows that score the same as the right one are ahead of it.
         """
-        return float(self._found(X, y, ids).mean())
+        return self.score_interval(X, y, ids)[0]
 
     def score_interval(
-        self, X: Any, y: Any, ids: Any = None
+        self, X: Any, y: Any, ids: Any = None, groups: Any = None
     ) -> tuple[float, float, float]:
-        """``score`` with its 95 % bootstrap interval over ids: (score, low, high)."""
-        found = self._found(X, y, ids)
-        low, high = bootstrap_interval(found)
-        return float(found.mean()), low, high
-
-    def _found(self, X: Any, y: Any, ids: Any) -> Tensor:
-        """(ids,) share of the two directions whose nearest row is right."""
+        """``score`` with its 95 % bootstrap interval: (score, low, high). It is over
+        ids, or over groups (patients, plates, weeks) where these are given.
+        """
         check_is_fitted(self)
         X, Y = self._checked(X), _second(y)
-        check_consistent_length(X, Y, ids)
-        pairs = pairs_of(X, Y, ids, names=("X", "y"))
+        check_consistent_length(X, Y, ids, groups)
+        pairs = pairs_of(X, Y, ids, groups, names=("X", "y"))
         of_x = _encoded(self.encoder_.encode_a, X)
         of_y = _encoded(self.encoder_.encode_b, Y)
-        found = recalls_of_ids(of_x, of_y, torch.from_numpy(pairs.ids))
-        return found[[0, len(found) // 2]].mean(0)
+        recalls = recalls_of_ids(of_x, of_y, torch.from_numpy(pairs.ids))
+        found = recalls[[0, len(recalls) // 2]].mean(0)
+        low, high = bootstrap_interval(found, groups=pairs.units_of_ids())
+        return float(found.mean()), low, high
 
     def save(self, folder: str | Path) -> None:
         """Writes the heads, so that ``load_model``, ``cloob eval`` and ``cloob embed``

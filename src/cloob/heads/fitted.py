@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.data.source import spread
 from cloob.data.vectors import VectorPairs
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks_of_ids
@@ -30,10 +29,8 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, pairs: VectorPairs, most: int | None = None) -> Rows:
         """All pairs, or so many of them, evenly spread."""
-        places = np.arange(len(pairs))
-        if most is not None and most < len(pairs):
-            places = np.array(spread(len(pairs), most))
-        return cls(*pairs.batch(places))
+        some = pairs if most is None else pairs.at_most(most)
+        return cls(*some.batch(np.arange(len(some))))
 
 
 @dataclass(frozen=True)

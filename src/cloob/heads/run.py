@@ -32,7 +32,7 @@ from cloob.data.source import (
     split,
 )
 from cloob.data.vectors import VectorPairs, open_vector_pairs
-from cloob.errors import InputError, counted
+from cloob.errors import InputError
 from cloob.files import whole_folder, write_whole
 from cloob.heads.choose import choose
 from cloob.heads.cleaning import LeftOut, suspicious_pairs, without
@@ -57,7 +57,7 @@ FROZEN_SCALES: dict[str, dict[str, Any]] = {
     "cloob": {"inv_tau": 15.0},
 }
 """Where ``auto`` starts on the features of frozen encoders."""
-N_FEW = 20  # held-out ids: one of them is 5 points of recall
+N_FEW = 20  # held-out ids or groups: one of them is 5 points of recall
 MAX_NAMED = 1000  # bad pairs in skipped.jsonl
 
 
@@ -167,11 +167,9 @@ def prepare_folder(config: HeadsConfig) -> None:
 def open_data(config: HeadsConfig) -> Data:
     """Reads or embeds the pairs; what is decided of them is noted in the ledger."""
     data = open_vectors(config) if config.has_vectors else open_pictures(config)
-    if data.held_out is not None:
-        n_ids = len(np.unique(data.held_out.ids))
-        if n_ids < N_FEW:
-            held_out = counted(n_ids, "ids")
-            logger.warning("%s held out: their recall means little", held_out)
+    if data.held_out is not None and len(np.unique(data.held_out.units())) < N_FEW:
+        held_out = data.held_out.counted_units()
+        logger.warning("%s held out: their recall means little", held_out)
     if config.clean is not None:
         clean(data, config.clean)
     if data.encoder is not None and not config.mask_duplicates:
