@@ -102,7 +102,7 @@ class Form:
         columns = scales[:, :, None, None, None].unbind(dim=1)
         plain = {"x": x[None], "y": y[None]}
         sides = {side for pair in self.terms.pairs for side in pair}
-        rows = {side: self.rows(side, plain, columns) for side in sides}
+        rows = {side: self.rows_of(side, plain, columns) for side in sides}
         total = x.new_zeros(())
         for anchors, candidates in self.terms.pairs:
             cosines = rows[anchors] @ rows[candidates].transpose(-1, -2)
@@ -112,10 +112,12 @@ class Form:
             total = total + costs(self.contrast, logits).mean(dim=-1)
         return total
 
-    def rows(
+    def rows_of(
         self, side: str, plain: dict[str, Tensor], columns: Sequence[Tensor]
     ) -> Tensor:
-        """(G, B, N, D) plain rows, or averages of a memory by softmax(β · cosine)."""
+        """(G, B, N, D) rows of a side: ``x`` and ``y`` are the plain ones; ``U_y`` are
+        what y retrieves from the memory of x, ``V_x`` what x retrieves from that of y.
+        """
         if side in plain:
             return plain[side]
         memory = plain["x" if side[0] == "U" else "y"]

@@ -88,13 +88,13 @@ class Ranks:
         }
 
     def _all_reduce(self, tensor: Tensor, op: Any = None, *_: Any, **__: Any) -> None:
-        write(tensor, reduced(self.exchange(tensor.detach().clone()), op))
+        copy_into(tensor, reduced(self.exchange(tensor.detach().clone()), op))
 
     def _all_gather(
         self, outputs: list[Tensor], tensor: Tensor, *_: Any, **__: Any
     ) -> None:
         for output, sent in zip(outputs, self.exchange(tensor.detach()), strict=True):
-            write(output, sent)
+            copy_into(output, sent)
 
     def _all_gather_object(self, outputs: list[Any], value: Any, *_: Any) -> None:
         outputs[:] = self.exchange(value)
@@ -102,13 +102,15 @@ class Ranks:
     def _all_gather_single(
         self, output: Tensor, tensor: Tensor, *_: Any, **__: Any
     ) -> None:
-        write(output, torch.cat(self.exchange(tensor.detach())).reshape(output.shape))
+        copy_into(
+            output, torch.cat(self.exchange(tensor.detach())).reshape(output.shape)
+        )
 
     def _reduce_scatter(
         self, output: Tensor, inputs: list[Tensor], op: Any = None, *_: Any, **__: Any
     ) -> None:
         every = self.exchange([tensor.detach() for tensor in inputs])
-        write(output, reduced([sent[self.rank()] for sent in every], op))
+        copy_into(output, reduced([sent[self.rank()] for sent in every], op))
 
     def _reduce_scatter_single(
         self, output: Tensor, tensor: Tensor, op: Any = None, *_: Any, **__: Any
@@ -117,8 +119,8 @@ class Ranks:
 
 
 @torch.no_grad()
-def write(output: Tensor, value: Tensor) -> None:
-    """Into a tensor, as a collective does."""
+def copy_into(output: Tensor, value: Tensor) -> None:
+    """Writes a value into a collective's output."""
     output.copy_(value)
 
 

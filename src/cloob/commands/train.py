@@ -54,7 +54,7 @@ def read(words: Sequence[str]) -> cloob.TrainConfig | cloob.HeadsConfig | None:
             raise InputError("--list stands alone: cloob train --list")
         return None
     recipe = words[0] if words and not words[0].startswith("-") else None
-    heads = recipe_of_heads(words)
+    heads = page_of_heads(words)
     kind: Any = cloob.TrainConfig if heads is None else cloob.HeadsConfig
     command = "train" if heads is None else f"train {heads}"
     if HELP_FLAGS & set(words):
@@ -83,7 +83,7 @@ def configured(
     return start.override(**values)
 
 
-def recipe_of_heads(words: Sequence[str]) -> str | None:
+def page_of_heads(words: Sequence[str]) -> str | None:
     """The page of heads that the words name, by a recipe or by the configuration of
     such a run.
     """

@@ -266,6 +266,23 @@ class _Rows(nn.Module):
         return F.normalize(self.encode(self.model, items), dim=-1)
 
 
+def _text_rows(model: Any, context_length: int) -> tuple[_Rows, int | None]:
+    """The text tower, and the padding that tokens may lack; None if they may not."""
+    causal = causal_tower(model, context_length)
+    if causal is not None:
+        rows = _Rows(
+            model,
+            lambda model, tokens: encode_short(model, causal, tokens, new_mask=True),
+        )
+        return rows, 0
+    if isinstance(getattr(model, "text", None), TextEncoder):
+        rows = _Rows(
+            model, lambda model, tokens: model.text_head(model.text.pooled(tokens))
+        )
+        return rows, model.text.pad
+    return _Rows(model, lambda model, tokens: model.encode_text(tokens)), None
+
+
 def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
     """The image tower and the text tower of an encoder on the CPU in float32, which is
     in eval mode afterwards.
@@ -281,21 +298,7 @@ def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
         lambda model, pixels: model.encode_image(pixels),
     )
     model = _side(encoder.model, image=False)
-    causal = causal_tower(model, encoder.context_length)
-    pad: int | None = None
-    if causal is not None:
-        text = _Rows(
-            model,
-            lambda model, tokens: encode_short(model, causal, tokens, new_mask=True),
-        )
-        pad = 0
-    elif isinstance(getattr(model, "text", None), TextEncoder):
-        text = _Rows(
-            model, lambda model, tokens: model.text_head(model.text.pooled(tokens))
-        )
-        pad = model.text.pad
-    else:
-        text = _Rows(model, lambda model, tokens: model.encode_text(tokens))
+    text, pad = _text_rows(model, encoder.context_length)
     with contextlib.suppress(InputError):  # of a model that takes tokens alone
         short, long = encoder.tokenizer(["x", "a " * encoder.context_length]).tolist()
         text.end = long[-1] if long[-1] in short else None

@@ -40,9 +40,9 @@ Both = tuple[Columns, Columns]
 def choose_columns(
     pairs: VectorPairs, settings: HeadSettings, ways: Sequence[Columns] = WAYS
 ) -> Both:
-    """How both sides' columns are prepared: as the settings say; with ``auto`` in the
-    way that finds clearly more partners in one half of the pairs after the closed form
-    of the other half.
+    """How the columns of a and b are prepared: as the settings say, or, with ``auto``,
+    in the ways by which the closed form of one half of the pairs finds clearly more
+    partners in the other half.
     """
     if settings.standardise != "auto":
         way = Columns("plain", settings.standardise)
@@ -53,19 +53,32 @@ def choose_columns(
     if len(np.unique(sample.units())) < LEAST_UNITS:
         return chosen[0], chosen[1]
     halves = [narrowed(Rows.of(half)) for half in sample.split(0.5)]
-    found = recalls_by(halves, chosen)
+    recalls = recalls_by(halves, chosen)
     for side in (0, 1):
-        most, before = 0.0, list(chosen)
-        for way in ways:
-            tried = [way if place == side else before[place] for place in (0, 1)]
-            recalls = recalls_by(halves, tried)
-            gains = recalls - found
-            gain = float(gains.mean() - N_ERRORS * gains.std() / len(gains) ** 0.5)
-            if gain > most:
-                most, chosen, best = gain, tried, recalls
-        if most:
-            found = best
+        chosen, recalls = _improved(chosen, recalls, side, ways, halves)
     return chosen[0], chosen[1]
+
+
+def _improved(
+    chosen: list[Columns],
+    recalls: Tensor,
+    side: int,
+    ways: Sequence[Columns],
+    halves: list[Rows],
+) -> tuple[list[Columns], Tensor]:
+    """The chosen ways and their recalls, with the way of a side that gains most, if one
+    gains more than its errors.
+    """
+    best, best_recalls, best_gain = chosen, recalls, 0.0
+    for way in ways:
+        tried = list(chosen)
+        tried[side] = way
+        tried_recalls = recalls_by(halves, tried)
+        gains = tried_recalls - recalls
+        gain = float(gains.mean() - N_ERRORS * gains.std() / len(gains) ** 0.5)
+        if gain > best_gain:
+            best, best_recalls, best_gain = tried, tried_recalls, gain
+    return best, best_recalls
 
 
 def usual_way(rows: Tensor) -> Columns:
