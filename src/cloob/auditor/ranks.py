@@ -55,11 +55,11 @@ class Ranks:
             raise errors[0]
         return [rank.result() for rank in ranks]
 
-    def rank(self, group: Any = None) -> int:
+    def rank(self, group: object = None) -> int:
         """The rank of this thread; 0 of one that is none."""
         return getattr(self._here, "rank", 0)
 
-    def exchange(self, value: Any) -> list[Any]:
+    def exchange(self, value: object) -> list[Any]:
         """The value of every rank, on every rank."""
         self.calls += 1
         self._sent[self.rank()] = value
@@ -87,33 +87,40 @@ class Ranks:
             "reduce_scatter_tensor": self._reduce_scatter_single,
         }
 
-    def _all_reduce(self, tensor: Tensor, op: Any = None, *_: Any, **__: Any) -> None:
+    def _all_reduce(
+        self, tensor: Tensor, op: Any = None, *_: object, **__: object
+    ) -> None:
         copy_into(tensor, reduced(self.exchange(tensor.detach().clone()), op))
 
     def _all_gather(
-        self, outputs: list[Tensor], tensor: Tensor, *_: Any, **__: Any
+        self, outputs: list[Tensor], tensor: Tensor, *_: object, **__: object
     ) -> None:
         for output, sent in zip(outputs, self.exchange(tensor.detach()), strict=True):
             copy_into(output, sent)
 
-    def _all_gather_object(self, outputs: list[Any], value: Any, *_: Any) -> None:
+    def _all_gather_object(self, outputs: list[Any], value: Any, *_: object) -> None:
         outputs[:] = self.exchange(value)
 
     def _all_gather_single(
-        self, output: Tensor, tensor: Tensor, *_: Any, **__: Any
+        self, output: Tensor, tensor: Tensor, *_: object, **__: object
     ) -> None:
         copy_into(
             output, torch.cat(self.exchange(tensor.detach())).reshape(output.shape)
         )
 
     def _reduce_scatter(
-        self, output: Tensor, inputs: list[Tensor], op: Any = None, *_: Any, **__: Any
+        self,
+        output: Tensor,
+        inputs: list[Tensor],
+        op: Any = None,
+        *_: object,
+        **__: object,
     ) -> None:
         every = self.exchange([tensor.detach() for tensor in inputs])
         copy_into(output, reduced([sent[self.rank()] for sent in every], op))
 
     def _reduce_scatter_single(
-        self, output: Tensor, tensor: Tensor, op: Any = None, *_: Any, **__: Any
+        self, output: Tensor, tensor: Tensor, op: Any = None, *_: object, **__: object
     ) -> None:
         self._reduce_scatter(output, list(tensor.chunk(self.world)), op)
 

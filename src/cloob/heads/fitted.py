@@ -29,8 +29,8 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, pairs: VectorPairs, most: int | None = None) -> Rows:
         """All pairs, or so many of them, evenly spread."""
-        some = pairs if most is None else pairs.at_most(most)
-        return cls(*some.batch(np.arange(len(some))))
+        judged = pairs if most is None else pairs.at_most(most)
+        return cls(*judged.batch(np.arange(len(judged))))
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,12 @@ class WrongShare:
 
 
 def estimate_wrong_share(
-    given: Tensor, known_wrong: Tensor, n_ids: int | None = None
+    scores: Tensor, known_wrong: Tensor, n_ids: int | None = None
 ) -> WrongShare:
     """Estimates the share of wrong pairs.
 
     Args:
-        given: (n,) scores of the given pairs.
+        scores: (n,) scores of the pairs as they are.
         known_wrong: (m,) scores of pairs that are known to be wrong.
         n_ids: Number of ids among the n pairs, where it is less than n: pairs of one id
             say the same.
@@ -82,12 +82,12 @@ def estimate_wrong_share(
         The share, its interval, and a probability for every given pair. Without known
         wrong pairs anything is possible: an interval from 0 to 1.
     """
-    n, m = len(given), len(known_wrong)
+    n, m = len(scores), len(known_wrong)
     if n == 0 or m == 0:
         return WrongShare(0.0, (0.0, 1.0), 0.5, torch.zeros(n))
     ordered = known_wrong.double().sort().values
-    n_below = torch.searchsorted(ordered, given.double()).numpy()
-    n_not_above = torch.searchsorted(ordered, given.double(), right=True).numpy()
+    n_below = torch.searchsorted(ordered, scores.double()).numpy()
+    n_not_above = torch.searchsorted(ordered, scores.double(), right=True).numpy()
     lower, upper = n_below / (m + 1), (n_not_above + 1) / (m + 1)
 
     counts = count_cells(lower, upper) * (min(n, MAX_COUNTED, n_ids or n) / n)

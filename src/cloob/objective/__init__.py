@@ -393,8 +393,9 @@ class ContrastiveObjective(ScaledModule):
         )
         if trusted is not None:
             beta = batch.scales["beta"]
-            known = math.inf if isinstance(beta, Tensor) else beta
-            batch = batch._replace(beta_of_unit_rows=known)
+            # of a learned β no number is read
+            beta_number = math.inf if isinstance(beta, Tensor) else beta
+            batch = batch._replace(beta_of_unit_rows=beta_number)
         loss = self._loss(batch, member)
         if look:
             self._look_for_negatives(batch, member)

@@ -333,8 +333,8 @@ def _two_products(
         all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
     if negatives is not None:
         z, layout_of_z = negatives
-        more = distributed.gather_rows(retrieve(z, all_x), layout_of_z)
-        all_u_y = torch.cat([all_u_y, more])
+        further_candidates = distributed.gather_rows(retrieve(z, all_x), layout_of_z)
+        all_u_y = torch.cat([all_u_y, further_candidates])
     bias = scales["bias"]
     if labels.weigh:
         direction = weighted_direction(

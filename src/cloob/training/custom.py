@@ -191,17 +191,17 @@ def of_all_ranks(batch: Any, layout: Layout) -> GatheredNames | GatheredParts:
 class _Gathered:
     def __init__(self, parts: Any, layout: Layout) -> None:
         self._parts, self._layout = parts, layout
-        self._known: dict[Any, Any] = {}
+        self._gathered_leaves: dict[Any, Any] = {}
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def __getitem__(self, key: Any) -> Any:
-        if key not in self._known:
+        if key not in self._gathered_leaves:
             leaves, spec = leaves_of(self._parts[key])
             gathered = [self._gather(key, leaf) for leaf in leaves]
-            self._known[key] = tree_unflatten(gathered, spec)
-        return self._known[key]
+            self._gathered_leaves[key] = tree_unflatten(gathered, spec)
+        return self._gathered_leaves[key]
 
     def _gather(self, key: Any, leaf: Any) -> Any:
         """A part of the batch of all ranks: rows of a tensor with their gradient, or a

@@ -246,7 +246,7 @@ class RunLog:
             for name in (runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE)
             if writes
         ):
-            kept: list[str] = []
+            lines_to_step: list[str] = []
             if keep_to_step is not None and path.is_file():
                 # up to a line that was cut short
                 with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -255,8 +255,8 @@ class RunLog:
                     ).splitlines():
                         if json.loads(line)["step"] > keep_to_step:
                             break
-                        kept.append(line + "\n")
-            write_whole(path, "".join(kept))
+                        lines_to_step.append(line + "\n")
+            write_whole(path, "".join(lines_to_step))
             self._files[path.stem] = path.open("a", encoding="utf-8")
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:

@@ -272,8 +272,8 @@ class Stepper:
 
         scales = _learned(objective)
         after = state[0] if state else before
-        known = (loss, norm, finite, before, after, *scales.values())
-        numbers = torch.stack([number.float() for number in known])
+        numbers_to_read = (loss, norm, finite, before, after, *scales.values())
+        numbers = torch.stack([number.float() for number in numbers_to_read])
         return Launched(numbers, tuple(scales), sides)
 
     def _backward(

@@ -103,8 +103,10 @@ def _check(
     names = [_activation(text), _activation(image)]
     unknown = set(names) - _ACTIVATIONS.keys()
     if unknown:
-        known = ", ".join(_ACTIVATIONS)
-        raise InputError(f"{where}: hidden_act is {min(unknown)!r}; {known} are known")
+        supported = ", ".join(_ACTIVATIONS)
+        raise InputError(
+            f"{where}: hidden_act is {min(unknown)!r}; {supported} are known"
+        )
     # open_clip takes the row of the highest token; at 2, of old configurations,
     # transformers does too.
     end = text.get("eos_token_id", 49407)
