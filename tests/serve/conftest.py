@@ -2,10 +2,15 @@
 of its server.
 """
 
+import anyio
 import pytest
 from served_colours import N, build, draw, web_of
 
 from search_colours import ColourModel
+
+# anyio imports these on first use. In a server's thread pytest would rewrite them then,
+# which Python 3.11 now and then ends with a SystemError of its parser.
+LOADED = (anyio.open_file, anyio.to_thread.run_sync, anyio.create_task_group)
 
 
 @pytest.fixture(scope="session")
