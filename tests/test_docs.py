@@ -124,7 +124,7 @@ def test_the_walk_of_a_step_names_its_files_which_are_few_and_short():
         assert names and all(
             re.search(rf"(def|class) {name}\b|\b{name}\(", source) for name in names
         ), file
-    assert len(walk) == 5 and sum(source.count("\n") for source in sources) <= 1_400
+    assert len(walk) == 5 and sum(source.count("\n") for source in sources) <= 1_350
 
 
 def test_pages_that_the_source_names_have_these_titles():

@@ -38,6 +38,7 @@ from cloob.training.checkpoint import (
 from cloob.training.checks import check_combination
 from cloob.training.config import TrainConfig
 from cloob.training.custom import GivenObjective
+from cloob.training.generators import set_rng_state
 from cloob.training.given import (
     CustomParts,
     Pairs,
@@ -48,7 +49,7 @@ from cloob.training.given import (
     same_on_every_rank,
 )
 from cloob.training.optim import freeze, make_optimizer, warmup_steps
-from cloob.training.progress import Progress, set_rng_state
+from cloob.training.progress import Progress
 from cloob.training.run_folder import (
     BadSamples,
     RunLog,

@@ -43,7 +43,8 @@ from cloob.models.weights.containers import check_zip, read_safetensors
 from cloob.scales import FixedScaleWarning
 from cloob.training import sharding
 from cloob.training.config import TrainConfig
-from cloob.training.progress import Progress, rng_state
+from cloob.training.generators import rng_state
+from cloob.training.progress import Progress
 from cloob.training.step import Stepper
 
 logger = logging.getLogger(__name__)

@@ -35,9 +35,10 @@ from cloob.training.callbacks import (
 )
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
+from cloob.training.generators import preserved_rng
 from cloob.training.given import CustomParts, GivenPairs
 from cloob.training.optim import GivenOptimizer, freeze
-from cloob.training.progress import Schedule, is_whole, preserved_rng
+from cloob.training.progress import Schedule, is_whole
 from cloob.training.record import Step, StepLog
 from cloob.training.validation import Metrics as Validated
 from cloob.training.validation import validate_run

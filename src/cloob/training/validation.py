@@ -23,7 +23,7 @@ from cloob.training import sharding
 from cloob.training.build import Run
 from cloob.training.callbacks import HeldOut
 from cloob.training.faults import StopSignal, agree_on_batch, fetch
-from cloob.training.progress import preserved_rng
+from cloob.training.generators import preserved_rng
 from cloob.training.run_folder import finite, with_readers
 from cloob.training.step import Features, TowersWithLoss, joined, sides_of
 
