@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,11 @@ def test_small_sets(tmp_path, capsys, monkeypatch):
     )
     for part in ("training clip", "embedding", "report", "captions", "an index"):
         assert f"{part}" in err
+    assert re.search(
+        r"clip: mean loss [\d.]+ in epoch 1, [\d.]+ in the last; \d s", err
+    )
+    assert "cca: solved" in err and "done" not in err
+    demo.check_place(folder)  # a second demo may replace the first
     assert err.index(f"next: cloob serve {folder / 'index'}\n") < err.index(
         f"  or: cloob search {folder / 'index'} 'an insect'\n"
     )
@@ -90,13 +96,16 @@ def test_small_sets(tmp_path, capsys, monkeypatch):
         )
 
 
-def test_a_folder_called_index_that_is_none_stays(tmp_path, capsys):
-    thesis = tmp_path / "index" / "thesis.txt"
-    thesis.parent.mkdir()
+@pytest.mark.parametrize("place", ["index/thesis.txt", "clip/thesis.txt", "notes.txt"])
+def test_a_folder_of_somebody_elses_files_is_refused(place, tmp_path, capsys):
+    thesis = tmp_path / place
+    thesis.parent.mkdir(exist_ok=True)
     thesis.write_text("years of work")
+    (tmp_path / "pictures").mkdir()
     line = refused(capsys, "demo", "--out", str(tmp_path))
-    assert "index: holds other files" in line
-    assert list(tmp_path.rglob("*")) == [thesis.parent, thesis]
+    assert "which no earlier demo wrote; give another --out" in line
+    assert thesis.read_text() == "years of work"
+    assert not list(tmp_path.rglob("config.json"))
 
 
 @pytest.mark.nightly

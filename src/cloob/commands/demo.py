@@ -15,11 +15,10 @@ import cloob
 from cloob.commands import eval as evaluation
 from cloob.commands.console import progress, say, say_next
 from cloob.commands.suspects import judge_pictures, report
-from cloob.commands.train_heads import show_epoch
 from cloob.errors import InputError
 from cloob.heads.config import HeadsConfig, check_config
+from cloob.models.runs import find_run
 from cloob.models.source import check_packages
-from cloob.search.records import INDEX_FILE
 
 if TYPE_CHECKING:
     from cloob.evaluation.report.page import ExampleQuery
@@ -27,7 +26,20 @@ if TYPE_CHECKING:
     from cloob.heads.run import HeadsResult
 
 INDEX_FOLDER = "index"
+PICTURES_FOLDER = "pictures"
+SUSPECTS_FILE = "suspects.csv"
+SUSPECTS_PAGE = "suspects.html"
 OBJECTIVES = ("clip", "infoloob", "cloob", "cca")
+WRITTEN = {
+    *OBJECTIVES,
+    INDEX_FOLDER,
+    PICTURES_FOLDER,
+    SUSPECTS_FILE,
+    SUSPECTS_PAGE,
+    evaluation.RESULTS_FILE,
+    evaluation.PAGE_FILE,
+    evaluation.PER_CLASS_FOLDER,
+}
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 SETTINGS = ("epochs", "batch_size", "lr", "dropout", "seed")  # that the page names
 N_SUSPECTS = 60  # on their page
@@ -52,7 +64,7 @@ class Options:
     epochs: int | None = None
     """Passes over the 6,110 pairs; the recipe's when left out."""
     out: Path = Path("runs/demo")
-    """Folder of all this, replaced if there."""
+    """Folder of all this; an earlier demo in it is replaced."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
@@ -60,7 +72,7 @@ class Options:
 def run(options: Options) -> int:
     """Trains, compares and searches."""
     configs = make_configs(options)
-    check_index_place(options.out / INDEX_FOLDER)
+    check_place(options.out)
     for config in configs.values():
         check_packages([str(config.image_encoder), str(config.text_encoder)])
         check_config(config)
@@ -85,15 +97,14 @@ def make_configs(options: Options) -> dict[str, HeadsConfig]:
     return configs
 
 
-def check_index_place(index: Path) -> None:
-    """Raises InputError where the index of the pictures would take the place of
-    somebody's files.
-    """
-    is_index = (index / INDEX_FILE).is_file()
-    if index.is_dir() and not is_index and any(index.iterdir()):
+def check_place(out: Path) -> None:
+    """Raises InputError for a folder that holds something else than an earlier demo."""
+    first = OBJECTIVES[0]
+    written = WRITTEN if find_run(out / first) else {first}
+    others = sorted({path.name for path in out.glob("[!.]*")} - written)
+    if others:
         raise InputError(
-            f"{index}: holds other files, and no index of an earlier demo; give another"
-            " --out"
+            f"{out}: holds {others[0]}, which no earlier demo wrote; give another --out"
         )
 
 
@@ -119,29 +130,43 @@ def present(
     print()
     code = evaluation.print_results(results)
     print(
-        f"\n{out}/  one run folder per objective, results.json, pictures/,"
-        f" {INDEX_FOLDER}/\n{out / evaluation.PAGE_FILE}"
+        f"\n{out}/  one run folder per objective, results.json,"
+        f" {PICTURES_FOLDER}/, {INDEX_FOLDER}/\n{out / evaluation.PAGE_FILE}"
     )
     index = out / INDEX_FOLDER
     say_next(
         ["serve", index],
         ["search", index, "an insect"],
-        ["data", "demo", "--suspects", "suspects.csv", "--out", "suspects.html"],
+        ["data", "demo", "--suspects", SUSPECTS_FILE, "--out", SUSPECTS_PAGE],
     )
     return code
 
 
 def train_all(configs: Mapping[str, HeadsConfig]) -> dict[str, HeadsResult]:
     """Trains all runs, by their names."""
-    from cloob.heads.run import train_heads
-
     # progress of the frozen encoders
     logging.getLogger("cloob.heads.features").setLevel(logging.INFO)
-    runs = {}
-    for name, config in configs.items():
-        say(f"training {name} …")
-        runs[name] = train_heads(config, on_epoch=show_epoch(name))
-    return runs
+    return {name: train(name, config) for name, config in configs.items()}
+
+
+def train(name: str, config: HeadsConfig) -> HeadsResult:
+    """Trains a run, and says how its loss went."""
+    from cloob.heads.run import train_heads
+
+    losses = []
+    say(f"training {name} …")
+    with progress() as update:
+
+        def note(line: dict[str, Any]) -> None:
+            losses.append(line["loss"])
+            update(f"training {name}", line["epoch"], config.epochs)
+
+        result = train_heads(config, on_epoch=note)
+    done = "solved"
+    if losses[0] is not None:
+        done = f"mean loss {losses[0]:.2f} in epoch 1, {losses[-1]:.2f} in the last"
+    say(f"{name}: {done}; {result.seconds:.0f} s")
+    return result
 
 
 def compare(
@@ -218,7 +243,7 @@ def print_suspects(config: HeadsConfig, out: Path) -> None:
     say("looking for captions that do not belong to their pictures …")
     judged = judge_pictures(open_source(*config.sources), config)
     print("its captions:")
-    report(judged, out / "suspects.csv", out / "suspects.html", N_SUSPECTS)
+    report(judged, out / SUSPECTS_FILE, out / SUSPECTS_PAGE, N_SUSPECTS)
 
 
 def print_found(found: Sequence[ExampleQuery], finder: str) -> None:
@@ -236,13 +261,12 @@ def write_index(out: Path, noto: LabelledSet, model: Path, device: str) -> None:
     from cloob.search.update import UpdateOptions
 
     say("an index of the pictures …")
-    pictures = out / "pictures"
+    pictures = out / PICTURES_FOLDER
     pictures.mkdir(exist_ok=True)
     for place, label in enumerate(noto.labels.tolist()):
         name = re.sub(r"[^\w (),.'-]", "_", noto.classnames[label])
         (pictures / f"{name} {place}.webp").write_bytes(noto.read(place)[1])
     index = out / INDEX_FOLDER
-    check_index_place(index)
     if address.is_there(index):
         address.remove(str(index))  # of an earlier demo, with another model
     with cloob.Index.create(index) as created:
