@@ -57,6 +57,19 @@ def test_permuted_rows_have_the_same_directions(seed, n, by_column):
 
 
 @quick
+@given(seed=seeds, row=st.integers(0, 199))
+def test_one_spoilt_row_spoils_nothing_whichever_it_is(seed, row):
+    a, b = views(400, seed=seed)
+    spoilt = a[:200].copy()
+    spoilt[row] *= 1e6
+    recalls = []
+    for of_train in (a[:200], spoilt):
+        heads = closed(of_train, b[:200])
+        recalls.append(recall(cosines(heads, a[200:], b[200:])))
+    assert recalls[1] > 0.7 * recalls[0]
+
+
+@quick
 @given(seed=seeds, copies=st.integers(2, 4))
 def test_repeated_ids_in_blocks_or_side_by_side(seed, copies):
     a, b = views(60, seed=seed)

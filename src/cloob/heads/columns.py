@@ -97,10 +97,16 @@ def narrowed(rows: Rows) -> Rows:
 
 
 def recalls_by(halves: list[Rows], ways: list[Columns]) -> Tensor:
-    """(ids,) recalls of the second half by the closed form of the first, with these
-    columns.
+    """(ids,) recalls of each half by the closed form of the other, with these columns:
+    a row that spoils what is learned from its half is seen whichever half it is in.
     """
-    train, judges = halves
+    first, second = halves
+    of_second = recalls_of_half(first, second, ways)
+    return torch.cat([of_second, recalls_of_half(second, first, ways)])
+
+
+def recalls_of_half(train: Rows, judges: Rows, ways: list[Columns]) -> Tensor:
+    """(ids,) recalls of the judging rows by the closed form of the others."""
     of_train, of_judges = [], []
     for place, way in enumerate(ways):
         head = prepared_head(train[place], way, 2)
