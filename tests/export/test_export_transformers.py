@@ -18,7 +18,7 @@ from small_models import OBJECTIVE, RESNET, VISION, same_rows, write_model
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.export.onnx import export_onnx, towers_of, worst_difference
-from cloob.heads.head import Head
+from cloob.heads.head import Head, Members
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.aligned.model import aligned_encoder
 from cloob.models.tokenizer import ClipTokenizer
@@ -412,7 +412,9 @@ def test_other_programs_weights(tmp_path, name):
 
 
 @pytest.mark.nightly
-def test_heads_of_align_with_their_encoders(vit, tmp_path):
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_heads_of_align_with_their_encoders(vit, tmp_path, is_joined):
+    """Whatever heads do to columns is part of the graphs."""
     words = write_bert(tmp_path / "bert")
     image, text = (
         open_image_encoder(str(vit), load_model),
@@ -420,7 +422,23 @@ def test_heads_of_align_with_their_encoders(vit, tmp_path):
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        heads = Head(image.features, 6, "mlp"), Head(text.features, 6, "linear")
+        heads = [
+            Head(image.features, 6, "mlp", columns="log"),
+            Head(image.features, 6, standardise="column", columns="root"),
+            Head(text.features, 6, columns="ranks"),
+            Head(text.features, 6),
+        ]
+        for head in heads:
+            head.fit(torch.randn(100, head.options["features"]))
+    if is_joined:
+        heads = [
+            Members(heads[:2], side=0, rows=20),
+            Members(heads[2:], side=1, rows=20),
+        ]
+        for head in heads:
+            head.bank.copy_(torch.eye(20, 12))
+    else:
+        heads = heads[::2]
     wanted = aligned_encoder(
         image, text, *heads, {"image_encoder": str(vit), "text_encoder": f"hf:{words}"}
     ).eval()

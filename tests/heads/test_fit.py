@@ -114,6 +114,28 @@ def test_a_killed_fit_goes_on_bit_for_bit(epoch, tmp_path):
     assert same(whole, fit(pairs, held_out, settings, state=state))
 
 
+def test_the_state_of_other_columns_is_not_gone_on_from(tmp_path):
+    """Both divide by one number, so that the weights of one would fit the other."""
+    a, b = views(400, noise=0.5)
+    plain = pairs_of(a, b)
+    cubed = pairs_of(a, b**3)
+    closed = [fit_closed_form(pairs, pairs) for pairs in (plain, cubed)]
+    ways = [one.decisions["columns"] for one in closed]
+    assert ways == [[["plain", "one"]] * 2, [["plain", "one"], ["root", "one"]]]
+    settings, state = PLAIN.override(start="closed-form"), tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        fit(
+            cubed,
+            None,
+            settings,
+            closed=closed[0],
+            state=state,
+            on_epoch=killed_after(2),
+        )
+    again = fit(cubed, None, settings, closed=closed[1], state=state)
+    assert same(again, fit(cubed, None, settings, closed=closed[1]))
+
+
 def test_a_longer_fit_goes_on(tmp_path):
     pairs = pairs_of(*views(100))
     settings, state = PLAIN.override(patience=0), tmp_path / "state.pt"

@@ -54,7 +54,8 @@ def choose_columns(
         return chosen[0], chosen[1]
     halves = [narrowed(Rows.of(half)) for half in sample.split(0.5)]
     recalls = recalls_by(halves, chosen)
-    for side in (0, 1):
+    # where both need another way, that of a shows only after that of b
+    for side in (0, 1, 0):
         chosen, recalls = _improved(chosen, recalls, side, ways, halves)
     return chosen[0], chosen[1]
 

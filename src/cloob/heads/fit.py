@@ -82,7 +82,7 @@ def fit(
     judge = None if held_out is None else Judge(held_out, settings, device)
 
     progress = Progress()
-    key = key_of(pairs, held_out, settings)
+    key = key_of(pairs, held_out, settings, heads)
     if state is not None:
         progress = read_state(state, key, model, optimizer) or progress
     last_epoch = settings.epochs if until is None else min(until, settings.epochs)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cloob.data.source import digest
 from cloob.data.vectors import VectorPairs
 from cloob.files import write_whole
+from cloob.heads.head import Head
 from cloob.heads.settings import HeadSettings
 
 
@@ -38,13 +39,19 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
 
 
 def key_of(
-    pairs: VectorPairs, held_out: VectorPairs | None, settings: HeadSettings
+    pairs: VectorPairs,
+    held_out: VectorPairs | None,
+    settings: HeadSettings,
+    heads: tuple[Head, Head],
 ) -> str:
-    """A digest of all that a fit depends on, but for its length and its device."""
+    """A digest of all that a fit depends on, but for its length and its device: of the
+    heads it has the options, which say how columns are prepared.
+    """
     parts = [
         pairs.fingerprint(),
         None if held_out is None else held_out.fingerprint(),
         settings.resumable_settings(),
+        [head.options for head in heads],
     ]
     return digest([json.dumps(parts, sort_keys=True, default=str)])
 
