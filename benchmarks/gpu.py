@@ -7,9 +7,10 @@ benchmarks/gpu.py [--out DIR]``.
 - ``resume``: a run that is killed with -9 and resumed, and one that is not: the same
   weights, bit for bit;
 - ``loss``: forward and backward at N = 4,096 to 65,536 in float32, with TF32 allowed
-  and with bfloat16 products, beside open_clip's ClipLoss; milliseconds and peak memory;
-- ``step``: one training step of RN50 and ViT-B-32 in bfloat16, with our loss and with
-  ClipLoss;
+  and with bfloat16 products, beside open_clip's ClipLoss; milliseconds, peak memory,
+  TFLOP/s and the share of an H100's peak in the precision of the row;
+- ``step``: one training step of RN50 and ViT-B-32, towers in bfloat16: that of the
+  ``Stepper`` that trains, and a plain loop with ClipLoss;
 - ``nccl``: the objective over a process group of one rank, beside the one without a
   group.
 
@@ -29,7 +30,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.machine import machine
 
 import cloob
+from cloob.distributed import Layout
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
 from cloob.training.callbacks import Callback
+from cloob.training.step import Stepper, TowersWithLoss
 
 ROOT = Path(__file__).parents[1]
 INV_TAU, BETA = 30.0, 8.0
@@ -260,44 +262,61 @@ def loss(args: argparse.Namespace) -> Found:
 
 
 def step(args: argparse.Namespace) -> Found:
+    found = {}
+    count = 8 if args.quick else 256
+    for name in ("tiny-resnet", "tiny-vit") if args.quick else ("RN50", "ViT-B-32"):
+        encoder = cloob.create_model(name, seed=0).to(args.device)
+        size = encoder.image_size
+        pictures = (count, 3, size, size)
+        images = torch.randint(0, 256, pictures, dtype=torch.uint8, device=args.device)
+        captions = [f"a picture of thing {i}" for i in range(count)]
+        batch = (images, encoder.tokenizer(captions).to(args.device))
+        steps = {
+            "Stepper, towers bf16, cloob float32": launch_of(encoder, "cloob", batch),
+            "Stepper, towers bf16, clip float32": launch_of(encoder, "clip", batch),
+            "plain loop, towers bf16, ClipLoss float32": plain_step(encoder, batch),
+        }
+        for kind, once in steps.items():
+            row = measured(once, args.device, 3 if args.quick else 10)
+            row["pairs_per_s"] = 1000 * count / row["ms"]
+            found[f"{name}, {count} pairs, {kind}"] = row
+    return found
+
+
+Pairs = tuple[torch.Tensor, torch.Tensor]
+
+
+def launch_of(
+    encoder: torch.nn.Module, objective: str, batch: Pairs
+) -> Callable[[], Any]:
+    """The step of ``cloob train``: that of a ``Stepper``, not waited for."""
+    loss = cloob.make_objective(objective).to(batch[0].device)
+    towers = TowersWithLoss(encoder, loss, "bf16").train()
+    stepper = Stepper(towers, adamw(towers), clip_grad_norm=1.0)
+    layout = Layout((len(batch[0]),))
+    return lambda: stepper.launch(batch, None, 1e-4, layout=layout)
+
+
+def plain_step(encoder: torch.nn.Module, batch: Pairs) -> Callable[[], Any]:
+    """A step as one writes it by hand with open_clip's loss."""
     from open_clip.loss import ClipLoss
 
-    found = {}
-    for name in ("tiny-resnet", "tiny-vit") if args.quick else ("RN50", "ViT-B-32"):
-        encoder = cloob.create_model(name, seed=0).to(args.device).train()
-        size, count = encoder.image_size, 8 if args.quick else 256
-        images = torch.randint(
-            0, 256, (count, 3, size, size), dtype=torch.uint8, device=args.device
-        )
-        tokens = encoder.tokenizer(
-            [f"a picture of thing {i}" for i in range(count)]
-        ).to(args.device)
-        losses = {
-            "cloob": cloob.make_objective("cloob"),
-            "ClipLoss": partial(ClipLoss(), logit_scale=INV_TAU),
-        }
-        optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4, fused=True)
+    loss = ClipLoss()
+    optimizer = adamw(encoder.train())
 
-        def once(
-            function: Any,
-            encoder: Any = encoder,
-            optimizer: Any = optimizer,
-            batch: Any = (images, tokens),
-        ) -> None:
-            optimizer.zero_grad()
-            with torch.autocast(args.device, torch.bfloat16):
-                features = encoder(*batch)
-            function(*features).backward()
-            optimizer.step()
+    def once() -> None:
+        with torch.autocast(batch[0].device.type, torch.bfloat16):
+            x, y = encoder(*batch)
+        loss(x.float(), y.float(), INV_TAU).backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
-        for kind, function in losses.items():
-            row = measured(
-                lambda f=function: once(f), args.device, 3 if args.quick else 10
-            )
-            found[f"{name}, {count} pairs, {kind}"] = row | {
-                "pairs_per_s": 1000 * count / row["ms"]
-            }
-    return found
+    return once
+
+
+def adamw(module: torch.nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
 
 
 def nccl(args: argparse.Namespace) -> Found:

@@ -12,6 +12,7 @@ import collections
 import json
 import sys
 import warnings
+from unittest.mock import Mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,6 +57,9 @@ READS = {
     "bincount",
     "repeat_interleave",
 }
+AUTOCAST = "AutocastPrivateUse1"
+IN_LOW_PRECISION = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d")
+IN_FLOAT32 = ("layer_norm", "softmax", "norm")
 INDEXES = {"index", "index_put", "index_put_"}
 counts: dict[str, collections.Counter] = {
     kind: collections.Counter() for kind in ("kernels", "waits", "copies", "mixed")
@@ -219,12 +223,13 @@ def step_cases():
     cases = {
         "tiny-vit, cloob": {},
         "tiny-vit, clip, clipped": {"clip_grad_norm": 1.0},
+        "tiny-vit, cloob, bf16": {},
         "tiny-resnet, cloob": {},
         "tiny-resnet, cloob, ema": {"ema": 0.99},
         "tiny-resnet, cloob, micro": {"micro_batch_size": n // 4},
     }
     for name, options in cases.items():
-        model, kind = name.split(", ")[:2]
+        model, kind, *how = name.split(", ")
         encoder = cloob.create_model(model, seed=0)
         encoder._layout = torch.contiguous_format
         size = encoder.image_size
@@ -235,7 +240,8 @@ def step_cases():
         for group in groups:
             group["lr"] = 1e-3
         optimizer = torch.optim.AdamW(groups, fused=True)
-        towers = TowersWithLoss(encoder, objective, "fp32").train()
+        precision = "bf16" if "bf16" in how else "fp32"
+        towers = TowersWithLoss(encoder, objective, precision).train()
         stepper = Stepper(towers, optimizer, **options)
         yield (
             name,
@@ -245,10 +251,58 @@ def step_cases():
         )
 
 
+def heads_cases():
+    """Epochs of 4 and of 8 steps from rows that lie on the device, and validations of
+    4 and of 8 batches.
+    """
+    from cloob import HeadSettings
+    from cloob.heads import fit, parts
+
+    device = torch.device(NAME, 0)
+    settings = HeadSettings(objective="cloob", batch_size=16)
+    parts.resident = lambda pairs, device: (held(pairs.a), held(pairs.b))
+    for steps in (4, 8):
+        pairs = vector_pairs(16 * steps)
+        heads = fit.first_heads(pairs, None, settings, None)
+        model = move(parts.Model(*heads, parts.objective_of(settings)))
+        optimizer = parts.adamw(model, settings, torch.device("cpu"))  # a fused one
+        with OnDevice():
+            batches = parts.Batches(pairs, settings, device)
+            judge = parts.Judge(pairs, settings, device)
+        schedule = parts.Schedule(settings, steps)
+
+        def train(m=model, o=optimizer, b=batches, s=schedule):
+            fit.fit_epoch(m, o, b, s, fit.Progress())
+
+        yield f"heads, {steps} steps", train
+        yield f"heads, {steps} held-out", lambda j=judge, m=model: j(m, hopfield=True)
+
+
+def held(rows):
+    return Held(torch.from_numpy(rows))
+
+
+def vector_pairs(n):
+    """Pairs of random rows, with weights."""
+    import numpy as np
+
+    from cloob.data.vectors import VectorPairs
+
+    draws = np.random.default_rng(0)
+    a, b = (draws.normal(size=(n, 12)).astype("float32") for _ in "ab")
+    numbers = np.arange(n)
+    rows = np.stack([numbers, numbers], axis=1)
+    return VectorPairs("pairs", a, b, rows, numbers, weights=draws.random(n))
+
+
 def validation_cases():
+    """What a pass over 2 and over 4 batches of held-out pairs asks for."""
     import cloob
+    from cloob.data.batch import Batch
     from cloob.objective import make_objective
+    from cloob.training.faults import StopSignal
     from cloob.training.step import TowersWithLoss
+    from cloob.training.validation import pass_over_held_out
 
     encoder = cloob.create_model("tiny-vit", seed=0)
     tokens = Held(encoder.tokenizer(["a dog", "two cats"] * 4))
@@ -256,13 +310,20 @@ def validation_cases():
     images = Held(torch.randint(0, 255, (8, 3, size, size), dtype=torch.uint8))
     encoder._layout = torch.contiguous_format
     towers = TowersWithLoss(move(encoder), move(make_objective("cloob"))).eval()
+    batch = Batch((images, tokens), Held(torch.arange(8)), ("",) * 8)
+    run = Mock(hands_over_ids=True, objective=towers.objective)
+    run.stepper.device = torch.device(NAME, 0)
+    run.stepper.micro_batch_size = 0
+    for n in (2, 4):
+        loader = Mock(pairs_per_epoch=8 * n, batch_size=8)
+        loader.epoch = lambda epoch, n=n: iter([batch] * n)
 
-    @torch.no_grad()
-    def judge():
-        features = towers((images, tokens), loss=False)
-        towers.loss_of(features, (images, tokens), None, hopfield=True)
+        @torch.no_grad()
+        def judge(loader=loader):
+            run.val_loader = loader
+            pass_over_held_out(run, StopSignal(), towers, hopfield=True).mean_loss()
 
-    yield "a batch of held-out pairs", judge
+        yield f"validation of {n} batches", judge
 
 
 def ranking_cases():
@@ -274,17 +335,54 @@ def ranking_cases():
         yield f"ranks, blocks of {chunk}", lambda c=chunk: mutual_ranks(x, y, pairs, c)
 
 
+def pretend_autocast():
+    """Gives the device the autocast of a GPU: products in low precision, norms in
+    float32.
+    """
+    every_operation = torch.library.Library("_", "IMPL")
+    every_operation.fallback(torch.library.fallthrough_kernel, AUTOCAST)
+    library = torch.library.Library("aten", "IMPL")
+    for names, dtype in ((IN_LOW_PRECISION, None), (IN_FLOAT32, torch.float32)):
+        for name in names:
+            library.impl(name, cast_to(dtype, getattr(torch.ops.aten, name)), AUTOCAST)
+    return every_operation, library  # which hold until they are freed
+
+
+def cast_to(dtype, operation):
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def run_cast(*args, **kwargs):
+        target = dtype or torch.get_autocast_dtype(NAME)
+
+        def cast(value):
+            is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.to(target) if is_number else value
+
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operation(*tree_map(cast, args), **tree_map(cast, kwargs))
+
+    return run_cast
+
+
 def main():
     warnings.simplefilter("ignore")
     _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
+    libraries = pretend_autocast()
     found = {}
-    for cases in (objective_cases, ranking_cases, step_cases, validation_cases):
+    for cases in (
+        objective_cases,
+        ranking_cases,
+        step_cases,
+        heads_cases,
+        validation_cases,
+    ):
         for name, action in cases():
             try:
                 found[name] = counted(action)
             except Exception as error:
                 found[name] = {"raised": f"{type(error).__name__}: {error}"[:300]}
     json.dump(found, sys.stdout)
+    del libraries
 
 
 if __name__ == "__main__":

@@ -67,6 +67,14 @@ class DictTowers(own.Towers):
         return super().forward(a["x"], b)
 
 
+class BlindTowers(DictTowers):
+    """Towers that see nothing in held-out pairs."""
+
+    def forward(self, a, b):
+        x, y = super().forward(a, b)
+        return x if self.training else x * torch.nan, y
+
+
 class Learned(nn.Module):
     """A loss with a parameter, which masks by ids."""
 
@@ -166,6 +174,15 @@ def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path):
         lines(log)[9]["lr"] == pytest.approx(0.02)
         and lines(run / "epochs.jsonl")[-1]["val_recall"] > 0.9
     )
+
+
+def test_held_out_rows_that_are_not_finite_have_no_loss(config, caplog):
+    config = config.override(epochs=1, ema=None)
+    run = train(config, towers=BlindTowers, objective=None).run
+    (epoch,) = lines(run / "epochs.jsonl")
+    assert epoch["val_loss"] is None
+    assert epoch["val_recall"] == 0
+    assert "held-out pairs have no loss" in caplog.text
 
 
 def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batches(

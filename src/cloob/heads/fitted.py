@@ -57,7 +57,8 @@ def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
 
     Rows of one id are one answer, and any of them is right; a tie is a loss.
     """
-    both = mutual_ranks_of_ids(a, b, ids)
+    both = torch.stack(mutual_ranks_of_ids(a, b, ids)).cpu()
+    ids = ids.cpu()
     return torch.stack([group_means(ranks < k, ids) for ranks in both for k in RECALLS])
 
 

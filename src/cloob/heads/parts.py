@@ -232,27 +232,26 @@ class Batches:
         another epoch's.
         """
         order = self._order.epoch(epoch)
-        for step in range(self.steps):
-            places = order(np.arange(step * self._size, (step + 1) * self._size))
-            if self._partners is not None:
-                drawn = (
-                    self._partners.row(anchor, self._seed, epoch)
-                    for anchor in places.tolist()
-                )
-                places = np.fromiter(drawn, np.int64)
-            yield self._batch(places)
-
-    def _batch(self, places: np.ndarray) -> Batch:
-        """The pairs at places of the epoch's order, on the device."""
+        places = order(np.arange(self.steps * self._size))
+        if self._partners is not None:
+            drawn = (
+                self._partners.row(anchor, self._seed, epoch)
+                for anchor in places.tolist()
+            )
+            places = np.fromiter(drawn, np.int64)
         chosen = torch.from_numpy(places).to(self.device)
-        if self._sides is None:
-            a, b, _ = self.pairs.batch(places)
-            a, b = to_device(a, self.device), to_device(b, self.device)
-        else:
-            rows = torch.from_numpy(self.pairs.rows[places]).to(self.device)
-            a, b = self._sides[0][rows[:, 0]], self._sides[1][rows[:, 1]]
-        weights = None if self._weights is None else self._weights[chosen]
-        return Batch(a, b, self._ids[chosen], weights)
+        rows = torch.from_numpy(self.pairs.rows[places])
+        if self._sides is not None:
+            rows = rows.to(self.device)
+        for start in range(0, len(places), self._size):
+            part = slice(start, start + self._size)
+            if self._sides is None:
+                a, b, _ = self.pairs.batch(places[part])
+                a, b = to_device(a, self.device), to_device(b, self.device)
+            else:
+                a, b = self._sides[0][rows[part, 0]], self._sides[1][rows[part, 1]]
+            weights = None if self._weights is None else self._weights[chosen[part]]
+            yield Batch(a, b, self._ids[chosen[part]], weights)
 
 
 def resident(pairs: VectorPairs, device: torch.device) -> tuple[Tensor, Tensor] | None:
@@ -292,17 +291,21 @@ class Judge:
         that at 1, 5 and 10 in both directions among 10,000 pairs at most.
         """
         model.eval()
-        total, n = 0.0, 0
+        sizes: list[int] = []
+        losses: list[Tensor] = []  # on the device: none is waited for
         for start in range(0, len(self._rows.ids), self._size):
             a, b, ids = (side[start : start + self._size] for side in self._rows)
             if len(ids) < 2:
                 continue
             x, y = model(a, b)
-            loss = model.loss(x, y, ids, hopfield=hopfield)
-            total += len(ids) * float(loss)
-            n += len(ids)
+            losses.append(model.loss(x, y, ids, hopfield=hopfield))
+            sizes.append(len(ids))
+        val_loss: float | None = None
+        if losses:
+            numbers = torch.stack(losses).tolist()
+            val_loss = finite(float(np.average(numbers, weights=sizes)))
         recall = float(recalls(model.heads, self._gallery).mean())
-        return {"val_loss": finite(total / n) if n else None, "val_recall": recall}
+        return {"val_loss": val_loss, "val_recall": recall}
 
 
 @contextlib.contextmanager

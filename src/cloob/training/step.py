@@ -247,14 +247,10 @@ class Stepper:
         """
         buffers = Buffers(self._modules)
         objective = self.module.objective
-        learned = _learned(objective)
         if layout is None and world_size() == 1:
             layout = Layout((rows_of(parts),))
         loss, sides = self._backward(parts, ids, hopfield, layout)
-        # A row or a scale that is not right spoils the loss. Not torch.where: it would
-        # copy the number to the device, and wait for that.
-        positive = [scale for name, scale in learned.items() if name != "bias"]
-        loss = loss.detach().masked_fill(~acceptable(*sides, *positive), math.nan)
+        loss = nan_unless_acceptable(loss, sides, objective)
 
         state = scaler_state(self.scaler)
         before = state[0].clone() if state else torch.ones_like(loss)
@@ -346,6 +342,17 @@ class Stepper:
             **options,
         )
         return loss, *sides_of(joined(pieces))
+
+
+def nan_unless_acceptable(
+    loss: Tensor, sides: tuple[Tensor, Tensor], objective: ContrastiveObjective
+) -> Tensor:
+    """The 0-d loss without its graph, NaN on all ranks if a row of one is NaN, infinite
+    or zero, or if a learned scale is not positive; the device is not waited for.
+    """
+    positive = [x for name, x in _learned(objective).items() if name != "bias"]
+    # Not torch.where: it would copy the number to the device, and wait for that.
+    return loss.detach().masked_fill(~acceptable(*sides, *positive), math.nan)
 
 
 def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:

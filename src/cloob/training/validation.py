@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,14 +19,19 @@ from cloob.errors import InputError
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks_of_ids
 from cloob.models.runs import SKIPPED_FILE, read_lines
-from cloob.objective import NonFiniteFeaturesError
 from cloob.training import sharding
 from cloob.training.build import Run
 from cloob.training.callbacks import HeldOut
 from cloob.training.faults import StopSignal, agree_on_batch, fetch
 from cloob.training.generators import preserved_rng
 from cloob.training.run_folder import finite, with_readers
-from cloob.training.step import Features, TowersWithLoss, joined, sides_of
+from cloob.training.step import (
+    Features,
+    TowersWithLoss,
+    joined,
+    nan_unless_acceptable,
+    sides_of,
+)
 
 logger = logging.getLogger(__name__)
 Rows = tuple[Tensor, Tensor, Tensor]  # the unit rows of both sides, and ids
@@ -66,17 +72,18 @@ def validate(
         sharding.share_buffers(towers)
     towers.eval()
     with preserved_rng(run.stepper.device), torch.no_grad():
-        found = _pass_over_held_out(run, stop, towers, hopfield=hopfield)
-    if found.refused is not None and rank() == 0:
+        found = pass_over_held_out(run, stop, towers, hopfield=hopfield)
+    val_loss = found.mean_loss()
+    if val_loss is not None and not math.isfinite(val_loss) and rank() == 0:
         logger.warning(
-            "held-out pairs have no loss, and bad rows count as not found: %s",
-            found.refused,
+            "held-out pairs have no loss, and bad rows count as not found: some rows"
+            " of the towers are NaN, infinite or zero"
         )
     lost = _note_lost(run, found)
     rows = _of_all_ranks(found.rows)
     metrics: Metrics = {"val_loss": None, "val_recall": None}
-    if found.samples:
-        metrics["val_loss"] = finite(found.loss_sum / found.samples)
+    if val_loss is not None:
+        metrics["val_loss"] = finite(val_loss)
     if rows is not None:
         x, y, ids = rows
         if not run.val_loader.by_id:
@@ -89,26 +96,33 @@ def validate(
 
 
 @dataclass
-class _HeldOutPass:
+class HeldOutPass:
     """What a pass over the held-out pairs has found so far."""
 
-    loss_sum: float = 0.0  # over samples of all ranks
-    samples: int = 0  # that had a loss
+    # of batches of all ranks; on the device, as none is waited for
+    losses: list[Tensor] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # of these batches
     pairs: int = 0  # usable or not
     rows: list[Rows] = field(default_factory=list)  # of this rank, for the recall
     left_out: list[Skip] = field(default_factory=list)
-    refused: NonFiniteFeaturesError | None = None  # the first loss that there was not
+
+    def mean_loss(self) -> float | None:
+        """NaN where rows are bad; None where no batch had a loss."""
+        if not self.losses:
+            return None
+        numbers = torch.stack(self.losses).tolist()
+        return float(np.average(numbers, weights=self.sizes))
 
 
-def _pass_over_held_out(
+def pass_over_held_out(
     run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
-) -> _HeldOutPass:
+) -> HeldOutPass:
     """Embeds all held-out pairs once: sums their loss, and collects the rows that
     recall is measured on.
     """
     loader, device = run.val_loader, run.stepper.device
     assert loader is not None
-    found = _HeldOutPass()
+    found = HeldOutPass()
     batches = loader.epoch(0)
     every = -(-loader.pairs_per_epoch // GALLERY)
     while True:
@@ -126,17 +140,15 @@ def _pass_over_held_out(
         on = batch.to(device)
         features = _embedded(towers, on, run.stepper.micro_batch_size)
         if in_recall:
-            images, texts = sides_of(features)
-            found.rows.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
+            found.rows.append((*sides_of(features), batch.ids))
         if layout.total > 1:
-            found.samples += layout.total
             ids = on.ids if run.hands_over_ids else None
-            try:
-                loss = towers.loss_of(features, on.parts, ids, hopfield=hopfield)
-                found.loss_sum += layout.total * float(loss)
-            except NonFiniteFeaturesError as error:  # of one rank, on all
-                found.loss_sum = math.nan
-                found.refused = found.refused or error
+            loss = towers.loss_of(
+                features, on.parts, ids, hopfield=hopfield, trusted=layout
+            )
+            sides = sides_of(features)
+            found.losses.append(nan_unless_acceptable(loss, sides, run.objective))
+            found.sizes.append(layout.total)
 
 
 def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> Features:
@@ -146,7 +158,7 @@ def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> Fe
     return joined([towers(piece, loss=False) for piece in pieces])
 
 
-def _note_lost(run: Run, found: _HeldOutPass) -> list[Skip]:
+def _note_lost(run: Run, found: HeldOutPass) -> list[Skip]:
     """The bad pairs of all ranks, written down once: they are the same at every
     validation; InputError if they are too many.
     """
@@ -167,7 +179,7 @@ def _note_lost(run: Run, found: _HeldOutPass) -> list[Skip]:
 
 def _of_all_ranks(batches: Sequence[Rows]) -> Rows | None:
     """The rows of all ranks' batches, on every rank; None where there are none."""
-    mine = [torch.cat(side) for side in zip(*batches, strict=True)]
+    mine = [torch.cat(side).cpu() for side in zip(*batches, strict=True)]
     parts = [part for part in gather_objects(mine) if part]
     if not parts:
         return None
@@ -177,7 +189,7 @@ def _of_all_ranks(batches: Sequence[Rows]) -> Rows | None:
 
 def mean_recall(x: Tensor, y: Tensor, ids: Tensor, device: torch.device) -> float:
     """The mean over ids, both directions and k of the recall (see ``validate``)."""
-    both = mutual_ranks_of_ids(x.to(device), y.to(device), ids.to(device))
+    both = torch.stack(mutual_ranks_of_ids(x.to(device), y.to(device), ids.to(device)))
     recalls = [group_means(ranks < k, ids).mean() for ranks in both for k in RECALLS]
     return float(torch.stack(recalls).mean())
 
