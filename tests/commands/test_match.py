@@ -2,6 +2,10 @@
 
 import csv
 import io
+import itertools
+import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,3 +126,79 @@ def test_a_row_that_is_not_finite_is_named_and_nothing_is_left(here, capsys, sid
     line = refused(capsys, *words, "--out", "bad.csv")
     assert f"bad-{side}.npy: row 5 has numbers that are not finite" in line
     assert sorted(here.iterdir()) == before
+
+
+IDS_A = ["x", "y", "x", "z", "y", "alone", "w"]
+IDS_B = [f"{'xyzw'[i % 4]}" if i < 12 else f"other {i}" for i in range(40)]
+
+
+def numbers_of_loops(ids_a, ids_b):
+    """By key, the mean over ids of what a loop over scores and draws finds."""
+    encoder = load_model("heads", device="cpu").eval()
+    a, b = encoder.encode_a(np.load("a.npy")), encoder.encode_b(np.load("b.npy"))
+    scores = (a.double() @ b.double().T).numpy()
+    by_id = {}
+    for i, name in enumerate(ids_a):
+        right = [j for j, other in enumerate(ids_b) if other == name]
+        if not right:
+            continue
+        wrong = [j for j in range(len(ids_b)) if j not in right]
+        best = max(scores[i, j] for j in right)
+        rank = sum(scores[i, j] >= best - 1e-6 for j in wrong)
+        draws = [
+            all(scores[i, j] < best - 1e-6 for j in some)
+            for some in itertools.combinations(wrong, 3)
+        ]
+        of_row = {
+            "a_to_b@1": rank < 1,
+            "a_to_b@10": rank < 10,
+            "a_to_b_mrr": 1 / (rank + 1),
+            "a_to_b@5%": rank < math.ceil(0.05 * (len(wrong) + 1)),
+            "a_to_b_choose_4": np.mean(draws),
+            "chance@1": len(right) / len(ids_b),
+            "chance_choose_4": len(right) / (len(right) + 3),
+        }
+        by_id.setdefault(name, []).append(of_row)
+    return {
+        key: np.mean([np.mean([row[key] for row in rows]) for rows in by_id.values()])
+        for key in of_row
+    }
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_true_pairs_are_judged_as_by_loops(here, capsys, seed):
+    """Ids repeat on both sides, rows 4 and 31 of b are equal, a row of a is alone; a
+    permutation of b changes nothing.
+    """
+    order = np.arange(40)
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(40)
+    np.save("turned.npy", np.load("b.npy")[order])
+    for name, ids in (("ia", IDS_A), ("ib", [IDS_B[row] for row in order])):
+        Path(f"{name}.txt").write_text("".join(f"{one}\n" for one in ids))
+    words = ["turned.npy" if word == "b.npy" else word for word in WORDS]
+    ids = ["--a-ids", "ia.txt", "--b-ids", "ib.txt"]
+    assert cli.main([*words, *ids, "--judge", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert "1 of 7 rows of a have no partner" in err
+    assert (found["n"], found["n_ids"]) == (6, 4)
+    for key, number in numbers_of_loops(IDS_A, IDS_B).items():
+        assert found[key] == pytest.approx(number), key
+        if not key.startswith("chance"):
+            low, high = found[f"{key}_interval"]
+            assert low <= found[key] <= high
+
+
+def test_aligned_rows_are_judged_beside_the_hits(here, capsys):
+    np.save("b7.npy", np.load("b.npy")[:7])
+    words = ["b7.npy" if word == "b.npy" else word for word in WORDS]
+    assert cli.main([*words, "--judge", "--out", "seven.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "MRR" in out and "recall@5%" in out and "choose 1 of 4" in out
+    assert "choose 1 of 10" not in out, "b has 7 rows"
+    assert len(Path("seven.csv").read_text().splitlines()) == 1 + 7 * 7
+    assert "has 7 rows, b.npy has 40" in refused(capsys, *WORDS, "--judge")
+    Path("no.txt").write_text("?\n" * 40)
+    ids = ["--a-ids", "a.txt", "--b-ids", "no.txt"]
+    assert "no id of a is one of b" in refused(capsys, *WORDS, *ids, "--judge")

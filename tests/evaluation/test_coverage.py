@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from cloob import ContrastiveHeads
-from cloob.evaluation.measures import vector_numbers
 from cloob.functional.bootstrap import bootstrap_interval, group_means
+from cloob.functional.protocols import pair_numbers
 from cloob.functional.ranking import mutual_ranks_of_ids
 from cloob.heads.choose import trial_of
 from cloob.heads.fitted import recalls_of_ids
@@ -116,7 +116,7 @@ def coverage(draw, intervals_of):
 
 
 def of_eval(a, b, ids):
-    numbers, _ = vector_numbers(a, b, ids)
+    numbers = pair_numbers(mutual_ranks_of_ids(a, b, ids), ids)
     return {key: numbers[f"{key}_interval"] for key in RECALLS + OTHERS}
 
 
@@ -132,7 +132,8 @@ def of_heads(a, b, ids):
 
 def over_groups(a, b, ids):
     """What `eval` says of a run with groups, and `auto` of its trials."""
-    numbers, _ = vector_numbers(a, b, ids, units=GROUPS)
+    ranks = mutual_ranks_of_ids(a, b, ids)
+    numbers = pair_numbers(ranks, ids, units=GROUPS)
     trial = trial_of("clip", None, recalls_of_ids(a, b, ids).mean(0), GROUPS)
     found = {key: numbers[f"{key}_interval"] for key in [*RECALLS, *OTHERS[:3]]}
     return found | {"auto": trial["interval"]}

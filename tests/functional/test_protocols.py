@@ -61,47 +61,75 @@ def test_ranks_among_candidates_are_the_loops(n, g, seed, coarse):
         pairs += [(i, j) for j in listed]
         right += [j in answers for j in listed]
     order = torch.randperm(len(pairs), generator=generator)
-    ranks, sizes = protocols.candidate_ranks(
+    found = protocols.candidate_ranks(
         x, y, torch.tensor(pairs)[order], torch.tensor(right)[order]
     )
     for i in range(n):
         row = (x[i] @ y.T).tolist()
         mine = [(j, r) for (q, j), r in zip(pairs, right, strict=True) if q == i]
         wrong = {j for j, r in mine if not r}
-        best = max((j for j, r in mine if r), key=row.__getitem__)
-        assert int(ranks[i]) == lost(row, best, wrong)
-        assert int(sizes[i]) == len(wrong) + 1
+        answers = {j for j, r in mine if r}
+        best = max(answers, key=row.__getitem__)
+        assert int(found.ranks[i]) == lost(row, best, wrong)
+        assert int(found.n_wrong[i]) == len(wrong)
+        assert int(found.n_right[i]) == len(answers)
 
 
 def test_all_candidates_are_the_gallery_and_bad_rows_are_last():
     x, y = drawn(6, 6, 0, coarse=False)
     x[1, 0], y[2, 0] = math.nan, math.inf
     every = torch.cartesian_prod(torch.arange(6), torch.arange(6))
-    ranks, sizes = protocols.candidate_ranks(x, y, every, every[:, 0] == every[:, 1])
+    is_own = every[:, 0] == every[:, 1]
+    ranks, n_right, n_wrong = protocols.candidate_ranks(x, y, every, is_own)
     assert torch.equal(ranks, ranking.ranks(x, y, torch.arange(6)))
-    assert sizes.tolist() == [6] * 6
+    assert n_right.tolist() == [1] * 6 and n_wrong.tolist() == [5] * 6
     assert ranks[1] == ranks[2] == ranking.UNRANKED
     assert protocols.reciprocal_ranks(ranks)[[1, 2]].tolist() == [0, 0]
     assert protocols.choose_one(ranks, 2, 6)[1] == 0
     assert not protocols.top_share(ranks, 1.0, 6)[1]
 
 
-def test_chance_is_what_rows_without_any_meaning_reach():
+@pytest.mark.parametrize("n_right", [1, 3])
+def test_chance_is_what_scores_without_any_meaning_reach(n_right):
+    """Galleries of two sizes; any of the right rows is an answer."""
     generator = torch.Generator().manual_seed(0)
-    size = 40
-    ranks = torch.randint(size, (200_000,), generator=generator)
-    chance = float(protocols.reciprocal_chance(size))
-    assert float(protocols.reciprocal_ranks(ranks).mean()) == pytest.approx(
-        chance, rel=0.02
-    )
-    assert float(protocols.choose_one(ranks, 10, size).mean()) == pytest.approx(
-        0.1, rel=0.02
-    )
-    hits = protocols.top_share(ranks, 0.05, size).double()
-    assert float(hits.mean()) == pytest.approx(0.05, rel=0.05)
-    sizes = protocols.reciprocal_chance(torch.tensor([1, 2, 4])).tolist()
-    assert sizes == pytest.approx([1, 0.75, 25 / 48])
-    assert protocols.share_size(0.01, 300) == 3 and protocols.share_size(0.01, 301) == 4
+    kinds = torch.tensor([[n_right, 39], [1, 24]])
+    n_right, n_wrong = kinds[torch.arange(60_000) % 2].T
+    scores = torch.rand(60_000, 42, generator=generator)
+    places = torch.arange(42)
+    right = scores.masked_fill(places >= n_right[:, None], -1).amax(1, keepdim=True)
+    is_wrong = (places >= n_right[:, None]) & (places < (n_right + n_wrong)[:, None])
+    ranks = ((scores > right) & is_wrong).sum(1)
+    ranked = protocols.Ranked(ranks, n_right, n_wrong)
+    found = protocols.numbers("way", ranked, torch.arange(60_000))
+    ends = [key.removeprefix("chance") for key in found if key.startswith("chance")]
+    assert "_choose_20" in ends and "@1%" in ends and "_mrr" in ends
+    for end in ends:
+        assert found[f"way{end}"] == pytest.approx(found[f"chance{end}"], rel=0.04), end
+
+
+def test_a_share_of_the_gallery_is_whole_rows():
+    for size, share, least in ((300, 0.01, 3), (301, 0.01, 4), (9, 0.001, 1)):
+        within = protocols.top_share(torch.arange(size), share, size)
+        assert int(within.sum()) == least
+
+
+def test_every_way_has_its_chance_and_intervals():
+    x, y = drawn(40, 40, 3, coarse=False)
+    ids = torch.arange(40) // 2
+    ranks = ranking.mutual_ranks_of_ids(x, y, ids)
+    found = protocols.pair_numbers(ranks, ids, units=torch.arange(20) // 4)
+    assert (found["n"], found["n_ids"], found["n_groups"]) == (40, 20, 5)
+    assert found["chance@5"] == pytest.approx(0.25)
+    assert found["chance_choose_20"] == pytest.approx(0.05)
+    assert found["chance_median_rank"] == 10.5
+    assert "a_to_b_median_rank_interval" not in found
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    ranks = tuple(side[order] for side in ranks)
+    again = protocols.pair_numbers(ranks, ids[order], units=torch.arange(20) // 4)
+    assert again.keys() == found.keys()
+    for key, number in found.items():
+        assert again[key] == pytest.approx(number), key
 
 
 @pytest.mark.parametrize("n", [1, 5, 6, 40, 151])

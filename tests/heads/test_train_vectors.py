@@ -131,10 +131,16 @@ def test_the_command_trains_heads_that_other_commands_read(
     raises(InputError, r"\(n, 20\)", model.encode_a, b)
     said = capsys.readouterr().out
     assert ":best: val_recall" in said and "of the pairs that chose it" in said
+    assert "of 10 ids" in said and "MRR" in said and "choose 1 of 4" in said
     assert cli.main(["eval", str(out), "--held-out", "--out", f"{tmp_path}/e"]) == 0
     row = json.loads((tmp_path / "e/results.json").read_text())["rows"][0]
     (found,) = row["vectors"].values()
     assert (found["n"], found["n_ids"], found["chose"]) == (40, 10, ["epoch"])
+    (stored,) = out.glob("checkpoints/*/validation.json")
+    written = json.loads(stored.read_text())["numbers"]
+    assert written.keys() == found.keys() - {"chose"}
+    for key, number in written.items():
+        assert number == pytest.approx(found[key]), key
     assert (
         cli.main(["embed", str(out), "--a", "a.npy", "--out", f"{tmp_path}/x.npy"]) == 1
     )

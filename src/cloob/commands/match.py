@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import mmap
 import os
 import sys
@@ -22,6 +23,7 @@ from cloob.commands.console import (
     progress,
     say,
 )
+from cloob.commands.protocols import print_numbers
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,6 +64,13 @@ class Options:
     """
     overwrite: bool = False
     """Replace the file where it is there."""
+    judge: bool = False
+    """Print how well true partners are found: MRR, recall at 1, 5, 10 and of shares
+    of b, "choose 1 of T", median rank. Rows of equal ids belong together, any of them
+    is an answer; without ids row i belongs to row i. Hits then go to --out alone.
+    """
+    json: bool = False
+    """With --judge: print one JSON object."""
     machine: DeviceOptions = field(default_factory=DeviceOptions)
 
 
@@ -78,6 +87,11 @@ def run(options: Options) -> int:
     if options.b_ids is not None:
         names_b = read_ids_of(options.b_ids, b.shape[0], options.b)
     encoder = load_model(options.model, options.machine.device)
+    if options.judge:
+        found = judge(encoder, options, (a, b), (names_a, names_b))
+        print(json.dumps(found)) if options.json else print_numbers(found)
+        if options.out is None:
+            return 0
     with progress() as update, open_writer(options.out) as write:
         for start, scores, rows in hits(encoder, options, a, b, update):
             write(
@@ -102,10 +116,66 @@ def check(options: Options) -> None:
             raise InputError(f"{options.out}: exists; --overwrite replaces it")
     elif options.overwrite:
         raise InputError("--overwrite needs --out")
+    if options.json and not options.judge:
+        raise InputError("--json needs --judge")
+    if options.judge and (options.a_ids is None) != (options.b_ids is None):
+        raise InputError("--judge needs --a-ids and --b-ids, or neither")
 
 
 def name_of(names: Sequence[str] | None, row: int) -> str | int:
     return row if names is None else names[row]
+
+
+def judge(
+    encoder: Any,
+    options: Options,
+    sides: tuple[Matrix, Matrix],
+    names: tuple[Sequence[str] | None, Sequence[str] | None],
+) -> dict[str, Any]:
+    """How well the rows of a find their partners among all rows of b, by key."""
+    import torch
+
+    from cloob.functional.protocols import Ranked, numbers
+    from cloob.functional.ranking import ranks
+
+    n_a, n_b = (side.shape[0] for side in sides)
+    if names[0] is None and n_a != n_b:
+        raise InputError(
+            f"{options.a} has {n_a:,} rows, {options.b} has {n_b:,}; --judge needs"
+            " --a-ids and --b-ids to tell which belong together"
+        )
+    ids, pairs = true_pairs(names[0] or range(n_a), names[1] or range(n_b))
+    if not len(pairs):
+        raise InputError("--judge: no id of a is one of b")
+    rows, query = torch.unique(pairs[:, 0], return_inverse=True)
+    if len(rows) < n_a:
+        say(f"{n_a - len(rows):,} of {n_a:,} rows of a have no partner in b")
+    blocks_of_a = embedded(encoder, "a", options.a, sides[0], N_BLOCK)
+    blocks_of_b = embedded(encoder, "b", options.b, sides[1], N_BLOCK)
+    a = torch.cat([block for _, block in blocks_of_a])
+    b = torch.cat([block for _, block in blocks_of_b])
+    found = ranks(a[rows], b, torch.stack([query, pairs[:, 1]], dim=1))
+    n_right = torch.bincount(query)
+    of_queries = ids[rows]
+    result = numbers("a_to_b", Ranked(found, n_right, n_b - n_right), of_queries)
+    return {"n": len(rows), "n_ids": len(torch.unique(of_queries)), **result}
+
+
+def true_pairs(
+    names_a: Sequence[str | int], names_b: Sequence[str | int]
+) -> tuple[Tensor, Tensor]:
+    """(n_a,) numbers of the ids of a, and (P, 2) rows of a and b of equal ids."""
+    import torch
+
+    rows_of_b: dict[str | int, list[int]] = {}
+    for row, name in enumerate(names_b):
+        rows_of_b.setdefault(name, []).append(row)
+    number = {name: place for place, name in enumerate(dict.fromkeys(names_a))}
+    pairs = []
+    for row, name in enumerate(names_a):
+        pairs += [(row, other) for other in rows_of_b.get(name, ())]
+    ids = torch.tensor([number[name] for name in names_a])
+    return ids, torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
 def hits(

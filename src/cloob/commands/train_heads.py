@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.commands.console import say, say_next, say_next_of_pictures
+from cloob.commands.protocols import print_numbers
 from cloob.heads.config import HeadsConfig, check_config
 from cloob.models.source import check_packages
 
@@ -74,6 +75,7 @@ def print_result(config: HeadsConfig, result: HeadsResult) -> None:
             f"{out}:best: val_recall {result.recall:.4g} ({place}), of the pairs that"
             " chose it: lower on others"
         )
+        print_numbers(result.numbers)
     say_what_follows(config, out)
 
 

@@ -19,14 +19,10 @@ from torch import Tensor
 from cloob.data.batch import caption_id
 from cloob.errors import InputError
 from cloob.evaluation.embed import Encoder, embed_texts
-from cloob.evaluation.protocols import (
-    mean_and_interval,
-    protocol_chances,
-    protocol_numbers,
-)
 from cloob.functional import geometry as shape
 from cloob.functional import hopfield_retrieval, ranking
 from cloob.functional.bootstrap import bootstrap_interval, by_group, group_means
+from cloob.functional.protocols import WAYS
 
 RECALLS = (1, 5, 10)
 DEFAULT_LIMIT = 10_000  # pairs whose geometry is measured
@@ -192,39 +188,17 @@ def retrieval_numbers(
     return numbers
 
 
-def vector_numbers(
-    a: Tensor,
-    b: Tensor,
-    ids: Tensor,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-    units: Tensor | None = None,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The numbers of n pairs of vectors, and by metric how often the rows of every unit
-    are right: an id is one sample, and those of a unit are resampled together.
-
-    The gallery has one row an id, its first. ``units`` are those of the distinct ids,
-    ascending; None: every id by itself.
+def vector_hits(
+    ranks: tuple[Tensor, Tensor], ids: Tensor, units: Tensor
+) -> dict[str, Tensor]:
+    """By metric how often the rows of every unit are right, by which models are
+    compared.
     """
-    units = torch.unique(ids) if units is None else units
-    n_ids = len(torch.unique(ids))
-    numbers: dict[str, Any] = {"n": len(ids), "n_ids": n_ids}
-    n_units = len(torch.unique(units))
-    if n_units < n_ids:
-        numbers["n_groups"] = n_units
-    bootstrap: dict[str, Any] = {"level": level, "seed": seed, "groups": units}
-    hits = {}
-    both = ranking.mutual_ranks_of_ids(a, b, ids)
-    for way, ranks in zip(("a_to_b", "b_to_a"), both, strict=True):
-        numbers[f"{way}_median_rank"] = ranking.median_rank(ranks)
-        for k in RECALLS:
-            hits[f"{way}@{k}"] = by_group(group_means(ranks < k, ids), units)
-            numbers |= mean_and_interval(f"{way}@{k}", ranks < k, ids, bootstrap)
-        numbers |= protocol_numbers(way, ranks, ids, n_ids, **bootstrap)
-    for k in RECALLS:
-        numbers[f"chance@{k}"] = min(k / n_ids, 1.0)
-    return numbers | protocol_chances(n_ids), hits
+    return {
+        f"{way}@{k}": by_group(group_means(of_way < k, ids), units)
+        for way, of_way in zip(WAYS, ranks, strict=True)
+        for k in RECALLS
+    }
 
 
 def geometry(

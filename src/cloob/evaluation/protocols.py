@@ -1,11 +1,10 @@
-"""Other people's tables of vectors: MRR, shares of the gallery, choose one of T, lists
-of candidates; each with its interval and what chance reaches.
+"""Lists of candidates, among which MassSpecGym ranks: read from a file, and their
+numbers (:mod:`cloob.functional.protocols`).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,60 +15,13 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError
-from cloob.functional import protocols, ranking
-from cloob.functional.bootstrap import bootstrap_interval, group_means
+from cloob.functional import protocols
 from cloob.functional.ids import id_digest
 
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
-SHARES = {"0.1%": 0.001, "1%": 0.01, "5%": 0.05}
-CHOICES = (4, 10, 20)
-CANDIDATE_RECALLS = (1, 5, 20)  # MassSpecGym's
-
-
-def protocol_numbers(
-    way: str, ranks: Tensor, ids: Tensor, size: int, **bootstrap: Any
-) -> dict[str, Any]:
-    """The numbers of one way, from (N,) ranks among ``size`` distinct ids; an id is one
-    sample. See :mod:`cloob.functional.protocols`.
-    """
-    numbers = mean_and_interval(
-        f"{way}_mrr", protocols.reciprocal_ranks(ranks), ids, bootstrap
-    )
-    for name, share in SHARES.items():
-        hits = protocols.top_share(ranks, share, size)
-        numbers |= mean_and_interval(f"{way}@{name}", hits, ids, bootstrap)
-    for n_choices in CHOICES:
-        if n_choices <= size:
-            chosen = protocols.choose_one(ranks, n_choices, size)
-            numbers |= mean_and_interval(
-                f"{way}_choose_{n_choices}", chosen, ids, bootstrap
-            )
-    finite = torch.where(ranks == ranking.UNRANKED, math.inf, ranks.double())
-    if len(torch.unique(bootstrap["groups"])) == size:  # order knows of no groups
-        of_ids = group_means(finite, ids)
-        low, high = protocols.median_interval(of_ids, bootstrap.get("level", 0.95))
-        numbers[f"{way}_median_rank_interval"] = [low + 1, high + 1]
-    return numbers
-
-
-def protocol_chances(size: int) -> dict[str, float]:
-    """What chance reaches among so many ids."""
-    chances = {"chance_mrr": float(protocols.reciprocal_chance(size))}
-    for name, share in SHARES.items():
-        chances[f"chance@{name}"] = int(protocols.share_size(share, size)) / size
-    chances |= {f"chance_choose_{n}": 1 / n for n in CHOICES if n <= size}
-    return chances | {"chance_median_rank": (size + 1) / 2}
-
-
-def mean_and_interval(
-    key: str, values: Tensor, ids: Tensor, bootstrap: dict[str, Any]
-) -> dict[str, Any]:
-    """The mean of values over ids, with its interval."""
-    of_ids = group_means(values, ids)
-    low, high = bootstrap_interval(of_ids, **bootstrap)
-    return {key: float(of_ids.mean()), f"{key}_interval": [low, high]}
+MASS_SPEC_GYM = protocols.Table(recalls=(1, 5, 20), shares=(), choices=())
 
 
 @dataclass(frozen=True)
@@ -170,14 +122,10 @@ def candidate_numbers(
     """
     place = torch.searchsorted(candidates.rows, candidates.listed[:, 1].contiguous())
     listed = torch.stack([candidates.listed[:, 0], place], dim=1)
-    ranks, sizes = protocols.candidate_ranks(a, rows_of_b, listed, candidates.right)
-    way = "candidates"
-    numbers: dict[str, Any] = {f"{way}_mean_number": float(sizes.double().mean())}
-    for k in CANDIDATE_RECALLS:
-        numbers |= mean_and_interval(f"{way}@{k}", ranks < k, ids, bootstrap)
-        chance = group_means(sizes.clamp_max(k) / sizes, ids)
-        numbers[f"chance_{way}@{k}"] = float(chance.mean())
-    reciprocal = protocols.reciprocal_ranks(ranks)
-    numbers |= mean_and_interval(f"{way}_mrr", reciprocal, ids, bootstrap)
-    chance = group_means(protocols.reciprocal_chance(sizes), ids)
-    return numbers | {f"chance_{way}_mrr": float(chance.mean())}
+    ranked = protocols.candidate_ranks(a, rows_of_b, listed, candidates.right)
+    found = protocols.numbers("candidates", ranked, ids, MASS_SPEC_GYM, **bootstrap)
+    sizes = (ranked.n_right + ranked.n_wrong).double()
+    return {"candidates_mean_number": float(sizes.mean())} | {
+        key.replace("chance", "chance_candidates"): value
+        for key, value in found.items()
+    }

@@ -24,6 +24,7 @@ from cloob.evaluation.embeddings import Embeddings, Labelled, ModelTraits
 from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
 from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
 from cloob.files import write_whole
+from cloob.functional import protocols, ranking
 from cloob.functional.bootstrap import by_group, grouped_bootstrap
 from cloob.models.aligned.model import embed_pairs
 
@@ -279,17 +280,16 @@ class _Evaluation:
         a, b = embed_pairs(encoder, pairs)
         ids = torch.from_numpy(pairs.ids)
         units = pairs.units_of_ids()
-        numbers, hits = measures.vector_numbers(
-            a, b, ids, units=units, **self.bootstrap
-        )
+        ranks = ranking.mutual_ranks_of_ids(a, b, ids)
+        numbers = protocols.pair_numbers(ranks, ids, units=units, **self.bootstrap)
         listed = self.candidates.get(pairs.name)
         if listed is not None:
             rows = embed_listed(encoder, pairs, listed)
             numbers |= candidate_numbers(
-                a, rows, listed, ids, groups=units, **self.bootstrap
+                a, rows, listed, ids, units=units, **self.bootstrap
             )
         row["vectors"][pairs.name] = numbers | _unreadable(pairs.skipped)
-        for metric, right in hits.items():
+        for metric, right in measures.vector_hits(ranks, ids, units).items():
             self.hits[metric, pairs.name][row["model"]] = right
         first = np.unique(pairs.ids, return_index=True)[1]
         row["geometry"][pairs.name] = {

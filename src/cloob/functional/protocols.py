@@ -4,20 +4,27 @@ Ranks are (Q,) int64, 0-based, the number of wrong candidates that score at leas
 much as the best right one: a tie is lost everywhere here. (Programs that take an
 ``argmax``, or a sort, win or lose it by the order of the rows.) A function gives (Q,)
 values, whose mean is the number of the table; ``size`` is how many candidates a query
-has, the right one among them, a number or (Q,).
+has, all its right ones as one, a number or (Q,).
+
+:func:`numbers` gives all of them, with intervals and what chance reaches.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cloob.functional.bootstrap import bootstrap_interval, group_means
 from cloob.functional.private import full_products, outside_autocast
 from cloob.functional.ranking import UNRANKED, comparable
 
 Size = int | Tensor
+WAYS = ("a_to_b", "b_to_a")
 _PAIRS = 1 << 16  # of a query and a candidate, whose rows are multiplied at once
 
 
@@ -26,48 +33,172 @@ def reciprocal_ranks(ranks: Tensor) -> Tensor:
     return torch.where(ranks == UNRANKED, 0.0, 1 / (ranks.double() + 1))
 
 
-def reciprocal_chance(size: Size) -> Tensor:
-    """What chance reaches: the harmonic number of ``size`` by ``size``."""
-    sizes = torch.as_tensor(size)
-    harmonic = (1 / torch.arange(1, int(sizes.max()) + 1).double()).cumsum(dim=0)
-    return harmonic[sizes - 1] / sizes
-
-
 def top_share(ranks: Tensor, share: float, size: Size) -> Tensor:
     """Whether the right one is among the best share of the candidates, rounded up to
     whole ones (MolPhenix, arXiv:2409.08302: top 1 % of the molecules).
     """
-    return ranks < share_size(share, size)
+    # a product that is whole but for rounding is whole
+    n_best = (share * torch.as_tensor(size).double() - 1e-9).ceil().clamp_min(1)
+    return ranks < n_best
 
 
-def share_size(share: float, size: Size) -> Tensor:
-    """⌈share · size⌉, also where the product is a whole number but for rounding."""
-    return (share * torch.as_tensor(size).double() - 1e-9).ceil().long().clamp_min(1)
-
-
-def choose_one(ranks: Tensor, n_choices: int, size: int) -> Tensor:
+def choose_one(ranks: Tensor, n_choices: int, size: Size) -> Tensor:
     """The probability that the right one beats T − 1 wrong ones, drawn from all
     ``size`` − 1 without replacement (MoleculeSTM, arXiv:2212.10789: "T-choose-one").
 
     It is exact, the mean over all draws: C(size−1−rank, T−1) / C(size−1, T−1) with T =
     ``n_choices``.
     """
-    if not 2 <= n_choices <= size:
-        raise ValueError(f"n_choices is {n_choices}; 2 to {size} are there")
-    beaten = (size - 1 - ranks.clamp_max(size)).double()
+    size = torch.as_tensor(size)
+    least = int(size.min())
+    if not 2 <= n_choices <= least:
+        raise ValueError(f"n_choices is {n_choices}; 2 to {least} are there")
+    beaten = (size - 1 - ranks.clamp_max(int(size.max()))).double()
     chance = torch.ones_like(beaten)
     for drawn in range(n_choices - 1):
         chance *= (beaten - drawn).clamp_min(0) / (size - 1 - drawn)
     return chance
 
 
+def chance_of_ranks(n_right: int, n_wrong: int) -> Tensor:
+    """(``n_wrong`` + 1,) the probability of every rank where scores mean nothing: that
+    the first r of a random order are wrong, and the next one is right.
+    """
+    rank = torch.arange(n_wrong + 1).double()
+    probability = n_right / (n_right + n_wrong - rank)
+    for place in range(1, n_right + 1):
+        probability *= (n_wrong + place - rank) / (n_wrong + place)
+    return probability
+
+
+class Ranked(NamedTuple):
+    """Ranks of (Q,) queries among rows of which some are right and all others wrong."""
+
+    ranks: Tensor  # (Q,)
+    n_right: Tensor  # (Q,) int64, 1 or more
+    n_wrong: Tensor  # (Q,) int64
+
+
+@dataclass(frozen=True)
+class Table:
+    """Which numbers a table shows, besides the MRR."""
+
+    recalls: tuple[int, ...] = (1, 5, 10)
+    shares: tuple[str, ...] = ("0.1%", "1%", "5%")
+    choices: tuple[int, ...] = (4, 10, 20)
+
+    def values(self, ranked: Ranked) -> dict[str, Tensor]:
+        """(Q,) values by the end of their key: ``@k``, ``_mrr``, ``@1%``,
+        ``_choose_4``. A choice of more than there are is left out.
+        """
+        ranks, size = ranked.ranks, ranked.n_wrong + 1
+        values = {f"@{k}": ranks < k for k in self.recalls}
+        values["_mrr"] = reciprocal_ranks(ranks)
+        for share in self.shares:
+            part = float(share.rstrip("%")) / 100
+            values[f"@{share}"] = top_share(ranks, part, size)
+        for n_choices in self.choices:
+            if n_choices <= int(size.min()):
+                chosen = choose_one(ranks, n_choices, size)
+                values[f"_choose_{n_choices}"] = chosen
+        return values
+
+
+def numbers(
+    way: str,
+    ranked: Ranked,
+    ids: Tensor,
+    table: Table = Table(),
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    units: Tensor | None = None,
+) -> dict[str, Any]:
+    """All numbers of one way, by key: ``{way}@k`` …, ``…_interval`` and ``chance@k`` ….
+
+    The median rank, of the ids' mean ranks, counts from 1. Its interval is by order,
+    which knows of no units: there is none where ids are resampled together.
+
+    Args:
+        way: What the keys begin with.
+        ranked: The ranks of Q queries.
+        ids: (Q,) integers: queries of one id are one sample.
+        table: Which numbers.
+        level: Coverage of the intervals, which are bootstrap ones.
+        seed: Of the bootstrap.
+        units: (distinct ids, ascending) integers: ids of one unit are resampled
+            together; None: each by itself.
+    """
+    found: dict[str, Any] = {}
+    values = table.values(ranked)
+    for end, of_queries in values.items():
+        of_ids = group_means(of_queries, ids)
+        interval = bootstrap_interval(of_ids, level=level, seed=seed, groups=units)
+        found[f"{way}{end}"] = float(of_ids.mean())
+        found[f"{way}{end}_interval"] = list(interval)
+    infinite = ranked.ranks == UNRANKED
+    of_ids = group_means(ranked.ranks.double().masked_fill(infinite, math.inf), ids)
+    found[f"{way}_median_rank"] = median(of_ids) + 1
+    if units is None or len(torch.unique(units)) == len(units):
+        low, high = median_interval(of_ids, level)
+        found[f"{way}_median_rank_interval"] = [low + 1, high + 1]
+    return found | chance_numbers(ranked, ids, table, list(values))
+
+
+def chance_numbers(
+    ranked: Ranked, ids: Tensor, table: Table, ends: Sequence[str]
+) -> dict[str, float]:
+    """What chance reaches of every number, by key: ``chance@k`` …."""
+    found = dict.fromkeys((f"chance{end}" for end in ends), 0.0)
+    of_ranks = torch.zeros(int(ranked.n_wrong.max()) + 1, dtype=torch.float64)
+    counts = torch.stack(ranked[1:], dim=1)
+    kinds, kind = torch.unique(counts, dim=0, return_inverse=True)
+    for place, (n_right, n_wrong) in enumerate(kinds.tolist()):
+        share = group_means(kind == place, ids).mean()
+        likely = share * chance_of_ranks(n_right, n_wrong)
+        of_ranks[: n_wrong + 1] += likely
+        every = torch.arange(n_wrong + 1)
+        values = table.values(Ranked(every, every, torch.full_like(every, n_wrong)))
+        for end in ends:
+            found[f"chance{end}"] += float(likely @ values[end].double())
+    half = torch.tensor([0.5 - 1e-9, 0.5 + 1e-9], dtype=torch.float64)
+    middle = torch.searchsorted(of_ranks.cumsum(0), half).double().mean()
+    return found | {"chance_median_rank": float(middle) + 1}
+
+
+def pair_numbers(
+    ranks: tuple[Tensor, Tensor],
+    ids: Tensor,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    units: Tensor | None = None,
+) -> dict[str, Any]:
+    """The numbers of n pairs in both ways, from their ranks
+    (:func:`cloob.functional.ranking.mutual_ranks_of_ids`): an id is one sample, and the
+    gallery has one row an id, its first.
+
+    ``ids`` are (n,) integers; ``units`` as for :func:`numbers`.
+    """
+    n_ids = len(torch.unique(ids))
+    found: dict[str, Any] = {"n": len(ids), "n_ids": n_ids}
+    if units is not None and len(torch.unique(units)) < n_ids:
+        found["n_groups"] = len(torch.unique(units))
+    one = torch.ones_like(ids)
+    for way, of_way in zip(WAYS, ranks, strict=True):
+        ranked = Ranked(of_way, one, one * (n_ids - 1))
+        found |= numbers(way, ranked, ids, level=level, seed=seed, units=units)
+    by_chance = {key: found.pop(key) for key in [*found] if key.startswith("chance")}
+    return found | by_chance
+
+
 @outside_autocast
 @full_products()
 def candidate_ranks(
     query: Tensor, gallery: Tensor, listed: Tensor, right: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(Q,) ranks of every query's best right row among the rows listed for it, and how
-    many those are, right ones as one (MassSpecGym, arXiv:2410.23326).
+) -> Ranked:
+    """The rank of every query's best right row among the rows listed for it
+    (MassSpecGym, arXiv:2410.23326).
 
     Args:
         query: (Q, D) rows.
@@ -87,9 +218,9 @@ def candidate_ranks(
     of_query, row = listed.unbind(dim=1)
     _check_range("query", of_query, n)
     _check_range("gallery row", row, len(gallery))
-    without = torch.bincount(of_query[is_right], minlength=n) == 0
-    if without.any():
-        raise ValueError(f"query {int(without.nonzero()[0])} has no right candidate")
+    n_right = torch.bincount(of_query[is_right], minlength=n)
+    if not n_right.all():
+        raise ValueError(f"query {int(n_right.argmin())} has no right candidate")
 
     scores = _products(query, gallery, of_query, row).nan_to_num(nan=-torch.inf)
     best = scores.new_full((n,), -torch.inf)
@@ -100,8 +231,8 @@ def candidate_ranks(
     least = best - rounding * query.norm(dim=1).nan_to_num()
     is_ahead = ~is_right & (scores >= least[of_query]) & (scores > -torch.inf)
     ahead = torch.bincount(of_query[is_ahead], minlength=n)
-    sizes = torch.bincount(of_query[~is_right], minlength=n) + 1
-    return torch.where(best > -torch.inf, ahead, UNRANKED), sizes
+    n_wrong = torch.bincount(of_query[~is_right], minlength=n)
+    return Ranked(torch.where(best > -torch.inf, ahead, UNRANKED), n_right, n_wrong)
 
 
 def _check_range(kind: str, places: Tensor, size: int) -> None:
@@ -117,6 +248,13 @@ def _products(query: Tensor, gallery: Tensor, of_query: Tensor, row: Tensor) -> 
         pairs = query[of_query[part]] * gallery[row[part]]
         products.append(pairs.sum(dim=1))
     return torch.cat(products)
+
+
+def median(values: Tensor) -> float:
+    """The median of (N,) values, which may be infinite."""
+    ordered = values.double().sort().values
+    n = len(ordered)
+    return float(ordered[[(n - 1) // 2, n // 2]].mean())
 
 
 def median_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:

@@ -34,12 +34,14 @@ from cloob.data.source import (
 from cloob.data.vectors import VectorPairs, open_vector_pairs
 from cloob.errors import InputError
 from cloob.files import whole_folder, write_whole
+from cloob.functional.protocols import pair_numbers
+from cloob.functional.ranking import mutual_ranks_of_ids
 from cloob.heads.choose import choose
 from cloob.heads.cleaning import LeftOut, suspicious_pairs, without
 from cloob.heads.config import HeadsConfig, check_config, read_config
 from cloob.heads.features import embedded, first_captions, open_encoders
-from cloob.heads.fitted import FittedHeads
-from cloob.heads.head import Heads
+from cloob.heads.fitted import GALLERY, FittedHeads, Rows
+from cloob.heads.head import Heads, unit_rows
 from cloob.heads.ledger import Ledger, open_ledger
 from cloob.heads.matrix import split as split_pairs
 from cloob.heads.settings import USUAL_SCALES
@@ -72,6 +74,8 @@ class HeadsResult:
     seconds: float
     checkpoint: Path
     recall: float | None = None  # of the held-out pairs that chose
+    # all their numbers, as of ``cloob.functional.protocols.pair_numbers``
+    numbers: Mapping[str, Any] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)  # pairs by reason
     already_finished: bool = False
     out_of_patience: bool = False
@@ -396,11 +400,23 @@ def write_checkpoint(config: HeadsConfig, data: Data, fitted: FittedHeads) -> No
                 "metric": "val_recall",
                 "val_recall": joined["recall"] if is_joined else best["val_recall"],
                 "held_out": digest([fingerprint]),
+                "numbers": held_out_numbers(fitted.heads, data.held_out),
             }
             write_json(place / runs.VALIDATION_FILE, validation)
     for earlier in folder.glob("step-*"):
         if earlier != checkpoint:
             shutil.rmtree(earlier)
+
+
+def held_out_numbers(heads: Heads, held_out: VectorPairs) -> dict[str, Any]:
+    """What other people's tables show of those held-out pairs that ``val_recall`` is
+    of; intervals are over groups where there are any.
+    """
+    judged = held_out.at_most(GALLERY)
+    rows = Rows.of(judged)
+    a, b = unit_rows(heads[0], rows.a), unit_rows(heads[1], rows.b)
+    ranks = mutual_ranks_of_ids(a, b, rows.ids)
+    return pair_numbers(ranks, rows.ids, units=judged.units_of_ids())
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -424,6 +440,7 @@ def result_of(
         seconds,
         checkpoint,
         validation.get("val_recall"),
+        validation.get("numbers", {}),
         by_reason(data.pairs.skipped),
         already_finished=already_finished,
         out_of_patience=last["epoch"] < n_epochs,
