@@ -1,7 +1,7 @@
 """Samples per second of the training data path, beside open_clip_train's, on the same
 shards and workers.
 
-``python benchmarks/data.py --data FOLDER [--quick]``, FOLDER being WebDataset shards of
+``python benchmarks/data.py --data FOLDER ``, FOLDER being WebDataset shards of
 image-caption pairs (the pictograms: 64-pixel WebP). Three forms of data: those shards
 at 64 pixels, and two sets of JPEG made on the spot with the captions of the shards, at
 224 pixels: 500×400 (about 60 kB each, quality 87: what CC3M and LAION look like) and
@@ -18,12 +18,12 @@ both:
 - ``cloob``: ``PairLoader`` with ``TrainTransform`` and the tokeniser that
   ``DualEncoder`` has; uint8, as the encoder normalises on its device.
 
-A run counts from the making of the loader to the end of its last process. Ours lists
-the members of all shards before, once for all epochs: that is measured by itself.
-Samples per CPU-second (user and system, of this process and its workers) are samples
-per second and core; torch has one thread. Prints the rows of two workers, and writes
-results.json to ``--out``. The record has two more contenders and a comparison of
-tokens, from this script at commit fc415074.
+A run counts from the making of the loader to the end of its last process; each has two
+workers. Ours lists the members of all shards before, once for all epochs. Samples per
+CPU-second (user and system, of this process and its workers) are samples per second and
+core; torch has one thread. Prints the rows, and writes results.json to ``--out``. The
+record has more workers, two more contenders and a comparison of tokens, from this
+script at commit fc415074.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ SCALE = (0.9, 1.0)
 SPECTRUM = 1.3
 QUALITY = 87
 THEIRS, OURS = "open_clip_train", "cloob"
+WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -139,35 +140,25 @@ def write_jpegs(
     return paths
 
 
-def forms(data: Path, folder: Path, captions: list[str], quick: bool) -> list[Form]:
-    """The three forms of data; ``quick``: a tenth of each."""
+def forms(data: Path, folder: Path, captions: list[str]) -> list[Form]:
+    """The three forms of data."""
     shards = tuple(sorted(data.glob("*.tar")))[:2]
-    short = 10 if quick else 1
 
     def jpegs(width: int, height: int, batches: int, pictures: int) -> Form:
-        batches = max(2, batches // short // 2 * 2)
-        some = [captions[i % len(captions)] for i in range(64 * batches)]
-        paths = write_jpegs(
-            folder / f"{width}", (width, height), some, max(2, pictures // short)
-        )
+        chosen = [captions[i % len(captions)] for i in range(64 * batches)]
+        paths = write_jpegs(folder / f"{width}", (width, height), chosen, pictures)
         return Form(f"JPEG {width}×{height} to 224", paths, 224, 64, batches)
 
     batch = min(256, len(open_source(shards[0])) // 2)
-    pictograms = Form(
-        "WebP 64×64 to 64", shards, 64, batch, max(2, 32 // short // 2 * 2)
-    )
+    pictograms = Form("WebP 64×64 to 64", shards, 64, batch, 32)
     return [pictograms, jpegs(500, 400, 16, 200), jpegs(1024, 768, 6, 60)]
 
 
 @contextlib.contextmanager
-def ours(
-    form: Form, source: Source, workers: int
-) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    transform, tokenizer = (
-        TrainTransform(form.image_size, scale=SCALE),
-        ClipTokenizer.of(TOKENIZER),
-    )
-    pairs = PairLoader(source, transform, tokenizer, form.batch_size, workers=workers)
+def ours(form: Form, source: Source) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    transform = TrainTransform(form.image_size, scale=SCALE)
+    tokenizer = ClipTokenizer.of(TOKENIZER)
+    pairs = PairLoader(source, transform, tokenizer, form.batch_size, workers=WORKERS)
     first = max(0, pairs.steps_per_epoch - form.batches)
     yield ((batch.images, batch.tokens) for batch in pairs.epoch(0, start_step=first))
     pairs.close()
@@ -185,15 +176,13 @@ def their_transform(form: Form) -> Callable[[Image.Image], Tensor]:
 
 
 @contextlib.contextmanager
-def theirs(
-    form: Form, _: Source, workers: int
-) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+def theirs(form: Form, _: Source) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     options = SimpleNamespace(
         train_data="::".join(map(str, form.shards)),
         train_num_samples=form.batches * form.batch_size,
         train_data_upsampling_factors=None,
         batch_size=form.batch_size,
-        workers=workers,
+        workers=WORKERS,
         world_size=1,
         seed=0,
     )
@@ -207,7 +196,7 @@ def theirs(
 
 
 TOKENIZER = SimpleTokenizer()
-MAKERS: dict[str, Callable[[Form, Source, int], Any]] = {THEIRS: theirs, OURS: ours}
+MAKERS: dict[str, Callable[[Form, Source], Any]] = {THEIRS: theirs, OURS: ours}
 
 
 def cpu_seconds() -> float:
@@ -216,10 +205,10 @@ def cpu_seconds() -> float:
     return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, kinds))
 
 
-def run(name: str, form: Form, source: Source, workers: int) -> dict[str, Any]:
+def run(name: str, form: Form, source: Source) -> dict[str, Any]:
     gc.collect()
     wall, cpu, samples = time.perf_counter(), cpu_seconds(), 0
-    with MAKERS[name](form, source, workers) as batches:
+    with MAKERS[name](form, source) as batches:
         for images, tokens in batches:
             assert len(images) == len(tokens) and images.shape[1:] == (
                 3,
@@ -239,60 +228,35 @@ def run(name: str, form: Form, source: Source, workers: int) -> dict[str, Any]:
     }
 
 
-def measure(form: Form, workers: int, repeats: int) -> list[dict[str, Any]]:
+def measure(form: Form, repeats: int) -> list[dict[str, Any]]:
     """A row for each contender; ratios are medians of the repeats' own."""
-    listing = cpu_seconds()
     source = form.open()
-    listing = cpu_seconds() - listing
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in MAKERS}
     for _ in range(repeats):
         for name in MAKERS:
-            runs[name].append(run(name, form, source, workers))
+            runs[name].append(run(name, form, source))
     rows = []
     for name, found in runs.items():
-        row: dict[str, Any] = {
-            "data": form.name,
-            "workers": workers,
-            "name": name,
-            "samples": found[0]["samples"],
-        }
+        row: dict[str, Any] = {"data": form.name, "workers": WORKERS, "name": name}
         for key in ("per_second", "per_cpu_second"):
             row[key] = statistics.median(one[key] for one in found)
-            ratios = [
-                one[key] / other[key]
-                for one, other in zip(found, runs[THEIRS], strict=True)
-            ]
+            pairs = zip(found, runs[THEIRS], strict=True)
+            ratios = [one[key] / other[key] for one, other in pairs]
             row[f"{key}_ratio"] = statistics.median(ratios)
-        row["repeats"] = found
-        if name != THEIRS:
-            row["listing_us"] = listing / len(source) * 1e6
-        rows.append(row)
+        rows.append(row | {"repeats": found})
     return rows
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="folder of WebDataset shards, two at least",
-    )
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--quick", action="store_true", help="a tenth of the data: to see that it runs"
-    )
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "data"
     )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    args = parse(arguments)
+    args = parser.parse_args()
     warnings.filterwarnings(
         "ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning
     )
@@ -302,16 +266,13 @@ def main(arguments: list[str] | None = None) -> None:
     captions = [source.read(i).caption for i in range(min(10_000, len(source)))]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for form in forms(args.data, Path(folder), captions, args.quick):
-            for workers in args.workers:
-                print(f"{form.name}, {workers} workers …", file=sys.stderr, flush=True)
-                rows += measure(form, workers, args.repeats)
-    about = machine("pillow") | {"quick": args.quick}
+        for form in forms(args.data, Path(folder), captions):
+            print(f"{form.name} …", file=sys.stderr, flush=True)
+            rows += measure(form, args.repeats)
     args.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": about, "rows": rows}
+    record = {"machine": machine("pillow"), "rows": rows}
     (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record["rows"]))
-    print(f"written: {args.out}/results.json")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """``cloob eval`` beside CLIP_benchmark: the same model on the same five sets, whole
 commands.
 
-``python benchmarks/evaluate.py [--cases tiny-first tiny-few large-few] [--repeats 3]
-[--quick]``. The cases:
+``python benchmarks/evaluate.py --data FOLDER [--repeats 3]``. The cases:
 
 - ``tiny-first``: the tiny ResNet on the first five pictogram sets by name, whole;
 - ``tiny-few``: the same on the five sets of the fewest classes, 240 images each: little
@@ -17,11 +16,9 @@ command. Ours starts with an empty cache, and also writes the report and the cla
 CSV, with intervals. (The record has two more rows, from this script at commit
 fc415074.)
 
-Times are medians of interleaved repeats: ``--repeats`` of them, or two where more would
-take over ``--budget`` seconds. CLIP_benchmark 1.6.2 cannot live beside our numpy:
-benchmarks/overlay.py makes it an environment with the same torch, open_clip and Pillow.
-Accuracies are compared too. Writes results.json to --out, in which the rows of cases
-that were not measured now stay."""
+Times are medians of interleaved repeats. CLIP_benchmark 1.6.2 cannot live beside our
+numpy: benchmarks/overlay.py makes it an environment with the same torch, open_clip and
+Pillow. Accuracies are compared too. Writes results.json to --out."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.figures import evaluate as table
-from benchmarks.machine import machine as this_machine
+from benchmarks.machine import machine
 from benchmarks.overlay import CLIP_BENCHMARK, overlay
 
 FIRST = ("animal-silhouettes", "digits", "flags", "fluent3d-emoji", "noto-emoji")
@@ -102,59 +99,28 @@ def make_model(name: str, folder: Path) -> Path:
 
 
 def our_command(model: Path, sets: list[Path], out: Path) -> list[str]:
-    options = [
-        "--out",
-        str(out),
-        "--batch-size",
-        str(BATCH),
-        "--workers",
-        str(WORKERS),
-        "--device",
-        "cpu",
-    ]
-    return [
-        sys.executable,
-        "-m",
-        "cloob",
-        "eval",
-        str(model),
-        "--zeroshot",
-        *map(str, sets),
-        *options,
-    ]
+    words = f"-m cloob eval {model} --batch-size {BATCH} --workers {WORKERS}"
+    options = ["--out", str(out), "--device", "cpu", "--zeroshot"]
+    return [sys.executable, *words.split(), *options, *map(str, sets)]
 
 
-def their_options(model: Path, sets: list[Path], out: Path) -> list[str]:
-    names = [f"wds/{path.name}" for path in sets]
-    options = [
-        "--dataset_root",
-        str(sets[0].parent / "{dataset}"),
-        "--output",
-        str(out / "{dataset}.json"),
-        "--quiet",
-    ]
-    options += [
-        "--no_amp",
-        "--batch_size",
-        str(BATCH),
-        "--num_workers",
-        str(WORKERS),
-        "--pretrained",
-        "random",
-    ]
-    return ["eval", "--model", f"local-dir:{model}", "--dataset", *names, *options]
+def their_command(python: str, model: Path, sets: list[Path], out: Path) -> list[str]:
+    words = (
+        f"-m clip_benchmark.cli eval --model local-dir:{model} --pretrained random"
+        f" --dataset_root {sets[0].parent}/{{dataset}} --output {out}/{{dataset}}.json"
+        f" --quiet --no_amp --batch_size {BATCH} --num_workers {WORKERS} --dataset"
+    )
+    return [python, *words.split(), *(f"wds/{path.name}" for path in sets)]
 
 
 def run(command: list[str], threads: int, out: Path) -> float:
     out.mkdir(parents=True, exist_ok=True)
-    cache = {
-        "CLOOB_CACHE": str(out / "cache")
-    }  # goes with the folder: a cache of earlier runs would have it all
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
-        **cache,
+        # goes with the folder: a cache of earlier runs would have it all
+        "CLOOB_CACHE": str(out / "cache"),
     }
     start = time.perf_counter()
     done = subprocess.run(
@@ -170,133 +136,66 @@ def measure(
 ) -> dict[str, Any]:
     name, names, images = CASES[case]
     model = make_model(name, work / "models")
-    sets = make_sets(args.data, work / "sets", names, min(images, args.images))
+    sets = make_sets(args.data, work / "sets", names, images)
     seconds: dict[str, list[float]] = {}
     ours, theirs = work / "ours", work / "theirs"
 
-    def note(row: str, taken: float) -> None:
-        seconds.setdefault(row, []).append(taken)
-        print(f"{case}: {row} {taken:.2f} s", file=sys.stderr, flush=True)
-
-    started = time.perf_counter()
-    for repeat in range(args.repeats):
-        if (
-            repeat > 1
-            and (time.perf_counter() - started) * (repeat + 1) / repeat > args.budget
-        ):
-            break
+    for _ in range(args.repeats):
         shutil.rmtree(ours, ignore_errors=True)
-        note("cloob", run(our_command(model, sets, ours), args.threads, ours))
-        command = [
-            python,
-            "-m",
-            "clip_benchmark.cli",
-            *their_options(model, sets, theirs),
-        ]
-        note("clip_benchmark", run(command, args.threads, theirs))
-    apart = images_apart(ours, theirs)
-    about = {
+        commands = {
+            "cloob": (our_command(model, sets, ours), ours),
+            "clip_benchmark": (their_command(python, model, sets, theirs), theirs),
+        }
+        for row, (command, out) in commands.items():
+            taken = run(command, args.threads, out)
+            seconds.setdefault(row, []).append(taken)
+            print(f"{case}: {row} {taken:.2f} s", file=sys.stderr, flush=True)
+    medians = {tool: statistics.median(times) for tool, times in seconds.items()}
+    command: dict[str, Any] = {
+        tool: {"median_s": medians[tool], "all_s": times}
+        for tool, times in seconds.items()
+    }
+    command["ratio"] = medians["clip_benchmark"] / medians["cloob"]
+    return {
         "case": case,
         "model": name,
-        "n": {key: found[0] for key, found in apart.items()},
-        "machine": machine(args),
-    }
-    return {
-        **about,
-        **summary(seconds),
-        "images_apart": {key: found[1] for key, found in apart.items()},
+        "machine": machine("open_clip_torch"),
+        "clip_benchmark": "1.6.2",
+        "threads": args.threads,
+        "command": command,
+        "images_apart": images_apart(ours, theirs),
     }
 
 
-def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, minima, and how many times as long CLIP_benchmark takes (of the medians,
-    and in each repeat).
-    """
-    found: dict[str, Any] = {
-        tool: {"median_s": statistics.median(t), "min_s": min(t), "all_s": t}
-        for tool, t in seconds.items()
-    }
-    a, b = seconds["cloob"], seconds["clip_benchmark"]
-    found["ratio"] = statistics.median(b) / statistics.median(a)
-    found["ratios"] = [theirs / ours for ours, theirs in zip(a, b, strict=True)]
-    return {"command": found}
-
-
-def images_apart(ours: Path, theirs: Path) -> dict[str, tuple[int, float]]:
-    """Images of each set, and by how many of them the two top-1 accuracies differ."""
-    zeroshot = json.loads((ours / "results.json").read_text(encoding="utf-8"))["rows"][
-        0
-    ]["zeroshot"]
-    found = {}
-    for name, numbers in zeroshot.items():
-        other = json.loads((theirs / f"{name}.json").read_text(encoding="utf-8"))[
-            "metrics"
-        ]
-        found[name] = (
-            numbers["n"],
-            round(abs(numbers["acc1"] - other["acc1"]) * numbers["n"], 3),
-        )
-    return found
-
-
-def machine(args: argparse.Namespace) -> dict[str, Any]:
-    settings = {"threads": args.threads, "batch_size": BATCH, "workers": WORKERS}
-    return {**this_machine("open_clip_torch"), "clip_benchmark": "1.6.2", **settings}
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(__file__).parents[2] / "shared" / "data" / "zeroshot",
-    )
-    parser.add_argument(
-        "--images", type=int, default=1_000_000, help="images a set, at most"
-    )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--budget",
-        type=float,
-        default=300.0,
-        help="seconds that a case's repeats may take",
-    )
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny-few with 40 images a set, once"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "evaluate"
-    )
-    return parser.parse_args()
+def images_apart(ours: Path, theirs: Path) -> dict[str, float]:
+    """By how many images of each set the two top-1 accuracies differ."""
+    results = json.loads((ours / "results.json").read_text(encoding="utf-8"))
+    apart = {}
+    for name, numbers in results["rows"][0]["zeroshot"].items():
+        other = json.loads((theirs / f"{name}.json").read_text(encoding="utf-8"))
+        difference = numbers["acc1"] - other["metrics"]["acc1"]
+        apart[name] = round(abs(difference) * numbers["n"], 3)
+    return apart
 
 
 def main() -> None:
-    args = parse()
-    if args.quick:
-        args.cases, args.images, args.repeats = ["tiny-few"], 40, 1
-    if not args.data.is_dir():
-        raise SystemExit(
-            f"{args.data}: no such folder; --data names the folder of the pictogram"
-            " sets"
-        )
-    python, file = overlay(CLIP_BENCHMARK), args.out / "results.json"
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = (
-        json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "evaluate"
+    )
+    args = parser.parse_args()
+    python = overlay(CLIP_BENCHMARK)
     with tempfile.TemporaryDirectory() as place:
-        for case in args.cases:
-            row = measure(case, python, args, Path(place) / case)
-            rows = [*(other for other in rows if other["case"] != case), row]
-            file.write_text(
-                json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8"
-            )
+        rows = [measure(case, python, args, Path(place) / case) for case in CASES]
+    args.out.mkdir(parents=True, exist_ok=True)
+    written = json.dumps({"rows": rows}, indent=1) + "\n"
+    (args.out / "results.json").write_text(written, encoding="utf-8")
     print(table(rows))
-    print(f"written: {file}")
 
 
 if __name__ == "__main__":

@@ -26,14 +26,9 @@ def machine(*packages: str) -> dict[str, Any]:
     """CPU, cores, load (processes that wanted a core, mean of a minute), and versions
     of torch and of ``packages``.
     """
-    load = (
-        {"load_average": round(os.getloadavg()[0], 2)}
-        if hasattr(os, "getloadavg")
-        else {}
-    )
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),
-        **load,
+        "load_average": round(os.getloadavg()[0], 2),
         **{name: metadata.version(name) for name in ("torch", *packages)},
     }

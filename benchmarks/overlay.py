@@ -42,15 +42,13 @@ def overlay(requirements: tuple[str, ...], root: Path | None = None) -> str:
         :16
     ]
     folder = root / name
-    python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    python = folder / "bin" / "python"
     if (folder / "complete").is_file():
         return str(python)
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     minor = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = folder / (
-        "Lib/site-packages" if sys.platform == "win32" else f"lib/{minor}/site-packages"
-    )
+    packages = folder / "lib" / minor / "site-packages"
     (packages / "base.pth").write_text(
         f"import site; site.addsitedir({base!r})\n", encoding="utf-8"
     )

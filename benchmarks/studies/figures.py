@@ -68,7 +68,6 @@ CLIP = ("clip",)
 CCA = ("cca",)
 TWO = ("infoloob", "infoloob-2")
 TWO_AND_CCA = ("infoloob", "infoloob-1", "cca")
-MIXED = ("infoloob", "cloob", "cca")
 Runs = Mapping[Row, BySeed]
 
 
@@ -144,14 +143,6 @@ def over_seeds(differences: Sequence[float]) -> str:
     if not differences:
         return "–"
     return lead(statistics.mean(differences), t_interval(differences))
-
-
-def both(row: Row) -> str:
-    """Zero-shot and recall of a row of claim.md, means over so many seeds."""
-    by_seed = joined_runs()[row].values()
-    zeroshot = statistics.mean(map(zeroshot_mean, by_seed))
-    recall = statistics.mean(map(_recall, by_seed))
-    return f"{percent(zeroshot)} / {percent(recall)} ({len(by_seed)})"
 
 
 def heads() -> str:
@@ -240,34 +231,22 @@ def photographs() -> str:
     return lead(found.mean, found.over_classes)
 
 
-def claim_main() -> str:
-    """Zero-shot and recall of the rows of claim.md that the page speaks of."""
+def claim(score: Callable[[Record], float]) -> str:
+    """A measure of the rows of claim.md that the page speaks of, means over seeds."""
     rows = [CLIP, ("cloob",), ("infoloob",), CCA, ("infoloob", "cca")]
     rows += [TWO, TWO_AND_CCA, ("infoloob", "infoloob-1", "infoloob-2")]
     states = [(share, clean) for share in (0.4, 0.0) for clean in (False, True)]
     lines = []
     for members in rows:
         cells = [Row(members, share, clean) for share, clean in states]
-        shown = [both(row) if row in joined_runs() else "–" for row in cells]
-        lines.append([cells[0].name, *shown])
+        means = [
+            statistics.mean(map(score, joined_runs()[row].values())) for row in cells
+        ]
+        lines.append([cells[0].name, *map(percent, means)])
     head = [
         f"{percent(share, 0)} % wrong{', cleaned' * clean}" for share, clean in states
     ]
-    return table(["zero-shot / recall, % (seeds)", *head], lines)
-
-
-def goal(row: Row, aims: tuple[float, float]) -> str:
-    """What came out for one of the declared goals, in words."""
-    by_seed = joined_runs()[row].values()
-    means = {
-        "zero-shot": statistics.mean(map(zeroshot_mean, by_seed)),
-        "recall": statistics.mean(map(_recall, by_seed)),
-    }
-    words = []
-    for (what, mean), aim in zip(means.items(), aims, strict=True):
-        reached = "reached" if mean >= aim else "not reached"
-        words.append(f"{what} {percent(mean)} (goal {percent(aim)}, {reached})")
-    return " and ".join(words)
+    return table(["%", *head], lines)
 
 
 def right_cleaned() -> str:
@@ -488,15 +467,11 @@ def figures() -> dict[str, Callable[[], str]]:
         "synthetic": synthetic,
         "settings": settings,
         "frozen-claim": frozen_claim,
-        "claim-main": claim_main,
+        "claim-zeroshot": lambda: claim(zeroshot_mean),
+        "claim-recall": lambda: claim(_recall),
         "photographs": photographs,
         "longer": longer,
         "cleaning-right": right_cleaned,
-        "goal-right": lambda: goal(Row(TWO_AND_CCA, 0.0), (0.24, 0.425)),
-        "goal-cleaned": lambda: goal(Row(TWO_AND_CCA, clean=True), (0.21, 0.32)),
-        "wide": lambda: both(Row(("infoloob-wide",))),
-        "joined-two-right": lambda: both(Row(MIXED, 0.0)),
-        "joined-two-cleaned": lambda: both(Row(MIXED, clean=True)),
         "mixed-cca": lambda: claimed(CCA, 0.4),
         "right-infoloob": lambda: claimed(("infoloob",), 0.0),
         "few-cca-0": lambda: few_lead(CCA, 0.0),
