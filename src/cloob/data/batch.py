@@ -32,8 +32,10 @@ FileFault = Literal[
 ]
 RowFault = Literal["not finite", "no partner", "item raised an error"]
 Reason = Fault | CaptionFault | FileFault | RowFault
+Part = Literal["image", "caption"]
 # above this many UTF-8 bytes a caption is a file in the wrong place
 MAX_CAPTION_BYTES = 64 * 1024
+MOST_BYTES: dict[Part, int] = {"image": MAX_IMAGE_BYTES, "caption": MAX_CAPTION_BYTES}
 
 
 def as_utf8(name: str) -> str:
@@ -224,24 +226,29 @@ def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
     return caption
 
 
-def read_pair_file(
-    path: Path | str, key: str, part: Literal["image", "caption"], where: str = ""
-) -> bytes:
+def read_pair_file(path: Path | str, key: str, part: Part, where: str = "") -> bytes:
     """The file of an image or a caption; a ``BadSample`` where it cannot be read, or is
     too large.
     """
-    reason: Reason
+    with reading_part(part, key, f"{where}: {path}" if where else str(path)):
+        return read_at_most(path, MOST_BYTES[part])
+
+
+@contextmanager
+def reading_part(part: Part, key: str, where: str) -> Iterator[None]:
+    """Inside, an image or a caption that cannot be read, or is too large, is a bad
+    sample.
+    """
     is_image = part == "image"
     try:
-        return read_at_most(path, MAX_IMAGE_BYTES if is_image else MAX_CAPTION_BYTES)
+        yield
     except TooLarge as error:
-        reason = "image too large" if is_image else "caption too long"
-        message = str(error)
+        reason: Reason = "image too large" if is_image else "caption too long"
+        raise BadSample(reason, key, f"{where}: {error}") from None
     except (OSError, ValueError) as error:
         reason = read_fault(error, "missing image" if is_image else "missing caption")
-        message = getattr(error, "strerror", None) or str(error)
-    detail = f"{path}: {message}"
-    raise BadSample(reason, key, f"{where}: {detail}" if where else detail)
+        why = getattr(error, "strerror", None) or error
+        raise BadSample(reason, key, f"{where}: {why}") from None
 
 
 def read_fault(error: OSError | ValueError, missing: Reason) -> Reason:

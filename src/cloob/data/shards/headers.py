@@ -1,31 +1,35 @@
-"""The members of a tar by its headers alone, where these are plain.
+"""The members of a tar, by a loop over its headers.
 
 tarfile makes an object of thirty attributes of every header, which takes most of the
 time to open a set of shards. A header of POSIX.1-1988 (ustar) is 512 bytes of fixed
 fields; its checksum is the sum of its bytes with that of the checksum's own eight taken
-for spaces. What is read here is the subset on which no two readers differ: complete
-archives of regular files with short ASCII names, and the times that WebDataset writes
-in headers of their own; owners, times and devices are not looked at. Of all else,
-damaged archives included, nothing is decided here: the answer is None, and tarfile
-reads the archive.
+for spaces. Read here is what no two readers differ on: regular files with short ASCII
+names, and the times that WebDataset writes in headers of their own. Every other header,
+damaged ones included, is tarfile's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import struct
+import tarfile
 from functools import lru_cache
+from io import FileIO
+from pathlib import Path
 from typing import NamedTuple
 
+from cloob.errors import InputError
+
 BLOCK = 512
-_MAX_PADDING = 1 << 20  # bytes behind the end that are looked at
-_MAX_TIMES = 2 * BLOCK  # bytes of the times of a member
+_MAX_PADDING = 1 << 20  # bytes behind the end of an archive that are looked at
 _FIELDS = struct.Struct("100s 24x 12s 12x 8s c 188x 167s")
-_CHECKSUM = slice(148, 156)
-_NOTHING = bytes(167)
-_REGULAR = (b"0", b"\0")
-_EXTENDED = b"x"
-_TIMES = (b"mtime", b"atime", b"ctime")
+_NOTHING = bytes(167)  # no part of the name, and no other format's fields
+_NUMBER = re.compile(rb" *([0-7]+)[ \0]*")
+_TIMES = re.compile(rb"(?:\d{1,3} [acm]time=[-.\d]+\n)+")  # records of pax
+# what tarfile raises on damaged headers
+_DAMAGED = (tarfile.TarError, ValueError, IndexError, OverflowError)
 
 
 class Member(NamedTuple):
@@ -38,87 +42,94 @@ class Member(NamedTuple):
     size: int
 
 
-def plain_members(file: int, size: int) -> list[Member] | None:
-    """The members of the tar in an open file of ``size`` bytes, by its headers; None
-    where one of them is not plain.
+def members_of(file: FileIO, path: Path) -> tuple[list[Member], str | None]:
+    """The complete members of an open archive, and what is missing where it is cut or
+    damaged; ``path`` is what errors call it.
     """
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        return [], "is empty, or nothing of it can be unpacked"
+    try:
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+    except _DAMAGED as error:
+        if size < BLOCK:
+            return [], f"cut after {size:,} bytes"
+        raise InputError(f"{path} is not a tar archive") from error
     members: list[Member] = []
     place = 0
-    after_times = False  # whether the header before has the times of the next member
-    while len(head := os.pread(file, BLOCK, place)) == BLOCK:
-        if head[0] == 0:
-            is_whole = members and not after_times and _is_end(file, place, size)
-            return members if is_whole else None
-        fields = _plain_fields(head)
-        if fields is None:
-            return None
-        name, n_bytes, kind = fields
-        content = place + BLOCK
-        n_blocks = -(-n_bytes // BLOCK)
-        place = content + n_blocks * BLOCK
-        if place > size:
-            return None
-        if kind in _REGULAR:
-            members.append(Member(name, content, n_bytes))
-            after_times = False
-        elif after_times or not _are_times(file, content, n_bytes):
-            return None
-        else:
-            after_times = True
-    return None
+    with contextlib.suppress(*_DAMAGED):
+        while True:
+            member = _plain_member(file.fileno(), place)
+            if member is None:
+                file.seek(place)
+                info = archive.tarinfo.fromtarfile(archive)
+                member = _member(info, members)
+                after = archive.offset
+            else:
+                after = -(-(member.offset + member.size) // BLOCK) * BLOCK
+            if after <= place:  # a size that leads back would be followed for ever
+                break
+            place = after
+            if member is not None and member.offset + member.size <= size:
+                members.append(member)
+    return members, _missing(file, place, size)
 
 
-def _plain_fields(head: bytes) -> tuple[str, int, bytes] | None:
-    """The name, the size and the kind of a header; None of one that is not plain."""
-    raw_name, size, checksum, kind, rest = _FIELDS.unpack(head)
-    n_bytes = _octal(size)
-    if n_bytes is None or rest != _NOTHING or _octal(checksum) != _sum(head):
+def _plain_member(file: int, place: int) -> Member | None:
+    """The member whose header, or whose header of times, is at a place; None where
+    tarfile has to read it.
+    """
+    blocks = os.pread(file, 3 * BLOCK, place)
+    header = _plain_header(blocks[:BLOCK])
+    if header is not None and header[2] == b"x":
+        size = header[1]
+        if size > BLOCK or not _TIMES.fullmatch(blocks[BLOCK : BLOCK + size]):
+            return None
+        place += 2 * BLOCK
+        header = _plain_header(blocks[2 * BLOCK :])
+    if header is None or header[2] == b"x":
         return None
+    return Member(header[0], place + BLOCK, header[1])
+
+
+def _plain_header(head: bytes) -> tuple[str, int, bytes] | None:
+    """The name, the size and the kind of a regular file's header, or of an extended
+    one.
+    """
+    if len(head) < BLOCK:
+        return None
+    raw_name, raw_size, checksum, kind, rest = _FIELDS.unpack(head)
+    total = sum(head) - sum(head[148:156]) + 8 * ord(" ")
+    if rest != _NOTHING or kind not in b"0\0x" or _octal(checksum) != total:
+        return None
+    size = _octal(raw_size)
     name, zero, _ = raw_name.partition(b"\0")
-    if not zero or not name.isascii() or name.endswith(b"/"):
+    if size is None or not zero or not name.isascii() or name.endswith(b"/"):
         return None
-    if kind not in _REGULAR and kind != _EXTENDED:
-        return None
-    return name.decode("ascii"), n_bytes, kind
+    return name.decode("ascii"), size, kind
 
 
 @lru_cache(256)
 def _octal(field: bytes) -> int | None:
-    """The number of a field, 0 of an empty one; None of what is not octal digits."""
-    digits = field.lstrip(b" ").rstrip(b" \0")
-    if not digits:
-        return 0
-    if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        return None
-    return int(digits, 8)
+    number = _NUMBER.fullmatch(field)
+    return int(number[1], 8) if number else None
 
 
-def _sum(head: bytes) -> int:
-    return sum(head) - sum(head[_CHECKSUM]) + 8 * ord(" ")
+def _member(info: tarfile.TarInfo, members: list[Member]) -> Member | None:
+    """A regular file, or the one before it that a hard link names."""
+    if info.isreg():
+        return Member(info.name, info.offset_data, info.size)
+    if info.islnk():
+        for member in reversed(members):
+            if member.name == info.linkname:
+                return member._replace(name=info.name)
+    return None
 
 
-def _is_end(file: int, place: int, size: int) -> bool:
-    """Whether two blocks of zeros end the archive, and nothing but zeros follows."""
-    if not 2 * BLOCK <= size - place <= _MAX_PADDING:
-        return False
-    padding = os.pread(file, size - place, place)
-    return padding == bytes(size - place)
-
-
-def _are_times(file: int, place: int, size: int) -> bool:
-    """Whether an extended header has times alone: records ``length key=value`` and a
-    newline, as pax writes them.
-    """
-    if size > _MAX_TIMES:
-        return False
-    records = os.pread(file, size, place)
-    while records:
-        length, space, rest = records.partition(b" ")
-        if not space or not length.isdigit() or len(length) > 4:
-            return False
-        end = int(length)
-        record, records = records[:end], records[end:]
-        key = rest.partition(b"=")[0]
-        if len(record) != end or not record.endswith(b"\n") or key not in _TIMES:
-            return False
-    return True
+def _missing(file: FileIO, end: int, size: int) -> str | None:
+    """What is wrong where the last member ends: zeros alone are to follow."""
+    if end > size - BLOCK:
+        return f"cut after {size:,} bytes"
+    if os.pread(file.fileno(), _MAX_PADDING, end).strip(b"\0"):
+        return f"damaged, or another archive follows, at byte {end:,} of {size:,}"
+    return None

@@ -5,33 +5,33 @@ an index of them is cached.
 from __future__ import annotations
 
 import bz2
-import contextlib
+import errno
 import gzip
 import io
 import itertools
 import json
 import lzma
 import os
-import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cloob.cache import Cache
 from cloob.data.batch import (
-    MAX_CAPTION_BYTES,
+    MOST_BYTES,
     BadSample,
+    Part,
     RawSample,
     as_utf8,
     clean_caption,
-    read_fault,
+    reading_part,
 )
-from cloob.data.shards.headers import BLOCK, Member, plain_members
+from cloob.data.shards.headers import Member, members_of
 from cloob.data.source import (
     CAPTION_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -41,24 +41,23 @@ from cloob.data.source import (
     of_column,
 )
 from cloob.data.sources.files import reading
-from cloob.errors import InputError, counted
-from cloob.pictures import MAX_IMAGE_BYTES
+from cloob.errors import counted
+from cloob.files import TooLarge
 
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {  # by the first bytes
     b"\x1f\x8b": gzip.GzipFile,
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
-# what tarfile raises on damaged headers
-_DAMAGED = (tarfile.TarError, ValueError, IndexError, OverflowError)
 _CHUNK = 1 << 16
 _MAX_OPEN_FILES = 64
-_MAX_PADDING = 1 << 20  # bytes behind the end of an archive that are looked at
 
 _ABSENT = Member("", -1, 0)  # a part that a sample does not have
-_CUT = -2  # offset of the image in the row for what a truncated shard has lost
-_FORMAT = 10
-_COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
+_FORMAT = 11
+_PLACES = ("image_offset", "image_size", "caption_offset", "caption_size")
+_INDEX = pa.schema(
+    [("key", pa.large_string()), *((name, pa.int64()) for name in _PLACES)]
+)
 _ODD = (
     "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 )
@@ -129,21 +128,12 @@ class TarReader:
         """The complete members of an archive, and what is missing where it is cut or
         damaged.
         """
-        path = self.paths[tar]
-        with self._plain(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                return [], "is empty, or nothing of it can be unpacked"
-            plain = plain_members(file.fileno(), size)
-            if plain is not None:
-                return plain, None
-            return _listing(file, size, path)
+        with self._open(tar) as file:
+            return members_of(file, self.paths[tar])
 
     def _open(self, tar: int) -> _File:
-        return _File(self._plain(self.paths[tar]))
-
-    def _plain(self, path: Path) -> Path:
         """The tar itself, or what it unpacks to."""
+        path = self.paths[tar]
         with path.open("rb") as file:
             start = file.read(6)
         for magic, opener in _OPENERS.items():
@@ -152,46 +142,11 @@ class TarReader:
                 version = f"{stat.st_size} {stat.st_mtime_ns}"
                 name = f"{path.resolve()} {version} {path.name} unpacked.tar"
                 cache = self._cache or Cache()
-                return cache.get("shards", name, partial(_unpack, opener, path))
-        return path
+                path = cache.get("shards", name, partial(_unpack, opener, path))
+        return _File(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TarReader, (self.paths, self._cache)
-
-
-def _listing(file: IO[bytes], size: int, path: Path) -> tuple[list[Member], str | None]:
-    """As :meth:`TarReader.listing`, by tarfile."""
-    try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-    except _DAMAGED as error:
-        if size < BLOCK:
-            return [], f"cut after {size:,} bytes"
-        raise InputError(f"{path} is not a tar archive") from error
-    members: list[Member] = []
-    by_name: dict[str, Member] = {}
-    with contextlib.suppress(*_DAMAGED):
-        info = archive.next()
-        # a size that leads back would be followed for ever
-        while info is not None and info.offset < archive.offset:
-            archive.members = []  # type: ignore[attr-defined] # else a kilobyte a header
-            if info.isreg() and info.offset_data + info.size <= size:
-                by_name[info.name] = Member(info.name, info.offset_data, info.size)
-                members.append(by_name[info.name])
-            elif info.islnk() and info.linkname in by_name:
-                # a hard link: the bytes of a member before it
-                members.append(by_name[info.linkname]._replace(name=info.name))
-            info = archive.next()
-    return members, _missing(file, archive.offset, size)
-
-
-def _missing(file: IO[bytes], end: int, size: int) -> str | None:
-    """What is wrong where the last member ends: zeros alone are to follow."""
-    if end > size - BLOCK:
-        return f"cut after {size:,} bytes"
-    file.seek(max(end, 0))
-    if file.read(_MAX_PADDING).strip(b"\0"):
-        return f"damaged, or another archive follows, at byte {end:,} of {size:,}"
-    return None
 
 
 class _File(io.FileIO):
@@ -214,12 +169,8 @@ def _unpack(opener: Callable[[Path], Any], path: Path, target: Path) -> None:
 
 
 def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.Table:
-    """One row a sample: its key, and where its parts lie.
-
-    A truncated tar has one more, whose offset is ``_CUT``.
-    """
-    keys: list[pa.Array] = []
-    places: list[np.ndarray] = []
+    """One row a complete sample: its key, and where its parts lie."""
+    tables: list[pa.Table] = []
     cuts: dict[int, str] = {}
     odd: list[str] = []
     for number, path in enumerate(reader.paths):
@@ -227,28 +178,24 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
             members, cut = reader.listing(number)
         samples, left_out = group_members(members, (IMAGE_EXTENSIONS, captions))
         odd += (as_utf8(f"{path.name}/{name}") for name in left_out)
-        rows = list(map(_place, samples.values()))
-        names = list(map(as_utf8, samples))
+        rows = [(as_utf8(key), *_places(parts)) for key, parts in samples.items()]
         if cut is not None:
             cuts[number] = cut
             if rows and _ABSENT.offset in rows[-1]:
                 # it may have lost its second file, which is part of the cut
-                del rows[-1], names[-1]
-            rows.append((_CUT, 0, _CUT, 0))
-            names.append("")
-        places.append(np.array(rows, np.int64).reshape(-1, len(_COLUMNS)))
-        keys.append(pa.array(names, pa.large_string()))
+                rows.pop()
+        columns = zip(*rows, strict=True) if rows else [[]] * len(_INDEX)
+        tables.append(pa.table(list(map(list, columns)), schema=_INDEX))
     remark = ""
     if odd:
         remark = f"not read: {counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}"
-    about = json.dumps({"sizes": [*map(len, keys)], "cuts": cuts, "remark": remark})
-    columns = np.ascontiguousarray(np.concatenate(places).T)
-    table = pa.table([pa.concat_arrays(keys), *columns], names=["key", *_COLUMNS])
-    return table.replace_schema_metadata({"cloob": about})
+    about = {"complete": [*map(len, tables)], "cuts": cuts, "remark": remark}
+    together = pa.concat_tables(tables).combine_chunks()
+    return together.replace_schema_metadata({"cloob": json.dumps(about)})
 
 
-def _place(sample: Sample) -> tuple[int, int, int, int]:
-    image, caption = (member or _ABSENT for member in sample)
+def _places(parts: Sample) -> tuple[int, int, int, int]:
+    image, caption = (member or _ABSENT for member in parts)
     return image.offset, image.size, caption.offset, caption.size
 
 
@@ -278,13 +225,14 @@ class ShardSource(Source):
         self._keys, *places = (column.combine_chunks() for column in index.columns)
         # (N,) int64 each, bytes
         self._places = [column.to_numpy(zero_copy_only=False) for column in places]
-        self.shard_sizes = tuple(about["sizes"])
+        self.complete: list[int] = about["complete"]
         # what truncated tars lack
         self.cuts = {int(tar): str(cut) for tar, cut in about["cuts"].items()}
-        sizes = enumerate(self.shard_sizes)
-        self.complete = tuple(size - (tar in self.cuts) for tar, size in sizes)
         self.remark = about["remark"]
+        sizes = enumerate(self.complete)
+        self.shard_sizes = tuple(n + (tar in self.cuts) for tar, n in sizes)
         self._ends = np.cumsum(self.shard_sizes)
+        self._complete_ends = np.cumsum(self.complete)
 
     def _index(self, cache: Cache | None) -> pa.Table:
         """Where the samples lie, from the cache while the tars are the same."""
@@ -318,32 +266,30 @@ class ShardSource(Source):
         """The pair at ``index``; its key is ``shard file/key in the shard``."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         path, label = self.reader.paths[shard], self._labels[shard]
-        key = f"{label}/{self._keys[index].as_py()}"
-        image_at, image_size, caption_at, caption_size = (
-            int(column[index]) for column in self._places
-        )
-        if image_at == _CUT:
+        left = int(self._ends[shard]) - index - (shard in self.cuts)
+        if left == 0:
             complete = f"{self.complete[shard]:,} samples are complete"
             detail = f"{path}: {self.cuts[shard]}; {complete}"
             raise BadSample("truncated shard", label, detail)
-        if image_at == _ABSENT.offset:
-            raise BadSample("missing image", key, f"none of this name in {path}")
-        if caption_at == _ABSENT.offset:
-            raise BadSample("missing caption", key, f"none of this name in {path}")
-        if caption_size > MAX_CAPTION_BYTES:
-            detail = f"{caption_size:,} bytes in {path}"
-            raise BadSample("caption too long", key, detail)
-        if image_size > MAX_IMAGE_BYTES:
-            raise BadSample("image too large", key, f"{image_size:,} bytes in {path}")
-        try:
-            caption = self.reader.read(shard, caption_at, caption_size)
-            image = self.reader.read(shard, image_at, image_size)
-        except OSError as error:
-            reason = read_fault(error, "missing image")
-            raise BadSample(reason, key, f"{path}: {error.strerror or error}") from None
+        row = int(self._complete_ends[shard]) - left
+        key = f"{label}/{self._keys[row].as_py()}"
+        image_place, image_size, caption_place, caption_size = (
+            int(column[row]) for column in self._places
+        )
+        with reading_part("image", key, str(path)):
+            image = self._part("image", shard, image_place, image_size)
+        with reading_part("caption", key, str(path)):
+            caption = self._part("caption", shard, caption_place, caption_size)
         if self._member is not None:
             caption = _caption_in(caption, self._member, key)
         return RawSample(key, image, clean_caption(caption, key))
+
+    def _part(self, part: Part, shard: int, place: int, size: int) -> bytes:
+        if place == _ABSENT.offset:
+            raise FileNotFoundError(errno.ENOENT, "none of this name")
+        if size > MOST_BYTES[part]:
+            raise TooLarge(f"{size:,} bytes, the limit is {MOST_BYTES[part]:,}")
+        return self.reader.read(shard, place, size)
 
 
 def _caption_in(content: bytes, member: str, key: str) -> bytes:
