@@ -8,9 +8,6 @@ ONNX folder.
 import copy
 import json
 import pickle
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ftfy
@@ -309,37 +306,6 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
         )
 
 
-def test_threads_that_share_a_model_leave_it_whole(monkeypatch):
-    """The second thread comes while the first one's positions are in; the first one
-    ends before the second.
-    """
-    encoder = create_model("tiny-vit", seed=0).eval()
-    whole, second_came, first_ended = (
-        encoder.model.encode_text,
-        threading.Event(),
-        threading.Event(),
-    )
-
-    def encode_text(tokens):
-        if tokens.shape[1] == 8:
-            second_came.wait(0.3)
-        else:
-            second_came.set()
-            assert first_ended.wait(30)
-        return whole(tokens)
-
-    monkeypatch.setattr(encoder.model, "encode_text", encode_text)
-    expected = encoder.encode_text(["a cat"])
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(encoder.encode_text, ["a cat"])
-        first.add_done_callback(lambda _: first_ended.set())
-        time.sleep(0.05)
-        second = pool.submit(encoder.encode_text, ["a " * 20])
-        torch.testing.assert_close(first.result(), expected)
-        second.result()
-    assert len(encoder.model.positional_embedding) == encoder.context_length
-
-
 def test_towers_that_look_at_the_padding_get_it():
     encoder = create_model("tiny-vit", seed=0).eval()
     model, mask = encoder.model, encoder.model.attn_mask
@@ -539,5 +505,4 @@ def test_states_of_tokens_pool_to_the_rows_of_texts(encoder):
     assert not states.requires_grad
     encoder.encode_text_tokens(TEXTS, grad=True)[0].sum().backward()
     assert tower.positional_embedding.grad.abs().sum() > 0
-    assert not tower.ln_final._forward_hooks
     raises(TypeError, "one string", encoder.encode_text_tokens, "a bus")

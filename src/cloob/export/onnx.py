@@ -23,7 +23,7 @@ from cloob.export.exported import Exported, quiet, usage_of
 from cloob.export.transformers import processor_config
 from cloob.functional.private import MODULE_PARTS
 from cloob.models.aligned.encoders import TextEncoder
-from cloob.models.encoder import DualEncoder, causal_tower, encode_short
+from cloob.models.encoder import DualEncoder, causal_features, causal_tower
 from cloob.models.onnx import Graph, graph_file, write_config
 from cloob.models.tokenizer import tokenizer_note
 
@@ -270,11 +270,8 @@ def _text_rows(model: Any, context_length: int) -> tuple[_Rows, int | None]:
     """The text tower, and the padding that tokens may lack; None if they may not."""
     causal = causal_tower(model, context_length)
     if causal is not None:
-        rows = _Rows(
-            model,
-            lambda model, tokens: encode_short(model, causal, tokens, new_mask=True),
-        )
-        return rows, 0
+        tower = model.get_submodule(causal)
+        return _Rows(tower, causal_features), 0
     if isinstance(getattr(model, "text", None), TextEncoder):
         rows = _Rows(
             model, lambda model, tokens: model.text_head(model.text.pooled(tokens))

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from cloob.data.source import add_part
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Tokenize = Callable[[list[str]], Tensor]
-# while ``encode_short`` replaces a causal tower's positions: threads may share a model
-_SWAPPING = threading.Lock()
 _STEP = 8  # lengths of trimmed texts are multiples of it: few shapes, and even ones
 
 
@@ -48,9 +44,13 @@ class EncoderConfig:
 
     @classmethod
     def open_clip(cls, model_cfg: dict[str, Any]) -> Self:
-        """Of towers that open_clip builds from this ``model_cfg``."""
+        """Of towers that open_clip builds from this ``model_cfg``; the bias of its
+        logits is the objective's.
+        """
         length = int(model_cfg["text_cfg"].get("context_length", 77))
-        return cls("open_clip", int(model_cfg["embed_dim"]), length, model_cfg)
+        settings = {**model_cfg}
+        settings.pop("init_logit_bias", None)
+        return cls("open_clip", int(model_cfg["embed_dim"]), length, settings)
 
 
 class DualEncoder(nn.Module):
@@ -100,38 +100,32 @@ class DualEncoder(nn.Module):
         )
         self.config = config
         self.objective_config = objective or {}
-        self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
-        size = self.preprocess_cfg["size"]
-        # (H, W) in some of open_clip's
-        sides = {size} if isinstance(size, int) else {int(side) for side in size}
-        self.image_size = max(sides)
-        self.preprocess_cfg["size"] = self.image_size
-        self.mean, self.std = (
-            tuple(map(float, self.preprocess_cfg[key])) for key in ("mean", "std")
-        )
+        self.embed_dim = config.embed_dim
+        self.context_length = config.context_length
+        self._causal_tower = causal_tower(model, self.context_length)
+        self.trims_texts = self._causal_tower is not None
+        self._set_preprocessing(model.visual.preprocess_cfg)
+        model.logit_scale.requires_grad_(False)
+        model.logit_bias = None
+        self.set_channels_last(True)
+
+    def _set_preprocessing(self, preprocess_cfg: dict[str, Any]) -> None:
+        """How pictures become pixels; InputError for what is not square."""
+        size = preprocess_cfg["size"]
+        sides = {size} if isinstance(size, int) else {*size}  # some have (H, W)
+        self.image_size = int(max(sides))
+        self.preprocess_cfg = preprocess_cfg | {"size": self.image_size}
+        self.preprocess = EvalTransform(self.preprocess_cfg)
+        self.mean = tuple(map(float, preprocess_cfg["mean"]))
+        self.std = tuple(map(float, preprocess_cfg["std"]))
         if len(sides) > 1 or not min(self.std) > 0:
             raise InputError(
-                f"{name}: image size {size}, std {self.std}; a square and positive"
+                f"{self.name}: image size {size}, std {self.std}; a square and positive"
                 " numbers are expected"
             )
-        self.embed_dim, self.context_length = config.embed_dim, config.context_length
-        self._causal_tower = causal_tower(self.model, self.context_length)
-        self.trims_texts = self._causal_tower is not None
-        self.preprocess = EvalTransform(self.preprocess_cfg)
-        for key, values in (("_mean", self.mean), ("_std", self.std)):
-            self.register_buffer(
-                key, torch.tensor(values).view(1, 3, 1, 1), persistent=False
-            )
-        self.model.logit_scale.requires_grad_(False)
-        if getattr(self.model, "logit_bias", None) is not None:
-            self.model.logit_bias = None
-            settings = {
-                key: value
-                for key, value in config.settings.items()
-                if key != "init_logit_bias"
-            }
-            self.config = replace(config, settings=settings)
-        self.set_channels_last(True)
+        for name, values in (("_mean", self.mean), ("_std", self.std)):
+            column = torch.tensor(values).view(1, 3, 1, 1)
+            self.register_buffer(name, column, persistent=False)
 
     def check_weights(self) -> None:
         """Raises InputError for an encoder that has no weights to train, store or
@@ -176,18 +170,18 @@ class DualEncoder(nn.Module):
             InputError: The model has no objective stored, or one whose settings cannot
                 be used.
         """
-        settings = self.objective_config | {"gather": False} | overrides
-        lacks = (
-            ""
-            if self.objective_config
-            else "what it was trained with; cloob.make_objective(NAME) makes one"
-        )
-        if form := self.objective_config.get("closed_form"):
+        stored = self.objective_config
+        settings = {**stored, "gather": False, **overrides}
+        lacks = ""
+        if not stored:
+            lacks = "what it was trained with; cloob.make_objective(NAME) makes one"
+        elif "closed_form" in stored:
+            form = stored["closed_form"]
             lacks = (
                 f"what loss it was trained with: there was none ({form} is a closed"
                 " form)"
             )
-        if settings.get("hopfield") and "beta" not in settings:
+        elif settings.get("hopfield") and "beta" not in settings:
             lacks = "which β it was trained with; give make_objective(beta=…)"
         if lacks:
             raise InputError(f"{self.name}: does not say {lacks}")
@@ -233,7 +227,7 @@ class DualEncoder(nn.Module):
         Raises:
             InputError: A file that is missing or not an image.
         """
-        return self._embed("image", images, batch_size, grad)
+        return self._in_batches(self._embed_images, images, batch_size, grad)
 
     def encode_text(
         self,
@@ -258,7 +252,7 @@ class DualEncoder(nn.Module):
             InputError: The text tower does not know a token, as with another model's
                 tokenizer.
         """
-        return self._embed("text", texts, batch_size, grad)
+        return self._in_batches(self._embed_texts, texts, batch_size, grad)
 
     def encode_text_tokens(
         self, texts: Sequence[str] | Tensor, *, grad: bool = False
@@ -277,85 +271,70 @@ class DualEncoder(nn.Module):
         Raises:
             InputError: The text tower gives none.
         """
-        if isinstance(texts, str):
-            raise TypeError("one string, where a list is expected")
+        _refuse_string(texts)
+        tokens = self._tokens(texts).to(self.device)
         text: Any = getattr(self.model, "text", None)
-        last: nn.Module | None = None
-        if self._causal_tower is not None:
-            last = self.model.get_submodule(self._causal_tower).ln_final
-        elif hasattr(text, "text_tokens"):
-            last = text.blocks
-        if last is None:
-            raise InputError(f"{self.name}: gives no states of tokens")
-        tokens = texts if isinstance(texts, Tensor) else self.tokenizer(list(texts))
-        tokens = tokens.to(self.device)
-        states: list[Tensor] = []
-        caller = threading.get_ident()
-
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if threading.get_ident() == caller:  # threads may share a model
-                states.append(output)
-
-        hook = last.register_forward_hook(keep)
-        try:
-            with nullcontext() if grad else torch.no_grad():
-                self._text_features(tokens)
-        finally:
-            hook.remove()
-        if self._causal_tower is None:
-            return states[0], text.text_tokens(tokens)
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        return states[0], places <= tokens.argmax(dim=1)[:, None]
-
-    def _embed(
-        self, side: Literal["image", "text"], items: Any, batch_size: int, grad: bool
-    ) -> Tensor:
-        """(n, embed_dim) unit rows of pictures or texts, or of their pixels or tokens,
-        in batches.
-        """
-        if isinstance(items, str):
-            raise TypeError("one string, where a list is expected")
         with nullcontext() if grad else torch.no_grad():
-            parts = [
-                _unit_rows(
-                    torch.zeros(0, self.embed_dim).to(self.device, self._dtype())
-                )
-            ]
-            for start in range(0, len(items), batch_size):
-                batch = items[start : start + batch_size]
-                if side == "image":
-                    if not isinstance(batch, Tensor):
-                        batch = torch.stack(
-                            [self.preprocess(open_image(image)) for image in batch]
-                        )
-                    parts.append(self._image_features(batch.to(self.device)))
-                    continue
-                tokens = (
-                    batch if isinstance(batch, Tensor) else self.tokenizer(list(batch))
-                )
-                self._check_tokens(tokens)
-                if self.trims_texts and tokens.device.type == "cpu":
-                    tokens = trimmed(tokens)
-                try:
-                    parts.append(self._text_features(tokens.to(self.device)))
-                except IndexError as error:
-                    raise InputError(
-                        f"{self.name}: tokens of another model's tokenizer ({error})"
-                    ) from error
-            return torch.cat(parts)
+            if self._causal_tower is not None:
+                tower = self.model.get_submodule(self._causal_tower)
+                places = torch.arange(tokens.shape[1], device=tokens.device)
+                ends = tokens.argmax(dim=1, keepdim=True)
+                return causal_states(tower, tokens), places <= ends
+            if hasattr(text, "text_tokens"):
+                return text.states(tokens), text.text_tokens(tokens)
+        raise InputError(f"{self.name}: gives no states of tokens")
+
+    def _in_batches(
+        self, embed: Callable[[Any], Tensor], items: Any, batch_size: int, grad: bool
+    ) -> Tensor:
+        """(n, embed_dim) unit rows of items, in batches."""
+        _refuse_string(items)
+        with nullcontext() if grad else torch.no_grad():
+            starts = range(0, len(items), batch_size)
+            parts = [embed(items[start : start + batch_size]) for start in starts]
+            if parts:
+                return torch.cat(parts)
+            nothing = torch.zeros(0, self.embed_dim, device=self.device)
+            return _unit_rows(nothing.to(self._dtype()))
+
+    def _embed_images(self, images: Any) -> Tensor:
+        """Unit rows of pictures, or of their pixels."""
+        if not isinstance(images, Tensor):
+            opened = [open_image(image) for image in images]
+            images = torch.stack([self.preprocess(image) for image in opened])
+        return self._image_features(images.to(self.device))
+
+    def _embed_texts(self, texts: Any) -> Tensor:
+        """Unit rows of texts, or of their tokens."""
+        tokens = self._tokens(texts)
+        if self.trims_texts and tokens.device.type == "cpu":
+            tokens = trimmed(tokens)
+        try:
+            return self._text_features(tokens.to(self.device))
+        except IndexError as error:
+            raise InputError(
+                f"{self.name}: tokens of another model's tokenizer ({error})"
+            ) from error
+
+    def _tokens(self, texts: Any) -> Tensor:
+        """(n, L) tokens of texts, or the tokens that were given."""
+        tokens: Tensor = (
+            texts if isinstance(texts, Tensor) else self.tokenizer(list(texts))
+        )
+        self._check_tokens(tokens)
+        return tokens
 
     def _image_features(self, images: Tensor) -> Tensor:
         """(n, embed_dim) unit rows of pixels of the right size, uint8 or normalised."""
-        size, pixels = self.image_size, images.dtype == torch.uint8
-        if images.shape[1:] != (3, size, size) or not (
-            pixels or images.is_floating_point()
-        ):
-            expected = f"uint8 or float (n, 3, {size}, {size})"
+        size = self.image_size
+        is_raw = images.dtype == torch.uint8
+        is_pixels = is_raw or images.is_floating_point()
+        if images.shape[1:] != (3, size, size) or not is_pixels:
             raise ValueError(
-                f"images: {images.dtype} {tuple(images.shape)}, where {expected} is"
-                " expected"
+                f"images: {images.dtype} {tuple(images.shape)}, where uint8 or float"
+                f" (n, 3, {size}, {size}) is expected"
             )
-        if pixels:
+        if is_raw:
             # in place: half the time on a CPU
             images = images.float().div_(255).sub_(self._mean).div_(self._std)
         images = images.to(self._dtype(), memory_format=self._layout)
@@ -366,24 +345,18 @@ class DualEncoder(nn.Module):
         their padding.
         """
         self._check_tokens(tokens)
-        alone = self._causal_tower is None or torch.compiler.is_compiling()
-        with nullcontext() if alone else _SWAPPING:
-            if self._causal_tower is not None and tokens.shape[1] < self.context_length:
-                return _unit_rows(encode_short(self.model, self._causal_tower, tokens))
+        if self._causal_tower is None:
             return _unit_rows(self.model.encode_text(tokens))
+        tower = self.model.get_submodule(self._causal_tower)
+        return _unit_rows(causal_features(tower, tokens))
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        length = tokens.shape[1] if tokens.ndim == 2 else 0
-        fits = (
-            0 < length <= self.context_length
-            if self.trims_texts
-            else length == self.context_length
-        )
-        if not fits or tokens.dtype not in (torch.int64, torch.int32):
-            expected = f"int64 (n, {self.context_length})"
+        shortest = 1 if self.trims_texts else self.context_length
+        is_tokens = tokens.ndim == 2 and tokens.dtype in (torch.int64, torch.int32)
+        if not is_tokens or not shortest <= tokens.shape[1] <= self.context_length:
             raise ValueError(
-                f"tokens: {tokens.dtype} {tuple(tokens.shape)}, where {expected} is"
-                " expected"
+                f"tokens: {tokens.dtype} {tuple(tokens.shape)}, where int64 (n,"
+                f" {self.context_length}) is expected"
             )
 
     def _dtype(self) -> torch.dtype:
@@ -392,6 +365,11 @@ class DualEncoder(nn.Module):
             (parameter.dtype for parameter in self.model.visual.parameters()),
             torch.float32,
         )
+
+
+def _refuse_string(items: object) -> None:
+    if isinstance(items, str):
+        raise TypeError("one string, where a list is expected")
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -428,27 +406,44 @@ def sigmoid_objective(model: Any) -> dict[str, Any]:
 
 
 def causal_tower(model: nn.Module, context_length: int) -> str | None:
-    """Which module (``"text"`` or ``""``) has the text tower's causal mask; None where
-    padding may change features.
+    """Which module (``"text"`` or ``""``) is a text tower of open_clip with a causal
+    mask and the row at the end token; None where padding may change features.
     """
     text = getattr(model, "text", None)
-    tower: Any = text if isinstance(text, nn.Module) else model
+    name = "text" if isinstance(text, nn.Module) else ""
+    tower: Any = model.get_submodule(name)
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     mask: Any = getattr(tower, "attn_mask", None)
-    positions: Any = getattr(tower, "positional_embedding", None)
-    is_clips = (
-        isinstance(mask, Tensor)
-        and isinstance(positions, nn.Parameter)
-        and pool == "argmax"
-    )
-    if (
-        not is_clips
-        or getattr(tower, "cls_emb", None) is not None
-        or len(positions) != context_length
-    ):
+    if pool != "argmax" or not isinstance(mask, Tensor):
         return None
     causal = torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)
-    return ("" if tower is model else "text") if torch.equal(mask, causal) else None
+    has_class = getattr(tower, "cls_emb", None) is not None
+    return None if has_class or not torch.equal(mask, causal) else name
+
+
+def causal_states(tower: Any, tokens: Tensor) -> Tensor:
+    """(n, L, W) states of open_clip's causal text tower after its last norm, for L
+    tokens, at most its context length.
+    """
+    length = tokens.shape[1]
+    places = tower.positional_embedding[:length]
+    embedded = tower.token_embedding(tokens) + places
+    mask = tower.attn_mask[:length, :length]
+    states: Tensor = tower.ln_final(tower.transformer(embedded, attn_mask=mask))
+    return states
+
+
+def causal_features(tower: Any, tokens: Tensor) -> Tensor:
+    """(n, D) features: the projected states at the end, which is the highest token."""
+    states = causal_states(tower, tokens)
+    rows = torch.arange(states.shape[0], device=states.device)
+    pooled = states[rows, tokens.argmax(dim=1)]
+    projection = tower.text_projection
+    if projection is None:
+        return pooled
+    is_module = isinstance(projection, nn.Module)
+    features: Tensor = projection(pooled) if is_module else pooled @ projection
+    return features
 
 
 def trimmed(tokens: Tensor) -> Tensor:
@@ -462,29 +457,6 @@ def trimmed(tokens: Tensor) -> Tensor:
 
 def trimmed_tokens(tokenizer: Tokenize, texts: Sequence[str]) -> Tensor:
     return trimmed(tokenizer(list(texts)))
-
-
-def encode_short(
-    model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False
-) -> Tensor:
-    """``model.encode_text`` with as many positions as the tokens have; torch.export
-    needs a ``new_mask``.
-    """
-    module, length = model.get_submodule(tower), tokens.shape[1]
-    prefix = ".".join(filter(None, ("model", tower)))
-    mask = module.attn_mask[:length, :length]
-    if new_mask:
-        mask = (
-            torch.full_like(module.attn_mask[0, 0], -torch.inf)
-            .expand(length, length)
-            .triu(1)
-        )
-    positions = module.positional_embedding[:length]
-    shorter = {f"{prefix}.positional_embedding": positions, f"{prefix}.attn_mask": mask}
-    text = nn.Module()  # which calls encode_text, as functional_call needs it
-    text.model, text.forward = model, model.encode_text
-    features: Tensor = functional_call(text, shorter, (tokens,))
-    return features
 
 
 @contextmanager

@@ -191,10 +191,12 @@ class HaikuText(nn.Module):
         before: Tensor = ends.cumsum(1) == ends.long()
         return before
 
-    def forward(self, tokens: Tensor) -> Any:
+    def states(self, tokens: Tensor) -> Any:
         x = self.token_embedding(tokens) + self.position_embedding
-        states = self.blocks(x, queries=self.text_tokens(tokens))
-        return F.normalize(self.proj(states[:, 0]), dim=-1)
+        return self.blocks(x, queries=self.text_tokens(tokens))
+
+    def forward(self, tokens: Tensor) -> Any:
+        return F.normalize(self.proj(self.states(tokens)[:, 0]), dim=-1)
 
 
 class BertText(nn.Module):
@@ -219,10 +221,13 @@ class BertText(nn.Module):
         real: Tensor = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
         return real
 
-    def forward(self, tokens: Tensor) -> Any:
+    def states(self, tokens: Tensor) -> Any:
         x = self.token_embedding(tokens) + self.type_embedding.weight[0]
         x = self.norm_embedding(x + self.position_embedding.weight[: tokens.shape[1]])
-        return self.proj(self.blocks(x, keys=self.text_tokens(tokens))[:, 0])
+        return self.blocks(x, keys=self.text_tokens(tokens))
+
+    def forward(self, tokens: Tensor) -> Any:
+        return self.proj(self.states(tokens)[:, 0])
 
 
 def load_crowsonkb(
