@@ -157,13 +157,13 @@ def run_of(folder: Path | None) -> Path | None:
     """The run folder in whose checkpoints a model folder lies; None if in none."""
     if folder is None:
         return None
-    folder = folder.resolve()
-    for place in folder.parents[2:3]:  # of checkpoints/step-N/model
-        if (place / RUN_CONFIG_FILE).is_file() and (
-            place / CHECKPOINTS_FOLDER
-        ).is_dir():
-            return place
-    return None
+    checkpoint = folder.resolve().parent
+    run = checkpoint.parent.parent
+    is_checkpoint = (
+        checkpoint.parent.name == CHECKPOINTS_FOLDER
+        and _STEP.fullmatch(checkpoint.name) is not None
+    )
+    return run if is_checkpoint and (run / RUN_CONFIG_FILE).is_file() else None
 
 
 def find_run(out: Path) -> list[Path]:
