@@ -326,8 +326,6 @@ def test_data(child, path, wanted):
 def test_indices(child, warm, path, wanted, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     database = shutil.copytree(warm / "index", child.given) / "index.sqlite"
-    for cached in child.given.glob("vectors-*"):
-        cached.unlink()
     if path.suffix == ".sql":
         connection = sqlite3.connect(database, isolation_level=None)
         connection.executescript(path.read_text())

@@ -83,7 +83,6 @@ def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path):
         store.add_model(replace(MODEL, fingerprint="0"))
     with pytest.raises(InputError, match="did you mean m"):
         store.vectors("mm", [1])
-    store.optimise()
     assert len(list((tmp_path / "i").glob("vectors-*"))) == 1
     store.remove_model("m")
     assert not list((tmp_path / "i").glob("vectors-*")) and store.count() == 5
@@ -102,7 +101,7 @@ def nearest(truth, query, top):
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["write", "remove", "reopen", "optimise", "prune"]),
+            st.sampled_from(["write", "remove", "reopen", "prune"]),
             st.integers(0, 9),
             st.integers(0, 5),
         ),
@@ -111,8 +110,8 @@ def nearest(truth, query, top):
 )
 @example([("write", 0, 1), ("write", 1, 1), ("remove", 0, 0), ("prune", 0, 0)])
 def test_a_search_gives_what_a_loop_gives(tmp_path_factory, changes):
-    """Bit by bit, whatever is in the file, was written since, or is not there any more;
-    a content has one vector, whatever paths name it.
+    """Bit by bit, whatever was written, or is not there any more; a content has one
+    vector, whatever paths name it.
     """
     folder = tmp_path_factory.mktemp("i")
     store = filled(folder, 3)
@@ -121,7 +120,6 @@ def test_a_search_gives_what_a_loop_gives(tmp_path_factory, changes):
     vectors = dict(zip(contents.values(), units(3), strict=True))
     vectors |= {str(seed): units(1, seed=10 + seed)[0] for seed in range(2)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrix, "_MOST_MERGED", 2)
         patch.setattr(matrix, "_BLOCK", 2)
         for what, number, seed in changes:
             name, content = str(number), str(seed % 2)
@@ -134,8 +132,6 @@ def test_a_search_gives_what_a_loop_gives(tmp_path_factory, changes):
             elif what == "reopen":
                 store.close()
                 store = Store(folder, writable=True)
-            elif what == "optimise":
-                store.optimise()
             elif what == "prune":
                 store.prune(time.time() + 31 * 86_400)
             query = units(1, seed=seed)[0]
@@ -174,22 +170,37 @@ def test_equal_rows_tie_whatever_rounding_makes_of_their_products(tmp_path):
     )
 
 
-def test_a_damaged_cache_is_not_used_and_written_anew(tmp_path):
-    store = filled(tmp_path / "i", 1)
-    store.optimise()
-    store.close()
-    (cache,) = (tmp_path / "i").glob("vectors-*")
-    whole = cache.read_bytes()
-    for content in (b"", whole[:-1], whole[:30]):
-        cache.write_bytes(content)
+def test_vectors_that_are_cut_or_elsewhere_are_named(tmp_path):
+    filled(tmp_path / "i").close()
+    (path,) = (tmp_path / "i").glob("vectors-*")
+    whole = path.read_bytes()
+    (tmp_path / "victim").write_bytes(whole)
+    for damage in (b"", whole[:-1], None):
+        path.unlink()
+        if damage is None:
+            path.symlink_to(tmp_path / "victim")
+        else:
+            path.write_bytes(damage)
         store = Store(tmp_path / "i", writable=True)
-        found = store.nearest("m", units(1)[0], 1)
-        assert found.ids.tolist() == [1] and found.scores[0] == pytest.approx(1)
-        store.optimise()  # also where another process has just begun to write it
-        assert [path.name for path in (tmp_path / "i").glob("vectors-*")] == [
-            cache.name
-        ] and cache.stat().st_size
+        with pytest.raises(InputError, match="is damaged; make it again"):
+            store.nearest("m", units(1)[0], 1)
         store.close()
+    store = Store(tmp_path / "i", writable=True)
+    with pytest.raises(InputError, match="no index has a link"):
+        write(store, [item("new")], "m", units(1))
+    assert (tmp_path / "victim").read_bytes() == whole and store.count() == 5
+    store.close()
+
+
+def test_what_a_killed_writer_left_in_the_file_does_not_count(tmp_path):
+    store = filled(tmp_path / "i")
+    (path,) = (tmp_path / "i").glob("vectors-*")
+    with path.open("ab") as file:  # before its transaction was committed
+        file.write(units(3, seed=9).tobytes())
+    write(store, [item("new")], "m", units(1, seed=1))
+    found = store.nearest("m", units(1, seed=1)[0], 9)
+    assert found.ids[0] == 6 and found.searched == 6
+    assert found.scores[0] == pytest.approx(1)
 
 
 def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatch):
@@ -208,9 +219,7 @@ def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path, monkeyp
 
 
 def test_a_backup_that_was_put_back_and_went_another_way(tmp_path):
-    """Its revisions have the numbers of those that the cache knows, and other
-    vectors.
-    """
+    """The rows that were written after it are written over."""
     filled(tmp_path / "i", 3).close()
     database = tmp_path / "i" / INDEX_FILE
     backup = database.read_bytes()
@@ -218,7 +227,6 @@ def test_a_backup_that_was_put_back_and_went_another_way(tmp_path):
         database.write_bytes(backup)
         store = Store(tmp_path / "i", writable=True)
         write(store, [item("0", "new")], "m", units(1, seed=seed))
-        store.optimise()
         assert store.nearest("m", units(1, seed=seed)[0], 1).scores[0] == pytest.approx(
             1
         )

@@ -176,5 +176,5 @@ class Builder:
         state = FileState(found.path, size, found.mtime_ns, fault=prepared.fault)
         is_item = before is not None and before.id is not None
         if state != before and not (prepared.is_transient and is_item):
-            self.store.write_faults(prepared.task.collection.name, [state])
+            self.store.write_fault(prepared.task.collection.name, state)
         self.summary.add_fault(prepared.fault, found.path)

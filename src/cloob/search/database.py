@@ -7,30 +7,25 @@ schema are not trusted, and no extension is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import shlex
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from cloob.errors import InputError, message, printable, require
-from cloob.models.source import PHOTOS
 from cloob.search.records import INDEX_FILE, Busy
 from cloob.search.where import SCHEMA
 
-FORMAT = 11  # the number of these tables
+FORMAT = 12  # the number of these tables
 APPLICATION_ID = 0x434C4F42  # "CLOB"
 PATIENCE_SECONDS = 60.0  # of a writer for another one; a batch takes a part of a second
-# seven vectors of width 512; of SQLite's default, 4,096, each would fill one, half of
-# it empty
-_PAGE_BYTES = 16_384
 _HEADER = b"SQLite format 3\0"
 _ID_OFFSET = 68  # of the application id, in the header of a file
 _MESSAGES = {
@@ -42,13 +37,7 @@ _MESSAGES = {
     ),
     "SQLITE_FULL": "the disk is full; what was written before stays",
 }
-_SOURCE_COLUMNS = ("base", "path", "source")  # where formats have kept a source
-_SETTINGS = ("trusted_schema = OFF", "cache_size = -65536")
-# Tables, columns and indices of a database.
-_SHAPE = """SELECT s.type, s.name, coalesce(a.name, b.name), a.type, a."notnull", a.pk,
-a.hidden FROM sqlite_schema s
-LEFT JOIN pragma_table_xinfo(s.name) a ON s.type = 'table'
-LEFT JOIN pragma_index_xinfo(s.name) b ON s.type = 'index'"""
+_SHAPE = "SELECT type, name, sql FROM sqlite_schema"
 
 
 class Database:
@@ -61,7 +50,8 @@ class Database:
     ) -> None:
         """Opens the index of a folder, or makes a missing one."""
         self.address = str(folder)
-        self.around = _around(folder)  # where a moved index looks for its pictures
+        # where a moved index looks for its pictures
+        self.around = os.path.dirname(os.path.abspath(folder))  # noqa: PTH100, PTH120
         self.writable = writable or create
         self.path = folder / INDEX_FILE
         self._lock = threading.RLock()
@@ -77,20 +67,21 @@ class Database:
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
-        """The connection, in one thread at a time; a reader without locks does not see
-        changes, and opens it anew.
-        """
+        """The connection, in one thread at a time."""
         with self._lock, _one_line(self.path):
-            if self._unlocked is not None and self._unlocked != self._state():
+            if self._unlocked not in (None, self._state()):
                 self._connection.close()
                 self._open()
             yield self._connection
 
-    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Runs a statement; a list among its values is JSON for ``json_each``."""
-        bound = [
-            json.dumps(value) if isinstance(value, list) else value for value in values
-        ]
+    def rows(self, statement: str, values: Mapping[str, Any] | None = None) -> Any:
+        """The rows of a statement; a list among its values is JSON for ``json_each``,
+        and ``:around`` the folder around the index.
+        """
+        bound = {"around": self.around, **(values or {})}
+        for name, value in bound.items():
+            if isinstance(value, list):
+                bound[name] = json.dumps(value)
         with self.using() as connection:
             return connection.execute(statement, bound).fetchall()
 
@@ -101,9 +92,10 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of it or nothing; one writer at a time."""
+        """All of it or nothing, with a revision of its own; one writer at a time."""
         with self.using() as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
+            connection.execute("UPDATE cloob_state SET revision = revision + 1")
             yield
 
     @contextmanager
@@ -125,17 +117,19 @@ class Database:
     def _open(self) -> None:
         """Connects; refuses other formats, and a database with other tables than ours.
 
-        Who may read the file and not the folder has no locks, and reads it as it is.
+        Who may read the file and not the folder has no locks: the file is read as it
+        is, and opened anew when it was written.
         """
-        self._unlocked: tuple[int, int, bool] | None = None
+        self._unlocked: tuple[int, bool] | None = None
         _refuse_companions(self.path.resolve())
         try:
             self._connection = self._connect("rw" if self.writable else "ro")
         except sqlite3.OperationalError:
-            if self.writable or not os.access(self.path, os.R_OK) or self._state()[2]:
+            written, has_log = self._state()
+            if self.writable or has_log or not os.access(self.path, os.R_OK):
                 raise
             self._connection = self._connect("ro&immutable=1")
-            self._unlocked = self._state()
+            self._unlocked = written, has_log
         _check(self._connection, self.path)
         if self.writable:
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -151,18 +145,18 @@ class Database:
             check_same_thread=False,
         )
         try:
-            for setting in (*_SETTINGS, "schema_version"):
-                connection.execute(f"PRAGMA {setting}").fetchone()
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cache_size = -65536")
+            connection.execute("PRAGMA schema_version").fetchone()
         except sqlite3.Error:
             connection.close()
             raise
         return connection
 
-    def _state(self) -> tuple[int, int, bool]:
+    def _state(self) -> tuple[int, bool]:
         """Changes when the file is written."""
-        file = self.path.stat()
         has_log = self.path.with_name(f"{INDEX_FILE}-wal").exists()
-        return file.st_mtime_ns, file.st_size, has_log
+        return self.path.stat().st_mtime_ns, has_log
 
 
 def is_index(file: Path) -> bool:
@@ -177,21 +171,9 @@ def is_index(file: Path) -> bool:
 
 
 def mend(folder: Path) -> str:
-    """The command that makes an index anew that cannot be read, as far as it says from
-    what it was made.
-    """
-    sources, models = _salvage(folder)
-    is_of_find = folder.name == ".cloob"
-    if not sources and is_of_find:
-        sources = [str(folder.parent)]
-    if not models and is_of_find:
-        models = [PHOTOS[0].name]
-    words = ["cloob", "index", *(sources or ["SRC"])]
-    words += ["--model", *(models[:1] or ["MODEL"]), "--out", str(folder), "--anew"]
-    command = f"make it again: {printable(shlex.join(words))}"
-    if sources and models:
-        return command
-    return f"{command} (it does not say any more of what it was made)"
+    """What makes an index anew that cannot be read."""
+    out = printable(shlex.quote(str(folder)))
+    return f"make it again: cloob index SRC --model MODEL --out {out} --anew"
 
 
 def remove(folder: Path) -> None:
@@ -212,7 +194,6 @@ def _make(folder: Path) -> None:
     temporary = folder / f".tmp-{secrets.token_hex(8)}"
     with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
         connection.executescript(
-            f"PRAGMA page_size = {_PAGE_BYTES};"
             f"PRAGMA application_id = {APPLICATION_ID};"
             f"PRAGMA user_version = {FORMAT};"
             f"BEGIN; {SCHEMA}; COMMIT; PRAGMA journal_mode = WAL"
@@ -239,54 +220,22 @@ def _refuse_companions(path: Path) -> None:
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     """Refuses a database that is no index of this format."""
-    application, number = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("application_id", "user_version")
-    )
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (number,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise InputError(f"{path}: is no index of cloob's")
-    if number > FORMAT:
+    if number != FORMAT:
         raise InputError(
-            f"{path.parent}: is of format {number}, of a newer cloob; this one reads"
-            f" {FORMAT}"
-        )
-    if number < FORMAT:
-        raise InputError(
-            f"{path.parent}: is of format {number}, which this cloob does not read;"
+            f"{path.parent}: is of format {number}, and this cloob reads {FORMAT};"
             f" {mend(path.parent)}"
         )
     with closing(sqlite3.connect(":memory:")) as memory:
         memory.executescript(SCHEMA)
         ours = set(memory.execute(_SHAPE))
-    for kind, name, *_ in sorted(ours ^ set(connection.execute(_SHAPE)), key=str):
+    for kind, name, _ in sorted(ours ^ set(connection.execute(_SHAPE)), key=str):
         raise InputError(
             f"{path}: is no index of cloob's: {kind} {name!r} is not as it makes it"
         )
-
-
-def _salvage(folder: Path) -> tuple[list[str], list[str]]:
-    """The sources and the models that a damaged or an old index still names."""
-    sources: list[str] = []
-    models: list[str] = []
-    address = f"file:{quote(str((folder / INDEX_FILE).absolute()))}?mode=ro"
-    with (
-        contextlib.suppress(sqlite3.Error, OSError),
-        closing(sqlite3.connect(address, uri=True)) as damaged,
-    ):
-        for setting in ("trusted_schema = OFF", "writable_schema = ON"):
-            damaged.execute(f"PRAGMA {setting}")  # reads a file that is cut
-        specs = damaged.execute("SELECT spec FROM cloob_models ORDER BY id")
-        models += [str(spec) for (spec,) in specs]
-        damaged.row_factory = sqlite3.Row
-        for row in map(dict, damaged.execute("SELECT * FROM cloob_sources")):
-            parts = [row[name] for name in _SOURCE_COLUMNS if row.get(name)]
-            sources.append(os.path.join(_around(folder), *parts))  # noqa: PTH118
-    return sources, models
-
-
-def _around(folder: Path) -> str:
-    """The folder that an index lies in."""
-    return os.path.dirname(os.path.abspath(folder))  # noqa: PTH100, PTH120
 
 
 def _lock_of(path: Path) -> Any:

@@ -96,7 +96,7 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
     def filter(self, where: str, hidden: Sequence[str] = ()) -> Filter:
         """Checks a filter, which may name none of the ``hidden`` columns."""
         filter_ = parse(where, hidden)
-        self.store.check(filter_)
+        self.store.ids(filter_, limit=0)
         return filter_
 
     def items(self, ids: Sequence[int]) -> list[Item]:

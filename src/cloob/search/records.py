@@ -49,13 +49,11 @@ class Item:
 @dataclass(frozen=True)
 class IndexedModel:
     name: str  # what the index calls it
-    spec: str  # what `cloob.load_model` takes
+    spec: str = field(compare=False)  # what `cloob.load_model` takes
     # of its weights and preprocessing, hex: vectors of two fingerprints never mix
     fingerprint: str
     dim: int  # D, the width of its unit rows
     number: int = field(default=0, compare=False)  # in the index's tables
-    # of an unfinished one: the number of the other
-    replaces: int | None = field(default=None, compare=False)
     # τ⁻¹ of its softmax; None where neither its objective nor its weights have it
     inv_tau: float | None = field(default=None, compare=False)
 

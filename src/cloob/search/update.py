@@ -67,10 +67,6 @@ def update(
     collections = open_all(store, sources, options)
     chosen = choose_model(store, models, options)
     model = chosen.model
-    if model.replaces is not None:  # it is finished when it has vectors of all
-        named = {item.name for item in collections}
-        unnamed = [name for name in store.sources() if name not in named]
-        collections += open_all(store, unnamed, options) if unnamed else []
     done = Summary()
     plans = make_plans(store, collections, model, done, options)
     start = time.monotonic()
@@ -80,9 +76,7 @@ def update(
         done.removed += sum(state.id is not None for state in plan.gone)
     if chosen.is_new and not done.added + done.changed + done.completed:
         store.remove_model(model)
-    else:
-        store.finish(model)
-    store.optimise()
+    store.note_unnamed()
     done.seconds = time.monotonic() - start
     return done
 
@@ -94,16 +88,11 @@ def make_plans(
     done: Summary,
     options: UpdateOptions,
 ) -> list[Plan]:
-    """What is to be done for every source; a model that replaces another needs them
-    all.
-    """
+    """What is to be done for every source."""
     plans = [
         make_plan(store, item, model.number, done, remove_all=options.remove_all)
         for item in collections
     ]
-    if model.replaces is not None:
-        for name, why in done.refused.items():
-            raise InputError(f"{name}: {why}")
     if options.scan.exclude:
         for item in collections:
             store.set_exclude(item.name, list(filter(None, options.scan.exclude)))
@@ -238,13 +227,9 @@ def short_name(typed: str) -> str:
 
 def add_model(store: Store, new: IndexedModel, *, replace: bool) -> ChosenModel:
     """Adds a model, or finds the one of the same weights, that of this name first."""
-    same = [
-        model
-        for model in store.models(unfinished=True)
-        if model.fingerprint == new.fingerprint
-    ]
+    same = [model for model in store.models() if model.fingerprint == new.fingerprint]
     same.sort(key=lambda model: model.name != new.name)
-    if same and same[0].replaces is None:
+    if same:
         new = dataclasses.replace(new, name=same[0].name)
     return ChosenModel(store.add_model(new, replace=replace), is_new=not same)
 

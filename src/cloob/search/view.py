@@ -19,6 +19,7 @@ from cloob.search.store import Store
 from cloob.search.where import Filter
 
 _MEMOIZED = 64
+_PAGE = 10_000
 T = TypeVar("T")
 
 
@@ -54,8 +55,9 @@ class View:
 
     def blocks(self) -> Iterator[tuple[list[Item], Vectors]]:
         """All pictures that have a vector, with it, some thousands at a time."""
-        for ids in self.store.pages(self.where):
-            items = self.store.items(ids)
+        ids = self.store.ids(self.where)
+        for start in range(0, len(ids), _PAGE):
+            items = self.store.items(ids[start : start + _PAGE])
             rows = self.vectors([item.id for item in items])
             has_row = np.isfinite(rows).all(1)
             if has_row.any():

@@ -37,15 +37,17 @@ _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 STEPS = 20_000  # of SQLite's machine between two looks at the clock
 
 # Paths are completed in SQL: a function of Python takes ten times as long.
-_PATH = "iif(substr(i.path, 1, 1) = '/', i.path, :around || '/' || i.path)"
-_SLASHED = f"replace({_PATH}, '::', '/')"
+PATH = "iif(substr(i.path, 1, 1) = '/', i.path, :around || '/' || i.path)"
+_SLASHED = f"replace({PATH}, '::', '/')"
+SOURCE = (
+    "(SELECT iif(path = '', :around, path) FROM main.cloob_sources WHERE id = i.source)"
+)
 _FOLDER = f"rtrim({_SLASHED}, replace({_SLASHED}, '/', ''))"
 _FIXED = {
     "id": "i.id",
-    "path": _PATH,
+    "path": PATH,
     "name": f"substr({_SLASHED}, length({_FOLDER}) + 1)",
-    "source": "(SELECT iif(path = '', :around, path) FROM main.cloob_sources WHERE id ="
-    " i.source)",
+    "source": SOURCE,
     "date": "i.date",
     "caption": "i.caption",
     "bytes": "i.bytes",
@@ -168,7 +170,7 @@ def _make_view(
     names = ", ".join(f"{_sql_of(name)} AS {_quoted(name)}" for name in shown)
     # the authoriser hears of a table that is read by its column, so one is read always
     statement = f'CREATE TEMP VIEW "{view}" AS SELECT {names} FROM main.cloob_items i'
-    statement += " WHERE i.source > 0"
+    statement += " WHERE i.content > 0"
     literal = around.replace("'", "''")
     connection.execute(statement.replace(":around", f"'{literal}'"))
     connection.execute("PRAGMA query_only = ON")

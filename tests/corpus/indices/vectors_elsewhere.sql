@@ -1,0 +1,1 @@
+UPDATE cloob_vectors SET row = -1;

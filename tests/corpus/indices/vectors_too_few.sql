@@ -1,0 +1,1 @@
+UPDATE cloob_models SET rows = rows + 1000000;

@@ -1,1 +1,0 @@
-UPDATE cloob_vectors SET vector = zeroblob(4004);
