@@ -212,7 +212,9 @@ def _read_foreign(
         if path.suffix == ".pkl":
             return other.load_crowsonkb(path, config, "exact" if port else "tanh")
         return torch_clip.load(
-            path, lambda name: create_model(name, pretrained=str(path), seed=0)
+            path,
+            lambda name: create_model(name, pretrained=str(path), seed=0),
+            VectorEncoder,
         )
 
 

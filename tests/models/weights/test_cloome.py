@@ -2,16 +2,20 @@
 out with torch's functions.
 """
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from cloob import load_model
+from cloob import cli, load_model
 from cloob.errors import InputError
-from cloob.models.weights.cloome import MEANS, CloomeEncoder, eight_bits, load_cloome
+from cloob.models.folder import save_model
+from cloob.models.weights.cloome import MEANS, CellTower, MoleculeTower, eight_bits
 from support import raises
 
 
@@ -19,8 +23,11 @@ from support import raises
 def checkpoint(tmp_path):
     """A file as its training writes it, over several GPUs, and the tensors in it."""
     torch.manual_seed(0)
-    made = CloomeEncoder(5, [2, 1, 1, 1], [32, 24, 24], 16)
-    state = made.state_dict()
+    made = {
+        "visual": CellTower(5, [2, 1, 1, 1], 16),
+        "transformer": MoleculeTower([32, 24, 24, 16]),
+    }
+    state = nn.ModuleDict(made).state_dict()
     for key, value in state.items():
         if key.endswith("running_var"):
             value.uniform_(0.5, 2.0)
@@ -69,24 +76,53 @@ def molecules(x, w):
     return x @ w["transformer.layers.2.0.weight"].T + w["transformer.layers.2.0.bias"]
 
 
-def test_both_sides_are_the_originals_formulas(checkpoint):
+def test_both_sides_are_the_originals_formulas(checkpoint, tmp_path):
     path, w = checkpoint
-    encoder = load_cloome(path)
-    images = torch.randint(0, 256, (2, 5, 230, 261), dtype=torch.uint8)
+    encoder = load_model(path, device="cpu")
+    images = torch.randint(0, 256, (2, 5, 520, 696), dtype=torch.uint8)
     means = torch.tensor(MEANS)[:, None, None]
     expected = F.normalize(cells((images / 255 - means) / means, w), dim=1)
-    found = encoder.encode_image(images)
+    found = encoder.encode_a(images.flatten(1))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert found.shape == (2, 16) and not found.requires_grad
     bits = torch.randint(0, 2, (3, 32))
     expected = F.normalize(molecules(bits.float(), w), dim=1)
-    torch.testing.assert_close(encoder.encode_molecule(bits), expected)
-    assert encoder.encode_molecule(bits, grad=True).requires_grad
+    torch.testing.assert_close(encoder.encode_b(bits), expected)
     objective = encoder.make_objective(beta=8.0)
     assert objective.name == "cloob"
     assert float(objective.inv_tau) == pytest.approx(30.0, rel=1e-6)
-    raises(InputError, "no β", encoder.make_objective)
-    raises(ValueError, r"\(n, 5, H, W\)", encoder.encode_image, images[:, :3])
+    raises(InputError, "which β it was trained with", encoder.make_objective)
+    raises(InputError, r"\(n, 1809600\)", encoder.encode_a, images[0, :3])
+    raises(
+        InputError,
+        "not trained or stored anew",
+        save_model,
+        tmp_path / "new",
+        encoder,
+        {},
+    )
+
+
+def test_commands_take_its_rows(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (3, 5 * 520 * 696), np.uint8)
+    bits = generator.integers(0, 2, (3, 32), np.uint8)
+    np.save("cells.npy", pixels)
+    np.save("bits.npy", bits)
+    encoder = load_model(checkpoint[0], device="cpu")
+    machine = ["--device", "cpu"]
+    assert cli.main(["embed", "cloome.pt", "--b", "bits.npy", "--out", "b.npy"]) == 0
+    np.testing.assert_array_equal(np.load("b.npy"), encoder.encode_b(bits))
+    sides = ["--a", "cells.npy", "--b", "bits.npy", *machine]
+    assert cli.main(["match", "cloome.pt", *sides, "--judge", "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert cli.main(["eval", "cloome.pt", *sides, "--out", "out"]) == 0
+    (row,) = json.loads(Path("out/results.json").read_text())["rows"]
+    (found,) = row["vectors"].values()
+    scores = (encoder.encode_a(pixels) @ encoder.encode_b(bits).T).numpy()
+    expected = np.mean(scores.argmax(1) == np.arange(3))
+    assert found["a_to_b@1"] == judged["a_to_b@1"] == pytest.approx(expected)
 
 
 def test_a_channel_becomes_eight_bits_by_its_brightest_pixels():
@@ -99,15 +135,12 @@ def test_a_channel_becomes_eight_bits_by_its_brightest_pixels():
     raises(ValueError, "pixels of a channel are 0", eight_bits, 0 * channel)
 
 
-def test_other_files_are_refused_and_load_model_says_who_reads_it(checkpoint, tmp_path):
-    path, state = checkpoint
-    raises(InputError, r"load_cloome reads them", load_model, str(path))
+def test_damaged_files_are_refused(checkpoint, tmp_path):
+    _, state = checkpoint
     other = tmp_path / "other.pt"
-    torch.save({"state_dict": {"weight": torch.zeros(2)}}, other)
-    raises(InputError, "no weights of CLOOME's", load_cloome, other)
     state["visual.bn1.weight"] = torch.full((64,), torch.nan)
     torch.save({"state_dict": state}, other)
-    raises(InputError, r"visual\.bn1\.weight", load_cloome, other)
+    raises(InputError, r"visual\.bn1\.weight", load_model, other)
     del state["visual.bn1.weight"]
     torch.save({"state_dict": state}, other)
-    raises(InputError, r"visual\.bn1\.weight is missing", load_cloome, other)
+    raises(InputError, r"visual\.bn1\.weight is missing", load_model, other)

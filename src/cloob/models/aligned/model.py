@@ -53,6 +53,7 @@ _OF_PICTURES = (
     "std",
 )
 _PROBE_TEXT, _PROBE_WIDTH = "A photo of 2 Dogs & a cat.", 64
+MAX_NUMBERS = 1 << 26  # of rows that are embedded together
 _SAME = 0.01  # distance of unit features that machines' rounding stays below
 
 
@@ -245,7 +246,7 @@ def encoders_here(settings: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name and ModelSource.parse(name).path is not None]
 
 
-class RowsError(InputError):
+class RowsError(InputError, AttributeError):
     """A model of vectors takes no picture and no text."""
 
 
@@ -277,6 +278,11 @@ class VectorEncoder(AlignedEncoder):
                 " encode_a, encode_b"
             )
         return super().__getattr__(name)
+
+    def check_weights(self) -> None:
+        """As ``DualEncoder.check_weights``, for towers of another program."""
+        if not all(isinstance(head, AnyHead) for head in self.heads):
+            raise InputError("these towers can be used, but not trained or stored anew")
 
     def encode_a(self, rows: Matrix | Tensor, *, batch_size: int = 4096) -> Tensor:
         """Embeds vectors of the first kind, without a gradient.
@@ -312,6 +318,7 @@ class VectorEncoder(AlignedEncoder):
                 f"{'ab'[side]}: its head takes an array (n, {width}), not"
                 f" {tuple(rows.shape)}"
             )
+        batch_size = rows_at_once(batch_size, width)
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
         for start in range(0, rows.shape[0], batch_size):
             block = as_numbers(rows[start : start + batch_size])
@@ -344,10 +351,16 @@ def embed_rows(encoder: Any, side: Side, rows: Matrix | Tensor) -> Tensor:
     return (encoder.encode_a if side == "a" else encoder.encode_b)(rows).cpu()
 
 
+def rows_at_once(most: int, width: int) -> int:
+    """Rows that are numbers in memory together: fewer of a million columns."""
+    return max(1, min(most, MAX_NUMBERS // width))
+
+
 def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
     """The (N, D) unit rows of both sides of all pairs, on the CPU."""
     parts = []
-    for places in np.array_split(np.arange(len(pairs)), -(-len(pairs) // 4096)):
+    size = rows_at_once(4096, max(pairs.a.shape[1], pairs.b.shape[1]))
+    for places in np.array_split(np.arange(len(pairs)), -(-len(pairs) // size)):
         a, b, *_ = pairs.take(places)
         parts.append((embed_rows(encoder, "a", a), embed_rows(encoder, "b", b)))
     a, b = (torch.cat(side) for side in zip(*parts, strict=True))

@@ -9,24 +9,24 @@ pixels in [0, 1] are normalised by means of pixels in [0, 255].
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError
 from cloob.models.encoder import cloob_objective
-from cloob.models.weights.containers import read_torch
-from cloob.models.weights.keymap import Origin, fill
-from cloob.objective import ContrastiveObjective
+from cloob.models.weights.keymap import fill
 
 CHANNELS = ("Mito", "ERSyto", "ERSytoBleed", "Ph_golgi", "Hoechst")
 MEANS = (47.1314, 40.8138, 53.7692, 46.2656, 28.7243)
+SIDES = (520, 696)  # of a picture
 WINDOW = 7  # of the last pool
+N_PICTURES = 16  # that go through the tower at once
 BRIGHTEST = 1e-4  # share of a channel's pixels that are white
 
 
@@ -79,16 +79,23 @@ class CellTower(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.n_stages = len(depths)
         self.fc = nn.Linear(n_in, embed_dim)
+        width = n_channels * SIDES[0] * SIDES[1]
+        self.options = {"features": width, "embed_dim": embed_dim}
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(n, C, H, W) to (n, D)."""
+    def forward(self, rows: Tensor) -> Tensor:
+        """(n, C · 520 · 696) pixels, 0 to 255, to (n, D)."""
+        return torch.cat([self._embed(part) for part in torch.split(rows, N_PICTURES)])
+
+    def _embed(self, rows: Tensor) -> Tensor:
+        means = torch.tensor(MEANS, device=rows.device)[:, None, None]
+        pixels = (rows.reshape(len(rows), -1, *SIDES) / 255 - means) / means
         maps = F.relu(self.bn1(self.conv1(pixels)))
         maps = F.max_pool2d(maps, kernel_size=3, stride=2, padding=1)
         for stage in range(self.n_stages):
             maps = self.get_submodule(f"layer{stage + 1}")(maps)
         windows = F.avg_pool2d(maps, WINDOW, stride=1)
-        rows: Tensor = self.fc(windows.mean(dim=(2, 3)))
-        return rows
+        embedded: Tensor = self.fc(windows.mean(dim=(2, 3)))
+        return embedded
 
 
 class MoleculeTower(nn.Module):
@@ -102,61 +109,14 @@ class MoleculeTower(nn.Module):
             for sizes in hidden
         ]
         self.layers = nn.Sequential(*layers, nn.Sequential(nn.Linear(*last)))
+        self.options = {"features": widths[0], "embed_dim": widths[-1]}
 
     def forward(self, bits: Tensor) -> Tensor:
-        """(n, F) to (n, D)."""
+        """(n, F) to (n, D): in the original 1,024 bits of Morgan's with radius 3 and
+        chirality.
+        """
         rows: Tensor = self.layers(bits)
         return rows
-
-
-class CloomeEncoder(nn.Module):
-    """Pictures of cells and fingerprints of molecules as unit rows of one space.
-
-    Attributes:
-        visual: The tower of pictures; ``transformer``: that of molecules, as the file
-            calls it.
-        objective_config: Settings of the loss that it was trained with: CLOOB's, at the
-            file's τ⁻¹; the file has no β.
-    """
-
-    def __init__(
-        self, n_channels: int, depths: list[int], widths: list[int], embed_dim: int
-    ) -> None:
-        super().__init__()
-        self.visual = CellTower(n_channels, depths, embed_dim)
-        self.transformer = MoleculeTower([*widths, embed_dim])
-        self.objective_config: dict[str, Any] = {}
-
-    def encode_image(self, images: Tensor, *, grad: bool = False) -> Tensor:
-        """(n, D) unit rows of (n, C, H, W) pictures: uint8 as of ``eight_bits``, or
-        floats that are normalised already.
-
-        Sides of 221 or more; the original takes (520, 696).
-        """
-        n_channels = self.visual.conv1.in_channels
-        if images.ndim != 4 or images.shape[1] != n_channels:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; (n, {n_channels}, H, W) is"
-                " expected"
-            )
-        if images.dtype == torch.uint8:
-            means = torch.tensor(MEANS, device=images.device)[:, None, None]
-            images = (images.float() / 255 - means) / means
-        with torch.set_grad_enabled(grad):
-            return F.normalize(self.visual(images), dim=1)
-
-    def encode_molecule(self, bits: Tensor, *, grad: bool = False) -> Tensor:
-        """(n, D) unit rows of (n, F) fingerprints: in the original 1,024 bits of
-        Morgan's with radius 3 and chirality.
-        """
-        with torch.set_grad_enabled(grad):
-            return F.normalize(self.transformer(bits.float()), dim=1)
-
-    def make_objective(self, **overrides: Any) -> ContrastiveObjective:
-        """The loss that it was trained with; ``beta=`` has to be given."""
-        if "beta" not in overrides:
-            raise InputError("CLOOME's files have no β; give make_objective(beta=…)")
-        return ContrastiveObjective(**self.objective_config | overrides)
 
 
 def eight_bits(channel: np.ndarray) -> np.ndarray:
@@ -172,49 +132,47 @@ def eight_bits(channel: np.ndarray) -> np.ndarray:
     )
 
 
-def load_cloome(path: str | Path) -> CloomeEncoder:
-    """The encoder in a file of CLOOME's, in evaluation mode, read as data.
+class Cloome(NamedTuple):
+    """What a file of CLOOME's holds; there is no β."""
+
+    cells: CellTower
+    molecules: MoleculeTower
+    objective: dict[str, Any]
+
+
+def cloome_towers(path: Path, tensors: dict[str, Tensor]) -> Cloome:
+    """Both towers with a file's weights.
 
     Raises:
-        InputError: The file cannot be read, or its weights are not CLOOME's ResNet and
-            perceptron.
+        InputError: They are not those of CLOOME's ResNet and perceptron.
     """
-    path = Path(path)
-    stored = read_torch(path).tensors
-    tensors = {key.removeprefix("module."): value for key, value in stored.items()}
-    if not is_cloome(tensors):
-        raise InputError(f"{path}: no weights of CLOOME's ResNet and perceptron")
-    stages = [key.split(".")[1] for key in tensors if key.startswith("visual.layer")]
-    depths = [
-        len(
-            {key.split(".")[2] for key in tensors if key.startswith(f"visual.{stage}.")}
-        )
-        for stage in sorted(set(stages))
-    ]
-    layers = {
-        int(key.split(".")[2])
-        for key in tensors
-        if key.startswith("transformer.layers.")
-    }
-    linear = [
-        tensors[f"transformer.layers.{place}.0.weight"] for place in sorted(layers)
-    ]
     log_inv_tau = tensors.pop("logit_inv_tau")
-    encoder = CloomeEncoder(
-        n_channels=tensors["visual.conv1.weight"].shape[1],
-        depths=depths,
-        widths=[weight.shape[1] for weight in linear],
-        embed_dim=linear[-1].shape[0],
+    blocks = {
+        tuple(key.split(".")[1:3]) for key in tensors if key.startswith("visual.layer")
+    }
+    depths = sorted(Counter(stage for stage, _ in blocks).items())
+    linear = [
+        weight
+        for key, weight in tensors.items()
+        if key.startswith("transformer.layers.") and weight.ndim == 2
+    ]
+    cells = CellTower(
+        tensors["visual.conv1.weight"].shape[1],
+        [depth for _, depth in depths],
+        linear[-1].shape[0],
     )
-    fill(encoder, path, tensors, {key: Origin((key,)) for key in encoder.state_dict()})
+    widths = [weight.shape[1] for weight in linear]
+    molecules = MoleculeTower([*widths, linear[-1].shape[0]])
+    towers = nn.ModuleDict({"visual": cells, "transformer": molecules})
+    fill(towers, path, tensors)
     inv_tau = float(log_inv_tau.double().exp())
-    encoder.objective_config = cloob_objective(inv_tau, None, "paper")
-    return encoder.eval()
+    return Cloome(cells, molecules, cloob_objective(inv_tau, None, "paper"))
 
 
-def is_cloome(names: Any) -> bool:
+def is_cloome(names: Container[str]) -> bool:
     """Whether tensors of these names are CLOOME's."""
     needed = (
+        "logit_inv_tau",
         "visual.conv1.weight",
         "visual.fc.weight",
         "transformer.layers.0.0.weight",

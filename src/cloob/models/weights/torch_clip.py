@@ -20,7 +20,7 @@ from cloob.models.importing import read_json
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
-from cloob.models.weights.cloome import is_cloome
+from cloob.models.weights.cloome import cloome_towers, is_cloome
 from cloob.models.weights.containers import TorchFile, read_torch
 from cloob.models.weights.keymap import Origin, build, fill
 from cloob.objective import ContrastiveObjective
@@ -39,17 +39,20 @@ _SIZES = {"input_resolution", "context_length", "vocab_size"}
 _HALF = {torch.float16, torch.float32}  # as OpenAI's convert_weights leaves them
 
 
-def load(path: Path, create: Callable[[str], DualEncoder]) -> DualEncoder:
+def load(
+    path: Path,
+    create: Callable[[str], DualEncoder],
+    of_vectors: Callable[..., DualEncoder],
+) -> DualEncoder:
     """The encoder in a file; ``create`` makes open_clip's towers with it, by their
-    name.
+    name, ``of_vectors`` a model of two heads and the settings of their objective.
     """
     file = read_torch(path)
     # Training over several GPUs puts "module." in front.
     keys = {key.removeprefix("module."): key for key in file.tensors}
     if is_cloome(keys):
-        raise InputError(
-            f"{path}: CLOOME's weights, of cells and molecules:"
-            " cloob.models.weights.cloome.load_cloome reads them"
+        return of_vectors(
+            *cloome_towers(path, {k: file.tensors[name] for k, name in keys.items()})
         )
     is_checkpoint = bool(file.checkpoint)
     if is_checkpoint and ("logit_inv_tau" in keys or "logit_scale" not in keys):
