@@ -27,7 +27,7 @@ from cloob.data.sources.arrow import (
     ARROW_SUFFIXES,
     CAPTION_COLUMN,
     IMAGE_COLUMN,
-    ArrowSource,
+    TableSource,
     arrow_files,
     holds_images,
 )
@@ -35,7 +35,6 @@ from cloob.data.sources.folder import FolderSource
 from cloob.data.sources.tables import (
     FILE_COLUMN,
     TABLE_SUFFIXES,
-    TableSource,
     column_names,
     metadata_of,
 )
@@ -119,11 +118,9 @@ def open_unprobed(
     name = spec if spec in DEMO_SPLITS else local_path(spec)
     if kind == "tars":
         return ShardSource(name, files, cache, member=_json_key(caption_column))
-    if kind == "rows":
-        return ArrowSource(name, files, image_column, caption_column, cache)
-    if kind == "table":
-        return TableSource(files[0], image_column, caption_column)
-    return _open_folder(files[0], caption_column)
+    if kind in ("rows", "table"):
+        return TableSource(name, files, image_column, caption_column, cache)
+    return _open_folder(files[0], caption_column, cache)
 
 
 def _json_key(caption_column: str) -> str | None:
@@ -132,7 +129,7 @@ def _json_key(caption_column: str) -> str | None:
     return key if colon and kind == "json" else None
 
 
-def _open_folder(folder: Path, caption_column: str) -> Source:
+def _open_folder(folder: Path, caption_column: str, cache: Cache) -> Source:
     """Images with captions next to them, or a Hugging Face imagefolder with a table."""
     source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
     table = None if source.pairs else metadata_of(folder)
@@ -144,7 +141,7 @@ def _open_folder(folder: Path, caption_column: str) -> Source:
         usual = [name for name in _CAPTION_NAMES if name in columns]
         if usual or len(columns) == 1:
             caption_column = (usual or columns)[0]
-    return TableSource(table, FILE_COLUMN, caption_column)
+    return TableSource(str(table), [table], FILE_COLUMN, caption_column, cache)
 
 
 def look_up(spec: str, image_column: str) -> tuple[Form, list[Path]]:

@@ -8,7 +8,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -94,13 +94,18 @@ class FileSource(ABC, Generic[T]):
     max_open = 32  # of a streamed source
 
     def __init__(
-        self, name: str, shard_sizes: Sequence[int], *, streamed: bool
+        self, name: str, shard_sizes: Iterable[int], *, streamed: bool
     ) -> None:
         self.name = name
-        self.shard_sizes = tuple(shard_sizes)
         self.streamed = streamed
-        self._ends = np.cumsum(self.shard_sizes)
         self._opened = _Opened[T]()
+        self.resize(shard_sizes)
+
+    def resize(self, shard_sizes: Iterable[int]) -> None:
+        """Notes how many rows every file has."""
+        self.shard_sizes = tuple(shard_sizes)
+        self._ends = np.cumsum(self.shard_sizes)
+        self.starts = self._ends - self.shard_sizes
 
     @abstractmethod
     def prepare(self, shard: int) -> Path:
@@ -116,7 +121,7 @@ class FileSource(ABC, Generic[T]):
     def place(self, index: int) -> tuple[int, int]:
         """The shard of a row, and its number there."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
+        return shard, index - int(self.starts[shard])
 
     def opened(self, shard: int) -> T:
         """The content of a shard, prepared where it is not open."""

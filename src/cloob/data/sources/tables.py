@@ -1,38 +1,22 @@
-"""Pairs that a table lists: CSV, TSV, Parquet, JSON lines."""
+"""Tables of text: CSV, TSV and JSON lines; and what all tables have in common."""
 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from cloob.data.batch import (
-    BadSample,
-    RawSample,
-    as_utf8,
-    clean_caption,
-    read_pair_file,
-)
-from cloob.data.source import (
-    IMAGE_EXTENSIONS,
-    Fingerprint,
-    Source,
-    first_equal,
-    of_column,
-)
-from cloob.data.sources.arrow import check_name, is_list, is_parquet
+from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.data.sources.files import reading
-from cloob.errors import InputError, counted
+from cloob.errors import InputError
 
 _TEXT_SUFFIXES = (".csv", ".tsv")
 TABLE_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".jsonl", ".ndjson")
@@ -46,114 +30,16 @@ _DELIMITERS = ("\t", ",", ";", "|")
 _BLOCK_BYTES = 32 * 1024 * 1024
 
 
-class TableSource(Source):
-    """Rows of a table, as two Arrow columns; ``stray`` are rows with a field that holds
-    rows, see ``_stray_quotes``.
-    """
-
-    def __init__(self, path: Path, image_column: str, caption_column: str) -> None:
-        self.name = str(path)
-        self._path = path
-        # one may be both
-        columns = list(dict.fromkeys((image_column, caption_column)))
-        names = column_names(path, columns)
-        check_name(path, names, image_column, "image")
-        check_name(path, names, caption_column, "caption")
-        table, self.stray = read_table(path, columns)
-        self._images = _as_bytes(path, table, image_column)
-        self._captions = _as_bytes(path, table, caption_column)
-        del table
-        # parsing takes about as much again as the columns
-        pa.default_memory_pool().release_unused()
-        self.shard_sizes = (len(self._images),)
-        if self.stray:
-            rows = counted(len(self.stray), "rows")
-            lines = counted(sum(self.stray.values()), "lines")
-            self.remark = (
-                f"stray quotes in {rows}, first in row {min(self.stray) + 1:,}, take in"
-                f" {lines}: close or double each"
-            )
-
-    def fingerprint(self) -> Fingerprint:
-        return {
-            "rows": len(self),
-            "image paths": of_column(self._images),
-            "captions": of_column(self._captions),
-        }
-
-    def pictures(self) -> np.ndarray | None:
-        """(N,) int64: per row the first of its path, where that has several captions;
-        None where no path has.
-        """
-        path, caption = _codes(self._images), _codes(self._captions)
-        n = len(path)
-        # a path once for each of its captions; n + 1 is above every code
-        distinct = np.unique(path * (n + 1) + caption) // (n + 1)
-        is_several = np.isin(path, distinct[1:][distinct[1:] == distinct[:-1]])
-        is_several &= pc.fill_null(pc.not_equal(self._images, b""), False).to_numpy()
-        if not is_several.any():
-            return None
-        return first_equal(np.where(is_several, path, -1 - np.arange(n)))
-
-    def row(self, index: int) -> tuple[str, bytes | None]:
-        """Path of the image and caption of row ``index`` (from 0) as the table has
-        them; no image is opened.
-        """
-        path = as_text(self._images[index].as_py()).strip()
-        return path, self._captions[index].as_py()
-
-    def picture(self, stored: str, key: str = "", where: str = "") -> bytes:
-        """The file of a path in the table."""
-        path = self._path.parent / stored
-        return read_pair_file(path, key or as_utf8(stored), "image", where)
-
-    def read(self, index: int) -> RawSample:
-        """The pair in row ``index`` (from 0); its key is the image path, and a
-        ``BadSample`` counts rows from 1.
-        """
-        where = self._where(index)
-        if index in self.stray:
-            lines = counted(self.stray[index], "lines")
-            detail = f"{where}: a field takes in {lines} that look like rows"
-            raise BadSample("stray quote", where, detail)
-        key, caption = self.caption(index)
-        stored, _ = self.row(index)
-        return RawSample(key, self.picture(stored, key, where), caption)
-
-    def caption(self, index: int) -> tuple[str, str]:
-        """Key and caption of a row, whose picture is not opened."""
-        stored, raw = self.row(index)
-        key = as_utf8(stored) or self._where(index)
-        return key, clean_caption(raw, key, self._where(index))
-
-    def _where(self, index: int) -> str:
-        return f"row {index + 1:,} of {self._path.name}"
-
-
-def _as_bytes(path: Path, table: pa.Table, name: str) -> pa.ChunkedArray:
-    """A column of text as bytes; refuses other columns."""
-    column = table.column(name)
-    if column.type in (pa.binary(), pa.large_binary()):
-        return column
-    try:
-        return column.cast(pa.large_string()).cast(pa.large_binary())
-    except pa.ArrowException:
-        raise InputError(
-            f"{path}: column {name!r} holds {column.type}, not text"
-        ) from None
-
-
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) int64 numbers, equal for equal cells; -1 for none."""
-    codes = column.dictionary_encode().combine_chunks().indices
-    return np.asarray(codes.fill_null(-1).to_numpy(), np.int64)
-
-
 def as_text(raw: Any) -> str:
     """What a cell holds as text; bytes that are not UTF-8 become surrogates."""
     if isinstance(raw, bytes):
         return raw.decode("utf-8", "surrogateescape")
     return "" if raw is None else str(raw)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is called so."""
+    return path.suffix.lower() == ".parquet"
 
 
 def column_names(path: Path, required: Sequence[str]) -> list[str]:
@@ -181,18 +67,36 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
         if path.suffix.lower() in _TEXT_SUFFIXES:
             delimiter, names = _header(path, columns)
             table = _read_text(path, columns, delimiter, names)
-            return table, _stray_quotes(table, delimiter)
+            stray = _stray_quotes(table, delimiter)
+            # parsing takes about as much again as the columns
+            pa.default_memory_pool().release_unused()
+            return table, stray
         if is_parquet(path):
             table = parquet.ParquetFile(path).read(columns=list(columns))
-            places = [table.column_names.index(column) for column in columns]
-            return _without_lists(table.select(places)), {}
-    rows: list[Sequence[bytes | None]] = []
+            return _plain(table.select(columns)), {}
+    cells: dict[str, list[Any]] = {column: [] for column in columns}
     for row in json_rows(path):
-        cells = (row.get(column) for column in columns)
-        rows += itertools.product(*map(_stored, cells))
-    texts = zip(*rows, strict=True) if rows else [[]] * len(columns)
-    arrays = [pa.array(text, pa.large_binary()) for text in texts]
-    return pa.table(arrays, list(columns)), {}
+        for column, values in cells.items():
+            values.append(row.get(column))
+    return pa.table({name: _of_json(values) for name, values in cells.items()}), {}
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table without dictionaries, as of categories of pandas."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            column = table[place].cast(field.type.value_type)
+            table = table.set_column(place, field.name, column)
+    return table
+
+
+def _of_json(values: Sequence[Any]) -> pa.Array:
+    """Values as bytes; lists of them where one of them is a list."""
+    if not any(isinstance(value, list) for value in values):
+        return pa.array(map(_encoded, values), pa.large_binary())
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    cells = [list(map(_encoded, each)) for each in lists]
+    return pa.array(cells, pa.list_(pa.large_binary()))
 
 
 def _read_text(
@@ -208,20 +112,6 @@ def _read_text(
             check_utf8=False,
         ),
     )
-
-
-def _without_lists(table: pa.Table) -> pa.Table:
-    """The table with a row for every text of a list, as of the captions of a
-    picture.
-    """
-    for place, name in enumerate(table.column_names):
-        column = table.column(name)
-        if is_list(column.type):
-            cells = [cell or [None] for cell in column.to_pylist()]
-            rows = np.repeat(np.arange(len(cells)), list(map(len, cells)))
-            texts = pa.array(itertools.chain(*cells), column.type.value_type)
-            table = table.take(rows).set_column(place, name, texts)
-    return table
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -242,12 +132,6 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
                         f"{path}: line {number:,} is not JSON or no object: {error}"
                     ) from None
                 yield row
-
-
-def _stored(cell: Any) -> list[bytes | None]:
-    """The texts of a cell, which may be a list, as bytes."""
-    texts = cell if isinstance(cell, list) else [cell]
-    return [_encoded(text) for text in texts or [None]]
 
 
 def _encoded(value: Any) -> bytes | None:

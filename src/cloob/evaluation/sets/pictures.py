@@ -25,8 +25,8 @@ from cloob.data.shards.spec import (
 )
 from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES, Source
+from cloob.data.sources.arrow import TableSource
 from cloob.data.sources.folder import walk
-from cloob.data.sources.tables import TableSource
 from cloob.errors import InputError, counted, first_of
 
 _SPLITS = {"train", "val", "valid", "validation", "test"}
@@ -283,14 +283,14 @@ def open_captioned(
         check_type(path, "retrieval")
         return captioned(path.name, open_source(path / "test"), by_line=True)
     source = open_unprobed(spec, image_column, caption_column, Cache())
-    if not isinstance(source, TableSource):
+    if not isinstance(source, TableSource) or source.inside:
         check_usable(source)
         pure = PurePath(spec)
         name = "/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name
         return captioned(name, source)
     if source.stray:  # a test set must be complete
         raise InputError(
-            f"{source.name}: row {min(source.stray) + 1:,}: a stray quote takes in"
+            f"{source.name}: row {min(source.stray)[1] + 1:,}: a stray quote takes in"
             " rows; close it, or double it"
         )
     pictures = captioned(Path(source.name).name, source)
@@ -329,8 +329,8 @@ def captioned(
         picture: object = row if first is None else int(first[row])
         if by_bytes:
             picture = _digest(source, row)
-        elif isinstance(source, TableSource):
-            picture = source.row(row)[0]
+        elif isinstance(source, TableSource) and not source.inside:
+            picture = source.image_of(row)[1]
         rows.setdefault(picture, []).append(row)
     read = partial(_read_captioned, source, list(rows.values()), by_line)
     return CaptionedSet(name, len(rows), read)

@@ -19,7 +19,7 @@ from cloob.data.shards.headers import Member
 from cloob.data.shards.spec import is_tar
 from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from cloob.data.sources.arrow import ArrowSource, is_image
+from cloob.data.sources.arrow import TableSource, is_image
 from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES
 from cloob.search.records import SEPARATOR
@@ -114,8 +114,8 @@ class ArrowFile:
     without_picture: Sequence[str] = ()
 
     def __init__(self, path: Path, image: str) -> None:
-        self._rows = ArrowSource(str(path), (path,), image, None)
-        self.columns = self._rows.schemas[0].names
+        self._rows = TableSource(str(path), (path,), image, None)
+        self.columns = self._rows.schema.names
 
     def sizes(self) -> Iterator[tuple[str, int | None]]:
         for row in range(len(self._rows)):
