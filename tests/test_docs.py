@@ -506,7 +506,7 @@ def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     digits, used = blocks(DOCS / "vectors.md", "python")
     (suspected,) = blocks(DOCS / "wrong-pairs.md", "python")
-    fitted, own = blocks(DOCS / "scikit-learn.md", "python")
+    fitted, piped, own = blocks(DOCS / "scikit-learn.md", "python")
     exec(digits, {})
     exec(suspected, {})
     assert {0, 2} < set(json.loads(capsys.readouterr().out))
@@ -519,6 +519,8 @@ def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     }
     exec(fitted, names)
     exec(own, names)
+    texts = {"names": [f"leaf {row % 20} of plant {row % 7}" for row in range(40)]}
+    exec(piped, {**names, **texts})
     assert names["search"].best_params_["objective"] in ("clip", "infoloob", "cloob")
     assert (
         names["search"].best_estimator_.get_metadata_routing().fit.requests["groups"]

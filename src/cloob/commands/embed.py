@@ -121,7 +121,7 @@ def embed_rows_or_texts(options: Options) -> int:
     texts = [] if options.texts is None else read_texts(options.texts)
     import numpy as np
 
-    from cloob.data.matrices import read_matrix
+    from cloob.data.matrices import read_rows
     from cloob.models.aligned.model import embed_rows
     from cloob.models.load import load_model
 
@@ -131,7 +131,7 @@ def embed_rows_or_texts(options: Options) -> int:
     else:
         assert options.rows.side_and_file is not None
         side, file = options.rows.side_and_file
-        rows = embed_rows(encoder, side, read_matrix(file))
+        rows = embed_rows(encoder, side, read_rows(file))
     vectors = rows.cpu().numpy()
     n_bad = int((~np.isfinite(vectors).all(1)).sum())
     lost = f", {n_bad:,} of them NaN, as their numbers are not finite" if n_bad else ""

@@ -77,16 +77,18 @@ class Options:
 def run(options: Options) -> int:
     """Ranks, and writes or prints the hits."""
     check(options)
-    from cloob.data.matrices import read_ids_of, read_matrix
+    from cloob.data.matrices import read_ids_of, read_rows
+    from cloob.models.aligned.model import check_vectors
     from cloob.models.load import load_model
 
-    a, b = read_matrix(options.a), read_matrix(options.b)
+    side_a, side_b = read_rows(options.a), read_rows(options.b)
+    encoder = check_vectors(load_model(options.model, options.machine.device))
+    a, b = encoder.numbers("a", side_a), encoder.numbers("b", side_b)
     names_a = names_b = None
     if options.a_ids is not None:
         names_a = read_ids_of(options.a_ids, a.shape[0], options.a)
     if options.b_ids is not None:
         names_b = read_ids_of(options.b_ids, b.shape[0], options.b)
-    encoder = load_model(options.model, options.machine.device)
     if options.judge:
         found = judge(encoder, options, (a, b), (names_a, names_b))
         print(json.dumps(found)) if options.json else print_numbers(found)

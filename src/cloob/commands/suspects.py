@@ -70,13 +70,19 @@ def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
     """Pairs of vectors, by a closed form or by a model of heads."""
     import numpy as np
 
-    a, b, ids, keys = pairs.take(np.arange(len(pairs)))
-    if model is not None:
+    from cloob.data.vectors import encode_tables
+
+    if model is None:
+        pairs, _ = encode_tables(pairs)
+    else:
         from cloob.models.load import load_model
 
         encoder: Any = load_model(model).eval()
         if encoder.config.kind != "vectors":
             raise InputError(f"{model} takes pictures and texts; --a and --b are rows")
+        pairs = pairs.encoded(encoder.encodings)
+    a, b, ids, keys = pairs.take(np.arange(len(pairs)))
+    if model is not None:
         a, b = encoder.encode_a(a).cpu(), encoder.encode_b(b).cpu()
     found = judge(pairs.name, a, b, ids, pairs.skipped, model)
     return Judged(pairs.name, keys, found, keys.__getitem__)

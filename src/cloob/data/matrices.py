@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,16 @@ from pyarrow import csv, parquet
 from safetensors import SafetensorError, safe_open
 
 from cloob.data.sources.files import reading
+from cloob.data.table import Table
 from cloob.errors import InputError, first_of, require
 
 FORMS = (
-    "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz[:NAME], FILE.safetensors:NAME"
-    " or FILE.h5:NAME"
+    "FILE.npy, FILE.csv, FILE.tsv, FILE.parquet[:COLUMN], FILE.npz[:NAME],"
+    " FILE.safetensors:NAME or FILE.h5:NAME"
 )
 _HDF5 = (".h5", ".hdf5", ".h5ad")
-_TABLES = (".csv", ".parquet")
+_DELIMITED = (".csv", ".tsv")
+_TABLES = (*_DELIMITED, ".parquet")
 _NAMED = (".npz", ".safetensors", *_HDF5)  # files of several arrays
 _FAULTS = (ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError)
 _ROWS = "a row of numbers for every item is expected, as float32 (1000, 384)"
@@ -43,30 +45,17 @@ class SparseRows(Protocol):
 Matrix = np.ndarray | SparseRows
 
 
-class Side(NamedTuple):
-    """A matrix, and the names of its columns where it is a table, an array then."""
-
-    matrix: Matrix
-    names: tuple[str, ...] = ()
-
-
-def read_matrix(spec: str) -> Matrix:
-    """The (n, F) numbers of a file, given as one of ``FORMS``; sparse where scipy wrote
-    them so. Nothing is unpickled.
-    """
-    return read_side(spec).matrix
-
-
-def read_side(spec: str, drop: Sequence[str] = ()) -> Side:
-    """The numbers of a file without the columns to drop, and the names of a table's
-    columns.
+def read_rows(spec: str, drop: Sequence[str] = ()) -> Matrix | Table:
+    """The (n, F) numbers of a file, given as one of ``FORMS``, sparse where scipy wrote
+    them so; or a table without the columns to drop. Nothing is unpickled.
     """
     path, name = split_spec(spec)
     if path.suffix in _TABLES and not name:
-        return _read_table(path, drop)
+        with reading(path, ValueError, TypeError):
+            return Table.of(spec, _read_table(path), drop)
     if path.suffix == ".npz" and not name:
-        return Side(_read_sparse(path))
-    return Side(_read(spec, 2, "biuf", _ROWS))
+        return _read_sparse(path)
+    return _read(spec, 2, "biuf", _ROWS)
 
 
 def read_ids(spec: str) -> list[str]:
@@ -117,37 +106,6 @@ def not_negative(name: str, weights: np.ndarray) -> np.ndarray:
     return weights
 
 
-def check_dropped(drop: Sequence[str], *specs: str) -> None:
-    """Refuses the name of a column that no table has."""
-    columns: list[str] = []
-    for path, name in map(split_spec, specs):
-        if drop and path.suffix in _TABLES and not name:
-            columns += _table(path).column_names
-    for column in drop:
-        if column not in columns:
-            raise InputError(f"drop: no table has the column {column!r}")
-
-
-def refuse_shared(a: Side, b: Side, names: tuple[str, str]) -> None:
-    """Refuses a column of numbers that are nearly all different and the same in both
-    tables: an id or a row number gives the pairs away.
-    """
-    if not (a.names and b.names) or a.matrix.shape[0] != b.matrix.shape[0]:
-        return
-    assert isinstance(a.matrix, np.ndarray) and isinstance(b.matrix, np.ndarray)
-    columns_of_b: dict[bytes, str] = {}
-    for name, column in zip(b.names, b.matrix.T, strict=True):
-        columns_of_b[column.astype(np.float64).tobytes()] = name
-    for name, column in zip(a.names, a.matrix.T, strict=True):
-        other = columns_of_b.get(column.astype(np.float64).tobytes())
-        if other is not None and len(np.unique(column)) >= 0.99 * len(column):
-            raise InputError(
-                f"column {name!r} of {names[0]} is column {other!r} of {names[1]}, row"
-                f" by row, and gives the pairs away: --drop {name} leaves it out"
-                " (--a-ids and --b-ids join rows by ids)"
-            )
-
-
 def split_spec(spec: str) -> tuple[Path, str]:
     """The file and the name inside it."""
     place, _, name = spec.rpartition(":")
@@ -158,7 +116,7 @@ def split_spec(spec: str) -> tuple[Path, str]:
 def _is_text(spec: str) -> bool:
     """Whether ids or weights are lines; a CSV without a column's name is lines, too."""
     path, name = split_spec(spec)
-    if path.suffix == ".csv":
+    if path.suffix in _DELIMITED:
         return not name
     return path.suffix not in _READERS
 
@@ -235,7 +193,7 @@ def _read_hdf5(path: Path, name: str) -> np.ndarray:
 
 def _read_column(path: Path, name: str) -> np.ndarray:
     """A column of a table, (n, F) of lists of equal length without gaps."""
-    column = _table(path, name)[name].combine_chunks()
+    column = _read_table(path, name)[name].combine_chunks()
     if "list" in str(column.type).partition("<")[0]:
         flat = column.flatten()
         widths = {len(row) for row in column}
@@ -255,30 +213,10 @@ _READERS: dict[str, Callable[[Path, str], np.ndarray]] = {
 }
 
 
-def _read_table(path: Path, drop: Sequence[str]) -> Side:
-    """A table of numbers, a column a feature."""
-    with reading(path, ValueError, TypeError):
-        table = _table(path)
-        names = [name for name in table.column_names if name not in drop]
-        table = table.select(names)
-    for field in table.schema:
-        kind = field.type
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        if not is_number and not pa.types.is_boolean(kind):
-            raise InputError(
-                f"{path}: column {field.name!r} holds {kind}; without :COLUMN all must"
-                f" be numbers (--drop {field.name!r} leaves it out)"
-            )
-    if not names or not len(table):
-        raise InputError(f"{path}: has no rows of numbers")
-    columns = [column.to_numpy() for column in table.columns]
-    return Side(np.column_stack(columns), tuple(names))
-
-
-def _table(path: Path, name: str = "") -> pa.Table:
+def _read_table(path: Path, name: str = "") -> pa.Table:
     """A table with the column of a name, or one of features."""
-    if path.suffix == ".csv":
-        table = _read_csv(path)
+    if path.suffix in _DELIMITED:
+        table = _read_delimited(path, has_missing=not name)
     else:
         names = parquet.read_schema(path).names
         columns = [_checked(name, names, path)] if name else None
@@ -296,14 +234,16 @@ def _table(path: Path, name: str = "") -> pa.Table:
     return table
 
 
-def _read_csv(path: Path) -> pa.Table:
-    """A table of commas, or of semicolons and perhaps decimal commas."""
+def _read_delimited(path: Path, *, has_missing: bool) -> pa.Table:
+    """A table of tabs or commas, or of semicolons and perhaps decimal commas."""
     with path.open(encoding="utf-8-sig") as file:
         lines = [line.strip() for line in file.readlines(_BEGINNING) if line.strip()]
     if not lines:
         raise InputError(f"{path}: has no rows of numbers")
+    delimiter = "\t" if path.suffix == ".tsv" else ","
     # a comma between columns leaves most lines without a semicolon
-    delimiter = ";" if all(";" in line for line in lines) else ","
+    if delimiter == "," and all(";" in line for line in lines):
+        delimiter = ";"
     has_commas = delimiter == ";" and any("," in line for line in lines[1:])
     decimal_point = "," if has_commas else "."
     cells = lines[0].replace(decimal_point, ".").split(delimiter)
@@ -311,7 +251,9 @@ def _read_csv(path: Path) -> pa.Table:
         path,
         csv.ReadOptions(autogenerate_column_names=not _are_names(cells)),
         csv.ParseOptions(delimiter=delimiter),
-        csv.ConvertOptions(decimal_point=decimal_point),
+        csv.ConvertOptions(
+            decimal_point=decimal_point, strings_can_be_null=has_missing
+        ),
     )
 
 

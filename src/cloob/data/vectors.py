@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,17 @@ from torch import Tensor
 from cloob.data.batch import Skip
 from cloob.data.matrices import (
     Matrix,
-    check_dropped,
     read_ids_of,
-    read_side,
+    read_rows,
     read_weights,
-    refuse_shared,
     split_spec,
 )
 from cloob.data.source import Fingerprint, digest, linked, spread
+from cloob.data.table import (
+    Coded,
+    check_dropped,
+    refuse_shared,
+)
 from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
 
@@ -28,6 +32,9 @@ _IN_CACHE = 256  # rows that are looked at together
 _FEW_IDS = 20  # fewer would be labels, not ids
 _FEW_ROWS = 20  # of one id, in however few pairs
 logger = logging.getLogger(__name__)
+
+
+BothCoded = tuple[Coded | None, Coded | None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class VectorPairs:
     # (N,) digests of groups, which are held out whole; None: every id by itself
     groups: np.ndarray | None = None
     weights: np.ndarray | None = None  # (N,) float64, how much each pair counts
+    coded: BothCoded = (None, None)  # whose cells a and b are, until they are encoded
+    encodings: tuple[Any, Any] = (None, None)  # by which they were
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,6 +121,15 @@ class VectorPairs:
             weights=_after(self.weights, other.weights),
         )
 
+    def encoded(self, encodings: tuple[Any, Any]) -> VectorPairs:
+        """The pairs with the numbers that a model takes in the place of tables."""
+        sides = zip((self.a, self.b), self.coded, encodings, strict=True)
+        a, b = (
+            matrix if coded is None else coded.numbers(encoding)
+            for matrix, coded, encoding in sides
+        )
+        return replace(self, a=a, b=b, encodings=encodings)
+
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
         """The pairs without a share of the ids or groups, and those with them: always
         the same, however the rows are ordered.
@@ -140,6 +158,26 @@ class VectorPairs:
         """How many units there are, in words: ``20 ids``, ``4 groups``."""
         kind = "ids" if self.groups is None else "groups"
         return counted(len(np.unique(self.units())), kind)
+
+
+def encode_tables(
+    pairs: VectorPairs, held_out: VectorPairs | None = None
+) -> tuple[VectorPairs, VectorPairs | None]:
+    """The training pairs and the held-out ones with numbers in the place of tables, as
+    the training rows say.
+    """
+    refuse_shared(*pairs.coded)
+    fitted = [
+        None if coded is None else coded.fit(np.unique(rows))
+        for coded, rows in zip(pairs.coded, pairs.rows.T, strict=True)
+    ]
+    training = pairs.encoded((fitted[0], fitted[1]))
+    if held_out is None:
+        return training, None
+    if held_out.a is not pairs.a or held_out.b is not pairs.b:
+        return training, held_out.encoded(training.encodings)
+    a, b, encodings = training.a, training.b, training.encodings
+    return training, replace(held_out, a=a, b=b, encodings=encodings)
 
 
 def _after(first: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
@@ -174,21 +212,23 @@ def open_vector_pairs(
     """Opens two files and pairs their rows: by position, or where both have ids by
     these, which are unique in b. Groups and weights are those of the rows of a.
     """
-    side_a, side_b = read_side(a, drop), read_side(b, drop)
+    sides = read_rows(a, drop), read_rows(b, drop)
+    (left, coded_a), (right, coded_b) = map(as_cells, sides)
+    coded = coded_a, coded_b
     path_a, path_b = split_spec(a)[0], split_spec(b)[0]
-    check_dropped(drop, a, b)
-    refuse_shared(side_a, side_b, (str(path_a), str(path_b)))
-    left, right = side_a.matrix, side_b.matrix
+    check_dropped(drop, sides)
     n = left.shape[0]
     specs, name = (a, b), f"{path_a.name} and {path_b.name}"
     if a_ids is not None and b_ids is not None:
         labels = read_ids_of(a_ids, n, a)
         rows, skipped = _joined(labels, read_ids_of(b_ids, right.shape[0], b), b_ids)
-        pairs = usable_pairs(specs, name, left, right, labels, rows, skipped)
+        pairs = usable_pairs(
+            specs, name, left, right, labels, rows, skipped, coded=coded
+        )
     else:
         _check_lengths(left, right, a, b)
         row_ids = None if ids is None else read_ids_of(ids, n, a)
-        pairs = usable_pairs(specs, name, left, right, row_ids)
+        pairs = usable_pairs(specs, name, left, right, row_ids, coded=coded)
     rows_of_a = pairs.rows[:, 0]
     if groups is not None:
         digests = np.array([id_digest(group) for group in read_ids_of(groups, n, a)])
@@ -196,6 +236,11 @@ def open_vector_pairs(
     if weights is not None:
         pairs = replace(pairs, weights=read_weights(weights, n)[rows_of_a])
     return pairs
+
+
+def as_cells(rows: Matrix | Coded) -> tuple[Matrix, Coded | None]:
+    """The matrix of a side, and the table whose cells these are."""
+    return (rows.cells, rows) if isinstance(rows, Coded) else (rows, None)
 
 
 def _joined(
@@ -265,9 +310,10 @@ def usable_pairs(
     labels: list[str] | None,
     rows: np.ndarray | None = None,
     skipped: Sequence[Skip] = (),
+    coded: BothCoded = (None, None),
 ) -> VectorPairs:
     """The pairs of rows (without them: by position) whose numbers are finite; the
-    labels of a's rows are their ids.
+    labels of a's rows are their ids. Of a table cells may be missing, but not a row.
     """
     if rows is None:
         numbers = np.arange(a.shape[0])[:, None]
@@ -275,7 +321,7 @@ def usable_pairs(
     skipped = list(skipped)
     what = "holds NaN, infinity or a number that float32 cannot hold"
     for place, (side, spec) in enumerate(zip((a, b), specs, strict=True)):
-        is_bad = _not_finite(side)
+        is_bad = _not_finite(side, has_missing=coded[place] is not None)
         if is_bad.any():
             rows = rows[~is_bad[rows[:, place]]]
             skipped += [
@@ -287,19 +333,23 @@ def usable_pairs(
     else:
         of_rows = (id_digest(labels[row]) for row in rows[:, 0].tolist())
         ids = np.fromiter(of_rows, np.int64, len(rows))
-    return VectorPairs(name, a, b, rows, ids, labels, tuple(skipped))
+    pairs = VectorPairs(name, a, b, rows, ids, labels, tuple(skipped))
+    return replace(pairs, coded=coded)
 
 
-def _not_finite(side: Matrix) -> np.ndarray:
-    """(n,) bool: the rows with a number that float32 cannot hold."""
+def _not_finite(side: Matrix, *, has_missing: bool) -> np.ndarray:
+    """(n,) bool: the rows with a number that float32 cannot hold, or without any."""
     if side.dtype.kind in "biu":
         return np.zeros(side.shape[0], bool)
-    with np.errstate(over="ignore"):
-        finite = [
-            np.isfinite(block.astype(np.float32, copy=False)).all(1)
-            for block in _blocks(side)
-        ]
-    return ~np.concatenate(finite)
+    parts = []
+    for block in _blocks(side):
+        with np.errstate(over="ignore"):
+            numbers = block.astype(np.float32, copy=False)
+        is_bad = ~np.isfinite(numbers).all(1)
+        if has_missing:
+            is_bad = np.isinf(numbers).any(1) | np.isnan(numbers).all(1)
+        parts.append(is_bad)
+    return np.concatenate(parts)
 
 
 def scattered(numbers: np.ndarray) -> np.ndarray:

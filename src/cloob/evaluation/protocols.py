@@ -106,11 +106,12 @@ def ids_of_rows(pairs: VectorPairs, names: Sequence[str] | None) -> np.ndarray:
 def embed_listed(encoder: Any, pairs: VectorPairs, candidates: Candidates) -> Tensor:
     """The unit rows of all rows of b that are listed, on the CPU."""
     from cloob.data.vectors import as_numbers, gather
-    from cloob.models.aligned.model import embed_rows
+    from cloob.models.aligned.model import check_vectors, embed_rows
 
+    b = pairs.encoded(check_vectors(encoder).encodings).b
     parts = [part.numpy() for part in torch.split(candidates.rows, 4096)]
     return torch.cat(
-        [embed_rows(encoder, "b", as_numbers(gather(pairs.b, part))) for part in parts]
+        [embed_rows(encoder, "b", as_numbers(gather(b, part))) for part in parts]
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cloob.data.vectors import VectorPairs
+from cloob.data.vectors import VectorPairs, encode_tables
 from cloob.heads.choose import choose
 from cloob.heads.cleaning import suspicious_pairs, without
 from cloob.heads.fit import OnEpoch
@@ -31,7 +32,9 @@ def fit_heads(
     """Fits heads that bring the rows of two matrices together.
 
     Args:
-        a: (N, F) numbers: an array, also mapped, a tensor, or a sparse matrix.
+        a: (N, F) numbers: an array, also mapped, a tensor, or a sparse matrix; or a
+            data frame or table of Arrow, whose dates, categories and missing cells
+            become numbers as its training rows say.
         b: (N, F') numbers; row i belongs to row i of a.
         ids: (N,) integers or texts: rows of one id are one sample. They are no
             negatives of each other, and any of them is a right answer. None: equal
@@ -47,7 +50,8 @@ def fit_heads(
         on_epoch: Called with the line of every epoch.
 
     Returns:
-        The heads, their history, and what held-out pairs decided.
+        The heads, their history, and what held-out pairs decided; ``encodings`` has
+        how tables become numbers.
 
     Raises:
         InputError: A matrix, a column or a setting is not right.
@@ -70,7 +74,9 @@ def fit_heads(
         chosen_by = pairs_of(*held_out)
     elif held_out:
         pairs, chosen_by = split(pairs, held_out)
+    pairs, chosen_by = encode_tables(pairs, chosen_by)
     if settings.clean is not None:
         left_out = suspicious_pairs(pairs, settings.clean)
         pairs = without(pairs, left_out, settings.clean)
-    return choose(pairs, chosen_by, settings, folder=folder, on_epoch=on_epoch)
+    fitted = choose(pairs, chosen_by, settings, folder=folder, on_epoch=on_epoch)
+    return replace(fitted, encodings=pairs.encodings)

@@ -22,15 +22,16 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from cloob.data.matrices import Side, refuse_shared
+from cloob.data.table import Table, is_table
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.functional.bootstrap import bootstrap_interval
 from cloob.heads.arrays import fit_heads
 from cloob.heads.fitted import recalls_of_ids
 from cloob.heads.matrix import pairs_of
+from cloob.heads.pipeline import piped_rows
 from cloob.heads.settings import HeadSettings
-from cloob.models.aligned.model import VectorEncoder
+from cloob.models.aligned.model import Side, VectorEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 
@@ -53,7 +54,8 @@ class ContrastiveHeads(
     """Heads for two matrices, which bring paired rows together: ``cloob train vectors``
     in memory.
 
-    Matrices are numpy arrays, tensors, data frames or scipy's sparse matrices. The
+    Matrices are numpy arrays, tensors or scipy's sparse matrices; or data frames, whose
+    dates, categories and missing cells become numbers as the training rows say. The
     second one takes the place of the targets, so ``cross_val_score`` and
     ``GridSearchCV`` split both.
 
@@ -93,6 +95,9 @@ class ContrastiveHeads(
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         random_state: Seed of weights and order; with a number two fits are equal, bit
             for bit. The closed form draws nothing.
+        x_pipeline: A transformer of scikit-learn that makes numbers of X; a clone is
+            fitted to the training rows, without the held-out ones.
+        y_pipeline: The same for y.
 
     Attributes:
         encoder_: The two heads, as ``load_model`` gives them.
@@ -101,6 +106,8 @@ class ContrastiveHeads(
         decisions_: What held-out pairs chose: the closed form's ridge; with
             ``objective="auto"`` what was tried, chosen and joined.
         embedded_y_: (N, D) unit rows of the fitted y, which ``predict`` looks among.
+        x_pipeline_: The fitted pipeline of X; None without one.
+        y_pipeline_: That of y.
         n_features_in_: Columns of X.
 
     Example:
@@ -135,6 +142,8 @@ class ContrastiveHeads(
     refit: bool | None = None
     device: str = "auto"
     random_state: int | np.random.RandomState | None = None
+    x_pipeline: Any = None
+    y_pipeline: Any = None
 
     def fit(
         self,
@@ -147,9 +156,9 @@ class ContrastiveHeads(
         """Fits the heads.
 
         Args:
-            X: (N, F) numbers.
-            y: (N, F') numbers; row i belongs to row i of X. A vector is a matrix of one
-                column.
+            X: (N, F) numbers, a data frame, or what ``x_pipeline`` takes.
+            y: (N, F') numbers, or as X; row i belongs to row i of X. A vector is a
+                matrix of one column.
             ids: (N,) integers or texts: rows of one id are one sample. They are no
                 negatives of each other, any of them is a right answer, and they are
                 held out together. None: equal rows of a side are one.
@@ -161,18 +170,12 @@ class ContrastiveHeads(
             ValueError: A matrix or a parameter is not right.
             TrainingFailed: The loss is not finite.
         """
-        if hasattr(X, "columns") and hasattr(y, "columns"):
-            sides = [Side(rows.to_numpy(), tuple(rows.columns)) for rows in (X, y)]
-            refuse_shared(sides[0], sides[1], ("X", "y"))
-        X = validate_data(
-            self, _array(X), accept_sparse="csr", order="C", ensure_min_samples=4
-        )
-        Y = _second(y)
-        check_consistent_length(X, Y, ids, groups, sample_weight)
+        coded_x, coded_y = self._coded_x(X, reset=True), self._coded_y(y)
+        check_consistent_length(X, y, ids, groups, sample_weight)
         with _own_names():
             fitted = fit_heads(
-                X,
-                Y,
+                coded_x,
+                coded_y,
                 ids,
                 self.validation_fraction,
                 self._settings(),
@@ -180,12 +183,15 @@ class ContrastiveHeads(
                 weights=sample_weight,
             )
         objective = fitted.objective
-        encoder = VectorEncoder(*fitted.heads, objective)
+        encoder = VectorEncoder(*fitted.heads, objective, fitted.encodings)
+        self.x_pipeline_ = None if self.x_pipeline is None else fitted.encodings[0]
+        self.y_pipeline_ = None if self.y_pipeline is None else fitted.encodings[1]
         self.encoder_: Any = encoder.to(resolve_device(self.device)).eval()
         self.objective_ = objective
         self.history_ = fitted.history
         self.decisions_ = fitted.decisions
-        self.embedded_y_: Any = _encoded(self.encoder_.encode_b, Y).numpy()
+        numbers = self.encoder_.numbers("b", coded_y)
+        self.embedded_y_: Any = _encoded(self.encoder_.encode_b, numbers).numpy()
         self._n_features_out = self.encoder_.embed_dim
         return self
 
@@ -195,20 +201,18 @@ class ContrastiveHeads(
         """
         check_is_fitted(self)
         if X is None and y is not None:
-            return _encoded(self.encoder_.encode_b, _second(y)).numpy()
-        of_x = _encoded(self.encoder_.encode_a, self._checked(X)).numpy()
-        if y is None:
-            return of_x
-        return of_x, _encoded(self.encoder_.encode_b, _second(y)).numpy()
+            return self._unit_rows("b", y).numpy()
+        of_x = self._unit_rows("a", X).numpy()
+        return of_x if y is None else (of_x, self._unit_rows("b", y).numpy())
 
     def predict(self, X: Any, y: Any = None) -> Any:
         """(N,) int64: the row of the fitted y, or of the one that is given, that is
         nearest to every row of X.
         """
         check_is_fitted(self)
-        rows = _encoded(self.encoder_.encode_a, self._checked(X))
+        rows = self._unit_rows("a", X)
         if y is not None:
-            gallery = _encoded(self.encoder_.encode_b, _second(y))
+            gallery = self._unit_rows("b", y)
         elif self.embedded_y_ is not None:
             gallery = torch.from_numpy(self.embedded_y_)
         else:
@@ -237,7 +241,7 @@ class ContrastiveHeads(
         ids, or over groups (patients, plates, weeks) where these are given.
         """
         check_is_fitted(self)
-        X, Y = self._checked(X), _second(y)
+        X, Y = self._numbers("a", X), self._numbers("b", y)
         check_consistent_length(X, Y, ids, groups)
         pairs = pairs_of(X, Y, ids, groups, names=("X", "y"))
         of_x = _encoded(self.encoder_.encode_a, X)
@@ -268,6 +272,11 @@ class ContrastiveHeads(
         heads.history_, heads.decisions_ = [], {}
         heads.embedded_y_ = None
         heads.n_features_in_ = encoder.heads[0].options["features"]
+        table = encoder.encodings[0]
+        if table is not None:
+            names = [column.name for column in table.columns]
+            heads.n_features_in_ = len(names)
+            heads.feature_names_in_ = np.array(names, object)
         heads._n_features_out = encoder.embed_dim
         return heads
 
@@ -277,6 +286,7 @@ class ContrastiveHeads(
         for name, value in values.items():
             if isinstance(value, np.generic):  # as of a grid
                 values[name] = value.item()
+        del values["x_pipeline"], values["y_pipeline"]
         share = values.pop("validation_fraction")
         is_closed = self.objective == "cca"
         values["clean"] = str(self.clean) if self.clean else None
@@ -287,10 +297,41 @@ class ContrastiveHeads(
         values["random_state"] = 0 if is_closed else _seed_of(self.random_state)
         return HeadSettings(**{SETTINGS.get(k, k): v for k, v in values.items()})
 
-    def _checked(self, X: Any) -> Any:
-        return validate_data(
-            self, _array(X), reset=False, accept_sparse="csr", order="C"
-        )
+    def _coded_x(self, X: Any, *, reset: bool) -> Any:
+        """X as numbers, as a table or as rows of its pipeline."""
+        if self.x_pipeline is None and not is_table(X):
+            return validate_data(
+                self,
+                _array(X),
+                reset=reset,
+                accept_sparse="csr",
+                order="C",
+                ensure_min_samples=4 if reset else 1,
+            )
+        validate_data(self, X, reset=reset, skip_check_array=True)
+        if self.x_pipeline is not None:
+            return piped_rows("X", X, self.x_pipeline)
+        return Table.of("X", X)
+
+    def _coded_y(self, y: Any) -> Any:
+        if y is None:
+            raise ValueError(
+                "ContrastiveHeads requires y to be passed, but the target y is None"
+            )
+        if self.y_pipeline is not None:
+            return piped_rows("y", y, self.y_pipeline)
+        return Table.of("y", y) if is_table(y) else _second(y)
+
+    def _numbers(self, side: Side, rows: Any) -> Any:
+        """The matrix that a side's head takes."""
+        is_x = side == "a"
+        coded = self._coded_x(rows, reset=False) if is_x else self._coded_y(rows)
+        return self.encoder_.numbers(side, coded)
+
+    def _unit_rows(self, side: Side, rows: Any) -> Tensor:
+        """(n, D) on the CPU."""
+        encode = self.encoder_.encode_a if side == "a" else self.encoder_.encode_b
+        return _encoded(encode, self._numbers(side, rows))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -316,10 +357,6 @@ def _array(matrix: Any) -> Any:
 
 
 def _second(matrix: Any) -> Any:
-    if matrix is None:
-        raise ValueError(
-            "ContrastiveHeads requires y to be passed, but the target y is None"
-        )
     matrix = check_array(
         _array(matrix), accept_sparse="csr", order="C", input_name="y", ensure_2d=False
     )

@@ -44,6 +44,8 @@ class FittedHeads:
     """A line of numbers per epoch; of a closed form one."""
     decisions: dict[str, Any] = field(default_factory=dict)
     """What held-out pairs chose: ridge, objective, what was joined."""
+    encodings: tuple[Any, Any] = (None, None)
+    """How the tables of both sides become numbers; None for a matrix."""
 
     @property
     def best_epoch(self) -> int:

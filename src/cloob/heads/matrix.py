@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from cloob.data.matrices import not_negative
-from cloob.data.vectors import VectorPairs, usable_pairs
+from cloob.data.table import Coded, Table, is_table
+from cloob.data.vectors import VectorPairs, as_cells, usable_pairs
 from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
 
@@ -26,7 +27,8 @@ def pairs_of(
     names: tuple[str, str] = ("a", "b"),
 ) -> VectorPairs:
     """The pairs of two matrices; InputError for a row that cannot be used."""
-    a, b = as_matrix(names[0], a), as_matrix(names[1], b)
+    a, coded_a = as_cells(as_rows(names[0], a))
+    b, coded_b = as_cells(as_rows(names[1], b))
     n = a.shape[0]
     if b.shape[0] != n or not n:
         raise InputError(
@@ -34,7 +36,9 @@ def pairs_of(
             " belongs to row i of the other"
         )
     labels = None if ids is None else texts_of("ids", ids, n)
-    pairs = usable_pairs(names, " and ".join(names), a, b, labels)
+    pairs = usable_pairs(
+        names, " and ".join(names), a, b, labels, coded=(coded_a, coded_b)
+    )
     if pairs.skipped:
         first = pairs.skipped[0]
         raise InputError(
@@ -100,15 +104,19 @@ def weights_of(name: str, values: Any, n: int) -> np.ndarray:
     return weights
 
 
-def as_matrix(name: str, rows: Any) -> Any:
-    """An array of numbers, perhaps mapped, or scipy's sparse rows; a vector is one
-    column.
+def as_rows(name: str, rows: Any) -> Any:
+    """An array of numbers, perhaps mapped, scipy's sparse rows, or a table; a vector is
+    one column.
 
     Args:
         name: What an error calls the matrix.
         rows: A tensor, an array of any byte order, strides or type (objects that are
             numbers, too), a list, a data frame, a table of Arrow, or a sparse matrix.
     """
+    if isinstance(rows, Coded):
+        return rows
+    if is_table(rows):
+        return Table.of(name, rows)
     if hasattr(rows, "toarray"):
         return rows.tocsr()
     rows = as_array(name, rows)

@@ -31,7 +31,7 @@ from cloob.data.source import (
     mix,
     split,
 )
-from cloob.data.vectors import VectorPairs, open_vector_pairs
+from cloob.data.vectors import VectorPairs, encode_tables, open_vector_pairs
 from cloob.errors import InputError
 from cloob.files import whole_folder, write_whole
 from cloob.functional.protocols import pair_numbers
@@ -139,7 +139,7 @@ class Data:
     def model(self, heads: Heads, objective: dict[str, Any]) -> AlignedEncoder:
         """The model with these heads."""
         if self.encoder is None:
-            return VectorEncoder(*heads, objective)
+            return VectorEncoder(*heads, objective, self.pairs.encodings)
         model = with_heads(self.encoder, *heads)
         model.objective_config = objective
         return model
@@ -221,16 +221,18 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
         drop=config.drop,
     )
     check_usable(config, pairs)
+    held_out: VectorPairs | None = None
     if config.val_a is not None and config.val_b is not None:
         held_out = open_vector_pairs(
             config.val_a, config.val_b, config.val_ids, drop=config.drop
         )
         check_usable(config, held_out)
+    elif config.held_out_share:
+        pairs, held_out = split_pairs(pairs, config.held_out_share)
+    pairs, held_out = encode_tables(pairs, held_out)
+    if held_out is not None:
         check_widths(pairs, held_out)
-        return pairs, held_out
-    if not config.held_out_share:
-        return pairs, None
-    return split_pairs(pairs, config.held_out_share)
+    return pairs, held_out
 
 
 def check_usable(config: HeadsConfig, pairs: VectorPairs) -> None:

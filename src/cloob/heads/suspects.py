@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.data.vectors import row_digests
+from cloob.data.vectors import encode_tables, row_digests
 from cloob.errors import InputError, counted
 from cloob.functional.cca import (
     CanonicalDirections,
@@ -109,7 +109,7 @@ def suspects(a: Any, b: Any, ids: Any = None, *, probability: bool = False) -> T
         >>> sorted(cloob.suspects(a, b).argsort()[:2].tolist())
         [3, 4]
     """
-    pairs = pairs_of(a, b, ids)
+    pairs, _ = encode_tables(pairs_of(a, b, ids))
     x, y, numbers = pairs.batch(np.arange(len(pairs)))
     result = suspicion(x, y, numbers)
     return result.wrong.probability if probability else result.scores

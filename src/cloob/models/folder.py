@@ -35,7 +35,6 @@ def save_model(
     ``state_dict`` where the encoder holds only shards of it.
     """
     encoder.check_weights()
-    folder.mkdir(parents=True, exist_ok=True)
     state = encoder.state_dict() if weights is None else weights
     tensors = {
         key.removeprefix("model."): value
@@ -43,6 +42,7 @@ def save_model(
         if key.startswith("model.")
     }
     config_name, config, weights_name, tensors = _files_of(encoder, objective, tensors)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in ((config_name, config), (runs.OBJECTIVE_FILE, objective)):
         (folder / name).write_text(
             json.dumps(content, indent=2, allow_nan=False), encoding="utf-8"

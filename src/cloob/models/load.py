@@ -276,7 +276,13 @@ def _read_aligned(folder: Path) -> DualEncoder:
 
 def _read_vectors(folder: Path) -> DualEncoder:
     config = read_json(folder / runs.VECTORS_FILE)
-    return VectorEncoder(*read_heads(folder, config, ("a", "b")), _objective(folder))
+    heads = read_heads(folder, config, ("a", "b"))
+    if "tables" not in config:
+        return VectorEncoder(*heads, _objective(folder))
+    from cloob.data.table import read_encodings
+
+    encodings = read_encodings(config["tables"])
+    return VectorEncoder(*heads, _objective(folder), encodings)
 
 
 def _read_other_towers(folder: Path) -> DualEncoder:

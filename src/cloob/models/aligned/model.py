@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -155,6 +156,8 @@ def heads_files(encoder: DualEncoder) -> ModelFiles:
         **encoder.config.settings,
         **({"heads": options} if aligned else options),
     }
+    if isinstance(encoder, VectorEncoder) and encoder.encodings != (None, None):
+        content["tables"] = [table_content(one) for one in encoder.encodings]
     if aligned:
         content |= {
             "image_fingerprint": weights_digest(encoder.model.visual),
@@ -170,6 +173,19 @@ def heads_files(encoder: DualEncoder) -> ModelFiles:
         HEADS_FILE,
         nn.ModuleDict(heads).state_dict(),
     )
+
+
+def table_content(encoding: Any) -> dict[str, Any] | None:
+    """How a table becomes numbers, for JSON; InputError for a pipeline of code."""
+    if encoding is None:
+        return None
+    if not is_dataclass(encoding):
+        raise InputError(
+            f"{type(encoding).__name__}: a pipeline is code, which no model folder"
+            " keeps: joblib.dump of the estimator is for yourself; heads that are"
+            " fitted to what the pipeline gives can be saved"
+        )
+    return asdict(encoding)  # type: ignore[arg-type]
 
 
 def read_heads(
@@ -256,7 +272,11 @@ class VectorEncoder(AlignedEncoder):
     """
 
     def __init__(
-        self, a: AnyHead, b: AnyHead, objective: dict[str, Any] | None = None
+        self,
+        a: AnyHead,
+        b: AnyHead,
+        objective: dict[str, Any] | None = None,
+        encodings: tuple[Any, Any] = (None, None),
     ) -> None:
         nn.Module.__init__(self)  # a DualEncoder's asks for towers
         self.name = "vectors"
@@ -270,6 +290,7 @@ class VectorEncoder(AlignedEncoder):
         self.embed_dim: int = a.options["embed_dim"]
         self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": 1})
         self.objective_config = objective or {}
+        self.encodings = encodings
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_PICTURES:
@@ -284,27 +305,42 @@ class VectorEncoder(AlignedEncoder):
         if not all(isinstance(head, AnyHead) for head in self.heads):
             raise InputError("these towers can be used, but not trained or stored anew")
 
-    def encode_a(self, rows: Matrix | Tensor, *, batch_size: int = 4096) -> Tensor:
+    def numbers(self, side: Side, rows: Any) -> Any:
+        """The matrix that a side's head takes, of a table the columns as the training
+        rows say; InputError for one that lacks a column.
+        """
+        if isinstance(rows, np.ndarray | Tensor):
+            return rows
+        from cloob.data.table import Coded, Table, is_table
+
+        if is_table(rows) and not isinstance(rows, Coded):
+            rows = Table.of(side, rows)
+        if isinstance(rows, Coded):
+            rows = rows.numbers(self.encodings["ab".index(side)])
+        return rows
+
+    def encode_a(self, rows: Any, *, batch_size: int = 4096) -> Tensor:
         """Embeds vectors of the first kind, without a gradient.
 
         Mode (train, eval) is the caller's.
 
         Args:
             rows: (n, F) numbers of any type, also a memory-mapped array or scipy's
-                sparse rows.
+                sparse rows; or a data frame or table of Arrow with the columns of the
+                training's table.
             batch_size: Rows that go through the head at once.
 
         Returns:
             (n, D) float32 unit rows.
 
         Raises:
-            InputError: Rows of another width.
+            InputError: Rows of another width, or a table of other columns.
         """
-        return self._encode(rows, 0, batch_size)
+        return self._encode(self.numbers("a", rows), 0, batch_size)
 
-    def encode_b(self, rows: Matrix | Tensor, *, batch_size: int = 4096) -> Tensor:
+    def encode_b(self, rows: Any, *, batch_size: int = 4096) -> Tensor:
         """As ``encode_a``, of the second kind."""
-        return self._encode(rows, 1, batch_size)
+        return self._encode(self.numbers("b", rows), 1, batch_size)
 
     @torch.no_grad()
     def _encode(self, rows: Matrix | Tensor, side: int, batch_size: int) -> Tensor:
@@ -332,7 +368,7 @@ class VectorEncoder(AlignedEncoder):
 def with_heads(encoder: AlignedEncoder, a: AnyHead, b: AnyHead) -> AlignedEncoder:
     """The same encoders, or none, with other heads."""
     if isinstance(encoder, VectorEncoder):
-        return VectorEncoder(a, b, encoder.objective_config)
+        return VectorEncoder(a, b, encoder.objective_config, encoder.encodings)
     names = {
         key: encoder.config.settings[key] for key in ("image_encoder", "text_encoder")
     }
@@ -341,14 +377,21 @@ def with_heads(encoder: AlignedEncoder, a: AnyHead, b: AnyHead) -> AlignedEncode
     )
 
 
-def embed_rows(encoder: Any, side: Side, rows: Matrix | Tensor) -> Tensor:
-    """The (n, D) unit rows of vectors of one side, on the CPU."""
+def check_vectors(encoder: Any) -> VectorEncoder:
+    """The model; InputError where it is none of vectors."""
     if not isinstance(encoder, VectorEncoder):
         raise InputError(
             f"{encoder.name}: is no model of vectors; --a and --b are for runs of"
             " `cloob train vectors`"
         )
-    return (encoder.encode_a if side == "a" else encoder.encode_b)(rows).cpu()
+    return encoder
+
+
+def embed_rows(encoder: Any, side: Side, rows: Any) -> Tensor:
+    """The (n, D) unit rows of vectors of one side, on the CPU."""
+    model = check_vectors(encoder)
+    encode = model.encode_a if side == "a" else model.encode_b
+    return encode(rows).cpu()
 
 
 def rows_at_once(most: int, width: int) -> int:
@@ -358,6 +401,7 @@ def rows_at_once(most: int, width: int) -> int:
 
 def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
     """The (N, D) unit rows of both sides of all pairs, on the CPU."""
+    pairs = pairs.encoded(check_vectors(encoder).encodings)
     parts = []
     size = rows_at_once(4096, max(pairs.a.shape[1], pairs.b.shape[1]))
     for places in np.array_split(np.arange(len(pairs)), -(-len(pairs) // size)):

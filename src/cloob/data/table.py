@@ -1,0 +1,322 @@
+"""Tables as numbers: what the cells of a table are, and how training rows say that its
+columns become those of a matrix.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute
+
+from cloob.errors import InputError, counted, first_of
+
+Kind = Literal["number", "date", "category", "empty"]
+TEXTS = ("string", "large_string", "string_view")
+LEAST_TEXTS = 20  # different ones, above which a column may be free text
+MAX_LEVELS = 1000  # of a category: each is a column
+EPOCH, DAY = np.datetime64(0, "us"), np.timedelta64(1, "D")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; a boolean is a number, and an empty one has no cell."""
+
+    name: str
+    kind: Kind
+    levels: tuple[str, ...] = ()  # the texts of a category, sorted
+
+
+class Coded(ABC):
+    """Rows of which training rows say how they become numbers."""
+
+    name: str  # what an error calls them
+    cells: np.ndarray  # (n, C) numbers that are equal for equal rows
+
+    @abstractmethod
+    def fit(self, rows: np.ndarray) -> Any:
+        """How all rows become numbers, as these say."""
+
+    @abstractmethod
+    def numbers(self, encoding: Any) -> Any:
+        """The (n, F) numbers for a model, by what ``fit`` of its training rows gave."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table(Coded):
+    """A table with its cells as numbers: a date is days since 1970, a text its place
+    among the levels.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    cells: np.ndarray  # (n, C), NaN where a cell is missing
+    dropped: tuple[str, ...] = ()  # columns that were left out
+
+    @classmethod
+    def of(cls, name: str, rows: Any, drop: Sequence[str] = ()) -> Self:
+        """The table of a data frame or a table of Arrow, without the columns to drop;
+        InputError for a column that has neither numbers nor dates nor texts.
+        """
+        try:
+            if hasattr(rows, "iloc"):  # of pandas
+                table = pa.Table.from_pandas(rows, preserve_index=False)
+            else:
+                table = pa.table(rows)
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise InputError(f"{name}: cannot be read as a table: {error}") from None
+        names = [column for column in table.column_names if column not in drop]
+        for column in names:
+            if names.count(column) > 1:
+                raise InputError(f"{name}: has several columns {column!r}")
+        if not names or not len(table):
+            raise InputError(f"{name}: has no rows of numbers")
+        read = [read_column(name, column, table[column]) for column in names]
+        columns, cells = zip(*read, strict=True)
+        dropped = tuple(column for column in drop if column in table.column_names)
+        return cls(name, columns, np.column_stack(cells), dropped)
+
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """The places of the columns by their names."""
+        return {column.name: place for place, column in enumerate(self.columns)}
+
+    def fit(self, rows: np.ndarray) -> TableEncoding:
+        sides = zip(self.columns, self.cells[rows].T, strict=True)
+        columns = tuple(fitted_column(self.name, *side) for side in sides)
+        return TableEncoding(columns, self.dropped)
+
+    def numbers(self, encoding: TableEncoding | None) -> np.ndarray:
+        """Those of a model that was trained on no table are the cells."""
+        if encoding is not None:
+            return encoding.encode(self)
+        for column in self.columns:
+            if column.kind in ("date", "category"):
+                raise InputError(
+                    f"{self.name}: column {column.name!r} is a {column.kind}; the model"
+                    " was trained on a matrix of numbers, not on a table"
+                )
+        return self.cells
+
+
+def is_table(rows: Any) -> bool:
+    """Whether rows are a data frame or a table of Arrow."""
+    return hasattr(rows, "columns")
+
+
+def read_column(
+    table: str, name: str, cells: pa.ChunkedArray
+) -> tuple[Column, np.ndarray]:
+    """What a column is, and its (n,) numbers."""
+    kind = cells.type
+    if pa.types.is_dictionary(kind):
+        return read_category(name, cells.cast(kind.value_type))
+    if pa.types.is_null(kind):
+        return Column(name, "empty"), np.full(len(cells), np.nan)
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        moments = cells.cast(pa.timestamp("us")).to_numpy()
+        return Column(name, "date"), (moments - EPOCH) / DAY
+    if str(kind) in TEXTS:
+        return read_category(name, cells)
+    if pa.types.is_boolean(kind):
+        cells = cells.cast(pa.uint8())
+    elif pa.types.is_decimal(kind):
+        cells = cells.cast(pa.float64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise InputError(
+            f"{table}: column {name!r} holds {kind}; without :COLUMN all must be"
+            f" numbers, dates or categories (--drop {name!r} leaves it out)"
+        )
+    return Column(name, "number"), cells.to_numpy()
+
+
+def read_category(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray]:
+    """A column of texts, and the places of its cells among them."""
+    texts = cells.cast(pa.string())
+    levels = compute.unique(texts).drop_null().sort()
+    places = compute.index_in(texts, value_set=levels).to_numpy()
+    column = Column(name, "category", tuple(levels.to_pylist()))
+    return column, places.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class FittedColumn:
+    """A column as the training rows say: a missing number or date is the median of
+    theirs, a category a column for each of their levels.
+    """
+
+    name: str
+    kind: Kind  # of an empty one, of which no training row has a cell, is nothing made
+    levels: tuple[str, ...] = ()
+    median: float = 0.0
+    has_flag: bool = False  # a cell was missing: another column says where one is
+
+    def encode(self, table: Table) -> list[np.ndarray]:
+        """The (n, …) numbers of the column of a table."""
+        if self.kind == "empty":
+            return []
+        place = table.places[self.name]
+        column, cells = table.columns[place], table.cells[:, place]
+        is_missing = np.isnan(cells)
+        if self.kind == "category":
+            places = self.places_of(column, cells)
+            numbers = places[:, None] == np.arange(len(self.levels))
+            n_unknown = int((places[~is_missing] < 0).sum())
+            if n_unknown:
+                rows = counted(n_unknown, "rows")
+                message = "%s: column %r: %s with texts that training had not, all 0"
+                logger.info(message, table.name, self.name, rows)
+        else:
+            numbers = np.where(is_missing, self.median, cells)[:, None]
+        return [numbers, is_missing[:, None]] if self.has_flag else [numbers]
+
+    def places_of(self, column: Column, cells: np.ndarray) -> np.ndarray:
+        """(n,) places among the levels, -1 of what is none; in a table of which all
+        codes are numbers a level is found by the number that it writes.
+        """
+        keys: Sequence[Any] | np.ndarray
+        place_of: dict[Any, int]
+        if column.kind == "category":
+            place_of = {text: i for i, text in enumerate(self.levels)}
+            keys = [*column.levels, None]
+            codes = np.nan_to_num(cells, nan=len(column.levels)).astype(int)
+        else:
+            place_of = {
+                as_number(text): place for place, text in enumerate(self.levels)
+            }
+            keys, codes = np.unique(cells, return_inverse=True)
+        places = np.array([place_of.get(key, -1) for key in keys])
+        found: np.ndarray = places[codes]
+        return found
+
+
+def as_number(text: str) -> float | None:
+    """The number that a text writes."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def fitted_column(table: str, column: Column, cells: np.ndarray) -> FittedColumn:
+    """A column as the cells of training rows say; InputError for free text."""
+    is_missing = np.isnan(cells)
+    has_flag = bool(is_missing.any())
+    present = cells[~is_missing]
+    if not len(present):
+        logger.warning("%s: column %r is empty; left out", table, column.name)
+        return FittedColumn(column.name, "empty")
+    if column.kind != "category":
+        median = float(np.median(present))
+        return FittedColumn(column.name, column.kind, (), median, has_flag)
+    places = np.unique(present).astype(int)
+    if len(places) > min(MAX_LEVELS, max(LEAST_TEXTS, len(cells) // 5)):
+        raise InputError(
+            f"{table}: column {column.name!r} holds {len(places):,} different texts in"
+            f" {len(cells):,} rows, too many for categories: --drop {column.name!r}"
+            " leaves it out; texts become vectors by a sentence encoder (`cloob train"
+            " align` has one for captions)"
+        )
+    levels = tuple(column.levels[place] for place in places)
+    return FittedColumn(column.name, "category", levels, has_flag=has_flag)
+
+
+@dataclass(frozen=True)
+class TableEncoding:
+    """How the columns of a table become those of a matrix, by their names."""
+
+    columns: tuple[FittedColumn, ...]
+    dropped: tuple[str, ...] = ()  # of the training's table, left out there
+
+    def encode(self, table: Table) -> np.ndarray:
+        """(n, F) numbers for the rows of a table, in whichever order it has its
+        columns; InputError where one is missing or of another kind.
+        """
+        self.check(table)
+        is_plain = all(
+            column.kind == "number" and not column.has_flag for column in self.columns
+        )
+        if is_plain and not np.isnan(table.cells).any():
+            places = [table.places[column.name] for column in self.columns]
+            is_same = places == [*range(len(table.columns))]
+            return table.cells if is_same else table.cells[:, places]
+        parts = [part for column in self.columns for part in column.encode(table)]
+        return np.column_stack(parts)
+
+    def check(self, table: Table) -> None:
+        """Refuses a table that lacks a column or has it of another kind; says which
+        other columns are left out.
+        """
+        for fitted in self.columns:
+            if fitted.name not in table.places:
+                raise InputError(
+                    f"{table.name}: has no column {fitted.name!r}, which the model was"
+                    f" trained on; it has {first_of(list(table.places))}"
+                )
+            kind = table.columns[table.places[fitted.name]].kind
+            is_code = kind == "number" and fitted.kind == "category"
+            if (
+                "empty" not in (kind, fitted.kind)
+                and kind != fitted.kind
+                and not is_code
+            ):
+                raise InputError(
+                    f"{table.name}: column {fitted.name!r} is a {kind}; the model was"
+                    f" trained on a {fitted.kind}"
+                )
+        names = {*self.dropped, *(column.name for column in self.columns)}
+        unseen = [name for name in table.places if name not in names]
+        if unseen:
+            message = "%s: %s left out: the model was trained without"
+            logger.warning(message, table.name, first_of(unseen))
+
+
+Encodings = tuple[TableEncoding | None, TableEncoding | None]
+
+
+def read_encodings(content: Any) -> Encodings:
+    """Those of a model's file, which ``dataclasses.asdict`` wrote; pydantic's error for
+    anything else.
+    """
+    from pydantic import TypeAdapter  # models of matrices do without its import
+
+    encodings: Encodings = TypeAdapter(Encodings).validate_python(content)
+    return encodings
+
+
+def refuse_shared(a: Coded | None, b: Coded | None) -> None:
+    """Refuses a column that is nearly all different and the same in both tables: an id
+    or a row number gives the pairs away.
+    """
+    if not (isinstance(a, Table) and isinstance(b, Table)):
+        return
+    if len(a.cells) != len(b.cells):
+        return
+    names_of_b = {
+        (column.levels, cells.astype(np.float64).tobytes()): column.name
+        for column, cells in zip(b.columns, b.cells.T, strict=True)
+    }
+    for column, cells in zip(a.columns, a.cells.T, strict=True):
+        other = names_of_b.get((column.levels, cells.astype(np.float64).tobytes()))
+        if other is not None and len(np.unique(cells)) >= 0.99 * len(cells):
+            raise InputError(
+                f"column {column.name!r} of {a.name} is column {other!r} of"
+                f" {b.name}, row by row, and gives the pairs away: --drop"
+                f" {column.name} leaves it out (--a-ids and --b-ids join rows by ids)"
+            )
+
+
+def check_dropped(drop: Sequence[str], sides: Sequence[Any]) -> None:
+    """Refuses the name of a column that no table has."""
+    tables = [side for side in sides if isinstance(side, Table)]
+    dropped = [name for table in tables for name in table.dropped]
+    for column in drop:
+        if column not in dropped:
+            raise InputError(f"drop: no table has the column {column!r}")

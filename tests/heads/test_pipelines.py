@@ -1,0 +1,127 @@
+"""Heads with a pipeline of scikit-learn for each side."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import make_column_transformer
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from views import views
+
+from cloob import ContrastiveHeads, cli
+from support import raises
+
+N = 300
+
+
+class Scaled(TransformerMixin, BaseEstimator):
+    """Scales by the largest number that it was fitted to."""
+
+    def fit(self, X, y=None):
+        self.rows_ = np.asarray(X).copy()
+        self.largest_ = np.abs(self.rows_).max()
+        return self
+
+    def transform(self, X):
+        return np.asarray(X) / self.largest_
+
+
+def texts_of(b):
+    """What is large in a row, in words."""
+    return [
+        " ".join(f"w{column}" for column in np.flatnonzero(row > row.mean()))
+        for row in b
+    ]
+
+
+def test_held_out_rows_say_nothing_of_a_pipeline():
+    """With refit as without; nor do rows of other folds."""
+    X, y = views(N)
+    plain = ContrastiveHeads("cca", validation_fraction=0.2).fit(X, y)
+    for refit in (False, True):
+        heads = ContrastiveHeads(
+            "cca", validation_fraction=0.2, refit=refit, x_pipeline=Scaled()
+        ).fit(X, y)
+        fitted = heads.x_pipeline_.rows_
+        assert len(fitted) == N * 0.8 and heads.y_pipeline_ is None
+        assert not hasattr(heads.x_pipeline, "rows_")
+        assert {*fitted[:, 0]} < {*X[:, 0]}
+        # the same pairs are held out as without a pipeline
+        before, after = (h.history_[0]["val_recall"] for h in (plain, heads))
+        assert after == pytest.approx(before, abs=0.01)
+        x, _ = heads.transform(X, y)
+        again = ContrastiveHeads("cca", validation_fraction=0.2, refit=refit)
+        scaled = X / heads.x_pipeline_.largest_
+        np.testing.assert_allclose(again.fit(scaled, y).transform(scaled), x, atol=1e-4)
+
+
+def test_any_rows_go_through_and_are_searched():
+    """Data frames on one side, texts on the other, which become sparse rows."""
+    a, b = views(N)
+    X = pd.DataFrame(a).add_prefix("a").assign(kind=np.where(a[:, 0] > 0, "x", "y"))
+    y = texts_of(b)
+    pipelines = {
+        "x_pipeline": make_column_transformer(
+            (StandardScaler(), [f"a{place}" for place in range(12)]),
+            (OneHotEncoder(), ["kind"]),
+        ),
+        "y_pipeline": make_pipeline(CountVectorizer()),
+    }
+    heads = ContrastiveHeads("cca", **pipelines).fit(X, y)
+    assert heads.score(X, y) > 0.05 > 10 / N
+    assert heads.predict(X).shape == heads.score_samples(X, y).shape == (N,)
+    assert heads.transform(X.iloc[:1]).shape == heads.transform(None, y[:1]).shape
+    low, mean, high = np.sort(heads.score_interval(X, y))
+    assert low < mean == heads.score(X, y) < high
+    again = pickle.loads(pickle.dumps(heads))
+    assert (again.transform(X) == heads.transform(X)).all()
+    assert (clone(heads).fit(X, y).transform(X) == heads.transform(X)).all()
+    name = "y_pipeline__countvectorizer__max_features"
+    assert heads.get_params()[name] is None
+    search = GridSearchCV(heads, {name: [2, 6]}, cv=KFold(3, shuffle=True))
+    search.fit(X, y)
+    best = search.best_estimator_.y_pipeline_[-1]
+    assert search.best_params_ == {name: 6} and len(best.vocabulary_) == 6
+
+
+def test_equal_rows_are_one_id_before_a_pipeline_sees_them(caplog):
+    caplog.set_level("INFO", "cloob")
+    X = views(100)[0].repeat(2, 0)
+    y = views(200, seed=1)[1]
+    forms = (X, sparse.csr_array(X), pd.DataFrame(X), X.tolist())
+    for rows in forms:
+        caplog.clear()
+        pipeline = StandardScaler(with_mean=False)
+        ContrastiveHeads("cca", x_pipeline=pipeline).fit(rows, y)
+        assert "100 of 200 rows are equal" in caplog.text
+
+
+def test_a_folder_keeps_no_pipeline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    X, y = views(N)
+    heads = ContrastiveHeads("cca", x_pipeline=StandardScaler()).fit(X, y)
+    raises(
+        ValueError, "StandardScaler: a pipeline is code, which no", heads.save, "saved"
+    )
+    assert not (tmp_path / "saved").exists()
+    rows = heads.x_pipeline_.transform(X)
+    plain = ContrastiveHeads("cca").fit(rows, y)
+    plain.save("saved")
+    np.save("rows.npy", rows)
+    assert cli.main(["embed", "saved", "--a", "rows.npy", "--out", "x.npy"]) == 0
+    np.testing.assert_allclose(np.load("x.npy"), plain.transform(rows))
+
+
+def test_what_a_pipeline_gives_is_checked():
+    X, y = views(N)
+    X[0, 0] = np.nan
+    heads = ContrastiveHeads("cca", x_pipeline=StandardScaler())
+    raises(ValueError, "contains NaN", heads.fit, X, y)
+    raises(ValueError, "y to be passed", heads.fit, X, None)
+    raises(ValueError, "inconsistent numbers of samples", heads.fit, X, y[1:])

@@ -1,0 +1,220 @@
+"""Tables: how their columns become numbers, at every door."""
+
+import csv
+import datetime
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from views import views
+
+import cloob
+from cloob import ContrastiveHeads, HeadSettings, cli
+from cloob.errors import InputError
+from support import raises
+
+N = 400
+DAY = datetime.date(2020, 1, 1)
+CLOSED = HeadSettings("cca", standardise="column")
+
+
+def frames(n=N, seed=0):
+    """Two tables of one cause; a has a column of each kind, and missing cells."""
+    x, b = views(n, (6, 8), seed)
+    a = pd.DataFrame(x[:, :2], columns=["mass", "width"])
+    a["count"] = np.exp(x[:, 2]).astype(int)
+    a["is_old"] = x[:, 3] > 0
+    a["kind"] = np.array(["leaf", "root", "stem"])[np.digitize(x[:, 4], [-1, 1])]
+    a["day"] = [DAY + datetime.timedelta(int(100 * value)) for value in x[:, 5]]
+    a.loc[::7, "mass"] = np.nan
+    a.loc[::11, "kind"] = None
+    a["nothing"] = None
+    return a, pd.DataFrame(b).add_prefix("b")
+
+
+def encoded_by_a_loop(a, training):
+    """The columns of the first table, by its training rows."""
+    columns = []
+    mass = a["mass"].tolist()
+    present = sorted(mass[row] for row in training if not np.isnan(mass[row]))
+    middle = (len(present) - 1) / 2
+    median = (present[int(np.floor(middle))] + present[int(np.ceil(middle))]) / 2
+    columns.append([median if np.isnan(value) else value for value in mass])
+    columns.append([float(np.isnan(value)) for value in mass])
+    columns += [a[name].astype(float).tolist() for name in ("width", "count", "is_old")]
+    kinds = [kind if isinstance(kind, str) else None for kind in a["kind"]]
+    for level in sorted({kinds[row] for row in training} - {None}):
+        columns.append([float(kind == level) for kind in kinds])
+    columns.append([float(kind is None) for kind in kinds])
+    columns.append([(day - datetime.date(1970, 1, 1)).days for day in a["day"]])
+    return np.array(columns).T
+
+
+def test_a_table_is_a_matrix_by_a_plain_loop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a, b = frames()
+    a.to_csv("a.csv", index=False)
+    b.to_csv("b.csv", index=False)
+    words = "train vectors --a a.csv --b b.csv --objective cca --out run --device cpu"
+    assert cli.main(words.split()) == 0
+    held_out = json.loads((tmp_path / "run/decisions.json").read_text())["held_out"]
+    training = sorted({*range(N)} - {*held_out})
+    model = cloob.load_model("run", "cpu")
+    wanted = encoded_by_a_loop(a, training)
+    assert np.array_equal(model.numbers("a", a), wanted)
+    b_rows = b.to_numpy()
+    head = model.heads[0]
+    assert head.options["features"] == wanted.shape[1] == 10
+    plain = cloob.fit_heads(
+        wanted[training],
+        b_rows[training],
+        held_out=(wanted[held_out], b_rows[held_out]),
+        settings=HeadSettings("cca"),
+    )
+    for name, value in plain.heads[0].state_dict().items():
+        np.testing.assert_allclose(value, head.state_dict()[name], atol=1e-4)
+
+
+def trained(folder, *options):
+    """A run on two tables in a folder, which has the bookkeeping of samples."""
+    a, b = frames()
+    a.insert(0, "sample", [f"S{row}" for row in range(N)])
+    b.insert(3, "sample", a["sample"])
+    a.to_csv(folder / "a.csv", index=False)
+    b.to_csv(folder / "b.csv", index=False)
+    words = "train vectors --a a.csv --b b.csv --drop sample --out run --device cpu"
+    assert cli.main([*words.split(), *options]) == 0
+    return a, b
+
+
+def test_every_door_takes_a_table(tmp_path, monkeypatch, caplog):
+    """In any order of its columns, of which some are not the model's."""
+    monkeypatch.chdir(tmp_path)
+    a, b = trained(tmp_path, "--objective", "infoloob", "--epochs", "2")
+    model = cloob.load_model("run", "cpu")
+    rows = {"a": model.encode_a(a).numpy(), "b": model.encode_b(pa.table(b)).numpy()}
+    a.iloc[:, ::-1].to_csv("a.tsv", sep="\t", index=False)
+    a.sample(frac=1, axis=1, random_state=0).to_parquet("a.parquet", index=False)
+    b.assign(b0=b["b0"], other=1)[[*b.columns[::-1], "other"]].to_csv("more.csv")
+    pd.read_csv("more.csv", index_col=0).to_csv("more.csv", index=False)
+    for side, file in (
+        ("a", "a.csv"),
+        ("a", "a.tsv"),
+        ("a", "a.parquet"),
+        ("b", "more.csv"),
+    ):
+        out = f"{file}-rows.npy"
+        assert (
+            cli.main(f"embed run --{side} {file} --out {out} --device cpu".split()) == 0
+        )
+        assert (np.load(out) == rows[side]).all()
+    assert caplog.messages[-1] == (
+        "more.csv: other left out: the model was trained without"
+    )
+    a[17:18].to_csv("one.csv", index=False)
+    words = "embed run --a one.csv --out one.npy --device cpu"
+    assert cli.main(words.split()) == 0
+    np.testing.assert_allclose(np.load("one.npy")[0], rows["a"][17], atol=1e-5)
+
+    heads = ContrastiveHeads.load("run", "cpu")
+    x, y = heads.transform(a.drop(columns="sample"), b)
+    assert (x == rows["a"]).all() and (y == rows["b"]).all()
+    heads.save("saved")
+    words = "match saved --a a.tsv --b more.csv --top 1 --out hits.csv --device cpu"
+    assert cli.main(words.split()) == 0
+    with (tmp_path / "hits.csv").open(newline="") as file:
+        hits = [int(hit["b"]) for hit in csv.DictReader(file)]
+    scores = rows["a"].astype(float) @ rows["b"].astype(float).T
+    assert hits == scores.argmax(1).tolist()
+    words = "eval saved run --a a.tsv --b more.csv --out report --device cpu"
+    assert cli.main(words.split()) == 0
+    for row in json.loads((tmp_path / "report/results.json").read_text())["rows"]:
+        found = row["vectors"]["a.tsv and more.csv"]["a_to_b@1"]
+        assert found == pytest.approx(np.mean(hits == np.arange(N)), abs=1e-6)
+    words = "data --a a.tsv --b more.csv --suspects s.csv --model run"
+    assert cli.main(words.split()) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda a: a.drop(columns="width"), "x.csv: has no column 'width', which the"),
+        (lambda a: a.assign(count="many"), "x.csv: column 'count' is a category; the"),
+        (lambda a: a.assign(day=3), "x.csv: column 'day' is a number; the model was"),
+        (
+            lambda a: pd.concat([a, a["mass"]], axis=1),
+            "x.csv: has several columns 'mass'",
+        ),
+    ],
+)
+def test_other_columns_are_refused_in_one_line(
+    change, error, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    a, _ = trained(tmp_path, "--objective", "cca")
+    change(a).to_csv("x.csv", index=False)
+    for words in (
+        "embed run --a x.csv --out x.npy",
+        "match run --a x.csv --b b.csv",
+        "eval run --a x.csv --b b.csv --out report",
+    ):
+        assert cli.main([*words.split(), "--device", "cpu"]) != 0
+        assert error in capsys.readouterr().err
+
+
+def test_what_is_no_table_of_columns_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    a, b = frames()
+    texts = [f"a cell of the {row}th plant" for row in range(N)]
+    b.to_csv("b.csv", index=False)
+    words = "train vectors --a x.csv --b b.csv --objective cca --out run --device cpu"
+    for column, error in (
+        (
+            texts,
+            "'note' holds 360 different texts in 360 rows, too many for categories",
+        ),
+        ([f"{row}:00:00" for row in range(10, 20)] * 40, "'note' holds time32[s]"),
+    ):
+        a.assign(note=column).to_csv("x.csv", index=False)
+        assert cli.main(words.split()) == 2
+        said = capsys.readouterr().err
+        assert error in said and "--drop 'note' leaves it out" in said
+    a.assign(name=texts).to_csv("x.csv", index=False)
+    b.assign(own=texts).to_csv("b.csv", index=False)
+    assert cli.main(words.split()) == 2
+    assert "column 'name' of x.csv is column 'own' of b.csv" in capsys.readouterr().err
+
+
+def test_codes_that_look_like_numbers_are_the_levels_that_they_write():
+    """Some of them do: a table that has no others reads them as numbers."""
+    a, b = frames()
+    codes = np.array(["01", "7", "12A", "B"])[np.arange(N) % 4]
+    fitted = cloob.fit_heads(a.assign(code=codes), b, settings=CLOSED)
+    model = cloob.models.aligned.model.VectorEncoder(
+        *fitted.heads, {}, fitted.encodings
+    )
+    few = a.assign(code=np.where(np.arange(N) % 2, 7, 1))
+    wanted = a.assign(code=np.where(np.arange(N) % 2, "7", "01"))
+    assert (model.encode_a(few) == model.encode_a(wanted)).all()
+    unseen = model.numbers("a", a.assign(code=[3, None] * (N // 2)))
+    assert (unseen[:, -4:] == 0).all()
+
+
+def test_a_constant_column_and_a_row_without_cells():
+    a, b = frames()
+    a = a.assign(always=5, once="yes").astype(object)
+    a.loc[3] = None
+    raises(
+        InputError,
+        "1 row of 400 cannot be used, such as a row 3",
+        cloob.fit_heads,
+        a,
+        b,
+    )
+    a = a.drop(3)
+    fitted = cloob.fit_heads(a, b.drop(3), settings=CLOSED)
+    assert fitted.history[0]["val_recall"] > 0.5
+    matrix = cloob.fit_heads(b.to_numpy(), b, settings=CLOSED)
+    assert matrix.encodings[0] is None
