@@ -264,8 +264,8 @@ def test_a_tokenizer_that_gives_other_tokens_is_refused(
 ):
     encode = ClipTokenizer.encode
 
-    def with_one_word_more(tokenizer, text, *limits):
-        return encode(tokenizer, f"{text} dog", *limits)
+    def with_one_word_more(tokenizer, text, pieces):
+        return encode(tokenizer, f"{text} dog", pieces)
 
     monkeypatch.setattr(ClipTokenizer, "encode", with_one_word_more)
     words = ("export", str(small), "--out", str(tmp_path / "out"))

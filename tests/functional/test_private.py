@@ -63,8 +63,6 @@ NAMES = {
         lambda: nn.Linear(1, 1),
         "a bad step moves running statistics; fixed scales lose their float64",
     ),
-    "_modules": (lambda: nn.Linear(1, 1), "an ONNX graph holds both towers"),
-    "_parameters": (lambda: nn.Linear(1, 1), "the same"),
 }
 
 

@@ -5,10 +5,8 @@ ONNX runtime run.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, one_line, refuse, require
+from cloob.errors import InputError, one_line, require
 from cloob.export.exported import Exported, quiet, usage_of
 from cloob.export.transformers import processor_config
-from cloob.functional.private import MODULE_PARTS
 from cloob.models.aligned.encoders import TextEncoder
 from cloob.models.encoder import DualEncoder, causal_features, causal_tower
 from cloob.models.onnx import Graph, graph_file, write_config
@@ -41,6 +38,21 @@ _TEXTS = (
     "an old map of the harbour, drawn in ink",
     "🙂 smile",
 )
+_ENDS = {
+    "image": ("pixel_values", "image_embeds"),
+    "text": ("input_ids", "text_embeds"),
+}
+_LOGITS = """
+logits (float[images, width] image_embeds, float[texts, width] text_embeds)
+  => (float[images, texts] logits_per_image) <float inv_tau = {%r}>
+{
+  cosines = Einsum<equation = "id,td->it">(image_embeds, text_embeds)
+  logits_per_image = Mul(cosines, inv_tau)
+}
+"""
+_NOTES: dict[str, str] = json.loads(
+    (Path(__file__).parent / "usage" / "onnx.json").read_text(encoding="utf-8")
+)
 OPSET = 20  # the first with GELU as one operator; onnxruntime runs it since 1.17
 
 
@@ -50,66 +62,46 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False) -> Ex
     ``onnx.json``.
     """
     towers = towers_of(encoder)
+    (folder / "onnx").mkdir()
+    worst = [_export(encoder, tower, folder) for tower in towers]
+    notes = [_NOTES["checked"].format(max(worst))]
+    usage = usage_of("onnx")
+    precision = "float32"
+    if int8:
+        precision = "int8"
+        worst = [_quantise(encoder, tower, folder) for tower in towers]
+        notes = [_NOTES["int8"], _NOTES["int8 off"].format(*worst), _NOTES["int8 cost"]]
+        usage = usage.replace("fp32", "q8")
+        usage = usage.replace("model.onnx", "model_quantized.onnx")
     pad = towers[1].pad
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-onnx-") as plain:
-        place = Path(plain) if int8 else folder
-        for target in {place, folder}:
-            (target / "onnx").mkdir()
-        worst = max(_export(encoder, tower, place) for tower in towers)
-        notes = [f"Checked by onnxruntime: unit rows equal the model's to {worst:.0e}."]
-        if int8:
-            images, texts = (
-                _quantise(encoder, tower, place, folder) for tower in towers
-            )
-            notes = [
-                (
-                    "Matrix products run in 8-bit integers, activations quantised as"
-                    " they come; convolutions in float32."
-                ),
-                (
-                    "Entries of unit rows differ from the model's by up to"
-                    f" {images:.1g} (images) and {texts:.1g} (texts)."
-                ),
-                "`cloob eval` of both says what that costs on a labelled set.",
-            ]
-    precision = "int8" if int8 else "float32"
     config = write_config(folder, encoder, precision=precision, pad=pad)
     _join(folder, precision, math.exp(config["logit_scale"]))
-    text = graph_file(folder, "text", precision).name
-    how = f"also takes rows without the padding that all of them share ({pad})"
-    if pad is None:
-        how = (
-            f"takes {encoder.context_length} tokens, padding included (`padding:"
-            ' "max_length"`)'
-        )
-    # What transformers.js reads in addition to graphs and tokenizer.
-    js_settings = {"use_external_data_format": precision == "float32"}
+    length = "whole" if pad is None else "padded"
+    notes.append(_NOTES[length].format(pad=pad, length=encoder.context_length))
+    notes.append(_write_for_transformers_js(encoder, folder, precision))
+    notes.append(tokenizer_note(config["tokenizer"]))
+    summary = "cloob.load_model, transformers.js and any ONNX runtime read it"
+    return Exported("onnx", summary, usage, tuple(notes), ("onnx", "transformers.js"))
+
+
+def _write_for_transformers_js(
+    encoder: DualEncoder, folder: Path, precision: str
+) -> str:
+    """Writes what transformers.js reads in addition to graphs and tokenizer; returns
+    how its pictures differ.
+    """
     content = {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
-        "transformers.js_config": js_settings,
+        "transformers.js_config": {"use_external_data_format": precision == "float32"},
     }
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    pictures = (
-        "transformers.js cannot prepare this model's pictures:"
-        " `preprocessor_config.json` is missing."
-    )
-    if processor := processor_config(encoder):
-        (folder / "preprocessor_config.json").write_text(
-            json.dumps(processor, indent=2), encoding="utf-8"
-        )
-        pictures = (
-            "transformers.js resizes pictures in its way, ignores EXIF tags, and drops"
-            " what is transparent."
-        )
-    notes += [f"`{text}` {how}.", pictures, tokenizer_note(config["tokenizer"])]
-    summary = "cloob.load_model, transformers.js and any ONNX runtime read it"
-    usage = usage_of("onnx")
-    if int8:
-        usage = usage.replace("fp32", "q8").replace(
-            "model.onnx", "model_quantized.onnx"
-        )
-    return Exported("onnx", summary, usage, tuple(notes), ("onnx", "transformers.js"))
+    processor = processor_config(encoder)
+    if processor is None:
+        return _NOTES["no pictures"]
+    text = json.dumps(processor, indent=2)
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    return _NOTES["pictures"]
 
 
 def _join(folder: Path, precision: str, inv_tau: float) -> None:
@@ -117,47 +109,33 @@ def _join(folder: Path, precision: str, inv_tau: float) -> None:
     transformers.js wants one.
     """
     onnx: Any = require("onnx", "export")
-    both, text = (
-        onnx.load(graph_file(folder, kind, precision)) for kind in ("image", "text")
-    )
+    both = onnx.load(graph_file(folder, "image", precision))
+    text = onnx.load(graph_file(folder, "text", precision))
     onnx.compose.add_prefix(
         text, "text.", rename_inputs=False, rename_outputs=False, inplace=True
     )
-    graph, make = both.graph, onnx.helper
-    for part in ("node", "initializer", "input", "output"):
-        getattr(graph, part).extend(getattr(text.graph, part))
-    del graph.value_info[:]
-    graph.initializer.append(
-        make.make_tensor("inv_tau", onnx.TensorProto.FLOAT, [], [inv_tau])
-    )
-    cosines = make.make_node(
-        "Einsum", ["image_embeds", "text_embeds"], ["cosines"], equation="id,td->it"
-    )
-    graph.node.extend(
-        [cosines, make.make_node("Mul", ["cosines", "inv_tau"], ["logits_per_image"])]
-    )
-    graph.output.append(
-        make.make_tensor_value_info(
-            "logits_per_image", onnx.TensorProto.FLOAT, ["images", "texts"]
-        )
-    )
-    ir, path = require("onnx_ir", "export"), graph_file(folder, "both", precision)
-    ir.save(
-        ir.from_proto(both),
-        path,
-        external_data=f"{path.name}_data" if precision == "float32" else None,
-    )
+    both.graph.input.extend(text.graph.input)
+    for graph in (text.graph, onnx.parser.parse_graph(_LOGITS % inv_tau)):
+        both.graph.node.extend(graph.node)
+        both.graph.initializer.extend(graph.initializer)
+        both.graph.output.extend(graph.output)
+    del both.graph.value_info[:]
+    model = require("onnx_ir", "export").from_proto(both)
+    _save(model, graph_file(folder, "both", precision), split=precision == "float32")
+
+
+def _save(model: Any, path: Path, *, split: bool = True) -> None:
+    """Writes a graph; weights next to it are mapped, so that it opens in a third of the
+    time.
+    """
+    data = f"{path.name}_data" if split else None
+    require("onnx_ir", "export").save(model, path, external_data=data)
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     """Writes one tower's graph and checks it; returns how much an entry of its rows is
     off at most.
     """
-    ends = (
-        ("pixel_values", "image_embeds")
-        if tower.kind == "image"
-        else ("input_ids", "text_embeds")
-    )
     path = graph_file(folder, tower.kind)
     sizes = {0: torch.export.Dim(f"{tower.kind}s", min=1)}
     example = tower.samples[:2]
@@ -165,6 +143,8 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     if tower.pad is not None:
         sizes[1] = torch.export.Dim("length", min=2, max=example.shape[1])
         example = example[:, :-1].contiguous()
+    source, target = _ENDS[tower.kind]
+    passes: Any = require("onnx_ir.passes.common", "export")
     with _translated(
         f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower"
     ):
@@ -173,35 +153,32 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
             (example,),
             dynamo=True,
             dynamic_shapes=(sizes,),
-            input_names=ends[:1],
-            output_names=ends[1:],
+            input_names=[source],
+            output_names=[target],
             opset_version=OPSET,
             verbose=False,
         )
-        # Source locations hold local paths. Weights next to the graph are mapped: it
-        # opens in a third of the time.
-        require("onnx_ir.passes.common", "export").ClearMetadataAndDocStringPass()(
-            program.model
-        )
-        require("onnx_ir", "export").save(
-            program.model, path, external_data=f"{path.name}_data"
-        )
+        passes.RemoveUnusedNodesPass()(program.model)  # the other tower's weights
+        # Source locations hold local paths.
+        passes.ClearMetadataAndDocStringPass()(program.model)
+        _save(program.model, path)
     return worst_difference(encoder.name, tower, _runner(path, encoder))
 
 
-def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) -> float:
-    """Writes a graph whose matrix products run in integers; returns how much an entry
-    of its rows is off at most.
+def _quantise(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
+    """Puts a graph whose matrix products run in integers in a graph's place; returns
+    how much an entry of its rows is off at most.
     """
     # Weights have 7 bits: without VNNI x86 processors saturate in products of 8 bits
     # with 8 bits. Convolutions stay floats: in integers onnxruntime is slower on a CPU.
     quantization: Any = require("onnxruntime.quantization", "export")
-    path = graph_file(target, tower.kind, "int8")
+    plain = graph_file(folder, tower.kind)
+    path = graph_file(folder, tower.kind, "int8")
     with _translated(
         f"{encoder.name}: onnxruntime cannot quantise its {tower.kind} tower"
     ):
         quantization.quantize_dynamic(
-            graph_file(source, tower.kind),
+            plain,
             path,
             op_types_to_quantize=["MatMul", "Gather"],
             per_channel=True,
@@ -209,6 +186,8 @@ def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) ->
             weight_type=quantization.QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
+    plain.unlink()
+    plain.with_name(f"{plain.name}_data").unlink()
     return worst_difference(encoder.name, tower, _runner(path, encoder), most=math.inf)
 
 
@@ -270,13 +249,13 @@ def _text_rows(model: Any, context_length: int) -> tuple[_Rows, int | None]:
     """The text tower, and the padding that tokens may lack; None if they may not."""
     causal = causal_tower(model, context_length)
     if causal is not None:
-        tower = model.get_submodule(causal)
-        return _Rows(tower, causal_features), 0
-    if isinstance(getattr(model, "text", None), TextEncoder):
+        return _Rows(model.get_submodule(causal), causal_features), 0
+    text = getattr(model, "text", None)
+    if isinstance(text, TextEncoder):
         rows = _Rows(
-            model, lambda model, tokens: model.text_head(model.text.pooled(tokens))
+            model, lambda model, rows: model.text_head(model.text.pooled(rows))
         )
-        return rows, model.text.pad
+        return rows, text.pad
     return _Rows(model, lambda model, tokens: model.encode_text(tokens)), None
 
 
@@ -285,23 +264,50 @@ def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
     in eval mode afterwards.
     """
     encoder.check_weights()
-    images, tokens = _samples(encoder)
     encoder.eval()
+    images = _pictures(encoder)
+    tokens = _tokens(encoder)
     with torch.no_grad():
         image_rows, text_rows = encoder(images, tokens)
     encoder.set_channels_last(False)
-    image = _Rows(
-        _side(encoder.model, image=True),
-        lambda model, pixels: model.encode_image(pixels),
-    )
-    model = _side(encoder.model, image=False)
-    text, pad = _text_rows(model, encoder.context_length)
-    with contextlib.suppress(InputError):  # of a model that takes tokens alone
-        short, long = encoder.tokenizer(["x", "a " * encoder.context_length]).tolist()
-        text.end = long[-1] if long[-1] in short else None
+    image = _Rows(encoder.model, lambda model, pixels: model.encode_image(pixels))
+    text, pad = _text_rows(encoder.model, encoder.context_length)
+    text.end = _end_token(encoder)
     return Tower("image", image.eval(), images, image_rows), Tower(
         "text", text.eval(), tokens, text_rows, pad
     )
+
+
+def _end_token(encoder: DualEncoder) -> int | None:
+    """The token that every text ends with; None where there is none."""
+    try:
+        texts = ["x", "a " * encoder.context_length]
+        short, long = encoder.tokenizer(texts).tolist()
+    except InputError:  # a model that takes tokens alone
+        return None
+    return int(long[-1]) if long[-1] in short else None
+
+
+def _pictures(encoder: DualEncoder) -> Tensor:
+    """Seven pictures on which a graph and its tower are compared."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(7, 3, 16, 16, generator=generator)
+    pictures = F.interpolate(noise, encoder.image_size, mode="bilinear")
+    mean = torch.tensor(encoder.mean).view(1, 3, 1, 1)
+    return (pictures - mean) / torch.tensor(encoder.std).view(1, 3, 1, 1)
+
+
+def _tokens(encoder: DualEncoder) -> Tensor:
+    """Seven texts likewise."""
+    try:
+        return encoder.tokenizer(list(_TEXTS))
+    except InputError:  # a model that takes tokens alone
+        text: Any = getattr(encoder.model, "text", encoder.model)
+        words = text.token_embedding.num_embeddings
+        shape = (len(_TEXTS), encoder.context_length)
+        return torch.randint(
+            1, words, shape, generator=torch.Generator().manual_seed(0)
+        )
 
 
 @torch.no_grad()
@@ -314,62 +320,23 @@ def worst_difference(
     For 1, 2 and 7 items, and for texts that may come without padding at the length of
     the longest.
     """
+    batches = [tower.samples[:n] for n in (1, 2, 7)]
+    if tower.pad is not None:
+        batches += [_without_padding(batch, tower.pad) for batch in batches]
     worst = 0.0
-    for n in (1, 2, 7):
-        items, tried = tower.samples[:n], [tower.samples[:n]]
-        if tower.pad is not None:
-            longest = int(
-                ((items != tower.pad) * torch.arange(1, items.shape[1] + 1)).max()
-            )
-            tried.append(items[:, : max(longest, 2)].contiguous())
-        for batch in tried:
-            worst = max(
-                worst,
-                float(
-                    (run(batch) - tower.expected[:n]).abs().nan_to_num(torch.inf).max()
-                ),
-            )
-    what = f"the exported {tower.kind} tower is off by {worst:.1g} (at most {most:.0e})"
-    refuse({f"{name}: {what}; nothing is written": worst > most})
+    for batch in batches:
+        off = (run(batch) - tower.expected[: len(batch)]).abs()
+        worst = max(worst, float(off.nan_to_num(torch.inf).max()))
+    if worst > most:
+        raise InputError(
+            f"{name}: the exported {tower.kind} tower is off by {worst:.1g} (at most"
+            f" {most:.0e}); nothing is written"
+        )
     return worst
 
 
-def _side(model: Any, *, image: bool) -> Any:
-    """A model without the parts of the other tower, whose weights a graph would
-    contain; it shares the rest.
-    """
-    side, of_images = copy.copy(model), ("visual", "image_head")
-    for part in MODULE_PARTS:
-        vars(side)[part] = {
-            key: value
-            for key, value in vars(model)[part].items()
-            if (key in of_images) == image
-        }
-    return side
-
-
-def _samples(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
-    """Pictures and tokens on which a graph and its tower are compared."""
-    generator = torch.Generator().manual_seed(0)
-    size = encoder.image_size
-    noise = [
-        torch.rand(1, 3, side, side, generator=generator)
-        for side in (2, 3, 5, 8, 13, 21, size)
-    ]
-    pictures = torch.cat(
-        [F.interpolate(picture, size, mode="bilinear") for picture in noise]
-    )
-    mean, std = (
-        torch.tensor(values).view(1, 3, 1, 1) for values in (encoder.mean, encoder.std)
-    )
-    try:
-        tokens = encoder.tokenizer(list(_TEXTS))
-    except InputError:  # a model that takes tokens alone
-        tables = [
-            module.num_embeddings
-            for module in encoder.model.modules()
-            if isinstance(module, nn.Embedding)
-        ]
-        shape = (len(_TEXTS), encoder.context_length)
-        tokens = torch.randint(1, max(tables, default=2), shape, generator=generator)
-    return (pictures - mean) / std, tokens
+def _without_padding(tokens: Tensor, pad: int) -> Tensor:
+    """Texts at the length of the longest, at least two tokens."""
+    is_text = (tokens != pad).any(dim=0)
+    length = int(is_text.nonzero().max()) + 1
+    return tokens[:, : max(length, 2)].contiguous()

@@ -141,12 +141,6 @@ NORMS = (
     nn.RMSNorm,
 )
 """Normalisation layers; batch and instance norms have only a private base."""
-# the dictionaries of what was assigned to a module
-MODULE_PARTS = (
-    "_modules",
-    "_parameters",
-    "_buffers",
-)
 
 
 def backend_config() -> str:

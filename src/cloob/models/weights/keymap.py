@@ -72,6 +72,13 @@ class Origin:
         value = value.reshape(value.shape[self.lead :])
         return value if self.permute is None else value.permute(self.permute)
 
+    def split(self, weight: Tensor) -> dict[str, Tensor]:
+        """The file's tensors of a matrix or vector: the inverse of ``make``."""
+        if self.permute is not None:
+            weight = weight.permute(self.permute)
+        parts = [weight] if len(self.names) == 1 else weight.chunk(len(self.names))
+        return dict(zip(self.names, parts, strict=True))
+
 
 def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Origin]:
     """Which weight of a file every weight of a module is, for towers of so many blocks,
