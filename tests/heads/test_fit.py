@@ -154,6 +154,18 @@ def test_the_best_epoch_is_the_one_with_the_best_recall():
     assert float(recalls(fitted.heads, judge).mean()) == pytest.approx(found[best])
 
 
+def test_a_fit_that_is_behind_ends_earlier():
+    pairs, held_out = split_views(120)
+    settings = AUTO.override(objective="infoloob", epochs=60, patience=5)
+    plain, behind = (fit(pairs, held_out, settings, lead=lead) for lead in (0.0, 1.1))
+    for fitted, patience in ((plain, 5), (behind, 3)):
+        assert len(fitted.history) == fitted.best_epoch + patience
+    shared = len(behind.history)
+    assert [line["loss"] for line in plain.history[:shared]] == [
+        line["loss"] for line in behind.history
+    ]
+
+
 @pytest.mark.parametrize("change", [lambda x: x + 1e7, lambda x: x * 1e-30])
 def test_offset_and_unit_of_float64_change_nothing(change):
     a, b = views(300)

@@ -121,16 +121,12 @@ def choose(
     settings = settings or HeadSettings()
     check_held_out(settings, holds_out=held_out is not None, advice="some")
     plans = plans_of(settings, scales)
-    joins = settings.objective == "auto" or len(plans) > 1
+    is_auto = settings.objective == "auto"
+    joins = is_auto or len(plans) > 1
     closed = None
     if joins or not plans or settings.start == "closed-form":
         closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
-    fits = []
-    for number, plan in enumerate(plans, 1):
-        state = state_file(folder, f"fit-{number}")
-        fits.append(
-            fit(pairs, held_out, plan, closed=closed, state=state, on_epoch=on_epoch)
-        )
+    fits = fit_all(pairs, held_out, plans, closed, folder, on_epoch, is_auto=is_auto)
     if closed is not None:
         fits.append(closed)
     if not plans and on_epoch is not None:
@@ -145,6 +141,41 @@ def choose(
         count = f"on {len(every):,} pairs, {len(held_out):,} of them held out"
         return replace(again, decisions={**again.decisions, "refit": count})
     return chosen.fitted
+
+
+def fit_all(
+    pairs: VectorPairs,
+    held_out: VectorPairs | None,
+    plans: list[HeadSettings],
+    closed: FittedHeads | None,
+    folder: Path | None,
+    on_epoch: OnEpoch | None,
+    *,
+    is_auto: bool,
+) -> list[FittedHeads]:
+    """One fit after another; with ``auto`` each has to keep up with the closed form and
+    those before.
+    """
+    lead = 0.0
+    if is_auto:
+        assert closed is not None and held_out is not None
+        lead = float(recalls(closed.heads, Rows.of(held_out, GALLERY)).mean())
+    fits = []
+    for number, plan in enumerate(plans, 1):
+        state = state_file(folder, f"fit-{number}")
+        fitted = fit(
+            pairs,
+            held_out,
+            plan,
+            closed=closed,
+            lead=lead,
+            state=state,
+            on_epoch=on_epoch,
+        )
+        fits.append(fitted)
+        if is_auto:
+            lead = max(lead, fitted.recall or 0.0)
+    return fits
 
 
 def state_file(folder: Path | None, name: str) -> Path | None:

@@ -30,7 +30,7 @@ WAYS = (
 PLAIN_WAYS = WAYS[:2]
 LEAST_UNITS = 60  # ids or groups: of fewer nothing can be said
 N_TRIED = 2000  # pairs
-N_COLUMNS = 512  # of a side: a transform helps some of them as it helps all
+N_COLUMNS = 256  # of a side: a transform helps some of them as it helps all
 RIDGE = 0.1
 N_ERRORS = 2.0  # standard errors by which another way has to be better
 
@@ -54,9 +54,12 @@ def choose_columns(
         return chosen[0], chosen[1]
     halves = [narrowed(Rows.of(half)) for half in sample.split(0.5)]
     recalls = recalls_by(halves, chosen)
-    # where both need another way, that of a shows only after that of b
-    for side in (0, 1, 0):
-        chosen, recalls = _improved(chosen, recalls, side, ways, halves)
+    chosen, recalls = _improved(chosen, recalls, 0, ways, halves)
+    before = chosen[1]
+    chosen, recalls = _improved(chosen, recalls, 1, ways, halves)
+    if chosen[1] != before:
+        # where both need another way, that of a shows only after that of b
+        chosen, _ = _improved(chosen, recalls, 0, ways, halves)
     return chosen[0], chosen[1]
 
 
@@ -71,7 +74,7 @@ def _improved(
     gains more than its errors.
     """
     best, best_recalls, best_gain = chosen, recalls, 0.0
-    for way in ways:
+    for way in [one for one in ways if one != chosen[side]]:
         tried = list(chosen)
         tried[side] = way
         tried_recalls = recalls_by(halves, tried)

@@ -47,6 +47,7 @@ def fit(
     settings: HeadSettings | None = None,
     *,
     closed: FittedHeads | None = None,
+    lead: float = 0.0,
     until: int | None = None,
     state: Path | None = None,
     on_epoch: OnEpoch | None = None,
@@ -59,6 +60,8 @@ def fit(
         settings: Those of the heads and the objective, which is a member.
         closed: The closed form of the same pairs, from which the heads may start, with
             its columns; None: it is solved if they do.
+        lead: The ``val_recall`` of other heads. A fit that is behind them has three
+            fifths of the patience.
         until: End after this epoch of ``settings.epochs``, by which the learning rate
             goes.
         state: File of the state after the last epoch. Where it is that of the same
@@ -87,31 +90,30 @@ def fit(
         progress = read_state(state, key, model, optimizer) or progress
     last_epoch = settings.epochs if until is None else min(until, settings.epochs)
     began = time.perf_counter() - progress.seconds
-    while progress.epoch < last_epoch and not out_of_patience(progress, settings):
+    while progress.epoch < last_epoch and not out_of_patience(progress, settings, lead):
         with seeded(settings.seed, progress.epoch, device):
             loss = fit_epoch(model, optimizer, batches, schedule, progress)
         progress.epoch += 1
         progress.step += batches.steps
-        is_due = progress.epoch % settings.val_every == 0
-        metrics: dict[str, float | None] = {"val_loss": None, "val_recall": None}
-        if judge is not None and (is_due or progress.epoch == last_epoch):
-            metrics = judge(model, hopfield=schedule.retrieves(progress.step - 1))
-        progress.seconds = time.perf_counter() - began
-        line = {
+        line: dict[str, Any] = {
             "epoch": progress.epoch,
             "step": progress.step,
             "samples_seen": progress.step * settings.batch_size,
             "loss": loss,
-            **metrics,
-            "seconds": progress.seconds,
+            "val_loss": None,
+            "val_recall": None,
         }
-        if metrics["val_recall"] is not None:
-            line["is_best"] = keep_best(progress, metrics, settings, model)
-        progress.history.append(line)
+        is_due = progress.epoch % settings.val_every == 0
+        if judge is not None and (is_due or progress.epoch == last_epoch):
+            metrics = judge(model, hopfield=schedule.retrieves(progress.step - 1))
+            is_best = keep_best(progress, metrics, settings, model)
+            line.update(metrics, is_best=is_best)
+        progress.seconds = time.perf_counter() - began
+        progress.history.append({**line, "seconds": progress.seconds})
         if state is not None:
             write_state(state, key, progress, model, optimizer)
         if on_epoch is not None:
-            on_epoch(line)
+            on_epoch(progress.history[-1])
     model.cpu().eval()
     if progress.best is not None:
         model.load_state_dict(progress.best)
@@ -173,9 +175,14 @@ def fit_epoch(
     return mean
 
 
-def out_of_patience(progress: Progress, settings: HeadSettings) -> bool:
-    """Whether too many validations in a row found nothing better."""
-    return 0 < settings.patience <= progress.stale
+def out_of_patience(progress: Progress, settings: HeadSettings, lead: float) -> bool:
+    """Whether too many validations in a row found nothing better; fewer are too many
+    where other heads are ahead.
+    """
+    patience = settings.patience
+    if (progress.best_value or 0.0) < lead:
+        patience = -(-3 * patience // 5)
+    return 0 < patience <= progress.stale
 
 
 def keep_best(

@@ -53,6 +53,12 @@ class FittedHeads:
         judged = [line for line in self.history if line.get("is_best")]
         return int((judged or self.history)[-1]["epoch"])
 
+    @property
+    def recall(self) -> float | None:
+        """That of the best epoch on held-out pairs."""
+        recall: float | None = self.history[self.best_epoch - 1]["val_recall"]
+        return recall
+
 
 def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
     """(6, distinct ids) recall at 1, 5 and 10 in both directions, of (n, D) unit rows.
