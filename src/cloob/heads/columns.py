@@ -4,7 +4,8 @@ half of the training pairs says of the other half, by a closed form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -47,42 +48,38 @@ def choose_columns(
     if settings.standardise != "auto":
         way = Columns("plain", settings.standardise)
         return way, way
+    if pairs.weights is not None:
+        pairs = pairs.only(pairs.weights > 0)
     sample = pairs.at_most(N_TRIED)
     rows = Rows.of(sample)
-    chosen = [usual_way(rows.a), usual_way(rows.b)]
+    chosen = usual_way(rows.a), usual_way(rows.b)
     if len(np.unique(sample.units())) < LEAST_UNITS:
-        return chosen[0], chosen[1]
-    halves = [narrowed(Rows.of(half)) for half in sample.split(0.5)]
-    recalls = recalls_by(halves, chosen)
-    chosen, recalls = _improved(chosen, recalls, 0, ways, halves)
-    before = chosen[1]
-    chosen, recalls = _improved(chosen, recalls, 1, ways, halves)
-    if chosen[1] != before:
-        # where both need another way, that of a shows only after that of b
-        chosen, _ = _improved(chosen, recalls, 0, ways, halves)
-    return chosen[0], chosen[1]
+        return chosen
+    first, second = (narrowed(Rows.of(half)) for half in sample.split(0.5))
+    recalls_of = functools.cache(functools.partial(recalls_by, first, second))
+    # where both need another way, that of a shows only after that of b
+    for side in (0, 1, 0):
+        chosen = improved(chosen, side, ways, recalls_of)
+    return chosen
 
 
-def _improved(
-    chosen: list[Columns],
-    recalls: Tensor,
+def improved(
+    chosen: Both,
     side: int,
     ways: Sequence[Columns],
-    halves: list[Rows],
-) -> tuple[list[Columns], Tensor]:
-    """The chosen ways and their recalls, with the way of a side that gains most, if one
-    gains more than its errors.
+    recalls_of: Callable[[Columns, Columns], Tensor],
+) -> Both:
+    """The chosen ways with that of a side that gains most, if one gains more than its
+    errors.
     """
-    best, best_recalls, best_gain = chosen, recalls, 0.0
-    for way in [one for one in ways if one != chosen[side]]:
-        tried = list(chosen)
-        tried[side] = way
-        tried_recalls = recalls_by(halves, tried)
-        gains = tried_recalls - recalls
+    best, best_gain = chosen, 0.0
+    for way in ways:
+        tried = (way, chosen[1]) if side == 0 else (chosen[0], way)
+        gains = recalls_of(*tried) - recalls_of(*chosen)
         gain = float(gains.mean() - N_ERRORS * gains.std() / len(gains) ** 0.5)
         if gain > best_gain:
-            best, best_recalls, best_gain = tried, tried_recalls, gain
-    return best, best_recalls
+            best, best_gain = tried, gain
+    return best
 
 
 def usual_way(rows: Tensor) -> Columns:
@@ -100,16 +97,15 @@ def narrowed(rows: Rows) -> Rows:
     return Rows(a, b, rows.ids)
 
 
-def recalls_by(halves: list[Rows], ways: list[Columns]) -> Tensor:
+def recalls_by(first: Rows, second: Rows, a: Columns, b: Columns) -> Tensor:
     """(ids,) recalls of each half by the closed form of the other, with these columns:
     a row that spoils what is learned from its half is seen whichever half it is in.
     """
-    first, second = halves
-    of_second = recalls_of_half(first, second, ways)
-    return torch.cat([of_second, recalls_of_half(second, first, ways)])
+    of_second = recalls_of_half(first, second, (a, b))
+    return torch.cat([of_second, recalls_of_half(second, first, (a, b))])
 
 
-def recalls_of_half(train: Rows, judges: Rows, ways: list[Columns]) -> Tensor:
+def recalls_of_half(train: Rows, judges: Rows, ways: Both) -> Tensor:
     """(ids,) recalls of the judging rows by the closed form of the others."""
     of_train, of_judges = [], []
     for place, way in enumerate(ways):
