@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from views import views
 
 import cloob
@@ -218,3 +220,22 @@ def test_a_constant_column_and_a_row_without_cells():
     assert fitted.history[0]["val_recall"] > 0.5
     matrix = cloob.fit_heads(b.to_numpy(), b, settings=CLOSED)
     assert matrix.encodings[0] is None
+
+
+def test_data_frames_are_split_and_searched():
+    """By scikit-learn, which refuses another order of X; that of y is by name."""
+    a, b = frames()
+    heads = ContrastiveHeads("cca").fit(b, a)
+    assert heads.n_features_in_ == 8 and list(heads.feature_names_in_) == [*b.columns]
+    y = heads.transform(None, a)
+    assert (heads.transform(None, a[a.columns[::-1]]) == y).all()
+    assert (heads.predict(b, a) == (heads.transform(b) @ y.T).argmax(1)).all()
+    raises(ValueError, "same order as they were", heads.transform, b[b.columns[::-1]])
+    raises(
+        ValueError, "y: has no column 'mass'", heads.score, b, a.drop(columns="mass")
+    )
+    assert min(cross_val_score(clone(heads), b, a, cv=3)) > 0.2
+    search = GridSearchCV(heads, {"standardise": ["one", "column"]}, cv=3).fit(b, a)
+    assert search.best_params_ == {"standardise": "column"}
+    plain = ContrastiveHeads("cca").fit(b.to_numpy(), a)
+    assert (plain.transform(b.to_numpy(), a)[1] == y).all()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
-from cloob.errors import InputError, counted, first_of
+from cloob.errors import InputError, first_of
 
 Kind = Literal["number", "date", "category", "empty"]
 TEXTS = ("string", "large_string", "string_view")
@@ -27,11 +28,48 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; a boolean is a number, and an empty one has no cell."""
+    """A column of a table, and how training rows say that it becomes numbers: a missing
+    number or date is the median of theirs, a category a column for each of its levels.
+    """
 
     name: str
-    kind: Kind
+    kind: Kind  # a boolean is a number; a column without any cell is empty
     levels: tuple[str, ...] = ()  # the texts of a category, sorted
+    median: float = 0.0
+    has_flag: bool = False  # a cell was missing: another column says where one is
+
+    def encode(self, table: Table) -> list[np.ndarray]:
+        """The (n, …) numbers of the column of a table."""
+        if self.kind == "empty":
+            return []
+        place = table.places[self.name]
+        column, cells = table.columns[place], table.cells[:, place]
+        is_missing = np.isnan(cells)
+        if self.kind == "category":
+            places = self.places_of(column, cells)
+            numbers = places[:, None] == np.arange(len(self.levels))
+        else:
+            numbers = np.where(is_missing, self.median, cells)[:, None]
+        return [numbers, is_missing[:, None]] if self.has_flag else [numbers]
+
+    def places_of(self, column: Column, cells: np.ndarray) -> np.ndarray:
+        """(n,) places among the levels, -1 of what is none; in a table of which all
+        codes are numbers a level is found by the number that it writes.
+        """
+        keys: Sequence[Any] | np.ndarray
+        place_of: dict[Any, int]
+        if column.kind == "category":
+            place_of = {text: i for i, text in enumerate(self.levels)}
+            keys = [*column.levels, None]
+            codes = np.nan_to_num(cells, nan=len(column.levels)).astype(int)
+        else:
+            place_of = {
+                as_number(text): place for place, text in enumerate(self.levels)
+            }
+            keys, codes = np.unique(cells, return_inverse=True)
+        places = np.array([place_of.get(key, -1) for key in keys])
+        found: np.ndarray = places[codes]
+        return found
 
 
 class Coded(ABC):
@@ -73,11 +111,11 @@ class Table(Coded):
         except (pa.ArrowException, ValueError, TypeError) as error:
             raise InputError(f"{name}: cannot be read as a table: {error}") from None
         names = [column for column in table.column_names if column not in drop]
-        for column in names:
-            if names.count(column) > 1:
-                raise InputError(f"{name}: has several columns {column!r}")
         if not names or not len(table):
             raise InputError(f"{name}: has no rows of numbers")
+        (column, count), *_ = Counter(names).most_common(1)
+        if count > 1:
+            raise InputError(f"{name}: has several columns {column!r}")
         read = [read_column(name, column, table[column]) for column in names]
         columns, cells = zip(*read, strict=True)
         dropped = tuple(column for column in drop if column in table.column_names)
@@ -146,57 +184,6 @@ def read_category(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray
     return column, places.astype(np.float64)
 
 
-@dataclass(frozen=True)
-class FittedColumn:
-    """A column as the training rows say: a missing number or date is the median of
-    theirs, a category a column for each of their levels.
-    """
-
-    name: str
-    kind: Kind  # of an empty one, of which no training row has a cell, is nothing made
-    levels: tuple[str, ...] = ()
-    median: float = 0.0
-    has_flag: bool = False  # a cell was missing: another column says where one is
-
-    def encode(self, table: Table) -> list[np.ndarray]:
-        """The (n, …) numbers of the column of a table."""
-        if self.kind == "empty":
-            return []
-        place = table.places[self.name]
-        column, cells = table.columns[place], table.cells[:, place]
-        is_missing = np.isnan(cells)
-        if self.kind == "category":
-            places = self.places_of(column, cells)
-            numbers = places[:, None] == np.arange(len(self.levels))
-            n_unknown = int((places[~is_missing] < 0).sum())
-            if n_unknown:
-                rows = counted(n_unknown, "rows")
-                message = "%s: column %r: %s with texts that training had not, all 0"
-                logger.info(message, table.name, self.name, rows)
-        else:
-            numbers = np.where(is_missing, self.median, cells)[:, None]
-        return [numbers, is_missing[:, None]] if self.has_flag else [numbers]
-
-    def places_of(self, column: Column, cells: np.ndarray) -> np.ndarray:
-        """(n,) places among the levels, -1 of what is none; in a table of which all
-        codes are numbers a level is found by the number that it writes.
-        """
-        keys: Sequence[Any] | np.ndarray
-        place_of: dict[Any, int]
-        if column.kind == "category":
-            place_of = {text: i for i, text in enumerate(self.levels)}
-            keys = [*column.levels, None]
-            codes = np.nan_to_num(cells, nan=len(column.levels)).astype(int)
-        else:
-            place_of = {
-                as_number(text): place for place, text in enumerate(self.levels)
-            }
-            keys, codes = np.unique(cells, return_inverse=True)
-        places = np.array([place_of.get(key, -1) for key in keys])
-        found: np.ndarray = places[codes]
-        return found
-
-
 def as_number(text: str) -> float | None:
     """The number that a text writes."""
     try:
@@ -205,17 +192,17 @@ def as_number(text: str) -> float | None:
         return None
 
 
-def fitted_column(table: str, column: Column, cells: np.ndarray) -> FittedColumn:
+def fitted_column(table: str, column: Column, cells: np.ndarray) -> Column:
     """A column as the cells of training rows say; InputError for free text."""
     is_missing = np.isnan(cells)
     has_flag = bool(is_missing.any())
     present = cells[~is_missing]
     if not len(present):
         logger.warning("%s: column %r is empty; left out", table, column.name)
-        return FittedColumn(column.name, "empty")
+        return Column(column.name, "empty")
     if column.kind != "category":
         median = float(np.median(present))
-        return FittedColumn(column.name, column.kind, (), median, has_flag)
+        return Column(column.name, column.kind, (), median, has_flag)
     places = np.unique(present).astype(int)
     if len(places) > min(MAX_LEVELS, max(LEAST_TEXTS, len(cells) // 5)):
         raise InputError(
@@ -225,14 +212,14 @@ def fitted_column(table: str, column: Column, cells: np.ndarray) -> FittedColumn
             " align` has one for captions)"
         )
     levels = tuple(column.levels[place] for place in places)
-    return FittedColumn(column.name, "category", levels, has_flag=has_flag)
+    return Column(column.name, "category", levels, has_flag=has_flag)
 
 
 @dataclass(frozen=True)
 class TableEncoding:
     """How the columns of a table become those of a matrix, by their names."""
 
-    columns: tuple[FittedColumn, ...]
+    columns: tuple[Column, ...]
     dropped: tuple[str, ...] = ()  # of the training's table, left out there
 
     def encode(self, table: Table) -> np.ndarray:

@@ -419,24 +419,16 @@ def row_digests(side: Matrix) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def as_floats(rows: np.ndarray | Tensor) -> Tensor:
-    """Rows of any numbers as float32; memory is shared where it can be."""
-    if isinstance(rows, Tensor):
-        return rows.float()
-    if rows.dtype == np.float16:  # a hundred times as fast as by numpy
-        return torch.from_numpy(np.require(rows, None, ["C", "W"])).float()
-    with np.errstate(over="ignore"):  # what becomes infinite is counted
-        return torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))
-
-
 def as_numbers(rows: Matrix | Tensor) -> Tensor:
-    """As ``as_floats``, but float64 of numbers of which float32 would lose digits
-    before a head takes their mean away.
+    """Rows of any numbers as float32, or as float64 where float32 would lose digits
+    before a head takes their mean away; memory is shared where it can be.
     """
     if isinstance(rows, Tensor):
         return rows if rows.dtype == torch.float64 else rows.float()
     if not isinstance(rows, np.ndarray):
         rows = rows.toarray()
-    if rows.dtype.itemsize < (4 if rows.dtype.kind in "iu" else 8):
-        return as_floats(rows)
-    return torch.from_numpy(np.require(rows, np.float64, ["C", "W"]))
+    if rows.dtype == np.float16:  # a hundred times as fast as by numpy
+        return torch.from_numpy(np.require(rows, None, ["C", "W"])).float()
+    is_single = rows.dtype.itemsize < (4 if rows.dtype.kind in "iu" else 8)
+    dtype = np.float32 if is_single else np.float64
+    return torch.from_numpy(np.require(rows, dtype, ["C", "W"]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,10 +28,10 @@ from cloob.errors import InputError
 from cloob.functional.bootstrap import bootstrap_interval
 from cloob.heads.arrays import fit_heads
 from cloob.heads.fitted import recalls_of_ids
-from cloob.heads.matrix import pairs_of
+from cloob.heads.matrix import as_array, pairs_of
 from cloob.heads.pipeline import piped_rows
 from cloob.heads.settings import HeadSettings
-from cloob.models.aligned.model import Side, VectorEncoder
+from cloob.models.aligned.model import Side, VectorEncoder, embed_rows
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 
@@ -190,8 +190,7 @@ class ContrastiveHeads(
         self.objective_ = objective
         self.history_ = fitted.history
         self.decisions_ = fitted.decisions
-        numbers = self.encoder_.numbers("b", coded_y)
-        self.embedded_y_: Any = _encoded(self.encoder_.encode_b, numbers).numpy()
+        self.embedded_y_: Any = embed_rows(self.encoder_, "b", coded_y).numpy()
         self._n_features_out = self.encoder_.embed_dim
         return self
 
@@ -241,11 +240,11 @@ class ContrastiveHeads(
         ids, or over groups (patients, plates, weeks) where these are given.
         """
         check_is_fitted(self)
-        X, Y = self._numbers("a", X), self._numbers("b", y)
-        check_consistent_length(X, Y, ids, groups)
-        pairs = pairs_of(X, Y, ids, groups, names=("X", "y"))
-        of_x = _encoded(self.encoder_.encode_a, X)
-        of_y = _encoded(self.encoder_.encode_b, Y)
+        check_consistent_length(X, y, ids, groups)
+        coded_x, coded_y = self._coded_x(X), self._coded_y(y)
+        pairs = pairs_of(coded_x, coded_y, ids, groups, names=("X", "y"))
+        of_x = embed_rows(self.encoder_, "a", coded_x)
+        of_y = embed_rows(self.encoder_, "b", coded_y)
         recalls = recalls_of_ids(of_x, of_y, torch.from_numpy(pairs.ids))
         found = recalls[[0, len(recalls) // 2]].mean(0)
         low, high = bootstrap_interval(found, groups=pairs.units_of_ids())
@@ -297,7 +296,7 @@ class ContrastiveHeads(
         values["random_state"] = 0 if is_closed else _seed_of(self.random_state)
         return HeadSettings(**{SETTINGS.get(k, k): v for k, v in values.items()})
 
-    def _coded_x(self, X: Any, *, reset: bool) -> Any:
+    def _coded_x(self, X: Any, *, reset: bool = False) -> Any:
         """X as numbers, as a table or as rows of its pipeline."""
         if self.x_pipeline is None and not is_table(X):
             return validate_data(
@@ -322,16 +321,11 @@ class ContrastiveHeads(
             return piped_rows("y", y, self.y_pipeline)
         return Table.of("y", y) if is_table(y) else _second(y)
 
-    def _numbers(self, side: Side, rows: Any) -> Any:
-        """The matrix that a side's head takes."""
-        is_x = side == "a"
-        coded = self._coded_x(rows, reset=False) if is_x else self._coded_y(rows)
-        return self.encoder_.numbers(side, coded)
-
     def _unit_rows(self, side: Side, rows: Any) -> Tensor:
         """(n, D) on the CPU."""
-        encode = self.encoder_.encode_a if side == "a" else self.encoder_.encode_b
-        return _encoded(encode, self._numbers(side, rows))
+        is_x = side == "a"
+        coded = self._coded_x(rows) if is_x else self._coded_y(rows)
+        return embed_rows(self.encoder_, side, coded)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -349,11 +343,7 @@ def _seed_of(random_state: Any) -> int:
 
 
 def _array(matrix: Any) -> Any:
-    if not isinstance(matrix, Tensor):
-        return matrix
-    matrix = matrix.detach().cpu()
-    is_half = matrix.is_floating_point() and matrix.element_size() == 2
-    return (matrix.float() if is_half else matrix).numpy()
+    return as_array("y", matrix) if isinstance(matrix, Tensor) else matrix
 
 
 def _second(matrix: Any) -> Any:
@@ -378,14 +368,3 @@ def _own_names() -> Iterator[None]:
         message = re.sub(r"^weights", "sample_weight", message)
         message = message.replace("give some", "give a validation_fraction")
         raise InputError(message) from None
-
-
-def _encoded(encode: Callable[[np.ndarray], Tensor], matrix: Any) -> Tensor:
-    """The unit rows on the CPU, of four million numbers at a time."""
-    size = max(1, (1 << 22) // matrix.shape[1])
-    parts = []
-    for start in range(0, matrix.shape[0], size):
-        rows = matrix[start : start + size]
-        rows = rows.toarray() if hasattr(rows, "toarray") else rows
-        parts.append(encode(rows).cpu())
-    return torch.cat(parts)
