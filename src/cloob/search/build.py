@@ -124,21 +124,21 @@ class Builder:
     def _write(self, batch: Sequence[Prepared]) -> None:
         """Embeds what is new of a batch, and writes all of it."""
         vectors = self._embed_new(batch)
-        finite = {
-            content: row for content, row in vectors.items() if np.isfinite(row).all()
-        }
+        bad = {hash_ for hash_, row in vectors.items() if not np.isfinite(row).all()}
         items = []
         for prepared in batch:
             item = prepared.item
             if item is None:
                 self._write_fault(prepared)
-            elif item.content in vectors.keys() - finite.keys():
+            elif item.content in bad:
                 self._write_fault(Prepared(prepared.task, fault="embedding not finite"))
             else:
                 items.append(item)
                 self.summary.add_item(prepared.task.state, item)
+        for content in bad:
+            del vectors[content]
         if items:
-            self.store.write(items, self.model, finite)
+            self.store.write(items, self.model, vectors)
 
     def _embed_new(self, batch: Sequence[Prepared]) -> dict[str, Vectors]:
         """Vectors by content; bytes that got one meanwhile are not embedded again."""
@@ -147,15 +147,13 @@ class Builder:
             for prepared in batch
             if prepared.item is not None and prepared.pixels is not None
         }
-        embedded = self.store.having(self.model, list(pixels))
-        new = [content for content in pixels if content not in embedded]
-        vectors: dict[str, Vectors] = {}
-        for start in range(0, len(new), self.batch_size):
-            contents = new[start : start + self.batch_size]
-            rows = self._embed(torch.stack([pixels[content] for content in contents]))
-            vectors.update(zip(contents, rows, strict=True))
-        self.summary.embedded += len(new)
-        return vectors
+        for content in self.store.having(self.model, list(pixels)):
+            del pixels[content]
+        self.summary.embedded += len(pixels)
+        if not pixels:
+            return {}
+        rows = self._embed(torch.stack(list(pixels.values())))
+        return dict(zip(pixels, rows, strict=True))
 
     def _embed(self, pixels: Tensor) -> Vectors:
         """(n, D) rows of pixels; on the CPU one batch at a time."""
@@ -172,9 +170,11 @@ class Builder:
         stays.
         """
         found, before = prepared.task.found, prepared.task.state
-        size = found.bytes or 0
-        state = FileState(found.path, size, found.mtime_ns, fault=prepared.fault)
-        is_item = before is not None and before.id is not None
-        if state != before and not (prepared.is_transient and is_item):
-            self.store.write_fault(prepared.task.collection.name, state)
         self.summary.add_fault(prepared.fault, found.path)
+        if prepared.is_transient and before is not None and before.id is not None:
+            return
+        state = FileState(
+            found.path, found.bytes or 0, found.mtime_ns, fault=prepared.fault
+        )
+        if state != before:
+            self.store.write_fault(prepared.task.collection.name, state)

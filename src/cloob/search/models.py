@@ -178,9 +178,11 @@ def absolute(spec: str) -> str:
     return f"{spec[: len(spec) - len(local)]}{path.absolute()}" if exists else spec
 
 
-def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]:
+def load_named(
+    spec: str, device: str | torch.device, *, is_typed: bool = False
+) -> tuple[DualEncoder, str]:
     """Loads what an index names as its model; nothing is fetched for it but what a
-    fixed list names or was typed.
+    fixed list names, or is typed now or was before.
     """
     from cloob.models.importing import closed_hub
     from cloob.models.load import load_with_fingerprint  # torch
@@ -189,7 +191,9 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
         "the index alone asks for it, so it is not fetched; if you trust it, type it"
         f" once: --model {spec}"
     )
-    is_open = was_typed(spec) or ModelSource.parse(spec).is_public
+    if is_typed:
+        remember(spec)
+    is_open = is_typed or was_typed(spec) or ModelSource.parse(spec).is_public
     with contextlib.nullcontext() if is_open else closed_hub(advice):
         return load_with_fingerprint(spec, device)
 

@@ -4,7 +4,6 @@ size and time, and none is opened.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections import Counter
@@ -28,7 +27,6 @@ _UNREAD = (
     "truncated shard",
     _NOT_MOUNTED,
 )
-_NOT_REMOVED = "so nothing was removed; --remove-all removes them"
 
 
 @dataclass
@@ -111,14 +109,15 @@ def make_plan(
         for path, picture in found.items()
         if _has_changed(picture, states.get(path), summary)
     ]
-    gone = [state for path, state in states.items() if path not in found]
-    gone = _without(gone, _unlisted(collection))
+    away = [
+        f"{place}{end}" for place in collection.unlisted for end in ("/", SEPARATOR)
+    ]
+    gone = _without([states[path] for path in states.keys() - found.keys()], away)
     if not remove_all:
-        away = _mounts(gone, found.keys() & states.keys(), collection.name)
-        for folder in away:
-            count = len(gone) - len(_without(gone, [folder]))
-            summary.left_out.add(_NOT_MOUNTED, folder, count)
-        gone = _without(gone, away)
+        for mount in _mounts(gone, list(found.keys() & states.keys()), collection.name):
+            rest = _without(gone, [mount])
+            summary.left_out.add(_NOT_MOUNTED, mount, len(gone) - len(rest))
+            gone = rest
     return Plan(tasks, gone)
 
 
@@ -131,6 +130,21 @@ def _scan(
             yield picture.path, picture
         else:
             left_out.add("name that is not UTF-8, to be renamed", picture.path)
+
+
+def _why_refused(
+    states: Iterable[FileState], found: dict[str, FoundPicture], collection: Collection
+) -> str:
+    """Why a source is not read, empty if it is: there is nothing of it."""
+    if collection.unlisted or not all(map(_is_missing, found.values())):
+        return ""
+    n_indexed = sum(state.id is not None for state in states)
+    if n_indexed:
+        return (
+            f"none of its {n_indexed:,} pictures is there any more (not mounted?), so"
+            " nothing was removed; --remove-all removes them"
+        )
+    return "" if found else "no pictures in it"
 
 
 def _is_missing(picture: FoundPicture) -> bool:
@@ -155,13 +169,6 @@ def _has_changed(
     return True
 
 
-def _unlisted(collection: Collection) -> list[str]:
-    """Beginnings of paths of which nobody knows whether they are gone."""
-    return [
-        f"{place}{end}" for place in collection.unlisted for end in ("/", SEPARATOR)
-    ]
-
-
 def _without(states: Iterable[FileState], places: Iterable[str]) -> list[FileState]:
     """The files that lie in none of the places."""
     beginnings = tuple(places)
@@ -177,11 +184,8 @@ def _mounts(
     folders = {os.path.dirname(state.path.split(SEPARATOR)[0]) for state in gone}  # noqa: PTH120
     places = {_existing(folder, source) for folder in folders} - {source}
     mounts = [f"{place}/" for place in sorted(places) if _may_be_a_mount(place)]
-    present_paths = list(present) if mounts else []
     return [
-        place
-        for place in mounts
-        if not any(path.startswith(place) for path in present_paths)
+        mount for mount in mounts if not any(path.startswith(mount) for path in present)
     ]
 
 
@@ -194,35 +198,4 @@ def _existing(folder: str, source: str) -> str:
 
 def _may_be_a_mount(folder: str) -> bool:
     """Whether a folder is empty, as where a disk was, or is a disk of its own."""
-    with contextlib.suppress(OSError):
-        return os.path.ismount(folder) or not os.listdir(folder)  # noqa: PTH208
-    return False
-
-
-def _why_refused(
-    states: Iterable[FileState], found: dict[str, FoundPicture], collection: Collection
-) -> str:
-    """Why a source is not read, empty if it is: nothing of it is there, or it holds
-    another kind of files than the index has of it.
-    """
-    indexed = [state.path for state in states if state.id is not None]
-    present = [path for path, picture in found.items() if not _is_missing(picture)]
-    if collection.unlisted and not present:
-        return ""  # what cannot be listed may be there
-    if not indexed:
-        return "" if found else "no pictures in it"
-    if not present:
-        count = f"none of its {len(indexed):,} pictures"
-        return f"{count} is there any more (not mounted?), {_NOT_REMOVED}"
-    before, now = _kinds(indexed), _kinds(present)
-    if before & now:
-        return ""
-    kinds = f"were {', '.join(before)} and now are {', '.join(now)}"
-    return f"its {len(indexed):,} pictures {kinds}, {_NOT_REMOVED}"
-
-
-def _kinds(paths: Iterable[str]) -> set[str]:
-    """The kinds among the paths of pictures: files, or inside of files."""
-    return {
-        "in tars or Arrow files" if SEPARATOR in path else "files" for path in paths
-    }
+    return os.path.ismount(folder) or not os.listdir(folder)  # noqa: PTH208

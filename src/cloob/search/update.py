@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from cloob.errors import InputError
 from cloob.machine import decoders
 from cloob.models.runs import split_checkpoint
-from cloob.search.models import Models, absolute, load_named, remember
+from cloob.search.models import Models, absolute, load_named
 from cloob.search.plan import Plan, Summary, make_plan
 from cloob.search.records import IndexedModel, Progress
-from cloob.search.scan.collection import Collection, Gone, ScanOptions
+from cloob.search.scan.collection import Collection, ScanOptions
 from cloob.search.scan.open import open_collection, source_name
 from cloob.search.store import Store
 
@@ -48,12 +48,6 @@ class UpdateOptions:
     remove_all: bool = False
 
 
-@dataclass(frozen=True)
-class ChosenModel:
-    model: IndexedModel  # as the index has it
-    is_new: bool
-
-
 def update(
     store: Store,
     models: Models,
@@ -64,31 +58,9 @@ def update(
     """Brings the index up to date with its sources: reads what is new or changed,
     removes what is gone.
     """
-    collections = open_all(store, sources, options)
-    chosen = choose_model(store, models, options)
-    model = chosen.model
+    collections = open_all(store, sources, options.scan)
+    model, is_new = choose_model(store, models, options)
     done = Summary()
-    plans = make_plans(store, collections, model, done, options)
-    start = time.monotonic()
-    build(store, models, model, plans, done, options, progress)
-    for collection, plan in zip(collections, plans, strict=True):
-        store.remove(collection.name, [state.path for state in plan.gone])
-        done.removed += sum(state.id is not None for state in plan.gone)
-    if chosen.is_new and not done.added + done.changed + done.completed:
-        store.remove_model(model)
-    store.note_unnamed()
-    done.seconds = time.monotonic() - start
-    return done
-
-
-def make_plans(
-    store: Store,
-    collections: Sequence[Collection],
-    model: IndexedModel,
-    done: Summary,
-    options: UpdateOptions,
-) -> list[Plan]:
-    """What is to be done for every source."""
     plans = [
         make_plan(store, item, model.number, done, remove_all=options.remove_all)
         for item in collections
@@ -96,10 +68,19 @@ def make_plans(
     if options.scan.exclude:
         for item in collections:
             store.set_exclude(item.name, list(filter(None, options.scan.exclude)))
-    return plans
+    start = time.monotonic()
+    read(store, models, model, plans, done, options, progress)
+    for item, plan in zip(collections, plans, strict=True):
+        store.remove(item.name, [state.path for state in plan.gone])
+        done.removed += sum(state.id is not None for state in plan.gone)
+    if is_new and not done.added + done.changed + done.completed:
+        store.remove_model(model)
+    store.note_unnamed()
+    done.seconds = time.monotonic() - start
+    return done
 
 
-def build(
+def read(
     store: Store,
     models: Models,
     model: IndexedModel,
@@ -108,22 +89,22 @@ def build(
     options: UpdateOptions,
     progress: Progress,
 ) -> None:
-    """Reads what the plans name; the model is loaded where one needs it."""
+    """Reads what the plans name; the model is loaded where a picture needs it."""
     tasks = [task for plan in plans for task in plan.tasks]
     if not tasks:
         return
     from cloob.search.build import Builder  # torch
 
+    encoder = cache(lambda: models.encoder(model, options.device))
     max_pixels = None
     if options.max_megapixels is not None:
         max_pixels = max(1, int(options.max_megapixels * 1e6))
-    encoder = cache(lambda: models.encoder(model, options.device))
     builder = Builder(store, model, encoder, done, options.batch_size, max_pixels)
     builder.run(tasks, options.workers, progress)
 
 
 def open_all(
-    store: Store, sources: Sequence[str | Path], options: UpdateOptions
+    store: Store, sources: Sequence[str | Path], options: ScanOptions
 ) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
     indexed_sources = store.sources()
@@ -132,11 +113,11 @@ def open_all(
     check_apart(names, indexed_sources)
     collections: list[Collection] = []
     for name in names:
-        exclude = options.scan.exclude or excludes.get(name, ())
-        scan = dataclasses.replace(options.scan, exclude=exclude)
         if name in indexed_sources and not os.path.lexists(name):
-            collections.append(Gone(name))
+            collections.append(Collection(name))
         else:
+            exclude = options.exclude or excludes.get(name, ())
+            scan = dataclasses.replace(options, exclude=exclude)
             collections.append(open_collection(name, scan))
     return collections
 
@@ -161,48 +142,49 @@ def check_apart(names: Sequence[str], indexed_sources: Sequence[str]) -> None:
     """Refuses a new source inside another one, or around it: its pictures would be in
     the index twice.
     """
-    real = {
-        name: f"{os.path.realpath(name)}{os.sep}" for name in (*indexed_sources, *names)
-    }
+    places = {name: Path(name).resolve() for name in (*indexed_sources, *names)}
     for name in set(names).difference(indexed_sources):
-        for other in real.keys() - {name}:
-            if real[name].startswith(real[other]) or real[other].startswith(real[name]):
+        for other in places.keys() - {name}:
+            inner, outer = sorted((places[name], places[other]), key=str)[::-1]
+            if inner.is_relative_to(outer):
                 raise InputError(
                     f"{name}: lies in {other} or holds it, which is a source of this"
                     " index"
                 )
 
 
-def choose_model(store: Store, models: Models, options: UpdateOptions) -> ChosenModel:
-    """The model of an update, which the index has then; loaded unless it goes on as it
-    is.
+def choose_model(
+    store: Store, models: Models, options: UpdateOptions
+) -> tuple[IndexedModel, bool]:
+    """The model of an update, loaded unless it goes on as it is; and whether the index
+    did not have it.
     """
-    requested = options.model
+    requested, name = options.model, options.name
     if requested is None:
         old = existing_model(store, options.name)
         if not options.replace_model:
-            return ChosenModel(old, is_new=False)
-        name, spec = old.name, old.spec
-        encoder, weights = load_named(spec, options.device)
-    elif isinstance(requested, str | Path):
-        from cloob.models.load import load_with_fingerprint  # torch
-
-        name = options.name or short_name(str(requested))
+            return old, False
+        requested, name = old.spec, old.name
+    if isinstance(requested, str | Path):
         spec = absolute(str(requested))
-        remember(spec)
-        encoder, weights = load_with_fingerprint(spec, options.device)
+        encoder, weights = load_named(
+            spec, options.device, is_typed=options.model is not None
+        )
     else:
         from cloob.models.load import fingerprint  # torch
 
-        name = spec = options.name or requested.name
-        encoder, weights = requested, fingerprint(requested)
+        spec, encoder = requested.name, requested
+        weights = fingerprint(encoder)
     _ = encoder.preprocess  # refused by a model of vectors
+    same = [model.name for model in store.models() if model.fingerprint == weights]
+    name = name or short_name(str(getattr(requested, "name", requested)))
+    if same and name not in same:
+        name = same[0]
     width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
-    inv_tau = inverse_temperature(encoder)
-    new = IndexedModel(name, spec, weights, width, inv_tau=inv_tau)
-    chosen = add_model(store, new, replace=options.replace_model)
-    models.use(chosen.model, encoder, weights)
-    return chosen
+    new = IndexedModel(name, spec, weights, width, inv_tau=inverse_temperature(encoder))
+    model = store.add_model(new, replace=options.replace_model)
+    models.use(model, encoder, weights)
+    return model, not same
 
 
 def existing_model(store: Store, name: str | None) -> IndexedModel:
@@ -223,15 +205,6 @@ def short_name(typed: str) -> str:
     if typed.startswith(("hf-hub:", "local-dir:")):
         spec = typed.partition(":")[2]
     return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
-
-
-def add_model(store: Store, new: IndexedModel, *, replace: bool) -> ChosenModel:
-    """Adds a model, or finds the one of the same weights, that of this name first."""
-    same = [model for model in store.models() if model.fingerprint == new.fingerprint]
-    same.sort(key=lambda model: model.name != new.name)
-    if same:
-        new = dataclasses.replace(new, name=same[0].name)
-    return ChosenModel(store.add_model(new, replace=replace), is_new=not same)
 
 
 def inverse_temperature(encoder: Any) -> float | None:

@@ -8,8 +8,6 @@ import math
 import os
 import stat
 import threading
-import zlib
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +24,6 @@ from cloob.search.records import Value
 
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
-_MOST_NS = 2**63 - 10**6  # of a time, nanoseconds: a little less than SQLite holds
 _ADDING = threading.Lock()
 
 
@@ -77,8 +74,10 @@ class ReadFailed(BadSample):
     """A picture cannot be read now (a permission, a disk); it need not be gone."""
 
 
-class Collection(ABC):
-    """A source of pictures; several threads may call ``read`` and ``describe``."""
+class Collection:
+    """A source of pictures, without any; several threads may call ``read`` and
+    ``describe``.
+    """
 
     def __init__(self, name: str, exclude: Sequence[str] = ()) -> None:
         self.name = name  # an absolute path
@@ -87,18 +86,18 @@ class Collection(ABC):
         self.unlisted: list[str] = []
         self._exclude = exclude
 
-    @abstractmethod
     def scan(self) -> Iterator[FoundPicture]:
         """What it names; what it leaves out is counted."""
+        yield from ()
 
     def read(self, found: FoundPicture) -> bytes:
         """The bytes of a picture's file, see ``reading``."""
         with reading(found.path):
             return read_file(found.path)
 
-    @abstractmethod
     def describe(self, found: FoundPicture) -> Description:
         """What else it knows of a picture."""
+        raise LookupError(found.path)
 
     def excluded(self, path: str) -> bool:
         """Whether a path below the source, or a part of it, is one of the globs that
@@ -109,16 +108,6 @@ class Collection(ABC):
         inside = path.removeprefix(f"{self.name}/")
         names = (inside, *inside.split("/"))
         return any(fnmatch(name, glob) for glob in self._exclude for name in names)
-
-
-class Gone(Collection):
-    """A source that an index knows and that is not there."""
-
-    def scan(self) -> Iterator[FoundPicture]:
-        return iter(())
-
-    def describe(self, found: FoundPicture) -> Description:
-        raise LookupError(found.path)
 
 
 @contextlib.contextmanager
@@ -148,15 +137,12 @@ def state_of(path: str) -> os.stat_result | None:
     return state if stat.S_ISREG(state.st_mode) else None
 
 
-def time_of(file: os.stat_result, *described_by: os.stat_result | None) -> int:
-    """When a file was changed, in nanoseconds since 1970. What describes it puts a mark
-    below the milliseconds, so that its changes show too.
+def time_of(*files: os.stat_result | None) -> int:
+    """When a picture and the files that describe it were changed, in nanoseconds since
+    1970: the sum, so that a change of one shows.
     """
-    time = max(-_MOST_NS, min(file.st_mtime_ns, _MOST_NS))
-    states = [(state.st_mtime_ns, state.st_size) for state in described_by if state]
-    if not states:
-        return time
-    return time - time % 10**6 + zlib.crc32(repr(states).encode()) % 10**6
+    total = sum(file.st_mtime_ns + file.st_size for file in files if file)
+    return (total + 2**63) % 2**64 - 2**63  # as SQLite holds it
 
 
 def caption_of(path: Path, names: Sequence[str], column: str | None) -> str | None:
