@@ -77,6 +77,8 @@ class DualEncoder(nn.Module):
     # where it is known without a look at the weights, see
     # ``cloob.models.load.fingerprint``
     fingerprint: str = ""
+    # the file that all of its weights were read from, if it was one
+    weights_file: Path | None = None
     # whether tokens may come without the padding that all rows of a batch share, see
     # ``trimmed``
     trims_texts = False

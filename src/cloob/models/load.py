@@ -4,7 +4,7 @@ digest.
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +38,6 @@ from cloob.models.source import (
     WEIGHTS_ENDINGS,
     ModelSource,
     PublicFile,
-    Stamp,
     cached_digest,
     fetch_public,
     file_stamp,
@@ -293,6 +292,7 @@ def _read_other_towers(folder: Path) -> DualEncoder:
     weights = folder / runs.TOWERS_WEIGHTS_FILE
     fill(encoder.model, weights, read_safetensors(weights))
     encoder.objective_config = _objective(folder) or encoder.objective_config
+    encoder.weights_file = weights
     return encoder
 
 
@@ -336,7 +336,7 @@ def _read_towers(folder: Path, hub: str = "") -> DualEncoder:
     pixels = {key: value for key, value in written.items() if key in _PREPROCESS}
     weights = runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
     source = f"local-dir:{folder}"
-    model, trained = filled_towers(model_cfg, pixels, weights, source, str(file))
+    towers = filled_towers(model_cfg, pixels, weights, source, str(file))
     built = EncoderConfig.open_clip(model_cfg)
     if "tokenizer" in config:
         vocabulary = text_cfg.get("vocab_size", CLIP_VOCABULARY)
@@ -347,7 +347,10 @@ def _read_towers(folder: Path, hub: str = "") -> DualEncoder:
         place = None if hub else folder
         tokenizer = load_tokenizer(source, text_cfg, hub or str(file), place)
     name = hub or str(config.get("name", folder.name))
-    return DualEncoder(name, model, tokenizer, built, _objective(folder) or trained)
+    objective = _objective(folder) or towers.objective
+    encoder = DualEncoder(name, towers.model, tokenizer, built, objective)
+    encoder.weights_file = weights
+    return encoder
 
 
 def _objective(folder: Path) -> dict[str, Any]:
@@ -403,24 +406,17 @@ def load_with_fingerprint(
     source: str | Path, device: str | torch.device = "auto", cache: Cache | None = None
 ) -> tuple[DualEncoder, str]:
     """A model by :func:`cloob.load_model` and its fingerprint, which is computed once
-    for the same files.
+    for the same file of weights.
     """
-    before = _stamp(source)
+    started = time.time_ns()
     encoder = load_model(source, device=device)
-    if before is None or _stamp(source) != before:  # changed while it was read
+    file = encoder.weights_file
+    stamp = None if file is None else file_stamp([file.resolve()], started)
+    if stamp is None:
         return encoder, fingerprint(encoder)
-    key = [before, package_versions(_PACKAGES), str(source)]
+    settings = [encoder.config.settings, encoder.preprocess_cfg]
+    key = [stamp, settings, package_versions(_PACKAGES)]
     return encoder, cached_digest(key, lambda: fingerprint(encoder), cache)
-
-
-def _stamp(source: str | Path) -> Stamp | None:
-    """The stamp of a source's files, of a run those of its checkpoint; None where they
-    are not known.
-    """
-    with contextlib.suppress(OSError, InputError):  # loading it reports that better
-        place = find_model_folder(source) or source
-        return file_stamp(ModelSource.parse(place).files())
-    return None
 
 
 def package_versions(packages: Iterable[str]) -> list[str]:

@@ -119,31 +119,6 @@ class ModelSource:
             return self.variant != "" and self.path is None
         return self.kind == "public"
 
-    def files(self) -> list[Path]:
-        """The files on this machine that it is loaded from; none where these are not
-        known.
-        """
-        places = [self.path] if self.path else self._cached()
-        files = []
-        for place in places:
-            files += [path for path in (place, *place.rglob("*")) if path.is_file()]
-        return files
-
-    def _cached(self) -> list[Path]:
-        """Where a model that was fetched would lie in the caches of this machine."""
-        if self.kind == "public":
-            return [public_folder(self.name)]
-        repository = self.name if self.kind == "hub" else ""
-        if self.kind == "towers":
-            library = require("open_clip", "train")
-            weights = library.get_pretrained_cfg(self.name, self.variant) or {}
-            repository = str(weights.get("hf_hub", "")).rpartition("/")[0]
-        if not repository:
-            return []
-        cache = Path(require("huggingface_hub.constants", "train").HF_HUB_CACHE)
-        folder = cache / f"models--{repository.replace('/', '--')}"
-        return [folder / "refs", folder / "snapshots"]
-
     def refusal(self) -> str:
         """Why it is no model, and what would be one."""
         if self.library:
@@ -350,15 +325,16 @@ def _fetch(file: PublicFile, target: Path) -> None:
 Stamp = list[list[str | int]]
 
 
-def file_stamp(paths: Iterable[Path]) -> Stamp | None:
-    """Path, size, times and number of files; None if one was changed a moment ago, as
-    the next change may keep them.
+def file_stamp(paths: Iterable[Path], read_since: int | None = None) -> Stamp | None:
+    """Path, size, times and number of files; None if one was changed a moment before
+    ``read_since`` (nanoseconds, now by default) or later, as the next change may keep
+    its times.
     """
+    since = time.time_ns() if read_since is None else read_since
     stamp: Stamp = []
     for path in sorted(paths):
         stat = path.stat()
-        changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
-        if changed > time.time_ns() - _JUST_NOW:
+        if max(stat.st_mtime_ns, stat.st_ctime_ns) > since - _JUST_NOW:
             return None
         times = (stat.st_mtime_ns, stat.st_ctime_ns)
         stamp.append([str(path.absolute()), stat.st_size, *times, stat.st_ino])

@@ -29,7 +29,7 @@ from cloob.cache import cache_root
 from cloob.errors import InputError
 from cloob.models.importing import read_json, translated
 from cloob.models.onnx import Array, Graph, unit_rows
-from cloob.models.runs import CHECKPOINTS_FOLDER, CONFIG_FILE, chosen_checkpoint
+from cloob.models.runs import CHECKPOINTS_FOLDER, chosen_checkpoint
 from cloob.models.source import ModelSource, file_stamp
 from cloob.models.tokenizer import ClipTokenizer, read_tokenizer, store_tokenizer
 
@@ -177,14 +177,14 @@ def keep_text_graph(
     """
     if open_text_graph(source, fingerprint, texts) is not None:
         return True
-    weights = _find_weights(source)
-    if weights is None or not isinstance(encoder.tokenizer, ClipTokenizer):
+    weights = encoder.weights_file
+    has_words = isinstance(encoder.tokenizer, ClipTokenizer)
+    if weights is None or weights.suffix != ".safetensors" or not has_words:
         return False
     target = _place(fingerprint)
     try:
-        model_cfg = _model_cfg(source, weights)
         weights = weights.resolve()
-        graph = _graph(model_cfg, weights)
+        graph = _graph(encoder.config.settings, weights)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as place:
             folder = Path(place)
@@ -230,39 +230,14 @@ def _write(folder: Path, graph: bytes, weights: Path, encoder: DualEncoder) -> N
     (folder / _NOTES_FILE).write_text(json.dumps(notes), encoding="utf-8")
 
 
-def _find_weights(source: str) -> Path | None:
-    """The safetensors of a loaded model: in its folder, or in the hub's cache; None
-    unless it is one file.
-    """
-    from cloob.models.load import find_model_folder  # torch, which has loaded it
-
-    folder = find_model_folder(source)
-    files = folder.iterdir() if folder else ModelSource.parse(source).files()
-    weights = [file for file in files if file.suffix == ".safetensors"]
-    return weights[0] if len(weights) == 1 else None
-
-
-def _model_cfg(source: str, weights: Path) -> dict[str, Any]:
-    """The configuration beside the weights, or open_clip's own of NAME/TAG."""
-    parsed = ModelSource.parse(source)
-    if parsed.kind != "towers":
-        return dict(read_json(weights.parent / CONFIG_FILE)["model_cfg"])
-    import open_clip
-
-    config: dict[str, Any] = open_clip.get_model_config(parsed.name)
-    pretrained = open_clip.get_pretrained_cfg(parsed.name, parsed.variant) or {}
-    quick = config.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
-    return config | {"quick_gelu": quick}
-
-
 def _graph(model_cfg: dict[str, Any], weights: Path) -> bytes:
     """The graph of a text tower: ``input_ids`` int64 (n, L) to ``text_embeds`` float32
     (n, D); InputError for one of another kind.
     """
     from onnx import parser
 
-    text = model_cfg["text_cfg"]
-    if not text.keys() <= _TEXT_SETTINGS:
+    text = model_cfg.get("text_cfg")
+    if text is None or not text.keys() <= _TEXT_SETTINGS:
         raise InputError(f"{weights}: its text tower is not open_clip's own kind")
     with translated(f"{weights}: no float32 weights of a text tower"):
         tensors = _places(weights, "text." if model_cfg.get("custom_text") else "")

@@ -7,6 +7,7 @@ How their sizes were chosen: ``benchmarks/towers.py`` at commit fc415074.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cloob.models.importing import (
     open_clip,
     translated,
 )
+from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.source import TINY_MODELS, check_name
 from cloob.models.weights.containers import trained_file
 from cloob.models.weights.keymap import build, fill
@@ -82,51 +84,92 @@ def create_model(
     config = library.get_model_config(name)
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
-    tag = library.get_pretrained_cfg(name, pretrained) if pretrained is not None else {}
-    # A tag's weights need the activation that they were trained with; open_clip only
-    # warns about another one.
-    if tag and "quick_gelu" in tag:
-        config["quick_gelu"] = bool(tag["quick_gelu"])
+    tag = library.get_pretrained_cfg(name, pretrained) if pretrained else {}
     where = f"{name}/{pretrained}" if tag else f"model {name!r}"
-    trained = dict[str, Any]()
-    options: dict[str, Any] = {"force_image_size": image_size}
-    with torch.random.fork_rng(devices=[], enabled=seed is not None), translated(where):
-        if pretrained is not None and not tag:
-            if not Path(pretrained).is_file():
-                tags = ", ".join(library.list_pretrained_tags_by_model(name)) or "none"
-                raise InputError(
-                    f"unknown pretrained tag {pretrained!r} of {name} (nor a file); its"
-                    f" tags: {tags}"
-                )
-            config.pop("init_logit_bias", None)
-            model, trained = filled_towers(
-                config, {}, Path(pretrained), name, where, **options
-            )
+    own_state = seed is not None or pretrained is not None
+    with torch.random.fork_rng(devices=[], enabled=own_state), translated(where):
+        if tag:
+            towers = _pretrained_towers(name, config, tag, str(pretrained), image_size)
+        elif pretrained is not None:
+            towers = _towers_of_file(name, config, Path(pretrained), image_size)
         else:
-            if seed is not None:
-                # torch.manual_seed would reseed every GPU as well
-                torch.default_generator.manual_seed(seed)
-            options |= {
-                "force_preprocess_cfg": tag,
-                "quick_gelu": config.get("quick_gelu", False),
-            }
-            model = library.create_model(
-                name,
-                pretrained=_fetched(tag, where) or pretrained,
-                pretrained_text=False,
-                **options,
-            )
-            trained = sigmoid_objective(model) if tag else {}
+            towers = _fresh_towers(name, config, seed, image_size)
         if image_size is not None:
             vision = library.get_model_config(name)["vision_cfg"]
-            _check_image_size(image_size, name, vision, model.visual)
+            _check_image_size(image_size, name, vision, towers.model.visual)
         tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
-    return DualEncoder(
-        name, model, tokenizer, EncoderConfig.open_clip(config), trained
-    ).to(place)
+    built = EncoderConfig.open_clip(config)
+    encoder = DualEncoder(name, towers.model, tokenizer, built, towers.objective)
+    encoder.weights_file = towers.weights
+    return encoder.to(place)
 
 
-def _fetched(tag: Mapping[str, Any], where: str) -> str | None:
+@dataclass(frozen=True)
+class BuiltTowers:
+    """open_clip's module, the objective that its weights were trained with, and their
+    file.
+    """
+
+    model: Any
+    objective: dict[str, Any]
+    weights: Path | None = None
+
+
+def _fresh_towers(
+    name: str, config: dict[str, Any], seed: int | None, image_size: int | None
+) -> BuiltTowers:
+    if seed is not None:
+        # torch.manual_seed would reseed every GPU as well
+        torch.default_generator.manual_seed(seed)
+    return BuiltTowers(_create(name, config, force_image_size=image_size), {})
+
+
+def _pretrained_towers(
+    name: str,
+    config: dict[str, Any],
+    tag: Mapping[str, Any],
+    pretrained: str,
+    image_size: int | None,
+) -> BuiltTowers:
+    """The towers of one of open_clip's tags."""
+    # A tag's weights need the activation that they were trained with; open_clip only
+    # warns about another one.
+    if "quick_gelu" in tag:
+        config["quick_gelu"] = bool(tag["quick_gelu"])
+    file = _fetched(tag, f"{name}/{pretrained}")
+    model = _create(
+        name,
+        config,
+        pretrained=str(file or pretrained),
+        force_preprocess_cfg=tag,
+        force_image_size=image_size,
+    )
+    return BuiltTowers(model, sigmoid_objective(model), file)
+
+
+def _create(name: str, config: dict[str, Any], **options: Any) -> Any:
+    return open_clip().create_model(
+        name,
+        quick_gelu=config.get("quick_gelu", False),
+        pretrained_text=False,
+        **options,
+    )
+
+
+def _towers_of_file(
+    name: str, config: dict[str, Any], weights: Path, image_size: int | None
+) -> BuiltTowers:
+    """The towers of a name with a file's weights."""
+    if not weights.is_file():
+        tags = ", ".join(open_clip().list_pretrained_tags_by_model(name)) or "none"
+        raise InputError(
+            f"unknown pretrained tag {str(weights)!r} of {name} (nor a file); its tags:"
+            f" {tags}"
+        )
+    return filled_towers(config, {}, weights, name, f"model {name!r}", image_size)
+
+
+def _fetched(tag: Mapping[str, Any], where: str) -> Path | None:
     """The file of a tag's weights, fetched from the hub; None where they are not on it.
 
     open_clip would wait longer, and ask a closed hub.
@@ -134,11 +177,9 @@ def _fetched(tag: Mapping[str, Any], where: str) -> str | None:
     hub, _, file = str(tag.get("hf_hub", "")).rpartition("/")
     if not hub:
         return None
-    file = file or "open_clip_pytorch_model.bin"
-    safe = Path(file).stem
-    if file == "open_clip_pytorch_model.bin":
-        safe = "open_clip_model"
-    return str(fetch_file(hub, where, f"{safe}.safetensors", file))
+    if file:
+        return fetch_file(hub, where, f"{Path(file).stem}.safetensors", file)
+    return fetch_file(hub, where, *HUB_WEIGHTS_FILES[::2])
 
 
 def _check_image_size(
@@ -170,34 +211,27 @@ def filled_towers(
     weights: Path,
     source: str,
     where: str,
-    **options: Any,
-) -> tuple[Any, dict[str, Any]]:
-    """open_clip's towers with the weights of a file, which have to fit as they are; and
-    their training's objective.
-    """
+    image_size: int | None = None,
+) -> BuiltTowers:
+    """open_clip's towers with the weights of a file, which have to fit as they are."""
     tensors, trained = trained_file(weights)
     # replaced by the file's
-    bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}
+    bias = 0.0 if "logit_bias" in tensors else None
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    if (
-        "timm_model_name" in vision
-        or "hf_model_name" in text
-        or "multimodal_cfg" in model_cfg
-    ):
-        options |= {
-            "load_weights": False,
-            "pretrained_text": False,
-            "init_logit_bias": None,
-        } | bias
+    of_other_libraries = "timm_model_name" in vision or "hf_model_name" in text
+    if of_other_libraries or "multimodal_cfg" in model_cfg:
         with torch.random.fork_rng(devices=[]):
-            model = open_clip().create_model(source, **options)
+            model = open_clip().create_model(
+                source,
+                load_weights=False,
+                pretrained_text=False,
+                init_logit_bias=bias,
+                force_image_size=image_size,
+            )
     else:
-        plain = {
-            key: value for key, value in model_cfg.items() if key != "init_logit_bias"
-        }
-        model = build(plain | bias, preprocess_cfg, where)
+        model = build(model_cfg | {"init_logit_bias": bias}, preprocess_cfg, where)
     fill(model, weights, tensors)
-    return model, trained or sigmoid_objective(model)
+    return BuiltTowers(model, trained or sigmoid_objective(model), weights)
 
 
 def load_tokenizer(
