@@ -36,6 +36,12 @@ from sentence_transformers.base.losses.merged_forward import embed_columns  # no
 from transformers import TrainerCallback  # noqa: E402
 
 
+def _unit_rows(parts: list[Tensor]) -> Tensor:
+    """(N, D) unit rows of a column's embeddings, in float32 at least."""
+    rows = torch.cat(parts)
+    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
+
+
 class InfoLOOBLoss(nn.Module):
     """InfoLOOB on (anchor, positive[, negative_1, …]) columns: InfoNCE with the
     positive left out of the denominator.
@@ -110,26 +116,11 @@ class InfoLOOBLoss(nn.Module):
         """The loss of the columns' embeddings, in parts of (n, D): gradient caching and
         ``MatryoshkaLoss`` call it.
         """
-        columns = (torch.cat(parts) for parts in reps)
-        anchors, positives, *negatives = (
-            F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
-            for rows in columns
-        )
-        self.objective.gather = (
-            self.gather_across_devices and distributed.world_size() > 1
-        )
-        if len(anchors) == len(positives) < 2 and not self.objective.gather:
-            further = {
-                f"negative_{k}": rows for k, rows in enumerate(negatives, start=1)
-            }
-            check_finite(anchors=anchors, positives=positives, **further)
-            loss = 0.0 * torch.cat([anchors, positives, *negatives]).sum()
-            if not self._contrasts:  # else it is the last batch of an epoch
-                warnings.warn(
-                    "a batch of one pair teaches nothing: raise"
-                    " per_device_train_batch_size",
-                    stacklevel=2,
-                )
+        anchors, positives, *negatives = [_unit_rows(parts) for parts in reps]
+        several = self.gather_across_devices and distributed.world_size() > 1
+        self.objective.gather = several
+        if len(anchors) == len(positives) < 2 and not several:
+            loss = self._no_contrast([anchors, positives, *negatives])
         elif negatives:
             loss = contrast_with_negatives(
                 self.objective, anchors, positives, torch.cat(negatives)
@@ -143,6 +134,19 @@ class InfoLOOBLoss(nn.Module):
                 torch.autograd.backward(loss)
             loss = loss.detach()
         return loss
+
+    def _no_contrast(self, columns: list[Tensor]) -> Tensor:
+        """0, with zero gradients, for one pair; warns if the first batch is one."""
+        negatives = [f"negative_{k}" for k in range(1, len(columns) - 1)]
+        names = ["anchors", "positives", *negatives]
+        check_finite(**dict(zip(names, columns, strict=True)))
+        if not self._contrasts:  # else it is the last batch of an epoch
+            warnings.warn(
+                "a batch of one pair teaches nothing: raise"
+                " per_device_train_batch_size",
+                stacklevel=3,
+            )
+        return 0.0 * torch.cat(columns).sum()
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments, for the model card."""

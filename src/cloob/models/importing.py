@@ -36,7 +36,6 @@ _CODE_KEYS = frozenset(
 # OWNER/NAME is a package of the hub
 _KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
-_NAMES = ("hf_tokenizer_name", "hf_model_name")
 _ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TIMM_NAME = re.compile(r"\w[\w.-]*")
@@ -80,41 +79,46 @@ def translated(what: str) -> Iterator[None]:
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", FutureWarning)
             yield
-    except (
-        BaseException
-    ) as error:  # hub, pickle, JSON and shape errors have no common class
-        # a panic, which is no Exception
-        of_rust = type(error).__module__ == "pyo3_runtime"
+    except BaseException as error:  # of hub, pickle, JSON and shapes, and Rust's panics
+        is_panic = type(error).__module__ == "pyo3_runtime"
         if isinstance(error, InputError) or not (
-            isinstance(error, Exception) or of_rust
+            isinstance(error, Exception) or is_panic
         ):
             raise
-        message = (
-            f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
-        )
-        errors: Any = sys.modules.get("huggingface_hub.errors")
-        cause: BaseException | None = error if errors else None
-        while cause is not None and not isinstance(
-            cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled
-        ):
-            cause = cause.__cause__ or cause.__context__
-        if cause is not None:  # the hub does not answer
-            constants: Any = require("huggingface_hub.constants", "train")
-            reason = (
-                "HF_HUB_OFFLINE is set"
-                if constants.HF_HUB_OFFLINE
-                else f"{constants.ENDPOINT} does not answer"
-            )
-            alternatives = (
-                "a model folder on this disk, a model that was fetched before, `cloob"
-                " demo` and training"
-            )
-            advice = f"{reason}; {alternatives} from scratch need no network"
-            message = f"not on this machine, and {_CLOSED.get() or advice}"
-        raise InputError(f"{what}: {message}") from error
+        raise InputError(f"{what}: {_reason(error)}") from error
     finally:
         root.removeFilter(_NOTHING)
         root.removeHandler(handler)
+
+
+def _reason(error: BaseException) -> str:
+    """What a library's error means, on one line."""
+    if _lacks_hub(error):
+        return f"not on this machine, and {_CLOSED.get() or _why_no_hub()}"
+    return f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+
+
+def _lacks_hub(error: BaseException | None) -> bool:
+    """Whether an error began with a hub that does not answer."""
+    errors: Any = sys.modules.get("huggingface_hub.errors")
+    while errors is not None and error is not None:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            return True
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _why_no_hub() -> str:
+    constants: Any = require("huggingface_hub.constants", "train")
+    reason = f"{constants.ENDPOINT} does not answer"
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set"
+    return (
+        f"{reason}; a model folder on this disk, a model that was fetched before,"
+        " `cloob demo` and training from scratch need no network"
+    )
 
 
 @contextlib.contextmanager
@@ -152,19 +156,19 @@ def fetch_first(
     Sub-folders count only for patterns with a slash.
     """
     folder = Path(name)
-    # which transformers would take
-    for choice in choices if not folder.is_dir() else ():
+    if folder.is_dir():  # which transformers would take
+        return folder
+    hub: Any = require("huggingface_hub", "train")
+    for choice in choices:
         patterns = [choice] if isinstance(choice, str) else choice
-        options = {
-            "allow_patterns": patterns,
-            "ignore_patterns": None if "/" in "".join(patterns) else ["*/*"],
-        }
-        hub: Any = require("huggingface_hub", "train")
         with translated(where):
-            closed = bool(_CLOSED.get())
             folder = Path(
                 hub.snapshot_download(
-                    name, revision=revision, local_files_only=closed, **options
+                    name,
+                    revision=revision,
+                    local_files_only=bool(_CLOSED.get()),
+                    allow_patterns=patterns,
+                    ignore_patterns=None if "/" in "".join(patterns) else ["*/*"],
                 )
             )
         if any(path for pattern in patterns for path in folder.glob(pattern)):
@@ -177,10 +181,8 @@ def fetch_file(name: str, where: str, *files: str) -> Path:
     longer, and ask a closed hub.
     """
     folder = fetch_first(name, where, files)
-    return next(
-        (folder / file for file in files if (folder / file).is_file()),
-        folder / files[-1],
-    )
+    present = [folder / file for file in files if (folder / file).is_file()]
+    return present[0] if present else folder / files[-1]
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -189,28 +191,26 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
-        reason = (
-            ""
-            if isinstance(content, kind)
-            else f"{type(content).__name__} instead of {kind.__name__}"
-        )
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(getattr(error, "strerror", "") or one_line(error))
-    if reason:
-        raise InputError(f"{path}: not readable as JSON ({reason})")
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{path}: not readable as JSON ({reason})") from error
+    if not isinstance(content, kind):
+        found = type(content).__name__
+        raise InputError(
+            f"{path}: not readable as JSON ({found} instead of {kind.__name__})"
+        )
     return content
 
 
 def _walk(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Key (in a list the list's) and value of everything in a JSON value."""
     yield key, content
-    if isinstance(content, dict | list):
-        for inner, value in (
-            content.items()
-            if isinstance(content, dict)
-            else ((key, item) for item in content)
-        ):
+    if isinstance(content, dict):
+        for inner, value in content.items():
             yield from _walk(value, inner)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _walk(value, key)
 
 
 def check_folder(folder: Path) -> None:
@@ -254,27 +254,23 @@ def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
     foreign arguments.
     """
     check_layers(model_cfg, where)
-    text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
-    wrong = [
-        f"text_cfg.tokenizer_kwargs.{key}"
-        for key in text.get("tokenizer_kwargs") or ()
-        if key not in _ARGUMENTS
-    ]
-    names = [(f"text_cfg.{key}", text.get(key), _HUB_NAME) for key in _NAMES]
-    for key, name, pattern in (
-        *names,
-        ("vision_cfg.timm_model_name", vision.get("timm_model_name"), _TIMM_NAME),
-    ):
-        if name and not (
-            isinstance(name, str) and pattern.fullmatch(name) and not leaves(name)
-        ):
+    text = model_cfg["text_cfg"]
+    vision = model_cfg["vision_cfg"]
+    names = {
+        "text_cfg.hf_tokenizer_name": (text.get("hf_tokenizer_name"), _HUB_NAME),
+        "text_cfg.hf_model_name": (text.get("hf_model_name"), _HUB_NAME),
+        "vision_cfg.timm_model_name": (vision.get("timm_model_name"), _TIMM_NAME),
+    }
+    arguments = (text.get("tokenizer_kwargs") or {}).keys() - {*_ARGUMENTS}
+    wrong = [f"text_cfg.tokenizer_kwargs.{key}" for key in sorted(arguments)]
+    for key, (name, pattern) in names.items():
+        if name and (not pattern.fullmatch(str(name)) or leaves(str(name))):
             wrong.append(key)
     if wrong:
-        right = (
-            "names of models alone, no path and no address, and open_clip's arguments"
-            " are read from a configuration"
+        raise InputError(
+            f"{where}: {wrong[0]}: names of models alone, no path and no address, and"
+            " open_clip's arguments are read from a configuration"
         )
-        raise InputError(f"{where}: {wrong[0]}: {right}")
 
 
 def check_layers(config: Any, where: str) -> None:

@@ -102,28 +102,23 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def config_file(folder: Path) -> Path:
     """The configuration file of a model folder, whether it is there or not."""
-    candidates = (
-        folder / name
-        for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE, MODULE_FILE)
-    )
-    return next((file for file in candidates if file.is_file()), folder / CONFIG_FILE)
+    for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE, MODULE_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    return folder / CONFIG_FILE
 
 
 def weights_file(folder: Path) -> Path | None:
     """The weights file of a model folder that open_clip's ``local-dir:`` would read;
     None without any.
     """
-    endings = ("safetensors", "bin", "pth")
-    files = [
-        path
-        for ending in endings
-        for path in sorted(folder.glob(f"[!.]*.{ending}"))
-        if path.is_file()
-    ]
-    return next(
-        (folder / name for name in _PREFERRED if folder / name in files),
-        files[0] if files else None,
-    )
+    names: list[str] = []
+    for ending in ("safetensors", "bin", "pth"):
+        names += sorted(path.name for path in folder.glob(f"[!.]*.{ending}"))
+    for name in (*_PREFERRED, *names):
+        if name in names and (folder / name).is_file():
+            return folder / name
+    return None
 
 
 def damage(folder: Path) -> str | None:
@@ -144,11 +139,10 @@ def damage(folder: Path) -> str | None:
 
 
 def check_objective(settings: Any, where: str) -> dict[str, Any]:
-    for key, value in settings.items():
-        number = type(value) in (int, float) and math.isfinite(value)
-        if key in ("inv_tau", "beta", "bias") and not (
-            number and (value > 0 or key == "bias")
-        ):
+    for key in settings.keys() & {"inv_tau", "beta", "bias"}:
+        value = settings[key]
+        is_positive = _is_number(value) and value > 0
+        if isinstance(value, bool) or not (is_positive or key == "bias"):
             raise InputError(f"{where}: {key} is {value!r}, which it cannot be")
     return dict(settings)
 
@@ -211,16 +205,12 @@ def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a
     configuration and weights.
     """
-    steps = (
-        path / MODEL_FOLDER
-        for path in (run / CHECKPOINTS_FOLDER).glob("step-*")
-        if _STEP.fullmatch(path.name)
-    )
-    complete = [
-        model.parent
-        for model in steps
-        if config_file(model).is_file() and weights_file(model) is not None
-    ]
+    complete = []
+    for path in (run / CHECKPOINTS_FOLDER).glob("step-*"):
+        model = path / MODEL_FOLDER
+        has_config = config_file(model).is_file()
+        if _STEP.fullmatch(path.name) and has_config and weights_file(model):
+            complete.append(path)
     return sorted(complete, key=checkpoint_step)
 
 
@@ -230,17 +220,16 @@ def latest_checkpoint(run: Path) -> Path:
     """
     checkpoints = list_checkpoints(run)
     for path in reversed(checkpoints):
-        if (problem := damage(path / MODEL_FOLDER)) is None:
+        problem = damage(path / MODEL_FOLDER)
+        if problem is None:
             return path
         warnings.warn(f"{problem}; looking for an earlier checkpoint", stacklevel=2)
-    place = run / CHECKPOINTS_FOLDER
-    what = (
-        f"none of its {len(checkpoints)} checkpoints is readable"
-        if checkpoints
-        else "no complete checkpoint found"
-    )
+    what = "no complete checkpoint found"
+    if checkpoints:
+        what = f"none of its {len(checkpoints)} checkpoints is readable"
     raise InputError(
-        f"{run}: {what} in {place} (step-N/model/{CONFIG_FILE} and weights)"
+        f"{run}: {what} in {run / CHECKPOINTS_FOLDER} (step-N/model/{CONFIG_FILE} and"
+        " weights)"
     )
 
 
@@ -271,18 +260,21 @@ def find_best(
         return None
     newest = judged[-1][1]
     metric = metric or str(newest.get("metric"))
-    best: tuple[Path, float] | None = None
-    for path, values in judged:
-        value: Any = values.get(metric)
-        if not isinstance(value, int | float):
-            continue
-        if not _comparable(metric, values, newest if measured is None else measured):
-            continue
-        if best is not None and not is_better(metric, value, best[1]):
-            continue
+    reference = newest if measured is None else measured
+    ranked = [
+        (path, float(values[metric]))
+        for path, values in judged
+        if _is_number(values.get(metric)) and _comparable(metric, values, reference)
+    ]
+    ranked.sort(key=lambda pair: pair[1], reverse=metric != "val_loss")
+    for path, value in ranked:
         if not damage(path / MODEL_FOLDER):
-            best = path, float(value)
-    return best
+            return path, value
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _comparable(metric: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -333,13 +325,10 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     leaves one, is passed over.
     """
     lines = []
-    for line in (
-        file.read_text(encoding="utf-8", errors="replace").splitlines()
-        if file.is_file()
-        else ()
-    ):
-        with contextlib.suppress(ValueError, RecursionError):
-            lines.append(json.loads(line))
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]
 
 

@@ -35,6 +35,7 @@ _PUBLISHED = (
     "ViT-B-32.json",
     "ViT-B-16.json",
 )
+_STEMS_OF_OPEN_CLIP = {Path(name).stem for name in HUB_WEIGHTS_FILES}
 _SIZES = {"input_resolution", "context_length", "vocab_size"}
 _HALF = {torch.float16, torch.float32}  # as OpenAI's convert_weights leaves them
 
@@ -54,12 +55,12 @@ def load(
         return of_vectors(
             *cloome_towers(path, {k: file.tensors[name] for k, name in keys.items()})
         )
-    is_checkpoint = bool(file.checkpoint)
-    if is_checkpoint and ("logit_inv_tau" in keys or "logit_scale" not in keys):
-        return _ml_jku(path, file, keys)
+    if file.checkpoint:
+        if "logit_inv_tau" in keys or "logit_scale" not in keys:
+            return _ml_jku(path, file, keys)
+        return create(_name_of_towers(path))
     has_sizes = file.is_script or not _SIZES.isdisjoint(file.tensors)
-    has_name_of_open_clip = path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}
-    if is_checkpoint or (has_name_of_open_clip and not has_sizes):
+    if path.stem in _STEMS_OF_OPEN_CLIP and not has_sizes:
         return create(_name_of_towers(path))
     if "text_projection" not in file.tensors:
         raise InputError(
@@ -135,12 +136,16 @@ def _stored_heads(path: Path, checkpoint: Mapping[str, Any]) -> int:
     if named in _PUBLISHED:
         return 0
     if named is not None:
-        files = [path.with_name(Path(named).name)]
-    else:
-        names = (f"{path.stem}.json", Path(f"{checkpoint.get('name')}.json").name)
-        files = [path.with_name(name) for name in names]
-        files = [file for file in files if file.is_file()]
-    return int(read_json(files[0]).get("transformer_heads", 0)) if files else 0
+        return _heads_in(path.with_name(Path(named).name))
+    for name in (f"{path.stem}.json", f"{checkpoint.get('name')}.json"):
+        file = path.with_name(Path(name).name)
+        if file.is_file():
+            return _heads_in(file)
+    return 0
+
+
+def _heads_in(file: Path) -> int:
+    return int(read_json(file).get("transformer_heads", 0))
 
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
