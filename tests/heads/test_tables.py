@@ -125,9 +125,12 @@ def test_every_door_takes_a_table(tmp_path, monkeypatch, caplog):
     assert (x == rows["a"]).all() and (y == rows["b"]).all()
     heads.save("saved")
     words = "match saved --a a.tsv --b more.csv --top 1 --out hits.csv --device cpu"
+    words += " --a-ids a.tsv:sample"
     assert cli.main(words.split()) == 0
     with (tmp_path / "hits.csv").open(newline="") as file:
-        hits = [int(hit["b"]) for hit in csv.DictReader(file)]
+        lines = [*csv.DictReader(file)]
+    assert [line["a"] for line in lines] == [f"S{row}" for row in range(N)]
+    hits = [int(line["b"]) for line in lines]
     scores = rows["a"].astype(float) @ rows["b"].astype(float).T
     assert hits == scores.argmax(1).tolist()
     words = "eval saved run --a a.tsv --b more.csv --out report --device cpu"
@@ -175,7 +178,11 @@ def test_what_is_no_table_of_columns_is_refused(tmp_path, monkeypatch, capsys):
     for column, error in (
         (
             texts,
-            "'note' holds 360 different texts in 360 rows, too many for categories",
+            "'note' holds 360 different texts in 360 rows, such as 'a cell of the 0th",
+        ),
+        (
+            [*range(N - 1), "n.d."],
+            "'note' holds 360 different texts in 360 rows, such as 'n.d.'",
         ),
         ([f"{row}:00:00" for row in range(10, 20)] * 40, "'note' holds time32[s]"),
     ):
@@ -239,3 +246,23 @@ def test_data_frames_are_split_and_searched():
     assert search.best_params_ == {"standardise": "column"}
     plain = ContrastiveHeads("cca").fit(b.to_numpy(), a)
     assert (plain.transform(b.to_numpy(), a)[1] == y).all()
+
+
+def test_a_stranger_s_table_is_checked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained(tmp_path, "--objective", "cca")
+    assert cli.main(["export", "run", "--to", "cloob", "--out", "model"]) == 0
+    capsys.readouterr()
+    file = tmp_path / "model/vectors.json"
+    config = json.loads(file.read_text())
+    column = {"name": "mass", "kind": "number"}
+    for tables, error in (
+        ("x", "a valid tuple"),
+        ([{"columns": 3}, None], "a valid tuple"),
+        ([{"columns": [{**column, "median": "x"}]}, None], "a valid number"),
+        ([{"columns": [column]}, None], "takes an array (n, 10), not (400, 1)"),
+    ):
+        file.write_text(json.dumps({**config, "tables": tables}))
+        assert cli.main(["embed", "model", "--a", "a.csv", "--out", "x.npy"]) == 2
+        said = capsys.readouterr().err
+        assert error in said and said.count("\n") == 1

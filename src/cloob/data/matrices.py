@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -86,23 +86,29 @@ def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
 def read_weights(spec: str, n: int) -> np.ndarray:
     """(n,) numbers of 0 or more: lines of a text, or a column in one of ``FORMS``."""
     if _is_text(spec):
-        try:
-            weights = np.array([float(line) for line in _lines(spec)])
-        except ValueError as error:
-            raise InputError(f"{spec}: {error}; a number a line is expected") from None
-    else:
-        weights = _read(spec, 1, "biuf", "one number a row is expected")
-    if len(weights) != n:
-        raise InputError(f"{spec} has {len(weights):,} numbers for {n:,} pairs")
-    return not_negative(spec, weights.astype(np.float64))
+        return checked_weights(spec, _lines(spec), n)
+    weights = _read(spec, 1, "biuf", "one number a row is expected")
+    return checked_weights(spec, weights, n)
 
 
-def not_negative(name: str, weights: np.ndarray) -> np.ndarray:
-    """The weights; InputError for one that is negative or not finite."""
+def checked_weights(name: str, values: Any, n: int) -> np.ndarray:
+    """(n,) float64 weights of 0 or more, of numbers or texts of such; InputError for
+    others, or where fewer than two are not 0.
+    """
+    try:
+        weights = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: {error}; a number a row is expected") from None
+    if weights.shape != (n,):
+        raise InputError(f"{name} has shape {weights.shape}; ({n},) is expected")
     is_bad = ~(np.isfinite(weights) & (weights >= 0))
     if is_bad.any():
         row = int(is_bad.argmax())
         raise InputError(f"{name}: row {row} is {weights[row]:g}; 0 or more is right")
+    if not (weights > 0).sum() > 1:
+        raise InputError(
+            f"{name}: fewer than two weights are not zero; nothing can be learned"
+        )
     return weights
 
 

@@ -205,9 +205,12 @@ def fitted_column(table: str, column: Column, cells: np.ndarray) -> Column:
         return Column(column.name, column.kind, (), median, has_flag)
     places = np.unique(present).astype(int)
     if len(places) > min(MAX_LEVELS, max(LEAST_TEXTS, len(cells) // 5)):
+        texts = [text for text in column.levels if as_number(text) is None]
+        example = [*texts, column.levels[0]][0]
         raise InputError(
             f"{table}: column {column.name!r} holds {len(places):,} different texts in"
-            f" {len(cells):,} rows, too many for categories: --drop {column.name!r}"
+            f" {len(cells):,} rows, such as {example[:40]!r}, too many for"
+            f" categories: --drop {column.name!r}"
             " leaves it out; texts become vectors by a sentence encoder (`cloob train"
             " align` has one for captions)"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cloob.data.matrices import not_negative
+from cloob.data.matrices import checked_weights
 from cloob.data.table import Coded, Table, is_table
 from cloob.data.vectors import VectorPairs, as_cells, usable_pairs
 from cloob.errors import InputError, counted
@@ -49,7 +49,8 @@ def pairs_of(
         digests = [id_digest(text) for text in texts_of("groups", groups, n)]
         pairs = dataclasses.replace(pairs, groups=np.array(digests))
     if weights is not None:
-        numbers = weights_of("weights", weights, n)
+        weights = as_array("weights", weights)
+        numbers = checked_weights("weights", weights, n)
         pairs = dataclasses.replace(pairs, weights=numbers)
     return pairs
 
@@ -85,23 +86,6 @@ def texts_of(name: str, values: Iterable[Any], n: int) -> list[str]:
             " it is unknown"
         )
     return texts
-
-
-def weights_of(name: str, values: Any, n: int) -> np.ndarray:
-    """(N,) float64 weights of 0 or more."""
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
-    try:
-        weights = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: a number for every row is expected") from None
-    if weights.shape != (n,):
-        raise InputError(f"{name} has shape {weights.shape}; ({n},) is expected")
-    not_negative(name, weights)
-    if not (weights > 0).sum() > 1:
-        raise InputError(
-            f"{name}: fewer than two weights are not zero; nothing can be learned"
-        )
-    return weights
 
 
 def as_rows(name: str, rows: Any) -> Any:
