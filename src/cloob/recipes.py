@@ -14,6 +14,7 @@ from typing import Any, Literal, overload
 from cloob.errors import InputError, nearest
 from cloob.family import ALIASES, FAMILY, ObjectiveName
 from cloob.heads.config import HeadsConfig
+from cloob.heads.settings import ClosedForm
 from cloob.training.config import TrainConfig
 
 __all__ = ["HEADS", "RECIPES", "describe", "get_recipe"]
@@ -26,7 +27,7 @@ HEADS = tuple(name for name, settings in RECIPES.items() if settings.get("heads"
 """Those of heads, whose configuration is a ``HeadsConfig``."""
 _CHOOSING = ("align", "vectors")
 _SCALES = {"published": {name: member.starts for name, member in FAMILY.items()}}
-HeadObjective = ObjectiveName | Literal["auto", "cca"]
+HeadObjective = ObjectiveName | ClosedForm | Literal["auto"]
 
 
 @overload
@@ -53,7 +54,7 @@ def get_recipe(
         name: One of ``RECIPES``; ``_`` counts as ``-``.
         objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings
             for all. Left out, it is CLOOB; for ``align`` and ``vectors`` held-out pairs
-            choose (``"auto"``). Heads also have ``"cca"``.
+            choose (``"auto"``). Heads also have ``"cca"`` and ``"kcca"``.
         model: Name of the towers; the recipe's default when left out.
 
     Raises:

@@ -425,11 +425,14 @@ def test_heads_of_align_with_their_encoders(vit, tmp_path, is_joined):
         heads = [
             Head(image.features, 6, "mlp", columns="log"),
             Head(image.features, 6, standardise="column", columns="root"),
-            Head(text.features, 6, columns="ranks"),
+            Head(text.features, 6, "fourier", columns="ranks"),
             Head(text.features, 6),
         ]
         for head in heads:
-            head.fit(torch.randn(100, head.options["features"]))
+            rows = torch.randn(100, head.options["features"])
+            head.fit(rows)
+            if head.kind == "fourier":
+                head.draw_waves(rows, 1.0, seed=0)
     if is_joined:
         heads = [
             Members(heads[:2], side=0, rows=20),

@@ -9,9 +9,10 @@ from views import views
 
 import cloob
 from cloob import ContrastiveHeads, HeadSettings, cli
+from cloob.heads.settings import CLOSED_FORMS
 
 
-@pytest.mark.parametrize("objective", ["cca", "auto"])
+@pytest.mark.parametrize("objective", ["cca", "kcca", "auto"])
 def test_every_door_transforms_columns(objective, tmp_path, monkeypatch):
     """Large numbers ask for transforms; without them rows are others."""
     monkeypatch.chdir(tmp_path)
@@ -20,11 +21,11 @@ def test_every_door_transforms_columns(objective, tmp_path, monkeypatch):
     for name, side in sides.items():
         np.save(f"{name}.npy", side)
     words = "--a a.npy --b b.npy --device cpu"
-    of_loop = "" if objective == "cca" else "--epochs 3 --embed-dim 16"
+    of_loop = "" if objective in CLOSED_FORMS else "--epochs 3 --embed-dim 16"
     train = f"train vectors {words} --objective {objective} {of_loop} --refit --out run"
     assert cli.main(train.split()) == 0
     decisions = json.loads((tmp_path / "run/decisions.json").read_text())
-    of_closed = decisions if objective == "cca" else decisions["ridge"]
+    of_closed = decisions if objective in CLOSED_FORMS else decisions["ridge"]
     columns = of_closed["columns"]
     assert all(transform != "plain" for transform, _ in columns)
 
@@ -36,7 +37,7 @@ def test_every_door_transforms_columns(objective, tmp_path, monkeypatch):
         assert (np.load(f"{name}-rows.npy") == wanted.numpy()).all()
     x, y = ContrastiveHeads.load("run", "cpu").transform(sides["a"], sides["b"])
     assert (x == rows["a"].numpy()).all() and (y == rows["b"].numpy()).all()
-    loop = {} if objective == "cca" else {"epochs": 3, "n_components": 16}
+    loop = {} if objective in CLOSED_FORMS else {"epochs": 3, "n_components": 16}
     heads = ContrastiveHeads(objective, **loop, device="cpu", random_state=0)
     x, y = heads.fit(sides["a"], sides["b"]).transform(sides["a"], sides["b"])
     assert (x == rows["a"].numpy()).all() and (y == rows["b"].numpy()).all()

@@ -216,7 +216,7 @@ def split_views(n=500, seed=0):
 
 def test_both_starts_are_tried_and_what_finds_most_is_joined(caplog):
     caplog.set_level(logging.INFO, "cloob.heads")
-    a, b = views(800, noise=1.0)
+    a, b = views(800, (60, 40), noise=2.0)
     pairs, held_out = pairs_of(a, np.tanh(b)).split(0.2)
     lines = []
     fitted = choose(pairs, held_out, AUTO, on_epoch=lines.append)

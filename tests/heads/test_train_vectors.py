@@ -175,12 +175,15 @@ def test_python_trains_what_the_estimator_does(config, files):
     assert torch.allclose(rows, found, atol=1e-6)
 
 
+CHOSEN = ("columns", "ridge", "power", "bandwidth")
+
+
 def test_the_closed_form_is_solved_and_takes_no_other_settings(config, tmp_path):
     closed = config.override(objective="cca", embed_dim=None, warmup=None)
     run = cloob.train_heads(closed).run
     model = cloob.load_model(run)
     decisions = json.loads((run / "decisions.json").read_text())
-    chosen = {key: decisions[key] for key in ("ridge", "power", "columns")}
+    chosen = {key: decisions[key] for key in CHOSEN}
     assert model.objective_config == {"closed_form": "cca", **chosen}
     assert lines(run / "epochs.jsonl")[0]["val_recall"] > 0.6
     assert cloob.train_heads(closed.override(resume="auto")).already_finished

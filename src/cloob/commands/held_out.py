@@ -17,6 +17,7 @@ import cloob
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.heads.config import HeadsConfig, read_config
+from cloob.heads.settings import CLOSED_FORMS
 from cloob.models.importing import read_json
 from cloob.models.runs import (
     JOINED_FILE,
@@ -84,14 +85,15 @@ class Run:
             return []
         choices = []
         objective = self.objective
+        is_closed = objective in CLOSED_FORMS
         if objective == "auto":
             choices.append("objective")
         best = find_best(self.folder)
         checkpoint = self.weights.parent
-        if objective != "cca" and best is not None and best[0].samefile(checkpoint):
+        if not is_closed and best is not None and best[0].samefile(checkpoint):
             choices.append("epoch")
         joined = str(_read_joined(checkpoint).get("joined", ""))
-        if objective == "cca" or "cca" in joined or "closed form" in joined:
+        if is_closed or "cca" in joined or "closed form" in joined:
             choices.append("ridge")
         if joined:
             choices.append("members")

@@ -27,7 +27,12 @@ from cloob.heads.fitted import (
     recalls_of_ids,
 )
 from cloob.heads.head import Head, Heads, Members, fit_members, unit_rows
-from cloob.heads.settings import USUAL_SCALES, HeadSettings, check_held_out
+from cloob.heads.settings import (
+    USUAL_SCALES,
+    ClosedForm,
+    HeadSettings,
+    check_held_out,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +42,7 @@ STARTS: Sequence[str] = ("closed-form", "random")
 N_JUDGES = 2000  # held-out pairs that choose
 N_BANK = 1024  # training pairs of the bias against hubs
 N_HALVES = 20  # of the held-out ids or groups, which judge whether to join
+N_WAVED = 128  # columns of the narrower side, up to which waves are tried
 STRENGTHS = (0.0, 0.5)  # of the bias against hubs
 LEAST_WIDTH = 16  # of joined heads, for four columns of a bias
 
@@ -120,19 +126,17 @@ def choose(
     """
     settings = settings or HeadSettings()
     check_held_out(settings, holds_out=held_out is not None, advice="some")
-    plans = plans_of(settings, scales)
-    is_auto = settings.objective == "auto"
-    joins = is_auto or len(plans) > 1
-    closed = None
-    if joins or not plans or settings.start == "closed-form":
-        closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
-    fits = fit_all(pairs, held_out, plans, closed, folder, on_epoch, is_auto=is_auto)
-    if closed is not None:
-        fits.append(closed)
-    if not plans and on_epoch is not None:
-        on_epoch(fits[0].history[0])
+    closed = closed_form(pairs, held_out, settings)
+    plans = plans_of(settings, scales, closed)
+    if not plans:
+        assert closed is not None
+        fits = [closed]
+        if on_epoch is not None:
+            on_epoch(closed.history[0])
+    else:
+        fits = fit_all(pairs, held_out, settings, plans, closed, folder, on_epoch)
     chosen = Chosen(fits[0], Combination([0]))
-    if joins:
+    if joins(settings):
         assert held_out is not None
         chosen = join(pairs, held_out, settings, plans, fits)
     if settings.refit and held_out is not None:
@@ -143,19 +147,44 @@ def choose(
     return chosen.fitted
 
 
+def joins(settings: HeadSettings) -> bool:
+    """Whether heads may stand side by side."""
+    return settings.objective == "auto" or (settings.members or 1) > 1
+
+
+def closed_form(
+    pairs: VectorPairs, held_out: VectorPairs | None, settings: HeadSettings
+) -> FittedHeads | None:
+    """The closed form that heads start from or stand beside, or that is asked for; with
+    ``auto`` that of few columns or of waves of them, whichever finds more.
+    """
+    is_needed = settings.is_closed_form or settings.start == "closed-form"
+    if not is_needed and not joins(settings):
+        return None
+    plain = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
+    width = min(pairs.a.shape[1], pairs.b.shape[1])
+    is_open = settings.objective == "auto" and settings.start is None
+    if not is_open or settings.head == "linear" or width > N_WAVED:
+        return plain
+    beside = closed_beside(settings, pairs, "kcca")
+    columns = choice_of(plain.decisions).columns
+    waved = fit_closed_form(pairs, held_out, beside, columns=columns)
+    return max(plain, waved, key=lambda fitted: fitted.recall or 0.0)
+
+
 def fit_all(
     pairs: VectorPairs,
     held_out: VectorPairs | None,
+    settings: HeadSettings,
     plans: list[HeadSettings],
     closed: FittedHeads | None,
     folder: Path | None,
     on_epoch: OnEpoch | None,
-    *,
-    is_auto: bool,
 ) -> list[FittedHeads]:
-    """One fit after another; with ``auto`` each has to keep up with the closed form and
-    those before.
+    """One fit after another, and the closed form; with ``auto`` each has to keep up
+    with this and those before.
     """
+    is_auto = settings.objective == "auto"
     lead = 0.0
     if is_auto:
         assert closed is not None and held_out is not None
@@ -175,7 +204,7 @@ def fit_all(
         fits.append(fitted)
         if is_auto:
             lead = max(lead, fitted.recall or 0.0)
-    return fits
+    return fits if closed is None else [*fits, closed]
 
 
 def state_file(folder: Path | None, name: str) -> Path | None:
@@ -184,14 +213,20 @@ def state_file(folder: Path | None, name: str) -> Path | None:
 
 
 def plans_of(
-    settings: HeadSettings, scales: Mapping[str, dict[str, Any]]
+    settings: HeadSettings,
+    scales: Mapping[str, dict[str, Any]],
+    closed: FittedHeads | None,
 ) -> list[HeadSettings]:
-    """The settings of all heads that are fitted; none for the closed form."""
-    if settings.objective == "cca":
+    """The settings of all heads that are fitted; none for the closed form. With
+    ``auto`` some start from it, if it is linear.
+    """
+    if settings.is_closed_form:
         return []
     is_auto = settings.objective == "auto"
     name = OBJECTIVE if is_auto else settings.objective
-    usual_starts = STARTS if is_auto else STARTS[1:]
+    usual_starts = STARTS[1:]
+    if is_auto and closed is not None and name_of(closed) == "cca":
+        usual_starts = STARTS
     starts = usual_starts if settings.start is None else [settings.start]
     n_members = settings.members or len(usual_starts)
     usual = scales.get(name, {})
@@ -201,6 +236,12 @@ def plans_of(
         plan.override(seed=plan.seed + number, start=starts[number % len(starts)])
         for number in range(n_members)
     ]
+
+
+def name_of(closed: FittedHeads) -> ClosedForm:
+    """Which closed form it is."""
+    name: ClosedForm = closed.objective["closed_form"]
+    return name
 
 
 # --- what is joined ---
@@ -223,7 +264,7 @@ def join(
     names = [f"{plan.objective} {number}" for number, plan in enumerate(plans, 1)]
     parts = [
         Part.of(name, fitted.heads, judge, bank)
-        for name, fitted in zip([*names, "cca"], fits, strict=True)
+        for name, fitted in zip([*names, name_of(fits[-1])], fits, strict=True)
     ]
     width = settings.embed_dim or 0
     alone = [Combination([place]) for place in range(len(plans))]
@@ -246,7 +287,8 @@ def join(
     for plan, found in zip(plans, of_alone, strict=True):
         trials.append(trial_of(plan.objective, plan.start, found, units))
     closed_alone = several.index(Combination([len(plans)]))
-    trials.append(trial_of("cca", None, of_several[closed_alone], units))
+    name = name_of(fits[-1])
+    trials.append(trial_of(name, None, of_several[closed_alone], units))
     objective = {
         "chosen": plans[first].objective,
         "start": plans[first].start,
@@ -379,7 +421,7 @@ def refitted(
     closed = None
     if len(fits) > len(plans):
         choice = choice_of(fits[-1].decisions)
-        beside = closed_beside(settings, every)
+        beside = closed_beside(settings, every, name_of(fits[-1]))
         closed = fit_closed_form(every, None, beside, choice)
     again = []
     for place in chosen.combination.places:

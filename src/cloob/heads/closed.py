@@ -1,5 +1,6 @@
-"""Linear heads in closed form: regularised CCA (``cloob.functional.cca``) whose ridge
-and power held-out pairs choose.
+"""Heads in closed form: regularised CCA (``cloob.functional.cca``) of the columns
+(``"cca"``), or of random waves of them (``"kcca"``; Lopez-Paz et al. 2014), whose
+ridge, power and bandwidth held-out pairs choose.
 
 Pairs come in blocks of rows, and only their moments are kept, which add: files of any
 length take O(F²) memory. Of fewer pairs than columns the rows themselves are kept,
@@ -11,8 +12,8 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,15 @@ from cloob.errors import InputError
 from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
 from cloob.heads.columns import Both, choose_columns, prepared_head
 from cloob.heads.fitted import FittedHeads, Rows, recalls_of_ids
-from cloob.heads.head import Columns, Head
+from cloob.heads.head import N_WAVES, Columns, Head, Kind
 from cloob.heads.parts import sampled
-from cloob.heads.settings import HeadSettings
+from cloob.heads.settings import USUAL_DIM, ClosedForm, HeadSettings
 
 logger = logging.getLogger(__name__)
 
 RIDGES = (0.1, 0.01, 0.03, 0.3, 1.0, 3.0)
 POWERS = (1.0, 0.5, 2.0)
+BANDWIDTHS = (2.0, 1.0, 4.0)  # in median distances
 """What is tried, the usual first: it is taken without held-out pairs, and where they
 see no difference.
 """
@@ -47,9 +49,10 @@ Block = tuple[Tensor, Tensor, Tensor | None]
 class Choice:
     """What held-out pairs choose, and how columns are prepared."""
 
-    ridge: float
-    power: float
     columns: Both
+    ridge: float = RIDGES[0]
+    power: float = POWERS[0]
+    bandwidth: float | None = None  # of waves, if there are any
 
 
 def fit_closed_form(
@@ -57,44 +60,39 @@ def fit_closed_form(
     held_out: VectorPairs | None = None,
     settings: HeadSettings | None = None,
     choice: Choice | None = None,
+    columns: Both | None = None,
 ) -> FittedHeads:
     """The heads of the closed form.
 
     Args:
         pairs: The training pairs, which are read in blocks.
-        held_out: Pairs that choose ridge and power; None: the usual ones.
-        settings: ``standardise`` and ``embed_dim`` count.
+        held_out: Pairs that choose ridge, power and bandwidth; None: the usual ones.
+        settings: ``objective``, ``standardise`` and ``embed_dim`` count.
         choice: An earlier choice, which is taken again.
+        columns: How columns are prepared, where only this was chosen before.
 
     Returns:
-        The heads; ``decisions`` names ``ridge``, ``power`` and ``columns``.
+        The heads; ``decisions`` names ``columns``, ``ridge``, ``power`` and
+        ``bandwidth``.
 
     Raises:
         InputError: Fewer than two pairs or ids, or too wide.
     """
     settings = settings or HeadSettings(objective="cca")
-    if len(pairs) < 2:
-        raise InputError(f"{len(pairs)} pairs; a closed form needs 2 or more")
-    if len(np.unique(pairs.ids)) < 2:
-        raise InputError(f"{pairs.name}: all pairs have one id, so none is another")
-    most = max(2, min(pairs.a.shape[1], pairs.b.shape[1]))
-    width = settings.embed_dim or most
-    if width > most:
-        raise InputError(
-            f"embed_dim is {width}, but the closed form finds {most} directions at most"
-        )
-    columns = choose_columns(pairs, settings) if choice is None else choice.columns
-    rows = sampled(pairs)
-    heads = (
-        prepared_head(rows.a, columns[0], width),
-        prepared_head(rows.b, columns[1], width),
-    )
-    numbers = gathered(pairs, heads)
+    width = checked_width(pairs, settings)
     recall = None
     if choice is None:
-        choice = Choice(RIDGES[0], POWERS[0], columns)
+        choice = Choice(columns or choose_columns(pairs, settings))
+        if settings.objective == "kcca":
+            choice = choose_bandwidth(pairs, held_out, choice, width)
+        heads = prepared(pairs, choice, width)
+        numbers = gathered(pairs, heads)
         if held_out is not None:
-            choice, recall = choose_ridge(numbers, heads, held_out, columns, width)
+            choice, recall = choose_ridge(numbers, heads, held_out, choice)
+            log(settings.objective, choice)
+    else:
+        heads = prepared(pairs, choice, width)
+        numbers = gathered(pairs, heads)
     (directions,) = canonical_directions(numbers, [choice.ridge])
     matrices = directions.weighted(choice.power)
     heads[0].solve(numbers.mean_a, matrices[0][:, :width])
@@ -109,8 +107,38 @@ def fit_closed_form(
         "is_best": True,
     }
     decisions = {**asdict(choice), "columns": [list(way) for way in choice.columns]}
-    objective = {"closed_form": "cca", **decisions}
+    objective = {"closed_form": settings.objective, **decisions}
     return FittedHeads(heads, objective, [line], decisions)
+
+
+def checked_width(pairs: VectorPairs, settings: HeadSettings) -> int:
+    """The width of the heads' rows; InputError where there is no closed form."""
+    if len(pairs) < 2:
+        raise InputError(f"{len(pairs)} pairs; a closed form needs 2 or more")
+    if len(np.unique(pairs.ids)) < 2:
+        raise InputError(f"{pairs.name}: all pairs have one id, so none is another")
+    most = most_directions(pairs, settings.objective)
+    usual = USUAL_DIM if settings.objective == "kcca" else most
+    width = settings.embed_dim or usual
+    if width > most:
+        raise InputError(
+            f"embed_dim is {width}, but the closed form finds {most} directions at most"
+        )
+    return width
+
+
+def prepared(pairs: VectorPairs, choice: Choice, width: int) -> tuple[Head, Head]:
+    """Heads that prepare the columns as chosen, before they are solved."""
+    rows = sampled(pairs)
+    kind: Kind = "linear" if choice.bandwidth is None else "fourier"
+    heads = (
+        prepared_head(rows.a, choice.columns[0], width, kind),
+        prepared_head(rows.b, choice.columns[1], width, kind),
+    )
+    if choice.bandwidth is not None:
+        heads[0].draw_waves(rows.a, choice.bandwidth, seed=0)
+        heads[1].draw_waves(rows.b, choice.bandwidth, seed=1)
+    return heads
 
 
 def blocks_of(pairs: VectorPairs, heads: tuple[Head, Head]) -> Iterator[Block]:
@@ -127,7 +155,7 @@ def blocks_of(pairs: VectorPairs, heads: tuple[Head, Head]) -> Iterator[Block]:
 def gathered(pairs: VectorPairs, heads: tuple[Head, Head]) -> PairMoments | CentredRows:
     """The moments of all pairs; of fewer pairs than columns the rows, centred."""
     blocks = blocks_of(pairs, heads)
-    if len(pairs) >= max(pairs.a.shape[1], pairs.b.shape[1]):
+    if len(pairs) >= max(head.matrix.in_features for head in heads):
         moments = (PairMoments.of(*block) for block in blocks)
         return functools.reduce(operator.add, moments)
     a, b, weights = zip(*blocks, strict=True)
@@ -135,52 +163,92 @@ def gathered(pairs: VectorPairs, heads: tuple[Head, Head]) -> PairMoments | Cent
     return CentredRows.of(torch.cat(a), torch.cat(b), all_weights)
 
 
+def choose_bandwidth(
+    pairs: VectorPairs, held_out: VectorPairs | None, choice: Choice, width: int
+) -> Choice:
+    """The choice with the bandwidth that finds most with the usual ridge and power."""
+    choices = [replace(choice, bandwidth=bandwidth) for bandwidth in BANDWIDTHS]
+    if held_out is None:
+        return choices[0]
+    some = pairs.at_most(BLOCK)
+    found = []
+    for one in choices:
+        heads = prepared(some, one, width)
+        numbers = gathered(some, heads)
+        ways = RIDGES[:1], POWERS[:1]
+        found.append(choose_ridge(numbers, heads, held_out, one, *ways))
+    return max(found, key=lambda chosen: chosen[1])[0]
+
+
 def choose_ridge(
     numbers: PairMoments | CentredRows,
     heads: tuple[Head, Head],
     held_out: VectorPairs,
-    columns: Both,
-    width: int,
+    choice: Choice,
+    ridges: Sequence[float] = RIDGES,
+    powers: Sequence[float] = POWERS,
 ) -> tuple[Choice, float]:
     """The choice with the best recall on held-out pairs, and this; by float32, as a
     difference that it does not see is none.
     """
+    width = heads[0].matrix.out_features
     judges = Rows.of(held_out, N_JUDGES)
     numbers = numbers.single()
     judged_a = heads[0].standardised(judges.a) - numbers.mean_a
     judged_b = heads[1].standardised(judges.b) - numbers.mean_b
     found: dict[Choice, float] = {}
-    solutions = canonical_directions(numbers, RIDGES)
-    for ridge, directions in zip(RIDGES, solutions, strict=True):
+    solutions = canonical_directions(numbers, ridges)
+    for ridge, directions in zip(ridges, solutions, strict=True):
         a, b = judged_a @ directions.a[:, :width], judged_b @ directions.b[:, :width]
-        for power in POWERS:
+        for power in powers:
             weights = directions.correlations[:width] ** power
             x, y = F.normalize(a * weights, dim=1), F.normalize(b * weights, dim=1)
             recall = float(recalls_of_ids(x, y, judges.ids).mean())
-            found[Choice(ridge, power, columns)] = recall
-    choice = max(found, key=lambda one: found[one])
+            found[replace(choice, ridge=ridge, power=power)] = recall
+    best = max(found, key=lambda one: found[one])
+    return best, found[best]
+
+
+def log(objective: str, choice: Choice) -> None:
+    """Says what held-out pairs chose."""
+    bandwidth = ""
+    if choice.bandwidth is not None:
+        bandwidth = f", bandwidth {choice.bandwidth:g}"
     logger.info(
-        "cca: ridge %g, power %g (the best of %d on held-out pairs); columns of a %s;"
+        "%s: ridge %g, power %g%s (the best of %d on held-out pairs); columns of a %s;"
         " of b %s",
+        objective,
         choice.ridge,
         choice.power,
-        len(found),
+        bandwidth,
+        len(RIDGES) * len(POWERS),
         *choice.columns,
     )
-    return choice, found[choice]
 
 
-def closed_beside(settings: HeadSettings, pairs: VectorPairs) -> HeadSettings:
+def closed_beside(
+    settings: HeadSettings, pairs: VectorPairs, form: ClosedForm = "cca"
+) -> HeadSettings:
     """The settings of the closed form beside heads, or alone: beside them it is no
     wider than its columns allow.
     """
+    if settings.is_closed_form:
+        return settings
     width = settings.embed_dim
-    if width is not None and settings.objective != "cca":
-        width = min(width, max(2, min(pairs.a.shape[1], pairs.b.shape[1])))
-    return HeadSettings("cca", embed_dim=width, standardise=settings.standardise)
+    if width is not None:
+        width = min(width, most_directions(pairs, form))
+    return HeadSettings(form, embed_dim=width, standardise=settings.standardise)
+
+
+def most_directions(pairs: VectorPairs, form: str) -> int:
+    """How many a closed form finds."""
+    if form == "kcca":
+        return N_WAVES
+    return max(2, min(pairs.a.shape[1], pairs.b.shape[1]))
 
 
 def choice_of(decisions: Mapping[str, Any]) -> Choice:
     """The choice among the decisions of a fit."""
     a, b = (Columns(*way) for way in decisions["columns"])
-    return Choice(decisions["ridge"], decisions["power"], (a, b))
+    ridge, power = decisions["ridge"], decisions["power"]
+    return Choice((a, b), ridge, power, decisions["bandwidth"])

@@ -16,7 +16,7 @@ from cloob.data.source import spread
 from cloob.data.vectors import VectorPairs
 from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.heads.fitted import Rows, recalls_of_ids, vary_unlike
-from cloob.heads.head import Columns, Head
+from cloob.heads.head import Columns, Head, Kind
 from cloob.heads.settings import HeadSettings
 
 WAYS = (
@@ -120,12 +120,14 @@ def recalls_of_half(train: Rows, judges: Rows, ways: Both) -> Tensor:
     return recalls_of_ids(x, y, judges.ids).mean(0)
 
 
-def prepared_head(rows: Tensor, way: Columns, width: int) -> Head:
-    """A linear head that prepares columns in this way, by these rows; left as they are
-    they are divided by one number, which a closed form does not see.
+def prepared_head(
+    rows: Tensor, way: Columns, width: int, kind: Kind = "linear"
+) -> Head:
+    """A head without a branch that prepares columns in this way, by these rows; left as
+    they are they are divided by one number, which a closed form does not see.
     """
     scaling = "one" if way.standardise == "none" else way.standardise
     with torch.random.fork_rng(devices=[]):  # its first weights are of no use
-        head = Head(rows.shape[1], width, standardise=scaling, columns=way.transform)
+        head = Head(rows.shape[1], width, kind, 0.0, scaling, way.transform)
     head.fit(rows)
     return head.eval()

@@ -30,7 +30,7 @@ from cloob.heads.arrays import fit_heads
 from cloob.heads.fitted import recalls_of_ids
 from cloob.heads.matrix import as_array, pairs_of
 from cloob.heads.pipeline import piped_rows
-from cloob.heads.settings import HeadSettings
+from cloob.heads.settings import CLOSED_FORMS, HeadSettings
 from cloob.models.aligned.model import Side, VectorEncoder, embed_rows
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
@@ -62,7 +62,7 @@ class ContrastiveHeads(
     Args:
         objective: ``"auto"``: held-out pairs choose one, and join its heads with
             others; else a member of the family, or ``"cca"``, linear heads in closed
-            form.
+            form, or ``"kcca"``, the same of random waves of the columns.
         inv_tau: Inverse temperature of the contrast; None: 10 for InfoLOOB and CLIP, 30
             for CLOOB.
         beta: Inverse temperature of the Hopfield retrieval; None for the objective's.
@@ -287,7 +287,7 @@ class ContrastiveHeads(
                 values[name] = value.item()
         del values["x_pipeline"], values["y_pipeline"]
         share = values.pop("validation_fraction")
-        is_closed = self.objective == "cca"
+        is_closed = self.objective in CLOSED_FORMS
         values["clean"] = str(self.clean) if self.clean else None
         if self.refit is None:
             values["refit"] = bool(share)

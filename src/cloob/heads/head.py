@@ -4,6 +4,7 @@ against hubs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,14 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cloob.data.source import spread
+
 Standardise = Literal["column", "one", "none"]
 Transform = Literal["plain", "root", "log", "ranks"]
-Kind = Literal["linear", "mlp"]
+Kind = Literal["linear", "mlp", "fourier"]
 Side = Literal["a", "b"]
 N_NEAREST = 10
 MAX_BIAS = 0.25
 SHARE = MAX_BIAS**0.5
 N_RANKS = 32
+N_WAVES = 512
+N_DISTANT = 500  # rows whose distances say how long a wave is
 
 
 class Columns(NamedTuple):
@@ -42,12 +47,14 @@ class Head(nn.Module):
     A ``"linear"`` head is dropout and a matrix. An ``"mlp"`` adds a branch of a hidden
     layer of 2 D, GELU and dropout to that matrix; its last matrix starts at zero, so
     that an mlp starts as the linear head. There is no layer norm: in rows of few
-    columns it would remove information.
+    columns it would remove information. A ``"fourier"`` head is a matrix of 512 cosines
+    of random waves, whose products approach a Gaussian kernel of rows (Rahimi and Recht
+    2007); ``draw_waves`` draws them, and its matrix is solved for.
 
     Args:
         features: Width F of the rows that come in.
         embed_dim: Width D of those that go out.
-        kind: ``"linear"`` or ``"mlp"``.
+        kind: ``"linear"``, ``"mlp"`` or ``"fourier"``.
         dropout: In front of a linear head's matrix, or in the hidden layer of an mlp.
         standardise: Every feature loses its mean, then ``"one"`` divides all by one
             number, ``"column"`` every column by its standard deviation (a constant one
@@ -70,6 +77,8 @@ class Head(nn.Module):
     mean_rest: Tensor  # what float32 cannot hold of the mean
     scale: Tensor
     knots: Tensor  # (33, F) quantiles of the training set
+    frequencies: Tensor  # (F, 512)
+    phases: Tensor  # (512,)
 
     def __init__(
         self,
@@ -98,10 +107,16 @@ class Head(nn.Module):
         self.register_buffer("mean_rest", torch.zeros(features))
         scales = features if standardise == "column" else ()
         self.register_buffer("scale", torch.ones(scales))
-        self.matrix = nn.Linear(features, embed_dim)
+        self.kind = kind
+        width = features
+        if kind == "fourier":
+            self.register_buffer("frequencies", torch.zeros(features, N_WAVES))
+            self.register_buffer("phases", torch.zeros(N_WAVES))
+            width = N_WAVES
+        self.matrix = nn.Linear(width, embed_dim)
         self.dropout: nn.Module = nn.Identity()
         self.branch: nn.Module | None = None
-        if kind == "linear":
+        if kind != "mlp":
             self.dropout = nn.Dropout(dropout)
             return
         hidden = nn.Linear(features, 2 * embed_dim)
@@ -136,8 +151,26 @@ class Head(nn.Module):
         self.scale.copy_(deviation.masked_fill(is_constant, 1.0))
 
     @torch.no_grad()
+    def draw_waves(self, features: Tensor, bandwidth: float, seed: int) -> None:
+        """Draws the waves of a ``"fourier"`` head.
+
+        Args:
+            features: (N, F) ones of the training set, after ``fit``.
+            bandwidth: Width of the kernel, in median distances of two rows.
+            seed: The two sides have waves of their own.
+        """
+        rows = self.scaled(features)
+        distances = torch.pdist(rows[spread(len(rows), min(N_DISTANT, len(rows)))])
+        apart = distances[distances > 0]
+        width = bandwidth * (float(apart.median()) if len(apart) else 1.0)
+        generator = torch.Generator().manual_seed(seed)
+        self.frequencies.normal_(generator=generator).div_(width)
+        self.phases.uniform_(0, 2 * math.pi, generator=generator)
+
+    @torch.no_grad()
     def solve(self, mean: Tensor, matrix: Tensor) -> None:
-        """Makes a linear head give (standardised features - mean) @ matrix, then zeros.
+        """Makes a head without a branch give (standardised features - mean) @ matrix,
+        then zeros.
 
         Args:
             mean: (F,).
@@ -184,7 +217,16 @@ class Head(nn.Module):
         return ranks / N_RANKS
 
     def standardised(self, features: Tensor) -> Tensor:
-        """The float32 features that the matrix takes; float64 ones lose their mean
+        """The float32 numbers that the matrix takes: scaled features, or waves of
+        them.
+        """
+        rows = self.scaled(features)
+        if self.kind != "fourier":
+            return rows
+        return torch.cos(rows @ self.frequencies + self.phases)
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """The float32 features without mean and scale; float64 ones lose their mean
         before they are rounded.
         """
         features = self.transformed(features)

@@ -433,7 +433,7 @@ def result_of(
     last = runs.read_lines(config.out / runs.EPOCHS_FILE)[-1]
     checkpoint = runs.latest_checkpoint(config.out)
     validation = runs.read_validation(checkpoint) or {}
-    n_epochs = 1 if config.objective == "cca" else config.epochs
+    n_epochs = 1 if config.is_closed_form else config.epochs
     return HeadsResult(
         config.out,
         last["epoch"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from annotated_types import Ge, Interval
 
@@ -22,6 +22,8 @@ from cloob.settings import (
     Positive,
 )
 
+ClosedForm = Literal["cca", "kcca"]
+CLOSED_FORMS: tuple[ClosedForm, ...] = get_args(ClosedForm)
 USUAL_DIM = 256
 USUAL_SCALES: dict[str, dict[str, Any]] = {
     "infoloob": {"inv_tau": 10.0},
@@ -48,9 +50,10 @@ class HeadSettings(ObjectiveSettings):
         'one'
     """
 
-    objective: Literal[ObjectiveName, "auto", "cca", "dcl"] = "auto"
+    objective: Literal[ObjectiveName, "auto", ClosedForm, "dcl"] = "auto"
     """auto: held-out pairs choose one and join it with others; cca: linear heads in
-    closed form; else a member of the family.
+    closed form; kcca: the same of 512 random waves of the columns, which approaches a
+    kernel; else a member of the family.
     """
     members: AtLeastOne | None = None
     """Heads of other first weights, joined with a closed form. Left out, 1; with auto 2
@@ -135,12 +138,17 @@ class HeadSettings(ObjectiveSettings):
         if self.objective == "auto":
             other = "the objective auto, which tries several"
             self.refuse((*SCALES, "retrieval_from"), other)
-        elif self.objective == "cca":
+        elif self.is_closed_form:
             names = (*SCALES, "retrieval_from", "members", "head", "dropout", "start")
-            other = "the objective cca, whose heads are matrices in closed form"
+            other = f"the objective {self.objective}, whose heads are in closed form"
             self.refuse((*names, *OF_THE_LOOP), other)
         else:
             self.check_member()
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether the heads are solved, and not trained."""
+        return self.objective in CLOSED_FORMS
 
     @property
     def retrieves(self) -> bool:
@@ -151,7 +159,7 @@ class HeadSettings(ObjectiveSettings):
         """As of every objective; the closed form also begins without the settings of
         the loop.
         """
-        if changes.get("objective") == "cca" and self.objective != "cca":
+        if changes.get("objective") in CLOSED_FORMS and not self.is_closed_form:
             fields = {field.name: field.default for field in dataclasses.fields(self)}
             changes = {**{name: fields[name] for name in OF_THE_LOOP}, **changes}
         return super().override(**changes)
@@ -170,7 +178,7 @@ def check_held_out(settings: HeadSettings, *, holds_out: bool, advice: str) -> N
         if settings.objective == "auto":
             raise InputError(f"objective is 'auto'; name another for {other}")
         settings.refuse(("members", "val_every", "best", "refit"), other)
-        if settings.patience and settings.objective != "cca":
+        if settings.patience and not settings.is_closed_form:
             raise InputError(
                 f"patience is {settings.patience}; it must be 0 with {other}"
             )

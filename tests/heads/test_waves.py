@@ -1,0 +1,112 @@
+"""The closed form of random waves: its equation, and when auto takes it."""
+
+import numpy as np
+import pytest
+import torch
+from views import pairs_of, views
+
+from cloob.heads.choose import choose
+from cloob.heads.closed import fit_closed_form
+from cloob.heads.head import N_WAVES, head_of, unit_rows
+from cloob.heads.settings import HeadSettings
+
+KCCA = HeadSettings("kcca", embed_dim=8, standardise="column")
+
+
+def folded_views(n=900, seed=0):
+    """No linear function of one side says much of the other."""
+    rng = np.random.default_rng(seed)
+    cause = rng.standard_normal((n, 3))
+    return cause, np.abs(cause) + 0.02 * rng.standard_normal((n, 3))
+
+
+def inverse_root(matrix):
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors / np.sqrt(values) @ vectors.T
+
+
+def solved_plainly(sides, heads, ridge, power):
+    """(n, n) cosines by the equations of ``cloob.functional.cca``, in float64."""
+    rows, covariances = [], []
+    for side, head in zip(sides, heads, strict=True):
+        scaled = (side - side.mean(0)) / side.std(0)
+        frequencies, phases = head.frequencies.numpy(), head.phases.numpy()
+        waves = np.cos(scaled @ frequencies.astype(float) + phases)
+        rows.append(waves - waves.mean(0))
+        covariance = rows[-1].T @ rows[-1] / len(side)
+        size = np.trace(covariance) / N_WAVES
+        covariances.append(covariance + ridge * size * np.eye(N_WAVES))
+    roots = [inverse_root(covariance) for covariance in covariances]
+    u, s, vt = np.linalg.svd(roots[0] @ rows[0].T @ rows[1] @ roots[1] / len(side))
+    weights = s[:8] ** power
+    x = rows[0] @ roots[0] @ u[:, :8] * weights
+    y = rows[1] @ roots[1] @ vt.T[:, :8] * weights
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y /= np.linalg.norm(y, axis=1, keepdims=True)
+    return x @ y.T
+
+
+@pytest.mark.parametrize("n", [200, 900])
+def test_it_is_the_algebra_of_waves(n):
+    a, b = folded_views(n)
+    train, held_out = pairs_of(a, b).split(0.2)
+    fitted = fit_closed_form(train, held_out, KCCA)
+    chosen = fitted.decisions
+    places = train.rows[:, 0]
+    sides = a[places], b[places]
+    wanted = solved_plainly(sides, fitted.heads, chosen["ridge"], chosen["power"])
+    x, y = (
+        unit_rows(head, torch.from_numpy(side))
+        for head, side in zip(fitted.heads, sides, strict=True)
+    )
+    np.testing.assert_allclose((x @ y.T).numpy(), wanted, atol=2e-3)
+
+
+def test_a_wave_is_as_long_as_rows_are_apart():
+    """In any unit and of repeated rows; a head without differences has some waves."""
+    a, b = folded_views(300)
+    first, scaled, repeated = (
+        fit_closed_form(pairs_of(side, other), None, KCCA).heads[0]
+        for side, other in (
+            (a, b),
+            (a * 1e6 + 1e7, b),
+            (a.repeat(3, 0), b.repeat(3, 0)),
+        )
+    )
+    assert first.frequencies.std() == pytest.approx(
+        float(scaled.frequencies.std()), rel=1e-3
+    )
+    assert first.frequencies.std() == pytest.approx(
+        float(repeated.frequencies.std()), rel=0.1
+    )
+    constant = fit_closed_form(pairs_of(np.ones((300, 2)), b), None, KCCA).heads[0]
+    assert constant.frequencies.isfinite().all()
+
+
+def test_it_finds_what_no_matrix_finds_and_is_stored():
+    train, held_out = pairs_of(*folded_views()).split(0.2)
+    waved = fit_closed_form(train, held_out, HeadSettings("kcca"))
+    plain = fit_closed_form(train, held_out, HeadSettings("cca"))
+    assert waved.recall > plain.recall + 0.2
+    rows = torch.from_numpy(folded_views()[0])
+    again = head_of(waved.heads[0].options)
+    again.load_state_dict(waved.heads[0].state_dict())
+    assert torch.equal(again(rows), waved.heads[0](rows))
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_auto_takes_the_closed_form_that_finds_more(folded):
+    a, b = folded_views() if folded else views(800, (60, 40), noise=2.0)
+    train, held_out = pairs_of(a, b).split(0.2)
+    settings = HeadSettings(epochs=2, device="cpu", refit=True)
+    fitted = choose(train, held_out, settings)
+    trials = fitted.decisions["objective"]["trials"]
+    tried = [(line["objective"], line["start"]) for line in trials]
+    if folded:
+        assert tried == [("infoloob", "random"), ("kcca", None)]
+    else:
+        starts = [("infoloob", "closed-form"), ("infoloob", "random")]
+        assert tried == [*starts, ("cca", None)]
+    assert (fitted.decisions["ridge"]["bandwidth"] is not None) == folded
+    linear = choose(train, held_out, settings.override(head="linear", epochs=1))
+    assert linear.decisions["ridge"]["bandwidth"] is None
