@@ -62,6 +62,7 @@ _OF_TRANSFORMERS = (
     *WEIGHTS_FILES,
     *(f"{name}{INDEX}" for name in WEIGHTS_FILES),
 )
+_HUB_WEIGHTS = {"": hf_clip.WEIGHTS, runs.CONFIG_FILE: runs.HUB_WEIGHTS_FILES}
 _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")
 
 
@@ -154,7 +155,7 @@ def find_model_folder(source: str | Path) -> Path | None:
         return folder / runs.MODEL_FOLDER
     if any((folder / name).is_file() for name in _OF_TRANSFORMERS):
         return None
-    raise InputError(f"{folder}: {_why_no_model(folder)}{_meant_file(folder)}")
+    raise InputError(f"{folder}: {_why_no_model(folder)}")
 
 
 def _why_no_model(folder: Path) -> str:
@@ -162,34 +163,29 @@ def _why_no_model(folder: Path) -> str:
         return "no such folder"
     if (folder / "adapter_config.json").is_file():
         return "a LoRA adapter; merge it (merge_and_unload) and save"
+    files = [path for path in folder.glob("*.p*") if path.suffix in WEIGHTS_ENDINGS]
+    meant = f"; did you mean {min(files)}?" if files else ""
     return (
         "no run (checkpoints/), no checkpoint (model/) and no model folder"
-        f" ({runs.CONFIG_FILE})"
+        f" ({runs.CONFIG_FILE}){meant}"
     )
 
 
-def _meant_file(folder: Path) -> str:
-    files = [path for path in folder.glob("*.p*") if path.suffix in WEIGHTS_ENDINGS]
-    return f"; did you mean {min(files)}?" if files else ""
-
-
 def _load(source: str | Path) -> DualEncoder:
-    """The encoder of a source, by the reader of its kind."""
+    """The encoder of a source: its files are found, then read by their kind."""
     parsed = ModelSource.parse(source)
     if parsed.library:
         raise InputError(parsed.refusal())
-    folder = find_model_folder(source)
-    if folder is not None:
-        return _read_folder(folder)
     if parsed.kind == "hub":
         return _load_hub(parsed)
     if parsed.kind == "towers" and parsed.variant:
         return create_model(parsed.name, pretrained=parsed.variant, seed=0)
     if parsed.kind == "public":
         return _load_public(parsed)
-    if parsed.path is None or parsed.path.suffix == ".safetensors":
+    path = find_model_folder(source) or parsed.path
+    if path is None or path.suffix == ".safetensors":
         raise InputError(parsed.refusal())
-    return _read_foreign(parsed.path, parsed.port)
+    return _read_folder(path) if path.is_dir() else _read_file(path, parsed)
 
 
 def _load_public(source: ModelSource) -> DualEncoder:
@@ -197,19 +193,20 @@ def _load_public(source: ModelSource) -> DualEncoder:
     model = PUBLIC[source.name]
     folder = public_folder(source.name)
     files = [fetch_public(PublicFile(**file), folder) for file in model.files]
-    place = folder if len(files) > 1 else files[0]
-    return _read_foreign(place, source.port, model.config)
+    if len(files) > 1:
+        return _read_folder(folder)
+    return _read_file(files[0], source, model.config)
 
 
-def _read_foreign(
-    path: Path, port: bool, config: dict[str, Any] | None = None
+def _read_file(
+    path: Path, source: ModelSource, config: dict[str, Any] | None = None
 ) -> DualEncoder:
-    """Another program's file or folder; ``config`` of a crowsonkb file."""
+    """Another program's file; ``config`` of a crowsonkb file."""
     with translated(str(path)):
-        if path.is_dir():
-            return _family(path)(path)
         if path.suffix == ".pkl":
-            return other.load_crowsonkb(path, config, "exact" if port else "tanh")
+            return other.load_crowsonkb(
+                path, config, "exact" if source.port else "tanh"
+            )
         return torch_clip.load(
             path,
             lambda name: create_model(name, pretrained=str(path), seed=0),
@@ -217,55 +214,56 @@ def _read_foreign(
         )
 
 
-def _family(folder: Path) -> Callable[[Path], DualEncoder]:
-    """What loads a folder of transformers', by the ``model_type`` of its
-    ``config.json``.
-    """
-    check_folder(folder)
-    kind = str(read_json(folder / "config.json").get("model_type"))
-    if kind == "clip":
-        return hf_clip.load
-    if kind == "cloob":
-        return other.load_rinna
-    raise InputError(
-        f"{folder / 'config.json'}: model_type is {kind[:40]!r}; 'clip' (CLIPModel) or"
-        f" 'cloob' (rinna) is expected{_meant_file(folder)}"
-    )
-
-
 def _load_hub(source: ModelSource) -> DualEncoder:
     """A model of the hub; its configuration is checked before its weights are
     fetched.
     """
-    where, revision = source.text, source.variant or None
-
-    def weights(*choices: str) -> Path:
-        return fetch_first(source.name, where, choices, revision)
-
+    where = source.text
+    revision = source.variant or None
     with translated(where):
         extra = (HUB_FILE, RinnaTokenizer.FILE)
         folder = check_hub_model(source.name, where, *extra, revision=revision)
         file = runs.config_file(folder)
-        if not file.is_file():
-            load = _family(folder)
-            encoder = load(weights(*hf_clip.WEIGHTS))
+        kind = file.name if file.is_file() else ""
+        if kind == "":
+            _family(folder)
+        if kind == runs.ALIGNED_FILE:
+            encoders = encoders_here(read_json(file))
+            if encoders:
+                raise InputError(
+                    f"{where}: asks for {encoders[0]!r}, a folder of this machine"
+                )
+        choices = _HUB_WEIGHTS.get(kind, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE))
+        fetch_first(source.name, where, choices, revision)
+        if kind == runs.CONFIG_FILE:
+            return _read_towers(folder, where)
+        encoder = _read_folder(folder)
+        if kind == "":
             encoder.name = where
-            return encoder
-        if file.name == runs.CONFIG_FILE:
-            return _read_towers(weights(*runs.HUB_WEIGHTS_FILES), where)
-        encoders = encoders_here(read_json(file))
-        if file.name == runs.ALIGNED_FILE and encoders:
-            raise InputError(
-                f"{where}: asks for {encoders[0]!r}, a folder of this machine"
-            )
-        return _read_folder(weights(runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE))
+        return encoder
+
+
+def _family(folder: Path) -> Callable[[Path], DualEncoder]:
+    """What loads a folder of transformers', by the ``model_type`` of its
+    ``config.json``.
+    """
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    families = {"clip": hf_clip.load, "cloob": other.load_rinna}
+    if kind not in families:
+        raise InputError(
+            f"{folder / 'config.json'}: model_type is {kind[:40]!r}; 'clip' (CLIPModel)"
+            " or 'cloob' (rinna) is expected"
+        )
+    return families[kind]
 
 
 def _read_folder(folder: Path) -> DualEncoder:
     file = runs.config_file(folder)
-    with translated(str(file)):
+    is_ours = file.is_file()
+    with translated(str(file if is_ours else folder)):
         check_folder(folder)
-        return _READERS[file.name](folder)
+        read = _READERS[file.name] if is_ours else _family(folder)
+        return read(folder)
 
 
 def _read_aligned(folder: Path) -> DualEncoder:

@@ -79,11 +79,9 @@ class Graph:
         with translated(f"{self.path}: onnxruntime cannot run it"):
             if self._session is None:
                 self._session = self._open()
-            if self.pad is None:
-                return self._rows(items)
-            positions = np.arange(1, items.shape[1] + 1)
-            lengths = ((items != self.pad) * positions).max(1)
-            return self._rows_of_texts(items, lengths)
+            starts = range(0, len(items), _BATCH)
+            parts = [self._rows(items[start : start + _BATCH]) for start in starts]
+            return np.concatenate(parts)
 
     def _open(self) -> Any:
         """A session of onnxruntime for the graph, on the CPU."""
@@ -99,28 +97,15 @@ class Graph:
         return runtime.InferenceSession(graph, options, providers=providers)
 
     def _rows(self, items: npt.NDArray[Any]) -> Array:
-        """(n, embed_dim) float32 rows of the graph, in batches."""
+        """(n, embed_dim) float32 rows of a batch; texts without the padding that they
+        share.
+        """
+        if self.pad is not None:
+            longest = int((items != self.pad).any(axis=0).nonzero()[0].max()) + 1
+            items = items[:, : math.ceil(longest / _STEP) * _STEP]
         [source] = self._session.get_inputs()
-        parts = []
-        for start in range(0, len(items), _BATCH):
-            batch = np.ascontiguousarray(items[start : start + _BATCH])
-            [rows] = self._session.run(None, {source.name: batch})
-            rows = np.asarray(rows, np.float32)
-            parts.append(rows.reshape(len(batch), self.embed_dim))
-        return np.concatenate(parts)
-
-    def _rows_of_texts(
-        self, items: npt.NDArray[Any], lengths: npt.NDArray[np.int64]
-    ) -> Array:
-        """Texts of about equal length go together, without the padding they share."""
-        order = lengths.argsort(kind="stable")
-        parts = []
-        for start in range(0, len(items), _BATCH):
-            chosen = order[start : start + _BATCH]
-            longest = max(int(lengths[chosen].max()), 2)
-            cut = math.ceil(longest / _STEP) * _STEP
-            parts.append(self._rows(items[chosen, :cut]))
-        return np.asarray(np.concatenate(parts)[order.argsort()])
+        [rows] = self._session.run(None, {source.name: np.ascontiguousarray(items)})
+        return np.asarray(rows, np.float32).reshape(len(items), self.embed_dim)
 
 
 def _threads() -> int:
@@ -129,7 +114,7 @@ def _threads() -> int:
     if torch is not None:
         return int(torch.get_num_threads())
     chosen = os.environ.get("OMP_NUM_THREADS", "")
-    return int(chosen) if chosen.isdecimal() and int(chosen) else processors()
+    return int(chosen) if chosen.isdecimal() else processors()
 
 
 class PlainEncoder:
@@ -142,50 +127,37 @@ class PlainEncoder:
         file = folder / ONNX_FILE
         content = read_json(file)
         with translated(f"{file}: damaged"):
-            self.name = str(content["name"])
-            self.logit_scale = float(content["logit_scale"])
-            self.embed_dim = int(content["embed_dim"])
-            self.context_length = int(content["context_length"])
-            pad = None if content["pad"] is None else int(content["pad"])
-            self.settings = {
-                "precision": content["precision"],
-                "pad": pad,
-                "fingerprint": content["fingerprint"],
-            }
-            preprocess = dict(content["preprocess_cfg"])
-            self.preprocess_cfg = preprocess | {
-                key: tuple(preprocess[key]) for key in ("mean", "std")
-            }
-            self._transform = EvalTransform(preprocess)
-            self._mean, self._std = (
-                np.array(preprocess[key], np.float32).reshape(3, 1, 1)
-                for key in ("mean", "std")
-            )
             precision = str(content["precision"])
-            self.image_graph = Graph(
-                graph_file(folder, "image", precision), self.embed_dim
-            )
-            self.text_graph = Graph(
-                graph_file(folder, "text", precision), self.embed_dim, pad
-            )
+            digest = content["fingerprint"]
             # Else vectors of two models would mix.
-            if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(
+            if content["format"] != FORMAT or digest != graphs_digest(
                 folder, precision
             ):
                 raise ValueError(
                     "written in another format, or for other graphs; export the model"
                     " again"
                 )
+            self.name = str(content["name"])
+            self.logit_scale = float(content["logit_scale"])
+            self.embed_dim = int(content["embed_dim"])
+            self.context_length = int(content["context_length"])
+            self.preprocess_cfg = dict(content["preprocess_cfg"])
+            for key in ("mean", "std"):
+                self.preprocess_cfg[key] = tuple(self.preprocess_cfg[key])
+            self._transform = EvalTransform(self.preprocess_cfg)
+            pad = content["pad"]
+            image = graph_file(folder, "image", precision)
+            text = graph_file(folder, "text", precision)
+            self.image_graph = Graph(image, self.embed_dim)
+            self.text_graph = Graph(text, self.embed_dim, pad)
             self.tokenizer = read_tokenizer(
                 file, content["tokenizer"], self.context_length
             )
-            identity = json.dumps(
-                [self.settings, self.preprocess_cfg, self.logit_scale], sort_keys=True
-            )
-            # What ``cloob.models.load.fingerprint`` gives for the loaded encoder.
-            self.fingerprint = hashlib.blake2b(
-                identity.encode(), digest_size=16
-            ).hexdigest()
+        self.settings = {"precision": precision, "pad": pad, "fingerprint": digest}
+        identity = [self.settings, self.preprocess_cfg, self.logit_scale]
+        text_of_it = json.dumps(identity, sort_keys=True).encode()
+        # What ``cloob.models.load.fingerprint`` gives for the loaded encoder.
+        self.fingerprint = hashlib.blake2b(text_of_it, digest_size=16).hexdigest()
 
     @classmethod
     def open(cls, source: str) -> Self | None:
@@ -199,12 +171,13 @@ class PlainEncoder:
         return unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))
 
     def pictures(self, images: Sequence[Image]) -> Array:
-        pixels = np.stack([self._transform.array(image) for image in images]).astype(
-            np.float32
+        arrays = [self._transform.array(image) for image in images]
+        pixels = np.stack(arrays).astype(np.float32) / np.float32(255)
+        mean, std = (
+            np.array(self.preprocess_cfg[key], np.float32).reshape(3, 1, 1)
+            for key in ("mean", "std")
         )
-        return unit_rows(
-            self.image_graph((pixels / np.float32(255) - self._mean) / self._std)
-        )
+        return unit_rows(self.image_graph((pixels - mean) / std))
 
 
 def unit_rows(rows: Array) -> Array:
@@ -216,21 +189,15 @@ def unit_rows(rows: Array) -> Array:
 
 
 def graph_file(folder: Path, kind: str, precision: str = "float32") -> Path:
-    return (
-        folder
-        / "onnx"
-        / f"{_GRAPHS[kind]}{'_quantized' if precision == 'int8' else ''}.onnx"
-    )
+    end = "_quantized" if precision == "int8" else ""
+    return folder / "onnx" / f"{_GRAPHS[kind]}{end}.onnx"
 
 
 def graphs_digest(folder: Path, precision: str = "float32") -> str:
     """SHA-256 of both towers' graphs with their weights, kept in the cache."""
-    files = [graph_file(folder, kind, precision) for kind in ("image", "text")]
-    files += [
-        path
-        for file in files
-        if (path := file.with_name(f"{file.name}_data")).is_file()
-    ]
+    graphs = [graph_file(folder, kind, precision) for kind in ("image", "text")]
+    weights = [path.with_name(f"{path.name}_data") for path in graphs]
+    files = [*graphs, *filter(Path.is_file, weights)]
 
     def compute() -> str:
         state = hashlib.sha256()

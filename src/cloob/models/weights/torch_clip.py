@@ -52,28 +52,19 @@ def load(
     # Training over several GPUs puts "module." in front.
     keys = {key.removeprefix("module."): key for key in file.tensors}
     if is_cloome(keys):
-        return of_vectors(
-            *cloome_towers(path, {k: file.tensors[name] for k, name in keys.items()})
-        )
-    if file.checkpoint:
-        if "logit_inv_tau" in keys or "logit_scale" not in keys:
-            return _ml_jku(path, file, keys)
+        tensors = {name: file.tensors[key] for name, key in keys.items()}
+        return of_vectors(*cloome_towers(path, tensors))
+    lacks_scale = "logit_inv_tau" in keys or "logit_scale" not in keys
+    if file.checkpoint and lacks_scale:
+        return _ml_jku(path, file, keys)
+    if file.checkpoint or (path.stem in _STEMS_OF_OPEN_CLIP and not _has_sizes(file)):
         return create(_name_of_towers(path))
-    has_sizes = file.is_script or not _SIZES.isdisjoint(file.tensors)
-    if path.stem in _STEMS_OF_OPEN_CLIP and not has_sizes:
-        return create(_name_of_towers(path))
-    if "text_projection" not in file.tensors:
-        raise InputError(
-            f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
-        )
-    if not has_sizes and {tensor.dtype for tensor in file.tensors.values()} != _HALF:
-        logger.warning(
-            "%s: taken for OpenAI's weights: QuickGELU and heads of 64; if they are"
-            " open_clip's, give NAME/FILE (such as ViT-B-32/%s)",
-            path,
-            path.name,
-        )
-    return _openai(path, file.tensors)
+    return _openai(path, file)
+
+
+def _has_sizes(file: TorchFile) -> bool:
+    """Whether OpenAI's program wrote the file."""
+    return file.is_script or not _SIZES.isdisjoint(file.tensors)
 
 
 def _name_of_towers(path: Path) -> str:
@@ -96,8 +87,21 @@ def _name_of_towers(path: Path) -> str:
     return name
 
 
-def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
+def _openai(path: Path, file: TorchFile) -> DualEncoder:
     """The encoder of a file of OpenAI's; its scale as trained, at most 100."""
+    tensors = file.tensors
+    if "text_projection" not in tensors:
+        raise InputError(
+            f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
+        )
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if dtypes != _HALF and not _has_sizes(file):
+        logger.warning(
+            "%s: taken for OpenAI's weights: QuickGELU and heads of 64; if they are"
+            " open_clip's, give NAME/FILE (such as ViT-B-32/%s)",
+            path,
+            path.name,
+        )
     weights = {key: value for key, value in tensors.items() if key not in _SIZES}
     specials = ("<|startoftext|>", "<|endoftext|>")
     encoder = _encoder(path, _config(weights), specials, "kept")
