@@ -202,10 +202,10 @@ def test_what_is_of_a_fixed_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pkl").touch()
     names = [
-        "ViT-B/32/openai",
+        "ViT-B-32/openai",
         "crowsonkb/vit-b-16-laion400m-16:port",
-        "ViT-B/32",
-        "ViT-B/32/w.pkl",
+        "ViT-B-32",
+        "ViT-B-32/w.pkl",
         "hf-hub:a/b",
     ]
     assert [ModelSource.parse(name).is_public for name in names] == [

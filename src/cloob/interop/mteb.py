@@ -33,7 +33,6 @@ with command_line(__name__), needs("train"):
     from cloob.models.load import find_model_folder, load_model
     from cloob.models.runs import CONFIG_FILE
     from cloob.models.source import ModelSource
-    from cloob.pictures import upright
 
     require("mteb", "mteb")
 from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found, unused-ignore]
@@ -67,17 +66,9 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
                 if "text" in batch:
                     embedded.append(encoder.encode_text(list(batch["text"])))
                 if "image" in batch:
-                    pixels = torch.stack(
-                        [encoder.preprocess(upright(image)) for image in batch["image"]]
-                    )
-                    embedded.append(
-                        encoder.encode_image(
-                            pixels.to(getattr(encoder, "device", "cpu"))
-                        )
-                    )
-                rows.append(
-                    F.normalize(sum(embedded[1:], embedded[0]), dim=1).float().cpu()
-                )
+                    embedded.append(encoder.encode_image(list(batch["image"])))
+                both = F.normalize(torch.stack(embedded).sum(dim=0), dim=1)
+                rows.append(both.float().cpu())
         return torch.cat(rows)
 
 

@@ -263,11 +263,8 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
         parser.add_argument(
             flag, dest=option.name, default=option.default, **option.metadata
         )
-    if "--" in argv:
-        cut = list(argv).index("--")
-        values, rest = parser.parse_args(argv[:cut]), list(argv[cut + 1 :])
-    else:
-        values, rest = parser.parse_known_args(argv)
+    words = [word for word in argv if word != "--"]
+    values, rest = parser.parse_known_args(words)
     options = Options(**vars(values))
     try:
         options.build(gather=False)
@@ -307,19 +304,14 @@ def _check_options(options: Options, epochs: int) -> None:
         raise InputError(
             f"--cloob-inv-tau {inv_tau}: 1 to {MAX_INV_TAU:g} can be learned"
         )
-    if not 0 <= start < 1:
+    if not 0 <= start < 1 or math.ceil(start * epochs) >= epochs:
         raise InputError(
-            f"--cloob-retrieval-from {start:g}: a share of the epochs, from 0 to below"
-            " 1"
+            f"--cloob-retrieval-from {start:g}: a share of --epochs {epochs}, from 0,"
+            " that leaves a whole epoch that retrieves"
         )
     if start and not FAMILY[options.objective].hopfield:
         raise InputError(
             f"--cloob-retrieval-from: {options.objective} does not retrieve"
-        )
-    if start and math.ceil(start * epochs) >= epochs:
-        raise InputError(
-            f"--cloob-retrieval-from of --epochs {epochs} leaves no whole epoch that"
-            " retrieves"
         )
 
 

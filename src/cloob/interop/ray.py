@@ -71,26 +71,23 @@ class Embed:
                 errors[i].append(f"{error.reason}: {error.detail}")
         rows = self._empty(len(pictures))
         if pixels:
-            batch = torch.stack(list(pixels.values())).to(self.encoder.device)
             with evaluating(self.encoder):
-                embedded = self.encoder.encode_image(batch)
-            rows[list(pixels)] = embedded.float().cpu().numpy()
+                embedded = self.encoder.encode_image(torch.stack([*pixels.values()]))
+            rows[[*pixels]] = embedded.float().cpu().numpy()
         return rows, errors
 
     def _embed_texts(self, texts: Sequence[object]) -> tuple[np.ndarray, list[int]]:
         """Rows, and the places of the captions that are missing."""
-        captions: dict[int, str] = {}
-        missing = []
-        for i, text in enumerate(texts):
-            if isinstance(text, str) and text.strip():
-                captions[i] = str(text)
-            else:
-                missing.append(i)
+        present = [isinstance(text, str) and bool(text.strip()) for text in texts]
         rows = self._empty(len(texts))
-        if captions:
-            embedded = embed_texts(self.encoder, list(captions.values()))
-            rows[list(captions)] = embedded.numpy()
-        return rows, missing
+        if any(present):
+            captions = [
+                str(text)
+                for text, is_text in zip(texts, present, strict=True)
+                if is_text
+            ]
+            rows[present] = embed_texts(self.encoder, captions).numpy()
+        return rows, np.flatnonzero(np.logical_not(present)).tolist()
 
     def _empty(self, n: int) -> np.ndarray:
         return np.full((n, self.encoder.embed_dim), np.nan, np.float32)

@@ -51,18 +51,13 @@ from cloob.models.tokenizer import (
 )
 from cloob.models.towers import create_model, filled_towers, load_tokenizer
 from cloob.models.weights import hf_clip, other, torch_clip
-from cloob.models.weights.containers import INDEX, WEIGHTS_FILES, read_safetensors
+from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import Towers, fill
 
 Module = TypeVar("Module", bound=nn.Module)
 _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
-# packages that make modules of files
-_OF_TRANSFORMERS = (
-    "config.json",
-    *WEIGHTS_FILES,
-    *(f"{name}{INDEX}" for name in WEIGHTS_FILES),
-)
 _HUB_WEIGHTS = {"": hf_clip.WEIGHTS, runs.CONFIG_FILE: runs.HUB_WEIGHTS_FILES}
+# packages that make modules of files
 _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")
 
 
@@ -153,7 +148,7 @@ def find_model_folder(source: str | Path) -> Path | None:
         return folder
     if runs.config_file(folder / runs.MODEL_FOLDER).is_file():  # a checkpoint
         return folder / runs.MODEL_FOLDER
-    if any((folder / name).is_file() for name in _OF_TRANSFORMERS):
+    if (folder / "config.json").is_file():  # of transformers
         return None
     raise InputError(f"{folder}: {_why_no_model(folder)}")
 

@@ -85,8 +85,7 @@ class ModelSource:
     kind: Literal[
         "folder", "file", "hub", "public", "towers", "timm", "package", "unknown"
     ]
-    # OWNER/NAME, the public name, that of the towers as open_clip spells it, or the
-    # path
+    # OWNER/NAME, the public name, that of the towers, or the path
     name: str
     path: Path | None = None  # the file or folder; of NAME/FILE the file
     library: str = ""  # "timm", "hf" or "pypi" for what only a frozen encoder can be
@@ -187,17 +186,15 @@ def _public(text: str) -> ModelSource | None:
 
 
 def _towers(text: str) -> ModelSource | None:
-    """NAME, NAME/TAG, or NAME/FILE anywhere; a name may have slashes itself."""
-    names = known_models()
-    for slash in re.finditer("/", text):
-        name = _as_open_clip(text[: slash.start()])
-        variant = text[slash.end() :]
-        if name in names and Path(variant).is_file():
-            return ModelSource(text, "towers", name, Path(variant), variant=variant)
-        if name in names and "/" not in variant:
-            return ModelSource(text, "towers", name, variant=variant)
-    name = _as_open_clip(text)
-    return ModelSource(text, "towers", name) if name in names else None
+    """NAME, NAME/TAG, or NAME/FILE anywhere."""
+    name, _, variant = text.partition("/")
+    if name not in known_models():
+        return None
+    if variant and Path(variant).is_file():
+        return ModelSource(text, "towers", name, Path(variant), variant=variant)
+    return (
+        None if "/" in variant else ModelSource(text, "towers", name, variant=variant)
+    )
 
 
 def _why_unknown(text: str) -> str:
@@ -206,8 +203,8 @@ def _why_unknown(text: str) -> str:
     if path.suffix in WEIGHTS_ENDINGS:
         files = [file.name for file in path.parent.glob("*.*")]
         return f"{text}: no such file{_meant(path.name, files)}"
-    towers = _as_open_clip(text.rpartition("/")[0] or text)
-    meant = _meant(text, PUBLIC) or _meant(towers, known_models())
+    names = [*PUBLIC, *known_models()]
+    meant = _meant(text, names) or _meant(text.partition("/")[0], names)
     return (
         f"{text}: no such folder, and no NAME/TAG of open_clip such as RN50/openai"
         f"{meant}"
@@ -246,19 +243,11 @@ def _names_of_files() -> list[str]:
     return sorted(file.stem for file in folder.glob("*.json"))
 
 
-def _as_open_clip(name: str) -> str:
-    return name.replace("/", "-")
-
-
-def check_name(name: str) -> str:
-    """A model's name as open_clip spells it (``ViT-B/32`` is ``ViT-B-32``); InputError
-    if there is no such model.
-    """
-    spelled = _as_open_clip(name)
+def check_name(name: str) -> None:
+    """Raises InputError if there are no towers of this name."""
     names = known_models()
-    if spelled not in names:
-        raise InputError(f"unknown model {name!r}; {nearest(spelled, names)}")
-    return spelled
+    if name not in names:
+        raise InputError(f"unknown model {name!r}; {nearest(name, names)}")
 
 
 def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
@@ -272,15 +261,12 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
             needed.add(name)
         if library == "hf" or name == MINILM:
             needed.add("transformers")
-    missing = [
-        name
-        for name in sorted(needed)
-        if importlib.util.find_spec(name.replace("-", "_")) is None
-    ]
+    installed = importlib.util.find_spec
+    missing = [name for name in needed if not installed(name.replace("-", "_"))]
     if missing:
         raise InputError(
-            f"{', '.join(missing)}: not installed; {install('align')} brings the frozen"
-            f" encoders{otherwise}"
+            f"{', '.join(sorted(missing))}: not installed; {install('align')} brings"
+            f" the frozen encoders{otherwise}"
         )
 
 

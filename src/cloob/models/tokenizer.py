@@ -14,7 +14,6 @@ Settings, in ``open_clip_config.json`` or ``onnx.json``, have one of these kinds
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import html
 import json
 import re
@@ -200,17 +199,18 @@ def describe(tokenizer: Any) -> str:
     """What tells a tokenizer from others: its settings, its rules or vocabulary, and
     the tokens of a sentence.
     """
-    if isinstance(tokenizer, FileTokenizer):
-        rules = tokenizer.rules.to_str()
-    elif isinstance(tokenizer, RinnaTokenizer):
-        rules = hashlib.sha256(tokenizer.content).hexdigest()
-    else:  # of transformers, or without a vocabulary to be seen
-        theirs = getattr(tokenizer, "tokenizer", None)
-        rules = str(sorted(getattr(theirs, "get_vocab", dict)().items()))
+    theirs: Any = getattr(tokenizer, "tokenizer", None)  # of transformers
+    rules = getattr(tokenizer, "rules", None)
+    if rules is not None:
+        content = rules.to_str()
+    elif theirs is not None:
+        content = str(sorted(theirs.get_vocab().items()))
+    else:
+        content = str(getattr(tokenizer, "content", ""))
     tokens = None
     with contextlib.suppress(Exception):  # there is no tokenizer, or it is anybody's
         tokens = np.asarray(tokenizer([_SENTENCE])).tolist()
-    return f"{getattr(tokenizer, 'settings', None)} {tokens} {rules}"
+    return f"{getattr(tokenizer, 'settings', None)} {tokens} {content}"
 
 
 @dataclass(eq=False)
@@ -334,16 +334,11 @@ def read_tokenizer(
     match settings:
         case {"kind": "rinna"}:
             return RinnaTokenizer(file.parent / RinnaTokenizer.FILE, length)
-        case {"kind": "hub"} if not stored.is_file():
-            why = (
-                f"{file.parent}: no {HUB_FILE} in it; give tokens, or save the"
-                " tokenizer there"
-            )
-            return NoTokenizer(why, settings)
-        case {"kind": "json", "clean": _, "strip": _} | {"kind": "hub"}:
+        case {"kind": "hub" | "json"} if stored.is_file():
             return FileTokenizer(stored, length, settings)
-        case {"kind": "json"}:
-            raise InputError(f"{file}: its tokenizer lacks clean or strip")
+        case {"kind": "hub" | "json"}:
+            why = f"no {HUB_FILE} in it; give tokens, or save the tokenizer there"
+            return NoTokenizer(f"{file.parent}: {why}", settings)
         case {"kind": "clip", "specials": [start, end], "ending": ending}:
             if vocabulary is not None:
                 return clip_tokenizer(file, vocabulary, length, (start, end), ending)

@@ -52,7 +52,7 @@ def create_model(
     """Two towers with fresh or pretrained weights, in training mode.
 
     Args:
-        name: One of ``cloob train --list``; a ``/`` counts as ``-`` (``ViT-B/32``).
+        name: One of ``cloob train --list``.
         image_size: Side of the square input in pixels; ``None`` takes the
             configuration's.
         seed: Seed of the fresh weights; the same seed gives the same weights whatever
@@ -78,7 +78,7 @@ def create_model(
         >>> model.encode_image([Image.new("RGB", (64, 64), "red")]).shape
         torch.Size([1, 256])
     """
-    name = check_name(name)
+    check_name(name)
     place = resolve_device(device)
     library = open_clip()
     config = library.get_model_config(name)

@@ -142,12 +142,6 @@ class TorchFile(NamedTuple):
 def read_torch(path: Path) -> TorchFile:
     """The tensors of a file of torch's, and the (mapped) checkpoint around them."""
     zipped = zipfile.is_zipfile(path)
-    with path.open("rb") as file:
-        if not zipped and file.read(4) == b"PK\3\4":
-            raise InputError(
-                f"{path}: is cut short: it begins as a zip and lacks its end; get it"
-                " again"
-            )
     records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
         if "constants.pkl" in records:
@@ -206,23 +200,17 @@ def check_zip(path: Path) -> dict[str, int]:
         zipfile.ZipFile(path) as archive,
     ):
         infos = archive.infolist()
-        wrong = (
-            "two records of one name"
-            if len({info.filename for info in infos}) < len(infos)
-            else ""
-        )
-        if any(
-            info.compress_type != zipfile.ZIP_STORED and "/data/" in info.filename
-            for info in infos
-        ):
-            wrong = (
+        tensors = [info for info in infos if "/data/" in info.filename]
+        if len({info.filename for info in infos}) < len(infos):
+            raise zipfile.BadZipFile("two records of one name")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in tensors):
+            raise zipfile.BadZipFile(
                 "its tensors are compressed, as torch writes no file; save it with"
                 " torch.save"
             )
-        elif not wrong and (damaged := archive.testzip()) is not None:
-            wrong = f"{damaged} is not what was written"
-        if wrong:
-            raise zipfile.BadZipFile(wrong)
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is not what was written")
         return {info.filename.partition("/")[2]: info.file_size for info in infos}
 
 

@@ -68,16 +68,11 @@ def _has_sizes(file: TorchFile) -> bool:
 
 
 def _name_of_towers(path: Path) -> str:
-    """The name of a checkpoint's towers: of open_clip_train's params.txt, or of its
-    folder.
-    """
-    path = path.absolute()
-    name = path.parent.name
-    params = path.parents[1] / "params.txt"
-    if params.is_file():
-        text = params.read_text(encoding="utf-8")
-        found = re.search(r"^model: (.+)$", text, re.MULTILINE)
-        name = found[1].replace("/", "-") if found else name
+    """The name of a checkpoint's towers, by open_clip_train's params.txt."""
+    params = path.absolute().parents[1] / "params.txt"
+    text = params.read_text(encoding="utf-8") if params.is_file() else ""
+    found = re.search(r"^model: (.+)$", text, re.MULTILINE)
+    name = found[1].replace("/", "-") if found else ""
     if name not in known_models():
         raise InputError(
             f"{path}: open_clip's weights, which do not say their towers; give the"
