@@ -126,7 +126,7 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatc
         (["--", "--model", "coca_ViT-B-32"], "coca_ViT-B-32"),
         (
             ["--cloob-retrieval-from", "0.5", "--", "--epochs", "1"],
-            "--epochs 1 leaves no whole epoch that retrieves",
+            "a share of --epochs 1, from 0, that leaves a whole epoch",
         ),
     ],
 )
