@@ -54,10 +54,8 @@ def test_features_are_those_of_open_clip(changes, tmp_path):
     source = write_model(tmp_path / "model", **changes)
     folder = export(source, tmp_path / "out")
     encoder = load_model(source, device="cpu")
-    theirs, tokenizer = (
-        CLIPModel.from_pretrained(folder).eval(),
-        AutoTokenizer.from_pretrained(folder),
-    )
+    theirs = CLIPModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     cut = {
         "padding": True,
         "truncation": True,
@@ -110,15 +108,11 @@ def test_the_way_to_resize_comes_back(tmp_path):
         "mean": [0.5, 0.4, 0.3],
     }
     (source / "open_clip_config.json").write_text(json.dumps(config))
-    folder, original = (
-        export(source, tmp_path / "out"),
-        load_model(source, device="cpu"),
-    )
+    folder = export(source, tmp_path / "out")
+    original = load_model(source, device="cpu")
     here = load_model(folder, device="cpu")
-    assert (
-        here.preprocess_cfg["resize_mode"] == "squash"
-        and here.preprocess_cfg["interpolation"] == "bilinear"
-    )
+    assert here.preprocess_cfg["resize_mode"] == "squash"
+    assert here.preprocess_cfg["interpolation"] == "bilinear"
     same_rows(here, original)
     saved = (
         tmp_path / "saved"
@@ -213,7 +207,8 @@ def test_other_readers_give_our_rows(code, packages, exported, small, tmp_path):
         [python, "-c", code, *words], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    rows, model = np.load(tmp_path / "rows.npz"), load_model(small, device="cpu")
+    rows = np.load(tmp_path / "rows.npz")
+    model = load_model(small, device="cpu")
     assert np.abs(rows["texts"] - model.encode_text(["a dog"]).numpy()).max() < 1e-5
     assert (
         np.abs(
@@ -255,7 +250,8 @@ def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(
         (source / "open_clip_config.json").write_text(json.dumps(config))
     words = ("--out", str(tmp_path / "out"), "--to", "transformers")
     error = refused(capsys, "export", str(source), *words)
-    assert said in error and "--to onnx takes it" in error
+    assert said in error
+    assert "--to onnx takes it" in error
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -275,7 +271,8 @@ def test_a_tokenizer_that_gives_other_tokens_is_refused(
 
 
 def test_targets(exported, small, tmp_path, capsys):
-    words, overwrite = ("--to", "transformers"), ("--to", "transformers", "--overwrite")
+    words = ("--to", "transformers")
+    overwrite = ("--to", "transformers", "--overwrite")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     assert "exists and is no export" in refused(
@@ -327,7 +324,8 @@ def same_pictures_and_tokens(own, wanted, atol=1e-5):
     """Holds the rows of pictures and tokens of two encoders against each other."""
     for n in (1, 2, 7):
         source = torch.Generator().manual_seed(n)
-        size, length = wanted.image_size, wanted.context_length
+        size = wanted.image_size
+        length = wanted.context_length
         pixels = torch.randint(
             0, 256, (n, 3, size, size), dtype=torch.uint8, generator=source
         )
@@ -416,10 +414,8 @@ def test_other_programs_weights(tmp_path, name):
 def test_heads_of_align_with_their_encoders(vit, tmp_path, is_joined):
     """Whatever heads do to columns is part of the graphs."""
     words = write_bert(tmp_path / "bert")
-    image, text = (
-        open_image_encoder(str(vit), load_model),
-        open_text_encoder(f"hf:{words}", load_model),
-    )
+    image = open_image_encoder(str(vit), load_model)
+    text = open_text_encoder(f"hf:{words}", load_model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         heads = [
@@ -479,7 +475,8 @@ def test_int8_is_smaller_and_close(vit, tmp_path):
         encoding="utf-8"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
-    own, wanted = load_model(target, device="cpu"), load_model(vit, device="cpu")
+    own = load_model(target, device="cpu")
+    wanted = load_model(vit, device="cpu")
     assert own.config.settings["precision"] == "int8"
     assert (
         sum(path.stat().st_size for path in target.glob("onnx/text_model*"))
@@ -521,7 +518,8 @@ def test_rows_and_scores_are_the_models(tmp_path, dtype):
     node(
         "-e", "require('@huggingface/transformers'); console.log(0)"
     )  # skips before the export, which takes a while
-    source, folder = write_model(tmp_path / "small"), tmp_path / "exported"
+    source = write_model(tmp_path / "small")
+    folder = tmp_path / "exported"
     words = [
         "export",
         str(source),
@@ -538,7 +536,8 @@ def test_rows_and_scores_are_the_models(tmp_path, dtype):
         str(SCRIPT), str(folder), dtype, str(picture), json.dumps(ODD_TEXTS)
     )
     model = load_model(folder, device="cpu")
-    texts, pictures = model.encode_text(ODD_TEXTS), model.encode_image([picture])
+    texts = model.encode_text(ODD_TEXTS)
+    pictures = model.encode_image([picture])
     torch.testing.assert_close(torch.tensor(own_texts), texts, rtol=0, atol=1e-4)
     torch.testing.assert_close(torch.tensor(own_pictures), pictures, rtol=0, atol=1e-4)
     wanted = (

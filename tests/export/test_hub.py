@@ -46,11 +46,10 @@ def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(
     CLIPModel.from_pretrained(exported).save_pretrained(folder, max_shard_size="1MB")
     assert not (folder / "model.safetensors").exists()
     assert "open_clip_config.json" not in offer(hub, folder)
-    original, here = (
-        load_model(small, device="cpu"),
-        load_model(f"hf-hub:{NAME}", device="cpu"),
-    )
-    assert here.name == f"hf-hub:{NAME}" and here.objective_config == OBJECTIVE
+    original = load_model(small, device="cpu")
+    here = load_model(f"hf-hub:{NAME}", device="cpu")
+    assert here.name == f"hf-hub:{NAME}"
+    assert here.objective_config == OBJECTIVE
     same_rows(here, original)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), original)

@@ -12,7 +12,8 @@ import tiny_bert
 from cloob.distributed import rank
 from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss
 
-folder, kind = Path(sys.argv[1]), sys.argv[2]
+folder = Path(sys.argv[1])
+kind = sys.argv[2]
 torch.set_num_threads(1)
 model = tiny_bert.load(folder)
 columns = tiny_bert.pictures() if "pictures" in kind else tiny_bert.PAIRS

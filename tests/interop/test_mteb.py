@@ -35,10 +35,8 @@ def test_a_set_through_mteb(tmp_path, shared_data):
         if importlib.util.find_spec("mteb")
         else overlaid("mteb>=2.26,<3")
     )
-    data, model = (
-        shared_data / "zeroshot" / "tuxpaint-photos",
-        tiny_model(tmp_path / "model"),
-    )
+    data = shared_data / "zeroshot" / "tuxpaint-photos"
+    model = tiny_model(tmp_path / "model")
     out = tmp_path / "found.json"
     environment = {
         **os.environ,
@@ -64,10 +62,10 @@ def test_a_set_through_mteb(tmp_path, shared_data):
     assert found["scores"]["Pictograms"]["accuracy"] == pytest.approx(
         float(right.double().mean()), abs=1e-9
     )
-    assert found["model_name"] == f"cloob/{model}" and found["revision"] == folder_key(
-        model, "cpu"
-    )
-    assert found["embed_dim"] == encoder.embed_dim and found["known"] == [True, True]
+    assert found["model_name"] == f"cloob/{model}"
+    assert found["revision"] == folder_key(model, "cpu")
+    assert found["embed_dim"] == encoder.embed_dim
+    assert found["known"] == [True, True]
     assert found["norms"] == pytest.approx([1.0], abs=1e-6)
 
 
@@ -77,10 +75,8 @@ def test_parity_to_the_last_image(tmp_path, shared_data):
     from benchmarks.overlay import CLIP_BENCHMARK
 
     python = overlaid(*CLIP_BENCHMARK)
-    model, data = (
-        tiny_model(tmp_path / "model"),
-        shared_data / "zeroshot" / "road-signs",
-    )
+    model = tiny_model(tmp_path / "model")
+    data = shared_data / "zeroshot" / "road-signs"
     worker = Path(__file__).with_name("clip_benchmark_worker.py")
     done = subprocess.run(
         [python, str(worker), str(model), str(data)],

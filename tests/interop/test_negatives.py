@@ -19,7 +19,9 @@ from paper_loops import (
 )
 from support import on_ranks
 
-N, M, D = 5, 7, 4
+N = 5
+M = 7
+D = 4
 
 
 def rows(*sizes, dtype=torch.float64):
@@ -34,15 +36,16 @@ def rows(*sizes, dtype=torch.float64):
 
 def by_loops(objective, x, y, z):
     """The paper's loops, with the negatives among the candidates of the anchors x."""
-    inv_tau, documents = float(objective.inv_tau), [*y, *z]
-    anchors, positives, states = (x, documents), y, x
+    inv_tau = float(objective.inv_tau)
+    documents = [*y, *z]
+    anchors = (x, documents)
+    positives = y
+    states = x
     if objective.hopfield:
         retrieved = partial(retrieval_loop, beta=float(objective.beta))
-        anchors, positives, states = (
-            (retrieved(x, x), retrieved(documents, x)),
-            retrieved(y, y),
-            retrieved(x, y),
-        )
+        anchors = (retrieved(x, x), retrieved(documents, x))
+        positives = retrieved(y, y)
+        states = retrieved(x, y)
     both = contrast_loop(objective.contrast, *anchors, inv_tau)
     both += contrast_loop(objective.contrast, positives, states, inv_tau)
     return both * (1 / inv_tau if objective.scale == "paper" else 0.5)

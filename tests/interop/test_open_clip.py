@@ -28,7 +28,9 @@ for package in ("open_clip", "pandas", "webdataset"):
         package, reason='open_clip_train needs pip install -e ".[open-clip-train]"'
     )
 
-N, EPOCHS, LR = 8, 3, 0.3
+N = 8
+EPOCHS = 3
+LR = 0.3
 ANIMALS = ("cat", "dog", "horse", "snail")
 
 # open_clip_train asks for pinned memory on machines without an accelerator, too.
@@ -47,7 +49,8 @@ def features(n=6, d=5):
 
 def test_fixed_inv_tau_leaves_logit_scale_alone():
     x, y = features()
-    log_scale, bias = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-10.0))
+    log_scale = nn.Parameter(torch.tensor(1.0))
+    bias = nn.Parameter(torch.tensor(-10.0))
     loss = OpenClipLoss(ContrastiveObjective.cloob(inv_tau=20.0))
     model_out = {
         "image_features": x,
@@ -107,7 +110,8 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatc
         model, *transforms = main.create_model_and_transforms(
             "tiny-vit", init_logit_bias=-10.0, output_dict=True
         )
-    assert main.create_model_and_transforms is create and len(transforms) == 2
+    assert main.create_model_and_transforms is create
+    assert len(transforms) == 2
     assert "logit_bias" not in model(
         torch.zeros(1, 3, 64, 64), torch.zeros(1, 24, dtype=torch.int64)
     )
@@ -140,7 +144,8 @@ def world(tmp_path_factory):
     """As many pairs as a global batch holds, so that an epoch is one step on all of
     them; the weights to begin with.
     """
-    folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
     captions = [f"picture number {i} of a {ANIMALS[i % 4]}" for i in range(N)]
     for i in range(N):
         pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((16, 16, 1)))
@@ -237,7 +242,8 @@ def assert_same_training(found, expected, world):
     begin = torch.load(world.start)
     for name, value in expected[1].items():
         if name != "logit_scale":
-            step, error = value - begin[name], found[1][name] - value
+            step = value - begin[name]
+            error = found[1][name] - value
             assert float(error.norm()) < 1e-3 * float(step.norm()) + 1e-7, name
 
 
@@ -248,7 +254,8 @@ def own_logging():
     """
     root = logging.getLogger()
     loggers = [root, *(logging.getLogger(name) for name in root.manager.loggerDict)]
-    handlers, levels = root.handlers[:], [logger.level for logger in loggers]
+    handlers = root.handlers[:]
+    levels = [logger.level for logger in loggers]
     yield
     for handler in set(root.handlers) - set(handlers):
         root.removeHandler(handler)
@@ -278,7 +285,8 @@ def test_accumulation_equals_the_whole_batch(joins, world, tmp_path):
     )
     with own_logging():
         assert run([*ours, *theirs]) == 0
-    found, each = outcome(tmp_path), iter(joins)
+    found = outcome(tmp_path)
+    each = iter(joins)
 
     def expected(x, y, scale):
         return cloob_reference(x, y, 25.0, 6.0, hopfield=next(each)) + 0.0 * scale
@@ -286,7 +294,8 @@ def test_accumulation_equals_the_whole_batch(joins, world, tmp_path):
     assert_same_training(found, plain_loop(world, expected), world)
     assert float(found[1]["logit_scale"]) == pytest.approx(math.log(25.0))
     log = (tmp_path / "run" / "out.log").read_text()
-    assert "Logit Scale: 25.000" in log and "clip_val_loss" in log
+    assert "Logit Scale: 25.000" in log
+    assert "clip_val_loss" in log
     assert "'beta': 6.0" in (tmp_path / "run" / "params.txt").read_text()
 
 
@@ -302,7 +311,8 @@ def test_clip_equals_open_clip_trains_own_loss(world, tmp_path):
         main(theirs)
     with own_logging():
         assert run(["--cloob-objective=clip", "--", *ours]) == 0
-    found, expected = outcome(tmp_path / "ours"), outcome(tmp_path / "theirs")
+    found = outcome(tmp_path / "ours")
+    expected = outcome(tmp_path / "theirs")
     assert_same_training(found, expected, world)
     torch.testing.assert_close(found[1]["logit_scale"], expected[1]["logit_scale"])
     assert float(found[1]["logit_scale"]) != float(
@@ -372,7 +382,8 @@ def test_two_processes_that_accumulate_equal_one(learned, world, tmp_path):
     launch(
         ours, arguments(world, tmp_path, "--accum-freq=2", f"--batch-size={N // 4}"), 2
     )
-    found, expected = outcome(tmp_path), plain_loop(world, loss)
+    found = outcome(tmp_path)
+    expected = plain_loop(world, loss)
     assert_same_training(found, expected, world)
     if learned:
         torch.testing.assert_close(

@@ -36,7 +36,8 @@ def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path):
         "error",
         "text_embedding",
     ]
-    assert list(found["id"]) == [0, 1, 2] and list(map(bool, found["error"])) == [
+    assert list(found["id"]) == [0, 1, 2]
+    assert list(map(bool, found["error"])) == [
         False,
         True,
         False,
@@ -54,7 +55,8 @@ def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path):
         found["text_embedding"], embed_texts(encoder, ["a", "b", "c"]), atol=1e-6
     )
     none = Embed(str(model), device="cpu")({"bytes": np.array([b"x"], object)})
-    assert np.isnan(none["embedding"]).all() and none["error"][0]
+    assert np.isnan(none["embedding"]).all()
+    assert none["error"][0]
 
 
 def test_a_missing_caption_is_no_word(tmp_path):
@@ -120,7 +122,8 @@ def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(tmp_path / "out")
-    assert killed and set(table.column_names) == {"bytes", "path", "embedding", "error"}
+    assert killed
+    assert set(table.column_names) == {"bytes", "path", "embedding", "error"}
     assert sorted(Path(path).name for path in table["path"].to_pylist()) == [
         f"{i:03}.png" for i in range(400)
     ]

@@ -98,7 +98,8 @@ def assert_same(model, found, expected, tolerance):
     right = gradients(model)
     (3.0 * found).backward()  # as a loss scaler does
     left = gradients(model)
-    assert left.keys() == right.keys() and right
+    assert left.keys() == right.keys()
+    assert right
     for name, value in right.items():
         assert (
             float((left[name] / 3.0 - value).abs().max())
@@ -169,7 +170,8 @@ def test_the_example_of_the_page_trains(model, tmp_path, monkeypatch):
 
 def test_retrieval_joins_after_a_share_of_the_steps(model, tmp_path):
     """Steps that move nothing, so that each has the value of the formula."""
-    loss, columns = CachedCLOOBLoss(model, mini_batch_size=3), tiny_bert.PAIRS
+    loss = CachedCLOOBLoss(model, mini_batch_size=3)
+    columns = tiny_bert.PAIRS
     losses = tiny_bert.fit(
         model,
         loss,
@@ -207,7 +209,8 @@ def test_a_last_batch_of_one_pair_does_not_stop_the_training(model, tmp_path):
         per_device_train_batch_size=7,
         num_train_epochs=1,
     )
-    assert len(losses) == 2 and losses[1] == 0.0
+    assert len(losses) == 2
+    assert losses[1] == 0.0
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -237,7 +240,8 @@ def test_a_router_of_two_encoders(loss, bert, clip, tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Router
 
-    texts, images = tiny_bert.load(bert), tiny_bert.load(clip)
+    texts = tiny_bert.load(bert)
+    images = tiny_bert.load(clip)
     routes = {
         "image": list(images.children()),
         "text": [*texts.children(), Dense(16, images[0].get_embedding_dimension())],
@@ -260,10 +264,8 @@ def test_a_router_of_two_encoders(loss, bert, clip, tmp_path):
         "text",
     }
     model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
-    again, image = (
-        SentenceTransformer(str(tmp_path / "saved"), device="cpu"),
-        tiny_bert.pictures()["image"][:1],
-    )
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    image = tiny_bert.pictures()["image"][:1]
     assert (
         again.encode(image, task="image") == model.encode(image, task="image")
     ).all()

@@ -63,7 +63,8 @@ def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder, tmp_pa
         image.save(path)
     pixels = torch.stack([encoder.preprocess(image) for image in images])
     tokens = encoder.tokenizer(TEXTS)
-    assert pixels.shape == (3, 3, 64, 64) and pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 3, 64, 64)
+    assert pixels.dtype == torch.uint8
     with torch.no_grad():
         rows = encoder.encode_image(pixels), encoder.encode_text(TEXTS)
         for inputs in (
@@ -85,7 +86,8 @@ def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder, tmp_pa
         with torch.autocast("cpu", torch.bfloat16):
             low = encoder(pixels, tokens)
     for features in (*rows, *low):
-        assert features.shape == (3, 256) and features.dtype == torch.float32
+        assert features.shape == (3, 256)
+        assert features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
     assert (rows[0] @ rows[0].T).fill_diagonal_(
         0
@@ -98,9 +100,11 @@ def test_no_graph_is_kept_unless_asked_for(lively):
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     for encode, inputs in ((resnet.encode_image, pixels), (resnet.encode_text, TEXTS)):
         rows = encode(inputs)
-        assert rows.grad_fn is None and not rows.requires_grad
+        assert rows.grad_fn is None
+        assert not rows.requires_grad
         recorded = encode(inputs, grad=True)
-        assert torch.equal(recorded, rows) and recorded.requires_grad
+        assert torch.equal(recorded, rows)
+        assert recorded.requires_grad
         recorded.sum().backward()
         with torch.no_grad():
             assert not encode(inputs, grad=True).requires_grad
@@ -119,7 +123,8 @@ def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path):
     )
     encoder = load_model(tmp_path / "m")
     objective = encoder.make_objective()
-    assert objective.name == "infonce-hopfield" and not objective.gather
+    assert objective.name == "infonce-hopfield"
+    assert not objective.gather
     assert (float(objective.inv_tau), float(objective.beta)) == (20.0, 15.0)
     assert float(encoder.make_objective(beta=3.0).beta) == 3.0
     for config, said in (
@@ -163,18 +168,17 @@ def test_another_models_tokenizer_is_one_line():
     )
 
 
-def test_an_open_clip_config_by_name_and_by_its_slash_name():
+def test_an_open_clip_config_by_name():
     encoder = create_model("ViT-S-32-alt", seed=0, image_size=32)
-    assert (
-        encoder.image_size == 32
-        and encoder.config.settings["vision_cfg"]["image_size"] == 32
-    )
-    assert encoder.context_length == 77 and encoder.embed_dim == 256
+    assert encoder.image_size == 32
+    assert encoder.config.settings["vision_cfg"]["image_size"] == 32
+    assert encoder.context_length == 77
+    assert encoder.embed_dim == 256
     # the override stays in this model
     assert (
         open_clip().get_model_config("ViT-S-32-alt")["vision_cfg"]["image_size"] == 224
     )
-    assert create_model("tiny/vit", seed=0).name == "tiny-vit"
+    raises(InputError, "did you mean tiny-vit", create_model, "tiny/vit", seed=0)
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
@@ -208,17 +212,14 @@ def test_a_file_of_open_clips_training_with_siglip(tmp_path):
     encoder = create_model("tiny-vit", pretrained=str(file), seed=1)
     assert encoder.objective_config["bias"] == -3.0
     assert encoder.objective_config["inv_tau"] == pytest.approx(10.0)
-    assert (
-        encoder.config == trained.config and not encoder.model.logit_scale.requires_grad
-    )
+    assert encoder.config == trained.config
+    assert not encoder.model.logit_scale.requires_grad
     assert encoder.model.visual.proj.requires_grad
     for key, value in encoder.model.state_dict().items():
         assert torch.equal(value, weights[key]), key
     by_its_path = load_model(file)  # ../params.txt names its towers
-    assert (
-        by_its_path.name == "tiny-vit"
-        and by_its_path.objective_config == encoder.objective_config
-    )
+    assert by_its_path.name == "tiny-vit"
+    assert by_its_path.objective_config == encoder.objective_config
     assert torch.equal(by_its_path.model.visual.proj, weights["visual.proj"])
 
 
@@ -240,10 +241,8 @@ def test_a_tag_brings_its_weights_activation_and_pixels(tower, tmp_path, monkeyp
     encoder = load_model("tiny-vit/mine")
     assert type(encoder.model.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
     assert encoder.config.settings["quick_gelu"] is True
-    assert (
-        encoder.mean == (0.5, 0.5, 0.5)
-        and encoder.preprocess_cfg["interpolation"] == "bilinear"
-    )
+    assert encoder.mean == (0.5, 0.5, 0.5)
+    assert encoder.preprocess_cfg["interpolation"] == "bilinear"
     assert torch.equal(encoder.model.visual.proj, load_model(tower).model.visual.proj)
 
 
@@ -264,7 +263,8 @@ PADDED = [
     "custom", [False, True], ids=["", "a text tower that is a module"]
 )
 def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
-    encoder, library = create_model("tiny-vit", seed=0).eval(), open_clip()
+    encoder = create_model("tiny-vit", seed=0).eval()
+    library = open_clip()
     if custom:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
@@ -275,10 +275,8 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
         ).eval()
     for texts in (PADDED[:4], PADDED):
         with torch.no_grad():
-            short, padded = (
-                encoder.encode_text(texts),
-                encoder.model.encode_text(encoder.tokenizer(texts)),
-            )
+            short = encoder.encode_text(texts)
+            padded = encoder.model.encode_text(encoder.tokenizer(texts))
         torch.testing.assert_close(short, F.normalize(padded, dim=1), rtol=0, atol=2e-6)
     weights = torch.randn(
         2, encoder.embed_dim, generator=torch.Generator().manual_seed(0)
@@ -294,12 +292,11 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
         }
 
     padded = encoder.model.encode_text(encoder.tokenizer(PADDED[:2]))
-    cut, whole = (
-        gradients(encoder.encode_text(PADDED[:2], grad=True)),
-        gradients(F.normalize(padded, dim=1)),
-    )
+    cut = gradients(encoder.encode_text(PADDED[:2], grad=True))
+    whole = gradients(F.normalize(padded, dim=1))
     encoder.zero_grad()
-    assert cut.keys() == whole.keys() and any("positional" in name for name in cut)
+    assert cut.keys() == whole.keys()
+    assert any("positional" in name for name in cut)
     for name, gradient in whole.items():
         torch.testing.assert_close(
             cut[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())
@@ -308,12 +305,11 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
 
 def test_towers_that_look_at_the_padding_get_it():
     encoder = create_model("tiny-vit", seed=0).eval()
-    model, mask = encoder.model, encoder.model.attn_mask
+    model = encoder.model
+    mask = encoder.model.attn_mask
     model.attn_mask = torch.zeros_like(mask)  # every token sees every other
-    assert (
-        encoder.trims_texts
-        and not DualEncoder("all", model, encoder.tokenizer, encoder.config).trims_texts
-    )
+    assert encoder.trims_texts
+    assert not DualEncoder("all", model, encoder.tokenizer, encoder.config).trims_texts
     model.attn_mask = mask
     setattr(
         model,
@@ -365,7 +361,8 @@ def test_pixels_are_open_clips(mode, interpolation, width, height, seed):
     image = Image.fromarray(noise.numpy())
     config = {"size": SIZE, "interpolation": interpolation, "resize_mode": mode}
     own = pickle.loads(pickle.dumps(EvalTransform(config)))(image)
-    assert own.dtype == torch.uint8 and torch.equal(own, theirs(image, config))
+    assert own.dtype == torch.uint8
+    assert torch.equal(own, theirs(image, config))
 
 
 def test_a_way_that_open_clip_does_not_have_is_one_line():
@@ -385,7 +382,8 @@ FAST = ClipTokenizer.of(ORIGINAL)
 CAPTIONS = json.loads(
     Path(__file__).with_name("texts.json").read_text(encoding="utf-8")
 )
-SAME, OTHER = CAPTIONS["same"], CAPTIONS["other"]
+SAME = CAPTIONS["same"]
+OTHER = CAPTIONS["other"]
 texts = st.one_of(
     st.lists(
         st.one_of(st.sampled_from(CAPTIONS["parts"]), st.just(" ")), max_size=50
@@ -405,7 +403,8 @@ def test_every_text_has_open_clips_tokens_cut_and_filled(some, length):
     short = copy.copy(FAST)
     short.context_length = length
     ours = short(some)
-    assert ours.dtype == torch.int64 and torch.equal(ours, ORIGINAL(some, length))
+    assert ours.dtype == torch.int64
+    assert torch.equal(ours, ORIGINAL(some, length))
     assert torch.equal(short("one text"), ORIGINAL("one text", length))
 
 

@@ -61,7 +61,8 @@ def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
     name, tmp_path, lively
 ):
     noise_image(0, 70, 90).save(tmp_path / "picture.png")
-    encoder, folder = lively(name), tmp_path / name
+    encoder = lively(name)
+    folder = tmp_path / name
     save_model(folder, encoder, OBJECTIVE)
     assert encoder.model.logit_scale.item() == pytest.approx(
         math.log(1 / 0.07)
@@ -88,7 +89,8 @@ def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
     before = torch.get_rng_state()
     loaded = load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not loaded.training and (loaded.name, loaded.objective_config) == (
+    assert not loaded.training
+    assert (loaded.name, loaded.objective_config) == (
         name,
         OBJECTIVE,
     )
@@ -121,16 +123,12 @@ def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(
     save_file(state, tmp_path / "theirs" / WEIGHTS_FILE)
     encoder = load_model(tmp_path / "theirs")
     objective = encoder.make_objective()
-    assert (
-        objective.name == "siglip"
-        and objective.bias is not None
-        and objective.bias.item() == -7.5
-    )
+    assert objective.name == "siglip"
+    assert objective.bias is not None
+    assert objective.bias.item() == -7.5
     assert objective.inv_tau.item() == pytest.approx(117.0)
-    assert (
-        "model.logit_bias" not in encoder.state_dict()
-        and "init_logit_bias" not in encoder.config.settings
-    )
+    assert "model.logit_bias" not in encoder.state_dict()
+    assert "init_logit_bias" not in encoder.config.settings
     words = ["export", str(tmp_path / "theirs"), "--to=cloob"]
     assert main([*words, f"--out={tmp_path / 'ours'}"]) == 0
     written = json.loads((tmp_path / "ours" / CONFIG_FILE).read_text())["model_cfg"]
@@ -191,7 +189,8 @@ def test_a_cut_short_file_falls_back_with_a_warning(saved, tmp_path, damaged):
 def test_it_is_computed_once_for_the_same_files_and_anew_for_others(
     tmp_path, monkeypatch
 ):
-    folder, cache = tiny_model(tmp_path / "model"), Cache(tmp_path / "cache")
+    folder = tiny_model(tmp_path / "model")
+    cache = Cache(tmp_path / "cache")
     # Three seconds later: a younger file may change again without another time.
     monkeypatch.setattr(time, "time_ns", lambda: int((time.time() + 3) * 1e9))
     encoder, first = load_with_fingerprint(folder, "cpu", cache)
@@ -215,7 +214,8 @@ def test_it_is_computed_once_for_the_same_files_and_anew_for_others(
         before.st_mtime_ns,
     )
     encoder, second = load_with_fingerprint(folder, "cpu", cache)
-    assert second == fingerprint(encoder) and second not in (first, "0" * 32)
+    assert second == fingerprint(encoder)
+    assert second not in (first, "0" * 32)
 
 
 # Frozen encoders of several origins, and heads on them
@@ -223,10 +223,8 @@ def test_it_is_computed_once_for_the_same_files_and_anew_for_others(
 
 @pytest.fixture(scope="module")
 def whole(bert, tower):
-    image, text = (
-        open_image_encoder(str(tower), load_model),
-        open_text_encoder(str(bert), load_model),
-    )
+    image = open_image_encoder(str(tower), load_model)
+    text = open_text_encoder(str(bert), load_model)
     torch.manual_seed(0)
     heads = [Head(side.features, 12, "mlp", 0.5) for side in (image, text)]
     names = {"image_encoder": str(tower), "text_encoder": str(bert)}
@@ -251,9 +249,8 @@ def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert):
     ]  # those of equal length go together
     expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(texts))
     torch.testing.assert_close(encoder(encoder.tokenizer(texts)), expected)
-    assert encoder.features == 16 and not any(
-        p.requires_grad for p in encoder.parameters()
-    )
+    assert encoder.features == 16
+    assert not any(p.requires_grad for p in encoder.parameters())
 
 
 def test_cls_pooling_and_what_is_not_known(bert, tmp_path):
@@ -292,10 +289,8 @@ def test_encode_is_encoder_then_head(whole):
     length.
     """
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    mean, std = (
-        torch.tensor(whole.mean).view(3, 1, 1),
-        torch.tensor(whole.std).view(3, 1, 1),
-    )
+    mean = torch.tensor(whole.mean).view(3, 1, 1)
+    std = torch.tensor(whole.std).view(3, 1, 1)
     head = whole.model.image_head
     with torch.no_grad():
         rows = (
@@ -357,10 +352,8 @@ def test_an_encoder_that_was_changed_is_noticed(change, said, bert, tower, tmp_p
         shutil.copytree(folder, tmp_path / name)
         for folder, name in ((bert, "bert"), (tower, "tower"))
     ]
-    image, text = (
-        open_image_encoder(str(places[1]), load_model),
-        open_text_encoder(str(places[0]), load_model),
-    )
+    image = open_image_encoder(str(places[1]), load_model)
+    text = open_text_encoder(str(places[0]), load_model)
     names = {"image_encoder": str(places[1]), "text_encoder": str(places[0])}
     encoder = aligned_encoder(
         image, text, Head(image.features, 4), Head(text.features, 4), names

@@ -23,7 +23,8 @@ from cloob.models.towers import create_model, open_clip
 from make import tiny_model, web, write_classes
 from support import fill_hub_cache, free_port, raises, refused, use_hub
 
-BEST, LAST = 60, 160
+BEST = 60
+LAST = 160
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,8 @@ def test_every_command_takes_the_best(runs, capsys):
         "mine",
         "mine:last",
         "mine:best",
-    ] and best == named != last
+    ]
+    assert best == named != last
     Path("table.csv").write_text(
         "filepath,title\n"
         + "".join(f"pictures/{c}/0.png,{c}\n" for c in ("red", "blue"))
@@ -167,11 +169,9 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs, capsys):
     capsys.readouterr()
     assert cli.main(["search", "i", "red", "--model", "mine"]) == 2
     said = capsys.readouterr().err
-    assert (
-        "mine: has other weights" in said
-        and f"({runs}/mine:best)" in said
-        and said.count("\n") == 2
-    )
+    assert "mine: has other weights" in said
+    assert f"({runs}/mine:best)" in said
+    assert said.count("\n") == 2
 
 
 def test_a_name_that_means_nothing(runs, capsys):
@@ -254,7 +254,8 @@ def test_names_from_files_are_those_that_open_clip_lists(monkeypatch):
     listed = [name for name in library.list_models() if name in shipped]
     monkeypatch.delitem(sys.modules, "open_clip")
     names = known_models()
-    assert names[:3] == list(TINY_MODELS) and sorted(names[3:]) == sorted(listed)
+    assert names[:3] == list(TINY_MODELS)
+    assert sorted(names[3:]) == sorted(listed)
 
 
 def test_home_is_a_tilde(tower, tmp_path, monkeypatch):
@@ -308,7 +309,8 @@ def refused_folder(load, *parts):
 
 def test_a_model_of_the_hub_runs_none_of_its_python(tower, bert, tmp_path, monkeypatch):
     monkeypatch.delattr("builtins.input")  # nobody is asked whether to run it
-    hub, marker = tmp_path / "hub", tmp_path / "evil was here"
+    hub = tmp_path / "hub"
+    marker = tmp_path / "evil was here"
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(hub))
     good = fill_hub_cache(hub, "some/good", tower)

@@ -101,7 +101,8 @@ def test_rows_are_the_models(model, loaded, n):
         (loaded.encode_text(TEXTS[:n]), model.encode_text(TEXTS[:n])),
         (loaded.encode_text(TEXTS[::-1][:n]), model.encode_text(TEXTS[::-1][:n])),
     ):
-        assert own.shape == wanted.shape and own.dtype == torch.float32
+        assert own.shape == wanted.shape
+        assert own.dtype == torch.float32
         torch.testing.assert_close(own, wanted, rtol=0, atol=5e-5)
 
 
@@ -118,10 +119,8 @@ def test_what_else_it_says_is_the_models(model, loaded, exported):
         "config.json",
         "README.md",
     }
-    assert (
-        loaded.config.kind == "onnx"
-        and loaded.config.settings["precision"] == "float32"
-    )
+    assert loaded.config.kind == "onnx"
+    assert loaded.config.settings["precision"] == "float32"
     for name in (
         "name",
         "embed_dim",
@@ -135,9 +134,8 @@ def test_what_else_it_says_is_the_models(model, loaded, exported):
     copy = pickle.loads(pickle.dumps(loaded))
     assert torch.equal(copy.encode_text(TEXTS[:3]), loaded.encode_text(TEXTS[:3]))
     objective = loaded.make_objective()
-    assert float(objective.inv_tau) == pytest.approx(30) and float(
-        objective.beta
-    ) == pytest.approx(8)
+    assert float(objective.inv_tau) == pytest.approx(30)
+    assert float(objective.beta) == pytest.approx(8)
 
 
 def test_graphs_that_are_not_there_or_are_others_are_one_line(exported, tmp_path):
@@ -199,10 +197,8 @@ except Exception as error:
 def test_no_path_of_this_machine_is_in_the_graphs(exported):
     for path in (exported / "onnx").glob("*.onnx"):
         content = path.read_bytes()
-        assert (
-            b"site-packages" not in content
-            and str(Path.home()).encode() + b"/" not in content
-        )
+        assert b"site-packages" not in content
+        assert str(Path.home()).encode() + b"/" not in content
         assert b"stack_trace" not in content
 
 
@@ -252,7 +248,8 @@ def indexed(tmp_path, model):
 
 def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded, exported):
     plain = PlainEncoder.open(f"local-dir:{exported}")
-    assert plain is not None and plain.fingerprint == fingerprint(loaded)
+    assert plain is not None
+    assert plain.fingerprint == fingerprint(loaded)
     np.testing.assert_allclose(
         plain.texts(TEXTS), loaded.encode_text(TEXTS).numpy(), atol=1e-6
     )
@@ -269,10 +266,8 @@ def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded, exported):
 def test_the_graph_of_both_towers_gives_logits_by_name(loaded, exported):
     """As transformers.js asks ``model.onnx``: a row a picture, a column a text."""
     session = onnxruntime.InferenceSession(exported / "onnx" / "model.onnx")
-    raw, tokens = (
-        np.stack([np.asarray(noise_image(seed, 64, 64)) for seed in (1, 2)]),
-        loaded.tokenizer(TEXTS[:3]),
-    )
+    raw = np.stack([np.asarray(noise_image(seed, 64, 64)) for seed in (1, 2)])
+    tokens = loaded.tokenizer(TEXTS[:3])
     pixels = (
         ((raw / 255 - loaded.mean) / loaded.std)
         .astype(np.float32)
@@ -283,10 +278,8 @@ def test_the_graph_of_both_towers_gives_logits_by_name(loaded, exported):
         zip([output.name for output in session.get_outputs()], found, strict=True)
     )
     images = loaded.encode_image(torch.from_numpy(raw).permute(0, 3, 1, 2)).numpy()
-    texts, scale = (
-        loaded.encode_text(tokens).numpy(),
-        float(loaded.model.logit_scale.exp()),
-    )
+    texts = loaded.encode_text(tokens).numpy()
+    scale = float(loaded.model.logit_scale.exp())
     for name, rows in (
         ("image_embeds", images),
         ("text_embeds", texts),

@@ -115,10 +115,8 @@ def inputs():
     word.
     """
     source = torch.Generator().manual_seed(5)
-    images, tokens = (
-        torch.randn(6, 3, 32, 32, generator=source),
-        torch.randint(5, 38, (6, 77), generator=source),
-    )
+    images = torch.randn(6, 3, 32, 32, generator=source)
+    tokens = torch.randint(5, 38, (6, 77), generator=source)
     for row, length in zip(tokens, (3, 9, 20, 76, 40, 12), strict=True):
         row[length] = 39
         row[length + 1 :] = 0
@@ -261,7 +259,8 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, form):
             tmp_path if form != "m.pt" else tmp_path / form, device="cpu"
         )
         size = sum(value.nbytes for value in encoder.state_dict().values()) / 1024
-        assert size > 70_000 and kilobytes("VmHWM") - before < 1.6 * size
+        assert size > 70_000
+        assert kilobytes("VmHWM") - before < 1.6 * size
 
     ranks = fork(tmp_path / "fork", 1, action)
     assert ranks.wait() == [0], ranks.told()
@@ -423,10 +422,8 @@ def test_pictures_are_prepared_as_transformers_does(clip, processor, mode):
         encoder.preprocess_cfg["interpolation"]
         == {2: "bilinear", 3: "bicubic"}[processor.get("resample", 3)]
     )
-    assert (
-        list(encoder.mean) == processor["image_mean"]
-        and list(encoder.std) == processor["image_std"]
-    )
+    assert list(encoder.mean) == processor["image_mean"]
+    assert list(encoder.std) == processor["image_std"]
     if "image_processor_type" not in processor:  # transformers of today asks for it
         processed(folder, processor | {"image_processor_type": "CLIPImageProcessor"})
     assert (

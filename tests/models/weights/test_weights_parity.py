@@ -77,10 +77,8 @@ def open_both(folder, file):
 @pytest.mark.parametrize(("folder", "file"), ALL)
 def test_features_are_the_originals(folder, file):
     encoder, inputs, expected = open_both(folder, file)
-    images, tokens = (
-        torch.from_numpy(inputs["images"]),
-        torch.from_numpy(inputs["tokens"]),
-    )
+    images = torch.from_numpy(inputs["images"])
+    tokens = torch.from_numpy(inputs["tokens"])
     extra = torch.from_numpy(inputs["extra_tokens"])
     bound = 3e-5 if "/rn" in folder else 1e-5
     with torch.no_grad():
@@ -162,7 +160,8 @@ def test_the_objective_comes_along(folder, file):
     encoder, _, expected = open_both(folder, file)
     settings = encoder.objective_config
     if folder.startswith("openai"):
-        assert settings["contrast"] == "infonce" and not settings["hopfield"]
+        assert settings["contrast"] == "infonce"
+        assert not settings["hopfield"]
     else:
         assert ("beta" in settings) == (file not in WITHOUT_BETA)
         settings = (
@@ -201,16 +200,15 @@ def test_an_export_keeps_every_bit(tmp_path, capsys, source):
     target = tmp_path / "converted"
     words = ["export", str(originals(source)), "--to=cloob", f"--out={target}"]
     assert cli.main(words) == 0, capsys.readouterr().err
-    first, second = load_model(originals(source)), load_model(target)
+    first = load_model(originals(source))
+    second = load_model(target)
     folder = originals(source)
     inputs = np.load(
         (folder if folder.is_dir() else folder.parent) / "inputs.npz",
         allow_pickle=False,
     )
-    images, tokens = (
-        torch.from_numpy(inputs["images"]),
-        torch.from_numpy(inputs["extra_tokens"]),
-    )
+    images = torch.from_numpy(inputs["images"])
+    tokens = torch.from_numpy(inputs["extra_tokens"])
     with torch.no_grad():
         assert torch.equal(first.encode_image(images), second.encode_image(images))
         assert torch.equal(first.encode_text(tokens), second.encode_text(tokens))
@@ -233,5 +231,6 @@ def test_states_of_tokens_pool_to_the_originals_features(folder, file):
         pooled, torch.from_numpy(expected["text_unit"]), atol=1e-5, rtol=0
     )
     assert is_text.shape == tokens.shape == states.shape[:2]
-    assert is_text[:, 0].all() and not is_text.all()
+    assert is_text[:, 0].all()
+    assert not is_text.all()
     assert (is_text.long().diff(dim=1) <= 0).all()  # padding is at the end alone
