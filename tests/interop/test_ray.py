@@ -1,18 +1,21 @@
-"""Embedding by Ray Data: the columns of a batch, and nightly a worker that is killed in
-the middle.
+"""Ray Data: the columns of an embedded batch; nightly a worker that is killed in the
+middle, and the page's job of moments.
 """
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from cloob import load_model
+from cloob import ContrastiveHeads, load_model
 from cloob.data.open import open_source
 from cloob.evaluation.embed import embed_images, embed_texts
 from cloob.interop.ray import Embed
@@ -119,12 +122,44 @@ def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):
         embedded.write_parquet(str(tmp_path / "out"))
     finally:
         ray.shutdown()
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(tmp_path / "out")
+    table = parquet.read_table(tmp_path / "out")
     assert killed
     assert set(table.column_names) == {"bytes", "path", "embedding", "error"}
     assert sorted(Path(path).name for path in table["path"].to_pylist()) == [
         f"{i:03}.png" for i in range(400)
     ]
     assert not np.isnan(np.array(table["embedding"].to_pylist())).any()
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("default")
+def test_the_moments_of_the_pages_job_are_those_of_all_pairs(tmp_path, monkeypatch):
+    """Two workers, blocks of unequal length, an offset that float32 would round away:
+    the heads of the page are those of one machine.
+    """
+    ray = pytest.importorskip("ray", reason="needs ray: pip install 'ray[data]'")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(3000, 5))
+    a = cause @ rng.normal(size=(5, 12)) + rng.normal(size=(3000, 12)) + 1e7
+    b = np.tanh(cause @ rng.normal(size=(5, 7)))
+    Path("pairs").mkdir()
+    for file, rows in enumerate(np.split(np.arange(3000), [7, 900, 2000])):
+        table = pa.table({"a": a[rows].tolist(), "b": b[rows].tolist()})
+        parquet.write_table(table, f"pairs/{file}.parquet")
+    page = Path(__file__).parents[2] / "docs" / "scale-out.md"
+    (program,) = re.findall(
+        r"```python\n(from pathlib.*?)```", page.read_text("utf-8"), re.DOTALL
+    )
+    assert "s3://bucket/pairs" in program
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        exec(program.replace("s3://bucket/pairs", str(tmp_path / "pairs")), {})
+    finally:
+        ray.shutdown()
+    found = load_model("heads", device="cpu")
+    one_machine = ContrastiveHeads("cca", standardise="one", validation_fraction=0)
+    expected = one_machine.fit(a, b).transform(a, b)
+    np.testing.assert_allclose(found.encode_a(a), expected[0], atol=1e-4)
+    np.testing.assert_allclose(found.encode_b(b), expected[1], atol=1e-4)
+    assert ContrastiveHeads.load("heads").score(a, b) == one_machine.score(a, b)
