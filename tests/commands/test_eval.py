@@ -252,6 +252,31 @@ def test_the_bundled_set_has_no_training_images(work, capsys):
     assert "none of the sets has training images" in line
 
 
+def test_groups_of_given_pairs_widen_the_intervals(tmp_path, monkeypatch, capsys):
+    """Of --a and --b of eval, and of --val-a and --val-b of the training."""
+    monkeypatch.chdir(tmp_path)
+    vectors_run("plain", val_split=0.3)
+    Path("groups.txt").write_text("".join(f"plate {i // 8}\n" for i in range(80)))
+    pairs = ["--a", "a.npy", "--b", "b.npy"]
+    found = {}
+    for name, more in (("ids", []), ("groups", ["--groups", "groups.txt"])):
+        assert cli.main(["eval", "plain", *pairs, *more, "--out", name]) == 0
+        (found[name],) = rows_in(name)[0]["vectors"].values()
+    assert found["groups"]["n_groups"] == 10 and "n_groups" not in found["ids"]
+    assert found["groups"]["a_to_b@5"] == found["ids"]["a_to_b@5"]
+    interval = found["groups"]["a_to_b@5_interval"]
+    assert interval != found["ids"]["a_to_b@5_interval"]
+    assert "intervals over 10 groups" in capsys.readouterr().out
+
+    held_out = {"val_a": "a.npy", "val_b": "b.npy", "val_split": 0.0}
+    vectors_run("grouped", **held_out, val_groups="groups.txt")
+    (file,) = Path("grouped").glob("checkpoints/*/validation.json")
+    assert json.loads(file.read_text())["numbers"]["n_groups"] == 10
+    assert cli.main(["eval", "grouped", "--held-out", "--out", "again"]) == 0
+    (again,) = rows_in("again")[0]["vectors"].values()
+    assert again["n_groups"] == 10
+
+
 def listed_vectors():
     """A run, ids that repeat in a, a b with rows that no row of a belongs to, and lists
     of candidates; the ids of both sides, the lists, and words of the command.

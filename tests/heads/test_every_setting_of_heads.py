@@ -191,6 +191,7 @@ def folder(tmp_path):
         ("a_ids", [f"M{i}" for i in rows]),
         ("b_ids", [f"M{i ^ 1}" for i in rows]),
         ("val_ids", [f"M{i // 2}" for i in range(len(a[::3]))]),
+        ("val_groups", [f"G{i // 8}" for i in range(len(a[::3]))]),
     ):
         (tmp_path / name).write_text("".join(f"{text}\n" for text in texts))
     return tmp_path
@@ -217,6 +218,7 @@ def test_every_leaf_of_a_run_of_vectors(folder):
         "val_a": held_out,
         "val_b": {"val_b": file("val_b.csv")},
         "val_ids": {**held_out, "val_ids": file("val_ids")},
+        "val_groups": {**held_out, "val_groups": file("val_groups")},
         "data": {"data": ("demo",)},
         "val_data": {"val_data": ("demo",)},
         "image_encoder": {"image_encoder": "timm:resnet18"},

@@ -83,6 +83,8 @@ class Options:
     """Vectors that belong to those of --a."""
     ids: str | None = None
     """An id per pair of --a and --b; the rows of an id are one sample."""
+    groups: str | None = None
+    """A group per row of --a: intervals are over groups."""
     a_ids: str | None = None
     """In place of --ids: an id per row of --a, by which it finds its row of --b."""
     b_ids: str | None = None
@@ -109,7 +111,7 @@ def run(options: Options) -> int:
     check_options(options)
     sets = open_sets(options)
     runs = find_runs(options.models)
-    held_out = add_held_out(sets, runs) if options.held_out else []
+    held_out = add_held_out(sets, runs, options.models) if options.held_out else []
     warn_about_training_data(options, runs)
     check_sets(options, sets)
     candidates = open_candidates(sets, options)
@@ -173,7 +175,7 @@ def check_vector_options(options: Options) -> None:
     """Refuses options of sets of vectors that exclude each other, or lack another."""
     if (options.a is None) != (options.b is None):
         raise InputError("--a and --b are needed together")
-    of_vectors = ("ids", "a_ids", "b_ids", "candidates")
+    of_vectors = ("ids", "groups", "a_ids", "b_ids", "candidates")
     _check_needs(options, "--a and --b", options.a, *of_vectors)
     if (options.a_ids is None) != (options.b_ids is None):
         raise InputError("--a-ids and --b-ids are needed together")
@@ -206,7 +208,12 @@ def open_sets(options: Options) -> SuiteSets:
 
         sets.vectors.append(
             open_vector_pairs(
-                options.a, options.b, options.ids, options.a_ids, options.b_ids
+                options.a,
+                options.b,
+                options.ids,
+                options.a_ids,
+                options.b_ids,
+                groups=options.groups,
             )
         )
     return sets

@@ -26,13 +26,14 @@ from cloob.models.runs import (
     read_validation,
     run_of,
 )
+from cloob.models.source import check_source
 
 if TYPE_CHECKING:
     from cloob.evaluation.sets.suites import SuiteSets
 
 _OF_VECTORS = (
     *("a", "b", "ids", "a_ids", "b_ids", "groups", "drop"),
-    *("val_a", "val_b", "val_ids", "held_out_share"),
+    *("val_a", "val_b", "val_ids", "val_groups", "held_out_share"),
 )
 SECTIONS = ("retrieval", "vectors")
 """Sections of a row of results.json whose pairs may have chosen the model."""
@@ -150,10 +151,15 @@ def find_runs(models: Sequence[str]) -> list[Run]:
     return runs
 
 
-def add_held_out(sets: SuiteSets, runs: Sequence[Run]) -> list[str]:
-    """Adds the held-out pairs of runs to the sets, which must be the same for all of
-    them; returns the names of the sets.
+def add_held_out(
+    sets: SuiteSets, runs: Sequence[Run], models: Sequence[str]
+) -> list[str]:
+    """Adds the held-out pairs of runs, among the models, to the sets, which must be the
+    same for all of them; returns the names of the sets.
     """
+    if not runs:
+        for model in models:
+            check_source(model)
     run = _only_split(runs)
     pairs = run.data
     config = run.config

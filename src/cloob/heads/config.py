@@ -19,7 +19,7 @@ VAL_SPLIT = 0.1
 DEMO, DEMO_HELD_OUT = ("demo",), ("demo:val",)
 OF_VECTORS = (
     *("a_ids", "b_ids", "ids", "groups", "weights", "drop"),
-    *("val_a", "val_b", "val_ids"),
+    *("val_a", "val_b", "val_ids", "val_groups"),
 )
 OF_PICTURES = (
     *("data", "val_data", "image_encoder", "text_encoder", "image_size"),
@@ -71,6 +71,8 @@ class HeadsConfig(HeadSettings):
     """Held-out vectors of the second kind; row i belongs to row i of --val-a."""
     val_ids: str | None = None
     """An id per held-out pair."""
+    val_groups: str | None = None
+    """A group per held-out pair: intervals are over groups."""
     data: tuple[str, ...] = ()
     """Pairs of pictures and captions: a table (.csv, .tsv, .parquet, .jsonl),
     WebDataset tars, a folder of images with .txt files next to them, or "demo".
@@ -193,6 +195,7 @@ def check_vectors(config: HeadsConfig) -> None:
         "val_a": "val_b",
         "val_b": "val_a",
         "val_ids": "val_a",
+        "val_groups": "val_a",
     }
     for one, other in needs.items():
         if getattr(config, one) is not None and getattr(config, other) is None:

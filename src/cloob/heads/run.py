@@ -224,7 +224,11 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
     held_out: VectorPairs | None = None
     if config.val_a is not None and config.val_b is not None:
         held_out = open_vector_pairs(
-            config.val_a, config.val_b, config.val_ids, drop=config.drop
+            config.val_a,
+            config.val_b,
+            config.val_ids,
+            groups=config.val_groups,
+            drop=config.drop,
         )
         check_usable(config, held_out)
     elif config.held_out_share:
