@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.preprocessing import FunctionTransformer
 from views import views
 
 import cloob
@@ -161,6 +162,8 @@ def test_every_parameter_of_the_estimator():
         "validation_fraction": 0.3,
         "random_state": 1,
         "refit": False,
+        "x_pipeline": FunctionTransformer(np.tanh),
+        "y_pipeline": FunctionTransformer(np.tanh),
     }
     assert PARAMETERS.keys() == {*values, "device"}
 
@@ -177,7 +180,7 @@ def test_every_parameter_of_the_estimator():
 def folder(tmp_path):
     """Vectors, of which one cannot be used, and what else is known of their rows."""
     a, b = data()
-    a[7, 3] = np.nan
+    a[7, 3] = np.inf
     for name, rows in (("a", a), ("b", b), ("val_a", a[::3]), ("val_b", b[::3])):
         header = ",".join(f"{name[-1]}{i}" for i in range(rows.shape[1]))
         np.savetxt(
