@@ -24,6 +24,8 @@ class ColourModel:
     """
 
     embed_dim = DIM
+    weights_file = None
+    tokenizer = None
 
     def __init__(self, name="colours", **config):
         self.name, self.objective_config = name, config

@@ -297,6 +297,35 @@ def test_refit_sees_all_pairs_and_reports_what_was_before(objective):
     assert after >= before  # they were trained on
 
 
+def test_a_side_of_equal_rows_is_told_and_no_other(caplog):
+    a, b = views(80, (6, 5))
+    fit(pairs_of(a, b), None, PLAIN.override(epochs=1))
+    assert "all rows of" not in caplog.text
+    nearly = np.zeros((80, 5))
+    nearly[0] = 1.0
+    fit(pairs_of(a, nearly), None, PLAIN.override(epochs=1))
+    assert "all rows of" not in caplog.text
+    fit(pairs_of(np.ones((80, 6)), b), None, PLAIN.override(epochs=1))
+    assert "all rows of a are equal" in caplog.text
+
+
+def test_recalls_are_those_of_every_id():
+    a, b = views(30, (6, 5))
+    pairs = pairs_of(a, b, [f"M{row // 2}" for row in range(30)])
+    fitted = fit(pairs, None, PLAIN.override(epochs=1, batch_size=8))
+    found = recalls(fitted.heads, Rows.of(pairs))
+    x = unit_rows(fitted.heads[0], torch.from_numpy(a))
+    y = unit_rows(fitted.heads[1], torch.from_numpy(b))
+    expected = torch.zeros(15)
+    for here, other in ((x, y), (y, x)):
+        scores = here @ other[::2].T  # an id's first row
+        ranks = (scores >= scores[torch.arange(30), torch.arange(30) // 2, None]).sum(1)
+        for k in (1, 5, 10):
+            expected += (ranks <= k).float().view(15, 2).mean(1) / 6
+    order = pairs.ids[::2].argsort()
+    torch.testing.assert_close(found.float(), expected[order])
+
+
 def test_gains_are_those_of_ids_that_did_not_choose():
     """Two are better on a half of the ids each: what one half of them chooses gains
     nothing on the other, and what is better everywhere gains all of it.
