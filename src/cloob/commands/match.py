@@ -6,9 +6,8 @@ import contextlib
 import csv
 import json
 import mmap
-import os
 import sys
-import uuid
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,22 +243,20 @@ def open_writer(out: Path | None) -> Iterator[Writer]:
     if out is None:
         yield table_writer(sys.stdout, "\t")
         return
-    temporary = out.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".csv":
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                yield table_writer(file, ",")
-        else:
-            with parquet_writer(temporary) as write:
-                yield write
-        temporary.replace(out)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out.parent) as folder:
+            file = Path(folder) / out.name
+            if out.suffix == ".csv":
+                with file.open("w", encoding="utf-8", newline="") as table:
+                    yield table_writer(table, ",")
+            else:
+                with parquet_writer(file) as write:
+                    yield write
+            file.replace(out)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{out}: cannot be written ({reason})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def table_writer(file: Any, separator: str) -> Writer:
