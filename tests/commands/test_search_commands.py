@@ -68,7 +68,7 @@ def test_lines_json_and_paths(place, capsys):
     }
     out, _ = run(capsys, "search", index, "red", "--paths")
     assert out.splitlines() == [line[3] for line in lines]
-    out, _ = run(capsys, "search", index, "red", "--paths", "-0")
+    out, _ = run(capsys, "search", index, "red", "--paths", "--null")
     assert out.split("\0") == [*(line[3] for line in lines), ""]
     found = json.loads(
         run(capsys, "search", index, "~root", "--cutoff", "none", "--json")[0]

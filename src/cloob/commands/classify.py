@@ -8,14 +8,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import cloob
 from cloob.commands.console import DecodeOptions, Positional, arg, say
-from cloob.commands.index import opened
+from cloob.commands.index import join_filters, opened
 from cloob.commands.search import print_paths
 from cloob.errors import InputError, nearest, printable
 
@@ -65,6 +65,9 @@ class ChosenLabel:
     label: str
     probability: float
     margin: float | None
+
+
+Picture: TypeAlias = "tuple[Item, dict[str, ChosenLabel | None]]"
 
 
 def run(options: Options) -> int:
@@ -151,9 +154,8 @@ def within_index(options: Options) -> Options:
     from cloob.search.address import find_index, is_there
 
     if options.model is None:
-        address, folder = find_index(options.source)
-        clauses = [clause for clause in (options.where, folder) if clause]
-        where = " and ".join(f"({clause})" for clause in clauses) or None
+        address, below = find_index(options.source)
+        where = join_filters(options.where, below)
         options = dataclasses.replace(options, source=address, where=where)
     if options.where is not None and not is_there(options.source):
         raise InputError("--where is for an index; these pictures are in none yet")
@@ -167,67 +169,58 @@ def print_labels(index: cloob.Index, labels: Labels, options: Options) -> None:
             f"the model stores no temperature; with {labels.inv_tau:g} in its place,"
             " probabilities only rank"
         )
+    pictures = list(chosen_labels(index, labels))
     if options.paths is not None:
-        print_paths(with_label(index, labels, options.paths), null=options.null)
+        items = [item for item, names in pictures if options.paths in names]
+        print_paths(items, null=options.null)
     elif options.json:
-        print_json(index, labels)
+        print_json(pictures)
     elif options.csv:
-        print_csv(index, labels)
+        print_csv(pictures)
     else:
-        print_lines(index, labels)
+        print_lines(pictures)
 
 
-def with_label(index: cloob.Index, labels: Labels, label: str) -> list[Item]:
-    """The pictures that have a label, or none of them."""
+def chosen_labels(index: cloob.Index, labels: Labels) -> Iterator[Picture]:
+    """Every classified picture with the labels that were chosen for it, best first;
+    "none of these" has nothing more.
+    """
     from cloob.search.classify import NONE
 
-    return [
-        item
-        for item, chosen in chosen_labels(index, labels)
-        if label in ([entry.label for entry in chosen] or [NONE])
-    ]
-
-
-def chosen_labels(
-    index: cloob.Index, labels: Labels
-) -> Iterator[tuple[Item, list[ChosenLabel]]]:
-    """Every classified picture with the labels that were chosen for it, best first."""
-    ids = labels.ids.tolist()
-    rows = {id_: row for row, id_ in enumerate(ids)}
-    for item in index.items(ids):
+    rows = {id_: row for row, id_ in enumerate(labels.ids.tolist())}
+    for item in index.items(list(rows)):
         row = rows[item.id]
-        chosen = []
+        chosen: dict[str, ChosenLabel | None] = {}
         for label in labels.chosen[row]:
             margin = None
             if labels.margins is not None:
                 margin = round(float(labels.margins[row, label]), 3)
             probability = round(float(labels.probabilities[row, label]), 6)
-            chosen.append(ChosenLabel(labels.names[label], probability, margin))
-        yield item, chosen
+            name = labels.names[label]
+            chosen[name] = ChosenLabel(name, probability, margin)
+        yield item, chosen or {NONE: None}
 
 
-def print_json(index: cloob.Index, labels: Labels) -> None:
-    for item, chosen in chosen_labels(index, labels):
-        entries = [dataclasses.asdict(entry) for entry in chosen]
+def print_json(pictures: Sequence[Picture]) -> None:
+    for item, chosen in pictures:
+        entries = [vars(entry) for entry in chosen.values() if entry]
         print(json.dumps({"id": item.id, "path": item.path, "labels": entries}))
 
 
-def print_csv(index: cloob.Index, labels: Labels) -> None:
+def print_csv(pictures: Sequence[Picture]) -> None:
     """Prints a line for every label of every picture."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("path", "label", "probability", "margin"))
-    for item, chosen in chosen_labels(index, labels):
-        if not chosen:
-            writer.writerow((item.path, "", "", ""))
-        for entry in chosen:
-            writer.writerow((item.path, entry.label, entry.probability, entry.margin))
+    for item, chosen in pictures:
+        for entry in chosen.values():
+            fields = vars(entry).values() if entry else ("", "", "")
+            writer.writerow((item.path, *fields))
 
 
-def print_lines(index: cloob.Index, labels: Labels) -> None:
-    from cloob.search.classify import NONE
-
-    for item, chosen in chosen_labels(index, labels):
+def print_lines(pictures: Sequence[Picture]) -> None:
+    for item, chosen in pictures:
         texts = [
-            f"{printable(entry.label)} {entry.probability:.2f}" for entry in chosen
+            f"{printable(name)} {entry.probability:.2f}" if entry else name
+            for name, entry in chosen.items()
         ]
-        print(f"{printable(item.path)}\t{', '.join(texts) or NONE}")
+        print(f"{printable(item.path)}\t{', '.join(texts)}")

@@ -72,13 +72,7 @@ def write_pictures(index: cloob.Index, out: Path) -> int:
     """Writes the vectors of all pictures, with their paths and captions; returns how
     many.
     """
-    import numpy as np
-
-    blocks = list(index.view().blocks())
-    if not blocks:
-        raise InputError("no picture has a vector; there is nothing to write")
-    items = [item for block_items, _ in blocks for item in block_items]
-    vectors = np.concatenate([rows for _, rows in blocks])
+    items, vectors = index.view().pictures()
     texts = {
         "paths": json.dumps([item.path for item in items]),
         "captions": json.dumps([item.caption or "" for item in items]),

@@ -16,7 +16,7 @@ from typing import Annotated
 import cloob
 from cloob.commands import index, search
 from cloob.commands.console import DecodeOptions, say, say_next
-from cloob.commands.options import Positional, arg
+from cloob.commands.options import Positional, arg, parse
 from cloob.errors import InputError
 from cloob.models.source import PHOTOS
 from cloob.search.records import Busy
@@ -46,8 +46,7 @@ def read(words: Sequence[str]) -> Options | None:
         if len(words) > 1:
             raise InputError("--models stands alone: cloob find --models")
         return None
-    options: Options = search.read(words, kind=Options, command="find FOLDER")
-    return options
+    return parse(Options, words, "find")
 
 
 def print_models() -> int:

@@ -108,17 +108,10 @@ def check_options(options: Options) -> None:
         raise InputError("--anew needs SRC and --model")
     check_range("--max-megapixels", options.max_megapixels, 0.001, 100_000)
     check_range("--batch-size", options.batch_size, 1, 2**20)
-    if options.faults:
-        refuse_with_faults(options)
+    if options.faults and options != Options(out=options.out, faults=True):
+        raise InputError("--faults lists what an index knows; give --out alone with it")
     if options.model is not None:
         check_source(options.model)
-
-
-def refuse_with_faults(options: Options) -> None:
-    """Refuses what would have no effect, as --faults indexes nothing."""
-    only_out = Options(out=options.out, faults=True, machine=options.machine)
-    if options != only_out:
-        raise InputError("--faults lists what an index knows; give --out alone with it")
 
 
 def check_new(options: Options) -> None:
@@ -193,9 +186,10 @@ def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int
     if options.prune:
         say(f"forgotten: {counted(index.store.prune(), 'contents')} that no path names")
     models = "".join(f", {printable(model.name)}" for model in index.models)
-    print(f"{address}: {len(index):,} pictures{models}; {summary_line(summary)}")
-    failed = bool(summary.refused or summary.unread or not count_changes(summary))
-    if then and len(index) and models and not failed:
+    line = summary_line(summary)
+    print(f"{address}: {len(index):,} pictures{models}; {line}")
+    failed = bool(summary.refused or summary.unread or line.startswith("none"))
+    if then and len(index) and not failed:
         say_next(["search", address, "something red"])
     return 1 if failed else 0
 
@@ -217,7 +211,8 @@ def update_options(options: Options) -> UpdateOptions:
     )
 
 
-def count_changes(summary: Summary) -> str:
+def summary_line(summary: Summary) -> str:
+    """One line of what an update did, in numbers."""
     counts = {
         "added": summary.added,
         "changed": summary.changed,
@@ -226,31 +221,25 @@ def count_changes(summary: Summary) -> str:
         "removed": summary.removed,
         "as they were": summary.unchanged,
     }
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    speed = f"{summary.embedded:,} embedded in {summary.seconds:,.1f} s"
+    lost = {
+        "not read": summary.faults.total(),
+        "left out": summary.left_out.counts.total(),
+    }
+    numbers = [f"{count:,} {what}" for what, count in lost.items() if count]
+    return "; ".join([done or "none", speed, *numbers])
 
 
-def summary_line(summary: Summary) -> str:
-    """One line of what an update did, in numbers."""
-    line = f"{count_changes(summary) or 'none'}; {summary.embedded:,} embedded in"
-    line += f" {summary.seconds:,.1f} s"
-    if summary.embedded > 1:
-        line += f" ({summary.embedded / summary.seconds:,.0f} a second)"
-    if not_read := summary.faults.total():
-        line += f"; {not_read:,} not read"
-    if left_out := summary.left_out.counts.total():
-        line += f"; {left_out:,} left out"
-    return line
-
-
-def check_index(typed: str) -> tuple[str, str | None]:
-    """The address of the index that is meant, and the filter of a folder in it; refuses
-    a place without one.
+def check_index(typed: str, where: str | None = None) -> tuple[str, str | None]:
+    """The address of the index that is meant, and the filter joined with that of a
+    folder in it; refuses a place without one.
     """
     from cloob.search.address import find_index, is_there
 
-    address, within = find_index(typed)
+    address, below = find_index(typed)
     if is_there(address):
-        return address, within
+        return address, join_filters(where, below)
     if not Path(address).exists():
         raise InputError(f"{address}: no such folder")
     if Path(address).is_file():
@@ -258,6 +247,14 @@ def check_index(typed: str) -> tuple[str, str | None]:
     raise InputError(
         f"{address}: holds no index; cloob find {address} 'a red bird' makes one and"
         f" searches it, cloob index {address} --model M --out NAME.idx makes one"
+    )
+
+
+def join_filters(*filters: str | None) -> str | None:
+    """One filter that lets through what all do."""
+    given = [text for text in filters if text is not None]
+    return (
+        given[0] if len(given) == 1 else " and ".join(map("({})".format, given)) or None
     )
 
 

@@ -212,6 +212,8 @@ def parse_values(
         if typed.startswith("--"):
             flags = [x.spelled for x in options if not x.is_positional]
             message += f"; {nearest(typed.partition('=')[0], flags)}"
+        elif typed.startswith("-"):
+            message += f"; what begins with - and is no option goes after: -- {typed}"
         parser.error(message)
     values = vars(namespace)
     for option in options:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +17,6 @@ from cloob.commands.console import (
     Positional,
     arg,
     check_range,
-    parse,
     say,
 )
 from cloob.commands.index import check_index
@@ -74,31 +71,12 @@ class Options:
     paths: bool = False
     """Print the paths alone."""
     null: bool = False
-    """End paths with a NUL instead of a line feed; also -0."""
+    """End paths with a NUL instead of a line feed."""
     model: str | None = None
     """A model of the index, by its name or by what it is loaded from; left out, the
     first.
     """
     machine: DeviceOptions = field(default_factory=DeviceOptions)
-
-
-def read(words: Sequence[str], kind: Any = Options, command: str = "search IDX") -> Any:
-    """The options of a command, and the terms after the first ``--``, whatever these
-    begin with.
-    """
-    place = list(words).index("--") if "--" in words else len(words)
-    before = ["--null" if word == "-0" else word for word in words[:place]]
-    for previous, word in itertools.pairwise(["", *before]):
-        is_value = previous.startswith("--") and re.fullmatch(
-            r"-[\d.]+(e[+-]?\d+)?", word
-        )
-        if word[:1] == "-" and word[1:2].isalnum() and word != "-h" and not is_value:
-            raise InputError(
-                f"{word}: put terms to subtract after --, as in: cloob {command} beach"
-                f" -- {word}"
-            )
-    options = parse(kind, before, command.partition(" ")[0])
-    return dataclasses.replace(options, query=(*options.query, *words[place + 1 :]))
 
 
 def check_options(options: Options) -> None:
@@ -129,10 +107,8 @@ def run(options: Options) -> int:
     from cloob.search.query import Query, Term
 
     check_options(options)
-    address, below = check_index(options.index)
-    if below:
-        own = f"({options.where}) and " if options.where else ""
-        options = dataclasses.replace(options, where=f"{own}{below}")
+    address, where = check_index(options.index, options.where)
+    options = dataclasses.replace(options, where=where)
     query = Query.parse(options.query)
     with cloob.Index.open(address, model=options.model) as index:
         index.view(options.where)  # a mistake in it is named before a model is loaded
@@ -151,7 +127,7 @@ def run(options: Options) -> int:
             print_paths([hit.item for hit in results.hits], null=options.null)
         else:
             print_lines(results)
-        say_rest(index, results, options, ranking=bool(query.terms))
+        say_rest(index, results, options)
     return 0
 
 
@@ -185,62 +161,53 @@ def newest(index: cloob.Index, options: Options) -> Results:
 
 
 def print_json(results: Results, options: Options) -> None:
+    hits = []
+    for hit in results.hits:
+        fields: dict[str, Any] = {name: getattr(hit.item, name) for name in FIELDS}
+        fields["columns"] = dict(hit.item.columns)
+        fields["score"] = None if math.isnan(hit.score) else round(hit.score, 6)
+        fields["margin"] = None if hit.margin is None else round(hit.margin, 4)
+        hits.append(fields)
     answer = {
         "query": options.query,
         "model": results.model or None,
         "searched": results.searched,
         "cut": results.cut,
-        "hits": [hit_as_json(hit) for hit in results.hits],
+        "hits": hits,
     }
     print(json.dumps(answer))
 
 
-def hit_as_json(hit: Hit) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: getattr(hit.item, name) for name in FIELDS}
-    fields["columns"] = dict(hit.item.columns)
-    fields["score"] = None if math.isnan(hit.score) else round(hit.score, 6)
-    fields["margin"] = None if hit.margin is None else round(hit.margin, 4)
-    return fields
-
-
 def print_lines(results: Results) -> None:
-    """A line per hit, with tabs between its fields."""
+    """A line per hit, with tabs between its fields; in a list without a query the date
+    and where it is from stand in the place of score and margin.
+    """
     for hit in results.hits:
         item = hit.item
+        first, second = item.date or "", item.date_from
+        if not math.isnan(hit.score):
+            first = f"{hit.score:.4f}"
+            second = "" if hit.margin is None else f"{hit.margin:.1f}"
         caption = (item.caption or "").strip().partition("\n")[0].rstrip()
-        fields = (*line_numbers(hit), str(item.id), item.path, caption)
+        fields = (first, second, str(item.id), item.path, caption)
         print(*map(printable, fields), sep="\t")
 
 
-def line_numbers(hit: Hit) -> tuple[str, str]:
-    """Score and margin; in a list without a query the date, and where it is from."""
-    if math.isnan(hit.score):
-        return hit.item.date or "", hit.item.date_from
-    return f"{hit.score:.4f}", "" if hit.margin is None else f"{hit.margin:.1f}"
-
-
-def say_rest(
-    index: cloob.Index, results: Results, options: Options, *, ranking: bool
-) -> None:
+def say_rest(index: cloob.Index, results: Results, options: Options) -> None:
     """Says what the list does not show: pictures below the cutoff, or why it is
     empty.
     """
-    hits, searched = results.hits, results.searched
+    n_hits, searched = len(results.hits), results.searched
     if not searched:
         why = index.view(options.where, results.model or None).why_none()
         say(f"no picture to search: {why}")
-    elif not ranking:
-        if searched > len(hits):
-            say(f"{len(hits):,} of {searched:,} pictures, the newest; --top shows more")
-    elif not hits and not results.cut:
-        say("there is no other picture to search")
-    elif not hits:
+    elif not results.model and searched > n_hits:
+        say(f"{n_hits:,} of {searched:,} pictures, the newest; --top shows more")
+    elif results.model and not n_hits:
         say(
             f"nothing fits among {searched:,} pictures; --cutoff none shows the nearest"
             " all the same"
         )
-    elif results.cut and sys.stdout.isatty():
-        say(f"{results.cut} more are below the cutoff (--cutoff none shows them)")
 
 
 def print_paths(items: Sequence[Item], *, null: bool) -> None:
@@ -250,14 +217,10 @@ def print_paths(items: Sequence[Item], *, null: bool) -> None:
     out.
     """
     end = "\0" if null else "\n"
-    paths = [item.path for item in items]
-    broken = [] if null else [path for path in paths if "\n" in path]
-    if broken:
-        say(
-            f"{counted(len(broken), 'paths')} with a line feed left out:"
-            f" {printable(broken[0])}; -0 prints all"
-        )
-    text = "".join(path + end for path in paths if path not in broken)
+    whole = [item.path for item in items if null or "\n" not in item.path]
+    if len(whole) < len(items):
+        count = counted(len(items) - len(whole), "paths")
+        say(f"{count} with a line feed left out; --null prints all")
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(text))
+    sys.stdout.buffer.write(os.fsencode("".join(path + end for path in whole)))
     sys.stdout.buffer.flush()

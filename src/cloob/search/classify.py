@@ -138,10 +138,8 @@ def _all_rows(view: View, n_labels: int) -> tuple[Ids, Vectors]:
             f"{count:,} pictures by {n_labels:,} labels are too many at once; --where"
             " takes a part"
         )
-    blocks = list(view.blocks())
-    view.check_some(len(blocks))
-    ids = np.array([item.id for items, _ in blocks for item in items], np.int64)
-    return ids, np.concatenate([rows for _, rows in blocks])
+    items, rows = view.pictures()
+    return np.array([item.id for item in items], np.int64), rows
 
 
 def _label_rows(view: View, names: Sequence[str], templates: Sequence[str]) -> Vectors:

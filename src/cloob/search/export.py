@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from cloob.search.matrix import Vectors
-from cloob.search.records import Item, Value
+from cloob.files import write_whole
+from cloob.search.records import Value
 from cloob.search.view import View
 
 _FIELDS = {
@@ -28,82 +24,35 @@ _FIELDS = {
 }
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the sources."""
-
-    name: str
-    title: str  # in the table: with a prefix where the name is taken
-    type: pa.DataType
-
-    def array(self, items: Sequence[Item]) -> pa.Array:
-        values = [item.columns.get(self.name) for item in items]
-        if self.type == pa.string():
-            values = [_as_text(value) for value in values]
-        return pa.array(values, self.type)
-
-
 def export(view: View, path: Path) -> int:
     """Writes the table, and returns the number of rows."""
-    columns = _columns(view)
-    types = dict(_FIELDS)
-    types["vector"] = pa.list_(pa.float32(), view.model.dim)
-    types |= {column.title: column.type for column in columns}
-    about = {"model": view.model.name, "fingerprint": view.model.fingerprint}
-    schema = pa.schema(types).with_metadata(about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
-        table = Path(folder) / "table"
-        with parquet.ParquetWriter(table, schema) as writer:
-            for items, rows in view.blocks():
-                writer.write_table(_table(items, rows, columns, schema))
-                count += len(items)
-        view.check_some(count)
-        table.replace(path)
-    return count
-
-
-def _table(
-    items: Sequence[Item], rows: Vectors, columns: Sequence[Column], schema: pa.Schema
-) -> pa.Table:
+    items, rows = view.pictures()
     arrays = {
         name: pa.array([getattr(item, name) for item in items], kind)
         for name, kind in _FIELDS.items()
     }
     flat = pa.array(rows.reshape(-1))
     arrays["vector"] = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
-    arrays |= {column.title: column.array(items) for column in columns}
-    return pa.Table.from_pydict(arrays, schema=schema)
-
-
-def _columns(view: View) -> list[Column]:
-    """The columns that the pictures have, by name."""
-    held: dict[str, set[type]] = defaultdict(set)
-    for items, _ in view.blocks():
-        for item in items:
-            for name, value in item.columns.items():
-                held[name].add(type(value))
-    taken = {*_FIELDS, "vector"}
-    columns = []
-    for name in sorted(held):
+    for name in sorted(set().union(*(item.columns for item in items))):
         title = name
-        while title in taken:
+        while title in arrays:
             title = f"column_{title}"
-        taken.add(title)
-        columns.append(Column(name, title, _type_of(held[name])))
-    return columns
+        arrays[title] = _array([item.columns.get(name) for item in items])
+    about = {"model": view.model.name, "fingerprint": view.model.fingerprint}
+    table = pa.table(arrays).replace_schema_metadata(about)
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink)
+    write_whole(path, sink.getvalue())
+    return len(items)
 
 
-def _type_of(kinds: set[type]) -> pa.DataType:
-    if kinds == {bool}:
-        return pa.bool_()
-    if kinds == {int}:
-        return pa.int64()
-    return pa.float64() if kinds <= {int, float} else pa.string()
-
-
-def _as_text(value: Value) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value)
+def _array(values: list[Value]) -> pa.Array:
+    """A column of a source; text where it holds several kinds."""
+    kinds = {type(value) for value in values} - {type(None)}
+    if len(kinds) == 1 or kinds == {int, float}:
+        return pa.array(values)
+    texts = [
+        value if isinstance(value, str | None) else json.dumps(value)
+        for value in values
+    ]
+    return pa.array(texts, pa.string())

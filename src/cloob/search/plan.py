@@ -109,16 +109,23 @@ def make_plan(
         for path, picture in found.items()
         if _has_changed(picture, states.get(path), summary)
     ]
-    away = [
-        f"{place}{end}" for place in collection.unlisted for end in ("/", SEPARATOR)
-    ]
-    gone = _without([states[path] for path in states.keys() - found.keys()], away)
+    gone = [states[path] for path in states.keys() - found.keys()]
+    for end in ("/", SEPARATOR):
+        gone = _without(gone, [f"{place}{end}" for place in collection.unlisted])
     if not remove_all:
-        for mount in _mounts(gone, list(found.keys() & states.keys()), collection.name):
-            rest = _without(gone, [mount])
-            summary.left_out.add(_NOT_MOUNTED, mount, len(gone) - len(rest))
-            gone = rest
+        gone = _without_mounts(gone, found.keys() & states.keys(), collection)
     return Plan(tasks, gone)
+
+
+def _without_mounts(
+    gone: list[FileState], present: Iterable[str], collection: Collection
+) -> list[FileState]:
+    """What is gone without what lay on a disk that is away, which is counted."""
+    for mount in _mounts(gone, list(present), collection.name):
+        rest = _without(gone, [mount])
+        collection.left_out.add(_NOT_MOUNTED, mount, len(gone) - len(rest))
+        gone = rest
+    return gone
 
 
 def _scan(

@@ -4,7 +4,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,6 @@ from cloob.search.store import Store
 from cloob.search.where import Filter
 
 _MEMOIZED = 64
-_PAGE = 10_000
 T = TypeVar("T")
 
 
@@ -53,15 +52,14 @@ class View:
         """Items by id, in the order of the ids; others were removed meanwhile."""
         return {item.id: item for item in self.store.items(ids)}
 
-    def blocks(self) -> Iterator[tuple[list[Item], Vectors]]:
-        """All pictures that have a vector, with it, some thousands at a time."""
-        ids = self.store.ids(self.where)
-        for start in range(0, len(ids), _PAGE):
-            items = self.store.items(ids[start : start + _PAGE])
-            rows = self.vectors([item.id for item in items])
-            has_row = np.isfinite(rows).all(1)
-            if has_row.any():
-                yield [items[i] for i in np.flatnonzero(has_row)], rows[has_row]
+    def pictures(self) -> tuple[list[Item], Vectors]:
+        """All pictures that have a vector, and these (n, D); InputError if none has."""
+        items = self.store.items(self.store.ids(self.where))
+        rows = self.vectors([item.id for item in items])
+        has_row = np.isfinite(rows).all(1)
+        if not has_row.any():
+            raise InputError(f"no picture: {self.why_none()}")
+        return [items[place] for place in np.flatnonzero(has_row)], rows[has_row]
 
     def why_none(self) -> str:
         """Why no picture has a row here, in a sentence."""
@@ -72,11 +70,6 @@ class View:
         name = self.model.name
         again = f"cloob index --name {name} --out {self.store.address}"
         return f"none has a vector of {name}; {again}"
-
-    def check_some(self, count: int) -> None:
-        """Raises InputError where there is no picture to work on."""
-        if not count:
-            raise InputError(f"no picture: {self.why_none()}")
 
     def row(self, query: AnyQuery, row: Vector | None = None) -> Vector:
         """The unit row (D,) of a query; ``row`` if that is known."""

@@ -54,11 +54,8 @@ _FIXED = {
     "width": "i.width",
     "height": "i.height",
 }
-_TOKEN = re.compile(
-    r"""(?P<text>'(?:[^']|'')*')|(?P<name>"(?:[^"]|"")*"|`[^`]*`|\[[^]]*])"""
-    r"""|(?P<comment>--|/\*)|(?P<sign>[();'"`])|(?P<rest>(?:(?!--|/\*)[^'"`();\[])+|.)""",
-    re.DOTALL,
-)
+_TEXT = r"'(?:[^']|'')*'"
+_NAME = r'"(?:[^"]|"")*"|`[^`]*`|\[[^]]*]'
 _BARE_DATE = re.compile(r"(?<![\w.])\d{4}-\d\d(?!\d)")
 
 
@@ -124,38 +121,31 @@ def _check_shape(text: str) -> None:
     """Refuses what is not one expression, whatever stands around it."""
     if not text.strip():
         raise InputError("filter: it is empty; write one such as \"date >= '2024'\"")
+    rest = re.sub(f"{_TEXT}|{_NAME}", " ", text)
+    if sign := re.search(r"--|/\*|[;'\"`\[]", rest):
+        raise _wrong(
+            f"{sign[0]!r} is not taken: it begins another statement, a comment, or a"
+            " text that does not end",
+            text,
+        )
+    if date := _BARE_DATE.search(rest):
+        raise _wrong(f"{date[0]} is a difference; a date goes in quotes", text)
     depth = 0
-    for token in _TOKEN.finditer(text):
-        if why := _why_refused(str(token.lastgroup), token[0]):
-            raise _wrong(why, text)
-        depth += {"(": 1, ")": -1}.get(token[0], 0)
+    for bracket in re.findall("[()]", rest):
+        depth += 1 if bracket == "(" else -1
         if depth < 0:
-            raise _wrong("a bracket is closed that was not opened", text)
+            break
     if depth:
-        raise _wrong("a bracket is not closed", text)
-
-
-def _why_refused(kind: str, token: str) -> str:
-    """Why a piece of a filter cannot be part of one; empty where it can."""
-    if kind == "comment":
-        return "comments are not taken"
-    if token == ";":
-        return "';' is not taken: a filter is one expression"
-    if kind == "sign" and token not in "()":
-        return f"a text begins with {token} and does not end"
-    if kind == "rest" and (date := _BARE_DATE.search(token)):
-        return f"{date[0]} is a difference; a date goes in quotes"
-    return ""
+        raise _wrong("a bracket is opened and not closed, or the reverse", text)
 
 
 def _check_names(text: str, shown: Sequence[str]) -> None:
     """Refuses names in double quotes that no column has: SQLite takes them for text."""
     column_names = {name.lower() for name in shown}
-    for token in _TOKEN.finditer(text):
-        if token.lastgroup == "name" and token[0].startswith('"'):
-            name = token[0][1:-1].replace('""', '"')
-            if name.lower() not in column_names:
-                raise _unknown(name, text, shown)
+    for quoted in filter(None, re.findall(f"{_TEXT}|({_NAME})", text)):
+        name = quoted[1:-1].replace('""', '"')
+        if name.lower() not in column_names:
+            raise _unknown(name, text, shown)
 
 
 def _make_view(

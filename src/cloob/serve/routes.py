@@ -184,31 +184,32 @@ async def classify(
 
 def _pictures_by_label(labels: Labels, top: int) -> list[schemas.LabelPictures]:
     """For each label its ``top`` surest pictures; last those that no label fits."""
-    n_labels = len(labels.names)
-    members: list[list[int]] = [[] for _ in range(n_labels + 1)]
+    names = [*labels.names, NONE]
+    members: list[list[int]] = [[] for _ in names]
     for place, chosen in enumerate(labels.chosen):
-        for label in chosen or [n_labels]:
+        for label in chosen or [-1]:
             members[label].append(place)
-    best = labels.probabilities.max(axis=1)
-    probabilities = np.column_stack([labels.probabilities, 1 - best])
-    has_margins = labels.margins is not None
-    margins = labels.probabilities if labels.margins is None else labels.margins
-    margins = np.column_stack([margins, margins.max(axis=1)])
+    unsure = 1 - labels.probabilities.max(axis=1)
+    probabilities = np.column_stack([labels.probabilities, unsure])
+    margins = None
+    if labels.margins is not None:
+        margins = np.column_stack([labels.margins, labels.margins.max(axis=1)])
     answers: list[schemas.LabelPictures] = []
-    for label, name in enumerate((*labels.names, NONE)):
+    for label, name in enumerate(names if members[-1] else labels.names):
         places = np.array(members[label], np.int64)
         order = np.argsort(-probabilities[places, label], kind="stable")[:top]
         surest = places[order]
+        of_label = None if margins is None else _rounded(margins[surest, label])
         answers.append(
             {
                 "label": name,
                 "count": len(places),
                 "ids": labels.ids[surest].tolist(),
                 "probabilities": _rounded(probabilities[surest, label]),
-                "margins": _rounded(margins[surest, label]) if has_margins else None,
+                "margins": of_label,
             }
         )
-    return answers if members[n_labels] else answers[:n_labels]
+    return answers
 
 
 def _rounded(numbers: Vectors) -> list[float]:
