@@ -45,6 +45,8 @@ COMMANDS = (
     "serve",
     "export",
 )
+_STAYS = "; the last complete checkpoint stays as it is"
+_KEPT = {"demo": _STAYS, "train": f"{_STAYS}, and --resume auto goes on from it"}
 _USAGE = """usage: cloob COMMAND [options]      (cloob COMMAND --help)
 
 Train, judge and use image-text models by CLOOB (arXiv:2110.11316).
@@ -163,7 +165,7 @@ def _help_line(name: str) -> str:
 def _line_and_code(error: BaseException, name: str) -> tuple[str, int]:
     """What an error says in one line, and the exit code; no line where it is a bug."""
     if isinstance(error, KeyboardInterrupt):
-        return f"interrupted{_kept_of(name)}", 130
+        return f"interrupted{_KEPT.get(name, '')}", 130
     if isinstance(error, TrainingFailed):
         return message(error), 1
     if isinstance(error, InputError | OSError):
@@ -171,15 +173,3 @@ def _line_and_code(error: BaseException, name: str) -> tuple[str, int]:
     if isinstance(error, MemoryError | RuntimeError) and out_of_memory(error):
         return "out of memory; a smaller --batch-size or fewer --workers need less", 2
     return "", 1
-
-
-def _kept_of(name: str) -> str:
-    """What is left of an interrupted command."""
-    if name == "demo":
-        return "; the last complete checkpoint stays as it is"
-    if name == "train":
-        return (
-            "; the last complete checkpoint stays as it is, and --resume auto goes on"
-            " from it"
-        )
-    return ""
