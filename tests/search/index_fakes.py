@@ -17,6 +17,8 @@ SIDE = 8
 class FakeEncoder(nn.Module):
     """Pixels through one random matrix; the same seed gives the same weights."""
 
+    weights_file = tokenizer = None
+
     def __init__(self, name="fake", seed=0, dim=16):
         super().__init__()
         self.name = name
