@@ -21,162 +21,148 @@ from cloob.functional.streamed.tiles import (
 
 
 class _Patterns:
-    """Stored patterns as they are, or, for products in low precision, without their
-    mean.
+    """The rows of one or two sides, one side above the other, as stored patterns.
 
-    ``rows`` are (N, D), or with a mean (N, D + 8): patterns without it, a column of
-    ones, which counts how often the mean is in a sum, and zeros (one column more would
-    be a fifth slower). With the mean of the queries there is a ``weight``, (N, 1):
-    exp(β s) without the exponential of the centred product, as far as it differs
-    between patterns. ``low`` and ``weighted`` are rows, and rows times weights, in the
-    dtype to multiply in.
+    For products in low precision ``rows`` are without their side's mean. ``low`` is
+    (N, D) in the dtype to multiply in, or with ``means`` (N, D + 8), of which a column
+    of ones counts how often the mean is in a sum, and zeros fill up (one column more
+    would be a fifth slower).
     """
 
-    def __init__(
-        self,
-        stored: Tensor,
-        beta: Tensor,
-        matmul: torch.dtype,
-        queries_mean: Tensor | None = None,
-    ) -> None:
-        self.rows, self.mean, self.weight = stored, None, None
-        if matmul != stored.dtype:
-            self.mean = stored.mean(dim=0)
-            centred = stored - self.mean
-            self.rows = torch.cat(
-                [
-                    centred,
-                    torch.ones_like(centred[:, :1]),
-                    centred.new_zeros(len(centred), 7),
-                ],
-                dim=1,
-            )
-            if queries_mean is not None:
-                self.weight = (beta * (centred @ queries_mean)).exp_()[:, None]
-        self.low = self.rows.to(matmul)
-        self.weighted = (
-            self.low if self.weight is None else (self.weight * self.rows).to(matmul)
-        )
+    def __init__(self, matmul: torch.dtype, *sides: Tensor) -> None:
+        self.matmul = matmul
+        self.means: Tensor | None = None  # (sides, 1, D)
+        self.rows = self.low = torch.cat(sides)
+        if matmul != self.rows.dtype:
+            means = [side.mean(dim=0) for side in sides]
+            centred = [side - mean for side, mean in zip(sides, means, strict=True)]
+            self.means = torch.stack(means)[:, None]
+            self.rows = torch.cat(centred)
+            self.low = self._widened(self.rows, 1.0)
 
-    def with_mean(self, sums: Tensor) -> Tensor:
-        """(M, D) sums of patterns from sums of ``rows``."""
-        if self.mean is None:
+    def _widened(self, rows: Tensor, column: Tensor | float) -> Tensor:
+        """(…, D + 8) in the dtype to multiply in: the rows, a column, and zeros."""
+        *shape, d = rows.shape
+        wide = rows.new_zeros(*shape, d + 8, dtype=self.matmul)
+        wide[..., :d] = rows
+        wide[..., d : d + 1] = column
+        return wide
+
+    def with_means(self, sums: Tensor) -> Tensor:
+        """Sums of patterns from sums of ``low``; both (sides, M, …)."""
+        if self.means is None:
             return sums
-        d = len(self.mean)
-        return torch.addcmul(sums[:, :d], sums[:, d : d + 1], self.mean)
+        d = self.means.shape[-1]
+        return torch.addcmul(sums[..., :d], sums[..., d : d + 1], self.means)
 
     def along(self, grad: Tensor) -> Tensor:
-        """The matrix whose product with ``rows`` is that of an (M, D) gradient with the
-        patterns.
+        """The matrices whose products with ``low`` are those of (sides, M, D) gradients
+        with the patterns of each side.
         """
-        if self.mean is not None:
-            grad = torch.cat(
-                [grad, (grad @ self.mean)[:, None], grad.new_zeros(len(grad), 7)], dim=1
-            )
-        return grad.to(self.low.dtype)
+        if self.means is None:
+            return grad
+        return self._widened(grad, grad @ self.means.mT)
 
 
-def _sides(
-    left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype
-) -> tuple[_Patterns, _Patterns]:
-    a = _Patterns(left, beta, matmul, (left if right is None else right).mean(dim=0))
-    return a, a if right is None else _Patterns(right, beta, matmul, left.mean(dim=0))
+class _PairPatterns(_Patterns):
+    """Those of a batch of pairs, X above Y, which are the queries as well.
+
+    With means there are ``weights``, (sides, N, 1): exp(β s) for the queries of a side
+    without the exponential of the centred product, as far as it differs between
+    patterns. ``weighted`` are the patterns for the queries of each side.
+    """
+
+    def __init__(self, matmul: torch.dtype, beta: Tensor, x: Tensor, y: Tensor) -> None:
+        super().__init__(matmul, x, y)
+        self.tiles = tile_pairs(x, y)
+        self.width = x.shape[1]
+        self.weights: Tensor | None = None
+        self.weighted = self.low.expand(2, -1, -1)
+        if self.means is not None:
+            shared = (self.rows @ self.means[:, 0].T).T[..., None]
+            self.weights = (beta * shared).exp_()
+            self.weighted = self._widened(self.weights * self.rows, self.weights)
+
+    def products(self, rows: slice, columns: slice) -> Tensor:
+        """A tile of the rows' scalar products, of which those in low precision lack
+        their means.
+        """
+        left, right = self.low[rows, : self.width], self.low[columns, : self.width]
+        return (left @ right.T).to(self.rows.dtype)
 
 
-class _MutualRetrieval(torch.autograd.Function):
-    """``norm(E right)`` and ``norm(Eᵀ left)`` from one pass over E = exp(β left
-    rightᵀ).
+class _PairRetrieval(torch.autograd.Function):
+    """The four retrievals of a batch of pairs from one pass over E = exp(β Z Zᵀ), where
+    Z is X above Y.
 
-    With ``right`` None it is ``left``; E is symmetric then, both retrievals are one,
-    and half of the tiles suffice. ``e`` is the exponential of the centred product: E_ij
-    is e_ij · weight_j for the queries of the left, and e_ij · weight_i for those of the
-    right, up to a factor of the query that normalisation takes away.
+    E is symmetric, so the tiles on and above its diagonal suffice: one of rows of side
+    a and columns of side b is part of what a's rows retrieve from b, and of what b's
+    rows retrieve from a. In low precision the tile is the exponential of the centred
+    products, and E is that times the weight of the pattern, up to a factor of the query
+    that normalisation takes away.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype
-    ) -> Any:
-        a, b = _sides(left, right, beta, matmul)
-        d = left.shape[1]
-        sums_l = torch.zeros_like(a.rows)
-        sums_r = sums_l if right is None else torch.zeros_like(b.rows)
-        for rows, columns in tile_pairs(left, right):
-            e = (
-                (a.low[rows, :d] @ b.low[columns, :d].T)
-                .to(left.dtype)
-                .mul_(beta)
-                .exp_()
-                .to(matmul)
-            )
-            accumulate(sums_l[rows], e, b.weighted[columns])
-            if right is not None or rows != columns:
-                accumulate(sums_r[columns], e.T, a.weighted[rows])
-        retrieved_l, norms_l = to_unit(b.with_mean(sums_l))
-        retrieved_r, norms_r = (
-            (None, None) if right is None else to_unit(a.with_mean(sums_r))
-        )
-        ctx.save_for_backward(
-            left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r
-        )
+        ctx: Any, x: Tensor, y: Tensor, beta: Tensor, matmul: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        patterns = _PairPatterns(matmul, beta, x, y)
+        weighted = patterns.weighted
+        # of the patterns of each side, for all queries
+        sums = x.new_zeros(2, *patterns.low.shape)
+        for (a, rows), (b, columns) in patterns.tiles:
+            e = patterns.products(rows, columns).mul_(beta).exp_().to(matmul)
+            accumulate(sums[b, rows], e, weighted[a, columns])
+            if rows != columns:
+                accumulate(sums[a, columns], e.T, weighted[b, rows])
+        retrieved, norms = to_unit(patterns.with_means(sums))
+        ctx.save_for_backward(x, y, beta, retrieved, norms)
         ctx.matmul = matmul
-        return retrieved_l if retrieved_r is None else (retrieved_l, retrieved_r)
+        n = len(x)
+        u, v = retrieved
+        return u[:n], u[n:], v[:n], v[n:]
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad_l: Tensor, *grad_r: Tensor) -> Any:
-        left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r = (
-            ctx.saved_tensors
-        )
-        a, b = _sides(left, right, beta, ctx.matmul)
-        d = left.shape[1]
-        g_l = b.along(through_unit(grad_l, retrieved_l, norms_l))
-        g_r = (
-            g_l
-            if right is None
-            else a.along(through_unit(grad_r[0], retrieved_r, norms_r))
-        )
-        # Through the softmax, and as a term of the sum, to be multiplied by the weights
-        # at the end if there are any.
-        soft_l = torch.zeros_like(a.rows)
-        soft_r = soft_l if right is None else torch.zeros_like(b.rows)
-        term_l = soft_l if a.weight is None else torch.zeros_like(left)
-        term_r = (
-            term_l
-            if right is None
-            else soft_r
-            if b.weight is None
-            else torch.zeros_like(right)
-        )
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, y, beta, retrieved, norms = ctx.saved_tensors
+        patterns = _PairPatterns(ctx.matmul, beta, x, y)
+        low, weighted, d = patterns.low, patterns.weighted, patterns.width
+        of_memories = torch.cat(grads).view_as(retrieved)
+        g = patterns.along(through_unit(of_memories, retrieved, norms))
+        # What rows gain by each side: through the softmax, and as terms of sums, which
+        # are to be multiplied by the weights if there are any.
+        d_rows = torch.zeros_like(patterns.rows)
+        by_softmax = by_sums = d_rows.expand(2, -1, -1)
+        if patterns.weights is not None:
+            by_softmax = x.new_zeros(2, *low.shape)
+            by_sums = torch.zeros_like(retrieved)
         d_beta = torch.zeros_like(beta)
-        for rows, columns in tile_pairs(left, right):
-            s = (a.low[rows, :d] @ b.low[columns, :d].T).to(left.dtype)
+        for (a, rows), (b, columns) in patterns.tiles:
+            s = patterns.products(rows, columns)
             e = (beta * s).exp_()
-            t = (g_l[rows] @ b.weighted[columns].T).to(left.dtype)
-            accumulate(t, a.weighted[rows], g_r[columns].T)
+            t = (g[b, rows] @ weighted[a, columns].T).to(s.dtype)
+            accumulate(t, weighted[b, rows], g[a, columns].T)
             t.mul_(e)
             if ctx.needs_input_grad[2]:
-                # A diagonal tile of a symmetric E holds every pair twice.
-                d_beta += (t * s).sum() / (
-                    2 if right is None and rows == columns else 1
-                )
+                # A tile of the diagonal holds every pair twice.
+                d_beta += (t * s).sum() / (2 if rows == columns else 1)
             t, e = t.mul_(beta).to(ctx.matmul), e.to(ctx.matmul)
-            accumulate(soft_l[rows], t, b.low[columns])
-            accumulate(term_l[rows], e, g_r[columns, :d])
-            if right is not None or rows != columns:
-                accumulate(soft_r[columns], t.T, a.low[rows])
-                accumulate(term_r[columns], e.T, g_l[rows, :d])
-        gradients = []
-        for side, other, soft, term in ((a, b, soft_l, term_l), (b, a, soft_r, term_r))[
-            : 1 if right is None else 2
-        ]:
-            if side.weight is not None:
-                # What the centred product lacks of s; what is constant over a query's
-                # patterns adds up to nothing.
-                d_beta += (soft[:, d : d + 1] * side.weight.log()).sum() / beta**2
-                soft = other.with_mean(soft).addcmul_(side.weight, term)
-            gradients.append(soft)
-        return gradients[0], None if right is None else gradients[1], d_beta, None
+            accumulate(by_softmax[b, rows], t, low[columns])
+            accumulate(by_sums[b, rows], e, g[a, columns, :d])
+            if rows != columns:
+                accumulate(by_softmax[a, columns], t.T, low[rows])
+                accumulate(by_sums[a, columns], e.T, g[b, rows, :d])
+        if patterns.means is not None and patterns.weights is not None:
+            # What the centred products lack of s; what is constant over a query's
+            # patterns adds up to nothing.
+            lacking = by_softmax[..., d : d + 1] * patterns.weights.log()
+            d_beta += lacking.sum() / beta**2
+            for side, mean in enumerate(patterns.means):
+                d_rows += by_softmax[side, :, :d]
+                d_rows.addcmul_(by_softmax[side, :, d : d + 1], mean)
+                d_rows.addcmul_(patterns.weights[side], by_sums[side])
+        return d_rows[: len(x)], d_rows[len(x) :], d_beta, None
 
 
 class _Retrieval(torch.autograd.Function):
@@ -186,7 +172,7 @@ class _Retrieval(torch.autograd.Function):
     def forward(
         ctx: Any, state: Tensor, stored: Tensor, beta: Tensor, matmul: torch.dtype
     ) -> Tensor:
-        patterns = _Patterns(stored, beta, matmul)
+        patterns = _Patterns(matmul, stored)
         q, m, d = state.to(matmul), patterns.low, state.shape[1]
         sums = state.new_zeros(len(state), m.shape[1])
         shift = state.new_full((len(state), 1), -torch.inf)
@@ -197,7 +183,7 @@ class _Retrieval(torch.autograd.Function):
                 sums[rows] *= (shift[rows] - highest).exp()
                 accumulate(sums[rows], s.sub_(highest).exp_().to(matmul), m[columns])
                 shift[rows] = highest
-        retrieved, norms = to_unit(patterns.with_mean(sums))
+        retrieved, norms = to_unit(patterns.with_means(sums[None])[0])
         ctx.save_for_backward(state, stored, beta, shift, retrieved, norms)
         ctx.matmul = matmul
         return retrieved
@@ -207,9 +193,9 @@ class _Retrieval(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         state, stored, beta, shift, retrieved, norms = ctx.saved_tensors
         matmul = ctx.matmul
-        patterns = _Patterns(stored, beta, matmul)
+        patterns = _Patterns(matmul, stored)
         q, m, d = state.to(matmul), patterns.low, state.shape[1]
-        g = patterns.along(through_unit(grad, retrieved, norms))
+        g = patterns.along(through_unit(grad.clone(), retrieved, norms)[None])[0]
         d_state = torch.zeros_like(state)
         d_stored = torch.zeros_like(stored)
         d_beta = torch.zeros_like(beta)
@@ -268,36 +254,35 @@ def retrieve(
     dtype = matmul_dtype(matmul, x)
     safe = _unshifted_is_safe(x, y, beta, dtype, beta_of_unit_rows)
     beta = scalar("beta", beta, x)
-    if not safe:
-        u_x, u_y, v_x, v_y = (
-            _Retrieval.apply(q, m, beta, dtype)  # type: ignore[no-untyped-call]
-            for m in (x, y)
-            for q in (x, y)
-        )
-    else:
-        v_x, u_y = _MutualRetrieval.apply(x, y, beta, dtype)  # type: ignore[no-untyped-call]
-        u_x, v_y = (_MutualRetrieval.apply(side, None, beta, dtype) for side in (x, y))  # type: ignore[no-untyped-call]
+    if safe:
+        return _PairRetrieval.apply(x, y, beta, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    u_x, u_y, v_x, v_y = (
+        _Retrieval.apply(q, m, beta, dtype)  # type: ignore[no-untyped-call]
+        for m in (x, y)
+        for q in (x, y)
+    )
     return u_x, u_y, v_x, v_y
 
 
 def to_unit(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit rows and (N, 1) norms of (N, D) ``sums``, without squaring what may be as
-    large as exp(60).
+    """Makes unit rows of (…, N, D) ``sums``, in place and without squaring what may be
+    as large as exp(60); gives them and their (…, N, 1) norms.
     """
-    scale = torch.linalg.vector_norm(sums, torch.inf, dim=1, keepdim=True)
-    rows = sums / torch.where(scale > 0, scale, 1.0)
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    # vector_norm of infinite order takes five times as long.
+    least, greatest = sums.aminmax(dim=-1, keepdim=True)
+    scale = torch.maximum(greatest, -least)
+    rows = sums.div_(torch.where(scale > 0, scale, 1.0))
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows.div_(torch.where(norms > 0, norms, 1.0)), norms * scale
 
 
 def through_unit(grad: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
-    """The gradient of the sums from that of their unit rows; zero where the sum is
-    zero.
+    """Makes the gradient of the sums of that of their unit rows, in place; zero where
+    the sum is zero.
     """
-    projected = torch.addcmul(
-        grad, (grad * rows).sum(dim=1, keepdim=True), rows, value=-1
-    )
-    return projected.mul_(torch.where(norms > 0, 1 / norms, 0.0))
+    along_rows = (grad * rows).sum(dim=-1, keepdim=True)
+    grad.addcmul_(along_rows, rows, value=-1)
+    return grad.mul_(torch.where(norms > 0, 1 / norms, 0.0))
 
 
 def _unshifted_is_safe(

@@ -5,7 +5,8 @@ summed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from cloob.functional.private import P, R, full_products, outside_autocast
 TILE = {"cpu": 512}
 # rows of a strip, whose columns are all candidates; 4096 on an accelerator
 STRIP = {"cpu": 1024}
+
+
+Tile = tuple[int, slice]
+"""Rows of a tile and the side that they are of."""
 
 
 def first_order(backward: Callable[P, R]) -> Callable[P, R]:
@@ -44,14 +49,17 @@ def blocks(matrix: Tensor, size: int = 0) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def tile_pairs(left: Tensor, right: Tensor | None) -> Iterator[tuple[slice, slice]]:
-    """Every tile of left · rightᵀ; with ``right`` None the tiles on and above the
-    diagonal of left · leftᵀ.
+def tile_pairs(*sides: Tensor) -> list[tuple[Tile, Tile]]:
+    """The tiles on and above the diagonal of Z · Zᵀ, where Z are the rows of all sides,
+    one above the other.
     """
-    above = blocks(left)
-    for i, rows in enumerate(above):
-        for columns in above[i:] if right is None else blocks(right):
-            yield rows, columns
+    tiles: list[Tile] = []
+    start = 0
+    for side, matrix in enumerate(sides):
+        own = blocks(matrix)
+        tiles += [(side, slice(start + r.start, start + r.stop)) for r in own]
+        start += len(matrix)
+    return list(combinations_with_replacement(tiles, 2))
 
 
 def matmul_dtype(matmul: torch.dtype | None, rows: Tensor) -> torch.dtype:
