@@ -195,7 +195,7 @@ class _Retrieval(torch.autograd.Function):
         matmul = ctx.matmul
         patterns = _Patterns(matmul, stored)
         q, m, d = state.to(matmul), patterns.low, state.shape[1]
-        g = patterns.along(through_unit(grad.clone(), retrieved, norms)[None])[0]
+        g = patterns.along(through_unit(grad, retrieved, norms)[None])[0]
         d_state = torch.zeros_like(state)
         d_stored = torch.zeros_like(stored)
         d_beta = torch.zeros_like(beta)
@@ -277,12 +277,12 @@ def to_unit(sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def through_unit(grad: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
-    """Makes the gradient of the sums of that of their unit rows, in place; zero where
-    the sum is zero.
+    """The gradient of the sums from that of their unit rows; zero where the sum is
+    zero.
     """
     along_rows = (grad * rows).sum(dim=-1, keepdim=True)
-    grad.addcmul_(along_rows, rows, value=-1)
-    return grad.mul_(torch.where(norms > 0, 1 / norms, 0.0))
+    projected = torch.addcmul(grad, along_rows, rows, value=-1)
+    return projected.mul_(torch.where(norms > 0, 1 / norms, 0.0))
 
 
 def _unshifted_is_safe(
