@@ -146,7 +146,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),
     (
         r"py:.*",
-        r"(cloob\.[\w.]+\.)?(Contrast|Parts|Precision|Scale|Reason|Backend|\w*Name|LoadModel|ContextFactory)",
+        r"(cloob\.[\w.]+\.)?(Contrast|Parts?|Precision|Scale|Reason|Backend|\w*Name|LoadModel|ContextFactory)",
     ),
     (
         r"py:.*",

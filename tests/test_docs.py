@@ -6,70 +6,48 @@ That the site builds without a warning, and each page is in its contents, is che
 
 import argparse
 import contextlib
-import functools
 import io
 import json
 import math
 import os
 import pydoc
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.nn import functional as F
 
 import cloob
 from cloob import cli
-from cloob.models.load import load_model
-from make import picture, tiny_model
-from search_colours import ColourModel, loads, write_pictures
+from pages import (
+    DOCS,
+    README,
+    ROOT,
+    SHOWN,
+    as_words,
+    blocks,
+    commands,
+    pages_of,
+    run_page,
+    snippets,
+    write_reader_folder,
+    write_runs,
+)
 from support import overlaid
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (DOCS / "api.md").read_text(encoding="utf-8") if DOCS.is_dir() else ""
 PAGES = (
     set((DOCS / "modules.txt").read_text(encoding="utf-8").split())
     if DOCS.is_dir()
     else set()
 )
-SHOWN = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 pytestmark = pytest.mark.skipif(
     not DOCS.is_dir(), reason="an installed package has no documentation beside it"
 )
-
-
-def blocks(page, *kinds):
-    found = re.findall(
-        r"^```(\S+)\n(.*?)^```",
-        page.read_text(encoding="utf-8"),
-        re.MULTILINE | re.DOTALL,
-    )
-    return [text for kind, text in found if kind in kinds]
-
-
-def commands(page):
-    """The words of each ``cloob`` command of a page, those behind torchrun too; ``…``
-    stands for more.
-    """
-    text = "\n".join(blocks(page, "console", "sh", "yaml")).replace("\\\n", " ")
-    text = re.sub(r"(?<=\S)\n {12,}(?=\S)", " ", text)  # a folded line of YAML
-    found = re.findall(
-        r"^(?:\$ (?:\.venv/bin/)?|.*torchrun .*-m )cloob (.*)", text, re.MULTILINE
-    )
-    return [
-        shlex.split(words.rstrip("& ").replace(" …", ""), comments=True)
-        for words in found
-    ]
 
 
 # The reference of the command line
@@ -253,82 +231,84 @@ def test_make_has_the_targets_that_are_named():
         ), page
 
 
-# What runs, on small stand-ins
+# What runs
 
-
-class PathModel(ColourModel):
-    """Takes paths too, as loaded models do."""
-
-    def encode_image(self, images):
-        if isinstance(images, Tensor):
-            return super().encode_image(images)
-        return super().encode_image(
-            torch.stack([self.preprocess(Image.open(path)) for path in images])
-        )
+EXAMPLES = [README, DOCS / "vectors.md", *pages_of("How to")]
+# Run by a test of their own, with what is to be seen of them.
+SEEN = {"README", "own-loop", "soft-targets", "audit", "scikit-learn", "wrong-pairs"}
+SEEN |= {"parts", "weights"}
+QUICK = {"find", "classify"}
 
 
 @pytest.fixture
-def beginner(tmp_path, monkeypatch):
-    """A folder with what the pages name, and a model that knows colours in place of any
-    other.
-    """
+def reader(tmp_path, monkeypatch):
+    """A folder with what the pages name."""
     monkeypatch.chdir(tmp_path)
-    loads(monkeypatch, lambda *_, **__: PathModel())
-    for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
-        monkeypatch.setenv(variable, os.environ.get(variable, ""))
-    monkeypatch.setattr(
-        "webbrowser.open",
-        lambda address: Path(address.removeprefix("file://")).unlink() or True,
-    )
-    monkeypatch.setattr(
-        torch, "compile", functools.partial(torch.compile, backend="aot_eager")
-    )
-    for folder in ("pictures", "photos"):
-        write_pictures(Path(folder), n=3)
-    shutil.copy("pictures/red-0.png", "pictures/red.png")
-    for name in ("photo.jpg", "cat.jpg"):
-        Path(name).write_bytes(picture("red", kind="JPEG"))
-    for name in ("labels.txt", "captions.txt"):
-        Path(name).write_text("red\nblue\n")
-    for name in ("red", "blue"):
-        Path("examples", name).mkdir(parents=True)
-        for path in Path("pictures").glob(f"{name}-*.png"):
-            shutil.copy(path, Path("examples", name, path.name))
-    Path("runs/mine").mkdir(
-        parents=True
-    )  # loading it gives the model that knows colours
+    write_reader_folder(monkeypatch)
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
-@pytest.mark.usefixtures("beginner")
-@pytest.mark.parametrize("page", [DOCS / "find.md"], ids=lambda page: page.name)
-def test_commands_that_find_run(page, capsys):
-    """Those that index, search, sort and embed; an export needs real towers, and a run
-    minutes.
-    """
-    shown = [
-        words
-        for words in commands(page)
-        if words[0] in ("find", "index", "search", "classify", "embed")
-    ]
-    found = [
-        words
-        for words in shown
-        if not any("-onnx" in word or ":best" in word for word in words)
-    ]
-    assert len(found) >= 2
-    for words in found:
-        assert cli.main(words) == 0, (words, capsys.readouterr().err)
-    if page.name == "find.md":
-        run_python(page)
-        assert "red" in capsys.readouterr().out
+def test_what_runs_elsewhere_names_the_page():
+    for page in EXAMPLES:
+        for _, _, note in snippets(page):
+            if note.startswith("run by "):
+                test = (ROOT / note.removeprefix("run by ")).read_text(encoding="utf-8")
+                assert page.name in test, (page, note)
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page.stem in QUICK else pytest.mark.nightly)
+        for page in EXAMPLES
+        if page.stem not in SEEN
+    ],
+    ids=lambda page: page.stem,
+)
+def test_what_a_page_shows_runs(page):
+    if page.stem == "evaluate":
+        write_runs()
+    run_page(page)
+
+
+def as_pattern(line):
+    """A line of output, with any number for a number and anything for ``…``."""
+    pattern = re.sub(r"\d+(\\\.\d+)?", r"-?\\d+(?:[.,]\\d+)*", re.escape(line))
+    return pattern.replace("…", ".*")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_the_readme_prints_what_it_shows(tmp_path, monkeypatch, capfd):
+    """In an empty folder, as a reader would; ``…`` stands for what is left out."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names, printed = {}, ""
+    for kind, text, note in snippets(README):
+        if note:
+            continue
+        if kind == "text":
+            lines = text.splitlines()
+            assert re.search(".*".join(map(as_pattern, lines)), printed, re.DOTALL)
+        elif kind == "python":
+            exec(compile(text, "README.md", "exec"), names)
+            printed = capfd.readouterr().out
+        else:
+            for shown in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+                command, *lines = shown.splitlines()
+                assert cli.main(as_words(command)[1:]) == 0, command
+                printed = "".join(capfd.readouterr())
+                wanted = ".*".join(map(as_pattern, lines))
+                assert re.search(wanted, printed, re.DOTALL), (wanted, printed)
 
 
 def readme_table():
     """The objectives of README's first table, with their lines."""
-    shown = re.search(r"```text\n(.*?)```", README, flags=re.DOTALL)[1]
+    shown = re.search(r"```text\n(.*?)```", README.read_text(), flags=re.DOTALL)[1]
     return {line.split()[0]: line for line in shown.splitlines()}
 
 
@@ -336,13 +316,13 @@ def first_figure(line):
     return float(re.search(r"([\d.]+)%", line)[1])
 
 
-@pytest.mark.usefixtures("beginner")
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize(
     "objectives",
     [["cca"], pytest.param(list(readme_table()), marks=pytest.mark.nightly)],
 )
 def test_the_first_table_of_the_readme(objectives, capsys):
-    [code] = [block for block in blocks(ROOT / "README.md", "python") if "cca" in block]
+    [code] = [block for block in blocks(README, "python") if "cca" in block]
     chosen = re.sub(r"in \(.*\):", f"in {objectives}:", code)
     exec(compile(chosen, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
@@ -351,36 +331,19 @@ def test_the_first_table_of_the_readme(objectives, capsys):
         assert first_figure(line) == pytest.approx(wanted, abs=1.5), line
 
 
-@pytest.mark.usefixtures("beginner")
-def test_other_python_of_the_readme_runs():
-    names = {}
-    for block in blocks(ROOT / "README.md", "python"):
-        if "example_pairs" not in block:
-            exec(compile(block, "README.md", "exec"), names)
-    assert names["loss"].isfinite()
-
-
-def run_python(page):
-    """The names after all Python of a page has run, one block after the other."""
-    names = {}
-    for block in blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), names)
-    return names
-
-
-@pytest.mark.usefixtures("beginner")
+@pytest.mark.usefixtures("reader")
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute"
 )
-def test_python_runs(capsys):
-    names = run_python(DOCS / "own-loop.md")
+def test_own_loop_runs_and_its_losses_agree():
+    names = run_page(DOCS / "own-loop.md")
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
     torch.testing.assert_close(names["loss"], expected)
 
 
 def test_the_page_of_soft_targets_runs_and_its_losses_are_the_formulas():
-    names = run_python(DOCS / "soft-targets.md")
+    names = run_page(DOCS / "soft-targets.md")
     x, y = (F.normalize(torch.randn(5, 3), dim=1) for _ in range(2))
     ids = torch.tensor([0, 1, 0, 2, 1])
     loss = 0.0
@@ -443,7 +406,7 @@ def test_the_loops_of_other_trainers_run(tmp_path, monkeypatch):
     code = "\n".join(
         [
             blocks(DOCS / "own-loop.md", "python")[0],
-            *blocks(DOCS / "several-gpus.md", "py"),
+            *blocks(DOCS / "several-gpus.md", "python"),
             "assert lightning and Trainer and accelerator",
         ]
     )
@@ -463,7 +426,7 @@ def test_the_loops_of_other_trainers_run(tmp_path, monkeypatch):
 
 def test_the_page_of_the_audit_prints_what_it_says_and_knows_all_faults(capsys):
     page = DOCS / "audit.md"
-    run_python(page)
+    run_page(page)
     printed = re.sub(r" to \de-\d+", "", capsys.readouterr().out)
     (shown,) = blocks(page, "text")
     assert printed == re.sub(r" to \de-\d+", "", shown)
@@ -475,7 +438,7 @@ def test_the_page_of_the_audit_prints_what_it_says_and_knows_all_faults(capsys):
 
 
 def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says():
-    names = run_python(DOCS / "dcl.md")
+    names = run_page(DOCS / "dcl.md")
     x, y = (names[side].detach() for side in "xy")
     expected = 0.0
     for a, b in ((x, y), (y, x)):
@@ -494,42 +457,31 @@ def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says():
     assert dcl == infoloob == infoloob.override(objective="dcl")
 
 
-def test_python_of_weights_runs(tmp_path, monkeypatch, capsys):
-    model = load_model(tiny_model(tmp_path / "model"))
-    loads(monkeypatch, lambda *_, **__: model)
-    run_python(DOCS / "weights.md")
-    assert capsys.readouterr().out.endswith(" 30.0 8.0\n")
+@pytest.mark.usefixtures("reader")
+def test_python_of_weights_runs(capsys):
+    run_page(DOCS / "weights.md")
+    assert " 30.0 8.0\n" in capsys.readouterr().out
 
 
-def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("reader")
+def test_wrong_pairs_are_found_and_heads_are_fitted_and_searched(capsys):
     pytest.importorskip("sklearn")
-    monkeypatch.chdir(tmp_path)
-    digits, used = blocks(DOCS / "vectors.md", "python")
-    (suspected,) = blocks(DOCS / "wrong-pairs.md", "python")
-    fitted, piped, own = blocks(DOCS / "scikit-learn.md", "python")
-    exec(digits, {})
-    exec(suspected, {})
-    assert {0, 2} < set(json.loads(capsys.readouterr().out))
-    top, bottom = (np.load(f"{name}.npy")[:40] for name in ("top", "bottom"))
+    run_page(DOCS / "wrong-pairs.md")
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert {0, 2} < set(json.loads(printed))
+    a, b = (np.load(f"{name}.npy")[:40] for name in "ab")
     names = {
-        "cells": top,
-        "molecules": bottom,
+        "cells": a,
+        "molecules": b,
         "keys": [*range(20)] * 2,
         "plates": [*range(10)] * 4,
+        "names": [f"leaf {row % 20} of plant {row % 7}" for row in range(40)],
     }
-    exec(fitted, names)
-    exec(own, names)
-    texts = {"names": [f"leaf {row % 20} of plant {row % 7}" for row in range(40)]}
-    exec(piped, {**names, **texts})
-    assert names["search"].best_params_["objective"] in ("clip", "infoloob", "cloob")
-    assert (
-        names["search"].best_estimator_.get_metadata_routing().fit.requests["groups"]
-        is True
-    )
-    Path("runs").mkdir()
-    shutil.move("heads", "runs/infoloob")
-    exec(used, names)
-    assert len(names["tops"]) == len(names["bottoms"]) > 40
+    run_page(DOCS / "scikit-learn.md", names)
+    search = names["search"]
+    assert search.best_params_["objective"] in ("clip", "infoloob", "cloob")
+    requests = search.best_estimator_.get_metadata_routing().fit.requests
+    assert requests["groups"] is True
 
 
 @pytest.mark.nightly
