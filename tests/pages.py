@@ -102,11 +102,11 @@ def pages_of(title):
     return [DOCS / f"{name}.md" for name in listed.split()]
 
 
-def run_page(page, names=None):
+def run_page(page):
     """Runs what a page shows without a note, from top to bottom; the names that its
-    Python takes and leaves.
+    Python leaves.
     """
-    names = {} if names is None else names
+    names = {}
     for kind, text, note in snippets(page):
         if note:
             continue

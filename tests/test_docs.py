@@ -477,8 +477,11 @@ def test_wrong_pairs_are_found_and_heads_are_fitted_and_searched(capsys):
         "plates": [*range(10)] * 4,
         "names": [f"leaf {row % 20} of plant {row % 7}" for row in range(40)],
     }
-    run_page(DOCS / "scikit-learn.md", names)
+    fitted, piped, own = blocks(DOCS / "scikit-learn.md", "python")
+    exec(fitted, names)
     search = names["search"]
+    exec(own, names)
+    exec(piped, names)
     assert search.best_params_["objective"] in ("clip", "infoloob", "cloob")
     requests = search.best_estimator_.get_metadata_routing().fit.requests
     assert requests["groups"] is True
