@@ -334,11 +334,13 @@ def read_tokenizer(
     match settings:
         case {"kind": "rinna"}:
             return RinnaTokenizer(file.parent / RinnaTokenizer.FILE, length)
-        case {"kind": "hub" | "json"} if stored.is_file():
-            return FileTokenizer(stored, length, settings)
-        case {"kind": "hub" | "json"}:
+        case {"kind": "hub"} if not stored.is_file():
             why = f"no {HUB_FILE} in it; give tokens, or save the tokenizer there"
             return NoTokenizer(f"{file.parent}: {why}", settings)
+        case {"kind": "json", "clean": _, "strip": _} | {"kind": "hub"}:
+            return FileTokenizer(stored, length, settings)
+        case {"kind": "json"}:
+            raise InputError(f"{file}: its tokenizer lacks clean or strip")
         case {"kind": "clip", "specials": [start, end], "ending": ending}:
             if vocabulary is not None:
                 return clip_tokenizer(file, vocabulary, length, (start, end), ending)

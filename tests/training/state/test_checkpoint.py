@@ -392,6 +392,7 @@ def test_the_average_of_the_weights_is_saved_and_judged(base, pairs_folder, tmp_
         ema=0.75,
         epochs=1,
         save_every=1,
+        lr=0.02,  # so that the losses of both differ by more than rounding
         keep=0,
         out=tmp_path / "run",
     )

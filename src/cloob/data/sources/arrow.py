@@ -4,7 +4,9 @@ Arrow: with pictures inside, or in the files that it names.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -336,6 +338,9 @@ def arrow_files(folder: Path) -> list[Path]:
     """The data files of a Hugging Face ``datasets`` folder, or of one of Arrow or
     Parquet files; [] if it is none.
     """
+    state = folder / "state.json"
+    if state.is_file() and (folder / "dataset_info.json").is_file():
+        return _listed_files(state)
     if (folder / "dataset_dict.json").is_file():
         raise _splits(
             folder, {path.parent.name for path in folder.glob("*/state.json")}
@@ -359,6 +364,20 @@ def _files_in(folder: Path) -> list[Path]:
     """
     paths = (path for path in folder.glob("*") if path.suffix.lower() in ARROW_SUFFIXES)
     return sorted(path for path in paths if not path.name.startswith("cache-"))
+
+
+def _listed_files(state: Path) -> list[Path]:
+    """The files that a saved dataset lists, which are in its folder."""
+    paths = []
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        listed = json.loads(state.read_bytes())["_data_files"]
+        paths = [state.parent / file["filename"] for file in listed]
+    if {path.parent for path in paths} != {state.parent}:
+        raise InputError(
+            f"{state}: does not list files of its folder, as the package datasets"
+            " writes it"
+        )
+    return paths
 
 
 def holds_images(path: Path, image_column: str) -> bool:

@@ -142,6 +142,12 @@ class TorchFile(NamedTuple):
 def read_torch(path: Path) -> TorchFile:
     """The tensors of a file of torch's, and the (mapped) checkpoint around them."""
     zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if not zipped and file.read(4) == b"PK\3\4":
+            raise InputError(
+                f"{path}: is cut short: it begins as a zip and lacks its end; get it"
+                " again"
+            )
     records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
         if "constants.pkl" in records:
