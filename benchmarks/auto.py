@@ -419,52 +419,31 @@ def judged(
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Recall@1 in %, means of the seeds; the last columns are `auto` less the best
-    other of cloob's, and of others'.
+    """Recall@1 in %, means of the seeds, of the methods that the records have; the last
+    columns are `auto` less the best other one, and its CPU time over InfoLOOB's.
     """
-    shown = ["auto", *SINGLE, "best of cca-zoo", "plain loop"]
-    head = [
-        "",
-        *shown,
-        "auto less the best single",
-        "recall@10: the same",
-        "auto less the best of others",
-        "seeds",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for task in dict.fromkeys((record["task"], record["wrong"]) for record in records):
-        found = [
-            record["recall"]
-            for record in records
-            if (record["task"], record["wrong"]) == task
-        ]
-        keys = set.intersection(*(set(each) for each in found))
-        mean = {
-            key: [100 * statistics.mean(each[key][k] for each in found) for k in (0, 1)]
-            for key in keys
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        name = record["task"] + (", 40 % wrong" if record["wrong"] else "")
+        tasks.setdefault(name, []).append(record)
+    methods = list(dict.fromkeys(name for each in records for name in each["recall"]))
+    last = ["auto less the best other", "CPU: auto / InfoLOOB", "seeds"]
+    lines = [["", *methods, *last], ["---"] * (len(methods) + 4)]
+    for name, seeds in tasks.items():
+        means = {
+            method: 100 * statistics.mean(each["recall"][method][0] for each in seeds)
+            for method in methods
+            if all(method in each["recall"] for each in seeds)
         }
-        best_zoo = max(
-            (value for key, value in mean.items() if key.startswith("cca-zoo")),
-            default=[0.0, 0.0],
-        )
-        values = [
-            mean["auto"],
-            *(mean[key] for key in SINGLE),
-            best_zoo,
-            mean["plain loop"],
-        ]
-        gaps = [mean["auto"][k] - max(mean[key][k] for key in SINGLE) for k in (0, 1)]
-        gaps.append(mean["auto"][0] - max(best_zoo[0], mean["plain loop"][0]))
+        best = max(mean for method, mean in means.items() if method != "auto")
+        seconds = [each["cpu_seconds"] for each in seeds]
+        ratio = statistics.median(each["auto"] / each["infoloob"] for each in seconds)
         cells = [
-            task[0] + (", 40 % wrong" if task[1] else ""),
-            *(f"{value[0]:.1f}" for value in values),
+            f"{means[method]:.1f}" if method in means else "" for method in methods
         ]
-        lines.append(
-            "| "
-            + " | ".join([*cells, *(f"{gap:+.1f}" for gap in gaps), str(len(found))])
-            + " |"
-        )
-    return "\n".join(lines)
+        gap = f"{means['auto'] - best:+.1f}"
+        lines.append([name, *cells, gap, f"{ratio:.1f}", str(len(seeds))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
