@@ -219,6 +219,7 @@ def test_a_picture_opens_and_leads_on(page):
     page.until(lambda: page.text(".facts") == before)
     page.keys(Keys.ESCAPE)
     page.until(lambda: page.focused() == first, "the focus comes back")
+    page.until(lambda: "picture=" not in page.run("return location.search"))
     page.keys(Keys.ENTER)
     page.until(lambda: page.one("#detail .primary").is_displayed())
     page.one("#detail .primary").click()
