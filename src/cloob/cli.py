@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloob import __version__
+from cloob.commands.removed import refuse_command
 from cloob.errors import (
     InputError,
     TrainingFailed,
@@ -137,6 +138,7 @@ def _run(name: str, words: Sequence[str]) -> int:
         if word.encode("utf-8", "ignore").decode() != word:
             raise InputError(f"{printable(word)}: this name is not UTF-8; rename it")
     if name not in COMMANDS:
+        refuse_command(name)
         raise InputError(
             f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)"
         )

@@ -14,6 +14,7 @@ import pytest
 
 import cloob
 from cloob import __version__, cli
+from cloob.commands import removed
 from cloob.commands.console import progress
 from cloob.commands.options import options_of, page_of
 from support import run_script
@@ -183,6 +184,33 @@ def test_brackets_in_a_name_are_shown(monkeypatch, capsys):
     with progress() as update:
         update("runs/[/x]: demo", 1, 2)
     assert "runs/[/x]: demo" in capsys.readouterr().err
+
+
+def test_what_left_is_answered_with_what_serves_instead():
+    script = """if True:
+        import sys
+        from cloob import cli
+        from cloob.commands import removed
+        words = [[name, "x"] for name in removed.COMMANDS]
+        codes = [cli.main(each) for each in words]
+        heavy = ("torch", "pydantic", "numpy")
+        print(codes, [name for name in heavy if name in sys.modules])
+    """
+    done = run_script(script)
+    assert done.stdout == f"{[2] * len(removed.COMMANDS)} []\n"
+    lines = done.stderr.splitlines()
+    for (name, successor), line in zip(removed.COMMANDS.items(), lines, strict=True):
+        assert line == f"cloob: cloob {name} is gone; use {successor}"
+
+
+def test_a_successor_is_a_command_with_such_options(capsys):
+    """What the table names is in the help of the command that it names."""
+    for sentence in removed.COMMANDS.values():
+        for command, option in re.findall(
+            r"cloob (\w+)[^,]*? (--[a-z0-9-]+)", sentence
+        ):
+            assert cli.main([command, "--help"]) == 0
+            assert option in capsys.readouterr().out
 
 
 def test_a_name_that_is_not_utf_8_is_one_line(capsys):

@@ -24,6 +24,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
 
+from cloob.commands.removed import refuse_option
 from cloob.errors import InputError, nearest
 
 T = TypeVar("T")
@@ -210,6 +211,7 @@ def parse_values(
         typed = next((word for word in rest if word.startswith("-")), rest[0])
         message = f"not taken: {typed}"
         if typed.startswith("--"):
+            refuse_option(command, typed.partition("=")[0])
             flags = [x.spelled for x in options if not x.is_positional]
             message += f"; {nearest(typed.partition('=')[0], flags)}"
         elif typed.startswith("-"):

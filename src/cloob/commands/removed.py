@@ -1,0 +1,59 @@
+"""What left the command line, and what serves instead. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from cloob.errors import InputError
+
+COMMANDS = {
+    "analyze": "cloob eval RUN --retrieval PAIRS --checkpoints",
+    "convert": "cloob export SRC --to cloob --out DEST",
+    "models": "cloob find --models, and for towers cloob train --list",
+    "push": "cloob export RUN --to transformers --out DIR, then hf upload ORG/NAME DIR",
+    "recipes": "cloob train --list",
+}
+"""Command that left: what to type instead."""
+
+_PATHS = "--paths prints a list for czkawka, immich or digiKam"
+_LABEL = "--paths LABEL prints a list of files for cp, mv or rsync"
+_MATCH = "`cloob match` ranks vectors of one file for those of another"
+_RECIPE = "scikit-learn on the vectors of `cloob embed` fits a head"
+_CUTOFF = "--cutoff none lists the nearest pictures"
+OPTIONS = {
+    "search --by": "--where \"caption like '%heron%'\" looks for words",
+    "search --duplicates": _PATHS,
+    "search --exact": _PATHS,
+    "search --rest": _PATHS,
+    "search --explain": _CUTOFF,
+    "search --beta": _CUTOFF,
+    "search --a": _MATCH,
+    "search --b": _MATCH,
+    "index --vectors": _MATCH,
+    "index --labels": _MATCH,
+    "index --a": _MATCH,
+    "index --b": _MATCH,
+    "index --merge": "one index takes several sources",
+    "index --moved": "name the new folder as SRC: known pictures cost a hash",
+    "index --store": "--out names the folder of the index",
+    "classify --examples": _RECIPE,
+    "classify --head": _RECIPE,
+    "classify --inv-tau": "the model's own temperature is taken",
+    "classify --copy-to": _LABEL,
+    "classify --move-to": _LABEL,
+    "--cache-dir": "$CLOOB_CACHE names the folder",
+    "--cache-gb": "$CLOOB_CACHE_BYTES is the size, in bytes",
+}
+"""Option that left, of one command or of all: what serves."""
+
+
+def refuse_command(name: str) -> None:
+    """Raises InputError for a command that left, with its successor."""
+    if name in COMMANDS:
+        raise InputError(f"cloob {name} is gone; use {COMMANDS[name]}")
+
+
+def refuse_option(command: str, option: str) -> None:
+    """Raises InputError for an option that left, with what serves instead."""
+    command = "search" if command == "find" else command
+    for key in (f"{command} {option}", option):
+        if key in OPTIONS:
+            raise InputError(f"{option} is gone; {OPTIONS[key]}")
