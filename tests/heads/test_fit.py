@@ -18,6 +18,7 @@ from cloob.heads.columns import choose_columns
 from cloob.heads.fit import fit
 from cloob.heads.fitted import Rows, recalls
 from cloob.heads.head import unit_rows
+from cloob.heads.matrix import pairs_of as in_memory
 from cloob.heads.parts import fresh_heads
 from cloob.heads.settings import HeadSettings
 from support import raises, run_script
@@ -307,6 +308,20 @@ def test_a_side_of_equal_rows_is_told_and_no_other(caplog):
     assert "all rows of" not in caplog.text
     fit(pairs_of(np.ones((80, 6)), b), None, PLAIN.override(epochs=1))
     assert "all rows of a are equal" in caplog.text
+
+
+def test_a_spoilt_row_is_named(caplog):
+    a, b = (side.astype(np.float32) for side in views(300))
+    in_memory(a, b)
+    assert not caplog.text
+    b[77] *= 1e6
+    in_memory(a, b)
+    assert "b row 77 has a number" in caplog.text
+    caplog.clear()
+    a += 1e3
+    a[3], a[4] = np.nan, a[4] * 1e6  # the first is skipped, and counts as a row
+    pairs_of(a, b)
+    assert "a row 4 has a number" in caplog.text
 
 
 def test_recalls_are_those_of_every_id():

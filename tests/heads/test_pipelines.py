@@ -9,6 +9,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import make_column_transformer
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -120,6 +121,9 @@ def test_a_folder_keeps_no_pipeline(tmp_path, monkeypatch):
 
 def test_what_a_pipeline_gives_is_checked():
     X, y = views(N)
+    classifier = ContrastiveHeads("cca", y_pipeline=LogisticRegression())
+    said = r"y_pipeline is LogisticRegression\(\), which has no transform"
+    raises(ValueError, said, classifier.fit, X, y)
     X[0, 0] = np.nan
     heads = ContrastiveHeads("cca", x_pipeline=StandardScaler())
     raises(ValueError, "contains NaN", heads.fit, X, y)

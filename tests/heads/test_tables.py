@@ -176,24 +176,34 @@ def test_what_is_no_table_of_columns_is_refused(tmp_path, monkeypatch, capsys):
     b.to_csv("b.csv", index=False)
     words = "train vectors --a x.csv --b b.csv --objective cca --out run --device cpu"
     for column, error in (
-        (
-            texts,
-            "'note' holds 360 different texts in 360 rows, such as 'a cell of the 0th",
-        ),
-        (
-            [*range(N - 1), "n.d."],
-            "'note' holds 360 different texts in 360 rows, such as 'n.d.'",
-        ),
+        (texts, "'note' holds 'a cell of the 0th plant' in row 0, and so many other"),
         ([f"{row}:00:00" for row in range(10, 20)] * 40, "'note' holds time32[s]"),
     ):
         a.assign(note=column).to_csv("x.csv", index=False)
         assert cli.main(words.split()) == 2
         said = capsys.readouterr().err
-        assert error in said and "--drop 'note' leaves it out" in said
+        assert error in said and "leave the column out (`cloob train vec" in said
     a.assign(name=texts).to_csv("x.csv", index=False)
     b.assign(own=texts).to_csv("b.csv", index=False)
     assert cli.main(words.split()) == 2
     assert "column 'name' of x.csv is column 'own' of b.csv" in capsys.readouterr().err
+
+
+def test_one_word_among_numbers_is_named_with_its_row():
+    a, b = frames()
+    a["note"] = [*map(str, range(N))]
+    a.loc[250, "note"] = "n.d."
+    for held_out in (0.0, (a[:20], b[:20])):  # also where other rows are few
+        said = "'note' holds 'n.d.' in row 250, where others hold numbers"
+        raises(InputError, said, cloob.fit_heads, a, b, None, held_out, CLOSED)
+
+
+def test_texts_that_are_all_dates_are_dates():
+    """As in a CSV, of which pyarrow makes them."""
+    a, b = frames()
+    fitted = cloob.fit_heads(a, b, settings=CLOSED).encodings[0]
+    texts = a.assign(day=a["day"].astype(str))
+    assert cloob.fit_heads(texts, b, settings=CLOSED).encodings[0] == fitted
 
 
 def test_codes_that_look_like_numbers_are_the_levels_that_they_write():

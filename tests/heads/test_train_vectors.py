@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from safetensors.numpy import save_file
 from scipy import sparse
 from views import views
 
@@ -45,7 +44,6 @@ def files(tmp_path_factory):
     np.save(folder / "a.npy", a)
     np.save(folder / "b.npy", b)
     np.savez(folder / "ab.npz", a=a, b=b)
-    save_file({"a": a, "b": b}, folder / "ab.safetensors")
     columns = {
         "a": a.tolist(),
         "b": b.astype(float).tolist(),
@@ -463,21 +461,21 @@ def test_trials_of_auto_are_judged_by_groups(config, tmp_path, caplog):
 @pytest.mark.parametrize(
     "form",
     [
-        *("ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "ab.h5:cells/{}"),
-        *("{}.csv", "{}-bare.csv", "{}.parquet", "{}-sparse.npz"),
+        *(
+            "ab.npz:{}",
+            "ab.parquet:{}",
+            "{}.csv",
+            "{}-bare.csv",
+            "{}.parquet",
+            "{}-sparse.npz",
+        ),
         *("{}-semicolons.csv", "{}-commas.csv", "{}-named.csv"),
     ],
 )
 def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
     monkeypatch.chdir(files)
-    if form.startswith("ab.h5"):
-        h5py, arrays = pytest.importorskip("h5py"), np.load("ab.npz")
-        with h5py.File("ab.h5", "w") as file:
-            file["cells/a"] = arrays["a"].astype(np.float64)
-            file["cells/b"] = arrays["b"]
-            file["cells/id"] = [f"M{row // 4}" for row in range(N)]
     a, b, ids = (form.format(name) for name in ("a", "b", "id"))
-    has_ids = form.startswith(("ab.p", "ab.h5"))
+    has_ids = form.startswith("ab.p")
     pairs = open_vector_pairs(a, b, ids if has_ids else "ids.txt")
     is_table = pairs.coded[0] is not None  # a missing cell spoils no row of it
     assert len(pairs) == N - 1 + is_table
@@ -497,7 +495,7 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
     words += ["--out", f"{tmp_path}/run"]
     assert cli.main(words) == 2
     said = capsys.readouterr().err
-    assert "column 'sample' of" in said and "--drop sample leaves it out" in said
+    assert "column 'sample' of" in said and "`cloob train vectors` by --drop" in said
     assert cli.main([*words, "--drop", "sample"]) == 0
     model = cloob.load_model(tmp_path / "run")
     assert model.heads[0].options["features"] == 20

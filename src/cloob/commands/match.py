@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import itertools
 import json
 import mmap
 import sys
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cloob.commands.console import (
     DeviceOptions,
@@ -26,10 +26,11 @@ from cloob.commands.protocols import print_numbers
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
+    import pyarrow as pa
     from torch import Tensor
 
     from cloob.data.matrices import Matrix
+    from cloob.data.table import Table
     from cloob.heads.head import Side
 
 N_QUERIES = 2048  # rows of a that are ranked together
@@ -76,34 +77,68 @@ class Options:
 def run(options: Options) -> int:
     """Ranks, and writes or prints the hits."""
     check(options)
-    from cloob.data.matrices import read_ids_of, read_rows
+    from cloob.data.matrices import read_rows
     from cloob.models.aligned.model import check_vectors
     from cloob.models.load import load_model
 
-    side_a, side_b = read_rows(options.a), read_rows(options.b)
+    files = read_rows(options.a), read_rows(options.b)
     encoder = check_vectors(load_model(options.model, options.machine.device))
-    a, b = encoder.numbers("a", side_a), encoder.numbers("b", side_b)
-    names_a = names_b = None
-    if options.a_ids is not None:
-        names_a = read_ids_of(options.a_ids, a.shape[0], options.a)
-    if options.b_ids is not None:
-        names_b = read_ids_of(options.b_ids, b.shape[0], options.b)
+    a = side_of(encoder, "a", options.a, files[0], options.a_ids)
+    b = side_of(encoder, "b", options.b, files[1], options.b_ids)
     if options.judge:
-        found = judge(encoder, options, (a, b), (names_a, names_b))
+        found = judge(a, b)
         print(json.dumps(found)) if options.json else print_numbers(found)
         if options.out is None:
             return 0
-    with progress() as update, open_writer(options.out) as write:
-        for start, scores, rows in hits(encoder, options, a, b, update):
-            write(
-                [name_of(names_a, start + i) for i in range(len(rows))],
-                [[name_of(names_b, row) for row in best] for best in rows.tolist()],
-                scores.tolist(),
-            )
-    n_a, n_b = a.shape[0], b.shape[0]
-    n_hits = min(options.top, n_b)
-    say(f"{n_a:,} rows of a, for each the nearest {n_hits:,} of {n_b:,} rows of b")
+    with progress() as update:
+        write_hits(options.out, hits(a, b, options.top, update))
+    n_hits = min(options.top, len(b.names))
+    say(
+        f"{len(a.names):,} rows of a, for each the nearest {n_hits:,} of"
+        f" {len(b.names):,} rows of b"
+    )
     return 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one side, and what to call them."""
+
+    encoder: Any
+    side: Side
+    spec: str
+    numbers: Matrix
+    names: Sequence[Any]  # ids, or a range
+
+    def embedded(self, size: int) -> Iterator[Tensor]:
+        """Unit rows, ``size`` at a time."""
+        import torch
+
+        from cloob.models.aligned.model import embed_rows
+
+        for start in range(0, len(self.names), size):
+            part = self.numbers[start : start + size]
+            block = embed_rows(self.encoder, self.side, part)
+            release(self.numbers)
+            finite = torch.isfinite(block).all(dim=1)
+            if not finite.all():
+                row = start + int(finite.byte().argmin())
+                raise InputError(
+                    f"{self.spec}: row {row} has numbers that are not finite"
+                )
+            yield block
+
+
+def side_of(
+    encoder: Any, side: Side, spec: str, rows: Matrix | Table, ids: str | None
+) -> Rows:
+    """The rows of a file for a head, called by ids or by their numbers."""
+    from cloob.data.matrices import read_ids_of
+
+    numbers = encoder.numbers(side, rows)
+    n = numbers.shape[0]
+    names = range(n) if ids is None else read_ids_of(ids, n, spec)
+    return Rows(encoder, side, spec, numbers, names)
 
 
 def check(options: Options) -> None:
@@ -123,52 +158,38 @@ def check(options: Options) -> None:
         raise InputError("--judge needs --a-ids and --b-ids, or neither")
 
 
-def name_of(names: Sequence[str] | None, row: int) -> str | int:
-    return row if names is None else names[row]
-
-
-def judge(
-    encoder: Any,
-    options: Options,
-    sides: tuple[Matrix, Matrix],
-    names: tuple[Sequence[str] | None, Sequence[str] | None],
-) -> dict[str, Any]:
+def judge(a: Rows, b: Rows) -> dict[str, Any]:
     """How well the rows of a find their partners among all rows of b, by key."""
     import torch
 
     from cloob.functional.protocols import Ranked, numbers
     from cloob.functional.ranking import ranks
 
-    n_a, n_b = (side.shape[0] for side in sides)
-    if names[0] is None and n_a != n_b:
+    n_a, n_b = len(a.names), len(b.names)
+    if isinstance(a.names, range) and n_a != n_b:
         raise InputError(
-            f"{options.a} has {n_a:,} rows, {options.b} has {n_b:,}; --judge needs"
+            f"{a.spec} has {n_a:,} rows, {b.spec} has {n_b:,}; --judge needs"
             " --a-ids and --b-ids to tell which belong together"
         )
-    ids, pairs = true_pairs(names[0] or range(n_a), names[1] or range(n_b))
+    ids, pairs = true_pairs(a.names, b.names)
     if not len(pairs):
         raise InputError("--judge: no id of a is one of b")
     rows, query = torch.unique(pairs[:, 0], return_inverse=True)
     if len(rows) < n_a:
         say(f"{n_a - len(rows):,} of {n_a:,} rows of a have no partner in b")
-    blocks_of_a = embedded(encoder, "a", options.a, sides[0], N_BLOCK)
-    blocks_of_b = embedded(encoder, "b", options.b, sides[1], N_BLOCK)
-    a = torch.cat([block for _, block in blocks_of_a])
-    b = torch.cat([block for _, block in blocks_of_b])
-    found = ranks(a[rows], b, torch.stack([query, pairs[:, 1]], dim=1))
+    x, y = (torch.cat([*side.embedded(N_BLOCK)]) for side in (a, b))
+    found = ranks(x[rows], y, torch.stack([query, pairs[:, 1]], dim=1))
     n_right = torch.bincount(query)
     of_queries = ids[rows]
     result = numbers("a_to_b", Ranked(found, n_right, n_b - n_right), of_queries)
     return {"n": len(rows), "n_ids": len(torch.unique(of_queries)), **result}
 
 
-def true_pairs(
-    names_a: Sequence[str | int], names_b: Sequence[str | int]
-) -> tuple[Tensor, Tensor]:
+def true_pairs(names_a: Sequence[Any], names_b: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """(n_a,) numbers of the ids of a, and (P, 2) rows of a and b of equal ids."""
     import torch
 
-    rows_of_b: dict[str | int, list[int]] = {}
+    rows_of_b: dict[Any, list[int]] = {}
     for row, name in enumerate(names_b):
         rows_of_b.setdefault(name, []).append(row)
     number = {name: place for place, name in enumerate(dict.fromkeys(names_a))}
@@ -180,46 +201,32 @@ def true_pairs(
 
 
 def hits(
-    encoder: Any,
-    options: Options,
-    a: Matrix,
-    b: Matrix,
-    update: Callable[[str, int, int], None],
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For some rows of a at a time: the number of the first, and the scores and row
-    numbers of their hits.
-    """
+    a: Rows, b: Rows, top: int, update: Callable[[str, int, int], None]
+) -> Iterator[pa.Table]:
+    """A table of ``COLUMNS`` for some rows of a at a time."""
+    import pyarrow as pa
+
     from cloob.evaluation.nearest import nearest
 
-    total = a.shape[0] * b.shape[0]
-    for start, query in embedded(encoder, "a", options.a, a, N_QUERIES):
+    n_a, n_b = len(a.names), len(b.names)
+    start = 0
+    for query in a.embedded(N_QUERIES):
 
-        def blocks(start: int = start, n: int = len(query)) -> Iterator[Tensor]:
-            for first, block in embedded(encoder, "b", options.b, b, N_BLOCK):
-                update("rows compared", start * b.shape[0] + n * first, total)
+        def blocks(first: int = start, n: int = len(query)) -> Iterator[Tensor]:
+            n_done = first * n_b
+            for block in b.embedded(N_BLOCK):
+                update("rows compared", n_done, n_a * n_b)
                 yield block
+                n_done += n * len(block)
 
-        scores, rows = nearest(query, blocks(), options.top)
-        yield start, scores, rows
-    update("rows compared", total, total)
-
-
-def embedded(
-    encoder: Any, side: Side, spec: str, rows: Matrix, size: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Unit rows of one side, ``size`` at a time, with the number of the first."""
-    import torch
-
-    from cloob.models.aligned.model import embed_rows
-
-    for start in range(0, rows.shape[0], size):
-        block = embed_rows(encoder, side, rows[start : start + size])
-        release(rows)
-        finite = torch.isfinite(block).all(dim=1)
-        if not finite.all():
-            row = start + int((~finite).nonzero()[0])
-            raise InputError(f"{spec}: row {row} has numbers that are not finite")
-        yield start, block
+        scores, rows = nearest(query, blocks(), top)
+        n, n_found = rows.shape
+        names = [a.names[start + row] for row in range(n) for _ in range(n_found)]
+        found = [b.names[row] for row in rows.ravel().tolist()]
+        ranks = [*range(1, n_found + 1)] * n
+        yield pa.table([names, ranks, found, scores.ravel()], names=COLUMNS)
+        start += n
+    update("rows compared", n_a * n_b, n_a * n_b)
 
 
 def release(rows: Matrix) -> None:
@@ -231,77 +238,41 @@ def release(rows: Matrix) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
-Writer = Any
-"""Takes names of rows of a, of their hits, and the scores of these."""
-
-
-@contextlib.contextmanager
-def open_writer(out: Path | None) -> Iterator[Writer]:
-    """A function that writes hits, on stdout or to a file that appears when it is
-    whole.
-    """
+def write_hits(out: Path | None, tables: Iterator[pa.Table]) -> None:
+    """Writes hits on stdout, or into a file that appears when it is whole."""
     if out is None:
-        yield table_writer(sys.stdout, "\t")
+        write_lines(sys.stdout, tables, "\t")
         return
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out.parent) as folder:
             file = Path(folder) / out.name
             if out.suffix == ".csv":
-                with file.open("w", encoding="utf-8", newline="") as table:
-                    yield table_writer(table, ",")
+                with file.open("w", encoding="utf-8", newline="") as lines:
+                    write_lines(lines, tables, ",")
             else:
-                with parquet_writer(file) as write:
-                    yield write
+                write_parquet(file, tables)
             file.replace(out)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{out}: cannot be written ({reason})") from error
 
 
-def table_writer(file: Any, separator: str) -> Writer:
-    """What writes hits as lines of a CSV or TSV, below one header."""
+def write_lines(file: TextIO, tables: Iterator[pa.Table], separator: str) -> None:
+    """Writes hits as lines of a CSV or TSV, below one header."""
     writer = csv.writer(file, delimiter=separator, lineterminator="\n")
-    headed = False
-
-    def write(names: list[Any], found: list[list[Any]], scores: list[Any]) -> None:
-        nonlocal headed
-        if not headed:  # a mistake in the rows leaves nothing on stdout
+    for number, table in enumerate(tables):
+        if number == 0:  # a mistake in the rows leaves nothing on stdout
             writer.writerow(COLUMNS)
-            headed = True
-        for line in lines(names, found, scores):
-            writer.writerow([*line[:3], f"{line[3]:.6f}"])
-
-    return write
+        for *names, score in zip(*table.to_pydict().values(), strict=True):
+            writer.writerow([*names, f"{score:.6f}"])
 
 
-@contextlib.contextmanager
-def parquet_writer(path: Path) -> Iterator[Writer]:
-    """What writes hits into a Parquet file, which is complete when the context ends."""
-    import pyarrow as pa
+def write_parquet(path: Path, tables: Iterator[pa.Table]) -> None:
+    """Writes hits as a Parquet file."""
     from pyarrow import parquet
 
-    opened: list[Any] = []  # the types of the names are known with the first hits
-
-    def write(names: list[Any], found: list[list[Any]], scores: list[Any]) -> None:
-        columns = zip(*lines(names, found, scores), strict=True)
-        table = pa.table(dict(zip(COLUMNS, map(list, columns), strict=True)))
-        if not opened:
-            opened.append(parquet.ParquetWriter(path, table.schema))
-        opened[0].write_table(table)
-
-    try:
-        yield write
-    finally:
-        for writer in opened:
-            writer.close()
-
-
-def lines(
-    names: list[Any], found: list[list[Any]], scores: list[Any]
-) -> Iterator[tuple[Any, int, Any, float]]:
-    """The columns of every hit."""
-    for name, partners, of_name in zip(names, found, scores, strict=True):
-        pairs = zip(partners, of_name, strict=True)
-        for rank, (other, score) in enumerate(pairs, 1):
-            yield name, rank, other, score
+    first = next(tables)
+    with parquet.ParquetWriter(path, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)

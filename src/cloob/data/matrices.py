@@ -9,23 +9,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pyarrow import csv, parquet
-from safetensors import SafetensorError, safe_open
 
 from cloob.data.sources.files import reading
 from cloob.data.table import Table
 from cloob.errors import InputError, first_of, require
 
-FORMS = (
-    "FILE.npy, FILE.csv, FILE.tsv, FILE.parquet[:COLUMN], FILE.npz[:NAME],"
-    " FILE.safetensors:NAME or FILE.h5:NAME"
-)
-_HDF5 = (".h5", ".hdf5", ".h5ad")
+FORMS = "FILE.npy, FILE.csv, FILE.tsv, FILE.parquet[:COLUMN] or FILE.npz[:NAME]"
 _DELIMITED = (".csv", ".tsv")
 _TABLES = (*_DELIMITED, ".parquet")
-_NAMED = (".npz", ".safetensors", *_HDF5)  # files of several arrays
-_FAULTS = (ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError)
+_FAULTS = (ValueError, TypeError, EOFError, zipfile.BadZipFile)
 _ROWS = "a row of numbers for every item is expected, as float32 (1000, 384)"
 _BEGINNING = 65_536  # characters of a CSV that tell how its numbers are written
 
@@ -115,7 +108,7 @@ def checked_weights(name: str, values: Any, n: int) -> np.ndarray:
 def split_spec(spec: str) -> tuple[Path, str]:
     """The file and the name inside it."""
     place, _, name = spec.rpartition(":")
-    is_named = Path(place).suffix in (*_NAMED, *_TABLES)
+    is_named = Path(place).suffix in (".npz", *_TABLES)
     return (Path(place), name) if is_named else (Path(spec), "")
 
 
@@ -137,7 +130,7 @@ def _lines(spec: str) -> list[str]:
 def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
     """An array in a file, of so many dimensions and one of numpy's kinds."""
     path, name = split_spec(spec)
-    if path.suffix not in _READERS or (path.suffix in _NAMED and not name):
+    if path.suffix not in _READERS or (path.suffix == ".npz" and not name):
         raise InputError(f"{spec}: vectors come as {FORMS}")
     with reading(path, *_FAULTS):
         array = _READERS[path.suffix](path, name)
@@ -175,28 +168,6 @@ def _read_sparse(path: Path) -> SparseRows:
     return rows
 
 
-def _read_safetensors(path: Path, name: str) -> np.ndarray:
-    with safe_open(path, framework="pt") as file:
-        tensor = file.get_tensor(_checked(name, file.keys(), path))
-    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
-
-
-def _read_hdf5(path: Path, name: str) -> np.ndarray:
-    """One dataset of an HDF5 file, by its name."""
-    h5py = require("h5py", "h5py")
-    names: list[str] = []
-
-    def add(key: str, part: object) -> None:
-        if isinstance(part, h5py.Dataset):
-            names.append(key)
-
-    with h5py.File(path) as file:
-        file.visititems(add)
-        part = file[_checked(name.strip("/"), names, path)]
-        is_text = h5py.check_string_dtype(part.dtype)
-        return np.asarray((part.asstr() if is_text else part)[()])
-
-
 def _read_column(path: Path, name: str) -> np.ndarray:
     """A column of a table, (n, F) of lists of equal length without gaps."""
     column = _read_table(path, name)[name].combine_chunks()
@@ -213,9 +184,7 @@ def _read_column(path: Path, name: str) -> np.ndarray:
 _READERS: dict[str, Callable[[Path, str], np.ndarray]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
     **dict.fromkeys(_TABLES, _read_column),
-    **dict.fromkeys(_HDF5, _read_hdf5),
 }
 
 

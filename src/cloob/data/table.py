@@ -4,13 +4,14 @@ columns become those of a matrix.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ Kind = Literal["number", "date", "category", "empty"]
 TEXTS = ("string", "large_string", "string_view")
 LEAST_TEXTS = 20  # different ones, above which a column may be free text
 MAX_LEVELS = 1000  # of a category: each is a column
+LEAVE_IT_OUT = "leave the column out (`cloob train vectors` by --drop)"
 EPOCH, DAY = np.datetime64(0, "us"), np.timedelta64(1, "D")
 logger = logging.getLogger(__name__)
 
@@ -127,9 +129,11 @@ class Table(Coded):
         return {column.name: place for place, column in enumerate(self.columns)}
 
     def fit(self, rows: np.ndarray) -> TableEncoding:
-        sides = zip(self.columns, self.cells[rows].T, strict=True)
-        columns = tuple(fitted_column(self.name, *side) for side in sides)
-        return TableEncoding(columns, self.dropped)
+        fitted = [
+            fitted_column(self.name, column, cells, rows)
+            for column, cells in zip(self.columns, self.cells[rows].T, strict=True)
+        ]
+        return TableEncoding(tuple(fitted), self.dropped)
 
     def numbers(self, encoding: TableEncoding | None) -> np.ndarray:
         """Those of a model that was trained on no table are the cells."""
@@ -159,20 +163,33 @@ def read_column(
     if pa.types.is_null(kind):
         return Column(name, "empty"), np.full(len(cells), np.nan)
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        moments = cells.cast(pa.timestamp("us")).to_numpy()
-        return Column(name, "date"), (moments - EPOCH) / DAY
+        return read_dates(name, cells)
     if str(kind) in TEXTS:
-        return read_category(name, cells)
+        return read_texts(name, cells)
     if pa.types.is_boolean(kind):
         cells = cells.cast(pa.uint8())
     elif pa.types.is_decimal(kind):
         cells = cells.cast(pa.float64())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise InputError(
-            f"{table}: column {name!r} holds {kind}; without :COLUMN all must be"
-            f" numbers, dates or categories (--drop {name!r} leaves it out)"
+            f"{table}: column {name!r} holds {kind}, which is no number, date or"
+            f" category: {LEAVE_IT_OUT}"
         )
     return Column(name, "number"), cells.to_numpy()
+
+
+def read_texts(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray]:
+    """A column of texts: dates if all of them are, as in a CSV, else categories."""
+    if cells.null_count < len(cells):
+        with contextlib.suppress(pa.ArrowInvalid):
+            return read_dates(name, cells)
+    return read_category(name, cells)
+
+
+def read_dates(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray]:
+    """A column of dates or moments, and its days since 1970."""
+    moments = cells.cast(pa.timestamp("us")).to_numpy()
+    return Column(name, "date"), (moments - EPOCH) / DAY
 
 
 def read_category(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray]:
@@ -192,8 +209,10 @@ def as_number(text: str) -> float | None:
         return None
 
 
-def fitted_column(table: str, column: Column, cells: np.ndarray) -> Column:
-    """A column as the cells of training rows say; InputError for free text."""
+def fitted_column(
+    table: str, column: Column, cells: np.ndarray, rows: np.ndarray
+) -> Column:
+    """A column as the (n,) cells of training rows say; InputError for free text."""
     is_missing = np.isnan(cells)
     has_flag = bool(is_missing.any())
     present = cells[~is_missing]
@@ -205,17 +224,29 @@ def fitted_column(table: str, column: Column, cells: np.ndarray) -> Column:
         return Column(column.name, column.kind, (), median, has_flag)
     places = np.unique(present).astype(int)
     if len(places) > min(MAX_LEVELS, max(LEAST_TEXTS, len(cells) // 5)):
-        texts = [text for text in column.levels if as_number(text) is None]
-        example = [*texts, column.levels[0]][0]
-        raise InputError(
-            f"{table}: column {column.name!r} holds {len(places):,} different texts in"
-            f" {len(cells):,} rows, such as {example[:40]!r}, too many for"
-            f" categories: --drop {column.name!r}"
-            " leaves it out; texts become vectors by a sentence encoder (`cloob train"
-            " align` has one for captions)"
-        )
+        refuse_texts(table, column, cells, rows)
     levels = tuple(column.levels[place] for place in places)
     return Column(column.name, "category", levels, has_flag=has_flag)
+
+
+def refuse_texts(
+    table: str, column: Column, cells: np.ndarray, rows: np.ndarray
+) -> NoReturn:
+    """Refuses a column of too many texts for categories: numbers but for some words, or
+    free text.
+    """
+    is_number = np.array([as_number(text) is not None for text in column.levels])
+    is_word = np.array([not np.isnan(x) and not is_number[int(x)] for x in cells])
+    place = int(is_word.argmax())
+    text = column.levels[int(cells[place])]
+    where = f"{table}: column {column.name!r} holds {text[:40]!r} in row {rows[place]}"
+    if is_word.mean() < 0.5:
+        raise InputError(f"{where}, where others hold numbers: leave that cell empty")
+    raise InputError(
+        f"{where}, and so many other texts that they are no categories:"
+        f" {LEAVE_IT_OUT}; a sentence encoder makes vectors of texts (`cloob train"
+        " align` has one for captions)"
+    )
 
 
 @dataclass(frozen=True)
@@ -298,8 +329,7 @@ def refuse_shared(a: Coded | None, b: Coded | None) -> None:
         if other is not None and len(np.unique(cells)) >= 0.99 * len(cells):
             raise InputError(
                 f"column {column.name!r} of {a.name} is column {other!r} of"
-                f" {b.name}, row by row, and gives the pairs away: --drop"
-                f" {column.name} leaves it out (--a-ids and --b-ids join rows by ids)"
+                f" {b.name}, row by row, and gives the pairs away: {LEAVE_IT_OUT}"
             )
 
 

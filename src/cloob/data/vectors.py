@@ -31,6 +31,7 @@ from cloob.functional.ids import id_digest
 _IN_CACHE = 256  # rows that are looked at together
 _FEW_IDS = 20  # fewer would be labels, not ids
 _FEW_ROWS = 20  # of one id, in however few pairs
+SPOILT = 10_000  # times as large as the median row
 logger = logging.getLogger(__name__)
 
 
@@ -321,7 +322,9 @@ def usable_pairs(
     skipped = list(skipped)
     what = "holds NaN, infinity or a number that float32 cannot hold"
     for place, (side, spec) in enumerate(zip((a, b), specs, strict=True)):
-        is_bad = _not_finite(side, has_missing=coded[place] is not None)
+        sizes = _sizes(side, has_missing=coded[place] is not None)
+        is_bad = ~np.isfinite(sizes)
+        _warn_of_spoilt_row(spec, sizes[~is_bad], np.flatnonzero(~is_bad))
         if is_bad.any():
             rows = rows[~is_bad[rows[:, place]]]
             skipped += [
@@ -337,19 +340,33 @@ def usable_pairs(
     return replace(pairs, coded=coded)
 
 
-def _not_finite(side: Matrix, *, has_missing: bool) -> np.ndarray:
-    """(n,) bool: the rows with a number that float32 cannot hold, or without any."""
+def _sizes(side: Matrix, *, has_missing: bool) -> np.ndarray:
+    """(n,) float32: the greatest absolute number of each row, not finite where float32
+    cannot hold all of them; missing cells count only where a row has no others.
+    """
     if side.dtype.kind in "biu":
-        return np.zeros(side.shape[0], bool)
+        return np.zeros(side.shape[0], np.float32)
+    greatest, least = (np.fmax, np.fmin) if has_missing else (np.maximum, np.minimum)
     parts = []
     for block in _blocks(side):
         with np.errstate(over="ignore"):
             numbers = block.astype(np.float32, copy=False)
-        is_bad = ~np.isfinite(numbers).all(1)
-        if has_missing:
-            is_bad = np.isinf(numbers).any(1) | np.isnan(numbers).all(1)
-        parts.append(is_bad)
+        ends = greatest.reduce(numbers, 1), -least.reduce(numbers, 1)
+        parts.append(np.maximum(*ends))
     return np.concatenate(parts)
+
+
+def _warn_of_spoilt_row(spec: str, sizes: np.ndarray, rows: np.ndarray) -> None:
+    """Warns of a row that is so large that a fit may see nothing else."""
+    median = np.median(sizes) if len(sizes) else 0.0
+    if 0 < median < sizes.max() / SPOILT:
+        logger.warning(
+            "%s row %d has a number %s times as large as the greatest of most rows: a"
+            " spoilt row can hide all others",
+            spec,
+            rows[sizes.argmax()],
+            f"{sizes.max() / median:,.0f}",
+        )
 
 
 def scattered(numbers: np.ndarray) -> np.ndarray:

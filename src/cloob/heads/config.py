@@ -42,8 +42,7 @@ class HeadsConfig(HeadSettings):
 
     a: str | None = None
     """Vectors of the first kind, one a row: FILE.npy, FILE.csv, FILE.tsv, FILE.parquet
-    (also :COLUMN of lists), FILE.npz (also :NAME), FILE.safetensors:NAME or
-    FILE.h5:NAME.
+    (also :COLUMN of lists) or FILE.npz (also :NAME).
     """
     b: str | None = None
     """Vectors of the second kind, in the same forms; row i belongs to row i of --a

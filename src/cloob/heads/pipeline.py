@@ -11,6 +11,7 @@ from sklearn.utils import _safe_indexing, check_array
 
 from cloob.data.table import Coded
 from cloob.data.vectors import row_digests
+from cloob.errors import InputError
 from cloob.functional.ids import id_digest
 
 
@@ -34,6 +35,9 @@ class PipedRows(Coded):
 
 def piped_rows(name: str, rows: Any, pipeline: Any) -> PipedRows:
     """The rows of a side; equal ones are told before the pipeline is fitted."""
+    if not hasattr(pipeline, "transform"):
+        setting = f"{name.lower()}_pipeline"
+        raise InputError(f"{setting} is {pipeline!r}, which has no transform")
     entries = rows.to_numpy() if hasattr(rows, "to_numpy") else rows
     if hasattr(entries, "tocsr"):
         digests = row_digests(entries.tocsr())
