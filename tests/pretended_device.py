@@ -253,7 +253,7 @@ def step_cases():
 
 def heads_cases():
     """Epochs of 4 and of 8 steps from rows that lie on the device, and validations of
-    4 and of 8 batches.
+    as many rows.
     """
     from cloob import HeadSettings
     from cloob.heads import fit, parts
@@ -268,14 +268,13 @@ def heads_cases():
         optimizer = parts.adamw(model, settings, torch.device("cpu"))  # a fused one
         with OnDevice():
             batches = parts.Batches(pairs, settings, device)
-            judge = parts.Judge(pairs, settings, device)
-        schedule = parts.Schedule(settings, steps)
+            judge = parts.Judge(pairs, device)
 
-        def train(m=model, o=optimizer, b=batches, s=schedule):
-            fit.fit_epoch(m, o, b, s, fit.Progress())
+        def train(m=model, o=optimizer, b=batches):
+            fit.fit_epoch(m, o, b, settings, fit.Progress())
 
         yield f"heads, {steps} steps", train
-        yield f"heads, {steps} held-out", lambda j=judge, m=model: j(m, hopfield=True)
+        yield f"heads, {steps} held-out", lambda j=judge, m=model: j(m)
 
 
 def held(rows):

@@ -116,11 +116,6 @@ class ObjectiveSettings(Settings):
     """A candidate that is more similar to a row than its partner by more than this is
     no negative of it.
     """
-    retrieval_from: Decay = 0.0
-    """Share of the run after which the Hopfield retrieval begins; before, the plain
-    embeddings are contrasted. 0: from the first step, as published, with which short
-    runs do badly.
-    """
 
     def __post_init__(self) -> None:
         name = ALIASES.get(self.objective, self.objective)
@@ -150,10 +145,8 @@ class ObjectiveSettings(Settings):
         """Refuses settings that the member of the family has no use for."""
         member = FAMILY[self.objective]
         if not member.hopfield:
-            names = ("beta", "learnable_beta", "retrieval_from")
+            names = ("beta", "learnable_beta")
             self.refuse(names, f"{self.objective}, which has no retrieval")
-        if self.retrieval_from:
-            self.refuse(["learnable_beta"], "--retrieval-from: it would have no part")
         if CONTRASTS[member.contrast].softmax:
             self.refuse(["bias"], f"{self.objective}, in which it would cancel")
         elif self.scale == "paper":

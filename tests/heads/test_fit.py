@@ -68,14 +68,17 @@ def test_a_fit_does_without_the_compiler():
 
 
 def test_it_is_a_plain_loop_of_torch():
-    """Losses of every epoch by twenty lines from the formula of AdamW and InfoLOOB."""
+    """Losses of every epoch by twenty lines from the formulas of AdamW, InfoLOOB and
+    the learning rate.
+    """
     pairs = pairs_of(*views(150), labels=[f"{i // 2}" for i in range(150)])
-    settings = PLAIN.override(dropout=0.0, schedule="constant", warmup=0, patience=0)
+    settings = PLAIN.override(dropout=0.0, patience=0)
     heads = fresh_heads(pairs, settings, choose_columns(pairs, settings))
     weights = [p for head in heads for p in head.parameters()]
     matrices = {"params": [p for p in weights if p.ndim > 1], "weight_decay": 0.1}
     others = {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([matrices, others], lr=1e-3)
+    optimizer = torch.optim.AdamW([matrices, others])
+    rates = [1e-3, *(5e-4 * (1 + np.cos(np.pi * np.arange(15) / 15)))]
     expected = []
     for epoch in range(4):
         order = EpochOrder([ShardSizes((150,))], 0).epoch(epoch)(np.arange(150))
@@ -91,6 +94,9 @@ def test_it_is_a_plain_loop_of_torch():
                 loss = loss + (rest - side.diagonal()).mean() / 10.0
             optimizer.zero_grad()
             loss.backward()
+            rate = rates.pop(0)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.step()
             losses.append(loss.item())
         expected.append(np.mean(losses))
@@ -194,7 +200,7 @@ def test_groups_are_held_out_whole_and_stay_negatives():
 def test_what_does_not_go_is_one_line():
     pairs = pairs_of(*views(20))
     raises(InputError, "20 training pairs; batch_size is 32", fit, pairs, None, PLAIN)
-    loud = PLAIN.override(batch_size=10, lr=1e30, warmup=0, schedule="constant")
+    loud = PLAIN.override(batch_size=10, lr=1e30)
     raises(TrainingFailed, "the loss is not finite", fit, pairs, None, loud)
     raises(InputError, "without held-out pairs; give some", choose, pairs, None)
     raises(

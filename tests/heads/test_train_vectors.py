@@ -74,7 +74,6 @@ def config(files, tmp_path):
         embed_dim=16,
         batch_size=40,
         epochs=3,
-        warmup=2,
         patience=0,
         device="cpu",
         out=tmp_path / "run",
@@ -164,7 +163,7 @@ def test_python_trains_what_the_estimator_does(config, files):
         b,
         ids,
         settings=cloob.HeadSettings(
-            "infoloob", embed_dim=16, warmup=2, patience=0, device="cpu", **settings
+            "infoloob", embed_dim=16, patience=0, device="cpu", **settings
         ),
     )
     rows = cloob.load_model(result.run).encode_a(a)
@@ -177,7 +176,7 @@ CHOSEN = ("columns", "ridge", "power", "bandwidth")
 
 
 def test_the_closed_form_is_solved_and_takes_no_other_settings(config, tmp_path):
-    closed = config.override(objective="cca", embed_dim=None, warmup=None)
+    closed = config.override(objective="cca", embed_dim=None)
     run = cloob.train_heads(closed).run
     model = cloob.load_model(run)
     decisions = json.loads((run / "decisions.json").read_text())
@@ -258,7 +257,7 @@ def test_left_over_decisions_of_other_data_are_never_applied(config, tmp_path):
 
 
 def test_a_killed_run_goes_on_and_a_longer_one_too(config, tmp_path):
-    config = config.override(objective="auto", embed_dim=None, warmup=None)
+    config = config.override(objective="auto", embed_dim=None)
     whole = cloob.train_heads(config).run
 
     def stop(line):
@@ -576,8 +575,10 @@ def test_the_configuration_is_read_as_it_was_written(tmp_path):
     (tmp_path / "config.json").write_text(config.to_json())
     assert HeadsConfig().merge_file(tmp_path / "config.json") == config
     file = tmp_path / "more.toml"
-    file.write_text("beta2 = 0.9\n")
-    assert HeadsConfig().merge_file(file) == HeadsConfig(beta2=0.9)
-    file.write_text("betta = 0.9\n")
-    raises(InputError, "more.toml: unknown key 'betta'", HeadsConfig().merge_file, file)
+    file.write_text("dropout = 0.9\n")
+    assert HeadsConfig().merge_file(file) == HeadsConfig(dropout=0.9)
+    file.write_text("drop_out = 0.9\n")
+    raises(
+        InputError, "more.toml: unknown key 'drop_out'", HeadsConfig().merge_file, file
+    )
     assert read_lines(tmp_path / "none.jsonl") == []

@@ -52,7 +52,6 @@ def heads(towers, pairs_folder, tmp_path, monkeypatch):
         head="linear",
         dropout=0.2,
         lr=3e-3,
-        warmup=3,
         epochs=3,
         batch_size=8,
         patience=0,
@@ -89,7 +88,7 @@ def weights(run):
 
 
 def test_held_out_pairs_choose_the_objective(heads):
-    config = heads.override(objective="auto", batch_size=0, warmup=None, epochs=1)
+    config = heads.override(objective="auto", batch_size=0, epochs=1)
     run = train_heads(config).run
     decided = json.loads((run / "objectives.json").read_text())
     assert decided["start"] in ("closed-form", "random")
@@ -282,7 +281,7 @@ def test_the_run_is_a_model_of_the_encoders_with_heads(head, heads, towers, enco
     assert (config["kind"], config["image_encoder"]) == ("heads", towers[0])
     assert model.encode_text(["a red disc"]).shape == (1, 12)
     last = lines(result.run / "epochs.jsonl")[-1]
-    assert 0 < last["val_recall"] <= 1 and last["val_loss"] is not None
+    assert 0 < last["val_recall"] <= 1
 
 
 def test_a_share_is_held_out_once_for_all(heads, tmp_path, caplog):
@@ -350,7 +349,6 @@ def test_every_setting_of_pictures_has_an_effect_or_is_refused(
         val_data=(),
         val_split=0.2,
         epochs=1,
-        warmup=0,
         batch_size=4,
     )
     changes = {
@@ -387,8 +385,8 @@ def test_the_command_has_the_options_of_heads(capsys):
     assert cli.main(["train", "align", "--help"]) == 0
     said = capsys.readouterr().out
     assert "--members" in said and "--image-encoder" in said and "--fsdp" not in said
-    assert cli.main(["train", "align", "--beta1", "0.5"]) == 2
-    assert "--beta1 is set in a file" in capsys.readouterr().err
+    assert cli.main(["train", "align", "--bias", "0.5"]) == 2
+    assert "--bias is set in a file" in capsys.readouterr().err
     assert cli.main(["train", "align", "--fsdp"]) == 2
     assert "--fsdp goes with `cloob train`" in capsys.readouterr().err
     assert cloob.get_recipe("align").objective == "auto"

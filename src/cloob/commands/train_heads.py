@@ -43,8 +43,6 @@ def show_epoch(title: str) -> Any:
         else:
             loss = f"mean loss {line['loss']:.4f}"
             message = f"{title}: epoch {line['epoch']} done, {loss}"
-        if line["val_loss"] is not None:
-            message += f", validation loss {line['val_loss']:.4f}"
         if line["val_recall"] is not None:
             message += f", mean recall {100 * line['val_recall']:.1f} %"
         say(message)

@@ -102,7 +102,6 @@ def fit_closed_form(
         "step": 1,
         "samples_seen": int(numbers.count),
         "loss": None,
-        "val_loss": None,
         "val_recall": recall,
         "is_best": True,
     }

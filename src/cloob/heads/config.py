@@ -170,18 +170,14 @@ def check_config(config: HeadsConfig) -> None:
     else:
         check_pictures(config)
     advice = "--val-a" if config.has_vectors else "--val-data"
-    holds_out = config.holds_out
-    check_held_out(config, holds_out=holds_out, advice=f"{advice} or --val-split")
+    check_held_out(
+        config, holds_out=config.holds_out, advice=f"{advice} or --val-split"
+    )
     if config.val_a or config.held_out_sources:
         apart = "held-out pairs of other files"
         config.refuse(["refit"], f"{apart}, which stay apart")
         if config.val_split:
             config.refuse(["val_split"], apart)
-    if config.retrieval_from and holds_out and config.best == "val_loss":
-        raise InputError(
-            "--retrieval-from changes the loss, by which epochs cannot be compared"
-            " then; use --best val_recall"
-        )
 
 
 def check_vectors(config: HeadsConfig) -> None:

@@ -27,10 +27,10 @@ from cloob.heads.parts import (
     Batches,
     Judge,
     Model,
-    Schedule,
     adamw,
     fit_batch,
     fresh_heads,
+    learning_rate,
     objective_of,
     sampled,
     seeded,
@@ -81,8 +81,7 @@ def fit(
     model = Model(*heads, objective_of(settings)).to(device)
     optimizer = adamw(model, settings, device)
     batches = Batches(pairs, settings, device)
-    schedule = Schedule(settings, batches.steps)
-    judge = None if held_out is None else Judge(held_out, settings, device)
+    judge = None if held_out is None else Judge(held_out, device)
 
     progress = Progress()
     key = key_of(pairs, held_out, settings, heads)
@@ -92,7 +91,7 @@ def fit(
     began = time.perf_counter() - progress.seconds
     while progress.epoch < last_epoch and not out_of_patience(progress, settings, lead):
         with seeded(settings.seed, progress.epoch, device):
-            loss = fit_epoch(model, optimizer, batches, schedule, progress)
+            loss = fit_epoch(model, optimizer, batches, settings, progress)
         progress.epoch += 1
         progress.step += batches.steps
         line: dict[str, Any] = {
@@ -100,14 +99,12 @@ def fit(
             "step": progress.step,
             "samples_seen": progress.step * settings.batch_size,
             "loss": loss,
-            "val_loss": None,
             "val_recall": None,
         }
-        is_due = progress.epoch % settings.val_every == 0
-        if judge is not None and (is_due or progress.epoch == last_epoch):
-            metrics = judge(model, hopfield=schedule.retrieves(progress.step - 1))
-            is_best = keep_best(progress, metrics, settings, model)
-            line.update(metrics, is_best=is_best)
+        if judge is not None:
+            recall = judge(model)
+            is_best = keep_best(progress, recall, model)
+            line.update(val_recall=recall, is_best=is_best)
         progress.seconds = time.perf_counter() - began
         progress.history.append({**line, "seconds": progress.seconds})
         if state is not None:
@@ -146,23 +143,20 @@ def fit_epoch(
     model: Model,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
-    schedule: Schedule,
+    settings: HeadSettings,
     progress: Progress,
 ) -> float:
     """Goes through the pairs once; the mean loss."""
     model.train()
     total = torch.zeros((), device=batches.device)
+    n_steps = settings.epochs * batches.steps
     for index, (a, b, ids, weights) in enumerate(batches.epoch(progress.epoch)):
-        step = progress.step + index
         x, y = model(a, b)
-        hopfield = schedule.retrieves(step)
-        loss = model.loss(x, y, ids, weights, hopfield=hopfield)
+        loss = model.loss(x, y, ids, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if schedule.clip_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate(step)
+            group["lr"] = learning_rate(settings.lr, progress.step + index, n_steps)
         optimizer.step()
         model.objective.clamp_()
         total += loss.detach()
@@ -170,7 +164,7 @@ def fit_epoch(
     if not math.isfinite(mean):
         raise TrainingFailed(
             f"epoch {progress.epoch + 1}: the loss is not finite; a lower learning rate"
-            " or clip_grad_norm may help"
+            " may help"
         )
     return mean
 
@@ -185,19 +179,11 @@ def out_of_patience(progress: Progress, settings: HeadSettings, lead: float) -> 
     return 0 < patience <= progress.stale
 
 
-def keep_best(
-    progress: Progress,
-    metrics: dict[str, float | None],
-    settings: HeadSettings,
-    model: Model,
-) -> bool:
+def keep_best(progress: Progress, recall: float, model: Model) -> bool:
     """Keeps the weights if they are the best so far; whether they are."""
-    value, best = metrics[settings.best], progress.best_value
-    is_better = value is not None and (
-        best is None or (value < best if settings.best == "val_loss" else value > best)
-    )
+    is_better = progress.best_value is None or recall > progress.best_value
     progress.stale = 0 if is_better else progress.stale + 1
     if is_better:
-        progress.best_value = value
+        progress.best_value = recall
         progress.best = copied(model)
     return is_better

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,8 +80,3 @@ def recalls(heads: Heads, rows: Rows) -> Tensor:
 def vary_unlike(variances: Tensor) -> bool:
     """Whether one scale for all columns would all but hide half of them."""
     return bool(variances.median() < 0.01 * variances.mean())
-
-
-def finite(value: float) -> float | None:
-    """The value, or None where JSON has no number for it."""
-    return value if math.isfinite(value) else None

@@ -1,5 +1,5 @@
-"""What the loop of ``fit`` is made of: first weights, optimiser, batches, the
-schedule of a fit, and the judge of its epochs.
+"""What the loop of ``fit`` is made of: first weights, optimiser, learning rate,
+batches, and the judge of its epochs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.data.order import EpochOrder, Pictures, ShardSizes
-from cloob.data.source import spread
 from cloob.data.vectors import VectorPairs, as_numbers
 from cloob.distributed import Layout
 from cloob.errors import InputError
 from cloob.functional.private import NORMS
-from cloob.heads.fitted import GALLERY, Rows, finite, recalls
+from cloob.heads.fitted import GALLERY, Rows, recalls
 from cloob.heads.head import Columns, Head
 from cloob.heads.settings import USUAL_DIM, HeadSettings
 from cloob.objective import ContrastiveObjective, make_objective
@@ -55,18 +54,11 @@ class Model(nn.Module):
         x: Tensor,
         y: Tensor,
         ids: Tensor,
-        weights: Tensor | None = None,
-        *,
-        hopfield: bool,
+        weights: Tensor | None,
     ) -> Tensor:
         """The 0-d loss of unit rows; it waits for no device and checks no value."""
         value: Tensor = self.objective(
-            x,
-            y,
-            ids=ids,
-            weights=weights,
-            hopfield=hopfield,
-            trusted=Layout((len(x),)),
+            x, y, ids=ids, weights=weights, trusted=Layout((len(x),))
         )
         return value
 
@@ -162,38 +154,19 @@ def adamw(model: nn.Module, settings: HeadSettings, device: torch.device) -> Ada
     return AdamW(
         groups,
         lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
         fused=device.type in ("cpu", "cuda"),
     )
 
 
-class Schedule:
-    """What holds at a step: the learning rate, and whether the objective retrieves."""
-
-    def __init__(self, settings: HeadSettings, steps_per_epoch: int) -> None:
-        self.total = settings.epochs * steps_per_epoch
-        self.clip_grad_norm = settings.clip_grad_norm
-        self.warmup = settings.warmup
-        if self.warmup is None:
-            self.warmup = min(2000, self.total // 10)
-        self._peak, self._kind = settings.lr, settings.schedule
-        self._retrieves_from = settings.retrieval_from * self.total
-        self._can_retrieve = settings.retrieves
-
-    def learning_rate(self, step: int) -> float:
-        """Linear to the peak over the warm-up, then the peak or half a cosine to 0."""
-        assert self.warmup is not None
-        if step < self.warmup:
-            return self._peak * (step + 1) / self.warmup
-        if self._kind == "constant":
-            return self._peak
-        progress = (step - self.warmup) / max(1, self.total - self.warmup)
-        return self._peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-
-    def retrieves(self, step: int) -> bool:
-        """Whether the objective retrieves at a step."""
-        return self._can_retrieve and step >= self._retrieves_from
+def learning_rate(peak: float, step: int, n_steps: int) -> float:
+    """Linear to the peak over a tenth of the run, 2,000 steps at most, then half a
+    cosine to 0.
+    """
+    warmup = min(2000, n_steps // 10)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, n_steps - warmup)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class Batch(NamedTuple):
@@ -274,38 +247,17 @@ def to_device(rows: Tensor, device: torch.device) -> Tensor:
 
 
 class Judge:
-    """How good heads are on held-out pairs, which are read once."""
+    """How good heads are on held-out pairs, of which 10,000 at most are read, once."""
 
-    def __init__(
-        self, held_out: VectorPairs, settings: HeadSettings, device: torch.device
-    ) -> None:
-        self._size = settings.batch_size
-        rows = Rows.of(held_out)
-        self._rows = Rows(*(to_device(side, device) for side in rows))
-        places = torch.tensor(spread(len(rows.ids), GALLERY))
-        self._gallery = Rows(*(side[places.to(device)] for side in self._rows))
+    def __init__(self, held_out: VectorPairs, device: torch.device) -> None:
+        rows = Rows.of(held_out, GALLERY)
+        self._gallery = Rows(*(to_device(side, device) for side in rows))
 
     @torch.no_grad()
-    def __call__(self, model: Model, *, hopfield: bool) -> dict[str, float | None]:
-        """``val_loss``, the mean in batches of the training's size, and ``val_recall``,
-        that at 1, 5 and 10 in both directions among 10,000 pairs at most.
-        """
+    def __call__(self, model: Model) -> float:
+        """The mean recall at 1, 5 and 10 in both directions."""
         model.eval()
-        sizes: list[int] = []
-        losses: list[Tensor] = []  # on the device: none is waited for
-        for start in range(0, len(self._rows.ids), self._size):
-            a, b, ids = (side[start : start + self._size] for side in self._rows)
-            if len(ids) < 2:
-                continue
-            x, y = model(a, b)
-            losses.append(model.loss(x, y, ids, hopfield=hopfield))
-            sizes.append(len(ids))
-        val_loss: float | None = None
-        if losses:
-            numbers = torch.stack(losses).tolist()
-            val_loss = finite(float(np.average(numbers, weights=sizes)))
-        recall = float(recalls(model.heads, self._gallery).mean())
-        return {"val_loss": val_loss, "val_recall": recall}
+        return float(recalls(model.heads, self._gallery).mean())
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from annotated_types import Ge, Interval
 
 from cloob.errors import InputError
-from cloob.family import FAMILY, ObjectiveName
+from cloob.family import ObjectiveName
 from cloob.machine import check_device_name
 from cloob.settings import (
     SCALES,
@@ -30,13 +30,9 @@ USUAL_SCALES: dict[str, dict[str, Any]] = {
     "clip": {"inv_tau": 10.0, "learnable_inv_tau": False},
 }
 """Where heads on vectors start, where that is not the objective's own start."""
-FREE = ("epochs", "patience", "val_every", "device", "refit")
+FREE = ("epochs", "patience", "device", "refit")
 """What may differ when a run is taken up again."""
-OF_THE_LOOP = (
-    *("lr", "weight_decay", "beta1", "beta2", "eps", "clip_grad_norm", "schedule"),
-    *("warmup", "epochs", "batch_size", "patience", "val_every", "best"),
-    "seed",
-)
+OF_THE_LOOP = ("lr", "weight_decay", "epochs", "batch_size", "patience", "seed")
 """What a closed form has no use for."""
 
 
@@ -81,21 +77,11 @@ class HeadSettings(ObjectiveSettings):
     signed roots, logarithms or ranks.
     """
     lr: Positive = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate, to which it rises over a tenth of the run, 2,000 steps at
+    most; then it falls to 0 by half a cosine.
+    """
     weight_decay: NotNegative = 0.1
     """Decoupled weight decay of matrices; biases and temperatures have none."""
-    beta1: Decay = 0.9
-    """Decay of AdamW's first moment."""
-    beta2: Decay = 0.999
-    """Decay of AdamW's second moment."""
-    eps: Positive = 1e-8
-    """AdamW's epsilon."""
-    clip_grad_norm: NotNegative = 0.0
-    """Scale gradients down to this global norm; 0 does not."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate after the warm-up."""
-    warmup: Count | None = None
-    """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
     start: Literal["closed-form", "random"] | None = None
     """First weights: closed-form: the closed form's matrices, scaled to the spread of
     random ones. Left out, random; auto tries both.
@@ -107,14 +93,9 @@ class HeadSettings(ObjectiveSettings):
     steps or more of an epoch, 8 at least, or 64 where a side has 16 columns or fewer.
     """
     patience: Count = 5
-    """Stop after this many validations without improvement; 0 never stops early. With a
-    batch size of 0 and 16 columns or fewer on a side three times as many.
-    """
-    val_every: AtLeastOne = 1
-    """Validate every N epochs, and at the end."""
-    best: Literal["val_loss", "val_recall"] = "val_recall"
-    """What makes an epoch the best: the held-out pairs' loss, or their mean recall at
-    1, 5 and 10 in both directions.
+    """Stop after this many epochs in which the held-out pairs' mean recall at 1, 5 and
+    10 in both directions was no better; 0 never stops early. With a batch size of 0 and
+    16 columns or fewer on a side three times as many.
     """
     refit: bool = False
     """After choosing, fit anew on all pairs, for as long as the best took. What is
@@ -137,9 +118,9 @@ class HeadSettings(ObjectiveSettings):
             )
         if self.objective == "auto":
             other = "the objective auto, which tries several"
-            self.refuse((*SCALES, "retrieval_from"), other)
+            self.refuse(SCALES, other)
         elif self.is_closed_form:
-            names = (*SCALES, "retrieval_from", "members", "head", "dropout", "start")
+            names = (*SCALES, "members", "head", "dropout", "start")
             other = f"the objective {self.objective}, whose heads are in closed form"
             self.refuse((*names, *OF_THE_LOOP), other)
         else:
@@ -149,11 +130,6 @@ class HeadSettings(ObjectiveSettings):
     def is_closed_form(self) -> bool:
         """Whether the heads are solved, and not trained."""
         return self.objective in CLOSED_FORMS
-
-    @property
-    def retrieves(self) -> bool:
-        """Whether the objective is a member with Hopfield retrieval."""
-        return self.objective in FAMILY and FAMILY[self.objective].hopfield
 
     def override(self, **changes: Any) -> Self:
         """As of every objective; the closed form also begins without the settings of
@@ -172,18 +148,11 @@ class HeadSettings(ObjectiveSettings):
 
 def check_held_out(settings: HeadSettings, *, holds_out: bool, advice: str) -> None:
     """Refuses what held-out pairs have to choose where there are none."""
-    chooses = settings.objective == "auto" or (settings.members or 1) > 1
-    if not holds_out:
-        other = f"a fit without held-out pairs; give {advice}"
-        if settings.objective == "auto":
-            raise InputError(f"objective is 'auto'; name another for {other}")
-        settings.refuse(("members", "val_every", "best", "refit"), other)
-        if settings.patience and not settings.is_closed_form:
-            raise InputError(
-                f"patience is {settings.patience}; it must be 0 with {other}"
-            )
-    elif chooses and settings.best == "val_loss":
-        raise InputError(
-            "best is 'val_loss', but objective auto and members go by recall; leave it"
-            " out"
-        )
+    if holds_out:
+        return
+    other = f"a fit without held-out pairs; give {advice}"
+    if settings.objective == "auto":
+        raise InputError(f"objective is 'auto'; name another for {other}")
+    settings.refuse(("members", "refit"), other)
+    if settings.patience and not settings.is_closed_form:
+        raise InputError(f"patience is {settings.patience}; it must be 0 with {other}")

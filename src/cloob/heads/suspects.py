@@ -25,6 +25,7 @@ before anything is drawn, so a permutation of the rows permutes the answer, bit 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,12 +36,7 @@ from torch.nn import functional as F
 
 from cloob.data.vectors import encode_tables, row_digests
 from cloob.errors import InputError, counted
-from cloob.functional.cca import (
-    CanonicalDirections,
-    CentredRows,
-    PairMoments,
-    canonical_directions,
-)
+from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
 from cloob.functional.checks import check_ids
 from cloob.heads.matrix import pairs_of
 from cloob.heads.wrong_share import WrongShare, estimate_wrong_share
@@ -134,10 +130,10 @@ def suspicion(
     both = digests[0] * np.uint64(0x9E3779B97F4A7C15) + digests[1]
     group = number_ids(both, ids)
     n_ids = int(group.max(initial=-1)) + 1
-    folds = 1 if in_one_space else FOLDS
-    if n_ids < 2 * folds:
+    n_folds = 1 if in_one_space else FOLDS
+    if n_ids < 2 * n_folds:
         raise InputError(
-            f"{counted(n_ids, 'distinct ids')} in {folds} folds; 2 ids or more a fold"
+            f"{counted(n_ids, 'distinct ids')} in {n_folds} folds; 2 ids or more a fold"
             " are needed"
         )
     order = torch.from_numpy(np.argsort(both, kind="stable"))
@@ -148,15 +144,21 @@ def suspicion(
         torch.from_numpy(digests[0].view(np.int64))[order],
         torch.from_numpy(digests[1].view(np.int64))[order],
     )
+    folds = [Fold.of(pairs, pairs.group % n_folds == k) for k in range(n_folds)]
+    by_column = False
     if in_one_space:
-        scored = score_in_one_space(pairs, a[order], b[order])
+        x, y = (F.normalize(side.float(), dim=1)[order] for side in (a, b))
+        scored = [score_fold(folds[0], x, y)]
     else:
-        scored = score_by_folds(pairs)
+        scored, by_column = score_by_other_folds(folds)
+    joined = join_folds(folds, scored)
+    terms = [joined.scores, *neighbour_terms(pairs, joined.matches, by_column)]
+    ordered = combine(terms, n)
     scores, better = torch.empty(n), torch.empty(n, dtype=torch.long)
-    scores[order] = scored.own_scores
-    better[order] = order[scored.better]
-    wrong = estimate_wrong_share(scores, scored.known_wrong, n_ids)
-    return Suspicion(scores, scored.known_wrong, better, wrong)
+    scores[order] = ordered[:n]
+    better[order] = order[joined.better]
+    wrong = estimate_wrong_share(scores, ordered[n:], n_ids)
+    return Suspicion(scores, ordered[n:], better, wrong)
 
 
 class Pairs(NamedTuple):
@@ -168,35 +170,40 @@ class Pairs(NamedTuple):
     digest_a: Tensor
     digest_b: Tensor
 
-    def take(self, rows: Tensor) -> Pairs:
-        return Pairs(*(part[rows] for part in self))
+
+class Matches(NamedTuple):
+    """Rows that are put together: the n given pairs, then m known to be wrong."""
+
+    of_a: Tensor  # (n + m,) int64
+    of_b: Tensor
+
+    def blocks(self, n_numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some at a time, of which each needs so many numbers."""
+        size = max(1, MAX_NUMBERS // n_numbers)
+        return zip(
+            torch.split(self.of_a, size), torch.split(self.of_b, size), strict=True
+        )
 
 
-class Match(NamedTuple):
-    """Rows of a and of b that are put together."""
+class Fold(NamedTuple):
+    """Pairs that are judged together."""
 
-    of_a: Tensor  # (m,) int64
-    of_b: Tensor  # (m,)
+    rows: Tensor  # (n,) among all pairs
+    pairs: Pairs
+    matches: Matches  # of rows of the fold
 
     @classmethod
-    def as_paired(cls, n: int) -> Match:
-        """The pairs as they are given."""
-        return cls(torch.arange(n), torch.arange(n))
+    def of(cls, pairs: Pairs, is_in: Tensor) -> Fold:
+        own = Pairs(*(part[is_in] for part in pairs))
+        return cls(is_in.nonzero().squeeze(1), own, draw_matches(own))
 
 
 class Scored(NamedTuple):
-    """Numbers of the given pairs and of those known to be wrong; the row of b that fits
-    a row of a best.
-    """
+    """What is found of the n pairs of a fold, or of all."""
 
-    own_scores: Tensor  # (n,) float32
-    known_wrong: Tensor  # (m,) float32
-    better: Tensor  # (n,) int64
-
-    def count_above(self) -> float:
-        """How many times a given pair scores above a known wrong one."""
-        wrong = self.known_wrong.sort().values
-        return float(torch.searchsorted(wrong, self.own_scores).sum())
+    matches: Matches
+    scores: Tensor  # (n + m,) float32
+    better: Tensor  # (n,) int64: the row of b that fits best
 
 
 class Near(NamedTuple):
@@ -248,9 +255,9 @@ def centred(rows: Tensor, order: Tensor) -> Tensor:
     return wide / size if size > 0 else wide
 
 
-def draw_known_wrong(pairs: Pairs) -> Match:
-    """Pairs that are known to be wrong: rows in random order, where they differ from
-    the row opposite in id and in the numbers of both sides; several draws.
+def draw_matches(pairs: Pairs) -> Matches:
+    """The given pairs, and pairs that are known to be wrong: rows in random order,
+    where they differ from the row opposite in id and in the numbers of both sides.
     """
     n = len(pairs.group)
     generator = torch.Generator().manual_seed(0)
@@ -259,49 +266,28 @@ def draw_known_wrong(pairs: Pairs) -> Match:
     differs = torch.ones(len(of_a), dtype=torch.bool)
     for key in (pairs.group, pairs.digest_a, pairs.digest_b):
         differs &= key[of_a] != key[of_b]
-    return Match(of_a[differs], of_b[differs])
+    own = torch.arange(n)
+    return Matches(torch.cat([own, of_a[differs]]), torch.cat([own, of_b[differs]]))
 
 
 # --- scores ---
 
 
-def score_in_one_space(pairs: Pairs, a: Tensor, b: Tensor) -> Scored:
-    """Scores the given pairs, and others that are known to be wrong, by cosines."""
-    wrong = draw_known_wrong(pairs)
-    x, y = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
-    scored = score_cosines(x, y, pairs.group, wrong)
-    return combine([scored, *neighbour_terms(pairs, wrong, by_column=False)])
-
-
-def score_by_folds(pairs: Pairs) -> Scored:
-    """Scores the given pairs, and others that are known to be wrong, by the closed form
-    of the other folds.
+def score_by_other_folds(folds: list[Fold]) -> tuple[list[Scored], bool]:
+    """The pairs of every fold by the closed form of the others, and whether that
+    standardises columns.
     """
-    fold = pairs.group % FOLDS
-    rows_of = [(fold == k).nonzero().squeeze(1) for k in range(FOLDS)]
-    parts = [pairs.take(rows) for rows in rows_of]
-    drawn = [draw_known_wrong(part) for part in parts]
-    trained = all_but_one(parts)
-    ridge, by_column = choose_ridge(parts, trained, drawn)
-
-    own_scores = torch.empty(len(fold))
-    better = torch.empty(len(fold), dtype=torch.long)
-    known_wrong, of_a, of_b = [], [], []
-    for k, rows in enumerate(rows_of):
-        (directions,) = canonical_directions(trained[k], [ridge], by_column=by_column)
-        scored = score_fold(parts[k], trained[k], directions, drawn[k])
-        own_scores[rows] = scored.own_scores
-        better[rows] = rows[scored.better]
-        known_wrong.append(scored.known_wrong)
-        of_a.append(rows[drawn[k].of_a])
-        of_b.append(rows[drawn[k].of_b])
-    scored = Scored(own_scores, torch.cat(known_wrong), better)
-    wrong = Match(torch.cat(of_a), torch.cat(of_b))
-    return combine([scored, *neighbour_terms(pairs, wrong, by_column)])
+    trained = all_but_one(folds)
+    ridge, by_column = choose_ridge(folds, trained)
+    scored = []
+    for fold, moments in zip(folds, trained, strict=True):
+        scored += score_by_ridges(fold, moments, [ridge], by_column)
+    return scored, by_column
 
 
-def all_but_one(parts: list[Pairs]) -> list[Trained]:
+def all_but_one(folds: list[Fold]) -> list[Trained]:
     """For every fold the pairs of the other folds, in the form that costs less."""
+    parts = [fold.pairs for fold in folds]
     widest = max(parts[0].a.shape[1], parts[0].b.shape[1])
     if sum(len(part.group) for part in parts) < widest:
         return [
@@ -319,83 +305,86 @@ def leave_one_out(parts: list[T]) -> list[list[T]]:
     return [[*parts[:k], *parts[k + 1 :]] for k in range(len(parts))]
 
 
-def choose_ridge(
-    parts: list[Pairs], trained: list[Trained], drawn: list[Match]
-) -> tuple[float, bool]:
+def choose_ridge(folds: list[Fold], trained: list[Trained]) -> tuple[float, bool]:
     """The ridge, and whether columns are standardised, by which a given pair scores
     above a known wrong one most often: in the first fold, in more where it is small.
     """
-    above: dict[tuple[float, bool], float] = {}
+    above: dict[tuple[float, bool], int] = {}
     n_judged = 0
-    for part, training_folds, wrong in zip(parts, trained, drawn, strict=True):
+    for fold, moments in zip(folds, trained, strict=True):
         if n_judged >= N_JUDGED:
             break
-        n_judged += len(part.group)
+        n_judged += len(fold.rows)
         for by_column in (False, True):
-            tried = canonical_directions(training_folds, RIDGES, by_column=by_column)
-            for ridge, directions in zip(RIDGES, tried, strict=True):
-                scored = score_fold(part, training_folds, directions, wrong)
+            tried = score_by_ridges(fold, moments, RIDGES, by_column)
+            for ridge, scored in zip(RIDGES, tried, strict=True):
                 setting = ridge, by_column
-                above[setting] = above.get(setting, 0.0) + scored.count_above()
+                count = count_above(scored.scores, len(fold.rows))
+                above[setting] = above.get(setting, 0) + count
     return max(above, key=lambda setting: above[setting])
 
 
-def score_fold(
-    pairs: Pairs, trained: Trained, directions: CanonicalDirections, wrong: Match
-) -> Scored:
-    """The pairs of a fold by directions that have not seen them; all rows count within
-    the fold.
-    """
-    of_a, of_b = directions.weighted(1.0)
-    x = F.normalize((pairs.a - trained.mean_a) @ of_a, dim=1).float()
-    y = F.normalize((pairs.b - trained.mean_b) @ of_b, dim=1).float()
-    return score_cosines(x, y, pairs.group, wrong)
+def score_by_ridges(
+    fold: Fold, trained: Trained, ridges: Sequence[float], by_column: bool
+) -> list[Scored]:
+    """The pairs of a fold by directions that have not seen them, of every ridge."""
+    found = []
+    for directions in canonical_directions(trained, ridges, by_column=by_column):
+        of_a, of_b = directions.weighted(1.0)
+        x = F.normalize((fold.pairs.a - trained.mean_a) @ of_a, dim=1).float()
+        y = F.normalize((fold.pairs.b - trained.mean_b) @ of_b, dim=1).float()
+        found.append(score_fold(fold, x, y))
+    return found
 
 
-def score_cosines(x: Tensor, y: Tensor, group: Tensor, wrong: Match) -> Scored:
-    """The cosines of unit rows less the mean ones of their nearest rows."""
+def score_fold(fold: Fold, x: Tensor, y: Tensor) -> Scored:
+    """The cosines of unit rows less how near both are to everything in the fold."""
+    group = fold.pairs.group
     near_x, near_y = find_nearest(x, y, group), find_nearest(y, x, group)
-    near = near_x, near_y
-    own = Match.as_paired(len(x))
-    own_scores = cosines_less_hubs(x, y, group, near, own)
-    known_wrong = cosines_less_hubs(x, y, group, near, wrong)
+    scores = []
+    for of_a, of_b in fold.matches.blocks(near_x.rows.shape[1]):
+        groups_x, groups_y = group[near_x.rows[of_a]], group[near_y.rows[of_b]]
+        hub_x = mean_of_ten(near_x.cosines[of_a], groups_x, group[of_b])
+        hub_y = mean_of_ten(near_y.cosines[of_b], groups_y, group[of_a])
+        scores.append((x[of_a] * y[of_b]).sum(1) - (hub_x + hub_y) / 2)
+
     is_other = group[near_x.rows] != group[:, None]
     first = is_other.byte().argmax(1, keepdim=True)
     nearest = near_x.rows.gather(1, first).squeeze(1)
     fits = (x * y[nearest]).sum(1) > (x * y).sum(1)
     fits &= group[nearest] != group
-    return Scored(own_scores, known_wrong, torch.where(fits, nearest, own.of_b))
+    better = torch.where(fits, nearest, torch.arange(len(x)))
+    return Scored(fold.matches, torch.cat(scores), better)
 
 
-def cosines_less_hubs(
-    x: Tensor, y: Tensor, group: Tensor, near: tuple[Near, Near], pairs: Match
-) -> Tensor:
-    """(m,) cosines less how near both rows are to everything."""
-    of_a, of_b = pairs
-    hub_x = mean_cosine(near[0], of_a, group, group[of_b])
-    hub_y = mean_cosine(near[1], of_b, group, group[of_a])
-    return (x[of_a] * y[of_b]).sum(1) - (hub_x + hub_y) / 2
+def join_folds(folds: list[Fold], scored: list[Scored]) -> Scored:
+    """What is found of all pairs, in their order, and of the known wrong ones."""
+    n = sum(len(fold.rows) for fold in folds)
+    own = torch.arange(n)
+    scores, better = torch.empty(n), torch.empty(n, dtype=torch.long)
+    of_a, of_b, all_scores = [own], [own], [scores]
+    for fold, found in zip(folds, scored, strict=True):
+        n_own = len(fold.rows)
+        scores[fold.rows] = found.scores[:n_own]
+        better[fold.rows] = fold.rows[found.better]
+        all_scores.append(found.scores[n_own:])
+        of_a.append(fold.rows[found.matches.of_a[n_own:]])
+        of_b.append(fold.rows[found.matches.of_b[n_own:]])
+    matches = Matches(torch.cat(of_a), torch.cat(of_b))
+    return Scored(matches, torch.cat(all_scores), better)
 
 
-def neighbour_terms(pairs: Pairs, wrong: Match, by_column: bool) -> list[Scored]:
+def neighbour_terms(pairs: Pairs, matches: Matches, by_column: bool) -> list[Tensor]:
     """How like the two sides' neighbours are: of a row of a with the nearest other rows
     of a, the mean cosine of its row of b with theirs; and the other way round.
     """
     a, b = scaled(pairs.a, by_column), scaled(pairs.b, by_column)
-    group = pairs.group
-    near_a, near_b = find_nearest(a, a, group), find_nearest(b, b, group)
-    own = torch.arange(len(group))
-    of_a = Scored(
-        mean_agreement(near_a, b, group, own, own),
-        mean_agreement(near_a, b, group, wrong.of_a, wrong.of_b),
-        own,
-    )
-    of_b = Scored(
-        mean_agreement(near_b, a, group, own, own),
-        mean_agreement(near_b, a, group, wrong.of_b, wrong.of_a),
-        own,
-    )
-    return [of_a, of_b]
+    near_a, near_b = (find_nearest(side, side, pairs.group) for side in (a, b))
+    turned = Matches(matches.of_b, matches.of_a)
+    return [
+        mean_agreement(near_a, b, pairs.group, matches),
+        mean_agreement(near_b, a, pairs.group, turned),
+    ]
 
 
 def scaled(rows: Tensor, by_column: bool) -> Tensor:
@@ -406,33 +395,29 @@ def scaled(rows: Tensor, by_column: bool) -> Tensor:
     return F.normalize(rows, dim=1).float()
 
 
-def combine(terms: list[Scored]) -> Scored:
-    """The sum of the terms, in deviations of known wrong pairs from their mean; the
-    first counts fully, the others as much as tells given pairs from known wrong ones
-    best.
+def combine(terms: list[Tensor], n: int) -> Tensor:
+    """(n + m,) the sum of the terms, in deviations of known wrong pairs from their
+    mean; the first counts fully, the others as much as tells the n given pairs from
+    known wrong ones best.
     """
-    if not len(terms[0].known_wrong):
+    if len(terms[0]) == n:
         return terms[0]
-    first, of_a, of_b = map(standardised, terms)
-    tried = [
-        Scored(
-            first.own_scores + weight * (of_a.own_scores + of_b.own_scores),
-            first.known_wrong + weight * (of_a.known_wrong + of_b.known_wrong),
-            first.better,
-        )
-        for weight in TERM_WEIGHTS
-    ]
-    return max(tried, key=Scored.count_above)
+    first, of_a, of_b = (standardised(term, n) for term in terms)
+    tried = [first + weight * (of_a + of_b) for weight in TERM_WEIGHTS]
+    return max(tried, key=lambda scores: count_above(scores, n))
 
 
-def standardised(term: Scored) -> Scored:
-    """The term in deviations of known wrong pairs from their mean."""
-    mean = term.known_wrong.mean()
-    deviation = term.known_wrong.std(correction=0)
+def standardised(scores: Tensor, n: int) -> Tensor:
+    """The scores in deviations of known wrong pairs from their mean."""
+    deviation = scores[n:].std(correction=0)
     unit = deviation if deviation > 0 else torch.ones(())
-    return Scored(
-        (term.own_scores - mean) / unit, (term.known_wrong - mean) / unit, term.better
-    )
+    return (scores - scores[n:].mean()) / unit
+
+
+def count_above(scores: Tensor, n: int) -> int:
+    """How many times one of the n given pairs scores above a known wrong one."""
+    known_wrong = scores[n:].sort().values
+    return int(torch.searchsorted(known_wrong, scores[:n]).sum())
 
 
 # --- the nearest rows ---
@@ -456,43 +441,28 @@ def find_nearest(queries: Tensor, rows: Tensor, group: Tensor) -> Near:
     )
 
 
-def weights_of_ten(groups: Tensor, *excluded: Tensor) -> Tensor:
-    """(m, K) weights of the mean over the first ten of (m, K) listed rows, by their
-    groups, that are of no excluded group; of the last one where all are.
+def mean_agreement(
+    near: Near, other: Tensor, group: Tensor, matches: Matches
+) -> Tensor:
+    """(n + m,) mean cosines, on the other side, of the row that stands opposite with
+    those of a row's ten nearest rows of other ids.
+    """
+    means = []
+    for query, opposite in matches.blocks(near.rows.shape[1] * other.shape[1]):
+        rows = near.rows[query]
+        cosines = (other[rows] @ other[opposite].unsqueeze(2)).squeeze(2)
+        means.append(mean_of_ten(cosines, group[rows], group[query], group[opposite]))
+    return torch.cat(means)
+
+
+def mean_of_ten(cosines: Tensor, groups: Tensor, *excluded: Tensor) -> Tensor:
+    """(m,) means of the first ten of (m, K) cosines, by the groups of their rows, that
+    are of no excluded group; the last one where all are.
     """
     usable = torch.ones_like(groups, dtype=torch.bool)
     for group in excluded:
         usable &= groups != group[:, None]
     chosen = usable & (usable.cumsum(1) <= NEAREST)
     chosen[:, -1] |= ~usable.any(1)
-    return chosen.float() / chosen.sum(1, keepdim=True)
-
-
-def mean_cosine(near: Near, query: Tensor, group: Tensor, excluded: Tensor) -> Tensor:
-    """(m,) mean cosines of some rows with their ten nearest but those of a group
-    each.
-    """
-    means = []
-    size = max(1, MAX_NUMBERS // near.rows.shape[1])
-    for part in torch.split(torch.arange(len(query)), size):
-        rows = query[part]
-        weights = weights_of_ten(group[near.rows[rows]], excluded[part])
-        means.append((near.cosines[rows] * weights).sum(1))
-    return torch.cat(means)
-
-
-def mean_agreement(
-    near: Near, other: Tensor, group: Tensor, query: Tensor, opposite: Tensor
-) -> Tensor:
-    """(m,) mean cosines, on the other side, of a row that stands opposite with those of
-    the query's ten nearest rows of other ids.
-    """
-    means = []
-    size = max(1, MAX_NUMBERS // (near.rows.shape[1] * other.shape[1]))
-    for part in torch.split(torch.arange(len(query)), size):
-        mine, theirs = query[part], opposite[part]
-        rows = near.rows[mine]
-        weights = weights_of_ten(group[rows], group[mine], group[theirs])
-        cosines = (other[rows] @ other[theirs].unsqueeze(2)).squeeze(2)
-        means.append((cosines * weights).sum(1))
-    return torch.cat(means)
+    weights = chosen.float() / chosen.sum(1, keepdim=True)
+    return (cosines * weights).sum(1)

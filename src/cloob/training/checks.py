@@ -8,6 +8,7 @@ import os
 
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
+from cloob.family import FAMILY
 from cloob.models.source import check_name
 from cloob.training.config import LENGTHS, TrainConfig
 
@@ -28,6 +29,11 @@ def check_combination(config: TrainConfig) -> None:
     names the first.
     """
     config.check_member()
+    if not FAMILY[config.objective].hopfield:
+        other = f"{config.objective}, which has no retrieval"
+        config.refuse(["retrieval_from"], other)
+    if config.retrieval_from:
+        config.refuse(["learnable_beta"], "--retrieval-from: it would have no part")
     _check_ranks(config)
     _check_start(config)
     _check_length(config)

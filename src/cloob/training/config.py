@@ -46,6 +46,11 @@ class TrainConfig(ObjectiveSettings):
 
     objective: Literal[ObjectiveName, "dcl"] = "cloob"
     """The objective; dcl: another name of infoloob."""
+    retrieval_from: Decay = 0.0
+    """Share of the run after which the Hopfield retrieval begins; before, the plain
+    embeddings are contrasted. 0: from the first step, as published, with which short
+    runs do badly.
+    """
     mask_duplicates: bool = False
     """Pairs with the same caption are no negatives of one another."""
 
