@@ -402,8 +402,9 @@ def judged(
             if objective in ("infoloob", "cca") and methods != FEW:
                 hubs[objective] = without_hubs(heads.heads, *arrays, tests)
             if objective == "auto":
-                newest = max((run / "checkpoints").iterdir()) / "joined.json"
-                joined = json.loads(newest.read_text()) if newest.is_file() else None
+                decisions = json.loads((run / "decisions.json").read_text())
+                joined = decisions.get("joined", {})
+                joined = joined if joined.get("is_taken") else None
         if methods != FEW:
             recall |= zoo(arrays[0], arrays[1], tests)
             recall["plain loop"] = plain_loop(arrays[0], tests, seed)

@@ -20,7 +20,7 @@ from cloob.heads.config import HeadsConfig, read_config
 from cloob.heads.settings import CLOSED_FORMS
 from cloob.models.importing import read_json
 from cloob.models.runs import (
-    JOINED_FILE,
+    DECISIONS_FILE,
     RUN_CONFIG_FILE,
     find_best,
     read_validation,
@@ -84,23 +84,21 @@ class Run:
         """What its held-out pairs chose of this model, such as ``ridge``."""
         if not self.config.holds_out:
             return []
-        choices = []
-        objective = self.objective
-        is_closed = objective in CLOSED_FORMS
-        if objective == "auto":
-            choices.append("objective")
+        joined = ""
+        with contextlib.suppress(InputError):
+            decision = read_json(self.folder / DECISIONS_FILE).get("joined", {})
+            joined = decision["joined"] if decision.get("is_taken") else ""
+        is_closed = self.objective in CLOSED_FORMS
         best = find_best(self.folder)
-        checkpoint = self.weights.parent
-        if not is_closed and best is not None and best[0].samefile(checkpoint):
-            choices.append("epoch")
-        joined = str(_read_joined(checkpoint).get("joined", ""))
-        if is_closed or "cca" in joined or "closed form" in joined:
-            choices.append("ridge")
-        if joined:
-            choices.append("members")
-        if "hubs" in joined:
-            choices.append("bias against hubs")
-        return choices
+        is_best = best is not None and best[0].samefile(self.weights.parent)
+        is_chosen = {
+            "objective": self.objective == "auto",
+            "epoch": is_best and not is_closed,
+            "ridge": is_closed or "cca" in joined or "closed form" in joined,
+            "members": bool(joined),
+            "bias against hubs": "hubs" in joined,
+        }
+        return [name for name, is_so in is_chosen.items() if is_so]
 
     def held_out_files(self) -> set[str]:
         """The files of its held-out pairs, as real paths."""
@@ -124,12 +122,6 @@ class Run:
     def objective(self) -> str:
         """The name of its objective."""
         return self.config.objective
-
-
-def _read_joined(checkpoint: Path) -> dict[str, Any]:
-    with contextlib.suppress(InputError):
-        return dict(read_json(checkpoint / JOINED_FILE))
-    return {}
 
 
 def find_runs(models: Sequence[str]) -> list[Run]:

@@ -102,7 +102,7 @@ def judge_pictures(
 
     encoders = str(config.image_encoder), str(config.text_encoder)
     encoder = open_encoders(*encoders, config.image_size)
-    pairs, rows = embedded(source, encoder, workers=config.workers)
+    pairs, rows = embedded(source, encoder, config.workers)
     a, b, ids, keys = pairs.take(np.arange(len(pairs)))
     found = judge(source.name, a, b, ids, pairs.skipped, model)
     return with_captions(source, keys, found, rows.tolist())

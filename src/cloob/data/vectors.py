@@ -175,10 +175,17 @@ def encode_tables(
     training = pairs.encoded((fitted[0], fitted[1]))
     if held_out is None:
         return training, None
-    if held_out.a is not pairs.a or held_out.b is not pairs.b:
-        return training, held_out.encoded(training.encodings)
-    a, b, encodings = training.a, training.b, training.encodings
-    return training, replace(held_out, a=a, b=b, encodings=encodings)
+    if held_out.a is pairs.a and held_out.b is pairs.b:
+        a, b, encodings = training.a, training.b, training.encodings
+        return training, replace(held_out, a=a, b=b, encodings=encodings)
+    encoded = held_out.encoded(training.encodings)
+    for side in ("a", "b"):
+        wanted, width = (getattr(x, side).shape[1] for x in (training, encoded))
+        if width != wanted:
+            raise InputError(
+                f"{encoded.name}: {side} has {width:,} columns, not {wanted:,}"
+            )
+    return training, encoded
 
 
 def _after(first: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:

@@ -20,7 +20,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cloob.cache import Cache
-from cloob.data.bad import check_fraction
 from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id
 from cloob.data.loader import PairLoader
 from cloob.data.source import Source, Subset, content_key
@@ -59,25 +58,9 @@ class Embedded(NamedTuple):
     rows: np.ndarray  # (N,) row of the source of every pair
 
 
-def embedded(
-    source: Source,
-    encoder: AlignedEncoder,
-    *,
-    kind: str = "samples",
-    workers: int = 0,
-    max_bad_fraction: float = 1.0,
-) -> Embedded:
-    """The pairs of a source as pairs of features, computed here unless they are cached.
-
-    Args:
-        source: Pictures and captions.
-        encoder: Both frozen encoders.
-        kind: What errors call the pairs.
-        workers: Processes that decode.
-        max_bad_fraction: The share of the pairs that may be unusable.
-
-    Raises:
-        InputError: Too many pairs cannot be used, or the features cannot be read.
+def embedded(source: Source, encoder: AlignedEncoder, workers: int = 0) -> Embedded:
+    """The pairs of a source as pairs of features, computed here unless they are
+    cached.
     """
     # Named by what they are made from: both encoders, by which `cloob eval` finds them,
     # and the bytes of all pairs.
@@ -89,7 +72,6 @@ def embedded(
         columns = {name: file.get_tensor(name).numpy() for name in COLUMNS}
     keys = json.loads(metadata["keys"])
     skipped = tuple(Skip(*skip) for skip in json.loads(metadata["skipped"]))
-    check_fraction(source.name, kind, skipped, len(source), max_bad_fraction)
     pairs = VectorPairs(
         source.name,
         columns["images"],

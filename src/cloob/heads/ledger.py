@@ -27,14 +27,6 @@ class Ledger:
     of: dict[str, Any]  # fingerprints of the pairs, and the settings
     decisions: dict[str, Any]
 
-    def note(self, name: str, value: Any) -> None:
-        """Notes a decision, which ``write`` keeps."""
-        self.decisions[name] = value
-
-    def get(self, name: str) -> Any:
-        """An earlier decision; None without."""
-        return self.decisions.get(name)
-
     def write(self) -> None:
         """Writes all decisions; the file is whole before this returns."""
         content = {"of": self.of, **self.decisions}

@@ -8,14 +8,13 @@ where the fits stand, from which a killed run goes on bit for bit.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,7 @@ FROZEN_SCALES: dict[str, dict[str, Any]] = {
 }
 """Where ``auto`` starts on the features of frozen encoders."""
 N_FEW = 20  # held-out ids or groups: one of them is 5 points of recall
+HELD_OUT = "held-out pairs"
 MAX_NAMED = 1000  # bad pairs in skipped.jsonl
 
 
@@ -116,7 +116,7 @@ def train_heads(config: HeadsConfig, *, on_epoch: OnEpoch | None = None) -> Head
         prepare_folder(config)
         data = open_data(config)
         began = time.perf_counter()
-        is_finished = data.ledger.get("finished") == length_of(config)
+        is_finished = data.ledger.decisions.get("finished") == length_of(config)
         if not is_finished:
             start_run(config, data)
             fitted = fit_run(config, data, on_epoch)
@@ -132,7 +132,7 @@ class Data:
     pairs: VectorPairs
     held_out: VectorPairs | None
     ledger: Ledger
-    held_out_fingerprint: Fingerprint | None
+    held_out_fingerprint: Fingerprint | None = None
     encoder: AlignedEncoder | None = None  # None for vectors
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -175,36 +175,29 @@ def open_data(config: HeadsConfig) -> Data:
         held_out = data.held_out.counted_units()
         logger.warning("%s held out: their recall means little", held_out)
     if config.clean is not None:
-        clean(data, config.clean)
+        decisions = data.ledger.decisions
+        if "suspects" not in decisions:
+            decisions["suspects"] = suspicious_pairs(data.pairs, config.clean)
+        data.left_out = [LeftOut(*line) for line in decisions["suspects"]]
+        data.pairs = without(data.pairs, data.left_out, config.clean)
     if data.encoder is not None and not config.mask_duplicates:
         numbers = np.arange(len(data.pairs))
-        data.pairs = dataclasses.replace(data.pairs, ids=numbers)
+        data.pairs = replace(data.pairs, ids=numbers)
     return data
-
-
-def clean(data: Data, share: str) -> None:
-    """Leaves out suspicious training pairs: those of the ledger, if it has them."""
-    noted = data.ledger.get("suspects")
-    if noted is None:
-        data.left_out = suspicious_pairs(data.pairs, share)
-        data.ledger.note("suspects", [list(line) for line in data.left_out])
-    else:
-        data.left_out = [LeftOut(*line) for line in noted]
-    data.pairs = without(data.pairs, data.left_out, share)
 
 
 def open_vectors(config: HeadsConfig) -> Data:
     """The pairs of two files of vectors."""
     pairs, held_out = vector_pairs(config)
     fingerprints = {"training pairs": pairs.fingerprint()}
-    if held_out is not None:
-        fingerprints["held-out pairs"] = held_out.fingerprint()
-    ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
     rows = []
-    if held_out is not None and config.held_out_share:
-        rows = held_out.rows[:, 0].tolist()
-    ledger.note("held_out", rows)
-    return Data(pairs, held_out, ledger, fingerprints.get("held-out pairs"))
+    if held_out is not None:
+        fingerprints[HELD_OUT] = held_out.fingerprint()
+        if config.held_out_share:
+            rows = held_out.rows[:, 0].tolist()
+    ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
+    ledger.decisions["held_out"] = rows
+    return Data(pairs, held_out, ledger, fingerprints.get(HELD_OUT))
 
 
 def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
@@ -233,10 +226,7 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
         check_usable(config, held_out)
     elif config.held_out_share:
         pairs, held_out = split_pairs(pairs, config.held_out_share)
-    pairs, held_out = encode_tables(pairs, held_out)
-    if held_out is not None:
-        check_widths(pairs, held_out)
-    return pairs, held_out
+    return encode_tables(pairs, held_out)
 
 
 def check_usable(config: HeadsConfig, pairs: VectorPairs) -> None:
@@ -246,47 +236,34 @@ def check_usable(config: HeadsConfig, pairs: VectorPairs) -> None:
     check_fraction(pairs.name, "pairs", pairs.skipped, total, limit)
 
 
-def check_widths(pairs: VectorPairs, held_out: VectorPairs) -> None:
-    """Refuses held-out pairs of other columns."""
-    for side in ("a", "b"):
-        width = getattr(pairs, side).shape[1]
-        val_width = getattr(held_out, side).shape[1]
-        if val_width != width:
-            raise InputError(
-                f"val_{side} has {val_width:,} columns, {side} has {width:,}"
-            )
-
-
 def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Ledger]:
     """The training pairs of pictures and captions, the held-out ones, and the ledger,
     which knows these if a share is held out.
     """
-    sources, judges = (
-        [
-            open_source(
-                spec,
-                image_column=config.image_column,
-                caption_column=config.caption_column,
-            )
-            for spec in specs
-        ]
-        for specs in (config.sources, config.held_out_sources)
-    )
+    sources = open_sources(config, config.sources)
     fingerprints = {"training pairs": mix(sources).fingerprint()}
-    if judges:
-        fingerprints["held-out pairs"] = mix(judges).fingerprint()
+    held_out: Source | None = None
+    if config.held_out_sources:
+        held_out = mix(open_sources(config, config.held_out_sources))
+        fingerprints[HELD_OUT] = held_out.fingerprint()
     ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
     if not config.held_out_share:
-        ledger.note("held_out", [])
-        return mix(sources), mix(judges) if judges else None, ledger
-    rows = ledger.get("held_out")
-    if rows is None:
+        ledger.decisions["held_out"] = []
+        return mix(sources), held_out, ledger
+    if "held_out" not in ledger.decisions:
         logger.info("reading all pairs once, to hold some out (--val-split) …")
         chosen = choose_held_out(sources, config.held_out_share)
-        rows = [part.tolist() for part in chosen]
-        ledger.note("held_out", rows)
-    parts = [np.array(part, np.int64) for part in rows]
-    return *split(sources, parts), ledger
+        ledger.decisions["held_out"] = [part.tolist() for part in chosen]
+    rows = [np.array(part, np.int64) for part in ledger.decisions["held_out"]]
+    return *split(sources, rows), ledger
+
+
+def open_sources(config: HeadsConfig, specs: Iterable[str]) -> list[Source]:
+    """Sources of pictures and captions."""
+    image, caption = config.image_column, config.caption_column
+    return [
+        open_source(spec, image_column=image, caption_column=caption) for spec in specs
+    ]
 
 
 def open_pictures(config: HeadsConfig) -> Data:
@@ -296,21 +273,20 @@ def open_pictures(config: HeadsConfig) -> Data:
     encoder = open_encoders(
         config.image_encoder, config.text_encoder, config.image_size
     )
-    workers, limit = config.workers, config.max_bad_fraction
-    pairs, _ = embedded(training, encoder, workers=workers, max_bad_fraction=limit)
-    if held_out is None:
-        return Data(pairs, None, ledger, None, encoder)
-    judges, _ = embedded(
-        held_out,
-        encoder,
-        kind="held-out pairs",
-        workers=workers,
-        max_bad_fraction=limit,
-    )
-    judges = first_captions(judges)
-    # a picture's right answer is its caption
-    judges = dataclasses.replace(judges, ids=np.arange(len(judges)))
-    return Data(pairs, judges, ledger, held_out.fingerprint(), encoder)
+
+    def features(source: Source, kind: str) -> VectorPairs:
+        found = embedded(source, encoder, config.workers).pairs
+        limit = config.max_bad_fraction
+        check_fraction(source.name, kind, found.skipped, len(source), limit)
+        return found
+
+    data = Data(features(training, "samples"), None, ledger, encoder=encoder)
+    if held_out is not None:
+        data.held_out_fingerprint = held_out.fingerprint()
+        judges = first_captions(features(held_out, HELD_OUT))
+        # a picture's right answer is its caption
+        data.held_out = replace(judges, ids=np.arange(len(judges)))
+    return data
 
 
 # --- the fit, and what is written ---
@@ -334,12 +310,12 @@ def start_run(config: HeadsConfig, data: Data) -> None:
 
 def fit_run(config: HeadsConfig, data: Data, on_epoch: OnEpoch | None) -> FittedHeads:
     """Fits heads to the pairs, an epoch's line at a time."""
-    is_frozen = data.encoder is not None
+    file = config.out / runs.EPOCHS_FILE
 
     def log(line: dict[str, Any]) -> None:
-        lines = runs.read_lines(config.out / runs.EPOCHS_FILE)
+        lines = runs.read_lines(file)
         before = [one for one in lines if one["epoch"] < line["epoch"]]
-        write_history(config.out, [*before, line])
+        write_lines(file, [*before, line])
         if on_epoch is not None:
             on_epoch(line)
 
@@ -347,7 +323,7 @@ def fit_run(config: HeadsConfig, data: Data, on_epoch: OnEpoch | None) -> Fitted
         data.pairs,
         data.held_out,
         config,
-        scales=FROZEN_SCALES if is_frozen else USUAL_SCALES,
+        scales=USUAL_SCALES if data.encoder is None else FROZEN_SCALES,
         folder=config.out / runs.STATE_FOLDER,
         on_epoch=log,
     )
@@ -357,14 +333,9 @@ def finish_run(config: HeadsConfig, data: Data, fitted: FittedHeads) -> None:
     """Writes the heads and what was decided; states are kept of fits that may go on for
     longer.
     """
-    write_history(config.out, fitted.history)
+    write_lines(config.out / runs.EPOCHS_FILE, fitted.history)
     write_checkpoint(config, data, fitted)
-    for name, decision in fitted.decisions.items():
-        data.ledger.note(name, decision)
-    if "objective" in fitted.decisions:
-        content = json.dumps(fitted.decisions["objective"], indent=2)
-        write_whole(config.out / runs.OBJECTIVES_FILE, content)
-    data.ledger.note("finished", length_of(config))
+    data.ledger.decisions |= {**fitted.decisions, "finished": length_of(config)}
     data.ledger.write()
     for file in (config.out / runs.STATE_FOLDER).glob("refit*.pt"):
         file.unlink()
@@ -373,12 +344,6 @@ def finish_run(config: HeadsConfig, data: Data, fitted: FittedHeads) -> None:
 def length_of(config: HeadsConfig) -> list[Any]:
     """What a finished run is whole by: with another one it goes on."""
     return [config.epochs, config.patience, config.refit]
-
-
-def write_history(out: Path, history: list[dict[str, Any]]) -> None:
-    """Writes the lines of all epochs, which are the curve, too."""
-    for name in (runs.EPOCHS_FILE, runs.METRICS_FILE):
-        write_lines(out / name, history)
 
 
 def write_lines(file: Path, lines: list[dict[str, Any]]) -> None:
@@ -391,24 +356,23 @@ def write_checkpoint(config: HeadsConfig, data: Data, fitted: FittedHeads) -> No
     earlier ones.
     """
     best = fitted.history[fitted.best_epoch - 1]
-    joined = fitted.decisions.get("joined", {})
-    is_joined = bool(joined.get("is_taken"))
     folder = config.out / runs.CHECKPOINTS_FOLDER
     checkpoint = folder / runs.CHECKPOINT.format(best["step"])
     with whole_folder(checkpoint) as place:
         model = data.model(fitted.heads, fitted.objective)
         save_model(place / runs.MODEL_FOLDER, model, fitted.objective)
-        if is_joined:
-            write_json(place / runs.JOINED_FILE, joined)
         if data.held_out is not None:
             fingerprint = json.dumps(data.held_out_fingerprint, sort_keys=True)
+            joined = fitted.decisions.get("joined", {})
+            recall = joined["recall"] if joined.get("is_taken") else best["val_recall"]
             validation = {
                 "metric": "val_recall",
-                "val_recall": joined["recall"] if is_joined else best["val_recall"],
+                "val_recall": recall,
                 "held_out": digest([fingerprint]),
                 "numbers": held_out_numbers(fitted.heads, data.held_out),
             }
-            write_json(place / runs.VALIDATION_FILE, validation)
+            content = json.dumps(validation, indent=2) + "\n"
+            (place / runs.VALIDATION_FILE).write_text(content, encoding="utf-8")
     for earlier in folder.glob("step-*"):
         if earlier != checkpoint:
             shutil.rmtree(earlier)
@@ -423,11 +387,6 @@ def held_out_numbers(heads: Heads, held_out: VectorPairs) -> dict[str, Any]:
     a, b = unit_rows(heads[0], rows.a), unit_rows(heads[1], rows.b)
     ranks = mutual_ranks_of_ids(a, b, rows.ids)
     return pair_numbers(ranks, rows.ids, units=judged.units_of_ids())
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file of a folder that is not there yet."""
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def result_of(

@@ -4,7 +4,7 @@ every checkpoint.
 ::
 
     RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl
-          of heads also decisions.json  suspects.csv  objectives.json  state/
+          of heads also decisions.json  suspects.csv  state/
           checkpoints/  held_out.json
           checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another
           model folder)  shards/
@@ -40,7 +40,6 @@ EPOCHS_FILE = "epochs.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 HELD_OUT_FILE = "held_out.json"
 RESULTS_FILE = "results.json"
-OBJECTIVES_FILE = "objectives.json"
 SUSPECTS_FILE = "suspects.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
 CHECKPOINT = "step-{:08d}"
@@ -51,8 +50,6 @@ SHARDS_FOLDER = "shards"
 VALIDATION_FILE = "validation.json"
 DECISIONS_FILE = "decisions.json"
 STATE_FOLDER = "state"
-JOINED_FILE = "joined.json"
-"""In a checkpoint of several heads that were joined: there is nothing to resume."""
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -79,7 +76,6 @@ _WRITTEN = (
     EPOCHS_FILE,
     SKIPPED_FILE,
     SUSPECTS_FILE,
-    OBJECTIVES_FILE,
     "nonfinite-step-*.json",
     WANDB_FILE,
     f"{CHECKPOINTS_FOLDER}/*step-*",
@@ -333,10 +329,11 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def curve(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, for ``RUN:best`` too; none if the model is
-    not a run.
+    """The lines of a run's metrics.jsonl, for heads of epochs.jsonl, for ``RUN:best``
+    too; none if the model is not a run.
     """
-    return read_lines(Path(split_checkpoint(str(run))[0]) / METRICS_FILE)
+    folder = Path(split_checkpoint(str(run))[0])
+    return read_lines(folder / METRICS_FILE) or read_lines(folder / EPOCHS_FILE)
 
 
 def epoch_of(run: Path, step: int) -> float | None:
