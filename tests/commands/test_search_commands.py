@@ -2,8 +2,6 @@
 model that knows colours.
 """
 
-import csv
-import io
 import json
 import os
 from pathlib import Path
@@ -68,8 +66,6 @@ def test_lines_json_and_paths(place, capsys):
     }
     out, _ = run(capsys, "search", index, "red", "--paths")
     assert out.splitlines() == [line[3] for line in lines]
-    out, _ = run(capsys, "search", index, "red", "--paths", "--null")
-    assert out.split("\0") == [*(line[3] for line in lines), ""]
     found = json.loads(
         run(capsys, "search", index, "~root", "--cutoff", "none", "--json")[0]
     )
@@ -112,28 +108,14 @@ def test_classify_an_index_and_a_folder_alike(place, tmp_path, capsys, monkeypat
             [name] if name in ("red", "blue") else []
         )
     monkeypatch.chdir(tmp_path)
-    Path("blue").write_text(
-        "# colours\nred\n\ngreen\n"
-    )  # a file only where it is written with a slash
+    # a file only where it is written with a slash
+    Path("blue").write_text("# colours\nred\n\ngreen\n")
     for text, expected in (("red,blue", {"red", "blue"}), ("./blue", {"red", "green"})):
-        out, err = run(
-            capsys,
-            "classify",
-            str(place / "index"),
-            "--labels",
-            text,
-            "--csv",
-            "--none",
-        )
-        assert {row["label"] for row in csv.DictReader(io.StringIO(out))} - {
-            ""
-        } == expected
-    out, err = run(
-        capsys, "classify", str(place / "index"), "--labels", "red,blue", "--csv"
-    )
-    table = list(csv.DictReader(io.StringIO(out)))
-    assert len(table) == 32
-    assert table[0].keys() == {"path", "label", "probability", "margin"}
+        words = ("classify", str(place / "index"), "--labels", text, "--json")
+        rows = map(json.loads, run(capsys, *words)[0].splitlines())
+        found = [entry["label"] for row in rows for entry in row["labels"]]
+        assert len(found) == 32
+        assert set(found) == expected
 
 
 def test_the_paths_of_a_label_are_a_list(place, capsys):
@@ -144,8 +126,8 @@ def test_the_paths_of_a_label_are_a_list(place, capsys):
         str(pictures / f"blue-{i}.png") for i in range(4)
     ]
     assert "red 4, blue 4, none of these 24" in err
-    out, _ = run(capsys, *words, "--cutoff", "3", "--paths", "none of these", "--null")
-    assert out.count("\0") == 24
+    out, _ = run(capsys, *words, "--cutoff", "3", "--paths", "none of these")
+    assert out.count("\n") == 24
 
 
 def test_embed_writes_the_same_rows_in_three_forms(

@@ -340,8 +340,9 @@ def test_serve_refuses(recorded, browser, world):
     recorded("serve: refusals", found)
 
 
-def test_serve_wants_its_token(recorded, world, tmp_path):
-    for browser in serve(world, tmp_path, "--token", "a-long-secret-token"):
+def test_serve_wants_its_token(recorded, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLOOB_TOKEN", "a-long-secret-token")
+    for browser in serve(world, tmp_path):
         answers = [
             browser("GET", path)[0]
             for path in ("/", "/api/health", "/api/items/3", "/page/base.css")

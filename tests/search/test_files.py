@@ -49,8 +49,3 @@ def test_a_line_feed_in_a_name_makes_no_other_path(tmp_path, capsys):
             out == f"{tmp_path / 'pictures' / 'good.png'}\n"
             and "1 path with a line feed left out" in err
         )
-        assert main(["search", str(index), *words, "--paths", "--null"]) == 0
-        assert sorted(capsys.readouterr().out.split("\0")) == [
-            "",
-            *sorted(map(str, tmp_path.rglob("*.png"))),
-        ]

@@ -11,7 +11,7 @@ from cloob.errors import InputError
 from cloob.search import find
 from cloob.search.classify import LabelOptions
 from cloob.search.query import Query, Term
-from make import picture, web
+from make import picture
 from search_colours import DIM, ColourModel, make_index, open_index, write_pictures
 
 
@@ -127,7 +127,6 @@ TERMS = {
     "beach": Term("beach", "words"),
     "+0.5:beach": Term("beach", "words", 0.5),
     "16:9 film": Term("16:9 film", "words"),
-    "+2:HTTP://example.org/a.jpg": Term("HTTP://example.org/a.jpg", "address", 2.0),
     "words:photo.jpg": Term("photo.jpg", "words"),
     "-words:-people": Term("-people", "words", -1.0),
 }
@@ -142,6 +141,9 @@ def test_pictures_are_files_and_a_string_is_words(tmp_path):
         path.write_bytes(picture("red"))
         assert Query.parse([f"+0.5:{path}"]).terms == (Term(path, "picture", 0.5),)
         assert Query.of(path).terms == (Term(path, "picture"),)
+    for address in ("https://example.org/a", "https://example.org/a.jpg"):
+        with pytest.raises(InputError, match="no such picture"):
+            Query.parse([address])
     for text in ("photo.jpg", "/etc/passwd", "https://example.org", "-0.5:x"):
         assert Query.of(text).terms == (Term(text, "words"),)
 
@@ -169,20 +171,6 @@ def test_the_row_is_the_weighted_sum(index, coloured):
     for terms, said in ((["red", "-red"], "cancel each other"), ([], "empty")):
         with pytest.raises(InputError, match=said):
             index.search(Query.parse(terms))
-
-
-def test_addresses(index):
-    with web() as server:
-        server.pages |= {"/red": picture("red"), "/page": b"<html>"}
-        server.redirect("/on", "/red")
-        for path in ("/red", "/on"):
-            best = index.search(
-                Query.parse([server.url + path]), top=1, cutoff=None
-            ).hits[0]
-            assert Path(best.item.path).stem.startswith("red")
-        for path, said in (("/page", "corrupt image"), ("/none", "no such file")):
-            with pytest.raises(InputError, match=said):
-                index.search(Query.parse([server.url + path]))
 
 
 NAMES = ("red", "green", "blue")

@@ -198,18 +198,3 @@ def test_a_replacement_that_is_killed_or_meets_a_full_disk_goes_on(
     assert cli.main(replace) == 0
     said = "4 known, with a vector of this model now, 2 as they were; 4 embedded"
     assert said in capsys.readouterr().out
-
-
-def test_an_index_remembers_what_is_excluded(models, pictures, tmp_path, capsys):
-    again = ["index", "--out", str(tmp_path / "idx")]
-    for words, said in (
-        (
-            [*again, str(pictures), "--model", str(models / "one"), "--exclude", "0.*"],
-            "5 added",
-        ),
-        ([*again, "--exclude", "1.*"], "1 added, 1 removed, 4 as they were"),
-        ([*again, str(pictures)], "5 as they were"),
-        ([*again, "--exclude", ""], "1 added, 5 as they were"),
-    ):
-        assert cli.main(words) == 0
-        assert f"; {said}; " in capsys.readouterr().out

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,12 +46,8 @@ class Options:
     """Only these pictures of an index."""
     json: bool = False
     """Print one JSON object a line."""
-    csv: bool = False
-    """Print CSV: path, label, probability, margin."""
     paths: Annotated[str | None, arg(metavar="LABEL")] = None
     """Print the paths of the pictures with this label alone."""
-    null: bool = False
-    """End paths with a NUL instead of a line feed."""
     model: str | None = None
     """What `cloob eval` takes, for a SRC; for an index the name of one of its models.
     """
@@ -103,18 +97,8 @@ def check(options: Options) -> None:
             raise InputError("--cutoff needs --multi or --none")
         if not math.isfinite(options.cutoff):
             raise InputError(f"--cutoff is {options.cutoff}; it must be a number")
-    forms = {
-        "--json": options.json,
-        "--csv": options.csv,
-        "--paths": options.paths is not None,
-    }
-    named_outputs = [name for name, is_given in forms.items() if is_given]
-    if len(named_outputs) > 1:
-        raise InputError(
-            f"{' and '.join(named_outputs)} exclude each other; give one of them"
-        )
-    if options.null and options.paths is None:
-        raise InputError("--null needs --paths")
+    if options.json and options.paths is not None:
+        raise InputError("--json and --paths exclude each other; give one of them")
 
 
 def label_options(options: Options) -> LabelOptions:
@@ -172,11 +156,9 @@ def print_labels(index: cloob.Index, labels: Labels, options: Options) -> None:
     pictures = list(chosen_labels(index, labels))
     if options.paths is not None:
         items = [item for item, names in pictures if options.paths in names]
-        print_paths(items, null=options.null)
+        print_paths(items)
     elif options.json:
         print_json(pictures)
-    elif options.csv:
-        print_csv(pictures)
     else:
         print_lines(pictures)
 
@@ -205,16 +187,6 @@ def print_json(pictures: Sequence[Picture]) -> None:
     for item, chosen in pictures:
         entries = [vars(entry) for entry in chosen.values() if entry]
         print(json.dumps({"id": item.id, "path": item.path, "labels": entries}))
-
-
-def print_csv(pictures: Sequence[Picture]) -> None:
-    """Prints a line for every label of every picture."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("path", "label", "probability", "margin"))
-    for item, chosen in pictures:
-        for entry in chosen.values():
-            fields = vars(entry).values() if entry else ("", "", "")
-            writer.writerow((item.path, *fields))
 
 
 def print_lines(pictures: Sequence[Picture]) -> None:

@@ -38,8 +38,7 @@ class Options:
     """Index pictures, or bring an index up to date: new, changed and removed files."""
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC …")] = ()
-    """Folders of pictures, pictures, tables of them, or tars, Arrow or Parquet files
-    with pictures inside; none: all that the index knows.
+    """Folders of pictures, pictures, or tables of them; none: all that the index knows.
     """
     out: Annotated[str, arg(metavar="DIR")] = ""
     """The folder of the index, made where it is missing."""
@@ -52,11 +51,6 @@ class Options:
     replace_model: bool = False
     """Make all vectors anew where this model has other weights than before.
     """
-    exclude: tuple[str, ...] = ()
-    """Globs of files and folders to leave out; they are remembered, and '' clears them.
-    """
-    max_megapixels: float | None = None
-    """Leave larger pictures out; left out, those above 179 (of JPEG 2,048)."""
     remove_all: bool = False
     """Remove all pictures of a source of which nothing is there any more."""
     prune: bool = False
@@ -106,7 +100,6 @@ def check_options(options: Options) -> None:
         raise InputError("--out is missing; it names the index (cloob index --help)")
     if options.anew and not (options.sources and options.model):
         raise InputError("--anew needs SRC and --model")
-    check_range("--max-megapixels", options.max_megapixels, 0.001, 100_000)
     check_range("--batch-size", options.batch_size, 1, 2**20)
     if options.faults and options != Options(out=options.out, faults=True):
         raise InputError("--faults lists what an index knows; give --out alone with it")
@@ -203,10 +196,9 @@ def update_options(options: Options) -> UpdateOptions:
         name=options.name,
         replace_model=options.replace_model,
         device=options.machine.device,
-        scan=ScanOptions(options.exclude, options.image_column, options.caption_column),
+        scan=ScanOptions(options.image_column, options.caption_column),
         batch_size=options.batch_size,
         workers=options.machine.workers,
-        max_megapixels=options.max_megapixels,
         remove_all=options.remove_all,
     )
 

@@ -39,6 +39,9 @@ OPTIONS = {
     "classify --inv-tau": "the model's own temperature is taken",
     "classify --copy-to": _LABEL,
     "classify --move-to": _LABEL,
+    "serve --token": "$CLOOB_TOKEN chooses it",
+    "serve --token-file": "CLOOB_TOKEN=$(cat FILE) chooses it",
+    "serve --update": "`cloob index --out IDX`, by cron, while it is served",
     "--cache-dir": "$CLOOB_CACHE names the folder",
     "--cache-gb": "$CLOOB_CACHE_BYTES is the size, in bytes",
 }

@@ -45,8 +45,7 @@ class Options:
     """Find pictures of an index by words and pictures, with weights, filters and a
     cutoff below which nothing fits.
 
-    A QUERY is words ("a red bird"), a picture (photo.jpg) or its https:// address;
-    several add up.
+    A QUERY is words ("a red bird") or a picture (photo.jpg); several add up.
 
     +0.5:beach counts half. Put terms to subtract after --, as in: cloob search IDX
     beach +0.5:photo.jpg -- -people
@@ -55,7 +54,7 @@ class Options:
     index: Annotated[Positional[str], arg(metavar="IDX")]
     """An index, or a folder that `cloob find` has indexed."""
     query: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY …")] = ()
-    """Words, pictures and addresses; none with --like, or to list by --where alone."""
+    """Words and pictures; none with --like, or to list by --where alone."""
     where: str | None = None
     """Only among these: "date >= '2024' and caption like '%dog%'"; without a query
     newest first.
@@ -70,8 +69,6 @@ class Options:
     """Print one JSON object."""
     paths: bool = False
     """Print the paths alone."""
-    null: bool = False
-    """End paths with a NUL instead of a line feed."""
     model: str | None = None
     """A model of the index, by its name or by what it is loaded from; left out, the
     first.
@@ -88,8 +85,6 @@ def check_options(options: Options) -> None:
         )
     check_range("--top", options.top, 1, MOST_HITS)
     check_cutoff(options)
-    if options.null and not options.paths:
-        raise InputError("--null needs --paths")
     if options.paths and options.json:
         raise InputError("--paths and --json exclude each other; give one of them")
 
@@ -124,7 +119,7 @@ def run(options: Options) -> int:
         if options.json:
             print_json(results, options)
         elif options.paths:
-            print_paths([hit.item for hit in results.hits], null=options.null)
+            print_paths([hit.item for hit in results.hits])
         else:
             print_lines(results)
         say_rest(index, results, options)
@@ -210,17 +205,16 @@ def say_rest(index: cloob.Index, results: Results, options: Options) -> None:
         )
 
 
-def print_paths(items: Sequence[Item], *, null: bool) -> None:
+def print_paths(items: Sequence[Item]) -> None:
     """Paths as the file system has them.
 
     One with a line feed, which would make another path of what comes after it, is left
     out.
     """
-    end = "\0" if null else "\n"
-    whole = [item.path for item in items if null or "\n" not in item.path]
+    whole = [item.path for item in items if "\n" not in item.path]
     if len(whole) < len(items):
         count = counted(len(items) - len(whole), "paths")
-        say(f"{count} with a line feed left out; --null prints all")
+        say(f"{count} with a line feed left out; --json prints all")
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode("".join(path + end for path in whole)))
+    sys.stdout.buffer.write(os.fsencode("".join(f"{path}\n" for path in whole)))
     sys.stdout.buffer.flush()

@@ -10,13 +10,11 @@ import secrets
 import socket
 import sys
 import tempfile
-import threading
-import time
 import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from urllib.parse import urlencode
 
 import cloob
@@ -26,11 +24,7 @@ from cloob.errors import InputError, printable, require
 from cloob.machine import processors
 from cloob.serve.hosts import is_loopback
 
-if TYPE_CHECKING:
-    from cloob.search.plan import Summary
-
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
-_MAX_UPDATE_SECONDS = 10**7
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,8 @@ class Options:
     """Serve an index: a page to search, sort and look at it, and an API below /api
     (described at /api/openapi.json).
 
-    The printed address has the token that opens it. The index may be updated meanwhile.
+    The printed address has the token that opens it; $CLOOB_TOKEN chooses it. The index
+    may be updated meanwhile.
     """
 
     index: Annotated[Positional[str], arg(metavar="IDX")]
@@ -47,16 +42,10 @@ class Options:
     """Where to listen: this machine alone, or 0.0.0.0 for every network of it."""
     port: int = 8017
     """0 takes any that is free."""
-    token: str | None = None
-    """Access token; else $CLOOB_TOKEN, else one is made."""
-    token_file: Path | None = None
-    """The file with the token: it is in no list of processes."""
     no_token: bool = False
     """Every user and program of this machine may look; not with another --host."""
     model: str | None = None
     """The default model of the index; its first when left out."""
-    update: float | None = None
-    """Seconds between updates of the index, which searches do not wait for."""
     open: bool = False
     """Open the page in the browser."""
 
@@ -81,8 +70,6 @@ def run(options: Options) -> int:
         counts = f"{len(index):,} pictures, {models}"
         print(f"{index.store.address}: {counts}", file=sys.stderr)
         print(f"{address}    (Ctrl-C ends)", file=sys.stderr, flush=True)
-        if options.update:
-            start_updates(place, options.update)
         with in_browser(address) if options.open else contextlib.nullcontext():
             code = serve_until_stopped(index, opened, token, options)
         say("the server has ended")
@@ -132,32 +119,18 @@ def limit_threads() -> None:
 def check(options: Options) -> None:
     """Refuses options that are out of range or exclude each other."""
     check_range("--port", options.port, 0, 65535)
-    check_range("--update", options.update, 1, _MAX_UPDATE_SECONDS)
-    ways_to_a_token = {
-        "--token": options.token is not None,
-        "--token-file": options.token_file is not None,
-        "--no-token": options.no_token,
-    }
-    names = [name for name, is_given in ways_to_a_token.items() if is_given]
-    if len(names) > 1:
-        raise InputError(f"{names[0]} and {names[1]} exclude each other; give one")
     if options.no_token and not is_loopback(options.host):
         raise InputError(f"--no-token: --host {options.host} needs a token")
 
 
 def choose_token(options: Options) -> str | None:
-    """The token of the options, of the environment, or a new one; None for none."""
+    """The token of the environment, or a new one; None for none."""
     if options.no_token:
         return None
-    token = options.token
-    if options.token_file is not None:
-        token = options.token_file.read_text(encoding="utf-8").strip()
-    if token is None:
-        token = os.environ.get("CLOOB_TOKEN") or secrets.token_urlsafe(32)
+    token = os.environ.get("CLOOB_TOKEN") or secrets.token_urlsafe(32)
     if not _TOKEN.fullmatch(token):
         raise InputError(
-            "the token (--token, --token-file, CLOOB_TOKEN): it needs 16 letters,"
-            " digits, . _ ~ or - at least"
+            "CLOOB_TOKEN: it needs 16 letters, digits, . _ ~ or - at least"
         )
     return token
 
@@ -178,35 +151,3 @@ def in_browser(address: str) -> Iterator[None]:
         )
         webbrowser.open(page.as_uri())
         yield
-
-
-def start_updates(place: str, seconds: float) -> None:
-    """Brings the index up to date again and again, beside the server."""
-    threading.Thread(target=_update, args=(place, seconds), daemon=True).start()
-
-
-def _update(place: str, seconds: float) -> None:
-    """Updates the index for all of its models; reports what goes wrong, and goes on."""
-    from cloob.errors import one_line
-    from cloob.search.update import UpdateOptions
-
-    while True:
-        try:
-            with cloob.Index.open(place, writable=True) as index:
-                for model in index.models:
-                    done = index.update([], UpdateOptions(name=model.name))
-                    _report(model.name, done)
-        except Exception as error:  # the server goes on
-            say(f"not updated: {one_line(error)}")
-        time.sleep(seconds)
-
-
-def _report(model: str, done: Summary) -> None:
-    """Says what an update has changed, and which sources it could not read."""
-    if done.added or done.changed or done.removed:
-        say(
-            f"{printable(model)}: {done.added:,} added, {done.changed:,} changed,"
-            f" {done.removed:,} gone"
-        )
-    for source, why in done.refused.items():
-        say(f"{printable(source)}: {printable(why)}")

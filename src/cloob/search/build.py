@@ -51,7 +51,6 @@ class Builder:
     encoder: Callable[[], DualEncoder]
     summary: Summary
     batch_size: int
-    max_pixels: int | None
     # locked while the model runs on a CPU
     _running: threading.Lock = field(default_factory=threading.Lock)
 
@@ -83,7 +82,7 @@ class Builder:
             pass
         try:
             data = task.collection.read(task.found)
-            encoded = Encoded(data, self.max_pixels)
+            encoded = Encoded(data)
             item = self._describe(task, data, encoded)
             if self.store.having(self.model, [item.content]):
                 return Prepared(task, item)

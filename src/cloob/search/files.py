@@ -11,9 +11,8 @@ from cloob.cache import Cache
 from cloob.data.batch import BadSample
 from cloob.errors import InputError
 from cloob.pictures import Unreadable, read_file, thumbnail
-from cloob.search.records import SEPARATOR, Item
+from cloob.search.records import Item
 from cloob.search.scan.collection import reading
-from cloob.search.scan.container import read_inside
 
 
 def make_of_picture(item: Item, make: Callable[[bytes], bytes]) -> bytes:
@@ -30,8 +29,7 @@ def kept_thumbnail(item: Item, size: int) -> bytes:
     """A JPEG within a square of ``size`` pixels; cached while the file stays."""
     cache = Cache()
     name = f"{item.content} {size}"
-    container = item.path.partition(SEPARATOR)[0]
-    if os.path.exists(item.path) or os.path.exists(container):  # noqa: PTH110
+    if os.path.exists(item.path):  # noqa: PTH110
         cached = cache.find("thumbnails", name)
         with contextlib.suppress(OSError):  # removed meanwhile
             if cached is not None:
@@ -46,11 +44,8 @@ def kept_thumbnail(item: Item, size: int) -> bytes:
 
 def _read(item: Item) -> bytes:
     """The bytes of an item; refused if they have changed since they were indexed."""
-    if SEPARATOR in item.path and not os.path.isfile(item.path):  # noqa: PTH113
-        data = read_inside(item.path)
-    else:
-        with reading(item.path):
-            data = read_file(item.path)
+    with reading(item.path):
+        data = read_file(item.path)
     if hashlib.sha256(data).hexdigest() != item.content:
         raise InputError(
             f"{item.path}: has changed since it was indexed; `cloob index` looks again"

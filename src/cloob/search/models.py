@@ -126,7 +126,7 @@ class Models:
     def row(self, model: IndexedModel, term: Term) -> Vector:
         """The unit row (D,) of a term that is embedded; the last are remembered."""
         with self._loading:  # one at a time: each has a team of threads
-            if isinstance(term.what, str | bytes) and term.kind != "address":
+            if isinstance(term.what, str | bytes):
                 return self._cached_row(model, dataclasses.replace(term, weight=1.0))
             return self._embed(model, term)
 

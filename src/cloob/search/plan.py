@@ -10,23 +10,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from cloob.data.sources.arrow import NO_PICTURE
-from cloob.search.records import SEPARATOR, FileState, Item, valid
+from cloob.search.records import FileState, Item, valid
 from cloob.search.scan.collection import Collection, FoundPicture, LeftOut
 from cloob.search.store import Store
 
 # not worth another try
-_FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")
+_FINAL = re.compile("^(corrupt image|embedding not finite)")
 _NOT_MOUNTED = (
     "picture kept, as its folder is there and empty, or another disk (delete the"
     " folder, or --remove-all)"
 )
-_UNREAD = (
-    "folder cannot be listed",
-    "shard cannot be read",
-    "truncated shard",
-    _NOT_MOUNTED,
-)
+_UNREAD = ("folder cannot be listed", _NOT_MOUNTED)
 
 
 @dataclass
@@ -110,8 +104,7 @@ def make_plan(
         if _has_changed(picture, states.get(path), summary)
     ]
     gone = [states[path] for path in states.keys() - found.keys()]
-    for end in ("/", SEPARATOR):
-        gone = _without(gone, [f"{place}{end}" for place in collection.unlisted])
+    gone = _without(gone, [f"{place}/" for place in collection.unlisted])
     if not remove_all:
         gone = _without_mounts(gone, found.keys() & states.keys(), collection)
     return Plan(tasks, gone)
@@ -188,7 +181,7 @@ def _mounts(
     """The folders of disks that are not mounted: a folder that is there and empty, or
     another disk, and has none of its pictures any more.
     """
-    folders = {os.path.dirname(state.path.split(SEPARATOR)[0]) for state in gone}  # noqa: PTH120
+    folders = {os.path.dirname(state.path) for state in gone}  # noqa: PTH120
     places = {_existing(folder, source) for folder in folders} - {source}
     mounts = [f"{place}/" for place in sorted(places) if _may_be_a_mount(place)]
     return [

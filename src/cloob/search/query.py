@@ -1,4 +1,4 @@
-"""Queries: a weighted sum of words, pictures, addresses and pictures of the index.
+"""Queries: a weighted sum of words, pictures, and pictures of the index.
 
 The page “Search pictures” has the notation.
 """
@@ -6,7 +6,6 @@ The page “Search pictures” has the notation.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from cloob.models.text_graph import TextGraph
 
 Vector = npt.NDArray[np.float32]
-Kind = Literal["words", "picture", "address", "item", "image", "file"]
+Kind = Literal["words", "picture", "item", "image", "file"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
 Embedder: TypeAlias = (
     # a loaded model; without torch an ONNX folder, or the kept graph of a text tower
@@ -42,8 +41,8 @@ _TERM = re.compile(
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a query: words, a picture's path or address, the id of one of the
-    index, an opened picture, or the bytes of a file.
+    """One part of a query: words, a picture's path, the id of one of the index, an
+    opened picture, or the bytes of a file.
     """
 
     what: str | Path | int | Image | bytes
@@ -65,20 +64,16 @@ class Query:
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
-        """Reads terms as a person writes them on a command line; no address is
-        opened.
-        """
+        """Reads terms as a person writes them on a command line."""
         terms = []
         for word in words:
             sign, number, what = _TERM.fullmatch(word).groups()  # type: ignore[union-attr]  # it matches everything
             what, weight = what.strip(), float(f"{sign}{number or 1}")
             is_path = (
-                what.startswith(("/", "./", "../", "~/"))
+                what.startswith(("/", "./", "../", "~/", "http://", "https://"))
                 or Path(what).suffix.lower() in IMAGE_SUFFIXES
             )
-            if what.lower().startswith(("http://", "https://")):
-                terms.append(Term(what, "address", weight))
-            elif what.startswith("words:") or not is_path:
+            if what.startswith("words:") or not is_path:
                 terms.append(_words(what.removeprefix("words:"), weight))
             elif Path(what).expanduser().is_file():
                 terms.append(Term(Path(what).expanduser(), "picture", weight))
@@ -91,9 +86,7 @@ class Query:
 
     @classmethod
     def of(cls, what: str | Path | Image | Query) -> Query:
-        """A query of one term: a string is words as they stand, and never a path or an
-        address.
-        """
+        """A query of one term: a string is words as they stand, and never a path."""
         if isinstance(what, Query):
             return what
         if isinstance(what, str):
@@ -156,16 +149,7 @@ def picture_of(term: Term) -> Image:
 
     if isinstance(term.what, bytes):
         return decode(term.what)
-    if term.kind != "address":
-        return open_image(term.what)  # type: ignore[arg-type]
-    # fsspec; it follows redirections to http and https alone
-    from cloob.data.shards.remote import (
-        fetch,
-    )
-
-    with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
-        fetch(str(term.what), Path(folder) / "picture")
-        return open_image(Path(folder) / "picture", str(term.what))
+    return open_image(term.what)  # type: ignore[arg-type]
 
 
 def _words(text: str, weight: float) -> Term:

@@ -10,7 +10,6 @@ from typing import TypeAlias
 from cloob.errors import InputError
 
 INDEX_FILE = "index.sqlite"  # of an index, in its folder
-SEPARATOR = "::"  # between a container and a picture in it
 Value = str | int | float | bool | None  # what a metadata column holds
 Name: TypeAlias = "str | IndexedModel | None"  # of a model; None: the default one
 Progress = Callable[[int, int], None] | None  # is called with what is done, and all
@@ -34,10 +33,10 @@ class Busy(InputError):  # noqa: N818
 class Item:
     id: int  # positive; belongs to a source and a path while the index has them
     source: str  # the SRC that it came from
-    path: str  # of the file; of a picture inside a container CONTAINER::MEMBER
+    path: str  # of the file
     content: str  # SHA-256 of the file's bytes, hex
     bytes: int  # size of the file
-    mtime_ns: int | None  # of the file or the container, nanoseconds since 1970
+    mtime_ns: int | None  # of the file, nanoseconds since 1970
     width: int  # of the upright picture, pixels
     height: int
     date: str | None = None  # when it was taken, or what comes nearest to it, ISO 8601

@@ -9,8 +9,7 @@ CREATE TABLE cloob_models (
   dim INTEGER NOT NULL, inv_tau REAL, rows INTEGER NOT NULL DEFAULT 0, packed INTEGER NOT NULL DEFAULT 0) STRICT;
 
 -- `path` is absolute; empty, it is the folder around the index, which may move.
-CREATE TABLE cloob_sources (
-  id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, exclude TEXT NOT NULL DEFAULT '') STRICT;
+CREATE TABLE cloob_sources (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE) STRICT;
 
 CREATE TABLE cloob_contents (
   id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL UNIQUE,  -- SHA-256, hex

@@ -174,29 +174,16 @@ class Store(Database):
             return "", path.removeprefix(f"{source}/")
         return source, path
 
-    def _add_source(self, source: str) -> str:
-        """Adds a source where it is missing; its name in the table."""
+    def _add_source(self, source: str) -> None:
+        """Adds a source where it is missing."""
         stored, _ = self._names(source, "")
         statement = "INSERT INTO cloob_sources (path) VALUES (:path)"
         self.rows(f"{statement} ON CONFLICT DO NOTHING", {"path": stored})
-        return stored
 
     def sources(self) -> tuple[str, ...]:
         """The sources of which it knows a file."""
         used = f"SELECT DISTINCT {SOURCE} AS name FROM cloob_items i ORDER BY name"
         return tuple(name for (name,) in self.rows(used))
-
-    def excludes(self) -> dict[str, tuple[str, ...]]:
-        """The globs that an update of a source leaves out unless it is given others."""
-        statement = "SELECT iif(path = '', :around, path), exclude FROM cloob_sources"
-        rows = self.rows(f"{statement} WHERE exclude != ''")
-        return {source: tuple(text.split("\n")) for source, text in rows}
-
-    def set_exclude(self, source: str, exclude: Sequence[str]) -> None:
-        statement = "UPDATE cloob_sources SET exclude = :exclude WHERE path = :path"
-        with self.transaction():
-            path = self._add_source(source)
-            self.rows(statement, {"exclude": "\n".join(exclude), "path": path})
 
     def states(self, source: str, model: int = 0) -> Iterator[FileState]:
         """What is known of the files of a source, and whether their bytes have a vector

@@ -4,7 +4,6 @@ something has to be embedded.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import time
@@ -42,8 +41,6 @@ class UpdateOptions:
     scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
     batch_size: int = 64  # pictures of a forward pass, and of a transaction
     workers: int = field(default_factory=decoders)  # threads that read and decode
-    # larger pictures are left out; None: above the limits of `cloob.pictures`
-    max_megapixels: float | None = None
     # all items of a source may go if nothing of it is there any more
     remove_all: bool = False
 
@@ -65,9 +62,6 @@ def update(
         make_plan(store, item, model.number, done, remove_all=options.remove_all)
         for item in collections
     ]
-    if options.scan.exclude:
-        for item in collections:
-            store.set_exclude(item.name, list(filter(None, options.scan.exclude)))
     start = time.monotonic()
     read(store, models, model, plans, done, options, progress)
     for item, plan in zip(collections, plans, strict=True):
@@ -96,10 +90,7 @@ def read(
     from cloob.search.build import Builder  # torch
 
     encoder = cache(lambda: models.encoder(model, options.device))
-    max_pixels = None
-    if options.max_megapixels is not None:
-        max_pixels = max(1, int(options.max_megapixels * 1e6))
-    builder = Builder(store, model, encoder, done, options.batch_size, max_pixels)
+    builder = Builder(store, model, encoder, done, options.batch_size)
     builder.run(tasks, options.workers, progress)
 
 
@@ -108,7 +99,6 @@ def open_all(
 ) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
     indexed_sources = store.sources()
-    excludes = store.excludes()
     names = named_sources(sources or indexed_sources, indexed_sources)
     check_apart(names, indexed_sources)
     collections: list[Collection] = []
@@ -116,9 +106,7 @@ def open_all(
         if name in indexed_sources and not os.path.lexists(name):
             collections.append(Collection(name))
         else:
-            exclude = options.exclude or excludes.get(name, ())
-            scan = dataclasses.replace(options, exclude=exclude)
-            collections.append(open_collection(name, scan))
+            collections.append(open_collection(name, options))
     return collections
 
 

@@ -38,15 +38,14 @@ STEPS = 20_000  # of SQLite's machine between two looks at the clock
 
 # Paths are completed in SQL: a function of Python takes ten times as long.
 PATH = "iif(substr(i.path, 1, 1) = '/', i.path, :around || '/' || i.path)"
-_SLASHED = f"replace({PATH}, '::', '/')"
 SOURCE = (
     "(SELECT iif(path = '', :around, path) FROM main.cloob_sources WHERE id = i.source)"
 )
-_FOLDER = f"rtrim({_SLASHED}, replace({_SLASHED}, '/', ''))"
+_FOLDER = f"rtrim({PATH}, replace({PATH}, '/', ''))"
 _FIXED = {
     "id": "i.id",
     "path": PATH,
-    "name": f"substr({_SLASHED}, length({_FOLDER}) + 1)",
+    "name": f"substr({PATH}, length({_FOLDER}) + 1)",
     "source": SOURCE,
     "date": "i.date",
     "caption": "i.caption",

@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from cloob.data.shards.spec import TAR_SUFFIXES
-from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.errors import InputError, one_line
 from cloob.search.query import Query, Term, Vector
-from cloob.search.records import SEPARATOR, IndexedModel, Item, Value
+from cloob.search.records import IndexedModel, Item, Value
 from cloob.search.where import Filter
 from cloob.serve.config import ServeConfig
 from cloob.serve.schemas import Part, Picture
@@ -41,7 +39,6 @@ _THREADS: dict[Work, int] = {
     "files": 4,
     "decode": 2,
 }
-_CONTAINERS = (*TAR_SUFFIXES, *ARROW_SUFFIXES)
 _LARGEST_OF_JAVASCRIPT = 2**53
 
 
@@ -172,10 +169,7 @@ class ServedIndex:
 
 
 def _name(item: Item) -> str:
-    """The name of a picture's file, or of the member of a container."""
-    container, _, member = item.path.partition(SEPARATOR)
-    if member and container.lower().endswith(_CONTAINERS):
-        return os.path.basename(member)  # noqa: PTH119
+    """The name of a picture's file."""
     return os.path.basename(item.path)  # noqa: PTH119
 
 

@@ -1,4 +1,4 @@
-"""The API: searches, labels, embeddings, pictures by id, and uploads."""
+"""The API: searches, labels, pictures by id, and uploads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from cloob.search.records import valid
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
 from cloob.serve.collection import ServedIndex
-from cloob.serve.schemas import Id, Name, Part, Top, Where
+from cloob.serve.schemas import Id, Where
 
 
 async def collection(request: Request) -> Any:
@@ -134,21 +134,6 @@ async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
     }
 
 
-@api.get("/items/{id}/similar")
-async def similar(
-    served: Served,
-    id: Id,
-    top: Top = 50,
-    where: Where | None = None,
-    model: Name | None = None,
-) -> schemas.Found:
-    """More like this: the pictures nearest to one of the index, without itself."""
-    query = schemas.SearchQuery(
-        parts=[Part(item=id)], top=top, where=where, model=model, cutoff=False
-    )
-    return await search(served, query)
-
-
 @api.post("/classify")
 async def classify(
     request: Request, served: Served, query: schemas.ClassifyQuery
@@ -215,24 +200,6 @@ def _pictures_by_label(labels: Labels, top: int) -> list[schemas.LabelPictures]:
 def _rounded(numbers: Vectors) -> list[float]:
     """Four digits, as JSON has them."""
     return [round(number, 4) for number in numbers.tolist()]
-
-
-@api.post("/embed")
-async def embed(
-    served: Served, query: schemas.EmbedQuery
-) -> dict[str, str | int | list[list[float]]]:
-    """Unit rows of texts and of uploaded pictures."""
-    model = await served.model(query.model)
-    texts = [Part(words=text) for text in query.texts]
-    uploads = [Part(upload=upload) for upload in query.uploads]
-    queries = [await served.query([part], model) for part in [*texts, *uploads]]
-    lists = [row.tolist() for _, row in queries]
-    return {
-        "model": model.name,
-        "dim": model.dim,
-        "texts": lists[: len(texts)],
-        "uploads": lists[len(texts) :],
-    }
 
 
 @api.get("/items")

@@ -99,12 +99,6 @@ class ClassifyQuery(_Asked):
     top: Top = 100
 
 
-class EmbedQuery(_Question):
-    texts: Annotated[list[Words], Field(max_length=256)] = []
-    uploads: Annotated[list[UploadId], Field(max_length=256)] = []
-    model: Name | None = None
-
-
 class Model(TypedDict):
     """A model of the index; ``ready`` when it is loaded."""
 

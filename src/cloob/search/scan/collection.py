@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +28,9 @@ _ADDING = threading.Lock()
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How sources are read.
+    """How tables are read."""
 
-    ``exclude`` are globs: what matches one, below its source or in a part of its path,
-    is left out. An index remembers them with the source: none are those of before, an
-    empty one clears them.
-    """
-
-    exclude: tuple[str, ...] = ()
-    image_column: str | None = None  # ``filepath``, or the only one of pictures
+    image_column: str | None = None  # ``filepath`` where none is named
     caption_column: str | None = None  # ``title``, ``caption`` or ``text``
 
 
@@ -79,12 +72,11 @@ class Collection:
     ``describe``.
     """
 
-    def __init__(self, name: str, exclude: Sequence[str] = ()) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name  # an absolute path
         self.left_out = LeftOut()  # of its scan
         # beginnings of paths that it could not list: what is known below them stays
         self.unlisted: list[str] = []
-        self._exclude = exclude
 
     def scan(self) -> Iterator[FoundPicture]:
         """What it names; what it leaves out is counted."""
@@ -98,16 +90,6 @@ class Collection:
     def describe(self, found: FoundPicture) -> Description:
         """What else it knows of a picture."""
         raise LookupError(found.path)
-
-    def excluded(self, path: str) -> bool:
-        """Whether a path below the source, or a part of it, is one of the globs that
-        leave pictures out.
-        """
-        if not self._exclude:
-            return False
-        inside = path.removeprefix(f"{self.name}/")
-        names = (inside, *inside.split("/"))
-        return any(fnmatch(name, glob) for glob in self._exclude for name in names)
 
 
 @contextlib.contextmanager

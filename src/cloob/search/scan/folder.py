@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cloob.data.batch import BadSample, clean_caption, read_pair_file
-from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
-from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.data.sources.folder import captions_by_stem, walk
 from cloob.search.database import is_index
 from cloob.search.records import INDEX_FILE
@@ -33,10 +31,8 @@ class Folder(Collection):
     Their places are the files of their captions.
     """
 
-    def __init__(
-        self, folder: Path, exclude: Sequence[str] = (), table: Table | None = None
-    ) -> None:
-        super().__init__(os.path.abspath(folder), exclude)  # noqa: PTH100
+    def __init__(self, folder: Path, table: Table | None = None) -> None:
+        super().__init__(os.path.abspath(folder))  # noqa: PTH100
         self._table = table
 
     def scan(self) -> Iterator[FoundPicture]:
@@ -82,9 +78,6 @@ class Folder(Collection):
         path = os.path.join(folder, name)  # noqa: PTH118
         if name in _NEVER:
             return False
-        if self.excluded(path):
-            self.left_out.add("excluded", path)
-            return False
         if os.path.islink(path):  # noqa: PTH114
             self.left_out.add("linked folder, not followed", path)
             return False
@@ -98,20 +91,15 @@ class Folder(Collection):
         lower = name.lower()
         if lower.endswith(CAPTION_SUFFIXES):
             return None
-        if self.excluded(path):
-            self.left_out.add("excluded", path)
-        elif lower.endswith(IMAGE_SUFFIXES):
+        if lower.endswith(IMAGE_SUFFIXES):
             return self._found(folder, name, captions)
-        elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
-            self.left_out.add("tar or Arrow file beside pictures", path)
-        else:
-            self.left_out.add("file of another kind", path)
+        self.left_out.add("file of another kind", path)
         return None
 
     def _note_rows(self, described: set[int]) -> None:
         """Counts rows of the folder's table that name none of its pictures."""
         for path, rows in self._table.by_path.items() if self._table else ():
-            if described.isdisjoint(rows) and not self.excluded(path):
+            if described.isdisjoint(rows):
                 self.left_out.add(
                     "row of the folder's table that names no picture of it", path
                 )

@@ -36,7 +36,7 @@ class Table(Collection):
     """
 
     def __init__(self, path: Path, image: str, options: ScanOptions) -> None:
-        super().__init__(os.path.abspath(path), options.exclude)  # noqa: PTH100
+        super().__init__(os.path.abspath(path))  # noqa: PTH100
         self.state = path.stat()
         columns, self._n_hidden = _read(path, (image, options.caption_column or image))
         names = list(columns)
@@ -72,8 +72,7 @@ class Table(Collection):
     def scan(self) -> Iterator[FoundPicture]:
         self._note_left_out()
         for path, rows in self.by_path.items():
-            if not self.excluded(self._stored[rows[0]]):
-                yield self._found(path, rows)
+            yield self._found(path, rows)
 
     def _note_left_out(self) -> None:
         """Counts the rows and columns that are left out."""
@@ -84,9 +83,7 @@ class Table(Collection):
                 "from filters, a column of a name that all pictures have", column
             )
         for row, stored in enumerate(self._stored, 1):
-            if self.excluded(stored):
-                self.left_out.add("excluded", stored)
-            elif not stored or "\0" in stored:
+            if not stored or "\0" in stored:
                 self.left_out.add("row without a path", f"row {row:,}")
 
     def _found(self, path: str, rows: list[int]) -> FoundPicture:
@@ -124,7 +121,7 @@ def _read(path: Path, required: Sequence[str]) -> tuple[dict[str, list[Any]], in
         return {name: [row.get(name) for row in objects] for name in names}, 0
     names = list(filter(None, dict.fromkeys(names)))
     table, hidden = read_table(path, names)
-    columns = {name: cells_of(table[name]) for name in names}
+    columns = {name: _cells_of(table[name]) for name in names}
     if suffix != ".parquet":
         texts = {required[0], required[1], *_captions_in(names)}
         for name in set(names) - texts:
@@ -137,17 +134,17 @@ def _captions_in(names: Sequence[str]) -> list[str]:
     return [caption] if caption else []
 
 
-def cells_of(column: pa.ChunkedArray) -> list[Any]:
+def _cells_of(column: pa.ChunkedArray) -> list[Any]:
     """What Arrow holds, for Python; None where Python has no such value (a year above
     9999, text that is not UTF-8).
     """
     try:
         return list(column.to_pylist())
     except (ArithmeticError, ValueError, LookupError, pa.ArrowException):
-        return [cell_of(cell) for cell in column]
+        return [_cell_of(cell) for cell in column]
 
 
-def cell_of(cell: pa.Scalar) -> Any:
+def _cell_of(cell: pa.Scalar) -> Any:
     try:
         return cell.as_py()
     except (ArithmeticError, ValueError, LookupError, pa.ArrowException):
