@@ -50,8 +50,7 @@ for step in range(3):
             lambda part: ddp(*part),
             model.objective,
             parts,
-            towers=model,
-            no_sync=ddp.no_sync,
+            towers=ddp,
         )
     optimizer.step()
     if rank == 0:

@@ -68,7 +68,7 @@ def test_options_change_a_recipe():
         == changed
     )
     run = config_of("demo-scratch --steps 5")
-    assert (run.epochs, run.samples, run.steps) == (None, None, 5)
+    assert (run.epochs, run.steps) == (None, 5)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,6 @@ import cloob.functional.private as private
 BATCH = torch.ones(2, 2)
 
 
-def scaler():
-    found = torch.amp.GradScaler("cpu", init_scale=4.0)
-    found.scale(torch.ones(()))
-    return found
-
-
 NAMES = {
     "_disable_dynamo": (
         lambda: torch,
@@ -40,8 +34,6 @@ NAMES = {
         lambda: torch.distributed,
         "small numbers between hosts go by the device",
     ),
-    "_scale": (scaler, "fp16: the loss scale is read from the device in each step"),
-    "_growth_tracker": (scaler, "fp16: a step that was skipped moves the loss scale"),
     "_step_supports_amp_scaling": (
         lambda: torch.optim.AdamW([nn.Parameter(BATCH)], fused=True),
         "each step waits for the device",

@@ -19,7 +19,6 @@ from make import write_forty
 
 # Another value of every setting, whose effect shows in a run of a few steps.
 VALUES = {
-    "val_every": 2,
     "image_column": "picture",
     "caption_column": "caption",
     "shuffle_buffer": 4,
@@ -50,7 +49,6 @@ VALUES = {
     "like_ml_jku": True,
     "ema": 0.5,
     "epochs": 3,
-    "samples": 16,
     "steps": 2,
     "batch_size": 5,
     "micro_batch_size": 3,
@@ -62,7 +60,6 @@ VALUES = {
     "best": "val_recall",
     "log_every": 1,
     "tensorboard": True,
-    "wandb": "project",
 }
 # What no number of a run shows on this machine, and where it does.
 ELSEWHERE = {
@@ -70,13 +67,9 @@ ELSEWHERE = {
     "cache_dir": "where fetched shards and prepared tables lie",
     "cache_gb": "how much of them stays",
     "device": "auto is the CPU here",
-    "tf32": "products of a GPU",
-    "channels_last": "the layout of weights in memory",
-    "sync_bn": "batch norm over several GPUs",
     "compile": "the time that a step takes",
     "grad_checkpointing": "the memory that a step takes",
     "patience": "validations that get no better",
-    "max_nonfinite": "steps that are not finite",
     "out": "the folder",
     "resume": "a folder that holds a run",
     "overwrite": "a folder that holds a run",

@@ -364,7 +364,6 @@ def _ddp_buffers(rank):
         objective,
         rows.split(3),
         towers=ddp,
-        no_sync=ddp.no_sync,
     )
     return [buffer.clone() for buffer in norm.buffers()]
 
@@ -382,7 +381,7 @@ def _ddp_steps(name, micro_batches):
     step = partial(
         cached_backward, lambda part: ddp(*part), whole.objective, micro_batches
     )
-    losses = whole.fit(lambda: step(towers=ddp, no_sync=ddp.no_sync, **whole.options()))
+    losses = whole.fit(lambda: step(towers=ddp, **whole.options()))
     return {"losses": losses, "syncs": syncs, "state": whole.state_dict()}
 
 
@@ -405,8 +404,8 @@ def test_two_ddp_processes_equal_one(tmp_path):
             assert len(found["syncs"]) == 3, "gradients travel once a step"
 
 
-def _uneven_without_no_sync(rank):
-    """Four parts on a rank, two on the other, and no word of DDP's ``no_sync``."""
+def _uneven(rank):
+    """Four parts on a rank, two on the other."""
     ddp = DistributedDataParallel(Towers())
     own = slice(0, 8) if rank == 0 else slice(8, N)
     parts = cut(tuple(side[own] for side in batch()), ((2, 2, 2, 2), (2, 2))[rank])
@@ -416,7 +415,7 @@ def _uneven_without_no_sync(rank):
 
 
 def test_ranks_with_other_numbers_of_parts_do_not_wait_for_each_other(tmp_path):
-    ranks = on_ranks(tmp_path, 2, _uneven_without_no_sync, limit=60)
+    ranks = on_ranks(tmp_path, 2, _uneven, limit=60)
     alone = Towers()
     ContrastiveObjective.cloob()(*alone(*batch())).backward()
     for found in ranks:

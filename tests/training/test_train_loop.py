@@ -61,10 +61,7 @@ def test_the_log_lines(trained):
             and line["inv_tau"] == pytest.approx(30)
             and line["beta"] == pytest.approx(8)
         )
-        assert (
-            line["images_per_second"] == line["images_per_second_per_rank"] > 0
-            and 0 <= line["data_wait"] <= 1
-        )
+        assert line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1
         assert 1e8 < line["peak_memory"] < 1e11
         measured = {
             "saturation",
@@ -108,7 +105,7 @@ def test_config_json_is_resolved_and_trains_the_same(trained, tmp_path):
     assert config.learnable_inv_tau is False and config.scale == "paper"
     assert config.model == "nano-dropout" and config.image_size == 32
     other = train(
-        config.override(out=tmp_path / "again", samples=113, save_every=0, keep=1)
+        config.override(out=tmp_path / "again", save_every=0, keep=1)
     )  # three epochs
     assert (other.steps, other.epochs) == (15, 3) and exact(other.run) == exact(
         trained.run
@@ -197,7 +194,6 @@ def test_an_earlier_run_is_not_overwritten_unasked(trained, tmp_path):
         trained.config,
     )
     out = cut_back(trained, tmp_path / "run", 15)
-    (out / "nonfinite-step-3.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
     result = train(trained.config.override(out=out, overwrite=True, epochs=1))
     assert result.steps == 5 and len(list_checkpoints(out)) == 3
@@ -264,27 +260,26 @@ def test_nonfinite_steps_are_skipped_and_written_down(trained, tmp_path):
     ]
     assert all((line["loss"] is None) == (line["step"] in (4, 5)) for line in found)
     assert exact(result.run)[:3] == exact(trained.run)[:3]
-    report = json.loads((result.run / "nonfinite-step-4.json").read_text())
-    assert (
-        report["step"] == 4
-        and report["epoch"] == 1
-        and report["loss"] == "nan"
-        and len(report["keys"]) >= 6
-    )
-    # The two files of the run name the rows of two batches: none of them the same.
-    other = json.loads((result.run / "nonfinite-step-5.json").read_text())
-    assert not set(report["keys"]) & set(other["keys"])
-    assert found[-1]["samples_seen"] == 76 - len(report["keys"]) - len(other["keys"])
+    named = [
+        line
+        for line in lines(result.run / "skipped.jsonl")
+        if line["reason"] == "not finite"
+    ]
+    assert named[0]["epoch"] == 1 and named[0]["detail"].startswith("loss nan")
+    assert {line["step"] for line in named} == {4, 5}
+    # they are the rows of two batches: none of them the same
+    assert len({line["key"] for line in named}) == len(named) >= 12
+    assert found[-1]["samples_seen"] == 76 - len(named)
     assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(
         np.mean([x["loss"] for x in found[:3]])
     )
 
 
 def test_too_many_nonfinite_steps_end_the_run(trained, tmp_path):
-    config = trained.config.override(out=tmp_path / "run", max_nonfinite=3, keep=1)
+    config = trained.config.override(out=tmp_path / "run", keep=1)
     error = (
-        r"step 6: loss or gradient not finite for 3 steps in a row \(samples"
-        r" .*nonfinite-step-6.json.*step-00000002"
+        r"step 13: loss or gradient not finite for 10 steps in a row \(samples"
+        r" .*skipped.jsonl.*step-00000002"
     )
     raises(TrainingFailed, error, train, config, callbacks=[Poison(3, 100)])
     # What may be damaged is not saved: with keep=1 it would have replaced the good one.
@@ -421,14 +416,7 @@ def test_siglip_s_bias_goes_into_log_folder_and_another_run(base, tmp_path):
     assert left.logit_bias is None  # in a softmax it cancels
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "steps"),
-    [("steps", (3, 7), [3, 7]), ("samples", (17, 26, 56), [3, 4, 7])],
-    ids=["steps", "samples"],
-)
-def test_a_longer_run_goes_on_with_the_next_epoch(
-    name, values, steps, base, pairs_folder, tmp_path
-):
+def test_a_longer_run_goes_on_with_the_next_epoch(base, pairs_folder, tmp_path):
     """Each length ends with a validation, and is then finished."""
     config = base.override(
         val_data=[str(pairs_folder)],
@@ -437,28 +425,20 @@ def test_a_longer_run_goes_on_with_the_next_epoch(
         out=tmp_path / "run",
         resume="auto",
     )
-    for value in values:
-        result = train(config.override(**{name: value}))
-        assert (
-            not result.already_finished
-            and (list_checkpoints(result.run)[-1] / "validation.json").is_file()
-        )
-        again = train(config.override(**{name: value}))
-        assert (
-            again.already_finished
-            and not again.out_of_patience
-            and again.steps == result.steps
-        )
+    for value in (3, 7):
+        result = train(config.override(steps=value))
+        assert not result.already_finished
+        assert (list_checkpoints(result.run)[-1] / "validation.json").is_file()
+        again = train(config.override(steps=value))
+        assert again.already_finished and not again.out_of_patience
+        assert again.steps == result.steps
     epochs = lines(result.run / "epochs.jsonl")
-    assert [line["step"] for line in epochs] == steps and all(
-        line["val_loss"] is not None for line in epochs
-    )
+    assert [line["step"] for line in epochs] == [3, 7]
+    assert all(line["val_loss"] is not None for line in epochs)
     rates = [line["lr"] for line in lines(result.run / "metrics.jsonl")]
-    whole = train(base.override(**{name: values[-1]}, out=tmp_path / "whole"))
-    assert (
-        rates[steps[-2] :]
-        == [line["lr"] for line in lines(whole.run / "metrics.jsonl")][steps[-2] :]
-    )
+    whole = train(base.override(steps=7, out=tmp_path / "whole"))
+    wanted = [line["lr"] for line in lines(whole.run / "metrics.jsonl")]
+    assert rates[3:] == wanted[3:]
 
 
 def test_patience_counts_the_looks_at_the_held_out_pairs(
@@ -501,28 +481,11 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     assert len(lines(run / "epochs.jsonl")) == 4
 
 
-def test_batch_norm_keeps_its_digits_and_a_long_warmup_is_named(base, tmp_path, caplog):
-    """In channels-last memory torch's batch norm on a CPU has three or four digits
-    fewer.
-    """
-    config = base.override(model="nano-resnet", steps=2, warmup=9, save_every=0)
-    run = train(config.override(out=tmp_path / "run")).run
+def test_a_long_warmup_is_named(base, tmp_path, caplog):
+    config = base.override(steps=2, warmup=9, save_every=0)
+    train(config.override(out=tmp_path / "run"))
     warning = (
         "a warm-up of 9 steps is longer than this run of 2: its learning rate ends at"
         " 0.00067, not 0.003"
     )
     assert caplog.messages.count(warning) == 1
-    contiguous = train(
-        config.override(channels_last=False, out=tmp_path / "contiguous")
-    ).run
-    assert (
-        lines(run / "metrics.jsonl")[0]["loss"]
-        == lines(contiguous / "metrics.jsonl")[0]["loss"]
-    )
-    settings = [
-        TrainConfig().merge_file(folder / "config.json").channels_last
-        for folder in (run, contiguous)
-    ]
-    assert settings == [False, False]
-    vit = train(base.override(steps=1, save_every=0, out=tmp_path / "vit")).run
-    assert TrainConfig().merge_file(vit / "config.json").channels_last is True

@@ -3,7 +3,6 @@ bad one leaves no trace.
 """
 
 import copy
-import json
 import math
 
 import pytest
@@ -67,9 +66,7 @@ class Taking:
         micro=0,
         precision="fp32",
         sgd=False,
-        scale=256.0,
     ):
-        # So few pairs have gradients that overflow at torch's 2¹⁶.
         torch.manual_seed(0)
         made = make_objective(objective) if isinstance(objective, str) else objective
         self.module = TowersWithLoss(Towers(), made, precision).train()
@@ -77,9 +74,6 @@ class Taking:
         kind = torch.optim.SGD if sgd else torch.optim.AdamW
         self.optimizer = kind(self.module.parameters(), lr=9.0, fused=True)
         self.stepper = Stepper(self.module, self.optimizer, clip, micro)
-        self.stepper.scaler = torch.amp.GradScaler(
-            "cpu", init_scale=scale, enabled=precision == "fp16"
-        )
 
     def __call__(self, images, tokens, ids=None, lr=0.01):
         return self.stepper((images, tokens), ids, lr)
@@ -137,11 +131,8 @@ def test_a_step_that_is_not_finite_leaves_no_trace(where, micro):
     take.towers.gain = math.inf if where == "gradient" else 1.0
     result = take(images, tokens)
     take.towers.zero, take.towers.gain = False, 1.0
-    assert (
-        not result.finite
-        and not result.overflow
-        and math.isfinite(result.loss) == (where == "gradient")
-    )
+    assert not result.finite
+    assert math.isfinite(result.loss) == (where == "gradient")
     after = take.state()
     for (
         key,
@@ -161,98 +152,16 @@ def test_autocast_covers_the_towers_only(monkeypatch):
         return forward(self, rows, *args, **kwargs)
 
     monkeypatch.setattr(ContrastiveObjective, "forward", watched)
-    for precision, dtype in (
-        ("fp32", torch.float32),
-        ("bf16", torch.bfloat16),
-        ("fp16", torch.float16),
-    ):
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         take = Taking(precision=precision)
         assert take(*batch()).finite and take.towers.seen == {dtype}
     assert set(called) == {(torch.float32, False)}
 
 
-@pytest.mark.parametrize(("clip", "micro"), [(0.0, 0), (1e-2, 2)])
-def test_fp16_takes_the_step_of_fp32_to_its_rounding(clip, micro):
-    exact, low = (
-        Taking(clip=clip, sgd=True),
-        Taking(clip=clip, micro=micro, precision="fp16", sgd=True),
-    )
-    for take in (exact, low):  # SGD shows a wrong scale, which Adam would hide
-        take.towers.norm = nn.Identity()
-    for _ in range(3):
-        one, other = exact(*batch(), None, 0.1), low(*batch(), None, 0.1)
-        assert other.finite and other.loss_scale == 256.0 and one.loss_scale == 1.0
-        assert (other.loss, other.grad_norm) == pytest.approx(
-            (one.loss, one.grad_norm), rel=5e-3
-        )
-    for p, q in zip(exact.module.parameters(), low.module.parameters(), strict=True):
-        torch.testing.assert_close(q, p, rtol=5e-3, atol=2e-4)
-
-
-@pytest.mark.parametrize("micro", [0, 4])
-def test_overflow_lowers_the_scale_and_is_no_fault(micro):
-    take = Taking(micro=micro, precision="fp16", scale=2.0**16)
-    take.towers.gain = 64.0
-    scales, before = [], take.state()
-    for _ in range(40):
-        result = take(*batch())
-        scales.append(result.loss_scale)
-        if result.finite:
-            break
-        assert (
-            result.overflow
-            and math.isfinite(result.loss)
-            and not math.isfinite(result.grad_norm)
-        )
-        weights = take.module.state_dict()
-        assert all(torch.equal(weights[key], value) for key, value in before.items())
-    assert result.finite and not result.overflow
-    assert len(scales) > 2 and scales == [2.0 ** (16 - i) for i in range(len(scales))]
-    # What stays infinite once the scale is 1 is a fault; a loss that is not finite
-    # leaves the scale alone.
-    images, tokens = batch()
-    images[2, 1] = math.nan
-    faulty = take(images, tokens)
-    assert not faulty.finite and not faulty.overflow and math.isnan(faulty.loss)
-    assert take(*batch()).loss_scale == scales[-1]
-    take.towers.gain = math.inf
-    overflows = [take(*batch()).overflow for _ in range(18)]
-    assert (
-        overflows == sorted(overflows, reverse=True)
-        and overflows[0]
-        and not overflows[-1]
-    )
-
-
-def test_a_run_in_fp16_counts_no_overflow_as_a_fault(base, tmp_path):
-    train(
-        base.override(
-            precision="fp16",
-            model="nano-resnet",
-            epochs=1,
-            max_nonfinite=1,
-            out=tmp_path / "run",
-        )
-    )
-    found = lines(tmp_path / "run" / "metrics.jsonl")
-    overflowed = [line for line in found if line.get("skipped") == "overflow"]
-    assert overflowed and all(
-        line["loss"] is not None and line["grad_norm"] is None for line in overflowed
-    )
-    scales = [
-        2.0**16 / 2 ** sum(o["step"] < line["step"] for o in overflowed)
-        for line in found
-    ]
-    assert [line["loss_scale"] for line in found] == scales
-    assert not list((tmp_path / "run").glob("nonfinite-step-*"))
-
-
 @pytest.mark.parametrize("pairs", [6, 300])  # the plain path and the streamed one
-@pytest.mark.parametrize(
-    ("micro", "precision"), [(0, "fp32"), (300, "fp32"), (0, "fp16")]
-)
-def test_nothing_is_read_in_a_step(pairs, micro, precision):
-    take = Taking(clip=1.0, micro=micro, precision=precision)
+@pytest.mark.parametrize("micro", [0, 300])
+def test_nothing_is_read_in_a_step(pairs, micro):
+    take = Taking(clip=1.0, micro=micro)
     with reads() as read:
         launched = take.stepper.launch(
             (torch.randn(pairs, 5), torch.randn(pairs, 3)),
@@ -292,9 +201,7 @@ def test_a_late_run_is_the_run(base, tmp_path, monkeypatch):
     found = lines(other / "metrics.jsonl")
     assert [line["step"] for line in found if "skipped" in line] == [2, 6, 7]
     assert "effective_eigenvalues_text" in found[3]
-    for file in ("nonfinite-step-2.json", "nonfinite-step-6.json"):
-        assert json.loads((one / file).read_text()) == json.loads(
-            (other / file).read_text()
-        )
+    named = lines(other / "skipped.jsonl")
+    assert {line["step"] for line in named if "finite" in line["reason"]} == {2, 6, 7}
     for recorder in recorders:
         assert [line["step"] for line in recorder.of("step")] == list(range(1, 11))

@@ -42,6 +42,8 @@ OPTIONS = {
     "serve --token": "$CLOOB_TOKEN chooses it",
     "serve --token-file": "CLOOB_TOKEN=$(cat FILE) chooses it",
     "serve --update": "`cloob index --out IDX`, by cron, while it is served",
+    "train --wandb": "`tensorboard = true` in a file of --config, or a Callback in"
+    " Python, logs elsewhere",
     "--cache-dir": "$CLOOB_CACHE names the folder",
     "--cache-gb": "$CLOOB_CACHE_BYTES is the size, in bytes",
 }

@@ -148,14 +148,6 @@ def backend_config() -> str:
     return str(torch.distributed.get_backend_config())
 
 
-def scaler_state(scaler: torch.amp.GradScaler) -> list[Tensor]:
-    """The tensors that ``GradScaler.update`` changes, the loss scale first; none
-    without, or before the first loss.
-    """
-    state = (scaler._scale, scaler._growth_tracker) if scaler.is_enabled() else ()
-    return [tensor for tensor in state if tensor is not None]
-
-
 def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """A step that changes neither weights nor moments nor their count if the 0-d
     ``bad`` is true.

@@ -69,15 +69,12 @@ HUB_WEIGHTS_FILES = (
 """The weights that open_clip fetches from a hub: the first of these that is there."""
 
 TENSORBOARD_FOLDER = "tensorboard"
-WANDB_FILE = "wandb.json"
 # All that a run owns: what else lies in its folders is somebody else's.
 _WRITTEN = (
     METRICS_FILE,
     EPOCHS_FILE,
     SKIPPED_FILE,
     SUSPECTS_FILE,
-    "nonfinite-step-*.json",
-    WANDB_FILE,
     f"{CHECKPOINTS_FOLDER}/*step-*",
     f"{TENSORBOARD_FOLDER}/events.out.tfevents.*",
     f"{STATE_FOLDER}/*.pt",

@@ -16,7 +16,7 @@ from torch import nn
 
 from cloob.data.loader import Loader
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
@@ -73,29 +73,21 @@ def resolved(
     """
     leaves = _settled_scales(config, objective)
     if config.given_towers is None:
-        leaves |= _settled_towers(config, encoder, device)
+        leaves |= _settled_towers(config, encoder)
     if config.precision == "auto":
         every_rank_can = all(gather_objects(_computes_in_bfloat16(device)))
         leaves["precision"] = "bf16" if every_rank_can else "fp32"
-    if config.tf32 is None:
-        leaves["tf32"] = config.precision == "auto" and device.type == "cuda"
     if config.precision == "bf16" and device.type == "cpu" and rank() == 0:
         warn_of_emulated_bfloat16()
     return config.override(**leaves)
 
 
-def _settled_towers(
-    config: TrainConfig, encoder: DualEncoder, device: torch.device
-) -> dict[str, Any]:
-    """The model, its picture size and layout that the configuration leaves open."""
-    leaves: dict[str, Any] = {}
-    if config.init is None:
-        leaves["model"] = config.model or encoder.name
-        leaves["image_size"] = encoder.image_size
-    if config.channels_last is None:
-        on_cpu = device.type == "cpu"
-        leaves["channels_last"] = not (on_cpu and _trains_batch_norm(encoder))
-    return leaves
+def _settled_towers(config: TrainConfig, encoder: DualEncoder) -> dict[str, Any]:
+    """The model and its picture size that the configuration leaves open."""
+    if config.init is not None:
+        return {}
+    model = config.model or encoder.name
+    return {"model": model, "image_size": encoder.image_size}
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
@@ -129,9 +121,9 @@ def prepare_towers(
     """Readies towers for training, in place and with the same names of parameters; the
     optimiser is made afterwards.
     """
-    encoder.set_channels_last(config.channels_last is not False)
-    if config.sync_bn and world_size() > 1:
-        require("timm.layers", "train").convert_sync_batchnorm(encoder)
+    # On a CPU it costs the statistics of batch norms three digits.
+    on_cpu = device.type == "cpu"
+    encoder.set_channels_last(not (on_cpu and _trains_batch_norm(encoder)))
     if config.grad_checkpointing:
         _recompute_blocks(encoder)
     if config.compile:

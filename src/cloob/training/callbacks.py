@@ -1,12 +1,10 @@
 """What a caller can hook into a run, and the callbacks that come along: lines of
-progress and trackers.
+progress and TensorBoard.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.distributed import on_rank_zero
-from cloob.errors import InputError, one_line, require
-from cloob.files import write_whole
-from cloob.models.runs import TENSORBOARD_FOLDER, WANDB_FILE
+from cloob.errors import require
+from cloob.models.runs import TENSORBOARD_FOLDER
 from cloob.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -184,110 +180,46 @@ def _shown(loss: float | None, without: str = "-") -> str:
     return without if loss is None else f"{loss:.4f}"
 
 
-class Tracker(Callback):
-    """Passes the numbers of rank 0 on to ``client``; one that fails is left out from
-    there on.
+class TensorBoard(Callback):
+    """TensorBoard events of rank 0. Those after a resumed step are purged; a writer
+    that fails is left out from there on.
     """
 
-    client: Any = None
+    def __init__(self) -> None:
+        # on every rank: an error on one alone would leave the others
+        self._make_writer = require(
+            "torch.utils.tensorboard", "tensorboard"
+        ).SummaryWriter
+        self._writer: Any = None
 
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        """Sends the numbers of a step."""
-        raise NotImplementedError
-
-    def finish(self, failed: bool) -> None:
-        """Ends the connection; ``failed``: the run did."""
-        raise NotImplementedError
+    def on_start(self, info: RunInfo) -> None:
+        if info.rank == 0:
+            folder = str(info.run / TENSORBOARD_FOLDER)
+            self._writer = self._make_writer(folder, purge_step=info.start_step + 1)
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
-        self._log("train", metrics)
+        self._write("train", metrics)
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        self._log("epoch", metrics)
+        self._write("epoch", metrics)
 
     def on_end(self, result: RunResult | None) -> None:
-        self._call(self.finish, result is None)
+        if self._writer is not None:
+            self._writer.close()
 
-    def _log(self, group: str, metrics: Mapping[str, Any]) -> None:
-        numbers = {
-            f"{group}/{name}": value
-            for name, value in metrics.items()
-            if name != "step" and isinstance(value, int | float)
-        }
-        self._call(self.log, numbers, metrics["step"])
-
-    def _call(self, action: Callable[..., None], *arguments: object) -> None:
-        """Calls a tracking client, which is left out from its first failure on."""
-        if self.client is None:
+    def _write(self, group: str, metrics: Mapping[str, Any]) -> None:
+        """Writes the numbers of a line."""
+        if self._writer is None:
             return
         try:
-            action(*arguments)
-        except Exception as error:  # what a client raises without its server or disk
+            # a thread writes, and raises at one of the next calls
+            for name, value in metrics.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(f"{group}/{name}", value, metrics["step"])
+        except Exception as error:  # what it raises where the disk is full
             logger.warning(
-                "%s failed (%s) and is left out from here on; metrics.jsonl goes on",
-                type(self).__name__,
+                "TensorBoard failed (%s) and is left out from here on; metrics.jsonl"
+                " goes on",
                 error,
             )
-            self.client = None
-
-
-class TensorBoard(Tracker):
-    """TensorBoard events. Those after a resumed step are purged."""
-
-    def on_start(self, info: RunInfo) -> None:
-        if info.rank != 0:
-            return
-        writer = require("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        folder = str(info.run / TENSORBOARD_FOLDER)
-        self.client = writer(folder, purge_step=info.start_step + 1)
-
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        # a thread writes, and raises at one of the next calls
-        for name, value in numbers.items():
-            self.client.add_scalar(name, value, step)
-
-    def finish(self, failed: bool) -> None:
-        self.client.close()
-
-
-class WandB(Tracker):
-    """Weights & Biases.
-
-    A resumed run continues there by an id in the run folder; logged steps stay as they
-    were.
-    """
-
-    def __init__(self, project: str) -> None:
-        self.project = project
-        # on every rank: an error on one alone would leave the others
-        self._module: Any = require("wandb", "wandb")
-
-    def on_start(self, info: RunInfo) -> None:
-        on_rank_zero(lambda: self._begin(info))
-
-    def _begin(self, info: RunInfo) -> None:
-        """Begins a run of Weights & Biases, or goes on with the one that the folder
-        names.
-        """
-        file = info.run / WANDB_FILE
-        if info.start_step == 0 or not file.is_file():
-            write_whole(file, json.dumps({"id": secrets.token_hex(4)}) + "\n")
-        try:
-            self.client = self._module.init(
-                project=self.project,
-                config=info.config.to_dict(),
-                dir=str(info.run),
-                id=json.loads(file.read_text(encoding="utf-8"))["id"],
-                resume="allow",
-                name=info.run.name,
-            )
-        except Exception as error:  # what a client raises without a login or a server
-            raise InputError(
-                f"wandb: {one_line(error)}; log in there, or leave --wandb out"
-            ) from error
-
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        self.client.log(numbers, step=step)
-
-    def finish(self, failed: bool) -> None:
-        self.client.finish(exit_code=int(failed))
+            self._writer = None

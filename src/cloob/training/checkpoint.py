@@ -143,7 +143,6 @@ class Saver:
         return {
             "optimizer": moments,
             "options": stepper.options,
-            "scaler": stepper.scaler.state_dict(),
             "objective": copy.deepcopy(stepper.module.objective.state_dict()),
             "progress": dict(vars(progress)),
             "order": order,
@@ -319,7 +318,7 @@ def _resumable(run: Path, resume: str) -> Path | None:
 
 
 def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
-    """Loads weights, objective, optimiser and loss scale of a checkpoint into a freshly
+    """Loads weights, objective and optimiser of a checkpoint into a freshly
     built stepper.
     """
     encoder, optimizer = stepper.module.encoder, stepper.optimizer
@@ -343,8 +342,6 @@ def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
         for key, value in now.items():
             if key not in then or then[key] != value:
                 group[key] = value
-    if stepper.scaler.is_enabled() and state["scaler"]:  # precision may have changed
-        stepper.scaler.load_state_dict(state["scaler"])
 
 
 def load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:

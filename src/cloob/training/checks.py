@@ -10,7 +10,7 @@ from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.family import FAMILY
 from cloob.models.source import check_name
-from cloob.training.config import LENGTHS, TrainConfig
+from cloob.training.config import TrainConfig
 
 
 def preflight(config: TrainConfig) -> None:
@@ -49,14 +49,10 @@ def check_combination(config: TrainConfig) -> None:
 
 def _check_ranks(config: TrainConfig) -> None:
     """Refuses what ranks cannot do together."""
-    # A rank whose batch lost samples has fewer micro-batches, and both of these
-    # communicate in every forward pass: the other ranks would wait for it.
+    # A rank whose batch lost samples has fewer micro-batches, and shards are gathered
+    # in every forward pass: the other ranks would wait for it.
     if config.micro_batch_size:
-        config.refuse(("sync_bn", "fsdp"), "--micro-batch-size")
-    # GradScaler looks for overflow in one rank's shard and would scale every rank by
-    # another factor.
-    if config.precision == "fp16":
-        config.refuse(["fsdp"], "--precision fp16 (take bf16)")
+        config.refuse(["fsdp"], "--micro-batch-size")
     if config.compile:
         config.refuse(["fsdp"], "--compile")
     if config.fsdp:
@@ -73,7 +69,7 @@ def _check_start(config: TrainConfig) -> None:
     if config.given_towers is not None:
         config.refuse(("init", "freeze"), "towers=, which gives both towers")
         config.refuse(
-            ("fsdp", "grad_checkpointing", "channels_last"),
+            ("fsdp", "grad_checkpointing"),
             "towers=: it knows the layers of cloob's towers alone",
         )
     if config.resume != "none":
@@ -82,10 +78,11 @@ def _check_start(config: TrainConfig) -> None:
 
 def _check_length(config: TrainConfig) -> None:
     """Refuses two lengths of the run, and a schedule without restarts that has some."""
-    lengths = [name for name in LENGTHS if getattr(config, name) is not None]
-    if len(lengths) > 1:
-        typed = " and ".join(f"{name} is {getattr(config, name)}" for name in lengths)
-        raise InputError(f"{typed}; give one of them: all are the length of the run")
+    if config.epochs is not None and config.steps is not None:
+        raise InputError(
+            f"epochs is {config.epochs} and steps is {config.steps}; give one of them:"
+            " both are the length of the run"
+        )
     if config.schedule != "cosine-restarts":
         other = f"schedule {config.schedule}; --schedule cosine-restarts has them"
         config.refuse(["restarts"], other)
@@ -107,7 +104,7 @@ def _check_held_out(config: TrainConfig) -> None:
         )
     if not config.holds_out:
         advice = "a run without held-out pairs; give --val-data or --val-split"
-        config.refuse(("patience", "val_every"), advice)
+        config.refuse(["patience"], advice)
     elif config.retrieval_from and config.best == "val_loss":
         raise InputError(
             "--retrieval-from changes the loss, by which epochs cannot be compared"

@@ -6,7 +6,6 @@ annotation; what does not go together is in ``checks``.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -27,7 +26,6 @@ from cloob.settings import (
     Share,
 )
 
-LENGTHS = ("epochs", "samples", "steps")  # exactly one of them has a value
 DEFAULT_EPOCHS = 30
 
 
@@ -69,8 +67,6 @@ class TrainConfig(ObjectiveSettings):
     pairs, none with a picture or caption that is trained on. All pairs are read once
     for it.
     """
-    val_every: AtLeastOne = 1
-    """Validate every N epochs, and at the end of the run."""
     image_column: str = "filepath"
     """Column of a table that holds the image path."""
     caption_column: str = "title"
@@ -150,11 +146,7 @@ class TrainConfig(ObjectiveSettings):
     """
 
     epochs: AtLeastOne | None = None
-    """Length of the run: passes over the training pairs; 30 where neither samples nor
-    --steps is given.
-    """
-    samples: AtLeastOne | None = None
-    """Length of the run in place of --epochs: pairs seen, rounded up to full batches.
+    """Length of the run: passes over the training pairs; 30 where --steps is left out.
     """
     steps: AtLeastOne | None = None
     """Length of the run in place of --epochs: steps."""
@@ -170,21 +162,9 @@ class TrainConfig(ObjectiveSettings):
     """Pairs of a rank whose activations are in memory at a time (gradient caching: the
     loss stays that of the full batch, for a second forward pass); 0: all.
     """
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU
-    that has it, else fp32. fp16 scales the loss, and lowers the scale after an
-    overflow.
-    """
-    tf32: bool | None = None
-    """Round the inputs of float32 matrix products to TF32 on a GPU; left out, with
-    precision auto alone.
-    """
-    channels_last: bool | None = None
-    """Keep image towers in the channels-last memory layout, in which convolutions are
-    faster.
-
-    Left out, all but those with batch norm on a CPU, whose statistics it costs three
-    digits.
+    that has it, else fp32.
     """
     grad_checkpointing: bool = False
     """Recompute the towers' blocks in the backward pass: less memory, about a third
@@ -194,10 +174,6 @@ class TrainConfig(ObjectiveSettings):
     """Compile the towers with torch.compile: the first steps take longer, the others
     less.
     """
-    sync_bn: bool = False
-    """Batch normalisation over the batches of all ranks (CUDA only) instead of one
-    rank's.
-    """
     fsdp: bool = False
     """Shard weights, gradients and optimiser state over the ranks (FSDP2) instead of a
     copy on each (DDP).
@@ -206,10 +182,6 @@ class TrainConfig(ObjectiveSettings):
     """Seed of the initial weights, the order of the pairs and their augmentation."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    max_nonfinite: AtLeastOne = 10
-    """Stop after this many steps in a row whose loss or gradient is not finite; such
-    steps are skipped.
-    """
 
     out: Path = Path("runs/train")
     """Run folder: config.json, metrics.jsonl, epochs.jsonl, checkpoints."""
@@ -234,8 +206,6 @@ class TrainConfig(ObjectiveSettings):
     """
     tensorboard: bool = False
     """Also write TensorBoard events; it must be installed."""
-    wandb: str | None = None
-    """Also log to this Weights & Biases project."""
 
     # the classes of the parts that Python code gave to ``train``; they stand in the
     # place of what is named above
@@ -257,21 +227,21 @@ class TrainConfig(ObjectiveSettings):
             raise InputError(
                 f"crop_scale is {self.crop_scale}; it must be low <= high in (0, 1]"
             )
-        if self.epochs is self.samples is self.steps is None:
+        if self.epochs is self.steps is None:
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
 
     def override(self, **changes: Any) -> Self:
         """A copy with some settings changed: ``config.override(lr=1e-4, epochs=3)``.
 
-        A length of the run (``epochs``, ``samples``, ``steps``) takes the place of the
-        one before, another objective begins with its own scales, another model with its
-        picture size; ``val_data`` and ``val_split`` replace each other.
+        ``epochs`` and ``steps`` replace each other, and so do ``val_data`` and
+        ``val_split``; another objective begins with its own scales, another model with
+        its picture size.
 
         Raises:
             InputError: There is no such setting, or the value is not right for it.
         """
-        if any(changes.get(name) is not None for name in LENGTHS):
-            changes = {**dict.fromkeys(LENGTHS), **changes}
+        if changes.get("epochs") is not None or changes.get("steps") is not None:
+            changes = {"epochs": None, "steps": None, **changes}
         if self.model is not None and changes.get("model", self.model) != self.model:
             changes = {"image_size": None, **changes}
         if "val_split" in changes:
@@ -286,8 +256,6 @@ class TrainConfig(ObjectiveSettings):
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """The length of the run in steps."""
-        if self.epochs is not None:
-            return self.epochs * steps_per_epoch
         if self.steps is not None:
             return self.steps
-        return math.ceil((self.samples or 0) / self.batch_size)
+        return (self.epochs or 0) * steps_per_epoch

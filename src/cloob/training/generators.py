@@ -11,19 +11,33 @@ import numpy as np
 import torch
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """State of python's, numpy's and torch's generators, as tensors and plain types."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-    }
+def torch_rng_state(device: torch.device) -> dict[str, Any]:
+    """State of torch's generators, that of the device among them."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
         state["mps"] = torch.mps.get_rng_state()
     return state
+
+
+def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Sets torch's generators to a stored state."""
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """State of python's, numpy's and torch's generators, as tensors and plain types."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        **torch_rng_state(device),
+    }
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
@@ -32,11 +46,7 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+    set_torch_rng_state(state, device)
 
 
 @contextlib.contextmanager

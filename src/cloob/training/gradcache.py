@@ -10,7 +10,7 @@ same random state and buffers. Batch normalisation sees micro-batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -18,21 +18,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cloob.functional.private import buffers_of
+from cloob.training.generators import set_torch_rng_state, torch_rng_state
 
 T = TypeVar("T")
-ContextFactory = Callable[[], AbstractContextManager[Any]]
+Rows = tuple[Tensor, ...] | Mapping[str, Tensor]
 
 
 def cached_backward(
-    encode: Callable[[T], tuple[Tensor, ...] | Mapping[str, Tensor]],
+    encode: Callable[[T], Rows],
     objective: Callable[..., Tensor],
     micro_batches: Iterable[T],
     *,
     towers: nn.Module,
     ids: Tensor | None = None,
-    no_sync: ContextFactory = nullcontext,
     scale: Callable[[Tensor], Tensor] | None = None,
-    autocast: ContextFactory = nullcontext,
     **options: Any,
 ) -> Tensor:
     """Adds the gradient of ``objective`` on the full batch to the parameters'
@@ -40,10 +39,11 @@ def cached_backward(
 
     Args:
         encode: A micro-batch of n items -> (n, D) image and text features, or a mapping
-            of names to tensors (n, …). Under DDP it calls the wrapped module.
+            of names to tensors (n, …). Under DDP it calls the wrapped module; for mixed
+            precision it enters ``torch.autocast``.
         objective: ``objective(image_features, text_features)`` -> 0-d loss, or of the
             mapping ``objective(features)``, called once
-            with the rows of all micro-batches, outside ``autocast``; with
+            with the rows of all micro-batches; with
             ``gather=True`` it gathers over the ranks. The learnable parameters of a
             module get their gradient once, in the last backward pass: DDP has to wrap
             them together with the towers. Parameters in a plain function get none.
@@ -51,14 +51,11 @@ def cached_backward(
             numbers, may differ (with layers that communicate, as SyncBatchNorm, not the
             numbers).
         towers: The modules that ``encode`` runs: their buffers are put back after the
-            first pass.
+            first pass. Under DDP the wrapped module, whose gradients travel in the last
+            backward pass alone: ``find_unused_parameters`` has to be off when the
+            objective has parameters or an option learns, and ``static_graph`` always.
         ids: (N,) ids of all pairs, passed to the objective as ``ids=``.
-        no_sync: DDP's ``no_sync``, for all backward passes but the last; that of
-            ``towers`` where these are a ``DistributedDataParallel``.
-            ``find_unused_parameters`` has to be off when the objective has parameters
-            or an option learns, and ``static_graph`` always.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
-        autocast: Entered per call of ``encode``.
         **options: Passed to the objective. A tensor that requires grad, as
             ``logit_scale=model.logit_scale.exp()``, gets its gradient.
 
@@ -96,18 +93,21 @@ def cached_backward(
         raise ValueError(
             "gradients are off (no_grad, inference_mode): gradient caching is for them"
         )
-    no_sync = _prepare_ddp(towers, no_sync)
+    no_sync: Any = nullcontext
+    if isinstance(towers, DistributedDataParallel):
+        # a rank with fewer parts would average while another has not finished its own
+        no_sync = towers.no_sync
+        _prepare_ddp(towers)
     if ids is not None:
         options["ids"] = ids
-    embedded, states = _first_pass(encode, micro_batches, towers, autocast)
+    device = next(towers.parameters()).device
+    embedded, states = _first_pass(encode, micro_batches, towers, device)
     loss, incoming, learned = _differentiate(objective, embedded, options, scale)
     last = len(micro_batches) - 1
     for i, micro_batch in enumerate(micro_batches):
         with nullcontext() if i == last else no_sync():
-            for put, state in states[i]:
-                put(state)
-            with autocast():
-                features = encode(micro_batch)
+            set_torch_rng_state(states[i], device)
+            features = encode(micro_batch)
             pairs = list(zip(_rows(features), incoming[i], strict=True))
             if i == last:
                 pairs += learned
@@ -117,7 +117,7 @@ def cached_backward(
 
 def _differentiate(
     objective: Callable[..., Tensor],
-    embedded: Sequence[tuple[Tensor, ...] | Mapping[str, Tensor]],
+    embedded: Sequence[Rows],
     options: dict[str, Any],
     scale: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, list[tuple[Tensor | None, ...]], list[tuple[Tensor, Tensor | None]]]:
@@ -170,20 +170,17 @@ def _cut(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
     return [None] * len(sizes) if gradient is None else torch.split(gradient, sizes)
 
 
-def _rows(features: tuple[Tensor, ...] | Mapping[str, Tensor]) -> list[Tensor]:
+def _rows(features: Rows) -> list[Tensor]:
     return list(features.values() if isinstance(features, Mapping) else features)
 
 
 def _check_loss(loss: object) -> None:
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"the objective returned a {type(loss).__name__}; a 0-d tensor is expected"
-        )
-    if loss.ndim:
-        shape = tuple(loss.shape)
-        raise TypeError(
-            f"the objective returned shape {shape}; a 0-d tensor is expected"
-        )
+    if isinstance(loss, Tensor) and not loss.ndim:
+        return
+    found = f"a {type(loss).__name__}"
+    if isinstance(loss, Tensor):
+        found = f"shape {tuple(loss.shape)}"
+    raise TypeError(f"the objective returned {found}; a 0-d tensor is expected")
 
 
 def _backward(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
@@ -201,24 +198,18 @@ def _backward(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         )
 
 
-def _prepare_ddp(towers: nn.Module, no_sync: ContextFactory) -> ContextFactory:
-    """The ``no_sync`` to use; where towers are in DDP their buffers become rank 0's."""
-    owner = getattr(no_sync, "__self__", None)
-    wrapped = towers if isinstance(towers, DistributedDataParallel) else owner
-    if not isinstance(wrapped, DistributedDataParallel):
-        return no_sync
-    if wrapped.static_graph:
+def _prepare_ddp(towers: DistributedDataParallel) -> None:
+    """The buffers become rank 0's, from which both passes begin."""
+    if towers.static_graph:
         raise ValueError(
             "DDP has static_graph=True, but the passes of gradient caching differ:"
             " leave it out"
         )
-    if wrapped.broadcast_buffers:  # the first pass ends with those from before it
+    if towers.broadcast_buffers:  # the first pass ends with those from before it
         for buffer in towers.buffers():
             torch.distributed.broadcast(
-                buffer.detach(), src=0, group=wrapped.process_group
+                buffer.detach(), src=0, group=towers.process_group
             )
-    # A rank with fewer parts would average while another has not finished its own.
-    return wrapped.no_sync if no_sync is nullcontext else no_sync
 
 
 class Buffers:
@@ -287,30 +278,20 @@ def _split_as(flat: Tensor, tensors: Sequence[Any]) -> list[Tensor]:
 
 
 def _first_pass(
-    encode: Callable[[T], tuple[Tensor, ...] | Mapping[str, Tensor]],
+    encode: Callable[[T], Rows],
     micro_batches: Sequence[T],
     towers: nn.Module,
-    autocast: ContextFactory,
-) -> tuple[list[tuple[Tensor, ...] | Mapping[str, Tensor]], list[Any]]:
+    device: torch.device,
+) -> tuple[list[Rows], list[Any]]:
     """Every micro-batch's features, without a graph, and the states of random
     generators before it, to be put back.
     """
     features, states, buffers = [], [], Buffers(towers.modules())
-    generators: list[tuple[Callable[[Any], None], Callable[[], Any]]] = [
-        (torch.set_rng_state, torch.get_rng_state)
-    ]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # asking a CUDA that nobody uses would start it
-        generators.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all))
-    if torch.backends.mps.is_available():
-        generators.append((torch.mps.set_rng_state, torch.mps.get_rng_state))
     try:
         with torch.no_grad():
             for micro_batch in micro_batches:
-                states.append([(put, get()) for put, get in generators])
-                with autocast():
-                    embedded: Any = encode(micro_batch)
-                if not isinstance(embedded, Mapping | tuple | list):
-                    embedded = (embedded,)
+                states.append(torch_rng_state(device))
+                embedded: Any = encode(micro_batch)
                 _check_features(embedded)
                 features.append(embedded)
     finally:
@@ -323,15 +304,18 @@ def _first_pass(
 
 def _check_features(features: Any) -> None:
     """TypeError unless there are two (n, D) tensors, or (n, …) by name."""
-    shapes = [
-        tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,)
-        for side in _rows(features)
-    ]
-    fits = all(shapes) and len({shape[0] for shape in shapes}) == 1
-    if not isinstance(features, Mapping):
-        fits = fits and [len(shape) for shape in shapes] == [2, 2]
-    if not fits or isinstance(shapes[0][0], str):
+    named = isinstance(features, Mapping)
+    sides = (
+        _rows(features) if named or isinstance(features, tuple | list) else [features]
+    )
+    tensors = [side for side in sides if isinstance(side, Tensor) and side.ndim]
+    fits = len(tensors) == len(sides) and len({len(side) for side in tensors}) == 1
+    if not named:
+        fits = fits and [side.ndim for side in tensors] == [2, 2]
+    if not fits:
+        shapes = [getattr(side, "shape", type(side).__name__) for side in sides]
+        shown = [tuple(x) if isinstance(x, torch.Size) else x for x in shapes]
         raise TypeError(
-            f"encode returned {shapes}; two tensors (n, D) of the same n are expected,"
+            f"encode returned {shown}; two tensors (n, D) of the same n are expected,"
             " or a mapping of tensors (n, …)"
         )

@@ -20,7 +20,6 @@ from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Copies
 from cloob.distributed import process_group, rank, resolve_device
 from cloob.errors import InputError, Stopped, TrainingFailed
-from cloob.functional.private import float32_products
 from cloob.lock import lock_run_folder
 from cloob.training import faults
 from cloob.training.build import Run, assemble
@@ -31,7 +30,6 @@ from cloob.training.callbacks import (
     RunInfo,
     RunResult,
     TensorBoard,
-    WandB,
 )
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
@@ -106,7 +104,7 @@ def train(
             batch does not fit in memory, or another process writes to the run folder.
         Stopped: SIGTERM came; the current step was finished and a checkpoint written.
             A ``KeyboardInterrupt`` with the ``result`` (of ``cloob.errors``).
-        TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row, a
+        TrainingFailed: The loss was not finite for ten steps in a row, a
             data worker died, or another process took the run folder over.
 
     Example:
@@ -138,17 +136,12 @@ def train_run(
         every = list(callbacks)
         if config.tensorboard:
             every.append(TensorBoard())
-        if config.wandb is not None:
-            every.append(WandB(config.wandb))
         try:
             run = assemble(config, custom, device)
         except RunFinished as ended:
             return ended.result
         loop = Loop(run, custom, every, check_lock)
-        products: Any = contextlib.nullcontext()
-        if run.config.tf32 and device.type == "cuda":
-            products = float32_products("high")
-        with StopSignal() as stop, products:
+        with StopSignal() as stop:
             result = loop.go(stop)
         del run, loop  # and with them DDP, before the group that it holds
         return result
@@ -344,12 +337,11 @@ class Loop:
         return best
 
     def _validate(self, stop: StopSignal) -> tuple[Validated, list[Skip], bool]:
-        """Judges the weights where that is due: the metrics, bad held-out pairs, and
-        whether these weights are the best.
+        """Judges the weights: the metrics, bad held-out pairs, and whether these
+        weights are the best.
         """
         run, progress = self.run, self.run.progress
-        due = (progress.epoch + 1) % run.config.val_every == 0
-        if run.val_loader is None or not (due or self.schedule.steps_left() == 0):
+        if run.val_loader is None:
             return {"val_loss": None, "val_recall": None}, [], False
         try:
             metrics, lost = validate_run(run, stop, hopfield=self.schedule.retrieved())

@@ -5,8 +5,6 @@ a time.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import logging
 import sys
 import time
@@ -17,18 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
+from cloob.data.batch import Skip
+from cloob.distributed import gather_objects, rank, world_size
 from cloob.errors import TrainingFailed
-from cloob.files import write_whole
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import ContrastiveObjective
 from cloob.objective.batch import cone_notice, mean_cosine
 from cloob.training.build import Run
 from cloob.training.faults import name_last_checkpoint
-from cloob.training.run_folder import finite
+from cloob.training.run_folder import finite, with_readers
 from cloob.training.step import Launched, StepResult
 
 logger = logging.getLogger(__name__)
+MAX_NONFINITE = 10  # steps in a row
 MAX_MEASURED = 2048  # pairs whose geometry is measured: the time grows with the square
 
 
@@ -96,7 +95,7 @@ class StepLog:
                 continue
             if result.finite:
                 self.run.progress.nonfinite = 0
-            elif not result.overflow:
+            else:
                 self._nonfinite(step, result)
 
     def _count(self, step: Step, result: StepResult | None) -> None:
@@ -131,10 +130,8 @@ class StepLog:
         }
         if not step.hopfield:
             line["beta"] = None
-        if self.run.config.precision == "fp16":
-            line["loss_scale"] = result.loss_scale
         if not result.finite:
-            line["skipped"] = "overflow" if result.overflow else "not finite"
+            line["skipped"] = "not finite"
         elif result.features is not None:
             line |= _geometry(result.features, self.run.objective)
         return line
@@ -145,38 +142,30 @@ class StepLog:
         speed = sum(step.samples for step in steps) / elapsed
         return {
             "images_per_second": speed,
-            "images_per_second_per_rank": speed / world_size(),
             "data_wait": sum(step.waited for step in steps) / elapsed,
             "peak_memory": _peak_memory(self.run.stepper.device),
         }
 
     def _nonfinite(self, step: Step, result: StepResult) -> None:
-        """Writes the samples of all ranks to ``nonfinite-step-N.json``; too many such
-        steps in a row end the run.
+        """Names the samples of all ranks in ``skipped.jsonl``; too many such steps in a
+        row end the run.
         """
-        config, progress = self.run.config, self.run.progress
+        progress = self.run.progress
         progress.nonfinite += 1
-        keys = list(itertools.chain.from_iterable(gather_objects(step.keys)))
-        path = config.out / f"nonfinite-step-{step.number}.json"
-        content = {
-            "step": step.number,
-            "epoch": progress.epoch + 1,
-            "loss": str(result.loss),
-            "grad_norm": str(result.grad_norm),
-            "lr": step.lr,
-            "keys": keys,
-        }
-        on_rank_zero(lambda: write_whole(path, json.dumps(content, indent=2) + "\n"))
+        detail = f"loss {result.loss}, norm of the gradient {result.grad_norm}"
+        skipped = with_readers([Skip(key, "not finite", detail) for key in step.keys])
+        place = {"step": step.number, "epoch": progress.epoch + 1}
+        self.run.log.write_skipped(place, skipped)
         message = f"step {step.number}: loss or gradient not finite"
-        if progress.nonfinite >= config.max_nonfinite:
+        if progress.nonfinite >= MAX_NONFINITE:
+            keys = ", ".join(skip.key for _, skip in skipped[:3])
             raise TrainingFailed(
-                f"{message} for {progress.nonfinite} steps in a row (samples"
-                f" {', '.join(keys[:3])} …; all in {path});"
-                f" {name_last_checkpoint(self.run.saver.last)}; a lower --lr or"
-                " clipping (clip_grad_norm) may help"
+                f"{message} for {progress.nonfinite} steps in a row (samples {keys} …;"
+                f" all in skipped.jsonl); {name_last_checkpoint(self.run.saver.last)};"
+                " a lower --lr or clipping (clip_grad_norm) may help"
             )
         if rank() == 0:
-            logger.warning("%s, step skipped; samples in %s", message, path)
+            logger.warning("%s, step skipped; samples in skipped.jsonl", message)
 
 
 def _warn_of_cone(features: tuple[Tensor, Tensor]) -> None:

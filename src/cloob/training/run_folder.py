@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 # Changing these between a run and its resumption changes no number of the training;
 # batch_size has another line.
-_FREE = """workers val_data val_every cache_dir cache_gb device max_nonfinite patience
-batch_size given_held_out given_metrics out save_every keep best
-resume overwrite log_every tensorboard wandb"""
+_FREE = """workers val_data cache_dir cache_gb device patience batch_size
+given_held_out given_metrics out save_every keep best resume overwrite log_every
+tensorboard"""
 # What the weights belong to.
 _FIXED = (
     *("objective", "retrieval_from", "mask_duplicates", "model", "image_size"),

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,17 +20,15 @@ from torch.optim import Optimizer
 from cloob.data.batch import micro_batches, rows_of
 from cloob.distributed import Layout, world_size
 from cloob.errors import InputError
-from cloob.functional.private import scaler_state, step_unless
+from cloob.functional.private import step_unless
 from cloob.objective import ContrastiveObjective
 from cloob.objective.batch import acceptable
 from cloob.training import sharding
 from cloob.training.gradcache import Buffers, cached_backward
 from cloob.training.optim import Average
 
-# Two sides of unit rows (n, D), or rows (n, …) by name, of which the first two are the
-# sides.
-Features = tuple[Tensor, Tensor] | Mapping[str, Tensor]
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Rows (n, …) by name, of which the first two are the sides (n, D).
+Features = Mapping[str, Tensor]
 
 
 class TowersWithLoss(nn.Module):
@@ -61,32 +58,39 @@ class TowersWithLoss(nn.Module):
         """The 0-d loss and the detached (n, D) rows of both sides of a batch; without
         ``loss`` the features, with their graph.
         """
-        low = _AUTOCAST.get(self.precision)
         device = next(self.encoder.parameters()).device.type
-        with torch.autocast(device, dtype=low, enabled=low is not None):
+        low = self.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=low):
             rows = self.encoder(*tower_inputs(self.encoder, parts))
         features = self._features(rows)
         if not loss:
             return features
         value = self.loss_of(features, parts, ids, hopfield=hopfield, trusted=trusted)
-        return value, *(side.detach() for side in sides_of(features))
+        return value, *(side.detach() for side in self.sides(features))
 
     def _features(self, rows: Any) -> Features:
-        """What towers gave, in float32 or float64 whatever autocast made of it: two
-        sides, or rows by name for a loss that sees the batch.
+        """What towers gave, in float32 or float64 whatever autocast made of it: x and
+        y, or rows by name.
         """
-        if isinstance(rows, Mapping):
-            named = {name: at_least_float32(side) for name, side in rows.items()}
-            if self.sees_batch:
-                return named
-            if len(named) > 2:
-                raise InputError(
-                    f"the towers returned {', '.join(named)}; a loss of (x, y) takes"
-                    " two, one whose forward takes (features, batch) gets all"
-                )
-            return sides_of(named)
-        x, y = (at_least_float32(side) for side in rows)
-        return {"x": x, "y": y} if self.sees_batch else (x, y)
+        named = (
+            rows if isinstance(rows, Mapping) else dict(zip("xy", rows, strict=True))
+        )
+        named = {name: at_least_float32(side) for name, side in named.items()}
+        if self.sees_batch or not isinstance(rows, Mapping):
+            return named
+        if len(named) > 2:
+            raise InputError(
+                f"the towers returned {', '.join(named)}; a loss of (x, y) takes"
+                " two, one whose forward takes (features, batch) gets all"
+            )
+        return {name: F.normalize(side, dim=1) for name, side in named.items()}
+
+    def sides(self, features: Features) -> tuple[Tensor, Tensor]:
+        """The (n, D) unit rows of both sides."""
+        x, y, *_ = features.values()
+        if self.sees_batch:  # else they are of unit length
+            return F.normalize(x, dim=1), F.normalize(y, dim=1)
+        return x, y
 
     def loss_of(
         self,
@@ -99,11 +103,12 @@ class TowersWithLoss(nn.Module):
     ) -> Tensor:
         """The 0-d loss of features in float32 or float64."""
         options: dict[str, Any] = {"hopfield": hopfield, "trusted": trusted}
-        with torch.autocast(sides_of(features)[0].device.type, enabled=False):
-            if isinstance(features, Mapping):
+        rows = list(features.values())
+        with torch.autocast(rows[0].device.type, enabled=False):
+            if self.sees_batch:
                 value: Tensor = self.objective(features, batch=parts, **options)
             else:
-                value = self.objective(*features, ids=ids, **options)
+                value = self.objective(*rows, ids=ids, **options)
         return value
 
 
@@ -127,69 +132,41 @@ def at_least_float32(rows: Tensor) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def sides_of(features: Features) -> tuple[Tensor, Tensor]:
-    """The (n, D) unit rows of both sides: of features by name the first two."""
-    if not isinstance(features, Mapping):
-        return features
-    first, second, *_ = features.values()
-    return F.normalize(first, dim=1), F.normalize(second, dim=1)
-
-
 def joined(pieces: Sequence[Features]) -> Features:
     """The features of micro-batches as those of one batch."""
-    if isinstance(pieces[0], Mapping):
-        names = pieces[0].keys()
-        return {name: torch.cat([piece[name] for piece in pieces]) for name in names}  # type: ignore[call-overload]
-    x, y = (torch.cat(side) for side in zip(*pieces, strict=True))
-    return x, y
+    return {name: torch.cat([rows[name] for rows in pieces]) for name in pieces[0]}
 
 
 @dataclass(frozen=True)
 class StepResult:
     loss: float  # over all ranks; may be NaN or infinite
-    # before clipping, without the loss scale; NaN when there was no backward pass
-    grad_norm: float
+    grad_norm: float  # before clipping; NaN where the loss is not finite
     finite: bool  # loss and gradient; if not, the step changed no weight
     # (n, D) of images and texts of this rank, where they were kept
     features: tuple[Tensor, Tensor] | None
-    # in fp16 the gradient overflowed, and the loss scale was lowered: no fault
-    overflow: bool = False
-    loss_scale: float = 1.0
-    # learned inv_tau, beta and bias after the step
-    scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, float]  # learned inv_tau, beta and bias after the step
 
 
 @dataclass
 class Launched:
     """A step whose numbers are still on the device."""
 
-    # float32: loss, norm, 1 if both are finite else 0, loss scale before and after the
-    # step, and the learned scales
+    # float32: loss, norm, 1 if both are finite else 0, and the learned scales
     numbers: Tensor
     names: tuple[str, ...]  # of the learned scales
     features: tuple[Tensor, Tensor] | None
 
     def result(self, numbers: Sequence[float]) -> StepResult:
-        loss, norm, finite, before, after, *scales = numbers
-        overflow = finite != 1.0 and before > 1.0 and after < before
+        loss, norm, finite, *scales = numbers
         learned = dict(zip(self.names, scales, strict=True))
-        return StepResult(
-            loss,
-            norm,
-            finite == 1.0,
-            self.features,
-            overflow,
-            loss_scale=before,
-            scales=learned,
-        )
+        return StepResult(loss, norm, finite == 1.0, self.features, learned)
 
 
 class Stepper:
     """Takes optimiser steps on a ``TowersWithLoss``, in DDP over several ranks unless
     its towers are sharded.
 
-    Every rank skips the same steps. In fp16 an overflow lowers the loss scale; at a
-    scale of 1 it is a fault, as in fp32. ``micro_batch_size``: pairs of a rank whose
+    Every rank skips the same steps. ``micro_batch_size``: pairs of a rank whose
     activations are in memory at a time; 0: all.
     """
 
@@ -211,9 +188,6 @@ class Stepper:
             {key: x for key, x in group.items() if key != "params"}
             for group in optimizer.param_groups
         ]
-        self.scaler = torch.amp.GradScaler(
-            device.type, enabled=module.precision == "fp16"
-        )
         self.average = None if ema is None else Average(module.encoder, ema)
         self._sharded = sharding.is_sharded(module.encoder)
         self._wrapped: nn.Module = module
@@ -252,8 +226,6 @@ class Stepper:
         loss, sides = self._backward(parts, ids, hopfield, layout)
         loss = nan_unless_acceptable(loss, sides, objective)
 
-        state = scaler_state(self.scaler)
-        before = state[0].clone() if state else torch.ones_like(loss)
         norm = self._clipped_norm().masked_fill(~loss.isfinite(), math.nan)
         finite = norm.isfinite()
         for group in self.optimizer.param_groups:
@@ -263,12 +235,10 @@ class Stepper:
         buffers.restore_unless(finite)
         if self.average is not None:
             self.average.update(self.module.encoder, finite)
-        self._update_scaler(state, loss)
         self.optimizer.zero_grad(set_to_none=True)
 
         scales = _learned(objective)
-        after = state[0] if state else before
-        numbers_to_read = (loss, norm, finite, before, after, *scales.values())
+        numbers_to_read = (loss, norm, finite, *scales.values())
         numbers = torch.stack([number.float() for number in numbers_to_read])
         return Launched(numbers, tuple(scales), sides)
 
@@ -286,28 +256,18 @@ class Stepper:
             loss, x, y = self._cached_backward(parts, ids, hopfield, layout)
         else:
             loss, x, y = self._wrapped(parts, ids, hopfield=hopfield, trusted=layout)
-            torch.autograd.backward(self.scaler.scale(loss))
+            torch.autograd.backward(loss)
         if self._sharded:
             sharding.average_gradients(self._parameters)
         return loss, (x, y)
 
     def _clipped_norm(self) -> Tensor:
-        """The 0-d norm of the gradient, before it is clipped and without the loss
-        scale.
-        """
-        self.scaler.unscale_(self.optimizer)
+        """The 0-d norm of the gradient before it is clipped."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = sharding.total_norm(gradients)
         if self.clip_grad_norm > 0:
             sharding.clip(self._parameters, self.clip_grad_norm, norm)
         return norm
-
-    def _update_scaler(self, state: list[Tensor], loss: Tensor) -> None:
-        """Updates the loss scale, which a loss that is not finite leaves alone."""
-        backup = [tensor.clone() for tensor in state]
-        self.scaler.update()
-        for tensor, former in zip(state, backup, strict=True):
-            torch.where(loss.isfinite(), tensor, former, out=tensor)
 
     def _cached_backward(
         self,
@@ -322,26 +282,24 @@ class Stepper:
         number = max(1, -(-rows_of(parts) // self.micro_batch_size))
         pieces: list[Features] = []
 
-        def encode(micro_batch: Any) -> Features:
+        by_name = self.module.sees_batch
+
+        def encode(micro_batch: Any) -> Any:
             features: Features = self._wrapped(micro_batch, loss=False)
             if not torch.is_grad_enabled():  # the first of the two passes
                 pieces.append(features)
-            return features
+            return features if by_name else tuple(features.values())
 
         options: dict[str, Any] = {"hopfield": hopfield, "trusted": layout}
-        if self.module.sees_batch:
-            options["batch"] = parts
+        options |= {"batch": parts} if by_name else {"ids": ids}
         loss = cached_backward(
             encode,
             self.module.objective,
             micro_batches(parts, number),
-            towers=self.module.encoder,
-            ids=None if self.module.sees_batch else ids,
-            no_sync=getattr(self._wrapped, "no_sync", nullcontext),
-            scale=self.scaler.scale,
+            towers=self._wrapped,
             **options,
         )
-        return loss, *sides_of(joined(pieces))
+        return loss, *self.module.sides(joined(pieces))
 
 
 def nan_unless_acceptable(

@@ -30,7 +30,6 @@ from cloob.training.step import (
     TowersWithLoss,
     joined,
     nan_unless_acceptable,
-    sides_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -140,13 +139,13 @@ def pass_over_held_out(
         on = batch.to(device)
         features = _embedded(towers, on, run.stepper.micro_batch_size)
         if in_recall:
-            found.rows.append((*sides_of(features), batch.ids))
+            found.rows.append((*towers.sides(features), batch.ids))
         if layout.total > 1:
             ids = on.ids if run.hands_over_ids else None
             loss = towers.loss_of(
                 features, on.parts, ids, hopfield=hopfield, trusted=layout
             )
-            sides = sides_of(features)
+            sides = towers.sides(features)
             found.losses.append(nan_unless_acceptable(loss, sides, run.objective))
             found.sizes.append(layout.total)
 

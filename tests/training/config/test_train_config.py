@@ -46,7 +46,7 @@ def test_what_takes_the_place_of_what():
     config = TrainConfig().override(
         inv_tau=8.0, beta=16.0, scale="paper", lr=3.0, model="a", image_size=32, steps=5
     )
-    assert (config.epochs, config.samples, config.steps) == (None, None, 5)
+    assert (config.epochs, config.steps) == (None, 5)
     same = config.override(lr=1.0, objective="cloob", model="a")
     assert same == dataclasses.replace(config, lr=1.0)
     other = config.override(objective="infoloob", inv_tau=15.0, model="b", epochs=2)
@@ -54,8 +54,7 @@ def test_what_takes_the_place_of_what():
     assert other.image_size is None and other.steps is None
     split = TrainConfig().override(val_data=["v"]).override(val_split=0.1)
     assert split.val_data == () and split.override(val_data=["v"]).val_split == 0
-    assert TrainConfig().epochs == 30 and TrainConfig(samples=9).epochs is None
-    assert TrainConfig(samples=1001, batch_size=100).total_steps(7) == 11
+    assert TrainConfig().epochs == 30 and TrainConfig(steps=9).epochs is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_what_takes_the_place_of_what():
         ({"crop_scale": [0.9]}, "crop_scale is [0.9]"),
         ({"workers": [2]}, "workers is [2]; it must be a valid integer"),
         ({"bias": float("inf")}, "bias is inf; it must be a finite number"),
-        ({"samples": 0}, "samples is 0; it must be greater than or equal to 1"),
+        ({"steps": 0}, "steps is 0; it must be greater than or equal to 1"),
         ({"image_column": ""}, "image_column is ''; it must have at least 1 char"),
         ({"batch_size": 1}, "batch_size is 1; it must be 2 or more"),
         ({"freeze": "both"}, "freeze is 'both'; it must be 'none', 'image' or 'text'"),
@@ -81,10 +80,6 @@ def test_a_value_that_is_not_right(leaves, said):
     ("leaves", "said"),
     [
         (
-            {"sync_bn": True, "micro_batch_size": 4},
-            "sync_bn is True; it must be left out with --micro-batch-size",
-        ),
-        (
             {"restarts": 3},
             "restarts is 3; it must be left out with schedule cosine; --schedule",
         ),
@@ -98,7 +93,6 @@ def test_a_value_that_is_not_right(leaves, said):
             "scale is 'paper'; it must be left out with siglip",
         ),
         ({"scale": "paper", "learnable_inv_tau": True}, "learnable_inv_tau is True"),
-        ({"val_every": 2}, "val_every is 2; it must be left out with a run without"),
     ],
 )
 def test_values_that_do_not_go_together(leaves, said):

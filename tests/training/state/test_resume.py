@@ -58,19 +58,18 @@ FEATURES = {
     "streamed, weighted, ends inside an epoch": usual(
         "streamed", steps=13, shuffle_buffer=10, **JOINS, **COOLS
     ),
-    "fp16, frozen tower, SigLIP": Feature(
-        {"model": "nano-resnet", "precision": "fp16", "objective": "siglip"} | FROZEN
+    "frozen tower, SigLIP": Feature(
+        {"model": "nano-resnet", "objective": "siglip"} | FROZEN
     ),
     "one worker": Feature({"workers": 1}, "folder"),
     "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
     "bf16, recomputed": Feature({"precision": "bf16", "grad_checkpointing": True}),
     "CLIP": Feature({"objective": "clip"}),
-    "retrieval joins": Feature(JOINS | {"val_every": 2}),
+    "retrieval joins": Feature(JOINS),
     "text frozen": Feature({"freeze": "text"}),
     "held-out share": Feature(
         {"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}
     ),
-    "samples": Feature({"samples": 90, "save_every": 3}),
     "two ranks, frozen tower": Feature(FROZEN, "table", 2),
     "two ranks, streamed": Feature({"shuffle_buffer": 10, "workers": 1}, "streamed", 2),
     "sharded weights": Feature(

@@ -255,9 +255,6 @@ def steps(encoder, precision="fp32", micro=0, number=2):
         0.0,
         micro,
     )
-    take.scaler = torch.amp.GradScaler(
-        "cpu", init_scale=256.0, enabled=precision == "fp16"
-    )
     generator, size = torch.Generator().manual_seed(5), encoder.image_size
     images = torch.randint(
         0, 256, (6, 3, size, size), generator=generator, dtype=torch.uint8

@@ -1,99 +1,54 @@
-"""Weights & Biases, by a module that has its documented calls as it is not installed;
-and what a terminal shows.
-"""
+"""TensorBoard, by a writer that keeps what it is given; and what a terminal shows."""
 
-import sys
 from types import SimpleNamespace
-from unittest.mock import Mock, call
+from unittest.mock import Mock
 
 import pytest
+import torch.utils.tensorboard
 from train_helpers import lines
 
 from cloob.training.callbacks import ProgressDisplay
 from cloob.training.loop import train
-from support import fork
 
 
 @pytest.fixture
-def wandb(monkeypatch):
+def writer(monkeypatch):
     fake = Mock()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", fake)
     return fake
 
 
-def test_a_run_and_its_resumption(trained, tmp_path, wandb):
-    config = trained.config.override(
-        out=tmp_path / "run", epochs=1, keep=1, wandb="cloob-tests"
-    )
+def test_tensorboard_has_the_numbers_of_the_logs(trained, tmp_path, writer):
+    config = trained.config.override(out=tmp_path / "run", epochs=1, tensorboard=True)
     train(config)
     train(config.override(epochs=2, resume="auto"))
-    run = wandb.init.return_value
-    sent = [(each.kwargs["step"], each.args[0]) for each in run.log.call_args_list]
-    assert run.finish.call_args_list == [call(exit_code=0)] * 2
-    train(config.override(overwrite=True))
-    first, second, anew = (each.kwargs for each in wandb.init.call_args_list)
-    assert first.keys() == {"project", "config", "resume", "name", "id", "dir"}
-    assert (first["project"], first["resume"], first["name"]) == (
-        "cloob-tests",
-        "allow",
-        "run",
-    )
-    assert first["config"]["inv_tau"] == pytest.approx(30)  # the resolved configuration
-    assert (
-        first["id"] == second["id"] != anew["id"]
-    )  # the second goes on in the run of the first
-    # All numbers of metrics.jsonl and epochs.jsonl, and nothing else.
-    steps = [(step, data) for step, data in sent if "train/loss" in data]
-    assert [step for step, _ in steps] == list(range(1, 11))
-    for (_, here), there in zip(
-        steps[:5], trained.recorder.of("step")[:5], strict=True
-    ):
-        assert here.keys() == {
-            f"train/{key}"
-            for key, value in there.items()
-            if key != "step" and value is not None
-        }
-        assert all(
-            here[f"train/{k}"] == there[k]
-            for k in ("epoch", "samples_seen", "loss", "grad_norm")
-        )
-    assert [step for step, data in sent if "epoch/loss" in data] == [5, 10]
+    begun = [each.kwargs["purge_step"] for each in writer.call_args_list]
+    assert begun == [1, 6] and writer.return_value.close.call_count == 2
+    sent = [each.args for each in writer.return_value.add_scalar.call_args_list]
+    for group, log in (("train", "metrics"), ("epoch", "epochs")):
+        wanted = [
+            (f"{group}/{name}", value, line["step"])
+            for line in lines(tmp_path / "run" / f"{log}.jsonl")
+            for name, value in line.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+        assert [each for each in sent if each[0].startswith(group)] == wanted
 
 
-def test_a_tracker_that_fails_does_not_end_the_training(
-    trained, tmp_path, wandb, caplog
+def test_a_writer_that_fails_does_not_end_the_training(
+    trained, tmp_path, writer, caplog
 ):
-    log = wandb.init.return_value.log
-    log.side_effect = [None, None, ConnectionError("the server is gone")]
-    train(trained.config.override(out=tmp_path / "run", epochs=1, wandb="x"))
-    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5 and log.call_count == 3
-    assert (
-        caplog.text.count(
-            "WandB failed (the server is gone) and is left out from here on"
-        )
-        == 1
-    )
-
-
-def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(
-    trained, tmp_path, wandb
-):
-    wandb.init.side_effect = ValueError("no API key configured")
-    config = trained.config.override(out=tmp_path / "run", epochs=1, wandb="x")
-    ranks = fork(tmp_path / "ranks", 2, lambda: train(config) and None)
-    assert ranks.wait() == [1, 1]
-    for output in ranks.outputs:
-        said = output.read_text().splitlines()[-1]
-        assert said.endswith(
-            "InputError: wandb: no API key configured; log in there, or leave"
-            " --wandb out"
-        )
+    add = writer.return_value.add_scalar
+    add.side_effect = [None, None, OSError("no space is left")]
+    train(trained.config.override(out=tmp_path / "run", epochs=1, tensorboard=True))
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5 and add.call_count == 3
+    failed = "TensorBoard failed (no space is left) and is left out from here on"
+    assert caplog.text.count(failed) == 1
 
 
 def metrics(step, **more):
     speed = {
         "images_per_second": 100.0,
-        "images_per_second_per_rank": 50.0,
         "data_wait": 0.25,
         "peak_memory": 3 << 29,
     }
