@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloob import machine
-from cloob.cache import DEFAULT_BYTES, Cache, use_cache
+from cloob.cache import DEFAULT_BYTES, Cache
 from cloob.errors import InputError
 from cloob.files import read_at_most, whole_folder, write_whole
 from support import raises
@@ -107,7 +107,8 @@ def test_folder_and_size_come_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOOB_CACHE", "")
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "")
     assert Cache().max_bytes == DEFAULT_BYTES == 50 * 1024**3
-    use_cache(tmp_path, 0.5)  # what cache_dir and cache_gb of a configuration do
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path))
+    monkeypatch.setenv("CLOOB_CACHE_BYTES", str(1 << 29))
     assert Cache().max_bytes == 1 << 29
     assert Cache(max_bytes=7).max_bytes == 7
     assert Cache().put("features", "x", b"x").parent == tmp_path / "features"

@@ -73,16 +73,6 @@ def locked(path: Path) -> contextlib.AbstractContextManager[Any]:
     return lock
 
 
-def use_cache(folder: Path | None, gigabytes: float | None) -> None:
-    """Puts a command's choice into the environment, where this process and those that
-    it starts look.
-    """
-    if folder is not None:
-        os.environ["CLOOB_CACHE"] = str(folder.absolute())
-    if gigabytes is not None:
-        os.environ["CLOOB_CACHE_BYTES"] = str(int(gigabytes * 1024**3))
-
-
 class _Usage(NamedTuple):
     """When a file was used last, seconds since 1970, and its bytes."""
 

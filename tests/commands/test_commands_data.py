@@ -21,9 +21,7 @@ from make import encoded, noise_image, tiny_model, write_forty
 
 
 def camera(seed, width=40, height=30):
-    exif = Image.Exif()
-    exif[0x010F] = "SECRET-CAMERA"
-    return encoded(noise_image(seed, width, height), "JPEG", exif=exif)
+    return encoded(noise_image(seed, width, height), "JPEG")
 
 
 @pytest.fixture(scope="module")
@@ -49,37 +47,22 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_the_table_and_the_sheet(folder, tmp_path, capsys):
-    sheet = tmp_path / "made" / "sheet.html"
-    assert main(["data", str(folder), "--out", str(sheet), "--pictures", "3"]) == 0
+def test_the_table(folder, capsys):
+    assert main(["data", str(folder)]) == 0
     said = capsys.readouterr().out
     for line in (
-        *(
-            r"rows +7\n",
-            r"usable +5\n",
-            r"corrupt image +1, such as f\.jpg",
-            r"missing caption +1, such as g\.jpg",
-        ),
-        *(
-            r"width +40 to 300, half of them at most 40",
-            r"small pictures +4 with",
-            r"tokens +\d to 102",
-        ),
-        *(
-            r"cut captions +1 with more than 77",
-            r"equal pictures +1 copies",
-            r"equal captions +2 .*; 3 are 'A dog'",
-        ),
+        r"rows +7\n",
+        r"usable +5\n",
+        r"corrupt image +1, such as f\.jpg",
+        r"missing caption +1, such as g\.jpg",
+        r"width +40 to 300, half of them at most 40",
+        r"small pictures +4 with",
+        r"tokens +\d to 102",
+        r"cut captions +1 with more than 77",
+        r"equal pictures +1 copies",
+        r"equal captions +2 .*, most of 'a dog'",
     ):
         assert re.search(line, said), line
-    page = sheet.read_text()
-    assert page.count("<img ") == 3 + 1  # and the one that is there twice
-    assert "a &lt;b&gt;red&lt;/b&gt; square" in page
-    assert "<b>red" not in page
-    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
-    uris = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
-    assert len(uris) == 4
-    assert not any(b"SECRET" in base64.b64decode(uri) for uri in uris)
 
 
 def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
@@ -130,12 +113,7 @@ def test_suspects_of_pictures(tmp_path, capsys):
         "--workers",
         "0",
     ]
-    words += [
-        "--out",
-        str(tmp_path / "page.html"),
-        "--pictures",
-        "4",
-    ]
+    words += ["--out", str(tmp_path / "page.html")]
     assert main(words) == 2
     assert "workers is 0" in capsys.readouterr().err
     words[words.index("--workers") + 1] = "1"
@@ -151,7 +129,7 @@ def test_suspects_of_pictures(tmp_path, capsys):
     assert (written["02.png"], written["21.png"]) == tuple(reversed(texts))
     assert {line["fits better"] for line in lines} <= {"", *written.values()}
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert 1 <= page.count("<img ") <= 4
+    assert page.count("<img ") >= 1
     assert lines[0]["pair"] in page
     assert f"probability {float(lines[0]['probability']):.2f}" in page
     assert "--clean auto" in capsys.readouterr().err
@@ -160,6 +138,12 @@ def test_suspects_of_pictures(tmp_path, capsys):
 def test_suspects_by_a_given_model(tmp_path, capsys, monkeypatch):
     """Two towers judge pictures, heads judge vectors; thumbnails come first."""
     write_forty(tmp_path / "pairs")
+    for picture in (tmp_path / "pairs").glob("*.png"):
+        picture.with_suffix(".txt").write_text(f"a <b>red</b> {picture.stem}")
+        exif = Image.Exif()
+        exif[0x010F] = "SECRET-CAMERA"
+        with Image.open(picture) as image:
+            image.save(picture, exif=exif)
     tiny_model(tmp_path / "towers")
     words = ["data", str(tmp_path / "pairs"), "--model", str(tmp_path / "towers")]
     words += ["--workers", "1"]
@@ -176,6 +160,12 @@ def test_suspects_by_a_given_model(tmp_path, capsys, monkeypatch):
     html = page.read_text(encoding="utf-8")
     assert html.count("<img ") == 9  # an untrained model is certain of nothing
     assert html.index("<img ") < html.index("40 pairs")
+    assert "a &lt;b&gt;red&lt;/b&gt;" in html
+    assert "<b>red" not in html
+    assert "http" not in html.replace("http-equiv", "")  # nothing is fetched
+    uris = re.findall(r"data:image/jpeg;base64,([^\"]+)", html)
+    assert len(uris) == 9
+    assert not any(b"SECRET" in base64.b64decode(uri) for uri in uris)
     assert [line["pair"] in html for line in lines[:9]] == [True] * 9
     capsys.readouterr()
 

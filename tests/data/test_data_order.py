@@ -24,7 +24,6 @@ from PIL import Image
 from pyarrow import parquet
 
 from cloob import open_source
-from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, caption_id
 from cloob.data.open import DEMO
 from cloob.data.order import LONG, EpochOrder, ShardSizes, keyed_permutation
@@ -261,7 +260,7 @@ def test_parquet_with_pictures_inside(tmp_path):
     )
     for n in range(4):
         parquet.write_table(table.slice(10 * n, 10), tmp_path / f"p-{n}.parquet")
-    source = open_source(str(tmp_path / "p-*.parquet"), cache=Cache(tmp_path / "cache"))
+    source = open_source(str(tmp_path / "p-*.parquet"))
     train, held = split([source], 0.25)
     assert train.streamed
     assert held.streamed

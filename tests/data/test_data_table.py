@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 from cloob import open_source
-from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.data.loader import PairLoader
 from cloob.data.transforms import TrainTransform
@@ -244,7 +243,6 @@ def write_saved(folder, tables):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    return Cache()
 
 
 def test_a_saved_dataset(tmp_path):

@@ -64,8 +64,6 @@ VALUES = {
 # What no number of a run shows on this machine, and where it does.
 ELSEWHERE = {
     "workers": "how many processes decode; the batches are the same",
-    "cache_dir": "where fetched shards and prepared tables lie",
-    "cache_gb": "how much of them stays",
     "device": "auto is the CPU here",
     "compile": "the time that a step takes",
     "grad_checkpointing": "the memory that a step takes",

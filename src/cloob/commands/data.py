@@ -1,9 +1,8 @@
-"""``cloob data``: look at a data set: what is in it, what is bad, what is there twice;
-count shards.
-"""
+"""``cloob data``: what is in a data set, what is bad in it, what is there twice."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -32,33 +31,28 @@ if TYPE_CHECKING:
 # Pairs up to which heads on frozen encoders are what to begin with
 # (the page “Which objective”: 43,276).
 _FEW = 50_000
+_MOST_SHOWN = 60  # suspects on a page
 _FEWEST = 4  # usable pairs: two to train on, two to hold out
 
 
 @dataclass(frozen=True)
 class Options:
-    """Say what is in a data set, what is bad in it, and what is there twice; or count
-    the samples of its shards.
+    """Say what is in a data set, what is bad in it, and what is there twice; or which
+    pairs do not belong together.
     """
 
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
-    """As of `cloob train`; with --count shards."""
+    """As of `cloob train`."""
     most: int = 10_000
     """Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at
     all.
     """
-    out: Path | None = None
-    """A contact sheet (HTML); with --count the counts, for a local folder else
-    sizes.json.
-    """
-    pictures: int = 60
-    """Pictures on the contact sheet."""
     json: bool = False
     """Print one JSON object instead of the table."""
     suspects: Annotated[tuple[Path, ...] | None, arg(metavar="[FILE.csv]")] = None
-    """After DATA: print the pairs that least seem to belong; FILE.csv lists all, --out
-    FILE.html shows them.
-    """
+    """After DATA: print the pairs that least seem to belong; FILE.csv lists all."""
+    out: Path | None = None
+    """With --suspects: a page (HTML) of pictures that are probably wrong."""
     a: str | None = None
     """With --suspects, in place of DATA: a file of vectors, as of `cloob train
     vectors`.
@@ -71,27 +65,19 @@ class Options:
     """
     ids: str | None = None
     """An id per pair of vectors."""
-    count: bool = False
-    """Only count the samples per shard, which streamed shards need before they can be
-    read.
-    """
     workers: int = 2
     """Decoding threads."""
     table: ColumnOptions = field(default_factory=ColumnOptions)
 
 
 def run(options: Options) -> int:
-    """Looks at a set, counts its shards, or lists its suspects."""
+    """Looks at a set, or lists its suspects."""
     check_range("--most", options.most, 0, 10**9)
-    check_range("--pictures", options.pictures, 1, 10_000)
     check_range("--workers", options.workers, 1, 1024)
     check_sides(options)
     if options.out is not None:
-        endings = (".json",) if options.count else (".html", ".htm")
-        check_out("--out", options.out, endings)
-    if options.count:
-        count(options)
-    elif options.suspects is None:
+        check_out("--out", options.out, (".html", ".htm"))
+    if options.suspects is None:
         look(options)
     else:
         find_suspects(options, options.suspects)
@@ -115,8 +101,9 @@ def check_sides(options: Options) -> None:
 def check_suspects(options: Options) -> None:
     """Refuses options that do not go with ``--suspects``, or need it."""
     if options.suspects is None:
-        if options.model is not None:
-            raise InputError("--model goes with --suspects")
+        if options.model is not None or options.out is not None:
+            option = "--out" if options.model is None else "--model"
+            raise InputError(f"{option} goes with --suspects")
         return
     if len(options.suspects) > 1:
         raise InputError("--suspects takes one FILE.csv, and stands after DATA")
@@ -124,20 +111,6 @@ def check_suspects(options: Options) -> None:
         raise InputError(
             "--suspects prints no --json; --suspects FILE.csv writes a table"
         )
-
-
-def count(options: Options) -> None:
-    """Counts the samples of shards."""
-    from cloob.data.shards.remote import write_counts
-
-    written, sizes = write_counts(options.data, options.out)
-    if options.json:
-        print(json.dumps(sizes))
-    else:
-        samples = f"{sum(sizes.values()):,} samples"
-        print(f"{written or options.data}: {len(sizes):,} shards, {samples}")
-    if written is None:  # the cache has the counts
-        say_next(["train", "--data", options.data])
 
 
 def find_suspects(options: Options, files: Sequence[Path]) -> None:
@@ -159,7 +132,7 @@ def find_suspects(options: Options, files: Sequence[Path]) -> None:
     logging.getLogger("cloob.heads.features").setLevel(logging.INFO)
     config = cloob.get_recipe("align").override(workers=options.workers)
     judged = judge_pictures(opened(options), config, options.model)
-    report(judged, path, options.out, options.pictures)
+    report(judged, path, options.out, _MOST_SHOWN)
     say_next([*training(options, few=True), "--clean", "auto"])
 
 
@@ -170,9 +143,9 @@ def opened(options: Options) -> Source:
 
 
 def look(options: Options) -> None:
-    """Prints what is in a set, and draws the contact sheet."""
+    """Prints what is in a set."""
     source = opened(options)  # refuses before torch is imported
-    from cloob.data.survey import survey, write_sheet
+    from cloob.data.survey import survey
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 
@@ -186,19 +159,15 @@ def look(options: Options) -> None:
             workers=options.workers,
             progress=partial(update, "pairs"),
         )
-    if options.out is not None:
-        write_sheet(options.out, source, seen, options.pictures)
     if options.json:
-        print(json.dumps(seen.as_json()))
+        print(json.dumps(dataclasses.asdict(seen)))
         return
     rows = seen.table()
     longest = max(len(name) for name, _ in rows)
     print(seen.name)
     for name, sentence in rows:
         print(f"  {name:<{longest}}  {sentence}")
-    if options.out is not None:
-        print(options.out)
-    usable_rows = seen.rows * len(seen.usable) / max(1, seen.looked_at)
+    usable_rows = seen.rows * seen.usable / max(1, seen.looked_at)
     if usable_rows >= _FEWEST:
         say_next(training(options, few=seen.rows <= _FEW))
 

@@ -44,6 +44,8 @@ OPTIONS = {
     "serve --update": "`cloob index --out IDX`, by cron, while it is served",
     "train --wandb": "`tensorboard = true` in a file of --config, or a Callback in"
     " Python, logs elsewhere",
+    "data --count": "a set is counted when it is opened, and sizes.json spares that",
+    "data --pictures": "--suspects FILE.csv --out FILE.html shows pictures",
     "--cache-dir": "$CLOOB_CACHE names the folder",
     "--cache-gb": "$CLOOB_CACHE_BYTES is the size, in bytes",
 }

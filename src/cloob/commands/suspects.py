@@ -206,7 +206,7 @@ def write_list(judged: Judged, ranked: list[int], path: Path) -> None:
 
 def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None:
     """Thumbnails of those that are probably wrong, then a line on the others."""
-    from cloob.data.survey import Card, Section, pair_cards, render_sheet
+    from cloob.data.sheet import Card, pair_cards, write_sheet
 
     assert judged.source is not None
     count, n = judged.found.count(), len(ranked)
@@ -215,7 +215,7 @@ def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None
         better = judged.better(place)
         lines = [f"fits better: {better[:160]}"] if better else []
         lines.append(f"wrong with probability {judged.probability(place):.2f}")
-        cards += pair_cards(judged.source, [judged.rows[place]], *lines)
+        cards += pair_cards(judged.source, judged.rows[place], *lines)
     low, high = judged.found.wrong.interval
     heading = f"The {len(cards)} pairs that seem to belong together least"
     closing = f"Of all {n:,} pairs {low:.1%} to {high:.1%} are wrong (95 %)."
@@ -224,6 +224,4 @@ def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None
         closing = f"The other {n - count:,} pairs are probably right."
     if len(cards) < count:
         heading += f"; the first {len(cards):,}"
-    title = f"Suspects in {judged.name}"
-    section = Section(heading, (), cards)
-    render_sheet(page, title, [section], closing, large=True)
+    write_sheet(page, f"Suspects in {judged.name}", heading, cards, closing)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloob
-from cloob.cache import use_cache
 from cloob.commands.console import say, say_next, say_next_of_pictures
 from cloob.commands.options import (
     HELP_FLAGS,
@@ -189,7 +188,6 @@ def run_training(config: cloob.TrainConfig) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     if is_first:  # torchrun's other processes have nothing to say
         say("opening data …")  # the imports alone take seconds
-    use_cache(config.cache_dir, config.cache_gb)
     level = logging.INFO if is_first else logging.ERROR
     logging.getLogger("cloob.training").setLevel(logging.INFO)
     logging.getLogger("cloob.data.open").setLevel(level)  # what was opened

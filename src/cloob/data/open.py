@@ -8,7 +8,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
-from cloob.cache import Cache
 from cloob.data.bad import by_reason
 from cloob.data.batch import BadSample, decoding
 from cloob.data.shards.remote import open_remote
@@ -61,7 +60,6 @@ def open_source(
     *,
     image_column: str = IMAGE_COLUMN,
     caption_column: str = CAPTION_COLUMN,
-    cache: Cache | None = None,
 ) -> Source:
     """Opens image-caption pairs.
 
@@ -73,8 +71,8 @@ def open_source(
             - WebDataset shards: a ``.tar`` (also compressed), a brace pattern
               (``"cc3m/{00000..00331}.tar"``), a glob (``"cc3m/*.tar"``), or a folder
               that holds tars;
-            - streamed shards: a brace pattern after ``pipe:COMMAND``, ``s3://``,
-              ``gs://``, ``http(s)://``, with ``sizes.json`` next to the shards;
+            - streamed shards: a brace pattern after ``s3://``, ``gs://`` or
+              ``http(s)://``, with ``sizes.json`` next to the shards;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), Arrow or Parquet
               files with the images inside, a folder or a glob of them;
             - a folder of images with a .txt next to every one, or with a
@@ -82,8 +80,6 @@ def open_source(
         image_column: Column of a table with the image or its path.
         caption_column: Column of a table with the caption; of tars ``"json:KEY"`` takes
             it from every sample's .json.
-        cache: Where streamed shards, unpacked Parquet and the places of samples are
-            kept; None: ``Cache()``.
 
     Returns:
         The source, of which at least two pairs could be read.
@@ -98,7 +94,7 @@ def open_source(
         >>> len(source), source.read(0).caption
         (6110, 'seek step')
     """
-    source = open_unprobed(str(spec), image_column, caption_column, cache or Cache())
+    source = open_unprobed(str(spec), image_column, caption_column)
     rows = counted(len(source), "rows")
     if source.remark:
         logger.warning("%s: %s; %s", source.name, rows, source.remark)
@@ -108,19 +104,17 @@ def open_source(
     return source
 
 
-def open_unprobed(
-    spec: str, image_column: str, caption_column: str, cache: Cache
-) -> Source:
+def open_unprobed(spec: str, image_column: str, caption_column: str) -> Source:
     """A source of which nothing has been read yet."""
     kind, files = look_up(spec, image_column)
     if kind == "elsewhere":
-        return open_remote(spec, cache, _json_key(caption_column))
+        return open_remote(spec, _json_key(caption_column))
     name = spec if spec in DEMO_SPLITS else local_path(spec)
     if kind == "tars":
-        return ShardSource(name, files, cache, member=_json_key(caption_column))
+        return ShardSource(name, files, member=_json_key(caption_column))
     if kind in ("rows", "table"):
-        return TableSource(name, files, image_column, caption_column, cache)
-    return _open_folder(files[0], caption_column, cache)
+        return TableSource(name, files, image_column, caption_column)
+    return _open_folder(files[0], caption_column)
 
 
 def _json_key(caption_column: str) -> str | None:
@@ -129,7 +123,7 @@ def _json_key(caption_column: str) -> str | None:
     return key if colon and kind == "json" else None
 
 
-def _open_folder(folder: Path, caption_column: str, cache: Cache) -> Source:
+def _open_folder(folder: Path, caption_column: str) -> Source:
     """Images with captions next to them, or a Hugging Face imagefolder with a table."""
     source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
     table = None if source.pairs else metadata_of(folder)
@@ -141,7 +135,7 @@ def _open_folder(folder: Path, caption_column: str, cache: Cache) -> Source:
         usual = [name for name in _CAPTION_NAMES if name in columns]
         if usual or len(columns) == 1:
             caption_column = (usual or columns)[0]
-    return TableSource(str(table), [table], FILE_COLUMN, caption_column, cache)
+    return TableSource(str(table), [table], FILE_COLUMN, caption_column)
 
 
 def look_up(spec: str, image_column: str) -> tuple[Form, list[Path]]:

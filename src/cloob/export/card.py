@@ -178,8 +178,6 @@ def data_name(source: str) -> str:
     """A data source as a card names it: a relative path or packaged set, else the last
     part: no host, no key.
     """
-    if source.startswith("pipe:"):
-        return "a pipe"
     if source.startswith("demo"):
         return source
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", source):

@@ -54,7 +54,7 @@ class TrainConfig(ObjectiveSettings):
 
     data: tuple[str, ...] = ()
     """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path,
-    pattern, folder, or streamed by pipe:…, s3://, https://), a Hugging Face datasets
+    pattern, folder, or streamed by s3://, https://), a Hugging Face datasets
     folder, a folder of images with .txt files next to them, or "demo"; several are read
     as one. See the page “Data”.
     """
@@ -75,15 +75,6 @@ class TrainConfig(ObjectiveSettings):
     """Shuffle within a window of this many pairs a process; 0: all.
 
     Left out: 10,000 for streamed shards, else 0.
-    """
-    cache_dir: Path | None = None
-    """Where fetched shards, features and the like are kept; left out, $CLOOB_CACHE or
-    the user's cache folder.
-    """
-    cache_gb: Positive | None = None
-    """Room for it in GiB; what was used longest ago goes first.
-
-    Left out, $CLOOB_CACHE_BYTES or 50.
     """
     crop_scale: tuple[
         Annotated[float, Interval(gt=0, le=1)], Annotated[float, Interval(gt=0, le=1)]

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from cloob.cache import Cache
 from cloob.data.items import ItemLoader, Items
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.open import open_source
@@ -119,7 +118,7 @@ class CustomParts:
         """Refuses settings that the caller's pairs leave without effect."""
         reads_files = bool(config.val_data)
         if not reads_files:
-            columns = ("image_column", "caption_column", "cache_dir", "cache_gb")
+            columns = ("image_column", "caption_column")
             config.refuse(columns, "pairs=")
         if not isinstance(self.pairs, Dataset):
             return
@@ -200,12 +199,10 @@ def _as_pairs(pairs: GivenPairs | None) -> Any:
 
 
 def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
-    room = None if config.cache_gb is None else int(config.cache_gb * 1024**3)
     open_ = partial(
         open_source,
         image_column=config.image_column,
         caption_column=config.caption_column,
-        cache=Cache(config.cache_dir, room),
     )
     return [open_(spec) for spec in specs]
 

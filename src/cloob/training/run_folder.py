@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 # Changing these between a run and its resumption changes no number of the training;
 # batch_size has another line.
-_FREE = """workers val_data cache_dir cache_gb device patience batch_size
+_FREE = """workers val_data device patience batch_size
 given_held_out given_metrics out save_every keep best resume overwrite log_every
 tensorboard"""
 # What the weights belong to.

@@ -109,9 +109,9 @@ def configured(base, pairs_as, nano_configs, tmp_path):
     def of(feature):
         config = base.override(**{"val_data": [pairs_as["folder"]], **feature.settings})
         if feature.data == "streamed":
-            stream = f"pipe:cat {pairs_as['shards']}/{{00000..00001}}.tar"
-            cache = {"cache_dir": tmp_path / "cache", "max_bad_fraction": 1.0}
-            return config.override(data=[stream, pairs_as["table"]], **cache)
+            stream = f"local://{pairs_as['shards']}/{{00000..00001}}.tar"
+            data = [stream, pairs_as["table"]]
+            return config.override(data=data, max_bad_fraction=1.0)
         return config.override(data=[pairs_as[feature.data]])
 
     return of
@@ -224,13 +224,11 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     data = str(tmp_path / "pairs")
     if form != "folder":
         data = write_shards(tmp_path / "pairs", tmp_path / "shards")
-        data = f"pipe:cat {data}/{{00000..00001}}.tar" if form == "streamed" else data
+        data = f"local://{data}/{{00000..00001}}.tar" if form == "streamed" else data
     config = base.override(
         data=[data], out=tmp_path / "run", max_bad_fraction=1.0, epochs=2
     )
-    config = config.override(
-        shuffle_buffer=0 if form == "folder" else 7, cache_dir=tmp_path / "cache"
-    )
+    config = config.override(shuffle_buffer=0 if form == "folder" else 7)
     killed(tmp_path / "a", processes[0], config, KilledAfter(3, 0.0))
     again = config.override(batch_size=size)
     told = command(tmp_path / "b", processes[1], again, "--resume", "auto").told()

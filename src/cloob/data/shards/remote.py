@@ -1,8 +1,5 @@
-"""Pairs in tar shards that commands or URLs give: they are fetched into a bounded cache
-when they are first needed.
-
-``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so
-no URL reaches a shell.
+"""Pairs in tar shards at addresses that fsspec opens: fetched into the bounded cache
+when they are first needed. No address reaches a shell.
 """
 
 from __future__ import annotations
@@ -11,74 +8,53 @@ import hashlib
 import json
 import logging
 import re
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from cloob.cache import Cache, cache_root
+from cloob.cache import Cache, cache_root, locked
 from cloob.data.batch import BadSample, RawSample
-from cloob.data.shards.spec import (
-    SHARD_NAME,
-    SIZES,
-    expand,
-    is_remote,
-    local_path,
-    matching_files,
-    shard_name,
-    tars_in,
-)
-from cloob.data.shards.tar import ShardSource
+from cloob.data.shards.spec import expand
+from cloob.data.shards.tar import ShardSource, TarReader, scan
 from cloob.data.source import Fingerprint, Source, digest
 from cloob.data.sources.files import FileSource
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError, counted, one_line, require
 from cloob.files import write_whole
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession, TraceRequestRedirectParams
 
-_PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
+_PAUSES = (0.0, 1.0, 4.0)  # seconds before every attempt
 _SILENT_SECONDS = 60.0  # that a server may say nothing
-_TRY_AGAIN = (408, 429)  # a request timed out, or there were too many
-_HOW = (
-    f'put {SIZES} ({{"shard.tar": count}}) next to the shards: `cloob data FOLDER'
-    " --count` writes it where they are local, and with the pattern in place of FOLDER"
-    " fetches the shards, counts them and remembers the counts"
-)
+_ABSENT = (FileNotFoundError, PermissionError)  # S3 forbids what is not there
+_SIZES = "sizes.json"
+# of an address: behind its host, before its query
+_LAST_NAME = re.compile(r"(?<=[^/]/)[^/?#]+(?=$|[?#])")
 
 logger = logging.getLogger(__name__)
 
 
 def fetch(url: str, target: Path) -> None:
-    """Writes what a URL gives into a file; tries three times, unless the server reports
-    that there is nothing.
+    """Writes what a URL gives into a file; tries three times where there may be
+    something.
     """
-    attempts = len(_PAUSES) + 1
-    copy = _run if url.startswith("pipe:") else _downloader(url)
-    for attempt in range(attempts):
+    copy = _downloader(url)
+    for pause in _PAUSES:
+        time.sleep(pause)
         try:
-            copy(url, target)
+            copy(url, str(target))
             return
         except InputError:
             raise
+        except _ABSENT as error:
+            raise InputError(f"{url}: no such file, or not for you") from error
         except Exception as error:  # the errors of stores have no common base
-            wrong = _reason(error)
-            if _is_final(error):
-                raise InputError(f"{url}: {wrong}") from error
-        if attempt < len(_PAUSES):
-            time.sleep(_PAUSES[attempt])
-    raise InputError(f"{url}: {wrong} ({attempts} attempts)")
-
-
-def _run(url: str, target: Path) -> None:
-    """Writes what a command prints."""
-    command = url.removeprefix("pipe:")
-    with target.open("wb") as file:
-        subprocess.run(command, shell=True, stdout=file, check=True)
+            wrong = one_line(error)
+    raise InputError(f"{url}: {wrong} ({len(_PAUSES)} attempts)")
 
 
 def _downloader(url: str) -> Any:
@@ -93,31 +69,7 @@ def _downloader(url: str) -> Any:
     try:
         return fsspec.filesystem(scheme).get_file
     except (ValueError, ImportError) as error:  # which names the package that does it
-        raise InputError(
-            f"{url}: nothing here opens {scheme}:// ({error}); any command does as"
-            " pipe:COMMAND"
-        ) from None
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether trying again is of no use."""
-    status = getattr(error, "status", None)
-    if isinstance(status, int):
-        return 400 <= status < 500 and status not in _TRY_AGAIN
-    return isinstance(error, FileNotFoundError | PermissionError)
-
-
-def _reason(error: Exception) -> str:
-    """Why a file could not be fetched, in a few words."""
-    status = getattr(error, "status", None)
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, subprocess.CalledProcessError):
-        hint = " (command not found)" if error.returncode == 127 else ""
-        return f"its command ended with exit status {error.returncode}{hint}"
-    if status:
-        return f"HTTP {status} {getattr(error, 'message', '')}".rstrip()
-    return one_line(error)
+        raise InputError(f"{url}: nothing here opens {scheme}:// ({error})") from None
 
 
 def _web(url: str) -> Any:
@@ -159,18 +111,14 @@ def _web(url: str) -> Any:
 
 
 class RemoteShardSource(FileSource[ShardSource], Source):
-    """Samples in tars that commands or URLs give; more than the known number are left
-    out, with one warning.
+    """Samples in tars at addresses; more than the known number are left out, with a
+    warning.
     """
 
-    def __init__(
-        self, name: str, counts: dict[str, int], cache: Cache, member: str | None
-    ) -> None:
-        super().__init__(name, tuple(counts.values()), streamed=True)
+    def __init__(self, name: str, counts: dict[str, int], member: str | None) -> None:
+        super().__init__(name, counts.values(), streamed=True)
         self._urls = tuple(counts)
-        self._cache = cache
         self._member = member
-        self._warned = False
         # without what comes before them (a bucket, a token)
         self.shard_names = tuple(map(shard_name, counts))
 
@@ -182,7 +130,7 @@ class RemoteShardSource(FileSource[ShardSource], Source):
         if row < complete:
             return source.read(row)
         cut = f": {source.cuts[0]}" if source.cuts else ""
-        listed = f"{SIZES} has {self.shard_sizes[shard]:,}"
+        listed = f"{_SIZES} has {self.shard_sizes[shard]:,}"
         detail = f"{self._urls[shard]} holds {complete:,} samples, {listed}{cut}"
         key = f"{self.shard_names[shard]}/{row}"
         raise BadSample("truncated shard", key, detail)
@@ -194,163 +142,113 @@ class RemoteShardSource(FileSource[ShardSource], Source):
 
     def prepare(self, shard: int) -> Path:
         url = self._urls[shard]
-        return self._cache.get("shards", url, lambda path: fetch(url, path))
+        return Cache().get("shards", url, lambda path: fetch(url, path))
 
     def load(self, shard: int, file: Path) -> ShardSource:
         """Opens a shard that was fetched; one that cannot be read is removed."""
         url = self._urls[shard]
         label = self.shard_names[shard]
         try:
-            source = ShardSource(url, [file], self._cache, label, self._member)
+            source = ShardSource(url, [file], label, self._member)
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
             file.unlink()  # FileNotFoundError where the cache has dropped it
             wrong = str(error).removeprefix(f"{file} ")
             raise InputError(f"{url}: gave no readable shard ({wrong})") from None
-        self._warn_once(url, source, self.shard_sizes[shard])
+        n, listed = source.complete[0], self.shard_sizes[shard]
+        if n > listed:
+            logger.warning(
+                "%s: holds %s samples, %s has %s: the others are left out",
+                *(url, f"{n:,}", _SIZES, f"{listed:,}"),
+            )
+        if source.remark:
+            logger.warning("%s: %s", url, source.remark)
         return source
 
-    def _warn_once(self, url: str, source: ShardSource, listed: int) -> None:
-        """Warns of the first shard that is odd or holds more than is listed."""
-        odd = source.remark
-        complete = source.complete[0]
-        if complete > listed:
-            odd = (
-                f"holds {complete:,} samples, {SIZES} has {listed:,}: the others are"
-                " left out"
-            )
-        if odd and not self._warned:
-            logger.warning("%s: %s (reported once)", url, odd)
-            self._warned = True
+
+def shard_name(url: str) -> str:
+    """The last name in the path of a URL."""
+    name = _LAST_NAME.search(url)
+    return name[0] if name else url[-80:]
 
 
-def open_remote(
-    spec: str, cache: Cache, member: str | None = None
-) -> RemoteShardSource:
-    """Opens streamed shards, whose counts are remembered on this machine or lie next to
-    the shards.
+def open_remote(spec: str, member: str | None = None) -> RemoteShardSource:
+    """Opens streamed shards, whose numbers of samples are listed next to them or
+    counted once on this machine.
     """
-    urls = expand(spec, escape=False)
-    counts = _read_sizes(_memory(spec))
+    urls = expand(spec)
+    counts = _listed_counts(urls)
     if not counts.keys() >= {*urls}:
-        try:
-            counts = _listed_counts(urls)
-        except InputError as error:
-            raise InputError(
-                f"{spec}: the number of samples in every shard must be known;"
-                f" {error}; {_HOW}"
-            ) from None
-    counts = {url: counts[url] for url in urls}
-    return RemoteShardSource(spec, counts, cache, member)
+        counts = _counted(spec, urls, counts)
+    return RemoteShardSource(spec, {url: counts[url] for url in urls}, member)
 
 
-def _listed_counts(urls: Sequence[str]) -> dict[str, int]:
-    """The counts by URL, from the lists next to the shards."""
-    lists: dict[str, dict[str, int]] = {}
-    counts = {}
-    for url in urls:
-        place = _list_next_to(url)
-        if place not in lists:
-            lists[place] = _fetched_sizes(place)
-        name = shard_name(url)
-        if name not in lists[place]:
-            raise InputError(f"{place}: has no count for {name}")
-        counts[url] = lists[place][name]
+def _counted(spec: str, urls: Sequence[str], listed: dict[str, int]) -> dict[str, int]:
+    """The counts of all shards; those that are not listed are fetched, counted and
+    remembered one by one, so that another start goes on there.
+    """
+    name = hashlib.blake2b(spec.encode(), digest_size=16).hexdigest()
+    memory = cache_root() / "sizes" / f"{name}.json"
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    with locked(memory.with_suffix(".lock")), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.tar"
+        text = memory.read_text() if memory.is_file() else "{}"
+        counts = _counts(text, str(memory)) | listed
+        missing = [url for url in urls if url not in counts]
+        if missing:
+            how = f"fetching {counted(len(missing), 'shards')} once to count samples"
+            logger.warning("%s: not all in a %s; %s", spec, _SIZES, how)
+        for url in missing:
+            fetch(url, path)
+            counts[url] = _count(url, path)
+            write_whole(memory, json.dumps(counts))
     return counts
 
 
-def _list_next_to(url: str) -> str:
-    """The same URL or command for the list in the shard's folder."""
-    names = list(SHARD_NAME.finditer(url))
-    if not names:
-        raise InputError(f"{url}: has no count for {shard_name(url)}")
-    start, end = names[-1].span()
-    return f"{url[:start]}{SIZES}{url[end:]}"
+def _count(url: str, path: Path) -> int:
+    """How many samples a shard that was fetched holds; refuses a truncated one."""
+    index = json.loads(scan(TarReader((path,))).schema.metadata[b"cloob"])
+    if index["cuts"]:
+        raise InputError(f"{url}: {index['cuts']['0']}")
+    return int(index["complete"][0])
+
+
+def _listed_counts(urls: Sequence[str]) -> dict[str, int]:
+    """The counts by URL, of the shards that a list next to them names."""
+    lists: dict[str, dict[str, int]] = {}
+    found = {}
+    for url in urls:
+        place = _LAST_NAME.sub(_SIZES, url, count=1)
+        if place == url:  # no shard's name that the list's could replace
+            continue
+        if place not in lists:
+            lists[place] = _fetched_sizes(place)
+        name = shard_name(url)
+        if name in lists[place]:
+            found[url] = lists[place][name]
+    return found
 
 
 def _fetched_sizes(place: str) -> dict[str, int]:
+    """The list at an address, empty where there is none."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / SIZES
-        fetch(place, path)
-        return _read_sizes(path, place)
+        path = Path(folder) / _SIZES
+        try:
+            fetch(place, path)
+        except InputError as error:
+            if isinstance(error.__cause__, _ABSENT):
+                return {}
+            raise
+        return _counts(path.read_text(encoding="utf-8-sig"), place)
 
 
-def _read_sizes(path: Path, where: str = "") -> dict[str, int]:
-    """The counts in a file, none without it; ``where`` is what an error calls it."""
-    if not path.is_file():
-        return {}
+def _counts(text: str, where: str) -> dict[str, int]:
+    """The counts in a list; ``where`` is what an error calls it."""
     try:
-        counts = json.loads(path.read_text(encoding="utf-8-sig"))
+        counts = json.loads(text)
         is_right = all(type(count) is int and count >= 0 for count in counts.values())
     except (ValueError, RecursionError, AttributeError):
         is_right = False
     if not is_right:
-        raise InputError(f'{where or path}: is not {{"shard.tar": count, …}}')
+        raise InputError(f'{where}: is not {{"shard.tar": count, …}}')
     return dict(counts)
-
-
-def _memory(pattern: str) -> Path:
-    """Where the counts of a pattern are remembered."""
-    name = hashlib.blake2b(pattern.encode(), digest_size=16).hexdigest()
-    return cache_root() / "sizes" / f"{name}.json"
-
-
-def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
-    """Counts the samples of shards; returns the list that was written, and the counts
-    by shard. Of a local folder that list is its sizes.json.
-    """
-    if is_remote(spec):
-        counts = _count_remote(spec, expand(spec, escape=False))
-        names = list(map(shard_name, counts))
-    else:
-        path = Path(local_path(spec))
-        if path.is_dir():
-            paths, out = tars_in(path), out or path / SIZES
-        elif out is None:
-            raise InputError(f"{spec}: --out is missing; it names the list")
-        else:
-            paths = matching_files(str(path))
-        counts = {str(path): _count(str(path), path) for path in paths}
-        names = [path.name for path in paths]
-    if not counts:
-        raise InputError(f"{spec}: holds no tars")
-    if out is not None:
-        _write_list(out, spec, names, counts.values())
-    return out, counts
-
-
-def _write_list(
-    out: Path, spec: str, names: Sequence[str], counts: Iterable[int]
-) -> None:
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"{spec}: names of shards come twice; count each folder by itself"
-        )
-    listed = dict(zip(names, counts, strict=True))
-    write_whole(out, json.dumps(listed, indent=1) + "\n")
-
-
-def _count_remote(spec: str, shards: Sequence[str]) -> dict[str, int]:
-    """Counts where an earlier count stopped; one that has ended is begun anew."""
-    counts = _read_sizes(_memory(spec))
-    if counts.keys() >= {*shards}:
-        counts = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "shard.tar"
-        for shard in shards:
-            if shard not in counts:
-                fetch(shard, path)
-                counts[shard] = _count(shard, path)
-                write_whole(_memory(spec), json.dumps(counts))
-    return {shard: counts[shard] for shard in shards}
-
-
-def _count(shard: str, path: Path) -> int:
-    """How many samples a shard that was fetched holds; refuses a truncated one."""
-    source = ShardSource(shard, [path])
-    if source.cuts:
-        raise InputError(f"{shard}: {source.cuts[0]}")
-    if source.remark:
-        remark = source.remark.replace("read", "counted", 1)
-        logger.warning("%s: %s", shard, remark)
-    return len(source)

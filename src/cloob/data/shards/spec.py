@@ -1,6 +1,4 @@
-"""What a user writes for shards: here or elsewhere, one or a pattern of many; and the
-names in URLs and commands.
-"""
+"""What a user writes for shards: here or elsewhere, one or a pattern of many."""
 
 from __future__ import annotations
 
@@ -13,12 +11,8 @@ from urllib.parse import unquote, urlsplit
 from cloob.errors import InputError, require
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-SIZES = "sizes.json"
 
-_SCHEME = re.compile(r"(pipe|file):|[A-Za-z][A-Za-z0-9+.-]+://")
-SHARD_NAME = re.compile(
-    r"[^/\s'\"=]+\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz)(?=$|[\s'\"?#;|&)])", re.IGNORECASE
-)
+_SCHEME = re.compile(r"file:|[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def is_remote(spec: str) -> bool:
@@ -58,28 +52,15 @@ def is_tar(path: Path) -> bool:
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
-def expand(pattern: str, *, escape: bool = True) -> list[str]:
-    """The strings of a brace pattern (``{000..999}``, ``{a,b}``), as in a shell;
-    ``escape``: by a backslash.
-    """
+def expand(pattern: str) -> list[str]:
+    """The strings of a brace pattern (``{000..999}``, ``{a,b}``), as in a shell."""
     braceexpand = require("braceexpand", "train")
     try:
-        return list(braceexpand.braceexpand(pattern, escape=escape))
+        return list(braceexpand.braceexpand(pattern))
     except braceexpand.UnbalancedBracesError:
         raise InputError(
             f"{pattern}: not a brace pattern: a brace is not closed, or none was opened"
         ) from None
-
-
-def shard_name(url: str) -> str:
-    """The file name of the shard that a URL or a command fetches: the last word in it
-    that ends like a tar.
-    """
-    names = SHARD_NAME.findall(url)
-    if names:
-        return str(names[-1])
-    last_word = re.split(r"[/\s]", url.rstrip("/ -"))[-1]
-    return last_word[-80:] or url[-80:]
 
 
 def tars_in(folder: Path) -> list[Path]:

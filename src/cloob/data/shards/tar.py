@@ -111,9 +111,8 @@ class TarReader:
     any threads and processes.
     """
 
-    def __init__(self, paths: tuple[Path, ...], cache: Cache | None = None) -> None:
+    def __init__(self, paths: tuple[Path, ...]) -> None:
         self.paths = paths
-        self._cache = cache
         self._file = lru_cache(_MAX_OPEN_FILES)(self._open)
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
@@ -141,12 +140,11 @@ class TarReader:
                 stat = path.stat()
                 version = f"{stat.st_size} {stat.st_mtime_ns}"
                 name = f"{path.resolve()} {version} {path.name} unpacked.tar"
-                cache = self._cache or Cache()
-                path = cache.get("shards", name, partial(_unpack, opener, path))
+                path = Cache().get("shards", name, partial(_unpack, opener, path))
         return _File(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TarReader, (self.paths, self._cache)
+        return TarReader, (self.paths,)
 
 
 class _File(io.FileIO):
@@ -211,16 +209,15 @@ class ShardSource(Source):
         self,
         name: str,
         paths: Sequence[Path],
-        cache: Cache | None = None,
         label: str | None = None,
         member: str | None = None,
     ) -> None:
-        self._arguments = name, tuple(paths), cache, label, member
+        self._arguments = name, tuple(paths), label, member
         self.name = name
         self._member = member
-        self.reader = TarReader(tuple(paths), cache)
+        self.reader = TarReader(tuple(paths))
         self._labels = (label,) if label else tuple(path.name for path in paths)
-        index = self._index(cache)
+        index = self._index()
         about = json.loads(index.schema.metadata[b"cloob"])
         self._keys, *places = (column.combine_chunks() for column in index.columns)
         # (N,) int64 each, bytes
@@ -234,17 +231,15 @@ class ShardSource(Source):
         self._ends = np.cumsum(self.shard_sizes)
         self._complete_ends = np.cumsum(self.complete)
 
-    def _index(self, cache: Cache | None) -> pa.Table:
+    def _index(self) -> pa.Table:
         """Where the samples lie, from the cache while the tars are the same."""
         captions = CAPTION_EXTENSIONS if self._member is None else ("json",)
-        if cache is None:
-            return scan(self.reader, captions)
         versions = []
         for path in self.reader.paths:
             stat = path.stat()
             versions.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
         name = json.dumps([_FORMAT, captions, versions])
-        file = cache.get("indices", f"{name}.arrow", partial(self._write, captions))
+        file = Cache().get("indices", f"{name}.arrow", partial(self._write, captions))
         with reading(file), pa.memory_map(str(file)) as source:
             return pa.ipc.open_file(source).read_all()
 

@@ -81,10 +81,8 @@ class TableSource(FileSource[Opened], Source):
         paths: Sequence[Path],
         image_column: str = IMAGE_COLUMN,
         caption_column: str | None = CAPTION_COLUMN,
-        cache: Cache | None = None,
     ) -> None:
         self.paths = tuple(paths)
-        self._cache = cache or Cache()
         required = [column for column in (image_column, caption_column) if column]
         schemas = [_schema(path, required) for path in paths]
         self.schema = schemas[0]
@@ -256,7 +254,7 @@ class TableSource(FileSource[Opened], Source):
             stat = path.stat()
         version = stat.st_size, stat.st_mtime_ns
         name = f"{path.resolve()} {version} {self._columns} {path.stem}.arrow"
-        return self._cache.get("tables", name, partial(self._unpack, path))
+        return Cache().get("tables", name, partial(self._unpack, path))
 
     def _unpack(self, path: Path, target: Path) -> None:
         """Writes a stream, whose dictionaries may differ from batch to batch."""

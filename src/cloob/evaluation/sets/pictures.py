@@ -12,7 +12,6 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from cloob.cache import Cache
 from cloob.data.batch import BadSample, as_utf8, read_pair_file
 from cloob.data.open import DEMO, check_usable, open_source, open_unprobed
 from cloob.data.shards.headers import Member
@@ -282,7 +281,7 @@ def open_captioned(
     if (path / "test" / "nshards.txt").is_file():
         check_type(path, "retrieval")
         return captioned(path.name, open_source(path / "test"), by_line=True)
-    source = open_unprobed(spec, image_column, caption_column, Cache())
+    source = open_unprobed(spec, image_column, caption_column)
     if not isinstance(source, TableSource) or source.inside:
         check_usable(source)
         pure = PurePath(spec)
