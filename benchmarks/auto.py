@@ -1,4 +1,4 @@
-"""The study of `auto`: two matrices from packages, judged by pairs that no run has seen.
+"""The study of `auto`: two matrices of a package, judged by pairs no run has seen.
 
     python benchmarks/auto.py make --sets DIR [--data DIR]
     python benchmarks/auto.py run --sets DIR [--out FILE]
@@ -77,8 +77,7 @@ def recalls(x: Any, y: Any) -> list[float]:
 
 def best(tried: Tried) -> list[float]:
     """The recalls of what finds most of the pairs that choose."""
-    chosen, test = max(tried, key=lambda rows: sum(recalls(*rows[0])))
-    return recalls(*test)
+    return recalls(*max(tried, key=lambda rows: sum(recalls(*rows[0])))[1])
 
 
 def ridge(parts: Parts) -> Tried:

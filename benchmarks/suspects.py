@@ -32,8 +32,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.auto import SETS, recalls
+from benchmarks.auto import recalls
 from benchmarks.frozen.data import load
+from benchmarks.tasks import SETS
 from sklearn.metrics import roc_auc_score
 
 from cloob import ContrastiveHeads

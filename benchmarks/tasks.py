@@ -79,7 +79,7 @@ def grams(
 
 
 def code(_: Path | None) -> Views:
-    """Functions of scikit-learn and scipy: the names in their code, and their docstrings."""
+    """Functions of scikit-learn and scipy: names in their code, and docstrings."""
     found = {}
     for package in ("sklearn", "scipy"):
         for path in sorted(folder_of(package).rglob("*.py")):
@@ -127,7 +127,7 @@ def fragments(_: Path | None) -> Views:
 
 
 def patches(_: Path | None) -> Views:
-    """Parts of photographs of 40 x 40: a histogram of colours, and one of local patterns."""
+    """Parts of photographs: histograms of colours, and of local patterns."""
     from PIL import Image
 
     names = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "ihc.png")
@@ -166,7 +166,7 @@ def rows_of(table: str) -> list[dict[str, str]]:
 
 def baseball(_: Path | None) -> Views:
     """Players: counts of one season, and of their next."""
-    counts = "g ab r h X2b X3b hr rbi sb cs bb so".split()
+    counts = ["g", "ab", "r", "h", "X2b", "X3b", "hr", "rbi", "sb", "cs", "bb", "so"]
     players = collections.defaultdict(list)
     for row in rows_of("plyr/baseball"):
         if row["stint"] == "1" and all(row[name] not in ("NA", "") for name in counts):
@@ -221,7 +221,7 @@ def cars(_: Path | None) -> Views:
     ]
     measures = [
         [row[name] for name in numbers.split()]
-        + [float(row["Year"][:4]), "USA Europe Japan".split().index(row["Origin"])]
+        + [float(row["Year"][:4]), ["USA", "Europe", "Japan"].index(row["Origin"])]
         for row in rows
     ]
     return grams([[*row["Name"]] for row in rows], (1, 2, 3)), np.array(
@@ -261,7 +261,7 @@ def constants(_: Path | None) -> Views:
         columns = line.split("\t")
         formulas[columns[1]] = columns[2]
     path = root / "Critical Properties" / "Yaws Collection.tsv"
-    elements = "C H N O F Cl Br S Si P I".split()
+    elements = ["C", "H", "N", "O", "F", "Cl", "Br", "S", "Si", "P", "I"]
     a, b = [], []
     for row in csv.DictReader(path.open(encoding="utf-8"), delimiter="\t"):
         values = [row[name] for name in ("Tc", "Pc", "Vc", "omega")]
@@ -281,7 +281,7 @@ def languages(_: Path | None) -> Views:
 
     rows = some(list(pycountry.languages))
     codes = [[f"{place}{c}" for place, c in enumerate(row.alpha_3)] for row in rows]
-    marked = [code + [*row.alpha_3] for code, row in zip(codes, rows, strict=True)]
+    marked = [[*code, *row.alpha_3] for code, row in zip(codes, rows, strict=True)]
     return grams(marked, (1, 2)), grams(
         [[*row.name.lower()] for row in rows], (1, 2, 3)
     )
