@@ -140,7 +140,7 @@ def setup(app: Any) -> None:
 # a network; aliases of types and type variables have no entry of their own.
 _OTHERS = (
     "abc torch numpy np PIL collections contextlib pathlib typing types argparse"
-    " open_clip sentence_transformers mteb sklearn transformers"
+    " open_clip sentence_transformers sklearn transformers"
 )
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),

@@ -123,7 +123,7 @@ def install(extra: str) -> str:
     """The command that brings an extra of this package, in a clone or after a wheel; or
     a package that no extra has.
     """
-    if extra in ("mteb", "tensorboard"):
+    if extra == "tensorboard":
         return f"pip install {extra}"
     import json  # these two would cost every start 50 ms
     from importlib import metadata

@@ -47,10 +47,10 @@ def rows_in(out):
     return results_in(out)["rows"]
 
 
-def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(work, capsys):
+def test_probes_are_written_and_a_second_run_writes_the_same(work, capsys):
     out = work / "out"
-    words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets")]
-    words += ["--probe", "--probe-seeds", "0", "1", "--shots", "2"]
+    sets = [str(work / "sets" / name) for name in ("one", "two")]
+    words = ["eval", str(work / "model"), "--zeroshot", *sets, "--probe"]
     words += ["--device", "cpu", "--out", str(out)]
     assert cli.main(words) == 0
     assert "linear probe top-1" in capsys.readouterr().out
@@ -59,38 +59,12 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(work, capsys):
     assert list(row["probe"]) == ["one"]
     assert row["fingerprint"] == fingerprint(load_model(work / "model", device="cpu"))
     assert row["probe"]["one"]["acc1"] == 1.0
-    assert row["probe"]["one"]["n_train"] == 4
-    assert (out / "per_class" / "one.csv").is_file()
-    assert (out / "per_class" / "two.csv").is_file()
+    assert row["probe"]["one"]["n_train"] == 12
     assert "Linear probe" in (out / "report.html").read_text(encoding="utf-8")
 
     content = (out / "results.json").read_bytes()
     assert cli.main(words) == 0
     assert (out / "results.json").read_bytes() == content
-
-
-def test_an_evaluation_removes_its_own_earlier_tables_alone(work):
-    """What an earlier results.json names, and no file of somebody else."""
-    (work / "out" / "per_class").mkdir(parents=True)
-    mine = work / "out" / "per_class" / "mine.csv"
-    mine.write_text("my own")
-    words = ["eval", str(work / "model"), "--device", "cpu", "--out", str(work / "out")]
-
-    def evaluate(*sets):
-        folders = [str(work / "sets" / name) for name in sets]
-        assert cli.main([*words, "--zeroshot", *folders]) == 0
-        return sorted(path.name for path in (work / "out" / "per_class").iterdir())
-
-    assert evaluate("one", "two") == ["mine.csv", "one.csv", "two.csv"]
-    assert evaluate("two") == ["mine.csv", "two.csv"]
-    assert mine.read_text() == "my own"
-    # a results.json of a stranger names what it likes
-    (work / "notes.csv").write_text("years of work")
-    results = work / "out" / "results.json"
-    for names in (["../../notes.csv", f"{work}/notes.csv", "..", 3], "two.csv", None):
-        results.write_text(json.dumps({"per_class": names}))
-        assert evaluate("two") == ["mine.csv", "two.csv"]
-    assert (work / "notes.csv").read_text() == "years of work"
 
 
 def vectors_run(out, **changes):
@@ -172,8 +146,13 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     sets, broken = work / "my sets", create_model("tiny-convnext", seed=0)
     next(broken.model.visual.parameters()).data.fill_(1e38)
     save_model(work / "a" / "model", broken, make_objective("cloob").config())
-    (sets / "empty").mkdir()
-    (sets / "one" / "train" / "green").mkdir()
+    frames = work / "ucf101" / "ucfTrainTestlist"
+    frames.mkdir(parents=True)
+    (frames / "testlist01.txt").write_text("YoYo/v_YoYo_g01_c01.avi\n")
+    shutil.copytree(sets / "two" / "red", work / "ucf101" / "frames" / "YoYo")
+    (work / "ucf101/frames/YoYo/0.png").rename(
+        work / "ucf101/frames/YoYo/v_YoYo_g01_c01.png"
+    )
     table = work / "pairs of mine.csv"
     table.write_text(
         "filepath,title\n"
@@ -188,7 +167,7 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/words"
     (wordless / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
     models = [work / "model", work / "a" / "model", wordless, work / "nowhere"]
-    words = ["--suite", "pictograms", str(sets), "paper", str(work), "--probe"]
+    words = ["--zeroshot", str(sets / "two"), "--paper", str(work), "--probe"]
     words += ["--retrieval", str(table), str(gone), "--device", "cpu"]
     words += ["--out", str(work / "out")]
     assert cli.main(["eval", *map(str, models), *words]) == 1
@@ -197,15 +176,12 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     assert sum("put there" in line for line in lines) == 8
     results = results_in(work / "out")
     assert [row["model"] for row in results["rows"]] == list(map(str, models[:2]))
-    assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
+    assert list(results["rows"][0]["zeroshot"]) == ["ucf101", "two"]
     said = {
         (failure["model"], failure["set"]): failure["error"]
         for failure in results["failures"]
     }
-    assert said[None, "empty"].startswith(f"{sets}/empty has no sub-folder")
-    assert said[None, "one (training)"].startswith(
-        f"{sets}/one/train/green: no image in this class folder"
-    )
+    assert "trainlist01.txt" in said[None, "ucf101 (training)"]
     assert f"cannot be read under {work} (" in said[None, "country211"]
     assert said["wordless", None].startswith(f"{models[2]}/{CONFIG_FILE}: ")
     assert said["nowhere", None].startswith(f"{work}/nowhere: no such folder")
@@ -214,7 +190,7 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
         in said[str(models[1]), "pairs of mine.csv"]
     )
     assert f"{work}/x y/1.png: missing image" in said[str(models[1]), "gone.csv"]
-    assert len(said) == len(results["failures"]) == 17
+    assert len(said) == len(results["failures"]) == 15
 
 
 def test_sets_of_one_name_are_told_apart_by_their_folders(work):
@@ -237,8 +213,8 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(work):
     assert (work / "out" / "report.html").is_file()
 
 
-def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(work, capsys):
-    words = ["eval", str(work / "model"), "--suite", "paper", str(work)]
+def test_the_papers_sets_that_are_all_missing_end_with_one_line_more(work, capsys):
+    words = ["eval", str(work / "model"), "--paper", str(work)]
     assert cli.main([*words, "--out", str(work / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 9

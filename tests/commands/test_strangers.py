@@ -10,7 +10,6 @@ from make import COLOURS, tiny_model, write_classes, write_forty
 
 STRANGERS = [
     "thesis.txt",
-    "per_class/mine.csv",
     "index/notes.txt",
     "pictures/me.txt",
     "data.sqlite",

@@ -2,7 +2,6 @@
 runs, the cache of embeddings.
 """
 
-import csv
 import json
 import pickle
 import shutil
@@ -24,7 +23,6 @@ from cloob.evaluation.analysis import (
 from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures import geometry
-from cloob.evaluation.per_class import write_per_class
 from cloob.evaluation.sets.pictures import open_captioned
 from cloob.evaluation.suite import evaluate, paired_differences, write_results
 from cloob.models.folder import save_model
@@ -213,39 +211,6 @@ def test_a_loaded_model_is_the_model_that_was_saved(tmp_path):
     assert str(tmp_path) not in json.dumps(results)
     queries = example_queries(embeddings, data, k=5)
     assert {query.query for query in queries} == set(NAMES) - {"green"}
-
-
-def test_recalls_and_confusions(tmp_path):
-    models = {
-        "good": ColourModel(),
-        "runs/bad": ColourModel(confused=[("red", "blue")]),
-    }
-    data = Labels(NAMES * 2, broken=[1], name="lid")
-    embeddings = Embeddings(models)
-    (file,) = write_per_class(
-        tmp_path, evaluate(embeddings, [data]), embeddings, [data]
-    )
-    assert [file] == list(tmp_path.iterdir())
-    rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
-    assert columns["class"] == NAMES
-    assert columns["images"] == ["2"] * 6
-    assert columns["good: recall"] == ["1", "0.5", "1", "1", "1", "1"]
-    assert columns["good: mostly taken for"][:2] == ["", "(unreadable)"]
-    assert columns["runs/bad: recall"][0] == "0"
-    assert columns["runs/bad: mostly taken for"][0] == "blue"
-    # Names that are alike as file names keep their files, also on systems that do not
-    # tell ``A`` from ``a``.
-    sets = [
-        Labels(NAMES, name="My set"),
-        Labels(NAMES[:1], name="my-Set", classnames=NAMES[:2]),
-    ]
-    files = write_per_class(tmp_path, evaluate(embeddings, sets), embeddings, sets)
-    lengths = {path.name: len(path.read_text().splitlines()) for path in files}
-    assert lengths == {"My-set.csv": 7, "my-Set-2.csv": 3}
-    assert (
-        "1,green,0,,,," in (tmp_path / "my-Set-2.csv").read_text()
-    )  # without images no recall
 
 
 def checkpoint(run, step):

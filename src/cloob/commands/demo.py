@@ -38,7 +38,6 @@ WRITTEN = {
     SUSPECTS_PAGE,
     evaluation.RESULTS_FILE,
     evaluation.PAGE_FILE,
-    evaluation.PER_CLASS_FOLDER,
 }
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 SETTINGS = ("epochs", "batch_size", "lr", "dropout", "seed")  # that the page names
@@ -181,11 +180,11 @@ def compare(
     from cloob.evaluation.analysis import search_pictures
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
-    from cloob.evaluation.sets.suites import SuiteSets
+    from cloob.evaluation.sets.paper import Sets
     from cloob.evaluation.suite import evaluate, write_results
 
     say("embedding the test pictures and the words for them …")
-    sets = SuiteSets([noto], pairs=[held_out])
+    sets = Sets([noto], pairs=[held_out])
     settings = {
         name: {
             "steps": runs[name].steps,

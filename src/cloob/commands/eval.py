@@ -17,7 +17,6 @@ from cloob.commands.console import (
     Positional,
     arg,
     as_words,
-    check_range,
     progress,
     say,
 )
@@ -29,19 +28,17 @@ from cloob.commands.held_out import (
     note_choices,
 )
 from cloob.errors import InputError
-from cloob.models.runs import curve, list_checkpoints, split_checkpoint
+from cloob.models.runs import list_checkpoints, split_checkpoint
 
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
-    from cloob.evaluation.probe import ProbeOptions
     from cloob.evaluation.protocols import Candidates
     from cloob.evaluation.report.page import ExampleQuery
-    from cloob.evaluation.sets.suites import SuiteSets
+    from cloob.evaluation.sets.paper import Sets
 
 RESULTS_FILE = "results.json"
 PAGE_FILE = "report.html"
-PER_CLASS_FOLDER = "per_class"
 # The numbers that a terminal shows; the report has all.
 _SHOWN = {
     "zeroshot": "acc1",
@@ -64,13 +61,10 @@ class Options:
     """
     zeroshot: tuple[str, ...] = ()
     """Labelled sets: of CLIP_benchmark, a sub-folder a class, or demo:noto-emoji."""
-    suite: tuple[str, ...] = ()
-    """Many sets: paper, pictograms or vtab+, with their folders unless --root is given.
-    """
-    root: Path | None = None
-    """Folder of the suites that are named without one."""
+    paper: Path | None = None
+    """Folder of the paper's eight labelled sets (docs: Evaluation)."""
     retrieval: tuple[str, ...] = ()
-    """Pictures with captions, as `cloob train --data` reads, or of CLIP_benchmark."""
+    """Pictures with captions, as `cloob train --data` reads."""
     held_out: bool = False
     """Judge by the pairs that a run held out of its training, as by --retrieval."""
     checkpoints: bool = False
@@ -97,12 +91,8 @@ class Options:
     """Also fit a linear probe per labelled set with training images (train/ next to
     test/).
     """
-    shots: int | None = None
-    """Training images a class of a probe; all when left out."""
-    probe_seeds: tuple[int, ...] = (0,)
-    """One probe a seed, which draws its shots and its validation images."""
     out: Path = Path("runs/eval")
-    """Folder of results.json, report.html and per_class/."""
+    """Folder of results.json and report.html."""
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
 
@@ -118,11 +108,8 @@ def run(options: Options) -> int:
     models = begin(options.models, options.out)
     folders = runs_with_checkpoints(models, sets) if options.checkpoints else {}
 
-    from cloob.evaluation.probe import ProbeOptions
-
     embedding = options.machine.embedding()
-    probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
-    embeddings, results = compare(models, sets, embedding, probe, candidates)
+    embeddings, results = compare(models, sets, embedding, candidates)
     names = {model: name for name, model in models.items()}
     runs_by_name = {names[run.model]: run for run in runs}
     note_choices(results["rows"], runs_by_name, typed_sets(sets, options), held_out)
@@ -132,7 +119,7 @@ def run(options: Options) -> int:
     return print_summary(results, sets, options)
 
 
-def typed_sets(sets: SuiteSets, options: Options) -> dict[str, str]:
+def typed_sets(sets: Sets, options: Options) -> dict[str, str]:
     """What was typed for the pairs of every name."""
     typed = dict(
         zip([pairs.name for pairs in sets.pairs], options.retrieval, strict=False)
@@ -148,15 +135,12 @@ def check_options(options: Options) -> None:
         raise InputError(
             "no model given: name a run folder, or NAME/TAG of open_clip (see --help)"
         )
-    check_range("--shots", options.shots, 1, 1_000_000)
-    pictures = options.zeroshot or options.suite or options.retrieval
+    pictures = options.zeroshot or options.paper or options.retrieval
     if not (pictures or options.held_out or options.a or options.b):
         raise InputError(
-            "nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR,"
+            "nothing to evaluate on: give --zeroshot DIR …, --paper DIR,"
             " --retrieval SOURCE … or --held-out, of vectors --a and --b"
         )
-    _check_needs(options, "--suite", options.suite, "root")
-    _check_needs(options, "--probe", options.probe, "shots", "probe_seeds")
     columns = ("image_column", "caption_column")
     _check_needs(options, "--retrieval", options.retrieval, *columns)
     has_pairs = options.retrieval or options.held_out
@@ -182,17 +166,19 @@ def check_vector_options(options: Options) -> None:
     if options.a_ids is not None and options.ids is not None:
         raise InputError("--ids and --a-ids exclude each other; give one of them")
     if options.a is not None:
-        names = ("zeroshot", "suite", "retrieval", "held_out", "probe")
+        names = ("zeroshot", "paper", "retrieval", "held_out", "probe")
         for name in as_words(options, *names)[:1]:
             raise InputError(f"--a and {name} exclude each other; give one of them")
 
 
-def open_sets(options: Options) -> SuiteSets:
-    """Opens what was named: suites, labelled sets, captioned pictures, vectors."""
+def open_sets(options: Options) -> Sets:
+    """Opens what was named: labelled sets, captioned pictures, vectors."""
+    from cloob.evaluation.sets.paper import Sets, open_paper, training_split
     from cloob.evaluation.sets.pictures import open_captioned, open_labelled
-    from cloob.evaluation.sets.suites import open_suites, training_split
 
-    sets = open_suites(options.suite, options.root, probe=options.probe)
+    sets = Sets()
+    if options.paper is not None:
+        open_paper(sets, options.paper, probe=options.probe)
     labelled = _named(options.zeroshot, map(open_labelled, options.zeroshot))
     sets.sets += labelled
     if options.probe:
@@ -219,7 +205,7 @@ def open_sets(options: Options) -> SuiteSets:
     return sets
 
 
-def open_candidates(sets: SuiteSets, options: Options) -> dict[str, Candidates]:
+def open_candidates(sets: Sets, options: Options) -> dict[str, Candidates]:
     """The lists of candidates of the pairs of vectors, by their name."""
     if options.candidates is None:
         return {}
@@ -261,7 +247,7 @@ def warn_about_training_data(options: Options, runs: Sequence[Run]) -> None:
             say(f"{run.model}: was trained on {', '.join(seen)}{advice}")
 
 
-def check_sets(options: Options, sets: SuiteSets) -> None:
+def check_sets(options: Options, sets: Sets) -> None:
     """Says what cannot be used, and raises InputError where nothing is left."""
     for pairs in sets.vectors:
         for skip in pairs.skipped[:3]:
@@ -303,9 +289,8 @@ def begin(models: Sequence[str], out: Path) -> dict[str, str]:
 
 def compare(
     models: Mapping[str, str | Path],
-    sets: SuiteSets,
+    sets: Sets,
     embedding: EmbedOptions,
-    probe: ProbeOptions,
     candidates: Mapping[str, Candidates],
 ) -> tuple[Embeddings, dict[str, Any]]:
     """Measures models; a missing set fails no model."""
@@ -322,7 +307,6 @@ def compare(
             vectors=sets.vectors,
             candidates=candidates,
             training=sets.training,
-            probe=probe,
         )
     absent = [
         {"model": None, "set": name, "error": error}
@@ -334,9 +318,7 @@ def compare(
     return embeddings, results
 
 
-def runs_with_checkpoints(
-    models: Mapping[str, str], sets: SuiteSets
-) -> dict[str, Path]:
+def runs_with_checkpoints(models: Mapping[str, str], sets: Sets) -> dict[str, Path]:
     """The run folders among the models, whose checkpoints are measured."""
     folders: dict[str, Path] = {}
     for name, model in models.items():
@@ -350,7 +332,7 @@ def runs_with_checkpoints(
 
 def measure_checkpoints(
     folders: Mapping[str, Path],
-    sets: SuiteSets,
+    sets: Sets,
     embedding: EmbedOptions,
     results: dict[str, Any],
 ) -> None:
@@ -367,28 +349,13 @@ def measure_checkpoints(
 
 
 def write_files(
-    out: Path, embeddings: Embeddings, results: dict[str, Any], sets: SuiteSets
+    out: Path, embeddings: Embeddings, results: dict[str, Any], sets: Sets
 ) -> None:
-    """Writes results.json, the page, and a table of classes per labelled set."""
-    from cloob.evaluation.per_class import (
-        per_class_files,
-        remove_per_class,
-        write_per_class,
-    )
+    """Writes results.json and the page."""
     from cloob.evaluation.suite import write_results
 
-    folder = out / PER_CLASS_FOLDER
-    earlier = per_class_files(out / RESULTS_FILE)
-    files = write_per_class(folder, results, embeddings, sets.sets)
-    results["per_class"] = [file.name for file in files]
     write_results(out / RESULTS_FILE, results)
-    remove_per_class(folder, set(earlier) - set(results["per_class"]))
     notes = [f"{note[0].upper()}{note[1:]}." for note in choice_notes(results["rows"])]
-    if files:
-        notes.append(
-            "Recall per class, and what it is mostly taken for: per_class/*.csv next to"
-            " this page."
-        )
     write_page(out / PAGE_FILE, embeddings, results, sets, "Evaluation", notes)
 
 
@@ -396,19 +363,14 @@ def write_page(
     path: Path,
     embeddings: Embeddings,
     results: Mapping[str, Any],
-    sets: SuiteSets,
+    sets: Sets,
     title: str,
     notes: Sequence[str],
     searches: Sequence[ExampleQuery] = (),
 ) -> None:
-    """Writes the report: the numbers, curves of the runs and example queries."""
+    """Writes the report: the numbers and example queries."""
     from cloob.evaluation.report.page import write_report
 
-    curves = {}
-    for row in results["rows"]:
-        lines = curve(str(embeddings.models[row["model"]]))
-        if lines:
-            curves[row["model"]] = lines
     queries = [
         *_queries(embeddings, results["rows"], sets.sets, "zeroshot", 8),
         *_queries(embeddings, results["rows"], sets.pairs, "retrieval", 4),
@@ -418,7 +380,6 @@ def write_page(
         results,
         title=title,
         notes=notes,
-        curves=curves,
         checkpoints=results.get("checkpoints", {}).get("models", {}),
         queries=queries,
         searches=searches,
@@ -442,7 +403,7 @@ def _queries(
     return []
 
 
-def print_summary(results: Mapping[str, Any], sets: SuiteSets, options: Options) -> int:
+def print_summary(results: Mapping[str, Any], sets: Sets, options: Options) -> int:
     """Prints the numbers, and where the rest is; returns the exit code."""
     code = print_results(results)
     for note in choice_notes(results["rows"]):

@@ -41,14 +41,12 @@ class Options:
     """cloob: a model folder, which open_clip reads where it has such towers.
     transformers: read by sentence-transformers too. onnx: both towers as graphs.
     """
-    int8: bool = False
-    """With --to onnx: weights as 8-bit integers."""
     license: str | None = None
     """The weights' licence for the card, as the hub spells it: mit, apache-2.0,
     cc-by-4.0, …
     """
     results: Path | None = None
-    """A results.json of `cloob eval` for the card; left out, that of the run."""
+    """A results.json of `cloob eval`, whose numbers the card takes up."""
     overwrite: bool = False
     """Replace --out where it is an earlier export."""
 
@@ -74,7 +72,7 @@ def run(options: Options) -> int:
         else:
             from cloob.export.onnx import export_onnx
 
-            exported = export_onnx(encoder, folder, int8=options.int8)
+            exported = export_onnx(encoder, folder)
         settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
         (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
         name = options.out.resolve().name
@@ -90,8 +88,6 @@ def run(options: Options) -> int:
 
 def _check(options: Options, licence: str) -> None:
     """Raises InputError for options that do not go together, and a target in use."""
-    if options.int8 and options.to != "onnx":
-        raise InputError(f"--int8 needs --to onnx, not --to {options.to}")
     if options.to == "cloob" and (licence or options.results):
         option = "--license" if licence else "--results"
         raise InputError(

@@ -29,7 +29,7 @@ from cloob.models.runs import (
 from cloob.models.source import check_source
 
 if TYPE_CHECKING:
-    from cloob.evaluation.sets.suites import SuiteSets
+    from cloob.evaluation.sets.paper import Sets
 
 _OF_VECTORS = (
     *("a", "b", "ids", "a_ids", "b_ids", "groups", "drop"),
@@ -143,9 +143,7 @@ def find_runs(models: Sequence[str]) -> list[Run]:
     return runs
 
 
-def add_held_out(
-    sets: SuiteSets, runs: Sequence[Run], models: Sequence[str]
-) -> list[str]:
+def add_held_out(sets: Sets, runs: Sequence[Run], models: Sequence[str]) -> list[str]:
     """Adds the held-out pairs of runs, among the models, to the sets, which must be the
     same for all of them; returns the names of the sets.
     """
@@ -217,7 +215,7 @@ def _other_option(run: Run) -> str:
     return "--a and --b" if run.has_vectors else "--retrieval"
 
 
-def _add_named(sets: SuiteSets, run: Run) -> list[str]:
+def _add_named(sets: Sets, run: Run) -> list[str]:
     """Adds the pairs of ``--val-data``."""
     from cloob.evaluation.sets.pictures import open_captioned
 
@@ -237,7 +235,7 @@ def _add_named(sets: SuiteSets, run: Run) -> list[str]:
     return names
 
 
-def _add_split(sets: SuiteSets, run: Run) -> list[str]:
+def _add_split(sets: Sets, run: Run) -> list[str]:
     """Adds pairs that ``--val-split`` took from the training pairs, or ``--val-a``."""
     from cloob.data.source import digest
     from cloob.evaluation.sets.pictures import captioned

@@ -32,7 +32,7 @@ from cloob.evaluation.embed import (
     embed_pairs,
 )
 from cloob.evaluation.measures import class_embeddings
-from cloob.evaluation.probe import Probe, ProbeOptions, fit_probe
+from cloob.evaluation.probe import Probe, fit_probe
 from cloob.family import member_name
 from cloob.models.aligned.encoders import FeatureMemory
 from cloob.models.load import (
@@ -185,20 +185,11 @@ class Embeddings:
         assert features is not None
         return features, _labels(data)
 
-    def probe(
-        self,
-        model: str,
-        train: Labelled,
-        n_classes: int,
-        options: ProbeOptions,
-        seed: int,
-    ) -> Probe:
+    def probe(self, model: str, train: Labelled, n_classes: int) -> Probe:
         def fit(_: Encoder) -> Probe:
-            return fit_probe(
-                *self.tower(model, train), n_classes, options=options, seed=seed
-            )
+            return fit_probe(*self.tower(model, train), n_classes)
 
-        how = json.dumps([n_classes, seed, options.shots, _labels(train).tolist()])
+        how = json.dumps([n_classes, _labels(train).tolist()])
         return self._once(f"probe-{digest([how])}", model, train, fit)
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:

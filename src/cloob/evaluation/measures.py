@@ -63,31 +63,10 @@ def zeroshot_ranks(
     return ranking.ranks(image_features.double(), class_embeddings.double(), labels)
 
 
-def confusion_matrix(
-    image_features: Tensor, labels: Tensor, class_embeddings: Tensor
-) -> Tensor:
-    """(C, C + 1) counts by label and predicted class, the last for NaN rows; a right
-    class loses to its equals.
-    """
-    n_classes = len(class_embeddings)
-    scores = image_features.double() @ class_embeddings.double().T
-    scores[torch.arange(len(labels)), labels] = -torch.inf
-    right = zeroshot_ranks(image_features, labels, class_embeddings) < 1
-    predicted = torch.where(right, labels, scores.argmax(1))
-    predicted[~torch.isfinite(image_features).all(1)] = n_classes
-    cells = labels * (n_classes + 1) + predicted
-    return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(
-        n_classes, n_classes + 1
-    )
-
-
 def zeroshot_numbers(
     ranks: Tensor,
     labels: Tensor,
     classnames: Sequence[str],
-    *,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """The numbers of a set, with bootstrap intervals; ``per_class`` has the classes
     with images.
@@ -103,7 +82,7 @@ def zeroshot_numbers(
         "n_classes": len(classnames),
     }
     for k in (1, 5):
-        interval = bootstrap_interval(ranks < k, level=level, seed=seed)
+        interval = bootstrap_interval(ranks < k)
         numbers[f"acc{k}_interval"] = list(interval)
     uses = Counter(classnames)
     per_class = {}
@@ -165,9 +144,6 @@ def _caption_id(caption: str, place: int) -> int:
 def retrieval_numbers(
     ranks: RetrievalRanks,
     image_of_text: Tensor | None = None,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """The numbers of a set, with bootstrap intervals; median ranks are 1-based, and
     infinite if half is unreadable. The captions of a picture are resampled together.
@@ -179,7 +155,7 @@ def retrieval_numbers(
         for k in RECALLS:
             numbers[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
             intervals[f"{direction}@{k}_interval"] = list(
-                bootstrap_interval(values < k, level=level, seed=seed, groups=groups)
+                bootstrap_interval(values < k, groups=groups)
             )
         numbers[f"{direction}_median_rank"] = ranking.median_rank(values)
     numbers |= intervals

@@ -8,8 +8,6 @@ by halving around the best of a coarse sweep.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
 
@@ -22,18 +20,8 @@ from cloob.functional.bootstrap import bootstrap_interval
 
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 _SMALL = 4_000_000
-_MAX_VALIDATION_SHOTS = 4
-_VALIDATION = 0.2  # of the training images, without shots
+_VALIDATION = 0.2  # of the training images
 _MAX_ITERATIONS = 1000
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """How probes are fitted."""
-
-    shots: int | None = None  # training images a class; None takes all
-    # one fit each; a seed draws the validation split and the shots
-    seeds: tuple[int, ...] = (0,)
 
 
 class Probe(NamedTuple):
@@ -47,30 +35,20 @@ class Probe(NamedTuple):
     n_train: int  # images of the last fit
 
 
-def fit_probe(
-    features: Tensor,
-    labels: Tensor,
-    n_classes: int,
-    *,
-    options: ProbeOptions | None = None,
-    seed: int = 0,
-) -> Probe:
+def fit_probe(features: Tensor, labels: Tensor, n_classes: int) -> Probe:
     """Fits a probe, the strength of its penalty chosen on images that are not fitted;
     NaN rows are left out.
 
-    With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class
-    choose the strength; the last fit stays with the k. Without, a fifth of every class
-    chooses, and the last fit takes all.
+    A fifth of every class chooses the strength, and the last fit takes all.
     """
-    options = options or ProbeOptions()
     readable = torch.isfinite(features).all(1).nonzero()[:, 0]
-    fitted, held_out = _split(readable, labels, options, seed)
+    fitted, held_out = _split(readable, labels)
     n_seen = len(torch.unique(labels[readable]))
     if n_seen < 2 or len(held_out) == 0:
         raise InputError(
             "a linear probe needs readable training images of two classes or more, and"
-            f" of one of them more than {options.shots or 1}, to choose the strength of"
-            f" the penalty on; there are {n_seen} classes"
+            " of one of them more than 1, to choose the strength of the penalty on;"
+            f" there are {n_seen} classes"
         )
     mean, scale = _moments(features[readable])
 
@@ -92,8 +70,7 @@ def fit_probe(
         # the smallest of the best: ties go to the stronger penalty
         best = max(sorted(scores), key=lambda exponent: scores[exponent])
         tried = [best - step, best + step]
-    last = fitted if options.shots is not None else readable
-    return Probe(fit(last, best), 10**best, scores[best], len(last))
+    return Probe(fit(readable, best), 10**best, scores[best], len(readable))
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,64 +96,38 @@ def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
 
 
 def probe_numbers(
-    fits: Sequence[tuple[Tensor, Probe]],
-    labels: Tensor,
-    n_classes: int,
-    options: ProbeOptions,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
+    ranks: Tensor, probe: Probe, labels: Tensor, n_classes: int
 ) -> dict[str, Any]:
-    """The numbers of a set, means over the seeds, from the (n,) ranks of the test
-    images and the probe of every seed.
-
-    Intervals are over images, ``acc1_sd`` is over seeds (None for one).
+    """The numbers of a set from the (n,) ranks of its images; intervals are over
+    images.
     """
-    ranks = torch.stack([each for each, _ in fits])
-    probes = [probe for _, probe in fits]
-    recalls = [
-        float(ranking.per_class_recall(each < 1, labels, n_classes).nanmean())
-        for each in ranks
-    ]
-    accuracies = (ranks < 1).double().mean(dim=1)
-    numbers: dict[str, Any] = {
-        "acc1": float(accuracies.mean()),
+    right = ranks < 1
+    recalls = ranking.per_class_recall(right, labels, n_classes)
+    return {
+        "acc1": float(right.double().mean()),
         "acc5": float((ranks < 5).double().mean()),
-        "mean_per_class_recall": sum(recalls) / len(recalls),
+        "mean_per_class_recall": float(recalls.nanmean()),
+        "acc1_interval": list(bootstrap_interval(right)),
+        "acc5_interval": list(bootstrap_interval(ranks < 5)),
+        "n": len(labels),
+        "n_classes": n_classes,
+        "n_train": probe.n_train,
+        "strength": probe.strength,
+        "validation_acc1": probe.validation_acc1,
     }
-    for k in (1, 5):
-        of_images = (ranks < k).double().mean(dim=0)
-        interval = bootstrap_interval(of_images, level=level, seed=seed)
-        numbers[f"acc{k}_interval"] = list(interval)
-    numbers["acc1_sd"] = float(accuracies.std()) if len(fits) > 1 else None
-    numbers["n"] = len(labels)
-    numbers["n_classes"] = n_classes
-    numbers["n_train"] = probes[0].n_train
-    numbers["shots"] = options.shots
-    numbers["seeds"] = list(options.seeds)
-    numbers["strength"] = [probe.strength for probe in probes]
-    validated = [probe.validation_acc1 for probe in probes]
-    numbers["validation_acc1"] = sum(validated) / len(validated)
-    return numbers
 
 
-def _split(
-    readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int
-) -> tuple[Tensor, Tensor]:
+def _split(readable: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows to fit and rows to hold out, ascending, drawn class by class."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     fitted, held_out = [readable[:0]], [readable[:0]]
     for label in torch.unique(labels[readable]).tolist():
         rows = readable[labels[readable] == label]
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        if options.shots is None:
-            n_held = min(max(round(_VALIDATION * len(rows)), 1), len(rows) - 1)
-            n_fitted = len(rows) - n_held
-        else:
-            n_fitted = min(options.shots, len(rows))
-            n_held = min(options.shots, _MAX_VALIDATION_SHOTS, len(rows) - n_fitted)
+        n_held = min(max(round(_VALIDATION * len(rows)), 1), len(rows) - 1)
+        n_fitted = len(rows) - n_held
         fitted.append(rows[:n_fitted])
-        held_out.append(rows[n_fitted : n_fitted + n_held])
+        held_out.append(rows[n_fitted:])
     return torch.cat(fitted).sort().values, torch.cat(held_out).sort().values
 
 

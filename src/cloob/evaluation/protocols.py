@@ -116,7 +116,7 @@ def embed_listed(encoder: Any, pairs: VectorPairs, candidates: Candidates) -> Te
 
 
 def candidate_numbers(
-    a: Tensor, rows_of_b: Tensor, candidates: Candidates, ids: Tensor, **bootstrap: Any
+    a: Tensor, rows_of_b: Tensor, candidates: Candidates, ids: Tensor, units: Tensor
 ) -> dict[str, Any]:
     """Hit rates and MRR among the listed candidates; ``rows_of_b`` are those of
     ``candidates.rows``.
@@ -124,7 +124,7 @@ def candidate_numbers(
     place = torch.searchsorted(candidates.rows, candidates.listed[:, 1].contiguous())
     listed = torch.stack([candidates.listed[:, 0], place], dim=1)
     ranked = protocols.candidate_ranks(a, rows_of_b, listed, candidates.right)
-    found = protocols.numbers("candidates", ranked, ids, MASS_SPEC_GYM, **bootstrap)
+    found = protocols.numbers("candidates", ranked, ids, MASS_SPEC_GYM, units=units)
     sizes = (ranked.n_right + ranked.n_wrong).double()
     return {"candidates_mean_number": float(sizes.mean())} | {
         key.replace("chance", "chance_candidates"): value

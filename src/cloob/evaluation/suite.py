@@ -21,7 +21,7 @@ from cloob.errors import InputError, message
 from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled, ModelTraits
-from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
+from cloob.evaluation.probe import probe_numbers, probe_ranks
 from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
 from cloob.files import write_whole
 from cloob.functional import protocols, ranking
@@ -32,9 +32,7 @@ if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
-"""(metric, set) -> model -> (n,) whether every sample is right: its mean over seeds of
-a probe, texts by picture.
-"""
+"""(metric, set) -> model -> (n,) whether every sample is right, texts by picture."""
 
 
 def evaluate(
@@ -45,12 +43,8 @@ def evaluate(
     vectors: Sequence[VectorPairs] = (),
     candidates: Mapping[str, Candidates] | None = None,
     training: Mapping[str, Labelled] | None = None,
-    probe: ProbeOptions | None = None,
     train_seconds: Mapping[str, float] = MappingProxyType({}),
     settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-    geometry_limit: int = measures.DEFAULT_LIMIT,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs
     (retrieval and geometry).
@@ -66,15 +60,11 @@ def evaluate(
             also ranked among.
         training: Name of a labelled set -> its training images; these sets get a linear
             probe as well.
-        probe: How probes are fitted; None takes the defaults.
         train_seconds: Seconds of the training by model.
         settings: Settings by model, added to those of its objective.
-        geometry_limit: Pairs that the geometry is measured on, at most.
-        level: Level of all intervals.
-        seed: Seed of the bootstrap.
 
     Returns:
-        ``{"rows": [...], "differences": [...], "level": level}`` as in results.json. A
+        ``{"rows": [...], "differences": [...], "level": 0.95}`` as in results.json. A
         row has ``model``, ``objective`` (None if unknown), ``settings``,
         ``fingerprint``, ``train_seconds`` and, by set, ``zeroshot``, ``retrieval``,
         ``geometry``, ``probe`` and ``vectors``; ``unreadable`` in them counts samples
@@ -100,14 +90,7 @@ def evaluate(
     if not isinstance(models, Embeddings):
         models = Embeddings(models, tower=bool(training))
     check_names(zeroshot, retrieval, vectors)
-    evaluation = _Evaluation(
-        embeddings=models,
-        training=training,
-        candidates=candidates or {},
-        probe_options=probe or ProbeOptions(),
-        geometry_limit=geometry_limit,
-        bootstrap={"level": level, "seed": seed},
-    )
+    evaluation = _Evaluation(models, training, candidates or {})
     tasks = evaluation.tasks(zeroshot, retrieval, vectors)
     rows, failures = [], []
     for model in models.models:
@@ -123,8 +106,8 @@ def evaluate(
         rows.append(row)
     if not evaluation.hits:
         raise InputError(_all_failed(failures))
-    compared = paired_differences(evaluation.hits, level=level, seed=seed)
-    results: dict[str, Any] = {"rows": rows, "differences": compared, "level": level}
+    compared = paired_differences(evaluation.hits)
+    results: dict[str, Any] = {"rows": rows, "differences": compared, "level": 0.95}
     if failures:
         results["failures"] = failures
     return results
@@ -198,9 +181,6 @@ class _Evaluation:
     embeddings: Embeddings
     training: Mapping[str, Labelled]
     candidates: Mapping[str, Candidates]
-    probe_options: ProbeOptions
-    geometry_limit: int
-    bootstrap: dict[str, Any]
     hits: Hits = field(default_factory=lambda: defaultdict(dict))
 
     def tasks(
@@ -221,16 +201,12 @@ class _Evaluation:
     def classify(self, data: Labelled, row: dict[str, Any]) -> None:
         images, labels, classes = self.embeddings.labelled(row["model"], data)
         ranks = measures.zeroshot_ranks(images.features, labels, classes)
-        numbers = measures.zeroshot_numbers(
-            ranks, labels, data.classnames, **self.bootstrap
-        )
+        numbers = measures.zeroshot_numbers(ranks, labels, data.classnames)
         row["zeroshot"][data.name] = numbers | _unreadable(images.bad)
         self.hits["acc1", data.name][row["model"]] = ranks < 1
 
     def probe(self, data: Labelled, row: dict[str, Any]) -> None:
-        """Fits linear probes on a set's training part, and adds their accuracies on the
-        set to the row.
-        """
+        """Fits a linear probe on the training images, and adds its accuracy."""
         train = self.training[data.name]
         names = itertools.zip_longest(data.classnames, train.classnames)
         for label, (tested, trained) in enumerate(names):
@@ -240,16 +216,10 @@ class _Evaluation:
                 )
         features, labels = self.embeddings.tower(row["model"], data)
         n_classes = len(data.classnames)
-        options = self.probe_options
-        fits = []
-        for seed in options.seeds:
-            fit = self.embeddings.probe(row["model"], train, n_classes, options, seed)
-            fits.append((probe_ranks(fit.weight, features, labels), fit))
-        row["probe"][data.name] = probe_numbers(
-            fits, labels, n_classes, options, **self.bootstrap
-        )
-        right = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
-        self.hits["probe_acc1", data.name][row["model"]] = right
+        fit = self.embeddings.probe(row["model"], train, n_classes)
+        ranks = probe_ranks(fit.weight, features, labels)
+        row["probe"][data.name] = probe_numbers(ranks, fit, labels, n_classes)
+        self.hits["probe_acc1", data.name][row["model"]] = ranks < 1
 
     def retrieve(self, source: Reader, row: dict[str, Any]) -> None:
         """Adds the retrieval and the geometry of a set of captioned pictures to the
@@ -261,9 +231,7 @@ class _Evaluation:
         ranks = measures.retrieval_ranks(
             images, pairs.texts, pairs.image_of_text, pairs.captions
         )
-        numbers = measures.retrieval_numbers(
-            ranks, pairs.image_of_text, **self.bootstrap
-        )
+        numbers = measures.retrieval_numbers(ranks, pairs.image_of_text)
         if pairs.unreadable:
             numbers["unreadable"] = pairs.unreadable
         row["retrieval"][name] = numbers
@@ -281,13 +249,11 @@ class _Evaluation:
         ids = torch.from_numpy(pairs.ids)
         units = pairs.units_of_ids()
         ranks = ranking.mutual_ranks_of_ids(a, b, ids)
-        numbers = protocols.pair_numbers(ranks, ids, units=units, **self.bootstrap)
+        numbers = protocols.pair_numbers(ranks, ids, units=units)
         listed = self.candidates.get(pairs.name)
         if listed is not None:
             rows = embed_listed(encoder, pairs, listed)
-            numbers |= candidate_numbers(
-                a, rows, listed, ids, units=units, **self.bootstrap
-            )
+            numbers |= candidate_numbers(a, rows, listed, ids, units)
         row["vectors"][pairs.name] = numbers | _unreadable(pairs.skipped)
         for metric, right in measures.vector_hits(ranks, ids, units).items():
             self.hits[metric, pairs.name][row["model"]] = right
@@ -299,7 +265,7 @@ class _Evaluation:
 
     def geometry(self, model: str, a: Tensor, b: Tensor) -> dict[str, Any]:
         traits = self.embeddings.traits(model)
-        return measures.geometry(a, b, traits.inv_tau, traits.beta, self.geometry_limit)
+        return measures.geometry(a, b, traits.inv_tau, traits.beta)
 
 
 def _unreadable(skipped: Sequence[Skip]) -> dict[str, Any]:
@@ -307,9 +273,7 @@ def _unreadable(skipped: Sequence[Skip]) -> dict[str, Any]:
     return {"unreadable": counts} if counts else {}
 
 
-def paired_differences(
-    hits: Hits, *, level: float = 0.95, seed: int = 0
-) -> list[dict[str, Any]]:
+def paired_differences(hits: Hits) -> list[dict[str, Any]]:
     """Compares every two models (``model`` minus the earlier ``baseline``) by paired
     bootstrap, on every set.
 
@@ -320,25 +284,21 @@ def paired_differences(
     for metric in dict.fromkeys(metric for metric, _ in hits):
         by_set = {name: hits[key, name] for key, name in hits if key == metric}
         for name, by_model in by_set.items():
-            entries += _compare([by_model], metric, name, level, seed)
+            entries += _compare([by_model], metric, name)
         everyone = {model for by_model in by_set.values() for model in by_model}
         shared = [each for each in by_set.values() if each.keys() == everyone]
         if len(shared) > 1:
-            entries += _compare(shared, metric, None, level, seed)
+            entries += _compare(shared, metric, None)
     return entries
 
 
 def _compare(
-    sets: Sequence[Mapping[str, Tensor]],
-    metric: str,
-    name: str | None,
-    level: float,
-    seed: int,
+    sets: Sequence[Mapping[str, Tensor]], metric: str, name: str | None
 ) -> Iterator[dict[str, Any]]:
     """An entry for every two models that these sets have."""
     for baseline, model in itertools.combinations(sets[0], 2):
         gaps = [each[model].double() - each[baseline].double() for each in sets]
-        difference, low, high = grouped_bootstrap(gaps, level=level, seed=seed)
+        difference, low, high = grouped_bootstrap(gaps)
         yield {
             "metric": metric,
             "set": name,

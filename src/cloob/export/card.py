@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +20,6 @@ from cloob.models.importing import read_json
 from cloob.models.load import find_model_folder, fingerprint
 from cloob.models.source import PORT
 
-RESULTS_FILE = "results.json"
 _RECALLS = {
     f"{way}_to_{other}@{k}": f"{way} → {other}, recall@{k} %"
     for way, other in (("image", "text"), ("text", "image"))
@@ -60,46 +59,35 @@ class ModelDescription:
 def describe_model(
     source: str, encoder: DualEncoder, results: Path | None = None
 ) -> ModelDescription:
-    """What a card says of a model, with the row of its weights in ``results``, else in
-    a results.json in or above its run.
-    """
+    """What a card says of a model, with the row of its weights in ``results``."""
     folder = find_model_folder(source)
     run = runs.run_of(folder)
     settings = encoder.objective_config
     objective = member_name(settings.get("contrast"), settings.get("hopfield"))
     training: dict[str, object] = {}
-    files: list[Path] = []
     if run is not None and folder is not None:
         training = _training(run, folder)
-        files = [run / RESULTS_FILE, run.parent / RESULTS_FILE]
-    row, level = _find_row(
-        [results] if results else [file for file in files if file.is_file()],
-        fingerprint(encoder),
-        takes_any=results is not None,
-    )
-    if results is not None and not row:
-        raise InputError(
-            f"{results}: has no row of the weights of {source}; measure them by `cloob"
-            f" eval {source}`"
-        )
+    row: dict[str, Any] = {}
+    level = 0.95
+    if results is not None:
+        content = read_json(results)
+        level = float(content.get("level", level))
+        row = _find_row(content, fingerprint(encoder))
+        if not row:
+            raise InputError(
+                f"{results}: has no row of the weights of {source}; measure them by"
+                f" `cloob eval {source}`"
+            )
     name = objective or settings.get("closed_form")
     return ModelDescription(encoder, name, training, row, level)
 
 
-def _find_row(
-    files: Sequence[Path], weights: str, *, takes_any: bool
-) -> tuple[dict[str, Any], float]:
-    """The row of these weights, and the level of its intervals; ``takes_any``: the only
-    row need not name them.
-    """
-    for file in files:
-        content = read_json(file)
-        rows = [row for row in content.get("rows") or () if isinstance(row, dict)]
-        unnamed = weights if takes_any and len(rows) == 1 else None
-        for row in rows:
-            if row.get("fingerprint", unnamed) == weights:
-                return row, float(content.get("level", 0.95))
-    return {}, 0.95
+def _find_row(content: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """The row of these weights in a results.json; empty without one."""
+    for row in content.get("rows") or ():
+        if isinstance(row, dict) and row.get("fingerprint") == weights:
+            return row
+    return {}
 
 
 def write_card(

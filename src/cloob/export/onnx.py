@@ -57,7 +57,7 @@ OPSET = 20  # the first with GELU as one operator; onnxruntime runs it since 1.1
 
 
 @torch.no_grad()
-def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False) -> Exported:
+def export_onnx(encoder: DualEncoder, folder: Path) -> Exported:
     """Writes the graphs of both towers into a folder, with the tokenizer and
     ``onnx.json``.
     """
@@ -65,35 +65,26 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False) -> Ex
     (folder / "onnx").mkdir()
     worst = [_export(encoder, tower, folder) for tower in towers]
     notes = [_NOTES["checked"].format(max(worst))]
-    usage = usage_of("onnx")
-    precision = "float32"
-    if int8:
-        precision = "int8"
-        worst = [_quantise(encoder, tower, folder) for tower in towers]
-        notes = [_NOTES["int8"], _NOTES["int8 off"].format(*worst), _NOTES["int8 cost"]]
-        usage = usage.replace("fp32", "q8")
-        usage = usage.replace("model.onnx", "model_quantized.onnx")
     pad = towers[1].pad
-    config = write_config(folder, encoder, precision=precision, pad=pad)
-    _join(folder, precision, math.exp(config["logit_scale"]))
+    config = write_config(folder, encoder, precision="float32", pad=pad)
+    _join(folder, math.exp(config["logit_scale"]))
     length = "whole" if pad is None else "padded"
     notes.append(_NOTES[length].format(pad=pad, length=encoder.context_length))
-    notes.append(_write_for_transformers_js(encoder, folder, precision))
+    notes.append(_write_for_transformers_js(encoder, folder))
     notes.append(tokenizer_note(config["tokenizer"]))
     summary = "cloob.load_model, transformers.js and any ONNX runtime read it"
-    return Exported("onnx", summary, usage, tuple(notes), ("onnx", "transformers.js"))
+    tags = ("onnx", "transformers.js")
+    return Exported("onnx", summary, usage_of("onnx"), tuple(notes), tags)
 
 
-def _write_for_transformers_js(
-    encoder: DualEncoder, folder: Path, precision: str
-) -> str:
+def _write_for_transformers_js(encoder: DualEncoder, folder: Path) -> str:
     """Writes what transformers.js reads in addition to graphs and tokenizer; returns
     how its pictures differ.
     """
     content = {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
-        "transformers.js_config": {"use_external_data_format": precision == "float32"},
+        "transformers.js_config": {"use_external_data_format": True},
     }
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     processor = processor_config(encoder)
@@ -104,13 +95,13 @@ def _write_for_transformers_js(
     return _NOTES["pictures"]
 
 
-def _join(folder: Path, precision: str, inv_tau: float) -> None:
+def _join(folder: Path, inv_tau: float) -> None:
     """Writes both towers as one graph with logits: the zero-shot pipeline of
     transformers.js wants one.
     """
     onnx: Any = require("onnx", "export")
-    both = onnx.load(graph_file(folder, "image", precision))
-    text = onnx.load(graph_file(folder, "text", precision))
+    both = onnx.load(graph_file(folder, "image"))
+    text = onnx.load(graph_file(folder, "text"))
     onnx.compose.add_prefix(
         text, "text.", rename_inputs=False, rename_outputs=False, inplace=True
     )
@@ -121,14 +112,14 @@ def _join(folder: Path, precision: str, inv_tau: float) -> None:
         both.graph.output.extend(graph.output)
     del both.graph.value_info[:]
     model = require("onnx_ir", "export").from_proto(both)
-    _save(model, graph_file(folder, "both", precision), split=precision == "float32")
+    _save(model, graph_file(folder, "both"))
 
 
-def _save(model: Any, path: Path, *, split: bool = True) -> None:
+def _save(model: Any, path: Path) -> None:
     """Writes a graph; weights next to it are mapped, so that it opens in a third of the
     time.
     """
-    data = f"{path.name}_data" if split else None
+    data = f"{path.name}_data"
     require("onnx_ir", "export").save(model, path, external_data=data)
 
 
@@ -163,32 +154,6 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
         passes.ClearMetadataAndDocStringPass()(program.model)
         _save(program.model, path)
     return worst_difference(encoder.name, tower, _runner(path, encoder))
-
-
-def _quantise(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
-    """Puts a graph whose matrix products run in integers in a graph's place; returns
-    how much an entry of its rows is off at most.
-    """
-    # Weights have 7 bits: without VNNI x86 processors saturate in products of 8 bits
-    # with 8 bits. Convolutions stay floats: in integers onnxruntime is slower on a CPU.
-    quantization: Any = require("onnxruntime.quantization", "export")
-    plain = graph_file(folder, tower.kind)
-    path = graph_file(folder, tower.kind, "int8")
-    with _translated(
-        f"{encoder.name}: onnxruntime cannot quantise its {tower.kind} tower"
-    ):
-        quantization.quantize_dynamic(
-            plain,
-            path,
-            op_types_to_quantize=["MatMul", "Gather"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=quantization.QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
-        )
-    plain.unlink()
-    plain.with_name(f"{plain.name}_data").unlink()
-    return worst_difference(encoder.name, tower, _runner(path, encoder), most=math.inf)
 
 
 @contextlib.contextmanager
@@ -311,11 +276,9 @@ def _tokens(encoder: DualEncoder) -> Tensor:
 
 
 @torch.no_grad()
-def worst_difference(
-    name: str, tower: Tower, run: Callable[[Tensor], Tensor], most: float = TOLERANCE
-) -> float:
+def worst_difference(name: str, tower: Tower, run: Callable[[Tensor], Tensor]) -> float:
     """The largest difference of an entry between a graph's rows and the encoder's;
-    InputError above ``most``.
+    InputError above ``TOLERANCE``.
 
     For 1, 2 and 7 items, and for texts that may come without padding at the length of
     the longest.
@@ -327,10 +290,10 @@ def worst_difference(
     for batch in batches:
         off = (run(batch) - tower.expected[: len(batch)]).abs()
         worst = max(worst, float(off.nan_to_num(torch.inf).max()))
-    if worst > most:
+    if worst > TOLERANCE:
         raise InputError(
             f"{name}: the exported {tower.kind} tower is off by {worst:.1g} (at most"
-            f" {most:.0e}); nothing is written"
+            f" {TOLERANCE:.0e}); nothing is written"
         )
     return worst
 

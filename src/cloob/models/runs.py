@@ -325,14 +325,6 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict)]
 
 
-def curve(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, for heads of epochs.jsonl, for ``RUN:best``
-    too; none if the model is not a run.
-    """
-    folder = Path(split_checkpoint(str(run))[0])
-    return read_lines(folder / METRICS_FILE) or read_lines(folder / EPOCHS_FILE)
-
-
 def epoch_of(run: Path, step: int) -> float | None:
     """Epochs done at a step, by the run's epochs.jsonl (a line at every epoch's end),
     in between by proportion.

@@ -4,7 +4,6 @@ page in a headless Chromium.
 
 import base64
 import functools
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -49,7 +48,6 @@ def results(evil=""):
         [pairs],
         train_seconds={f"cloob{evil}": 192.4},
         settings=settings,
-        geometry_limit=100,
     )
     found["failures"].append(
         {
@@ -69,16 +67,6 @@ def extras(evil=""):
     found.append(ShownPicture(b"<svg onload=x>", f"lost{evil}", False, 0.1))
     names, sides = (f"clip{evil}", f"cloob{evil}"), ("image", "text")
     return {
-        "curves": {
-            names[0]: [
-                {"step": s, "loss": {3: None, 5: math.inf}.get(s, 5 - s / 100)}
-                for s in range(40)
-            ],
-            names[1]: [
-                {"step": s, "loss": -s / 1000, "effective_eigenvalues_image": s / 10}
-                for s in range(500)
-            ],
-        },
         "checkpoints": {
             names[1]: [
                 {"step": s, "epoch": s / 2}
@@ -210,13 +198,7 @@ def verdict(path, best, gaps, sets=1):
         (1, (0.05, 0.5), {"b": (0.01, 0.05)}, "No clear difference from guessing"),
         (1, (0.3, 0.5), {"b": (0.01, 0.05)}, "a is ahead of b"),
         (1, (0.3, 0.5), {"b": (-0.01, 0.05)}, "No clear difference between a and b"),
-        (1, (0.3, 0.5), {"b": (0.01, 0.05), "c": (0.02, 0.08)}, "a leads, b follows"),
-        (
-            1,
-            (0.3, 0.5),
-            {"b": (-0.01, 0.05), "c": (0.02, 0.08)},
-            "No clear difference between a and b; c is behind",
-        ),
+        (1, (0.3, 0.5), {"b": (0.01, 0.05), "c": (0.02, 0.08)}, "a is ahead of b"),
         # Guessing gives 5 %: what four sets cannot tell from it one by one their mean
         # can, if they are near enough.
         (4, (-0.4, 0.6), {"b": (0.01, 0.05)}, "No clear difference from guessing"),

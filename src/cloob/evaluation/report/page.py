@@ -46,7 +46,6 @@ def write_report(
     *,
     title: str = "Report",
     notes: Sequence[str] = (),
-    curves: charts.Records | None = None,  # the lines of metrics.jsonl
     checkpoints: charts.Records | None = None,  # what was measured of each
     queries: Sequence[ExampleQuery] = (),
     searches: Sequence[
@@ -56,13 +55,11 @@ def write_report(
     """Writes the report of what :func:`cloob.evaluate` returned; equal arguments give
     equal bytes.
 
-    ``notes`` are paragraphs under the title; curves, checkpoints and pictures are by
-    model.
+    ``notes`` are paragraphs under the title; checkpoints and pictures are by model.
     """
     rows = results["rows"]
-    curves = curves or {}
     checkpoints = checkpoints or {}
-    names = [*(row["model"] for row in rows), *curves, *checkpoints]
+    names = [*(row["model"] for row in rows), *checkpoints]
     colours = {name: i for i, name in enumerate(dict.fromkeys(names))}
     headline = find_headline(rows)
     problems = tables.problems(results)
@@ -86,8 +83,6 @@ def write_report(
         queries=queries,
         searches=searches,
         by_epoch=charts.checkpoint_charts(checkpoints, colours),
-        losses=charts.loss_charts(curves, colours),
-        spectra=charts.spectrum_charts(rows, colours),
         settings=_settings(rows),
     )
     write_whole(path, page, f"{path}: the report cannot be written here")

@@ -107,19 +107,14 @@ def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
 
 
 def _unreadable(rows: Sequence[Row]) -> list[Problem]:
-    """What could not be read; that which no model could read is listed once."""
-    models_of: dict[tuple[str, str], list[str | None]] = {}
+    """What could not be read of a set, once for all models."""
+    found = []
     for row, (section, table) in itertools.product(rows, _TABLES.items()):
         for name, numbers in row.get(section, {}).items():
             if numbers.get("unreadable"):
                 text = _unreadable_text(numbers, *table["unreadable"])
-                models_of.setdefault((name, text), []).append(row["model"])
-    found = []
-    for (name, text), models in models_of.items():
-        if len(models) == len(rows):
-            models = [None]
-        found += [Problem(name, model, text) for model in models]
-    return found
+                found.append(Problem(name, None, text))
+    return list(dict.fromkeys(found))
 
 
 def _unreadable_text(

@@ -90,17 +90,18 @@ def find_headline(rows: Sequence[Row]) -> Headline | None:
     return None
 
 
-def find_leads(results: Mapping[str, Any], metric: str) -> dict[Any, Estimate]:
-    """(model, other model, set) -> by how much it is ahead; of the set None on the mean
-    of the sets.
-    """
+def find_leads(
+    results: Mapping[str, Any], metric: str, model: str, other: str
+) -> dict[str | None, Estimate]:
+    """Set (None: their mean) -> by how much a model is ahead of another."""
     leads = {}
     for entry in results["differences"]:
-        if entry["metric"] == metric:
-            model, baseline, name = entry["model"], entry["baseline"], entry["set"]
-            value, low, high = entry["difference"], entry["low"], entry["high"]
-            leads[model, baseline, name] = Estimate(value, low, high)
-            leads[baseline, model, name] = Estimate(-value, -high, -low)
+        value, low, high = entry["difference"], entry["low"], entry["high"]
+        pair = entry["metric"], entry["model"], entry["baseline"]
+        if pair == (metric, model, other):
+            leads[entry["set"]] = Estimate(value, low, high)
+        elif pair == (metric, other, model):
+            leads[entry["set"]] = Estimate(-value, -high, -low)
     return leads
 
 
@@ -114,7 +115,7 @@ class Verdict:
     detail: str
     leader: str | None = None
     runner_up: str | None = None
-    leads: Mapping[str, Estimate] | None = None
+    leads: Mapping[str | None, Estimate] | None = None
 
 
 def find_verdict(results: Mapping[str, Any], headline: Headline | None) -> Verdict:
@@ -134,60 +135,19 @@ def find_verdict(results: Mapping[str, Any], headline: Headline | None) -> Verdi
         return Verdict(title, f"Measured {headline.where}.")
 
     second = order[1]
-    leads = find_leads(results, headline.metric)
-    shared = headline.sets[0] if len(headline.sets) == 1 else None
-    overall = {other: leads[best, other, shared] for other in order[1:]}
-    by_set = {
-        name: lead
-        for (model, other, name), lead in leads.items()
-        if (model, other) == (best, second)
-    }
-    title = _title(headline, order, overall)
-    detail = _detail(headline, order, overall[second], results["level"])
-    return Verdict(title, detail, best, second, by_set)
-
-
-def _detail(
-    headline: Headline, order: Sequence[str], lead: Estimate, level: float
-) -> str:
-    """The figures below the title: both means, their difference and its interval."""
-    means = [f"{percent(headline.mean(model))}\u00a0%" for model in order[:2]]
-    text = (
+    leads = find_leads(results, headline.metric, best, second)
+    lead = leads[headline.sets[0] if len(headline.sets) == 1 else None]
+    if headline.is_guess(best):
+        title = "No clear difference from guessing"
+    elif lead.low > 0:
+        title = f"{best} is ahead of {second}"
+    else:
+        title = f"No clear difference between {best} and {second}"
+    means = [f"{percent(headline.mean(model))}\u00a0%" for model in (best, second)]
+    detail = (
         f"{' against '.join(means)} {headline.words} {headline.where}:"
-        f" {points(lead.value)} points, {100 * level:g}\u00a0% interval"
+        f" {points(lead.value)} points, {100 * results['level']:g}\u00a0% interval"
         f" {points(lead.low)} to {points(lead.high)},"
         f" {'clear of zero' if lead.low > 0 else 'which includes zero'}."
     )
-    guessing = [model for model in order if headline.is_guess(model)]
-    if guessing and order[0] not in guessing:
-        text += f" Not clearly above guessing: {_listed(guessing)}."
-    return text
-
-
-def _title(
-    headline: Headline, order: Sequence[str], overall: Mapping[str, Estimate]
-) -> str:
-    """One sentence on who leads: the best model, those level with it, those behind."""
-    best, second = order[:2]
-    if headline.is_guess(best):
-        return "No clear difference from guessing"
-    if headline.mean(best) == headline.mean(second):
-        return f"{best} and {second} are level"
-    level = [other for other in order[1:] if overall[other].low <= 0]
-    behind = [other for other in order[1:] if overall[other].low > 0]
-    if second not in level:
-        return (
-            f"{best} is ahead of {second}"
-            if len(order) == 2
-            else f"{best} leads, {second} follows"
-        )
-    title = f"No clear difference between {_listed([best, *level])}"
-    if behind:
-        title += f"; {_listed(behind)} {'is' if len(behind) == 1 else 'are'} behind"
-    return title
-
-
-def _listed(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
+    return Verdict(title, detail, best, second, leads)

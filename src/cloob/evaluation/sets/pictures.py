@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from cloob.data.batch import BadSample, as_utf8, read_pair_file
-from cloob.data.open import DEMO, check_usable, open_source, open_unprobed
+from cloob.data.open import DEMO, check_usable, open_unprobed
 from cloob.data.shards.headers import Member
 from cloob.data.shards.spec import (
     is_pattern,
@@ -272,15 +272,10 @@ def open_captioned(
 ) -> CaptionedSet:
     """Opens pictures and captions for retrieval: what :func:`cloob.open_source` takes.
 
-    A picture has several captions in a table with several rows of it, and in
-    CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), where every
-    line of a .txt is a caption. Pictures come in the order of their first.
+    A picture has several captions in a table with several rows of it. Pictures come in
+    the order of their first.
     """
     spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
-    path = Path(spec)
-    if (path / "test" / "nshards.txt").is_file():
-        check_type(path, "retrieval")
-        return captioned(path.name, open_source(path / "test"), by_line=True)
     source = open_unprobed(spec, image_column, caption_column)
     if not isinstance(source, TableSource) or source.inside:
         check_usable(source)
@@ -299,28 +294,12 @@ def open_captioned(
     return pictures
 
 
-def check_type(folder: Path, *usable: str) -> str:
-    """The kind of a CLIP_benchmark set, among ``usable``; classification without a
-    dataset_type.txt.
-    """
-    file = folder / "dataset_type.txt"
-    kind = "classification"
-    if file.is_file():
-        kind = file.read_text(encoding="utf-8", errors="replace").strip().lower()
-    if kind not in usable:
-        words = " or ".join(map(repr, usable))
-        raise InputError(f"{file} says {kind!r}; {words} would be right")
-    return kind
-
-
-def captioned(
-    name: str, source: Source, *, by_bytes: bool = False, by_line: bool = False
-) -> CaptionedSet:
+def captioned(name: str, source: Source, *, by_bytes: bool = False) -> CaptionedSet:
     """Pairs of a source, the rows of a picture together with all their captions;
     results have the set under ``name``.
 
-    With ``by_bytes`` equal pictures are one; ``by_line``: every line of a text is a
-    caption. A picture that is lost keeps its captions as queries.
+    With ``by_bytes`` equal pictures are one. A picture that is lost keeps its captions
+    as queries.
     """
     rows: dict[object, list[int]] = {}
     first = source.pictures()
@@ -331,7 +310,7 @@ def captioned(
         elif isinstance(source, TableSource) and not source.inside:
             picture = source.image_of(row)[1]
         rows.setdefault(picture, []).append(row)
-    read = partial(_read_captioned, source, list(rows.values()), by_line)
+    read = partial(_read_captioned, source, list(rows.values()))
     return CaptionedSet(name, len(rows), read)
 
 
@@ -344,7 +323,7 @@ def _digest(source: Source, row: int) -> object:
 
 
 def _read_captioned(
-    source: Source, rows_of_pictures: Sequence[Sequence[int]], by_line: bool, index: int
+    source: Source, rows_of_pictures: Sequence[Sequence[int]], index: int
 ) -> CaptionedSample:
     """A picture with all of its captions; it is read from the first row whose caption
     is usable.
@@ -352,8 +331,7 @@ def _read_captioned(
     rows = rows_of_pictures[index]
     captions = [_usable_caption(source, row) for row in rows]
     usable = [row for row, caption in zip(rows, captions, strict=True) if caption]
-    texts = captions[0].splitlines() if by_line else captions
-    words = tuple(" ".join(text.split()) for text in texts)
+    words = tuple(" ".join(text.split()) for text in captions)
     try:
         sample = source.read(usable[0] if usable else rows[0])
     except BadSample as bad:

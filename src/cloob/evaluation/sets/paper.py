@@ -1,8 +1,6 @@
-"""Suites: names for many sets at once, the paper's eight sets among them.
+"""The paper's eight labelled sets under one folder.
 
-Nothing is downloaded.
-
-A set that is missing or broken does not stop the others.
+Nothing is downloaded. A set that is missing or broken does not stop the others.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,13 +18,11 @@ import numpy as np
 
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.source import IMAGE_SUFFIXES
-from cloob.errors import InputError, nearest, one_line, require
+from cloob.errors import InputError, one_line, require
 from cloob.evaluation.sets.pictures import (
     CaptionedSet,
     LabelledSet,
-    check_type,
     labelled_folder,
-    open_captioned,
     open_labelled,
     read_picture,
     subfolders,
@@ -187,18 +183,14 @@ def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
-SUITES = ("paper", "pictograms", "vtab+")
-"""The paper's eight sets under one root; every labelled set in a folder; every
-CLIP_benchmark folder, three deep.
-"""
-
 _TRAINING = " (training)"
-_MAX_DEPTH = 3
 
 
 @dataclass
-class SuiteSets:
-    """``missing`` has the reason per missing set; ``"NAME (training)"``: its training
+class Sets:
+    """What models are measured on.
+
+    ``missing`` has the reason per missing set; ``"NAME (training)"``: its training
     images cannot be used.
     """
 
@@ -214,85 +206,20 @@ class SuiteSets:
         return any(name.endswith(_TRAINING) for name in self.missing)
 
 
-def open_suites(
-    words: Sequence[str], root: Path | None = None, *, probe: bool = False
-) -> SuiteSets:
-    """Opens suites; ``words`` are names, each followed by its folder if that is not
-    ``root``.
+def open_paper(opened: Sets, root: Path, *, probe: bool = False) -> None:
+    """Adds the paper's eight sets below a folder, and for probes their training images;
+    or notes why one cannot be used.
     """
-    opened = SuiteSets()
-    for suite, folder in _named_suites(words, root):
-        if suite == "paper":
-            for name in LAYOUTS:
-                _add_labelled(
-                    opened, name, partial(open_paper_set, name, folder), probe
-                )
-            continue
-        is_flat = suite == "pictograms"
-        places = subfolders(folder) if is_flat else _webdatasets(folder, _MAX_DEPTH)
-        if not places:
-            expected = "folder" if is_flat else "test/nshards.txt"
-            raise InputError(f"--suite {suite}: {folder} holds no {expected}")
-        for place in places:
-            _add_folder(opened, place.relative_to(folder).as_posix(), place, probe)
-    return opened
-
-
-def _named_suites(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
-    """Suites with their folders."""
-    suites = []
-    left = list(words)
-    while left:
-        name = left.pop(0)
-        if name not in SUITES:
-            raise InputError(f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
-        place: str | Path | None = root
-        if left and left[0] not in SUITES:
-            place = left.pop(0)
-        if place is None:
-            raise InputError(
-                f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR"
-            )
-        suites.append((name, local_folder(place, "the sets of a suite")))
-    return suites
-
-
-def _add_folder(opened: SuiteSets, name: str, folder: Path, probe: bool) -> None:
-    """Adds a labelled set, or pairs where the folder says that it holds these."""
-    try:
-        if check_type(folder, "classification", "retrieval") == "retrieval":
-            opened.pairs.append(open_captioned(folder))
-            return
-    except (InputError, OSError) as error:
-        opened.missing[name] = str(error)
-        return
-    _add_labelled(opened, name, partial(_open_split, folder), probe)
-
-
-def _open_split(folder: Path, split: str = "test") -> LabelledSet | None:
-    return training_split(folder) if split == "train" else open_labelled(folder)
-
-
-def _add_labelled(
-    opened: SuiteSets,
-    name: str,
-    open_split: Callable[..., LabelledSet | None],
-    probe: bool,
-) -> None:
-    """Adds a set, and for probes its training images; or notes why it cannot be
-    used.
-    """
-    failed = name
-    try:
-        data = open_split()
-        assert data is not None
-        opened.sets.append(data)
-        failed = name + _TRAINING
-        training = open_split(split="train") if probe else None
-        if training is not None:
-            opened.training[data.name] = training
-    except (InputError, OSError) as error:
-        opened.missing[failed] = str(error)
+    folder = local_folder(root, "the paper's sets")
+    for name in LAYOUTS:
+        failed = name
+        try:
+            opened.sets.append(open_paper_set(name, folder))
+            failed = name + _TRAINING
+            if probe:
+                opened.training[name] = open_paper_set(name, folder, "train")
+        except (InputError, OSError) as error:
+            opened.missing[failed] = str(error)
 
 
 def training_split(path: str | Path) -> LabelledSet | None:
@@ -307,16 +234,3 @@ def training_split(path: str | Path) -> LabelledSet | None:
     if inside and not holds_split:  # pictures alone: a class of that name
         return None
     return open_labelled(path, "train")
-
-
-def _webdatasets(folder: Path, depth: int) -> list[Path]:
-    """Folders with ``test/nshards.txt``, by path; nothing is looked for inside of
-    one.
-    """
-    places: list[Path] = []
-    for path in subfolders(folder):
-        if (path / "test" / "nshards.txt").is_file():
-            places.append(path)
-        elif depth > 1:
-            places += _webdatasets(path, depth - 1)
-    return places

@@ -1,5 +1,5 @@
-"""Suites on tiny folders in each set's own layout, and CLIP's names and templates as
-they were published.
+"""The paper's sets on tiny folders in their own layouts, and CLIP's names and
+templates as they were published.
 """
 
 from pathlib import Path
@@ -9,15 +9,15 @@ import pytest
 from scipy.io import savemat
 
 from cloob.errors import InputError
-from cloob.evaluation.sets.suites import (
+from cloob.evaluation.sets.paper import (
     LAYOUTS,
+    Sets,
+    open_paper,
     open_paper_set,
-    open_suites,
     prompts_of,
 )
 from cloob.pictures import decode
 from evaluate_fakes import picture
-from make import write_tar
 
 RED = picture("red")
 
@@ -228,59 +228,10 @@ def test_a_list_leads_not_out_of_the_root(tmp_path, make, files, old):
 def test_the_paper_suite_keeps_what_is_there(tmp_path):
     ucf101(tmp_path)
     gtsrb(tmp_path)
-    found = open_suites(["paper"], tmp_path, probe=True)
+    found = Sets()
+    open_paper(found, tmp_path, probe=True)
     assert [data.name for data in found.sets] == ["gtsrb", "ucf101"]
     assert set(found.training) == {"gtsrb", "ucf101"}
     assert list(found.missing) == [
         name for name in LAYOUTS if name not in ("gtsrb", "ucf101")
     ]
-
-
-def webdataset(folder, parts=("test",)):
-    put(folder / "classnames.txt", "red\nblue\n")
-    put(folder / "zeroshot_classification_templates.txt", "a {c} thing\n")
-    for part in parts:
-        put(folder / part / "nshards.txt", "1\n")
-        files = {}
-        for i, colour in enumerate(("red", "blue")):
-            files |= {
-                f"s{i}.png": picture(colour),
-                f"s{i}.cls": b"%d" % i,
-                f"s{i}.txt": b"one\ntwo",
-            }
-        write_tar(folder / part / "0.tar", files)
-
-
-def test_folders_of_sets(tmp_path):
-    webdataset(tmp_path / "wds" / "vtab" / "one", ("test", "train"))
-    webdataset(tmp_path / "wds" / "two")
-    webdataset(tmp_path / "wds" / "many")
-    put(tmp_path / "wds" / "many" / "dataset_type.txt", "multilabel\n")
-    webdataset(tmp_path / "wds" / "pairs")
-    put(tmp_path / "wds" / "pairs" / "dataset_type.txt", "retrieval\n")
-    put(tmp_path / "wds" / "broken" / "test" / "nshards.txt", "1\n")
-    found = open_suites(["vtab+", str(tmp_path / "wds")], probe=True)
-    assert [data.name for data in found.sets] == ["two", "one"]
-    assert list(found.training) == ["one"] and len(found.training["one"]) == 2
-    assert (
-        set(found.missing) == {"broken", "many"}
-        and "classnames.txt" in found.missing["broken"]
-    )
-    assert "multilabel" in found.missing["many"]
-    assert [data.name for data in found.pairs] == ["pairs"]
-    assert found.pairs[0].read(1).captions == ("one", "two")
-    put(tmp_path / "flat" / "plain" / "red" / "a.png")
-    put(tmp_path / "flat" / "empty" / "readme.txt", "")
-    webdataset(tmp_path / "flat" / "two")
-    found = open_suites(["pictograms", str(tmp_path / "flat")])
-    assert [data.name for data in found.sets] == ["plain", "two"] and list(
-        found.missing
-    ) == ["empty"]
-    assert found.training == {} and not found.training_failed
-    (tmp_path / "flat" / "two" / "train").mkdir()
-    found = open_suites(["pictograms", str(tmp_path / "flat")], probe=True)
-    assert [data.name for data in found.sets] == [
-        "plain",
-        "two",
-    ] and found.training_failed
-    assert list(found.missing) == ["empty", "two (training)"]
