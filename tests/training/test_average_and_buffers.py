@@ -63,19 +63,6 @@ def test_the_average_of_towers_that_share_a_module_is_the_formula():
     assert average.encoder.a[0] is average.encoder.b
 
 
-def test_an_average_that_was_loaded_goes_on():
-    module = Sides()
-    average, loaded = Average(module, 0.5), Average(module, 0.5)
-    average.update(module, torch.tensor(True))
-    loaded.encoder.load_state_dict(average.encoder.state_dict())
-    loaded.begun = True
-    change(module, 1)
-    for one in (average, loaded):
-        one.update(module, torch.tensor(True))
-    found, expected = (one.encoder.state_dict() for one in (loaded, average))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
 def test_buffers_are_put_back_whether_written_or_replaced():
     for replaced in (False, True):
         for good in (None, True, False):

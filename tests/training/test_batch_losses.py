@@ -155,6 +155,8 @@ def test_a_loss_that_sees_the_batch_resumes_bit_for_bit(config, tmp_path, micro)
         tmp_path / "whole",
         load=lambda folder: cloob.load_model(folder, towers=Sides()),
     )
+    last = lines(config.out / "epochs.jsonl")[-1]  # the average is judged, too
+    assert last["ema_val_loss"] != last["val_loss"]
 
 
 class Longer(ByName):

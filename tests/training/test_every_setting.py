@@ -66,7 +66,6 @@ ELSEWHERE = {
     "workers": "how many processes decode; the batches are the same",
     "device": "auto is the CPU here",
     "compile": "the time that a step takes",
-    "grad_checkpointing": "the memory that a step takes",
     "patience": "validations that get no better",
     "out": "the folder",
     "resume": "a folder that holds a run",

@@ -402,21 +402,3 @@ def test_two_ddp_processes_equal_one(tmp_path):
             torch.testing.assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)
             assert_same(found["state"], alone.state_dict(), 2e-6)
             assert len(found["syncs"]) == 3, "gradients travel once a step"
-
-
-def _uneven(rank):
-    """Four parts on a rank, two on the other."""
-    ddp = DistributedDataParallel(Towers())
-    own = slice(0, 8) if rank == 0 else slice(8, N)
-    parts = cut(tuple(side[own] for side in batch()), ((2, 2, 2, 2), (2, 2))[rank])
-    objective = ContrastiveObjective.cloob(gather=True)
-    cached_backward(lambda part: ddp(*part), objective, parts, towers=ddp)
-    return {name: p.grad for name, p in ddp.module.named_parameters()}
-
-
-def test_ranks_with_other_numbers_of_parts_do_not_wait_for_each_other(tmp_path):
-    ranks = on_ranks(tmp_path, 2, _uneven, limit=60)
-    alone = Towers()
-    ContrastiveObjective.cloob()(*alone(*batch())).backward()
-    for found in ranks:
-        assert_same(found, {n: p.grad for n, p in alone.named_parameters()}, 2e-6)

@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from train_helpers import Poison, equal, exact, lines
 
 from cloob.cli import main
@@ -31,17 +32,23 @@ def weights(checkpoint):
     return load_model(str(checkpoint)).state_dict()
 
 
-def test_the_run_folder(trained):
+def test_the_run_folder_and_what_callbacks_see(trained):
     assert {p.name for p in trained.run.iterdir()} == RUN_FOLDER
     # Every second step, never the last of an epoch twice, and the end.
-    names = [p.name for p in list_checkpoints(trained.run)]
-    assert names == [f"step-{n:08d}" for n in (2, 4, 6, 8, 10, 12, 14, 15)]
-    result = trained.result
+    saved = list_checkpoints(trained.run)
+    steps = (2, 4, 6, 8, 10, 12, 14, 15)
+    assert [path.name for path in saved] == [f"step-{n:08d}" for n in steps]
+    result, recorder = trained.result, trained.recorder
     assert (result.steps, result.epochs, result.stopped) == (15, 3, None)
-    assert (
-        result.checkpoint == trained.run / "checkpoints" / "step-00000015"
-        and result.seconds > 0
-    )
+    assert result.checkpoint == saved[-1] and result.seconds > 0
+    assert recorder.of("step") == lines(trained.run / "metrics.jsonl")
+    assert recorder.of("epoch") == lines(trained.run / "epochs.jsonl")
+    assert recorder.of("checkpoint") == saved and recorder.of("end") == [result]
+    (info,) = recorder.of("start")
+    assert (info.total_steps, info.steps_per_epoch, info.start_step) == (15, 5, 0)
+    kinds = [name for name, _ in recorder.events]
+    assert kinds[:4] == ["start", "step", "step", "checkpoint"]
+    assert kinds[-3:] == ["epoch", "checkpoint", "end"]
 
 
 def test_the_log_lines(trained):
@@ -52,64 +59,31 @@ def test_the_log_lines(trained):
     assert [found[i]["samples_seen"] for i in (4, 9, 14)] == [38, 76, 114]
     assert [line["lr"] for line in found[:3]] == pytest.approx([1e-3, 2e-3, 3e-3])
     assert found[-1]["lr"] == pytest.approx(3e-3 * (1 + np.cos(np.pi * 11 / 12)) / 2)
-    assert (
-        trained.result.loss == found[-1]["loss"] and trained.result.samples_seen == 114
-    )
+    assert trained.result.loss == found[-1]["loss"]
+    measured = {
+        "saturation": (0, 1),
+        "effective_eigenvalues_image": (1, 8),
+        "effective_eigenvalues_text": (1, 8),
+    }
     for line in found:
-        assert (
-            line["grad_norm"] > 0
-            and line["inv_tau"] == pytest.approx(30)
-            and line["beta"] == pytest.approx(8)
-        )
-        assert line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1
-        assert 1e8 < line["peak_memory"] < 1e11
-        measured = {
-            "saturation",
-            "effective_eigenvalues_image",
-            "effective_eigenvalues_text",
-        } <= line.keys()
-        assert measured == (line["step"] % 4 == 0)
-    assert (
-        0 < found[3]["saturation"] < 1
-        and 1 <= found[3]["effective_eigenvalues_image"] <= 8
-    )
-    assert np.mean([line["loss"] for line in found[-3:]]) < np.mean(
-        [line["loss"] for line in found[:3]]
-    )
-
-
-def test_callbacks_see_everything_in_order(trained):
-    recorder = trained.recorder
-    assert recorder.of("step") == lines(trained.run / "metrics.jsonl")
-    assert recorder.of("epoch") == lines(trained.run / "epochs.jsonl")
-    assert recorder.of("checkpoint") == list_checkpoints(trained.run)
-    assert recorder.of("end") == [trained.result]
-    info = recorder.of("start")[0]
-    assert (info.total_steps, info.steps_per_epoch, info.start_step, info.rank) == (
-        15,
-        5,
-        0,
-        0,
-    )
-    kinds = [name for name, _ in recorder.events]
-    assert kinds[:4] == ["start", "step", "step", "checkpoint"] and kinds[-3:] == [
-        "epoch",
-        "checkpoint",
-        "end",
-    ]
+        assert line["inv_tau"] == pytest.approx(30) and line["beta"] == pytest.approx(8)
+        assert line["grad_norm"] > 0 and line["images_per_second"] > 0
+        assert 0 <= line["data_wait"] <= 1
+        is_due = line["step"] % 4 == 0
+        assert {name in line for name in measured} == {is_due}
+        for name, (least, most) in measured.items():
+            assert not is_due or least <= line[name] <= most
+    losses = [line["loss"] for line in found]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
 def test_config_json_is_resolved_and_trains_the_same(trained, tmp_path):
     config = TrainConfig().merge_file(trained.run / "config.json")
-    assert config.inv_tau == pytest.approx(30) and config.beta == pytest.approx(8)
-    assert config.learnable_inv_tau is False and config.scale == "paper"
-    assert config.model == "nano-dropout" and config.image_size == 32
-    other = train(
-        config.override(out=tmp_path / "again", save_every=0, keep=1)
-    )  # three epochs
-    assert (other.steps, other.epochs) == (15, 3) and exact(other.run) == exact(
-        trained.run
-    )
+    assert (config.inv_tau, config.beta) == (pytest.approx(30), pytest.approx(8))
+    assert (config.learnable_inv_tau, config.scale) == (False, "paper")
+    assert (config.model, config.image_size) == ("nano-dropout", 32)
+    other = train(config.override(out=tmp_path / "again", save_every=0, keep=1))
+    assert exact(other.run) == exact(trained.run)
     assert equal(weights(other.run), weights(trained.run))
 
 
@@ -311,42 +285,33 @@ def test_validation_init_and_several_sources(trained, pairs_folder, tmp_path):
     for n in range(5):
         Image.new("RGB", (32, 32), (50 * n, 100, 200)).save(held_out / f"{n}.png")
         (held_out / f"{n}.txt").write_text(f"shade {n}")
-    sources = {
-        "data": [str(pairs_folder), str(held_out)],
-        "val_data": [str(held_out)],
-        "init": str(trained.run),
-    }
     config = trained.config.override(
-        **sources, model=None, objective="clip", lr=1e-9, epochs=1
+        data=[str(pairs_folder), str(held_out)],
+        val_data=[str(held_out)],
+        init=str(trained.run),
+        model=None,
+        objective="clip",
+        lr=1e-9,
+        epochs=1,
+        out=tmp_path / "run",
+        tensorboard=True,
     )
-    config = config.override(out=tmp_path / "run", tensorboard=True)
     result = train(config)
-    assert result.steps == 5 and lines(result.run / "metrics.jsonl")[-1][
-        "samples_seen"
-    ] in (37, 38, 39, 40)
+    assert result.steps == 5 and 37 <= result.samples_seen <= 40
     assert (result.run / "tensorboard").is_dir()
     # The validation loss is the objective of all held-out pairs, by the towers in eval
     # mode.
-    encoder = load_model(str(trained.run))
+    encoder, right = load_model(str(trained.run)), torch.arange(5)
     with torch.no_grad():
         images = encoder.encode_image(sorted(held_out.glob("*.png")))
         logits = images @ encoder.encode_text([f"shade {n}" for n in range(5)]).T / 0.07
-    both = [
-        torch.nn.functional.cross_entropy(table, torch.arange(5))
-        for table in (logits, logits.T)
-    ]
-    assert lines(result.run / "epochs.jsonl")[0]["val_loss"] == pytest.approx(
-        float(sum(both)) / 2, rel=1e-4
-    )
+    both = F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)
+    (epoch,) = lines(result.run / "epochs.jsonl")
+    assert epoch["val_loss"] == pytest.approx(float(both) / 2, rel=1e-4)
     config = config.override(out=tmp_path / "x")
-    error = r"model is 'nano-vit', but init .* holds 'nano-dropout'"
-    raises(InputError, error, train, config.override(model="nano-vit"))
-    raises(
-        InputError,
-        r"image_size is 64, but init .* holds 32",
-        train,
-        config.override(image_size=64),
-    )
+    for name, value in (("model", "nano-vit"), ("image_size", 64)):
+        error = f"{name} is '?{value}'?; it must be left out with --init"
+        raises(InputError, error, train, config.override(**{name: value}))
     assert not (tmp_path / "x").exists()
 
 
@@ -380,40 +345,24 @@ def test_retrieval_joins_where_it_is_told_to(base, trained, tmp_path):
 
 
 def test_siglip_s_bias_goes_into_log_folder_and_another_run(base, tmp_path):
-    train(base.override(objective="siglip", out=tmp_path / "run", epochs=1))
-    found = lines(tmp_path / "run" / "metrics.jsonl")
-    assert all(
-        line["beta"] is None and "saturation" not in line for line in found
-    )  # that is of a softmax
-    assert "effective_eigenvalues_text" in found[3]
-    last = found[-1]
-    config = TrainConfig().merge_file(tmp_path / "run" / "config.json")
-    assert (config.bias, config.inv_tau, config.scale) == (
-        -10.0,
-        10.0,
-        "unit",
-    )
-    trained = load_model(tmp_path / "run").make_objective()
-    assert trained.name == "siglip" and trained.bias is not None
-    assert (
-        trained.bias.item() == pytest.approx(last["bias"], rel=1e-6)
-        and trained.bias.item() != -10.0
-    )
-    theirs = open_clip.create_model(
-        f"local-dir:{latest_checkpoint(tmp_path / 'run') / 'model'}"
-    )
-    assert theirs.logit_bias.item() == pytest.approx(last["bias"], rel=1e-6)
-    assert theirs.logit_scale.exp().item() == pytest.approx(last["inv_tau"], rel=1e-6)
+    run = train(base.override(objective="siglip", out=tmp_path / "run", epochs=1)).run
+    found = lines(run / "metrics.jsonl")
+    # saturation is that of a softmax
+    assert all(line["beta"] is None and "saturation" not in line for line in found)
+    config = TrainConfig().merge_file(run / "config.json")
+    assert (config.bias, config.inv_tau, config.scale) == (-10.0, 10.0, "unit")
+    trained, bias = load_model(run).make_objective(), found[-1]["bias"]
+    assert trained.name == "siglip" and bias != -10.0
+    assert trained.bias.item() == pytest.approx(bias, rel=1e-6)
+    theirs = open_clip.create_model(f"local-dir:{latest_checkpoint(run) / 'model'}")
+    assert theirs.logit_bias.item() == pytest.approx(bias, rel=1e-6)
+    inv_tau = found[-1]["inv_tau"]
+    assert theirs.logit_scale.exp().item() == pytest.approx(inv_tau, rel=1e-6)
 
-    clip = base.override(
-        objective="clip",
-        model=None,
-        init=str(tmp_path / "run"),
-        steps=1,
-        out=tmp_path / "clip",
-    )
-    left = open_clip.create_model(f"local-dir:{train(clip).checkpoint}/model")
-    assert left.logit_bias is None  # in a softmax it cancels
+    clip = base.override(objective="clip", model=None, init=str(run), steps=1)
+    left = train(clip.override(out=tmp_path / "clip")).checkpoint
+    model = open_clip.create_model(f"local-dir:{left}/model")
+    assert model.logit_bias is None  # in a softmax it cancels
 
 
 def test_a_longer_run_goes_on_with_the_next_epoch(base, pairs_folder, tmp_path):

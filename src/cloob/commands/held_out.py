@@ -268,7 +268,7 @@ def _open_split(run: Run) -> Any:
         return held_out_pairs(run.config.override(out=run.folder))
     from cloob.training.given import open_pairs
 
-    return open_pairs(run.config, train=False)[1]
+    return open_pairs(run.config)[1]
 
 
 def note_choices(

@@ -45,6 +45,7 @@ OPTIONS = {
     "serve --token": "$CLOOB_TOKEN chooses it",
     "serve --token-file": "CLOOB_TOKEN=$(cat FILE) chooses it",
     "serve --update": "`cloob index --out IDX`, by cron, while it is served",
+    "train --grad-checkpointing": "--micro-batch-size saves memory with any tower",
     "train --wandb": "`tensorboard = true` in a file of --config, or a Callback in"
     " Python, logs elsewhere",
     "data --count": "a set is counted when it is opened, and sizes.json spares that",

@@ -169,19 +169,10 @@ def run(config: cloob.TrainConfig | cloob.HeadsConfig | None) -> int:
     return run_training(config)
 
 
-def train_to_the_signal(config: cloob.TrainConfig, title: str) -> RunResult:
-    """Trains under a progress display; the result also where SIGTERM ended it."""
-    from cloob.training.callbacks import ProgressDisplay
-
-    try:
-        return cloob.train(config, callbacks=[ProgressDisplay(title=title)])
-    except Stopped as stopped:
-        result: RunResult = stopped.result
-        return result
-
-
 def run_training(config: cloob.TrainConfig) -> int:
-    """Trains; 0 when the run reached its end or was stopped by SIGTERM."""
+    """Trains under a progress display; 0 when the run reached its end or was stopped by
+    SIGTERM.
+    """
     from cloob.training.checks import preflight
 
     preflight(config)
@@ -191,7 +182,13 @@ def run_training(config: cloob.TrainConfig) -> int:
     level = logging.INFO if is_first else logging.ERROR
     logging.getLogger("cloob.training").setLevel(logging.INFO)
     logging.getLogger("cloob.data.open").setLevel(level)  # what was opened
-    result = train_to_the_signal(config, config.objective)
+    from cloob.training.callbacks import ProgressDisplay
+
+    try:
+        display = ProgressDisplay(title=config.objective)
+        result = cloob.train(config, callbacks=[display])
+    except Stopped as stopped:
+        result = stopped.result
     if is_first:
         print_result(config, result)
     return 1 if result.checkpoint is None else 0

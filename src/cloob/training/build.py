@@ -16,11 +16,9 @@ from torch import nn
 
 from cloob.data.loader import Loader
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
-from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
-from cloob.models.importing import import_open_clip
 from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.settings import SCALES
@@ -124,8 +122,6 @@ def prepare_towers(
     # On a CPU it costs the statistics of batch norms three digits.
     on_cpu = device.type == "cpu"
     encoder.set_channels_last(not (on_cpu and _trains_batch_norm(encoder)))
-    if config.grad_checkpointing:
-        _recompute_blocks(encoder)
     if config.compile:
         # In place, since a wrapper would put its name into every key of the checkpoint.
         # The two passes of gradient caching are compiled apart and must draw the same
@@ -134,25 +130,6 @@ def prepare_towers(
         encoder.compile(options=same_draws)
     if config.fsdp:
         sharding.shard(encoder, device)
-
-
-def _recompute_blocks(encoder: DualEncoder) -> None:
-    """Has both towers compute their blocks again in the backward pass; refuses towers
-    that cannot.
-    """
-    visual = encoder.model.visual
-    resnet = import_open_clip(".modified_resnet").ModifiedResNet
-    try:
-        if isinstance(visual, resnet):  # its switch does nothing
-            raise AttributeError
-        # where timm refuses, open_clip would log a warning and train without
-        getattr(visual, "trunk", encoder.model).set_grad_checkpointing(True)
-    except (AttributeError, AssertionError):
-        raise InputError(
-            f"grad_checkpointing is True, but the image tower of {encoder.name} has"
-            " no such switch; --micro-batch-size saves memory with any tower"
-        ) from None
-    encoder.model.set_grad_checkpointing(True)
 
 
 def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
@@ -218,9 +195,9 @@ def assemble(config: TrainConfig, custom: CustomParts, device: torch.device) -> 
     parameters.
     """
     check_combination(config)
-    checkpoint = find_checkpoint(config.out, config.resume)
+    checkpoint = find_checkpoint(config)
     resumed = checkpoint.path if checkpoint else None
-    on_rank_zero(lambda: refuse_another_run(config, resumed))
+    on_rank_zero(lambda: refuse_another_run(config))
     pairs, held_out = open_pairs(config, custom.pairs, custom.held_out)
     config = fit_batch(config, len(pairs))
     encoder = make_encoder(config, custom.towers)

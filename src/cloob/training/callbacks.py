@@ -125,59 +125,49 @@ class ProgressDisplay(Callback):
         self.every_seconds = every_seconds
         self._info: RunInfo | None = None
         self._began = self._last = 0.0
-        self._waits: list[float] = []  # of the steps since the last line
 
     def on_start(self, info: RunInfo) -> None:
         if info.rank == 0:
             self._info = info
-        self._began = self._last = time.perf_counter()
+        self._began = time.perf_counter()
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         """Prints a line of progress, every so many seconds."""
-        if self._info is None:
-            return
-        self._waits.append(metrics["data_wait"])
         now = time.perf_counter()
+        if self._info is None or now - self._last < self.every_seconds:
+            return
+        self._last = now
         step, total = metrics["step"], self._info.total_steps
         done = step - self._info.start_step
-        if done > 1 and now - self._last < self.every_seconds:
-            return
         left = round((now - self._began) / done * (total - step))
-        waiting = sum(self._waits) / len(self._waits)
         self._say(
             f"step {step}/{total}, epoch {metrics['epoch']},"
-            f" loss {_shown(metrics['loss'], 'skipped')},"
+            f" loss {_shown(metrics['loss'])},"
             f" {metrics['images_per_second']:.0f} pairs/s,"
-            f" {waiting:.0%} waiting for data,"
-            f" {metrics['peak_memory'] / 1024**3:.1f} GiB at most,"
+            f" {metrics['data_wait']:.0%} waiting for data,"
             f" {timedelta(seconds=left)} left"
         )
-        self._last, self._waits = now, []
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         """Prints what the epoch and its validation gave."""
-        if self._info is None:
-            return
         message = f"epoch {metrics['epoch']} done, mean loss {_shown(metrics['loss'])}"
-        if metrics.get("val_loss") is not None:
-            message += f", validation loss {metrics['val_loss']:.4f}"
-        if metrics.get("val_recall") is not None:
+        if metrics["val_recall"] is not None:
+            message += f", validation loss {_shown(metrics['val_loss'])}"
             message += f", mean recall {100 * metrics['val_recall']:.1f} %"
-        lost = sum(metrics.get("val_skipped", {}).values())
-        if lost:
-            message += f" (without {lost} held-out pairs, named in skipped.jsonl)"
-        if metrics["skipped"]:
-            counts = [f"{count} {why}" for why, count in metrics["skipped"].items()]
-            named = ", ".join(counts)
-            message += f"; skipped samples (named in skipped.jsonl): {named}"
+        for pairs, key in (("samples", "skipped"), ("held-out pairs", "val_skipped")):
+            if metrics.get(key):
+                counts = [f"{count} {why}" for why, count in metrics[key].items()]
+                message += f"; skipped {pairs} (named in skipped.jsonl): "
+                message += ", ".join(counts)
         self._say(message)
 
     def _say(self, message: str) -> None:
-        print(f"{self.title}: {message}", file=sys.stderr, flush=True)
+        if self._info is not None:
+            print(f"{self.title}: {message}", file=sys.stderr, flush=True)
 
 
-def _shown(loss: float | None, without: str = "-") -> str:
-    return without if loss is None else f"{loss:.4f}"
+def _shown(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 class TensorBoard(Callback):

@@ -282,38 +282,28 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return {f"model.{name}": value for name, value in weights.items()}
 
 
-def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint of a run or of a path to resume from, None to start afresh; the
-    same on every rank.
-    """
-    if resume == "none":
+def find_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint to go on from, None to start afresh; the same on every rank."""
+    if config.resume == "none":
         return None
-    chosen = on_rank_zero(lambda: _resumable(run, resume))
+    chosen = on_rank_zero(lambda: _newest_whole(config.out))
     return None if chosen is None else read_checkpoint(chosen)
 
 
-def _resumable(run: Path, resume: str) -> Path | None:
-    """The named checkpoint, else the newest of a run that can be read; None where
-    ``auto`` finds none.
-    """
-    place = run if resume == "auto" else Path(resume)
-    if resume != "auto" and (place / runs.TRAINER_FILE).is_file():
-        return place
+def _newest_whole(run: Path) -> Path | None:
+    """The newest checkpoint that can be read; None where there are none at all."""
     first: InputError | None = None
-    for path in reversed(runs.list_checkpoints(place)):
+    for path in reversed(runs.list_checkpoints(run)):
         try:
             return read_checkpoint(path).path
         except InputError as error:
             first = first or error
             logger.warning("%s; trying the checkpoint before it", error)
-    if first is None and resume == "auto":
+    if first is None:
         return None
-    newest = "; expected: none, auto, a checkpoint or a run"
-    if first is not None:
-        newest = f" (the newest: {first})"
     raise InputError(
-        f"resume is {resume!r}: {place} has no complete checkpoint{newest}; another"
-        " --out starts anew"
+        f"{run}: has no complete checkpoint (the newest: {first}); another --out starts"
+        " anew"
     )
 
 

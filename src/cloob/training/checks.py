@@ -20,7 +20,7 @@ def preflight(config: TrainConfig) -> None:
     check_combination(config)
     if _processes() > 1:  # one that ended alone would leave the others waiting for it
         return
-    if config.model is not None and config.init is None:
+    if config.model is not None:
         check_name(config.model)
 
 
@@ -68,12 +68,11 @@ def _check_start(config: TrainConfig) -> None:
     """Refuses what the first weights cannot serve."""
     if config.given_towers is not None:
         config.refuse(("init", "freeze"), "towers=, which gives both towers")
-        config.refuse(
-            ("fsdp", "grad_checkpointing"),
-            "towers=: it knows the layers of cloob's towers alone",
-        )
+        config.refuse(["fsdp"], "towers=: it knows the layers of cloob's towers alone")
+    if config.init is not None:
+        config.refuse(("model", "image_size"), "--init, which has its own")
     if config.resume != "none":
-        config.refuse(["overwrite"], f"--resume {config.resume}")
+        config.refuse(["overwrite"], "--resume auto")
 
 
 def _check_length(config: TrainConfig) -> None:

@@ -157,10 +157,6 @@ class TrainConfig(ObjectiveSettings):
     """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU
     that has it, else fp32.
     """
-    grad_checkpointing: bool = False
-    """Recompute the towers' blocks in the backward pass: less memory, about a third
-    more time.
-    """
     compile: bool = False
     """Compile the towers with torch.compile: the first steps take longer, the others
     less.
@@ -185,10 +181,8 @@ class TrainConfig(ObjectiveSettings):
     pairs' loss, or val_recall, their mean recall at 1, 5 and 10 in both directions; in
     Python also a metric of yours.
     """
-    resume: str = "none"
-    """none; auto: go on from the newest complete checkpoint in --out, if any; or a
-    checkpoint or run.
-    """
+    resume: Literal["none", "auto"] = "none"
+    """auto: go on from the newest complete checkpoint in --out, if any."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
     log_every: AtLeastOne = 50

@@ -5,7 +5,6 @@ configuration names.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -31,11 +29,8 @@ from cloob.distributed import (
     world_size,
 )
 from cloob.errors import InputError
-from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder, trimmed_tokens
-from cloob.models.importing import read_json
 from cloob.models.load import load_model
-from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.settings import SCALES
@@ -170,8 +165,6 @@ def open_pairs(
     config: TrainConfig,
     custom_pairs: GivenPairs | None = None,
     custom_held_out: GivenPairs | None = None,
-    *,
-    train: bool = True,
 ) -> tuple[Pairs, Pairs | None]:
     """The training pairs and the held-out pairs, if there are any: the caller's own,
     else the configuration's.
@@ -185,7 +178,7 @@ def open_pairs(
         )
     sources: Any = _open(config.data, config) if pairs is None else [pairs]
     if share:
-        return _without_held_out(sources, config, train)
+        return _without_held_out(sources, share)
     if held_out is None and config.val_data:
         held_out = mix(_open(config.val_data, config))
     return mix(sources) if pairs is None else pairs, held_out
@@ -207,32 +200,11 @@ def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
     return [open_(spec) for spec in specs]
 
 
-def _without_held_out(
-    sources: Sequence[Source], config: TrainConfig, train: bool
-) -> tuple[Source, Source]:
-    """The pairs without a share of them, and that share, whose rows a run stores next
-    to its checkpoints.
-    """
-    share = config.val_split
-    file = config.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE
-
-    def held_out_rows() -> list[np.ndarray]:
-        """The rows to hold out by source: those that the run has stored, else newly
-        chosen.
-        """
-        key = [share, *(source.fingerprint() for source in sources)]
-        if train and config.resume != "none" and file.is_file():
-            stored = read_json(file)
-            if stored["of"] == key:
-                return [np.array(rows, np.int64) for rows in stored["rows"]]
-        logger.info("reading all pairs once, to hold some out (--val-split) …")
-        rows = choose_held_out(sources, share)
-        if train:
-            content = {"of": key, "rows": [part.tolist() for part in rows]}
-            write_whole(file, json.dumps(content))
-        return rows
-
-    source, held_out = split(sources, on_rank_zero(held_out_rows, slow=True))
+def _without_held_out(sources: Sequence[Source], share: float) -> tuple[Source, Source]:
+    """The pairs without a share of them, always the same, and that share."""
+    logger.info("reading all pairs once, to hold some out (--val-split) …")
+    rows = on_rank_zero(lambda: choose_held_out(sources, share), slow=True)
+    source, held_out = split(sources, rows)
     if rank() == 0:
         logger.info(
             "%d of %d pairs are held out; none has a picture or caption of the others",
@@ -326,17 +298,11 @@ def make_encoder(config: TrainConfig, towers: nn.Module | None = None) -> DualEn
         )
     encoder = load_model(config.init, device="cpu")
     encoder.check_weights()
-    holds = f"init {config.init!r} holds"
     if encoder.config.kind in ("vectors", "aligned"):
         command = "align" if encoder.config.kind == "aligned" else "vectors"
-        raise InputError(f"{holds} heads; `cloob train {command}` begins anew")
-    for key, value in (("model", encoder.name), ("image_size", encoder.image_size)):
-        configured = getattr(config, key)
-        if configured not in (None, value):
-            raise InputError(
-                f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of"
-                " --config"
-            )
+        raise InputError(
+            f"init {config.init!r} holds heads; `cloob train {command}` begins anew"
+        )
     return encoder
 
 

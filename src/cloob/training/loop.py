@@ -83,9 +83,7 @@ def train(
             returned by name (two matrices are x and y, of unit rows) and the batch.
             Over ranks it sees the rows of all, with their gradient.
         optimizer: Parameter groups -> optimiser. Its learning rates are the schedule's
-            peak; groups of norms and biases come with a weight decay of 0. Or several:
-            a list of (predicate, function), where ``predicate(name, parameter)`` says
-            which parameters it takes that none before it has.
+            peak; groups of norms and biases come with a weight decay of 0.
         sampler: A torch ``Sampler`` of the rows of a Dataset, in place of a new order
             in every epoch. Rank 0 iterates it once an epoch, its draws depend on (seed,
             epoch), and a ``state_dict`` of plain values and tensors is resumed.

@@ -5,7 +5,6 @@ weights.
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -142,19 +141,12 @@ def make_optimizer(
 
 
 def _timm_optimizer(groups: list[Group], config: TrainConfig) -> torch.optim.Optimizer:
-    """One of timm's optimisers by its name; refuses unknown ones and those of second
-    order.
-    """
+    """One of timm's optimisers by its name."""
     timm: Any = require("timm.optim", "train")
     name, names = config.optimizer, timm.list_optimizers()
     if name not in names:
         raise InputError(
             f"optimizer is {name!r}: timm has no such; {nearest(name, names)}"
-        )
-    if timm.get_optimizer_info(name).second_order:
-        raise InputError(
-            f"optimizer is {name!r}: it needs second derivatives, which the objective"
-            " does not give"
         )
     try:
         optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(
@@ -184,20 +176,6 @@ def _given_optimizer(
             f"optimizer: returned {type(optimizer).__name__}; a torch.optim.Optimizer"
             " is expected"
         )
-    _check_given(optimizer, groups)
-    for group in optimizer.param_groups:
-        group["lr_scale"] = group.get("lr_scale", 1.0) * group["lr"] / peak
-    return optimizer
-
-
-def _check_given(optimizer: torch.optim.Optimizer, groups: list[Group]) -> None:
-    """InputError for an optimiser that the loop cannot step."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise InputError(
-            f"optimizer: {type(optimizer).__name__} evaluates the loss again and again"
-            " (a closure), which the loop cannot"
-        )
     expected = {p for group in groups for p in group["params"]}
     missing = expected - {p for g in optimizer.param_groups for p in g["params"]}
     if missing:
@@ -206,8 +184,9 @@ def _check_given(optimizer: torch.optim.Optimizer, groups: list[Group]) -> None:
             " that learn; give it all groups, or freeze the others"
             " (requires_grad_(False))"
         )
-    if any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
-        raise InputError("optimizer: its learning rate is a tensor; give a number")
+    for group in optimizer.param_groups:
+        group["lr_scale"] = group.get("lr_scale", 1.0) * float(group["lr"]) / peak
+    return optimizer
 
 
 class Average:

@@ -72,19 +72,13 @@ class Schedule:
             self._warn(config)
 
     def _warn(self, config: TrainConfig) -> None:
-        """Warns of a schedule and of towers that cannot be meant."""
+        """Warns of a warm-up that does not end."""
         warmup, total = warmup_steps(config, self._total_steps), self._total_steps
         if warmup > total:
             logger.warning(
                 f"a warm-up of {warmup:,} steps is longer than this run of {total:,}:"
                 f" its learning rate ends at {self.learning_rate(total - 1):.2g}, not"
                 f" {config.lr:g}"
-            )
-        frozen = config.freeze
-        if frozen != "none" and config.init is None:
-            logger.warning(
-                f"the {frozen} tower is frozen with random weights; --init gives"
-                " trained ones"
             )
 
     def place(self) -> int:

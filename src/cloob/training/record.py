@@ -4,9 +4,7 @@ a time.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,11 +138,12 @@ class StepLog:
         """How fast these steps were, and the share of time that they waited."""
         elapsed = time.perf_counter() - steps[0].began
         speed = sum(step.samples for step in steps) / elapsed
-        return {
-            "images_per_second": speed,
-            "data_wait": sum(step.waited for step in steps) / elapsed,
-            "peak_memory": _peak_memory(self.run.stepper.device),
-        }
+        waited = sum(step.waited for step in steps) / elapsed
+        rates = {"images_per_second": speed, "data_wait": waited}
+        device = self.run.stepper.device
+        if device.type == "cuda":
+            rates["peak_memory"] = torch.cuda.max_memory_allocated(device)
+        return rates
 
     def _nonfinite(self, step: Step, result: StepResult) -> None:
         """Names the samples of all ranks in ``skipped.jsonl``; too many such steps in a
@@ -194,20 +193,6 @@ def _results_of(steps: Sequence[Step]) -> list[StepResult | None]:
 def is_async(device: torch.device) -> bool:
     """Whether the host waits where it reads a value of the device."""
     return device.type == "cuda"
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has had on its CUDA device, else in memory; 0
-    where nobody counts (Windows).
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(ImportError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return 0
 
 
 def _geometry(

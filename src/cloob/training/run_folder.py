@@ -154,24 +154,19 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
     return changes
 
 
-def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
+def refuse_another_run(config: TrainConfig) -> None:
     """Refuses a folder that holds a run which this one neither goes on with nor may
     replace.
     """
-    out = config.out
-    if not runs.find_run(out):
+    if not runs.find_run(config.out):
         return
     if config.overwrite:
         _check_removable(config)
-    elif config.resume != "auto" and not _is_of_run(checkpoint, out):
+    elif config.resume == "none":
         raise InputError(
-            f"{out}: already holds a run; go on with --resume auto, or give --overwrite"
-            " or another --out"
+            f"{config.out}: already holds a run; go on with --resume auto, or give"
+            " --overwrite or another --out"
         )
-
-
-def _is_of_run(checkpoint: Path | None, out: Path) -> bool:
-    return checkpoint is not None and checkpoint.parent.parent.samefile(out)
 
 
 def _check_removable(config: TrainConfig) -> None:
@@ -193,34 +188,17 @@ def _check_removable(config: TrainConfig) -> None:
 
 def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
     """Makes the run folder; an earlier run is removed, and unreadable checkpoints after
-    the resumed one set aside.
+    the resumed one, which must not count as the newest, are set aside.
     """
     out = config.out
-    if checkpoint is not None and out.is_dir() and _is_of_run(checkpoint, out):
-        _set_aside(config, checkpoint)
     if config.overwrite:
         runs.remove_run(out)
     (out / runs.CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
-
-
-def _set_aside(config: TrainConfig, checkpoint: Path) -> None:
-    """Renames the checkpoints after the resumed one, which must not count as the
-    newest.
-    """
-    out = config.out
-    later = [path for path in runs.list_checkpoints(out) if path.name > checkpoint.name]
-    names_run = (
-        config.resume == "auto" or Path(config.resume).resolve() == out.resolve()
-    )
-    if later and not names_run:
-        raise InputError(
-            f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that one,"
-            " or into another --out"
-        )
-    for path in later:
-        aside = path.with_name(f"unreadable-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+    for path in runs.list_checkpoints(out):
+        if checkpoint is not None and path.name > checkpoint.name:
+            aside = path.with_name(f"unreadable-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 MIN_BAD = 20  # fewer bad samples say nothing yet about the fraction

@@ -8,13 +8,12 @@ import logging
 import os
 import shutil
 import signal
-import tarfile
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import At, command_until, exact, lines, result_of
+from train_helpers import At, command_until, exact, lines
 
 from cloob import cli, lock
 from cloob.errors import InputError, TrainingFailed
@@ -22,7 +21,7 @@ from cloob.lock import LOCK
 from cloob.models.load import find_model_folder, load_model
 from cloob.models.runs import chosen_checkpoint, list_checkpoints
 from cloob.training.loop import train
-from make import Code, write_table, write_tar
+from make import Code, write_table
 from support import raises, refused
 
 
@@ -138,7 +137,7 @@ def test_an_interrupted_write_leaves_the_one_before(run, monkeypatch, fault):
 def test_auto_passes_over_a_damaged_checkpoint(
     trained, run, tmp_path, damaged, cut, caplog
 ):
-    first, last = list_checkpoints(run.out)
+    _, last = list_checkpoints(run.out)
     file = last / damaged
     half = file.stat().st_size // 2
     if cut:
@@ -147,11 +146,8 @@ def test_auto_passes_over_a_damaged_checkpoint(
         with file.open("r+b") as weights:
             weights.seek(half)
             weights.write(bytes(64))
-    raises(InputError, file.name, train, run.override(resume=str(last)))
     with caplog.at_level(logging.WARNING):
-        assert (
-            train(run.override(resume=str(first / ".." / ".."), keep=1)).steps == 15
-        )  # a run is as auto
+        assert train(run.override(keep=1)).steps == 15
     assert file.name in caplog.text and "trying the checkpoint before it" in caplog.text
     assert exact(run.out) == exact(trained.run)
     assert (last.parent / f"unreadable-{last.name}").is_dir()
@@ -166,24 +162,7 @@ def test_auto_passes_over_a_damaged_checkpoint(
     assert not (tmp_path / "ran").exists()
 
 
-def test_where_to_resume_from(trained, run, tmp_path):
-    start, _ = list_checkpoints(run.out)
-    result = train(run.override(out=tmp_path / "new", resume=str(start), epochs=2))
-    assert exact(result.run)[0]["step"] == 9
-    for resume, out, said in (
-        (str(start), run.out, f"holds a checkpoint newer than {start.name}"),
-        (str(start), result.run, "already holds a run"),
-        (
-            f"{tmp_path}/nowhere",
-            result.run,
-            "has no complete checkpoint; expected: none, auto, a checkpoint or a run",
-        ),
-        (str(tmp_path), result.run, "has no complete checkpoint"),
-    ):
-        raises(InputError, said, train, run.override(out=out, resume=resume))
-
-
-@pytest.mark.parametrize("part", ["progress", "optimizer", "objective", "moments"])
+@pytest.mark.parametrize("part", ["optimizer", "objective", "moments"])
 def test_a_state_that_no_run_writes_is_one_line(run, part):
     file = list_checkpoints(run.out)[-1] / "trainer.pt"
     state = torch.load(file, weights_only=True)
@@ -192,7 +171,7 @@ def test_a_state_that_no_run_writes_is_one_line(run, part):
     torch.save(
         state if part == "moments" else state | {part: {"x": torch.ones(2)}}, file
     )
-    raises(InputError, f"^{file.parent}", train, run.override(resume=str(file.parent)))
+    raises(InputError, f"^{file.parent}", train, run)
 
 
 def test_the_options_of_the_optimiser_are_those_of_the_configuration(run):
@@ -206,32 +185,6 @@ def test_the_options_of_the_optimiser_are_those_of_the_configuration(run):
     assert all(
         (tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3) for group in groups
     )
-
-
-def test_edited_pairs_are_refused_on_resumption(base, pairs_as, tmp_path, capfd):
-    """The first shard again, with a longer caption."""
-    data, run = tmp_path / "shards", tmp_path / "run"
-    shutil.copytree(pairs_as["shards"], data)
-    config = base.override(data=[str(data)], out=run, epochs=1, save_every=0)
-    stop = At(3, lambda: signal.raise_signal(signal.SIGTERM))
-    assert result_of(train, config, callbacks=[stop]).steps == 3
-    with tarfile.open(data / "00000.tar") as tar:
-        files = {name: tar.extractfile(name).read() for name in tar.getnames()}
-    write_tar(data / "00000.tar", files | {"00.txt": b"a very red disc"})
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    command = ["train", "--config", str(run / "config.json"), "--resume", "auto"]
-    capfd.readouterr()
-    assert cli.main(command) == 2
-    *_, said = capfd.readouterr().err.splitlines()
-    newest = run / "checkpoints" / "step-00000003"
-    others = "the training pairs are not those of this checkpoint's run (other members)"
-    assert (
-        said
-        == f"cloob: {newest}: {others}; start from its weights with --init {newest}"
-    )
-    assert {
-        path: path.read_bytes() for path in run.rglob("*") if path.is_file()
-    } == before
 
 
 # A run folder is written by one process at a time: real processes, killed and alive
@@ -383,42 +336,6 @@ def test_the_best_outlives_the_others(judged):
     }
 
 
-def test_the_average_of_the_weights_is_saved_and_judged(base, pairs_folder, tmp_path):
-    """Running statistics included; it is another model folder, which everything else
-    loads.
-    """
-    config = base.override(
-        model="nano-resnet",
-        ema=0.75,
-        epochs=1,
-        save_every=1,
-        lr=0.02,  # so that the losses of both differ by more than rounding
-        keep=0,
-        out=tmp_path / "run",
-    )
-    train(config.override(val_data=[str(pairs_folder)]))
-    checkpoints, average = list_checkpoints(tmp_path / "run"), None
-    assert len(checkpoints) == 5
-    for checkpoint in checkpoints:
-        state = load_model(checkpoint).state_dict()
-        if average is None:  # it begins with the first step's weights
-            average = {key: value.double() for key, value in state.items()}
-        saved = load_model(checkpoint / "ema").state_dict()
-        for key, value in state.items():
-            average[key] = (
-                0.75 * average[key] + 0.25 * value
-                if value.is_floating_point()
-                else value
-            )
-            torch.testing.assert_close(saved[key], average[key].to(saved[key]), msg=key)
-    assert not torch.equal(
-        saved["model.visual.bn1.running_mean"], state["model.visual.bn1.running_mean"]
-    )
-    (line,) = lines(tmp_path / "run" / "epochs.jsonl")
-    validation = json.loads((checkpoints[-1] / "validation.json").read_text())
-    assert line["ema_val_loss"] == validation["ema_val_loss"] != validation["val_loss"]
-
-
 def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
     trained, pairs_folder, pairs_as, tmp_path
 ):
@@ -484,7 +401,7 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
         )
 
 
-def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys, monkeypatch):
+def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys):
     """`cloob eval RUN --held-out` has the recall that the training saw."""
     good = sorted(
         path for path in pairs_folder.glob("*.txt") if path.stem not in ("13", "27")
@@ -493,54 +410,29 @@ def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys, monkeypat
         {"filepath": path.with_suffix(".png"), "title": path.read_text()}
         for path in good
     ]
-    table = write_table(tmp_path / "pairs.csv", rows)
-    config = trained.config.override(
-        data=[str(table)], val_split=0.3, out=tmp_path / "run", epochs=1, keep=1
+    table, run = write_table(tmp_path / "pairs.csv", rows), tmp_path / "run"
+    train(
+        trained.config.override(
+            data=[str(table)], val_split=0.3, out=run, epochs=1, keep=1
+        )
     )
-    train(config)
-    words = [
-        "eval",
-        str(tmp_path / "run"),
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert cli.main([*words, "--held-out", "--retrieval", str(table)]) == 0
-    err = capsys.readouterr().err
+    words = ["eval", str(run), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--held-out"]) == 0
     row = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]
-    held_out, all_pairs = (
-        row["retrieval"]["pairs.csv (held out)"],
-        row["retrieval"]["pairs.csv"],
-    )
-    n = held_out["n"]
-    assert (n, all_pairs["n"]) == (11, len(rows))
-    recalls = [
-        held_out[f"{way}@{k}"]
-        for way in ("image_to_text", "text_to_image")
-        for k in (1, 5, 10)
-    ]
-    seen = lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"]
-    assert sum(recalls) / 6 == pytest.approx(
-        seen, abs=1.01 / n / 6
-    )  # a tie may fall either way
-    assert (
-        f"cloob: {tmp_path}/run: was trained on {table}; --held-out judges by pairs"
-        " that were not\n" in err
-    )
-    # A run that goes on does not read all pairs again to hold some out: it keeps the
-    # rows.
-    kept = json.loads((tmp_path / "run" / "checkpoints" / "held_out.json").read_text())
-    assert [len(rows) for rows in kept["rows"]] == [11]
-    with monkeypatch.context() as patch:
-        patch.setattr("cloob.training.given.choose_held_out", None)
-        assert train(config.override(resume="auto", epochs=2)).epochs == 2
+    held_out = row["retrieval"]["pairs.csv (held out)"]
+    assert held_out["n"] == 11
+    ways = ("image_to_text", "text_to_image")
+    recalls = [held_out[f"{way}@{k}"] for way in ways for k in (1, 5, 10)]
+    seen = lines(run / "epochs.jsonl")[-1]["val_recall"]
+    # a tie may fall either way
+    assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / 11 / 6)
     # Changed pairs are split otherwise.
     write_table(table, rows[3:])
+    capsys.readouterr()
     said = (
         "its pairs have changed since the training, so nobody knows which were held out"
     )
-    assert refused(capsys, *words, "--held-out") == f"cloob: {tmp_path}/run: {said}\n"
+    assert refused(capsys, *words, "--held-out") == f"cloob: {run}: {said}\n"
 
 
 def test_held_out_pairs_of_their_own_judge(

@@ -63,7 +63,7 @@ FEATURES = {
     ),
     "one worker": Feature({"workers": 1}, "folder"),
     "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
-    "bf16, recomputed": Feature({"precision": "bf16", "grad_checkpointing": True}),
+    "bf16": Feature({"precision": "bf16"}),
     "CLIP": Feature({"objective": "clip"}),
     "retrieval joins": Feature(JOINS),
     "text frozen": Feature({"freeze": "text"}),
