@@ -16,6 +16,7 @@ from views import views
 
 import cloob
 from cloob import ContrastiveHeads, cli
+from cloob.heads.head import unit_rows
 from cloob.heads.settings import HeadSettings
 from support import raises
 
@@ -55,12 +56,13 @@ def test_it_is_a_face_of_fit_heads(matrices, tmp_path, monkeypatch):
     )
     fitted = cloob.fit_heads(X, Y, ids, settings=settings)
     x, y = heads.transform(X, Y)
-    with torch.no_grad():
-        rows = torch.nn.functional.normalize(
-            fitted.heads[0](torch.from_numpy(X)), dim=1
-        )
+    rows = unit_rows(fitted.heads[0], torch.from_numpy(X))
     assert np.allclose(x, rows.numpy(), atol=1e-6)
     assert (heads.transform(None, Y) == y).all()
+    again = pickle.loads(pickle.dumps(heads))
+    assert (again.transform(X) == x).all()
+    assert (clone(heads).fit(X, Y, ids).transform(X) == x).all()
+
     heads.save("saved")
     np.save("x.npy", X)
     np.save("y.npy", Y)
@@ -68,9 +70,6 @@ def test_it_is_a_face_of_fit_heads(matrices, tmp_path, monkeypatch):
     assert (np.load("x-8.npz")["vectors"] == x).all()
     words = ["eval", "saved", "--a", "x.npy", "--b", "y.npy", "--out", "report"]
     assert cli.main(words) == 0
-    again = pickle.loads(pickle.dumps(heads))
-    assert (again.transform(X) == x).all()
-    assert (clone(heads).fit(X, Y, ids).transform(X) == x).all()
     loaded = ContrastiveHeads.load("saved", "cpu")
     assert (loaded.transform(X) == x).all() and loaded.n_features_in_ == 12
     assert (loaded.predict(X, Y) == heads.predict(X)).all()
@@ -156,16 +155,6 @@ def test_an_offset_of_float64_changes_nothing(offset):
         assert moved == pytest.approx(plain, abs=0.02)
 
 
-def test_refit_keeps_the_recall_of_before(matrices):
-    X, Y, _ = matrices
-    plain = ContrastiveHeads(**QUICK).fit(X, Y)
-    again = ContrastiveHeads(**{**QUICK, "refit": True}).fit(X, Y)
-    recall = [line["val_recall"] for line in plain.history_]
-    assert [line["val_recall"] for line in again.history_] == recall
-    assert again.decisions_["refit"] == "on 240 pairs, 24 of them held out"
-    assert (again.transform(X) != plain.transform(X)).any()
-
-
 def test_the_closed_form_is_an_objective(matrices, tmp_path):
     X, Y, ids = matrices
     heads = ContrastiveHeads("cca", random_state=0).fit(X, Y, ids=ids)
@@ -187,20 +176,6 @@ def test_the_closed_form_is_an_objective(matrices, tmp_path):
         ({"n_components": 400}, "n_components is 400, but the closed form finds 7"),
     ):
         raises(ValueError, error, ContrastiveHeads("cca", **change).fit, X, Y)
-
-
-def test_wrong_pairs_are_left_out(matrices):
-    X, Y, _ = matrices
-    wrong = np.arange(0, N, 4)
-    swapped = Y.copy()
-    swapped[wrong] = np.roll(Y[wrong], 1, 0)
-    scores = [
-        ContrastiveHeads("cca", clean=clean, random_state=0).fit(X, swapped).score(X, Y)
-        for clean in (0, 0.25)
-    ]
-    assert scores[1] > scores[0] + 0.02
-    error = r"clean is '2\.0'; it must be auto, or a share"
-    raises(ValueError, error, ContrastiveHeads("cca", clean=2.0).fit, X, Y)
 
 
 def test_it_takes_any_matrices_and_is_searched(matrices):
@@ -229,7 +204,7 @@ def test_it_takes_any_matrices_and_is_searched(matrices):
     raises(ValueError, "NaN", heads.fit, np.where(X > 0, X, np.nan), Y)
     raises(ValueError, "inconsistent numbers of samples", heads.fit, X, Y[:-1])
     large = X.astype(float) * 1e300 + 1e300
-    error = r"X and y: 240 rows of 240.*X row 0: holds NaN"
+    error = r"a and b: 240 rows of 240.*a row 0: holds NaN"
     raises(ValueError, error, heads.fit, large, Y)
     raises(
         ValueError,
@@ -262,6 +237,7 @@ def test_sparse_rows_are_never_dense_all_at_once():
     [
         ({"learning_rate": -1}, {}, "learning_rate is -1;"),
         ({"n_components": 1}, {}, "n_components is 1"),
+        ({"clean": 2.0}, {}, r"clean is '2\.0'; it must be auto, or a share"),
         ({"validation_fraction": 1.5}, {}, "validation_fraction is 1.5"),
         (
             {"validation_fraction": 0, "refit": True},
@@ -269,7 +245,7 @@ def test_sparse_rows_are_never_dense_all_at_once():
             "refit is True; it must be left out with",
         ),
         ({"validation_fraction": 0, "patience": 3}, {}, "patience is 3; it must be 0"),
-        ({"objective": "auto", "validation_fraction": 0}, {}, "give a validation"),
+        ({"objective": "auto", "validation_fraction": 0}, {}, "without held-out pairs"),
         (
             {},
             {"ids": [None, "a", "b"] * 80},
@@ -280,8 +256,8 @@ def test_sparse_rows_are_never_dense_all_at_once():
             {"groups": [*"abc"] * 79 + [np.nan, "", "a"]},
             "groups: row 237 has none",
         ),
-        ({}, {"ids": ["x"] * N}, "X and y: 1 id; 2 to train on"),
-        ({}, {"sample_weight": [-1.0] * N}, "sample_weight: row 0 is -1"),
+        ({}, {"ids": ["x"] * N}, "a and b: 1 id; 2 to train on"),
+        ({}, {"sample_weight": [-1.0] * N}, "weights: row 0 is -1"),
     ],
 )
 def test_errors_name_the_parameters_of_the_estimator(
@@ -321,30 +297,6 @@ def test_scikit_learn_finds_nothing_else():
     assert found == set(failed)
 
 
-def test_the_estimator_chooses_too():
-    X, Y = views(400)
-    heads = ContrastiveHeads(
-        epochs=4, n_components=20, learning_rate=1e-2, device="cpu", random_state=0
-    ).fit(X, Y)
-    assert heads.decisions_["objective"]["chosen"]
-    assert heads.transform(X).shape[1] <= 20 and heads.score(X, Y) > 0.1
-
-
-def test_the_interval_of_a_score_is_the_bootstrap_over_ids(matrices):
-    X, Y, _ = matrices
-    heads = ContrastiveHeads("cca").fit(X[: N // 2], Y[: N // 2])
-    X, Y = X[N // 2 :], Y[N // 2 :]
-    score, low, high = heads.score_interval(X, Y)
-    x, y = heads.transform(X, Y)
-    own = np.arange(len(x))
-    found = ((x @ y.T).argmax(1) == own) / 2 + ((y @ x.T).argmax(1) == own) / 2
-    draws = np.random.default_rng(0).choice(found, (4000, len(found))).mean(1)
-    assert score == heads.score(X, Y) == pytest.approx(found.mean())
-    np.testing.assert_allclose(
-        (low, high), np.quantile(draws, (0.025, 0.975)), atol=0.02
-    )
-
-
 def test_a_score_has_an_interval_over_groups(matrices):
     """Hard rows come in groups, some of which are large."""
     X, Y, _ = matrices
@@ -362,13 +314,9 @@ def test_a_score_has_an_interval_over_groups(matrices):
         rows = np.concatenate([found[groups == group] for group in drawn])
         draws.append(rows.mean())
     assert score == heads.score(X, Y) == pytest.approx(found.mean())
-    np.testing.assert_allclose(
-        (low, high), np.quantile(draws, (0.025, 0.975)), atol=0.03
-    )
+    wanted = np.quantile(draws, (0.025, 0.975))
+    np.testing.assert_allclose((low, high), wanted, atol=0.03)
     _, low_of_ids, high_of_ids = heads.score_interval(X, Y)
     assert high - low > 1.3 * (high_of_ids - low_of_ids)
-    order = rng.permutation(N)
-    again = heads.score_interval(X[order], Y[order], groups=groups[order])
-    assert again == pytest.approx((score, low, high))
     alone = heads.score_interval(X, Y, groups=own)
     assert alone == (score, low_of_ids, high_of_ids)

@@ -7,6 +7,7 @@ import inspect
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.preprocessing import FunctionTransformer
 from views import views
@@ -51,6 +52,20 @@ ELSEWHERE = {
     "out": "the folder",
     "resume": "a folder that holds a run",
     "overwrite": "a folder that holds a run",
+}
+# Where pairs come from.
+OF_PAIRS = {
+    "drop": ("a0",),
+    "data": ("demo",),
+    "val_data": ("demo",),
+    "image_encoder": "timm:resnet18",
+    "text_encoder": "hf:words",
+    "image_size": 32,
+    "image_column": "picture",
+    "caption_column": "caption",
+    "mask_duplicates": True,
+    "val_split": 0.3,
+    "max_bad_fraction": 0.001,
 }
 # Its effect shows where epochs get worse.
 OF_THE_END = ("patience",)
@@ -173,75 +188,62 @@ def folder(tmp_path):
     a, b = data()
     a[7, 3] = np.inf
     for name, rows in (("a", a), ("b", b), ("val_a", a[::3]), ("val_b", b[::3])):
-        header = ",".join(f"{name[-1]}{i}" for i in range(rows.shape[1]))
-        np.savetxt(
-            tmp_path / f"{name}.csv", rows, delimiter=",", header=header, comments=""
-        )
-    rows = range(N)
-    for name, texts in (
-        ("ids", [f"M{i // 2}" for i in rows]),
-        ("groups", [f"G{i // 8}" for i in rows]),
-        ("weights", [str(1 + i % 3) for i in rows]),
-        ("a_ids", [f"M{i}" for i in rows]),
-        ("b_ids", [f"M{i ^ 1}" for i in rows]),
-        ("val_ids", [f"M{i // 2}" for i in range(len(a[::3]))]),
-        ("val_groups", [f"G{i // 8}" for i in range(len(a[::3]))]),
+        frame = pd.DataFrame(rows).add_prefix(name[-1])
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    number = np.arange(N)
+    for name, numbers in (
+        ("ids", number // 2),
+        ("groups", number // 8),
+        ("weights", 1 + number % 3),
+        ("a_ids", number),
+        ("b_ids", number ^ 1),
+        ("val_ids", number[: N // 3] // 2),
+        ("val_groups", number[: N // 3] // 8),
     ):
-        (tmp_path / name).write_text("".join(f"{text}\n" for text in texts))
+        np.savetxt(tmp_path / name, numbers, "%d")
     return tmp_path
 
 
 def test_every_leaf_of_a_run_of_vectors(folder):
     """Those of a fit again, and where the pairs come from."""
 
-    def file(name):
-        return str(folder / name)
+    def files(**names):
+        return {name: str(folder / file) for name, file in names.items()}
 
-    held_out = {"val_a": file("val_a.csv"), "val_b": file("val_b.csv")}
+    held_out = files(val_a="val_a.csv", val_b="val_b.csv")
     of_a_fit = [name for name in VALUES if name not in OF_THE_END]
     changes = {name: {name: VALUES[name]} for name in of_a_fit}
+    changes |= {name: {name: value} for name, value in OF_PAIRS.items()}
     changes |= {
-        "a": {"a": file("val_a.csv")},
-        "b": {"b": file("val_b.csv")},
-        "ids": {"ids": file("ids")},
-        "groups": {"groups": file("groups")},
-        "weights": {"weights": file("weights")},
-        "drop": {"drop": ("a0",)},
-        "a_ids": {"a_ids": file("a_ids"), "b_ids": file("b_ids")},
-        "b_ids": {"b_ids": file("b_ids")},
+        "a": files(a="val_a.csv"),
+        "b": files(b="val_b.csv"),
+        "ids": files(ids="ids"),
+        "groups": files(groups="groups"),
+        "weights": files(weights="weights"),
+        "a_ids": files(a_ids="a_ids", b_ids="b_ids"),
+        "b_ids": files(b_ids="b_ids"),
         "val_a": held_out,
-        "val_b": {"val_b": file("val_b.csv")},
-        "val_ids": {**held_out, "val_ids": file("val_ids")},
-        "val_groups": {**held_out, "val_groups": file("val_groups")},
-        "data": {"data": ("demo",)},
-        "val_data": {"val_data": ("demo",)},
-        "image_encoder": {"image_encoder": "timm:resnet18"},
-        "text_encoder": {"text_encoder": "hf:words"},
-        "image_size": {"image_size": 32},
-        "image_column": {"image_column": "picture"},
-        "caption_column": {"caption_column": "caption"},
-        "mask_duplicates": {"mask_duplicates": True},
-        "val_split": {"val_split": 0.3},
-        "max_bad_fraction": {"max_bad_fraction": 0.001},
+        "val_b": files(val_b="val_b.csv"),
+        "val_ids": {**held_out, **files(val_ids="val_ids")},
+        "val_groups": {**held_out, **files(val_groups="val_groups")},
     }
     names = {field.name for field in dataclasses.fields(HeadsConfig)}
     assert names == changes.keys() | ELSEWHERE.keys() | set(OF_THE_END)
     start = cloob.get_recipe("vectors", objective="infoloob").override(
-        **START, a=file("a.csv"), b=file("b.csv"), lr=0.02
+        **START, **files(a="a.csv", b="b.csv"), lr=0.02
     )
     numbers = iter(range(1000))
 
     def run(change):
         out = folder / f"run{next(numbers)}"
-        config = start.override(**{**change, "out": out})
         history = []
+        config = start.override(**{**change, "out": out})
         cloob.train_heads(config, on_epoch=history.append)
-        files = sorted(out.rglob("*.safetensors"))
-        texts = [(x.name, x.read_bytes()) for x in files]
+        weights = [x.read_bytes() for x in sorted(out.rglob("*.safetensors"))]
         decisions = json.loads((out / "decisions.json").read_text())
         del decisions["of"], decisions["finished"]
-        kept = [x.name for x in sorted(out.rglob("*")) if x.is_file()]
-        return texts, shown(history, decisions), kept
+        names = [x.name for x in sorted(out.rglob("*")) if x.is_file()]
+        return weights, shown(history, decisions), names
 
     usual, silent = run({}), []
     for name, change in changes.items():

@@ -1,6 +1,5 @@
 """The loop against a plain one; resumption, the best epoch, batches; what is chosen."""
 
-import dataclasses
 import logging
 
 import numpy as np
@@ -11,7 +10,6 @@ from views import pairs_of, views
 
 from cloob.data.order import EpochOrder, ShardSizes
 from cloob.errors import InputError, TrainingFailed
-from cloob.heads import choose as choosing
 from cloob.heads.choose import choose, gain_by_halves
 from cloob.heads.closed import fit_closed_form
 from cloob.heads.columns import choose_columns
@@ -143,14 +141,6 @@ def test_the_state_of_other_columns_is_not_gone_on_from(tmp_path):
     assert same(again, fit(cubed, None, settings, closed=closed[1]))
 
 
-def test_a_longer_fit_goes_on(tmp_path):
-    pairs = pairs_of(*views(100))
-    settings, state = PLAIN.override(patience=0), tmp_path / "state.pt"
-    assert len(fit(pairs, None, settings, state=state).history) == 4
-    longer = fit(pairs, None, settings.override(epochs=6), state=state)
-    assert [line["epoch"] for line in longer.history] == [1, 2, 3, 4, 5, 6]
-
-
 def test_the_best_epoch_is_the_one_with_the_best_recall():
     pairs, held_out = pairs_of(*views(300, noise=1.5)).split(0.3)
     fitted = fit(pairs, held_out, PLAIN.override(epochs=30, lr=0.03, patience=3))
@@ -171,30 +161,6 @@ def test_a_fit_that_is_behind_ends_earlier():
     assert [line["loss"] for line in plain.history[:shared]] == [
         line["loss"] for line in behind.history
     ]
-
-
-@pytest.mark.parametrize("change", [lambda x: x + 1e7, lambda x: x * 1e-30])
-def test_offset_and_unit_of_float64_change_nothing(change):
-    a, b = views(300)
-    fitted = []
-    for side in (a, change(a)):
-        pairs, held_out = pairs_of(side, b).split(0.2)
-        fitted.append(fit(pairs, held_out, PLAIN))
-    found = [line["val_recall"] for line in fitted[0].history]
-    moved = [line["val_recall"] for line in fitted[1].history]
-    assert found[-1] > 0.3 and moved == pytest.approx(found, abs=0.02)
-
-
-def test_groups_are_held_out_whole_and_stay_negatives():
-    a, b = views(200)
-    pairs = pairs_of(a, b)
-    groups = np.arange(200) // 10
-    rest, held_out = dataclasses.replace(pairs, groups=groups).split(0.2)
-    assert len(held_out) == 40 and not {*rest.groups} & {*held_out.groups}
-    assert len(np.unique(held_out.ids)) == 40
-    settings = PLAIN.override(patience=0)
-    alone = fit(dataclasses.replace(rest, groups=None), None, settings)
-    assert numbers(fit(rest, None, settings)) == numbers(alone)
 
 
 def test_what_does_not_go_is_one_line():
@@ -263,33 +229,6 @@ def test_a_fit_starts_from_the_closed_form():
         sizes = [float(f.heads[0](rows.a).square().mean()) for f in (fresh, fitted)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.2)
     assert fit(pairs, held_out, settings).history[0]["val_recall"] > 0.9
-
-
-def test_members_are_fitted_with_other_seeds(monkeypatch):
-    seeds = []
-
-    def counting(pairs, held_out, settings, **how):
-        seeds.append((settings.seed, settings.start))
-        return fit(pairs, held_out, settings, **how)
-
-    monkeypatch.setattr(choosing, "fit", counting)
-    pairs, held_out = split_views()
-    settings = AUTO.override(objective="clip", members=3, embed_dim=16)
-    fitted = choose(pairs, held_out, settings)
-    assert seeds == [(seed, "random") for seed in range(3)]
-    rows = unit_rows(fitted.heads[0], torch.zeros(1, 12))
-    assert rows.shape[1] <= 16
-
-
-@pytest.mark.parametrize("epoch", [1, 4])
-def test_a_killed_choice_goes_on_bit_for_bit(epoch, tmp_path):
-    pairs, held_out = split_views(300)
-    whole = choose(pairs, held_out, AUTO)
-    with pytest.raises(Killed):
-        choose(pairs, held_out, AUTO, folder=tmp_path, on_epoch=killed_after(epoch))
-    again = choose(pairs, held_out, AUTO, folder=tmp_path)
-    assert same(whole, again) and numbers(whole) == numbers(again)
-    assert whole.decisions == again.decisions
 
 
 @pytest.mark.parametrize("objective", ["cca", "infoloob", "auto"])

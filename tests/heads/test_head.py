@@ -65,6 +65,7 @@ def test_transforms_keep_order_and_sign(columns):
 
 def test_members_are_the_mean_cosine_less_the_hubs():
     """Cosines of joined rows by a plain loop from the formula."""
+    torch.manual_seed(0)
     a, b = rows(30, 6).float(), rows(30, 5, 1).float()
     heads_a, heads_b = [Head(6, 4), Head(6, 3)], [Head(5, 4), Head(5, 3)]
     strength = 0.5

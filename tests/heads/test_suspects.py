@@ -16,7 +16,7 @@ from cloob.errors import InputError
 from cloob.heads.cleaning import suspicious_pairs, without
 from cloob.heads.matrix import pairs_of
 from cloob.heads.suspects import suspicion
-from cloob.heads.wrong_share import estimate_wrong_share, falling
+from cloob.heads.wrong_share import estimate_wrong_share
 from support import raises
 
 quick = settings(max_examples=10, deadline=None)
@@ -283,14 +283,6 @@ def test_the_share_of_a_mixture(seed, share, shift, stretch):
     assert abs(estimated - wrong.mean()) < 0.05
 
 
-def test_equal_scores_say_nothing():
-    """Ties count as anything between the known wrong pairs beside them."""
-    found = estimate_wrong_share(torch.zeros(500), torch.zeros(2000))
-    assert not found.is_certain
-    nothing_known = estimate_wrong_share(torch.zeros(500), torch.empty(0))
-    assert nothing_known.interval == (0.0, 1.0) and not nothing_known.is_certain
-
-
 @pytest.mark.nightly
 def test_clean_pairs_stay_and_intervals_hold_the_share():
     """A hundred draws each, from sides that are equal to ones that hardly relate."""
@@ -310,13 +302,3 @@ def test_more_scores_than_torch_sorts_quantiles_of():
     scores = torch.randn(n, generator=torch.Generator().manual_seed(0))
     found = estimate_wrong_share(scores + 4.0, scores)
     assert found.interval[1] < 0.02 and len(found.probability) == n
-
-
-@quick
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 5)), min_size=1, max_size=12))
-def test_falling_is_isotonic_regression(points):
-    from sklearn.isotonic import isotonic_regression
-
-    values, weights = np.array(points).T
-    expected = isotonic_regression(values, sample_weight=weights, increasing=False)
-    np.testing.assert_allclose(falling(values, weights), expected, atol=1e-9)

@@ -1,6 +1,5 @@
 """Tables: how their columns become numbers, at every door."""
 
-import csv
 import datetime
 import json
 
@@ -8,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV
 from views import views
 
 import cloob
@@ -99,23 +97,16 @@ def test_every_door_takes_a_table(tmp_path, monkeypatch, caplog):
     rows = {"a": model.encode_a(a).numpy(), "b": model.encode_b(pa.table(b)).numpy()}
     a.iloc[:, ::-1].to_csv("a.tsv", sep="\t", index=False)
     a.sample(frac=1, axis=1, random_state=0).to_parquet("a.parquet", index=False)
-    b.assign(b0=b["b0"], other=1)[[*b.columns[::-1], "other"]].to_csv("more.csv")
-    pd.read_csv("more.csv", index_col=0).to_csv("more.csv", index=False)
-    for side, file in (
-        ("a", "a.csv"),
-        ("a", "a.tsv"),
-        ("a", "a.parquet"),
-        ("b", "more.csv"),
-    ):
-        out = f"{file}-rows.npy"
-        assert (
-            cli.main(f"embed run --{side} {file} --out {out} --device cpu".split()) == 0
-        )
-        assert (np.load(out) == rows[side]).all()
-    assert caplog.messages[-1] == (
-        "more.csv: other left out: the model was trained without"
-    )
+    b.iloc[:, ::-1].assign(other=1).to_csv("more.csv", index=False)
     a[17:18].to_csv("one.csv", index=False)
+    for side, file in (("a", "a.tsv"), ("a", "a.parquet"), ("b", "more.csv")):
+        words = f"embed run --{side} {file} --out {file}.npy --device cpu"
+        assert cli.main(words.split()) == 0
+        assert (np.load(f"{file}.npy") == rows[side]).all()
+    assert (
+        "more.csv: sample, other left out: the model was trained without"
+        in caplog.messages
+    )
     words = "embed run --a one.csv --out one.npy --device cpu"
     assert cli.main(words.split()) == 0
     np.testing.assert_allclose(np.load("one.npy")[0], rows["a"][17], atol=1e-5)
@@ -125,19 +116,16 @@ def test_every_door_takes_a_table(tmp_path, monkeypatch, caplog):
     assert (x == rows["a"]).all() and (y == rows["b"]).all()
     heads.save("saved")
     words = "match saved --a a.tsv --b more.csv --top 1 --out hits.csv --device cpu"
-    words += " --a-ids a.tsv:sample"
-    assert cli.main(words.split()) == 0
-    with (tmp_path / "hits.csv").open(newline="") as file:
-        lines = [*csv.DictReader(file)]
-    assert [line["a"] for line in lines] == [f"S{row}" for row in range(N)]
-    hits = [int(line["b"]) for line in lines]
+    assert cli.main([*words.split(), "--a-ids", "a.tsv:sample"]) == 0
+    hits = pd.read_csv("hits.csv")
+    assert hits["a"].tolist() == a["sample"].tolist()
     scores = rows["a"].astype(float) @ rows["b"].astype(float).T
-    assert hits == scores.argmax(1).tolist()
+    assert hits["b"].tolist() == scores.argmax(1).tolist()
     words = "eval saved run --a a.tsv --b more.csv --out report --device cpu"
     assert cli.main(words.split()) == 0
     for row in json.loads((tmp_path / "report/results.json").read_text())["rows"]:
         found = row["vectors"]["a.tsv and more.csv"]["a_to_b@1"]
-        assert found == pytest.approx(np.mean(hits == np.arange(N)), abs=1e-6)
+        assert found == pytest.approx(np.mean(hits["b"] == np.arange(N)), abs=1e-6)
     words = "data --a a.tsv --b more.csv --suspects s.csv --model run"
     assert cli.main(words.split()) == 0
 
@@ -169,24 +157,19 @@ def test_other_columns_are_refused_in_one_line(
         assert error in capsys.readouterr().err
 
 
-def test_what_is_no_table_of_columns_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_what_is_no_table_of_columns_is_refused():
     a, b = frames()
     texts = [f"a cell of the {row}th plant" for row in range(N)]
-    b.to_csv("b.csv", index=False)
-    words = "train vectors --a x.csv --b b.csv --objective cca --out run --device cpu"
+    times = [datetime.time(row) for row in range(10, 20)] * (N // 10)
     for column, error in (
         (texts, "'note' holds 'a cell of the 0th plant' in row 0, and so many other"),
-        ([f"{row}:00:00" for row in range(10, 20)] * 40, "'note' holds time32[s]"),
+        (times, r"'note' holds time64\[us\], which is no number, date or category"),
     ):
-        a.assign(note=column).to_csv("x.csv", index=False)
-        assert cli.main(words.split()) == 2
-        said = capsys.readouterr().err
-        assert error in said and "leave the column out (`cloob train vec" in said
-    a.assign(name=texts).to_csv("x.csv", index=False)
-    b.assign(own=texts).to_csv("b.csv", index=False)
-    assert cli.main(words.split()) == 2
-    assert "column 'name' of x.csv is column 'own' of b.csv" in capsys.readouterr().err
+        noted = a.assign(note=column)
+        raises(InputError, error, cloob.fit_heads, noted, b, None, 0, CLOSED)
+    named, own = a.assign(name=texts), b.assign(own=texts)
+    error = "column 'name' of a is column 'own' of b, row by row, and gives the pairs"
+    raises(InputError, error, cloob.fit_heads, named, own, None, 0, CLOSED)
 
 
 def test_one_word_among_numbers_is_named_with_its_row():
@@ -246,16 +229,11 @@ def test_data_frames_are_split_and_searched():
     assert heads.n_features_in_ == 8 and list(heads.feature_names_in_) == [*b.columns]
     y = heads.transform(None, a)
     assert (heads.transform(None, a[a.columns[::-1]]) == y).all()
-    assert (heads.predict(b, a) == (heads.transform(b) @ y.T).argmax(1)).all()
     raises(ValueError, "same order as they were", heads.transform, b[b.columns[::-1]])
-    raises(
-        ValueError, "y: has no column 'mass'", heads.score, b, a.drop(columns="mass")
-    )
-    assert min(cross_val_score(clone(heads), b, a, cv=3)) > 0.2
+    less = a.drop(columns="mass")
+    raises(ValueError, "y: has no column 'mass'", heads.score, b, less)
     search = GridSearchCV(heads, {"standardise": ["one", "column"]}, cv=3).fit(b, a)
     assert search.best_params_ == {"standardise": "column"}
-    plain = ContrastiveHeads("cca").fit(b.to_numpy(), a)
-    assert (plain.transform(b.to_numpy(), a)[1] == y).all()
 
 
 def test_a_stranger_s_table_is_checked(tmp_path, monkeypatch, capsys):

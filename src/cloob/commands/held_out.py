@@ -5,11 +5,10 @@ chose.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,40 +39,13 @@ SECTIONS = ("retrieval", "vectors")
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Where the pictures and captions of a run of heads come from."""
-
-    data: tuple[str, ...]
-    val_data: tuple[str, ...]
-    val_split: float
-    image_column: str
-    caption_column: str
-
-
-@dataclass(frozen=True)
 class Run:
     """A model that ``cloob train`` made."""
 
     model: str  # as it was typed
     weights: Path  # the folder of the weights
     folder: Path
-    config: cloob.TrainConfig | HeadsConfig
-
-    @property
-    def data(self) -> Any:
-        """Where its pictures and captions come from: what has ``data``, ``val_data``,
-        ``val_split`` and names of columns.
-        """
-        config = self.config
-        if not isinstance(config, HeadsConfig):
-            return config
-        return Pictures(
-            config.sources,
-            config.held_out_sources,
-            config.held_out_share,
-            config.image_column,
-            config.caption_column,
-        )
+    config: cloob.TrainConfig | HeadsConfig  # of heads with what a default means
 
     @property
     def has_vectors(self) -> bool:
@@ -88,11 +60,11 @@ class Run:
         with contextlib.suppress(InputError):
             decision = read_json(self.folder / DECISIONS_FILE).get("joined", {})
             joined = decision["joined"] if decision.get("is_taken") else ""
-        is_closed = self.objective in CLOSED_FORMS
+        is_closed = self.config.objective in CLOSED_FORMS
         best = find_best(self.folder)
         is_best = best is not None and best[0].samefile(self.weights.parent)
         is_chosen = {
-            "objective": self.objective == "auto",
+            "objective": self.config.objective == "auto",
             "epoch": is_best and not is_closed,
             "ridge": is_closed or "cca" in joined or "closed form" in joined,
             "members": bool(joined),
@@ -102,26 +74,16 @@ class Run:
 
     def held_out_files(self) -> set[str]:
         """The files of its held-out pairs, as real paths."""
-        specs = [*self.data.val_data]
-        if isinstance(self.config, HeadsConfig) and self.config.has_vectors:
-            specs = [self.config.val_a] if self.config.val_a else []
+        specs = [*self.config.val_data]
+        if isinstance(self.config, HeadsConfig) and self.config.val_a:
+            specs = [self.config.val_a]
         return {os.path.realpath(spec) for spec in specs}
 
     def training_files(self) -> list[str]:
         """What it was trained on, as it was typed."""
         if isinstance(self.config, HeadsConfig) and self.config.a:
             return [self.config.a]
-        return list(self.data.data)
-
-    @property
-    def seed(self) -> int:
-        """The seed of its training."""
-        return self.config.seed
-
-    @property
-    def objective(self) -> str:
-        """The name of its objective."""
-        return self.config.objective
+        return list(self.config.data)
 
 
 def find_runs(models: Sequence[str]) -> list[Run]:
@@ -137,8 +99,14 @@ def find_runs(models: Sequence[str]) -> list[Run]:
             folder = run_of(weights)
             if weights is not None and folder is not None:
                 file = folder / RUN_CONFIG_FILE
-                of_heads = read_config(file)
-                config = of_heads or cloob.TrainConfig().merge_file(file)
+                heads = read_config(file)
+                config = heads or cloob.TrainConfig().merge_file(file)
+                if heads is not None:
+                    config = heads.override(
+                        data=heads.sources,
+                        val_data=heads.held_out_sources,
+                        val_split=heads.held_out_share,
+                    )
                 runs.append(Run(model, weights, folder, config))
     return runs
 
@@ -151,7 +119,6 @@ def add_held_out(sets: Sets, runs: Sequence[Run], models: Sequence[str]) -> list
         for model in models:
             check_source(model)
     run = _only_split(runs)
-    pairs = run.data
     config = run.config
     if isinstance(config, cloob.TrainConfig) and config.given_held_out:
         raise InputError(
@@ -160,24 +127,31 @@ def add_held_out(sets: Sets, runs: Sequence[Run], models: Sequence[str]) -> list
         )
     # A run folder may come from a stranger: nothing is fetched or run that nobody
     # typed.
-    specs = pairs.val_data or pairs.data
+    specs = config.val_data or config.data
     if any(map(is_remote, specs)):
         raise InputError(
             f"{run.model}: its held-out pairs are streamed; type them: --retrieval"
             f" {' '.join(specs)}"
         )
     try:
-        if pairs.val_data:
-            return _add_named(sets, run)
-        return _add_split(sets, run)
-    except _Unreadable as error:
+        opened = _open_named(config) if config.val_data else _open_split(run)
+    except InputError as error:
         raise InputError(
             f"{run.model}: its held-out pairs cannot be read; {error}"
         ) from None
+    if not config.val_data:
+        _check_unchanged(run, opened)
+    if run.has_vectors:
+        sets.vectors.append(opened)
+        return [opened.name]
+    if not config.val_data:
+        from cloob.evaluation.sets.pictures import captioned
 
-
-class _Unreadable(InputError):  # noqa: N818
-    """Held-out pairs whose files are gone or broken."""
+        files = ", ".join(Path(spec).name for spec in config.data)
+        opened = [captioned(files, opened, by_bytes=True)]
+    named = [replace(source, name=f"{source.name} (held out)") for source in opened]
+    sets.pairs.extend(named)
+    return [source.name for source in named]
 
 
 def _only_split(runs: Sequence[Run]) -> Run:
@@ -204,71 +178,52 @@ def _only_split(runs: Sequence[Run]) -> Run:
 
 def _split_of(run: Run) -> object:
     """What chooses the held-out pairs of a run."""
-    pairs = run.data
+    config = run.config
     if run.has_vectors:
-        return [getattr(run.config, name) for name in _OF_VECTORS]
-    split = pairs.val_data or (pairs.data, pairs.val_split)
-    return [split, pairs.image_column, pairs.caption_column]
+        return [getattr(config, name) for name in _OF_VECTORS]
+    split = config.val_data or (config.data, config.val_split)
+    return [split, config.image_column, config.caption_column]
 
 
 def _other_option(run: Run) -> str:
     return "--a and --b" if run.has_vectors else "--retrieval"
 
 
-def _add_named(sets: Sets, run: Run) -> list[str]:
-    """Adds the pairs of ``--val-data``."""
+def _open_named(config: cloob.TrainConfig | HeadsConfig) -> Any:
+    """The pairs of ``--val-data``."""
     from cloob.evaluation.sets.pictures import open_captioned
 
-    pairs = run.data
-    columns = {
-        "image_column": pairs.image_column,
-        "caption_column": pairs.caption_column,
-    }
-    names = []
-    for spec in pairs.val_data:
-        try:
-            source = open_captioned(spec, **columns)
-        except InputError as error:
-            raise _Unreadable(str(error)) from None
-        names.append(f"{source.name} (held out)")
-        sets.pairs.append(dataclasses.replace(source, name=names[-1]))
-    return names
-
-
-def _add_split(sets: Sets, run: Run) -> list[str]:
-    """Adds pairs that ``--val-split`` took from the training pairs, or ``--val-a``."""
-    from cloob.data.source import digest
-    from cloob.evaluation.sets.pictures import captioned
-
-    try:
-        held_out = _open_split(run)
-    except InputError as error:
-        raise _Unreadable(str(error)) from None
-    validation = read_validation(run.weights.parent) or {}
-    result = digest([json.dumps(held_out.fingerprint(), sort_keys=True)])
-    if validation.get("held_out") not in (None, result):
-        raise InputError(
-            f"{run.model}: its pairs have changed since the training, so nobody knows"
-            " which were held out"
-        )
-    if run.has_vectors:
-        sets.vectors.append(held_out)
-        return [held_out.name]
-    files = ", ".join(Path(spec).name for spec in run.data.data)
-    name = f"{files} (held out)"
-    sets.pairs.append(captioned(name, held_out, by_bytes=True))
-    return [name]
+    image, caption = config.image_column, config.caption_column
+    return [
+        open_captioned(spec, image_column=image, caption_column=caption)
+        for spec in config.val_data
+    ]
 
 
 def _open_split(run: Run) -> Any:
     """The held-out pairs that a run took from its training pairs, or ``--val-a``."""
-    if isinstance(run.config, HeadsConfig):
+    own = read_config(run.folder / RUN_CONFIG_FILE)
+    if own is not None:
         from cloob.heads.run import held_out_pairs
 
-        return held_out_pairs(run.config.override(out=run.folder))
+        return held_out_pairs(own.override(out=run.folder))
     from cloob.training.given import open_pairs
 
+    assert isinstance(run.config, cloob.TrainConfig)
     return open_pairs(run.config)[1]
+
+
+def _check_unchanged(run: Run, held_out: Any) -> None:
+    """Refuses held-out pairs that are others than those of the training."""
+    from cloob.data.source import digest
+
+    validation = read_validation(run.weights.parent) or {}
+    found = digest([json.dumps(held_out.fingerprint(), sort_keys=True)])
+    if validation.get("held_out") not in (None, found):
+        raise InputError(
+            f"{run.model}: its pairs have changed since the training, so nobody knows"
+            " which were held out"
+        )
 
 
 def note_choices(

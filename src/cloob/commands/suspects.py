@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloob
 from cloob.cache import Cache
@@ -21,9 +21,18 @@ if TYPE_CHECKING:
     from cloob.data.vectors import VectorPairs
     from cloob.heads.suspects import Suspicion
 
-LEAST_IDS = 20  # distinct ones, of which suspects can be judged
 N_UNCERTAIN = 9  # shown on a page that cannot tell how many are wrong
 N_PRINTED = 10
+
+
+class Line(NamedTuple):
+    """A pair of the list."""
+
+    pair: str
+    score: float
+    probability: float  # of being wrong
+    b: str  # what stands on the side of b
+    better: str  # that of another pair, if it fits better
 
 
 @dataclass(frozen=True)
@@ -42,24 +51,15 @@ class Judged:
         order: list[int] = self.found.scores.argsort(stable=True).tolist()
         return order
 
-    def better(self, place: int) -> str:
-        """The text that fits better, if there is one."""
+    def line(self, place: int) -> Line:
+        """What is known of a pair."""
         other = int(self.found.better[place])
-        return "" if other == place else self.text(other)
-
-    def probability(self, place: int) -> float:
-        """How probably a pair is wrong."""
-        return float(self.found.wrong.probability[place])
-
-    def summary(self) -> str:
-        """How many pairs are wrong."""
-        wrong, count = self.found.wrong, self.found.count()
-        low, high = wrong.interval
-        doubt = "" if wrong.is_certain else ", too uncertain to leave any out"
-        return (
-            f"{self.name}: {count:,} of {len(self.keys):,} pairs are more probably"
-            f" wrong than right; wrong in all: {wrong.share:.1%} (95 %: {low:.1%} to"
-            f" {high:.1%}{doubt})"
+        return Line(
+            self.keys[place],
+            round(float(self.found.scores[place]), 4),
+            round(float(self.found.wrong.probability[place]), 4),
+            self.text(place),
+            "" if other == place else self.text(other),
         )
 
 
@@ -146,12 +146,10 @@ def judge(
         first = skipped[0]
         why = first.detail or first.reason
         say(f"{len(skipped):,} cannot be used, such as {first.key}: {why}")
-    n_ids = len(set(ids.tolist()))
-    if n_ids < LEAST_IDS:
-        raise InputError(
-            f"{name}: {n_ids} distinct ids; --suspects needs {LEAST_IDS} or more"
-        )
-    return suspicion(a, b, ids, in_one_space=model is not None)
+    try:
+        return suspicion(a, b, ids, in_one_space=model is not None)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def with_captions(
@@ -174,34 +172,29 @@ def report(
     """Prints the most suspicious pairs, lists all in a file, and shows ``most`` on a
     page.
     """
-    ranked = judged.ranked()
-    n_printed = N_PRINTED
+    ranked, count = judged.ranked(), judged.found.count()
+    wrong = judged.found.wrong
+    low, high = wrong.interval
+    doubt = "" if wrong.is_certain else ", too uncertain to leave any out"
+    print(
+        f"{judged.name}: {count:,} of {len(ranked):,} pairs are more probably wrong"
+        f" than right; wrong in all: {wrong.share:.1%} (95 %: {low:.1%} to"
+        f" {high:.1%}{doubt})"
+    )
+    n_printed = N_PRINTED if path is None else min(N_PRINTED, count)
+    for line in map(judged.line, ranked[:n_printed]):
+        fits = f"; fits better: {line.better[:60]}" if line.better else ""
+        numbers = f"{line.score:7.3f} {line.probability:5.0%}"
+        print(f"  {numbers}  {line.pair}  {line.b[:60]}{fits}")
     if path is not None:
-        n_printed = min(N_PRINTED, judged.found.count())
-    print(judged.summary())
-    for place in ranked[:n_printed]:
-        better = judged.better(place)
-        fits = f"; fits better: {better[:60]}" if better else ""
-        numbers = f"{judged.found.scores[place]:7.3f} {judged.probability(place):5.0%}"
-        print(f"  {numbers}  {judged.keys[place]}  {judged.text(place)[:60]}{fits}")
-    if path is not None:
-        write_list(judged, ranked, path)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*Line._fields[:-1], "fits better"])
+            writer.writerows(map(judged.line, ranked))
         print(path)
     if page is not None:
         write_page(judged, ranked, page, most)
         print(page)
-
-
-def write_list(judged: Judged, ranked: list[int], path: Path) -> None:
-    """Lists all pairs."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["pair", "score", "probability", "b", "fits better"])
-        for place in ranked:
-            score = round(float(judged.found.scores[place]), 4)
-            probability = round(judged.probability(place), 4)
-            words = judged.text(place), judged.better(place)
-            writer.writerow([judged.keys[place], score, probability, *words])
 
 
 def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None:
@@ -212,16 +205,14 @@ def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None
     count, n = judged.found.count(), len(ranked)
     cards: list[Card] = []
     for place in ranked[: min(most, count or N_UNCERTAIN)]:
-        better = judged.better(place)
-        lines = [f"fits better: {better[:160]}"] if better else []
-        lines.append(f"wrong with probability {judged.probability(place):.2f}")
+        line = judged.line(place)
+        lines = [f"fits better: {line.better[:160]}"] if line.better else []
+        lines.append(f"wrong with probability {line.probability:.2f}")
         cards += pair_cards(judged.source, judged.rows[place], *lines)
     low, high = judged.found.wrong.interval
     heading = f"The {len(cards)} pairs that seem to belong together least"
     closing = f"Of all {n:,} pairs {low:.1%} to {high:.1%} are wrong (95 %)."
     if count:
-        heading = f"{count:,} of {n:,} pairs are probably wrong"
-        closing = f"The other {n - count:,} pairs are probably right."
-    if len(cards) < count:
-        heading += f"; the first {len(cards):,}"
+        heading += f", of {count:,} that are probably wrong"
+        closing += f" The other {n - count:,} are probably right."
     write_sheet(page, f"Suspects in {judged.name}", heading, cards, closing)

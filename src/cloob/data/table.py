@@ -133,7 +133,7 @@ class Table(Coded):
             fitted_column(self.name, column, cells, rows)
             for column, cells in zip(self.columns, self.cells[rows].T, strict=True)
         ]
-        return TableEncoding(tuple(fitted), self.dropped)
+        return TableEncoding(tuple(fitted))
 
     def numbers(self, encoding: TableEncoding | None) -> np.ndarray:
         """Those of a model that was trained on no table are the cells."""
@@ -254,7 +254,6 @@ class TableEncoding:
     """How the columns of a table become those of a matrix, by their names."""
 
     columns: tuple[Column, ...]
-    dropped: tuple[str, ...] = ()  # of the training's table, left out there
 
     def encode(self, table: Table) -> np.ndarray:
         """(n, F) numbers for the rows of a table, in whichever order it has its
@@ -292,7 +291,7 @@ class TableEncoding:
                     f"{table.name}: column {fitted.name!r} is a {kind}; the model was"
                     f" trained on a {fitted.kind}"
                 )
-        names = {*self.dropped, *(column.name for column in self.columns)}
+        names = {column.name for column in self.columns}
         unseen = [name for name in table.places if name not in names]
         if unseen:
             message = "%s: %s left out: the model was trained without"

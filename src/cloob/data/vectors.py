@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 
 BothCoded = tuple[Coded | None, Coded | None]
+Partners = tuple[np.ndarray, list[Skip]]
+"""(n, 2) rows of a and of b that are pairs, and what has no partner."""
 
 
 @dataclass(frozen=True)
@@ -221,39 +223,31 @@ def open_vector_pairs(
     these, which are unique in b. Groups and weights are those of the rows of a.
     """
     sides = read_rows(a, drop), read_rows(b, drop)
-    (left, coded_a), (right, coded_b) = map(as_cells, sides)
-    coded = coded_a, coded_b
-    path_a, path_b = split_spec(a)[0], split_spec(b)[0]
     check_dropped(drop, sides)
-    n = left.shape[0]
-    specs, name = (a, b), f"{path_a.name} and {path_b.name}"
+    n, n_b = (n_rows(side) for side in sides)
+    partners: Partners | None = None
+    labels = None if ids is None else read_ids_of(ids, n, a)
     if a_ids is not None and b_ids is not None:
         labels = read_ids_of(a_ids, n, a)
-        rows, skipped = _joined(labels, read_ids_of(b_ids, right.shape[0], b), b_ids)
-        pairs = usable_pairs(
-            specs, name, left, right, labels, rows, skipped, coded=coded
-        )
-    else:
-        _check_lengths(left, right, a, b)
-        row_ids = None if ids is None else read_ids_of(ids, n, a)
-        pairs = usable_pairs(specs, name, left, right, row_ids, coded=coded)
-    rows_of_a = pairs.rows[:, 0]
-    if groups is not None:
-        digests = np.array([id_digest(group) for group in read_ids_of(groups, n, a)])
-        pairs = replace(pairs, groups=digests[rows_of_a])
-    if weights is not None:
-        pairs = replace(pairs, weights=read_weights(weights, n)[rows_of_a])
-    return pairs
+        partners = _joined(labels, read_ids_of(b_ids, n_b, b), b_ids)
+    name = " and ".join(split_spec(spec)[0].name for spec in (a, b))
+    return usable_pairs(
+        (a, b),
+        name,
+        *sides,
+        labels,
+        groups=None if groups is None else read_ids_of(groups, n, a),
+        weights=None if weights is None else read_weights(weights, n),
+        partners=partners,
+    )
 
 
-def as_cells(rows: Matrix | Coded) -> tuple[Matrix, Coded | None]:
-    """The matrix of a side, and the table whose cells these are."""
-    return (rows.cells, rows) if isinstance(rows, Coded) else (rows, None)
+def n_rows(side: Matrix | Coded) -> int:
+    """How many rows a side has."""
+    return len(side.cells) if isinstance(side, Coded) else side.shape[0]
 
 
-def _joined(
-    labels_a: Sequence[str], labels_b: Sequence[str], spec: str
-) -> tuple[np.ndarray, list[Skip]]:
+def _joined(labels_a: Sequence[str], labels_b: Sequence[str], spec: str) -> Partners:
     """(n, 2) rows of equal labels, and the labels that one side lacks."""
     row_of_b: dict[str, int] = {}
     for row, label in enumerate(labels_b):
@@ -280,16 +274,6 @@ def _without_partner(
     return [Skip(label, "no partner", detail) for label in missing]
 
 
-def _check_lengths(left: Matrix, right: Matrix, a: str, b: str) -> None:
-    """Refuses two matrices of other lengths."""
-    if left.shape[0] == right.shape[0]:
-        return
-    both = f"{a} has {left.shape[0]:,} rows, {b} has {right.shape[0]:,} rows"
-    if left.shape[0] == right.shape[1] or right.shape[0] == left.shape[1]:
-        raise InputError(f"{both}; one of them is transposed")
-    raise InputError(f"{both}; `cloob train vectors` joins them by --a-ids and --b-ids")
-
-
 def gather(side: Matrix, rows: np.ndarray) -> np.ndarray:
     """Some rows of a matrix, which may be sparse."""
     if isinstance(side, np.ndarray):
@@ -313,38 +297,64 @@ def _blocks(side: Matrix) -> Iterator[np.ndarray]:
 def usable_pairs(
     specs: tuple[str, str],
     name: str,
-    a: Matrix,
-    b: Matrix,
-    labels: list[str] | None,
-    rows: np.ndarray | None = None,
-    skipped: Sequence[Skip] = (),
-    coded: BothCoded = (None, None),
+    a: Matrix | Coded,
+    b: Matrix | Coded,
+    labels: Sequence[str] | None = None,
+    *,
+    groups: Sequence[str] | None = None,
+    weights: np.ndarray | None = None,
+    partners: Partners | None = None,
 ) -> VectorPairs:
-    """The pairs of rows (without them: by position) whose numbers are finite; the
-    labels of a's rows are their ids. Of a table cells may be missing, but not a row.
+    """The pairs of rows (by position unless partners are given) whose numbers are
+    finite; the labels of a's rows are their ids. Of a table cells may be missing, but
+    not a row.
     """
-    if rows is None:
-        numbers = np.arange(a.shape[0])[:, None]
-        rows = np.broadcast_to(numbers, (a.shape[0], 2))
-    skipped = list(skipped)
+    n, n_b = n_rows(a), n_rows(b)
+    if partners is None:
+        if n != n_b or not n:
+            raise InputError(
+                f"{specs[0]} has {n:,} rows, {specs[1]} has {n_b:,} rows; row i of one"
+                " belongs to row i of the other (`cloob train vectors` joins them by"
+                " --a-ids and --b-ids)"
+            )
+        partners = np.broadcast_to(np.arange(n)[:, None], (n, 2)), []
+    rows, skipped = partners
     what = "holds NaN, infinity or a number that float32 cannot hold"
+    matrices = []
     for place, (side, spec) in enumerate(zip((a, b), specs, strict=True)):
-        sizes = _sizes(side, has_missing=coded[place] is not None)
+        has_missing = isinstance(side, Coded)
+        matrices.append(side.cells if isinstance(side, Coded) else side)
+        sizes = _sizes(matrices[-1], has_missing=has_missing)
         is_bad = ~np.isfinite(sizes)
         _warn_of_spoilt_row(spec, sizes[~is_bad], np.flatnonzero(~is_bad))
         if is_bad.any():
             rows = rows[~is_bad[rows[:, place]]]
-            skipped += [
-                Skip(f"{spec} row {row}", "not finite", what)
-                for row in np.flatnonzero(is_bad)
-            ]
+            bad_rows = np.flatnonzero(is_bad)
+            skipped += [Skip(f"{spec} row {x}", "not finite", what) for x in bad_rows]
+    cells_a, cells_b = matrices
+    of_a = rows[:, 0]
     if labels is None:
-        ids = scattered(rows[:, 0][equal_rows(name, a, b, rows)])
+        ids = scattered(of_a[equal_rows(name, cells_a, cells_b, rows)])
     else:
-        of_rows = (id_digest(labels[row]) for row in rows[:, 0].tolist())
-        ids = np.fromiter(of_rows, np.int64, len(rows))
-    pairs = VectorPairs(name, a, b, rows, ids, labels, tuple(skipped))
-    return replace(pairs, coded=coded)
+        ids = _digests(labels, of_a)
+    return VectorPairs(
+        name,
+        cells_a,
+        cells_b,
+        rows,
+        ids,
+        labels,
+        tuple(skipped),
+        None if groups is None else _digests(groups, of_a),
+        None if weights is None else weights[of_a],
+        (a if isinstance(a, Coded) else None, b if isinstance(b, Coded) else None),
+    )
+
+
+def _digests(texts: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    """(N,) int64 digests of the texts of some rows."""
+    digests = (id_digest(texts[row]) for row in rows.tolist())
+    return np.fromiter(digests, np.int64, len(rows))
 
 
 def _sizes(side: Matrix, *, has_missing: bool) -> np.ndarray:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -355,16 +354,12 @@ def _second(matrix: Any) -> Any:
 
 @contextlib.contextmanager
 def _own_names() -> Iterator[None]:
-    """Inside, an InputError calls matrices and settings as the estimator does."""
+    """Inside, an InputError calls settings as the estimator does."""
     try:
         yield
     except InputError as error:
-        message = str(error)
-        for name, setting in SETTINGS.items():
-            message = re.sub(rf"^{setting} is ", f"{name} is ", message)
-        message = re.sub(r"^a and b: ", "X and y: ", message)
-        message = re.sub(r"such as a row ", "such as X row ", message)
-        message = re.sub(r"such as b row ", "such as y row ", message)
-        message = re.sub(r"^weights", "sample_weight", message)
-        message = message.replace("give some", "give a validation_fraction")
-        raise InputError(message) from None
+        setting, _, problem = str(error).partition(" is ")
+        names = {known: name for name, known in SETTINGS.items()}
+        if setting not in names:
+            raise
+        raise InputError(f"{names[setting]} is {problem}") from None

@@ -97,12 +97,35 @@ class Caption(NamedTuple):
     text: str
 
 
-class Pair(NamedTuple):
-    """A row of a source, and the digests of its picture and its text."""
+class Distinct:
+    """The features of distinct pictures or texts, each computed once."""
 
-    row: int
-    picture: bytes
-    text: bytes
+    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
+        self._compute = compute
+        self.places: dict[bytes, int] = {}  # of the features, by their keys
+        self.features: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, batch: Tensor) -> list[int]:
+        """Computes the features of rows that are new; the places of all."""
+        if not len(batch):
+            return []
+        keys = [row.numpy().tobytes() for row in row_keys(batch)]
+        new = {key: row for row, key in enumerate(keys) if key not in self.places}
+        if new:
+            self.features += self._compute(batch[list(new.values())]).float().cpu()
+        for key in new:
+            self.places[key] = len(self.places)
+        return [self.places[key] for key in keys]
+
+    def columns(self, name: str) -> dict[str, Tensor]:
+        """(n, F) features and the (n, 16) uint8 keys of their rows."""
+        features, keys = torch.empty(0, 1), torch.empty(0, 16, dtype=torch.uint8)
+        if self.features:
+            features = torch.stack(self.features)
+            content = bytearray(b"".join(self.places))
+            keys = torch.frombuffer(content, dtype=torch.uint8).view(len(features), -1)
+        return {name: features, f"{name}_rows": keys}
 
 
 def compute(
@@ -118,29 +141,55 @@ def compute(
     _, places = np.unique(first_row[rows], return_index=True)
 
     images = Distinct(partial(encoder.features_of, "image"))
-    pictures: dict[int, bytes] = {}  # by the first row of a picture
+    place_of: dict[int, int] = {}  # of a picture, by its first row
     lost: dict[int, Skip] = {}  # likewise
     for asked, batch in read_pictures(source, np.sort(rows[places]), encoder, workers):
         target.touch()  # still running
-        found = batch.tokens[:, 0].numpy()
-        bad = asked[~np.isin(asked, found)]
-        pictures |= zip(
-            first_row[found].tolist(), images.add(batch.images), strict=True
-        )
+        usable_rows = batch.tokens[:, 0].numpy()
+        bad = asked[~np.isin(asked, usable_rows)]
+        added = images.add(batch.images)
+        place_of |= zip(first_row[usable_rows].tolist(), added, strict=True)
         lost |= zip(first_row[bad].tolist(), batch.skipped, strict=True)
 
-    for row in captions:
-        if int(first_row[row]) in lost:
-            skipped[row] = lost[int(first_row[row])]
-    usable = [row for row in captions if row not in skipped]
     texts = Distinct(partial(encoder.features_of, "text"))
-    pairs: list[Pair] = []
+    usable = [row for row in captions if int(first_row[row]) in place_of]
+    pairs: list[tuple[int, int]] = []
     for start in range(0, len(usable), BATCH):
         page = usable[start : start + BATCH]
         tokens = encoder.tokenizer([captions[row].text for row in page])
-        for row, text in zip(page, texts.add(tokens), strict=True):
-            pairs.append(Pair(row, pictures[int(first_row[row])], text))
-    write(target, images, texts, pairs, captions, skipped)
+        pictures = [place_of[int(first_row[row])] for row in page]
+        pairs += zip(pictures, texts.add(tokens), strict=True)
+
+    for row in captions.keys() - {*usable}:
+        skipped[row] = lost[int(first_row[row])]
+    found = {row: captions[row] for row in usable}
+    write(target, images, texts, pairs, found, skipped)
+
+
+def write(
+    target: Path,
+    images: Distinct,
+    texts: Distinct,
+    pairs: list[tuple[int, int]],
+    captions: dict[int, Caption],
+    skipped: dict[int, Skip],
+) -> None:
+    """Writes the file of the features and their pairs, of which each has a row."""
+    names: dict[int, str] = {}  # a picture is called as its first pair
+    for (picture, _), caption in zip(pairs, captions.values(), strict=True):
+        names.setdefault(picture, caption.key)
+    keys = [names[place] for place in range(len(names))]
+    skips = [dataclasses.astuple(skipped[row]) for row in sorted(skipped)]
+    ids = [caption_id(caption.text) for caption in captions.values()]
+    columns = {
+        "rows": torch.tensor(list(captions), dtype=torch.int64),
+        "pairs": torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
+        "ids": torch.tensor(ids, dtype=torch.int64),
+        **images.columns("images"),
+        **texts.columns("texts"),
+    }
+    metadata = {"keys": json.dumps(keys), "skipped": json.dumps(skips)}
+    target.write_bytes(save(columns, metadata=metadata))
 
 
 def read_captions(source: Source) -> tuple[dict[int, Caption], dict[int, Skip]]:
@@ -183,74 +232,13 @@ def read_pictures(
         drop_last=False,
         workers=workers,
     )
-    shown = 0
     with contextlib.closing(loader):
         for start, batch in enumerate(loader.epoch(0)):
             asked = rows[start * BATCH : (start + 1) * BATCH]
             yield asked, batch
             n_done = start * BATCH + len(asked)
-            if n_done * 10 // len(rows) > shown:
-                shown = n_done * 10 // len(rows)
+            # a tenth at a time
+            if n_done * 10 // len(rows) > start * BATCH * 10 // len(rows):
                 logger.info(
                     "%s: features of %d of %d pictures", source.name, n_done, len(rows)
                 )
-
-
-class Distinct:
-    """The features of distinct pictures or texts, each computed once."""
-
-    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
-        self._compute = compute
-        self.features: dict[bytes, Tensor] = {}  # by their keys
-
-    def add(self, batch: Tensor) -> list[bytes]:
-        """Computes the features of rows that are new; the keys of all."""
-        if not len(batch):
-            return []
-        keys = [row.numpy().tobytes() for row in row_keys(batch)]
-        new = {key: row for row, key in enumerate(keys) if key not in self.features}
-        if new:
-            with torch.no_grad():
-                features = self._compute(batch[list(new.values())])
-            self.features |= zip(new, features.float().cpu(), strict=True)
-        return keys
-
-    def places(self) -> dict[bytes, int]:
-        """Where the features of every key stand."""
-        return {key: place for place, key in enumerate(self.features)}
-
-    def columns(self) -> tuple[Tensor, Tensor]:
-        """(n, F) features and the (n, 16) uint8 keys of their rows."""
-        if not self.features:
-            return torch.empty(0, 1), torch.empty(0, 16, dtype=torch.uint8)
-        content = bytearray(b"".join(self.features))
-        keys = torch.frombuffer(content, dtype=torch.uint8).view(len(self.features), -1)
-        return torch.stack(list(self.features.values())), keys
-
-
-def write(
-    target: Path,
-    images: Distinct,
-    texts: Distinct,
-    pairs: list[Pair],
-    captions: dict[int, Caption],
-    skipped: dict[int, Skip],
-) -> None:
-    """Writes the file of the features; a picture is called as its first pair."""
-    of_picture, of_text = images.places(), texts.places()
-    places = [(of_picture[pair.picture], of_text[pair.text]) for pair in pairs]
-    ids = [caption_id(captions[pair.row].text) for pair in pairs]
-    columns = {
-        "rows": torch.tensor([pair.row for pair in pairs], dtype=torch.int64),
-        "pairs": torch.tensor(places, dtype=torch.int64).reshape(-1, 2),
-        "ids": torch.tensor(ids, dtype=torch.int64),
-    }
-    columns["images"], columns["images_rows"] = images.columns()
-    columns["texts"], columns["texts_rows"] = texts.columns()
-    names: dict[bytes, str] = {}
-    for pair in pairs:
-        names.setdefault(pair.picture, captions[pair.row].key)
-    keys = [names[key] for key in images.features]
-    skips = [dataclasses.astuple(skipped[row]) for row in sorted(skipped)]
-    metadata = {"keys": json.dumps(keys), "skipped": json.dumps(skips)}
-    target.write_bytes(save(columns, metadata=metadata))

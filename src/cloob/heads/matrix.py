@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from cloob.data.matrices import checked_weights
 from cloob.data.table import Coded, Table, is_table
-from cloob.data.vectors import VectorPairs, as_cells, usable_pairs
+from cloob.data.vectors import VectorPairs, n_rows, usable_pairs
 from cloob.errors import InputError, counted
-from cloob.functional.ids import id_digest
 
 MISSING = ("None", "nan", "NaT", "<NA>")
 
@@ -27,17 +25,17 @@ def pairs_of(
     names: tuple[str, str] = ("a", "b"),
 ) -> VectorPairs:
     """The pairs of two matrices; InputError for a row that cannot be used."""
-    a, coded_a = as_cells(as_rows(names[0], a))
-    b, coded_b = as_cells(as_rows(names[1], b))
-    n = a.shape[0]
-    if b.shape[0] != n or not n:
-        raise InputError(
-            f"{names[0]} has {n:,} rows, {names[1]} has {b.shape[0]:,}; row i of one"
-            " belongs to row i of the other"
-        )
-    labels = None if ids is None else texts_of("ids", ids, n)
+    sides = as_rows(names[0], a), as_rows(names[1], b)
+    n = n_rows(sides[0])
+    if weights is not None:
+        weights = checked_weights("weights", as_array("weights", weights), n)
     pairs = usable_pairs(
-        names, " and ".join(names), a, b, labels, coded=(coded_a, coded_b)
+        names,
+        " and ".join(names),
+        *sides,
+        None if ids is None else texts_of("ids", ids, n),
+        groups=None if groups is None else texts_of("groups", groups, n),
+        weights=weights,
     )
     if pairs.skipped:
         first = pairs.skipped[0]
@@ -45,13 +43,6 @@ def pairs_of(
             f"{pairs.name}: {counted(len(pairs.skipped), 'rows')} of {n:,} cannot be"
             f" used, such as {first.key}: {first.detail}"
         )
-    if groups is not None:
-        digests = [id_digest(text) for text in texts_of("groups", groups, n)]
-        pairs = dataclasses.replace(pairs, groups=np.array(digests))
-    if weights is not None:
-        weights = as_array("weights", weights)
-        numbers = checked_weights("weights", weights, n)
-        pairs = dataclasses.replace(pairs, weights=numbers)
     return pairs
 
 
