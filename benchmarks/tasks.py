@@ -490,18 +490,18 @@ def profiles(_: Path | None) -> Views:
 
 
 NEW: dict[str, Callable[[Path | None], Views]] = {
-    "code": code,
-    "fragments": fragments,
-    "patches": patches,
-    "baseball": baseball,
     "airports": airports,
-    "languages": languages,
     "readings": readings,
     "cars": cars,
     "countries": countries,
-    "cells": cells,
-    "answers": answers,
     "constants": constants,
+    "baseball": baseball,
+    "answers": answers,
+    "cells": cells,
+    "patches": patches,
+    "fragments": fragments,
+    "languages": languages,
+    "code": code,
 }
 KNOWN: dict[str, Callable[[Path | None], Views]] = {
     "molecules × names": molecules,
