@@ -67,7 +67,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
     for key in ("CLOOB_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 987_654)
-    raises(InputError, "set CLOOB_CACHE or HOME", Cache().find, "digests", "x")
+    raises(InputError, "set CLOOB_CACHE or HOME", Cache().find, "features", "x")
 
 
 def test_what_is_not_of_the_cache_stays(tmp_path):

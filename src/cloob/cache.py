@@ -24,10 +24,10 @@ from cloob.errors import InputError, require
 logger = logging.getLogger(__name__)
 
 Contents = Literal[
-    "shards", "tables", "indices", "embeddings", "features", "digests", "thumbnails"
+    "shards", "tables", "indices", "embeddings", "features", "thumbnails"
 ]
 """Fetched and unpacked tars; Parquet as Arrow; where samples lie in local tars; what
-models make of pictures and texts (two kinds); fingerprints of models; and small
+models make of pictures and texts (two kinds); and small
 pictures for the page of an index.
 """
 

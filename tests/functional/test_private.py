@@ -43,10 +43,6 @@ NAMES = {
         lambda: torch.UntypedStorage,
         "batches are copied once more on their way from a worker",
     ),
-    "PyTorchFileReader": (
-        lambda: torch._C,
-        "TorchScript archives (OpenAI's weights) cannot be read",
-    ),
     "_pytree": (
         lambda: torch.utils,
         "batches of a Dataset that are lists or mappings do not reach the device",

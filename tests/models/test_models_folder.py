@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import time
 
 import open_clip
 import pytest
@@ -15,14 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from cloob.cache import Cache
 from cloob.cli import main
 from cloob.errors import InputError
 from cloob.heads.head import Head
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.aligned.model import aligned_encoder
 from cloob.models.folder import save_model
-from cloob.models.load import fingerprint, load_model, load_with_fingerprint
+from cloob.models.load import load_model
 from cloob.models.runs import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -31,7 +29,7 @@ from cloob.models.runs import (
 )
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from make import noise_image, tiny_model
+from make import noise_image
 from support import raises
 
 OBJECTIVE = make_objective("cloob").config()
@@ -184,38 +182,6 @@ def test_a_cut_short_file_falls_back_with_a_warning(saved, tmp_path, damaged):
         pytest.raises(InputError, match="none of its 1"),
     ):
         load_model(run)
-
-
-def test_it_is_computed_once_for_the_same_files_and_anew_for_others(
-    tmp_path, monkeypatch
-):
-    folder = tiny_model(tmp_path / "model")
-    cache = Cache(tmp_path / "cache")
-    # Three seconds later: a younger file may change again without another time.
-    monkeypatch.setattr(time, "time_ns", lambda: int((time.time() + 3) * 1e9))
-    encoder, first = load_with_fingerprint(folder, "cpu", cache)
-    assert first == fingerprint(encoder)
-    (kept,) = (tmp_path / "cache" / "digests").glob("*.txt")
-    kept.write_text("0" * 32)
-    assert (
-        load_with_fingerprint(folder, "cpu", cache)[1] == "0" * 32
-    )  # not computed again
-    kept.write_text("damaged")
-    assert load_with_fingerprint(folder, "cpu", cache)[1] == first == kept.read_text()
-    kept.write_text("0" * 32)
-    file = folder / "open_clip_model.safetensors"
-    before = file.stat()
-    file.write_bytes(file.read_bytes()[:-4] + torch.tensor([0.25]).numpy().tobytes())
-    os.utime(
-        file, ns=(before.st_atime_ns, before.st_mtime_ns)
-    )  # as `cp -p` or `touch -r` leaves it
-    assert (file.stat().st_size, file.stat().st_mtime_ns) == (
-        before.st_size,
-        before.st_mtime_ns,
-    )
-    encoder, second = load_with_fingerprint(folder, "cpu", cache)
-    assert second == fingerprint(encoder)
-    assert second not in (first, "0" * 32)
 
 
 # Frozen encoders of several origins, and heads on them

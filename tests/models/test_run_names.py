@@ -313,7 +313,7 @@ def test_a_model_of_the_hub_runs_none_of_its_python(tower, bert, tmp_path, monke
     marker = tmp_path / "evil was here"
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(hub))
-    good = fill_hub_cache(hub, "some/good", tower)
+    fill_hub_cache(hub, "some/good", tower)
     assert load_model("hf-hub:some/good").embed_dim == 256
     hostile = shutil.copytree(tower, tmp_path / "hostile")  # whose tokeniser is Python
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -336,14 +336,12 @@ def test_a_model_of_the_hub_runs_none_of_its_python(tower, bert, tmp_path, monke
     refused_folder(
         lambda: open_text_encoder("hf:some/bert", load_model), "some--bert", "auto_map"
     )
-    refused_folder(
-        lambda: open_image_encoder("timm:hf-hub:some/bert", load_model), "auto_map"
-    )
-    # Of the good one the main is, and an older revision is not.
-    shutil.copytree(tmp_path / "bert", good / "snapshots" / ("1" * 40))
-    (good / "refs" / "old").write_text("1" * 40)
-    refused_folder(
-        lambda: open_image_encoder("timm:hf-hub:some/good@old", load_model), "auto_map"
+    raises(
+        InputError,
+        "an image encoder is",
+        open_image_encoder,
+        "timm:hf-hub:some/good",
+        load_model,
     )
     for key in (
         "hf_tokenizer_name",

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from served_colours import N, build, draw, web_of
 
-from cloob.models import load as fingerprints
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
@@ -331,9 +330,7 @@ def test_a_model_that_is_replaced_is_asked_anew(tmp_path, monkeypatch):
             other.update(
                 [folder], UpdateOptions(model=new, name=old.name, replace_model=True)
             )
-        monkeypatch.setattr(
-            fingerprints, "load_with_fingerprint", lambda *_: (new, new.fingerprint)
-        )
+        monkeypatch.setattr("cloob.models.load.load_model", lambda *_, **__: new)
         agrees(
             ask(web, "search", **query)["hits"],
             nearest(index, new.encode_text(["red"])[0].numpy()),

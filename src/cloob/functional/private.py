@@ -184,11 +184,6 @@ def shared_storage(size: int) -> torch.UntypedStorage:
     return storage
 
 
-def archive(path: str) -> Any:
-    """A reader of the records of a TorchScript archive, with their offsets."""
-    return torch._C.PyTorchFileReader(path)
-
-
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """The module's dictionary of its buffers, in which one is replaced without
     hooks.

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.data.source import add_part
 from cloob.errors import InputError
 from cloob.models.importing import translated
 from cloob.models.pixels import EvalTransform, open_image
@@ -482,14 +481,11 @@ def weights_digest(module: nn.Module, *values: Any) -> str:
     """A digest of a module's parameters and buffers and of JSON-able values: 32 hex
     digits, the same on all machines.
     """
-    state = hashlib.blake2b(digest_size=16)
-    for part in values:
-        add_part(state, json.dumps(part, sort_keys=True, default=str).encode())
-    for name, value in module.state_dict().items():
-        add_part(state, f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        state.update(
-            memoryview(
-                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            )
-        )
-    return str(state.hexdigest())
+    state = hashlib.sha256()
+    for value in values:
+        state.update(f"{json.dumps(value, sort_keys=True, default=str)}\n".encode())
+    for name, tensor in module.state_dict().items():
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        state.update(memoryview(flat.view(torch.uint8).numpy()))
+    return state.hexdigest()[:32]

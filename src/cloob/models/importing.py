@@ -93,21 +93,17 @@ def translated(what: str) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """What a library's error means, on one line."""
-    if _lacks_hub(error):
-        return f"not on this machine, and {_CLOSED.get() or _why_no_hub()}"
-    return f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
-
-
-def _lacks_hub(error: BaseException | None) -> bool:
-    """Whether an error began with a hub that does not answer."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
     errors: Any = sys.modules.get("huggingface_hub.errors")
-    while errors is not None and error is not None:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            return True
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    cause: BaseException | None = error if errors is not None else None
+    while cause is not None:
+        if isinstance(
+            cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled
+        ):
+            return f"not on this machine, and {_CLOSED.get() or _why_no_hub()}"
+        cause = cause.__cause__ or cause.__context__
+    return one_line(error)
 
 
 def _why_no_hub() -> str:
@@ -115,10 +111,7 @@ def _why_no_hub() -> str:
     reason = f"{constants.ENDPOINT} does not answer"
     if constants.HF_HUB_OFFLINE:
         reason = "HF_HUB_OFFLINE is set"
-    return (
-        f"{reason}; a model folder on this disk, a model that was fetched before,"
-        " `cloob demo` and training from scratch need no network"
-    )
+    return f"{reason}; a model folder on this disk needs no network"
 
 
 @contextlib.contextmanager
@@ -133,23 +126,16 @@ def closed_hub(reason: str) -> Iterator[None]:
         _CLOSED.reset(before)
 
 
-def check_hub_model(
-    name: str, where: str, *files: str, revision: str | None = None
-) -> Path:
-    """The folder with the configurations of a model on the hub, and ``more`` files;
+def check_hub_model(name: str, where: str, *files: str) -> Path:
+    """The folder with the configurations of a model on the hub, and other files of it;
     refused where they ask for code.
     """
-    folder = fetch_first(name, where, [[*CONFIG_FILES, *files]], revision)
+    folder = fetch_first(name, where, [[*CONFIG_FILES, *files]])
     check_folder(folder)
     return folder
 
 
-def fetch_first(
-    name: str,
-    where: str,
-    choices: Sequence[str | list[str]],
-    revision: str | None = None,
-) -> Path:
+def fetch_first(name: str, where: str, choices: Sequence[str | list[str]]) -> Path:
     """The folder of a model on the hub, with the first of some patterns (or lists of
     them) of files that it has.
 
@@ -162,16 +148,14 @@ def fetch_first(
     for choice in choices:
         patterns = [choice] if isinstance(choice, str) else choice
         with translated(where):
-            folder = Path(
-                hub.snapshot_download(
-                    name,
-                    revision=revision,
-                    local_files_only=bool(_CLOSED.get()),
-                    allow_patterns=patterns,
-                    ignore_patterns=None if "/" in "".join(patterns) else ["*/*"],
-                )
+            fetched = hub.snapshot_download(
+                name,
+                local_files_only=bool(_CLOSED.get()),
+                allow_patterns=patterns,
+                ignore_patterns=None if "/" in "".join(patterns) else ["*/*"],
             )
-        if any(path for pattern in patterns for path in folder.glob(pattern)):
+        folder = Path(fetched)
+        if any(any(folder.glob(pattern)) for pattern in patterns):
             break
     return folder
 
@@ -181,8 +165,8 @@ def fetch_file(name: str, where: str, *files: str) -> Path:
     longer, and ask a closed hub.
     """
     folder = fetch_first(name, where, files)
-    present = [folder / file for file in files if (folder / file).is_file()]
-    return present[0] if present else folder / files[-1]
+    present = (folder / file for file in files if (folder / file).is_file())
+    return next(present, folder / files[-1])
 
 
 def read_json(path: Path, kind: type = dict) -> Any:

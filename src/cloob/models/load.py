@@ -4,8 +4,8 @@ digest.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -13,13 +13,11 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from cloob.cache import Cache
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line
 from cloob.models import runs
 from cloob.models.aligned.model import (
     VectorEncoder,
-    encoders_here,
     load_aligned,
     read_heads,
 )
@@ -35,12 +33,9 @@ from cloob.models.importing import (
 from cloob.models.onnx import Graph, PlainEncoder
 from cloob.models.source import (
     PUBLIC,
-    WEIGHTS_ENDINGS,
     ModelSource,
     PublicFile,
-    cached_digest,
     fetch_public,
-    file_stamp,
     public_folder,
 )
 from cloob.models.tokenizer import (
@@ -51,14 +46,11 @@ from cloob.models.tokenizer import (
 )
 from cloob.models.towers import create_model, filled_towers, load_tokenizer
 from cloob.models.weights import hf_clip, other, torch_clip
-from cloob.models.weights.containers import read_safetensors
+from cloob.models.weights.containers import WEIGHTS_FILES, read_safetensors
 from cloob.models.weights.keymap import Towers, fill
 
 Module = TypeVar("Module", bound=nn.Module)
 _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
-_HUB_WEIGHTS = {"": hf_clip.WEIGHTS, runs.CONFIG_FILE: runs.HUB_WEIGHTS_FILES}
-# packages that make modules of files
-_PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")
 
 
 @overload
@@ -150,27 +142,21 @@ def find_model_folder(source: str | Path) -> Path | None:
         return folder / runs.MODEL_FOLDER
     if (folder / "config.json").is_file():  # of transformers
         return None
-    raise InputError(f"{folder}: {_why_no_model(folder)}")
-
-
-def _why_no_model(folder: Path) -> str:
     if not folder.is_dir():
-        return "no such folder"
+        raise InputError(f"{folder}: no such folder")
     if (folder / "adapter_config.json").is_file():
-        return "a LoRA adapter; merge it (merge_and_unload) and save"
-    files = [path for path in folder.glob("*.p*") if path.suffix in WEIGHTS_ENDINGS]
-    meant = f"; did you mean {min(files)}?" if files else ""
-    return (
-        "no run (checkpoints/), no checkpoint (model/) and no model folder"
-        f" ({runs.CONFIG_FILE}){meant}"
+        raise InputError(
+            f"{folder}: a LoRA adapter; merge it (merge_and_unload) and save"
+        )
+    raise InputError(
+        f"{folder}: no run (checkpoints/), no checkpoint (model/) and no model folder"
+        f" ({runs.CONFIG_FILE})"
     )
 
 
 def _load(source: str | Path) -> DualEncoder:
     """The encoder of a source: its files are found, then read by their kind."""
     parsed = ModelSource.parse(source)
-    if parsed.library:
-        raise InputError(parsed.refusal())
     if parsed.kind == "hub":
         return _load_hub(parsed)
     if parsed.kind == "towers" and parsed.variant:
@@ -199,14 +185,10 @@ def _read_file(
     """Another program's file; ``config`` of a crowsonkb file."""
     with translated(str(path)):
         if path.suffix == ".pkl":
-            return other.load_crowsonkb(
-                path, config, "exact" if source.port else "tanh"
-            )
-        return torch_clip.load(
-            path,
-            lambda name: create_model(name, pretrained=str(path), seed=0),
-            VectorEncoder,
-        )
+            gelu: other.Gelu = "exact" if source.port else "tanh"
+            return other.load_crowsonkb(path, config, gelu)
+        create = partial(create_model, pretrained=str(path), seed=0)
+        return torch_clip.load(path, create, VectorEncoder)
 
 
 def _load_hub(source: ModelSource) -> DualEncoder:
@@ -214,28 +196,20 @@ def _load_hub(source: ModelSource) -> DualEncoder:
     fetched.
     """
     where = source.text
-    revision = source.variant or None
     with translated(where):
-        extra = (HUB_FILE, RinnaTokenizer.FILE)
-        folder = check_hub_model(source.name, where, *extra, revision=revision)
+        folder = check_hub_model(source.name, where, HUB_FILE, RinnaTokenizer.FILE)
         file = runs.config_file(folder)
-        kind = file.name if file.is_file() else ""
-        if kind == "":
-            _family(folder)
-        if kind == runs.ALIGNED_FILE:
-            encoders = encoders_here(read_json(file))
-            if encoders:
-                raise InputError(
-                    f"{where}: asks for {encoders[0]!r}, a folder of this machine"
-                )
-        choices = _HUB_WEIGHTS.get(kind, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE))
-        fetch_first(source.name, where, choices, revision)
-        if kind == runs.CONFIG_FILE:
-            return _read_towers(folder, where)
-        encoder = _read_folder(folder)
-        if kind == "":
+        if not file.is_file():
+            read = _family(folder)
+            fetch_first(source.name, where, WEIGHTS_FILES)
+            encoder = read(folder)
             encoder.name = where
-        return encoder
+            return encoder
+        if file.name == runs.CONFIG_FILE:
+            fetch_first(source.name, where, runs.HUB_WEIGHTS_FILES)
+            return _read_towers(folder, where)
+        fetch_first(source.name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE))
+        return _read_folder(folder)
 
 
 def _family(folder: Path) -> Callable[[Path], DualEncoder]:
@@ -393,23 +367,6 @@ def fingerprint(encoder: Any) -> str:
     settings = getattr(getattr(encoder, "config", None), "settings", None)
     pixels = getattr(encoder, "preprocess_cfg", None)
     return weights_digest(encoder, {"config": settings, "preprocess": pixels})
-
-
-def load_with_fingerprint(
-    source: str | Path, device: str | torch.device = "auto", cache: Cache | None = None
-) -> tuple[DualEncoder, str]:
-    """A model by :func:`cloob.load_model` and its fingerprint, which is computed once
-    for the same file of weights.
-    """
-    started = time.time_ns()
-    encoder = load_model(source, device=device)
-    file = encoder.weights_file
-    stamp = None if file is None else file_stamp([file.resolve()], started)
-    if stamp is None:
-        return encoder, fingerprint(encoder)
-    settings = [encoder.config.settings, encoder.preprocess_cfg]
-    key = [stamp, settings, package_versions(_PACKAGES)]
-    return encoder, cached_digest(key, lambda: fingerprint(encoder), cache)
 
 
 def package_versions(packages: Iterable[str]) -> list[str]:

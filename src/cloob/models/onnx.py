@@ -32,7 +32,6 @@ from cloob.machine import processors
 from cloob.models.importing import check_folder, read_json, translated
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
-from cloob.models.source import cached_digest, file_stamp
 from cloob.models.tokenizer import read_tokenizer, store_tokenizer
 
 if TYPE_CHECKING:
@@ -128,15 +127,9 @@ class PlainEncoder:
         content = read_json(file)
         with translated(f"{file}: damaged"):
             precision = str(content["precision"])
-            digest = content["fingerprint"]
-            # Else vectors of two models would mix.
-            if content["format"] != FORMAT or digest != graphs_digest(
-                folder, precision
-            ):
-                raise ValueError(
-                    "written in another format, or for other graphs; export the model"
-                    " again"
-                )
+            digest = str(content["fingerprint"])
+            if content["format"] != FORMAT:
+                raise ValueError("written in another format; export the model again")
             self.name = str(content["name"])
             self.logit_scale = float(content["logit_scale"])
             self.embed_dim = int(content["embed_dim"])
@@ -193,21 +186,15 @@ def graph_file(folder: Path, kind: str, precision: str = "float32") -> Path:
     return folder / "onnx" / f"{_GRAPHS[kind]}{end}.onnx"
 
 
-def graphs_digest(folder: Path, precision: str = "float32") -> str:
-    """SHA-256 of both towers' graphs with their weights, kept in the cache."""
+def _graphs_digest(folder: Path, precision: str) -> str:
+    """SHA-256 of both towers' graphs with their weights."""
     graphs = [graph_file(folder, kind, precision) for kind in ("image", "text")]
     weights = [path.with_name(f"{path.name}_data") for path in graphs]
-    files = [*graphs, *filter(Path.is_file, weights)]
-
-    def compute() -> str:
-        state = hashlib.sha256()
-        for path in files:
-            with path.open("rb") as opened:
-                state.update(hashlib.file_digest(opened, "sha256").digest())
-        return state.hexdigest()
-
-    stamp = file_stamp(files)
-    return compute() if stamp is None else cached_digest(stamp, compute)
+    state = hashlib.sha256()
+    for path in [*graphs, *filter(Path.is_file, weights)]:
+        with path.open("rb") as opened:
+            state.update(hashlib.file_digest(opened, "sha256").digest())
+    return state.hexdigest()
 
 
 def write_config(
@@ -226,7 +213,7 @@ def write_config(
         "pad": pad,
         "preprocess_cfg": encoder.preprocess_cfg,
         "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
-        "fingerprint": graphs_digest(folder, precision),
+        "fingerprint": _graphs_digest(folder, precision),
     }
     (folder / ONNX_FILE).write_text(
         json.dumps(content, indent=2, allow_nan=False), encoding="utf-8"

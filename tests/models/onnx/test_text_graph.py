@@ -4,14 +4,13 @@ none.
 
 import json
 import shutil
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cloob.models.folder import save_model
-from cloob.models.load import load_with_fingerprint
+from cloob.models.load import fingerprint, load_model
 from cloob.models.text_graph import keep_text_graph, open_text_graph
 from cloob.models.towers import create_model, open_clip
 from cloob.search.index import Index
@@ -33,7 +32,7 @@ def no_pictures(images):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A model folder of each kind, whose files are older than two seconds."""
+    """A model folder of each kind."""
     place = tmp_path_factory.mktemp("models")
     small = open_clip().get_model_config("tiny-vit")
     kinds = KINDS | {"bidirectional": {"custom_text": True, "no_causal_mask": True}}
@@ -46,7 +45,6 @@ def folders(tmp_path_factory):
         open_clip().add_model_config(file)
         model = create_model(file.stem, seed=1)
         save_model(place / kind, model, {})
-    time.sleep(2.1)  # a younger file may change and keep its times
     return place
 
 
@@ -56,9 +54,10 @@ def cache(tmp_path, monkeypatch):
 
 
 def keep(folder):
-    encoder, fingerprint = load_with_fingerprint(str(folder), "cpu")
+    encoder = load_model(folder, device="cpu")
     texts = TorchEmbedder(encoder).texts
-    return keep_text_graph(str(folder), fingerprint, encoder, texts), fingerprint, texts
+    weights = fingerprint(encoder)
+    return keep_text_graph(str(folder), weights, encoder, texts), weights, texts
 
 
 @pytest.mark.usefixtures("cache")
@@ -83,13 +82,14 @@ def test_a_tower_of_another_kind_has_no_graph(folders):
 
 @pytest.mark.usefixtures("cache")
 def test_a_graph_whose_rows_differ_from_the_model_s_is_not_kept(folders):
-    encoder, fingerprint = load_with_fingerprint(str(folders / "plain"), "cpu")
+    encoder = load_model(folders / "plain", device="cpu")
+    weights = fingerprint(encoder)
 
     def other_rows(texts):
         return -TorchEmbedder(encoder).texts(texts)
 
-    assert not keep_text_graph(str(folders / "plain"), fingerprint, encoder, other_rows)
-    assert open_text_graph(str(folders / "plain"), fingerprint, no_pictures) is None
+    assert not keep_text_graph(str(folders / "plain"), weights, encoder, other_rows)
+    assert open_text_graph(str(folders / "plain"), weights, no_pictures) is None
 
 
 @pytest.mark.usefixtures("cache")
@@ -98,7 +98,6 @@ def test_a_graph_of_weights_that_changed_is_not_used(folders, tmp_path):
     folder.mkdir()
     for file in (folders / "plain").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    time.sleep(2.1)
     kept, fingerprint, _ = keep(folder)
     assert kept
     weights = folder / "open_clip_model.safetensors"
@@ -133,14 +132,15 @@ def test_a_graph_appears_whole_and_leaves_nothing_else(folders, tmp_path):
 
 HUB = """
 import json, sys
-from cloob.models.load import load_with_fingerprint
+from cloob.models.load import fingerprint, load_model
 from cloob.models.text_graph import keep_text_graph, open_text_graph
 from cloob.search.query import TorchEmbedder
 
-encoder, fingerprint = load_with_fingerprint(sys.argv[1], "cpu")
+encoder = load_model(sys.argv[1], device="cpu")
+weights = fingerprint(encoder)
 texts = TorchEmbedder(encoder).texts
-kept = keep_text_graph(sys.argv[1], fingerprint, encoder, texts)
-rows = open_text_graph(sys.argv[1], fingerprint, None).texts(["a red bird"])
+kept = keep_text_graph(sys.argv[1], weights, encoder, texts)
+rows = open_text_graph(sys.argv[1], weights, None).texts(["a red bird"])
 print(json.dumps([kept, float(abs(rows - texts(["a red bird"])).max())]))
 """
 
@@ -151,7 +151,6 @@ def test_a_model_of_the_hub_s_cache_has_a_graph(folders, tmp_path, monkeypatch):
     shutil.copytree(folders / "plain", place / "snapshots" / ("0" * 40))
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("0" * 40)
-    time.sleep(2.1)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     done = run_script(HUB, "hf-hub:somebody/small")
     kept, difference = json.loads(done.stdout.splitlines()[-1])

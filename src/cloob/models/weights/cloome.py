@@ -9,7 +9,7 @@ pixels in [0, 1] are normalised by means of pixels in [0, 255].
 from __future__ import annotations
 
 import itertools
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.models.encoder import cloob_objective
+from cloob.models.importing import import_open_clip
 from cloob.models.weights.keymap import fill
 
 CHANNELS = ("Mito", "ERSyto", "ERSytoBleed", "Ph_golgi", "Hoechst")
@@ -30,37 +31,6 @@ N_PICTURES = 16  # that go through the tower at once
 BRIGHTEST = 1e-4  # share of a channel's pixels that are white
 
 
-class Bottleneck(nn.Module):
-    """A residual block whose stride is an average pool."""
-
-    def __init__(self, n_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        n_out = 4 * width
-        self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, n_out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(n_out)
-        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
-        self.downsample: nn.Module = nn.Identity()
-        if stride > 1 or n_in != n_out:
-            parts: list[tuple[str, nn.Module]] = [
-                ("0", nn.Conv2d(n_in, n_out, 1, bias=False)),
-                ("1", nn.BatchNorm2d(n_out)),
-            ]
-            self.downsample = nn.Sequential(OrderedDict(parts))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(n, C, H, W) to (n, 4 · width, H / stride, W / stride)."""
-        inner = F.relu(self.bn1(self.conv1(maps)))
-        inner = self.pool(F.relu(self.bn2(self.conv2(inner))))
-        shortcut = maps
-        if not isinstance(self.downsample, nn.Identity):
-            shortcut = self.downsample(self.pool(maps))
-        return F.relu(self.bn3(self.conv3(inner)) + shortcut)
-
-
 class CellTower(nn.Module):
     """Pictures of C channels to rows: a ResNet whose first convolution takes C."""
 
@@ -69,13 +39,12 @@ class CellTower(nn.Module):
         self.conv1 = nn.Conv2d(n_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         n_in = 64
+        make = import_open_clip(".modified_resnet").Bottleneck
         for stage, depth in enumerate(depths):
             width = 64 << stage
-            blocks = []
-            for place in range(depth):
-                stride = 2 if stage and not place else 1
-                blocks.append(Bottleneck(n_in, width, stride))
-                n_in = 4 * width
+            blocks = [make(n_in, width, 2 if stage else 1)]
+            n_in = 4 * width
+            blocks += [make(n_in, width) for _ in range(depth - 1)]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.n_stages = len(depths)
         self.fc = nn.Linear(n_in, embed_dim)

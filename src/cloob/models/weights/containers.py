@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import itertools
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +20,10 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError
-from cloob.functional import private
-from cloob.models.importing import read_json, translated
+from cloob.models.importing import translated
 from cloob.models.runs import check_objective
 
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-INDEX = ".index.json"
-# bytes of a mapped file that may count as memory of the process, or a twelfth of its
-# tensors
-_PAGES = 32 * 1024**2
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers
 _STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -38,20 +32,10 @@ _STORAGES = {
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The weights in a folder, in one file or in shards with an index, and the file
-    that was read.
-    """
+    """The file of weights in a folder of transformers, and its tensors."""
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name, trained_file(folder / name)[0]
-        index = folder / f"{name}{INDEX}"
-        if index.is_file():
-            tensors: dict[str, Tensor] = {}
-            with translated(f"{index}: cannot be read"):
-                places = set(read_json(index)["weight_map"].values())
-                for place in sorted(places):
-                    tensors |= trained_file(folder / place)[0]
-            return index, tensors
     raise InputError(f"{folder}: no weights in it ({' or '.join(WEIGHTS_FILES)})")
 
 
@@ -59,51 +43,34 @@ def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of safetensors or a ``state_dict`` of torch; and the objective that
     our open_clip launcher wrote.
     """
-    objective: dict[str, Any] = {}
     if path.suffix == ".safetensors":
-        tensors = read_safetensors(path)
-    else:
-        file = read_torch(path)
-        tensors = file.tensors
-        # no checkpoint, or another program's
-        with contextlib.suppress(KeyError, IndexError, TypeError):
-            objective = check_objective(
-                file.checkpoint["optimizer"]["param_groups"][0]["cloob"],
-                f"{path}: cloob",
-            )
+        return read_safetensors(path), {}
+    file = read_torch(path)
+    tensors = file.tensors
+    objective: dict[str, Any] = {}
+    with contextlib.suppress(KeyError, IndexError, TypeError):  # another program's
+        stored = file.checkpoint["optimizer"]["param_groups"][0]["cloob"]
+        objective = check_objective(stored, f"{path}: cloob")
     # of training by several processes
     if all(key.startswith("module.") for key in tensors):
-        tensors = {
-            key.removeprefix("module."): tensor for key, tensor in tensors.items()
-        }
+        tensors = {key.removeprefix("module."): tensors[key] for key in tensors}
     return tensors, objective
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    with translated(f"{path}: cannot be read as weights"):
-        return _copied(lambda: load_file(path))
-
-
-def _copied(read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Copies of a mapped file's tensors, as it may change; mapped anew now and then, as
-    pages count as memory.
+    """The tensors of a file, copied, as the file may change. Each is copied from a map
+    of its own: pages that stay mapped count as memory.
     """
-    mapped, copies, pages = read(), {}, 0
-    most = max(_PAGES, sum(tensor.nbytes for tensor in mapped.values()) // 12)
-    for name in sorted(mapped, key=lambda name: -mapped[name].nbytes):
-        if pages > most:
-            mapped, pages = {}, 0
-            mapped = read()
-        if mapped[name].nbytes > mapped[name].untyped_storage().nbytes():
-            raise ValueError(
-                f"{name} has shape {tuple(mapped[name].shape)}, and the file holds"
-                " fewer numbers"
-            )
-        copies[name] = mapped[name].clone(memory_format=torch.contiguous_format)
-        pages += copies[name].nbytes
-    return copies
+    from safetensors import safe_open
+
+    tensors = {}
+    with translated(f"{path}: cannot be read as weights"):
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        for name in names:
+            with safe_open(path, framework="pt") as file:
+                tensors[name] = file.get_tensor(name).clone()
+    return tensors
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -113,15 +80,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    stored: dict[str, Tensor] = {}
-    shared: set[int] = set()
-    for key, value in tensors.items():
-        tensor = value.detach().cpu().contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        stored[key] = tensor.clone() if memory in shared else tensor
-        shared.add(memory)
+    here = {key: tensors[key].detach().cpu().contiguous() for key in tensors}
     try:
-        save_file(stored, path, metadata={"format": "pt"})
+        save_file(_separate(here), path, metadata={"format": "pt"})
     except SafetensorError as error:
         # of the system, which it hides
         number = re.search(r"os error (\d+)", str(error))
@@ -129,6 +90,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(code, os.strerror(code), str(path)) from error
     # the file begins as its owner's alone
     path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copies of those that share memory with one before."""
+    separate = {}
+    shared: set[int] = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if memory in shared else tensor
+        shared.add(memory)
+    return separate
 
 
 class TorchFile(NamedTuple):
@@ -140,7 +112,7 @@ class TorchFile(NamedTuple):
 
 
 def read_torch(path: Path) -> TorchFile:
-    """The tensors of a file of torch's, and the (mapped) checkpoint around them."""
+    """The tensors of a file of torch's, and the checkpoint around them."""
     zipped = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         if not zipped and file.read(4) == b"PK\3\4":
@@ -151,31 +123,33 @@ def read_torch(path: Path) -> TorchFile:
     records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
         if "constants.pkl" in records:
-            tensors = _copied(lambda: dict(_scripted(_Script(path).load())))
+            with zipfile.ZipFile(path) as archive:
+                tensors = dict(_scripted(_Script(archive).load()))
             return TorchFile(tensors, {}, is_script=True)
         content = _load(path, records)
-        tensors = _state(content)
-        if zipped:
-            tensors = _copied(lambda: _state(_load(path, records)))
         has_more = isinstance(content, dict) and "state_dict" in content
+        tensors = _checked(content["state_dict"] if has_more else content)
         return TorchFile(tensors, content if has_more else {}, is_script=False)
 
 
-def _state(content: Any) -> dict[str, Tensor]:
-    state: Any = (
-        content.get("state_dict", content) if isinstance(content, dict) else content
-    )
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
+def _checked(state: Any) -> dict[str, Tensor]:
+    """The tensors of a ``state_dict``, none of which repeats its numbers."""
+    is_dict = isinstance(state, dict)
+    if not is_dict or not all(isinstance(one, Tensor) for one in state.values()):
         raise TypeError(
             "neither tensors by their names nor a checkpoint with a state_dict"
         )
-    return state
+    for name, tensor in state.items():
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, and the file holds fewer"
+                " numbers"
+            )
+    return _separate(state)
 
 
 def _load(path: Path, records: Mapping[str, int]) -> Any:
-    """What ``torch.save`` wrote; a mapped file's records have to be as long as their
+    """What ``torch.save`` wrote; the records of a zip have to be as long as their
     storages, in torch's order.
     """
     numbers = itertools.count()
@@ -189,12 +163,7 @@ def _load(path: Path, records: Mapping[str, int]) -> Any:
             )
         return storage
 
-    return torch.load(
-        path,
-        map_location=check if records else "cpu",
-        weights_only=True,
-        mmap=bool(records),
-    )
+    return torch.load(path, map_location=check if records else "cpu", weights_only=True)
 
 
 def check_zip(path: Path) -> dict[str, int]:
@@ -255,9 +224,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
 
 
 class _Script(_Unpickler):
-    """Reads ``data.pkl`` of a TorchScript archive; its tensors are mapped from the
-    file.
-    """
+    """Reads ``data.pkl`` of a TorchScript archive."""
 
     names = {
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -265,20 +232,15 @@ class _Script(_Unpickler):
         ("collections", "OrderedDict"): dict,
     } | {("torch", name): dtype for name, dtype in _STORAGES.items()}
 
-    def __init__(self, path: Path) -> None:
-        self._reader: Any = private.archive(str(path))
-        self._mapped = torch.UntypedStorage.from_file(
-            str(path), False, path.stat().st_size
-        )
-        super().__init__(io.BytesIO(self._reader.get_record("data.pkl")))
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self._folder = archive.namelist()[0].partition("/")[0]
+        super().__init__(archive.open(f"{self._folder}/data.pkl"))
 
     def persistent_load(self, pid: Any) -> Any:
         _, dtype, key, *_ = pid
-        start, size = (
-            getattr(self._reader, f"get_record_{what}")(f"data/{key}")
-            for what in ("offset", "size")
-        )
-        return self._mapped[start : start + size], dtype
+        content = bytearray(self._archive.read(f"{self._folder}/data/{key}"))
+        return torch.frombuffer(content, dtype=torch.uint8).untyped_storage(), dtype
 
 
 def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -293,24 +255,18 @@ class _Arrays(_Unpickler):
     """Reads numpy's and jax's arrays: numpy itself would trust the file's dtypes."""
 
     names: Mapping[tuple[str, str], Any] = {
+        ("haiku._src.data_structures", "FlatMapping"): dict,
+        ("jax._src.array", "_reconstruct_array"): _Made,
         ("numpy", "ndarray"): _Made,
         ("numpy", "dtype"): _Made,
-        ("jax._src.array", "_reconstruct_array"): _Made,
-        ("haiku._src.data_structures", "FlatMapping"): dict,
-        **{
-            (f"numpy.{core}.multiarray", "_reconstruct"): _Made
-            for core in ("core", "_core")
-        },
-        **{
-            (f"numpy.{core}.numeric", "_frombuffer"): _Made
-            for core in ("core", "_core")
-        },
+        ("numpy.core.multiarray", "_reconstruct"): _Made,
+        ("numpy._core.multiarray", "_reconstruct"): _Made,
+        ("numpy.core.numeric", "_frombuffer"): _Made,
+        ("numpy._core.numeric", "_frombuffer"): _Made,
         ("optax._src.base", "EmptyState"): _Made,
+        ("optax._src.transform", "ScaleByAdamState"): _Made,
+        ("optax._src.transform", "ScaleByScheduleState"): _Made,
         ("optax._src.wrappers", "MaskedState"): _Made,
-        **{
-            ("optax._src.transform", f"ScaleBy{name}State"): _Made
-            for name in ("Adam", "Schedule")
-        },
     }
 
 

@@ -15,13 +15,6 @@ from cloob.models.tokenizer import read_tokenizer
 from cloob.models.weights.containers import folder_weights
 from cloob.models.weights.keymap import CLIP_MEAN, CLIP_STD, build, fill, key_map
 
-# on a hub
-WEIGHTS = (
-    "model.safetensors",
-    "model-*.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model-*.bin",
-)
 _ACTIVATIONS: dict[
     str, dict[str, Any]
 ] = {  # of one tower; open_clip's quick_gelu is for both
