@@ -317,15 +317,6 @@ def test_a_folder_is_read_with_its_sub_folders_in_order(folder):
     assert pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
 
 
-def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path):
-    (tmp_path / "sub").mkdir()
-    for name in ("red-apple_ripe.png", "sub/blue sky.jpg"):
-        (tmp_path / name).write_bytes(noise())
-    captions = {"red-apple_ripe.png": "red apple ripe", "sub/blue sky.jpg": "blue sky"}
-    assert outcomes(open_source(tmp_path, caption_column="file_name")) == captions
-    raises(InputError, "missing caption", open_source, tmp_path)
-
-
 def test_a_folders_bad_samples(folder):
     for name, caption in (
         ("alone", b"no image"),

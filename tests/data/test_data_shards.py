@@ -1,6 +1,5 @@
 """WebDataset tar shards on local disks, and the index of where their samples lie."""
 
-import gzip
 import os
 import pickle
 import tarfile
@@ -88,22 +87,16 @@ def test_reads_what_webdataset_reads(shards):
     assert theirs == [(s.key.partition("/")[2], s.image, s.caption) for s in ours]
 
 
-@pytest.mark.parametrize("suffix", ["gz", "xz", "bz2"])
+@pytest.mark.parametrize("suffix", ["gz", "xz"])
 def test_compressed_shards(tmp_path, suffix):
     path = write_tar(tmp_path / f"0.tar.{suffix}", pairs(3))
     source = open_source(path)
     assert [source.read(i).image for i in (2, 0)] == [noise(2, 4, 4), noise(0, 4, 4)]
+    content = path.read_bytes()
     path.rename(tmp_path / "0.tar")  # the first bytes tell, not the name
     assert pickle.loads(pickle.dumps(open_source(tmp_path))).read(1).caption == "c1"
-
-
-def test_a_compressed_shard_cut_short(tmp_path):
-    path = write_tar(tmp_path / "0.tar.gz", pairs(40, 32))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    found = captions(open_source(path))
-    assert 5 < len(found) < 35
-    assert found[-1] == "truncated shard"
-    assert found[:-1] == [f"c{i}" for i in range(len(found) - 1)]
+    (tmp_path / "0.tar").write_bytes(content[:-20])
+    raises(InputError, r"0\.tar cannot be read as tar", open_source, tmp_path)
 
 
 def test_bad_samples_are_counted_by_reason(tmp_path):
@@ -191,15 +184,12 @@ def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(tmp_path, caplog
     first = write_tar(tmp_path / "0.tar", pairs(2) | dotted)
     with tarfile.open(first, "a") as tar:
         tar.addfile(tarfile.TarInfo("1.png"))
-    (tmp_path / "1.tar.gz").write_bytes(gzip.compress(first.read_bytes()))
-    for path in (first, tmp_path / "1.tar.gz"):
-        caplog.clear()
-        source = open_source(path)
-        assert captions(source) == ["c0", "c1"]
-        assert source.read(1).image == noise(1, 4, 4)
-        assert len(caplog.records) == 1
-        assert f"{path}: 2 rows; not read: 3 files" in caplog.text
-        assert f"{path.name}/photo.0.png" in caplog.text
+    source = open_source(first)
+    assert captions(source) == ["c0", "c1"]
+    assert source.read(1).image == noise(1, 4, 4)
+    assert len(caplog.records) == 1
+    assert f"{first}: 2 rows; not read: 3 files" in caplog.text
+    assert "0.tar/photo.0.png" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -270,32 +260,6 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
     assert captions(open_source(shards))[-1] == "new"
     assert len(list(indices.glob("*.arrow"))) == 2
     assert not list(indices.glob(".tmp-*"))
-
-
-def test_captions_from_a_key_of_each_samples_json(tmp_path):
-    files = {}
-    texts = [
-        b'{"llava": "a red bird"}',
-        b'{"llava": "a dog", "other": 1}',
-        b'{"other": "x"}',
-        b"no json",
-        b"[1]",
-    ]
-    for i, content in enumerate(texts):
-        files |= {f"{i}.png": noise(i), f"{i}.txt": b"alt text", f"{i}.json": content}
-    write_tar(tmp_path / "0.tar", files)
-    source = open_source(tmp_path, caption_column="json:llava")
-    assert [source.read(row).caption for row in (0, 1)] == ["a red bird", "a dog"]
-    for row, reason in (
-        (2, "no text under 'llava'"),
-        (3, "no JSON object"),
-        (4, "no JSON object"),
-    ):
-        raises(BadSample, f"missing caption .*{reason}", source.read, row)
-    assert (
-        open_source(tmp_path).read(0).caption == "alt text"
-    )  # another index in the cache
-    assert pickle.loads(pickle.dumps(source)).read(1).caption == "a dog"
 
 
 def test_hard_links_in_a_tar_are_the_files_that_they_link(tmp_path):

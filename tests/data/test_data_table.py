@@ -191,11 +191,8 @@ def quoted(path, changes, end="\n", turned=False):
 
 @pytest.mark.parametrize(("row", "end"), [(4, "\n"), (41, "\r\n"), (63, "\r")])
 def test_a_quote_that_is_never_closed(folder, row, end):
-    source = open_source(quoted(folder / "t.csv", {row: '"oh no'}, end))
-    assert len(source) == row
-    assert source.read(row - 2).caption == f"caption {row - 1}"
-    message = raises(BadSample, "stray quote", source.read, row - 1)
-    assert f"row {row} of t.csv" in message
+    path = quoted(folder / "t.csv", {row: '"oh no'}, end)
+    raises(InputError, f"t.csv: a quote in row {row} is not closed", open_source, path)
 
 
 def test_captions_of_several_lines_are_no_fault(folder):
@@ -456,7 +453,8 @@ def test_a_list_of_captions_is_a_pair_for_each(tmp_path, ending):
             raises(BadSample, "missing caption", source.read, index)
         else:
             assert source.read(index).caption == caption
-    assert [source.picture(i) for i in range(8)] == [noise(row) for row in rows]
+        if caption is not None:
+            assert source.read(index).image == noise(rows[index])
     assert source.pictures().tolist() == [0, 0, 2, 3, 4, 5, 5, 5]
     other = content.set_column(1, "captions", content.column(1).take([0, 2, 1, 3, 4]))
     write_arrow(tmp_path / f"other.{ending}", other)

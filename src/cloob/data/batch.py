@@ -28,7 +28,6 @@ FileFault = Literal[
     "no permission to read",
     "cannot be read",
     "truncated shard",
-    "stray quote",
 ]
 RowFault = Literal["not finite", "no partner", "item raised an error"]
 Reason = Fault | CaptionFault | FileFault | RowFault

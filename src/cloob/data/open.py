@@ -78,8 +78,7 @@ def open_source(
             - a folder of images with a .txt next to every one, or with a
               ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
-        caption_column: Column of a table with the caption; of tars ``"json:KEY"`` takes
-            it from every sample's .json.
+        caption_column: Column of a table with the caption.
 
     Returns:
         The source, of which at least two pairs could be read.
@@ -108,24 +107,18 @@ def open_unprobed(spec: str, image_column: str, caption_column: str) -> Source:
     """A source of which nothing has been read yet."""
     kind, files = look_up(spec, image_column)
     if kind == "elsewhere":
-        return open_remote(spec, _json_key(caption_column))
+        return open_remote(spec)
     name = spec if spec in DEMO_SPLITS else local_path(spec)
     if kind == "tars":
-        return ShardSource(name, files, member=_json_key(caption_column))
+        return ShardSource(name, files)
     if kind in ("rows", "table"):
         return TableSource(name, files, image_column, caption_column)
     return _open_folder(files[0], caption_column)
 
 
-def _json_key(caption_column: str) -> str | None:
-    """The key of captions in every sample's .json."""
-    kind, colon, key = caption_column.partition(":")
-    return key if colon and kind == "json" else None
-
-
 def _open_folder(folder: Path, caption_column: str) -> Source:
     """Images with captions next to them, or a Hugging Face imagefolder with a table."""
-    source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
+    source = FolderSource(folder)
     table = None if source.pairs else metadata_of(folder)
     if table is None:
         return source
@@ -224,10 +217,7 @@ def _reasons(bad: Sequence[BadSample]) -> str:
     """How many samples are bad for which reason, and the first one, in a sentence."""
     counts = by_reason(bad)
     numbers = ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
-    hint = ""
-    if list(counts) == ["missing caption"]:
-        hint = "; `cloob index` makes pictures without captions searchable"
-    return f"{numbers}; first: {bad[0]}{hint}"
+    return f"{numbers}; first: {bad[0]}"
 
 
 def spread_rows(source: Source, most: int) -> list[int]:

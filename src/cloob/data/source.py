@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # models need a digest, and no pyarrow
 
 _OTHER_IMAGES = ("gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", *_OTHER_IMAGES)
-CAPTION_EXTENSIONS = ("txt", "caption")
+CAPTION_EXTENSION = "txt"
 IMAGE_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-CAPTION_SUFFIXES = tuple(f".{extension}" for extension in CAPTION_EXTENSIONS)
+CAPTION_SUFFIX = f".{CAPTION_EXTENSION}"
 Fingerprint = dict[str, int | str]  # name -> count or digest
 
 # of a folder that are opened at most: every one costs a call, on a network a round trip

@@ -115,10 +115,9 @@ class RemoteShardSource(FileSource[ShardSource], Source):
     warning.
     """
 
-    def __init__(self, name: str, counts: dict[str, int], member: str | None) -> None:
+    def __init__(self, name: str, counts: dict[str, int]) -> None:
         super().__init__(name, counts.values(), streamed=True)
         self._urls = tuple(counts)
-        self._member = member
         # without what comes before them (a bucket, a token)
         self.shard_names = tuple(map(shard_name, counts))
 
@@ -149,7 +148,7 @@ class RemoteShardSource(FileSource[ShardSource], Source):
         url = self._urls[shard]
         label = self.shard_names[shard]
         try:
-            source = ShardSource(url, [file], label, self._member)
+            source = ShardSource(url, [file], label)
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
             file.unlink()  # FileNotFoundError where the cache has dropped it
@@ -172,7 +171,7 @@ def shard_name(url: str) -> str:
     return name[0] if name else url[-80:]
 
 
-def open_remote(spec: str, member: str | None = None) -> RemoteShardSource:
+def open_remote(spec: str) -> RemoteShardSource:
     """Opens streamed shards, whose numbers of samples are listed next to them or
     counted once on this machine.
     """
@@ -180,7 +179,7 @@ def open_remote(spec: str, member: str | None = None) -> RemoteShardSource:
     counts = _listed_counts(urls)
     if not counts.keys() >= {*urls}:
         counts = _counted(spec, urls, counts)
-    return RemoteShardSource(spec, {url: counts[url] for url in urls}, member)
+    return RemoteShardSource(spec, {url: counts[url] for url in urls})
 
 
 def _counted(spec: str, urls: Sequence[str], listed: dict[str, int]) -> dict[str, int]:

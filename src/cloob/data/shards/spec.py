@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from cloob.errors import InputError, require
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 
 _SCHEME = re.compile(r"file:|[A-Za-z][A-Za-z0-9+.-]+://")
 

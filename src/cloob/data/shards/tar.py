@@ -4,7 +4,6 @@ an index of them is cached.
 
 from __future__ import annotations
 
-import bz2
 import errno
 import gzip
 import io
@@ -12,6 +11,7 @@ import itertools
 import json
 import lzma
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -33,7 +33,7 @@ from cloob.data.batch import (
 )
 from cloob.data.shards.headers import Member, members_of
 from cloob.data.source import (
-    CAPTION_EXTENSIONS,
+    CAPTION_EXTENSION,
     IMAGE_EXTENSIONS,
     Fingerprint,
     Source,
@@ -45,15 +45,13 @@ from cloob.errors import counted
 from cloob.files import TooLarge
 
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {  # by the first bytes
-    b"\x1f\x8b": gzip.GzipFile,
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\x00": lzma.open,
 }
-_CHUNK = 1 << 16
 _MAX_OPEN_FILES = 64
 
 _ABSENT = Member("", -1, 0)  # a part that a sample does not have
-_FORMAT = 11
+_FORMAT = 12
 _PLACES = ("image_offset", "image_size", "caption_offset", "caption_size")
 _INDEX = pa.schema(
     [("key", pa.large_string()), *((name, pa.int64()) for name in _PLACES)]
@@ -153,20 +151,13 @@ class _File(io.FileIO):
 
 
 def _unpack(opener: Callable[[Path], Any], path: Path, target: Path) -> None:
-    """Writes what a compressed tar unpacks to; one that is cut becomes a plain tar that
-    is cut.
-    """
-    with opener(path) as packed, target.open("wb") as plain:
-        try:
-            # read() would withhold what precedes a cut
-            while chunk := packed.read1(_CHUNK):
-                plain.write(chunk)
-        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-            if getattr(error, "errno", None):  # of the disk
-                raise
+    """Writes what a compressed tar unpacks to."""
+    damaged = (EOFError, zlib.error, lzma.LZMAError)
+    with reading(path, *damaged), opener(path) as packed, target.open("wb") as plain:
+        shutil.copyfileobj(packed, plain)
 
 
-def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.Table:
+def scan(reader: TarReader) -> pa.Table:
     """One row a complete sample: its key, and where its parts lie."""
     tables: list[pa.Table] = []
     cuts: dict[int, str] = {}
@@ -174,9 +165,10 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
     for number, path in enumerate(reader.paths):
         with reading(path):
             members, cut = reader.listing(number)
-        samples, left_out = group_members(members, (IMAGE_EXTENSIONS, captions))
+        parts = IMAGE_EXTENSIONS, (CAPTION_EXTENSION,)
+        samples, left_out = group_members(members, parts)
         odd += (as_utf8(f"{path.name}/{name}") for name in left_out)
-        rows = [(as_utf8(key), *_places(parts)) for key, parts in samples.items()]
+        rows = [(as_utf8(key), *_places(*parts)) for key, parts in samples.items()]
         if cut is not None:
             cuts[number] = cut
             if rows and _ABSENT.offset in rows[-1]:
@@ -192,29 +184,19 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
     return together.replace_schema_metadata({"cloob": json.dumps(about)})
 
 
-def _places(parts: Sample) -> tuple[int, int, int, int]:
-    image, caption = (member or _ABSENT for member in parts)
+def _places(image: Member | None, caption: Member | None) -> tuple[int, int, int, int]:
+    image, caption = image or _ABSENT, caption or _ABSENT
     return image.offset, image.size, caption.offset, caption.size
 
 
 class ShardSource(Source):
     """Samples in tars on local disks, a truncated one with its complete samples and a
-    row ``"truncated shard"``.
-
-    ``member`` is the key of the captions in a sample's ``.json``; without it they are
-    texts.
+    row ``"truncated shard"``; ``label`` is what the only one is called.
     """
 
-    def __init__(
-        self,
-        name: str,
-        paths: Sequence[Path],
-        label: str | None = None,
-        member: str | None = None,
-    ) -> None:
-        self._arguments = name, tuple(paths), label, member
+    def __init__(self, name: str, paths: Sequence[Path], label: str = "") -> None:
+        self._arguments = name, tuple(paths), label
         self.name = name
-        self._member = member
         self.reader = TarReader(tuple(paths))
         self._labels = (label,) if label else tuple(path.name for path in paths)
         index = self._index()
@@ -233,18 +215,17 @@ class ShardSource(Source):
 
     def _index(self) -> pa.Table:
         """Where the samples lie, from the cache while the tars are the same."""
-        captions = CAPTION_EXTENSIONS if self._member is None else ("json",)
         versions = []
         for path in self.reader.paths:
             stat = path.stat()
             versions.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
-        name = json.dumps([_FORMAT, captions, versions])
-        file = Cache().get("indices", f"{name}.arrow", partial(self._write, captions))
+        name = json.dumps([_FORMAT, versions])
+        file = Cache().get("indices", f"{name}.arrow", self._write)
         with reading(file), pa.memory_map(str(file)) as source:
             return pa.ipc.open_file(source).read_all()
 
-    def _write(self, captions: Sequence[str], target: Path) -> None:
-        table = scan(self.reader, captions)
+    def _write(self, target: Path) -> None:
+        table = scan(self.reader)
         with pa.ipc.new_file(str(target), table.schema) as writer:
             writer.write_table(table)
 
@@ -275,8 +256,6 @@ class ShardSource(Source):
             image = self._part("image", shard, image_place, image_size)
         with reading_part("caption", key, str(path)):
             caption = self._part("caption", shard, caption_place, caption_size)
-        if self._member is not None:
-            caption = _caption_in(caption, self._member, key)
         return RawSample(key, image, clean_caption(caption, key))
 
     def _part(self, part: Part, shard: int, place: int, size: int) -> bytes:
@@ -285,16 +264,3 @@ class ShardSource(Source):
         if size > MOST_BYTES[part]:
             raise TooLarge(f"{size:,} bytes, the limit is {MOST_BYTES[part]:,}")
         return self.reader.read(shard, place, size)
-
-
-def _caption_in(content: bytes, member: str, key: str) -> bytes:
-    """The text under a key of a sample's JSON."""
-    try:
-        caption = json.loads(content).get(member)
-    except (ValueError, RecursionError, AttributeError) as error:
-        wrong = f"its .json is no JSON object: {error}"
-        raise BadSample("missing caption", key, wrong) from None
-    if not isinstance(caption, str):
-        wrong = f"no text under {member!r} in its .json"
-        raise BadSample("missing caption", key, wrong)
-    return caption.encode("utf-8", "surrogatepass")

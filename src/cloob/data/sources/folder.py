@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from cloob.data.batch import (
     read_pair_file,
 )
 from cloob.data.source import (
-    CAPTION_SUFFIXES,
+    CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
     Fingerprint,
     Source,
@@ -32,30 +31,29 @@ _BYTES = pa.large_binary()
 
 
 class FolderSource(Source):
-    """``a/b.jpg`` with ``a/b.txt``, in sub-folders too, sorted by path; ``by_name``
-    takes file names as captions.
+    """``a/b.jpg`` with ``a/b.txt``, in sub-folders too, sorted by path; a text without
+    a picture is a bad sample.
     """
 
-    def __init__(self, folder: Path, *, by_name: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.name = str(folder)
         self._folder = folder
-        self._by_name = by_name
         links: list[str] = []
-        # a picture, or a caption without one; and the name of the picture's caption
+        # a picture, or a caption without one; and the picture's caption
         rows: list[tuple[str, str]] = []
         for root, folders, names in walk(folder, _cannot_list):
-            paths = (os.path.join(root, name) for name in folders)  # noqa: PTH118
-            links += filter(os.path.islink, paths)
-            of_folder = _pairs_in(names)
+            paths = [Path(root, name) for name in folders]
+            links += [str(path) for path in paths if path.is_symlink()]
             place = Path(root).relative_to(folder)
-            rows += [((place / name).as_posix(), text) for name, text in of_folder]
+            for name, caption in _pairs_in(names):
+                rows.append((str(place / name), caption))
         rows.sort()
-        pictures = [text for name, text in rows if not _is_caption(name)]
-        self.pairs = len(pictures) if by_name else len(list(filter(None, pictures)))
+        self.pairs = sum(bool(caption) for _, caption in rows)
         if links:
+            linked = counted(len(links), "linked folders")
             self.remark = (
-                f"{counted(len(links), 'linked folders')} not followed, e.g."
-                f" {as_utf8(links[0])}: give them to --data to read them too"
+                f"{linked} not followed, e.g. {as_utf8(links[0])}: give them to --data"
+                " to read them too"
             )
         self._paths = pa.array([os.fsencode(name) for name, _ in rows], _BYTES)
         self._captions = pa.array([os.fsencode(text) for _, text in rows], _BYTES)
@@ -79,16 +77,13 @@ class FolderSource(Source):
         }
 
     def read(self, index: int) -> RawSample:
-        """The pair of a row: a picture, and the text next to it or its own name."""
-        path, file = self._files(index)
+        """A picture and the text next to it."""
+        path, text = self._files(index)
         key = as_utf8(path.relative_to(self._folder).as_posix())
         if _is_caption(path.name):
             raise BadSample("missing image", key, f"no image next to {path}")
         image = read_pair_file(path, key, "image")
-        if self._by_name:
-            caption = os.fsencode(re.sub(r"[-_ ]+", " ", path.stem))
-        else:
-            caption = read_pair_file(file, key, "caption")
+        caption = read_pair_file(text, key, "caption")
         return RawSample(key, image, clean_caption(caption, key))
 
     def _files(self, index: int) -> tuple[Path, Path]:
@@ -104,13 +99,9 @@ def _pairs_in(names: list[str]) -> list[tuple[str, str]]:
     """
     captions = captions_by_stem(names)
     pictures = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    stems = {name.rpartition(".")[0] for name in pictures}
-    pairs = [(name, captions.get(name.rpartition(".")[0], "")) for name in pictures]
-    return pairs + [(captions[stem], "") for stem in captions.keys() - stems]
-
-
-def _is_caption(name: str) -> bool:
-    return name.lower().endswith(CAPTION_SUFFIXES)
+    pairs = [(name, captions.get(_stem(name), "")) for name in pictures]
+    lonely = captions.keys() - set(map(_stem, pictures))
+    return pairs + [(captions[stem], "") for stem in lonely]
 
 
 def walk(
@@ -125,15 +116,16 @@ def walk(
 
 
 def captions_by_stem(names: Iterable[str]) -> dict[str, str]:
-    """The caption files among names, by what they share with their picture's name;
-    ``.txt`` before others.
-    """
-    captions: dict[str, str] = {}
-    for name in filter(_is_caption, names):
-        stem, _, extension = name.rpartition(".")
-        if extension == "txt" or stem not in captions:
-            captions[stem] = name
-    return captions
+    """The caption files among names, by what they share with their picture's name."""
+    return {_stem(name): name for name in names if _is_caption(name)}
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _is_caption(name: str) -> bool:
+    return name.lower().endswith(CAPTION_SUFFIX)
 
 
 def _cannot_list(error: OSError) -> None:

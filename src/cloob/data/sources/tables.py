@@ -19,7 +19,7 @@ from cloob.data.sources.files import reading
 from cloob.errors import InputError
 
 _TEXT_SUFFIXES = (".csv", ".tsv")
-TABLE_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".jsonl", ".ndjson")
+TABLE_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".jsonl")
 
 FILE_COLUMN = "file_name"
 """The column of pictures in an imagefolder's table; as the caption column of a folder,
@@ -59,35 +59,21 @@ def column_names(path: Path, required: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
-    """Columns of a table, those of text tables as bytes; and its rows with a stray
-    quote, see ``_stray_quotes``.
-    """
-    with reading(path):
-        if path.suffix.lower() in _TEXT_SUFFIXES:
+def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of a table, those of text tables as bytes."""
+    if path.suffix.lower() in _TEXT_SUFFIXES:
+        with reading(path):
             delimiter, names = _header(path, columns)
             table = _read_text(path, columns, delimiter, names)
-            stray = _stray_quotes(table, delimiter)
-            # parsing takes about as much again as the columns
-            pa.default_memory_pool().release_unused()
-            return table, stray
-        if is_parquet(path):
-            table = parquet.ParquetFile(path).read(columns=list(columns))
-            return _plain(table.select(columns)), {}
-    cells: dict[str, list[Any]] = {column: [] for column in columns}
-    for row in json_rows(path):
-        for column, values in cells.items():
-            values.append(row.get(column))
-    return pa.table({name: _of_json(values) for name, values in cells.items()}), {}
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    """The table without dictionaries, as of categories of pandas."""
-    for place, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            column = table[place].cast(field.type.value_type)
-            table = table.set_column(place, field.name, column)
-    return table
+        _check_quotes(table, delimiter, path)
+        # parsing takes about as much again as the columns
+        pa.default_memory_pool().release_unused()
+        return table
+    if is_parquet(path):
+        with reading(path):
+            return parquet.read_table(path, columns=[*columns]).select(columns)
+    rows = list(json_rows(path))
+    return pa.table({c: _of_json([row.get(c) for row in rows]) for c in columns})
 
 
 def _of_json(values: Sequence[Any]) -> pa.Array:
@@ -147,19 +133,21 @@ def _encoded(value: Any) -> bytes | None:
         return text.encode("utf-8", "surrogatepass")
 
 
-def _stray_quotes(table: pa.Table, delimiter: str) -> dict[int, int]:
-    """The rows with a field of which a line looks like a row, as an unclosed quote
-    makes it; and its lines.
+def _check_quotes(table: pa.Table, delimiter: str, path: Path) -> None:
+    """Refuses a table with a field of which a line looks like a row, as an unclosed
+    quote makes it.
     """
     comma = re.escape(delimiter)
-    path = rf"[^\s{comma}]+\.(?:{'|'.join(IMAGE_EXTENSIONS)})\"?"
-    row = rf"[\r\n](?:(?:.*{comma})?{path}{comma}|.*{comma}{path}(?:[\r\n]|\z))"
-    stray = {}
+    name = rf"[^\s{comma}]+\.(?:{'|'.join(IMAGE_EXTENSIONS)})\"?"
+    row = rf"[\r\n](?:(?:.*{comma})?{name}{comma}|.*{comma}{name}(?:[\r\n]|\z))"
     for column in table.columns:
         found = pc.match_substring_regex(column, row, ignore_case=True)
-        for index in pc.indices_nonzero(found.fill_null(False)).to_pylist():
-            stray[index] = len(column[index].as_py().splitlines()) - 1
-    return stray
+        place = pc.index(found, True).as_py()
+        if place >= 0:
+            raise InputError(
+                f"{path}: a quote in row {place + 1:,} is not closed and takes in the"
+                " rows after it; close it, or double it"
+            )
 
 
 def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:

@@ -282,11 +282,6 @@ def open_captioned(
         pure = PurePath(spec)
         name = "/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name
         return captioned(name, source)
-    if source.stray:  # a test set must be complete
-        raise InputError(
-            f"{source.name}: row {min(source.stray)[1] + 1:,}: a stray quote takes in"
-            " rows; close it, or double it"
-        )
     pictures = captioned(Path(source.name).name, source)
     if len(pictures) < 2:
         n_pictures = counted(len(pictures), "pictures")
@@ -307,8 +302,6 @@ def captioned(name: str, source: Source, *, by_bytes: bool = False) -> Captioned
         picture: object = row if first is None else int(first[row])
         if by_bytes:
             picture = _digest(source, row)
-        elif isinstance(source, TableSource) and not source.inside:
-            picture = source.image_of(row)[1]
         rows.setdefault(picture, []).append(row)
     read = partial(_read_captioned, source, list(rows.values()))
     return CaptionedSet(name, len(rows), read)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cloob.data.batch import BadSample, clean_caption, read_pair_file
-from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
+from cloob.data.source import CAPTION_SUFFIX, IMAGE_SUFFIXES
 from cloob.data.sources.folder import captions_by_stem, walk
 from cloob.search.database import is_index
 from cloob.search.records import INDEX_FILE
@@ -89,7 +89,7 @@ class Folder(Collection):
         """A file as a picture; what else it may be is counted."""
         path = os.path.join(folder, name)  # noqa: PTH118
         lower = name.lower()
-        if lower.endswith(CAPTION_SUFFIXES):
+        if lower.endswith(CAPTION_SUFFIX):
             return None
         if lower.endswith(IMAGE_SUFFIXES):
             return self._found(folder, name, captions)

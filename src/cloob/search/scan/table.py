@@ -38,7 +38,7 @@ class Table(Collection):
     def __init__(self, path: Path, image: str, options: ScanOptions) -> None:
         super().__init__(os.path.abspath(path))  # noqa: PTH100
         self.state = path.stat()
-        columns, self._n_hidden = _read(path, (image, options.caption_column or image))
+        columns = _read(path, (image, options.caption_column or image))
         names = list(columns)
         check_name(path, names, image, "image")
         caption = caption_of(path, names, options.caption_column)
@@ -76,8 +76,6 @@ class Table(Collection):
 
     def _note_left_out(self) -> None:
         """Counts the rows and columns that are left out."""
-        if self._n_hidden:
-            self.left_out.add("row hidden by a stray quote", self.name, self._n_hidden)
         for column in {*TEXTS, *NUMBERS}.intersection(self._columns) - {"date"}:
             self.left_out.add(
                 "from filters, a column of a name that all pictures have", column
@@ -111,22 +109,22 @@ class Table(Collection):
         return Description(caption or None, values(first))
 
 
-def _read(path: Path, required: Sequence[str]) -> tuple[dict[str, list[Any]], int]:
-    """The cells of a table by column, and how many rows a stray quote hides."""
+def _read(path: Path, required: Sequence[str]) -> dict[str, list[Any]]:
+    """The cells of a table by column."""
     suffix = path.suffix.lower()
     names = column_names(path, required)
-    if suffix in (".jsonl", ".ndjson"):
+    if suffix == ".jsonl":
         objects = list(json_rows(path))
         names = list(dict.fromkeys(chain(names, *objects)))
-        return {name: [row.get(name) for row in objects] for name in names}, 0
+        return {name: [row.get(name) for row in objects] for name in names}
     names = list(filter(None, dict.fromkeys(names)))
-    table, hidden = read_table(path, names)
+    table = read_table(path, names)
     columns = {name: _cells_of(table[name]) for name in names}
     if suffix != ".parquet":
         texts = {required[0], required[1], *_captions_in(names)}
         for name in set(names) - texts:
             columns[name] = _typed(columns[name])
-    return columns, sum(hidden.values())
+    return columns
 
 
 def _captions_in(names: Sequence[str]) -> list[str]:
