@@ -332,11 +332,7 @@ def test_lists_of_candidates_that_do_not_fit_are_refused(tmp_path, monkeypatch, 
         assert message in last_line(*words, "wrong.jsonl")
     assert "no such file" in last_line(*words, "none.jsonl")
     plain = ["eval", "run", "--a=a.npy", "--b=b.npy", "--out=out", "--candidates"]
-    Path("rows.jsonl").write_text("".join(f"[{i}, 3, 4, 5]\n" for i in range(80)))
-    assert cli.main([*plain, "rows.jsonl"]) == 0
-    capsys.readouterr()
-    Path("rows.jsonl").write_text("[0, 80]\n" * 80)
-    assert "names 80; without ids" in last_line(*plain, "rows.jsonl")
+    assert "--candidates needs --ids" in last_line(*plain, "lists.jsonl")
     words = ("eval", "run", "--held-out", "--candidates", "rows.jsonl")
     assert "--candidates needs --a and --b" in refused(capsys, *words)
     words = ("eval", "run", "--held-out", "--a-ids", "a.txt", "--b-ids", "b.txt")

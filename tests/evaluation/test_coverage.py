@@ -125,7 +125,7 @@ def of_heads(a, b, ids):
     found = recalls_of_ids(a, b, ids)
     of_ones = found[[0, len(found) // 2]].mean(0)
     return {
-        "auto": trial_of("clip", None, found.mean(0), ids)["interval"],
+        "auto": trial_of("clip", None, found.mean(0), torch.unique(ids))["interval"],
         "estimator": bootstrap_interval(of_ones),
     }
 

@@ -43,12 +43,12 @@ def test_zeroshot_by_hand():
         [[0.9, 0.3, 0.1], [0.2, 0.8, 0.1], [0.5, 0.6, 0.4], [0.1, 0.2, 0.9]]
     )
     labels = torch.tensor([0, 1, 0, 2])  # the third image is taken for class 1
-    result = m.zeroshot_numbers(
-        m.zeroshot_ranks(images, labels, torch.eye(3)), labels, ("a", "b", "c")
-    )
+    ranks = m.zeroshot_ranks(images, labels, torch.eye(3))
+    result = m.accuracies(ranks, labels, 3)
     assert result["acc1"] == 0.75 and result["acc5"] == 1.0
     assert result["mean_per_class_recall"] == pytest.approx((0.5 + 1 + 1) / 3)
-    assert result["per_class"] == {"a": 0.5, "b": 1.0, "c": 1.0}
+    recalls = m.class_recalls(ranks, labels, ("a", "b", "a"))
+    assert recalls == {"a [0]": 0.5, "b": 1.0, "a [2]": 1.0}
     assert (result["n"], result["n_classes"]) == (4, 3)
     low, high = result["acc1_interval"]
     assert 0 <= low < 0.75 < high <= 1

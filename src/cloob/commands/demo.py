@@ -40,7 +40,6 @@ WRITTEN = {
     evaluation.PAGE_FILE,
 }
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
-SETTINGS = ("epochs", "batch_size", "lr", "dropout", "seed")  # that the page names
 N_SUSPECTS = 60  # on their page
 NOTES = (
     "Trained on pictograms of other makers than the Noto emoji that are searched and"
@@ -185,13 +184,6 @@ def compare(
 
     say("embedding the test pictures and the words for them …")
     sets = Sets([noto], pairs=[held_out])
-    settings = {
-        name: {
-            "steps": runs[name].steps,
-            **{key: vars(config)[key] for key in SETTINGS},
-        }
-        for name, config in configs.items()
-    }
     with progress() as update:
         embeddings = Embeddings(
             {name: result.run for name, result in runs.items()},
@@ -202,8 +194,6 @@ def compare(
             embeddings,
             sets.sets,
             sets.pairs,
-            train_seconds={name: result.seconds for name, result in runs.items()},
-            settings=settings,
         )
     say("searching, and writing the report …")
     finder = best_classifier(results["rows"])

@@ -84,8 +84,8 @@ class Options:
     b_ids: str | None = None
     """An id per row of --b."""
     candidates: Path | None = None
-    """JSON lines, a list per row of --a of the ids, or 0-based rows, of --b that it is
-    also ranked among.
+    """JSON lines, a list per row of --a of the ids of --b that it is also ranked
+    among.
     """
     probe: bool = False
     """Also fit a linear probe per labelled set with training images (train/ next to
@@ -213,12 +213,12 @@ def open_candidates(sets: Sets, options: Options) -> dict[str, Candidates]:
     from cloob.data.sources.files import reading
     from cloob.evaluation.protocols import read_candidates
 
-    names = options.b_ids or options.ids
+    ids = options.b_ids or options.ids
+    if ids is None:
+        raise InputError("--candidates needs --ids, or --a-ids and --b-ids")
+    pairs = sets.vectors[0]
     with reading(options.candidates):
-        pairs = sets.vectors[0]
-        listed = read_candidates(
-            options.candidates, pairs, None if names is None else read_ids(names)
-        )
+        listed = read_candidates(options.candidates, pairs, read_ids(ids))
     return {pairs.name: listed}
 
 
@@ -457,13 +457,6 @@ def _table_rows(
                 if len(names) > 1:
                     title = f"{name}: {title}"
                 yield title, [_cell(of_model, key) for of_model in numbers]
-    if any(row.get("train_seconds") for row in rows):
-        yield "training, seconds", [_seconds(row) for row in rows]
-
-
-def _seconds(row: Mapping[str, Any]) -> str:
-    seconds = row.get("train_seconds")
-    return "–" if seconds is None else f"{seconds:,.0f}"
 
 
 def _shown_keys(section: str, numbers: Sequence[Mapping[str, Any]]) -> list[str]:

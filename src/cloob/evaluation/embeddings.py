@@ -41,7 +41,6 @@ from cloob.models.load import (
     load_model,
     package_versions,
 )
-from cloob.models.tokenizer import describe
 
 T = TypeVar("T")
 
@@ -210,10 +209,7 @@ class Embeddings:
             progress=self._report(model, data.name),
             tower=tower,
         )
-        images = self._once("images", model, data, embed)
-        if not tower or images.tower is not None:  # a run with probes was first
-            return images
-        return self._once("images-tower", model, data, embed)
+        return self._once("images-tower" if tower else "images", model, data, embed)
 
     def _once(
         self,
@@ -276,15 +272,11 @@ class Embeddings:
         )
 
     def _key(self, model: str) -> str | None:
-        """The key of a model in the cache; None for an encoder whose weights cannot be
-        read.
-        """
+        """The key of a model in the cache; None for a loaded one."""
         if model not in self._keys:
-            folder, device = self._folder(model), self._options.device
-            if folder is not None:
-                self._keys[model] = folder_key(folder, device)
-            else:
-                self._keys[model] = _loaded_key(self.encoder(model), device)
+            folder = self._folder(model)
+            key = None if folder is None else folder_key(folder, self._options.device)
+            self._keys[model] = key
         return self._keys[model]
 
     def _folder(self, model: str) -> Path | None:
@@ -297,20 +289,6 @@ class Embeddings:
                 find_model_folder(source) if isinstance(source, str | Path) else None
             )
         return self._folders[model]
-
-
-def _loaded_key(encoder: Encoder, device: str | torch.device) -> str | None:
-    if not isinstance(encoder, nn.Module):
-        return None
-    objective = getattr(encoder, "objective_config", None)
-    return digest(
-        [
-            *_place(getattr(encoder, "device", device)),
-            fingerprint(encoder),
-            describe(getattr(encoder, "tokenizer", None)),
-            json.dumps(objective, sort_keys=True, default=str),
-        ]
-    )
 
 
 def _traits_of(encoder: Encoder) -> ModelTraits:

@@ -63,37 +63,37 @@ def zeroshot_ranks(
     return ranking.ranks(image_features.double(), class_embeddings.double(), labels)
 
 
-def zeroshot_numbers(
-    ranks: Tensor,
-    labels: Tensor,
-    classnames: Sequence[str],
-) -> dict[str, Any]:
-    """The numbers of a set, with bootstrap intervals; ``per_class`` has the classes
-    with images.
-
-    A name that several classes share is followed by the label in brackets.
+def accuracies(ranks: Tensor, labels: Tensor, n_classes: int) -> dict[str, Any]:
+    """What (n,) ranks of the right classes come to, with bootstrap intervals over
+    images.
     """
-    recalls = ranking.per_class_recall(ranks < 1, labels, len(classnames))
-    numbers: dict[str, Any] = {
+    recalls = ranking.per_class_recall(ranks < 1, labels, n_classes)
+    return {
         "acc1": ranking.topk_accuracy(ranks, 1),
         "acc5": ranking.topk_accuracy(ranks, 5),
         "mean_per_class_recall": float(recalls.nanmean()),
         "n": len(ranks),
-        "n_classes": len(classnames),
+        "n_classes": n_classes,
+        "acc1_interval": list(bootstrap_interval(ranks < 1)),
+        "acc5_interval": list(bootstrap_interval(ranks < 5)),
     }
-    for k in (1, 5):
-        interval = bootstrap_interval(ranks < k)
-        numbers[f"acc{k}_interval"] = list(interval)
+
+
+def class_recalls(
+    ranks: Tensor, labels: Tensor, classnames: Sequence[str]
+) -> dict[str, float]:
+    """The recall of every class with images.
+
+    A name that several classes share is followed by the label in brackets.
+    """
+    recalls = ranking.per_class_recall(ranks < 1, labels, len(classnames))
     uses = Counter(classnames)
-    per_class = {}
-    for label, (name, recall) in enumerate(
-        zip(classnames, recalls.tolist(), strict=True)
-    ):
+    found = {}
+    for label, name in enumerate(classnames):
+        recall = float(recalls[label])
         if not math.isnan(recall):
-            is_shared = uses[name] > 1
-            per_class[f"{name} [{label}]" if is_shared else name] = recall
-    numbers["per_class"] = per_class
-    return numbers
+            found[name if uses[name] == 1 else f"{name} [{label}]"] = recall
+    return found
 
 
 class RetrievalRanks(NamedTuple):

@@ -8,7 +8,7 @@ by halving around the best of a coarse sweep.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from warnings import catch_warnings, simplefilter
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from cloob.errors import InputError, require
 from cloob.functional import ranking
-from cloob.functional.bootstrap import bootstrap_interval
 
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 _SMALL = 4_000_000
@@ -93,28 +92,6 @@ def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     ones = torch.ones(len(features), 1, dtype=torch.float64)
     rows = torch.cat([features.double(), ones], dim=1)
     return ranking.ranks(rows, weight, labels)
-
-
-def probe_numbers(
-    ranks: Tensor, probe: Probe, labels: Tensor, n_classes: int
-) -> dict[str, Any]:
-    """The numbers of a set from the (n,) ranks of its images; intervals are over
-    images.
-    """
-    right = ranks < 1
-    recalls = ranking.per_class_recall(right, labels, n_classes)
-    return {
-        "acc1": float(right.double().mean()),
-        "acc5": float((ranks < 5).double().mean()),
-        "mean_per_class_recall": float(recalls.nanmean()),
-        "acc1_interval": list(bootstrap_interval(right)),
-        "acc5_interval": list(bootstrap_interval(ranks < 5)),
-        "n": len(labels),
-        "n_classes": n_classes,
-        "n_train": probe.n_train,
-        "strength": probe.strength,
-        "validation_acc1": probe.validation_acc1,
-    }
 
 
 def _split(readable: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,27 +38,23 @@ class Candidates:
         return rows
 
 
-def read_candidates(
-    path: Path, pairs: VectorPairs, names: Sequence[str] | None
-) -> Candidates:
+def read_candidates(path: Path, pairs: VectorPairs, ids: Sequence[str]) -> Candidates:
     """The lists of a file of JSON lines, one for every row of a, in its order.
 
-    A line is a list of ids of b (``names``, of all its rows), or where there are none,
-    of 0-based rows of b. The right one must be among them.
+    A line is a list of ids of b (``ids``, of all its rows). The right one must be among
+    them.
     """
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     if len(lines) != pairs.a.shape[0]:
         raise InputError(
             f"{path}: has {len(lines):,} lines, and a has {pairs.a.shape[0]:,} rows"
         )
-    rows_by_name = None
-    if names is not None:
-        rows_by_name = {name: row for row, name in reversed([*enumerate(names)])}
-    ids_of_b = ids_of_rows(pairs, names)
+    row_of_id = {name: row for row, name in reversed([*enumerate(ids)])}
+    digests = np.array([id_digest(name) for name in ids], np.int64)
     listed, right = [], []
     for place, (row_of_a, _) in enumerate(pairs.rows.tolist()):
-        rows = read_list(path, row_of_a, lines[row_of_a], rows_by_name, len(ids_of_b))
-        is_right = ids_of_b[rows] == pairs.ids[place]
+        rows = read_list(path, row_of_a, lines[row_of_a], row_of_id)
+        is_right = digests[rows] == pairs.ids[place]
         if not is_right.any():
             raise InputError(
                 f"{path}: line {row_of_a + 1} does not list the row's own partner"
@@ -68,9 +64,7 @@ def read_candidates(
     return Candidates(torch.tensor(listed), torch.tensor(right))
 
 
-def read_list(
-    path: Path, row: int, line: str, rows_by_name: dict[str, int] | None, n_rows: int
-) -> list[int]:
+def read_list(path: Path, row: int, line: str, row_of_id: dict[str, int]) -> list[int]:
     """The rows of b that a line names."""
     where = f"{path}: line {row + 1}"
     try:
@@ -78,29 +72,11 @@ def read_list(
     except json.JSONDecodeError:
         names = None
     if not isinstance(names, list) or not names:
-        raise InputError(f"{where} is no list of candidates, as [3, 17, 4]")
-    if rows_by_name is None:
-        for name in names:
-            if type(name) is not int or not 0 <= name < n_rows:
-                raise InputError(
-                    f"{where} names {name!r}; without ids candidates are rows of b, 0"
-                    f" to {n_rows - 1}"
-                )
-        return names
-    rows = [rows_by_name.get(str(name), -1) for name in names]
-    if -1 in rows:
-        unknown = names[rows.index(-1)]
-        raise InputError(f"{where} names {unknown!r}, which b has not")
-    return rows
-
-
-def ids_of_rows(pairs: VectorPairs, names: Sequence[str] | None) -> np.ndarray:
-    """(n',) the id of every row of b; of one without a partner one that no pair has."""
-    if names is not None:
-        return np.array([id_digest(name) for name in names], np.int64)
-    ids = -1 - np.arange(pairs.b.shape[0])
-    ids[pairs.rows[:, 1]] = pairs.ids
-    return ids
+        raise InputError(f'{where} is no list of candidates, as ["m3", "m17"]')
+    for name in names:
+        if str(name) not in row_of_id:
+            raise InputError(f"{where} names {name!r}, which b has not")
+    return [row_of_id[str(name)] for name in names]
 
 
 def embed_listed(encoder: Any, pairs: VectorPairs, candidates: Candidates) -> Tensor:

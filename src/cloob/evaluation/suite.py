@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from cloob.errors import InputError, message
 from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled, ModelTraits
-from cloob.evaluation.probe import probe_numbers, probe_ranks
+from cloob.evaluation.probe import probe_ranks
 from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
 from cloob.files import write_whole
 from cloob.functional import protocols, ranking
@@ -43,8 +42,6 @@ def evaluate(
     vectors: Sequence[VectorPairs] = (),
     candidates: Mapping[str, Candidates] | None = None,
     training: Mapping[str, Labelled] | None = None,
-    train_seconds: Mapping[str, float] = MappingProxyType({}),
-    settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs
     (retrieval and geometry).
@@ -60,13 +57,11 @@ def evaluate(
             also ranked among.
         training: Name of a labelled set -> its training images; these sets get a linear
             probe as well.
-        train_seconds: Seconds of the training by model.
-        settings: Settings by model, added to those of its objective.
 
     Returns:
         ``{"rows": [...], "differences": [...], "level": 0.95}`` as in results.json. A
         row has ``model``, ``objective`` (None if unknown), ``settings``,
-        ``fingerprint``, ``train_seconds`` and, by set, ``zeroshot``, ``retrieval``,
+        ``fingerprint`` and, by set, ``zeroshot``, ``retrieval``,
         ``geometry``, ``probe`` and ``vectors``; ``unreadable`` in them counts samples
         by reason. ``differences`` has the paired bootstrap of every two models.
         ``failures``, if any, lists ``model``, ``set`` (None for a model that cannot be
@@ -100,9 +95,7 @@ def evaluate(
             failures.append({"model": model, "set": None, "error": message(error)})
             continue
         row = _new_row(model, traits, bool(training), bool(vectors))
-        row["settings"] |= settings.get(model, {})
         failures += _measure(tasks, row)
-        row["train_seconds"] = train_seconds.get(model)
         rows.append(row)
     if not evaluation.hits:
         raise InputError(_all_failed(failures))
@@ -161,15 +154,8 @@ def _measure(tasks: Sequence[_Task], row: dict[str, Any]) -> list[dict[str, Any]
 
 def _all_failed(failures: Sequence[Mapping[str, Any]]) -> str:
     """One line, where nothing could be measured."""
-    lines = []
-    for failure in failures:
-        text = failure["error"]
-        if not text.startswith(failure["model"]):
-            text = f"{failure['model']}: {text}"
-        if text not in lines:
-            lines.append(text)
-    start = "nothing could be measured; " if len(lines) > 1 else ""
-    return f"{start}{'; '.join(lines)}"
+    lines = dict.fromkeys(failure["error"] for failure in failures)
+    return f"nothing could be measured; {'; '.join(lines)}"
 
 
 @dataclass
@@ -201,7 +187,9 @@ class _Evaluation:
     def classify(self, data: Labelled, row: dict[str, Any]) -> None:
         images, labels, classes = self.embeddings.labelled(row["model"], data)
         ranks = measures.zeroshot_ranks(images.features, labels, classes)
-        numbers = measures.zeroshot_numbers(ranks, labels, data.classnames)
+        numbers = measures.accuracies(ranks, labels, len(data.classnames))
+        recalls = measures.class_recalls(ranks, labels, data.classnames)
+        numbers["per_class"] = recalls
         row["zeroshot"][data.name] = numbers | _unreadable(images.bad)
         self.hits["acc1", data.name][row["model"]] = ranks < 1
 
@@ -218,7 +206,11 @@ class _Evaluation:
         n_classes = len(data.classnames)
         fit = self.embeddings.probe(row["model"], train, n_classes)
         ranks = probe_ranks(fit.weight, features, labels)
-        row["probe"][data.name] = probe_numbers(ranks, fit, labels, n_classes)
+        row["probe"][data.name] = measures.accuracies(ranks, labels, n_classes) | {
+            "n_train": fit.n_train,
+            "strength": fit.strength,
+            "validation_acc1": fit.validation_acc1,
+        }
         self.hits["probe_acc1", data.name][row["model"]] = ranks < 1
 
     def retrieve(self, source: Reader, row: dict[str, Any]) -> None:

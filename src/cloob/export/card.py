@@ -168,20 +168,12 @@ def data_name(source: str) -> str:
     """
     if source.startswith("demo"):
         return source
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", source):
-        place = source.partition("://" if "://" in source else ":")[2]
-        return (
-            PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name.lstrip(
-                "~."
-            )
-            or "an address"
-        )
-    path = Path(source)
-    if (
-        source
-        and not path.is_absolute()
-        and ".." not in path.parts
-        and not source.startswith("~")
-    ):
+    address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?://[^/]*)?", source)
+    place = source
+    if address:
+        place = re.split(r"[?#]", source[address.end() :])[0]
+    path = PurePosixPath(place)
+    is_elsewhere = address or path.is_absolute() or ".." in path.parts
+    if source and not is_elsewhere and not source.startswith("~"):
         return source
     return path.name.lstrip("~.") or "a folder"

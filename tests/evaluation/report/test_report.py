@@ -41,14 +41,7 @@ def results(evil=""):
         missing=(4,),
     )
     pairs.name = f"pairs{evil}"
-    settings = {f"clip{evil}": {"seed": 0, f"note{evil}": f"a note{evil}"}}
-    found = evaluate(
-        models,
-        [solid, few],
-        [pairs],
-        train_seconds={f"cloob{evil}": 192.4},
-        settings=settings,
-    )
+    found = evaluate(models, [solid, few], [pairs])
     found["failures"].append(
         {
             "model": None,
@@ -223,9 +216,7 @@ def test_the_page_in_a_browser(browser, tmp_path):
     )
     assert len(images) == 8 and all(map(all, images))
 
-    heads = browser.find_elements(
-        "css selector", "#table-zeroshot thead tr:last-child th"
-    )
+    heads = browser.find_elements("css selector", "#table-zeroshot thead th")
     script = (
         "return [...document.querySelectorAll('#table-zeroshot tbody tr')].map(r =>"
         " r.cells[arguments[0]].dataset.v)"

@@ -83,7 +83,6 @@ def write_report(
         queries=queries,
         searches=searches,
         by_epoch=charts.checkpoint_charts(checkpoints, colours),
-        settings=_settings(rows),
     )
     write_whole(path, page, f"{path}: the report cannot be written here")
 
@@ -100,10 +99,8 @@ def _template() -> Any:
     environment.filters |= {
         "count": tables.count,
         "decimal": tables.decimal,
-        "duration": tables.duration,
         "percent": tables.percent,
         "points": tables.points,
-        "setting": _setting,
         "data_uri": _data_uri,
     }
     return environment.get_template("page.html.j2")
@@ -114,34 +111,3 @@ def _data_uri(picture: bytes) -> str | None:
         return data_uri(picture, _SIDE)
     except Unreadable:
         return None
-
-
-def _settings(rows: Sequence[tables.Row]) -> dict[str, list[Any]]:
-    """By name, the values per model of the settings that any model has."""
-    settings = [_settings_of(row) for row in rows]
-    table = {}
-    for key in dict.fromkeys(key for of_model in settings for key in of_model):
-        values = [of_model.get(key) for of_model in settings]
-        if any(value is not None for value in values):
-            name = key.replace("_", " ").capitalize()
-            table[tables.SETTINGS.get(key, name)] = values
-    return table
-
-
-def _settings_of(row: tables.Row) -> dict[str, Any]:
-    settings = {"objective": row.get("objective"), **row.get("settings", {})}
-    if settings.get("hopfield") is False:  # β is without effect
-        settings.pop("beta", None)
-        settings.pop("learnable_beta", None)
-    return settings
-
-
-def _setting(value: object) -> str:
-    match value:
-        case None:
-            return tables.MISSING
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.5g}"
-    return str(value)

@@ -22,7 +22,6 @@ _WORDS: dict[str, Any] = json.loads(
 METRICS: dict[str, str] = _WORDS["metrics"]
 PROBLEMS: dict[str, list[str]] = _WORDS["problems"]
 """Kind -> heading, and what is counted at the head of the page: one, several."""
-SETTINGS: dict[str, str] = _WORDS["settings"]
 # By section of a row: the caption, the columns, and of unreadable samples their name,
 # the numbers that add up to the total, and their fate.
 _TABLES: dict[str, Any] = _WORDS["tables"]
@@ -57,24 +56,10 @@ def count(value: float) -> str:
     return text.replace(",", "\u202f")
 
 
-def duration(value: float) -> str:
-    """Seconds for people: ``5.2 s``, ``3 min 12 s``, ``2 h 5 min``, with no line break
-    before a unit.
-    """
-    if value < 10:
-        return f"{value:.1f}\u00a0s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours}\u00a0h {minutes_left}\u00a0min"
-    return f"{minutes}\u00a0min {seconds}\u00a0s" if minutes else f"{seconds}\u00a0s"
-
-
 _FORMS: dict[str, Callable[[float], str]] = {
     "percent": percent,
     "count": count,
     "decimal": decimal,
-    "duration": duration,
 }
 
 
@@ -144,8 +129,7 @@ class Cell:
 class Table:
     """A table that can be sorted.
 
-    The first ``n_texts`` columns are texts, the others numbers. ``groups`` are headings
-    over the headers with their numbers of columns, empty without headings.
+    The first ``n_texts`` columns are texts, the others numbers.
     """
 
     id: str
@@ -153,7 +137,6 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     n_texts: int = 2
-    groups: Sequence[tuple[str, int]] = ()
 
 
 class _Column(NamedTuple):
@@ -163,7 +146,6 @@ class _Column(NamedTuple):
     header: str
     form: str
     better: int  # 1: higher is better, -1: lower, 0: neither
-    group: str
 
 
 class _Line(NamedTuple):
@@ -197,30 +179,20 @@ def _table(section: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Tab
         body.append(cells + [_cell(line, column, peers) for column in columns])
     headers = ["Set", "Model", *(column.header for column in columns)]
     caption = _TABLES[section]["caption"]
-    return Table(section, caption, headers, body, groups=_groups(columns))
+    return Table(section, caption, headers, body)
 
 
 def _lines(section: str, rows: Sequence[Row]) -> list[_Line]:
     """The lines of a section's table, grouped by set."""
-    lines = []
-    for name in set_names(rows, section):
-        for row in rows:
-            if name in row.get(section, {}):
-                seconds = {"train_seconds": row.get("train_seconds")}
-                lines.append(_Line(name, row["model"], row[section][name] | seconds))
-    return lines
+    return [
+        _Line(name, row["model"], row[section][name])
+        for name, row in itertools.product(set_names(rows, section), rows)
+        if name in row.get(section, {})
+    ]
 
 
 def _is_used(column: _Column, lines: Sequence[_Line]) -> bool:
     return any(line.numbers.get(column.key) is not None for line in lines)
-
-
-def _groups(columns: Sequence[_Column]) -> list[tuple[str, int]]:
-    headings = [column.group for column in columns]
-    if not any(headings):
-        return []
-    groups = [(name, len([*same])) for name, same in itertools.groupby(headings)]
-    return [("", 2), *groups]
 
 
 def _cell(line: _Line, column: _Column, peers: Sequence[_Line]) -> Cell:
