@@ -2,7 +2,6 @@
 
     python -m benchmarks.auto make --sets DIR [--data DIR]
     python -m benchmarks.auto run --sets DIR [--out FILE]
-    python -m benchmarks.auto table [--out FILE]
 
 `benchmarks/results/auto/study.md` was written before the first run and has tasks,
 methods and bars. A record is a line of a file: a task with right or with 40 % wrong
@@ -16,7 +15,6 @@ import itertools
 import json
 import os
 import resource
-import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,37 +247,6 @@ class Cell:
         self.add("loop", began, best(loop(parts, self.seed)))
 
 
-def mean_recalls(seeds: list[dict[str, Any]]) -> dict[str, float]:
-    """Recall@1 in % of every method."""
-    methods = seeds[0]["recall"]
-    return {
-        name: 100 * statistics.mean(each["recall"][name][0] for each in seeds)
-        for name in methods
-    }
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """Recall@1 in %, means of the seeds; the last columns are `auto` less the best
-    other one, and its CPU time over InfoLOOB's.
-    """
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        name = record["task"] + (", 40 % wrong" if record["wrong"] else "")
-        tasks.setdefault(name, []).append(record)
-    lines = []
-    for name, seeds in tasks.items():
-        means = mean_recalls(seeds)
-        gap = means["auto"] - max(means[x] for x in means if x != "auto")
-        times = [each["cpu_seconds"] for each in seeds]
-        ratio = statistics.median(each["auto"] / each["infoloob"] for each in times)
-        cells = [f"{mean:.1f}" for mean in means.values()]
-        lines.append([name, *cells, f"{gap:+.1f}", f"{ratio:.1f}", str(len(seeds))])
-    last = ["auto less the best other", "CPU: auto / InfoLOOB", "seeds"]
-    head = ["", *records[0]["recall"], *last]
-    lines = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def make(folder: Path, data: Path | None) -> None:
     """Writes the sets that are not there."""
     from benchmarks.tasks import NEW, SETS, distinct
@@ -294,11 +261,13 @@ def make(folder: Path, data: Path | None) -> None:
             np.savez(file, a=a, b=b)
 
 
-def run(folder: Path, out: Path, records: list[dict[str, Any]]) -> None:
+def run(folder: Path, out: Path) -> None:
     """Adds the records that are not there."""
     from benchmarks.tasks import SETS
 
     os.nice(5)
+    lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
+    records = [json.loads(line) for line in lines]
     done = {(record["task"], record["wrong"], record["seed"]) for record in records}
     rows = np.random.default_rng(0).normal(size=(60, 4))
     Cell((rows, rows**3), 0.0, 0).judged()  # everything is imported
@@ -310,26 +279,22 @@ def run(folder: Path, out: Path, records: list[dict[str, Any]]) -> None:
         record = {"task": task, "wrong": wrong, "seed": seed, **cell.judged()}
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        print(task, wrong, seed, mean_recalls([record]), flush=True)
+        print(task, wrong, seed, record["recall"], flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("make", "run", "table"))
+    parser.add_argument("command", choices=("make", "run"))
     parser.add_argument("--data", type=Path, help="the studies' folder, for pictograms")
     parser.add_argument("--sets", type=Path, help="where matrices are kept")
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
-    text = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
-    records = [json.loads(line) for line in text.splitlines()]
-    if options.command == "table":
-        print(table(records))
-    elif options.command == "make":
+    if options.command == "make":
         make(options.sets, options.data)
     else:
-        run(options.sets, options.out, records)
+        run(options.sets, options.out)
 
 
 if __name__ == "__main__":

@@ -417,10 +417,10 @@ def hours(study: Path) -> str:
     return f"{seconds / 3600:.0f}"
 
 
-def helps(molecules: Mapping[str, str]) -> str:
+def helps(of_vectors: Mapping[str, str]) -> str:
     """What a person with such data may expect.
 
-    ``molecules``: method -> its lead over CLIP on two files of vectors.
+    ``of_vectors``: method -> its lead over CLIP on two files of vectors.
     """
     rows = (("cloob",), ("infoloob",), CCA, ("infoloob", "cca"), TWO)
     lines = [
@@ -442,8 +442,8 @@ def helps(molecules: Mapping[str, str]) -> str:
             *(few_lead(members, 0.4) for members in rows),
         ],
         [
-            "two files of vectors (molecules, names), recall@1",
-            *(molecules[method] for method in (*COMPARED, "cca")),
+            "two files of vectors, recall@1, mean of sets",
+            *(of_vectors[method] for method in (*COMPARED, "cca")),
             "–",
             "–",
         ],
