@@ -5,6 +5,7 @@ what a run says at its end.
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ def test_options_change_a_recipe():
     )
     run = config_of("demo-scratch --steps 5")
     assert (run.epochs, run.steps) == (None, 5)
+
+
+def test_the_slurm_script_starts_a_run_that_there_is():
+    script = (Path(__file__).parents[2] / "examples" / "slurm.sh").read_text()
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    (words,) = re.findall(r"-m cloob train ([^&]+)", script.replace("\\\n", ""))
+    config = config_of(words)
+    assert config.resume == "auto" and config.save_every > 0
 
 
 @pytest.mark.parametrize(

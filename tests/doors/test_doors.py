@@ -44,7 +44,7 @@ def losses(run):
 def test_train(world, recorded, tmp_path, objective):
     """Twelve steps from the same weights, with a held-out share and bad rows."""
     run, file = tmp_path / "run", tmp_path / "more.toml"
-    file.write_text("log_every = 1\n")
+    file.write_text("keep = 3\n")
     words = [
         "--data",
         world.dirty,

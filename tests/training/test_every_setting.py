@@ -58,7 +58,6 @@ VALUES = {
     "save_every": 1,
     "keep": 1,
     "best": "val_recall",
-    "log_every": 1,
     "tensorboard": True,
 }
 # What no number of a run shows on this machine, and where it does.

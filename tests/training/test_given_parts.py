@@ -266,17 +266,28 @@ def test_towers_in_float64_are_trained_in_float64(config):
     assert Seen.dtypes == {torch.float64}
 
 
-def test_what_an_optimiser_keeps_is_resumed(config, tmp_path):
-    """Counters beside its options, and statistics that have not the shape of their
-    weights.
+MATRICES_AND_REST = [
+    (lambda name, p: p.ndim == 2 and name != "b.weight", partial(torch.optim.Muon)),
+    (lambda name, p: True, partial(torch.optim.AdamW, lr=0.05, fused=True)),
+]
+
+
+@pytest.mark.parametrize("make", [partial(Counting, lr=0.05), MATRICES_AND_REST])
+def test_what_an_optimiser_keeps_is_resumed(config, tmp_path, make):
+    """Counters beside its options, statistics that have not the shape of their weights,
+    and several optimisers, each for the parameters that its predicate takes.
     """
-    make = partial(Counting, lr=0.05)
     train(config.override(out=tmp_path / "whole"), optimizer=make)
     stop = At(6, lambda: signal.raise_signal(signal.SIGTERM))
     assert (
         result_of(train, config, optimizer=make, callbacks=[stop]).stopped == "SIGTERM"
     )
     train(config, optimizer=make)
+    state = torch.load(latest_checkpoint(config.out) / "trainer.pt", weights_only=True)
+    if make is MATRICES_AND_REST:
+        kept = [{*each} for each in state["optimizer"]["state"].values()]
+        adam = {"step", "exp_avg", "exp_avg_sq"}
+        assert kept == [{"momentum_buffer"}, adam, adam]
     load = partial(cloob.load_model, towers=DictTowers())
     assert_same_run(
         tmp_path / "run",

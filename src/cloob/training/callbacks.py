@@ -99,8 +99,8 @@ class Callback:
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         """After every optimiser step, with the line of ``metrics.jsonl``.
 
-        On a CUDA device lines come together, every ``log_every`` steps: the towers may
-        be some steps further.
+        On a CUDA device lines come together, every 50 steps: the towers may be some
+        steps further.
         """
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:

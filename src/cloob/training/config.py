@@ -185,10 +185,6 @@ class TrainConfig(ObjectiveSettings):
     """auto: go on from the newest complete checkpoint in --out, if any."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
-    log_every: AtLeastOne = 50
-    """Steps between measurements of the batch's effective eigenvalues and, but for
-    siglip, saturation.
-    """
     tensorboard: bool = False
     """Also write TensorBoard events; it must be installed."""
 

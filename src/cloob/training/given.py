@@ -155,6 +155,8 @@ def is_family(objective: nn.Module) -> bool:
 
 def _name_of(part: object) -> str:
     """The name of a part's class or function, wherever it was defined."""
+    if isinstance(part, Sequence):  # optimisers with their predicates
+        return ", ".join(_name_of(make) for _, make in part)
     while isinstance(part, functools.partial):
         part = part.func
     named: Any = part if hasattr(part, "__qualname__") else type(part)

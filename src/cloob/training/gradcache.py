@@ -305,16 +305,15 @@ def _first_pass(
 def _check_features(features: Any) -> None:
     """TypeError unless there are two (n, D) tensors, or (n, …) by name."""
     named = isinstance(features, Mapping)
-    sides = (
-        _rows(features) if named or isinstance(features, tuple | list) else [features]
-    )
-    tensors = [side for side in sides if isinstance(side, Tensor) and side.ndim]
-    fits = len(tensors) == len(sides) and len({len(side) for side in tensors}) == 1
-    if not named:
-        fits = fits and [side.ndim for side in tensors] == [2, 2]
-    if not fits:
-        shapes = [getattr(side, "shape", type(side).__name__) for side in sides]
-        shown = [tuple(x) if isinstance(x, torch.Size) else x for x in shapes]
+    several = named or isinstance(features, tuple | list)
+    sides = _rows(features) if several else [features]
+    shapes = [tuple(getattr(side, "shape", ())) for side in sides]
+    fits = all(shapes) and len({shape[0] for shape in shapes}) == 1
+    if not fits or (not named and [len(shape) for shape in shapes] != [2, 2]):
+        shown = [
+            shape or type(side).__name__
+            for shape, side in zip(shapes, sides, strict=True)
+        ]
         raise TypeError(
             f"encode returned {shown}; two tensors (n, D) of the same n are expected,"
             " or a mapping of tensors (n, …)"

@@ -83,7 +83,9 @@ def train(
             returned by name (two matrices are x and y, of unit rows) and the batch.
             Over ranks it sees the rows of all, with their gradient.
         optimizer: Parameter groups -> optimiser. Its learning rates are the schedule's
-            peak; groups of norms and biases come with a weight decay of 0.
+            peak; groups of norms and biases come with a weight decay of 0. Or several:
+            a list of (predicate, function), where ``predicate(name, parameter)`` says
+            which parameters it takes that none before it has.
         sampler: A torch ``Sampler`` of the rows of a Dataset, in place of a new order
             in every epoch. Rank 0 iterates it once an epoch, its draws depend on (seed,
             epoch), and a ``state_dict`` of plain values and tensors is resumed.
@@ -117,18 +119,7 @@ def train(
     custom = CustomParts(
         pairs, held_out, towers, objective, optimizer, sampler, batch_sampler, metrics
     )
-    result = train_run(custom.named(config), custom, callbacks)
-    if result.stopped is not None:
-        raise Stopped(result)
-    return result
-
-
-def train_run(
-    config: TrainConfig, custom: CustomParts, callbacks: Sequence[Callback] = ()
-) -> RunResult:
-    """As ``train``, of a configuration that names the custom parts; a signal that ended
-    the run stands in the result.
-    """
+    config = custom.named(config)
     device = resolve_device(config.device)
     with process_group(device), lock_run_folder(config.out) as check_lock:
         every = list(callbacks)
@@ -142,7 +133,9 @@ def train_run(
         with StopSignal() as stop:
             result = loop.go(stop)
         del run, loop  # and with them DDP, before the group that it holds
-        return result
+    if result.stopped is not None:
+        raise Stopped(result)
+    return result
 
 
 class Loop:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,9 @@ from cloob.training.sharding import is_sharded
 
 Tower = Literal["image", "text"]
 Group = dict[str, Any]  # as torch's optimisers take them
-GivenOptimizer = Callable[[list[Group]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[list[Group]], torch.optim.Optimizer]
+Takes = Callable[[str, nn.Parameter], bool]
+GivenOptimizer = MakeOptimizer | Sequence[tuple[Takes, MakeOptimizer]]
 _WRAPPERS = re.compile(r"^((module|model|encoder|_orig_mod)\.)+")
 # parts of names in the authors' program
 _WITHOUT_DECAY = ("bn", "ln", "bias", "logit_scale")
@@ -121,7 +123,9 @@ def make_optimizer(
             "nothing learns: no parameter of the towers or the loss requires a gradient"
         )
     if custom is not None:
-        return _given_optimizer(custom, groups, config.lr)
+        named = [*encoder.named_parameters(), *objective.named_parameters()]
+        names = {p: name.removeprefix("model.") for name, p in named}
+        return _given_optimizer(custom, groups, names, config.lr)
     for group in groups:
         group["lr"] = config.lr
     if config.optimizer == "adamw":
@@ -158,7 +162,10 @@ def _timm_optimizer(groups: list[Group], config: TrainConfig) -> torch.optim.Opt
 
 
 def _given_optimizer(
-    make: GivenOptimizer, groups: list[Group], peak: float
+    custom: GivenOptimizer,
+    groups: list[Group],
+    names: Mapping[nn.Parameter, str],
+    peak: float,
 ) -> torch.optim.Optimizer:
     """The caller's optimiser; its rates become shares of ``peak``.
 
@@ -168,7 +175,10 @@ def _given_optimizer(
         if group["weight_decay"]:
             del group["weight_decay"]
     try:
-        optimizer = make(groups)
+        if callable(custom):
+            optimizer = custom(groups)
+        else:
+            optimizer = _by_predicate(custom, groups, names)
     except (TypeError, ValueError) as error:  # as Muon of a bias
         raise InputError(f"optimizer: {one_line(error)}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -187,6 +197,51 @@ def _given_optimizer(
     for group in optimizer.param_groups:
         group["lr_scale"] = group.get("lr_scale", 1.0) * float(group["lr"]) / peak
     return optimizer
+
+
+def _by_predicate(
+    parts: Sequence[tuple[Takes, MakeOptimizer]],
+    groups: list[Group],
+    names: Mapping[nn.Parameter, str],
+) -> Optimizers:
+    """An optimiser for the parameters that each predicate takes of those left."""
+    made = []
+    for takes, make in parts:
+        chosen: list[Group] = []
+        left: list[Group] = []
+        for group in groups:
+            taken = {p for p in group["params"] if takes(names[p], p)}
+            for side, is_taken in ((chosen, True), (left, False)):
+                params = [p for p in group["params"] if (p in taken) == is_taken]
+                if params:
+                    side.append({**group, "params": params})
+        if chosen:
+            made.append(make(chosen))
+        groups = left
+    return Optimizers(made)
+
+
+class Optimizers(torch.optim.Optimizer):
+    """Several optimisers as one, whose groups and state are theirs."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self._parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for part in self._parts:
+            part.step()
 
 
 class Average:

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import Skip
-from cloob.distributed import gather_objects, rank, world_size
+from cloob.distributed import rank
 from cloob.errors import TrainingFailed
-from cloob.functional.geometry import effective_eigenvalues, saturation
-from cloob.objective import ContrastiveObjective
 from cloob.objective.batch import cone_notice, mean_cosine
 from cloob.training.build import Run
 from cloob.training.faults import name_last_checkpoint
@@ -26,7 +24,7 @@ from cloob.training.step import Launched, StepResult
 
 logger = logging.getLogger(__name__)
 MAX_NONFINITE = 10  # steps in a row
-MAX_MEASURED = 2048  # pairs whose geometry is measured: the time grows with the square
+READ_AT_ONCE = 50  # steps on a GPU
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,13 @@ class StepLog:
 
         Its numbers are read now, or later in one batch so as not to stall a GPU.
         """
-        due = step.number % self.run.config.log_every == 0
-        if step.outcome is not None and step.outcome.features is not None:
+        outcome = step.outcome
+        if outcome is not None:
             if step.number == 1 and step.hopfield and rank() == 0:
-                _warn_of_cone(step.outcome.features)
-            if not due:  # the rows of many batches would fill the memory
-                step.outcome.features = None
+                _warn_of_cone(outcome.sides)
+            outcome.sides = None  # the rows of many batches would fill the memory
         self._pending.append(step)
-        if due or not self._late:
+        if len(self._pending) >= READ_AT_ONCE or not self._late:
             self.flush()
 
     def flush(self) -> None:
@@ -130,8 +127,6 @@ class StepLog:
             line["beta"] = None
         if not result.finite:
             line["skipped"] = "not finite"
-        elif result.features is not None:
-            line |= _geometry(result.features, self.run.objective)
         return line
 
     def _rates_of(self, steps: Sequence[Step]) -> dict[str, float]:
@@ -167,9 +162,9 @@ class StepLog:
             logger.warning("%s, step skipped; samples in skipped.jsonl", message)
 
 
-def _warn_of_cone(features: tuple[Tensor, Tensor]) -> None:
+def _warn_of_cone(sides: Sequence[Tensor]) -> None:
     """Warns of rows that are too much alike for retrieval."""
-    notice = cone_notice(float(mean_cosine(*features)))
+    notice = cone_notice(float(mean_cosine(*sides)))
     if notice is not None:
         logger.warning(
             "step 1: %s; centre and scale what comes in, let it join later"
@@ -193,25 +188,3 @@ def _results_of(steps: Sequence[Step]) -> list[StepResult | None]:
 def is_async(device: torch.device) -> bool:
     """Whether the host waits where it reads a value of the device."""
     return device.type == "cuda"
-
-
-def _geometry(
-    features: tuple[Tensor, Tensor], objective: ContrastiveObjective
-) -> dict[str, float]:
-    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly
-    spread over it and its ranks.
-    """
-    most = MAX_MEASURED // world_size()
-    every = -(-len(features[0]) // most)
-    of_ranks = gather_objects([rows[::every].cpu() for rows in features])
-    if rank() != 0:
-        return {}
-    images, texts = (torch.cat(rows) for rows in zip(*of_ranks, strict=True))
-    numbers: dict[str, float] = {
-        "effective_eigenvalues_image": int(effective_eigenvalues(images)),
-        "effective_eigenvalues_text": int(effective_eigenvalues(texts)),
-    }
-    if objective.contrast in ("infoloob", "infonce"):  # saturation is that of a softmax
-        inv_tau = float(objective.inv_tau.detach())
-        numbers["saturation"] = float(saturation(images, texts, inv_tau))
-    return numbers

