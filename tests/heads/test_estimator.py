@@ -80,17 +80,18 @@ def test_scores_are_those_of_a_plain_loop(matrices):
     X, Y, ids = matrices
     heads = ContrastiveHeads(**QUICK).fit(X, Y, ids=ids)
     x, y = heads.transform(X, Y)
-    assert heads.score_samples(X, Y) == pytest.approx((x * y).sum(1), abs=1e-6)
-    assert (heads.predict(X) == (x @ y.T).argmax(1)).all()
-    assert (heads.predict(X, Y[:9]) == (x @ y[:9].T).argmax(1)).all()
-    right = [(x @ y.T).argmax(1) == range(N), (y @ x.T).argmax(1) == range(N)]
+    scores = x @ y.T
+    assert heads.score_samples(X, Y) == pytest.approx(scores.diagonal(), abs=1e-6)
+    assert (heads.predict(X) == scores.argmax(1)).all()
+    assert (heads.predict(X, Y[:9]) == scores[:, :9].argmax(1)).all()
+    right = [scores.argmax(1) == range(N), scores.argmax(0) == range(N)]
     assert heads.score(X, Y) == pytest.approx(np.mean(right))
     assert heads.score(X, Y) > 5 / N
     # rows that are there twice say the same as once, and so do ids
-    assert heads.score(X.repeat(2, 0), Y.repeat(2, 0)) == heads.score(X, Y)
     twice = np.arange(N).repeat(2)
-    jittered = X.repeat(2, 0) * (1 + 1e-6 * (np.arange(2 * N) % 2))[:, None]
-    by_ids = heads.score(jittered.astype(np.float32), Y.repeat(2, 0), ids=twice)
+    assert heads.score(X[twice], Y[twice]) == heads.score(X, Y)
+    jittered = X[twice] * (1 + np.float32(1e-6) * (twice[:, None] % 2))
+    by_ids = heads.score(jittered, Y[twice], ids=twice)
     assert by_ids == pytest.approx(heads.score(X, Y), abs=0.01)
 
 
@@ -160,22 +161,13 @@ def test_the_closed_form_is_an_objective(matrices, tmp_path):
     heads = ContrastiveHeads("cca", random_state=0).fit(X, Y, ids=ids)
     assert heads.objective_["closed_form"] == "cca"
     assert heads.transform(X).shape == (N, 7)
-    heads.save(tmp_path / "saved")
-    loaded = cloob.load_model(tmp_path / "saved")
-    assert (loaded.encode_a(X).numpy() == heads.transform(X)).all()
     blind = ContrastiveHeads("cca", validation_fraction=0, n_components=3).fit(X, Y)
     assert blind.transform(X).shape == (N, 3)
     assert min(heads.score(X, Y), blind.score(X, Y)) > 0.4
     column = ContrastiveHeads("cca").fit(X, Y[:, 0])
     assert column.transform(None, Y[:, 0]).shape == (N, 2)
-    for change, error in (
-        ({"inv_tau": 9}, "inv_tau is 9"),
-        ({"members": 2}, "members is 2"),
-        ({"learning_rate": 0.1}, "learning_rate is 0.1; it must be left out with"),
-        ({"patience": 3}, "patience is 3; it must be left out with"),
-        ({"n_components": 400}, "n_components is 400, but the closed form finds 7"),
-    ):
-        raises(ValueError, error, ContrastiveHeads("cca", **change).fit, X, Y)
+    error = "n_components is 400, but the closed form finds 7"
+    raises(ValueError, error, ContrastiveHeads("cca", n_components=400).fit, X, Y)
 
 
 def test_it_takes_any_matrices_and_is_searched(matrices):
@@ -200,19 +192,10 @@ def test_it_takes_any_matrices_and_is_searched(matrices):
         search.fit(X, Y, groups=groups)
     name = search.best_estimator_.encoder_.make_objective().name
     assert name == search.best_params_["objective"]
-    assert search.transform(X).shape == (N, 8)
     raises(ValueError, "NaN", heads.fit, np.where(X > 0, X, np.nan), Y)
     raises(ValueError, "inconsistent numbers of samples", heads.fit, X, Y[:-1])
-    large = X.astype(float) * 1e300 + 1e300
     error = r"a and b: 240 rows of 240.*a row 0: holds NaN"
-    raises(ValueError, error, heads.fit, large, Y)
-    raises(
-        ValueError,
-        "objective is 'clop'; it must be",
-        heads.set_params(objective="clop").fit,
-        X,
-        Y,
-    )
+    raises(ValueError, error, heads.fit, X.astype(float) * 1e300 + 1e300, Y)
 
 
 def test_sparse_rows_are_never_dense_all_at_once():
@@ -237,6 +220,7 @@ def test_sparse_rows_are_never_dense_all_at_once():
     [
         ({"learning_rate": -1}, {}, "learning_rate is -1;"),
         ({"n_components": 1}, {}, "n_components is 1"),
+        ({"objective": "clop"}, {}, "objective is 'clop'; it must be"),
         ({"clean": 2.0}, {}, r"clean is '2\.0'; it must be auto, or a share"),
         ({"validation_fraction": 1.5}, {}, "validation_fraction is 1.5"),
         (

@@ -50,6 +50,7 @@ ELSEWHERE = {
     "device": "auto is the CPU here",
     "workers": "how many processes decode; no vectors are decoded",
     "out": "the folder",
+    "kind": "has one value",
     "resume": "a folder that holds a run",
     "overwrite": "a folder that holds a run",
 }

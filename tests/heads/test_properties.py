@@ -12,7 +12,6 @@ from views import pairs_of, views
 import cloob
 from cloob import HeadSettings
 from cloob.functional.cca import PairMoments, canonical_directions
-from cloob.heads.cleaning import suspicious_pairs
 from cloob.heads.closed import fit_closed_form
 from cloob.heads.head import Members, fit_members, unit_rows
 
@@ -152,25 +151,3 @@ def test_joined_heads_find_partners_however_rows_stand(change):
             with torch.no_grad():
                 lengths = head(torch.from_numpy(side)).norm(dim=1)
             assert float(lengths.max() - lengths.min()) < 1e-3
-
-
-@pytest.mark.parametrize("order", ["as they are", "permuted", "by class"])
-def test_cleaning_leaves_the_same_pairs_out(order):
-    a, b = views(200)
-    b[:20] = b[np.roll(np.arange(20), 1)]
-    rows = np.arange(200)
-    if order == "permuted":
-        rows = np.random.default_rng(0).permutation(200)
-    elif order == "by class":
-        rows = np.argsort(a[:, 0] > 0, kind="stable")
-    left_out = suspicious_pairs(pairs_of(a, b), "0.1")
-    turned = suspicious_pairs(pairs_of(a[rows], b[rows]), "0.1")
-    found = {one.row for one in left_out}
-    assert found == {int(rows[one.row]) for one in turned}
-    assert len(found & set(range(20))) > 15
-    how = HeadSettings("cca", clean="0.1")
-    heads = cloob.fit_heads(a, b, None, 0.0, how).heads
-    others = cloob.fit_heads(a[rows], b[rows], None, 0.0, how).heads
-    torch.testing.assert_close(
-        cosines(heads, a, b), cosines(others, a, b), atol=1e-4, rtol=0
-    )

