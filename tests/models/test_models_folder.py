@@ -161,29 +161,6 @@ def test_newest_complete_checkpoint(saved, tmp_path):
         assert torch.equal(load_model(source).encode_text(TEXTS), expected)
 
 
-@pytest.mark.parametrize("damaged", [WEIGHTS_FILE, CONFIG_FILE])
-def test_a_cut_short_file_falls_back_with_a_warning(saved, tmp_path, damaged):
-    run = make_run(saved, tmp_path, (100, 200))
-    file = run / "checkpoints" / "step-00000200" / "model" / damaged
-    content = file.read_bytes()
-    file.unlink()  # it is a link
-    file.write_bytes(content[: len(content) // 2])
-    with pytest.warns(
-        UserWarning, match=rf"step-00000200.*{damaged}.*earlier checkpoint"
-    ):
-        assert latest_checkpoint(run).name == "step-00000100"
-    with pytest.raises(
-        InputError, match=damaged
-    ):  # asked for by name, it is not replaced
-        load_model(run / "checkpoints" / "step-00000200")
-    shutil.rmtree(run / "checkpoints" / "step-00000100")
-    with (
-        pytest.warns(UserWarning, match="step-00000200"),
-        pytest.raises(InputError, match="none of its 1"),
-    ):
-        load_model(run)
-
-
 # Frozen encoders of several origins, and heads on them
 
 
@@ -308,7 +285,7 @@ def edit(file, old, new):
             lambda _, tower: save_model(
                 tower, create_model("tiny-vit", seed=4), OBJECTIVE
             ),
-            "image head .* another one",
+            "image head .* other features",
         ),
     ],
     ids=["pooling", "mean", "weights"],

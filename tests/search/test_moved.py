@@ -164,11 +164,7 @@ def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone
         "image_encoder": TRACKER,
         "text_encoder": TRACKER,
     }
-    marks = {
-        "image_fingerprint": "a",
-        "text_fingerprint": "a",
-        "heads": {"image": head, "text": head},
-    }
+    marks = {"heads": {"image": head, "text": head}}
     marks["probe"] = {"image": [1.0], "text": [1.0]}
     (folder / "aligned.json").write_text(json.dumps(said | marks))
     with (

@@ -26,12 +26,11 @@ import json
 import math
 import re
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError
 from cloob.models.importing import read_json
 
 RUN_CONFIG_FILE = "config.json"
@@ -114,23 +113,6 @@ def weights_file(folder: Path) -> Path | None:
     return None
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a model folder, or None; reads the headers
-    only.
-    """
-    safetensors, weights = require("safetensors", "train"), weights_file(folder)
-    try:
-        read_json(config_file(folder))
-        if weights is not None and weights.suffix == ".safetensors":
-            with safetensors.safe_open(weights, framework="pt"):
-                pass
-    except InputError as error:
-        return str(error)
-    except (safetensors.SafetensorError, OSError) as error:
-        return f"{weights}: cut short or damaged ({one_line(error)})"
-    return None
-
-
 def check_objective(settings: Any, where: str) -> dict[str, Any]:
     for key in settings.keys() & {"inv_tau", "beta", "bias"}:
         value = settings[key]
@@ -208,22 +190,14 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run folder whose weights are intact; warns about newer
-    ones that it skips.
-    """
+    """The newest complete checkpoint of a run folder."""
     checkpoints = list_checkpoints(run)
-    for path in reversed(checkpoints):
-        problem = damage(path / MODEL_FOLDER)
-        if problem is None:
-            return path
-        warnings.warn(f"{problem}; looking for an earlier checkpoint", stacklevel=2)
-    what = "no complete checkpoint found"
-    if checkpoints:
-        what = f"none of its {len(checkpoints)} checkpoints is readable"
-    raise InputError(
-        f"{run}: {what} in {run / CHECKPOINTS_FOLDER} (step-N/model/{CONFIG_FILE} and"
-        " weights)"
-    )
+    if not checkpoints:
+        raise InputError(
+            f"{run}: no complete checkpoint found in {run / CHECKPOINTS_FOLDER}"
+            f" (step-N/model/{CONFIG_FILE} and weights)"
+        )
+    return checkpoints[-1]
 
 
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
@@ -241,29 +215,27 @@ def is_better(metric: str, value: float, than: float) -> bool:
 def find_best(
     run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
 ) -> tuple[Path, float] | None:
-    """The best readable checkpoint by a metric, among those measured like the newest,
-    and its value.
+    """The best checkpoint by a metric, among those measured like the newest, and its
+    value.
     """
-    judged = []
+    judged = {}
     for path in list_checkpoints(run):
         values = read_validation(path)
         if values is not None:
-            judged.append((path, values))
+            judged[path] = newest = values
     if not judged:
         return None
-    newest = judged[-1][1]
     metric = metric or str(newest.get("metric"))
     reference = newest if measured is None else measured
-    ranked = [
-        (path, float(values[metric]))
-        for path, values in judged
-        if _is_number(values.get(metric)) and _comparable(metric, values, reference)
-    ]
-    ranked.sort(key=lambda pair: pair[1], reverse=metric != "val_loss")
-    for path, value in ranked:
-        if not damage(path / MODEL_FOLDER):
-            return path, value
-    return None
+    best: tuple[Path, float] | None = None
+    for path, values in judged.items():
+        is_judged = _is_number(values.get(metric))
+        if not is_judged or not _comparable(metric, values, reference):
+            continue
+        value = float(values[metric])
+        if best is None or is_better(metric, value, best[1]):
+            best = path, value
+    return best
 
 
 def _is_number(value: object) -> bool:

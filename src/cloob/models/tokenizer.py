@@ -40,7 +40,11 @@ SPECIALS = ("<start_of_text>", "<end_of_text>")  # open_clip's, as a text writes
 CLIP_VOCABULARY = 49408
 HUB_FILE = "tokenizer.json"
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_SENTENCE = "Rules & words: 3 cats, élan — naïve!"
+_SENTENCES = [
+    "Rules & words: 3 cats, élan — naïve!",
+    "Ωmega, ЛЕТО, 猫と犬; don't over-fit 1,024 <b>numbers</b> &amp; 🐈",
+    "the quick brown fox jumps over the lazy dog " * 20,
+]
 _CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's
 
 
@@ -196,21 +200,11 @@ def is_open_clips(tokenizer: Any) -> bool:
 
 
 def describe(tokenizer: Any) -> str:
-    """What tells a tokenizer from others: its settings, its rules or vocabulary, and
-    the tokens of a sentence.
-    """
-    theirs: Any = getattr(tokenizer, "tokenizer", None)  # of transformers
-    rules = getattr(tokenizer, "rules", None)
-    if rules is not None:
-        content = rules.to_str()
-    elif theirs is not None:
-        content = str(sorted(theirs.get_vocab().items()))
-    else:
-        content = str(getattr(tokenizer, "content", ""))
+    """What tells a tokenizer from others: its settings, and the tokens of sentences."""
     tokens = None
     with contextlib.suppress(Exception):  # there is no tokenizer, or it is anybody's
-        tokens = np.asarray(tokenizer([_SENTENCE])).tolist()
-    return f"{getattr(tokenizer, 'settings', None)} {tokens} {content}"
+        tokens = np.asarray(tokenizer(_SENTENCES)).tolist()
+    return f"{getattr(tokenizer, 'settings', None)} {tokens}"
 
 
 @dataclass(eq=False)
@@ -247,7 +241,7 @@ class FileTokenizer(Tokenizer):
             self.rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
             if self.pad is not None:
                 _fill_rows(self.rules, context_length, self.pad)
-            self.ids([_SENTENCE])
+            self.ids(_SENTENCES)
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         texts = list(texts)

@@ -149,29 +149,23 @@ def heads_files(encoder: DualEncoder) -> ModelFiles:
     """Heads on frozen encoders have those by name alone."""
     assert isinstance(encoder, AlignedEncoder)
     aligned = encoder.config.kind == "aligned"
-    heads = dict(zip(_SIDES if aligned else ("a", "b"), encoder.heads, strict=True))
+    sides = _SIDES if aligned else ("a", "b")
+    heads = dict(zip(sides, encoder.heads, strict=True))
     options = {side: head.options for side, head in heads.items()}
-    content = {
-        **encoder.config.settings,
-        **({"heads": options} if aligned else options),
-    }
+    weights = nn.ModuleDict(heads).state_dict()
+    content = dict(encoder.config.settings)
+    if aligned:
+        content |= {"heads": options, "probe": _rounded_probe(encoder)}
+        return ALIGNED_FILE, content, HEADS_FILE, weights
+    content |= options
     if isinstance(encoder, VectorEncoder) and encoder.encodings != (None, None):
         content["tables"] = [table_content(one) for one in encoder.encodings]
-    if aligned:
-        content |= {
-            "image_fingerprint": weights_digest(encoder.model.visual),
-            "text_fingerprint": weights_digest(encoder.model.text),
-        }
-        content["probe"] = {
-            side: [round(x, 6) for x in row.tolist()]
-            for side, row in _probe(encoder).items()
-        }
-    return (
-        ALIGNED_FILE if aligned else VECTORS_FILE,
-        content,
-        HEADS_FILE,
-        nn.ModuleDict(heads).state_dict(),
-    )
+    return VECTORS_FILE, content, HEADS_FILE, weights
+
+
+def _rounded_probe(encoder: AlignedEncoder) -> dict[str, list[float]]:
+    rows = _probe(encoder)
+    return {side: [round(x, 6) for x in rows[side].tolist()] for side in _SIDES}
 
 
 def table_content(encoding: Any) -> dict[str, Any] | None:
@@ -207,40 +201,26 @@ def load_aligned(
     """Opens frozen encoders and their trained heads; refuses encoders that give other
     features than in training.
     """
-    file = folder / ALIGNED_FILE
     names = {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
     text = open_text_encoder(names["text_encoder"], load_model)
-    weights = {
-        side: weights_digest(opened)
-        for side, opened in zip(_SIDES, (image, text), strict=True)
-    }
-    encoder = aligned_encoder(
-        image, text, *read_heads(folder, config["heads"], _SIDES), names, objective
-    )
+    heads = read_heads(folder, config["heads"], _SIDES)
+    encoder = aligned_encoder(image, text, *heads, names, objective)
     rows = _probe(encoder)
     for side in _SIDES:
-        changed = (
-            "has the same weights, but gives other features (tokenizer, pooling, layers"
-            " or pixels changed)"
-        )
-        if weights[side] != config[f"{side}_fingerprint"]:
-            changed = "is another one now"
-        elif (
-            torch.linalg.vector_norm(rows[side] - torch.tensor(config["probe"][side]))
-            <= _SAME
-        ):
-            continue
-        raise InputError(
-            f"{file}: its {side} head was trained on {names[f'{side}_encoder']!r},"
-            f" which {changed}"
-        )
+        known = torch.tensor(config["probe"][side])
+        if not torch.linalg.vector_norm(rows[side] - known) <= _SAME:
+            raise InputError(
+                f"{folder / ALIGNED_FILE}: its {side} head was trained on"
+                f" {names[f'{side}_encoder']!r}, which gives other features now: its"
+                " weights, tokenizer, pooling, layers or pixels changed"
+            )
     return encoder
 
 
 def _probe(encoder: AlignedEncoder) -> dict[str, Tensor]:
-    """Unit features of one picture and one text: they tell another tokenizer, pooling,
-    activation or pixels.
+    """Unit features of one picture and one text: they tell other weights, another
+    tokenizer, pooling, activation or pixels.
     """
     size = encoder.image_size
     picture = (
@@ -393,10 +373,10 @@ def rows_at_once(most: int, width: int) -> int:
 def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
     """The (N, D) unit rows of both sides of all pairs, on the CPU."""
     pairs = pairs.encoded(check_vectors(encoder).encodings)
-    parts = []
     size = rows_at_once(4096, max(pairs.a.shape[1], pairs.b.shape[1]))
-    for places in np.array_split(np.arange(len(pairs)), -(-len(pairs) // size)):
-        a, b, *_ = pairs.take(places)
-        parts.append((embed_rows(encoder, "a", a), embed_rows(encoder, "b", b)))
-    a, b = (torch.cat(side) for side in zip(*parts, strict=True))
-    return a, b
+    rows_of_a, rows_of_b = [], []
+    for start in range(0, len(pairs), size):
+        a, b, _ = pairs.batch(np.arange(start, min(start + size, len(pairs))))
+        rows_of_a.append(embed_rows(encoder, "a", a))
+        rows_of_b.append(embed_rows(encoder, "b", b))
+    return torch.cat(rows_of_a), torch.cat(rows_of_b)
