@@ -269,3 +269,24 @@ def on_ranks(folder, processes, work, limit=120):
     ranks = fork(folder, processes, action)
     assert set(ranks.wait(limit)) == {0}, ranks.told()
     return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
+
+
+def torchrun(words, processes):
+    """Runs a script in several processes under torchrun, on the CPU."""
+    command = ["-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", *map(str, words)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]

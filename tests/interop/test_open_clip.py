@@ -3,10 +3,7 @@
 import contextlib
 import logging
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +16,10 @@ from torch.nn import functional as F
 
 from cloob import ContrastiveObjective, load_model
 from cloob.errors import InputError
-from cloob.functional import cloob_reference, info_nce
+from cloob.functional import cloob_reference
 from cloob.interop.open_clip import OpenClipLoss, Options, installed, run
 from cloob.models.towers import create_model, open_clip
+from support import torchrun
 
 for package in ("open_clip", "pandas", "webdataset"):
     pytest.importorskip(
@@ -77,18 +75,13 @@ def test_learned_inv_tau_is_exact_under_accumulation():
     )
     live = [side.clone().requires_grad_() for side in (x, y)]
     parts = [side.chunk(k) for side in live]
-    for j in range(
-        k
-    ):  # what open_clip_train does: all features, the graph of the j-th batch
-        inputs = [
-            torch.cat(
-                [part if i == j else part.detach() for i, part in enumerate(side)]
-            )
-            for side in parts
-        ]
-        loss(*inputs, log_scale.exp(), output_dict=True)["contrastive_loss"].backward(
-            retain_graph=True
-        )
+    for j in range(k):  # as open_clip_train: all features, the graph of one batch
+        inputs = []
+        for side in parts:
+            held = [part if i == j else part.detach() for i, part in enumerate(side)]
+            inputs.append(torch.cat(held))
+        found = loss(*inputs, log_scale.exp(), output_dict=True)
+        found["contrastive_loss"].backward(retain_graph=True)
     expected_scale = nn.Parameter(torch.tensor(2.0))
     expected = [side.clone().requires_grad_() for side in (x, y)]
     cloob_reference(*expected, expected_scale.exp(), scale="unit").backward()
@@ -195,10 +188,6 @@ def cloob_loss(x, y, scale):
     return cloob_reference(x, y, 25.0, 6.0) + 0.0 * scale
 
 
-def clip_loss(x, y, scale):
-    return (info_nce(x, y, scale) + info_nce(y, x, scale)) / 2
-
-
 def arguments(world, logs, *more):
     paths = [
         f"--train-data={world.csv}",
@@ -299,49 +288,9 @@ def test_accumulation_equals_the_whole_batch(joins, world, tmp_path):
     assert "'beta': 6.0" in (tmp_path / "run" / "params.txt").read_text()
 
 
-@pytest.mark.nightly
-def test_clip_equals_open_clip_trains_own_loss(world, tmp_path):
-    from open_clip_train.main import main
-
-    ours, theirs = (
-        arguments(world, tmp_path / name, f"--batch-size={N}")
-        for name in ("ours", "theirs")
-    )
-    with own_logging():
-        main(theirs)
-    with own_logging():
-        assert run(["--cloob-objective=clip", "--", *ours]) == 0
-    found = outcome(tmp_path / "ours")
-    expected = outcome(tmp_path / "theirs")
-    assert_same_training(found, expected, world)
-    torch.testing.assert_close(found[1]["logit_scale"], expected[1]["logit_scale"])
-    assert float(found[1]["logit_scale"]) != float(
-        torch.load(world.start)["logit_scale"]
-    )
-    assert_same_training(found, plain_loop(world, clip_loss), world)
-
-
 def launch(ours, theirs, processes):
-    """One process, or several under torchrun."""
-    command = [sys.executable, "-m", "cloob.interop.open_clip"]
-    if processes > 1:
-        command[2:] = [
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-        ]
-        command += [str(Path(__file__).with_name("open_clip_worker.py"))]
-    command += [*ours, "--", *theirs, "--dist-backend=gloo"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    worker = Path(__file__).with_name("open_clip_worker.py")
+    torchrun([worker, *ours, "--", *theirs, "--dist-backend=gloo"], processes)
 
 
 @pytest.mark.nightly

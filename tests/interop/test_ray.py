@@ -1,13 +1,6 @@
-"""Ray Data: the columns of an embedded batch; nightly a worker that is killed in the
-middle, and the page's job of moments.
-"""
+"""Ray Data: the columns of an embedded batch; nightly the page's job of moments."""
 
-import contextlib
-import os
 import re
-import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,47 +9,29 @@ import pytest
 from pyarrow import parquet
 
 from cloob import ContrastiveHeads, load_model
-from cloob.data.open import open_source
-from cloob.evaluation.embed import embed_images, embed_texts
+from cloob.evaluation.embed import embed_texts
 from cloob.interop.ray import Embed
-from make import noise, tiny_model, write_table
+from make import noise, tiny_model
 
 
 def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path):
     model = tiny_model(tmp_path / "model")
     pictures = [noise(0), b"no picture", noise(1)]
-    batch = {
-        "id": np.arange(3),
-        "bytes": np.array(pictures, object),
-        "caption": np.array(["a", "b", "c"], object),
-    }
+    captions = ["a", "b", "c"]
+    batch = {"id": np.arange(3), "bytes": np.array(pictures, object)}
+    batch["caption"] = np.array(captions, object)
     found = Embed(str(model), text="caption", device="cpu")(batch)
-    assert list(found) == [
-        "id",
-        "bytes",
-        "caption",
-        "embedding",
-        "error",
-        "text_embedding",
-    ]
+    assert list(found) == [*batch, "embedding", "error", "text_embedding"]
     assert list(found["id"]) == [0, 1, 2]
-    assert list(map(bool, found["error"])) == [
-        False,
-        True,
-        False,
-    ]
+    assert list(map(bool, found["error"])) == [False, True, False]
+    encoder = load_model(model, device="cpu")
     for i in (0, 2):
         (tmp_path / f"{i}.png").write_bytes(pictures[i])
-    rows = [{"filepath": f"{i}.png", "title": "x"} for i in (0, 2)]
-    encoder = load_model(model, device="cpu")
-    expected = embed_images(
-        encoder, open_source(str(write_table(tmp_path / "pairs.csv", rows)))
-    ).features
-    np.testing.assert_allclose(found["embedding"][[0, 2]], expected, atol=1e-6)
+        row = encoder.encode_image([tmp_path / f"{i}.png"])[0]
+        np.testing.assert_allclose(found["embedding"][i], row, atol=1e-6)
     assert np.isnan(found["embedding"][1]).all()
-    np.testing.assert_allclose(
-        found["text_embedding"], embed_texts(encoder, ["a", "b", "c"]), atol=1e-6
-    )
+    rows = embed_texts(encoder, captions)
+    np.testing.assert_allclose(found["text_embedding"], rows, atol=1e-6)
     none = Embed(str(model), device="cpu")({"bytes": np.array([b"x"], object)})
     assert np.isnan(none["embedding"]).all()
     assert none["error"][0]
@@ -79,56 +54,6 @@ def test_a_missing_caption_is_no_word(tmp_path):
     batch = {"bytes": batch["bytes"][:1], "text": captions[:1]}
     alone = Embed(str(model), text="text", device="cpu")(batch)
     assert np.isnan(alone["text_embedding"]).all()
-
-
-@pytest.mark.nightly
-@pytest.mark.filterwarnings("default")
-def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):
-    ray = pytest.importorskip("ray", reason="needs ray: pip install 'ray[data]'")
-    model = tiny_model(tmp_path / "model")
-    (tmp_path / "pictures").mkdir()
-    for i in range(400):
-        (tmp_path / "pictures" / f"{i:03}.png").write_bytes(noise(i, 300, 300))
-    killed = []
-
-    def kill():
-        while not killed:
-            time.sleep(0.5)
-            workers = []
-            for entry in Path("/proc").glob("[0-9]*/cmdline"):
-                with contextlib.suppress(OSError):  # it has ended
-                    workers += (
-                        [int(entry.parent.name)]
-                        if entry.read_bytes().startswith(b"ray::MapWorker")
-                        else []
-                    )
-            if len(workers) > 1 and any((tmp_path / "out").glob("*.parquet")):
-                os.kill(workers[0], signal.SIGKILL)
-                killed.append(workers[0])
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        read = ray.data.read_binary_files(
-            str(tmp_path / "pictures"), include_paths=True, override_num_blocks=50
-        )
-        embedded = read.map_batches(
-            Embed,
-            fn_constructor_args=(str(model),),
-            concurrency=2,
-            batch_size=4,
-            num_cpus=0.5,
-        )
-        threading.Thread(target=kill, daemon=True).start()
-        embedded.write_parquet(str(tmp_path / "out"))
-    finally:
-        ray.shutdown()
-    table = parquet.read_table(tmp_path / "out")
-    assert killed
-    assert set(table.column_names) == {"bytes", "path", "embedding", "error"}
-    assert sorted(Path(path).name for path in table["path"].to_pylist()) == [
-        f"{i:03}.png" for i in range(400)
-    ]
-    assert not np.isnan(np.array(table["embedding"].to_pylist())).any()
 
 
 @pytest.mark.nightly

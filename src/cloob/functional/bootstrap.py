@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -92,30 +93,54 @@ def grouped_bootstrap(
             f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n},"
             f" level={level}"
         )
-    generator = torch.Generator().manual_seed(seed)
     samples = [as_vector(values, "values").detach().cpu().double() for values in groups]
-    resampled = torch.stack([_resampled_means(each, n, generator) for each in samples])
+    if len(samples) == 1:
+        resampled = _resampled_means(samples[0], partial(_first_draws, n, seed))[None]
+    else:
+        draw = partial(_draws, n, torch.Generator().manual_seed(seed))
+        resampled = torch.stack([_resampled_means(each, draw) for each in samples])
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.quantile(resampled.mean(0), ends).tolist()
     mean = torch.stack([sample.mean() for sample in samples]).mean()
     return float(mean), low, high
 
 
-def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n,) means of resamples.
+Counts = tuple[int, ...]
+"""How many samples have every distinct value, in ascending order of the values."""
 
-    How often a resample draws a distinct value is multinomial, drawn as a chain of
-    conditional binomials: n times the number of distinct values (two for accuracies,
-    three for their differences) in place of n·N draws.
-    """
-    n_left = len(sample)
-    left = torch.full((n,), float(n_left), dtype=torch.float64)
-    sums = torch.zeros_like(left)
+
+def _resampled_means(sample: Tensor, draw: Callable[[Counts], Tensor]) -> Tensor:
+    """(n,) means of resamples."""
     values, counts = torch.unique(sample, return_counts=True)
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        share = torch.full_like(left, count / n_left)
-        drawn = torch.binomial(left, share, generator=generator)
-        sums += value * drawn
-        left = left - drawn
-        n_left -= count
+    drawn = draw(tuple(counts.tolist()))
+    sums = torch.zeros(drawn.shape[1], dtype=torch.float64)
+    for value, of_value in zip(values.tolist(), drawn, strict=True):
+        sums += value * of_value.double()
     return sums / len(sample)
+
+
+def _draws(n: int, generator: torch.Generator, counts: Counts) -> Tensor:
+    """(distinct values, n) int32 how often each resample draws every value.
+
+    That is multinomial, drawn as a chain of conditional binomials: n times the number
+    of distinct values (two for accuracies, three for their differences) in place of
+    n·N draws.
+    """
+    n_left = sum(counts)
+    left = torch.full((n,), float(n_left), dtype=torch.float64)
+    drawn = torch.empty(len(counts), n, dtype=torch.int32)
+    for place, count in enumerate(counts):
+        share = torch.full_like(left, count / n_left)
+        of_value = torch.binomial(left, share, generator=generator)
+        drawn[place] = of_value
+        left = left - of_value
+        n_left -= count
+    return drawn
+
+
+@lru_cache(maxsize=4)
+def _first_draws(n: int, seed: int, counts: Counts) -> Tensor:
+    """The draws of a fresh generator. Kept, as most numbers of one set of ranks (MRR,
+    "choose 1 of T") have equal counts, and drawing is what their intervals cost.
+    """
+    return _draws(n, torch.Generator().manual_seed(seed), counts)
