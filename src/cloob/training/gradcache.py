@@ -306,15 +306,14 @@ def _check_features(features: Any) -> None:
     """TypeError unless there are two (n, D) tensors, or (n, …) by name."""
     named = isinstance(features, Mapping)
     several = named or isinstance(features, tuple | list)
-    sides = _rows(features) if several else [features]
-    shapes = [tuple(getattr(side, "shape", ())) for side in sides]
-    fits = all(shapes) and len({shape[0] for shape in shapes}) == 1
-    if not fits or (not named and [len(shape) for shape in shapes] != [2, 2]):
-        shown = [
-            shape or type(side).__name__
-            for shape, side in zip(shapes, sides, strict=True)
-        ]
+    shapes = [_shape(side) for side in (_rows(features) if several else [features])]
+    fits = named or [len(shape) for shape in shapes] == [2, 2]
+    if not fits or len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
         raise TypeError(
-            f"encode returned {shown}; two tensors (n, D) of the same n are expected,"
+            f"encode returned {shapes}; two tensors (n, D) of the same n are expected,"
             " or a mapping of tensors (n, …)"
         )
+
+
+def _shape(side: object) -> tuple[Any, ...]:
+    return tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,)

@@ -186,6 +186,14 @@ def _given_optimizer(
             f"optimizer: returned {type(optimizer).__name__}; a torch.optim.Optimizer"
             " is expected"
         )
+    _check_complete(optimizer, groups)
+    for group in optimizer.param_groups:
+        group["lr_scale"] = group.get("lr_scale", 1.0) * float(group["lr"]) / peak
+    return optimizer
+
+
+def _check_complete(optimizer: torch.optim.Optimizer, groups: list[Group]) -> None:
+    """InputError for an optimiser that leaves parameters out."""
     expected = {p for group in groups for p in group["params"]}
     missing = expected - {p for g in optimizer.param_groups for p in g["params"]}
     if missing:
@@ -194,9 +202,6 @@ def _given_optimizer(
             " that learn; give it all groups, or freeze the others"
             " (requires_grad_(False))"
         )
-    for group in optimizer.param_groups:
-        group["lr_scale"] = group.get("lr_scale", 1.0) * float(group["lr"]) / peak
-    return optimizer
 
 
 def _by_predicate(
