@@ -25,7 +25,7 @@ from cloob.auditor.subject import (
     value_and_gradient,
 )
 from cloob.functional.private import tree_flatten
-from cloob.objective.batch import logarithm_notice
+from cloob.objective.notices import logarithm_notice
 
 LARGE = 500.0  # τ⁻¹ from which it must be a mistake
 

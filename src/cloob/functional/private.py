@@ -133,6 +133,13 @@ def in_transform() -> bool:
     return bool(torch._C._functorch.get_interpreter_stack())
 
 
+def in_program() -> bool:
+    """Whether the call becomes part of a program: of ``torch.compile``,
+    ``torch.export``, or a transform of ``torch.func``.
+    """
+    return torch.compiler.is_compiling() or in_transform()
+
+
 NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,

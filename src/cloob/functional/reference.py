@@ -113,26 +113,31 @@ def pair_loss(
     alone takes the last two.
     """
     check_member(contrast, scale, hopfield)
-    shared = targets is not None or weights is not None
-    if shared:
-        direction = weighted_direction(
-            backend, contrast, bias, exclude_above, targets, weights
-        )
-    else:
-        direction = direction_of(backend, contrast, bias, exclude_above, matmul)
     x, y = check_pairs(image_features, text_features)
-    both = None if shared else both_directions_of(backend, contrast, hopfield)
-    if both is not None:
-        options: dict[str, Any] = {"exclude_above": exclude_above, "matmul": matmul}
-        return combine(both(x, y, inv_tau, ids=ids, **options), inv_tau, scale)
-    fast: dict[str, Any] = {}
-    if beta_of_unit_rows is not None or matmul:
-        fast = {"beta_of_unit_rows": beta_of_unit_rows, "matmul": matmul}
-    u_x, u_y, v_x, v_y = (
-        backend.retrieve(x, y, beta, **fast) if hopfield else (x, y, x, y)
+    weighs = targets is not None or weights is not None
+    both_directions = both_directions_of(backend, contrast, hopfield)
+    if both_directions is not None and not weighs:
+        both = both_directions(
+            x, y, inv_tau, ids=ids, exclude_above=exclude_above, matmul=matmul
+        )
+        return combine(both, inv_tau, scale)
+    direction = direction_of(
+        backend,
+        contrast,
+        bias=bias,
+        exclude_above=exclude_above,
+        matmul=matmul,
+        targets=targets,
+        weights=weights,
     )
+    u_x, u_y, v_x, v_y = x, y, x, y
+    if hopfield:
+        fast: dict[str, Any] = {}
+        if beta_of_unit_rows is not None or matmul:
+            fast = {"beta_of_unit_rows": beta_of_unit_rows, "matmul": matmul}
+        u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **fast)
     images = direction(u_x, u_y, inv_tau, ids=ids)
-    symmetric = not shared and is_symmetric(contrast, hopfield, exclude_above)
+    symmetric = not weighs and is_symmetric(contrast, hopfield, exclude_above)
     texts = images if symmetric else direction(v_y, v_x, inv_tau, ids=ids)
     return combine(images + texts, inv_tau, scale)
 
@@ -151,48 +156,34 @@ def both_directions_of(
 def direction_of(
     backend: ModuleType,
     contrast: str,
-    bias: float | Tensor,
-    exclude_above: float | None = None,
-    matmul: torch.dtype | None = None,
-) -> Callable[..., Tensor]:
-    """One direction of a contrast by the backend's function, or the plain one where the
-    backend has none.
-    """
-    row = CONTRASTS[contrast]
-    fast = getattr(backend, row.function, None)
-    options: dict[str, Any] = {
-        "exclude_above": exclude_above,
-        "matmul": matmul if fast else None,
-    }
-    options |= {} if row.softmax else {"bias": bias}
-    used = {name: value for name, value in options.items() if value is not None}
-    return partial(fast or getattr(sys.modules[__name__], row.function), **used)
-
-
-def weighted_direction(
-    backend: ModuleType,
-    contrast: str,
+    *,
     bias: float | Tensor,
     exclude_above: float | None,
+    matmul: torch.dtype | None,
     targets: Targets | None,
     weights: Tensor | None,
 ) -> Callable[..., Tensor]:
-    """One direction of a contrast with targets or weights, by the backend's
-    ``weighted_contrast``.
+    """One direction of a contrast by the backend's function, or the plain one where the
+    backend has none; with targets or weights by its ``weighted_contrast``.
     """
-    if targets is not None and exclude_above is not None:
-        raise ValueError(
-            "exclude_above compares with the positive, and targets name several: leave"
-            " one out"
-        )
-    return partial(
-        backend.weighted_contrast,
-        contrast=contrast,
-        bias=0.0 if CONTRASTS[contrast].softmax else bias,
-        exclude_above=exclude_above,
-        targets=targets,
-        weights=weights,
-    )
+    row = CONTRASTS[contrast]
+    options: dict[str, Any] = {"exclude_above": exclude_above}
+    if not row.softmax:
+        options["bias"] = bias
+    if targets is not None or weights is not None:
+        if targets is not None and exclude_above is not None:
+            raise ValueError(
+                "exclude_above compares with the positive, and targets name several:"
+                " leave one out"
+            )
+        options |= {"contrast": contrast, "targets": targets, "weights": weights}
+        function = backend.weighted_contrast
+    else:
+        fast = getattr(backend, row.function, None)
+        function = fast or getattr(sys.modules[__name__], row.function)
+        options["matmul"] = matmul if fast else None
+    used = {name: value for name, value in options.items() if value is not None}
+    return partial(function, **used)
 
 
 @outside_autocast

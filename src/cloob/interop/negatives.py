@@ -15,16 +15,16 @@ it is there to teach would be lost.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import one_of
-from cloob.objective import MEMBER, ContrastiveObjective, check_finite
-from cloob.objective.batch import Batch, Scales, loss_over_ranks
+from cloob.objective import ContrastiveObjective, check_finite
+from cloob.objective.batch import Batch
 from cloob.objective.labels import Labels
+from cloob.objective.loss import loss_of
+from cloob.objective.values import Scales
 
 
 def contrast_with_negatives(
@@ -63,15 +63,6 @@ def contrast_with_negatives(
         )
         pairs, extra = Layout(ranks["pairs"]), Layout(ranks["negatives"])
     one_of("contrast", objective.contrast, ("infoloob", "infonce"))
-    backend = objective.backend_of(
-        pairs.total + extra.total, x.device, objective.hopfield
-    )
     scales: Scales = {"inv_tau": objective.inv_tau, "beta": objective.beta, "bias": 0.0}
-    member: dict[str, Any] = {name: getattr(objective, name) for name in MEMBER}
-    return loss_over_ranks(
-        Batch(x, y, Labels(), scales, pairs),
-        backend,
-        matmul=objective.matmul,
-        negatives=(z, extra),
-        **member,
-    )
+    batch = Batch(x, y, Labels(), scales, objective.member(), pairs)
+    return loss_of(batch, objective.backend, objective.matmul, negatives=(z, extra))

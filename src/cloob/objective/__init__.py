@@ -1,14 +1,13 @@
-"""The objective as a module: the members of the family, their scales, and the way of a
-call from rows to the loss.
+"""The objective as a module: the members of the family and their scales.
+
+``batch`` reads a call, ``values`` looks at its values, ``backends`` says by which path
+it is computed, and ``ranks`` does so over several.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from functools import partial
-from types import ModuleType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,28 +22,23 @@ from cloob.family import (
     Contrast,
     member_name,
 )
-from cloob.functional import reference, streamed
-from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of, scalar
-from cloob.functional.private import (
-    in_transform,
-    is_exporting,
-    lowers_products,
-    readable,
-)
-from cloob.functional.reference import Scale, check_member, pair_loss
+from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of
+from cloob.functional.private import in_program, in_transform, readable
+from cloob.functional.reference import Scale, check_member
 from cloob.functional.scores import Targets
+from cloob.objective.backends import Backend, Products, check_products
 from cloob.objective.batch import (
     Batch,
-    Scales,
-    check_finite,
-    check_values,
-    logarithm_notice,
-    loss_over_ranks,
+    Call,
+    Member,
     read_batch,
     read_batch_over_ranks,
 )
 from cloob.objective.labels import Labels
-from cloob.scales import ScaledModule, callers_level, scalar_parameter
+from cloob.objective.loss import loss_of
+from cloob.objective.notices import Notices
+from cloob.objective.values import Scales, check_finite
+from cloob.scales import ScaledModule, scalar_parameter
 
 __all__ = [
     "OBJECTIVES",
@@ -58,21 +52,6 @@ __all__ = [
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
 _BIAS = -10.0  # what SigLIP's starts from
-
-Backend = Literal["auto", "reference", "streamed"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
-# attributes of an objective that ranks share
-MEMBER = (
-    "contrast",
-    "hopfield",
-    "scale",
-    "exclude_above",
-)
-# Without retrieval both paths take about equal time at 64 to 256 pairs, above it the
-# streamed one is faster (benchmarks/objective.py --sizes 64 128 256 512 1024; 2 CPU
-# cores, D = 512). With retrieval the plain form loses the gradient of rows in a narrow
-# cone to rounding (benchmarks/results/precision), so that always streams.
-STREAM_FROM = 256
 
 
 class ContrastiveObjective(ScaledModule):
@@ -152,7 +131,7 @@ class ContrastiveObjective(ScaledModule):
         backend: Backend = "auto",
         gather: bool | Literal["auto"] = False,
         exclude_above: float | None = None,
-        matmul: Literal["float32", "bfloat16"] = "float32",
+        matmul: Products = "float32",
         check: bool = True,
     ) -> None:
         super().__init__()
@@ -175,28 +154,16 @@ class ContrastiveObjective(ScaledModule):
         self.hopfield = hopfield
         self.scale: Scale = scale
         self.backend: Backend = backend
+        self.matmul: Products = matmul
         self.gather = gather
-        self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
         self.exclude_above = exclude_above
-        self._warned: set[str] = set()
-        self._looked_for_cone = False
-        self._looked_for_negatives = False
-        self._warn_of_arguments(inv_tau, learnable_inv_tau)
+        self._notices = Notices()
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
         self.bias = start_bias(bias, softmax)
-
-    def _warn_of_arguments(self, inv_tau: float, learnable: bool) -> None:
-        if not learnable:
-            self._warn_once("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
-        has_fast_path = hasattr(streamed, CONTRASTS[self.contrast].function)
-        if self.backend != "reference" and not has_fast_path:
-            self._warn_once(
-                "no fast path",
-                f"contrast={self.contrast!r} has no streamed form: it keeps N×N"
-                " matrices",
-            )
+        if not learnable_inv_tau:
+            self._notices.warn_of_logarithm("inv_tau", inv_tau)
 
     @classmethod
     def cloob(cls, **overrides: Any) -> Self:
@@ -266,7 +233,7 @@ class ContrastiveObjective(ScaledModule):
         """The constructor's arguments, τ⁻¹, β and bias at their present values;
         serialisable as JSON.
         """
-        config: dict[str, Any] = {
+        return {
             "contrast": self.contrast,
             "hopfield": self.hopfield,
             "inv_tau": float(self.inv_tau.detach()),
@@ -274,25 +241,25 @@ class ContrastiveObjective(ScaledModule):
             "learnable_inv_tau": self.learns("inv_tau"),
             "learnable_beta": self.learns("beta"),
             "scale": self.scale,
+            "bias": None if self.bias is None else float(self.bias.detach()),
+            "backend": self.backend,
+            "gather": self.gather,
+            "exclude_above": self.exclude_above,
+            "matmul": self.matmul,
+            "check": self.check,
         }
-        if self.bias is not None:
-            config["bias"] = float(self.bias.detach())
-        config |= {"backend": self.backend, "gather": self.gather}
-        if self.exclude_above is not None:
-            config["exclude_above"] = self.exclude_above
-        config["matmul"] = "float32" if self.matmul is None else "bfloat16"
-        return config | {"check": self.check}
+
+    def member(self, hopfield: bool | None = None) -> Member:
+        """Which loss it computes, in a call with or without retrieval."""
+        hopfield = self.hopfield if hopfield is None else hopfield
+        return Member(self.contrast, hopfield, self.scale, self.exclude_above)
 
     def extra_repr(self) -> str:
-        """The member and its settings, for ``print``; without values that are on no
-        device.
-        """
-        if any(scale.is_meta for scale in self.parameters()):
-            return (
-                f"contrast={self.contrast!r}, hopfield={self.hopfield!r},"
-                f" scale={self.scale!r}"
-            )
-        return ", ".join(f"{key}={value!r}" for key, value in self.config().items())
+        """The member, for ``print``."""
+        return (
+            f"contrast={self.contrast!r}, hopfield={self.hopfield!r},"
+            f" scale={self.scale!r}"
+        )
 
     @torch.no_grad()
     def clamp_(self) -> None:
@@ -350,10 +317,10 @@ class ContrastiveObjective(ScaledModule):
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers
                 expect.
             trusted: The number of rows of every rank. With it the call reads nothing
-                from a device: values go unchecked (``cloob.objective.batch.acceptable``
-                checks them there), rows are taken to be of unit length (much longer
-                ones may overflow), and a rank with wrong arguments leaves the others
-                waiting.
+                from a device: values go unchecked
+                (``cloob.objective.values.acceptable`` checks them there), rows are
+                taken to be of unit length (much longer ones may overflow), and a rank
+                with wrong arguments leaves the others waiting.
 
         Returns:
             0-d loss, float32 (float64 for float64 input), or the dictionary.
@@ -370,133 +337,87 @@ class ContrastiveObjective(ScaledModule):
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or
                 ``torch.export`` with ``backend="streamed"``.
         """
-        if self.training and not (torch.compiler.is_compiling() or in_transform()):
+        if self.training and not in_program():
             self.clamp_()
-        self._check_ranks()
-        hopfield = self.hopfield if hopfield is None else hopfield
-        labels = Labels(ids, targets, weights)
-        if labels.weigh and self.matmul is not None:
-            raise ValueError("targets and weights need matmul='float32'")
-
-        member: dict[str, Any] = {name: getattr(self, name) for name in MEMBER} | {
-            "hopfield": hopfield
-        }
-        look = self.check and trusted is None
-        batch = self._read(
+        scales = self._scales_of_call(logit_scale, logit_bias)
+        call = Call(
             image_features,
             text_features,
-            labels,
-            (logit_scale, logit_bias),
-            member,
-            look=look,
+            Labels(ids, targets, weights),
+            scales,
+            self.member(hopfield),
+            look=self.check and trusted is None and readable(),
+            trains=self.training,
+            gives_inv_tau=logit_scale is not None,
             trusted=trusted,
         )
-        if trusted is not None:
-            beta = batch.scales["beta"]
-            # of a learned β no number is read
-            beta_number = math.inf if isinstance(beta, Tensor) else beta
-            batch = batch._replace(beta_of_unit_rows=beta_number)
-        loss = self._loss(batch, member)
-        if look:
-            self._look_for_negatives(batch, member)
+        read = read_batch_over_ranks if self._gathers() else read_batch
+        batch = read(call, self._notices)
+        loss = loss_of(batch, self.backend, self.matmul)
+        if call.look:
+            self._look_for_negatives(batch)
         loss = self._touch(
             loss,
-            log_beta=hopfield,
+            log_beta=batch.member.hopfield,
             log_inv_tau=logit_scale is None,
             bias=logit_bias is None,
         )
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _check_ranks(self) -> None:
-        """Refuses to gather where there is no process group; warns where there is one
-        of several ranks, and each contrasts its own rows.
+    def _gathers(self) -> bool:
+        """Whether the rows of several ranks are contrasted; refuses to where that
+        cannot be, and warns where there are several and each contrasts its own.
         """
         if self.gather is True and not distributed.is_initialized():
-            needs = (
-                "start with torchrun, call init_process_group first, or give"
-                " gather='auto'"
+            raise RuntimeError(
+                "gather=True needs a process group: start with torchrun, call"
+                " init_process_group first, or give gather='auto'"
             )
-            raise RuntimeError(f"gather=True needs a process group: {needs}")
-        if self.gather is False and distributed.world_size() > 1:
-            self._warn_once(
+        n_ranks = distributed.world_size()
+        if n_ranks == 1:
+            return False
+        if not self.gather:
+            self._notices.warn(
                 "ranks",
-                "gather is False: each of the"
-                f" {distributed.world_size()} ranks contrasts its own rows alone;"
-                " gather='auto' takes those of all",
+                f"gather is False: each of the {n_ranks} ranks contrasts its own rows"
+                " alone; gather='auto' takes those of all",
             )
-
-    def _read(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        labels: Labels,
-        call_scales: tuple[float | Tensor | None, Tensor | None],
-        member: dict[str, Any],
-        *,
-        look: bool,
-        trusted: distributed.Layout | None,
-    ) -> Batch:
-        """The batch of a call, checked; over ranks if the objective gathers."""
-        prepare = partial(self._prepare, call_scales, member["hopfield"], look)
-        look = look and readable()
-        if not self.gather or distributed.world_size() == 1:
-            return read_batch(
-                image_features,
-                text_features,
-                labels,
-                prepare,
-                self.contrast,
-                look=look,
-            )
+            return False
         if not torch.compiler.is_compiling() and in_transform():
             raise RuntimeError(
                 "gathering over ranks goes through no torch.func (grad, vmap, …);"
                 " gather=False does"
             )
-        return read_batch_over_ranks(
-            image_features,
-            text_features,
-            labels,
-            prepare,
-            member,
-            look=look,
-            layout=trusted,
-        )
+        return True
 
-    def _loss(self, batch: Batch, member: dict[str, Any]) -> Tensor:
-        """The loss of a member of the family."""
-        x, y, labels, scales, layout, beta_of_unit_rows = batch
-        backend = self.backend_of(batch.n_candidates, x.device, member["hopfield"])
-        if layout is not None:
-            return loss_over_ranks(batch, backend, matmul=self.matmul, **member)
-        return pair_loss(
-            backend,
-            x,
-            y,
-            scales["inv_tau"],
-            scales["beta"],
-            bias=scales["bias"],
-            ids=labels.ids,
-            targets=labels.targets,
-            weights=labels.weights,
-            beta_of_unit_rows=beta_of_unit_rows if backend is streamed else None,
-            matmul=self.matmul,
-            **member,
-        )
+    def _scales_of_call(
+        self, logit_scale: float | Tensor | None, logit_bias: Tensor | None
+    ) -> Scales:
+        """The scales of a call: its own, else the module's; a bias of 0 where it has no
+        part.
+        """
+        scales = {"bias": 0.0} | self.scale_values()
+        if logit_scale is not None:
+            scales["inv_tau"] = logit_scale
+        if logit_bias is not None and self.bias is not None:
+            scales["bias"] = logit_bias
+        return scales
 
-    def _look_for_negatives(self, batch: Batch, member: dict[str, Any]) -> None:
-        """Warns if ids or the margin leave no anchor any negative, once looked for: an
+    def _look_for_negatives(self, batch: Batch) -> None:
+        """Warns if ids or the margin leave no anchor any negative, looked for once: an
         InfoLOOB of 0 has none.
         """
         marked = batch.labels.ids is not None or self.exclude_above is not None
-        if not marked or self._looked_for_negatives or not readable():
+        if not marked or not self._notices.is_first("look for negatives"):
             return
-        self._looked_for_negatives = True
-        bare = batch._replace(labels=Labels(batch.labels.ids))
+        bare = batch._replace(
+            labels=Labels(batch.labels.ids),
+            member=batch.member._replace(contrast="infoloob", scale="unit"),
+        )
         with torch.no_grad():
-            loss = self._loss(bare, member | {"contrast": "infoloob", "scale": "unit"})
+            loss = loss_of(bare, self.backend, self.matmul)
         if loss == 0:
-            self._warn_once(
+            self._notices.warn(
                 "no negatives",
                 "ids or exclude_above leave no anchor any negative: nothing is"
                 " contrasted (looked for at the first batch)",
@@ -510,105 +431,6 @@ class ContrastiveObjective(ScaledModule):
             if not is_used and isinstance(scale := getattr(self, name, None), Tensor):
                 loss = loss + 0.0 * scale.to(loss)
         return loss
-
-    def _warn_once(self, key: str, notice: str | None) -> None:
-        """A warning, if there is one, once; none while a graph is traced."""
-        if (
-            notice is not None
-            and key not in self._warned
-            and not torch.compiler.is_compiling()
-        ):
-            self._warned.add(key)
-            warnings.warn(notice, stacklevel=callers_level())
-
-    def _prepare(
-        self,
-        call_scales: tuple[float | Tensor | None, Tensor | None],
-        hopfield: bool,
-        check: bool,
-        x: Tensor,
-        y: Tensor,
-    ) -> tuple[Scales, float | None]:
-        """The scales of a call: its own ``logit_scale`` and bias, else the module's.
-        ``check`` also reads their values and the rows': the second result is β where
-        the rows are of unit length.
-        """
-        logit_scale, logit_bias = call_scales
-        inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
-        learns = (
-            isinstance(inv_tau, Tensor)
-            and inv_tau.requires_grad
-            and torch.is_grad_enabled()
-        )
-        if learns and self.scale == "paper":
-            falls = (
-                "τ · loss falls with τ⁻¹ for all embeddings; detach it to use its value"
-                " alone"
-            )
-            raise ValueError(f"logit_scale learns, which needs scale='unit': {falls}")
-        if learns and self.contrast == "infoloob" and self.training:
-            message = (
-                "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its"
-                " bound; fix it"
-            )
-            self._warn_once("bound", message)
-        bias: float | Tensor = 0.0
-        if self.bias is not None:
-            bias = self.bias if logit_bias is None else logit_bias
-        scales: Scales = {
-            "inv_tau": inv_tau,
-            "beta": self.scale_value("beta"),
-            "bias": bias,
-        }
-        for name, value in scales.items():  # as far as no device is waited for
-            if isinstance(value, Tensor):
-                scales[name] = scalar(name, value, x, positive=name != "bias")
-            else:
-                check_number(name, value, x.dtype, positive=name != "bias")
-        if check and readable():
-            cone = hopfield and self.training and not self._looked_for_cone
-            self._looked_for_cone |= cone
-            notices, beta_of_unit_rows = check_values(
-                x,
-                y,
-                scales,
-                looks_for_cone=cone,
-                looks_for_logarithm=logit_scale is not None,
-            )
-            for key, notice in notices.items():
-                self._warn_once(key, notice)
-            return scales, beta_of_unit_rows
-        return scales, None
-
-    def backend_of(
-        self, n_candidates: int, device: torch.device, hopfield: bool
-    ) -> ModuleType:
-        """The module that computes a call against so many candidates: ``reference``, or
-        ``streamed`` in tiles.
-        """
-        if self.backend != "auto" or self.matmul is not None:
-            return reference if self.backend == "reference" else streamed
-        # While torch.compile traces, torch.func and TF32 are unknown.
-        compiling = torch.compiler.is_compiling()
-        needs_reference = is_exporting() if compiling else in_transform()
-        if needs_reference:
-            return reference
-        # A backward pass inside autocast or under TF32 would round the products of the
-        # reference.
-        rounds = torch.is_autocast_enabled(device.type) or (
-            not compiling and lowers_products()
-        )
-        if hopfield or rounds or n_candidates >= STREAM_FROM:
-            return streamed
-        return reference
-
-
-def check_products(backend: str, matmul: str) -> None:
-    """Refuses unknown ways of computing, and bfloat16 where nothing would use it."""
-    one_of("backend", backend, BACKENDS)
-    one_of("matmul", matmul, ("float32", "bfloat16"))
-    if matmul == "bfloat16" and backend == "reference":
-        raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'")
 
 
 def start_bias(bias: float | None, softmax: bool) -> nn.Parameter | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cloob.data.batch import Skip
 from cloob.distributed import rank
 from cloob.errors import TrainingFailed
-from cloob.objective.batch import cone_notice, mean_cosine
+from cloob.objective.values import cone_notice, mean_cosine
 from cloob.training.build import Run
 from cloob.training.faults import name_last_checkpoint
 from cloob.training.run_folder import finite, with_readers

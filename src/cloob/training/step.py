@@ -22,7 +22,7 @@ from cloob.distributed import Layout, world_size
 from cloob.errors import InputError
 from cloob.functional.private import step_unless
 from cloob.objective import ContrastiveObjective
-from cloob.objective.batch import acceptable
+from cloob.objective.values import acceptable
 from cloob.training import sharding
 from cloob.training.gradcache import Buffers, cached_backward
 from cloob.training.optim import Average

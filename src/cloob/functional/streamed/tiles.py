@@ -100,7 +100,7 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def direct(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling() or private.in_transform():
+        if private.in_program():
             refused = (
                 "the streamed path goes through neither torch.func (grad, vmap, …) nor"
                 " torch.export"
