@@ -176,6 +176,8 @@ def direction_of(
                 "exclude_above compares with the positive, and targets name several:"
                 " leave one out"
             )
+        if matmul is not None:
+            raise ValueError("targets and weights need matmul='float32'")
         options |= {"contrast": contrast, "targets": targets, "weights": weights}
         function = backend.weighted_contrast
     else:
