@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from cloob.data.source import Source
 
@@ -72,43 +72,6 @@ def encoded(image, kind="PNG", **options):
 def picture(colour, size=(16, 16), kind="PNG"):
     """An encoded picture of one colour; ``size`` is width and height."""
     return encoded(Image.new("RGB", size, colour), kind)
-
-
-def raw_file(jpeg, side=64):
-    """A camera's RAW file (DNG): a picture as JPEG, to be turned by a quarter, then the
-    sensor's values.
-    """
-    preview, sensor = (
-        TiffImagePlugin.ImageFileDirectory_v2(),
-        TiffImagePlugin.ImageFileDirectory_v2(),
-    )
-    sensor.tagtype.update({33421: 3, 33422: 1})
-    sensor.update(
-        {
-            254: 0,
-            256: side,
-            257: side,
-            258: 16,
-            259: 1,
-            262: 32803,
-            277: 1,
-            278: side,
-            279: 2 * side**2,
-        }
-    )
-    sensor.update(
-        {273: len(jpeg), 33421: (2, 2), 33422: b"\0\1\1\2"}
-    )  # from where this ends; red, green, green, blue
-    preview.tagtype.update({330: 4, 50706: 1})
-    preview.update({254: 1, 259: 6, 274: 6, 514: len(jpeg), 50706: b"\1\4\0\0"})
-    preview.update({271: "Canon", 272: "Canon EOS", 306: "2021:03:04 05:06:07"})
-    middle = end = 8
-    for _ in range(2):  # the first time to know how long the directories are
-        preview[330], preview[513] = middle, end
-        middle = 8 + len(preview.tobytes(8))
-        directories = preview.tobytes(8) + sensor.tobytes(middle)
-        end = 8 + len(directories)
-    return b"II*\0\10\0\0\0" + directories + jpeg + bytes(2 * side**2)
 
 
 def noise_image(seed, width=12, height=10):

@@ -20,7 +20,7 @@ from cloob.data.transforms import TrainTransform, crop_box, resize
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
 from cloob.models.towers import create_model
-from make import Listed, encoded, noise_image, raw_file
+from make import Listed, encoded, noise_image
 from support import raises
 
 SIDE = 64
@@ -81,6 +81,7 @@ def zoo():
     colours = np.asarray(rgb)
     grey = np.asarray(rgb.convert("L"))
     greys = np.repeat(grey[..., None], 3, 2)
+    brightened = greys * (255 / greys.max())
     bits = np.where(greys > 127, 255, 0)
     see_through = Image.new("L", rgb.size, 0)
     see_through.paste(255, (0, 0, SIDE // 2, SIDE))
@@ -112,18 +113,18 @@ def zoo():
         ),
         "32-bit grey": (
             encoded(Image.fromarray(grey.astype(np.int32) * 2**23), "TIFF"),
-            greys / 2,
+            brightened,
             1,
         ),
         "32-bit grey of 16": (
             encoded(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"),
-            greys,
-            0,
+            brightened,
+            1,
         ),
         "floating-point grey": (
             encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"),
-            greys,
-            0,
+            brightened,
+            1,
         ),
         "1 bit": (
             encoded(
@@ -368,14 +369,6 @@ def test_a_format_without_its_package_names_what_to_install(
         encoder.encode_image,
         [tmp_path / "IMG_1.HEIC"],
     )
-    Image.init()
-    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
-    raises(
-        pictures.Unreadable,
-        r"AVIF: pip install 'pillow>=11\.3'",
-        pictures.decode,
-        HEIC.replace(b"heic", b"avif"),
-    )
     data = b"\xff\x0a" + bytes(9)
     brings = "pip install pillow-jxl-plugin"
     raises(pictures.Unreadable, brings, pictures.decode, data)
@@ -394,34 +387,6 @@ def test_jpeg_xl(encoder, tmp_path):
         repacked = encoded(image, "JXL", lossless_jpeg=True)
     expected = pictures.decode((tmp_path / "a.jpg").read_bytes())
     assert np.array_equal(np.asarray(pictures.decode(repacked)), np.asarray(expected))
-
-
-def test_a_white_drawing_is_put_on_black_and_any_other_on_white():
-    white = Image.new("RGBA", (60, 60), (255, 255, 255, 0))
-    white.paste((255, 255, 255, 255), (20, 0, 40, 60))
-    on_black = Image.new("RGB", (60, 60))
-    on_black.paste("white", (20, 0, 40, 60))
-    assert np.array_equal(
-        np.asarray(pictures.decode(encoded(white))), np.asarray(on_black)
-    )
-    for colour, spot in (
-        ((0, 0, 0, 255), (0, 0, 5, 5)),
-        ((128, 128, 128, 255), (0, 0, 1, 1)),
-        ((250, 250, 9, 255), (0, 0, 1, 1)),
-    ):
-        drawing = Image.new("RGBA", (60, 60), (9, 9, 9, 0))
-        on_white = Image.new("RGB", (60, 60), "white")
-        for image in (drawing, on_white):
-            image.paste(colour if image is drawing else colour[:3], spot)
-        assert np.array_equal(
-            np.asarray(pictures.decode(encoded(drawing))), np.asarray(on_white)
-        )
-
-
-def test_a_raw_file_is_refused_and_its_preview_is_no_picture():
-    for jpeg in (b"", encoded(upright(48, 64), "JPEG")):
-        data = raw_file(jpeg)
-        raises(pictures.Unreadable, "convert it to JPEG", pictures.decode, data)
 
 
 def test_heic(encoder):

@@ -3,13 +3,10 @@ evaluation and ``encode_image``.
 
 - Turned by the EXIF orientation (1 to 8); colour profiles are not applied, as
   open_clip's models had none.
-- Transparency is composited on white; a picture of which white leaves nearly one
-  colour, on black.
+- Transparency is composited on white.
 - Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point does not define
-  white: the narrowest of the ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds
-  the brightest pixel counts.
-- Of an animation the first frame. A CMYK JPEG holds inverted inks. A camera's RAW file
-  is refused: Pillow would take the small preview in it for the picture.
+  white: its brightest pixel is.
+- Of an animation the first frame. A CMYK JPEG holds inverted inks.
 - A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its
   sides. Of one that lacks its end, up to ``MAX_MISSING`` of the rows may be missing,
   and are grey.
@@ -21,7 +18,6 @@ import base64
 import contextlib
 import importlib
 import io
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageStat, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from cloob.files import TooLarge, read_at_most
@@ -69,14 +65,8 @@ _OTHERS = (
 )
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-_RAW = re.compile(
-    rb"....ftypcrx |FUJIFILMCCD-RAW|II\*\0....CR|II(?:RO|RS|U\0)|MMOR", re.DOTALL
-)
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # of a JPEG decoder
-# standard deviation of every channel, of 255, up to which a picture is nearly one
-# colour
-_ONE_COLOUR = 2.0
 _TURN_NAMES = (
     "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE"
     " ROTATE_90"
@@ -120,8 +110,6 @@ class Encoded:
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         self.truncated = False
         with _decoding(len(data)):
-            if _is_raw(data):
-                raise Unreadable("no decoder", "RAW of a camera: convert it to JPEG")
             self._data = data
             self.image = _open(data)
             _check_pixels(self.image, max_pixels)
@@ -319,9 +307,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image as RGB: grey scaled to 8 bits, transparency on white, or on black
-    if that shows more.
-    """
+    """A loaded image as RGB: grey scaled to 8 bits, transparency on white."""
     if image.mode.startswith("I;16"):
         # as Pillow reads colours of 16 bits
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -333,40 +319,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled_grey(image: Image.Image) -> Image.Image:
-    """Grey of 32 bits: the narrowest range that holds the brightest pixel counts."""
-    values = np.asarray(image)
-    brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
-    ranges: tuple[float, ...] = (2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)
-    if image.mode == "F":
-        ranges = (1.0, *ranges)
-    white = next((white for white in ranges if brightest <= white), brightest)
-    scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+    """Grey of 32 bits: the brightest pixel is white."""
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
+    brightest = max(float(values.max()), 1e-9)
+    scaled = np.clip(np.rint(values * (255 / brightest)), 0, 255)
+    return Image.fromarray(scaled.astype(np.uint8))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """A transparent image on white, or on black where white leaves nearly one
-    colour.
-    """
+    """A transparent image on white."""
     # a conversion to itself would be a copy
     layer = image if image.mode == "RGBA" else image.convert("RGBA")
-    on_white = _on(layer, "white")
-    deviation = _deviation(on_white)
-    if deviation >= _ONE_COLOUR:
-        return on_white
-    on_black = _on(layer, "black")
-    is_clearer = _deviation(on_black) > max(deviation, _ONE_COLOUR)
-    return on_black if is_clearer else on_white
-
-
-def _on(layer: Image.Image, colour: str) -> Image.Image:
-    result = Image.new("RGB", layer.size, colour)
+    result = Image.new("RGB", layer.size, "white")
     result.paste(layer, mask=layer)
     return result
-
-
-def _deviation(image: Image.Image) -> float:
-    return max(ImageStat.Stat(image).stddev)
 
 
 @contextlib.contextmanager
@@ -412,9 +378,6 @@ def _formats_of(data: bytes) -> tuple[str, ...]:
         box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
         brands = {box[i : i + 4] for i in range(0, len(box), 4)}
         if brands & {b"avif", b"avis"}:
-            Image.init()
-            if "AVIF" not in Image.OPEN:
-                raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
             return ("AVIF",)
         if brands & _HEIF_BRANDS:
             _package("pillow_heif.HeifImagePlugin", "HEIC: pip install pillow-heif")
@@ -431,19 +394,6 @@ def _package(module: str, missing: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         raise Unreadable("no decoder", missing) from None
-
-
-def _is_raw(data: bytes) -> bool:
-    """Whether it is a RAW file: by its first bytes, or a TIFF that begins with a
-    preview (DNG, NEF, ARW).
-    """
-    order: Literal["big", "little"] = "big" if data[:1] == b"M" else "little"
-    first = int.from_bytes(data[4:8], order) + 2  # entry of its first directory
-    tag, value = (
-        int.from_bytes(data[first + i : first + j], order) for i, j in ((0, 2), (8, 12))
-    )
-    is_preview = data[:4] in (b"II*\0", b"MM\0*") and (tag, value) == (254, 1)
-    return is_preview or _RAW.match(data) is not None
 
 
 def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:

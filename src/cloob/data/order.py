@@ -10,18 +10,15 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 DEFAULT_BUFFER = 10_000  # pairs of every lane in which streamed sources are shuffled
-# pairs from which on a permutation is computed place by place; numpy's costs less below
-LONG = 2**22
 _U64 = 2**64 - 1
 _STREAM = 0x5354524D  # sets the draws of shards apart from those of pairs
 _CAPTIONS = 0x43415054  # sets the draws of captions apart from those of crops
-_ROUNDS = 8
 
 RowsAt = Callable[[np.ndarray], np.ndarray]  # gives the rows at some places
 
@@ -32,45 +29,6 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
         struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8
     ).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-
-
-def keyed_permutation(n: int, key: Sequence[int]) -> RowsAt:
-    """A random permutation of range(n) of which any part can be computed: an
-    alternating Feistel network.
-
-    A number x < a·b, with a and b near √n, is the pair (x // b, x % b); a round adds to
-    one half a random function of the other. The functions are tables of true draws,
-    2·√n numbers per pair of rounds. Numbers of n and above are sent through again until
-    they fall below (there are fewer than a of them).
-    """
-    a = math.isqrt(n - 1) + 1
-    b = -(-n // a)
-    # its raw stream is the same in every version of numpy
-    draws = np.random.PCG64(list(key))
-    sides = [(b, a), (a, b)] * (_ROUNDS // 2)
-    tables = [
-        (draws.random_raw(size) % np.uint64(modulus)).astype(np.int64)
-        for size, modulus in sides
-    ]
-
-    def rows(places: np.ndarray) -> np.ndarray:
-        numbers = places.copy()
-        outside: Any = slice(None)
-        while True:
-            high, low = np.divmod(numbers[outside], b)
-            for i, table in enumerate(tables):
-                if i % 2 == 0:
-                    high = high + table[low]
-                    high -= a * (high >= a)
-                else:
-                    low = low + table[high]
-                    low -= b * (low >= b)
-            numbers[outside] = high * b + low
-            outside = np.flatnonzero(numbers >= n)
-            if not len(outside):
-                return numbers
-
-    return rows
 
 
 class Pictures:
@@ -117,14 +75,12 @@ class EpochOrder:
       rank reads the shards of one lane only. Another number of ranks gives the same
       batches, with more shards shared.
 
-    From ``long`` pairs on a permutation is computed place by place.
     """
 
     parts: Sequence[ShardSizes]
     seed: int
     shuffle: bool = True
     buffer: int = 0
-    long: int = LONG
 
     def __len__(self) -> int:
         return sum(sum(part.shard_sizes) for part in self.parts)
@@ -137,7 +93,7 @@ class EpochOrder:
         if not self.shuffle or n == 0:
             return lambda positions: positions
         if not self.buffer:
-            return _permutation(n, [seed, epoch], self.long)
+            return _permutation(n, [seed, epoch])
         streams = self._streams(epoch)
         begins = [lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes)]
         ends = [*begins[1:], n]
@@ -215,9 +171,7 @@ def _interleaved(
     return together[start - before : stop - before]
 
 
-def _permutation(n: int, key: Sequence[int] | np.ndarray, long: int = LONG) -> RowsAt:
+def _permutation(n: int, key: Sequence[int] | np.ndarray) -> RowsAt:
     key = [int(number) for number in key]
-    if n >= max(long, 1):
-        return keyed_permutation(n, key)
     numbers = np.random.Generator(np.random.PCG64(key)).permutation(n)
     return lambda places: np.asarray(numbers[places])
