@@ -250,7 +250,9 @@ def auto_tasks() -> list[Task]:
     seeds: dict[tuple[str, float], list[Record]] = {}
     for record in lines_of(AUTO):
         seeds.setdefault((record["task"], record["wrong"]), []).append(record)
-    whole = [(key, records) for key, records in seeds.items() if len(records) == 3]
+    whole = [
+        (key, records) for key, records in sorted(seeds.items()) if len(records) == 3
+    ]
     return [Task(*key, records) for key, records in whole]
 
 

@@ -87,9 +87,8 @@ def fit(
     key = key_of(pairs, held_out, settings, heads)
     if state is not None:
         progress = read_state(state, key, model, optimizer) or progress
-    last_epoch = settings.epochs if until is None else min(until, settings.epochs)
     began = time.perf_counter() - progress.seconds
-    while progress.epoch < last_epoch and not out_of_patience(progress, settings, lead):
+    while not is_over(progress, settings, lead, until):
         with seeded(settings.seed, progress.epoch, device):
             loss = fit_epoch(model, optimizer, batches, settings, progress)
         progress.epoch += 1
@@ -169,14 +168,17 @@ def fit_epoch(
     return mean
 
 
-def out_of_patience(progress: Progress, settings: HeadSettings, lead: float) -> bool:
-    """Whether too many validations in a row found nothing better; fewer are too many
-    where other heads are ahead.
+def is_over(
+    progress: Progress, settings: HeadSettings, lead: float, until: int | None
+) -> bool:
+    """Whether the last epoch is done, or too many validations in a row found nothing
+    better; fewer are too many where other heads are ahead.
     """
+    last_epoch = settings.epochs if until is None else min(until, settings.epochs)
     patience = settings.patience
     if (progress.best_value or 0.0) < lead:
         patience = -(-3 * patience // 5)
-    return 0 < patience <= progress.stale
+    return progress.epoch >= last_epoch or 0 < patience <= progress.stale
 
 
 def keep_best(progress: Progress, recall: float, model: Model) -> bool:
