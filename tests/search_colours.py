@@ -96,13 +96,11 @@ def write_pictures(folder, n=4):
 def make_index(place, pictures, model=None):
     """An index of a folder by the model that knows colours."""
     with Index.create(place) as index:
-        index.update(
-            [pictures], UpdateOptions(model=model or ColourModel(), name="colours")
-        )
+        index.update([pictures], UpdateOptions(model=model or ColourModel()))
     return place
 
 
 def open_index(place, model=None):
     index = Index.open(place)
-    index.use("colours", model or ColourModel())
+    index.use(model or ColourModel())
     return index

@@ -336,7 +336,7 @@ def test_indices(child, warm, path, wanted, monkeypatch):
             with TestClient(
                 make_app(index, ServeConfig()), base_url="http://localhost"
             ) as web:
-                for address in ("ids", "columns", "models"):
+                for address in ("ids", "columns", "health"):
                     assert web.get(f"/api/{address}").is_success, address
                 found = web.post(
                     "/api/search", json={"parts": [{"words": "a cat"}], "cutoff": False}

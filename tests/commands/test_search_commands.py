@@ -231,9 +231,7 @@ def test_find_indexes_what_is_new_and_answers(tmp_path, capsys, monkeypatch):
         and "605" not in err
     )
     with Index.open(pictures / ".cloob") as index:
-        assert [model.name for model in index.models] == [
-            "ViT-B-32-256/datacomp_s34b_b86k"
-        ]
+        assert index.model().name == "ViT-B-32-256/datacomp_s34b_b86k"
 
 
 def test_find_in_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):

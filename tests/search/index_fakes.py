@@ -96,26 +96,17 @@ def write_noise(path, seed, **saving):
     return path
 
 
-def content(index, model="fake"):
+def content(index):
     """What an index says by path, vectors rounded: a batch of another size rounds
     differently.
     """
-    items = index.items(index.store.ids().tolist())
-    vectors = (
-        index.store.vectors(model, [item.id for item in items])
-        if items and model
-        else [[np.nan]] * len(items)
-    )
+    items = index.items(index.store.ids())
+    if not items:
+        return {}
+    rows = np.round(index.store.vectors([item.id for item in items]), 4)
     return {
-        item.path: (
-            item.content,
-            item.mtime_ns,
-            item.bytes,
-            item.width,
-            item.caption,
-            tuple(np.round(vector, 4)),
-        )
-        for item, vector in zip(items, vectors, strict=True)
+        item.path: (item.content, item.mtime_ns, item.width, item.caption, row.tolist())
+        for item, row in zip(items, rows, strict=True)
     }
 
 

@@ -32,7 +32,7 @@ def index(coloured):
 
 def all_rows(index):
     ids = index.store.ids().tolist()
-    return ids, index.store.vectors("colours", ids)
+    return ids, index.store.vectors(ids)
 
 
 def stems(hits):
@@ -154,7 +154,7 @@ def test_the_row_is_the_weighted_sum(index, coloured):
     red = (
         model.encode_image(model.preprocess(Image.open(path))[None]).double().numpy()[0]
     )
-    (seven,) = index.store.vectors("colours", [7])
+    (seven,) = index.store.vectors([7])
     query = Query(
         (
             *Query.parse(["blue", f"+0.5:{path}", "-0.25:cyan"]).terms,
@@ -166,7 +166,7 @@ def test_the_row_is_the_weighted_sum(index, coloured):
     for hit in index.search(query, cutoff=None).hits:
         assert hit.item.id != 7
         assert hit.score == pytest.approx(
-            float(index.store.vectors("colours", [hit.item.id])[0] @ expected), abs=1e-5
+            float(index.store.vectors([hit.item.id])[0] @ expected), abs=1e-5
         )
     for terms, said in ((["red", "-red"], "cancel each other"), ([], "empty")):
         with pytest.raises(InputError, match=said):
@@ -188,7 +188,7 @@ def test_probabilities_are_the_softmax_at_the_models_temperature(coloured, tmp_p
         name: model.encode_text([name, f"a thing of colour {name}"]).double().mean(0)
         for name in NAMES
     }
-    rows = index.store.vectors("colours", labels.ids.tolist())
+    rows = index.store.vectors(labels.ids.tolist())
     for place in (0, 7, 31):
         powers = [
             math.exp(12 * float(rows[place] @ (prompts[n] / prompts[n].norm()).numpy()))

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import time
 from contextlib import contextmanager
@@ -96,31 +97,21 @@ def test_it_says_what_it_did_and_what_comes_next(
     assert cli.main(["index", "--out", "my idx"]) == 0
     assert "; 1 added, 6 as they were; 1 embedded" in capsys.readouterr().out
 
-    # A second model, one of the same weights by another name, and one that has changed.
-    second = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]
-    assert cli.main(second) == 0
-    assert (
-        "7 known, with a vector of this model now; 7 embedded"
-        in capsys.readouterr().out
-    )
-    assert cli.main([*second, "--name", "three"]) == 0
+    # A model of the same weights is only moved; another one is refused.
+    shutil.copytree(models / "one", tmp_path / "moved")
+    moved = ["index", "pictures", "--model", "moved", "--out", "my idx"]
+    assert cli.main(moved) == 0
     assert "7 as they were; 0 embedded" in capsys.readouterr().out
-    assert "has vectors of one, two; --name chooses one" in refused(
-        capsys, "index", "--out", "my idx"
-    )
-    write_model(tmp_path / "one", 2)
-    words = ["index", "pictures", "--model", "one", "--out", "my idx"]
-    assert "--replace-model makes its vectors anew" in refused(capsys, *words)
-    assert cli.main([*words, "--replace-model"]) == 0
-    assert "7 embedded" in capsys.readouterr().out
     with Index.open("my idx") as index:
-        assert [model.name for model in index.models] == ["one", "two"] and len(
-            index
-        ) == 7
+        assert index.model().spec == str(tmp_path / "moved")
+    second = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]
+    assert "other weights" in refused(capsys, *second)
+    assert cli.main([*second, "--anew"]) == 0
+    assert "my idx: 7 pictures, two; 7 added" in capsys.readouterr().out
 
     # A source that is gone: nothing is lost, and the exit code says so.
     pictures.rename(tmp_path / "elsewhere")
-    assert cli.main(["index", "pictures", "--out", "my idx", "--name", "one"]) == 1
+    assert cli.main(["index", "pictures", "--out", "my idx"]) == 1
     assert "nothing was removed; --remove-all removes them" in capsys.readouterr().err
     (tmp_path / "bad").mkdir()
     for source, model in (
@@ -171,30 +162,27 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_not_waited_fo
         assert refused(capsys, *words) == said
         with Index.open(tmp_path / "idx") as index:  # it may be read
             assert len(index) == 0
-    assert cli.main([*words, "--replace-model"]) == 0
+    assert cli.main(words) == 0
     assert "; 6 added; " in capsys.readouterr().out
 
 
-def test_a_replacement_that_is_killed_or_meets_a_full_disk_goes_on(
+def test_an_update_that_is_killed_or_meets_a_full_disk_goes_on(
     models, pictures, tmp_path, capsys
 ):
     place = tmp_path / "idx"
     words = ["index", pictures, "--model", models / "one", "--out", place]
     words = [*map(str, words), "--batch-size", "2"]
-    assert cli.main(words) == 0
-    replace = [*words, "--replace-model"]
-    write_model(models / "one", 2)
 
     def full():
         size = (place / "index.sqlite").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-        return cli.main(replace)
+        return cli.main(words)
 
-    with stopping(tmp_path / "killed", replace, 2, seed=2):
+    with stopping(tmp_path / "killed", words, 2):
         pass
     disk = fork(tmp_path / "full", 1, full)
-    assert disk.wait() == [2] and disk.told().count("\n") == 1, disk.told()
+    assert disk.wait() == [2]
+    assert disk.told().count("\n") == 1
     capsys.readouterr()
-    assert cli.main(replace) == 0
-    said = "4 known, with a vector of this model now, 2 as they were; 4 embedded"
-    assert said in capsys.readouterr().out
+    assert cli.main(words) == 0
+    assert "4 added, 2 as they were; 4 embedded" in capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_a_damaged_index_names_the_command_that_mends_it(tmp_path):
     with Index.create(place) as index:
         index.update([place.parent], options(FakeEncoder()))
         items = [item(f"{number}.png", str(number)) for number in range(4000)]
-        write(index.store, items, "fake", units(4000, 16))
+        write(index.store, items, index.model(), units(4000, 16))
     file = place / INDEX_FILE
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"x" * 9999):
@@ -128,26 +128,29 @@ def theirs(folder, spec):
     with Index.create(folder / "index") as index:
         index.update([folder / "pictures"], options(FakeEncoder()))
     with sqlite3.connect(folder / "index" / "index.sqlite") as file:
-        file.execute("UPDATE cloob_models SET spec = ?", [spec])
+        file.execute("UPDATE cloob_model SET spec = ?", [spec])
     file.close()
     return folder / "index"
 
 
+UNTYPED = r"so it is not fetched; .* type it once: cloob index --out INDEX --model"
+
+
+def use(place, spec=None):
+    """Has the model loaded, typed or not."""
+    with Index.open(place, writable=True) as index:
+        write_noise(place.parent / "pictures" / "new.png", 2)
+        index.update([], UpdateOptions(model=spec))
+
+
 def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path, hub):
-    said, replace = (
-        f"so it is not fetched; .* type it once: --model {TRACKER}$",
-        UpdateOptions(replace_model=True),
-    )
-    with (
-        Index.open(theirs(tmp_path, TRACKER), writable=True) as index,
-        pytest.raises(InputError, match=said),
-    ):
-        index.update([], replace)
+    place = theirs(tmp_path, TRACKER)
+    with pytest.raises(InputError, match=f"{UNTYPED} {TRACKER}$"):
+        use(place)
     assert not hub.asked
     for typed in (TRACKER, None):  # which is remembered
-        index = Index.open(tmp_path / "index", model=typed, writable=True)
-        with index, pytest.raises(InputError, match="tracker"):
-            index.update([], replace)
+        with pytest.raises(InputError, match="tracker"):
+            use(place, typed)
         assert hub.asked
         hub.asked.clear()
 
@@ -158,26 +161,21 @@ def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone
     folder = tmp_path / "model"
     folder.mkdir()
     head = {"features": 2, "embed_dim": 2, "kind": "linear", "dropout": 0.0}
-    said = {
+    content = {
         "format": 1,
         "image_size": 32,
         "image_encoder": TRACKER,
         "text_encoder": TRACKER,
+        "heads": {"image": head, "text": head},
+        "probe": {"image": [1.0], "text": [1.0]},
     }
-    marks = {"heads": {"image": head, "text": head}}
-    marks["probe"] = {"image": [1.0], "text": [1.0]}
-    (folder / "aligned.json").write_text(json.dumps(said | marks))
-    with (
-        Index.open(theirs(tmp_path, str(folder))) as index,
-        pytest.raises(InputError, match="so it is not fetched"),
-    ):
-        index.encoder()
+    (folder / "aligned.json").write_text(json.dumps(content))
+    place = theirs(tmp_path, str(folder))
+    with pytest.raises(InputError, match=UNTYPED):
+        use(place)
     assert not hub.asked
-    with (
-        Index.open(tmp_path / "index", model=str(folder)) as index,
-        pytest.raises(InputError, match="tracker"),
-    ):
-        index.encoder()
+    with pytest.raises(InputError, match="tracker"):
+        use(place, str(folder))
     assert hub.asked
 
 
@@ -221,15 +219,14 @@ def test_an_export_has_the_columns_of_the_source(tmp_path):
     }
     assert found == types | {"year": "int64"}
     found = table.to_pydict()
-    assert (
-        found["id"] == [1, 2]
-        and found["column_column_id"] == [2**60, 7]
-        and found["column_id"] == ["x", "y"]
-    )
-    assert (
-        found["score"] == [1.0, 0.5]
-        and found["new"] == [False, None]
-        and found["year"] == [2020, 2021]
-    )
-    assert found["mixed"] == ["true", "no"]
+    cells = {
+        "id": [1, 2],
+        "column_column_id": [2**60, 7],
+        "column_id": ["x", "y"],
+        "score": [1.0, 0.5],
+        "new": [False, None],
+        "year": [2020, 2021],
+        "mixed": ["true", "no"],
+    }
+    assert {name: found[name] for name in cells} == cells
     assert "new" not in parquet.read_table(tmp_path / "some.parquet").column_names

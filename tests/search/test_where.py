@@ -51,8 +51,7 @@ FOUND = {
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("where") / "index"
     with closing(Store(folder, create=True)) as store:
-        store.add_model(IndexedModel("m", "m", "f", 8))
-        write(store, ROWS, "m", units(len(ROWS)))
+        write(store, ROWS, IndexedModel("m", "m", "f", 8), units(len(ROWS)))
         yield store
 
 
@@ -130,7 +129,7 @@ def test_the_limits_of_another_connection_stay(store):
     store.ids(where.parse("width > 0"))
     write(store, [item("new", caption="x" * 100)], "m", units(1))
     store.remove("/src", ["/src/new"])
-    assert store.rows("SELECT count(*) FROM cloob_models") == [(1,)]
+    assert store.rows("SELECT count(*) FROM cloob_model") == [(1,)]
     refused = pytest.raises(InputError, match="may not be written")
     with refused, store.reader() as connection:
         connection.execute("DELETE FROM cloob_items")

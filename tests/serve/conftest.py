@@ -14,8 +14,8 @@ LOADED = (anyio.open_file, anyio.to_thread.run_sync, anyio.create_task_group)
 
 
 @pytest.fixture(scope="session")
-def encoders():
-    return ColourModel(), ColourModel("others")
+def encoder():
+    return ColourModel()
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +24,8 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def index(pictures, encoders, tmp_path_factory):
-    with build(tmp_path_factory.mktemp("index") / "idx", pictures, *encoders) as opened:
+def index(pictures, encoder, tmp_path_factory):
+    with build(tmp_path_factory.mktemp("index") / "idx", pictures, encoder) as opened:
         yield opened
 
 

@@ -38,14 +38,10 @@ def web_of(index, **config):
     return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
-def build(place, folder, *models):
-    """An index of a folder by some models, open for reading, with the models handed
-    in.
-    """
+def build(place, folder, model):
+    """An index of a folder, open for reading, with the model handed in."""
     with Index.create(place) as made:
-        for model in models:
-            made.update([folder], UpdateOptions(model=model, name=model.name))
+        made.update([folder], UpdateOptions(model=model))
     index = Index.open(place)
-    for model in models:
-        index.use(model.name, model)
+    index.use(model)
     return index

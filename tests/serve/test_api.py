@@ -17,7 +17,7 @@ from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
 from cloob.serve.config import ServeConfig
 from make import picture
-from search_colours import ColourModel
+from search_colours import ColourModel, loads
 
 
 def ask(client, path, **body):
@@ -26,13 +26,12 @@ def ask(client, path, **body):
     return answer.json()
 
 
-def nearest(index, query, model="colours"):
-    """Scores of all pictures."""
+def nearest(index, words):
+    """Scores of all pictures for some words."""
+    query = ColourModel().encode_text([words])[0].numpy()
     ids = index.store.ids().tolist()
-    return {
-        id_: float(row @ query)
-        for id_, row in zip(ids, index.store.vectors(model, ids), strict=True)
-    }
+    rows = index.store.vectors(ids)
+    return {id_: float(row @ query) for id_, row in zip(ids, rows, strict=True)}
 
 
 def agrees(hits, scores, top):
@@ -46,17 +45,12 @@ def agrees(hits, scores, top):
         assert hit["score"] == pytest.approx(scores[hit["id"]], abs=1e-5)
 
 
-def test_the_cutoff_says_that_nothing_fits(client, index):
+def test_the_cutoff_says_that_nothing_fits(client):
     fitting = ask(client, "search", parts=[{"words": "red"}], top=40)
     assert 0 < len(fitting["hits"]) < 40 and fitting["cut"] == 40 - len(fitting["hits"])
     assert all(hit["caption"] == "a red square" for hit in fitting["hits"][:10])
     everything = ask(client, "search", parts=[{"words": "red"}], top=40, cutoff=False)
     assert len(everything["hits"]) == 40 and everything["cut"] == 0
-    row = index.encoder("others").encode_text(["red"])[0].numpy()
-    found = ask(
-        client, "search", parts=[{"words": "red"}], top=5, cutoff=False, model="others"
-    )
-    agrees(found["hits"], nearest(index, row, "others"), 5)
 
 
 def test_a_filter_narrows_every_way_of_asking(client, index):
@@ -111,13 +105,14 @@ def test_labels_have_margins_and_a_cutoff_where_these_count(client):
     assert refused.status_code == 400 and "cutoff needs" in refused.json()["detail"]
 
 
-def test_a_model_says_when_it_is_ready(index, encoders):
-    with web_of(index) as web:
-        ask(web, "search", parts=[{"words": "red"}], model="others")
-        ready = {
-            model["name"]: model["ready"] for model in web.get("/api/models").json()
-        }
-        assert ready["others"]
+def test_a_model_says_when_it_is_ready(tmp_path, pictures, encoder, monkeypatch):
+    loads(monkeypatch)
+    build(tmp_path / "idx", pictures, encoder).close()
+    with Index.open(tmp_path / "idx") as index:
+        web = web_of(index)
+        assert not web.get("/api/health").json()["ready"]
+        ask(web, "search", parts=[{"words": "red"}])
+        assert web.get("/api/health").json()["ready"]
 
 
 HOSTILE = Path(__file__).parents[1] / "search" / "hostile.json"
@@ -197,11 +192,10 @@ def test_words_are_never_a_path_or_an_address(client, index, tmp_path):
         "../red.png",
     ):
         found = ask(client, "search", parts=[{"words": words}], cutoff=False)
-        row = ColourModel().encode_text([words])[0].numpy()
-        agrees(found["hits"], nearest(index, row), 50)
+        agrees(found["hits"], nearest(index, words), 50)
 
 
-def test_equal_queries_that_arrive_together_go_through_the_model_once(index, encoders):
+def test_equal_queries_that_arrive_together_go_through_the_model_once(index, encoder):
     words = [f"number {i % 12} of many" for i in range(24)]
 
     async def together():
@@ -219,15 +213,11 @@ def test_equal_queries_that_arrive_together_go_through_the_model_once(index, enc
             )
             return [answer.json() for answer in answers]
 
-    encoders[0].batches.clear()
+    encoder.batches.clear()
     answers = asyncio.run(together())
-    assert sum(encoders[0].batches) == len(set(words))
+    assert sum(encoder.batches) == len(set(words))
     for each, answer in zip(words, answers, strict=True):
-        agrees(
-            answer["hits"],
-            nearest(index, encoders[0].encode_text([each])[0].numpy()),
-            5,
-        )
+        agrees(answer["hits"], nearest(index, each), 5)
 
 
 def test_what_nobody_waits_for_any_more_is_not_computed(index, monkeypatch):
@@ -299,46 +289,12 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path):
         with Index.open(
             tmp_path / "idx", writable=True
         ) as other:  # as another process does
-            other.update([folder], UpdateOptions(model=encoder, name=encoder.name))
+            other.update([folder], UpdateOptions(model=encoder))
         after = web.get("/api/health").json()
         found = ask(web, "search", parts=[{"words": "red"}], cutoff=False, top=100)
         assert after["revision"] > before["revision"]
         assert after["pictures"] == found["searched"] == len(found["hits"]) == 40
         assert len(web.get("/api/ids").json()["ids"]) == 40
-
-
-def test_a_model_that_is_replaced_is_asked_anew(tmp_path, monkeypatch):
-    """Nothing of the old weights meets the new vectors: no row of an upload, no batch,
-    no text that was kept.
-    """
-    old, new = ColourModel(), ColourModel("anew")
-    folder = draw(tmp_path / "pictures", range(30))
-    data = (folder / "3.png").read_bytes()
-    with build(tmp_path / "idx", folder, old) as index, web_of(index) as web:
-        query = {"parts": [{"words": "red"}], "cutoff": False, "top": 5}
-        agrees(
-            ask(web, "search", **query)["hits"],
-            nearest(index, old.encode_text(["red"])[0].numpy()),
-            5,
-        )
-        held = web.post("/api/uploads", files={"file": ("name.png", data)}).json()[
-            "upload"
-        ]
-        with Index.open(
-            tmp_path / "idx", writable=True
-        ) as other:  # as another process does
-            other.update(
-                [folder], UpdateOptions(model=new, name=old.name, replace_model=True)
-            )
-        monkeypatch.setattr("cloob.models.load.load_model", lambda *_, **__: new)
-        agrees(
-            ask(web, "search", **query)["hits"],
-            nearest(index, new.encode_text(["red"])[0].numpy()),
-            5,
-        )
-        query["parts"] = [{"upload": held}]
-        found = ask(web, "search", **query)["hits"][0]
-        assert found["score"] == pytest.approx(1) and found["name"] == "3.png"
 
 
 # A filter, weights that cancel, ids that are not there: well-formed, and refused with
@@ -382,4 +338,4 @@ def test_the_api_keeps_to_its_description(schemathesis, index):
                 case.call_and_validate()
 
             ask()
-    assert len(operations) == 15
+    assert len(operations) == 12

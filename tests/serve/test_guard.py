@@ -416,7 +416,6 @@ def test_a_filter_is_one_expression_over_http_too(client, where):
     ("path", "body", "said"),
     [
         ("search", {"parts": [{"words": "red"}], "where": "width >"}, "filter"),
-        ("search", {"parts": [{"words": "red"}], "model": "no"}, "of a model 'no'"),
         (
             "search",
             {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]},

@@ -177,11 +177,11 @@ def test_it_shows_the_folder_that_was_named(tmp_path, monkeypatch):
 def test_its_end_does_not_wait_for_what_takes_minutes(told, code, tmp_path):
     model = Index.model
 
-    def slow(index, name=None):  # the server's first question comes in a thread
+    def slow(index):  # the server's first question comes in a thread
         if threading.current_thread() is not threading.main_thread():
             os.kill(os.getpid(), told)
             time.sleep(60)
-        return model(index, name)
+        return model(index)
 
     def child():
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -49,8 +49,7 @@ class Options:
     paths: Annotated[str | None, arg(metavar="LABEL")] = None
     """Print the paths of the pictures with this label alone."""
     model: str | None = None
-    """What `cloob eval` takes, for a SRC; for an index the name of one of its models.
-    """
+    """What `cloob eval` takes, for a SRC."""
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 

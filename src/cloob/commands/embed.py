@@ -46,7 +46,7 @@ class Options:
     texts: str | None = None
     """Texts for the model: a file of lines, or TABLE.parquet:COLUMN."""
     model: str | None = None
-    """What `cloob eval` takes; for an index the name of one of its models."""
+    """What `cloob eval` takes, for pictures."""
     overwrite: bool = False
     """Replace the file where it is there."""
     rows: RowOptions = field(default_factory=RowOptions)
@@ -72,7 +72,7 @@ def write_pictures(index: cloob.Index, out: Path) -> int:
     """Writes the vectors of all pictures, with their paths and captions; returns how
     many.
     """
-    items, vectors = index.view().pictures()
+    items, vectors = index.pictures()
     texts = {
         "paths": json.dumps([item.path for item in items]),
         "captions": json.dumps([item.caption or "" for item in items]),

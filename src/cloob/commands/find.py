@@ -5,7 +5,6 @@ search.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ class Options(search.Options):
     index: Annotated[Positional[str], arg(metavar="FOLDER")]
     """A folder of pictures, with its sub-folders."""
     model: str | None = None
-    """As of `cloob index`; left out, the index's first, and for a new one the first of
+    """As of `cloob index`; left out, the index's own, and for a new one the first of
     `cloob find --models`.
     """
     machine: DecodeOptions = field(default_factory=DecodeOptions)
@@ -66,12 +65,11 @@ def run(options: Options | None) -> int:
     if options is None:
         return print_models()
     check(options)
-    place, model, name, sources = plan(options)
-    index_code = bring_up_to_date(place, sources, model, name, options)
+    place, model, sources = plan(options)
+    index_code = bring_up_to_date(place, sources, model, options)
     if index_code == index.INTERRUPTED:
         return index_code
-    search_code = search.run(dataclasses.replace(options, model=model or name))
-    return search_code or index_code
+    return search.run(options) or index_code
 
 
 def check(options: Options) -> None:
@@ -95,8 +93,8 @@ def check(options: Options) -> None:
         raise InputError(f"{folder}: no pictures in it")
 
 
-def plan(options: Options) -> tuple[str, str | None, str | None, tuple[str, ...]]:
-    """Where the index lies, the model to load, or the name of the index's own, and the
+def plan(options: Options) -> tuple[str, str | None, tuple[str, ...]]:
+    """Where the index lies, the model to load, or None for the index's own, and the
     sources to add.
     """
     from cloob.search.address import find_index, is_there, place_of
@@ -104,28 +102,27 @@ def plan(options: Options) -> tuple[str, str | None, str | None, tuple[str, ...]
     place, _ = find_index(options.index)
     if not is_there(place):
         place = str(place_of(Path(options.index)))
-    model, name = options.model, None
+    model = options.model
     sources: tuple[str, ...] = (options.index,)
+    has_model = False
     if is_there(place):
         with cloob.Index.open(place) as existing:
-            if model is None and existing.models:
-                name = existing.models[0].name
+            has_model = existing.store.stored_model() is not None
             if existing.store.sources():
                 sources = ()
-    if model is None and name is None:
+    if model is None and not has_model:
         model = PHOTOS[0].name
         say(
             f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob"
             " find --models lists others)"
         )
-    return place, model, name, sources
+    return place, model, sources
 
 
 def bring_up_to_date(
     place: str,
     sources: tuple[str, ...],
     model: str | None,
-    name: str | None,
     options: Options,
 ) -> int:
     """Indexes what is new; its words go to stderr, as stdout is for what is found."""
@@ -134,7 +131,7 @@ def bring_up_to_date(
     if is_there(place) and not os.access(place, os.W_OK):
         say(f"{place}: cannot be written, so what is new since is not in it")
         return 0
-    update = index.Options(sources, place, model, name, machine=options.machine)
+    update = index.Options(sources, place, model, machine=options.machine)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return index.run(update, then=False)

@@ -43,13 +43,7 @@ class Options:
     out: Annotated[str, arg(metavar="DIR")] = ""
     """The folder of the index, made where it is missing."""
     model: str | None = None
-    """Run or model folder, NAME/TAG of open_clip, hf-hub:…; left out, the index's only
-    one.
-    """
-    name: str | None = None
-    """What the index calls the model; its file name or tag when left out."""
-    replace_model: bool = False
-    """Make all vectors anew where this model has other weights than before.
+    """Run or model folder, NAME/TAG of open_clip, hf-hub:…; left out, the index's own.
     """
     remove_all: bool = False
     """Remove all pictures of a source of which nothing is there any more."""
@@ -88,7 +82,7 @@ def run(options: Options, *, then: bool = True) -> int:
         try:
             return bring_up_to_date(index, options, then=then)
         except Exception:
-            if not index.models:  # nothing came into it, and nothing else lies there
+            if not len(index):  # nothing came into it, and nothing else lies there
                 index.close()
                 shutil.rmtree(options.out, ignore_errors=True)
             raise
@@ -178,13 +172,19 @@ def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int
         say(f"{printable(source)}: {printable(why)}")
     if options.prune:
         say(f"forgotten: {counted(index.store.prune(), 'contents')} that no path names")
-    models = "".join(f", {printable(model.name)}" for model in index.models)
     line = summary_line(summary)
-    print(f"{address}: {len(index):,} pictures{models}; {line}")
+    print(f"{describe(index)}; {line}")
     failed = bool(summary.refused or summary.unread or line.startswith("none"))
     if then and len(index) and not failed:
         say_next(["search", address, "something red"])
     return 1 if failed else 0
+
+
+def describe(index: cloob.Index) -> str:
+    """An index in a line."""
+    model = index.store.stored_model()
+    name = f", {printable(model.name)}" if model else ""
+    return f"{index.store.address}: {len(index):,} pictures{name}"
 
 
 def update_options(options: Options) -> UpdateOptions:
@@ -193,8 +193,6 @@ def update_options(options: Options) -> UpdateOptions:
 
     return UpdateOptions(
         model=options.model,
-        name=options.name,
-        replace_model=options.replace_model,
         device=options.machine.device,
         scan=ScanOptions(options.image_column, options.caption_column),
         batch_size=options.batch_size,
@@ -209,7 +207,6 @@ def summary_line(summary: Summary) -> str:
         "added": summary.added,
         "changed": summary.changed,
         "with a new date, size or caption": summary.described,
-        "known, with a vector of this model now": summary.completed,
         "removed": summary.removed,
         "as they were": summary.unchanged,
     }
@@ -259,17 +256,17 @@ def opened(
     """An index of a source, and how many of its pictures, folders and shards could not
     be read; some are named.
 
-    Pictures are embedded into an index that is gone at the end. The model is one of an
-    index, by name or by what it is loaded from; or for pictures what ``load_model``
-    takes, or a loaded one.
+    Pictures are embedded into an index that is gone at the end, by what ``load_model``
+    takes, or a loaded model.
     """
     from cloob.search.address import is_there
 
     if is_there(source):
         if machine.workers != decoders():
             raise InputError("--workers is for pictures; an index has their vectors")
-        named = model if isinstance(model, str) else None
-        with cloob.Index.open(source, model=named) as index:
+        if model is not None:
+            raise InputError(f"{source}: has a model; --model is for pictures")
+        with cloob.Index.open(source) as index:
             yield index, 0
         return
     if "://" not in source:

@@ -25,6 +25,7 @@ from cloob.search.records import Hit, Item, Results
 
 if TYPE_CHECKING:
     from cloob.search.query import Query
+    from cloob.search.where import Filter
 
 MOST_HITS = 100_000
 FIELDS = (
@@ -69,10 +70,6 @@ class Options:
     """Print one JSON object."""
     paths: bool = False
     """Print the paths alone."""
-    model: str | None = None
-    """A model of the index, by its name or by what it is loaded from; left out, the
-    first.
-    """
     machine: DeviceOptions = field(default_factory=DeviceOptions)
 
 
@@ -105,8 +102,10 @@ def run(options: Options) -> int:
     address, where = check_index(options.index, options.where)
     options = dataclasses.replace(options, where=where)
     query = Query.parse(options.query)
-    with cloob.Index.open(address, model=options.model) as index:
-        index.view(options.where)  # a mistake in it is named before a model is loaded
+    with cloob.Index.open(address) as index:
+        condition = index.condition(
+            options.where
+        )  # a mistake in it is named before a model is loaded
         if options.like is not None:
             id_ = find_item(index, options.like)
             query = Query((Term(id_, "item"), *query.terms))
@@ -114,7 +113,9 @@ def run(options: Options) -> int:
             say(f"loading {printable(index.model().name)} …")
             index.embedder(device=options.machine.device)
         results = (
-            ranked(index, options, query) if query.terms else newest(index, options)
+            ranked(index, options, query)
+            if query.terms
+            else newest(index, condition, options.top)
         )
         if options.json:
             print_json(results, options)
@@ -122,7 +123,7 @@ def run(options: Options) -> int:
             print_paths([hit.item for hit in results.hits])
         else:
             print_lines(results)
-        say_rest(index, results, options)
+        say_rest(index, results)
     return 0
 
 
@@ -148,9 +149,8 @@ def ranked(index: cloob.Index, options: Options, query: Query) -> Results:
     return index.search(query, top=options.top, where=options.where, cutoff=cutoff)
 
 
-def newest(index: cloob.Index, options: Options) -> Results:
-    where = index.view(options.where).where
-    ids = index.store.ids(where, limit=options.top, order="newest")
+def newest(index: cloob.Index, where: Filter | None, top: int) -> Results:
+    ids = index.store.ids(where, limit=top, order="newest")
     hits = tuple(Hit(item, math.nan) for item in index.items(ids.tolist()))
     return Results(hits, index.store.count(where), 0, "")
 
@@ -188,14 +188,13 @@ def print_lines(results: Results) -> None:
         print(*map(printable, fields), sep="\t")
 
 
-def say_rest(index: cloob.Index, results: Results, options: Options) -> None:
+def say_rest(index: cloob.Index, results: Results) -> None:
     """Says what the list does not show: pictures below the cutoff, or why it is
     empty.
     """
     n_hits, searched = len(results.hits), results.searched
     if not searched:
-        why = index.view(options.where, results.model or None).why_none()
-        say(f"no picture to search: {why}")
+        say(f"no picture to search: {index.store.why_none()}")
     elif not results.model and searched > n_hits:
         say(f"{n_hits:,} of {searched:,} pictures, the newest; --top shows more")
     elif results.model and not n_hits:

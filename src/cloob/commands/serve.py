@@ -19,8 +19,8 @@ from urllib.parse import urlencode
 
 import cloob
 from cloob.commands.console import Positional, arg, check_range, say, say_next
-from cloob.commands.index import check_index
-from cloob.errors import InputError, printable, require
+from cloob.commands.index import check_index, describe
+from cloob.errors import InputError, require
 from cloob.machine import processors
 from cloob.serve.hosts import is_loopback
 
@@ -44,8 +44,6 @@ class Options:
     """0 takes any that is free."""
     no_token: bool = False
     """Every user and program of this machine may look; not with another --host."""
-    model: str | None = None
-    """The default model of the index; its first when left out."""
     open: bool = False
     """Open the page in the browser."""
 
@@ -64,16 +62,14 @@ def run(options: Options) -> int:
     from cloob.serve.app import listen
 
     opened, address = listen(options.host, options.port)
-    with opened, cloob.Index.open(place, model=options.model) as index:
+    with opened, cloob.Index.open(place) as index:
         address += query_of(options, token, below, place)
-        models = ", ".join(printable(item.name) for item in index.models) or "no model"
-        counts = f"{len(index):,} pictures, {models}"
-        print(f"{index.store.address}: {counts}", file=sys.stderr)
+        print(describe(index), file=sys.stderr)
         print(f"{address}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         with in_browser(address) if options.open else contextlib.nullcontext():
             code = serve_until_stopped(index, opened, token, options)
         say("the server has ended")
-        if code and index.models:  # an update that was interrupted goes on
+        if code and len(index):  # an update that was interrupted goes on
             say_next(["index", "--out", index.store.address])
         sys.stdout.flush()
         sys.stderr.flush()

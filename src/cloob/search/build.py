@@ -84,7 +84,7 @@ class Builder:
             data = task.collection.read(task.found)
             encoded = Encoded(data)
             item = self._describe(task, data, encoded)
-            if self.store.having(self.model, [item.content]):
+            if self.store.having([item.content]):
                 return Prepared(task, item)
             pixels = self.encoder().preprocess(encoded.rgb())
         except (BadSample, Unreadable) as bad:
@@ -146,7 +146,7 @@ class Builder:
             for prepared in batch
             if prepared.item is not None and prepared.pixels is not None
         }
-        for content in self.store.having(self.model, list(pixels)):
+        for content in self.store.having(list(pixels)):
             del pixels[content]
         self.summary.embedded += len(pixels)
         if not pixels:

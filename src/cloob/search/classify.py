@@ -13,8 +13,9 @@ import numpy as np
 
 from cloob.errors import InputError
 from cloob.search.matrix import Ids, Vectors
+from cloob.search.models import LoadedModel
 from cloob.search.unrelated import margins, text_rows
-from cloob.search.view import View
+from cloob.search.where import Filter
 
 # prompts of a label when no templates are given
 TEMPLATES = (
@@ -93,16 +94,21 @@ def _check_templates(templates: Sequence[str]) -> None:
             )
 
 
-def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
-    """Chooses labels for every picture of a view."""
+def label_index(
+    index: LoadedModel,
+    labels: Sequence[str],
+    options: LabelOptions,
+    where: Filter | None,
+) -> Labels:
+    """Chooses labels for every picture that a filter lets through."""
     names = check_labels(labels, options)
-    ids, rows = _all_rows(view, len(names))
-    models_inv_tau = view.model.inv_tau
+    ids, rows = _all_rows(index, len(names), where)
+    models_inv_tau = index.model().inv_tau
     inv_tau = models_inv_tau or DEFAULT_INV_TAU
-    scores = rows @ _label_rows(view, names, options.templates).T
+    scores = rows @ _label_rows(index, names, options.templates).T
     above = None
     if options.multi or options.none:
-        above = margins(scores, rows, text_rows(view))
+        above = margins(scores, rows, text_rows(index))
     probabilities = _softmax(inv_tau * scores)
     chosen = _chosen(probabilities, above, options)
     return Labels(
@@ -130,24 +136,28 @@ def _chosen(
     )
 
 
-def _all_rows(view: View, n_labels: int) -> tuple[Ids, Vectors]:
+def _all_rows(
+    index: LoadedModel, n_labels: int, where: Filter | None
+) -> tuple[Ids, Vectors]:
     """Ids and vectors of all pictures."""
-    count = view.store.count(view.where)
+    count = index.store.count(where)
     if count * n_labels > MAX_NUMBERS:
         raise InputError(
             f"{count:,} pictures by {n_labels:,} labels are too many at once; --where"
             " takes a part"
         )
-    items, rows = view.pictures()
+    items, rows = index.store.pictures(where)
     return np.array([item.id for item in items], np.int64), rows
 
 
-def _label_rows(view: View, names: Sequence[str], templates: Sequence[str]) -> Vectors:
+def _label_rows(
+    index: LoadedModel, names: Sequence[str], templates: Sequence[str]
+) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
     prompts = [
         template.replace("{c}", name) for name in names for template in templates
     ]
-    rows = view.models.embedder(view.model).texts(prompts)
+    rows = index.embedder().texts(prompts)
     means = rows.reshape(len(names), len(templates), -1).mean(1)
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
     return np.asarray(means / np.maximum(lengths, 1e-12), np.float32)

@@ -23,7 +23,7 @@ from cloob.errors import InputError, message, printable, require
 from cloob.search.records import INDEX_FILE, Busy
 from cloob.search.where import SCHEMA
 
-FORMAT = 13  # the number of these tables
+FORMAT = 14  # the number of these tables
 APPLICATION_ID = 0x434C4F42  # "CLOB"
 PATIENCE_SECONDS = 60.0  # of a writer for another one; a batch takes a part of a second
 _HEADER = b"SQLite format 3\0"
@@ -232,6 +232,8 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     with closing(sqlite3.connect(":memory:")) as memory:
         memory.executescript(SCHEMA)
         ours = set(memory.execute(_SHAPE))
+    if connection.execute("SELECT count(*) FROM cloob_state").fetchone() != (1,):
+        raise InputError(f"{path}: is damaged; {mend(path.parent)}")
     for kind, name, _ in sorted(ours ^ set(connection.execute(_SHAPE)), key=str):
         raise InputError(
             f"{path}: is no index of cloob's: {kind} {name!r} is not as it makes it"

@@ -1,16 +1,17 @@
-"""A Parquet table of the pictures of a view, the same for the same rows."""
+"""A Parquet table of pictures, the same for the same rows."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from cloob.files import write_whole
-from cloob.search.records import Value
-from cloob.search.view import View
+from cloob.search.matrix import Vectors
+from cloob.search.records import IndexedModel, Item, Value
 
 _FIELDS = {
     "id": pa.int64(),
@@ -24,9 +25,10 @@ _FIELDS = {
 }
 
 
-def export(view: View, path: Path) -> int:
-    """Writes the table, and returns the number of rows."""
-    items, rows = view.pictures()
+def export(
+    path: Path, items: Sequence[Item], rows: Vectors, model: IndexedModel
+) -> None:
+    """Writes the table of pictures and their unit rows (n, D)."""
     arrays = {
         name: pa.array([getattr(item, name) for item in items], kind)
         for name, kind in _FIELDS.items()
@@ -38,12 +40,11 @@ def export(view: View, path: Path) -> int:
         while title in arrays:
             title = f"column_{title}"
         arrays[title] = _array([item.columns.get(name) for item in items])
-    about = {"model": view.model.name, "fingerprint": view.model.fingerprint}
+    about = {"model": model.name, "fingerprint": model.fingerprint}
     table = pa.table(arrays).replace_schema_metadata(about)
     sink = pa.BufferOutputStream()
     parquet.write_table(table, sink)
     write_whole(path, sink.getvalue())
-    return len(items)
 
 
 def _array(values: list[Value]) -> pa.Array:

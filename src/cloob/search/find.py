@@ -11,10 +11,11 @@ import numpy as np
 
 from cloob.errors import InputError
 from cloob.search.matrix import Ids, Vectors
-from cloob.search.query import AnyQuery, Query, Vector
+from cloob.search.models import LoadedModel
+from cloob.search.query import AnyQuery, Query, Term, Vector, weighted_row
 from cloob.search.records import Hit, Results
 from cloob.search.unrelated import margins, unrelated_rows
-from cloob.search.view import View
+from cloob.search.where import Filter
 
 CUTOFF = 3.0  # of a query with words
 PICTURE_CUTOFF = 2.0  # of a query of pictures alone, whose scores spread more
@@ -26,40 +27,71 @@ Cutoff = float | Literal["auto"] | None
 
 
 def search(
-    view: View,
+    index: LoadedModel,
     query: AnyQuery,
     top: int,
-    cutoff: Cutoff = None,
-    row: Vector | None = None,
+    where: Filter | None,
+    cutoff: Cutoff,
+    row: Vector | None,
 ) -> Results:
     """The nearest pictures whose margin reaches the cutoff."""
     if top < 1:
         raise InputError(f"top is {top}; at least one hit is needed")
     terms = None if isinstance(query, np.ndarray) else Query.of(query)
-    row = view.row(query, row)
-    unrelated = unrelated_rows(view, terms) if terms else None
+    row = query_row(index, query, row)
+    unrelated = unrelated_rows(index, terms) if terms else None
     if cutoff == "auto":
         cutoff = default_cutoff(terms)
     if unrelated is None:  # then no hit has a margin
         cutoff = None
     n_candidates = top if cutoff is None else max(top, LOOKED_AT)
     queried = item_terms(terms)
-    neighbours = view.store.nearest(
-        view.model.name, row, n_candidates + len(queried), view.where
-    )
+    neighbours = index.store.nearest(row, n_candidates + len(queried), where)
     is_other = ~np.isin(neighbours.ids, queried)
     ids = neighbours.ids[is_other][:n_candidates]
     scores = neighbours.scores[is_other][:n_candidates]
     above = np.full(len(ids), np.nan, np.float32)
     if unrelated is not None and len(ids):
-        above = margins(scores, view.vectors(ids), unrelated)
-    # refused where the model's name stands for other weights by now
-    view.models.model(view.model)
+        above = margins(scores, index.store.vectors(ids), unrelated)
     fits = np.ones(len(ids), bool)
     if cutoff is not None:
         fits = above >= cutoff
-    hits = _hits(view, ids[fits][:top], scores[fits], above[fits])
-    return Results(hits, neighbours.searched, int((~fits[:top]).sum()), view.model.name)
+    hits = _hits(index, ids[fits][:top], scores[fits], above[fits])
+    n_cut = int((~fits[:top]).sum())
+    return Results(hits, neighbours.searched, n_cut, index.model().name)
+
+
+def query_row(index: LoadedModel, query: AnyQuery, row: Vector | None = None) -> Vector:
+    """The unit row (D,) of a query; ``row`` if that is known."""
+    model = index.model()
+    if isinstance(query, np.ndarray):
+        row = query
+    else:
+        terms = Query.of(query).terms
+        if not any(term.weight for term in terms):
+            raise InputError(
+                "an empty query; give words or a picture a weight other than 0"
+            )
+        if row is None:
+            weights = [term.weight for term in terms]
+            row = weighted_row(weights, [_term_row(index, term) for term in terms])
+    row = np.asarray(row, np.float32)
+    length = float(np.linalg.norm(row))
+    if row.shape != (model.dim,) or not 0 < length < np.inf:
+        raise InputError(
+            f"a query of shape {row.shape} for the model {model.name!r}; ({model.dim},)"
+            " is expected, not 0"
+        )
+    return row / length
+
+
+def _term_row(index: LoadedModel, term: Term) -> Vector:
+    if not isinstance(term.what, int):
+        return index.row(term)
+    row: Vector = index.store.vectors([term.what])[0]
+    if not np.isfinite(row).all():
+        raise InputError(f"picture {term.what} is not in this index")
+    return row
 
 
 def default_cutoff(query: Query | None) -> float:
@@ -75,9 +107,11 @@ def item_terms(query: Query | None) -> list[int]:
     return [term.what for term in query.terms if isinstance(term.what, int)]
 
 
-def _hits(view: View, ids: Ids, scores: Vectors, above: Vectors) -> tuple[Hit, ...]:
+def _hits(
+    index: LoadedModel, ids: Ids, scores: Vectors, above: Vectors
+) -> tuple[Hit, ...]:
     """Hits in the order of the ids, without pictures that were removed meanwhile."""
-    items = view.items(ids)
+    items = {item.id: item for item in index.store.items(ids)}
     hits = []
     for id_, score, margin in zip(
         ids.tolist(), scores.tolist(), above.tolist(), strict=False

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Self
 
 from cloob.errors import InputError
 from cloob.search import find
-from cloob.search.models import Models
+from cloob.search.matrix import Vectors
+from cloob.search.models import LoadedModel
 from cloob.search.query import AnyQuery, Query, Term, Vector
-from cloob.search.records import IndexedModel, Item, Name, Progress, Results
+from cloob.search.records import Item, Progress, Results
 from cloob.search.store import Store
-from cloob.search.view import Memo, View
 from cloob.search.where import Filter, parse
 
 # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
@@ -27,13 +27,11 @@ if TYPE_CHECKING:
 Where = str | Filter | None
 
 
-class Index(Models, contextlib.AbstractContextManager["Index"]):
-    """Pictures with their metadata and their vectors of one model or several, for
-    several threads.
+class Index(LoadedModel, contextlib.AbstractContextManager["Index"]):
+    """Pictures with their metadata and their vectors of one model, for several threads.
 
     A user's mistake raises ``InputError`` with one line. ``where`` is a filter over the
-    metadata (:mod:`cloob.search.where`), and ``model`` the name of a model of the
-    index; None is the default one.
+    metadata (:mod:`cloob.search.where`).
 
     Example:
         >>> from pathlib import Path
@@ -51,18 +49,10 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         2 2 ['blue.png', 'red.png']
     """
 
-    def __init__(self, store: Store, model: str | None = None) -> None:
-        super().__init__(store, model)
-        self.memo = Memo()
-
     @classmethod
-    def open(
-        cls, address: str | Path, *, model: str | None = None, writable: bool = False
-    ) -> Self:
-        """Opens the index in a folder; ``model``: the default one, by its name or its
-        weights.
-        """
-        return cls(Store(Path(address), writable=writable), model)
+    def open(cls, address: str | Path, *, writable: bool = False) -> Self:
+        """Opens the index in a folder."""
+        return cls(Store(Path(address), writable=writable))
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
@@ -83,21 +73,14 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         """The metadata columns of the sources, and what they hold."""
         return self.store.columns()
 
-    @property
-    def models(self) -> tuple[IndexedModel, ...]:
-        """The models that the index has vectors of."""
-        return self.store.models()
-
-    def view(self, where: Where = None, model: Name = None) -> View:
-        """The pictures that a filter lets through, as a model sees them."""
-        condition = self.filter(where) if isinstance(where, str) else where
-        return View(self.store, self, self.memo, self.model(model), condition)
-
     def filter(self, where: str, hidden: Sequence[str] = ()) -> Filter:
         """Checks a filter, which may name none of the ``hidden`` columns."""
         filter_ = parse(where, hidden)
         self.store.ids(filter_, limit=0)
         return filter_
+
+    def condition(self, where: Where) -> Filter | None:
+        return self.filter(where) if isinstance(where, str) else where
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order of the ids; those that the index does not have are left
@@ -105,9 +88,15 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         """
         return self.store.items(ids)
 
+    def pictures(self, where: Where = None) -> tuple[list[Item], Vectors]:
+        """The pictures that a filter lets through, and their unit rows (n, D); refused
+        if there are none.
+        """
+        return self.store.pictures(self.condition(where))
+
     def picture(self, id: int) -> bytes:
         """The bytes of a picture's file."""
-        from cloob.search.files import make_of_picture  # pyarrow
+        from cloob.search.files import make_of_picture  # Pillow
 
         return make_of_picture(self._item(id), bytes)
 
@@ -115,7 +104,7 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         """A JPEG of a picture within a square of ``size`` pixels, without metadata;
         cached while the file stays.
         """
-        from cloob.search.files import kept_thumbnail  # pyarrow
+        from cloob.search.files import kept_thumbnail  # Pillow
 
         return kept_thumbnail(self._item(id), size)
 
@@ -130,7 +119,6 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         *,
         top: int = 20,
         where: Where = None,
-        model: Name = None,
         cutoff: find.Cutoff = "auto",
         row: Vector | None = None,
     ) -> Results:
@@ -142,17 +130,14 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         ``cutoff`` are left out (:mod:`cloob.search.find`); ``"auto"``: the default of
         the query's kind.
         """
-        return find.search(self.view(where, model), query, top, cutoff, row)
+        return find.search(self, query, top, self.condition(where), cutoff, row)
 
-    def similar(
-        self, id: int, *, top: int = 20, where: Where = None, model: Name = None
-    ) -> Results:
+    def similar(self, id: int, *, top: int = 20, where: Where = None) -> Results:
         """The pictures nearest to one of the index, without itself and a cutoff; loads
         no model.
         """
-        return self.search(
-            Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None
-        )
+        query = Query((Term(id, "item"),))
+        return self.search(query, top=top, where=where, cutoff=None)
 
     def classify(
         self,
@@ -160,24 +145,24 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         options: LabelOptions | None = None,
         *,
         where: Where = None,
-        model: Name = None,
     ) -> Labels:
         """Zero-shot labels of all pictures that match, see
         :mod:`cloob.search.classify`.
         """
         from cloob.search.classify import LabelOptions, label_index  # torch
 
-        return label_index(self.view(where, model), labels, options or LabelOptions())
+        condition = self.condition(where)
+        return label_index(self, labels, options or LabelOptions(), condition)
 
-    def export(
-        self, path: str | Path, *, model: Name = None, where: Where = None
-    ) -> int:
+    def export(self, path: str | Path, *, where: Where = None) -> int:
         """Writes a Parquet table: path, caption, what else is known, and vector;
         returns the number of rows.
         """
         from cloob.search.export import export  # pyarrow
 
-        return export(self.view(where, model), Path(path))
+        items, rows = self.pictures(where)
+        export(Path(path), items, rows, self.model())
+        return len(items)
 
     def update(
         self,
@@ -189,12 +174,10 @@ class Index(Models, contextlib.AbstractContextManager["Index"]):
         """Adds what sources have, and removes what they do not have any more; without
         sources, of all that it has.
 
-        Sources are folders of pictures, tables, shards or data sets. ``progress`` is
-        called with the number of pictures opened so far, and in all.
+        Sources are folders of pictures, pictures, or tables. ``progress`` is called
+        with the number of pictures opened so far, and in all.
         """
         from cloob.search.update import UpdateOptions, update  # torch
 
         with self.store.exclusive():
-            return update(
-                self.store, self, sources, options or UpdateOptions(), progress
-            )
+            return update(self, sources, options or UpdateOptions(), progress)

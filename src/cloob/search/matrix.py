@@ -1,4 +1,4 @@
-"""One model's vectors: a file of rows that processes map, and exact search in it.
+"""The vectors: a file of rows that processes map, and exact search in it.
 
 Rows are added at the end and never changed, so what a reader has mapped stays as it
 is. The database says how many of them count.
@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import InputError
-
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -33,7 +31,7 @@ class Neighbours(NamedTuple):
 
     ids: Ids  # (k,)
     scores: Vectors  # (k,) cosines
-    searched: int  # items that the filter lets through and the model has vectors of
+    searched: int  # items that the filter lets through
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,6 @@ def map_rows(path: Path, count: int, dim: int) -> Vectors:
 
 def write_rows(path: Path, start: int, rows: Vectors) -> None:
     """Writes rows from a place of a file on; they are on the disk at the end."""
-    if path.is_symlink():
-        raise InputError(f"{path}: no index has a link; remove it")
     # not by a writable map: on a full disk that ends the process
     with path.open("r+b" if path.exists() else "wb") as file:
         file.seek(start * 4 * rows.shape[1])

@@ -28,7 +28,6 @@ class Summary:
     added: int = 0  # new pictures, renamed ones included
     changed: int = 0  # pictures whose file holds something else now
     described: int = 0  # files of the same bytes with another time, caption or columns
-    completed: int = 0  # known pictures that got a vector of this model
     removed: int = 0
     unchanged: int = 0  # files that were not opened
     embedded: int = 0  # pictures that went through the model
@@ -56,15 +55,13 @@ class Summary:
         self.unreadable.add(fault, path)
 
     def add_item(self, state: FileState | None, item: Item) -> None:
-        """Counts what is new of a file: its path, bytes, description or vector."""
+        """Counts what is new of a file: its path, bytes or description."""
         if state is None or state.id is None:
             self.added += 1
         elif state.content != item.content:
             self.changed += 1
-        elif state.has_vector:
-            self.described += 1
         else:
-            self.completed += 1
+            self.described += 1
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,12 @@ class Plan:
 def make_plan(
     store: Store,
     collection: Collection,
-    model: int,
     summary: Summary,
     *,
     remove_all: bool = False,
 ) -> Plan:
     """What has to be read of a source, and what is gone; counts the rest."""
-    states = {state.path: state for state in store.states(collection.name, model)}
+    states = {state.path: state for state in store.states(collection.name)}
     collection.left_out = summary.left_out
     found = dict(_scan(collection, summary.left_out))
     why = _why_refused(states.values(), found, collection)
@@ -161,8 +157,8 @@ def _has_changed(
     if picture.mtime_ns != state.mtime_ns:
         return True
     if state.fault is None:
-        summary.unchanged += state.has_vector
-        return not state.has_vector
+        summary.unchanged += 1
+        return False
     if _is_missing(picture) or _FINAL.search(state.fault):
         summary.add_fault(state.fault, state.path)
         return False

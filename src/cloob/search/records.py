@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from cloob.errors import InputError
 
 INDEX_FILE = "index.sqlite"  # of an index, in its folder
 Value = str | int | float | bool | None  # what a metadata column holds
-Name: TypeAlias = "str | IndexedModel | None"  # of a model; None: the default one
 Progress = Callable[[int, int], None] | None  # is called with what is done, and all
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
@@ -48,23 +46,11 @@ class Item:
 @dataclass(frozen=True)
 class IndexedModel:
     name: str  # what the index calls it
-    spec: str = field(compare=False)  # what `cloob.load_model` takes
-    # of its weights and preprocessing, hex: vectors of two fingerprints never mix
-    fingerprint: str
+    spec: str  # what `cloob.load_model` takes
+    fingerprint: str  # of its weights and preprocessing, hex
     dim: int  # D, the width of its unit rows
-    number: int = field(default=0, compare=False)  # in the index's tables
     # τ⁻¹ of its softmax; None where neither its objective nor its weights have it
-    inv_tau: float | None = field(default=None, compare=False)
-
-    def check(self, fingerprint: str, address: str) -> None:
-        """Refuses a loaded model that is not the one that an index has vectors of."""
-        if fingerprint != self.fingerprint:
-            raise InputError(
-                f"{self.name}: has other weights or another preprocessing than when"
-                f" {address} was indexed ({self.spec}); cloob index --model M --out"
-                f" {address} with --replace-model makes its vectors anew, with --name"
-                " NAME keeps both"
-            )
+    inv_tau: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +64,6 @@ class FileState:
     id: int | None = None  # the item's; None for a file that could not be read
     # why it could not be read; it is tried again when size or time differ
     fault: str | None = None
-    has_vector: bool = False  # of one model
 
 
 @dataclass(frozen=True)

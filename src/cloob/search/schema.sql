@@ -1,18 +1,22 @@
--- An index. A path names bytes (cloob_items); bytes have a row in the file of every model's vectors (cloob_vectors).
+-- An index by one model. A path names bytes (cloob_items); bytes have a row in the file of vectors (cloob_contents).
 
-CREATE TABLE cloob_state (revision INTEGER NOT NULL) STRICT;  -- grows with every committed change
-INSERT INTO cloob_state VALUES (0);
+CREATE TABLE cloob_state (
+  revision INTEGER NOT NULL,  -- grows with every committed change
+  file INTEGER NOT NULL,  -- of the vectors, `vectors-FILE.f32` in hex: drawn by chance, so that no other database names it
+  rows INTEGER NOT NULL  -- of that file; what stands after them was never committed
+) STRICT;
+INSERT INTO cloob_state VALUES (0, 0, 0);
 
--- `rows` are in the file `vectors-ID-PACKED.f32`; what stands after them was never committed.
-CREATE TABLE cloob_models (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL, fingerprint TEXT NOT NULL,
-  dim INTEGER NOT NULL, inv_tau REAL, rows INTEGER NOT NULL DEFAULT 0, packed INTEGER NOT NULL DEFAULT 0) STRICT;
+-- One row; none as long as nothing was embedded.
+CREATE TABLE cloob_model (
+  name TEXT NOT NULL, spec TEXT NOT NULL, fingerprint TEXT NOT NULL, dim INTEGER NOT NULL, inv_tau REAL) STRICT;
 
 -- `path` is absolute; empty, it is the folder around the index, which may move.
 CREATE TABLE cloob_sources (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE) STRICT;
 
 CREATE TABLE cloob_contents (
   id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL UNIQUE,  -- SHA-256, hex
+  row INTEGER NOT NULL,  -- of its vector
   unnamed_since INTEGER  -- seconds since 1970; NULL while a path names it
 ) STRICT;
 
@@ -28,7 +32,3 @@ CREATE VIEW cloob_pictures AS SELECT * FROM cloob_items WHERE content IS NOT NUL
 
 -- The names of the keys of cloob_items.columns, and what they hold.
 CREATE TABLE cloob_columns (name TEXT NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (name, kind)) STRICT;
-
-CREATE TABLE cloob_vectors (
-  model INTEGER NOT NULL, content INTEGER NOT NULL, row INTEGER NOT NULL,
-  PRIMARY KEY (model, content)) STRICT, WITHOUT ROWID;

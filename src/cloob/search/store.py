@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cloob.errors import InputError, nearest, printable
+from cloob.errors import InputError, printable
 from cloob.search.database import Database, mend
 from cloob.search.matrix import Ids, Matrix, Neighbours, Vectors, map_rows, write_rows
-from cloob.search.records import FileState, IndexedModel, Item, Name, Value, valid
+from cloob.search.records import FileState, IndexedModel, Item, Value, valid
 from cloob.search.where import (
     MOST_COLUMNS,
     PATH,
@@ -30,6 +31,7 @@ from cloob.search.where import (
 )
 
 Order = Literal["id", "newest", "chance"]
+_NO_PLACES = np.empty(0, np.int64)
 KEPT_DAYS = 30  # of what no path names any more
 _ORDERS = {
     "id": "id",
@@ -37,15 +39,8 @@ _ORDERS = {
     "chance": "content * 2654435761 % 4294967296, id",
 }
 
-_MODELS = "SELECT name, spec, fingerprint, dim, id, inv_tau FROM cloob_models"
-# ON CONFLICT: one that is replaced, whose vectors are gone, or loaded from elsewhere
-_ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, inv_tau)
-VALUES (:name, :spec, :fingerprint, :dim, :inv_tau) ON CONFLICT (name) DO UPDATE SET
-  spec = excluded.spec, fingerprint = excluded.fingerprint, dim = excluded.dim,
-  inv_tau = excluded.inv_tau"""
 _STATES = f"""SELECT {PATH}, i.bytes, i.mtime_ns, coalesce(c.hash, ''),
-  iif(i.content IS NULL, NULL, i.id), i.fault,
-  EXISTS (SELECT 1 FROM cloob_vectors WHERE model = :model AND content = i.content)
+  iif(i.content IS NULL, NULL, i.id), i.fault
 FROM cloob_items i LEFT JOIN cloob_contents c ON c.id = i.content
 WHERE i.source = (SELECT id FROM cloob_sources WHERE path = :source) ORDER BY i.id"""
 # CROSS JOIN: SQLite reads the left table first.
@@ -64,13 +59,9 @@ ON CONFLICT (source, path) DO UPDATE SET
   date_from = excluded.date_from, fault = excluded.fault"""
 _REMOVE = """DELETE FROM cloob_items
 WHERE source = (SELECT id FROM cloob_sources WHERE path = ?) AND path = ?"""
-_HAVING = """SELECT c.hash FROM cloob_contents c
-WHERE c.hash IN (SELECT value FROM json_each(:contents)) AND EXISTS (
-  SELECT 1 FROM cloob_vectors WHERE model = :model AND content = c.id)"""
 # as one text: 100,000 rows of Python take three times as long
-_PLACES = """SELECT coalesce(group_concat(i.id || ' ' || v.row, ' '), '')
-FROM cloob_vectors v CROSS JOIN cloob_items i ON i.content = v.content
-WHERE v.model = :model"""
+_PLACES = """SELECT coalesce(group_concat(i.id || ' ' || c.row, ' '), '')
+FROM cloob_contents c CROSS JOIN cloob_items i ON i.content = c.id"""
 _MONTHS = """SELECT substr(date, 1, 7) AS month, count(*) FROM cloob_items
 WHERE id IN (SELECT value FROM json_each(:ids))
 GROUP BY month ORDER BY coalesce(month, '') DESC"""
@@ -89,7 +80,7 @@ class Store(Database):
         self, folder: Path, *, writable: bool = False, create: bool = False
     ) -> None:
         super().__init__(folder, writable=writable, create=create)
-        self._matrices: dict[int, Matrix] = {}
+        self._matrix: Matrix | None = None
 
     def revision(self) -> int:
         """Grows with every committed change: caches and servers look here whether to
@@ -97,72 +88,44 @@ class Store(Database):
         """
         return int(self.rows("SELECT revision FROM cloob_state")[0][0])
 
-    # Models
+    # The model
 
-    def models(self) -> tuple[IndexedModel, ...]:
-        """The models in order."""
-        return tuple(IndexedModel(*row) for row in self.rows(f"{_MODELS} ORDER BY id"))
+    def stored_model(self) -> IndexedModel | None:
+        """The model; None as long as nothing was embedded."""
+        statement = "SELECT name, spec, fingerprint, dim, inv_tau FROM cloob_model"
+        for row in self.rows(statement):
+            return IndexedModel(*row)
+        return None
 
-    def model(self, name: Name = None) -> IndexedModel:
-        """A model by its name; one that has other weights by now is not there any more.
-
-        None: the first.
-        """
-        models = self.models()
-        for model in models:
-            if name in (None, model.name, model):
-                return model
-        if not models:
+    def model(self) -> IndexedModel:
+        model = self.stored_model()
+        if model is None:
             raise InputError(f"{self.address}: is empty; `cloob index` fills it")
-        name = name.name if isinstance(name, IndexedModel) else name
-        raise InputError(
-            f"{self.address}: has no vectors of a model {name!r} (any more);"
-            f" {nearest(str(name), [model.name for model in models])}"
-        )
+        return model
 
-    def add_model(self, model: IndexedModel, *, replace: bool = False) -> IndexedModel:
-        """Adds a model without vectors; one of the same weights gets the new place that
-        it is loaded from.
+    def check_weights(self, fingerprint: str) -> None:
+        """Refuses a model that is not the one that the index has vectors of."""
+        model = self.stored_model()
+        if model is not None and fingerprint != model.fingerprint:
+            raise InputError(
+                f"{model.name}: has other weights or another preprocessing"
+                f" than when {self.address} was indexed ({model.spec});"
+                f" {mend(self.path.parent)}"
+            )
 
-        Where its name is that of other weights, InputError; or with ``replace`` their
-        vectors go.
-        """
+    def move_model(self, spec: str) -> None:
+        """Notes where the model is loaded from by now."""
         with self.transaction():
-            for old in self.models():
-                if old.name == model.name and old.fingerprint != model.fingerprint:
-                    if not replace:
-                        old.check("", self.address)
-                    self._forget_vectors(old)
-            self.rows(_ADD_MODEL, dataclasses.asdict(model))
-            added = self.model(model)
-        self._remove_files(added)
-        return added
+            self.rows("UPDATE cloob_model SET spec = :spec", {"spec": spec})
 
-    def remove_model(self, name: str | IndexedModel) -> None:
-        with self.transaction():
-            model = self.model(name)
-            self._forget_vectors(model)
-            self.rows("DELETE FROM cloob_models WHERE id = :number", vars(model))
-        self._remove_files(model)
-
-    def _forget_vectors(self, model: IndexedModel) -> None:
-        self.rows("DELETE FROM cloob_vectors WHERE model = :number", vars(model))
-        statement = "UPDATE cloob_models SET rows = 0, packed = packed + 1"
-        self.rows(f"{statement} WHERE id = :number", vars(model))
-
-    def _file(self, model: IndexedModel) -> tuple[Path, int]:
-        """The file of a model's vectors, and how many of its rows count."""
-        statement = "SELECT rows, packed FROM cloob_models WHERE id = :number"
-        for rows, packed in self.rows(statement, vars(model)):
-            return self.path.with_name(f"vectors-{model.number}-{packed}.f32"), rows
-        return self.path.with_name(f"vectors-{model.number}-none.f32"), 0
-
-    def _remove_files(self, model: IndexedModel) -> None:
-        """Removes the files of vectors that another one has replaced."""
-        current, _ = self._file(model)
-        for path in self.path.parent.glob(f"vectors-{model.number}-*.f32"):
-            if path != current:
-                path.unlink(missing_ok=True)
+    def _set_model(self, model: IndexedModel) -> None:
+        self.check_weights(model.fingerprint)
+        if self.stored_model() is None:
+            self.rows(
+                "INSERT INTO cloob_model VALUES"
+                " (:name, :spec, :fingerprint, :dim, :inv_tau)",
+                vars(model),
+            )
 
     # Sources
 
@@ -185,12 +148,10 @@ class Store(Database):
         used = f"SELECT DISTINCT {SOURCE} AS name FROM cloob_items i ORDER BY name"
         return tuple(name for (name,) in self.rows(used))
 
-    def states(self, source: str, model: int = 0) -> Iterator[FileState]:
-        """What is known of the files of a source, and whether their bytes have a vector
-        of a model, by its number.
-        """
+    def states(self, source: str) -> Iterator[FileState]:
+        """What is known of the files of a source."""
         stored, _ = self._names(source, "")
-        for row in self.rows(_STATES, {"source": stored, "model": model}):
+        for row in self.rows(_STATES, {"source": stored}):
             yield FileState(*row)
 
     # Writing
@@ -198,21 +159,20 @@ class Store(Database):
     def write(
         self,
         items: Sequence[Item],
-        model: str | IndexedModel,
+        model: IndexedModel,
         vectors: Mapping[str, Vectors],
     ) -> None:
         """Adds items, or replaces those of the same source and path, and vectors (D,)
-        of one model by content; a content that has one keeps it.
+        of the model by content; a content that has one keeps it.
 
         A replaced item keeps its id.
         """
         with self.transaction():
-            # in the transaction, so that vectors of other weights never come under its
-            # name
-            indexed = self.model(model)
+            self._set_model(model)
             for source in {item.source for item in items}:
                 self._add_source(source)
-            numbers = self._add_contents([item.content for item in items])
+            self._add_vectors(vectors)
+            numbers = self._numbers([item.content for item in items])
             rows = [
                 (
                     *self._names(item.source, item.path),
@@ -223,38 +183,77 @@ class Store(Database):
             ]
             self.many(_WRITE_ITEM, rows)
             self._note_columns(items)
-            old = self.having(indexed, list(vectors))
-            new = {
-                numbers[content]: vector
-                for content, vector in vectors.items()
-                if content not in old
-            }
-            self._add_vectors(indexed, new)
+        self._remove_old_vectors()
 
-    def _add_contents(self, hashes: list[str]) -> dict[str, int]:
-        """The numbers of contents, which are added where they are missing."""
-        self.many(
-            "INSERT INTO cloob_contents (hash) VALUES (?) ON CONFLICT DO NOTHING",
-            [(content,) for content in hashes],
-        )
+    def having(self, contents: Sequence[str]) -> set[str]:
+        """Those of some contents that have a vector."""
+        return set(self._numbers(list(contents)))
+
+    def _numbers(self, hashes: list[str]) -> dict[str, int]:
+        """The numbers of those contents that have a vector."""
         statement = "SELECT hash, id FROM cloob_contents WHERE hash IN"
         among = "(SELECT value FROM json_each(:hashes))"
         return dict(self.rows(f"{statement} {among}", {"hashes": hashes}))
 
-    def _add_vectors(self, model: IndexedModel, vectors: Mapping[int, Vectors]) -> None:
-        """Adds vectors by the number of their content."""
-        if not vectors:
+    def _add_vectors(self, vectors: Mapping[str, Vectors]) -> None:
+        """Adds contents with their vectors at the end of the file.
+
+        What stands there already is of a writer that was killed, or of a later database
+        in whose place an earlier one was put: the rows that count go into another file.
+        """
+        old = self.having(list(vectors))
+        new = {key: vector for key, vector in vectors.items() if key not in old}
+        if not new:
             return
-        rows = np.array(list(vectors.values())).reshape(len(vectors), model.dim)
-        path, start = self._file(model)
+        path, start = self._file()
+        length = self._mapped().nbytes
+        if not start or path.stat().st_size > length:
+            self._rewrite()
+            path, start = self._file()
+        rows = np.array(list(new.values())).reshape(len(new), self.model().dim)
         write_rows(path, start, rows)
-        places = [
-            (model.number, content, place)
-            for place, content in enumerate(vectors, start)
-        ]
-        self.many("INSERT INTO cloob_vectors VALUES (?, ?, ?)", places)
-        statement = "UPDATE cloob_models SET rows = :rows WHERE id = :model"
-        self.rows(statement, {"rows": start + len(rows), "model": model.number})
+        places = [(content, place) for place, content in enumerate(new, start)]
+        self.many("INSERT INTO cloob_contents (hash, row) VALUES (?, ?)", places)
+        end = {"rows": start + len(rows)}
+        self.rows("UPDATE cloob_state SET rows = :rows", end)
+
+    def _file(self) -> tuple[Path, int]:
+        """The file of vectors, and how many of its rows count."""
+        number, rows = self.rows("SELECT file, rows FROM cloob_state")[0]
+        return self.path.with_name(f"vectors-{number:016x}.f32"), rows
+
+    def _mapped(self, places: Ids = _NO_PLACES) -> Vectors:
+        """The rows of the file that count; refused where it is too short, or has no
+        such ``places``.
+        """
+        path, count = self._file()
+        try:
+            if len(places) and not 0 <= places.min() <= places.max() < count:
+                raise ValueError(path)
+            return map_rows(path, count, self.model().dim)
+        except (ValueError, OSError):
+            raise InputError(
+                f"{path}: is damaged, or not of this {self.path.name};"
+                f" {mend(path.parent)}"
+            ) from None
+
+    def _rewrite(self) -> None:
+        """Writes the vectors of all contents into a file of a new name."""
+        contents = self.rows("SELECT id, row FROM cloob_contents ORDER BY row")
+        places = np.array([place for _, place in contents], np.int64)
+        rows = self._mapped(places)[places]
+        state = {"file": secrets.randbits(62), "rows": len(rows)}
+        self.rows("UPDATE cloob_state SET file = :file, rows = :rows", state)
+        write_rows(self._file()[0], 0, rows)
+        moved = [(place, number) for place, (number, _) in enumerate(contents)]
+        self.many("UPDATE cloob_contents SET row = ? WHERE id = ?", moved)
+
+    def _remove_old_vectors(self) -> None:
+        """Removes the files of vectors that another one has replaced."""
+        current, _ = self._file()
+        for path in self.path.parent.glob("vectors-*.f32"):
+            if path != current:
+                path.unlink(missing_ok=True)
 
     def _note_columns(self, items: Sequence[Item]) -> None:
         found = {
@@ -294,32 +293,13 @@ class Store(Database):
         old = "DELETE FROM cloob_contents WHERE unnamed_since < :limit RETURNING id"
         self.note_unnamed()
         with self.transaction():
-            contents = [content for (content,) in self.rows(old, {"limit": limit})]
-            models = self.models() if contents else ()
-            for model in models:
-                self._pack(model, contents)
-        for model in models:
-            self._remove_files(model)
+            contents = self.rows(old, {"limit": limit})
+            if contents:
+                self._rewrite()
+        self._remove_old_vectors()
         return len(contents)
 
-    def _pack(self, model: IndexedModel, contents: list[int]) -> None:
-        """Writes the vectors of a model anew, without those of some contents."""
-        path, count = self._file(model)
-        rows = map_rows(path, count, model.dim)
-        among = "content IN (SELECT value FROM json_each(:contents))"
-        values = {"model": model.number, "contents": contents}
-        self.rows(f"DELETE FROM cloob_vectors WHERE model = :model AND {among}", values)
-        statement = "SELECT content, row FROM cloob_vectors WHERE model = :model"
-        kept = self.rows(statement, values)
-        self._forget_vectors(model)
-        self._add_vectors(model, {content: rows[place] for content, place in kept})
-
     # Reading
-
-    def having(self, model: IndexedModel, contents: Sequence[str]) -> set[str]:
-        """Those of some contents that have a vector of a model."""
-        values = {"model": model.number, "contents": list(contents)}
-        return {content for (content,) in self.rows(_HAVING, values)}
 
     def columns(self) -> dict[str, str]:
         """The sources' columns by name, sorted: ``text``, ``number``, ``boolean`` or
@@ -392,45 +372,42 @@ class Store(Database):
             ) from None
         return columns
 
-    def vectors(self, model: str | IndexedModel, ids: Sequence[int] | Ids) -> Vectors:
-        """(n, D) in the order of the ids; rows of NaN where there is no vector."""
-        return self._matrix(model).vectors(np.asarray(ids, np.int64))
+    def pictures(self, where: Filter | None = None) -> tuple[list[Item], Vectors]:
+        """The items that match, and their unit rows (n, D); refused if there are
+        none.
+        """
+        items = self.items(self.ids(where))
+        if not items:
+            raise InputError(f"no picture: {self.why_none()}")
+        return items, self.vectors([item.id for item in items])
+
+    def why_none(self) -> str:
+        """Why no item matches, in a sentence."""
+        return "the filter lets none through" if self.count() else "the index is empty"
+
+    def vectors(self, ids: Sequence[int] | Ids) -> Vectors:
+        """(n, D) in the order of the ids; rows of NaN where there is no such item."""
+        return self._read_matrix().vectors(np.asarray(ids, np.int64))
 
     def nearest(
-        self,
-        model: str | IndexedModel,
-        query: Vectors,
-        top: int,
-        where: Filter | None = None,
+        self, query: Vectors, top: int, where: Filter | None = None
     ) -> Neighbours:
         """The ``top`` items nearest to a query (D,), equal ones by id."""
         allowed = None if where is None else self.ids(where)
-        return self._matrix(model).nearest(query, top, allowed)
+        return self._read_matrix().nearest(query, top, allowed)
 
-    def _matrix(self, name: str | IndexedModel) -> Matrix:
-        """A model's vectors as they are now."""
+    def _read_matrix(self) -> Matrix:
+        """The vectors as they are now."""
         with self.using() as connection, connection:
             connection.execute("BEGIN")  # one state of the database for all reads
-            model = self.model(name)
             revision = self.revision()
-            matrix = self._matrices.get(model.number)
-            if matrix is None or matrix.revision != revision:
-                matrix = self._read_matrix(model, revision)
-                self._matrices[model.number] = matrix
-        return matrix
-
-    def _read_matrix(self, model: IndexedModel, revision: int) -> Matrix:
-        text = self.rows(_PLACES, {"model": model.number})[0][0]
-        pairs = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
-        items, places = pairs[np.argsort(pairs[:, 0], kind="stable")].T.copy()
-        path, count = self._file(model)
-        try:
-            if len(places) and not 0 <= places.min() <= places.max() < count:
-                raise ValueError(path)
-            rows = map_rows(path, count, model.dim)
-        except (ValueError, OSError):
-            raise InputError(f"{path}: is damaged; {mend(path.parent)}") from None
-        return Matrix(revision, items, places, rows)
+            if self._matrix is None or self._matrix.revision != revision:
+                text = self.rows(_PLACES)[0][0]
+                pairs = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
+                order = np.argsort(pairs[:, 0], kind="stable")
+                items, places = pairs[order].T.copy()
+                self._matrix = Matrix(revision, items, places, self._mapped(places))
+            return self._matrix
 
 
 def _values(item: Item) -> tuple[Any, ...]:

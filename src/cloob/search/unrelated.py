@@ -16,14 +16,16 @@ import numpy as np
 from cloob.cache import Cache
 from cloob.errors import InputError
 from cloob.search.matrix import Vectors
+from cloob.search.models import LoadedModel
 from cloob.search.query import Query
-from cloob.search.view import View
 
 _TEXTS = Path(__file__).with_name("background.txt")
 _DRAWN = 256  # pictures of the index that stand for unrelated pictures
 _MIN_PICTURES = 20
 _MIN_DEVIATION = 1e-3  # of cosines
 _MIN_LENGTH = 1e-6  # of a sum of unit rows that has a direction
+
+_REMEMBERED = 64  # shapes
 
 Shape = tuple[tuple[bool, float], ...]  # of each term whether it is words, its weight
 
@@ -38,28 +40,32 @@ def margins(scores: Vectors, pictures: Vectors, unrelated: Vectors) -> Vectors:
     return np.asarray(((scores.T - mean) / deviation).T, np.float32)
 
 
-def unrelated_rows(view: View, query: Query) -> Vectors | None:
+def unrelated_rows(index: LoadedModel, query: Query) -> Vectors | None:
     """(B, D) unit rows of unrelated queries of a query's shape; None if the index has
     too few pictures for it.
     """
     shape = tuple((term.kind == "words", term.weight) for term in query.terms)
     has_pictures = not all(is_words for is_words, _ in shape)
-    revision = view.store.revision() if has_pictures else None
-    key = ("unrelated", view.model, shape, revision)
-    return view.memo.of(key, lambda: _draw(view, shape))
+    key = (shape, index.store.revision() if has_pictures else None)
+    if key in index.unrelated:
+        return index.unrelated[key]
+    if len(index.unrelated) >= _REMEMBERED:
+        index.unrelated = {}
+    rows = index.unrelated[key] = _draw(index, shape)
+    return rows
 
 
-def text_rows(view: View) -> Vectors:
+def text_rows(index: LoadedModel) -> Vectors:
     """(B, D) unit rows of the background's texts; cached on disk."""
     cache = Cache()
     texts = _TEXTS.read_text(encoding="utf-8").splitlines()
-    key = "\n".join((view.model.fingerprint, *texts)).encode()
+    key = "\n".join((index.model().fingerprint, *texts)).encode()
     name = f"{hashlib.sha256(key).hexdigest()}.npy"
     with contextlib.suppress(ValueError, EOFError, OSError):  # damaged: made again
         if (cached := cache.find("embeddings", name)) is not None:
             rows: Vectors = np.load(cached, allow_pickle=False)
             return rows
-    rows = view.models.embedder(view.model).texts(texts)
+    rows = index.embedder().texts(texts)
     stream = io.BytesIO()
     np.save(stream, rows, allow_pickle=False)
     with contextlib.suppress(InputError):  # the next process makes them again
@@ -67,7 +73,7 @@ def text_rows(view: View) -> Vectors:
     return rows
 
 
-def _draw(view: View, shape: Shape) -> Vectors | None:
+def _draw(index: LoadedModel, shape: Shape) -> Vectors | None:
     """Sums of texts and pictures drawn at random, the same each time; a query of one
     text is each of the texts.
     """
@@ -75,12 +81,12 @@ def _draw(view: View, shape: Shape) -> Vectors | None:
     pools: dict[bool, Vectors] = {}
     for is_words, _ in shape:
         if is_words not in pools:
-            pools[is_words] = text_rows(view) if is_words else _pictures(view)
+            pools[is_words] = text_rows(index) if is_words else _pictures(index)
     if len(pools.get(False, range(_MIN_PICTURES))) < _MIN_PICTURES:
         return None
     count = len(pools.get(True, range(_DRAWN)))
     largest = max(abs(weight) for _, weight in shape)
-    total = np.zeros((count, view.model.dim))
+    total = np.zeros((count, index.model().dim))
     for place, (is_words, weight) in enumerate(shape):
         pool = pools[is_words]
         rows = np.arange(count)
@@ -92,7 +98,6 @@ def _draw(view: View, shape: Shape) -> Vectors | None:
     return np.asarray((total / lengths)[has_direction], np.float32)
 
 
-def _pictures(view: View) -> Vectors:
-    ids = np.sort(view.store.ids(limit=_DRAWN, order="chance"))
-    rows = view.vectors(np.random.default_rng(0).permutation(ids))
-    return rows[np.isfinite(rows).all(1)]
+def _pictures(index: LoadedModel) -> Vectors:
+    ids = np.sort(index.store.ids(limit=_DRAWN, order="chance"))
+    return index.store.vectors(np.random.default_rng(0).permutation(ids))

@@ -7,17 +7,16 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob.errors import InputError
 from cloob.machine import decoders
 from cloob.models.runs import split_checkpoint
-from cloob.search.models import Models, absolute, load_named
-from cloob.search.plan import Plan, Summary, make_plan
+from cloob.search.models import LoadedModel, absolute, load_named, remember
+from cloob.search.plan import Summary, make_plan
 from cloob.search.records import IndexedModel, Progress
 from cloob.search.scan.collection import Collection, ScanOptions
 from cloob.search.scan.open import open_collection, source_name
@@ -31,12 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    # as `load_model` takes it, or loaded; None: the index's only one
+    # as `load_model` takes it, or loaded; None: that of the index
     model: str | Path | DualEncoder | None = None
-    # what the index calls the model; None: its file name or tag
-    name: str | None = None
-    # vectors of a model of this name may go if its weights differ now
-    replace_model: bool = False
     device: str | torch.device = "auto"
     scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
     batch_size: int = 64  # pictures of a forward pass, and of a transaction
@@ -46,8 +41,7 @@ class UpdateOptions:
 
 
 def update(
-    store: Store,
-    models: Models,
+    loaded: LoadedModel,
     sources: Sequence[str | Path],
     options: UpdateOptions,
     progress: Progress,
@@ -55,43 +49,28 @@ def update(
     """Brings the index up to date with its sources: reads what is new or changed,
     removes what is gone.
     """
+    store = loaded.store
     collections = open_all(store, sources, options.scan)
-    model, is_new = choose_model(store, models, options)
     done = Summary()
     plans = [
-        make_plan(store, item, model.number, done, remove_all=options.remove_all)
+        make_plan(store, item, done, remove_all=options.remove_all)
         for item in collections
     ]
+    tasks = [task for plan in plans for task in plan.tasks]
     start = time.monotonic()
-    read(store, models, model, plans, done, options, progress)
+    if tasks or store.stored_model() is not None:
+        model, encoder = choose_model(loaded, options)
+    if tasks:
+        from cloob.search.build import Builder  # torch
+
+        builder = Builder(store, model, encoder, done, options.batch_size)
+        builder.run(tasks, options.workers, progress)
     for item, plan in zip(collections, plans, strict=True):
         store.remove(item.name, [state.path for state in plan.gone])
         done.removed += sum(state.id is not None for state in plan.gone)
-    if is_new and not done.added + done.changed + done.completed:
-        store.remove_model(model)
     store.note_unnamed()
     done.seconds = time.monotonic() - start
     return done
-
-
-def read(
-    store: Store,
-    models: Models,
-    model: IndexedModel,
-    plans: Sequence[Plan],
-    done: Summary,
-    options: UpdateOptions,
-    progress: Progress,
-) -> None:
-    """Reads what the plans name; the model is loaded where a picture needs it."""
-    tasks = [task for plan in plans for task in plan.tasks]
-    if not tasks:
-        return
-    from cloob.search.build import Builder  # torch
-
-    encoder = cache(lambda: models.encoder(model, options.device))
-    builder = Builder(store, model, encoder, done, options.batch_size)
-    builder.run(tasks, options.workers, progress)
 
 
 def open_all(
@@ -142,49 +121,48 @@ def check_apart(names: Sequence[str], indexed_sources: Sequence[str]) -> None:
 
 
 def choose_model(
-    store: Store, models: Models, options: UpdateOptions
-) -> tuple[IndexedModel, bool]:
-    """The model of an update, loaded unless it goes on as it is; and whether the index
-    did not have it.
+    loaded: LoadedModel, options: UpdateOptions
+) -> tuple[IndexedModel, Callable[[], DualEncoder]]:
+    """The model of an update, and what loads it; refused where the index has another
+    one.
     """
-    requested, name = options.model, options.name
-    if requested is None:
-        old = existing_model(store, options.name)
-        if not options.replace_model:
-            return old, False
-        requested, name = old.spec, old.name
+    store, requested = loaded.store, options.model
+    stored = store.stored_model()
+    spec = None
     if isinstance(requested, str | Path):
         spec = absolute(str(requested))
-        encoder, weights = load_named(
-            spec, options.device, is_typed=options.model is not None
-        )
+        remember(spec)
+    if stored and (requested is None or spec == stored.spec):
+        return stored, lambda: loaded.encoder(options.device)
+    if requested is None:
+        raise InputError(f"{store.address}: is empty; --model chooses one")
+    model, encoder = load_new(loaded, requested, spec, options.device)
+    if stored and spec:
+        store.move_model(spec)
+    return stored or model, lambda: encoder
+
+
+def load_new(
+    loaded: LoadedModel,
+    requested: str | Path | DualEncoder,
+    spec: str | None,
+    device: str | torch.device,
+) -> tuple[IndexedModel, DualEncoder]:
+    """Loads a model that the index does not have, or has by another place."""
+    if isinstance(requested, str | Path):
+        encoder, weights = load_named(str(spec), device)
+        name = short_name(str(requested))
     else:
         from cloob.models.load import fingerprint  # torch
 
-        spec, encoder = requested.name, requested
-        weights = fingerprint(encoder)
+        encoder, weights = requested, fingerprint(requested)
+        name = short_name(encoder.name)
     _ = encoder.preprocess  # refused by a model of vectors
-    same = [model.name for model in store.models() if model.fingerprint == weights]
-    name = name or short_name(str(getattr(requested, "name", requested)))
-    if same and name not in same:
-        name = same[0]
     width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
-    new = IndexedModel(name, spec, weights, width, inv_tau=inverse_temperature(encoder))
-    model = store.add_model(new, replace=options.replace_model)
-    models.use(model, encoder, weights)
-    return model, not same
-
-
-def existing_model(store: Store, name: str | None) -> IndexedModel:
-    """The only model of an index, or the one of a name."""
-    existing = store.models()
-    named = [model for model in existing if name in (None, model.name)]
-    if len(named) == 1:
-        return named[0]
-    if not existing:
-        raise InputError(f"{store.address}: is empty; --model chooses one")
-    names = ", ".join(model.name for model in existing)
-    raise InputError(f"{store.address}: has vectors of {names}; --name chooses one")
+    inv_tau = inverse_temperature(encoder)
+    model = IndexedModel(name, spec or encoder.name, weights, width, inv_tau)
+    loaded.keep(model, encoder, weights)
+    return model, encoder
 
 
 def short_name(typed: str) -> str:

@@ -124,9 +124,13 @@ def _malformed(error: RequestValidationError) -> Response:
 async def _without_places(text: str, collection: ServedIndex) -> str:
     """A message without the index's places, and without what looks like one."""
     store = collection.index.store
-    sources, models = await collection.run(lambda: (store.sources(), store.models()))
-    folders = {model.spec for model in models if "/" in model.spec}
-    for place in sorted({store.address, *sources, *folders}, key=len, reverse=True):
+    sources, model = await collection.run(
+        lambda: (store.sources(), store.stored_model())
+    )
+    places = {store.address, *sources}
+    if model and "/" in model.spec:
+        places.add(model.spec)
+    for place in sorted(places, key=len, reverse=True):
         text = text.replace(place, "…")
     return _PLACE.sub("…", text)
 

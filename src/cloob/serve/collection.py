@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from cloob.errors import InputError, one_line
+from cloob.search.find import query_row
 from cloob.search.query import Query, Term, Vector
-from cloob.search.records import IndexedModel, Item, Value
+from cloob.search.records import Item, Value
 from cloob.search.where import Filter
 from cloob.serve.config import ServeConfig
 from cloob.serve.schemas import Part, Picture
@@ -52,7 +53,6 @@ class ServedIndex:
         self._threads = {
             kind: ThreadPoolExecutor(count, kind) for kind, count in _THREADS.items()
         }
-        self._loaded: set[str] = set()  # fingerprints of models
         self._slow = asyncio.Lock()
 
     async def run(self, work: Callable[[], T], kind: Work = "search") -> T:
@@ -74,24 +74,10 @@ class ServedIndex:
     async def warm(self) -> None:
         """Loads what the first query needs: the model, and the cutoff's texts."""
         try:
-            model = await self.model(None)
-            query, row = await self.query([Part(words="a picture")], model)
-            await self.run(
-                lambda: self.index.search(query, row=row, top=1, model=model)
-            )
+            query, row = await self.query([Part(words="a picture")])
+            await self.run(lambda: self.index.search(query, row=row, top=1))
         except (InputError, HTTPException) as error:
             logger.warning("%s", one_line(error))
-
-    async def model(self, name: str | None) -> IndexedModel:
-        return await self.run(lambda: self.index.model(name))
-
-    def is_ready(self, model: IndexedModel) -> bool:
-        """Whether a query by this model waits for no loading."""
-        return model.fingerprint in self._loaded
-
-    async def load(self, model: IndexedModel) -> None:
-        await self.run(lambda: self.index.embedder(model), "encode")
-        self._loaded.add(model.fingerprint)
 
     async def filter(self, where: str | None) -> Filter | None:
         if not where:
@@ -130,20 +116,15 @@ class ServedIndex:
             raise HTTPException(404, f"no picture {id_}")
         return found[0]
 
-    async def query(
-        self, parts: Sequence[Part], model: IndexedModel
-    ) -> tuple[Query, Vector]:
+    async def query(self, parts: Sequence[Part]) -> tuple[Query, Vector]:
         """A query as the index takes it, and its unit row (D,).
 
         Parts of weight 0 are left out.
         """
         terms = [await self._term(part) for part in parts if part.weight]
         query = Query(tuple(terms))
-        if query.needs_model:
-            await self.load(model)
-        view = await self.run(lambda: self.index.view(model=model))
         kind: Work = "encode" if query.needs_model else "search"
-        return query, await self.run(lambda: view.row(query), kind)
+        return query, await self.run(lambda: query_row(self.index, query), kind)
 
     async def _term(self, part: Part) -> Term:
         """A part of a query of the HTTP interface as a term: words, a picture of the

@@ -66,36 +66,23 @@ _ANY: dict[int | str, Any] = {200: {"content": {"image/*": {}, _OTHER: {}}}}
 
 
 @api.get("/health")
-async def health(served: Served) -> dict[str, str | int | list[str]]:
+async def health(served: Served) -> dict[str, str | int | None]:
     """That the server is there, and in which state the index is.
 
-    ``revision`` grows with every change.
+    ``revision`` grows with every change; a model that is not ``ready`` is loaded at the
+    first query.
     """
     index = served.index
-    pictures, revision, models = await served.run(
-        lambda: (len(index), index.revision(), index.models)
+    pictures, revision, model = await served.run(
+        lambda: (len(index), index.revision(), index.store.stored_model())
     )
     return {
         "status": "ok",
         "pictures": pictures,
         "revision": revision,
-        "models": [model.name for model in models],
+        "model": model.name if model else None,
+        "ready": index.is_loaded(),
     }
-
-
-@api.get("/models")
-async def models(served: Served) -> list[schemas.Model]:
-    """The models whose vectors the index has; the first is the default.
-
-    One that is not ``ready`` is loaded at the first query that needs it.
-    """
-    found = await served.run(lambda: served.index.models)
-    default = await served.model(None) if found else None
-    ordered = sorted(found, key=lambda model: model != default)
-    return [
-        {"name": model.name, "dim": model.dim, "ready": served.is_ready(model)}
-        for model in ordered
-    ]
 
 
 @api.post("/search")
@@ -105,9 +92,8 @@ async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
     A weight below 0 keeps away from its part.
     """
     index = served.index
-    model = await served.model(query.model)
     where = await served.filter(query.where)
-    terms, row = await served.query(query.parts, model)
+    terms, row = await served.query(query.parts)
     revision, result = await served.run(
         lambda: (
             index.revision(),
@@ -116,7 +102,6 @@ async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
                 row=row,
                 top=query.top,
                 where=where,
-                model=model,
                 cutoff="auto" if query.cutoff else None,
             ),
         )
@@ -139,7 +124,6 @@ async def classify(
     request: Request, served: Served, query: schemas.ClassifyQuery
 ) -> schemas.Classified:
     """Sorts all pictures, or those that a filter lets through, by labels."""
-    model = await served.model(query.model)
     where = await served.filter(query.where)
     options = LabelOptions(
         templates=tuple(query.templates) or TEMPLATES,
@@ -151,16 +135,17 @@ async def classify(
             raise InputError("cutoff needs multi or none")
         options = replace(options, cutoff=query.cutoff)
     check_labels(query.labels, options)
-    await served.load(model)
+    index = served.index
+    await served.run(index.embedder, "encode")
     revision, labels = await served.run_slow(
         lambda: (
-            served.index.revision(),
-            served.index.classify(query.labels, options, where=where, model=model.name),
+            index.revision(),
+            index.classify(query.labels, options, where=where),
         ),
         request,
     )
     return {
-        "model": model.name,
+        "model": index.model().name,
         "revision": revision,
         "classified": len(labels.ids),
         "labels": _pictures_by_label(labels, query.top),

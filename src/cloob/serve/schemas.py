@@ -19,7 +19,6 @@ Integer = BeforeValidator(
     )
 )
 Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Integer]
-Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
 Where = Annotated[
     str, Field(max_length=2000, examples=["date >= '2024' and caption like '%dog%'"])
 ]
@@ -69,22 +68,18 @@ class Part(_Question):
 Parts = Annotated[list[Part], Field(min_length=1, max_length=16)]
 
 
-class _Asked(_Question):
-    where: Where | None = None
-    model: Name | None = None
-
-
-class SearchQuery(_Asked):
+class SearchQuery(_Question):
     """What to look for; ``cutoff`` leaves out what fits no better than unrelated
     queries do.
     """
 
     parts: Parts
+    where: Where | None = None
     top: Top = 50
     cutoff: bool = True
 
 
-class ClassifyQuery(_Asked):
+class ClassifyQuery(_Question):
     """Labels to sort by: one a picture, with ``multi`` all that fit, with ``none``
     perhaps none.
 
@@ -96,15 +91,8 @@ class ClassifyQuery(_Asked):
     multi: bool = False
     none: bool = False
     cutoff: Margin | SkipJsonSchema[None] = None
+    where: Where | None = None
     top: Top = 100
-
-
-class Model(TypedDict):
-    """A model of the index; ``ready`` when it is loaded."""
-
-    name: str
-    dim: int
-    ready: bool
 
 
 class Month(TypedDict):

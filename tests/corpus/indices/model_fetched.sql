@@ -1,1 +1,1 @@
-UPDATE cloob_models SET spec = 'https://127.0.0.1:9/model.pt';
+UPDATE cloob_model SET spec = 'https://127.0.0.1:9/model.pt';

@@ -1,1 +1,1 @@
-UPDATE cloob_models SET name = CAST(x'ff41' AS TEXT);
+UPDATE cloob_model SET name = CAST(x'ff41' AS TEXT);

@@ -1,1 +1,1 @@
-UPDATE cloob_models SET spec = 'hf-hub:evil/tracker';
+UPDATE cloob_model SET spec = 'hf-hub:evil/tracker';

@@ -1,1 +1,1 @@
-UPDATE cloob_models SET dim = 1099511627776;
+UPDATE cloob_model SET dim = 1099511627776;

@@ -1,1 +1,1 @@
-DROP TABLE cloob_vectors;
+DROP TABLE cloob_contents;

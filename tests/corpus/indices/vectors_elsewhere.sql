@@ -1,1 +1,1 @@
-UPDATE cloob_vectors SET row = -1;
+UPDATE cloob_contents SET row = -1;

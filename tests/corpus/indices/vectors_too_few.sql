@@ -1,1 +1,1 @@
-UPDATE cloob_models SET rows = rows + 1000000;
+UPDATE cloob_state SET rows = rows + 1000000;

@@ -330,6 +330,6 @@ def test_another_model_at_the_same_place_is_refused(exported, tmp_path, capsys):
 def test_a_model_that_is_handed_in_goes_before_the_folder(exported, loaded, tmp_path):
     with Index.open(indexed(tmp_path, exported)) as index:
         assert isinstance(index.embedder(), PlainEncoder)
-        index.use(index.models[0].name, loaded)
+        index.use(loaded)
         assert not isinstance(index.embedder(), PlainEncoder)
         assert torch.isfinite(torch.from_numpy(index.embedder().texts(["a dog"]))).all()

@@ -38,7 +38,6 @@ function query(values) {
 }
 
 export const health = () => ask("health");
-export const models = () => ask("models");
 export const columns = () => ask("columns");
 export const search = (body, signal) => post("search", body, signal);
 export const classify = (body, signal) => post("classify", body, signal);
@@ -47,11 +46,10 @@ export const months = (where, signal) => ask(`months${query({ where })}`, { sign
 export const items = (id) => ask(`items${query({ id })}`);
 
 /** Says what a question waits for, until nobody waits. */
-export async function sayProgress(model, usual, waits, say) {
+export async function sayProgress(usual, waits, say) {
   while (waits()) {
-    const list = await models().catch(() => []);
-    const asked = model ? list.find((one) => one.name === model) : list[0];
-    if (waits()) say(asked?.ready === false ? "Loading the model …" : usual);
+    const { ready } = await health().catch(() => ({}));
+    if (waits()) say(ready === false ? "Loading the model …" : usual);
     await new Promise((resolve) => setTimeout(resolve, 500));
   }
 }

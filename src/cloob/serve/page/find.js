@@ -1,4 +1,4 @@
-// The view "Find": all pictures, or what a query finds, by one model or by two side by side.
+// The view "Find": all pictures, or what a query finds.
 import * as api from "./api.js";
 import { query } from "./chips.js";
 import * as detail from "./detail.js";
@@ -8,23 +8,10 @@ import * as marks from "./marks.js";
 import * as state from "./state.js";
 
 const TOP = 500;
-let columns = []; // {model, grid, note, body}
+const grid = new Grid({ label: "Pictures", open: detail.open });
+const body = $("found");
 let asking = null;
 let asked = "";
-
-function build(models) {
-  for (const column of columns) column.grid.close();
-  columns = models.map((model, i) => {
-    const two = models.length > 1;
-    const grid = new Grid({ label: two ? `Found by ${model}` : "Pictures", open: detail.open, ...(two && { least: 118 }) });
-    const note = h("p.quiet");
-    const body = h("div.column-body");
-    const head = two ? h("div.column-head", {}, h(`h2.model-${i}`, {}, model), note) : null;
-    return { model, grid, note, body, element: h("section.column", two ? { "aria-label": model } : {}, head, body) };
-  });
-  $("columns").replaceChildren(...columns.map((column) => column.element));
-  $("columns").classList.toggle("two", models.length > 1);
-}
 
 const written = (part) => (part.words !== undefined ? `“${part.words}”` : part.item !== undefined ? "a picture like this" : "your picture");
 
@@ -35,13 +22,11 @@ function heading(parts) {
 
 /** Fetches and shows what the state asks for. */
 export function draw({ force = false } = {}) {
-  const { where, cutoff, models: chosen, order } = state.get();
+  const { where, cutoff, order } = state.get();
   const parts = query();
-  const models = chosen.length ? chosen : [""];
-  if (JSON.stringify(columns.map((column) => column.model)) !== JSON.stringify(models)) build(models);
   $("order").hidden = !parts.length;
   $("order").value = order;
-  const words = JSON.stringify([parts, where, cutoff, models, order, api.round]);
+  const words = JSON.stringify([parts, where, cutoff, order, api.round]);
   if (words !== asked || force) answer(words, parts, where, cutoff);
 }
 
@@ -52,32 +37,29 @@ async function answer(words, parts, where, cutoff) {
   const { signal } = asking;
   $("found-title").textContent = heading(parts);
   $("mark-all").disabled = true;
-  const waiting = new Set(columns);
-  const busy = setTimeout(() => waiting.forEach((column) => wait(column, waiting)), 150);
-  const answered = (column) => {
-    waiting.delete(column);
-    column.element.classList.remove("busy");
+  let waits = true;
+  const busy = setTimeout(() => wait(() => waits && !signal.aborted), 150);
+  const answered = () => {
+    waits = false;
+    body.classList.remove("busy");
   };
   try {
-    if (parts.length) await Promise.all(columns.map((column) => search(column, parts, where, cutoff, signal, () => answered(column))));
-    else await browse(where, signal, () => columns.forEach(answered));
+    if (parts.length) await search(parts, where, cutoff, signal, answered);
+    else await browse(where, signal, answered);
   } catch (problem) {
-    if (signal.aborted) return;
-    asking.abort(); // another column's answer would take the message away
-    failed(problem);
+    if (!signal.aborted) failed(problem);
   } finally {
     clearTimeout(busy);
-    waiting.clear();
-    if (asking.signal === signal) columns.forEach(answered);
+    waits = false;
+    if (asking.signal === signal) answered();
   }
 }
 
 /** Says that an answer takes its time, and that the model is loaded for the first one. */
-function wait(column, waiting) {
-  column.element.classList.add("busy");
-  const note = columns.length > 1 ? column.note : $("found-note");
-  api.sayProgress(column.model, "Searching …", () => waiting.has(column), (words) => (note.textContent = words));
-  if (!column.body.querySelector(".tile")) column.body.replaceChildren(h("div.skeleton", { "aria-hidden": "true" }, ...Array.from({ length: 24 }, () => h("span.tile"))));
+function wait(waits) {
+  body.classList.add("busy");
+  api.sayProgress("Searching …", waits, (words) => ($("found-note").textContent = words));
+  if (!body.querySelector(".tile")) body.replaceChildren(h("div.skeleton", { "aria-hidden": "true" }, ...Array.from({ length: 24 }, () => h("span.tile"))));
 }
 
 async function browse(where, signal, answered) {
@@ -86,28 +68,23 @@ async function browse(where, signal, answered) {
   const sections = inMonths(months, found.ids.length);
   const words = where ? `${pictures(found.ids.length)} in all` : `${pictures(found.ids.length)}`;
   $("found-note").textContent = words;
-  for (const column of columns) {
-    column.note.textContent = "";
-    if (found.ids.length) show(column, found.ids, { sections });
-    else column.body.replaceChildren(empty(where ? "No picture passes the filter" : "The collection is empty", where ? "Change the filter, or take it away." : "cloob index adds pictures; they appear here while this page is open."));
-  }
+  if (found.ids.length) show(found.ids, { sections });
+  else body.replaceChildren(empty(where ? "No picture passes the filter" : "The collection is empty", where ? "Change the filter, or take it away." : "cloob index adds pictures; they appear here while this page is open."));
   announce(words);
 }
 
-async function search(column, parts, where, cutoff, signal, answered) {
-  const body = { parts, top: TOP, cutoff, ...(where && { where }), ...(column.model && { model: column.model }) };
-  const found = await api.search(body, signal);
+async function search(parts, where, cutoff, signal, answered) {
+  const found = await api.search({ parts, top: TOP, cutoff, ...(where && { where }) }, signal);
   answered();
   const isByDate = state.get().order === "newest";
   if (isByDate) found.hits.sort((one, other) => (other.date ?? "").localeCompare(one.date ?? ""));
   api.remember(found.hits);
   const note = noteFor(found, cutoff);
-  (columns.length > 1 ? column.note : $("found-note")).textContent = note;
-  if (columns.length > 1) $("found-note").textContent = `${pictures(found.searched)} searched`;
+  $("found-note").textContent = note;
   if (found.hits.length) {
     const sections = isByDate ? inMonths(countMonths(found.hits), found.hits.length) : undefined;
-    show(column, found.hits.map((hit) => hit.id), { sections, facts: (place) => fitOf(found.hits[place]) }, endOf(found, cutoff));
-  } else column.body.replaceChildren(nothing(found));
+    show(found.hits.map((hit) => hit.id), { sections, facts: (place) => fitOf(found.hits[place]) }, endOf(found, cutoff));
+  } else body.replaceChildren(nothing(found));
   announce(found.hits.length ? note : "Nothing fits");
 }
 
@@ -148,15 +125,14 @@ function endOf({ cut }, cutoff) {
   return cut ? h("p.end", {}, "The next ones fit no better than they fit unrelated words. ", button("Show them too", false)) : "";
 }
 
-/** Shows pictures in a column. */
-function show(column, ids, how, end = "") {
-  column.body.replaceChildren(column.grid.element, end);
-  column.grid.set(ids, how);
+function show(ids, how, end = "") {
+  body.replaceChildren(grid.element, end);
+  grid.set(ids, how);
   $("mark-all").disabled = false;
 }
 
 $("order").addEventListener("change", () => state.change({ order: $("order").value }));
-$("mark-all").addEventListener("click", () => marks.add(columns.flatMap((column) => column.grid.ids)));
+$("mark-all").addEventListener("click", () => marks.add(grid.ids));
 
 function empty(title, advice, ...more) {
   return h("div.empty", {}, h("p.empty-title", {}, title), h("p.quiet", {}, advice), ...more);
@@ -172,7 +148,5 @@ function failed(problem) {
   asked = "";
   $("found-note").textContent = "";
   const again = h("button.button", { type: "button", onclick: () => draw({ force: true }) }, "Try again");
-  for (const column of columns) column.note.textContent = "";
-  columns[0].body.replaceChildren(h("div.empty", { role: "alert" }, h("p.empty-title", {}, "That did not work"), h("p.quiet", {}, problem.message), again));
-  for (const column of columns.slice(1)) column.body.replaceChildren();
+  body.replaceChildren(h("div.empty", { role: "alert" }, h("p.empty-title", {}, "That did not work"), h("p.quiet", {}, problem.message), again));
 }

@@ -21,39 +21,10 @@ function draw(options) {
     else tab.removeAttribute("aria-current");
   }
   document.body.dataset.view = view;
-  drawModel();
   chips.draw();
   filters.draw();
   views[view].draw(options);
   detail.draw();
-}
-
-async function startModels() {
-  const list = (await api.models().catch(() => [])).map((model) => model.name);
-  if (list.length) onlyOf(list);
-  if (list.length < 2) return;
-  const select = $("model");
-  const pairs = list.flatMap((one, i) => list.slice(i + 1).map((other) => [one, other]));
-  for (const names of [...list.map((name) => [name]), ...pairs]) select.append(new Option(names.join(" beside "), JSON.stringify(names)));
-  select.addEventListener("change", () => state.change({ models: JSON.parse(select.value) }));
-  $("models").hidden = false;
-  drawModel();
-}
-
-/** Takes models out of the address that are none of this collection's, and says so. */
-function onlyOf(list) {
-  const { models } = state.get();
-  const asked = models.length === 1 && !list.includes(models[0]) ? models[0].split(",").slice(0, 2) : models; // an old link
-  const there = asked.filter((name) => list.includes(name));
-  const missing = asked.find((name) => !list.includes(name));
-  if (missing !== undefined) chips.complain(`This collection has no model “${missing}”; ${there[0] ?? list[0]} answers.`);
-  if (asked !== models || missing !== undefined) state.change({ models: there }, { replace: true });
-}
-
-function drawModel() {
-  const chosen = state.get().models;
-  if (chosen.length) $("model").value = JSON.stringify(chosen);
-  else $("model").selectedIndex = 0;
 }
 
 /** Looks whether the index has changed; what is on the screen stays until the user asks. */
@@ -91,7 +62,6 @@ $("changed").lastElementChild.addEventListener("click", () => {
 state.watch(() => draw());
 chips.start(() => draw());
 filters.start();
-startModels();
 draw();
 look();
 setInterval(look, POLL);

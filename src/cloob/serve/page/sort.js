@@ -68,7 +68,7 @@ function build() {
 
 export async function draw({ force = false } = {}) {
   parts ??= build();
-  const { labels, multi, none, fit, template, where, models } = state.get();
+  const { labels, multi, none, fit, template, where } = state.get();
   const form = JSON.stringify([labels, multi, none, fit, template]);
   if (form !== written) {
     written = form; // what is typed and not asked for yet stays otherwise
@@ -79,7 +79,7 @@ export async function draw({ force = false } = {}) {
     parts.fit.value = fit;
     parts.drawFit();
   }
-  const words = JSON.stringify([form, where, models[0], api.round]);
+  const words = JSON.stringify([form, where, api.round]);
   if (words === asked && !force) return;
   asked = words;
   asking?.abort();
@@ -90,9 +90,9 @@ export async function draw({ force = false } = {}) {
   const { signal } = asking;
   let waits = true;
   const say = (words) => ($("sort-note").textContent = words);
-  const slow = setTimeout(() => api.sayProgress(models[0], "Sorting …", () => waits && !signal.aborted, say), 150);
+  const slow = setTimeout(() => api.sayProgress("Sorting …", () => waits && !signal.aborted, say), 150);
   try {
-    const body = { labels, multi, none, top: MOST, ...((multi || none) && { cutoff: fit }), ...(template && { templates: [template] }), ...(where && { where }), ...(models[0] && { model: models[0] }) };
+    const body = { labels, multi, none, top: MOST, ...((multi || none) && { cutoff: fit }), ...(template && { templates: [template] }), ...(where && { where }) };
     const sorted = await api.classify(body, signal);
     waits = false;
     fill(sorted);

@@ -34,7 +34,6 @@ export function read(address = location.search) {
     view: view === "sort" ? view : "find",
     parts: words.getAll("q").map(readPart).filter(Boolean).slice(0, 16),
     where: words.get("where") ?? "",
-    models: words.getAll("model").filter(Boolean).slice(0, 2),
     cutoff: words.get("cutoff") !== "off",
     labels: words.getAll("label").slice(0, 200),
     multi: words.get("multi") === "on",
@@ -52,7 +51,6 @@ export function write(state) {
   set("view", state.view, "find");
   for (const part of state.parts) words.append("q", writePart(part));
   set("where", state.where, "");
-  for (const model of state.models) words.append("model", model);
   if (!state.cutoff) words.set("cutoff", "off");
   for (const label of state.labels) words.append("label", label);
   if (state.multi) words.set("multi", "on");

@@ -1,0 +1,1 @@
+DELETE FROM cloob_state;

@@ -1,0 +1,1 @@
+UPDATE cloob_state SET file = -1;
