@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,14 +69,6 @@ def test_rounding_in_float32_decides_nothing():
         assert (scores == answers[0][0]).all()
 
 
-def test_equal_rows_are_in_the_order_of_the_file():
-    query, others = torch.ones(2, 3), torch.ones(50, 3)
-    for size in (3, 50):
-        scores, rows = nearest(query, others.split(size), 4)
-        assert rows.tolist() == [[0, 1, 2, 3]] * 2
-        assert (scores == 3).all()
-
-
 def test_what_is_refused():
     query, others = torch.ones(2, 3), torch.ones(5, 3)
     bad = others.clone()
@@ -94,10 +85,3 @@ def test_no_block_and_no_query():
     assert scores.shape == rows.shape == (2, 0)
     scores, rows = nearest(torch.ones(0, 3), [torch.ones(5, 3)], 4)
     assert len(scores) == len(rows) == 0
-
-
-@pytest.mark.parametrize("k", [1, 5, 9])
-def test_fewer_rows_than_asked_for(k):
-    rows = nearest(torch.eye(3), [torch.eye(3)[:2], torch.eye(3)[2:]], k)[1]
-    assert rows.shape == (3, min(k, 3))
-    assert rows[:, 0].tolist() == [0, 1, 2]

@@ -465,3 +465,13 @@ MISSHAPEN = (
 def test_geometry_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_an_interval_does_not_depend_on_what_was_asked_before():
+    """Draws are kept by counts and seed."""
+    values = torch.arange(40) % 7 / 7.0
+    first = bootstrap_interval(values, n=200, seed=1)
+    others = [bootstrap_interval(values, n=200, seed=seed) for seed in range(2, 9)]
+    assert first not in others
+    assert bootstrap_interval(values, n=200, seed=1) == first
+    assert bootstrap_interval(1 - values, n=200, seed=1) != first
