@@ -233,7 +233,7 @@ class ContrastiveObjective(ScaledModule):
         """The constructor's arguments, τ⁻¹, β and bias at their present values;
         serialisable as JSON.
         """
-        return {
+        config: dict[str, Any] = {
             "contrast": self.contrast,
             "hopfield": self.hopfield,
             "inv_tau": float(self.inv_tau.detach()),
@@ -248,6 +248,8 @@ class ContrastiveObjective(ScaledModule):
             "matmul": self.matmul,
             "check": self.check,
         }
+        # only what the loss has: other programs read these files
+        return {name: value for name, value in config.items() if value is not None}
 
     def member(self, hopfield: bool | None = None) -> Member:
         """Which loss it computes, in a call with or without retrieval."""
