@@ -358,18 +358,24 @@ def _digests(texts: Sequence[str], rows: np.ndarray) -> np.ndarray:
 
 
 def _sizes(side: Matrix, *, has_missing: bool) -> np.ndarray:
-    """(n,) float32: the greatest absolute number of each row, not finite where float32
-    cannot hold all of them; missing cells count only where a row has no others.
+    """(n,) float64: the length of each row, NaN where float32 cannot hold all of its
+    numbers; missing cells count only where a row has no others.
     """
     if side.dtype.kind in "biu":
-        return np.zeros(side.shape[0], np.float32)
-    greatest, least = (np.fmax, np.fmin) if has_missing else (np.maximum, np.minimum)
+        return np.zeros(side.shape[0])
     parts = []
     for block in _blocks(side):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             numbers = block.astype(np.float32, copy=False)
-        ends = greatest.reduce(numbers, 1), -least.reduce(numbers, 1)
-        parts.append(np.maximum(*ends))
+            squares = np.einsum("ij,ij->i", numbers, numbers).astype(np.float64)
+        odd = np.flatnonzero(~np.isfinite(squares))
+        if len(odd):  # few, mostly
+            rows = numbers[odd].astype(np.float64)
+            is_bad = np.isinf(rows).any(1) | np.isnan(rows).all(1)
+            if not has_missing:
+                is_bad |= np.isnan(rows).any(1)
+            squares[odd] = np.where(is_bad, np.nan, np.nansum(rows**2, 1))
+        parts.append(np.sqrt(squares))
     return np.concatenate(parts)
 
 
@@ -378,8 +384,8 @@ def _warn_of_spoilt_row(spec: str, sizes: np.ndarray, rows: np.ndarray) -> None:
     median = np.median(sizes) if len(sizes) else 0.0
     if 0 < median < sizes.max() / SPOILT:
         logger.warning(
-            "%s row %d has a number %s times as large as the greatest of most rows: a"
-            " spoilt row can hide all others",
+            "%s row %d is %s times as large as most rows: a spoilt row can hide all"
+            " others",
             spec,
             rows[sizes.argmax()],
             f"{sizes.max() / median:,.0f}",
