@@ -55,31 +55,32 @@ def resolve_device(name: str | torch.device) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device, wrong = torch.device("cpu"), ""
     try:
         device = torch.device(name)
     except RuntimeError:
-        wrong = "; it must be auto, cpu, cuda, cuda:N or mps"
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = (
-            int(os.environ.get("LOCAL_RANK", "0"))
-            if device.index is None
-            else device.index
-        )
-        if index >= count:
-            seen = (
-                f"{count} CUDA devices (cuda:0 … cuda:{count - 1})"
-                if count
-                else "no CUDA device; use cpu or auto"
-            )
-            wrong = f", but torch {torch.__version__} sees {seen}"
-        device = torch.device("cuda", index)
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        wrong = ", but this machine has no Metal device; use cpu or auto"
-    if wrong:
-        raise InputError(f"device is {name!r}{wrong}")
+        expected = "it must be auto, cpu, cuda, cuda:N or mps"
+        raise InputError(f"device is {name!r}; {expected}") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    lacking = _lacking(device)
+    if lacking:
+        raise InputError(f"device is {name!r}, but {lacking}")
     return device
+
+
+def _lacking(device: torch.device) -> str:
+    """What a sentence says of a device that this machine has not."""
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return "this machine has no Metal device; use cpu or auto"
+    if device.type != "cuda":
+        return ""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.index < count:
+        return ""
+    seen = "no CUDA device; use cpu or auto"
+    if count:
+        seen = f"{count} CUDA devices (cuda:0 … cuda:{count - 1})"
+    return f"torch {torch.__version__} sees {seen}"
 
 
 def _collective(name: str, former: str) -> Any:

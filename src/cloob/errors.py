@@ -9,7 +9,7 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -38,13 +38,6 @@ class Stopped(KeyboardInterrupt):
 
 class TrainingFailed(RuntimeError):  # noqa: N818
     """Training cannot go on: one line with the step and its samples. Exit code 1."""
-
-
-def refuse(mistakes: Mapping[str, object]) -> None:
-    """Refuses with the first sentence that applies."""
-    for sentence, applies in mistakes.items():
-        if applies:
-            raise InputError(sentence)
 
 
 def counted(number: int, things: str) -> str:

@@ -447,152 +447,74 @@ OBJECTIVE = {"image_features": ROWS, "text_features": ROWS, "inv_tau": 30.0}
 IDS = torch.tensor([1, 2, 3])
 
 
-@pytest.mark.parametrize(
-    ("usual", "change", "error", "message"),
-    [
-        (DIRECTION, {"anchors": None}, TypeError, "anchors is a NoneType"),
-        (
-            DIRECTION,
-            {"anchors": ROWS[0]},
-            ValueError,
-            r"anchors has shape \(4,\) .* floating-point matrix",
-        ),
-        (
-            DIRECTION,
-            {"candidates": NARROW},
-            ValueError,
-            "candidates has embedding dimension 2, but anchors has 4",
-        ),
-        (
-            DIRECTION,
-            {"candidates": ROWS.double()},
-            ValueError,
-            "candidates has dtype torch.float64, but anchors",
-        ),
-        (
-            DIRECTION,
-            {"candidates": ROWS.to("meta")},
-            ValueError,
-            "candidates has device meta, but anchors has cpu",
-        ),
-        (
-            DIRECTION,
-            {"candidates": ROWS.long()},
-            ValueError,
-            "candidates has shape .* dtype torch.int64",
-        ),
-        (
-            DIRECTION,
-            {"anchors": ROWS[:1], "candidates": ROWS[:1]},
-            ValueError,
-            "1 anchors, 1 candidates",
-        ),
-        (
-            DIRECTION,
-            {"positive_offset": 1},
-            ValueError,
-            "3 candidates and positive_offset 1",
-        ),
-        (DIRECTION, {"positive_offset": -1}, ValueError, "positive_offset -1"),
-        (
-            DIRECTION,
-            {"inv_tau": torch.tensor(math.nan)},
-            ValueError,
-            "inv_tau is nan; a positive",
-        ),
-        (
-            DIRECTION,
-            {"ids": IDS[:2]},
-            ValueError,
-            r"ids has shape \(2,\) .*; 3 integers on cpu are expected",
-        ),
-        (
-            DIRECTION,
-            {"ids": torch.ones(3)},
-            ValueError,
-            r"ids has shape \(3,\) and dtype torch.float32",
-        ),
-        (DIRECTION, {"ids": IDS.to("meta")}, ValueError, "ids has .* on meta"),
-        (
-            DIRECTION,
-            {"candidate_ids": IDS},
-            ValueError,
-            "ids of 3 anchors and candidate_ids",
-        ),
-        (
-            DIRECTION,
-            {"ids": IDS[:2], "anchors": ROWS[:2]},
-            ValueError,
-            "candidate_ids of 3 candidates",
-        ),
-        (RETRIEVAL, {"beta": 0.0}, ValueError, r"beta is 0\.0; a positive"),
-        (
-            RETRIEVAL,
-            {"beta": torch.ones(2)},
-            ValueError,
-            r"beta has shape \(2,\); a single number",
-        ),
-        (
-            OBJECTIVE,
-            {"text_features": ROWS[:2]},
-            ValueError,
-            "3 image_features and 2 text_features",
-        ),
-        (
-            OBJECTIVE,
-            {"image_features": ROWS[:1], "text_features": ROWS[:1]},
-            ValueError,
-            "at least 2 .* drop_last",
-        ),
-        (
-            OBJECTIVE,
-            {"contrast": "infonoc"},
-            ValueError,
-            "contrast is 'infonoc'; one of 'infoloob', 'infonce', 'sig",
-        ),
-        (
-            OBJECTIVE,
-            {"scale": "mean"},
-            ValueError,
-            "scale is 'mean'; one of 'paper', 'unit' is expected",
-        ),
-        (
-            OBJECTIVE,
-            {"contrast": "sigmoid"},
-            ValueError,
-            "contrast='sigmoid' needs scale='unit'",
-        ),
-        (
-            OBJECTIVE,
-            {"contrast": "sigmoid", "scale": "unit", "hopfield": True},
-            ValueError,
-            "contrast='sigmoid' needs hopfield=False",
-        ),
-        (
-            OBJECTIVE,
-            {
-                "contrast": "sigmoid",
-                "scale": "unit",
-                "hopfield": False,
-                "bias": math.nan,
-            },
-            ValueError,
-            "bias is nan; a finite",
-        ),
-    ],
-)
-def test_errors_name_the_argument(usual, change, error, message):
+NOT_RETRIEVING = {"scale": "unit", "hopfield": False}
+ERRORS_OF_A_DIRECTION = [
+    ({"anchors": ROWS[0]}, r"anchors has shape \(4,\) .* floating-point matrix"),
+    ({"candidates": NARROW}, "candidates has embedding dimension 2, but anchors has 4"),
+    ({"candidates": ROWS.double()}, "candidates has dtype torch.float64, but anchors"),
+    ({"candidates": ROWS.to("meta")}, "candidates has device meta, but anchors has"),
+    ({"candidates": ROWS.long()}, "candidates has shape .* dtype torch.int64"),
+    ({"anchors": ROWS[:1], "candidates": ROWS[:1]}, "1 anchors, 1 candidates"),
+    ({"positive_offset": 1}, "3 candidates and positive_offset 1"),
+    ({"positive_offset": -1}, "positive_offset -1"),
+    ({"inv_tau": torch.tensor(math.nan)}, "inv_tau is nan; a positive"),
+    ({"ids": IDS[:2]}, r"ids has shape \(2,\) .*; 3 integers on cpu are expected"),
+    ({"ids": torch.ones(3)}, r"ids has shape \(3,\) and dtype torch.float32"),
+    ({"ids": IDS.to("meta")}, "ids has .* on meta"),
+    ({"candidate_ids": IDS}, "ids of 3 anchors and candidate_ids"),
+    ({"ids": IDS[:2], "anchors": ROWS[:2]}, "candidate_ids of 3 candidates"),
+]
+ERRORS_OF_RETRIEVAL = [
+    ({"beta": 0.0}, r"beta is 0\.0; a positive"),
+    ({"beta": torch.ones(2)}, r"beta has shape \(2,\); a single number"),
+]
+ERRORS_OF_THE_OBJECTIVE = [
+    ({"text_features": ROWS[:2]}, "3 image_features and 2 text_features"),
+    (
+        {"image_features": ROWS[:1], "text_features": ROWS[:1]},
+        "at least 2 .* drop_last",
+    ),
+    ({"contrast": "infonoc"}, "contrast is 'infonoc'; one of 'infoloob', 'infonce', "),
+    ({"scale": "mean"}, "scale is 'mean'; one of 'paper', 'unit' is expected"),
+    ({"contrast": "sigmoid"}, "contrast='sigmoid' needs scale='unit'"),
+    (
+        {"contrast": "sigmoid", "scale": "unit", "hopfield": True},
+        "contrast='sigmoid' needs hopfield=False",
+    ),
+    (
+        {"contrast": "sigmoid", "bias": math.nan} | NOT_RETRIEVING,
+        "bias is nan; a finite",
+    ),
+]
+DIRECTIONS_OF_PATHS = [
+    getattr(path, name) for path in (functional, streamed) for name in DIRECTION_NAMES
+]
+CALLS = {
+    "direction": (DIRECTIONS_OF_PATHS, DIRECTION, ERRORS_OF_A_DIRECTION),
+    "retrieval": (
+        [functional.hopfield_retrieval, streamed.hopfield_retrieval],
+        RETRIEVAL,
+        ERRORS_OF_RETRIEVAL,
+    ),
+    "objective": (
+        [cloob_reference, cloob_streamed],
+        OBJECTIVE,
+        ERRORS_OF_THE_OBJECTIVE,
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_errors_name_the_argument(call):
     """By both paths, and in each direction."""
-    if usual is DIRECTION:
-        called = [
-            getattr(path, name)
-            for path in (functional, streamed)
-            for name in DIRECTION_NAMES
-        ]
-    elif usual is RETRIEVAL:
-        called = [path.hopfield_retrieval for path in (functional, streamed)]
-    else:
-        called = [cloob_reference, cloob_streamed]
-    for function in called:
-        with pytest.raises(error, match=message):
-            function(**usual | change)
+    functions, usual, errors = CALLS[call]
+    for function in functions:
+        for change, message in errors:
+            with pytest.raises(ValueError, match=message):
+                function(**usual | change)
+
+
+def test_what_is_no_tensor_is_refused():
+    for function in DIRECTIONS_OF_PATHS:
+        with pytest.raises(TypeError, match="anchors is a NoneType"):
+            function(**DIRECTION | {"anchors": None})
