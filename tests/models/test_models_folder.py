@@ -58,43 +58,36 @@ def make_run(saved, run, steps):
 def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
     name, tmp_path, lively
 ):
-    noise_image(0, 70, 90).save(tmp_path / "picture.png")
+    picture = tmp_path / "picture.png"
+    noise_image(0, 70, 90).save(picture)
     encoder = lively(name)
     folder = tmp_path / name
     save_model(folder, encoder, OBJECTIVE)
-    assert encoder.model.logit_scale.item() == pytest.approx(
-        math.log(1 / 0.07)
-    )  # saving changes nothing here
-    assert {path.name for path in folder.iterdir()} == {
-        CONFIG_FILE,
-        WEIGHTS_FILE,
-        "objective.json",
-    }
-    ours = encoder.encode_image([tmp_path / "picture.png"]), encoder.encode_text(TEXTS)
-    other = encoder.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    assert (
-        ours[0] - other
-    ).abs().max() > 1e-2  # the picture matters, so that agreement means something
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
-    with torch.no_grad(), Image.open(tmp_path / "picture.png") as picture:
-        plain = (
-            model.eval().encode_image(transform(picture)[None], normalize=True),
-            model.encode_text(tokens, True),
-        )
-    torch.testing.assert_close(plain, ours, atol=1e-5, rtol=0)
+    # saving changes nothing here
+    assert encoder.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    files = {path.name for path in folder.iterdir()}
+    assert files == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
+    rows = encoder.encode_image([picture]), encoder.encode_text(TEXTS)
+    black = encoder.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    # the picture matters, so that agreement means something
+    assert (rows[0] - black).abs().max() > 1e-2
+    place = f"local-dir:{folder}"
+    model, _, transform = open_clip.create_model_and_transforms(place)
+    tokens = open_clip.get_tokenizer(place)(TEXTS)
+    model.eval()
+    with torch.no_grad(), Image.open(picture) as opened:
+        images = model.encode_image(transform(opened)[None], normalize=True)
+        texts = model.encode_text(tokens, normalize=True)
+    torch.testing.assert_close((images, texts), rows, atol=1e-5, rtol=0)
     assert model.logit_scale.item() == pytest.approx(math.log(30.0))
     before = torch.get_rng_state()
     loaded = load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)
     assert not loaded.training
-    assert (loaded.name, loaded.objective_config) == (
-        name,
-        OBJECTIVE,
-    )
+    assert (loaded.name, loaded.objective_config) == (name, OBJECTIVE)
     assert loaded.config == encoder.config
-    assert torch.equal(loaded.encode_image([tmp_path / "picture.png"]), ours[0])
-    assert torch.equal(loaded.encode_text(TEXTS), ours[1])
+    assert torch.equal(loaded.encode_image([picture]), rows[0])
+    assert torch.equal(loaded.encode_text(TEXTS), rows[1])
 
 
 def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(

@@ -73,7 +73,7 @@ def _files_of(
     if encoder.config.kind == "towers":
         config = {"name": encoder.name, **settings}
         return runs.TOWERS_FILE, config, runs.TOWERS_WEIGHTS_FILE, tensors
-    if "bias" in objective:
+    if objective.get("bias") is not None:
         bias = float(objective["bias"])
         settings = settings | {"init_logit_bias": bias}
         tensors["logit_bias"] = torch.full_like(tensors["logit_scale"], bias)

@@ -142,14 +142,16 @@ def find_model_folder(source: str | Path) -> Path | None:
         return folder / runs.MODEL_FOLDER
     if (folder / "config.json").is_file():  # of transformers
         return None
+    raise InputError(f"{folder}: {_why_no_model(folder)}")
+
+
+def _why_no_model(folder: Path) -> str:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        return "no such folder"
     if (folder / "adapter_config.json").is_file():
-        raise InputError(
-            f"{folder}: a LoRA adapter; merge it (merge_and_unload) and save"
-        )
-    raise InputError(
-        f"{folder}: no run (checkpoints/), no checkpoint (model/) and no model folder"
+        return "a LoRA adapter; merge it (merge_and_unload) and save"
+    return (
+        "no run (checkpoints/), no checkpoint (model/) and no model folder"
         f" ({runs.CONFIG_FILE})"
     )
 

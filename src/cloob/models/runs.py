@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
 import re
 import shutil
 from collections.abc import Mapping
@@ -227,15 +228,13 @@ def find_best(
         return None
     metric = metric or str(newest.get("metric"))
     reference = newest if measured is None else measured
-    best: tuple[Path, float] | None = None
-    for path, values in judged.items():
-        is_judged = _is_number(values.get(metric))
-        if not is_judged or not _comparable(metric, values, reference):
-            continue
-        value = float(values[metric])
-        if best is None or is_better(metric, value, best[1]):
-            best = path, value
-    return best
+    ranked = [
+        (path, float(values[metric]))
+        for path, values in judged.items()
+        if _is_number(values.get(metric)) and _comparable(metric, values, reference)
+    ]
+    choose = min if metric == "val_loss" else max
+    return choose(ranked, key=operator.itemgetter(1), default=None)
 
 
 def _is_number(value: object) -> bool:

@@ -138,15 +138,16 @@ class ModelSource:
                 f"{self.text}: of safetensors give the folder that they lie in with"
                 " their configuration"
             )
-        path = Path(self.text.removesuffix(PORT))
-        if path.suffix in WEIGHTS_ENDINGS:
-            files = [file.name for file in path.parent.glob("*.*")]
-            return f"{self.text}: no such file{_meant(path.name, files)}"
-        meant = _meant(self.text.partition("/")[0], [*PUBLIC, *known_models()])
-        return (
-            f"{self.text}: no such folder, and no NAME/TAG of open_clip such as"
-            f" RN50/openai{meant}"
-        )
+        return f"{self.text}: {_why_unknown(self.text)}"
+
+
+def _why_unknown(text: str) -> str:
+    path = Path(text.removesuffix(PORT))
+    if path.suffix in WEIGHTS_ENDINGS:
+        files = [file.name for file in path.parent.glob("*.*")]
+        return f"no such file{_meant(path.name, files)}"
+    meant = _meant(text.partition("/")[0], [*PUBLIC, *known_models()])
+    return f"no such folder, and no NAME/TAG of open_clip such as RN50/openai{meant}"
 
 
 def _meant(name: str, options: list[str]) -> str:

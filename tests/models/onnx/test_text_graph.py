@@ -3,7 +3,6 @@ none.
 """
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -128,34 +127,6 @@ def test_a_graph_appears_whole_and_leaves_nothing_else(folders, tmp_path):
     assert keep(folders / "plain")[0]
     assert open_text_graph(source, fingerprint, no_pictures) is not None
     assert [path.name for path in texts.iterdir()] == [fingerprint]
-
-
-HUB = """
-import json, sys
-from cloob.models.load import fingerprint, load_model
-from cloob.models.text_graph import keep_text_graph, open_text_graph
-from cloob.search.query import TorchEmbedder
-
-encoder = load_model(sys.argv[1], device="cpu")
-weights = fingerprint(encoder)
-texts = TorchEmbedder(encoder).texts
-kept = keep_text_graph(sys.argv[1], weights, encoder, texts)
-rows = open_text_graph(sys.argv[1], weights, None).texts(["a red bird"])
-print(json.dumps([kept, float(abs(rows - texts(["a red bird"])).max())]))
-"""
-
-
-@pytest.mark.usefixtures("cache")
-def test_a_model_of_the_hub_s_cache_has_a_graph(folders, tmp_path, monkeypatch):
-    place = tmp_path / "hub" / "models--somebody--small"
-    shutil.copytree(folders / "plain", place / "snapshots" / ("0" * 40))
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    done = run_script(HUB, "hf-hub:somebody/small")
-    kept, difference = json.loads(done.stdout.splitlines()[-1])
-    assert kept
-    assert difference < 1e-5
 
 
 SEARCH = """

@@ -2,9 +2,7 @@
 out with torch's functions.
 """
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,26 +101,14 @@ def test_both_sides_are_the_originals_formulas(checkpoint, tmp_path):
     )
 
 
-def test_commands_take_its_rows(checkpoint, tmp_path, monkeypatch, capsys):
+def test_commands_take_its_rows(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (3, 5 * 520 * 696), np.uint8)
-    bits = generator.integers(0, 2, (3, 32), np.uint8)
-    np.save("cells.npy", pixels)
+    bits = np.random.default_rng(0).integers(0, 2, (3, 32), np.uint8)
     np.save("bits.npy", bits)
     encoder = load_model(checkpoint[0], device="cpu")
-    machine = ["--device", "cpu"]
-    assert cli.main(["embed", "cloome.pt", "--b", "bits.npy", "--out", "b.npy"]) == 0
+    words = ["embed", "cloome.pt", "--b", "bits.npy", "--out", "b.npy"]
+    assert cli.main(words) == 0
     np.testing.assert_array_equal(np.load("b.npy"), encoder.encode_b(bits))
-    sides = ["--a", "cells.npy", "--b", "bits.npy", *machine]
-    assert cli.main(["match", "cloome.pt", *sides, "--judge", "--json"]) == 0
-    judged = json.loads(capsys.readouterr().out)
-    assert cli.main(["eval", "cloome.pt", *sides, "--out", "out"]) == 0
-    (row,) = json.loads(Path("out/results.json").read_text())["rows"]
-    (found,) = row["vectors"].values()
-    scores = (encoder.encode_a(pixels) @ encoder.encode_b(bits).T).numpy()
-    expected = np.mean(scores.argmax(1) == np.arange(3))
-    assert found["a_to_b@1"] == judged["a_to_b@1"] == pytest.approx(expected)
 
 
 def test_a_channel_becomes_eight_bits_by_its_brightest_pixels():

@@ -44,6 +44,7 @@ FOLDERS += [
 ALL = ML_JKU + CROWSONKB + OPENAI + FOLDERS
 WITHOUT_BETA = ("epoch_2.pt", "fp16.pt", "no_config.pt")
 WITH_LOSS = [*ML_JKU, *CROWSONKB, *FOLDERS[:2], *OPENAI]
+INPUTS = ("images", "tokens", "extra_tokens")
 FULL_VOCABULARY = [
     ("mljku/rn_full_vocab", "published_like.pt"),
     ("crowsonkb/full_vocab", "slim.pkl"),
@@ -77,27 +78,21 @@ def open_both(folder, file):
 @pytest.mark.parametrize(("folder", "file"), ALL)
 def test_features_are_the_originals(folder, file):
     encoder, inputs, expected = open_both(folder, file)
-    images = torch.from_numpy(inputs["images"])
-    tokens = torch.from_numpy(inputs["tokens"])
-    extra = torch.from_numpy(inputs["extra_tokens"])
+    given = {name: torch.from_numpy(inputs[name]) for name in INPUTS}
+    images, tokens, extra = given.values()
     bound = 3e-5 if "/rn" in folder else 1e-5
     with torch.no_grad():
-        raw = (
-            encoder.model.encode_image(images),
-            encoder.model.encode_text(tokens),
-            encoder.model.encode_text(extra),
-        )
-        unit = encoder.encode_image(images), encoder.encode_text(tokens)
-    for found, key, atol in zip(
-        raw, ("image", "text", "extra_text"), (bound, 1e-5, 1e-5), strict=True
-    ):
-        torch.testing.assert_close(
-            found, torch.from_numpy(expected[f"{key}_features"]), rtol=0, atol=atol
-        )
-    for found, key, atol in zip(unit, ("image", "text"), (bound, 1e-5), strict=True):
-        torch.testing.assert_close(
-            found, torch.from_numpy(expected[f"{key}_unit"]), rtol=0, atol=atol
-        )
+        found = {
+            "image_features": encoder.model.encode_image(images),
+            "text_features": encoder.model.encode_text(tokens),
+            "extra_text_features": encoder.model.encode_text(extra),
+            "image_unit": encoder.encode_image(images),
+            "text_unit": encoder.encode_text(tokens),
+        }
+    for key, rows in found.items():
+        atol = bound if key.startswith("image") else 1e-5
+        wanted = torch.from_numpy(expected[key])
+        torch.testing.assert_close(rows, wanted, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(("folder", "file"), [ALL[4], ALL[12], ALL[14], *FOLDERS[:4:2]])
@@ -118,29 +113,23 @@ def test_pixels_are_the_originals(folder, file):
 @pytest.mark.parametrize(("folder", "file"), [*FULL_VOCABULARY, *FOLDERS[:2]])
 def test_tokens_are_the_originals_also_of_what_is_converted(folder, file, tmp_path):
     source = originals(f"{folder}/{file}" if file else folder)
+    inputs, expected = read(source.parent if file else source, file)
     if folder.startswith("rinna"):
         pytest.importorskip("sentencepiece")
         source = shutil.copytree(source, tmp_path / "r")
         shutil.copy(originals("rinna/tokenizer/spiece.model"), source)
-    encoder, (inputs, expected) = (
-        load_model(source),
-        read(source.parent if file else source, file),
-    )
+    encoder = load_model(source)
     for key in ("texts", "extra_texts"):
         wanted = inputs[key.replace("texts", "tokens")]
         assert encoder.tokenizer(inputs[key].tolist()).tolist() == wanted.tolist()
+    texts = inputs["texts"].tolist()
     with torch.no_grad():
-        rows = encoder.encode_text(inputs["texts"].tolist())
-    torch.testing.assert_close(
-        rows, torch.from_numpy(expected["text_unit"]), rtol=0, atol=1e-5
-    )
-    assert (
-        cli.main(["export", str(source), "--to=cloob", f"--out={tmp_path / 'm'}"]) == 0
-    )
-    assert (
-        load_model(tmp_path / "m").tokenizer(inputs["texts"].tolist()).tolist()
-        == inputs["tokens"].tolist()
-    )
+        rows = encoder.encode_text(texts)
+    wanted = torch.from_numpy(expected["text_unit"])
+    torch.testing.assert_close(rows, wanted, rtol=0, atol=1e-5)
+    target = tmp_path / "m"
+    assert cli.main(["export", str(source), "--to=cloob", f"--out={target}"]) == 0
+    assert load_model(target).tokenizer(texts).tolist() == inputs["tokens"].tolist()
 
 
 def test_tokens_of_openai():
@@ -159,25 +148,18 @@ def test_tokens_of_openai():
 def test_the_objective_comes_along(folder, file):
     encoder, _, expected = open_both(folder, file)
     settings = encoder.objective_config
+    loss = expected["loss"]
     if folder.startswith("openai"):
+        loss = expected["clip_loss"]
         assert settings["contrast"] == "infonce"
         assert not settings["hopfield"]
     else:
         assert ("beta" in settings) == (file not in WITHOUT_BETA)
-        settings = (
-            {"beta": float(expected["scale_hopfield"])} | settings
-            if file in WITHOUT_BETA
-            else settings
-        )
-    image, text = (
-        torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text")
-    )
-    wanted = torch.tensor(
-        float(expected["clip_loss" if folder.startswith("openai") else "loss"])
-    )
-    torch.testing.assert_close(
-        ContrastiveObjective(**settings)(image, text), wanted, rtol=0, atol=1e-5
-    )
+        settings = {"beta": float(expected["scale_hopfield"])} | settings
+    image = torch.from_numpy(expected["image_unit"])
+    text = torch.from_numpy(expected["text_unit"])
+    found = ContrastiveObjective(**settings)(image, text).detach()
+    assert float(found) == pytest.approx(float(loss), rel=0, abs=1e-5)
 
 
 def test_texts_of_a_small_vocabulary_are_refused():
@@ -198,22 +180,19 @@ SOURCES = [
 @pytest.mark.parametrize("source", SOURCES)
 def test_an_export_keeps_every_bit(tmp_path, capsys, source):
     target = tmp_path / "converted"
-    words = ["export", str(originals(source)), "--to=cloob", f"--out={target}"]
-    assert cli.main(words) == 0, capsys.readouterr().err
-    first = load_model(originals(source))
-    second = load_model(target)
     folder = originals(source)
-    inputs = np.load(
-        (folder if folder.is_dir() else folder.parent) / "inputs.npz",
-        allow_pickle=False,
-    )
+    words = ["export", str(folder), "--to=cloob", f"--out={target}"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    place = folder if folder.is_dir() else folder.parent
+    inputs = np.load(place / "inputs.npz", allow_pickle=False)
     images = torch.from_numpy(inputs["images"])
     tokens = torch.from_numpy(inputs["extra_tokens"])
+    first, second = load_model(folder), load_model(target)
     with torch.no_grad():
         assert torch.equal(first.encode_image(images), second.encode_image(images))
         assert torch.equal(first.encode_text(tokens), second.encode_text(tokens))
     assert second.objective_config == first.objective_config
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted"]
+    assert [path.name for path in tmp_path.iterdir()] == ["converted"]
 
 
 @pytest.mark.parametrize(

@@ -156,40 +156,38 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     )
     check_words(tokenizer)
     tokenizer.padding_side = "right"
-    positions = getattr(network.config, "max_position_embeddings", 0)
+    length = _text_length(folder, network.config, tokenizer)
+    return TextEncoder(network, tokenizer, _pooling(folder, spec), length)
+
+
+def _text_length(folder: Path, config: Any, tokenizer: Any) -> int:
+    """Tokens of a text, as sentence-transformers cuts it."""
+    positions = getattr(config, "max_position_embeddings", 0)
+    stored = _json(folder / _LENGTH_FILE).get("max_seq_length")
+    length = stored or min(tokenizer.model_max_length, _USUAL)
     # -1 of XLNet, which takes any number
-    positions = positions if positions > 0 else _LONGEST
-    length = _json(folder / _LENGTH_FILE).get("max_seq_length") or min(
-        tokenizer.model_max_length, _USUAL
-    )
-    modules = [
-        str(module["type"]).rpartition(".")[2]
-        for module in _json(folder / _MODULES_FILE, list)
-    ]
+    return min(int(length), positions if positions > 0 else _LONGEST, _LONGEST)
+
+
+def _pooling(folder: Path, spec: str) -> str:
+    """How the states of tokens become one row, by files of sentence-transformers."""
+    stored = _json(folder / _MODULES_FILE, list)
+    modules = [str(module["type"]).rpartition(".")[2] for module in stored]
     config = _json(folder / _POOLING_FILE)
-    modes = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")
-    pooling = [
-        name
-        for name, key in zip(("mean", "cls"), modes, strict=True)
-        if config.get(key)
-    ]
-    pooling += [config["pooling_mode"]] if "pooling_mode" in config else []
-    if not {*modules} <= {"Transformer", "Pooling", "Normalize"} or (
-        config and pooling not in (["mean"], ["cls"])
-    ):
-        has = (
-            f"its modules are {', '.join(modules)}, its pooling is"
-            f" {' and '.join(pooling) or 'unknown'}"
-        )
+    flags = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+    pooling = [name for name, flag in flags.items() if config.get(flag)]
+    if "pooling_mode" in config:
+        pooling.append(config["pooling_mode"])
+    if not config:
+        pooling = ["mean"]
+    is_known = pooling in (["mean"], ["cls"])
+    if not is_known or not {*modules} <= {"Transformer", "Pooling", "Normalize"}:
         raise InputError(
-            f"{spec}: {has}; a transformer with mean or cls pooling alone is known here"
+            f"{spec}: its modules are {', '.join(modules)}, its pooling is"
+            f" {' and '.join(pooling) or 'unknown'}; a transformer with mean or cls"
+            " pooling alone is known here"
         )
-    return TextEncoder(
-        network,
-        tokenizer,
-        (pooling or ["mean"])[0],
-        min(int(length), positions, _LONGEST),
-    )
+    return pooling[0]
 
 
 def _json(path: Path, kind: type = dict) -> Any:
