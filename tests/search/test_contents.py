@@ -152,22 +152,6 @@ def test_a_file_of_any_year(tmp_path, index, seconds):
     assert index.update([path.parent], options(encoder)).described == 1
 
 
-def test_only_a_folder_with_our_index_is_left_out_and_that_is_said(
-    tmp_path, capsys, monkeypatch
-):
-    loads(monkeypatch)
-    pictures = write_pictures(tmp_path / "p", n=1)
-    for name in ("theirs", "ours"):
-        shutil.copytree(pictures, pictures / name, ignore=lambda *_: ("theirs", "ours"))
-    (pictures / "theirs" / "index.sqlite").write_bytes(b"SQLite format 3\0" * 99)
-    Index.create(pictures / "ours").close()
-    assert cli.main(["find", str(pictures), "red", "--model", "m", "--paths"]) == 0
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 2 and str(pictures / "theirs") in out
-    own = f"1 × folder with an index of its own: {pictures / 'ours'}"
-    assert own in err
-
-
 def test_find_says_why_a_folder_is_left_out(tmp_path, capsys, monkeypatch):
     loads(monkeypatch)
     pictures = write_pictures(tmp_path / "p", n=1)

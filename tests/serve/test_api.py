@@ -115,24 +115,6 @@ def test_a_model_says_when_it_is_ready(tmp_path, pictures, encoder, monkeypatch)
         assert web.get("/api/health").json()["ready"]
 
 
-HOSTILE = Path(__file__).parents[1] / "search" / "hostile.json"
-
-
-def test_a_filter_that_is_no_question_about_the_items_is_refused_in_one_line(client):
-    texts = [text for text in json.loads(HOSTILE.read_text("utf-8")) if text]
-    short = [text for text in texts if len(text) <= 2000]
-    assert len(short) > 80
-    for text in short:
-        answer = client.get("/api/ids", params={"where": text})
-        assert answer.status_code == 400, (text, answer.text)
-        detail = answer.json()["detail"]
-        assert detail.startswith("filter: ") and "\n" not in detail
-    for text in set(texts) - set(short):
-        body = {"parts": [{"words": "red"}], "where": text}
-        assert client.post("/api/search", json=body).status_code == 422
-    assert client.get("/api/ids").status_code == 200
-
-
 def test_beyond_this_machine_neither_an_answer_nor_a_filter_shows_a_full_path(
     index, pictures
 ):
