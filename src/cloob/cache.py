@@ -7,9 +7,7 @@ Above its size what was used longest ago goes; never ``weights/``, ``sizes/``,
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import logging
 import os
 import re
 import threading
@@ -20,8 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from cloob.errors import InputError, require
-
-logger = logging.getLogger(__name__)
 
 Contents = Literal[
     "shards", "tables", "indices", "embeddings", "features", "thumbnails"
@@ -37,12 +33,7 @@ _STREAMED = ("shards", "tables")  # read in turn: whatever room there is has to 
 # since its last use, in which nothing else is removed: another run may be about to read
 # it
 _YOUNG_SECONDS = 3600
-_IN_USE_SECONDS = 30
 _TEMPORARY = ".tmp-"
-_TOO_SMALL = (
-    "do not hold the shards that are read at the same time; they are fetched again and"
-    " again: raise $CLOOB_CACHE_BYTES"
-)
 # what a cache writes; other files in its folder stay
 _CACHED = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")
 
@@ -178,9 +169,6 @@ class Cache:
                 is_streamed = file.path.parent.name in _STREAMED
                 if file.path == keep or (age < _YOUNG_SECONDS and not is_streamed):
                     continue
-                if age < _IN_USE_SECONDS:
-                    gigabytes = f"{self.max_bytes / 1024**3:.3g} GiB"
-                    _warn_once(f"{root}: {gigabytes} {_TOO_SMALL}")
                 removed.append(file.path)
                 excess -= file.size
             for path in removed:
@@ -239,6 +227,3 @@ def make_whole(path: Path, make: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-_warn_once = functools.cache(logger.warning)

@@ -176,20 +176,14 @@ def test_shards_that_no_list_counts_are_counted_once(spec, shards, web, caplog):
     raises(InputError, r"sizes\.json: .*500", open_source, spec)  # nobody knows
 
 
-def test_a_shard_that_had_to_make_room_is_still_read(
-    spec, shards, cache, caplog, monkeypatch
-):
+def test_a_shard_that_had_to_make_room_is_still_read(spec, shards, cache, monkeypatch):
     together = sum((shards / name).stat().st_size for name in SIZES)
     monkeypatch.setenv("CLOOB_CACHE_BYTES", str(together - 1))
     source = open_source(spec)
-    with caplog.at_level(logging.WARNING):
-        source.read(0), source.read(5), source.read(11)
+    source.read(0), source.read(5), source.read(11)
     kept = sorted(path.name[-9:] for path in (cache / "shards").glob("*.tar"))
     assert "00000.tar" not in kept
     assert "00002.tar" in kept
-    assert (
-        "raise $CLOOB_CACHE_BYTES" in caplog.text
-    )  # all three were in use within seconds
     assert source.read(1).caption == "pair 1"  # still open, though its name is gone
     assert (
         pickle.loads(pickle.dumps(source)).read(1).caption == "pair 1"

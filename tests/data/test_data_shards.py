@@ -54,6 +54,7 @@ def test_every_way_to_name_shards(shards, spec, monkeypatch):
         assert sample.image == noise(i)
     assert source.read(5).key == "00001.tar/p005"
     assert len(open_source("shards/00002.tar")) == 3
+    raises(InputError, "not a brace pattern", open_source, "shards/{a,b.tar")
     assert (
         len(open_source("~/shards")) == len(open_source(f"file://{shards}/*.tar")) == 12
     )
@@ -290,19 +291,3 @@ def test_a_tar_whose_reading_fails_is_not_missing(tmp_path):
         source.read,
         2,
     )
-
-
-def test_brace_patterns_are_a_shells(tmp_path):
-    names = ["a-08", "a-09", "a-10", "b", "c{x}", "d,e"]
-    for i, name in enumerate(names):
-        write_tar(tmp_path / f"{name}.tar", {"p.png": noise(i), "p.txt": name.encode()})
-
-    for pattern, expected in (
-        ("{a-{08..10},b,c\\{x\\}}", [*names[:4], "c{x}"]),
-        ("a-{10..08..2}", ["a-10", "a-08"]),
-        ("{b,d\\,e}", ["b", "d,e"]),
-        ("{c{x},{b..b}}", ["c{x}", "b"]),
-    ):
-        assert captions(open_source(f"{tmp_path}/{pattern}.tar")) == expected
-    unbalanced = f"{tmp_path}/{{a,b.tar"
-    raises(InputError, "not a brace pattern", open_source, unbalanced)

@@ -164,12 +164,10 @@ def test_captions_that_are_no_text(folder):
         open_source,
         write_table(folder / "t.parquet", rows),
     )
-    source = open_source(
-        write_table(folder / "t.jsonl", rows)
-    )  # a list of captions is as many rows
-    assert [source.read(i).caption for i in range(2)] == ["1", "2"]
     rows += [{"title": [], "filepath": "img/1.png"}]
     source = open_source(write_table(folder / "t.jsonl", rows))
+    assert [source.read(i).caption for i in range(2)] == ["1", "2"]
+    assert source.pictures().tolist() == [0, 0, 2]
     raises(BadSample, "missing caption", source.read, 2)
 
 
@@ -462,16 +460,3 @@ def test_a_list_of_captions_is_a_pair_for_each(tmp_path, ending):
         open_source(tmp_path / f"other.{ending}").fingerprint()["captions"]
         != source.fingerprint()["captions"]
     )
-
-
-def test_a_parquet_of_paths_with_lists_of_captions(tmp_path):
-    (tmp_path / "0.png").write_bytes(noise(0))
-    (tmp_path / "1.png").write_bytes(noise(1))
-    lists = pa.array([["a", "b"], ["c"]], pa.list_(pa.string()))
-    write_arrow(
-        tmp_path / "t.parquet",
-        pa.table({"filepath": ["0.png", "1.png"], "title": lists}),
-    )
-    source = open_source(tmp_path / "t.parquet")
-    assert [source.read(i).caption for i in range(3)] == ["a", "b", "c"]
-    assert source.pictures().tolist() == [0, 0, 2]
