@@ -66,7 +66,7 @@ def _files_of(
         return heads_files(encoder)
     if encoder.config.kind == "module":
         return runs.MODULE_FILE, settings, runs.TOWERS_WEIGHTS_FILE, tensors
-    if "inv_tau" in objective:
+    if objective.get("inv_tau") is not None:
         tensors["logit_scale"] = torch.full_like(
             tensors["logit_scale"].cpu(), math.log(objective["inv_tau"])
         )
