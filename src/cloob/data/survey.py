@@ -56,8 +56,10 @@ class Range:
     max: int
 
     @classmethod
-    def of(cls, values: Sequence[int]) -> Range:
-        places = np.percentile(values or [0], (0, 50, 95, 100), method="inverted_cdf")
+    def of(cls, values: np.ndarray) -> Range:
+        if not len(values):
+            return cls(0, 0, 0, 0)
+        places = np.percentile(values, (0, 50, 95, 100), method="inverted_cdf")
         return cls(*places.tolist())
 
     def __str__(self) -> str:
@@ -146,17 +148,21 @@ def survey(
     """Reads and decodes ``most`` pairs, spread over the source, 0: all."""
     rows = spread_rows(source, most) if most else range(len(source))
     pairs: list[Pair] = []
-    bad: dict[str, list[str]] = {}
+    skips: list[Skip] = []
     looks = in_threads(partial(_look, source), rows, workers, _AHEAD)
     for done, look in enumerate(looks, 1):
         progress(done, len(rows))
         if isinstance(look, Pair):
             pairs.append(look)
         else:
-            detail = f" ({look.detail})" if look.detail else ""
-            bad.setdefault(look.reason, []).append(f"{look.key}{detail}")
-    by_number = sorted(bad.items(), key=lambda item: -len(item[1]))
-    tokens = [count_tokens(pair.caption) for pair in pairs]
+            skips.append(look)
+    measured = [
+        (p.width, p.height, p.size, len(p.caption), count_tokens(p.caption))
+        for p in pairs
+    ]
+    width, height, size, characters, tokens = (
+        np.array(measured, np.int64).reshape(-1, 5).T
+    )
     captions = Counter(" ".join(pair.caption.casefold().split()) for pair in pairs)
     return Survey(
         name=source.name,
@@ -164,20 +170,30 @@ def survey(
         files=len(source.shard_sizes),
         looked_at=len(rows),
         usable=len(pairs),
-        bad={reason: _examples(keys) for reason, keys in by_number},
+        bad=_by_reason(skips),
         truncated=_examples([pair.key for pair in pairs if pair.truncated]),
-        width=Range.of([pair.width for pair in pairs]),
-        height=Range.of([pair.height for pair in pairs]),
-        bytes=sum(pair.size for pair in pairs),
-        small_pictures=sum(min(p.width, p.height) < SMALL_SIDE for p in pairs),
-        characters=Range.of([len(pair.caption) for pair in pairs]),
+        width=Range.of(width),
+        height=Range.of(height),
+        bytes=int(size.sum()),
+        small_pictures=int((np.minimum(width, height) < SMALL_SIDE).sum()),
+        characters=Range.of(characters),
         tokens=Range.of(tokens),
         context_length=context_length,
-        cut_captions=sum(n > context_length for n in tokens),
+        cut_captions=int((tokens > context_length).sum()),
         equal_pictures=len(pairs) - len({pair.content for pair in pairs}),
         equal_captions=len(pairs) - len(captions),
         most_frequent=[text for text, _ in captions.most_common(1)],
     )
+
+
+def _by_reason(skips: Sequence[Skip]) -> dict[str, Examples]:
+    """What cannot be used, the most frequent reason first."""
+    by_reason: dict[str, list[str]] = {}
+    for skip in skips:
+        detail = f" ({skip.detail})" if skip.detail else ""
+        by_reason.setdefault(skip.reason, []).append(f"{skip.key}{detail}")
+    by_number = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    return {reason: _examples(keys) for reason, keys in by_number}
 
 
 def _examples(keys: Sequence[str]) -> Examples:
