@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_any_text()
     typed = sys.argv[1:] if argv is None else argv
     debug = "--debug" in typed
-    name, *words = [_expand_home(word) for word in typed if word != "--debug"] or [""]
+    name, words = _command_of(typed)
     if argv is None:
         _prepare_process(name)
     try:
@@ -90,6 +90,12 @@ def _print_any_text() -> None:
         return
     if out.encoding.lower() != "utf-8" or out.errors == "strict":
         out.reconfigure(errors="backslashreplace")
+
+
+def _command_of(typed: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of a command, empty where there is none, and its words."""
+    words = [_expand_home(word) for word in typed if word != "--debug"]
+    return (words[0], words[1:]) if words else ("", [])
 
 
 def _expand_home(word: str) -> str:

@@ -87,28 +87,35 @@ class Run:
 
 
 def find_runs(models: Sequence[str]) -> list[Run]:
-    """Those of some models that are runs; what cannot be read is reported when it is
-    loaded.
+    """Those of some models that are runs.
+
+    Raises:
+        InputError: Of a run whose settings cannot be read. Other models that cannot be
+            read are reported when they are loaded.
     """
     from cloob.models.load import find_model_folder  # torch
 
     runs = []
     for model in models:
+        weights = folder = None
         with contextlib.suppress(InputError):
             weights = find_model_folder(model)
             folder = run_of(weights)
-            if weights is not None and folder is not None:
-                file = folder / RUN_CONFIG_FILE
-                heads = read_config(file)
-                config = heads or cloob.TrainConfig().merge_file(file)
-                if heads is not None:
-                    config = heads.override(
-                        data=heads.sources,
-                        val_data=heads.held_out_sources,
-                        val_split=heads.held_out_share,
-                    )
-                runs.append(Run(model, weights, folder, config))
+        if weights is not None and folder is not None:
+            config = _settings_of(folder / RUN_CONFIG_FILE)
+            runs.append(Run(model, weights, folder, config))
     return runs
+
+
+def _settings_of(file: Path) -> cloob.TrainConfig | HeadsConfig:
+    heads = read_config(file)
+    if heads is None:
+        return cloob.TrainConfig().merge_file(file)
+    return heads.override(
+        data=heads.sources,
+        val_data=heads.held_out_sources,
+        val_split=heads.held_out_share,
+    )
 
 
 def add_held_out(sets: Sets, runs: Sequence[Run], models: Sequence[str]) -> list[str]:
@@ -119,39 +126,53 @@ def add_held_out(sets: Sets, runs: Sequence[Run], models: Sequence[str]) -> list
         for model in models:
             check_source(model)
     run = _only_split(runs)
+    _check_local(run)
+    pairs = _open_held_out(run)
+    if run.has_vectors:
+        sets.vectors.append(pairs)
+        return [pairs.name]
+    named = [replace(source, name=f"{source.name} (held out)") for source in pairs]
+    sets.pairs.extend(named)
+    return [source.name for source in named]
+
+
+def _check_local(run: Run) -> None:
+    """Refuses held-out pairs that no file of this machine has.
+
+    A run folder may come from a stranger: nothing is fetched that nobody typed.
+    """
     config = run.config
     if isinstance(config, cloob.TrainConfig) and config.given_held_out:
         raise InputError(
             f"{run.model}: its held-out pairs were given by Python code; name them by"
             f" {_other_option(run)}"
         )
-    # A run folder may come from a stranger: nothing is fetched or run that nobody
-    # typed.
     specs = config.val_data or config.data
     if any(map(is_remote, specs)):
         raise InputError(
             f"{run.model}: its held-out pairs are streamed; type them: --retrieval"
             f" {' '.join(specs)}"
         )
+
+
+def _open_held_out(run: Run) -> Any:
+    """The pairs of vectors that a run held out, or its sources of pictures."""
+    config = run.config
     try:
         opened = _open_named(config) if config.val_data else _open_split(run)
     except InputError as error:
         raise InputError(
             f"{run.model}: its held-out pairs cannot be read; {error}"
         ) from None
-    if not config.val_data:
-        _check_unchanged(run, opened)
+    if config.val_data:
+        return opened
+    _check_unchanged(run, opened)
     if run.has_vectors:
-        sets.vectors.append(opened)
-        return [opened.name]
-    if not config.val_data:
-        from cloob.evaluation.sets.pictures import captioned
+        return opened
+    from cloob.evaluation.sets.pictures import captioned
 
-        files = ", ".join(Path(spec).name for spec in config.data)
-        opened = [captioned(files, opened, by_bytes=True)]
-    named = [replace(source, name=f"{source.name} (held out)") for source in opened]
-    sets.pairs.extend(named)
-    return [source.name for source in named]
+    files = ", ".join(Path(spec).name for spec in config.data)
+    return [captioned(files, opened, by_bytes=True)]
 
 
 def _only_split(runs: Sequence[Run]) -> Run:

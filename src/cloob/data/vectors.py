@@ -309,24 +309,12 @@ def usable_pairs(
     finite; the labels of a's rows are their ids. Of a table cells may be missing, but
     not a row.
     """
-    n, n_b = n_rows(a), n_rows(b)
-    if partners is None:
-        if n != n_b or not n:
-            raise InputError(
-                f"{specs[0]} has {n:,} rows, {specs[1]} has {n_b:,} rows; row i of one"
-                " belongs to row i of the other (`cloob train vectors` joins them by"
-                " --a-ids and --b-ids)"
-            )
-        partners = np.broadcast_to(np.arange(n)[:, None], (n, 2)), []
-    rows, skipped = partners
+    rows, skipped = _by_position(specs, a, b) if partners is None else partners
     what = "holds NaN, infinity or a number that float32 cannot hold"
     matrices = []
     for place, (side, spec) in enumerate(zip((a, b), specs, strict=True)):
-        has_missing = isinstance(side, Coded)
-        matrices.append(side.cells if isinstance(side, Coded) else side)
-        sizes = _sizes(matrices[-1], has_missing=has_missing)
-        is_bad = ~np.isfinite(sizes)
-        _warn_of_spoilt_row(spec, sizes[~is_bad], np.flatnonzero(~is_bad))
+        cells, is_bad = _read_side(side, spec)
+        matrices.append(cells)
         if is_bad.any():
             rows = rows[~is_bad[rows[:, place]]]
             bad_rows = np.flatnonzero(is_bad)
@@ -349,6 +337,30 @@ def usable_pairs(
         None if weights is None else weights[of_a],
         (a if isinstance(a, Coded) else None, b if isinstance(b, Coded) else None),
     )
+
+
+def _read_side(side: Matrix | Coded, spec: str) -> tuple[Matrix, np.ndarray]:
+    """The numbers of a side, and (n,) bool: the rows that cannot be used."""
+    is_table = isinstance(side, Coded)
+    cells = side.cells if isinstance(side, Coded) else side
+    sizes = _sizes(cells, has_missing=is_table)
+    is_bad = ~np.isfinite(sizes)
+    _warn_of_spoilt_row(spec, sizes[~is_bad], np.flatnonzero(~is_bad))
+    return cells, is_bad
+
+
+def _by_position(
+    specs: tuple[str, str], a: Matrix | Coded, b: Matrix | Coded
+) -> Partners:
+    """Row i of a and row i of b."""
+    n, n_b = n_rows(a), n_rows(b)
+    if n != n_b or not n:
+        raise InputError(
+            f"{specs[0]} has {n:,} rows, {specs[1]} has {n_b:,} rows; row i of one"
+            " belongs to row i of the other (`cloob train vectors` joins them by"
+            " --a-ids and --b-ids)"
+        )
+    return np.broadcast_to(np.arange(n)[:, None], (n, 2)), []
 
 
 def _digests(texts: Sequence[str], rows: np.ndarray) -> np.ndarray:

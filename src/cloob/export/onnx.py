@@ -66,7 +66,7 @@ def export_onnx(encoder: DualEncoder, folder: Path) -> Exported:
     worst = [_export(encoder, tower, folder) for tower in towers]
     notes = [_NOTES["checked"].format(max(worst))]
     pad = towers[1].pad
-    config = write_config(folder, encoder, precision="float32", pad=pad)
+    config = write_config(folder, encoder, pad=pad)
     _join(folder, math.exp(config["logit_scale"]))
     length = "whole" if pad is None else "padded"
     notes.append(_NOTES[length].format(pad=pad, length=encoder.context_length))

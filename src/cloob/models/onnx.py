@@ -8,7 +8,7 @@ It answers a query while torch would still be imported::
                              image_embeds float32 (n, D), unit rows
     onnx/text_model.onnx     input_ids int64 (n, L), or L' <= L without padding ->
                              text_embeds float32 (n, D)
-    onnx/*.onnx_data         the weights of either; 8-bit graphs: onnx/*_quantized.onnx
+    onnx/*.onnx_data         the weights of either
     tokenizer.json or spiece.model; objective.json as in every model folder
 """
 
@@ -126,7 +126,6 @@ class PlainEncoder:
         file = folder / ONNX_FILE
         content = read_json(file)
         with translated(f"{file}: damaged"):
-            precision = str(content["precision"])
             digest = str(content["fingerprint"])
             if content["format"] != FORMAT:
                 raise ValueError("written in another format; export the model again")
@@ -139,14 +138,14 @@ class PlainEncoder:
                 self.preprocess_cfg[key] = tuple(self.preprocess_cfg[key])
             self._transform = EvalTransform(self.preprocess_cfg)
             pad = content["pad"]
-            image = graph_file(folder, "image", precision)
-            text = graph_file(folder, "text", precision)
+            image = graph_file(folder, "image")
+            text = graph_file(folder, "text")
             self.image_graph = Graph(image, self.embed_dim)
             self.text_graph = Graph(text, self.embed_dim, pad)
             self.tokenizer = read_tokenizer(
                 file, content["tokenizer"], self.context_length
             )
-        self.settings = {"precision": precision, "pad": pad, "fingerprint": digest}
+        self.settings = {"pad": pad, "fingerprint": digest}
         identity = [self.settings, self.preprocess_cfg, self.logit_scale]
         text_of_it = json.dumps(identity, sort_keys=True).encode()
         # What ``cloob.models.load.fingerprint`` gives for the loaded encoder.
@@ -181,14 +180,13 @@ def unit_rows(rows: Array) -> Array:
     )
 
 
-def graph_file(folder: Path, kind: str, precision: str = "float32") -> Path:
-    end = "_quantized" if precision == "int8" else ""
-    return folder / "onnx" / f"{_GRAPHS[kind]}{end}.onnx"
+def graph_file(folder: Path, kind: str) -> Path:
+    return folder / "onnx" / f"{_GRAPHS[kind]}.onnx"
 
 
-def _graphs_digest(folder: Path, precision: str) -> str:
+def _graphs_digest(folder: Path) -> str:
     """SHA-256 of both towers' graphs with their weights."""
-    graphs = [graph_file(folder, kind, precision) for kind in ("image", "text")]
+    graphs = [graph_file(folder, kind) for kind in ("image", "text")]
     weights = [path.with_name(f"{path.name}_data") for path in graphs]
     state = hashlib.sha256()
     for path in [*graphs, *filter(Path.is_file, weights)]:
@@ -198,7 +196,7 @@ def _graphs_digest(folder: Path, precision: str) -> str:
 
 
 def write_config(
-    folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None
+    folder: Path, encoder: DualEncoder, *, pad: int | None
 ) -> dict[str, Any]:
     """Writes the tokenizer and ``onnx.json``, whose content it returns; texts may lack
     the padding ``pad``.
@@ -209,11 +207,10 @@ def write_config(
         "embed_dim": encoder.embed_dim,
         "context_length": encoder.context_length,
         "logit_scale": float(encoder.model.logit_scale.detach()),
-        "precision": precision,
         "pad": pad,
         "preprocess_cfg": encoder.preprocess_cfg,
         "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
-        "fingerprint": _graphs_digest(folder, precision),
+        "fingerprint": _graphs_digest(folder),
     }
     (folder / ONNX_FILE).write_text(
         json.dumps(content, indent=2, allow_nan=False), encoding="utf-8"

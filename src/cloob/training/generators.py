@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 
@@ -32,6 +31,8 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     """State of python's, numpy's and torch's generators, as tensors and plain types."""
+    import numpy as np  # gradient caching, which keeps torch's alone, works without
+
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -42,6 +43,8 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Sets all random generators to a stored state."""
+    import numpy as np
+
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
