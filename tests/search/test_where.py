@@ -127,7 +127,12 @@ def test_whatever_is_written_is_refused_in_one_line_or_lets_items_through(store,
 def test_the_limits_of_another_connection_stay(store):
     """A filter's connection is its own: afterwards the store reads and writes."""
     store.ids(where.parse("width > 0"))
-    write(store, [item("new", caption="x" * 100)], "m", units(1))
+    write(
+        store,
+        [item("new", caption="x" * 100)],
+        IndexedModel("m", "m", "f", 8),
+        units(1),
+    )
     store.remove("/src", ["/src/new"])
     assert store.rows("SELECT count(*) FROM cloob_model") == [(1,)]
     refused = pytest.raises(InputError, match="may not be written")

@@ -225,16 +225,20 @@ def check_name(name: str) -> None:
 
 def check_packages(sources: Iterable[str]) -> None:
     """Refuses frozen encoders whose packages are not installed."""
+    needed = set()
     for source in sources:
-        kind, _, name = source.partition(":")
-        package = name if source in (f"pypi:{LITE0}", f"pypi:{MINILM}") else ""
-        if kind == "hf":
-            package = "transformers"
-        if package and not importlib.util.find_spec(package.replace("-", "_")):
-            raise InputError(
-                f"{package}: not installed; {install('align')} brings the frozen"
-                " encoders"
-            )
+        library, _, name = source.partition(":")
+        if library == "pypi" and name in (LITE0, MINILM):
+            needed.add(name)
+        if library == "hf" or name == MINILM:
+            needed.add("transformers")
+    installed = importlib.util.find_spec
+    missing = [name for name in needed if not installed(name.replace("-", "_"))]
+    if missing:
+        raise InputError(
+            f"{', '.join(sorted(missing))}: not installed; {install('align')} brings"
+            " the frozen encoders"
+        )
 
 
 def public_folder(name: str) -> Path:

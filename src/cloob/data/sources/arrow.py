@@ -149,8 +149,8 @@ class TableSource(FileSource[Opened], Source):
         return f"{name}/{row}" if self.inside else as_utf8(path) or where, where, path
 
     def pictures(self) -> np.ndarray | None:
-        """(N,) int64: per pair the first of its row, or of its path; None where no two
-        have the same.
+        """(N,) int64: per pair the first of its row, or of its path where that has
+        several captions; None where no two have the same.
         """
         shards = range(len(self.paths))
         if self.inside:
@@ -158,8 +158,10 @@ class TableSource(FileSource[Opened], Source):
             rows = [self._rows(shard) + self.starts[shard] for shard in shards]
             pictures = np.concatenate(rows)
         else:
-            files = map(self.opened, shards)
-            pictures = _codes([file.paths.take(file.rows) for file in files])
+            files = list(map(self.opened, shards))
+            paths = _codes([file.paths.take(file.rows) for file in files])
+            captions = _codes([file.captions for file in files])
+            pictures = _with_several(paths, captions)
         first = first_equal(pictures)
         return None if len(np.unique(first)) == len(first) else first
 
@@ -266,6 +268,18 @@ def _pairs(captions: pa.ChunkedArray) -> tuple[np.ndarray, pa.ChunkedArray]:
     places = pa.array(np.cumsum(is_text) - 1, mask=~is_text)
     texts = pc.list_flatten(captions).take(places)
     return np.repeat(np.arange(len(captions)), counts), texts
+
+
+def _with_several(paths: np.ndarray, captions: np.ndarray) -> np.ndarray:
+    """The codes of paths, all different where a path has one caption alone: a row that
+    is repeated counts as often.
+    """
+    n = len(paths)
+    # A path once for each of its captions; n + 1 is above every code.
+    distinct = np.unique(paths * (n + 1) + np.maximum(captions, -1)) // (n + 1)
+    several = distinct[1:][distinct[1:] == distinct[:-1]]
+    is_several = np.isin(paths, several[several >= 0])
+    return np.where(is_several, paths, -1 - np.arange(n))
 
 
 def _codes(columns: Sequence[pa.ChunkedArray]) -> np.ndarray:
