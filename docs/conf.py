@@ -162,7 +162,7 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged|UpdateOptions|ChosenModel|(subject|report)\.\w+",
+        r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged|UpdateOptions|ChosenModel|(subject|report|backends|batch)\.\w+",
     ),
     (
         r"py:.*",
