@@ -275,8 +275,9 @@ def _with_several(paths: np.ndarray, captions: np.ndarray) -> np.ndarray:
     is repeated counts as often.
     """
     n = len(paths)
-    # A path once for each of its captions; n + 1 is above every code.
-    distinct = np.unique(paths * (n + 1) + np.maximum(captions, -1)) // (n + 1)
+    numbers = np.maximum(captions, -1) + 1  # 0 of empty ones
+    # A path once for each of its captions; n + 1 is above every number.
+    distinct = np.unique(paths * (n + 1) + numbers) // (n + 1)
     several = distinct[1:][distinct[1:] == distinct[:-1]]
     is_several = np.isin(paths, several[several >= 0])
     return np.where(is_several, paths, -1 - np.arange(n))
