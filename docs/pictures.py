@@ -2,8 +2,7 @@
 PAGE``. Needs selenium.
 
 PAGE is ``runs/demo/report.html`` for report.png, or the address of ``cloob serve
-runs/demo/index`` for the rest. First copy some of ``runs/demo/pictures`` into a folder
-in it, as duplicates, and run ``cloob index --out runs/demo/index``.
+runs/demo/index`` with its token for the rest.
 """
 
 from __future__ import annotations
@@ -23,24 +22,21 @@ FLAGS = (
     "headless=new no-sandbox disable-gpu disable-dev-shm-usage no-first-run"
     " hide-scrollbars"
 )
-MARK = "document.querySelector('.group-head button').click()"
-SERVED = (  # name, address, script, width, height, pixels per point
-    ("serve-light", "?q=fruit", "", 1280, 820, 1),
-    ("serve-duplicates", "?view=duplicates", MARK, 1280, 860, 1),
-    ("serve-phone", "?q=fruit", "", 390, 780, 2),
+SERVED = (  # name, width, height, pixels per point
+    ("serve-light", 1280, 820, 1),
+    ("serve-phone", 390, 780, 2),
 )
 
 
 def take(
     page: str,
     picture: Path,
-    script: str = "",
     width: int = 1280,
     height: int = 900,
     scale: int = 1,
 ) -> None:
-    """Writes the visible part of a page when its pictures are there, after a script:
-    PNG of 256 colours, or WebP.
+    """Writes the visible part of a page when its pictures are there: PNG of 256
+    colours, or WebP.
     """
     options = webdriver.ChromeOptions()
     options.binary_location = (
@@ -67,8 +63,6 @@ def take(
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             driver.get(page if "://" in page else Path(page).resolve().as_uri())
             if "://" in page:
-                wait(driver)
-                driver.execute_script(script)
                 wait(driver)
             pixels = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert(
                 "RGB"
@@ -99,9 +93,9 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(
             "usage: python docs/pictures.py runs/demo/report.html |"
-            " http://localhost:8017/"
+            " 'http://localhost:8017/?token=…'"
         )
     if "://" not in sys.argv[1]:
         take(sys.argv[1], IMAGES / "report.png")
-    for name, address, script, *size in SERVED if "://" in sys.argv[1] else ():
-        take(sys.argv[1] + address, IMAGES / f"{name}.webp", script, *size)
+    for name, *size in SERVED if "://" in sys.argv[1] else ():
+        take(f"{sys.argv[1]}&q=fruit", IMAGES / f"{name}.webp", *size)

@@ -251,6 +251,15 @@ def test_a_side_of_equal_rows_is_told_and_no_other(caplog):
     assert "all rows of a are equal" in caplog.text
 
 
+def test_a_spoilt_row_of_counts_is_named(caplog):
+    a, b = (np.abs(side * 100).astype(np.int32) for side in views(300))
+    in_memory(a, b)
+    assert not caplog.text
+    a[5, 0] = 2_000_000_000
+    in_memory(a, b)
+    assert "a row 5 is" in caplog.text
+
+
 def test_a_spoilt_row_is_named(caplog):
     a, b = (side.astype(np.float32) for side in views(300))
     in_memory(a, b)

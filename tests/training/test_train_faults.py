@@ -33,6 +33,7 @@ from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.objective import make_objective
 from cloob.training.checkpoint import find_checkpoint
+from cloob.training.config import TrainConfig
 from cloob.training.given import make_loader
 from cloob.training.loop import train
 from cloob.training.step import TowersWithLoss
@@ -248,7 +249,7 @@ def test_a_data_worker_that_dies(trained, tmp_path):
         assert (
             "go on with --resume auto" in said and "Traceback" not in output.read_text()
         )
-    found = find_checkpoint(run, "auto")
+    found = find_checkpoint(TrainConfig(out=run, resume="auto"))
     assert found is not None and str(found.path) in said
 
 

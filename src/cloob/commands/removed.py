@@ -17,6 +17,7 @@ _PATHS = "--paths prints a list for czkawka, immich or digiKam"
 _LABEL = "--paths LABEL prints a list of files for cp, mv or rsync"
 _MATCH = "`cloob match` ranks vectors of one file for those of another"
 _RECIPE = "scikit-learn on the vectors of `cloob embed` fits a head"
+_ONE_MODEL = "an index has one model; --anew makes it again by another one"
 _CUTOFF = "--cutoff none lists the nearest pictures"
 OPTIONS = {
     "search --by": "--where \"caption like '%heron%'\" looks for words",
@@ -34,11 +35,21 @@ OPTIONS = {
     "index --merge": "one index takes several sources",
     "index --moved": "name the new folder as SRC: known pictures cost a hash",
     "index --store": "--out names the folder of the index",
+    "index --exclude": "name the sub-folders, or leave paths out by --where",
+    "index --max-megapixels": "what is too large is left out and listed by --faults",
+    "index --name": _ONE_MODEL,
+    "index --replace-model": _ONE_MODEL,
+    "search --model": _ONE_MODEL,
+    "search --null": "--paths prints a path a line, as xargs -d '\\n' reads it",
+    "serve --model": _ONE_MODEL,
+    "classify --csv": "--json prints an object a line",
     "classify --examples": _RECIPE,
     "classify --head": _RECIPE,
     "classify --inv-tau": "the model's own temperature is taken",
     "eval --suite": "--paper DIR reads the paper's sets, --zeroshot DIR … any others",
     "eval --shots": "a probe takes all training images, as the paper's do",
+    "eval --probe-seeds": "a probe takes all training images",
+    "eval --root": "--paper DIR reads the paper's sets",
     "export --int8": "onnxruntime.quantization makes smaller graphs of an export",
     "classify --copy-to": _LABEL,
     "classify --move-to": _LABEL,

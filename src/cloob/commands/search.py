@@ -103,9 +103,8 @@ def run(options: Options) -> int:
     options = dataclasses.replace(options, where=where)
     query = Query.parse(options.query)
     with cloob.Index.open(address) as index:
-        condition = index.condition(
-            options.where
-        )  # a mistake in it is named before a model is loaded
+        # a mistake in it is named before a model is loaded
+        condition = index.condition(options.where)
         if options.like is not None:
             id_ = find_item(index, options.like)
             query = Query((Term(id_, "item"), *query.terms))

@@ -373,8 +373,6 @@ def _sizes(side: Matrix, *, has_missing: bool) -> np.ndarray:
     """(n,) float64: the length of each row, NaN where float32 cannot hold all of its
     numbers; missing cells count only where a row has no others.
     """
-    if side.dtype.kind in "biu":
-        return np.zeros(side.shape[0])
     parts = []
     for block in _blocks(side):
         with np.errstate(over="ignore", invalid="ignore"):

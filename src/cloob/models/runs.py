@@ -3,20 +3,19 @@ every checkpoint.
 
 ::
 
-    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl
-          of heads also decisions.json  suspects.csv  state/
-          checkpoints/  held_out.json
-          checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another
-          model folder)  shards/
-    model folder, one of
-          open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a
-          ``local-dir:`` folder towers.json            model.safetensors
-          towers that open_clip does not have aligned.json           heads.safetensors
-          heads on frozen encoders vectors.json           heads.safetensors
-          heads for vectors onnx.json              onnx/*.onnx                    graphs
-          that onnxruntime runs; tokenizer.json module.json            model.safetensors
-          a module of Python code, given to ``train``
-    and in all  objective.json
+    RUN/          config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl
+                  of heads also decisions.json  suspects.csv  state/
+    checkpoint    RUN/checkpoints/step-00000100/
+                  trainer.pt  validation.json  model/  ema/ (another model)  shards/
+
+A model folder has ``objective.json``, and is told by its configuration::
+
+    open_clip_config.json    open_clip_model.safetensors, as ``local-dir:`` takes it
+    towers.json              model.safetensors of towers that open_clip does not have
+    aligned.json             heads.safetensors on frozen encoders
+    vectors.json             heads.safetensors for vectors
+    onnx.json                onnx/*.onnx for onnxruntime; tokenizer.json
+    module.json              model.safetensors of a module that was given to ``train``
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ RUN_CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 EPOCHS_FILE = "epochs.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
-HELD_OUT_FILE = "held_out.json"
 RESULTS_FILE = "results.json"
 SUSPECTS_FILE = "suspects.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -157,10 +155,10 @@ def remove_run(out: Path) -> None:
     """Removes the run that a folder holds, last what shows that it is one; what a run
     did not write stays.
     """
-    own = [out / CHECKPOINTS_FOLDER / HELD_OUT_FILE]
+    own = find_run(out)
     if _is_written_by_cloob(out / RESULTS_FILE, "differences"):
-        own.append(out / RESULTS_FILE)
-    for path in [*own, *find_run(out)]:
+        own = [out / RESULTS_FILE, *own]
+    for path in own:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

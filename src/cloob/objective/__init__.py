@@ -1,7 +1,7 @@
 """The objective as a module: the members of the family and their scales.
 
 ``batch`` reads a call, ``values`` looks at its values, ``backends`` says by which path
-it is computed, and ``ranks`` does so over several.
+it is computed, and ``loss`` computes it, on one rank or over several.
 """
 
 from __future__ import annotations
