@@ -62,7 +62,7 @@ TOWERS = (
         [f"{TOWERS} --overwrite", f"{TOWERS} --overwrite"],
         [
             TRAIN,
-            "embed out --a a.npy --out out/rows.npz --device cpu",
+            "embed out --a a.npy --out out/rows.npy --device cpu",
             "match out --a a.npy --b b.npy --out out/hits.csv --device cpu",
             "match out --a a.npy --b b.npy --out out/hits.csv --overwrite --device cpu",
         ],

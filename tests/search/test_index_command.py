@@ -12,6 +12,7 @@ import pytest
 from index_fakes import FakeEncoder, Stopping, write_noise
 
 from cloob import cli
+from cloob.errors import InputError
 from cloob.search.index import Index
 from search_colours import loads
 from support import fork, refused
@@ -119,6 +120,28 @@ def test_it_says_what_it_did_and_what_comes_next(
         ("elsewhere", "bad"),
     ):  # nor where it cannot be made again
         refused(capsys, "index", source, "--model", model, "--out", "my idx", "--anew")
+
+
+@pytest.mark.parametrize("held_a_file", [False, True])
+def test_a_new_index_that_fails_leaves_the_folder_as_it_was(
+    models, pictures, tmp_path, capsys, monkeypatch, held_a_file
+):
+    """A folder of the user's, and what came into it meanwhile, are not removed."""
+    out = tmp_path / "idx"
+    words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(out)]
+
+    def fail(*_, **__):
+        if held_a_file:
+            (out / "theirs").touch()
+        raise InputError("no such model")
+
+    loads(monkeypatch, fail)
+    refused(capsys, *words)
+    assert out.exists() == held_a_file
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    refused(capsys, *words)
+    assert [path.name for path in out.iterdir()] == ["theirs"] * held_a_file
 
 
 @contextmanager

@@ -8,14 +8,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from cloob import cli
 from cloob.search.index import Index
-from search_colours import make_index, write_pictures
 from support import fork, refused
 
 
@@ -152,25 +151,6 @@ def test_the_browser_is_started_without_the_token_in_its_command(tmp_path, monke
     assert address.startswith("file:") and token not in address
     assert modes == "['0o0']" and f"?token={token}" in page
     assert not Path(urlsplit(address).path).exists(), "it goes with the server"
-
-
-def test_it_shows_the_folder_that_was_named(tmp_path, monkeypatch):
-    pictures = write_pictures(tmp_path / "pictures", n=1)
-    (pictures / "sub").mkdir()
-    (pictures / "red-0.png").rename(pictures / "sub" / "new.png")
-    place = make_index(pictures / ".cloob", pictures)
-
-    def child():
-        monkeypatch.setattr("cloob.serve.app.serve", lambda *_: None)
-        return cli.main(["serve", str(pictures / "sub"), "--port", "0"])
-
-    server = fork(tmp_path / "out", 1, child)
-    assert server.wait() == [0]
-    query = parse_qs(re.findall(r"http\S+\?(\S+)", server.told())[0])
-    with Index.open(place) as index:
-        (where,) = query["where"]
-        (shown,) = index.items(index.store.ids(index.filter(where)))
-    assert shown.path == str(pictures / "sub" / "new.png")
 
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

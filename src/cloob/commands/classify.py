@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import cloob
 from cloob.commands.console import DecodeOptions, Positional, arg, say
-from cloob.commands.index import join_filters, opened
+from cloob.commands.index import opened
 from cloob.commands.search import print_paths
 from cloob.errors import InputError, nearest, printable
 
@@ -133,13 +133,12 @@ def check_label(label: str, names: tuple[str, ...]) -> None:
 
 
 def within_index(options: Options) -> Options:
-    """The options with the index of a folder in its place, and the filter for it."""
-    from cloob.search.address import find_index, is_there
+    """The options with the index of a folder in its place."""
+    from cloob.search.address import find_index
+    from cloob.search.database import is_there
 
     if options.model is None:
-        address, below = find_index(options.source)
-        where = join_filters(options.where, below)
-        options = dataclasses.replace(options, source=address, where=where)
+        options = dataclasses.replace(options, source=find_index(options.source))
     if options.where is not None and not is_there(options.source):
         raise InputError("--where is for an index; these pictures are in none yet")
     return options

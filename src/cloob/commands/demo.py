@@ -246,7 +246,7 @@ def print_found(found: Sequence[ExampleQuery], finder: str) -> None:
 
 def write_index(out: Path, noto: LabelledSet, model: Path, device: str) -> None:
     """Writes the pictures as files, and an index of them."""
-    from cloob.search import address
+    from cloob.search import database
     from cloob.search.update import UpdateOptions
 
     say("an index of the pictures …")
@@ -256,7 +256,7 @@ def write_index(out: Path, noto: LabelledSet, model: Path, device: str) -> None:
         name = re.sub(r"[^\w (),.'-]", "_", noto.classnames[label])
         (pictures / f"{name} {place}.webp").write_bytes(noto.read(place)[1])
     index = out / INDEX_FOLDER
-    if address.is_there(index):
-        address.remove(str(index))  # of an earlier demo, with another model
+    if database.is_there(index):
+        database.remove(index)  # of an earlier demo, with another model
     with cloob.Index.create(index) as created:
         created.update([pictures], UpdateOptions(model=str(model), device=device))

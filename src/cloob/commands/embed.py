@@ -23,10 +23,9 @@ from cloob.files import write_whole
 from cloob.models.runs import RUN_CONFIG_FILE
 
 if TYPE_CHECKING:
-    from cloob.search.matrix import Vectors
+    import numpy as np
 
-ROW_ENDINGS = (".npy", ".npz", ".safetensors")
-PICTURE_ENDINGS = (".npz", ".safetensors", ".parquet")
+PICTURE_ENDINGS = (".npz", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ class Options:
     ContrastiveHeads; with --texts a model.
     """
     out: Path
-    """FILE.npz, .safetensors or .parquet; with --a, --b or --texts FILE.npy, .npz or
-    .safetensors.
-    """
+    """FILE.npz or .parquet; with --a, --b or --texts FILE.npy."""
     texts: str | None = None
     """Texts for the model: a file of lines, or TABLE.parquet:COLUMN."""
     model: str | None = None
@@ -72,14 +69,26 @@ def write_pictures(index: cloob.Index, out: Path) -> int:
     """Writes the vectors of all pictures, with their paths and captions; returns how
     many.
     """
+    import numpy as np
+
     items, vectors = index.pictures()
-    texts = {
-        "paths": json.dumps([item.path for item in items]),
-        "captions": json.dumps([item.caption or "" for item in items]),
-        "model": index.model().name,
-    }
-    write(out, vectors, texts)
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        vectors=vectors,
+        paths=json_array([item.path for item in items]),
+        captions=json_array([item.caption or "" for item in items]),
+        model=np.array(index.model().name.encode()),
+    )
+    write_whole(out, stream.getvalue())
     return len(vectors)
+
+
+def json_array(texts: list[str]) -> np.ndarray:
+    """Texts as JSON: numpy would pad every one to the longest."""
+    import numpy as np
+
+    return np.array(json.dumps(texts).encode())
 
 
 def check(options: Options) -> None:
@@ -97,7 +106,7 @@ def check(options: Options) -> None:
         raise InputError(f"{' and '.join(names[:2])} exclude each other; give one")
     inputs = [value for value in value_of_option.values() if value is not None]
     of_pictures = not names or names == ["--model"]
-    endings = PICTURE_ENDINGS if of_pictures else ROW_ENDINGS
+    endings = PICTURE_ENDINGS if of_pictures else (".npy",)
     check_out("--out", options.out, endings, [*inputs, options.source])
     if options.out.exists() and not options.overwrite:
         raise InputError(f"{options.out}: exists; --overwrite replaces it")
@@ -129,7 +138,9 @@ def embed_rows_or_texts(options: Options) -> int:
     vectors = rows.cpu().numpy()
     n_bad = int((~np.isfinite(vectors).all(1)).sum())
     lost = f", {n_bad:,} of them NaN, as their numbers are not finite" if n_bad else ""
-    write(options.out, vectors, {})
+    stream = io.BytesIO()
+    np.save(stream, vectors)
+    write_whole(options.out, stream.getvalue())
     say(f"{options.out}: {len(vectors):,} rows{lost}")
     return 1 if n_bad else 0
 
@@ -149,22 +160,3 @@ def read_texts(file: str) -> list[str]:
         if not line.strip():
             raise InputError(f"--texts {file}: line {number} is empty")
     return lines
-
-
-def write(out: Path, vectors: Vectors, texts: dict[str, str]) -> None:
-    """Writes rows with texts beside them; lists of these are JSON, as numpy would pad
-    every text to the longest.
-    """
-    import numpy as np
-
-    stream = io.BytesIO()
-    if out.suffix == ".npy":
-        np.save(stream, vectors)
-    elif out.suffix == ".npz":
-        arrays = {name: np.array(text.encode()) for name, text in texts.items()}
-        np.savez(stream, vectors=vectors, **arrays)  # type: ignore[arg-type]
-    else:
-        from safetensors.numpy import save
-
-        stream.write(save({"vectors": vectors}, texts or None))
-    write_whole(out, stream.getvalue())

@@ -74,7 +74,7 @@ def run(options: Options | None) -> int:
 
 def check(options: Options) -> None:
     """Names mistakes before pictures are indexed."""
-    from cloob.search.address import is_there
+    from cloob.search.database import is_there
 
     folder = Path(options.index)
     if is_there(folder):
@@ -93,45 +93,42 @@ def check(options: Options) -> None:
         raise InputError(f"{folder}: no pictures in it")
 
 
-def plan(options: Options) -> tuple[str, str | None, tuple[str, ...]]:
+def plan(options: Options) -> tuple[Path, str | None, tuple[str, ...]]:
     """Where the index lies, the model to load, or None for the index's own, and the
     sources to add.
     """
-    from cloob.search.address import find_index, is_there, place_of
+    from cloob.search.address import place_of
+    from cloob.search.database import is_there
 
-    place, _ = find_index(options.index)
-    if not is_there(place):
-        place = str(place_of(Path(options.index)))
-    model = options.model
-    sources: tuple[str, ...] = (options.index,)
-    has_model = False
+    place = place_of(Path(options.index))
+    has_model = has_sources = False
     if is_there(place):
         with cloob.Index.open(place) as existing:
             has_model = existing.store.stored_model() is not None
-            if existing.store.sources():
-                sources = ()
+            has_sources = bool(existing.store.sources())
+    model = options.model
     if model is None and not has_model:
         model = PHOTOS[0].name
         say(
             f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob"
             " find --models lists others)"
         )
-    return place, model, sources
+    return place, model, () if has_sources else (options.index,)
 
 
 def bring_up_to_date(
-    place: str,
+    place: Path,
     sources: tuple[str, ...],
     model: str | None,
     options: Options,
 ) -> int:
     """Indexes what is new; its words go to stderr, as stdout is for what is found."""
-    from cloob.search.address import is_there
+    from cloob.search.database import is_there
 
     if is_there(place) and not os.access(place, os.W_OK):
         say(f"{place}: cannot be written, so what is new since is not in it")
         return 0
-    update = index.Options(sources, place, model, machine=options.machine)
+    update = index.Options(sources, str(place), model, machine=options.machine)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return index.run(update, then=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,7 +65,7 @@ def run(options: Options, *, then: bool = True) -> int:
     """Indexes, and names what comes ``then``; 1 when a source could not be read, with
     the rest written.
     """
-    from cloob.search.address import is_there
+    from cloob.search.database import is_there
 
     check_options(options)
     if not is_there(options.out):
@@ -78,13 +77,26 @@ def run(options: Options, *, then: bool = True) -> int:
     if is_there(options.out):
         with cloob.Index.open(options.out, writable=True) as index:
             return bring_up_to_date(index, options, then=then)
-    with cloob.Index.create(options.out) as index:
+    with new_index(Path(options.out)) as index:
+        return bring_up_to_date(index, options, then=then)
+
+
+@contextlib.contextmanager
+def new_index(folder: Path) -> Iterator[cloob.Index]:
+    """A new index; nothing is left of it if it fails before a picture is in it."""
+    from cloob.search import database
+
+    was_there = folder.is_dir()
+    with cloob.Index.create(folder) as index:
         try:
-            return bring_up_to_date(index, options, then=then)
+            yield index
         except Exception:
-            if not len(index):  # nothing came into it, and nothing else lies there
+            if not len(index):
                 index.close()
-                shutil.rmtree(options.out, ignore_errors=True)
+                database.remove(folder)
+                if not was_there:
+                    with contextlib.suppress(OSError):  # others may have come into it
+                        folder.rmdir()
             raise
 
 
@@ -142,12 +154,12 @@ def print_faults(options: Options) -> int:
 def remove_old(options: Options) -> None:
     """Deletes the index, once it is known that it can be made again."""
     from cloob.models.load import load_model
-    from cloob.search.address import remove
+    from cloob.search.database import remove
 
     for source in options.sources:
         check_there(source)
     load_model(str(options.model))
-    remove(options.out)
+    remove(Path(options.out))
 
 
 def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int:
@@ -220,15 +232,14 @@ def summary_line(summary: Summary) -> str:
     return "; ".join([done or "none", speed, *numbers])
 
 
-def check_index(typed: str, where: str | None = None) -> tuple[str, str | None]:
-    """The address of the index that is meant, and the filter joined with that of a
-    folder in it; refuses a place without one.
-    """
-    from cloob.search.address import find_index, is_there
+def check_index(typed: str) -> str:
+    """The folder of the index that is meant; refuses a place without one."""
+    from cloob.search.address import find_index
+    from cloob.search.database import is_there
 
-    address, below = find_index(typed)
+    address = find_index(typed)
     if is_there(address):
-        return address, join_filters(where, below)
+        return address
     if not Path(address).exists():
         raise InputError(f"{address}: no such folder")
     if Path(address).is_file():
@@ -236,14 +247,6 @@ def check_index(typed: str, where: str | None = None) -> tuple[str, str | None]:
     raise InputError(
         f"{address}: holds no index; cloob find {address} 'a red bird' makes one and"
         f" searches it, cloob index {address} --model M --out NAME.idx makes one"
-    )
-
-
-def join_filters(*filters: str | None) -> str | None:
-    """One filter that lets through what all do."""
-    given = [text for text in filters if text is not None]
-    return (
-        given[0] if len(given) == 1 else " and ".join(map("({})".format, given)) or None
     )
 
 
@@ -259,7 +262,7 @@ def opened(
     Pictures are embedded into an index that is gone at the end, by what ``load_model``
     takes, or a loaded model.
     """
-    from cloob.search.address import is_there
+    from cloob.search.database import is_there
 
     if is_there(source):
         if machine.workers != decoders():

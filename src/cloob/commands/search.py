@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -99,8 +98,7 @@ def run(options: Options) -> int:
     from cloob.search.query import Query, Term
 
     check_options(options)
-    address, where = check_index(options.index, options.where)
-    options = dataclasses.replace(options, where=where)
+    address = check_index(options.index)
     query = Query.parse(options.query)
     with cloob.Index.open(address) as index:
         # a mistake in it is named before a model is loaded

@@ -53,7 +53,7 @@ def run(options: Options) -> int:
     anywhere else: exit code 130.
     """
     limit_threads()
-    place, below = check_index(options.index)
+    place = check_index(options.index)
     check(options)
     token = choose_token(options)
     for module in ("fastapi", "uvicorn", "python_multipart"):
@@ -63,7 +63,8 @@ def run(options: Options) -> int:
 
     opened, address = listen(options.host, options.port)
     with opened, cloob.Index.open(place) as index:
-        address += query_of(options, token, below, place)
+        if token is not None:
+            address += f"?{urlencode({'token': token})}"
         print(describe(index), file=sys.stderr)
         print(f"{address}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         with in_browser(address) if options.open else contextlib.nullcontext():
@@ -75,16 +76,6 @@ def run(options: Options) -> int:
         sys.stderr.flush()
         # A thread may be at work that takes minutes; nothing is lost with it.
         os._exit(code)
-
-
-def query_of(options: Options, token: str | None, below: str | None, place: str) -> str:
-    """What follows the address: the token, and the filter of a folder."""
-    query = {} if token is None else {"token": token}
-    if below and is_loopback(options.host):
-        query["where"] = below
-    elif below:  # others may not filter by path
-        say(f"all pictures of {place} are served, not those of {options.index}")
-    return f"?{urlencode(query)}" if query else ""
 
 
 def serve_until_stopped(

@@ -8,13 +8,7 @@ import re
 from pathlib import Path
 
 from cloob.cache import cache_root
-from cloob.search import database
-from cloob.search.records import INDEX_FILE
-
-
-def is_there(address: str | Path) -> bool:
-    """Whether a folder holds an index."""
-    return (Path(address) / INDEX_FILE).is_file()
+from cloob.search.database import is_there
 
 
 def place_of(folder: Path) -> Path:
@@ -30,27 +24,12 @@ def place_of(folder: Path) -> Path:
     return cache_root() / "photos" / f"{name}-{digest}"
 
 
-def find_index(typed: str) -> tuple[str, str | None]:
-    """The address of an index that is typed, or kept by `cloob find` of a folder or of
-    one above it, and its filter.
+def find_index(typed: str) -> str:
+    """The folder of the index that is meant: typed, or kept by `cloob find` of the
+    folder that is typed.
     """
-    folder = Path(os.path.abspath(typed))  # noqa: PTH100
-    if is_there(typed) or not folder.is_dir():
-        return typed, None
-    for above in (folder, *folder.parents):
-        if is_there(place := place_of(above)):
-            quoted = str(folder).replace("'", "''")
-            return (
-                str(place),
-                None
-                if above == folder
-                else f"path >= '{quoted}/' and path < '{quoted}0'",
-            )
-    return typed, None
-
-
-def remove(address: str) -> None:
-    """Deletes an index, one that cannot be opened as well, and nothing else in its
-    place.
-    """
-    database.remove(Path(address))
+    folder = Path(typed)
+    if is_there(folder) or not folder.is_dir():
+        return typed
+    place = place_of(folder.absolute())
+    return str(place) if is_there(place) else typed

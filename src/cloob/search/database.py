@@ -159,6 +159,11 @@ class Database:
         return self.path.stat().st_mtime_ns, has_log
 
 
+def is_there(folder: str | Path) -> bool:
+    """Whether a folder holds an index."""
+    return (Path(folder) / INDEX_FILE).is_file()
+
+
 def is_index(file: Path) -> bool:
     """Whether a file is an index of cloob's, by its first bytes."""
     try:
@@ -183,8 +188,7 @@ def remove(folder: Path) -> None:
         return
     with _acquired(_lock_of(path), folder):
         for file in [*folder.glob(f"{INDEX_FILE}*"), *folder.glob("vectors-*.f32")]:
-            if file.name != f"{INDEX_FILE}.lock":
-                file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
 def _make(folder: Path) -> None:
