@@ -4,7 +4,6 @@ sentence-transformers or ONNX.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cloob.commands.console import Positional, arg, say_next
 from cloob.errors import InputError
-from cloob.export.exported import (
-    check_exportable,
-    check_packages,
-    check_target,
-    is_export,
-)
+from cloob.export.exported import check_target, is_export, write_json
 from cloob.files import whole_folder
 from cloob.models.runs import OBJECTIVE_FILE, config_file
 
@@ -45,8 +39,6 @@ class Options:
     """The weights' licence for the card, as the hub spells it: mit, apache-2.0,
     cc-by-4.0, …
     """
-    results: Path | None = None
-    """A results.json of `cloob eval`, whose numbers the card takes up."""
     overwrite: bool = False
     """Replace --out where it is an earlier export."""
 
@@ -57,13 +49,15 @@ def run(options: Options) -> int:
     _check(options, licence)
     if options.to == "cloob":
         return _write_model_folder(options)
-    check_packages(options.to)
-    from cloob.export.card import describe_model, write_card
+    from cloob.export.card import write_card
     from cloob.models.load import load_model
 
     encoder = load_model(options.source, device="cpu")
-    check_exportable(encoder.config.kind, options.source)
-    description = describe_model(options.source, encoder, options.results)
+    if encoder.config.kind == "vectors":
+        raise InputError(
+            f"{options.source}: heads of vectors go to no other program; --to cloob"
+            f" copies them, `cloob embed {options.source} --a …` writes their rows"
+        )
     with whole_folder(options.out) as folder:
         if options.to == "transformers":
             from cloob.export.transformers import export_transformers
@@ -73,10 +67,9 @@ def run(options: Options) -> int:
             from cloob.export.onnx import export_onnx
 
             exported = export_onnx(encoder, folder)
-        settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
-        (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
+        write_json(folder / OBJECTIVE_FILE, encoder.objective_config)
         name = options.out.resolve().name
-        write_card(folder, description, exported, name, licence or None)
+        write_card(folder, options.source, encoder, exported, name, licence or None)
     _report(options.out, encoder, exported.summary)
     out = str(options.out)
     steps = [["eval", options.source, out, "--zeroshot", "demo:noto-emoji"]]
@@ -88,10 +81,9 @@ def run(options: Options) -> int:
 
 def _check(options: Options, licence: str) -> None:
     """Raises InputError for options that do not go together, and a target in use."""
-    if options.to == "cloob" and (licence or options.results):
-        option = "--license" if licence else "--results"
+    if options.to == "cloob" and licence:
         raise InputError(
-            f"{option} is for the card of an export; --to cloob writes none"
+            "--license is for the card of an export; --to cloob writes none"
         )
     if licence and not _LICENCE.fullmatch(licence):
         raise InputError(

@@ -50,6 +50,7 @@ OPTIONS = {
     "eval --shots": "a probe takes all training images, as the paper's do",
     "eval --probe-seeds": "a probe takes all training images",
     "eval --root": "--paper DIR reads the paper's sets",
+    "export --results": "a card has no numbers; results.json and report.html do",
     "export --int8": "onnxruntime.quantization makes smaller graphs of an export",
     "classify --copy-to": _LABEL,
     "classify --move-to": _LABEL,

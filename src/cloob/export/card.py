@@ -1,37 +1,24 @@
-"""The model card: use, training (from its run) and results (``results.json``)."""
+"""The model card: use, and training as its run tells of it."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cloob.citation import BIBTEX
-from cloob.errors import InputError, require
+from cloob.errors import needs
 from cloob.export.exported import CARD_FILE, Exported
 from cloob.family import CONTRASTS, FAMILY, member_name
 from cloob.files import write_whole
 from cloob.models import runs
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import read_json
-from cloob.models.load import find_model_folder, fingerprint
+from cloob.models.load import find_model_folder
 from cloob.models.source import PORT
 
-_RECALLS = {
-    f"{way}_to_{other}@{k}": f"{way} → {other}, recall@{k} %"
-    for way, other in (("image", "text"), ("text", "image"))
-    for k in (1, 5, 10)
-}
-_CLASSES = {"acc1": "top-1 %", "mean_per_class_recall": "mean per class %"}
-_SECTIONS = (
-    ("zeroshot", "zero-shot", {"acc1": "top-1 %", "acc5": "top-5 %", **_CLASSES}),
-    ("probe", "linear probe", _CLASSES),
-    ("retrieval", "retrieval", _RECALLS),
-)
-"""Of results.json: a section, its title, and what a card shows of it."""
+with needs("export"):
+    import jinja2
+
 _TRAINING = {
     "batch size": "batch_size",
     "precision": "precision",
@@ -43,79 +30,35 @@ _TRAINING = {
 _TEMPLATE = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class ModelDescription:
-    """What a card says of a model, before it is text."""
-
-    encoder: DualEncoder
-    # the member of the family that it was trained with; None if unknown
-    objective: str | None
-    # the training of its run, label to value; empty without a run
-    training: Mapping[str, object]
-    results: Mapping[str, Any]  # its row of a results.json; empty without
-    level: float  # of the intervals in it
-
-
-def describe_model(
-    source: str, encoder: DualEncoder, results: Path | None = None
-) -> ModelDescription:
-    """What a card says of a model, with the row of its weights in ``results``."""
-    folder = find_model_folder(source)
-    run = runs.run_of(folder)
-    settings = encoder.objective_config
-    objective = member_name(settings.get("contrast"), settings.get("hopfield"))
-    training: dict[str, object] = {}
-    if run is not None and folder is not None:
-        training = _training(run, folder)
-    row: dict[str, Any] = {}
-    level = 0.95
-    if results is not None:
-        content = read_json(results)
-        level = float(content.get("level", level))
-        row = _find_row(content, fingerprint(encoder))
-        if not row:
-            raise InputError(
-                f"{results}: has no row of the weights of {source}; measure them by"
-                f" `cloob eval {source}`"
-            )
-    name = objective or settings.get("closed_form")
-    return ModelDescription(encoder, name, training, row, level)
-
-
-def _find_row(content: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """The row of these weights in a results.json; empty without one."""
-    for row in content.get("rows") or ():
-        if isinstance(row, dict) and row.get("fingerprint") == weights:
-            return row
-    return {}
-
-
 def write_card(
     folder: Path,
-    model: ModelDescription,
+    source: str,
+    encoder: DualEncoder,
     exported: Exported,
     name: str,
     license: str | None = None,
 ) -> None:
-    """Writes the card of an export, called ``name`` where it will be."""
-    jinja: Any = require("jinja2", "export")
-    environment = jinja.Environment(
+    """Writes the card of an export of a model, called ``name`` where it will be."""
+    settings = encoder.objective_config
+    member = member_name(settings.get("contrast"), settings.get("hopfield"))
+    objective = member or settings.get("closed_form")
+    environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"cell": _cell, "slug": _slug}
-    environment.tests["finite"] = _is_finite
-    parameters = model.encoder.model.parameters()
+    environment.filters["cell"] = _cell
+    parameters = encoder.model.parameters()
     page = environment.from_string(_TEMPLATE).render(
-        vars(model),
+        encoder=encoder,
+        objective=objective,
+        training=_training_of(find_model_folder(source)),
         exported=exported,
-        tags=dict.fromkeys(filter(None, [model.objective, *exported.tags])),
+        tags=dict.fromkeys(filter(None, [objective, *exported.tags])),
         name=name.rpartition("/")[2],
         place=name,
         license=license,
         millions=sum(value.numel() for value in parameters) / 1e6,
-        member=FAMILY.get(str(model.objective)),
+        member=FAMILY.get(str(objective)),
         contrasts=CONTRASTS,
-        sections=_SECTIONS,
         citation=BIBTEX,
     )
     write_whole(folder / CARD_FILE, page)
@@ -126,16 +69,13 @@ def _cell(text: object) -> str:
     return re.sub(r"([|\\`*_\[\]<>])", r"\\\1", " ".join(str(text).split()))
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, float | int) and math.isfinite(value)
-
-
-def _training(run: Path, folder: Path) -> dict[str, object]:
-    """The training of a run up to the checkpoint of a model folder."""
+def _training_of(folder: Path | None) -> dict[str, object]:
+    """The training of a run up to the checkpoint of a model folder, label to value;
+    empty without a run.
+    """
+    run = runs.run_of(folder)
+    if run is None or folder is None:
+        return {}
     config = read_json(run / runs.RUN_CONFIG_FILE)
     sources = [data_name(source) for source in config.get("data") or ()]
     step = runs.checkpoint_step(folder.resolve().parent)

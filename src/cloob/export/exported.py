@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloob.errors import InputError, install
+from cloob.errors import InputError
 from cloob.files import check_replaceable
 from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.source import ModelSource
 
+if TYPE_CHECKING:
+    from cloob.models.encoder import DualEncoder
+
 CARD_FILE = "README.md"
-_PACKAGES = {
-    "transformers": ("transformers", "tokenizers", "huggingface_hub"),
-    "onnx": ("onnx", "onnxscript", "onnxruntime", "tokenizers"),
+# PIL's numbers; open_clip tests "random" with bicubic
+_RESAMPLE = {
+    "bilinear": 2,
+    "bicubic": 3,
+    "random": 3,
 }
 
 
@@ -44,26 +50,35 @@ def usage_of(name: str) -> str:
     return (Path(__file__).parent / "usage" / f"{name}.md").read_text(encoding="utf-8")
 
 
-def check_packages(to: str) -> None:
-    """Raises InputError where a package that an export needs is not installed, before
-    any is imported.
-    """
-    for package in _PACKAGES[to]:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"{package} is not installed; {install('export')} brings it"
-            )
+def processor_config(encoder: DualEncoder) -> dict[str, object] | None:
+    """How ``CLIPImageProcessor`` prepares pictures; None where it cannot."""
+    preprocess = encoder.preprocess_cfg
+    side = encoder.image_size
+    crops = preprocess.get("resize_mode") != "squash"
+    interpolation = preprocess.get("interpolation") or "bicubic"
+    if interpolation not in _RESAMPLE:
+        return None
+    square = {"height": side, "width": side}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "size": {"shortest_edge": side} if crops else square,
+        "resample": _RESAMPLE[interpolation],
+        "do_center_crop": crops,
+        "crop_size": square,
+        "rescale_factor": 1 / 255,
+        "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
+    }
 
 
-def check_exportable(kind: str, source: str) -> None:
-    """Raises InputError for a model of vectors, which no other program has a place
-    for.
-    """
-    if kind == "vectors":
-        raise InputError(
-            f"{source}: heads of vectors go to no other program; --to cloob copies"
-            f" them, `cloob embed {source} --a …` writes their rows"
-        )
+def write_json(path: Path, content: object) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def check_target(

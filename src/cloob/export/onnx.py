@@ -9,20 +9,31 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, one_line, require
-from cloob.export.exported import Exported, quiet, usage_of
-from cloob.export.transformers import processor_config
+from cloob.errors import InputError, needs, one_line, require
+from cloob.export.exported import (
+    Exported,
+    processor_config,
+    quiet,
+    usage_of,
+    write_json,
+)
 from cloob.models.aligned.encoders import TextEncoder
 from cloob.models.encoder import DualEncoder, causal_features, causal_tower
 from cloob.models.onnx import Graph, graph_file, write_config
 from cloob.models.tokenizer import tokenizer_note
+
+with needs("export"):
+    import onnx
+    import onnx_ir
+    import onnxscript  # noqa: F401
+    from onnx_ir.passes import common as passes
 
 TOLERANCE = 1e-4
 """The most that an entry of a unit row may be off; towers that are exported well are
@@ -61,6 +72,7 @@ def export_onnx(encoder: DualEncoder, folder: Path) -> Exported:
     """Writes the graphs of both towers into a folder, with the tokenizer and
     ``onnx.json``.
     """
+    require("onnxruntime", "export")  # before a minute of work
     towers = towers_of(encoder)
     (folder / "onnx").mkdir()
     worst = [_export(encoder, tower, folder) for tower in towers]
@@ -86,12 +98,11 @@ def _write_for_transformers_js(encoder: DualEncoder, folder: Path) -> str:
         "architectures": ["CLIPModel"],
         "transformers.js_config": {"use_external_data_format": True},
     }
-    (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_json(folder / "config.json", content)
     processor = processor_config(encoder)
     if processor is None:
         return _NOTES["no pictures"]
-    text = json.dumps(processor, indent=2)
-    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    write_json(folder / "preprocessor_config.json", processor)
     return _NOTES["pictures"]
 
 
@@ -99,7 +110,6 @@ def _join(folder: Path, inv_tau: float) -> None:
     """Writes both towers as one graph with logits: the zero-shot pipeline of
     transformers.js wants one.
     """
-    onnx: Any = require("onnx", "export")
     both = onnx.load(graph_file(folder, "image"))
     text = onnx.load(graph_file(folder, "text"))
     onnx.compose.add_prefix(
@@ -111,16 +121,15 @@ def _join(folder: Path, inv_tau: float) -> None:
         both.graph.initializer.extend(graph.initializer)
         both.graph.output.extend(graph.output)
     del both.graph.value_info[:]
-    model = require("onnx_ir", "export").from_proto(both)
-    _save(model, graph_file(folder, "both"))
+    _save(onnx_ir.from_proto(both), graph_file(folder, "both"))
 
 
-def _save(model: Any, path: Path) -> None:
+def _save(model: onnx_ir.Model, path: Path) -> None:
     """Writes a graph; weights next to it are mapped, so that it opens in a third of the
     time.
     """
     data = f"{path.name}_data"
-    require("onnx_ir", "export").save(model, path, external_data=data)
+    onnx_ir.save(model, path, external_data=data)
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
@@ -135,11 +144,10 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
         sizes[1] = torch.export.Dim("length", min=2, max=example.shape[1])
         example = example[:, :-1].contiguous()
     source, target = _ENDS[tower.kind]
-    passes: Any = require("onnx_ir.passes.common", "export")
     with _translated(
         f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower"
     ):
-        program: Any = torch.onnx.export(
+        program = torch.onnx.export(
             tower.module,
             (example,),
             dynamo=True,
@@ -149,6 +157,7 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
             opset_version=OPSET,
             verbose=False,
         )
+        assert program is not None
         passes.RemoveUnusedNodesPass()(program.model)  # the other tower's weights
         # Source locations hold local paths.
         passes.ClearMetadataAndDocStringPass()(program.model)
@@ -192,14 +201,18 @@ class Tower:
 
 
 class _Rows(nn.Module):
-    """One tensor to unit rows; tokens without ``end`` get it in their last place, as
-    transformers.js cuts it off.
+    """One tensor to unit rows by the ``encode`` of a model; tokens without ``end`` get
+    it in their last place, as transformers.js cuts it off.
     """
 
-    def __init__(self, model: Any, encode: Callable[[Any, Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        encode: Callable[[Tensor], Tensor],
+        end: int | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.encode = model, encode
-        self.end: int | None = None
+        self.model, self.encode, self.end = model, encode, end
 
     def forward(self, items: Tensor) -> Tensor:
         if self.end is not None:
@@ -207,21 +220,25 @@ class _Rows(nn.Module):
             items = torch.cat(
                 [items[:, :-1], items[:, -1:].masked_fill(cut, self.end)], 1
             )
-        return F.normalize(self.encode(self.model, items), dim=-1)
+        return F.normalize(self.encode(items), dim=-1)
 
 
-def _text_rows(model: Any, context_length: int) -> tuple[_Rows, int | None]:
+def _text_rows(encoder: DualEncoder) -> tuple[_Rows, int | None]:
     """The text tower, and the padding that tokens may lack; None if they may not."""
-    causal = causal_tower(model, context_length)
+    model, end = encoder.model, _end_token(encoder)
+    causal = causal_tower(model, encoder.context_length)
     if causal is not None:
-        return _Rows(model.get_submodule(causal), causal_features), 0
+        tower = model.get_submodule(causal)
+        return _Rows(tower, partial(causal_features, tower), end), 0
     text = getattr(model, "text", None)
     if isinstance(text, TextEncoder):
-        rows = _Rows(
-            model, lambda model, rows: model.text_head(model.text.pooled(rows))
-        )
-        return rows, text.pad
-    return _Rows(model, lambda model, tokens: model.encode_text(tokens)), None
+
+        def encode(tokens: Tensor) -> Tensor:
+            rows: Tensor = model.text_head(text.pooled(tokens))
+            return rows
+
+        return _Rows(model, encode, end), text.pad
+    return _Rows(model, model.encode_text, end), None
 
 
 def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
@@ -235,11 +252,11 @@ def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
     with torch.no_grad():
         image_rows, text_rows = encoder(images, tokens)
     encoder.set_channels_last(False)
-    image = _Rows(encoder.model, lambda model, pixels: model.encode_image(pixels))
-    text, pad = _text_rows(encoder.model, encoder.context_length)
-    text.end = _end_token(encoder)
-    return Tower("image", image.eval(), images, image_rows), Tower(
-        "text", text.eval(), tokens, text_rows, pad
+    image = _Rows(encoder.model, encoder.model.encode_image)
+    text, pad = _text_rows(encoder)
+    return (
+        Tower("image", image.eval(), images, image_rows),
+        Tower("text", text.eval(), tokens, text_rows, pad),
     )
 
 
@@ -255,11 +272,8 @@ def _end_token(encoder: DualEncoder) -> int | None:
 
 def _pictures(encoder: DualEncoder) -> Tensor:
     """Seven pictures on which a graph and its tower are compared."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(7, 3, 16, 16, generator=generator)
-    pictures = F.interpolate(noise, encoder.image_size, mode="bilinear")
-    mean = torch.tensor(encoder.mean).view(1, 3, 1, 1)
-    return (pictures - mean) / torch.tensor(encoder.std).view(1, 3, 1, 1)
+    size = encoder.image_size
+    return torch.randn(7, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _tokens(encoder: DualEncoder) -> Tensor:
@@ -267,7 +281,7 @@ def _tokens(encoder: DualEncoder) -> Tensor:
     try:
         return encoder.tokenizer(list(_TEXTS))
     except InputError:  # a model that takes tokens alone
-        text: Any = getattr(encoder.model, "text", encoder.model)
+        text = getattr(encoder.model, "text", encoder.model)
         words = text.token_embedding.num_embeddings
         shape = (len(_TEXTS), encoder.context_length)
         return torch.randint(

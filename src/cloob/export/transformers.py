@@ -10,18 +10,34 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from cloob.errors import require
-from cloob.export.exported import Exported, Unsupported, quiet, usage_of
+from cloob.errors import needs
+from cloob.export.exported import (
+    Exported,
+    Unsupported,
+    processor_config,
+    quiet,
+    usage_of,
+    write_json,
+)
 from cloob.models.encoder import DualEncoder, causal_tower, evaluating
 from cloob.models.tokenizer import ClipTokenizer, FileTokenizer, clip_rules
 from cloob.models.towers import translated
 from cloob.models.weights.containers import write_safetensors
 from cloob.models.weights.keymap import Origin, key_map
+
+with needs("export"):
+    import tokenizers  # noqa: F401
+    from transformers import AutoTokenizer, CLIPModel
+
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer, VisionTransformer
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
 
 TOLERANCE = 1e-5
 """Greatest difference of a feature, relative to the largest one where that is above 1.
@@ -40,12 +56,6 @@ _ACTIVATIONS = {
     "GELU tanh": "gelu_pytorch_tanh",
     "QuickGELU": "quick_gelu",
 }
-# PIL's numbers; open_clip tests "random" with bicubic
-_RESAMPLE = {
-    "bilinear": 2,
-    "bicubic": 3,
-    "random": 3,
-}
 _NOTES: dict[str, str] = json.loads(
     (Path(__file__).parent / "usage" / "notes.json").read_text(encoding="utf-8")
 )
@@ -61,13 +71,17 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
     folder.
     """
     encoder.check_weights()
-    _refuse(encoder, _why_not(encoder))
+    reason = _why_not(encoder)
+    if reason:
+        raise _unsupported(encoder, reason)
     specials, notes = _write_tokenizer(encoder, folder)
     _write_configs(encoder, specials, folder)
     theirs = Path(__file__).parent / "sentence_transformers"
     shutil.copytree(theirs, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     write_safetensors(folder / "model.safetensors", _state(encoder))
-    _refuse(encoder, _difference(encoder, folder))
+    reason = _difference(encoder, folder)
+    if reason:
+        raise _unsupported(encoder, reason)
     if encoder.preprocess_cfg.get("resize_mode") != "squash":
         notes.append(_NOTES["cropped"].format(size=encoder.image_size))
     summary = "transformers and sentence-transformers read it"
@@ -77,12 +91,11 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
     )
 
 
-def _refuse(encoder: DualEncoder, reason: str) -> None:
-    if reason:
-        raise Unsupported(f"{encoder.name}: {reason}; --to onnx takes it")
+def _unsupported(encoder: DualEncoder, reason: str) -> Unsupported:
+    return Unsupported(f"{encoder.name}: {reason}; --to onnx takes it")
 
 
-def _text_tower(encoder: DualEncoder) -> Any:
+def _text_tower(encoder: DualEncoder) -> TextTransformer:
     return getattr(encoder.model, "text", encoder.model)
 
 
@@ -121,7 +134,7 @@ def _why_not(encoder: DualEncoder) -> str:
     return ""
 
 
-def _activation(tower: Any) -> str:
+def _activation(tower: TextTransformer | VisionTransformer) -> str:
     gelu = tower.transformer.resblocks[0].mlp.gelu
     return type(gelu).__name__ + (
         " tanh" if getattr(gelu, "approximate", "none") == "tanh" else ""
@@ -154,11 +167,11 @@ def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list
     """Writes the tokenizer for transformers; returns its special tokens, and for which
     texts tokens differ.
     """
-    tokenizer: Any = encoder.tokenizer
-    cut = _NOTES["uncut"].format(encoder.context_length)
+    tokenizer = encoder.tokenizer
+    notes = [_NOTES["uncut"].format(encoder.context_length)]
     if isinstance(tokenizer, ClipTokenizer):
         _write_clip_tokenizer(tokenizer, folder)
-        notes = [_NOTES["uncleaned"], cut]
+        notes.append(_NOTES["uncleaned"])
         if tokenizer.ending == "cut":
             notes.append(_NOTES["ended"])
         end = tokenizer.eot_token_id
@@ -166,16 +179,8 @@ def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list
     if isinstance(tokenizer, FileTokenizer):
         tokenizer.store(folder)
         start = int(tokenizer.ids(["a"])[0, 0])
-        return (start, int(tokenizer.end or 0), int(tokenizer.pad or 0)), [cut]
-    theirs: Any = getattr(
-        tokenizer, "tokenizer", None
-    )  # of transformers, in open_clip's
-    if not hasattr(theirs, "save_pretrained"):
-        _refuse(encoder, "it takes tokens, not texts, or has an own tokenizer")
-    theirs.save_pretrained(folder)
-    start = theirs.cls_token_id if theirs.bos_token_id is None else theirs.bos_token_id
-    specials = int(start), int(theirs.eos_token_id), int(theirs.pad_token_id)
-    return specials, [_NOTES["other"], cut]
+        return (start, int(tokenizer.end or 0), int(tokenizer.pad or 0)), notes
+    raise _unsupported(encoder, "it takes tokens, not texts, or has an own tokenizer")
 
 
 def _write_clip_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
@@ -192,7 +197,7 @@ def _write_clip_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
         "unk_token": END,
         "pad_token": END,
     }
-    _write_json(folder / "special_tokens_map.json", words)
+    write_json(folder / "special_tokens_map.json", words)
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": tokenizer.context_length,
@@ -201,7 +206,7 @@ def _write_clip_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
         "errors": "replace",
         **words,
     }
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> None:
@@ -238,11 +243,13 @@ def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> No
         "text_config": text_config,
         "vision_config": vision_config,
     }
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "preprocessor_config.json", processor_config(encoder))
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", processor_config(encoder))
 
 
-def _tower(encoder: DualEncoder, tower: Any) -> dict[str, Any]:
+def _tower(
+    encoder: DualEncoder, tower: TextTransformer | VisionTransformer
+) -> dict[str, object]:
     """What both towers' configurations have."""
     block = tower.transformer.resblocks[0]
     return {
@@ -255,48 +262,14 @@ def _tower(encoder: DualEncoder, tower: Any) -> dict[str, Any]:
     }
 
 
-def processor_config(encoder: DualEncoder) -> dict[str, Any] | None:
-    """How ``CLIPImageProcessor`` prepares pictures; None where it cannot."""
-    preprocess = encoder.preprocess_cfg
-    side = encoder.image_size
-    crops = preprocess.get("resize_mode") != "squash"
-    interpolation = preprocess.get("interpolation") or "bicubic"
-    if interpolation not in _RESAMPLE:
-        return None
-    square = {"height": side, "width": side}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "CLIPProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "size": {"shortest_edge": side} if crops else square,
-        "resample": _RESAMPLE[interpolation],
-        "do_center_crop": crops,
-        "crop_size": square,
-        "rescale_factor": 1 / 255,
-        "image_mean": list(encoder.mean),
-        "image_std": list(encoder.std),
-    }
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(
-        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-
-
 @torch.no_grad()
 def _difference(encoder: DualEncoder, folder: Path) -> str:
     """What transformers computes differently of the folder: tokens, or features of the
     same pixels and tokens; empty where all are equal.
     """
-    library: Any = require("transformers", "export")
     with quiet(), translated(f"{encoder.name}: transformers cannot read the export"):
-        model = library.CLIPModel.from_pretrained(folder).eval()
-        tokenizer = library.AutoTokenizer.from_pretrained(folder)
+        model = CLIPModel.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = encoder.tokenizer(list(_PLAIN))
     cut = {"truncation": True, "max_length": encoder.context_length}
     for text, row in zip(_PLAIN, tokens.tolist(), strict=True):
@@ -315,7 +288,7 @@ def _difference(encoder: DualEncoder, folder: Path) -> str:
     return ""
 
 
-def _equal(features: Tensor, theirs: Any) -> bool:
+def _equal(features: Tensor, theirs: Tensor | BaseModelOutputWithPooling) -> bool:
     theirs = getattr(theirs, "pooler_output", theirs)  # of transformers 5
     largest = features.abs().max().clamp_min(1)
     return bool((features - theirs).abs().max() <= TOLERANCE * largest)

@@ -36,7 +36,7 @@ def contrast_with_negatives(
     """The 0-d loss of (N, D) anchors and positives, unit rows, with (M, D) further
     candidates for the anchors.
 
-    Any member of the family but the sigmoid loss, which has no softmax that the
+    Every member of the family goes but the sigmoid loss, which has no softmax that the
     candidates could join. ValueError for shapes that do not fit, N < 2 without gather,
     and rows that are not finite or zero.
     """

@@ -7,8 +7,7 @@ fn_constructor_args=("runs/mine",), concurrency=8)`` embeds with eight actors. T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -46,10 +45,10 @@ class Embed:
         self.encoder = load_model(model, device=resolve_device(device))
         self.image, self.text = image, text
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Embeds a batch of columns, as Ray hands them over."""
         rows, errors = self._embed_pictures(batch[self.image])
-        added: dict[str, Any] = {}
+        added: dict[str, np.ndarray] = {}
         if self.text is not None:
             added["text_embedding"], missing = self._embed_texts(batch[self.text])
             for i in missing:
@@ -58,7 +57,7 @@ class Embed:
         return {**batch, "embedding": rows, "error": error, **added}
 
     def _embed_pictures(
-        self, pictures: Sequence[bytes]
+        self, pictures: np.ndarray
     ) -> tuple[np.ndarray, list[list[str]]]:
         """Rows, and the reasons of those that are NaN."""
         pixels: dict[int, torch.Tensor] = {}
@@ -76,7 +75,7 @@ class Embed:
             rows[[*pixels]] = embedded.float().cpu().numpy()
         return rows, errors
 
-    def _embed_texts(self, texts: Sequence[object]) -> tuple[np.ndarray, list[int]]:
+    def _embed_texts(self, texts: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Rows, and the places of the captions that are missing."""
         present = [isinstance(text, str) and bool(text.strip()) for text in texts]
         rows = self._empty(len(texts))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,12 @@ from cloob.objective import ContrastiveObjective, check_finite
 require("sentence_transformers", "sentence-transformers")
 from sentence_transformers.base.losses import gradcache  # noqa: E402
 from sentence_transformers.base.losses.merged_forward import embed_columns  # noqa: E402
-from transformers import TrainerCallback  # noqa: E402
+from transformers import (  # noqa: E402
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 
 def _unit_rows(parts: list[Tensor]) -> Tensor:
@@ -87,8 +91,8 @@ class InfoLOOBLoss(nn.Module):
         """
         self.objective = objective
         for module in self.model.modules():
-            config: Any = getattr(module, "config", None)
-            if getattr(config, "model_type", "") == "clip":
+            config = getattr(module, "config", None)
+            if config is not None and getattr(config, "model_type", "") == "clip":
                 config.cloob = objective.config()
 
     def forward(
@@ -148,18 +152,14 @@ class InfoLOOBLoss(nn.Module):
             )
         return 0.0 * torch.cat(columns).sum()
 
-    def get_config_dict(self) -> dict[str, Any]:
+    def get_config_dict(self) -> dict[str, object]:
         """The arguments, for the model card."""
         config = self.objective.config()
-        keys = (
-            ("inv_tau", "beta", "scale")
-            if self.objective.hopfield
-            else ("inv_tau", "scale")
-        )
-        return {
-            **{key: config[key] for key in keys},
-            "gather_across_devices": self.gather_across_devices,
-        }
+        names = ["inv_tau", "scale"]
+        if self.objective.hopfield:
+            names.insert(1, "beta")
+        arguments = {name: config[name] for name in names}
+        return {**arguments, "gather_across_devices": self.gather_across_devices}
 
 
 class CLOOBLoss(InfoLOOBLoss):
@@ -204,7 +204,13 @@ class RetrievalFrom(TrainerCallback):  # type: ignore[misc] # its types are not 
             )
         self.share = share
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: object,
+    ) -> None:
         """Called by the trainer."""
         self.objective.hopfield = state.global_step >= self.share * state.max_steps
 
@@ -214,21 +220,14 @@ class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):
     among the bases.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *args: Any,
-        mini_batch_size: int = 32,
-        mini_batch_num_tokens: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if gradcache.has_static_embedding_input(model):
+    def _cache(self, mini_batch_size: int, mini_batch_num_tokens: int | None) -> None:
+        """Sets how much of a batch is embedded at a time."""
+        if gradcache.has_static_embedding_input(self.model):
             raise ValueError(
                 "a StaticEmbedding's input has no batch dimension to cut; use the loss"
                 " without cache"
             )
         gradcache._validate_mini_batch_num_tokens(mini_batch_num_tokens)
-        super().__init__(model, *args, **kwargs)
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens
 
@@ -241,7 +240,7 @@ class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):
         loss: Tensor = self.forward_cached(sentence_features, labels)
         return loss
 
-    def get_config_dict(self) -> dict[str, Any]:
+    def get_config_dict(self) -> dict[str, object]:
         """The arguments, for the model card."""
         sizes = {
             "mini_batch_size": self.mini_batch_size,
@@ -255,8 +254,44 @@ class CachedInfoLOOBLoss(_Cached):
     ``mini_batch_num_tokens`` at a time.
     """
 
+    def __init__(
+        self,
+        model: nn.Module,
+        inv_tau: float = 30.0,
+        *,
+        scale: Scale = "paper",
+        gather_across_devices: bool = False,
+        mini_batch_size: int = 32,
+        mini_batch_num_tokens: int | None = None,
+    ) -> None:
+        super().__init__(
+            model, inv_tau, scale=scale, gather_across_devices=gather_across_devices
+        )
+        self._cache(mini_batch_size, mini_batch_num_tokens)
+
 
 class CachedCLOOBLoss(_Cached, CLOOBLoss):
     """:class:`CLOOBLoss` with gradient caching, cut as in
     :class:`CachedInfoLOOBLoss`.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inv_tau: float = 30.0,
+        beta: float = 8.0,
+        *,
+        scale: Scale = "paper",
+        gather_across_devices: bool = False,
+        mini_batch_size: int = 32,
+        mini_batch_num_tokens: int | None = None,
+    ) -> None:
+        CLOOBLoss.__init__(
+            self,
+            model,
+            inv_tau,
+            beta,
+            scale=scale,
+            gather_across_devices=gather_across_devices,
+        )
+        self._cache(mini_batch_size, mini_batch_num_tokens)
