@@ -2,10 +2,12 @@
 
     python -m benchmarks.auto make --sets DIR [--data DIR]
     python -m benchmarks.auto run --sets DIR [--out FILE]
+    python -m benchmarks.auto again --sets DIR [--out FILE]
 
 `benchmarks/results/auto/study.md` was written before the first run and has tasks,
 methods and bars. A record is a line of a file: a task with right or with 40 % wrong
-pairs and a seed, so the study may be stopped at any time.
+pairs and a seed, so the study may be stopped at any time. `again` judges `auto` anew,
+and InfoLOOB, by whose time its own is measured; records that have it are left alone.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import os
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,12 +199,17 @@ class Cell:
 
     def judged(self) -> dict[str, Any]:
         """The recalls and CPU seconds of all methods."""
+        return self.judge(SHIPPED, others=True)
+
+    def judge(self, shipped: Sequence[str], *, others: bool = False) -> dict[str, Any]:
+        """The record, with what some methods find."""
         with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
             for name, side in zip("ab", self.train, strict=True):
                 np.save(f"{folder}/{name}.npy", side)
-            for objective in SHIPPED:
+            for objective in shipped:
                 self.judge_shipped(objective, Path(folder))
-            self.judge_others(Path(folder))
+            if others:
+                self.judge_others(Path(folder))
         return self.record
 
     def add(self, name: str, began: float, recall: list[float]) -> None:
@@ -282,19 +289,44 @@ def run(folder: Path, out: Path) -> None:
         print(task, wrong, seed, record["recall"], flush=True)
 
 
+def again(folder: Path, out: Path) -> None:
+    """Replaces what `auto` and InfoLOOB found in the records."""
+    os.nice(5)
+    records = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    rows = np.random.default_rng(0).normal(size=(60, 4))
+    Cell((rows, rows**3), 0.0, 0).judged()  # everything is imported
+    for record in records:
+        if record.get("again"):
+            continue
+        with np.load(folder / f"{record['task']}.npz") as views:
+            cell = Cell((views["a"], views["b"]), record["wrong"], record["seed"])
+        before = record["recall"]["infoloob"]
+        cell.judge(("infoloob", "auto"))
+        for key in ("recall", "cpu_seconds"):
+            record[key] |= cell.record[key]
+        record |= {"joined": cell.record["joined"], "again": True}
+        lines = [json.dumps(one) + "\n" for one in records]
+        out.write_text("".join(lines), encoding="utf-8")
+        print(record["task"], record["wrong"], record["seed"], flush=True)
+        if record["recall"]["infoloob"] != before:
+            print(f"InfoLOOB was {before}, is {record['recall']['infoloob']}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("make", "run"))
+    parser.add_argument("command", choices=("make", "run", "again"))
     parser.add_argument("--data", type=Path, help="the studies' folder, for pictograms")
     parser.add_argument("--sets", type=Path, help="where matrices are kept")
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
     if options.command == "make":
         make(options.sets, options.data)
-    else:
+    elif options.command == "run":
         run(options.sets, options.out)
+    else:
+        again(options.sets, options.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from cloob import ContrastiveHeads
 from cloob.functional.bootstrap import bootstrap_interval, group_means
 from cloob.functional.protocols import pair_numbers
 from cloob.functional.ranking import mutual_ranks_of_ids
-from cloob.heads.choose import trial_of
+from cloob.heads.choose import log_trial
 from cloob.heads.fitted import recalls_of_ids
 
 pytestmark = pytest.mark.nightly
@@ -125,7 +125,7 @@ def of_heads(a, b, ids):
     found = recalls_of_ids(a, b, ids)
     of_ones = found[[0, len(found) // 2]].mean(0)
     return {
-        "auto": trial_of("clip", None, found.mean(0), torch.unique(ids))["interval"],
+        "auto": log_trial("clip", None, found.mean(0), torch.unique(ids)).interval,
         "estimator": bootstrap_interval(of_ones),
     }
 
@@ -134,9 +134,9 @@ def over_groups(a, b, ids):
     """What `eval` says of a run with groups, and `auto` of its trials."""
     ranks = mutual_ranks_of_ids(a, b, ids)
     numbers = pair_numbers(ranks, ids, units=GROUPS)
-    trial = trial_of("clip", None, recalls_of_ids(a, b, ids).mean(0), GROUPS)
+    trial = log_trial("clip", None, recalls_of_ids(a, b, ids).mean(0), GROUPS)
     found = {key: numbers[f"{key}_interval"] for key in [*RECALLS, *OTHERS[:3]]}
-    return found | {"auto": trial["interval"]}
+    return found | {"auto": trial.interval}
 
 
 @pytest.mark.parametrize("intervals_of", [of_eval, of_heads])

@@ -58,8 +58,8 @@ class Run:
             return []
         joined = ""
         with contextlib.suppress(InputError):
-            decision = read_json(self.folder / DECISIONS_FILE).get("joined", {})
-            joined = decision["joined"] if decision.get("is_taken") else ""
+            decisions = read_json(self.folder / DECISIONS_FILE)
+            joined = decisions.get("joined", {}).get("joined", "")
         is_closed = self.config.objective in CLOSED_FORMS
         best = find_best(self.folder)
         is_best = best is not None and best[0].samefile(self.weights.parent)

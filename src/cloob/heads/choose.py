@@ -1,14 +1,14 @@
-"""``auto`` and members: several heads are fitted, and held-out pairs choose which of
-them stand side by side with the closed form.
+"""``auto`` and members: several heads are fitted and stand side by side with the closed
+form, unless held-out pairs clearly say otherwise.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,51 +17,40 @@ from cloob.data.vectors import VectorPairs
 from cloob.errors import counted
 from cloob.family import ObjectiveName
 from cloob.functional.bootstrap import bootstrap_interval
-from cloob.heads.closed import choice_of, closed_beside, fit_closed_form
+from cloob.heads.closed import ClosedHeads, closed_beside, fit_closed_form
 from cloob.heads.fit import OnEpoch, fit
 from cloob.heads.fitted import (
     GALLERY,
     FittedHeads,
     Rows,
+    SingleHeads,
     recalls,
     recalls_of_ids,
 )
 from cloob.heads.head import Head, Heads, Members, fit_members, unit_rows
-from cloob.heads.settings import (
-    USUAL_SCALES,
-    ClosedForm,
-    HeadSettings,
-    check_held_out,
-)
+from cloob.heads.settings import USUAL_SCALES, HeadSettings, check_held_out
 
 logger = logging.getLogger(__name__)
 
+Scales = Mapping[str, Mapping[str, float | bool]]
+Sides = tuple[Tensor, Tensor]
+
 OBJECTIVE: ObjectiveName = "infoloob"
 """That of ``auto``: in its records no other was ahead by more than noise."""
-STARTS: Sequence[str] = ("closed-form", "random")
 N_JUDGES = 2000  # held-out pairs that choose
 N_BANK = 1024  # training pairs of the bias against hubs
-N_HALVES = 20  # of the held-out ids or groups, which judge whether to join
+N_HALVES = 20  # of the held-out ids or groups, which judge what to join
 N_WAVED = 128  # columns of the narrower side, up to which waves are tried
-STRENGTHS = (0.0, 0.5)  # of the bias against hubs
+STRENGTHS = (0.5, 0.0)  # of the bias against hubs, the usual one first
 LEAST_WIDTH = 16  # of joined heads, for four columns of a bias
 
 
-@dataclass(frozen=True)
-class Part:
-    """Heads that may be joined, and their unit rows of both sides."""
+class Part(NamedTuple):
+    """Heads that may be joined, and their unit rows of some training pairs."""
 
     name: str
-    heads: Heads
-    judged: tuple[Tensor, Tensor]  # of the pairs that choose
-    bank: tuple[Tensor, Tensor]  # of training pairs
-
-    @classmethod
-    def of(cls, name: str, heads: Heads, judge: Rows, bank: Rows) -> Part:
-        """The part with its rows."""
-        a, b = heads
-        judged = unit_rows(a, judge.a), unit_rows(b, judge.b)
-        return cls(name, heads, judged, (unit_rows(a, bank.a), unit_rows(b, bank.b)))
+    heads: tuple[Head, Head]
+    bank: Sides
 
 
 @dataclass(frozen=True)
@@ -71,18 +60,20 @@ class Combination:
     places: list[int]  # of the parts; the closed form is the last of them
     strength: float = 0.0  # of the bias against hubs
 
-    def of(self, parts: list[Part]) -> list[Part]:
+    def picked(self, parts: list[Part]) -> list[Part]:
         """Those that are joined."""
         return [parts[place] for place in self.places]
 
     def message(self, parts: list[Part]) -> str:
         """What is joined, in words."""
-        names = " + ".join(part.name for part in self.of(parts))
+        names = " + ".join(part.name for part in self.picked(parts))
         return f"{names}, hubs {self.strength:g}" if self.strength else names
 
 
 class Gain(NamedTuple):
-    """What joining gains, by halves of the ids or groups that did not choose."""
+    """What the best combination gains over all side by side, by halves of the ids or
+    groups that did not choose it.
+    """
 
     mean: float
     low: float
@@ -93,11 +84,13 @@ class Gain(NamedTuple):
         return f"{mean:+.1f} points, {low:+.1f} to {high:+.1f} in 18 of 20 halves"
 
 
-class Chosen(NamedTuple):
-    """The heads, and which of all parts they are."""
+class Trial(NamedTuple):
+    """What heads find by themselves."""
 
-    fitted: FittedHeads
-    combination: Combination
+    objective: str
+    start: str | None
+    recall: float
+    interval: tuple[float, float]
 
 
 def choose(
@@ -105,7 +98,7 @@ def choose(
     held_out: VectorPairs | None = None,
     settings: HeadSettings | None = None,
     *,
-    scales: Mapping[str, dict[str, Any]] = USUAL_SCALES,
+    scales: Scales = USUAL_SCALES,
     folder: Path | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> FittedHeads:
@@ -128,23 +121,24 @@ def choose(
     check_held_out(settings, holds_out=held_out is not None, advice="some")
     closed = closed_form(pairs, held_out, settings)
     plans = plans_of(settings, scales, closed)
-    if not plans:
+    trained = fit_all(pairs, held_out, plans, closed, settings, folder, on_epoch)
+    if joins(settings):
+        assert closed is not None and held_out is not None
+        fitted, chosen = join(pairs, held_out, settings, plans, trained, closed)
+    elif trained:
+        fitted, chosen = trained[0], Combination([0])
+    else:
         assert closed is not None
-        fits = [closed]
+        fitted, chosen = closed, Combination([0])
         if on_epoch is not None:
             on_epoch(closed.history[0])
-    else:
-        fits = fit_all(pairs, held_out, settings, plans, closed, folder, on_epoch)
-    chosen = Chosen(fits[0], Combination([0]))
-    if joins(settings):
-        assert held_out is not None
-        chosen = join(pairs, held_out, settings, plans, fits)
-    if settings.refit and held_out is not None:
-        every = pairs.joined(held_out)
-        again = refitted(every, settings, plans, fits, chosen, folder)
-        count = f"on {len(every):,} pairs, {len(held_out):,} of them held out"
-        return replace(again, decisions={**again.decisions, "refit": count})
-    return chosen.fitted
+    if held_out is None or not settings.refit:
+        return fitted
+    every = pairs.joined(held_out)
+    heads = refitted(every, settings, plans, trained, closed, chosen, folder)
+    count = f"on {len(every):,} pairs, {len(held_out):,} of them held out"
+    decisions = {**fitted.decisions, "refit": count}
+    return FittedHeads(heads, fitted.objective, fitted.history, decisions)
 
 
 def joins(settings: HeadSettings) -> bool:
@@ -154,12 +148,12 @@ def joins(settings: HeadSettings) -> bool:
 
 def closed_form(
     pairs: VectorPairs, held_out: VectorPairs | None, settings: HeadSettings
-) -> FittedHeads | None:
+) -> ClosedHeads | None:
     """The closed form that heads start from or stand beside, or that is asked for; with
     ``auto`` that of few columns or of waves of them, whichever finds more.
     """
-    is_needed = settings.is_closed_form or settings.start == "closed-form"
-    if not is_needed and not joins(settings):
+    starts_there = settings.start == "closed-form"
+    if not (settings.is_closed_form or starts_there or joins(settings)):
         return None
     plain = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
     width = min(pairs.a.shape[1], pairs.b.shape[1])
@@ -167,81 +161,70 @@ def closed_form(
     if not is_open or settings.head == "linear" or width > N_WAVED:
         return plain
     beside = closed_beside(settings, pairs, "kcca")
-    columns = choice_of(plain.decisions).columns
-    waved = fit_closed_form(pairs, held_out, beside, columns=columns)
+    waved = fit_closed_form(pairs, held_out, beside, columns=plain.choice.columns)
     return max(plain, waved, key=lambda fitted: fitted.recall or 0.0)
+
+
+def plans_of(
+    settings: HeadSettings, scales: Scales, closed: ClosedHeads | None
+) -> list[HeadSettings]:
+    """The settings of all heads that are trained; none for the closed form. With
+    ``auto`` some start from it, if it is linear.
+    """
+    if settings.is_closed_form:
+        return []
+    name = settings.objective
+    starts = [settings.start or "random"]
+    if name == "auto":
+        name = OBJECTIVE
+        if settings.start is None and closed is not None and closed.form == "cca":
+            starts = ["closed-form", "random"]
+    plan = settings.override(objective=name, members=None, clean=None)
+    for scale, value in scales.get(name, {}).items():
+        if getattr(settings, scale) is None:
+            plan = plan.override(**{scale: value})
+    return [
+        plan.override(seed=plan.seed + number, start=starts[number % len(starts)])
+        for number in range(settings.members or len(starts))
+    ]
 
 
 def fit_all(
     pairs: VectorPairs,
     held_out: VectorPairs | None,
-    settings: HeadSettings,
     plans: list[HeadSettings],
-    closed: FittedHeads | None,
+    closed: ClosedHeads | None,
+    settings: HeadSettings,
     folder: Path | None,
     on_epoch: OnEpoch | None,
-) -> list[FittedHeads]:
-    """One fit after another, and the closed form; with ``auto`` each has to keep up
-    with this and those before.
+) -> list[SingleHeads]:
+    """One fit after another; with ``auto`` each has to keep up with the closed form and
+    those before.
     """
-    is_auto = settings.objective == "auto"
     lead = 0.0
-    if is_auto:
+    if settings.objective == "auto":
         assert closed is not None and held_out is not None
         lead = float(recalls(closed.heads, Rows.of(held_out, GALLERY)).mean())
-    fits = []
+    fits: list[SingleHeads] = []
     for number, plan in enumerate(plans, 1):
-        state = state_file(folder, f"fit-{number}")
         fitted = fit(
             pairs,
             held_out,
             plan,
             closed=closed,
             lead=lead,
-            state=state,
+            state=state_file(folder, f"fit-{number}"),
             on_epoch=on_epoch,
         )
         fits.append(fitted)
-        if is_auto:
+        if settings.objective == "auto":
             lead = max(lead, fitted.recall or 0.0)
-    return fits if closed is None else [*fits, closed]
+    return fits
 
 
 def state_file(folder: Path | None, name: str) -> Path | None:
     """Where the state of a fit lies, if states are kept."""
     return None if folder is None else folder / f"{name}.pt"
-
-
-def plans_of(
-    settings: HeadSettings,
-    scales: Mapping[str, dict[str, Any]],
-    closed: FittedHeads | None,
-) -> list[HeadSettings]:
-    """The settings of all heads that are fitted; none for the closed form. With
-    ``auto`` some start from it, if it is linear.
-    """
-    if settings.is_closed_form:
-        return []
-    is_auto = settings.objective == "auto"
-    name = OBJECTIVE if is_auto else settings.objective
-    usual_starts = STARTS[1:]
-    if is_auto and closed is not None and name_of(closed) == "cca":
-        usual_starts = STARTS
-    starts = usual_starts if settings.start is None else [settings.start]
-    n_members = settings.members or len(usual_starts)
-    usual = scales.get(name, {})
-    missing = {k: v for k, v in usual.items() if getattr(settings, k) is None}
-    plan = settings.override(objective=name, members=None, clean=None, **missing)
-    return [
-        plan.override(seed=plan.seed + number, start=starts[number % len(starts)])
-        for number in range(n_members)
-    ]
-
-
-def name_of(closed: FittedHeads) -> ClosedForm:
-    """Which closed form it is."""
-    name: ClosedForm = closed.objective["closed_form"]
-    return name
 
 
 # --- what is joined ---
@@ -252,144 +235,153 @@ def join(
     held_out: VectorPairs,
     settings: HeadSettings,
     plans: list[HeadSettings],
-    fits: list[FittedHeads],
-) -> Chosen:
-    """The best of the fitted heads; joined with others and the closed form, which is
-    the last of the fits, if halves of the held-out ids or groups say that this finds
-    more.
+    trained: list[SingleHeads],
+    closed: ClosedHeads,
+) -> tuple[FittedHeads, Combination]:
+    """All heads side by side, the closed form the last of them; another combination
+    where halves of the held-out ids or groups say that it finds more.
     """
     judges = held_out.at_most(N_JUDGES)
-    units = judges.units_of_ids()
     judge, bank = Rows.of(judges), Rows.of(pairs, N_BANK)
     names = [f"{plan.objective} {number}" for number, plan in enumerate(plans, 1)]
     parts = [
-        Part.of(name, fitted.heads, judge, bank)
-        for name, fitted in zip([*names, name_of(fits[-1])], fits, strict=True)
+        Part(name, fitted.heads, unit_sides(fitted.heads, bank))
+        for name, fitted in zip([*names, closed.form], [*trained, closed], strict=True)
     ]
+    judged = [unit_sides(part.heads, judge) for part in parts]
     width = settings.embed_dim or 0
-    alone = [Combination([place]) for place in range(len(plans))]
-    several = combinations(len(plans), width)
-    of_alone, of_several = (
-        torch.stack([recalls_of(one, parts, judge.ids, width) for one in tried])
-        for tried in (alone, several)
+    tried = combinations(len(plans), width)
+    found = torch.stack(
+        [recalls_of(one, parts, judged, judge.ids, width) for one in tried]
     )
-    gain = gain_by_halves(of_alone, of_several, units)
-    first = int(of_alone.mean(1).argmax())
-    best = several[int(of_several.mean(1).argmax())]
-    heads = joined_heads(best, parts, width)
+    units = judges.units_of_ids()
+    gain = gain_by_halves(found, units)
+    chosen = tried[int(found.mean(1).argmax())] if gain.low > 0 else tried[0]
+    heads = joined_heads(chosen, parts, width)
     recall = float(recalls(heads, Rows.of(held_out, GALLERY)).mean())
-    is_taken = gain.mean > 0
-    verdict = "joined" if is_taken else "not joined"
-    message = best.message(parts)
-    logger.info("%s: %s; %.1f %% (%s)", verdict, message, 100 * recall, gain)
 
-    trials = []
-    for plan, found in zip(plans, of_alone, strict=True):
-        trials.append(trial_of(plan.objective, plan.start, found, units))
-    closed_alone = several.index(Combination([len(plans)]))
-    name = name_of(fits[-1])
-    trials.append(trial_of(name, None, of_several[closed_alone], units))
-    objective = {
-        "chosen": plans[first].objective,
-        "start": plans[first].start,
-        "trials": trials,
+    alone = [found[tried.index(Combination([place]))] for place in range(len(parts))]
+    trials = [
+        log_trial(plan.objective, plan.start, of_ids, units)
+        for plan, of_ids in zip(plans, alone[:-1], strict=True)
+    ]
+    trials.append(log_trial(closed.form, None, alone[-1], units))
+    message = chosen.message(parts)
+    logger.info("joined: %s; recall %.1f %%", message, 100 * recall)
+    logger.info("the best combination instead of all side by side: %s", gain)
+
+    best = max(range(len(plans)), key=lambda place: trials[place].recall)
+    decisions = {
+        "objective": {
+            "chosen": plans[best].objective,
+            "start": plans[best].start,
+            "trials": [trial._asdict() for trial in trials],
+        },
+        "joined": {
+            "joined": message,
+            "strength": chosen.strength,
+            "recall": recall,
+            "difference": list(gain),
+        },
+        "ridge": closed.decisions,
     }
-    joined = {
-        "joined": message,
-        "strength": best.strength,
-        "recall": recall,
-        "difference": list(gain),
-        "is_taken": is_taken,
-    }
-    decisions = {"objective": objective, "joined": joined, "ridge": fits[-1].decisions}
-    fitted = replace(fits[first], decisions=decisions)
-    if is_taken:
-        return Chosen(replace(fitted, heads=heads), best)
-    return Chosen(fitted, alone[first])
+    first = trained[best]
+    return FittedHeads(heads, first.objective, first.history, decisions), chosen
 
 
-def trial_of(
-    objective: str, start: str | None, found: Tensor, units: Tensor
-) -> dict[str, Any]:
-    """The entry of a fit in the decisions, which is logged; of the (ids,) recalls and
-    the units that are resampled.
+def unit_sides(heads: tuple[Head, Head], rows: Rows) -> Sides:
+    """Unit rows of both sides."""
+    return unit_rows(heads[0], rows.a), unit_rows(heads[1], rows.b)
+
+
+def combinations(n_trained: int, width: int) -> list[Combination]:
+    """What may be joined, all with a bias against hubs first: each of the trained heads
+    or all of them, with the closed form or without, and this by itself.
     """
-    mean = float(found.mean())
-    low, high = bootstrap_interval(found, groups=units)
-    words = objective if start is None else f"{objective}, {start} start"
-    percent = 100 * mean, 100 * low, 100 * high
-    n_units = len(torch.unique(units))
-    over = counted(n_units, "ids" if n_units == len(units) else "groups")
-    logger.info("%-30s recall %.1f %% (%.1f to %.1f over %s)", words, *percent, over)
-    return {
-        "objective": objective,
-        "start": start,
-        "recall": mean,
-        "interval": (low, high),
-    }
+    every = [*range(n_trained + 1)]
+    trained = [[place] for place in range(n_trained)]
+    if n_trained > 1:
+        trained.append(every[:-1])
+    beside = [[*places, n_trained] for places in trained]
+    strengths = STRENGTHS[1:] if 0 < width < LEAST_WIDTH else STRENGTHS
+    return [
+        Combination(places, strength)
+        for strength in strengths
+        for places in [*reversed(beside), *trained, [n_trained]]
+    ]
 
 
-def gain_by_halves(alone: Tensor, several: Tensor, units: Tensor) -> Gain:
-    """What the best of several gains over the best alone, of the recalls (ways, ids) of
-    both: one random half of the (ids,) units chooses, the other half judges.
+@torch.no_grad()
+def recalls_of(
+    combination: Combination,
+    parts: list[Part],
+    judged: list[Sides],
+    ids: Tensor,
+    width: int,
+) -> Tensor:
+    """(ids,) the mean of recall at 1, 5 and 10 in both directions, of the unit rows of
+    all parts.
+    """
+    a, b = joined_members(combination, parts, width)
+    rows_a = a.joined([judged[place][0] for place in combination.places])
+    rows_b = b.joined([judged[place][1] for place in combination.places])
+    return recalls_of_ids(rows_a, rows_b, ids).mean(0)
+
+
+def gain_by_halves(found: Tensor, units: Tensor) -> Gain:
+    """What the best way gains over the first, of their (ways, ids) recalls: one random
+    half of the (ids,) units chooses it, the other half judges.
     """
     names, unit = torch.unique(units, return_inverse=True)
     n = len(names)
     generator = torch.Generator().manual_seed(0)
     gains = torch.zeros(N_HALVES, dtype=torch.float64)
     for number in range(N_HALVES):
-        turn_of_unit = torch.randperm(n, generator=generator).argsort()
-        turn, order = turn_of_unit[unit].sort(stable=True)
-        chooses, judges = order[turn < max(1, n // 2)], order[turn >= n // 2]
-        best_alone = alone[alone[:, chooses].mean(1).argmax()]
-        best = several[several[:, chooses].mean(1).argmax()]
-        gains[number] = (best - best_alone)[judges].mean()
+        place_of_unit = torch.randperm(n, generator=generator).argsort()
+        # ids by the places of their units, so that their own order does not matter
+        place, order = place_of_unit[unit].sort(stable=True)
+        chooses, judges = order[place < max(1, n // 2)], order[place >= n // 2]
+        best = found[found[:, chooses].mean(1).argmax()]
+        gains[number] = (best - found[0])[judges].mean()
     gains = gains.sort().values
     return Gain(float(gains.mean()), float(gains[1]), float(gains[-2]))
 
 
-def combinations(n_fitted: int, width: int) -> list[Combination]:
-    """What may be joined: each of the fitted heads or all of them, with the closed form
-    or without, and this by itself; with a bias against hubs or without.
+def log_trial(objective: str, start: str | None, found: Tensor, units: Tensor) -> Trial:
+    """Logs what heads find by themselves, of the (ids,) recalls and the units that are
+    resampled.
     """
-    fitted = [[place] for place in range(n_fitted)]
-    if n_fitted > 1:
-        fitted.append([*range(n_fitted)])
-    beside = [[*places, n_fitted] for places in fitted]
-    strengths = (0.0,) if 0 < width < LEAST_WIDTH else STRENGTHS
-    return [
-        Combination(places, strength)
-        for places in [*fitted, *beside, [n_fitted]]
-        for strength in strengths
-        if strength or len(places) > 1 or places == [n_fitted]
-    ]
+    trial = Trial(
+        objective,
+        start,
+        float(found.mean()),
+        bootstrap_interval(found, groups=units),
+    )
+    n_units = len(torch.unique(units))
+    logger.info(
+        "%-30s recall %.1f %% (%.1f to %.1f over %s)",
+        objective if start is None else f"{objective}, {start} start",
+        100 * trial.recall,
+        100 * trial.interval[0],
+        100 * trial.interval[1],
+        counted(n_units, "ids" if n_units == len(units) else "groups"),
+    )
+    return trial
 
 
-@torch.no_grad()
-def recalls_of(
-    combination: Combination, parts: list[Part], ids: Tensor, width: int
-) -> Tensor:
-    """(ids,) the mean of recall at 1, 5 and 10 in both directions."""
-    a, b = side_by_side(combination, parts, width)
-    used = combination.of(parts)
-    rows_a = a.joined([part.judged[0] for part in used])
-    rows_b = b.joined([part.judged[1] for part in used])
-    return recalls_of_ids(rows_a, rows_b, ids).mean(0)
-
-
-def side_by_side(
+def joined_members(
     combination: Combination, parts: list[Part], width: int
 ) -> tuple[Members, Members]:
     """The parts with the bias against hubs, cut to ``width`` columns if it is not 0."""
-    used, strength = combination.of(parts), combination.strength
+    used, strength = combination.picked(parts), combination.strength
     banks_a = [part.bank[0] for part in used]
     banks_b = [part.bank[1] for part in used]
     extra = 4 if strength else 0
     total = sum(rows.shape[1] for rows in banks_a)
     cut = width - extra if width and total + extra > width else 0
     n_rows = len(banks_a[0]) if strength else 0
-    heads_a = [cast(Head, part.heads[0]) for part in used]
-    heads_b = [cast(Head, part.heads[1]) for part in used]
+    heads_a = [part.heads[0] for part in used]
+    heads_b = [part.heads[1] for part in used]
     a = Members(heads_a, cut=cut, side=0, rows=n_rows, strength=strength)
     b = Members(heads_b, cut=cut, side=1, rows=n_rows, strength=strength)
     fit_members(a.eval(), b.eval(), banks_a, banks_b)
@@ -400,40 +392,34 @@ def joined_heads(combination: Combination, parts: list[Part], width: int) -> Hea
     """The heads of a combination; of one part without a bias those that it has."""
     if len(combination.places) == 1 and not combination.strength:
         return parts[combination.places[0]].heads
-    return side_by_side(combination, parts, width)
-
-
-# --- the same on all pairs ---
+    return joined_members(combination, parts, width)
 
 
 def refitted(
     every: VectorPairs,
     settings: HeadSettings,
     plans: list[HeadSettings],
-    fits: list[FittedHeads],
-    chosen: Chosen,
+    trained: list[SingleHeads],
+    closed: ClosedHeads | None,
+    chosen: Combination,
     folder: Path | None,
-) -> FittedHeads:
-    """What was chosen, fitted anew to all pairs for as long as the best took; the
-    history is that of the heads before.
-    """
-    bank = Rows.of(every, N_BANK)
-    closed = None
-    if len(fits) > len(plans):
-        choice = choice_of(fits[-1].decisions)
-        beside = closed_beside(settings, every, name_of(fits[-1]))
-        closed = fit_closed_form(every, None, beside, choice)
-    again = []
-    for place in chosen.combination.places:
+) -> Heads:
+    """What was chosen, fitted anew to all pairs for as long as the best took."""
+    again = closed
+    if closed is not None:
+        beside = closed_beside(settings, every, closed.form)
+        again = fit_closed_form(every, None, beside, closed.choice)
+    fits: list[SingleHeads] = []
+    for place in chosen.places:
         if place == len(plans):
-            assert closed is not None
-            again.append(closed)
+            assert again is not None
+            fits.append(again)
             continue
-        plan, until = plans[place].override(patience=0), fits[place].best_epoch
+        until = trained[place].best_epoch
+        plan = plans[place].override(patience=0)
         state = state_file(folder, f"refit-{place + 1}-{until}")
-        fitted = fit(every, None, plan, closed=closed, until=until, state=state)
-        again.append(fitted)
-    parts = [Part.of("", fitted.heads, bank, bank) for fitted in again]
-    combination = replace(chosen.combination, places=[*range(len(parts))])
-    heads = joined_heads(combination, parts, settings.embed_dim or 0)
-    return replace(chosen.fitted, heads=heads)
+        fits.append(fit(every, None, plan, closed=again, until=until, state=state))
+    bank = Rows.of(every, N_BANK)
+    parts = [Part("", one.heads, unit_sides(one.heads, bank)) for one in fits]
+    combination = Combination([*range(len(parts))], chosen.strength)
+    return joined_heads(combination, parts, settings.embed_dim or 0)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,8 +24,8 @@ from cloob.data.vectors import VectorPairs
 from cloob.errors import InputError
 from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
 from cloob.heads.columns import Both, choose_columns, prepared_head
-from cloob.heads.fitted import FittedHeads, Rows, recalls_of_ids
-from cloob.heads.head import N_WAVES, Columns, Head, Kind
+from cloob.heads.fitted import Rows, SingleHeads, recalls_of_ids
+from cloob.heads.head import N_WAVES, Head, Kind
 from cloob.heads.parts import sampled
 from cloob.heads.settings import USUAL_DIM, ClosedForm, HeadSettings
 
@@ -55,13 +54,25 @@ class Choice:
     bandwidth: float | None = None  # of waves, if there are any
 
 
+@dataclass(frozen=True)
+class ClosedHeads(SingleHeads):
+    """Heads of the closed form."""
+
+    choice: Choice = field(kw_only=True)
+
+    @property
+    def form(self) -> ClosedForm:
+        """Which one it is."""
+        return "cca" if self.choice.bandwidth is None else "kcca"
+
+
 def fit_closed_form(
     pairs: VectorPairs,
     held_out: VectorPairs | None = None,
     settings: HeadSettings | None = None,
     choice: Choice | None = None,
     columns: Both | None = None,
-) -> FittedHeads:
+) -> ClosedHeads:
     """The heads of the closed form.
 
     Args:
@@ -107,7 +118,7 @@ def fit_closed_form(
     }
     decisions = {**asdict(choice), "columns": [list(way) for way in choice.columns]}
     objective = {"closed_form": settings.objective, **decisions}
-    return FittedHeads(heads, objective, [line], decisions)
+    return ClosedHeads(heads, objective, [line], decisions, choice=choice)
 
 
 def checked_width(pairs: VectorPairs, settings: HeadSettings) -> int:
@@ -244,10 +255,3 @@ def most_directions(pairs: VectorPairs, form: str) -> int:
     if form == "kcca":
         return N_WAVES
     return max(2, min(pairs.a.shape[1], pairs.b.shape[1]))
-
-
-def choice_of(decisions: Mapping[str, Any]) -> Choice:
-    """The choice among the decisions of a fit."""
-    a, b = (Columns(*way) for way in decisions["columns"])
-    ridge, power = decisions["ridge"], decisions["power"]
-    return Choice((a, b), ridge, power, decisions["bandwidth"])

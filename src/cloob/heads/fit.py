@@ -12,16 +12,16 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import resolve_device
 from cloob.errors import TrainingFailed
-from cloob.heads.closed import choice_of, closed_beside, fit_closed_form
+from cloob.heads.closed import ClosedHeads, closed_beside, fit_closed_form
 from cloob.heads.columns import PLAIN_WAYS, choose_columns
-from cloob.heads.fitted import FittedHeads
+from cloob.heads.fitted import SingleHeads
 from cloob.heads.head import Head
 from cloob.heads.parts import (
     Batches,
@@ -46,12 +46,12 @@ def fit(
     held_out: VectorPairs | None = None,
     settings: HeadSettings | None = None,
     *,
-    closed: FittedHeads | None = None,
+    closed: ClosedHeads | None = None,
     lead: float = 0.0,
     until: int | None = None,
     state: Path | None = None,
     on_epoch: OnEpoch | None = None,
-) -> FittedHeads:
+) -> SingleHeads:
     """Fits two heads to pairs by a member of the family.
 
     Args:
@@ -113,14 +113,14 @@ def fit(
     model.cpu().eval()
     if progress.best is not None:
         model.load_state_dict(progress.best)
-    return FittedHeads(model.heads, model.objective.config(), progress.history)
+    return SingleHeads(model.heads, model.objective.config(), progress.history)
 
 
 def first_heads(
     pairs: VectorPairs,
     held_out: VectorPairs | None,
     settings: HeadSettings,
-    closed: FittedHeads | None,
+    closed: ClosedHeads | None,
 ) -> tuple[Head, Head]:
     """The heads before the first step. Those with random weights take plain columns:
     with a hidden layer they find a transform themselves.
@@ -130,11 +130,10 @@ def first_heads(
         return fresh_heads(pairs, settings, columns)
     if closed is None:
         closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
-    columns = choice_of(closed.decisions).columns
-    heads = fresh_heads(pairs, settings, columns)
+    heads = fresh_heads(pairs, settings, closed.choice.columns)
     rows = sampled(pairs)
     for head, solved, side in zip(heads, closed.heads, rows[:2], strict=True):
-        head.start_from(cast(Head, solved), side)
+        head.start_from(solved, side)
     return heads
 
 

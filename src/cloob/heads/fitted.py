@@ -12,7 +12,7 @@ from torch import Tensor
 from cloob.data.vectors import VectorPairs
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks_of_ids
-from cloob.heads.head import Heads, unit_rows
+from cloob.heads.head import Head, Heads, unit_rows
 
 RECALLS = (1, 5, 10)
 GALLERY = 10_000  # pairs of a recall, at most: its time grows with their square
@@ -57,6 +57,13 @@ class FittedHeads:
         """That of the best epoch on held-out pairs."""
         recall: float | None = self.history[self.best_epoch - 1]["val_recall"]
         return recall
+
+
+@dataclass(frozen=True)
+class SingleHeads(FittedHeads):
+    """One head a side, joined with no other."""
+
+    heads: tuple[Head, Head]
 
 
 def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:

@@ -364,7 +364,7 @@ def write_checkpoint(config: HeadsConfig, data: Data, fitted: FittedHeads) -> No
         if data.held_out is not None:
             fingerprint = json.dumps(data.held_out_fingerprint, sort_keys=True)
             joined = fitted.decisions.get("joined", {})
-            recall = joined["recall"] if joined.get("is_taken") else best["val_recall"]
+            recall = joined.get("recall", best["val_recall"])
             validation = {
                 "metric": "val_recall",
                 "val_recall": recall,
