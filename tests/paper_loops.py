@@ -261,7 +261,10 @@ def count_flops(work):
     def addmm(total, a, b, **others):
         return 2 * a[0] * a[1] * b[1]
 
-    in_place = {torch.ops.aten.addmm_: addmm}
+    def baddbmm(total, a, b, **others):
+        return a[0] * addmm(total, a[1:], b[1:])
+
+    in_place = {torch.ops.aten.addmm_: addmm, torch.ops.aten.baddbmm_: baddbmm}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         work()
     return counter.get_total_flops()

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cloob
 from cloob.family import CONTRASTS, FAMILY, Contrast, ContrastRow
 from cloob.functional import cloob_reference, reference
+from cloob.functional.streamed import tiles
 from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import (
     OBJECTIVES,
@@ -646,5 +647,7 @@ def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch):
     assert [
         reads(monkeypatch, check=check, backend="reference") for check in (True, False)
     ] == [1, 0]
-    # The streamed path has to know whether exponentials stay in range.
+    # Of several tiles the streamed path has to know whether exponentials stay in range.
+    assert [reads(monkeypatch, check=check) for check in (True, False)] == [1, 0]
+    monkeypatch.setitem(tiles.TILE, "cpu", 2)
     assert [reads(monkeypatch, check=check) for check in (True, False)] == [1, 1]

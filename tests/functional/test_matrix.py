@@ -41,8 +41,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:ids or exclude_above leave no an
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Batches of a few pairs take several tiles and strips, which end within them."""
-    monkeypatch.setitem(tiles.TILE, "cpu", 3)
+    """Two or three pairs are one tile; more take several tiles and strips, which end
+    within them.
+    """
+    monkeypatch.setitem(tiles.TILE, "cpu", 6)
     monkeypatch.setitem(tiles.STRIP, "cpu", 4)
 
 

@@ -330,49 +330,45 @@ def test_memory_is_linear_in_the_batch(contrast, hopfield):
     assert largest == n * n and saved > 2 * n * n
 
 
+def flops_of(path, n, d, **options):
+    """Those of value and gradient of n pairs."""
+    x, y = (side.requires_grad_() for side in pairs(n, d))
+    return count_flops(lambda: path(x, y, 30.0, **options).backward())
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_arithmetic():
     """52 N²D + 8NTD (diagonal tiles of T rows are computed whole) for any whole number
-    of tiles, 6 N²D without retrieval; 60 and 12 N²D plainly.
+    of tiles, 52 N²D within half a tile, 60 N²D plainly.
     """
     d = 8
+    assert flops_of(cloob_streamed, TILE // 2, d) == 52 * (TILE // 2) ** 2 * d
     for blocks in (1, 2, 5):
         n = blocks * TILE
-        x, y = (side.requires_grad_() for side in pairs(n, d))
-        assert (
-            count_flops(lambda x=x, y=y: cloob_reference(x, y, 30.0).backward())
-            == 60 * n * n * d
-        )
-        assert (
-            count_flops(lambda x=x, y=y: cloob_streamed(x, y, 30.0).backward())
-            == 52 * n * n * d + 8 * n * TILE * d
-        )
-        plain = {"hopfield": False}
-        assert (
-            count_flops(
-                lambda x=x, y=y, p=plain: cloob_reference(x, y, 30.0, **p).backward()
-            )
-            == 12 * n * n * d
-        )
-        assert (
-            count_flops(
-                lambda x=x, y=y, p=plain: cloob_streamed(x, y, 30.0, **p).backward()
-            )
-            == 6 * n * n * d
-        )
+        assert flops_of(cloob_reference, n, d) == 60 * n * n * d
+        expected = 52 * n * n * d + 8 * n * TILE * d
+        assert flops_of(cloob_streamed, n, d) == expected
         with torch.no_grad():
             # Two symmetric retrievals of 1½ products, one shared cross retrieval of
             # three, two contrasts of one.
-            assert (
-                count_flops(lambda x=x, y=y: cloob_streamed(x, y, 30.0))
-                == (16 * n + 2 * TILE) * n * d
-            )
-        # Both directions of the sigmoid loss without retrieval are one.
-        sigmoid = {"contrast": "sigmoid", "scale": "unit", **plain}
-        for path in (cloob_reference, cloob_streamed):
-            assert (
-                count_flops(
-                    lambda x=x, y=y, p=path, o=sigmoid: p(x, y, 30.0, **o).backward()
-                )
-                == 6 * n * n * d
-            )
+            flops = count_flops(lambda n=n: cloob_streamed(*pairs(n, d), 30.0))
+            assert flops == (16 * n + 2 * TILE) * n * d
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("path", [cloob_reference, cloob_streamed])
+@pytest.mark.parametrize("contrast", ["infoloob", "infonce", "sigmoid"])
+def test_arithmetic_without_retrieval(path, contrast):
+    """One product of logits serves both directions: 6 N²D."""
+    options = {"contrast": contrast, "hopfield": False, "scale": "unit"}
+    n, d = 2 * TILE, 8
+    assert flops_of(path, n, d, **options) == 6 * n * n * d
+
+
+@pytest.mark.parametrize("beta", [8.0, 58.0])
+def test_few_pairs_keep_their_digits_at_large_beta(beta):
+    x, y = pairs(64, 128)
+    _, *exact = value_and_gradients(cloob_reference, x, y, *scalars(30.0, beta))
+    single = [t.float() for t in (x, y, *scalars(30.0, beta))]
+    _, *ours = value_and_gradients(cloob_streamed, *single)
+    assert relative_error(joint(ours[:2]), joint(exact[:2])) < 3e-6

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,27 +55,11 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-@contextlib.contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """Inside, float32 matrix products are as ``torch.set_float32_matmul_precision``
-    takes it.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 # From torch 2.9 on; its older interface raises where the newer one was used.
 _MATMULS: list[Any] = [
-    backend
-    for backend in (
-        torch.backends.cuda.matmul,
-        getattr(torch.backends.mkldnn, "matmul", None),
-    )
-    if hasattr(backend, "fp32_precision")
+    backend.matmul
+    for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    if hasattr(getattr(backend, "matmul", None), "fp32_precision")
 ]
 
 
@@ -89,17 +73,44 @@ def lowers_products() -> bool:
 
 
 @contextlib.contextmanager
-def full_products() -> Iterator[None]:
-    """Inside, float32 matrix products are computed in float32, whatever TF32 says; a
-    decorator as well.
-    """
+def _full_products() -> Iterator[None]:
+    """Inside, float32 matrix products are computed in float32."""
     with contextlib.ExitStack() as stack:
-        if lowers_products() and not _MATMULS:
-            stack.enter_context(float32_products("highest"))
-        for backend in _MATMULS if lowers_products() else ():
+        if not _MATMULS:
+            precision = torch.get_float32_matmul_precision()
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
+        for backend in _MATMULS:
             stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
             backend.fp32_precision = "ieee"
         yield
+
+
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs ``function`` with float32 matrix products in float32, whatever autocast and
+    TF32 say.
+    """
+    outside = outside_autocast(function)
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not lowers_products():
+            return outside(*args, **kwargs)
+        with _full_products():
+            return outside(*args, **kwargs)
+
+    return wrapper
+
+
+class Context(Protocol):
+    """What a ``torch.autograd.Function`` keeps for its backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    matmul: torch.dtype
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keeps tensors, the gaps between them included."""
 
 
 def refuse_second_derivatives(message: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cloob.functional.bootstrap import bootstrap_interval, group_means
-from cloob.functional.private import full_products, outside_autocast
+from cloob.functional.private import in_full_precision
 from cloob.functional.ranking import UNRANKED, comparable
 
 Size = int | Tensor
@@ -192,8 +192,7 @@ def pair_numbers(
     return found | by_chance
 
 
-@outside_autocast
-@full_products()
+@in_full_precision
 def candidate_ranks(
     query: Tensor, gallery: Tensor, listed: Tensor, right: Tensor
 ) -> Ranked:

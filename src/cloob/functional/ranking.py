@@ -8,12 +8,13 @@ float32 (float64 for float64 rows), in blocks of ``chunk`` rows. Ranks are int64
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from cloob.functional.checks import as_vector
-from cloob.functional.private import full_products, outside_autocast
+from cloob.functional.private import in_full_precision
 from cloob.functional.streamed.tiles import blocks
 
 CHUNK = 1024
@@ -24,7 +25,6 @@ it.
 """
 
 
-@outside_autocast
 def ranks(
     query: Tensor,
     gallery: Tensor,
@@ -81,7 +81,6 @@ def mutual_ranks_of_ids(
     return mutual_ranks(x, y, torch.stack([place, place], dim=1), chunk)
 
 
-@outside_autocast
 def mutual_ranks(
     x: Tensor, y: Tensor, pairs: Tensor, chunk: int = CHUNK, group: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -138,7 +137,7 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     return hits / torch.bincount(labels, minlength=n_classes)
 
 
-@full_products()  # in TF32 nothing would tie with scores that are computed one by one
+@in_full_precision  # in TF32 nothing would tie with scores that are computed one by one
 def _count_ahead(
     query: Tensor,
     gallery: Tensor,
@@ -285,7 +284,8 @@ class _PositiveMasks:
 
 
 def _cells(query: Tensor, gallery: Tensor, chunk: int) -> list[tuple[slice, slice]]:
-    return [(r, c) for r in blocks(query, chunk) for c in blocks(gallery, chunk)]
+    rows = blocks(len(query), chunk)
+    return list(product(rows, blocks(len(gallery), chunk)))
 
 
 def _positives(

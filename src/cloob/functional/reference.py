@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,15 @@ from cloob.functional.private import outside_autocast
 from cloob.functional.scores import Targets, contrast_scores, diagonal
 
 Scale = Literal["paper", "unit"]
+
+
+class Pairing(TypedDict, total=False):
+    """Which candidates are no negatives of an anchor, see :func:`info_loob`."""
+
+    positive_offset: int
+    ids: Tensor | None
+    candidate_ids: Tensor | None
+    exclude_above: float | None
 
 
 def cloob_reference(
@@ -114,14 +123,7 @@ def pair_loss(
     """
     check_member(contrast, scale, hopfield)
     x, y = check_pairs(image_features, text_features)
-    weighs = targets is not None or weights is not None
-    both_directions = both_directions_of(backend, contrast, hopfield)
-    if both_directions is not None and not weighs:
-        both = both_directions(
-            x, y, inv_tau, ids=ids, exclude_above=exclude_above, matmul=matmul
-        )
-        return combine(both, inv_tau, scale)
-    direction = direction_of(
+    directions = Directions(
         backend,
         contrast,
         bias=bias,
@@ -130,62 +132,140 @@ def pair_loss(
         targets=targets,
         weights=weights,
     )
-    u_x, u_y, v_x, v_y = x, y, x, y
-    if hopfield:
-        fast: dict[str, Any] = {}
-        if beta_of_unit_rows is not None or matmul:
-            fast = {"beta_of_unit_rows": beta_of_unit_rows, "matmul": matmul}
-        u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **fast)
-    images = direction(u_x, u_y, inv_tau, ids=ids)
-    symmetric = not weighs and is_symmetric(contrast, hopfield, exclude_above)
-    texts = images if symmetric else direction(v_y, v_x, inv_tau, ids=ids)
-    return combine(images + texts, inv_tau, scale)
+    if not hopfield:
+        both = directions.of_plain(x, y, inv_tau, ids=ids)
+        return combine(both, inv_tau, scale)
+    fast: dict[str, object] = {}
+    if beta_of_unit_rows is not None or matmul is not None:
+        fast = {"beta_of_unit_rows": beta_of_unit_rows, "matmul": matmul}
+    u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **fast)
+    both = directions.of_retrieved((u_x, v_y), (u_y, v_x), inv_tau, ids=ids)
+    return combine(both, inv_tau, scale)
 
 
-def both_directions_of(
-    backend: ModuleType, contrast: str, hopfield: bool
-) -> Callable[..., Tensor] | None:
-    """The backend's function of both directions from one product of logits, if it has
-    one; with retrieval there are two products.
+@dataclass(frozen=True)
+class Directions:
+    """The directions of a contrast by the functions of a backend, and by this module's
+    where it has none; with targets or weights by its ``weighted_contrast``.
     """
-    if hopfield:
-        return None
-    return getattr(backend, f"{CONTRASTS[contrast].function}_both", None)
 
+    backend: ModuleType
+    contrast: Contrast
+    bias: float | Tensor
+    exclude_above: float | None
+    matmul: torch.dtype | None
+    targets: Targets | None
+    weights: Tensor | None
 
-def direction_of(
-    backend: ModuleType,
-    contrast: str,
-    *,
-    bias: float | Tensor,
-    exclude_above: float | None,
-    matmul: torch.dtype | None,
-    targets: Targets | None,
-    weights: Tensor | None,
-) -> Callable[..., Tensor]:
-    """One direction of a contrast by the backend's function, or the plain one where the
-    backend has none; with targets or weights by its ``weighted_contrast``.
-    """
-    row = CONTRASTS[contrast]
-    options: dict[str, Any] = {"exclude_above": exclude_above}
-    if not row.softmax:
-        options["bias"] = bias
-    if targets is not None or weights is not None:
-        if targets is not None and exclude_above is not None:
+    @property
+    def weigh(self) -> bool:
+        """Whether pairs have soft targets or weights."""
+        return self.targets is not None or self.weights is not None
+
+    def one(
+        self,
+        anchors: Tensor,
+        candidates: Tensor,
+        inv_tau: float | Tensor,
+        **pairing: Unpack[Pairing],
+    ) -> Tensor:
+        """The loss of one direction."""
+        if self.weigh:
+            return self._weighted(anchors, candidates, inv_tau, **pairing)
+        row = CONTRASTS[self.contrast]
+        function = getattr(self.backend, row.function, None)
+        options = self.options(fast=function is not None)
+        if function is None:
+            function = getattr(sys.modules[__name__], row.function)
+        if not row.softmax:
+            options["bias"] = self.bias
+        loss: Tensor = function(anchors, candidates, inv_tau, **options, **pairing)
+        return loss
+
+    def of_retrieved(
+        self,
+        anchors: tuple[Tensor, Tensor],
+        candidates: tuple[Tensor, Tensor],
+        inv_tau: float | Tensor,
+        **pairing: Unpack[Pairing],
+    ) -> Tensor:
+        """The sum of two directions, each with logits of its own."""
+        two: Tensor
+        in_one_sweep = self.of_backend("two")
+        if in_one_sweep is not None and len(candidates[0]) == len(candidates[1]):
+            stacks = torch.stack(anchors), torch.stack(candidates)
+            two = in_one_sweep(*stacks, inv_tau, **self.options(fast=True), **pairing)
+            return two
+        images = self.one(anchors[0], candidates[0], inv_tau, **pairing)
+        return images + self.one(anchors[1], candidates[1], inv_tau, **pairing)
+
+    def of_plain(
+        self, x: Tensor, y: Tensor, inv_tau: float | Tensor, ids: Tensor | None
+    ) -> Tensor:
+        """The sum of both directions without retrieval, whose logits are each other's
+        transpose.
+        """
+        both: Tensor
+        of_one_product = self.of_backend("both")
+        if of_one_product is not None:
+            both = of_one_product(x, y, inv_tau, ids=ids, **self.options(fast=True))
+            return both
+        images = self.one(x, y, inv_tau, ids=ids)
+        if self.are_equal:
+            return 2 * images
+        return images + self.one(y, x, inv_tau, ids=ids)
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether both directions are one sum without retrieval: where no softmax runs
+        over rows or columns.
+        """
+        softmax = CONTRASTS[self.contrast].softmax
+        return not (softmax or self.weigh) and self.exclude_above is None
+
+    def of_backend(self, form: str) -> Callable[..., Tensor] | None:
+        """The backend's function of a form, if it has one."""
+        if self.weigh:
+            return None
+        name = f"{CONTRASTS[self.contrast].function}_{form}"
+        return getattr(self.backend, name, None)
+
+    def options(self, *, fast: bool) -> dict[str, object]:
+        """What a function is handed besides rows, τ⁻¹ and pairing."""
+        options: dict[str, object] = {}
+        if self.exclude_above is not None:
+            options["exclude_above"] = self.exclude_above
+        if fast and self.matmul is not None:
+            options["matmul"] = self.matmul
+        return options
+
+    def _weighted(
+        self,
+        anchors: Tensor,
+        candidates: Tensor,
+        inv_tau: float | Tensor,
+        **pairing: Unpack[Pairing],
+    ) -> Tensor:
+        """One direction with targets or weights."""
+        if self.targets is not None and self.exclude_above is not None:
             raise ValueError(
                 "exclude_above compares with the positive, and targets name several:"
                 " leave one out"
             )
-        if matmul is not None:
+        if self.matmul is not None:
             raise ValueError("targets and weights need matmul='float32'")
-        options |= {"contrast": contrast, "targets": targets, "weights": weights}
-        function = backend.weighted_contrast
-    else:
-        fast = getattr(backend, row.function, None)
-        function = fast or getattr(sys.modules[__name__], row.function)
-        options["matmul"] = matmul if fast else None
-    used = {name: value for name, value in options.items() if value is not None}
-    return partial(function, **used)
+        loss: Tensor = self.backend.weighted_contrast(
+            anchors,
+            candidates,
+            inv_tau,
+            contrast=self.contrast,
+            bias=0.0 if CONTRASTS[self.contrast].softmax else self.bias,
+            exclude_above=self.exclude_above,
+            targets=self.targets,
+            weights=self.weights,
+            **pairing,
+        )
+        return loss
 
 
 @outside_autocast
@@ -209,15 +289,14 @@ def weighted_contrast(
     :func:`cloob.functional.contrast_scores`, of the anchors. Candidates of the anchor's
     own id are no negatives, also where ``targets`` make them positives.
     """
-    logits, _, same = _logits(
+    logits = _logits(
         anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
     )
-    masked = same if ids is not None or exclude_above is not None else None
+    scores = logits.values + scalar("bias", bias, logits.values, positive=False)
     if targets is None:
-        targets = diagonal(len(logits), positive_offset, logits)
-    scores = logits + scalar("bias", bias, logits, positive=False)
+        targets = diagonal(len(scores), positive_offset, scores)
     return contrast_scores(
-        scores, contrast, targets=targets, weights=weights, mask=masked
+        scores, contrast, targets=targets, weights=weights, mask=logits.excluded()
     )
 
 
@@ -250,10 +329,10 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
     association = (beta * state @ stored.T).softmax(dim=-1)  # (N, M)
     average = association @ stored
     norms = average.norm(dim=-1, keepdim=True)
-    # NaN stays
+    smallest = torch.finfo(norms.dtype).tiny
     return torch.where(
-        norms == 0, 0.0, average / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    )
+        norms == 0, 0.0, average / norms.clamp_min(smallest)
+    )  # NaN stays
 
 
 def retrieve(
@@ -262,9 +341,10 @@ def retrieve(
     """Eq. 4 and 5: U_x, U_y from the image memory x and V_x, V_y from the text memory
     y; the index names the query.
     """
-    u_x, u_y, v_x, v_y = (
-        hopfield_retrieval(query, memory, beta) for memory in (x, y) for query in (x, y)
-    )
+    u_x = hopfield_retrieval(x, x, beta)
+    u_y = hopfield_retrieval(y, x, beta)
+    v_x = hopfield_retrieval(x, y, beta)
+    v_y = hopfield_retrieval(y, y, beta)
     return u_x, u_y, v_x, v_y
 
 
@@ -305,16 +385,10 @@ def info_loob(
         ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not
             positive and finite.
     """
-    logits, positives, same = _logits(
+    logits = _logits(
         anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
     )
-    positive = logits.diagonal(positive_offset)
-    # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, instead of
-    # ln 0.
-    lone = same.all(dim=1, keepdim=True) & positives
-    return (
-        logits.masked_fill(same & ~lone, -torch.inf).logsumexp(dim=1) - positive
-    ).mean()
+    return logits.info_loob()
 
 
 @outside_autocast
@@ -333,13 +407,38 @@ def info_nce(
 
     Arguments, returned value and errors as in :func:`info_loob`.
     """
-    logits, positives, same = _logits(
+    logits = _logits(
         anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
     )
-    positive = logits.diagonal(positive_offset)
-    return (
-        logits.masked_fill(same & ~positives, -torch.inf).logsumexp(dim=1) - positive
-    ).mean()
+    return logits.info_nce()
+
+
+@outside_autocast
+def info_loob_both(
+    x: Tensor,
+    y: Tensor,
+    inv_tau: float | Tensor,
+    *,
+    ids: Tensor | None = None,
+    exclude_above: float | None = None,
+) -> Tensor:
+    """InfoLOOB of x against y plus that of y against x, from one product."""
+    logits = _logits(x, y, inv_tau, 0, ids, None, exclude_above)
+    return logits.info_loob() + logits.transposed().info_loob()
+
+
+@outside_autocast
+def info_nce_both(
+    x: Tensor,
+    y: Tensor,
+    inv_tau: float | Tensor,
+    *,
+    ids: Tensor | None = None,
+    exclude_above: float | None = None,
+) -> Tensor:
+    """InfoNCE of both directions likewise."""
+    logits = _logits(x, y, inv_tau, 0, ids, None, exclude_above)
+    return logits.info_nce() + logits.transposed().info_nce()
 
 
 @outside_autocast
@@ -362,13 +461,70 @@ def sigmoid_loss(
     the anchor. Candidates that are no negatives are left out of the sum, the positive
     stays.
     """
-    logits, _, same = _logits(
+    logits = _logits(
         anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
     )
-    positive = logits.diagonal(positive_offset)
-    b = scalar("bias", bias, logits, positive=False)
-    negatives = F.logsigmoid(-(logits + b)).masked_fill(same, 0.0).sum(dim=1)
-    return -(F.logsigmoid(positive + b) + negatives).mean()
+    b = scalar("bias", bias, logits.values, positive=False)
+    left_out = logits.positives()
+    excluded = logits.excluded()
+    if excluded is not None:
+        left_out = left_out | excluded
+    of_all = F.logsigmoid(-(logits.values + b))
+    of_negatives = of_all.masked_fill(left_out, 0.0).sum(dim=1)
+    return -(F.logsigmoid(logits.positive() + b) + of_negatives).mean()
+
+
+class _Logits(NamedTuple):
+    """(N, M) logits of one direction."""
+
+    values: Tensor
+    offset: int  # the column of the first row's positive
+    same_ids: Tensor | None  # (N, M) bool
+    margin: Tensor | None  # by which a negative may exceed the positive
+
+    def transposed(self) -> _Logits:
+        """Those of the other direction, of as many rows as columns."""
+        same_ids = None if self.same_ids is None else self.same_ids.T
+        return _Logits(self.values.T, 0, same_ids, self.margin)
+
+    def positive(self) -> Tensor:
+        """(N,) logits of the positives."""
+        return self.values.diagonal(self.offset)
+
+    def positives(self) -> Tensor:
+        """(N, M) bool: which the positives are."""
+        n, m = self.values.shape
+        place = torch.arange(m, device=self.values.device)
+        return place[None, :] == place[self.offset : self.offset + n, None]
+
+    def excluded(self) -> Tensor | None:
+        """(N, M) bool: what else is no negative, None for nothing."""
+        if self.margin is None:
+            return self.same_ids
+        above = self.values > self.positive()[:, None] + self.margin
+        return above if self.same_ids is None else above | self.same_ids
+
+    def info_loob(self) -> Tensor:
+        """The mean of ln Σ_{j≠i} exp(s_ij) − s_ii."""
+        left_out = self.positives()
+        excluded = self.excluded()
+        if excluded is not None:
+            # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient,
+            # instead of ln 0.
+            every = excluded | left_out
+            lone = every.all(dim=1, keepdim=True)
+            left_out = every & ~(lone & left_out)
+        negatives = self.values.masked_fill(left_out, -torch.inf)
+        return (negatives.logsumexp(dim=1) - self.positive()).mean()
+
+    def info_nce(self) -> Tensor:
+        """The mean of ln Σ_j exp(s_ij) − s_ii."""
+        candidates = self.values
+        excluded = self.excluded()
+        if excluded is not None:
+            left_out = excluded & ~self.positives()
+            candidates = candidates.masked_fill(left_out, -torch.inf)
+        return (candidates.logsumexp(dim=1) - self.positive()).mean()
 
 
 def _logits(
@@ -379,25 +535,18 @@ def _logits(
     ids: Tensor | None,
     candidate_ids: Tensor | None,
     exclude_above: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, M) logits, and two masks of them: the positives, and these with all else that
-    is no negative.
-    """
+) -> _Logits:
+    """The logits of one direction, its arguments checked."""
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
     inv_tau = scalar("inv_tau", inv_tau, anchors)
-    logits = inv_tau * anchors @ candidates.T
-    place = torch.arange(m, device=logits.device)
-    same = positives = (
-        place[None, :m] == place[positive_offset : positive_offset + n, None]
-    )
-    if both := check_ids(ids, candidate_ids, n, m, anchors.device):
-        same = same | (both[0][:, None] == both[1][None, :])
-    if exclude_above is not None:
-        same = same | (
-            logits > logits.diagonal(positive_offset)[:, None] + inv_tau * exclude_above
-        )
-    return logits, positives, same
+    values = inv_tau * anchors @ candidates.T
+    same_ids: Tensor | None = None
+    both_ids = check_ids(ids, candidate_ids, n, m, anchors.device)
+    if both_ids is not None:
+        same_ids = both_ids[0][:, None] == both_ids[1]
+    margin = None if exclude_above is None else inv_tau * exclude_above
+    return _Logits(values, positive_offset, same_ids, margin)
 
 
 def check_contrast(
@@ -447,15 +596,6 @@ def check_member(contrast: str, scale: str, hopfield: bool) -> None:
             f"hopfield=True is for the softmax contrasts; {contrast=} needs"
             " hopfield=False"
         )
-
-
-def is_symmetric(
-    contrast: str, hopfield: bool, exclude_above: float | None = None
-) -> bool:
-    """Whether both directions are one sum: without a softmax over rows or columns X·Yᵀ
-    alone counts.
-    """
-    return not (CONTRASTS[contrast].softmax or hopfield) and exclude_above is None
 
 
 def combine(both: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:

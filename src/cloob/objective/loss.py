@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -11,23 +10,9 @@ from torch import Tensor
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional import streamed
-from cloob.functional.reference import (
-    both_directions_of,
-    combine,
-    direction_of,
-    is_symmetric,
-    pair_loss,
-)
+from cloob.functional.reference import Directions, Pairing, combine, pair_loss
 from cloob.objective.backends import Backend, Products, choose_backend
 from cloob.objective.batch import Batch
-
-
-class Place(TypedDict):
-    """Where the own pairs are among those of all ranks, and the ids of both."""
-
-    positive_offset: int
-    ids: Tensor | None
-    candidate_ids: Tensor | None
 
 
 def loss_of(
@@ -78,26 +63,35 @@ def _loss_over_ranks(
     """The global loss of the (n, D) rows of every rank, by the functions of a backend,
     with this rank's gradient.
     """
-    ids = batch.labels.ids
-    place: Place = {
-        "positive_offset": layout.local.start,
-        "ids": ids,
-        "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
-    }
     member = batch.member
-    both_directions = both_directions_of(backend, member.contrast, member.hopfield)
-    if both_directions is not None and negatives is None and not batch.labels.weigh:
-        both = both_directions(
+    directions = Directions(
+        backend,
+        member.contrast,
+        bias=batch.scales["bias"],
+        exclude_above=member.exclude_above,
+        matmul=matmul,
+        targets=batch.labels.targets,
+        weights=batch.labels.weights,
+    )
+    own: Pairing = {"positive_offset": layout.local.start}
+    ids = batch.labels.ids
+    if ids is not None:
+        own["ids"] = ids
+        own["candidate_ids"] = distributed.gather_rows(ids, layout)
+    one_product = None
+    if backend is streamed and not member.hopfield and negatives is None:
+        one_product = directions.of_backend("both")
+    if one_product is not None:
+        both = one_product(
             batch.x,
             distributed.gather_rows(batch.y, layout),
             batch.scales["inv_tau"],
-            exclude_above=member.exclude_above,
-            matmul=matmul,
             stack_ranks=lambda value: distributed.stack_ranks(value, layout),
-            **place,
+            **directions.options(fast=True),
+            **own,
         )
     else:
-        both = _two_products(batch, layout, place, backend, matmul, negatives)
+        both = _two_products(batch, layout, directions, own, negatives)
     share = len(batch.x) / layout.total
     loss = combine(both, batch.scales["inv_tau"], member.scale)
     return distributed.global_sum(loss * share, layout)
@@ -106,20 +100,20 @@ def _loss_over_ranks(
 def _two_products(
     batch: Batch,
     layout: Layout,
-    place: Place,
-    backend: ModuleType,
-    matmul: torch.dtype | None,
+    directions: Directions,
+    own: Pairing,
     negatives: tuple[Tensor, Layout] | None,
 ) -> Tensor:
     """The sum of both directions of the own anchors, a product of logits each."""
-    x, y, labels, scales, member, *_ = batch
+    x, y, inv_tau = batch.x, batch.y, batch.scales["inv_tau"]
+    hopfield = batch.member.hopfield
 
     def retrieve(query: Tensor, memory: Tensor) -> Tensor:
-        if not member.hopfield:
+        if not hopfield:
             return query
-        options = {"matmul": matmul} if matmul else {}
-        retrieved: Tensor = backend.hopfield_retrieval(
-            query, memory, scales["beta"], **options
+        options = {"matmul": directions.matmul} if directions.matmul else {}
+        retrieved: Tensor = directions.backend.hopfield_retrieval(
+            query, memory, batch.scales["beta"], **options
         )
         return retrieved
 
@@ -127,28 +121,16 @@ def _two_products(
     u_x, u_y = retrieve(x, all_x), retrieve(y, all_x)
     v_x, v_y = retrieve(x, all_y), retrieve(y, all_y)
     all_u_y, all_v_x = all_y, all_x
-    if member.hopfield:
+    if hopfield:
         all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
     if negatives is not None:
         z, layout_of_z = negatives
         further_candidates = distributed.gather_rows(retrieve(z, all_x), layout_of_z)
         all_u_y = torch.cat([all_u_y, further_candidates])
-    direction = direction_of(
-        backend,
-        member.contrast,
-        bias=scales["bias"],
-        exclude_above=member.exclude_above,
-        matmul=matmul,
-        targets=labels.targets,
-        weights=labels.weights,
-    )
-    images = direction(u_x, all_u_y, scales["inv_tau"], **place)
-    if not labels.weigh and is_symmetric(
-        member.contrast, member.hopfield, member.exclude_above
-    ):
+    if directions.are_equal:
         # Both directions are one sum over all pairs: so is the sum over ranks of one.
-        return 2 * images
-    return images + direction(v_y, all_v_x, scales["inv_tau"], **place)
+        return 2 * directions.one(u_x, all_u_y, inv_tau, **own)
+    return directions.of_retrieved((u_x, v_y), (all_u_y, all_v_x), inv_tau, **own)
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

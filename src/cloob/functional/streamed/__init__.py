@@ -28,14 +28,15 @@ Without retrieval the second direction's logits are the transpose of the first's
 both come from one product (``both.py``).
 
 Counting a product (N×D)(D×N) as 2N²D, retrieval and contrast cost 52 N²D forward and
-backward, and 8NTD more for the lower halves of the diagonal tiles of T rows; the plain
-form costs 60 N²D and keeps every N×N matrix. Without retrieval it is 6 N²D (8 where
-more than 2²⁶ logits are computed twice), 12 N²D in the plain form.
+backward, and 8NTD more for the lower halves of the diagonal tiles of T rows, unless all
+pairs fit into half a tile: then their softmax is kept. The plain form costs 60 N²D and
+keeps every N×N matrix. Without retrieval it is 6 N²D (8 where more than 2²⁶ logits are
+computed twice).
 
-Unshifted sums are used while β · max‖row‖² ≤ 60 in float32 (600 in float64); in low
-precision the centred rows decide. Beyond, retrievals run one by one with a running row
-maximum, which is safe for every β. The contrast subtracts every row's maximum, so every
-τ⁻¹ is safe; the sigmoid loss needs no shift.
+Of more pairs unshifted sums are used while β · max‖row‖² ≤ 60 in float32 (600 in
+float64); in low precision the centred rows decide. Beyond, retrievals run one by one
+with a running row maximum, which is safe for every β. The contrast subtracts every
+row's maximum, so every τ⁻¹ is safe; the sigmoid loss needs no shift.
 """
 
 from __future__ import annotations
@@ -47,7 +48,13 @@ from torch import Tensor
 
 from cloob.functional.reference import pair_loss
 from cloob.functional.streamed.both import info_loob_both, info_nce_both
-from cloob.functional.streamed.contrast import info_loob, info_nce, sigmoid_loss
+from cloob.functional.streamed.contrast import (
+    info_loob,
+    info_loob_two,
+    info_nce,
+    info_nce_two,
+    sigmoid_loss,
+)
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.tiles import eager
 from cloob.functional.streamed.weighted import weighted_contrast
@@ -57,8 +64,10 @@ __all__ = [
     "hopfield_retrieval",
     "info_loob",
     "info_loob_both",
+    "info_loob_two",
     "info_nce",
     "info_nce_both",
+    "info_nce_two",
     "retrieve",
     "sigmoid_loss",
     "weighted_contrast",

@@ -22,26 +22,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.functional.checks import as_rows, check_ids, scalar
+from cloob.functional.private import Context
 from cloob.functional.reference import check_contrast
-from cloob.functional.streamed import tiles
 from cloob.functional.streamed.tiles import (
+    Options,
+    accumulate,
     blocks,
     eager,
     first_order,
     matmul_dtype,
-    multiply,
+    strip_size,
 )
 
 # Logits that are kept for the gradient: 256 MB. Of more, every strip is multiplied once
 # again: 8 N²D operations.
 MAX_KEPT = 1 << 26
+
+
+class RankOptions(Options, total=False):
+    """Those of a contrast whose candidates come from several ranks."""
+
+    stack_ranks: Callable[[Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class _Logits:
         if pairs.exclude_above is not None:
             self.limits = self.positives + inv_tau * pairs.exclude_above
 
-        self.strips = blocks(x, tiles.STRIP.get(x.device.type, 4096))
+        self.strips = blocks(len(x), strip_size(x))
         self.scratch = x.new_empty(self.strips[0].stop, len(y))
         self._keeps = pairs.differentiable and len(x) * len(y) <= MAX_KEPT
         self._kept: list[Tensor] = []
@@ -145,7 +153,7 @@ class _BothDirections(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, inv_tau: Tensor, pairs: _Pairs
+        ctx: Context, x: Tensor, y: Tensor, inv_tau: Tensor, pairs: _Pairs
     ) -> Tensor:
         logits = _Logits(x, y, inv_tau, pairs)
         rows, columns = _softmaxes(logits)
@@ -153,14 +161,13 @@ class _BothDirections(torch.autograd.Function):
         if pairs.differentiable:
             gradients = _gradients(logits, rows, columns, ctx.needs_input_grad[2])
             ctx.save_for_backward(inv_tau, *gradients)
-        ctx.n = len(x)
         return losses.mean()
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         inv_tau, d_x, d_y, d_log_inv_tau = ctx.saved_tensors
-        grad = grad / ctx.n
+        grad = grad / len(d_x)
         d_inv_tau = None if d_log_inv_tau is None else grad * d_log_inv_tau / inv_tau
         return grad * inv_tau * d_x, grad * d_y, d_inv_tau, None
 
@@ -222,8 +229,8 @@ def _gradients(
     losses; they overwrite the logits.
     """
     pairs = logits.pairs
-    d_x = torch.empty_like(logits.x)
-    d_y = torch.empty_like(logits.y)
+    d_x = torch.zeros_like(logits.x)
+    d_y = torch.zeros_like(logits.y)
     by_row = torch.empty_like(logits.of_x)
     by_column = torch.zeros_like(logits.of_y)
     pull = rows.pull + columns.pull[logits.own]
@@ -236,8 +243,8 @@ def _gradients(
         by_row[own] = p.sum(dim=1)
         by_column += p.sum(dim=0)
         p = p.to(pairs.matmul)
-        multiply(d_x[own], p, logits.low_y, add=False)
-        multiply(d_y, p.T, logits.low_x[own], add=own.start > 0)
+        accumulate(d_x[own], p, logits.low_y)
+        accumulate(d_y, p.T, logits.low_x[own])
     d_log_inv_tau: Tensor | None = None
     if learns:
         d_log_inv_tau = (d_x * logits.x).sum()
@@ -252,8 +259,8 @@ def _both(
     x: Tensor,
     y: Tensor,
     inv_tau: float | Tensor,
-    leave_out: bool,
     *,
+    leave_out: bool,
     positive_offset: int = 0,
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
@@ -267,6 +274,7 @@ def _both(
     x, y = as_rows(x=x, y=y)
     n, m = check_contrast(x, y, positive_offset)
     inv_tau = scalar("inv_tau", inv_tau, x)
+    needs_gradient = any(tensor.requires_grad for tensor in (x, y, inv_tau))
     pairs = _Pairs(
         leave_out=leave_out,
         offset=positive_offset,
@@ -274,15 +282,14 @@ def _both(
         exclude_above=exclude_above,
         stack_ranks=stack_ranks,
         matmul=matmul_dtype(matmul, x),
-        differentiable=torch.is_grad_enabled()
-        and any(t.requires_grad for t in (x, y, inv_tau)),
+        differentiable=torch.is_grad_enabled() and needs_gradient,
     )
     loss: Tensor = _BothDirections.apply(x, y, inv_tau, pairs)  # type: ignore[no-untyped-call]
     return loss
 
 
 def info_loob_both(
-    x: Tensor, y: Tensor, inv_tau: float | Tensor, **options: Any
+    x: Tensor, y: Tensor, inv_tau: float | Tensor, **options: Unpack[RankOptions]
 ) -> Tensor:
     """InfoLOOB of x against y plus that of y against x, in O((n + M)·D) memory above
     ``MAX_KEPT`` logits.
@@ -300,11 +307,11 @@ def info_loob_both(
     Returns:
         0-d mean over the n pairs of the losses of both their directions.
     """
-    return _both(x, y, inv_tau, True, **options)
+    return _both(x, y, inv_tau, leave_out=True, **options)
 
 
 def info_nce_both(
-    x: Tensor, y: Tensor, inv_tau: float | Tensor, **options: Any
+    x: Tensor, y: Tensor, inv_tau: float | Tensor, **options: Unpack[RankOptions]
 ) -> Tensor:
     """InfoNCE of both directions likewise."""
-    return _both(x, y, inv_tau, False, **options)
+    return _both(x, y, inv_tau, leave_out=False, **options)

@@ -12,40 +12,37 @@ import torch
 from torch import Tensor
 
 from cloob.functional import private
-from cloob.functional.private import P, R, full_products, outside_autocast
+from cloob.functional.private import P, R, in_full_precision
+from cloob.functional.reference import Pairing
 
-# rows of a tile, whose buffers stay in the cache; 4096 on an accelerator, which they
-# fill
+# rows of a tile, whose buffers stay in the cache; of an accelerator, which they fill
 TILE = {"cpu": 512}
-# rows of a strip, whose columns are all candidates; 4096 on an accelerator
+# rows of a strip, whose columns are all candidates
 STRIP = {"cpu": 1024}
-
+ON_ACCELERATOR = 4096
 
 Tile = tuple[int, slice]
 """Rows of a tile and the side that they are of."""
 
 
-def first_order(backward: Callable[P, R]) -> Callable[P, R]:
-    """Runs a backward pass of the streamed path in float32, and refuses derivatives of
-    it.
-    """
-    computed = full_products()(outside_autocast(backward))
+class Options(Pairing, total=False):
+    """How a contrast is computed; ``matmul`` as in :func:`hopfield_retrieval`."""
 
-    @functools.wraps(backward)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        once = (
-            "the streamed path can be differentiated once; backend='reference' has more"
-            " derivatives"
-        )
-        private.refuse_second_derivatives(once)
-        return computed(*args, **kwargs)
-
-    return checked
+    matmul: torch.dtype | None
 
 
-def blocks(matrix: Tensor, size: int = 0) -> list[slice]:
-    """Slices of at most ``size`` rows, a tile's if not given, that cover ``matrix``."""
-    n, size = len(matrix), size or TILE.get(matrix.device.type, 4096)
+def tile_size(matrix: Tensor) -> int:
+    """Rows of a tile on the matrix' device."""
+    return TILE.get(matrix.device.type, ON_ACCELERATOR)
+
+
+def strip_size(matrix: Tensor) -> int:
+    """Rows of a strip on the matrix' device."""
+    return STRIP.get(matrix.device.type, ON_ACCELERATOR)
+
+
+def blocks(n: int, size: int) -> list[slice]:
+    """Slices of at most ``size`` rows that cover n."""
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
@@ -56,7 +53,7 @@ def tile_pairs(*sides: Tensor) -> list[tuple[Tile, Tile]]:
     tiles: list[Tile] = []
     start = 0
     for side, matrix in enumerate(sides):
-        own = blocks(matrix)
+        own = blocks(len(matrix), tile_size(matrix))
         tiles += [(side, slice(start + r.start, start + r.stop)) for r in own]
         start += len(matrix)
     return list(combinations_with_replacement(tiles, 2))
@@ -72,21 +69,30 @@ def matmul_dtype(matmul: torch.dtype | None, rows: Tensor) -> torch.dtype:
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``, the sum in the dtype of ``total``."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
+    """``total += a @ b`` of matrices or stacks of them, in the dtype of ``total``."""
+    if a.dtype != total.dtype:
         total.add_(a @ b)
-
-
-def multiply(out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
-    """``out = a @ b``, or, to ``add``, ``out += a @ b``."""
-    if add:
-        accumulate(out, a, b)
-    elif a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
+    elif a.ndim == 3:
+        total.baddbmm_(a, b)
     else:
-        out.copy_(a @ b)
+        total.addmm_(a, b)
+
+
+def first_order(backward: Callable[P, R]) -> Callable[P, R]:
+    """Runs a backward pass of the streamed path in float32, and refuses derivatives of
+    it.
+    """
+    computed = in_full_precision(backward)
+
+    @functools.wraps(backward)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        private.refuse_second_derivatives(
+            "the streamed path can be differentiated once; backend='reference' has more"
+            " derivatives"
+        )
+        return computed(*args, **kwargs)
+
+    return checked
 
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
@@ -96,16 +102,15 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     RuntimeError inside ``torch.func`` and ``torch.export``, which would have to go
     through it.
     """
-    computed = full_products()(outside_autocast(function))
+    computed = in_full_precision(function)
 
     @functools.wraps(function)
     def direct(*args: P.args, **kwargs: P.kwargs) -> R:
         if private.in_program():
-            refused = (
+            raise RuntimeError(
                 "the streamed path goes through neither torch.func (grad, vmap, …) nor"
-                " torch.export"
+                " torch.export; backend='reference' does"
             )
-            raise RuntimeError(f"{refused}; backend='reference' does")
         return computed(*args, **kwargs)
 
     return private.outside_compiler(direct)

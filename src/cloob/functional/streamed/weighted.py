@@ -9,7 +9,6 @@ back to it, and no strip is computed again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,10 @@ from torch import Tensor
 from cloob.family import CONTRASTS, Contrast
 from cloob.functional import reference
 from cloob.functional.checks import as_rows, check_ids, scalar
+from cloob.functional.private import Context
 from cloob.functional.reference import check_contrast
 from cloob.functional.scores import Positives, Targets, read_targets, read_weights
-from cloob.functional.streamed import tiles
-from cloob.functional.streamed.tiles import blocks, eager, first_order
+from cloob.functional.streamed.tiles import blocks, eager, first_order, strip_size
 
 StripLoss = Callable[[slice, Tensor, Tensor, Tensor, Tensor], Tensor]
 """The share of some anchors in the loss, from their rows, all candidates, τ⁻¹, bias."""
@@ -31,7 +30,7 @@ class _Strips(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         anchors: Tensor,
         candidates: Tensor,
         inv_tau: Tensor,
@@ -42,7 +41,7 @@ class _Strips(torch.autograd.Function):
         total = anchors.new_zeros(())
         gradients = [torch.zeros_like(t) for t in (anchors, candidates, inv_tau, bias)]
         d_anchors, *shared = gradients
-        for rows in blocks(anchors, tiles.STRIP.get(anchors.device.type, 4096)):
+        for rows in blocks(len(anchors), strip_size(anchors)):
             inputs = [anchors[rows], candidates, inv_tau, bias]
             leaves = [t.detach().requires_grad_(differentiable) for t in inputs]
             with torch.set_grad_enabled(differentiable):
@@ -58,7 +57,7 @@ class _Strips(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *(grad * gradient for gradient in ctx.saved_tensors), None, None
 
 
@@ -73,9 +72,9 @@ def weighted_contrast(
     positive_offset: int = 0,
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    exclude_above: float | None = None,
     targets: Targets | None = None,
     weights: Tensor | None = None,
-    **options: Any,
 ) -> Tensor:
     """:func:`cloob.functional.reference.weighted_contrast` in O((N + M)·D) memory.
 
@@ -110,7 +109,7 @@ def weighted_contrast(
             candidate_ids=candidate_ids,
             targets=rows_of(positives, rows),
             weights=None if weights is None else weights[rows],
-            **options,
+            exclude_above=exclude_above,
         )
         return mean * (len(a) / n)
 
