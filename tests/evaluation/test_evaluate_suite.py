@@ -1,19 +1,14 @@
 """Several models on several sets: results.json, comparisons, failures, geometry of
-runs, the cache of embeddings.
+runs.
 """
 
 import json
-import pickle
 import shutil
-from importlib import metadata
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cloob import cli
-from cloob.cache import Cache
-from cloob.data.source import content_key
 from cloob.errors import InputError
 from cloob.evaluation.analysis import (
     example_queries,
@@ -22,13 +17,14 @@ from cloob.evaluation.analysis import (
 from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures import geometry
+from cloob.evaluation.results import write_results
 from cloob.evaluation.sets.pictures import open_captioned
-from cloob.evaluation.suite import evaluate, paired_differences, write_results
+from cloob.evaluation.suite import evaluate, paired_differences
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
-from make import Code, tiny_model, write_pairs
+from make import tiny_model, write_pairs
 from support import refused
 
 NAMES = list(COLOURS)
@@ -257,79 +253,6 @@ def saved(tmp_path_factory):
     ]
 
 
-@pytest.fixture
-def cached(tmp_path):
-    """Evaluates with a cache; returns the row and what was embedded."""
-
-    def run(model, data, pairs=(), training=None):
-        embedded = []
-        embeddings = Embeddings(
-            {"m": model},
-            EmbedOptions(cache=Cache(tmp_path / "cache")),
-            progress=lambda *call: embedded.append(call[0]),
-            tower=bool(training),
-        )
-        found = evaluate(embeddings, [data], pairs, training=training)
-        return found["rows"][0], set(embedded)
-
-    return run
-
-
-def test_what_is_in_the_cache_is_not_embedded_again(saved, tmp_path, cached):
-    data = Labels(NAMES, broken=[2])
-    given = [Pairs(NAMES, broken=[1], missing=[3])], {"solid": Labels(NAMES * 5)}
-    everything = {"m: solid", "m: pairs", "m: pairs, texts"}
-    first, embedded = cached(saved[0], data, *given)
-    assert embedded == everything
-    assert cached(saved[0], data, *given) == (first, set())
-    ran = tmp_path / "ran"
-    for number, path in enumerate((tmp_path / "cache" / "embeddings").iterdir()):
-        code = pickle.dumps(Code(ran), 2)
-        path.write_bytes(code if number % 2 else path.read_bytes()[:100])
-    assert cached(saved[0], data, *given) == (first, everything)
-    assert not ran.exists()
-    other, embedded = cached(saved[1], data, *given)
-    assert embedded == everything
-    assert other["fingerprint"] != first["fingerprint"]
-
-
-@pytest.mark.parametrize("package", ["torch", "open_clip_torch", "timm", "pillow"])
-def test_another_version_of_a_library_embeds_anew(saved, monkeypatch, package, cached):
-    """Its rows may differ, so those of the cache are not taken."""
-    cached(saved[0], Labels(NAMES))
-    assert cached(saved[0], Labels(NAMES))[1] == set()
-    installed = metadata.distributions
-
-    def distributions(name):
-        (found,) = installed(name=name)
-        return [SimpleNamespace(version="0.1") if name == package else found]
-
-    monkeypatch.setattr(metadata, "distributions", distributions)
-    assert cached(saved[0], Labels(NAMES))[1] == {"m: solid"}
-
-
-def test_what_decides_over_a_result_is_in_its_name(saved, tmp_path):
-    """Of a folder the preprocessing, of a set prompts, captions, pictures."""
-
-    def found(model, **changes):
-        embeddings = Embeddings({"m": model}, EmbedOptions(cache=Cache(tmp_path)))
-        images, _, classes = embeddings.labelled("m", Labels(NAMES, **changes))
-        return images.features.tolist(), classes.tolist()
-
-    other = shutil.copytree(saved[0], tmp_path / "other")
-    config = json.loads((other / "open_clip_config.json").read_text())
-    config["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
-    (other / "open_clip_config.json").write_text(json.dumps(config))
-    images, classes = found(saved[0])
-    assert found(other)[0] != images
-    assert found(saved[0], templates=["a {c} thing"])[1] != classes
-    assert found(saved[0], classnames=NAMES[::-1])[1] == classes[::-1]
-    flipped = NAMES[::-1]
-    sets = [Pairs(NAMES), Pairs(NAMES, captions=flipped), Pairs(flipped, NAMES)]
-    assert len(set(map(content_key, sets))) == 3
-    assert content_key(Pairs(NAMES)) == content_key(sets[0])
-
-
 def test_two_sets_of_one_name_are_two():
     embeddings = Embeddings({"m": ColourModel()})
     one, other = (
@@ -343,19 +266,18 @@ def test_two_sets_of_one_name_are_two():
 
 
 def test_a_run_that_goes_on_while_it_is_judged(saved, tmp_path):
-    """What is the newest checkpoint at first stays the model: else newer weights would
-    be kept under its key.
+    """What is the newest checkpoint at first stays the model, also where it is loaded
+    again.
     """
-    options = EmbedOptions(cache=Cache(tmp_path / "cache"))
     shutil.copytree(saved[0], checkpoint(tmp_path / "run", 1))
-    for _ in range(2):
-        embeddings = Embeddings({"m": tmp_path / "run"}, options)
-        embeddings.traits("m")  # the second time from the cache: nothing is loaded yet
+    models = {"run": tmp_path / "run", "other": saved[1]}
+    embeddings = Embeddings(models)
+    embeddings.encoder("run")
+    embeddings.encoder("other")
     shutil.copytree(saved[1], checkpoint(tmp_path / "run", 2))
-    found = embeddings.labelled("m", Labels(NAMES)).images.features
-    assert torch.equal(
-        found, Embeddings({"m": saved[0]}).labelled("m", Labels(NAMES)).images.features
-    )
+    found = embeddings.labelled("run", Labels(NAMES)).images.features
+    first = Embeddings({"m": saved[0]}).labelled("m", Labels(NAMES)).images.features
+    assert torch.equal(found, first)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(2, 0), (2, 3), (100, 3)])

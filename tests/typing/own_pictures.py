@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, assert_type
+from typing import assert_type
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from cloob import (
     train_heads,
 )
 from cloob.data.batch import RawSample
+from cloob.evaluation.results import Results
 from cloob.models.encoder import DualEncoder
 
 
@@ -41,11 +42,11 @@ def fit_heads(data: str) -> Path:
     return train_heads(config).run
 
 
-def judge(run: Path, held_out: str) -> dict[str, Any]:
+def judge(run: Path, held_out: str) -> Results:
     source = open_source(held_out)
     assert_type(source.read(0), RawSample)
     results = evaluate({"mine": run}, retrieval=[source])
-    assert_type(results, dict[str, Any])
+    assert_type(results, Results)
     return results
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cloob.cache import Cache
 from cloob.commands.options import Positional as Positional
 from cloob.commands.options import arg as arg
 from cloob.commands.options import as_words as as_words
@@ -99,9 +98,7 @@ class MeasureOptions(ColumnOptions, DecodeOptions):
         from cloob.distributed import resolve_device
         from cloob.evaluation.embed import EmbedOptions
 
-        return EmbedOptions(
-            resolve_device(self.device), self.batch_size, self.workers, Cache()
-        )
+        return EmbedOptions(resolve_device(self.device), self.batch_size, self.workers)
 
 
 def check_range(option: str, value: float | None, low: float, high: float) -> None:

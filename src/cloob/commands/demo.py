@@ -22,6 +22,7 @@ from cloob.models.source import check_packages
 
 if TYPE_CHECKING:
     from cloob.evaluation.report.page import ExampleQuery
+    from cloob.evaluation.results import Results, Row
     from cloob.evaluation.sets.pictures import CaptionedSet, LabelledSet
     from cloob.heads.run import HeadsResult
 
@@ -173,14 +174,15 @@ def compare(
     device: str,
     noto: LabelledSet,
     held_out: CaptionedSet,
-) -> tuple[dict[str, Any], Sequence[ExampleQuery]]:
+) -> tuple[Results, Sequence[ExampleQuery]]:
     """Measures the runs, and writes the report."""
     from cloob.distributed import resolve_device
     from cloob.evaluation.analysis import search_pictures
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
+    from cloob.evaluation.results import write_results
     from cloob.evaluation.sets.paper import Sets
-    from cloob.evaluation.suite import evaluate, write_results
+    from cloob.evaluation.suite import evaluate
 
     say("embedding the test pictures and the words for them …")
     sets = Sets([noto], pairs=[held_out])
@@ -214,15 +216,15 @@ def compare(
     return results, found
 
 
-def best_classifier(rows: Sequence[Mapping[str, Any]]) -> str:
+def best_classifier(rows: Sequence[Row]) -> str:
     """The model that classifies most pictures right: its finds are shown first, and the
     index is built with it.
     """
 
-    def accuracy(row: Mapping[str, Any]) -> float:
+    def accuracy(row: Row) -> float:
         return max((numbers["acc1"] for numbers in row["zeroshot"].values()), default=0)
 
-    return str(max(rows, key=accuracy)["model"])
+    return max(rows, key=accuracy)["model"]
 
 
 def print_suspects(config: HeadsConfig, out: Path) -> None:

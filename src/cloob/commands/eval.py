@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cloob.commands.console import (
     MeasureOptions,
@@ -35,12 +35,15 @@ if TYPE_CHECKING:
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.protocols import Candidates
     from cloob.evaluation.report.page import ExampleQuery
+    from cloob.evaluation.results import Failure, Numbers, Results, Row, Section
     from cloob.evaluation.sets.paper import Sets
+    from cloob.evaluation.sets.pictures import CaptionedSet, LabelledSet
 
+PicturesT = TypeVar("PicturesT", "LabelledSet", "CaptionedSet")
 RESULTS_FILE = "results.json"
 PAGE_FILE = "report.html"
 # The numbers that a terminal shows; the report has all.
-_SHOWN = {
+_SHOWN: dict[Section, str] = {
     "zeroshot": "acc1",
     "probe": "acc1",
     "retrieval": "image_to_text@1|text_to_image@10?",
@@ -121,54 +124,58 @@ def run(options: Options) -> int:
 
 def typed_sets(sets: Sets, options: Options) -> dict[str, str]:
     """What was typed for the pairs of every name."""
-    typed = dict(
-        zip([pairs.name for pairs in sets.pairs], options.retrieval, strict=False)
-    )
+    names = [pairs.name for pairs in sets.pairs]
+    typed = dict(zip(names, options.retrieval, strict=False))
     if options.a is not None:
         typed[sets.vectors[0].name] = options.a
     return typed
 
 
+# What options need that have no effect without it.
+_NEEDS = {
+    "--retrieval": ("image_column", "caption_column"),
+    "--retrieval or --held-out": ("checkpoints",),
+    "--a and --b": ("ids", "groups", "a_ids", "b_ids", "candidates"),
+}
+_OF_PICTURES = ("zeroshot", "paper", "retrieval", "held_out", "probe")
+
+
 def check_options(options: Options) -> None:
     """Raises InputError for options that do not go together, before torch is there."""
+    has_a = options.a is not None
+    has_b = options.b is not None
+    is_there = {
+        "--retrieval": bool(options.retrieval),
+        "--retrieval or --held-out": bool(options.retrieval) or options.held_out,
+        "--a and --b": has_a and has_b,
+    }
     if not options.models:
         raise InputError(
             "no model given: name a run folder, or NAME/TAG of open_clip (see --help)"
         )
-    pictures = options.zeroshot or options.paper or options.retrieval
-    if not (pictures or options.held_out or options.a or options.b):
+    if has_a != has_b:
+        raise InputError("--a and --b are needed together")
+    if not (any(is_there.values()) or options.zeroshot or options.paper):
         raise InputError(
             "nothing to evaluate on: give --zeroshot DIR …, --paper DIR,"
             " --retrieval SOURCE … or --held-out, of vectors --a and --b"
         )
-    columns = ("image_column", "caption_column")
-    _check_needs(options, "--retrieval", options.retrieval, *columns)
-    has_pairs = options.retrieval or options.held_out
-    _check_needs(options, "--retrieval or --held-out", has_pairs, "checkpoints")
-    check_vector_options(options)
+    for needed, names in _NEEDS.items():
+        if not is_there[needed]:
+            for name in as_words(options, *names)[:1]:
+                raise InputError(f"{name} needs {needed}")
+    if has_a:
+        for name in as_words(options, *_OF_PICTURES)[:1]:
+            raise InputError(f"--a and {name} exclude each other; give one of them")
+    check_ids(options)
 
 
-def _check_needs(options: Options, needed: str, is_there: object, *names: str) -> None:
-    """Raises InputError where an option was given without what it needs."""
-    if not is_there:
-        for name in as_words(options, *names)[:1]:
-            raise InputError(f"{name} needs {needed}")
-
-
-def check_vector_options(options: Options) -> None:
-    """Refuses options of sets of vectors that exclude each other, or lack another."""
-    if (options.a is None) != (options.b is None):
-        raise InputError("--a and --b are needed together")
-    of_vectors = ("ids", "groups", "a_ids", "b_ids", "candidates")
-    _check_needs(options, "--a and --b", options.a, *of_vectors)
+def check_ids(options: Options) -> None:
+    """Raises InputError for ids of vectors that lack or exclude others."""
     if (options.a_ids is None) != (options.b_ids is None):
         raise InputError("--a-ids and --b-ids are needed together")
     if options.a_ids is not None and options.ids is not None:
         raise InputError("--ids and --a-ids exclude each other; give one of them")
-    if options.a is not None:
-        names = ("zeroshot", "paper", "retrieval", "held_out", "probe")
-        for name in as_words(options, *names)[:1]:
-            raise InputError(f"--a and {name} exclude each other; give one of them")
 
 
 def open_sets(options: Options) -> Sets:
@@ -222,7 +229,7 @@ def open_candidates(sets: Sets, options: Options) -> dict[str, Candidates]:
     return {pairs.name: listed}
 
 
-def _named(typed: Sequence[str], opened: Iterable[Any]) -> list[Any]:
+def _named(typed: Sequence[str], opened: Iterable[PicturesT]) -> list[PicturesT]:
     """Sets; those of equal names are called as they were typed."""
     sets = list(opened)
     names = [data.name for data in sets]
@@ -292,7 +299,7 @@ def compare(
     sets: Sets,
     embedding: EmbedOptions,
     candidates: Mapping[str, Candidates],
-) -> tuple[Embeddings, dict[str, Any]]:
+) -> tuple[Embeddings, Results]:
     """Measures models; a missing set fails no model."""
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.suite import evaluate
@@ -308,14 +315,17 @@ def compare(
             candidates=candidates,
             training=sets.training,
         )
-    absent = [
+    absent: list[Failure] = [
         {"model": None, "set": name, "error": error}
         for name, error in sets.missing.items()
     ]
-    failures = [*absent, *results.get("failures", ())]
-    if failures:
-        results["failures"] = failures
+    add_failures(results, absent)
     return embeddings, results
+
+
+def add_failures(results: Results, failures: Sequence[Failure]) -> None:
+    if failures:
+        results["failures"] = [*failures, *results.get("failures", ())]
 
 
 def runs_with_checkpoints(models: Mapping[str, str], sets: Sets) -> dict[str, Path]:
@@ -334,7 +344,7 @@ def measure_checkpoints(
     folders: Mapping[str, Path],
     sets: Sets,
     embedding: EmbedOptions,
-    results: dict[str, Any],
+    results: Results,
 ) -> None:
     """Adds the geometry of all checkpoints of runs to the results."""
     from cloob.evaluation.analysis import geometry_of_checkpoints
@@ -344,15 +354,14 @@ def measure_checkpoints(
             folders, sets.pairs[0], embedding, progress=update
         )
     results["checkpoints"] = {"set": sets.pairs[0].name, "models": found}
-    if failures:
-        results["failures"] = [*results.get("failures", ()), *failures]
+    add_failures(results, failures)
 
 
 def write_files(
-    out: Path, embeddings: Embeddings, results: dict[str, Any], sets: Sets
+    out: Path, embeddings: Embeddings, results: Results, sets: Sets
 ) -> None:
     """Writes results.json and the page."""
-    from cloob.evaluation.suite import write_results
+    from cloob.evaluation.results import write_results
 
     write_results(out / RESULTS_FILE, results)
     notes = [f"{note[0].upper()}{note[1:]}." for note in choice_notes(results["rows"])]
@@ -362,7 +371,7 @@ def write_files(
 def write_page(
     path: Path,
     embeddings: Embeddings,
-    results: Mapping[str, Any],
+    results: Results,
     sets: Sets,
     title: str,
     notes: Sequence[str],
@@ -376,21 +385,15 @@ def write_page(
         *_queries(embeddings, results["rows"], sets.pairs, "retrieval", 4),
     ]
     write_report(
-        path,
-        results,
-        title=title,
-        notes=notes,
-        checkpoints=results.get("checkpoints", {}).get("models", {}),
-        queries=queries,
-        searches=searches,
+        path, results, title=title, notes=notes, queries=queries, searches=searches
     )
 
 
 def _queries(
     embeddings: Embeddings,
-    rows: Sequence[Mapping[str, Any]],
-    sets: Sequence[Any],
-    section: str,
+    rows: Sequence[Row],
+    sets: Sequence[LabelledSet | CaptionedSet],
+    section: Literal["zeroshot", "retrieval"],
     n: int,
 ) -> list[ExampleQuery]:
     """Example queries on the first set that every model was measured on."""
@@ -403,7 +406,7 @@ def _queries(
     return []
 
 
-def print_summary(results: Mapping[str, Any], sets: Sets, options: Options) -> int:
+def print_summary(results: Results, sets: Sets, options: Options) -> int:
     """Prints the numbers, and where the rest is; returns the exit code."""
     code = print_results(results)
     for note in choice_notes(results["rows"]):
@@ -411,7 +414,9 @@ def print_summary(results: Mapping[str, Any], sets: Sets, options: Options) -> i
     for pairs in sets.vectors:
         print(f"{pairs.name}: intervals over {pairs.counted_units()}")
     for entry in results["differences"] if sets.vectors else ():
-        mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
+        mean, low, high = (
+            100 * end for end in (entry["difference"], entry["low"], entry["high"])
+        )
         print(
             f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f}"
             f" ({low:+.1f} … {high:+.1f})"
@@ -420,7 +425,7 @@ def print_summary(results: Mapping[str, Any], sets: Sets, options: Options) -> i
     return code
 
 
-def print_results(results: Mapping[str, Any]) -> int:
+def print_results(results: Results) -> int:
     """Prints a row per accuracy and a column per model; returns the exit code.
 
     Reports what could not be read, loaded or measured, missing sets apart.
@@ -443,7 +448,7 @@ def print_results(results: Mapping[str, Any]) -> int:
 
 
 def _table_rows(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
 ) -> Iterator[tuple[str, list[str]]]:
     """Title and a cell per model, of every number that a terminal shows."""
     from cloob.evaluation.report.tables import set_names
@@ -459,7 +464,7 @@ def _table_rows(
                 yield title, [_cell(of_model, key) for of_model in numbers]
 
 
-def _shown_keys(section: str, numbers: Sequence[Mapping[str, Any]]) -> list[str]:
+def _shown_keys(section: Section, numbers: Sequence[Numbers]) -> list[str]:
     keys = dict.fromkeys(key for of_model in numbers for key in of_model)
     return [key for key in keys if re.fullmatch(_SHOWN[section], key)]
 
@@ -471,7 +476,7 @@ def _title(section: str, key: str) -> str:
     return words.replace("_mrr", " MRR").replace("chance_", "chance ")
 
 
-def _cell(numbers: Mapping[str, Any], key: str) -> str:
+def _cell(numbers: Numbers, key: str) -> str:
     """A number with half its interval; a star where its pairs chose the model."""
     if numbers.get(key) is None:
         return "–"
@@ -484,7 +489,7 @@ def _cell(numbers: Mapping[str, Any], key: str) -> str:
     return f"{text}{star} ± {50 * (high - low):.1f}"
 
 
-def _say_problems(results: Mapping[str, Any]) -> None:
+def _say_problems(results: Results) -> None:
     """Prints what could not be read, loaded or evaluated."""
     from cloob.evaluation.report.tables import problems
 

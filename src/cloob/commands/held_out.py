@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import cloob
 from cloob.data.shards.spec import is_remote
@@ -28,13 +28,14 @@ from cloob.models.runs import (
 from cloob.models.source import check_source
 
 if TYPE_CHECKING:
+    from cloob.evaluation.results import Row
     from cloob.evaluation.sets.paper import Sets
 
 _OF_VECTORS = (
     *("a", "b", "ids", "a_ids", "b_ids", "groups", "drop"),
     *("val_a", "val_b", "val_ids", "val_groups", "held_out_share"),
 )
-SECTIONS = ("retrieval", "vectors")
+SECTIONS: tuple[Literal["retrieval", "vectors"], ...] = ("retrieval", "vectors")
 """Sections of a row of results.json whose pairs may have chosen the model."""
 
 
@@ -248,7 +249,7 @@ def _check_unchanged(run: Run, held_out: Any) -> None:
 
 
 def note_choices(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     runs: Mapping[str, Run],
     typed: Mapping[str, str],
     held_out: Sequence[str],
@@ -269,7 +270,7 @@ def note_choices(
                 numbers["chose"] = run.choices() if judged else []
 
 
-def choice_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def choice_notes(rows: Sequence[Row]) -> list[str]:
     """A sentence per set whose pairs chose something of a model."""
     chosen: dict[str, list[str]] = {}
     for row in rows:

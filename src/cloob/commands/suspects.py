@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloob
-from cloob.cache import Cache
 from cloob.commands.console import progress, say
 from cloob.errors import InputError
 
@@ -113,7 +112,7 @@ def judge_by_model(source: Source, model: str, workers: int) -> Judged:
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
 
-    options = EmbedOptions(workers=workers, cache=Cache())
+    options = EmbedOptions(workers=workers)
     with progress() as update:
         embeddings = Embeddings({model: model}, options, progress=update)
         if embeddings.encoder(model).config.kind == "vectors":

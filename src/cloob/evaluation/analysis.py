@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -14,16 +14,10 @@ from cloob.data.batch import caption_id
 from cloob.errors import message
 from cloob.evaluation.embed import EmbedOptions, Reader, embed_texts
 from cloob.evaluation.embeddings import Embeddings, Labelled
-from cloob.evaluation.measures import DEFAULT_LIMIT, geometry
+from cloob.evaluation.measures import geometry
 from cloob.evaluation.report.page import ExampleQuery, ShownPicture
+from cloob.evaluation.results import Checkpoint, Failure, Numbers
 from cloob.models.runs import checkpoint_step, epoch_of, list_checkpoints
-
-_CURVES = (
-    "effective_eigenvalues_image",
-    "effective_eigenvalues_text",
-    "ajne_image",
-    "ajne_text",
-)
 
 
 def geometry_of_checkpoints(
@@ -31,16 +25,13 @@ def geometry_of_checkpoints(
     source: Reader,
     options: EmbedOptions | None = None,
     *,
-    limit: int = DEFAULT_LIMIT,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, str]]]:
-    """Measures every checkpoint of run folders on at most ``limit`` pairs.
-
-    Returns, by run, the ``step``, the ``epoch`` and the effective eigenvalues and Ajne
-    statistics of its checkpoints; and what could not be measured, as in results.json.
+) -> tuple[dict[str, list[Checkpoint]], list[Failure]]:
+    """Measures every checkpoint of run folders; returns by run what was found, and what
+    could not be measured.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
-    failures: list[dict[str, str]] = []
+    found: dict[str, list[Checkpoint]] = {}
+    failures: list[Failure] = []
     for name, run in runs.items():
         found[name] = []
         for checkpoint in list_checkpoints(run):
@@ -48,25 +39,32 @@ def geometry_of_checkpoints(
             label = f"{name}, step {step}"
             try:
                 embeddings = Embeddings({label: checkpoint}, options, progress=progress)
-                numbers = _geometry(embeddings, label, source, limit)
+                numbers = _geometry(embeddings, label, source)
             except (ValueError, OSError) as error:
                 text = message(error)
                 failures.append({"model": label, "set": source.name, "error": text})
                 continue
-            curves = {key: numbers[key] for key in _CURVES}
-            epoch = epoch_of(run, step)
-            found[name].append({"step": step, "epoch": epoch, **curves})
+            found[name].append(
+                {
+                    "step": step,
+                    "epoch": epoch_of(run, step),
+                    "effective_eigenvalues_image": numbers[
+                        "effective_eigenvalues_image"
+                    ],
+                    "effective_eigenvalues_text": numbers["effective_eigenvalues_text"],
+                    "ajne_image": numbers["ajne_image"],
+                    "ajne_text": numbers["ajne_text"],
+                }
+            )
     return found, failures
 
 
-def _geometry(
-    embeddings: Embeddings, model: str, source: Reader, limit: int
-) -> dict[str, Any]:
+def _geometry(embeddings: Embeddings, model: str, source: Reader) -> Numbers:
     """The geometry of a model on pictures and the first caption of each."""
     pairs = embeddings.pairs(model, source)
     traits = embeddings.traits(model)
     texts = pairs.texts[pairs.first_texts]
-    return geometry(pairs.images.features, texts, traits.inv_tau, traits.beta, limit)
+    return geometry(pairs.images.features, texts, traits.inv_tau, traits.beta)
 
 
 @dataclass(frozen=True)
@@ -169,8 +167,8 @@ def search_pictures(
 
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
     """The pictures of a set with their texts, and which of them belong together."""
-    if hasattr(data, "classnames"):
-        labelled = embeddings.labelled(model, cast("Labelled", data))
+    if _is_labelled(data):
+        labelled = embeddings.labelled(model, data)
         names = data.classnames
         labels = labelled.labels.tolist()
         return _Gallery(
@@ -198,3 +196,7 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
         group_of_text=groups_of_text,
         words=pairs.captions,
     )
+
+
+def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
+    return hasattr(data, "classnames")

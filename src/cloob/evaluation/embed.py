@@ -13,12 +13,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cloob.cache import Cache
 from cloob.data.batch import BadSample, Skip, decoding
 from cloob.data.batch import Reader as Reader
 from cloob.errors import InputError
@@ -40,10 +39,8 @@ class EmbedOptions:
 
     device: str | torch.device = "cpu"  # where models are loaded to
     batch_size: int = 256  # images or texts a forward pass
-    workers: int = (
-        0  # threads that read and decode ahead of the model; 0 decodes in between
-    )
-    cache: Cache | None = None  # where embeddings outlive the process
+    # threads that read and decode ahead of the model; 0 decodes in between
+    workers: int = 0
 
 
 class ImageEmbeddings(NamedTuple):
@@ -166,16 +163,12 @@ def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
         if isinstance(sample, tuple):
             key, data = sample[:2]
         else:
-            key, data, captions = sample.key, sample.image, _captions_of(sample)
+            key, data = sample.key, sample.image
+            captions = getattr(sample, "captions", None) or (sample.caption,)
         with decoding(key):
             return _Loaded(key, captions, encoder.preprocess(decode(data)))
     except BadSample as error:
         return _Loaded(error.key, error.captions or captions, bad=error.skip)
-
-
-def _captions_of(sample: Any) -> tuple[str, ...]:
-    """Its captions, or its one."""
-    return getattr(sample, "captions", None) or (sample.caption,)
 
 
 def _encode(encoder: Encoder, samples: Sequence[_Loaded]) -> Tensor:
@@ -253,16 +246,16 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     (``proj``), timm towers (``head``) and heads on frozen encoders (``image_head``),
     the output of other image towers, the embeddings without one.
     """
-    model: Any = getattr(encoder, "model", None)
-    visual: Any = getattr(model, "visual", None)
+    model = getattr(encoder, "model", None)
+    visual = getattr(model, "visual", None)
     if not isinstance(visual, nn.Module):
         yield lambda embeddings: embeddings.float().cpu()
         return
-    is_timm = hasattr(visual, "trunk")
-    head: Any = visual.head if is_timm else getattr(model, "image_head", None)
+    head = getattr(model, "image_head", None)
+    if hasattr(visual, "trunk"):  # of timm
+        head = getattr(visual, "head", None)
     seen: list[Tensor] = []
-    has_head = isinstance(head, nn.Module)
-    with _inputs(head, seen) if has_head else _outputs(visual, seen):
+    with _outputs(visual, seen) if head is None else _inputs(head, seen):
         yield lambda _: torch.cat([seen.pop(0) for _ in range(len(seen))]).float().cpu()
 
 
@@ -282,27 +275,30 @@ def _inputs(head: nn.Module, seen: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _outputs(visual: Any, seen: list[Tensor]) -> Iterator[None]:
+def _outputs(visual: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     """Keeps what a tower pools, before its projection if it has one as a parameter."""
     projection = getattr(visual, "proj", None)
-    is_projected = isinstance(projection, nn.Parameter)
+    if not isinstance(projection, nn.Parameter):
+        projection = None
 
-    def after(_: nn.Module, __: Any, output: Any) -> Any:
+    def after(
+        _: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]
+    ) -> Tensor | tuple[Tensor, ...]:
         pooled, *tokens = output if isinstance(output, tuple) else (output,)
         seen.append(pooled)
-        if is_projected:
+        if projection is not None:
             pooled = pooled @ projection
         return (pooled, *tokens) if isinstance(output, tuple) else pooled
 
     handle = visual.register_forward_hook(after)
     try:
-        if is_projected:
-            visual.proj = None  # the hook projects, so that one pass gives both
+        if projection is not None:  # the hook projects, so that one pass gives both
+            visual.register_parameter("proj", None)
         yield
     finally:
         handle.remove()
-        if is_projected:
-            visual.proj = projection
+        if projection is not None:
+            visual.register_parameter("proj", projection)
 
 
 def _in_place(rows: Tensor, readable: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 from cloob.data.batch import caption_id
 from cloob.errors import InputError
 from cloob.evaluation.embed import Encoder, embed_texts
+from cloob.evaluation.results import Numbers
 from cloob.functional import geometry as shape
 from cloob.functional import hopfield_retrieval, ranking
 from cloob.functional.bootstrap import bootstrap_interval, by_group, group_means
@@ -63,7 +64,7 @@ def zeroshot_ranks(
     return ranking.ranks(image_features.double(), class_embeddings.double(), labels)
 
 
-def accuracies(ranks: Tensor, labels: Tensor, n_classes: int) -> dict[str, Any]:
+def accuracies(ranks: Tensor, labels: Tensor, n_classes: int) -> Numbers:
     """What (n,) ranks of the right classes come to, with bootstrap intervals over
     images.
     """
@@ -144,16 +145,16 @@ def _caption_id(caption: str, place: int) -> int:
 def retrieval_numbers(
     ranks: RetrievalRanks,
     image_of_text: Tensor | None = None,
-) -> dict[str, Any]:
+) -> Numbers:
     """The numbers of a set, with bootstrap intervals; median ranks are 1-based, and
     infinite if half is unreadable. The captions of a picture are resampled together.
     """
-    numbers: dict[str, Any] = {}
-    intervals: dict[str, Any] = {}
+    numbers: Numbers = {}
+    intervals: Numbers = {}
     for direction, values in ranks._asdict().items():
         groups = image_of_text if direction == "text_to_image" else None
         for k in RECALLS:
-            numbers[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
+            numbers[f"{direction}@{k}"] = ranking.topk_accuracy(values, k)
             intervals[f"{direction}@{k}_interval"] = list(
                 bootstrap_interval(values < k, groups=groups)
             )
@@ -183,7 +184,7 @@ def geometry(
     inv_tau: float,
     beta: float,
     limit: int = DEFAULT_LIMIT,
-) -> dict[str, Any]:
+) -> Numbers:
     """Measures (n, D) unit rows of pairs and of their Hopfield retrievals, the anchors
     of the CLOOB objective.
 
@@ -211,7 +212,7 @@ def geometry(
     of_images = shape.saturation(image, text, inv_tau)
     of_texts = shape.saturation(text, image, inv_tau)
 
-    numbers: dict[str, Any] = {"n": len(rows)}
+    numbers: Numbers = {"n": len(rows)}
     for name, cloud in clouds.items():
         count = int(shape.effective_eigenvalues(cloud))
         numbers[f"effective_eigenvalues_{name}"] = count

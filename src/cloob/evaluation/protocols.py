@@ -8,18 +8,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cloob.errors import InputError
+from cloob.evaluation.results import Numbers
 from cloob.functional import protocols
 from cloob.functional.ids import id_digest
 
-if TYPE_CHECKING:  # it brings pyarrow
-    from cloob.data.vectors import VectorPairs
+if TYPE_CHECKING:
+    from cloob.data.vectors import VectorPairs  # it brings pyarrow
+    from cloob.evaluation.embed import Encoder
 
 MASS_SPEC_GYM = protocols.Table(recalls=(1, 5, 20), shares=(), choices=())
 
@@ -49,7 +51,9 @@ def read_candidates(path: Path, pairs: VectorPairs, ids: Sequence[str]) -> Candi
         raise InputError(
             f"{path}: has {len(lines):,} lines, and a has {pairs.a.shape[0]:,} rows"
         )
-    row_of_id = {name: row for row, name in reversed([*enumerate(ids)])}
+    row_of_id: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        row_of_id.setdefault(name, row)
     digests = np.array([id_digest(name) for name in ids], np.int64)
     listed, right = [], []
     for place, (row_of_a, _) in enumerate(pairs.rows.tolist()):
@@ -79,7 +83,9 @@ def read_list(path: Path, row: int, line: str, row_of_id: dict[str, int]) -> lis
     return [row_of_id[str(name)] for name in names]
 
 
-def embed_listed(encoder: Any, pairs: VectorPairs, candidates: Candidates) -> Tensor:
+def embed_listed(
+    encoder: Encoder, pairs: VectorPairs, candidates: Candidates
+) -> Tensor:
     """The unit rows of all rows of b that are listed, on the CPU."""
     from cloob.data.vectors import as_numbers, gather
     from cloob.models.aligned.model import check_vectors, embed_rows
@@ -93,7 +99,7 @@ def embed_listed(encoder: Any, pairs: VectorPairs, candidates: Candidates) -> Te
 
 def candidate_numbers(
     a: Tensor, rows_of_b: Tensor, candidates: Candidates, ids: Tensor, units: Tensor
-) -> dict[str, Any]:
+) -> Numbers:
     """Hit rates and MRR among the listed candidates; ``rows_of_b`` are those of
     ``candidates.rows``.
     """

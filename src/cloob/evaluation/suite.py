@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,9 +18,9 @@ from cloob.errors import InputError, message
 from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled, ModelTraits
-from cloob.evaluation.probe import probe_ranks
+from cloob.evaluation.probe import fit_probe, probe_ranks
 from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
-from cloob.files import write_whole
+from cloob.evaluation.results import Difference, Failure, Numbers, Results, Row
 from cloob.functional import protocols, ranking
 from cloob.functional.bootstrap import by_group, grouped_bootstrap
 from cloob.models.aligned.model import embed_pairs
@@ -32,6 +30,8 @@ if TYPE_CHECKING:  # it brings pyarrow
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
 """(metric, set) -> model -> (n,) whether every sample is right, texts by picture."""
+_Task = tuple[str, Callable[[Row], None]]
+"""The name of a set, and what writes a model's numbers on it into the model's row."""
 
 
 def evaluate(
@@ -42,13 +42,13 @@ def evaluate(
     vectors: Sequence[VectorPairs] = (),
     candidates: Mapping[str, Candidates] | None = None,
     training: Mapping[str, Labelled] | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs
     (retrieval and geometry).
 
     Args:
         models: Models by name, or an ``Embeddings`` over them, which has the device,
-            workers, progress and cache.
+            workers and progress.
         zeroshot: Labelled sets.
         retrieval: Sources of pairs; pairs of equal caption count as correct for each
             other.
@@ -85,32 +85,29 @@ def evaluate(
     if not isinstance(models, Embeddings):
         models = Embeddings(models, tower=bool(training))
     check_names(zeroshot, retrieval, vectors)
-    evaluation = _Evaluation(models, training, candidates or {})
-    tasks = evaluation.tasks(zeroshot, retrieval, vectors)
-    rows, failures = [], []
+    measured = _Measured(models, training, candidates or {})
+    tasks = measured.tasks(zeroshot, retrieval, vectors)
+    rows: list[Row] = []
+    failures: list[Failure] = []
     for model in models.models:
         try:
-            traits = models.traits(model)
+            row = _new_row(model, models.traits(model), bool(training), bool(vectors))
         except (InputError, OSError) as error:
             failures.append({"model": model, "set": None, "error": message(error)})
             continue
-        row = _new_row(model, traits, bool(training), bool(vectors))
         failures += _measure(tasks, row)
         rows.append(row)
-    if not evaluation.hits:
-        raise InputError(_all_failed(failures))
-    compared = paired_differences(evaluation.hits)
-    results: dict[str, Any] = {"rows": rows, "differences": compared, "level": 0.95}
+    if not measured.hits:
+        reasons = dict.fromkeys(failure["error"] for failure in failures)
+        raise InputError(f"nothing could be measured; {'; '.join(reasons)}")
+    differences = paired_differences(measured.hits)
+    results: Results = {"rows": rows, "differences": differences, "level": 0.95}
     if failures:
         results["failures"] = failures
     return results
 
 
-_Task = tuple[str, Callable[[dict[str, Any]], None]]
-"""The name of a set, and what writes a model's numbers on it into the model's row."""
-
-
-def check_names(*kinds: Sequence[Any]) -> None:
+def check_names(*kinds: Sequence[Reader | VectorPairs]) -> None:
     """Raises InputError without any set, or where two sets of a kind have one name."""
     if not any(kinds):
         raise InputError("nothing to evaluate: no labelled set and no pairs were given")
@@ -125,12 +122,17 @@ def check_names(*kinds: Sequence[Any]) -> None:
 
 def _new_row(
     model: str, traits: ModelTraits, has_probes: bool, has_vectors: bool
-) -> dict[str, Any]:
+) -> Row:
     """What is known of a model before it is measured."""
-    row: dict[str, Any] = {"model": model, "objective": traits.objective}
-    row["settings"] = dict(traits.settings)
-    row["fingerprint"] = traits.fingerprint
-    row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}}
+    row: Row = {
+        "model": model,
+        "objective": traits.objective,
+        "settings": dict(traits.settings),
+        "fingerprint": traits.fingerprint,
+        "zeroshot": {},
+        "retrieval": {},
+        "geometry": {},
+    }
     if has_probes:
         row["probe"] = {}
     if has_vectors:
@@ -138,9 +140,9 @@ def _new_row(
     return row
 
 
-def _measure(tasks: Sequence[_Task], row: dict[str, Any]) -> list[dict[str, Any]]:
+def _measure(tasks: Sequence[_Task], row: Row) -> list[Failure]:
     """Measures a model on all sets; returns what failed."""
-    failures = []
+    failures: list[Failure] = []
     for name, measure in tasks:
         try:
             measure(row)
@@ -152,22 +154,20 @@ def _measure(tasks: Sequence[_Task], row: dict[str, Any]) -> list[dict[str, Any]
     return failures
 
 
-def _all_failed(failures: Sequence[Mapping[str, Any]]) -> str:
-    """One line, where nothing could be measured."""
-    lines = dict.fromkeys(failure["error"] for failure in failures)
-    return f"nothing could be measured; {'; '.join(lines)}"
-
-
-@dataclass
-class _Evaluation:
+class _Measured:
     """Writes the numbers of a model on a set into the model's row, and keeps which
     samples are right.
     """
 
-    embeddings: Embeddings
-    training: Mapping[str, Labelled]
-    candidates: Mapping[str, Candidates]
-    hits: Hits = field(default_factory=lambda: defaultdict(dict))
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        training: Mapping[str, Labelled],
+        candidates: Mapping[str, Candidates],
+    ) -> None:
+        self.embeddings = embeddings
+        self.training, self.candidates = training, candidates
+        self.hits: Hits = defaultdict(dict)
 
     def tasks(
         self,
@@ -184,7 +184,7 @@ class _Evaluation:
             *((pairs.name, partial(self.match, pairs)) for pairs in vectors),
         ]
 
-    def classify(self, data: Labelled, row: dict[str, Any]) -> None:
+    def classify(self, data: Labelled, row: Row) -> None:
         images, labels, classes = self.embeddings.labelled(row["model"], data)
         ranks = measures.zeroshot_ranks(images.features, labels, classes)
         numbers = measures.accuracies(ranks, labels, len(data.classnames))
@@ -193,7 +193,7 @@ class _Evaluation:
         row["zeroshot"][data.name] = numbers | _unreadable(images.bad)
         self.hits["acc1", data.name][row["model"]] = ranks < 1
 
-    def probe(self, data: Labelled, row: dict[str, Any]) -> None:
+    def probe(self, data: Labelled, row: Row) -> None:
         """Fits a linear probe on the training images, and adds its accuracy."""
         train = self.training[data.name]
         names = itertools.zip_longest(data.classnames, train.classnames)
@@ -202,9 +202,9 @@ class _Evaluation:
                 raise InputError(
                     f"label {label} is {tested!r} to test, but {trained!r} to train"
                 )
-        features, labels = self.embeddings.tower(row["model"], data)
         n_classes = len(data.classnames)
-        fit = self.embeddings.probe(row["model"], train, n_classes)
+        fit = fit_probe(*self.embeddings.tower(row["model"], train), n_classes)
+        features, labels = self.embeddings.tower(row["model"], data)
         ranks = probe_ranks(fit.weight, features, labels)
         row["probe"][data.name] = measures.accuracies(ranks, labels, n_classes) | {
             "n_train": fit.n_train,
@@ -213,7 +213,7 @@ class _Evaluation:
         }
         self.hits["probe_acc1", data.name][row["model"]] = ranks < 1
 
-    def retrieve(self, source: Reader, row: dict[str, Any]) -> None:
+    def retrieve(self, source: Reader, row: Row) -> None:
         """Adds the retrieval and the geometry of a set of captioned pictures to the
         row.
         """
@@ -234,7 +234,7 @@ class _Evaluation:
         texts = pairs.texts[pairs.first_texts]
         row["geometry"][name] = self.geometry(model, images, texts)
 
-    def match(self, pairs: VectorPairs, row: dict[str, Any]) -> None:
+    def match(self, pairs: VectorPairs, row: Row) -> None:
         """Adds the retrieval and the geometry of pairs of vectors to the row."""
         encoder = self.embeddings.encoder(row["model"])
         a, b = embed_pairs(encoder, pairs)
@@ -255,24 +255,24 @@ class _Evaluation:
             for key, value in self.geometry(row["model"], a[first], b[first]).items()
         }
 
-    def geometry(self, model: str, a: Tensor, b: Tensor) -> dict[str, Any]:
+    def geometry(self, model: str, a: Tensor, b: Tensor) -> Numbers:
         traits = self.embeddings.traits(model)
         return measures.geometry(a, b, traits.inv_tau, traits.beta)
 
 
-def _unreadable(skipped: Sequence[Skip]) -> dict[str, Any]:
+def _unreadable(skipped: Sequence[Skip]) -> Numbers:
     counts = dict(sorted(Counter(skip.reason for skip in skipped).items()))
     return {"unreadable": counts} if counts else {}
 
 
-def paired_differences(hits: Hits) -> list[dict[str, Any]]:
+def paired_differences(hits: Hits) -> list[Difference]:
     """Compares every two models (``model`` minus the earlier ``baseline``) by paired
     bootstrap, on every set.
 
     The means over the sets that all models with a metric share follow, with ``set``
     None.
     """
-    entries: list[dict[str, Any]] = []
+    entries: list[Difference] = []
     for metric in dict.fromkeys(metric for metric, _ in hits):
         by_set = {name: hits[key, name] for key, name in hits if key == metric}
         for name, by_model in by_set.items():
@@ -286,7 +286,7 @@ def paired_differences(hits: Hits) -> list[dict[str, Any]]:
 
 def _compare(
     sets: Sequence[Mapping[str, Tensor]], metric: str, name: str | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Difference]:
     """An entry for every two models that these sets have."""
     for baseline, model in itertools.combinations(sets[0], 2):
         gaps = [each[model].double() - each[baseline].double() for each in sets]
@@ -300,13 +300,3 @@ def _compare(
             "low": low,
             "high": high,
         }
-
-
-def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Writes results.json, completely or not at all; equal results give equal bytes.
-
-    NaN and infinity become null.
-    """
-    plain = json.loads(json.dumps(results), parse_constant=lambda _: None)
-    text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
-    write_whole(Path(path), text, f"{path}: results cannot be written here")

@@ -4,9 +4,8 @@ digest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -369,13 +368,3 @@ def fingerprint(encoder: Any) -> str:
     settings = getattr(getattr(encoder, "config", None), "settings", None)
     pixels = getattr(encoder, "preprocess_cfg", None)
     return weights_digest(encoder, {"config": settings, "preprocess": pixels})
-
-
-def package_versions(packages: Iterable[str]) -> list[str]:
-    """The versions of what decides over pixels and towers, without importing it; empty
-    for what is not installed.
-    """
-    return [
-        next((result.version for result in metadata.distributions(name=name)), "")
-        for name in packages
-    ]

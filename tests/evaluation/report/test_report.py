@@ -52,27 +52,27 @@ def results(evil=""):
     return found
 
 
-def extras(evil=""):
+def whole(evil=""):
+    """The results with the checkpoints of a model, and a query."""
+    points = [
+        {"step": step, "epoch": step / 2}
+        | {f"effective_eigenvalues_{side}": step for side in ("image", "text")}
+        for step in (2, 6)
+    ]
+    names = (f"clip{evil}", f"cloob{evil}")
+    checkpoints = {"set": "pairs", "models": {names[1]: points}}
     image = picture("red") + b"SECRET trailer"
     found = [
         ShownPicture(image, f"a cat{evil}", i == 0, 0.5 - i / 10) for i in range(4)
     ]
     found.append(ShownPicture(b"<svg onload=x>", f"lost{evil}", False, 0.1))
-    names, sides = (f"clip{evil}", f"cloob{evil}"), ("image", "text")
-    return {
-        "checkpoints": {
-            names[1]: [
-                {"step": s, "epoch": s / 2}
-                | {f"effective_eigenvalues_{x}": s for x in sides}
-                for s in (2, 6)
-            ]
-        },
-        "queries": [ExampleQuery(f"a drawing {evil}", dict.fromkeys(names, found))],
-    }
+    query = ExampleQuery(f"a drawing {evil}", dict.fromkeys(names, found))
+    return results(evil) | {"checkpoints": checkpoints}, query
 
 
-def written(path, found, **more):
-    write_report(path / "report.html", found, **more)
+def written(path, found, query=None, **words):
+    queries = [] if query is None else [query]
+    write_report(path / "report.html", found, queries=queries, **words)
     return (path / "report.html").read_text(encoding="utf-8")
 
 
@@ -117,7 +117,7 @@ class Page(HTMLParser):
 
 def test_the_page_of_an_evaluation(request, tmp_path):
     """``--update-golden`` writes it anew; the numbers in it follow from the colours."""
-    page = written(tmp_path, results(), title="A title", notes=["A note."], **extras())
+    page = written(tmp_path, *whole(), title="A title", notes=["A note."])
     found = "\n".join(Page(page).lines) + "\n"
     if request.config.getoption("--update-golden"):
         GOLDEN.write_text(found, encoding="utf-8")
@@ -125,7 +125,7 @@ def test_the_page_of_an_evaluation(request, tmp_path):
 
 
 def test_user_text_is_escaped_and_nothing_is_external(tmp_path):
-    page = written(tmp_path, results(EVIL), title=EVIL, notes=[EVIL], **extras(EVIL))
+    page = written(tmp_path, *whole(EVIL), title=EVIL, notes=[EVIL])
     read = Page(page)
     assert (
         read.scripts == 1
@@ -205,7 +205,7 @@ def test_the_verdict(tmp_path, sets, best, gaps, title):
 def test_the_page_in_a_browser(browser, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
-    written(tmp_path, results(), title="A & B", notes=[EVIL], **extras())
+    written(tmp_path, *whole(), title="A & B", notes=[EVIL])
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.get_log("browser")

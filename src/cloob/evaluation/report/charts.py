@@ -12,18 +12,20 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
+
+import numpy as np
 
 from cloob.errors import require
 from cloob.evaluation.report.tables import count
-
-Records = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Model -> what was measured of its checkpoints."""
+from cloob.evaluation.results import Checkpoint
 
 N_COLOURS = 8
-SIDES = {
-    "image": "Image embeddings",
-    "text": "Text embeddings",
+_SIDES: Mapping[
+    str, Literal["effective_eigenvalues_image", "effective_eigenvalues_text"]
+] = {
+    "Image embeddings": "effective_eigenvalues_image",
+    "Text embeddings": "effective_eigenvalues_text",
 }
 _SIZE = (5.0, 3.0)  # inches of 72 CSS pixels: as wide as a phone, where text stays 1:1
 # matplotlib's colour "#c0ffe3" becomes the page's var(--c3).
@@ -59,7 +61,7 @@ class Line:
 
     model: str
     colour: int
-    x: Sequence[float]
+    x: np.ndarray
     y: Sequence[float]
 
     @property
@@ -115,19 +117,23 @@ def _for_page(svg: str) -> str:
     return re.sub(_COLOUR.format(r"(\d)"), r"var(--c\1)", element)
 
 
-def checkpoint_charts(runs: Records, colours: Mapping[str, int]) -> list[Chart]:
+def checkpoint_charts(
+    runs: Mapping[str, Sequence[Checkpoint]], colours: Mapping[str, int]
+) -> list[Chart]:
     """The paper's figure: effective eigenvalues over the checkpoints of runs that have
     several.
     """
     runs = {model: points for model, points in runs.items() if len(points) > 1}
+    if not runs:
+        return []
     epochs = [point["epoch"] for points in runs.values() for point in points]
-    unit = "step" if None in epochs else "epoch"
+    unit: Literal["step", "epoch"] = "step" if None in epochs else "epoch"
     charts = []
-    for side, heading in SIDES.items():
+    for heading, key in _SIDES.items():
         lines = []
         for model, points in runs.items():
-            x = [point[unit] for point in points]
-            y = [point[f"effective_eigenvalues_{side}"] for point in points]
+            x = np.array([point[unit] for point in points], float)
+            y = [point[key] for point in points]
             lines.append(Line(model, colours[model], x, y))
         charts.append(Chart(heading, unit, lines))
-    return charts if runs else []
+    return charts

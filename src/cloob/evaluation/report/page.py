@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cloob.errors import require
+from cloob.errors import needs
 from cloob.evaluation.report import charts, tables
 from cloob.evaluation.report.verdict import find_headline, find_verdict
+from cloob.evaluation.results import Results
 from cloob.files import write_whole
 from cloob.pictures import Unreadable, data_uri
+
+with needs("train"):
+    import jinja2
 
 _FOLDER = Path(__file__).parent
 # pixels: a picture is at most 160 wide on the page, twice that on a dense screen
@@ -42,34 +45,31 @@ class ExampleQuery:
 
 def write_report(
     path: Path,
-    results: Mapping[str, Any],
+    results: Results,
     *,
     title: str = "Report",
     notes: Sequence[str] = (),
-    checkpoints: charts.Records | None = None,  # what was measured of each
     queries: Sequence[ExampleQuery] = (),
-    searches: Sequence[
-        ExampleQuery
-    ] = (),  # without right answers; they come first, the first model's pictures large
+    searches: Sequence[ExampleQuery] = (),
 ) -> None:
     """Writes the report of what :func:`cloob.evaluate` returned; equal arguments give
     equal bytes.
 
-    ``notes`` are paragraphs under the title; checkpoints and pictures are by model.
+    ``notes`` are paragraphs under the title. ``searches`` have no right answers; they
+    come first, the first model's pictures large.
     """
     rows = results["rows"]
-    checkpoints = checkpoints or {}
+    checkpoints = results["checkpoints"]["models"] if "checkpoints" in results else {}
     names = [*(row["model"] for row in rows), *checkpoints]
     colours = {name: i for i, name in enumerate(dict.fromkeys(names))}
     headline = find_headline(rows)
     problems = tables.problems(results)
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
     page = _template().render(
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=script,
-        script_digest=base64.b64encode(
-            hashlib.sha256(script.encode()).digest()
-        ).decode(),
+        script_digest=base64.b64encode(digest).decode(),
         title=title,
         notes=notes,
         colours=colours,
@@ -87,8 +87,7 @@ def write_report(
     write_whole(path, page, f"{path}: the report cannot be written here")
 
 
-def _template() -> Any:
-    jinja2 = require("jinja2", "train")
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,

@@ -10,24 +10,29 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
-Row = Mapping[str, Any]
-"""One model in the results of ``cloob.evaluate``."""
+from cloob.evaluation.results import Difference, Numbers, Results, Row, Section
+
+
+class _Words(TypedDict):
+    """The words of a section's table in ``tables.json``."""
+
+    caption: str
+    columns: list[tuple[str, str, str, int]]
+    # of unreadable samples their name, the numbers that add up to the total, their fate
+    unreadable: tuple[str, list[str], str]
+
 
 MISSING = "–"
-_WORDS: dict[str, Any] = json.loads(
-    (Path(__file__).parent / "tables.json").read_text(encoding="utf-8")
-)
+_WORDS = json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
 METRICS: dict[str, str] = _WORDS["metrics"]
 PROBLEMS: dict[str, list[str]] = _WORDS["problems"]
 """Kind -> heading, and what is counted at the head of the page: one, several."""
-# By section of a row: the caption, the columns, and of unreadable samples their name,
-# the numbers that add up to the total, and their fate.
-_TABLES: dict[str, Any] = _WORDS["tables"]
+_TABLES: dict[Section, _Words] = _WORDS["tables"]
 
 
-def set_names(rows: Sequence[Row], section: str) -> list[str]:
+def set_names(rows: Sequence[Row], section: Section) -> list[str]:
     """The sets that any row has in a section, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.get(section, ())))
 
@@ -73,7 +78,7 @@ class Problem(NamedTuple):
     message: str
 
 
-def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
+def problems(results: Results) -> dict[str, list[Problem]]:
     """``missing`` sets, ``unloaded`` models, ``failed`` measurements and ``unreadable``
     samples.
     """
@@ -103,7 +108,7 @@ def _unreadable(rows: Sequence[Row]) -> list[Problem]:
 
 
 def _unreadable_text(
-    numbers: Mapping[str, Any], samples: str, totals: Sequence[str], fate: str
+    numbers: Numbers, samples: str, totals: Sequence[str], fate: str
 ) -> str:
     """How many samples could not be read, why, and what became of them."""
     reasons = numbers["unreadable"]
@@ -153,12 +158,10 @@ class _Line(NamedTuple):
 
     set: str
     model: str
-    numbers: Mapping[str, Any]
+    numbers: Numbers
 
 
-def result_tables(
-    results: Mapping[str, Any], colours: Mapping[str, int]
-) -> list[Table]:
+def result_tables(results: Results, colours: Mapping[str, int]) -> list[Table]:
     """The tables that have something to show; a line is one set and one model, grouped
     by set.
     """
@@ -167,7 +170,7 @@ def result_tables(
     return [table for table in tables if table.rows]
 
 
-def _table(section: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
+def _table(section: Section, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
     """The table of a section, with the columns that some line has a value for."""
     lines = _lines(section, rows)
     columns = [_Column(*words) for words in _TABLES[section]["columns"]]
@@ -182,7 +185,7 @@ def _table(section: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Tab
     return Table(section, caption, headers, body)
 
 
-def _lines(section: str, rows: Sequence[Row]) -> list[_Line]:
+def _lines(section: Section, rows: Sequence[Row]) -> list[_Line]:
     """The lines of a section's table, grouped by set."""
     return [
         _Line(name, row["model"], row[section][name])
@@ -210,9 +213,7 @@ def _cell(line: _Line, column: _Column, peers: Sequence[_Line]) -> Cell:
     return Cell(write(value), value, " – ".join(map(write, ends)), is_best)
 
 
-def _differences(
-    entries: Sequence[Mapping[str, Any]], colours: Mapping[str, int]
-) -> Table:
+def _differences(entries: Sequence[Difference], colours: Mapping[str, int]) -> Table:
     """Every paired difference with its interval, in bold if that is clear of zero."""
     body = []
     for entry in entries:

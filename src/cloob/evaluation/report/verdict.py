@@ -8,13 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cloob.evaluation.report.tables import METRICS, Row, percent, points
+from cloob.evaluation.report.tables import METRICS, percent, points
+from cloob.evaluation.results import Results, Row, Section
 
 # section of a row -> the metric of the headline, and how many answers there are to
 # guess from
-_HEADLINES = {
+_HEADLINES: dict[Section, tuple[str, str]] = {
     "zeroshot": ("acc1", "n_classes"),
     "retrieval": ("text_to_image@1", "n_images"),
     "vectors": ("a_to_b@1", "n_ids"),
@@ -91,7 +92,7 @@ def find_headline(rows: Sequence[Row]) -> Headline | None:
 
 
 def find_leads(
-    results: Mapping[str, Any], metric: str, model: str, other: str
+    results: Results, metric: str, model: str, other: str
 ) -> dict[str | None, Estimate]:
     """Set (None: their mean) -> by how much a model is ahead of another."""
     leads = {}
@@ -118,7 +119,7 @@ class Verdict:
     leads: Mapping[str | None, Estimate] | None = None
 
 
-def find_verdict(results: Mapping[str, Any], headline: Headline | None) -> Verdict:
+def find_verdict(results: Results, headline: Headline | None) -> Verdict:
     """Which model is ahead, and by how much.
 
     Two models do not differ clearly if the interval of their difference includes zero.

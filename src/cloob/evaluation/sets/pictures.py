@@ -250,10 +250,6 @@ class CaptionedSample:
     image: bytes
     captions: tuple[str, ...]
 
-    @property
-    def caption(self) -> str:
-        return "\0".join(self.captions)
-
 
 @dataclass(frozen=True)
 class CaptionedSet:
