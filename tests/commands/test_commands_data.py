@@ -184,9 +184,22 @@ def test_suspects_by_a_given_model(tmp_path, capsys, monkeypatch):
     lines = list(csv.DictReader(listed.read_text().splitlines()))
     assert {line["pair"] for line in lines[:3]} == {"3", "4", "5"}
     assert main([*by_heads, str(tmp_path / "towers")]) == 2
-    assert "takes pictures and texts" in capsys.readouterr().err
+    assert "is no model of vectors" in capsys.readouterr().err
     assert main([*words[:2], "--suspects", "--model", str(tmp_path / "heads")]) == 2
     assert "takes rows" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_judged(
+    tmp_path, capsys
+):
+    """The pairs are not there, which nobody hears of."""
+    (tmp_path / "file").write_text("")
+    words = ["data", "--a", "no.npy", "--b", "no.npy"]
+    assert main([*words, "--suspects", f"{tmp_path}/file/x.csv"]) == 2
+    assert "file/x.csv: cannot be written" in capsys.readouterr().err
+    words = ["data", str(tmp_path / "none"), "--suspects", "--out"]
+    assert main([*words, f"{tmp_path}/file/x.html"]) == 2
+    assert "file/x.html: cannot be written" in capsys.readouterr().err
 
 
 def test_suspects_of_vectors(tmp_path, capsys):

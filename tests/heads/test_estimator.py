@@ -221,7 +221,7 @@ def test_sparse_rows_are_never_dense_all_at_once():
         ({"learning_rate": -1}, {}, "learning_rate is -1;"),
         ({"n_components": 1}, {}, "n_components is 1"),
         ({"objective": "clop"}, {}, "objective is 'clop'; it must be"),
-        ({"clean": 2.0}, {}, r"clean is '2\.0'; it must be auto, or a share"),
+        ({"clean": "0.2"}, {}, r"clean is '0\.2'; it must be 'auto'"),
         ({"validation_fraction": 1.5}, {}, "validation_fraction is 1.5"),
         (
             {"validation_fraction": 0, "refit": True},

@@ -31,7 +31,7 @@ VALUES = {
     "scale": "unit",
     "exclude_above": -0.01,
     "members": 3,
-    "clean": "0.2",
+    "clean": "auto",
     "head": "linear",
     "embed_dim": 4,
     "dropout": 0.4,

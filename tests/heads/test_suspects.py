@@ -204,16 +204,14 @@ def test_clean_leaves_out_the_lowest():
     a, b = views(400)
     b, wrong = swapped(b, 0.25)
     pairs = pairs_of(a, b)
-    left_out = suspicious_pairs(pairs, "auto")
+    left_out = suspicious_pairs(pairs)
     rows = [pair.row for pair in left_out]
     assert suspicion(a, b).scores.argsort(stable=True)[: len(rows)].tolist() == rows
     assert all(pair.probability > 0.5 for pair in left_out) and len(left_out) > 80
     assert float(wrong[rows].double().mean()) > 0.9
-    assert len(suspicious_pairs(pairs, "0.1")) == 40
-    assert not suspicious_pairs(pairs, "0")
-    assert {*without(pairs, left_out, "auto").rows[:, 0]} == {*range(400)} - {*rows}
+    assert {*without(pairs, left_out).rows[:, 0]} == {*range(400)} - {*rows}
     error = "a and b: 80 distinct ids; clean needs 100 of them or more"
-    raises(InputError, error, suspicious_pairs, pairs_of(a[:80], b[:80]), "auto")
+    raises(InputError, error, suspicious_pairs, pairs_of(a[:80], b[:80]))
 
 
 def test_matrices_of_every_kind():
@@ -227,7 +225,6 @@ def test_matrices_of_every_kind():
         torch.from_numpy(a).requires_grad_(),
         a.tolist(),
         a.astype(">f8"),
-        a.astype(object),
         a.astype(bool),
         a.astype(np.float16),
         np.asfortranarray(a),
@@ -255,7 +252,7 @@ def test_what_cannot_be_judged_is_one_line():
     raises(InputError, "1 distinct id in 5 folds", cloob.suspects, a, b, one)
     raises(InputError, "a is complex128", cloob.suspects, a.numpy() * 1j, b)
     words = np.array([["x"]] * 12, object)
-    raises(InputError, "a holds what is no number", cloob.suspects, words, b)
+    raises(InputError, "a is object", cloob.suspects, words, b)
     raises(InputError, "a has 0 rows", cloob.suspects, a[:0], b[:0].numpy())
 
 

@@ -381,7 +381,10 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
         ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),
         ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
         ({"a": "ab.parquet"}, "ab.parquet: column 'a' holds list"),
-        ({"a": "index-a.csv"}, "index-a.csv: column 1 is an index of pandas"),
+        (
+            {"a": "index-a.csv", "b": "index-b.csv"},
+            "column '' of index-a.csv is column '' of index-b.csv, row by row",
+        ),
         (
             {"a": "objects.npy"},
             "objects.npy cannot be read as npy: Array",
@@ -404,7 +407,8 @@ def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatc
     monkeypatch.chdir(files)
     np.save("objects.npy", np.array([{}, None], object), allow_pickle=True)
     np.save("flat.npy", np.zeros(N))
-    pd.DataFrame(np.zeros((N, 20))).to_csv("index-a.csv")
+    for name in "ab":
+        pd.DataFrame(np.zeros((N, 20))).to_csv(f"index-{name}.csv")
     np.save("nan.npy", np.full((N, 20), np.nan))
     np.save("large.npy", np.full((N, 20), 1e300))
     np.save("turned.npy", np.zeros((10, N)))

@@ -21,7 +21,12 @@ from cloob.commands.console import (
     say_next,
 )
 from cloob.commands.options import Positional, arg
-from cloob.commands.suspects import judge_pictures, judge_vectors, report
+from cloob.commands.suspects import (
+    judge_pictures,
+    judge_vectors,
+    make_place,
+    report,
+)
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 
@@ -119,7 +124,9 @@ def find_suspects(options: Options, files: Sequence[Path]) -> None:
     if path is not None:
         names = (options.data, options.a, options.b, options.ids)
         check_out("--suspects", path, (".csv",), filter(None, names))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_place(path)
+    if options.out is not None:
+        make_place(options.out)
     if options.a is not None and options.b is not None:
         from cloob.data.vectors import open_vector_pairs
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cloob.evaluation.report.page import ExampleQuery
     from cloob.evaluation.results import Results, Row
     from cloob.evaluation.sets.pictures import CaptionedSet, LabelledSet
+    from cloob.heads.fitted import EpochLine
     from cloob.heads.run import HeadsResult
 
 INDEX_FOLDER = "index"
@@ -156,7 +157,7 @@ def train(name: str, config: HeadsConfig) -> HeadsResult:
     say(f"training {name} …")
     with progress() as update:
 
-        def note(line: dict[str, Any]) -> None:
+        def note(line: EpochLine) -> None:
             losses.append(line["loss"])
             update(f"training {name}", line["epoch"], config.epochs)
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import cloob
 from cloob.data.shards.spec import is_remote
@@ -28,8 +28,11 @@ from cloob.models.runs import (
 from cloob.models.source import check_source
 
 if TYPE_CHECKING:
+    from cloob.data.source import Source
+    from cloob.data.vectors import VectorPairs
     from cloob.evaluation.results import Row
     from cloob.evaluation.sets.paper import Sets
+    from cloob.evaluation.sets.pictures import CaptionedSet
 
 _OF_VECTORS = (
     *("a", "b", "ids", "a_ids", "b_ids", "groups", "drop"),
@@ -128,13 +131,13 @@ def add_held_out(sets: Sets, runs: Sequence[Run], models: Sequence[str]) -> list
             check_source(model)
     run = _only_split(runs)
     _check_local(run)
-    pairs = _open_held_out(run)
-    if run.has_vectors:
-        sets.vectors.append(pairs)
-        return [pairs.name]
-    named = [replace(source, name=f"{source.name} (held out)") for source in pairs]
+    held_out = _open_held_out(run)
+    if not isinstance(held_out, list):
+        sets.vectors.append(held_out)
+        return [held_out.name]
+    named = [replace(pairs, name=f"{pairs.name} (held out)") for pairs in held_out]
     sets.pairs.extend(named)
-    return [source.name for source in named]
+    return [pairs.name for pairs in named]
 
 
 def _check_local(run: Run) -> None:
@@ -156,22 +159,27 @@ def _check_local(run: Run) -> None:
         )
 
 
-def _open_held_out(run: Run) -> Any:
-    """The pairs of vectors that a run held out, or its sources of pictures."""
+def _open_held_out(run: Run) -> VectorPairs | list[CaptionedSet]:
+    """The pairs of vectors that a run held out, or its sets of pictures."""
+    from cloob.data.vectors import VectorPairs
+    from cloob.evaluation.sets.pictures import captioned, open_captioned
+
     config = run.config
     try:
-        opened = _open_named(config) if config.val_data else _open_split(run)
+        if config.val_data:
+            image, caption = config.image_column, config.caption_column
+            return [
+                open_captioned(spec, image_column=image, caption_column=caption)
+                for spec in config.val_data
+            ]
+        opened = _open_split(run)
     except InputError as error:
         raise InputError(
             f"{run.model}: its held-out pairs cannot be read; {error}"
         ) from None
-    if config.val_data:
-        return opened
     _check_unchanged(run, opened)
-    if run.has_vectors:
+    if isinstance(opened, VectorPairs):
         return opened
-    from cloob.evaluation.sets.pictures import captioned
-
     files = ", ".join(Path(spec).name for spec in config.data)
     return [captioned(files, opened, by_bytes=True)]
 
@@ -211,31 +219,26 @@ def _other_option(run: Run) -> str:
     return "--a and --b" if run.has_vectors else "--retrieval"
 
 
-def _open_named(config: cloob.TrainConfig | HeadsConfig) -> Any:
-    """The pairs of ``--val-data``."""
-    from cloob.evaluation.sets.pictures import open_captioned
-
-    image, caption = config.image_column, config.caption_column
-    return [
-        open_captioned(spec, image_column=image, caption_column=caption)
-        for spec in config.val_data
-    ]
-
-
-def _open_split(run: Run) -> Any:
+def _open_split(run: Run) -> VectorPairs | Source:
     """The held-out pairs that a run took from its training pairs, or ``--val-a``."""
-    own = read_config(run.folder / RUN_CONFIG_FILE)
-    if own is not None:
-        from cloob.heads.run import held_out_pairs
+    opened: VectorPairs | Source | None
+    if isinstance(run.config, HeadsConfig):
+        from cloob.heads.run import open_held_out
 
-        return held_out_pairs(own.override(out=run.folder))
-    from cloob.training.given import open_pairs
+        config = HeadsConfig().merge_file(run.folder / RUN_CONFIG_FILE)
+        opened = open_held_out(config.override(out=run.folder))
+    else:
+        from cloob.data.items import Items
+        from cloob.training.given import open_pairs
 
-    assert isinstance(run.config, cloob.TrainConfig)
-    return open_pairs(run.config)[1]
+        found = open_pairs(run.config)[1]
+        assert not isinstance(found, Items)  # which _check_local refuses
+        opened = found
+    assert opened is not None  # the run holds pairs out
+    return opened
 
 
-def _check_unchanged(run: Run, held_out: Any) -> None:
+def _check_unchanged(run: Run, held_out: VectorPairs | Source) -> None:
     """Refuses held-out pairs that are others than those of the training."""
     from cloob.data.source import digest
 

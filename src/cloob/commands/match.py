@@ -8,10 +8,11 @@ import json
 import mmap
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 from cloob.commands.console import (
     DeviceOptions,
@@ -19,7 +20,6 @@ from cloob.commands.console import (
     arg,
     check_out,
     check_range,
-    progress,
     say,
 )
 from cloob.commands.protocols import print_numbers
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from cloob.data.matrices import Matrix
-    from cloob.data.table import Table
+    from cloob.data.table import Matrix, Table
     from cloob.heads.head import Side
+    from cloob.models.aligned.model import VectorEncoder
 
 N_QUERIES = 2048  # rows of a that are ranked together
 N_BLOCK = 8192  # rows of b that are in memory
@@ -83,15 +83,14 @@ def run(options: Options) -> int:
 
     files = read_rows(options.a), read_rows(options.b)
     encoder = check_vectors(load_model(options.model, options.machine.device))
-    a = side_of(encoder, "a", options.a, files[0], options.a_ids)
-    b = side_of(encoder, "b", options.b, files[1], options.b_ids)
+    a = rows_of(encoder, "a", options.a, files[0], options.a_ids)
+    b = rows_of(encoder, "b", options.b, files[1], options.b_ids)
     if options.judge:
         found = judge(a, b)
         print(json.dumps(found)) if options.json else print_numbers(found)
         if options.out is None:
             return 0
-    with progress() as update:
-        write_hits(options.out, hits(a, b, options.top, update))
+    write_hits(options.out, hits(a, b, options.top))
     n_hits = min(options.top, len(b.names))
     say(
         f"{len(a.names):,} rows of a, for each the nearest {n_hits:,} of"
@@ -100,15 +99,34 @@ def run(options: Options) -> int:
     return 0
 
 
+def check(options: Options) -> None:
+    """Raises InputError for options that do not fit, before torch is there."""
+    check_range("--top", options.top, 1, 100_000)
+    if options.out is not None:
+        inputs = filter(None, [options.a, options.b, options.a_ids, options.b_ids])
+        check_out("--out", options.out, (".csv", ".parquet"), inputs)
+        if options.out.exists() and not options.overwrite:
+            raise InputError(f"{options.out}: exists; --overwrite replaces it")
+    elif options.overwrite:
+        raise InputError("--overwrite needs --out")
+    if options.json and not options.judge:
+        raise InputError("--json needs --judge")
+    if options.judge and (options.a_ids is None) != (options.b_ids is None):
+        raise InputError("--judge needs --a-ids and --b-ids, or neither")
+
+
+# --- the rows of both sides ---
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one side, and what to call them."""
 
-    encoder: Any
+    encoder: VectorEncoder
     side: Side
     spec: str
     numbers: Matrix
-    names: Sequence[Any]  # ids, or a range
+    names: Sequence[str] | range
 
     def embedded(self, size: int) -> Iterator[Tensor]:
         """Unit rows, ``size`` at a time."""
@@ -129,8 +147,8 @@ class Rows:
             yield block
 
 
-def side_of(
-    encoder: Any, side: Side, spec: str, rows: Matrix | Table, ids: str | None
+def rows_of(
+    encoder: VectorEncoder, side: Side, spec: str, rows: Matrix | Table, ids: str | None
 ) -> Rows:
     """The rows of a file for a head, called by ids or by their numbers."""
     from cloob.data.matrices import read_ids_of
@@ -141,24 +159,19 @@ def side_of(
     return Rows(encoder, side, spec, numbers, names)
 
 
-def check(options: Options) -> None:
-    """Raises InputError for options that do not fit, before torch is there."""
-    check_range("--top", options.top, 1, 100_000)
-    if options.out is not None:
-        inputs = [options.a, options.b, options.a_ids, options.b_ids]
-        named = [spec for spec in inputs if spec is not None]
-        check_out("--out", options.out, (".csv", ".parquet"), named)
-        if options.out.exists() and not options.overwrite:
-            raise InputError(f"{options.out}: exists; --overwrite replaces it")
-    elif options.overwrite:
-        raise InputError("--overwrite needs --out")
-    if options.json and not options.judge:
-        raise InputError("--json needs --judge")
-    if options.judge and (options.a_ids is None) != (options.b_ids is None):
-        raise InputError("--judge needs --a-ids and --b-ids, or neither")
+def release(rows: Matrix) -> None:
+    """Gives back the memory of the pages of a mapped file that were read."""
+    base: object = rows
+    while hasattr(base, "base"):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
-def judge(a: Rows, b: Rows) -> dict[str, Any]:
+# --- how well partners are found ---
+
+
+def judge(a: Rows, b: Rows) -> dict[str, object]:
     """How well the rows of a find their partners among all rows of b, by key."""
     import torch
 
@@ -174,68 +187,55 @@ def judge(a: Rows, b: Rows) -> dict[str, Any]:
     ids, pairs = true_pairs(a.names, b.names)
     if not len(pairs):
         raise InputError("--judge: no id of a is one of b")
-    rows, query = torch.unique(pairs[:, 0], return_inverse=True)
+    rows, query, n_right = torch.unique(
+        pairs[:, 0], return_inverse=True, return_counts=True
+    )
     if len(rows) < n_a:
         say(f"{n_a - len(rows):,} of {n_a:,} rows of a have no partner in b")
     x, y = (torch.cat([*side.embedded(N_BLOCK)]) for side in (a, b))
     found = ranks(x[rows], y, torch.stack([query, pairs[:, 1]], dim=1))
-    n_right = torch.bincount(query)
     of_queries = ids[rows]
     result = numbers("a_to_b", Ranked(found, n_right, n_b - n_right), of_queries)
     return {"n": len(rows), "n_ids": len(torch.unique(of_queries)), **result}
 
 
-def true_pairs(names_a: Sequence[Any], names_b: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def true_pairs(
+    names_a: Sequence[str] | range, names_b: Sequence[str] | range
+) -> tuple[Tensor, Tensor]:
     """(n_a,) numbers of the ids of a, and (P, 2) rows of a and b of equal ids."""
     import torch
 
-    rows_of_b: dict[Any, list[int]] = {}
+    number: dict[object, int] = {}
+    ids = [number.setdefault(name, len(number)) for name in names_a]
+    rows_of_b: defaultdict[object, list[int]] = defaultdict(list)
     for row, name in enumerate(names_b):
-        rows_of_b.setdefault(name, []).append(row)
-    number = {name: place for place, name in enumerate(dict.fromkeys(names_a))}
-    pairs = []
-    for row, name in enumerate(names_a):
-        pairs += [(row, other) for other in rows_of_b.get(name, ())]
-    ids = torch.tensor([number[name] for name in names_a])
-    return ids, torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+        rows_of_b[name].append(row)
+    pairs = [
+        (row, row_of_b)
+        for row, name in enumerate(names_a)
+        for row_of_b in rows_of_b[name]
+    ]
+    return torch.tensor(ids), torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
-def hits(
-    a: Rows, b: Rows, top: int, update: Callable[[str, int, int], None]
-) -> Iterator[pa.Table]:
+# --- the nearest rows ---
+
+
+def hits(a: Rows, b: Rows, top: int) -> Iterator[pa.Table]:
     """A table of ``COLUMNS`` for some rows of a at a time."""
     import pyarrow as pa
 
     from cloob.evaluation.nearest import nearest
 
-    n_a, n_b = len(a.names), len(b.names)
     start = 0
     for query in a.embedded(N_QUERIES):
-
-        def blocks(first: int = start, n: int = len(query)) -> Iterator[Tensor]:
-            n_done = first * n_b
-            for block in b.embedded(N_BLOCK):
-                update("rows compared", n_done, n_a * n_b)
-                yield block
-                n_done += n * len(block)
-
-        scores, rows = nearest(query, blocks(), top)
-        n, n_found = rows.shape
-        names = [a.names[start + row] for row in range(n) for _ in range(n_found)]
+        scores, rows = nearest(query, b.embedded(N_BLOCK), top)
+        n, n_hits = rows.shape
+        names = [a.names[start + row] for row in range(n) for _ in range(n_hits)]
         found = [b.names[row] for row in rows.ravel().tolist()]
-        ranks = [*range(1, n_found + 1)] * n
+        ranks = [*range(1, n_hits + 1)] * n
         yield pa.table([names, ranks, found, scores.ravel()], names=COLUMNS)
         start += n
-    update("rows compared", n_a * n_b, n_a * n_b)
-
-
-def release(rows: Matrix) -> None:
-    """Gives back the memory of the pages of a mapped file that were read."""
-    base: Any = rows
-    while hasattr(base, "base"):
-        base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
 
 
 def write_hits(out: Path | None, tables: Iterator[pa.Table]) -> None:
@@ -261,9 +261,9 @@ def write_hits(out: Path | None, tables: Iterator[pa.Table]) -> None:
 def write_lines(file: TextIO, tables: Iterator[pa.Table], separator: str) -> None:
     """Writes hits as lines of a CSV or TSV, below one header."""
     writer = csv.writer(file, delimiter=separator, lineterminator="\n")
-    for number, table in enumerate(tables):
-        if number == 0:  # a mistake in the rows leaves nothing on stdout
-            writer.writerow(COLUMNS)
+    first = next(tables)  # a mistake in the rows leaves nothing on stdout
+    writer.writerow(COLUMNS)
+    for table in itertools.chain([first], tables):
         for *names, score in zip(*table.to_pydict().values(), strict=True):
             writer.writerow([*names, f"{score:.6f}"])
 

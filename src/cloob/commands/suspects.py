@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cloob
 from cloob.commands.console import progress, say
@@ -41,8 +42,8 @@ class Judged:
     name: str
     keys: Sequence[str]
     found: Suspicion
-    text: Callable[[int], str]  # what stands on the side of b, of a pair's place
-    source: Source | None = None
+    texts: Sequence[str]  # what stands on the side of b
+    source: Source | None = None  # of pictures
     rows: Sequence[int] = ()  # of the source
 
     def ranked(self) -> list[int]:
@@ -52,13 +53,13 @@ class Judged:
 
     def line(self, place: int) -> Line:
         """What is known of a pair."""
-        other = int(self.found.better[place])
+        better = int(self.found.better[place])
         return Line(
             self.keys[place],
             round(float(self.found.scores[place]), 4),
             round(float(self.found.wrong.probability[place]), 4),
-            self.text(place),
-            "" if other == place else self.text(other),
+            self.texts[place],
+            "" if better == place else self.texts[better],
         )
 
 
@@ -67,24 +68,24 @@ class Judged:
 
 def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
     """Pairs of vectors, by a closed form or by a model of heads."""
-    import numpy as np
-
-    from cloob.data.vectors import encode_tables
-
+    say_skipped(pairs.skipped)
     if model is None:
+        from cloob.data.vectors import encode_tables
+
         pairs, _ = encode_tables(pairs)
+        a, b, ids = pairs.batch()
+        found = judge(pairs.name, a, b, ids)
     else:
+        from torch import from_numpy
+
+        from cloob.models.aligned.model import check_vectors, embed_pairs
         from cloob.models.load import load_model
 
-        encoder: Any = load_model(model).eval()
-        if encoder.config.kind != "vectors":
-            raise InputError(f"{model} takes pictures and texts; --a and --b are rows")
-        pairs = pairs.encoded(encoder.encodings)
-    a, b, ids, keys = pairs.take(np.arange(len(pairs)))
-    if model is not None:
-        a, b = encoder.encode_a(a).cpu(), encoder.encode_b(b).cpu()
-    found = judge(pairs.name, a, b, ids, pairs.skipped, model)
-    return Judged(pairs.name, keys, found, keys.__getitem__)
+        encoder = check_vectors(load_model(model).eval())
+        a, b = embed_pairs(encoder, pairs)
+        found = judge(pairs.name, a, b, from_numpy(pairs.ids), in_one_space=True)
+    keys = pairs.keys()
+    return Judged(pairs.name, keys, found, keys)
 
 
 def judge_pictures(
@@ -95,16 +96,15 @@ def judge_pictures(
     """
     if model is not None:
         return judge_by_model(source, model, config.workers)
-    import numpy as np
-
     from cloob.heads.features import embedded, open_encoders
 
     encoders = str(config.image_encoder), str(config.text_encoder)
     encoder = open_encoders(*encoders, config.image_size)
     pairs, rows = embedded(source, encoder, config.workers)
-    a, b, ids, keys = pairs.take(np.arange(len(pairs)))
-    found = judge(source.name, a, b, ids, pairs.skipped, model)
-    return with_captions(source, keys, found, rows.tolist())
+    say_skipped(pairs.skipped)
+    found = judge(source.name, *pairs.batch())
+    captions = [source.caption(row)[1] for row in rows.tolist()]
+    return Judged(source.name, pairs.keys(), found, captions, source, rows.tolist())
 
 
 def judge_by_model(source: Source, model: str, workers: int) -> Judged:
@@ -118,51 +118,50 @@ def judge_by_model(source: Source, model: str, workers: int) -> Judged:
         if embeddings.encoder(model).config.kind == "vectors":
             raise InputError(f"{model} takes rows: --a and --b in place of DATA")
         pairs = embeddings.pairs(model, source)
+    say_skipped(pairs.images.bad)
     x, y = pairs.images.features, pairs.texts[pairs.first_texts]
     usable = (x.isfinite().all(1) & y.isfinite().all(1)).nonzero().squeeze(1)
     captions = [pairs.captions[text] for text in pairs.first_texts[usable].tolist()]
     ids = cloob.ids(captions)
-    found = judge(source.name, x[usable], y[usable], ids, pairs.images.bad, model)
+    found = judge(source.name, x[usable], y[usable], ids, in_one_space=True)
     rows = usable.tolist()
     keys = [pairs.images.keys[row] for row in rows]
-    return with_captions(source, keys, found, rows)
+    return Judged(source.name, keys, found, captions, source, rows)
 
 
-def judge(
-    name: str,
-    a: Tensor,
-    b: Tensor,
-    ids: Tensor,
-    skipped: Sequence[Skip],
-    model: str | None,
-) -> Suspicion:
-    """What is found of pairs, by a closed form unless a model made their rows; says
-    what cannot be used.
-    """
-    from cloob.heads.suspects import suspicion
-
+def say_skipped(skipped: Sequence[Skip]) -> None:
+    """Says what cannot be used."""
     if skipped:
         first = skipped[0]
         why = first.detail or first.reason
         say(f"{len(skipped):,} cannot be used, such as {first.key}: {why}")
+
+
+def judge(
+    name: str, a: Tensor, b: Tensor, ids: Tensor, *, in_one_space: bool = False
+) -> Suspicion:
+    """What is found of pairs, by a closed form unless a model made their rows."""
+    from cloob.heads.suspects import suspicion
+
     try:
-        return suspicion(a, b, ids, in_one_space=model is not None)
+        return suspicion(a, b, ids, in_one_space=in_one_space)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 
 
-def with_captions(
-    source: Source, keys: Sequence[str], found: Suspicion, rows: list[int]
-) -> Judged:
-    """What was found of rows of a source."""
-
-    def caption(place: int) -> str:
-        return source.caption(rows[place])[1]
-
-    return Judged(source.name, keys, found, caption, source, rows)
-
-
 # --- the list and the page ---
+
+
+def make_place(path: Path) -> None:
+    """Makes the folder of a file; InputError where the file cannot be written, before
+    anything is judged.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written (no permission)")
 
 
 def report(
@@ -181,10 +180,8 @@ def report(
         f" {high:.1%}{doubt})"
     )
     n_printed = N_PRINTED if path is None else min(N_PRINTED, count)
-    for line in map(judged.line, ranked[:n_printed]):
-        fits = f"; fits better: {line.better[:60]}" if line.better else ""
-        numbers = f"{line.score:7.3f} {line.probability:5.0%}"
-        print(f"  {numbers}  {line.pair}  {line.b[:60]}{fits}")
+    for place in ranked[:n_printed]:
+        print_line(judged.line(place))
     if path is not None:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
@@ -194,6 +191,13 @@ def report(
     if page is not None:
         write_page(judged, ranked, page, most)
         print(page)
+
+
+def print_line(line: Line) -> None:
+    """Prints a pair in one line."""
+    better = f"; fits better: {line.better[:60]}" if line.better else ""
+    numbers = f"{line.score:7.3f} {line.probability:5.0%}"
+    print(f"  {numbers}  {line.pair}  {line.b[:60]}{better}")
 
 
 def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None:

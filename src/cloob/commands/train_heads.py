@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import logging
 import typing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cloob.commands.console import say, say_next, say_next_of_pictures
 from cloob.commands.protocols import print_numbers
@@ -15,6 +15,7 @@ from cloob.heads.config import HeadsConfig, check_config
 from cloob.models.source import check_packages
 
 if typing.TYPE_CHECKING:
+    from cloob.heads.fitted import EpochLine
     from cloob.heads.run import HeadsResult
 
 
@@ -28,26 +29,20 @@ def run(config: HeadsConfig) -> int:
 
     for name in ("cloob.heads", "cloob.data.open", "cloob.data.vectors"):
         logging.getLogger(name).setLevel(logging.INFO)
-    result = train_heads(config, on_epoch=show_epoch(config.objective))
+    result = train_heads(config, on_epoch=partial(print_epoch, config.objective))
     print_result(config, result)
     return 0
 
 
-def show_epoch(title: str) -> Any:
-    """A callback that says how good an epoch is."""
-
-    def show(line: dict[str, Any]) -> None:
-        """Prints an epoch's line of the record."""
-        if line["loss"] is None:
-            message = f"{title}: solved"
-        else:
-            loss = f"mean loss {line['loss']:.4f}"
-            message = f"{title}: epoch {line['epoch']} done, {loss}"
-        if line["val_recall"] is not None:
-            message += f", mean recall {100 * line['val_recall']:.1f} %"
-        say(message)
-
-    return show
+def print_epoch(objective: str, line: EpochLine) -> None:
+    """Prints an epoch's line of the record."""
+    message = f"{objective}: solved"
+    if line["loss"] is not None:
+        message = f"{objective}: epoch {line['epoch']} done"
+        message += f", mean loss {line['loss']:.4f}"
+    if line["val_recall"] is not None:
+        message += f", mean recall {100 * line['val_recall']:.1f} %"
+    say(message)
 
 
 def print_result(config: HeadsConfig, result: HeadsResult) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import csv, parquet
 
 from cloob.data.sources.files import reading
-from cloob.data.table import Table
+from cloob.data.table import Matrix, SparseRows, Table
 from cloob.errors import InputError, first_of, require
 
 FORMS = "FILE.npy, FILE.csv, FILE.tsv, FILE.parquet[:COLUMN] or FILE.npz[:NAME]"
@@ -21,21 +21,6 @@ _TABLES = (*_DELIMITED, ".parquet")
 _FAULTS = (ValueError, TypeError, EOFError, zipfile.BadZipFile)
 _ROWS = "a row of numbers for every item is expected, as float32 (1000, 384)"
 _BEGINNING = 65_536  # characters of a CSV that tell how its numbers are written
-
-
-class SparseRows(Protocol):
-    """A sparse matrix of scipy, by rows."""
-
-    ndim: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-    def __getitem__(self, rows: slice | np.ndarray, /) -> SparseRows: ...
-
-    def toarray(self) -> np.ndarray: ...
-
-
-Matrix = np.ndarray | SparseRows
 
 
 def read_rows(spec: str, drop: Sequence[str] = ()) -> Matrix | Table:
@@ -84,7 +69,7 @@ def read_weights(spec: str, n: int) -> np.ndarray:
     return checked_weights(spec, weights, n)
 
 
-def checked_weights(name: str, values: Any, n: int) -> np.ndarray:
+def checked_weights(name: str, values: npt.ArrayLike, n: int) -> np.ndarray:
     """(n,) float64 weights of 0 or more, of numbers or texts of such; InputError for
     others, or where fewer than two are not 0.
     """
@@ -171,13 +156,11 @@ def _read_sparse(path: Path) -> SparseRows:
 def _read_column(path: Path, name: str) -> np.ndarray:
     """A column of a table, (n, F) of lists of equal length without gaps."""
     column = _read_table(path, name)[name].combine_chunks()
-    if "list" in str(column.type).partition("<")[0]:
+    if pa.types.is_nested(column.type) and not column.null_count:
         flat = column.flatten()
-        widths = {len(row) for row in column}
-        if not column.null_count and not flat.null_count and len(widths) == 1:
-            return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(
-                len(column), -1
-            )
+        if not flat.null_count and len({len(row) for row in column}) == 1:
+            rows = flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            return np.asarray(rows)
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
@@ -199,13 +182,6 @@ def _read_table(path: Path, name: str = "") -> pa.Table:
     if name:
         _checked(name, table.column_names, path)
         return table
-    for number, column in enumerate(table.column_names, 1):
-        if column in ("", "__index_level_0__"):
-            # row numbers, the same in both files, would give the pairs away
-            raise InputError(
-                f"{path}: column {number} is an index of pandas; save the table with"
-                " index=False"
-            )
     return table
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Self
+from typing import Literal, NoReturn, Protocol, Self, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,20 @@ from pyarrow import compute
 
 from cloob.errors import InputError, first_of
 
+
+class SparseRows(Protocol):
+    """A sparse matrix of scipy, by rows."""
+
+    ndim: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> SparseRows: ...
+
+    def toarray(self) -> np.ndarray: ...
+
+
+Matrix = np.ndarray | SparseRows
 Kind = Literal["number", "date", "category", "empty"]
 TEXTS = ("string", "large_string", "string_view")
 LEAST_TEXTS = 20  # different ones, above which a column may be free text
@@ -45,33 +59,15 @@ class Column:
         if self.kind == "empty":
             return []
         place = table.places[self.name]
-        column, cells = table.columns[place], table.cells[:, place]
+        cells = table.cells[:, place]
         is_missing = np.isnan(cells)
         if self.kind == "category":
-            places = self.places_of(column, cells)
-            numbers = places[:, None] == np.arange(len(self.levels))
+            codes = np.nan_to_num(cells, nan=-1)
+            place_of = {text: i for i, text in enumerate(table.columns[place].levels)}
+            columns = [codes == place_of.get(level, -2) for level in self.levels]
         else:
-            numbers = np.where(is_missing, self.median, cells)[:, None]
-        return [numbers, is_missing[:, None]] if self.has_flag else [numbers]
-
-    def places_of(self, column: Column, cells: np.ndarray) -> np.ndarray:
-        """(n,) places among the levels, -1 of what is none; in a table of which all
-        codes are numbers a level is found by the number that it writes.
-        """
-        keys: Sequence[Any] | np.ndarray
-        place_of: dict[Any, int]
-        if column.kind == "category":
-            place_of = {text: i for i, text in enumerate(self.levels)}
-            keys = [*column.levels, None]
-            codes = np.nan_to_num(cells, nan=len(column.levels)).astype(int)
-        else:
-            place_of = {
-                as_number(text): place for place, text in enumerate(self.levels)
-            }
-            keys, codes = np.unique(cells, return_inverse=True)
-        places = np.array([place_of.get(key, -1) for key in keys])
-        found: np.ndarray = places[codes]
-        return found
+            columns = [np.where(is_missing, self.median, cells)]
+        return [*columns, is_missing] if self.has_flag else columns
 
 
 class Coded(ABC):
@@ -81,11 +77,11 @@ class Coded(ABC):
     cells: np.ndarray  # (n, C) numbers that are equal for equal rows
 
     @abstractmethod
-    def fit(self, rows: np.ndarray) -> Any:
+    def fit(self, rows: np.ndarray) -> Encoding:
         """How all rows become numbers, as these say."""
 
     @abstractmethod
-    def numbers(self, encoding: Any) -> Any:
+    def numbers(self, encoding: Encoding | None) -> Matrix:
         """The (n, F) numbers for a model, by what ``fit`` of its training rows gave."""
 
 
@@ -101,7 +97,7 @@ class Table(Coded):
     dropped: tuple[str, ...] = ()  # columns that were left out
 
     @classmethod
-    def of(cls, name: str, rows: Any, drop: Sequence[str] = ()) -> Self:
+    def of(cls, name: str, rows: object, drop: Sequence[str] = ()) -> Self:
         """The table of a data frame or a table of Arrow, without the columns to drop;
         InputError for a column that has neither numbers nor dates nor texts.
         """
@@ -135,9 +131,9 @@ class Table(Coded):
         ]
         return TableEncoding(tuple(fitted))
 
-    def numbers(self, encoding: TableEncoding | None) -> np.ndarray:
+    def numbers(self, encoding: Encoding | None) -> np.ndarray:
         """Those of a model that was trained on no table are the cells."""
-        if encoding is not None:
+        if isinstance(encoding, TableEncoding):
             return encoding.encode(self)
         for column in self.columns:
             if column.kind in ("date", "category"):
@@ -148,7 +144,7 @@ class Table(Coded):
         return self.cells
 
 
-def is_table(rows: Any) -> bool:
+def is_table(rows: object) -> bool:
     """Whether rows are a data frame or a table of Arrow."""
     return hasattr(rows, "columns")
 
@@ -201,12 +197,13 @@ def read_category(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray
     return column, places.astype(np.float64)
 
 
-def as_number(text: str) -> float | None:
-    """The number that a text writes."""
+def is_number(text: str) -> bool:
+    """Whether a text writes a number."""
     try:
-        return float(text)
+        float(text)
     except ValueError:
-        return None
+        return False
+    return True
 
 
 def fitted_column(
@@ -232,20 +229,18 @@ def fitted_column(
 def refuse_texts(
     table: str, column: Column, cells: np.ndarray, rows: np.ndarray
 ) -> NoReturn:
-    """Refuses a column of too many texts for categories: numbers but for some words, or
-    free text.
+    """Refuses a column of too many texts for categories, and names one that is no
+    number.
     """
-    is_number = np.array([as_number(text) is not None for text in column.levels])
-    is_word = np.array([not np.isnan(x) and not is_number[int(x)] for x in cells])
-    place = int(is_word.argmax())
-    text = column.levels[int(cells[place])]
-    where = f"{table}: column {column.name!r} holds {text[:40]!r} in row {rows[place]}"
-    if is_word.mean() < 0.5:
-        raise InputError(f"{where}, where others hold numbers: leave that cell empty")
+    is_word = np.array([not is_number(text) for text in column.levels])
+    has_word = [not np.isnan(place) and is_word[int(place)] for place in cells]
+    row = int(np.argmax(has_word))
+    text = column.levels[int(cells[row])]
     raise InputError(
-        f"{where}, and so many other texts that they are no categories:"
-        f" {LEAVE_IT_OUT}; a sentence encoder makes vectors of texts (`cloob train"
-        " align` has one for captions)"
+        f"{table}: column {column.name!r} holds {text[:40]!r} in row {rows[row]}, and"
+        " so many different texts that they are no categories: where others hold"
+        f" numbers leave that cell empty, else {LEAVE_IT_OUT}; a sentence encoder makes"
+        " vectors of texts (`cloob train align` has one for captions)"
     )
 
 
@@ -260,13 +255,12 @@ class TableEncoding:
         columns; InputError where one is missing or of another kind.
         """
         self.check(table)
-        is_plain = all(
+        names = [column.name for column in self.columns]
+        is_plain = not np.isnan(table.cells).any() and all(
             column.kind == "number" and not column.has_flag for column in self.columns
         )
-        if is_plain and not np.isnan(table.cells).any():
-            places = [table.places[column.name] for column in self.columns]
-            is_same = places == [*range(len(table.columns))]
-            return table.cells if is_same else table.cells[:, places]
+        if is_plain and names == list(table.places):
+            return table.cells  # which may be large
         parts = [part for column in self.columns for part in column.encode(table)]
         return np.column_stack(parts)
 
@@ -281,12 +275,7 @@ class TableEncoding:
                     f" trained on; it has {first_of(list(table.places))}"
                 )
             kind = table.columns[table.places[fitted.name]].kind
-            is_code = kind == "number" and fitted.kind == "category"
-            if (
-                "empty" not in (kind, fitted.kind)
-                and kind != fitted.kind
-                and not is_code
-            ):
+            if "empty" not in (kind, fitted.kind) and kind != fitted.kind:
                 raise InputError(
                     f"{table.name}: column {fitted.name!r} is a {kind}; the model was"
                     f" trained on a {fitted.kind}"
@@ -298,16 +287,27 @@ class TableEncoding:
             logger.warning(message, table.name, first_of(unseen))
 
 
-Encodings = tuple[TableEncoding | None, TableEncoding | None]
+@runtime_checkable
+class Transformer(Protocol):
+    """A transformer or pipeline of scikit-learn."""
+
+    def fit(self, X: object, /) -> Self: ...
+
+    def transform(self, X: object, /) -> Matrix: ...
 
 
-def read_encodings(content: Any) -> Encodings:
+Encoding = TableEncoding | Transformer
+Encodings = tuple[Encoding | None, Encoding | None]
+
+
+def read_encodings(content: object) -> Encodings:
     """Those of a model's file, which ``dataclasses.asdict`` wrote; pydantic's error for
     anything else.
     """
     from pydantic import TypeAdapter  # models of matrices do without its import
 
-    encodings: Encodings = TypeAdapter(Encodings).validate_python(content)
+    stored = tuple[TableEncoding | None, TableEncoding | None]
+    encodings: Encodings = TypeAdapter(stored).validate_python(content)
     return encodings
 
 
@@ -332,7 +332,7 @@ def refuse_shared(a: Coded | None, b: Coded | None) -> None:
             )
 
 
-def check_dropped(drop: Sequence[str], sides: Sequence[Any]) -> None:
+def check_dropped(drop: Sequence[str], sides: Sequence[Matrix | Table]) -> None:
     """Refuses the name of a column that no table has."""
     tables = [side for side in sides if isinstance(side, Table)]
     dropped = [name for table in tables for name in table.dropped]

@@ -5,26 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cloob.data.batch import Skip
-from cloob.data.matrices import (
-    Matrix,
-    read_ids_of,
-    read_rows,
-    read_weights,
-    split_spec,
-)
+from cloob.data.matrices import read_ids_of, read_rows, read_weights, split_spec
 from cloob.data.source import Fingerprint, digest, linked, spread
-from cloob.data.table import (
-    Coded,
-    check_dropped,
-    refuse_shared,
-)
+from cloob.data.table import Coded, Encodings, Matrix, check_dropped, refuse_shared
 from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
 
@@ -35,9 +24,9 @@ SPOILT = 10_000  # times as large as the median row
 logger = logging.getLogger(__name__)
 
 
-BothCoded = tuple[Coded | None, Coded | None]
 Partners = tuple[np.ndarray, list[Skip]]
 """(n, 2) rows of a and of b that are pairs, and what has no partner."""
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -57,8 +46,9 @@ class VectorPairs:
     # (N,) digests of groups, which are held out whole; None: every id by itself
     groups: np.ndarray | None = None
     weights: np.ndarray | None = None  # (N,) float64, how much each pair counts
-    coded: BothCoded = (None, None)  # whose cells a and b are, until they are encoded
-    encodings: tuple[Any, Any] = (None, None)  # by which they were
+    # whose cells a and b are, until they are encoded
+    coded: tuple[Coded | None, Coded | None] = (None, None)
+    encodings: Encodings = (None, None)  # by which they were
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,21 +70,19 @@ class VectorPairs:
             found["weights"] = digest([self.weights])
         return found
 
-    def batch(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, places: np.ndarray | slice = ALL) -> tuple[Tensor, Tensor, Tensor]:
         """Some pairs: (n, F) and (n, F') numbers as of ``as_numbers``, and (n,) ids."""
         rows_of_a, rows_of_b = self.rows[places].T
         a = as_numbers(gather(self.a, rows_of_a))
         b = as_numbers(gather(self.b, rows_of_b))
         return a, b, torch.from_numpy(self.ids[places])
 
-    def take(
-        self, places: np.ndarray
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-        """As ``batch``, and what to call each in a log."""
-        rows_of_a = self.rows[places, 0].tolist()
-        a, b, ids = self.batch(places)
-        name = str if self.labels is None else self.labels.__getitem__
-        return a, b, ids, tuple(map(name, rows_of_a))
+    def keys(self) -> list[str]:
+        """What to call each pair in a log."""
+        rows_of_a = self.rows[:, 0].tolist()
+        if self.labels is None:
+            return list(map(str, rows_of_a))
+        return [self.labels[row] for row in rows_of_a]
 
     def only(self, places: np.ndarray) -> VectorPairs:
         """Some of the pairs."""
@@ -120,17 +108,17 @@ class VectorPairs:
             self,
             rows=np.concatenate([self.rows, other.rows]),
             ids=np.concatenate([self.ids, other.ids]),
-            groups=_after(self.groups, other.groups),
-            weights=_after(self.weights, other.weights),
+            groups=_joined_columns(self.groups, other.groups),
+            weights=_joined_columns(self.weights, other.weights),
         )
 
-    def encoded(self, encodings: tuple[Any, Any]) -> VectorPairs:
+    def encoded(self, encodings: Encodings) -> VectorPairs:
         """The pairs with the numbers that a model takes in the place of tables."""
-        sides = zip((self.a, self.b), self.coded, encodings, strict=True)
-        a, b = (
-            matrix if coded is None else coded.numbers(encoding)
-            for matrix, coded, encoding in sides
-        )
+        a, b = self.a, self.b
+        if self.coded[0] is not None:
+            a = self.coded[0].numbers(encodings[0])
+        if self.coded[1] is not None:
+            b = self.coded[1].numbers(encodings[1])
         return replace(self, a=a, b=b, encodings=encodings)
 
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
@@ -169,29 +157,35 @@ def encode_tables(
     """The training pairs and the held-out ones with numbers in the place of tables, as
     the training rows say.
     """
-    refuse_shared(*pairs.coded)
-    fitted = [
-        None if coded is None else coded.fit(np.unique(rows))
-        for coded, rows in zip(pairs.coded, pairs.rows.T, strict=True)
-    ]
-    training = pairs.encoded((fitted[0], fitted[1]))
+    of_a, of_b = pairs.coded
+    refuse_shared(of_a, of_b)
+    training = pairs.encoded(
+        (
+            None if of_a is None else of_a.fit(np.unique(pairs.rows[:, 0])),
+            None if of_b is None else of_b.fit(np.unique(pairs.rows[:, 1])),
+        )
+    )
     if held_out is None:
         return training, None
     if held_out.a is pairs.a and held_out.b is pairs.b:
         a, b, encodings = training.a, training.b, training.encodings
         return training, replace(held_out, a=a, b=b, encodings=encodings)
     encoded = held_out.encoded(training.encodings)
-    for side in ("a", "b"):
-        wanted, width = (getattr(x, side).shape[1] for x in (training, encoded))
-        if width != wanted:
-            raise InputError(
-                f"{encoded.name}: {side} has {width:,} columns, not {wanted:,}"
-            )
+    _check_width(encoded.name, "a", encoded.a, training.a)
+    _check_width(encoded.name, "b", encoded.b, training.b)
     return training, encoded
 
 
-def _after(first: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
-    return None if first is None or other is None else np.concatenate([first, other])
+def _check_width(name: str, side: str, held_out: Matrix, training: Matrix) -> None:
+    width, expected = held_out.shape[1], training.shape[1]
+    if width != expected:
+        raise InputError(f"{name}: {side} has {width:,} columns, not {expected:,}")
+
+
+def _joined_columns(
+    first: np.ndarray | None, second: np.ndarray | None
+) -> np.ndarray | None:
+    return None if first is None or second is None else np.concatenate([first, second])
 
 
 def held_out_places(units: np.ndarray, share: float) -> np.ndarray:
@@ -230,10 +224,8 @@ def open_vector_pairs(
     if a_ids is not None and b_ids is not None:
         labels = read_ids_of(a_ids, n, a)
         partners = _joined(labels, read_ids_of(b_ids, n_b, b), b_ids)
-    name = " and ".join(split_spec(spec)[0].name for spec in (a, b))
     return usable_pairs(
         (a, b),
-        name,
         *sides,
         labels,
         groups=None if groups is None else read_ids_of(groups, n, a),
@@ -244,7 +236,8 @@ def open_vector_pairs(
 
 def n_rows(side: Matrix | Coded) -> int:
     """How many rows a side has."""
-    return len(side.cells) if isinstance(side, Coded) else side.shape[0]
+    n: int = _cells(side).shape[0]
+    return n
 
 
 def _joined(labels_a: Sequence[str], labels_b: Sequence[str], spec: str) -> Partners:
@@ -296,7 +289,6 @@ def _blocks(side: Matrix) -> Iterator[np.ndarray]:
 
 def usable_pairs(
     specs: tuple[str, str],
-    name: str,
     a: Matrix | Coded,
     b: Matrix | Coded,
     labels: Sequence[str] | None = None,
@@ -309,17 +301,13 @@ def usable_pairs(
     finite; the labels of a's rows are their ids. Of a table cells may be missing, but
     not a row.
     """
+    name = " and ".join(split_spec(spec)[0].name for spec in specs)
     rows, skipped = _by_position(specs, a, b) if partners is None else partners
-    what = "holds NaN, infinity or a number that float32 cannot hold"
-    matrices = []
-    for place, (side, spec) in enumerate(zip((a, b), specs, strict=True)):
-        cells, is_bad = _read_side(side, spec)
-        matrices.append(cells)
-        if is_bad.any():
-            rows = rows[~is_bad[rows[:, place]]]
-            bad_rows = np.flatnonzero(is_bad)
-            skipped += [Skip(f"{spec} row {x}", "not finite", what) for x in bad_rows]
-    cells_a, cells_b = matrices
+    bad_a, bad_b = _bad_rows(specs[0], a), _bad_rows(specs[1], b)
+    for spec, is_bad in zip(specs, (bad_a, bad_b), strict=True):
+        skipped += [_not_finite(spec, row) for row in np.flatnonzero(is_bad).tolist()]
+    rows = rows[~(bad_a[rows[:, 0]] | bad_b[rows[:, 1]])]
+    cells_a, cells_b = _cells(a), _cells(b)
     of_a = rows[:, 0]
     if labels is None:
         ids = scattered(of_a[equal_rows(name, cells_a, cells_b, rows)])
@@ -339,14 +327,21 @@ def usable_pairs(
     )
 
 
-def _read_side(side: Matrix | Coded, spec: str) -> tuple[Matrix, np.ndarray]:
-    """The numbers of a side, and (n,) bool: the rows that cannot be used."""
-    is_table = isinstance(side, Coded)
-    cells = side.cells if isinstance(side, Coded) else side
-    sizes = _sizes(cells, has_missing=is_table)
-    is_bad = ~np.isfinite(sizes)
+def _cells(side: Matrix | Coded) -> Matrix:
+    return side.cells if isinstance(side, Coded) else side
+
+
+def _not_finite(spec: str, row: int) -> Skip:
+    detail = "holds NaN, infinity or a number that float32 cannot hold"
+    return Skip(f"{spec} row {row}", "not finite", detail)
+
+
+def _bad_rows(spec: str, side: Matrix | Coded) -> np.ndarray:
+    """(n,) bool: the rows of a side that cannot be used."""
+    sizes = _sizes(_cells(side), has_missing=isinstance(side, Coded))
+    is_bad: np.ndarray = ~np.isfinite(sizes)
     _warn_of_spoilt_row(spec, sizes[~is_bad], np.flatnonzero(~is_bad))
-    return cells, is_bad
+    return is_bad
 
 
 def _by_position(
@@ -393,12 +388,10 @@ def _warn_of_spoilt_row(spec: str, sizes: np.ndarray, rows: np.ndarray) -> None:
     """Warns of a row that is so large that a fit may see nothing else."""
     median = np.median(sizes) if len(sizes) else 0.0
     if 0 < median < sizes.max() / SPOILT:
+        times = sizes.max() / median
         logger.warning(
-            "%s row %d is %s times as large as most rows: a spoilt row can hide all"
-            " others",
-            spec,
-            rows[sizes.argmax()],
-            f"{sizes.max() / median:,.0f}",
+            f"{spec} row {rows[sizes.argmax()]} is {times:,.0f} times as large as most"
+            " rows: a spoilt row can hide all others"
         )
 
 
@@ -428,11 +421,8 @@ def equal_rows(name: str, a: Matrix, b: Matrix, rows: np.ndarray) -> np.ndarray:
             n_equal = int((first != places).sum())
             if n_equal:
                 logger.info(
-                    "%s: %s of %s rows are equal to others of their side, and are one"
-                    " id with them (--ids says otherwise)",
-                    name,
-                    f"{n_equal:,}",
-                    f"{len(rows):,}",
+                    f"{name}: {n_equal:,} of {len(rows):,} rows are equal to others of"
+                    " their side, and are one id with them (--ids says otherwise)"
                 )
             return first
     logger.info("%s: rows are so often equal that every pair is an id", name)
@@ -447,9 +437,8 @@ def _n_distinct(column: np.ndarray) -> int:
 def _could_be_ids(first: np.ndarray) -> bool:
     """Whether no number has more than a tenth of the rows, and there are not few."""
     largest = np.bincount(first).max()
-    return bool(
-        largest <= max(_FEW_ROWS, len(first) // 10) and _n_distinct(first) >= _FEW_IDS
-    )
+    limit = max(_FEW_ROWS, len(first) // 10)
+    return bool(largest <= limit and _n_distinct(first) >= _FEW_IDS)
 
 
 def row_digests(side: Matrix) -> np.ndarray:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cloob.data.vectors import VectorPairs, encode_tables
 from cloob.heads.choose import choose
 from cloob.heads.cleaning import suspicious_pairs, without
-from cloob.heads.fit import OnEpoch
-from cloob.heads.fitted import FittedHeads
+from cloob.heads.fitted import FittedHeads, OnEpoch
 from cloob.heads.matrix import pairs_of, split
 from cloob.heads.settings import HeadSettings
 
-HeldOut = float | tuple[Any, Any] | tuple[Any, Any, Any]
+HeldOut = float | tuple[object, object] | tuple[object, object, object]
 
 
 def fit_heads(
-    a: Any,
-    b: Any,
-    ids: Any = None,
+    a: object,
+    b: object,
+    ids: object = None,
     held_out: HeldOut = 0.1,
     settings: HeadSettings | None = None,
     *,
-    groups: Any = None,
-    weights: Any = None,
+    groups: object = None,
+    weights: object = None,
     folder: Path | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> FittedHeads:
@@ -76,7 +74,6 @@ def fit_heads(
         pairs, chosen_by = split(pairs, held_out)
     pairs, chosen_by = encode_tables(pairs, chosen_by)
     if settings.clean is not None:
-        left_out = suspicious_pairs(pairs, settings.clean)
-        pairs = without(pairs, left_out, settings.clean)
+        pairs = without(pairs, suspicious_pairs(pairs))
     fitted = choose(pairs, chosen_by, settings, folder=folder, on_epoch=on_epoch)
     return replace(fitted, encodings=pairs.encodings)

@@ -18,10 +18,11 @@ from cloob.errors import counted
 from cloob.family import ObjectiveName
 from cloob.functional.bootstrap import bootstrap_interval
 from cloob.heads.closed import ClosedHeads, closed_beside, fit_closed_form
-from cloob.heads.fit import OnEpoch, fit
+from cloob.heads.fit import fit
 from cloob.heads.fitted import (
     GALLERY,
     FittedHeads,
+    OnEpoch,
     Rows,
     SingleHeads,
     recalls,

@@ -26,15 +26,11 @@ class LeftOut(NamedTuple):
     row: int  # among the training pairs
 
 
-def suspicious_pairs(pairs: VectorPairs, share: str) -> list[LeftOut]:
-    """The pairs to leave out, the most suspicious first.
-
-    Args:
-        pairs: Training pairs.
-        share: ``"auto"``: those that are more probably wrong than right, and none where
-            that is uncertain; a number: this share of the pairs.
+def suspicious_pairs(pairs: VectorPairs) -> list[LeftOut]:
+    """The training pairs to leave out, the most suspicious first: those that are more
+    probably wrong than right, and none where that is uncertain.
     """
-    a, b, ids, keys = pairs.take(np.arange(len(pairs)))
+    a, b, ids = pairs.batch()
     n_ids = len(torch.unique(ids))
     if n_ids < LEAST_IDS:
         few = counted(n_ids, "distinct ids")
@@ -49,22 +45,18 @@ def suspicious_pairs(pairs: VectorPairs, share: str) -> list[LeftOut]:
         f"{low:.1%}",
         f"{high:.1%}",
     )
-    count = found.count() if share == "auto" else round(float(share) * len(pairs))
+    keys = pairs.keys()
     listed = []
-    for row in found.scores.argsort(stable=True)[:count].tolist():
+    for row in found.scores.argsort(stable=True)[: found.count()].tolist():
         score = float(f"{found.scores[row]:.6g}")
         probability = round(float(found.wrong.probability[row]), 4)
         listed.append(LeftOut(keys[row], score, probability, row))
     return listed
 
 
-def without(pairs: VectorPairs, left_out: list[LeftOut], share: str) -> VectorPairs:
+def without(pairs: VectorPairs, left_out: list[LeftOut]) -> VectorPairs:
     """The pairs without those that are left out."""
-    logger.info(
-        "%s of %s training pairs are left out (clean = %s)",
-        f"{len(left_out):,}",
-        f"{len(pairs):,}",
-        share,
-    )
+    n, n_left_out = f"{len(pairs):,}", f"{len(left_out):,}"
+    logger.info("%s of %s training pairs are left out (clean)", n_left_out, n)
     rows = [pair.row for pair in left_out]
     return pairs.only(np.delete(np.arange(len(pairs)), rows))

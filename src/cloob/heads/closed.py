@@ -24,7 +24,7 @@ from cloob.data.vectors import VectorPairs
 from cloob.errors import InputError
 from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
 from cloob.heads.columns import Both, choose_columns, prepared_head
-from cloob.heads.fitted import Rows, SingleHeads, recalls_of_ids
+from cloob.heads.fitted import EpochLine, Rows, SingleHeads, recalls_of_ids
 from cloob.heads.head import N_WAVES, Head, Kind
 from cloob.heads.parts import sampled
 from cloob.heads.settings import USUAL_DIM, ClosedForm, HeadSettings
@@ -108,7 +108,7 @@ def fit_closed_form(
     matrices = directions.weighted(choice.power)
     heads[0].solve(numbers.mean_a, matrices[0][:, :width])
     heads[1].solve(numbers.mean_b, matrices[1][:, :width])
-    line = {
+    line: EpochLine = {
         "epoch": 1,
         "step": 1,
         "samples_seen": int(numbers.count),

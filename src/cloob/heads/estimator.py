@@ -8,9 +8,10 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.base import (
     BaseEstimator,
@@ -21,16 +22,16 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from cloob.data.table import Table, is_table
+from cloob.data.table import Coded, Matrix, Table, TableEncoding, is_table
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.functional.bootstrap import bootstrap_interval
+from cloob.functional.bootstrap import bootstrap_interval, group_means
+from cloob.functional.ranking import mutual_ranks_of_ids
 from cloob.heads.arrays import fit_heads
-from cloob.heads.fitted import recalls_of_ids
-from cloob.heads.matrix import as_array, pairs_of
+from cloob.heads.matrix import as_array, as_rows, pairs_of
 from cloob.heads.pipeline import piped_rows
 from cloob.heads.settings import CLOSED_FORMS, HeadSettings
-from cloob.models.aligned.model import Side, VectorEncoder, embed_rows
+from cloob.models.aligned.model import VectorEncoder, embed_rows
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 
@@ -42,6 +43,7 @@ SETTINGS = {
 }
 """Names of settings, by the parameters that are called otherwise."""
 ROWS = 4096  # that are compared at once
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -69,8 +71,7 @@ class ContrastiveHeads(
             CLIP, where it stays.
         members: Heads of other first weights, side by side with the closed form; None:
             1, with ``"auto"`` 2.
-        clean: ``"auto"`` leaves out pairs that do not seem to belong together, a share
-            such as 0.2 as many of them.
+        clean: ``"auto"`` leaves out pairs that are more probably wrong than right.
         head: ``"mlp"`` or ``"linear"``; None: ``"mlp"``.
         n_components: Dimension of the shared space, to which joined heads are cut;
             None: 256 a head, and no cut.
@@ -126,7 +127,7 @@ class ContrastiveHeads(
     beta: float | None = None
     learnable_inv_tau: bool | None = None
     members: int | None = None
-    clean: str | float | None = None
+    clean: Literal["auto"] | None = None
     head: Literal["linear", "mlp"] | None = None
     n_components: int | None = None
     dropout: float | None = None
@@ -141,16 +142,16 @@ class ContrastiveHeads(
     refit: bool | None = None
     device: str = "auto"
     random_state: int | np.random.RandomState | None = None
-    x_pipeline: Any = None
-    y_pipeline: Any = None
+    x_pipeline: object = None
+    y_pipeline: object = None
 
     def fit(
         self,
-        X: Any,
-        y: Any,
-        ids: Any = None,
-        groups: Any = None,
-        sample_weight: Any = None,
+        X: object,
+        y: object,
+        ids: object = None,
+        groups: object = None,
+        sample_weight: object = None,
     ) -> Self:
         """Fits the heads.
 
@@ -169,62 +170,67 @@ class ContrastiveHeads(
             ValueError: A matrix or a parameter is not right.
             TrainingFailed: The loss is not finite.
         """
-        coded_x, coded_y = self._coded_x(X, reset=True), self._coded_y(y)
+        rows_x, rows_y = self._rows_of_x(X, reset=True), self._rows_of_y(y)
         check_consistent_length(X, y, ids, groups, sample_weight)
-        with _own_names():
+        with _parameter_names():
             fitted = fit_heads(
-                coded_x,
-                coded_y,
+                rows_x,
+                rows_y,
                 ids,
                 self.validation_fraction,
                 self._settings(),
                 groups=groups,
                 weights=sample_weight,
             )
-        objective = fitted.objective
-        encoder = VectorEncoder(*fitted.heads, objective, fitted.encodings)
-        self.x_pipeline_ = None if self.x_pipeline is None else fitted.encodings[0]
-        self.y_pipeline_ = None if self.y_pipeline is None else fitted.encodings[1]
-        self.encoder_: Any = encoder.to(resolve_device(self.device)).eval()
-        self.objective_ = objective
+        of_x, of_y = fitted.encodings
+        # what a fitted pipeline encodes by is the pipeline itself
+        self.x_pipeline_ = None if self.x_pipeline is None else of_x
+        self.y_pipeline_ = None if self.y_pipeline is None else of_y
+        encoder = VectorEncoder(*fitted.heads, fitted.objective, fitted.encodings)
+        self.encoder_ = encoder.to(resolve_device(self.device)).eval()
+        self.objective_ = fitted.objective
         self.history_ = fitted.history
         self.decisions_ = fitted.decisions
-        self.embedded_y_: Any = embed_rows(self.encoder_, "b", coded_y).numpy()
+        embedded_y = embed_rows(self.encoder_, "b", rows_y)
+        self.embedded_y_: Float32 | None = embedded_y.numpy()
         self._n_features_out = self.encoder_.embed_dim
         return self
 
-    def transform(self, X: Any, y: Any = None) -> Any:
+    def transform(
+        self, X: object, y: object = None
+    ) -> Float32 | tuple[Float32, Float32]:
         """The (N, D) float32 unit rows of X; with y a tuple of those of both, with X
         None those of y alone.
         """
         check_is_fitted(self)
         if X is None and y is not None:
-            return self._unit_rows("b", y).numpy()
-        of_x = self._unit_rows("a", X).numpy()
-        return of_x if y is None else (of_x, self._unit_rows("b", y).numpy())
+            return self._unit_rows_of_y(y).numpy()
+        of_x = self._unit_rows_of_x(X).numpy()
+        return of_x if y is None else (of_x, self._unit_rows_of_y(y).numpy())
 
-    def predict(self, X: Any, y: Any = None) -> Any:
+    def predict(self, X: object, y: object = None) -> npt.NDArray[np.int64]:
         """(N,) int64: the row of the fitted y, or of the one that is given, that is
         nearest to every row of X.
         """
         check_is_fitted(self)
-        rows = self._unit_rows("a", X)
+        of_x = self._unit_rows_of_x(X)
         if y is not None:
-            gallery = self._unit_rows("b", y)
+            gallery = self._unit_rows_of_y(y)
         elif self.embedded_y_ is not None:
             gallery = torch.from_numpy(self.embedded_y_)
         else:
             raise ValueError("a loaded model has no fitted y; give predict one")
-        places = [(block @ gallery.T).argmax(1) for block in torch.split(rows, ROWS)]
+        places = [(block @ gallery.T).argmax(1) for block in torch.split(of_x, ROWS)]
         return torch.cat(places).numpy()
 
-    def score_samples(self, X: Any, y: Any) -> Any:
+    def score_samples(self, X: object, y: object) -> Float32:
         """(N,) float32 cosines of paired rows: how well each pair belongs together."""
-        of_x, of_y = self.transform(X, y)
+        check_is_fitted(self)
+        of_x, of_y = self._unit_rows_of_x(X), self._unit_rows_of_y(y)
         check_consistent_length(of_x, of_y)
-        return (of_x * of_y).sum(1)
+        return (of_x * of_y).sum(1).numpy()
 
-    def score(self, X: Any, y: Any, ids: Any = None) -> float:
+    def score(self, X: object, y: object, ids: object = None) -> float:
         """The mean of recall@1 in both directions, over ids.
 
         Rows of one id are one answer; without ids equal rows of a side are one. Other
@@ -233,21 +239,22 @@ class ContrastiveHeads(
         return self.score_interval(X, y, ids)[0]
 
     def score_interval(
-        self, X: Any, y: Any, ids: Any = None, groups: Any = None
+        self, X: object, y: object, ids: object = None, groups: object = None
     ) -> tuple[float, float, float]:
         """``score`` with its 95 % bootstrap interval: (score, low, high). It is over
         ids, or over groups (patients, plates, weeks) where these are given.
         """
         check_is_fitted(self)
         check_consistent_length(X, y, ids, groups)
-        coded_x, coded_y = self._coded_x(X), self._coded_y(y)
-        pairs = pairs_of(coded_x, coded_y, ids, groups, names=("X", "y"))
-        of_x = embed_rows(self.encoder_, "a", coded_x)
-        of_y = embed_rows(self.encoder_, "b", coded_y)
-        recalls = recalls_of_ids(of_x, of_y, torch.from_numpy(pairs.ids))
-        found = recalls[[0, len(recalls) // 2]].mean(0)
-        low, high = bootstrap_interval(found, groups=pairs.units_of_ids())
-        return float(found.mean()), low, high
+        rows_x, rows_y = self._rows_of_x(X), self._rows_of_y(y)
+        pairs = pairs_of(rows_x, rows_y, ids, groups, names=("X", "y"))
+        of_x = embed_rows(self.encoder_, "a", rows_x)
+        of_y = embed_rows(self.encoder_, "b", rows_y)
+        ranks = mutual_ranks_of_ids(of_x, of_y, torch.from_numpy(pairs.ids))
+        is_first = torch.stack([ranks_of_side < 1 for ranks_of_side in ranks])
+        recall = group_means(is_first.double().mean(0), torch.from_numpy(pairs.ids))
+        low, high = bootstrap_interval(recall, groups=pairs.units_of_ids())
+        return float(recall.mean()), low, high
 
     def save(self, folder: str | Path) -> None:
         """Writes the heads, so that ``load_model``, ``cloob eval`` and ``cloob embed``
@@ -271,7 +278,7 @@ class ContrastiveHeads(
         heads.embedded_y_ = None
         heads.n_features_in_ = encoder.heads[0].options["features"]
         table = encoder.encodings[0]
-        if table is not None:
+        if isinstance(table, TableEncoding):
             names = [column.name for column in table.columns]
             heads.n_features_in_ = len(names)
             heads.feature_names_in_ = np.array(names, object)
@@ -279,54 +286,71 @@ class ContrastiveHeads(
         return heads
 
     def _settings(self) -> HeadSettings:
-        """The settings of a fit from scikit-learn's parameters."""
+        """The settings of a fit from scikit-learn's parameters, of which three depend
+        on others where they are left out.
+        """
         values = self.get_params(deep=False)
+        for name in ("x_pipeline", "y_pipeline", "validation_fraction"):
+            del values[name]
         for name, value in values.items():
             if isinstance(value, np.generic):  # as of a grid
                 values[name] = value.item()
-        del values["x_pipeline"], values["y_pipeline"]
-        share = values.pop("validation_fraction")
         is_closed = self.objective in CLOSED_FORMS
-        values["clean"] = str(self.clean) if self.clean else None
+        holds_out = bool(self.validation_fraction)
         if self.refit is None:
-            values["refit"] = bool(share)
-        if self.patience is None:
-            values["patience"] = 5 if share or is_closed else 0
+            values["refit"] = holds_out
+        if self.patience is None:  # a closed form takes its default alone
+            values["patience"] = 5 if holds_out or is_closed else 0
         values["random_state"] = 0 if is_closed else _seed_of(self.random_state)
         return HeadSettings(**{SETTINGS.get(k, k): v for k, v in values.items()})
 
-    def _coded_x(self, X: Any, *, reset: bool = False) -> Any:
-        """X as numbers, as a table or as rows of its pipeline."""
+    def _rows_of_x(self, X: object, *, reset: bool = False) -> Matrix | Coded:
+        """X as numbers, as a table or as what its pipeline takes; scikit-learn checks
+        it, and with ``reset`` notes its columns.
+        """
         if self.x_pipeline is None and not is_table(X):
-            return validate_data(
+            matrix: Matrix = validate_data(
                 self,
-                _array(X),
+                _without_tensor(X),
                 reset=reset,
                 accept_sparse="csr",
                 order="C",
                 ensure_min_samples=4 if reset else 1,
             )
+            return matrix
         validate_data(self, X, reset=reset, skip_check_array=True)
         if self.x_pipeline is not None:
             return piped_rows("X", X, self.x_pipeline)
         return Table.of("X", X)
 
-    def _coded_y(self, y: Any) -> Any:
+    def _rows_of_y(self, y: object) -> Matrix | Coded:
+        """Y as numbers, as a table or as what its pipeline takes."""
         if y is None:
             raise ValueError(
                 "ContrastiveHeads requires y to be passed, but the target y is None"
             )
         if self.y_pipeline is not None:
             return piped_rows("y", y, self.y_pipeline)
-        return Table.of("y", y) if is_table(y) else _second(y)
+        if is_table(y):
+            return Table.of("y", y)
+        matrix: Matrix = check_array(
+            _without_tensor(y),
+            accept_sparse="csr",
+            order="C",
+            input_name="y",
+            ensure_2d=False,
+        )
+        return as_rows("y", matrix)
 
-    def _unit_rows(self, side: Side, rows: Any) -> Tensor:
+    def _unit_rows_of_x(self, X: object) -> Tensor:
         """(n, D) on the CPU."""
-        is_x = side == "a"
-        coded = self._coded_x(rows) if is_x else self._coded_y(rows)
-        return embed_rows(self.encoder_, side, coded)
+        return embed_rows(self.encoder_, "a", self._rows_of_x(X))
 
-    def __sklearn_tags__(self) -> Any:
+    def _unit_rows_of_y(self, y: object) -> Tensor:
+        """(n, D) on the CPU."""
+        return embed_rows(self.encoder_, "b", self._rows_of_y(y))
+
+    def __sklearn_tags__(self) -> object:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.target_tags.required = tags.target_tags.multi_output = True
@@ -334,32 +358,27 @@ class ContrastiveHeads(
         return tags
 
 
-def _seed_of(random_state: Any) -> int:
+def _seed_of(random_state: int | np.integer | np.random.RandomState | None) -> int:
     """A number that stays, or one that is drawn."""
     if isinstance(random_state, int | np.integer):
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def _array(matrix: Any) -> Any:
-    return as_array("y", matrix) if isinstance(matrix, Tensor) else matrix
-
-
-def _second(matrix: Any) -> Any:
-    matrix = check_array(
-        _array(matrix), accept_sparse="csr", order="C", input_name="y", ensure_2d=False
-    )
-    return matrix.reshape(-1, 1) if matrix.ndim == 1 else matrix
+def _without_tensor(matrix: object) -> object:
+    return as_array(matrix) if isinstance(matrix, Tensor) else matrix
 
 
 @contextlib.contextmanager
-def _own_names() -> Iterator[None]:
-    """Inside, an InputError calls settings as the estimator does."""
+def _parameter_names() -> Iterator[None]:
+    """Inside, an InputError that begins with the name of a setting begins with that of
+    the estimator's parameter.
+    """
     try:
         yield
     except InputError as error:
         setting, _, problem = str(error).partition(" is ")
-        names = {known: name for name, known in SETTINGS.items()}
-        if setting not in names:
-            raise
-        raise InputError(f"{names[setting]} is {problem}") from None
+        for parameter, name in SETTINGS.items():
+            if name == setting:
+                raise InputError(f"{parameter} is {problem}") from None
+        raise

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +19,7 @@ from cloob.distributed import resolve_device
 from cloob.errors import TrainingFailed
 from cloob.heads.closed import ClosedHeads, closed_beside, fit_closed_form
 from cloob.heads.columns import PLAIN_WAYS, choose_columns
-from cloob.heads.fitted import SingleHeads
+from cloob.heads.fitted import EpochLine, OnEpoch, SingleHeads
 from cloob.heads.head import Head
 from cloob.heads.parts import (
     Batches,
@@ -37,8 +35,6 @@ from cloob.heads.parts import (
 )
 from cloob.heads.settings import HeadSettings
 from cloob.heads.state import Progress, copied, key_of, read_state, write_state
-
-OnEpoch = Callable[[dict[str, Any]], object]
 
 
 def fit(
@@ -93,7 +89,7 @@ def fit(
             loss = fit_epoch(model, optimizer, batches, settings, progress)
         progress.epoch += 1
         progress.step += batches.steps
-        line: dict[str, Any] = {
+        line: EpochLine = {
             "epoch": progress.epoch,
             "step": progress.step,
             "samples_seen": progress.step * settings.batch_size,
@@ -103,7 +99,7 @@ def fit(
         if judge is not None:
             recall = judge(model)
             is_best = keep_best(progress, recall, model)
-            line.update(val_recall=recall, is_best=is_best)
+            line["val_recall"], line["is_best"] = recall, is_best
         progress.seconds = time.perf_counter() - began
         progress.history.append({**line, "seconds": progress.seconds})
         if state is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cloob.data.table import Encodings
 from cloob.data.vectors import VectorPairs
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks_of_ids
@@ -32,6 +34,21 @@ class Rows(NamedTuple):
         return cls(*judged.batch(np.arange(len(judged))))
 
 
+class EpochLine(TypedDict):
+    """What the record says of an epoch; of a closed form there is one."""
+
+    epoch: int
+    step: int
+    samples_seen: int
+    loss: float | None  # the mean; None of a closed form
+    val_recall: float | None  # None where nothing is held out
+    is_best: NotRequired[bool]  # so far
+    seconds: NotRequired[float]
+
+
+OnEpoch = Callable[[EpochLine], object]
+
+
 @dataclass(frozen=True)
 class FittedHeads:
     """Two heads, in eval mode on the CPU, and how they came about."""
@@ -39,11 +56,11 @@ class FittedHeads:
     heads: Heads
     objective: dict[str, Any]
     """Settings of the objective at the end, as a model folder keeps them."""
-    history: list[dict[str, Any]]
-    """A line of numbers per epoch; of a closed form one."""
+    history: list[EpochLine]
+    """A line per epoch."""
     decisions: dict[str, Any] = field(default_factory=dict)
     """What held-out pairs chose: ridge, objective, what was joined."""
-    encodings: tuple[Any, Any] = (None, None)
+    encodings: Encodings = (None, None)
     """How the tables of both sides become numbers; None for a matrix."""
 
     @property
@@ -55,8 +72,7 @@ class FittedHeads:
     @property
     def recall(self) -> float | None:
         """That of the best epoch on held-out pairs."""
-        recall: float | None = self.history[self.best_epoch - 1]["val_recall"]
-        return recall
+        return self.history[self.best_epoch - 1]["val_recall"]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,7 @@ from cloob.heads.choose import choose
 from cloob.heads.cleaning import LeftOut, suspicious_pairs, without
 from cloob.heads.config import HeadsConfig, check_config, read_config
 from cloob.heads.features import embedded, first_captions, open_encoders
-from cloob.heads.fitted import GALLERY, FittedHeads, Rows
+from cloob.heads.fitted import GALLERY, EpochLine, FittedHeads, OnEpoch, Rows
 from cloob.heads.head import Heads, unit_rows
 from cloob.heads.ledger import Ledger, open_ledger
 from cloob.heads.matrix import split as split_pairs
@@ -51,16 +50,14 @@ from cloob.models.folder import save_model
 
 logger = logging.getLogger(__name__)
 
-OnEpoch = Callable[[dict[str, Any]], object]
-FROZEN_SCALES: dict[str, dict[str, Any]] = {
+FROZEN_SCALES: dict[str, dict[str, float | bool]] = {
     "infoloob": {"inv_tau": 15.0},
     "clip": {"inv_tau": 15.0, "learnable_inv_tau": False},
     "cloob": {"inv_tau": 15.0},
 }
 """Where ``auto`` starts on the features of frozen encoders."""
 N_FEW = 20  # held-out ids or groups: one of them is 5 points of recall
-HELD_OUT = "held-out pairs"
-MAX_NAMED = 1000  # bad pairs in skipped.jsonl
+TRAINING, HELD_OUT = "training pairs", "held-out pairs"
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,12 @@ class HeadsResult:
     samples_seen: int
     seconds: float
     checkpoint: Path
-    recall: float | None = None  # of the held-out pairs that chose
+    recall: float | None  # of the held-out pairs that chose
     # all their numbers, as of ``cloob.functional.protocols.pair_numbers``
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    skipped: Mapping[str, int] = field(default_factory=dict)  # pairs by reason
-    already_finished: bool = False
-    out_of_patience: bool = False
+    numbers: Mapping[str, object]
+    skipped: Mapping[str, int]  # pairs by reason
+    already_finished: bool
+    out_of_patience: bool
 
 
 def train_heads(config: HeadsConfig, *, on_epoch: OnEpoch | None = None) -> HeadsResult:
@@ -113,8 +110,10 @@ def train_heads(config: HeadsConfig, *, on_epoch: OnEpoch | None = None) -> Head
     """
     check_config(config)
     with lock_run_folder(config.out):
-        prepare_folder(config)
-        data = open_data(config)
+        check_place(config)
+        data = open_vectors(config) if config.has_vectors else open_pictures(config)
+        warn_of_few(data)
+        leave_out_suspects(config, data)
         began = time.perf_counter()
         is_finished = data.ledger.decisions.get("finished") == length_of(config)
         if not is_finished:
@@ -132,11 +131,11 @@ class Data:
     pairs: VectorPairs
     held_out: VectorPairs | None
     ledger: Ledger
-    held_out_fingerprint: Fingerprint | None = None
+    held_out_fingerprint: Fingerprint | None
     encoder: AlignedEncoder | None = None  # None for vectors
     left_out: list[LeftOut] = field(default_factory=list)
 
-    def model(self, heads: Heads, objective: dict[str, Any]) -> AlignedEncoder:
+    def model(self, heads: Heads, objective: dict[str, object]) -> AlignedEncoder:
         """The model with these heads."""
         if self.encoder is None:
             return VectorEncoder(*heads, objective, self.pairs.encodings)
@@ -148,8 +147,8 @@ class Data:
 # --- the run folder and the pairs, before anything is written ---
 
 
-def prepare_folder(config: HeadsConfig) -> None:
-    """Refuses a folder that holds other things; removes a run that is to be
+def check_place(config: HeadsConfig) -> None:
+    """Refuses a folder that holds other things, or a run; removes a run that is to be
     replaced.
     """
     out = config.out
@@ -168,35 +167,18 @@ def prepare_folder(config: HeadsConfig) -> None:
         raise InputError(f"{out}: holds a run of towers; give another --out")
 
 
-def open_data(config: HeadsConfig) -> Data:
-    """Reads or embeds the pairs; what is decided of them is noted in the ledger."""
-    data = open_vectors(config) if config.has_vectors else open_pictures(config)
-    if data.held_out is not None and len(np.unique(data.held_out.units())) < N_FEW:
-        held_out = data.held_out.counted_units()
-        logger.warning("%s held out: their recall means little", held_out)
-    if config.clean is not None:
-        decisions = data.ledger.decisions
-        if "suspects" not in decisions:
-            decisions["suspects"] = suspicious_pairs(data.pairs, config.clean)
-        data.left_out = [LeftOut(*line) for line in decisions["suspects"]]
-        data.pairs = without(data.pairs, data.left_out, config.clean)
-    if data.encoder is not None and not config.mask_duplicates:
-        numbers = np.arange(len(data.pairs))
-        data.pairs = replace(data.pairs, ids=numbers)
-    return data
-
-
 def open_vectors(config: HeadsConfig) -> Data:
-    """The pairs of two files of vectors."""
+    """The pairs of two files of vectors; the ledger lists those of a share that is held
+    out.
+    """
     pairs, held_out = vector_pairs(config)
-    fingerprints = {"training pairs": pairs.fingerprint()}
-    rows = []
+    fingerprints = {TRAINING: pairs.fingerprint()}
     if held_out is not None:
         fingerprints[HELD_OUT] = held_out.fingerprint()
-        if config.held_out_share:
-            rows = held_out.rows[:, 0].tolist()
     ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
-    ledger.decisions["held_out"] = rows
+    ledger.decisions["held_out"] = []
+    if held_out is not None and config.held_out_share:
+        ledger.decisions["held_out"] = held_out.rows[:, 0].tolist()
     return Data(pairs, held_out, ledger, fingerprints.get(HELD_OUT))
 
 
@@ -213,7 +195,7 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
         weights=config.weights,
         drop=config.drop,
     )
-    check_usable(config, pairs)
+    check_skipped(config, pairs.name, "pairs", pairs)
     held_out: VectorPairs | None = None
     if config.val_a is not None and config.val_b is not None:
         held_out = open_vector_pairs(
@@ -223,25 +205,45 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
             groups=config.val_groups,
             drop=config.drop,
         )
-        check_usable(config, held_out)
+        check_skipped(config, held_out.name, "pairs", held_out)
     elif config.held_out_share:
         pairs, held_out = split_pairs(pairs, config.held_out_share)
     return encode_tables(pairs, held_out)
 
 
-def check_usable(config: HeadsConfig, pairs: VectorPairs) -> None:
+def check_skipped(
+    config: HeadsConfig, name: str, kind: str, pairs: VectorPairs, total: int = 0
+) -> None:
     """Refuses pairs too many of which cannot be used."""
-    total = len(pairs) + len(pairs.skipped)
-    limit = config.max_bad_fraction
-    check_fraction(pairs.name, "pairs", pairs.skipped, total, limit)
+    total = total or len(pairs) + len(pairs.skipped)
+    check_fraction(name, kind, pairs.skipped, total, config.max_bad_fraction)
+
+
+def open_pictures(config: HeadsConfig) -> Data:
+    """The features of pictures and captions by the two frozen encoders."""
+    training, held_out, ledger = picture_sources(config)
+    assert config.image_encoder is not None and config.text_encoder is not None
+    encoder = open_encoders(
+        config.image_encoder, config.text_encoder, config.image_size
+    )
+    pairs = embedded(training, encoder, config.workers).pairs
+    check_skipped(config, training.name, "samples", pairs, len(training))
+    data = Data(pairs, None, ledger, None, encoder)
+    if held_out is not None:
+        data.held_out_fingerprint = held_out.fingerprint()
+        judges = embedded(held_out, encoder, config.workers).pairs
+        check_skipped(config, held_out.name, HELD_OUT, judges, len(held_out))
+        # a picture's right answer is its caption
+        data.held_out = numbered(first_captions(judges))
+    return data
 
 
 def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Ledger]:
-    """The training pairs of pictures and captions, the held-out ones, and the ledger,
-    which knows these if a share is held out.
+    """The training pairs of pictures and captions, the held-out ones, and the run's
+    ledger, in which a share that is held out is noted.
     """
     sources = open_sources(config, config.sources)
-    fingerprints = {"training pairs": mix(sources).fingerprint()}
+    fingerprints = {TRAINING: mix(sources).fingerprint()}
     held_out: Source | None = None
     if config.held_out_sources:
         held_out = mix(open_sources(config, config.held_out_sources))
@@ -254,8 +256,8 @@ def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Ledger]
         logger.info("reading all pairs once, to hold some out (--val-split) …")
         chosen = choose_held_out(sources, config.held_out_share)
         ledger.decisions["held_out"] = [part.tolist() for part in chosen]
-    rows = [np.array(part, np.int64) for part in ledger.decisions["held_out"]]
-    return *split(sources, rows), ledger
+    parts = ledger.decisions["held_out"]
+    return *split(sources, [np.array(part, np.int64) for part in parts]), ledger
 
 
 def open_sources(config: HeadsConfig, specs: Iterable[str]) -> list[Source]:
@@ -266,27 +268,30 @@ def open_sources(config: HeadsConfig, specs: Iterable[str]) -> list[Source]:
     ]
 
 
-def open_pictures(config: HeadsConfig) -> Data:
-    """The features of pictures and captions by the two frozen encoders."""
-    training, held_out, ledger = picture_sources(config)
-    assert config.image_encoder is not None and config.text_encoder is not None
-    encoder = open_encoders(
-        config.image_encoder, config.text_encoder, config.image_size
-    )
+def numbered(pairs: VectorPairs) -> VectorPairs:
+    """The pairs, each with an id of its own."""
+    return replace(pairs, ids=np.arange(len(pairs)))
 
-    def features(source: Source, kind: str) -> VectorPairs:
-        found = embedded(source, encoder, config.workers).pairs
-        limit = config.max_bad_fraction
-        check_fraction(source.name, kind, found.skipped, len(source), limit)
-        return found
 
-    data = Data(features(training, "samples"), None, ledger, encoder=encoder)
-    if held_out is not None:
-        data.held_out_fingerprint = held_out.fingerprint()
-        judges = first_captions(features(held_out, HELD_OUT))
-        # a picture's right answer is its caption
-        data.held_out = replace(judges, ids=np.arange(len(judges)))
-    return data
+def warn_of_few(data: Data) -> None:
+    """Warns of held-out pairs that are too few to judge by."""
+    if data.held_out is not None and len(np.unique(data.held_out.units())) < N_FEW:
+        held_out = data.held_out.counted_units()
+        logger.warning("%s held out: their recall means little", held_out)
+
+
+def leave_out_suspects(config: HeadsConfig, data: Data) -> None:
+    """Takes the suspects out of the training pairs, as the ledger says or from now on
+    says; then equal captions are negatives unless they are to be masked.
+    """
+    if config.clean is not None:
+        decisions = data.ledger.decisions
+        if "suspects" not in decisions:
+            decisions["suspects"] = suspicious_pairs(data.pairs)
+        data.left_out = [LeftOut(*line) for line in decisions["suspects"]]
+        data.pairs = without(data.pairs, data.left_out)
+    if data.encoder is not None and not config.mask_duplicates:
+        data.pairs = numbered(data.pairs)
 
 
 # --- the fit, and what is written ---
@@ -297,10 +302,9 @@ def start_run(config: HeadsConfig, data: Data) -> None:
     out = config.out
     data.ledger.write()
     write_whole(out / runs.RUN_CONFIG_FILE, config.to_json())
-    skipped = [vars(skip) for skip in data.pairs.skipped[:MAX_NAMED]]
+    skipped: list[dict[str, object]] = [vars(skip) for skip in data.pairs.skipped]
     if data.held_out is not None:
-        judges = data.held_out.skipped[:MAX_NAMED]
-        skipped += [{"held_out": True, **vars(skip)} for skip in judges]
+        skipped += [{"held_out": True, **vars(skip)} for skip in data.held_out.skipped]
     write_lines(out / runs.SKIPPED_FILE, skipped)
     if config.clean is not None:
         table = io.StringIO(newline="")
@@ -312,10 +316,11 @@ def fit_run(config: HeadsConfig, data: Data, on_epoch: OnEpoch | None) -> Fitted
     """Fits heads to the pairs, an epoch's line at a time."""
     file = config.out / runs.EPOCHS_FILE
 
-    def log(line: dict[str, Any]) -> None:
+    def write_epoch(line: EpochLine) -> None:
+        # what stands there of this epoch is of an earlier trial, or a killed run's
         lines = runs.read_lines(file)
-        before = [one for one in lines if one["epoch"] < line["epoch"]]
-        write_lines(file, [*before, line])
+        earlier = [other for other in lines if other["epoch"] < line["epoch"]]
+        write_lines(file, [*earlier, line])
         if on_epoch is not None:
             on_epoch(line)
 
@@ -325,7 +330,7 @@ def fit_run(config: HeadsConfig, data: Data, on_epoch: OnEpoch | None) -> Fitted
         config,
         scales=USUAL_SCALES if data.encoder is None else FROZEN_SCALES,
         folder=config.out / runs.STATE_FOLDER,
-        on_epoch=log,
+        on_epoch=write_epoch,
     )
 
 
@@ -341,12 +346,12 @@ def finish_run(config: HeadsConfig, data: Data, fitted: FittedHeads) -> None:
         file.unlink()
 
 
-def length_of(config: HeadsConfig) -> list[Any]:
+def length_of(config: HeadsConfig) -> list[int]:
     """What a finished run is whole by: with another one it goes on."""
     return [config.epochs, config.patience, config.refit]
 
 
-def write_lines(file: Path, lines: list[dict[str, Any]]) -> None:
+def write_lines(file: Path, lines: Sequence[Mapping[str, object]]) -> None:
     """Writes a file of JSON lines."""
     write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -378,7 +383,7 @@ def write_checkpoint(config: HeadsConfig, data: Data, fitted: FittedHeads) -> No
             shutil.rmtree(earlier)
 
 
-def held_out_numbers(heads: Heads, held_out: VectorPairs) -> dict[str, Any]:
+def held_out_numbers(heads: Heads, held_out: VectorPairs) -> dict[str, object]:
     """What other people's tables show of those held-out pairs that ``val_recall`` is
     of; intervals are over groups where there are any.
     """
@@ -398,15 +403,15 @@ def result_of(
     validation = runs.read_validation(checkpoint) or {}
     n_epochs = 1 if config.is_closed_form else config.epochs
     return HeadsResult(
-        config.out,
-        last["epoch"],
-        last["step"],
-        last["samples_seen"],
-        seconds,
-        checkpoint,
-        validation.get("val_recall"),
-        validation.get("numbers", {}),
-        by_reason(data.pairs.skipped),
+        run=config.out,
+        epochs=last["epoch"],
+        steps=last["step"],
+        samples_seen=last["samples_seen"],
+        seconds=seconds,
+        checkpoint=checkpoint,
+        recall=validation.get("val_recall"),
+        numbers=validation.get("numbers", {}),
+        skipped=by_reason(data.pairs.skipped),
         already_finished=already_finished,
         out_of_patience=last["epoch"] < n_epochs,
     )
@@ -415,8 +420,10 @@ def result_of(
 # --- what other commands ask of a run ---
 
 
-def held_out_pairs(config: HeadsConfig) -> VectorPairs | Source | None:
-    """The held-out pairs of a run; InputError where its pairs have changed."""
+def open_held_out(config: HeadsConfig) -> VectorPairs | Source | None:
+    """The pairs of vectors that a run held out, or its source of pictures; InputError
+    where its pairs have changed.
+    """
     if config.has_vectors:
         return vector_pairs(config)[1]
     if not (config.out / runs.DECISIONS_FILE).is_file():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -25,7 +24,7 @@ from cloob.settings import (
 ClosedForm = Literal["cca", "kcca"]
 CLOSED_FORMS: tuple[ClosedForm, ...] = get_args(ClosedForm)
 USUAL_DIM = 256
-USUAL_SCALES: dict[str, dict[str, Any]] = {
+USUAL_SCALES: dict[str, dict[str, float | bool]] = {
     "infoloob": {"inv_tau": 10.0},
     "clip": {"inv_tau": 10.0, "learnable_inv_tau": False},
 }
@@ -55,10 +54,9 @@ class HeadSettings(ObjectiveSettings):
     """Heads of other first weights, joined with a closed form. Left out, 1; with auto 2
     of up to 8,192 pairs.
     """
-    clean: str | None = None
-    """Leave training pairs out that do not seem to belong together: a share of them
-    such as 0.2, or auto: those that are more probably wrong than right. Held-out pairs
-    are never left out.
+    clean: Literal["auto"] | None = None
+    """auto: leave training pairs out that are more probably wrong than right. Held-out
+    pairs are never left out.
     """
     head: Literal["linear", "mlp"] | None = None
     """linear: one matrix a side; mlp: also a hidden layer. Left out, mlp."""
@@ -111,11 +109,6 @@ class HeadSettings(ObjectiveSettings):
         check_device_name(self.device)
         if self.batch_size == 1:
             raise InputError("batch_size is 1; it must be 2 or more, or 0 to fit it")
-        is_share = re.fullmatch(r"auto|0|0?\.\d+", self.clean or "auto")
-        if not is_share:
-            raise InputError(
-                f"clean is {self.clean!r}; it must be auto, or a share such as 0.2"
-            )
         if self.objective == "auto":
             other = "the objective auto, which tries several"
             self.refuse(SCALES, other)

@@ -8,7 +8,6 @@ import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from cloob.data.source import digest
 from cloob.data.vectors import VectorPairs
 from cloob.files import write_whole
+from cloob.heads.fitted import EpochLine
 from cloob.heads.head import Head
 from cloob.heads.settings import HeadSettings
 
@@ -30,7 +30,7 @@ class Progress:
     stale: int = 0  # validations in a row that found nothing better
     best_value: float | None = None
     best: dict[str, Tensor] | None = None  # weights of heads and objective
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochLine] = field(default_factory=list)
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:

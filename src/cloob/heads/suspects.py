@@ -25,9 +25,11 @@ before anything is drawn, so a permutation of the rows permutes the answer, bit 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +39,6 @@ from torch.nn import functional as F
 from cloob.data.vectors import encode_tables, row_digests
 from cloob.errors import InputError, counted
 from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
-from cloob.functional.checks import check_ids
 from cloob.heads.matrix import pairs_of
 from cloob.heads.wrong_share import WrongShare, estimate_wrong_share
 
@@ -53,7 +54,6 @@ N_JUDGED = 200  # given pairs that choose the ridge, if there are as many
 TERM_WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of the neighbours' terms
 MAX_NUMBERS = 1 << 23  # that are gathered at a time
 
-T = TypeVar("T")
 Trained = PairMoments | CentredRows
 
 
@@ -77,7 +77,9 @@ class Suspicion:
         return int((self.wrong.probability > 0.5).sum())
 
 
-def suspects(a: Any, b: Any, ids: Any = None, *, probability: bool = False) -> Tensor:
+def suspects(
+    a: object, b: object, ids: object = None, *, probability: bool = False
+) -> Tensor:
     """How well the two sides of every pair belong together; the lowest scores are the
     most suspicious pairs.
 
@@ -106,14 +108,13 @@ def suspects(a: Any, b: Any, ids: Any = None, *, probability: bool = False) -> T
         [3, 4]
     """
     pairs, _ = encode_tables(pairs_of(a, b, ids))
-    x, y, numbers = pairs.batch(np.arange(len(pairs)))
-    result = suspicion(x, y, numbers)
+    result = suspicion(*pairs.batch(np.arange(len(pairs))))
     return result.wrong.probability if probability else result.scores
 
 
 @torch.no_grad()
 def suspicion(
-    a: Tensor, b: Tensor, ids: Any = None, *, in_one_space: bool = False
+    a: Tensor, b: Tensor, ids: Tensor | None = None, *, in_one_space: bool = False
 ) -> Suspicion:
     """As ``suspects``, with all that is known of the pairs.
 
@@ -126,49 +127,37 @@ def suspicion(
             f"a is {tuple(a.shape)}, b is {tuple(b.shape)}; two matrices with as many"
             " rows are needed"
         )
-    digests = digests_of(a), digests_of(b)
-    both = digests[0] * np.uint64(0x9E3779B97F4A7C15) + digests[1]
-    group = number_ids(both, ids)
-    n_ids = int(group.max(initial=-1)) + 1
-    n_folds = 1 if in_one_space else FOLDS
-    if n_ids < 2 * n_folds:
-        raise InputError(
-            f"{counted(n_ids, 'distinct ids')} in {n_folds} folds; 2 ids or more a fold"
-            " are needed"
-        )
-    order = torch.from_numpy(np.argsort(both, kind="stable"))
-    pairs = Pairs(
-        centred(a, order),
-        centred(b, order),
-        torch.from_numpy(group)[order],
-        torch.from_numpy(digests[0].view(np.int64))[order],
-        torch.from_numpy(digests[1].view(np.int64))[order],
-    )
-    folds = [Fold.of(pairs, pairs.group % n_folds == k) for k in range(n_folds)]
-    by_column = False
+    pairs, order = sorted_pairs(a, b, ids, n_folds=1 if in_one_space else FOLDS)
+    matches = draw_matches(pairs)
     if in_one_space:
         x, y = (F.normalize(side.float(), dim=1)[order] for side in (a, b))
-        scored = [score_fold(folds[0], x, y)]
+        by_column = False
+        first_term, better = score_fold(pairs, 0, matches, x, y)
     else:
-        scored, by_column = score_by_other_folds(folds)
-    joined = join_folds(folds, scored)
-    terms = [joined.scores, *neighbour_terms(pairs, joined.matches, by_column)]
+        first_term, better, by_column = score_by_other_folds(pairs, matches)
+    terms = [first_term, *neighbour_terms(pairs, matches, by_column)]
     ordered = combine(terms, n)
-    scores, better = torch.empty(n), torch.empty(n, dtype=torch.long)
-    scores[order] = ordered[:n]
-    better[order] = order[joined.better]
-    wrong = estimate_wrong_share(scores, ordered[n:], n_ids)
-    return Suspicion(scores, ordered[n:], better, wrong)
+    back = order.argsort()
+    scores, known_wrong = ordered[:n][back], ordered[n:]
+    wrong = estimate_wrong_share(scores, known_wrong, int(pairs.group.max()) + 1)
+    return Suspicion(scores, known_wrong, order[better][back], wrong)
 
 
 class Pairs(NamedTuple):
-    """Rows of both sides, the number of every pair's id, and digests of both rows."""
+    """Rows of both sides, the number of every pair's id, its fold, and digests of both
+    rows.
+    """
 
     a: Tensor  # (n, F_a) float64
     b: Tensor  # (n, F_b) float64
     group: Tensor  # (n,) int64, as all of these
+    fold: Tensor
     digest_a: Tensor
     digest_b: Tensor
+
+    def in_fold(self, fold: int) -> Tensor:
+        """The rows of a fold."""
+        return (self.fold == fold).nonzero().squeeze(1)
 
 
 class Matches(NamedTuple):
@@ -185,27 +174,6 @@ class Matches(NamedTuple):
         )
 
 
-class Fold(NamedTuple):
-    """Pairs that are judged together."""
-
-    rows: Tensor  # (n,) among all pairs
-    pairs: Pairs
-    matches: Matches  # of rows of the fold
-
-    @classmethod
-    def of(cls, pairs: Pairs, is_in: Tensor) -> Fold:
-        own = Pairs(*(part[is_in] for part in pairs))
-        return cls(is_in.nonzero().squeeze(1), own, draw_matches(own))
-
-
-class Scored(NamedTuple):
-    """What is found of the n pairs of a fold, or of all."""
-
-    matches: Matches
-    scores: Tensor  # (n + m,) float32
-    better: Tensor  # (n,) int64: the row of b that fits best
-
-
 class Near(NamedTuple):
     """The nearest rows of every row, nearest first."""
 
@@ -216,23 +184,39 @@ class Near(NamedTuple):
 # --- rows in an order of their own ---
 
 
+def sorted_pairs(
+    a: Tensor, b: Tensor, ids: Tensor | None, n_folds: int
+) -> tuple[Pairs, Tensor]:
+    """The pairs in the order of their digests, and this order."""
+    digest_a, digest_b = digests_of(a), digests_of(b)
+    both = digest_a * np.uint64(0x9E3779B97F4A7C15) + digest_b
+    group = number_ids(both, None if ids is None else ids.cpu().numpy())
+    n_ids = int(group.max(initial=-1)) + 1
+    if n_ids < 2 * n_folds:
+        raise InputError(
+            f"{counted(n_ids, 'distinct ids')} in {n_folds} folds; 2 ids or more a fold"
+            " are needed"
+        )
+    order = np.argsort(both, kind="stable")
+    columns = (group, group % n_folds, digest_a.view(np.int64), digest_b.view(np.int64))
+    ordered = [torch.from_numpy(column[order]) for column in columns]
+    rows = torch.from_numpy(order)
+    return Pairs(centred(a, rows), centred(b, rows), *ordered), rows
+
+
 def digests_of(rows: Tensor) -> np.ndarray:
     """(n,) uint64 digests of the numbers of every row, whatever their type."""
     wide = rows.double() + 0.0  # -0.0 is 0.0
     return row_digests(wide.numpy()) if len(rows) else np.empty(0, np.uint64)
 
 
-def number_ids(digests: np.ndarray, ids: Any) -> np.ndarray:
+def number_ids(digests: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
     """(n,) numbers of the ids, in the order of the least digest of an id's pairs.
 
     Equal pairs are of one id where there are no ids, and ids whose least pairs are
     equal are one, so that no pair is judged by its copy.
     """
-    n = len(digests)
-    ids = ids.cpu() if isinstance(ids, Tensor) else ids
-    checked = check_ids(ids, None, n, n, torch.device("cpu"))
-    labels = digests if checked is None else checked[0].numpy()
-    _, group = np.unique(labels, return_inverse=True)
+    _, group = np.unique(digests if ids is None else ids, return_inverse=True)
     least = np.full(int(group.max(initial=-1)) + 1, np.iinfo(np.uint64).max)
     np.minimum.at(least, group, digests)
     _, number = np.unique(least, return_inverse=True)
@@ -256,93 +240,116 @@ def centred(rows: Tensor, order: Tensor) -> Tensor:
 
 
 def draw_matches(pairs: Pairs) -> Matches:
-    """The given pairs, and pairs that are known to be wrong: rows in random order,
-    where they differ from the row opposite in id and in the numbers of both sides.
+    """The given pairs, and pairs that are known to be wrong: rows of a fold in random
+    order, where they differ from the row opposite in id and in the numbers of both
+    sides.
     """
     n = len(pairs.group)
     generator = torch.Generator().manual_seed(0)
-    of_a = torch.arange(n).repeat(DRAWS)
-    of_b = torch.cat([torch.randperm(n, generator=generator) for _ in range(DRAWS)])
-    differs = torch.ones(len(of_a), dtype=torch.bool)
+    of_a, of_b = [], []
+    for _ in range(DRAWS):
+        draw = torch.rand(n, generator=generator, dtype=torch.float64)
+        of_a.append(pairs.fold.argsort(stable=True))
+        of_b.append((pairs.fold + draw).argsort())
+    drawn_a, drawn_b = torch.cat(of_a), torch.cat(of_b)
+    differs = torch.ones(len(drawn_a), dtype=torch.bool)
     for key in (pairs.group, pairs.digest_a, pairs.digest_b):
-        differs &= key[of_a] != key[of_b]
+        differs &= key[drawn_a] != key[drawn_b]
     own = torch.arange(n)
-    return Matches(torch.cat([own, of_a[differs]]), torch.cat([own, of_b[differs]]))
+    return Matches(
+        torch.cat([own, drawn_a[differs]]), torch.cat([own, drawn_b[differs]])
+    )
 
 
 # --- scores ---
 
 
-def score_by_other_folds(folds: list[Fold]) -> tuple[list[Scored], bool]:
-    """The pairs of every fold by the closed form of the others, and whether that
-    standardises columns.
+def score_by_other_folds(pairs: Pairs, matches: Matches) -> tuple[Tensor, Tensor, bool]:
+    """(n + m,) scores of the pairs of every fold by the closed form of the others, the
+    (n,) rows of b that fit best, and whether columns are standardised.
     """
-    trained = all_but_one(folds)
-    ridge, by_column = choose_ridge(folds, trained)
-    scored = []
-    for fold, moments in zip(folds, trained, strict=True):
-        scored += score_by_ridges(fold, moments, [ridge], by_column)
-    return scored, by_column
+    trained = train_without_each_fold(pairs)
+    ridge, by_column = choose_ridge(pairs, matches, trained)
+    scores = torch.empty(len(matches.of_a))
+    better = torch.empty(len(pairs.group), dtype=torch.long)
+    for fold, moments in enumerate(trained):
+        ((found, nearest),) = score_by_ridges(
+            pairs, fold, matches, moments, [ridge], by_column
+        )
+        scores[pairs.fold[matches.of_a] == fold] = found
+        better[pairs.fold == fold] = nearest
+    return scores, better, by_column
 
 
-def all_but_one(folds: list[Fold]) -> list[Trained]:
+def train_without_each_fold(pairs: Pairs) -> list[Trained]:
     """For every fold the pairs of the other folds, in the form that costs less."""
-    parts = [fold.pairs for fold in folds]
-    widest = max(parts[0].a.shape[1], parts[0].b.shape[1])
-    if sum(len(part.group) for part in parts) < widest:
-        return [
-            CentredRows.of(
-                torch.cat([part.a for part in remaining]),
-                torch.cat([part.b for part in remaining]),
-            )
-            for remaining in leave_one_out(parts)
-        ]
-    moments = [PairMoments.of(part.a, part.b) for part in parts]
-    return [sum(remaining[1:], remaining[0]) for remaining in leave_one_out(moments)]
+    if len(pairs.group) < max(pairs.a.shape[1], pairs.b.shape[1]):
+        others = [pairs.fold != fold for fold in range(FOLDS)]
+        return [CentredRows.of(pairs.a[rows], pairs.b[rows]) for rows in others]
+    own = [pairs.in_fold(fold) for fold in range(FOLDS)]
+    moments = [PairMoments.of(pairs.a[rows], pairs.b[rows]) for rows in own]
+    return [
+        functools.reduce(operator.add, moments[:fold] + moments[fold + 1 :])
+        for fold in range(FOLDS)
+    ]
 
 
-def leave_one_out(parts: list[T]) -> list[list[T]]:
-    return [[*parts[:k], *parts[k + 1 :]] for k in range(len(parts))]
-
-
-def choose_ridge(folds: list[Fold], trained: list[Trained]) -> tuple[float, bool]:
+def choose_ridge(
+    pairs: Pairs, matches: Matches, trained: list[Trained]
+) -> tuple[float, bool]:
     """The ridge, and whether columns are standardised, by which a given pair scores
     above a known wrong one most often: in the first fold, in more where it is small.
     """
     above: dict[tuple[float, bool], int] = {}
     n_judged = 0
-    for fold, moments in zip(folds, trained, strict=True):
+    for fold, moments in enumerate(trained):
         if n_judged >= N_JUDGED:
             break
-        n_judged += len(fold.rows)
+        n_given = len(pairs.in_fold(fold))
+        n_judged += n_given
         for by_column in (False, True):
-            tried = score_by_ridges(fold, moments, RIDGES, by_column)
-            for ridge, scored in zip(RIDGES, tried, strict=True):
+            tried = score_by_ridges(pairs, fold, matches, moments, RIDGES, by_column)
+            for ridge, (scores, _) in zip(RIDGES, tried, strict=True):
                 setting = ridge, by_column
-                count = count_above(scored.scores, len(fold.rows))
-                above[setting] = above.get(setting, 0) + count
+                above[setting] = above.get(setting, 0) + count_above(scores, n_given)
     return max(above, key=lambda setting: above[setting])
 
 
 def score_by_ridges(
-    fold: Fold, trained: Trained, ridges: Sequence[float], by_column: bool
-) -> list[Scored]:
-    """The pairs of a fold by directions that have not seen them, of every ridge."""
-    found = []
+    pairs: Pairs,
+    fold: int,
+    matches: Matches,
+    trained: Trained,
+    ridges: Sequence[float],
+    by_column: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What ``score_fold`` finds by directions of every ridge, which have not seen the
+    fold.
+    """
+    rows = pairs.in_fold(fold)
     for directions in canonical_directions(trained, ridges, by_column=by_column):
         of_a, of_b = directions.weighted(1.0)
-        x = F.normalize((fold.pairs.a - trained.mean_a) @ of_a, dim=1).float()
-        y = F.normalize((fold.pairs.b - trained.mean_b) @ of_b, dim=1).float()
-        found.append(score_fold(fold, x, y))
-    return found
+        x = F.normalize((pairs.a[rows] - trained.mean_a) @ of_a, dim=1).float()
+        y = F.normalize((pairs.b[rows] - trained.mean_b) @ of_b, dim=1).float()
+        yield score_fold(pairs, fold, matches, x, y)
 
 
-def score_fold(fold: Fold, x: Tensor, y: Tensor) -> Scored:
-    """The cosines of unit rows less how near both are to everything in the fold."""
-    group = fold.pairs.group
+def score_fold(
+    pairs: Pairs, fold: int, matches: Matches, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of a fold's unit rows (n', D) the cosines of its matches, less how near both are
+    to everything in it, and (n',) the rows of b that fit best.
+    """
+    rows = pairs.in_fold(fold)
+    group = pairs.group[rows]
+    place = torch.zeros_like(pairs.group)  # within the fold
+    place[rows] = torch.arange(len(rows))
+    is_own = pairs.fold[matches.of_a] == fold
+    own = Matches(place[matches.of_a[is_own]], place[matches.of_b[is_own]])
+
     near_x, near_y = find_nearest(x, y, group), find_nearest(y, x, group)
     scores = []
-    for of_a, of_b in fold.matches.blocks(near_x.rows.shape[1]):
+    for of_a, of_b in own.blocks(near_x.rows.shape[1]):
         groups_x, groups_y = group[near_x.rows[of_a]], group[near_y.rows[of_b]]
         hub_x = mean_of_ten(near_x.cosines[of_a], groups_x, group[of_b])
         hub_y = mean_of_ten(near_y.cosines[of_b], groups_y, group[of_a])
@@ -353,25 +360,7 @@ def score_fold(fold: Fold, x: Tensor, y: Tensor) -> Scored:
     nearest = near_x.rows.gather(1, first).squeeze(1)
     fits = (x * y[nearest]).sum(1) > (x * y).sum(1)
     fits &= group[nearest] != group
-    better = torch.where(fits, nearest, torch.arange(len(x)))
-    return Scored(fold.matches, torch.cat(scores), better)
-
-
-def join_folds(folds: list[Fold], scored: list[Scored]) -> Scored:
-    """What is found of all pairs, in their order, and of the known wrong ones."""
-    n = sum(len(fold.rows) for fold in folds)
-    own = torch.arange(n)
-    scores, better = torch.empty(n), torch.empty(n, dtype=torch.long)
-    of_a, of_b, all_scores = [own], [own], [scores]
-    for fold, found in zip(folds, scored, strict=True):
-        n_own = len(fold.rows)
-        scores[fold.rows] = found.scores[:n_own]
-        better[fold.rows] = fold.rows[found.better]
-        all_scores.append(found.scores[n_own:])
-        of_a.append(fold.rows[found.matches.of_a[n_own:]])
-        of_b.append(fold.rows[found.matches.of_b[n_own:]])
-    matches = Matches(torch.cat(of_a), torch.cat(of_b))
-    return Scored(matches, torch.cat(all_scores), better)
+    return torch.cat(scores), torch.where(fits, rows[nearest], rows)
 
 
 def neighbour_terms(pairs: Pairs, matches: Matches, by_column: bool) -> list[Tensor]:

@@ -100,7 +100,8 @@ def estimate_wrong_share(
     separation = float(posterior.sum(0) @ grid.separation)
 
     in_cell = np.einsum("sc,scl,sl->l", posterior, 1 / grid.cells, grid.wrong)
-    in_cell = falling(in_cell, counts + 1e-9)
+    # no pair is less probably wrong than one that scores higher
+    in_cell = np.maximum.accumulate(in_cell[::-1])[::-1]
     edges = np.concatenate([[0.0], ENDS, [1.0]])
     centres = (edges[1:] + edges[:-1]) / 2
     probability = np.interp((lower + upper) / 2, centres, in_cell)
@@ -147,16 +148,3 @@ def count_cells(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         low, high = lower[start : start + BLOCK], upper[start : start + BLOCK]
         below += ((ENDS[:, None] - low) / (high - low)).clip(0, 1).sum(1)
     return np.diff(below, prepend=0.0, append=len(lower))
-
-
-def falling(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The nearest values, by weighted squares, that do not rise (isotonic regression by
-    its minimax formula).
-    """
-    total = np.concatenate([[0.0], weights.cumsum()])
-    summed = np.concatenate([[0.0], (weights * values).cumsum()])
-    first, last = np.indices((len(values), len(values)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = (summed[last + 1] - summed[first]) / (total[last + 1] - total[first])
-    means[first > last] = -np.inf
-    return np.array([means[:, k:].max(1)[: k + 1].min() for k in range(len(values))])

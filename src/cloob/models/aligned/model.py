@@ -37,7 +37,7 @@ from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import Towers, fill
 
 if TYPE_CHECKING:  # it brings pyarrow
-    from cloob.data.matrices import Matrix
+    from cloob.data.table import Matrix
     from cloob.data.vectors import VectorPairs
 
 # names and contents of configuration and weights
