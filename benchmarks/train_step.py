@@ -94,7 +94,6 @@ def ours(
         device=args.device,
         epochs=50,
         out=folder / "run",
-        tensorboard=False,
     )
     train(config)
 

@@ -216,13 +216,14 @@ def step_cases():
     import cloob
     from cloob.distributed import Layout
     from cloob.objective import make_objective
-    from cloob.training.optim import parameter_groups
+    from cloob.training.optim import Optimizers, parameter_groups
     from cloob.training.step import Stepper, TowersWithLoss
 
     n = 8
     cases = {
         "tiny-vit, cloob": {},
         "tiny-vit, clip, clipped": {"clip_grad_norm": 1.0},
+        "tiny-vit, cloob, two optimisers": {},
         "tiny-vit, cloob, bf16": {},
         "tiny-resnet, cloob": {},
         "tiny-resnet, cloob, ema": {"ema": 0.99},
@@ -240,6 +241,10 @@ def step_cases():
         for group in groups:
             group["lr"] = 1e-3
         optimizer = torch.optim.AdamW(groups, fused=True)
+        if "two optimisers" in how:
+            optimizer = Optimizers(
+                [torch.optim.AdamW([group], fused=True) for group in groups]
+            )
         precision = "bf16" if "bf16" in how else "fp32"
         towers = TowersWithLoss(encoder, objective, precision).train()
         stepper = Stepper(towers, optimizer, **options)

@@ -23,6 +23,7 @@ OBJECTIVES = {
 STEPS = {
     "tiny-vit, cloob": 780,
     "tiny-vit, clip, clipped": 900,
+    "tiny-vit, cloob, two optimisers": 790,
     "tiny-vit, cloob, bf16": 1_040,
     "tiny-resnet, cloob": 940,
     "tiny-resnet, cloob, ema": 960,

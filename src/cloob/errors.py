@@ -113,11 +113,7 @@ def first_of(names: Sequence[str], most: int = 30) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that brings an extra of this package, in a clone or after a wheel; or
-    a package that no extra has.
-    """
-    if extra == "tensorboard":
-        return f"pip install {extra}"
+    """The command that brings an extra of this package, in a clone or after a wheel."""
     import json  # these two would cost every start 50 ms
     from importlib import metadata
 

@@ -26,7 +26,6 @@ RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
 HEADS = tuple(name for name, settings in RECIPES.items() if settings.get("heads"))
 """Those of heads, whose configuration is a ``HeadsConfig``."""
 _CHOOSING = ("align", "vectors")
-_SCALES = {"published": {name: member.starts for name, member in FAMILY.items()}}
 HeadObjective = ObjectiveName | ClosedForm | Literal["auto"]
 
 
@@ -67,58 +66,35 @@ def get_recipe(
         ('clip', 128, 1)
     """
     key = _recipe_name(name)
-    if key in HEADS:
-        if model is not None:
-            raise InputError(
-                f"model is {model!r}, but {name} trains heads; leave it out"
-            )
-        usual = "auto" if key in _CHOOSING else "cloob"
-        return _heads_config(key, ALIASES.get(objective, objective or usual))
-    return _towers_config(key, ALIASES.get(objective, objective or "cloob"), model)
-
-
-def _heads_config(name: str, objective: str) -> HeadsConfig:
-    """The configuration of a recipe of heads: its settings, and the objective's."""
-    settings = dict(RECIPES[name])
-    objective_settings = settings.pop("objectives", {}).get(objective, {})
-    del settings["about"], settings["heads"]
-    settings["out"] = settings["out"].format(objective=objective)
-    start = HeadsConfig(**settings).override(objective=objective)
-    return start.override(**objective_settings)
-
-
-def _towers_config(
-    name: str, objective: ObjectiveName, model: str | None
-) -> TrainConfig:
-    """The configuration of a recipe of towers: its base, its settings, and those of the
-    objective and the model.
-    """
-    settings = dict(RECIPES[name])
-    settings.pop("about")
-    base = settings.pop("base", None)
-    scales = settings.pop("scales", None)
-    objective_settings = settings.pop("objectives", {})
-    model_settings = settings.pop("models", {})
-    config = TrainConfig() if base is None else _towers_config(base, objective, None)
-    default = settings.pop("model", config.model)
+    settings = starts_of(key)
+    is_of_heads = settings.pop("heads", False)
+    if is_of_heads and model is not None:
+        raise InputError(f"model is {model!r}, but {name} trains heads; leave it out")
+    usual = "auto" if key in _CHOOSING else "cloob"
+    objective = ALIASES.get(objective, objective or usual)
+    del settings["about"]
+    of_objectives = settings.pop("objectives", {})
+    of_models = settings.pop("models", {})
+    has_published_scales = settings.pop("published_scales", False)
     settings["out"] = settings["out"].format(
-        objective=objective, model=str(model or default).lower()
+        objective=objective, model=str(model or settings.get("model")).lower()
     )
-    config = config.override(objective=objective, model=default).override(**settings)
-    config = config.override(**_SCALES.get(scales, {}).get(objective, {}))
-    config = config.override(**objective_settings.get(objective, {}))
+    start: TrainConfig | HeadsConfig = HeadsConfig() if is_of_heads else TrainConfig()
+    config = start.override(**settings).override(objective=objective)
+    if has_published_scales:
+        config = config.override(**FAMILY[objective].starts)
+    config = config.override(**of_objectives.get(objective, {}))
     if model is None:
         return config
-    kind = next((kind for kind in model_settings if model.startswith(kind)), None)
-    return config.override(model=model, **model_settings.get(kind, {}))
+    kind = next((kind for kind in of_models if model.startswith(kind)), None)
+    return config.override(model=model, **of_models.get(kind, {}))
 
 
 def starts_of(name: str) -> dict[str, Any]:
-    """The settings that a recipe gives, as the file has them."""
-    settings = RECIPES[_recipe_name(name)]
-    return (
-        {**starts_of(settings["base"]), **settings} if "base" in settings else settings
-    )
+    """The settings of a recipe, over those of its base, as the file has them."""
+    settings = dict(RECIPES[_recipe_name(name)])
+    base = settings.pop("base", None)
+    return settings if base is None else {**starts_of(base), **settings}
 
 
 def _recipe_name(name: str) -> str:

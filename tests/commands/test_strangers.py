@@ -15,7 +15,6 @@ STRANGERS = [
     "data.sqlite",
     ".hidden/x",
     "checkpoints/mine",
-    "tensorboard/mine",
     "state/mine",
     "averaged/mine",
 ]

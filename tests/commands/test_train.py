@@ -14,8 +14,8 @@ from cloob import cli, get_recipe
 from cloob.commands import train
 from cloob.heads.config import HeadsConfig, check_config
 from cloob.recipes import RECIPES
-from cloob.training.checks import check_combination
 from cloob.training.config import TrainConfig
+from cloob.training.preflight import check_combination
 from make import write_pairs
 
 TINY = [

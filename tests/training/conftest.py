@@ -87,7 +87,7 @@ def base(pairs_folder, nano_configs):
         data=[str(pairs_folder)], model="nano-dropout", lr=3e-3, warmup=3, epochs=3
     )
     start = start.override(batch_size=8, workers=0, max_bad_fraction=0.2, save_every=2)
-    return start.override(device="cpu", tensorboard=False)
+    return start.override(device="cpu")
 
 
 @pytest.fixture(scope="session")

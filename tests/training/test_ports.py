@@ -61,7 +61,6 @@ def run(tmp_path, name, *, pairs, held_out, towers, objective, **parts):
         out=tmp_path / name,
         device="cpu",
         workers=0,
-        tensorboard=False,
         lr=5e-3,
         **settings,
     )

@@ -1,13 +1,12 @@
+"""A whole run: its folder, log, callbacks, faults, and what goes on in the folder."""
+
 import json
-import logging
 import shutil
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
-from torch.nn import functional as F
 from train_helpers import Poison, equal, exact, lines
 
 from cloob.cli import main
@@ -30,6 +29,25 @@ RUN_FOLDER = {
 
 def weights(checkpoint):
     return load_model(str(checkpoint)).state_dict()
+
+
+def column(run, key, log="metrics"):
+    return [line.get(key) for line in lines(run / f"{log}.jsonl")]
+
+
+@pytest.fixture
+def config(trained, tmp_path):
+    """Of the shared run, in a folder of its own."""
+    return trained.config.override(out=tmp_path / "run")
+
+
+@pytest.fixture
+def copied(trained, config):
+    """A copy of the shared run with its last checkpoint alone."""
+    shutil.copytree(trained.run, config.out)
+    for path in list_checkpoints(config.out)[:-1]:
+        shutil.rmtree(path)
+    return config.out
 
 
 def test_the_run_folder_and_what_callbacks_see(trained):
@@ -57,8 +75,9 @@ def test_the_log_lines(trained):
     assert [line["epoch"] for line in found] == [1] * 5 + [2] * 5 + [3] * 5
     # 38 of the 40 pairs can be used, each once an epoch.
     assert [found[i]["samples_seen"] for i in (4, 9, 14)] == [38, 76, 114]
-    assert [line["lr"] for line in found[:3]] == pytest.approx([1e-3, 2e-3, 3e-3])
-    assert found[-1]["lr"] == pytest.approx(3e-3 * (1 + np.cos(np.pi * 11 / 12)) / 2)
+    rates = [line["lr"] for line in found]
+    assert rates[:3] == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert rates[-1] == pytest.approx(3e-3 * (1 + np.cos(np.pi * 11 / 12)) / 2)
     assert trained.result.loss == found[-1]["loss"]
     for line in found:
         assert line["inv_tau"] == pytest.approx(30) and line["beta"] == pytest.approx(8)
@@ -78,108 +97,54 @@ def test_config_json_is_resolved_and_trains_the_same(trained, tmp_path):
     assert equal(weights(other.run), weights(trained.run))
 
 
-def cut_back(trained, out, step):
-    """The run as it would be had it been killed between the checkpoint of ``step`` and
-    the next.
-    """
-    shutil.copytree(trained.run, out)
-    for path in list_checkpoints(out):
-        if path.name > f"step-{step:08d}":
-            shutil.rmtree(path)
-    return out
+def files_of(out):
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_a_finished_run_is_said_to_be_finished(trained, tmp_path, capsys):
+def test_a_finished_run_is_said_to_be_finished(trained, copied, capsys):
     """Exit code 0, one line, and not a byte or a time of its files is changed; another
     model is no such run.
     """
-    out = cut_back(trained, tmp_path / "run", 15)
-    before = {
-        path: (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in out.rglob("*")
-        if path.is_file()
-    }
-    command = [
-        "train",
-        "--config",
-        str(trained.run / "config.json"),
-        "--out",
-        str(out),
-        "--resume",
-        "auto",
-    ]
+    before = files_of(copied)
+    file = str(trained.run / "config.json")
+    command = ["train", "--config", file, "--out", str(copied), "--resume", "auto"]
     assert main(command) == 0
-    assert capsys.readouterr().out.startswith(
-        f"{out}: already finished (3 epochs, 15 steps)"
-    )
+    said = capsys.readouterr().out
+    assert said.startswith(f"{copied}: already finished (3 epochs, 15 steps)")
     assert main([*command, "--model", "nano-wide"]) == 2
-    assert (
-        "was trained with model = 'nano-dropout', not 'nano-wide'"
-        in capsys.readouterr().err
-    )
-    assert {
-        path: (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in out.rglob("*")
-        if path.is_file()
-    } == before
+    other = "was trained with model = 'nano-dropout', not 'nano-wide'"
+    assert other in capsys.readouterr().err
+    assert files_of(copied) == before
 
 
-def test_more_epochs_continue_and_another_objective_does_not(trained, tmp_path, caplog):
-    out = cut_back(trained, tmp_path / "run", 15)
-    config = trained.config.override(out=out, resume="auto")
+def test_more_epochs_continue_and_another_objective_does_not(config, copied):
+    config = config.override(resume="auto")
     other, hotter = config.override(objective="infoloob"), config.override(inv_tau=20)
-    raises(
-        InputError,
-        r"was trained with objective = 'cloob', not 'infoloob'; resume with",
-        train,
-        other,
-    )
+    match = r"was trained with objective = 'cloob', not 'infoloob'; resume with"
+    raises(InputError, match, train, other)
     raises(InputError, r"trained with inv_tau = 30\.\d*, not 20", train, hotter)
-    (out / "config.json").rename(out / "aside.json")  # then the checkpoint itself knows
-    raises(
-        InputError,
-        r"step-00000015: was trained with other.*inv_tau was 20 and is 30",
-        train,
-        hotter,
-    )
-    (out / "aside.json").rename(out / "config.json")
-    with caplog.at_level(logging.WARNING):
-        result = train(config.override(epochs=4, lr=1e-4))
-    assert result.steps == 20 and len(lines(out / "metrics.jsonl")) == 20
-    assert (
-        "another epochs: 4 instead of 3" in caplog.text and "another lr" in caplog.text
-    )
+    (copied / "config.json").rename(copied / "aside.json")  # then the checkpoint knows
+    match = r"step-00000015: was trained with other.*inv_tau was 20 and is 30"
+    raises(InputError, match, train, hotter)
+    (copied / "aside.json").rename(copied / "config.json")
+    assert train(config.override(epochs=4, lr=1e-4)).steps == 20
+    assert column(copied, "step") == list(range(1, 21))
 
 
-def test_an_earlier_run_is_not_overwritten_unasked(trained, tmp_path):
-    raises(
-        InputError,
-        "already holds a run; go on with --resume auto, or give --overwrite",
-        train,
-        trained.config,
-    )
-    out = cut_back(trained, tmp_path / "run", 15)
-    (out / "notes.txt").write_text("mine")
-    result = train(trained.config.override(out=out, overwrite=True, epochs=1))
-    assert result.steps == 5 and len(list_checkpoints(out)) == 3
-    assert {p.name for p in out.iterdir()} == RUN_FOLDER | {"notes.txt"}
-
-
-def test_what_torchrun_starts_again_does_not_overwrite_its_run(
-    trained, tmp_path, monkeypatch
-):
-    out = cut_back(trained, tmp_path / "run", 10)
+def test_an_earlier_run_is_not_overwritten_unasked(config, copied, monkeypatch):
+    match = "already holds a run; go on with --resume auto, or give --overwrite"
+    raises(InputError, match, train, config)
+    (copied / "notes.txt").write_text("mine")
+    config = config.override(overwrite=True, epochs=1)
+    # torchrun starts a run again whose rank died: its checkpoints stay
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    config = trained.config.override(out=out, overwrite=True, epochs=1)
-    raises(
-        InputError,
-        r"run: holds the run that torchrun has started again.*--resume auto",
-        train,
-        config,
-    )
-    assert list_checkpoints(out)[-1].name == "step-00000010"
+    match = r"run: holds the run that torchrun has started again.*--resume auto"
+    raises(InputError, match, train, config)
+    assert list_checkpoints(copied)[-1].name == "step-00000015"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert train(config).steps == 5
+    assert train(config).steps == 5 and len(list_checkpoints(copied)) == 3
+    assert {p.name for p in copied.iterdir()} == RUN_FOLDER | {"notes.txt"}
 
 
 class Evaluates(Callback):
@@ -193,146 +158,82 @@ class Evaluates(Callback):
         self.encoder.train()
 
 
-def test_the_loop_switches_the_towers_back(trained, tmp_path):
+def test_the_loop_switches_the_towers_back(config, tmp_path):
     """Also where a frozen tower was in eval mode before, and a callback puts all of it
     into training mode.
     """
-    config = trained.config.override(
-        out=tmp_path / "run", epochs=1, freeze="image", model="nano-resnet"
-    )
+    config = config.override(epochs=1, freeze="image", model="nano-resnet")
     callback = Evaluates()
     result = train(config, callbacks=[callback])
-    assert (
-        all(modes == callback.modes[0] for modes in callback.modes)
-        and len(callback.modes) == 5
-    )
+    assert callback.modes == 5 * callback.modes[:1]
     assert not callback.encoder.model.visual.bn1.training
     alone = train(config.override(out=tmp_path / "alone"))
-    assert exact(result.run) == exact(alone.run) and equal(
-        weights(result.run), weights(alone.run)
-    )
+    assert exact(result.run) == exact(alone.run)
+    assert equal(weights(result.run), weights(alone.run))
 
 
-def test_nonfinite_steps_are_skipped_and_written_down(trained, tmp_path):
-    result = train(
-        trained.config.override(out=tmp_path / "run", epochs=2),
-        callbacks=[Poison(3, 5)],
-    )
-    found = lines(result.run / "metrics.jsonl")
-    assert [line["step"] for line in found if line.get("skipped") == "not finite"] == [
-        4,
-        5,
-    ]
-    assert all((line["loss"] is None) == (line["step"] in (4, 5)) for line in found)
-    assert exact(result.run)[:3] == exact(trained.run)[:3]
-    named = [
-        line
-        for line in lines(result.run / "skipped.jsonl")
-        if line["reason"] == "not finite"
-    ]
+def test_nonfinite_steps_are_skipped_and_written_down(trained, config):
+    run = train(config.override(epochs=2), callbacks=[Poison(3, 5)]).run
+    found = lines(run / "metrics.jsonl")
+    skipped = [line["step"] for line in found if line.get("skipped") == "not finite"]
+    assert skipped == [4, 5]
+    assert all((line["loss"] is None) == (line["step"] in skipped) for line in found)
+    assert exact(run)[:3] == exact(trained.run)[:3]
+    log = lines(run / "skipped.jsonl")
+    named = [line for line in log if line["reason"] == "not finite"]
     assert named[0]["epoch"] == 1 and named[0]["detail"].startswith("loss nan")
     assert {line["step"] for line in named} == {4, 5}
     # they are the rows of two batches: none of them the same
     assert len({line["key"] for line in named}) == len(named) >= 12
     assert found[-1]["samples_seen"] == 76 - len(named)
-    assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(
-        np.mean([x["loss"] for x in found[:3]])
-    )
+    mean = np.mean([line["loss"] for line in found[:3]])
+    assert column(run, "loss", "epochs")[0] == pytest.approx(mean)
 
 
-def test_too_many_nonfinite_steps_end_the_run(trained, tmp_path):
-    config = trained.config.override(out=tmp_path / "run", keep=1)
+def test_too_many_nonfinite_steps_end_the_run(config):
+    config = config.override(keep=1)
     error = (
         r"step 13: loss or gradient not finite for 10 steps in a row \(samples"
         r" .*skipped.jsonl.*step-00000002"
     )
     raises(TrainingFailed, error, train, config, callbacks=[Poison(3, 100)])
     # What may be damaged is not saved: with keep=1 it would have replaced the good one.
-    (kept,) = list_checkpoints(tmp_path / "run")
+    (kept,) = list_checkpoints(config.out)
     assert kept.name == "step-00000002"
     assert torch.isfinite(weights(kept)["model.token_embedding.weight"]).all()
 
 
-def test_bad_samples_stop_the_run_at_the_end_of_a_small_epoch(trained, tmp_path):
+def test_bad_samples_stop_the_run_at_the_end_of_a_small_epoch(config, tmp_path):
     error = (
         r"2 of 40 samples cannot be used, more than max_bad_fraction = 0\.04.*1 corrupt"
         r" image \(e\.g\. .*13"
     )
-    raises(
-        InputError,
-        error,
-        train,
-        trained.config.override(out=tmp_path / "run", max_bad_fraction=0.04),
-    )
-    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5
-    train(
-        trained.config.override(out=tmp_path / "run2", max_bad_fraction=0.05, epochs=1)
-    )  # 2/40 is not more
-
-
-def test_validation_init_and_several_sources(trained, pairs_folder, tmp_path):
-    held_out = tmp_path / "held-out"
-    held_out.mkdir()
-    for n in range(5):
-        Image.new("RGB", (32, 32), (50 * n, 100, 200)).save(held_out / f"{n}.png")
-        (held_out / f"{n}.txt").write_text(f"shade {n}")
-    config = trained.config.override(
-        data=[str(pairs_folder), str(held_out)],
-        val_data=[str(held_out)],
-        init=str(trained.run),
-        model=None,
-        objective="clip",
-        lr=1e-9,
-        epochs=1,
-        out=tmp_path / "run",
-        tensorboard=True,
-    )
-    result = train(config)
-    assert result.steps == 5 and 37 <= result.samples_seen <= 40
-    assert (result.run / "tensorboard").is_dir()
-    # The validation loss is the objective of all held-out pairs, by the towers in eval
-    # mode.
-    encoder, right = load_model(str(trained.run)), torch.arange(5)
-    with torch.no_grad():
-        images = encoder.encode_image(sorted(held_out.glob("*.png")))
-        logits = images @ encoder.encode_text([f"shade {n}" for n in range(5)]).T / 0.07
-    both = F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)
-    (epoch,) = lines(result.run / "epochs.jsonl")
-    assert epoch["val_loss"] == pytest.approx(float(both) / 2, rel=1e-4)
-    config = config.override(out=tmp_path / "x")
-    for name, value in (("model", "nano-vit"), ("image_size", 64)):
-        error = f"{name} is '?{value}'?; it must be left out with --init"
-        raises(InputError, error, train, config.override(**{name: value}))
-    assert not (tmp_path / "x").exists()
+    raises(InputError, error, train, config.override(max_bad_fraction=0.04))
+    assert len(lines(config.out / "metrics.jsonl")) == 5
+    # 2/40 is not more
+    config = config.override(max_bad_fraction=0.05, out=tmp_path / "allowed")
+    train(config.override(epochs=1))
 
 
 def test_retrieval_joins_where_it_is_told_to(base, trained, tmp_path):
-    """Before, the losses are those of InfoLOOB bit for bit; from there on CLOOB's; a
-    run that goes on is the same.
-    """
+    """Before, the losses are those of InfoLOOB bit for bit; from there on CLOOB's."""
     warm = base.override(retrieval_from=0.5, out=tmp_path / "warm", keep=0)
     plain = base.override(objective="infoloob", out=tmp_path / "plain")
-    for config in (warm, plain):
-        train(config)
-    found, other = (
-        lines(tmp_path / name / "metrics.jsonl") for name in ("warm", "plain")
-    )
-    assert [line["beta"] for line in found] == [None] * 8 + [
-        8.0
-    ] * 7  # 15 steps: half of the run is over after 7.5
-    assert [line["loss"] for line in found[:8]] == [line["loss"] for line in other[:8]]
-    assert all(
-        a["loss"] != b["loss"] for a, b in zip(found[8:], other[8:], strict=True)
-    )
-    assert found[0]["loss"] != lines(trained.run / "metrics.jsonl")[0]["loss"]
-    files = [
-        path / "model" / "objective.json"
-        for path in list_checkpoints(tmp_path / "warm")
+    train(warm)
+    train(plain)
+    # 15 steps: half of the run is over after 7.5
+    assert column(warm.out, "beta") == [None] * 8 + [8.0] * 7
+    found, other = column(warm.out, "loss"), column(plain.out, "loss")
+    assert [a == b for a, b in zip(found, other, strict=True)] == [True] * 8 + [
+        False
+    ] * 7
+    assert found[0] != column(trained.run, "loss")[0]
+    saved = [
+        json.loads((path / "model" / "objective.json").read_text())["hopfield"]
+        for path in list_checkpoints(warm.out)
     ]
-    saved = [json.loads(file.read_text())["hopfield"] for file in files]
-    assert (
-        saved == [False] * 4 + [True] * 4
-    )  # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
+    # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
+    assert saved == [False] * 4 + [True] * 4
 
 
 def test_siglip_s_bias_goes_into_log_folder_and_another_run(base, tmp_path):
@@ -355,29 +256,20 @@ def test_siglip_s_bias_goes_into_log_folder_and_another_run(base, tmp_path):
     assert model.logit_bias is None  # in a softmax it cancels
 
 
-def test_a_longer_run_goes_on_with_the_next_epoch(base, pairs_folder, tmp_path):
+def test_a_longer_run_goes_on_with_the_next_epoch(config, pairs_folder, tmp_path):
     """Each length ends with a validation, and is then finished."""
-    config = base.override(
-        val_data=[str(pairs_folder)],
-        save_every=0,
-        keep=0,
-        out=tmp_path / "run",
-        resume="auto",
-    )
+    judged = config.override(val_data=[str(pairs_folder)], save_every=0, resume="auto")
     for value in (3, 7):
-        result = train(config.override(steps=value))
+        result = train(judged.override(steps=value))
         assert not result.already_finished
         assert (list_checkpoints(result.run)[-1] / "validation.json").is_file()
-        again = train(config.override(steps=value))
+        again = train(judged.override(steps=value))
         assert again.already_finished and not again.out_of_patience
         assert again.steps == result.steps
-    epochs = lines(result.run / "epochs.jsonl")
-    assert [line["step"] for line in epochs] == [3, 7]
-    assert all(line["val_loss"] is not None for line in epochs)
-    rates = [line["lr"] for line in lines(result.run / "metrics.jsonl")]
-    whole = train(base.override(steps=7, out=tmp_path / "whole"))
-    wanted = [line["lr"] for line in lines(whole.run / "metrics.jsonl")]
-    assert rates[3:] == wanted[3:]
+    assert column(result.run, "step", "epochs") == [3, 7]
+    assert None not in column(result.run, "val_loss", "epochs")
+    whole = train(config.override(steps=7, out=tmp_path / "whole"))
+    assert column(result.run, "lr")[3:] == column(whole.run, "lr")[3:]
 
 
 def test_patience_counts_the_looks_at_the_held_out_pairs(
@@ -386,43 +278,30 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     """With a learning rate of nearly nothing no look after the first finds a better
     recall.
     """
-    config = base.override(
-        val_data=[str(pairs_folder)],
-        best="val_recall",
-        lr=1e-12,
-        warmup=0,
-        save_every=0,
-    )
-    words = ["--epochs", "9", "--patience", "2", "--out", str(tmp_path / "run")]
-    (tmp_path / "start.json").write_text(config.to_json())
-    assert main(["train", "--config", str(tmp_path / "start.json"), *words]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"{tmp_path / 'run'}: 15 steps, ")
-    best = lines(tmp_path / "run" / "epochs.jsonl")[0]["val_recall"]
-    assert said[1] == "stopped at epoch 3: no better for 2 epochs"
-    assert said[2] == f"{tmp_path / 'run'}:best: val_recall {best:.4g} (step-00000005)"
     run = tmp_path / "run"
-    command = [
-        "train",
-        "--config",
-        str(run / "config.json"),
-        "--resume",
-        "auto",
-        "--epochs",
-        "12",
-    ]
-    assert main(command) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(
+    config = base.override(val_data=[str(pairs_folder)], best="val_recall", lr=1e-12)
+    config = config.override(warmup=0, save_every=0, epochs=9, patience=2, out=run)
+    (tmp_path / "start.json").write_text(config.to_json())
+
+    def said(file, *words):
+        assert main(["train", "--config", str(file), *words]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    summary, stopped, best, *_ = said(tmp_path / "start.json")
+    assert summary.startswith(f"{run}: 15 steps, ")
+    assert stopped == "stopped at epoch 3: no better for 2 epochs"
+    recall = column(run, "val_recall", "epochs")[0]
+    assert best == f"{run}:best: val_recall {recall:.4g} (step-00000005)"
+    again = [run / "config.json", "--resume", "auto", "--epochs"]
+    assert said(*again, "12")[0].startswith(
         f"{run}: already finished (3 epochs, 15 steps); the patience was used up"
     )
-    assert main([*command, "--patience", "0", "--epochs", "4"]) == 0
-    assert len(lines(run / "epochs.jsonl")) == 4
+    said(*again, "4", "--patience", "0")
+    assert column(run, "epoch", "epochs") == [1, 2, 3, 4]
 
 
-def test_a_long_warmup_is_named(base, tmp_path, caplog):
-    config = base.override(steps=2, warmup=9, save_every=0)
-    train(config.override(out=tmp_path / "run"))
+def test_a_long_warmup_is_named(config, caplog):
+    train(config.override(steps=2, warmup=9, save_every=0))
     warning = (
         "a warm-up of 9 steps is longer than this run of 2: its learning rate ends at"
         " 0.00067, not 0.003"

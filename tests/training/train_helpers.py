@@ -9,6 +9,7 @@ import threading
 import time
 from collections import namedtuple
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -82,6 +83,28 @@ def exact(run):
     ]
 
 
+def assert_close_runs(run, other, tolerance, keys=("loss", "grad_norm")):
+    """The numbers of two runs that may differ by rounding."""
+    for here, there in zip(exact(run), exact(other), strict=True):
+        assert here["samples_seen"] == there["samples_seen"]
+        for key in keys:
+            wanted = pytest.approx(there[key], rel=tolerance)
+            assert here[key] == wanted, (here["step"], key)
+
+
+def learned(run, name):
+    """What the loss of a run has learned."""
+    state = torch.load(latest_checkpoint(run) / "trainer.pt", weights_only=True)
+    return state["objective"][name].item()
+
+
+def on_two_ranks(folder, action):
+    """Runs a training on both, which has to come to its end."""
+    ranks = fork(folder, 2, lambda: action() and None)
+    assert ranks.wait(200) == [0, 0], ranks.told()
+    return ranks
+
+
 class KilledAfter(Callback):
     """kill -9 to this process some time after a step, in the middle of whatever it does
     then; on the last rank only.
@@ -110,18 +133,6 @@ def write_shards(pairs, folder):
         )
     (folder / "sizes.json").write_text('{"00000.tar": 23, "00001.tar": 17}')
     return str(folder)
-
-
-def wait_until(done, process, limit=120):
-    """Waits for something that a process does; fails with its output when it ends
-    before, or takes too long.
-    """
-    end = time.monotonic() + limit
-    while not done():
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            raise AssertionError(process.communicate(timeout=60)[0])
-        time.sleep(0.005)
 
 
 def command_until(folder, config, step=0, then=lambda: None, processes=1):
@@ -205,6 +216,11 @@ class At(Callback):
     def on_step(self, metrics):
         if self.step in (None, metrics["step"]):
             self.action()
+
+
+def told_to_end(step):
+    """SIGTERM after a step."""
+    return At(step, lambda: signal.raise_signal(signal.SIGTERM))
 
 
 class Poison(Callback):

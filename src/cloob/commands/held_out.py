@@ -229,7 +229,7 @@ def _open_split(run: Run) -> VectorPairs | Source:
         opened = open_held_out(config.override(out=run.folder))
     else:
         from cloob.data.items import Items
-        from cloob.training.given import open_pairs
+        from cloob.training.pairs import open_pairs
 
         found = open_pairs(run.config)[1]
         assert not isinstance(found, Items)  # which _check_local refuses

@@ -58,8 +58,7 @@ OPTIONS = {
     "serve --token-file": "CLOOB_TOKEN=$(cat FILE) chooses it",
     "serve --update": "`cloob index --out IDX`, by cron, while it is served",
     "train --grad-checkpointing": "--micro-batch-size saves memory with any tower",
-    "train --wandb": "`tensorboard = true` in a file of --config, or a Callback in"
-    " Python, logs elsewhere",
+    "train --wandb": "a Callback in Python logs elsewhere: the page “Train”",
     "data --count": "a set is counted when it is opened, and sizes.json spares that",
     "data --pictures": "--suspects FILE.csv --out FILE.html shows pictures",
     "--cache-dir": "$CLOOB_CACHE names the folder",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import cloob
 from cloob.commands.console import say, say_next, say_next_of_pictures
@@ -25,11 +24,14 @@ from cloob.commands.options import (
 from cloob.errors import InputError, Stopped
 from cloob.heads.config import read_config
 from cloob.models.runs import CHECKPOINTS_FOLDER, find_best
-from cloob.recipes import HEADS, describe, starts_of
+from cloob.recipes import HEADS, RECIPES, describe, starts_of
 
 if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
 
+Config = cloob.TrainConfig | cloob.HeadsConfig
+COMMANDS = ("train", "train align", "train vectors")
+"""The pages of help; heads have one each for pictures and for vectors."""
 WORDS = {
     "recipe": Option("recipe", (str,), metavar="RECIPE", is_positional=True),
     "config": Option("config", (Path,), metavar="FILE"),
@@ -44,7 +46,7 @@ DOCS = {
 }
 
 
-def read(words: Sequence[str]) -> cloob.TrainConfig | cloob.HeadsConfig | None:
+def read(words: Sequence[str]) -> Config | None:
     """The configuration that the words describe: a recipe, a file over it, and options
     over both; None for ``--list``.
     """
@@ -53,24 +55,17 @@ def read(words: Sequence[str]) -> cloob.TrainConfig | cloob.HeadsConfig | None:
             raise InputError("--list stands alone: cloob train --list")
         return None
     recipe = words[0] if words and not words[0].startswith("-") else None
-    heads = page_of_heads(words)
-    kind: Any = cloob.TrainConfig if heads is None else cloob.HeadsConfig
-    command = "train" if heads is None else f"train {heads}"
+    command = command_of(recipe, words)
+    kind = cloob.TrainConfig if command == "train" else cloob.HeadsConfig
     if HELP_FLAGS & set(words):
         help_on(kind, command, recipe)
-    rest = words if recipe is None else words[1:]
-    refuse_unlisted(kind, command, rest)
-    values = parse_values(options_of_page(kind, command), rest, command)
-    return configured(recipe or heads, values.pop("config", None), values)
-
-
-def configured(
-    recipe: str | None, file: Path | None, values: Mapping[str, Any]
-) -> cloob.TrainConfig | cloob.HeadsConfig:
-    """A recipe, or towers from the defaults, with the settings of a file, and typed
-    ones over both.
-    """
-    start: cloob.TrainConfig | cloob.HeadsConfig = cloob.TrainConfig()
+    typed = words if recipe is None else words[1:]
+    refuse_unlisted(kind, command, typed)
+    values = parse_values(options_of_page(kind, command), typed, command)
+    file = values.pop("config", None)
+    if recipe is None and command != "train":
+        recipe = command.removeprefix("train ")
+    start: Config = cloob.TrainConfig()
     if recipe is not None:
         objective, model = values.get("objective"), values.get("model")
         start = cloob.get_recipe(recipe, objective=objective, model=model)
@@ -82,26 +77,25 @@ def configured(
     return start.override(**values)
 
 
-def page_of_heads(words: Sequence[str]) -> str | None:
-    """The page of heads that the words name, by a recipe or by the configuration of
-    such a run.
+def command_of(recipe: str | None, words: Sequence[str]) -> str:
+    """The page whose options the words may use: by the recipe, or by the configuration
+    of a run of heads in ``--config``.
     """
-    if words and not words[0].startswith("-"):
-        if words[0] not in HEADS:
-            return None
-        return "vectors" if words[0] == "vectors" else "align"
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", nargs="?")
-    file = early.parse_known_args(words)[0].config
-    if file is None or not file.endswith(".json") or not Path(file).is_file():
-        return None
-    config = read_config(Path(file))
-    if config is None:
-        return None
-    return "vectors" if config.has_vectors else "align"
+    if recipe is not None:
+        if recipe not in HEADS:
+            return "train"
+        return "train vectors" if recipe == "vectors" else "train align"
+    for word, following in itertools.pairwise([*words, ""]):
+        option, _, value = word.partition("=")
+        file = Path(value or following)
+        if option == "--config" and file.suffix == ".json" and file.is_file():
+            config = read_config(file)
+            if config is not None:
+                return "train vectors" if config.has_vectors else "train align"
+    return "train"
 
 
-def help_on(kind: Any, command: str, recipe: str | None) -> NoReturn:
+def help_on(kind: type[Config], command: str, recipe: str | None) -> NoReturn:
     """Prints the help of a recipe, or of towers from the defaults."""
     options = options_of_page(kind, command)
     if command == "train":
@@ -114,33 +108,32 @@ def help_on(kind: Any, command: str, recipe: str | None) -> NoReturn:
     show_help(command, options, {**docs_of(kind), **DOCS}, defaults, about)
 
 
-def options_of_page(kind: Any, command: str) -> list[Option]:
-    """The options of a run: the settings that its help shows."""
+def names_on_page(command: str) -> list[str]:
+    """The settings that the help of a command shows."""
+    return list(itertools.chain(*page_of(command)["groups"].values()))
+
+
+def options_of_page(kind: type[Config], command: str) -> list[Option]:
+    """The options of a run."""
     options = {option.name: option for option in options_of(kind)} | WORDS
-    groups = page_of(command)["groups"].values()
-    return [options[name] for name in itertools.chain(*groups)]
+    return [options[name] for name in names_on_page(command)]
 
 
-def refuse_unlisted(kind: Any, command: str, words: Sequence[str]) -> None:
+def refuse_unlisted(kind: type[Config], command: str, words: Sequence[str]) -> None:
     """Refuses an option of another run, or for a setting that only a file sets."""
-    homes = {
-        name: list(itertools.chain(*page_of(name)["groups"].values()))
-        for name in ("train", "train align", "train vectors")
-    }
-    settings = {field.name for field in dataclasses.fields(kind)}
+    pages = {page: names_on_page(page) for page in COMMANDS}
+    settings = [field.name for field in dataclasses.fields(kind)]
     for word in words:
-        spelled = word.partition("=")[0]
-        name = spelled.removeprefix("--").replace("-", "_")
-        if not word.startswith("--") or name in homes[command]:
+        option = word.partition("=")[0]
+        name = option.removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or name in pages[command]:
             continue
-        commands_with_it = [
-            f"`cloob {home}`" for home, names in homes.items() if name in names
-        ]
-        if commands_with_it:
-            raise InputError(f"{spelled} goes with {' and '.join(commands_with_it)}")
+        others = [f"`cloob {page}`" for page in COMMANDS if name in pages[page]]
+        if others:
+            raise InputError(f"{option} goes with {' and '.join(others)}")
         if name in settings:
             raise InputError(
-                f"{spelled} is set in a file: --config more.toml, with the line"
+                f"{option} is set in a file: --config more.toml, with the line"
                 f" {name} = …"
             )
 
@@ -148,7 +141,6 @@ def refuse_unlisted(kind: Any, command: str, words: Sequence[str]) -> None:
 def print_choices() -> int:
     """Prints the recipes and the names of the towers."""
     from cloob.models.source import known_models
-    from cloob.recipes import RECIPES, describe
 
     width = max(map(len, RECIPES))
     for name in RECIPES:
@@ -158,7 +150,7 @@ def print_choices() -> int:
     return 0
 
 
-def run(config: cloob.TrainConfig | cloob.HeadsConfig | None) -> int:
+def run(config: Config | None) -> int:
     """Trains, or without a configuration prints what can be trained."""
     if config is None:
         return print_choices()
@@ -173,7 +165,7 @@ def run_training(config: cloob.TrainConfig) -> int:
     """Trains under a progress display; 0 when the run reached its end or was stopped by
     SIGTERM.
     """
-    from cloob.training.checks import preflight
+    from cloob.training.preflight import preflight
 
     preflight(config)
     is_first = os.environ.get("RANK", "0") == "0"
@@ -212,7 +204,7 @@ def print_result(config: cloob.TrainConfig, result: RunResult) -> None:
     if result.out_of_patience:
         epochs = f"no better for {config.patience} epochs"
         print(f"stopped at epoch {result.epochs}: {epochs}")
-    best = find_best(run, config.best) if config.holds_out else None
+    best = find_best(run, config.best)
     if best is not None:
         print(f"{run}:best: {config.best} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and result.checkpoint is not None:

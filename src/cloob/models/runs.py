@@ -66,7 +66,6 @@ HUB_WEIGHTS_FILES = (
 )
 """The weights that open_clip fetches from a hub: the first of these that is there."""
 
-TENSORBOARD_FOLDER = "tensorboard"
 # All that a run owns: what else lies in its folders is somebody else's.
 _WRITTEN = (
     METRICS_FILE,
@@ -74,7 +73,6 @@ _WRITTEN = (
     SKIPPED_FILE,
     SUSPECTS_FILE,
     f"{CHECKPOINTS_FOLDER}/*step-*",
-    f"{TENSORBOARD_FOLDER}/events.out.tfevents.*",
     f"{STATE_FOLDER}/*.pt",
     RUN_CONFIG_FILE,
 )
@@ -163,7 +161,7 @@ def remove_run(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for name in (CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER, STATE_FOLDER):
+    for name in (CHECKPOINTS_FOLDER, STATE_FOLDER):
         with contextlib.suppress(OSError):  # not there, or not empty
             (out / name).rmdir()
 

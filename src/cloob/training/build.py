@@ -7,8 +7,6 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +14,14 @@ from torch import nn
 
 from cloob.data.loader import Loader
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
+from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
+from cloob.models.load import load_model
 from cloob.models.runs import RUN_CONFIG_FILE
-from cloob.objective import ContrastiveObjective
+from cloob.models.towers import create_model
+from cloob.objective import ContrastiveObjective, make_objective
 from cloob.settings import SCALES
 from cloob.training import sharding
 from cloob.training.callbacks import Metrics
@@ -31,33 +32,162 @@ from cloob.training.checkpoint import (
     Saver,
     find_checkpoint,
     remove_leftovers,
-    restore,
 )
-from cloob.training.checks import check_combination
 from cloob.training.config import TrainConfig
-from cloob.training.custom import GivenObjective
-from cloob.training.generators import set_rng_state
-from cloob.training.given import (
-    CustomParts,
-    Pairs,
-    make_encoder,
-    make_loader,
-    make_loss,
-    open_pairs,
-    same_on_every_rank,
+from cloob.training.custom_modules import (
+    BatchObjective,
+    GivenObjective,
+    GivenTowers,
+    takes,
 )
+from cloob.training.custom_parts import CustomParts, is_family
+from cloob.training.generators import set_rng_state
 from cloob.training.optim import freeze, make_optimizer, warmup_steps
+from cloob.training.pairs import make_loader, open_pairs, same_on_every_rank
+from cloob.training.preflight import check_combination
 from cloob.training.progress import Progress
 from cloob.training.run_folder import (
-    BadSamples,
-    RunLog,
     prepare_run_folder,
     progress_of,
     refuse_another_run,
 )
+from cloob.training.run_log import BadSamples, RunLog
 from cloob.training.step import Stepper, TowersWithLoss
 
 logger = logging.getLogger(__name__)
+DEFAULT_MODEL = "RN50"
+
+
+@dataclass(frozen=True)
+class Run:
+    config: TrainConfig  # with every default filled in
+    encoder: DualEncoder
+    objective: ContrastiveObjective
+    loader: Loader
+    val_loader: Loader | None
+    towers: TowersWithLoss
+    stepper: Stepper
+    progress: Progress
+    saver: Saver
+    log: RunLog
+    bad: BadSamples
+    hands_over_ids: bool  # to the objective
+    metrics: Metrics | None  # the caller's
+
+
+def assemble(config: TrainConfig, custom: CustomParts, device: torch.device) -> Run:
+    """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
+
+    Raises RunFinished if nothing is left to do.
+
+    The run folder is touched last, the optimiser made after all that replaces
+    parameters.
+    """
+    check_combination(config)
+    checkpoint = find_checkpoint(config)
+    on_rank_zero(lambda: refuse_another_run(config))
+    pairs, held_out = open_pairs(config, custom.pairs, custom.held_out)
+    config = fit_batch(config, len(pairs))
+    encoder = make_encoder(config, custom.towers)
+    freeze(encoder, config.freeze)
+    objective = make_loss(config, custom.objective)
+    config = resolved(config, encoder, objective, device)
+    data = {TRAINING: same_on_every_rank(pairs)}
+    if held_out is not None:
+        data[HELD_OUT] = same_on_every_rank(held_out)
+
+    progress = Progress()
+    if checkpoint is not None:
+        progress = progress_of(checkpoint, config, data, objective)
+    whole = getattr(encoder, "takes_batch", False) or isinstance(
+        objective, BatchObjective
+    )
+    order = custom.order(len(pairs), config)
+    loader = make_loader(pairs, encoder, config, device, whole=whole, order=order)
+    val_loader = None
+    if held_out is not None:
+        val_loader = make_loader(
+            held_out, encoder, config, device, whole=whole, train=False
+        )
+    stepper = _make_stepper(config, custom, encoder, objective, device)
+    saver = Saver(config, stepper, data)
+    if checkpoint is not None:
+        saver.restore(checkpoint)
+        loader.load_order(checkpoint.state["order"])
+
+    on_rank_zero(lambda: prepare_run_folder(config, saver.last))
+    _seed_process(config.seed, checkpoint, device)
+    if rank() == 0:
+        remove_leftovers(config.out)
+        write_whole(config.out / RUN_CONFIG_FILE, config.to_json())
+    keep_to_step = progress.step if config.resume != "none" else None
+    log = RunLog(config.out, keep_to_step, writes=rank() == 0)
+    return Run(
+        config=config,
+        encoder=encoder,
+        objective=objective,
+        loader=loader,
+        val_loader=val_loader,
+        towers=stepper.module,
+        stepper=stepper,
+        progress=progress,
+        saver=saver,
+        log=log,
+        bad=BadSamples(progress, loader, config.max_bad_fraction, log),
+        hands_over_ids=config.mask_duplicates or isinstance(objective, GivenObjective),
+        metrics=custom.metrics,
+    )
+
+
+def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
+    """The configuration with a batch size for the number of training pairs: of few, 16
+    to 32 steps an epoch.
+    """
+    if config.batch_size:
+        return config
+    power = 1 << max(pairs // 16, 1).bit_length() - 1
+    size = max(2, 2 * world_size(), min(pairs, 256, max(8, power)))
+    config = config.override(batch_size=size)
+    if rank() == 0:
+        steps = config.total_steps(pairs // size)
+        logger.info(
+            f"{pairs:,} pairs: batch size {size}, {steps:,} steps, warm-up"
+            f" {warmup_steps(config, steps):,}"
+        )
+    return config
+
+
+def make_encoder(config: TrainConfig, towers: nn.Module | None = None) -> DualEncoder:
+    """The towers to start from, on the CPU: given, by name, or loaded."""
+    if towers is not None:
+        return GivenTowers(towers, config.image_size)
+    if config.init is None:
+        name = config.model or DEFAULT_MODEL
+        return create_model(name, image_size=config.image_size, seed=config.seed)
+    encoder = load_model(config.init, device="cpu")
+    encoder.check_weights()
+    if encoder.heads is not None:
+        command = "align" if encoder.config.kind == "aligned" else "vectors"
+        raise InputError(
+            f"init {config.init!r} holds heads; `cloob train {command}` begins anew"
+        )
+    return encoder
+
+
+def make_loss(config: TrainConfig, custom: nn.Module | None) -> ContrastiveObjective:
+    """The caller's loss, else the configuration's; over several ranks it gathers."""
+    if custom is None:
+        try:
+            return make_objective(
+                config.objective, gather=world_size() > 1, **config.given_scales()
+            )
+        except (ValueError, TypeError) as error:
+            raise InputError(f"objective {config.objective!r}: {error}") from error
+    if isinstance(custom, ContrastiveObjective) and is_family(custom):
+        custom.gather = world_size() > 1
+        return custom
+    kind = BatchObjective if takes(custom, "batch") else GivenObjective
+    return kind(custom)  # type: ignore[return-value] # has what training uses
 
 
 def resolved(
@@ -69,23 +199,24 @@ def resolved(
     """The configuration with every default that was chosen while building filled in;
     every rank calls this.
     """
-    leaves = _settled_scales(config, objective)
-    if config.given_towers is None:
-        leaves |= _settled_towers(config, encoder)
+    if config.given_towers is None and config.init is None:
+        model = config.model or encoder.name
+        config = config.override(model=model, image_size=encoder.image_size)
+    if config.given_objective is None:
+        chosen = objective.config()
+        names = [
+            name
+            for name in SCALES
+            if name in chosen and (objective.hopfield or "beta" not in name)
+        ]
+        open_names = [name for name in names if getattr(config, name) is None]
+        config = config.override(**{name: chosen[name] for name in open_names})
     if config.precision == "auto":
         every_rank_can = all(gather_objects(_computes_in_bfloat16(device)))
-        leaves["precision"] = "bf16" if every_rank_can else "fp32"
+        config = config.override(precision="bf16" if every_rank_can else "fp32")
     if config.precision == "bf16" and device.type == "cpu" and rank() == 0:
         warn_of_emulated_bfloat16()
-    return config.override(**leaves)
-
-
-def _settled_towers(config: TrainConfig, encoder: DualEncoder) -> dict[str, Any]:
-    """The model and its picture size that the configuration leaves open."""
-    if config.init is not None:
-        return {}
-    model = config.model or encoder.name
-    return {"model": model, "image_size": encoder.image_size}
+    return config
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
@@ -93,24 +224,6 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _settled_scales(
-    config: TrainConfig, objective: ContrastiveObjective
-) -> dict[str, Any]:
-    """The objective's τ⁻¹, β and scale that the configuration leaves open."""
-    if config.given_objective is not None:
-        return {}
-    chosen = objective.config()
-    if not objective.hopfield:
-        del chosen["beta"], chosen["learnable_beta"]
-    open_names = [name for name in SCALES if getattr(config, name) is None]
-    return {name: chosen[name] for name in open_names if name in chosen}
-
-
-def _trains_batch_norm(encoder: nn.Module) -> bool:
-    norms = (m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
-    return any(p.requires_grad for norm in norms for p in norm.parameters())
 
 
 def prepare_towers(
@@ -132,117 +245,9 @@ def prepare_towers(
         sharding.shard(encoder, device)
 
 
-def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
-    """The configuration with a batch size for the number of training pairs: of few, 16
-    to 32 steps an epoch.
-    """
-    if config.batch_size:
-        return config
-    power = 1 << max(pairs // 16, 1).bit_length() - 1
-    size = max(2, 2 * world_size(), min(pairs, 256, max(8, power)))
-    config = config.override(batch_size=size)
-    if rank() == 0:
-        steps = config.total_steps(pairs // size)
-        logger.info(
-            f"{pairs:,} pairs: batch size {size}, {steps:,} steps, warm-up"
-            f" {warmup_steps(config, steps):,}"
-        )
-    return config
-
-
-@dataclass(frozen=True)
-class Run:
-    config: TrainConfig  # with every default filled in
-    encoder: DualEncoder
-    objective: ContrastiveObjective
-    loader: Loader
-    val_loader: Loader | None
-    towers: TowersWithLoss
-    stepper: Stepper
-    progress: Progress
-    saver: Saver
-    log: RunLog
-    bad: BadSamples
-    hands_over_ids: bool  # to the objective
-    metrics: Metrics | None  # the caller's
-
-
-def _make_loaders(
-    pairs: Pairs,
-    held_out: Pairs | None,
-    custom: CustomParts,
-    encoder: DualEncoder,
-    objective: ContrastiveObjective,
-    config: TrainConfig,
-    device: torch.device,
-) -> tuple[Loader, Loader | None]:
-    """The batches to train on, and those of the held-out pairs."""
-    whole = getattr(encoder, "takes_batch", False)
-    whole = whole or getattr(objective, "sees_batch", False)
-    make = partial(
-        make_loader, encoder=encoder, config=config, device=device, whole=whole
-    )
-    loader = make(pairs, order=custom.order(len(pairs), config))
-    return loader, None if held_out is None else make(held_out, train=False)
-
-
-def assemble(config: TrainConfig, custom: CustomParts, device: torch.device) -> Run:
-    """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
-
-    Raises RunFinished if nothing is left to do.
-
-    The run folder is touched last, the optimiser made after all that replaces
-    parameters.
-    """
-    check_combination(config)
-    checkpoint = find_checkpoint(config)
-    resumed = checkpoint.path if checkpoint else None
-    on_rank_zero(lambda: refuse_another_run(config))
-    pairs, held_out = open_pairs(config, custom.pairs, custom.held_out)
-    config = fit_batch(config, len(pairs))
-    encoder = make_encoder(config, custom.towers)
-    freeze(encoder, config.freeze)
-    objective = make_loss(config, custom.objective)
-    config = resolved(config, encoder, objective, device)
-    data = {TRAINING: same_on_every_rank(pairs)}
-    if held_out is not None:
-        data[HELD_OUT] = same_on_every_rank(held_out)
-
-    progress = Progress()
-    if checkpoint is not None:
-        progress = progress_of(checkpoint, config, data, objective)
-    loader, val_loader = _make_loaders(
-        pairs, held_out, custom, encoder, objective, config, device
-    )
-    stepper = _make_stepper(config, custom, encoder, objective, device)
-    if checkpoint is not None:
-        restore(checkpoint, stepper)
-        loader.load_order(checkpoint.state["order"])
-
-    on_rank_zero(lambda: prepare_run_folder(config, resumed))
-    _seed_process(config.seed, checkpoint, device)
-    saver = Saver(config, stepper, data, resumed)
-    if rank() == 0:
-        remove_leftovers(config.out)
-        write_whole(config.out / RUN_CONFIG_FILE, config.to_json())
-    keep_to_step = progress.step if config.resume != "none" else None
-    log = RunLog(config.out, keep_to_step, writes=rank() == 0)
-    limit = config.max_bad_fraction
-    return Run(
-        config=config,
-        encoder=encoder,
-        objective=objective,
-        loader=loader,
-        val_loader=val_loader,
-        towers=stepper.module,
-        stepper=stepper,
-        progress=progress,
-        saver=saver,
-        log=log,
-        bad=BadSamples(progress, loader, limit, log),
-        hands_over_ids=config.mask_duplicates or isinstance(objective, GivenObjective),
-        metrics=custom.metrics,
-    )
+def _trains_batch_norm(encoder: nn.Module) -> bool:
+    norms = (m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
+    return any(p.requires_grad for norm in norms for p in norm.parameters())
 
 
 def _make_stepper(
@@ -261,8 +266,8 @@ def _make_stepper(
     # Gradient caching embeds twice: not for a batch that is a micro-batch already, on
     # the rank that has most of it.
     micro = config.micro_batch_size
-    largest = -(-config.batch_size // world_size())
-    micro = micro if micro < largest else 0
+    if micro >= -(-config.batch_size // world_size()):
+        micro = 0
     return Stepper(towers, optimizer, config.clip_grad_norm, micro, config.ema)
 
 

@@ -1,10 +1,7 @@
-"""What a caller can hook into a run, and the callbacks that come along: lines of
-progress and TensorBoard.
-"""
+"""What a caller can hook into a run, and lines of progress."""
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cloob.errors import require
-from cloob.models.runs import TENSORBOARD_FOLDER
 from cloob.training.config import TrainConfig
 
-logger = logging.getLogger(__name__)
+Line = Mapping[str, Any]
+"""A line of ``metrics.jsonl`` or ``epochs.jsonl``."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +27,8 @@ class RunInfo:
     config: TrainConfig  # with every default filled in
     # a DualEncoder, or the given towers; a callback may switch it to eval mode, the
     # loop switches back
-    encoder: Any
-    objective: Any  # a ContrastiveObjective, or the given loss
+    encoder: nn.Module
+    objective: nn.Module  # a ContrastiveObjective, or the given loss
     device: torch.device
     total_steps: int  # of the full run
     steps_per_epoch: int
@@ -68,7 +64,7 @@ class HeldOut:
     about as many.
     """
 
-    towers: Any  # in eval mode, or their average
+    towers: nn.Module  # in eval mode, or their average
     x: Tensor  # (N, D) unit rows of the held-out pairs of all ranks, on the CPU
     y: Tensor  # (N, D); row i belongs to row i of x
     ids: Tensor  # (N,) int64; rows of one id belong together
@@ -96,14 +92,14 @@ class Callback:
     def on_start(self, info: RunInfo) -> None:
         """Before the first step."""
 
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
+    def on_step(self, metrics: Line) -> None:
         """After every optimiser step, with the line of ``metrics.jsonl``.
 
         On a CUDA device lines come together, every 50 steps: the towers may be some
         steps further.
         """
 
-    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
+    def on_epoch_end(self, metrics: Line) -> None:
         """After every epoch, with the line of ``epochs.jsonl``; also after one that the
         run's length ended early.
         """
@@ -131,7 +127,7 @@ class ProgressDisplay(Callback):
             self._info = info
         self._began = time.perf_counter()
 
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
+    def on_step(self, metrics: Line) -> None:
         """Prints a line of progress, every so many seconds."""
         now = time.perf_counter()
         if self._info is None or now - self._last < self.every_seconds:
@@ -148,7 +144,7 @@ class ProgressDisplay(Callback):
             f" {timedelta(seconds=left)} left"
         )
 
-    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
+    def on_epoch_end(self, metrics: Line) -> None:
         """Prints what the epoch and its validation gave."""
         message = f"epoch {metrics['epoch']} done, mean loss {_shown(metrics['loss'])}"
         if metrics["val_recall"] is not None:
@@ -168,48 +164,3 @@ class ProgressDisplay(Callback):
 
 def _shown(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.4f}"
-
-
-class TensorBoard(Callback):
-    """TensorBoard events of rank 0. Those after a resumed step are purged; a writer
-    that fails is left out from there on.
-    """
-
-    def __init__(self) -> None:
-        # on every rank: an error on one alone would leave the others
-        self._make_writer = require(
-            "torch.utils.tensorboard", "tensorboard"
-        ).SummaryWriter
-        self._writer: Any = None
-
-    def on_start(self, info: RunInfo) -> None:
-        if info.rank == 0:
-            folder = str(info.run / TENSORBOARD_FOLDER)
-            self._writer = self._make_writer(folder, purge_step=info.start_step + 1)
-
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
-        self._write("train", metrics)
-
-    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        self._write("epoch", metrics)
-
-    def on_end(self, result: RunResult | None) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def _write(self, group: str, metrics: Mapping[str, Any]) -> None:
-        """Writes the numbers of a line."""
-        if self._writer is None:
-            return
-        try:
-            # a thread writes, and raises at one of the next calls
-            for name, value in metrics.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._writer.add_scalar(f"{group}/{name}", value, metrics["step"])
-        except Exception as error:  # what it raises where the disk is full
-            logger.warning(
-                "TensorBoard failed (%s) and is left out from here on; metrics.jsonl"
-                " goes on",
-                error,
-            )
-            self._writer = None

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,9 @@ from cloob.models.weights.containers import check_zip, read_safetensors
 from cloob.scales import FixedScaleWarning
 from cloob.training import sharding
 from cloob.training.config import TrainConfig
-from cloob.training.generators import rng_state
+from cloob.training.generators import RngState, rng_state
 from cloob.training.progress import Progress
+from cloob.training.sharding import OptimizerState
 from cloob.training.step import Stepper
 
 logger = logging.getLogger(__name__)
@@ -53,14 +54,18 @@ TRAINING = "training pairs"
 HELD_OUT = "held-out pairs"
 
 
-def measured(config: TrainConfig, data: Mapping[str, Fingerprint]) -> dict[str, Any]:
-    """What validations are comparable by: the size of the batches, and the held-out
-    pairs if there are any.
-    """
-    held_out = None
-    if HELD_OUT in data:
-        held_out = digest([json.dumps(data[HELD_OUT], sort_keys=True)])
-    return {"batch_size": config.batch_size, "held_out": held_out}
+class TrainerState(TypedDict):
+    """What ``trainer.pt`` holds."""
+
+    optimizer: OptimizerState  # without moments where they are in shards
+    options: list[dict[str, object]]  # of the optimiser's groups, as configured
+    objective: dict[str, Tensor]
+    progress: dict[str, int | float | dict[str, int]]
+    order: object  # what the epoch's order depends on beside the seed
+    rng: list[RngState]  # of every rank
+    batch_size: int
+    data: dict[str, Fingerprint]
+    weights: str  # the digest of the weights files
 
 
 def weights_digest(checkpoint: Path) -> str:
@@ -85,27 +90,66 @@ class Saver:
         config: TrainConfig,
         stepper: Stepper,
         data: Mapping[str, Fingerprint],
-        resumed: Path | None,
     ) -> None:
         self.config, self.stepper, self.data = config, stepper, data
-        self.last = resumed  # the newest checkpoint
+        self.last: Path | None = None  # the newest checkpoint
         self._saved: tuple[int, int] | None = None
-        self._measured = measured(config, data)
-        self._validation: dict[str, Any] = {"step": None}
+        # validations are comparable by the size of batches and the held-out pairs
+        self._measured: dict[str, object] = {"batch_size": config.batch_size}
+        if HELD_OUT in data:
+            fingerprint = json.dumps(data[HELD_OUT], sort_keys=True)
+            self._measured["held_out"] = digest([fingerprint])
+        self._validation: dict[str, object] = {}  # of the step that it names
+        self._options: list[dict[str, object]] = [  # as configured
+            {key: value for key, value in group.items() if key != "params"}
+            for group in stepper.optimizer.param_groups
+        ]
 
-    def is_best(self, step: int, metrics: dict[str, float | None]) -> bool:
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Loads weights, objective and optimiser of a checkpoint into the freshly built
+        stepper.
+        """
+        stepper, state = self.stepper, checkpoint.state
+        encoder, optimizer = stepper.module.encoder, stepper.optimizer
+        self.last = checkpoint.path
+        load_objective(checkpoint, stepper.module.objective)
+        with _other_parameters(checkpoint):
+            if checkpoint.weights is None:
+                shards = checkpoint.path / runs.SHARDS_FOLDER
+                groups = state["optimizer"]["param_groups"]
+                sharding.load_shards(shards, encoder, optimizer, groups)
+            else:
+                sharding.load_whole(encoder, checkpoint.weights)
+                sharding.load_whole_optimizer(optimizer, state["optimizer"])
+            if stepper.average is not None and checkpoint.average is not None:
+                stepper.average.encoder.load_state_dict(checkpoint.average)
+                stepper.average.begun = True
+        # An option is the configuration's where that changed; all else is the
+        # checkpoint's: some optimisers count in there.
+        options = zip(self._options, state["options"], strict=True)
+        for group, (now, then) in zip(optimizer.param_groups, options, strict=True):
+            for key, value in now.items():
+                if key not in then or then[key] != value:
+                    group[key] = value
+
+    def is_best(self, step: int, metrics: Mapping[str, float | None]) -> bool:
         """Whether the weights after ``step`` are better than those of every
         checkpoint.
         """
         run, metric = self.config.out, self.config.best
-        self._validation = {"step": step, "metric": metric} | metrics | self._measured
+        self._validation = {
+            "step": step,
+            "metric": metric,
+            **metrics,
+            **self._measured,
+        }
         value = metrics.get(metric)
         best = on_rank_zero(lambda: runs.find_best(run, metric, self._measured))
         if value is None or best is None:
             return value is not None
         return runs.is_better(metric, value, best[1])
 
-    def save(self, progress: Progress, order: Any, *, hopfield: bool) -> bool:
+    def save(self, progress: Progress, order: object, *, hopfield: bool) -> bool:
         """Writes a checkpoint of this step, and says so, unless there is one; every
         rank calls it.
 
@@ -120,7 +164,7 @@ class Saver:
         name = runs.CHECKPOINT.format(progress.step)
         final = run / runs.CHECKPOINTS_FOLDER / name
         folder = final.with_name(f".tmp-{name}")
-        encoder: Any = self.stepper.module.encoder
+        encoder = self.stepper.module.encoder
         with _written(final):
             on_rank_zero(partial(folder.mkdir, parents=True, exist_ok=True))
             state = self._state(progress, order)
@@ -134,27 +178,28 @@ class Saver:
         self.last = final
         return True
 
-    def _state(self, progress: Progress, order: Any) -> dict[str, Any]:
-        """What ``trainer.pt`` holds; called on every rank."""
+    def _state(self, progress: Progress, order: object) -> TrainerState:
+        """Called on every rank."""
         stepper = self.stepper
         moments = stepper.optimizer.state_dict()
         if sharding.is_sharded(stepper.module.encoder):
             moments["state"] = {}  # in the shards
         return {
             "optimizer": moments,
-            "options": stepper.options,
+            "options": self._options,
             "objective": copy.deepcopy(stepper.module.objective.state_dict()),
             "progress": dict(vars(progress)),
             "order": order,
             "rng": gather_objects(rng_state(stepper.device)),
             "batch_size": self.config.batch_size,
             "data": dict(self.data),
+            "weights": "",  # they are written first
         }
 
     def _write(
         self,
         folder: Path,
-        state: dict[str, Any],
+        state: TrainerState,
         weights: dict[str, Tensor] | None,
         hopfield: bool,
     ) -> None:
@@ -163,11 +208,10 @@ class Saver:
         settings = module.objective.config()  # none of a caller's loss
         if settings:
             settings["hopfield"] = hopfield
-        encoder: Any = module.encoder
-        save_model(folder / runs.MODEL_FOLDER, encoder, settings, weights)
+        save_model(folder / runs.MODEL_FOLDER, module.encoder, settings, weights)
         if average is not None:
             save_model(folder / runs.EMA_FOLDER, average.encoder, settings)
-        if self._validation["step"] == state["progress"]["step"]:
+        if self._validation.get("step") == state["progress"]["step"]:
             text = json.dumps(self._validation, indent=2) + "\n"
             (folder / runs.VALIDATION_FILE).write_text(text, encoding="utf-8")
         state["weights"] = weights_digest(folder)
@@ -242,7 +286,7 @@ class Checkpoint:
     # of the encoder, from ``model/``; None: they are in shards
     weights: dict[str, Tensor] | None
     average: dict[str, Tensor] | None  # from ``ema/``
-    state: dict[str, Any]  # what ``trainer.pt`` holds
+    state: TrainerState
     progress: Progress  # as it was written
 
 
@@ -305,33 +349,6 @@ def _newest_whole(run: Path) -> Path | None:
         f"{run}: has no complete checkpoint (the newest: {first}); another --out starts"
         " anew"
     )
-
-
-def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
-    """Loads weights, objective and optimiser of a checkpoint into a freshly
-    built stepper.
-    """
-    encoder, optimizer = stepper.module.encoder, stepper.optimizer
-    state = checkpoint.state
-    load_objective(checkpoint, stepper.module.objective)
-    with _other_parameters(checkpoint):
-        if checkpoint.weights is None:
-            shards = checkpoint.path / runs.SHARDS_FOLDER
-            groups = state["optimizer"]["param_groups"]
-            sharding.load_shards(shards, encoder, optimizer, groups)
-        else:
-            sharding.load_whole(encoder, checkpoint.weights)
-            sharding.load_whole_optimizer(optimizer, state["optimizer"])
-        if stepper.average is not None and checkpoint.average is not None:
-            stepper.average.encoder.load_state_dict(checkpoint.average)
-            stepper.average.begun = True
-    # An option is the configuration's where that changed; all else is the checkpoint's:
-    # some optimisers count in there.
-    options = zip(stepper.options, state["options"], strict=True)
-    for group, (now, then) in zip(optimizer.param_groups, options, strict=True):
-        for key, value in now.items():
-            if key not in then or then[key] != value:
-                group[key] = value
 
 
 def load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:

@@ -1,14 +1,14 @@
 """What a training run of towers is made of: one flat dataclass. No torch here.
 
 A field's docstring is its help on the command line. What a value may be stands in its
-annotation; what does not go together is in ``checks``.
+annotation; what does not go together is in ``preflight``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from annotated_types import Interval
 
@@ -127,10 +127,6 @@ class TrainConfig(ObjectiveSettings):
     """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
     restarts: AtLeastOne = 10
     """Cosine cycles of the cosine-restarts schedule."""
-    like_ml_jku: bool = False
-    """Weight decay by the parameters' names and a warm-up that begins at 0, as in the
-    authors' program.
-    """
     ema: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, such as 0.999: validated,
     and saved as ema/.
@@ -185,8 +181,6 @@ class TrainConfig(ObjectiveSettings):
     """auto: go on from the newest complete checkpoint in --out, if any."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
-    tensorboard: bool = False
-    """Also write TensorBoard events; it must be installed."""
 
     # the classes of the parts that Python code gave to ``train``; they stand in the
     # place of what is named above
@@ -211,7 +205,7 @@ class TrainConfig(ObjectiveSettings):
         if self.epochs is self.steps is None:
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
 
-    def override(self, **changes: Any) -> Self:
+    def override(self, **changes: object) -> Self:
         """A copy with some settings changed: ``config.override(lr=1e-4, epochs=3)``.
 
         ``epochs`` and ``steps`` replace each other, and so do ``val_data`` and

@@ -8,9 +8,9 @@ import contextlib
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -33,33 +33,31 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignal:
-        def request(*_: object) -> None:
-            self.requested = True
-            self.ignore_children()
-
         if threading.current_thread() is threading.main_thread():
-            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, request)
+            self._handle(signal.SIGTERM, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+        self.ignore_children()
+
+    def _handle(self, number: signal.Signals, handler: Callable[..., None]) -> None:
+        self._before.setdefault(number, signal.getsignal(number))
+        signal.signal(number, handler)
 
     def ignore_children(self) -> None:
         """From here on a data worker's death is noticed where its batch is awaited, not
         in the middle of a step.
         """
-        if (
-            self._before
-            and hasattr(signal, "SIGCHLD")
-            and signal.SIGCHLD not in self._before
-        ):
-            self._before[signal.SIGCHLD] = signal.signal(
-                signal.SIGCHLD, lambda *_: None
-            )
+        if self._before and signal.SIGCHLD not in self._before:
+            self._handle(signal.SIGCHLD, lambda *_: None)
 
 
 def fetch(
@@ -137,11 +135,8 @@ def enough_memory(config: TrainConfig) -> Iterator[None]:
             raise
         local = -(-config.batch_size // world_size())
         pairs = min(local, config.micro_batch_size or local)
-        less = (
-            f"--micro-batch-size {max(2, pairs // 2)} or less (the loss stays that of"
-            " the full batch)"
-        )
-        helps = f"{less}, a smaller --batch-size, or a smaller --model"
         raise InputError(
-            f"{pairs} pairs at a time do not fit in memory; give {helps}"
+            f"{pairs} pairs at a time do not fit in memory; give --micro-batch-size"
+            f" {max(2, pairs // 2)} or less (the loss stays that of the full batch), a"
+            " smaller --batch-size, or a smaller --model"
         ) from error

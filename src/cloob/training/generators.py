@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 
-def torch_rng_state(device: torch.device) -> dict[str, Any]:
+class RngState(TypedDict):
+    """Of python's, numpy's and torch's generators: plain values and tensors."""
+
+    python: tuple[int, tuple[int, ...], float | None]
+    numpy: tuple[str, Tensor, int, int, float]
+    torch: dict[str, Tensor]
+
+
+def torch_rng_state(device: torch.device) -> dict[str, Tensor]:
     """State of torch's generators, that of the device among them."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    state = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
@@ -20,7 +29,7 @@ def torch_rng_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
-def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+def set_torch_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     """Sets torch's generators to a stored state."""
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
@@ -29,27 +38,29 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """State of python's, numpy's and torch's generators, as tensors and plain types."""
+def rng_state(device: torch.device) -> RngState:
+    """State of all generators."""
     import numpy as np  # gradient caching, which keeps torch's alone, works without
 
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    words = torch.from_numpy(np.asarray(keys).astype(np.int64))
     return {
         "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        **torch_rng_state(device),
+        "numpy": (str(name), words, *rest),
+        "torch": torch_rng_state(device),
     }
 
 
-def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Sets all random generators to a stored state."""
+def set_rng_state(state: RngState, device: torch.device) -> None:
+    """Sets all generators to a stored state."""
     import numpy as np
 
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    set_torch_rng_state(state, device)
+    version, internal, python_gauss = state["python"]
+    random.setstate((version, tuple(internal), python_gauss))
+    name, words, place, has_gauss, gauss = state["numpy"]
+    keys = words.numpy().astype(np.uint32)
+    np.random.set_state((name, keys, place, has_gauss, gauss))  # noqa: NPY002
+    set_torch_rng_state(state["torch"], device)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ same random state and buffers. Batch normalisation sees micro-batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ from cloob.training.generators import set_torch_rng_state, torch_rng_state
 
 T = TypeVar("T")
 Rows = tuple[Tensor, ...] | Mapping[str, Tensor]
+Learned = tuple[Tensor, Tensor]
+"""A tensor that learns beside the towers, and the leaf in its place whose gradient is
+its own; a parameter is its own leaf.
+"""
 
 
 def cached_backward(
@@ -32,7 +36,7 @@ def cached_backward(
     towers: nn.Module,
     ids: Tensor | None = None,
     scale: Callable[[Tensor], Tensor] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Tensor:
     """Adds the gradient of ``objective`` on the full batch to the parameters'
     ``.grad``; runs ``encode`` twice.
@@ -64,10 +68,9 @@ def cached_backward(
         then the gradients are, too.
 
     Raises:
-        TypeError: ``encode`` returns neither two tensors (n, D) nor a mapping of (n,
-            …), or the objective no 0-d tensor.
-        ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``;
-            whatever the objective raises. All before any gradient was added.
+        ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``.
+            These, and what ``encode`` and the objective raise, come before any
+            gradient was added.
 
     Example:
         >>> import torch
@@ -85,102 +88,91 @@ def cached_backward(
         >>> towers[0].weight.grad.shape
         torch.Size([4, 6])
     """
-    # both passes need the same: a shuffling loader would give others
-    micro_batches = list(micro_batches)
+    learned: list[Learned] = []
+    if isinstance(objective, nn.Module):
+        learned += [(p, p) for p in objective.parameters() if p.requires_grad]
+    for name, value in options.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            leaf = value.detach().requires_grad_()
+            learned.append((value, leaf))
+            options[name] = leaf
+    if ids is not None:
+        options["ids"] = ids
+
+    def loss_of(features: Rows) -> Tensor:
+        if isinstance(features, Mapping):
+            return objective(features, **options)
+        return objective(*features, **options)
+
+    return backward_in_parts(
+        encode, loss_of, list(micro_batches), towers, learned, scale
+    )
+
+
+def backward_in_parts(
+    encode: Callable[[T], Rows],
+    loss_of: Callable[[Rows], Tensor],
+    micro_batches: Sequence[T],
+    towers: nn.Module,
+    learned: Sequence[Learned],
+    scale: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """As ``cached_backward``, of a loss of all rows in the form of ``encode``; called
+    once.
+    """
     if not micro_batches:
         raise ValueError("no micro-batches: gradient caching needs at least one")
     if not torch.is_grad_enabled():
         raise ValueError(
             "gradients are off (no_grad, inference_mode): gradient caching is for them"
         )
-    no_sync: Any = nullcontext
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if isinstance(towers, DistributedDataParallel):
+        _prepare_ddp(towers)
         # a rank with fewer parts would average while another has not finished its own
         no_sync = towers.no_sync
-        _prepare_ddp(towers)
-    if ids is not None:
-        options["ids"] = ids
     device = next(towers.parameters()).device
     embedded, states = _first_pass(encode, micro_batches, towers, device)
-    loss, incoming, learned = _differentiate(objective, embedded, options, scale)
-    last = len(micro_batches) - 1
-    for i, micro_batch in enumerate(micro_batches):
-        with nullcontext() if i == last else no_sync():
-            set_torch_rng_state(states[i], device)
-            features = encode(micro_batch)
-            pairs = list(zip(_rows(features), incoming[i], strict=True))
-            if i == last:
-                pairs += learned
-            _backward(pairs)
-    return loss.detach()
 
-
-def _differentiate(
-    objective: Callable[..., Tensor],
-    embedded: Sequence[Rows],
-    options: dict[str, Any],
-    scale: Callable[[Tensor], Tensor] | None,
-) -> tuple[Tensor, list[tuple[Tensor | None, ...]], list[tuple[Tensor, Tensor | None]]]:
-    """The loss of all rows; its gradients at the rows of every micro-batch; and what
-    else learns, with its gradient.
-    """
     rows = [torch.cat(side) for side in zip(*map(_rows, embedded), strict=True)]
     for side in rows:
         side.requires_grad_(side.is_floating_point())
-    roots, leaves = _learned(objective, options)
+    whole: Rows = tuple(rows)
     if isinstance(embedded[0], Mapping):
-        named = dict(zip(embedded[0], rows, strict=True))
-        loss = objective(named, **(options | leaves))
-    else:
-        loss = objective(*rows, **(options | leaves))
-    _check_loss(loss)
-    differentiable = [side for side in rows if side.requires_grad]
-    differentiable += (roots | leaves).values()
+        whole = dict(zip(embedded[0], rows, strict=True))
+    loss = loss_of(whole)
+    leaves = [side for side in rows if side.requires_grad]
+    leaves += [leaf for _, leaf in learned]
     # an autocast of the caller's would reach the products of the gradient
-    with torch.autocast(rows[0].device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         scaled = loss if scale is None else scale(loss)
-        found = iter(torch.autograd.grad(scaled, differentiable, allow_unused=True))
+        gradients = iter(torch.autograd.grad(scaled, leaves, allow_unused=True))
     sizes = [len(_rows(features)[0]) for features in embedded]
-    sides = [_cut(next(found) if side.requires_grad else None, sizes) for side in rows]
-    learned: list[tuple[Tensor, Tensor | None]]
-    learned = list(zip(roots.values(), found, strict=True))
-    return loss, list(zip(*sides, strict=True)), learned
+    incoming = [
+        _cut(next(gradients) if side.requires_grad else None, sizes) for side in rows
+    ]
+    roots = [root for root, _ in learned]
+    outside_the_towers = list(zip(roots, gradients, strict=True))
 
-
-def _learned(
-    objective: Callable[..., Tensor], options: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What learns beside the towers, by name: the objective's parameters and tensors
-    among its options; and leaves in the place of the latter.
-    """
-    roots: dict[str, Tensor] = {}
-    if isinstance(objective, nn.Module):
-        for name, parameter in objective.named_parameters():
-            if parameter.requires_grad:
-                roots[f"objective.{name}"] = parameter
-    leaves: dict[str, Tensor] = {}
-    for name, value in options.items():
-        if isinstance(value, Tensor) and value.requires_grad:
-            roots[name] = value
-            leaves[name] = value.detach().requires_grad_()
-    return roots, leaves
-
-
-def _cut(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
-    return [None] * len(sizes) if gradient is None else torch.split(gradient, sizes)
+    last = len(micro_batches) - 1
+    for i, micro_batch in enumerate(micro_batches):
+        with no_sync() if i < last else nullcontext():
+            set_torch_rng_state(states[i], device)
+            features = _rows(encode(micro_batch))
+            arriving = [side[i] for side in incoming]
+            pairs = list(zip(features, arriving, strict=True))
+            if i == last:
+                pairs += outside_the_towers
+            _backward(pairs)
+    return loss.detach()
 
 
 def _rows(features: Rows) -> list[Tensor]:
     return list(features.values() if isinstance(features, Mapping) else features)
 
 
-def _check_loss(loss: object) -> None:
-    if isinstance(loss, Tensor) and not loss.ndim:
-        return
-    found = f"a {type(loss).__name__}"
-    if isinstance(loss, Tensor):
-        found = f"shape {tuple(loss.shape)}"
-    raise TypeError(f"the objective returned {found}; a 0-d tensor is expected")
+def _cut(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
+    return [None] * len(sizes) if gradient is None else torch.split(gradient, sizes)
 
 
 def _backward(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
@@ -193,9 +185,8 @@ def _backward(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         if root.requires_grad and gradient is not None
     ]
     if live:
-        torch.autograd.backward(
-            [root for root, _ in live], [gradient for _, gradient in live]
-        )
+        roots, gradients = zip(*live, strict=True)
+        torch.autograd.backward(roots, gradients)
 
 
 def _prepare_ddp(towers: DistributedDataParallel) -> None:
@@ -212,77 +203,12 @@ def _prepare_ddp(towers: DistributedDataParallel) -> None:
             )
 
 
-class Buffers:
-    """Buffers of modules as they are now (running statistics, power iterations),
-    whether written or replaced later.
-
-    Values of one dtype lie behind one another, so that a device is given a few
-    operations and not some for every buffer.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._held = [
-            (buffers_of(owner), name, buffer)
-            for owner in modules
-            for name, buffer in buffers_of(owner).items()
-        ]
-        self._kinds: dict[Any, list[int]] = {}  # places in the list above
-        for place, (_, _, buffer) in enumerate(self._held):
-            if buffer is not None and buffer.numel() > 0:
-                kind = (buffer.dtype, buffer.device)
-                self._kinds.setdefault(kind, []).append(place)
-        self._values: dict[int, Tensor] = {}
-        for places in self._kinds.values():
-            buffers = [self._held[place][2] for place in places]
-            parts = _split_as(_flat(buffers), buffers)
-            self._values.update(zip(places, parts, strict=True))
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Gives the modules back the buffers they had, with their values."""
-        for buffers, name, buffer in self._held:
-            if buffers.get(name) is not buffer:
-                buffers[name] = buffer
-        for places in self._kinds.values():
-            held: Any = [self._held[place][2] for place in places]
-            torch._foreach_copy_(held, [self._values[place] for place in places])
-
-    @torch.no_grad()
-    def restore_unless(self, good: Tensor) -> None:
-        """Puts values back where the 0-d bool ``good`` is false; waits for no
-        device.
-        """
-        for places in self._kinds.values():
-            found = [self._held[place][0].get(self._held[place][1]) for place in places]
-            present = [
-                (now, self._values[place])
-                for now, place in zip(found, places, strict=True)
-                if now is not None
-            ]
-            if present:
-                now, before = (list(side) for side in zip(*present, strict=True))
-                chosen = torch.where(good, _flat(now), _flat(before))
-                torch._foreach_copy_(now, _split_as(chosen, now))
-
-
-def _flat(tensors: Sequence[Any]) -> Tensor:
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-
-
-def _split_as(flat: Tensor, tensors: Sequence[Any]) -> list[Tensor]:
-    """Parts of a flat tensor in the shapes of the tensors."""
-    parts = flat.split([tensor.numel() for tensor in tensors])  # type: ignore[no-untyped-call]
-    return [
-        part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
-    ]
-
-
 def _first_pass(
     encode: Callable[[T], Rows],
     micro_batches: Sequence[T],
     towers: nn.Module,
     device: torch.device,
-) -> tuple[list[Rows], list[Any]]:
+) -> tuple[list[Rows], list[dict[str, Tensor]]]:
     """Every micro-batch's features, without a graph, and the states of random
     generators before it, to be put back.
     """
@@ -291,9 +217,7 @@ def _first_pass(
         with torch.no_grad():
             for micro_batch in micro_batches:
                 states.append(torch_rng_state(device))
-                embedded: Any = encode(micro_batch)
-                _check_features(embedded)
-                features.append(embedded)
+                features.append(encode(micro_batch))
     finally:
         buffers.restore()
     # Inside an autocast of the caller's, older PyTorch hands weights that were cast
@@ -302,18 +226,60 @@ def _first_pass(
     return features, states
 
 
-def _check_features(features: Any) -> None:
-    """TypeError unless there are two (n, D) tensors, or (n, …) by name."""
-    named = isinstance(features, Mapping)
-    several = named or isinstance(features, tuple | list)
-    shapes = [_shape(side) for side in (_rows(features) if several else [features])]
-    fits = named or [len(shape) for shape in shapes] == [2, 2]
-    if not fits or len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
-        raise TypeError(
-            f"encode returned {shapes}; two tensors (n, D) of the same n are expected,"
-            " or a mapping of tensors (n, …)"
-        )
+class Buffers:
+    """Buffers of modules as they are now (running statistics, power iterations),
+    whether written or replaced later.
+
+    Copies of one dtype lie behind one another, so that a device is given a few
+    operations and not some for every buffer.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._owners = list(map(buffers_of, modules))
+        self._before = [dict(owner) for owner in self._owners]
+        places: dict[tuple[torch.dtype, torch.device], list[tuple[int, str]]] = {}
+        for number, owner in enumerate(self._before):
+            for name, buffer in owner.items():
+                if buffer is not None and buffer.numel() > 0:
+                    kind = (buffer.dtype, buffer.device)
+                    places.setdefault(kind, []).append((number, name))
+        self._copies = [
+            (part, _flat(self._tensors(self._before, part))) for part in places.values()
+        ]
+
+    def _tensors(
+        self, owners: Sequence[dict[str, Tensor | None]], part: list[tuple[int, str]]
+    ) -> list[Tensor]:
+        tensors = [owners[number][name] for number, name in part]
+        return [tensor for tensor in tensors if tensor is not None]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Gives the modules back the buffers they had, with their values."""
+        for owner, before in zip(self._owners, self._before, strict=True):
+            owner.update(before)
+        for part, copy in self._copies:
+            tensors = self._tensors(self._before, part)
+            torch._foreach_copy_(tensors, _split_as(copy, tensors))
+
+    @torch.no_grad()
+    def restore_unless(self, good: Tensor) -> None:
+        """Puts values back where the 0-d bool ``good`` is false; waits for no
+        device.
+        """
+        for part, copy in self._copies:
+            tensors = self._tensors(self._owners, part)
+            chosen = torch.where(good, _flat(tensors), copy)
+            torch._foreach_copy_(tensors, _split_as(chosen, tensors))
 
 
-def _shape(side: object) -> tuple[Any, ...]:
-    return tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,)
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def _split_as(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Parts of a flat tensor in the shapes of the tensors."""
+    parts = flat.split([tensor.numel() for tensor in tensors])  # type: ignore[no-untyped-call]
+    return [
+        part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
+    ]

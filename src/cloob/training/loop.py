@@ -8,15 +8,14 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from cloob.data.bad import by_reason
-from cloob.data.batch import Batch, Skip
+from cloob.data.batch import Batch
 from cloob.data.loader import Copies
 from cloob.distributed import process_group, rank, resolve_device
 from cloob.errors import InputError, Stopped, TrainingFailed
@@ -29,17 +28,16 @@ from cloob.training.callbacks import (
     RunFinished,
     RunInfo,
     RunResult,
-    TensorBoard,
 )
 from cloob.training.config import TrainConfig
+from cloob.training.custom_parts import CustomParts
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.generators import preserved_rng
-from cloob.training.given import CustomParts, GivenPairs
 from cloob.training.optim import GivenOptimizer, freeze
+from cloob.training.pairs import GivenPairs
 from cloob.training.progress import Schedule, is_whole
-from cloob.training.record import Step, StepLog
-from cloob.training.validation import Metrics as Validated
-from cloob.training.validation import validate_run
+from cloob.training.step_log import Step, StepLog
+from cloob.training.validation import Validation, validate_run
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +50,8 @@ def train(
     towers: nn.Module | None = None,
     objective: nn.Module | None = None,
     optimizer: GivenOptimizer | None = None,
-    sampler: Any = None,
-    batch_sampler: Any = None,
+    sampler: Iterable[int] | None = None,
+    batch_sampler: Iterable[Sequence[int]] | None = None,
     metrics: Metrics | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
@@ -122,14 +120,11 @@ def train(
     config = custom.named(config)
     device = resolve_device(config.device)
     with process_group(device), lock_run_folder(config.out) as check_lock:
-        every = list(callbacks)
-        if config.tensorboard:
-            every.append(TensorBoard())
         try:
             run = assemble(config, custom, device)
         except RunFinished as ended:
             return ended.result
-        loop = Loop(run, custom, every, check_lock)
+        loop = Loop(run, custom, callbacks, check_lock)
         with StopSignal() as stop:
             result = loop.go(stop)
         del run, loop  # and with them DDP, before the group that it holds
@@ -310,40 +305,40 @@ class Loop:
         self.steps.flush()
         run.bad.check(ended=True)
         self.skipped = run.bad.reasons()
-        metrics, lost, best = self._validate(stop)
+        found, best = self._validate(stop)
         line = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
             "samples_seen": progress.samples_seen,
             "loss": progress.mean_loss(),
-            **metrics,
+            **found.metrics,
             "skipped": self.skipped,
             "seconds": time.perf_counter() - self.began,
         }
-        if lost:
-            line["val_skipped"] = by_reason(lost)
+        if found.bad_pairs:
+            line["val_skipped"] = by_reason(found.bad_pairs)
         progress.next_epoch()
         run.log.write("epochs", line)
         self._call("on_epoch_end", line)
         return best
 
-    def _validate(self, stop: StopSignal) -> tuple[Validated, list[Skip], bool]:
-        """Judges the weights: the metrics, bad held-out pairs, and whether these
-        weights are the best.
-        """
+    def _validate(self, stop: StopSignal) -> tuple[Validation, bool]:
+        """Judges the weights by the held-out pairs, and whether they are the best."""
         run, progress = self.run, self.run.progress
         if run.val_loader is None:
-            return {"val_loss": None, "val_recall": None}, [], False
+            return Validation({"val_loss": None, "val_recall": None}), False
         try:
-            metrics, lost = validate_run(run, stop, hopfield=self.schedule.retrieved())
+            found = validate_run(run, stop, hopfield=self.schedule.retrieved())
         except (InputError, TrainingFailed):
             # the epoch's work; a resumed run begins with this validation
             self._save()
             raise
         # weights after a step that was not finite are not saved
-        best = not progress.nonfinite and run.saver.is_best(progress.step, metrics)
+        best = not progress.nonfinite and run.saver.is_best(
+            progress.step, found.metrics
+        )
         progress.stale = 0 if best else progress.stale + 1
-        return metrics, lost, best
+        return found, best
 
     def _save(self) -> None:
         """Writes a checkpoint of the progress, and tells the callbacks."""

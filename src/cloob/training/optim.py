@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,8 +25,6 @@ MakeOptimizer = Callable[[list[Group]], torch.optim.Optimizer]
 Takes = Callable[[str, nn.Parameter], bool]
 GivenOptimizer = MakeOptimizer | Sequence[tuple[Takes, MakeOptimizer]]
 _WRAPPERS = re.compile(r"^((module|model|encoder|_orig_mod)\.)+")
-# parts of names in the authors' program
-_WITHOUT_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
 def tower_of(name: str) -> Tower:
@@ -52,53 +50,38 @@ def parameter_groups(
     weight_decay: float,
     *,
     embeddings_apart: bool = False,
-    by_name: bool = False,
 ) -> list[Group]:
     """Groups by weight decay, those that decay first.
 
     CLIP's rule: a parameter decays when it has two dimensions or more, is no bias and
     belongs to no norm layer. ``embeddings_apart``: timm's Muon leaves embeddings to
-    AdamW. ``by_name``: the rule of the authors' program.
+    AdamW.
     """
-    decays = _decays_by_name if by_name else _decays
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, owner, parameter in _trained(encoder):
-        apart = embeddings_apart and _is_embedding(name, owner)
-        key = (decays(name, owner, parameter), apart)
-        groups.setdefault(key, []).append(parameter)
-    scales = [p for p in objective.parameters() if p.requires_grad]
-    if scales:
-        groups.setdefault((by_name, False), []).extend(scales)
-    result: list[Group] = []
-    for decay, apart in sorted(groups, reverse=True):
-        group: Group = {
-            "params": groups[decay, apart],
-            "weight_decay": weight_decay if decay else 0.0,
-        }
-        if apart:
-            group["use_fallback"] = True
-        result.append(group)
-    return result
-
-
-def _decays(name: str, owner: nn.Module, parameter: nn.Parameter) -> bool:
-    is_weight = not (name.endswith("bias") or isinstance(owner, NORMS))
-    return is_weight and parameter.ndim >= 2
-
-
-def _decays_by_name(name: str, owner: nn.Module, parameter: nn.Parameter) -> bool:
-    return not any(part in name for part in _WITHOUT_DECAY)
+    weights: list[nn.Parameter] = []
+    embeddings: list[nn.Parameter] = []
+    without_decay: list[nn.Parameter] = []
+    for name, parameter in encoder.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner = encoder.get_submodule(name.rpartition(".")[0])
+        is_plain = parameter.ndim < 2 or isinstance(owner, NORMS)
+        if is_plain or name.endswith("bias"):
+            without_decay.append(parameter)
+        elif embeddings_apart and _is_embedding(name, owner):
+            embeddings.append(parameter)
+        else:
+            weights.append(parameter)
+    without_decay += [p for p in objective.parameters() if p.requires_grad]
+    groups: list[Group] = [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": embeddings, "weight_decay": weight_decay, "use_fallback": True},
+        {"params": without_decay, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _is_embedding(name: str, owner: nn.Module) -> bool:
     return isinstance(owner, nn.Embedding) or "embed" in name.rpartition(".")[2]
-
-
-def _trained(encoder: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """Every trained parameter once, with its name and the module that owns it."""
-    for name, parameter in encoder.named_parameters():
-        if parameter.requires_grad:
-            yield name, encoder.get_submodule(name.rpartition(".")[0]), parameter
 
 
 def make_optimizer(
@@ -111,12 +94,9 @@ def make_optimizer(
     """AdamW, fused where the device has it, one of timm's, or ``custom``, whose rates
     are peaks.
     """
+    is_muon = custom is None and "muon" in config.optimizer
     groups = parameter_groups(
-        encoder,
-        objective,
-        config.weight_decay,
-        embeddings_apart=custom is None and "muon" in config.optimizer,
-        by_name=custom is None and config.like_ml_jku,
+        encoder, objective, config.weight_decay, embeddings_apart=is_muon
     )
     if not groups:
         raise InputError(
@@ -146,7 +126,7 @@ def make_optimizer(
 
 def _timm_optimizer(groups: list[Group], config: TrainConfig) -> torch.optim.Optimizer:
     """One of timm's optimisers by its name."""
-    timm: Any = require("timm.optim", "train")
+    timm = require("timm.optim", "train")
     name, names = config.optimizer, timm.list_optimizers()
     if name not in names:
         raise InputError(
@@ -210,33 +190,32 @@ def _by_predicate(
     names: Mapping[nn.Parameter, str],
 ) -> Optimizers:
     """An optimiser for the parameters that each predicate takes of those left."""
-    made = []
+    optimizers = []
+    left = set(names)
     for takes, make in parts:
-        chosen: list[Group] = []
-        left: list[Group] = []
-        for group in groups:
-            taken = {p for p in group["params"] if takes(names[p], p)}
-            for side, is_taken in ((chosen, True), (left, False)):
-                params = [p for p in group["params"] if (p in taken) == is_taken]
-                if params:
-                    side.append({**group, "params": params})
+        taken = {p for p in left if takes(names[p], p)}
+        left -= taken
+        chosen = [
+            {**group, "params": [p for p in group["params"] if p in taken]}
+            for group in groups
+        ]
+        chosen = [group for group in chosen if group["params"]]
         if chosen:
-            made.append(make(chosen))
-        groups = left
-    return Optimizers(made)
+            optimizers.append(make(chosen))
+    return Optimizers(optimizers)
 
 
 class Optimizers(torch.optim.Optimizer):
     """Several optimisers as one, whose groups and state are theirs."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        self._parts = parts
+        self.parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._share()
 
     def _share(self) -> None:
         groups = iter(self.param_groups)
-        for part in self._parts:
+        for part in self.parts:
             part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
 
@@ -244,44 +223,38 @@ class Optimizers(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._share()
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for part in self._parts:
-            part.step()
-
 
 class Average:
     """The moving average of an encoder's weights and statistics, each of them once,
     also where two towers share a module; ``begun``: it has a value.
     """
 
-    def __init__(self, encoder: nn.Module, decay: float) -> None:
-        self.encoder: Any = copy.deepcopy(encoder).requires_grad_(False)
-        self._decay, self.begun = decay, False
+    def __init__(self, encoder: DualEncoder, decay: float) -> None:
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self._decay = decay
+        self.begun = False
         # Counts are copied, and so is a mask of −∞, whose differences are NaN.
-        tensors = _tensors(encoder)
-        finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).tolist()
-        moves = [
-            t.is_floating_point() and ok for t, ok in zip(tensors, finite, strict=True)
+        self._moves = [
+            tensor.is_floating_point() and bool(tensor.isfinite().all())
+            for tensor in _tensors(encoder)
         ]
-        self._moving = [i for i, moved in enumerate(moves) if moved]
-        self._copied = [i for i, moved in enumerate(moves) if not moved]
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, finite: Tensor) -> None:
         """Moves towards the encoder's weights if the 0-d ``finite`` is true."""
-        average, now = _tensors(self.encoder), _tensors(encoder)
-        if not self.begun:
-            torch._foreach_copy_(average, now)
-            self.begun = True
-            return
-        if self._copied:
-            torch._foreach_copy_(
-                [average[i] for i in self._copied], [now[i] for i in self._copied]
-            )
-        old = [average[i] for i in self._moving]
-        steps = torch._foreach_sub([now[i] for i in self._moving], old)
-        torch._foreach_mul_(steps, finite * (1 - self._decay))
-        torch._foreach_add_(old, steps)
+        moving: list[tuple[Tensor, Tensor]] = []
+        copied: list[tuple[Tensor, Tensor]] = []
+        before, after = _tensors(self.encoder), _tensors(encoder)
+        for old, now, moves in zip(before, after, self._moves, strict=True):
+            (moving if moves and self.begun else copied).append((old, now))
+        self.begun = True
+        if copied:
+            torch._foreach_copy_([old for old, _ in copied], [now for _, now in copied])
+        if moving:
+            averages = [old for old, _ in moving]
+            steps = torch._foreach_sub([now for _, now in moving], averages)
+            torch._foreach_mul_(steps, finite * (1 - self._decay))
+            torch._foreach_add_(averages, steps)
 
 
 def _tensors(encoder: nn.Module) -> list[Tensor]:
@@ -296,9 +269,8 @@ def warmup_steps(config: TrainConfig, total: int) -> int:
 def make_schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
     """The learning rate as a function of the step, 0 for the first of ``total``.
 
-    During the warm-up it rises linearly to the peak: (step + 1)/warmup, or step/warmup
-    with ``like_ml_jku``. Then, with the progress p = (step − warmup)/(total − warmup)
-    in [0, 1):
+    During the warm-up it rises linearly to the peak: (step + 1)/warmup. Then, with the
+    progress p = (step − warmup)/(total − warmup) in [0, 1):
 
     - ``constant``: the peak;
     - ``cosine``: peak · (1 + cos πp)/2; 0 beyond the end;
@@ -310,7 +282,7 @@ def make_schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
     def schedule(step: int) -> float:
         """The learning rate of a step."""
         if step < warmup:
-            return config.lr * (step + (not config.like_ml_jku)) / warmup
+            return config.lr * (step + 1) / warmup
         if config.schedule == "constant":
             return config.lr
         if step >= total:

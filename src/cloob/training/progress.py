@@ -66,15 +66,9 @@ class Schedule:
         self._config, self._loader, self._progress = config, loader, progress
         self._total_steps = total = config.total_steps(loader.steps_per_epoch)
         self._retrieves_from = config.retrieval_from * total if hopfield else math.inf
-        self.epochs = config.epochs
         self.learning_rate = make_schedule(config, total)
-        if rank() == 0:
-            self._warn(config)
-
-    def _warn(self, config: TrainConfig) -> None:
-        """Warns of a warm-up that does not end."""
-        warmup, total = warmup_steps(config, self._total_steps), self._total_steps
-        if warmup > total:
+        warmup = warmup_steps(config, total)
+        if warmup > total and rank() == 0:
             logger.warning(
                 f"a warm-up of {warmup:,} steps is longer than this run of {total:,}:"
                 f" its learning rate ends at {self.learning_rate(total - 1):.2g}, not"
@@ -86,7 +80,7 @@ class Schedule:
         ``progress.step`` if no other came before.
         """
         progress, size = self._progress, self._config.batch_size
-        if self.epochs is None:
+        if self._config.epochs is None:
             return progress.passed // size
         return progress.epoch * self._loader.steps_per_epoch + progress.position // size
 
@@ -100,9 +94,9 @@ class Schedule:
 
     def steps_left(self) -> int:
         """How many steps there are to the end of the run."""
-        if self.epochs is None:
+        if self._config.epochs is None:
             return max(self._total_steps - self.place(), 0)
-        later = self.epochs - self._progress.epoch - 1
+        later = self._config.epochs - self._progress.epoch - 1
         if later < 0:
             return 0
         start, offset = divmod(self._progress.position, self._config.batch_size)

@@ -12,7 +12,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cloob.distributed import rank, world_size
+
+T = TypeVar("T", bound=Tensor)
+OptimizerState = dict[str, Any]
+"""``optimizer.state_dict()``: state by the number of a parameter, and groups."""
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
@@ -106,9 +110,9 @@ def clip(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None
         nn.utils.clip_grads_with_norm_(kind, limit, norm)
 
 
-def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
-    """Sharded tensors and plain ones: torch's operations on lists take no mixture."""
-    kinds: tuple[list[Any], list[Any]] = ([], [])
+def _by_kind(tensors: Iterable[T]) -> tuple[list[T], list[T]]:
+    """Plain tensors and sharded ones: torch's operations on lists take no mixture."""
+    kinds: tuple[list[T], list[T]] = ([], [])
     for tensor in tensors:
         kinds[isinstance(tensor, DTensor)].append(tensor)
     return kinds
@@ -146,7 +150,7 @@ def load_shards(
     folder: Path,
     encoder: nn.Module,
     optimizer: torch.optim.Optimizer,
-    groups: list[Any],
+    groups: list[dict[str, object]],
 ) -> None:
     """Weights and moments from shards, and the optimiser's options; every rank calls
     this.
@@ -186,7 +190,7 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_whole_optimizer(
-    optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    optimizer: torch.optim.Optimizer, state: OptimizerState
 ) -> None:
     """``optimizer.load_state_dict`` of an unsharded state, for sharded parameters too,
     without communication.

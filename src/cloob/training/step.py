@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +20,18 @@ from cloob.data.batch import micro_batches, rows_of
 from cloob.distributed import Layout, world_size
 from cloob.errors import InputError
 from cloob.functional.private import step_unless
+from cloob.models.encoder import DualEncoder
 from cloob.objective import ContrastiveObjective
 from cloob.objective.values import acceptable
 from cloob.training import sharding
-from cloob.training.gradcache import Buffers, cached_backward
-from cloob.training.optim import Average
+from cloob.training.gradcache import Buffers, Rows, backward_in_parts
+from cloob.training.optim import Average, Optimizers
 
-# Rows (n, …) by name, of which the first two are the sides (n, D).
+Parts = Mapping[str, object] | Sequence[object]
+"""A batch as its collation made it."""
 Features = Mapping[str, Tensor]
+"""Rows (n, …) by name, of which the first two are the sides (n, D)."""
+Sides = tuple[Tensor, Tensor]
 
 
 class TowersWithLoss(nn.Module):
@@ -38,45 +41,51 @@ class TowersWithLoss(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: DualEncoder,
         objective: ContrastiveObjective,
         precision: str = "fp32",
     ) -> None:
         super().__init__()
         self.encoder, self.objective, self.precision = encoder, objective, precision
+        # a caller's loss of all features and the batch
         self.sees_batch = bool(getattr(objective, "sees_batch", False))
 
     def forward(
         self,
-        parts: Any,
+        parts: Parts,
         ids: Tensor | None = None,
         *,
         loss: bool = True,
         hopfield: bool | None = None,
-        trusted: Layout | None = None,
-    ) -> Any:
-        """The 0-d loss and the detached (n, D) rows of both sides of a batch; without
-        ``loss`` the features, with their graph.
+        layout: Layout | None = None,
+    ) -> Features | tuple[Tensor, Sides]:
+        """The 0-d loss of a batch and its detached unit rows; without ``loss`` the
+        features, with their graph.
+
+        ``hopfield``: whether the objective retrieves, None for its own choice.
+        ``layout``: the numbers of rows of all ranks, where they are known.
+        """
+        features = self.embed(parts)
+        if not loss:
+            return features
+        value = self.loss_of(features, parts, ids, hopfield=hopfield, layout=layout)
+        x, y = self.sides(features)
+        return value, (x.detach(), y.detach())
+
+    def embed(self, parts: Parts) -> Features:
+        """What the towers give, in float32 or float64 whatever autocast made of it: x
+        and y, or rows by name. Of unit length but for a loss that sees the batch, which
+        gets rows by name as they are.
         """
         device = next(self.encoder.parameters()).device.type
         low = self.precision == "bf16"
         with torch.autocast(device, torch.bfloat16, enabled=low):
             rows = self.encoder(*tower_inputs(self.encoder, parts))
-        features = self._features(rows)
-        if not loss:
-            return features
-        value = self.loss_of(features, parts, ids, hopfield=hopfield, trusted=trusted)
-        return value, *(side.detach() for side in self.sides(features))
-
-    def _features(self, rows: Any) -> Features:
-        """What towers gave, in float32 or float64 whatever autocast made of it: x and
-        y, or rows by name.
-        """
-        named = (
-            rows if isinstance(rows, Mapping) else dict(zip("xy", rows, strict=True))
-        )
-        named = {name: at_least_float32(side) for name, side in named.items()}
-        if self.sees_batch or not isinstance(rows, Mapping):
+        if not isinstance(rows, Mapping):  # the encoder has made them unit rows
+            x, y = rows
+            return {"x": at_least_float32(x), "y": at_least_float32(y)}
+        named = {name: at_least_float32(side) for name, side in rows.items()}
+        if self.sees_batch:
             return named
         if len(named) > 2:
             raise InputError(
@@ -85,7 +94,7 @@ class TowersWithLoss(nn.Module):
             )
         return {name: F.normalize(side, dim=1) for name, side in named.items()}
 
-    def sides(self, features: Features) -> tuple[Tensor, Tensor]:
+    def sides(self, features: Features) -> Sides:
         """The (n, D) unit rows of both sides."""
         x, y, *_ = features.values()
         if self.sees_batch:  # else they are of unit length
@@ -95,24 +104,27 @@ class TowersWithLoss(nn.Module):
     def loss_of(
         self,
         features: Features,
-        parts: Any,
+        parts: Parts,
         ids: Tensor | None,
         *,
         hopfield: bool | None = None,
-        trusted: Layout | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """The 0-d loss of features in float32 or float64."""
-        options: dict[str, Any] = {"hopfield": hopfield, "trusted": trusted}
         rows = list(features.values())
         with torch.autocast(rows[0].device.type, enabled=False):
             if self.sees_batch:
-                value: Tensor = self.objective(features, batch=parts, **options)
+                value: Tensor = self.objective(
+                    features, batch=parts, hopfield=hopfield, trusted=layout
+                )
             else:
-                value = self.objective(*rows, ids=ids, **options)
+                value = self.objective(
+                    *rows, ids=ids, hopfield=hopfield, trusted=layout
+                )
         return value
 
 
-def tower_inputs(encoder: nn.Module, parts: Any) -> tuple[Any, ...]:
+def tower_inputs(encoder: nn.Module, parts: Parts) -> tuple[object, ...]:
     """What the towers are called with: the whole batch where they take it, else its
     first two parts.
     """
@@ -152,9 +164,10 @@ class Launched:
     # float32: loss, norm, 1 if both are finite else 0, and the learned scales
     numbers: Tensor
     names: tuple[str, ...]  # of the learned scales
-    sides: Any  # (n, D) of images and texts of this rank; None if not kept
+    sides: Sides | None  # unit rows of this rank; None if not kept
 
     def result(self, numbers: Sequence[float]) -> StepResult:
+        """What ``numbers``, read from the device, say."""
         loss, norm, finite, *scales = numbers
         learned = dict(zip(self.names, scales, strict=True))
         return StepResult(loss, norm, finite == 1.0, learned)
@@ -181,21 +194,19 @@ class Stepper:
         # to walk over them takes longer than a small step
         self._modules = list(module.modules())
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self.device = device = self._parameters[0].device
-        self.options = [
-            {key: x for key, x in group.items() if key != "params"}
-            for group in optimizer.param_groups
-        ]
+        self.device = self._parameters[0].device
         self.average = None if ema is None else Average(module.encoder, ema)
         self._sharded = sharding.is_sharded(module.encoder)
         self._wrapped: nn.Module = module
         if world_size() > 1 and not self._sharded:
-            ids = [device] if device.type == "cuda" else None
-            self._wrapped = nn.parallel.DistributedDataParallel(module, device_ids=ids)
+            devices = [self.device] if self.device.type == "cuda" else None
+            self._wrapped = nn.parallel.DistributedDataParallel(
+                module, device_ids=devices
+            )
 
     def __call__(
         self,
-        parts: Any,
+        parts: Parts,
         ids: Tensor | None,
         lr: float,
         *,
@@ -207,7 +218,7 @@ class Stepper:
 
     def launch(
         self,
-        parts: Any,
+        parts: Parts,
         ids: Tensor | None,
         lr: float,
         *,
@@ -224,94 +235,108 @@ class Stepper:
         loss, sides = self._backward(parts, ids, hopfield, layout)
         loss = nan_unless_acceptable(loss, sides, objective)
 
-        norm = self._clipped_norm().masked_fill(~loss.isfinite(), math.nan)
+        norm = self._clip_gradients().masked_fill(~loss.isfinite(), math.nan)
         finite = norm.isfinite()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        step_unless(~finite, self.optimizer)
+        self._update_unless(~finite, lr)
         objective.clamp_()
         buffers.restore_unless(finite)
         if self.average is not None:
             self.average.update(self.module.encoder, finite)
         self.optimizer.zero_grad(set_to_none=True)
 
-        scales = _learned(objective)
+        scales = _learned_scales(objective)
         numbers_to_read = (loss, norm, finite, *scales.values())
         numbers = torch.stack([number.float() for number in numbers_to_read])
         return Launched(numbers, tuple(scales), sides)
 
     def _backward(
         self,
-        parts: Any,
+        parts: Parts,
         ids: Tensor | None,
         hopfield: bool | None,
         layout: Layout | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The loss of a batch and the rows of both sides; gradients are added."""
+    ) -> tuple[Tensor, Sides]:
+        """The loss of a batch and its unit rows; gradients are added."""
         if self._sharded:
             sharding.share_buffers(self.module)
         if self.micro_batch_size:
-            loss, x, y = self._cached_backward(parts, ids, hopfield, layout)
+            loss, sides = self._cached_backward(parts, ids, hopfield, layout)
         else:
-            loss, x, y = self._wrapped(parts, ids, hopfield=hopfield, trusted=layout)
+            loss, sides = self._wrapped(parts, ids, hopfield=hopfield, layout=layout)
             torch.autograd.backward(loss)
         if self._sharded:
             sharding.average_gradients(self._parameters)
-        return loss, (x, y)
+        return loss, sides
 
-    def _clipped_norm(self) -> Tensor:
-        """The 0-d norm of the gradient before it is clipped."""
+    def _cached_backward(
+        self,
+        parts: Parts,
+        ids: Tensor | None,
+        hopfield: bool | None,
+        layout: Layout | None,
+    ) -> tuple[Tensor, Sides]:
+        """As ``_backward``, by gradient caching."""
+        # As even as can be: where samples are left out, none is alone in a micro-batch,
+        # which has no spread to norm by.
+        number = max(1, -(-rows_of(parts) // self.micro_batch_size))
+        first_pass: list[Features] = []
+
+        def encode(micro_batch: Parts) -> Features:
+            features: Features = self._wrapped(micro_batch, loss=False)
+            if not torch.is_grad_enabled():  # the first of two passes
+                first_pass.append(features)
+            return features
+
+        def loss_of(features: Rows) -> Tensor:
+            assert isinstance(features, Mapping)
+            return self.module.loss_of(
+                features, parts, ids, hopfield=hopfield, layout=layout
+            )
+
+        parameters = self.module.objective.parameters()
+        loss = backward_in_parts(
+            encode,
+            loss_of,
+            micro_batches(parts, number),
+            self._wrapped,
+            [(p, p) for p in parameters if p.requires_grad],
+        )
+        return loss, self.module.sides(joined(first_pass))
+
+    def _clip_gradients(self) -> Tensor:
+        """Scales the gradient down to the limit, if there is one; its 0-d norm
+        before.
+        """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = sharding.total_norm(gradients)
         if self.clip_grad_norm > 0:
             sharding.clip(self._parameters, self.clip_grad_norm, norm)
         return norm
 
-    def _cached_backward(
-        self,
-        parts: Any,
-        ids: Tensor | None,
-        hopfield: bool | None,
-        layout: Layout | None,
-    ) -> tuple[Tensor, ...]:
-        """The loss and rows of a batch by gradient caching; gradients are added."""
-        # As even as can be: where samples are left out, none is alone in a micro-batch,
-        # which has no spread to norm by.
-        number = max(1, -(-rows_of(parts) // self.micro_batch_size))
-        pieces: list[Features] = []
-
-        by_name = self.module.sees_batch
-
-        def encode(micro_batch: Any) -> Any:
-            features: Features = self._wrapped(micro_batch, loss=False)
-            if not torch.is_grad_enabled():  # the first of the two passes
-                pieces.append(features)
-            return features if by_name else tuple(features.values())
-
-        options: dict[str, Any] = {"hopfield": hopfield, "trusted": layout}
-        options |= {"batch": parts} if by_name else {"ids": ids}
-        loss = cached_backward(
-            encode,
-            self.module.objective,
-            micro_batches(parts, number),
-            towers=self._wrapped,
-            **options,
-        )
-        return loss, *self.module.sides(joined(pieces))
+    def _update_unless(self, bad: Tensor, lr: float) -> None:
+        """The optimiser's step at a rate, unless the 0-d ``bad`` is true."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        parts: Sequence[Optimizer] = [self.optimizer]
+        if isinstance(self.optimizer, Optimizers):
+            parts = self.optimizer.parts
+        for part in parts:
+            step_unless(bad, part)
 
 
 def nan_unless_acceptable(
-    loss: Tensor, sides: tuple[Tensor, Tensor], objective: ContrastiveObjective
+    loss: Tensor, sides: Sides, objective: ContrastiveObjective
 ) -> Tensor:
     """The 0-d loss without its graph, NaN on all ranks if a row of one is NaN, infinite
     or zero, or if a learned scale is not positive; the device is not waited for.
     """
-    positive = [x for name, x in _learned(objective).items() if name != "bias"]
+    scales = _learned_scales(objective).items()
+    positive = [scale for name, scale in scales if name != "bias"]
     # Not torch.where: it would copy the number to the device, and wait for that.
     return loss.detach().masked_fill(~acceptable(*sides, *positive), math.nan)
 
 
-def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:
+def _learned_scales(objective: ContrastiveObjective) -> dict[str, Tensor]:
     return {
         name: scale.detach()
         for name, scale in objective.scale_values().items()

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,13 @@ from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks_of_ids
-from cloob.models.runs import SKIPPED_FILE, read_lines
 from cloob.training import sharding
 from cloob.training.build import Run
 from cloob.training.callbacks import HeldOut
+from cloob.training.custom_modules import GivenTowers
 from cloob.training.faults import StopSignal, agree_on_batch, fetch
 from cloob.training.generators import preserved_rng
-from cloob.training.run_folder import finite, with_readers
+from cloob.training.run_log import finite, with_readers
 from cloob.training.step import (
     Features,
     TowersWithLoss,
@@ -38,7 +37,7 @@ Metrics = dict[str, float | None]
 RECALLS = (1, 5, 10)
 GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
 # what a line of epochs.jsonl has beside the caller's metrics
-LINE = [
+KEYS_OF_LINE = {
     "epoch",
     "step",
     "samples_seen",
@@ -48,28 +47,35 @@ LINE = [
     "seconds",
     "val_loss",
     "val_recall",
-]
+}
 
 
-def validate_run(
-    run: Run, stop: StopSignal, *, hopfield: bool
-) -> tuple[Metrics, list[Skip]]:
+@dataclass(frozen=True)
+class Validation:
+    """What ``epochs.jsonl`` says of the held-out pairs."""
+
+    metrics: Metrics
+    bad_pairs: list[Skip] = field(default_factory=list)
+
+
+def validate_run(run: Run, stop: StopSignal, *, hopfield: bool) -> Validation:
     """``validate`` of the weights and, as ``ema_…``, of their average."""
-    metrics, lost = validate(run, stop, run.towers, hopfield=hopfield)
+    found = validate(run, stop, run.towers, hopfield=hopfield)
     if run.stepper.average is not None:
         averaged = TowersWithLoss(
             run.stepper.average.encoder, run.objective, run.config.precision
         )
-        of_average, _ = validate(run, stop, averaged, hopfield=hopfield)
-        metrics |= {f"ema_{name}": value for name, value in of_average.items()}
-    return metrics, lost
+        of_average = validate(run, stop, averaged, hopfield=hopfield).metrics
+        for name, value in of_average.items():
+            found.metrics[f"ema_{name}"] = value
+    return found
 
 
 def validate(
     run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
-) -> tuple[Metrics, list[Skip]]:
+) -> Validation:
     """``val_loss`` and ``val_recall`` of the held-out pairs, which are embedded once on
-    all ranks, and the bad pairs.
+    all ranks, the caller's metrics, and the bad pairs.
 
     The loss is the mean in batches of the training's size, the recall that at 1, 5 and
     10 in both directions among some 10,000 pairs at most. An image's only correct
@@ -81,18 +87,18 @@ def validate(
         sharding.share_buffers(towers)
     towers.eval()
     with preserved_rng(run.stepper.device), torch.no_grad():
-        found = pass_over_held_out(run, stop, towers, hopfield=hopfield)
-    val_loss = found.mean_loss()
+        embedded = pass_over_held_out(run, stop, towers, hopfield=hopfield)
+    val_loss = embedded.mean_loss()
     if val_loss is not None and not math.isfinite(val_loss) and rank() == 0:
         logger.warning(
             "held-out pairs have no loss, and bad rows count as not found: some rows"
             " of the towers are NaN, infinite or zero"
         )
-    lost = _note_lost(run, found)
-    rows = _of_all_ranks(found.rows)
+    bad_pairs = _check_bad_pairs(run, embedded, is_first=towers is run.towers)
     metrics: Metrics = {"val_loss": None, "val_recall": None}
     if val_loss is not None:
         metrics["val_loss"] = finite(val_loss)
+    rows = _of_all_ranks(embedded.rows)
     if rows is not None:
         x, y, ids = rows
         if not run.val_loader.by_id:
@@ -101,7 +107,7 @@ def validate(
         metrics["val_recall"] = on_rank_zero(lambda: mean_recall(x, y, ids, device))
         if run.metrics is not None:
             metrics |= _own_metrics(run, towers, rows)
-    return metrics, lost
+    return Validation(metrics, bad_pairs)
 
 
 @dataclass
@@ -113,7 +119,7 @@ class HeldOutPass:
     sizes: list[int] = field(default_factory=list)  # of these batches
     pairs: int = 0  # usable or not
     rows: list[Rows] = field(default_factory=list)  # of this rank, for the recall
-    left_out: list[Skip] = field(default_factory=list)
+    bad_pairs: list[Skip] = field(default_factory=list)  # of this rank
 
     def mean_loss(self) -> float | None:
         """NaN where rows are bad; None where no batch had a loss."""
@@ -126,14 +132,15 @@ class HeldOutPass:
 def pass_over_held_out(
     run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
 ) -> HeldOutPass:
-    """Embeds all held-out pairs once: sums their loss, and collects the rows that
-    recall is measured on.
+    """Embeds all held-out pairs once: their losses, and the rows of every so manyth
+    batch, among which recall is measured.
     """
     loader, device = run.val_loader, run.stepper.device
     assert loader is not None
     found = HeldOutPass()
     batches = loader.epoch(0)
     every = -(-loader.pairs_per_epoch // GALLERY)
+    number = 0
     while True:
         fetched, fault = fetch(batches, stop)
         if isinstance(fault, StopIteration):
@@ -141,49 +148,45 @@ def pass_over_held_out(
         batch, layout, bad = agree_on_batch(
             fetched, fault, stop, device, run.saver.last
         )
-        in_recall = found.pairs // loader.batch_size % every == 0
         found.pairs += layout.total + bad
-        found.left_out += batch.skipped
-        if min(layout.sizes) < 1:
+        found.bad_pairs += batch.skipped
+        number += 1
+        if min(layout.sizes) < 1:  # towers and loss take no empty part of a rank
             continue
-        on = batch.to(device)
-        features = _embedded(towers, on, run.stepper.micro_batch_size)
-        if in_recall:
-            found.rows.append((*towers.sides(features), batch.ids))
+        moved = batch.to(device)
+        features = _embed(towers, moved, run.stepper.micro_batch_size)
+        sides = towers.sides(features)
+        if (number - 1) % every == 0:
+            found.rows.append((*sides, batch.ids))
         if layout.total > 1:
-            ids = on.ids if run.hands_over_ids else None
+            ids = moved.ids if run.hands_over_ids else None
             loss = towers.loss_of(
-                features, on.parts, ids, hopfield=hopfield, trusted=layout
+                features, moved.parts, ids, hopfield=hopfield, layout=layout
             )
-            sides = towers.sides(features)
             found.losses.append(nan_unless_acceptable(loss, sides, run.objective))
             found.sizes.append(layout.total)
 
 
-def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> Features:
+def _embed(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> Features:
     """The features of a batch, a micro-batch at a time where there are any."""
     number = -(-len(batch) // (micro_batch_size or len(batch)))
-    pieces = micro_batches(batch.parts, number)
-    return joined([towers(piece, loss=False) for piece in pieces])
+    return joined([towers.embed(part) for part in micro_batches(batch.parts, number)])
 
 
-def _note_lost(run: Run, found: HeldOutPass) -> list[Skip]:
-    """The bad pairs of all ranks, written down once: they are the same at every
-    validation; InputError if they are too many.
+def _check_bad_pairs(run: Run, embedded: HeldOutPass, *, is_first: bool) -> list[Skip]:
+    """The bad pairs of all ranks; InputError if they are too many. The first pass of a
+    run names them in ``skipped.jsonl``: they are the same in every one.
     """
-    config = run.config
-    skipped = with_readers(found.left_out)
-    if rank() == 0:
-        before = read_lines(config.out / SKIPPED_FILE)
-        if not any(line.get("held_out") for line in before):
-            step, epoch = run.progress.step, run.progress.epoch + 1
-            place = {"step": step, "epoch": epoch, "held_out": True}
-            run.log.write_skipped(place, skipped)
-    lost = [skip for _, skip in skipped]
-    limit = config.max_bad_fraction
     assert run.val_loader is not None
-    check_fraction(run.val_loader.name, "held-out pairs", lost, found.pairs, limit)
-    return lost
+    skipped = with_readers(embedded.bad_pairs)
+    progress = run.progress
+    if is_first and progress.epoch == 0:
+        place = {"step": progress.step, "epoch": 1, "held_out": True}
+        run.log.write_skipped(place, skipped)
+    bad_pairs = [skip for _, skip in skipped]
+    name, limit = run.val_loader.name, run.config.max_bad_fraction
+    check_fraction(name, "held-out pairs", bad_pairs, embedded.pairs, limit)
+    return bad_pairs
 
 
 def _of_all_ranks(batches: Sequence[Rows]) -> Rows | None:
@@ -206,13 +209,12 @@ def mean_recall(x: Tensor, y: Tensor, ids: Tensor, device: torch.device) -> floa
 def _own_metrics(run: Run, towers: TowersWithLoss, rows: Rows) -> Metrics:
     """The caller's metrics, as rank 0 finds them."""
     assert run.metrics is not None
-    encoder: Any = towers.encoder
-    if run.config.given_towers is not None:
-        encoder = encoder.model
+    encoder = towers.encoder
+    given = encoder.model if isinstance(encoder, GivenTowers) else encoder
     with preserved_rng(run.stepper.device), torch.no_grad():
-        found = run.metrics(HeldOut(encoder, *rows))
-    values = {name: finite(float(value)) for name, value in found.items()}
-    for name in values.keys() & set(LINE):
+        found = run.metrics(HeldOut(given, *rows))
+    values: Metrics = {name: finite(float(value)) for name, value in found.items()}
+    for name in values.keys() & KEYS_OF_LINE:
         raise InputError(f"metrics=: {name!r} is a name of cloob's own")
     best = run.config.best
     if best not in ("val_loss", "val_recall", *values):

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from cloob.distributed import rank
 from cloob.errors import TrainingFailed
 from cloob.objective.values import cone_notice, mean_cosine
 from cloob.training.build import Run
+from cloob.training.callbacks import Line
 from cloob.training.faults import name_last_checkpoint
-from cloob.training.run_folder import finite, with_readers
-from cloob.training.step import Launched, StepResult
+from cloob.training.run_log import finite, with_readers
+from cloob.training.step import Launched, Sides, StepResult
 
 logger = logging.getLogger(__name__)
 MAX_NONFINITE = 10  # steps in a row
@@ -47,15 +47,16 @@ class StepLog:
     ``notify`` is called with every line of ``metrics.jsonl``.
     """
 
-    def __init__(self, run: Run, notify: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, run: Run, notify: Callable[[Line], None]) -> None:
         self.run = run
         self.notify = notify
         self.last_loss: float | None = None  # of the last step that was not skipped
-        self._peak = 1.0  # what the schedule's rate is multiplied by in the log
+        # an optimiser of the caller's has rates of its own, as shares of the schedule's
+        self._peak_share = 1.0
         if run.config.given_optimizer is not None:
             groups = run.stepper.optimizer.param_groups
-            self._peak = max(group["lr_scale"] for group in groups)
-        self._late = is_async(run.stepper.device)
+            self._peak_share = max(group["lr_scale"] for group in groups)
+        self._reads_later = waits_at_reading(run.stepper.device)
         self._pending: list[Step] = []
 
     def add(self, step: Step) -> None:
@@ -69,7 +70,7 @@ class StepLog:
                 _warn_of_cone(outcome.sides)
             outcome.sides = None  # the rows of many batches would fill the memory
         self._pending.append(step)
-        if len(self._pending) >= READ_AT_ONCE or not self._late:
+        if len(self._pending) >= READ_AT_ONCE or not self._reads_later:
             self.flush()
 
     def flush(self) -> None:
@@ -78,51 +79,45 @@ class StepLog:
         if not steps:
             return
         results = _results_of(steps)
-        lines = []
+        rates = self._rates_of(steps)
         for step, result in zip(steps, results, strict=True):
             self._count(step, result)
-            lines.append(self._line(step, result))
-        rates = self._rates_of(steps)
-        for step, result, line in zip(steps, results, lines, strict=True):
-            self.run.log.write("metrics", line | rates)
-            self.notify(line | rates)
-            if result is None:
-                continue
-            if result.finite:
-                self.run.progress.nonfinite = 0
-            else:
-                self._nonfinite(step, result)
+            line = {**self._line(step, result), **rates}
+            self.run.log.write("metrics", line)
+            self.notify(line)
+            if result is not None and not result.finite:
+                self._note_nonfinite(step, result)
 
     def _count(self, step: Step, result: StepResult | None) -> None:
-        """Moves the progress by a step."""
+        """Adds a step to the samples and the mean loss of the epoch."""
         if result is None or not result.finite:
             return
         progress = self.run.progress
         self.last_loss = result.loss
+        progress.nonfinite = 0
         progress.samples_seen += step.samples
         progress.loss_sum += result.loss
         progress.loss_steps += 1
 
-    def _line(self, step: Step, result: StepResult | None) -> dict[str, Any]:
-        """The line of a step but for the speed; all ranks call this."""
+    def _line(self, step: Step, result: StepResult | None) -> dict[str, object]:
+        """The line of a step but for the speed."""
         progress = self.run.progress
-        line: dict[str, Any] = {
+        line: dict[str, object] = {
             "step": step.number,
             "epoch": progress.epoch + 1,
             "samples_seen": progress.samples_seen,
             "loss": None,
-            "lr": step.lr * self._peak,
+            "lr": step.lr * self._peak_share,
             "grad_norm": None,
         }
         for name, scale in self.run.objective.scale_values().items():
-            line[name] = None if isinstance(scale, Tensor) else scale
+            is_learned = isinstance(scale, Tensor)  # then the step has its value
+            line[name] = None if is_learned else scale
         if result is None:
-            return line | {"skipped": "too few usable samples"}
-        line |= {
-            "loss": finite(result.loss),
-            "grad_norm": finite(result.grad_norm),
-            **result.scales,
-        }
+            return {**line, "skipped": "too few usable samples"}
+        line["loss"] = finite(result.loss)
+        line["grad_norm"] = finite(result.grad_norm)
+        line.update(result.scales)
         if not step.hopfield:
             line["beta"] = None
         if not result.finite:
@@ -140,7 +135,7 @@ class StepLog:
             rates["peak_memory"] = torch.cuda.max_memory_allocated(device)
         return rates
 
-    def _nonfinite(self, step: Step, result: StepResult) -> None:
+    def _note_nonfinite(self, step: Step, result: StepResult) -> None:
         """Names the samples of all ranks in ``skipped.jsonl``; too many such steps in a
         row end the run.
         """
@@ -159,22 +154,24 @@ class StepLog:
                 " a lower --lr or clipping (clip_grad_norm) may help"
             )
         if rank() == 0:
-            logger.warning("%s, step skipped; samples in skipped.jsonl", message)
+            logger.warning(f"{message}, step skipped; samples in skipped.jsonl")
 
 
-def _warn_of_cone(sides: Sequence[Tensor]) -> None:
+def _warn_of_cone(sides: Sides | None) -> None:
     """Warns of rows that are too much alike for retrieval."""
+    assert sides is not None
     notice = cone_notice(float(mean_cosine(*sides)))
     if notice is not None:
         logger.warning(
-            "step 1: %s; centre and scale what comes in, let it join later"
-            " (--retrieval-from), or take --objective infoloob",
-            notice,
+            f"step 1: {notice}; centre and scale what comes in, let it join later"
+            " (--retrieval-from), or take --objective infoloob"
         )
 
 
 def _results_of(steps: Sequence[Step]) -> list[StepResult | None]:
-    """What the steps came to, read from the device in one copy."""
+    """What the steps came to, read from the device in one copy; None where one was left
+    out.
+    """
     launched = [step.outcome for step in steps if step.outcome is not None]
     if not launched:
         return [None] * len(steps)
@@ -185,6 +182,6 @@ def _results_of(steps: Sequence[Step]) -> list[StepResult | None]:
     ]
 
 
-def is_async(device: torch.device) -> bool:
+def waits_at_reading(device: torch.device) -> bool:
     """Whether the host waits where it reads a value of the device."""
     return device.type == "cuda"

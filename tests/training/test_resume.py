@@ -9,9 +9,7 @@ import random
 import shutil
 import signal
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from train_helpers import (
@@ -25,61 +23,53 @@ from train_helpers import (
 
 from cloob import TrainConfig, train
 from cloob.cli import main
-from cloob.models.runs import latest_checkpoint, list_checkpoints
+from cloob.models.runs import latest_checkpoint
 from support import fork
-
-
-@dataclass(frozen=True)
-class Feature:
-    """Settings of a run; ``data`` is one of the forms of ``pairs_as`` or
-    ``streamed``.
-    """
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    data: str = "table"
-    processes: int = 1
-    nightly: bool = True
-
-
-def usual(data="table", processes=1, **settings):
-    return Feature(settings, data, processes, nightly=False)
-
 
 LEARNS = {"learnable_inv_tau": True, "learnable_beta": True}
 JOINS = {"retrieval_from": 0.5, "best": "val_recall"}
 COOLS = {"optimizer": "muon", "schedule": "cosine-restarts", "restarts": 2}
 FROZEN = {"freeze": "image"}
-FEATURES = {
-    "learnable scales, micro-batches": usual(
-        **LEARNS, micro_batch_size=5, clip_grad_norm=1.0, ema=0.9
+# Data in one of the forms of ``pairs_as``, or streamed; number of processes; settings.
+USUAL = {
+    "learnable scales, micro-batches": (
+        *("table", 1),
+        LEARNS | {"micro_batch_size": 5, "clip_grad_norm": 1.0, "ema": 0.9},
     ),
-    "two ranks, shards, two workers": usual(
-        "shards", 2, workers=2, learnable_inv_tau=True, shuffle_buffer=6
+    "two ranks, shards, two workers": (
+        *("shards", 2),
+        {"workers": 2, "learnable_inv_tau": True, "shuffle_buffer": 6},
     ),
-    "streamed, weighted, ends inside an epoch": usual(
-        "streamed", steps=13, shuffle_buffer=10, **JOINS, **COOLS
+    "streamed, weighted, ends inside an epoch": (
+        *("streamed", 1),
+        {"steps": 13, "shuffle_buffer": 10} | JOINS | COOLS,
     ),
-    "frozen tower, SigLIP": Feature(
-        {"model": "nano-resnet", "objective": "siglip"} | FROZEN
+}
+NIGHTLY = {
+    "frozen tower, SigLIP": (
+        *("table", 1),
+        {"model": "nano-resnet", "objective": "siglip"} | FROZEN,
     ),
-    "one worker": Feature({"workers": 1}, "folder"),
-    "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
-    "bf16": Feature({"precision": "bf16"}),
-    "CLIP": Feature({"objective": "clip"}),
-    "retrieval joins": Feature(JOINS),
-    "text frozen": Feature({"freeze": "text"}),
-    "held-out share": Feature(
-        {"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}
+    "one worker": ("folder", 1, {"workers": 1}),
+    "restarts": ("table", 1, {"schedule": "cosine-restarts", "restarts": 2}),
+    "bf16": ("table", 1, {"precision": "bf16"}),
+    "CLIP": ("table", 1, {"objective": "clip"}),
+    "retrieval joins": ("table", 1, JOINS),
+    "text frozen": ("table", 1, {"freeze": "text"}),
+    "held-out share": (
+        *("table", 1),
+        {"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5},
     ),
-    "two ranks, frozen tower": Feature(FROZEN, "table", 2),
-    "two ranks, streamed": Feature({"shuffle_buffer": 10, "workers": 1}, "streamed", 2),
-    "sharded weights": Feature(
-        {"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True}, "shards", 2
+    "two ranks, frozen tower": ("table", 2, FROZEN),
+    "two ranks, streamed": ("streamed", 2, {"shuffle_buffer": 10, "workers": 1}),
+    "sharded weights": (
+        *("shards", 2),
+        {"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True},
     ),
 }
 CASES = [
-    pytest.param(name, marks=[pytest.mark.nightly] * f.nightly, id=name)
-    for name, f in FEATURES.items()
+    *USUAL,
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in NIGHTLY),
 ]
 
 
@@ -105,97 +95,72 @@ def command(folder, processes, config, *words):
     return ranks
 
 
-@pytest.fixture
-def configured(base, pairs_as, nano_configs, tmp_path):
-    def of(feature):
-        config = base.override(**{"val_data": [pairs_as["folder"]], **feature.settings})
-        if feature.data == "streamed":
-            stream = f"local://{pairs_as['shards']}/{{00000..00001}}.tar"
-            data = [stream, pairs_as["table"]]
-            return config.override(data=data, max_bad_fraction=1.0)
-        return config.override(data=[pairs_as[feature.data]])
-
-    return of
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_killed_and_started_again(name, configured, tmp_path):
-    feature, chance = FEATURES[name], random.Random(name)
-    whole, config = (
-        configured(feature).override(out=tmp_path / folder)
-        for folder in ("whole", "run")
-    )
-    command(tmp_path / "a", feature.processes, whole)
-    steps = len(lines(whole.out / "metrics.jsonl"))
+def test_killed_and_started_again(name, base, pairs_as, tmp_path):
+    form, processes, settings = (USUAL | NIGHTLY)[name]
+    config = base.override(val_data=[pairs_as["folder"]]).override(**settings)
+    if form == "streamed":
+        stream = f"local://{pairs_as['shards']}/{{00000..00001}}.tar"
+        data = [stream, pairs_as["table"]]
+        config = config.override(data=data, max_bad_fraction=1.0)
+    else:
+        config = config.override(data=[pairs_as[form]])
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    command(tmp_path / "a", processes, config.override(out=whole))
+    steps = len(lines(whole / "metrics.jsonl"))
+    config, chance = config.override(out=run), random.Random(name)
     trouble = KilledAfter(chance.randint(1, steps - 3), chance.uniform(0, 0.055))
-    killed(tmp_path / "b", feature.processes, config, trouble)
+    killed(tmp_path / "b", processes, config, trouble)
     # The last rank is killed; rank 0, which writes, may be a line behind it.
-    assert (
-        trouble.step - feature.processes + 1
-        <= len(lines(config.out / "metrics.jsonl"))
-        < steps
-    )
-    command(tmp_path / "c", feature.processes, config, "--resume", "auto")
-    assert_same_run(config.out, whole.out)
-    chosen = TrainConfig().merge_file(config.out / "config.json").batch_size
+    done = len(lines(run / "metrics.jsonl"))
+    assert trouble.step - processes + 1 <= done < steps
+    command(tmp_path / "c", processes, config, "--resume", "auto")
+    assert_same_run(run, whole)
+    chosen = TrainConfig().merge_file(run / "config.json").batch_size
     assert steps >= 12 and chosen == 8
 
 
-NIGHTLY = [
+LATER = [
     pytest.param(step, signal.SIGTERM, marks=pytest.mark.nightly) for step in (7, 13)
 ]
 
 
 @pytest.mark.parametrize(
-    ("step", "number"), [(7, signal.SIGINT), (10, signal.SIGTERM), *NIGHTLY]
+    ("step", "number"), [(7, signal.SIGINT), (10, signal.SIGTERM), *LATER]
 )
 def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
     """In an epoch, and at the end of one: it is told while it validates, which the next
     start makes good.
     """
-    config = base.override(
-        val_data=[pairs_as["folder"]], steps=13, save_every=0, keep=0, best="val_recall"
-    )
-    train(config.override(out=tmp_path / "whole"))
-    config, told = config.override(out=tmp_path / "run"), Recorder()
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    config = base.override(val_data=[pairs_as["folder"]], steps=13, best="val_recall")
+    config = config.override(save_every=0, keep=0)
+    train(config.override(out=whole))
+    config, told = config.override(out=run), Recorder()
     callbacks = [told, At(step, lambda: signal.raise_signal(number))]
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background jobs ignore it
+    # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        if number == signal.SIGINT:
-            with pytest.raises(KeyboardInterrupt):
-                train(config, callbacks=callbacks)
-            assert told.of("end") == [None]
-        else:
-            with pytest.raises(KeyboardInterrupt, match="SIGTERM after step") as caught:
-                train(config, callbacks=callbacks)
-            result = caught.value.result
-            assert told.of("end") == [result]
-            assert (result.stopped, result.steps, result.out_of_patience) == (
-                "SIGTERM",
-                step,
-                False,
-            )
-            assert result.checkpoint == latest_checkpoint(tmp_path / "run")
+        with pytest.raises(KeyboardInterrupt) as caught:
+            train(config, callbacks=callbacks)
     finally:
         signal.signal(signal.SIGINT, before[1])
     assert signal.getsignal(signal.SIGTERM) is before[0]
-    assert len(lines(tmp_path / "run" / "epochs.jsonl")) == (step - 1) // 5
+    result = getattr(caught.value, "result", None)
+    assert told.of("end") == [result]
+    if number == signal.SIGTERM:
+        assert f"SIGTERM after step {step}" in str(caught.value)
+        assert (result.stopped, result.steps) == ("SIGTERM", step)
+        assert not result.out_of_patience
+        assert result.checkpoint == latest_checkpoint(run)
+    assert len(lines(run / "epochs.jsonl")) == (step - 1) // 5
     assert train(config.override(resume="auto")).stopped is None
-    assert_same_run(
-        tmp_path / "run",
-        tmp_path / "whole",
-        ["step-00000007"] if told.of("end")[0] and step == 7 else [],
-    )
-    for run in ("run", "whole"):
-        judged = [
-            path.name
-            for path in list_checkpoints(tmp_path / run)
-            if (path / "validation.json").is_file()
-        ]
-        assert judged == ["step-00000005", "step-00000010", "step-00000013"]
+    inside = step == 7 and number == signal.SIGTERM
+    assert_same_run(run, whole, ["step-00000007"] if inside else [])
+    for folder in (run, whole):
+        judged = [path.parent.name for path in folder.rglob("validation.json")]
+        assert sorted(judged) == ["step-00000005", "step-00000010", "step-00000013"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ resumption, and the best one.
 
 import errno
 import json
-import logging
 import os
 import shutil
 import signal
@@ -53,13 +52,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
     rename = Path.rename
 
     def flushed(descriptor):
-        done.append(
-            (
-                "fsync",
-                Path(f"/proc/self/fd/{descriptor}").readlink(),
-                os.fstat(descriptor).st_size,
-            )
-        )
+        file = Path(f"/proc/self/fd/{descriptor}").readlink()
+        done.append(("fsync", file, os.fstat(descriptor).st_size))
 
     def named(path, target):
         done.append(("rename", path, 0))
@@ -68,25 +62,14 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(Path, "rename", named)
     last = train(run.override(keep=2)).checkpoint
-    temporary = next(
-        path
-        for what, path, _ in done[::-1]
-        if what == "rename" and last.name in path.name
-    )
+    temporary = last.with_name(f".tmp-{last.name}")
     at = done.index(("rename", temporary, 0))
-    before = {
-        path.relative_to(temporary): size
-        for _, path, size in done[:at]
-        if path.is_relative_to(temporary)
-    }
-    files = {
-        file.relative_to(last): file.stat().st_size
-        for file in last.rglob("*")
-        if file.is_file()
-    }
-    assert (
-        files.items() <= before.items() and Path() in before and Path("model") in before
-    )
+    before = {path: size for _, path, size in done[:at]}
+    for file in last.rglob("*"):
+        if file.is_file():
+            place = temporary / file.relative_to(last)
+            assert before[place] == file.stat().st_size
+    assert {temporary, temporary / "model"} <= before.keys()
     assert last.parent in [path for what, path, _ in done[at:] if what == "fsync"]
 
 
@@ -126,19 +109,14 @@ def test_auto_passes_over_a_damaged_checkpoint(
         with file.open("r+b") as weights:
             weights.seek(half)
             weights.write(bytes(64))
-    with caplog.at_level(logging.WARNING):
-        assert train(run.override(keep=1)).steps == 15
+    assert train(run.override(keep=1)).steps == 15
     assert file.name in caplog.text and "trying the checkpoint before it" in caplog.text
     assert exact(run.out) == exact(trained.run)
     assert (last.parent / f"unreadable-{last.name}").is_dir()
     (kept,) = list_checkpoints(run.out)
     torch.save(Code(tmp_path / "ran"), kept / damaged)
-    raises(
-        InputError,
-        f"has no complete checkpoint .the newest: .*{kept.name}.*--out",
-        train,
-        run,
-    )
+    match = f"has no complete checkpoint .the newest: .*{kept.name}.*--out"
+    raises(InputError, match, train, run)
     assert not (tmp_path / "ran").exists()
 
 
@@ -148,23 +126,19 @@ def test_a_state_that_no_run_writes_is_one_line(run, part):
     state = torch.load(file, weights_only=True)
     if part == "moments":  # which torch does not look at
         state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3, 3)
-    torch.save(
-        state if part == "moments" else state | {part: {"x": torch.ones(2)}}, file
-    )
+    else:
+        state[part] = {"x": torch.ones(2)}
+    torch.save(state, file)
     raises(InputError, f"^{file.parent}", train, run)
 
 
 def test_the_options_of_the_optimiser_are_those_of_the_configuration(run):
-    result = train(
-        run.override(weight_decay=0.7, beta2=0.5, eps=1e-3, epochs=3, keep=1)
-    )
-    groups = torch.load(result.checkpoint / "trainer.pt", weights_only=True)[
-        "optimizer"
-    ]["param_groups"]
+    result = train(run.override(weight_decay=0.7, beta2=0.5, eps=1e-3, keep=1))
+    state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)
+    groups = state["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
-    assert all(
-        (tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3) for group in groups
-    )
+    for group in groups:
+        assert (tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3)
 
 
 # A run folder is written by one process at a time: real processes, killed and alive
@@ -207,10 +181,10 @@ def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
     monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
     run, marker = tmp_path / "run", tmp_path / "run" / LOCK
+    config = trained.config.override(out=run, epochs=1, save_every=0)
     run.mkdir()
-    marker.write_text(
-        f"filelock/2\npid={os.getpid()}\nhost=elsewhere\nmode=lease\ntoken=t\nduration=1.0\n"
-    )
+    said = ["filelock/2", f"pid={os.getpid()}", "host=elsewhere", "mode=lease"]
+    marker.write_text("\n".join([*said, "token=t", "duration=1.0", ""]))
     ended = threading.Event()
 
     def live():
@@ -219,40 +193,28 @@ def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
 
     other = threading.Thread(target=live)
     other.start()
-    with pytest.raises(
-        InputError,
-        match=rf"{run}: process {os.getpid()} on elsewhere is writing this run; wait",
-    ):
-        train(trained.config.override(out=run))
+    match = rf"{run}: process {os.getpid()} on elsewhere is writing this run; wait"
+    raises(InputError, match, train, config)
     ended.set()
     other.join()
     assert [path.name for path in run.iterdir()] == [LOCK]
-    assert train(trained.config.override(out=run, epochs=1, save_every=0)).steps == 5
+    assert train(config).steps == 5
     assert not marker.exists()
 
 
 def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained, tmp_path):
-    marker = tmp_path / "run" / LOCK
+    config = trained.config.override(out=tmp_path / "run")
+    marker = config.out / LOCK
+    told = {"pid": "7", "host": "elsewhere", "token": "other"}
 
     def take_over():
-        lines = [
-            line
-            for line in marker.read_text().splitlines()
-            if not line.startswith(("pid", "host", "token"))
-        ]
-        marker.write_text(
-            "\n".join([*lines, "pid=7", "host=elsewhere", "token=other"]) + "\n"
-        )
+        names = (line.partition("=") for line in marker.read_text().splitlines())
+        lines = [f"{name}{sign}{told.get(name, value)}" for name, sign, value in names]
+        marker.write_text("\n".join([*lines, ""]))
 
-    with pytest.raises(
-        TrainingFailed, match="process 7 on elsewhere took the run over"
-    ):
-        train(
-            trained.config.override(out=tmp_path / "run"), callbacks=[At(3, take_over)]
-        )
-    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [
-        "step-00000002"
-    ]
+    match = "process 7 on elsewhere took the run over"
+    raises(TrainingFailed, match, train, config, callbacks=[At(3, take_over)])
+    assert names(config.out) == ["step-00000002"]
 
 
 # Which checkpoint is the best, that it outlives the others, and how it is loaded
@@ -263,12 +225,9 @@ def judged(trained, pairs_folder, tmp_path_factory):
     """A run that gets better, then learns too fast and gets worse; beside the best only
     the newest checkpoint stays.
     """
-    config = trained.config.override(
-        val_data=[str(pairs_folder)],
-        save_every=100,
-        keep=1,
-        out=tmp_path_factory.mktemp("judged") / "run",
-    )
+    out = tmp_path_factory.mktemp("judged") / "run"
+    config = trained.config.override(save_every=100, keep=1, out=out)
+    config = config.override(val_data=[str(pairs_folder)])
     train(config.override(epochs=3))
     train(config.override(epochs=5, lr=0.5, schedule="constant", resume="auto"))
     return config
@@ -278,18 +237,13 @@ def test_the_best_outlives_the_others(judged):
     epochs = lines(judged.out / "epochs.jsonl")
     best = min(epochs, key=lambda line: line["val_loss"])
     assert best["epoch"] < 5, epochs  # else this shows nothing
-    names = [path.name for path in list_checkpoints(judged.out)]
-    assert names == [f"step-{best['step']:08d}", "step-00000025"]
-    assert chosen_checkpoint(judged.out, "best").name == names[0]
-    told = json.loads(
-        (chosen_checkpoint(judged.out, "best") / "validation.json").read_text()
-    )
+    assert names(judged.out) == [f"step-{best['step']:08d}", "step-00000025"]
+    chosen = chosen_checkpoint(judged.out, "best")
+    assert chosen == list_checkpoints(judged.out)[0]
+    told = json.loads((chosen / "validation.json").read_text())
     assert told.pop("batch_size") == judged.batch_size and told.pop("held_out")
-    assert told == {
-        "step": best["step"],
-        "metric": "val_loss",
-        **{k: best[k] for k in ("val_loss", "val_recall")},
-    }
+    assert (told.pop("step"), told.pop("metric")) == (best["step"], "val_loss")
+    assert told == {name: best[name] for name in ("val_loss", "val_recall")}
 
 
 def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
@@ -298,59 +252,35 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
     """Two of the folder's forty are bad: one in five is allowed, one in three is
     not.
     """
-    config = trained.config.override(
-        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=2
-    )
-    train(config)
-    named = [
-        line
-        for line in lines(tmp_path / "run" / "skipped.jsonl")
-        if line.get("held_out")
-    ]
-    assert sorted(Path(line["key"]).stem for line in named) == [
-        "13",
-        "27",
-    ]  # once, not in each epoch
-    for line in lines(tmp_path / "run" / "epochs.jsonl"):
-        assert (
-            line["val_skipped"] == {line["reason"]: 1 for line in named}
-            and line["val_recall"] is not None
-        )
-    (tmp_path / "val.csv").write_text(
-        "filepath,title\n"
-        + "".join(
-            f"{pairs_folder}/{name},x\n" for name in ("00.png", "01.png", "gone.png")
-        )
-    )
-    with pytest.raises(
-        InputError,
-        match=(
-            r"val\.csv: 1 of 3 held-out pairs cannot be used, .*1 missing image"
-            r" \(e\.g\."
-        ),
-    ):
-        train(
-            config.override(
-                out=tmp_path / "other", val_data=[str(tmp_path / "val.csv")]
-            )
-        )
+    run = tmp_path / "run"
+    config = trained.config.override(out=run, epochs=2, ema=0.9)
+    train(config.override(val_data=[str(pairs_folder)]))
+    log = lines(run / "skipped.jsonl")
+    named = {Path(x["key"]).stem: x["reason"] for x in log if x.get("held_out")}
+    assert sum("held_out" in line for line in log) == 2  # once, not in each epoch
+    assert named.keys() == {"13", "27"}
+    for line in lines(run / "epochs.jsonl"):
+        assert line["val_skipped"] == dict.fromkeys(named.values(), 1)
+        assert line["val_recall"] is not None
+    names = ("00.png", "01.png", "gone.png")
+    rows = [{"filepath": pairs_folder / name, "title": "x"} for name in names]
+    table = write_table(tmp_path / "val.csv", rows)
+    match = r"val\.csv: 1 of 3 held-out pairs cannot be used, .*1 missing image \(e\.g"
+    config = config.override(out=tmp_path / "other", val_data=[str(table)])
+    raises(InputError, match, train, config)
 
 
 def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys):
     """`cloob eval RUN --held-out` has the recall that the training saw."""
-    good = sorted(
-        path for path in pairs_folder.glob("*.txt") if path.stem not in ("13", "27")
-    )
+    texts = sorted(pairs_folder.glob("*.txt"))
     rows = [
         {"filepath": path.with_suffix(".png"), "title": path.read_text()}
-        for path in good
+        for path in texts
+        if path.stem not in ("13", "27")
     ]
     table, run = write_table(tmp_path / "pairs.csv", rows), tmp_path / "run"
-    train(
-        trained.config.override(
-            data=[str(table)], val_split=0.3, out=run, epochs=1, keep=1
-        )
-    )
+    config = trained.config.override(data=[str(table)], val_split=0.3, out=run)
+    train(config.override(epochs=1, keep=1))
     words = ["eval", str(run), "--device", "cpu", "--out", str(tmp_path / "out")]
     assert cli.main([*words, "--held-out"]) == 0
     row = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]
@@ -364,10 +294,8 @@ def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys):
     # Changed pairs are split otherwise.
     write_table(table, rows[3:])
     capsys.readouterr()
-    said = (
-        "its pairs have changed since the training, so nobody knows which were held out"
-    )
-    assert refused(capsys, *words, "--held-out") == f"cloob: {run}: {said}\n"
+    changed = "its pairs have changed since the training, so nobody knows which were"
+    assert changed in refused(capsys, *words, "--held-out")
 
 
 def test_held_out_pairs_of_their_own_judge(
@@ -381,15 +309,13 @@ def test_held_out_pairs_of_their_own_judge(
     assert [list(row["retrieval"]) for row in rows] == [[name], [name]]
     capsys.readouterr()
 
-    def line(model, *more):
-        return refused(capsys, "eval", str(model), *words, *more)
-
-    assert "held no pairs out of its training" in line(trained.run)
-    config = json.loads((judged.out / "config.json").read_text())
-    config["val_data"] = ["https://host.invalid/{0..9}.tar"]
-    shutil.copytree(judged.out, tmp_path / "strange")
-    (tmp_path / "strange" / "config.json").write_text(json.dumps(config))
-    said = line(tmp_path / "strange", "--retrieval", str(pairs_folder))
-    assert "its held-out pairs are streamed" in said
-    shutil.copytree(find_model_folder(run), tmp_path / "model")
-    assert "no model here is a run of `cloob train`" in line(tmp_path / "model")
+    strange = shutil.copytree(judged.out, tmp_path / "strange")
+    config = judged.override(val_data=["https://host.invalid/{0..9}.tar"])
+    (strange / "config.json").write_text(config.to_json())
+    model = shutil.copytree(find_model_folder(run), tmp_path / "model")
+    for source, error in (
+        (trained.run, "held no pairs out of its training"),
+        (strange, "its held-out pairs are streamed"),
+        (model, "no model here is a run of `cloob train`"),
+    ):
+        assert error in refused(capsys, "eval", str(source), *words)

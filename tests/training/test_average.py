@@ -1,13 +1,8 @@
-"""The moving average of weights, and buffers that are put back, beside their
-formulas.
-"""
-
-import copy
+"""The moving average of weights, beside its formula."""
 
 import torch
 from torch import nn
 
-from cloob.training.gradcache import Buffers
 from cloob.training.optim import Average
 
 
@@ -61,28 +56,3 @@ def test_the_average_of_towers_that_share_a_module_is_the_formula():
         close = 2e-2 if value.dtype == torch.bfloat16 else 1e-6
         torch.testing.assert_close(found[name], value, rtol=close, atol=close)
     assert average.encoder.a[0] is average.encoder.b
-
-
-def test_buffers_are_put_back_whether_written_or_replaced():
-    for replaced in (False, True):
-        for good in (None, True, False):
-            module = Sides()
-            before = {k: v.clone() for k, v in module.named_buffers()}
-            held = Buffers(module.modules())
-            first = module.b[1].running_mean
-            if replaced:
-                module.b[1].running_mean = torch.full((4,), torch.nan)
-            else:
-                first.fill_(torch.nan)
-            module.b[1].num_batches_tracked += 3
-            written = copy.deepcopy(dict(module.named_buffers()))
-            if good is None:
-                held.restore()
-                assert module.b[1].running_mean is first
-            else:
-                held.restore_unless(torch.tensor(good))
-            expected = written if good else before
-            for name, value in module.named_buffers():
-                assert torch.equal(
-                    value.nan_to_num(7.0), expected[name].nan_to_num(7.0)
-                ), (name, replaced, good)

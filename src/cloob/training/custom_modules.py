@@ -7,7 +7,7 @@ a loss whose ``forward`` has one with the features by name and the whole batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -58,39 +58,40 @@ class GivenTowers(DualEncoder):
     def set_channels_last(self, enabled: bool) -> None:
         """Does nothing: the module's layout is the caller's."""
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: object) -> Any:
         """Unit rows (n, D), float32 or float64, of both sides, from whatever rows the
         module gives; or the tensors (n, …) that it gives by name, as they are.
         """
-        rows: Any = self.model(*inputs)
+        rows = self.model(*inputs)
         if isinstance(rows, Mapping):
-            return self._checked(rows)
-        sides = rows if isinstance(rows, tuple | list) else (rows,)
+            self._check(list(rows.values()), list(rows))
+            return dict(rows)
+        self._check(rows if isinstance(rows, tuple | list) else (rows,))
+        a, b = (F.normalize(at_least_float32(side), dim=1) for side in rows)
+        return a, b
+
+    def _check(
+        self, sides: Sequence[object], names: Iterable[str] | None = None
+    ) -> None:
+        """Refuses all but two (n, D), and by name more tensors of n rows."""
         shapes = [_shape(side) for side in sides]
-        if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+        first = shapes[0] if shapes else ""
+        fits = len(shapes) > 1 and len(first) == 2 and first == shapes[1]
+        fits = fits and all(shape[:1] == first[:1] for shape in shapes)
+        if names is None and not (fits and len(shapes) == 2):
             raise InputError(
                 f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and"
                 " D are expected"
             )
-        a, b = (F.normalize(at_least_float32(side), dim=1) for side in rows)
-        return a, b
-
-    def _checked(self, rows: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors by name; refused unless the first two are (n, D), and all have n
-        rows.
-        """
-        shapes = {name: _shape(side) for name, side in rows.items()}
-        sizes = list(shapes.values())
-        sides_fit = len(sizes) >= 2 and len(sizes[0]) == 2 and sizes[0] == sizes[1]
-        if not sides_fit or any(size[:1] != sizes[0][:1] for size in sizes):
+        if not fits:
+            named = dict(zip(names or (), shapes, strict=True))
             raise InputError(
-                f"{self.name}: returned {shapes}; tensors of n rows are expected, the"
+                f"{self.name}: returned {named}; tensors of n rows are expected, the"
                 " first two (n, D) of the same D"
             )
-        return dict(rows)
 
 
-def _shape(side: object) -> Any:
+def _shape(side: object) -> tuple[int, ...] | str:
     return tuple(side.shape) if isinstance(side, Tensor) else type(side).__name__
 
 
@@ -106,9 +107,8 @@ class GivenObjective(nn.Module):
         super().__init__()
         self.loss = loss
         parameters = inspect.signature(loss.forward).parameters
-        self._takes_ids = "ids" in parameters or any(
-            p.kind is p.VAR_KEYWORD for p in parameters.values()
-        )
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._takes_ids = "ids" in parameters or takes_any
 
     def forward(
         self,
@@ -122,11 +122,11 @@ class GivenObjective(nn.Module):
             layout = _layout(trusted, len(x))
             x, y = gather_rows(torch.cat([x, y], 1), layout).tensor_split(2, 1)
             ids = None if ids is None else gather_rows(ids, layout)
-        return self._checked(
-            self.loss(x, y, ids=ids) if self._takes_ids else self.loss(x, y)
-        )
+        if self._takes_ids:
+            return self._checked(self.loss(x, y, ids=ids))
+        return self._checked(self.loss(x, y))
 
-    def _checked(self, value: Any) -> Tensor:
+    def _checked(self, value: object) -> Tensor:
         if isinstance(value, Tensor) and not value.ndim:
             return value
         result = _shape(value)
@@ -139,10 +139,10 @@ class GivenObjective(nn.Module):
     def clamp_(self) -> None:
         """Does nothing: the bounds of its scales are the loss's."""
 
-    def scale_values(self) -> dict[str, Any]:
+    def scale_values(self) -> dict[str, float | Tensor]:
         return {}
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         return {}  # nothing that another objective could be made of
 
 
@@ -156,7 +156,7 @@ class BatchObjective(GivenObjective):
     def forward(  # type: ignore[override]
         self,
         features: Mapping[str, Tensor],
-        batch: Any,
+        batch: object,
         hopfield: bool | None = None,
         trusted: Layout | None = None,
     ) -> Tensor:
@@ -165,7 +165,9 @@ class BatchObjective(GivenObjective):
             features = {
                 name: _gathered(side, layout) for name, side in features.items()
             }
-            batch = of_all_ranks(batch, layout)
+            is_named = isinstance(batch, Mapping)
+            kind = GatheredNames if is_named else GatheredParts
+            batch = kind(batch, layout)
         return self._checked(self.loss(features, batch))
 
 
@@ -180,56 +182,55 @@ def _gathered(rows: Tensor, layout: Layout) -> Tensor:
     return gather_rows(rows, layout)
 
 
-def of_all_ranks(batch: Any, layout: Layout) -> GatheredNames | GatheredParts:
+class GatheredBatch:
     """A batch whose parts come from all ranks when the loss first asks for them, which
     it does on all ranks alike: pictures that only the towers need do not travel.
     """
-    kind = GatheredNames if isinstance(batch, Mapping) else GatheredParts
-    return kind(batch, layout)
 
-
-class _Gathered:
     def __init__(self, parts: Any, layout: Layout) -> None:
         self._parts, self._layout = parts, layout
-        self._gathered_leaves: dict[Any, Any] = {}
+        self._of_all_ranks: dict[object, object] = {}
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def __getitem__(self, key: Any) -> Any:
-        if key not in self._gathered_leaves:
+        if key not in self._of_all_ranks:
             leaves, spec = leaves_of(self._parts[key])
             gathered = [self._gather(key, leaf) for leaf in leaves]
-            self._gathered_leaves[key] = tree_unflatten(gathered, spec)
-        return self._gathered_leaves[key]
+            self._of_all_ranks[key] = tree_unflatten(gathered, spec)
+        return self._of_all_ranks[key]
 
-    def _gather(self, key: Any, leaf: Any) -> Any:
+    def _gather(self, key: object, leaf: Any) -> object:
         """A part of the batch of all ranks: rows of a tensor with their gradient, or a
         list.
         """
         own = self._layout.local
-        is_tensor = isinstance(leaf, Tensor) and leaf.ndim > 0
-        fits = (is_tensor or isinstance(leaf, list | tuple)) and len(leaf) == (
-            own.stop - own.start
-        )
-        kind = (str(leaf.dtype), tuple(leaf.shape[1:])) if is_tensor else "texts"
-        kinds = gather_objects(kind if fits else None)
+        kinds = gather_objects(_kind(leaf, own.stop - own.start))
         if None in kinds or len(set(kinds)) > 1:
             raise InputError(
                 f"the batch's part {key!r} cannot be gathered over ranks: a row for"
                 f" every pair, of one kind and shape, is expected, not {kinds}"
             )
-        if is_tensor:
+        if isinstance(leaf, Tensor):
             return _gathered(leaf, self._layout)
-        return list(chain.from_iterable(gather_objects(list(leaf))))
+        return list(chain.from_iterable(gather_objects(leaf)))
 
 
-class GatheredNames(_Gathered, Mapping[str, Any]):
+def _kind(leaf: Any, rows: int) -> object:
+    """What a part's rows look like; None where it has not so many."""
+    if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows:
+        return str(leaf.dtype), tuple(leaf.shape[1:])
+    is_list = isinstance(leaf, list | tuple) and len(leaf) == rows
+    return "texts" if is_list else None
+
+
+class GatheredNames(GatheredBatch, Mapping[str, Any]):
     """A batch by name."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
 
 
-class GatheredParts(_Gathered, Sequence[Any]):
+class GatheredParts(GatheredBatch, Sequence[Any]):
     """A batch as a tuple."""

@@ -1,0 +1,157 @@
+"""The pairs of a run, the caller's own or the configuration's, and their batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from torch.utils.data import Dataset
+
+from cloob.data.items import ItemLoader, Items
+from cloob.data.loader import Loader, PairLoader, Tokenizer
+from cloob.data.open import open_source
+from cloob.data.sampler import SamplerOrder
+from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
+from cloob.data.transforms import TrainTransform
+from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder, trimmed_tokens
+from cloob.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+Pairs = Source | Items
+GivenPairs = Source | Dataset[object]
+
+
+def open_pairs(
+    config: TrainConfig,
+    custom_pairs: GivenPairs | None = None,
+    custom_held_out: GivenPairs | None = None,
+) -> tuple[Pairs, Pairs | None]:
+    """The training pairs and the held-out pairs, if there are any: the caller's own,
+    else the configuration's.
+    """
+    pairs = None if custom_pairs is None else _as_pairs(custom_pairs)
+    held_out = None if custom_held_out is None else _as_pairs(custom_held_out)
+    if config.val_split:
+        if isinstance(pairs, Items):
+            raise InputError(
+                f"val_split is {config.val_split}, but pairs= is a Dataset; split it"
+                " yourself, and give a part as held_out="
+            )
+        sources = _open(config.data, config) if pairs is None else [pairs]
+        return _without_held_out(sources, config.val_split)
+    if pairs is None:
+        pairs = mix(_open(config.data, config))
+    if held_out is None and config.val_data:
+        held_out = mix(_open(config.val_data, config))
+    return pairs, held_out
+
+
+def is_source(pairs: object) -> bool:
+    """Whether pairs are a source as ``open_source`` gives, and no Dataset."""
+    return not isinstance(pairs, Dataset) and hasattr(pairs, "fingerprint")
+
+
+def _as_pairs(pairs: GivenPairs) -> Pairs:
+    """A source as it is, a Dataset as Items."""
+    if isinstance(pairs, Dataset) or not is_source(pairs):
+        return Items(cast("Dataset[object]", pairs))
+    return pairs
+
+
+def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
+    image, caption = config.image_column, config.caption_column
+    return [
+        open_source(spec, image_column=image, caption_column=caption) for spec in specs
+    ]
+
+
+def _without_held_out(sources: Sequence[Source], share: float) -> tuple[Source, Source]:
+    """The pairs without a share of them, always the same, and that share."""
+    logger.info("reading all pairs once, to hold some out (--val-split) …")
+    rows = on_rank_zero(lambda: choose_held_out(sources, share), slow=True)
+    source, held_out = split(sources, rows)
+    if rank() == 0:
+        total = len(source) + len(held_out)
+        logger.info(
+            f"{len(held_out)} of {total} pairs are held out; none has a picture or"
+            " caption of the others"
+        )
+    return source, held_out
+
+
+def same_on_every_rank(pairs: Pairs) -> Fingerprint:
+    """The fingerprint of pairs; InputError where some host has others: ranks divide
+    them by their number.
+    """
+    # once on every host: it may read a hundred thousand files
+    looks = os.environ.get("LOCAL_RANK", "0") == "0"
+    mine = (len(pairs), pairs.fingerprint() if looks else {})
+    first, *of_others = gather_objects(mine)
+    for number, (size, fingerprint) in enumerate(of_others, 1):
+        if size != first[0] or (fingerprint and fingerprint != first[1]):
+            raise InputError(
+                f"{pairs.name}: rank {number} finds other data than rank 0 ({size:,}"
+                f" pairs, not {first[0]:,}, or with other contents); give all the same"
+            )
+    return first[1]
+
+
+def make_loader(
+    pairs: Pairs,
+    encoder: DualEncoder,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    train: bool = True,
+    whole: bool = False,
+    order: SamplerOrder | None = None,
+) -> Loader:
+    """This rank's training batches, or those of held-out pairs: all of them, in order
+    and without augmentation; ``whole``: towers or loss take the whole batch.
+    """
+    size, least = config.batch_size, 2 * world_size()
+    if train and size < least:
+        raise InputError(
+            f"batch_size is {size} for {world_size()} processes; it must be {least} or"
+            " more"
+        )
+    if isinstance(pairs, Items):
+        return ItemLoader(
+            pairs,
+            size,
+            train=train,
+            whole=whole,
+            order=order,
+            seed=config.seed,
+            workers=config.workers,
+            rank=rank(),
+            world_size=world_size(),
+        )
+    augmented = TrainTransform(
+        encoder.image_size, scale=config.crop_scale, flip=config.flip
+    )
+    tokenize: Tokenizer = encoder.tokenizer
+    # Shared padding is left out where that is exact; a compiled tower wants one shape.
+    if encoder.trims_texts and not config.compile:
+        tokenize = partial(trimmed_tokens, encoder.tokenizer)
+    return PairLoader(
+        pairs,
+        augmented if train else encoder.preprocess,
+        tokenize,
+        size,
+        shuffle=train,
+        drop_last=train,
+        shuffle_buffer=config.shuffle_buffer if train else None,
+        pin_memory=train and device.type == "cuda",
+        by_picture=True,
+        seed=config.seed,
+        workers=config.workers,
+        rank=rank(),
+        world_size=world_size(),
+    )

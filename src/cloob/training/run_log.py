@@ -1,0 +1,136 @@
+"""The JSON lines of a run folder, and the samples of an epoch that cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections import ChainMap, Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from cloob.data.bad import too_many
+from cloob.data.batch import Batch, Skip
+from cloob.data.loader import Loader
+from cloob.distributed import gather_objects
+from cloob.errors import InputError
+from cloob.files import write_whole
+from cloob.models import runs
+from cloob.training.progress import Progress
+
+MIN_BAD = 20  # fewer bad samples say nothing yet about the fraction
+MAX_BAD_IN_A_ROW = 1000  # as of a mount that has died
+MAX_NAMED = 1000  # bad samples of an epoch in the file
+Read = tuple[int, Skip]  # a sample that could not be used, with the rank that read it
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None
+
+
+class RunLog:
+    """The JSON lines of a run folder, written through at once; those after
+    ``keep_to_step`` are dropped (None: all).
+    """
+
+    def __init__(self, run: Path, keep_to_step: int | None, *, writes: bool) -> None:
+        self._files: dict[str, TextIO] = {}
+        names = (runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE)
+        last_step = -1 if keep_to_step is None else keep_to_step
+        for name in names if writes else ():
+            path = run / name
+            lines = [
+                json.dumps(line) + "\n"
+                for line in runs.read_lines(path)
+                if line["step"] <= last_step
+            ]
+            write_whole(path, "".join(lines))
+            self._files[path.stem] = path.open("a", encoding="utf-8")
+
+    def write(self, name: str, line: Mapping[str, object]) -> None:
+        """Appends one object to ``metrics``, ``epochs`` or ``skipped``; InputError
+        where the disk refuses it.
+        """
+        if not self._files:
+            return
+        file = self._files[name]
+        try:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+        except OSError as error:
+            # what is still in its buffer would be refused again, without a name
+            with contextlib.suppress(OSError):
+                file.close()
+            raise InputError(
+                f"{file.name}: cannot be written ({error.strerror})"
+            ) from error
+
+    def write_skipped(
+        self, place: Mapping[str, object], skipped: Sequence[Read]
+    ) -> None:
+        """Names samples; ``place`` is the step and epoch where they were left out."""
+        for reader, skip in skipped[:MAX_NAMED]:
+            line = {"rank": reader, "key": skip.key, "reason": skip.reason}
+            self.write("skipped", {**place, **line, "detail": skip.detail})
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+class BadSamples:
+    """Counts the samples of an epoch that could not be used, by reason; ends a run of
+    more than the share ``limit``.
+    """
+
+    def __init__(
+        self, progress: Progress, loader: Loader, limit: float, log: RunLog
+    ) -> None:
+        self.progress, self.loader, self.limit, self.log = progress, loader, limit, log
+        self._in_a_row = 0
+        self._examples: dict[str, str] = {}
+
+    def count(self, batch: Batch, good: int, bad: int) -> None:
+        """Adds a batch with so many usable and bad samples over all ranks."""
+        progress = self.progress
+        for skip in batch.skipped:
+            progress.reasons[skip.reason] = progress.reasons.get(skip.reason, 0) + 1
+            example = f"{skip.key}: {skip.detail}" if skip.detail else skip.key
+            self._examples.setdefault(skip.reason, example)
+        if bad and progress.epoch_bad < MAX_NAMED:
+            place = {"step": progress.step + 1, "epoch": progress.epoch + 1}
+            self.log.write_skipped(place, with_readers(batch.skipped))
+        progress.epoch_good += good
+        progress.epoch_bad += bad
+        self._in_a_row = 0 if good else self._in_a_row + bad
+        if progress.epoch_bad >= MIN_BAD:
+            self.check()
+
+    def check(self, *, ended: bool = False) -> None:
+        """Compares the bad samples with the limit, a share of the epoch, or of the
+        epoch so far if it has ``ended``.
+        """
+        good, bad = self.progress.epoch_good, self.progress.epoch_bad
+        total = good + bad
+        if not ended and self._in_a_row < MAX_BAD_IN_A_ROW:
+            total = max(total, self.loader.pairs_per_epoch)
+        nothing = ended and bad > 0 and good == 0
+        if bad > self.limit * total or nothing:
+            examples = ChainMap(*gather_objects(self._examples))
+            message = f"{self.loader.name}: {bad} of {good + bad} samples"
+            raise too_many(message, nothing, self.limit, self.reasons(), examples)
+
+    def reasons(self) -> dict[str, int]:
+        """The bad samples of all ranks by reason, the most frequent first."""
+        total: Counter[str] = Counter()
+        for of_rank in gather_objects(self.progress.reasons):
+            total.update(of_rank)
+        return dict(total.most_common())
+
+
+def with_readers(skipped: Sequence[Skip]) -> list[Read]:
+    """The samples of all ranks."""
+    of_ranks = enumerate(gather_objects(skipped))
+    return [(reader, skip) for reader, part in of_ranks for skip in part]
