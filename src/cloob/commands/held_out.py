@@ -162,7 +162,7 @@ def _check_local(run: Run) -> None:
 def _open_held_out(run: Run) -> VectorPairs | list[CaptionedSet]:
     """The pairs of vectors that a run held out, or its sets of pictures."""
     from cloob.data.vectors import VectorPairs
-    from cloob.evaluation.sets.pictures import captioned, open_captioned
+    from cloob.evaluation.sets.pictures import group_captions, open_captioned
 
     config = run.config
     try:
@@ -181,7 +181,7 @@ def _open_held_out(run: Run) -> VectorPairs | list[CaptionedSet]:
     if isinstance(opened, VectorPairs):
         return opened
     files = ", ".join(Path(spec).name for spec in config.data)
-    return [captioned(files, opened, by_bytes=True)]
+    return [group_captions(files, opened, by_content=True)]
 
 
 def _only_split(runs: Sequence[Run]) -> Run:

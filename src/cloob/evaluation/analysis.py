@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TypeGuard
 
@@ -82,39 +83,35 @@ class _Gallery:
     words: Sequence[str]
 
     def draw(self, n: int) -> list[int]:
-        """At most ``n`` rows of different texts that a readable picture answers."""
-        answered: set[int] = set()
+        """At most ``n`` texts, drawn at random, of different groups that have a
+        readable picture; a group's first text stands for it.
+        """
         readable = torch.isfinite(self.images).all(dim=1).tolist()
-        for groups, is_readable in zip(self.groups_of_image, readable, strict=True):
-            if is_readable:
-                answered |= groups
-        rows: dict[int, int] = {}
-        for row, group in enumerate(self.group_of_text):
-            if group in answered and self.words[row]:
-                rows.setdefault(group, row)
+        with_picture = set().union(*compress(self.groups_of_image, readable))
+        first_text: dict[int, int] = {}
+        for text, group in enumerate(self.group_of_text):
+            if group in with_picture and self.words[text]:
+                first_text.setdefault(group, text)
+        candidates = list(first_text.values())
         generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(rows), generator=generator)
-        firsts = list(rows.values())
-        return [firsts[place] for place in order[:n].tolist()]
+        order = torch.randperm(len(candidates), generator=generator)
+        return [candidates[place] for place in order[:n].tolist()]
 
     def nearest(
-        self, text: Tensor, right: int | None, data: Labelled | Reader, k: int
+        self, row: Tensor, right: int | None, data: Labelled | Reader, k: int
     ) -> list[ShownPicture]:
-        """The ``k`` readable pictures nearest to a text, of which those of the group
-        ``right`` answer it.
+        """The ``k`` readable pictures nearest to the row of a text, of which those of
+        the group ``right`` answer it.
         """
-        scores = (self.images @ text).nan_to_num(nan=-torch.inf)
-        best = scores.sort(descending=True, stable=True)
+        scores = (self.images @ row).nan_to_num(nan=-torch.inf)
+        best = scores.sort(descending=True, stable=True).indices[:k]
         shown = []
-        for image, score in zip(
-            best.indices[:k].tolist(), best.values[:k].tolist(), strict=True
-        ):
-            if score > -torch.inf:
-                sample = data.read(image)
-                picture = sample[1] if isinstance(sample, tuple) else sample.image
-                is_right = right in self.groups_of_image[image]
-                label = self.labels[image]
-                shown.append(ShownPicture(picture, label, is_right, score))
+        for image in best[scores[best] > -torch.inf].tolist():
+            sample = data.read(image)
+            picture = sample[1] if isinstance(sample, tuple) else sample.image
+            is_right = right in self.groups_of_image[image]
+            score = float(scores[image])
+            shown.append(ShownPicture(picture, self.labels[image], is_right, score))
         return shown
 
 
@@ -131,17 +128,17 @@ def example_queries(
 
     Of equal cosines the earlier picture in the set comes first.
     """
-    queries: list[ExampleQuery] = []
-    drawn: list[int] = []
-    for model in models or embeddings.models:
-        gallery = _gallery(embeddings, model, data)
-        if not queries:
-            drawn = gallery.draw(n)
-            queries = [ExampleQuery(gallery.words[row], {}) for row in drawn]
-        for query, row in zip(queries, drawn, strict=True):
-            query.answers[model] = gallery.nearest(
-                gallery.texts[row], gallery.group_of_text[row], data, k
-            )
+    names = models or list(embeddings.models)
+    galleries = {model: _gallery(embeddings, model, data) for model in names}
+    first = galleries[names[0]]
+    queries = []
+    for text in first.draw(n):
+        right = first.group_of_text[text]
+        answers = {
+            model: gallery.nearest(gallery.texts[text], right, data, k)
+            for model, gallery in galleries.items()
+        }
+        queries.append(ExampleQuery(first.words[text], answers))
     return queries
 
 
@@ -160,8 +157,8 @@ def search_pictures(
     for model in models:
         gallery = _gallery(embeddings, model, data)
         rows = embed_texts(embeddings.encoder(model), texts)
-        for query, text in zip(queries, rows, strict=True):
-            query.answers[model] = gallery.nearest(text, None, data, k)
+        for query, row in zip(queries, rows, strict=True):
+            query.answers[model] = gallery.nearest(row, None, data, k)
     return queries
 
 

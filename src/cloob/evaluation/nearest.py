@@ -31,51 +31,37 @@ def nearest(
     Returns:
         (Q, min(k, N)) float64 products, largest first, and the int64 numbers of their
         rows.
-
-    Raises:
-        ValueError: ``k`` below 1, a row that is not finite, or rows of another width.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; 1 or more is expected")
-    _refuse_gaps("query", query, 0)
     rows = query.detach().float()
     exact = query.detach().double().numpy()
     best = _Best(len(query), k)
     length = rows.norm(dim=1)
     start = 0
     for block in blocks:
-        _refuse_gaps("a block", block, start)
-        if block.shape[1:] != query.shape[1:]:
-            raise ValueError(
-                f"rows of {query.shape[1]} numbers were asked for, a block has"
-                f" {tuple(block.shape)}"
-            )
         block = block.detach()
         scores = rows @ block.float().T
-        least = best.least.copy()
+        least = torch.from_numpy(best.least())
         if len(block) >= k:
-            of_block = scores.topk(k, dim=1).values[:, -1].double().numpy()
-            least = np.maximum(least, of_block)
-        margin = _margin(length, block)
-        floor = (torch.from_numpy(least) - margin).float()
+            of_block = scores.topk(k, dim=1).values[:, -1].double()
+            least = torch.maximum(least, of_block)
+        floor = (least - _margin(length, block)).float()
         places, columns = (scores >= floor[:, None]).nonzero().numpy().T
-        found = _products(exact, block, places, columns)
+        found = _products(exact, block.numpy(), places, columns)
         best.add(places, columns + start, found)
         start += len(block)
     return best.scores, best.rows
 
 
 def _products(
-    query: np.ndarray, block: Tensor, places: np.ndarray, columns: np.ndarray
+    query: np.ndarray, block: np.ndarray, places: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
     """(n,) float64 products of pairs of rows, row by row, so that each is the same in
     any company.
     """
     found = np.empty(len(places))
-    rows = block.numpy()
     for start in range(0, len(places), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        gathered = rows[columns[part]].astype(np.float64)
+        gathered = block[columns[part]].astype(np.float64)
         found[part] = np.einsum("nd,nd->n", query[places[part]], gathered)
     return found
 
@@ -84,19 +70,9 @@ def _margin(length: Tensor, block: Tensor) -> Tensor:
     """(Q,) how far a product in float32 may be from the exact one."""
     width = block.shape[1]
     eps = torch.finfo(torch.float32).eps
-    longest: Tensor = block.float().norm(dim=1).max()
+    longest = block.float().norm(dim=1).max()
     margin: Tensor = length.double() * longest * (_ROUNDING * eps * (1 + width**0.5))
     return margin
-
-
-def _refuse_gaps(name: str, rows: Tensor, start: int) -> None:
-    """Refuses rows that are no matrix, or not finite."""
-    if rows.ndim != 2:
-        raise ValueError(f"{name} is {tuple(rows.shape)}; (n, D) is expected")
-    finite = torch.isfinite(rows).all(dim=1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0]) + start
-        raise ValueError(f"row {row} of {name} is not finite")
 
 
 class _Best:
@@ -107,17 +83,14 @@ class _Best:
         self.scores = np.empty((n_queries, 0))
         self.rows = np.empty((n_queries, 0), np.int64)
 
-    @property
     def least(self) -> np.ndarray:
         """(Q,) the k-th best product; −∞ where there are fewer."""
         if self.scores.shape[1] < self.k:
             return np.full(len(self.scores), -np.inf)
-        return self.scores[:, -1]
+        return self.scores[:, -1].copy()
 
     def add(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
         """Takes candidates, which have later rows than all before."""
-        if not len(rows):
-            return
         n_queries, n_best = self.scores.shape
         of_best = np.repeat(np.arange(n_queries), n_best)
         queries = np.concatenate([of_best, queries])
@@ -126,7 +99,7 @@ class _Best:
         order = np.lexsort((rows, -scores, queries))
         first = np.searchsorted(queries[order], np.arange(n_queries))
         rank = np.arange(len(order)) - first[queries[order]]
-        taken = order[rank < self.k]
+        chosen = order[rank < self.k]
         # blocks come whole: every query has seen as many rows
-        self.scores = scores[taken].reshape(n_queries, -1)
-        self.rows = rows[taken].reshape(n_queries, -1)
+        self.scores = scores[chosen].reshape(n_queries, -1)
+        self.rows = rows[chosen].reshape(n_queries, -1)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 
@@ -35,8 +35,17 @@ if TYPE_CHECKING:  # it brings torch
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
 
-LAYOUTS: dict[str, Any] = json.loads(
-    (Path(__file__).parent / "layouts.json").read_text(encoding="utf-8")
+
+class Layout(TypedDict):
+    """Where a set lies under the root, and what reads it."""
+
+    put: str  # what to put there
+    folders: NotRequired[dict[str, str]]  # by split, where it has a folder a class
+    torchvision: NotRequired[str]  # its class there
+
+
+LAYOUTS: dict[str, Layout] = json.loads(
+    Path(__file__).with_name("layouts.json").read_text(encoding="utf-8")
 )
 """What to put under the root per set, and who reads it, in the order of the paper's
 table.
@@ -121,7 +130,7 @@ def _class_folders(folder: Path, classes: int) -> list[tuple[Path, int]]:
 def _torchvision(kind: str, root: Path, split: str) -> list[tuple[Path, int]]:
     """The pictures and labels of a data set as torchvision's reader lists them."""
     datasets = require("torchvision.datasets", "train")
-    reader: Any = getattr(datasets, kind)
+    reader = getattr(datasets, kind)
     if kind != "Flowers102":
         samples = reader(root, split=split, download=False)._samples
         return [(Path(path), int(label)) for path, label in samples]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,23 +64,17 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
     """
     folder = labelled_folder(path)
     part = folder / split
-    classnames = _read_lines(folder / "classnames.txt")
     if _has_shards(part):
-        name = folder.name
-        classes, labels, read = _open_shards(folder, part, classnames)
+        opened = _open_shards(folder, part)
     else:
-        splits = sorted(file.parent.name for file in folder.glob("*/nshards.txt"))
-        if splits:
-            raise InputError(
-                f"{folder} has no split {split!r}; it has {', '.join(splits)}"
-            )
-        root = part if part.is_dir() and subfolders(part) else folder
-        name = folder.resolve().name
-        classes, labels, read = _open_folders(folder, root, classnames)
-    templates = None
-    for file in _TEMPLATE_FILES:
-        templates = templates or _read_lines(folder / file, "{c}")
-    return LabelledSet(name, classes, templates or ("{c}",), np.array(labels), read)
+        opened = _open_folders(folder, split)
+    return LabelledSet(
+        folder.resolve().name,
+        opened.classnames,
+        _read_templates(folder),
+        np.array(opened.labels),
+        opened.read,
+    )
 
 
 def labelled_folder(path: str | Path) -> Path:
@@ -112,16 +107,17 @@ def read_picture(root: Path, paths: Sequence[str], index: int) -> tuple[str, byt
     return key, read_pair_file(root / paths[index], key, "image")
 
 
-_Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
-"""Names of classes, labels and pictures."""
+class _Opened(NamedTuple):
+    """A set without its name and templates."""
+
+    classnames: tuple[str, ...]
+    labels: list[int]
+    read: Callable[[int], tuple[str, bytes]]
 
 
-def _open_shards(
-    folder: Path, part: Path, classnames: tuple[str, ...] | None
-) -> _Opened:
-    """The class names, labels and reader of a test set in tar shards, each sample with
-    a ``.cls``.
-    """
+def _open_shards(folder: Path, part: Path) -> _Opened:
+    """A test set in tar shards, each sample with a ``.cls``."""
+    classnames = _read_lines(folder / "classnames.txt")
     if classnames is None:
         raise InputError(
             f"{folder} has no classnames.txt (one class name a line, line number ="
@@ -129,17 +125,10 @@ def _open_shards(
         )
     paths = _shards(part)
     reader = TarReader(tuple(paths))
-    places: list[tuple[str, int, int, int]] = []
+    places: list[tuple[str, int, Member]] = []
     labels: list[int] = []
     for shard, path in enumerate(paths):
-        members, cut = reader.listing(shard)
-        if cut:
-            raise InputError(
-                f"{path} is truncated ({cut}): a test set must be whole, get the file"
-                " again"
-            )
-        samples, _ = group_members(members, (IMAGE_EXTENSIONS, ("cls",)))
-        for key, (image, cls) in samples.items():
+        for key, (image, cls) in _samples(reader, shard).items():
             label = -1 if cls is None else _read_label(reader, shard, cls)
             if image is None or not 0 <= label < len(classnames):
                 raise InputError(
@@ -147,10 +136,15 @@ def _open_shards(
                     f" {len(classnames) - 1}, a line of classnames.txt, is expected"
                 )
             labels.append(label)
-            places.append((f"{path.name}/{key}", shard, image.offset, image.size))
+            places.append((f"{path.name}/{key}", shard, image))
     if not labels:
         raise InputError(f"{part} holds no samples (an image and a .cls each)")
-    return classnames, labels, partial(_read_member, reader, places)
+
+    def read(index: int) -> tuple[str, bytes]:
+        key, shard, image = places[index]
+        return key, reader.read(shard, image.offset, image.size)
+
+    return _Opened(classnames, labels, read)
 
 
 def _shards(part: Path) -> list[Path]:
@@ -164,6 +158,17 @@ def _shards(part: Path) -> list[Path]:
     return [part / f"{number}.tar" for number in range(int(count))]
 
 
+def _samples(reader: TarReader, shard: int) -> dict[str, list[Member | None]]:
+    """The image and the .cls of every sample of a shard, which must be whole."""
+    members, cut = reader.listing(shard)
+    if cut:
+        raise InputError(
+            f"{reader.paths[shard]} is truncated ({cut}): a test set must be whole, get"
+            " the file again"
+        )
+    return group_members(members, (IMAGE_EXTENSIONS, ("cls",)))[0]
+
+
 def _read_label(reader: TarReader, shard: int, cls: Member) -> int:
     """What a .cls file says; -1 if that is no number."""
     size = min(cls.size, _MAX_LABEL_BYTES)
@@ -171,27 +176,14 @@ def _read_label(reader: TarReader, shard: int, cls: Member) -> int:
     return int(text) if text.isdigit() else -1
 
 
-def _read_member(
-    reader: TarReader, places: Sequence[tuple[str, int, int, int]], index: int
-) -> tuple[str, bytes]:
-    key, shard, offset, size = places[index]
-    return key, reader.read(shard, offset, size)
-
-
-def _open_folders(
-    folder: Path, root: Path, classnames: tuple[str, ...] | None
-) -> _Opened:
-    """The class names, labels and reader of a test set with a folder a class."""
+def _open_folders(folder: Path, split: str) -> _Opened:
+    """A set with a sub-folder a class, of the split if that has sub-folders."""
+    root = _root_of_classes(folder, split)
     names = [path.name for path in subfolders(root)]
-    if set(names) <= _SPLITS:
-        holds = "has no sub-folder"
-        if names:
-            holds = f"holds splits ({first_of(names)}); give the folder of one"
-        raise InputError(
-            f"{root} {holds}: expected one a class, or classnames.txt and"
-            " <split>/<i>.tar shards"
-        )
-    if classnames is not None and len(classnames) != len(names):
+    classnames = _read_lines(folder / "classnames.txt")
+    if classnames is None:
+        classnames = tuple(as_utf8(name).replace("_", " ") for name in names)
+    if len(classnames) != len(names):
         raise InputError(
             f"{folder / 'classnames.txt'} names {len(classnames)} classes, but {root}"
             f" has {len(names)} sub-folders"
@@ -204,8 +196,27 @@ def _open_folders(
             raise InputError(f"{root / name}: no image in this class folder")
         paths += images
         labels += [label] * len(images)
-    classes = classnames or tuple(as_utf8(name).replace("_", " ") for name in names)
-    return classes, labels, partial(read_picture, root, paths)
+    return _Opened(classnames, labels, partial(read_picture, root, paths))
+
+
+def _root_of_classes(folder: Path, split: str) -> Path:
+    """The folder with a sub-folder a class: the split, or the set itself."""
+    shards = sorted(file.parent.name for file in folder.glob("*/nshards.txt"))
+    if shards:
+        raise InputError(f"{folder} has no split {split!r}; it has {', '.join(shards)}")
+    part = folder / split
+    root = part if part.is_dir() and subfolders(part) else folder
+    names = [path.name for path in subfolders(root)]
+    if not names:
+        raise InputError(
+            f"{root} has no sub-folder: expected one a class, or classnames.txt and"
+            " <split>/<i>.tar shards"
+        )
+    if set(names) <= _SPLITS:
+        raise InputError(
+            f"{root} holds splits ({first_of(names)}); give the folder of one"
+        )
+    return root
 
 
 def _images_below(root: Path, name: str) -> list[str]:
@@ -221,9 +232,17 @@ def _images_below(root: Path, name: str) -> list[str]:
     return sorted(images)
 
 
+def _read_templates(folder: Path) -> tuple[str, ...]:
+    for name in _TEMPLATE_FILES:
+        lines = _read_lines(folder / name, needed="{c}")
+        if lines is not None:
+            return lines
+    return ("{c}",)
+
+
 def _read_lines(path: Path, needed: str = "") -> tuple[str, ...] | None:
-    """The lines of a file, none of them empty or without ``needed``; None if there is
-    no such file.
+    """The lines of a file, None if there is none; InputError for an empty line, or one
+    without the ``needed`` text.
     """
     if not path.exists():
         return None
@@ -273,30 +292,31 @@ def open_captioned(
     """
     spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
     source = open_unprobed(spec, image_column, caption_column)
+    path = PurePath(spec)
+    name = "/".join(path.parts[-2:]) if is_pattern(path.name) else path.name
+    pictures = group_captions(name, source)
     if not isinstance(source, TableSource) or source.inside:
         check_usable(source)
-        pure = PurePath(spec)
-        name = "/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name
-        return captioned(name, source)
-    pictures = captioned(Path(source.name).name, source)
-    if len(pictures) < 2:
+    elif len(pictures) < 2:  # a table of paths, whose files may be away
         n_pictures = counted(len(pictures), "pictures")
         raise InputError(f"{source.name}: {n_pictures}, at least 2 are needed")
     return pictures
 
 
-def captioned(name: str, source: Source, *, by_bytes: bool = False) -> CaptionedSet:
-    """Pairs of a source, the rows of a picture together with all their captions;
-    results have the set under ``name``.
+def group_captions(
+    name: str, source: Source, *, by_content: bool = False
+) -> CaptionedSet:
+    """The pictures of a source, each with the captions of all its rows, as a set that
+    results have under ``name``.
 
-    With ``by_bytes`` equal pictures are one. A picture that is lost keeps its captions
-    as queries.
+    With ``by_content`` all pictures are read, and equal ones are one. A picture that is
+    lost keeps its captions as queries.
     """
     rows: dict[object, list[int]] = {}
     first = source.pictures()
     for row in range(len(source)):
         picture: object = row if first is None else int(first[row])
-        if by_bytes:
+        if by_content:
             picture = _digest(source, row)
         rows.setdefault(picture, []).append(row)
     read = partial(_read_captioned, source, list(rows.values()))
@@ -314,8 +334,8 @@ def _digest(source: Source, row: int) -> object:
 def _read_captioned(
     source: Source, rows_of_pictures: Sequence[Sequence[int]], index: int
 ) -> CaptionedSample:
-    """A picture with all of its captions; it is read from the first row whose caption
-    is usable.
+    """A picture with all of its captions, read from the first row whose caption is
+    usable; BadSample has the captions of a picture that cannot be read.
     """
     rows = rows_of_pictures[index]
     captions = [_usable_caption(source, row) for row in rows]
