@@ -52,36 +52,40 @@ def expected(top):
 WORDS = ["match", "heads", "--a", "a.npy", "--b", "b.npy", "--device", "cpu"]
 
 
+def lines_of(text, delimiter):
+    """The lines of a CSV without its header: names and rank, and scores."""
+    header, *lines = csv.reader(io.StringIO(text), delimiter=delimiter)
+    assert header == ["a", "rank", "b", "score"]
+    return [line[:3] for line in lines], [float(line[3]) for line in lines]
+
+
 @pytest.mark.parametrize("size", [1, 3, 8192])
 def test_lines_on_stdout(here, capsys, monkeypatch, size):
     monkeypatch.setattr(match, "N_BLOCK", size)
     monkeypatch.setattr(match, "N_QUERIES", size)
     assert cli.main([*WORDS, "--top", "5"]) == 0
     out, err = capsys.readouterr()
-    lines = list(csv.reader(io.StringIO(out), delimiter="\t"))
+    names, found = lines_of(out, "\t")
     rows, scores = expected(5)
-    assert lines[0] == ["a", "rank", "b", "score"]
-    assert [line[:3] for line in lines[1:]] == [
+    assert names == [
         [str(i), str(rank + 1), str(rows[i, rank])]
         for i in range(7)
         for rank in range(5)
     ]
-    assert np.allclose(
-        [float(line[3]) for line in lines[1:]], scores.ravel(), atol=2e-6
-    )
+    assert np.allclose(found, scores.ravel(), atol=2e-6)
     assert "7 rows of a, for each the nearest 5 of 40 rows of b" in err
 
 
 def test_sparse_rows_are_matched_and_embedded_as_others(here, capsys):
-    for name in "ab":
-        sparse.save_npz(f"{name}.npz", sparse.csr_array(np.load(f"{name}.npy")))
     found = []
     for ending in ("npy", "npz"):
         words = [word.replace(".npy", f".{ending}") for word in WORDS]
+        embed = f"embed heads --b b.{ending} --out rows-{ending}.npy --device cpu"
+        for name in "ab":
+            sparse.save_npz(f"{name}.npz", sparse.csr_array(np.load(f"{name}.npy")))
         assert cli.main(words) == 0
         found.append(capsys.readouterr().out)
-        words = ["embed", "heads", "--b", f"b.{ending}", "--out", f"rows-{ending}.npy"]
-        assert cli.main([*words, "--device", "cpu"]) == 0
+        assert cli.main(embed.split()) == 0
         capsys.readouterr()
     assert found[0] == found[1]
     assert np.array_equal(np.load("rows-npy.npy"), np.load("rows-npz.npy"))
@@ -91,29 +95,30 @@ def test_files_with_ids(here):
     ids = ["--a-ids", "a.txt", "--b-ids", "b.txt"]
     for name in ("hits.csv", "hits.parquet"):
         assert cli.main([*WORDS, *ids, "--top", "100", "--out", f"new/{name}"]) == 0
-    assert sorted(path.name for path in (here / "new").iterdir()) == [
+    assert {path.name for path in (here / "new").iterdir()} == {
         "hits.csv",
         "hits.parquet",
+    }
+    rows, scores = expected(100)  # all rows of b where there are fewer
+    lines, found = lines_of(Path("new/hits.csv").read_text(encoding="utf-8"), ",")
+    assert lines == [
+        [f"cell, {i}", str(rank), f"molecule {row}"]
+        for i in range(7)
+        for rank, row in enumerate(rows[i], 1)
     ]
-    rows, scores = expected(100)
-    text = (here / "new" / "hits.csv").read_text(encoding="utf-8")
-    lines = list(csv.DictReader(text.splitlines()))
-    assert len(lines) == 7 * 40, "all rows of b where there are fewer than asked for"
     table = parquet.read_table("new/hits.parquet").to_pydict()
-    names = [(f"cell, {i}", f"molecule {row}") for i in range(7) for row in rows[i]]
-    assert [(line["a"], line["b"]) for line in lines] == names
-    assert list(zip(table["a"], table["b"], strict=True)) == names
-    assert table["rank"] == [*range(1, 41)] * 7
+    columns = (map(str, table[name]) for name in ("a", "rank", "b"))
+    assert list(map(list, zip(*columns, strict=True))) == lines
     assert np.allclose(table["score"], scores.ravel(), atol=1e-6)
+    assert np.allclose(found, scores.ravel(), atol=1e-6)
 
 
 def test_row_numbers_in_parquet_are_integers(here):
-    assert cli.main([*WORDS, "--top", "1", "--out", "n.parquet"]) == 0
-    assert parquet.read_table("n.parquet")["b"].to_pylist() == [
-        row for (row,) in expected(1)[0]
-    ]
-    assert cli.main([*WORDS, "--top", "2", "--out", "n.parquet", "--overwrite"]) == 0
-    assert parquet.read_table("n.parquet").num_rows == 14
+    words = [*WORDS, "--top", "1", "--out", "n.parquet"]
+    assert cli.main(words) == 0
+    found = parquet.read_table("n.parquet")["b"].to_pylist()
+    assert found == expected(1)[0].ravel().tolist()
+    assert cli.main([*words, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize("side", ["a", "b"])

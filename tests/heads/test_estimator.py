@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.utils.estimator_checks import check_estimator
 from views import views
 
@@ -45,8 +45,7 @@ def matrices():
     return X, Y, [f"M{row // 3}" for row in range(N)]
 
 
-def test_it_is_a_face_of_fit_heads(matrices, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_it_is_a_face_of_fit_heads(matrices):
     X, Y, ids = matrices
     drawn = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     heads = ContrastiveHeads(**QUICK).fit(X, Y, ids=ids)
@@ -59,19 +58,24 @@ def test_it_is_a_face_of_fit_heads(matrices, tmp_path, monkeypatch):
     rows = unit_rows(fitted.heads[0], torch.from_numpy(X))
     assert np.allclose(x, rows.numpy(), atol=1e-6)
     assert (heads.transform(None, Y) == y).all()
-    again = pickle.loads(pickle.dumps(heads))
-    assert (again.transform(X) == x).all()
+    assert (pickle.loads(pickle.dumps(heads)).transform(X) == x).all()
     assert (clone(heads).fit(X, Y, ids).transform(X) == x).all()
 
+
+def test_saved_heads_are_read_by_every_door(matrices, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    X, Y, _ = matrices
+    heads = ContrastiveHeads(**QUICK).fit(X, Y)
     heads.save("saved")
     np.save("x.npy", X)
     np.save("y.npy", Y)
     assert cli.main(["embed", "saved", "--a", "x.npy", "--out", "x-8.npy"]) == 0
-    assert (np.load("x-8.npy") == x).all()
+    assert (np.load("x-8.npy") == heads.transform(X)).all()
     words = ["eval", "saved", "--a", "x.npy", "--b", "y.npy", "--out", "report"]
     assert cli.main(words) == 0
     loaded = ContrastiveHeads.load("saved", "cpu")
-    assert (loaded.transform(X) == x).all() and loaded.n_features_in_ == 12
+    assert (loaded.transform(X) == heads.transform(X)).all()
+    assert loaded.n_features_in_ == 12
     assert (loaded.predict(X, Y) == heads.predict(X)).all()
     raises(ValueError, "give predict one", loaded.predict, X)
 
@@ -89,10 +93,10 @@ def test_scores_are_those_of_a_plain_loop(matrices):
     assert heads.score(X, Y) > 5 / N
     # rows that are there twice say the same as once, and so do ids
     twice = np.arange(N).repeat(2)
-    assert heads.score(X[twice], Y[twice]) == heads.score(X, Y)
+    score = heads.score(X, Y)
+    assert heads.score(X[twice], Y[twice]) == score
     jittered = X[twice] * (1 + np.float32(1e-6) * (twice[:, None] % 2))
-    by_ids = heads.score(jittered, Y[twice], ids=twice)
-    assert by_ids == pytest.approx(heads.score(X, Y), abs=0.01)
+    assert heads.score(jittered, Y[twice], twice) == pytest.approx(score, abs=0.01)
 
 
 def test_rows_that_say_nothing_score_as_chance(matrices):
@@ -146,32 +150,20 @@ def test_rows_of_few_values_are_no_ids():
     assert heads.history_[0]["samples_seen"] == 180
 
 
-@pytest.mark.parametrize("offset", [0, 1e7])
-def test_an_offset_of_float64_changes_nothing(offset):
-    a, b = views(300)
-    for settings in (OF_THE_CLOSED_FORM, QUICK):
-        heads = ContrastiveHeads(**settings)
-        plain = heads.fit(a, b).score(a, b)
-        moved = heads.fit(a + offset, b - offset).score(a + offset, b - offset)
-        assert moved == pytest.approx(plain, abs=0.02)
-
-
-def test_the_closed_form_is_an_objective(matrices, tmp_path):
+def test_the_closed_form_is_an_objective(matrices):
     X, Y, ids = matrices
     heads = ContrastiveHeads("cca", random_state=0).fit(X, Y, ids=ids)
-    assert heads.objective_["closed_form"] == "cca"
-    assert heads.transform(X).shape == (N, 7)
+    assert heads.objective_["closed_form"] == "cca" and heads.score(X, Y) > 0.4
     blind = ContrastiveHeads("cca", validation_fraction=0, n_components=3).fit(X, Y)
     assert blind.transform(X).shape == (N, 3)
-    assert min(heads.score(X, Y), blind.score(X, Y)) > 0.4
     column = ContrastiveHeads("cca").fit(X, Y[:, 0])
     assert column.transform(None, Y[:, 0]).shape == (N, 2)
     error = "n_components is 400, but the closed form finds 7"
     raises(ValueError, error, ContrastiveHeads("cca", n_components=400).fit, X, Y)
 
 
-def test_it_takes_any_matrices_and_is_searched(matrices):
-    X, Y, groups = matrices
+def test_it_takes_any_matrices(matrices):
+    X, Y, _ = matrices
     X = np.where(X > 2, X, 0)
     heads = ContrastiveHeads(**{**QUICK, "epochs": 2})
     plain = clone(heads).fit(X, Y).transform(X)
@@ -181,21 +173,23 @@ def test_it_takes_any_matrices_and_is_searched(matrices):
         (sparse.csr_array(X), Y),
     )
     for x, y in forms:
-        heads.fit(x, y)
-        assert (heads.transform(x) == plain).all() and heads.n_features_in_ == 12
-    folds = GroupKFold(2)
-    assert len(cross_val_score(heads, X, Y, groups=groups, cv=folds)) == 2
-    objectives = {"objective": ["clip", "cloob"], "epochs": np.array([2])}
-    with config_context(enable_metadata_routing=True):
-        searched = clone(heads).set_fit_request(groups=True)
-        search = GridSearchCV(searched, objectives, cv=folds)
-        search.fit(X, Y, groups=groups)
-    name = search.best_estimator_.encoder_.make_objective().name
-    assert name == search.best_params_["objective"]
+        assert (heads.fit(x, y).transform(x) == plain).all()
+        assert heads.n_features_in_ == 12
     raises(ValueError, "NaN", heads.fit, np.where(X > 0, X, np.nan), Y)
     raises(ValueError, "inconsistent numbers of samples", heads.fit, X, Y[:-1])
     error = r"a and b: 240 rows of 240.*a row 0: holds NaN"
     raises(ValueError, error, heads.fit, X.astype(float) * 1e300 + 1e300, Y)
+
+
+def test_it_is_searched_by_groups(matrices):
+    X, Y, groups = matrices
+    objectives = {"objective": ["clip", "cloob"], "epochs": np.array([2])}
+    with config_context(enable_metadata_routing=True):
+        searched = ContrastiveHeads(**QUICK).set_fit_request(groups=True)
+        search = GridSearchCV(searched, objectives, cv=GroupKFold(2))
+        search.fit(X, Y, groups=groups)
+    name = search.best_estimator_.encoder_.make_objective().name
+    assert name == search.best_params_["objective"]
 
 
 def test_sparse_rows_are_never_dense_all_at_once():
@@ -290,17 +284,15 @@ def test_a_score_has_an_interval_over_groups(matrices):
     Y = Y + (groups % 3 == 0)[:, None] * rng.normal(size=Y.shape)
     score, low, high = heads.score_interval(X, Y, groups=groups)
     x, y = heads.transform(X, Y)
-    own = np.arange(N)
-    found = ((x @ y.T).argmax(1) == own) / 2 + ((y @ x.T).argmax(1) == own) / 2
+    right = [(x @ y.T).argmax(1) == range(N), (y @ x.T).argmax(1) == range(N)]
+    found = np.mean(right, axis=0)
     draws = []
-    for _ in range(4000):
-        drawn = rng.integers(0, 24, 24)
+    for drawn in rng.integers(0, 24, (4000, 24)):
         rows = np.concatenate([found[groups == group] for group in drawn])
         draws.append(rows.mean())
     assert score == heads.score(X, Y) == pytest.approx(found.mean())
     wanted = np.quantile(draws, (0.025, 0.975))
     np.testing.assert_allclose((low, high), wanted, atol=0.03)
-    _, low_of_ids, high_of_ids = heads.score_interval(X, Y)
-    assert high - low > 1.3 * (high_of_ids - low_of_ids)
-    alone = heads.score_interval(X, Y, groups=own)
-    assert alone == (score, low_of_ids, high_of_ids)
+    of_ids = heads.score_interval(X, Y)
+    assert high - low > 1.3 * (of_ids[2] - of_ids[1])
+    assert heads.score_interval(X, Y, groups=np.arange(N)) == of_ids

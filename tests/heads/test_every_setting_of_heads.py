@@ -91,18 +91,22 @@ def weights_of(heads):
     return [x.numpy().tobytes() for head in heads for x in head.state_dict().values()]
 
 
-def without_effect(fitted, values):
+def without_effect(fitted, changes):
     """The settings of which neither an effect nor a refusal shows."""
     usual = fitted({})
     silent = []
-    for name, value in values.items():
+    for name, change in changes.items():
         try:
-            if fitted({name: value}) == usual:
+            if fitted(change) == usual:
                 silent.append(name)
         except (InputError, ValueError) as error:
             text = str(error)
             assert name in text.replace("-", "_") and "\n" not in text, (name, text)
     return silent
+
+
+def changes_of(values):
+    return {name: {name: value} for name, value in values.items()}
 
 
 def test_the_values_are_of_all_settings():
@@ -132,23 +136,24 @@ def test_every_setting_of_a_fit(objective):
     values = {name: VALUES[name] for name in VALUES if name not in OF_THE_END}
     if objective == "siglip":  # which learns its inverse temperature, in its unit
         values |= {"learnable_inv_tau": False, "scale": "paper"}
-    assert without_effect(fits(objective), values) == []
+    assert without_effect(fits(objective), changes_of(values)) == []
 
 
 def test_every_setting_of_a_closed_form_and_of_a_choice():
-    assert without_effect(fits("cca"), VALUES) == []
+    assert without_effect(fits("cca"), changes_of(VALUES)) == []
     names = VALUES.keys() - {"objective", *OF_THE_LOOP}
     of_choice = {name: VALUES[name] for name in names}
-    assert without_effect(fits("auto"), of_choice) == []
+    assert without_effect(fits("auto"), changes_of(of_choice)) == []
 
 
 def test_what_ends_a_fit():
-    values = {name: VALUES[name] for name in OF_THE_END}
-    assert without_effect(fits("infoloob", epochs=12, lr=0.05), values) == []
+    changes = changes_of({name: VALUES[name] for name in OF_THE_END})
+    assert without_effect(fits("infoloob", epochs=12, lr=0.05), changes) == []
 
 
 def test_every_setting_of_a_fit_that_holds_nothing_out():
-    assert without_effect(fits("infoloob", held_out=0.0, patience=0), VALUES) == []
+    fitted = fits("infoloob", held_out=0.0, patience=0)
+    assert without_effect(fitted, changes_of(VALUES)) == []
 
 
 def test_every_parameter_of_the_estimator():
@@ -180,7 +185,7 @@ def test_every_parameter_of_the_estimator():
             heads.history_, heads.decisions_
         )
 
-    assert without_effect(fitted, values) == []
+    assert without_effect(fitted, changes_of(values)) == []
 
 
 @pytest.fixture
@@ -212,9 +217,8 @@ def test_every_leaf_of_a_run_of_vectors(folder):
         return {name: str(folder / file) for name, file in names.items()}
 
     held_out = files(val_a="val_a.csv", val_b="val_b.csv")
-    of_a_fit = [name for name in VALUES if name not in OF_THE_END]
-    changes = {name: {name: VALUES[name]} for name in of_a_fit}
-    changes |= {name: {name: value} for name, value in OF_PAIRS.items()}
+    of_a_fit = {name: VALUES[name] for name in VALUES if name not in OF_THE_END}
+    changes = changes_of({**of_a_fit, **OF_PAIRS})
     changes |= {
         "a": files(a="val_a.csv"),
         "b": files(b="val_b.csv"),
@@ -246,13 +250,5 @@ def test_every_leaf_of_a_run_of_vectors(folder):
         names = [x.name for x in sorted(out.rglob("*")) if x.is_file()]
         return weights, shown(history, decisions), names
 
-    usual, silent = run({}), []
-    for name, change in changes.items():
-        try:
-            if run(change) == usual:
-                silent.append(name)
-        except InputError as error:
-            text = str(error)
-            assert name in text.replace("-", "_") and "\n" not in text, (name, text)
-    assert silent == []
+    assert without_effect(run, changes) == []
     assert run(changes["val_ids"]) != run(changes["val_a"])
