@@ -43,9 +43,11 @@ def bootstrap_interval(
     samples = values if groups is None else by_group(values, groups)
     mean, low, high = grouped_bootstrap([samples], n, level, seed)
     if low == high and mean in (0, 1):
-        open_end = ((1 - level) / 2) ** (1 / len(samples))
+        tail = (1 - level) / 2
+        open_end = tail ** (1 / len(samples))
         return (open_end, 1.0) if mean == 1 else (0.0, 1 - open_end)
-    return max(low, float(values.min())), min(high, float(values.max()))
+    least, greatest = values.aminmax()
+    return max(low, float(least)), min(high, float(greatest))
 
 
 def by_group(values: Tensor, groups: Tensor) -> Tensor:
@@ -55,11 +57,12 @@ def by_group(values: Tensor, groups: Tensor) -> Tensor:
     R c) / mean(c), which is s/c where all groups are as large.
     """
     means = group_means(values, groups)
-    counts = torch.unique(groups.cpu(), return_counts=True)[1].double()
-    if bool((counts == counts[0]).all()):
+    _, counts = torch.unique(groups.cpu(), return_counts=True)
+    sizes = counts.double()
+    if bool((sizes == sizes[0]).all()):
         return means
     mean = values.cpu().double().mean()
-    samples: Tensor = mean + (means - mean) * counts / counts.mean()
+    samples: Tensor = mean + (means - mean) * sizes / sizes.mean()
     return samples
 
 
@@ -68,13 +71,10 @@ def group_means(values: Tensor, groups: Tensor) -> Tensor:
     ascending id.
     """
     if values.shape != groups.shape:
-        raise ValueError(
-            f"expected a group for each value, got {tuple(groups.shape)} and"
-            f" {tuple(values.shape)}"
-        )
-    _, place, counts = torch.unique(
-        groups.cpu(), return_inverse=True, return_counts=True
-    )
+        shapes = f"{tuple(groups.shape)} and {tuple(values.shape)}"
+        raise ValueError(f"expected a group for each value, got {shapes}")
+    groups = groups.cpu()
+    _, place, counts = torch.unique(groups, return_inverse=True, return_counts=True)
     means: Tensor = torch.bincount(place, values.cpu().double()) / counts
     return means
 
@@ -93,23 +93,26 @@ def grouped_bootstrap(
             f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n},"
             f" level={level}"
         )
-    samples = [as_vector(values, "values").detach().cpu().double() for values in groups]
+    samples = []
+    for values in groups:
+        vector = as_vector(values, "values").detach()
+        samples.append(vector.cpu().double())
+    draw: Draw = partial(_draws, n, torch.Generator().manual_seed(seed))
     if len(samples) == 1:
-        resampled = _resampled_means(samples[0], partial(_first_draws, n, seed))[None]
-    else:
-        draw = partial(_draws, n, torch.Generator().manual_seed(seed))
-        resampled = torch.stack([_resampled_means(each, draw) for each in samples])
+        draw = partial(_first_draws, n, seed)
+    resampled = torch.stack([_resampled_means(sample, draw) for sample in samples])
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.quantile(resampled.mean(0), ends).tolist()
-    mean = torch.stack([sample.mean() for sample in samples]).mean()
-    return float(mean), low, high
+    means = torch.stack([sample.mean() for sample in samples])
+    return float(means.mean()), low, high
 
 
 Counts = tuple[int, ...]
 """How many samples have every distinct value, in ascending order of the values."""
+Draw = Callable[[Counts], Tensor]
 
 
-def _resampled_means(sample: Tensor, draw: Callable[[Counts], Tensor]) -> Tensor:
+def _resampled_means(sample: Tensor, draw: Draw) -> Tensor:
     """(n,) means of resamples."""
     values, counts = torch.unique(sample, return_counts=True)
     drawn = draw(tuple(counts.tolist()))

@@ -18,23 +18,32 @@ def as_rows(**named: Tensor) -> list[Tensor]:
     """The tensors as matrices of one device and width, in float64 if all of them are
     and in float32 if none is.
     """
-    first_name, first = next(iter(named.items()))
     for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"{name} is a {type(tensor).__name__}; a tensor of shape (N, D) is"
-                " expected"
-            )
-        if tensor.ndim != 2 or not tensor.is_floating_point():
-            actual = f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
-            raise ValueError(f"{actual}; a floating-point matrix (N, D) is expected")
-        expected = traits(first)
-        for fact, value in traits(tensor).items():
-            if value != expected[fact]:
-                raise ValueError(
-                    f"{name} has {fact} {value}, but {first_name} has {expected[fact]}"
-                )
-    return [t.to(lifted(t)) for t in named.values()]
+        check_matrix(name, tensor)
+    first_name, *others = named
+    expected = traits(named[first_name])
+    for name in others:
+        actual = traits(named[name])
+        if actual == expected:
+            continue
+        trait = next(trait for trait in actual if actual[trait] != expected[trait])
+        raise ValueError(
+            f"{name} has {trait} {actual[trait]}, but {first_name} has"
+            f" {expected[trait]}"
+        )
+    return [tensor.to(lifted(tensor)) for tensor in named.values()]
+
+
+def check_matrix(name: str, tensor: Tensor) -> None:
+    """Refuses all but floating-point matrices."""
+    if not isinstance(tensor, Tensor):
+        kind = type(tensor).__name__
+        raise TypeError(f"{name} is a {kind}; a tensor of shape (N, D) is expected")
+    if tensor.ndim != 2 or not tensor.is_floating_point():
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; a"
+            " floating-point matrix (N, D) is expected"
+        )
 
 
 def traits(rows: Tensor) -> dict[str, object]:
@@ -73,47 +82,49 @@ def check_number(
     name: str, number: float, dtype: torch.dtype, *, positive: bool = True
 ) -> None:
     """Refuses a scalar that is no finite number of the dtype, or not a positive one."""
-    range_ = torch.finfo(dtype)
-    if not (range_.tiny if positive else range_.min) <= number <= range_.max:
-        raise ValueError(
-            f"{name} is {number}; a {'positive, ' if positive else ''}finite number is"
-            " expected"
-        )
+    numbers = torch.finfo(dtype)
+    least = numbers.tiny if positive else numbers.min
+    if not least <= number <= numbers.max:
+        kind = "positive, finite" if positive else "finite"
+        raise ValueError(f"{name} is {number}; a {kind} number is expected")
 
 
 def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
     """Least and greatest length of every matrix' rows (NaN if one is), or a 0-d
     tensor's value; one wait for all.
     """
-    ends = [
-        (t.norm(dim=1) if t.ndim else t).aminmax()
-        for t in (tensor.detach() for tensor in named.values())
-    ]
-    flat = [end for pair in ends for end in pair]
-    # torch 2.6 cannot list those
-    numbers = list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()
-    return dict(zip(named, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
+    ends: list[Tensor] = []
+    for tensor in named.values():
+        values = tensor.detach()
+        ends += (values.norm(dim=1) if values.ndim else values).aminmax()
+    if in_transform():  # torch 2.6 cannot list those
+        numbers = [float(end) for end in ends]
+    else:
+        numbers = torch.stack(ends).tolist()
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    return dict(zip(named, pairs, strict=True))
 
 
 def check_rows(name: str, rows: Tensor, *, zeros: bool = False) -> None:
     """Refuses a matrix with rows that are NaN, infinite or, unless ``zeros``, zero."""
     norms = rows.detach().norm(dim=1)
-    bad = ~norms.isfinite() if zeros else ~(norms.isfinite() & (norms > 0))
-    if bad.any():
-        first = int(bad.nonzero()[0])
-        what = "zero" if norms[first] == 0 else "not finite"
-        raise NonFiniteFeaturesError(
-            f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is"
-            f" {what}"
-        )
+    bad = ~norms.isfinite()
+    if not zeros:
+        bad |= norms == 0
+    if not bad.any():
+        return
+    first = int(bad.nonzero()[0])
+    what = "zero" if norms[first] == 0 else "not finite"
+    raise NonFiniteFeaturesError(
+        f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}"
+    )
 
 
 def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
     """Refuses a setting that is not among its options."""
     if value not in options:
-        raise ValueError(
-            f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected"
-        )
+        choices = ", ".join(map(repr, options))
+        raise ValueError(f"{name} is {value!r}; one of {choices} is expected")
 
 
 def check_ids(
@@ -148,8 +159,8 @@ def check_ids(
 
 def check_integers(name: str, vector: Tensor, n: int, device: torch.device) -> None:
     """Refuses all but n integers on the device."""
-    whole = not vector.is_floating_point()
-    if vector.shape != (n,) or vector.device != device or not whole:
+    is_fit = vector.shape == (n,) and vector.device == device
+    if not is_fit or vector.is_floating_point():
         raise ValueError(
             f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype} on"
             f" {vector.device}; {n} integers on {device} are expected"
@@ -159,8 +170,6 @@ def check_integers(name: str, vector: Tensor, n: int, device: torch.device) -> N
 def as_vector(x: Tensor, name: str) -> Tensor:
     """``x``, if it is a non-empty vector of finite numbers."""
     if x.ndim != 1 or len(x) == 0 or not x.isfinite().all():
-        raise ValueError(
-            f"{name}: expected a non-empty vector of finite numbers, got shape"
-            f" {tuple(x.shape)}"
-        )
+        expected = "expected a non-empty vector of finite numbers"
+        raise ValueError(f"{name}: {expected}, got shape {tuple(x.shape)}")
     return x

@@ -37,12 +37,5 @@ def ids(names: Iterable[object]) -> Tensor:
 
 def id_digest(text: str) -> int:
     """A stable 63-bit digest of an id."""
-    return (
-        int.from_bytes(
-            hashlib.blake2b(
-                text.encode("utf-8", "surrogatepass"), digest_size=8
-            ).digest(),
-            "big",
-        )
-        >> 1
-    )
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") >> 1

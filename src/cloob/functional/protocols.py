@@ -12,9 +12,9 @@ has, all its right ones as one, a number or (Q,).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,11 @@ from torch import Tensor
 from cloob.functional.bootstrap import bootstrap_interval, group_means
 from cloob.functional.private import in_full_precision
 from cloob.functional.ranking import UNRANKED, comparable
+from cloob.functional.streamed.tiles import blocks
 
 Size = int | Tensor
+Numbers = dict[str, object]
+"""Numbers and, under ``…_interval``, their ends."""
 WAYS = ("a_to_b", "b_to_a")
 _PAIRS = 1 << 16  # of a query and a candidate, whose rows are multiplied at once
 
@@ -113,7 +116,7 @@ def numbers(
     level: float = 0.95,
     seed: int = 0,
     units: Tensor | None = None,
-) -> dict[str, Any]:
+) -> Numbers:
     """All numbers of one way, by key: ``{way}@k`` …, ``…_interval`` and ``chance@k`` ….
 
     The median rank, of the ids' mean ranks, counts from 1. Its interval is by order,
@@ -129,7 +132,7 @@ def numbers(
         units: (distinct ids, ascending) integers: ids of one unit are resampled
             together; None: each by itself.
     """
-    found: dict[str, Any] = {}
+    found: Numbers = {}
     values = table.values(ranked)
     for end, of_queries in values.items():
         of_ids = group_means(of_queries, ids)
@@ -137,21 +140,22 @@ def numbers(
         found[f"{way}{end}"] = float(of_ids.mean())
         found[f"{way}{end}_interval"] = list(interval)
     infinite = ranked.ranks == UNRANKED
-    of_ids = group_means(ranked.ranks.double().masked_fill(infinite, math.inf), ids)
+    ranks = ranked.ranks.double().masked_fill(infinite, math.inf)
+    of_ids = group_means(ranks, ids)
     found[f"{way}_median_rank"] = median(of_ids) + 1
     if units is None or len(torch.unique(units)) == len(units):
         low, high = median_interval(of_ids, level)
         found[f"{way}_median_rank_interval"] = [low + 1, high + 1]
-    return found | chance_numbers(ranked, ids, table, list(values))
+    return found | chance_numbers(ranked, ids, table, values)
 
 
 def chance_numbers(
-    ranked: Ranked, ids: Tensor, table: Table, ends: Sequence[str]
-) -> dict[str, float]:
+    ranked: Ranked, ids: Tensor, table: Table, ends: Collection[str]
+) -> Numbers:
     """What chance reaches of every number, by key: ``chance@k`` …."""
-    found = dict.fromkeys((f"chance{end}" for end in ends), 0.0)
+    sums = dict.fromkeys((f"chance{end}" for end in ends), 0.0)
     of_ranks = torch.zeros(int(ranked.n_wrong.max()) + 1, dtype=torch.float64)
-    counts = torch.stack(ranked[1:], dim=1)
+    counts = torch.stack([ranked.n_right, ranked.n_wrong], dim=1)
     kinds, kind = torch.unique(counts, dim=0, return_inverse=True)
     for place, (n_right, n_wrong) in enumerate(kinds.tolist()):
         share = group_means(kind == place, ids).mean()
@@ -160,10 +164,10 @@ def chance_numbers(
         every = torch.arange(n_wrong + 1)
         values = table.values(Ranked(every, every, torch.full_like(every, n_wrong)))
         for end in ends:
-            found[f"chance{end}"] += float(likely @ values[end].double())
+            sums[f"chance{end}"] += float(likely @ values[end].double())
     half = torch.tensor([0.5 - 1e-9, 0.5 + 1e-9], dtype=torch.float64)
     middle = torch.searchsorted(of_ranks.cumsum(0), half).double().mean()
-    return found | {"chance_median_rank": float(middle) + 1}
+    return {**sums, "chance_median_rank": float(middle) + 1}
 
 
 def pair_numbers(
@@ -173,7 +177,7 @@ def pair_numbers(
     level: float = 0.95,
     seed: int = 0,
     units: Tensor | None = None,
-) -> dict[str, Any]:
+) -> Numbers:
     """The numbers of n pairs in both ways, from their ranks
     (:func:`cloob.functional.ranking.mutual_ranks_of_ids`): an id is one sample, and the
     gallery has one row an id, its first.
@@ -181,7 +185,7 @@ def pair_numbers(
     ``ids`` are (n,) integers; ``units`` as for :func:`numbers`.
     """
     n_ids = len(torch.unique(ids))
-    found: dict[str, Any] = {"n": len(ids), "n_ids": n_ids}
+    found: Numbers = {"n": len(ids), "n_ids": n_ids}
     if units is not None and len(torch.unique(units)) < n_ids:
         found["n_groups"] = len(torch.unique(units))
     one = torch.ones_like(ids)
@@ -218,20 +222,21 @@ def candidate_ranks(
     _check_range("query", of_query, n)
     _check_range("gallery row", row, len(gallery))
     n_right = torch.bincount(of_query[is_right], minlength=n)
+    n_wrong = torch.bincount(of_query[~is_right], minlength=n)
     if not n_right.all():
         raise ValueError(f"query {int(n_right.argmin())} has no right candidate")
 
-    scores = _products(query, gallery, of_query, row).nan_to_num(nan=-torch.inf)
+    scores = _products(query, gallery, of_query, row)
     best = scores.new_full((n,), -torch.inf)
     best.scatter_reduce_(0, of_query[is_right], scores[is_right], "amax")
     # Within the rounding of a product scores tie, as in ``ranking``.
+    rounding = 8 * torch.finfo(scores.dtype).eps
     longest = gallery.norm(dim=1).nan_to_num().max()
-    rounding = 8 * torch.finfo(scores.dtype).eps * longest
-    least = best - rounding * query.norm(dim=1).nan_to_num()
+    least = best - rounding * longest * query.norm(dim=1).nan_to_num()
     is_ahead = ~is_right & (scores >= least[of_query]) & (scores > -torch.inf)
     ahead = torch.bincount(of_query[is_ahead], minlength=n)
-    n_wrong = torch.bincount(of_query[~is_right], minlength=n)
-    return Ranked(torch.where(best > -torch.inf, ahead, UNRANKED), n_right, n_wrong)
+    ahead.masked_fill_(best == -torch.inf, UNRANKED)
+    return Ranked(ahead, n_right, n_wrong)
 
 
 def _check_range(kind: str, places: Tensor, size: int) -> None:
@@ -241,12 +246,12 @@ def _check_range(kind: str, places: Tensor, size: int) -> None:
 
 
 def _products(query: Tensor, gallery: Tensor, of_query: Tensor, row: Tensor) -> Tensor:
-    """(P,) dot products of listed pairs, a part of them at once."""
-    products = []
-    for part in torch.split(torch.arange(len(row)), _PAIRS):
+    """(P,) dot products of listed pairs, a part of them at once; −∞ for NaN."""
+    products = torch.empty(len(row), dtype=query.dtype)
+    for part in blocks(len(row), _PAIRS):
         pairs = query[of_query[part]] * gallery[row[part]]
-        products.append(pairs.sum(dim=1))
-    return torch.cat(products)
+        products[part] = pairs.sum(dim=1)
+    return products.nan_to_num_(nan=-torch.inf)
 
 
 def median(values: Tensor) -> float:

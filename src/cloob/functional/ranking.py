@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,14 +44,15 @@ def ranks(
     scores −∞: in the gallery it is ahead of nobody; a query without a finite positive
     score is ``UNRANKED``.
     """
-    if not isinstance(targets, Tensor):
+    if isinstance(targets, Tensor):
+        pairs = targets
+    else:
         flat = [(i, j) for i, positives in enumerate(targets) for j in positives]
-        targets = torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
-    elif targets.ndim == 1:
-        targets = torch.stack(
-            [torch.arange(len(targets), device=targets.device), targets.long()], 1
-        )
-    return _count_ahead(query, gallery, targets, chunk, both=False)[0]
+        pairs = torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
+    if pairs.ndim == 1:
+        place = torch.arange(len(pairs), device=pairs.device)
+        pairs = torch.stack([place, pairs.long()], dim=1)
+    return _count_ahead(query, gallery, pairs, chunk, both=False)[0]
 
 
 def ranks_of_ids(
@@ -63,9 +65,8 @@ def ranks_of_ids(
     """
     distinct, place = torch.unique(ids.to(query.device), return_inverse=True)
     rows = torch.arange(len(place), device=place.device)
-    first = torch.full_like(distinct, len(place), dtype=torch.int64).scatter_reduce_(
-        0, place, rows, "amin"
-    )
+    first = torch.full_like(distinct, len(place), dtype=torch.int64)
+    first.scatter_reduce_(0, place, rows, "amin")
     return ranks(query, gallery[first], place, chunk)
 
 
@@ -123,17 +124,15 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
     ``correct`` is (N,) bool or 0/1, ``labels`` (N,) int64 in [0, n_classes).
     """
-    # MPS has no float64
-    correct, labels = (
-        correct.cpu(),
-        as_vector(labels, "labels").cpu(),
-    )
-    if int(labels.min()) < 0 or int(labels.max()) >= n_classes:
+    labels = as_vector(labels, "labels").cpu()
+    least = int(labels.min())
+    greatest = int(labels.max())
+    if not 0 <= least <= greatest < n_classes:
         raise ValueError(
-            f"labels must lie in [0, {n_classes}), got {int(labels.min())} to"
-            f" {int(labels.max())}"
+            f"labels must lie in [0, {n_classes}), got {least} to {greatest}"
         )
-    hits = torch.bincount(labels, weights=correct.double(), minlength=n_classes)
+    correct = correct.cpu().double()  # MPS has no float64
+    hits = torch.bincount(labels, weights=correct, minlength=n_classes)
     return hits / torch.bincount(labels, minlength=n_classes)
 
 
@@ -143,48 +142,40 @@ def _count_ahead(
     gallery: Tensor,
     pairs: Tensor,
     chunk: int,
+    *,
     both: bool,
     group: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ranks of the queries' positives in the gallery, and of the gallery's among
     the queries (only if ``both``).
     """
-    query, gallery = comparable(query, gallery)
-    positives = _positives(query, gallery, pairs, chunk, both, group)
+    blocks_of_scores = _Blocks(*comparable(query, gallery), chunk)
+    positives = _positives(blocks_of_scores, pairs, both, group)
     best, best_back = positives.best()
-
-    rounding = 8 * torch.finfo(query.dtype).eps  # within which scores tie with the best
-    lengths, lengths_back = query.norm(dim=1), gallery.norm(dim=1)
-    longest = lengths.nan_to_num(nan=0.0).max()
-    longest_back = lengths_back.nan_to_num(nan=0.0).max()
-    least = best - rounding * longest_back * lengths
-    least_back = best_back - rounding * longest * lengths_back
+    least, least_back = blocks_of_scores.tied_with(best, best_back)
     ahead = torch.zeros_like(best, dtype=torch.int64)
     ahead_back = torch.zeros_like(best_back, dtype=torch.int64)
-    for cell, (rows, columns) in enumerate(positives.cells):
-        scores = query[rows] @ gallery[columns].T
+    for cell, (rows, columns) in enumerate(blocks_of_scores.cells):
+        scores = blocks_of_scores.scores(cell)
         positives.hide(scores, cell)
         # Counted by a product with ones, exact below 2²⁴: torch takes eight times as
         # long to add up booleans.
-        counted = torch.ge(scores, least[rows, None], out=torch.empty_like(scores))
-        ahead[rows] += (counted @ counted.new_ones(counted.shape[1])).long()
+        reached = torch.empty_like(scores)
+        torch.ge(scores, least[rows, None], out=reached)
+        ahead[rows] += (reached @ torch.ones_like(reached[0])).long()
         if both:
-            torch.ge(scores, least_back[None, columns], out=counted)
-            ahead_back[columns] += (counted.new_ones(len(counted)) @ counted).long()
-    return (
-        torch.where(best > -torch.inf, ahead, UNRANKED),
-        torch.where(best_back > -torch.inf, ahead_back, UNRANKED),
-    )
+            torch.ge(scores, least_back[columns], out=reached)
+            ahead_back[columns] += (torch.ones_like(reached[:, 0]) @ reached).long()
+    ahead.masked_fill_(best == -torch.inf, UNRANKED)
+    ahead_back.masked_fill_(best_back == -torch.inf, UNRANKED)
+    return ahead, ahead_back
 
 
 def comparable(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32 or float64, with NaN for all of a row that is not finite."""
-    fit = (
-        query.ndim == gallery.ndim == 2
-        and query.shape[1] == gallery.shape[1]
-        and query.dtype == gallery.dtype
-    )
-    if not fit or len(query) == 0 or len(gallery) == 0:
+    are_matrices = query.ndim == gallery.ndim == 2 and len(query) and len(gallery)
+    fit = are_matrices and query.shape[1] == gallery.shape[1]
+    if not fit or query.dtype != gallery.dtype:
         shapes = (
             f"{query.dtype} {tuple(query.shape)} and {gallery.dtype}"
             f" {tuple(gallery.shape)}"
@@ -203,32 +194,71 @@ def comparable(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     return query, gallery
 
 
+class _Blocks:
+    """The (Q, G) scores of queries and a gallery, block by block."""
+
+    def __init__(self, query: Tensor, gallery: Tensor, chunk: int) -> None:
+        self.query = query
+        self.gallery = gallery
+        self.chunk = chunk
+        rows = blocks(len(query), chunk)
+        columns = blocks(len(gallery), chunk)
+        self.n_across = len(columns)
+        self.cells = list(product(rows, columns))
+
+    def scores(self, cell: int) -> Tensor:
+        """Those of a block."""
+        rows, columns = self.cells[cell]
+        return self.query[rows] @ self.gallery[columns].T
+
+    def lowest(self) -> tuple[Tensor, Tensor]:
+        """−∞ for every query, and for every row of the gallery."""
+        lowest = self.query.new_full((len(self.query),), -torch.inf)
+        return lowest, self.gallery.new_full((len(self.gallery),), -torch.inf)
+
+    def tied_with(self, best: Tensor, best_back: Tensor) -> tuple[Tensor, Tensor]:
+        """The least scores that tie with the best ones, but for rounding."""
+        rounding = 8 * torch.finfo(best.dtype).eps
+        lengths = self.query.norm(dim=1)
+        lengths_back = self.gallery.norm(dim=1)
+        longest = lengths.nan_to_num(nan=0.0).max()
+        longest_back = lengths_back.nan_to_num(nan=0.0).max()
+        least = best - rounding * longest_back * lengths
+        return least, best_back - rounding * longest * lengths_back
+
+
+class _Positives(NamedTuple):
+    """Pairs of a group of queries and a gallery row that belong together."""
+
+    group: Tensor  # (P,)
+    column: Tensor  # (P,)
+    group_of_row: Tensor  # (Q,)
+
+
 class _PositiveList:
     """Few positives: a list of query rows and their gallery rows, sorted by the block
     of scores in which they lie.
     """
 
-    def __init__(
-        self, query: Tensor, gallery: Tensor, chunk: int, row: Tensor, column: Tensor
-    ) -> None:
-        self.query, self.gallery = query, gallery
-        self.cells = _cells(query, gallery, chunk)
-        n_across = -(-len(gallery) // chunk)
-        cell_of_pair = row // chunk * n_across + column // chunk
+    def __init__(self, scores: _Blocks, row: Tensor, column: Tensor) -> None:
+        self.scores = scores
+        chunk = scores.chunk
+        cell_of_pair = row // chunk * scores.n_across + column // chunk
         cell, order = cell_of_pair.sort(stable=True)
-        self.row, self.column = row[order], column[order]
-        ends = torch.arange(1, len(self.cells) + 1, device=cell.device)
-        self.ends = [0, *torch.searchsorted(cell, ends).tolist()]
+        self.row = row[order]
+        self.column = column[order]
+        after = torch.arange(1, len(scores.cells) + 1, device=cell.device)
+        self.ends = [0, *torch.searchsorted(cell, after).tolist()]
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The score of every query's best positive, and of every gallery row's."""
-        best = self.query.new_full((len(self.query),), -torch.inf)
-        best_back = self.gallery.new_full((len(self.gallery),), -torch.inf)
-        at_once = max(1, (1 << 22) // max(1, self.query.shape[1]))
-        for start in range(0, len(self.row), at_once):
-            row = self.row[start : start + at_once]
-            column = self.column[start : start + at_once]
-            scores = (self.query[row] * self.gallery[column]).sum(1)
+        query = self.scores.query
+        best, best_back = self.scores.lowest()
+        at_once = max(1, (1 << 22) // max(1, query.shape[1]))
+        for part in blocks(len(self.row), at_once):
+            row = self.row[part]
+            column = self.column[part]
+            scores = (query[row] * self.scores.gallery[column]).sum(1)
             scores = scores.nan_to_num(nan=-torch.inf)
             best.scatter_reduce_(0, row, scores, "amax")
             best_back.scatter_reduce_(0, column, scores, "amax")
@@ -236,105 +266,118 @@ class _PositiveList:
 
     def hide(self, scores: Tensor, cell: int) -> None:
         """Makes the positives' scores of a block NaN: ahead of nobody."""
-        rows, columns = self.cells[cell]
+        rows, columns = self.scores.cells[cell]
         own = slice(self.ends[cell], self.ends[cell + 1])
-        row, column = self.row[own] - rows.start, self.column[own] - columns.start
+        row = self.row[own] - rows.start
+        column = self.column[own] - columns.start
         scores[row, column] = torch.nan
 
 
 class _PositiveMasks:
     """Many positives: a mask of every block of scores, from the queries' groups."""
 
-    def __init__(
-        self, query: Tensor, gallery: Tensor, chunk: int, group: Tensor, pairs: Tensor
-    ) -> None:
-        self.query, self.gallery = query, gallery
-        self.cells = _cells(query, gallery, chunk)
-        self.group, self.pairs = group, pairs
+    def __init__(self, scores: _Blocks, positives: _Positives) -> None:
+        self.scores = scores
+        self.positives = positives
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The score of every query's best positive, and of every gallery row's."""
-        best = self.query.new_full((len(self.query),), -torch.inf)
-        best_back = self.gallery.new_full((len(self.gallery),), -torch.inf)
-        for cell, (rows, columns) in enumerate(self.cells):
-            scores = self.query[rows] @ self.gallery[columns].T
-            scores.nan_to_num_(nan=-torch.inf)
-            scores.masked_fill_(~self._inside(cell), -torch.inf)
-            torch.maximum(best[rows], scores.amax(1), out=best[rows])
-            torch.maximum(best_back[columns], scores.amax(0), out=best_back[columns])
+        best, best_back = self.scores.lowest()
+        for cell, (rows, columns) in enumerate(self.scores.cells):
+            scores = self.scores.scores(cell).nan_to_num_(nan=-torch.inf)
+            scores.masked_fill_(~self._belong(cell), -torch.inf)
+            best[rows] = torch.maximum(best[rows], scores.amax(1))
+            of_columns = torch.maximum(best_back[columns], scores.amax(0))
+            best_back[columns] = of_columns
         return best, best_back
 
     def hide(self, scores: Tensor, cell: int) -> None:
         """As :meth:`_PositiveList.hide`."""
-        scores.masked_fill_(self._inside(cell), torch.nan)
+        scores.masked_fill_(self._belong(cell), torch.nan)
 
-    def _inside(self, cell: int) -> Tensor:
+    def _belong(self, cell: int) -> Tensor:
         """(rows, columns) bool of a block: whether they belong together."""
-        rows, columns = self.cells[cell]
-        present, place = torch.unique(self.group[rows], return_inverse=True)
-        group, column = self.pairs.unbind(1)
-        of = torch.searchsorted(present, group.contiguous()).clamp_max(len(present) - 1)
-        own = present[of] == group
-        own &= (columns.start <= column) & (column < columns.stop)
+        rows, columns = self.scores.cells[cell]
+        group, column, group_of_row = self.positives
+        present, place = torch.unique(group_of_row[rows], return_inverse=True)
+        of_pair = torch.searchsorted(present, group.contiguous())
+        of_pair = of_pair.clamp_max(len(present) - 1)
+        is_here = present[of_pair] == group
+        is_here &= (columns.start <= column) & (column < columns.stop)
         width = columns.stop - columns.start
-        belongs = place.new_zeros(len(present), width, dtype=torch.bool)
-        belongs[of[own], column[own] - columns.start] = True
-        inside: Tensor = belongs[place]
-        return inside
-
-
-def _cells(query: Tensor, gallery: Tensor, chunk: int) -> list[tuple[slice, slice]]:
-    rows = blocks(len(query), chunk)
-    return list(product(rows, blocks(len(gallery), chunk)))
+        of_groups = place.new_zeros(len(present), width, dtype=torch.bool)
+        of_groups[of_pair[is_here], column[is_here] - columns.start] = True
+        belong: Tensor = of_groups[place]
+        return belong
 
 
 def _positives(
-    query: Tensor,
-    gallery: Tensor,
-    pairs: Tensor,
-    chunk: int,
-    both: bool,
-    group: Tensor | None,
+    scores: _Blocks, pairs: Tensor, both: bool, group: Tensor | None
 ) -> _PositiveList | _PositiveMasks:
     """The positives, checked; the device is waited for twice."""
-    q, g, device = len(query), len(gallery), query.device
-    pairs = pairs.to(device)
-    group = torch.arange(q, device=device) if group is None else group.to(device)
-    if len(pairs) == 0:
-        raise ValueError("query 0 has no positive")
-    ends = [*pairs.amin(0), *pairs.amax(0), group.max()]
-    *ranges, last_group = torch.stack(ends).tolist()
-    for low, high, size, side in (
-        (ranges[0], ranges[2], last_group + 1, "query"),
-        (ranges[1], ranges[3], g, "gallery row"),
-    ):
-        if not 0 <= low <= high < size:
-            raise ValueError(
-                f"targets: {side} {low} to {high} is out of range for {size}"
-            )
+    n_rows = len(scores.query)
+    device = scores.query.device
+    if group is None:
+        group = torch.arange(n_rows)
+    group = group.to(device)
+    of_pair, column = pairs.to(device).unbind(1)
+    positives = _Positives(of_pair, column, group)
+    n_groups = _check_ranges(scores, positives)
+    sizes = torch.zeros(n_groups, dtype=torch.int64, device=device)
+    sizes.index_add_(0, group, torch.ones_like(group))
+    n_of_pair = sizes[positives.group]
+    count = _check_everyone(scores, positives, n_of_pair, n_groups, both)
+    most = max(
+        n_rows, len(scores.gallery), n_rows * len(scores.gallery) // scores.chunk
+    )
+    if count > 4 * most:
+        return _PositiveMasks(scores, positives)
 
-    rows_of_group = torch.zeros(last_group + 1, dtype=torch.int64, device=device)
-    rows_of_group.index_add_(0, group, torch.ones_like(group))
-    named = torch.zeros(last_group + 1, dtype=torch.int64, device=device)
-    without = named.index_fill(0, pairs[:, 0], 1)[group] == 0
-    without_back = rows_of_group.new_zeros(g).index_fill(0, pairs[:, 1], 1) == 0
-    n_rows = rows_of_group[pairs[:, 0]]
-    numbers = [n_rows.sum()]
-    for missing in (without, without_back):
-        numbers += [missing.any(), missing.int().argmax()]
-    count, any_missing, first, any_back, first_back = torch.stack(numbers).tolist()
-    if any_missing:
-        raise ValueError(f"query {first} has no positive")
-    if any_back and both:
-        raise ValueError(f"gallery row {first_back} has no positive")
-
-    if count > 4 * max(q, g, q * g // chunk):
-        return _PositiveMasks(query, gallery, chunk, group, pairs)
     # Every pair of a group is one of each of its rows.
     in_groups = group.argsort(stable=True)
-    first_row = rows_of_group.cumsum(0) - rows_of_group
-    first_entry = n_rows.cumsum(0) - n_rows
-    pair = torch.repeat_interleave(n_rows, output_size=count)
+    first_row = sizes.cumsum(0) - sizes
+    first_entry = n_of_pair.cumsum(0) - n_of_pair
+    pair = torch.repeat_interleave(n_of_pair, output_size=count)
     within = torch.arange(count, device=device) - first_entry[pair]
-    row = in_groups[first_row[pairs[pair, 0]] + within]
-    return _PositiveList(query, gallery, chunk, row, pairs[pair, 1])
+    row = in_groups[first_row[positives.group[pair]] + within]
+    return _PositiveList(scores, row, positives.column[pair])
+
+
+def _check_ranges(scores: _Blocks, positives: _Positives) -> int:
+    """The number of groups; refuses pairs of what there is not."""
+    group, column, group_of_row = positives
+    if len(group) == 0:
+        raise ValueError("query 0 has no positive")
+    ends = [*group.aminmax(), *column.aminmax(), group_of_row.max()]
+    least, greatest, first, last, last_group = torch.stack(ends).tolist()
+    if not 0 <= least <= greatest <= last_group:
+        raise ValueError(
+            f"targets: query {least} to {greatest} is out of range for {last_group + 1}"
+        )
+    n_columns = len(scores.gallery)
+    if not 0 <= first <= last < n_columns:
+        raise ValueError(
+            f"targets: gallery row {first} to {last} is out of range for {n_columns}"
+        )
+    return int(last_group) + 1
+
+
+def _check_everyone(
+    scores: _Blocks, positives: _Positives, n_of_pair: Tensor, n_groups: int, both: bool
+) -> int:
+    """The number of positives of all rows; refuses a row without one, and one of the
+    gallery if it is ``both``.
+    """
+    group, column, group_of_row = positives
+    named = group.new_zeros(n_groups).index_fill(0, group, 1)
+    has_one = named[group_of_row]
+    has_one_back = group.new_zeros(len(scores.gallery)).index_fill(0, column, 1)
+    numbers = [n_of_pair.sum()]
+    for found in (has_one, has_one_back):
+        numbers += [found.amin(), found.argmin()]
+    count, every, first, every_back, first_back = torch.stack(numbers).tolist()
+    if not every:
+        raise ValueError(f"query {first} has no positive")
+    if both and not every_back:
+        raise ValueError(f"gallery row {first_back} has no positive")
+    return int(count)

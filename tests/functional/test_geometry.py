@@ -1,0 +1,182 @@
+"""How embeddings lie on the sphere: each measure against plain loops, hand-made data
+and definitions.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloob.functional import geometry
+from paper_loops import unit as rows
+
+
+def shifted(x):
+    """Other rows beside them."""
+    return x.roll(1, 1)
+
+
+MEASURES = {
+    "spectrum": geometry.covariance_spectrum,
+    "effective": geometry.effective_eigenvalues,
+    "ajne": geometry.ajne,
+    "uniformity": geometry.uniformity,
+    "alignment": lambda x: geometry.alignment(x, shifted(x)),
+    "gap": lambda x: geometry.modality_gap(x, shifted(x)),
+    "saturation": lambda x: geometry.saturation(x, shifted(x), 10.0),
+}
+each_measure = pytest.mark.parametrize("name", MEASURES)
+
+
+def square_distances(x):
+    n = len(x)
+    pairs = [(i, j) for i in range(n) for j in range(i)]
+    return [float((x[i] - x[j]).square().sum()) for i, j in pairs]
+
+
+def ajne_loop(x):
+    angles = [2 * math.asin(min(1, math.sqrt(d) / 2)) for d in square_distances(x)]
+    return len(x) / 4 - sum(angles) / (math.pi * len(x))
+
+
+def uniformity_loop(x):
+    potentials = [math.exp(-2 * d) for d in square_distances(x)]
+    return math.log(sum(potentials) / len(potentials))
+
+
+def alignment_loop(x, y):
+    squares = [
+        math.dist(a, b) ** 2 for a, b in zip(x.tolist(), y.tolist(), strict=True)
+    ]
+    return sum(squares) / len(squares)
+
+
+def saturation_loop(x, y, inv_tau):
+    lost = 0.0
+    for i, anchor in enumerate(x):
+        terms = [math.exp(inv_tau * float(anchor @ c)) for c in y]
+        lost += 1 - terms[i] / sum(terms)
+    return lost / len(x)
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(2, 9),
+    d=st.integers(2, 5),
+    seed=st.integers(0, 999),
+    chunk=st.integers(1, 12),
+)
+def test_measures_of_pairs_are_the_loops_for_any_chunk(n, d, seed, chunk):
+    x, y = rows(n, d, seed), rows(n, d, seed + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geometry, "CHUNK", chunk)
+        ajne = float(geometry.ajne(x))
+        uniformity = float(geometry.uniformity(x))
+        alignment = float(geometry.alignment(x, y))
+        saturation = float(geometry.saturation(x, y, 5.0))
+    assert ajne == pytest.approx(ajne_loop(x), abs=1e-9)
+    assert uniformity == pytest.approx(uniformity_loop(x), abs=1e-9)
+    assert alignment == pytest.approx(alignment_loop(x, y), abs=1e-9)
+    assert saturation == pytest.approx(saturation_loop(x, y, 5.0), abs=1e-9)
+
+
+def test_ajne_is_the_mean_over_half_circles_of_the_squared_excess():
+    # Ajne's own definition: A = mean over half circles of (points inside − N/2)² / N,
+    # here by a fine grid of them.
+    x = rows(9, 2, seed=4)
+    n_angles = 200_000
+    angle = torch.arange(n_angles, dtype=torch.float64) + 0.5
+    angle *= 2 * math.pi / n_angles
+    directions = torch.stack([angle.cos(), angle.sin()], dim=1)
+    inside = (directions @ x.T > 0).sum(1)
+    excess = (inside - 4.5) ** 2 / 9
+    assert float(geometry.ajne(x)) == pytest.approx(float(excess.mean()), abs=1e-3)
+
+
+def test_spectrum_of_hand_made_data():
+    # Points (±3, 0), (0, ±1): variances 2·9/4 and 2·1/4.
+    x = torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]])
+    x += torch.tensor([7.0, -5])
+    assert geometry.covariance_spectrum(x).tolist() == pytest.approx([4.5, 0.5])
+
+
+@pytest.mark.parametrize(("last", "count"), [(10.0, 2), (0.5, 1)])
+def test_effective_eigenvalues_hold_99_percent(last, count):
+    # variances 50 and last²/2; the first has 99 % of both where last² ≤ 100 / 99
+    x = torch.tensor([[10.0, 0], [-10, 0], [0, last], [0, -last]])
+    assert int(geometry.effective_eigenvalues(x)) == count
+
+
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float64, 1e-7), (torch.float32, 1e-6)]
+)
+def test_equal_rows(dtype, close):
+    x = rows(1, 7, dtype=dtype).repeat(8, 1)
+    assert float(geometry.ajne(x)) == pytest.approx(2, abs=close)  # N/4
+    assert int(geometry.effective_eigenvalues(x)) == 0
+    assert not geometry.covariance_spectrum(x).any()
+    assert float(geometry.uniformity(x)) == pytest.approx(0, abs=1e-12)
+
+
+def test_gap_of_known_pairs():
+    x = torch.tensor([[1.0, 0], [0, 1]])
+    y = torch.tensor([[-1.0, 0], [0, 1]])
+    assert float(geometry.modality_gap(x, y)) == pytest.approx(1)  # centres (±½, ½)
+    assert float(geometry.modality_gap(x, -x)) == pytest.approx(math.sqrt(2))
+    assert float(geometry.modality_gap(x, x[:1])) == pytest.approx(math.sqrt(0.5))
+
+
+def test_saturation_keeps_its_digits_where_p_is_one():
+    x = torch.eye(2, dtype=torch.float64)
+    # 1 − p = e^−60 / (1 + e^−60), far below the rounding of 1
+    saturated = float(geometry.saturation(x, x, 60.0))
+    assert saturated == pytest.approx(math.exp(-60), rel=1e-9)
+    assert float(geometry.saturation(x, -x, 1e6)) == pytest.approx(1.0)
+    equal = x[:1].repeat(4, 1)
+    by_chance = float(geometry.saturation(equal, equal, torch.tensor(30.0)))
+    assert by_chance == pytest.approx(3 / 4)
+
+
+@each_measure
+def test_dtype_follows_the_input(name):
+    x = rows(6, 4)
+    single = MEASURES[name](x.float())
+    double = MEASURES[name](x)
+    if name != "effective":
+        assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    assert torch.allclose(single.double(), double.double(), atol=1e-5)
+
+
+@each_measure
+def test_a_row_that_is_no_number_is_named(name):
+    bad = torch.ones(5, 3)
+    bad[3] = math.nan
+    with pytest.raises(ValueError, match="row 3"):
+        MEASURES[name](bad)
+
+
+@pytest.mark.parametrize("name", ["spectrum", "effective", "ajne", "uniformity"])
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (2, 3, 4)])
+def test_other_shapes_are_refused(name, shape):
+    with pytest.raises(ValueError, match="expected"):
+        MEASURES[name](torch.ones(shape))
+
+
+def test_integers_are_refused():
+    with pytest.raises(ValueError, match="a floating-point matrix"):
+        geometry.ajne(torch.ones(3, 2, dtype=torch.int64))
+
+
+def test_sides_that_do_not_fit_are_refused():
+    x = rows(4, 3)
+    for pairs in (geometry.alignment, lambda a, b: geometry.saturation(a, b, 1.0)):
+        with pytest.raises(ValueError, match=r"4 and \w+ 3; pairs"):
+            pairs(x, x[:3])
+    with pytest.raises(ValueError, match="dimension 2"):
+        geometry.modality_gap(x, x[:, :2])
+    with pytest.raises(ValueError, match="row 1 is zero"):
+        geometry.ajne(torch.tensor([[1.0, 0], [0, 0]]))
+    with pytest.raises(ValueError, match="inv_tau"):
+        geometry.saturation(x, x, -1.0)
