@@ -30,55 +30,41 @@ def write_model(folder, *, text=None, **changes):
     import open_clip
     from safetensors.torch import save_file
 
-    config = {
-        "embed_dim": 12,
-        "vision_cfg": VISION,
-        "text_cfg": TEXT | (text or {}),
-    } | changes
+    sizes = {"embed_dim": 12, "vision_cfg": VISION, "text_cfg": TEXT | (text or {})}
+    config = sizes | changes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        options = {key: value for key, value in config.items() if key != "custom_text"}
-        model = (
-            open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
-        )(**options)
-        state = {
-            key: value + 0.3 * torch.randn_like(value)
-            if value.is_floating_point() and value.ndim == 1
-            else value
-            for key, value in model.state_dict().items()
-        }
+        model = open_clip.CLIP(**config)
+        state = model.state_dict()
+        for key, value in state.items():
+            if value.is_floating_point() and value.ndim == 1:
+                state[key] = value + 0.3 * torch.randn_like(value)
     folder.mkdir(parents=True)
-    save_file(
-        {key: value.contiguous() for key, value in state.items()},
-        folder / "open_clip_model.safetensors",
-    )
-    content = {
-        "model_cfg": config,
-        "preprocess_cfg": {"interpolation": "bicubic"},
-        "name": "small",
-    }
+    weights = {key: value.contiguous() for key, value in state.items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    preprocess = {"interpolation": "bicubic"}
+    content = {"model_cfg": config, "preprocess_cfg": preprocess, "name": "small"}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
-    if (
-        "init_logit_bias" not in config
-    ):  # a model of SigLIP's says with it what it was trained with
+    # a model of SigLIP's says with its bias what it was trained with
+    if "init_logit_bias" not in config:
         (folder / "objective.json").write_text(json.dumps(OBJECTIVE))
     return folder
 
 
+TEXTS = [
+    "a dog",
+    "",
+    "Two  RED hearts!",
+    "it's 3 o'clock",
+    "naïve 日本語",
+    "long " * 40,
+]
+
+
 def same_rows(one, other):
     """Two models give the same rows of texts and of a picture."""
-    texts = [
-        "a dog",
-        "",
-        "Two  RED hearts!",
-        "it's 3 o'clock",
-        "naïve 日本語",
-        "long " * 40,
-    ]
     picture = [Image.effect_noise((90, 44), 80).convert("RGB")]
-    torch.testing.assert_close(
-        one.encode_text(texts), other.encode_text(texts), atol=1e-6, rtol=0
-    )
-    torch.testing.assert_close(
-        one.encode_image(picture), other.encode_image(picture), atol=1e-6, rtol=0
-    )
+    for kind, items in (("encode_text", TEXTS), ("encode_image", picture)):
+        found = getattr(one, kind)(items)
+        expected = getattr(other, kind)(items)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)

@@ -26,12 +26,8 @@ D = 4
 
 def rows(*sizes, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    return [
-        F.normalize(
-            torch.randn(n, D, generator=generator, dtype=dtype), dim=1
-        ).requires_grad_()
-        for n in sizes
-    ]
+    drawn = [torch.randn(n, D, generator=generator, dtype=dtype) for n in sizes]
+    return [F.normalize(side, dim=1).requires_grad_() for side in drawn]
 
 
 def by_loops(objective, x, y, z):
@@ -56,20 +52,16 @@ def by_loops(objective, x, y, z):
 def test_equals_the_formula(name, path):
     objective = make_objective(name, inv_tau=9.0, learnable_inv_tau=False, backend=path)
     given = rows(N, N, M)
-    loss, *gradients = value_and_gradients(
-        partial(contrast_with_negatives, objective), *given
-    )
-    for seed in range(3):
-        drawn = torch.Generator().manual_seed(seed)
-        along = [
-            torch.randn(side.shape, generator=drawn, dtype=torch.float64)
-            for side in given
-        ]
-        value, slope = value_and_slope(
-            partial(by_loops, objective), [side.detach() for side in given], along
-        )
+    contrast = partial(contrast_with_negatives, objective)
+    loss, *gradients = value_and_gradients(contrast, *given)
+    at = [side.detach() for side in given]
+    drawn = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        along = [torch.randn(side.shape, generator=drawn).double() for side in given]
+        value, slope = value_and_slope(partial(by_loops, objective), at, along)
         assert loss.item() == pytest.approx(value, rel=1e-10)
-        found = sum(float((g * d).sum()) for g, d in zip(gradients, along, strict=True))
+        both = zip(gradients, along, strict=True)
+        found = sum(float((gradient * way).sum()) for gradient, way in both)
         assert found == pytest.approx(slope, rel=1e-8, abs=1e-10)
     assert min(float(g.abs().max()) for g in gradients) > 1e-3
 
@@ -88,23 +80,20 @@ PAIRS, EXTRA = (3, 2), (3, 4)  # rows of the two ranks
 
 
 def _worker(rank):
-    own = [
-        side.split(sizes)[rank]
-        for side, sizes in zip(rows(N, N, M), (PAIRS, PAIRS, EXTRA), strict=True)
-    ]
+    own = []
+    for side, sizes in zip(rows(N, N, M), (PAIRS, PAIRS, EXTRA), strict=True):
+        own.append(side.split(sizes)[rank])
     found = {}
     for name in ("cloob", "infoloob"):
         tower = nn.parallel.DistributedDataParallel(_tower())
         objective = make_objective(name, gather=True)
-        loss = contrast_with_negatives(
-            objective, *(F.normalize(tower(side), dim=1) for side in own)
-        )
+        sides = [F.normalize(tower(side), dim=1) for side in own]
+        loss = contrast_with_negatives(objective, *sides)
         loss.backward()
         found[name] = (loss.detach(), tower.module.weight.grad)
+    x, y, z = own
     with pytest.raises(NonFiniteFeaturesError) as raised:
-        contrast_with_negatives(
-            objective, own[0], own[1], own[2] * (0.0 if rank else 1.0)
-        )
+        contrast_with_negatives(objective, x, y, z * (0.0 if rank else 1.0))
     return found, str(raised.value)
 
 
@@ -122,14 +111,12 @@ def test_two_ranks_equal_one(tmp_path):
     ranks = on_ranks(tmp_path, 2, _worker)
     for name in ("cloob", "infoloob"):
         tower = _tower()
-        given = (F.normalize(tower(side), dim=1) for side in rows(N, N, M))
+        given = [F.normalize(tower(side), dim=1) for side in rows(N, N, M)]
         loss = contrast_with_negatives(make_objective(name), *given)
         loss.backward()
+        same = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
         for found, message in ranks:
-            torch.testing.assert_close(
-                found[name][0], loss.detach(), rtol=1e-12, atol=0.0
-            )
-            torch.testing.assert_close(
-                found[name][1], tower.weight.grad, rtol=1e-10, atol=1e-12
-            )
+            value, gradient = found[name]
+            same(value, loss.detach())
+            same(gradient, tower.weight.grad)
             assert "rank 1: negatives: 4 of 4 rows" in message

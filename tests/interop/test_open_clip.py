@@ -39,9 +39,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 def features(n=6, d=5):
     generator = torch.Generator().manual_seed(0)
-    x, y = (
-        F.normalize(torch.randn(n, d, generator=generator), dim=1) for _ in range(2)
-    )
+    rows = torch.randn(2, n, d, generator=generator)
+    x, y = F.normalize(rows, dim=2)
     return x.requires_grad_(), y.requires_grad_()
 
 
@@ -50,21 +49,26 @@ def test_fixed_inv_tau_leaves_logit_scale_alone():
     log_scale = nn.Parameter(torch.tensor(1.0))
     bias = nn.Parameter(torch.tensor(-10.0))
     loss = OpenClipLoss(ContrastiveObjective.cloob(inv_tau=20.0))
-    model_out = {
-        "image_features": x,
-        "text_features": y,
-        "logit_scale": log_scale.exp(),
-        "logit_bias": bias,
-    }
-    losses = loss(**model_out, output_dict=True)
+    losses = loss(
+        image_features=x,
+        text_features=y,
+        logit_scale=log_scale.exp(),
+        logit_bias=bias,
+        output_dict=True,
+    )
     # open_clip 4 sums what ends in _loss.
     total = sum(value for key, value in losses.items() if key.endswith("_loss"))
     torch.testing.assert_close(total, cloob_reference(x, y, 20.0))
     total.backward()
-    assert (
-        float(log_scale.grad) == float(bias.grad) == 0.0
-    )  # there, as DDP asks, and zero
+    # there, as DDP asks, and zero
+    assert float(log_scale.grad) == float(bias.grad) == 0.0
     assert torch.equal(loss(x, y, log_scale.exp()), losses["contrastive_loss"])
+
+
+def test_an_objective_that_learns_its_temperature_is_refused():
+    learned = ContrastiveObjective.cloob(learnable_inv_tau=True)
+    with pytest.raises(ValueError, match="would not know the objective's parameters"):
+        OpenClipLoss(learned)
 
 
 def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatch):
@@ -82,15 +86,14 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatc
         )
     assert main.create_model_and_transforms is create
     assert len(transforms) == 2
-    assert "logit_bias" not in model(
-        torch.zeros(1, 3, 64, 64), torch.zeros(1, 24, dtype=torch.int64)
-    )
-    (tmp_path / "big").mkdir()
-    torch.save(
-        {"epoch": 1, "name": "x", "state_dict": model.state_dict()}, "big/epoch_1.pt"
-    )
-    for file in ("big/epoch_1.pt", tmp_path / "big" / "epoch_1.pt"):
-        assert load_model(f"tiny-vit/{file}", device="cpu").objective_config == {}
+    pixels, tokens = torch.zeros(1, 3, 64, 64), torch.zeros(1, 24, dtype=torch.int64)
+    assert "logit_bias" not in model(pixels, tokens)
+    file = tmp_path / "big" / "epoch_1.pt"
+    file.parent.mkdir()
+    torch.save({"epoch": 1, "name": "x", "state_dict": model.state_dict()}, file)
+    for place in ("big/epoch_1.pt", file):
+        encoder = load_model(f"tiny-vit/{place}", device="cpu")
+        assert encoder.objective_config == {}
 
 
 @pytest.mark.parametrize(
@@ -116,27 +119,23 @@ def world(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(0)
-    captions = [f"picture number {i} of a {ANIMALS[i % 4]}" for i in range(N)]
-    for i in range(N):
-        pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((16, 16, 1)))
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    rows = [
-        "filepath\ttitle",
-        *(f"{folder}/{i}.png\t{caption}" for i, caption in enumerate(captions)),
-    ]
-    (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
-    torch.save(create_model("tiny-vit", seed=1).model.state_dict(), folder / "tiny.pt")
     encoder = create_model("tiny-vit", seed=0)
-    images = torch.stack(
-        [encoder.preprocess(Image.open(folder / f"{i}.png")) for i in range(N)]
-    )
-    mean, std = (
-        torch.tensor(value).view(1, 3, 1, 1) for value in (encoder.mean, encoder.std)
-    )
-    batch = (images / 255 - mean) / std, encoder.tokenizer(captions)
-    return SimpleNamespace(
-        csv=folder / "pairs.csv", start=folder / "tiny.pt", batch=batch
-    )
+    rows, captions, images = ["filepath\ttitle"], [], []
+    for i in range(N):
+        colours = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        picture = Image.fromarray(colours).resize((64, 64), Image.Resampling.NEAREST)
+        picture.save(folder / f"{i}.png")
+        images.append(encoder.preprocess(picture))
+        captions.append(f"picture number {i} of a {ANIMALS[i % 4]}")
+        rows.append(f"{folder}/{i}.png\t{captions[i]}")
+    csv, start = folder / "pairs.csv", folder / "tiny.pt"
+    csv.write_text("\n".join(rows) + "\n")
+    torch.save(create_model("tiny-vit", seed=1).model.state_dict(), start)
+    mean = torch.tensor(encoder.mean).view(1, 3, 1, 1)
+    std = torch.tensor(encoder.std).view(1, 3, 1, 1)
+    pixels = (torch.stack(images) / 255 - mean) / std
+    batch = (pixels, encoder.tokenizer(captions))
+    return SimpleNamespace(csv=csv, start=start, batch=batch)
 
 
 def plain_loop(world, loss):
@@ -165,41 +164,27 @@ def cloob_loss(x, y, scale):
     return cloob_reference(x, y, 25.0, 6.0) + 0.0 * scale
 
 
+FIXED = (
+    f"--dataset-type=csv --model=tiny-vit --name=run --epochs={EPOCHS} --lr={LR}"
+    f" --save-frequency={EPOCHS} --eps=1 --wd=0 --warmup=0 --lr-scheduler=const"
+    " --workers=0 --device=cpu --precision=fp32 --log-every-n-steps=1"
+    " --aug-cfg scale=(1.0,1.0)"
+)
+
+
 def arguments(world, logs, *more):
-    paths = [
-        f"--train-data={world.csv}",
-        f"--pretrained={world.start}",
-        f"--logs={logs}",
-    ]
-    words = (
-        f"--dataset-type=csv --model=tiny-vit --name=run --epochs={EPOCHS}"
-        f" --save-frequency={EPOCHS} --lr={LR}"
-    )
-    words += (
-        " --eps=1 --wd=0 --warmup=0 --lr-scheduler=const --workers=0 --device=cpu"
-        " --precision=fp32"
-    )
-    return [
-        *paths,
-        *words.split(),
-        "--log-every-n-steps=1",
-        "--aug-cfg",
-        "scale=(1.0,1.0)",
-        *more,
-    ]
+    data = [f"--train-data={world.csv}", f"--pretrained={world.start}"]
+    return [*data, f"--logs={logs}", *FIXED.split(), *more]
 
 
 def outcome(logs):
     """The logged losses, and the parameters in the last checkpoint."""
     text = (logs / "run" / "out.log").read_text()
-    losses = [
-        float(value) for value in re.findall(r"(?<!Avg )Contrastive_loss: (\S+) ", text)
-    ]
+    found = re.findall(r"(?<!Avg )Contrastive_loss: (\S+) ", text)
+    losses = [float(value) for value in found]
     checkpoint = torch.load(logs / "run" / "checkpoints" / f"epoch_{EPOCHS}.pt")
-    return losses, {
-        name.removeprefix("module."): value
-        for name, value in checkpoint["state_dict"].items()
-    }
+    state = checkpoint["state_dict"]
+    return losses, {name.removeprefix("module."): state[name] for name in state}
 
 
 def assert_same_training(found, expected, world):
@@ -232,25 +217,16 @@ def own_logging():
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    "joins", [[True] * EPOCHS, [False, False, True]], ids=["cloob", "retrieval later"]
+    ("joins", "words"),
+    [([True] * EPOCHS, []), ([False, False, True], ["--cloob-retrieval-from=0.5"])],
+    ids=["cloob", "retrieval later"],
 )
-def test_accumulation_equals_the_whole_batch(joins, world, tmp_path):
+def test_accumulation_equals_the_whole_batch(joins, words, world, tmp_path):
     """Also where retrieval joins after 1.5 of 3 epochs, each of one step."""
-    ours = [
-        "--cloob-inv-tau=25",
-        "--cloob-beta=6",
-        *([] if all(joins) else ["--cloob-retrieval-from=0.5"]),
-        "--",
-    ]
-    theirs = arguments(
-        world,
-        tmp_path,
-        "--accum-freq=2",
-        f"--batch-size={N // 2}",
-        f"--val-data={world.csv}",
-    )
+    more = ["--accum-freq=2", f"--batch-size={N // 2}", f"--val-data={world.csv}"]
+    theirs = arguments(world, tmp_path, *more)
     with own_logging():
-        assert run([*ours, *theirs]) == 0
+        assert run(["--cloob-inv-tau=25", "--cloob-beta=6", *words, "--", *theirs]) == 0
     found = outcome(tmp_path)
     each = iter(joins)
 
@@ -274,22 +250,17 @@ def launch(ours, theirs, processes):
 @pytest.mark.timeout(1200)
 def test_a_training_that_is_resumed_equals_one_that_is_not(world, tmp_path):
     for epochs, more in (
-        (EPOCHS - 1, ["--save-frequency=1"]),
-        (EPOCHS, ["--resume=latest"]),
+        (EPOCHS - 1, "--save-frequency=1"),
+        (EPOCHS, "--resume=latest"),
     ):
-        theirs = arguments(
-            world, tmp_path, f"--batch-size={N}", f"--epochs={epochs}", *more
-        )
+        words = [f"--batch-size={N}", f"--epochs={epochs}", more]
+        theirs = arguments(world, tmp_path, *words)
         launch(["--cloob-inv-tau=25", "--cloob-beta=6"], theirs, 1)
     assert_same_training(outcome(tmp_path), plain_loop(world, cloob_loss), world)
-    trained = load_model(
-        tmp_path / "run" / "checkpoints" / f"epoch_{EPOCHS}.pt", device="cpu"
-    ).make_objective()
-    assert (trained.name, float(trained.inv_tau), float(trained.beta)) == (
-        "cloob",
-        25.0,
-        6.0,
-    )
+    path = tmp_path / "run" / "checkpoints" / f"epoch_{EPOCHS}.pt"
+    trained = load_model(path, device="cpu").make_objective()
+    assert trained.name == "cloob"
+    assert (float(trained.inv_tau), float(trained.beta)) == (25.0, 6.0)
 
 
 @pytest.mark.nightly

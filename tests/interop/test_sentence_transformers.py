@@ -72,19 +72,17 @@ def gradients(model):
 @pytest.mark.parametrize("hopfield", [False, True], ids=["infoloob", "cloob"])
 def test_value_is_the_objective_of_unit_embeddings(model, columns, hopfield):
     loss = CLOOBLoss(model, 20.0, 5.0) if hopfield else InfoLOOBLoss(model, 20.0)
-    rows = [
-        F.normalize(model(features)["sentence_embedding"], dim=1)
-        for features in tokens(model, columns)
+    embedded = [
+        model(column)["sentence_embedding"] for column in tokens(model, columns)
     ]
+    rows = [F.normalize(side, dim=1) for side in embedded]
     objective = ContrastiveObjective(hopfield=hopfield, inv_tau=20.0, beta=5.0)
-    expected = (
-        objective(*rows)
-        if len(rows) == 2
-        else contrast_with_negatives(objective, *rows)
-    )
-    torch.testing.assert_close(
-        loss(tokens(model, columns), None), expected, rtol=1e-6, atol=1e-6
-    )
+    if len(rows) == 2:
+        expected = objective(*rows)
+    else:
+        expected = contrast_with_negatives(objective, *rows)
+    found = loss(tokens(model, columns), None)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     if hopfield and len(rows) == 2:
         torch.testing.assert_close(expected, cloob_reference(*rows, 20.0, 5.0))
 
@@ -96,13 +94,11 @@ def assert_same(model, found, expected, tolerance):
     right = gradients(model)
     (3.0 * found).backward()  # as a loss scaler does
     left = gradients(model)
-    assert left.keys() == right.keys()
     assert right
+    assert left.keys() == right.keys()
     for name, value in right.items():
-        assert (
-            float((left[name] / 3.0 - value).abs().max())
-            <= tolerance * float(value.abs().max()) + 1e-7
-        ), name
+        error = float((left[name] / 3.0 - value).abs().max())
+        assert error <= tolerance * float(value.abs().max()) + 1e-7, name
 
 
 @pytest.mark.parametrize(
@@ -110,25 +106,21 @@ def assert_same(model, found, expected, tolerance):
     [{"mini_batch_size": 3}, {"mini_batch_size": 50}, {"mini_batch_num_tokens": 20}],
 )
 def test_cached_equals_plain(model, sizes):
-    losses = (
-        kind(tokens(model, tiny_bert.PAIRS))
-        for kind in (CachedCLOOBLoss(model, **sizes), CLOOBLoss(model))
-    )
-    assert_same(model, *losses, 1e-5)
+    cached = CachedCLOOBLoss(model, **sizes)(tokens(model, tiny_bert.PAIRS))
+    plain = CLOOBLoss(model)(tokens(model, tiny_bert.PAIRS))
+    assert_same(model, cached, plain, 1e-5)
 
 
 def test_what_a_user_of_theirs_would_type(model, tmp_path):
-    with pytest.raises(ValueError, match="scale is inv_tau here"):
-        CLOOBLoss(model, scale=20.0)
+    raises(ValueError, "scale is inv_tau here", CLOOBLoss, model, scale=20.0)
     for bad in (0, -1):
-        with pytest.raises(ValueError, match="positive integer or None"):
-            CachedCLOOBLoss(model, mini_batch_num_tokens=bad)
+        words = "positive integer or None"
+        raises(ValueError, words, CachedCLOOBLoss, model, mini_batch_num_tokens=bad)
     loss = CachedCLOOBLoss(model, mini_batch_num_tokens=20)
     assert loss.get_config_dict()["mini_batch_num_tokens"] == 20
     raises(ValueError, "has no retrieval", RetrievalFrom, InfoLOOBLoss(model), 0.5)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="merge_and_unload"):
-        load_model(tmp_path)
+    raises(InputError, "merge_and_unload", load_model, tmp_path)
 
 
 def test_a_saved_clip_model_says_its_loss(clip, tmp_path):
@@ -146,21 +138,17 @@ def test_the_example_of_the_page_trains(model, tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "interop.md"
     if not page.is_file():
         pytest.skip("docs/interop.md is not beside the tests")
-    section = page.read_text(encoding="utf-8").partition(
-        "\n## sentence-transformers\n"
-    )[2]
-    code = re.findall(
-        r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL
-    )[0]
+    text = page.read_text(encoding="utf-8")
+    section = text.partition("\n## sentence-transformers\n")[2]
+    code = re.search(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[1]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", lambda name: model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     names = {}
     exec(compile(code, str(page), "exec"), names)
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert (
-        names["loss"].get_config_dict() == CLOOBLoss(model).get_config_dict()
-    )  # "the defaults"
+    defaults = CLOOBLoss(model).get_config_dict()
+    assert names["loss"].get_config_dict() == defaults
 
 
 def test_retrieval_joins_after_a_share_of_the_steps(model, tmp_path):
@@ -183,29 +171,17 @@ def test_retrieval_joins_after_a_share_of_the_steps(model, tmp_path):
     assert abs(plain - retrieved) > 0.01
 
 
-@pytest.mark.nightly
-def test_a_last_batch_of_one_pair_does_not_stop_the_training(model, tmp_path):
+def test_a_last_batch_of_one_pair_is_zero_and_warned_of_once(model):
     one = {name: texts[:1] for name, texts in tiny_bert.PAIRS.items()}
     for columns in (one, {name: one[name] for name in TWO}):
         kind = CLOOBLoss(model)
         with pytest.warns(UserWarning, match="per_device_train_batch_size"):
             loss = kind(tokens(model, columns))
-        assert (
-            float(kind(tokens(model, columns)).detach()) == 0.0
-        )  # and does not warn again
         assert float(loss.detach()) == 0.0
         loss.backward()
         assert all(float(g.abs().max()) == 0.0 for g in gradients(model).values())
-    losses = tiny_bert.fit(
-        model,
-        CachedCLOOBLoss(model),
-        TWO,
-        tmp_path,
-        per_device_train_batch_size=7,
-        num_train_epochs=1,
-    )
-    assert len(losses) == 2
-    assert losses[1] == 0.0
+        # and does not warn again
+        assert float(kind(tokens(model, columns)).detach()) == 0.0
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -142,31 +142,29 @@ _OF_PICTURES = ("zeroshot", "paper", "retrieval", "held_out", "probe")
 
 def check_options(options: Options) -> None:
     """Raises InputError for options that do not go together, before torch is there."""
-    has_a = options.a is not None
-    has_b = options.b is not None
-    is_there = {
-        "--retrieval": bool(options.retrieval),
-        "--retrieval or --held-out": bool(options.retrieval) or options.held_out,
-        "--a and --b": has_a and has_b,
-    }
     if not options.models:
         raise InputError(
             "no model given: name a run folder, or NAME/TAG of open_clip (see --help)"
         )
-    if has_a != has_b:
+    if (options.a is None) != (options.b is None):
         raise InputError("--a and --b are needed together")
-    if not (any(is_there.values()) or options.zeroshot or options.paper):
+    is_there = {
+        "--retrieval": bool(options.retrieval),
+        "--retrieval or --held-out": bool(options.retrieval or options.held_out),
+        "--a and --b": options.a is not None,
+    }
+    if not any([*is_there.values(), options.zeroshot, options.paper]):
         raise InputError(
             "nothing to evaluate on: give --zeroshot DIR …, --paper DIR,"
             " --retrieval SOURCE … or --held-out, of vectors --a and --b"
         )
     for needed, names in _NEEDS.items():
-        if not is_there[needed]:
-            for name in as_words(options, *names)[:1]:
-                raise InputError(f"{name} needs {needed}")
-    if has_a:
-        for name in as_words(options, *_OF_PICTURES)[:1]:
-            raise InputError(f"--a and {name} exclude each other; give one of them")
+        useless = [] if is_there[needed] else as_words(options, *names)
+        if useless:
+            raise InputError(f"{useless[0]} needs {needed}")
+    excluded = as_words(options, *_OF_PICTURES) if options.a else []
+    if excluded:
+        raise InputError(f"--a and {excluded[0]} exclude each other; give one of them")
     check_ids(options)
 
 
@@ -244,14 +242,14 @@ def warn_about_training_data(options: Options, runs: Sequence[Run]) -> None:
     specs = [*options.retrieval, *([options.a] if options.a else [])]
     judged = {os.path.realpath(spec) for spec in specs}
     for run in runs:
-        seen = [
-            spec for spec in run.training_files() if os.path.realpath(spec) in judged
-        ]
-        if seen:
-            advice = ""
-            if run.config.holds_out:
-                advice = "; --held-out judges by pairs that were not"
-            say(f"{run.model}: was trained on {', '.join(seen)}{advice}")
+        files = run.training_files()
+        seen = [spec for spec in files if os.path.realpath(spec) in judged]
+        if not seen:
+            continue
+        message = f"{run.model}: was trained on {', '.join(seen)}"
+        if run.config.holds_out:
+            message += "; --held-out judges by pairs that were not"
+        say(message)
 
 
 def check_sets(options: Options, sets: Sets) -> None:
@@ -489,14 +487,18 @@ def _cell(numbers: Numbers, key: str) -> str:
     return f"{text}{star} ± {50 * (high - low):.1f}"
 
 
+_SAID = {
+    "unreadable": "{set}: {message}",
+    "unloaded": "{model} could not be loaded: {message}",
+    "failed": "{model} on {set}: {message}",
+}
+
+
 def _say_problems(results: Results) -> None:
     """Prints what could not be read, loaded or evaluated."""
     from cloob.evaluation.report.tables import problems
 
     found = problems(results)
-    for problem in found["unreadable"]:
-        say(f"{problem.set}: {problem.message}")
-    for problem in found["unloaded"]:
-        say(f"{problem.model} could not be loaded: {problem.message}")
-    for problem in found["failed"]:
-        say(f"{problem.model} on {problem.set}: {problem.message}")
+    for kind, sentence in _SAID.items():
+        for problem in found[kind]:
+            say(sentence.format(**problem._asdict()))

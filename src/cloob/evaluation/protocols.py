@@ -108,7 +108,8 @@ def candidate_numbers(
     ranked = protocols.candidate_ranks(a, rows_of_b, listed, candidates.right)
     found = protocols.numbers("candidates", ranked, ids, MASS_SPEC_GYM, units=units)
     sizes = (ranked.n_right + ranked.n_wrong).double()
-    return {"candidates_mean_number": float(sizes.mean())} | {
-        key.replace("chance", "chance_candidates"): value
-        for key, value in found.items()
-    }
+    numbers: Numbers = {"candidates_mean_number": float(sizes.mean())}
+    for key, value in found.items():
+        # chance differs from that among all ids
+        numbers[key.replace("chance", "chance_candidates")] = value
+    return numbers

@@ -10,23 +10,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cloob.errors import InputError
 from cloob.files import check_replaceable
 from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.source import ModelSource
 
-if TYPE_CHECKING:
-    from cloob.models.encoder import DualEncoder
-
 CARD_FILE = "README.md"
-# PIL's numbers; open_clip tests "random" with bicubic
-_RESAMPLE = {
-    "bilinear": 2,
-    "bicubic": 3,
-    "random": 3,
-}
 
 
 class Unsupported(InputError):  # noqa: N818
@@ -48,32 +38,6 @@ class Exported:
 def usage_of(name: str) -> str:
     """How to use an export, as Markdown for its card; DIR stands for the folder."""
     return (Path(__file__).parent / "usage" / f"{name}.md").read_text(encoding="utf-8")
-
-
-def processor_config(encoder: DualEncoder) -> dict[str, object] | None:
-    """How ``CLIPImageProcessor`` prepares pictures; None where it cannot."""
-    preprocess = encoder.preprocess_cfg
-    side = encoder.image_size
-    crops = preprocess.get("resize_mode") != "squash"
-    interpolation = preprocess.get("interpolation") or "bicubic"
-    if interpolation not in _RESAMPLE:
-        return None
-    square = {"height": side, "width": side}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "CLIPProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "size": {"shortest_edge": side} if crops else square,
-        "resample": _RESAMPLE[interpolation],
-        "do_center_crop": crops,
-        "crop_size": square,
-        "rescale_factor": 1 / 255,
-        "image_mean": list(encoder.mean),
-        "image_std": list(encoder.std),
-    }
 
 
 def write_json(path: Path, content: object) -> None:

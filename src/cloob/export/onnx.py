@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,8 @@ from torch.nn import functional as F
 from cloob.errors import InputError, needs, one_line, require
 from cloob.export.exported import (
     Exported,
-    processor_config,
     quiet,
     usage_of,
-    write_json,
 )
 from cloob.models.aligned.encoders import TextEncoder
 from cloob.models.encoder import DualEncoder, causal_features, causal_tower
@@ -30,7 +27,6 @@ from cloob.models.onnx import Graph, graph_file, write_config
 from cloob.models.tokenizer import tokenizer_note
 
 with needs("export"):
-    import onnx
     import onnx_ir
     import onnxscript  # noqa: F401
     from onnx_ir.passes import common as passes
@@ -53,14 +49,6 @@ _ENDS = {
     "image": ("pixel_values", "image_embeds"),
     "text": ("input_ids", "text_embeds"),
 }
-_LOGITS = """
-logits (float[images, width] image_embeds, float[texts, width] text_embeds)
-  => (float[images, texts] logits_per_image) <float inv_tau = {%r}>
-{
-  cosines = Einsum<equation = "id,td->it">(image_embeds, text_embeds)
-  logits_per_image = Mul(cosines, inv_tau)
-}
-"""
 _NOTES: dict[str, str] = json.loads(
     (Path(__file__).parent / "usage" / "onnx.json").read_text(encoding="utf-8")
 )
@@ -75,53 +63,17 @@ def export_onnx(encoder: DualEncoder, folder: Path) -> Exported:
     require("onnxruntime", "export")  # before a minute of work
     towers = towers_of(encoder)
     (folder / "onnx").mkdir()
-    worst = [_export(encoder, tower, folder) for tower in towers]
-    notes = [_NOTES["checked"].format(max(worst))]
+    worst = max(_export(encoder, tower, folder) for tower in towers)
     pad = towers[1].pad
     config = write_config(folder, encoder, pad=pad)
-    _join(folder, math.exp(config["logit_scale"]))
     length = "whole" if pad is None else "padded"
-    notes.append(_NOTES[length].format(pad=pad, length=encoder.context_length))
-    notes.append(_write_for_transformers_js(encoder, folder))
-    notes.append(tokenizer_note(config["tokenizer"]))
-    summary = "cloob.load_model, transformers.js and any ONNX runtime read it"
-    tags = ("onnx", "transformers.js")
-    return Exported("onnx", summary, usage_of("onnx"), tuple(notes), tags)
-
-
-def _write_for_transformers_js(encoder: DualEncoder, folder: Path) -> str:
-    """Writes what transformers.js reads in addition to graphs and tokenizer; returns
-    how its pictures differ.
-    """
-    content = {
-        "model_type": "clip",
-        "architectures": ["CLIPModel"],
-        "transformers.js_config": {"use_external_data_format": True},
-    }
-    write_json(folder / "config.json", content)
-    processor = processor_config(encoder)
-    if processor is None:
-        return _NOTES["no pictures"]
-    write_json(folder / "preprocessor_config.json", processor)
-    return _NOTES["pictures"]
-
-
-def _join(folder: Path, inv_tau: float) -> None:
-    """Writes both towers as one graph with logits: the zero-shot pipeline of
-    transformers.js wants one.
-    """
-    both = onnx.load(graph_file(folder, "image"))
-    text = onnx.load(graph_file(folder, "text"))
-    onnx.compose.add_prefix(
-        text, "text.", rename_inputs=False, rename_outputs=False, inplace=True
+    notes = (
+        _NOTES["checked"].format(worst),
+        _NOTES[length].format(pad=pad, length=encoder.context_length),
+        tokenizer_note(config["tokenizer"]),
     )
-    both.graph.input.extend(text.graph.input)
-    for graph in (text.graph, onnx.parser.parse_graph(_LOGITS % inv_tau)):
-        both.graph.node.extend(graph.node)
-        both.graph.initializer.extend(graph.initializer)
-        both.graph.output.extend(graph.output)
-    del both.graph.value_info[:]
-    _save(onnx_ir.from_proto(both), graph_file(folder, "both"))
+    summary = "cloob.load_model and any ONNX runtime read it"
+    return Exported("onnx", summary, usage_of("onnx"), notes, ("onnx",))
 
 
 def _save(model: onnx_ir.Model, path: Path) -> None:
@@ -173,8 +125,6 @@ def _translated(what: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except OSError:  # of the folder's disk, see whole_folder
-        raise
     except Exception as error:
         while isinstance(error.__cause__, Exception):
             error = error.__cause__  # the exporter wraps it in pages of advice
@@ -201,35 +151,23 @@ class Tower:
 
 
 class _Rows(nn.Module):
-    """One tensor to unit rows by the ``encode`` of a model; tokens without ``end`` get
-    it in their last place, as transformers.js cuts it off.
-    """
+    """One tensor to unit rows by the ``encode`` of a model."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        encode: Callable[[Tensor], Tensor],
-        end: int | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model, self.encode, self.end = model, encode, end
+        self.model, self.encode = model, encode
 
     def forward(self, items: Tensor) -> Tensor:
-        if self.end is not None:
-            cut = (items != self.end).all(1, keepdim=True)
-            items = torch.cat(
-                [items[:, :-1], items[:, -1:].masked_fill(cut, self.end)], 1
-            )
         return F.normalize(self.encode(items), dim=-1)
 
 
 def _text_rows(encoder: DualEncoder) -> tuple[_Rows, int | None]:
     """The text tower, and the padding that tokens may lack; None if they may not."""
-    model, end = encoder.model, _end_token(encoder)
+    model = encoder.model
     causal = causal_tower(model, encoder.context_length)
     if causal is not None:
         tower = model.get_submodule(causal)
-        return _Rows(tower, partial(causal_features, tower), end), 0
+        return _Rows(tower, partial(causal_features, tower)), 0
     text = getattr(model, "text", None)
     if isinstance(text, TextEncoder):
 
@@ -237,8 +175,8 @@ def _text_rows(encoder: DualEncoder) -> tuple[_Rows, int | None]:
             rows: Tensor = model.text_head(text.pooled(tokens))
             return rows
 
-        return _Rows(model, encode, end), text.pad
-    return _Rows(model, model.encode_text, end), None
+        return _Rows(model, encode), text.pad
+    return _Rows(model, model.encode_text), None
 
 
 def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
@@ -258,16 +196,6 @@ def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
         Tower("image", image.eval(), images, image_rows),
         Tower("text", text.eval(), tokens, text_rows, pad),
     )
-
-
-def _end_token(encoder: DualEncoder) -> int | None:
-    """The token that every text ends with; None where there is none."""
-    try:
-        texts = ["x", "a " * encoder.context_length]
-        short, long = encoder.tokenizer(texts).tolist()
-    except InputError:  # a model that takes tokens alone
-        return None
-    return int(long[-1]) if long[-1] in short else None
 
 
 def _pictures(encoder: DualEncoder) -> Tensor:

@@ -19,7 +19,6 @@ from cloob.errors import needs
 from cloob.export.exported import (
     Exported,
     Unsupported,
-    processor_config,
     quiet,
     usage_of,
     write_json,
@@ -55,6 +54,12 @@ _ACTIVATIONS = {
     "GELU": "gelu",
     "GELU tanh": "gelu_pytorch_tanh",
     "QuickGELU": "quick_gelu",
+}
+# PIL's numbers; open_clip tests "random" with bicubic
+_RESAMPLE = {
+    "bilinear": 2,
+    "bicubic": 3,
+    "random": 3,
 }
 _NOTES: dict[str, str] = json.loads(
     (Path(__file__).parent / "usage" / "notes.json").read_text(encoding="utf-8")
@@ -259,6 +264,32 @@ def _tower(
         "num_attention_heads": block.attn.num_heads,
         "hidden_act": _ACTIVATIONS[_activation(tower)],
         "projection_dim": encoder.embed_dim,
+    }
+
+
+def processor_config(encoder: DualEncoder) -> dict[str, object] | None:
+    """How ``CLIPImageProcessor`` prepares pictures; None where it cannot."""
+    preprocess = encoder.preprocess_cfg
+    side = encoder.image_size
+    crops = preprocess.get("resize_mode") != "squash"
+    interpolation = preprocess.get("interpolation") or "bicubic"
+    if interpolation not in _RESAMPLE:
+        return None
+    square = {"height": side, "width": side}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "size": {"shortest_edge": side} if crops else square,
+        "resample": _RESAMPLE[interpolation],
+        "do_center_crop": crops,
+        "crop_size": square,
+        "rescale_factor": 1 / 255,
+        "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
     }
 
 

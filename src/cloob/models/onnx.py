@@ -41,12 +41,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 FORMAT = 1
-# as transformers.js names them
-_GRAPHS = {
-    "image": "vision_model",
-    "text": "text_model",
-    "both": "model",
-}
+_GRAPHS = {"image": "vision_model", "text": "text_model"}
 _BATCH = 32  # items a run: more are not faster on a CPU, and take memory
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _STEP = 8  # lengths of texts are multiples of it, so that a session meets few shapes

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -233,31 +232,6 @@ def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded, exported):
         plain.pictures(images), loaded.encode_image(images).numpy(), atol=1e-6
     )
     assert plain.texts(TEXTS).dtype == np.float32
-
-
-def test_the_graph_of_both_towers_gives_logits_by_name(loaded, exported):
-    """As transformers.js asks ``model.onnx``: a row a picture, a column a text."""
-    session = onnxruntime.InferenceSession(exported / "onnx" / "model.onnx")
-    raw = np.stack([np.asarray(noise_image(seed, 64, 64)) for seed in (1, 2)])
-    tokens = loaded.tokenizer(TEXTS[:3])
-    pixels = (
-        ((raw / 255 - loaded.mean) / loaded.std)
-        .astype(np.float32)
-        .transpose(0, 3, 1, 2)
-    )
-    found = session.run(None, {"pixel_values": pixels, "input_ids": tokens.numpy()})
-    named = dict(
-        zip([output.name for output in session.get_outputs()], found, strict=True)
-    )
-    images = loaded.encode_image(torch.from_numpy(raw).permute(0, 3, 1, 2)).numpy()
-    texts = loaded.encode_text(tokens).numpy()
-    scale = float(loaded.model.logit_scale.exp())
-    for name, rows in (
-        ("image_embeds", images),
-        ("text_embeds", texts),
-        ("logits_per_image", scale * images @ texts.T),
-    ):
-        np.testing.assert_allclose(named[name], rows, atol=1e-5 * scale)
 
 
 def test_a_search_by_words_and_pictures_imports_no_torch(exported, tmp_path):
