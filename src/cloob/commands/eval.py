@@ -158,14 +158,19 @@ def check_options(options: Options) -> None:
             "nothing to evaluate on: give --zeroshot DIR …, --paper DIR,"
             " --retrieval SOURCE … or --held-out, of vectors --a and --b"
         )
-    for needed, names in _NEEDS.items():
-        useless = [] if is_there[needed] else as_words(options, *names)
-        if useless:
-            raise InputError(f"{useless[0]} needs {needed}")
+    check_needs(options, is_there)
     excluded = as_words(options, *_OF_PICTURES) if options.a else []
     if excluded:
         raise InputError(f"--a and {excluded[0]} exclude each other; give one of them")
     check_ids(options)
+
+
+def check_needs(options: Options, is_there: Mapping[str, bool]) -> None:
+    """Raises InputError for an option without what it needs."""
+    for needed, names in _NEEDS.items():
+        useless = [] if is_there[needed] else as_words(options, *names)
+        if useless:
+            raise InputError(f"{useless[0]} needs {needed}")
 
 
 def check_ids(options: Options) -> None:

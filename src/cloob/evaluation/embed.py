@@ -254,51 +254,42 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     head = getattr(model, "image_head", None)
     if hasattr(visual, "trunk"):  # of timm
         head = getattr(visual, "head", None)
-    seen: list[Tensor] = []
-    with _outputs(visual, seen) if head is None else _inputs(head, seen):
-        yield lambda _: torch.cat([seen.pop(0) for _ in range(len(seen))]).float().cpu()
-
-
-@contextmanager
-def _inputs(head: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    """Keeps what comes into a head, of maps their mean."""
-
-    def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0]
-        seen.append(rows if rows.ndim == 2 else rows.flatten(2).mean(2))
-
-    handle = head.register_forward_pre_hook(before)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _outputs(visual: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    """Keeps what a tower pools, before its projection if it has one as a parameter."""
     projection = getattr(visual, "proj", None)
-    if not isinstance(projection, nn.Parameter):
-        projection = None
-
-    def after(
-        _: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]
-    ) -> Tensor | tuple[Tensor, ...]:
-        pooled, *tokens = output if isinstance(output, tuple) else (output,)
-        seen.append(pooled)
-        if projection is not None:
-            pooled = pooled @ projection
-        return (pooled, *tokens) if isinstance(output, tuple) else pooled
-
-    handle = visual.register_forward_hook(after)
+    seen: list[Tensor] = []
+    if head is not None:
+        handle = head.register_forward_pre_hook(partial(_keep_input, seen))
+    else:
+        handle = visual.register_forward_hook(partial(_keep_output, seen, projection))
     try:
-        if projection is not None:  # the hook projects, so that one pass gives both
+        if isinstance(projection, nn.Parameter) and head is None:
+            # the hook projects, so that one pass gives both
             visual.register_parameter("proj", None)
-        yield
+        yield lambda _: torch.cat([seen.pop(0) for _ in range(len(seen))]).float().cpu()
     finally:
         handle.remove()
-        if projection is not None:
+        if isinstance(projection, nn.Parameter) and head is None:
             visual.register_parameter("proj", projection)
+
+
+def _keep_input(seen: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Keeps what comes into a head, of maps their mean."""
+    rows = inputs[0]
+    seen.append(rows if rows.ndim == 2 else rows.flatten(2).mean(2))
+
+
+def _keep_output(
+    seen: list[Tensor],
+    projection: object,
+    _: nn.Module,
+    inputs: object,
+    output: Tensor | tuple[Tensor, ...],
+) -> Tensor | tuple[Tensor, ...]:
+    """Keeps what a tower pools, and projects it where the tower has a projection."""
+    pooled, *tokens = output if isinstance(output, tuple) else (output,)
+    seen.append(pooled)
+    if isinstance(projection, nn.Parameter):
+        pooled = pooled @ projection
+    return (pooled, *tokens) if isinstance(output, tuple) else pooled
 
 
 def _in_place(rows: Tensor, readable: Tensor) -> Tensor:

@@ -133,33 +133,20 @@ def verdict(path, best, gaps, sets=1):
     lead over the others.
     """
     names = [f"s{i}" for i in range(sets)]
+    empty = {"objective": None, "retrieval": {}, "geometry": {}}
 
     def row(model, value, interval):
-        numbers = {
-            "acc1": value,
-            "acc1_interval": list(interval),
-            "n_classes": 20,
-            "n": 100,
-        }
-        zeroshot = dict.fromkeys(names, numbers)
-        return {
-            "model": model,
-            "objective": None,
-            "zeroshot": zeroshot,
-            "retrieval": {},
-            "geometry": {},
-        }
+        numbers = {"acc1": value, "acc1_interval": [*interval], "n_classes": 20}
+        zeroshot = dict.fromkeys(names, numbers | {"n": 100})
+        return empty | {"model": model, "zeroshot": zeroshot}
 
-    rows = [
-        row("a", 0.4, best),
-        *(row(name, 0.4 - sum(gap) / 2, (0.2, 0.4)) for name, gap in gaps.items()),
-    ]
-    entries = [
-        {"metric": "acc1", "set": of, "model": name, "baseline": "a"}
-        | {"difference": -sum(gap) / 2, "low": -gap[1], "high": -gap[0]}
-        for name, gap in gaps.items()
-        for of in (*names, None)
-    ]
+    rows, entries = [row("a", 0.4, best)], []
+    for name, (low, high) in gaps.items():
+        middle = (low + high) / 2
+        rows.append(row(name, 0.4 - middle, (0.2, 0.4)))
+        entry = {"metric": "acc1", "model": name, "baseline": "a"}
+        entry |= {"difference": -middle, "low": -high, "high": -low}
+        entries += [entry | {"set": of} for of in (*names, None)]
     page = written(path, {"rows": rows, "differences": entries, "level": 0.95})
     found = re.search(r'<h1 id="verdict">(.*?)</h1>', page)
     return found[1].replace("\u00a0", " ")

@@ -27,30 +27,26 @@ def put(path, content=RED):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def write_lines(path, *lines):
+    put(path, "".join(f"{line}\n" for line in lines))
+
+
 def birdsnap(root):
-    home, rows = root / "birdsnap", ["id\tcommon\tscientific\tdir"]
-    rows.append("1\tAllen's Hummingbird\tS. sasin\tAllens_Hummingbird")
-    rows.append("2\tBlack-bellied Plover\tP. squatarola\tBlack_bellied_Plover\n")
-    put(home / "species.txt", "\n".join(rows))
-    images = [
-        ("Allens_Hummingbird/1.jpg", 1),
-        ("Black_bellied_Plover/2.jpg", 2),
-        ("Black_bellied_Plover/lost.jpg", 2),
-    ]
-    train = ("Allens_Hummingbird/3.jpg", 1)
-    rows = [
-        f"http://x/{path}\tmd5\t{path}\t{species}\t0"
-        for path, species in (*images, train)
-    ]
-    put(
-        home / "images.txt",
-        "\n".join(["url\tmd5\tpath\tspecies_id\tbb_x1", *rows]) + "\n",
+    home = root / "birdsnap"
+    test = {"Allens_Hummingbird/1.jpg": 1, "Black_bellied_Plover/2.jpg": 2}
+    test["Black_bellied_Plover/lost.jpg"] = 2
+    pictures = test | {"Allens_Hummingbird/3.jpg": 1}
+    write_lines(
+        home / "species.txt",
+        "id\tcommon\tscientific\tdir",
+        "1\tAllen's Hummingbird\tS. sasin\tAllens_Hummingbird",
+        "2\tBlack-bellied Plover\tP. squatarola\tBlack_bellied_Plover",
+        "",
     )
-    put(
-        home / "test_images.txt",
-        "\n".join(["path", *(path for path, _ in images)]) + "\n",
-    )
-    for path, _ in (*images[:2], train):
+    rows = [f"http://x/{path}\tmd5\t{path}\t{n}\t0" for path, n in pictures.items()]
+    write_lines(home / "images.txt", "url\tmd5\tpath\tspecies_id\tbb_x1", *rows)
+    write_lines(home / "test_images.txt", "path", *test)
+    for path in pictures.keys() - {"Black_bellied_Plover/lost.jpg"}:
         put(home / "download" / "images" / path)
     names = prompts_of("birdsnap")[0]
     return [names.index("Allens Hummingbird"), names.index("Black bellied Plover")]
@@ -67,14 +63,10 @@ def flowers102(root):
     home = root / "flowers-102"
     for number in range(1, 7):
         put(home / "jpg" / f"image_{number:05d}.jpg")
+    splits = {"trnid": [4, 2], "valid": [5, 6], "tstid": [3, 1]}
     savemat(home / "imagelabels.mat", {"labels": np.array([[77, 1, 102, 3, 4, 5]])})
     savemat(
-        home / "setid.mat",
-        {
-            "trnid": np.array([[4, 2]]),
-            "valid": np.array([[5, 6]]),
-            "tstid": np.array([[3, 1]]),
-        },
+        home / "setid.mat", {name: np.array([rows]) for name, rows in splits.items()}
     )
     return [101, 76]
 
@@ -82,24 +74,19 @@ def flowers102(root):
 def gtsrb(root):
     home = root / "gtsrb"
     ppm = b"P6\n2 2\n255\n" + bytes(range(12))
-    for name in ("00000.ppm", "00001.ppm"):
-        put(home / "GTSRB" / "Final_Test" / "Images" / name, ppm)
-    put(
-        home / "GT-final_test.csv",
-        "Filename;Width;Height;ClassId\n00000.ppm;2;2;16\n00001.ppm;2;2;1\n",
-    )
-    for label in range(2):
-        put(home / "GTSRB" / "Training" / f"{label:05d}" / "00000_00000.ppm", ppm)
+    rows = ["00000.ppm;2;2;16", "00001.ppm;2;2;1"]
+    write_lines(home / "GT-final_test.csv", "Filename;Width;Height;ClassId", *rows)
+    for i in range(2):
+        put(home / "GTSRB" / "Final_Test" / "Images" / f"0000{i}.ppm", ppm)
+        put(home / "GTSRB" / "Training" / f"0000{i}" / "00000_00000.ppm", ppm)
     return [16, 1]
 
 
 def ucf101(root):
     home, first = root / "ucf101", "HandstandPushups/v_HandStandPushups_g01_c01"
-    put(
-        home / "ucfTrainTestlist/testlist01.txt",
-        f"{first}.avi\nYoYo/v_YoYo_g01_c01.avi\n",
-    )
-    put(home / "ucfTrainTestlist/trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 101\n")
+    lists = home / "ucfTrainTestlist"
+    write_lines(lists / "testlist01.txt", f"{first}.avi", "YoYo/v_YoYo_g01_c01.avi")
+    write_lines(lists / "trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 101")
     for frame in (f"{first}.jpg", "YoYo/v_YoYo_g01_c01.png", "YoYo/v_YoYo_g08_c01.jpg"):
         put(home / "frames" / frame)
     return [36, 100]
@@ -107,26 +94,19 @@ def ucf101(root):
 
 def stanford_cars(root):
     home = root / "stanford_cars"
-    fields = [("fname", object), ("class", object)]
     (home / "devkit").mkdir(parents=True)
-    for file, names in (
-        (
-            home / "cars_test_annos_withlabels.mat",
-            (("00001.jpg", 196), ("00002.jpg", 1)),
-        ),
-        (
-            home / "devkit" / "cars_train_annos.mat",
-            (("00001.jpg", 2), ("00002.jpg", 3)),
-        ),
+    fields = [("fname", object), ("class", object)]
+    for part, file, labels in (
+        ("test", "cars_test_annos_withlabels.mat", (196, 1)),
+        ("train", "devkit/cars_train_annos.mat", (2, 3)),
     ):
-        savemat(file, {"annotations": np.array([list(names)], dtype=fields)})
-    savemat(
-        home / "devkit" / "cars_meta.mat",
-        {"class_names": np.array([["a", "b"]], dtype=object)},
-    )
-    for part in ("test", "train"):
-        for name in ("00001.jpg", "00002.jpg"):
+        names = ["00001.jpg", "00002.jpg"]
+        rows = np.array([[*zip(names, labels, strict=True)]], dtype=fields)
+        savemat(home / file, {"annotations": rows})
+        for name in names:
             put(home / f"cars_{part}" / name)
+    classes = np.array([["a", "b"]], dtype=object)
+    savemat(home / "devkit" / "cars_meta.mat", {"class_names": classes})
     return [195, 0]
 
 
@@ -173,23 +153,20 @@ def any_checksum(monkeypatch):
 
 @pytest.mark.parametrize("make", SETS, ids=lambda make: make.__name__)
 def test_a_set_in_its_own_layout(make, tmp_path):
-    labels, name, (classes, templates, training) = (
-        make(tmp_path),
-        make.__name__,
-        SETS[make],
-    )
+    labels, name = make(tmp_path), make.__name__
+    n_classes, n_templates, training = SETS[make]
     data = open_paper_set(name, tmp_path)
-    assert data.name == name and data.labels.tolist() == labels
-    assert (len(data.classnames), len(data.templates)) == (classes, templates)
+    assert data.name == name
+    assert data.labels.tolist() == labels
+    assert len(data.classnames) == n_classes
+    assert len(data.templates) == n_templates
     for index in range(min(len(data), 3)):
         key, content = data.read(index)
-        assert (tmp_path / key).read_bytes() == content and decode(
-            content
-        ).mode == "RGB"
+        assert (tmp_path / key).read_bytes() == content
+        assert decode(content).mode == "RGB"
     if training is not None:
-        assert open_paper_set(name, tmp_path, "train").labels.tolist() == (
-            training or labels[:1]
-        )
+        train = open_paper_set(name, tmp_path, "train")
+        assert train.labels.tolist() == (training or labels[:1])
 
 
 @pytest.mark.parametrize(
@@ -215,13 +192,8 @@ def test_a_list_leads_not_out_of_the_root(tmp_path, make, files, old):
     outside = "../" * 40 + str(secret).lstrip("/")
     for file in files:
         put(root / file, (root / file).read_text().replace(old, outside))
-    with pytest.raises(
-        InputError,
-        match=(
-            rf"^{make.__name__}: its lists name '.*YoYo/secret\.jpg', which is not"
-            r" below"
-        ),
-    ):
+    said = rf"^{make.__name__}: its lists name '.*YoYo/secret\.jpg', which is not below"
+    with pytest.raises(InputError, match=said):
         open_paper_set(make.__name__, root)
 
 
@@ -231,7 +203,5 @@ def test_the_paper_suite_keeps_what_is_there(tmp_path):
     found = Sets()
     open_paper(found, tmp_path, probe=True)
     assert [data.name for data in found.sets] == ["gtsrb", "ucf101"]
-    assert set(found.training) == {"gtsrb", "ucf101"}
-    assert list(found.missing) == [
-        name for name in LAYOUTS if name not in ("gtsrb", "ucf101")
-    ]
+    assert found.training.keys() == {"gtsrb", "ucf101"}
+    assert found.missing.keys() == LAYOUTS.keys() - {"gtsrb", "ucf101"}

@@ -96,7 +96,7 @@ def test_rows_are_the_models(model, loaded, n):
 
 
 def test_what_else_it_says_is_the_models(model, loaded, exported):
-    for kind in ("vision_model", "text_model", "model"):
+    for kind in ("vision_model", "text_model"):
         assert (exported / "onnx" / f"{kind}.onnx").is_file()
     for name in ("name", "embed_dim", "context_length", "preprocess_cfg"):
         assert getattr(loaded, name) == getattr(model, name)
