@@ -180,7 +180,11 @@ def test_a_side_that_says_nothing_leaves_nothing_out():
 
 
 def test_weak_signals_leave_nothing_out():
-    """A hundred pairs that hardly belong together: 84 of them were left out."""
+    """A hundred pairs that hardly belong together: 84 of them were left out; of 80 of
+    a certain draw 73.
+    """
+    found = suspicion(*views(80, 14, noise=8.0))
+    assert found.count() == 0 and found.scores.isfinite().all()
     for seed in range(10):
         rng = np.random.default_rng(seed)
         a = rng.normal(size=(100, 32))
@@ -208,8 +212,6 @@ def test_clean_leaves_out_the_lowest():
     assert all(pair.probability > 0.5 for pair in left_out) and len(left_out) > 80
     assert float(wrong[rows].double().mean()) > 0.9
     assert {*without(pairs, left_out).rows[:, 0]} == {*range(400)} - {*rows}
-    error = "a and b: 80 distinct ids; clean needs 100 of them or more"
-    raises(InputError, error, suspicious_pairs, pairs_of(a[:80], b[:80]))
 
 
 def test_matrices_of_every_kind():

@@ -122,8 +122,6 @@ def test_features_are_computed_once(config, computed, tmp_path):
     result = train_heads(closed)
     assert load_model(result.run).embed_dim == 12 and not computed()
     assert result.recall > 0.8  # as many pairs as directions, nearly
-    cleaned = config.override(clean="auto", out=tmp_path / "clean")
-    raises(InputError, "38 distinct ids; clean needs 100 of", train_heads, cleaned)
     file.write_bytes(file.read_bytes()[:1000])
     other = config.override(out=tmp_path / "other", epochs=1)
     raises(InputError, rf"{file.name} cannot be read", train_heads, other)

@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from cloob.evaluation.sets.paper import Sets
     from cloob.evaluation.sets.pictures import CaptionedSet
 
-_OF_VECTORS = (
-    *("a", "b", "ids", "a_ids", "b_ids", "groups", "drop"),
-    *("val_a", "val_b", "val_ids", "val_groups", "held_out_share"),
-)
 SECTIONS: tuple[Literal["retrieval", "vectors"], ...] = ("retrieval", "vectors")
 """Sections of a row of results.json whose pairs may have chosen the model."""
 
@@ -55,6 +51,14 @@ class Run:
     def has_vectors(self) -> bool:
         """Whether it is a run on vectors."""
         return isinstance(self.config, HeadsConfig) and self.config.has_vectors
+
+    @property
+    def split(self) -> str | None:
+        """A digest of its held-out pairs; None where no checkpoint has it."""
+        digest: str | None = (read_validation(self.weights.parent) or {}).get(
+            "held_out"
+        )
+        return digest
 
     def choices(self) -> list[str]:
         """What its held-out pairs chose of this model, such as ``ridge``."""
@@ -198,21 +202,12 @@ def _only_split(runs: Sequence[Run]) -> Run:
             f" {_other_option(first)}"
         )
     for other in runs[1:]:
-        if _split_of(other) != _split_of(first):
+        if None not in (first.split, other.split) and first.split != other.split:
             raise InputError(
                 f"{first.model} and {other.model} held different pairs out; evaluate"
                 " one at a time"
             )
     return first
-
-
-def _split_of(run: Run) -> object:
-    """What chooses the held-out pairs of a run."""
-    config = run.config
-    if run.has_vectors:
-        return [getattr(config, name) for name in _OF_VECTORS]
-    split = config.val_data or (config.data, config.val_split)
-    return [split, config.image_column, config.caption_column]
 
 
 def _other_option(run: Run) -> str:
@@ -242,9 +237,8 @@ def _check_unchanged(run: Run, held_out: VectorPairs | Source) -> None:
     """Refuses held-out pairs that are others than those of the training."""
     from cloob.data.source import digest
 
-    validation = read_validation(run.weights.parent) or {}
     found = digest([json.dumps(held_out.fingerprint(), sort_keys=True)])
-    if validation.get("held_out") not in (None, found):
+    if run.split not in (None, found):
         raise InputError(
             f"{run.model}: its pairs have changed since the training, so nobody knows"
             " which were held out"

@@ -33,7 +33,7 @@ def read_rows(spec: str, drop: Sequence[str] = ()) -> Matrix | Table:
             return Table.of(spec, _read_table(path), drop)
     if path.suffix == ".npz" and not name:
         return _read_sparse(path)
-    return _read(spec, 2, "biuf", _ROWS)
+    return _read_array(spec, 2, "biuf", _ROWS)
 
 
 def read_ids(spec: str) -> list[str]:
@@ -43,7 +43,7 @@ def read_ids(spec: str) -> list[str]:
     if _is_text(spec):
         ids = _lines(spec)
     else:
-        column = _read(spec, 1, "iuUO", "one text or integer a row is expected")
+        column = _read_array(spec, 1, "iuUO", "one text or integer a row is expected")
         ids = ["" if value is None else str(value) for value in column.tolist()]
     if "" in ids:
         raise InputError(f"{spec}: row {ids.index('')} has no id")
@@ -65,7 +65,7 @@ def read_weights(spec: str, n: int) -> np.ndarray:
     """(n,) numbers of 0 or more: lines of a text, or a column in one of ``FORMS``."""
     if _is_text(spec):
         return checked_weights(spec, _lines(spec), n)
-    weights = _read(spec, 1, "biuf", "one number a row is expected")
+    weights = _read_array(spec, 1, "biuf", "one number a row is expected")
     return checked_weights(spec, weights, n)
 
 
@@ -112,8 +112,10 @@ def _lines(spec: str) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
-    """An array in a file, of so many dimensions and one of numpy's kinds."""
+def _read_array(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
+    """An array in a file, of so many dimensions and one of numpy's kinds; errors say
+    what is ``expected``.
+    """
     path, name = split_spec(spec)
     if path.suffix not in _READERS or (path.suffix == ".npz" and not name):
         raise InputError(f"{spec}: vectors come as {FORMS}")

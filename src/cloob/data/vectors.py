@@ -61,8 +61,8 @@ class VectorPairs:
         found: Fingerprint = {
             "pairs": len(self),
             "ids": digest([self.ids]),
-            "rows of a": digest(gather(self.a, part) for part in _parts(rows_of_a)),
-            "rows of b": digest(gather(self.b, part) for part in _parts(rows_of_b)),
+            "rows of a": _digest_of(self.a, rows_of_a),
+            "rows of b": _digest_of(self.b, rows_of_b),
         }
         if self.groups is not None:
             found["groups"] = digest([self.groups])
@@ -274,10 +274,10 @@ def gather(side: Matrix, rows: np.ndarray) -> np.ndarray:
     return side[rows].toarray()
 
 
-def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """As many as fit into the processor's cache."""
-    for start in range(0, len(rows), _IN_CACHE):
-        yield rows[start : start + _IN_CACHE]
+def _digest_of(side: Matrix, rows: np.ndarray) -> str:
+    """Of some rows, of which few are in memory at a time."""
+    starts = range(0, len(rows), _IN_CACHE)
+    return digest(gather(side, rows[start : start + _IN_CACHE]) for start in starts)
 
 
 def _blocks(side: Matrix) -> Iterator[np.ndarray]:

@@ -6,15 +6,11 @@ import logging
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from cloob.data.vectors import VectorPairs
-from cloob.errors import InputError, counted
 from cloob.heads.suspects import suspicion
 
 logger = logging.getLogger(__name__)
-
-LEAST_IDS = 100  # distinct ones, for cleaning
 
 
 class LeftOut(NamedTuple):
@@ -30,20 +26,11 @@ def suspicious_pairs(pairs: VectorPairs) -> list[LeftOut]:
     """The training pairs to leave out, the most suspicious first: those that are more
     probably wrong than right, and none where that is uncertain.
     """
-    a, b, ids = pairs.batch()
-    n_ids = len(torch.unique(ids))
-    if n_ids < LEAST_IDS:
-        few = counted(n_ids, "distinct ids")
-        raise InputError(
-            f"{pairs.name}: {few}; clean needs {LEAST_IDS} of them or more"
-        )
-    found = suspicion(a, b, ids)
+    found = suspicion(*pairs.batch())
     low, high = found.wrong.interval
     logger.info(
-        "wrong training pairs, by their scores: %s (95 %%: %s to %s)",
-        f"{found.wrong.share:.1%}",
-        f"{low:.1%}",
-        f"{high:.1%}",
+        f"wrong training pairs, by their scores: {found.wrong.share:.1%} (95 %:"
+        f" {low:.1%} to {high:.1%})"
     )
     keys = pairs.keys()
     listed = []

@@ -37,6 +37,7 @@ from cloob.models.load import load_model
 logger = logging.getLogger(__name__)
 
 BATCH = 128
+REPORTED = 16  # batches
 COLUMNS = ("rows", "pairs", "ids", "images", "texts")
 
 
@@ -74,12 +75,12 @@ def embedded(source: Source, encoder: AlignedEncoder, workers: int = 0) -> Embed
     skipped = tuple(Skip(*skip) for skip in json.loads(metadata["skipped"]))
     pairs = VectorPairs(
         source.name,
-        columns["images"],
-        columns["texts"],
-        columns["pairs"],
-        columns["ids"],
-        keys,
-        skipped,
+        a=columns["images"],
+        b=columns["texts"],
+        rows=columns["pairs"],
+        ids=columns["ids"],
+        labels=keys,
+        skipped=skipped,
     )
     return Embedded(pairs, columns["rows"])
 
@@ -120,12 +121,12 @@ class Distinct:
 
     def columns(self, name: str) -> dict[str, Tensor]:
         """(n, F) features and the (n, 16) uint8 keys of their rows."""
-        features, keys = torch.empty(0, 1), torch.empty(0, 16, dtype=torch.uint8)
-        if self.features:
-            features = torch.stack(self.features)
-            content = bytearray(b"".join(self.places))
-            keys = torch.frombuffer(content, dtype=torch.uint8).view(len(features), -1)
-        return {name: features, f"{name}_rows": keys}
+        if not self.features:
+            empty = torch.empty(0, 1)
+            return {name: empty, f"{name}_rows": torch.empty(0, 16, dtype=torch.uint8)}
+        content = torch.frombuffer(bytearray(b"".join(self.places)), dtype=torch.uint8)
+        keys = content.view(len(self.features), -1)
+        return {name: torch.stack(self.features), f"{name}_rows": keys}
 
 
 def compute(
@@ -136,33 +137,35 @@ def compute(
     """
     captions, skipped = read_captions(source)
     same = source.pictures()
-    first_row = np.arange(len(source)) if same is None else same
+    picture_of = np.arange(len(source)) if same is None else same  # its first row
     rows = np.array(list(captions), np.int64)
-    _, places = np.unique(first_row[rows], return_index=True)
+    _, places = np.unique(picture_of[rows], return_index=True)
 
     images = Distinct(partial(encoder.features_of, "image"))
-    place_of: dict[int, int] = {}  # of a picture, by its first row
-    lost: dict[int, Skip] = {}  # likewise
+    place_of: dict[int, int] = {}  # of a picture
+    lost: dict[int, Skip] = {}
     for asked, batch in read_pictures(source, np.sort(rows[places]), encoder, workers):
         target.touch()  # still running
-        usable_rows = batch.tokens[:, 0].numpy()
-        bad = asked[~np.isin(asked, usable_rows)]
+        usable = batch.tokens[:, 0].numpy()
+        bad = asked[~np.isin(asked, usable)]
         added = images.add(batch.images)
-        place_of |= zip(first_row[usable_rows].tolist(), added, strict=True)
-        lost |= zip(first_row[bad].tolist(), batch.skipped, strict=True)
+        place_of |= zip(picture_of[usable].tolist(), added, strict=True)
+        lost |= zip(picture_of[bad].tolist(), batch.skipped, strict=True)
 
+    found: dict[int, Caption] = {}
+    for row, caption in captions.items():
+        picture = int(picture_of[row])
+        if picture in place_of:
+            found[row] = caption
+        else:
+            skipped[row] = lost[picture]
     texts = Distinct(partial(encoder.features_of, "text"))
-    usable = [row for row in captions if int(first_row[row]) in place_of]
-    pairs: list[tuple[int, int]] = []
-    for start in range(0, len(usable), BATCH):
-        page = usable[start : start + BATCH]
-        tokens = encoder.tokenizer([captions[row].text for row in page])
-        pictures = [place_of[int(first_row[row])] for row in page]
-        pairs += zip(pictures, texts.add(tokens), strict=True)
-
-    for row in captions.keys() - {*usable}:
-        skipped[row] = lost[int(first_row[row])]
-    found = {row: captions[row] for row in usable}
+    words = [caption.text for caption in found.values()]
+    of_texts: list[int] = []
+    for start in range(0, len(words), BATCH):
+        of_texts += texts.add(encoder.tokenizer(words[start : start + BATCH]))
+    of_images = [place_of[int(picture_of[row])] for row in found]
+    pairs = list(zip(of_images, of_texts, strict=True))
     write(target, images, texts, pairs, found, skipped)
 
 
@@ -237,8 +240,7 @@ def read_pictures(
             asked = rows[start * BATCH : (start + 1) * BATCH]
             yield asked, batch
             n_done = start * BATCH + len(asked)
-            # a tenth at a time
-            if n_done * 10 // len(rows) > start * BATCH * 10 // len(rows):
+            if start % REPORTED == 0 or n_done == len(rows):
                 logger.info(
                     "%s: features of %d of %d pictures", source.name, n_done, len(rows)
                 )

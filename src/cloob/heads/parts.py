@@ -20,7 +20,6 @@ from cloob.data.order import EpochOrder, Pictures, ShardSizes
 from cloob.data.vectors import VectorPairs, as_numbers
 from cloob.distributed import Layout
 from cloob.errors import InputError
-from cloob.functional.private import NORMS
 from cloob.heads.fitted import GALLERY, Rows, recalls
 from cloob.heads.head import Columns, Head
 from cloob.heads.settings import USUAL_DIM, HeadSettings
@@ -141,21 +140,14 @@ class AdamW(torch.optim.AdamW):
 
 def adamw(model: nn.Module, settings: HeadSettings, device: torch.device) -> AdamW:
     """AdamW, whose decay is for matrices alone."""
-    decaying: list[nn.Parameter] = []
-    not_decayed: list[nn.Parameter] = []
-    for owner in model.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            decays = parameter.ndim >= 2 and not isinstance(owner, NORMS)
-            (decaying if decays and name != "bias" else not_decayed).append(parameter)
+    parameters = list(model.parameters())
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    others = [parameter for parameter in parameters if parameter.ndim < 2]
     groups = [
-        {"params": decaying, "weight_decay": settings.weight_decay},
-        {"params": not_decayed, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
-    return AdamW(
-        groups,
-        lr=settings.lr,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    return AdamW(groups, lr=settings.lr, fused=device.type in ("cpu", "cuda"))
 
 
 def learning_rate(peak: float, step: int, n_steps: int) -> float:

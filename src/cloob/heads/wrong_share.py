@@ -45,6 +45,7 @@ TAIL = 0.025
 CLEAR = 0.88  # right above wrong, as often: what has to be so to leave pairs out
 # how far the ends of the interval may lie apart
 MAX_RATIO, MAX_WIDTH = 6.0, 0.3
+MAX_SHARE = 0.8  # more wrong pairs than that look like sides that say nothing
 BLOCK = 1 << 16
 
 
@@ -59,12 +60,12 @@ class WrongShare:
 
     @property
     def is_certain(self) -> bool:
-        """Whether pairs may be left out by it: right and wrong ones are told apart, and
-        the interval is narrow.
+        """Whether pairs may be left out by it: right and wrong ones are told apart, the
+        interval is narrow, and there are enough right ones.
         """
         lower, upper = self.interval
         is_narrow = upper <= MAX_RATIO * lower and upper - lower <= MAX_WIDTH
-        return self.separation >= CLEAR and is_narrow
+        return self.separation >= CLEAR and is_narrow and upper <= MAX_SHARE
 
 
 def estimate_wrong_share(
