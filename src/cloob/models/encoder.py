@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.importing import translated
 from cloob.models.pixels import EvalTransform, open_image
+from cloob.models.settings import ModelConfig, Pixels
 from cloob.models.tokenizer import ClipTokenizer, is_open_clips
 from cloob.objective import ContrastiveObjective
 
@@ -39,15 +40,15 @@ class EncoderConfig:
     kind: Literal["open_clip", "towers", "aligned", "vectors", "onnx", "module"]
     embed_dim: int
     context_length: int
-    settings: dict[str, Any]
+    settings: dict[str, object]
 
     @classmethod
-    def open_clip(cls, model_cfg: dict[str, Any]) -> Self:
+    def open_clip(cls, model_cfg: ModelConfig) -> Self:
         """Of towers that open_clip builds from this ``model_cfg``; the bias of its
         logits is the objective's.
         """
         length = int(model_cfg["text_cfg"].get("context_length", 77))
-        settings = {**model_cfg}
+        settings: dict[str, object] = {**model_cfg}
         settings.pop("init_logit_bias", None)
         return cls("open_clip", int(model_cfg["embed_dim"]), length, settings)
 
@@ -110,7 +111,7 @@ class DualEncoder(nn.Module):
         model.logit_bias = None
         self.set_channels_last(True)
 
-    def _set_preprocessing(self, preprocess_cfg: dict[str, Any]) -> None:
+    def _set_preprocessing(self, preprocess_cfg: Pixels) -> None:
         """How pictures become pixels; InputError for what is not square."""
         size = preprocess_cfg["size"]
         sides = {size} if isinstance(size, int) else {*size}  # some have (H, W)

@@ -51,7 +51,8 @@ def save_model(
     is_towers = encoder.config.kind == "towers"
     if is_towers and isinstance(encoder.tokenizer, RinnaTokenizer):
         (folder / RinnaTokenizer.FILE).write_bytes(encoder.tokenizer.content)
-    named = encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name")
+    text_cfg = encoder.config.settings.get("text_cfg")
+    named = isinstance(text_cfg, dict) and text_cfg.get("hf_tokenizer_name")
     if named and not isinstance(encoder.tokenizer, NoTokenizer):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from cloob.errors import InputError, one_line, require
+from cloob.models.settings import ModelConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILES = (
@@ -233,7 +234,7 @@ def leaves(name: str) -> bool:
     )
 
 
-def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
+def check_model_cfg(model_cfg: ModelConfig, where: str) -> None:
     """Refuses an open_clip ``model_cfg`` with a path or address in place of a name, or
     foreign arguments.
     """

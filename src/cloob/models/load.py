@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from cloob.models.importing import (
     translated,
 )
 from cloob.models.onnx import Graph, PlainEncoder
+from cloob.models.settings import ModelConfig, Pixels
 from cloob.models.source import (
     PUBLIC,
     ModelSource,
@@ -49,7 +50,7 @@ from cloob.models.weights.containers import WEIGHTS_FILES, read_safetensors
 from cloob.models.weights.keymap import Towers, fill
 
 Module = TypeVar("Module", bound=nn.Module)
-_PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
+_PREPROCESS = {"mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
 
 
 @overload
@@ -294,7 +295,7 @@ def _read_towers(folder: Path, hub: str = "") -> DualEncoder:
     """
     file = folder / runs.CONFIG_FILE
     config = read_json(file)
-    model_cfg = config["model_cfg"]
+    model_cfg: ModelConfig = config["model_cfg"]
     check_model_cfg(model_cfg, str(file))
     text_cfg = model_cfg["text_cfg"]
     tower = text_cfg.get("hf_model_name")
@@ -304,7 +305,7 @@ def _read_towers(folder: Path, hub: str = "") -> DualEncoder:
     pixels = {key: value for key, value in written.items() if key in _PREPROCESS}
     weights = runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
     source = f"local-dir:{folder}"
-    towers = filled_towers(model_cfg, pixels, weights, source, str(file))
+    towers = filled_towers(model_cfg, cast(Pixels, pixels), weights, source, str(file))
     built = EncoderConfig.open_clip(model_cfg)
     if "tokenizer" in config:
         vocabulary = text_cfg.get("vocab_size", CLIP_VOCABULARY)
@@ -346,7 +347,7 @@ class _GraphTower(nn.Module):
         self,
         graph: Graph,
         dtype: torch.dtype,
-        preprocess_cfg: dict[str, Any] | None = None,
+        preprocess_cfg: Pixels | None = None,
     ) -> None:
         super().__init__()
         self.graph = graph

@@ -32,14 +32,17 @@ from cloob.machine import processors
 from cloob.models.importing import check_folder, read_json, translated
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
+from cloob.models.settings import Pixels
 from cloob.models.tokenizer import read_tokenizer, store_tokenizer
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession  # type: ignore[import-untyped]
     from PIL.Image import Image
 
     from cloob.models.encoder import DualEncoder
 
 Array = npt.NDArray[np.float32]
+Items = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 FORMAT = 1
 _GRAPHS = {"image": "vision_model", "text": "text_model"}
 _BATCH = 32  # items a run: more are not faster on a CPU, and take memory
@@ -59,27 +62,26 @@ class Graph:
     embed_dim: int
     pad: int | None = None
     weights: Path | None = None
-    _session: Any = None
+    _session: InferenceSession | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_session": None}
 
-    def __call__(self, items: npt.NDArray[Any]) -> Array:
+    def __call__(self, items: Items) -> Array:
         """The rows of n items, at least one, in the dtype that the graph takes.
 
         Raises:
             InputError: onnxruntime cannot run the graph.
         """
         with translated(f"{self.path}: onnxruntime cannot run it"):
-            if self._session is None:
-                self._session = self._open()
+            session = self._session = self._session or self._open()
             starts = range(0, len(items), _BATCH)
-            parts = [self._rows(items[start : start + _BATCH]) for start in starts]
+            parts = [self._rows(session, items[i : i + _BATCH]) for i in starts]
             return np.concatenate(parts)
 
-    def _open(self) -> Any:
+    def _open(self) -> InferenceSession:
         """A session of onnxruntime for the graph, on the CPU."""
-        runtime: Any = require("onnxruntime", "train")
+        runtime = require("onnxruntime", "train")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = _threads()
         options.log_severity_level = 4
@@ -90,15 +92,15 @@ class Graph:
         providers = ["CPUExecutionProvider"]
         return runtime.InferenceSession(graph, options, providers=providers)
 
-    def _rows(self, items: npt.NDArray[Any]) -> Array:
+    def _rows(self, session: InferenceSession, items: Items) -> Array:
         """(n, embed_dim) float32 rows of a batch; texts without the padding that they
         share.
         """
         if self.pad is not None:
             longest = int((items != self.pad).any(axis=0).nonzero()[0].max()) + 1
             items = items[:, : math.ceil(longest / _STEP) * _STEP]
-        [source] = self._session.get_inputs()
-        [rows] = self._session.run(None, {source.name: np.ascontiguousarray(items)})
+        [source] = session.get_inputs()
+        [rows] = session.run(None, {source.name: np.ascontiguousarray(items)})
         return np.asarray(rows, np.float32).reshape(len(items), self.embed_dim)
 
 
@@ -128,9 +130,9 @@ class PlainEncoder:
             self.logit_scale = float(content["logit_scale"])
             self.embed_dim = int(content["embed_dim"])
             self.context_length = int(content["context_length"])
-            self.preprocess_cfg = dict(content["preprocess_cfg"])
-            for key in ("mean", "std"):
-                self.preprocess_cfg[key] = tuple(self.preprocess_cfg[key])
+            self.preprocess_cfg: Pixels = content["preprocess_cfg"]
+            self.preprocess_cfg["mean"] = tuple(self.preprocess_cfg["mean"])
+            self.preprocess_cfg["std"] = tuple(self.preprocess_cfg["std"])
             self._transform = EvalTransform(self.preprocess_cfg)
             pad = content["pad"]
             image = graph_file(folder, "image")

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError, one_line, require
+from cloob.models.settings import Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +34,7 @@ class EvalTransform:
     normalisation; also by lanczos.
     """
 
-    def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
+    def __init__(self, preprocess_cfg: Pixels) -> None:
         self._size = int(preprocess_cfg["size"])
         self._mode = preprocess_cfg.get("resize_mode") or "shortest"
         self._interpolation = preprocess_cfg.get("interpolation") or "bicubic"

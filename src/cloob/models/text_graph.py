@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -30,10 +30,12 @@ from cloob.errors import InputError
 from cloob.models.importing import read_json, translated
 from cloob.models.onnx import Array, Graph, unit_rows
 from cloob.models.runs import CHECKPOINTS_FOLDER, chosen_checkpoint
+from cloob.models.settings import ModelConfig
 from cloob.models.source import ModelSource
 from cloob.models.tokenizer import ClipTokenizer, read_tokenizer, store_tokenizer
 
 if TYPE_CHECKING:
+    from onnx import TensorProto
     from PIL.Image import Image
 
     from cloob.models.encoder import DualEncoder
@@ -160,7 +162,7 @@ def keep_text_graph(
     source: str,
     fingerprint: str,
     encoder: DualEncoder,
-    texts: Callable[..., Any],
+    texts: Callable[..., Array],
 ) -> bool:
     """Writes the graph of a loaded model into the cache.
 
@@ -183,7 +185,7 @@ def keep_text_graph(
     target = _place(fingerprint)
     try:
         weights = weights.resolve()
-        graph = _graph(encoder.config.settings, weights)
+        graph = _graph(cast(ModelConfig, encoder.config.settings), weights)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as place:
             folder = Path(place)
@@ -235,7 +237,7 @@ def _write(folder: Path, graph: bytes, weights: Path, encoder: DualEncoder) -> N
     (folder / _NOTES_FILE).write_text(json.dumps(notes), encoding="utf-8")
 
 
-def _graph(model_cfg: dict[str, Any], weights: Path) -> bytes:
+def _graph(model_cfg: ModelConfig, weights: Path) -> bytes:
     """The graph of a text tower: ``input_ids`` int64 (n, L) to ``text_embeds`` float32
     (n, D); InputError for one of another kind.
     """
@@ -255,7 +257,7 @@ def _graph(model_cfg: dict[str, Any], weights: Path) -> bytes:
         return bytes(model.SerializeToString())
 
 
-def _written(model_cfg: dict[str, Any]) -> str:
+def _written(model_cfg: ModelConfig) -> str:
     """The text of the graph of a CLIP text tower, from templates."""
     text = model_cfg["text_cfg"]
     head_width = text["width"] // text["heads"]
@@ -276,7 +278,7 @@ def _written(model_cfg: dict[str, Any]) -> str:
     return "".join([*parts, _END.substitute(sizes)])
 
 
-def _places(weights: Path, prefix: str) -> dict[str, Any]:
+def _places(weights: Path, prefix: str) -> dict[str, TensorProto]:
     """The float32 tensors of safetensors as ONNX names them: by their places in the
     file.
     """

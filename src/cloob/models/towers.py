@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
@@ -25,6 +26,7 @@ from cloob.models.importing import (
     translated,
 )
 from cloob.models.runs import HUB_WEIGHTS_FILES
+from cloob.models.settings import ModelConfig, Pixels, TextConfig, VisionConfig
 from cloob.models.source import TINY_MODELS, check_name
 from cloob.models.weights.containers import trained_file
 from cloob.models.weights.keymap import build, fill
@@ -116,7 +118,7 @@ class BuiltTowers:
 
 
 def _fresh_towers(
-    name: str, config: dict[str, Any], seed: int | None, image_size: int | None
+    name: str, config: ModelConfig, seed: int | None, image_size: int | None
 ) -> BuiltTowers:
     if seed is not None:
         # torch.manual_seed would reseed every GPU as well
@@ -126,8 +128,8 @@ def _fresh_towers(
 
 def _pretrained_towers(
     name: str,
-    config: dict[str, Any],
-    tag: Mapping[str, Any],
+    config: ModelConfig,
+    tag: Mapping[str, object],
     pretrained: str,
     image_size: int | None,
 ) -> BuiltTowers:
@@ -147,7 +149,7 @@ def _pretrained_towers(
     return BuiltTowers(model, sigmoid_objective(model), file)
 
 
-def _create(name: str, config: dict[str, Any], **options: Any) -> Any:
+def _create(name: str, config: ModelConfig, **options: Any) -> Any:
     return open_clip().create_model(
         name,
         quick_gelu=config.get("quick_gelu", False),
@@ -157,7 +159,7 @@ def _create(name: str, config: dict[str, Any], **options: Any) -> Any:
 
 
 def _towers_of_file(
-    name: str, config: dict[str, Any], weights: Path, image_size: int | None
+    name: str, config: ModelConfig, weights: Path, image_size: int | None
 ) -> BuiltTowers:
     """The towers of a name with a file's weights."""
     if not weights.is_file():
@@ -169,7 +171,7 @@ def _towers_of_file(
     return filled_towers(config, {}, weights, name, f"model {name!r}", image_size)
 
 
-def _fetched(tag: Mapping[str, Any], where: str) -> Path | None:
+def _fetched(tag: Mapping[str, object], where: str) -> Path | None:
     """The file of a tag's weights, fetched from the hub; None where they are not on it.
 
     open_clip would wait longer, and ask a closed hub.
@@ -183,7 +185,7 @@ def _fetched(tag: Mapping[str, Any], where: str) -> Path | None:
 
 
 def _check_image_size(
-    image_size: int, name: str, vision: Mapping[str, Any], visual: Any
+    image_size: int, name: str, vision: VisionConfig, visual: nn.Module
 ) -> None:
     """Refuses a size that the image tower of a name cannot take."""
     trunk = getattr(visual, "trunk", None)
@@ -198,7 +200,7 @@ def _check_image_size(
     else:
         # the attention pool of a ModifiedResNet has a position per cell of stride 32
         is_resnet = isinstance(vision.get("layers", 12), list)
-        step = 32 if is_resnet else int(vision.get("patch_size", 16))
+        step = 32 if is_resnet else int(vision.get("patch_size") or 16)
         fits = image_size % step == 0
         right = f"a multiple of {step}"
     if not fits:
@@ -206,8 +208,8 @@ def _check_image_size(
 
 
 def filled_towers(
-    model_cfg: dict[str, Any],
-    preprocess_cfg: dict[str, Any],
+    model_cfg: ModelConfig,
+    preprocess_cfg: Pixels,
     weights: Path,
     source: str,
     where: str,
@@ -235,7 +237,7 @@ def filled_towers(
 
 
 def load_tokenizer(
-    name: str, text_cfg: dict[str, Any], where: str, folder: Path | None = None
+    name: str, text_cfg: TextConfig, where: str, folder: Path | None = None
 ) -> Any:
     """open_clip's tokenizer of a model ``name``, or the one in a folder whatever its
     configuration calls it.

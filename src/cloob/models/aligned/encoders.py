@@ -26,6 +26,7 @@ from cloob.models.importing import (
     translated,
 )
 from cloob.models.runs import config_file
+from cloob.models.settings import Pixels
 from cloob.models.source import LITE0, MINILM, ModelSource, check_packages
 from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.weights.keymap import preprocess
@@ -197,7 +198,7 @@ def _json(path: Path, kind: type = dict) -> Any:
 class ImageEncoder(nn.Module):
     """A timm network without its classifier, or an open_clip image tower."""
 
-    def __init__(self, network: nn.Module, preprocess_cfg: dict[str, Any]) -> None:
+    def __init__(self, network: nn.Module, preprocess_cfg: Pixels) -> None:
         super().__init__()
         self.network, self.preprocess_cfg = network, preprocess_cfg
         self.features = _freeze(

@@ -341,7 +341,8 @@ def with_heads(encoder: AlignedEncoder, a: AnyHead, b: AnyHead) -> AlignedEncode
     if isinstance(encoder, VectorEncoder):
         return VectorEncoder(a, b, encoder.objective_config, encoder.encodings)
     names = {
-        key: encoder.config.settings[key] for key in ("image_encoder", "text_encoder")
+        key: str(encoder.config.settings[key])
+        for key in ("image_encoder", "text_encoder")
     }
     return aligned_encoder(
         encoder.model.visual, encoder.model.text, a, b, names, encoder.objective_config

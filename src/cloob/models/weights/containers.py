@@ -132,10 +132,11 @@ def read_torch(path: Path) -> TorchFile:
         return TorchFile(tensors, content if has_more else {}, is_script=False)
 
 
-def _checked(state: Any) -> dict[str, Tensor]:
+def _checked(state: object) -> dict[str, Tensor]:
     """The tensors of a ``state_dict``, none of which repeats its numbers."""
-    is_dict = isinstance(state, dict)
-    if not is_dict or not all(isinstance(one, Tensor) for one in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(one, Tensor) for one in state.values()
+    ):
         raise TypeError(
             "neither tensors by their names nor a checkpoint with a state_dict"
         )
@@ -189,14 +190,17 @@ def check_zip(path: Path) -> dict[str, int]:
         return {info.filename.partition("/")[2]: info.file_size for info in infos}
 
 
+Stored = tuple[torch.UntypedStorage, torch.dtype]
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows the classes of ``names``, and makes any class that TorchScript generated a
     ``_Made``.
     """
 
-    names: Mapping[tuple[str, str], Any]
+    names: Mapping[tuple[str, str], object]
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if module.partition(".")[0] == "__torch__":
             return _Made
         if (module, name) not in self.names:
@@ -218,7 +222,13 @@ class _Made:
         self.state = state
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+def _tensor(
+    storage: Stored,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    *_: object,
+) -> Tensor:
     untyped, dtype = storage
     return torch.empty(0, dtype=dtype).set_(untyped, offset, shape, strides)
 
@@ -237,7 +247,7 @@ class _Script(_Unpickler):
         self._folder = archive.namelist()[0].partition("/")[0]
         super().__init__(archive.open(f"{self._folder}/data.pkl"))
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: tuple[object, torch.dtype, str]) -> Stored:
         _, dtype, key, *_ = pid
         content = bytearray(self._archive.read(f"{self._folder}/data/{key}"))
         return torch.frombuffer(content, dtype=torch.uint8).untyped_storage(), dtype
@@ -254,7 +264,7 @@ def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 class _Arrays(_Unpickler):
     """Reads numpy's and jax's arrays: numpy itself would trust the file's dtypes."""
 
-    names: Mapping[tuple[str, str], Any] = {
+    names: Mapping[tuple[str, str], object] = {
         ("haiku._src.data_structures", "FlatMapping"): dict,
         ("jax._src.array", "_reconstruct_array"): _Made,
         ("numpy", "ndarray"): _Made,

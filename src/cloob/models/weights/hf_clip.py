@@ -5,22 +5,23 @@ names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.importing import read_json
 from cloob.models.runs import check_objective
+from cloob.models.settings import ModelConfig, Pixels, TextConfig, VisionConfig
 from cloob.models.tokenizer import read_tokenizer
 from cloob.models.weights.containers import folder_weights
 from cloob.models.weights.keymap import CLIP_MEAN, CLIP_STD, build, fill, key_map
 
-_ACTIVATIONS: dict[
-    str, dict[str, Any]
-] = {  # of one tower; open_clip's quick_gelu is for both
+Settings = dict[str, Any]  # a part of a ``config.json``
+# the arguments of one tower's activation; open_clip's quick_gelu is for both
+_ACTIVATIONS: dict[str, dict[str, object]] = {
     "gelu": {},
     "quick_gelu": {},
-    "gelu_pytorch_tanh": {"act_kwargs": {"approximate": "tanh"}},
+    "gelu_pytorch_tanh": {"approximate": "tanh"},
 }
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _PROCESSORS = (
@@ -43,24 +44,37 @@ def load(folder: Path) -> DualEncoder:
     image = config.get("vision_config_dict") or config["vision_config"]
     vocabulary = text.get("vocab_size", 49408)
     _check(where, text, image, vocabulary)
-    text_cfg = _tower(text, width=512, hidden=2048, heads=8) | {
+    words = _tower(text, width=512, hidden=2048, heads=8)
+    text_cfg: TextConfig = {
+        "layers": words.layers,
+        "heads": words.heads,
+        "width": words.width,
+        "mlp_ratio": words.mlp_ratio,
         "context_length": text.get("max_position_embeddings", 77),
         "vocab_size": vocabulary,
         "hf_tokenizer_name": "local",
     }
-    vision_cfg = _tower(image, width=768, hidden=3072, heads=12) | {
+    pictures = _tower(image, width=768, hidden=3072, heads=12)
+    vision_cfg: VisionConfig = {
+        "layers": pictures.layers,
+        "head_width": pictures.width // pictures.heads,
+        "width": pictures.width,
+        "mlp_ratio": pictures.mlp_ratio,
         "image_size": image.get("image_size", 224),
         "patch_size": image.get("patch_size", 32),
     }
-    vision_cfg["head_width"] = vision_cfg["width"] // vision_cfg.pop("heads")
-    model_cfg = {
+    if words.act_kwargs:
+        text_cfg["act_kwargs"] = words.act_kwargs
+    if pictures.act_kwargs:
+        vision_cfg["act_kwargs"] = pictures.act_kwargs
+    model_cfg: ModelConfig = {
         "embed_dim": config.get("projection_dim", 512),
         "quick_gelu": _activation(text) == "quick_gelu",
         "vision_cfg": vision_cfg,
         "text_cfg": text_cfg,
     }
     model = build(model_cfg, _preprocess(folder, vision_cfg["image_size"]), where)
-    plan = key_map("hf_clip", text_cfg["layers"], vision_cfg["layers"])
+    plan = key_map("hf_clip", words.layers, pictures.layers)
     fill(model, weights, tensors, plan)
     end = vocabulary - 1
     settings = {"kind": "hub", "pad": text.get("pad_token_id", end), "end": end}
@@ -71,27 +85,31 @@ def load(folder: Path) -> DualEncoder:
     return DualEncoder(folder.name, model, tokenizer, built, objective)
 
 
-def _activation(tower: dict[str, Any]) -> str:
+def _activation(tower: Settings) -> str:
     return str(tower.get("hidden_act", "quick_gelu"))
 
 
-def _tower(
-    config: dict[str, Any], *, width: int, hidden: int, heads: int
-) -> dict[str, Any]:
-    """A tower's part of open_clip's ``model_cfg``, with these defaults."""
+class _Tower(NamedTuple):
+    layers: int
+    heads: int
+    width: int
+    mlp_ratio: float
+    act_kwargs: dict[str, object]
+
+
+def _tower(config: Settings, *, width: int, hidden: int, heads: int) -> _Tower:
+    """A tower's sizes, with these defaults."""
     width = config.get("hidden_size", width)
-    return {
-        **_ACTIVATIONS[_activation(config)],
-        "layers": config.get("num_hidden_layers", 12),
-        "heads": config.get("num_attention_heads", heads),
-        "width": width,
-        "mlp_ratio": config.get("intermediate_size", hidden) / width,
-    }
+    return _Tower(
+        config.get("num_hidden_layers", 12),
+        config.get("num_attention_heads", heads),
+        width,
+        config.get("intermediate_size", hidden) / width,
+        _ACTIVATIONS[_activation(config)],
+    )
 
 
-def _check(
-    where: Path, text: dict[str, Any], image: dict[str, Any], vocabulary: int
-) -> None:
+def _check(where: Path, text: Settings, image: Settings, vocabulary: int) -> None:
     """Raises InputError for towers that open_clip's cannot be."""
     names = [_activation(text), _activation(image)]
     unknown = set(names) - _ACTIVATIONS.keys()
@@ -113,7 +131,7 @@ def _check(
         )
 
 
-def _preprocess(folder: Path, side: int) -> dict[str, Any]:
+def _preprocess(folder: Path, side: int) -> Pixels:
     """A folder's image processor as open_clip's ``preprocess_cfg``; empty, which is
     CLIP's, without one.
     """
@@ -122,7 +140,7 @@ def _preprocess(folder: Path, side: int) -> dict[str, Any]:
         return {}
     square = {"height": side, "width": side}
     # what open_clip does too, the default first
-    same: dict[str, tuple[Any, ...]] = {
+    same: dict[str, tuple[object, ...]] = {
         "image_processor_type": _PROCESSORS,
         "do_resize": (True,),
         "do_rescale": (True,),
@@ -152,7 +170,7 @@ def _preprocess(folder: Path, side: int) -> dict[str, Any]:
     }
 
 
-def _processor(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+def _processor(folder: Path) -> tuple[Path, Settings | None]:
     """The image processor's file and content: that of transformers 5 before an older
     one.
     """

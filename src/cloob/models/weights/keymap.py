@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError, one_line, printable
 from cloob.models.importing import check_layers, open_clip, translated
+from cloob.models.settings import ModelConfig, Pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +25,7 @@ _ALIGNED = 64  # bytes, of torch's memory
 
 
 @contextmanager
-def without_memory(where: object, config: Mapping[str, Any]) -> Iterator[None]:
+def without_memory(where: object, config: Mapping[str, object]) -> Iterator[None]:
     """Inside, modules are built on the meta device, and any error is one line that
     begins with ``where``.
     """
@@ -33,9 +34,7 @@ def without_memory(where: object, config: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def build(
-    config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: object
-) -> Any:
+def build(config: ModelConfig, preprocess_cfg: Pixels, where: object) -> Any:
     """open_clip's towers without memory, but for the causal mask, which no file
     holds.
     """
@@ -49,7 +48,7 @@ def build(
         if isinstance(mask, Tensor):
             module.attn_mask = torch.full(mask.shape, -torch.inf).triu_(1)
     clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
-    model.visual.preprocess_cfg = clip | dict(preprocess_cfg)
+    model.visual.preprocess_cfg = {**clip, **preprocess_cfg}
     return model
 
 
@@ -173,16 +172,18 @@ class Towers(nn.Module):
         self.logit_scale = nn.Parameter(scale, requires_grad=False)
         self.image_head, self.text_head = heads
 
-    def encode_image(self, images: Tensor) -> Any:
-        features = self.visual(images)
+    def encode_image(self, images: Tensor) -> Tensor:
+        features: Tensor = self.visual(images)
         return features if self.image_head is None else self.image_head(features)
 
-    def encode_text(self, tokens: Tensor) -> Any:
-        features = self.text(tokens)
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.text(tokens)
         return features if self.text_head is None else self.text_head(features)
 
 
-def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, Any]:
+def preprocess(
+    size: int, mean: Sequence[float], std: Sequence[float], interpolation: str
+) -> Pixels:
     """open_clip's ``preprocess_cfg`` of a tower; ``interpolation`` may be ``"lanczos"``
     as well.
     """

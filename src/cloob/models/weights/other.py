@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.importing import read_json
+from cloob.models.settings import Pixels
 from cloob.models.tokenizer import (
     NoTokenizer,
     RinnaTokenizer,
@@ -56,7 +57,7 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None
-    ) -> Any:
+    ) -> Tensor:
         """Where ``queries`` (n, L) is False, a position attends to all alike; where
         ``keys`` is, none attends to it.
         """
@@ -69,7 +70,8 @@ class Attention(nn.Module):
             query = query * queries[:, None, :, None]  # all logits 0: a uniform softmax
         mask = None if keys is None else keys[:, None, None, :]
         rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out(rows.transpose(1, 2).reshape(n, length, width))
+        attended: Tensor = self.out(rows.transpose(1, 2).reshape(n, length, width))
+        return attended
 
 
 class Block(nn.Module):
@@ -96,14 +98,15 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None
-    ) -> Any:
+    ) -> Tensor:
         attended = x + self.attention(
             self.norm_1(x) if self.norm_first else x, queries, keys
         )
         x = attended if self.norm_first else self.norm_1(attended)
         hidden = self.expand(self.norm_2(x) if self.norm_first else x)
         out = x + self.shrink(F.gelu(hidden, approximate=self.approximate))
-        return out if self.norm_first else self.norm_2(out)
+        rows: Tensor = out if self.norm_first else self.norm_2(out)
+        return rows
 
 
 class Blocks(nn.ModuleList):
@@ -157,7 +160,7 @@ class ImageTower(nn.Module):
 
     def __init__(
         self,
-        pixels: dict[str, Any],
+        pixels: Pixels,
         patch: int,
         blocks: Blocks,
         width: int,
@@ -171,8 +174,8 @@ class ImageTower(nn.Module):
         self.norm = norm or nn.Identity()
         self.proj = nn.Linear(width, embed_dim, bias=norm is None)
 
-    def forward(self, images: Tensor) -> Any:
-        rows = self.proj(self.norm(self.blocks(self.patches(images))[:, 0]))
+    def forward(self, images: Tensor) -> Tensor:
+        rows: Tensor = self.proj(self.norm(self.blocks(self.patches(images))[:, 0]))
         return rows if self.proj.bias is None else F.normalize(rows, dim=-1)
 
 
@@ -191,11 +194,12 @@ class HaikuText(nn.Module):
         before: Tensor = ends.cumsum(1) == ends.long()
         return before
 
-    def states(self, tokens: Tensor) -> Any:
+    def states(self, tokens: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.position_embedding
-        return self.blocks(x, queries=self.text_tokens(tokens))
+        states: Tensor = self.blocks(x, queries=self.text_tokens(tokens))
+        return states
 
-    def forward(self, tokens: Tensor) -> Any:
+    def forward(self, tokens: Tensor) -> Tensor:
         return F.normalize(self.proj(self.states(tokens)[:, 0]), dim=-1)
 
 
@@ -221,13 +225,15 @@ class BertText(nn.Module):
         real: Tensor = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
         return real
 
-    def states(self, tokens: Tensor) -> Any:
+    def states(self, tokens: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.type_embedding.weight[0]
         x = self.norm_embedding(x + self.position_embedding.weight[: tokens.shape[1]])
-        return self.blocks(x, keys=self.text_tokens(tokens))
+        states: Tensor = self.blocks(x, keys=self.text_tokens(tokens))
+        return states
 
-    def forward(self, tokens: Tensor) -> Any:
-        return self.proj(self.states(tokens)[:, 0])
+    def forward(self, tokens: Tensor) -> Tensor:
+        rows: Tensor = self.proj(self.states(tokens)[:, 0])
+        return rows
 
 
 def load_crowsonkb(

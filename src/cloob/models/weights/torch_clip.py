@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.importing import read_json
 from cloob.models.runs import HUB_WEIGHTS_FILES
+from cloob.models.settings import ModelConfig, TextConfig, VisionConfig
 from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
 from cloob.models.weights.cloome import cloome_towers, is_cloome
@@ -127,7 +127,7 @@ def _ml_jku(path: Path, file: TorchFile, keys: dict[str, str]) -> DualEncoder:
     return encoder
 
 
-def _stored_heads(path: Path, checkpoint: Mapping[str, Any]) -> int:
+def _stored_heads(path: Path, checkpoint: Mapping[str, object]) -> int:
     """The heads of the text tower, by the configuration that a checkpoint names or that
     has a name of it; 0 for none.
     """
@@ -135,7 +135,7 @@ def _stored_heads(path: Path, checkpoint: Mapping[str, Any]) -> int:
     if named in _PUBLISHED:
         return 0
     if named is not None:
-        return _heads_in(path.with_name(Path(named).name))
+        return _heads_in(path.with_name(Path(str(named)).name))
     for name in (f"{path.stem}.json", f"{checkpoint.get('name')}.json"):
         file = path.with_name(Path(name).name)
         if file.is_file():
@@ -147,7 +147,7 @@ def _heads_in(file: Path) -> int:
     return int(read_json(file).get("transformer_heads", 0))
 
 
-def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     """open_clip's ``model_cfg``, from the shapes of weights under its names."""
 
     def count(blocks: str) -> int:
@@ -155,14 +155,14 @@ def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return len({match[1] for match in matches if match})
 
     vocabulary, width = tensors["token_embedding.weight"].shape
-    text = {
+    text: TextConfig = {
         "context_length": len(tensors["positional_embedding"]),
         "vocab_size": vocabulary,
         "width": width,
         "heads": width // 64,
         "layers": count(r"transformer\.resblocks"),
     }
-    vision: dict[str, Any]
+    vision: VisionConfig
     if "visual.proj" in tensors:
         wide, _, patch, _ = tensors["visual.conv1.weight"].shape
         cells = len(tensors["visual.positional_embedding"])
@@ -183,7 +183,7 @@ def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _encoder(
-    path: Path, config: dict[str, Any], specials: tuple[str, str], ending: Ending
+    path: Path, config: ModelConfig, specials: tuple[str, str], ending: Ending
 ) -> DualEncoder:
     """The encoder without its weights."""
     text = config["text_cfg"]
