@@ -108,7 +108,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _why_no_hub() -> str:
-    constants: Any = require("huggingface_hub.constants", "train")
+    constants = require("huggingface_hub.constants", "train")
     reason = f"{constants.ENDPOINT} does not answer"
     if constants.HF_HUB_OFFLINE:
         reason = "HF_HUB_OFFLINE is set"
@@ -145,7 +145,7 @@ def fetch_first(name: str, where: str, choices: Sequence[str | list[str]]) -> Pa
     folder = Path(name)
     if folder.is_dir():  # which transformers would take
         return folder
-    hub: Any = require("huggingface_hub", "train")
+    hub = require("huggingface_hub", "train")
     for choice in choices:
         patterns = [choice] if isinstance(choice, str) else choice
         with translated(where):

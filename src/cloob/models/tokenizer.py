@@ -19,10 +19,10 @@ import json
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Required, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,27 @@ from cloob.errors import InputError, require
 from cloob.models.importing import import_open_clip, translated
 
 if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
+    from tokenizers import Tokenizer as Rules
+    from tokenizers.models import BPE
     from torch import Tensor
 
 Tokens = npt.NDArray[np.int64]
 Ending = Literal["cut", "kept"]
+
+
+class TokenizerSettings(TypedDict, total=False):
+    """What a model folder stores of its tokenizer, by its kind."""
+
+    kind: Required[Literal["clip", "hub", "json", "rinna", "none"]]
+    specials: list[str]
+    ending: Ending
+    pad: int
+    end: int
+    clean: str | None
+    strip: int | None
+    why: str
+
 
 SPECIALS = ("<start_of_text>", "<end_of_text>")  # open_clip's, as a text writes them
 CLIP_VOCABULARY = 49408
@@ -53,7 +70,7 @@ class Tokenizer(ABC):
 
     context_length: int
     # as a model folder stores them; None: it is open_clip's
-    settings: dict[str, Any] | None = None
+    settings: TokenizerSettings | None = None
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         import torch  # without which an ONNX folder is searched
@@ -64,7 +81,7 @@ class Tokenizer(ABC):
     def ids(self, texts: Sequence[str]) -> Tokens: ...
 
     @abstractmethod
-    def store(self, folder: Path) -> dict[str, Any]:
+    def store(self, folder: Path) -> TokenizerSettings:
         """Writes its file, if it has one; returns its settings for ``onnx.json``."""
 
 
@@ -75,7 +92,7 @@ class ClipTokenizer(Tokenizer):
 
     def __init__(
         self,
-        model: Any,
+        model: BPE,
         specials: dict[str, int],
         context_length: int = 77,
         ending: Ending = "kept",
@@ -99,7 +116,7 @@ class ClipTokenizer(Tokenizer):
     @classmethod
     def of(
         cls,
-        original: Any,
+        original: SimpleTokenizer,
         specials: tuple[str, str] = SPECIALS,
         ending: Ending = "kept",
     ) -> Self:
@@ -139,12 +156,12 @@ class ClipTokenizer(Tokenizer):
         )
         return list(encoding.ids)
 
-    def store(self, folder: Path) -> dict[str, Any]:
+    def store(self, folder: Path) -> TokenizerSettings:
         rules = clip_rules(self, list(self.specials), lower=True)
         _write(rules, folder, self.context_length, pad=0)
         return self._stored()
 
-    def _stored(self) -> dict[str, Any]:
+    def _stored(self) -> TokenizerSettings:
         return {
             "kind": "clip",
             "specials": list(self.specials),
@@ -159,12 +176,12 @@ def _pattern(specials: Iterable[str]) -> str:
 
 def clip_rules(
     tokenizer: ClipTokenizer, specials: Sequence[str], *, lower: bool
-) -> Any:
+) -> Rules:
     """A ``tokenizers.Tokenizer`` of the same byte pairs for other programs, with these
     words for start and end. It cleans usual texts as open_clip does: straight quotes,
     NFC, spaces and case; ``lower``: also what may be a special word.
     """
-    library: Any = require("tokenizers", "train")
+    library = require("tokenizers", "train")
     pairs = json.loads(tokenizer.rules.to_str())["model"]
     words = [word for word in pairs["vocab"] if word not in tokenizer.specials]
     words.sort(key=pairs["vocab"].__getitem__)
@@ -177,7 +194,7 @@ def clip_rules(
     rules["post_processor"]["cls"], rules["post_processor"]["sep"] = ends
     split = rules["pre_tokenizer"]["pretokenizers"][0]
     split["pattern"]["Regex"] = f"(?i:{_pattern(specials)})"
-    made = library.Tokenizer.from_str(json.dumps(rules))
+    made: Rules = library.Tokenizer.from_str(json.dumps(rules))
     made.add_special_tokens(
         [library.AddedToken(word, special=True, normalized=lower) for word in specials]
     )
@@ -199,7 +216,7 @@ def is_open_clips(tokenizer: Any) -> bool:
     )
 
 
-def describe(tokenizer: Any) -> str:
+def describe(tokenizer: Callable[[list[str]], object]) -> str:
     """What tells a tokenizer from others: its settings, and the tokens of sentences."""
     tokens = None
     with contextlib.suppress(Exception):  # there is no tokenizer, or it is anybody's
@@ -214,12 +231,12 @@ class NoTokenizer(Tokenizer):
     """
 
     why: str
-    settings: dict[str, Any] | None = None
+    settings: TokenizerSettings | None = None
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         raise InputError(self.why)
 
-    def store(self, folder: Path) -> dict[str, Any]:
+    def store(self, folder: Path) -> TokenizerSettings:
         return {"kind": "none", "why": "the model takes tokens"}
 
 
@@ -229,7 +246,7 @@ class FileTokenizer(Tokenizer):
     """
 
     def __init__(
-        self, path: Path, context_length: int, settings: dict[str, Any]
+        self, path: Path, context_length: int, settings: TokenizerSettings
     ) -> None:
         self.context_length = context_length
         self.settings = settings
@@ -254,7 +271,7 @@ class FileTokenizer(Tokenizer):
             tokens[tokens == self.strip] = 0
         return tokens
 
-    def store(self, folder: Path) -> dict[str, Any]:
+    def store(self, folder: Path) -> TokenizerSettings:
         _write(self.rules, folder, self.context_length, self.pad or 0, self.end)
         return {"kind": "json", "clean": None, "strip": None}
 
@@ -291,7 +308,7 @@ class RinnaTokenizer(Tokenizer):
             row[: len(tokens)] = tokens[: self.context_length]
         return rows
 
-    def store(self, folder: Path) -> dict[str, Any]:
+    def store(self, folder: Path) -> TokenizerSettings:
         (folder / self.FILE).write_bytes(self.content)
         return {"kind": "rinna"}
 
@@ -314,12 +331,16 @@ def clip_tokenizer(
         f"{path}: its vocabulary has {vocabulary} words, not CLIP's {CLIP_VOCABULARY};"
         " give tokens, not texts"
     )
-    settings = {"kind": "clip", "specials": list(specials), "ending": ending}
+    settings: TokenizerSettings = {
+        "kind": "clip",
+        "specials": list(specials),
+        "ending": ending,
+    }
     return NoTokenizer(why, settings)
 
 
 def read_tokenizer(
-    file: Path, settings: dict[str, Any], length: int, vocabulary: int | None = None
+    file: Path, settings: TokenizerSettings, length: int, vocabulary: int | None = None
 ) -> Tokenizer:
     """The tokenizer by the settings in a model folder's ``file``; CLIP's is open_clip's
     where a vocabulary is given.
@@ -346,8 +367,8 @@ def read_tokenizer(
 
 
 def store_tokenizer(
-    tokenizer: Any, folder: Path, context_length: int
-) -> dict[str, Any]:
+    tokenizer: object, folder: Path, context_length: int
+) -> TokenizerSettings:
     """Writes the file of a ``DualEncoder``'s tokenizer for L tokens; returns its
     settings for ``onnx.json``.
     """
@@ -365,11 +386,11 @@ def store_tokenizer(
     return settings
 
 
-def _cleaning(tokenizer: Any) -> dict[str, Any] | None:
+def _cleaning(tokenizer: Any) -> TokenizerSettings | None:
     """What open_clip does to texts before its tokenizer of transformers, and to tokens
     after it; None for what a file cannot do.
     """
-    settings: dict[str, Any] = {"kind": "json", "clean": None, "strip": None}
+    settings: TokenizerSettings = {"kind": "json", "clean": None, "strip": None}
     module: Any = sys.modules.get("open_clip.tokenizer")
     if module is None or type(tokenizer) is not module.HFTokenizer:
         return settings
@@ -383,7 +404,7 @@ def _cleaning(tokenizer: Any) -> dict[str, Any] | None:
 
 
 def _write(
-    rules: Any,
+    rules: Rules,
     folder: Path,
     length: int,
     pad: int,
@@ -405,21 +426,21 @@ def _write(
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def _fill_rows(rules: Any, length: int, pad: int, side: str = "right") -> None:
+def _fill_rows(rules: Rules, length: int, pad: int, side: str = "right") -> None:
     """Every row has this length from now on."""
     token = rules.id_to_token(pad) or ""
     rules.enable_padding(direction=side, pad_id=pad, pad_token=token, length=length)
     rules.enable_truncation(length)
 
 
-def tokenizer_note(settings: dict[str, Any]) -> str:
+def tokenizer_note(settings: TokenizerSettings) -> str:
     """A sentence for people who use the folder without this package: how its tokens
     differ from the model's.
     """
     notes = json.loads(
         Path(__file__).with_name("tokenizer_notes.json").read_text("utf-8")
     )
-    kind = settings["kind"]
+    kind: str = settings["kind"]
     if kind == "clip":
         kind = f"clip {settings['ending']}"
     elif settings.get("clean"):

@@ -57,7 +57,7 @@ def open_image_encoder(
         if not is_packaged and source.kind != "timm":
             return _tower(spec, load_model, image_size)
         network = _efficientnet(spec) if is_packaged else _timm_network(source)
-        data: Any = require("timm.data", "train")
+        data = require("timm.data", "train")
         config = data.resolve_data_config({}, model=network)
         size = image_size or int(config["input_size"][-1])
         interpolation = config["interpolation"]
@@ -81,7 +81,7 @@ def _tower(spec: str, load_model: LoadModel, image_size: int | None) -> ImageEnc
 
 def _timm_network(source: ModelSource) -> Any:
     """A pretrained network of timm without its classifier."""
-    timm: Any = require("timm", "train")
+    timm = require("timm", "train")
     if not re.fullmatch(r"\w[\w.-]*", source.name):
         raise InputError(source.refusal())
     weights = timm.get_pretrained_cfg(source.name)
@@ -96,7 +96,7 @@ def _timm_network(source: ModelSource) -> Any:
 
 def _efficientnet(spec: str) -> Any:
     """The network of its package, which stores it by other names in timm's order."""
-    timm: Any = require("timm", "train")
+    timm = require("timm", "train")
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     folder = _package_folder(spec) / "models"
     path = folder / "efficientnet-lite0-57934424.pth"
@@ -144,7 +144,7 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     """A Hugging Face model; pooling and length are those of its sentence-transformers
     files, if it has them.
     """
-    transformers: Any = require("transformers", "align")
+    transformers = require("transformers", "align")
     transformers.utils.logging.disable_progress_bar()
     check_hub_model(source, spec, _MODULES_FILE, *TOKENIZER_FILES)
     fetch_first(source, spec, (_POOLING_FILE, "config.json"))

@@ -12,7 +12,7 @@ from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.importing import read_json
 from cloob.models.runs import check_objective
 from cloob.models.settings import ModelConfig, Pixels, TextConfig, VisionConfig
-from cloob.models.tokenizer import read_tokenizer
+from cloob.models.tokenizer import TokenizerSettings, read_tokenizer
 from cloob.models.weights.containers import folder_weights
 from cloob.models.weights.keymap import CLIP_MEAN, CLIP_STD, build, fill, key_map
 
@@ -77,7 +77,11 @@ def load(folder: Path) -> DualEncoder:
     plan = key_map("hf_clip", words.layers, pictures.layers)
     fill(model, weights, tensors, plan)
     end = vocabulary - 1
-    settings = {"kind": "hub", "pad": text.get("pad_token_id", end), "end": end}
+    settings: TokenizerSettings = {
+        "kind": "hub",
+        "pad": text.get("pad_token_id", end),
+        "end": end,
+    }
     tokenizer = read_tokenizer(where, settings, text_cfg["context_length"])
     # of an export
     objective = check_objective(config.get("cloob", {}), f"{where}: cloob")
