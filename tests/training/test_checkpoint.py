@@ -2,7 +2,6 @@
 resumption, and the best one.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from train_helpers import At, command_until, exact, last_line, lines
 from cloob import cli, lock
 from cloob.errors import InputError, TrainingFailed
 from cloob.lock import LOCK
-from cloob.models.load import find_model_folder, load_model
+from cloob.models.load import find_model_folder
 from cloob.models.runs import chosen_checkpoint, list_checkpoints
 from cloob.training.loop import train
 from make import Code, write_table
@@ -71,22 +70,6 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
             assert before[place] == file.stat().st_size
     assert {temporary, temporary / "model"} <= before.keys()
     assert last.parent in [path for what, path, _ in done[at:] if what == "fsync"]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), ZeroDivisionError("a bug")],
-)
-def test_an_interrupted_write_leaves_the_one_before(run, monkeypatch, fault):
-    def fail(*_, **__):
-        raise fault
-
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", fail)
-        with pytest.raises(InputError if isinstance(fault, OSError) else type(fault)):
-            train(run.override(keep=1))
-    assert names(run.out) == ["step-00000008", "step-00000010"]
-    assert load_model(run.out).name == "nano-dropout"
 
 
 @pytest.mark.parametrize(

@@ -354,11 +354,3 @@ def test_a_part_of_a_dataset_is_collated_as_the_dataset(config, tmp_path):
     first = train(config.override(out=tmp_path / "0", steps=2), pairs=part).run
     second = train(config.override(out=tmp_path / "1", steps=2), pairs=subset).run
     assert exact(first) == exact(second)
-
-
-def test_a_private_function_is_the_same_at_resume(config):
-    def run(epochs):
-        make = lambda groups: torch.optim.SGD(groups, lr=0.1)  # noqa: E731
-        return train(config.override(epochs=epochs), optimizer=make)
-
-    assert (run(1).epochs, run(2).epochs) == (1, 2)
