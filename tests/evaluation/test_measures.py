@@ -64,8 +64,8 @@ def test_classes_of_equal_score_are_never_told_apart():
     assert ranks.tolist() == [1, 1, 0]
 
 
-def retrieval(images, texts, image_of_text=None, captions=None, chunk=4096):
-    ranks = m.retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk)
+def retrieval(images, texts, image_of_text=None, captions=None):
+    ranks = m.retrieval_ranks(images, texts, image_of_text, captions)
     if image_of_text is not None:
         image_of_text = torch.tensor(image_of_text)
     return m.retrieval_numbers(ranks, image_of_text)
@@ -96,8 +96,7 @@ def test_recall_is_the_loop(data, n_images, seed):
             if caption == other:
                 correct.add((text, image))
     flipped = {(image, text) for text, image in correct}
-    chunk = data.draw(st.integers(1, 9))
-    result = retrieval(images, texts, image_of_text, captions, chunk=chunk)
+    result = retrieval(images, texts, image_of_text, captions)
     for k in (1, 5, 10):
         expected = recall_loop(texts, images, correct, k)
         assert result[f"text_to_image@{k}"] == pytest.approx(expected)

@@ -268,7 +268,7 @@ def check_sets(options: Options, sets: Sets) -> None:
         raise InputError(
             f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used"
         )
-    if options.probe and not sets.training and not sets.training_failed:
+    if options.probe and not sets.training and not sets.missing:
         raise InputError(
             "--probe: none of the sets has training images (a folder train/ next to"
             " test/)"

@@ -14,34 +14,41 @@ def print_numbers(numbers: Mapping[str, Any]) -> None:
     interval and what chance reaches; all but ranks in percent.
     """
     ways = [way for way in ("a_to_b", "b_to_a") if f"{way}_mrr" in numbers]
-    heads = [way.replace("_to_", " → ") for way in ways]
-    over = f" over {numbers['n_groups']:,} groups" if "n_groups" in numbers else ""
+    over = ""
+    if "n_groups" in numbers:
+        over = f" over {numbers['n_groups']:,} groups"
     print(f"of {numbers['n_ids']:,} ids, in % (95 % intervals{over}):")
-    print(line("", [*heads, "chance"]))
+    titles = [way.replace("_to_", " → ") for way in ways]
+    print(line("", [*titles, "chance"]))
     for key in numbers:
         end = key.removeprefix(ways[0])
-        if end != key and not end.endswith("_interval"):
-            cells = [cell(numbers, f"{way}{end}") for way in ways]
-            print(line(title(end), [*cells, cell(numbers, f"chance{end}")]))
+        if end == key or end.endswith("_interval"):
+            continue
+        cells = [cell(numbers, f"{name}{end}") for name in (*ways, "chance")]
+        print(line(title(end), cells))
 
 
 def line(name: str, cells: list[str]) -> str:
-    columns = [f"{name:18}", *(f"{text:{WIDTH}}" for text in cells)]
-    return "".join(columns).rstrip()
+    padded = [f"{text:{WIDTH}}" for text in cells]
+    return f"{name:18}{''.join(padded)}".rstrip()
 
 
 def title(end: str) -> str:
     """``recall@1`` for ``@1``."""
     start = next(start for start in TITLES if end.startswith(start))
-    return TITLES[start] + end.removeprefix(start).replace("_", " ")
+    rest = end.removeprefix(start).replace("_", " ")
+    return f"{TITLES[start]}{rest}"
 
 
 def cell(numbers: Mapping[str, Any], key: str) -> str:
     """``41.2 (38.0 to 44.1)``."""
-    unit, digits = (1, ".0f") if key.endswith("_median_rank") else (100, ".1f")
-    text = f"{unit * numbers[key]:{digits}}"
+    is_rank = key.endswith("_median_rank")
+
+    def words(value: float) -> str:
+        return f"{value:.0f}" if is_rank else f"{100 * value:.1f}"
+
     interval = numbers.get(f"{key}_interval")
     if interval is None:
-        return text
-    low, high = (f"{unit * end:{digits}}" for end in interval)
-    return f"{text} ({low} to {high})"
+        return words(numbers[key])
+    low, high = interval
+    return f"{words(numbers[key])} ({words(low)} to {words(high)})"

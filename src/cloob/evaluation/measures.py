@@ -26,7 +26,7 @@ from cloob.functional.bootstrap import bootstrap_interval, by_group, group_means
 from cloob.functional.protocols import WAYS
 
 RECALLS = (1, 5, 10)
-DEFAULT_LIMIT = 10_000  # pairs whose geometry is measured
+LIMIT = 10_000  # pairs whose geometry is measured
 _CHUNK = 1024
 
 
@@ -111,14 +111,12 @@ def retrieval_ranks(
     text_features: Tensor,
     image_of_text: Tensor | Sequence[int] | None = None,
     captions: Sequence[str] | None = None,
-    *,
-    chunk: int = ranking.CHUNK,
 ) -> RetrievalRanks:
     """The ranks of all images and texts; NaN rows are never found.
 
     ``image_of_text`` is the image that every text describes, None if text i describes
     image i. Equal ``captions`` share their correct images; None takes every text as
-    different. ``chunk`` is the rows of a block of scores.
+    different.
     """
     if image_of_text is None:
         image_of_text = torch.arange(len(image_features))
@@ -130,7 +128,7 @@ def retrieval_ranks(
     # a caption is correct for all that it describes
     pairs = torch.unique(torch.stack([group, image], dim=1), dim=0)
     text_to_image, image_to_text = ranking.mutual_ranks(
-        text_features, image_features, pairs, chunk, group
+        text_features, image_features, pairs, group=group
     )
     return RetrievalRanks(image_to_text, text_to_image)
 
@@ -183,14 +181,13 @@ def geometry(
     text_features: Tensor,
     inv_tau: float,
     beta: float,
-    limit: int = DEFAULT_LIMIT,
 ) -> Numbers:
     """Measures (n, D) unit rows of pairs and of their Hopfield retrievals, the anchors
     of the CLOOB objective.
 
     Images are retrieved from the memory of all images, texts from that of all texts;
     ``inv_tau`` is that of the saturation of InfoNCE. Pairs with a NaN row are left out.
-    At most ``limit`` pairs are measured, evenly spaced over the set: time is O(n²), and
+    At most ``LIMIT`` pairs are measured, evenly spaced over the set: time is O(n²), and
     most measures depend on n.
     """
     finite = torch.isfinite(image_features) & torch.isfinite(text_features)
@@ -199,8 +196,8 @@ def geometry(
         raise InputError(
             f"geometry needs at least 2 pairs with finite embeddings, got {len(rows)}"
         )
-    if len(rows) > limit:
-        rows = rows[torch.arange(limit) * len(rows) // limit]
+    if len(rows) > LIMIT:
+        rows = rows[torch.arange(LIMIT) * len(rows) // LIMIT]
     image = image_features[rows]
     text = text_features[rows]
     clouds = {

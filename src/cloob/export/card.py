@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cloob.citation import BIBTEX
 from cloob.errors import needs
@@ -14,7 +14,6 @@ from cloob.models import runs
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import read_json
 from cloob.models.load import find_model_folder
-from cloob.models.source import PORT
 
 with needs("export"):
     import jinja2
@@ -72,48 +71,21 @@ def _cell(text: object) -> str:
 def _training_of(folder: Path | None) -> dict[str, object]:
     """The training of a run up to the checkpoint of a model folder, label to value;
     empty without a run.
+
+    Data and the model that it began with are left to the person: their names are places
+    of this machine.
     """
     run = runs.run_of(folder)
     if run is None or folder is None:
         return {}
     config = read_json(run / runs.RUN_CONFIG_FILE)
-    sources = [data_name(source) for source in config.get("data") or ()]
     step = runs.checkpoint_step(folder.resolve().parent)
-    rows: dict[str, object] = {"data": ", ".join(sources), "steps": f"{step:,}"}
+    rows: dict[str, object] = {"steps": f"{step:,}"}
     for line in runs.read_lines(run / runs.EPOCHS_FILE):
         if line.get("step") == step:
             rows["pairs seen"] = f"{line['samples_seen']:,}"
     for label, key in _TRAINING.items():
         rows[label] = config.get(key)
-    if config.get("init"):
-        rows["starts from"] = model_name(str(config["init"]))
     if config.get("retrieval_from"):
         rows["retrieval joins"] = f"after {config['retrieval_from']:.0%}"
     return rows
-
-
-def model_name(source: str) -> str:
-    """A model as a card names it: one of the hub with its owner, any other as
-    ``data_name`` does.
-    """
-    if re.fullmatch(r"hf-hub:[\w-][\w.-]*/[\w.-]+", source):
-        return source
-    path, _ = runs.split_checkpoint(source.removeprefix("local-dir:"))
-    return data_name(path.removesuffix(PORT))
-
-
-def data_name(source: str) -> str:
-    """A data source as a card names it: a relative path or packaged set, else the last
-    part: no host, no key.
-    """
-    if source.startswith("demo"):
-        return source
-    address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?://[^/]*)?", source)
-    place = source
-    if address:
-        place = re.split(r"[?#]", source[address.end() :])[0]
-    path = PurePosixPath(place)
-    is_elsewhere = address or path.is_absolute() or ".." in path.parts
-    if source and not is_elsewhere and not source.startswith("~"):
-        return source
-    return path.name.lstrip("~.") or "a folder"

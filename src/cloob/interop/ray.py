@@ -77,16 +77,16 @@ class Embed:
 
     def _embed_texts(self, texts: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Rows, and the places of the captions that are missing."""
-        present = [isinstance(text, str) and bool(text.strip()) for text in texts]
+        captions = {
+            i: text
+            for i, text in enumerate(texts)
+            if isinstance(text, str) and text.strip()
+        }
         rows = self._empty(len(texts))
-        if any(present):
-            captions = [
-                str(text)
-                for text, is_text in zip(texts, present, strict=True)
-                if is_text
-            ]
-            rows[present] = embed_texts(self.encoder, captions).numpy()
-        return rows, np.flatnonzero(np.logical_not(present)).tolist()
+        if captions:
+            embedded = embed_texts(self.encoder, list(captions.values()))
+            rows[[*captions]] = embedded.numpy()
+        return rows, [i for i in range(len(texts)) if i not in captions]
 
     def _empty(self, n: int) -> np.ndarray:
         return np.full((n, self.encoder.embed_dim), np.nan, np.float32)

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,31 +28,9 @@ _SIDES: Mapping[
     "Image embeddings": "effective_eigenvalues_image",
     "Text embeddings": "effective_eigenvalues_text",
 }
-_SIZE = (5.0, 3.0)  # inches of 72 CSS pixels: as wide as a phone, where text stays 1:1
+_STYLE = Path(__file__).with_suffix(".mplstyle")
 # matplotlib's colour "#c0ffe3" becomes the page's var(--c3).
 _COLOUR = "#c0ffe{}"
-_TEXT, _AXIS = _COLOUR.format(8), _COLOUR.format(9)
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cloob",  # equal charts are equal bytes
-    "font.size": 11,
-    "text.color": _TEXT,
-    "axes.labelcolor": _TEXT,
-    "axes.edgecolor": _AXIS,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "grid.color": _AXIS,
-    "xtick.color": _AXIS,
-    "xtick.labelcolor": _TEXT,
-    "ytick.color": _AXIS,
-    "ytick.labelcolor": _TEXT,
-    "ytick.left": False,
-}
-
-
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -88,10 +67,10 @@ class Chart:
         # It would tell of its cache of fonts on the terminal.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         matplotlib = require("matplotlib", "train")
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(fname=_STYLE):
             from matplotlib.figure import Figure
 
-            figure = Figure(_SIZE, layout="constrained")
+            figure = Figure(layout="constrained")
             plot = figure.subplots()
             plot.margins(y=0.1)
             for line in self.lines:

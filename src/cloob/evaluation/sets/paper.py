@@ -192,9 +192,6 @@ def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
-_TRAINING = " (training)"
-
-
 @dataclass
 class Sets:
     """What models are measured on.
@@ -210,10 +207,6 @@ class Sets:
     vectors: list[VectorPairs] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def training_failed(self) -> bool:
-        return any(name.endswith(_TRAINING) for name in self.missing)
-
 
 def open_paper(opened: Sets, root: Path, *, probe: bool = False) -> None:
     """Adds the paper's eight sets below a folder, and for probes their training images;
@@ -221,14 +214,14 @@ def open_paper(opened: Sets, root: Path, *, probe: bool = False) -> None:
     """
     folder = local_folder(root, "the paper's sets")
     for name in LAYOUTS:
-        failed = name
+        part = name
         try:
             opened.sets.append(open_paper_set(name, folder))
-            failed = name + _TRAINING
+            part = f"{name} (training)"
             if probe:
                 opened.training[name] = open_paper_set(name, folder, "train")
         except (InputError, OSError) as error:
-            opened.missing[failed] = str(error)
+            opened.missing[part] = str(error)
 
 
 def training_split(path: str | Path) -> LabelledSet | None:
