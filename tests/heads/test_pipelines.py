@@ -41,25 +41,21 @@ def texts_of(b):
     ]
 
 
-def test_held_out_rows_say_nothing_of_a_pipeline():
-    """With refit as without; nor do rows of other folds."""
+@pytest.mark.parametrize("refit", [False, True])
+def test_held_out_rows_say_nothing_of_a_pipeline(refit):
+    """Nor do rows of other folds."""
     X, y = views(N)
-    plain = ContrastiveHeads("cca", validation_fraction=0.2).fit(X, y)
-    for refit in (False, True):
-        heads = ContrastiveHeads(
-            "cca", validation_fraction=0.2, refit=refit, x_pipeline=Scaled()
-        ).fit(X, y)
-        fitted = heads.x_pipeline_.rows_
-        assert len(fitted) == N * 0.8 and heads.y_pipeline_ is None
-        assert not hasattr(heads.x_pipeline, "rows_")
-        assert {*fitted[:, 0]} < {*X[:, 0]}
-        # the same pairs are held out as without a pipeline
-        before, after = (h.history_[0]["val_recall"] for h in (plain, heads))
-        assert after == pytest.approx(before, abs=0.01)
-        x, _ = heads.transform(X, y)
-        again = ContrastiveHeads("cca", validation_fraction=0.2, refit=refit)
-        scaled = X / heads.x_pipeline_.largest_
-        np.testing.assert_allclose(again.fit(scaled, y).transform(scaled), x, atol=1e-4)
+    plain = ContrastiveHeads("cca", validation_fraction=0.2, refit=refit)
+    heads = clone(plain).set_params(x_pipeline=Scaled()).fit(X, y)
+    fitted = heads.x_pipeline_.rows_
+    assert len(fitted) == N * 0.8 and {*fitted[:, 0]} < {*X[:, 0]}
+    assert not hasattr(heads.x_pipeline, "rows_") and heads.y_pipeline_ is None
+    # the same pairs are held out as without a pipeline
+    before, after = (h.history_[0]["val_recall"] for h in (plain.fit(X, y), heads))
+    assert after == pytest.approx(before, abs=0.01)
+    scaled = X / heads.x_pipeline_.largest_
+    wanted = clone(plain).fit(scaled, y).transform(scaled)
+    np.testing.assert_allclose(heads.transform(X), wanted, atol=1e-4)
 
 
 def test_any_rows_go_through_and_are_searched():
@@ -67,24 +63,18 @@ def test_any_rows_go_through_and_are_searched():
     a, b = views(N)
     X = pd.DataFrame(a).add_prefix("a").assign(kind=np.where(a[:, 0] > 0, "x", "y"))
     y = texts_of(b)
-    pipelines = {
-        "x_pipeline": make_column_transformer(
-            (StandardScaler(), [f"a{place}" for place in range(12)]),
-            (OneHotEncoder(), ["kind"]),
-        ),
-        "y_pipeline": make_pipeline(CountVectorizer()),
-    }
-    heads = ContrastiveHeads("cca", **pipelines).fit(X, y)
+    numbers = StandardScaler(), [f"a{place}" for place in range(12)]
+    heads = ContrastiveHeads(
+        "cca",
+        x_pipeline=make_column_transformer(numbers, (OneHotEncoder(), ["kind"])),
+        y_pipeline=make_pipeline(CountVectorizer()),
+    ).fit(X, y)
     assert heads.score(X, y) > 0.05 > 10 / N
     assert heads.predict(X).shape == heads.score_samples(X, y).shape == (N,)
     assert heads.transform(X.iloc[:1]).shape == heads.transform(None, y[:1]).shape
-    low, mean, high = np.sort(heads.score_interval(X, y))
-    assert low < mean == heads.score(X, y) < high
     again = pickle.loads(pickle.dumps(heads))
     assert (again.transform(X) == heads.transform(X)).all()
-    assert (clone(heads).fit(X, y).transform(X) == heads.transform(X)).all()
     name = "y_pipeline__countvectorizer__max_features"
-    assert heads.get_params()[name] is None
     search = GridSearchCV(heads, {name: [2, 6]}, cv=KFold(3, shuffle=True))
     search.fit(X, y)
     best = search.best_estimator_.y_pipeline_[-1]
