@@ -85,10 +85,11 @@ def test_equal_rows_are_one_id_before_a_pipeline_sees_them(caplog):
     caplog.set_level("INFO", "cloob")
     X = views(100)[0].repeat(2, 0)
     y = views(200, seed=1)[1]
-    forms = (X, sparse.csr_array(X), pd.DataFrame(X), X.tolist())
-    for rows in forms:
+    scaler = StandardScaler(with_mean=False)
+    forms = [(rows, scaler) for rows in (X, sparse.csr_array(X), pd.DataFrame(X))]
+    forms.append(([" ".join(f"{x:.3f}" for x in row) for row in X], CountVectorizer()))
+    for rows, pipeline in forms:
         caplog.clear()
-        pipeline = StandardScaler(with_mean=False)
         ContrastiveHeads("cca", x_pipeline=pipeline).fit(rows, y)
         assert "100 of 200 rows are equal" in caplog.text
 

@@ -325,6 +325,20 @@ def test_groups_and_weights_come_from_files(config, tmp_path, capsys):
     raises(InputError, error, vector_pairs, config)
 
 
+def test_runs_are_judged_together_that_hold_the_same_pairs_out(files, tmp_path, capsys):
+    paths = {name: str(files / f"{name}.npy") for name in "ab"}
+    start = cloob.get_recipe("vectors", objective="cca").override(**paths)
+    runs = []
+    for name, share in (("x", 0.1), ("y", 0.1), ("z", 0.5)):
+        config = start.override(val_split=share, out=tmp_path / name)
+        runs.append(str(cloob.train_heads(config).run))
+    words = ["eval", "--held-out", "--out", str(tmp_path / "report")]
+    assert cli.main([*words, *runs[:2]]) == 0
+    capsys.readouterr()
+    assert cli.main([*words, *runs]) == 2
+    assert "z held different pairs out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["ab.npz:{}", "ab.parquet:{}", *TABLES])
 def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
     monkeypatch.chdir(files)
