@@ -56,7 +56,7 @@ def split(pairs: VectorPairs, share: float) -> tuple[VectorPairs, VectorPairs]:
 
 def texts_of(name: str, values: object, n: int) -> list[str]:
     """Ids or groups as texts; InputError where one is missing."""
-    entries = np.asarray(values, object).tolist()
+    entries = np.atleast_1d(np.asarray(values, object)).tolist()
     if len(entries) != n:
         raise InputError(f"{name} has {len(entries):,} entries for {n:,} rows")
     texts = [str(entry) for entry in entries]

@@ -195,7 +195,7 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
         weights=config.weights,
         drop=config.drop,
     )
-    check_skipped(config, pairs.name, "pairs", pairs)
+    check_skipped(config, "pairs", pairs)
     held_out: VectorPairs | None = None
     if config.val_a is not None and config.val_b is not None:
         held_out = open_vector_pairs(
@@ -205,18 +205,17 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
             groups=config.val_groups,
             drop=config.drop,
         )
-        check_skipped(config, held_out.name, "pairs", held_out)
+        check_skipped(config, "pairs", held_out)
     elif config.held_out_share:
         pairs, held_out = split_pairs(pairs, config.held_out_share)
     return encode_tables(pairs, held_out)
 
 
-def check_skipped(
-    config: HeadsConfig, name: str, kind: str, pairs: VectorPairs, total: int = 0
-) -> None:
+def check_skipped(config: HeadsConfig, kind: str, pairs: VectorPairs) -> None:
     """Refuses pairs too many of which cannot be used."""
-    total = total or len(pairs) + len(pairs.skipped)
-    check_fraction(name, kind, pairs.skipped, total, config.max_bad_fraction)
+    total = len(pairs) + len(pairs.skipped)
+    limit = config.max_bad_fraction
+    check_fraction(pairs.name, kind, pairs.skipped, total, limit)
 
 
 def open_pictures(config: HeadsConfig) -> Data:
@@ -227,12 +226,12 @@ def open_pictures(config: HeadsConfig) -> Data:
         config.image_encoder, config.text_encoder, config.image_size
     )
     pairs = embedded(training, encoder, config.workers).pairs
-    check_skipped(config, training.name, "samples", pairs, len(training))
+    check_skipped(config, "samples", pairs)
     data = Data(pairs, None, ledger, None, encoder)
     if held_out is not None:
         data.held_out_fingerprint = held_out.fingerprint()
         judges = embedded(held_out, encoder, config.workers).pairs
-        check_skipped(config, held_out.name, HELD_OUT, judges, len(held_out))
+        check_skipped(config, HELD_OUT, judges)
         # a picture's right answer is its caption
         data.held_out = numbered(first_captions(judges))
     return data
