@@ -19,7 +19,8 @@ from cloob.training.config import TrainConfig
 
 __all__ = ["HEADS", "RECIPES", "describe", "get_recipe"]
 
-RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
+Settings = dict[str, Any]
+RECIPES: dict[str, Settings] = tomllib.loads(
     Path(__file__).with_suffix(".toml").read_text("utf-8")
 )
 """Every recipe by its name, as a table of settings."""
@@ -44,7 +45,7 @@ def get_recipe(
 
 
 def get_recipe(
-    name: str, *, objective: Any = None, model: str | None = None
+    name: str, *, objective: str | None = None, model: str | None = None
 ) -> TrainConfig | HeadsConfig:
     """The configuration of a recipe: for ``train_heads`` of ``align``, ``vectors`` and
     ``demo``, for ``train`` of the others.
@@ -90,7 +91,7 @@ def get_recipe(
     return config.override(model=model, **of_models.get(kind, {}))
 
 
-def starts_of(name: str) -> dict[str, Any]:
+def starts_of(name: str) -> Settings:
     """The settings of a recipe, over those of its base, as the file has them."""
     settings = dict(RECIPES[_recipe_name(name)])
     base = settings.pop("base", None)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cloob
 from cloob.commands import eval as evaluation
@@ -19,6 +19,7 @@ from cloob.errors import InputError
 from cloob.heads.config import HeadsConfig, check_config
 from cloob.models.runs import find_run
 from cloob.models.source import check_packages
+from cloob.recipes import HeadObjective
 
 if TYPE_CHECKING:
     from cloob.evaluation.report.page import ExampleQuery
@@ -31,7 +32,7 @@ INDEX_FOLDER = "index"
 PICTURES_FOLDER = "pictures"
 SUSPECTS_FILE = "suspects.csv"
 SUSPECTS_PAGE = "suspects.html"
-OBJECTIVES = ("clip", "infoloob", "cloob", "cca")
+OBJECTIVES: tuple[HeadObjective, ...] = ("clip", "infoloob", "cloob", "cca")
 WRITTEN = {
     *OBJECTIVES,
     INDEX_FOLDER,
@@ -87,8 +88,7 @@ def make_configs(options: Options) -> dict[str, HeadsConfig]:
     """The configuration of a run by the name of its objective."""
     configs: dict[str, HeadsConfig] = {}
     for name in OBJECTIVES:
-        objective: Any = name
-        config: Any = cloob.get_recipe("demo", objective=objective)
+        config = cloob.get_recipe("demo", objective=name)
         if options.epochs is not None and name != "cca":  # which has no loop
             config = config.override(epochs=options.epochs)
         configs[name] = config.override(
