@@ -1,7 +1,7 @@
 """The cache of what this package can make again, which any number of processes share.
 
-Above its size what was used longest ago goes; never ``weights/``, ``sizes/``,
-``addresses/`` and ``photos/``.
+Above its size what was used longest ago goes; never ``weights/``, ``addresses/``
+and ``photos/``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pictures for the page of an index.
 
 DEFAULT_BYTES = 50 * 1024**3
 
-_STREAMED = ("shards", "tables")  # read in turn: whatever room there is has to do
+_STREAMED = "shards"  # read in turn: whatever room there is has to do
 # since its last use, in which nothing else is removed: another run may be about to read
 # it
 _YOUNG_SECONDS = 3600
@@ -166,7 +166,7 @@ class Cache:
                 if excess <= 0:
                     break
                 age = now - file.used
-                is_streamed = file.path.parent.name in _STREAMED
+                is_streamed = file.path.parent.name == _STREAMED
                 if file.path == keep or (age < _YOUNG_SECONDS and not is_streamed):
                     continue
                 removed.append(file.path)
@@ -174,6 +174,12 @@ class Cache:
             for path in removed:
                 path.unlink(missing_ok=True)
         return removed
+
+    @property
+    def room(self) -> int:
+        """Bytes that it keeps at most."""
+        assert self.max_bytes is not None
+        return self.max_bytes
 
     def _root(self) -> Path:
         root = self.folder or cache_root()

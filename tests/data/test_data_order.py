@@ -16,12 +16,10 @@ from collections import Counter
 from functools import cache
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pyarrow import parquet
 
 from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, caption_id
@@ -30,7 +28,7 @@ from cloob.data.order import EpochOrder, ShardSizes
 from cloob.data.source import choose_held_out, mix
 from cloob.data.source import split as part
 from cloob.errors import InputError
-from cloob.evaluation.sets.pictures import open_captioned, open_labelled
+from cloob.evaluation.sets.pictures import open_labelled
 from cloob.pictures import decode
 from make import Listed, noise, outcomes
 from support import raises
@@ -213,31 +211,6 @@ def test_of_different_pairs_exactly_the_share_is_held_out(n, share):
     assert train.fingerprint() != held.fingerprint()
 
 
-def test_parquet_with_pictures_inside(tmp_path):
-    """It is unpacked file by file, so training reads it so, and what it will read soon
-    is asked for.
-    """
-    pictures = [noise(n) for n in range(40)]
-    table = pa.table(
-        {"image": pictures, "caption": [f"caption {n}" for n in range(40)]}
-    )
-    for n in range(4):
-        parquet.write_table(table.slice(10 * n, 10), tmp_path / f"p-{n}.parquet")
-    source = open_source(str(tmp_path / "p-*.parquet"))
-    train, held = split([source], 0.25)
-    assert train.streamed
-    assert held.streamed
-    assert len(train.shard_sizes) == 4
-    assert sum(train.shard_sizes) == 30
-    asked = []
-    source.prefetch = asked.append
-    train.prefetch(np.array([0, 29]))
-    assert [source.read(row).caption for row in asked[0]] == [
-        train.read(0).caption,
-        train.read(29).caption,
-    ]
-
-
 def test_what_cannot_be_split_is_refused_in_one_line():
     same = Listed([(as_png(bytes([n])), "a photo") for n in range(20)])
     raises(
@@ -315,31 +288,6 @@ def test_linked_folders_are_not_followed_and_said(folder, tmp_path_factory, capl
         in caplog.text
     )
     assert len(open_source(folder / "near")) == 3  # itself a link: it was named
-
-
-IMAGEFOLDERS = {
-    "metadata.csv": 'file_name,label,text\nsub/0.png,1,"zero, and"\n1.png,2,one\n',
-    "metadata.jsonl": (
-        '{"file_name": "sub/0.png", "x": "zero, and"}\n{"file_name": "1.png", "x":'
-        ' "one"}\n'
-    ),
-}
-
-
-@pytest.mark.parametrize("name", IMAGEFOLDERS)
-def test_an_imagefolder_is_read_by_its_table(tmp_path, name):
-    for split in ("train", "val"):
-        (tmp_path / split / "sub").mkdir(parents=True)
-        for i, path in enumerate(("sub/0.png", "1.png")):
-            (tmp_path / split / path).write_bytes(noise(i))
-        (tmp_path / split / name).write_text(IMAGEFOLDERS[name])
-    source = open_source(tmp_path / "train")
-    assert outcomes(source) == {
-        "sub/0.png": "zero, and",
-        "1.png": "one",
-    }
-    assert source.read(1).image == noise(1)
-    assert open_captioned(tmp_path / "train").read(0).captions == ("zero, and",)
 
 
 def test_probes_are_spread_over_the_whole_source(tmp_path):

@@ -231,14 +231,14 @@ def test_what_datasets_itself_writes(tmp_path):
     raises(InputError, said, open_source, tmp_path / "splits")
 
 
-def test_parquet_with_images_is_unpacked_once(tmp_path):
+def test_parquet_with_images_is_unpacked_once(tmp_path, monkeypatch):
     folder = tmp_path / "set"
     # more rows than are unpacked at once
     write_arrow(folder / "train-00000-of-00002.parquet", table(range(70)))
     second = folder / "train-00001-of-00002.parquet"
     write_arrow(second, table(range(70, 73)))
     source = open_source(folder)
-    assert (source.streamed, source.shard_sizes) == (True, (70, 3))
+    assert (source.streamed, source.shard_sizes) == (False, (70, 3))
     assert pairs_in(source) == [(noise(i), f"pair {i}") for i in range(73)]
     assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
     found = []
@@ -252,6 +252,8 @@ def test_parquet_with_images_is_unpacked_once(tmp_path):
     # A changed file is unpacked anew.
     write_arrow(second, table(range(20, 24)))
     assert open_source(folder).read(70).image == noise(20)
+    monkeypatch.setenv("CLOOB_CACHE_BYTES", "1000")
+    raises(InputError, "set CLOOB_CACHE_BYTES to more", open_source, folder)
 
 
 @KINDS

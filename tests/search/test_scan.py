@@ -153,7 +153,7 @@ def test_an_index_is_of_files_of_this_machine(tmp_path, index):
         with pytest.raises(InputError, match=message):
             index.update([source], options(FakeEncoder()))
     picture = write_noise(tmp_path / "a.png", 1)
-    assert index.update([f"file://{picture}"], options(FakeEncoder())).added == 1
+    assert index.update([picture], options(FakeEncoder())).added == 1
     assert index.items([1])[0].path == str(picture)
 
 

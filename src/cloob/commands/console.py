@@ -16,7 +16,7 @@ from cloob.commands.options import Positional as Positional
 from cloob.commands.options import arg as arg
 from cloob.commands.options import as_words as as_words
 from cloob.commands.options import parse as parse
-from cloob.data.shards.spec import is_pattern, is_remote, local_path
+from cloob.data.shards.spec import is_pattern, is_remote
 from cloob.errors import InputError
 from cloob.machine import check_device_name, decoders
 
@@ -113,10 +113,9 @@ def check_there(source: str) -> None:
     """Raises InputError for a file or folder that is not there; addresses, patterns and
     the demo are looked at later.
     """
-    path = local_path(source)
-    if is_remote(source) or is_pattern(path) or source.partition(":")[0] == "demo":
+    if is_remote(source) or is_pattern(source) or source.partition(":")[0] == "demo":
         return
-    if not Path(path).exists():
+    if not Path(source).expanduser().exists():
         raise InputError(f"{source}: no such file or folder")
 
 

@@ -4,34 +4,41 @@ when they are first needed. No address reaches a shell.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import logging
+import queue
 import re
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import fsspec
+import numpy as np
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
-from cloob.cache import Cache, cache_root, locked
+from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.shards.spec import expand
-from cloob.data.shards.tar import ShardSource, TarReader, scan
+from cloob.data.shards.tar import ShardSource
 from cloob.data.source import Fingerprint, Source, digest
-from cloob.data.sources.files import FileSource
-from cloob.errors import InputError, counted, one_line, require
-from cloob.files import write_whole
+from cloob.errors import InputError, one_line, require
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession, TraceRequestRedirectParams
+    from fsspec.implementations.http import HTTPFileSystem
 
 _PAUSES = (0.0, 1.0, 4.0)  # seconds before every attempt
 _SILENT_SECONDS = 60.0  # that a server may say nothing
 _ABSENT = (FileNotFoundError, PermissionError)  # S3 forbids what is not there
 _SIZES = "sizes.json"
+_DOWNLOADS = 2  # at the same time, early, by every process
+_MOST_OPEN = 32
+_ATTEMPTS = 3  # to open a file that other processes may remove from the cache
 # of an address: behind its host, before its query
 _LAST_NAME = re.compile(r"(?<=[^/]/)[^/?#]+(?=$|[?#])")
 
@@ -57,7 +64,7 @@ def fetch(url: str, target: Path) -> None:
     raise InputError(f"{url}: {wrong} ({len(_PAUSES)} attempts)")
 
 
-def _downloader(url: str) -> Any:
+def _downloader(url: str) -> Callable[[str, str], object]:
     """What copies a file of this URL's scheme.
 
     By scheme alone: a complete URL would also be taken for a chain of file systems
@@ -65,18 +72,18 @@ def _downloader(url: str) -> Any:
     """
     scheme = url.partition("://")[0].lower()
     if scheme in ("http", "https"):
-        return _web(url).get_file
+        return _web(url).get_file  # type: ignore[no-any-return]
     try:
-        return fsspec.filesystem(scheme).get_file
+        return fsspec.filesystem(scheme).get_file  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:  # which names the package that does it
         raise InputError(f"{url}: nothing here opens {scheme}:// ({error})") from None
 
 
-def _web(url: str) -> Any:
+def _web(url: str) -> HTTPFileSystem:
     """The file system of http(s), which does not follow a redirection that leaves
     encryption.
     """
-    aiohttp: Any = require("aiohttp", "train")
+    aiohttp = require("aiohttp", "train")
 
     async def check_redirect(
         _session: ClientSession,
@@ -110,21 +117,32 @@ def _web(url: str) -> Any:
     )
 
 
-class RemoteShardSource(FileSource[ShardSource], Source):
-    """Samples in tars at addresses; more than the known number are left out, with a
+class RemoteShardSource(Source):
+    """Samples in tars at addresses; more than the listed number are left out, with a
     warning.
     """
 
+    streamed = True
+
     def __init__(self, name: str, counts: dict[str, int]) -> None:
-        super().__init__(name, counts.values(), streamed=True)
+        self._arguments = name, counts
+        self.name = name
         self._urls = tuple(counts)
         # without what comes before them (a bucket, a token)
         self.shard_names = tuple(map(shard_name, counts))
+        self.shard_sizes = tuple(counts.values())
+        self._ends = np.cumsum(self.shard_sizes)
+        self._opened = lru_cache(_MOST_OPEN)(self._open)
+        self._latest_requests: deque[int] = deque(maxlen=64)
+
+    def __reduce__(self) -> tuple[object, ...]:  # another process opens its own
+        return RemoteShardSource, self._arguments
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; InputError names a shard that cannot be fetched."""
-        shard, row = self.place(index)
-        source = self.opened(shard)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[shard]) + self.shard_sizes[shard]
+        source = self._opened(shard)
         complete = source.complete[0]
         if row < complete:
             return source.read(row)
@@ -139,16 +157,45 @@ class RemoteShardSource(FileSource[ShardSource], Source):
         names = digest(f"{name} {n}" for name, n in shards)
         return {"samples": len(self), "shards": names}
 
-    def prepare(self, shard: int) -> Path:
+    def prefetch(self, indices: np.ndarray) -> None:
+        shards = np.unique(np.searchsorted(self._ends, indices, side="right"))
+        for shard in shards.tolist():
+            if shard not in self._latest_requests:
+                self._latest_requests.append(shard)
+                self._requests.put(shard)
+
+    @cached_property
+    def _requests(self) -> queue.SimpleQueue[int]:
+        """Shards to fetch early, and the threads that do it."""
+        requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+        def fetch_early() -> None:
+            while True:
+                # what fails now shows when a row is read
+                with contextlib.suppress(InputError, OSError):
+                    self._fetched(requests.get())
+
+        for _ in range(_DOWNLOADS):
+            # a daemon: the end of the program does not wait for it
+            threading.Thread(target=fetch_early, name="prefetch", daemon=True).start()
+        return requests
+
+    def _fetched(self, shard: int) -> Path:
         url = self._urls[shard]
         return Cache().get("shards", url, lambda path: fetch(url, path))
 
-    def load(self, shard: int, file: Path) -> ShardSource:
-        """Opens a shard that was fetched; one that cannot be read is removed."""
+    def _open(self, shard: int) -> ShardSource:
+        for _ in range(_ATTEMPTS - 1):
+            # another process has made room in between
+            with contextlib.suppress(FileNotFoundError):
+                return self._open_fetched(shard, self._fetched(shard))
+        return self._open_fetched(shard, self._fetched(shard))
+
+    def _open_fetched(self, shard: int, file: Path) -> ShardSource:
+        """A shard that was fetched; one that cannot be read is removed."""
         url = self._urls[shard]
-        label = self.shard_names[shard]
         try:
-            source = ShardSource(url, [file], label)
+            source = ShardSource(url, [file], self.shard_names[shard])
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
             file.unlink()  # FileNotFoundError where the cache has dropped it
@@ -172,82 +219,32 @@ def shard_name(url: str) -> str:
 
 
 def open_remote(spec: str) -> RemoteShardSource:
-    """Opens streamed shards, whose numbers of samples are listed next to them or
-    counted once on this machine.
-    """
-    urls = expand(spec)
-    counts = _listed_counts(urls)
-    if not counts.keys() >= {*urls}:
-        counts = _counted(spec, urls, counts)
-    return RemoteShardSource(spec, {url: counts[url] for url in urls})
-
-
-def _counted(spec: str, urls: Sequence[str], listed: dict[str, int]) -> dict[str, int]:
-    """The counts of all shards; those that are not listed are fetched, counted and
-    remembered one by one, so that another start goes on there.
-    """
-    name = hashlib.blake2b(spec.encode(), digest_size=16).hexdigest()
-    memory = cache_root() / "sizes" / f"{name}.json"
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with locked(memory.with_suffix(".lock")), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "shard.tar"
-        text = memory.read_text() if memory.is_file() else "{}"
-        counts = _counts(text, str(memory)) | listed
-        missing = [url for url in urls if url not in counts]
-        if missing:
-            how = f"fetching {counted(len(missing), 'shards')} once to count samples"
-            logger.warning("%s: not all in a %s; %s", spec, _SIZES, how)
-        for url in missing:
-            fetch(url, path)
-            counts[url] = _count(url, path)
-            write_whole(memory, json.dumps(counts))
-    return counts
-
-
-def _count(url: str, path: Path) -> int:
-    """How many samples a shard that was fetched holds; refuses a truncated one."""
-    index = json.loads(scan(TarReader((path,))).schema.metadata[b"cloob"])
-    if index["cuts"]:
-        raise InputError(f"{url}: {index['cuts']['0']}")
-    return int(index["complete"][0])
-
-
-def _listed_counts(urls: Sequence[str]) -> dict[str, int]:
-    """The counts by URL, of the shards that a list next to them names."""
-    lists: dict[str, dict[str, int]] = {}
-    found = {}
-    for url in urls:
+    """Opens streamed shards, whose numbers of samples are listed next to them."""
+    listed: dict[str, dict[str, int]] = {}
+    counts = {}
+    for url in expand(spec):
         place = _LAST_NAME.sub(_SIZES, url, count=1)
-        if place == url:  # no shard's name that the list's could replace
-            continue
-        if place not in lists:
-            lists[place] = _fetched_sizes(place)
+        if place not in listed:
+            listed[place] = _listed_counts(place)
         name = shard_name(url)
-        if name in lists[place]:
-            found[url] = lists[place][name]
-    return found
+        if name not in listed[place]:
+            raise InputError(f"{place}: does not count the samples of {name}")
+        counts[url] = listed[place][name]
+    return RemoteShardSource(spec, counts)
 
 
-def _fetched_sizes(place: str) -> dict[str, int]:
-    """The list at an address, empty where there is none."""
+def _listed_counts(place: str) -> dict[str, int]:
+    """The list of counts at an address."""
+    expected = '{"shard.tar": number of samples, …}'
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _SIZES
         try:
             fetch(place, path)
+            counts = TypeAdapter(dict[str, NonNegativeInt])
+            return counts.validate_json(path.read_bytes(), strict=True)
+        except ValidationError:
+            raise InputError(f"{place}: is not {expected}") from None
         except InputError as error:
-            if isinstance(error.__cause__, _ABSENT):
-                return {}
-            raise
-        return _counts(path.read_text(encoding="utf-8-sig"), place)
-
-
-def _counts(text: str, where: str) -> dict[str, int]:
-    """The counts in a list; ``where`` is what an error calls it."""
-    try:
-        counts = json.loads(text)
-        is_right = all(type(count) is int and count >= 0 for count in counts.values())
-    except (ValueError, RecursionError, AttributeError):
-        is_right = False
-    if not is_right:
-        raise InputError(f'{where}: is not {{"shard.tar": count, …}}')
-    return dict(counts)
+            raise InputError(
+                f"{error}; next to streamed shards has to lie {_SIZES}, {expected}"
+            ) from error

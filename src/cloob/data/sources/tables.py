@@ -16,15 +16,10 @@ from pyarrow import parquet
 
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.data.sources.files import reading
-from cloob.errors import InputError
+from cloob.errors import InputError, first_of
 
 _TEXT_SUFFIXES = (".csv", ".tsv")
 TABLE_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".jsonl")
-
-FILE_COLUMN = "file_name"
-"""The column of pictures in an imagefolder's table; as the caption column of a folder,
-file names are captions.
-"""
 _DELIMITERS = ("\t", ",", ";", "|")
 # a row must fit into one block; a caption of a megabyte is only a bad sample
 _BLOCK_BYTES = 32 * 1024 * 1024
@@ -57,6 +52,19 @@ def column_names(path: Path, required: Sequence[str]) -> list[str]:
         if names.keys() >= {*required}:
             break
     return list(names)
+
+
+def check_name(path: Path, names: Sequence[str], column: str, kind: str) -> None:
+    """Refuses a column that a table does not have, or has twice."""
+    count = names.count(column)
+    if count > 1:
+        raise InputError(f"{path} has {count} columns {column!r}; rename all but one")
+    if not count:
+        columns = first_of([name[:60] for name in names])
+        raise InputError(
+            f"{path} has no column {column!r}; its columns: {columns} (--{kind}-column"
+            " names one)"
+        )
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -173,11 +181,3 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
 
     best = max(_DELIMITERS, key=fitness)
     return best, splits[best]
-
-
-def metadata_of(folder: Path) -> Path | None:
-    """The table of a Hugging Face imagefolder."""
-    for path in (folder / "metadata.csv", folder / "metadata.jsonl"):
-        if path.is_file() and FILE_COLUMN in column_names(path, (FILE_COLUMN,)):
-            return path
-    return None

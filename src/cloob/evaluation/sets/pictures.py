@@ -18,10 +18,8 @@ from cloob.data.open import DEMO, check_usable, open_unprobed
 from cloob.data.shards.headers import Member
 from cloob.data.shards.spec import (
     is_pattern,
-    is_remote,
     is_tar,
     local_folder,
-    local_path,
 )
 from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES, Source
@@ -290,7 +288,7 @@ def open_captioned(
     A picture has several captions in a table with several rows of it. Pictures come in
     the order of their first.
     """
-    spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
+    spec = str(spec)
     source = open_unprobed(spec, image_column, caption_column)
     path = PurePath(spec)
     name = "/".join(path.parts[-2:]) if is_pattern(path.name) else path.name

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, read_fault
-from cloob.data.sources.arrow import check_name
+from cloob.data.sources.tables import check_name
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
 from cloob.search.records import Value

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cloob.data.shards.spec import is_remote, local_path
+from cloob.data.shards.spec import is_remote
 from cloob.data.source import IMAGE_SUFFIXES
-from cloob.data.sources.tables import FILE_COLUMN, TABLE_SUFFIXES, metadata_of
+from cloob.data.sources.tables import TABLE_SUFFIXES, column_names
 from cloob.errors import InputError
 from cloob.search.scan.collection import Collection, ScanOptions
 from cloob.search.scan.folder import Folder
 from cloob.search.scan.table import Table
+
+_FILE_COLUMN = "file_name"  # pictures in an imagefolder's table
 
 
 def source_name(spec: str | Path) -> str:
@@ -19,7 +21,7 @@ def source_name(spec: str | Path) -> str:
     text = str(spec)
     if is_remote(text):
         raise InputError(f"{text}: is an address; an index is of files of this machine")
-    return os.path.abspath(local_path(text))  # noqa: PTH100
+    return os.path.abspath(Path(text).expanduser())  # noqa: PTH100
 
 
 def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Collection:
@@ -44,7 +46,7 @@ def has_pictures(path: Path) -> bool:
 
 def _open_folder(path: Path, options: ScanOptions) -> Folder:
     """A folder of pictures, with the table of metadata if it has one."""
-    metadata = metadata_of(path) if path.is_dir() else None
+    metadata = _metadata_of(path) if path.is_dir() else None
     if options.image_column is not None:
         raise InputError(f"{path}: is no table; --image-column names nothing in it")
     if metadata is None:
@@ -53,4 +55,12 @@ def _open_folder(path: Path, options: ScanOptions) -> Folder:
                 f"{path}: is no table; --caption-column names nothing in it"
             )
         return Folder(path)
-    return Folder(path, Table(metadata, FILE_COLUMN, options))
+    return Folder(path, Table(metadata, _FILE_COLUMN, options))
+
+
+def _metadata_of(folder: Path) -> Path | None:
+    """The table of a Hugging Face imagefolder."""
+    for path in (folder / "metadata.csv", folder / "metadata.jsonl"):
+        if path.is_file() and _FILE_COLUMN in column_names(path, (_FILE_COLUMN,)):
+            return path
+    return None

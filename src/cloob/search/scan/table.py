@@ -12,8 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from cloob.data.sources.arrow import check_name
-from cloob.data.sources.tables import as_text, column_names, json_rows, read_table
+from cloob.data.sources.tables import (
+    as_text,
+    check_name,
+    column_names,
+    json_rows,
+    read_table,
+)
 from cloob.search.scan.collection import (
     Collection,
     Description,
