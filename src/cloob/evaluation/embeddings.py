@@ -98,7 +98,6 @@ class Embeddings:
         self._loaded: tuple[str, Encoder] | None = None
         self._memories: dict[str, FeatureMemory] = {}
         self._folders: dict[str, Path | None] = {}
-        # with the set, so that its id stays unique: two sets may have one name
         self._values: dict[tuple[str, str, int], tuple[object, Any]] = {}
 
     def encoder(self, model: str) -> Encoder:
@@ -155,7 +154,7 @@ class Embeddings:
         classes = self._once("classes", model, data, embed)
         return LabelledEmbeddings(self._images(model, data), labels, classes)
 
-    def tower(self, model: str, data: Labelled) -> tuple[Tensor, Tensor]:
+    def tower_and_labels(self, model: str, data: Labelled) -> tuple[Tensor, Tensor]:
         """The (n, F) features of the image tower on a labelled set, for probes, and the
         (n,) labels.
         """
@@ -186,7 +185,11 @@ class Embeddings:
     def _once(
         self, kind: str, model: str, data: object, compute: Callable[[Encoder], T]
     ) -> T:
-        """A value that is computed once of a model and a set."""
+        """A value that is computed once of a model and a set.
+
+        The set is kept with it, so that its id stays unique: two sets may have one
+        name.
+        """
         place = kind, model, id(data)
         if place not in self._values:
             self._values[place] = data, compute(self.encoder(model))

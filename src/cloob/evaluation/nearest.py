@@ -44,6 +44,7 @@ def nearest(
         if len(block) >= k:
             of_block = scores.topk(k, dim=1).values[:, -1].double()
             least = torch.maximum(least, of_block)
+        # the margin is far above what is rounded here
         floor = (least - _margin(length, block)).float()
         places, columns = (scores >= floor[:, None]).nonzero().numpy().T
         found = _products(exact, block.numpy(), places, columns)
@@ -96,9 +97,10 @@ class _Best:
         queries = np.concatenate([of_best, queries])
         rows = np.concatenate([self.rows.ravel(), rows])
         scores = np.concatenate([self.scores.ravel(), scores])
-        order = np.lexsort((rows, -scores, queries))
-        first = np.searchsorted(queries[order], np.arange(n_queries))
-        rank = np.arange(len(order)) - first[queries[order]]
+        order = np.lexsort((rows, -scores, queries))  # by query, best first
+        in_order = queries[order]
+        start_of_query = np.searchsorted(in_order, np.arange(n_queries))
+        rank = np.arange(len(order)) - start_of_query[in_order]
         chosen = order[rank < self.k]
         # blocks come whole: every query has seen as many rows
         self.scores = scores[chosen].reshape(n_queries, -1)

@@ -203,8 +203,10 @@ class _Measured:
                     f"label {label} is {tested!r} to test, but {trained!r} to train"
                 )
         n_classes = len(data.classnames)
-        fit = fit_probe(*self.embeddings.tower(row["model"], train), n_classes)
-        features, labels = self.embeddings.tower(row["model"], data)
+        fit = fit_probe(
+            *self.embeddings.tower_and_labels(row["model"], train), n_classes
+        )
+        features, labels = self.embeddings.tower_and_labels(row["model"], data)
         ranks = probe_ranks(fit.weight, features, labels)
         row["probe"][data.name] = measures.accuracies(ranks, labels, n_classes) | {
             "n_train": fit.n_train,

@@ -205,12 +205,13 @@ def _cell(line: _Line, column: _Column, peers: Sequence[_Line]) -> Cell:
     if value is None or not math.isfinite(value):
         return Cell(MISSING)
     write = _FORMS[column.form]
-    ends = line.numbers.get(f"{column.key}_interval") or ()
+    interval = line.numbers.get(f"{column.key}_interval") or ()
     is_best = False
     if column.better:
         scores = [column.better * peer.numbers[column.key] for peer in peers]
-        is_best = min(scores) < max(scores) == column.better * value
-    return Cell(write(value), value, " – ".join(map(write, ends)), is_best)
+        differ = min(scores) < max(scores)
+        is_best = differ and column.better * value == max(scores)
+    return Cell(write(value), value, " – ".join(map(write, interval)), is_best)
 
 
 def _differences(entries: Sequence[Difference], colours: Mapping[str, int]) -> Table:
