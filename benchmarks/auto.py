@@ -308,7 +308,7 @@ def again(folder: Path, out: Path) -> None:
         lines = [json.dumps(one) + "\n" for one in records]
         out.write_text("".join(lines), encoding="utf-8")
         print(record["task"], record["wrong"], record["seed"], flush=True)
-        if record["recall"]["infoloob"] != before:
+        if not np.allclose(record["recall"]["infoloob"], before):
             print(f"InfoLOOB was {before}, is {record['recall']['infoloob']}")
 
 
