@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 
-class _Numbers:
+class _AnyPrecision:
     """Numbers of pairs in float64, or in float32 where they only choose."""
 
     def single(self) -> Self:
@@ -38,7 +38,7 @@ class _Numbers:
 
 
 @dataclass(frozen=True)
-class PairMoments(_Numbers):
+class PairMoments(_AnyPrecision):
     """Weight, means and centred second moments of pairs of rows; those of disjoint sets
     add (Chan et al. 1983).
     """
@@ -78,7 +78,7 @@ class PairMoments(_Numbers):
 
 
 @dataclass(frozen=True)
-class CentredRows(_Numbers):
+class CentredRows(_AnyPrecision):
     """Pairs of rows without their mean, times the root of their weight."""
 
     count: float
@@ -178,7 +178,9 @@ def canonical_directions(
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S and Vᵀ; in float32 by the smaller Gram matrix, in a third of the time."""
+    """U, S and Vᵀ; in float32 by the smaller Gram matrix, in a third of the time: there
+    rows of Vᵀ whose value is about 0 are not of unit length, and their weight is 0.
+    """
     if matrix.dtype == torch.float64:
         u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
         return u, values, vt

@@ -141,8 +141,8 @@ class Head(nn.Module):
         self._set_mean(mean)
         centred = rows - mean
         if self.standardise == "one":
-            spread = torch.linalg.vector_norm(centred) / centred.numel() ** 0.5
-            self.scale.copy_(spread if float(spread) > 0 else torch.ones(()))
+            size = torch.linalg.vector_norm(centred) / centred.numel() ** 0.5
+            self.scale.copy_(size if float(size) > 0 else torch.ones(()))
             return
         deviation = torch.linalg.vector_norm(centred, dim=0) / len(centred) ** 0.5
         is_float = features.is_floating_point()
@@ -184,6 +184,10 @@ class Head(nn.Module):
     def start_from(self, solved: Head, features: Tensor) -> None:
         """Begins with the matrix of a solved head of the same features, as large as the
         own one was on (n, F) ``features``; it is in its first columns.
+
+        With f transformed features, (f - m) / s scaled here and (f - m') / s' in the
+        solved head of matrix W' and bias c', W = W' s / s' and c = c' + W'(m - m') / s'
+        give the same rows.
         """
         is_training = self.training
         self.eval()
