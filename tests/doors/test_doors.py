@@ -174,7 +174,7 @@ def test_classify(world, recorded, more):
 
 
 def test_embed(world, recorded, tmp_path):
-    for ending in ("npz", "safetensors", "parquet"):
+    for ending in ("npz", "parquet"):
         cloob("embed", world.index, "--out", tmp_path / f"rows.{ending}")
         assert (tmp_path / f"rows.{ending}").stat().st_size > 40 * 16 * 4
     with np.load(tmp_path / "rows.npz", allow_pickle=False) as file:
