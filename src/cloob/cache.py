@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from cloob.errors import InputError, require
 
@@ -55,9 +55,9 @@ def cache_root() -> Path:
         ) from error
 
 
-def locked(path: Path) -> contextlib.AbstractContextManager[Any]:
+def locked(path: Path) -> contextlib.AbstractContextManager[object]:
     """Takes a lock file, which saves double work; threads wait too."""
-    lock: contextlib.AbstractContextManager[Any]
+    lock: contextlib.AbstractContextManager[object]
     lock = require("filelock", "train").FileLock(
         path, thread_local=False, is_singleton=False
     )

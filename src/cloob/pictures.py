@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
@@ -388,7 +389,7 @@ def _formats_of(data: bytes) -> tuple[str, ...]:
     return _OTHERS
 
 
-def _package(module: str, missing: str) -> Any:
+def _package(module: str, missing: str) -> ModuleType:
     """A package that reads one format; a plug-in of Pillow registers itself."""
     try:
         return importlib.import_module(module)

@@ -60,7 +60,7 @@ def test_the_table(folder, capsys):
         r"tokens +\d to 102",
         r"cut captions +1 with more than 77",
         r"equal pictures +1 copies",
-        r"equal captions +2 .*, most of 'a dog'",
+        r"equal captions +2 .*, most of 'A dog'",
     ):
         assert re.search(line, said), line
 

@@ -149,14 +149,14 @@ class Batch:
         return replace(self, parts=parts, ids=ids)
 
 
-def tensors_of(*values: Any) -> list[Tensor]:
+def tensors_of(*values: object) -> list[Tensor]:
     """The tensors among the leaves."""
     from cloob.functional.private import tree_flatten
 
     return [leaf for leaf in tree_flatten(values)[0] if hasattr(leaf, "record_stream")]
 
 
-def rows_of(parts: Any) -> int:
+def rows_of(parts: object) -> int:
     """How many items a batch, or a part of one, has."""
     return len(leaves_of(parts)[0][0])
 
@@ -188,7 +188,7 @@ def leaves_of(parts: Any) -> tuple[list[Any], Any]:
     """
     from cloob.functional.private import tree_flatten
 
-    def is_texts(part: Any) -> bool:
+    def is_texts(part: object) -> bool:
         return isinstance(part, list | tuple) and isinstance((part or [None])[0], str)
 
     return tree_flatten(parts, is_leaf=is_texts)

@@ -6,7 +6,7 @@ The generators that an item draws from depend on (seed, epoch, index).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,14 @@ class Items:
     what an item looks like.
     """
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+    def __init__(self, dataset: Dataset[object]) -> None:
         self.dataset: Any = dataset
         self.name = type(dataset).__name__
         whole: Any = dataset
         while isinstance(whole, Subset):  # as of random_split
             whole = whole.dataset
         collate = getattr(whole, "collate_fn", None) or default_collate
-        self.collate: Callable[[list[Any]], Any] = collate
+        self.collate: Callable[[list[object]], object] = collate
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise InputError(
                 f"{self.name}: has no length; a map-style Dataset is needed, with"
@@ -53,7 +53,7 @@ class Items:
         """The number of pairs and the kind of the first that can be used, of the first
         hundred: contents may be drawn anew every time.
         """
-        first: Any = None
+        first: object = None
         for index in range(min(len(self), _PROBED)):
             item = self.item(0, 0, index)
             if not isinstance(item, Skip):
@@ -64,7 +64,7 @@ class Items:
             kinds = str([_kind(part) for part in first])
         return {"pairs": len(self), "kinds of items": kinds}
 
-    def item(self, seed: int, epoch: int, index: int) -> Any:
+    def item(self, seed: int, epoch: int, index: int) -> object:
         """An item, or the Skip of one that raised."""
         number = sample_generator(seed, epoch, index).initial_seed() % 2**32
         random.seed(number)
@@ -121,7 +121,7 @@ class _ItemBuilder(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         epoch, indices = request
         rows: list[int] = []
-        items: list[Any] = []
+        items: list[object] = []
         skipped: list[Skip] = []
         for index in indices.tolist():  # a sampler may give a row twice
             item = self.items.item(self.seed, epoch, index)
@@ -139,7 +139,7 @@ class _ItemBuilder(Dataset[Batch]):
             ids = torch.tensor(rows)
         return Batch(parts, ids, tuple(map(str, rows)), tuple(skipped))
 
-    def _collated(self, items: list[Any]) -> tuple[Any, Tensor | None]:
+    def _collated(self, items: list[object]) -> tuple[Any, Tensor | None]:
         """The parts of a batch, and its ids if items have any."""
         name = self.items.name
         try:
@@ -176,7 +176,7 @@ class _ItemBuilder(Dataset[Batch]):
             " where neither towers nor loss take `batch`"
         )
 
-    def _ids(self, collated: Any) -> Tensor:
+    def _ids(self, collated: Iterable[object]) -> Tensor:
         """(n,) int64 ids, of integers or texts."""
         if not isinstance(collated, Tensor):
             return ids_of(collated)
@@ -188,7 +188,7 @@ class _ItemBuilder(Dataset[Batch]):
         return collated.to(torch.int64)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, Tensor | np.ndarray):
         return f"{value.dtype} {tuple(value.shape)}"
     if isinstance(value, Mapping):

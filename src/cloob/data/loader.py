@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +132,7 @@ class Loader:
         """The rows of every batch; a source may be told of them before."""
         return batches
 
-    def order_state(self, position: int) -> Any:
+    def order_state(self, position: int) -> object:
         """What the order of an epoch depends on beside the seed, when a run stands at
         this position of it: a sampler's state.
         """
@@ -141,7 +140,7 @@ class Loader:
             return None
         return self._order.state(at_the_beginning=position > 0)
 
-    def load_order(self, state: Any) -> None:
+    def load_order(self, state: object) -> None:
         """Takes back what ``order_state`` gave."""
         if isinstance(self._order, SamplerOrder):
             self._order.load(state)
@@ -344,7 +343,9 @@ class Copies:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch on the device, for work on its current stream; waits only for

@@ -35,7 +35,7 @@ class SamplerOrder:
         self._sampler, self._rows, self._seed = sampler, rows, seed
         self._batch_size = batch_size
         self._name = type(sampler).__name__
-        self._before: Any = None
+        self._before: object = None
         if not hasattr(sampler, "__len__"):
             raise InputError(f"{self._name}: has no length; a sampler needs __len__")
 
@@ -53,7 +53,7 @@ class SamplerOrder:
 
         return rows_at
 
-    def state(self, *, at_the_beginning: bool = False) -> Any:
+    def state(self, *, at_the_beginning: bool = False) -> object:
         """The sampler's state now, or at the beginning of the epoch that was asked for
         last; None of one that keeps none.
         """
@@ -61,7 +61,7 @@ class SamplerOrder:
             return self._before
         return getattr(self._sampler, "state_dict", lambda: None)()
 
-    def load(self, state: Any) -> None:
+    def load(self, state: object) -> None:
         if state is not None:
             self._sampler.load_state_dict(state)
 
@@ -87,7 +87,7 @@ class SamplerOrder:
             )
         return rows
 
-    def _placed(self, batches: list[Any], size: int) -> np.ndarray:
+    def _placed(self, batches: list[list[int]], size: int) -> np.ndarray:
         """The rows of whole batches, each filled up to ``size`` with a row that is
         none.
         """

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +105,7 @@ def _without_traceback(error: InputError) -> InputError:
 
 
 def _raise_if_dead(
-    batches: Any, seconds: float = 0, cause: Exception | None = None
+    batches: Iterator[Batch], seconds: float = 0, cause: Exception | None = None
 ) -> None:
     """Waits so many seconds for a worker to end, which all live as long as the loader,
     and raises torch's error.

@@ -25,7 +25,7 @@ _DELIMITERS = ("\t", ",", ";", "|")
 _BLOCK_BYTES = 32 * 1024 * 1024
 
 
-def as_text(raw: Any) -> str:
+def as_text(raw: object) -> str:
     """What a cell holds as text; bytes that are not UTF-8 become surrogates."""
     if isinstance(raw, bytes):
         return raw.decode("utf-8", "surrogateescape")
@@ -84,7 +84,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     return pa.table({c: _of_json([row.get(c) for row in rows]) for c in columns})
 
 
-def _of_json(values: Sequence[Any]) -> pa.Array:
+def _of_json(values: Sequence[object]) -> pa.Array:
     """Values as bytes; lists of them where one of them is a list."""
     if not any(isinstance(value, list) for value in values):
         return pa.array(map(_encoded, values), pa.large_binary())
@@ -128,7 +128,7 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _encoded(value: Any) -> bytes | None:
+def _encoded(value: object) -> bytes | None:
     """A value's bytes in the file; half a surrogate pair, which only an escape can say,
     becomes bytes of no UTF-8.
     """
