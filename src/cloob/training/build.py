@@ -203,20 +203,24 @@ def resolved(
         model = config.model or encoder.name
         config = config.override(model=model, image_size=encoder.image_size)
     if config.given_objective is None:
-        chosen = objective.config()
-        names = [
-            name
-            for name in SCALES
-            if name in chosen and (objective.hopfield or "beta" not in name)
-        ]
-        open_names = [name for name in names if getattr(config, name) is None]
-        config = config.override(**{name: chosen[name] for name in open_names})
+        config = config.override(**_chosen_scales(config, objective))
     if config.precision == "auto":
         every_rank_can = all(gather_objects(_computes_in_bfloat16(device)))
         config = config.override(precision="bf16" if every_rank_can else "fp32")
     if config.precision == "bf16" and device.type == "cpu" and rank() == 0:
         warn_of_emulated_bfloat16()
     return config
+
+
+def _chosen_scales(
+    config: TrainConfig, objective: ContrastiveObjective
+) -> dict[str, object]:
+    """The objective's scales that the configuration leaves open."""
+    chosen = objective.config()
+    names = [name for name in SCALES if name in chosen]
+    if not objective.hopfield:
+        names = [name for name in names if "beta" not in name]
+    return {name: chosen[name] for name in names if getattr(config, name) is None}
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:

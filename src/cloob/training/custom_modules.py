@@ -76,8 +76,8 @@ class GivenTowers(DualEncoder):
         """Refuses all but two (n, D), and by name more tensors of n rows."""
         shapes = [_shape(side) for side in sides]
         first = shapes[0] if shapes else ""
-        fits = len(shapes) > 1 and len(first) == 2 and first == shapes[1]
-        fits = fits and all(shape[:1] == first[:1] for shape in shapes)
+        are_pairs = len(shapes) > 1 and len(first) == 2 and first == shapes[1]
+        fits = are_pairs and {shape[:1] for shape in shapes} == {first[:1]}
         if names is None and not (fits and len(shapes) == 2):
             raise InputError(
                 f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and"

@@ -74,9 +74,11 @@ class CustomParts:
                 config.refuse(["mask_duplicates"], "objective=")
         if self.optimizer is not None:
             config.refuse(("lr", "weight_decay", "beta1", "beta2", "eps"), "optimizer=")
-        if self.pairs is None:
-            return
-        is_dataset = not is_source(self.pairs)
+        if self.pairs is not None:
+            self._check_pairs(config, is_dataset=not is_source(self.pairs))
+
+    def _check_pairs(self, config: TrainConfig, *, is_dataset: bool) -> None:
+        """Refuses settings that pairs of the caller leave without effect."""
         if is_dataset:
             config.refuse(("shuffle_buffer", "crop_scale", "flip"), "pairs=")
         if not config.val_data:  # else files are read

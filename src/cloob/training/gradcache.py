@@ -26,6 +26,8 @@ Learned = tuple[Tensor, Tensor]
 """A tensor that learns beside the towers, and the leaf in its place whose gradient is
 its own; a parameter is its own leaf.
 """
+Arriving = tuple[Tensor, Tensor | None]
+"""A root, and the gradient that arrives at it."""
 
 
 def cached_backward(
@@ -120,16 +122,11 @@ def backward_in_parts(
     """As ``cached_backward``, of a loss of all rows in the form of ``encode``; called
     once.
     """
-    if not micro_batches:
-        raise ValueError("no micro-batches: gradient caching needs at least one")
-    if not torch.is_grad_enabled():
-        raise ValueError(
-            "gradients are off (no_grad, inference_mode): gradient caching is for them"
-        )
+    _check_parts(micro_batches)
+    # a rank with fewer parts would average while another has not finished its own
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if isinstance(towers, DistributedDataParallel):
         _prepare_ddp(towers)
-        # a rank with fewer parts would average while another has not finished its own
         no_sync = towers.no_sync
     device = next(towers.parameters()).device
     embedded, states = _first_pass(encode, micro_batches, towers, device)
@@ -137,22 +134,13 @@ def backward_in_parts(
     rows = [torch.cat(side) for side in zip(*map(_rows, embedded), strict=True)]
     for side in rows:
         side.requires_grad_(side.is_floating_point())
-    whole: Rows = tuple(rows)
-    if isinstance(embedded[0], Mapping):
-        whole = dict(zip(embedded[0], rows, strict=True))
-    loss = loss_of(whole)
-    leaves = [side for side in rows if side.requires_grad]
-    leaves += [leaf for _, leaf in learned]
+    loss = loss_of(_as_encoded(rows, embedded[0]))
     # an autocast of the caller's would reach the products of the gradient
     with torch.autocast(device.type, enabled=False):
         scaled = loss if scale is None else scale(loss)
-        gradients = iter(torch.autograd.grad(scaled, leaves, allow_unused=True))
+        gradients, outside_the_towers = _gradients(scaled, rows, learned)
     sizes = [len(_rows(features)[0]) for features in embedded]
-    incoming = [
-        _cut(next(gradients) if side.requires_grad else None, sizes) for side in rows
-    ]
-    roots = [root for root, _ in learned]
-    outside_the_towers = list(zip(roots, gradients, strict=True))
+    incoming = [_cut(gradient, sizes) for gradient in gradients]
 
     last = len(micro_batches) - 1
     for i, micro_batch in enumerate(micro_batches):
@@ -160,11 +148,41 @@ def backward_in_parts(
             set_torch_rng_state(states[i], device)
             features = _rows(encode(micro_batch))
             arriving = [side[i] for side in incoming]
-            pairs = list(zip(features, arriving, strict=True))
+            pairs: list[Arriving] = list(zip(features, arriving, strict=True))
             if i == last:
                 pairs += outside_the_towers
             _backward(pairs)
     return loss.detach()
+
+
+def _check_parts(micro_batches: Sequence[object]) -> None:
+    if not micro_batches:
+        raise ValueError("no micro-batches: gradient caching needs at least one")
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "gradients are off (no_grad, inference_mode): gradient caching is for them"
+        )
+
+
+def _gradients(
+    loss: Tensor, rows: Sequence[Tensor], learned: Sequence[Learned]
+) -> tuple[list[Tensor | None], list[Arriving]]:
+    """The gradient of every matrix of rows, None where it has none; and what arrives at
+    the roots of what else the loss learns.
+    """
+    leaves = [side for side in rows if side.requires_grad]
+    leaves += [leaf for _, leaf in learned]
+    found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+    of_rows = [next(found) if side.requires_grad else None for side in rows]
+    roots = [root for root, _ in learned]
+    return of_rows, list(zip(roots, found, strict=True))
+
+
+def _as_encoded(rows: list[Tensor], features: Rows) -> Rows:
+    """The rows of all parts in the form of one part's features: by name, or a tuple."""
+    if isinstance(features, Mapping):
+        return dict(zip(features, rows, strict=True))
+    return tuple(rows)
 
 
 def _rows(features: Rows) -> list[Tensor]:
@@ -175,7 +193,7 @@ def _cut(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
     return [None] * len(sizes) if gradient is None else torch.split(gradient, sizes)
 
 
-def _backward(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+def _backward(pairs: Sequence[Arriving]) -> None:
     """Backpropagates gradients from their roots, but for roots that lead nowhere, such
     as a frozen tower's features.
     """
