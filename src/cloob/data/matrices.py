@@ -46,7 +46,7 @@ def read_ids(spec: str) -> list[str]:
         column = _read_array(spec, 1, "iuUO", "one text or integer a row is expected")
         ids = ["" if value is None else str(value) for value in column.tolist()]
     if "" in ids:
-        raise InputError(f"{spec}: row {ids.index('')} has no id")
+        raise InputError(f"{spec}: row {ids.index('')} is empty")
     return ids
 
 

@@ -62,9 +62,6 @@ WHERE source = (SELECT id FROM cloob_sources WHERE path = ?) AND path = ?"""
 # as one text: 100,000 rows of Python take three times as long
 _PLACES = """SELECT coalesce(group_concat(i.id || ' ' || c.row, ' '), '')
 FROM cloob_contents c CROSS JOIN cloob_items i ON i.content = c.id"""
-_MONTHS = """SELECT substr(date, 1, 7) AS month, count(*) FROM cloob_items
-WHERE id IN (SELECT value FROM json_each(:ids))
-GROUP BY month ORDER BY coalesce(month, '') DESC"""
 _NAME_CONTENTS = """UPDATE cloob_contents SET unnamed_since =
   CASE WHEN unnamed_since IS NULL THEN :now END
 WHERE (unnamed_since IS NULL) != (id IN (SELECT content FROM cloob_pictures))"""
