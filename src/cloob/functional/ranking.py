@@ -318,7 +318,7 @@ def _positives(
     n_rows = len(scores.query)
     device = scores.query.device
     if group is None:
-        group = torch.arange(n_rows)
+        group = torch.arange(n_rows, device=device)
     group = group.to(device)
     of_pair, column = pairs.to(device).unbind(1)
     positives = _Positives(of_pair, column, group)
