@@ -19,7 +19,7 @@ from cloob.evaluation.measures import (
     retrieval_ranks,
     zeroshot_ranks,
 )
-from cloob.functional import hopfield_retrieval, info_loob, ranking
+from cloob.functional import ranking
 from cloob.objective import ContrastiveObjective, make_objective
 
 GEOMETRY_INV_TAU = 30.0
@@ -29,39 +29,6 @@ settings.
 """
 
 
-MIXED = ("both", "cross")
-
-
-class MixedLoss(ContrastiveObjective):
-    """CLOOB mixed with InfoLOOB, as in ``benchmarks.factors.model``.
-
-    ``both``: half of each. ``cross``: x against R(y; X) and y against R(x; Y).
-    """
-
-    def __init__(
-        self, method: str, inv_tau: float, learnable_inv_tau: bool, beta: float
-    ) -> None:
-        super().__init__(
-            contrast="infoloob",
-            hopfield=True,
-            scale="unit",
-            inv_tau=inv_tau,
-            beta=beta,
-        )
-        self.method = method
-
-    def forward(self, x: Tensor, y: Tensor, **how: Any) -> Tensor:  # type: ignore[override]
-        if self.method == "both":
-            how["hopfield"] = False
-            plain = super().forward(x, y, **how)
-            how["hopfield"] = True
-            return (plain + super().forward(x, y, **how)) / 2
-        beta, inv_tau = float(self.beta), float(self.inv_tau)
-        of_x = info_loob(x, hopfield_retrieval(y, x, beta), inv_tau)
-        of_y = info_loob(y, hopfield_retrieval(x, y, beta), inv_tau)
-        return (of_x + of_y) / 2
-
-
 def build_objective(method: str, setting: Setting) -> ContrastiveObjective:
     overrides: dict[str, Any] = {
         "inv_tau": setting.inv_tau,
@@ -69,8 +36,6 @@ def build_objective(method: str, setting: Setting) -> ContrastiveObjective:
     }
     if setting.beta is not None:
         overrides["beta"] = setting.beta
-    if method in MIXED:
-        return MixedLoss(method, **overrides)
     return make_objective(method.removesuffix("-warm"), **overrides)
 
 
