@@ -156,7 +156,8 @@ def write_vectors(rng):
     for names in (("cells", "mols"), ("spectra", "molecules"), ("a", "b")):
         for name in names:
             np.save(f"{name}.npy", cause @ rng.normal(size=(6, 20)))
-    Path("scaffolds.txt").write_text("".join(f"ring{i % 60}\n" for i in range(300)))
+    scaffolds = [f"ring #{i % 60}\n" for i in range(300)]  # as SMILES have # and more
+    Path("scaffolds.txt").write_text("".join(scaffolds))
     for name in ("keys", "spectra", "molecules"):
         Path(f"{name}.txt").write_text("".join(f"m{i}\n" for i in range(300)))
     lists = [f'["m{i}", "m{(i + 1) % 300}"]\n' for i in range(300)]

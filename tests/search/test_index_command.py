@@ -107,8 +107,11 @@ def test_it_says_what_it_did_and_what_comes_next(
         assert index.model().spec == str(tmp_path / "moved")
     second = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]
     assert "other weights" in refused(capsys, *second)
+    lock = Path("my idx/index.sqlite.lock").stat().st_ino
     assert cli.main([*second, "--anew"]) == 0
     assert "my idx: 7 pictures, two; 7 added" in capsys.readouterr().out
+    # the same lock all along: with a new one two could write at once
+    assert Path("my idx/index.sqlite.lock").stat().st_ino == lock
 
     # A source that is gone: nothing is lost, and the exit code says so.
     pictures.rename(tmp_path / "elsewhere")

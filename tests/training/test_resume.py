@@ -155,6 +155,8 @@ def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
         assert not result.out_of_patience
         assert result.checkpoint == latest_checkpoint(run)
     assert len(lines(run / "epochs.jsonl")) == (step - 1) // 5
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"note": "a line of somebody else"}\n{"step": 99')
     assert train(config.override(resume="auto")).stopped is None
     inside = step == 7 and number == signal.SIGTERM
     assert_same_run(run, whole, ["step-00000007"] if inside else [])

@@ -74,7 +74,7 @@ class Run:
         is_chosen = {
             "objective": self.config.objective == "auto",
             "epoch": is_best and not is_closed,
-            "ridge": is_closed or "cca" in joined or "closed form" in joined,
+            "ridge": is_closed or "cca" in joined,
             "members": bool(joined),
             "bias against hubs": "hubs" in joined,
         }

@@ -94,6 +94,7 @@ def new_index(folder: Path) -> Iterator[cloob.Index]:
             if not len(index):
                 index.close()
                 database.remove(folder)
+                database.lock_file(folder).unlink(missing_ok=True)
                 if not was_there:
                     with contextlib.suppress(OSError):  # others may have come into it
                         folder.rmdir()

@@ -70,11 +70,19 @@ def read(words: Sequence[str]) -> Config | None:
         objective, model = values.get("objective"), values.get("model")
         start = cloob.get_recipe(recipe, objective=objective, model=model)
     if file is not None:
-        start = start.merge_file(file).override(overwrite=False)
-        if (file.parent / CHECKPOINTS_FOLDER).is_dir():
-            # it is of a run, and this one does not go on with that
-            start = start.override(resume="none")
+        start = merged(start, file)
     return start.override(**values)
+
+
+def merged(start: Config, file: Path) -> Config:
+    """The configuration with a file over it; of a run's file without what it says of
+    that run's folder.
+    """
+    start = start.merge_file(file).override(overwrite=False)
+    if (file.parent / CHECKPOINTS_FOLDER).is_dir():
+        # it is of a run, and this one does not go on with that
+        start = start.override(resume="none")
+    return start
 
 
 def command_of(recipe: str | None, words: Sequence[str]) -> str:

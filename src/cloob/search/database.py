@@ -110,7 +110,7 @@ class Database:
     def exclusive(self) -> Iterator[None]:
         """No other process updates meanwhile, or ``Busy``."""
         if self._update_lock is None:
-            self._update_lock = _lock_of(self.path)
+            self._update_lock = _lock_of(self.path.parent)
         with _acquired(self._update_lock, self.path.parent):
             yield
 
@@ -183,12 +183,13 @@ def mend(folder: Path) -> str:
 
 def remove(folder: Path) -> None:
     """Deletes an index's files, whatever is in them, and nothing else in its place."""
-    path = folder / INDEX_FILE
     if not folder.is_dir():
         return
-    with _acquired(_lock_of(path), folder):
+    with _acquired(_lock_of(folder), folder):
         for file in [*folder.glob(f"{INDEX_FILE}*"), *folder.glob("vectors-*.f32")]:
-            file.unlink(missing_ok=True)
+            # while it is held: another process would take a new one
+            if file.name != lock_file(folder).name:
+                file.unlink(missing_ok=True)
 
 
 def _make(folder: Path) -> None:
@@ -244,8 +245,13 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _lock_of(path: Path) -> Any:
-    return require("filelock", "train").FileLock(f"{path}.lock")
+def lock_file(folder: Path) -> Path:
+    """The file that who writes to an index locks."""
+    return folder / f"{INDEX_FILE}.lock"
+
+
+def _lock_of(folder: Path) -> Any:
+    return require("filelock", "train").FileLock(lock_file(folder))
 
 
 @contextmanager

@@ -38,14 +38,15 @@ class RunLog:
     def __init__(self, run: Path, keep_to_step: int | None, *, writes: bool) -> None:
         self._files: dict[str, TextIO] = {}
         names = (runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE)
-        last_step = -1 if keep_to_step is None else keep_to_step
         for name in names if writes else ():
             path = run / name
-            lines = [
-                json.dumps(line) + "\n"
-                for line in runs.read_lines(path)
-                if line["step"] <= last_step
-            ]
+            lines: list[str] = []
+            if keep_to_step is not None:
+                lines = [
+                    json.dumps(line) + "\n"
+                    for line in runs.read_lines(path)
+                    if _step_of(line) <= keep_to_step
+                ]
             write_whole(path, "".join(lines))
             self._files[path.stem] = path.open("a", encoding="utf-8")
 
@@ -78,6 +79,12 @@ class RunLog:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+
+
+def _step_of(line: Mapping[str, object]) -> float:
+    """The step of a line, infinite where it says none."""
+    step = line.get("step")
+    return step if isinstance(step, int) else math.inf
 
 
 class BadSamples:
