@@ -11,7 +11,6 @@ from collections import namedtuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from cloob.errors import Stopped
 from cloob.models.load import load_model
@@ -188,15 +187,8 @@ def assert_same_run(run, other, extra=(), load=load_model):
     states = [
         torch.load(checkpoint / "trainer.pt", weights_only=True) for checkpoint in last
     ]
-    shards = [
-        {file.name: load_file(file) for file in (folder / "shards").glob("*")}
-        for folder in last
-    ]
-    assert equal(*shards)
     for state in states:
         state["progress"]["seconds"] = 0.0
-        if shards[1]:  # the order of their names in a file is not fixed
-            del state["weights"]
         for group in state["optimizer"]["param_groups"]:
             group["lr"] = 0.0  # set before each step
     for part in states[1]:

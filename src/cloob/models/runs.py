@@ -6,7 +6,7 @@ every checkpoint.
     RUN/          config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl
                   of heads also decisions.json  suspects.csv  state/
     checkpoint    RUN/checkpoints/step-00000100/
-                  trainer.pt  validation.json  model/  ema/ (another model)  shards/
+                  trainer.pt  validation.json  model/  ema/ (another model)
 
 A model folder has ``objective.json``, and is told by its configuration::
 
@@ -44,7 +44,6 @@ CHECKPOINT = "step-{:08d}"
 MODEL_FOLDER = "model"
 EMA_FOLDER = "ema"
 TRAINER_FILE = "trainer.pt"
-SHARDS_FOLDER = "shards"
 VALIDATION_FILE = "validation.json"
 DECISIONS_FILE = "decisions.json"
 STATE_FOLDER = "state"

@@ -7,8 +7,6 @@
   ``ema``;
 - ``trainer.pt``: all else that is resumed (tensors and plain types, read with
   ``weights_only=True``);
-- ``shards/``: with FSDP weights and moments in the safetensors files of
-  ``torch.distributed.checkpoint``;
 - ``validation.json``: how good ``model/`` is on held-out pairs.
 """
 
@@ -24,13 +22,11 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from cloob.data.source import Fingerprint, digest
 from cloob.distributed import gather_objects, on_rank_zero, rank
@@ -57,7 +53,7 @@ HELD_OUT = "held-out pairs"
 class TrainerState(TypedDict):
     """What ``trainer.pt`` holds."""
 
-    optimizer: OptimizerState  # without moments where they are in shards
+    optimizer: OptimizerState
     options: list[dict[str, object]]  # of the optimiser's groups, as configured
     objective: dict[str, Tensor]
     progress: dict[str, int | float | dict[str, int]]
@@ -74,7 +70,6 @@ def weights_digest(checkpoint: Path) -> str:
     """
     folders = (checkpoint / runs.MODEL_FOLDER, checkpoint / runs.EMA_FOLDER)
     files = [file for file in map(runs.weights_file, folders) if file is not None]
-    files += sorted((checkpoint / runs.SHARDS_FOLDER).glob("*"))
     contents = hashlib.blake2b()
     for path in files:
         with path.open("rb") as file:
@@ -114,13 +109,8 @@ class Saver:
         self.last = checkpoint.path
         load_objective(checkpoint, stepper.module.objective)
         with _other_parameters(checkpoint):
-            if checkpoint.weights is None:
-                shards = checkpoint.path / runs.SHARDS_FOLDER
-                groups = state["optimizer"]["param_groups"]
-                sharding.load_shards(shards, encoder, optimizer, groups)
-            else:
-                sharding.load_whole(encoder, checkpoint.weights)
-                sharding.load_whole_optimizer(optimizer, state["optimizer"])
+            sharding.load_whole(encoder, checkpoint.weights)
+            sharding.load_whole_optimizer(optimizer, state["optimizer"])
             if stepper.average is not None and checkpoint.average is not None:
                 stepper.average.encoder.load_state_dict(checkpoint.average)
                 stepper.average.begun = True
@@ -164,15 +154,9 @@ class Saver:
         name = runs.CHECKPOINT.format(progress.step)
         final = run / runs.CHECKPOINTS_FOLDER / name
         folder = final.with_name(f".tmp-{name}")
-        encoder = self.stepper.module.encoder
         with _written(final):
-            on_rank_zero(partial(folder.mkdir, parents=True, exist_ok=True))
             state = self._state(progress, order)
-            weights: dict[str, Tensor] | None = None
-            if sharding.is_sharded(encoder):
-                shards = folder / runs.SHARDS_FOLDER
-                sharding.write_shards(shards, encoder, self.stepper.optimizer)
-                weights = sharding.whole(encoder.state_dict())
+            weights = sharding.whole(self.stepper.module.encoder.state_dict())
             on_rank_zero(lambda: self._write(folder, state, weights, hopfield))
             on_rank_zero(lambda: _publish(folder, final, self.config.keep))
         self.last = final
@@ -181,11 +165,8 @@ class Saver:
     def _state(self, progress: Progress, order: object) -> TrainerState:
         """Called on every rank."""
         stepper = self.stepper
-        moments = stepper.optimizer.state_dict()
-        if sharding.is_sharded(stepper.module.encoder):
-            moments["state"] = {}  # in the shards
         return {
-            "optimizer": moments,
+            "optimizer": sharding.whole_optimizer(stepper.optimizer),
             "options": self._options,
             "objective": copy.deepcopy(stepper.module.objective.state_dict()),
             "progress": dict(vars(progress)),
@@ -200,10 +181,10 @@ class Saver:
         self,
         folder: Path,
         state: TrainerState,
-        weights: dict[str, Tensor] | None,
+        weights: dict[str, Tensor],
         hopfield: bool,
     ) -> None:
-        """Writes the files of a checkpoint folder but for shards."""
+        """Writes the files of a checkpoint folder."""
         module, average = self.stepper.module, self.stepper.average
         settings = module.objective.config()  # none of a caller's loss
         if settings:
@@ -228,8 +209,10 @@ def _written(final: Path) -> Iterator[None]:
     run = final.parent.parent
     try:
         yield
-    except (OSError, RuntimeError, CheckpointException) as error:
-        cause = _cause(error)
+    except (OSError, RuntimeError) as error:
+        cause: BaseException = error
+        if isinstance(error, RuntimeError):  # of torch, which hides the disk's
+            cause = error.__context__ or error
         reason = getattr(cause, "strerror", None) or one_line(cause)
         earlier = runs.list_checkpoints(run)
         kept = "there is no earlier checkpoint"
@@ -241,16 +224,6 @@ def _written(final: Path) -> Iterator[None]:
     finally:
         if rank() == 0:
             remove_leftovers(run)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What went wrong on the first rank, or on the disk, which torch hides."""
-    if isinstance(error, CheckpointException):
-        cause: BaseException = next(iter(error.failures.values()))[0]
-        return cause
-    if isinstance(error, RuntimeError):
-        return error.__context__ or error
-    return error
 
 
 def _publish(folder: Path, final: Path, keep: int) -> None:
@@ -283,8 +256,7 @@ def remove_leftovers(run: Path) -> None:
 @dataclass(frozen=True)
 class Checkpoint:
     path: Path
-    # of the encoder, from ``model/``; None: they are in shards
-    weights: dict[str, Tensor] | None
+    weights: dict[str, Tensor]  # of the encoder, from ``model/``
     average: dict[str, Tensor] | None  # from ``ema/``
     state: TrainerState
     progress: Progress  # as it was written
@@ -295,22 +267,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     another format.
     """
     file, model = path / runs.TRAINER_FILE, path / runs.MODEL_FOLDER
-    shards, ema = path / runs.SHARDS_FOLDER, path / runs.EMA_FOLDER
-    weights: dict[str, Tensor] | None = None
-    average: dict[str, Tensor] | None = None
+    ema = path / runs.EMA_FOLDER
     try:
         check_zip(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-        damaged: Path | None = shards
-        if not shards.is_dir():
-            weights = _read_weights(model)
-            damaged = runs.weights_file(model)
+        weights = _read_weights(model)
         if state["weights"] != weights_digest(path):
             raise InputError(
-                f"{damaged}: damaged, its digest is not the one in {file.name}"
+                f"{runs.weights_file(model)}: damaged, its digest is not the one in"
+                f" {file.name}"
             )
-        if ema.is_dir():
-            average = _read_weights(ema)
+        average = _read_weights(ema) if ema.is_dir() else None
         return Checkpoint(path, weights, average, state, Progress(**state["progress"]))
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(
@@ -363,8 +330,7 @@ def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch and a caller's parts raise many kinds
-        reason = _cause(error) if isinstance(error, CheckpointException) else error
         raise InputError(
             f"{checkpoint.path}: was trained with other parameters, or is damaged"
-            f" ({one_line(reason, 200)})"
+            f" ({one_line(error, 200)})"
         ) from error

@@ -1,29 +1,18 @@
-"""FSDP2: weights, gradients and optimiser state in shards over the ranks, and their
-checkpoints.
+"""FSDP2: weights, gradients and optimiser state in shards over the ranks.
 
-A run may go on with or without sharding, on any number of ranks. Scalars cannot be
-sharded: open_clip's frozen ``logit_scale``, τ⁻¹ and β are on every rank. Buffers are,
-too; like DDP, :func:`share_buffers` copies those of rank 0.
+Checkpoints have them whole, so a run may go on with or without sharding, on any number
+of ranks. Scalars cannot be sharded: open_clip's frozen ``logit_scale``, τ⁻¹ and β are
+on every rank. Buffers are, too; like DDP, :func:`share_buffers` copies those of rank 0.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -118,63 +107,25 @@ def _by_kind(tensors: Iterable[T]) -> tuple[list[T], list[T]]:
     return kinds
 
 
-def whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The full tensors of a state on the CPU of rank 0; every rank calls this."""
+def whole(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The full tensors of a state on the CPU of rank 0, nothing on the others; every
+    rank calls this.
+    """
     full = {}
     for name, value in state.items():
         gathered = value.full_tensor() if isinstance(value, DTensor) else value
         if rank() == 0:
-            full[name] = gathered.cpu()
+            full[name] = gathered.cpu() if isinstance(gathered, Tensor) else gathered
     return full
 
 
-def write_shards(
-    folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Writes this rank's shards as safetensors files; called on every rank."""
-    tensors = {f"weights.{name}": value for name, value in encoder.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"moments.{index}.{key}": value for key, value in moments.items()}
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    # tensors that are not sharded are written by rank 0
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-    save(_with_slices(tensors), storage_writer=writer, planner=planner)
-
-
-def _with_slices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as the files have them, which consist of slices."""
-    return {n: value if value.ndim else value.view(1) for n, value in tensors.items()}
-
-
-def load_shards(
-    folder: Path,
-    encoder: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    groups: list[dict[str, object]],
-) -> None:
-    """Weights and moments from shards, and the optimiser's options; every rank calls
-    this.
+def whole_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """``optimizer.state_dict()`` with the moments of whole parameters, on the CPU of
+    rank 0; every rank calls this.
     """
-    targets: dict[str, Tensor] = {
-        f"weights.{name}": value for name, value in encoder.state_dict().items()
-    }
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    moments: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
-    reader = HuggingFaceStorageReader(str(folder))
-    for name, stored in reader.read_metadata().state_dict_metadata.items():
-        kind, _, place = name.partition(".")
-        if kind != "moments":
-            continue
-        index, _, key = place.partition(".")
-        like = parameters[int(index)]
-        is_like = like.ndim and getattr(stored, "size", None) == like.shape
-        targets[name] = torch.zeros_like(like) if is_like else torch.zeros(())
-        moments[int(index)][key] = targets[name]
-    alone = world_size() == 1
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        load(_with_slices(targets), storage_reader=reader, no_dist=alone)
-    optimizer.load_state_dict({"state": dict(moments), "param_groups": groups})
+    state = optimizer.state_dict()
+    moments = {number: whole(entry) for number, entry in state["state"].items()}
+    return {**state, "state": moments}
 
 
 @torch.no_grad()
