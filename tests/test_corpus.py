@@ -185,7 +185,7 @@ def warm(tmp_path_factory):
         "tables/good.csv",
         "tables/good.arrow",
         "tables/good.parquet",
-        "tars/good.tar.gz",
+        "tars/good.tar",
     ):
         assert (
             cli.main(["data", str(CORPUS / name), "--image-column", column(name)]) == 0

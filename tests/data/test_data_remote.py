@@ -147,9 +147,8 @@ def test_damaged_streamed_shards(spec, shards, web, cache):
     serve(web, shards)
     source = open_source(spec)
     assert [source.read(i).caption for i in (5, 6, 9)] == ["pair 5", "pair 6", "pair 9"]
-    message = r"holds 2 samples, sizes\.json has 4: cut after"
-    for row in (7, 8):
-        raises(BadSample, message, source.read, row)
+    raises(BadSample, "truncated shard .*cut after", source.read, 7)
+    raises(BadSample, r"truncated shard .*sizes\.json has 4", source.read, 8)
     web.pages["/bad.tar"] = b"<html>no" * 200
     web.pages["/sizes.json"] = b'{"bad.tar": 3}'
     message = r"bad\.tar: gave no readable shard \(is not a tar archive"

@@ -86,18 +86,6 @@ def test_reads_what_webdataset_reads(shards):
     assert theirs == [(s.key.partition("/")[2], s.image, s.caption) for s in ours]
 
 
-@pytest.mark.parametrize("suffix", ["gz", "xz"])
-def test_compressed_shards(tmp_path, suffix):
-    path = write_tar(tmp_path / f"0.tar.{suffix}", pairs(3))
-    source = open_source(path)
-    assert [source.read(i).image for i in (2, 0)] == [noise(2, 4, 4), noise(0, 4, 4)]
-    content = path.read_bytes()
-    path.rename(tmp_path / "0.tar")  # the first bytes tell, not the name
-    assert pickle.loads(pickle.dumps(open_source(tmp_path))).read(1).caption == "c1"
-    (tmp_path / "0.tar").write_bytes(content[:-20])
-    raises(InputError, r"0\.tar cannot be read as tar", open_source, tmp_path)
-
-
 def test_bad_samples_are_counted_by_reason(tmp_path):
     files = {
         "good.png": noise(),
@@ -259,19 +247,6 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
     assert captions(open_source(shards))[-1] == "new"
     assert len(list(indices.glob("*.arrow"))) == 2
     assert not list(indices.glob(".tmp-*"))
-
-
-def test_hard_links_in_a_tar_are_the_files_that_they_link(tmp_path):
-    (tmp_path / "a.png").write_bytes(noise(1))
-    os.link(tmp_path / "a.png", tmp_path / "b.png")
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name in ("a", "b"):
-            (tmp_path / f"{name}.txt").write_text(name)
-            tar.add(tmp_path / f"{name}.png", f"{name}.png")
-            tar.add(tmp_path / f"{name}.txt", f"{name}.txt")
-    source = open_source(tmp_path / "0.tar")
-    assert [source.read(row).caption for row in (0, 1)] == ["a", "b"]
-    assert source.read(0).image == source.read(1).image == noise(1)
 
 
 @pytest.mark.skipif(

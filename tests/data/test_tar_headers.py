@@ -4,7 +4,6 @@ import io
 import os
 import tarfile
 from contextlib import suppress
-from io import FileIO
 
 import pytest
 from hypothesis import given, settings
@@ -32,8 +31,7 @@ def archive(path, names=NAMES, kind=tarfile.GNU_FORMAT, mtime=1.25, **fields):
 
 
 def ours(path):
-    with FileIO(path) as file:
-        return members_of(file, path)
+    return members_of(path)
 
 
 def theirs(path):

@@ -11,7 +11,6 @@ from cloob.data.bad import by_reason
 from cloob.data.batch import BadSample, decoding
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import (
-    TAR_SUFFIXES,
     is_pattern,
     is_remote,
     is_tar,
@@ -57,7 +56,7 @@ def open_source(
               the last two also with the images inside; a glob of them;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), or a folder of
               Arrow or Parquet files;
-            - WebDataset shards: a ``.tar`` (also compressed), a brace pattern
+            - WebDataset shards: a ``.tar``, a brace pattern
               (``"cc3m/{00000..00331}.tar"``), a glob (``"cc3m/*.tar"``), or a folder
               that holds tars;
             - streamed shards: a brace pattern after ``s3://``, ``gs://`` or
@@ -102,10 +101,8 @@ def open_unprobed(spec: str, image_column: str, caption_column: str) -> Source:
     if all(file.suffix.lower() in SUFFIXES for file in files):
         return TableSource(spec, files, image_column, caption_column)
     if not all(map(is_tar, files)):
-        tables, shards = ", ".join(SUFFIXES), ", ".join(TAR_SUFFIXES)
-        raise InputError(
-            f"{path}: expected a folder, a table ({tables}) or a tar ({shards})"
-        )
+        tables = ", ".join(SUFFIXES)
+        raise InputError(f"{path}: expected a folder, a table ({tables}) or a .tar")
     return ShardSource(spec, files)
 
 

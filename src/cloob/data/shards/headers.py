@@ -33,8 +33,8 @@ _DAMAGED = (tarfile.TarError, ValueError, IndexError, OverflowError)
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: its name, and where its content lies in the (unpacked)
-    archive, in bytes.
+    """A regular file in a tar: its name, and where its content lies in the archive, in
+    bytes.
     """
 
     name: str
@@ -42,37 +42,37 @@ class Member(NamedTuple):
     size: int
 
 
-def members_of(file: FileIO, path: Path) -> tuple[list[Member], str | None]:
-    """The complete members of an open archive, and what is missing where it is cut or
-    damaged; ``path`` is what errors call it.
+def members_of(path: Path) -> tuple[list[Member], str | None]:
+    """The complete members of an archive, and what is wrong where it is cut or
+    damaged.
     """
-    size = os.fstat(file.fileno()).st_size
-    if size == 0:
-        return [], "is empty, or nothing of it can be unpacked"
-    try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-    except _DAMAGED as error:
-        if size < BLOCK:
-            return [], f"cut after {size:,} bytes"
-        raise InputError(f"{path} is not a tar archive") from error
-    members: list[Member] = []
-    place = 0
-    with contextlib.suppress(*_DAMAGED):
-        while True:
-            member = _plain_member(file.fileno(), place)
-            if member is None:
-                file.seek(place)
-                info = archive.tarinfo.fromtarfile(archive)
-                member = _member(info, members)
-                after = archive.offset
-            else:
-                after = -(-(member.offset + member.size) // BLOCK) * BLOCK
-            if after <= place:  # a size that leads back would be followed for ever
-                break
-            place = after
-            if member is not None and member.offset + member.size <= size:
-                members.append(member)
-    return members, _missing(file, place, size)
+    with FileIO(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+        except _DAMAGED as error:
+            if size < BLOCK:
+                return [], f"cut after {size:,} bytes"
+            raise InputError(f"{path} is not a tar archive") from error
+        members: list[Member] = []
+        place = 0
+        with contextlib.suppress(*_DAMAGED):
+            while True:
+                member = _plain_member(file.fileno(), place)
+                if member is None:
+                    file.seek(place)
+                    info = archive.tarinfo.fromtarfile(archive)
+                    after = archive.offset
+                    if info.isreg():
+                        member = Member(info.name, info.offset_data, info.size)
+                else:
+                    after = -(-(member.offset + member.size) // BLOCK) * BLOCK
+                if after <= place:  # a size that leads back would be followed for ever
+                    break
+                place = after
+                if member is not None and member.offset + member.size <= size:
+                    members.append(member)
+        return members, _fault(file, place, size)
 
 
 def _plain_member(file: int, place: int) -> Member | None:
@@ -115,18 +115,7 @@ def _octal(field: bytes) -> int | None:
     return int(number[1], 8) if number else None
 
 
-def _member(info: tarfile.TarInfo, members: list[Member]) -> Member | None:
-    """A regular file, or the one before it that a hard link names."""
-    if info.isreg():
-        return Member(info.name, info.offset_data, info.size)
-    if info.islnk():
-        for member in reversed(members):
-            if member.name == info.linkname:
-                return member._replace(name=info.name)
-    return None
-
-
-def _missing(file: FileIO, end: int, size: int) -> str | None:
+def _fault(file: FileIO, end: int, size: int) -> str | None:
     """What is wrong where the last member ends: zeros alone are to follow."""
     if end > size - BLOCK:
         return f"cut after {size:,} bytes"

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import re
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,9 +34,9 @@ _PAUSES = (0.0, 1.0, 4.0)  # seconds before every attempt
 _SILENT_SECONDS = 60.0  # that a server may say nothing
 _ABSENT = (FileNotFoundError, PermissionError)  # S3 forbids what is not there
 _SIZES = "sizes.json"
-_DOWNLOADS = 2  # at the same time, early, by every process
 _MOST_OPEN = 32
-_ATTEMPTS = 3  # to open a file that other processes may remove from the cache
+_MOST_EARLY = 64  # shards that are not announced again
+_early_downloads = threading.Semaphore(2)  # at the same time, by every process
 # of an address: behind its host, before its query
 _LAST_NAME = re.compile(r"(?<=[^/]/)[^/?#]+(?=$|[?#])")
 
@@ -133,7 +131,7 @@ class RemoteShardSource(Source):
         self.shard_sizes = tuple(counts.values())
         self._ends = np.cumsum(self.shard_sizes)
         self._opened = lru_cache(_MOST_OPEN)(self._open)
-        self._latest_requests: deque[int] = deque(maxlen=64)
+        self._fetch_early_once = lru_cache(_MOST_EARLY)(self._fetch_early)
 
     def __reduce__(self) -> tuple[object, ...]:  # another process opens its own
         return RemoteShardSource, self._arguments
@@ -143,14 +141,11 @@ class RemoteShardSource(Source):
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[shard]) + self.shard_sizes[shard]
         source = self._opened(shard)
-        complete = source.complete[0]
-        if row < complete:
+        if row < len(source):
             return source.read(row)
-        cut = f": {source.cuts[0]}" if source.cuts else ""
         listed = f"{_SIZES} has {self.shard_sizes[shard]:,}"
-        detail = f"{self._urls[shard]} holds {complete:,} samples, {listed}{cut}"
-        key = f"{self.shard_names[shard]}/{row}"
-        raise BadSample("truncated shard", key, detail)
+        detail = f"{self._urls[shard]} holds {len(source):,} samples, {listed}"
+        raise BadSample("truncated shard", f"{self.shard_names[shard]}/{row}", detail)
 
     def fingerprint(self) -> Fingerprint:
         shards = zip(self.shard_names, self.shard_sizes, strict=True)
@@ -160,55 +155,47 @@ class RemoteShardSource(Source):
     def prefetch(self, indices: np.ndarray) -> None:
         shards = np.unique(np.searchsorted(self._ends, indices, side="right"))
         for shard in shards.tolist():
-            if shard not in self._latest_requests:
-                self._latest_requests.append(shard)
-                self._requests.put(shard)
+            self._fetch_early_once(shard)
 
-    @cached_property
-    def _requests(self) -> queue.SimpleQueue[int]:
-        """Shards to fetch early, and the threads that do it."""
-        requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+    def _fetch_early(self, shard: int) -> None:
+        """Begins to fetch a shard; what fails now shows when a row is read."""
 
-        def fetch_early() -> None:
-            while True:
-                # what fails now shows when a row is read
-                with contextlib.suppress(InputError, OSError):
-                    self._fetched(requests.get())
+        def fetch_in_turn() -> None:
+            with _early_downloads, contextlib.suppress(InputError, OSError):
+                self._fetched(shard)
 
-        for _ in range(_DOWNLOADS):
-            # a daemon: the end of the program does not wait for it
-            threading.Thread(target=fetch_early, name="prefetch", daemon=True).start()
-        return requests
+        # a daemon: the end of the program does not wait for it
+        threading.Thread(target=fetch_in_turn, name="prefetch", daemon=True).start()
 
     def _fetched(self, shard: int) -> Path:
         url = self._urls[shard]
         return Cache().get("shards", url, lambda path: fetch(url, path))
 
     def _open(self, shard: int) -> ShardSource:
-        for _ in range(_ATTEMPTS - 1):
-            # another process has made room in between
-            with contextlib.suppress(FileNotFoundError):
-                return self._open_fetched(shard, self._fetched(shard))
-        return self._open_fetched(shard, self._fetched(shard))
+        try:
+            source = self._open_file(shard, self._fetched(shard))
+        except FileNotFoundError:  # another process has made room in between
+            source = self._open_file(shard, self._fetched(shard))
+        url, listed = self._urls[shard], self.shard_sizes[shard]
+        if len(source) > listed:
+            message = "%s: holds %d samples, %s has %d: the others are left out"
+            logger.warning(message, url, len(source), _SIZES, listed)
+        if source.remark:
+            logger.warning("%s: %s", url, source.remark)
+        return source
 
-    def _open_fetched(self, shard: int, file: Path) -> ShardSource:
-        """A shard that was fetched; one that cannot be read is removed."""
+    def _open_file(self, shard: int, file: Path) -> ShardSource:
+        """A shard that was fetched; one that cannot be read is removed.
+        FileNotFoundError where the cache has dropped it.
+        """
         url = self._urls[shard]
         try:
             source = ShardSource(url, [file], self.shard_names[shard])
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
-            file.unlink()  # FileNotFoundError where the cache has dropped it
+            file.unlink()
             wrong = str(error).removeprefix(f"{file} ")
             raise InputError(f"{url}: gave no readable shard ({wrong})") from None
-        n, listed = source.complete[0], self.shard_sizes[shard]
-        if n > listed:
-            logger.warning(
-                "%s: holds %s samples, %s has %s: the others are left out",
-                *(url, f"{n:,}", _SIZES, f"{listed:,}"),
-            )
-        if source.remark:
-            logger.warning("%s: %s", url, source.remark)
         return source
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from cloob.errors import InputError, require
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
-
 
 def is_remote(spec: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", spec) is not None
@@ -29,7 +27,7 @@ def is_pattern(spec: str) -> bool:
 
 
 def is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(TAR_SUFFIXES)
+    return path.suffix.lower() == ".tar"
 
 
 def expand(pattern: str) -> list[str]:

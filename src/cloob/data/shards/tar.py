@@ -5,18 +5,13 @@ an index of them is cached.
 from __future__ import annotations
 
 import errno
-import gzip
 import io
 import itertools
 import json
-import lzma
 import os
-import shutil
-import zlib
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,17 +39,17 @@ from cloob.data.sources.files import reading
 from cloob.errors import counted
 from cloob.files import TooLarge
 
-_OPENERS: dict[bytes, Callable[[Path], Any]] = {  # by the first bytes
-    b"\x1f\x8b": gzip.open,
-    b"\xfd7zXZ\x00": lzma.open,
-}
 _MAX_OPEN_FILES = 64
-
-_ABSENT = Member("", -1, 0)  # a part that a sample does not have
-_FORMAT = 12
+_FORMAT = 13
+_ABSENT = -1  # the place of a part that a sample does not have
 _PLACES = ("image_offset", "image_size", "caption_offset", "caption_size")
+# a row a sample; a tar that is cut or damaged ends with a row that says how
 _INDEX = pa.schema(
-    [("key", pa.large_string()), *((name, pa.int64()) for name in _PLACES)]
+    [
+        ("key", pa.large_string()),
+        ("damage", pa.large_string()),
+        *((name, pa.int64()) for name in _PLACES),
+    ]
 )
 _ODD = (
     "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
@@ -106,43 +101,20 @@ def _split_name(name: str) -> tuple[str, str]:
 
 class TarReader:
     """Reads byte ranges of tars, which are addressed by their place in ``paths``, in
-    any threads and processes.
+    any threads.
     """
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
         self.paths = paths
-        self._file = lru_cache(_MAX_OPEN_FILES)(self._open)
+        self._file = lru_cache(_MAX_OPEN_FILES)(_File)
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
-        """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it
-        ends. OSError if it is gone.
+        """The ``size`` bytes at ``offset``; fewer where the archive ends. OSError if it
+        is gone.
         """
         # a reference: the file stays open when another thread's takes its place
-        file = self._file(tar)
+        file = self._file(self.paths[tar])
         return os.pread(file.fileno(), size, offset)
-
-    def listing(self, tar: int) -> tuple[list[Member], str | None]:
-        """The complete members of an archive, and what is missing where it is cut or
-        damaged.
-        """
-        with self._open(tar) as file:
-            return members_of(file, self.paths[tar])
-
-    def _open(self, tar: int) -> _File:
-        """The tar itself, or what it unpacks to."""
-        path = self.paths[tar]
-        with path.open("rb") as file:
-            start = file.read(6)
-        for magic, opener in _OPENERS.items():
-            if start.startswith(magic):
-                stat = path.stat()
-                version = f"{stat.st_size} {stat.st_mtime_ns}"
-                name = f"{path.resolve()} {version} {path.name} unpacked.tar"
-                path = Cache().get("shards", name, partial(_unpack, opener, path))
-        return _File(path)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TarReader, (self.paths,)
 
 
 class _File(io.FileIO):
@@ -150,43 +122,37 @@ class _File(io.FileIO):
         self.close()
 
 
-def _unpack(opener: Callable[[Path], Any], path: Path, target: Path) -> None:
-    """Writes what a compressed tar unpacks to."""
-    damaged = (EOFError, zlib.error, lzma.LZMAError)
-    with reading(path, *damaged), opener(path) as packed, target.open("wb") as plain:
-        shutil.copyfileobj(packed, plain)
-
-
-def scan(reader: TarReader) -> pa.Table:
-    """One row a complete sample: its key, and where its parts lie."""
+def scan(paths: Sequence[Path]) -> pa.Table:
+    """The index of tars; its metadata have the rows of every tar, and a remark."""
     tables: list[pa.Table] = []
-    cuts: dict[int, str] = {}
     odd: list[str] = []
-    for number, path in enumerate(reader.paths):
+    for path in paths:
         with reading(path):
-            members, cut = reader.listing(number)
+            members, damage = members_of(path)
         parts = IMAGE_EXTENSIONS, (CAPTION_EXTENSION,)
         samples, left_out = group_members(members, parts)
         odd += (as_utf8(f"{path.name}/{name}") for name in left_out)
-        rows = [(as_utf8(key), *_places(*parts)) for key, parts in samples.items()]
-        if cut is not None:
-            cuts[number] = cut
-            if rows and _ABSENT.offset in rows[-1]:
-                # it may have lost its second file, which is part of the cut
+        rows: list[tuple[str, str | None, int, int, int, int]] = [
+            (as_utf8(key), None, *_place(image), *_place(caption))
+            for key, (image, caption) in samples.items()
+        ]
+        if damage is not None:
+            if rows and _ABSENT in rows[-1]:
+                # it may have lost its second file, which is part of the damage
                 rows.pop()
+            rows.append(("", damage, *_place(None), *_place(None)))
         columns = zip(*rows, strict=True) if rows else [[]] * len(_INDEX)
         tables.append(pa.table(list(map(list, columns)), schema=_INDEX))
     remark = ""
     if odd:
         remark = f"not read: {counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}"
-    about = {"complete": [*map(len, tables)], "cuts": cuts, "remark": remark}
+    about = {"sizes": [*map(len, tables)], "remark": remark}
     together = pa.concat_tables(tables).combine_chunks()
     return together.replace_schema_metadata({"cloob": json.dumps(about)})
 
 
-def _places(image: Member | None, caption: Member | None) -> tuple[int, int, int, int]:
-    image, caption = image or _ABSENT, caption or _ABSENT
-    return image.offset, image.size, caption.offset, caption.size
+def _place(member: Member | None) -> tuple[int, int]:
+    return (_ABSENT, 0) if member is None else (member.offset, member.size)
 
 
 class ShardSource(Source):
@@ -201,17 +167,13 @@ class ShardSource(Source):
         self._labels = (label,) if label else tuple(path.name for path in paths)
         index = self._index()
         about = json.loads(index.schema.metadata[b"cloob"])
-        self._keys, *places = (column.combine_chunks() for column in index.columns)
+        self.shard_sizes = tuple(about["sizes"])
+        self.remark = about["remark"]
+        columns = [column.combine_chunks() for column in index.columns]
+        self._keys, self._damage, *places = columns
         # (N,) int64 each, bytes
         self._places = [column.to_numpy(zero_copy_only=False) for column in places]
-        self.complete: list[int] = about["complete"]
-        # what truncated tars lack
-        self.cuts = {int(tar): str(cut) for tar, cut in about["cuts"].items()}
-        self.remark = about["remark"]
-        sizes = enumerate(self.complete)
-        self.shard_sizes = tuple(n + (tar in self.cuts) for tar, n in sizes)
         self._ends = np.cumsum(self.shard_sizes)
-        self._complete_ends = np.cumsum(self.complete)
 
     def _index(self) -> pa.Table:
         """Where the samples lie, from the cache while the tars are the same."""
@@ -225,11 +187,11 @@ class ShardSource(Source):
             return pa.ipc.open_file(source).read_all()
 
     def _write(self, target: Path) -> None:
-        table = scan(self.reader)
+        table = scan(self.reader.paths)
         with pa.ipc.new_file(str(target), table.schema) as writer:
             writer.write_table(table)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a spawned worker maps the index
+    def __reduce__(self) -> tuple[object, ...]:  # a spawned worker maps the index
         return ShardSource, self._arguments
 
     def fingerprint(self) -> Fingerprint:
@@ -242,15 +204,13 @@ class ShardSource(Source):
         """The pair at ``index``; its key is ``shard file/key in the shard``."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         path, label = self.reader.paths[shard], self._labels[shard]
-        left = int(self._ends[shard]) - index - (shard in self.cuts)
-        if left == 0:
-            complete = f"{self.complete[shard]:,} samples are complete"
-            detail = f"{path}: {self.cuts[shard]}; {complete}"
-            raise BadSample("truncated shard", label, detail)
-        row = int(self._complete_ends[shard]) - left
-        key = f"{label}/{self._keys[row].as_py()}"
+        damage = self._damage[index].as_py()
+        if damage is not None:
+            complete = f"{self.shard_sizes[shard] - 1:,} samples are complete"
+            raise BadSample("truncated shard", label, f"{path}: {damage}; {complete}")
+        key = f"{label}/{self._keys[index].as_py()}"
         image_place, image_size, caption_place, caption_size = (
-            int(column[row]) for column in self._places
+            int(column[index]) for column in self._places
         )
         with reading_part("image", key, str(path)):
             image = self._part("image", shard, image_place, image_size)
@@ -259,7 +219,7 @@ class ShardSource(Source):
         return RawSample(key, image, clean_caption(caption, key))
 
     def _part(self, part: Part, shard: int, place: int, size: int) -> bytes:
-        if place == _ABSENT.offset:
+        if place == _ABSENT:
             raise FileNotFoundError(errno.ENOENT, "none of this name")
         if size > MOST_BYTES[part]:
             raise TooLarge(f"{size:,} bytes, the limit is {MOST_BYTES[part]:,}")

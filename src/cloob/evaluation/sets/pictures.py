@@ -15,7 +15,7 @@ import numpy as np
 
 from cloob.data.batch import BadSample, as_utf8, read_pair_file
 from cloob.data.open import DEMO, check_usable, open_unprobed
-from cloob.data.shards.headers import Member
+from cloob.data.shards.headers import Member, members_of
 from cloob.data.shards.spec import (
     is_pattern,
     is_tar,
@@ -126,7 +126,7 @@ def _open_shards(folder: Path, part: Path) -> _Opened:
     places: list[tuple[str, int, Member]] = []
     labels: list[int] = []
     for shard, path in enumerate(paths):
-        for key, (image, cls) in _samples(reader, shard).items():
+        for key, (image, cls) in _samples(path).items():
             label = -1 if cls is None else _read_label(reader, shard, cls)
             if image is None or not 0 <= label < len(classnames):
                 raise InputError(
@@ -156,13 +156,13 @@ def _shards(part: Path) -> list[Path]:
     return [part / f"{number}.tar" for number in range(int(count))]
 
 
-def _samples(reader: TarReader, shard: int) -> dict[str, list[Member | None]]:
+def _samples(shard: Path) -> dict[str, list[Member | None]]:
     """The image and the .cls of every sample of a shard, which must be whole."""
-    members, cut = reader.listing(shard)
-    if cut:
+    members, damage = members_of(shard)
+    if damage:
         raise InputError(
-            f"{reader.paths[shard]} is truncated ({cut}): a test set must be whole, get"
-            " the file again"
+            f"{shard} is truncated ({damage}): a test set must be whole, get the file"
+            " again"
         )
     return group_members(members, (IMAGE_EXTENSIONS, ("cls",)))[0]
 
