@@ -251,6 +251,10 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
     match = r"val\.csv: 1 of 3 held-out pairs cannot be used, .*1 missing image \(e\.g"
     config = config.override(out=tmp_path / "other", val_data=[str(table)])
     raises(InputError, match, train, config)
+    # the validation that a resumed run begins with names it again: once in all
+    raises(InputError, match, train, config.override(resume="auto"))
+    log = lines(config.out / "skipped.jsonl")
+    assert [Path(x["key"]).stem for x in log if x.get("held_out")] == ["gone"]
 
 
 def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys):

@@ -118,7 +118,7 @@ def test_a_finished_run_is_said_to_be_finished(trained, copied, capsys):
     assert files_of(copied) == before
 
 
-def test_more_epochs_continue_and_another_objective_does_not(config, copied):
+def test_more_epochs_continue_and_another_objective_does_not(config, copied, caplog):
     config = config.override(resume="auto")
     other, hotter = config.override(objective="infoloob"), config.override(inv_tau=20)
     match = r"was trained with objective = 'cloob', not 'infoloob'; resume with"
@@ -128,7 +128,10 @@ def test_more_epochs_continue_and_another_objective_does_not(config, copied):
     match = r"step-00000015: was trained with other.*inv_tau was 20 and is 30"
     raises(InputError, match, train, hotter)
     (copied / "aside.json").rename(copied / "config.json")
-    assert train(config.override(epochs=4, lr=1e-4)).steps == 20
+    with caplog.at_level("INFO"):
+        assert train(config.override(epochs=4, lr=1e-4)).steps == 20
+    changes = "resumed with lr 0.0001 instead of 0.003, epochs 4 instead of 3"
+    assert caplog.messages.count(changes) == 1
     assert column(copied, "step") == list(range(1, 21))
 
 

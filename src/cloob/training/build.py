@@ -120,8 +120,8 @@ def assemble(config: TrainConfig, custom: CustomParts, device: torch.device) -> 
     if rank() == 0:
         remove_leftovers(config.out)
         write_whole(config.out / RUN_CONFIG_FILE, config.to_json())
-    keep_to_step = progress.step if config.resume != "none" else None
-    log = RunLog(config.out, keep_to_step, writes=rank() == 0)
+    resumed = progress if config.resume != "none" else None
+    log = RunLog(config.out, resumed, writes=rank() == 0)
     return Run(
         config=config,
         encoder=encoder,

@@ -28,6 +28,8 @@ its own; a parameter is its own leaf.
 """
 Arriving = tuple[Tensor, Tensor | None]
 """A root, and the gradient that arrives at it."""
+Owner = dict[str, Tensor | None]
+"""The buffers of a module by name, as it holds them."""
 
 
 def cached_backward(
@@ -106,9 +108,10 @@ def cached_backward(
             return objective(features, **options)
         return objective(*features, **options)
 
-    return backward_in_parts(
+    loss, _ = backward_in_parts(
         encode, loss_of, list(micro_batches), towers, learned, scale
     )
+    return loss
 
 
 def backward_in_parts(
@@ -118,41 +121,28 @@ def backward_in_parts(
     towers: nn.Module,
     learned: Sequence[Learned],
     scale: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """As ``cached_backward``, of a loss of all rows in the form of ``encode``; called
-    once.
+) -> tuple[Tensor, Rows]:
+    """As ``cached_backward``, of a loss of all rows in the form of ``encode``, called
+    once; the loss and these rows.
     """
     _check_parts(micro_batches)
-    # a rank with fewer parts would average while another has not finished its own
-    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if isinstance(towers, DistributedDataParallel):
-        _prepare_ddp(towers)
-        no_sync = towers.no_sync
+        _share_buffers_of_ddp(towers)
     device = next(towers.parameters()).device
-    embedded, states = _first_pass(encode, micro_batches, towers, device)
+    features, states = _first_pass(encode, micro_batches, towers, device)
+    sizes = [len(_sides(part)[0]) for part in features]
 
-    rows = [torch.cat(side) for side in zip(*map(_rows, embedded), strict=True)]
-    for side in rows:
-        side.requires_grad_(side.is_floating_point())
-    loss = loss_of(_as_encoded(rows, embedded[0]))
+    rows = _joined(features)
+    loss = loss_of(rows)
     # an autocast of the caller's would reach the products of the gradient
     with torch.autocast(device.type, enabled=False):
         scaled = loss if scale is None else scale(loss)
-        gradients, outside_the_towers = _gradients(scaled, rows, learned)
-    sizes = [len(_rows(features)[0]) for features in embedded]
-    incoming = [_cut(gradient, sizes) for gradient in gradients]
-
-    last = len(micro_batches) - 1
-    for i, micro_batch in enumerate(micro_batches):
-        with no_sync() if i < last else nullcontext():
-            set_torch_rng_state(states[i], device)
-            features = _rows(encode(micro_batch))
-            arriving = [side[i] for side in incoming]
-            pairs: list[Arriving] = list(zip(features, arriving, strict=True))
-            if i == last:
-                pairs += outside_the_towers
-            _backward(pairs)
-    return loss.detach()
+        of_rows, beside_the_towers = _gradients(scaled, _sides(rows), learned)
+    of_parts = _cut(of_rows, sizes)
+    _second_pass(
+        encode, micro_batches, towers, device, states, of_parts, beside_the_towers
+    )
+    return loss.detach(), rows
 
 
 def _check_parts(micro_batches: Sequence[object]) -> None:
@@ -164,33 +154,72 @@ def _check_parts(micro_batches: Sequence[object]) -> None:
         )
 
 
+def _joined(features: Sequence[Rows]) -> Rows:
+    """The rows of all parts as leaves, in the form of one part's: by name, or a
+    tuple.
+    """
+    rows = [torch.cat(side) for side in zip(*map(_sides, features), strict=True)]
+    for side in rows:
+        side.requires_grad_(side.is_floating_point())
+    first = features[0]
+    if isinstance(first, Mapping):
+        return dict(zip(first, rows, strict=True))
+    return tuple(rows)
+
+
+def _sides(rows: Rows) -> list[Tensor]:
+    return list(rows.values() if isinstance(rows, Mapping) else rows)
+
+
 def _gradients(
     loss: Tensor, rows: Sequence[Tensor], learned: Sequence[Learned]
 ) -> tuple[list[Tensor | None], list[Arriving]]:
     """The gradient of every matrix of rows, None where it has none; and what arrives at
     the roots of what else the loss learns.
     """
-    leaves = [side for side in rows if side.requires_grad]
-    leaves += [leaf for _, leaf in learned]
-    found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
-    of_rows = [next(found) if side.requires_grad else None for side in rows]
+    sides = [side for side in rows if side.requires_grad]
+    leaves = [leaf for _, leaf in learned]
+    found = torch.autograd.grad(loss, [*sides, *leaves], allow_unused=True)
+    of_sides = iter(found[: len(sides)])
+    of_rows = [next(of_sides) if side.requires_grad else None for side in rows]
     roots = [root for root, _ in learned]
-    return of_rows, list(zip(roots, found, strict=True))
+    return of_rows, list(zip(roots, found[len(sides) :], strict=True))
 
 
-def _as_encoded(rows: list[Tensor], features: Rows) -> Rows:
-    """The rows of all parts in the form of one part's features: by name, or a tuple."""
-    if isinstance(features, Mapping):
-        return dict(zip(features, rows, strict=True))
-    return tuple(rows)
+def _cut(
+    gradients: Sequence[Tensor | None], sizes: list[int]
+) -> list[tuple[Tensor | None, ...]]:
+    """The gradients of whole matrices as those of every part."""
+    nothing = [None] * len(sizes)
+    of_sides = [nothing if g is None else torch.split(g, sizes) for g in gradients]
+    return list(zip(*of_sides, strict=True))
 
 
-def _rows(features: Rows) -> list[Tensor]:
-    return list(features.values() if isinstance(features, Mapping) else features)
-
-
-def _cut(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
-    return [None] * len(sizes) if gradient is None else torch.split(gradient, sizes)
+def _second_pass(
+    encode: Callable[[T], Rows],
+    micro_batches: Sequence[T],
+    towers: nn.Module,
+    device: torch.device,
+    states: Sequence[dict[str, Tensor]],
+    of_parts: Sequence[Sequence[Tensor | None]],
+    beside_the_towers: Sequence[Arriving],
+) -> None:
+    """Embeds every micro-batch again, as it was before, and backpropagates what arrives
+    at its rows; with the last one what arrives beside the towers.
+    """
+    # a rank with fewer parts would average while another has not finished its own
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
+    if isinstance(towers, DistributedDataParallel):
+        no_sync = towers.no_sync
+    last = len(micro_batches) - 1
+    for number, micro_batch in enumerate(micro_batches):
+        with no_sync() if number < last else nullcontext():
+            set_torch_rng_state(states[number], device)
+            rows = _sides(encode(micro_batch))
+            arriving = list(zip(rows, of_parts[number], strict=True))
+            if number == last:
+                arriving += beside_the_towers
+            _backward(arriving)
 
 
 def _backward(pairs: Sequence[Arriving]) -> None:
@@ -207,7 +236,7 @@ def _backward(pairs: Sequence[Arriving]) -> None:
         torch.autograd.backward(roots, gradients)
 
 
-def _prepare_ddp(towers: DistributedDataParallel) -> None:
+def _share_buffers_of_ddp(towers: DistributedDataParallel) -> None:
     """The buffers become rank 0's, from which both passes begin."""
     if towers.static_graph:
         raise ValueError(
@@ -253,51 +282,47 @@ class Buffers:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._owners = list(map(buffers_of, modules))
-        self._before = [dict(owner) for owner in self._owners]
-        places: dict[tuple[torch.dtype, torch.device], list[tuple[int, str]]] = {}
-        for number, owner in enumerate(self._before):
+        self._before: list[tuple[Owner, str, Tensor | None]] = []
+        alike: dict[tuple[torch.dtype, torch.device], list[tuple[Owner, str]]] = {}
+        for owner in map(buffers_of, modules):
             for name, buffer in owner.items():
+                self._before.append((owner, name, buffer))
                 if buffer is not None and buffer.numel() > 0:
                     kind = (buffer.dtype, buffer.device)
-                    places.setdefault(kind, []).append((number, name))
-        self._copies = [
-            (part, _flat(self._tensors(self._before, part))) for part in places.values()
-        ]
-
-    def _tensors(
-        self, owners: Sequence[dict[str, Tensor | None]], part: list[tuple[int, str]]
-    ) -> list[Tensor]:
-        tensors = [owners[number][name] for number, name in part]
-        return [tensor for tensor in tensors if tensor is not None]
+                    alike.setdefault(kind, []).append((owner, name))
+        # buffers of one kind, by their owners and names, and their values
+        self._copies = [(places, _flat(_at(places))) for places in alike.values()]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Gives the modules back the buffers they had, with their values."""
-        for owner, before in zip(self._owners, self._before, strict=True):
-            owner.update(before)
-        for part, copy in self._copies:
-            tensors = self._tensors(self._before, part)
-            torch._foreach_copy_(tensors, _split_as(copy, tensors))
+        for owner, name, buffer in self._before:
+            owner[name] = buffer
+        for places, copy in self._copies:
+            _write(copy, _at(places))
 
     @torch.no_grad()
     def restore_unless(self, good: Tensor) -> None:
         """Puts values back where the 0-d bool ``good`` is false; waits for no
         device.
         """
-        for part, copy in self._copies:
-            tensors = self._tensors(self._owners, part)
-            chosen = torch.where(good, _flat(tensors), copy)
-            torch._foreach_copy_(tensors, _split_as(chosen, tensors))
+        for places, copy in self._copies:
+            tensors = _at(places)
+            _write(torch.where(good, _flat(tensors), copy), tensors)
+
+
+def _at(places: Sequence[tuple[Owner, str]]) -> list[Tensor]:
+    """The buffers that are there now."""
+    buffers = [owner[name] for owner, name in places]
+    return [buffer for buffer in buffers if buffer is not None]
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
-def _split_as(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Parts of a flat tensor in the shapes of the tensors."""
+def _write(flat: Tensor, tensors: list[Tensor]) -> None:
+    """Copies the parts of a flat tensor into the tensors."""
     parts = flat.split([tensor.numel() for tensor in tensors])  # type: ignore[no-untyped-call]
-    return [
-        part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
-    ]
+    shaped = [part.view(to.shape) for part, to in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(tensors, shaped)

@@ -32,6 +32,8 @@ _FIXED = (
     *("given_pairs", "given_towers", "given_objective", "given_optimizer"),
     *("given_sampler", "given_batch_sampler"),
 )
+# Of the other settings these go without saying, or are said elsewhere.
+_UNNOTED = (*_FIXED, "out", "resume", "overwrite", "data", "batch_size")
 
 
 def progress_of(
@@ -45,7 +47,8 @@ def progress_of(
     Raises RunFinished where nothing is left to do.
     """
     progress = checkpoint.progress
-    _refuse_other_model(checkpoint, config)
+    before = _config_before(checkpoint, config)
+    _refuse_other_model(checkpoint, before, config)
     _refuse_other_pairs(checkpoint, data)
     is_ended = is_whole(config, progress)
     if is_ended or 0 < config.patience <= progress.stale:
@@ -55,15 +58,32 @@ def progress_of(
         # the counts of bad samples are summed over ranks, so one rank keeps them
         return replace(progress, reasons={})
     _warn_of_another_layout(checkpoint, config)
+    _note_changes(before, config)
     return progress
 
 
-def _refuse_other_model(checkpoint: Checkpoint, config: TrainConfig) -> None:
-    """Refuses settings that the checkpoint's weights do not belong to."""
+def _config_before(checkpoint: Checkpoint, config: TrainConfig) -> TrainConfig:
+    """The configuration that the run had; the present one without its file."""
     file = checkpoint.path.parent.parent / runs.RUN_CONFIG_FILE
-    if not file.is_file():
-        return
-    before = TrainConfig().merge_file(file)
+    return TrainConfig().merge_file(file) if file.is_file() else config
+
+
+def _note_changes(before: TrainConfig, config: TrainConfig) -> None:
+    """Says which settings are others than before."""
+    then = before.to_dict()
+    changes = [
+        f"{name} {value} instead of {then[name]}"
+        for name, value in config.to_dict().items()
+        if name not in _UNNOTED and value != then[name]
+    ]
+    if changes:
+        logger.info("resumed with %s", ", ".join(changes))
+
+
+def _refuse_other_model(
+    checkpoint: Checkpoint, before: TrainConfig, config: TrainConfig
+) -> None:
+    """Refuses settings that the checkpoint's weights do not belong to."""
     for name in _FIXED:
         now, then = getattr(config, name), getattr(before, name)
         # A temperature is kept as its logarithm: read back, it may differ in the last

@@ -31,21 +31,21 @@ def finite(value: float) -> float | None:
 
 
 class RunLog:
-    """The JSON lines of a run folder, written through at once; those after
-    ``keep_to_step`` are dropped (None: all).
+    """The JSON lines of a run folder, written through at once; of those there a run
+    that goes on keeps what it will not write again, another (``resumed`` None) none.
     """
 
-    def __init__(self, run: Path, keep_to_step: int | None, *, writes: bool) -> None:
+    def __init__(self, run: Path, resumed: Progress | None, *, writes: bool) -> None:
         self._files: dict[str, TextIO] = {}
         names = (runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE)
         for name in names if writes else ():
             path = run / name
             lines: list[str] = []
-            if keep_to_step is not None:
+            if resumed is not None:
                 lines = [
                     json.dumps(line) + "\n"
                     for line in runs.read_lines(path)
-                    if _step_of(line) <= keep_to_step
+                    if _stays(line, resumed)
                 ]
             write_whole(path, "".join(lines))
             self._files[path.stem] = path.open("a", encoding="utf-8")
@@ -81,10 +81,14 @@ class RunLog:
             file.close()
 
 
-def _step_of(line: Mapping[str, object]) -> float:
-    """The step of a line, infinite where it says none."""
+def _stays(line: Mapping[str, object], resumed: Progress) -> bool:
+    """Whether a run that goes on from here does not write a line again. The first
+    validation names held-out pairs, and may have been refused.
+    """
+    if line.get("held_out") and resumed.epoch == 0:
+        return False
     step = line.get("step")
-    return step if isinstance(step, int) else math.inf
+    return isinstance(step, int) and step <= resumed.step
 
 
 class BadSamples:
@@ -108,7 +112,7 @@ class BadSamples:
             self._examples.setdefault(skip.reason, example)
         if bad and progress.epoch_bad < MAX_NAMED:
             place = {"step": progress.step + 1, "epoch": progress.epoch + 1}
-            self.log.write_skipped(place, with_readers(batch.skipped))
+            self.log.write_skipped(place, skips_of_all_ranks(batch.skipped))
         progress.epoch_good += good
         progress.epoch_bad += bad
         self._in_a_row = 0 if good else self._in_a_row + bad
@@ -116,18 +120,19 @@ class BadSamples:
             self.check()
 
     def check(self, *, ended: bool = False) -> None:
-        """Compares the bad samples with the limit, a share of the epoch, or of the
-        epoch so far if it has ``ended``.
+        """Ends the run where more than its share of the epoch is bad, or of what was
+        read so far: at the epoch's end, or after very many in a row.
         """
         good, bad = self.progress.epoch_good, self.progress.epoch_bad
-        total = good + bad
+        n_read = good + bad
+        pairs = n_read
         if not ended and self._in_a_row < MAX_BAD_IN_A_ROW:
-            total = max(total, self.loader.pairs_per_epoch)
-        nothing = ended and bad > 0 and good == 0
-        if bad > self.limit * total or nothing:
+            pairs = max(n_read, self.loader.pairs_per_epoch)
+        leaves_none = ended and bad > 0 and good == 0
+        if bad > self.limit * pairs or leaves_none:
             examples = ChainMap(*gather_objects(self._examples))
-            message = f"{self.loader.name}: {bad} of {good + bad} samples"
-            raise too_many(message, nothing, self.limit, self.reasons(), examples)
+            message = f"{self.loader.name}: {bad} of {n_read} samples"
+            raise too_many(message, leaves_none, self.limit, self.reasons(), examples)
 
     def reasons(self) -> dict[str, int]:
         """The bad samples of all ranks by reason, the most frequent first."""
@@ -137,7 +142,7 @@ class BadSamples:
         return dict(total.most_common())
 
 
-def with_readers(skipped: Sequence[Skip]) -> list[Read]:
-    """The samples of all ranks."""
+def skips_of_all_ranks(skipped: Sequence[Skip]) -> list[Read]:
+    """The samples of all ranks, with their readers."""
     of_ranks = enumerate(gather_objects(skipped))
     return [(reader, skip) for reader, part in of_ranks for skip in part]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -279,13 +280,6 @@ class Stepper:
         # As even as can be: where samples are left out, none is alone in a micro-batch,
         # which has no spread to norm by.
         number = max(1, -(-rows_of(parts) // self.micro_batch_size))
-        first_pass: list[Features] = []
-
-        def encode(micro_batch: Parts) -> Features:
-            features: Features = self._wrapped(micro_batch, loss=False)
-            if not torch.is_grad_enabled():  # the first of two passes
-                first_pass.append(features)
-            return features
 
         def loss_of(features: Rows) -> Tensor:
             assert isinstance(features, Mapping)
@@ -294,14 +288,16 @@ class Stepper:
             )
 
         parameters = self.module.objective.parameters()
-        loss = backward_in_parts(
-            encode,
+        loss, features = backward_in_parts(
+            partial(self._wrapped, loss=False),
             loss_of,
             micro_batches(parts, number),
             self._wrapped,
             [(p, p) for p in parameters if p.requires_grad],
         )
-        return loss, self.module.sides(joined(first_pass))
+        assert isinstance(features, Mapping)
+        x, y = self.module.sides(features)
+        return loss, (x.detach(), y.detach())
 
     def _clip_gradients(self) -> Tensor:
         """Scales the gradient down to the limit, if there is one; its 0-d norm

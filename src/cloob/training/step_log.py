@@ -19,7 +19,7 @@ from cloob.objective.values import cone_notice, mean_cosine
 from cloob.training.build import Run
 from cloob.training.callbacks import Line
 from cloob.training.faults import name_last_checkpoint
-from cloob.training.run_log import finite, with_readers
+from cloob.training.run_log import finite, skips_of_all_ranks
 from cloob.training.step import Launched, Sides, StepResult
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,9 @@ class StepLog:
         progress = self.run.progress
         progress.nonfinite += 1
         detail = f"loss {result.loss}, norm of the gradient {result.grad_norm}"
-        skipped = with_readers([Skip(key, "not finite", detail) for key in step.keys])
+        skipped = skips_of_all_ranks(
+            [Skip(key, "not finite", detail) for key in step.keys]
+        )
         place = {"step": step.number, "epoch": progress.epoch + 1}
         self.run.log.write_skipped(place, skipped)
         message = f"step {step.number}: loss or gradient not finite"

@@ -23,7 +23,7 @@ from cloob.training.callbacks import HeldOut
 from cloob.training.custom_modules import GivenTowers
 from cloob.training.faults import StopSignal, agree_on_batch, fetch
 from cloob.training.generators import preserved_rng
-from cloob.training.run_log import finite, with_readers
+from cloob.training.run_log import finite, skips_of_all_ranks
 from cloob.training.step import (
     Features,
     TowersWithLoss,
@@ -98,7 +98,7 @@ def validate(
     metrics: Metrics = {"val_loss": None, "val_recall": None}
     if val_loss is not None:
         metrics["val_loss"] = finite(val_loss)
-    rows = _of_all_ranks(embedded.rows)
+    rows = _rows_of_all_ranks(embedded.rows)
     if rows is not None:
         x, y, ids = rows
         if not run.val_loader.by_id:
@@ -178,7 +178,7 @@ def _check_bad_pairs(run: Run, embedded: HeldOutPass, *, is_first: bool) -> list
     run names them in ``skipped.jsonl``: they are the same in every one.
     """
     assert run.val_loader is not None
-    skipped = with_readers(embedded.bad_pairs)
+    skipped = skips_of_all_ranks(embedded.bad_pairs)
     progress = run.progress
     if is_first and progress.epoch == 0:
         place = {"step": progress.step, "epoch": 1, "held_out": True}
@@ -189,7 +189,7 @@ def _check_bad_pairs(run: Run, embedded: HeldOutPass, *, is_first: bool) -> list
     return bad_pairs
 
 
-def _of_all_ranks(batches: Sequence[Rows]) -> Rows | None:
+def _rows_of_all_ranks(batches: Sequence[Rows]) -> Rows | None:
     """The rows of all ranks' batches, on every rank; None where there are none."""
     mine = [torch.cat(side).cpu() for side in zip(*batches, strict=True)]
     parts = [part for part in gather_objects(mine) if part]
