@@ -24,8 +24,8 @@ class ColourModel:
     """
 
     embed_dim = DIM
-    weights_file = None
-    tokenizer = None
+    weights_file = tokenizer = model = None
+    device = torch.device("cpu")
 
     def __init__(self, name="colours", **config):
         self.name, self.objective_config = name, config

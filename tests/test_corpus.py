@@ -329,7 +329,7 @@ def test_indices(child, warm, path, wanted, monkeypatch):
     def use():
         with Index.open(child.given) as index:
             index.search("a cat")
-            index.columns()
+            index.store.columns()
             index.similar(index.store.ids().tolist()[-1])
             for item in index.items(index.store.ids().tolist()):
                 index.picture(item.id)

@@ -19,12 +19,9 @@ from typing import Literal, NamedTuple, get_args
 
 from cloob.errors import InputError, require
 
-Contents = Literal[
-    "shards", "tables", "indices", "embeddings", "features", "thumbnails"
-]
-"""Fetched and unpacked tars; Parquet as Arrow; where samples lie in local tars; what
-models make of pictures and texts (two kinds); and small
-pictures for the page of an index.
+Contents = Literal["shards", "tables", "indices", "embeddings", "features"]
+"""Fetched and unpacked tars; Parquet as Arrow; where samples lie in local tars; and
+what models make of pictures and texts (two kinds).
 """
 
 DEFAULT_BYTES = 50 * 1024**3

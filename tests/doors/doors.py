@@ -95,7 +95,6 @@ def steady(value, world):
         "version",
         "revision",
         "date",
-        "date_from",
         "bytes",
         "detail",
     )

@@ -17,11 +17,12 @@ SIDE = 8
 class FakeEncoder(nn.Module):
     """Pixels through one random matrix; the same seed gives the same weights."""
 
-    weights_file = tokenizer = None
+    weights_file = tokenizer = model = None
+    device = torch.device("cpu")
 
     def __init__(self, name="fake", seed=0, dim=16):
         super().__init__()
-        self.name = name
+        self.name, self.objective_config = name, {}
         self.embed_dim = dim
         weight = torch.randn(
             dim, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(seed)

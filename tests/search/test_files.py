@@ -1,4 +1,4 @@
-"""Files of pictures: thumbnails that are kept, and paths that are printed."""
+"""Files of pictures: those that are shown, and paths that are printed."""
 
 import pytest
 
@@ -15,21 +15,19 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path / "pictures"
 
 
-def test_a_thumbnail_is_kept_while_its_file_is_there(pictures, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    for colour in ("blue", "red"):
-        (pictures / f"{colour}.png").write_bytes(picture(colour))
+def test_a_picture_that_has_changed_or_is_gone_is_not_shown(pictures, tmp_path):
+    (pictures / "blue.png").write_bytes(picture("blue"))
     with open_index(make_index(tmp_path / "index", pictures)) as index:
-        first = index.thumbnail(1, 64)
-        monkeypatch.setattr("cloob.search.files.thumbnail", lambda *_: b"made anew")
-        assert index.thumbnail(1, 64) == first
-        assert index.thumbnail(1, 128) == index.thumbnail(2, 64) == b"made anew"
+        assert index.thumbnail(1, 64).startswith(b"\xff\xd8\xff")
         (pictures / "blue.png").write_bytes(picture("green"))
-        with pytest.raises(InputError, match="has changed since it was indexed"):
-            index.picture(1)
+        for read in (index.picture, index.thumbnail):
+            with pytest.raises(InputError, match="has changed since it was indexed"):
+                read(1)
         (pictures / "blue.png").unlink()
         with pytest.raises(InputError, match="missing image"):
-            index.thumbnail(1, 64)
+            index.thumbnail(1)
+        with pytest.raises(InputError, match="has no item 9"):
+            index.picture(9)
 
 
 @pytest.mark.parametrize("words", [["--where", "width > 0"], ["blue"]])

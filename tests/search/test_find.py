@@ -65,9 +65,7 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index):
     assert {hit.item.id for hit in kept.hits} == {
         hit.item.id for hit in found.hits if hit.margin >= cutoff
     }
-    tiny = index.search(
-        Query((Term("red", "words", 1e-320),)), top=1, cutoff=None
-    ).hits[0]
+    tiny = index.search(Query((Term("red", 1e-320),)), top=1, cutoff=None).hits[0]
     whole = index.search("red", top=1, cutoff=None).hits[0]
     assert tiny.item == whole.item and tiny.margin == pytest.approx(
         whole.margin, abs=1e-4
@@ -95,7 +93,7 @@ def test_pictures_rows_and_mistakes(index, coloured):
     with pytest.raises(InputError, match="query of shape"):
         index.search(np.zeros(DIM, np.float32))
     row = ColourModel().encode_text(["red"]).numpy()[0]
-    nothing = Query((Term("red", "words", 0),))
+    nothing = Query((Term("red", 0),))
     for query, how in (
         ("red", {"top": 0}),
         (Query(()), {"row": row}),
@@ -107,8 +105,8 @@ def test_pictures_rows_and_mistakes(index, coloured):
 
 def test_a_query_is_compared_with_queries_of_its_shape(index, tmp_path):
     for query in (
-        Query((Term(1, "item"),)),
-        Query((Term("red", "words"), Term(1, "item", -0.5))),
+        Query((Term(1),)),
+        Query((Term("red"), Term(1, -0.5))),
     ):
         assert all(hit.margin is not None for hit in index.search(query).hits)
     few = make_index(
@@ -116,7 +114,7 @@ def test_a_query_is_compared_with_queries_of_its_shape(index, tmp_path):
     )  # too few to draw from
     model = ColourModel()
     with open_index(few, model) as index:
-        assert index.search(Query((Term(1, "item"),))).hits[0].margin is None
+        assert index.search(Query((Term(1),))).hits[0].margin is None
         assert index.search("red").hits[0].margin is not None
     assert model.texts == [
         "red"
@@ -124,11 +122,11 @@ def test_a_query_is_compared_with_queries_of_its_shape(index, tmp_path):
 
 
 TERMS = {
-    "beach": Term("beach", "words"),
-    "+0.5:beach": Term("beach", "words", 0.5),
-    "16:9 film": Term("16:9 film", "words"),
-    "words:photo.jpg": Term("photo.jpg", "words"),
-    "-words:-people": Term("-people", "words", -1.0),
+    "beach": Term("beach"),
+    "+0.5:beach": Term("beach", 0.5),
+    "16:9 film": Term("16:9 film"),
+    "words:photo.jpg": Term("photo.jpg"),
+    "-words:-people": Term("-people", -1.0),
 }
 
 
@@ -139,13 +137,13 @@ def test_pictures_are_files_and_a_string_is_words(tmp_path):
     for name in ("a b.JPG", "bare"):
         path = tmp_path / name
         path.write_bytes(picture("red"))
-        assert Query.parse([f"+0.5:{path}"]).terms == (Term(path, "picture", 0.5),)
-        assert Query.of(path).terms == (Term(path, "picture"),)
+        assert Query.parse([f"+0.5:{path}"]).terms == (Term(path, 0.5),)
+        assert Query.of(path).terms == (Term(path),)
     for address in ("https://example.org/a", "https://example.org/a.jpg"):
         with pytest.raises(InputError, match="no such picture"):
             Query.parse([address])
     for text in ("photo.jpg", "/etc/passwd", "https://example.org", "-0.5:x"):
-        assert Query.of(text).terms == (Term(text, "words"),)
+        assert Query.of(text).terms == (Term(text),)
 
 
 def test_the_row_is_the_weighted_sum(index, coloured):
@@ -158,7 +156,7 @@ def test_the_row_is_the_weighted_sum(index, coloured):
     query = Query(
         (
             *Query.parse(["blue", f"+0.5:{path}", "-0.25:cyan"]).terms,
-            Term(7, "item", 2.0),
+            Term(7, 2.0),
         )
     )
     expected = blue + 0.5 * red - 0.25 * cyan + 2 * seven

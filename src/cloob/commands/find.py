@@ -84,7 +84,7 @@ def check(options: Options) -> None:
     search.check_options(options)
     from cloob.search import where
     from cloob.search.query import Query
-    from cloob.search.scan.open import has_pictures
+    from cloob.search.sources import has_pictures
 
     Query.parse(options.query)
     if options.where:

@@ -201,13 +201,13 @@ def describe(index: cloob.Index) -> str:
 
 
 def update_options(options: Options) -> UpdateOptions:
-    from cloob.search.scan.collection import ScanOptions
     from cloob.search.update import UpdateOptions
 
     return UpdateOptions(
         model=options.model,
         device=options.machine.device,
-        scan=ScanOptions(options.image_column, options.caption_column),
+        image_column=options.image_column,
+        caption_column=options.caption_column,
         batch_size=options.batch_size,
         workers=options.machine.workers,
         remove_all=options.remove_all,

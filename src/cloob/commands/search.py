@@ -33,7 +33,6 @@ FIELDS = (
     "source",
     "caption",
     "date",
-    "date_from",
     "width",
     "height",
     "bytes",
@@ -105,7 +104,7 @@ def run(options: Options) -> int:
         condition = index.condition(options.where)
         if options.like is not None:
             id_ = find_item(index, options.like)
-            query = Query((Term(id_, "item"), *query.terms))
+            query = Query((Term(id_), *query.terms))
         if query.needs_model:
             say(f"loading {printable(index.model().name)} …")
             index.embedder(device=options.machine.device)
@@ -172,11 +171,11 @@ def print_json(results: Results, options: Options) -> None:
 
 def print_lines(results: Results) -> None:
     """A line per hit, with tabs between its fields; in a list without a query the date
-    and where it is from stand in the place of score and margin.
+    stands in the place of the score, and there is no margin.
     """
     for hit in results.hits:
         item = hit.item
-        first, second = item.date or "", item.date_from
+        first, second = item.date or "", ""
         if not math.isnan(hit.score):
             first = f"{hit.score:.4f}"
             second = "" if hit.margin is None else f"{hit.margin:.1f}"

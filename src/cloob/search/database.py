@@ -23,7 +23,7 @@ from cloob.errors import InputError, message, printable, require
 from cloob.search.records import INDEX_FILE, Busy
 from cloob.search.where import SCHEMA
 
-FORMAT = 14  # the number of these tables
+FORMAT = 15  # the number of these tables
 APPLICATION_ID = 0x434C4F42  # "CLOB"
 PATIENCE_SECONDS = 60.0  # of a writer for another one; a batch takes a part of a second
 _HEADER = b"SQLite format 3\0"

@@ -19,23 +19,28 @@ _DATE = re.compile(
 )
 
 
-def date_of(path: str, stated: Value, exif: Exif | None) -> tuple[str | None, str]:
-    """The ISO 8601 date, and where it is from: a ``column``, ``exif`` or the ``file``.
+def date_of(path: str, stated: Value, exif: Exif | None) -> str | None:
+    """The ISO 8601 date; a column that is filled is not replaced by another date."""
+    if stated not in (None, ""):
+        return iso_date(stated)
+    return _exif_date(exif) or _file_date(path)
 
-    A column that is filled and no date is not replaced by the file's time.
+
+def iso_date(stated: Value) -> str | None:
+    """ISO 8601 of a date that begins with the year: ``2024``, ``20240601``, ``2024/6/1
+    10:00``.
     """
-    if taken := iso_date(stated):
-        return taken, "column"
-    if taken := _exif_date(exif):
-        return taken, "exif"
-    if is_date(stated) and (taken := _file_date(path)):
-        return taken, "file"
-    return None, ""
-
-
-def is_date(stated: Value) -> bool:
-    """Whether a column is empty, or a date."""
-    return stated in (None, "") or iso_date(stated) is not None
+    if isinstance(stated, float) and stated.is_integer():
+        stated = int(stated)
+    match = _DATE.fullmatch(str(stated).strip("\0 "))
+    if match is None:
+        return None
+    year, *parts = [int(part) for part in match.groups()[:6] if part]
+    with contextlib.suppress(ValueError):
+        date(year, *[*parts, 1, 1][:2])
+        day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
+        return f"{day}T{match[7]}" if match[7] else day
+    return None
 
 
 def _exif_date(exif: Exif | None) -> str | None:
@@ -53,25 +58,7 @@ def _exif_date(exif: Exif | None) -> str | None:
 
 
 def _file_date(path: str) -> str | None:
-    """The time of a file; a member of a container has none."""
     with contextlib.suppress(OSError, ValueError, OverflowError):
         changed = datetime.fromtimestamp(os.stat(path).st_mtime)  # noqa: PTH116
         return changed.isoformat(timespec="seconds")
-    return None
-
-
-def iso_date(stated: Value) -> str | None:
-    """ISO 8601 of a date that begins with the year: ``2024``, ``20240601``, ``2024/6/1
-    10:00``.
-    """
-    if isinstance(stated, float) and stated.is_integer():
-        stated = int(stated)
-    match = _DATE.fullmatch(str(stated).strip("\0 "))
-    if match is None:
-        return None
-    year, *parts = [int(part) for part in match.groups()[:6] if part]
-    with contextlib.suppress(ValueError):
-        date(year, *[*parts, 1, 1][:2])
-        day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
-        return f"{day}T{match[7]}" if match[7] else day
     return None

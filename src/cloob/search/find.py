@@ -45,7 +45,7 @@ def search(
     if unrelated is None:  # then no hit has a margin
         cutoff = None
     n_candidates = top if cutoff is None else max(top, LOOKED_AT)
-    queried = item_terms(terms)
+    queried = terms.items() if terms else []
     neighbours = index.store.nearest(row, n_candidates + len(queried), where)
     is_other = ~np.isin(neighbours.ids, queried)
     ids = neighbours.ids[is_other][:n_candidates]
@@ -96,15 +96,8 @@ def _term_row(index: LoadedModel, term: Term) -> Vector:
 
 def default_cutoff(query: Query | None) -> float:
     """The cutoff of a query's kind; scores of pictures spread more."""
-    has_words = query is not None and any(term.kind == "words" for term in query.terms)
+    has_words = query is not None and any(term.is_words for term in query.terms)
     return CUTOFF if has_words else PICTURE_CUTOFF
-
-
-def item_terms(query: Query | None) -> list[int]:
-    """The pictures of the index in a query."""
-    if query is None:
-        return []
-    return [term.what for term in query.terms if isinstance(term.what, int)]
 
 
 def _hits(

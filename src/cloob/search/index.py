@@ -5,6 +5,7 @@ date.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -65,14 +66,6 @@ class Index(LoadedModel, contextlib.AbstractContextManager["Index"]):
     def __len__(self) -> int:
         return self.store.count()
 
-    def revision(self) -> int:
-        """Grows with every change."""
-        return self.store.revision()
-
-    def columns(self) -> dict[str, str]:
-        """The metadata columns of the sources, and what they hold."""
-        return self.store.columns()
-
     def filter(self, where: str, hidden: Sequence[str] = ()) -> Filter:
         """Checks a filter, which may name none of the ``hidden`` columns."""
         filter_ = parse(where, hidden)
@@ -95,23 +88,32 @@ class Index(LoadedModel, contextlib.AbstractContextManager["Index"]):
         return self.store.pictures(self.condition(where))
 
     def picture(self, id: int) -> bytes:
-        """The bytes of a picture's file."""
-        from cloob.search.files import make_of_picture  # Pillow
+        """The bytes of a picture's file; InputError where they cannot be read, or are
+        others by now.
+        """
+        from cloob.data.batch import BadSample, read_pair_file  # Pillow
 
-        return make_of_picture(self._item(id), bytes)
+        for item in self.store.items([id]):
+            try:
+                data = read_pair_file(item.path, item.path, "image")
+            except BadSample as bad:
+                raise InputError(str(bad)) from None
+            if hashlib.sha256(data).hexdigest() == item.content:
+                return data
+            raise InputError(
+                f"{item.path}: has changed since it was indexed; `cloob index` looks"
+                " again"
+            )
+        raise InputError(f"{self.store.address}: has no item {id}")
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
-        """A JPEG of a picture within a square of ``size`` pixels, without metadata;
-        cached while the file stays.
-        """
-        from cloob.search.files import kept_thumbnail  # Pillow
+        """A JPEG of a picture within a square of ``size`` pixels, without metadata."""
+        from cloob.pictures import Unreadable, thumbnail
 
-        return kept_thumbnail(self._item(id), size)
-
-    def _item(self, id: int) -> Item:
-        for item in self.store.items([id]):
-            return item
-        raise InputError(f"{self.store.address}: has no item {id}")
+        try:
+            return thumbnail(self.picture(id), size)
+        except Unreadable as bad:
+            raise InputError(f"picture {id}: {bad.reason} ({bad.detail})") from None
 
     def search(
         self,
@@ -136,7 +138,7 @@ class Index(LoadedModel, contextlib.AbstractContextManager["Index"]):
         """The pictures nearest to one of the index, without itself and a cutoff; loads
         no model.
         """
-        query = Query((Term(id, "item"),))
+        query = Query((Term(id),))
         return self.search(query, top=top, where=where, cutoff=None)
 
     def classify(

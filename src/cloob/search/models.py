@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +32,6 @@ if TYPE_CHECKING:  # torch is imported where it is needed
 
     from cloob.models.encoder import DualEncoder
 
-
 _MOST_ROWS = 4096  # of words and of pictures that were asked for
 
 
@@ -41,7 +42,7 @@ class LoadedModel:
         self.store = store
         self.unrelated: dict[tuple[object, ...], Vector | None] = {}
         """Unrelated queries by their shape (:mod:`cloob.search.unrelated`)."""
-        self._encoder: DualEncoder | None = None
+        self._loaded: TorchEmbedder | None = None
         self._embedder: Embedder | None = None
         self._loading = threading.RLock()
         self._cached_row = lru_cache(_MOST_ROWS)(self._embed)
@@ -51,35 +52,22 @@ class LoadedModel:
         return self.store.model()
 
     def use(self, encoder: DualEncoder) -> None:
-        """Hands in the loaded model for :meth:`encoder`."""
+        """Hands in the loaded model for later searches."""
         from cloob.models.load import fingerprint  # torch
 
-        self.keep(self.model(), encoder, fingerprint(encoder))
+        self._keep(self.model(), encoder, fingerprint(encoder))
 
-    def keep(self, model: IndexedModel, encoder: DualEncoder, weights: str) -> None:
-        """Keeps the loaded model, and writes the graph of its text tower for later
-        searches; refuses other weights.
-        """
-        from cloob.models.text_graph import keep_text_graph
-
-        self.store.check_weights(weights)
-        embedder = TorchEmbedder(encoder)
-        with contextlib.suppress(InputError):  # the model is no longer where it was
-            keep_text_graph(model.spec, weights, encoder, embedder.texts)
-        self._encoder, self._embedder = encoder, embedder
-
-    def encoder(self, device: str | torch.device = "auto") -> DualEncoder:
+    def loaded(self, device: str | torch.device = "auto") -> TorchEmbedder:
         """The model, loaded once."""
         with self._loading:  # one at a time
-            if self._encoder is None:
+            if self._loaded is None:
                 model = self.model()
-                self.keep(model, *load_named(model.spec, device))
-            assert self._encoder is not None
-            return self._encoder
+                return self._keep(model, *load_named(model.spec, device))
+            return self._loaded
 
     def embedder(self, device: str = "auto") -> Embedder:
         """What embeds queries, without torch where that can be: the graphs of an ONNX
-        folder, or the text graph that was written; else :meth:`encoder`.
+        folder, or the text graph that was written; else :meth:`loaded`.
         """
         from cloob.models.onnx import PlainEncoder  # where something is embedded
         from cloob.models.text_graph import open_text_graph
@@ -90,13 +78,12 @@ class LoadedModel:
                 plain = PlainEncoder.open(model.spec)
                 if plain is not None:
                     self.store.check_weights(plain.fingerprint)
-                graph = plain or open_text_graph(
+                self._embedder = plain or open_text_graph(
                     model.spec,
                     model.fingerprint,
-                    lambda images: TorchEmbedder(self.encoder(device)).pictures(images),
+                    lambda images: self.loaded(device).pictures(images),
                 )
-                self._embedder = graph or TorchEmbedder(self.encoder(device))
-            return self._embedder
+            return self._embedder or self.loaded(device)
 
     def is_loaded(self) -> bool:
         """Whether a query waits for no loading."""
@@ -109,19 +96,85 @@ class LoadedModel:
                 return self._cached_row(dataclasses.replace(term, weight=1.0))
             return self._embed(term)
 
-    def _embed(self, term: Term) -> Vector:
-        embedder = self.embedder()
-        if term.kind == "words":
-            rows = embedder.texts([str(term.what)])
+    def choose(
+        self,
+        requested: str | Path | DualEncoder | None,
+        device: str | torch.device,
+    ) -> tuple[IndexedModel, Callable[[], TorchEmbedder]]:
+        """The model of an update, and what loads it; refused where the index has
+        another one.
+        """
+        stored = self.store.stored_model()
+        spec = None
+        if isinstance(requested, str | Path):
+            spec = absolute(str(requested))
+            remember(spec)
+        if stored and (requested is None or spec == stored.spec):
+            return stored, lambda: self.loaded(device)
+        if requested is None:
+            raise InputError(f"{self.store.address}: is empty; --model chooses one")
+        if spec is None:
+            from cloob.models.load import fingerprint  # torch
+
+            assert not isinstance(requested, str | Path)
+            encoder, weights = requested, fingerprint(requested)
         else:
-            rows = embedder.pictures([picture_of(term)])
-        return np.asarray(rows[0], np.float32)
+            encoder, weights = load_named(spec, device)
+        _ = encoder.preprocess  # refused by a model of vectors
+        name = short_name(str(requested) if spec else encoder.name)
+        inv_tau = inverse_temperature(encoder)
+        width = encoder.embed_dim
+        model = IndexedModel(name, spec or encoder.name, weights, width, inv_tau)
+        embedder = self._keep(model, encoder, weights)
+        if stored and spec:
+            self.store.move_model(spec)
+        return stored or model, lambda: embedder
 
     def close(self) -> None:
         """Closes the database and forgets the model."""
         self.store.close()
-        self._encoder = self._embedder = None
+        self._loaded = self._embedder = None
         self._cached_row.cache_clear()
+
+    def _keep(
+        self, model: IndexedModel, encoder: DualEncoder, weights: str
+    ) -> TorchEmbedder:
+        """Keeps the loaded model, and writes the graph of its text tower for later
+        searches; refuses other weights.
+        """
+        from cloob.models.text_graph import keep_text_graph
+
+        self.store.check_weights(weights)
+        embedder = TorchEmbedder(encoder)
+        with contextlib.suppress(InputError):  # the model is no longer where it was
+            keep_text_graph(model.spec, weights, encoder, embedder.texts)
+        self._loaded = self._embedder = embedder
+        return embedder
+
+    def _embed(self, term: Term) -> Vector:
+        embedder = self.embedder()
+        if isinstance(term.what, str):
+            rows = embedder.texts([term.what])
+        else:
+            rows = embedder.pictures([picture_of(term)])
+        return np.asarray(rows[0], np.float32)
+
+
+def short_name(typed: str) -> str:
+    """What an index calls a model that is typed so."""
+    spec = typed
+    if typed.startswith(("hf-hub:", "local-dir:")):
+        spec = typed.partition(":")[2]
+    return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
+
+
+def inverse_temperature(encoder: DualEncoder) -> float | None:
+    """τ⁻¹ of the model's objective, else of its weights; None where neither has it."""
+    stated = encoder.objective_config.get("inv_tau")
+    if stated:
+        return float(stated)
+    logarithm = getattr(encoder.model, "logit_scale", None)
+    return None if logarithm is None else math.exp(float(logarithm.detach()))
 
 
 def remember(typed: str) -> None:
@@ -161,8 +214,6 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
 
 
 def _note(typed: str) -> Path:
-    return (
-        cache_root()
-        / "addresses"
-        / hashlib.sha256(typed.encode("utf-8", "surrogatepass")).hexdigest()
-    )
+    """The file that says that a model was typed on this machine."""
+    digest = hashlib.sha256(typed.encode("utf-8", "surrogatepass")).hexdigest()
+    return cache_root() / "addresses" / digest

@@ -7,12 +7,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cloob.search.records import FileState, Item, valid
-from cloob.search.scan.collection import Collection, FoundPicture, LeftOut
-from cloob.search.store import Store
+from cloob.search.sources import Collection, FoundPicture, LeftOut
 
 # not worth another try
 _FINAL = re.compile("^(corrupt image|embedding not finite)")
@@ -25,12 +24,14 @@ _UNREAD = ("folder cannot be listed", _NOT_MOUNTED)
 
 @dataclass
 class Summary:
-    added: int = 0  # new pictures, renamed ones included
-    changed: int = 0  # pictures whose file holds something else now
-    described: int = 0  # files of the same bytes with another time, caption or columns
+    """What an update did, in pictures."""
+
+    added: int = 0  # new ones, renamed ones included
+    changed: int = 0  # their file holds something else now
+    described: int = 0  # the same bytes with another time, caption or columns
     removed: int = 0
-    unchanged: int = 0  # files that were not opened
-    embedded: int = 0  # pictures that went through the model
+    unchanged: int = 0  # their files were not opened
+    embedded: int = 0  # they went through the model
     # files that cannot be read by the reason why; old ones included
     unreadable: LeftOut = field(default_factory=LeftOut)
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -40,10 +41,12 @@ class Summary:
 
     @property
     def faults(self) -> Counter[str]:
+        """How many files cannot be read, by reason."""
         return self.unreadable.counts
 
     @property
     def unread(self) -> int:
+        """How many places were not looked into."""
         return sum(self.left_out.counts[reason] for reason in _UNREAD)
 
     def add_fault(self, fault: str, path: str) -> None:
@@ -75,66 +78,62 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
+    """What is to be read of a source, and what of it is gone."""
+
+    collection: Collection
     tasks: list[Task]
     gone: list[FileState]
 
 
 def make_plan(
-    store: Store,
     collection: Collection,
+    states: Mapping[str, FileState],
     summary: Summary,
     *,
     remove_all: bool = False,
 ) -> Plan:
-    """What has to be read of a source, and what is gone; counts the rest."""
-    states = {state.path: state for state in store.states(collection.name)}
-    collection.left_out = summary.left_out
-    found = dict(_scan(collection, summary.left_out))
-    why = _why_refused(states.values(), found, collection)
+    """What has to be read of a source, and what is gone of the known ``states`` by
+    path; counts the rest.
+    """
+    found = dict(_scan(collection))
+    why = _why_refused(states, found, collection)
     if why and not (remove_all and states):
         summary.refused[collection.name] = why
-        return Plan([], [])
+        return Plan(collection, [], [])
     tasks = [
         Task(picture, states.get(path), collection)
         for path, picture in found.items()
         if _has_changed(picture, states.get(path), summary)
     ]
-    gone = [states[path] for path in states.keys() - found.keys()]
-    gone = _without(gone, [f"{place}/" for place in collection.unlisted])
+    missing = [states[path] for path in states.keys() - found.keys()]
+    gone = _outside(missing, [f"{place}/" for place in collection.unlisted])
     if not remove_all:
-        gone = _without_mounts(gone, found.keys() & states.keys(), collection)
-    return Plan(tasks, gone)
+        for mount in _mounts(gone, found.keys() & states.keys(), collection.name):
+            rest = _outside(gone, [mount])
+            collection.left_out.add(_NOT_MOUNTED, mount, len(gone) - len(rest))
+            gone = rest
+    return Plan(collection, tasks, gone)
 
 
-def _without_mounts(
-    gone: list[FileState], present: Iterable[str], collection: Collection
-) -> list[FileState]:
-    """What is gone without what lay on a disk that is away, which is counted."""
-    for mount in _mounts(gone, list(present), collection.name):
-        rest = _without(gone, [mount])
-        collection.left_out.add(_NOT_MOUNTED, mount, len(gone) - len(rest))
-        gone = rest
-    return gone
-
-
-def _scan(
-    collection: Collection, left_out: LeftOut
-) -> Iterator[tuple[str, FoundPicture]]:
+def _scan(collection: Collection) -> Iterator[tuple[str, FoundPicture]]:
     """What a source names, with names that an index can hold."""
     for picture in collection.scan():
         if valid(picture.path) == picture.path:
             yield picture.path, picture
         else:
-            left_out.add("name that is not UTF-8, to be renamed", picture.path)
+            reason = "name that is not UTF-8, to be renamed"
+            collection.left_out.add(reason, picture.path)
 
 
 def _why_refused(
-    states: Iterable[FileState], found: dict[str, FoundPicture], collection: Collection
+    states: Mapping[str, FileState],
+    found: Mapping[str, FoundPicture],
+    collection: Collection,
 ) -> str:
     """Why a source is not read, empty if it is: there is nothing of it."""
     if collection.unlisted or not all(map(_is_missing, found.values())):
         return ""
-    n_indexed = sum(state.id is not None for state in states)
+    n_indexed = sum(state.id is not None for state in states.values())
     if n_indexed:
         return (
             f"none of its {n_indexed:,} pictures is there any more (not mounted?), so"
@@ -165,7 +164,7 @@ def _has_changed(
     return True
 
 
-def _without(states: Iterable[FileState], places: Iterable[str]) -> list[FileState]:
+def _outside(states: Iterable[FileState], places: Iterable[str]) -> list[FileState]:
     """The files that lie in none of the places."""
     beginnings = tuple(places)
     return [state for state in states if not state.path.startswith(beginnings)]
@@ -179,10 +178,10 @@ def _mounts(
     """
     folders = {os.path.dirname(state.path) for state in gone}  # noqa: PTH120
     places = {_existing(folder, source) for folder in folders} - {source}
-    mounts = [f"{place}/" for place in sorted(places) if _may_be_a_mount(place)]
-    return [
-        mount for mount in mounts if not any(path.startswith(mount) for path in present)
-    ]
+    mounts = {f"{place}/" for place in places if _may_be_a_mount(place)}
+    for path in present:
+        mounts = {mount for mount in mounts if not path.startswith(mount)}
+    return sorted(mounts)
 
 
 def _existing(folder: str, source: str) -> str:

@@ -6,10 +6,11 @@ The page “Search pictures” has the notation.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from cloob.errors import InputError
 from cloob.pictures import decode
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from cloob.models.encoder import DualEncoder
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from cloob.models.text_graph import TextGraph
 
 Vector = npt.NDArray[np.float32]
-Kind = Literal["words", "picture", "item", "image", "file"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
 Embedder: TypeAlias = (
     # a loaded model; without torch an ONNX folder, or the kept graph of a text tower
@@ -37,17 +38,22 @@ _MIN_LENGTH = 1e-4  # of a sum of unit rows; below it the direction is mostly ro
 _TERM = re.compile(
     r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL
 )
+_PATHS = ("/", "./", "../", "~/", "http://", "https://")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a query: words, a picture's path, the id of one of the index, an
-    opened picture, or the bytes of a file.
+    """One part of a query: words, the id of a picture of the index, or a picture from
+    elsewhere: its path, the bytes of its file, or opened.
     """
 
-    what: str | Path | int | Image | bytes
-    kind: Kind
+    what: str | int | Path | bytes | Image
     weight: float = 1.0  # not 0; negative subtracts
+
+    @property
+    def is_words(self) -> bool:
+        """Whether it is text."""
+        return isinstance(self.what, str)
 
 
 @dataclass(frozen=True)
@@ -65,38 +71,23 @@ class Query:
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
         """Reads terms as a person writes them on a command line."""
-        terms = []
-        for word in words:
-            sign, number, what = _TERM.fullmatch(word).groups()  # type: ignore[union-attr]  # it matches everything
-            what, weight = what.strip(), float(f"{sign}{number or 1}")
-            is_path = (
-                what.startswith(("/", "./", "../", "~/", "http://", "https://"))
-                or Path(what).suffix.lower() in IMAGE_SUFFIXES
-            )
-            if what.startswith("words:") or not is_path:
-                terms.append(_words(what.removeprefix("words:"), weight))
-            elif Path(what).expanduser().is_file():
-                terms.append(Term(Path(what).expanduser(), "picture", weight))
-            else:
-                raise InputError(
-                    f"{what}: no such picture; for the words as they stand write"
-                    f" words:{what}"
-                )
-        return cls(tuple(terms))
+        return cls(tuple(map(_parse_term, words)))
 
     @classmethod
     def of(cls, what: str | Path | Image | Query) -> Query:
         """A query of one term: a string is words as they stand, and never a path."""
         if isinstance(what, Query):
             return what
-        if isinstance(what, str):
-            return cls((_words(what, 1.0),))
-        return cls((Term(what, "picture" if isinstance(what, Path) else "image"),))
+        return cls((_words(what, 1.0) if isinstance(what, str) else Term(what),))
 
     @property
     def needs_model(self) -> bool:
         """Whether anything has to be embedded; pictures of the index are already."""
-        return any(term.kind != "item" for term in self.terms)
+        return len(self.items()) < len(self.terms)
+
+    def items(self) -> list[int]:
+        """The ids of the pictures of the index in it."""
+        return [term.what for term in self.terms if isinstance(term.what, int)]
 
 
 @dataclass(frozen=True)
@@ -106,22 +97,30 @@ class TorchEmbedder:
     encoder: DualEncoder
 
     def texts(self, texts: Sequence[str]) -> Vector:
-        return self._rows(self.encoder.encode_text, list(texts))
+        """(n, D) of texts."""
+        with self._evaluating():
+            return _as_numpy(self.encoder.encode_text(list(texts)))
 
     def pictures(self, images: Sequence[Image]) -> Vector:
+        """(n, D) of upright pictures."""
+        return self.pixels([self.encoder.preprocess(image) for image in images])
+
+    def pixels(self, pixels: Sequence[torch.Tensor]) -> Vector:
+        """(n, D) of what the model's preprocessing made of pictures."""
         import torch
 
-        pixels = torch.stack([self.encoder.preprocess(image) for image in images])
-        return self._rows(
-            self.encoder.encode_image, pixels.to(getattr(self.encoder, "device", "cpu"))
-        )
+        batch = torch.stack(list(pixels)).to(self.encoder.device)
+        with self._evaluating():
+            return _as_numpy(self.encoder.encode_image(batch))
 
-    def _rows(self, encode: Callable[[Any], Any], items: Any) -> Vector:
+    def _evaluating(self) -> AbstractContextManager[None]:
         from cloob.models.encoder import evaluating
 
-        with evaluating(self.encoder):
-            rows: Vector = encode(items).float().cpu().numpy()
-        return rows
+        return evaluating(self.encoder)
+
+
+def _as_numpy(rows: torch.Tensor) -> Vector:
+    return np.asarray(rows.float().cpu().numpy())
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
@@ -147,12 +146,28 @@ def picture_of(term: Term) -> Image:
     """The opened picture of a term."""
     from cloob.models.pixels import open_image
 
-    if isinstance(term.what, bytes):
-        return decode(term.what)
-    return open_image(term.what)  # type: ignore[arg-type]
+    assert not isinstance(term.what, str | int)
+    return decode(term.what) if isinstance(term.what, bytes) else open_image(term.what)
+
+
+def _parse_term(word: str) -> Term:
+    """Reads a term as a person writes it on a command line."""
+    match = _TERM.fullmatch(word)
+    assert match is not None  # it matches everything
+    what = match["what"].strip()
+    weight = float(f"{match['sign']}{match['weight'] or 1}")
+    path = Path(what).expanduser()
+    is_path = what.startswith(_PATHS) or path.suffix.lower() in IMAGE_SUFFIXES
+    if what.startswith("words:") or not is_path:
+        return _words(what.removeprefix("words:"), weight)
+    if not path.is_file():
+        raise InputError(
+            f"{what}: no such picture; for the words as they stand write words:{what}"
+        )
+    return Term(path, weight)
 
 
 def _words(text: str, weight: float) -> Term:
     if not text.strip():
         raise InputError("an empty query; give words, a picture, or --like ID")
-    return Term(text.encode("utf-8", "replace").decode(), "words", weight)
+    return Term(text.encode("utf-8", "replace").decode(), weight)

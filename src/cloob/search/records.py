@@ -37,9 +37,8 @@ class Item:
     mtime_ns: int | None  # of the file, nanoseconds since 1970
     width: int  # of the upright picture, pixels
     height: int
-    date: str | None = None  # when it was taken, or what comes nearest to it, ISO 8601
+    date: str | None = None  # when it was taken: its column, EXIF, or the file's time
     caption: str | None = None
-    date_from: str = ""  # ``exif``, a ``column``, or the ``file``; empty without a date
     columns: Mapping[str, Value] = field(default_factory=dict)  # what else describes it
 
 

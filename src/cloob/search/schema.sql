@@ -24,7 +24,7 @@ CREATE TABLE cloob_contents (
 CREATE TABLE cloob_items (
   id INTEGER PRIMARY KEY AUTOINCREMENT, source INTEGER NOT NULL, path TEXT NOT NULL,
   content INTEGER, bytes INTEGER NOT NULL, mtime_ns INTEGER,
-  width INTEGER NOT NULL, height INTEGER NOT NULL, date TEXT, date_from TEXT NOT NULL, caption TEXT,
+  width INTEGER NOT NULL, height INTEGER NOT NULL, date TEXT, caption TEXT,
   columns TEXT NOT NULL,  -- JSON
   fault TEXT, UNIQUE (source, path)) STRICT;
 CREATE INDEX cloob_items_content ON cloob_items (content);

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -45,18 +45,17 @@ FROM cloob_items i LEFT JOIN cloob_contents c ON c.id = i.content
 WHERE i.source = (SELECT id FROM cloob_sources WHERE path = :source) ORDER BY i.id"""
 # CROSS JOIN: SQLite reads the left table first.
 _ITEMS = f"""SELECT i.id, {SOURCE}, {PATH}, c.hash, i.bytes, i.mtime_ns,
-  i.width, i.height, i.date, i.caption, i.date_from, i.columns
+  i.width, i.height, i.date, i.caption, i.columns
 FROM cloob_items i CROSS JOIN cloob_contents c ON c.id = i.content
 WHERE i.id IN (SELECT value FROM json_each(:ids))"""
 _WRITE_ITEM = """INSERT INTO cloob_items (source, path, content, bytes, mtime_ns, width,
-  height, date, caption, columns, date_from, fault)
+  height, date, caption, columns, fault)
 VALUES ((SELECT id FROM cloob_sources WHERE path = ?),
-  ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (source, path) DO UPDATE SET
   content = excluded.content, bytes = excluded.bytes, mtime_ns = excluded.mtime_ns,
   width = excluded.width, height = excluded.height, date = excluded.date,
-  caption = excluded.caption, columns = excluded.columns,
-  date_from = excluded.date_from, fault = excluded.fault"""
+  caption = excluded.caption, columns = excluded.columns, fault = excluded.fault"""
 _REMOVE = """DELETE FROM cloob_items
 WHERE source = (SELECT id FROM cloob_sources WHERE path = ?) AND path = ?"""
 # as one text: 100,000 rows of Python take three times as long
@@ -276,7 +275,7 @@ class Store(Database):
             names = self._names(source, state.path)
             fault = valid(state.fault or "")
             row = (*names, None, state.bytes, state.mtime_ns, 0, 0, None, None, "{}")
-            self.many(_WRITE_ITEM, [(*row, "", fault)])
+            self.many(_WRITE_ITEM, [(*row, fault)])
 
     def note_unnamed(self) -> None:
         """Notes of contents whether a path names them, and since when none does."""
@@ -407,7 +406,7 @@ class Store(Database):
             return self._matrix
 
 
-def _values(item: Item) -> tuple[Any, ...]:
+def _values(item: Item) -> tuple[str | int | None, ...]:
     """The fields of an item after its content, in the order of ``_WRITE_ITEM``."""
     columns = {
         valid(name): valid(value) if isinstance(value, str) else value
@@ -422,7 +421,6 @@ def _values(item: Item) -> tuple[Any, ...]:
         item.date and valid(item.date),
         item.caption and valid(item.caption),
         json.dumps(columns, ensure_ascii=False),
-        item.date_from,
         None,
     )
 

@@ -44,7 +44,7 @@ def unrelated_rows(index: LoadedModel, query: Query) -> Vectors | None:
     """(B, D) unit rows of unrelated queries of a query's shape; None if the index has
     too few pictures for it.
     """
-    shape = tuple((term.kind == "words", term.weight) for term in query.terms)
+    shape = tuple((term.is_words, term.weight) for term in query.terms)
     has_pictures = not all(is_words for is_words, _ in shape)
     key = (shape, index.store.revision() if has_pictures else None)
     if key in index.unrelated:

@@ -1,25 +1,34 @@
-"""What ``Index.update`` does: which sources, and which model. torch is imported where
-something has to be embedded.
+"""``Index.update``: compares the sources with the index, reads what is new, embeds
+bytes that have no vector yet, and writes it all batch by batch.
+
+torch is imported where something has to be embedded.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
+import hashlib
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from cloob.data.batch import BadSample, read_pair_file
 from cloob.errors import InputError
-from cloob.machine import decoders
-from cloob.models.runs import split_checkpoint
-from cloob.search.models import LoadedModel, absolute, load_named, remember
-from cloob.search.plan import Summary, make_plan
-from cloob.search.records import IndexedModel, Progress
-from cloob.search.scan.collection import Collection, ScanOptions
-from cloob.search.scan.open import open_collection, source_name
+from cloob.machine import decoders, in_threads
+from cloob.pictures import Encoded, Unreadable
+from cloob.search.dates import date_of
+from cloob.search.matrix import Vectors
+from cloob.search.models import LoadedModel
+from cloob.search.plan import Summary, Task, make_plan
+from cloob.search.query import TorchEmbedder
+from cloob.search.records import FileState, IndexedModel, Item, Progress
+from cloob.search.sources import Collection, LeftOut, open_collection, source_name
 from cloob.search.store import Store
 
 if TYPE_CHECKING:
@@ -27,13 +36,18 @@ if TYPE_CHECKING:
 
     from cloob.models.encoder import DualEncoder
 
+_TRANSIENT = ("no permission to read", "cannot be read")  # it need not be gone
+
 
 @dataclass(frozen=True)
 class UpdateOptions:
+    """How an index is brought up to date."""
+
     # as `load_model` takes it, or loaded; None: that of the index
     model: str | Path | DualEncoder | None = None
     device: str | torch.device = "auto"
-    scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
+    image_column: str | None = None  # of a table; ``filepath`` where none is named
+    caption_column: str | None = None  # ``title``, ``caption`` or ``text``
     batch_size: int = 64  # pictures of a forward pass, and of a transaction
     workers: int = field(default_factory=decoders)  # threads that read and decode
     # all items of a source may go if nothing of it is there any more
@@ -50,67 +64,53 @@ def update(
     removes what is gone.
     """
     store = loaded.store
-    collections = open_all(store, sources, options.scan)
-    done = Summary()
-    plans = [
-        make_plan(store, item, done, remove_all=options.remove_all)
-        for item in collections
-    ]
+    summary = Summary()
+    plans = []
+    for collection in _open_all(store, sources, options, summary.left_out):
+        states = {state.path: state for state in store.states(collection.name)}
+        remove_all = options.remove_all
+        plans.append(make_plan(collection, states, summary, remove_all=remove_all))
     tasks = [task for plan in plans for task in plan.tasks]
     start = time.monotonic()
     if tasks or store.stored_model() is not None:
-        model, encoder = choose_model(loaded, options)
+        model, embedder = loaded.choose(options.model, options.device)
     if tasks:
-        from cloob.search.build import Builder  # torch
-
-        builder = Builder(store, model, encoder, done, options.batch_size)
-        builder.run(tasks, options.workers, progress)
-    for item, plan in zip(collections, plans, strict=True):
-        store.remove(item.name, [state.path for state in plan.gone])
-        done.removed += sum(state.id is not None for state in plan.gone)
+        writer = _Writer(store, model, embedder, summary, options.batch_size)
+        writer.run(tasks, options.workers, progress)
+    for plan in plans:
+        store.remove(plan.collection.name, [state.path for state in plan.gone])
+        summary.removed += sum(state.id is not None for state in plan.gone)
     store.note_unnamed()
-    done.seconds = time.monotonic() - start
-    return done
+    summary.seconds = time.monotonic() - start
+    return summary
 
 
-def open_all(
-    store: Store, sources: Sequence[str | Path], options: ScanOptions
+def _open_all(
+    store: Store,
+    sources: Sequence[str | Path],
+    options: UpdateOptions,
+    left_out: LeftOut,
 ) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
-    indexed_sources = store.sources()
-    names = named_sources(sources or indexed_sources, indexed_sources)
-    check_apart(names, indexed_sources)
+    indexed = store.sources()
+    names = list(dict.fromkeys(map(source_name, sources or indexed)))
+    _check_apart(names, indexed)
     collections: list[Collection] = []
     for name in names:
-        if name in indexed_sources and not os.path.lexists(name):
-            collections.append(Collection(name))
-        else:
-            collections.append(open_collection(name, options))
+        if name in indexed and not os.path.lexists(name):
+            collections.append(Collection(name, left_out))
+            continue
+        columns = (options.image_column, options.caption_column)
+        collections.append(open_collection(name, left_out, *columns))
     return collections
 
 
-def named_sources(
-    sources: Iterable[str | Path], indexed_sources: Sequence[str]
-) -> list[str]:
-    """What the index calls sources: a known one by the name that it has there, whatever
-    link leads to it.
-    """
-    real = {os.path.realpath(name): name for name in indexed_sources}
-    names: dict[str, None] = {}
-    for source in sources:
-        name = source_name(source)
-        if name not in indexed_sources:
-            name = real.get(os.path.realpath(name), name)
-        names[name] = None
-    return list(names)
-
-
-def check_apart(names: Sequence[str], indexed_sources: Sequence[str]) -> None:
+def _check_apart(names: Sequence[str], indexed: Sequence[str]) -> None:
     """Refuses a new source inside another one, or around it: its pictures would be in
     the index twice.
     """
-    places = {name: Path(name).resolve() for name in (*indexed_sources, *names)}
-    for name in set(names).difference(indexed_sources):
+    places = {name: Path(name).resolve() for name in (*indexed, *names)}
+    for name in set(names).difference(indexed):
         for other in places.keys() - {name}:
             inner, outer = sorted((places[name], places[other]), key=str)[::-1]
             if inner.is_relative_to(outer):
@@ -120,63 +120,154 @@ def check_apart(names: Sequence[str], indexed_sources: Sequence[str]) -> None:
                 )
 
 
-def choose_model(
-    loaded: LoadedModel, options: UpdateOptions
-) -> tuple[IndexedModel, Callable[[], DualEncoder]]:
-    """The model of an update, and what loads it; refused where the index has another
-    one.
+class _Read(NamedTuple):
+    """A file that was read: an item, with pixels if its bytes have no vector; or a
+    fault.
     """
-    store, requested = loaded.store, options.model
-    stored = store.stored_model()
-    spec = None
-    if isinstance(requested, str | Path):
-        spec = absolute(str(requested))
-        remember(spec)
-    if stored and (requested is None or spec == stored.spec):
-        return stored, lambda: loaded.encoder(options.device)
-    if requested is None:
-        raise InputError(f"{store.address}: is empty; --model chooses one")
-    model, encoder = load_new(loaded, requested, spec, options.device)
-    if stored and spec:
-        store.move_model(spec)
-    return stored or model, lambda: encoder
+
+    task: Task
+    item: Item | None = None
+    pixels: torch.Tensor | None = None
+    fault: str = ""
+    is_transient: bool = False  # so what is known of the file stays
+    notes: Sequence[tuple[str, str]] = ()  # what is left out, and where
 
 
-def load_new(
-    loaded: LoadedModel,
-    requested: str | Path | DualEncoder,
-    spec: str | None,
-    device: str | torch.device,
-) -> tuple[IndexedModel, DualEncoder]:
-    """Loads a model that the index does not have, or has by another place."""
-    if isinstance(requested, str | Path):
-        encoder, weights = load_named(str(spec), device)
-        name = short_name(str(requested))
-    else:
-        from cloob.models.load import fingerprint  # torch
+@dataclass
+class _Writer:
+    """Reads, embeds and writes pictures.
 
-        encoder, weights = requested, fingerprint(requested)
-        name = short_name(encoder.name)
-    _ = encoder.preprocess  # refused by a model of vectors
-    width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
-    inv_tau = inverse_temperature(encoder)
-    model = IndexedModel(name, spec or encoder.name, weights, width, inv_tau)
-    loaded.keep(model, encoder, weights)
-    return model, encoder
+    Every batch is a transaction: the next update goes on after the last one. On a CPU
+    the decoding threads rest while the model runs: one picture next to a matrix product
+    slows all its threads.
+    """
+
+    store: Store
+    model: IndexedModel
+    embedder: Callable[[], TorchEmbedder]
+    summary: Summary
+    batch_size: int
+    # locked while the model runs on a CPU
+    _running: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, tasks: Sequence[Task], workers: int, progress: Progress) -> None:
+        """Reads the files of the tasks in threads, and embeds and writes them batch by
+        batch.
+        """
+        waiting: list[_Read] = []
+        n_decoded = 0
+        results = in_threads(self._read, tasks, workers, 2 * self.batch_size)
+        for count, result in enumerate(results, 1):
+            waiting.append(result)
+            n_decoded += result.pixels is not None
+            is_full = n_decoded >= self.batch_size
+            is_long = len(waiting) >= 4 * self.batch_size
+            if is_full or is_long or count == len(tasks):
+                self._write(waiting)
+                waiting = []
+                n_decoded = 0
+            if progress is not None:
+                progress(count, len(tasks))
+
+    def _read(self, task: Task) -> _Read:
+        """Opens one picture, in any thread; decodes it only if its bytes have no vector
+        yet.
+        """
+        with self._running:  # waits for it
+            pass
+        path = task.found.path
+        try:
+            data = read_pair_file(path, path, "image")
+            encoded = Encoded(data)
+            item, notes = _describe(task, data, encoded)
+            if self.store.having([item.content]):
+                return _Read(task, item, notes=notes)
+            pixels = self.embedder().encoder.preprocess(encoded.rgb())
+        except (BadSample, Unreadable) as bad:
+            fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
+            return _Read(task, fault=fault, is_transient=bad.reason in _TRANSIENT)
+        if encoded.truncated:
+            notes.append(("truncated JPEG, taken", path))
+        return _Read(task, item, pixels, notes=notes)
+
+    def _write(self, batch: Sequence[_Read]) -> None:
+        """Embeds what is new of a batch, and writes all of it."""
+        vectors = self._embed_new(batch)
+        bad = {hash_ for hash_, row in vectors.items() if not np.isfinite(row).all()}
+        items = []
+        for result in batch:
+            item = result.item
+            for reason, example in result.notes:
+                self.summary.left_out.add(reason, example)
+            if item is None:
+                self._write_fault(result)
+            elif item.content in bad:
+                self._write_fault(_Read(result.task, fault="embedding not finite"))
+            else:
+                items.append(item)
+                self.summary.add_item(result.task.state, item)
+        for content in bad:
+            del vectors[content]
+        if items:
+            self.store.write(items, self.model, vectors)
+
+    def _embed_new(self, batch: Sequence[_Read]) -> dict[str, Vectors]:
+        """Vectors by content; bytes that got one meanwhile are not embedded again."""
+        pixels = {
+            result.item.content: result.pixels
+            for result in batch
+            if result.item is not None and result.pixels is not None
+        }
+        for content in self.store.having(list(pixels)):
+            del pixels[content]
+        self.summary.embedded += len(pixels)
+        if not pixels:
+            return {}
+        embedder = self.embedder()
+        is_cpu = embedder.encoder.device.type == "cpu"
+        with self._running if is_cpu else contextlib.nullcontext():
+            rows = embedder.pixels(list(pixels.values()))
+        return dict(zip(pixels, rows, strict=True))
+
+    def _write_fault(self, result: _Read) -> None:
+        """Notes a file that cannot be read; what is known of one that can be read later
+        stays.
+        """
+        found, before = result.task.found, result.task.state
+        self.summary.add_fault(result.fault, found.path)
+        if result.is_transient and before is not None and before.id is not None:
+            return
+        size = found.bytes or 0
+        state = FileState(found.path, size, found.mtime_ns, fault=result.fault)
+        if state != before:
+            self.store.write_fault(result.task.collection.name, state)
 
 
-def short_name(typed: str) -> str:
-    """What an index calls a model that is typed so."""
-    spec = typed
-    if typed.startswith(("hf-hub:", "local-dir:")):
-        spec = typed.partition(":")[2]
-    return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
-
-
-def inverse_temperature(encoder: Any) -> float | None:
-    """τ⁻¹ of the model's objective, else of its weights; None where neither has it."""
-    stated = getattr(encoder, "objective_config", {}).get("inv_tau")
-    if stated:
-        return float(stated)
-    logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    return None if logarithm is None else math.exp(float(logarithm.detach()))
+def _describe(
+    task: Task, data: bytes, encoded: Encoded
+) -> tuple[Item, list[tuple[str, str]]]:
+    """The item of a picture: its digest, size, date, caption and columns; and what is
+    left out of it.
+    """
+    found = task.found
+    caption, columns, fault = task.collection.describe(found)
+    notes = [(fault, found.caption_file)] if fault else []
+    stated = columns.get("date")
+    date = date_of(found.path, stated, encoded.exif)
+    if date is None and stated not in (None, ""):
+        notes.append(("date that cannot be read", f"{found.path} ({stated})"))
+    width, height = encoded.full_size
+    item = Item(
+        id=0,
+        source=task.collection.name,
+        path=found.path,
+        content=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+        mtime_ns=found.mtime_ns,
+        width=width,
+        height=height,
+        date=date,
+        caption=caption,
+        columns=columns,
+    )
+    return item, notes

@@ -103,7 +103,6 @@ class ServedIndex:
             "path": path,
             "caption": item.caption,
             "date": item.date,
-            "date_from": item.date_from,
             "width": item.width,
             "height": item.height,
             "bytes": item.bytes,
@@ -134,9 +133,9 @@ class ServedIndex:
             (words,) = Query.of(part.words).terms  # refuses an empty one
             return replace(words, weight=part.weight)
         if part.item is not None:
-            return Term((await self.item(part.item)).id, "item", part.weight)
+            return Term((await self.item(part.item)).id, part.weight)
         upload = self.uploads.get(part.upload or "")
-        return Term(upload.data, "file", part.weight)
+        return Term(upload.data, part.weight)
 
     async def add_upload(self, file: BinaryIO) -> Upload:
         """Keeps a picture, or raises Unreadable.

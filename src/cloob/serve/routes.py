@@ -74,7 +74,7 @@ async def health(served: Served) -> dict[str, str | int | None]:
     """
     index = served.index
     pictures, revision, model = await served.run(
-        lambda: (len(index), index.revision(), index.store.stored_model())
+        lambda: (len(index), index.store.revision(), index.store.stored_model())
     )
     return {
         "status": "ok",
@@ -96,7 +96,7 @@ async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
     terms, row = await served.query(query.parts)
     revision, result = await served.run(
         lambda: (
-            index.revision(),
+            index.store.revision(),
             index.search(
                 terms,
                 row=row,
@@ -139,7 +139,7 @@ async def classify(
     await served.run(index.embedder, "encode")
     revision, labels = await served.run_slow(
         lambda: (
-            index.revision(),
+            index.store.revision(),
             index.classify(query.labels, options, where=where),
         ),
         request,
@@ -229,7 +229,7 @@ async def columns(served: Served) -> list[dict[str, str]]:
     kinds = dict.fromkeys(TEXTS, "text")
     kinds.update(dict.fromkeys(NUMBERS, "number"))
     kinds["date"] = "date"
-    kinds.update(await served.run(served.index.columns))
+    kinds.update(await served.run(served.index.store.columns))
     return [{"name": name, "kind": kind} for name, kind in kinds.items()]
 
 

@@ -5,7 +5,7 @@ Scores are cosines in [-1, 1], weights and probabilities shares of 1.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -117,11 +117,10 @@ class Picture(TypedDict):
     path: str
     caption: str | None
     date: str | None
-    date_from: str
     width: int
     height: int
     bytes: int
-    columns: dict[str, Any]
+    columns: dict[str, str | int | float | bool | None]
 
 
 class FoundPicture(Picture):

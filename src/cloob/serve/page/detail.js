@@ -100,9 +100,9 @@ function facts(item) {
   if (place >= 0) for (const [name, words] of grid.facts(place)) say(name, words);
   if (item.caption) say("File", item.name);
   if (item.caption?.trim().includes("\n")) say("Caption", item.caption);
-  say("Date", item.date && `${item.date.replace("T", " ")} (${item.date_from})`);
+  say("Date", item.date && item.date.replace("T", " "));
   say("Size", `${number(item.width)} × ${number(item.height)} pixels, ${bytes(item.bytes)}`);
-  for (const [name, words] of Object.entries(item.columns)) if (name !== "date_from") say(name, String(words ?? ""));
+  for (const [name, words] of Object.entries(item.columns)) say(name, String(words ?? ""));
   const copy = h("button.link", { type: "button" }, "copy");
   copy.addEventListener("click", async () => {
     try {

@@ -1,3 +1,0 @@
-"""What a source of pictures names, without opening them: folders, tables, shards and
-data sets.
-"""
