@@ -16,7 +16,6 @@ from cloob.heads.columns import choose_columns
 from cloob.heads.fit import fit
 from cloob.heads.fitted import Rows, recalls
 from cloob.heads.head import unit_rows
-from cloob.heads.matrix import pairs_of as in_memory
 from cloob.heads.parts import fresh_heads
 from cloob.heads.settings import HeadSettings
 from support import raises, run_script
@@ -249,29 +248,6 @@ def test_a_side_of_equal_rows_is_told_and_no_other(caplog):
     assert "all rows of" not in caplog.text
     fit(pairs_of(np.ones((80, 6)), b), None, PLAIN.override(epochs=1))
     assert "all rows of a are equal" in caplog.text
-
-
-def test_a_spoilt_row_of_counts_is_named(caplog):
-    a, b = (np.abs(side * 100).astype(np.int32) for side in views(300))
-    in_memory(a, b)
-    assert not caplog.text
-    a[5, 0] = 2_000_000_000
-    in_memory(a, b)
-    assert "a row 5 is" in caplog.text
-
-
-def test_a_spoilt_row_is_named(caplog):
-    a, b = (side.astype(np.float32) for side in views(300))
-    in_memory(a, b)
-    assert not caplog.text
-    b[77] *= 1e6
-    in_memory(a, b)
-    assert "b row 77 is 1," in caplog.text
-    caplog.clear()
-    a += 1e3
-    a[3], a[4] = np.nan, a[4] * 1e6  # the first is skipped, and counts as a row
-    pairs_of(a, b)
-    assert "a row 4 is" in caplog.text
 
 
 def test_recalls_are_those_of_every_id():

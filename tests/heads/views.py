@@ -15,4 +15,4 @@ def views(n, widths=(12, 8), seed=0, noise=0.3):
 
 
 def pairs_of(a, b, labels=None):
-    return usable_pairs(("a", "b"), a, b, labels)
+    return usable_pairs(("a", "b"), (a, b), labels)

@@ -70,9 +70,9 @@ def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
     """Pairs of vectors, by a closed form or by a model of heads."""
     say_skipped(pairs.skipped)
     if model is None:
-        from cloob.data.vectors import encode_tables
+        from cloob.data.vectors import hold_out
 
-        pairs, _ = encode_tables(pairs)
+        pairs, _ = hold_out(pairs)
         a, b, ids = pairs.batch()
         found = judge(pairs.name, a, b, ids)
     else:

@@ -20,7 +20,6 @@ _DELIMITED = (".csv", ".tsv")
 _TABLES = (*_DELIMITED, ".parquet")
 _FAULTS = (ValueError, TypeError, EOFError, zipfile.BadZipFile)
 _ROWS = "a row of numbers for every item is expected, as float32 (1000, 384)"
-_BEGINNING = 65_536  # characters of a CSV that tell how its numbers are written
 
 
 def read_rows(spec: str, drop: Sequence[str] = ()) -> Matrix | Table:
@@ -157,12 +156,13 @@ def _read_sparse(path: Path) -> SparseRows:
 
 def _read_column(path: Path, name: str) -> np.ndarray:
     """A column of a table, (n, F) of lists of equal length without gaps."""
-    column = _read_table(path, name)[name].combine_chunks()
+    table = _read_table(path, name)
+    column = table[_checked(name, table.column_names, path)].combine_chunks()
     if pa.types.is_nested(column.type) and not column.null_count:
         flat = column.flatten()
         if not flat.null_count and len({len(row) for row in column}) == 1:
-            rows = flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
-            return np.asarray(rows)
+            numbers = flat.to_numpy(zero_copy_only=False)
+            return np.asarray(numbers.reshape(len(column), -1))
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
@@ -176,37 +176,26 @@ _READERS: dict[str, Callable[[Path, str], np.ndarray]] = {
 def _read_table(path: Path, name: str = "") -> pa.Table:
     """A table with the column of a name, or one of features."""
     if path.suffix in _DELIMITED:
-        table = _read_delimited(path, has_missing=not name)
-    else:
-        names = parquet.read_schema(path).names
-        columns = [_checked(name, names, path)] if name else None
-        table = parquet.read_table(path, columns=columns)
+        return _read_delimited(path, has_missing=not name)
+    columns = None
     if name:
-        _checked(name, table.column_names, path)
-        return table
-    return table
+        columns = [_checked(name, parquet.read_schema(path).names, path)]
+    return parquet.read_table(path, columns=columns)
 
 
 def _read_delimited(path: Path, *, has_missing: bool) -> pa.Table:
-    """A table of tabs or commas, or of semicolons and perhaps decimal commas."""
+    """A table of commas or tabs, whose first line may name the columns."""
     with path.open(encoding="utf-8-sig") as file:
-        lines = [line.strip() for line in file.readlines(_BEGINNING) if line.strip()]
-    if not lines:
+        first_line = next((line.strip() for line in file if line.strip()), "")
+    if not first_line:
         raise InputError(f"{path}: has no rows of numbers")
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    # a comma between columns leaves most lines without a semicolon
-    if delimiter == "," and all(";" in line for line in lines):
-        delimiter = ";"
-    has_commas = delimiter == ";" and any("," in line for line in lines[1:])
-    decimal_point = "," if has_commas else "."
-    cells = lines[0].replace(decimal_point, ".").split(delimiter)
+    has_names = _are_names(first_line.split(delimiter))
     return csv.read_csv(
         path,
-        csv.ReadOptions(autogenerate_column_names=not _are_names(cells)),
+        csv.ReadOptions(autogenerate_column_names=not has_names),
         csv.ParseOptions(delimiter=delimiter),
-        csv.ConvertOptions(
-            decimal_point=decimal_point, strings_can_be_null=has_missing
-        ),
+        csv.ConvertOptions(strings_can_be_null=has_missing),
     )
 
 

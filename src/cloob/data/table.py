@@ -67,10 +67,12 @@ class Column:
             columns = [codes == place_of.get(level, -2) for level in self.levels]
         else:
             columns = [np.where(is_missing, self.median, cells)]
-        return [*columns, is_missing] if self.has_flag else columns
+        if self.has_flag:
+            columns.append(is_missing)
+        return columns
 
 
-class Coded(ABC):
+class Unencoded(ABC):
     """Rows of which training rows say how they become numbers."""
 
     name: str  # what an error calls them
@@ -86,7 +88,7 @@ class Coded(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Table(Coded):
+class Table(Unencoded):
     """A table with its cells as numbers: a date is days since 1970, a text its place
     among the levels.
     """
@@ -111,7 +113,7 @@ class Table(Coded):
         names = [column for column in table.column_names if column not in drop]
         if not names or not len(table):
             raise InputError(f"{name}: has no rows of numbers")
-        (column, count), *_ = Counter(names).most_common(1)
+        column, count = Counter(names).most_common(1)[0]
         if count > 1:
             raise InputError(f"{name}: has several columns {column!r}")
         read = [read_column(name, column, table[column]) for column in names]
@@ -152,30 +154,25 @@ def is_table(rows: object) -> bool:
 def read_column(
     table: str, name: str, cells: pa.ChunkedArray
 ) -> tuple[Column, np.ndarray]:
-    """What a column is, and its (n,) numbers."""
+    """What a column is, and its (n,) numbers. Texts that are all dates, as in a CSV,
+    are dates.
+    """
     kind = cells.type
-    if pa.types.is_dictionary(kind):
-        return read_category(name, cells.cast(kind.value_type))
     if pa.types.is_null(kind):
         return Column(name, "empty"), np.full(len(cells), np.nan)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return Column(name, "number"), cells.to_numpy()
+    if pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
+        return Column(name, "number"), cells.cast(pa.float64()).to_numpy()
+    if pa.types.is_dictionary(kind):
+        return read_category(name, cells.cast(kind.value_type))
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         return read_dates(name, cells)
-    if str(kind) in TEXTS:
-        return read_texts(name, cells)
-    if pa.types.is_boolean(kind):
-        cells = cells.cast(pa.uint8())
-    elif pa.types.is_decimal(kind):
-        cells = cells.cast(pa.float64())
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    if str(kind) not in TEXTS:
         raise InputError(
             f"{table}: column {name!r} holds {kind}, which is no number, date or"
             f" category: {LEAVE_IT_OUT}"
         )
-    return Column(name, "number"), cells.to_numpy()
-
-
-def read_texts(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray]:
-    """A column of texts: dates if all of them are, as in a CSV, else categories."""
     if cells.null_count < len(cells):
         with contextlib.suppress(pa.ArrowInvalid):
             return read_dates(name, cells)
@@ -232,12 +229,11 @@ def refuse_texts(
     """Refuses a column of too many texts for categories, and names one that is no
     number.
     """
-    is_word = np.array([not is_number(text) for text in column.levels])
-    has_word = [not np.isnan(place) and is_word[int(place)] for place in cells]
-    row = int(np.argmax(has_word))
-    text = column.levels[int(cells[row])]
+    words = [i for i, text in enumerate(column.levels) if not is_number(text)]
+    place = int(np.isin(cells, words).argmax())
+    text = column.levels[int(cells[place])]
     raise InputError(
-        f"{table}: column {column.name!r} holds {text[:40]!r} in row {rows[row]}, and"
+        f"{table}: column {column.name!r} holds {text[:40]!r} in row {rows[place]}, and"
         " so many different texts that they are no categories: where others hold"
         f" numbers leave that cell empty, else {LEAVE_IT_OUT}; a sentence encoder makes"
         " vectors of texts (`cloob train align` has one for captions)"
@@ -255,12 +251,6 @@ class TableEncoding:
         columns; InputError where one is missing or of another kind.
         """
         self.check(table)
-        names = [column.name for column in self.columns]
-        is_plain = not np.isnan(table.cells).any() and all(
-            column.kind == "number" and not column.has_flag for column in self.columns
-        )
-        if is_plain and names == list(table.places):
-            return table.cells  # which may be large
         parts = [part for column in self.columns for part in column.encode(table)]
         return np.column_stack(parts)
 
@@ -311,7 +301,7 @@ def read_encodings(content: object) -> Encodings:
     return encodings
 
 
-def refuse_shared(a: Coded | None, b: Coded | None) -> None:
+def refuse_shared(a: Unencoded | None, b: Unencoded | None) -> None:
     """Refuses a column that is nearly all different and the same in both tables: an id
     or a row number gives the pairs away.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,14 +13,13 @@ from torch import Tensor
 from cloob.data.batch import Skip
 from cloob.data.matrices import read_ids_of, read_rows, read_weights, split_spec
 from cloob.data.source import Fingerprint, digest, linked, spread
-from cloob.data.table import Coded, Encodings, Matrix, check_dropped, refuse_shared
+from cloob.data.table import Encodings, Matrix, Unencoded, check_dropped, refuse_shared
 from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
 
 _IN_CACHE = 256  # rows that are looked at together
 _FEW_IDS = 20  # fewer would be labels, not ids
 _FEW_ROWS = 20  # of one id, in however few pairs
-SPOILT = 10_000  # times as large as the median row
 logger = logging.getLogger(__name__)
 
 
@@ -46,8 +45,8 @@ class VectorPairs:
     # (N,) digests of groups, which are held out whole; None: every id by itself
     groups: np.ndarray | None = None
     weights: np.ndarray | None = None  # (N,) float64, how much each pair counts
-    # whose cells a and b are, until they are encoded
-    coded: tuple[Coded | None, Coded | None] = (None, None)
+    # tables whose cells a and b are until they are encoded; None for a matrix
+    unencoded: tuple[Unencoded | None, Unencoded | None] = (None, None)
     encodings: Encodings = (None, None)  # by which they were
 
     def __len__(self) -> int:
@@ -100,10 +99,6 @@ class VectorPairs:
 
     def joined(self, other: VectorPairs) -> VectorPairs:
         """These pairs and others of the same two matrices."""
-        if self.a is not other.a or self.b is not other.b:
-            raise InputError(
-                f"{self.name} and {other.name}: pairs of other files cannot be joined"
-            )
         return replace(
             self,
             rows=np.concatenate([self.rows, other.rows]),
@@ -112,20 +107,40 @@ class VectorPairs:
             weights=_joined_columns(self.weights, other.weights),
         )
 
+    def encodings_by_rows(self) -> Encodings:
+        """How the tables of both sides become numbers, as the rows of these pairs
+        say.
+        """
+        refuse_shared(*self.unencoded)
+        a, b = (
+            None if side is None else side.fit(np.unique(rows))
+            for side, rows in zip(self.unencoded, self.rows.T, strict=True)
+        )
+        return a, b
+
     def encoded(self, encodings: Encodings) -> VectorPairs:
         """The pairs with the numbers that a model takes in the place of tables."""
-        a, b = self.a, self.b
-        if self.coded[0] is not None:
-            a = self.coded[0].numbers(encodings[0])
-        if self.coded[1] is not None:
-            b = self.coded[1].numbers(encodings[1])
+        a, b = (
+            matrix if side is None else side.numbers(encoding)
+            for matrix, side, encoding in zip(
+                (self.a, self.b), self.unencoded, encodings, strict=True
+            )
+        )
         return replace(self, a=a, b=b, encodings=encodings)
 
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
         """The pairs without a share of the ids or groups, and those with them: always
         the same, however the rows are ordered.
         """
-        is_held_out = held_out_places(self.units(), share)
+        if not 0 < share < 1:
+            raise InputError(f"val_split is {share}; it must be a share below 1, or 0")
+        units = self.units()
+        if len(np.unique(units)) < 4:
+            raise InputError(
+                f"{self.name}: {self.counted_units()}; 2 to train on and 2 to hold out"
+                " are needed"
+            )
+        is_held_out = _held_out_places(units, share)
         held_out = self.only(is_held_out)
         name = f"{self.name} (held out)"
         return self.only(~is_held_out), replace(held_out, name=name, skipped=())
@@ -151,35 +166,29 @@ class VectorPairs:
         return counted(len(np.unique(self.units())), kind)
 
 
-def encode_tables(
-    pairs: VectorPairs, held_out: VectorPairs | None = None
+def hold_out(
+    pairs: VectorPairs, held_out: VectorPairs | float = 0.0
 ) -> tuple[VectorPairs, VectorPairs | None]:
-    """The training pairs and the held-out ones with numbers in the place of tables, as
-    the training rows say.
+    """The training pairs and the held-out ones, which are others or a share of the
+    pairs, with numbers in the place of tables as the training rows say.
     """
-    of_a, of_b = pairs.coded
-    refuse_shared(of_a, of_b)
-    training = pairs.encoded(
-        (
-            None if of_a is None else of_a.fit(np.unique(pairs.rows[:, 0])),
-            None if of_b is None else of_b.fit(np.unique(pairs.rows[:, 1])),
-        )
-    )
-    if held_out is None:
-        return training, None
-    if held_out.a is pairs.a and held_out.b is pairs.b:
-        a, b, encodings = training.a, training.b, training.encodings
-        return training, replace(held_out, a=a, b=b, encodings=encodings)
-    encoded = held_out.encoded(training.encodings)
-    _check_width(encoded.name, "a", encoded.a, training.a)
-    _check_width(encoded.name, "b", encoded.b, training.b)
-    return training, encoded
-
-
-def _check_width(name: str, side: str, held_out: Matrix, training: Matrix) -> None:
-    width, expected = held_out.shape[1], training.shape[1]
-    if width != expected:
-        raise InputError(f"{name}: {side} has {width:,} columns, not {expected:,}")
+    if not held_out:
+        return pairs.encoded(pairs.encodings_by_rows()), None
+    if not isinstance(held_out, VectorPairs):
+        training, _ = pairs.split(held_out)
+        return pairs.encoded(training.encodings_by_rows()).split(held_out)
+    training = pairs.encoded(pairs.encodings_by_rows())
+    held_out = held_out.encoded(training.encodings)
+    for side, own, matrix in (
+        ("a", held_out.a, training.a),
+        ("b", held_out.b, training.b),
+    ):
+        if own.shape[1] != matrix.shape[1]:
+            raise InputError(
+                f"{held_out.name}: {side} has {own.shape[1]:,} columns, not"
+                f" {matrix.shape[1]:,}"
+            )
+    return training, held_out
 
 
 def _joined_columns(
@@ -188,7 +197,7 @@ def _joined_columns(
     return None if first is None or second is None else np.concatenate([first, second])
 
 
-def held_out_places(units: np.ndarray, share: float) -> np.ndarray:
+def _held_out_places(units: np.ndarray, share: float) -> np.ndarray:
     """(N,) bool: a share of the units, two at least, by ascending number, which for
     digests is as good as chance; none that holds more than the share of all rows.
     """
@@ -197,9 +206,7 @@ def held_out_places(units: np.ndarray, share: float) -> np.ndarray:
     small = np.flatnonzero(sizes <= max(1.0, share * len(units)))
     if len(small) < wanted:
         small = np.argsort(sizes, kind="stable")
-    chosen = np.zeros(len(distinct), bool)
-    chosen[small[:wanted]] = True
-    return chosen[place]
+    return np.isin(place, small[:wanted])
 
 
 def open_vector_pairs(
@@ -218,15 +225,15 @@ def open_vector_pairs(
     """
     sides = read_rows(a, drop), read_rows(b, drop)
     check_dropped(drop, sides)
-    n, n_b = (n_rows(side) for side in sides)
+    n, n_b = map(n_rows, sides)
     partners: Partners | None = None
     labels = None if ids is None else read_ids_of(ids, n, a)
     if a_ids is not None and b_ids is not None:
         labels = read_ids_of(a_ids, n, a)
-        partners = _joined(labels, read_ids_of(b_ids, n_b, b), b_ids)
+        partners = _partners_by_ids(labels, read_ids_of(b_ids, n_b, b), b_ids)
     return usable_pairs(
         (a, b),
-        *sides,
+        sides,
         labels,
         groups=None if groups is None else read_ids_of(groups, n, a),
         weights=None if weights is None else read_weights(weights, n),
@@ -234,37 +241,33 @@ def open_vector_pairs(
     )
 
 
-def n_rows(side: Matrix | Coded) -> int:
+def n_rows(side: Matrix | Unencoded) -> int:
     """How many rows a side has."""
     n: int = _cells(side).shape[0]
     return n
 
 
-def _joined(labels_a: Sequence[str], labels_b: Sequence[str], spec: str) -> Partners:
+def _partners_by_ids(
+    labels_a: Sequence[str], labels_b: Sequence[str], spec: str
+) -> Partners:
     """(n, 2) rows of equal labels, and the labels that one side lacks."""
-    row_of_b: dict[str, int] = {}
+    row_of_b = {label: row for row, label in enumerate(labels_b)}
     for row, label in enumerate(labels_b):
-        if row_of_b.setdefault(label, row) != row:
+        if row_of_b[label] != row:
             raise InputError(
-                f"{spec}: {label!r} stands at rows {row_of_b[label]} and {row}; once is"
+                f"{spec}: {label!r} stands at rows {row} and {row_of_b[label]}; once is"
                 " right"
             )
-    skipped = _without_partner("a", labels_a, row_of_b)
-    skipped += _without_partner("b", labels_b, set(labels_a))
-    pairs = [
-        (row, row_of_b[label])
-        for row, label in enumerate(labels_a)
-        if label in row_of_b
-    ]
-    return np.array(pairs, np.int64).reshape(-1, 2), skipped
+    places = [row_of_b.get(label, -1) for label in labels_a]
+    rows = np.stack([np.arange(len(places)), places], axis=1)
+    labels = dict.fromkeys(labels_a)
+    skipped = [_alone(label, "a") for label in labels if label not in row_of_b]
+    skipped += [_alone(label, "b") for label in row_of_b if label not in labels]
+    return rows[rows[:, 1] >= 0], skipped
 
 
-def _without_partner(
-    side: str, labels: Sequence[str], partners: Container[str]
-) -> list[Skip]:
-    missing = dict.fromkeys(label for label in labels if label not in partners)
-    detail = f"only {side} has this id"
-    return [Skip(label, "no partner", detail) for label in missing]
+def _alone(label: str, side: str) -> Skip:
+    return Skip(label, "no partner", f"only {side} has this id")
 
 
 def gather(side: Matrix, rows: np.ndarray) -> np.ndarray:
@@ -289,8 +292,7 @@ def _blocks(side: Matrix) -> Iterator[np.ndarray]:
 
 def usable_pairs(
     specs: tuple[str, str],
-    a: Matrix | Coded,
-    b: Matrix | Coded,
+    sides: tuple[Matrix | Unencoded, Matrix | Unencoded],
     labels: Sequence[str] | None = None,
     *,
     groups: Sequence[str] | None = None,
@@ -302,33 +304,37 @@ def usable_pairs(
     not a row.
     """
     name = " and ".join(split_spec(spec)[0].name for spec in specs)
-    rows, skipped = _by_position(specs, a, b) if partners is None else partners
-    bad_a, bad_b = _bad_rows(specs[0], a), _bad_rows(specs[1], b)
-    for spec, is_bad in zip(specs, (bad_a, bad_b), strict=True):
+    rows, skipped = _by_position(specs, sides) if partners is None else partners
+    unusable = [_unusable_rows(side) for side in sides]
+    for spec, is_bad in zip(specs, unusable, strict=True):
         skipped += [_not_finite(spec, row) for row in np.flatnonzero(is_bad).tolist()]
-    rows = rows[~(bad_a[rows[:, 0]] | bad_b[rows[:, 1]])]
-    cells_a, cells_b = _cells(a), _cells(b)
+    rows = rows[~(unusable[0][rows[:, 0]] | unusable[1][rows[:, 1]])]
+    a, b = map(_cells, sides)
     of_a = rows[:, 0]
     if labels is None:
-        ids = scattered(of_a[equal_rows(name, cells_a, cells_b, rows)])
+        ids = scattered(of_a[equal_rows(name, a, b, rows)])
     else:
         ids = _digests(labels, of_a)
     return VectorPairs(
         name,
-        cells_a,
-        cells_b,
+        a,
+        b,
         rows,
         ids,
         labels,
         tuple(skipped),
-        None if groups is None else _digests(groups, of_a),
-        None if weights is None else weights[of_a],
-        (a if isinstance(a, Coded) else None, b if isinstance(b, Coded) else None),
+        groups=None if groups is None else _digests(groups, of_a),
+        weights=None if weights is None else weights[of_a],
+        unencoded=(_unencoded(sides[0]), _unencoded(sides[1])),
     )
 
 
-def _cells(side: Matrix | Coded) -> Matrix:
-    return side.cells if isinstance(side, Coded) else side
+def _cells(side: Matrix | Unencoded) -> Matrix:
+    return side.cells if isinstance(side, Unencoded) else side
+
+
+def _unencoded(side: Matrix | Unencoded) -> Unencoded | None:
+    return side if isinstance(side, Unencoded) else None
 
 
 def _not_finite(spec: str, row: int) -> Skip:
@@ -336,63 +342,37 @@ def _not_finite(spec: str, row: int) -> Skip:
     return Skip(f"{spec} row {row}", "not finite", detail)
 
 
-def _bad_rows(spec: str, side: Matrix | Coded) -> np.ndarray:
-    """(n,) bool: the rows of a side that cannot be used."""
-    sizes = _sizes(_cells(side), has_missing=isinstance(side, Coded))
-    is_bad: np.ndarray = ~np.isfinite(sizes)
-    _warn_of_spoilt_row(spec, sizes[~is_bad], np.flatnonzero(~is_bad))
-    return is_bad
+def _unusable_rows(side: Matrix | Unencoded) -> np.ndarray:
+    """(n,) bool: the rows that hold what float32 cannot, or nothing."""
+    parts = []
+    for block in _blocks(_cells(side)):
+        with np.errstate(over="ignore"):
+            numbers = block.astype(np.float32, copy=False)
+        if isinstance(side, Unencoded):  # whose cells may be missing
+            parts.append(np.isinf(numbers).any(1) | np.isnan(numbers).all(1))
+        else:
+            parts.append(~np.isfinite(numbers).all(1))
+    return np.concatenate(parts)
 
 
 def _by_position(
-    specs: tuple[str, str], a: Matrix | Coded, b: Matrix | Coded
+    specs: tuple[str, str], sides: tuple[Matrix | Unencoded, Matrix | Unencoded]
 ) -> Partners:
     """Row i of a and row i of b."""
-    n, n_b = n_rows(a), n_rows(b)
+    n, n_b = map(n_rows, sides)
     if n != n_b or not n:
         raise InputError(
             f"{specs[0]} has {n:,} rows, {specs[1]} has {n_b:,} rows; row i of one"
             " belongs to row i of the other (`cloob train vectors` joins them by"
             " --a-ids and --b-ids)"
         )
-    return np.broadcast_to(np.arange(n)[:, None], (n, 2)), []
+    return np.arange(n)[:, None].repeat(2, 1), []
 
 
 def _digests(texts: Sequence[str], rows: np.ndarray) -> np.ndarray:
     """(N,) int64 digests of the texts of some rows."""
     digests = (id_digest(texts[row]) for row in rows.tolist())
     return np.fromiter(digests, np.int64, len(rows))
-
-
-def _sizes(side: Matrix, *, has_missing: bool) -> np.ndarray:
-    """(n,) float64: the length of each row, NaN where float32 cannot hold all of its
-    numbers; missing cells count only where a row has no others.
-    """
-    parts = []
-    for block in _blocks(side):
-        with np.errstate(over="ignore", invalid="ignore"):
-            numbers = block.astype(np.float32, copy=False)
-            squares = np.einsum("ij,ij->i", numbers, numbers).astype(np.float64)
-        odd = np.flatnonzero(~np.isfinite(squares))
-        if len(odd):  # few, mostly
-            rows = numbers[odd].astype(np.float64)
-            is_bad = np.isinf(rows).any(1) | np.isnan(rows).all(1)
-            if not has_missing:
-                is_bad |= np.isnan(rows).any(1)
-            squares[odd] = np.where(is_bad, np.nan, np.nansum(rows**2, 1))
-        parts.append(np.sqrt(squares))
-    return np.concatenate(parts)
-
-
-def _warn_of_spoilt_row(spec: str, sizes: np.ndarray, rows: np.ndarray) -> None:
-    """Warns of a row that is so large that a fit may see nothing else."""
-    median = np.median(sizes) if len(sizes) else 0.0
-    if 0 < median < sizes.max() / SPOILT:
-        times = sizes.max() / median
-        logger.warning(
-            f"{spec} row {rows[sizes.argmax()]} is {times:,.0f} times as large as most"
-            " rows: a spoilt row can hide all others"
-        )
 
 
 def scattered(numbers: np.ndarray) -> np.ndarray:
@@ -413,7 +393,7 @@ def equal_rows(name: str, a: Matrix, b: Matrix, rows: np.ndarray) -> np.ndarray:
     places = np.arange(len(rows))
     columns = [row_digests(a)[rows[:, 0]], row_digests(b)[rows[:, 1]]]
     columns.sort(key=_n_distinct, reverse=True)
-    if not len(rows) or _n_distinct(columns[1]) == len(rows):
+    if _n_distinct(columns[1]) == len(rows):
         return places
     for chosen in (columns, columns[:1]):
         first = linked(places, *chosen)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cloob.data.vectors import VectorPairs, encode_tables
+from cloob.data.vectors import hold_out
 from cloob.heads.choose import choose
 from cloob.heads.cleaning import suspicious_pairs, without
 from cloob.heads.fitted import FittedHeads, OnEpoch
-from cloob.heads.matrix import pairs_of, split
+from cloob.heads.matrix import pairs_of
 from cloob.heads.settings import HeadSettings
 
 HeldOut = float | tuple[object, object] | tuple[object, object, object]
@@ -67,13 +67,9 @@ def fit_heads(
     """
     settings = settings or HeadSettings()
     pairs = pairs_of(a, b, ids, groups, weights)
-    chosen_by: VectorPairs | None = None
-    if isinstance(held_out, tuple):
-        chosen_by = pairs_of(*held_out)
-    elif held_out:
-        pairs, chosen_by = split(pairs, held_out)
-    pairs, chosen_by = encode_tables(pairs, chosen_by)
+    own = pairs_of(*held_out) if isinstance(held_out, tuple) else held_out
+    pairs, judges = hold_out(pairs, own)
     if settings.clean is not None:
         pairs = without(pairs, suspicious_pairs(pairs))
-    fitted = choose(pairs, chosen_by, settings, folder=folder, on_epoch=on_epoch)
+    fitted = choose(pairs, judges, settings, folder=folder, on_epoch=on_epoch)
     return replace(fitted, encodings=pairs.encodings)

@@ -22,7 +22,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from cloob.data.table import Coded, Matrix, Table, TableEncoding, is_table
+from cloob.data.table import Matrix, Table, TableEncoding, Unencoded, is_table
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.functional.bootstrap import bootstrap_interval, group_means
@@ -304,7 +304,7 @@ class ContrastiveHeads(
         values["random_state"] = 0 if is_closed else _seed_of(self.random_state)
         return HeadSettings(**{SETTINGS.get(k, k): v for k, v in values.items()})
 
-    def _rows_of_x(self, X: object, *, reset: bool = False) -> Matrix | Coded:
+    def _rows_of_x(self, X: object, *, reset: bool = False) -> Matrix | Unencoded:
         """X as numbers, as a table or as what its pipeline takes; scikit-learn checks
         it, and with ``reset`` notes its columns.
         """
@@ -323,7 +323,7 @@ class ContrastiveHeads(
             return piped_rows("X", X, self.x_pipeline)
         return Table.of("X", X)
 
-    def _rows_of_y(self, y: object) -> Matrix | Coded:
+    def _rows_of_y(self, y: object) -> Matrix | Unencoded:
         """Y as numbers, as a table or as what its pipeline takes."""
         if y is None:
             raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from cloob.data.matrices import checked_weights
-from cloob.data.table import Coded, Matrix, Table, is_table
+from cloob.data.table import Matrix, Table, Unencoded, is_table
 from cloob.data.vectors import VectorPairs, n_rows, usable_pairs
 from cloob.errors import InputError, counted
 
@@ -24,14 +24,14 @@ def pairs_of(
     """The pairs of two matrices; InputError for a row that cannot be used."""
     sides = as_rows(names[0], a), as_rows(names[1], b)
     n = n_rows(sides[0])
+    if weights is not None:
+        weights = checked_weights("weights", as_array(weights), n)
     pairs = usable_pairs(
         names,
-        *sides,
+        sides,
         None if ids is None else texts_of("ids", ids, n),
         groups=None if groups is None else texts_of("groups", groups, n),
-        weights=None
-        if weights is None
-        else checked_weights("weights", as_array(weights), n),
+        weights=weights,
     )
     if pairs.skipped:
         first = pairs.skipped[0]
@@ -40,18 +40,6 @@ def pairs_of(
             f" used, such as {first.key}: {first.detail}"
         )
     return pairs
-
-
-def split(pairs: VectorPairs, share: float) -> tuple[VectorPairs, VectorPairs]:
-    """The training pairs, and those of a share of the ids or groups."""
-    if not 0 < share < 1:
-        raise InputError(f"val_split is {share}; it must be a share below 1, or 0")
-    if len(np.unique(pairs.units())) < 4:
-        raise InputError(
-            f"{pairs.name}: {pairs.counted_units()}; 2 to train on and 2 to hold out"
-            " are needed"
-        )
-    return pairs.split(share)
 
 
 def texts_of(name: str, values: object, n: int) -> list[str]:
@@ -70,7 +58,7 @@ def texts_of(name: str, values: object, n: int) -> list[str]:
     return texts
 
 
-def as_rows(name: str, rows: object) -> Matrix | Coded:
+def as_rows(name: str, rows: object) -> Matrix | Unencoded:
     """An array of numbers, perhaps mapped, scipy's sparse rows, or a table; a vector is
     one column.
 
@@ -79,7 +67,7 @@ def as_rows(name: str, rows: object) -> Matrix | Coded:
         rows: A tensor, an array of any byte order, strides or type, a list, a data
             frame, a table of Arrow, or a sparse matrix.
     """
-    if isinstance(rows, Coded):
+    if isinstance(rows, Unencoded):
         return rows
     if is_table(rows):
         return Table.of(name, rows)

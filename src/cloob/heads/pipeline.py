@@ -8,14 +8,14 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils import _safe_indexing, check_array
 
-from cloob.data.table import Coded, Encoding, Matrix, TableEncoding, Transformer
+from cloob.data.table import Encoding, Matrix, TableEncoding, Transformer, Unencoded
 from cloob.data.vectors import row_digests
 from cloob.errors import InputError
 from cloob.functional.ids import id_digest
 
 
 @dataclass(frozen=True, eq=False)
-class PipedRows(Coded):
+class PipedRows(Unencoded):
     """Rows of any kind, and the transformer that makes numbers of them."""
 
     name: str

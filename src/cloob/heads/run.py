@@ -29,7 +29,7 @@ from cloob.data.source import (
     mix,
     split,
 )
-from cloob.data.vectors import VectorPairs, encode_tables, open_vector_pairs
+from cloob.data.vectors import VectorPairs, hold_out, open_vector_pairs
 from cloob.errors import InputError
 from cloob.files import whole_folder, write_whole
 from cloob.functional.protocols import pair_numbers
@@ -41,7 +41,6 @@ from cloob.heads.features import embedded, first_captions, open_encoders
 from cloob.heads.fitted import GALLERY, EpochLine, FittedHeads, OnEpoch, Rows
 from cloob.heads.head import Heads, unit_rows
 from cloob.heads.ledger import Ledger, open_ledger
-from cloob.heads.matrix import split as split_pairs
 from cloob.heads.settings import USUAL_SCALES
 from cloob.lock import lock_run_folder
 from cloob.models import runs
@@ -196,7 +195,7 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
         drop=config.drop,
     )
     check_skipped(config, "pairs", pairs)
-    held_out: VectorPairs | None = None
+    held_out: VectorPairs | float = config.held_out_share
     if config.val_a is not None and config.val_b is not None:
         held_out = open_vector_pairs(
             config.val_a,
@@ -206,9 +205,7 @@ def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
             drop=config.drop,
         )
         check_skipped(config, "pairs", held_out)
-    elif config.held_out_share:
-        pairs, held_out = split_pairs(pairs, config.held_out_share)
-    return encode_tables(pairs, held_out)
+    return hold_out(pairs, held_out)
 
 
 def check_skipped(config: HeadsConfig, kind: str, pairs: VectorPairs) -> None:

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.data.vectors import encode_tables, row_digests
+from cloob.data.vectors import hold_out, row_digests
 from cloob.errors import InputError, counted
 from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
 from cloob.heads.matrix import pairs_of
@@ -107,7 +107,7 @@ def suspects(
         >>> sorted(cloob.suspects(a, b).argsort()[:2].tolist())
         [3, 4]
     """
-    pairs, _ = encode_tables(pairs_of(a, b, ids))
+    pairs, _ = hold_out(pairs_of(a, b, ids))
     result = suspicion(*pairs.batch(np.arange(len(pairs))))
     return result.wrong.probability if probability else result.scores
 

@@ -282,11 +282,11 @@ class VectorEncoder(AlignedEncoder):
         """
         if isinstance(rows, np.ndarray | Tensor):
             return rows
-        from cloob.data.table import Coded, Table, is_table
+        from cloob.data.table import Table, Unencoded, is_table
 
-        if is_table(rows) and not isinstance(rows, Coded):
+        if is_table(rows) and not isinstance(rows, Unencoded):
             rows = Table.of(side, rows)
-        if isinstance(rows, Coded):
+        if isinstance(rows, Unencoded):
             rows = rows.numbers(self.encodings["ab".index(side)])
         return rows
 
