@@ -160,7 +160,8 @@ def ours(form: Form, source: Source) -> Iterator[Iterator[tuple[Tensor, Tensor]]
     tokenizer = ClipTokenizer.of(TOKENIZER)
     pairs = PairLoader(source, transform, tokenizer, form.batch_size, workers=WORKERS)
     first = max(0, pairs.steps_per_epoch - form.batches)
-    yield ((batch.images, batch.tokens) for batch in pairs.epoch(0, start_step=first))
+    batches = pairs.epoch(0, first * form.batch_size)
+    yield ((batch.images, batch.tokens) for batch in batches)
     pairs.close()
 
 

@@ -149,6 +149,8 @@ def tars():
     begin = good[: third.offset]
     files = {
         "good.tar": good,
+        "good.tar.gz": gzip.compress(good, mtime=0),
+        "cut.tar.gz": gzip.compress(good, mtime=0)[:-60],
         "gzip_named.tar": gzip.compress(good, mtime=0),
         "cut_in_data.tar": good[: third.offset_data + 10],
         "cut_in_header.tar": good[: third.offset + 100],

@@ -86,6 +86,17 @@ def test_reads_what_webdataset_reads(shards):
     assert theirs == [(s.key.partition("/")[2], s.image, s.caption) for s in ours]
 
 
+@pytest.mark.parametrize("suffix", ["gz", "xz"])
+def test_compressed_shards(tmp_path, suffix):
+    path = write_tar(tmp_path / f"0.tar.{suffix}", pairs(3))
+    source = open_source(path)
+    assert [source.read(i).image for i in (2, 0)] == [noise(2, 4, 4), noise(0, 4, 4)]
+    assert pickle.loads(pickle.dumps(source)).read(1).caption == "c1"
+    path.write_bytes(path.read_bytes()[:-20])
+    message = rf"0\.tar\.{suffix} cannot be read as {suffix}"
+    raises(InputError, message, open_source, tmp_path)
+
+
 def test_bad_samples_are_counted_by_reason(tmp_path):
     files = {
         "good.png": noise(),

@@ -7,9 +7,8 @@ A sample's augmentation depends on (seed, epoch, index).
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
 
 import numpy as np
 import torch
@@ -76,72 +75,61 @@ class Loader:
             raise InputError(f"{name} holds {counted(n, 'pairs')}{wrong}")
         self.name = name
         self.batch_size = batch_size
-        self.lanes = world_size
+        self.world_size = world_size
         self.pairs_per_epoch = n  # before ``drop_last``
         self._order = order
         self._pool = pool
         self._drop_last = drop_last
         self._rank = rank
-        self._world_size = world_size
 
     @property
     def steps_per_epoch(self) -> int:
         """Of a batch size that may still be unknown when pairs are opened."""
         return self.steps()
 
-    def steps(self, offset: int = 0) -> int:
-        """Number of global batches in an epoch whose first ``offset`` pairs are left
-        out.
+    def steps(self, start: int = 0) -> int:
+        """Number of global batches in what is left of an epoch behind its first
+        ``start`` pairs.
         """
-        full, rest = divmod(self.pairs_per_epoch - offset, self.batch_size)
+        full, rest = divmod(self.pairs_per_epoch - start, self.batch_size)
         return full + (rest > 0 and not self._drop_last)
 
     def epoch(
-        self,
-        epoch: int,
-        start_step: int = 0,
-        lanes: int | None = None,
-        *,
-        offset: int = 0,
+        self, epoch: int, start: int = 0, lanes: int | None = None
     ) -> Iterator[Batch]:
-        """The batches of one epoch, from ``start_step`` on, as an uninterrupted epoch
-        would give them.
+        """The batches of one epoch behind its first ``start`` pairs.
 
-        With workers, beginning another epoch ends the one before. ``lanes``: the number
-        the epoch was begun with, when it goes on with another number of ranks.
-        ``offset``: pairs to leave out before the first batch, where an epoch goes on
-        with another batch size.
+        Only the epoch that was asked for last gives batches. ``lanes``: the number of
+        ranks with which the epoch was begun, where it goes on with another.
         """
-        rows_at = self._order.epoch(epoch, lanes or self.lanes)
-        first = offset + start_step * self.batch_size
-        end = offset + self.steps(offset) * self.batch_size
-        starts = range(first, end, self.batch_size)
-        rows = (self._local_rows(rows_at, start) for start in starts)
-        requests = ((epoch, batch_rows) for batch_rows in self._announced(rows))
-        return self._pool.batches(requests)
+        rows = self._rows(epoch, start, lanes or self.world_size)
+        return self._pool.batches((epoch, batch_rows) for batch_rows in rows)
+
+    def _rows(self, epoch: int, start: int, lanes: int) -> Iterator[np.ndarray]:
+        """This rank's rows of every batch that is left."""
+        rows_at = self._order.epoch(epoch, lanes)
+        end = start + self.steps(start) * self.batch_size
+        places = range(start, end, self.batch_size)
+        return (self._local_rows(rows_at, place) for place in places)
 
     def _local_rows(self, rows_at: RowsAt, start: int) -> np.ndarray:
         """This rank's rows of the global batch that begins at a position of the epoch:
         those whose positions are ``rank`` modulo ``world_size``.
         """
-        first = start + (self._rank - start) % self._world_size
+        first = start + (self._rank - start) % self.world_size
         end = min(start + self.batch_size, self.pairs_per_epoch)
-        return rows_at(np.arange(first, end, self._world_size))
+        return rows_at(np.arange(first, end, self.world_size))
 
-    def _announced(self, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The rows of every batch; a source may be told of them before."""
-        return batches
-
-    def order_state(self, position: int) -> object:
-        """What the order of an epoch depends on beside the seed, when a run stands at
-        this position of it: a sampler's state.
+    def sampler_state(self, *, at_start: bool) -> object:
+        """The state of a caller's sampler: at the start of the epoch that was asked for
+        last, or now; None without one.
         """
         if not isinstance(self._order, SamplerOrder):
             return None
-        return self._order.state(at_the_beginning=position > 0)
+        return self._order.state(at_start=at_start)
 
-    def load_order(self, state: object) -> None:
-        """Takes back what ``order_state`` gave."""
+    def load_sampler(self, state: object) -> None:
+        """Takes back what ``sampler_state`` gave."""
         if isinstance(self._order, SamplerOrder):
             self._order.load(state)
 
@@ -205,26 +193,23 @@ class PairLoader(Loader):
         pairs_ahead = (shuffle_buffer or DEFAULT_BUFFER) * world_size
         self._batches_ahead = math.ceil(pairs_ahead / (2 * batch_size))
 
-    def _announced(self, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The rows of every batch; those of this rank's shards that will be read soon
-        are announced to the source.
-        """
-        if not self.source.streamed:
-            yield from batches
-            return
-        ahead: list[np.ndarray] = []
-        for rows in islice(batches, self._batches_ahead):
-            self._prefetch(rows)
-            ahead.append(rows)
-        for rows in batches:
-            self._prefetch(rows)
-            ahead.append(rows)
-            yield ahead.pop(0)
-        yield from ahead
+    def _rows(self, epoch: int, start: int, lanes: int) -> Iterator[np.ndarray]:
+        rows = super()._rows(epoch, start, lanes)
+        return self._prefetched(rows) if self.source.streamed else rows
 
-    def _prefetch(self, rows: np.ndarray) -> None:
-        firsts = rows if self._pictures is None else self._pictures.firsts[rows]
-        self.source.prefetch(firsts)
+    def _prefetched(self, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The rows of every batch, each some batches after the source was told of
+        them.
+        """
+        ahead: deque[np.ndarray] = deque()
+        for rows in batches:
+            # any row of a picture tells where the picture lies
+            told = rows if self._pictures is None else self._pictures.firsts[rows]
+            self.source.prefetch(told)
+            ahead.append(rows)
+            if len(ahead) > self._batches_ahead:
+                yield ahead.popleft()
+        yield from ahead
 
 
 def _parts_of_order(
@@ -271,11 +256,13 @@ class BatchBuilder(Dataset[Batch]):
         good: list[RawSample] = []
         skipped: list[Skip] = []
         for index in indices.tolist():
-            with _skipping(f"{self._source.name}: pair {index + 1:,}", skipped):
+            try:
                 sample = self._sample(index, epoch)
-                with _skipping(sample.key, skipped), decoding(sample.key):
-                    images[len(good)] = self._pixels(index, epoch, sample.image)
-                    good.append(sample)
+                # the row of a bad one is written over by the next
+                images[len(good)] = self._pixels(index, epoch, sample)
+                good.append(sample)
+            except BadSample as bad:
+                skipped.append(bad.skip)
         captions = [sample.caption for sample in good]
         tokens = self._tokenizer(captions) if captions else self._no_tokens
         return Batch(
@@ -311,29 +298,20 @@ class BatchBuilder(Dataset[Batch]):
             row = self._pictures.row(index, seed, epoch)
         return self._source.read(row)
 
-    def _pixels(self, index: int, epoch: int, image: bytes) -> Tensor:
+    def _pixels(self, index: int, epoch: int, sample: RawSample) -> Tensor:
         """A picture's pixels for the towers; in training with the random crop of its
         epoch.
         """
-        encoded = Encoded(image)
-        if not isinstance(self._transform, TrainTransform):
-            return self._transform(encoded.rgb())
-        # The crop comes first: then a JPEG need not be decoded in more detail than it
-        # takes.
-        generator = sample_generator(self._seed, epoch, index)
-        crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
-        return self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
-
-
-@contextmanager
-def _skipping(key: str, skipped: list[Skip]) -> Iterator[None]:
-    try:
-        yield
-    except BadSample as bad:
-        skipped.append(bad.skip)
-    except MemoryError:  # a worker's memory is bounded
-        detail = "takes more memory than a data worker may"
-        skipped.append(Skip(key, "image too large", detail))
+        with decoding(sample.key):
+            encoded = Encoded(sample.image)
+            if not isinstance(self._transform, TrainTransform):
+                return self._transform(encoded.rgb())
+            # The crop comes first: then a JPEG need not be decoded in more detail than
+            # it takes.
+            generator = sample_generator(self._seed, epoch, index)
+            crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
+            stored = encoded.rgb(crop.reduction, upright=False)
+        return self._transform.take(stored, crop)
 
 
 class Copies:

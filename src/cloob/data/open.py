@@ -56,7 +56,7 @@ def open_source(
               the last two also with the images inside; a glob of them;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), or a folder of
               Arrow or Parquet files;
-            - WebDataset shards: a ``.tar``, a brace pattern
+            - WebDataset shards: a ``.tar`` (also compressed), a brace pattern
               (``"cc3m/{00000..00331}.tar"``), a glob (``"cc3m/*.tar"``), or a folder
               that holds tars;
             - streamed shards: a brace pattern after ``s3://``, ``gs://`` or

@@ -53,11 +53,11 @@ class SamplerOrder:
 
         return rows_at
 
-    def state(self, *, at_the_beginning: bool = False) -> object:
-        """The sampler's state now, or at the beginning of the epoch that was asked for
+    def state(self, *, at_start: bool = False) -> object:
+        """The sampler's state now, or at the start of the epoch that was asked for
         last; None of one that keeps none.
         """
-        if at_the_beginning:
+        if at_start:
             return self._before
         return getattr(self._sampler, "state_dict", lambda: None)()
 

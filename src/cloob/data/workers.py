@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import signal
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,8 +19,6 @@ Request = tuple[int, np.ndarray]  # the epoch, and the rows of one local batch
 
 # seconds from a process's broken pipe to its end; one with much memory takes a while
 _DYING = 10
-# bytes that a worker may take beyond those it begins with; shared batches do not count
-MAX_MEMORY = 4 * 1024**3
 _AHEAD = 2  # batches of every worker that wait, torch's ``prefetch_factor``
 
 
@@ -128,18 +123,3 @@ def _begin_worker(_: int) -> None:
     # training loop's handler of SIGTERM must not keep a forked worker alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        _limit_memory()
-
-
-def _limit_memory() -> None:
-    """A picture that takes gigabytes costs one bad sample; mapped files do not
-    count.
-    """
-    status = Path("/proc/self/status").read_text()
-    used = int(status.partition("VmData:")[2].split()[0]) * 1024
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = used + MAX_MEMORY
-    if most >= 0:
-        limit = min(limit, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

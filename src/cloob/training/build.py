@@ -113,7 +113,7 @@ def assemble(config: TrainConfig, custom: CustomParts, device: torch.device) -> 
     saver = Saver(config, stepper, data)
     if checkpoint is not None:
         saver.restore(checkpoint)
-        loader.load_order(checkpoint.state["order"])
+        loader.load_sampler(checkpoint.state["order"])
 
     on_rank_zero(lambda: prepare_run_folder(config, saver.last))
     _seed_process(config.seed, checkpoint, device)

@@ -245,14 +245,14 @@ class Loop:
         """Takes the steps of the epoch that are left, with checkpoints between them."""
         run, progress = self.run, self.run.progress
         save_every, size = run.config.save_every, run.config.batch_size
-        start, offset = divmod(progress.position, size)
         # an epoch keeps its order with another world size
-        progress.lanes = progress.lanes or run.loader.lanes
-        batches = run.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
-        steps = min(run.loader.steps(offset), start + self.schedule.steps_left())
+        progress.lanes = progress.lanes or run.loader.world_size
+        start = progress.position
+        batches = run.loader.epoch(progress.epoch, start, progress.lanes)
+        steps = min(run.loader.steps(start), self.schedule.steps_left())
         run.towers.train()
         freeze(run.encoder, run.config.freeze)
-        for index in range(start, steps):
+        for index in range(steps):
             self._step(batches, stop)
             progress.position += size
             progress.passed += size
@@ -350,6 +350,6 @@ class Loop:
             reasons=run.bad.reasons(),
             seconds=time.perf_counter() - self.began,
         )
-        order = run.loader.order_state(progress.position)
+        order = run.loader.sampler_state(at_start=progress.position > 0)
         if run.saver.save(progress, order, hopfield=self.schedule.retrieved()):
             self._call("on_checkpoint", run.saver.last)

@@ -99,8 +99,8 @@ class Schedule:
         later = self._config.epochs - self._progress.epoch - 1
         if later < 0:
             return 0
-        start, offset = divmod(self._progress.position, self._config.batch_size)
-        return self._loader.steps(offset) - start + later * self._loader.steps_per_epoch
+        left = self._loader.steps(self._progress.position)
+        return left + later * self._loader.steps_per_epoch
 
 
 def is_whole(config: TrainConfig, progress: Progress) -> bool:

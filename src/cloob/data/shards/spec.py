@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cloob.errors import InputError, require
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tar.xz")
+
 
 def is_remote(spec: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", spec) is not None
@@ -27,7 +29,7 @@ def is_pattern(spec: str) -> bool:
 
 
 def is_tar(path: Path) -> bool:
-    return path.suffix.lower() == ".tar"
+    return path.name.lower().endswith(TAR_SUFFIXES)
 
 
 def expand(pattern: str) -> list[str]:

@@ -5,13 +5,18 @@ an index of them is cached.
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import itertools
 import json
+import lzma
 import os
-from collections.abc import Sequence
-from functools import lru_cache
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +44,10 @@ from cloob.data.sources.files import reading
 from cloob.errors import counted
 from cloob.files import TooLarge
 
+_OPENERS: dict[bytes, Callable[[Path], Any]] = {  # by the first two bytes
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7": lzma.open,
+}
 _MAX_OPEN_FILES = 64
 _FORMAT = 13
 _ABSENT = -1  # the place of a part that a sample does not have
@@ -106,7 +115,7 @@ class TarReader:
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
         self.paths = paths
-        self._file = lru_cache(_MAX_OPEN_FILES)(_File)
+        self._file = lru_cache(_MAX_OPEN_FILES)(lambda path: _File(unpacked(path)))
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset``; fewer where the archive ends. OSError if it
@@ -122,13 +131,30 @@ class _File(io.FileIO):
         self.close()
 
 
+def unpacked(path: Path) -> Path:
+    """A tar, or what a compressed one unpacks to, in the cache."""
+    with path.open("rb") as file:
+        opener = _OPENERS.get(file.read(2))
+    if opener is None:
+        return path
+    stat = path.stat()
+    name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {path.name}"
+    return Cache().get("shards", name, partial(_unpack, opener, path))
+
+
+def _unpack(opener: Callable[[Path], Any], path: Path, target: Path) -> None:
+    damaged = (EOFError, zlib.error, lzma.LZMAError)
+    with reading(path, *damaged), opener(path) as packed, target.open("wb") as plain:
+        shutil.copyfileobj(packed, plain)
+
+
 def scan(paths: Sequence[Path]) -> pa.Table:
     """The index of tars; its metadata have the rows of every tar, and a remark."""
     tables: list[pa.Table] = []
     odd: list[str] = []
     for path in paths:
         with reading(path):
-            members, damage = members_of(path)
+            members, damage = members_of(unpacked(path))
         parts = IMAGE_EXTENSIONS, (CAPTION_EXTENSION,)
         samples, left_out = group_members(members, parts)
         odd += (as_utf8(f"{path.name}/{name}") for name in left_out)

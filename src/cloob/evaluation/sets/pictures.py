@@ -21,7 +21,7 @@ from cloob.data.shards.spec import (
     is_tar,
     local_folder,
 )
-from cloob.data.shards.tar import TarReader, group_members
+from cloob.data.shards.tar import TarReader, group_members, unpacked
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES, Source
 from cloob.data.sources.arrow import TableSource
 from cloob.data.sources.folder import walk
@@ -158,7 +158,7 @@ def _shards(part: Path) -> list[Path]:
 
 def _samples(shard: Path) -> dict[str, list[Member | None]]:
     """The image and the .cls of every sample of a shard, which must be whole."""
-    members, damage = members_of(shard)
+    members, damage = members_of(unpacked(shard))
     if damage:
         raise InputError(
             f"{shard} is truncated ({damage}): a test set must be whole, get the file"
