@@ -201,8 +201,8 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     killed(tmp_path / "a", processes[0], config, KilledAfter(3, 0.0))
     again = config.override(batch_size=size)
     told = command(tmp_path / "b", processes[1], again, "--resume", "auto").told()
-    assert (f"resumed with batch size {size} instead of 8: the" in told) == (size != 8)
-    other = f"resumed with {processes[1]} processes instead of {processes[0]}: the data"
+    assert (f"batch_size {size} instead of 8" in told) == (size != 8)
+    other = f"resumed with processes {processes[1]} instead of {processes[0]}"
     assert (other in told) == (processes[0] != processes[1])
 
     found = lines(tmp_path / "run" / "metrics.jsonl")

@@ -128,8 +128,7 @@ def test_more_epochs_continue_and_another_objective_does_not(config, copied, cap
     match = r"step-00000015: was trained with other.*inv_tau was 20 and is 30"
     raises(InputError, match, train, hotter)
     (copied / "aside.json").rename(copied / "config.json")
-    with caplog.at_level("INFO"):
-        assert train(config.override(epochs=4, lr=1e-4)).steps == 20
+    assert train(config.override(epochs=4, lr=1e-4)).steps == 20
     changes = "resumed with lr 0.0001 instead of 0.003, epochs 4 instead of 3"
     assert caplog.messages.count(changes) == 1
     assert column(copied, "step") == list(range(1, 21))

@@ -59,7 +59,6 @@ class TrainerState(TypedDict):
     progress: dict[str, int | float | dict[str, int]]
     order: object  # what the epoch's order depends on beside the seed
     rng: list[RngState]  # of every rank
-    batch_size: int
     data: dict[str, Fingerprint]
     weights: str  # the digest of the weights files
 
@@ -172,7 +171,6 @@ class Saver:
             "progress": dict(vars(progress)),
             "order": order,
             "rng": gather_objects(rng_state(stepper.device)),
-            "batch_size": self.config.batch_size,
             "data": dict(self.data),
             "weights": "",  # they are written first
         }

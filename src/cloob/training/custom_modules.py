@@ -7,7 +7,7 @@ a loss whose ``forward`` has one with the features by name and the whole batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -64,31 +64,31 @@ class GivenTowers(DualEncoder):
         """
         rows = self.model(*inputs)
         if isinstance(rows, Mapping):
-            self._check(list(rows.values()), list(rows))
+            named = {name: _shape(side) for name, side in rows.items()}
+            if not _have_sides(list(named.values())):
+                raise InputError(
+                    f"{self.name}: returned {named}; tensors of n rows are expected,"
+                    " the first two (n, D) of the same D"
+                )
             return dict(rows)
-        self._check(rows if isinstance(rows, tuple | list) else (rows,))
-        a, b = (F.normalize(at_least_float32(side), dim=1) for side in rows)
-        return a, b
-
-    def _check(
-        self, sides: Sequence[object], names: Iterable[str] | None = None
-    ) -> None:
-        """Refuses all but two (n, D), and by name more tensors of n rows."""
-        shapes = [_shape(side) for side in sides]
-        first = shapes[0] if shapes else ""
-        are_pairs = len(shapes) > 1 and len(first) == 2 and first == shapes[1]
-        fits = are_pairs and {shape[:1] for shape in shapes} == {first[:1]}
-        if names is None and not (fits and len(shapes) == 2):
+        sides = rows if isinstance(rows, tuple | list) else (rows,)
+        shapes = list(map(_shape, sides))
+        if len(shapes) != 2 or not _have_sides(shapes):
             raise InputError(
                 f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and"
                 " D are expected"
             )
-        if not fits:
-            named = dict(zip(names or (), shapes, strict=True))
-            raise InputError(
-                f"{self.name}: returned {named}; tensors of n rows are expected, the"
-                " first two (n, D) of the same D"
-            )
+        a, b = (F.normalize(at_least_float32(side), dim=1) for side in sides)
+        return a, b
+
+
+def _have_sides(shapes: Sequence[tuple[int, ...] | str]) -> bool:
+    """Whether the first two shapes are one (n, D), and all have n rows."""
+    if len(shapes) < 2:
+        return False
+    first = shapes[0]
+    is_matrix = len(first) == 2 and first == shapes[1]
+    return is_matrix and all(shape[:1] == first[:1] for shape in shapes)
 
 
 def _shape(side: object) -> tuple[int, ...] | str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,12 +23,11 @@ Group = dict[str, Any]  # as torch's optimisers take them
 MakeOptimizer = Callable[[list[Group]], torch.optim.Optimizer]
 Takes = Callable[[str, nn.Parameter], bool]
 GivenOptimizer = MakeOptimizer | Sequence[tuple[Takes, MakeOptimizer]]
-_WRAPPERS = re.compile(r"^((module|model|encoder|_orig_mod)\.)+")
 
 
 def tower_of(name: str) -> Tower:
     """The tower that a parameter of this name belongs to."""
-    return "image" if _WRAPPERS.sub("", name).startswith("visual.") else "text"
+    return "image" if name.removeprefix("model.").startswith("visual.") else "text"
 
 
 def freeze(encoder: DualEncoder, tower: str) -> None:

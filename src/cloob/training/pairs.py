@@ -59,9 +59,9 @@ def is_source(pairs: object) -> bool:
 
 def _as_pairs(pairs: GivenPairs) -> Pairs:
     """A source as it is, a Dataset as Items."""
-    if isinstance(pairs, Dataset) or not is_source(pairs):
-        return Items(cast("Dataset[object]", pairs))
-    return pairs
+    if is_source(pairs):
+        return cast("Source", pairs)
+    return Items(cast("Dataset[object]", pairs))
 
 
 def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:

@@ -33,7 +33,7 @@ _FIXED = (
     *("given_sampler", "given_batch_sampler"),
 )
 # Of the other settings these go without saying, or are said elsewhere.
-_UNNOTED = (*_FIXED, "out", "resume", "overwrite", "data", "batch_size")
+_UNNOTED = (*_FIXED, "out", "resume", "overwrite", "data")
 
 
 def progress_of(
@@ -42,7 +42,7 @@ def progress_of(
     data: Mapping[str, Fingerprint],
     objective: nn.Module,
 ) -> Progress:
-    """Where a run continues; rank 0 warns of another layout.
+    """Where a run continues; rank 0 warns of other settings.
 
     Raises RunFinished where nothing is left to do.
     """
@@ -57,8 +57,7 @@ def progress_of(
     if rank() != 0:
         # the counts of bad samples are summed over ranks, so one rank keeps them
         return replace(progress, reasons={})
-    _warn_of_another_layout(checkpoint, config)
-    _note_changes(before, config)
+    _note_changes(checkpoint, before, config)
     return progress
 
 
@@ -68,16 +67,22 @@ def _config_before(checkpoint: Checkpoint, config: TrainConfig) -> TrainConfig:
     return TrainConfig().merge_file(file) if file.is_file() else config
 
 
-def _note_changes(before: TrainConfig, config: TrainConfig) -> None:
-    """Says which settings are others than before."""
-    then = before.to_dict()
+def _note_changes(
+    checkpoint: Checkpoint, before: TrainConfig, config: TrainConfig
+) -> None:
+    """Says which settings are others than before. With another batch size or number of
+    processes the data go on where they were, the learning rate where a run of that
+    batch size would be; sums may round differently.
+    """
+    then = {"processes": len(checkpoint.state["rng"]), **before.to_dict()}
+    now = {"processes": world_size(), **config.to_dict()}
     changes = [
         f"{name} {value} instead of {then[name]}"
-        for name, value in config.to_dict().items()
+        for name, value in now.items()
         if name not in _UNNOTED and value != then[name]
     ]
     if changes:
-        logger.info("resumed with %s", ", ".join(changes))
+        logger.warning("resumed with %s", ", ".join(changes))
 
 
 def _refuse_other_model(
@@ -123,22 +128,6 @@ def _finished(checkpoint: Checkpoint, *, out_of_patience: bool) -> RunResult:
         already_finished=True,
         out_of_patience=out_of_patience,
     )
-
-
-def _warn_of_another_layout(checkpoint: Checkpoint, config: TrainConfig) -> None:
-    """Says what another number of processes, or another batch size, changes."""
-    ranks, size = len(checkpoint.state["rng"]), checkpoint.state["batch_size"]
-    if ranks != world_size():
-        logger.warning(
-            f"resumed with {world_size()} processes instead of {ranks}: the data go on"
-            " where they were, sums may round differently"
-        )
-    if size != config.batch_size:
-        logger.warning(
-            f"resumed with batch size {config.batch_size} instead of {size}: the data"
-            " go on where they were, the learning rate where a run of that batch size"
-            " would be"
-        )
 
 
 def refuse_another_run(config: TrainConfig) -> None:

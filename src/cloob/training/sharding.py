@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cloob.distributed import rank, world_size
@@ -41,9 +41,6 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
     fully_shard(
         encoder, mesh=mesh, reshard_after_forward=True, ignored_params=unsharded
     )
-    for method in ("encode_image", "encode_text"):
-        if hasattr(encoder, method):
-            register_fsdp_forward_method(encoder, method)
 
 
 def is_sharded(module: nn.Module) -> bool:
