@@ -186,7 +186,7 @@ def _closed_form(
 
 def _linear(mean: Tensor, matrix: Tensor) -> Head:
     head = Head(*matrix.shape)
-    head.solve(mean, matrix)
+    head.set_matrix(mean, matrix)
     return head.eval()
 
 

@@ -17,7 +17,12 @@ from cloob.data.vectors import VectorPairs
 from cloob.errors import counted
 from cloob.family import ObjectiveName
 from cloob.functional.bootstrap import bootstrap_interval
-from cloob.heads.closed import ClosedHeads, closed_beside, fit_closed_form
+from cloob.heads.closed import (
+    ClosedHeads,
+    closed_settings,
+    fit_closed_form,
+    refit_closed_form,
+)
 from cloob.heads.fit import fit
 from cloob.heads.fitted import (
     GALLERY,
@@ -156,13 +161,13 @@ def closed_form(
     starts_there = settings.start == "closed-form"
     if not (settings.is_closed_form or starts_there or joins(settings)):
         return None
-    plain = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
+    plain = fit_closed_form(pairs, held_out, closed_settings(settings, pairs))
     width = min(pairs.a.shape[1], pairs.b.shape[1])
     is_open = settings.objective == "auto" and settings.start is None
     if not is_open or settings.head == "linear" or width > N_WAVED:
         return plain
-    beside = closed_beside(settings, pairs, "kcca")
-    waved = fit_closed_form(pairs, held_out, beside, columns=plain.choice.columns)
+    beside = closed_settings(settings, pairs, "kcca")
+    waved = fit_closed_form(pairs, held_out, beside, plain.choice.columns)
     return max(plain, waved, key=lambda fitted: fitted.recall or 0.0)
 
 
@@ -178,7 +183,11 @@ def plans_of(
     starts = [settings.start or "random"]
     if name == "auto":
         name = OBJECTIVE
-        if settings.start is None and closed is not None and closed.form == "cca":
+        if (
+            settings.start is None
+            and closed is not None
+            and closed.choice.form == "cca"
+        ):
             starts = ["closed-form", "random"]
     plan = settings.override(objective=name, members=None, clean=None)
     for scale, value in scales.get(name, {}).items():
@@ -247,7 +256,9 @@ def join(
     names = [f"{plan.objective} {number}" for number, plan in enumerate(plans, 1)]
     parts = [
         Part(name, fitted.heads, unit_sides(fitted.heads, bank))
-        for name, fitted in zip([*names, closed.form], [*trained, closed], strict=True)
+        for name, fitted in zip(
+            [*names, closed.choice.form], [*trained, closed], strict=True
+        )
     ]
     judged = [unit_sides(part.heads, judge) for part in parts]
     width = settings.embed_dim or 0
@@ -266,7 +277,7 @@ def join(
         log_trial(plan.objective, plan.start, of_ids, units)
         for plan, of_ids in zip(plans, alone[:-1], strict=True)
     ]
-    trials.append(log_trial(closed.form, None, alone[-1], units))
+    trials.append(log_trial(closed.choice.form, None, alone[-1], units))
     message = chosen.message(parts)
     logger.info("joined: %s; recall %.1f %%", message, 100 * recall)
     logger.info("the best combination instead of all side by side: %s", gain)
@@ -408,8 +419,8 @@ def refitted(
     """What was chosen, fitted anew to all pairs for as long as the best took."""
     again = closed
     if closed is not None:
-        beside = closed_beside(settings, every, closed.form)
-        again = fit_closed_form(every, None, beside, closed.choice)
+        beside = closed_settings(settings, every, closed.choice.form)
+        again = refit_closed_form(every, beside, closed.choice)
     fits: list[SingleHeads] = []
     for place in chosen.places:
         if place == len(plans):

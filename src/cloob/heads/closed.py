@@ -53,6 +53,11 @@ class Choice:
     power: float = POWERS[0]
     bandwidth: float | None = None  # of waves, if there are any
 
+    @property
+    def form(self) -> ClosedForm:
+        """Which closed form it is of."""
+        return "cca" if self.bandwidth is None else "kcca"
+
 
 @dataclass(frozen=True)
 class ClosedHeads(SingleHeads):
@@ -60,17 +65,11 @@ class ClosedHeads(SingleHeads):
 
     choice: Choice = field(kw_only=True)
 
-    @property
-    def form(self) -> ClosedForm:
-        """Which one it is."""
-        return "cca" if self.choice.bandwidth is None else "kcca"
-
 
 def fit_closed_form(
     pairs: VectorPairs,
     held_out: VectorPairs | None = None,
     settings: HeadSettings | None = None,
-    choice: Choice | None = None,
     columns: Both | None = None,
 ) -> ClosedHeads:
     """The heads of the closed form.
@@ -79,8 +78,7 @@ def fit_closed_form(
         pairs: The training pairs, which are read in blocks.
         held_out: Pairs that choose ridge, power and bandwidth; None: the usual ones.
         settings: ``objective``, ``standardise`` and ``embed_dim`` count.
-        choice: An earlier choice, which is taken again.
-        columns: How columns are prepared, where only this was chosen before.
+        columns: How columns are prepared; None: as the settings or the pairs say.
 
     Returns:
         The heads; ``decisions`` names ``columns``, ``ridge``, ``power`` and
@@ -91,23 +89,38 @@ def fit_closed_form(
     """
     settings = settings or HeadSettings(objective="cca")
     width = checked_width(pairs, settings)
-    recall = None
-    if choice is None:
-        choice = Choice(columns or choose_columns(pairs, settings))
-        if settings.objective == "kcca":
-            choice = choose_bandwidth(pairs, held_out, choice, width)
-        heads = prepared(pairs, choice, width)
-        numbers = gathered(pairs, heads)
-        if held_out is not None:
-            choice, recall = choose_ridge(numbers, heads, held_out, choice)
-            log(settings.objective, choice)
-    else:
-        heads = prepared(pairs, choice, width)
-        numbers = gathered(pairs, heads)
+    choice = Choice(columns or choose_columns(pairs, settings))
+    if settings.objective == "kcca":
+        choice = choose_bandwidth(pairs, held_out, choice, width)
+    heads = prepared(pairs, choice, width)
+    numbers = gathered(pairs, heads)
+    if held_out is None:
+        return solved(heads, numbers, choice)
+    choice, recall = choose_ridge(numbers, heads, held_out, choice)
+    log(settings.objective, choice)
+    return solved(heads, numbers, choice, recall)
+
+
+def refit_closed_form(
+    pairs: VectorPairs, settings: HeadSettings, choice: Choice
+) -> ClosedHeads:
+    """The heads of other pairs, by what was chosen before."""
+    heads = prepared(pairs, choice, checked_width(pairs, settings))
+    return solved(heads, gathered(pairs, heads), choice)
+
+
+def solved(
+    heads: tuple[Head, Head],
+    numbers: PairMoments | CentredRows,
+    choice: Choice,
+    recall: float | None = None,
+) -> ClosedHeads:
+    """The heads with the matrices of the choice, and its recall of held-out pairs."""
+    width = heads[0].matrix.out_features
     (directions,) = canonical_directions(numbers, [choice.ridge])
     matrices = directions.weighted(choice.power)
-    heads[0].solve(numbers.mean_a, matrices[0][:, :width])
-    heads[1].solve(numbers.mean_b, matrices[1][:, :width])
+    heads[0].set_matrix(numbers.mean_a, matrices[0][:, :width])
+    heads[1].set_matrix(numbers.mean_b, matrices[1][:, :width])
     line: EpochLine = {
         "epoch": 1,
         "step": 1,
@@ -117,7 +130,7 @@ def fit_closed_form(
         "is_best": True,
     }
     decisions = {**asdict(choice), "columns": [list(way) for way in choice.columns]}
-    objective = {"closed_form": settings.objective, **decisions}
+    objective = {"closed_form": choice.form, **decisions}
     return ClosedHeads(heads, objective, [line], decisions, choice=choice)
 
 
@@ -177,17 +190,17 @@ def choose_bandwidth(
     pairs: VectorPairs, held_out: VectorPairs | None, choice: Choice, width: int
 ) -> Choice:
     """The choice with the bandwidth that finds most with the usual ridge and power."""
-    choices = [replace(choice, bandwidth=bandwidth) for bandwidth in BANDWIDTHS]
     if held_out is None:
-        return choices[0]
-    some = pairs.at_most(BLOCK)
-    found = []
-    for one in choices:
-        heads = prepared(some, one, width)
-        numbers = gathered(some, heads)
-        ways = RIDGES[:1], POWERS[:1]
-        found.append(choose_ridge(numbers, heads, held_out, one, *ways))
-    return max(found, key=lambda chosen: chosen[1])[0]
+        return replace(choice, bandwidth=BANDWIDTHS[0])
+    sample = pairs.at_most(BLOCK)
+    recalls: dict[Choice, float] = {}
+    for bandwidth in BANDWIDTHS:
+        tried = replace(choice, bandwidth=bandwidth)
+        heads = prepared(sample, tried, width)
+        numbers = gathered(sample, heads)
+        usual = RIDGES[:1], POWERS[:1]
+        _, recalls[tried] = choose_ridge(numbers, heads, held_out, tried, *usual)
+    return max(recalls, key=lambda tried: recalls[tried])
 
 
 def choose_ridge(
@@ -206,7 +219,7 @@ def choose_ridge(
     numbers = numbers.single()
     judged_a = heads[0].standardised(judges.a) - numbers.mean_a
     judged_b = heads[1].standardised(judges.b) - numbers.mean_b
-    found: dict[Choice, float] = {}
+    recalls: dict[Choice, float] = {}
     solutions = canonical_directions(numbers, ridges)
     for ridge, directions in zip(ridges, solutions, strict=True):
         a, b = judged_a @ directions.a[:, :width], judged_b @ directions.b[:, :width]
@@ -214,9 +227,9 @@ def choose_ridge(
             weights = directions.correlations[:width] ** power
             x, y = F.normalize(a * weights, dim=1), F.normalize(b * weights, dim=1)
             recall = float(recalls_of_ids(x, y, judges.ids).mean())
-            found[replace(choice, ridge=ridge, power=power)] = recall
-    best = max(found, key=lambda one: found[one])
-    return best, found[best]
+            recalls[replace(choice, ridge=ridge, power=power)] = recall
+    best = max(recalls, key=lambda tried: recalls[tried])
+    return best, recalls[best]
 
 
 def log(objective: str, choice: Choice) -> None:
@@ -236,11 +249,11 @@ def log(objective: str, choice: Choice) -> None:
     )
 
 
-def closed_beside(
+def closed_settings(
     settings: HeadSettings, pairs: VectorPairs, form: ClosedForm = "cca"
 ) -> HeadSettings:
-    """The settings of the closed form beside heads, or alone: beside them it is no
-    wider than its columns allow.
+    """The settings themselves if they are of a closed form; else those of the one that
+    stands beside the heads, no wider than its columns allow.
     """
     if settings.is_closed_form:
         return settings

@@ -17,7 +17,7 @@ import torch
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import resolve_device
 from cloob.errors import TrainingFailed
-from cloob.heads.closed import ClosedHeads, closed_beside, fit_closed_form
+from cloob.heads.closed import ClosedHeads, closed_settings, fit_closed_form
 from cloob.heads.columns import PLAIN_WAYS, choose_columns
 from cloob.heads.fitted import EpochLine, OnEpoch, SingleHeads
 from cloob.heads.head import Head
@@ -125,7 +125,7 @@ def first_heads(
         columns = choose_columns(pairs, settings, PLAIN_WAYS)
         return fresh_heads(pairs, settings, columns)
     if closed is None:
-        closed = fit_closed_form(pairs, held_out, closed_beside(settings, pairs))
+        closed = fit_closed_form(pairs, held_out, closed_settings(settings, pairs))
     heads = fresh_heads(pairs, settings, closed.choice.columns)
     rows = sampled(pairs)
     for head, solved, side in zip(heads, closed.heads, rows[:2], strict=True):

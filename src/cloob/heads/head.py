@@ -168,7 +168,7 @@ class Head(nn.Module):
         self.phases.uniform_(0, 2 * math.pi, generator=generator)
 
     @torch.no_grad()
-    def solve(self, mean: Tensor, matrix: Tensor) -> None:
+    def set_matrix(self, mean: Tensor, matrix: Tensor) -> None:
         """Makes a head without a branch give (standardised features - mean) @ matrix,
         then zeros.
 
