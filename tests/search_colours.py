@@ -102,5 +102,5 @@ def make_index(place, pictures, model=None):
 
 def open_index(place, model=None):
     index = Index.open(place)
-    index.use(model or ColourModel())
+    index.set_encoder(model or ColourModel())
     return index

@@ -99,7 +99,7 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs, capsys):
     with cloob.Index.open("i") as opened:
         model = opened.model()
         assert (model.name, model.spec) == ("mine", f"{runs}/mine:best")
-        assert step_of(opened.loaded().encoder) == BEST
+        assert step_of(opened.torch_embedder().encoder) == BEST
     # without a cutoff no unrelated words are embedded
     search = ["search", "i", "red", "--cutoff", "none"]
     assert cli.main(search) == 0

@@ -50,7 +50,7 @@ def test_what_is_written_is_read(tmp_path):
     assert read == replace(whole, id=1)
     state = FileState("/src/a/ü.jpg", 3, 5, "x" * 64, id=1)
     assert list(store.states("/src")) == [state]
-    assert store.having(["x" * 64, "y"]) == {"x" * 64}
+    assert store.embedded_contents(["x" * 64, "y"]) == {"x" * 64}
     kinds = {"b": "boolean", "k": "number", "n": "number", "t": "text"}
     assert store.columns() == kinds
     assert store.items([9, 1, 1]) == [read, read]
@@ -70,7 +70,7 @@ def test_all_of_a_call_or_nothing_and_of_one_model(tmp_path):
             write(store, [item("a"), second], model, units(2))
     assert store.count() == 5
     assert store.revision() == before
-    store.move_model("elsewhere")
+    store.set_model_spec("elsewhere")
     assert store.model() == replace(MODEL, spec="elsewhere")
 
 

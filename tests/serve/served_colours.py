@@ -43,5 +43,5 @@ def build(place, folder, model):
     with Index.create(place) as made:
         made.update([folder], UpdateOptions(model=model))
     index = Index.open(place)
-    index.use(model)
+    index.set_encoder(model)
     return index

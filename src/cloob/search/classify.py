@@ -13,7 +13,7 @@ import numpy as np
 
 from cloob.errors import InputError
 from cloob.search.matrix import Ids, Vectors
-from cloob.search.models import LoadedModel
+from cloob.search.models import IndexWithModel
 from cloob.search.unrelated import margins, text_rows
 from cloob.search.where import Filter
 
@@ -94,25 +94,31 @@ def _check_templates(templates: Sequence[str]) -> None:
             )
 
 
-def label_index(
-    index: LoadedModel,
+def classify_index(
+    index: IndexWithModel,
     labels: Sequence[str],
     options: LabelOptions,
     where: Filter | None,
 ) -> Labels:
     """Chooses labels for every picture that a filter lets through."""
     names = check_labels(labels, options)
-    ids, rows = _all_rows(index, len(names), where)
+    ids, rows = _filtered_rows(index, len(names), where)
     models_inv_tau = index.model().inv_tau
     inv_tau = models_inv_tau or DEFAULT_INV_TAU
     scores = rows @ _label_rows(index, names, options.templates).T
-    above = None
+    label_margins = None
     if options.multi or options.none:
-        above = margins(scores, rows, text_rows(index))
+        label_margins = margins(scores, rows, text_rows(index))
     probabilities = _softmax(inv_tau * scores)
-    chosen = _chosen(probabilities, above, options)
+    chosen = _chosen(probabilities, label_margins, options)
     return Labels(
-        names, ids, probabilities, above, chosen, inv_tau, models_inv_tau is None
+        names,
+        ids,
+        probabilities,
+        label_margins,
+        chosen,
+        inv_tau,
+        by_default=models_inv_tau is None,
     )
 
 
@@ -122,24 +128,24 @@ def _softmax(logits: Vectors) -> Vectors:
 
 
 def _chosen(
-    probabilities: Vectors, above: Vectors | None, options: LabelOptions
+    probabilities: Vectors, label_margins: Vectors | None, options: LabelOptions
 ) -> tuple[tuple[int, ...], ...]:
     """The places of the labels of every picture, best first, of those that fit."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     candidates = (order if options.multi else order[:, :1]).tolist()
-    if above is None:
+    if label_margins is None:
         return tuple(map(tuple, candidates))
-    fits = above >= options.cutoff
+    fits = label_margins >= options.cutoff
     return tuple(
         tuple(label for label in row if fits[place, label])
         for place, row in enumerate(candidates)
     )
 
 
-def _all_rows(
-    index: LoadedModel, n_labels: int, where: Filter | None
+def _filtered_rows(
+    index: IndexWithModel, n_labels: int, where: Filter | None
 ) -> tuple[Ids, Vectors]:
-    """Ids and vectors of all pictures."""
+    """Ids and vectors of all pictures that a filter lets through; refuses too many."""
     count = index.store.count(where)
     if count * n_labels > MAX_NUMBERS:
         raise InputError(
@@ -151,7 +157,7 @@ def _all_rows(
 
 
 def _label_rows(
-    index: LoadedModel, names: Sequence[str], templates: Sequence[str]
+    index: IndexWithModel, names: Sequence[str], templates: Sequence[str]
 ) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
     prompts = [

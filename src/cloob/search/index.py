@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 from cloob.errors import InputError
 from cloob.search import find
 from cloob.search.matrix import Vectors
-from cloob.search.models import LoadedModel
-from cloob.search.query import AnyQuery, Query, Term, Vector
+from cloob.search.models import IndexWithModel
+from cloob.search.query import AnyQuery, Query, Term
 from cloob.search.records import Item, Progress, Results
 from cloob.search.store import Store
 from cloob.search.where import Filter, parse
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Where = str | Filter | None
 
 
-class Index(LoadedModel, contextlib.AbstractContextManager["Index"]):
+class Index(IndexWithModel, contextlib.AbstractContextManager["Index"]):
     """Pictures with their metadata and their vectors of one model, for several threads.
 
     A user's mistake raises ``InputError`` with one line. ``where`` is a filter over the
@@ -122,17 +122,15 @@ class Index(LoadedModel, contextlib.AbstractContextManager["Index"]):
         top: int = 20,
         where: Where = None,
         cutoff: find.Cutoff = "auto",
-        row: Vector | None = None,
     ) -> Results:
         """The ``top`` pictures that a query finds, best first.
 
         A query is words as they stand, the path of a picture (``Path``), an opened
         picture, a :class:`cloob.search.query.Query` of several with weights, or a (D,)
-        row; with its unit row as ``row`` nothing is embedded. Hits with a margin below
-        ``cutoff`` are left out (:mod:`cloob.search.find`); ``"auto"``: the default of
-        the query's kind.
+        row. Hits with a margin below ``cutoff`` are left out
+        (:mod:`cloob.search.find`); ``"auto"``: the default of the query's kind.
         """
-        return find.search(self, query, top, self.condition(where), cutoff, row)
+        return find.search(self, query, top, self.condition(where), cutoff)
 
     def similar(self, id: int, *, top: int = 20, where: Where = None) -> Results:
         """The pictures nearest to one of the index, without itself and a cutoff; loads
@@ -151,10 +149,10 @@ class Index(LoadedModel, contextlib.AbstractContextManager["Index"]):
         """Zero-shot labels of all pictures that match, see
         :mod:`cloob.search.classify`.
         """
-        from cloob.search.classify import LabelOptions, label_index  # torch
+        from cloob.search.classify import LabelOptions, classify_index  # torch
 
         condition = self.condition(where)
-        return label_index(self, labels, options or LabelOptions(), condition)
+        return classify_index(self, labels, options or LabelOptions(), condition)
 
     def export(self, path: str | Path, *, where: Where = None) -> int:
         """Writes a Parquet table: path, caption, what else is known, and vector;

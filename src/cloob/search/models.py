@@ -7,12 +7,10 @@ was typed on this machine is noted apart from it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import math
 import threading
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,42 +30,42 @@ if TYPE_CHECKING:  # torch is imported where it is needed
 
     from cloob.models.encoder import DualEncoder
 
-_MOST_ROWS = 4096  # of words and of pictures that were asked for
+_MOST_ROWS = 4096  # of words and of uploads that were asked for
 
 
-class LoadedModel:
-    """The model of a store, for several threads."""
+class IndexWithModel:
+    """A store and its model, which is loaded when it is needed; for several threads."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.unrelated: dict[tuple[object, ...], Vector | None] = {}
         """Unrelated queries by their shape (:mod:`cloob.search.unrelated`)."""
-        self._loaded: TorchEmbedder | None = None
+        self._torch_embedder: TorchEmbedder | None = None
         self._embedder: Embedder | None = None
         self._loading = threading.RLock()
-        self._cached_row = lru_cache(_MOST_ROWS)(self._embed)
+        self._rows: dict[str | bytes, Vector] = {}  # of words, and by digests of files
 
     def model(self) -> IndexedModel:
         """The model that the index has vectors of."""
         return self.store.model()
 
-    def use(self, encoder: DualEncoder) -> None:
-        """Hands in the loaded model for later searches."""
+    def set_encoder(self, encoder: DualEncoder) -> None:
+        """Takes the loaded model for later searches, in the place of loading it."""
         from cloob.models.load import fingerprint  # torch
 
-        self._keep(self.model(), encoder, fingerprint(encoder))
+        self._set_encoder(self.model(), encoder, fingerprint(encoder))
 
-    def loaded(self, device: str | torch.device = "auto") -> TorchEmbedder:
+    def torch_embedder(self, device: str | torch.device = "auto") -> TorchEmbedder:
         """The model, loaded once."""
         with self._loading:  # one at a time
-            if self._loaded is None:
+            if self._torch_embedder is None:
                 model = self.model()
-                return self._keep(model, *load_named(model.spec, device))
-            return self._loaded
+                return self._set_encoder(model, *load_named(model.spec, device))
+            return self._torch_embedder
 
     def embedder(self, device: str = "auto") -> Embedder:
         """What embeds queries, without torch where that can be: the graphs of an ONNX
-        folder, or the text graph that was written; else :meth:`loaded`.
+        folder, or the text graph that was written; else :meth:`torch_embedder`.
         """
         from cloob.models.onnx import PlainEncoder  # where something is embedded
         from cloob.models.text_graph import open_text_graph
@@ -81,20 +79,29 @@ class LoadedModel:
                 self._embedder = plain or open_text_graph(
                     model.spec,
                     model.fingerprint,
-                    lambda images: self.loaded(device).pictures(images),
+                    lambda images: self.torch_embedder(device).pictures(images),
                 )
-            return self._embedder or self.loaded(device)
+            return self._embedder or self.torch_embedder(device)
 
     def is_loaded(self) -> bool:
         """Whether a query waits for no loading."""
         return self._embedder is not None
 
-    def row(self, term: Term) -> Vector:
-        """The unit row (D,) of a term that is embedded; the last are remembered."""
+    def embed_term(self, term: Term) -> Vector:
+        """The unit row (D,) of words or of a picture from elsewhere; those of words and
+        of bytes are remembered.
+        """
+        key = term.what
+        if isinstance(key, bytes):
+            key = hashlib.sha256(key).digest()  # an upload may be forgotten
         with self._loading:  # one at a time: each has a team of threads
-            if isinstance(term.what, str | bytes):
-                return self._cached_row(dataclasses.replace(term, weight=1.0))
-            return self._embed(term)
+            if not isinstance(key, str | bytes):
+                return self._embed(term)
+            if key not in self._rows:
+                if len(self._rows) >= _MOST_ROWS:
+                    self._rows.clear()
+                self._rows[key] = self._embed(term)
+            return self._rows[key]
 
     def choose(
         self,
@@ -107,10 +114,10 @@ class LoadedModel:
         stored = self.store.stored_model()
         spec = None
         if isinstance(requested, str | Path):
-            spec = absolute(str(requested))
-            remember(spec)
+            spec = absolute_spec(str(requested))
+            note_typed(spec)
         if stored and (requested is None or spec == stored.spec):
-            return stored, lambda: self.loaded(device)
+            return stored, lambda: self.torch_embedder(device)
         if requested is None:
             raise InputError(f"{self.store.address}: is empty; --model chooses one")
         if spec is None:
@@ -125,18 +132,18 @@ class LoadedModel:
         inv_tau = inverse_temperature(encoder)
         width = encoder.embed_dim
         model = IndexedModel(name, spec or encoder.name, weights, width, inv_tau)
-        embedder = self._keep(model, encoder, weights)
+        embedder = self._set_encoder(model, encoder, weights)
         if stored and spec:
-            self.store.move_model(spec)
+            self.store.set_model_spec(spec)
         return stored or model, lambda: embedder
 
     def close(self) -> None:
         """Closes the database and forgets the model."""
         self.store.close()
-        self._loaded = self._embedder = None
-        self._cached_row.cache_clear()
+        self._torch_embedder = self._embedder = None
+        self._rows.clear()
 
-    def _keep(
+    def _set_encoder(
         self, model: IndexedModel, encoder: DualEncoder, weights: str
     ) -> TorchEmbedder:
         """Keeps the loaded model, and writes the graph of its text tower for later
@@ -148,7 +155,7 @@ class LoadedModel:
         embedder = TorchEmbedder(encoder)
         with contextlib.suppress(InputError):  # the model is no longer where it was
             keep_text_graph(model.spec, weights, encoder, embedder.texts)
-        self._loaded = self._embedder = embedder
+        self._torch_embedder = self._embedder = embedder
         return embedder
 
     def _embed(self, term: Term) -> Vector:
@@ -177,23 +184,23 @@ def inverse_temperature(encoder: DualEncoder) -> float | None:
     return None if logarithm is None else math.exp(float(logarithm.detach()))
 
 
-def remember(typed: str) -> None:
+def note_typed(typed: str) -> None:
     """Notes that a model was typed; where the cache cannot be written, it is typed
     again.
     """
     with contextlib.suppress(InputError):
-        write_whole(_note(typed), "")
+        write_whole(_typed_note(typed), "")
 
 
-def absolute(spec: str) -> str:
-    """A path that is found from anywhere, of a run with the checkpoint that it stands
-    for; other names as they are.
+def absolute_spec(typed: str) -> str:
+    """What finds a typed model from any folder: its absolute path, of a run with the
+    checkpoint that it stands for; other names as they are.
     """
-    spec = with_checkpoint(spec)
-    local = spec.removeprefix("local-dir:")
-    path = Path(local).expanduser()
+    spec = with_checkpoint(typed)
+    prefix = "local-dir:" if spec.startswith("local-dir:") else ""
+    path = Path(spec.removeprefix(prefix)).expanduser()
     exists = Path(split_checkpoint(str(path))[0]).exists()
-    return f"{spec[: len(spec) - len(local)]}{path.absolute()}" if exists else spec
+    return f"{prefix}{path.absolute()}" if exists else spec
 
 
 def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]:
@@ -207,13 +214,13 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
         "the index alone asks for it, so it is not fetched; if you trust it, type it"
         f" once: cloob index --out INDEX --model {spec}"
     )
-    is_open = _note(spec).exists() or ModelSource.parse(spec).is_public
+    is_open = _typed_note(spec).exists() or ModelSource.parse(spec).is_public
     with contextlib.nullcontext() if is_open else closed_hub(advice):
         encoder = load_model(spec, device=device)
     return encoder, fingerprint(encoder)
 
 
-def _note(typed: str) -> Path:
+def _typed_note(typed: str) -> Path:
     """The file that says that a model was typed on this machine."""
     digest = hashlib.sha256(typed.encode("utf-8", "surrogatepass")).hexdigest()
     return cache_root() / "addresses" / digest

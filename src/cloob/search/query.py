@@ -44,10 +44,10 @@ _PATHS = ("/", "./", "../", "~/", "http://", "https://")
 @dataclass(frozen=True)
 class Term:
     """One part of a query: words, the id of a picture of the index, or a picture from
-    elsewhere: its path, the bytes of its file, or opened.
+    elsewhere: its path, the bytes of its file, opened, or its unit row (D,).
     """
 
-    what: str | int | Path | bytes | Image
+    what: str | int | Path | bytes | Image | Vector
     weight: float = 1.0  # not 0; negative subtracts
 
     @property
@@ -74,7 +74,7 @@ class Query:
         return cls(tuple(map(_parse_term, words)))
 
     @classmethod
-    def of(cls, what: str | Path | Image | Query) -> Query:
+    def of(cls, what: AnyQuery) -> Query:
         """A query of one term: a string is words as they stand, and never a path."""
         if isinstance(what, Query):
             return what
@@ -83,7 +83,7 @@ class Query:
     @property
     def needs_model(self) -> bool:
         """Whether anything has to be embedded; pictures of the index are already."""
-        return len(self.items()) < len(self.terms)
+        return not all(isinstance(term.what, int | np.ndarray) for term in self.terms)
 
     def items(self) -> list[int]:
         """The ids of the pictures of the index in it."""
@@ -146,7 +146,7 @@ def picture_of(term: Term) -> Image:
     """The opened picture of a term."""
     from cloob.models.pixels import open_image
 
-    assert not isinstance(term.what, str | int)
+    assert not isinstance(term.what, str | int | np.ndarray)
     return decode(term.what) if isinstance(term.what, bytes) else open_image(term.what)
 
 

@@ -50,12 +50,13 @@ FROM cloob_items i CROSS JOIN cloob_contents c ON c.id = i.content
 WHERE i.id IN (SELECT value FROM json_each(:ids))"""
 _WRITE_ITEM = """INSERT INTO cloob_items (source, path, content, bytes, mtime_ns, width,
   height, date, caption, columns, fault)
-VALUES ((SELECT id FROM cloob_sources WHERE path = ?),
-  ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES ((SELECT id FROM cloob_sources WHERE path = :source), :path, :content, :bytes,
+  :mtime_ns, :width, :height, :date, :caption, :columns, :fault)
 ON CONFLICT (source, path) DO UPDATE SET
   content = excluded.content, bytes = excluded.bytes, mtime_ns = excluded.mtime_ns,
   width = excluded.width, height = excluded.height, date = excluded.date,
   caption = excluded.caption, columns = excluded.columns, fault = excluded.fault"""
+_NO_PICTURE = {"width": 0, "height": 0, "date": None, "caption": None, "columns": "{}"}
 _REMOVE = """DELETE FROM cloob_items
 WHERE source = (SELECT id FROM cloob_sources WHERE path = ?) AND path = ?"""
 # as one text: 100,000 rows of Python take three times as long
@@ -109,7 +110,7 @@ class Store(Database):
                 f" {mend(self.path.parent)}"
             )
 
-    def move_model(self, spec: str) -> None:
+    def set_model_spec(self, spec: str) -> None:
         """Notes where the model is loaded from by now."""
         with self.transaction():
             self.rows("UPDATE cloob_model SET spec = :spec", {"spec": spec})
@@ -125,7 +126,7 @@ class Store(Database):
 
     # Sources
 
-    def _names(self, source: str, path: str) -> tuple[str, str]:
+    def _stored_names(self, source: str, path: str) -> tuple[str, str]:
         """A source and a path of it as the tables have them: the folder around the
         index is empty, and paths are within it.
         """
@@ -135,7 +136,7 @@ class Store(Database):
 
     def _add_source(self, source: str) -> None:
         """Adds a source where it is missing."""
-        stored, _ = self._names(source, "")
+        stored, _ = self._stored_names(source, "")
         statement = "INSERT INTO cloob_sources (path) VALUES (:path)"
         self.rows(f"{statement} ON CONFLICT DO NOTHING", {"path": stored})
 
@@ -146,7 +147,7 @@ class Store(Database):
 
     def states(self, source: str) -> Iterator[FileState]:
         """What is known of the files of a source."""
-        stored, _ = self._names(source, "")
+        stored, _ = self._stored_names(source, "")
         for row in self.rows(_STATES, {"source": stored}):
             yield FileState(*row)
 
@@ -168,25 +169,20 @@ class Store(Database):
             for source in {item.source for item in items}:
                 self._add_source(source)
             self._add_vectors(vectors)
-            numbers = self._numbers([item.content for item in items])
-            rows = [
-                (
-                    *self._names(item.source, item.path),
-                    numbers[item.content],
-                    *_values(item),
-                )
-                for item in items
-            ]
-            self.many(_WRITE_ITEM, rows)
+            content_ids = self._content_ids([item.content for item in items])
+            for item in items:
+                row = vars(item) | _stored_text(item)
+                row["content"] = content_ids[item.content]
+                self._write_item(item.source, item.path, row | {"fault": None})
             self._note_columns(items)
         self._remove_old_vectors()
 
-    def having(self, contents: Sequence[str]) -> set[str]:
+    def embedded_contents(self, contents: Sequence[str]) -> set[str]:
         """Those of some contents that have a vector."""
-        return set(self._numbers(list(contents)))
+        return set(self._content_ids(list(contents)))
 
-    def _numbers(self, hashes: list[str]) -> dict[str, int]:
-        """The numbers of those contents that have a vector."""
+    def _content_ids(self, hashes: list[str]) -> dict[str, int]:
+        """The ids of those contents that have a vector, by hash."""
         statement = "SELECT hash, id FROM cloob_contents WHERE hash IN"
         among = "(SELECT value FROM json_each(:hashes))"
         return dict(self.rows(f"{statement} {among}", {"hashes": hashes}))
@@ -197,7 +193,7 @@ class Store(Database):
         What stands there already is of a writer that was killed, or of a later database
         in whose place an earlier one was put: the rows that count go into another file.
         """
-        old = self.having(list(vectors))
+        old = self.embedded_contents(list(vectors))
         new = {key: vector for key, vector in vectors.items() if key not in old}
         if not new:
             return
@@ -266,16 +262,18 @@ class Store(Database):
         """
         if paths:
             with self.transaction():
-                self.many(_REMOVE, [self._names(source, path) for path in paths])
+                self.many(_REMOVE, [self._stored_names(source, path) for path in paths])
 
     def write_fault(self, source: str, state: FileState) -> None:
         """Notes a file that could not be read, in the place of what was known of it."""
         with self.transaction():
             self._add_source(source)
-            names = self._names(source, state.path)
-            fault = valid(state.fault or "")
-            row = (*names, None, state.bytes, state.mtime_ns, 0, 0, None, None, "{}")
-            self.many(_WRITE_ITEM, [(*row, fault)])
+            row = vars(state) | {"fault": valid(state.fault or ""), "content": None}
+            self._write_item(source, state.path, _NO_PICTURE | row)
+
+    def _write_item(self, source: str, path: str, row: Mapping[str, object]) -> None:
+        stored_source, stored_path = self._stored_names(source, path)
+        self.rows(_WRITE_ITEM, {**row, "source": stored_source, "path": stored_path})
 
     def note_unnamed(self) -> None:
         """Notes of contents whether a path names them, and since when none does."""
@@ -406,23 +404,18 @@ class Store(Database):
             return self._matrix
 
 
-def _values(item: Item) -> tuple[str | int | None, ...]:
-    """The fields of an item after its content, in the order of ``_WRITE_ITEM``."""
+def _stored_text(item: Item) -> dict[str, str | None]:
+    """The texts of an item as the tables hold them."""
     columns = {
         valid(name): valid(value) if isinstance(value, str) else value
         for name, value in item.columns.items()
         if not isinstance(value, float) or math.isfinite(value)
     }
-    return (
-        item.bytes,
-        item.mtime_ns,
-        item.width,
-        item.height,
-        item.date and valid(item.date),
-        item.caption and valid(item.caption),
-        json.dumps(columns, ensure_ascii=False),
-        None,
-    )
+    return {
+        "date": item.date and valid(item.date),
+        "caption": item.caption and valid(item.caption),
+        "columns": json.dumps(columns, ensure_ascii=False),
+    }
 
 
 def _kind_of(value: Value) -> str:

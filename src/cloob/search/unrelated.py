@@ -16,7 +16,7 @@ import numpy as np
 from cloob.cache import Cache
 from cloob.errors import InputError
 from cloob.search.matrix import Vectors
-from cloob.search.models import LoadedModel
+from cloob.search.models import IndexWithModel
 from cloob.search.query import Query
 
 _TEXTS = Path(__file__).with_name("background.txt")
@@ -40,10 +40,12 @@ def margins(scores: Vectors, pictures: Vectors, unrelated: Vectors) -> Vectors:
     return np.asarray(((scores.T - mean) / deviation).T, np.float32)
 
 
-def unrelated_rows(index: LoadedModel, query: Query) -> Vectors | None:
+def unrelated_rows(index: IndexWithModel, query: Query) -> Vectors | None:
     """(B, D) unit rows of unrelated queries of a query's shape; None if the index has
-    too few pictures for it.
+    too few pictures for it, or a term is a row of whatever it may be.
     """
+    if any(isinstance(term.what, np.ndarray) for term in query.terms):
+        return None
     shape = tuple((term.is_words, term.weight) for term in query.terms)
     has_pictures = not all(is_words for is_words, _ in shape)
     key = (shape, index.store.revision() if has_pictures else None)
@@ -55,7 +57,7 @@ def unrelated_rows(index: LoadedModel, query: Query) -> Vectors | None:
     return rows
 
 
-def text_rows(index: LoadedModel) -> Vectors:
+def text_rows(index: IndexWithModel) -> Vectors:
     """(B, D) unit rows of the background's texts; cached on disk."""
     cache = Cache()
     texts = _TEXTS.read_text(encoding="utf-8").splitlines()
@@ -73,7 +75,7 @@ def text_rows(index: LoadedModel) -> Vectors:
     return rows
 
 
-def _draw(index: LoadedModel, shape: Shape) -> Vectors | None:
+def _draw(index: IndexWithModel, shape: Shape) -> Vectors | None:
     """Sums of texts and pictures drawn at random, the same each time; a query of one
     text is each of the texts.
     """
@@ -98,6 +100,6 @@ def _draw(index: LoadedModel, shape: Shape) -> Vectors | None:
     return np.asarray((total / lengths)[has_direction], np.float32)
 
 
-def _pictures(index: LoadedModel) -> Vectors:
+def _pictures(index: IndexWithModel) -> Vectors:
     ids = np.sort(index.store.ids(limit=_DRAWN, order="chance"))
     return index.store.vectors(np.random.default_rng(0).permutation(ids))

@@ -24,7 +24,7 @@ from cloob.machine import decoders, in_threads
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.dates import date_of
 from cloob.search.matrix import Vectors
-from cloob.search.models import LoadedModel
+from cloob.search.models import IndexWithModel
 from cloob.search.plan import Summary, Task, make_plan
 from cloob.search.query import TorchEmbedder
 from cloob.search.records import FileState, IndexedModel, Item, Progress
@@ -55,7 +55,7 @@ class UpdateOptions:
 
 
 def update(
-    loaded: LoadedModel,
+    loaded: IndexWithModel,
     sources: Sequence[str | Path],
     options: UpdateOptions,
     progress: Progress,
@@ -180,7 +180,7 @@ class _Writer:
             data = read_pair_file(path, path, "image")
             encoded = Encoded(data)
             item, notes = _describe(task, data, encoded)
-            if self.store.having([item.content]):
+            if self.store.embedded_contents([item.content]):
                 return _Read(task, item, notes=notes)
             pixels = self.embedder().encoder.preprocess(encoded.rgb())
         except (BadSample, Unreadable) as bad:
@@ -218,7 +218,7 @@ class _Writer:
             for result in batch
             if result.item is not None and result.pixels is not None
         }
-        for content in self.store.having(list(pixels)):
+        for content in self.store.embedded_contents(list(pixels)):
             del pixels[content]
         self.summary.embedded += len(pixels)
         if not pixels:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from cloob.errors import InputError, one_line
 from cloob.search.find import query_row
-from cloob.search.query import Query, Term, Vector
+from cloob.search.query import Query, Term
 from cloob.search.records import Item, Value
 from cloob.search.where import Filter
 from cloob.serve.config import ServeConfig
@@ -74,8 +74,8 @@ class ServedIndex:
     async def warm(self) -> None:
         """Loads what the first query needs: the model, and the cutoff's texts."""
         try:
-            query, row = await self.query([Part(words="a picture")])
-            await self.run(lambda: self.index.search(query, row=row, top=1))
+            query = await self.query([Part(words="a picture")])
+            await self.run(lambda: self.index.search(query, top=1))
         except (InputError, HTTPException) as error:
             logger.warning("%s", one_line(error))
 
@@ -115,15 +115,15 @@ class ServedIndex:
             raise HTTPException(404, f"no picture {id_}")
         return found[0]
 
-    async def query(self, parts: Sequence[Part]) -> tuple[Query, Vector]:
-        """A query as the index takes it, and its unit row (D,).
-
-        Parts of weight 0 are left out.
+    async def query(self, parts: Sequence[Part]) -> Query:
+        """A query as the index takes it, its parts embedded in the thread of the model;
+        those of weight 0 are left out.
         """
         terms = [await self._term(part) for part in parts if part.weight]
         query = Query(tuple(terms))
-        kind: Work = "encode" if query.needs_model else "search"
-        return query, await self.run(lambda: query_row(self.index, query), kind)
+        if query.needs_model:  # the search finds the rows in the memory of the index
+            await self.run(lambda: query_row(self.index, query), "encode")
+        return query
 
     async def _term(self, part: Part) -> Term:
         """A part of a query of the HTTP interface as a term: words, a picture of the

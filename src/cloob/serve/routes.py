@@ -93,13 +93,12 @@ async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
     """
     index = served.index
     where = await served.filter(query.where)
-    terms, row = await served.query(query.parts)
+    terms = await served.query(query.parts)
     revision, result = await served.run(
         lambda: (
             index.store.revision(),
             index.search(
                 terms,
-                row=row,
                 top=query.top,
                 where=where,
                 cutoff="auto" if query.cutoff else None,
