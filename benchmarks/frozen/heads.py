@@ -111,18 +111,12 @@ def _wrong(
 
 
 def train(
-    cell: HeadsCell,
-    view: View,
-    data: Data,
-    first: int = 0,
-    embed_dim: int = EMBED_DIM,
-    closed: Any = None,
+    cell: HeadsCell, view: View, data: Data, first: int = 0, embed_dim: int = EMBED_DIM
 ) -> tuple[Heads, ContrastiveObjective, list[dict[str, Any]]]:
     """The heads of the best epoch, the objective, and loss and held-out recall by
     epoch.
 
     ``first`` gives other first weights and another order with the same wrong captions.
-    From ``closed``, a closed form of the same pairs, the heads begin.
     """
     seed = cell.seed + 1000 * first
     images = data.pairs["train"].images
@@ -130,9 +124,6 @@ def train(
     heads = Heads((images.shape[1], texts.shape[1]), cell.world.head, seed, embed_dim)
     heads.visual.fit(images[view.pictures])
     heads.text.fit(texts[view.rows])
-    if closed is not None:
-        heads.visual.start_from(closed.visual, images[view.pictures[:4096]])
-        heads.text.start_from(closed.text, texts[view.rows[:4096]])
     setting = cell.setting
     objective = build_objective(cell.method, setting)
     optim = TrainConfig(
