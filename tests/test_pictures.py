@@ -256,19 +256,14 @@ def test_the_zoo(name, encoder, tmp_path):
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation, flip):
     image = upright(101, 77)
-    transform = TrainTransform(20, scale=(0.2, 0.7), flip=flip, reduce=False)
+    transform = TrainTransform(20, scale=(0.2, 0.7), flip=flip)
     data = turned(image, orientation, "PNG")
     for seed in range(4):
         file = pictures.Encoded(data)
         assert file.size == (101, 77)
-        crop = transform.draw(
-            *file.size, torch.Generator().manual_seed(seed), file.orientation
-        )
-        found = transform.take(file.rgb(upright=False), crop)
-        expected = transform(image, torch.Generator().manual_seed(seed))
-        assert (
-            found.int() - expected.int()
-        ).abs().max() <= 1  # rows and columns are resized in the other order
+        crop = transform.draw(*file.size, seeded(seed))
+        found = transform.take(file.rgb(crop.reduction), crop)
+        assert torch.equal(found, transform(image, seeded(seed)))
 
 
 @pytest.mark.parametrize("reduction", [1, 8])
@@ -294,14 +289,19 @@ def test_a_huge_jpeg_is_decoded_smaller(monkeypatch, reduction):
         ].mean()
         < 2
     )
+
+
+def test_a_crop_of_a_huge_turned_jpeg_is_one_of_the_smaller_picture(monkeypatch):
+    image = upright(640, 480)
+    data = turned(image, 6, "JPEG", quality=95)
+    monkeypatch.setattr(pictures, "WHOLE_PIXELS", 320 * 240 + 1000)
     transform = TrainTransform(16, scale=(0.8, 1.0))  # wants an eighth of a half
-    crop = transform.draw(*half, torch.Generator().manual_seed(1), 6)
-    assert crop.reduction == 8
-    found = transform.take(pictures.Encoded(data).rgb(8, upright=False), crop)
-    assert (
-        found.float()
-        - transform(image.resize(half), torch.Generator().manual_seed(1)).float()
-    ).abs().mean() < 2
+    file = pictures.Encoded(data)
+    crop = transform.draw(*file.size, seeded(1))
+    assert (file.size, crop.reduction) == ((320, 240), 8)
+    found = transform.take(file.rgb(8), crop)
+    expected = transform(image.resize(file.size), seeded(1))
+    assert (found.float() - expected.float()).abs().mean() < 2
 
 
 def test_of_grey_of_16_bits_the_high_byte_counts():

@@ -147,13 +147,13 @@ class Encoded:
                 self.image.load()
         return _exif_of(self.image)
 
-    def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
-        """Decodes the image, once, to RGB without metadata.
+    def rgb(self, reduction: int = 1) -> Image.Image:
+        """Decodes the image, once, to upright RGB without metadata.
 
         A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8, its sides rounded
         up, but never at less than an eighth of what its file holds: the decoder then
         computes fewer pixels, about the means of those they stand for. Other formats
-        keep their size. Without ``upright`` the image lies as it is stored.
+        keep their size.
         """
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
@@ -165,7 +165,7 @@ class Encoded:
             _check_pixels(self.image, self._max_pixels)
             pixels = _to_rgb(self.image)
             pixels.info.clear()
-        return _turned(pixels, orientation) if upright else pixels
+        return _turned(pixels, orientation)
 
     def _load_jpeg(self, factor: int) -> tuple[Image.Image, bool]:
         """The decoded picture, and whether it lacked its end."""
@@ -262,13 +262,6 @@ def data_uri(picture: bytes, side: int) -> str:
     return (
         f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture, side)).decode()}"
     )
-
-
-def axes(orientation: int) -> tuple[bool, bool, bool]:
-    """How a stored picture becomes upright: swap rows and columns, then reverse the
-    rows, then the columns.
-    """
-    return orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
 
 
 def _exif_of(image: Image.Image) -> Image.Exif | None:

@@ -151,8 +151,8 @@ def as_png(row):
     return file.getvalue()
 
 
-def split(sources, share):
-    return part(sources, choose_held_out(sources, share))
+def split(source, share):
+    return part(source, choose_held_out(source, share))
 
 
 def contents(source):
@@ -175,11 +175,11 @@ sets = st.lists(st.none() | pairs, min_size=1, max_size=60)
 
 @given(st.lists(sets, min_size=1, max_size=3), st.floats(0.01, 0.6), st.randoms())
 def test_no_picture_or_caption_is_on_both_sides(lists, share, random):
-    sources = [Listed(pairs) for pairs in lists]
+    source = mix([Listed(pairs) for pairs in lists])
     everything = [pair for pairs in lists for pair in pairs]
     readable = [pair for pair in everything if pair is not None]
     try:
-        train, held = (contents(part) for part in split(sources, share))
+        train, held = (contents(part) for part in split(source, share))
     except InputError:
         return
     assert Counter(train) + Counter(held) == Counter(everything)
@@ -195,14 +195,14 @@ def test_no_picture_or_caption_is_on_both_sides(lists, share, random):
     # The bytes alone decide: not the order of the rows, nor which source has them.
     shuffled = list(everything)
     random.shuffle(shuffled)
-    again = split([Listed(shuffled)], share)
+    again = split(Listed(shuffled), share)
     assert Counter(contents(again[1])) == Counter(held)
 
 
 @given(st.integers(10, 300), st.sampled_from([0.05, 0.1, 0.3]))
 def test_of_different_pairs_exactly_the_share_is_held_out(n, share):
     source = Listed([(as_png(n.to_bytes(2, "big")), f"caption {n}") for n in range(n)])
-    train, held = split([source], share)
+    train, held = split(source, share)
     assert len(held) == max(2, round(share * n))
     assert len(train) == n - len(held)
     assert sum(train.shard_sizes) == len(train)
@@ -217,11 +217,28 @@ def test_what_cannot_be_split_is_refused_in_one_line():
         InputError,
         r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data",
         split,
-        [same],
+        same,
         0.1,
     )
-    alone = [Listed([(as_png(bytes([n])), f"c{n}")], name="one pair") for n in range(4)]
-    raises(InputError, "one pair: all its pairs would be held out", split, alone, 0.5)
+
+
+def test_the_parts_of_a_split_are_those_of_its_sources():
+    """So that an epoch spreads every source, and reads it file by file."""
+    pictures = [(as_png(bytes([n])), f"c{n}") for n in range(9)]
+    sources = [Listed(pictures[:4]), Listed(pictures[4:5]), Listed(pictures[5:])]
+    sources[2].streamed = True
+    train, held = part(mix(sources), np.array([0, 4, 5, 6]))
+    assert train.parts == (ShardSizes((1, 2)), ShardSizes(()), ShardSizes((2,), True))
+    assert held.parts == (ShardSizes((1,)), ShardSizes((1,)), ShardSizes((2,), True))
+    assert [train.read(row).caption for row in range(5)] == [
+        "c1",
+        "c2",
+        "c3",
+        "c7",
+        "c8",
+    ]
+    order = EpochOrder(train.parts, seed=1, buffer=3).epoch(0)
+    assert sorted(order(np.arange(5))) == [*range(5)]
 
 
 # Sources

@@ -280,7 +280,7 @@ def test_a_share_is_held_out_once_for_all(config, tmp_path, caplog):
     caplog.set_level(logging.INFO, "cloob.heads")
     config = config.override(val_data=(), val_split=0.2, epochs=2)
     run = train_heads(config).run
-    (rows,) = json.loads((run / "decisions.json").read_text())["held_out"]
+    rows = json.loads((run / "decisions.json").read_text())["held_out"]
     assert len(rows) == 8 and caplog.text.count("reading all pairs once") == 1
     longer = train_heads(config.override(resume="auto", epochs=4))
     assert longer.epochs == 4 and caplog.text.count("reading all pairs once") == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from cloob.data.order import (
     sample_generator,
 )
 from cloob.data.sampler import SamplerOrder
-from cloob.data.source import MixedSource, Source
+from cloob.data.source import Source
 from cloob.data.transforms import TrainTransform
 from cloob.data.workers import Request, WorkerPool
 from cloob.errors import InputError, counted
@@ -171,12 +171,12 @@ class PairLoader(Loader):
     ) -> None:
         if shuffle_buffer is None:
             shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
-        sources = source.parts if isinstance(source, MixedSource) else (source,)
-        pictures = None
+        parts: Sequence[ShardSizes] = source.parts
+        pictures: Pictures | None = None
         same = source.pictures() if by_picture else None
         if same is not None:
-            pictures = Pictures(same, list(map(len, sources)))
-        parts = _parts_of_order(sources, pictures)
+            pictures = Pictures(same)
+            parts = pictures.parts(parts)
         builder = BatchBuilder(source, transform, tokenizer, seed, pictures)
         pin_memory = pin_memory and torch.cuda.is_available()
         super().__init__(
@@ -210,19 +210,6 @@ class PairLoader(Loader):
             if len(ahead) > self._batches_ahead:
                 yield ahead.popleft()
         yield from ahead
-
-
-def _parts_of_order(
-    sources: tuple[Source, ...], pictures: Pictures | None
-) -> list[ShardSizes]:
-    """The files of every source; one with fewer pictures than rows is one file."""
-    parts = []
-    for number, source in enumerate(sources):
-        part = ShardSizes(tuple(source.shard_sizes), source.streamed)
-        if pictures is not None and pictures.counts[number] != len(source):
-            part = ShardSizes((pictures.counts[number],))
-        parts.append(part)
-    return parts
 
 
 class BatchBuilder(Dataset[Batch]):
@@ -309,9 +296,9 @@ class BatchBuilder(Dataset[Batch]):
             # The crop comes first: then a JPEG need not be decoded in more detail than
             # it takes.
             generator = sample_generator(self._seed, epoch, index)
-            crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
-            stored = encoded.rgb(crop.reduction, upright=False)
-        return self._transform.take(stored, crop)
+            crop = self._transform.draw(*encoded.size, generator)
+            image = encoded.rgb(crop.reduction)
+        return self._transform.take(image, crop)
 
 
 class Copies:

@@ -10,10 +10,11 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from cloob.data.source import ShardSizes as ShardSizes
 
 DEFAULT_BUFFER = 10_000  # pairs of every lane in which streamed sources are shuffled
 _U64 = 2**64 - 1
@@ -33,15 +34,24 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
 
 class Pictures:
     """Pictures in the order of their first rows, and their rows, by
-    ``Source.pictures``; ``counts``: by source.
+    ``Source.pictures``.
     """
 
-    def __init__(self, same: np.ndarray, sizes: Sequence[int]) -> None:
+    def __init__(self, same: np.ndarray) -> None:
         self.firsts, rows = np.unique(same, return_counts=True)
         self._rows = np.argsort(same, kind="stable")
         self._bounds = np.cumsum([0, *rows])
+
+    def parts(self, rows: Sequence[ShardSizes]) -> list[ShardSizes]:
+        """The parts of an order of pictures; one with fewer pictures than rows is one
+        file.
+        """
+        sizes = [sum(part.shard_sizes) for part in rows]
         bounds = np.searchsorted(self.firsts, np.cumsum([0, *sizes]))
-        self.counts: list[int] = np.diff(bounds).tolist()
+        parts = []
+        for part, size, count in zip(rows, sizes, np.diff(bounds), strict=True):
+            parts.append(part if count == size else ShardSizes((int(count),)))
+        return parts
 
     def row(self, picture: int, seed: int | None, epoch: int) -> int:
         """The row whose caption a picture has in an epoch; without a seed its first."""
@@ -50,11 +60,6 @@ class Pictures:
             return int(rows[0])
         generator = sample_generator(seed ^ _CAPTIONS, epoch, picture)
         return int(rows[int(torch.randint(len(rows), (), generator=generator))])
-
-
-class ShardSizes(NamedTuple):
-    shard_sizes: tuple[int, ...]  # rows of every file
-    streamed: bool = False  # costly to read in random order
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ sizes in tars and folders.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,6 +32,13 @@ Fingerprint = dict[str, int | str]  # name -> count or digest
 MAX_FILES = 100_000
 
 
+class ShardSizes(NamedTuple):
+    """What the order of an epoch knows of a source."""
+
+    shard_sizes: tuple[int, ...]  # rows of every file
+    streamed: bool = False  # costly to read in random order
+
+
 class Source(Protocol):
     """Pairs by number.
 
@@ -50,6 +57,13 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         return sum(self.shard_sizes)
+
+    @property
+    def parts(self) -> tuple[ShardSizes, ...]:
+        """One of a source, several of mixed ones, through which an epoch spreads
+        them.
+        """
+        return (ShardSizes(self.shard_sizes, self.streamed),)
 
     def fingerprint(self) -> Fingerprint:
         """A few digests and counts of the content: equal for equal data, wherever they
@@ -82,47 +96,55 @@ class Source(Protocol):
 class MixedSource(Source):
     """Several sources, one after the other."""
 
-    def __init__(self, parts: Sequence[Source]) -> None:
-        self.parts = tuple(parts)
-        self.name = " + ".join(part.name for part in parts)
-        self.shard_sizes = tuple(size for part in parts for size in part.shard_sizes)
-        self.streamed = any(part.streamed for part in parts)
-        self._ends = np.cumsum(list(map(len, parts)))
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+        self.name = " + ".join(source.name for source in sources)
+        self.streamed = any(source.streamed for source in sources)
+        self.shard_sizes = tuple(
+            size for source in sources for size in source.shard_sizes
+        )
+        self._ends = np.cumsum(list(map(len, sources)))
         self._starts = [0, *self._ends[:-1].tolist()]
 
+    @property
+    def parts(self) -> tuple[ShardSizes, ...]:
+        return tuple(part for source in self.sources for part in source.parts)
+
     def read(self, index: int) -> RawSample:
-        part, row = self._place(index)
-        return part.read(row)
+        source, row = self._place(index)
+        return source.read(row)
 
     def caption(self, index: int) -> tuple[str, str]:
-        part, row = self._place(index)
-        return part.caption(row)
+        source, row = self._place(index)
+        return source.caption(row)
 
     def _place(self, index: int) -> tuple[Source, int]:
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[part], index - self._starts[part]
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[number], index - self._starts[number]
 
     def pictures(self) -> np.ndarray | None:
-        """As of every part, in rows of all parts together; None where no picture
+        """As of every source, in rows of all together; None where no picture
         repeats.
         """
-        pictures = [part.pictures() for part in self.parts]
+        pictures = [source.pictures() for source in self.sources]
         if all(same is None for same in pictures):
             return None
         columns = []
-        for start, part, same in zip(self._starts, self.parts, pictures, strict=True):
-            columns.append(start + (np.arange(len(part)) if same is None else same))
+        for start, source, same in zip(
+            self._starts, self.sources, pictures, strict=True
+        ):
+            columns.append(start + (np.arange(len(source)) if same is None else same))
         return np.concatenate(columns)
 
     def prefetch(self, indices: np.ndarray) -> None:
         owners = np.searchsorted(self._ends, indices, side="right")
-        for number, part in enumerate(self.parts):
-            part.prefetch(indices[owners == number] - self._starts[number])
+        for number, source in enumerate(self.sources):
+            source.prefetch(indices[owners == number] - self._starts[number])
 
     def fingerprint(self) -> Fingerprint:
         found: Fingerprint = {}
-        for number, part in enumerate(self.parts, 1):
-            for key, value in part.fingerprint().items():
+        for number, source in enumerate(self.sources, 1):
+            for key, value in source.fingerprint().items():
                 found[f"{key} of source {number}"] = value
         return found
 
@@ -139,11 +161,21 @@ class Subset(Source):
 
     def __init__(self, source: Source, rows: np.ndarray, part: str) -> None:
         self.source, self.rows, self.part = source, rows, part
-        self.name, self.streamed = f"{source.name} ({part})", source.streamed
+        self.name = f"{source.name} ({part})"
+        self.streamed = source.streamed
         ends = np.searchsorted(rows, np.cumsum(source.shard_sizes))
-        sizes = np.diff(ends, prepend=0)
-        # files of which nothing is left do not count
-        self.shard_sizes = tuple(sizes[sizes > 0].tolist())
+        self.shard_sizes = tuple(np.diff(ends, prepend=0).tolist())
+
+    @property
+    def parts(self) -> tuple[ShardSizes, ...]:
+        """Files of which nothing is left do not count."""
+        sizes = iter(self.shard_sizes)
+        parts = []
+        for part in self.source.parts:
+            left = [next(sizes) for _ in part.shard_sizes]
+            kept = tuple(size for size in left if size)
+            parts.append(ShardSizes(kept, part.streamed))
+        return tuple(parts)
 
     def fingerprint(self) -> Fingerprint:
         return {
@@ -188,65 +220,55 @@ def linked(first: np.ndarray, *columns: np.ndarray) -> np.ndarray:
     return np.asarray(least[component])
 
 
-def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
-    """The held-out rows of every source, ascending int64: at most ``share`` of all, at
-    least two.
+def choose_held_out(source: Source, share: float) -> np.ndarray:
+    """The rows to hold out, ascending int64: at most ``share`` of all, at least two.
 
     Pairs of equal pictures or captions are held out together, with all that they are
     linked to, in the order of a hash.
     """
-    chosen: list[list[int]] = [[] for _ in sources]
-    places, groups = _linked_pairs(sources)
-    n = len(places)
+    n, groups = _linked_pairs(source)
     n_wanted = min(max(2, round(share * n)), n - 1)
-    n_chosen = 0
-    for members in groups:
-        pairs = [places[pair] for pair in members]
-        if len(pairs) <= n_wanted - n_chosen and _can_be_decoded(sources, pairs):
-            n_chosen += len(pairs)
-            for source, row in pairs:
-                chosen[source].append(row)
-    held_out = [np.array(sorted(rows), np.int64) for rows in chosen]
-    _check_split(sources, held_out, f"val_split is {share:g}: of {n:,} usable pairs")
-    return held_out
+    chosen: list[int] = []
+    for rows in groups:
+        if len(rows) <= n_wanted - len(chosen) and _can_be_decoded(source, rows):
+            chosen += rows
+    if len(chosen) < 2:
+        raise InputError(
+            f"val_split is {share:g}: of {n:,} usable pairs {len(chosen)} can be held"
+            " out without a picture or caption that the others have too; give"
+            " --val-data"
+        )
+    return np.array(sorted(chosen), np.int64)
 
 
-def _linked_pairs(
-    sources: Sequence[Source],
-) -> tuple[list[tuple[int, int]], Iterator[np.ndarray]]:
-    """Source and row of the readable pairs; and the groups of their numbers, in the
-    order of a hash.
+def _linked_pairs(source: Source) -> tuple[int, list[list[int]]]:
+    """The number of readable pairs; and the groups of their rows, in the order of a
+    hash.
     """
-    places: list[tuple[int, int]] = []
-    columns: list[tuple[int, int, int]] = []
 
-    def hashes(place: tuple[int, int]) -> tuple[int, int, int] | None:
-        """Three numbers by which copies of a pair, its picture and its caption are
-        known; None of a bad pair.
+    def hashes(row: int) -> tuple[int, int, int, int] | None:
+        """The row and three numbers by which copies of a pair, its picture and its
+        caption are known; None of a bad pair.
         """
-        source, row = place
         try:
-            sample = sources[source].read(row)
+            sample = source.read(row)
         except BadSample:
             return None
         picture = hashlib.blake2b(sample.image, digest_size=16).digest()
         caption = caption_id(sample.caption)
         pair = hashlib.blake2b(picture + caption.to_bytes(8, "little"), digest_size=16)
-        return _number(pair.digest()), _number(picture), caption
+        return row, _number(pair.digest()), _number(picture), caption
 
-    every = [(i, row) for i, source in enumerate(sources) for row in range(len(source))]
     workers = decoders()
-    found = in_threads(hashes, every, workers, 4 * workers)
-    for place, numbers in zip(every, found, strict=True):
-        if numbers is not None:
-            places.append(place)
-            columns.append(numbers)
-    if not places:
-        return [], iter([])
-    groups = linked(*np.array(columns, np.int64).T)
+    looks = in_threads(hashes, range(len(source)), workers, 4 * workers)
+    readable = [numbers for numbers in looks if numbers is not None]
+    if not readable:
+        return 0, []
+    rows, *columns = np.array(readable, np.int64).T
+    groups = linked(*columns)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order])) + 1
-    return places, iter(np.split(order, starts))
+    return len(rows), [group.tolist() for group in np.split(rows[order], starts)]
 
 
 def _number(digest: bytes) -> int:
@@ -254,51 +276,21 @@ def _number(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _can_be_decoded(
-    sources: Sequence[Source], places: Iterable[tuple[int, int]]
-) -> bool:
+def _can_be_decoded(source: Source, rows: Sequence[int]) -> bool:
     try:
-        for source, row in places:
-            Encoded(sources[source].read(row).image).rgb(reduction=8)
+        for row in rows:
+            Encoded(source.read(row).image).rgb(reduction=8)
     except (BadSample, Unreadable):
         return False
     return True
 
 
-def _check_split(
-    sources: Sequence[Source], held_out: Sequence[np.ndarray], of_all: str
-) -> None:
-    """Refuses a split with fewer than two held-out pairs, or that leaves a source
-    nothing to train on.
-    """
-    wrong = ""
-    n_chosen = sum(map(len, held_out))
-    if n_chosen < 2:
-        wrong = f"{of_all} {n_chosen} can be held out"
-    for source, rows in zip(sources, held_out, strict=True):
-        if len(rows) == len(source):
-            wrong = f"{source.name}: all its pairs would be held out"
-    if wrong:
-        raise InputError(
-            f"{wrong} without a picture or caption that the others have too; give"
-            " --val-data"
-        )
-
-
-def split(
-    sources: Sequence[Source], held_out: Sequence[np.ndarray]
-) -> tuple[Source, Source]:
+def split(source: Source, held_out: np.ndarray) -> tuple[Source, Source]:
     """The training pairs and the held-out pairs, as :func:`choose_held_out` chose
     them.
     """
-    train: list[Source] = []
-    val: list[Source] = []
-    for source, rows in zip(sources, held_out, strict=True):
-        training_rows = np.setdiff1d(np.arange(len(source)), rows)
-        train.append(Subset(source, training_rows, "training"))
-        if len(rows):
-            val.append(Subset(source, rows, "held out"))
-    return mix(train), mix(val)
+    training = np.setdiff1d(np.arange(len(source)), held_out)
+    return Subset(source, training, "training"), Subset(source, held_out, "held out")
 
 
 def add_part(state: hashlib.blake2b, part: str | bytes | np.ndarray) -> None:

@@ -271,7 +271,7 @@ def _look(source: Source, row: int) -> Usable | Skip:
         with decoding(sample.key):
             encoded = Encoded(sample.image)
             width, height = encoded.size
-            encoded.rgb(upright=False)
+            encoded.rgb()
     except BadSample as bad:
         return bad.skip
     size = len(sample.image)

@@ -16,8 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cloob.pictures import axes
-
 _TRIES = 10
 _RATIO = (3 / 4, 4 / 3)
 _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder can do
@@ -62,8 +60,8 @@ def crop_box(
 
 
 class Crop(NamedTuple):
-    """A sample's crop in pixels of the stored image, multiples of ``reduction``, by
-    which a JPEG may be smaller.
+    """A sample's crop in pixels, multiples of ``reduction``, by which a JPEG may be
+    smaller.
     """
 
     top: int
@@ -73,8 +71,6 @@ class Crop(NamedTuple):
     reduction: int
     flip: bool  # the result
     source_size: tuple[int, int]  # width and height of the image
-    # EXIF's, 1 to 8: how the result is turned, before it is mirrored
-    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,25 +96,12 @@ class TrainTransform:
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         return self.take(image, self.draw(*image.size, generator))
 
-    def draw(
-        self, width: int, height: int, generator: torch.Generator, orientation: int = 1
-    ) -> Crop:
-        """Draws a crop of an upright image of this size; returns its place in the
-        stored one.
-        """
+    def draw(self, width: int, height: int, generator: torch.Generator) -> Crop:
+        """Draws a crop of an image of this size."""
         uniforms = torch.rand(
             2 * _TRIES + 3, generator=generator, dtype=torch.float64
         ).tolist()
         top, left, h, w = crop_box(height, width, self.scale, _RATIO, uniforms)
-        swap, reverse_rows, reverse_columns = axes(orientation)
-        if reverse_rows:
-            top = height - top - h
-        if reverse_columns:
-            left = width - left - w
-        if swap:
-            top, left = left, top
-            h, w = w, h
-            width, height = height, width
         factor = self._reduction(min(h, w))
         return Crop(
             top - top % factor,
@@ -128,7 +111,6 @@ class TrainTransform:
             factor,
             self.flip and uniforms[-1] < 0.5,
             (width, height),
-            orientation,
         )
 
     def _reduction(self, side: int) -> int:
@@ -140,7 +122,7 @@ class TrainTransform:
         return 1
 
     def take(self, image: Image.Image, crop: Crop) -> Tensor:
-        """The crop, upright; ``image`` is RGB as stored, or smaller by a factor of
+        """The crop of an RGB image, or of one that is smaller by a factor of
         ``crop.reduction``.
         """
         factor = _factor(image.size, crop)
@@ -149,12 +131,7 @@ class TrainTransform:
         pixels = _pixels(image)[:, top:bottom, left:right]
         # the fourth byte of shared memory has no meaning
         pixels = resize(pixels, self.image_size)[:3]
-        swap, reverse_rows, reverse_columns = axes(crop.orientation)
-        if swap:
-            pixels = pixels.transpose(-1, -2)
-        if reverse_rows:
-            pixels = pixels.flip(-2)
-        return pixels.flip(-1) if reverse_columns != crop.flip else pixels
+        return pixels.flip(-1) if crop.flip else pixels
 
 
 def _factor(size: tuple[int, int], crop: Crop) -> int:

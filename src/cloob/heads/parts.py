@@ -183,7 +183,7 @@ class Batches:
         )
         self._partners: Pictures | None = None  # where a row of a has several
         if len(first) < len(pairs):
-            self._partners = Pictures(first[which], [len(pairs)])
+            self._partners = Pictures(first[which])
         self._order = EpochOrder([ShardSizes((len(first),))], seed=settings.seed)
         self.steps = len(first) // self._size
         self._ids = torch.from_numpy(pairs.ids).to(device)

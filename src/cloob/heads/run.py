@@ -238,30 +238,31 @@ def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Ledger]
     """The training pairs of pictures and captions, the held-out ones, and the run's
     ledger, in which a share that is held out is noted.
     """
-    sources = open_sources(config, config.sources)
-    fingerprints = {TRAINING: mix(sources).fingerprint()}
+    training = open_sources(config, config.sources)
+    fingerprints = {TRAINING: training.fingerprint()}
     held_out: Source | None = None
     if config.held_out_sources:
-        held_out = mix(open_sources(config, config.held_out_sources))
+        held_out = open_sources(config, config.held_out_sources)
         fingerprints[HELD_OUT] = held_out.fingerprint()
     ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
     if not config.held_out_share:
         ledger.decisions["held_out"] = []
-        return mix(sources), held_out, ledger
+        return training, held_out, ledger
     if "held_out" not in ledger.decisions:
         logger.info("reading all pairs once, to hold some out (--val-split) …")
-        chosen = choose_held_out(sources, config.held_out_share)
-        ledger.decisions["held_out"] = [part.tolist() for part in chosen]
-    parts = ledger.decisions["held_out"]
-    return *split(sources, [np.array(part, np.int64) for part in parts]), ledger
+        chosen = choose_held_out(training, config.held_out_share)
+        ledger.decisions["held_out"] = chosen.tolist()
+    rows = np.array(ledger.decisions["held_out"], np.int64)
+    return *split(training, rows), ledger
 
 
-def open_sources(config: HeadsConfig, specs: Iterable[str]) -> list[Source]:
-    """Sources of pictures and captions."""
+def open_sources(config: HeadsConfig, specs: Iterable[str]) -> Source:
+    """Pictures and captions, of several sources one after the other."""
     image, caption = config.image_column, config.caption_column
-    return [
+    sources = [
         open_source(spec, image_column=image, caption_column=caption) for spec in specs
     ]
+    return mix(sources)
 
 
 def numbered(pairs: VectorPairs) -> VectorPairs:

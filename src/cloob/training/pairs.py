@@ -43,12 +43,12 @@ def open_pairs(
                 f"val_split is {config.val_split}, but pairs= is a Dataset; split it"
                 " yourself, and give a part as held_out="
             )
-        sources = _open(config.data, config) if pairs is None else [pairs]
-        return _without_held_out(sources, config.val_split)
+        source = _open(config.data, config) if pairs is None else pairs
+        return _without_held_out(source, config.val_split)
     if pairs is None:
-        pairs = mix(_open(config.data, config))
+        pairs = _open(config.data, config)
     if held_out is None and config.val_data:
-        held_out = mix(_open(config.val_data, config))
+        held_out = _open(config.val_data, config)
     return pairs, held_out
 
 
@@ -64,25 +64,25 @@ def _as_pairs(pairs: GivenPairs) -> Pairs:
     return Items(cast("Dataset[object]", pairs))
 
 
-def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
+def _open(specs: Sequence[str], config: TrainConfig) -> Source:
     image, caption = config.image_column, config.caption_column
-    return [
+    sources = [
         open_source(spec, image_column=image, caption_column=caption) for spec in specs
     ]
+    return mix(sources)
 
 
-def _without_held_out(sources: Sequence[Source], share: float) -> tuple[Source, Source]:
+def _without_held_out(source: Source, share: float) -> tuple[Source, Source]:
     """The pairs without a share of them, always the same, and that share."""
     logger.info("reading all pairs once, to hold some out (--val-split) …")
-    rows = on_rank_zero(lambda: choose_held_out(sources, share), slow=True)
-    source, held_out = split(sources, rows)
+    rows = on_rank_zero(lambda: choose_held_out(source, share), slow=True)
+    training, held_out = split(source, rows)
     if rank() == 0:
-        total = len(source) + len(held_out)
         logger.info(
-            f"{len(held_out)} of {total} pairs are held out; none has a picture or"
-            " caption of the others"
+            f"{len(held_out)} of {len(source)} pairs are held out; none has a picture"
+            " or caption of the others"
         )
-    return source, held_out
+    return training, held_out
 
 
 def same_on_every_rank(pairs: Pairs) -> Fingerprint:
