@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-others torch-alone floor nightly mutants lowest newest lint docs tutorials figures package release-check extras install clean
+.PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs tutorials figures package release-check extras install clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -35,10 +35,6 @@ floor: $(VENV)/.dev
 
 nightly: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) --timeout 1800 --hypothesis-profile nightly $(ARGS)
-
-# Changes of the code that no test notices, some drawn from three rooms: the seed is the day.
-mutants: $(VENV)/.dev
-	$(BIN)/python tests/mutants.py --seed $$(date +%Y%m%d) $(ARGS)
 
 # The suite with the lowest versions that pyproject.toml allows. Old packages warn of what newer ones have changed, and
 # torch 2.10 of its own ways: graphs that are checkpointed, a profiler that begins anew.
