@@ -233,19 +233,17 @@ def table(rates: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def print_table(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=", ".join(f"{key} {value}" for key, value in about.items()))
-    for head in ("what", "images/s", f"/ {OPEN_CLIP}", f"/ {PLAIN}"):
-        shown.add_column(head, justify="left" if head == "what" else "right")
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    others = [OPEN_CLIP, PLAIN]
+    width = max(len(row["name"]) for row in rows)
+    print(
+        f"{'what':<{width}}", f"{'images/s':>9}", *(f"{f'/ {x}':>14}" for x in others)
+    )
     for row in rows:
-        ratios = [
-            f"{row[key]:.2f}" if (key := f"ratio_{other}") in row else ""
-            for other in (OPEN_CLIP, PLAIN)
-        ]
-        shown.add_row(row["name"], f"{row['images_per_second']:.0f}", *ratios)
-    Console(width=110).print(shown)
+        ratios = [row.get(f"ratio_{other}") for other in others]
+        cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        rate = f"{row['images_per_second']:9.0f}"
+        print(f"{row['name']:<{width}}", rate, *(f"{cell:>14}" for cell in cells))
 
 
 def parse() -> argparse.Namespace:

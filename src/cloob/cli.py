@@ -157,8 +157,6 @@ def _run(name: str, words: Sequence[str]) -> int:
         else:
             options = parse(command.Options, words, name)
         logging.basicConfig(format="cloob: %(message)s")
-        if hasattr(options, "machine"):
-            options.machine.check()
         code: int = command.run(options)
         return code
 

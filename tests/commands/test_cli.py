@@ -3,27 +3,25 @@ processes where it matters.
 """
 
 import importlib
-import itertools
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import MISSING
 from unittest.mock import Mock
 
 import pytest
 
 import cloob
 from cloob import __version__, cli
-from cloob.commands import removed
-from cloob.commands.console import progress
-from cloob.commands.options import options_of, page_of
+from cloob.commands import console, removed
+from cloob.commands.options import fields_of, names_on, pages
 from support import run_script
 
 HEAVY = {
     "torch",
     "numpy",
     "open_clip",
-    "rich",
     "PIL",
     "pyarrow",
     "transformers",
@@ -64,19 +62,18 @@ PAGES |= OF_TRAINING
 
 @pytest.mark.parametrize("page", PAGES)
 def test_help_has_every_option_in_a_group_and_three_examples(page, capsys):
-    options = options_of(PAGES[page])
-    listed = list(itertools.chain(*page_of(page)["groups"].values()))
-    names = [option.name for option in options if not option.is_positional]
+    fields = fields_of(PAGES[page])
+    listed = [*names_on(page), *pages()[page]["groups"].get("arguments", [])]
     if page in OF_TRAINING:  # most settings go into a file
-        assert set(listed) - {"config", "list"} < set(names)
+        assert set(listed) - {"config", "list"} < set(fields)
     else:
-        assert sorted(listed) == sorted(names)
+        assert sorted(listed) == sorted(fields)
     assert len(listed) == len(set(listed))
     assert cli.main([*page.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: cloob {page}")
     assert not re.search(r"None|\{\}|= False|--no-(?!token)|\{\}", shown)
-    examples = page_of(page)["examples"]
+    examples = pages()[page]["examples"]
     assert len(examples) == 3 and all(example in shown for example in examples)
 
 
@@ -89,7 +86,7 @@ def test_examples_of_the_help_are_understood(page, tmp_path, monkeypatch):
     ran = []
     for name, module in KINDS.items():
         monkeypatch.setattr(module, "run", lambda options, name=name: ran.append(name))
-    for example in page_of(page)["examples"]:
+    for example in pages()[page]["examples"]:
         cli.main(shlex.split(example)[1:])
     assert ran == [page.split()[0]] * 3
 
@@ -178,12 +175,25 @@ def test_an_interruption_and_a_lack_of_memory_are_one_line(
     assert err.startswith(f"cloob: {line}") and err.count("\n") == 1
 
 
-def test_brackets_in_a_name_are_shown(monkeypatch, capsys):
-    """The bars of a terminal would take them for markup, and end the command."""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress() as update:
-        update("runs/[/x]: demo", 1, 2)
-    assert "runs/[/x]: demo" in capsys.readouterr().err
+@pytest.mark.parametrize("page", PAGES)
+def test_the_usage_names_what_must_be_given(page, capsys):
+    fields, usage = fields_of(PAGES[page]), pages()[page]["usage"]
+    needed = {name for name, field in fields.items() if field.default is MISSING}
+    arguments = pages()[page]["groups"].get("arguments", [])
+    assert {*re.findall(r"--(\w+)", usage)} == needed - {*arguments}
+    words = re.sub(r"--\w+ \w+|\[options\]", "", usage.removeprefix(page)).split("[")
+    assert len(words) > 1 or needed & {*arguments} or not arguments
+
+
+def test_a_line_of_progress_every_ten_seconds(monkeypatch, capsys):
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.0)
+    update = console.progress()
+    update("runs/[/x]: demo", 1, 2)
+    update("runs/[/x]: demo", 2, 2)  # what is done is told by what follows
+    assert capsys.readouterr().err == "cloob: runs/[/x]: demo: 1 of 2\n"
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 10.0)
+    console.progress()("pictures", 1, 2)
+    assert capsys.readouterr().err == ""
 
 
 def test_what_left_is_answered_with_what_serves_instead():

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cloob import cli, get_recipe
@@ -192,3 +193,31 @@ def test_data_leads_to_training_and_training_to_looking(
     assert (
         "run: 12 steps" in capsys.readouterr().out and "instead of 8" not in caplog.text
     )
+
+
+def test_what_is_offered_after_heads_of_vectors_runs_as_it_is_printed(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cause = np.random.default_rng(0).normal(size=(60, 3))
+    np.save("my a.npy", cause @ np.ones((3, 5)))
+    np.save("b.npy", cause**3)
+    words = [
+        "train",
+        "vectors",
+        "--a",
+        "my a.npy",
+        "--b",
+        "b.npy",
+        "--objective",
+        "cca",
+    ]
+    assert cli.main([*words, "--out", "run"]) == 0
+    offered = next_commands(capsys.readouterr().err)
+    assert [line.split()[0] for line in offered] == ["eval", "embed"]
+    for line in offered:
+        assert cli.main(shlex.split(line)) == 0, line
+    words = ["data", "--a", "my a.npy", "--b", "b.npy", "--suspects"]
+    assert cli.main(words) == 0
+    (line,) = next_commands(capsys.readouterr().err)
+    assert cli.main([*shlex.split(line), "--out", "clean"]) == 0

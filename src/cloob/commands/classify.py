@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import cloob
-from cloob.commands.console import DecodeOptions, Positional, arg, say
+from cloob.commands.console import say
 from cloob.commands.index import opened
+from cloob.commands.options import Device, Threads
 from cloob.commands.search import print_paths
 from cloob.errors import InputError, nearest, printable
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Options:
     """Sort pictures by the names of classes."""
 
-    source: Annotated[Positional[str], arg(metavar="SRC|IDX")]
+    source: Annotated[str, "SRC|IDX"]
     """An index, or with --model what `cloob index` takes."""
     labels: str = ""
     """cat,dog,… or FILE.txt with one label a line; lines that begin with # are
@@ -46,11 +46,14 @@ class Options:
     """Only these pictures of an index."""
     json: bool = False
     """Print one JSON object a line."""
-    paths: Annotated[str | None, arg(metavar="LABEL")] = None
+    paths: Annotated[str | None, "LABEL"] = None
     """Print the paths of the pictures with this label alone."""
     model: str | None = None
     """What `cloob eval` takes, for a SRC."""
-    machine: DecodeOptions = field(default_factory=DecodeOptions)
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    workers: Threads = None
+    """Decoding threads; left out, one per processor."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ def run(options: Options) -> int:
     if options.paths is not None:
         check_label(options.paths, names)
     options = within_index(options)
-    with opened(options.source, options.model, options.machine) as (index, unread):
-        index.embedder(device=options.machine.device)
+    source = opened(options.source, options.model, options.device, options.workers)
+    with source as (index, unread):
+        index.embedder(device=options.device)
         labels = index.classify(names, how, where=options.where)
         print_labels(index, labels, options)
         counts = ", ".join(
@@ -91,11 +95,8 @@ def check(options: Options) -> None:
     """Refuses options that exclude each other, lack another, or are out of range."""
     if not options.labels:
         raise InputError("--labels is missing; give cat,dog,… or a file of them")
-    if options.cutoff is not None:
-        if not (options.multi or options.none):
-            raise InputError("--cutoff needs --multi or --none")
-        if not math.isfinite(options.cutoff):
-            raise InputError(f"--cutoff is {options.cutoff}; it must be a number")
+    if options.cutoff is not None and not (options.multi or options.none):
+        raise InputError("--cutoff needs --multi or --none")
     if options.json and options.paths is not None:
         raise InputError("--json and --paths exclude each other; give one of them")
 

@@ -6,21 +6,14 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import cloob
-from cloob.commands.console import (
-    ColumnOptions,
-    as_words,
-    check_out,
-    check_range,
-    progress,
-    say_next,
-)
-from cloob.commands.options import Positional, arg
+from cloob.commands.console import check_out, progress, say_next
+from cloob.commands.options import Range, as_words
 from cloob.commands.suspects import (
     judge_pictures,
     judge_vectors,
@@ -46,15 +39,15 @@ class Options:
     pairs do not belong together.
     """
 
-    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    data: Annotated[str, "DATA"] = ""
     """As of `cloob train`."""
-    most: int = 10_000
+    most: Annotated[int, Range(0, 10**9)] = 10_000
     """Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at
     all.
     """
     json: bool = False
     """Print one JSON object instead of the table."""
-    suspects: Annotated[tuple[Path, ...] | None, arg(metavar="[FILE.csv]")] = None
+    suspects: Annotated[tuple[Path, ...] | None, "[FILE.csv]"] = None
     """After DATA: print the pairs that least seem to belong; FILE.csv lists all."""
     out: Path | None = None
     """With --suspects: a page (HTML) of pictures that are probably wrong."""
@@ -70,15 +63,16 @@ class Options:
     """
     ids: str | None = None
     """An id per pair of vectors."""
-    workers: int = 2
+    workers: Annotated[int, Range(1, 1024)] = 2
     """Decoding threads."""
-    table: ColumnOptions = field(default_factory=ColumnOptions)
+    image_column: str = "filepath"
+    """Column of a table with the path of the picture."""
+    caption_column: str = "title"
+    """Column of a table with the caption."""
 
 
 def run(options: Options) -> int:
     """Looks at a set, or lists its suspects."""
-    check_range("--most", options.most, 0, 10**9)
-    check_range("--workers", options.workers, 1, 1024)
     check_sides(options)
     if options.out is not None:
         check_out("--out", options.out, (".html", ".htm"))
@@ -146,7 +140,8 @@ def find_suspects(options: Options, files: Sequence[Path]) -> None:
 def opened(options: Options) -> Source:
     from cloob.data.open import open_source
 
-    return open_source(options.data, **options.table.columns)
+    image, caption = options.image_column, options.caption_column
+    return open_source(options.data, image_column=image, caption_column=caption)
 
 
 def look(options: Options) -> None:
@@ -157,15 +152,14 @@ def look(options: Options) -> None:
     from cloob.models.towers import open_clip
 
     tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
-    with progress() as update:
-        seen = survey(
-            source,
-            lambda caption: len(tokenizer.encode(caption)) + 2,
-            tokenizer.context_length,
-            most=options.most,
-            workers=options.workers,
-            progress=partial(update, "pairs"),
-        )
+    seen = survey(
+        source,
+        lambda caption: len(tokenizer.encode(caption)) + 2,
+        tokenizer.context_length,
+        most=options.most,
+        workers=options.workers,
+        progress=partial(progress(), "pairs"),
+    )
     if options.json:
         print(json.dumps(dataclasses.asdict(seen)))
         return

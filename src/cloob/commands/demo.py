@@ -155,13 +155,13 @@ def train(name: str, config: HeadsConfig) -> HeadsResult:
 
     losses = []
     say(f"training {name} …")
-    with progress() as update:
+    update = progress()
 
-        def note(line: EpochLine) -> None:
-            losses.append(line["loss"])
-            update(f"training {name}", line["epoch"], config.epochs)
+    def note(line: EpochLine) -> None:
+        losses.append(line["loss"])
+        update(f"training {name}", line["epoch"], config.epochs)
 
-        result = train_heads(config, on_epoch=note)
+    result = train_heads(config, on_epoch=note)
     done = "solved"
     if losses[0] is not None:
         done = f"mean loss {losses[0]:.2f} in epoch 1, {losses[-1]:.2f} in the last"
@@ -187,17 +187,12 @@ def compare(
 
     say("embedding the test pictures and the words for them …")
     sets = Sets([noto], pairs=[held_out])
-    with progress() as update:
-        embeddings = Embeddings(
-            {name: result.run for name, result in runs.items()},
-            EmbedOptions(resolve_device(device), workers=2),
-            progress=update,
-        )
-        results = evaluate(
-            embeddings,
-            sets.sets,
-            sets.pairs,
-        )
+    embeddings = Embeddings(
+        {name: result.run for name, result in runs.items()},
+        EmbedOptions(resolve_device(device), workers=2),
+        progress=progress(),
+    )
+    results = evaluate(embeddings, sets.sets, sets.pairs)
     say("searching, and writing the report …")
     finder = best_classifier(results["rows"])
     order = sorted(runs, key=lambda name: name != finder)

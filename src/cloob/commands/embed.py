@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import cloob
-from cloob.commands.console import (
-    DecodeOptions,
-    Positional,
-    RowOptions,
-    arg,
-    check_out,
-    say,
-)
+from cloob.commands.console import check_out, say
 from cloob.commands.index import opened
+from cloob.commands.options import Device, Threads, as_words
 from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models.runs import RUN_CONFIG_FILE
@@ -34,7 +28,7 @@ class Options:
     vectors`, those of its rows.
     """
 
-    source: Annotated[Positional[str], arg(metavar="SRC")]
+    source: Annotated[str, "SRC"]
     """What `cloob index` takes, or an index; with --a or --b a run, or saved
     ContrastiveHeads; with --texts a model.
     """
@@ -46,16 +40,23 @@ class Options:
     """What `cloob eval` takes, for pictures."""
     overwrite: bool = False
     """Replace the file where it is there."""
-    rows: RowOptions = field(default_factory=RowOptions)
-    machine: DecodeOptions = field(default_factory=DecodeOptions)
+    a: str | None = None
+    """Rows for head a, as --a of `cloob train vectors`."""
+    b: str | None = None
+    """Rows for head b."""
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    workers: Threads = None
+    """Decoding threads; left out, one per processor."""
 
 
 def run(options: Options) -> int:
     """Embeds; 1 where a picture could not be read, or a row is not finite."""
     check(options)
-    if options.texts is not None or options.rows.side_and_file:
+    if options.a is not None or options.b is not None or options.texts is not None:
         return embed_rows_or_texts(options)
-    with opened(options.source, options.model, options.machine) as (index, n_unread):
+    source = opened(options.source, options.model, options.device, options.workers)
+    with source as (index, n_unread):
         if options.out.suffix == ".parquet":
             count = index.export(options.out)
         else:
@@ -95,18 +96,11 @@ def check(options: Options) -> None:
     """Refuses options that exclude each other, and a file to write that does not fit
     what is embedded.
     """
-    value_of_option = {
-        "--a": options.rows.a,
-        "--b": options.rows.b,
-        "--texts": options.texts,
-        "--model": options.model,
-    }
-    names = [name for name, value in value_of_option.items() if value is not None]
+    words = as_words(options, "a", "b", "texts", "model")
+    names, inputs = words[::2], words[1::2]
     if len(names) > 1:
         raise InputError(f"{' and '.join(names[:2])} exclude each other; give one")
-    inputs = [value for value in value_of_option.values() if value is not None]
-    of_pictures = not names or names == ["--model"]
-    endings = PICTURE_ENDINGS if of_pictures else (".npy",)
+    endings = PICTURE_ENDINGS if names in ([], ["--model"]) else (".npy",)
     check_out("--out", options.out, endings, [*inputs, options.source])
     if options.out.exists() and not options.overwrite:
         raise InputError(f"{options.out}: exists; --overwrite replaces it")
@@ -121,20 +115,20 @@ def embed_rows_or_texts(options: Options) -> int:
     """Embeds texts, or rows by one of a model's heads, and writes the vectors; 1 where
     a row is not finite.
     """
-    texts = [] if options.texts is None else read_texts(options.texts)
+    texts = None if options.texts is None else read_texts(options.texts)
     import numpy as np
 
     from cloob.data.matrices import read_rows
     from cloob.models.aligned.model import embed_rows
     from cloob.models.load import load_model
 
-    encoder = load_model(options.source, options.machine.device)
-    if options.texts is not None:
+    encoder = load_model(options.source, options.device)
+    if texts is not None:
         rows = encoder.encode_text(texts)
+    elif options.a is not None:
+        rows = embed_rows(encoder, "a", read_rows(options.a))
     else:
-        assert options.rows.side_and_file is not None
-        side, file = options.rows.side_and_file
-        rows = embed_rows(encoder, side, read_rows(file))
+        rows = embed_rows(encoder, "b", read_rows(str(options.b)))
     vectors = rows.cpu().numpy()
     n_bad = int((~np.isfinite(vectors).all(1)).sum())
     lost = f", {n_bad:,} of them NaN, as their numbers are not finite" if n_bad else ""

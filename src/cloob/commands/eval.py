@@ -8,18 +8,11 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from cloob.commands.console import (
-    MeasureOptions,
-    Positional,
-    arg,
-    as_words,
-    progress,
-    say,
-)
+from cloob.commands.console import progress, say, threads
 from cloob.commands.held_out import (
     Run,
     add_held_out,
@@ -27,6 +20,7 @@ from cloob.commands.held_out import (
     find_runs,
     note_choices,
 )
+from cloob.commands.options import Batch, Device, Threads, as_words
 from cloob.errors import InputError
 from cloob.models.runs import list_checkpoints, split_checkpoint
 
@@ -58,7 +52,7 @@ class Options:
     models, side by side.
     """
 
-    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL …")] = ()
+    models: Annotated[tuple[str, ...], "MODEL …"] = ()
     """Run folders (RUN: its best checkpoint, RUN:last), model folders, open_clip
     NAME/TAG, hf-hub:… or local-dir:…
     """
@@ -96,7 +90,16 @@ class Options:
     """
     out: Path = Path("runs/eval")
     """Folder of results.json and report.html."""
-    machine: MeasureOptions = field(default_factory=MeasureOptions)
+    image_column: str = "filepath"
+    """Column of a table with the path of the picture."""
+    caption_column: str = "title"
+    """Column of a table with the caption."""
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    workers: Threads = None
+    """Decoding threads; left out, one per processor."""
+    batch_size: Batch = 256
+    """Images or texts a forward pass."""
 
 
 def run(options: Options) -> int:
@@ -111,7 +114,7 @@ def run(options: Options) -> int:
     models = begin(options.models, options.out)
     folders = runs_with_checkpoints(models, sets) if options.checkpoints else {}
 
-    embedding = options.machine.embedding()
+    embedding = embed_options(options)
     embeddings, results = compare(models, sets, embedding, candidates)
     names = {model: name for name, model in models.items()}
     runs_by_name = {names[run.model]: run for run in runs}
@@ -196,8 +199,11 @@ def open_sets(options: Options) -> Sets:
             train = training_split(path)
             if train is not None:
                 sets.training[data.name] = train
-    columns = options.machine.columns
-    captioned = (open_captioned(path, **columns) for path in options.retrieval)
+    image, caption = options.image_column, options.caption_column
+    captioned = (
+        open_captioned(path, image_column=image, caption_column=caption)
+        for path in options.retrieval
+    )
     sets.pairs += _named(options.retrieval, captioned)
     if options.a is not None and options.b is not None:
         from cloob.data.vectors import open_vector_pairs
@@ -297,6 +303,14 @@ def begin(models: Sequence[str], out: Path) -> dict[str, str]:
     }
 
 
+def embed_options(options: Options) -> EmbedOptions:
+    from cloob.distributed import resolve_device
+    from cloob.evaluation.embed import EmbedOptions
+
+    device = resolve_device(options.device)
+    return EmbedOptions(device, options.batch_size, threads(options.workers))
+
+
 def compare(
     models: Mapping[str, str | Path],
     sets: Sets,
@@ -307,17 +321,16 @@ def compare(
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.suite import evaluate
 
-    with progress() as update:
-        has_probes = bool(sets.training)
-        embeddings = Embeddings(models, embedding, progress=update, tower=has_probes)
-        results = evaluate(
-            embeddings,
-            sets.sets,
-            sets.pairs,
-            vectors=sets.vectors,
-            candidates=candidates,
-            training=sets.training,
-        )
+    has_probes = bool(sets.training)
+    embeddings = Embeddings(models, embedding, progress=progress(), tower=has_probes)
+    results = evaluate(
+        embeddings,
+        sets.sets,
+        sets.pairs,
+        vectors=sets.vectors,
+        candidates=candidates,
+        training=sets.training,
+    )
     absent: list[Failure] = [
         {"model": None, "set": name, "error": error}
         for name, error in sets.missing.items()
@@ -352,10 +365,9 @@ def measure_checkpoints(
     """Adds the geometry of all checkpoints of runs to the results."""
     from cloob.evaluation.analysis import geometry_of_checkpoints
 
-    with progress() as update:
-        found, failures = geometry_of_checkpoints(
-            folders, sets.pairs[0], embedding, progress=update
-        )
+    found, failures = geometry_of_checkpoints(
+        folders, sets.pairs[0], embedding, progress=progress()
+    )
     results["checkpoints"] = {"set": sets.pairs[0].name, "models": found}
     add_failures(results, failures)
 
@@ -433,21 +445,23 @@ def print_results(results: Results) -> int:
 
     Reports what could not be read, loaded or measured, missing sets apart.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     rows = results["rows"]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("%, ± half the 95 % CI", no_wrap=True)
-    for row in rows:
-        table.add_column(escape(row["model"]), justify="right")
-    for title, cells in _table_rows(rows):
-        table.add_row(escape(title), *cells)
-    if table.row_count:
-        Console().print(table)
+    lines = list(_table_rows(rows))
+    if lines:
+        head = ("%, ± half the 95 % CI", [row["model"] for row in rows])
+        print_table([head, *lines])
     _say_problems(results)
     return 1 if results.get("failures") else 0
+
+
+def print_table(lines: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Prints titles and, to the right of them, columns of numbers."""
+    width = max(len(title) for title, _ in lines)
+    columns = zip(*(cells for _, cells in lines), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    for title, cells in lines:
+        numbers = [f"{cell:>{n}}" for cell, n in zip(cells, widths, strict=True)]
+        print("  ".join([f"{title:<{width}}", *numbers]))
 
 
 def _table_rows(

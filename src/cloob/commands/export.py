@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cloob.commands.console import Positional, arg, say_next
+from cloob.commands.console import say_next
 from cloob.errors import InputError
 from cloob.export.exported import check_target, is_export, write_json
 from cloob.files import whole_folder
@@ -27,7 +27,7 @@ class Options:
     for ONNX runtimes.
     """
 
-    source: Annotated[Positional[str], arg(metavar="RUN")]
+    source: Annotated[str, "RUN"]
     """A run or model: what `cloob eval` takes."""
     out: Path
     """The folder that is made."""

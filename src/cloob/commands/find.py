@@ -7,15 +7,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import cloob
 from cloob.commands import index, search
-from cloob.commands.console import DecodeOptions, say, say_next
-from cloob.commands.options import Positional, arg, parse
+from cloob.commands.console import say, say_next
+from cloob.commands.options import Threads
 from cloob.errors import InputError
 from cloob.models.source import PHOTOS
 from cloob.search.records import Busy
@@ -27,25 +26,18 @@ class Options(search.Options):
     search` does.
 
     The index is kept in FOLDER/.cloob, or in the cache if that cannot be written.
-    `cloob find --models` lists models for photos.
     """
 
-    index: Annotated[Positional[str], arg(metavar="FOLDER")]
+    index: Annotated[str, "FOLDER"] = ""
     """A folder of pictures, with its sub-folders."""
     model: str | None = None
     """As of `cloob index`; left out, the index's own, and for a new one the first of
     `cloob find --models`.
     """
-    machine: DecodeOptions = field(default_factory=DecodeOptions)
-
-
-def read(words: Sequence[str]) -> Options | None:
-    """Options; None for ``--models``."""
-    if "--models" in words:
-        if len(words) > 1:
-            raise InputError("--models stands alone: cloob find --models")
-        return None
-    return parse(Options, words, "find")
+    models: bool = False
+    """List models for photos, and do nothing else."""
+    workers: Threads = None
+    """Decoding threads; left out, one per processor."""
 
 
 def print_models() -> int:
@@ -57,12 +49,11 @@ def print_models() -> int:
     return 0
 
 
-def run(options: Options | None) -> int:
-    """Indexes and searches; 1 where some of it could not be read.
-
-    Without options it prints models.
-    """
-    if options is None:
+def run(options: Options) -> int:
+    """Indexes and searches, or lists models; 1 where some of it could not be read."""
+    if options.models:
+        if options != Options(models=True):
+            raise InputError("--models stands alone: cloob find --models")
         return print_models()
     check(options)
     place, model, sources = plan(options)
@@ -76,6 +67,8 @@ def check(options: Options) -> None:
     """Names mistakes before pictures are indexed."""
     from cloob.search.database import is_there
 
+    if not options.index:
+        raise InputError("FOLDER is missing; name a folder of pictures")
     folder = Path(options.index)
     if is_there(folder):
         raise InputError(f"{folder}: is an index; cloob search takes it")
@@ -128,7 +121,9 @@ def bring_up_to_date(
     if is_there(place) and not os.access(place, os.W_OK):
         say(f"{place}: cannot be written, so what is new since is not in it")
         return 0
-    update = index.Options(sources, str(place), model, machine=options.machine)
+    update = index.Options(
+        sources, str(place), model, device=options.device, workers=options.workers
+    )
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return index.run(update, then=False)

@@ -6,22 +6,14 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import cloob
-from cloob.commands.console import (
-    DecodeOptions,
-    check_range,
-    check_there,
-    progress,
-    say,
-    say_next,
-)
-from cloob.commands.options import Positional, arg
+from cloob.commands.console import check_there, progress, say, say_next, threads
+from cloob.commands.options import Batch, Device, Threads
 from cloob.errors import InputError, counted, printable
-from cloob.machine import decoders
 from cloob.models.source import check_source
 
 if TYPE_CHECKING:
@@ -36,10 +28,10 @@ INTERRUPTED = 130
 class Options:
     """Index pictures, or bring an index up to date: new, changed and removed files."""
 
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC …")] = ()
+    sources: Annotated[tuple[str, ...], "SRC …"] = ()
     """Folders of pictures, pictures, or tables of them; none: all that the index knows.
     """
-    out: Annotated[str, arg(metavar="DIR")] = ""
+    out: Annotated[str, "DIR"] = ""
     """The folder of the index, made where it is missing."""
     model: str | None = None
     """Run or model folder, NAME/TAG of open_clip, hf-hub:…; left out, the index's own.
@@ -56,9 +48,12 @@ class Options:
     """Column of a table with the picture or its path."""
     caption_column: str | None = None
     """Column of a table with the caption."""
-    batch_size: int = 64
+    batch_size: Batch = 64
     """Pictures a forward pass, and a transaction."""
-    machine: DecodeOptions = field(default_factory=DecodeOptions)
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    workers: Threads = None
+    """Decoding threads; left out, one per processor."""
 
 
 def run(options: Options, *, then: bool = True) -> int:
@@ -107,7 +102,6 @@ def check_options(options: Options) -> None:
         raise InputError("--out is missing; it names the index (cloob index --help)")
     if options.anew and not (options.sources and options.model):
         raise InputError("--anew needs SRC and --model")
-    check_range("--batch-size", options.batch_size, 1, 2**20)
     if options.faults and options != Options(out=options.out, faults=True):
         raise InputError("--faults lists what an index knows; give --out alone with it")
     if options.model is not None:
@@ -167,12 +161,11 @@ def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int
     """Updates an index, and prints what was done and left out; the exit code."""
     address = index.store.address
     try:
-        with progress() as update:
-            summary = index.update(
-                options.sources,
-                update_options(options),
-                progress=functools.partial(update, "pictures"),
-            )
+        summary = index.update(
+            options.sources,
+            update_options(options),
+            progress=functools.partial(progress(), "pictures"),
+        )
     except KeyboardInterrupt:
         say(
             f"interrupted; {len(index):,} pictures are in {address}, the same command"
@@ -205,11 +198,11 @@ def update_options(options: Options) -> UpdateOptions:
 
     return UpdateOptions(
         model=options.model,
-        device=options.machine.device,
+        device=options.device,
         image_column=options.image_column,
         caption_column=options.caption_column,
         batch_size=options.batch_size,
-        workers=options.machine.workers,
+        workers=threads(options.workers),
         remove_all=options.remove_all,
     )
 
@@ -255,7 +248,8 @@ def check_index(typed: str) -> str:
 def opened(
     source: str,
     model: str | DualEncoder | None,
-    machine: DecodeOptions,
+    device: str,
+    workers: int | None,
 ) -> Iterator[tuple[cloob.Index, int]]:
     """An index of a source, and how many of its pictures, folders and shards could not
     be read; some are named.
@@ -266,7 +260,7 @@ def opened(
     from cloob.search.database import is_there
 
     if is_there(source):
-        if machine.workers != decoders():
+        if workers is not None:
             raise InputError("--workers is for pictures; an index has their vectors")
         if model is not None:
             raise InputError(f"{source}: has a model; --model is for pictures")
@@ -283,15 +277,13 @@ def opened(
         check_source(model)
     from cloob.search.update import UpdateOptions  # torch
 
-    options = UpdateOptions(model, device=machine.device, workers=machine.workers)
+    options = UpdateOptions(model, device=device, workers=threads(workers))
     with (
         tempfile.TemporaryDirectory(prefix="cloob-") as folder,
         cloob.Index.create(Path(folder) / "index") as index,
     ):
-        with progress() as update:
-            done = index.update(
-                [source], options, progress=functools.partial(update, "pictures")
-            )
+        update = functools.partial(progress(), "pictures")
+        done = index.update([source], options, progress=update)
         for place, why in done.refused.items():
             raise InputError(f"{printable(place)}: {why}")
         report_left_out(done)

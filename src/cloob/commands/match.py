@@ -10,18 +10,12 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
-from cloob.commands.console import (
-    DeviceOptions,
-    Positional,
-    arg,
-    check_out,
-    check_range,
-    say,
-)
+from cloob.commands.console import check_out, say
+from cloob.commands.options import Device, Range
 from cloob.commands.protocols import print_numbers
 from cloob.errors import InputError
 
@@ -44,13 +38,13 @@ class Options:
     train vectors`, or of saved ContrastiveHeads: all are compared, without an index.
     """
 
-    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    model: Annotated[str, "MODEL"]
     """The run, or the folder of the heads."""
     a: str
     """Rows for head a, as --a of `cloob train vectors`."""
     b: str
     """Rows for head b."""
-    top: int = 10
+    top: Annotated[int, Range(1, 100_000)] = 10
     """Rows of b for every row of a."""
     a_ids: str | None = None
     """What to call the rows of a: a file of lines, or FILE.parquet:COLUMN; left out,
@@ -71,7 +65,8 @@ class Options:
     """
     json: bool = False
     """With --judge: print one JSON object."""
-    machine: DeviceOptions = field(default_factory=DeviceOptions)
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
 
 
 def run(options: Options) -> int:
@@ -82,7 +77,7 @@ def run(options: Options) -> int:
     from cloob.models.load import load_model
 
     files = read_rows(options.a), read_rows(options.b)
-    encoder = check_vectors(load_model(options.model, options.machine.device))
+    encoder = check_vectors(load_model(options.model, options.device))
     a = rows_of(encoder, "a", options.a, files[0], options.a_ids)
     b = rows_of(encoder, "b", options.b, files[1], options.b_ids)
     if options.judge:
@@ -101,7 +96,6 @@ def run(options: Options) -> int:
 
 def check(options: Options) -> None:
     """Raises InputError for options that do not fit, before torch is there."""
-    check_range("--top", options.top, 1, 100_000)
     if options.out is not None:
         inputs = filter(None, [options.a, options.b, options.a_ids, options.b_ids])
         check_out("--out", options.out, (".csv", ".parquet"), inputs)

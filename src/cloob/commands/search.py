@@ -7,18 +7,13 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cloob
-from cloob.commands.console import (
-    DeviceOptions,
-    Positional,
-    arg,
-    check_range,
-    say,
-)
+from cloob.commands.console import say
 from cloob.commands.index import check_index
+from cloob.commands.options import Device, Range
 from cloob.errors import InputError, counted, printable
 from cloob.search.records import Hit, Item, Results
 
@@ -26,7 +21,6 @@ if TYPE_CHECKING:
     from cloob.search.query import Query
     from cloob.search.where import Filter
 
-MOST_HITS = 100_000
 FIELDS = (
     "id",
     "path",
@@ -50,15 +44,15 @@ class Options:
     beach +0.5:photo.jpg -- -people
     """
 
-    index: Annotated[Positional[str], arg(metavar="IDX")]
+    index: Annotated[str, "IDX"]
     """An index, or a folder that `cloob find` has indexed."""
-    query: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY …")] = ()
+    query: Annotated[tuple[str, ...], "QUERY …"] = ()
     """Words and pictures; none with --like, or to list by --where alone."""
     where: str | None = None
     """Only among these: "date >= '2024' and caption like '%dog%'"; without a query
     newest first.
     """
-    top: int = 20
+    top: Annotated[int, Range(1, 100_000)] = 20
     """How many at most."""
     cutoff: float | Literal["auto", "none"] = "auto"
     """Standard deviations above unrelated queries; auto 3, pictures 2"""
@@ -68,7 +62,8 @@ class Options:
     """Print one JSON object."""
     paths: bool = False
     """Print the paths alone."""
-    machine: DeviceOptions = field(default_factory=DeviceOptions)
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
 
 
 def check_options(options: Options) -> None:
@@ -78,18 +73,10 @@ def check_options(options: Options) -> None:
             'nothing to search for: give words ("a red bird"), a picture, --like ID or'
             " --where"
         )
-    check_range("--top", options.top, 1, MOST_HITS)
-    check_cutoff(options)
+    if options.cutoff != "auto" and not (options.query or options.like):
+        raise InputError("--cutoff needs QUERY or --like; a list has no scores")
     if options.paths and options.json:
         raise InputError("--paths and --json exclude each other; give one of them")
-
-
-def check_cutoff(options: Options) -> None:
-    cutoff = options.cutoff
-    if isinstance(cutoff, float | int) and not math.isfinite(cutoff):
-        raise InputError(f"--cutoff is {cutoff}; it must be a number, auto or none")
-    if cutoff != "auto" and not (options.query or options.like):
-        raise InputError("--cutoff needs QUERY or --like; a list has no scores")
 
 
 def run(options: Options) -> int:
@@ -107,7 +94,7 @@ def run(options: Options) -> int:
             query = Query((Term(id_), *query.terms))
         if query.needs_model:
             say(f"loading {printable(index.model().name)} …")
-            index.embedder(device=options.machine.device)
+            index.embedder(device=options.device)
         results = (
             ranked(index, options, query)
             if query.terms

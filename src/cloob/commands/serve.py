@@ -18,8 +18,9 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import cloob
-from cloob.commands.console import Positional, arg, check_range, say, say_next
+from cloob.commands.console import say, say_next
 from cloob.commands.index import check_index, describe
+from cloob.commands.options import Range
 from cloob.errors import InputError, require
 from cloob.machine import processors
 from cloob.serve.hosts import is_loopback
@@ -36,11 +37,11 @@ class Options:
     may be updated meanwhile.
     """
 
-    index: Annotated[Positional[str], arg(metavar="IDX")]
+    index: Annotated[str, "IDX"]
     """An index, or a folder that `cloob find` has indexed."""
     host: str = "127.0.0.1"
     """Where to listen: this machine alone, or 0.0.0.0 for every network of it."""
-    port: int = 8017
+    port: Annotated[int, Range(0, 65535)] = 8017
     """0 takes any that is free."""
     no_token: bool = False
     """Every user and program of this machine may look; not with another --host."""
@@ -105,7 +106,6 @@ def limit_threads() -> None:
 
 def check(options: Options) -> None:
     """Refuses options that are out of range or exclude each other."""
-    check_range("--port", options.port, 0, 65535)
     if options.no_token and not is_loopback(options.host):
         raise InputError(f"--no-token: --host {options.host} needs a token")
 

@@ -113,11 +113,10 @@ def judge_by_model(source: Source, model: str, workers: int) -> Judged:
     from cloob.evaluation.embeddings import Embeddings
 
     options = EmbedOptions(workers=workers)
-    with progress() as update:
-        embeddings = Embeddings({model: model}, options, progress=update)
-        if embeddings.encoder(model).config.kind == "vectors":
-            raise InputError(f"{model} takes rows: --a and --b in place of DATA")
-        pairs = embeddings.pairs(model, source)
+    embeddings = Embeddings({model: model}, options, progress=progress())
+    if embeddings.encoder(model).config.kind == "vectors":
+        raise InputError(f"{model} takes rows: --a and --b in place of DATA")
+    pairs = embeddings.pairs(model, source)
     say_skipped(pairs.images.bad)
     x, y = pairs.images.features, pairs.texts[pairs.first_texts]
     usable = (x.isfinite().all(1) & y.isfinite().all(1)).nonzero().squeeze(1)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import cloob
 from cloob.commands.console import say, say_next, say_next_of_pictures
 from cloob.commands.options import (
     HELP_FLAGS,
-    Option,
+    Field,
     docs_of,
-    options_of,
-    page_of,
+    fields_of,
+    pages,
     parse_values,
     show_help,
 )
@@ -30,48 +30,48 @@ if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
 
 Config = cloob.TrainConfig | cloob.HeadsConfig
-COMMANDS = ("train", "train align", "train vectors")
-"""The pages of help; heads have one each for pictures and for vectors."""
-WORDS = {
-    "recipe": Option("recipe", (str,), metavar="RECIPE", is_positional=True),
-    "config": Option("config", (Path,), metavar="FILE"),
-    "list": Option("list", (bool,)),
-}
-"""What there is beside settings."""
-DOCS = {
-    "recipe": "Where to begin: one that `cloob train --list` prints.",
-    "config": "Settings in place of the defaults, also those that have no option here:"
-    " JSON or TOML, such as the config.json of a run.",
-    "list": "Print the recipes and the names of towers.",
-}
+
+
+@dataclass(frozen=True)
+class Words:
+    """What there is beside settings."""
+
+    config: Annotated[Path | None, "FILE"] = None
+    """Settings in place of the defaults, also those that have no option here: JSON or
+    TOML, such as the config.json of a run.
+    """
+    list: bool = False
+    """Print the recipes and the names of towers."""
 
 
 def read(words: Sequence[str]) -> Config | None:
     """The configuration that the words describe: a recipe, a file over it, and options
     over both; None for ``--list``.
     """
-    if "--list" in words:
-        if len(words) > 1:
-            raise InputError("--list stands alone: cloob train --list")
-        return None
     recipe = words[0] if words and not words[0].startswith("-") else None
     command = command_of(recipe, words)
     kind = cloob.TrainConfig if command == "train" else cloob.HeadsConfig
+    fields = {**fields_of(kind), **fields_of(Words)}
     if HELP_FLAGS & set(words):
-        help_on(kind, command, recipe)
-    typed = words if recipe is None else words[1:]
-    refuse_unlisted(kind, command, typed)
-    values = parse_values(options_of_page(kind, command), typed, command)
+        help_on(kind, command, fields, recipe)
+    values = parse_values(command, fields, words if recipe is None else words[1:])
+    if values.pop("list", False):
+        if len(words) > 1:
+            raise InputError("--list stands alone: cloob train --list")
+        return None
     file = values.pop("config", None)
-    if recipe is None and command != "train":
-        recipe = command.removeprefix("train ")
-    start: Config = cloob.TrainConfig()
-    if recipe is not None:
-        objective, model = values.get("objective"), values.get("model")
-        start = cloob.get_recipe(recipe, objective=objective, model=model)
+    start = start_of(recipe or command.partition(" ")[2], values)
     if file is not None:
         start = merged(start, file)
     return start.override(**values)
+
+
+def start_of(recipe: str, values: Mapping[str, Any]) -> Config:
+    """The settings of a recipe; of none the defaults."""
+    if not recipe:
+        return cloob.TrainConfig()
+    objective, model = values.get("objective"), values.get("model")
+    return cloob.get_recipe(recipe, objective=objective, model=model)
 
 
 def merged(start: Config, file: Path) -> Config:
@@ -103,47 +103,18 @@ def command_of(recipe: str | None, words: Sequence[str]) -> str:
     return "train"
 
 
-def help_on(kind: type[Config], command: str, recipe: str | None) -> NoReturn:
+def help_on(
+    kind: type[Config],
+    command: str,
+    fields: Mapping[str, Field],
+    recipe: str | None,
+) -> NoReturn:
     """Prints the help of a recipe, or of towers from the defaults."""
-    options = options_of_page(kind, command)
-    if command == "train":
-        options.insert(0, WORDS["recipe"])
-    about = page_of(command)["about"]
-    defaults = {}
+    about, starts = pages()[command]["about"], {}
     if recipe is not None:
         about = f"{describe(recipe)}\n{about}"
-        defaults = starts_of(recipe)
-    show_help(command, options, {**docs_of(kind), **DOCS}, defaults, about)
-
-
-def names_on_page(command: str) -> list[str]:
-    """The settings that the help of a command shows."""
-    return list(itertools.chain(*page_of(command)["groups"].values()))
-
-
-def options_of_page(kind: type[Config], command: str) -> list[Option]:
-    """The options of a run."""
-    options = {option.name: option for option in options_of(kind)} | WORDS
-    return [options[name] for name in names_on_page(command)]
-
-
-def refuse_unlisted(kind: type[Config], command: str, words: Sequence[str]) -> None:
-    """Refuses an option of another run, or for a setting that only a file sets."""
-    pages = {page: names_on_page(page) for page in COMMANDS}
-    settings = [field.name for field in dataclasses.fields(kind)]
-    for word in words:
-        option = word.partition("=")[0]
-        name = option.removeprefix("--").replace("-", "_")
-        if not word.startswith("--") or name in pages[command]:
-            continue
-        others = [f"`cloob {page}`" for page in COMMANDS if name in pages[page]]
-        if others:
-            raise InputError(f"{option} goes with {' and '.join(others)}")
-        if name in settings:
-            raise InputError(
-                f"{option} is set in a file: --config more.toml, with the line"
-                f" {name} = …"
-            )
+        starts = starts_of(recipe)
+    show_help(command, fields, {**docs_of(kind), **docs_of(Words)}, about, starts)
 
 
 def print_choices() -> int:

@@ -74,6 +74,6 @@ def say_what_follows(config: HeadsConfig, out: Path) -> None:
     if config.has_vectors:
         judge = ["--held-out"] if config.holds_out else ["--a", "A.npy", "--b", "B.npy"]
         embed: list[str | Path] = ["embed", out, "--a", str(config.a)]
-        say_next(["eval", out, *judge], [*embed, "--out", "vectors.npz"])
+        say_next(["eval", out, *judge], [*embed, "--out", "rows.npy"])
         return
     say_next_of_pictures(out, config.sources[0], config.holds_out)
