@@ -288,6 +288,16 @@ def test_an_opened_picture_has_an_address(page):
     page.until(lambda: not page.all("dialog[open]"))
     page.until(lambda: "picture=" not in page.run("return location.href"))
     assert page.run("return location.search") == "?q=red&cutoff=off"
+    page.driver.forward()
+    page.until(lambda: page.all("dialog[open]"))
+    page.run(
+        "history.back(); addEventListener('popstate', () => history.forward(),"
+        " { once: true })"
+    )  # before the close has its event
+    page.until(lambda: page.all("dialog[open]"), "back and forward at once")
+    page.keys(Keys.ESCAPE)
+    page.until(lambda: "picture=" not in page.run("return location.href"))
+    assert page.run("return location.search") == "?q=red&cutoff=off"
 
     page.driver.get("about:blank")
     page.driver.get(opened)

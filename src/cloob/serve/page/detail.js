@@ -9,6 +9,7 @@ const dialog = $("detail");
 let grid = null; // where the picture is one of several
 let place = -1;
 let shown = null; // the id of the picture in the dialog
+let closedByAddress = false; // the event of a close comes later, when the address may name a picture again
 
 /** Opens the picture at a place of a grid. */
 export function open(at, from) {
@@ -21,12 +22,18 @@ export async function draw({ force = false } = {}) {
   const { picture } = state.get();
   if (picture === shown && !force) return;
   shown = picture;
-  if (picture === null) return dialog.close();
+  if (picture === null) return closeByAddress();
   if (grid?.ids[place] !== picture) place = grid?.ids.indexOf(picture) ?? -1;
   const item = await api.item(picture);
   if (shown !== picture) return; // another was asked for meanwhile, or none
   fill(item);
   if (!dialog.open) dialog.showModal();
+}
+
+function closeByAddress() {
+  if (!dialog.open) return;
+  closedByAddress = true;
+  dialog.close();
 }
 
 function fill(item) {
@@ -123,7 +130,8 @@ dialog.addEventListener("keydown", (event) => {
 });
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 dialog.addEventListener("close", () => {
-  if (state.get().picture !== null) state.leavePicture();
+  if (!closedByAddress) state.leavePicture();
+  closedByAddress = false;
   if (place >= 0) grid?.focusAt(place);
 });
 // A grid has other pictures now: the opened one may be among them.
