@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,52 +43,19 @@ CAPTION_COLUMN = "title"
 _BINARY = (pa.binary(), pa.large_binary())
 _STRINGS = (pa.string(), pa.large_string())
 _TEXTS = (*_BINARY, *_STRINGS, pa.null())
+_LISTS = pa.large_list(pa.large_binary())
 _MAGIC = b"ARROW1"  # a file begins so; a stream has none
 _ROWS = 64  # of a batch of pictures
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file of rows, of each of which every caption makes a pair; columns are of bytes
-    that need not be UTF-8.
-    """
+class _Place(NamedTuple):
+    """Where a pair lies."""
 
-    path: Path
-    inside: bool  # whether the pictures are in the table
-    images: pa.ChunkedArray  # by row, or null
-    image_paths: pa.ChunkedArray  # by row, or null
-    captions: pa.ChunkedArray  # by pair
-    rows: np.ndarray  # (pairs,)
-
-    def key(self, pair: int) -> str:
-        if self.inside:
-            return f"{self.path.name}/{self.rows[pair]}"
-        return as_utf8(self.image_path(pair)) or self.where(pair)
-
-    def where(self, pair: int) -> str:
-        """The place of a pair in words."""
-        return f"row {self.rows[pair] + 1:,} of {self.path.name}"
-
-    def image_path(self, pair: int) -> str:
-        return as_text(self.image_paths[int(self.rows[pair])].as_py()).strip()
-
-    def caption(self, pair: int) -> str:
-        stored = self.captions[pair].as_py()
-        return clean_caption(stored, self.key(pair), self.where(pair))
-
-    def image(self, pair: int) -> bytes:
-        """The picture's file: in its row, or next to the table."""
-        key = self.key(pair)
-        where = self.where(pair)
-        data: bytes | None = self.images[int(self.rows[pair])].as_py()
-        path = self.image_path(pair)
-        if data is None and path:
-            return read_pair_file(self.path.parent / path, key, "image", where)
-        if data is None:
-            raise BadSample("missing image", key, f"{where}: neither bytes nor a path")
-        if len(data) > MOST_BYTES["image"]:
-            raise BadSample("image too large", key, f"{where}: {len(data):,} bytes")
-        return data
+    row: int  # of all tables together
+    path: str  # of its picture, or empty
+    key: str
+    where: str  # in words
+    folder: Path  # of its table
 
 
 class TableSource(Source):
@@ -109,15 +76,26 @@ class TableSource(Source):
     ) -> None:
         self._arguments = name, tuple(paths), image_column, caption_column
         self.name = name
+        self._tables = tuple(paths)
         schema = _schema(paths[0], [image_column, caption_column])
-        image_column = _found_column(schema, image_column, _is_image)
-        caption_column = _found_column(schema, caption_column, _is_text)
-        if _holds_images(schema, image_column):
-            _check_room(name, list(filter(is_parquet, paths)))
-        self._files = [_open(path, image_column, caption_column) for path in paths]
-        self.inside = self._files[0].inside
-        self.shard_sizes = tuple(len(file.rows) for file in self._files)
-        self._ends = np.cumsum(self.shard_sizes)
+        image_column = _found_column(schema, image_column, IMAGE_COLUMN, _is_image)
+        caption_column = _found_column(schema, caption_column, CAPTION_COLUMN, _is_text)
+        # whether the pictures are in the tables
+        self.inside = any(
+            field.name == image_column and _is_image(field.type) for field in schema
+        )
+        if self.inside:
+            _check_room(name, paths)
+        tables = [_read(path, image_column, caption_column) for path in paths]
+        self._first_rows = np.cumsum([0, *map(len, tables)])
+        columns = pa.concat_tables(tables)
+        # by row; one of them may be null
+        self._images = columns["image"]
+        self._image_paths = columns["path"]
+        # of each of which a pair is made, and (pairs,) its row
+        self._captions, self._rows = _pairs(columns["captions"])
+        starts = np.searchsorted(self._rows, self._first_rows)
+        self.shard_sizes = tuple(np.diff(starts).tolist())
 
     def __reduce__(self) -> tuple[object, ...]:  # a spawned worker opens the files
         return TableSource, self._arguments
@@ -126,56 +104,62 @@ class TableSource(Source):
         """The pair at ``index``; its key is the path of its image, or of one in the
         table ``file/row``, counted from 0. A ``BadSample`` counts rows from 1.
         """
-        file, pair = self._place(index)
-        caption = file.caption(pair)
-        return RawSample(file.key(pair), file.image(pair), caption)
+        place = self._place(index)
+        caption = self._caption(index, place)
+        return RawSample(place.key, self._image(place), caption)
 
     def caption(self, index: int) -> tuple[str, str]:
         """Key and caption of a pair, whose picture is not opened."""
-        file, pair = self._place(index)
-        return file.key(pair), file.caption(pair)
+        place = self._place(index)
+        return place.key, self._caption(index, place)
 
-    def _place(self, index: int) -> tuple[_File, int]:
-        """The file of a pair, and its number there."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[number]) - self.shard_sizes[number]
-        return self._files[number], index - start
+    def _place(self, index: int) -> _Place:
+        row = int(self._rows[index])
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        table = self._tables[number]
+        row_of_table = row - int(self._first_rows[number])
+        path = as_text(self._image_paths[row].as_py()).strip()
+        where = f"row {row_of_table + 1:,} of {table.name}"
+        key = as_utf8(path) or where
+        if self.inside:
+            key = f"{table.name}/{row_of_table}"
+        return _Place(row, path, key, where, table.parent)
+
+    def _caption(self, index: int, place: _Place) -> str:
+        return clean_caption(self._captions[index].as_py(), place.key, place.where)
+
+    def _image(self, place: _Place) -> bytes:
+        """The picture's file: in its row, or next to the table."""
+        key, where = place.key, place.where
+        data: bytes | None = self._images[place.row].as_py()
+        if data is None and place.path:
+            return read_pair_file(place.folder / place.path, key, "image", where)
+        if data is None:
+            raise BadSample("missing image", key, f"{where}: neither bytes nor a path")
+        if len(data) > MOST_BYTES["image"]:
+            raise BadSample("image too large", key, f"{where}: {len(data):,} bytes")
+        return data
 
     def pictures(self) -> np.ndarray | None:
         """(N,) int64: per pair the first of its row, or of its path where that has
         several captions; None where no two have the same.
         """
-        if self.inside:
-            # a row has as many captions as pairs follow it
-            starts = self._ends - self.shard_sizes
-            rows = [
-                start + file.rows
-                for start, file in zip(starts, self._files, strict=True)
-            ]
-            pictures = np.concatenate(rows)
-        else:
-            paths = _joined([file.image_paths.take(file.rows) for file in self._files])
-            captions = _joined([file.captions for file in self._files])
-            pictures = _with_several(paths, captions)
+        pictures = self._rows
+        if not self.inside:
+            paths = self._image_paths.take(pictures)
+            pictures = _with_several(paths, self._captions)
         first = first_equal(pictures)
         return None if len(np.unique(first)) == len(first) else first
 
     def fingerprint(self) -> Fingerprint:
-        images: list[str] = []
-        captions: list[str | np.ndarray] = []
-        for file in self._files:
-            if file.inside:
-                images.append(f"{file.path.name} {file.path.stat().st_size}")
-            else:
-                images.append(of_column(file.image_paths))
-            captions += [of_column(file.captions), file.rows]
-        found = {"images": digest(images), "captions": digest(captions)}
-        return {"rows": len(self), **found}
-
-
-def _joined(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
-    chunks = [chunk for column in columns for chunk in column.chunks]
-    return pa.chunked_array(chunks, pa.large_binary())
+        images = [of_column(self._image_paths)]
+        if self.inside:
+            images = [f"{path.name} {path.stat().st_size}" for path in self._tables]
+        return {
+            "rows": len(self),
+            "images": digest(images),
+            "captions": digest([of_column(self._captions), self._rows]),
+        }
 
 
 def _with_several(paths: pa.ChunkedArray, captions: pa.ChunkedArray) -> np.ndarray:
@@ -192,20 +176,23 @@ def _with_several(paths: pa.ChunkedArray, captions: pa.ChunkedArray) -> np.ndarr
     return np.where(numbers < 0, -1 - np.arange(len(numbers)), numbers)
 
 
-def _open(path: Path, image_column: str, caption_column: str) -> _File:
-    """Opens a file of which two columns are the pairs."""
+def _read(path: Path, image_column: str, caption_column: str) -> pa.Table:
+    """A file's rows as bytes, which need not be UTF-8: of pictures or their paths, and
+    lists of captions.
+    """
     schema = _schema(path, [image_column, caption_column])
     check_name(path, schema.names, image_column, "image")
     check_name(path, schema.names, caption_column, "caption")
-    image = schema.field(image_column)
-    caption = schema.field(caption_column)
-    if not (_is_image(image.type) or image.type in _TEXTS):
-        raise _wrong_type(path, image, "images ({bytes, path}, bytes or paths)")
-    if not (_is_list(caption.type) or caption.type in _TEXTS):
-        raise _wrong_type(path, caption, "text or lists of text")
+    image = schema.field(image_column).type
+    inside = _is_image(image)  # of a text table paths are read as bytes, too
+    caption = schema.field(caption_column).type
+    if not (inside or image in _TEXTS):
+        expected = "images ({bytes, path}, bytes or paths)"
+        raise _wrong_type(path, image_column, image, expected)
+    if not (_is_list(caption) or caption in _TEXTS):
+        raise _wrong_type(path, caption_column, caption, "text or lists of text")
     # one can be both
     columns = list(dict.fromkeys((image_column, caption_column)))
-    inside = _is_image(image.type)
     with reading(path):
         if inside and is_parquet(path):
             table = _map(_unpacked(path, columns))
@@ -213,9 +200,9 @@ def _open(path: Path, image_column: str, caption_column: str) -> _File:
             table = _map(path)
         else:
             table = read_table(path, columns)
-        images, image_paths = _images(table[image_column], inside)
-        captions, rows = _pairs(table[caption_column])
-    return _File(path, inside, images, image_paths, captions, rows)
+        images, paths = _images(table[image_column], inside)
+        captions = _as_lists(table[caption_column])
+    return pa.table({"image": images, "path": paths, "captions": captions})
 
 
 def _schema(path: Path, required: Sequence[str]) -> pa.Schema:
@@ -233,18 +220,18 @@ def _schema(path: Path, required: Sequence[str]) -> pa.Schema:
 
 
 def _found_column(
-    schema: pa.Schema, column: str, fits: Callable[[pa.DataType], bool]
+    schema: pa.Schema, column: str, usual: str, fits: Callable[[pa.DataType], bool]
 ) -> str:
     """The column of a name; where nobody named one, the only one of a kind."""
-    fitting = [field.name for field in schema if fits(field.type)]
-    is_named = column in schema.names or column not in (IMAGE_COLUMN, CAPTION_COLUMN)
-    return column if is_named or len(fitting) != 1 else str(fitting[0])
+    fitting: list[str] = [field.name for field in schema if fits(field.type)]
+    is_named = column in schema.names or column != usual
+    return column if is_named or len(fitting) != 1 else fitting[0]
 
 
-def _wrong_type(path: Path, field: pa.Field, expected: str) -> InputError:
-    return InputError(
-        f"{path}: column {field.name!r} holds {field.type}, not {expected}"
-    )
+def _wrong_type(
+    path: Path, column: str, kind: pa.DataType, expected: str
+) -> InputError:
+    return InputError(f"{path}: column {column!r} holds {kind}, not {expected}")
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -264,13 +251,9 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(lists and kind.value_type in _TEXTS)
 
 
-def _holds_images(schema: pa.Schema, column: str) -> bool:
-    return schema.names.count(column) == 1 and _is_image(schema.field(column).type)
-
-
-def _check_room(name: str, packed: Sequence[Path]) -> None:
+def _check_room(name: str, paths: Sequence[Path]) -> None:
     """Refuses Parquet of more pictures than the cache would keep unpacked."""
-    needed = sum(path.stat().st_size for path in packed)
+    needed = sum(path.stat().st_size for path in paths if is_parquet(path))
     if needed > Cache().room:
         raise InputError(
             f"{name}: Parquet is unpacked, and takes some {needed:,} bytes; set"
@@ -332,18 +315,27 @@ def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
+def _as_lists(captions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of captions; a text becomes one of itself, without a copy."""
+    if _is_list(captions.type):
+        captions.validate()
+        captions = captions.cast(_LISTS)
+        captions.validate(full=True)
+        return captions
+    chunks = _as_bytes(captions).chunks
+    lists = [
+        pa.LargeListArray.from_arrays(np.arange(len(chunk) + 1), chunk)
+        for chunk in chunks
+    ]
+    return pa.chunked_array(lists, _LISTS)
+
+
 def _pairs(captions: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
     """The caption of every pair, and its row; an empty list is a row without one."""
-    if not _is_list(captions.type):
-        return _as_bytes(captions), np.arange(len(captions))
-    captions.validate()
-    captions = captions.cast(pa.large_list(pa.large_binary()))
-    captions.validate(full=True)
-    lengths = pc.list_value_length(captions).fill_null(0)
-    nothing = pa.scalar([None], captions.type)
-    captions = pc.if_else(pc.equal(lengths, 0), nothing, captions)
-    rows = pc.list_parent_indices(captions).to_numpy()
-    return pc.list_flatten(captions), rows
+    is_empty = pc.equal(pc.list_value_length(captions).fill_null(0), 0)
+    if pc.any(is_empty).as_py():
+        captions = pc.if_else(is_empty, pa.scalar([None], _LISTS), captions)
+    return pc.list_flatten(captions), pc.list_parent_indices(captions).to_numpy()
 
 
 def arrow_files(folder: Path) -> list[Path]:
