@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -147,7 +146,7 @@ def opened(options: Options) -> Source:
 def look(options: Options) -> None:
     """Prints what is in a set."""
     source = opened(options)  # refuses before torch is imported
-    from cloob.data.survey import survey
+    from cloob.data.survey import survey, table
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 
@@ -161,16 +160,16 @@ def look(options: Options) -> None:
         progress=partial(progress(), "pairs"),
     )
     if options.json:
-        print(json.dumps(dataclasses.asdict(seen)))
+        print(json.dumps(seen))
         return
-    rows = seen.table()
+    rows = table(seen)
     longest = max(len(name) for name, _ in rows)
-    print(seen.name)
+    print(seen["name"])
     for name, sentence in rows:
         print(f"  {name:<{longest}}  {sentence}")
-    usable_rows = seen.rows * seen.usable / max(1, seen.looked_at)
+    usable_rows = seen["rows"] * seen["usable"] / max(1, seen["looked_at"])
     if usable_rows >= _FEWEST:
-        say_next(training(options, few=seen.rows <= _FEW))
+        say_next(training(options, few=seen["rows"] <= _FEW))
 
 
 def training(options: Options, *, few: bool) -> list[str]:
