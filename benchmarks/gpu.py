@@ -45,7 +45,7 @@ from cloob.distributed import Layout
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
 from cloob.training.callbacks import Callback
-from cloob.training.step import Stepper, TowersWithLoss
+from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 
 ROOT = Path(__file__).parents[1]
 INV_TAU, BETA = 30.0, 8.0
@@ -294,7 +294,7 @@ def launch_of(
     towers = TowersWithLoss(encoder, loss, "bf16").train()
     stepper = Stepper(towers, adamw(towers), clip_grad_norm=1.0)
     layout = Layout((len(batch[0]),))
-    return lambda: stepper.launch(batch, None, 1e-4, layout=layout)
+    return lambda: stepper.launch(StepBatch(batch, layout), 1e-4)
 
 
 def plain_step(encoder: torch.nn.Module, batch: Pairs) -> Callable[[], Any]:

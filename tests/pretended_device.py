@@ -217,7 +217,7 @@ def step_cases():
     from cloob.distributed import Layout
     from cloob.objective import make_objective
     from cloob.training.optim import Optimizers, parameter_groups
-    from cloob.training.step import Stepper, TowersWithLoss
+    from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 
     n = 8
     cases = {
@@ -251,7 +251,7 @@ def step_cases():
         yield (
             name,
             lambda s=stepper, i=images, t=tokens: s.launch(
-                (i, t), None, 1e-3, hopfield=True, layout=Layout((n,))
+                StepBatch((i, t), Layout((n,)), hopfield=True), 1e-3
             ),
         )
 
@@ -304,8 +304,8 @@ def validation_cases():
     import cloob
     from cloob.data.batch import Batch
     from cloob.objective import make_objective
-    from cloob.training.faults import StopSignal
-    from cloob.training.step import TowersWithLoss
+    from cloob.training.faults import StopSignal, fetch
+    from cloob.training.step import StepBatch, TowersWithLoss
     from cloob.training.validation import pass_over_held_out
 
     encoder = cloob.create_model("tiny-vit", seed=0)
@@ -315,17 +315,21 @@ def validation_cases():
     encoder._layout = torch.contiguous_format
     towers = TowersWithLoss(move(encoder), move(make_objective("cloob"))).eval()
     batch = Batch((images, tokens), Held(torch.arange(8)), ("",) * 8)
-    run = Mock(hands_over_ids=True, objective=towers.objective)
+    run = Mock(objective=towers.objective)
+    run.step_batch = lambda batch, layout, hopfield: StepBatch(
+        batch.parts, layout, batch.ids, hopfield
+    )
     run.stepper.device = torch.device(NAME, 0)
     run.stepper.micro_batch_size = 0
+    run.fetch = lambda batches: fetch(batches, StopSignal(), run.stepper.device, None)
     for n in (2, 4):
-        loader = Mock(pairs_per_epoch=8 * n, batch_size=8)
+        loader = Mock(pairs_per_epoch=8 * n, batch_size=8, steps_per_epoch=n)
         loader.epoch = lambda epoch, n=n: iter([batch] * n)
 
         @torch.no_grad()
         def judge(loader=loader):
             run.val_loader = loader
-            pass_over_held_out(run, StopSignal(), towers, hopfield=True).mean_loss()
+            pass_over_held_out(run, towers, hopfield=True).mean_loss()
 
         yield f"validation of {n} batches", judge
 

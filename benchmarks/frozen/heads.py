@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.data.order import EpochOrder, ShardSizes
+from cloob.distributed import Layout
 from cloob.heads.head import Head
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
 from cloob.training.optim import make_optimizer, make_schedule
-from cloob.training.step import Stepper, TowersWithLoss
+from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 
 EMBED_DIM = 256
 DROPOUT = 0.1  # as `cloob train align` begins with
@@ -149,7 +150,8 @@ def train(
             rows = order[place * size : (place + 1) * size]
             pair = images[view.pictures[rows]], texts[view.rows[rows]]
             hopfield = retrieves(setting, step / total)
-            result = stepper(pair, None, schedule(step), hopfield=hopfield)
+            batch = StepBatch(pair, Layout((len(rows),)), hopfield=hopfield)
+            result = stepper.launch(batch, schedule(step)).read()
             if result.finite:  # else it left no trace
                 losses.append(result.loss)
         heads.eval()

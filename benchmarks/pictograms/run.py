@@ -32,13 +32,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cloob.data.order import EpochOrder, ShardSizes
+from cloob.distributed import Layout
 from cloob.evaluation.embed import embed_texts, evaluating
 from cloob.evaluation.measures import class_embeddings
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.training.config import TrainConfig
 from cloob.training.optim import make_optimizer, make_schedule
-from cloob.training.step import Stepper, TowersWithLoss
+from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 
 STUDY = Path(__file__).parent
 WRONG = 0.4
@@ -141,15 +142,16 @@ class Run:
         """One step on these pairs, as augmented in this epoch."""
         self.encoder.train()
         images, tokens, ids = self.batches.batch(epoch, indices)
+        batch = StepBatch(
+            (images, tokens),
+            Layout((len(images),)),
+            ids if self.cell.setting.mask_duplicates else None,
+            retrieves(self.cell.setting, self.step / self.total),
+        )
         # In bfloat16 torch's fused attention takes up to five times as long for
         # sequences as short as these on a CPU.
         with sdpa_kernel(SDPBackend.MATH):
-            result = self.stepper(
-                (images, tokens),
-                ids if self.cell.setting.mask_duplicates else None,
-                self.schedule(self.step),
-                hopfield=retrieves(self.cell.setting, self.step / self.total),
-            )
+            result = self.stepper.launch(batch, self.schedule(self.step)).read()
         self.step += 1
         if result.finite:
             self.losses.append(result.loss)

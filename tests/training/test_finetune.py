@@ -10,6 +10,7 @@ from torch import nn
 from train_helpers import equal
 
 from cloob.data.open import open_source
+from cloob.distributed import Layout
 from cloob.errors import InputError
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
@@ -25,7 +26,7 @@ from cloob.training.optim import (
     warmup_steps,
 )
 from cloob.training.pairs import make_loader
-from cloob.training.step import Stepper, TowersWithLoss
+from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 from support import raises
 
 CPU = torch.device("cpu")
@@ -193,7 +194,8 @@ def two_steps(name, micro, config=None):
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     tokens = encoder.tokenizer([f"number {i}" for i in range(6)])
     torch.manual_seed(9)
-    results = [stepper((images, tokens), None, 0.05) for _ in range(2)]
+    batch = StepBatch((images, tokens), Layout((6,)))
+    results = [stepper.launch(batch, 0.05).read() for _ in range(2)]
     assert all(result.finite for result in results)
     numbers = torch.tensor([(result.loss, result.grad_norm) for result in results])
     return numbers, dict(encoder.state_dict())

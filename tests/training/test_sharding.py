@@ -23,7 +23,7 @@ from cloob.training.build import prepare_towers
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.optim import make_optimizer
-from cloob.training.step import Stepper, TowersWithLoss
+from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 from support import fork, on_ranks
 
 CPU = torch.device("cpu")
@@ -65,8 +65,7 @@ def run(fsdp, precision="fp32", short=0):
     stepper = Stepper(module, optimizer, clip_grad_norm=0.3)
 
     def take(images):
-        launched = stepper.launch((images, tokens), None, 0.01, layout=Layout((5, 4)))
-        return launched.result(launched.numbers.tolist())
+        return stepper.launch(StepBatch((images, tokens), Layout((5, 4))), 0.01).read()
 
     length = encoder.context_length - max(0, short - dist.get_rank())
     images, tokens = batch(dist.get_rank(), encoder.image_size, length)

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 from train_helpers import Recorder, assert_same_run, equal, lines
 
+from cloob.distributed import Layout
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import step_log
 from cloob.training.callbacks import Callback
 from cloob.training.loop import train
-from cloob.training.step import Stepper, TowersWithLoss
+from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 
 
 class Towers(nn.Module):
@@ -60,8 +61,9 @@ class Taking:
         self.optimizer = kind(self.module.parameters(), lr=9.0, fused=True)
         self.stepper = Stepper(self.module, self.optimizer, clip, micro)
 
-    def __call__(self, images, tokens, ids=None, lr=0.01):
-        return self.stepper((images, tokens), ids, lr)
+    def __call__(self, images, tokens, lr=0.01):
+        batch = StepBatch((images, tokens), Layout((len(images),)))
+        return self.stepper.launch(batch, lr).read()
 
     def state(self):
         """Weights, buffers and moments."""
@@ -82,7 +84,7 @@ def test_step_is_the_plain_step(objective, clip):
     norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
     factor = min(1.0, (clip or math.inf) / norm)
 
-    result = take(*batch(), None, 0.05)
+    result = take(*batch(), 0.05)
     assert result.finite and result.loss == pytest.approx(loss.item(), rel=1e-6)
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
     trained = [p for p in take.module.parameters() if p.requires_grad]

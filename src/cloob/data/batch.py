@@ -156,19 +156,18 @@ def tensors_of(*values: object) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(values)[0] if hasattr(leaf, "record_stream")]
 
 
-def rows_of(parts: object) -> int:
-    """How many items a batch, or a part of one, has."""
-    return len(leaves_of(parts)[0][0])
+def micro_batches(parts: Any, size: int) -> list[Any]:
+    """A batch in micro-batches of so many items at most (0: of all), InputError for a
+    kind that cannot be cut.
 
-
-def micro_batches(parts: Any, number: int) -> list[Any]:
-    """A batch in micro-batches as even as can be; InputError for a kind that cannot be
-    cut.
+    They are as even as can be: where samples are left out, none is alone in a
+    micro-batch, which has no spread to norm by.
     """
     from cloob.functional.private import tree_unflatten
 
     leaves, spec = leaves_of(parts)
     n = len(leaves[0])
+    number = -(-n // (size or n))
     bounds = pairwise(i * (n // number) + min(i, n % number) for i in range(number + 1))
     try:
         return [

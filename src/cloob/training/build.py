@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
+from cloob.data.batch import Batch
 from cloob.data.loader import Loader
-from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
+from cloob.distributed import Layout, gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.machine import warn_of_emulated_bfloat16
@@ -41,6 +43,7 @@ from cloob.training.custom_modules import (
     takes,
 )
 from cloob.training.custom_parts import CustomParts, is_family
+from cloob.training.faults import Fetched, StopSignal, fetch
 from cloob.training.generators import set_rng_state
 from cloob.training.optim import freeze, make_optimizer, warmup_steps
 from cloob.training.pairs import make_loader, open_pairs, same_on_every_rank
@@ -52,7 +55,7 @@ from cloob.training.run_folder import (
     refuse_another_run,
 )
 from cloob.training.run_log import BadSamples, RunLog
-from cloob.training.step import Stepper, TowersWithLoss
+from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 
 logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "RN50"
@@ -73,6 +76,16 @@ class Run:
     bad: BadSamples
     hands_over_ids: bool  # to the objective
     metrics: Metrics | None  # the caller's
+    stop: StopSignal = field(default_factory=StopSignal)
+
+    def fetch(self, batches: Iterator[Batch]) -> Fetched:
+        """The next of a loader's batches; every rank raises the same."""
+        return fetch(batches, self.stop, self.stepper.device, self.saver.last)
+
+    def step_batch(self, batch: Batch, layout: Layout, *, hopfield: bool) -> StepBatch:
+        """A batch that lies on the device, as towers and objective take it."""
+        ids = batch.ids if self.hands_over_ids else None
+        return StepBatch(batch.parts, layout, ids, hopfield)
 
 
 def assemble(config: TrainConfig, custom: CustomParts, device: torch.device) -> Run:
@@ -166,10 +179,10 @@ def make_encoder(config: TrainConfig, towers: nn.Module | None = None) -> DualEn
         return create_model(name, image_size=config.image_size, seed=config.seed)
     encoder = load_model(config.init, device="cpu")
     encoder.check_weights()
-    if encoder.heads is not None:
-        command = "align" if encoder.config.kind == "aligned" else "vectors"
+    if encoder.config.kind not in ("open_clip", "towers"):
         raise InputError(
-            f"init {config.init!r} holds heads; `cloob train {command}` begins anew"
+            f"init {config.init!r} holds no towers; `cloob train align` and `cloob"
+            " train vectors` begin anew"
         )
     return encoder
 

@@ -114,14 +114,11 @@ class GivenObjective(nn.Module):
         self,
         x: Tensor,
         y: Tensor,
-        ids: Tensor | None = None,
-        hopfield: bool | None = None,
-        trusted: Layout | None = None,
+        ids: Tensor,
+        hopfield: bool | None,
+        trusted: Layout,
     ) -> Tensor:
-        if world_size() > 1:
-            layout = _layout(trusted, len(x))
-            x, y = gather_rows(torch.cat([x, y], 1), layout).tensor_split(2, 1)
-            ids = None if ids is None else gather_rows(ids, layout)
+        x, y, ids = (gather_rows(rows, trusted) for rows in (x, y, ids))
         if self._takes_ids:
             return self._checked(self.loss(x, y, ids=ids))
         return self._checked(self.loss(x, y))
@@ -157,22 +154,17 @@ class BatchObjective(GivenObjective):
         self,
         features: Mapping[str, Tensor],
         batch: object,
-        hopfield: bool | None = None,
-        trusted: Layout | None = None,
+        hopfield: bool | None,
+        trusted: Layout,
     ) -> Tensor:
         if world_size() > 1:
-            layout = _layout(trusted, len(next(iter(features.values()))))
             features = {
-                name: _gathered(side, layout) for name, side in features.items()
+                name: _gathered(side, trusted) for name, side in features.items()
             }
             is_named = isinstance(batch, Mapping)
             kind = GatheredNames if is_named else GatheredParts
-            batch = kind(batch, layout)
+            batch = kind(batch, trusted)
         return self._checked(self.loss(features, batch))
-
-
-def _layout(trusted: Layout | None, rows: int) -> Layout:
-    return trusted or Layout(tuple(gather_objects(rows)))
 
 
 def _gathered(rows: Tensor, layout: Layout) -> Tensor:

@@ -8,7 +8,9 @@ import contextlib
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +20,7 @@ from cloob.data.batch import Batch
 from cloob.distributed import Layout, gather_objects, gather_rows, host, world_size
 from cloob.errors import InputError, TrainingFailed, out_of_memory
 from cloob.training.config import TrainConfig
+from cloob.training.generators import preserved_rng
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
@@ -60,31 +63,45 @@ class StopSignal:
             self._handle(signal.SIGCHLD, lambda *_: None)
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A step's batch on this rank, and what all ranks have."""
+
+    batch: Batch
+    layout: Layout  # usable samples
+    bad: int  # samples that are not
+    waited: float  # seconds of this rank
+
+    @property
+    def is_usable(self) -> bool:
+        """Towers and loss take no empty part of a rank."""
+        return min(self.layout.sizes) >= 1
+
+
 def fetch(
-    batches: Iterator[Batch], stop: StopSignal
-) -> tuple[Batch | None, Exception | None]:
-    """The next batch, or why there is none; neither when the loader broke because this
-    run is being ended.
-    """
-    try:
-        return next(batches), None
-    except Exception as error:
-        # A scheduler's SIGTERM reaches the data workers as well; the pipe to a dying
-        # one may break before it is dead.
-        ended = stop.requested and isinstance(error, RuntimeError | EOFError | OSError)
-        return None, None if ended else error
-
-
-def agree_on_batch(
-    batch: Batch | None,
-    fault: Exception | None,
+    batches: Iterator[Batch],
     stop: StopSignal,
     device: torch.device,
     last_checkpoint: Path | None,
-) -> tuple[Batch, Layout, int]:
-    """The fetched batch, the usable samples of all ranks and the number of bad ones;
-    every rank raises the same.
-    """
+) -> Fetched:
+    """The next batch of every rank; all of them raise the same."""
+    began = time.perf_counter()
+    batch: Batch | None = None
+    fault: Exception | None = None
+    try:
+        with preserved_rng(torch.device("cpu")):
+            batch = next(batches)
+    except Exception as error:
+        # A scheduler's SIGTERM reaches the data workers as well; the pipe to a dying
+        # one may break before it is dead.
+        if not (
+            stop.requested and isinstance(error, RuntimeError | OSError | EOFError)
+        ):
+            fault = error
+    waited = time.perf_counter() - began
+    # only now: torch sets its own handler when the workers begin
+    stop.ignore_children()
+
     good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
     rows = [[good, bad, int(stop.requested), int(fault is not None)]]
     if world_size() > 1:
@@ -97,7 +114,7 @@ def agree_on_batch(
     if any(stops):
         raise StopRequested
     assert batch is not None
-    return batch, Layout(sizes), sum(bads)
+    return Fetched(batch, Layout(sizes), sum(bads), waited)
 
 
 def _raise_fault(fault: Exception | None, last_checkpoint: Path | None) -> NoReturn:

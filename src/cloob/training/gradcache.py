@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cloob.functional.private import buffers_of
+from cloob.functional.private import buffers_of, tree_flatten, tree_unflatten
 from cloob.training.generators import set_torch_rng_state, torch_rng_state
 
 T = TypeVar("T")
-Rows = tuple[Tensor, ...] | Mapping[str, Tensor]
+F = TypeVar("F")  # features: a tuple of rows, or rows by name
 Learned = tuple[Tensor, Tensor]
 """A tensor that learns beside the towers, and the leaf in its place whose gradient is
 its own; a parameter is its own leaf.
@@ -33,12 +33,11 @@ Owner = dict[str, Tensor | None]
 
 
 def cached_backward(
-    encode: Callable[[T], Rows],
+    encode: Callable[[T], tuple[Tensor, ...] | Mapping[str, Tensor]],
     objective: Callable[..., Tensor],
     micro_batches: Iterable[T],
     *,
     towers: nn.Module,
-    ids: Tensor | None = None,
     scale: Callable[[Tensor], Tensor] | None = None,
     **options: object,
 ) -> Tensor:
@@ -62,10 +61,10 @@ def cached_backward(
             first pass. Under DDP the wrapped module, whose gradients travel in the last
             backward pass alone: ``find_unused_parameters`` has to be off when the
             objective has parameters or an option learns, and ``static_graph`` always.
-        ids: (N,) ids of all pairs, passed to the objective as ``ids=``.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
-        **options: Passed to the objective. A tensor that requires grad, as
-            ``logit_scale=model.logit_scale.exp()``, gets its gradient.
+        **options: Passed to the objective, as the (N,) ``ids=`` of all pairs. A tensor
+            that requires grad, as ``logit_scale=model.logit_scale.exp()``, gets its
+            gradient.
 
     Returns:
         The objective's 0-d value, detached and without ``scale``. It may be NaN, and
@@ -100,10 +99,8 @@ def cached_backward(
             leaf = value.detach().requires_grad_()
             learned.append((value, leaf))
             options[name] = leaf
-    if ids is not None:
-        options["ids"] = ids
 
-    def loss_of(features: Rows) -> Tensor:
+    def loss_of(features: tuple[Tensor, ...] | Mapping[str, Tensor]) -> Tensor:
         if isinstance(features, Mapping):
             return objective(features, **options)
         return objective(*features, **options)
@@ -115,34 +112,36 @@ def cached_backward(
 
 
 def backward_in_parts(
-    encode: Callable[[T], Rows],
-    loss_of: Callable[[Rows], Tensor],
+    encode: Callable[[T], F],
+    loss_of: Callable[[F], Tensor],
     micro_batches: Sequence[T],
     towers: nn.Module,
     learned: Sequence[Learned],
     scale: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Rows]:
-    """As ``cached_backward``, of a loss of all rows in the form of ``encode``, called
-    once; the loss and these rows.
+) -> tuple[Tensor, F]:
+    """As ``cached_backward``, of a loss of the features of all rows, called once; the
+    loss and these features.
     """
     _check_parts(micro_batches)
     if isinstance(towers, DistributedDataParallel):
         _share_buffers_of_ddp(towers)
     device = next(towers.parameters()).device
-    features, states = _first_pass(encode, micro_batches, towers, device)
-    sizes = [len(_sides(part)[0]) for part in features]
-
-    rows = _joined(features)
-    loss = loss_of(rows)
+    parts, states = _first_pass(encode, micro_batches, towers, device)
+    features = joined(parts)
+    rows, _ = tree_flatten(features)
+    for side in rows:
+        side.requires_grad_(side.is_floating_point())
+    loss = loss_of(features)
     # an autocast of the caller's would reach the products of the gradient
     with torch.autocast(device.type, enabled=False):
         scaled = loss if scale is None else scale(loss)
-        of_rows, beside_the_towers = _gradients(scaled, _sides(rows), learned)
-    of_parts = _cut(of_rows, sizes)
+        of_rows, beside_the_towers = _gradients(scaled, rows, learned)
+    sizes = [len(tree_flatten(part)[0][0]) for part in parts]
+    of_parts = [None if g is None else torch.split(g, sizes) for g in of_rows]
     _second_pass(
         encode, micro_batches, towers, device, states, of_parts, beside_the_towers
     )
-    return loss.detach(), rows
+    return loss.detach(), features
 
 
 def _check_parts(micro_batches: Sequence[object]) -> None:
@@ -154,21 +153,12 @@ def _check_parts(micro_batches: Sequence[object]) -> None:
         )
 
 
-def _joined(features: Sequence[Rows]) -> Rows:
-    """The rows of all parts as leaves, in the form of one part's: by name, or a
-    tuple.
-    """
-    rows = [torch.cat(side) for side in zip(*map(_sides, features), strict=True)]
-    for side in rows:
-        side.requires_grad_(side.is_floating_point())
-    first = features[0]
-    if isinstance(first, Mapping):
-        return dict(zip(first, rows, strict=True))
-    return tuple(rows)
-
-
-def _sides(rows: Rows) -> list[Tensor]:
-    return list(rows.values() if isinstance(rows, Mapping) else rows)
+def joined(parts: Sequence[F]) -> F:
+    """The features of micro-batches as those of one batch."""
+    leaves, (form, *_) = zip(*map(tree_flatten, parts), strict=True)
+    rows = [torch.cat(side) for side in zip(*leaves, strict=True)]
+    features: F = tree_unflatten(rows, form)
+    return features
 
 
 def _gradients(
@@ -179,29 +169,19 @@ def _gradients(
     """
     sides = [side for side in rows if side.requires_grad]
     leaves = [leaf for _, leaf in learned]
-    found = torch.autograd.grad(loss, [*sides, *leaves], allow_unused=True)
-    of_sides = iter(found[: len(sides)])
-    of_rows = [next(of_sides) if side.requires_grad else None for side in rows]
+    found = iter(torch.autograd.grad(loss, [*sides, *leaves], allow_unused=True))
+    of_rows = [next(found) if side.requires_grad else None for side in rows]
     roots = [root for root, _ in learned]
-    return of_rows, list(zip(roots, found[len(sides) :], strict=True))
-
-
-def _cut(
-    gradients: Sequence[Tensor | None], sizes: list[int]
-) -> list[tuple[Tensor | None, ...]]:
-    """The gradients of whole matrices as those of every part."""
-    nothing = [None] * len(sizes)
-    of_sides = [nothing if g is None else torch.split(g, sizes) for g in gradients]
-    return list(zip(*of_sides, strict=True))
+    return of_rows, list(zip(roots, found, strict=True))
 
 
 def _second_pass(
-    encode: Callable[[T], Rows],
+    encode: Callable[[T], F],
     micro_batches: Sequence[T],
     towers: nn.Module,
     device: torch.device,
     states: Sequence[dict[str, Tensor]],
-    of_parts: Sequence[Sequence[Tensor | None]],
+    of_parts: Sequence[Sequence[Tensor] | None],
     beside_the_towers: Sequence[Arriving],
 ) -> None:
     """Embeds every micro-batch again, as it was before, and backpropagates what arrives
@@ -215,8 +195,12 @@ def _second_pass(
     for number, micro_batch in enumerate(micro_batches):
         with no_sync() if number < last else nullcontext():
             set_torch_rng_state(states[number], device)
-            rows = _sides(encode(micro_batch))
-            arriving = list(zip(rows, of_parts[number], strict=True))
+            rows, _ = tree_flatten(encode(micro_batch))
+            arriving: list[Arriving] = [
+                (side, parts[number])
+                for side, parts in zip(rows, of_parts, strict=True)
+                if parts is not None
+            ]
             if number == last:
                 arriving += beside_the_towers
             _backward(arriving)
@@ -251,11 +235,11 @@ def _share_buffers_of_ddp(towers: DistributedDataParallel) -> None:
 
 
 def _first_pass(
-    encode: Callable[[T], Rows],
+    encode: Callable[[T], F],
     micro_batches: Sequence[T],
     towers: nn.Module,
     device: torch.device,
-) -> tuple[list[Rows], list[dict[str, Tensor]]]:
+) -> tuple[list[F], list[dict[str, Tensor]]]:
     """Every micro-batch's features, without a graph, and the states of random
     generators before it, to be put back.
     """

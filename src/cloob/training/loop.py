@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-import torch
 from torch import nn
 
 from cloob.data.bad import by_reason
@@ -31,7 +30,7 @@ from cloob.training.callbacks import (
 )
 from cloob.training.config import TrainConfig
 from cloob.training.custom_parts import CustomParts
-from cloob.training.faults import StopRequested, StopSignal
+from cloob.training.faults import StopRequested
 from cloob.training.generators import preserved_rng
 from cloob.training.optim import GivenOptimizer, freeze
 from cloob.training.pairs import GivenPairs
@@ -125,8 +124,8 @@ def train(
         except RunFinished as ended:
             return ended.result
         loop = Loop(run, custom, callbacks, check_lock)
-        with StopSignal() as stop:
-            result = loop.go(stop)
+        with run.stop:
+            result = loop.go()
         del run, loop  # and with them DDP, before the group that it holds
     if result.stopped is not None:
         raise Stopped(result)
@@ -151,7 +150,7 @@ class Loop:
         self.steps = StepLog(run, partial(self._call, "on_step"))
         self.skipped: dict[str, int] = {}  # samples of the last epoch, by reason
 
-    def go(self, stop: StopSignal) -> RunResult:
+    def go(self) -> RunResult:
         """Trains to the end of the run, or until a signal comes."""
         run, progress = self.run, self.run.progress
         result = None
@@ -160,7 +159,7 @@ class Loop:
             self._call("on_start", self._info())
             stopped = False
             while not stopped and not self._is_over():
-                stopped = self._epoch(stop)
+                stopped = self._epoch()
             self._save()
             if progress.nonfinite and rank() == 0:
                 logger.warning(
@@ -226,13 +225,13 @@ class Loop:
             if module.training != mode:  # to set one takes longer than a small step
                 module.training = mode
 
-    def _epoch(self, stop: StopSignal) -> bool:
+    def _epoch(self) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
         run, progress = self.run, self.run.progress
         save_every = run.config.save_every
         try:
-            self._steps_of_epoch(stop)
-            best = self._end_epoch(stop)
+            self._steps_of_epoch()
+            best = self._end_epoch()
         # while it validates: the checkpoint lacks the validation, which resuming makes
         # good
         except StopRequested:
@@ -241,7 +240,7 @@ class Loop:
             self._save()
         return False
 
-    def _steps_of_epoch(self, stop: StopSignal) -> None:
+    def _steps_of_epoch(self) -> None:
         """Takes the steps of the epoch that are left, with checkpoints between them."""
         run, progress = self.run, self.run.progress
         save_every, size = run.config.save_every, run.config.batch_size
@@ -253,51 +252,43 @@ class Loop:
         run.towers.train()
         freeze(run.encoder, run.config.freeze)
         for index in range(steps):
-            self._step(batches, stop)
+            self._step(batches)
             progress.position += size
             progress.passed += size
             is_last = index + 1 == steps
             if save_every and progress.step % save_every == 0 and not is_last:
                 self._save()
 
-    def _step(self, batches: Iterator[Batch], stop: StopSignal) -> None:
+    def _step(self, batches: Iterator[Batch]) -> None:
         """Fetches a batch, and takes a step on it unless too little of it is usable."""
         run, progress = self.run, self.run.progress
         began = time.perf_counter()
-        with preserved_rng(torch.device("cpu")):
-            fetched, fault = faults.fetch(batches, stop)
-        # only now: torch sets its own handler when the workers begin
-        stop.ignore_children()
-        waited = time.perf_counter() - began
-        batch, layout, bad = faults.agree_on_batch(
-            fetched, fault, stop, run.stepper.device, run.saver.last
-        )
-        run.bad.count(batch, layout.total, bad)
+        fetched = run.fetch(batches)
+        run.bad.count(fetched)
         place = self.schedule.place()
         lr = self.schedule.learning_rate(place)
         hopfield = self.schedule.retrieves(place)
         progress.step += 1
         outcome = None
-        if layout.total >= 2 and min(layout.sizes) >= 1:
-            on = self.copies(batch)
-            ids = on.ids if run.hands_over_ids else None
+        if fetched.is_usable and fetched.layout.total >= 2:
+            batch = run.step_batch(
+                self.copies(fetched.batch), fetched.layout, hopfield=hopfield
+            )
             with faults.enough_memory(run.config):
-                outcome = run.stepper.launch(
-                    on.parts, ids, lr, hopfield=hopfield, layout=layout
-                )
+                outcome = run.stepper.launch(batch, lr)
         step = Step(
             number=progress.step,
             lr=lr,
             hopfield=hopfield,
-            samples=layout.total,
-            keys=batch.keys,
+            samples=fetched.layout.total,
+            keys=fetched.batch.keys,
             began=began,
-            waited=waited,
+            waited=fetched.waited,
             outcome=outcome,
         )
         self.steps.add(step)
 
-    def _end_epoch(self, stop: StopSignal) -> bool:
+    def _end_epoch(self) -> bool:
         """Validates and logs the epoch, then turns to the next; whether these weights
         are the best so far.
         """
@@ -305,7 +296,7 @@ class Loop:
         self.steps.flush()
         run.bad.check(ended=True)
         self.skipped = run.bad.reasons()
-        found, best = self._validate(stop)
+        found, best = self._validate()
         line = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
@@ -322,13 +313,13 @@ class Loop:
         self._call("on_epoch_end", line)
         return best
 
-    def _validate(self, stop: StopSignal) -> tuple[Validation, bool]:
+    def _validate(self) -> tuple[Validation, bool]:
         """Judges the weights by the held-out pairs, and whether they are the best."""
         run, progress = self.run, self.run.progress
         if run.val_loader is None:
             return Validation({"val_loss": None, "val_recall": None}), False
         try:
-            found = validate_run(run, stop, hopfield=self.schedule.retrieved())
+            found = validate_run(run, hopfield=self.schedule.retrieved())
         except (InputError, TrainingFailed):
             # the epoch's work; a resumed run begins with this validation
             self._save()

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TextIO
 
 from cloob.data.bad import too_many
-from cloob.data.batch import Batch, Skip
+from cloob.data.batch import Skip
 from cloob.data.loader import Loader
 from cloob.distributed import gather_objects
 from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models import runs
+from cloob.training.faults import Fetched
 from cloob.training.progress import Progress
 
 MIN_BAD = 20  # fewer bad samples say nothing yet about the fraction
@@ -103,16 +104,17 @@ class BadSamples:
         self._in_a_row = 0
         self._examples: dict[str, str] = {}
 
-    def count(self, batch: Batch, good: int, bad: int) -> None:
-        """Adds a batch with so many usable and bad samples over all ranks."""
-        progress = self.progress
-        for skip in batch.skipped:
+    def count(self, fetched: Fetched) -> None:
+        """Adds the samples of a step's batch."""
+        progress, skipped = self.progress, fetched.batch.skipped
+        good, bad = fetched.layout.total, fetched.bad
+        for skip in skipped:
             progress.reasons[skip.reason] = progress.reasons.get(skip.reason, 0) + 1
             example = f"{skip.key}: {skip.detail}" if skip.detail else skip.key
             self._examples.setdefault(skip.reason, example)
         if bad and progress.epoch_bad < MAX_NAMED:
             place = {"step": progress.step + 1, "epoch": progress.epoch + 1}
-            self.log.write_skipped(place, skips_of_all_ranks(batch.skipped))
+            self.log.write_skipped(place, skips_of_all_ranks(skipped))
         progress.epoch_good += good
         progress.epoch_bad += bad
         self._in_a_row = 0 if good else self._in_a_row + bad

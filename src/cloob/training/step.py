@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from cloob.data.batch import micro_batches, rows_of
+from cloob.data.batch import micro_batches
 from cloob.distributed import Layout, world_size
 from cloob.errors import InputError
 from cloob.functional.private import step_unless
@@ -25,7 +25,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.objective import ContrastiveObjective
 from cloob.objective.values import acceptable
 from cloob.training import sharding
-from cloob.training.gradcache import Buffers, Rows, backward_in_parts
+from cloob.training.gradcache import Buffers, backward_in_parts
 from cloob.training.optim import Average, Optimizers
 
 Parts = Mapping[str, object] | Sequence[object]
@@ -33,6 +33,18 @@ Parts = Mapping[str, object] | Sequence[object]
 Features = Mapping[str, Tensor]
 """Rows (n, …) by name, of which the first two are the sides (n, D)."""
 Sides = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A batch as its collation made it, and how it is contrasted."""
+
+    parts: Parts
+    layout: Layout  # the numbers of rows of all ranks
+    ids: Tensor | None = None  # pairs of one id are no negatives of one another
+    hopfield: bool | None = (
+        None  # whether the objective retrieves; None: its own choice
+    )
 
 
 class TowersWithLoss(nn.Module):
@@ -52,26 +64,15 @@ class TowersWithLoss(nn.Module):
         self.sees_batch = bool(getattr(objective, "sees_batch", False))
 
     def forward(
-        self,
-        parts: Parts,
-        ids: Tensor | None = None,
-        *,
-        loss: bool = True,
-        hopfield: bool | None = None,
-        layout: Layout | None = None,
+        self, parts: Parts, batch: StepBatch | None = None
     ) -> Features | tuple[Tensor, Sides]:
-        """The 0-d loss of a batch and its detached unit rows; without ``loss`` the
-        features, with their graph.
-
-        ``hopfield``: whether the objective retrieves, None for its own choice.
-        ``layout``: the numbers of rows of all ranks, where they are known.
+        """The features of parts of a batch, with their graph; with the whole ``batch``
+        its 0-d loss and its unit rows.
         """
         features = self.embed(parts)
-        if not loss:
+        if batch is None:
             return features
-        value = self.loss_of(features, parts, ids, hopfield=hopfield, layout=layout)
-        x, y = self.sides(features)
-        return value, (x.detach(), y.detach())
+        return self.loss_of(features, batch), self.sides(features)
 
     def embed(self, parts: Parts) -> Features:
         """What the towers give, in float32 or float64 whatever autocast made of it: x
@@ -96,32 +97,21 @@ class TowersWithLoss(nn.Module):
         return {name: F.normalize(side, dim=1) for name, side in named.items()}
 
     def sides(self, features: Features) -> Sides:
-        """The (n, D) unit rows of both sides."""
-        x, y, *_ = features.values()
+        """The (n, D) unit rows of both sides, without their graph."""
+        x, y, *_ = (side.detach() for side in features.values())
         if self.sees_batch:  # else they are of unit length
             return F.normalize(x, dim=1), F.normalize(y, dim=1)
         return x, y
 
-    def loss_of(
-        self,
-        features: Features,
-        parts: Parts,
-        ids: Tensor | None,
-        *,
-        hopfield: bool | None = None,
-        layout: Layout | None = None,
-    ) -> Tensor:
+    def loss_of(self, features: Features, batch: StepBatch) -> Tensor:
         """The 0-d loss of features in float32 or float64."""
         rows = list(features.values())
+        loss = partial(self.objective, hopfield=batch.hopfield, trusted=batch.layout)
         with torch.autocast(rows[0].device.type, enabled=False):
             if self.sees_batch:
-                value: Tensor = self.objective(
-                    features, batch=parts, hopfield=hopfield, trusted=layout
-                )
+                value: Tensor = loss(features, batch=batch.parts)
             else:
-                value = self.objective(
-                    *rows, ids=ids, hopfield=hopfield, trusted=layout
-                )
+                value = loss(*rows, ids=batch.ids)
         return value
 
 
@@ -145,11 +135,6 @@ def at_least_float32(rows: Tensor) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def joined(pieces: Sequence[Features]) -> Features:
-    """The features of micro-batches as those of one batch."""
-    return {name: torch.cat([rows[name] for rows in pieces]) for name in pieces[0]}
-
-
 @dataclass(frozen=True)
 class StepResult:
     loss: float  # over all ranks; may be NaN or infinite
@@ -166,6 +151,10 @@ class Launched:
     numbers: Tensor
     names: tuple[str, ...]  # of the learned scales
     sides: Sides | None  # unit rows of this rank; None if not kept
+
+    def read(self) -> StepResult:
+        """What the step came to; waits for the device."""
+        return self.result(self.numbers.tolist())
 
     def result(self, numbers: Sequence[float]) -> StepResult:
         """What ``numbers``, read from the device, say."""
@@ -205,35 +194,11 @@ class Stepper:
                 module, device_ids=devices
             )
 
-    def __call__(
-        self,
-        parts: Parts,
-        ids: Tensor | None,
-        lr: float,
-        *,
-        hopfield: bool | None = None,
-    ) -> StepResult:
-        """As ``launch``, but waits for the numbers."""
-        launched = self.launch(parts, ids, lr, hopfield=hopfield)
-        return launched.result(launched.numbers.tolist())
-
-    def launch(
-        self,
-        parts: Parts,
-        ids: Tensor | None,
-        lr: float,
-        *,
-        hopfield: bool | None = None,
-        layout: Layout | None = None,
-    ) -> Launched:
-        """Takes one step without waiting for the device; ranks without a ``layout``
-        exchange their sizes.
-        """
+    def launch(self, batch: StepBatch, lr: float) -> Launched:
+        """Takes one step without waiting for the device."""
         buffers = Buffers(self._modules)
         objective = self.module.objective
-        if layout is None and world_size() == 1:
-            layout = Layout((rows_of(parts),))
-        loss, sides = self._backward(parts, ids, hopfield, layout)
+        loss, sides = self._backward(batch)
         loss = nan_unless_acceptable(loss, sides, objective)
 
         norm = self._clip_gradients().masked_fill(~loss.isfinite(), math.nan)
@@ -250,54 +215,30 @@ class Stepper:
         numbers = torch.stack([number.float() for number in numbers_to_read])
         return Launched(numbers, tuple(scales), sides)
 
-    def _backward(
-        self,
-        parts: Parts,
-        ids: Tensor | None,
-        hopfield: bool | None,
-        layout: Layout | None,
-    ) -> tuple[Tensor, Sides]:
+    def _backward(self, batch: StepBatch) -> tuple[Tensor, Sides]:
         """The loss of a batch and its unit rows; gradients are added."""
         if self._sharded:
             sharding.share_buffers(self.module)
         if self.micro_batch_size:
-            loss, sides = self._cached_backward(parts, ids, hopfield, layout)
+            loss, sides = self._cached_backward(batch)
         else:
-            loss, sides = self._wrapped(parts, ids, hopfield=hopfield, layout=layout)
+            loss, sides = self._wrapped(batch.parts, batch)
             torch.autograd.backward(loss)
         if self._sharded:
             sharding.average_gradients(self._parameters)
         return loss, sides
 
-    def _cached_backward(
-        self,
-        parts: Parts,
-        ids: Tensor | None,
-        hopfield: bool | None,
-        layout: Layout | None,
-    ) -> tuple[Tensor, Sides]:
+    def _cached_backward(self, batch: StepBatch) -> tuple[Tensor, Sides]:
         """As ``_backward``, by gradient caching."""
-        # As even as can be: where samples are left out, none is alone in a micro-batch,
-        # which has no spread to norm by.
-        number = max(1, -(-rows_of(parts) // self.micro_batch_size))
-
-        def loss_of(features: Rows) -> Tensor:
-            assert isinstance(features, Mapping)
-            return self.module.loss_of(
-                features, parts, ids, hopfield=hopfield, layout=layout
-            )
-
         parameters = self.module.objective.parameters()
         loss, features = backward_in_parts(
-            partial(self._wrapped, loss=False),
-            loss_of,
-            micro_batches(parts, number),
+            self._wrapped,
+            partial(self.module.loss_of, batch=batch),
+            micro_batches(batch.parts, self.micro_batch_size),
             self._wrapped,
             [(p, p) for p in parameters if p.requires_grad],
         )
-        assert isinstance(features, Mapping)
-        x, y = self.module.sides(features)
-        return loss, (x.detach(), y.detach())
+        return loss, self.module.sides(features)
 
     def _clip_gradients(self) -> Tensor:
         """Scales the gradient down to the limit, if there is one; its 0-d norm

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cloob.data.bad import check_fraction
-from cloob.data.batch import Batch, Skip, micro_batches
+from cloob.data.batch import Skip, micro_batches
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError
 from cloob.functional.bootstrap import group_means
@@ -21,13 +21,11 @@ from cloob.training import sharding
 from cloob.training.build import Run
 from cloob.training.callbacks import HeldOut
 from cloob.training.custom_modules import GivenTowers
-from cloob.training.faults import StopSignal, agree_on_batch, fetch
 from cloob.training.generators import preserved_rng
+from cloob.training.gradcache import joined
 from cloob.training.run_log import finite, skips_of_all_ranks
 from cloob.training.step import (
-    Features,
     TowersWithLoss,
-    joined,
     nan_unless_acceptable,
 )
 
@@ -58,22 +56,20 @@ class Validation:
     bad_pairs: list[Skip] = field(default_factory=list)
 
 
-def validate_run(run: Run, stop: StopSignal, *, hopfield: bool) -> Validation:
+def validate_run(run: Run, *, hopfield: bool) -> Validation:
     """``validate`` of the weights and, as ``ema_…``, of their average."""
-    found = validate(run, stop, run.towers, hopfield=hopfield)
+    found = validate(run, run.towers, hopfield=hopfield)
     if run.stepper.average is not None:
         averaged = TowersWithLoss(
             run.stepper.average.encoder, run.objective, run.config.precision
         )
-        of_average = validate(run, stop, averaged, hopfield=hopfield).metrics
+        of_average = validate(run, averaged, hopfield=hopfield).metrics
         for name, value in of_average.items():
             found.metrics[f"ema_{name}"] = value
     return found
 
 
-def validate(
-    run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
-) -> Validation:
+def validate(run: Run, towers: TowersWithLoss, *, hopfield: bool) -> Validation:
     """``val_loss`` and ``val_recall`` of the held-out pairs, which are embedded once on
     all ranks, the caller's metrics, and the bad pairs.
 
@@ -87,7 +83,7 @@ def validate(
         sharding.share_buffers(towers)
     towers.eval()
     with preserved_rng(run.stepper.device), torch.no_grad():
-        embedded = pass_over_held_out(run, stop, towers, hopfield=hopfield)
+        embedded = pass_over_held_out(run, towers, hopfield=hopfield)
     val_loss = embedded.mean_loss()
     if val_loss is not None and not math.isfinite(val_loss) and rank() == 0:
         logger.warning(
@@ -130,7 +126,7 @@ class HeldOutPass:
 
 
 def pass_over_held_out(
-    run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
+    run: Run, towers: TowersWithLoss, *, hopfield: bool
 ) -> HeldOutPass:
     """Embeds all held-out pairs once: their losses, and the rows of every so manyth
     batch, among which recall is measured.
@@ -140,37 +136,25 @@ def pass_over_held_out(
     found = HeldOutPass()
     batches = loader.epoch(0)
     every = -(-loader.pairs_per_epoch // GALLERY)
-    number = 0
-    while True:
-        fetched, fault = fetch(batches, stop)
-        if isinstance(fault, StopIteration):
-            return found
-        batch, layout, bad = agree_on_batch(
-            fetched, fault, stop, device, run.saver.last
-        )
-        found.pairs += layout.total + bad
-        found.bad_pairs += batch.skipped
-        number += 1
-        if min(layout.sizes) < 1:  # towers and loss take no empty part of a rank
+    for number in range(loader.steps_per_epoch):
+        fetched = run.fetch(batches)
+        total = fetched.layout.total
+        found.pairs += total + fetched.bad
+        found.bad_pairs += fetched.batch.skipped
+        if not fetched.is_usable:
             continue
-        moved = batch.to(device)
-        features = _embed(towers, moved, run.stepper.micro_batch_size)
+        moved = fetched.batch.to(device)
+        parts = micro_batches(moved.parts, run.stepper.micro_batch_size)
+        features = joined([towers.embed(part) for part in parts])
         sides = towers.sides(features)
-        if (number - 1) % every == 0:
-            found.rows.append((*sides, batch.ids))
-        if layout.total > 1:
-            ids = moved.ids if run.hands_over_ids else None
-            loss = towers.loss_of(
-                features, moved.parts, ids, hopfield=hopfield, layout=layout
-            )
+        if number % every == 0:
+            found.rows.append((*sides, fetched.batch.ids))
+        if total > 1:
+            batch = run.step_batch(moved, fetched.layout, hopfield=hopfield)
+            loss = towers.loss_of(features, batch)
             found.losses.append(nan_unless_acceptable(loss, sides, run.objective))
-            found.sizes.append(layout.total)
-
-
-def _embed(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> Features:
-    """The features of a batch, a micro-batch at a time where there are any."""
-    number = -(-len(batch) // (micro_batch_size or len(batch)))
-    return joined([towers.embed(part) for part in micro_batches(batch.parts, number)])
+            found.sizes.append(total)
+    return found
 
 
 def _check_bad_pairs(run: Run, embedded: HeldOutPass, *, is_first: bool) -> list[Skip]:
