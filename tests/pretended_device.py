@@ -122,7 +122,7 @@ def run(function, args, kwargs):
     held = [a for a in tensors if isinstance(a, Held)]
     target = kwargs.get("device")
     on_device = bool(held) if target is None else is_device(target)
-    count(name, args, tensors, held, on_device)
+    count(name, args, kwargs, tensors, held, on_device)
     if is_device(target):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     result = function(*tree_map(inner, args), **tree_map(inner, kwargs))
@@ -142,7 +142,7 @@ def inner(value):
     return value.held if isinstance(value, Held) else value
 
 
-def count(name, args, tensors, held, on_device):
+def count(name, args, kwargs, tensors, held, on_device):
     if name == "_to_copy" and bool(held) != on_device:
         counts["copies"]["to device" if on_device else "to host"] += 1
     elif name == "copy_" and isinstance(args[0], Held) != isinstance(args[1], Held):
@@ -151,7 +151,8 @@ def count(name, args, tensors, held, on_device):
         counts["mixed"][name] += 1
     indices = args[1] if name in INDEXES else []
     by_mask = any(getattr(i, "dtype", None) == torch.bool for i in indices)
-    if held and (name in READS or by_mask):
+    knows_size = kwargs.get("output_size") is not None  # of repeat_interleave
+    if held and (name in READS or by_mask) and not knows_size:
         counts["waits"][name] += 1
     if (held or on_device) and name not in VIEWS:
         counts["kernels"][name] += 1

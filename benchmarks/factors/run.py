@@ -128,7 +128,7 @@ def mean_recall(encoders: Encoders, pairs: Pairs) -> float:
     captions = encoders.captions(pairs.captions)
     ids = torch.arange(len(pairs))[:, None].expand(-1, 2).contiguous()
     ranks = ranking.mutual_ranks(pictures, captions, ids)
-    found = [ranking.recall_at_k(way, k) for way in ranks for k in RECALLS]
+    found = [ranking.topk_accuracy(way, k) for way in ranks for k in RECALLS]
     return sum(found) / len(found)
 
 

@@ -52,7 +52,7 @@ def recalls(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str,
     ranks = retrieval_ranks(images, texts, captions=captions)
     for way, of_way in ranks._asdict().items():
         for k in RECALLS:
-            scores[f"{way}@{k}"] = ranking.recall_at_k(of_way, k)
+            scores[f"{way}@{k}"] = ranking.topk_accuracy(of_way, k)
     return scores | {"mean_recall": sum(scores.values()) / len(scores)}
 
 

@@ -21,14 +21,18 @@ from torch import Tensor
 
 from cloob.functional.bootstrap import bootstrap_interval, group_means
 from cloob.functional.private import in_full_precision
-from cloob.functional.ranking import UNRANKED, comparable
-from cloob.functional.streamed.tiles import blocks
+from cloob.functional.ranking import (
+    UNRANKED,
+    check_places,
+    comparable,
+    least_tied,
+    pair_scores,
+)
 
 Size = int | Tensor
 Numbers = dict[str, object]
 """Numbers and, under ``…_interval``, their ends."""
 WAYS = ("a_to_b", "b_to_a")
-_PAIRS = 1 << 16  # of a query and a candidate, whose rows are multiplied at once
 
 
 def reciprocal_ranks(ranks: Tensor) -> Tensor:
@@ -219,39 +223,20 @@ def candidate_ranks(
     is_right = torch.zeros(len(listed), dtype=torch.bool)
     is_right[place[right]] = True
     of_query, row = listed.unbind(dim=1)
-    _check_range("query", of_query, n)
-    _check_range("gallery row", row, len(gallery))
+    check_places(listed, n, len(gallery))
     n_right = torch.bincount(of_query[is_right], minlength=n)
     n_wrong = torch.bincount(of_query[~is_right], minlength=n)
     if not n_right.all():
         raise ValueError(f"query {int(n_right.argmin())} has no right candidate")
 
-    scores = _products(query, gallery, of_query, row)
+    scores = pair_scores(query, gallery, of_query, row)
     best = scores.new_full((n,), -torch.inf)
     best.scatter_reduce_(0, of_query[is_right], scores[is_right], "amax")
-    # Within the rounding of a product scores tie, as in ``ranking``.
-    rounding = 8 * torch.finfo(scores.dtype).eps
-    longest = gallery.norm(dim=1).nan_to_num().max()
-    least = best - rounding * longest * query.norm(dim=1).nan_to_num()
+    least = least_tied(best, query, gallery)
     is_ahead = ~is_right & (scores >= least[of_query]) & (scores > -torch.inf)
     ahead = torch.bincount(of_query[is_ahead], minlength=n)
     ahead.masked_fill_(best == -torch.inf, UNRANKED)
     return Ranked(ahead, n_right, n_wrong)
-
-
-def _check_range(kind: str, places: Tensor, size: int) -> None:
-    first, last = int(places.min()), int(places.max())
-    if first < 0 or last >= size:
-        raise ValueError(f"listed: {kind} {first} to {last} of {size}")
-
-
-def _products(query: Tensor, gallery: Tensor, of_query: Tensor, row: Tensor) -> Tensor:
-    """(P,) dot products of listed pairs, a part of them at once; −∞ for NaN."""
-    products = torch.empty(len(row), dtype=query.dtype)
-    for part in blocks(len(row), _PAIRS):
-        pairs = query[of_query[part]] * gallery[row[part]]
-        products[part] = pairs.sum(dim=1)
-    return products.nan_to_num_(nan=-torch.inf)
 
 
 def median(values: Tensor) -> float:

@@ -7,9 +7,7 @@ float32 (float64 for float64 rows), in blocks of ``chunk`` rows. Ranks are int64
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import product
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -97,16 +95,12 @@ def mutual_ranks(
 
 
 def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
-    """Share of samples whose label is among the k best classes, from their (N,) 0-based
-    ranks.
+    """Share of queries with a positive among the k best, from their (Q,) ranks.
+
+    Of classes it is the top-k accuracy, in retrieval recall@k, where one of several
+    positives is enough, as for COCO and Flickr30k.
     """
     return int((as_vector(ranks, "ranks") < k).sum()) / len(ranks)
-
-
-recall_at_k = topk_accuracy
-"""Share of queries with a positive among the k nearest: one of several is enough, as
-for COCO and Flickr30k.
-"""
 
 
 def median_rank(ranks: Tensor) -> float:
@@ -149,23 +143,46 @@ def _count_ahead(
     """The ranks of the queries' positives in the gallery, and of the gallery's among
     the queries (only if ``both``).
     """
-    blocks_of_scores = _Blocks(*comparable(query, gallery), chunk)
-    positives = _positives(blocks_of_scores, pairs, both, group)
-    best, best_back = positives.best()
-    least, least_back = blocks_of_scores.tied_with(best, best_back)
+    query, gallery = comparable(query, gallery)
+    pairs = pairs.to(query.device)
+    n_groups = len(query)
+    if group is None:
+        group = torch.arange(n_groups, device=query.device)
+    else:
+        group = group.to(query.device)
+        n_groups = int(group.max()) + 1
+    sizes = n_groups, len(gallery)
+    check_places(pairs, *sizes)
+    _check_every_row_has_one(pairs, group, sizes, both)
+    positives = _Positives(pairs, group, sizes, chunk)
+
+    best = query.new_full((len(query),), -torch.inf)
+    best_back = gallery.new_full((len(gallery),), -torch.inf)
+    for rows, columns, row, column in positives:
+        if len(row):
+            scores = _of_positives(query[rows], gallery[columns], row, column)
+            best[rows].scatter_reduce_(0, row, scores, "amax")
+            best_back[columns].scatter_reduce_(0, column, scores, "amax")
+    least = least_tied(best, query, gallery)
+    least_back = least_tied(best_back, gallery, query)
+
     ahead = torch.zeros_like(best, dtype=torch.int64)
     ahead_back = torch.zeros_like(best_back, dtype=torch.int64)
-    for cell, (rows, columns) in enumerate(blocks_of_scores.cells):
-        scores = blocks_of_scores.scores(cell)
-        positives.hide(scores, cell)
+    scratch = query.new_empty(min(chunk, len(query)) * min(chunk, len(gallery)))
+    ones = query.new_ones(chunk)
+    for rows, columns, row, column in positives:
+        scores = query[rows] @ gallery[columns].T
+        if len(row):
+            scores[row, column] = torch.nan  # ahead of nobody
         # Counted by a product with ones, exact below 2²⁴: torch takes eight times as
         # long to add up booleans.
-        reached = torch.empty_like(scores)
+        n_rows, n_columns = scores.shape
+        reached = scratch[: n_rows * n_columns].view_as(scores)
         torch.ge(scores, least[rows, None], out=reached)
-        ahead[rows] += (reached @ torch.ones_like(reached[0])).long()
+        ahead[rows].add_((reached @ ones[:n_columns]).long())
         if both:
             torch.ge(scores, least_back[columns], out=reached)
-            ahead_back[columns] += (torch.ones_like(reached[:, 0]) @ reached).long()
+            ahead_back[columns].add_((ones[:n_rows] @ reached).long())
     ahead.masked_fill_(best == -torch.inf, UNRANKED)
     ahead_back.masked_fill_(best_back == -torch.inf, UNRANKED)
     return ahead, ahead_back
@@ -194,190 +211,126 @@ def comparable(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     return query, gallery
 
 
-class _Blocks:
-    """The (Q, G) scores of queries and a gallery, block by block."""
-
-    def __init__(self, query: Tensor, gallery: Tensor, chunk: int) -> None:
-        self.query = query
-        self.gallery = gallery
-        self.chunk = chunk
-        rows = blocks(len(query), chunk)
-        columns = blocks(len(gallery), chunk)
-        self.n_across = len(columns)
-        self.cells = list(product(rows, columns))
-
-    def scores(self, cell: int) -> Tensor:
-        """Those of a block."""
-        rows, columns = self.cells[cell]
-        return self.query[rows] @ self.gallery[columns].T
-
-    def lowest(self) -> tuple[Tensor, Tensor]:
-        """−∞ for every query, and for every row of the gallery."""
-        lowest = self.query.new_full((len(self.query),), -torch.inf)
-        return lowest, self.gallery.new_full((len(self.gallery),), -torch.inf)
-
-    def tied_with(self, best: Tensor, best_back: Tensor) -> tuple[Tensor, Tensor]:
-        """The least scores that tie with the best ones, but for rounding."""
-        rounding = 8 * torch.finfo(best.dtype).eps
-        lengths = self.query.norm(dim=1)
-        lengths_back = self.gallery.norm(dim=1)
-        longest = lengths.nan_to_num(nan=0.0).max()
-        longest_back = lengths_back.nan_to_num(nan=0.0).max()
-        least = best - rounding * longest_back * lengths
-        return least, best_back - rounding * longest * lengths_back
+def check_places(pairs: Tensor, n_queries: int, n_gallery: int) -> None:
+    """Refuses (P, 2) pairs of a query and a gallery row that there are not."""
+    if len(pairs) == 0:
+        return
+    least, greatest = pairs.aminmax(dim=0)
+    ends = torch.stack([least, greatest], dim=1).tolist()
+    sizes = {"query": n_queries, "gallery row": n_gallery}
+    for (kind, size), (first, last) in zip(sizes.items(), ends, strict=True):
+        if not 0 <= first <= last < size:
+            raise ValueError(f"{kind} {first} to {last} is out of range for {size}")
 
 
-class _Positives(NamedTuple):
-    """Pairs of a group of queries and a gallery row that belong together."""
+def pair_scores(query: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """(P,) scores of listed queries and gallery rows, −∞ for NaN."""
+    scores = query.new_empty(len(row))
+    at_once = max(1, (1 << 22) // max(1, query.shape[1]))
+    for part in blocks(len(row), at_once):
+        scores[part] = (query[row[part]] * gallery[column[part]]).sum(dim=1)
+    return scores.nan_to_num_(nan=-torch.inf)
 
-    group: Tensor  # (P,)
-    column: Tensor  # (P,)
-    group_of_row: Tensor  # (Q,)
+
+def least_tied(best: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """The least score of every row with one of the others that ties with its best one,
+    but for rounding.
+    """
+    longest = others.norm(dim=1).nan_to_num(nan=0.0).max()
+    rounding = 8 * torch.finfo(best.dtype).eps
+    least: Tensor = best - rounding * longest * rows.norm(dim=1)
+    return least
 
 
-class _PositiveList:
-    """Few positives: a list of query rows and their gallery rows, sorted by the block
-    of scores in which they lie.
+class _Positives:
+    """The pairs that belong together, spelled out for one block of scores at a time.
+
+    Pairs name a group of queries and a gallery row. Those of a block's columns are
+    sorted by group, so that the positives of a query are a range of them.
     """
 
-    def __init__(self, scores: _Blocks, row: Tensor, column: Tensor) -> None:
-        self.scores = scores
-        chunk = scores.chunk
-        cell_of_pair = row // chunk * scores.n_across + column // chunk
-        cell, order = cell_of_pair.sort(stable=True)
-        self.row = row[order]
-        self.column = column[order]
-        after = torch.arange(1, len(scores.cells) + 1, device=cell.device)
-        self.ends = [0, *torch.searchsorted(cell, after).tolist()]
+    def __init__(
+        self, pairs: Tensor, group_of_row: Tensor, sizes: tuple[int, int], chunk: int
+    ) -> None:
+        self.group_of_row = group_of_row
+        self.n_groups, n_columns = sizes
+        self.strips = blocks(len(group_of_row), chunk)
+        self.blocks = blocks(n_columns, chunk)
 
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The score of every query's best positive, and of every gallery row's."""
-        query = self.scores.query
-        best, best_back = self.scores.lowest()
-        at_once = max(1, (1 << 22) // max(1, query.shape[1]))
-        for part in blocks(len(self.row), at_once):
-            row = self.row[part]
-            column = self.column[part]
-            scores = (query[row] * self.scores.gallery[column]).sum(1)
-            scores = scores.nan_to_num(nan=-torch.inf)
-            best.scatter_reduce_(0, row, scores, "amax")
-            best_back.scatter_reduce_(0, column, scores, "amax")
-        return best, best_back
+        group, column = pairs.unbind(dim=1)
+        block = column // chunk
+        order = (block * self.n_groups + group).argsort()
+        n_of_block = _sums(block, torch.ones_like(block), len(self.blocks)).tolist()
+        self.groups = torch.split(group[order], n_of_block)
+        self.columns = torch.split(column[order], n_of_block)
 
-    def hide(self, scores: Tensor, cell: int) -> None:
-        """Makes the positives' scores of a block NaN: ahead of nobody."""
-        rows, columns = self.scores.cells[cell]
-        own = slice(self.ends[cell], self.ends[cell + 1])
-        row = self.row[own] - rows.start
-        column = self.column[own] - columns.start
-        scores[row, column] = torch.nan
+        row = torch.arange(len(group_of_row), device=group.device)
+        counts = []
+        for place in range(len(self.blocks)):
+            n_of_row, _ = self._ranges(place)
+            counts.append(_sums(row // chunk, n_of_row, len(self.strips)))
+        self.counts = torch.stack(counts).tolist()
 
+    def _ranges(self, block: int) -> tuple[Tensor, Tensor]:
+        """How many positives every query has among a block's columns, and the place of
+        the first one in their list.
+        """
+        group = self.groups[block]
+        n_of_group = _sums(group, torch.ones_like(group), self.n_groups)
+        first_of_group = n_of_group.cumsum(dim=0) - n_of_group
+        return n_of_group[self.group_of_row], first_of_group[self.group_of_row]
 
-class _PositiveMasks:
-    """Many positives: a mask of every block of scores, from the queries' groups."""
-
-    def __init__(self, scores: _Blocks, positives: _Positives) -> None:
-        self.scores = scores
-        self.positives = positives
-
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The score of every query's best positive, and of every gallery row's."""
-        best, best_back = self.scores.lowest()
-        for cell, (rows, columns) in enumerate(self.scores.cells):
-            scores = self.scores.scores(cell).nan_to_num_(nan=-torch.inf)
-            scores.masked_fill_(~self._belong(cell), -torch.inf)
-            best[rows] = torch.maximum(best[rows], scores.amax(1))
-            of_columns = torch.maximum(best_back[columns], scores.amax(0))
-            best_back[columns] = of_columns
-        return best, best_back
-
-    def hide(self, scores: Tensor, cell: int) -> None:
-        """As :meth:`_PositiveList.hide`."""
-        scores.masked_fill_(self._belong(cell), torch.nan)
-
-    def _belong(self, cell: int) -> Tensor:
-        """(rows, columns) bool of a block: whether they belong together."""
-        rows, columns = self.scores.cells[cell]
-        group, column, group_of_row = self.positives
-        present, place = torch.unique(group_of_row[rows], return_inverse=True)
-        of_pair = torch.searchsorted(present, group.contiguous())
-        of_pair = of_pair.clamp_max(len(present) - 1)
-        is_here = present[of_pair] == group
-        is_here &= (columns.start <= column) & (column < columns.stop)
-        width = columns.stop - columns.start
-        of_groups = place.new_zeros(len(present), width, dtype=torch.bool)
-        of_groups[of_pair[is_here], column[is_here] - columns.start] = True
-        belong: Tensor = of_groups[place]
-        return belong
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """The queries and columns of every block of scores, and the (P,) rows and
+        columns within it of its positives.
+        """
+        for block, columns in enumerate(self.blocks):
+            n_of_row, first = self._ranges(block)
+            # What is to be added to a pair's number to have its place in the list.
+            shift = first - (n_of_row.cumsum(dim=0) - n_of_row)
+            start = 0
+            for rows, count in zip(self.strips, self.counts[block], strict=True):
+                row = column = self.columns[block][:0]
+                if count:
+                    row = torch.repeat_interleave(n_of_row[rows], output_size=count)
+                    number = torch.arange(start, start + count, device=row.device)
+                    column = self.columns[block][number + shift[rows][row]]
+                    column -= columns.start
+                yield rows, columns, row, column
+                start += count
 
 
-def _positives(
-    scores: _Blocks, pairs: Tensor, both: bool, group: Tensor | None
-) -> _PositiveList | _PositiveMasks:
-    """The positives, checked; the device is waited for twice."""
-    n_rows = len(scores.query)
-    device = scores.query.device
-    if group is None:
-        group = torch.arange(n_rows, device=device)
-    group = group.to(device)
-    of_pair, column = pairs.to(device).unbind(1)
-    positives = _Positives(of_pair, column, group)
-    n_groups = _check_ranges(scores, positives)
-    sizes = torch.zeros(n_groups, dtype=torch.int64, device=device)
-    sizes.index_add_(0, group, torch.ones_like(group))
-    n_of_pair = sizes[positives.group]
-    count = _check_everyone(scores, positives, n_of_pair, n_groups, both)
-    most = max(
-        n_rows, len(scores.gallery), n_rows * len(scores.gallery) // scores.chunk
-    )
-    if count > 4 * most:
-        return _PositiveMasks(scores, positives)
-
-    # Every pair of a group is one of each of its rows.
-    in_groups = group.argsort(stable=True)
-    first_row = sizes.cumsum(0) - sizes
-    first_entry = n_of_pair.cumsum(0) - n_of_pair
-    pair = torch.repeat_interleave(n_of_pair, output_size=count)
-    within = torch.arange(count, device=device) - first_entry[pair]
-    row = in_groups[first_row[positives.group[pair]] + within]
-    return _PositiveList(scores, row, positives.column[pair])
+def _sums(places: Tensor, numbers: Tensor, size: int) -> Tensor:
+    """(size,) sums of the numbers of every place."""
+    return numbers.new_zeros(size).index_add_(0, places, numbers)
 
 
-def _check_ranges(scores: _Blocks, positives: _Positives) -> int:
-    """The number of groups; refuses pairs of what there is not."""
-    group, column, group_of_row = positives
-    if len(group) == 0:
-        raise ValueError("query 0 has no positive")
-    ends = [*group.aminmax(), *column.aminmax(), group_of_row.max()]
-    least, greatest, first, last, last_group = torch.stack(ends).tolist()
-    if not 0 <= least <= greatest <= last_group:
-        raise ValueError(
-            f"targets: query {least} to {greatest} is out of range for {last_group + 1}"
-        )
-    n_columns = len(scores.gallery)
-    if not 0 <= first <= last < n_columns:
-        raise ValueError(
-            f"targets: gallery row {first} to {last} is out of range for {n_columns}"
-        )
-    return int(last_group) + 1
+def _of_positives(
+    query: Tensor, gallery: Tensor, row: Tensor, column: Tensor
+) -> Tensor:
+    """(P,) scores of a block's positives: of many by one product of matrices."""
+    if len(row) <= 4 * max(len(query), len(gallery)):
+        return pair_scores(query, gallery, row, column)
+    scores: Tensor = (query @ gallery.T).nan_to_num_(nan=-torch.inf)
+    return scores[row, column]
 
 
-def _check_everyone(
-    scores: _Blocks, positives: _Positives, n_of_pair: Tensor, n_groups: int, both: bool
-) -> int:
-    """The number of positives of all rows; refuses a row without one, and one of the
-    gallery if it is ``both``.
+def _check_every_row_has_one(
+    pairs: Tensor, group_of_row: Tensor, sizes: tuple[int, int], both: bool
+) -> None:
+    """Refuses a query without a positive, and a gallery row without one if it is
+    ``both``.
     """
-    group, column, group_of_row = positives
-    named = group.new_zeros(n_groups).index_fill(0, group, 1)
-    has_one = named[group_of_row]
-    has_one_back = group.new_zeros(len(scores.gallery)).index_fill(0, column, 1)
-    numbers = [n_of_pair.sum()]
-    for found in (has_one, has_one_back):
-        numbers += [found.amin(), found.argmin()]
-    count, every, first, every_back, first_back = torch.stack(numbers).tolist()
-    if not every:
+    group, column = pairs.unbind(dim=1)
+    n_groups, n_columns = sizes
+    named = group.new_zeros(n_groups).index_fill(0, group, 1)[group_of_row]
+    if both:
+        of_columns = group.new_zeros(n_columns).index_fill(0, column, 1)
+        named = torch.cat([named, of_columns])
+    if named.all():
+        return
+    first = int((named == 0).nonzero()[0])
+    n_rows = len(group_of_row)
+    if first < n_rows:
         raise ValueError(f"query {first} has no positive")
-    if both and not every_back:
-        raise ValueError(f"gallery row {first_back} has no positive")
-    return int(count)
+    raise ValueError(f"gallery row {first - n_rows} has no positive")
