@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -64,8 +63,13 @@ _OTHERS = (
     "JPEG",
     "TGA",
 )
-_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
-_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+# whose decoders take gigabytes for a few hundred bytes
+_UNBOUNDED = {
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # of a JPEG decoder
 _TURN_NAMES = (
@@ -232,13 +236,6 @@ def read_file(path: Path | str) -> bytes:
         raise Unreadable("image too large", str(error)) from None
 
 
-def is_unbounded(data: bytes) -> bool:
-    """Whether the decoder of an image file may take any memory before its size is
-    known: JPEG XL.
-    """
-    return data.startswith(_JPEG_XL)
-
-
 def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
     """The JPEG of a picture (of an image file, or upright RGB) that fits into a square
     of ``side`` pixels.
@@ -278,15 +275,13 @@ def _exif_of(image: Image.Image) -> Image.Exif | None:
 
 
 def _orientation_of(image: Image.Image, exif: Image.Exif | None) -> int:
-    """1 where there is none or an unknown one, and where the decoder turns: a TIFF, and
-    a JPEG XL that is no JPEG.
+    """1 where there is none or an unknown one, and of a TIFF, which its decoder
+    turns.
     """
-    if image.format == "TIFF" or (
-        image.format == "JXL" and not getattr(image, "jpeg", False)
-    ):
+    if exif is None or image.format == "TIFF":
         return 1
     try:
-        orientation = 1 if exif is None else exif.get(Base.Orientation, 1)
+        orientation = exif.get(Base.Orientation, 1)
     except Exception:
         return 1
     return orientation if orientation in _TURNS else 1
@@ -362,19 +357,16 @@ def _open(data: bytes) -> Image.Image:
 
 def _formats_of(data: bytes) -> tuple[str, ...]:
     """The formats that a file may have, by its first bytes."""
-    if data.startswith(_JPEG_2000):
-        # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
-        raise Unreadable("no decoder", "JPEG 2000: convert it to PNG or JPEG")
-    if data.startswith(_JPEG_XL):
-        _package("pillow_jxl", "JPEG XL: pip install pillow-jxl-plugin")
-        return ("JXL",)
+    for magic, name in _UNBOUNDED.items():
+        if data.startswith(magic):
+            raise Unreadable("no decoder", f"{name}: convert it to PNG or JPEG")
     if data[4:8] == b"ftyp":
         box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
         brands = {box[i : i + 4] for i in range(0, len(box), 4)}
         if brands & {b"avif", b"avis"}:
             return ("AVIF",)
         if brands & _HEIF_BRANDS:
-            _package("pillow_heif.HeifImagePlugin", "HEIC: pip install pillow-heif")
+            _register_heif()
             return ("HEIF",)
     for magic, formats in _FORMATS:
         if data.startswith(magic):
@@ -382,12 +374,12 @@ def _formats_of(data: bytes) -> tuple[str, ...]:
     return _OTHERS
 
 
-def _package(module: str, missing: str) -> ModuleType:
-    """A package that reads one format; a plug-in of Pillow registers itself."""
+def _register_heif() -> None:
+    """Pillow's plug-in registers itself."""
     try:
-        return importlib.import_module(module)
+        importlib.import_module("pillow_heif.HeifImagePlugin")
     except ModuleNotFoundError:
-        raise Unreadable("no decoder", missing) from None
+        raise Unreadable("no decoder", "HEIC: pip install pillow-heif") from None
 
 
 def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:

@@ -203,7 +203,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch):
     [
         (bytes(201_000), 413, "200,000 bytes"),
         (picture("red", (1200, 1000)), 413, "image too large"),
-        (b"\xff\x0a" + bytes(90), 415, "JPEG XL is not taken"),
+        (b"\xff\x0a" + bytes(90), 415, "JPEG XL: convert it"),
     ],
 )
 def test_an_upload_that_is_too_large_or_has_no_bound_is_refused(

@@ -41,8 +41,8 @@ class Options:
     data: Annotated[str, "DATA"] = ""
     """As of `cloob train`."""
     most: Annotated[int, Range(0, 10**9)] = 10_000
-    """Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at
-    all.
+    """Pairs to look at, spread evenly (over the first four files of a streamed set); 0
+    looks at all.
     """
     json: bool = False
     """Print one JSON object instead of the table."""

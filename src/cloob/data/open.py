@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 from cloob.data.bad import by_reason
@@ -165,15 +164,9 @@ def _reasons(bad: Sequence[BadSample]) -> str:
 
 def spread_rows(source: Source, most: int) -> list[int]:
     """Rows to look at: at most so many, spread evenly over the source; of a streamed
-    one in a few of its files only.
+    one over its first files.
     """
-    if not source.streamed:
-        return spread(len(source), most)
-    sizes = source.shard_sizes
-    starts = [0, *accumulate(sizes)]
-    shards = spread(len(sizes), _MAX_PROBED_FILES)
-    rows: list[int] = []
-    for shard in shards:
-        of_shard = spread(sizes[shard], -(-most // len(shards)))
-        rows += (starts[shard] + row for row in of_shard)
-    return rows
+    n = len(source)
+    if source.streamed:
+        n = sum(source.shard_sizes[:_MAX_PROBED_FILES])
+    return spread(n, most)

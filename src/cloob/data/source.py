@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from cloob.data.batch import BadSample, RawSample, Reader, caption_id
+from cloob.data.batch import BadSample, RawSample, caption_id
 from cloob.errors import InputError, require
 from cloob.machine import decoders, in_threads
 from cloob.pictures import Encoded, Unreadable
@@ -313,27 +313,20 @@ def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
     return state.hexdigest()
 
 
-def content_key(reader: Reader) -> str:
-    """A digest of all that the samples of a set consist of, in order; names and times
-    of files do not count.
+def content_key(source: Source) -> str:
+    """A digest of all that the samples of a source consist of, in order; names and
+    times of files do not count.
     """
     state = hashlib.blake2b(digest_size=16)
-    for index in range(len(reader)):
-        for part in _content(reader, index):
+    for index in range(len(source)):
+        try:
+            sample = source.read(index)
+            parts = (sample.key, sample.image, sample.caption)
+        except BadSample as bad:
+            parts = (bad.key, b"", bad.reason)
+        for part in parts:
             add_part(state, part)
     return state.hexdigest()
-
-
-def _content(reader: Reader, index: int) -> tuple[str | bytes, ...]:
-    """What a fingerprint has of a pair: key, picture and caption, or why it is bad."""
-    try:
-        sample = reader.read(index)
-    except BadSample as bad:
-        return ("\0".join((bad.key, bad.reason, *bad.captions)),)
-    if isinstance(sample, tuple):
-        key, data, *_ = sample
-        return key, data, ""
-    return sample.key, sample.image, getattr(sample, "caption", "")
 
 
 def of_column(column: pa.ChunkedArray) -> str:

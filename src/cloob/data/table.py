@@ -9,7 +9,7 @@ import functools
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol, Self, runtime_checkable
 
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
+from cloob.data.source import digest
 from cloob.errors import InputError, first_of
 
 
@@ -34,7 +35,6 @@ class SparseRows(Protocol):
 
 Matrix = np.ndarray | SparseRows
 Kind = Literal["number", "date", "category", "empty"]
-TEXTS = ("string", "large_string", "string_view")
 LEAST_TEXTS = 20  # different ones, above which a column may be free text
 MAX_LEVELS = 1000  # of a category: each is a column
 LEAVE_IT_OUT = "leave the column out (`cloob train vectors` by --drop)"
@@ -126,6 +126,18 @@ class Table(Unencoded):
         """The places of the columns by their names."""
         return {column.name: place for place, column in enumerate(self.columns)}
 
+    def by_content(self) -> dict[str, str]:
+        """The names of the columns by digests of their cells."""
+        return {
+            digest([*column.levels, cells.astype(np.float64)]): column.name
+            for column, cells in zip(self.columns, self.cells.T, strict=True)
+        }
+
+    def is_nearly_distinct(self, name: str) -> bool:
+        """Whether nearly all cells of a column are different."""
+        cells = self.cells[:, self.places[name]]
+        return len(np.unique(cells)) >= 0.99 * len(cells)
+
     def fit(self, rows: np.ndarray) -> TableEncoding:
         fitted = [
             fitted_column(self.name, column, cells, rows)
@@ -151,47 +163,72 @@ def is_table(rows: object) -> bool:
     return hasattr(rows, "columns")
 
 
-def read_column(
-    table: str, name: str, cells: pa.ChunkedArray
-) -> tuple[Column, np.ndarray]:
-    """What a column is, and its (n,) numbers. Texts that are all dates, as in a CSV,
-    are dates.
-    """
-    kind = cells.type
-    if pa.types.is_null(kind):
+Read = tuple["Column", np.ndarray]
+"""A column, and its (n,) numbers."""
+
+
+def read_column(table: str, name: str, cells: pa.ChunkedArray) -> Read:
+    """What a column is, and its numbers."""
+    if cells.null_count == len(cells):
         return Column(name, "empty"), np.full(len(cells), np.nan)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return Column(name, "number"), cells.to_numpy()
-    if pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
-        return Column(name, "number"), cells.cast(pa.float64()).to_numpy()
-    if pa.types.is_dictionary(kind):
-        return read_category(name, cells.cast(kind.value_type))
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+    for is_of_kind, read in READERS.items():
+        if is_of_kind(cells.type):
+            return read(name, cells)
+    raise InputError(
+        f"{table}: column {name!r} holds {cells.type}, which is no number, date or"
+        f" category: {LEAVE_IT_OUT}"
+    )
+
+
+def read_numbers(name: str, cells: pa.ChunkedArray) -> Read:
+    """A column of integers or floating-point numbers."""
+    return Column(name, "number"), cells.to_numpy()
+
+
+def read_as_numbers(name: str, cells: pa.ChunkedArray) -> Read:
+    """A column of what is as good as a number."""
+    return read_numbers(name, cells.cast(pa.float64()))
+
+
+def read_texts(name: str, cells: pa.ChunkedArray) -> Read:
+    """A column of texts: dates if all are, as in a CSV, else a category."""
+    with contextlib.suppress(pa.ArrowInvalid):
         return read_dates(name, cells)
-    if str(kind) not in TEXTS:
-        raise InputError(
-            f"{table}: column {name!r} holds {kind}, which is no number, date or"
-            f" category: {LEAVE_IT_OUT}"
-        )
-    if cells.null_count < len(cells):
-        with contextlib.suppress(pa.ArrowInvalid):
-            return read_dates(name, cells)
     return read_category(name, cells)
 
 
-def read_dates(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray]:
+def read_dates(name: str, cells: pa.ChunkedArray) -> Read:
     """A column of dates or moments, and its days since 1970."""
     moments = cells.cast(pa.timestamp("us")).to_numpy()
     return Column(name, "date"), (moments - EPOCH) / DAY
 
 
-def read_category(name: str, cells: pa.ChunkedArray) -> tuple[Column, np.ndarray]:
+def read_category(name: str, cells: pa.ChunkedArray) -> Read:
     """A column of texts, and the places of its cells among them."""
     texts = cells.cast(pa.string())
     levels = compute.unique(texts).drop_null().sort()
     places = compute.index_in(texts, value_set=levels).to_numpy()
     column = Column(name, "category", tuple(levels.to_pylist()))
     return column, places.astype(np.float64)
+
+
+def read_dictionary(name: str, cells: pa.ChunkedArray) -> Read:
+    """A category of Arrow or pandas."""
+    return read_category(name, cells.cast(cells.type.value_type))
+
+
+READERS: dict[Callable[[pa.DataType], bool], Callable[[str, pa.ChunkedArray], Read]] = {
+    pa.types.is_integer: read_numbers,
+    pa.types.is_floating: read_numbers,
+    pa.types.is_boolean: read_as_numbers,
+    pa.types.is_decimal: read_as_numbers,
+    pa.types.is_date: read_dates,
+    pa.types.is_timestamp: read_dates,
+    pa.types.is_dictionary: read_dictionary,
+    pa.types.is_string: read_texts,
+    pa.types.is_large_string: read_texts,
+    pa.types.is_string_view: read_texts,
+}
 
 
 def is_number(text: str) -> bool:
@@ -307,17 +344,12 @@ def refuse_shared(a: Unencoded | None, b: Unencoded | None) -> None:
     """
     if not (isinstance(a, Table) and isinstance(b, Table)):
         return
-    if len(a.cells) != len(b.cells):
-        return
-    names_of_b = {
-        (column.levels, cells.astype(np.float64).tobytes()): column.name
-        for column, cells in zip(b.columns, b.cells.T, strict=True)
-    }
-    for column, cells in zip(a.columns, a.cells.T, strict=True):
-        other = names_of_b.get((column.levels, cells.astype(np.float64).tobytes()))
-        if other is not None and len(np.unique(cells)) >= 0.99 * len(cells):
+    columns_of_b = b.by_content()
+    for content, column in a.by_content().items():
+        other = columns_of_b.get(content)
+        if other is not None and a.is_nearly_distinct(column):
             raise InputError(
-                f"column {column.name!r} of {a.name} is column {other!r} of"
+                f"column {column!r} of {a.name} is column {other!r} of"
                 f" {b.name}, row by row, and gives the pairs away: {LEAVE_IT_OUT}"
             )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
-from cloob.pictures import Encoded, Unreadable, is_unbounded, thumbnail
+from cloob.pictures import Encoded, thumbnail
 
 # How many are kept, and how many bytes of them; those used longest ago go first.
 MAX_UPLOADS = 256
@@ -29,8 +29,6 @@ class Upload:
     @classmethod
     def of(cls, data: bytes, max_pixels: int) -> Upload:
         """Reads a file of a stranger; raises Unreadable."""
-        if is_unbounded(data):
-            raise Unreadable("no decoder", "JPEG XL is not taken")
         image = Encoded(data, max_pixels).rgb()
         id_ = hashlib.sha256(data).hexdigest()[:32]
         return cls(id_, data, *image.size, thumbnail(image, _THUMBNAIL))
