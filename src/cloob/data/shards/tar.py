@@ -49,15 +49,17 @@ _OPENERS: dict[bytes, Callable[[Path], Any]] = {  # by the first two bytes
     b"\xfd7": lzma.open,
 }
 _MAX_OPEN_FILES = 64
-_FORMAT = 13
+_FORMAT = 14
 _ABSENT = -1  # the place of a part that a sample does not have
-_PLACES = ("image_offset", "image_size", "caption_offset", "caption_size")
-# a row a sample; a tar that is cut or damaged ends with a row that says how
+# A row a sample; a tar that is cut or damaged ends with a row without parts. Places are
+# bytes.
 _INDEX = pa.schema(
     [
         ("key", pa.large_string()),
-        ("damage", pa.large_string()),
-        *((name, pa.int64()) for name in _PLACES),
+        ("image_offset", pa.int64()),
+        ("image_size", pa.int64()),
+        ("caption_offset", pa.int64()),
+        ("caption_size", pa.int64()),
     ]
 )
 _ODD = (
@@ -149,8 +151,12 @@ def _unpack(opener: Callable[[Path], Any], path: Path, target: Path) -> None:
 
 
 def scan(paths: Sequence[Path]) -> pa.Table:
-    """The index of tars; its metadata have the rows of every tar, and a remark."""
-    tables: list[pa.Table] = []
+    """The index of tars; its metadata have what is to be known of every tar, and a
+    remark.
+    """
+    rows: list[tuple[str, int, int, int, int]] = []
+    sizes: list[int] = []
+    damages: list[str | None] = []
     odd: list[str] = []
     for path in paths:
         with reading(path):
@@ -158,23 +164,25 @@ def scan(paths: Sequence[Path]) -> pa.Table:
         parts = IMAGE_EXTENSIONS, (CAPTION_EXTENSION,)
         samples, left_out = group_members(members, parts)
         odd += (as_utf8(f"{path.name}/{name}") for name in left_out)
-        rows: list[tuple[str, str | None, int, int, int, int]] = [
-            (as_utf8(key), None, *_place(image), *_place(caption))
+        found = [
+            (as_utf8(key), *_place(image), *_place(caption))
             for key, (image, caption) in samples.items()
         ]
         if damage is not None:
-            if rows and _ABSENT in rows[-1]:
+            if found and _ABSENT in found[-1]:
                 # it may have lost its second file, which is part of the damage
-                rows.pop()
-            rows.append(("", damage, *_place(None), *_place(None)))
-        columns = zip(*rows, strict=True) if rows else [[]] * len(_INDEX)
-        tables.append(pa.table(list(map(list, columns)), schema=_INDEX))
+                found.pop()
+            found.append(("", *_place(None), *_place(None)))
+        rows += found
+        sizes.append(len(found))
+        damages.append(damage)
     remark = ""
     if odd:
         remark = f"not read: {counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}"
-    about = {"sizes": [*map(len, tables)], "remark": remark}
-    together = pa.concat_tables(tables).combine_chunks()
-    return together.replace_schema_metadata({"cloob": json.dumps(about)})
+    about = json.dumps({"sizes": sizes, "damages": damages, "remark": remark})
+    columns = zip(*rows, strict=True) if rows else [()] * len(_INDEX)
+    schema = _INDEX.with_metadata({"cloob": about})
+    return pa.table(list(map(list, columns)), schema=schema)
 
 
 def _place(member: Member | None) -> tuple[int, int]:
@@ -195,11 +203,12 @@ class ShardSource(Source):
         about = json.loads(index.schema.metadata[b"cloob"])
         self.shard_sizes = tuple(about["sizes"])
         self.remark = about["remark"]
-        columns = [column.combine_chunks() for column in index.columns]
-        self._keys, self._damage, *places = columns
-        # (N,) int64 each, bytes
-        self._places = [column.to_numpy(zero_copy_only=False) for column in places]
+        self._damages: list[str | None] = about["damages"]
         self._ends = np.cumsum(self.shard_sizes)
+        columns = [column.combine_chunks() for column in index.columns]
+        self._keys = columns[0]
+        # (N,) int64 offsets and sizes of images, and of captions
+        self._places = [column.to_numpy() for column in columns[1:]]
 
     def _index(self) -> pa.Table:
         """Where the samples lie, from the cache while the tars are the same."""
@@ -229,24 +238,26 @@ class ShardSource(Source):
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is ``shard file/key in the shard``."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        path, label = self.reader.paths[shard], self._labels[shard]
-        damage = self._damage[index].as_py()
-        if damage is not None:
-            complete = f"{self.shard_sizes[shard] - 1:,} samples are complete"
-            raise BadSample("truncated shard", label, f"{path}: {damage}; {complete}")
-        key = f"{label}/{self._keys[index].as_py()}"
-        image_place, image_size, caption_place, caption_size = (
-            int(column[index]) for column in self._places
-        )
-        with reading_part("image", key, str(path)):
-            image = self._part("image", shard, image_place, image_size)
-        with reading_part("caption", key, str(path)):
-            caption = self._part("caption", shard, caption_place, caption_size)
+        self._check_damage(shard, index)
+        key = f"{self._labels[shard]}/{self._keys[index].as_py()}"
+        places = [int(column[index]) for column in self._places]
+        image = self._part("image", key, shard, *places[:2])
+        caption = self._part("caption", key, shard, *places[2:])
         return RawSample(key, image, clean_caption(caption, key))
 
-    def _part(self, part: Part, shard: int, place: int, size: int) -> bytes:
-        if place == _ABSENT:
-            raise FileNotFoundError(errno.ENOENT, "none of this name")
-        if size > MOST_BYTES[part]:
-            raise TooLarge(f"{size:,} bytes, the limit is {MOST_BYTES[part]:,}")
-        return self.reader.read(shard, place, size)
+    def _check_damage(self, shard: int, index: int) -> None:
+        """A damaged tar's last row is a bad sample."""
+        damage = self._damages[shard]
+        if damage is not None and index == self._ends[shard] - 1:
+            n_complete = self.shard_sizes[shard] - 1
+            detail = f"{damage}; {n_complete:,} samples are complete"
+            path = self.reader.paths[shard]
+            raise BadSample("truncated shard", self._labels[shard], f"{path}: {detail}")
+
+    def _part(self, part: Part, key: str, shard: int, place: int, size: int) -> bytes:
+        with reading_part(part, key, str(self.reader.paths[shard])):
+            if place == _ABSENT:
+                raise FileNotFoundError(errno.ENOENT, "none of this name")
+            if size > MOST_BYTES[part]:
+                raise TooLarge(f"{size:,} bytes, the limit is {MOST_BYTES[part]:,}")
+            return self.reader.read(shard, place, size)
