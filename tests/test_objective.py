@@ -1,7 +1,7 @@
 """The module: its members, scales and state, choice of path, and what it refuses.
 
 That it computes the formula: ``functional/test_matrix.py``; over ranks:
-``test_distributed.py``; how often it waits: ``test_pretended_device.py``."""
+``test_distributed.py``; how often it waits: ``test_waits.py``."""
 
 import copy
 import json

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageChops, ImageCms, ImageStat
 from torch.distributions import Uniform
 from torchvision.transforms import RandomResizedCrop
 
@@ -76,171 +76,92 @@ def without_adobe(jpeg):
 
 
 def zoo():
-    """Name: (file, the RGB pixels that it shows, how far a pixel may be off)."""
+    """Name, file, and the RGB pixels that it shows."""
     rgb = upright()
     colours = np.asarray(rgb)
-    grey = np.asarray(rgb.convert("L"))
-    greys = np.repeat(grey[..., None], 3, 2)
+    grey = rgb.convert("L")
+    levels = np.asarray(grey)
+    greys = np.repeat(levels[..., None], 3, 2)
     brightened = greys * (255 / greys.max())
-    bits = np.where(greys > 127, 255, 0)
-    see_through = Image.new("L", rgb.size, 0)
-    see_through.paste(255, (0, 0, SIDE // 2, SIDE))
-    clear = colours.copy()
-    clear[:, SIDE // 2 :] = 255
+    yield "grey", encoded(grey), greys
+    wide = Image.fromarray(levels.astype(np.int32) * 2**23)
+    yield "grey of 32 bits", encoded(wide, "TIFF"), brightened
+    wide = Image.fromarray(levels / np.float32(255))
+    yield "floating-point grey", encoded(wide, "TIFF"), brightened
+    bits = grey.convert("1", dither=Image.Dither.NONE)
+    yield "1 bit", encoded(bits), np.where(greys > 127, 255, 0)
+
+    alpha = Image.new("L", rgb.size)
+    alpha.paste(255, (0, 0, SIDE // 2, SIDE))
+    is_seen = np.asarray(alpha)[..., None] > 0
+    clear = np.where(is_seen, colours, 255)
     layer = rgb.copy()
-    grey_layer = rgb.convert("L")
-    layer.putalpha(see_through)
-    grey_layer.putalpha(see_through)
+    layer.putalpha(alpha)
+    yield "alpha", encoded(layer), clear
+    layer = grey.copy()
+    layer.putalpha(alpha)
+    yield "grey with alpha", encoded(layer), np.where(is_seen, greys, 255)
+
     palette = rgb.quantize(32)
     shown = np.asarray(palette.convert("RGB"))
-    hole = shown.copy()
-    hole[np.asarray(palette) == 5] = 255
-    alphas = bytes([255] * 5 + [0] + [255] * 26)
-    cmyk = encoded(rgb.convert("CMYK"), "JPEG", quality=100, subsampling=0)
-    other = Image.new("RGB", rgb.size, "blue")
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    found = {
-        "8-bit grey": (encoded(rgb.convert("L"), "PNG"), greys, 0),
-        "16-bit grey PNG": (
-            encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
-            greys,
-            0,
-        ),
-        "16-bit grey TIFF": (
-            encoded(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"),
-            greys,
-            0,
-        ),
-        "32-bit grey": (
-            encoded(Image.fromarray(grey.astype(np.int32) * 2**23), "TIFF"),
-            brightened,
-            1,
-        ),
-        "32-bit grey of 16": (
-            encoded(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"),
-            brightened,
-            1,
-        ),
-        "floating-point grey": (
-            encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"),
-            brightened,
-            1,
-        ),
-        "1 bit": (
-            encoded(
-                rgb.convert("L").point(lambda v: 255 * (v > 127)).convert("1"), "PNG"
-            ),
-            bits,
-            0,
-        ),
-        "palette": (encoded(palette, "PNG"), shown, 0),
-        "palette with a clear colour": (
-            encoded(palette, "PNG", transparency=5),
-            hole,
-            0,
-        ),
-        "palette with an alpha each": (
-            encoded(palette, "PNG", transparency=alphas),
-            hole,
-            0,
-        ),
-        "alpha": (encoded(layer, "PNG"), clear, 0),
-        "grey with alpha": (
-            encoded(grey_layer, "PNG"),
-            np.where(np.asarray(see_through)[..., None], greys, 255),
-            0,
-        ),
-        "alpha WebP": (encoded(layer, "WEBP", lossless=True), clear, 0),
-        "CMYK TIFF": (encoded(rgb.convert("CMYK"), "TIFF"), colours, 2),
-        "CMYK by Adobe": (cmyk, colours, 12),
-        "CMYK without its marker": (without_adobe(cmyk), colours, 12),
-        "GIF that moves": (
-            encoded(palette, "GIF", save_all=True, append_images=[other]),
-            shown,
-            0,
-        ),
-        "WebP that moves": (
-            encoded(rgb, "WEBP", lossless=True, save_all=True, append_images=[other]),
-            colours,
-            0,
-        ),
-        "PNG that moves": (
-            encoded(rgb, "PNG", save_all=True, append_images=[other]),
-            colours,
-            0,
-        ),
-        "colour profile": (encoded(rgb, "PNG", icc_profile=profile), colours, 0),
-        "damaged EXIF": (
-            encoded(rgb, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"),
-            colours,
-            0,
-        ),
-        "orientation 9": (
-            encoded(rgb, "WEBP", lossless=True, exif=exif_of(9)),
-            colours,
-            0,
-        ),
-    }
+    hole = np.where(np.asarray(palette)[..., None] == 5, 255, shown)
+    yield "palette with a clear colour", encoded(palette, transparency=5), hole
+    alphas = b"\xff\xff\xff\xff\xff\0".ljust(32, b"\xff")
+    yield "palette with an alpha each", encoded(palette, transparency=alphas), hole
+
+    moves = {"save_all": True, "append_images": [Image.new("RGB", rgb.size, "blue")]}
+    yield "GIF that moves", encoded(palette, "GIF", **moves), shown
+    yield "WebP that moves", encoded(rgb, "WEBP", lossless=True, **moves), colours
+    yield "PNG that moves", encoded(rgb, **moves), colours
+
+    whole = {"quality": 98, "subsampling": 0}
+    cmyk = encoded(rgb.convert("CMYK"), "JPEG", **whole)
+    yield "CMYK by Adobe", cmyk, colours
+    yield "CMYK without its marker", without_adobe(cmyk), colours
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    yield "colour profile", encoded(rgb, icc_profile=lab), colours
+
+    damaged = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"
+    yield "damaged EXIF", encoded(rgb, exif=damaged), colours
+    yield "orientation 9", encoded(rgb, exif=exif_of(9)), colours
     for orientation in STORED:
-        found[f"JPEG turned {orientation}"] = (
-            turned(rgb, orientation, "JPEG", quality=98, subsampling=0),
-            colours,
-            8,
-        )
-        found[f"PNG turned {orientation}"] = (
-            turned(rgb, orientation, "PNG"),
-            colours,
-            0,
-        )
-        found[f"TIFF turned {orientation}"] = (
-            turned(rgb, orientation, "TIFF"),
-            colours,
-            0,
-        )
-        found[f"WebP turned {orientation}"] = (
-            turned(rgb, orientation, "WEBP", lossless=True),
-            colours,
-            0,
-        )
-    xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf:RDF><tiff:Orientation>6</tiff:Orientation></rdf:RDF>"
-    stored = encoded(rgb, "JPEG", quality=98, subsampling=0)
-    marked = (
-        stored[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + stored[2:]
+        jpeg = turned(rgb, orientation, "JPEG", **whole)
+        yield f"JPEG turned {orientation}", jpeg, colours
+    yield "PNG turned", turned(rgb, 6, "PNG"), colours
+    yield "TIFF turned", turned(rgb, 6, "TIFF"), colours
+    yield "WebP turned", turned(rgb, 6, "WEBP", lossless=True), colours
+    stored = encoded(rgb, "JPEG", **whole)
+    yield "JPEG turned by XMP alone", with_xmp(stored), colours
+
+
+def batches_of(data, transform):
+    return BatchBuilder(
+        one(data), transform, lambda texts: torch.zeros(len(texts), 3), 0, None
     )
-    found["JPEG turned by XMP alone"] = (marked, colours, 8)
-    if "avif" in features.modules and features.check("avif"):
-        found["AVIF turned 6"] = (
-            turned(rgb, 6, "AVIF", quality=100, subsampling="4:4:4"),
-            colours,
-            8,
-        )
-    return found
-
-
-ZOO = zoo()
 
 
 def trained_on(data):
     """The pixels that training takes with a crop of everything, (H, W, 3)."""
-    builder = BatchBuilder(
-        one(data),
-        TrainTransform(SIDE, scale=(1, 1)),
-        lambda texts: torch.zeros(len(texts), 3),
-        0,
-        None,
-    )
-    batch = builder[0, np.array([0])]
+    batch = batches_of(data, TrainTransform(SIDE, scale=(1, 1)))[0, np.array([0])]
     assert not batch.skipped
     return batch.images[0].permute(1, 2, 0)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_the_zoo(name, encoder, tmp_path):
-    data, shows, tolerance = ZOO[name]
+def with_xmp(jpeg):
+    """The same JPEG with a record that asks for a turn."""
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf:RDF><tiff:Orientation>6</tiff:Orientation></rdf:RDF>"
+    return jpeg[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + jpeg[2:]
+
+
+@pytest.mark.parametrize(
+    ("data", "shows"), [pytest.param(*rest, id=name) for name, *rest in zoo()]
+)
+def test_the_zoo(data, shows, encoder, tmp_path):
     image = pictures.decode(data)
     pixels = np.asarray(image, dtype=float)
     assert image.mode == "RGB"
-    assert np.abs(pixels - shows).max() <= tolerance
+    is_jpeg = data.startswith(b"\xff\xd8")
+    assert np.abs(pixels - shows).max() <= (12 if is_jpeg else 1)
     assert np.array_equal(trained_on(data).numpy(), pixels)
     path = tmp_path / "picture"
     path.write_bytes(data)
@@ -252,43 +173,23 @@ def test_the_zoo(name, encoder, tmp_path):
     assert torch.equal(embed_images(encoder, one(data)).features, expected)
 
 
-@pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation, flip):
-    image = upright(101, 77)
-    transform = TrainTransform(20, scale=(0.2, 0.7), flip=flip)
-    data = turned(image, orientation, "PNG")
-    for seed in range(4):
-        file = pictures.Encoded(data)
-        assert file.size == (101, 77)
-        crop = transform.draw(*file.size, seeded(seed))
-        found = transform.take(file.rgb(crop.reduction), crop)
-        assert torch.equal(found, transform(image, seeded(seed)))
-
-
 @pytest.mark.parametrize("reduction", [1, 8])
 def test_a_huge_jpeg_is_decoded_smaller(monkeypatch, reduction):
-    size = (641, 479)
-    image = upright(*size)
+    image = upright(641, 479)
     data = turned(image, 6, "JPEG", quality=95)
     monkeypatch.setattr(pictures, "WHOLE_PIXELS", 320 * 240 + 1000)
     file = pictures.Encoded(data)
-    half = (-(-size[0] // 2), -(-size[1] // 2))
-    assert (file.size, file.stored, file.full_size, file.in_file) == (
-        half,
-        half[::-1],
-        size,
-        size[::-1],
-    )
-    factor = min(reduction, 4)  # of what is left: the file gives an eighth at the least
-    assert file.rgb(reduction).size == (-(-half[0] // factor), -(-half[1] // factor))
-    expected = np.asarray(image.resize(half, Image.Resampling.BOX), dtype=float)
-    assert (
-        np.abs(np.asarray(pictures.decode(data), dtype=float) - expected)[
-            :-1, :-1
-        ].mean()
-        < 2
-    )
+    half = (321, 240)
+    assert (file.size, file.stored) == (half, (240, 321))
+    assert (file.full_size, file.in_file) == ((641, 479), (479, 641))
+    # of what is left: the file gives an eighth at the least
+    quarter = (81, 60)
+    assert file.rgb(reduction).size == (half if reduction == 1 else quarter)
+    expected = image.resize(half, Image.Resampling.BOX)
+    whole_pixels = (0, 0, 320, 239)
+    shown = pictures.decode(data).crop(whole_pixels)
+    difference = ImageChops.difference(shown, expected.crop(whole_pixels))
+    assert max(ImageStat.Stat(difference).mean) < 2
 
 
 def test_a_crop_of_a_huge_turned_jpeg_is_one_of_the_smaller_picture(monkeypatch):
@@ -314,35 +215,19 @@ def test_of_grey_of_16_bits_the_high_byte_counts():
 def test_one_limit_everywhere(monkeypatch, encoder, tmp_path):
     """A bomb is refused by its header, whoever reads it."""
     image = upright()
-    data = encoded(image, "PNG")
-    (tmp_path / "bomb.png").write_bytes(data)
-    monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    raises(
-        InputError,
-        r"bomb\.png: .*64×64 pixels, the limit is 4,095",
-        encoder.encode_image,
-        [tmp_path / "bomb.png"],
-    )
-    raises(InputError, r"an image of 64×64 pixels: ", encoder.encode_image, [image])
-    raises(
-        InputError,
-        r"none of the 1 images can be read.*image too large",
-        embed_images,
-        encoder,
-        one(data),
-    )
-    monkeypatch.undo()
-    builder = BatchBuilder(
-        one(data),
-        TrainTransform(SIDE),
-        lambda texts: torch.zeros(len(texts), 3),
-        0,
-        None,
-    )
+    data = encoded(image)
+    builder = batches_of(data, TrainTransform(SIDE))
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(data)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
     (skip,) = builder[0, np.array([0])].skipped
     assert (skip.key, skip.reason) == ("0", "image too large")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    message = r"bomb\.png: .*64×64 pixels, the limit is 4,095"
+    raises(InputError, message, encoder.encode_image, [bomb])
+    raises(InputError, r"an image of 64×64 pixels: ", encoder.encode_image, [image])
+    message = r"none of the 1 images can be read.*image too large"
+    raises(InputError, message, embed_images, encoder, one(data))
 
 
 def test_no_other_program_decodes(tmp_path, monkeypatch):
@@ -375,12 +260,18 @@ def test_formats_without_a_bound_are_not_decoded(start):
     raises(pictures.Unreadable, "convert it", pictures.decode, start + bytes(90))
 
 
-def test_heic(encoder):
+def test_a_progressive_jpeg_that_lacks_its_end_is_taken():
+    data = encoded(noise_image(0, 640, 480), "JPEG", progressive=True)
+    file = pictures.Encoded(data[:-30])
+    assert file.rgb().size == (640, 480)
+    assert file.truncated
+
+
+def test_heic():
     heif = pytest.importorskip("pillow_heif")
     file = io.BytesIO()
-    heif.from_pillow(upright().transpose(STORED[6])).save(
-        file, quality=100, chroma=444, exif=exif_of(6)
-    )
+    stored = heif.from_pillow(upright().transpose(STORED[6]))
+    stored.save(file, quality=100, chroma=444, exif=exif_of(6))
     pixels = np.asarray(pictures.decode(file.getvalue()), dtype=float)
     assert np.abs(pixels - np.asarray(upright())).max() <= 12
     assert np.array_equal(trained_on(file.getvalue()).numpy(), pixels)
@@ -396,20 +287,13 @@ def seeded(seed):
 @pytest.mark.parametrize(("height", "width"), [(300, 200), (40, 400)])
 def test_crops_are_distributed_as_torchvisions(height, width):
     """Means of the box over many draws agree within five standard errors."""
-    n = 4000
-    scale = (0.2, 0.8)
-    ratio = (3 / 4, 4 / 3)
+    n, scale, ratio = 4000, [0.2, 0.8], [3 / 4, 4 / 3]
     blank = torch.empty(3, height, width)
     torch.manual_seed(0)
-    theirs = np.array(
-        [
-            RandomResizedCrop.get_params(blank, list(scale), list(ratio))
-            for _ in range(n)
-        ],
-        float,
-    )
+    theirs = [RandomResizedCrop.get_params(blank, scale, ratio) for _ in range(n)]
     draws = Uniform(0.0, 1.0).sample((n, 22)).double().tolist()
-    ours = np.array([crop_box(height, width, scale, ratio, u) for u in draws], float)
+    ours = [crop_box(height, width, scale, ratio, draw) for draw in draws]
+    theirs, ours = np.array(theirs, float), np.array(ours, float)
     error = np.sqrt((theirs.var(0) + ours.var(0)) / n)
     assert (np.abs(theirs.mean(0) - ours.mean(0)) <= 5 * error + 1e-9).all()
 
@@ -419,13 +303,10 @@ def test_crops_are_distributed_as_torchvisions(height, width):
 )
 def test_resize_is_pillows_bicubic_within_one_level(width, height, size):
     image = noise_image(0, width, height)
-    expected = np.asarray(
-        image.resize((size, size), Image.Resampling.BICUBIC)
-    ).transpose(2, 0, 1)
+    theirs = np.array(image.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
     ours = resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), size)
     assert ours.dtype == torch.uint8
-    assert ours.shape == (3, size, size)
-    assert np.abs(ours.numpy().astype(int) - expected).max() <= 1
+    assert np.abs(ours.permute(1, 2, 0).numpy() - theirs).max() <= 1
 
 
 def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
@@ -475,12 +356,6 @@ def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
         assert box.left + box.width <= width
 
 
-def test_an_image_in_several_pieces_passes():
-    """Pillow keeps more than 16 MB in blocks, which cannot be handed out as one."""
-    image = Image.new("RGB", (2400, 2000), (9, 8, 7))
-    assert TrainTransform(8)(image, seeded(0)).unique().tolist() == [7, 8, 9]
-
-
 def test_a_jpeg_of_several_pictures_is_its_first():
     first = Image.new("RGB", (64, 48), (250, 0, 0))
     second = Image.new("RGB", (64, 48), (0, 0, 250))
@@ -493,38 +368,25 @@ def test_a_jpeg_of_several_pictures_is_its_first():
 
 @pytest.mark.parametrize(
     ("mode", "options"),
-    [
-        ("RGB", {}),
-        ("RGB", {"subsampling": 0}),
-        ("L", {}),
-        ("CMYK", {}),
-        ("RGB", {"progressive": True}),
-    ],
+    [("RGB", {}), ("L", {}), ("CMYK", {}), ("RGB", {"subsampling": 0})],
 )
 def test_a_jpeg_that_lacks_its_end_is_taken(mode, options):
     """What is there is as it was; what is missing is grey, a tenth of the rows at
     most.
     """
-    data = encoded(
-        noise_image(0, 640, 480).convert(mode), "JPEG", quality=90, **options
-    )
+    image = noise_image(0, 640, 480).convert(mode)
+    data = encoded(image, "JPEG", quality=90, **options)
     whole = np.asarray(pictures.decode(data))
     for end in (1, 2, 30, len(data) // 20):
         file = pictures.Encoded(data[:-end])
-        smaller = pictures.Encoded(data[:-end])
         found = np.asarray(file.rgb())
         assert file.truncated or end <= 2
-        assert "progressive" in options or np.array_equal(found[:432], whole[:432])
+        assert np.array_equal(found[:432], whole[:432])
         assert end > 2 or np.array_equal(found, whole)
-        assert smaller.rgb(4).size == (160, 120)
-        assert smaller.truncated or end <= 2
-    if "progressive" not in options:
-        raises(
-            pictures.Unreadable,
-            r"2\d% of its rows missing",
-            pictures.decode,
-            data[: len(data) * 3 // 4],
-        )
+        assert pictures.Encoded(data[:-end]).rgb(4).size == (160, 120)
+    message = r"2\d% of its rows missing"
+    cut = data[: len(data) * 3 // 4]
+    raises(pictures.Unreadable, message, pictures.decode, cut)
     file = pictures.Encoded(data)
     file.rgb()
     assert not file.truncated
