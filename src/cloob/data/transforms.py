@@ -80,18 +80,17 @@ class TrainTransform:
 
     ``flip`` is off by default: captions, signs and letters name left and right.
 
-    With ``reduce``, a crop of at least twice ``image_size`` is moved to even pixels (of
-    four or eight times, to multiples of four or eight: by less than one pixel of the
-    result), so that a JPEG can be decoded at half its size. The mean difference to the
-    same crop of the full image is one grey level at a crop of 3.5 times ``image_size``,
-    and three at just twice.
+    A crop of at least twice ``image_size`` is moved to even pixels (of four or eight
+    times, to multiples of four or eight: by less than one pixel of the result), so
+    that a JPEG can be decoded at half its size. The mean difference to the same crop of
+    the full image is one grey level at a crop of 3.5 times ``image_size``, and three at
+    just twice.
     """
 
     image_size: int  # side of the square result
     # parts of the image's area that a crop keeps, smallest and largest
     scale: tuple[float, float] = (0.9, 1.0)
     flip: bool = False
-    reduce: bool = True
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         return self.take(image, self.draw(*image.size, generator))
@@ -115,10 +114,9 @@ class TrainTransform:
 
     def _reduction(self, side: int) -> int:
         """By how much a JPEG may be smaller of which a crop has this shorter side."""
-        if self.reduce:
-            for factor in _REDUCTIONS:
-                if factor * self.image_size <= side:
-                    return factor
+        for factor in _REDUCTIONS:
+            if factor * self.image_size <= side:
+                return factor
         return 1
 
     def take(self, image: Image.Image, crop: Crop) -> Tensor:

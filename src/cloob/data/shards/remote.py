@@ -172,10 +172,7 @@ class RemoteShardSource(Source):
         return Cache().get("shards", url, lambda path: fetch(url, path))
 
     def _open(self, shard: int) -> ShardSource:
-        try:
-            source = self._open_file(shard, self._fetched(shard))
-        except FileNotFoundError:  # another process has made room in between
-            source = self._open_file(shard, self._fetched(shard))
+        source = self._open_file(shard)
         url, listed = self._urls[shard], self.shard_sizes[shard]
         if len(source) > listed:
             message = "%s: holds %d samples, %s has %d: the others are left out"
@@ -184,14 +181,16 @@ class RemoteShardSource(Source):
             logger.warning("%s: %s", url, source.remark)
         return source
 
-    def _open_file(self, shard: int, file: Path) -> ShardSource:
-        """A shard that was fetched; one that cannot be read is removed.
-        FileNotFoundError where the cache has dropped it.
+    def _open_file(self, shard: int) -> ShardSource:
+        """A shard, fetched where it is not there; one that cannot be read is
+        removed.
         """
-        url = self._urls[shard]
+        url, file = self._urls[shard], self._fetched(shard)
         try:
             source = ShardSource(url, [file], self.shard_names[shard])
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
+        except FileNotFoundError:  # another process has made room in between
+            return self._open_file(shard)
         except InputError as error:
             file.unlink()
             wrong = str(error).removeprefix(f"{file} ")
@@ -207,12 +206,10 @@ def shard_name(url: str) -> str:
 
 def open_remote(spec: str) -> RemoteShardSource:
     """Opens streamed shards, whose numbers of samples are listed next to them."""
-    listed: dict[str, dict[str, int]] = {}
+    place_of = {url: _LAST_NAME.sub(_SIZES, url, count=1) for url in expand(spec)}
+    listed = {place: _listed_counts(place) for place in {*place_of.values()}}
     counts = {}
-    for url in expand(spec):
-        place = _LAST_NAME.sub(_SIZES, url, count=1)
-        if place not in listed:
-            listed[place] = _listed_counts(place)
+    for url, place in place_of.items():
         name = shard_name(url)
         if name not in listed[place]:
             raise InputError(f"{place}: does not count the samples of {name}")
