@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cloob.data.rows import Side
 from cloob.data.vectors import usable_pairs
 
 
@@ -15,4 +16,4 @@ def views(n, widths=(12, 8), seed=0, noise=0.3):
 
 
 def pairs_of(a, b, labels=None):
-    return usable_pairs(("a", "b"), (a, b), labels)
+    return usable_pairs(Side("a", a), Side("b", b), labels)

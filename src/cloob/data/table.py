@@ -354,7 +354,7 @@ def refuse_shared(a: Unencoded | None, b: Unencoded | None) -> None:
             )
 
 
-def check_dropped(drop: Sequence[str], sides: Sequence[Matrix | Table]) -> None:
+def check_dropped(drop: Sequence[str], sides: Sequence[Matrix | Unencoded]) -> None:
     """Refuses the name of a column that no table has."""
     tables = [side for side in sides if isinstance(side, Table)]
     dropped = [name for table in tables for name in table.dropped]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from cloob.data.batch import Skip
 from cloob.data.matrices import read_ids_of, read_rows, read_weights, split_spec
+from cloob.data.rows import Side, as_numbers, digest_of, gather, row_digests
 from cloob.data.source import Fingerprint, digest, linked, spread
 from cloob.data.table import Encodings, Matrix, Unencoded, check_dropped, refuse_shared
 from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
 
-_IN_CACHE = 256  # rows that are looked at together
 _FEW_IDS = 20  # fewer would be labels, not ids
 _FEW_ROWS = 20  # of one id, in however few pairs
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class VectorPairs:
         found: Fingerprint = {
             "pairs": len(self),
             "ids": digest([self.ids]),
-            "rows of a": _digest_of(self.a, rows_of_a),
-            "rows of b": _digest_of(self.b, rows_of_b),
+            "rows of a": digest_of(self.a, rows_of_a),
+            "rows of b": digest_of(self.b, rows_of_b),
         }
         if self.groups is not None:
             found["groups"] = digest([self.groups])
@@ -223,28 +223,24 @@ def open_vector_pairs(
     """Opens two files and pairs their rows: by position, or where both have ids by
     these, which are unique in b. Groups and weights are those of the rows of a.
     """
-    sides = read_rows(a, drop), read_rows(b, drop)
-    check_dropped(drop, sides)
-    n, n_b = map(n_rows, sides)
+    side_a = Side(a, read_rows(a, drop))
+    side_b = Side(b, read_rows(b, drop))
+    check_dropped(drop, (side_a.content, side_b.content))
+    n = len(side_a)
     partners: Partners | None = None
     labels = None if ids is None else read_ids_of(ids, n, a)
     if a_ids is not None and b_ids is not None:
         labels = read_ids_of(a_ids, n, a)
-        partners = _partners_by_ids(labels, read_ids_of(b_ids, n_b, b), b_ids)
+        labels_b = read_ids_of(b_ids, len(side_b), b)
+        partners = _partners_by_ids(labels, labels_b, b_ids)
     return usable_pairs(
-        (a, b),
-        sides,
+        side_a,
+        side_b,
         labels,
         groups=None if groups is None else read_ids_of(groups, n, a),
         weights=None if weights is None else read_weights(weights, n),
         partners=partners,
     )
-
-
-def n_rows(side: Matrix | Unencoded) -> int:
-    """How many rows a side has."""
-    n: int = _cells(side).shape[0]
-    return n
 
 
 def _partners_by_ids(
@@ -270,29 +266,9 @@ def _alone(label: str, side: str) -> Skip:
     return Skip(label, "no partner", f"only {side} has this id")
 
 
-def gather(side: Matrix, rows: np.ndarray) -> np.ndarray:
-    """Some rows of a matrix, which may be sparse."""
-    if isinstance(side, np.ndarray):
-        return side.take(rows, 0)
-    return side[rows].toarray()
-
-
-def _digest_of(side: Matrix, rows: np.ndarray) -> str:
-    """Of some rows, of which few are in memory at a time."""
-    starts = range(0, len(rows), _IN_CACHE)
-    return digest(gather(side, rows[start : start + _IN_CACHE]) for start in starts)
-
-
-def _blocks(side: Matrix) -> Iterator[np.ndarray]:
-    """The rows of a matrix, which may be sparse, in blocks."""
-    for start in range(0, side.shape[0], _IN_CACHE):
-        block = side[start : start + _IN_CACHE]
-        yield block if isinstance(block, np.ndarray) else block.toarray()
-
-
 def usable_pairs(
-    specs: tuple[str, str],
-    sides: tuple[Matrix | Unencoded, Matrix | Unencoded],
+    a: Side,
+    b: Side,
     labels: Sequence[str] | None = None,
     *,
     groups: Sequence[str] | None = None,
@@ -303,66 +279,37 @@ def usable_pairs(
     finite; the labels of a's rows are their ids. Of a table cells may be missing, but
     not a row.
     """
-    name = " and ".join(split_spec(spec)[0].name for spec in specs)
-    rows, skipped = _by_position(specs, sides) if partners is None else partners
-    unusable = [_unusable_rows(side) for side in sides]
-    for spec, is_bad in zip(specs, unusable, strict=True):
-        skipped += [_not_finite(spec, row) for row in np.flatnonzero(is_bad).tolist()]
-    rows = rows[~(unusable[0][rows[:, 0]] | unusable[1][rows[:, 1]])]
-    a, b = map(_cells, sides)
-    of_a = rows[:, 0]
+    name = f"{split_spec(a.name)[0].name} and {split_spec(b.name)[0].name}"
+    rows, skipped = _by_position(a, b) if partners is None else partners
+    for column, side in enumerate((a, b)):
+        is_unusable = side.is_unusable()
+        skipped += map(side.skip, np.flatnonzero(is_unusable).tolist())
+        rows = rows[~is_unusable[rows[:, column]]]
+    rows_of_a = rows[:, 0]
     if labels is None:
-        ids = scattered(of_a[equal_rows(name, a, b, rows)])
+        ids = scattered(rows_of_a[equal_rows(name, a.cells, b.cells, rows)])
     else:
-        ids = _digests(labels, of_a)
+        ids = _digests(labels, rows_of_a)
     return VectorPairs(
         name,
-        a,
-        b,
+        a.cells,
+        b.cells,
         rows,
         ids,
         labels,
         tuple(skipped),
-        groups=None if groups is None else _digests(groups, of_a),
-        weights=None if weights is None else weights[of_a],
-        unencoded=(_unencoded(sides[0]), _unencoded(sides[1])),
+        groups=None if groups is None else _digests(groups, rows_of_a),
+        weights=None if weights is None else weights[rows_of_a],
+        unencoded=(a.unencoded, b.unencoded),
     )
 
 
-def _cells(side: Matrix | Unencoded) -> Matrix:
-    return side.cells if isinstance(side, Unencoded) else side
-
-
-def _unencoded(side: Matrix | Unencoded) -> Unencoded | None:
-    return side if isinstance(side, Unencoded) else None
-
-
-def _not_finite(spec: str, row: int) -> Skip:
-    detail = "holds NaN, infinity or a number that float32 cannot hold"
-    return Skip(f"{spec} row {row}", "not finite", detail)
-
-
-def _unusable_rows(side: Matrix | Unencoded) -> np.ndarray:
-    """(n,) bool: the rows that hold what float32 cannot, or nothing."""
-    parts = []
-    for block in _blocks(_cells(side)):
-        with np.errstate(over="ignore"):
-            numbers = block.astype(np.float32, copy=False)
-        if isinstance(side, Unencoded):  # whose cells may be missing
-            parts.append(np.isinf(numbers).any(1) | np.isnan(numbers).all(1))
-        else:
-            parts.append(~np.isfinite(numbers).all(1))
-    return np.concatenate(parts)
-
-
-def _by_position(
-    specs: tuple[str, str], sides: tuple[Matrix | Unencoded, Matrix | Unencoded]
-) -> Partners:
+def _by_position(a: Side, b: Side) -> Partners:
     """Row i of a and row i of b."""
-    n, n_b = map(n_rows, sides)
-    if n != n_b or not n:
+    n = len(a)
+    if n != len(b) or not n:
         raise InputError(
-            f"{specs[0]} has {n:,} rows, {specs[1]} has {n_b:,} rows; row i of one"
+            f"{a.name} has {n:,} rows, {b.name} has {len(b):,} rows; row i of one"
             " belongs to row i of the other (`cloob train vectors` joins them by"
             " --a-ids and --b-ids)"
         )
@@ -419,35 +366,3 @@ def _could_be_ids(first: np.ndarray) -> bool:
     largest = np.bincount(first).max()
     limit = max(_FEW_ROWS, len(first) // 10)
     return bool(largest <= limit and _n_distinct(first) >= _FEW_IDS)
-
-
-def row_digests(side: Matrix) -> np.ndarray:
-    """(n,) uint64 digests of the rows of a matrix, equal for equal bytes."""
-    draws = np.random.PCG64(0)
-    factors = np.zeros(0, np.uint64)
-    parts = []
-    for block in _blocks(side):
-        content = np.ascontiguousarray(block).view(np.uint8)
-        if content.shape[1] % 8:
-            content = np.pad(content, ((0, 0), (0, -content.shape[1] % 8)))
-        words = content.view(np.uint64)
-        if not len(factors):
-            factors = np.asarray(draws.random_raw(words.shape[1])) | np.uint64(1)
-        mixed = words ^ (words >> np.uint64(32))
-        parts.append((mixed * factors).sum(1, dtype=np.uint64))
-    return np.concatenate(parts)
-
-
-def as_numbers(rows: Matrix | Tensor) -> Tensor:
-    """Rows of any numbers as float32, or as float64 where float32 would lose digits
-    before a head takes their mean away; memory is shared where it can be.
-    """
-    if isinstance(rows, Tensor):
-        return rows if rows.dtype == torch.float64 else rows.float()
-    if not isinstance(rows, np.ndarray):
-        rows = rows.toarray()
-    if rows.dtype == np.float16:  # a hundred times as fast as by numpy
-        return torch.from_numpy(np.require(rows, None, ["C", "W"])).float()
-    is_single = rows.dtype.itemsize < (4 if rows.dtype.kind in "iu" else 8)
-    dtype = np.float32 if is_single else np.float64
-    return torch.from_numpy(np.require(rows, dtype, ["C", "W"]))

@@ -87,7 +87,7 @@ def embed_listed(
     encoder: Encoder, pairs: VectorPairs, candidates: Candidates
 ) -> Tensor:
     """The unit rows of all rows of b that are listed, on the CPU."""
-    from cloob.data.vectors import as_numbers, gather
+    from cloob.data.rows import as_numbers, gather
     from cloob.models.aligned.model import check_vectors, embed_rows
 
     b = pairs.encoded(check_vectors(encoder).encodings).b

@@ -6,8 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from cloob.data.matrices import checked_weights
+from cloob.data.rows import Side
 from cloob.data.table import Matrix, Table, Unencoded, is_table
-from cloob.data.vectors import VectorPairs, n_rows, usable_pairs
+from cloob.data.vectors import VectorPairs, usable_pairs
 from cloob.errors import InputError, counted
 
 MISSING = ("None", "nan", "NaT", "<NA>")
@@ -22,13 +23,14 @@ def pairs_of(
     names: tuple[str, str] = ("a", "b"),
 ) -> VectorPairs:
     """The pairs of two matrices; InputError for a row that cannot be used."""
-    sides = as_rows(names[0], a), as_rows(names[1], b)
-    n = n_rows(sides[0])
+    side_a = Side(names[0], as_rows(names[0], a))
+    side_b = Side(names[1], as_rows(names[1], b))
+    n = len(side_a)
     if weights is not None:
         weights = checked_weights("weights", as_array(weights), n)
     pairs = usable_pairs(
-        names,
-        sides,
+        side_a,
+        side_b,
         None if ids is None else texts_of("ids", ids, n),
         groups=None if groups is None else texts_of("groups", groups, n),
         weights=weights,

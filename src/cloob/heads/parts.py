@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.data.order import EpochOrder, Pictures, ShardSizes
-from cloob.data.vectors import VectorPairs, as_numbers
+from cloob.data.rows import as_numbers
+from cloob.data.vectors import VectorPairs
 from cloob.distributed import Layout
 from cloob.errors import InputError
 from cloob.heads.fitted import GALLERY, Rows, recalls

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils import _safe_indexing, check_array
 
+from cloob.data.rows import row_digests
 from cloob.data.table import Encoding, Matrix, TableEncoding, Transformer, Unencoded
-from cloob.data.vectors import row_digests
 from cloob.errors import InputError
 from cloob.functional.ids import id_digest
 

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.data.vectors import hold_out, row_digests
+from cloob.data.rows import row_digests
+from cloob.data.vectors import hold_out
 from cloob.errors import InputError, counted
 from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
 from cloob.heads.matrix import pairs_of

@@ -316,7 +316,7 @@ class VectorEncoder(AlignedEncoder):
     @torch.no_grad()
     def _encode(self, rows: Matrix | Tensor, side: int, batch_size: int) -> Tensor:
         """(n, embed_dim) unit rows of a side's head, for features in blocks."""
-        from cloob.data.vectors import as_numbers
+        from cloob.data.rows import as_numbers
 
         head = self.heads[side]
         width = head.options["features"]
