@@ -14,7 +14,6 @@ import time
 import tomllib
 from pathlib import Path
 
-UV = (sys.executable, "-m", "uv")
 PYTHONS = ("3.11", "3.12", "3.13")
 ROOT = Path(__file__).parents[1]
 PAIRS = """
@@ -63,135 +62,88 @@ from cloob.interop.open_clip import run
 words = "--dataset-type synthetic --train-data none --train-num-samples 8 --batch-size 4 --epochs 1 --warmup 1"
 run(["--cloob-objective", "infoloob", "--", "--model", "local-dir:{MODEL}", *words.split(), "--workers", "0"])
 """
-# What runs in each environment: words after `cloob`, or a program.
+# What runs in each environment: commands and programs.
+INDEX = f"cloob index . --model {MODEL} --out idx"
 USES = {
     "train": [
-        [
-            "train",
-            "vectors",
-            "--a",
-            "a.npy",
-            "--b",
-            "b.npy",
-            "--epochs",
-            "2",
-            "--out",
-            "run",
-        ],
-        [
-            "train",
-            "--data",
-            "pairs.csv",
-            "--init",
-            MODEL,
-            "--steps",
-            "2",
-            "--batch-size",
-            "4",
-            "--out",
-            "towers",
-        ],
-        ["eval", MODEL, "--retrieval", "pairs.csv", "--out", "results"],
-        ["index", ".", "--model", MODEL, "--out", "idx"],
+        "cloob train vectors --a a.npy --b b.npy --epochs 2 --out run",
+        f"cloob train --data pairs.csv --init {MODEL} --steps 2 --batch-size 4 --out towers",
+        f"cloob eval {MODEL} --retrieval pairs.csv --out results",
+        INDEX,
     ],
     "align": [
-        [
-            "train",
-            "align",
-            "--data",
-            "pairs.csv",
-            "--val-split",
-            "0.25",
-            "--steps",
-            "4",
-            "--out",
-            "run",
-        ]
+        "cloob train align --data pairs.csv --val-split 0.25 --steps 4 --out run"
     ],
     "export": [
-        ["export", MODEL, "--out", to, "--to", to] for to in ("onnx", "transformers")
+        f"cloob export {MODEL} --out onnx --to onnx",
+        f"cloob export {MODEL} --out transformers --to transformers",
     ],
     "ray": ["import ray.data; from cloob.interop.ray import Embed"],
-    "serve": [["index", ".", "--model", MODEL, "--out", "idx"], SERVE],
+    "serve": [INDEX, SERVE],
     "sentence-transformers": [SENTENCES],
     "open-clip-train": [OPEN_CLIP],
 }
 
 # What `train` alone refuses, in one line with the install of this extra.
 REFUSED = {
-    "align": ["train", "align", "--data", "pairs.csv"],
-    "export": ["export", MODEL, "--out", "exported", "--to", "onnx"],
-    "serve": ["serve", "idx"],
+    "align": "cloob train align --data pairs.csv",
+    "export": f"cloob export {MODEL} --out exported --to onnx",
+    "serve": "cloob serve idx",
 }
 
 
-def run(command, folder):
-    """The exit code, and what went to stderr, which is also shown."""
+def run(python, use, folder):
+    """The exit code of a command or a program, and what went to stderr, which is also
+    shown.
+    """
+    words = ["-m", *use.split()] if use.startswith("cloob ") else ["-c", use]
     done = subprocess.run(
-        command, cwd=folder, check=False, timeout=600, stderr=subprocess.PIPE, text=True
+        [python, *words], cwd=folder, timeout=600, stderr=subprocess.PIPE, text=True
     )
     print(done.stderr, end="", file=sys.stderr)
     return done.returncode, done.stderr
+
+
+def uv(*words):
+    subprocess.run([sys.executable, "-m", "uv", *words], check=True)
 
 
 def try_out(wheel, version, extra, environment):
     """Makes the environment, uses the extra in an empty folder, and removes the
     environment.
     """
-    subprocess.run(
-        [*UV, "venv", "--quiet", "--clear", "--python", version, str(environment)],
-        check=True,
-    )
     python = str(environment / "bin" / "python")
     begin = time.monotonic()
-    subprocess.run(
-        [*UV, "pip", "install", "--quiet", "--python", python, f"{wheel}[{extra}]"],
-        check=True,
-    )
-    print(
-        f"Python {version}, {extra}: installed in {time.monotonic() - begin:.0f} s",
-        flush=True,
-    )
+    uv("venv", "--quiet", "--clear", "--python", version, str(environment))
+    uv("pip", "install", "--quiet", "--python", python, f"{wheel}[{extra}]")
+    seconds = time.monotonic() - begin
+    print(f"Python {version}, {extra}: installed in {seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if extra != "sentence-transformers":
             subprocess.run([python, "-c", PAIRS], cwd=folder, check=True)
         for use in USES[extra]:
-            code, said = run(
-                (
-                    [python, "-m", "cloob", *use]
-                    if isinstance(use, list)
-                    else [python, "-c", use]
-                ),
-                folder,
-            )
-            assert code == 0 and "nanobind" not in said, (
-                use
-            )  # triton lists what Python does not collect at its end
-        for brings, words in REFUSED.items() if extra == "train" else ():
-            code, said = run([python, "-m", "cloob", *words], folder)
-            assert (
-                code == 2 and f'pip install "cloob[{brings}]"' in said.splitlines()[-1]
-            ), words
+            code, said = run(python, use, folder)
+            # triton lists what Python does not collect at its end
+            assert code == 0 and "nanobind" not in said, use
+        for brings, use in REFUSED.items() if extra == "train" else ():
+            code, said = run(python, use, folder)
+            assert code == 2 and f'pip install "cloob[{brings}]"' in said, use
     shutil.rmtree(environment)
     print(f"Python {version}, {extra}: works alone", flush=True)
 
 
 def main():
     wheel, folder, *chosen = sys.argv[1:]
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    assert set(extras) == {*USES, "all"}, "an extra is not tried"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(project["optional-dependencies"]) == {*USES, "all"}
     for version in PYTHONS:
-        if subprocess.run(
-            [*UV, "python", "find", version], capture_output=True, check=False
-        ).returncode:
+        find = [sys.executable, "-m", "uv", "python", "find", version]
+        if subprocess.run(find, capture_output=True).returncode:
             print(f"Python {version}: not tried, no interpreter here", flush=True)
             continue
         for extra in chosen or USES:
-            try_out(
-                Path(wheel).resolve(), version, extra, Path(folder).resolve() / extra
-            )
+            environment = Path(folder).resolve() / extra
+            try_out(Path(wheel).resolve(), version, extra, environment)
 
 
 if __name__ == "__main__":

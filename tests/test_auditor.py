@@ -1,11 +1,13 @@
 """Right losses and wrong ones, each transcribed here, and what ``cloob.audit`` says."""
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 import cloob
@@ -91,28 +93,27 @@ def test_a_right_loss_is_named_and_not_blamed(name):
     assert report.value_error < 1e-6 and report.gradient_error < 1e-4, report
 
 
+def fixed(member, **options):
+    """A member whose temperature does not learn, where it can be so."""
+    if "siglip" not in member:
+        options["learnable_inv_tau"] = False
+    return cloob.make_objective(member, **options)
+
+
 @pytest.mark.parametrize("backend", ["reference", "streamed"])
-@pytest.mark.parametrize("scale", ["paper", "unit"])
 @pytest.mark.parametrize("member", OBJECTIVES)
-def test_no_member_of_ours_is_blamed(member, scale, backend):
-    if "siglip" in member and scale == "paper":
-        return  # there is none
-    fixed = {} if "siglip" in member else {"learnable_inv_tau": False}
-    objective = cloob.make_objective(member, scale=scale, backend=backend, **fixed)
-    before = {key: value.clone() for key, value in objective.state_dict().items()}
-    report = cloob.audit(objective, expect=member)
-    assert (report.name, report.scale, report.faults) == (member, scale, ()), report
-    assert report.inv_tau == pytest.approx(objective.inv_tau.item(), rel=1e-4)
-    if report.beta is not None:
-        assert report.beta == pytest.approx(8.0, rel=1e-4)
-    assert report.value_error < 1e-6 and report.gradient_error < 1e-5
-    assert str(report).startswith(f"{member} (")
-    torch.testing.assert_close(objective.state_dict(), before, rtol=0, atol=0)
-    objective.train()
-    with pytest.warns(
-        UserWarning, match="rows of length 2"
-    ):  # not told of by the audit
-        objective(*(2 * side for side in torch.eye(4).expand(2, 4, 4)))
+def test_no_member_of_ours_is_blamed(member, backend):
+    scales = ("unit",) if "siglip" in member else ("unit", "paper")
+    for scale in scales:
+        objective = fixed(member, scale=scale, backend=backend)
+        before = copy.deepcopy(objective.state_dict())
+        report = cloob.audit(objective, expect=member)
+        assert (report.name, report.scale, report.faults) == (member, scale, ()), report
+        assert report.inv_tau == pytest.approx(objective.inv_tau.item(), rel=1e-4)
+        assert report.beta in (None, pytest.approx(8.0, rel=1e-4))
+        assert report.value_error < 1e-6 and report.gradient_error < 1e-5
+        assert str(report).startswith(f"{member} (")
+        torch.testing.assert_close(objective.state_dict(), before, rtol=0, atol=0)
 
 
 def test_learned_scales_of_ours_are_not_blamed():
@@ -133,9 +134,7 @@ def gathered(x, y, keep_own, with_gradient=False):
     sides = []
     for side in (x, y):
         if with_gradient:
-            import torch.distributed.nn.functional as differentiable
-
-            parts = list(differentiable.all_gather(side))
+            parts = list(all_gather(side))
         else:
             parts = [torch.zeros_like(side) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, side.detach())
@@ -148,11 +147,6 @@ def gathered(x, y, keep_own, with_gradient=False):
 def mixed_memories(x, y):
     u_x, u_y, v_x, v_y = memories(x, y)
     return info_loob(u_x, v_x, 30.0) + info_loob(v_y, u_y, 30.0)
-
-
-def exchanged_anchors(x, y):
-    u_x, u_y, v_x, v_y = memories(x, y)
-    return info_loob(u_y, u_x, 30.0) + info_loob(v_x, v_y, 30.0)
 
 
 def across(x, y):
@@ -203,11 +197,9 @@ class Learned(nn.Module):
 WRONG = {
     "logarithm as τ⁻¹": [
         lambda x, y: cloob_loss(x, y, math.log(100)),
-        lambda x, y: both(info_nce, math.log(1 / 0.07))(x, y) / 2,
     ],
     "learned τ under τ·loss": [Learned(), Learned(info_nce)],
     "sentinel as mask": [
-        lambda x, y: cloob_loss(x, y, mask=-1000.0),
         lambda x, y: cloob_loss(x, y, mask=-1e9),
     ],
     "gather without gradient": [
@@ -216,19 +208,15 @@ WRONG = {
     ],
     "one direction": [
         lambda x, y: info_loob(x, y, 30.0),
-        lambda x, y: info_nce(y, x, 14.3),
         lambda x, y: info_loob(*memories(x, y)[:2], 30.0) / 30,
     ],
-    "U and V exchanged": [mixed_memories, exchanged_anchors, across],
+    "U and V exchanged": [mixed_memories, across],
     "other terms": [
         four_terms,
-        lambda x, y: both(info_nce, 30.0)(*memories(x, y)[:2]),
     ],
     "rows not of unit length": [not_unit],
     "subtract after exp": [
-        both(subtracted, 30.0),
         both(subtracted, 30.0, 1e-8),
-        both(subtracted, 1 / 0.07, 1e-8),
         lambda x, y: cloob_loss(x, y, contrast=subtracted),
     ],
     "retrieval not used": [unused],
@@ -250,14 +238,20 @@ def test_a_fault_is_found_and_no_other_is(kind, number):
     assert f"FAULT: {kind}: " in str(report)
 
 
+def test_an_audit_uses_up_no_warning():
+    objective = cloob.make_objective("cloob")
+    cloob.audit(objective)
+    rows = 2 * torch.eye(4)
+    with pytest.warns(UserWarning, match="rows of length 2"):
+        objective(rows, rows)
+
+
 def test_a_gather_with_gradient_is_right_on_two_ranks():
     report = cloob.audit(lambda x, y: gathered(x, y, False, with_gradient=True))
     assert report.faults == (), report
     for name in OBJECTIVES:
-        fixed = {} if "siglip" in name else {"learnable_inv_tau": False}
         for backend in ("reference", "streamed"):
-            ours = cloob.make_objective(name, gather="auto", backend=backend, **fixed)
-            report = cloob.audit(ours)
+            report = cloob.audit(fixed(name, gather="auto", backend=backend))
             assert report.faults == (), report
             assert "ranks" not in [finding.kind for finding in report.findings]
     assert not dist.is_initialized()
