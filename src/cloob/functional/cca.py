@@ -194,12 +194,16 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors. LAPACK does not find those of some float32 matrices
-    that have many eigenvalues around zero.
+    """Eigenvalues and eigenvectors. Of some float32 matrices that have many eigenvalues
+    around zero LAPACK finds none, or NaN.
     """
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except RuntimeError:  # LinAlgError is one
+        is_found = False
+    else:
+        is_found = bool(values.isfinite().all())
+    if not is_found:
         values, vectors = torch.linalg.eigh(matrix.double())
     return values.to(matrix.dtype), vectors.to(matrix.dtype)
 
