@@ -15,8 +15,8 @@ from PIL import Image
 
 from cloob.cli import main
 from cloob.heads.head import Head
-from cloob.models.aligned.model import VectorEncoder
 from cloob.models.folder import save_model
+from cloob.models.vectors import VectorEncoder
 from make import encoded, noise_image, tiny_model, write_forty
 
 

@@ -19,7 +19,7 @@ from cloob.errors import InputError
 from cloob.export.onnx import export_onnx, towers_of, worst_difference
 from cloob.heads.head import Head, Members
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
-from cloob.models.aligned.model import aligned_encoder
+from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.tokenizer import ClipTokenizer
 from cloob.models.towers import create_model
 from make import noise_image, write_bert
@@ -352,7 +352,7 @@ def test_heads_of_align_with_their_encoders(vit, tmp_path, is_joined):
         torch.manual_seed(0)
         heads = heads_of(image, text, is_joined)
     names = {"image_encoder": str(vit), "text_encoder": words}
-    wanted = aligned_encoder(image, text, *heads, names).eval()
+    wanted = AlignedEncoder(image, text, heads, names).eval()
     folder = tmp_path / "made"
     folder.mkdir()
     export_onnx(wanted, folder)

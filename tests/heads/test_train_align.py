@@ -140,21 +140,22 @@ def test_every_distinct_picture_and_text_is_embedded_once(
         (name, f"text {(i + j) % 3}") for i, name in enumerate(names) for j in range(5)
     ]
     counted = {"image": 0, "text": 0}
-    compute = AlignedEncoder.features_of
+    for side in counted:
+        compute = getattr(encoder, f"{side}_features")
 
-    def counting(self, side, batch):
-        counted[side] += len(batch)
-        return compute(self, side, batch)
+        def counting(batch, side=side, compute=compute):
+            counted[side] += len(batch)
+            return compute(batch)
 
-    monkeypatch.setattr(AlignedEncoder, "features_of", counting)
+        monkeypatch.setattr(encoder, f"{side}_features", counting)
     pairs, _ = embedded(open_table(tmp_path, rows), encoder)
     assert counted == {"image": 10, "text": 3}
     assert len(pairs) == len(rows) and pairs.a.shape[0] == 10 and pairs.b.shape[0] == 3
-    monkeypatch.setattr(AlignedEncoder, "features_of", compute)
     for place in (0, 7, 50, 54):
         name, text = rows[place]
         pixels = encoder.preprocess(Image.open(name).convert("RGB"))[None]
-        expected = encoder.features(pixels, encoder.tokenizer([text]))
+        tokens = encoder.tokenizer([text])
+        expected = encoder.image_features(pixels), encoder.text_features(tokens)
         torch.testing.assert_close(pairs.batch(np.array([place]))[:2], expected)
 
 
@@ -199,7 +200,8 @@ def test_features_are_those_of_the_bytes_that_are_there(
     assert torch.equal(after[2:], before[2:])
     assert not torch.allclose(after[0], before[0])
     shutil.move(folder, tmp_path / "elsewhere")
-    monkeypatch.setattr(AlignedEncoder, "features_of", None)  # they are in the cache
+    for side in ("image", "text"):  # they are in the cache
+        monkeypatch.setattr(AlignedEncoder, f"{side}_features", None)
     assert torch.equal(features(tmp_path / "elsewhere"), after)
 
 

@@ -138,7 +138,7 @@ def test_a_model_of_vectors_takes_rows_alone(config):
     of_a, of_b = model.encode_a(a), model.encode_b(b, batch_size=7)
     assert of_a.shape == of_b.shape == (N, 16)
     assert of_a[0].norm() == pytest.approx(1)
-    raises(InputError, "encode_a", model.encode_text, ["a"])
+    raises(InputError, "encode_a", lambda: model.encode_text(["a"]))
     raises(InputError, r"\(n, 20\)", model.encode_a, b)
 
 

@@ -18,7 +18,7 @@ from cloob.cli import main
 from cloob.errors import InputError
 from cloob.heads.head import Head
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
-from cloob.models.aligned.model import aligned_encoder
+from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import (
@@ -164,7 +164,7 @@ def whole(bert, tower):
     torch.manual_seed(0)
     heads = [Head(side.features, 12, "mlp", 0.5) for side in (image, text)]
     names = {"image_encoder": str(tower), "text_encoder": str(bert)}
-    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder = AlignedEncoder(image, text, (heads[0], heads[1]), names)
     heads[0].fit(torch.randn(50, image.features) + 3)
     heads[1].fit(torch.randn(50, text.features) * 5)
     for head in heads:
@@ -291,9 +291,8 @@ def test_an_encoder_that_was_changed_is_noticed(change, said, bert, tower, tmp_p
     image = open_image_encoder(str(places[1]), load_model)
     text = open_text_encoder(str(places[0]), load_model)
     names = {"image_encoder": str(places[1]), "text_encoder": str(places[0])}
-    encoder = aligned_encoder(
-        image, text, Head(image.features, 4), Head(text.features, 4), names
-    )
+    heads = Head(image.features, 4), Head(text.features, 4)
+    encoder = AlignedEncoder(image, text, heads, names)
     save_model(tmp_path / "model", encoder, OBJECTIVE)
     change(*places)
     raises(InputError, said, load_model, tmp_path / "model")

@@ -119,8 +119,8 @@ def embed_rows_or_texts(options: Options) -> int:
     import numpy as np
 
     from cloob.data.matrices import read_rows
-    from cloob.models.aligned.model import embed_rows
     from cloob.models.load import load_model
+    from cloob.models.vectors import embed_rows
 
     encoder = load_model(options.source, options.device)
     if texts is not None:

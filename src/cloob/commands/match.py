@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cloob.data.table import Matrix, Table
     from cloob.heads.head import Side
-    from cloob.models.aligned.model import VectorEncoder
+    from cloob.models.vectors import VectorEncoder
 
 N_QUERIES = 2048  # rows of a that are ranked together
 N_BLOCK = 8192  # rows of b that are in memory
@@ -73,11 +73,11 @@ def run(options: Options) -> int:
     """Ranks, and writes or prints the hits."""
     check(options)
     from cloob.data.matrices import read_rows
-    from cloob.models.aligned.model import check_vectors
     from cloob.models.load import load_model
+    from cloob.models.vectors import require_vectors
 
     files = read_rows(options.a), read_rows(options.b)
-    encoder = check_vectors(load_model(options.model, options.device))
+    encoder = require_vectors(load_model(options.model, options.device))
     a = rows_of(encoder, "a", options.a, files[0], options.a_ids)
     b = rows_of(encoder, "b", options.b, files[1], options.b_ids)
     if options.judge:
@@ -126,7 +126,7 @@ class Rows:
         """Unit rows, ``size`` at a time."""
         import torch
 
-        from cloob.models.aligned.model import embed_rows
+        from cloob.models.vectors import embed_rows
 
         for start in range(0, len(self.names), size):
             part = self.numbers[start : start + size]

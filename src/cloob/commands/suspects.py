@@ -78,10 +78,10 @@ def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
     else:
         from torch import from_numpy
 
-        from cloob.models.aligned.model import check_vectors, embed_pairs
         from cloob.models.load import load_model
+        from cloob.models.vectors import embed_pairs, require_vectors
 
-        encoder = check_vectors(load_model(model).eval())
+        encoder = require_vectors(load_model(model).eval())
         a, b = embed_pairs(encoder, pairs)
         found = judge(pairs.name, a, b, from_numpy(pairs.ids), in_one_space=True)
     keys = pairs.keys()

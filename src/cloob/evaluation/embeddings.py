@@ -133,8 +133,9 @@ class Embeddings:
 
     def _memory(self, key: str, side: str) -> FeatureMemory:
         if key not in self._memories:
-            files = Cache().named("features", f"-{key}-")
-            self._memories[key] = FeatureMemory(files, side)
+            memory = self._memories[key] = FeatureMemory()
+            for file in Cache().named("features", f"-{key}-"):
+                memory.read(file, side)
         return self._memories[key]
 
     def traits(self, model: str) -> ModelTraits:

@@ -88,9 +88,9 @@ def embed_listed(
 ) -> Tensor:
     """The unit rows of all rows of b that are listed, on the CPU."""
     from cloob.data.rows import as_numbers, gather
-    from cloob.models.aligned.model import check_vectors, embed_rows
+    from cloob.models.vectors import embed_rows, require_vectors
 
-    b = pairs.encoded(check_vectors(encoder).encodings).b
+    b = pairs.encoded(require_vectors(encoder).encodings).b
     parts = [part.numpy() for part in torch.split(candidates.rows, 4096)]
     return torch.cat(
         [embed_rows(encoder, "b", as_numbers(gather(b, part))) for part in parts]

@@ -23,7 +23,7 @@ from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_list
 from cloob.evaluation.results import Difference, Failure, Numbers, Results, Row
 from cloob.functional import protocols, ranking
 from cloob.functional.bootstrap import by_group, grouped_bootstrap
-from cloob.models.aligned.model import embed_pairs
+from cloob.models.vectors import embed_pairs
 
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs

@@ -31,9 +31,9 @@ from cloob.heads.arrays import fit_heads
 from cloob.heads.matrix import as_array, as_rows, pairs_of
 from cloob.heads.pipeline import piped_rows
 from cloob.heads.settings import CLOSED_FORMS, HeadSettings
-from cloob.models.aligned.model import VectorEncoder, embed_rows
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
+from cloob.models.vectors import VectorEncoder, embed_rows
 
 SETTINGS = {
     "n_components": "embed_dim",

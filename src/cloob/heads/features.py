@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,11 +27,11 @@ from cloob.data.sources.files import reading
 from cloob.data.vectors import VectorPairs
 from cloob.heads.head import Head
 from cloob.models.aligned.encoders import (
+    FeatureMemory,
     open_image_encoder,
     open_text_encoder,
-    row_keys,
 )
-from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
+from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.load import load_model
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def open_encoders(
     texts = open_text_encoder(text, load_model)
     heads = Head(images.features, 2), Head(texts.features, 2)
     names = {"image_encoder": image, "text_encoder": text}
-    return aligned_encoder(images, texts, *heads, names)
+    return AlignedEncoder(images, texts, heads, names)
 
 
 class Embedded(NamedTuple):
@@ -98,37 +98,6 @@ class Caption(NamedTuple):
     text: str
 
 
-class Distinct:
-    """The features of distinct pictures or texts, each computed once."""
-
-    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
-        self._compute = compute
-        self.places: dict[bytes, int] = {}  # of the features, by their keys
-        self.features: list[Tensor] = []
-
-    @torch.no_grad()
-    def add(self, batch: Tensor) -> list[int]:
-        """Computes the features of rows that are new; the places of all."""
-        if not len(batch):
-            return []
-        keys = [row.numpy().tobytes() for row in row_keys(batch)]
-        new = {key: row for row, key in enumerate(keys) if key not in self.places}
-        if new:
-            self.features += self._compute(batch[list(new.values())]).float().cpu()
-        for key in new:
-            self.places[key] = len(self.places)
-        return [self.places[key] for key in keys]
-
-    def columns(self, name: str) -> dict[str, Tensor]:
-        """(n, F) features and the (n, 16) uint8 keys of their rows."""
-        if not self.features:
-            empty = torch.empty(0, 1)
-            return {name: empty, f"{name}_rows": torch.empty(0, 16, dtype=torch.uint8)}
-        content = torch.frombuffer(bytearray(b"".join(self.places)), dtype=torch.uint8)
-        keys = content.view(len(self.features), -1)
-        return {name: torch.stack(self.features), f"{name}_rows": keys}
-
-
 def compute(
     source: Source, encoder: AlignedEncoder, workers: int, target: Path
 ) -> None:
@@ -141,38 +110,45 @@ def compute(
     rows = np.array(list(captions), np.int64)
     _, places = np.unique(picture_of[rows], return_index=True)
 
-    images = Distinct(partial(encoder.features_of, "image"))
-    place_of: dict[int, int] = {}  # of a picture
+    images = FeatureMemory()
+    digest_of: dict[int, bytes] = {}  # of a picture
     lost: dict[int, Skip] = {}
     for asked, batch in read_pictures(source, np.sort(rows[places]), encoder, workers):
         target.touch()  # still running
         usable = batch.tokens[:, 0].numpy()
         bad = asked[~np.isin(asked, usable)]
-        added = images.add(batch.images)
-        place_of |= zip(picture_of[usable].tolist(), added, strict=True)
+        digests = images.add(batch.images, encoder.image_features)
+        digest_of |= zip(picture_of[usable].tolist(), digests, strict=True)
         lost |= zip(picture_of[bad].tolist(), batch.skipped, strict=True)
 
     found: dict[int, Caption] = {}
     for row, caption in captions.items():
         picture = int(picture_of[row])
-        if picture in place_of:
+        if picture in digest_of:
             found[row] = caption
         else:
             skipped[row] = lost[picture]
-    texts = Distinct(partial(encoder.features_of, "text"))
+    texts = FeatureMemory()
     words = [caption.text for caption in found.values()]
-    of_texts: list[int] = []
+    of_texts: list[bytes] = []
     for start in range(0, len(words), BATCH):
-        of_texts += texts.add(encoder.tokenizer(words[start : start + BATCH]))
-    of_images = [place_of[int(picture_of[row])] for row in found]
-    pairs = list(zip(of_images, of_texts, strict=True))
+        tokens = encoder.tokenizer(words[start : start + BATCH])
+        of_texts += texts.add(tokens, encoder.text_features)
+    of_images = [digest_of[int(picture_of[row])] for row in found]
+    pairs = [*zip(rows_in(images, of_images), rows_in(texts, of_texts), strict=True)]
     write(target, images, texts, pairs, found, skipped)
+
+
+def rows_in(memory: FeatureMemory, digests: list[bytes]) -> list[int]:
+    """Where the features of these rows stand in a file."""
+    place = {digest: i for i, digest in enumerate(memory.known)}
+    return [place[digest] for digest in digests]
 
 
 def write(
     target: Path,
-    images: Distinct,
-    texts: Distinct,
+    images: FeatureMemory,
+    texts: FeatureMemory,
     pairs: list[tuple[int, int]],
     captions: dict[int, Caption],
     skipped: dict[int, Skip],

@@ -44,8 +44,10 @@ from cloob.heads.ledger import Ledger, open_ledger
 from cloob.heads.settings import USUAL_SCALES
 from cloob.lock import lock_run_folder
 from cloob.models import runs
-from cloob.models.aligned.model import AlignedEncoder, VectorEncoder, with_heads
+from cloob.models.aligned.model import AlignedEncoder
+from cloob.models.encoder import Model
 from cloob.models.folder import save_model
+from cloob.models.vectors import VectorEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -134,13 +136,11 @@ class Data:
     encoder: AlignedEncoder | None = None  # None for vectors
     left_out: list[LeftOut] = field(default_factory=list)
 
-    def model(self, heads: Heads, objective: dict[str, object]) -> AlignedEncoder:
+    def model(self, heads: Heads, objective: dict[str, object]) -> Model:
         """The model with these heads."""
         if self.encoder is None:
             return VectorEncoder(*heads, objective, self.pairs.encodings)
-        model = with_heads(self.encoder, *heads)
-        model.objective_config = objective
-        return model
+        return self.encoder.with_heads(heads, objective)
 
 
 # --- the run folder and the pairs, before anything is written ---

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,13 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.importing import translated
 from cloob.models.pixels import EvalTransform, open_image
+from cloob.models.runs import (
+    CONFIG_FILE,
+    MODULE_FILE,
+    TOWERS_FILE,
+    TOWERS_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+)
 from cloob.models.settings import ModelConfig, Pixels
 from cloob.models.tokenizer import ClipTokenizer, is_open_clips
 from cloob.objective import ContrastiveObjective
@@ -53,107 +61,59 @@ class EncoderConfig:
         return cls("open_clip", int(model_cfg["embed_dim"]), length, settings)
 
 
-class DualEncoder(nn.Module):
-    """An image tower and a text tower that share an embedding space.
+class ModelFiles(NamedTuple):
+    """The configuration and the weights of a model folder, by the names of their
+    files.
+    """
+
+    config_name: str
+    config: dict[str, Any]
+    weights_name: str
+    weights: dict[str, Tensor]
+
+
+class Model(nn.Module):
+    """What is trained, stored and loaded: towers, or heads.
 
     Attributes:
         name: The configuration's name, or where the model came from.
-        model: The open_clip module; its ``logit_scale`` is frozen and its
-            ``logit_bias`` taken out: both are the objective's, and stored with the
-            towers again by ``save_model``.
-        tokenizer: list of n strings -> int64 (n, L).
-        preprocess: PIL image -> uint8 (3, H, W).
         config: What it was built from.
-        preprocess_cfg: open_clip's ``preprocess_cfg``.
         objective_config: Settings of the objective that it was trained with, of which
             :meth:`make_objective` makes it; empty where they are unknown.
-        image_size: Side of the square input in pixels.
-        mean: Channel means for pixels in [0, 1]; ``std``: their standard deviations.
-        embed_dim: D; ``context_length``: L.
+        embed_dim: Width D of its rows.
     """
 
-    _mean: Tensor
-    _std: Tensor
     # where it is known without a look at the weights, see
     # ``cloob.models.load.fingerprint``
     fingerprint: str = ""
-    # the file that all of its weights were read from, if it was one
-    weights_file: Path | None = None
-    # whether tokens may come without the padding that all rows of a batch share, see
-    # ``trimmed``
-    trims_texts = False
+    model: Any
 
     def __init__(
-        self,
-        name: str,
-        model: Any,
-        tokenizer: Tokenize,
-        config: EncoderConfig,
-        objective: dict[str, Any] | None = None,
+        self, name: str, config: EncoderConfig, objective: dict[str, Any] | None
     ) -> None:
-        """Wraps what ``open_clip.create_model`` and ``open_clip.get_tokenizer`` return,
-        or modules like these.
-        """
         super().__init__()
         self.name = name
-        self.model: Any = model
-        self.tokenizer = (
-            ClipTokenizer.of(tokenizer) if is_open_clips(tokenizer) else tokenizer
-        )
         self.config = config
         self.objective_config = objective or {}
         self.embed_dim = config.embed_dim
-        self.context_length = config.context_length
-        self._causal_tower = causal_tower(model, self.context_length)
-        self.trims_texts = self._causal_tower is not None
-        self._set_preprocessing(model.visual.preprocess_cfg)
-        model.logit_scale.requires_grad_(False)
-        model.logit_bias = None
-        self.set_channels_last(True)
-
-    def _set_preprocessing(self, preprocess_cfg: Pixels) -> None:
-        """How pictures become pixels; InputError for what is not square."""
-        size = preprocess_cfg["size"]
-        sides = {size} if isinstance(size, int) else {*size}  # some have (H, W)
-        self.image_size = int(max(sides))
-        self.preprocess_cfg = preprocess_cfg | {"size": self.image_size}
-        self.preprocess = EvalTransform(self.preprocess_cfg)
-        self.mean = tuple(map(float, preprocess_cfg["mean"]))
-        self.std = tuple(map(float, preprocess_cfg["std"]))
-        if len(sides) > 1 or not min(self.std) > 0:
-            raise InputError(
-                f"{self.name}: image size {size}, std {self.std}; a square and positive"
-                " numbers are expected"
-            )
-        for name, values in (("_mean", self.mean), ("_std", self.std)):
-            column = torch.tensor(values).view(1, 3, 1, 1)
-            self.register_buffer(name, column, persistent=False)
 
     def check_weights(self) -> None:
-        """Raises InputError for an encoder that has no weights to train, store or
-        export: an ONNX export.
+        """Raises InputError for a model that has no weights to train, store or export:
+        an ONNX export.
         """
         if self.config.kind == "onnx":
-            advice = (
-                "an ONNX export embeds and does no more; give the model that it was"
-                " made of"
+            raise InputError(
+                f"{self.name}: an ONNX export embeds and does no more; give the model"
+                " that it was made of"
             )
-            raise InputError(f"{self.name}: {advice}")
 
-    @property
-    def heads(self) -> Any:
-        """The heads of both sides, where these alone are trained: on frozen encoders,
-        or on vectors; else None.
+    def files(
+        self, objective: Mapping[str, Any], weights: dict[str, Tensor]
+    ) -> ModelFiles:
+        """What a model folder holds of it, with an objective's settings; ``weights``
+        are those of ``model``.
         """
-        trained = self.config.kind in ("aligned", "vectors")
-        return (self.model.image_head, self.model.text_head) if trained else None
-
-    def set_channels_last(self, enabled: bool) -> None:
-        """Chooses the image tower's memory layout; convolutions run 1.2 to 1.5 times as
-        fast in channels last.
-        """
-        self._layout = torch.channels_last if enabled else torch.contiguous_format
-        self.model.visual.to(memory_format=self._layout)
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -189,6 +149,110 @@ class DualEncoder(nn.Module):
             raise InputError(f"{self.name}: does not say {lacks}")
         with translated(f"{self.name}: its objective's settings cannot be used"):
             return ContrastiveObjective(**settings)
+
+
+class DualEncoder(Model):
+    """An image tower and a text tower that share an embedding space.
+
+    Attributes:
+        model: The open_clip module; its ``logit_scale`` is frozen and its
+            ``logit_bias`` taken out: both are the objective's, and stored with the
+            towers again by ``save_model``.
+        tokenizer: list of n strings -> int64 (n, L).
+        preprocess: PIL image -> uint8 (3, H, W).
+        preprocess_cfg: open_clip's ``preprocess_cfg``.
+        image_size: Side of the square input in pixels.
+        mean: Channel means for pixels in [0, 1]; ``std``: their standard deviations.
+        context_length: L.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+    # the file that all of its weights were read from, if it was one
+    weights_file: Path | None = None
+    # whether tokens may come without the padding that all rows of a batch share, see
+    # ``trimmed``
+    trims_texts = False
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Tokenize,
+        config: EncoderConfig,
+        objective: dict[str, Any] | None = None,
+    ) -> None:
+        """Wraps what ``open_clip.create_model`` and ``open_clip.get_tokenizer`` return,
+        or modules like these.
+        """
+        super().__init__(name, config, objective)
+        self.model = model
+        self.tokenizer = (
+            ClipTokenizer.of(tokenizer) if is_open_clips(tokenizer) else tokenizer
+        )
+        self.context_length = config.context_length
+        self._causal_tower = causal_tower(model, self.context_length)
+        self.trims_texts = self._causal_tower is not None
+        self._set_preprocessing(model.visual.preprocess_cfg)
+        model.logit_scale.requires_grad_(False)
+        model.logit_bias = None
+        self.set_channels_last(True)
+
+    def _set_preprocessing(self, preprocess_cfg: Pixels) -> None:
+        """How pictures become pixels; InputError for what is not square."""
+        size = preprocess_cfg["size"]
+        sides = {size} if isinstance(size, int) else {*size}  # some have (H, W)
+        self.image_size = int(max(sides))
+        self.preprocess_cfg = preprocess_cfg | {"size": self.image_size}
+        self.preprocess = EvalTransform(self.preprocess_cfg)
+        self.mean = tuple(map(float, preprocess_cfg["mean"]))
+        self.std = tuple(map(float, preprocess_cfg["std"]))
+        if len(sides) > 1 or not min(self.std) > 0:
+            raise InputError(
+                f"{self.name}: image size {size}, std {self.std}; a square and positive"
+                " numbers are expected"
+            )
+        for name, values in (("_mean", self.mean), ("_std", self.std)):
+            column = torch.tensor(values).view(1, 3, 1, 1)
+            self.register_buffer(name, column, persistent=False)
+
+    def set_channels_last(self, enabled: bool) -> None:
+        """Chooses the image tower's memory layout; convolutions run 1.2 to 1.5 times as
+        fast in channels last.
+        """
+        self._layout = torch.channels_last if enabled else torch.contiguous_format
+        self.model.visual.to(memory_format=self._layout)
+
+    def files(
+        self, objective: Mapping[str, Any], weights: dict[str, Tensor]
+    ) -> ModelFiles:
+        """The ``inv_tau`` and ``bias`` of an objective are open_clip's ``logit_scale``
+        and ``logit_bias`` too.
+        """
+        settings = self.config.settings
+        if self.config.kind == "module":
+            return ModelFiles(MODULE_FILE, settings, TOWERS_WEIGHTS_FILE, weights)
+        inv_tau, bias = objective.get("inv_tau"), objective.get("bias")
+        scale = weights["logit_scale"].cpu()
+        if inv_tau is not None:
+            scale = torch.full_like(scale, math.log(inv_tau))
+        weights["logit_scale"] = scale
+        if self.config.kind == "towers":
+            config = {"name": self.name, **settings}
+            return ModelFiles(TOWERS_FILE, config, TOWERS_WEIGHTS_FILE, weights)
+        if bias is not None:
+            settings = settings | {"init_logit_bias": float(bias)}
+            weights["logit_bias"] = torch.full_like(scale, bias)
+        config = {
+            "model_cfg": settings,
+            "preprocess_cfg": self.preprocess_cfg,
+            "name": self.name,
+        }
+        # of other programs; open_clip ignores the key
+        tokenizer = getattr(self.tokenizer, "settings", None)
+        if tokenizer is not None:
+            config["tokenizer"] = tokenizer
+        return ModelFiles(CONFIG_FILE, config, WEIGHTS_FILE, weights)
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds n pairs; differentiable.
@@ -336,11 +400,14 @@ class DualEncoder(nn.Module):
                 f"images: {images.dtype} {tuple(images.shape)}, where uint8 or float"
                 f" (n, 3, {size}, {size}) is expected"
             )
-        if is_raw:
-            # in place: half the time on a CPU
-            images = images.float().div_(255).sub_(self._mean).div_(self._std)
-        images = images.to(self._dtype(), memory_format=self._layout)
-        return _unit_rows(self.model.encode_image(images))
+        pixels = self._normalised(images) if is_raw else images
+        pixels = pixels.to(self._dtype(), memory_format=self._layout)
+        return _unit_rows(self.model.encode_image(pixels))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Float32 pixels of uint8 ones."""
+        # in place: half the time on a CPU
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
 
     def _text_features(self, tokens: Tensor) -> Tensor:
         """(n, embed_dim) unit rows of tokens, which a causal tower also takes without

@@ -15,12 +15,8 @@ from torch import Tensor, nn
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line
 from cloob.models import runs
-from cloob.models.aligned.model import (
-    VectorEncoder,
-    load_aligned,
-    read_heads,
-)
-from cloob.models.encoder import DualEncoder, EncoderConfig, weights_digest
+from cloob.models.aligned.model import load_aligned
+from cloob.models.encoder import DualEncoder, EncoderConfig, Model, weights_digest
 from cloob.models.importing import (
     check_folder,
     check_hub_model,
@@ -45,6 +41,7 @@ from cloob.models.tokenizer import (
     read_tokenizer,
 )
 from cloob.models.towers import create_model, filled_towers, load_tokenizer
+from cloob.models.vectors import VectorEncoder, read_heads
 from cloob.models.weights import hf_clip, other, torch_clip
 from cloob.models.weights.containers import WEIGHTS_FILES, read_safetensors
 from cloob.models.weights.keymap import Towers, fill
@@ -156,7 +153,7 @@ def _why_no_model(folder: Path) -> str:
     )
 
 
-def _load(source: str | Path) -> DualEncoder:
+def _load(source: str | Path) -> Model:
     """The encoder of a source: its files are found, then read by their kind."""
     parsed = ModelSource.parse(source)
     if parsed.kind == "hub":
@@ -171,7 +168,7 @@ def _load(source: str | Path) -> DualEncoder:
     return _read_folder(path) if path.is_dir() else _read_file(path, parsed)
 
 
-def _load_public(source: ModelSource) -> DualEncoder:
+def _load_public(source: ModelSource) -> Model:
     """A public model, fetched unless the cache has it."""
     model = PUBLIC[source.name]
     folder = public_folder(source.name)
@@ -183,7 +180,7 @@ def _load_public(source: ModelSource) -> DualEncoder:
 
 def _read_file(
     path: Path, source: ModelSource, config: dict[str, Any] | None = None
-) -> DualEncoder:
+) -> Model:
     """Another program's file; ``config`` of a crowsonkb file."""
     with translated(str(path)):
         if path.suffix == ".pkl":
@@ -193,7 +190,7 @@ def _read_file(
         return torch_clip.load(path, create, VectorEncoder)
 
 
-def _load_hub(source: ModelSource) -> DualEncoder:
+def _load_hub(source: ModelSource) -> Model:
     """A model of the hub; its configuration is checked before its weights are
     fetched.
     """
@@ -228,7 +225,7 @@ def _family(folder: Path) -> Callable[[Path], DualEncoder]:
     return families[kind]
 
 
-def _read_folder(folder: Path) -> DualEncoder:
+def _read_folder(folder: Path) -> Model:
     file = runs.config_file(folder)
     is_ours = file.is_file()
     with translated(str(file if is_ours else folder)):
@@ -239,10 +236,10 @@ def _read_folder(folder: Path) -> DualEncoder:
 
 def _read_aligned(folder: Path) -> DualEncoder:
     config = read_json(folder / runs.ALIGNED_FILE)
-    return load_aligned(folder, config, _objective(folder), _load)
+    return load_aligned(folder, config, _objective(folder), load_model)
 
 
-def _read_vectors(folder: Path) -> DualEncoder:
+def _read_vectors(folder: Path) -> VectorEncoder:
     config = read_json(folder / runs.VECTORS_FILE)
     heads = read_heads(folder, config, ("a", "b"))
     if "tables" not in config:
@@ -265,7 +262,7 @@ def _read_other_towers(folder: Path) -> DualEncoder:
     return encoder
 
 
-def _read_module(folder: Path) -> DualEncoder:
+def _read_module(folder: Path) -> Model:
     name = read_json(folder / runs.MODULE_FILE)["class"]
     raise InputError(
         f"{folder}: {name}, to which its weights belong, is Python code;"
@@ -327,7 +324,7 @@ def _objective(folder: Path) -> dict[str, Any]:
     return runs.check_objective(read_json(file), str(file)) if file.is_file() else {}
 
 
-_READERS: dict[str, Callable[[Path], DualEncoder]] = {
+_READERS: dict[str, Callable[[Path], Model]] = {
     runs.CONFIG_FILE: _read_towers,
     runs.TOWERS_FILE: _read_other_towers,
     runs.ALIGNED_FILE: _read_aligned,

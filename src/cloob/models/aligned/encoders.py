@@ -4,15 +4,16 @@ that they gave before.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from cloob.models.runs import config_file
 from cloob.models.settings import Pixels
 from cloob.models.source import LITE0, MINILM, ModelSource, check_packages
 from cloob.models.towers import TOKENIZER_FILES, check_words
-from cloob.models.weights.keymap import preprocess
+from cloob.models.weights.keymap import pixel_settings
 
 LoadModel = Callable[[str], DualEncoder]  # handed in, as it stands above this file
 _LENGTH_FILE = "sentence_bert_config.json"
@@ -42,7 +43,6 @@ _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
 _IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
 # of what is computed and kept; another number makes the files of the old one unused
 VERSION = "6"
-_KEY_BYTES = 16
 
 
 def open_image_encoder(
@@ -63,7 +63,7 @@ def open_image_encoder(
         interpolation = config["interpolation"]
         if interpolation not in ("bilinear", "bicubic", "lanczos"):
             interpolation = "bicubic"
-        pixels = preprocess(size, config["mean"], config["std"], interpolation)
+        pixels = pixel_settings(size, config["mean"], config["std"], interpolation)
         return ImageEncoder(network, pixels)
 
 
@@ -298,53 +298,47 @@ def _freeze(encoder: nn.Module, sample: Tensor) -> int:
     return int(encoder.eval().requires_grad_(False)(sample).shape[1])
 
 
-def row_keys(batch: Tensor) -> Tensor:
-    """(n, 16) uint8: a digest of every row of n pictures (uint8 pixels) or texts
-    (integer tokens).
-    """
-    rows = batch.cpu() if batch.dtype == torch.uint8 else batch.cpu().long()
-    digests = [
-        hashlib.blake2b(row.numpy().tobytes(), digest_size=_KEY_BYTES).digest()
-        for row in rows
-    ]
-    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(
-        -1, _KEY_BYTES
-    )
-
-
 class FeatureMemory:
-    """What one frozen encoder gave per row (``side``: ``"images"`` or ``"texts"``), in
-    files and here.
+    """What a frozen encoder gave for distinct pictures or texts, by digests of their
+    pixels or tokens.
     """
 
-    def __init__(self, files: Sequence[Path], side: str) -> None:
-        self._known: dict[bytes, Tensor] = {}
+    def __init__(self) -> None:
+        self.known: dict[bytes, Tensor] = {}  # (F,) features each
+
+    def read(self, path: Path, name: str) -> None:
+        """Adds what ``columns`` gave and a file holds; a damaged file, or one that was
+        just removed, is passed over: its features are computed anew.
+        """
         library = require("safetensors", "train")
-        for path in files:
-            # a damaged one, or one that was just removed, is computed anew
-            with (
-                suppress(library.SafetensorError, OSError),
-                library.safe_open(path, framework="pt") as file,
-            ):
-                self._known |= zip(
-                    _each(file.get_tensor(f"{side}_rows")),
-                    file.get_tensor(side),
-                    strict=True,
-                )
+        with (
+            suppress(library.SafetensorError, OSError),
+            library.safe_open(path, framework="pt") as file,
+        ):
+            digests = file.get_tensor(f"{name}_rows").numpy()
+            self.known |= zip(map(bytes, digests), file.get_tensor(name), strict=True)
+
+    def add(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> list[bytes]:
+        """The digests of rows, n pictures or texts; ``compute`` gives the features of
+        those that are new.
+        """
+        keys = [
+            blake2b(row.tobytes(), digest_size=16).digest() for row in batch.numpy()
+        ]
+        new = {key: row for row, key in enumerate(keys) if key not in self.known}
+        if new:
+            features = compute(batch[list(new.values())]).float().cpu()
+            self.known |= zip(new, features, strict=True)
+        return keys
 
     def features(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """(n, F) features of n rows on the CPU; ``compute`` gives those of the rows
-        that are new.
-        """
-        keys = _each(row_keys(batch))
-        new = {key: row for row, key in enumerate(keys) if key not in self._known}
-        if new:
-            self._known |= zip(
-                new, compute(batch[list(new.values())]).float().cpu(), strict=True
-            )
-        return torch.stack([self._known[key] for key in keys])
+        """(n, F) features of n rows on the CPU, as of ``add``."""
+        keys = self.add(batch.cpu(), compute)
+        return torch.stack([self.known[key] for key in keys])
 
-
-def _each(rows: Tensor) -> list[bytes]:
-    content = rows.numpy().tobytes()
-    return [content[i : i + _KEY_BYTES] for i in range(0, len(content), _KEY_BYTES)]
+    def columns(self, name: str) -> dict[str, Tensor]:
+        """For a file: (n, F) features and the (n, 16) uint8 digests of their rows."""
+        empty = torch.empty(0, 1)
+        features = torch.stack([*self.known.values()]) if self.known else empty
+        digests = np.frombuffer(b"".join(self.known), np.uint8).reshape(-1, 16)
+        return {name: features, f"{name}_rows": torch.tensor(digests)}

@@ -4,9 +4,10 @@ exact names, and no code runs.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
-import itertools
+import io
 import os
 import pickle
 import re
@@ -24,11 +25,6 @@ from cloob.models.importing import translated
 from cloob.models.runs import check_objective
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "LongStorage": torch.int64,
-}
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -113,23 +109,27 @@ class TorchFile(NamedTuple):
 
 def read_torch(path: Path) -> TorchFile:
     """The tensors of a file of torch's, and the checkpoint around them."""
-    zipped = zipfile.is_zipfile(path)
-    with path.open("rb") as file:
-        if not zipped and file.read(4) == b"PK\3\4":
-            raise InputError(
-                f"{path}: is cut short: it begins as a zip and lacks its end; get it"
-                " again"
-            )
-    records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
-        if "constants.pkl" in records:
-            with zipfile.ZipFile(path) as archive:
-                tensors = dict(_scripted(_Script(archive).load()))
-            return TorchFile(tensors, {}, is_script=True)
-        content = _load(path, records)
-        has_more = isinstance(content, dict) and "state_dict" in content
-        tensors = _checked(content["state_dict"] if has_more else content)
-        return TorchFile(tensors, content if has_more else {}, is_script=False)
+        content = _load(path)
+        is_script = isinstance(content, _Made)
+        state = dict(_scripted(content)) if is_script else content
+        checkpoint = {}
+        if isinstance(state, dict) and "state_dict" in state:
+            checkpoint, state = state, state["state_dict"]
+        return TorchFile(_checked(state), checkpoint, is_script)
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\3\4"
+    if not is_zip:  # of torch before 1.6
+        return torch.load(path, map_location="cpu", weights_only=True)
+    if not zipfile.is_zipfile(path):
+        raise InputError(
+            f"{path}: is cut short: it begins as a zip and lacks its end; get it again"
+        )
+    with zipfile.ZipFile(path) as archive:
+        return _TorchZip(archive).load()
 
 
 def _checked(state: object) -> dict[str, Tensor]:
@@ -149,65 +149,15 @@ def _checked(state: object) -> dict[str, Tensor]:
     return _separate(state)
 
 
-def _load(path: Path, records: Mapping[str, int]) -> Any:
-    """What ``torch.save`` wrote; the records of a zip have to be as long as their
-    storages, in torch's order.
-    """
-    numbers = itertools.count()
-
-    def check(storage: Any, _: str) -> Any:
-        size = records.get(record := f"data/{next(numbers)}", 0)
-        if size != storage.nbytes():
-            raise ValueError(
-                f"record {record} has {size:,} bytes, its tensors take"
-                f" {storage.nbytes():,}"
-            )
-        return storage
-
-    return torch.load(path, map_location=check if records else "cpu", weights_only=True)
-
-
-def check_zip(path: Path) -> dict[str, int]:
-    """The bytes of every record of torch's zip, by its name without the folder;
-    InputError for a damaged one.
-    """
-    with (
-        translated(f"{path}: cannot be read as weights"),
-        zipfile.ZipFile(path) as archive,
-    ):
-        infos = archive.infolist()
-        tensors = [info for info in infos if "/data/" in info.filename]
-        if len({info.filename for info in infos}) < len(infos):
-            raise zipfile.BadZipFile("two records of one name")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in tensors):
-            raise zipfile.BadZipFile(
-                "its tensors are compressed, as torch writes no file; save it with"
-                " torch.save"
-            )
+def check_zip(path: Path) -> None:
+    """Raises BadZipFile where a record of a zip is not what was written."""
+    with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} is not what was written")
-        return {info.filename.partition("/")[2]: info.file_size for info in infos}
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is not what was written")
 
 
 Stored = tuple[torch.UntypedStorage, torch.dtype]
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows the classes of ``names``, and makes any class that TorchScript generated a
-    ``_Made``.
-    """
-
-    names: Mapping[tuple[str, str], object]
-
-    def find_class(self, module: str, name: str) -> object:
-        if module.partition(".")[0] == "__torch__":
-            return _Made
-        if (module, name) not in self.names:
-            raise pickle.UnpicklingError(
-                f"asks for {module}.{name}, which no file of weights needs"
-            )
-        return self.names[module, name]
 
 
 class _Made:
@@ -233,24 +183,93 @@ def _tensor(
     return torch.empty(0, dtype=dtype).set_(untyped, offset, shape, strides)
 
 
-class _Script(_Unpickler):
-    """Reads ``data.pkl`` of a TorchScript archive."""
+def _parameter(tensor: Tensor, *_: object) -> Tensor:
+    return tensor
 
-    names = {
-        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-        ("torch.jit._pickle", "build_intlist"): tuple,
-        ("collections", "OrderedDict"): dict,
-    } | {("torch", name): dtype for name, dtype in _STORAGES.items()}
+
+_HELD = (
+    *("numpy.ndarray", "numpy.dtype"),  # numpy itself would trust the file's dtypes
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
+    "jax._src.array._reconstruct_array",
+    "optax._src.base.EmptyState",
+    "optax._src.transform.ScaleByAdamState",
+    "optax._src.transform.ScaleByScheduleState",
+    "optax._src.wrappers.MaskedState",
+)
+_NAMES: dict[str, object] = {
+    **dict.fromkeys(_HELD, _Made),
+    "collections.OrderedDict": collections.OrderedDict,
+    "collections.Counter": collections.Counter,  # of torch's schedules
+    "haiku._src.data_structures.FlatMapping": dict,
+    "torch.Size": tuple,
+    "torch.jit._pickle.build_intlist": tuple,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.DoubleStorage": torch.float64,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows ``_NAMES`` alone, and makes any class that TorchScript generated a
+    ``_Made``.
+    """
+
+    def find_class(self, module: str, name: str) -> object:
+        if module.partition(".")[0] == "__torch__":
+            return _Made
+        full_name = f"{module}.{name}"
+        if full_name not in _NAMES:
+            raise pickle.UnpicklingError(
+                f"asks for {full_name}, which no file of weights needs"
+            )
+        return _NAMES[full_name]
+
+
+class _TorchZip(_Unpickler):
+    """Reads ``data.pkl`` of a zip by ``torch.save`` or TorchScript."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
+        names = archive.namelist()
+        folder = names[0].partition("/")[0]
+        is_one_folder = all(name.startswith(f"{folder}/") for name in names)
+        if len({*names}) < len(names) or not is_one_folder:
+            raise zipfile.BadZipFile("two records of one name, or one elsewhere")
         self._archive = archive
-        self._folder = archive.namelist()[0].partition("/")[0]
-        super().__init__(archive.open(f"{self._folder}/data.pkl"))
+        self._folder = folder
+        self._storages: dict[str, torch.UntypedStorage] = {}
+        super().__init__(io.BytesIO(archive.read(self._record("data.pkl"))))
 
-    def persistent_load(self, pid: tuple[object, torch.dtype, str]) -> Stored:
-        _, dtype, key, *_ = pid
-        content = bytearray(self._archive.read(f"{self._folder}/data/{key}"))
-        return torch.frombuffer(content, dtype=torch.uint8).untyped_storage(), dtype
+    def persistent_load(self, pid: tuple[object, torch.dtype, str, str, int]) -> Stored:
+        _, dtype, key, _, size = pid
+        if key not in self._storages:
+            record = self._record(f"data/{key}")
+            if record.file_size != size * dtype.itemsize:
+                raise ValueError(
+                    f"record data/{key} has {record.file_size:,} bytes, its tensors"
+                    f" take {size * dtype.itemsize:,}"
+                )
+            flat = torch.empty(record.file_size, dtype=torch.uint8)
+            with self._archive.open(record) as file:  # which looks at its checksum
+                file.readinto(flat.numpy())  # type: ignore[attr-defined]
+            self._storages[key] = flat.untyped_storage()
+        return self._storages[key], dtype
+
+    def _record(self, name: str) -> zipfile.ZipInfo:
+        record = self._archive.NameToInfo[f"{self._folder}/{name}"]
+        if record.compress_type != zipfile.ZIP_STORED:
+            raise zipfile.BadZipFile(
+                "its tensors are compressed, as torch writes no file; save it with"
+                " torch.save"
+            )
+        return record
 
 
 def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -261,31 +280,12 @@ def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield f"{prefix}{key}", value
 
 
-class _Arrays(_Unpickler):
-    """Reads numpy's and jax's arrays: numpy itself would trust the file's dtypes."""
-
-    names: Mapping[tuple[str, str], object] = {
-        ("haiku._src.data_structures", "FlatMapping"): dict,
-        ("jax._src.array", "_reconstruct_array"): _Made,
-        ("numpy", "ndarray"): _Made,
-        ("numpy", "dtype"): _Made,
-        ("numpy.core.multiarray", "_reconstruct"): _Made,
-        ("numpy._core.multiarray", "_reconstruct"): _Made,
-        ("numpy.core.numeric", "_frombuffer"): _Made,
-        ("numpy._core.numeric", "_frombuffer"): _Made,
-        ("optax._src.base", "EmptyState"): _Made,
-        ("optax._src.transform", "ScaleByAdamState"): _Made,
-        ("optax._src.transform", "ScaleByScheduleState"): _Made,
-        ("optax._src.wrappers", "MaskedState"): _Made,
-    }
-
-
 def read_arrays(path: Path) -> Any:
     """A pickle of plain values and numpy or jax arrays, which ``array`` makes tensors
     of.
     """
     with translated(f"{path}: cannot be read as weights"), path.open("rb") as file:
-        return _Arrays(file).load()
+        return _Unpickler(file).load()
 
 
 def array(made: Any) -> Tensor:

@@ -47,7 +47,7 @@ def build(config: ModelConfig, preprocess_cfg: Pixels, where: object) -> Any:
         mask = getattr(module, "attn_mask", None)
         if isinstance(mask, Tensor):
             module.attn_mask = torch.full(mask.shape, -torch.inf).triu_(1)
-    clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
+    clip = pixel_settings(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
     model.visual.preprocess_cfg = {**clip, **preprocess_cfg}
     return model
 
@@ -154,34 +154,25 @@ def _fitting(value: Tensor, weight: Tensor) -> Tensor:
 
 
 class Towers(nn.Module):
-    """What a ``DualEncoder`` uses of an open_clip module, for other towers; ``heads``
-    are those on frozen encoders.
-    """
+    """What a ``DualEncoder`` uses of an open_clip module, for other towers."""
 
-    def __init__(
-        self,
-        visual: nn.Module,
-        text: nn.Module,
-        logit_scale: float,
-        heads: Sequence[nn.Module | None] = (None, None),
-    ) -> None:
+    def __init__(self, visual: nn.Module, text: nn.Module, logit_scale: float) -> None:
         super().__init__()
         self.visual = visual
         self.text = text
         scale = torch.tensor(logit_scale, device="cpu")
         self.logit_scale = nn.Parameter(scale, requires_grad=False)
-        self.image_head, self.text_head = heads
 
     def encode_image(self, images: Tensor) -> Tensor:
         features: Tensor = self.visual(images)
-        return features if self.image_head is None else self.image_head(features)
+        return features
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         features: Tensor = self.text(tokens)
-        return features if self.text_head is None else self.text_head(features)
+        return features
 
 
-def preprocess(
+def pixel_settings(
     size: int, mean: Sequence[float], std: Sequence[float], interpolation: str
 ) -> Pixels:
     """open_clip's ``preprocess_cfg`` of a tower; ``interpolation`` may be ``"lanczos"``

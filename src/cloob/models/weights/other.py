@@ -37,7 +37,7 @@ from cloob.models.weights.keymap import (
     Towers,
     fill,
     key_map,
-    preprocess,
+    pixel_settings,
     without_memory,
 )
 
@@ -323,7 +323,7 @@ def _haiku_image(config: dict[str, Any], embed_dim: int, gelu: Gelu) -> ImageTow
     """The image tower of a Haiku checkpoint's configuration."""
     colours = config["normalize"]
     size = config["image_size"]
-    pixels = preprocess(size, colours["mean"], colours["std"], "lanczos")
+    pixels = pixel_settings(size, colours["mean"], colours["std"], "lanczos")
     width = config["d_model"]
     blocks = make_blocks(config, width, 1e-5, norm_first=True, gelu=gelu)
     return ImageTower(pixels, config["patch_size"], blocks, width, embed_dim, None)
@@ -332,7 +332,7 @@ def _haiku_image(config: dict[str, Any], embed_dim: int, gelu: Gelu) -> ImageTow
 def _rinna_image(config: dict[str, Any], embed_dim: int) -> ImageTower:
     """The image tower of a rinna configuration."""
     size = config.get("image_size", 224)
-    pixels = preprocess(size, CLIP_MEAN, CLIP_STD, "bilinear")
+    pixels = pixel_settings(size, CLIP_MEAN, CLIP_STD, "bilinear")
     width = config.get("hidden_size", 768)
     eps = config.get("layer_norm_eps", 1e-12)
     patch = config.get("patch_size", 16)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
+from cloob.models.encoder import DualEncoder, EncoderConfig, Model, cloob_objective
 from cloob.models.importing import read_json
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.settings import ModelConfig, TextConfig, VisionConfig
@@ -43,8 +43,8 @@ _HALF = {torch.float16, torch.float32}  # as OpenAI's convert_weights leaves the
 def load(
     path: Path,
     create: Callable[[str], DualEncoder],
-    of_vectors: Callable[..., DualEncoder],
-) -> DualEncoder:
+    of_vectors: Callable[..., Model],
+) -> Model:
     """The encoder in a file; ``create`` makes open_clip's towers with it, by their
     name, ``of_vectors`` a model of two heads and the settings of their objective.
     """
