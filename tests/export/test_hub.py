@@ -1,62 +1,51 @@
-"""Repositories of the hub, from a stand-in: what ``hf upload`` of an export leaves
-there loads as the folder does.
+"""Repositories of the hub: what ``hf upload`` of an export leaves there loads as the
+folder does.
 """
 
 import json
 import shutil
 
 import pytest
-from hub import StandIn
 from small_models import OBJECTIVE, same_rows
 
 from cloob import load_model
 from cloob.errors import InputError
-from make import served
-from support import use_hub
+from support import fill_hub_cache, raises, use_hub
 
 NAME = "me/small"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub that this process reads from, with an empty cache."""
-    with served(server := StandIn()):
-        use_hub(monkeypatch, server.address, tmp_path / "hub-cache")
-        yield server
-
-
-def offer(hub, folder):
-    """A repository with the files of a folder."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-    hub.repositories[NAME] = files
-    return files
+def upload(tmp_path, monkeypatch):
+    """Puts a folder where it lies once the hub has given it; the hub is away."""
+    use_hub(monkeypatch, "http://hub.invalid", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return lambda folder: fill_hub_cache(tmp_path / "cache", NAME, folder)
 
 
 def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(
-    hub, exported, small, tmp_path, monkeypatch
+    upload, exported, small, tmp_path
 ):
     from transformers import CLIPModel
 
     folder = shutil.copytree(exported, tmp_path / "clip")
     CLIPModel.from_pretrained(exported).save_pretrained(folder)
     (folder / "open_clip_config.json").unlink(missing_ok=True)
-    assert "open_clip_config.json" not in offer(hub, folder)
-    original = load_model(small, device="cpu")
+    upload(folder)
     here = load_model(f"hf-hub:{NAME}", device="cpu")
     assert here.name == f"hf-hub:{NAME}"
     assert here.objective_config == OBJECTIVE
-    same_rows(here, original)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), original)
+    same_rows(here, load_model(small, device="cpu"))
 
 
-def test_a_repository_that_asks_for_code_is_refused_before_any_weight_is_fetched(
-    hub, exported
+def test_a_repository_that_asks_for_code_is_refused_before_its_weights_are_needed(
+    upload, exported, tmp_path
 ):
-    files = offer(hub, exported)
-    config = json.loads(files["config.json"]) | {"auto_map": {"AutoModel": "evil.M"}}
-    files["config.json"] = json.dumps(config).encode()
-    with pytest.raises(InputError, match="auto_map asks for Python code"):
-        load_model(f"hf-hub:{NAME}")
-    assert not any("model.safetensors" in request for request in hub.requests)
+    config = json.loads((exported / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "evil.M"}
+    folder = tmp_path / "asks"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    upload(folder)
+    message = "auto_map asks for Python code"
+    raises(InputError, message, load_model, f"hf-hub:{NAME}")
