@@ -26,12 +26,19 @@ R = TypeVar("R")
 
 def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
     """As ``torch.compiler.disable``, which imports the compiler: that takes a
-    second.
+    second, and is done here where something is compiled.
     """
     outside: Callable[P, R] = getattr(torch, "_disable_dynamo", torch.compiler.disable)(
         function
     )
-    return outside
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return outside(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
