@@ -5,32 +5,26 @@ The generators that an item draws from depend on (seed, epoch, index).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader
-from cloob.data.order import EpochOrder, ShardSizes, sample_generator
+from cloob.data.order import EpochOrder, ShardSizes, seed_all
 from cloob.data.sampler import SamplerOrder
 from cloob.data.source import Fingerprint
 from cloob.data.workers import Request, WorkerPool
 from cloob.errors import InputError, one_line
 from cloob.functional.ids import ids as ids_of
 
-_PROBED = 100  # items among which one that can be used is searched
-
 
 class Items:
-    """A ``Dataset`` as training knows its pairs: a name, a length, and a fingerprint of
-    what an item looks like.
-    """
+    """A ``Dataset`` as training knows its pairs: a name, a length, and items."""
 
     def __init__(self, dataset: Dataset[object]) -> None:
         self.dataset: Any = dataset
@@ -50,26 +44,12 @@ class Items:
         return len(self.dataset)
 
     def fingerprint(self) -> Fingerprint:
-        """The number of pairs and the kind of the first that can be used, of the first
-        hundred: contents may be drawn anew every time.
-        """
-        first: object = None
-        for index in range(min(len(self), _PROBED)):
-            item = self.item(0, 0, index)
-            if not isinstance(item, Skip):
-                first = item
-                break
-        kinds = _kind(first)
-        if isinstance(first, tuple | list):
-            kinds = str([_kind(part) for part in first])
-        return {"pairs": len(self), "kinds of items": kinds}
+        """The number of pairs: contents may be drawn anew every time."""
+        return {"pairs": len(self)}
 
     def item(self, seed: int, epoch: int, index: int) -> object:
         """An item, or the Skip of one that raised."""
-        number = sample_generator(seed, epoch, index).initial_seed() % 2**32
-        random.seed(number)
-        np.random.seed(number)  # noqa: NPY002
-        torch.default_generator.manual_seed(number)
+        seed_all(seed, epoch, index)
         try:
             return self.dataset[index]
         except Exception as error:
@@ -186,11 +166,3 @@ class _ItemBuilder(Dataset[Batch]):
                 " expected"
             )
         return collated.to(torch.int64)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor | np.ndarray):
-        return f"{value.dtype} {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return str({key: _kind(part) for key, part in value.items()})
-    return type(value).__name__

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import random
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
         struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8
     ).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def seed_all(seed: int, epoch: int, index: int) -> None:
+    """Makes what Python, numpy and torch draw next depend on these three."""
+    number = sample_generator(seed, epoch, index).initial_seed() % 2**32
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    torch.default_generator.manual_seed(number)
 
 
 class Pictures:

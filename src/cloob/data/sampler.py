@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloob.data.order import RowsAt, sample_generator
+from cloob.data.order import RowsAt, seed_all
 from cloob.distributed import on_rank_zero
 from cloob.errors import InputError
 
@@ -106,10 +106,7 @@ class SamplerOrder:
 def _seeded(seed: int, epoch: int) -> Iterator[None]:
     """Inside, all three generators depend on (seed, epoch); they are put back."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    number = sample_generator(seed, epoch, 0).initial_seed() % 2**32
-    random.seed(number)
-    np.random.seed(number)  # noqa: NPY002
-    torch.default_generator.manual_seed(number)
+    seed_all(seed, epoch, 0)
     try:
         yield
     finally:

@@ -38,22 +38,20 @@ class FolderSource(Source):
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
         self._folder = folder
-        links: list[str] = []
+        links: list[Path] = []
         # a picture, or a caption without one; and the picture's caption
         rows: list[tuple[str, str]] = []
         for root, folders, names in walk(folder, _cannot_list):
             paths = [Path(root, name) for name in folders]
-            links += [str(path) for path in paths if path.is_symlink()]
+            links += filter(Path.is_symlink, paths)
             place = Path(root).relative_to(folder)
-            for name, caption in _pairs_in(names):
-                rows.append((str(place / name), caption))
+            rows += [(str(place / name), text) for name, text in _pairs_in(names)]
         rows.sort()
-        self.pairs = sum(bool(caption) for _, caption in rows)
         if links:
             linked = counted(len(links), "linked folders")
             self.remark = (
-                f"{linked} not followed, e.g. {as_utf8(links[0])}: give them to --data"
-                " to read them too"
+                f"{linked} not followed, e.g. {as_utf8(str(links[0]))}: give them to"
+                " --data to read them too"
             )
         self._paths = pa.array([os.fsencode(name) for name, _ in rows], _BYTES)
         self._captions = pa.array([os.fsencode(text) for _, text in rows], _BYTES)
