@@ -196,13 +196,27 @@ def test_a_crop_of_a_huge_turned_jpeg_is_one_of_the_smaller_picture(monkeypatch)
     image = upright(640, 480)
     data = turned(image, 6, "JPEG", quality=95)
     monkeypatch.setattr(pictures, "WHOLE_PIXELS", 320 * 240 + 1000)
-    transform = TrainTransform(16, scale=(0.8, 1.0))  # wants an eighth of a half
+    transform = TrainTransform(16, scale=(0.8, 1.0))
     file = pictures.Encoded(data)
-    crop = transform.draw(*file.size, seeded(1))
-    assert (file.size, crop.reduction) == ((320, 240), 8)
-    found = transform.take(file.rgb(8), crop)
+    crop = transform.draw(*file.size, seeded(1), file.max_reduction)
+    # an eighth of a half would do, but the file gives an eighth at the least
+    assert (file.size, crop.reduction) == ((320, 240), 4)
+    found = transform.take(file.rgb(crop.reduction), crop)
     expected = transform(image.resize(file.size), seeded(1))
     assert (found.float() - expected.float()).abs().mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_comes_out_as_small_as_it_is_asked_for(mode, progressive):
+    data = encoded(
+        noise_image(0, 67, 45).convert(mode), "JPEG", progressive=progressive
+    )
+    assert pictures.Encoded(data).max_reduction == 8
+    for factor in (1, 2, 4, 8):
+        size = (-(-67 // factor), -(-45 // factor))
+        assert pictures.Encoded(data).rgb(factor).size == size
+    assert pictures.Encoded(encoded(noise_image(0))).max_reduction == 1
 
 
 def test_of_grey_of_16_bits_the_high_byte_counts():
@@ -331,12 +345,12 @@ def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
 def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
     width, height, size, low, seed
 ):
-    crop = TrainTransform(size, scale=(low, 1.0)).draw(width, height, seeded(seed))
-    exact = TrainTransform(3000, scale=(low, 1.0)).draw(width, height, seeded(seed))
+    transform = TrainTransform(size, scale=(low, 1.0))
+    crop = transform.draw(width, height, seeded(seed), 8)
+    exact = transform.draw(width, height, seeded(seed))
     r = crop.reduction
     assert r in (1, 2, 4, 8)
-    assert exact.reduction == 1  # of a size that no crop is twice
-    assert crop.source_size == (width, height)
+    assert exact.reduction == 1
     assert all(value % r == 0 for value in crop[:4])
     if r > 1:
         assert min(crop.height, crop.width) // r >= size

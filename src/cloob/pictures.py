@@ -125,6 +125,11 @@ class Encoded:
             self._least = _least_reduction(width * height)
         self.stored = -(-width // self._least), -(-height // self._least)
 
+    @property
+    def max_reduction(self) -> int:
+        """By how much smaller ``rgb`` can decode it: 1, 2, 4 or 8."""
+        return _REDUCTIONS[-1] // self._least if self._reducible else 1
+
     @cached_property
     def orientation(self) -> int:
         """EXIF's, 1 to 8: how the stored picture is turned to be upright."""

@@ -296,7 +296,7 @@ class BatchBuilder(Dataset[Batch]):
             # The crop comes first: then a JPEG need not be decoded in more detail than
             # it takes.
             generator = sample_generator(self._seed, epoch, index)
-            crop = self._transform.draw(*encoded.size, generator)
+            crop = self._transform.draw(*encoded.size, generator, encoded.max_reduction)
             image = encoded.rgb(crop.reduction)
         return self._transform.take(image, crop)
 

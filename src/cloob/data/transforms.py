@@ -18,7 +18,6 @@ from torch.nn.functional import interpolate
 
 _TRIES = 10
 _RATIO = (3 / 4, 4 / 3)
-_REDUCTIONS = (8, 4, 2)  # what a JPEG decoder can do
 # pixels from which on a copy costs more than going without it
 _WORTH_SHARING = 200 * 200
 
@@ -60,8 +59,8 @@ def crop_box(
 
 
 class Crop(NamedTuple):
-    """A sample's crop in pixels, multiples of ``reduction``, by which a JPEG may be
-    smaller.
+    """A sample's crop in pixels, multiples of ``reduction``, by which the image is
+    decoded smaller.
     """
 
     top: int
@@ -70,7 +69,6 @@ class Crop(NamedTuple):
     width: int
     reduction: int
     flip: bool  # the result
-    source_size: tuple[int, int]  # width and height of the image
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,11 @@ class TrainTransform:
 
     ``flip`` is off by default: captions, signs and letters name left and right.
 
-    A crop of at least twice ``image_size`` is moved to even pixels (of four or eight
-    times, to multiples of four or eight: by less than one pixel of the result), so
-    that a JPEG can be decoded at half its size. The mean difference to the same crop of
-    the full image is one grey level at a crop of 3.5 times ``image_size``, and three at
-    just twice.
+    A crop of a JPEG of at least twice ``image_size`` is moved to even pixels (of four
+    or eight times, to multiples of four or eight: by less than one pixel of the
+    result), so that it can be decoded at half its size. The mean difference to the same
+    crop of the full image is one grey level at a crop of 3.5 times ``image_size``, and
+    three at just twice.
     """
 
     image_size: int  # side of the square result
@@ -95,13 +93,21 @@ class TrainTransform:
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         return self.take(image, self.draw(*image.size, generator))
 
-    def draw(self, width: int, height: int, generator: torch.Generator) -> Crop:
-        """Draws a crop of an image of this size."""
+    def draw(
+        self,
+        width: int,
+        height: int,
+        generator: torch.Generator,
+        max_reduction: int = 1,
+    ) -> Crop:
+        """Draws a crop of an image of this size, which can be decoded smaller by a
+        factor.
+        """
         uniforms = torch.rand(
             2 * _TRIES + 3, generator=generator, dtype=torch.float64
         ).tolist()
         top, left, h, w = crop_box(height, width, self.scale, _RATIO, uniforms)
-        factor = self._reduction(min(h, w))
+        factor = self._reduction(min(h, w), max_reduction)
         return Crop(
             top - top % factor,
             left - left % factor,
@@ -109,38 +115,24 @@ class TrainTransform:
             w - w % factor,
             factor,
             self.flip and uniforms[-1] < 0.5,
-            (width, height),
         )
 
-    def _reduction(self, side: int) -> int:
-        """By how much a JPEG may be smaller of which a crop has this shorter side."""
-        for factor in _REDUCTIONS:
-            if factor * self.image_size <= side:
-                return factor
-        return 1
+    def _reduction(self, side: int, most: int) -> int:
+        """By how much an image may be smaller of which a crop has this shorter side."""
+        factor = most
+        while factor > 1 and factor * self.image_size > side:
+            factor //= 2
+        return factor
 
     def take(self, image: Image.Image, crop: Crop) -> Tensor:
-        """The crop of an RGB image, or of one that is smaller by a factor of
-        ``crop.reduction``.
-        """
-        factor = _factor(image.size, crop)
+        """The crop of an RGB image that is smaller by ``crop.reduction``."""
+        factor = crop.reduction
         top, bottom = crop.top // factor, (crop.top + crop.height) // factor
         left, right = crop.left // factor, (crop.left + crop.width) // factor
         pixels = _pixels(image)[:, top:bottom, left:right]
         # the fourth byte of shared memory has no meaning
         pixels = resize(pixels, self.image_size)[:3]
         return pixels.flip(-1) if crop.flip else pixels
-
-
-def _factor(size: tuple[int, int], crop: Crop) -> int:
-    """By how much an image is smaller than that of which the crop was drawn."""
-    width, height = crop.source_size
-    factor = 1
-    while (-(-width // factor), -(-height // factor)) != size:
-        factor *= 2
-        if factor > crop.reduction:
-            raise ValueError(f"an image of {size} is no {crop.source_size}, reduced")
-    return factor
 
 
 def _pixels(image: Image.Image) -> Tensor:
