@@ -19,7 +19,6 @@ import make
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
-LABELS = np.arange(100) % 20
 needs_records = pytest.mark.skipif(
     not (ROOT / "benchmarks" / "frozen" / "records.jsonl.gz").is_file(),
     reason="an sdist has no records of benchmarks",
@@ -35,18 +34,14 @@ def _on_path(monkeypatch):
     "script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_what_a_script_imports_of_the_library_is_there(script):
-    tree = ast.parse(script.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and (node.module or "").partition(".")[0] == "cloob"
-        ):
-            module = importlib.import_module(str(node.module))
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        name = str(getattr(node, "module", None))
+        if isinstance(node, ast.ImportFrom) and name.partition(".")[0] == "cloob":
+            module = importlib.import_module(name)
             for alias in node.names:
-                inside = f"{node.module}.{alias.name}"
-                assert hasattr(module, alias.name) or importlib.util.find_spec(
-                    inside
-                ), inside
+                inside = f"{name}.{alias.name}"
+                is_there = hasattr(module, alias.name)
+                assert is_there or importlib.util.find_spec(inside), inside
 
 
 def figures(monkeypatch, *arguments):
@@ -91,83 +86,36 @@ def test_the_drawings_are_made_and_hold_their_numbers(tmp_path):
     assert "CLOOB, 40 % wrong, MLP heads: +2.5 (+0.7 … +4.3)" in drawn
 
 
-def test_packing_keeps_hits_and_a_p_value_and_equal_bytes(tmp_path):
-    from benchmarks.studies import records
-
-    def cell(seed, right):
-        taken = np.where(np.arange(100) < right, LABELS, (LABELS + 1) % 20)
-        scores = {"acc1": right / 100, "predictions": records.pack_numbers(taken)}
-        return {
-            "id": f"clip_s{seed}",
-            "config": {"method": "clip", "seed": seed},
-            "zeroshot": {"flags": scores},
-        }
-
-    records.write_set("flags", LABELS, 20, tmp_path)
-    for seed, right in enumerate((40, 50)):
-        records.write("cells", cell(seed, right), tmp_path)
-    read = records.read("cells", tmp_path)
-    hits = [
-        records.unpack_bits(record["zeroshot"]["flags"]["hits"], 100)
-        for record in read.values()
-    ]
-    assert [h.tolist() for h in hits] == [
-        (np.arange(100) < right).tolist() for right in (40, 50)
-    ]
-    assert all(record["zeroshot"]["flags"]["p"] <= 0.01 for record in read.values())
-    records.pack(tmp_path)
-    packed = (tmp_path / records.PACKED).read_bytes()
-    shutil.rmtree(tmp_path / "runs")
-    assert records.read("cells", tmp_path) == read
-    records.pack(tmp_path)
-    assert (tmp_path / records.PACKED).read_bytes() == packed
-    # Above chance is asked over all seeds of a setting, and what is packed has no
-    # predictions.
-    records.write("cells", cell(2, 60), tmp_path)
-    with pytest.raises(
-        ValueError, match="a lower seed is packed already; put its file back"
-    ):
-        records.read("cells", tmp_path)
-
-
 def test_statistics_by_hand():
     from benchmarks.studies import comparison as stats
     from scipy.stats import t
 
     assert stats.sign_test(5, 0) == pytest.approx(2 / 32)
     assert stats.sign_test(3, 1) == pytest.approx(2 * (4 + 1) / 16)
-    assert stats.sign_test(1, 1) == 1.0
-    assert stats.sign_test(0, 0) == 1.0
+    assert stats.sign_test(1, 1) == stats.sign_test(0, 0) == 1.0
     # t(1) at 97.5 % is 12.7062, and sd/√2 of these is 1.
-    assert stats.t_interval([1.0, 3.0]) == pytest.approx(
-        (2 - 12.7062, 2 + 12.7062), abs=1e-3
-    )
+    found = stats.t_interval([1.0, 3.0])
+    assert found == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-3)
     assert all(map(math.isnan, stats.t_interval([1.0])))
-    groups = [
-        (np.array([0.0, 1.0]), np.array([4, 9])),
-        (np.array([0.0, 2.0, 1.0, 1.0, 6.0]), np.array([0, 0, 1, 1, 2])),
-    ]
+    first = np.array([0.0, 1.0]), np.array([4, 9])
+    second = np.array([0.0, 2.0, 1.0, 1.0, 6.0]), np.array([0, 0, 1, 1, 2])
     # Means 1/2 and 2. Sums of the deviations by class ∓1/2, and −2, −2, 4: 2 (1/2) / 2²
     # = 1/4; 3/2 · 24 / 5² = 1.44. Degrees of freedom 1 and 2: together 1.69² / (0.25² /
     # 1 + 1.44² / 2) = 2.598. t(2) at 97.5 % is 4.30265.
-    half = float(t.ppf(0.975, 1.69**2 / (0.25**2 + 1.44**2 / 2))) * math.sqrt(
-        (0.25 + 1.44) / 4
-    )
-    assert stats.picture_interval(groups) == pytest.approx(
-        (1.25 - half, 1.25 + half), abs=1e-5
-    )
+    freedom = 1.69**2 / (0.25**2 + 1.44**2 / 2)
+    half = float(t.ppf(0.975, freedom)) * math.sqrt((0.25 + 1.44) / 4)
+    found = stats.picture_interval([first, second])
+    assert found == pytest.approx((1.25 - half, 1.25 + half), abs=1e-5)
     half = 4.30265 * math.sqrt(1.44)
-    assert stats.picture_interval(groups[1:]) == pytest.approx(
-        (2 - half, 2 + half), abs=1e-4
-    )
+    found = stats.picture_interval([second])
+    assert found == pytest.approx((2 - half, 2 + half), abs=1e-4)
     assert stats.picture_interval([(np.ones(4), np.arange(4))]) == (1.0, 1.0)
     # Classes count, not their pictures: a hundred copies of every picture tell nothing
     # new.
-    d, labels = np.array([1.0, 0.0, 0.0, -1.0, 1.0]), np.arange(5)
-    once = stats.picture_interval([(d, labels)])
-    assert stats.picture_interval(
-        [(np.repeat(d, 100), np.repeat(labels, 100))]
-    ) == pytest.approx(once)
+    values = second[0]
+    once = stats.picture_interval([(values[1:], np.arange(4))])
+    copied = np.repeat(values[1:], 100), np.repeat(np.arange(4), 100)
+    assert stats.picture_interval([copied]) == pytest.approx(once)
 
 
 def test_chance_wants_the_right_names():
