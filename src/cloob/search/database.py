@@ -13,7 +13,7 @@ import secrets
 import shlex
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Database:
     def using(self) -> Iterator[sqlite3.Connection]:
         """The connection, in one thread at a time."""
         with self._lock, _one_line(self.path):
-            if self._unlocked not in (None, self._state()):
+            if self._unlocked and self._unlocked != self._state():
                 self._connection.close()
                 self._open()
             yield self._connection
@@ -85,7 +85,9 @@ class Database:
         with self.using() as connection:
             return connection.execute(statement, bound).fetchall()
 
-    def many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+    def many(
+        self, statement: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]
+    ) -> None:
         """Runs a statement for every row of values."""
         with self.using() as connection:
             connection.executemany(statement, rows)

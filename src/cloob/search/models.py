@@ -112,30 +112,35 @@ class IndexWithModel:
         another one.
         """
         stored = self.store.stored_model()
-        spec = None
-        if isinstance(requested, str | Path):
-            spec = absolute_spec(str(requested))
-            note_typed(spec)
-        if stored and (requested is None or spec == stored.spec):
-            return stored, lambda: self.torch_embedder(device)
         if requested is None:
-            raise InputError(f"{self.store.address}: is empty; --model chooses one")
-        if spec is None:
+            if stored is None:
+                raise InputError(f"{self.store.address}: is empty; --model chooses one")
+            return stored, lambda: self.torch_embedder(device)
+        if not isinstance(requested, str | Path):
             from cloob.models.load import fingerprint  # torch
 
-            assert not isinstance(requested, str | Path)
-            encoder, weights = requested, fingerprint(requested)
-        else:
-            encoder, weights = load_named(spec, device)
-        _ = encoder.preprocess  # refused by a model of vectors
-        name = short_name(str(requested) if spec else encoder.name)
-        inv_tau = inverse_temperature(encoder)
-        width = encoder.embed_dim
-        model = IndexedModel(name, spec or encoder.name, weights, width, inv_tau)
-        embedder = self._set_encoder(model, encoder, weights)
-        if stored and spec:
+            name = requested.name
+            return self._choose_loaded(requested, fingerprint(requested), name, name)
+        spec = absolute_spec(str(requested))
+        note_typed(spec)
+        if stored is not None and spec == stored.spec:
+            return stored, lambda: self.torch_embedder(device)
+        encoder, weights = load_named(spec, device)
+        name = short_name(str(requested))
+        chosen = self._choose_loaded(encoder, weights, name, spec)
+        if stored is not None:
             self.store.set_model_spec(spec)
-        return stored or model, lambda: embedder
+        return chosen
+
+    def _choose_loaded(
+        self, encoder: DualEncoder, weights: str, name: str, spec: str
+    ) -> tuple[IndexedModel, Callable[[], TorchEmbedder]]:
+        """A loaded model as the one of an update."""
+        _ = encoder.preprocess  # refused by a model of vectors
+        inv_tau = inverse_temperature(encoder)
+        model = IndexedModel(name, spec, weights, encoder.embed_dim, inv_tau)
+        embedder = self._set_encoder(model, encoder, weights)
+        return self.store.stored_model() or model, lambda: embedder
 
     def close(self) -> None:
         """Closes the database and forgets the model."""

@@ -32,7 +32,6 @@ from cloob.data.sources.tables import (
     as_text,
     check_name,
     column_names,
-    is_parquet,
     json_rows,
     read_table,
 )
@@ -41,6 +40,7 @@ from cloob.search.database import is_index
 from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
 
+_UNTYPED = (".csv", ".tsv")  # tables that hold text alone
 CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 # Made by file servers, Windows and npm.
@@ -144,25 +144,28 @@ class Folder(Collection):
         """The pictures in the folder and below it, or the source's only one."""
         if os.path.isfile(self.name):  # noqa: PTH113
             folder, name = os.path.split(self.name)
-            found = self._found(folder, name, captions_by_stem(os.listdir(folder)))  # noqa: PTH208
-            yield from [found] if found else []
+            captions = captions_by_stem(os.listdir(folder))  # noqa: PTH208
+            yield from self._pictures(folder, [name], captions)
             return
         for folder, folders, names in walk(self.name, self._note_unlisted):
-            is_picture = [name.lower().endswith(IMAGE_SUFFIXES) for name in names]
             if INDEX_FILE in names and is_index(Path(folder, INDEX_FILE)):
-                if folders or any(is_picture):
+                if folders or any(map(_is_picture, names)):
                     self.left_out.add("folder with an index of its own", folder)
                 folders.clear()
                 continue
             folders[:] = [name for name in folders if self._is_followed(folder, name)]
-            captions = captions_by_stem(names)
-            for name, is_one in zip(names, is_picture, strict=True):
-                found = self._found(folder, name, captions) if is_one else None
-                if found:
-                    yield found
-                elif not is_one and not name.lower().endswith(CAPTION_SUFFIX):
-                    path = os.path.join(folder, name)  # noqa: PTH118
-                    self.left_out.add("file of another kind", path)
+            yield from self._pictures(folder, names, captions_by_stem(names))
+
+    def _pictures(
+        self, folder: str, names: Sequence[str], captions: Mapping[str, str]
+    ) -> Iterator[FoundPicture]:
+        """The pictures among the files of a folder; counts files of other kinds."""
+        for name in names:
+            if _is_picture(name):
+                yield from self._found(folder, name, captions)
+            elif not name.lower().endswith(CAPTION_SUFFIX):
+                path = os.path.join(folder, name)  # noqa: PTH118
+                self.left_out.add("file of another kind", path)
 
     def describe(self, found: FoundPicture) -> Description:
         """The caption in the file beside a picture."""
@@ -194,19 +197,18 @@ class Folder(Collection):
 
     def _found(
         self, folder: str, name: str, captions: Mapping[str, str]
-    ) -> FoundPicture | None:
-        """A picture with its size and time; None where it is no file of the source."""
+    ) -> Iterator[FoundPicture]:
+        """A picture with its size and time; none where it is no file of the source."""
         path = os.path.join(folder, name)  # noqa: PTH118
         beside = captions.get(name.rpartition(".")[0])
         caption = os.path.join(folder, beside) if beside else ""  # noqa: PTH118
         try:
             state = self._state(path)
-            if state is None:
-                return None
-            time = time_of(state, state_of(caption) if caption else None)
-            return FoundPicture(path, state.st_size, time, caption)
+            if state is not None:
+                time = time_of(state, state_of(caption) if caption else None)
+                yield FoundPicture(path, state.st_size, time, caption)
         except OSError:  # reading it reports why
-            return FoundPicture(path, None, None, caption)
+            yield FoundPicture(path, None, None, caption)
 
     def _state(self, path: str) -> os.stat_result | None:
         """The state of a file, or of the one that a link leads to within the source;
@@ -240,10 +242,12 @@ class Table(Collection):
         check_name(path, names, image, "image")
         if caption:
             check_name(path, names, caption, "caption")
-        columns = _read(path, names, {image, caption or _usual_caption(names)})
+        columns = _read(path, names)
         caption = caption or _usual_caption(columns)
         paths = [_text(cell).strip() for cell in columns.pop(image)]
         self._captions = columns.pop(caption, []) if caption else []
+        if path.suffix.lower() in _UNTYPED:
+            columns = {name: _typed(cells) for name, cells in columns.items()}
         self._columns = columns
         self._rows = self._rows_by_path(paths)
         for column in {*TEXTS, *NUMBERS}.intersection(columns) - {"date"}:
@@ -287,6 +291,10 @@ class Table(Collection):
         return Description(caption or None, columns)
 
 
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def _usual_caption(names: Container[str]) -> str | None:
     return next((name for name in CAPTION_COLUMNS if name in names), None)
 
@@ -310,21 +318,15 @@ def time_of(*files: os.stat_result | None) -> int:
     return (total + 2**63) % 2**64 - 2**63  # as SQLite holds it
 
 
-def _read(
-    path: Path, names: Sequence[str], texts: set[str | None]
-) -> dict[str, list[object]]:
-    """The cells of a table by column; those of ``texts`` are never numbers."""
+def _read(path: Path, names: Sequence[str]) -> dict[str, list[object]]:
+    """The cells of a table by column; those of text tables are bytes."""
     if path.suffix.lower() == ".jsonl":
         rows = list(json_rows(path))
         every_name = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in every_name}
     names = list(filter(None, dict.fromkeys(names)))
     table = read_table(path, names)
-    columns = {name: [_cell_of(cell) for cell in table[name]] for name in names}
-    if not is_parquet(path):
-        for name in columns.keys() - texts:
-            columns[name] = _typed([as_text(cell) for cell in columns[name]])
-    return columns
+    return {name: [_cell_of(cell) for cell in table[name]] for name in names}
 
 
 def _cell_of(cell: pa.Scalar) -> object:
@@ -337,11 +339,12 @@ def _cell_of(cell: pa.Scalar) -> object:
         return None
 
 
-def _typed(texts: Sequence[str]) -> list[object]:
+def _typed(cells: Sequence[object]) -> list[object]:
     """A column of a text table: numbers where all of it are, else text."""
+    texts = [as_text(cell) for cell in cells]
     filled = list(filter(None, texts))
     if not filled or not all(map(_NUMBER.fullmatch, filled)):
-        return list(texts)
+        return [*texts]
     kind = int if all(text.lstrip("+-").isdecimal() for text in filled) else float
     return [kind(text) if text else None for text in texts]
 

@@ -5,7 +5,6 @@ Legend: n items, D the width of a model's vectors. Vectors are float32 unit rows
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import secrets
@@ -16,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from cloob.errors import InputError, printable
+from cloob.errors import InputError
 from cloob.search.database import Database, mend
 from cloob.search.matrix import Ids, Matrix, Neighbours, Vectors, map_rows, write_rows
 from cloob.search.records import FileState, IndexedModel, Item, Value, valid
@@ -45,7 +44,7 @@ FROM cloob_items i LEFT JOIN cloob_contents c ON c.id = i.content
 WHERE i.source = (SELECT id FROM cloob_sources WHERE path = :source) ORDER BY i.id"""
 # CROSS JOIN: SQLite reads the left table first.
 _ITEMS = f"""SELECT i.id, {SOURCE}, {PATH}, c.hash, i.bytes, i.mtime_ns,
-  i.width, i.height, i.date, i.caption, i.columns
+  i.width, i.height, i.date, i.caption, json(i.columns)
 FROM cloob_items i CROSS JOIN cloob_contents c ON c.id = i.content
 WHERE i.id IN (SELECT value FROM json_each(:ids))"""
 _WRITE_ITEM = """INSERT INTO cloob_items (source, path, content, bytes, mtime_ns, width,
@@ -58,7 +57,7 @@ ON CONFLICT (source, path) DO UPDATE SET
   caption = excluded.caption, columns = excluded.columns, fault = excluded.fault"""
 _NO_PICTURE = {"width": 0, "height": 0, "date": None, "caption": None, "columns": "{}"}
 _REMOVE = """DELETE FROM cloob_items
-WHERE source = (SELECT id FROM cloob_sources WHERE path = ?) AND path = ?"""
+WHERE source = (SELECT id FROM cloob_sources WHERE path = :source) AND path = :path"""
 # as one text: 100,000 rows of Python take three times as long
 _PLACES = """SELECT coalesce(group_concat(i.id || ' ' || c.row, ' '), '')
 FROM cloob_contents c CROSS JOIN cloob_items i ON i.content = c.id"""
@@ -126,19 +125,18 @@ class Store(Database):
 
     # Sources
 
-    def _stored_names(self, source: str, path: str) -> tuple[str, str]:
+    def _place(self, source: str, path: str = "") -> dict[str, str]:
         """A source and a path of it as the tables have them: the folder around the
         index is empty, and paths are within it.
         """
         if source == self.around:
-            return "", path.removeprefix(f"{source}/")
-        return source, path
+            return {"source": "", "path": path.removeprefix(f"{source}/")}
+        return {"source": source, "path": path}
 
     def _add_source(self, source: str) -> None:
         """Adds a source where it is missing."""
-        stored, _ = self._stored_names(source, "")
-        statement = "INSERT INTO cloob_sources (path) VALUES (:path)"
-        self.rows(f"{statement} ON CONFLICT DO NOTHING", {"path": stored})
+        statement = "INSERT INTO cloob_sources (path) VALUES (:source)"
+        self.rows(f"{statement} ON CONFLICT DO NOTHING", self._place(source))
 
     def sources(self) -> tuple[str, ...]:
         """The sources of which it knows a file."""
@@ -147,8 +145,7 @@ class Store(Database):
 
     def states(self, source: str) -> Iterator[FileState]:
         """What is known of the files of a source."""
-        stored, _ = self._stored_names(source, "")
-        for row in self.rows(_STATES, {"source": stored}):
+        for row in self.rows(_STATES, self._place(source)):
             yield FileState(*row)
 
     # Writing
@@ -170,16 +167,24 @@ class Store(Database):
                 self._add_source(source)
             self._add_vectors(vectors)
             content_ids = self._content_ids([item.content for item in items])
-            for item in items:
-                row = vars(item) | _stored_text(item)
-                row["content"] = content_ids[item.content]
-                self._write_item(item.source, item.path, row | {"fault": None})
+            rows = [self._item_row(item, content_ids[item.content]) for item in items]
+            self.many(_WRITE_ITEM, rows)
             self._note_columns(items)
         self._remove_old_vectors()
 
     def embedded_contents(self, contents: Sequence[str]) -> set[str]:
         """Those of some contents that have a vector."""
         return set(self._content_ids(list(contents)))
+
+    def _item_row(self, item: Item, content: int) -> dict[str, object]:
+        """An item as its table holds it."""
+        return {
+            **vars(item),
+            **self._place(item.source, item.path),
+            **_stored_text(item),
+            "content": content,
+            "fault": None,
+        }
 
     def _content_ids(self, hashes: list[str]) -> dict[str, int]:
         """The ids of those contents that have a vector, by hash."""
@@ -262,18 +267,20 @@ class Store(Database):
         """
         if paths:
             with self.transaction():
-                self.many(_REMOVE, [self._stored_names(source, path) for path in paths])
+                self.many(_REMOVE, [self._place(source, path) for path in paths])
 
     def write_fault(self, source: str, state: FileState) -> None:
         """Notes a file that could not be read, in the place of what was known of it."""
         with self.transaction():
             self._add_source(source)
-            row = vars(state) | {"fault": valid(state.fault or ""), "content": None}
-            self._write_item(source, state.path, _NO_PICTURE | row)
-
-    def _write_item(self, source: str, path: str, row: Mapping[str, object]) -> None:
-        stored_source, stored_path = self._stored_names(source, path)
-        self.rows(_WRITE_ITEM, {**row, "source": stored_source, "path": stored_path})
+            row = {
+                **_NO_PICTURE,
+                **vars(state),
+                **self._place(source, state.path),
+                "content": None,
+                "fault": valid(state.fault or ""),
+            }
+            self.rows(_WRITE_ITEM, row)
 
     def note_unnamed(self) -> None:
         """Notes of contents whether a path names them, and since when none does."""
@@ -350,21 +357,10 @@ class Store(Database):
         order = list(map(int, ids))
         items = {}
         for *fields, columns in self.rows(_ITEMS, {"ids": order}):
+            fields.append(json.loads(columns))
             item = Item(*fields)
-            items[item.id] = dataclasses.replace(
-                item, columns=self._read_columns(columns, item.path)
-            )
+            items[item.id] = item
         return [items[id_] for id_ in order if id_ in items]
-
-    def _read_columns(self, text: str, path: str) -> dict[str, Value]:
-        try:
-            columns: dict[str, Value] = json.loads(text)
-        except ValueError:
-            raise InputError(
-                f"{self.address}: is damaged at {printable(path)};"
-                f" {mend(self.path.parent)}"
-            ) from None
-        return columns
 
     def pictures(self, where: Filter | None = None) -> tuple[list[Item], Vectors]:
         """The items that match, and their unit rows (n, D); refused if there are

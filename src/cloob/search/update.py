@@ -25,7 +25,7 @@ from cloob.pictures import Encoded, Unreadable
 from cloob.search.dates import date_of
 from cloob.search.matrix import Vectors
 from cloob.search.models import IndexWithModel
-from cloob.search.plan import Summary, Task, make_plan
+from cloob.search.plan import Plan, Summary, Task, make_plan
 from cloob.search.query import TorchEmbedder
 from cloob.search.records import FileState, IndexedModel, Item, Progress
 from cloob.search.sources import Collection, LeftOut, open_collection, source_name
@@ -65,11 +65,11 @@ def update(
     """
     store = loaded.store
     summary = Summary()
-    plans = []
-    for collection in _open_all(store, sources, options, summary.left_out):
-        states = {state.path: state for state in store.states(collection.name)}
-        remove_all = options.remove_all
-        plans.append(make_plan(collection, states, summary, remove_all=remove_all))
+    collections = _open_all(store, sources, options, summary.left_out)
+    plans = [
+        _compare(store, collection, summary, remove_all=options.remove_all)
+        for collection in collections
+    ]
     tasks = [task for plan in plans for task in plan.tasks]
     start = time.monotonic()
     if tasks or store.stored_model() is not None:
@@ -83,6 +83,14 @@ def update(
     store.note_unnamed()
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _compare(
+    store: Store, collection: Collection, summary: Summary, *, remove_all: bool
+) -> Plan:
+    """What is new of a source, and what is gone."""
+    states = {state.path: state for state in store.states(collection.name)}
+    return make_plan(collection, states, summary, remove_all=remove_all)
 
 
 def _open_all(
