@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
+from cloob.functional.bootstrap import bootstrap_interval, stratified_bootstrap
 
 
 def test_it_agrees_with_drawing_indices():
@@ -55,13 +55,13 @@ def test_all_right_and_all_wrong_are_as_unsure_as_the_binomial_says(number, leve
     assert bootstrap_interval(halves, level=level) == (0.5, 0.5)
 
 
-def test_grouped_bootstrap_weighs_groups_alike():
+def test_stratified_bootstrap_weighs_strata_alike():
     small = torch.tensor([1.0, 0.0])
-    mean, low, high = grouped_bootstrap([small, torch.zeros(1000)])
+    mean, low, high = stratified_bootstrap([small, torch.zeros(1000)])
     assert mean == pytest.approx(0.25)
     # the small group's resamples are 0, ½ or 1, halved
     assert (low, high) == pytest.approx((0.0, 0.5))
-    assert grouped_bootstrap([small])[1:] == bootstrap_interval(small)
+    assert stratified_bootstrap([small])[1:] == bootstrap_interval(small)
 
 
 def test_rows_of_one_group_are_one_sample():
@@ -87,4 +87,4 @@ def test_errors(values, options):
     with pytest.raises(ValueError, match="expected"):
         bootstrap_interval(torch.tensor(values), **options)
     with pytest.raises(ValueError, match="expected"):
-        grouped_bootstrap([])
+        stratified_bootstrap([])

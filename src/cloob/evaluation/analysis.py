@@ -72,26 +72,26 @@ def _geometry(embeddings: Embeddings, model: str, source: Reader) -> Numbers:
 class _Gallery:
     """A set as one model sees it.
 
-    A group is a class, or all captions that are equal; a text queries its group.
+    A concept is a class, or all captions that are equal; a text queries its concept.
     """
 
     images: Tensor  # (n, D), the embeddings of n pictures
-    groups_of_image: Sequence[set[int]]
+    concepts_of_image: Sequence[set[int]]
     labels: Sequence[str]
     texts: Tensor  # (T, D)
-    group_of_text: Sequence[int]
+    concept_of_text: Sequence[int]
     words: Sequence[str]
 
     def draw(self, n: int) -> list[int]:
-        """At most ``n`` texts, drawn at random, of different groups that have a
-        readable picture; a group's first text stands for it.
+        """At most ``n`` texts, drawn at random, of different concepts that have a
+        readable picture; a concept's first text stands for it.
         """
         readable = torch.isfinite(self.images).all(dim=1).tolist()
-        with_picture = set().union(*compress(self.groups_of_image, readable))
+        with_picture = set().union(*compress(self.concepts_of_image, readable))
         first_text: dict[int, int] = {}
-        for text, group in enumerate(self.group_of_text):
-            if group in with_picture and self.words[text]:
-                first_text.setdefault(group, text)
+        for text, concept in enumerate(self.concept_of_text):
+            if concept in with_picture and self.words[text]:
+                first_text.setdefault(concept, text)
         candidates = list(first_text.values())
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(candidates), generator=generator)
@@ -101,7 +101,7 @@ class _Gallery:
         self, row: Tensor, right: int | None, data: Labelled | Reader, k: int
     ) -> list[ShownPicture]:
         """The ``k`` readable pictures nearest to the row of a text, of which those of
-        the group ``right`` answer it.
+        the concept ``right`` answer it.
         """
         scores = (self.images @ row).nan_to_num(nan=-torch.inf)
         best = scores.sort(descending=True, stable=True).indices[:k]
@@ -109,7 +109,7 @@ class _Gallery:
         for image in best[scores[best] > -torch.inf].tolist():
             sample = data.read(image)
             picture = sample[1] if isinstance(sample, tuple) else sample.image
-            is_right = right in self.groups_of_image[image]
+            is_right = right in self.concepts_of_image[image]
             score = float(scores[image])
             shown.append(ShownPicture(picture, self.labels[image], is_right, score))
         return shown
@@ -133,7 +133,7 @@ def example_queries(
     first = galleries[names[0]]
     queries = []
     for text in first.draw(n):
-        right = first.group_of_text[text]
+        right = first.concept_of_text[text]
         answers = {
             model: gallery.nearest(gallery.texts[text], right, data, k)
             for model, gallery in galleries.items()
@@ -170,27 +170,29 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
         labels = labelled.labels.tolist()
         return _Gallery(
             images=labelled.images.features,
-            groups_of_image=[{label} for label in labels],
+            concepts_of_image=[{label} for label in labels],
             labels=[names[label] for label in labels],
             texts=labelled.classes,
-            group_of_text=range(len(names)),
+            concept_of_text=range(len(names)),
             words=names,
         )
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
-    groups_of_text = [
+    concepts_of_text = [
         caption_id(caption) if caption else -1 - row
         for row, caption in enumerate(pairs.captions)
     ]
-    groups_of_image: list[set[int]] = [set() for _ in pairs.images.keys]
-    for image, group in zip(pairs.image_of_text.tolist(), groups_of_text, strict=True):
-        groups_of_image[image].add(group)
+    concepts_of_image: list[set[int]] = [set() for _ in pairs.images.keys]
+    for image, concept in zip(
+        pairs.image_of_text.tolist(), concepts_of_text, strict=True
+    ):
+        concepts_of_image[image].add(concept)
     return _Gallery(
         images=pairs.images.features,
-        groups_of_image=groups_of_image,
+        concepts_of_image=concepts_of_image,
         labels=[pairs.captions[text] for text in pairs.first_texts.tolist()],
         texts=pairs.texts,
-        group_of_text=groups_of_text,
+        concept_of_text=concepts_of_text,
         words=pairs.captions,
     )
 

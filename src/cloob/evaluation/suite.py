@@ -22,7 +22,7 @@ from cloob.evaluation.probe import fit_probe, probe_ranks
 from cloob.evaluation.protocols import Candidates, candidate_numbers, embed_listed
 from cloob.evaluation.results import Difference, Failure, Numbers, Results, Row
 from cloob.functional import protocols, ranking
-from cloob.functional.bootstrap import by_group, grouped_bootstrap
+from cloob.functional.bootstrap import by_group, stratified_bootstrap
 from cloob.models.vectors import embed_pairs
 
 if TYPE_CHECKING:  # it brings pyarrow
@@ -292,7 +292,7 @@ def _compare(
     """An entry for every two models that these sets have."""
     for baseline, model in itertools.combinations(sets[0], 2):
         gaps = [each[model].double() - each[baseline].double() for each in sets]
-        difference, low, high = grouped_bootstrap(gaps)
+        difference, low, high = stratified_bootstrap(gaps)
         yield {
             "metric": metric,
             "set": name,

@@ -41,7 +41,7 @@ def bootstrap_interval(
             1).
     """
     samples = values if groups is None else by_group(values, groups)
-    mean, low, high = grouped_bootstrap([samples], n, level, seed)
+    mean, low, high = stratified_bootstrap([samples], n, level, seed)
     if low == high and mean in (0, 1):
         tail = (1 - level) / 2
         open_end = tail ** (1 / len(samples))
@@ -79,22 +79,22 @@ def group_means(values: Tensor, groups: Tensor) -> Tensor:
     return means
 
 
-def grouped_bootstrap(
-    groups: Sequence[Tensor], n: int = 2000, level: float = 0.95, seed: int = 0
+def stratified_bootstrap(
+    strata: Sequence[Tensor], n: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The unweighted mean of the groups' means with its bootstrap interval: (mean, low,
-    high).
+    """The unweighted mean of the strata's means with its bootstrap interval: (mean,
+    low, high).
 
-    ``groups`` are (N_g,) per-sample values, e.g. of every test set. Samples are drawn
-    within a group, groups are not.
+    ``strata`` are (N_s,) per-sample values, e.g. of every test set. Samples are drawn
+    within a stratum, strata are not.
     """
-    if not 0 < level < 1 or n < 1 or not groups:
+    if not 0 < level < 1 or n < 1 or not strata:
         raise ValueError(
-            f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n},"
+            f"expected strata, n ≥ 1 and a level in (0, 1), got {len(strata)}, n={n},"
             f" level={level}"
         )
     samples = []
-    for values in groups:
+    for values in strata:
         vector = as_vector(values, "values").detach()
         samples.append(vector.cpu().double())
     draw: Draw = partial(_draws, n, torch.Generator().manual_seed(seed))
