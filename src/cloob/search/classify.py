@@ -146,14 +146,15 @@ def _filtered_rows(
     index: IndexWithModel, n_labels: int, where: Filter | None
 ) -> tuple[Ids, Vectors]:
     """Ids and vectors of all pictures that a filter lets through; refuses too many."""
-    count = index.store.count(where)
-    if count * n_labels > MAX_NUMBERS:
+    ids = index.store.ids(where)
+    if not len(ids):
+        raise InputError(f"no picture: {index.store.why_none()}")
+    if len(ids) * n_labels > MAX_NUMBERS:
         raise InputError(
-            f"{count:,} pictures by {n_labels:,} labels are too many at once; --where"
-            " takes a part"
+            f"{len(ids):,} pictures by {n_labels:,} labels are too many at once;"
+            " --where takes a part"
         )
-    items, rows = index.store.pictures(where)
-    return np.array([item.id for item in items], np.int64), rows
+    return ids, index.store.vectors(ids)
 
 
 def _label_rows(

@@ -369,13 +369,7 @@ def value_of(cell: object) -> Value:
         return cell if math.isfinite(cell) else None
     if cell is None or isinstance(cell, bytes):
         return None
-    if not isinstance(cell, str):
-        cell = _json_of(cell)
-    return cell[:MAX_CAPTION_BYTES]
-
-
-def _json_of(cell: object) -> str:
-    """A date as it is written, lists and the like as JSON."""
     if hasattr(cell, "isoformat"):
-        return str(cell.isoformat())
-    return json.dumps(cell, default=str)
+        cell = cell.isoformat()
+    text = cell if isinstance(cell, str) else json.dumps(cell, default=str)
+    return text[:MAX_CAPTION_BYTES]

@@ -18,19 +18,19 @@ import numpy as np
 from cloob.errors import InputError
 from cloob.search.database import Database, mend
 from cloob.search.matrix import Ids, Matrix, Neighbours, Vectors, map_rows, write_rows
-from cloob.search.records import FileState, IndexedModel, Item, Value, valid
+from cloob.search.records import FileState, IndexedModel, Item, valid
 from cloob.search.where import (
     MOST_COLUMNS,
     PATH,
     SOURCE,
     Filter,
     filterable,
-    kinds,
     select_ids,
 )
 
 Order = Literal["id", "newest", "chance"]
 _NO_PLACES = np.empty(0, np.int64)
+_KINDS = {bool: "boolean", int: "number", float: "number", str: "text"}
 KEPT_DAYS = 30  # of what no path names any more
 _ORDERS = {
     "id": "id",
@@ -61,6 +61,8 @@ WHERE source = (SELECT id FROM cloob_sources WHERE path = :source) AND path = :p
 # as one text: 100,000 rows of Python take three times as long
 _PLACES = """SELECT coalesce(group_concat(i.id || ' ' || c.row, ' '), '')
 FROM cloob_contents c CROSS JOIN cloob_items i ON i.content = c.id"""
+_COLUMNS = """SELECT name, iif(count(*) = 1, min(kind), 'mixed') FROM cloob_columns
+GROUP BY name ORDER BY name LIMIT :most"""
 _NAME_CONTENTS = """UPDATE cloob_contents SET unnamed_since =
   CASE WHEN unnamed_since IS NULL THEN :now END
 WHERE (unnamed_since IS NULL) != (id IN (SELECT content FROM cloob_pictures))"""
@@ -254,11 +256,15 @@ class Store(Database):
 
     def _note_columns(self, items: Sequence[Item]) -> None:
         found = {
-            (valid(name), _kind_of(value))
+            (valid(name), type(value))
             for item in items
             for name, value in item.columns.items()
         }
-        named = [(name, kind) for name, kind in found if kind and filterable(name)]
+        named = [
+            (name, _KINDS[kind])
+            for name, kind in found
+            if kind in _KINDS and filterable(name)
+        ]
         self.many("INSERT OR IGNORE INTO cloob_columns VALUES (?, ?)", named)
 
     def remove(self, source: str, paths: Sequence[str]) -> None:
@@ -306,8 +312,7 @@ class Store(Database):
         """The sources' columns by name, sorted: ``text``, ``number``, ``boolean`` or
         ``mixed``.
         """
-        stored = self.rows("SELECT name, kind FROM cloob_columns ORDER BY name")
-        return dict(list(kinds(stored).items())[:MOST_COLUMNS])
+        return dict(self.rows(_COLUMNS, {"most": MOST_COLUMNS}))
 
     def count(self, where: Filter | None = None) -> int:
         if where is None:
@@ -412,12 +417,3 @@ def _stored_text(item: Item) -> dict[str, str | None]:
         "caption": item.caption and valid(item.caption),
         "columns": json.dumps(columns, ensure_ascii=False),
     }
-
-
-def _kind_of(value: Value) -> str:
-    """What a filter finds in a column; nothing is of no kind."""
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int | float):
-        return "number" if math.isfinite(value) else ""
-    return "text" if isinstance(value, str) else ""

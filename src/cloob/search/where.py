@@ -14,7 +14,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,13 +233,3 @@ def _wrong(why: str, text: str) -> InputError:
     shown = " ".join(text.split())
     why = " ".join(why.split())
     return InputError(f"filter: {why} (in: {shown[:80]}{'…' * (len(shown) > 80)})")
-
-
-def kinds(stored: Iterable[tuple[str, str]]) -> Mapping[str, str]:
-    """What every column holds, by name: ``text``, ``number``, ``boolean`` or
-    ``mixed``.
-    """
-    result: dict[str, str] = {}
-    for name, kind in stored:
-        result[name] = kind if result.get(name, kind) == kind else "mixed"
-    return dict(sorted(result.items()))
