@@ -42,7 +42,7 @@ from cloob.models.tokenizer import (
 )
 from cloob.models.towers import create_model, filled_towers, load_tokenizer
 from cloob.models.vectors import VectorEncoder, read_heads
-from cloob.models.weights import hf_clip, other, torch_clip
+from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
 from cloob.models.weights.containers import WEIGHTS_FILES, read_safetensors
 from cloob.models.weights.keymap import Towers, fill
 
@@ -184,8 +184,7 @@ def _read_file(
     """Another program's file; ``config`` of a crowsonkb file."""
     with translated(str(path)):
         if path.suffix == ".pkl":
-            gelu: other.Gelu = "exact" if source.port else "tanh"
-            return other.load_crowsonkb(path, config, gelu)
+            return crowsonkb.load(path, config, "exact" if source.port else "tanh")
         create = partial(create_model, pretrained=str(path), seed=0)
         return torch_clip.load(path, create, VectorEncoder)
 
@@ -216,7 +215,7 @@ def _family(folder: Path) -> Callable[[Path], DualEncoder]:
     ``config.json``.
     """
     kind = str(read_json(folder / "config.json").get("model_type"))
-    families = {"clip": hf_clip.load, "cloob": other.load_rinna}
+    families = {"clip": hf_clip.load, "cloob": rinna.load}
     if kind not in families:
         raise InputError(
             f"{folder / 'config.json'}: model_type is {kind[:40]!r}; 'clip' (CLIPModel)"
@@ -254,7 +253,8 @@ def _read_other_towers(folder: Path) -> DualEncoder:
     """The encoder of a folder with towers that open_clip does not know."""
     file = folder / runs.TOWERS_FILE
     config = read_json(file)
-    encoder = other.build(config["name"], file, config)
+    build = crowsonkb.build if config["family"] == "crowsonkb" else rinna.build
+    encoder = build(config["name"], file, config)
     weights = folder / runs.TOWERS_WEIGHTS_FILE
     fill(encoder.model, weights, read_safetensors(weights))
     encoder.objective_config = _objective(folder) or encoder.objective_config

@@ -125,6 +125,14 @@ def fill(
     module.load_state_dict(state, assign=True)
 
 
+def fill_towers(
+    towers: Any, family: str, path: Path, tensors: dict[str, Tensor]
+) -> None:
+    """``fill`` by the family's table of names."""
+    plan = key_map(family, len(towers.text.blocks), len(towers.visual.blocks))
+    fill(towers, path, tensors, plan)
+
+
 def _misnamed(tensors: Mapping[str, Tensor], plan: Mapping[str, Origin]) -> list[str]:
     needed = {name for origin in plan.values() for name in origin.names}
     missing = sorted(needed - tensors.keys())
