@@ -16,8 +16,8 @@ from train_helpers import At, command_until, exact, last_line, lines
 from cloob import cli, lock
 from cloob.errors import InputError, TrainingFailed
 from cloob.lock import LOCK
-from cloob.models.load import find_model_folder
 from cloob.models.runs import chosen_checkpoint, list_checkpoints
+from cloob.models.source import find_model_folder
 from cloob.training.loop import train
 from make import Code, write_table
 from support import raises, refused

@@ -25,7 +25,7 @@ from cloob.models.runs import (
     read_validation,
     run_of,
 )
-from cloob.models.source import check_source
+from cloob.models.source import check_source, find_model_folder
 
 if TYPE_CHECKING:
     from cloob.data.source import Source
@@ -101,8 +101,6 @@ def find_runs(models: Sequence[str]) -> list[Run]:
         InputError: Of a run whose settings cannot be read. Other models that cannot be
             read are reported when they are loaded.
     """
-    from cloob.models.load import find_model_folder  # torch
-
     runs = []
     for model in models:
         weights = folder = None

@@ -27,7 +27,8 @@ from cloob.evaluation.measures import class_embeddings
 from cloob.family import member_name
 from cloob.models.aligned.encoders import FeatureMemory
 from cloob.models.aligned.model import AlignedEncoder
-from cloob.models.load import find_model_folder, fingerprint, load_model
+from cloob.models.load import fingerprint, load_model
+from cloob.models.source import find_model_folder
 
 T = TypeVar("T")
 _PAPER_BETA = 8.0

@@ -13,7 +13,7 @@ from cloob.files import write_whole
 from cloob.models import runs
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import read_json
-from cloob.models.load import find_model_folder
+from cloob.models.source import find_model_folder
 
 with needs("export"):
     import jinja2

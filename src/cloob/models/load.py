@@ -32,6 +32,7 @@ from cloob.models.source import (
     ModelSource,
     PublicFile,
     fetch_public,
+    find_model_folder,
     public_folder,
 )
 from cloob.models.tokenizer import (
@@ -119,38 +120,6 @@ def _fill_module(source: str | Path, towers: nn.Module) -> nn.Module:
             f"{folder}: does not fit {type(towers).__qualname__} ({one_line(error)})"
         ) from error
     return towers
-
-
-def find_model_folder(source: str | Path) -> Path | None:
-    """The model folder of ours, or of open_clip's, that a source leads to; None for
-    others, InputError for no model.
-    """
-    parsed = ModelSource.parse(source)
-    folder = parsed.path
-    if parsed.kind != "folder" or folder is None:
-        return None
-    has_config = runs.config_file(folder).is_file()
-    is_run = (folder / runs.CHECKPOINTS_FOLDER).is_dir() and not has_config
-    if parsed.variant or is_run:
-        return runs.chosen_checkpoint(folder, parsed.variant) / runs.MODEL_FOLDER
-    if has_config:
-        return folder
-    if runs.config_file(folder / runs.MODEL_FOLDER).is_file():  # a checkpoint
-        return folder / runs.MODEL_FOLDER
-    if (folder / "config.json").is_file():  # of transformers
-        return None
-    raise InputError(f"{folder}: {_why_no_model(folder)}")
-
-
-def _why_no_model(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no such folder"
-    if (folder / "adapter_config.json").is_file():
-        return "a LoRA adapter; merge it (merge_and_unload) and save"
-    return (
-        "no run (checkpoints/), no checkpoint (model/) and no model folder"
-        f" ({runs.CONFIG_FILE})"
-    )
 
 
 def _load(source: str | Path) -> Model:

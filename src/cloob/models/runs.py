@@ -96,6 +96,11 @@ def config_file(folder: Path) -> Path:
     return folder / CONFIG_FILE
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder has checkpoints, and is no model folder."""
+    return (folder / CHECKPOINTS_FOLDER).is_dir() and not config_file(folder).is_file()
+
+
 def weights_file(folder: Path) -> Path | None:
     """The weights file of a model folder that open_clip's ``local-dir:`` would read;
     None without any.
@@ -274,7 +279,7 @@ def with_checkpoint(source: str) -> str:
     ``RUN:last`` for ``RUN``, others as is.
     """
     place = Path(source.removeprefix("local-dir:")).expanduser()
-    if not (place / CHECKPOINTS_FOLDER).is_dir() or config_file(place).is_file():
+    if not is_run(place):
         return source
     return f"{source}:{'last' if find_best(place) is None else 'best'}"
 

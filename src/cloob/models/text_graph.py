@@ -29,9 +29,8 @@ from cloob.cache import cache_root
 from cloob.errors import InputError
 from cloob.models.importing import read_json, translated
 from cloob.models.onnx import Array, Graph, unit_rows
-from cloob.models.runs import CHECKPOINTS_FOLDER, chosen_checkpoint
 from cloob.models.settings import ModelConfig
-from cloob.models.source import ModelSource
+from cloob.models.source import find_model_folder
 from cloob.models.tokenizer import ClipTokenizer, read_tokenizer, store_tokenizer
 
 if TYPE_CHECKING:
@@ -212,15 +211,10 @@ def _stamp(file: Path) -> list[int]:
 
 def _leads_to(source: str, weights: Path) -> bool:
     """Whether a run still stands for the checkpoint with these weights, and a folder
-    for itself.
+    for itself; what the hub's cache holds has the stamp of its file.
     """
-    parsed = ModelSource.parse(source)
-    if parsed.kind != "folder" or parsed.path is None:
-        return True  # what the hub's cache holds has the stamp of its file
-    folder = parsed.path
-    if parsed.variant or (folder / CHECKPOINTS_FOLDER).is_dir():
-        folder = chosen_checkpoint(folder, parsed.variant)
-    return weights.is_relative_to(folder.resolve())
+    folder = find_model_folder(source)
+    return folder is None or weights.is_relative_to(folder.resolve())
 
 
 def _write(folder: Path, graph: bytes, weights: Path, encoder: DualEncoder) -> None:

@@ -16,7 +16,7 @@ from cloob.data.source import Fingerprint, differences
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError
 from cloob.models import runs
-from cloob.models.load import find_model_folder
+from cloob.models.source import find_model_folder
 from cloob.settings import SCALES
 from cloob.training.callbacks import RunFinished, RunResult
 from cloob.training.checkpoint import TRAINING, Checkpoint, load_objective
