@@ -28,6 +28,7 @@ from torchvision.transforms import InterpolationMode
 
 from cloob import cli
 from cloob.errors import InputError
+from cloob.export.exported import tokenizer_note
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
@@ -38,7 +39,6 @@ from cloob.models.tokenizer import (
     clip_tokenizer,
     read_tokenizer,
     store_tokenizer,
-    tokenizer_note,
 )
 from cloob.models.towers import TINY_MODELS, create_model, open_clip
 from cloob.objective import make_objective

@@ -10,11 +10,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloob.errors import InputError
 from cloob.files import check_replaceable
 from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from cloob.models.tokenizer import TokenizerSettings
 
 CARD_FILE = "README.md"
 
@@ -38,6 +42,20 @@ class Exported:
 def usage_of(name: str) -> str:
     """How to use an export, as Markdown for its card; DIR stands for the folder."""
     return (Path(__file__).parent / "usage" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def tokenizer_note(settings: TokenizerSettings) -> str:
+    """A sentence for people who use the folder without this package: how its tokens
+    differ from the model's.
+    """
+    file = Path(__file__).parent / "usage" / "tokenizer.json"
+    notes = json.loads(file.read_text(encoding="utf-8"))
+    kind: str = settings["kind"]
+    if kind == "clip":
+        kind = f"clip {settings['ending']}"
+    elif settings.get("clean"):
+        kind = "json clean"
+    return str(notes[kind]).format(**settings)
 
 
 def write_json(path: Path, content: object) -> None:

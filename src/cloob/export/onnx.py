@@ -5,11 +5,13 @@ ONNX runtime run.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +21,15 @@ from cloob.errors import InputError, needs, one_line, require
 from cloob.export.exported import (
     Exported,
     quiet,
+    tokenizer_note,
     usage_of,
+    write_json,
 )
 from cloob.models.aligned.encoders import TextEncoder
 from cloob.models.encoder import DualEncoder, causal_features, causal_tower
-from cloob.models.onnx import Graph, graph_file, write_config
-from cloob.models.tokenizer import tokenizer_note
+from cloob.models.onnx import FORMAT, Graph, graph_file
+from cloob.models.runs import ONNX_FILE
+from cloob.models.tokenizer import store_tokenizer
 
 with needs("export"):
     import onnx_ir
@@ -65,7 +70,7 @@ def export_onnx(encoder: DualEncoder, folder: Path) -> Exported:
     (folder / "onnx").mkdir()
     worst = max(_export(encoder, tower, folder) for tower in towers)
     pad = towers[1].pad
-    config = write_config(folder, encoder, pad=pad)
+    config = _write_config(folder, encoder, pad=pad)
     length = "whole" if pad is None else "padded"
     notes = (
         _NOTES["checked"].format(worst),
@@ -74,6 +79,38 @@ def export_onnx(encoder: DualEncoder, folder: Path) -> Exported:
     )
     summary = "cloob.load_model and any ONNX runtime read it"
     return Exported("onnx", summary, usage_of("onnx"), notes, ("onnx",))
+
+
+def _graphs_digest(folder: Path) -> str:
+    """SHA-256 of both towers' graphs with their weights."""
+    graphs = [graph_file(folder, kind) for kind in ("image", "text")]
+    weights = [path.with_name(f"{path.name}_data") for path in graphs]
+    state = hashlib.sha256()
+    for path in [*graphs, *filter(Path.is_file, weights)]:
+        with path.open("rb") as opened:
+            state.update(hashlib.file_digest(opened, "sha256").digest())
+    return state.hexdigest()
+
+
+def _write_config(
+    folder: Path, encoder: DualEncoder, *, pad: int | None
+) -> dict[str, Any]:
+    """Writes the tokenizer and ``onnx.json``, whose content it returns; texts may lack
+    the padding ``pad``.
+    """
+    content = {
+        "format": FORMAT,
+        "name": encoder.name,
+        "embed_dim": encoder.embed_dim,
+        "context_length": encoder.context_length,
+        "logit_scale": float(encoder.model.logit_scale.detach()),
+        "pad": pad,
+        "preprocess_cfg": encoder.preprocess_cfg,
+        "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
+        "fingerprint": _graphs_digest(folder),
+    }
+    write_json(folder / ONNX_FILE, content)
+    return content
 
 
 def _save(model: onnx_ir.Model, path: Path) -> None:

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +33,11 @@ from cloob.models.importing import check_folder, read_json, translated
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
 from cloob.models.settings import Pixels
-from cloob.models.tokenizer import read_tokenizer, store_tokenizer
+from cloob.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession  # type: ignore[import-untyped]
     from PIL.Image import Image
-
-    from cloob.models.encoder import DualEncoder
 
 Array = npt.NDArray[np.float32]
 Items = npt.NDArray[np.float32] | npt.NDArray[np.int64]
@@ -179,37 +177,3 @@ def unit_rows(rows: Array) -> Array:
 
 def graph_file(folder: Path, kind: str) -> Path:
     return folder / "onnx" / f"{_GRAPHS[kind]}.onnx"
-
-
-def _graphs_digest(folder: Path) -> str:
-    """SHA-256 of both towers' graphs with their weights."""
-    graphs = [graph_file(folder, kind) for kind in ("image", "text")]
-    weights = [path.with_name(f"{path.name}_data") for path in graphs]
-    state = hashlib.sha256()
-    for path in [*graphs, *filter(Path.is_file, weights)]:
-        with path.open("rb") as opened:
-            state.update(hashlib.file_digest(opened, "sha256").digest())
-    return state.hexdigest()
-
-
-def write_config(
-    folder: Path, encoder: DualEncoder, *, pad: int | None
-) -> dict[str, Any]:
-    """Writes the tokenizer and ``onnx.json``, whose content it returns; texts may lack
-    the padding ``pad``.
-    """
-    content = {
-        "format": FORMAT,
-        "name": encoder.name,
-        "embed_dim": encoder.embed_dim,
-        "context_length": encoder.context_length,
-        "logit_scale": float(encoder.model.logit_scale.detach()),
-        "pad": pad,
-        "preprocess_cfg": encoder.preprocess_cfg,
-        "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
-        "fingerprint": _graphs_digest(folder),
-    }
-    (folder / ONNX_FILE).write_text(
-        json.dumps(content, indent=2, allow_nan=False), encoding="utf-8"
-    )
-    return content

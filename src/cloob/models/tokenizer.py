@@ -431,18 +431,3 @@ def _fill_rows(rules: Rules, length: int, pad: int, side: str = "right") -> None
     token = rules.id_to_token(pad) or ""
     rules.enable_padding(direction=side, pad_id=pad, pad_token=token, length=length)
     rules.enable_truncation(length)
-
-
-def tokenizer_note(settings: TokenizerSettings) -> str:
-    """A sentence for people who use the folder without this package: how its tokens
-    differ from the model's.
-    """
-    notes = json.loads(
-        Path(__file__).with_name("tokenizer_notes.json").read_text("utf-8")
-    )
-    kind: str = settings["kind"]
-    if kind == "clip":
-        kind = f"clip {settings['ending']}"
-    elif settings.get("clean"):
-        kind = "json clean"
-    return str(notes[kind]).format(**settings)
