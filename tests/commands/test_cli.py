@@ -32,22 +32,6 @@ HEAVY = {
 }
 
 
-def test_help_names_every_command_and_imports_nothing_heavy():
-    command = [sys.executable, "-X", "importtime", "-m", "cloob", "--help"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0
-    for name in cli.COMMANDS:
-        assert f"\n  {name} " in done.stdout
-    modules = {
-        line.rsplit("|", 1)[-1].strip()
-        for line in done.stderr.splitlines()
-        if "|" in line
-    }
-    assert not modules & {*HEAVY, "pydantic"}
-
-
 KINDS = {
     name: importlib.import_module(f"cloob.commands.{name}") for name in cli.COMMANDS
 }
