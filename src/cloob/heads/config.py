@@ -16,12 +16,26 @@ from cloob.settings import Count, Decay, Pixels, Share, read_table
 VAL_SPLIT = 0.1
 DEMO, DEMO_HELD_OUT = ("demo",), ("demo:val",)
 OF_VECTORS = (
-    *("a_ids", "b_ids", "ids", "groups", "weights", "drop"),
-    *("val_a", "val_b", "val_ids", "val_groups"),
+    "a_ids",
+    "b_ids",
+    "ids",
+    "groups",
+    "weights",
+    "drop",
+    "val_a",
+    "val_b",
+    "val_ids",
+    "val_groups",
 )
 OF_PICTURES = (
-    *("data", "val_data", "image_encoder", "text_encoder", "image_size"),
-    *("image_column", "caption_column", "mask_duplicates"),
+    "data",
+    "val_data",
+    "image_encoder",
+    "text_encoder",
+    "image_size",
+    "image_column",
+    "caption_column",
+    "mask_duplicates",
 )
 PLACES = ("out", "resume", "overwrite", "workers", "max_bad_fraction")
 

@@ -98,8 +98,3 @@ def recalls(heads: Heads, rows: Rows) -> Tensor:
     a = unit_rows(heads[0], rows.a.to(device))
     b = unit_rows(heads[1], rows.b.to(device))
     return recalls_of_ids(a, b, rows.ids.to(device)).mean(0)
-
-
-def vary_unlike(variances: Tensor) -> bool:
-    """Whether one scale for all columns would all but hide half of them."""
-    return bool(variances.median() < 0.01 * variances.mean())

@@ -138,7 +138,8 @@ class Head(nn.Module):
             self.knots.copy_(rows.sort(0).values[places])
         rows = self.transformed(rows)
         mean = rows.mean(0)
-        self._set_mean(mean)
+        self.mean.copy_(mean)
+        self.mean_rest.copy_(mean - self.mean.cpu().double())
         centred = rows - mean
         if self.standardise == "one":
             size = torch.linalg.vector_norm(centred) / centred.numel() ** 0.5
@@ -201,10 +202,6 @@ class Head(nn.Module):
         self.matrix.weight.mul_(ratio)
         self.matrix.bias.mul_(ratio)
         self.train(is_training)
-
-    def _set_mean(self, mean: Tensor) -> None:
-        self.mean.copy_(mean)
-        self.mean_rest.copy_(mean - self.mean.cpu().double())
 
     def transformed(self, features: Tensor) -> Tensor:
         """The features as ``columns`` says."""

@@ -51,8 +51,8 @@ class HeadSettings(ObjectiveSettings):
     kernel; else a member of the family.
     """
     members: AtLeastOne | None = None
-    """Heads of other first weights, joined with a closed form. Left out, 1; with auto 2
-    of up to 8,192 pairs.
+    """Heads of other first weights, joined with a closed form. Left out, 1; with auto
+    2, or 1 where it starts in one way.
     """
     clean: Literal["auto"] | None = None
     """auto: leave training pairs out that are more probably wrong than right. Held-out

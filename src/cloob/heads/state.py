@@ -86,9 +86,16 @@ def read_state(
         if content["key"] != key:
             return None
         progress = Progress(**content["progress"])
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, ValueError):
-        return None
-    except (pickle.UnpicklingError, zipfile.BadZipFile):
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        EOFError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ):
         return None
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])

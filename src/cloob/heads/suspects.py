@@ -123,11 +123,6 @@ def suspicion(
     their cosine takes the place of the closed form's.
     """
     n = len(a)
-    if a.ndim != 2 or b.ndim != 2 or len(b) != n:
-        raise InputError(
-            f"a is {tuple(a.shape)}, b is {tuple(b.shape)}; two matrices with as many"
-            " rows are needed"
-        )
     pairs, order = sorted_pairs(a, b, ids, n_folds=1 if in_one_space else FOLDS)
     matches = draw_matches(pairs)
     if in_one_space:

@@ -46,7 +46,6 @@ CLEAR = 0.88  # right above wrong, as often: what has to be so to leave pairs ou
 # how far the ends of the interval may lie apart
 MAX_RATIO, MAX_WIDTH = 6.0, 0.3
 MAX_SHARE = 0.8  # more wrong pairs than that look like sides that say nothing
-BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,5 @@ def count_cells(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """(L,) how many pairs lie in every cell, where a pair lies anywhere between two
     shares alike.
     """
-    below = np.zeros(len(ENDS))
-    for start in range(0, len(lower), BLOCK):
-        low, high = lower[start : start + BLOCK], upper[start : start + BLOCK]
-        below += ((ENDS[:, None] - low) / (high - low)).clip(0, 1).sum(1)
+    below = ((ENDS[:, None] - lower) / (upper - lower)).clip(0, 1).sum(1)
     return np.diff(below, prepend=0.0, append=len(lower))
