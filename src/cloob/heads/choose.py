@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 Scales = Mapping[str, Mapping[str, float | bool]]
 Sides = tuple[Tensor, Tensor]
+SIDES: tuple[Literal[0, 1], ...] = (0, 1)
 
 OBJECTIVE: ObjectiveName = "infoloob"
 """That of ``auto``: in its records no other was ahead by more than noise."""
@@ -386,17 +387,20 @@ def joined_members(
 ) -> tuple[Members, Members]:
     """The parts with the bias against hubs, cut to ``width`` columns if it is not 0."""
     used, strength = combination.picked(parts), combination.strength
-    banks_a = [part.bank[0] for part in used]
-    banks_b = [part.bank[1] for part in used]
-    extra = 4 if strength else 0
-    total = sum(rows.shape[1] for rows in banks_a)
-    cut = width - extra if width and total + extra > width else 0
-    n_rows = len(banks_a[0]) if strength else 0
-    heads_a = [part.heads[0] for part in used]
-    heads_b = [part.heads[1] for part in used]
-    a = Members(heads_a, cut=cut, side=0, rows=n_rows, strength=strength)
-    b = Members(heads_b, cut=cut, side=1, rows=n_rows, strength=strength)
-    fit_members(a.eval(), b.eval(), banks_a, banks_b)
+    banks = [[part.bank[side] for part in used] for side in SIDES]
+    room = width - (4 if strength else 0)  # for a bias has four columns
+    is_wide = sum(rows.shape[1] for rows in banks[0]) > room
+    a, b = (
+        Members(
+            [part.heads[side] for part in used],
+            cut=room if width and is_wide else 0,
+            side=side,
+            rows=len(banks[0][0]) if strength else 0,
+            strength=strength,
+        ).eval()
+        for side in SIDES
+    )
+    fit_members(a, b, *banks)
     return a, b
 
 
