@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib
 import io
 import logging
 import os
@@ -149,16 +148,10 @@ def _run(name: str, words: Sequence[str]) -> int:
             f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)"
         )
     with needs("train"):
-        from cloob.commands.options import parse
+        from cloob.commands.options import run_command
 
-        command = importlib.import_module(f"cloob.commands.{name}")
-        if hasattr(command, "read"):
-            options = command.read(words)
-        else:
-            options = parse(command.Options, words, name)
         logging.basicConfig(format="cloob: %(message)s")
-        code: int = command.run(options)
-        return code
+        return run_command(name, words)
 
 
 def _help_line(name: str) -> str:

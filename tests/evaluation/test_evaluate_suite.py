@@ -14,7 +14,6 @@ from cloob import cli
 from cloob.errors import InputError
 from cloob.evaluation.analysis import (
     example_queries,
-    search_pictures,
 )
 from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
@@ -144,23 +143,6 @@ def test_a_picture_answers_each_of_its_captions(tmp_path):
     # by their first caption.
     found = [(shown.label, shown.correct) for shown in answers["magenta"]]
     assert found == [("red", True), ("blue", False)]
-
-
-def test_a_search_finds_what_a_loop_over_the_pictures_finds():
-    model, texts = ColourModel(), ["something blue", "red heart"]
-    colours = ["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"]
-    data = Labels(colours, broken=[3])
-    found = search_pictures(Embeddings({"m": model}), data, texts, k=3, models=["m"])
-    readable = [COLOURS[name] for i, name in enumerate(colours) if i != 3]
-    pictures = model._embed(torch.tensor(readable, dtype=torch.float32))
-    with torch.no_grad():
-        rows = model.encode_text(texts)
-    assert [search.query for search in found] == texts
-    for search, row in zip(found, rows, strict=True):
-        best = (pictures @ row).sort(descending=True).values[:3].tolist()
-        shown = [each.score for each in search.answers["m"]]
-        assert shown == pytest.approx(best, abs=1e-5)
-    assert [each.label for each in found[0].answers["m"][:2]] == ["blue", "blue"]
 
 
 def test_a_loaded_model_is_the_model_that_was_saved(tmp_path):

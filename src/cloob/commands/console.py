@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cloob.data.shards.spec import is_pattern, is_remote
@@ -14,6 +15,18 @@ from cloob.errors import InputError
 from cloob.machine import decoders
 
 PROGRESS_SECONDS = 10.0
+_hints = True
+
+
+@contextlib.contextmanager
+def no_hints() -> Iterator[None]:
+    """Inside, commands do not say what may come next."""
+    global _hints
+    _hints = False
+    try:
+        yield
+    finally:
+        _hints = True
 
 
 def threads(workers: int | None) -> int:
@@ -51,6 +64,9 @@ def say(text: str) -> None:
 
 
 def say_next(*commands: Sequence[str | Path]) -> None:
+    """Says what may come next, unless another command runs this one."""
+    if not _hints:
+        return
     for i, words in enumerate(commands):
         title = "next:" if i == 0 else "  or:"
         print(title, shlex.join(["cloob", *map(str, words)]), file=sys.stderr)
@@ -62,6 +78,16 @@ def say_next_of_pictures(out: Path, source: str, holds_out: bool) -> None:
     pictures = source if Path(source).is_dir() else "PICTURES"
     index = ["index", pictures, "--model", str(out), "--out", "pictures.idx"]
     say_next(["eval", out, *judge], index, ["search", "pictures.idx", "a red bird"])
+
+
+def print_table(lines: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Prints titles and, to the right of them, columns of numbers."""
+    width = max(len(title) for title, _ in lines)
+    columns = zip(*(cells for _, cells in lines), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    for title, cells in lines:
+        numbers = [f"{cell:>{n}}" for cell, n in zip(cells, widths, strict=True)]
+        print("  ".join([f"{title:<{width}}", *numbers]))
 
 
 def progress() -> Callable[[str, int, int], None]:

@@ -130,7 +130,10 @@ def find_suspects(options: Options, files: Sequence[Path]) -> None:
         return
     # how far the frozen encoders are
     logging.getLogger("cloob.heads.features").setLevel(logging.INFO)
-    config = cloob.get_recipe("align").override(workers=options.workers)
+    # the demo's pictures are small, and so are its encoders' inputs
+    is_demo = options.data.partition(":")[0] == "demo"
+    config = cloob.get_recipe("demo") if is_demo else cloob.get_recipe("align")
+    config = config.override(workers=options.workers)
     judged = judge_pictures(opened(options), config, options.model)
     report(judged, path, options.out, _MOST_SHOWN)
     say_next([*training(options, few=True), "--clean", "auto"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from cloob.commands.console import progress, say, threads
+from cloob.commands.console import print_table, progress, say, threads
 from cloob.commands.held_out import (
     Run,
     add_held_out,
@@ -376,32 +376,17 @@ def write_files(
     out: Path, embeddings: Embeddings, results: Results, sets: Sets
 ) -> None:
     """Writes results.json and the page."""
+    from cloob.evaluation.report.page import write_report
     from cloob.evaluation.results import write_results
 
     write_results(out / RESULTS_FILE, results)
     notes = [f"{note[0].upper()}{note[1:]}." for note in choice_notes(results["rows"])]
-    write_page(out / PAGE_FILE, embeddings, results, sets, "Evaluation", notes)
-
-
-def write_page(
-    path: Path,
-    embeddings: Embeddings,
-    results: Results,
-    sets: Sets,
-    title: str,
-    notes: Sequence[str],
-    searches: Sequence[ExampleQuery] = (),
-) -> None:
-    """Writes the report: the numbers and example queries."""
-    from cloob.evaluation.report.page import write_report
-
     queries = [
         *_queries(embeddings, results["rows"], sets.sets, "zeroshot", 8),
         *_queries(embeddings, results["rows"], sets.pairs, "retrieval", 4),
     ]
-    write_report(
-        path, results, title=title, notes=notes, queries=queries, searches=searches
-    )
+    page = out / PAGE_FILE
+    write_report(page, results, title="Evaluation", notes=notes, queries=queries)
 
 
 def _queries(
@@ -452,16 +437,6 @@ def print_results(results: Results) -> int:
         print_table([head, *lines])
     _say_problems(results)
     return 1 if results.get("failures") else 0
-
-
-def print_table(lines: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Prints titles and, to the right of them, columns of numbers."""
-    width = max(len(title) for title, _ in lines)
-    columns = zip(*(cells for _, cells in lines), strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    for title, cells in lines:
-        numbers = [f"{cell:>{n}}" for cell, n in zip(cells, widths, strict=True)]
-        print("  ".join([f"{title:<{width}}", *numbers]))
 
 
 def _table_rows(

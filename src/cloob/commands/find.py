@@ -13,7 +13,7 @@ from typing import Annotated
 
 import cloob
 from cloob.commands import index, search
-from cloob.commands.console import say, say_next
+from cloob.commands.console import no_hints, say, say_next
 from cloob.commands.options import Threads
 from cloob.errors import InputError
 from cloob.models.source import PHOTOS
@@ -125,8 +125,8 @@ def bring_up_to_date(
         sources, str(place), model, device=options.device, workers=options.workers
     )
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return index.run(update, then=False)
+        with contextlib.redirect_stdout(sys.stderr), no_hints():
+            return index.run(update)
     except Busy:
         say(
             "another `cloob find` or `cloob index` is at work here; searched is what it"

@@ -56,8 +56,8 @@ class Options:
     """Decoding threads; left out, one per processor."""
 
 
-def run(options: Options, *, then: bool = True) -> int:
-    """Indexes, and names what comes ``then``; 1 when a source could not be read, with
+def run(options: Options) -> int:
+    """Indexes; 1 when a source could not be read, with
     the rest written.
     """
     from cloob.search.database import is_there
@@ -71,9 +71,9 @@ def run(options: Options, *, then: bool = True) -> int:
         remove_old(options)
     if is_there(options.out):
         with cloob.Index.open(options.out, writable=True) as index:
-            return bring_up_to_date(index, options, then=then)
+            return bring_up_to_date(index, options)
     with new_index(Path(options.out)) as index:
-        return bring_up_to_date(index, options, then=then)
+        return bring_up_to_date(index, options)
 
 
 @contextlib.contextmanager
@@ -157,7 +157,7 @@ def remove_old(options: Options) -> None:
     remove(Path(options.out))
 
 
-def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int:
+def bring_up_to_date(index: cloob.Index, options: Options) -> int:
     """Updates an index, and prints what was done and left out; the exit code."""
     address = index.store.address
     try:
@@ -181,7 +181,7 @@ def bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int
     line = summary_line(summary)
     print(f"{describe(index)}; {line}")
     failed = bool(summary.refused or summary.unread or line.startswith("none"))
-    if then and len(index) and not failed:
+    if len(index) and not failed:
         say_next(["search", address, "something red"])
     return 1 if failed else 0
 

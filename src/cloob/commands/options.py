@@ -12,6 +12,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import importlib
 import inspect
 import itertools
 import math
@@ -57,6 +58,17 @@ class Range(NamedTuple):
 Device = Annotated[str, check_device_name]
 Threads = Annotated[int | None, Range(0, 1024)]
 Batch = Annotated[int, Range(1, 2**20)]
+
+
+def run_command(name: str, words: Sequence[str]) -> int:
+    """Runs a command; the exit code."""
+    command = importlib.import_module(f"cloob.commands.{name}")
+    if hasattr(command, "read"):
+        options = command.read(words)
+    else:
+        options = parse(command.Options, words, name)
+    code: int = command.run(options)
+    return code
 
 
 class Field(NamedTuple):

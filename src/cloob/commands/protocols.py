@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cloob.commands.console import print_table
+
 TITLES = {"@": "recall@", "_mrr": "MRR", "_choose_": "choose 1 of ", "_": ""}
-WIDTH = 24  # of a column
 
 
 def print_numbers(numbers: Mapping[str, Any]) -> None:
@@ -18,19 +19,13 @@ def print_numbers(numbers: Mapping[str, Any]) -> None:
     if "n_groups" in numbers:
         over = f" over {numbers['n_groups']:,} groups"
     print(f"of {numbers['n_ids']:,} ids, in % (95 % intervals{over}):")
-    titles = [way.replace("_to_", " → ") for way in ways]
-    print(line("", [*titles, "chance"]))
+    lines = [("", [*(way.replace("_to_", " → ") for way in ways), "chance"])]
     for key in numbers:
         end = key.removeprefix(ways[0])
-        if end == key or end.endswith("_interval"):
-            continue
-        cells = [cell(numbers, f"{name}{end}") for name in (*ways, "chance")]
-        print(line(title(end), cells))
-
-
-def line(name: str, cells: list[str]) -> str:
-    padded = [f"{text:{WIDTH}}" for text in cells]
-    return f"{name:18}{''.join(padded)}".rstrip()
+        if end != key and not end.endswith("_interval"):
+            cells = [cell(numbers, f"{name}{end}") for name in (*ways, "chance")]
+            lines.append((title(end), cells))
+    print_table(lines)
 
 
 def title(end: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cloob.data.batch import caption_id
 from cloob.errors import message
-from cloob.evaluation.embed import EmbedOptions, Reader, embed_texts
+from cloob.evaluation.embed import EmbedOptions, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.measures import geometry
 from cloob.evaluation.report.page import ExampleQuery, ShownPicture
@@ -98,7 +98,7 @@ class _Gallery:
         return [candidates[place] for place in order[:n].tolist()]
 
     def nearest(
-        self, row: Tensor, right: int | None, data: Labelled | Reader, k: int
+        self, row: Tensor, right: int, data: Labelled | Reader, k: int
     ) -> list[ShownPicture]:
         """The ``k`` readable pictures nearest to the row of a text, of which those of
         the concept ``right`` answer it.
@@ -139,26 +139,6 @@ def example_queries(
             for model, gallery in galleries.items()
         }
         queries.append(ExampleQuery(first.words[text], answers))
-    return queries
-
-
-def search_pictures(
-    embeddings: Embeddings,
-    data: Labelled | Reader,
-    texts: Sequence[str],
-    *,
-    k: int,
-    models: Sequence[str],
-) -> list[ExampleQuery]:
-    """The ``k`` nearest pictures of a set that every model finds for texts, of which
-    none counts as right.
-    """
-    queries = [ExampleQuery(text, {}) for text in texts]
-    for model in models:
-        gallery = _gallery(embeddings, model, data)
-        rows = embed_texts(embeddings.encoder(model), texts)
-        for query, row in zip(queries, rows, strict=True):
-            query.answers[model] = gallery.nearest(row, None, data, k)
     return queries
 
 

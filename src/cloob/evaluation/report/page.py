@@ -50,13 +50,11 @@ def write_report(
     title: str = "Report",
     notes: Sequence[str] = (),
     queries: Sequence[ExampleQuery] = (),
-    searches: Sequence[ExampleQuery] = (),
 ) -> None:
     """Writes the report of what :func:`cloob.evaluate` returned; equal arguments give
     equal bytes.
 
-    ``notes`` are paragraphs under the title. ``searches`` have no right answers; they
-    come first, the first model's pictures large.
+    ``notes`` are paragraphs under the title.
     """
     rows = results["rows"]
     checkpoints = results["checkpoints"]["models"] if "checkpoints" in results else {}
@@ -81,7 +79,6 @@ def write_report(
         ],
         tables=tables.result_tables(results, colours),
         queries=queries,
-        searches=searches,
         by_epoch=charts.checkpoint_charts(checkpoints, colours),
     )
     write_whole(path, page, f"{path}: the report cannot be written here")
