@@ -15,7 +15,7 @@ both:
 - ``open_clip_train``: its ``get_wds_dataset`` with open_clip's training transform
   (random crop of the same scale, bicubic, to float, normalised) and
   ``SimpleTokenizer``;
-- ``cloob``: ``PairLoader`` with ``TrainTransform`` and the tokeniser that
+- ``cloob``: ``Loader`` with ``TrainTransform`` and the tokeniser that
   ``DualEncoder`` has; uint8, as the encoder normalises on its device.
 
 A run counts from the making of the loader to the end of its last process; each has two
@@ -62,7 +62,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.figures import data as table
 from benchmarks.machine import machine
 
-from cloob.data.loader import PairLoader
+from cloob.data.loader import Loader, PicturePairs
 from cloob.data.open import open_source
 from cloob.data.source import Source
 from cloob.data.transforms import TrainTransform
@@ -158,7 +158,9 @@ def forms(data: Path, folder: Path, captions: list[str]) -> list[Form]:
 def ours(form: Form, source: Source) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     transform = TrainTransform(form.image_size, scale=SCALE)
     tokenizer = ClipTokenizer.of(TOKENIZER)
-    pairs = PairLoader(source, transform, tokenizer, form.batch_size, workers=WORKERS)
+    pairs = Loader(
+        PicturePairs(source, transform, tokenizer), form.batch_size, workers=WORKERS
+    )
     first = max(0, pairs.steps_per_epoch - form.batches)
     batches = pairs.epoch(0, first * form.batch_size)
     yield ((batch.images, batch.tokens) for batch in batches)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cloob.data.loader import Loader, PicturePairs
 from cloob.data.source import Source
 
 PURE = {
@@ -280,6 +281,12 @@ def write_bert(folder, **settings):
         torch.manual_seed(0)
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
+
+
+def loaded(source, transform, tokenizer, batch_size, seed=0, **options):
+    """The batches of a source's pictures."""
+    pairs = PicturePairs(source, transform, tokenizer, seed)
+    return Loader(pairs, batch_size, seed=seed, **options)
 
 
 def code_points(captions):

@@ -15,7 +15,7 @@ from torch.distributions import Uniform
 from torchvision.transforms import RandomResizedCrop
 
 from cloob import pictures
-from cloob.data.loader import BatchBuilder
+from cloob.data.loader import PicturePairs
 from cloob.data.transforms import TrainTransform, crop_box, resize
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
@@ -134,15 +134,13 @@ def zoo():
     yield "JPEG turned by XMP alone", with_xmp(stored), colours
 
 
-def batches_of(data, transform):
-    return BatchBuilder(
-        one(data), transform, lambda texts: torch.zeros(len(texts), 3), 0, None
-    )
+def pairs_of(data, transform):
+    return PicturePairs(one(data), transform, lambda texts: torch.zeros(len(texts), 3))
 
 
 def trained_on(data):
     """The pixels that training takes with a crop of everything, (H, W, 3)."""
-    batch = batches_of(data, TrainTransform(SIDE, scale=(1, 1)))[0, np.array([0])]
+    batch = pairs_of(data, TrainTransform(SIDE, scale=(1, 1))).batch(np.array([0]))
     assert not batch.skipped
     return batch.images[0].permute(1, 2, 0)
 
@@ -230,11 +228,11 @@ def test_one_limit_everywhere(monkeypatch, encoder, tmp_path):
     """A bomb is refused by its header, whoever reads it."""
     image = upright()
     data = encoded(image)
-    builder = batches_of(data, TrainTransform(SIDE))
+    pairs = pairs_of(data, TrainTransform(SIDE))
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(data)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
-    (skip,) = builder[0, np.array([0])].skipped
+    (skip,) = pairs.batch(np.array([0])).skipped
     assert (skip.key, skip.reason) == ("0", "image too large")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     message = r"bomb\.png: .*64×64 pixels, the limit is 4,095"

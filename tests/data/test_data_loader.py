@@ -18,14 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cloob.data.batch import BadSample, RawSample, caption_id
-from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
 from cloob.data.order import EpochOrder, ShardSizes, sample_generator
 from cloob.data.source import Subset, mix
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.pictures import Encoded, decode
-from make import Listed, code_points, encoded, noise, noise_image
+from make import Listed, code_points, encoded, loaded, noise, noise_image
 from support import fork, raises
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
@@ -43,7 +42,7 @@ def pixel(image):
 
 
 def loader(source, batch_size, **options):
-    return PairLoader(
+    return loaded(
         source, options.pop("transform", pixel), code_points, batch_size, **options
     )
 
@@ -110,9 +109,7 @@ def test_workers_change_nothing(shards, workers):
     source = open_source(shards)
     transform = TrainTransform(6, scale=(0.3, 0.9), flip=True)
     here, there = (
-        PairLoader(
-            source, transform, code_points, 4, seed=5, drop_last=False, workers=w
-        )
+        loaded(source, transform, code_points, 4, seed=5, drop_last=False, workers=w)
         for w in (0, workers)
     )
     state = torch.get_rng_state()
@@ -202,8 +199,8 @@ def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path, f
     assert len(source) == 16
 
     def drawn(epoch, batch_size=4, start=0, transform=None, **options):
-        options = {"seed": 3, "drop_last": False, "by_picture": True} | options
-        pairs = PairLoader(
+        options = {"seed": 3, "drop_last": False} | options
+        pairs = loaded(
             source, transform or TrainTransform(8), code_points, batch_size, **options
         )
         batches = list(pairs.epoch(epoch, start))
@@ -229,7 +226,6 @@ def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path, f
     assert drawn(0, transform=pixel, shuffle=False) == [
         (k, caption_id(texts[0])) for k, texts in captions.items()
     ]
-    assert len(drawn(0, by_picture=False)) == 16
 
 
 def test_pictures_of_mixed_sources_are_those_of_each(tmp_path):
@@ -245,8 +241,8 @@ def test_pictures_of_mixed_sources_are_those_of_each(tmp_path):
         open_source(tmp_path / "b.csv"),
     ]
     held_out = Subset(parts[2], np.array([0, 2]), "held out")  # one picture
-    options = {"by_picture": True, "shuffle": False, "drop_last": False}
-    pairs = PairLoader(mix([*parts[:2], held_out]), pixel, code_points, 10, **options)
+    options = {"shuffle": False, "drop_last": False}
+    pairs = loaded(mix([*parts[:2], held_out]), pixel, code_points, 10, **options)
     assert pairs.pairs_per_epoch == len(parts[0]) + 4 + 1
     *_, last = pairs.epoch(0, start=len(parts[0]) // 10 * 10)
     assert last.keys == ("0.png", "1.png", "2.png")
@@ -440,7 +436,7 @@ def test_batches_that_do_not_fit_into_shared_memory(tmp_path):
 
     def action():
         small_shared_memory()
-        small = PairLoader(
+        small = loaded(
             Numbers(16), TrainTransform(64), code_points, 8, workers=1, shuffle=False
         )
         assert keys(list(small.epoch(0))) == list(range(16))

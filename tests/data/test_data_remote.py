@@ -19,12 +19,11 @@ import pytest
 import make
 from cloob import open_source
 from cloob.data.batch import BadSample
-from cloob.data.loader import PairLoader
 from cloob.data.shards import remote as opener
 from cloob.data.shards.remote import fetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
-from make import code_points, noise, write_tar
+from make import code_points, loaded, noise, write_tar
 from support import raises
 
 SIZES = {"00000.tar": 5, "00001.tar": 4, "00002.tar": 3}
@@ -103,7 +102,7 @@ def test_a_failed_fetch_names_shard_status_and_attempts(spec, web, cache):
     web.pages["/00001.tar"] = lambda request: request.answer(503, b"")
     message = r"^http\S*00001\.tar: .*503.* \(3 attempts\)$"
     raises(InputError, message, source.read, 5)
-    pairs = PairLoader(source, TrainTransform(4), code_points, 5, workers=1)
+    pairs = loaded(source, TrainTransform(4), code_points, 5, workers=1)
     with pytest.raises(InputError, match=message):  # in a worker too
         list(pairs.epoch(0))
     pairs.close()
@@ -181,7 +180,7 @@ def test_a_shard_that_had_to_make_room_is_still_read(spec, shards, cache, monkey
 
 
 def test_shards_are_fetched_before_they_are_needed(spec, cache):
-    next(PairLoader(open_source(spec), TrainTransform(4), code_points, 5).epoch(0))
+    next(loaded(open_source(spec), TrainTransform(4), code_points, 5).epoch(0))
     wait_until(lambda: len(list((cache / "shards").glob("*.tar"))) == 3)
 
 

@@ -12,10 +12,9 @@ import pytest
 
 from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
-from cloob.data.loader import PairLoader
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
-from make import code_points, noise, outcomes, write_arrow, write_table
+from make import code_points, loaded, noise, outcomes, write_arrow, write_table
 from support import raises
 
 ROWS = [{"title": f"caption {i}", "filepath": f"img/{i}.png", "n": i} for i in range(4)]
@@ -243,7 +242,7 @@ def test_parquet_with_images_is_unpacked_once(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
     found = []
     for workers in (0, 1):
-        pairs = PairLoader(
+        pairs = loaded(
             source, TrainTransform(4), code_points, 20, drop_last=False, workers=workers
         )
         found.append(str([batch.keys for batch in pairs.epoch(0)]))

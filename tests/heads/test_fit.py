@@ -82,7 +82,8 @@ def test_it_is_a_plain_loop_of_torch():
         order = EpochOrder([ShardSizes((150,))], 0).epoch(epoch)(np.arange(150))
         losses = []
         for places in np.split(order[:128], 4):
-            a, b, ids = pairs.batch(places)
+            batch = pairs.batch(places)
+            (a, b), ids = batch.parts, batch.ids
             x, y = F.normalize(heads[0](a), dim=1), F.normalize(heads[1](b), dim=1)
             logits = 10.0 * x @ y.T
             negative = ids[:, None] != ids

@@ -268,7 +268,8 @@ def test_held_out_files_take_the_place_of_a_split(config, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     files = {}
     for prefix, part in zip(("", "val_"), vector_pairs(config), strict=True):
-        a, b, ids = part.batch()
+        batch = part.batch()
+        (a, b), ids = batch.parts, batch.ids
         np.save(f"{prefix}a.npy", a.numpy())
         sparse.save_npz(f"{prefix}b.npz", sparse.csr_array(b.numpy()))
         np.savetxt(f"{prefix}ids.txt", ids.numpy(), "%d")
@@ -310,7 +311,7 @@ def test_groups_and_weights_come_from_files(config, tmp_path, capsys):
     train, held_out = vector_pairs(config)
     assert len(held_out) in (199, 200)  # row 7 cannot be used
     assert len(np.unique(held_out.ids)) == len(held_out)
-    assert not {*train.groups} & {*held_out.groups}
+    assert not {*train.group_ids} & {*held_out.group_ids}
     assert train.weights.tolist() == [float(row % 3) for row in train.rows[:, 0]]
     run = cloob.train_heads(config).run
     words = ["eval", str(run), "--held-out", "--out", str(tmp_path / "report")]
@@ -349,7 +350,8 @@ def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
     assert len(pairs) == N - 1 + is_table
     found = pairs.only(pairs.rows[:, 0] != 7).batch(np.arange(N - 1))
     wanted = open_vector_pairs("a.npy", "b.npy", "ids.txt").batch(np.arange(N - 1))
-    for one, other in zip(found, wanted, strict=True):
+    assert torch.equal(found.ids, wanted.ids)
+    for one, other in zip(found.parts, wanted.parts, strict=True):
         assert torch.equal(one.to(other.dtype), other)
 
 

@@ -115,7 +115,12 @@ class Third(TwoSides):
     ("pairs", "towers", "objective", "error"),
     [
         (ByName(), TwoSides(), Weighted(), r"the names a, b, .*, but the towers take"),
-        (ByName(), TwoSides(), Unweighted(), "ByName: an item has the names a, b, mo"),
+        (
+            ByName(),
+            TwoSides(),
+            Unweighted(),
+            r"the names a, b, .*, but the towers take",
+        ),
         (InTuples(3), Third(), Unweighted(), r"returned a, b, c; a loss of \(x, y\)"),
         (InTuples(5), Third(3), ByWeight(), "Third: returned {.*}; tensors of n rows"),
     ],

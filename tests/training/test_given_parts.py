@@ -314,7 +314,7 @@ def half(groups):
     return torch.optim.SGD(groups[:1], lr=0.1)
 
 
-FOUR_PARTS = r"Parted: an item has 4 parts; \(a, b\) or \(a, b, id\) is expected"
+FOUR_PARTS = r"an item has 4 parts; \(a, b\) or \(a, b, id\) is expected"
 FROZEN = {"towers": DictTowers().requires_grad_(False), "objective": own.Margin()}
 
 

@@ -206,10 +206,10 @@ def test_another_rank_s_defect_ends_all_with_its_name(trained, tmp_path):
     """An error in one rank's loader (a defect, so with its traceback there) reaches the
     others as one line.
     """
-    from cloob.data.loader import PairLoader
+    from cloob.data.loader import Loader
 
     def broken():
-        epoch = PairLoader.epoch
+        epoch = Loader.epoch
 
         def failing(self, *arguments, **more):
             for n, batch in enumerate(epoch(self, *arguments, **more)):
@@ -217,7 +217,7 @@ def test_another_rank_s_defect_ends_all_with_its_name(trained, tmp_path):
                     raise ValueError("the transform gave (3, 31, 31)")
                 yield batch
 
-        PairLoader.epoch = failing  # type: ignore[method-assign] # in a process of its own
+        Loader.epoch = failing  # type: ignore[method-assign] # in a process of its own
         train(trained.config.override(out=tmp_path / "run"))
 
     ranks = fork(tmp_path, 2, broken)

@@ -73,8 +73,9 @@ def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
         from cloob.data.vectors import hold_out
 
         pairs, _ = hold_out(pairs)
-        a, b, ids = pairs.batch()
-        found = judge(pairs.name, a, b, ids)
+        batch = pairs.batch()
+        a, b = batch.parts
+        found = judge(pairs.name, a, b, batch.ids)
     else:
         from torch import from_numpy
 
@@ -102,7 +103,9 @@ def judge_pictures(
     encoder = open_encoders(*encoders, config.image_size)
     pairs, rows = embedded(source, encoder, config.workers)
     say_skipped(pairs.skipped)
-    found = judge(source.name, *pairs.batch())
+    batch = pairs.batch()
+    a, b = batch.parts
+    found = judge(source.name, a, b, batch.ids)
     captions = [source.caption(row)[1] for row in rows.tolist()]
     return Judged(source.name, pairs.keys(), found, captions, source, rows.tolist())
 

@@ -114,7 +114,7 @@ class Batch:
     parts: Any
     # (n,) int64, caption_id of every caption: equal captions have equal ids
     ids: Tensor
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = ()  # what a log calls each of a source or a Dataset
     skipped: tuple[Skip, ...] = ()
 
     @property
@@ -126,7 +126,7 @@ class Batch:
         return self.parts[1]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.ids)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         return self._each("to", device, non_blocking=non_blocking)

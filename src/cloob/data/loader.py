@@ -1,4 +1,4 @@
-"""From a source to batches: the same for every number of workers and ranks, and after a
+"""From pairs to batches: the same for every number of workers and ranks, and after a
 resume.
 
 A sample's augmentation depends on (seed, epoch, index).
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from cloob.data.batch import (
     BadSample,
@@ -33,10 +33,11 @@ from cloob.data.order import (
     ShardSizes,
     sample_generator,
 )
+from cloob.data.pairs import Pairs
 from cloob.data.sampler import SamplerOrder
-from cloob.data.source import Source
+from cloob.data.source import Fingerprint, Source
 from cloob.data.transforms import TrainTransform
-from cloob.data.workers import Request, WorkerPool
+from cloob.data.workers import WorkerPool
 from cloob.errors import InputError, counted
 from cloob.functional import private
 from cloob.pictures import Encoded
@@ -48,23 +49,35 @@ Tokenizer = Callable[[list[str]], Tensor]
 class Loader:
     """This rank's batches epoch by epoch: every W-th pair of a global batch, of which
     ``batch_size`` is the size.
-    """
 
-    # whether held-out pairs of one id are one answer; else every pair is its own
-    by_id = False
+    Pairs that cannot be used leave a batch smaller, even empty, and are in its
+    ``skipped``. ``order``: that of a sampler, in place of a new one in every epoch that
+    depends on ``seed``. ``shuffle_buffer``: read shard by shard, shuffled within so
+    many pairs of a lane; 0: one permutation of everything; None: 10,000 where reading
+    in random order is costly, else 0. ``workers`` live as long as the loader; 0: this
+    process.
+    """
 
     def __init__(
         self,
-        name: str,
-        order: EpochOrder | SamplerOrder,
+        pairs: Pairs,
         batch_size: int,
-        pool: WorkerPool,
         *,
-        drop_last: bool,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        shuffle_buffer: int | None = None,
+        order: SamplerOrder | None = None,
         rank: int = 0,
         world_size: int = 1,
+        workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
-        n = len(order)
+        if shuffle_buffer is None:
+            shuffle_buffer = DEFAULT_BUFFER if pairs.streamed else 0
+        usual = EpochOrder(pairs.parts, seed, shuffle, shuffle_buffer)
+        self.order: EpochOrder | SamplerOrder = order or usual
+        n = len(self.order)
         if n < (batch_size if drop_last else 1):
             wrong = "; at least 2 training pairs are needed"
             if n > 1:
@@ -72,15 +85,17 @@ class Loader:
                     f", fewer than one batch of {batch_size:,}; give --batch-size {n:,}"
                     " or less"
                 )
-            raise InputError(f"{name} holds {counted(n, 'pairs')}{wrong}")
-        self.name = name
+            raise InputError(f"{pairs.name} holds {counted(n, 'pairs')}{wrong}")
+        self.pairs = pairs
         self.batch_size = batch_size
         self.world_size = world_size
         self.pairs_per_epoch = n  # before ``drop_last``
-        self._order = order
-        self._pool = pool
         self._drop_last = drop_last
         self._rank = rank
+        pairs_ahead = (shuffle_buffer or DEFAULT_BUFFER) * world_size
+        self._batches_ahead = math.ceil(pairs_ahead / (2 * batch_size))
+        pin_memory = pin_memory and torch.cuda.is_available()
+        self._pool = WorkerPool(pairs, workers, pin_memory=pin_memory)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -103,11 +118,13 @@ class Loader:
         ranks with which the epoch was begun, where it goes on with another.
         """
         rows = self._rows(epoch, start, lanes or self.world_size)
+        if self.pairs.streamed:
+            rows = self._prefetched(rows)
         return self._pool.batches((epoch, batch_rows) for batch_rows in rows)
 
     def _rows(self, epoch: int, start: int, lanes: int) -> Iterator[np.ndarray]:
         """This rank's rows of every batch that is left."""
-        rows_at = self._order.epoch(epoch, lanes)
+        rows_at = self.order.epoch(epoch, lanes)
         end = start + self.steps(start) * self.batch_size
         places = range(start, end, self.batch_size)
         return (self._local_rows(rows_at, place) for place in places)
@@ -120,114 +137,41 @@ class Loader:
         end = min(start + self.batch_size, self.pairs_per_epoch)
         return rows_at(np.arange(first, end, self.world_size))
 
-    def sampler_state(self, *, at_start: bool) -> object:
-        """The state of a caller's sampler: at the start of the epoch that was asked for
-        last, or now; None without one.
+    def _prefetched(self, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The rows of every batch, each some batches after the pairs were told of
+        them.
         """
-        if not isinstance(self._order, SamplerOrder):
-            return None
-        return self._order.state(at_start=at_start)
-
-    def load_sampler(self, state: object) -> None:
-        """Takes back what ``sampler_state`` gave."""
-        if isinstance(self._order, SamplerOrder):
-            self._order.load(state)
+        ahead: deque[np.ndarray] = deque()
+        for rows in batches:
+            self.pairs.prefetch(rows)
+            ahead.append(rows)
+            if len(ahead) > self._batches_ahead:
+                yield ahead.popleft()
+        yield from ahead
 
     def close(self) -> None:
         """Ends worker processes; the loader cannot be used afterwards."""
         self._pool.close()
 
 
-class PairLoader(Loader):
-    """Batches of a source.
+class PicturePairs(Pairs):
+    """The pictures of a source and their captions, as towers take them.
 
-    Samples that cannot be used leave a batch smaller, even empty, and are in its
-    ``skipped``.
-
-    ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n
-    captions. ``shuffle_buffer``: read shard by shard, shuffled within so many pairs of
-    a lane; 0: one permutation of everything; None: 10,000 when a source is streamed,
-    else 0. ``workers`` live as long as the loader; 0: this process. ``by_picture``:
-    rows of one picture are one pair of an epoch, with a caption drawn from (seed,
-    epoch, picture) where ``transform`` is a ``TrainTransform``, else the first.
+    Rows of one picture are one pair, with a caption drawn from (seed, epoch, picture)
+    where ``transform`` is a ``TrainTransform``, else the first. ``transform`` gives
+    ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n captions.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        transform: Transform,
-        tokenizer: Tokenizer,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = True,
-        shuffle_buffer: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-        pin_memory: bool = False,
-        by_picture: bool = False,
-    ) -> None:
-        if shuffle_buffer is None:
-            shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
-        parts: Sequence[ShardSizes] = source.parts
-        pictures: Pictures | None = None
-        same = source.pictures() if by_picture else None
-        if same is not None:
-            pictures = Pictures(same)
-            parts = pictures.parts(parts)
-        builder = BatchBuilder(source, transform, tokenizer, seed, pictures)
-        pin_memory = pin_memory and torch.cuda.is_available()
-        super().__init__(
-            source.name,
-            EpochOrder(parts, seed=seed, shuffle=shuffle, buffer=shuffle_buffer),
-            batch_size,
-            WorkerPool(builder, workers, pin_memory=pin_memory),
-            drop_last=drop_last,
-            rank=rank,
-            world_size=world_size,
-        )
-        self.source = source
-        self._pictures = pictures
-        pairs_ahead = (shuffle_buffer or DEFAULT_BUFFER) * world_size
-        self._batches_ahead = math.ceil(pairs_ahead / (2 * batch_size))
-
-    def _rows(self, epoch: int, start: int, lanes: int) -> Iterator[np.ndarray]:
-        rows = super()._rows(epoch, start, lanes)
-        return self._prefetched(rows) if self.source.streamed else rows
-
-    def _prefetched(self, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The rows of every batch, each some batches after the source was told of
-        them.
-        """
-        ahead: deque[np.ndarray] = deque()
-        for rows in batches:
-            # any row of a picture tells where the picture lies
-            told = rows if self._pictures is None else self._pictures.firsts[rows]
-            self.source.prefetch(told)
-            ahead.append(rows)
-            if len(ahead) > self._batches_ahead:
-                yield ahead.popleft()
-        yield from ahead
-
-
-class BatchBuilder(Dataset[Batch]):
-    """Reads, decodes, augments and tokenises the pairs of a batch; every worker has a
-    copy.
-    """
+    by_id = False
 
     def __init__(
-        self,
-        source: Source,
-        transform: Transform,
-        tokenizer: Tokenizer,
-        seed: int,
-        pictures: Pictures | None,
+        self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int = 0
     ) -> None:
+        self.name, self.streamed = source.name, source.streamed
         self._source, self._transform, self._tokenizer = source, transform, tokenizer
         self._seed = seed
-        self._pictures = pictures
+        same = source.pictures()
+        self._pictures = None if same is None else Pictures(same)
         # What an empty batch looks like has to be known before the first good sample.
         blank = Image.new("RGB", (32, 32))
         if isinstance(transform, TrainTransform):
@@ -237,12 +181,32 @@ class BatchBuilder(Dataset[Batch]):
         self._no_images = pixels[None][:0]
         self._no_tokens = tokenizer(["a"])[:0]
 
-    def __getitem__(self, request: Request) -> Batch:
-        epoch, indices = request
-        images = self._room(len(indices))
+    @property
+    def parts(self) -> tuple[ShardSizes, ...]:
+        parts = self._source.parts
+        return parts if self._pictures is None else self._pictures.parts(parts)
+
+    def __len__(self) -> int:
+        return sum(sum(part.shard_sizes) for part in self.parts)
+
+    def fingerprint(self) -> Fingerprint:
+        return self._source.fingerprint()
+
+    def groups(self) -> np.ndarray:
+        groups = self._source.groups()
+        return groups if self._pictures is None else groups[self._pictures.firsts]
+
+    def prefetch(self, rows: np.ndarray, /) -> None:
+        # any row of a picture tells where the picture lies
+        told = rows if self._pictures is None else self._pictures.firsts[rows]
+        self._source.prefetch(told)
+
+    def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
+        """Reads, decodes, augments and tokenises."""
+        images = self._room(len(rows))
         good: list[RawSample] = []
         skipped: list[Skip] = []
-        for index in indices.tolist():
+        for index in rows.tolist():
             try:
                 sample = self._sample(index, epoch)
                 # the row of a bad one is written over by the next

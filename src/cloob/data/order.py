@@ -51,7 +51,7 @@ class Pictures:
         self._rows = np.argsort(same, kind="stable")
         self._bounds = np.cumsum([0, *rows])
 
-    def parts(self, rows: Sequence[ShardSizes]) -> list[ShardSizes]:
+    def parts(self, rows: Sequence[ShardSizes]) -> tuple[ShardSizes, ...]:
         """The parts of an order of pictures; one with fewer pictures than rows is one
         file.
         """
@@ -60,7 +60,7 @@ class Pictures:
         parts = []
         for part, size, count in zip(rows, sizes, np.diff(bounds), strict=True):
             parts.append(part if count == size else ShardSizes((int(count),)))
-        return parts
+        return tuple(parts)
 
     def row(self, picture: int, seed: int | None, epoch: int) -> int:
         """The row whose caption a picture has in an epoch; without a seed its first."""
@@ -98,6 +98,13 @@ class EpochOrder:
 
     def __len__(self) -> int:
         return sum(sum(part.shard_sizes) for part in self.parts)
+
+    def state(self, *, at_start: bool) -> object:
+        """None: the order is a function of seed and epoch."""
+        return None
+
+    def load(self, state: object) -> None:
+        """Does nothing."""
 
     def epoch(self, epoch: int, lanes: int = 1) -> RowsAt:
         """The rows at the positions of an epoch, from 0; global batch b has those from

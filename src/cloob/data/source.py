@@ -88,6 +88,12 @@ class Source(Protocol):
         """
         return None
 
+    def groups(self) -> np.ndarray:
+        """(N,) int64 numbers, equal for pairs with one picture or caption, and all that
+        these are linked to; −1 for a pair that cannot be read. Reads all.
+        """
+        return _linked_rows(self)
+
     def prefetch(self, indices: np.ndarray, /) -> None:
         """Has the files of rows that will be read soon prepared."""
         return
@@ -226,10 +232,15 @@ def choose_held_out(source: Source, share: float) -> np.ndarray:
     Pairs of equal pictures or captions are held out together, with all that they are
     linked to, in the order of a hash.
     """
-    n, groups = _linked_pairs(source)
+    groups = source.groups()
+    readable = np.flatnonzero(groups >= 0)
+    order = readable[np.argsort(groups[readable], kind="stable")]
+    starts = np.flatnonzero(np.diff(groups[order])) + 1
+    n = len(readable)
     n_wanted = min(max(2, round(share * n)), n - 1)
     chosen: list[int] = []
-    for rows in groups:
+    for group in np.split(order, starts):
+        rows = group.tolist()
         if len(rows) <= n_wanted - len(chosen) and _can_be_decoded(source, rows):
             chosen += rows
     if len(chosen) < 2:
@@ -241,10 +252,8 @@ def choose_held_out(source: Source, share: float) -> np.ndarray:
     return np.array(sorted(chosen), np.int64)
 
 
-def _linked_pairs(source: Source) -> tuple[int, list[list[int]]]:
-    """The number of readable pairs; and the groups of their rows, in the order of a
-    hash.
-    """
+def _linked_rows(source: Source) -> np.ndarray:
+    """As ``Source.groups``; the numbers are hashes, of which the order is by chance."""
 
     def hashes(row: int) -> tuple[int, int, int, int] | None:
         """The row and three numbers by which copies of a pair, its picture and its
@@ -259,16 +268,14 @@ def _linked_pairs(source: Source) -> tuple[int, list[list[int]]]:
         pair = hashlib.blake2b(picture + caption.to_bytes(8, "little"), digest_size=16)
         return row, _number(pair.digest()), _number(picture), caption
 
+    groups = np.full(len(source), -1)
     workers = decoders()
     looks = in_threads(hashes, range(len(source)), workers, 4 * workers)
     readable = [numbers for numbers in looks if numbers is not None]
-    if not readable:
-        return 0, []
-    rows, *columns = np.array(readable, np.int64).T
-    groups = linked(*columns)
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order])) + 1
-    return len(rows), [group.tolist() for group in np.split(rows[order], starts)]
+    if readable:
+        rows, *columns = np.array(readable, np.int64).T
+        groups[rows] = linked(*columns)
+    return groups
 
 
 def _number(digest: bytes) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.data.batch import Skip
+from cloob.data.batch import Batch, Skip
 from cloob.data.matrices import read_ids_of, read_rows, read_weights, split_spec
+from cloob.data.pairs import Pairs
 from cloob.data.rows import Side, as_numbers, digest_of, gather, row_digests
 from cloob.data.source import Fingerprint, digest, linked, spread
 from cloob.data.table import Encodings, Matrix, Unencoded, check_dropped, refuse_shared
@@ -29,7 +30,7 @@ ALL = slice(None)
 
 
 @dataclass(frozen=True)
-class VectorPairs:
+class VectorPairs(Pairs):
     """The usable pairs of two matrices; pairs of equal id belong together."""
 
     name: str  # what reports call them
@@ -43,7 +44,7 @@ class VectorPairs:
     # rows with NaN or infinite numbers, or without a partner
     skipped: tuple[Skip, ...] = ()
     # (N,) digests of groups, which are held out whole; None: every id by itself
-    groups: np.ndarray | None = None
+    group_ids: np.ndarray | None = None
     weights: np.ndarray | None = None  # (N,) float64, how much each pair counts
     # tables whose cells a and b are until they are encoded; None for a matrix
     unencoded: tuple[Unencoded | None, Unencoded | None] = (None, None)
@@ -63,18 +64,20 @@ class VectorPairs:
             "rows of a": digest_of(self.a, rows_of_a),
             "rows of b": digest_of(self.b, rows_of_b),
         }
-        if self.groups is not None:
-            found["groups"] = digest([self.groups])
+        if self.group_ids is not None:
+            found["groups"] = digest([self.group_ids])
         if self.weights is not None:
             found["weights"] = digest([self.weights])
         return found
 
-    def batch(self, places: np.ndarray | slice = ALL) -> tuple[Tensor, Tensor, Tensor]:
-        """Some pairs: (n, F) and (n, F') numbers as of ``as_numbers``, and (n,) ids."""
-        rows_of_a, rows_of_b = self.rows[places].T
+    def batch(self, rows: np.ndarray | slice = ALL, epoch: int = 0) -> Batch:
+        """Some pairs: (n, F) and (n, F') numbers as of ``as_numbers``, the same in
+        every epoch.
+        """
+        rows_of_a, rows_of_b = self.rows[rows].T
         a = as_numbers(gather(self.a, rows_of_a))
         b = as_numbers(gather(self.b, rows_of_b))
-        return a, b, torch.from_numpy(self.ids[places])
+        return Batch((a, b), torch.from_numpy(self.ids[rows]))
 
     def keys(self) -> list[str]:
         """What to call each pair in a log."""
@@ -89,7 +92,7 @@ class VectorPairs:
             self,
             rows=self.rows[places],
             ids=self.ids[places],
-            groups=None if self.groups is None else self.groups[places],
+            group_ids=None if self.group_ids is None else self.group_ids[places],
             weights=None if self.weights is None else self.weights[places],
         )
 
@@ -103,7 +106,7 @@ class VectorPairs:
             self,
             rows=np.concatenate([self.rows, other.rows]),
             ids=np.concatenate([self.ids, other.ids]),
-            groups=_joined_columns(self.groups, other.groups),
+            group_ids=_joined_columns(self.group_ids, other.group_ids),
             weights=_joined_columns(self.weights, other.weights),
         )
 
@@ -134,7 +137,7 @@ class VectorPairs:
         """
         if not 0 < share < 1:
             raise InputError(f"val_split is {share}; it must be a share below 1, or 0")
-        units = self.units()
+        units = self.groups()
         if len(np.unique(units)) < 4:
             raise InputError(
                 f"{self.name}: {self.counted_units()}; 2 to train on and 2 to hold out"
@@ -145,25 +148,25 @@ class VectorPairs:
         name = f"{self.name} (held out)"
         return self.only(~is_held_out), replace(held_out, name=name, skipped=())
 
-    def units(self) -> np.ndarray:
+    def groups(self) -> np.ndarray:
         """(N,) numbers, equal for pairs that are held out together: those of one id or
         one group, and all that these are linked to.
         """
-        if self.groups is None:
+        if self.group_ids is None:
             return self.ids
-        return linked(self.groups, self.ids)
+        return linked(self.group_ids, self.ids)
 
     def units_of_ids(self) -> Tensor:
         """(distinct ids, ascending) the unit of each, over which means are resampled;
         without groups the ids.
         """
         first = np.unique(self.ids, return_index=True)[1]
-        return torch.from_numpy(self.units()[first])
+        return torch.from_numpy(self.groups()[first])
 
     def counted_units(self) -> str:
         """How many units there are, in words: ``20 ids``, ``4 groups``."""
-        kind = "ids" if self.groups is None else "groups"
-        return counted(len(np.unique(self.units())), kind)
+        kind = "ids" if self.group_ids is None else "groups"
+        return counted(len(np.unique(self.groups())), kind)
 
 
 def hold_out(
@@ -298,7 +301,7 @@ def usable_pairs(
         ids,
         labels,
         tuple(skipped),
-        groups=None if groups is None else _digests(groups, rows_of_a),
+        group_ids=None if groups is None else _digests(groups, rows_of_a),
         weights=None if weights is None else weights[rows_of_a],
         unencoded=(a.unencoded, b.unencoded),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 
 import numpy as np
@@ -12,10 +13,23 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cloob.data.batch import Batch
+from cloob.data.pairs import Pairs
 from cloob.errors import InputError
 from cloob.functional import private
 
 Request = tuple[int, np.ndarray]  # the epoch, and the rows of one local batch
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[Batch]):
+    """The batches of pairs by request; every worker has a copy."""
+
+    pairs: Pairs
+
+    def __getitem__(self, request: Request) -> Batch:
+        epoch, rows = request
+        return self.pairs.batch(rows, epoch)
+
 
 # seconds from a process's broken pipe to its end; one with much memory takes a while
 _DYING = 10
@@ -23,20 +37,18 @@ _AHEAD = 2  # batches of every worker that wait, torch's ``prefetch_factor``
 
 
 class WorkerPool:
-    """Processes with copies of the builder, which live until ``close``; without
+    """Processes with copies of the pairs, which live until ``close``; without
     ``workers`` this process.
     """
 
-    def __init__(
-        self, builder: Dataset[Batch], workers: int, *, pin_memory: bool = False
-    ) -> None:
-        self._builder = builder
+    def __init__(self, pairs: Pairs, workers: int, *, pin_memory: bool = False) -> None:
+        self._batches = _Batches(pairs)
         self._workers = workers
         self._pin_memory = pin_memory
         self._requests: Iterable[Request] = ()
         self.loader: DataLoader[Batch] = DataLoader(
-            builder,
-            batch_size=None,  # the builder makes the batches
+            self._batches,
+            batch_size=None,  # the pairs make the batches
             sampler=self,
             num_workers=workers,
             prefetch_factor=_AHEAD if workers else None,
@@ -58,7 +70,7 @@ class WorkerPool:
         if self._workers:
             yield from self._by_workers(requests)
             return
-        for batch in map(self._builder.__getitem__, requests):
+        for batch in map(self._batches.__getitem__, requests):
             yield batch.pin_memory() if self._pin_memory else batch
 
     def _by_workers(self, requests: Iterable[Request]) -> Iterator[Batch]:

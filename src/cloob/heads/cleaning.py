@@ -26,7 +26,9 @@ def suspicious_pairs(pairs: VectorPairs) -> list[LeftOut]:
     """The training pairs to leave out, the most suspicious first: those that are more
     probably wrong than right, and none where that is uncertain.
     """
-    found = suspicion(*pairs.batch())
+    batch = pairs.batch()
+    a, b = batch.parts
+    found = suspicion(a, b, batch.ids)
     low, high = found.wrong.interval
     logger.info(
         f"wrong training pairs, by their scores: {found.wrong.share:.1%} (95 %:"

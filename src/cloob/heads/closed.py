@@ -168,7 +168,7 @@ def blocks_of(pairs: VectorPairs, heads: tuple[Head, Head]) -> Iterator[Block]:
     """All pairs in blocks of rows, whose columns the heads prepare."""
     for start in range(0, len(pairs), BLOCK):
         places = np.arange(start, min(start + BLOCK, len(pairs)))
-        a, b, _ = pairs.batch(places)
+        a, b = pairs.batch(places).parts
         weights = None
         if pairs.weights is not None:
             weights = torch.from_numpy(pairs.weights[places])

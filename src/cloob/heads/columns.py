@@ -53,7 +53,7 @@ def choose_columns(
     sample = pairs.at_most(N_TRIED)
     rows = Rows.of(sample)
     chosen = usual_way(rows.a), usual_way(rows.b)
-    if len(np.unique(sample.units())) < LEAST_UNITS:
+    if len(np.unique(sample.groups())) < LEAST_UNITS:
         return chosen
     first, second = (narrowed(Rows.of(half)) for half in sample.split(0.5))
     recalls_of = functools.cache(functools.partial(recalls_by, first, second))

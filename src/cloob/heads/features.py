@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id
-from cloob.data.loader import PairLoader
+from cloob.data.loader import Loader, PicturePairs
 from cloob.data.source import Source, Subset, content_key
 from cloob.data.sources.files import reading
 from cloob.data.vectors import VectorPairs
@@ -202,15 +202,10 @@ def read_pictures(
     """
     if not len(rows):
         return
-    loader = PairLoader(
-        Numbered(source, rows, "distinct pictures"),
-        encoder.preprocess,
-        numbers_of,
-        BATCH,
-        shuffle=False,
-        drop_last=False,
-        workers=workers,
+    pairs = PicturePairs(
+        Numbered(source, rows, "distinct pictures"), encoder.preprocess, numbers_of
     )
+    loader = Loader(pairs, BATCH, shuffle=False, drop_last=False, workers=workers)
     with contextlib.closing(loader):
         for start, batch in enumerate(loader.epoch(0)):
             asked = rows[start * BATCH : (start + 1) * BATCH]

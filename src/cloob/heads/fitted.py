@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +30,9 @@ class Rows(NamedTuple):
     def of(cls, pairs: VectorPairs, most: int | None = None) -> Rows:
         """All pairs, or so many of them, evenly spread."""
         judged = pairs if most is None else pairs.at_most(most)
-        return cls(*judged.batch(np.arange(len(judged))))
+        batch = judged.batch()
+        a, b = batch.parts
+        return cls(a, b, batch.ids)
 
 
 class EpochLine(TypedDict):

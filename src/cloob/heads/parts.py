@@ -211,7 +211,7 @@ class Batches:
             weights = torch.from_numpy(self.pairs.weights[places])
             weights = weights.float().to(self.device)
         if self._sides is None:
-            a, b, _ = self.pairs.batch(places)
+            a, b = self.pairs.batch(places).parts
             a, b = to_device(a, self.device), to_device(b, self.device)
         else:
             rows = torch.from_numpy(self.pairs.rows[places]).to(self.device)

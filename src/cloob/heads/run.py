@@ -272,7 +272,7 @@ def numbered(pairs: VectorPairs) -> VectorPairs:
 
 def warn_of_few(data: Data) -> None:
     """Warns of held-out pairs that are too few to judge by."""
-    if data.held_out is not None and len(np.unique(data.held_out.units())) < N_FEW:
+    if data.held_out is not None and len(np.unique(data.held_out.groups())) < N_FEW:
         held_out = data.held_out.counted_units()
         logger.warning("%s held out: their recall means little", held_out)
 

@@ -109,7 +109,9 @@ def suspects(
         [3, 4]
     """
     pairs, _ = hold_out(pairs_of(a, b, ids))
-    result = suspicion(*pairs.batch(np.arange(len(pairs))))
+    batch = pairs.batch()
+    x, y = batch.parts
+    result = suspicion(x, y, batch.ids)
     return result.wrong.probability if probability else result.scores
 
 

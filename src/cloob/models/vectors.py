@@ -193,7 +193,7 @@ def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
     size = _rows_at_once(4096, max(pairs.a.shape[1], pairs.b.shape[1]))
     rows_of_a, rows_of_b = [], []
     for start in range(0, len(pairs), size):
-        a, b, _ = pairs.batch(np.arange(start, min(start + size, len(pairs))))
+        a, b = pairs.batch(np.arange(start, min(start + size, len(pairs)))).parts
         rows_of_a.append(embed_rows(encoder, "a", a))
         rows_of_b.append(embed_rows(encoder, "b", b))
     return torch.cat(rows_of_a), torch.cat(rows_of_b)

@@ -112,21 +112,16 @@ def assemble(config: TrainConfig, custom: CustomParts, device: torch.device) -> 
     progress = Progress()
     if checkpoint is not None:
         progress = progress_of(checkpoint, config, data, objective)
-    whole = getattr(encoder, "takes_batch", False) or isinstance(
-        objective, BatchObjective
-    )
     order = custom.order(len(pairs), config)
-    loader = make_loader(pairs, encoder, config, device, whole=whole, order=order)
+    loader = make_loader(pairs, encoder, config, device, order=order)
     val_loader = None
     if held_out is not None:
-        val_loader = make_loader(
-            held_out, encoder, config, device, whole=whole, train=False
-        )
+        val_loader = make_loader(held_out, encoder, config, device, train=False)
     stepper = _make_stepper(config, custom, encoder, objective, device)
     saver = Saver(config, stepper, data)
     if checkpoint is not None:
         saver.restore(checkpoint)
-        loader.load_sampler(checkpoint.state["order"])
+        loader.order.load(checkpoint.state["order"])
 
     on_rank_zero(lambda: prepare_run_folder(config, saver.last))
     _seed_process(config.seed, checkpoint, device)

@@ -341,6 +341,6 @@ class Loop:
             reasons=run.bad.reasons(),
             seconds=time.perf_counter() - self.began,
         )
-        order = run.loader.sampler_state(at_start=progress.position > 0)
+        order = run.loader.order.state(at_start=progress.position > 0)
         if run.saver.save(progress, order, hopfield=self.schedule.retrieved()):
             self._call("on_checkpoint", run.saver.last)

@@ -11,9 +11,10 @@ from typing import cast
 import torch
 from torch.utils.data import Dataset
 
-from cloob.data.items import ItemLoader, Items
-from cloob.data.loader import Loader, PairLoader, Tokenizer
+from cloob.data.items import Items
+from cloob.data.loader import Loader, PicturePairs, Tokenizer, Transform
 from cloob.data.open import open_source
+from cloob.data.pairs import Pairs
 from cloob.data.sampler import SamplerOrder
 from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
 from cloob.data.transforms import TrainTransform
@@ -23,7 +24,6 @@ from cloob.models.encoder import DualEncoder, trimmed_tokens
 from cloob.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
-Pairs = Source | Items
 GivenPairs = Source | Dataset[object]
 
 
@@ -31,12 +31,12 @@ def open_pairs(
     config: TrainConfig,
     custom_pairs: GivenPairs | None = None,
     custom_held_out: GivenPairs | None = None,
-) -> tuple[Pairs, Pairs | None]:
+) -> tuple[Source | Items, Source | Items | None]:
     """The training pairs and the held-out pairs, if there are any: the caller's own,
     else the configuration's.
     """
-    pairs = None if custom_pairs is None else _as_pairs(custom_pairs)
-    held_out = None if custom_held_out is None else _as_pairs(custom_held_out)
+    pairs = _as_pairs(custom_pairs, config.seed)
+    held_out = _as_pairs(custom_held_out, config.seed)
     if config.val_split:
         if isinstance(pairs, Items):
             raise InputError(
@@ -57,11 +57,11 @@ def is_source(pairs: object) -> bool:
     return not isinstance(pairs, Dataset) and hasattr(pairs, "fingerprint")
 
 
-def _as_pairs(pairs: GivenPairs) -> Pairs:
+def _as_pairs(pairs: GivenPairs | None, seed: int) -> Source | Items | None:
     """A source as it is, a Dataset as Items."""
-    if is_source(pairs):
-        return cast("Source", pairs)
-    return Items(cast("Dataset[object]", pairs))
+    if pairs is None or is_source(pairs):
+        return cast("Source | None", pairs)
+    return Items(cast("Dataset[object]", pairs), seed)
 
 
 def _open(specs: Sequence[str], config: TrainConfig) -> Source:
@@ -85,7 +85,7 @@ def _without_held_out(source: Source, share: float) -> tuple[Source, Source]:
     return training, held_out
 
 
-def same_on_every_rank(pairs: Pairs) -> Fingerprint:
+def same_on_every_rank(pairs: Source | Items) -> Fingerprint:
     """The fingerprint of pairs; InputError where some host has others: ranks divide
     them by their number.
     """
@@ -103,17 +103,16 @@ def same_on_every_rank(pairs: Pairs) -> Fingerprint:
 
 
 def make_loader(
-    pairs: Pairs,
+    pairs: Source | Items,
     encoder: DualEncoder,
     config: TrainConfig,
     device: torch.device,
     *,
     train: bool = True,
-    whole: bool = False,
     order: SamplerOrder | None = None,
 ) -> Loader:
     """This rank's training batches, or those of held-out pairs: all of them, in order
-    and without augmentation; ``whole``: towers or loss take the whole batch.
+    and without augmentation.
     """
     size, least = config.batch_size, 2 * world_size()
     if train and size < least:
@@ -122,36 +121,34 @@ def make_loader(
             " more"
         )
     if isinstance(pairs, Items):
-        return ItemLoader(
-            pairs,
-            size,
-            train=train,
-            whole=whole,
-            order=order,
-            seed=config.seed,
-            workers=config.workers,
-            rank=rank(),
-            world_size=world_size(),
-        )
-    augmented = TrainTransform(
-        encoder.image_size, scale=config.crop_scale, flip=config.flip
+        taken: Pairs = pairs
+    else:
+        taken = _for_towers(pairs, encoder, config, train=train)
+    return Loader(
+        taken,
+        size,
+        seed=config.seed,
+        shuffle=train,
+        drop_last=train,
+        shuffle_buffer=config.shuffle_buffer if train else None,
+        order=order,
+        rank=rank(),
+        world_size=world_size(),
+        workers=config.workers,
+        pin_memory=train and device.type == "cuda",
     )
+
+
+def _for_towers(
+    source: Source, encoder: DualEncoder, config: TrainConfig, *, train: bool
+) -> PicturePairs:
+    """The pairs of a source as these towers take them; augmented for training."""
+    transform: Transform = encoder.preprocess
+    if train:
+        size, scale = encoder.image_size, config.crop_scale
+        transform = TrainTransform(size, scale=scale, flip=config.flip)
     tokenize: Tokenizer = encoder.tokenizer
     # Shared padding is left out where that is exact; a compiled tower wants one shape.
     if encoder.trims_texts and not config.compile:
         tokenize = partial(trimmed_tokens, encoder.tokenizer)
-    return PairLoader(
-        pairs,
-        augmented if train else encoder.preprocess,
-        tokenize,
-        size,
-        shuffle=train,
-        drop_last=train,
-        shuffle_buffer=config.shuffle_buffer if train else None,
-        pin_memory=train and device.type == "cuda",
-        by_picture=True,
-        seed=config.seed,
-        workers=config.workers,
-        rank=rank(),
-        world_size=world_size(),
-    )
+    return PicturePairs(source, transform, tokenize, config.seed)

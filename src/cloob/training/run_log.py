@@ -133,7 +133,7 @@ class BadSamples:
         leaves_none = ended and bad > 0 and good == 0
         if bad > self.limit * pairs or leaves_none:
             examples = ChainMap(*gather_objects(self._examples))
-            message = f"{self.loader.name}: {bad} of {n_read} samples"
+            message = f"{self.loader.pairs.name}: {bad} of {n_read} samples"
             raise too_many(message, leaves_none, self.limit, self.reasons(), examples)
 
     def reasons(self) -> dict[str, int]:

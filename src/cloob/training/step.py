@@ -82,7 +82,7 @@ class TowersWithLoss(nn.Module):
         device = next(self.encoder.parameters()).device.type
         low = self.precision == "bf16"
         with torch.autocast(device, torch.bfloat16, enabled=low):
-            rows = self.encoder(*tower_inputs(self.encoder, parts))
+            rows = self.encoder(*self._inputs(parts))
         if not isinstance(rows, Mapping):  # the encoder has made them unit rows
             x, y = rows
             return {"x": at_least_float32(x), "y": at_least_float32(y)}
@@ -95,6 +95,24 @@ class TowersWithLoss(nn.Module):
                 " two, one whose forward takes (features, batch) gets all"
             )
         return {name: F.normalize(side, dim=1) for name, side in named.items()}
+
+    def _inputs(self, parts: Parts) -> tuple[object, ...]:
+        """What the towers are called with: the whole batch where they take it, else its
+        first two parts.
+        """
+        if getattr(self.encoder, "takes_batch", False):
+            return (parts,)
+        if isinstance(parts, Mapping):
+            raise InputError(
+                f"items have the names {', '.join(map(str, parts))}, but the towers"
+                " take (a, b); a forward(batch) gets them by name"
+            )
+        if len(parts) not in (2, 3) and not self.sees_batch:
+            raise InputError(
+                f"an item has {len(parts)} parts; (a, b) or (a, b, id) is expected"
+                " where neither towers nor loss take `batch`"
+            )
+        return tuple(parts[:2])
 
     def sides(self, features: Features) -> Sides:
         """The (n, D) unit rows of both sides, without their graph."""
@@ -113,20 +131,6 @@ class TowersWithLoss(nn.Module):
             else:
                 value = loss(*rows, ids=batch.ids)
         return value
-
-
-def tower_inputs(encoder: nn.Module, parts: Parts) -> tuple[object, ...]:
-    """What the towers are called with: the whole batch where they take it, else its
-    first two parts.
-    """
-    if getattr(encoder, "takes_batch", False):
-        return (parts,)
-    if isinstance(parts, Mapping):
-        raise InputError(
-            f"items have the names {', '.join(map(str, parts))}, but the towers take"
-            " (a, b); a forward(batch) gets them by name"
-        )
-    return tuple(parts[:2])
 
 
 def at_least_float32(rows: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def validate(run: Run, towers: TowersWithLoss, *, hopfield: bool) -> Validation:
     rows = _rows_of_all_ranks(embedded.rows)
     if rows is not None:
         x, y, ids = rows
-        if not run.val_loader.by_id:
+        if not run.val_loader.pairs.by_id:
             ids = torch.arange(len(ids))
         device = run.stepper.device
         metrics["val_recall"] = on_rank_zero(lambda: mean_recall(x, y, ids, device))
@@ -168,7 +168,7 @@ def _check_bad_pairs(run: Run, embedded: HeldOutPass, *, is_first: bool) -> list
         place = {"step": progress.step, "epoch": 1, "held_out": True}
         run.log.write_skipped(place, skipped)
     bad_pairs = [skip for _, skip in skipped]
-    name, limit = run.val_loader.name, run.config.max_bad_fraction
+    name, limit = run.val_loader.pairs.name, run.config.max_bad_fraction
     check_fraction(name, "held-out pairs", bad_pairs, embedded.pairs, limit)
     return bad_pairs
 
