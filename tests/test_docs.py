@@ -91,6 +91,62 @@ def test_each_public_name_is_in_the_api():
         assert pydoc.locate(at) is getattr(cloob, name)
 
 
+def entered(action):
+    """The files of cloob of which an action calls a function."""
+    source = str(ROOT / "src" / "cloob") + "/"
+    files = set()
+
+    def note(frame, event, _):
+        path = frame.f_code.co_filename
+        if event == "call" and path.startswith(source):
+            files.add(path.removeprefix(source))
+
+    sys.setprofile(note)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return files
+
+
+def test_the_walks_name_each_file_that_a_step_enters(tmp_path, monkeypatch):
+    """The second step of towers, and the second epoch of heads."""
+    from cloob.heads import fit
+    from cloob.training.loop import Loop
+
+    files = set()
+
+    def watched(owner, name):
+        action, calls = getattr(owner, name), []
+
+        def noted(*arguments):
+            calls.append(None)
+            results = []
+            step = lambda: results.append(action(*arguments))  # noqa: E731
+            files.update(entered(step) if len(calls) == 2 else (step(), ())[1])
+            return results[0]
+
+        monkeypatch.setattr(owner, name, noted)
+
+    watched(Loop, "_step")
+    watched(fit, "fit_epoch")
+    towers = cloob.get_recipe("demo-scratch").override(model="tiny-vit", steps=2)
+    towers = towers.override(batch_size=8, workers=0, device="cpu", warmup=0)
+    cloob.train(towers.override(out=tmp_path / "towers"))
+    a = np.random.default_rng(0).normal(size=(60, 9))
+    settings = cloob.HeadSettings("infoloob", epochs=2, device="cpu")
+    cloob.fit_heads(a, a[:, :4], settings=settings)
+
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert {"training/step.py", "heads/fit.py"} <= files
+    unnamed = []
+    for file in sorted(files):
+        name = file if file.endswith("__init__.py") else file.rpartition("/")[2]
+        if name not in text:
+            unnamed.append(file)
+    assert unnamed == []
+
+
 def test_pages_that_the_source_names_have_these_titles():
     titles = {read(page).partition("\n")[0].removeprefix("# ") for page in SHOWN}
     for path in [*SOURCE.rglob("*.py"), *SOURCE.rglob("*.toml")]:
