@@ -150,11 +150,11 @@ def _checked(state: object) -> dict[str, Tensor]:
 
 
 def check_zip(path: Path) -> None:
-    """Raises BadZipFile where a record of a zip is not what was written."""
-    with zipfile.ZipFile(path) as archive:
+    """Raises InputError where a zip is not as it was written."""
+    with translated(f"{path}: is damaged"), zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} is not what was written")
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is not what was written")
 
 
 Stored = tuple[torch.UntypedStorage, torch.dtype]
