@@ -171,6 +171,12 @@ def test_the_zoo(data, shows, encoder, tmp_path):
     assert torch.equal(embed_images(encoder, one(data)).features, expected)
 
 
+@pytest.mark.parametrize("orientation", STORED)
+def test_the_size_of_a_file_is_that_of_the_upright_picture(orientation):
+    file = pictures.Encoded(turned(upright(101, 77), orientation, "PNG"))
+    assert file.size == file.rgb().size == (101, 77)
+
+
 @pytest.mark.parametrize("reduction", [1, 8])
 def test_a_huge_jpeg_is_decoded_smaller(monkeypatch, reduction):
     image = upright(641, 479)

@@ -77,7 +77,7 @@ def test_examples_of_the_help_are_understood(page, tmp_path, monkeypatch):
 
 def test_the_top_of_a_command_imports_what_a_mistake_needs():
     script = """if True:
-        import importlib, pkgutil, sys, cloob.commands
+        import importlib, pkgutil, sys, cloob.cli, cloob.commands
         for module in pkgutil.iter_modules(cloob.commands.__path__):
             importlib.import_module(f"cloob.commands.{module.name}")
         print(*sys.modules)"""
