@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
 
@@ -191,7 +192,7 @@ class Directions:
     ) -> Tensor:
         """The sum of two directions, each with logits of its own."""
         two: Tensor
-        in_one_sweep = self.of_backend("two")
+        in_one_sweep = self.of_backend("softmax_two")
         if in_one_sweep is not None and len(candidates[0]) == len(candidates[1]):
             stacks = torch.stack(anchors), torch.stack(candidates)
             two = in_one_sweep(*stacks, inv_tau, **self.options(fast=True), **pairing)
@@ -206,7 +207,7 @@ class Directions:
         transpose.
         """
         both: Tensor
-        of_one_product = self.of_backend("both")
+        of_one_product = self.of_backend("softmax_both")
         if of_one_product is not None:
             both = of_one_product(x, y, inv_tau, ids=ids, **self.options(fast=True))
             return both
@@ -223,12 +224,14 @@ class Directions:
         softmax = CONTRASTS[self.contrast].softmax
         return not (softmax or self.weigh) and self.exclude_above is None
 
-    def of_backend(self, form: str) -> Callable[..., Tensor] | None:
-        """The backend's function of a form, if it has one."""
-        if self.weigh:
+    def of_backend(self, name: str) -> Callable[..., Tensor] | None:
+        """The backend's function of two directions of InfoLOOB or InfoNCE, if it has
+        one.
+        """
+        if self.weigh or self.contrast not in ("infoloob", "infonce"):
             return None
-        name = f"{CONTRASTS[self.contrast].function}_{form}"
-        return getattr(self.backend, name, None)
+        function = getattr(self.backend, name, None)
+        return function and partial(function, contrast=self.contrast)
 
     def options(self, *, fast: bool) -> dict[str, object]:
         """What a function is handed besides rows, τ⁻¹ and pairing."""
@@ -414,31 +417,21 @@ def info_nce(
 
 
 @outside_autocast
-def info_loob_both(
+def softmax_both(
     x: Tensor,
     y: Tensor,
     inv_tau: float | Tensor,
     *,
+    contrast: Contrast,
     ids: Tensor | None = None,
     exclude_above: float | None = None,
 ) -> Tensor:
-    """InfoLOOB of x against y plus that of y against x, from one product."""
+    """InfoLOOB or InfoNCE of x against y plus that of y against x, from one product."""
     logits = _logits(x, y, inv_tau, 0, ids, None, exclude_above)
-    return logits.info_loob() + logits.transposed().info_loob()
-
-
-@outside_autocast
-def info_nce_both(
-    x: Tensor,
-    y: Tensor,
-    inv_tau: float | Tensor,
-    *,
-    ids: Tensor | None = None,
-    exclude_above: float | None = None,
-) -> Tensor:
-    """InfoNCE of both directions likewise."""
-    logits = _logits(x, y, inv_tau, 0, ids, None, exclude_above)
-    return logits.info_nce() + logits.transposed().info_nce()
+    both = (logits, logits.transposed())
+    if contrast == "infoloob":
+        return both[0].info_loob() + both[1].info_loob()
+    return both[0].info_nce() + both[1].info_nce()
 
 
 @outside_autocast

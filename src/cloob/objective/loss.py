@@ -80,7 +80,7 @@ def _loss_over_ranks(
         own["candidate_ids"] = distributed.gather_rows(ids, layout)
     one_product = None
     if backend is streamed and not member.hopfield and negatives is None:
-        one_product = directions.of_backend("both")
+        one_product = directions.of_backend("softmax_both")
     if one_product is not None:
         both = one_product(
             batch.x,

@@ -47,13 +47,12 @@ from typing import Any
 from torch import Tensor
 
 from cloob.functional.reference import pair_loss
-from cloob.functional.streamed.both import info_loob_both, info_nce_both
+from cloob.functional.streamed.both import softmax_both
 from cloob.functional.streamed.contrast import (
     info_loob,
-    info_loob_two,
     info_nce,
-    info_nce_two,
     sigmoid_loss,
+    softmax_two,
 )
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.tiles import eager
@@ -63,13 +62,11 @@ __all__ = [
     "cloob_streamed",
     "hopfield_retrieval",
     "info_loob",
-    "info_loob_both",
-    "info_loob_two",
     "info_nce",
-    "info_nce_both",
-    "info_nce_two",
     "retrieve",
     "sigmoid_loss",
+    "softmax_both",
+    "softmax_two",
     "weighted_contrast",
 ]
 

@@ -20,19 +20,19 @@ constant is left out there too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cloob.family import Contrast
 from cloob.functional.checks import as_rows, check_ids, scalar
 from cloob.functional.private import Context
 from cloob.functional.reference import check_contrast
 from cloob.functional.streamed.tiles import (
-    Options,
     accumulate,
     blocks,
     eager,
@@ -44,12 +44,6 @@ from cloob.functional.streamed.tiles import (
 # Logits that are kept for the gradient: 256 MB. Of more, every strip is multiplied once
 # again: 8 N²D operations.
 MAX_KEPT = 1 << 26
-
-
-class RankOptions(Options, total=False):
-    """Those of a contrast whose candidates come from several ranks."""
-
-    stack_ranks: Callable[[Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -102,22 +96,14 @@ class _Logits:
 
         self.strips = blocks(len(x), strip_size(x))
         self.scratch = x.new_empty(self.strips[0].stop, len(y))
-        self._keeps = pairs.differentiable and len(x) * len(y) <= MAX_KEPT
-        self._kept: list[Tensor] = []
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """The rows of every strip, and its logits."""
-        for place, rows in enumerate(self.strips):
-            if place < len(self._kept):
-                yield rows, self._kept[place]
-                continue
-            strip = self._strip(rows)
-            if self._keeps:
-                self._kept.append(strip)
-            yield rows, strip
+        for rows in self.strips:
+            yield rows, self._strip(rows)
 
     def _strip(self, rows: slice) -> Tensor:
-        """The scores of some anchors with all candidates; −inf where the pair is a
+        """The logits of some anchors with all candidates; −∞ where the pair is a
         positive or has the same id.
         """
         if self.low_x.dtype == self.x.dtype:
@@ -147,6 +133,18 @@ class _Logits:
         """exp(logit − shift) of a strip; the next call writes over it."""
         return torch.sub(strip, shift, out=self.scratch[: len(strip)]).exp_()
 
+    def sums(self, strip: Tensor, dim: int) -> Tensor:
+        """(2, …) the highest logit along a dimension, and Σ exp(logit − highest)."""
+        highest = strip.amax(dim=dim, keepdim=True)
+        # Finite: without a negative an exponential is 0 then, and not NaN.
+        highest.clamp_min_(torch.finfo(strip.dtype).min)
+        total = self.exponentials(strip, highest).sum(dim=dim)
+        return torch.stack([highest.squeeze(dim), total])
+
+
+Strips = Iterable[tuple[slice, Tensor]]
+"""The rows of strips, and their logits."""
+
 
 class _BothDirections(torch.autograd.Function):
     """The sum of both directions' losses of the own pairs, a mean over them."""
@@ -156,11 +154,17 @@ class _BothDirections(torch.autograd.Function):
         ctx: Context, x: Tensor, y: Tensor, inv_tau: Tensor, pairs: _Pairs
     ) -> Tensor:
         logits = _Logits(x, y, inv_tau, pairs)
-        rows, columns = _softmaxes(logits)
-        losses = rows.losses + columns.losses[logits.own]
+        strips: Strips = logits  # which multiplies them at every reading
+        if pairs.differentiable and len(x) * len(y) <= MAX_KEPT:
+            strips = list(logits)
+        rows, columns = _softmaxes(logits, strips)
+        losses = rows.loss + columns.loss[logits.own]
         if pairs.differentiable:
-            gradients = _gradients(logits, rows, columns, ctx.needs_input_grad[2])
-            ctx.save_for_backward(inv_tau, *gradients)
+            gradients = _Gradients(logits)
+            for own, strip in strips:
+                gradients.add(own, _derivatives(logits, own, strip, rows, columns))
+            of_scale = gradients.by_log_inv_tau() if ctx.needs_input_grad[2] else None
+            ctx.save_for_backward(inv_tau, *gradients.with_means(), of_scale)
         return losses.mean()
 
     @staticmethod
@@ -175,92 +179,106 @@ class _BothDirections(torch.autograd.Function):
 class _Softmaxes(NamedTuple):
     """Those of the rows, or of the columns, of all logits."""
 
-    shifts: Tensor  # of the exponentials: the highest logit
-    factors: Tensor  # what makes an entry of P of an exponential
+    shift: Tensor  # of the exponentials: the highest logit
+    factor: Tensor  # what makes an entry of P of an exponential
     pull: Tensor  # the derivative of the loss by ℓ
-    losses: Tensor
+    loss: Tensor
 
 
-def _softmaxes(logits: _Logits) -> tuple[_Softmaxes, _Softmaxes]:
+def _softmaxes(logits: _Logits, strips: Strips) -> tuple[_Softmaxes, _Softmaxes]:
     """Softmaxes of rows and columns, from one reading of the logits."""
-    n, m = len(logits.x), len(logits.y)
-    # Finite: without a negative an exponential is 0 then, and not NaN.
-    shifts = logits.x.new_full((n + m,), torch.finfo(logits.x.dtype).min)
-    totals = logits.x.new_zeros(n + m)
-    row_shifts, column_shifts = shifts[:n], shifts[n:]
-    row_totals, column_totals = totals[:n], totals[n:]
-    for own, strip in logits:
+    of_rows: list[Tensor] = []
+    of_columns: Tensor | None = None
+    for own, strip in strips:
         by_row, by_column = logits.negatives(own, strip)
-        highest = torch.maximum(row_shifts[own], by_row.amax(dim=1))
-        row_shifts[own] = highest
-        row_totals[own] = logits.exponentials(by_row, highest[:, None]).sum(dim=1)
-
-        highest = torch.maximum(column_shifts, by_column.amax(dim=0))
-        column_totals *= (column_shifts - highest).exp_()
-        column_totals += logits.exponentials(by_column, highest).sum(dim=0)
-        column_shifts.copy_(highest)
+        of_rows.append(logits.sums(by_row, dim=1))
+        part = logits.sums(by_column, dim=0)
+        if of_columns is not None:
+            part = _joined(torch.stack([of_columns, part]))
+        of_columns = part
+    assert of_columns is not None
     if logits.pairs.stack_ranks is not None:
-        both = logits.pairs.stack_ranks(torch.stack([column_shifts, column_totals]))
-        of_ranks, totals_of_ranks = both.unbind(dim=1)
-        column_shifts.copy_(of_ranks.amax(dim=0))
-        totals_of_ranks *= (of_ranks - column_shifts).exp_()
-        column_totals.copy_(totals_of_ranks.sum(dim=0))
+        of_columns = _joined(logits.pairs.stack_ranks(of_columns))
 
+    shift, total = torch.cat([*of_rows, of_columns], dim=1)
     positives = torch.cat([logits.positives[logits.own], logits.positives])
-    loob = (shifts - positives) + totals.log()
+    loob = (shift - positives) + total.log()
     if logits.pairs.leave_out:
-        alone = totals == 0
-        losses = torch.where(alone, 0.0, loob)
+        alone = total == 0
+        loss = torch.where(alone, 0.0, loob)
         pull = (~alone).to(loob.dtype)
     else:
-        losses = -F.logsigmoid(-loob)
+        loss = -F.logsigmoid(-loob)
         pull = loob.sigmoid()
     # The highest logit adds 1 to a sum, unless that is empty.
-    factors = pull / totals.clamp_min(1.0)
-    rows = _Softmaxes(shifts[:n], factors[:n], pull[:n], losses[:n])
-    columns = _Softmaxes(shifts[n:], factors[n:], pull[n:], losses[n:])
-    return rows, columns
+    factor = pull / total.clamp_min(1.0)
+    n = len(logits.x)
+    of_both = (shift, factor, pull, loss)
+    rows = _Softmaxes(*(vector[:n] for vector in of_both))
+    return rows, _Softmaxes(*(vector[n:] for vector in of_both))
 
 
-def _gradients(
-    logits: _Logits, rows: _Softmaxes, columns: _Softmaxes, learns: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients by τ⁻¹x, by y and, if it ``learns``, by ln τ⁻¹ of the sum of the
-    losses; they overwrite the logits.
-    """
-    pairs = logits.pairs
-    d_x = torch.zeros_like(logits.x)
-    d_y = torch.zeros_like(logits.y)
-    by_row = torch.empty_like(logits.of_x)
-    by_column = torch.zeros_like(logits.of_y)
-    pull = rows.pull + columns.pull[logits.own]
-    for own, strip in logits:
-        of_rows, of_columns = logits.negatives(own, strip)
-        p = logits.exponentials(of_rows, rows.shifts[own, None])
-        p.mul_(rows.factors[own, None])
-        p.addcmul_(of_columns.sub_(columns.shifts).exp_(), columns.factors)
-        p.diagonal(pairs.offset + own.start).sub_(pull[own])
-        by_row[own] = p.sum(dim=1)
-        by_column += p.sum(dim=0)
-        p = p.to(pairs.matmul)
-        accumulate(d_x[own], p, logits.low_y)
-        accumulate(d_y, p.T, logits.low_x[own])
-    d_log_inv_tau: Tensor | None = None
-    if learns:
-        d_log_inv_tau = (d_x * logits.x).sum()
-        d_log_inv_tau += by_row @ logits.of_x + by_column @ logits.of_y
-    d_x.addcmul_(by_row[:, None], logits.mean_y)
-    d_y.addcmul_(by_column[:, None], logits.mean_x)
-    return d_x, d_y, d_log_inv_tau
+def _joined(sums: Tensor) -> Tensor:
+    """(2, M) highest logits and sums of all rows, from (k, 2, M) of k parts of them."""
+    highest, totals = sums.unbind(dim=1)
+    of_all = highest.amax(dim=0)
+    totals = totals * (highest - of_all).exp()
+    return torch.stack([of_all, totals.sum(dim=0)])
+
+
+def _derivatives(
+    logits: _Logits, own: slice, strip: Tensor, rows: _Softmaxes, columns: _Softmaxes
+) -> Tensor:
+    """P: the losses' derivatives by a strip of logits, over which they are written."""
+    of_rows, of_columns = logits.negatives(own, strip)
+    p = logits.exponentials(of_rows, rows.shift[own, None])
+    p.mul_(rows.factor[own, None])
+    of_columns.sub_(columns.shift).exp_()
+    p.addcmul_(of_columns, columns.factor)
+    pull = rows.pull[own] + columns.pull[logits.own][own]
+    p.diagonal(logits.pairs.offset + own.start).sub_(pull)
+    return p
+
+
+class _Gradients:
+    """Sums over strips of the gradients by τ⁻¹x and by y, without their means'."""
+
+    def __init__(self, logits: _Logits) -> None:
+        self.logits = logits
+        self.d_x = torch.zeros_like(logits.x)
+        self.d_y = torch.zeros_like(logits.y)
+        self.by_row = torch.empty_like(logits.of_x)
+        self.by_column = torch.zeros_like(logits.of_y)
+
+    def add(self, own: slice, p: Tensor) -> None:
+        """Adds a strip of P, the losses' derivatives by its logits."""
+        self.by_row[own] = p.sum(dim=1)
+        self.by_column += p.sum(dim=0)
+        p = p.to(self.logits.pairs.matmul)
+        accumulate(self.d_x[own], p, self.logits.low_y)
+        accumulate(self.d_y, p.T, self.logits.low_x[own])
+
+    def by_log_inv_tau(self) -> Tensor:
+        """The gradient by ln τ⁻¹: Σ P ∘ L, where every term of L is multiplied."""
+        logits = self.logits
+        of_products = (self.d_x * logits.x).sum()
+        of_terms = self.by_row @ logits.of_x + self.by_column @ logits.of_y
+        return of_products + of_terms
+
+    def with_means(self) -> tuple[Tensor, Tensor]:
+        """Both gradients, with what the means that were left out give."""
+        self.d_x.addcmul_(self.by_row[:, None], self.logits.mean_y)
+        self.d_y.addcmul_(self.by_column[:, None], self.logits.mean_x)
+        return self.d_x, self.d_y
 
 
 @eager
-def _both(
+def softmax_both(
     x: Tensor,
     y: Tensor,
     inv_tau: float | Tensor,
     *,
-    leave_out: bool,
+    contrast: Contrast,
     positive_offset: int = 0,
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
@@ -268,15 +286,33 @@ def _both(
     matmul: torch.dtype | None = None,
     stack_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The sum of both directions of a contrast, in tiles, after its arguments are
-    checked.
+    """InfoLOOB or InfoNCE of x against y plus that of y against x, in O((n + M)·D)
+    memory above ``MAX_KEPT`` logits.
+
+    Args:
+        x: (n, D) anchors, those of one rank.
+        y: (M, D) candidates, those of all ranks; the pair of anchor i is candidate
+            ``i + positive_offset``. Their contrast against the anchors is the other
+            direction.
+        inv_tau: Inverse temperature τ⁻¹ > 0 of both directions.
+        contrast: ``"infoloob"`` or ``"infonce"``.
+        positive_offset: As of :func:`cloob.functional.info_loob`, like ``ids``,
+            ``candidate_ids`` and ``exclude_above``.
+        ids: Of the anchors.
+        candidate_ids: Of the candidates.
+        exclude_above: A margin.
+        matmul: As of :func:`hopfield_retrieval`.
+        stack_ranks: Stacks the tensors that all ranks call it with.
+
+    Returns:
+        0-d mean over the n pairs of the losses of both their directions.
     """
     x, y = as_rows(x=x, y=y)
     n, m = check_contrast(x, y, positive_offset)
     inv_tau = scalar("inv_tau", inv_tau, x)
     needs_gradient = any(tensor.requires_grad for tensor in (x, y, inv_tau))
     pairs = _Pairs(
-        leave_out=leave_out,
+        leave_out=contrast == "infoloob",
         offset=positive_offset,
         ids=check_ids(ids, candidate_ids, n, m, x.device),
         exclude_above=exclude_above,
@@ -286,32 +322,3 @@ def _both(
     )
     loss: Tensor = _BothDirections.apply(x, y, inv_tau, pairs)  # type: ignore[no-untyped-call]
     return loss
-
-
-def info_loob_both(
-    x: Tensor, y: Tensor, inv_tau: float | Tensor, **options: Unpack[RankOptions]
-) -> Tensor:
-    """InfoLOOB of x against y plus that of y against x, in O((n + M)·D) memory above
-    ``MAX_KEPT`` logits.
-
-    Args:
-        x: (n, D) anchors, those of one rank.
-        y: (M, D) candidates, those of all ranks; the pair of anchor i is candidate
-            ``i + positive_offset``. Their contrast against the anchors is the other
-            direction.
-        inv_tau: Inverse temperature τ⁻¹ > 0 of both directions.
-        **options: As of :func:`cloob.functional.info_loob`; ``matmul`` as of
-            :func:`hopfield_retrieval`; ``stack_ranks``, which stacks the tensors that
-            all ranks call it with.
-
-    Returns:
-        0-d mean over the n pairs of the losses of both their directions.
-    """
-    return _both(x, y, inv_tau, leave_out=True, **options)
-
-
-def info_nce_both(
-    x: Tensor, y: Tensor, inv_tau: float | Tensor, **options: Unpack[RankOptions]
-) -> Tensor:
-    """InfoNCE of both directions likewise."""
-    return _both(x, y, inv_tau, leave_out=False, **options)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cloob.family import Contrast
 from cloob.functional.checks import as_rows, check_ids, scalar
 from cloob.functional.private import Context
 from cloob.functional.reference import check_contrast
@@ -296,22 +297,14 @@ def sigmoid_loss(
 
 
 @eager
-def info_loob_two(
+def softmax_two(
     anchors: Tensor,
     candidates: Tensor,
     inv_tau: float | Tensor,
+    *,
+    contrast: Contrast,
     **options: Unpack[Options],
 ) -> Tensor:
-    """The sum of two directions of InfoLOOB, of (2, N, D) retrieved rows."""
-    return _contrast(anchors, candidates, inv_tau, None, leave_out=True, **options)
-
-
-@eager
-def info_nce_two(
-    anchors: Tensor,
-    candidates: Tensor,
-    inv_tau: float | Tensor,
-    **options: Unpack[Options],
-) -> Tensor:
-    """Those of InfoNCE likewise."""
-    return _contrast(anchors, candidates, inv_tau, None, leave_out=False, **options)
+    """The sum of two directions of InfoLOOB or InfoNCE, of (2, N, D) retrieved rows."""
+    leave_out = contrast == "infoloob"
+    return _contrast(anchors, candidates, inv_tau, None, leave_out=leave_out, **options)
