@@ -224,11 +224,11 @@ def _chosen_scales(
     config: TrainConfig, objective: ContrastiveObjective
 ) -> dict[str, object]:
     """The objective's scales that the configuration leaves open."""
-    chosen = objective.config()
-    names = [name for name in SCALES if name in chosen]
+    names = [name for name in SCALES if getattr(config, name) is None]
     if not objective.hopfield:
         names = [name for name in names if "beta" not in name]
-    return {name: chosen[name] for name in names if getattr(config, name) is None}
+    chosen = objective.config()
+    return {name: chosen[name] for name in names if name in chosen}
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:

@@ -208,9 +208,7 @@ def _written(final: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        cause: BaseException = error
-        if isinstance(error, RuntimeError):  # of torch, which hides the disk's
-            cause = error.__context__ or error
+        cause = error.__context__ or error  # torch hides the disk's behind its own
         reason = getattr(cause, "strerror", None) or one_line(cause)
         earlier = runs.list_checkpoints(run)
         kept = "there is no earlier checkpoint"

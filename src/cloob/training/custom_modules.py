@@ -100,7 +100,7 @@ class GivenObjective(nn.Module):
     global loss.
     """
 
-    contrast, hopfield, bias = "given", False, None
+    hopfield = False
     sees_batch = False
 
     def __init__(self, loss: nn.Module) -> None:

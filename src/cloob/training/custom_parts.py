@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +19,15 @@ from cloob.training.callbacks import Metrics
 from cloob.training.config import TrainConfig
 from cloob.training.optim import GivenOptimizer
 from cloob.training.pairs import GivenPairs, is_source
+
+_REPLACED: dict[str, dict[str, Any]] = {
+    "pairs": {"data": ()},
+    "held_out": {"val_split": 0.0, "val_data": ()},
+    "towers": {"model": None},
+    "objective": {"objective": "cloob"},
+    "optimizer": {"optimizer": "adamw"},
+}
+"""What a part takes the place of, at its default."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +57,9 @@ class CustomParts:
                 )
             names[f"given_{name}"] = None if part is None else _name_of(part)
         self._check(config)
-        if self.pairs is not None:
-            config = config.override(data=())
-        if self.held_out is not None:
-            config = config.override(val_split=0.0, val_data=())
-        if self.towers is not None:
-            config = config.override(model=None, image_size=config.image_size)
-        if self.objective is not None:
-            config = config.override(objective="cloob")
-        if self.optimizer is not None:
-            config = config.override(optimizer="adamw")
+        for name, settings in _REPLACED.items():
+            if getattr(self, name) is not None:
+                config = replace(config, **settings)
         return config.override(**names)
 
     def _check(self, config: TrainConfig) -> None:

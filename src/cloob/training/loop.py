@@ -34,7 +34,8 @@ from cloob.training.faults import StopRequested
 from cloob.training.generators import preserved_rng
 from cloob.training.optim import GivenOptimizer, freeze
 from cloob.training.pairs import GivenPairs
-from cloob.training.progress import Schedule, is_whole
+from cloob.training.progress import Schedule, is_over
+from cloob.training.run_folder import result_of
 from cloob.training.step_log import Step, StepLog
 from cloob.training.validation import Validation, validate_run
 
@@ -158,7 +159,7 @@ class Loop:
         try:
             self._call("on_start", self._info())
             stopped = False
-            while not stopped and not self._is_over():
+            while not stopped and not is_over(run.config, progress):
                 stopped = self._epoch()
             self._save()
             if progress.nonfinite and rank() == 0:
@@ -180,10 +181,6 @@ class Loop:
                     part.close()
             self._call("on_end", result)
 
-    def _is_over(self) -> bool:
-        config, progress = self.run.config, self.run.progress
-        return is_whole(config, progress) or 0 < config.patience <= progress.stale
-
     def _info(self) -> RunInfo:
         run, custom = self.run, self.custom
         return RunInfo(
@@ -199,18 +196,15 @@ class Loop:
         )
 
     def _result(self, stopped: bool) -> RunResult:
-        config, progress = self.run.config, self.run.progress
-        return RunResult(
-            run=config.out,
-            steps=progress.step,
-            epochs=progress.epoch,
-            samples_seen=progress.samples_seen,
+        run = self.run
+        result = result_of(run.config, run.progress, run.saver.last)
+        return dataclasses.replace(
+            result,
             seconds=time.perf_counter() - self.began,
             loss=self.steps.last_loss,
-            checkpoint=self.run.saver.last,
             stopped="SIGTERM" if stopped else None,
             skipped=self.skipped,
-            out_of_patience=not stopped and not is_whole(config, progress),
+            out_of_patience=result.out_of_patience and not stopped,
         )
 
     def _call(self, event: str, *arguments: object) -> None:

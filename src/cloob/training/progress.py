@@ -103,6 +103,11 @@ class Schedule:
         return left + later * self._loader.steps_per_epoch
 
 
+def is_over(config: TrainConfig, progress: Progress) -> bool:
+    """Whether a run is whole, or out of patience."""
+    return is_whole(config, progress) or 0 < config.patience <= progress.stale
+
+
 def is_whole(config: TrainConfig, progress: Progress) -> bool:
     """Whether a run has its full length, and its last epoch was validated."""
     if config.epochs is not None:

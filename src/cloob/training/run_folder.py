@@ -21,7 +21,7 @@ from cloob.settings import SCALES
 from cloob.training.callbacks import RunFinished, RunResult
 from cloob.training.checkpoint import TRAINING, Checkpoint, load_objective
 from cloob.training.config import TrainConfig
-from cloob.training.progress import Progress, is_whole
+from cloob.training.progress import Progress, is_over, is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ def progress_of(
     before = _config_before(checkpoint, config)
     _refuse_other_model(checkpoint, before, config)
     _refuse_other_pairs(checkpoint, data)
-    is_ended = is_whole(config, progress)
-    if is_ended or 0 < config.patience <= progress.stale:
+    if is_over(config, progress):
         load_objective(checkpoint, objective)
-        raise RunFinished(_finished(checkpoint, out_of_patience=not is_ended))
+        result = result_of(config, progress, checkpoint.path)
+        raise RunFinished(replace(result, already_finished=True))
     if rank() != 0:
         # the counts of bad samples are summed over ranks, so one rank keeps them
         return replace(progress, reasons={})
@@ -114,19 +114,19 @@ def _refuse_other_pairs(
         )
 
 
-def _finished(checkpoint: Checkpoint, *, out_of_patience: bool) -> RunResult:
-    """The result of a run that had ended before."""
-    progress = checkpoint.progress
+def result_of(
+    config: TrainConfig, progress: Progress, checkpoint: Path | None
+) -> RunResult:
+    """What a run came to that ends here."""
     return RunResult(
-        run=checkpoint.path.parent.parent,
+        run=config.out,
         steps=progress.step,
         epochs=progress.epoch,
         samples_seen=progress.samples_seen,
         seconds=progress.seconds,
         loss=None,
-        checkpoint=checkpoint.path,
-        already_finished=True,
-        out_of_patience=out_of_patience,
+        checkpoint=checkpoint,
+        out_of_patience=not is_whole(config, progress),
     )
 
 

@@ -61,7 +61,7 @@ class TowersWithLoss(nn.Module):
         super().__init__()
         self.encoder, self.objective, self.precision = encoder, objective, precision
         # a caller's loss of all features and the batch
-        self.sees_batch = bool(getattr(objective, "sees_batch", False))
+        self.sees_batch = getattr(objective, "sees_batch", False)
 
     def forward(
         self, parts: Parts, batch: StepBatch | None = None

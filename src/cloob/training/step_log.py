@@ -27,7 +27,7 @@ MAX_NONFINITE = 10  # steps in a row
 READ_AT_ONCE = 50  # steps on a GPU
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """A step that was taken, or left out for too few samples (``outcome`` None)."""
 
@@ -39,6 +39,7 @@ class Step:
     began: float  # by time.perf_counter
     waited: float  # seconds, for its batch
     outcome: Launched | None
+    result: StepResult | None = None  # what the outcome says, once it is read
 
 
 class StepLog:
@@ -78,20 +79,20 @@ class StepLog:
         steps, self._pending = self._pending, []
         if not steps:
             return
-        results = _results_of(steps)
+        _read(steps)
         rates = self._rates_of(steps)
-        for step, result in zip(steps, results, strict=True):
-            self._count(step, result)
-            line = {**self._line(step, result), **rates}
+        for step in steps:
+            result = step.result
+            if result is not None and result.finite:
+                self._count(step, result)
+            line = {**self._line(step), **rates}
             self.run.log.write("metrics", line)
             self.notify(line)
             if result is not None and not result.finite:
                 self._note_nonfinite(step, result)
 
-    def _count(self, step: Step, result: StepResult | None) -> None:
+    def _count(self, step: Step, result: StepResult) -> None:
         """Adds a step to the samples and the mean loss of the epoch."""
-        if result is None or not result.finite:
-            return
         progress = self.run.progress
         self.last_loss = result.loss
         progress.nonfinite = 0
@@ -99,9 +100,9 @@ class StepLog:
         progress.loss_sum += result.loss
         progress.loss_steps += 1
 
-    def _line(self, step: Step, result: StepResult | None) -> dict[str, object]:
+    def _line(self, step: Step) -> dict[str, object]:
         """The line of a step but for the speed."""
-        progress = self.run.progress
+        progress, result = self.run.progress, step.result
         line: dict[str, object] = {
             "step": step.number,
             "epoch": progress.epoch + 1,
@@ -170,18 +171,13 @@ def _warn_of_cone(sides: Sides | None) -> None:
         )
 
 
-def _results_of(steps: Sequence[Step]) -> list[StepResult | None]:
-    """What the steps came to, read from the device in one copy; None where one was left
-    out.
-    """
-    launched = [step.outcome for step in steps if step.outcome is not None]
-    if not launched:
-        return [None] * len(steps)
-    numbers = iter(torch.stack([outcome.numbers for outcome in launched]).tolist())
-    return [
-        None if step.outcome is None else step.outcome.result(next(numbers))
-        for step in steps
-    ]
+def _read(steps: Sequence[Step]) -> None:
+    """Reads the results of the steps from the device, in one copy."""
+    launched = [(step, step.outcome) for step in steps if step.outcome is not None]
+    if launched:
+        rows = torch.stack([outcome.numbers for _, outcome in launched]).tolist()
+        for (step, outcome), numbers in zip(launched, rows, strict=True):
+            step.result = outcome.result(numbers)
 
 
 def waits_at_reading(device: torch.device) -> bool:
