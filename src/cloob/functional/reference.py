@@ -517,7 +517,7 @@ class _Logits(NamedTuple):
         if excluded is not None:
             left_out = excluded & ~self.positives()
             candidates = candidates.masked_fill(left_out, -torch.inf)
-        return (candidates.logsumexp(dim=1) - self.positive()).mean()
+        return -candidates.log_softmax(dim=1).diagonal(self.offset).mean()
 
 
 def _logits(
