@@ -187,6 +187,10 @@ class Batches:
             self._partners = Pictures(first[which])
         self._order = EpochOrder([ShardSizes((len(first),))], seed=settings.seed)
         self.steps = len(first) // self._size
+        self._ids = torch.from_numpy(pairs.ids).to(device)
+        self._weights: Tensor | None = None
+        if pairs.weights is not None:
+            self._weights = torch.from_numpy(pairs.weights).float().to(device)
         self._sides = resident(pairs, device)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -201,22 +205,20 @@ class Batches:
                 for anchor in places.tolist()
             )
             places = np.fromiter(drawn, np.int64)
-        for part in places.reshape(self.steps, self._size):
-            yield self._batch(part)
-
-    def _batch(self, places: np.ndarray) -> Batch:
-        ids = torch.from_numpy(self.pairs.ids[places]).to(self.device)
-        weights = None
-        if self.pairs.weights is not None:
-            weights = torch.from_numpy(self.pairs.weights[places])
-            weights = weights.float().to(self.device)
-        if self._sides is None:
-            a, b = self.pairs.batch(places).parts
-            a, b = to_device(a, self.device), to_device(b, self.device)
-        else:
-            rows = torch.from_numpy(self.pairs.rows[places]).to(self.device)
-            a, b = self._sides[0][rows[:, 0]], self._sides[1][rows[:, 1]]
-        return Batch(a, b, ids, weights)
+        # One copy to the device an epoch, none a step.
+        chosen = torch.from_numpy(places).to(self.device)
+        rows = torch.from_numpy(self.pairs.rows[places])
+        if self._sides is not None:
+            rows = rows.to(self.device)
+        for start in range(0, len(places), self._size):
+            part = slice(start, start + self._size)
+            if self._sides is None:
+                a, b = self.pairs.batch(places[part]).parts
+                a, b = to_device(a, self.device), to_device(b, self.device)
+            else:
+                a, b = self._sides[0][rows[part, 0]], self._sides[1][rows[part, 1]]
+            weights = None if self._weights is None else self._weights[chosen[part]]
+            yield Batch(a, b, self._ids[chosen[part]], weights)
 
 
 def resident(pairs: VectorPairs, device: torch.device) -> tuple[Tensor, Tensor] | None:
