@@ -172,7 +172,7 @@ nitpick_ignore_regex = [
     # source.
     (
         r"py:.*",
-        r"cloob\.(cache|scales|models\.(runs|aligned)|evaluation\.(report|results)|data\.vectors)\b.*",
+        r"cloob\.(cache|scales|models\.(runs|aligned|weights\.keymap)|evaluation\.(report|results)|data\.vectors)\b.*",
     ),
 ]
 
