@@ -295,7 +295,8 @@ def pictograms(data: Path | None) -> Views:
     rows = []
     for caption, image in found.items():
         pixels = encoder.preprocess(Image.open(io.BytesIO(image)).convert("RGB"))[None]
-        rows.append(encoder.features(pixels, encoder.tokenizer([caption])))
+        tokens = encoder.tokenizer([caption])
+        rows.append((encoder.image_features(pixels), encoder.text_features(tokens)))
     pictures, captions = (torch.cat(side).numpy() for side in zip(*rows, strict=True))
     return pictures, captions
 

@@ -87,14 +87,10 @@ def build(data: Path, folder: Path, say: Callable[[str], None]) -> None:
     if not index.is_file():
         write_whole(index, json.dumps(_index(data)))
         say("index: written")
-    one_image, one_text = (
-        torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8),
-        encoder.tokenizer(["a"]),
-    )
 
     def features(pictures: Sequence[tuple[str, bytes]]) -> Tensor:
         pixels = torch.stack([encoder.preprocess(decode(data)) for _, data in pictures])
-        return encoder.features(pixels, one_text)[0]
+        return encoder.image_features(pixels)
 
     for name, path in PAIRS.items():
         source = open_source(data / path)
@@ -114,9 +110,7 @@ def build(data: Path, folder: Path, say: Callable[[str], None]) -> None:
     texts = json.loads(index.read_text(encoding="utf-8"))["texts"]
 
     def words(rows: range) -> Tensor:
-        return encoder.features(one_image, encoder.tokenizer([texts[i] for i in rows]))[
-            1
-        ]
+        return encoder.text_features(encoder.tokenizer([texts[i] for i in rows]))
 
     _pieces(folder, "texts", len(texts), words, say)
 

@@ -86,7 +86,7 @@ def test_values_that_do_not_go_together(settings, error):
     raises(InputError, error, check_combination, config)
 
 
-@pytest.mark.parametrize("command", ["demo", "train align --data nowhere.csv"])
+@pytest.mark.parametrize("command", ["train demo", "train align --data nowhere.csv"])
 def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
     command, tmp_path, monkeypatch, capsys
 ):
