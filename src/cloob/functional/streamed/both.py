@@ -36,6 +36,7 @@ from cloob.functional.streamed.tiles import (
     accumulate,
     blocks,
     eager,
+    exp_,
     first_order,
     matmul_dtype,
     strip_size,
@@ -131,7 +132,7 @@ class _Logits:
 
     def exponentials(self, strip: Tensor, shift: Tensor) -> Tensor:
         """exp(logit − shift) of a strip; the next call writes over it."""
-        return torch.sub(strip, shift, out=self.scratch[: len(strip)]).exp_()
+        return exp_(torch.sub(strip, shift, out=self.scratch[: len(strip)]))
 
     def sums(self, strip: Tensor, dim: int) -> Tensor:
         """(2, …) the highest logit along a dimension, and Σ exp(logit − highest)."""
@@ -233,7 +234,7 @@ def _derivatives(
     of_rows, of_columns = logits.negatives(own, strip)
     p = logits.exponentials(of_rows, rows.shift[own, None])
     p.mul_(rows.factor[own, None])
-    of_columns.sub_(columns.shift).exp_()
+    exp_(of_columns.sub_(columns.shift))
     p.addcmul_(of_columns, columns.factor)
     pull = rows.pull[own] + columns.pull[logits.own][own]
     p.diagonal(logits.pairs.offset + own.start).sub_(pull)

@@ -19,6 +19,7 @@ from cloob.functional.streamed.tiles import (
     accumulate,
     blocks,
     eager,
+    exp_,
     first_order,
     matmul_dtype,
     strip_size,
@@ -191,7 +192,7 @@ def to_softmax(
         highest = torch.where(lone, positive, highest)
     else:
         highest = torch.maximum(highest, positive)
-    total = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
+    total = exp_(logits.sub_(highest)).sum(dim=-1, keepdim=True)
     # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, as in
     # InfoNCE.
     p = lone.to(logits.dtype) if leave_out else (positive - highest).exp_()

@@ -15,6 +15,7 @@ from cloob.functional.streamed.tiles import (
     accumulate,
     blocks,
     eager,
+    exp_,
     first_order,
     matmul_dtype,
     tile_pairs,
@@ -158,7 +159,7 @@ class _PairRetrieval(torch.autograd.Function):
         # of the patterns of each side, for all queries
         sums = x.new_zeros(2, *patterns.low.shape)
         for (a, rows), (b, columns) in patterns.tiles:
-            e = patterns.products(rows, columns).mul_(beta).exp_().to(matmul)
+            e = exp_(patterns.products(rows, columns).mul_(beta)).to(matmul)
             accumulate(sums[b, rows], e, weighted[a, columns])
             if rows != columns:
                 accumulate(sums[a, columns], e.T, weighted[b, rows])
@@ -187,10 +188,10 @@ class _PairRetrieval(torch.autograd.Function):
         d_beta = torch.zeros_like(beta)
         for (a, rows), (b, columns) in patterns.tiles:
             s = patterns.products(rows, columns)
-            e = (beta * s).exp_()
-            t = (g[b, rows] @ weighted[a, columns].T).to(s.dtype)
+            e = exp_(beta * s)
+            t = g[b, rows] @ weighted[a, columns].T
             accumulate(t, weighted[b, rows], g[a, columns].T)
-            t.mul_(e)
+            t = t.to(s.dtype).mul_(e)
             if ctx.needs_input_grad[2]:
                 # A tile of the diagonal holds every pair twice.
                 d_beta += (t * s).sum() / (2 if rows == columns else 1)
@@ -228,7 +229,8 @@ class _Retrieval(torch.autograd.Function):
             s = s.to(state.dtype).mul_(beta)
             highest = torch.maximum(shift[rows], s.amax(dim=1, keepdim=True))
             sums[rows] *= (shift[rows] - highest).exp()
-            accumulate(sums[rows], s.sub_(highest).exp_().to(matmul), memory[columns])
+            e = exp_(s.sub_(highest)).to(matmul)
+            accumulate(sums[rows], e, memory[columns])
             shift[rows] = highest
         retrieved, norms = to_unit(patterns.with_means(sums[None])[0])
         ctx.save_for_backward(state, stored, beta, shift, retrieved, norms)
@@ -249,7 +251,7 @@ class _Retrieval(torch.autograd.Function):
         for rows, columns in tiles_of(state, stored):
             centred = memory[columns, : patterns.width]
             s = (queries[rows] @ centred.T).to(state.dtype)
-            e = (beta * s).sub_(shift[rows]).exp_()
+            e = exp_((beta * s).sub_(shift[rows]))
             t = (g[rows] @ memory[columns].T).to(state.dtype).mul_(e)
             if ctx.needs_input_grad[2]:
                 d_beta += (t * s).sum()

@@ -5,6 +5,7 @@ summed.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from itertools import combinations_with_replacement
 
@@ -20,6 +21,7 @@ TILE = {"cpu": 512}
 # rows of a strip, whose columns are all candidates
 STRIP = {"cpu": 1024}
 ON_ACCELERATOR = 4096
+LOG2_E = math.log2(math.e)
 
 Tile = tuple[int, slice]
 """Rows of a tile and the side that they are of."""
@@ -76,6 +78,18 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.baddbmm_(a, b)
     else:
         total.addmm_(a, b)
+
+
+def exp_(exponents: Tensor) -> Tensor:
+    """The exponential in place; 0 for −∞.
+
+    On a CPU it is a power of 2. torch.exp is MKL's there, which takes three times as
+    long on AMD's processors, and 6 to 40 times where results underflow, as those of
+    pairs that are no negatives do.
+    """
+    if exponents.device.type == "cpu":
+        return exponents.mul_(LOG2_E).exp2_()
+    return exponents.exp_()
 
 
 def first_order(backward: Callable[P, R]) -> Callable[P, R]:
