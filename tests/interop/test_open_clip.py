@@ -18,7 +18,8 @@ from cloob import ContrastiveObjective, load_model
 from cloob.errors import InputError
 from cloob.functional import cloob_reference
 from cloob.interop.open_clip import OpenClipLoss, Options, installed, run
-from cloob.models.towers import create_model, open_clip
+from cloob.models.importing import open_clip
+from cloob.models.towers import create_model
 from support import torchrun
 
 for package in ("open_clip", "pandas", "webdataset"):

@@ -31,8 +31,10 @@ from cloob.errors import InputError
 from cloob.export.exported import tokenizer_note
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import save_model
+from cloob.models.importing import open_clip
 from cloob.models.load import load_model
 from cloob.models.pixels import EvalTransform
+from cloob.models.source import TINY_MODELS
 from cloob.models.tokenizer import (
     CLIP_VOCABULARY,
     ClipTokenizer,
@@ -40,7 +42,7 @@ from cloob.models.tokenizer import (
     read_tokenizer,
     store_tokenizer,
 )
-from cloob.models.towers import TINY_MODELS, create_model, open_clip
+from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from make import noise_image, tiny_model
 from support import fill_hub_cache, free_port, raises, use_hub

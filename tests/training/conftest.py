@@ -45,7 +45,7 @@ def nano_configs(tmp_path_factory):
     """open_clip configurations of towers that train in milliseconds; one of them draws
     random numbers as it trains.
     """
-    from cloob.models.towers import open_clip
+    from cloob.models.importing import open_clip
 
     folder = tmp_path_factory.mktemp("configs")
     vision = {

@@ -150,8 +150,8 @@ def look(options: Options) -> None:
     """Prints what is in a set."""
     source = opened(options)  # refuses before torch is imported
     from cloob.data.survey import survey, table
+    from cloob.models.importing import open_clip
     from cloob.models.tokenizer import ClipTokenizer
-    from cloob.models.towers import open_clip
 
     tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
     seen = survey(

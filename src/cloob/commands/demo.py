@@ -14,7 +14,7 @@ from cloob.commands.console import no_hints, say_next
 from cloob.commands.eval import PAGE_FILE, RESULTS_FILE
 from cloob.commands.options import Device, Range, as_words, run_command
 from cloob.errors import InputError
-from cloob.models.runs import find_run
+from cloob.models.runs import run_files
 
 OBJECTIVES = ("clip", "infoloob", "cloob", "cca")
 FINDER = "infoloob"  # whose index is searched
@@ -81,7 +81,7 @@ def do(command: str, *words: str | Path) -> int:
 def check_place(out: Path) -> None:
     """Raises InputError for a folder that holds something else than an earlier demo."""
     first = OBJECTIVES[0]
-    written = WRITTEN if find_run(out / first) else {first}
+    written = WRITTEN if run_files(out / first) else {first}
     others = sorted({path.name for path in out.glob("[!.]*")} - written)
     if others:
         raise InputError(

@@ -136,7 +136,7 @@ class Embeddings:
         if key not in self._memories:
             memory = self._memories[key] = FeatureMemory()
             for file in Cache().named("features", f"-{key}-"):
-                memory.read(file, side)
+                memory.add_file(file, side)
         return self._memories[key]
 
     def traits(self, model: str) -> ModelTraits:

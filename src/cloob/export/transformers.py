@@ -24,8 +24,8 @@ from cloob.export.exported import (
     write_json,
 )
 from cloob.models.encoder import DualEncoder, causal_tower, evaluating
+from cloob.models.importing import translated
 from cloob.models.tokenizer import ClipTokenizer, FileTokenizer, clip_rules
-from cloob.models.towers import translated
 from cloob.models.weights.containers import write_safetensors
 from cloob.models.weights.keymap import Origin, key_map
 

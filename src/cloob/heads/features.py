@@ -141,7 +141,7 @@ def compute(
 
 def rows_in(memory: FeatureMemory, digests: list[bytes]) -> list[int]:
     """Where the features of these rows stand in a file."""
-    place = {digest: i for i, digest in enumerate(memory.known)}
+    place = {digest: i for i, digest in enumerate(memory.by_digest)}
     return [place[digest] for digest in digests]
 
 

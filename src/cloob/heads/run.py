@@ -151,7 +151,7 @@ def check_place(config: HeadsConfig) -> None:
     replaced.
     """
     out = config.out
-    if not runs.find_run(out):
+    if not runs.run_files(out):
         return
     if config.overwrite:
         runs.remove_run(out)

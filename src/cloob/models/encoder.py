@@ -67,7 +67,7 @@ class ModelFiles(NamedTuple):
     """
 
     config_name: str
-    config: dict[str, Any]
+    config: dict[str, object]
     weights_name: str
     weights: dict[str, Tensor]
 
@@ -134,19 +134,18 @@ class Model(nn.Module):
         """
         stored = self.objective_config
         settings = {**stored, "gather": False, **overrides}
-        lacks = ""
+        unknown = ""
         if not stored:
-            lacks = "what it was trained with; cloob.make_objective(NAME) makes one"
+            unknown = "what it was trained with; cloob.make_objective(NAME) makes one"
         elif "closed_form" in stored:
-            form = stored["closed_form"]
-            lacks = (
-                f"what loss it was trained with: there was none ({form} is a closed"
-                " form)"
+            unknown = (
+                "what loss it was trained with: there was none"
+                f" ({stored['closed_form']} is a closed form)"
             )
         elif settings.get("hopfield") and "beta" not in settings:
-            lacks = "which β it was trained with; give make_objective(beta=…)"
-        if lacks:
-            raise InputError(f"{self.name}: does not say {lacks}")
+            unknown = "which β it was trained with; give make_objective(beta=…)"
+        if unknown:
+            raise InputError(f"{self.name}: does not say {unknown}")
         with translated(f"{self.name}: its objective's settings cannot be used"):
             return ContrastiveObjective(**settings)
 
@@ -232,14 +231,15 @@ class DualEncoder(Model):
         settings = self.config.settings
         if self.config.kind == "module":
             return ModelFiles(MODULE_FILE, settings, TOWERS_WEIGHTS_FILE, weights)
-        inv_tau, bias = objective.get("inv_tau"), objective.get("bias")
+        inv_tau = objective.get("inv_tau")
         scale = weights["logit_scale"].cpu()
         if inv_tau is not None:
             scale = torch.full_like(scale, math.log(inv_tau))
-        weights["logit_scale"] = scale
+        weights = weights | {"logit_scale": scale}
         if self.config.kind == "towers":
             config = {"name": self.name, **settings}
             return ModelFiles(TOWERS_FILE, config, TOWERS_WEIGHTS_FILE, weights)
+        bias = objective.get("bias")
         if bias is not None:
             settings = settings | {"init_logit_bias": float(bias)}
             weights["logit_bias"] = torch.full_like(scale, bias)
@@ -248,7 +248,7 @@ class DualEncoder(Model):
             "preprocess_cfg": self.preprocess_cfg,
             "name": self.name,
         }
-        # of other programs; open_clip ignores the key
+        # Only a tokenizer that is not open_clip's has settings; open_clip ignores them.
         tokenizer = getattr(self.tokenizer, "settings", None)
         if tokenizer is not None:
             config["tokenizer"] = tokenizer
@@ -343,34 +343,38 @@ class DualEncoder(Model):
         with nullcontext() if grad else torch.no_grad():
             if self._causal_tower is not None:
                 tower = self.model.get_submodule(self._causal_tower)
-                places = torch.arange(tokens.shape[1], device=tokens.device)
-                ends = tokens.argmax(dim=1, keepdim=True)
-                return causal_states(tower, tokens), places <= ends
+                positions = torch.arange(tokens.shape[1], device=tokens.device)
+                end_positions = tokens.argmax(dim=1, keepdim=True)
+                return causal_states(tower, tokens), positions <= end_positions
             if hasattr(text, "text_tokens"):
                 return text.states(tokens), text.text_tokens(tokens)
         raise InputError(f"{self.name}: gives no states of tokens")
 
     def _in_batches(
-        self, embed: Callable[[Any], Tensor], items: Any, batch_size: int, grad: bool
+        self,
+        embed: Callable[[Any], Tensor],
+        items: Sequence[object] | Tensor,
+        batch_size: int,
+        grad: bool,
     ) -> Tensor:
         """(n, embed_dim) unit rows of items, in batches."""
         _refuse_string(items)
         with nullcontext() if grad else torch.no_grad():
             starts = range(0, len(items), batch_size)
-            parts = [embed(items[start : start + batch_size]) for start in starts]
-            if parts:
-                return torch.cat(parts)
-            nothing = torch.zeros(0, self.embed_dim, device=self.device)
-            return _unit_rows(nothing.to(self._dtype()))
+            batches = [embed(items[start : start + batch_size]) for start in starts]
+            if batches:
+                return torch.cat(batches)
+            no_rows = torch.zeros(0, self.embed_dim, device=self.device)
+            return _unit_rows(no_rows.to(self._dtype()))
 
-    def _embed_images(self, images: Any) -> Tensor:
+    def _embed_images(self, images: Sequence[Image | str | Path] | Tensor) -> Tensor:
         """Unit rows of pictures, or of their pixels."""
         if not isinstance(images, Tensor):
             opened = [open_image(image) for image in images]
             images = torch.stack([self.preprocess(image) for image in opened])
         return self._image_features(images.to(self.device))
 
-    def _embed_texts(self, texts: Any) -> Tensor:
+    def _embed_texts(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Unit rows of texts, or of their tokens."""
         tokens = self._tokens(texts)
         if self.trims_texts and tokens.device.type == "cpu":
@@ -382,7 +386,7 @@ class DualEncoder(Model):
                 f"{self.name}: tokens of another model's tokenizer ({error})"
             ) from error
 
-    def _tokens(self, texts: Any) -> Tensor:
+    def _tokens(self, texts: Sequence[str] | Tensor) -> Tensor:
         """(n, L) tokens of texts, or the tokens that were given."""
         tokens: Tensor = (
             texts if isinstance(texts, Tensor) else self.tokenizer(list(texts))
@@ -394,8 +398,8 @@ class DualEncoder(Model):
         """(n, embed_dim) unit rows of pixels of the right size, uint8 or normalised."""
         size = self.image_size
         is_raw = images.dtype == torch.uint8
-        is_pixels = is_raw or images.is_floating_point()
-        if images.shape[1:] != (3, size, size) or not is_pixels:
+        has_dtype = is_raw or images.is_floating_point()
+        if images.shape[1:] != (3, size, size) or not has_dtype:
             raise ValueError(
                 f"images: {images.dtype} {tuple(images.shape)}, where uint8 or float"
                 f" (n, 3, {size}, {size}) is expected"
@@ -452,15 +456,13 @@ def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str,
     """Settings of a model that was trained with CLOOB; without β where nothing gives
     it.
     """
-    beta_or_default = 8.0 if beta is None else float(beta)
     objective = ContrastiveObjective.cloob(
-        inv_tau=float(inv_tau), beta=beta_or_default, scale=scale
+        inv_tau=float(inv_tau), beta=8.0 if beta is None else float(beta), scale=scale
     )
-    return {
-        key: value
-        for key, value in objective.config().items()
-        if key != "beta" or beta is not None
-    }
+    settings = objective.config()
+    if beta is None:
+        del settings["beta"]
+    return settings
 
 
 def sigmoid_objective(model: Any) -> dict[str, Any]:
@@ -487,7 +489,9 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
         return None
     causal = torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)
     has_class = getattr(tower, "cls_emb", None) is not None
-    return None if has_class or not torch.equal(mask, causal) else name
+    if has_class or not torch.equal(mask, causal):
+        return None
+    return name
 
 
 def causal_states(tower: Any, tokens: Tensor) -> Tensor:
@@ -495,8 +499,7 @@ def causal_states(tower: Any, tokens: Tensor) -> Tensor:
     tokens, at most its context length.
     """
     length = tokens.shape[1]
-    places = tower.positional_embedding[:length]
-    embedded = tower.token_embedding(tokens) + places
+    embedded = tower.token_embedding(tokens) + tower.positional_embedding[:length]
     mask = tower.attn_mask[:length, :length]
     states: Tensor = tower.ln_final(tower.transformer(embedded, attn_mask=mask))
     return states
@@ -513,6 +516,13 @@ def causal_features(tower: Any, tokens: Tensor) -> Tensor:
     is_module = isinstance(projection, nn.Module)
     features: Tensor = projection(pooled) if is_module else pooled @ projection
     return features
+
+
+def before_padding(tokens: Tensor, pad: int) -> Tensor:
+    """(n, L) bool, True for all but the padding at a row's end: a text may hold the
+    padding's token.
+    """
+    return (tokens != pad).flip(1).cumsum(1).flip(1) > 0
 
 
 def trimmed(tokens: Tensor) -> Tensor:
@@ -545,7 +555,7 @@ def evaluating(encoder: object) -> Iterator[None]:
             module.training = mode
 
 
-def weights_digest(module: nn.Module, *values: Any) -> str:
+def weights_digest(module: nn.Module, *values: object) -> str:
     """A digest of a module's parameters and buffers and of JSON-able values: 32 hex
     digits, the same on all machines.
     """

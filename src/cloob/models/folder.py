@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cloob.files import flush
 from cloob.models import runs
-from cloob.models.encoder import DualEncoder, Model
-from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer
+from cloob.models.encoder import Model
+from cloob.models.tokenizer import FileTokenizer, NoTokenizer, RinnaTokenizer
 from cloob.models.weights.containers import write_safetensors
 
 
@@ -44,17 +44,17 @@ def save_model(
         text = json.dumps(content, indent=2, allow_nan=False)
         (folder / name).write_text(text, encoding="utf-8")
     write_safetensors(folder / files.weights_name, files.weights)
-    if isinstance(encoder, DualEncoder):
+    if encoder.config.kind in ("open_clip", "towers"):
         _write_tokenizer(encoder, folder)
     flush(folder)
 
 
-def _write_tokenizer(encoder: DualEncoder, folder: Path) -> None:
-    """Writes the tokenizer that a model folder's configuration names."""
+def _write_tokenizer(encoder: Model, folder: Path) -> None:
+    """Writes a tokenizer that a model folder holds, and open_clip does not bring."""
     tokenizer: Any = encoder.tokenizer
     text_cfg = encoder.config.settings.get("text_cfg")
     is_named = isinstance(text_cfg, dict) and text_cfg.get("hf_tokenizer_name")
-    if encoder.config.kind == "towers" and isinstance(tokenizer, RinnaTokenizer):
+    if isinstance(tokenizer, RinnaTokenizer | FileTokenizer):
         tokenizer.store(folder)
     elif is_named and not isinstance(tokenizer, NoTokenizer):
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)  # open_clip's, around one of transformers

@@ -37,13 +37,13 @@ _CODE_KEYS = frozenset(
 # OWNER/NAME is a package of the hub
 _KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
-_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
+_TOKENIZER_ARGUMENTS = {"clean", "strip_sep_token", "language", "reduction_mask"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TIMM_NAME = re.compile(r"\w[\w.-]*")
 
 # threads that import open_clip together may get it half made
 _ONE_AT_A_TIME = threading.RLock()
-_NOTHING = logging.Filter("no logger")
+_DROP_ALL = logging.Filter("no logger")  # a name that no record has
 # why nothing is fetched from the hub
 _CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)
 
@@ -74,7 +74,7 @@ def translated(what: str) -> Iterator[None]:
     root, handler = logging.getLogger(), logging.NullHandler()
     # else open_clip, which logs by the root logger, would install one
     root.addHandler(handler)
-    root.addFilter(_NOTHING)
+    root.addFilter(_DROP_ALL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -88,7 +88,7 @@ def translated(what: str) -> Iterator[None]:
             raise
         raise InputError(f"{what}: {_reason(error)}") from error
     finally:
-        root.removeFilter(_NOTHING)
+        root.removeFilter(_DROP_ALL)
         root.removeHandler(handler)
 
 
@@ -213,7 +213,7 @@ def _why_unsafe(path: Path, key: str, value: object) -> str:
     """Why an entry of a configuration file is refused; empty if it is not."""
     names_shard = path.name.endswith(".index.json") and key != "metadata"
     names_file = key in _FILE_KEYS and Path(str(value)).exists()
-    if (names_shard or names_file) and isinstance(value, str) and leaves(value):
+    if (names_shard or names_file) and isinstance(value, str) and leads_outside(value):
         return f"is {value!r}, a file outside of its folder"
     names_kernel = _KERNEL_KEYS.fullmatch(key) is not None and "/" in str(value)
     if names_kernel or (key in _CODE_KEYS and value not in (None, False)):
@@ -221,14 +221,14 @@ def _why_unsafe(path: Path, key: str, value: object) -> str:
     return ""
 
 
-def leaves(name: str) -> bool:
+def leads_outside(name: str) -> bool:
     """Whether a file's name may lead out of the folder that it is relative to, on any
     system.
     """
-    parts = PurePosixPath(name.replace("\\", "/"))
+    path = PurePosixPath(name.replace("\\", "/"))
     return (
-        parts.is_absolute()
-        or ".." in parts.parts
+        path.is_absolute()
+        or ".." in path.parts
         or name.startswith("~")
         or bool(PureWindowsPath(name).drive)
     )
@@ -246,14 +246,14 @@ def check_model_cfg(model_cfg: ModelConfig, where: str) -> None:
         "text_cfg.hf_model_name": (text.get("hf_model_name"), _HUB_NAME),
         "vision_cfg.timm_model_name": (vision.get("timm_model_name"), _TIMM_NAME),
     }
-    arguments = (text.get("tokenizer_kwargs") or {}).keys() - {*_ARGUMENTS}
-    wrong = [f"text_cfg.tokenizer_kwargs.{key}" for key in sorted(arguments)]
+    foreign = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_ARGUMENTS
+    refused = [f"text_cfg.tokenizer_kwargs.{key}" for key in sorted(foreign)]
     for key, (name, pattern) in names.items():
-        if name and (not pattern.fullmatch(str(name)) or leaves(str(name))):
-            wrong.append(key)
-    if wrong:
+        if name and (not pattern.fullmatch(str(name)) or leads_outside(str(name))):
+            refused.append(key)
+    if refused:
         raise InputError(
-            f"{where}: {wrong[0]}: names of models alone, no path and no address, and"
+            f"{where}: {refused[0]}: names of models alone, no path and no address, and"
             " open_clip's arguments are read from a configuration"
         )
 

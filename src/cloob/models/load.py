@@ -5,7 +5,6 @@ digest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -42,9 +41,9 @@ from cloob.models.tokenizer import (
     read_tokenizer,
 )
 from cloob.models.towers import create_model, filled_towers, load_tokenizer
-from cloob.models.vectors import VectorEncoder, read_heads
-from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
-from cloob.models.weights.containers import WEIGHTS_FILES, read_safetensors
+from cloob.models.vectors import Heads, VectorEncoder, read_heads
+from cloob.models.weights import cloome, crowsonkb, hf_clip, rinna, torch_clip
+from cloob.models.weights.containers import WEIGHTS_FILES, read_safetensors, read_torch
 from cloob.models.weights.keymap import Towers, fill
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -100,9 +99,9 @@ def load_model(
         >>> model.encode_text(["a red heart", "an elephant"]).shape
         torch.Size([2, 256])
     """
-    place = resolve_device(device)
+    target = resolve_device(device)
     encoder = _load(source) if towers is None else _fill_module(source, towers)
-    return encoder.to(place).eval()
+    return encoder.to(target).eval()
 
 
 def _fill_module(source: str | Path, towers: nn.Module) -> nn.Module:
@@ -153,9 +152,20 @@ def _read_file(
     """Another program's file; ``config`` of a crowsonkb file."""
     with translated(str(path)):
         if path.suffix == ".pkl":
-            return crowsonkb.load(path, config, "exact" if source.port else "tanh")
-        create = partial(create_model, pretrained=str(path), seed=0)
-        return torch_clip.load(path, create, VectorEncoder)
+            return crowsonkb.load(path, config, "exact" if source.is_port else "tanh")
+        return _read_torch_file(path)
+
+
+def _read_torch_file(path: Path) -> Model:
+    """A file of CLOOME's, open_clip's, ml-jku's or OpenAI's, as its tensors tell."""
+    file = read_torch(path)
+    if file.keys.keys() >= cloome.TENSORS:
+        cells, molecules, objective = cloome.load(path, file)
+        return VectorEncoder(*cast(Heads, (cells, molecules)), objective)
+    if torch_clip.is_open_clips(path, file):
+        name = torch_clip.name_of_towers(path)
+        return create_model(name, pretrained=str(path), seed=0)
+    return torch_clip.load(path, file)
 
 
 def _load_hub(source: ModelSource) -> Model:
@@ -167,7 +177,7 @@ def _load_hub(source: ModelSource) -> Model:
         folder = check_hub_model(source.name, where, HUB_FILE, RinnaTokenizer.FILE)
         file = runs.config_file(folder)
         if not file.is_file():
-            read = _family(folder)
+            read = _transformers_reader(folder)
             fetch_first(source.name, where, WEIGHTS_FILES)
             encoder = read(folder)
             encoder.name = where
@@ -179,7 +189,7 @@ def _load_hub(source: ModelSource) -> Model:
         return _read_folder(folder)
 
 
-def _family(folder: Path) -> Callable[[Path], DualEncoder]:
+def _transformers_reader(folder: Path) -> Callable[[Path], DualEncoder]:
     """What loads a folder of transformers', by the ``model_type`` of its
     ``config.json``.
     """
@@ -198,7 +208,7 @@ def _read_folder(folder: Path) -> Model:
     is_ours = file.is_file()
     with translated(str(file if is_ours else folder)):
         check_folder(folder)
-        read = _READERS[file.name] if is_ours else _family(folder)
+        read = _READERS[file.name] if is_ours else _transformers_reader(folder)
         return read(folder)
 
 
@@ -264,11 +274,12 @@ def _read_towers(folder: Path, hub: str = "") -> DualEncoder:
     model_cfg: ModelConfig = config["model_cfg"]
     check_model_cfg(model_cfg, str(file))
     text_cfg = model_cfg["text_cfg"]
-    tower = text_cfg.get("hf_model_name")
-    if tower:  # whose configuration open_clip takes from the hub: checked first
-        check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
-    written = config.get("preprocess_cfg", {})
-    pixels = {key: value for key, value in written.items() if key in _PREPROCESS}
+    text_tower = text_cfg.get("hf_model_name")
+    if text_tower:  # whose configuration open_clip takes from the hub: checked first
+        asks = f"{file}: text_cfg.hf_model_name asks for {text_tower!r}"
+        check_hub_model(text_tower, asks)
+    preprocess_cfg = config.get("preprocess_cfg", {})
+    pixels = {key: value for key, value in preprocess_cfg.items() if key in _PREPROCESS}
     weights = runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
     source = f"local-dir:{folder}"
     towers = filled_towers(model_cfg, cast(Pixels, pixels), weights, source, str(file))
@@ -279,8 +290,8 @@ def _read_towers(folder: Path, hub: str = "") -> DualEncoder:
             file, config["tokenizer"], built.context_length, vocabulary
         )
     else:
-        place = None if hub else folder
-        tokenizer = load_tokenizer(source, text_cfg, hub or str(file), place)
+        tokenizer_folder = None if hub else folder
+        tokenizer = load_tokenizer(source, text_cfg, hub or str(file), tokenizer_folder)
     name = hub or str(config.get("name", folder.name))
     objective = _objective(folder) or towers.objective
     encoder = DualEncoder(name, towers.model, tokenizer, built, objective)

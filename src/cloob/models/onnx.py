@@ -133,18 +133,16 @@ class PlainEncoder:
             self.preprocess_cfg["std"] = tuple(self.preprocess_cfg["std"])
             self._transform = EvalTransform(self.preprocess_cfg)
             pad = content["pad"]
-            image = graph_file(folder, "image")
-            text = graph_file(folder, "text")
-            self.image_graph = Graph(image, self.embed_dim)
-            self.text_graph = Graph(text, self.embed_dim, pad)
+            self.image_graph = Graph(graph_file(folder, "image"), self.embed_dim)
+            self.text_graph = Graph(graph_file(folder, "text"), self.embed_dim, pad)
             self.tokenizer = read_tokenizer(
                 file, content["tokenizer"], self.context_length
             )
         self.settings = {"pad": pad, "fingerprint": digest}
         identity = [self.settings, self.preprocess_cfg, self.logit_scale]
-        text_of_it = json.dumps(identity, sort_keys=True).encode()
+        identity_json = json.dumps(identity, sort_keys=True).encode()
         # What ``cloob.models.load.fingerprint`` gives for the loaded encoder.
-        self.fingerprint = hashlib.blake2b(text_of_it, digest_size=16).hexdigest()
+        self.fingerprint = hashlib.blake2b(identity_json, digest_size=16).hexdigest()
 
     @classmethod
     def open(cls, source: str) -> Self | None:

@@ -57,55 +57,45 @@ class EvalTransform:
         size = width = height = self._size
         if self._mode == "shortest":
             shorter = min(image.size)
-            most = _MAX_RATIO * shorter
+            longest = _MAX_RATIO * shorter
             # of a line, whose ends are cut off, the middle: all would fill the memory
-            if max(image.size) > most:
-                middle = [min(side, most) for side in image.size]
-                left, top = (
-                    (side - part) // 2
-                    for side, part in zip(image.size, middle, strict=True)
-                )
-                image = image.crop((left, top, left + middle[0], top + middle[1]))
+            if max(image.size) > longest:
+                width = min(image.width, longest)
+                height = min(image.height, longest)
+                left = (image.width - width) // 2
+                top = (image.height - height) // 2
+                image = image.crop((left, top, left + width, top + height))
             width = size * image.width // shorter
             height = size * image.height // shorter
         if image.size != (width, height):
             image = image.resize(
                 (width, height), pil.Resampling[_RESAMPLING[self._interpolation]]
             )
-        left, top = round((width - size) / 2), round((height - size) / 2)
+        left = round((width - size) / 2)
+        top = round((height - size) / 2)
         square = image.crop((left, top, left + size, top + size)).convert("RGB")
         return np.array(square).transpose(2, 0, 1)
 
 
-def open_image(image: Image | str | Path, name: str = "") -> Image:
+def open_image(image: Image | str | Path) -> Image:
     """The upright RGB image of an opened image or of the file that a path leads to, see
     ``cloob.pictures``.
     """
     require("PIL.Image", "train")
     # needs Pillow, which texts do not
-    from cloob.pictures import (
-        Unreadable,
-        decode,
-        read_file,
-        upright,
-    )
+    from cloob.pictures import Unreadable, decode, read_file, upright
 
-    if not name:
-        name = (
-            str(image)
-            if isinstance(image, str | Path)
-            else f"an image of {image.width}×{image.height} pixels"
-        )
     try:
-        return (
-            decode(read_file(image))
-            if isinstance(image, str | Path)
-            else upright(image)
-        )
+        if isinstance(image, str | Path):
+            return decode(read_file(image))
+        return upright(image)
     except Unreadable as error:
-        what = f"{error.reason} ({error.detail})"
+        problem = f"{error.reason} ({error.detail})"
     except FileNotFoundError:
-        what = "no such file"
+        problem = "no such file"
     except (OSError, ValueError) as error:
-        what = f"not a readable image ({one_line(error)})"
-    raise InputError(f"{name}: {what}")
+        problem = f"not a readable image ({one_line(error)})"
+    name = image
+    if not isinstance(image, str | Path):
+        name = f"an image of {image.width}×{image.height} pixels"
+    raise InputError(f"{name}: {problem}")

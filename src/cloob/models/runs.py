@@ -136,31 +136,31 @@ def run_of(folder: Path | None) -> Path | None:
     return run if is_checkpoint and (run / RUN_CONFIG_FILE).is_file() else None
 
 
-def find_run(out: Path) -> list[Path]:
-    """The files and checkpoints of the run that a folder holds, if it does;
-    InputError where it holds some of these names, and no run.
+def run_files(out: Path) -> list[Path]:
+    """The files and checkpoints of the run that a folder holds, none without a run;
+    InputError where it holds files of these names that no run of ours wrote.
     """
-    names = (DECISIONS_FILE, *_WRITTEN)
-    found = [path for name in names for path in sorted(out.glob(name))]
+    patterns = (DECISIONS_FILE, *_WRITTEN)
+    files = [path for pattern in patterns for path in sorted(out.glob(pattern))]
     holds_run = (
         (out / DECISIONS_FILE).is_file()
-        or _is_written_by_cloob(out / RUN_CONFIG_FILE, "overwrite")
+        or _mentions(out / RUN_CONFIG_FILE, "overwrite")
         or list_checkpoints(out)
     )
-    if found and not holds_run:
-        name = found[0].relative_to(out)
+    if files and not holds_run:
+        name = files[0].relative_to(out)
         raise InputError(f"{out}: holds {name}, but no run; give another --out")
-    return found
+    return files
 
 
 def remove_run(out: Path) -> None:
     """Removes the run that a folder holds, last what shows that it is one; what a run
     did not write stays.
     """
-    own = find_run(out)
-    if _is_written_by_cloob(out / RESULTS_FILE, "differences"):
-        own = [out / RESULTS_FILE, *own]
-    for path in own:
+    files = run_files(out)
+    if _mentions(out / RESULTS_FILE, "differences"):
+        files = [out / RESULTS_FILE, *files]
+    for path in files:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -170,8 +170,8 @@ def remove_run(out: Path) -> None:
             (out / name).rmdir()
 
 
-def _is_written_by_cloob(file: Path, key: str) -> bool:
-    """Whether a JSON file has a key that those of this name have."""
+def _mentions(file: Path, key: str) -> bool:
+    """Whether a JSON file, which may be cut short, has this key."""
     with contextlib.suppress(OSError):
         return f'"{key}":' in file.read_text(encoding="utf-8", errors="replace")
     return False
@@ -219,81 +219,86 @@ def find_best(
     """The best checkpoint by a metric, among those measured like the newest, and its
     value.
     """
-    judged = {}
+    validations = {}
+    newest: Mapping[str, Any] = {}
     for path in list_checkpoints(run):
         values = read_validation(path)
         if values is not None:
-            judged[path] = newest = values
-    if not judged:
-        return None
+            validations[path] = newest = values
     metric = metric or str(newest.get("metric"))
     reference = newest if measured is None else measured
-    ranked = [
+    scores = [
         (path, float(values[metric]))
-        for path, values in judged.items()
+        for path, values in validations.items()
         if _is_number(values.get(metric)) and _comparable(metric, values, reference)
     ]
     choose = min if metric == "val_loss" else max
-    return choose(ranked, key=operator.itemgetter(1), default=None)
+    return choose(scores, key=operator.itemgetter(1), default=None)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _comparable(metric: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two validations are of the same pairs, and losses of equal batches."""
+def _comparable(metric: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two validations are of the same pairs, and losses of equal batches; what
+    one of them does not say counts as equal.
+    """
     keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
-    shared = [key for key in keys if key in one and key in other]
-    return all(one[key] == other[key] for key in shared)
+    return all(a[key] == b[key] for key in keys if key in a and key in b)
 
 
 def split_checkpoint(source: str) -> tuple[str, str]:
     """A source of ``load_model`` without ``:best`` or ``:last``, and which of the two
     it ends in ("" for neither).
     """
-    place, _, which = source.rpartition(":")
-    return (
-        (place, which)
-        if which in ("best", "last") and not Path(source).exists()
-        else (source, "")
-    )
+    folder, _, which = source.rpartition(":")
+    if which in ("best", "last") and not Path(source).exists():
+        return folder, which
+    return source, ""
 
 
 def chosen_checkpoint(run: Path, which: str = "") -> Path:
     """The checkpoint that a run folder stands for: ``which``, or the best if one was
     validated, else the last.
     """
-    best = None if which == "last" else find_best(run)
-    if best is None and which == "best":
-        right = (
-            f"no checkpoint with a {VALIDATION_FILE} found; training with --val-data"
-            " writes it"
-        )
-        raise InputError(f"{run}: {right if run.is_dir() else 'no such folder'}")
-    return latest_checkpoint(run) if best is None else best[0]
+    if which == "last":
+        return latest_checkpoint(run)
+    best = find_best(run)
+    if best is not None:
+        return best[0]
+    if which != "best":
+        return latest_checkpoint(run)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such folder")
+    raise InputError(
+        f"{run}: no checkpoint with a {VALIDATION_FILE} found; training with --val-data"
+        " writes it"
+    )
 
 
 def with_checkpoint(source: str) -> str:
     """A source of ``load_model`` that names its checkpoint: ``RUN:best`` or
     ``RUN:last`` for ``RUN``, others as is.
     """
-    place = Path(source.removeprefix("local-dir:")).expanduser()
-    if not is_run(place):
+    folder = Path(source.removeprefix("local-dir:")).expanduser()
+    if not is_run(folder):
         return source
-    return f"{source}:{'last' if find_best(place) is None else 'best'}"
+    which = "last" if find_best(folder) is None else "best"
+    return f"{source}:{which}"
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The objects of a log, none without the file; a line that is no object, as a crash
     leaves one, is passed over.
     """
-    lines = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                lines.append(json.loads(line))
-    return [line for line in lines if isinstance(line, dict)]
+    if not file.is_file():
+        return []
+    records = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
 
 
 def epoch_of(run: Path, step: int) -> float | None:

@@ -95,7 +95,6 @@ class ModelSource:
     path: Path | None = None  # the file or folder; of NAME/FILE the file
     # "best" or "last" of a run folder, the tag or file of towers
     variant: str = ""
-    port: bool = False  # whether it ends in ":port"
 
     @classmethod
     def parse(cls, source: str | Path) -> ModelSource:
@@ -108,11 +107,12 @@ class ModelSource:
             return cls(text, cast(Kind, kind), name)
         if text.startswith("hf-hub:"):
             return cls(text, "hub", text.removeprefix("hf-hub:"))
-        for reader in (_on_this_disk, _public, _towers):
-            found = reader(text)
-            if found is not None:
-                return found
-        return cls(text, "unknown", text)
+        found = _parse_path(text) or _parse_public(text) or _parse_towers(text)
+        return found or cls(text, "unknown", text)
+
+    @property
+    def is_port(self) -> bool:
+        return self.text.endswith(PORT)
 
     @property
     def is_encoder(self) -> bool:
@@ -152,17 +152,20 @@ def _why_unknown(text: str) -> str:
     path = Path(text.removesuffix(PORT))
     if path.suffix in WEIGHTS_ENDINGS:
         files = [file.name for file in path.parent.glob("*.*")]
-        return f"no such file{_meant(path.name, files)}"
-    meant = _meant(text.partition("/")[0], [*PUBLIC, *known_models()])
-    return f"no such folder, and no NAME/TAG of open_clip such as RN50/openai{meant}"
+        return f"no such file{_suggestion(path.name, files)}"
+    names = [*PUBLIC, *known_models()]
+    suggestion = _suggestion(text.partition("/")[0], names)
+    return (
+        f"no such folder, and no NAME/TAG of open_clip such as RN50/openai{suggestion}"
+    )
 
 
-def _meant(name: str, options: list[str]) -> str:
+def _suggestion(name: str, options: list[str]) -> str:
     near = difflib.get_close_matches(name, options, n=3)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
-def _on_this_disk(text: str) -> ModelSource | None:
+def _parse_path(text: str) -> ModelSource | None:
     """A file or folder; after ``local-dir:`` or before ``:best`` and ``:last`` also one
     that is missing.
     """
@@ -174,18 +177,15 @@ def _on_this_disk(text: str) -> ModelSource | None:
     if not (variant or path.exists() or text.startswith("local-dir:")):
         return None
     kind: Kind = "file" if path.is_file() else "folder"
-    port = text.endswith(PORT)
-    return ModelSource(text, kind, name, path, variant=variant, port=port)
+    return ModelSource(text, kind, name, path, variant)
 
 
-def _public(text: str) -> ModelSource | None:
+def _parse_public(text: str) -> ModelSource | None:
     name = text.removesuffix(PORT)
-    if name not in PUBLIC:
-        return None
-    return ModelSource(text, "public", name, port=text.endswith(PORT))
+    return ModelSource(text, "public", name) if name in PUBLIC else None
 
 
-def _towers(text: str) -> ModelSource | None:
+def _parse_towers(text: str) -> ModelSource | None:
     """NAME, NAME/TAG, or NAME/FILE anywhere."""
     name, _, variant = text.partition("/")
     if name not in known_models():
@@ -193,7 +193,7 @@ def _towers(text: str) -> ModelSource | None:
     path = Path(variant) if variant and Path(variant).is_file() else None
     if path is None and "/" in variant:
         return None
-    return ModelSource(text, "towers", name, path, variant=variant)
+    return ModelSource(text, "towers", name, path, variant)
 
 
 def find_model_folder(source: str | Path) -> Path | None:

@@ -129,8 +129,8 @@ class TextGraph:
         graph = folder / _GRAPH_FILE
         if not graph.is_file():
             raise InputError(f"{folder}: holds no graph")
-        place = self.weights.parent
-        self._graph = Graph(graph, notes["embed_dim"], pad=0, weights=place)
+        weights_folder = self.weights.parent
+        self._graph = Graph(graph, notes["embed_dim"], pad=0, weights=weights_folder)
         length = notes["context_length"]
         self._tokenizer = read_tokenizer(
             folder / _NOTES_FILE, notes["tokenizer"], length
@@ -147,7 +147,7 @@ def open_text_graph(
     """The graph of the model that had this fingerprint; None where torch has to do, as
     where the source leads to other weights by now.
     """
-    folder = _place(fingerprint)
+    folder = _graph_folder(fingerprint)
     if not (folder / _NOTES_FILE).is_file():
         return None
     try:
@@ -181,13 +181,13 @@ def keep_text_graph(
     has_words = isinstance(encoder.tokenizer, ClipTokenizer)
     if weights is None or weights.suffix != ".safetensors" or not has_words:
         return False
-    target = _place(fingerprint)
+    target = _graph_folder(fingerprint)
     try:
         weights = weights.resolve()
-        graph = _graph(cast(ModelConfig, encoder.config.settings), weights)
+        graph = _text_tower_graph(cast(ModelConfig, encoder.config.settings), weights)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as place:
-            folder = Path(place)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as name:
+            folder = Path(name)
             _write(folder, graph, weights, encoder)
             rows = TextGraph(folder, texts).texts(_PROBES)
             if np.abs(rows - texts(list(_PROBES))).max() >= _TOLERANCE:
@@ -199,7 +199,7 @@ def keep_text_graph(
     return True
 
 
-def _place(fingerprint: str) -> Path:
+def _graph_folder(fingerprint: str) -> Path:
     return cache_root() / "texts" / fingerprint
 
 
@@ -231,7 +231,7 @@ def _write(folder: Path, graph: bytes, weights: Path, encoder: DualEncoder) -> N
     (folder / _NOTES_FILE).write_text(json.dumps(notes), encoding="utf-8")
 
 
-def _graph(model_cfg: ModelConfig, weights: Path) -> bytes:
+def _text_tower_graph(model_cfg: ModelConfig, weights: Path) -> bytes:
     """The graph of a text tower: ``input_ids`` int64 (n, L) to ``text_embeds`` float32
     (n, D); InputError for one of another kind.
     """
@@ -241,8 +241,9 @@ def _graph(model_cfg: ModelConfig, weights: Path) -> bytes:
     if text is None or not text.keys() <= _TEXT_SETTINGS:
         raise InputError(f"{weights}: its text tower is not open_clip's own kind")
     with translated(f"{weights}: no float32 weights of a text tower"):
-        tensors = _places(weights, "text." if model_cfg.get("custom_text") else "")
-        model = parser.parse_model(_written(model_cfg))
+        prefix = "text." if model_cfg.get("custom_text") else ""
+        tensors = _tensors_in_place(weights, prefix)
+        model = parser.parse_model(_graph_text(model_cfg))
         initial = model.graph.initializer
         constants = {tensor.name for tensor in initial}
         inputs = {name for node in model.graph.node for name in node.input}
@@ -251,7 +252,7 @@ def _graph(model_cfg: ModelConfig, weights: Path) -> bytes:
         return bytes(model.SerializeToString())
 
 
-def _written(model_cfg: ModelConfig) -> str:
+def _graph_text(model_cfg: ModelConfig) -> str:
     """The text of the graph of a CLIP text tower, from templates."""
     text = model_cfg["text_cfg"]
     head_width = text["width"] // text["heads"]
@@ -272,7 +273,7 @@ def _written(model_cfg: ModelConfig) -> str:
     return "".join([*parts, _END.substitute(sizes)])
 
 
-def _places(weights: Path, prefix: str) -> dict[str, TensorProto]:
+def _tensors_in_place(weights: Path, prefix: str) -> dict[str, TensorProto]:
     """The float32 tensors of safetensors as ONNX names them: by their places in the
     file.
     """

@@ -102,7 +102,7 @@ class ClipTokenizer(Tokenizer):
         self.sot_token_id, self.eot_token_id = specials.values()
         self.ending = ending
         if (*specials, ending) != (*SPECIALS, "kept"):
-            self.settings = self._stored()
+            self.settings = _clip_settings(specials, ending)
         library = require("tokenizers", "train")
         self.rules = library.Tokenizer(model)
         self.rules.pre_tokenizer = library.pre_tokenizers.ByteLevel(
@@ -150,23 +150,21 @@ class ClipTokenizer(Tokenizer):
         # White space is made equal before lower() looks at what stands around a capital
         # sigma.
         text = " ".join(text.split()).lower()
-        words = self._pieces.findall(text)[:pieces]
         encoding = self.rules.encode(
-            words, is_pretokenized=True, add_special_tokens=False
+            self._pieces.findall(text)[:pieces],
+            is_pretokenized=True,
+            add_special_tokens=False,
         )
         return list(encoding.ids)
 
     def store(self, folder: Path) -> TokenizerSettings:
         rules = clip_rules(self, list(self.specials), lower=True)
-        _write(rules, folder, self.context_length, pad=0)
-        return self._stored()
+        _write_rules(rules, folder, self.context_length, pad=0)
+        return _clip_settings(self.specials, self.ending)
 
-    def _stored(self) -> TokenizerSettings:
-        return {
-            "kind": "clip",
-            "specials": list(self.specials),
-            "ending": self.ending,
-        }
+
+def _clip_settings(specials: Iterable[str], ending: Ending) -> TokenizerSettings:
+    return {"kind": "clip", "specials": list(specials), "ending": ending}
 
 
 def _pattern(specials: Iterable[str]) -> str:
@@ -182,23 +180,23 @@ def clip_rules(
     NFC, spaces and case; ``lower``: also what may be a special word.
     """
     library = require("tokenizers", "train")
-    pairs = json.loads(tokenizer.rules.to_str())["model"]
-    words = [word for word in pairs["vocab"] if word not in tokenizer.specials]
-    words.sort(key=pairs["vocab"].__getitem__)
-    rules = json.loads(Path(__file__).with_name("clip_rules.json").read_text("utf-8"))
-    rules["model"]["vocab"] = {word: pairs["vocab"][word] for word in words}
+    model = json.loads(tokenizer.rules.to_str())["model"]
+    vocabulary = model["vocab"]
+    for word in tokenizer.specials:
+        del vocabulary[word]
     ends = list(zip(specials, tokenizer.specials.values(), strict=True))
-    rules["model"]["vocab"].update(ends)
-    rules["model"]["merges"] = pairs["merges"]
-    rules["model"]["unk_token"] = specials[1]
-    rules["post_processor"]["cls"], rules["post_processor"]["sep"] = ends
-    split = rules["pre_tokenizer"]["pretokenizers"][0]
+    content = json.loads(Path(__file__).with_name("clip_rules.json").read_text("utf-8"))
+    content["model"]["vocab"] = vocabulary | dict(ends)
+    content["model"]["merges"] = model["merges"]
+    content["model"]["unk_token"] = specials[1]
+    content["post_processor"]["cls"], content["post_processor"]["sep"] = ends
+    split = content["pre_tokenizer"]["pretokenizers"][0]
     split["pattern"]["Regex"] = f"(?i:{_pattern(specials)})"
-    made: Rules = library.Tokenizer.from_str(json.dumps(rules))
-    made.add_special_tokens(
+    rules: Rules = library.Tokenizer.from_str(json.dumps(content))
+    rules.add_special_tokens(
         [library.AddedToken(word, special=True, normalized=lower) for word in specials]
     )
-    return made
+    return rules
 
 
 def is_open_clips(tokenizer: Any) -> bool:
@@ -245,6 +243,8 @@ class FileTokenizer(Tokenizer):
     an export's cleaning.
     """
 
+    settings: TokenizerSettings
+
     def __init__(
         self, path: Path, context_length: int, settings: TokenizerSettings
     ) -> None:
@@ -252,31 +252,28 @@ class FileTokenizer(Tokenizer):
         self.settings = settings
         self.pad = settings.get("pad")
         self.end = settings.get("end")
-        self.clean = settings.get("clean")
-        self.strip = settings.get("strip")
         with translated(f"{path}: no tokenizer that can be used"):
             self.rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
             if self.pad is not None:
-                _fill_rows(self.rules, context_length, self.pad)
+                _fix_length(self.rules, context_length, self.pad)
             self.ids(_SENTENCES)
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         texts = list(texts)
-        if self.clean is not None:
-            clean = import_open_clip(".tokenizer").get_clean_fn(self.clean)
+        cleaning = self.settings.get("clean")
+        if cleaning is not None:
+            clean = import_open_clip(".tokenizer").get_clean_fn(cleaning)
             texts = [clean(text) for text in texts]
         rows = [encoding.ids for encoding in self.rules.encode_batch(texts)]
         tokens = np.array(rows, np.int64).reshape(len(texts), self.context_length)
-        if self.strip is not None:
-            tokens[tokens == self.strip] = 0
+        separator = self.settings.get("strip")
+        if separator is not None:
+            tokens[tokens == separator] = 0
         return tokens
 
     def store(self, folder: Path) -> TokenizerSettings:
-        _write(self.rules, folder, self.context_length, self.pad or 0, self.end)
+        _write_rules(self.rules, folder, self.context_length, self.pad or 0, self.end)
         return {"kind": "json", "clean": None, "strip": None}
-
-    def save_pretrained(self, folder: Path) -> None:
-        self.store(folder)
 
 
 class RinnaTokenizer(Tokenizer):
@@ -331,12 +328,7 @@ def clip_tokenizer(
         f"{path}: its vocabulary has {vocabulary} words, not CLIP's {CLIP_VOCABULARY};"
         " give tokens, not texts"
     )
-    settings: TokenizerSettings = {
-        "kind": "clip",
-        "specials": list(specials),
-        "ending": ending,
-    }
-    return NoTokenizer(why, settings)
+    return NoTokenizer(why, _clip_settings(specials, ending))
 
 
 def read_tokenizer(
@@ -345,22 +337,24 @@ def read_tokenizer(
     """The tokenizer by the settings in a model folder's ``file``; CLIP's is open_clip's
     where a vocabulary is given.
     """
-    stored = file.parent / HUB_FILE
+    folder = file.parent
+    rules_file = folder / HUB_FILE
     match settings:
         case {"kind": "rinna"}:
-            return RinnaTokenizer(file.parent / RinnaTokenizer.FILE, length)
-        case {"kind": "hub"} if not stored.is_file():
+            return RinnaTokenizer(folder / RinnaTokenizer.FILE, length)
+        case {"kind": "hub"} if not rules_file.is_file():
             why = f"no {HUB_FILE} in it; give tokens, or save the tokenizer there"
-            return NoTokenizer(f"{file.parent}: {why}", settings)
+            return NoTokenizer(f"{folder}: {why}", settings)
         case {"kind": "json", "clean": _, "strip": _} | {"kind": "hub"}:
-            return FileTokenizer(stored, length, settings)
+            return FileTokenizer(rules_file, length, settings)
         case {"kind": "json"}:
             raise InputError(f"{file}: its tokenizer lacks clean or strip")
         case {"kind": "clip", "specials": [start, end], "ending": ending}:
             if vocabulary is not None:
                 return clip_tokenizer(file, vocabulary, length, (start, end), ending)
-            with translated(f"{stored}: not CLIP's byte pairs"):
-                rules = require("tokenizers", "train").Tokenizer.from_file(str(stored))
+            with translated(f"{rules_file}: not CLIP's byte pairs"):
+                library = require("tokenizers", "train")
+                rules = library.Tokenizer.from_file(str(rules_file))
                 specials = {word: rules.token_to_id(word) for word in (start, end)}
                 return ClipTokenizer(rules.model, specials, length, ending)
     return NoTokenizer(f"{file}: the model has no tokenizer; give tokens, not texts")
@@ -374,7 +368,7 @@ def store_tokenizer(
     """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.store(folder)
-    settings = _cleaning(tokenizer)
+    settings = _file_settings(tokenizer)
     original: Any = getattr(tokenizer, "tokenizer", None)  # of transformers
     backend = getattr(original, "backend_tokenizer", None)
     if settings is None or backend is None or original.pad_token_id is None:
@@ -382,28 +376,28 @@ def store_tokenizer(
         return {"kind": "none", "why": why}
     rules = require("tokenizers", "train").Tokenizer.from_str(backend.to_str())
     pad = int(original.pad_token_id)
-    _write(rules, folder, context_length, pad, side=str(original.padding_side))
+    _write_rules(rules, folder, context_length, pad, side=str(original.padding_side))
     return settings
 
 
-def _cleaning(tokenizer: Any) -> TokenizerSettings | None:
-    """What open_clip does to texts before its tokenizer of transformers, and to tokens
-    after it; None for what a file cannot do.
+def _file_settings(tokenizer: Any) -> TokenizerSettings | None:
+    """Settings by which a ``tokenizer.json`` gives what a tokenizer does: with what
+    open_clip does to texts before, and to tokens after; None where no file can.
     """
     settings: TokenizerSettings = {"kind": "json", "clean": None, "strip": None}
     module: Any = sys.modules.get("open_clip.tokenizer")
     if module is None or type(tokenizer) is not module.HFTokenizer:
         return settings
-    names = {module.get_clean_fn(name): name for name in _CLEANINGS}
-    if tokenizer.tokenizer_mode or tokenizer.clean_fn not in names:
+    cleanings = {module.get_clean_fn(name): name for name in _CLEANINGS}
+    if tokenizer.tokenizer_mode or tokenizer.clean_fn not in cleanings:
         return None
-    settings["clean"] = names[tokenizer.clean_fn]
+    settings["clean"] = cleanings[tokenizer.clean_fn]
     if tokenizer.strip_sep_token:
         settings["strip"] = int(tokenizer.tokenizer.sep_token_id)
     return settings
 
 
-def _write(
+def _write_rules(
     rules: Rules,
     folder: Path,
     length: int,
@@ -412,7 +406,7 @@ def _write(
     side: str = "right",
 ) -> None:
     """Writes a tokenizer's rules and settings as transformers reads them."""
-    _fill_rows(rules, length, pad, side)
+    _fix_length(rules, length, pad, side)
     (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -426,7 +420,7 @@ def _write(
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def _fill_rows(rules: Rules, length: int, pad: int, side: str = "right") -> None:
+def _fix_length(rules: Rules, length: int, pad: int, side: str = "right") -> None:
     """Every row has this length from now on."""
     token = rules.id_to_token(pad) or ""
     rules.enable_padding(direction=side, pad_id=pad, pad_token=token, length=length)

@@ -27,19 +27,10 @@ from cloob.models.importing import (
 )
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.settings import ModelConfig, Pixels, TextConfig, VisionConfig
-from cloob.models.source import TINY_MODELS, check_name
+from cloob.models.source import check_name
 from cloob.models.weights.containers import trained_file
-from cloob.models.weights.keymap import build, fill
+from cloob.models.weights.keymap import build_open_clip, fill
 
-__all__ = [
-    "TINY_MODELS",
-    "TOKENIZER_FILES",
-    "check_words",
-    "create_model",
-    "load_tokenizer",
-    "open_clip",
-    "translated",
-]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 
 
@@ -81,15 +72,15 @@ def create_model(
         torch.Size([1, 256])
     """
     check_name(name)
-    place = resolve_device(device)
+    target = resolve_device(device)
     library = open_clip()
     config = library.get_model_config(name)
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
     tag = library.get_pretrained_cfg(name, pretrained) if pretrained else {}
     where = f"{name}/{pretrained}" if tag else f"model {name!r}"
-    own_state = seed is not None or pretrained is not None
-    with torch.random.fork_rng(devices=[], enabled=own_state), translated(where):
+    draws_alone = seed is not None or pretrained is not None
+    with torch.random.fork_rng(devices=[], enabled=draws_alone), translated(where):
         if tag:
             towers = _pretrained_towers(name, config, tag, str(pretrained), image_size)
         elif pretrained is not None:
@@ -103,7 +94,7 @@ def create_model(
     built = EncoderConfig.open_clip(config)
     encoder = DualEncoder(name, towers.model, tokenizer, built, towers.objective)
     encoder.weights_file = towers.weights
-    return encoder.to(place)
+    return encoder.to(target)
 
 
 @dataclass(frozen=True)
@@ -231,7 +222,9 @@ def filled_towers(
                 force_image_size=image_size,
             )
     else:
-        model = build(model_cfg | {"init_logit_bias": bias}, preprocess_cfg, where)
+        model = build_open_clip(
+            model_cfg | {"init_logit_bias": bias}, preprocess_cfg, where
+        )
     fill(model, weights, tensors)
     return BuiltTowers(model, trained or sigmoid_objective(model), weights)
 

@@ -22,7 +22,7 @@ from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import fill
 
 if TYPE_CHECKING:  # it brings pyarrow
-    from cloob.data.table import Matrix
+    from cloob.data.table import Encoding, Encodings, Matrix
     from cloob.data.vectors import VectorPairs
 
 Side = Literal["a", "b"]
@@ -51,7 +51,7 @@ class VectorEncoder(Model):
         a: AnyHead,
         b: AnyHead,
         objective: dict[str, Any] | None = None,
-        encodings: tuple[Any, Any] = (None, None),
+        encodings: Encodings = (None, None),
     ) -> None:
         embed_dim: int = a.options["embed_dim"]
         config = EncoderConfig("vectors", embed_dim, 0, {"format": 1})
@@ -81,7 +81,7 @@ class VectorEncoder(Model):
         content: dict[str, Any] = {"format": 1}
         content |= {side: head.options for side, head in self.model.items()}
         if self.encodings != (None, None):
-            content["tables"] = [_table_content(one) for one in self.encodings]
+            content["tables"] = [_table_content(table) for table in self.encodings]
         return ModelFiles(VECTORS_FILE, content, HEADS_FILE, self.model.state_dict())
 
     def numbers(self, side: Side, rows: Any) -> Any:
@@ -92,11 +92,14 @@ class VectorEncoder(Model):
             return rows
         from cloob.data.table import Table, Unencoded, is_table
 
-        if is_table(rows) and not isinstance(rows, Unencoded):
-            rows = Table.of(side, rows)
         if isinstance(rows, Unencoded):
-            rows = rows.numbers(self.encodings["ab".index(side)])
-        return rows
+            table = rows
+        elif is_table(rows):
+            table = Table.of(side, rows)
+        else:
+            return rows
+        encoding_a, encoding_b = self.encodings
+        return table.numbers(encoding_a if side == "a" else encoding_b)
 
     def encode_a(self, rows: Any, *, batch_size: int = 4096) -> Tensor:
         """Embeds vectors of the first kind, without a gradient.
@@ -144,7 +147,7 @@ class VectorEncoder(Model):
         return torch.cat(parts)
 
 
-def _table_content(encoding: Any) -> dict[str, Any] | None:
+def _table_content(encoding: Encoding | None) -> dict[str, Any] | None:
     """How a table becomes numbers, for JSON; InputError for a pipeline of code."""
     if encoding is None:
         return None
@@ -154,7 +157,7 @@ def _table_content(encoding: Any) -> dict[str, Any] | None:
             " keeps: joblib.dump of the estimator is for yourself; heads that are"
             " fitted to what the pipeline gives can be saved"
         )
-    return asdict(encoding)  # type: ignore[arg-type]
+    return asdict(encoding)
 
 
 def _rows_at_once(most: int, width: int) -> int:

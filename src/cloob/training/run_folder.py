@@ -134,7 +134,7 @@ def refuse_another_run(config: TrainConfig) -> None:
     """Refuses a folder that holds a run which this one neither goes on with nor may
     replace.
     """
-    if not runs.find_run(config.out):
+    if not runs.run_files(config.out):
         return
     if config.overwrite:
         _check_removable(config)

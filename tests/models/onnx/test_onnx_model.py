@@ -16,10 +16,10 @@ from PIL import Image
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.models.folder import save_model
+from cloob.models.importing import open_clip
 from cloob.models.load import fingerprint
 from cloob.models.onnx import PlainEncoder
 from cloob.models.runs import ONNX_FILE
-from cloob.models.towers import open_clip
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from make import noise_image, picture

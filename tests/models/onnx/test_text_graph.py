@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from cloob.models.folder import save_model
+from cloob.models.importing import open_clip
 from cloob.models.load import fingerprint, load_model
 from cloob.models.text_graph import keep_text_graph, open_text_graph
-from cloob.models.towers import create_model, open_clip
+from cloob.models.towers import create_model
 from cloob.search.index import Index
 from cloob.search.query import TorchEmbedder
 from cloob.search.update import UpdateOptions

@@ -22,8 +22,8 @@ from torch import nn
 from cloob import load_model
 from cloob.errors import InputError
 from cloob.models import source as hub
+from cloob.models.importing import open_clip
 from cloob.models.source import PUBLIC, PublicFile, PublicModel
-from cloob.models.towers import open_clip
 from make import noise_image, web
 from support import fork, originals, raises
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob.errors import InputError, require
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, before_padding
 from cloob.models.importing import (
     check_hub_model,
     fetch_file,
@@ -37,8 +37,9 @@ _LENGTH_FILE = "sentence_bert_config.json"
 _MODULES_FILE = "modules.json"
 _POOLING_FILE = "1_Pooling/config.json"
 _HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-_TOWERS = ("clip", "cloob")  # model types of both towers
-_USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: by default, and at most
+_TWO_TOWERS = ("clip", "cloob")  # model types
+_DEFAULT_LENGTH = 512  # tokens of a text
+_MAX_LENGTH = 1 << 15
 _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
 _IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
 # of what is computed and kept; another number makes the files of the old one unused
@@ -55,7 +56,7 @@ def open_image_encoder(
     is_packaged = source.kind == "pypi" and source.name == LITE0
     with translated(spec):
         if not is_packaged and source.kind != "timm":
-            return _tower(spec, load_model, image_size)
+            return _image_tower(spec, load_model, image_size)
         network = _efficientnet(spec) if is_packaged else _timm_network(source)
         data = require("timm.data", "train")
         config = data.resolve_data_config({}, model=network)
@@ -67,7 +68,9 @@ def open_image_encoder(
         return ImageEncoder(network, pixels)
 
 
-def _tower(spec: str, load_model: LoadModel, image_size: int | None) -> ImageEncoder:
+def _image_tower(
+    spec: str, load_model: LoadModel, image_size: int | None
+) -> ImageEncoder:
     """The image tower of a model."""
     loaded = load_model(spec).to("cpu")
     loaded.check_weights()
@@ -84,11 +87,11 @@ def _timm_network(source: ModelSource) -> Any:
     timm = require("timm", "train")
     if not re.fullmatch(r"\w[\w.-]*", source.name):
         raise InputError(source.refusal())
-    weights = timm.get_pretrained_cfg(source.name)
+    config = timm.get_pretrained_cfg(source.name)
     overlay = None
-    if weights and weights.hf_hub_id and not weights.hf_hub_filename:
-        files = "model.safetensors", "pytorch_model.bin"
-        overlay = {"file": str(fetch_file(weights.hf_hub_id, source.text, *files))}
+    if config and config.hf_hub_id and not config.hf_hub_filename:
+        files = ("model.safetensors", "pytorch_model.bin")
+        overlay = {"file": str(fetch_file(config.hf_hub_id, source.text, *files))}
     return timm.create_model(
         source.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
     )
@@ -127,10 +130,10 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
 def _holds_transformer(folder: Path) -> bool:
     """Whether a folder holds a transformer and its tokenizer, and no towers."""
     files = ("config.json", "tokenizer_config.json")
-    is_theirs = all((folder / name).is_file() for name in files)
-    if not is_theirs or config_file(folder).is_file():
+    is_transformers = all((folder / name).is_file() for name in files)
+    if not is_transformers or config_file(folder).is_file():
         return False
-    return read_json(folder / "config.json").get("model_type") not in _TOWERS
+    return read_json(folder / "config.json").get("model_type") not in _TWO_TOWERS
 
 
 def _package_folder(spec: str) -> Path:
@@ -165,9 +168,9 @@ def _text_length(folder: Path, config: Any, tokenizer: Any) -> int:
     """Tokens of a text, as sentence-transformers cuts it."""
     positions = getattr(config, "max_position_embeddings", 0)
     stored = _json(folder / _LENGTH_FILE).get("max_seq_length")
-    length = stored or min(tokenizer.model_max_length, _USUAL)
+    length = stored or min(tokenizer.model_max_length, _DEFAULT_LENGTH)
     # -1 of XLNet, which takes any number
-    return min(int(length), positions if positions > 0 else _LONGEST, _LONGEST)
+    return min(int(length), positions if positions > 0 else _MAX_LENGTH, _MAX_LENGTH)
 
 
 def _pooling(folder: Path, spec: str) -> str:
@@ -200,10 +203,10 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, network: nn.Module, preprocess_cfg: Pixels) -> None:
         super().__init__()
-        self.network, self.preprocess_cfg = network, preprocess_cfg
-        self.features = _freeze(
-            self, torch.zeros(1, 3, preprocess_cfg["size"], preprocess_cfg["size"])
-        )
+        self.network = network
+        self.preprocess_cfg = preprocess_cfg
+        size = preprocess_cfg["size"]
+        self.features = _freeze(self, torch.zeros(1, 3, size, size))
 
     def forward(self, images: Tensor) -> Tensor:
         # A program takes any number, so what is traced must not depend on it.
@@ -233,7 +236,7 @@ class TextEncoder(nn.Module):
         self.settings = [pooling, config.to_json_string()]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        lengths = self._mask(tokens).sum(1)
+        lengths = before_padding(tokens, self.pad).sum(1)
         order = lengths.argsort()
         parts = [
             self.pooled(tokens[rows, : int(lengths[rows[-1]])])
@@ -243,7 +246,7 @@ class TextEncoder(nn.Module):
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """(n, L') tokens to (n, F), all in one pass as they are."""
-        mask = self._mask(tokens).long()
+        mask = before_padding(tokens, self.pad).long()
         hidden: Tensor = self.network(
             input_ids=tokens, attention_mask=mask
         ).last_hidden_state
@@ -251,12 +254,6 @@ class TextEncoder(nn.Module):
             return hidden[:, 0]
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
-
-    def _mask(self, tokens: Tensor) -> Tensor:
-        """Whether a token stands before the last that is no padding: a text may hold
-        the padding's word.
-        """
-        return (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
 
 
 @dataclass(frozen=True)
@@ -304,9 +301,9 @@ class FeatureMemory:
     """
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Tensor] = {}  # (F,) features each
+        self.by_digest: dict[bytes, Tensor] = {}  # (F,) features each
 
-    def read(self, path: Path, name: str) -> None:
+    def add_file(self, path: Path, name: str) -> None:
         """Adds what ``columns`` gave and a file holds; a damaged file, or one that was
         just removed, is passed over: its features are computed anew.
         """
@@ -316,29 +313,35 @@ class FeatureMemory:
             library.safe_open(path, framework="pt") as file,
         ):
             digests = file.get_tensor(f"{name}_rows").numpy()
-            self.known |= zip(map(bytes, digests), file.get_tensor(name), strict=True)
+            features = file.get_tensor(name)
+            self.by_digest |= zip(map(bytes, digests), features, strict=True)
 
     def add(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> list[bytes]:
         """The digests of rows, n pictures or texts; ``compute`` gives the features of
         those that are new.
         """
-        keys = [
+        digests = [
             blake2b(row.tobytes(), digest_size=16).digest() for row in batch.numpy()
         ]
-        new = {key: row for row, key in enumerate(keys) if key not in self.known}
-        if new:
-            features = compute(batch[list(new.values())]).float().cpu()
-            self.known |= zip(new, features, strict=True)
-        return keys
+        new_rows = {
+            digest: row
+            for row, digest in enumerate(digests)
+            if digest not in self.by_digest
+        }
+        if new_rows:
+            features = compute(batch[list(new_rows.values())]).float().cpu()
+            self.by_digest |= zip(new_rows, features, strict=True)
+        return digests
 
     def features(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """(n, F) features of n rows on the CPU, as of ``add``."""
-        keys = self.add(batch.cpu(), compute)
-        return torch.stack([self.known[key] for key in keys])
+        digests = self.add(batch.cpu(), compute)
+        return torch.stack([self.by_digest[digest] for digest in digests])
 
     def columns(self, name: str) -> dict[str, Tensor]:
         """For a file: (n, F) features and the (n, 16) uint8 digests of their rows."""
-        empty = torch.empty(0, 1)
-        features = torch.stack([*self.known.values()]) if self.known else empty
-        digests = np.frombuffer(b"".join(self.known), np.uint8).reshape(-1, 16)
+        features = torch.empty(0, 1)
+        if self.by_digest:
+            features = torch.stack([*self.by_digest.values()])
+        digests = np.frombuffer(b"".join(self.by_digest), np.uint8).reshape(-1, 16)
         return {name: features, f"{name}_rows": torch.tensor(digests)}

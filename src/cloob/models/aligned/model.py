@@ -77,7 +77,7 @@ class AlignedEncoder(DualEncoder):
         settings = {**names, "image_size": image.preprocess_cfg["size"]}
         width = heads[0].options["embed_dim"]
         config = EncoderConfig("aligned", width, text.context_length, settings)
-        name = "+".join(Path(one.rpartition(":")[2]).name for one in names.values())
+        name = "+".join(Path(spec.rpartition(":")[2]).name for spec in names.values())
         towers = FrozenTowers(image, text, *heads)
         super().__init__(name, towers, text.tokenizer, config, objective)
 
@@ -103,12 +103,13 @@ class AlignedEncoder(DualEncoder):
         """Names of both encoders by what decides over their features; kinds of devices
         round differently.
         """
-        visual, words = self.model.visual, self.model.text
+        visual = self.model.visual
+        text = self.model.text
         kind = (VERSION, self.device.type)
-        of_images = weights_digest(visual, kind, repr(visual), self.preprocess_cfg)
-        tokens = (self.context_length, words.settings, describe(words.tokenizer))
-        of_texts = weights_digest(words, kind, repr(words), tokens)
-        return of_images[:12], of_texts[:12]
+        tokens = (self.context_length, text.settings, describe(text.tokenizer))
+        image_key = weights_digest(visual, kind, repr(visual), self.preprocess_cfg)
+        text_key = weights_digest(text, kind, repr(text), tokens)
+        return image_key[:12], text_key[:12]
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
@@ -163,8 +164,8 @@ def load_aligned(
     encoder = AlignedEncoder(image, text, heads, names, objective)
     rows = _probe(encoder)
     for side in _SIDES:
-        known = torch.tensor(config["probe"][side])
-        if not torch.linalg.vector_norm(rows[side] - known) <= _SAME:
+        stored = torch.tensor(config["probe"][side])
+        if not torch.linalg.vector_norm(rows[side] - stored) <= _SAME:
             raise InputError(
                 f"{folder / ALIGNED_FILE}: its {side} head was trained on"
                 f" {names[f'{side}_encoder']!r}, which gives other features now: its"

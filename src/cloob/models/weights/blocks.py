@@ -63,8 +63,10 @@ class Block(nn.Module):
         self.norm_first = norm_first
         self.approximate = "tanh" if gelu == "tanh" else "none"
         self.attention = Attention(width, heads)
-        self.norm_1, self.norm_2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
-        self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm_1 = nn.LayerNorm(width, eps)
+        self.norm_2 = nn.LayerNorm(width, eps)
+        self.expand = nn.Linear(width, hidden)
+        self.shrink = nn.Linear(hidden, width)
 
     def forward(
         self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Container
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from cloob.models.encoder import cloob_objective
 from cloob.models.importing import import_open_clip
+from cloob.models.weights.containers import TorchFile
 from cloob.models.weights.keymap import fill
 
 CHANNELS = ("Mito", "ERSyto", "ERSytoBleed", "Ph_golgi", "Hoechst")
@@ -29,6 +29,13 @@ SIDES = (520, 696)  # of a picture
 WINDOW = 7  # of the last pool
 N_PICTURES = 16  # that go through the tower at once
 BRIGHTEST = 1e-4  # share of a channel's pixels that are white
+TENSORS = {
+    "logit_inv_tau",
+    "visual.conv1.weight",
+    "visual.fc.weight",
+    "transformer.layers.0.0.weight",
+}
+"""Names of tensors that CLOOME's files have, and no other program's."""
 
 
 class CellTower(nn.Module):
@@ -101,49 +108,31 @@ def eight_bits(channel: np.ndarray) -> np.ndarray:
     )
 
 
-class Cloome(NamedTuple):
-    """What a file of CLOOME's holds; there is no β."""
-
-    cells: CellTower
-    molecules: MoleculeTower
-    objective: dict[str, Any]
-
-
-def cloome_towers(path: Path, tensors: dict[str, Tensor]) -> Cloome:
-    """Both towers with a file's weights.
+def load(
+    path: Path, file: TorchFile
+) -> tuple[CellTower, MoleculeTower, dict[str, Any]]:
+    """Both towers with a file's weights, and the settings of their objective, whose β
+    it does not hold.
 
     Raises:
         InputError: They are not those of CLOOME's ResNet and perceptron.
     """
+    tensors = {name: file.tensors[key] for name, key in file.keys.items()}
     log_inv_tau = tensors.pop("logit_inv_tau")
     blocks = {
         tuple(key.split(".")[1:3]) for key in tensors if key.startswith("visual.layer")
     }
-    depths = sorted(Counter(stage for stage, _ in blocks).items())
+    depths = Counter(stage for stage, _ in sorted(blocks))
     linear = [
         weight
         for key, weight in tensors.items()
         if key.startswith("transformer.layers.") and weight.ndim == 2
     ]
-    cells = CellTower(
-        tensors["visual.conv1.weight"].shape[1],
-        [depth for _, depth in depths],
-        linear[-1].shape[0],
-    )
-    widths = [weight.shape[1] for weight in linear]
-    molecules = MoleculeTower([*widths, linear[-1].shape[0]])
+    n_channels = tensors["visual.conv1.weight"].shape[1]
+    embed_dim = linear[-1].shape[0]
+    cells = CellTower(n_channels, list(depths.values()), embed_dim)
+    molecules = MoleculeTower([*(weight.shape[1] for weight in linear), embed_dim])
     towers = nn.ModuleDict({"visual": cells, "transformer": molecules})
     fill(towers, path, tensors)
     inv_tau = float(log_inv_tau.double().exp())
-    return Cloome(cells, molecules, cloob_objective(inv_tau, None, "paper"))
-
-
-def is_cloome(names: Container[str]) -> bool:
-    """Whether tensors of these names are CLOOME's."""
-    needed = (
-        "logit_inv_tau",
-        "visual.conv1.weight",
-        "visual.fc.weight",
-        "transformer.layers.0.0.weight",
-    )
-    return all(name in names for name in needed)
+    return cells, molecules, cloob_objective(inv_tau, None, "paper")

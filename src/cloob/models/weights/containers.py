@@ -76,15 +76,15 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    here = {key: tensors[key].detach().cpu().contiguous() for key in tensors}
+    on_cpu = {key: tensors[key].detach().cpu().contiguous() for key in tensors}
     try:
-        save_file(_separate(here), path, metadata={"format": "pt"})
+        save_file(_separate(on_cpu), path, metadata={"format": "pt"})
     except SafetensorError as error:
-        # of the system, which it hides
+        # The system's error stands in its text alone.
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
-    # the file begins as its owner's alone
+    # safetensors gives nobody but the owner a right to read the file.
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
@@ -106,12 +106,19 @@ class TorchFile(NamedTuple):
     checkpoint: dict[str, Any]  # around the tensors; empty without one
     is_script: bool
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """The tensors' keys by the names of weights: training over several GPUs puts
+        ``module.`` in front of these.
+        """
+        return {key.removeprefix("module."): key for key in self.tensors}
+
 
 def read_torch(path: Path) -> TorchFile:
     """The tensors of a file of torch's, and the checkpoint around them."""
     with translated(f"{path}: cannot be read as weights"):
         content = _load(path)
-        is_script = isinstance(content, _Made)
+        is_script = isinstance(content, _Inert)
         state = dict(_scripted(content)) if is_script else content
         checkpoint = {}
         if isinstance(state, dict) and "state_dict" in state:
@@ -160,7 +167,7 @@ def check_zip(path: Path) -> None:
 Stored = tuple[torch.UntypedStorage, torch.dtype]
 
 
-class _Made:
+class _Inert:
     """An object of a pickle as its arguments and its state; no code runs."""
 
     state: Any = None
@@ -187,7 +194,7 @@ def _parameter(tensor: Tensor, *_: object) -> Tensor:
     return tensor
 
 
-_HELD = (
+_INERT_NAMES = (
     *("numpy.ndarray", "numpy.dtype"),  # numpy itself would trust the file's dtypes
     *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
     *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
@@ -197,8 +204,8 @@ _HELD = (
     "optax._src.transform.ScaleByScheduleState",
     "optax._src.wrappers.MaskedState",
 )
-_NAMES: dict[str, object] = {
-    **dict.fromkeys(_HELD, _Made),
+_KNOWN_NAMES: dict[str, object] = {
+    **dict.fromkeys(_INERT_NAMES, _Inert),
     "collections.OrderedDict": collections.OrderedDict,
     "collections.Counter": collections.Counter,  # of torch's schedules
     "haiku._src.data_structures.FlatMapping": dict,
@@ -218,19 +225,19 @@ _NAMES: dict[str, object] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows ``_NAMES`` alone, and makes any class that TorchScript generated a
-    ``_Made``.
+    """Knows ``_KNOWN_NAMES`` alone, and makes any class that TorchScript generated a
+    ``_Inert``.
     """
 
     def find_class(self, module: str, name: str) -> object:
         if module.partition(".")[0] == "__torch__":
-            return _Made
+            return _Inert
         full_name = f"{module}.{name}"
-        if full_name not in _NAMES:
+        if full_name not in _KNOWN_NAMES:
             raise pickle.UnpicklingError(
                 f"asks for {full_name}, which no file of weights needs"
             )
-        return _NAMES[full_name]
+        return _KNOWN_NAMES[full_name]
 
 
 class _TorchZip(_Unpickler):
@@ -272,9 +279,9 @@ class _TorchZip(_Unpickler):
         return record
 
 
-def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _scripted(module: _Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for key, value in module.state.items():
-        if isinstance(value, _Made):
+        if isinstance(value, _Inert):
             yield from _scripted(value, f"{prefix}{key}.")
         elif isinstance(value, Tensor):
             yield f"{prefix}{key}", value
@@ -294,8 +301,8 @@ def array(made: Any) -> Tensor:
     """
     match made:
         case (
-            _Made(state=(_, shape, dtype, fortran, data))
-            | _Made(args=(_, _, (_, shape, dtype, fortran, data), _))
+            _Inert(state=(_, shape, dtype, fortran, data))
+            | _Inert(args=(_, _, (_, shape, dtype, fortran, data), _))
         ):
             pass  # numpy's state, which jax hands on
         case _:

@@ -25,8 +25,8 @@ from cloob.models.weights.containers import array, read_arrays
 from cloob.models.weights.keymap import (
     Towers,
     fill_towers,
+    on_meta_device,
     pixel_settings,
-    without_memory,
 )
 
 _SPECIALS = ("<|startoftext|>", "<|endoftext|>")
@@ -65,8 +65,9 @@ def _blocks(config: dict[str, Any], width: int, gelu: Gelu) -> Blocks:
 
 def _image_tower(config: dict[str, Any], embed_dim: int, gelu: Gelu) -> ImageTower:
     colours = config["normalize"]
-    size, width = config["image_size"], config["d_model"]
+    size = config["image_size"]
     pixels = pixel_settings(size, colours["mean"], colours["std"], "lanczos")
+    width = config["d_model"]
     blocks = _blocks(config, width, gelu)
     return ImageTower(pixels, config["patch_size"], blocks, width, embed_dim, None)
 
@@ -102,13 +103,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
     """The encoder by the settings of a ``towers.json``, without weights."""
-    config, gelu = settings["config"], settings["gelu"]
-    with without_memory(where, config):
-        text, embed_dim = config["text_encoder"], config["d_embed"]
+    config = settings["config"]
+    gelu = settings["gelu"]
+    with on_meta_device(where, config):
+        text_config = config["text_encoder"]
+        embed_dim = config["d_embed"]
         visual = _image_tower(config["image_encoder"], embed_dim, gelu)
-        words = HaikuText(text, embed_dim, gelu)
-        towers = Towers(visual, words, math.log(config["inv_tau"]))
-        length, vocabulary = text["text_size"], text["vocab_size"]
+        text = HaikuText(text_config, embed_dim, gelu)
+        towers = Towers(visual, text, math.log(config["inv_tau"]))
+        length = text_config["text_size"]
+        vocabulary = text_config["vocab_size"]
     tokenizer = clip_tokenizer(where, vocabulary, length, _SPECIALS, "kept")
     built = EncoderConfig("towers", embed_dim, length, settings)
     objective = cloob_objective(config["inv_tau"], config["scale_hopfield"], "unit")

@@ -5,22 +5,34 @@ names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.importing import read_json
 from cloob.models.runs import check_objective
 from cloob.models.settings import ModelConfig, Pixels, TextConfig, VisionConfig
-from cloob.models.tokenizer import TokenizerSettings, read_tokenizer
+from cloob.models.tokenizer import (
+    CLIP_VOCABULARY,
+    TokenizerSettings,
+    read_tokenizer,
+)
 from cloob.models.weights.containers import folder_weights
-from cloob.models.weights.keymap import CLIP_MEAN, CLIP_STD, build, fill, key_map
+from cloob.models.weights.keymap import (
+    CLIP_MEAN,
+    CLIP_STD,
+    build_open_clip,
+    fill,
+    key_map,
+)
 
 Settings = dict[str, Any]  # a part of a ``config.json``
-# the arguments of one tower's activation; open_clip's quick_gelu is for both
-_ACTIVATIONS: dict[str, dict[str, object]] = {
-    "gelu": {},
-    "quick_gelu": {},
+
+
+# ``act_kwargs`` of one tower; open_clip's quick_gelu is for both
+_ACTIVATIONS: dict[str, dict[str, object] | None] = {
+    "gelu": None,
+    "quick_gelu": None,
     "gelu_pytorch_tanh": {"approximate": "tanh"},
 }
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -42,78 +54,63 @@ def load(folder: Path) -> DualEncoder:
     # KEY_dict of older files, which transformers puts over KEY.
     text = config.get("text_config_dict") or config["text_config"]
     image = config.get("vision_config_dict") or config["vision_config"]
-    vocabulary = text.get("vocab_size", 49408)
-    _check(where, text, image, vocabulary)
-    words = _tower(text, width=512, hidden=2048, heads=8)
-    text_cfg: TextConfig = {
-        "layers": words.layers,
-        "heads": words.heads,
-        "width": words.width,
-        "mlp_ratio": words.mlp_ratio,
-        "context_length": text.get("max_position_embeddings", 77),
-        "vocab_size": vocabulary,
-        "hf_tokenizer_name": "local",
-    }
-    pictures = _tower(image, width=768, hidden=3072, heads=12)
-    vision_cfg: VisionConfig = {
-        "layers": pictures.layers,
-        "head_width": pictures.width // pictures.heads,
-        "width": pictures.width,
-        "mlp_ratio": pictures.mlp_ratio,
-        "image_size": image.get("image_size", 224),
-        "patch_size": image.get("patch_size", 32),
-    }
-    if words.act_kwargs:
-        text_cfg["act_kwargs"] = words.act_kwargs
-    if pictures.act_kwargs:
-        vision_cfg["act_kwargs"] = pictures.act_kwargs
+    _check(where, text, image)
     model_cfg: ModelConfig = {
         "embed_dim": config.get("projection_dim", 512),
         "quick_gelu": _activation(text) == "quick_gelu",
-        "vision_cfg": vision_cfg,
-        "text_cfg": text_cfg,
+        "vision_cfg": _vision_cfg(image),
+        "text_cfg": _text_cfg(text),
     }
-    model = build(model_cfg, _preprocess(folder, vision_cfg["image_size"]), where)
-    plan = key_map("hf_clip", words.layers, pictures.layers)
-    fill(model, weights, tensors, plan)
-    end = vocabulary - 1
+    pixels = _preprocess(folder, model_cfg["vision_cfg"]["image_size"])
+    model = build_open_clip(model_cfg, pixels, where)
+    text_layers = len(model.transformer.resblocks)
+    image_layers = len(model.visual.transformer.resblocks)
+    fill(model, weights, tensors, key_map("hf_clip", text_layers, image_layers))
+    built = EncoderConfig.open_clip(model_cfg)
+    end = model_cfg["text_cfg"]["vocab_size"] - 1
     settings: TokenizerSettings = {
         "kind": "hub",
         "pad": text.get("pad_token_id", end),
         "end": end,
     }
-    tokenizer = read_tokenizer(where, settings, text_cfg["context_length"])
+    tokenizer = read_tokenizer(where, settings, built.context_length)
     # of an export
     objective = check_objective(config.get("cloob", {}), f"{where}: cloob")
-    built = EncoderConfig.open_clip(model_cfg)
     return DualEncoder(folder.name, model, tokenizer, built, objective)
+
+
+def _text_cfg(config: Settings) -> TextConfig:
+    width = config.get("hidden_size", 512)
+    return {
+        "layers": config.get("num_hidden_layers", 12),
+        "heads": config.get("num_attention_heads", 8),
+        "width": width,
+        "mlp_ratio": config.get("intermediate_size", 2048) / width,
+        "context_length": config.get("max_position_embeddings", 77),
+        "vocab_size": config.get("vocab_size", CLIP_VOCABULARY),
+        "hf_tokenizer_name": "local",
+        "act_kwargs": _ACTIVATIONS[_activation(config)],
+    }
+
+
+def _vision_cfg(config: Settings) -> VisionConfig:
+    width = config.get("hidden_size", 768)
+    return {
+        "layers": config.get("num_hidden_layers", 12),
+        "head_width": width // config.get("num_attention_heads", 12),
+        "width": width,
+        "mlp_ratio": config.get("intermediate_size", 3072) / width,
+        "image_size": config.get("image_size", 224),
+        "patch_size": config.get("patch_size", 32),
+        "act_kwargs": _ACTIVATIONS[_activation(config)],
+    }
 
 
 def _activation(tower: Settings) -> str:
     return str(tower.get("hidden_act", "quick_gelu"))
 
 
-class _Tower(NamedTuple):
-    layers: int
-    heads: int
-    width: int
-    mlp_ratio: float
-    act_kwargs: dict[str, object]
-
-
-def _tower(config: Settings, *, width: int, hidden: int, heads: int) -> _Tower:
-    """A tower's sizes, with these defaults."""
-    width = config.get("hidden_size", width)
-    return _Tower(
-        config.get("num_hidden_layers", 12),
-        config.get("num_attention_heads", heads),
-        width,
-        config.get("intermediate_size", hidden) / width,
-        _ACTIVATIONS[_activation(config)],
-    )
-
-
-def _check(where: Path, text: Settings, image: Settings, vocabulary: int) -> None:
+def _check(where: Path, text: Settings, image: Settings) -> None:
     """Raises InputError for towers that open_clip's cannot be."""
     names = [_activation(text), _activation(image)]
     unknown = set(names) - _ACTIVATIONS.keys()
@@ -124,10 +121,11 @@ def _check(where: Path, text: Settings, image: Settings, vocabulary: int) -> Non
         )
     # open_clip takes the row of the highest token; at 2, of old configurations,
     # transformers does too.
-    end = text.get("eos_token_id", 49407)
+    highest = text.get("vocab_size", CLIP_VOCABULARY) - 1
+    end = text.get("eos_token_id", CLIP_VOCABULARY - 1)
     eps = {side.get("layer_norm_eps", 1e-5) for side in (text, image)}
     is_mixed = names[0] != names[1] and "quick_gelu" in names
-    if end not in (vocabulary - 1, 2) or is_mixed or eps != {1e-5}:
+    if end not in (highest, 2) or is_mixed or eps != {1e-5}:
         raise InputError(
             f"{where}: eos_token_id {end}, layer_norm_eps {eps}, hidden_act"
             f" {' and '.join(names)}; open_clip's text ends with its highest token,"
@@ -143,8 +141,8 @@ def _preprocess(folder: Path, side: int) -> Pixels:
     if processor is None:
         return {}
     square = {"height": side, "width": side}
-    # what open_clip does too, the default first
-    same: dict[str, tuple[object, ...]] = {
+    # what open_clip can do too, the default first
+    supported: dict[str, tuple[object, ...]] = {
         "image_processor_type": _PROCESSORS,
         "do_resize": (True,),
         "do_rescale": (True,),
@@ -153,11 +151,11 @@ def _preprocess(folder: Path, side: int) -> Pixels:
         "size": (square,),
     }
     if processor.get("do_center_crop", True):
-        same |= {
+        supported |= {
             "size": (side, {"shortest_edge": side}, square),
             "crop_size": (side, square),
         }
-    for key, allowed in same.items():
+    for key, allowed in supported.items():
         value = processor.get(key, 224 if "size" in key else allowed[0])
         if value not in allowed:
             raise InputError(

@@ -20,12 +20,12 @@ from cloob.models.settings import ModelConfig, Pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_SHOWN = 6
+_MAX_SHOWN = 6
 _ALIGNED = 64  # bytes, of torch's memory
 
 
 @contextmanager
-def without_memory(where: object, config: Mapping[str, object]) -> Iterator[None]:
+def on_meta_device(where: object, config: Mapping[str, object]) -> Iterator[None]:
     """Inside, modules are built on the meta device, and any error is one line that
     begins with ``where``.
     """
@@ -34,14 +34,14 @@ def without_memory(where: object, config: Mapping[str, object]) -> Iterator[None
         yield
 
 
-def build(config: ModelConfig, preprocess_cfg: Pixels, where: object) -> Any:
+def build_open_clip(config: ModelConfig, preprocess_cfg: Pixels, where: object) -> Any:
     """open_clip's towers without memory, but for the causal mask, which no file
     holds.
     """
     library = open_clip()
     options = dict(config)
     make = library.CustomTextCLIP if options.pop("custom_text", False) else library.CLIP
-    with without_memory(where, config):
+    with on_meta_device(where, config):
         model = make(**options)
     for module in model.modules():
         mask = getattr(module, "attn_mask", None)
@@ -107,22 +107,30 @@ def fill(
     """
     state: dict[str, Tensor] = dict(module.state_dict())
     plan = plan or {key: Origin((key,)) for key in state}
-    problems = _misnamed(tensors, plan)
-    for key, origin in plan.items() if not problems else ():
+    problems = _misnamed(tensors, plan) or _replace(state, tensors, plan)
+    if problems:
+        extra = len(problems) - _MAX_SHOWN
+        ellipsis = f"; and {extra} more" if extra > 0 else ""
+        raise InputError(
+            f"{path}: its weights do not fit:"
+            f" {printable('; '.join(problems[:_MAX_SHOWN]))}{ellipsis}"
+        )
+    module.load_state_dict(state, assign=True)
+
+
+def _replace(
+    state: dict[str, Tensor], tensors: dict[str, Tensor], plan: Mapping[str, Origin]
+) -> list[str]:
+    """Puts a file's tensors in the place of a module's; returns what does not fit."""
+    problems = []
+    for key, origin in plan.items():
         name = origin.names[0]
         shape = tuple(tensors[name].shape)
         try:
             state[key] = _fitting(origin.make(tensors), state[key])
         except (RuntimeError, ValueError) as error:
             problems.append(f"{name} of shape {shape} {one_line(error, 100)}")
-    if problems:
-        extra = len(problems) - _SHOWN
-        ellipsis = f"; and {extra} more" if extra > 0 else ""
-        raise InputError(
-            f"{path}: its weights do not fit:"
-            f" {printable('; '.join(problems[:_SHOWN]))}{ellipsis}"
-        )
-    module.load_state_dict(state, assign=True)
+    return problems
 
 
 def fill_towers(
@@ -137,11 +145,12 @@ def _misnamed(tensors: Mapping[str, Tensor], plan: Mapping[str, Origin]) -> list
     needed = {name for origin in plan.values() for name in origin.names}
     missing = sorted(needed - tensors.keys())
     unknown = sorted(tensors.keys() - needed)
+    problems = [f"{name} is missing" for name in missing]
     # Older versions of transformers wrote position_ids, which hold nothing.
-    unknown = [name for name in unknown if not name.endswith(".position_ids")]
-    return [f"{name} is missing" for name in missing] + [
-        f"{name} is unknown" for name in unknown
+    problems += [
+        f"{name} is unknown" for name in unknown if not name.endswith(".position_ids")
     ]
+    return problems
 
 
 def _fitting(value: Tensor, weight: Tensor) -> Tensor:

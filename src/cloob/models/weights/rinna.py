@@ -12,7 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
+from cloob.models.encoder import (
+    DualEncoder,
+    EncoderConfig,
+    before_padding,
+    cloob_objective,
+)
 from cloob.models.importing import read_json
 from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer, Tokenizer
 from cloob.models.weights.blocks import Blocks, ImageTower
@@ -22,8 +27,8 @@ from cloob.models.weights.keymap import (
     CLIP_STD,
     Towers,
     fill_towers,
+    on_meta_device,
     pixel_settings,
-    without_memory,
 )
 
 _LENGTH = 77
@@ -47,9 +52,7 @@ class BertText(nn.Module):
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
     def text_tokens(self, tokens: Tensor) -> Tensor:
-        """(n, L) bool, True for all but the padding at a row's end."""
-        real: Tensor = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
-        return real
+        return before_padding(tokens, self.pad)
 
     def states(self, tokens: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.type_embedding.weight[0]
@@ -102,11 +105,12 @@ def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
     lies in the folder.
     """
     config = settings["config"]
-    with without_memory(where, config):
-        embed_dim, inv_tau = config["projection_dim"], config["init_inv_tau"]
+    with on_meta_device(where, config):
+        embed_dim = config["projection_dim"]
+        inv_tau = config["init_inv_tau"]
         visual = _image_tower(config["vision_config"], embed_dim)
-        words = BertText(config["text_config"], embed_dim)
-        towers = Towers(visual, words, math.log(inv_tau))
+        text = BertText(config["text_config"], embed_dim)
+        towers = Towers(visual, text, math.log(inv_tau))
     built = EncoderConfig("towers", embed_dim, _LENGTH, settings)
     objective = cloob_objective(inv_tau, config["scale_hopfield"], "unit")
     return DualEncoder(name, towers, _tokenizer(where.parent), built, objective)

@@ -7,22 +7,21 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder, EncoderConfig, Model, cloob_objective
+from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.importing import read_json
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.settings import ModelConfig, TextConfig, VisionConfig
 from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
-from cloob.models.weights.cloome import cloome_towers, is_cloome
-from cloob.models.weights.containers import TorchFile, read_torch
-from cloob.models.weights.keymap import Origin, build, fill
+from cloob.models.weights.containers import TorchFile
+from cloob.models.weights.keymap import Origin, build_open_clip, fill
 from cloob.objective import ContrastiveObjective
 
 logger = logging.getLogger(__name__)
@@ -40,26 +39,24 @@ _SIZES = {"input_resolution", "context_length", "vocab_size"}
 _HALF = {torch.float16, torch.float32}  # as OpenAI's convert_weights leaves them
 
 
-def load(
-    path: Path,
-    create: Callable[[str], DualEncoder],
-    of_vectors: Callable[..., Model],
-) -> Model:
-    """The encoder in a file; ``create`` makes open_clip's towers with it, by their
-    name, ``of_vectors`` a model of two heads and the settings of their objective.
+def load(path: Path, file: TorchFile) -> DualEncoder:
+    """The encoder in a file of ml-jku's or OpenAI's."""
+    return _read_ml_jku(path, file) if _is_ml_jkus(file) else _read_openai(path, file)
+
+
+def is_open_clips(path: Path, file: TorchFile) -> bool:
+    """Whether open_clip wrote a file, whose weights do not say their sizes either."""
+    if file.checkpoint:
+        return not _is_ml_jkus(file)
+    return path.stem in _STEMS_OF_OPEN_CLIP and not _has_sizes(file)
+
+
+def _is_ml_jkus(file: TorchFile) -> bool:
+    """Whether ml-jku's program wrote a file: its scale has another name, or is a weight
+    of the text tower.
     """
-    file = read_torch(path)
-    # Training over several GPUs puts "module." in front.
-    keys = {key.removeprefix("module."): key for key in file.tensors}
-    if is_cloome(keys):
-        tensors = {name: file.tensors[key] for name, key in keys.items()}
-        return of_vectors(*cloome_towers(path, tensors))
-    lacks_scale = "logit_inv_tau" in keys or "logit_scale" not in keys
-    if file.checkpoint and lacks_scale:
-        return _ml_jku(path, file, keys)
-    if file.checkpoint or (path.stem in _STEMS_OF_OPEN_CLIP and not _has_sizes(file)):
-        return create(_name_of_towers(path))
-    return _openai(path, file)
+    has_own_scale = "logit_inv_tau" in file.keys or "logit_scale" not in file.keys
+    return bool(file.checkpoint) and has_own_scale
 
 
 def _has_sizes(file: TorchFile) -> bool:
@@ -67,7 +64,7 @@ def _has_sizes(file: TorchFile) -> bool:
     return file.is_script or not _SIZES.isdisjoint(file.tensors)
 
 
-def _name_of_towers(path: Path) -> str:
+def name_of_towers(path: Path) -> str:
     """The name of a checkpoint's towers, by open_clip_train's params.txt."""
     params = path.absolute().parents[1] / "params.txt"
     text = params.read_text(encoding="utf-8") if params.is_file() else ""
@@ -82,7 +79,7 @@ def _name_of_towers(path: Path) -> str:
     return name
 
 
-def _openai(path: Path, file: TorchFile) -> DualEncoder:
+def _read_openai(path: Path, file: TorchFile) -> DualEncoder:
     """The encoder of a file of OpenAI's; its scale as trained, at most 100."""
     tensors = file.tensors
     if "text_projection" not in tensors:
@@ -99,26 +96,26 @@ def _openai(path: Path, file: TorchFile) -> DualEncoder:
         )
     weights = {key: value for key, value in tensors.items() if key not in _SIZES}
     specials = ("<|startoftext|>", "<|endoftext|>")
-    encoder = _encoder(path, _config(weights), specials, "kept")
+    encoder = _empty_encoder(path, _model_cfg(weights), specials, "kept")
     fill(encoder.model, path, weights)
     inv_tau = min(float(encoder.model.logit_scale.double().exp()), 100.0)
     encoder.objective_config = ContrastiveObjective.clip(inv_tau=inv_tau).config()
     return encoder
 
 
-def _ml_jku(path: Path, file: TorchFile, keys: dict[str, str]) -> DualEncoder:
-    """``keys``: the file's key by the name without "module."."""
+def _read_ml_jku(path: Path, file: TorchFile) -> DualEncoder:
     tensors = file.tensors
+    keys = file.keys
     log_beta = tensors.pop(keys.pop("logit_scale_hopfield", ""), None)
     beta = None if log_beta is None else float(log_beta.double().exp())
     origins = {name.removeprefix("transformer."): key for name, key in keys.items()}
     if "logit_inv_tau" in origins:
         origins["logit_scale"] = origins.pop("logit_inv_tau")
-    config = _config({name: tensors[key] for name, key in origins.items()})
+    config = _model_cfg({name: tensors[key] for name, key in origins.items()})
     heads = _stored_heads(path, file.checkpoint)
     if heads:
         config["text_cfg"]["heads"] = heads
-    encoder = _encoder(path, config, SPECIALS, "cut")
+    encoder = _empty_encoder(path, config, SPECIALS, "cut")
     names = encoder.model.state_dict()
     plan = {name: Origin((origins.get(name, name),)) for name in names}
     fill(encoder.model, path, tensors, plan)
@@ -147,7 +144,7 @@ def _heads_in(file: Path) -> int:
     return int(read_json(file).get("transformer_heads", 0))
 
 
-def _config(tensors: Mapping[str, Tensor]) -> ModelConfig:
+def _model_cfg(tensors: Mapping[str, Tensor]) -> ModelConfig:
     """open_clip's ``model_cfg``, from the shapes of weights under its names."""
 
     def count(blocks: str) -> int:
@@ -182,7 +179,7 @@ def _config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     }
 
 
-def _encoder(
+def _empty_encoder(
     path: Path, config: ModelConfig, specials: tuple[str, str], ending: Ending
 ) -> DualEncoder:
     """The encoder without its weights."""
@@ -196,4 +193,4 @@ def _encoder(
     length = text["context_length"]
     tokenizer = clip_tokenizer(path, vocabulary, length, specials, ending)
     built = EncoderConfig.open_clip(config)
-    return DualEncoder(path.stem, build(config, {}, path), tokenizer, built)
+    return DualEncoder(path.stem, build_open_clip(config, {}, path), tokenizer, built)
