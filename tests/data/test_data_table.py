@@ -120,6 +120,14 @@ def test_what_is_not_utf8(folder, name):
     assert caught.value.key == "no-caf\N{REPLACEMENT CHARACTER}"
 
 
+def test_a_name_of_a_column_that_is_not_utf8(folder):
+    path = folder / "t.jsonl"
+    lines = [json.dumps({**row, "CAFE": 1, "\ud800": 2}) for row in ROWS]
+    path.write_bytes("\n".join(lines).encode().replace(b"CAFE", b"caf\xe9"))
+    assert len(pairs_in(open_source(path))) == len(ROWS)
+    raises(InputError, "no column 'no'", open_source, path, image_column="no")
+
+
 def test_captions_that_are_no_text(folder):
     captions = [7, "caf\xe9", 1.5, True, None]
     rows = [{**ROWS[0], "title": caption} for caption in captions]
@@ -357,7 +365,7 @@ def test_a_list_of_captions_is_a_pair_for_each(tmp_path, ending):
         assert (sample.image, sample.caption) == (noise(picture), caption)
     raises(BadSample, "missing caption", source.read, 2)
     raises(BadSample, "missing caption", source.read, 4)
-    assert source.pictures().tolist() == [0, 0, 2, 3, 4, 5, 5, 5]
+    assert source.first_rows().tolist() == [0, 0, 2, 3, 4, 5, 5, 5]
     turned = content.set_column(1, "captions", content.column(1).take([0, 2, 1, 3, 4]))
     other = open_source(write_arrow(tmp_path / f"other.{ending}", turned))
     assert other.fingerprint()["captions"] != source.fingerprint()["captions"]

@@ -137,15 +137,15 @@ class Batch:
         """
         return self._each("pin_memory")
 
-    def _each(self, method: str, *args: Any, **options: Any) -> Batch:
-        from cloob.functional.private import tree_flatten, tree_unflatten
+    def _each(self, method: str, *args: object, **options: object) -> Batch:
+        """The batch with what a method of each of its tensors gives."""
+        from cloob.functional.private import tree_map
 
-        leaves, spec = tree_flatten((self.parts, self.ids))
-        moved = [
-            getattr(leaf, method)(*args, **options) if hasattr(leaf, method) else leaf
-            for leaf in leaves
-        ]
-        parts, ids = tree_unflatten(moved, spec)
+        def called(leaf: object) -> object:
+            bound = getattr(leaf, method, None)
+            return leaf if bound is None else bound(*args, **options)
+
+        parts, ids = tree_map(called, (self.parts, self.ids))
         return replace(self, parts=parts, ids=ids)
 
 

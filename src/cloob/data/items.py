@@ -28,7 +28,7 @@ class Items(Pairs):
         self.seed = seed
         self.dataset: Any = dataset
         self.name = type(dataset).__name__
-        whole: Any = dataset
+        whole: object = dataset
         while isinstance(whole, Subset):  # as of random_split
             whole = whole.dataset
         collate = getattr(whole, "collate_fn", None) or default_collate
@@ -80,7 +80,7 @@ class Items(Pairs):
             ids = torch.tensor(good)
         return Batch(parts, ids, tuple(map(str, good)), tuple(skipped))
 
-    def _collated(self, items: list[object]) -> tuple[Any, Tensor | None]:
+    def _collated(self, items: list[object]) -> tuple[object, Tensor | None]:
         """The parts of a batch, and its ids if items have any."""
         try:
             parts = self.collate(items)

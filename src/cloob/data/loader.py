@@ -75,17 +75,17 @@ class Loader:
     ) -> None:
         if shuffle_buffer is None:
             shuffle_buffer = DEFAULT_BUFFER if pairs.streamed else 0
-        usual = EpochOrder(pairs.parts, seed, shuffle, shuffle_buffer)
-        self.order: EpochOrder | SamplerOrder = order or usual
+        drawn = EpochOrder(pairs.parts, seed, shuffle, shuffle_buffer)
+        self.order: EpochOrder | SamplerOrder = order or drawn
         n = len(self.order)
         if n < (batch_size if drop_last else 1):
-            wrong = "; at least 2 training pairs are needed"
+            fault = "; at least 2 training pairs are needed"
             if n > 1:
-                wrong = (
+                fault = (
                     f", fewer than one batch of {batch_size:,}; give --batch-size {n:,}"
                     " or less"
                 )
-            raise InputError(f"{pairs.name} holds {counted(n, 'pairs')}{wrong}")
+            raise InputError(f"{pairs.name} holds {counted(n, 'pairs')}{fault}")
         self.pairs = pairs
         self.batch_size = batch_size
         self.world_size = world_size
@@ -170,8 +170,8 @@ class PicturePairs(Pairs):
         self.name, self.streamed = source.name, source.streamed
         self._source, self._transform, self._tokenizer = source, transform, tokenizer
         self._seed = seed
-        same = source.pictures()
-        self._pictures = None if same is None else Pictures(same)
+        first_rows = source.first_rows()
+        self._pictures = None if first_rows is None else Pictures(first_rows)
         # What an empty batch looks like has to be known before the first good sample.
         blank = Image.new("RGB", (32, 32))
         if isinstance(transform, TrainTransform):
@@ -197,9 +197,9 @@ class PicturePairs(Pairs):
         return groups if self._pictures is None else groups[self._pictures.firsts]
 
     def prefetch(self, rows: np.ndarray, /) -> None:
-        # any row of a picture tells where the picture lies
-        told = rows if self._pictures is None else self._pictures.firsts[rows]
-        self._source.prefetch(told)
+        if self._pictures is not None:
+            rows = self._pictures.firsts[rows]
+        self._source.prefetch(rows)
 
     def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
         """Reads, decodes, augments and tokenises."""
@@ -257,12 +257,8 @@ class PicturePairs(Pairs):
             encoded = Encoded(sample.image)
             if not isinstance(self._transform, TrainTransform):
                 return self._transform(encoded.rgb())
-            # The crop comes first: then a JPEG need not be decoded in more detail than
-            # it takes.
             generator = sample_generator(self._seed, epoch, index)
-            crop = self._transform.draw(*encoded.size, generator, encoded.max_reduction)
-            image = encoded.rgb(crop.reduction)
-        return self._transform.take(image, crop)
+            return self._transform.crop_of(encoded, generator)
 
 
 class Copies:

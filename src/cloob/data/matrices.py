@@ -29,7 +29,11 @@ def read_rows(spec: str, drop: Sequence[str] = ()) -> Matrix | Table:
     path, name = split_spec(spec)
     if path.suffix in _TABLES and not name:
         with reading(path, ValueError, TypeError):
-            return Table.of(spec, _read_table(path), drop)
+            if path.suffix in _DELIMITED:
+                table = _read_delimited(path, has_missing=True)
+            else:
+                table = parquet.read_table(path)
+            return Table.of(spec, table, drop)
     if path.suffix == ".npz" and not name:
         return _read_sparse(path)
     return _read_array(spec, 2, "biuf", _ROWS)
@@ -39,11 +43,8 @@ def read_ids(spec: str) -> list[str]:
     """The ids in a file: lines of a text, or a column of texts or integers in one of
     ``FORMS``.
     """
-    if _is_text(spec):
-        ids = _lines(spec)
-    else:
-        column = _read_array(spec, 1, "iuUO", "one text or integer a row is expected")
-        ids = ["" if value is None else str(value) for value in column.tolist()]
+    values = _read_values(spec, "iuUO", "one text or integer a row is expected")
+    ids = ["" if value is None else str(value) for value in values]
     if "" in ids:
         raise InputError(f"{spec}: row {ids.index('')} is empty")
     return ids
@@ -62,10 +63,8 @@ def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
 
 def read_weights(spec: str, n: int) -> np.ndarray:
     """(n,) numbers of 0 or more: lines of a text, or a column in one of ``FORMS``."""
-    if _is_text(spec):
-        return checked_weights(spec, _lines(spec), n)
-    weights = _read_array(spec, 1, "biuf", "one number a row is expected")
-    return checked_weights(spec, weights, n)
+    values = _read_values(spec, "biuf", "one number a row is expected")
+    return checked_weights(spec, values, n)
 
 
 def checked_weights(name: str, values: npt.ArrayLike, n: int) -> np.ndarray:
@@ -91,20 +90,19 @@ def checked_weights(name: str, values: npt.ArrayLike, n: int) -> np.ndarray:
 
 def split_spec(spec: str) -> tuple[Path, str]:
     """The file and the name inside it."""
-    place, _, name = spec.rpartition(":")
-    is_named = Path(place).suffix in (".npz", *_TABLES)
-    return (Path(place), name) if is_named else (Path(spec), "")
+    file, _, name = spec.rpartition(":")
+    is_named = Path(file).suffix in (".npz", *_TABLES)
+    return (Path(file), name) if is_named else (Path(spec), "")
 
 
-def _is_text(spec: str) -> bool:
-    """Whether ids or weights are lines; a CSV without a column's name is lines, too."""
+def _read_values(spec: str, kinds: str, expected: str) -> list[str] | np.ndarray:
+    """Ids or weights: lines of a text, or a column of one of numpy's kinds. A CSV
+    without a column's name is lines, too.
+    """
     path, name = split_spec(spec)
-    if path.suffix in _DELIMITED:
-        return not name
-    return path.suffix not in _READERS
-
-
-def _lines(spec: str) -> list[str]:
+    is_column = name if path.suffix in _DELIMITED else path.suffix in _READERS
+    if is_column:
+        return _read_array(spec, 1, kinds, expected)
     with reading(Path(spec)):
         text = Path(spec).read_text(encoding="utf-8-sig")
     # an id may hold other line breaks of Unicode
@@ -132,7 +130,8 @@ def _read_npy(path: Path, _: str) -> np.ndarray:
 
 def _read_npz(path: Path, name: str) -> np.ndarray:
     with np.load(path, allow_pickle=False) as archive:
-        return np.asarray(archive[_checked(name, archive.files, path)])
+        _check_name(name, archive.files, path)
+        return np.asarray(archive[name])
 
 
 def _read_sparse(path: Path) -> SparseRows:
@@ -156,8 +155,13 @@ def _read_sparse(path: Path) -> SparseRows:
 
 def _read_column(path: Path, name: str) -> np.ndarray:
     """A column of a table, (n, F) of lists of equal length without gaps."""
-    table = _read_table(path, name)
-    column = table[_checked(name, table.column_names, path)].combine_chunks()
+    if path.suffix in _DELIMITED:
+        table = _read_delimited(path, has_missing=False)
+        _check_name(name, table.column_names, path)
+    else:
+        _check_name(name, parquet.read_schema(path).names, path)
+        table = parquet.read_table(path, columns=[name])
+    column = table[name].combine_chunks()
     if pa.types.is_nested(column.type) and not column.null_count:
         flat = column.flatten()
         if not flat.null_count and len({len(row) for row in column}) == 1:
@@ -171,16 +175,6 @@ _READERS: dict[str, Callable[[Path, str], np.ndarray]] = {
     ".npz": _read_npz,
     **dict.fromkeys(_TABLES, _read_column),
 }
-
-
-def _read_table(path: Path, name: str = "") -> pa.Table:
-    """A table with the column of a name, or one of features."""
-    if path.suffix in _DELIMITED:
-        return _read_delimited(path, has_missing=not name)
-    columns = None
-    if name:
-        columns = [_checked(name, parquet.read_schema(path).names, path)]
-    return parquet.read_table(path, columns=columns)
 
 
 def _read_delimited(path: Path, *, has_missing: bool) -> pa.Table:
@@ -210,7 +204,6 @@ def _are_names(cells: Sequence[str]) -> bool:
     return len(cells) > 1 and numbers == [*range(len(cells))]
 
 
-def _checked(name: str, names: Sequence[str], path: Path) -> str:
+def _check_name(name: str, names: Sequence[str], path: Path) -> None:
     if name not in names:
         raise InputError(f"{path}: has no {name!r}; it has {first_of(list(names))}")
-    return name

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from cloob.data.source import ShardSizes as ShardSizes
+from cloob.data.source import starts_of
 
 DEFAULT_BUFFER = 10_000  # pairs of every lane in which streamed sources are shuffled
 _U64 = 2**64 - 1
@@ -43,13 +44,13 @@ def seed_all(seed: int, epoch: int, index: int) -> None:
 
 class Pictures:
     """Pictures in the order of their first rows, and their rows, by
-    ``Source.pictures``.
+    ``Source.first_rows``.
     """
 
-    def __init__(self, same: np.ndarray) -> None:
-        self.firsts, rows = np.unique(same, return_counts=True)
-        self._rows = np.argsort(same, kind="stable")
-        self._bounds = np.cumsum([0, *rows])
+    def __init__(self, first_rows: np.ndarray) -> None:
+        self.firsts, n_rows = np.unique(first_rows, return_counts=True)
+        self._rows = np.argsort(first_rows, kind="stable")
+        self._bounds = np.cumsum([0, *n_rows])
 
     def parts(self, rows: Sequence[ShardSizes]) -> tuple[ShardSizes, ...]:
         """The parts of an order of pictures; one with fewer pictures than rows is one
@@ -154,19 +155,19 @@ class EpochOrder:
 def _stream(part: ShardSizes, key: list[int], first: int) -> tuple[int, RowsAt]:
     """How many rows a part gives, and the rows: shard after shard, or shuffled."""
     sizes, streamed = part
-    n, ends = sum(sizes), np.cumsum(sizes)
+    n = sum(sizes)
     generator = np.random.Generator(np.random.PCG64(key))
     if not streamed and len(sizes) == 1:
         shuffle = _permutation(n, generator.integers(2**32, size=4))
         return n, lambda places: first + shuffle(places)
-    starts, stops = (
-        first + generator.permutation(np.stack([ends - sizes, ends], axis=1)).T
-    )
-    after = np.cumsum(stops - starts)
+    ends = np.cumsum(sizes)
+    shards = generator.permutation(np.stack([ends - sizes, ends], axis=1))
+    first_rows = first + shards[:, 0]  # of the shards in their new order
+    starts = starts_of(shards[:, 1] - shards[:, 0])  # and their places there
 
     def rows_of_shards(places: np.ndarray) -> np.ndarray:
-        piece = np.searchsorted(after, places, side="right")
-        return np.asarray(stops[piece] - after[piece] + places)
+        shard = np.searchsorted(starts, places, side="right") - 1
+        return np.asarray(first_rows[shard] + places - starts[shard])
 
     return n, rows_of_shards
 

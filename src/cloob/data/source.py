@@ -8,7 +8,7 @@ sizes in tars and folders.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -82,7 +82,7 @@ class Source(Protocol):
         sample = self.read(index)
         return sample.key, sample.caption
 
-    def pictures(self) -> np.ndarray | None:
+    def first_rows(self) -> np.ndarray | None:
         """(N,) int64: per row the first that names the same picture; None where no two
         do.
         """
@@ -109,50 +109,44 @@ class MixedSource(Source):
         self.shard_sizes = tuple(
             size for source in sources for size in source.shard_sizes
         )
-        self._ends = np.cumsum(list(map(len, sources)))
-        self._starts = [0, *self._ends[:-1].tolist()]
+        self._starts = starts_of(map(len, sources))
 
     @property
     def parts(self) -> tuple[ShardSizes, ...]:
         return tuple(part for source in self.sources for part in source.parts)
 
     def read(self, index: int) -> RawSample:
-        source, row = self._place(index)
-        return source.read(row)
+        number, row = place_in(self._starts, index)
+        return self.sources[number].read(row)
 
     def caption(self, index: int) -> tuple[str, str]:
-        source, row = self._place(index)
-        return source.caption(row)
+        number, row = place_in(self._starts, index)
+        return self.sources[number].caption(row)
 
-    def _place(self, index: int) -> tuple[Source, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.sources[number], index - self._starts[number]
-
-    def pictures(self) -> np.ndarray | None:
+    def first_rows(self) -> np.ndarray | None:
         """As of every source, in rows of all together; None where no picture
         repeats.
         """
-        pictures = [source.pictures() for source in self.sources]
-        if all(same is None for same in pictures):
+        columns = [source.first_rows() for source in self.sources]
+        if all(column is None for column in columns):
             return None
-        columns = []
-        for start, source, same in zip(
-            self._starts, self.sources, pictures, strict=True
-        ):
-            columns.append(start + (np.arange(len(source)) if same is None else same))
-        return np.concatenate(columns)
+        first_rows = np.arange(len(self))
+        for start, column in zip(self._starts, columns, strict=True):
+            if column is not None:
+                first_rows[start : start + len(column)] = start + column
+        return first_rows
 
     def prefetch(self, indices: np.ndarray) -> None:
-        owners = np.searchsorted(self._ends, indices, side="right")
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
         for number, source in enumerate(self.sources):
-            source.prefetch(indices[owners == number] - self._starts[number])
+            source.prefetch(indices[numbers == number] - self._starts[number])
 
     def fingerprint(self) -> Fingerprint:
-        found: Fingerprint = {}
+        parts: Fingerprint = {}
         for number, source in enumerate(self.sources, 1):
             for key, value in source.fingerprint().items():
-                found[f"{key} of source {number}"] = value
-        return found
+                parts[f"{key} of source {number}"] = value
+        return parts
 
 
 def mix(sources: Sequence[Source]) -> Source:
@@ -178,9 +172,8 @@ class Subset(Source):
         sizes = iter(self.shard_sizes)
         parts = []
         for part in self.source.parts:
-            left = [next(sizes) for _ in part.shard_sizes]
-            kept = tuple(size for size in left if size)
-            parts.append(ShardSizes(kept, part.streamed))
+            sizes_of_part = [next(sizes) for _ in part.shard_sizes]
+            parts.append(ShardSizes(tuple(filter(None, sizes_of_part)), part.streamed))
         return tuple(parts)
 
     def fingerprint(self) -> Fingerprint:
@@ -196,34 +189,47 @@ class Subset(Source):
     def caption(self, index: int) -> tuple[str, str]:
         return self.source.caption(int(self.rows[index]))
 
-    def pictures(self) -> np.ndarray | None:
-        same = self.source.pictures()
-        return None if same is None else first_equal(same[self.rows])
+    def first_rows(self) -> np.ndarray | None:
+        first_rows = self.source.first_rows()
+        return None if first_rows is None else first_equal(first_rows[self.rows])
 
     def prefetch(self, indices: np.ndarray) -> None:
         self.source.prefetch(self.rows[indices])
 
 
+def starts_of(sizes: Iterable[int]) -> np.ndarray:
+    """Where each of several parts begins, by their numbers of rows."""
+    return np.cumsum([0, *sizes])[:-1]
+
+
+def place_in(starts: np.ndarray, index: int) -> tuple[int, int]:
+    """The number of the part that holds a row of all together, and the row in it."""
+    number = int(np.searchsorted(starts, index, side="right")) - 1
+    return number, index - int(starts[number])
+
+
 def first_equal(column: np.ndarray) -> np.ndarray:
-    """(N,) int64 the first place that holds the same as a place."""
-    _, firsts, which = np.unique(column, return_index=True, return_inverse=True)
-    return np.asarray(firsts[which])
+    """(N,) int64: per row the first that holds the same."""
+    _, firsts, place = np.unique(column, return_index=True, return_inverse=True)
+    return np.asarray(firsts[place])
 
 
-def linked(first: np.ndarray, *columns: np.ndarray) -> np.ndarray:
-    """(N,) the least of ``first`` among all rows that a row is linked to, by equal
-    numbers in any column.
+def linked_groups(numbers: np.ndarray, *columns: np.ndarray) -> np.ndarray:
+    """(N,) int64, equal for rows that are linked: by equal numbers in any column, over
+    other rows too. A group is called by the least of its ``numbers``.
     """
     sparse = require("scipy.sparse", "train")
     csgraph = require("scipy.sparse.csgraph", "train")
-    n = len(first)
-    edges = [first_equal(column) for column in (first, *columns)]
-    ends = np.tile(np.arange(n), len(edges)), np.concatenate(edges)
-    graph = sparse.coo_array((np.ones(len(ends[0]), bool), ends), shape=(n, n))
-    _, component = csgraph.connected_components(graph, directed=False)
-    least = np.full(component.max() + 1, np.iinfo(np.int64).max)
-    np.minimum.at(least, component, first)
-    return np.asarray(least[component])
+    n = len(numbers)
+    columns = (numbers, *columns)
+    rows = np.tile(np.arange(n), len(columns))
+    equal_rows = np.concatenate([first_equal(column) for column in columns])
+    is_linked = np.ones(len(rows), bool)
+    graph = sparse.coo_array((is_linked, (rows, equal_rows)), shape=(n, n))
+    n_groups, group = csgraph.connected_components(graph, directed=False)
+    least_number = np.full(n_groups, np.iinfo(np.int64).max)
+    np.minimum.at(least_number, group, numbers)
+    return np.asarray(least_number[group])
 
 
 def choose_held_out(source: Source, share: float) -> np.ndarray:
@@ -270,11 +276,11 @@ def _linked_rows(source: Source) -> np.ndarray:
 
     groups = np.full(len(source), -1)
     workers = decoders()
-    looks = in_threads(hashes, range(len(source)), workers, 4 * workers)
-    readable = [numbers for numbers in looks if numbers is not None]
+    hashed = in_threads(hashes, range(len(source)), workers, 4 * workers)
+    readable = [numbers for numbers in hashed if numbers is not None]
     if readable:
         rows, *columns = np.array(readable, np.int64).T
-        groups[rows] = linked(*columns)
+        groups[rows] = linked_groups(*columns)
     return groups
 
 
@@ -300,23 +306,18 @@ def split(source: Source, held_out: np.ndarray) -> tuple[Source, Source]:
     return Subset(source, training, "training"), Subset(source, held_out, "held out")
 
 
-def add_part(state: hashlib.blake2b, part: str | bytes | np.ndarray) -> None:
-    """Adds a part and its length to a digest, so that no two lists of parts are the
-    same bytes.
+def digest(parts: Iterable[str | bytes | np.ndarray], n_bytes: int = 8) -> str:
+    """Hexadecimal digits that other parts do not give: the length of each counts, so
+    that no two lists of parts are the same bytes.
     """
-    if isinstance(part, str):
-        part = part.encode("utf-8", "surrogateescape")
-    array = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
-    data = np.ascontiguousarray(array).data
-    state.update(data.nbytes.to_bytes(8, "little"))
-    state.update(data)
-
-
-def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
-    """Sixteen hexadecimal digits that other parts do not give."""
-    state = hashlib.blake2b(digest_size=8)
+    state = hashlib.blake2b(digest_size=n_bytes)
     for part in parts:
-        add_part(state, part)
+        if isinstance(part, str):
+            part = part.encode("utf-8", "surrogateescape")
+        array = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
+        data = np.ascontiguousarray(array).data
+        state.update(data.nbytes.to_bytes(8, "little"))
+        state.update(data)
     return state.hexdigest()
 
 
@@ -324,16 +325,16 @@ def content_key(source: Source) -> str:
     """A digest of all that the samples of a source consist of, in order; names and
     times of files do not count.
     """
-    state = hashlib.blake2b(digest_size=16)
+    return digest(_contents(source), 16)
+
+
+def _contents(source: Source) -> Iterator[str | bytes]:
     for index in range(len(source)):
         try:
             sample = source.read(index)
-            parts = (sample.key, sample.image, sample.caption)
+            yield from (sample.key, sample.image, sample.caption)
         except BadSample as bad:
-            parts = (bad.key, b"", bad.reason)
-        for part in parts:
-            add_part(state, part)
-    return state.hexdigest()
+            yield from (bad.key, b"", bad.reason)
 
 
 def of_column(column: pa.ChunkedArray) -> str:
@@ -344,8 +345,6 @@ def of_column(column: pa.ChunkedArray) -> str:
     import pyarrow.compute as pc
 
     values = hashlib.blake2b(digest_size=8)
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.large_string())
     column = column.cast(pa.large_binary())
     for chunk in filter(len, column.chunks):
         _, offsets, data = chunk.buffers()
@@ -353,7 +352,7 @@ def of_column(column: pa.ChunkedArray) -> str:
         if data is not None:
             values.update(memoryview(data)[ends[0] : ends[len(chunk)]])
     lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy()
-    return digest([values.digest(), hashlib.blake2b(lengths, digest_size=8).digest()])
+    return digest([values.digest(), lengths])
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
@@ -361,9 +360,11 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     changes = []
     for key in before | now:
         old, new = before.get(key), now.get(key)
-        if isinstance(old, int) and isinstance(new, int) and old != new:
+        if old == new:
+            continue
+        if isinstance(old, int) and isinstance(new, int):
             changes.append(f"{old:,} {key} before, {new:,} now")
-        elif old != new:
+        else:
             changes.append(f"other {key}")
     return changes
 

@@ -93,11 +93,16 @@ def _look(source: Source, row: int) -> Usable | Skip:
             encoded.rgb()
     except BadSample as bad:
         return bad.skip
-    size = len(sample.image)
-    content = hashlib.blake2b(sample.image, digest_size=16).digest()
-    truncated = encoded.truncated
-    key, caption = sample.key, sample.caption
-    return Usable(row, key, caption, width, height, size, content, truncated)
+    return Usable(
+        row,
+        sample.key,
+        sample.caption,
+        width,
+        height,
+        size=len(sample.image),
+        content=hashlib.blake2b(sample.image, digest_size=16).digest(),
+        truncated=encoded.truncated,
+    )
 
 
 def _examples(found: Sequence[object]) -> Numbers:
@@ -174,8 +179,11 @@ def _bad_in_words(pair: Numbers) -> str:
 def _lines_of_usable(seen: Numbers) -> list[tuple[str, str]]:
     """Sizes, captions, copies."""
     pictures, captions = seen["pictures"], seen["captions"]
-    copies, repeats = seen["duplicates"].values()
-    most = "".join(f", most of {one['text'][:60]!r}" for one in repeats["most"][:1])
+    equal_pictures = seen["duplicates"]["pictures"]
+    equal_captions = seen["duplicates"]["captions"]
+    example = ""
+    if equal_captions["most"]:
+        example = f", most of {equal_captions['most'][0]['text'][:60]!r}"
     return [
         ("width", f"{_in_words(pictures['width'])} pixels"),
         ("height", f"{_in_words(pictures['height'])} pixels"),
@@ -187,8 +195,11 @@ def _lines_of_usable(seen: Numbers) -> list[tuple[str, str]]:
             "cut captions",
             f"{captions['cut']:,} with more than {captions['context_length']} tokens",
         ),
-        ("equal pictures", f"{copies['surplus']:,} copies, byte by byte"),
-        ("equal captions", f"{repeats['surplus']:,} repeats of another one{most}"),
+        ("equal pictures", f"{equal_pictures['surplus']:,} copies, byte by byte"),
+        (
+            "equal captions",
+            f"{equal_captions['surplus']:,} repeats of another one{example}",
+        ),
     ]
 
 

@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cloob.pictures import Encoded
+
 _TRIES = 10
 _RATIO = (3 / 4, 4 / 3)
 # pixels from which on a copy costs more than going without it
@@ -116,6 +118,13 @@ class TrainTransform:
             factor,
             self.flip and uniforms[-1] < 0.5,
         )
+
+    def crop_of(self, encoded: Encoded, generator: torch.Generator) -> Tensor:
+        """A random crop, drawn first: then a JPEG need not be decoded in more detail
+        than the crop takes.
+        """
+        crop = self.draw(*encoded.size, generator, encoded.max_reduction)
+        return self.take(encoded.rgb(crop.reduction), crop)
 
     def _reduction(self, side: int, most: int) -> int:
         """By how much an image may be smaller of which a crop has this shorter side."""

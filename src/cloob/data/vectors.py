@@ -14,7 +14,7 @@ from cloob.data.batch import Batch, Skip
 from cloob.data.matrices import read_ids_of, read_rows, read_weights, split_spec
 from cloob.data.pairs import Pairs
 from cloob.data.rows import Side, as_numbers, digest_of, gather, row_digests
-from cloob.data.source import Fingerprint, digest, linked, spread
+from cloob.data.source import Fingerprint, digest, linked_groups, spread
 from cloob.data.table import Encodings, Matrix, Unencoded, check_dropped, refuse_shared
 from cloob.errors import InputError, counted
 from cloob.functional.ids import id_digest
@@ -98,7 +98,7 @@ class VectorPairs(Pairs):
 
     def at_most(self, n: int) -> VectorPairs:
         """So many of the pairs, evenly spread."""
-        return self.only(np.array(spread(len(self), min(n, len(self)))))
+        return self.only(np.array(spread(len(self), n)))
 
     def joined(self, other: VectorPairs) -> VectorPairs:
         """These pairs and others of the same two matrices."""
@@ -154,7 +154,7 @@ class VectorPairs(Pairs):
         """
         if self.group_ids is None:
             return self.ids
-        return linked(self.group_ids, self.ids)
+        return linked_groups(self.group_ids, self.ids)
 
     def units_of_ids(self) -> Tensor:
         """(distinct ids, ascending) the unit of each, over which means are resampled;
@@ -182,14 +182,14 @@ def hold_out(
         return pairs.encoded(training.encodings_by_rows()).split(held_out)
     training = pairs.encoded(pairs.encodings_by_rows())
     held_out = held_out.encoded(training.encodings)
-    for side, own, matrix in (
+    for side, matrix, expected in (
         ("a", held_out.a, training.a),
         ("b", held_out.b, training.b),
     ):
-        if own.shape[1] != matrix.shape[1]:
+        if matrix.shape[1] != expected.shape[1]:
             raise InputError(
-                f"{held_out.name}: {side} has {own.shape[1]:,} columns, not"
-                f" {matrix.shape[1]:,}"
+                f"{held_out.name}: {side} has {matrix.shape[1]:,} columns, not"
+                f" {expected.shape[1]:,}"
             )
     return training, held_out
 
@@ -346,7 +346,7 @@ def equal_rows(name: str, a: Matrix, b: Matrix, rows: np.ndarray) -> np.ndarray:
     if _n_distinct(columns[1]) == len(rows):
         return places
     for chosen in (columns, columns[:1]):
-        first = linked(places, *chosen)
+        first = linked_groups(places, *chosen)
         if _could_be_ids(first):
             n_equal = int((first != places).sum())
             if n_equal:

@@ -105,8 +105,9 @@ def compute(
     and (n, 16) uint8 keys of both, by which `cloob eval` finds them.
     """
     captions, skipped = read_captions(source)
-    same = source.pictures()
-    picture_of = np.arange(len(source)) if same is None else same  # its first row
+    picture_of = source.first_rows()  # of every row
+    if picture_of is None:
+        picture_of = np.arange(len(source))
     rows = np.array(list(captions), np.int64)
     _, places = np.unique(picture_of[rows], return_index=True)
 

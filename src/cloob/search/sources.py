@@ -31,9 +31,9 @@ from cloob.data.sources.tables import (
     TABLE_SUFFIXES,
     as_text,
     check_name,
-    column_names,
     json_rows,
     read_table,
+    schema_of,
 )
 from cloob.errors import InputError
 from cloob.search.database import is_index
@@ -238,7 +238,7 @@ class Table(Collection):
         super().__init__(name, left_out)
         path = Path(name)
         self._state = path.stat()
-        names = column_names(path, [image, *([caption] if caption else [])])
+        names = schema_of(path, [image, *([caption] if caption else [])]).names
         check_name(path, names, image, "image")
         if caption:
             check_name(path, names, caption, "caption")

@@ -55,41 +55,49 @@ def members_of(path: Path) -> tuple[list[Member], str | None]:
                 return [], f"cut after {size:,} bytes"
             raise InputError(f"{path} is not a tar archive") from error
         members: list[Member] = []
-        place = 0
+        end = 0  # of what has been read
         with contextlib.suppress(*_DAMAGED):
             while True:
-                member = _plain_member(file.fileno(), place)
-                if member is None:
-                    file.seek(place)
-                    info = archive.tarinfo.fromtarfile(archive)
-                    after = archive.offset
-                    if info.isreg():
-                        member = Member(info.name, info.offset_data, info.size)
-                else:
-                    after = -(-(member.offset + member.size) // BLOCK) * BLOCK
-                if after <= place:  # a size that leads back would be followed for ever
+                member, following = _member_at(end, file, archive)
+                if following <= end:  # a size that leads back would have no end
                     break
-                place = after
+                end = following
                 if member is not None and member.offset + member.size <= size:
                     members.append(member)
-        return members, _fault(file, place, size)
+        return members, _fault(file, end, size)
 
 
-def _plain_member(file: int, place: int) -> Member | None:
-    """The member whose header, or whose header of times, is at a place; None where
+def _member_at(
+    offset: int, file: FileIO, archive: tarfile.TarFile
+) -> tuple[Member | None, int]:
+    """The member whose header is at an offset, None of what is no regular file; and
+    where the next header is.
+    """
+    member = _plain_member(file.fileno(), offset)
+    if member is not None:
+        return member, -(-(member.offset + member.size) // BLOCK) * BLOCK
+    file.seek(offset)
+    info = archive.tarinfo.fromtarfile(archive)
+    if info.isreg():
+        member = Member(info.name, info.offset_data, info.size)
+    return member, archive.offset
+
+
+def _plain_member(file: int, offset: int) -> Member | None:
+    """The member whose header, or whose header of times, is at an offset; None where
     tarfile has to read it.
     """
-    blocks = os.pread(file, 3 * BLOCK, place)
+    blocks = os.pread(file, 3 * BLOCK, offset)
     header = _plain_header(blocks[:BLOCK])
     if header is not None and header[2] == b"x":
         size = header[1]
         if size > BLOCK or not _TIMES.fullmatch(blocks[BLOCK : BLOCK + size]):
             return None
-        place += 2 * BLOCK
+        offset += 2 * BLOCK
         header = _plain_header(blocks[2 * BLOCK :])
     if header is None or header[2] == b"x":
         return None
-    return Member(header[0], place + BLOCK, header[1])
+    return Member(header[0], offset + BLOCK, header[1])
 
 
 def _plain_header(head: bytes) -> tuple[str, int, bytes] | None:

@@ -23,7 +23,7 @@ from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.shards.spec import expand
 from cloob.data.shards.tar import ShardSource
-from cloob.data.source import Fingerprint, Source, digest
+from cloob.data.source import Fingerprint, Source, digest, place_in, starts_of
 from cloob.errors import InputError, one_line, require
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def fetch(url: str, target: Path) -> None:
         except _ABSENT as error:
             raise InputError(f"{url}: no such file, or not for you") from error
         except Exception as error:  # the errors of stores have no common base
-            wrong = one_line(error)
-    raise InputError(f"{url}: {wrong} ({len(_PAUSES)} attempts)")
+            fault = one_line(error)
+    raise InputError(f"{url}: {fault} ({len(_PAUSES)} attempts)")
 
 
 def _downloader(url: str) -> Callable[[str, str], object]:
@@ -129,7 +129,7 @@ class RemoteShardSource(Source):
         # without what comes before them (a bucket, a token)
         self.shard_names = tuple(map(shard_name, counts))
         self.shard_sizes = tuple(counts.values())
-        self._ends = np.cumsum(self.shard_sizes)
+        self._starts = starts_of(self.shard_sizes)
         self._opened = lru_cache(_MOST_OPEN)(self._open)
         self._fetch_early_once = lru_cache(_MOST_EARLY)(self._fetch_early)
 
@@ -138,8 +138,7 @@ class RemoteShardSource(Source):
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; InputError names a shard that cannot be fetched."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - int(self._ends[shard]) + self.shard_sizes[shard]
+        shard, row = place_in(self._starts, index)
         source = self._opened(shard)
         if row < len(source):
             return source.read(row)
@@ -153,8 +152,8 @@ class RemoteShardSource(Source):
         return {"samples": len(self), "shards": names}
 
     def prefetch(self, indices: np.ndarray) -> None:
-        shards = np.unique(np.searchsorted(self._ends, indices, side="right"))
-        for shard in shards.tolist():
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        for shard in np.unique(shards).tolist():
             self._fetch_early_once(shard)
 
     def _fetch_early(self, shard: int) -> None:
@@ -193,8 +192,8 @@ class RemoteShardSource(Source):
             return self._open_file(shard)
         except InputError as error:
             file.unlink()
-            wrong = str(error).removeprefix(f"{file} ")
-            raise InputError(f"{url}: gave no readable shard ({wrong})") from None
+            fault = str(error).removeprefix(f"{file} ")
+            raise InputError(f"{url}: gave no readable shard ({fault})") from None
         return source
 
 
@@ -206,28 +205,28 @@ def shard_name(url: str) -> str:
 
 def open_remote(spec: str) -> RemoteShardSource:
     """Opens streamed shards, whose numbers of samples are listed next to them."""
-    place_of = {url: _LAST_NAME.sub(_SIZES, url, count=1) for url in expand(spec)}
-    listed = {place: _listed_counts(place) for place in {*place_of.values()}}
+    list_of = {url: _LAST_NAME.sub(_SIZES, url, count=1) for url in expand(spec)}
+    listed = {list_url: _listed_counts(list_url) for list_url in {*list_of.values()}}
     counts = {}
-    for url, place in place_of.items():
+    for url, list_url in list_of.items():
         name = shard_name(url)
-        if name not in listed[place]:
-            raise InputError(f"{place}: does not count the samples of {name}")
-        counts[url] = listed[place][name]
+        if name not in listed[list_url]:
+            raise InputError(f"{list_url}: does not count the samples of {name}")
+        counts[url] = listed[list_url][name]
     return RemoteShardSource(spec, counts)
 
 
-def _listed_counts(place: str) -> dict[str, int]:
-    """The list of counts at an address."""
+def _listed_counts(list_url: str) -> dict[str, int]:
+    """The numbers of samples by shard that an address lists."""
     expected = '{"shard.tar": number of samples, …}'
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _SIZES
         try:
-            fetch(place, path)
+            fetch(list_url, path)
             counts = TypeAdapter(dict[str, NonNegativeInt])
             return counts.validate_json(path.read_bytes(), strict=True)
         except ValidationError:
-            raise InputError(f"{place}: is not {expected}") from None
+            raise InputError(f"{list_url}: is not {expected}") from None
         except InputError as error:
             raise InputError(
                 f"{error}; next to streamed shards has to lie {_SIZES}, {expected}"

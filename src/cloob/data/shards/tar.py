@@ -16,9 +16,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from cloob.cache import Cache
@@ -39,12 +37,16 @@ from cloob.data.source import (
     Source,
     digest,
     of_column,
+    place_in,
+    starts_of,
 )
 from cloob.data.sources.files import reading
 from cloob.errors import counted
 from cloob.files import TooLarge
 
-_OPENERS: dict[bytes, Callable[[Path], Any]] = {  # by the first two bytes
+Opener = Callable[[Path], io.BufferedIOBase]
+
+_OPENERS: dict[bytes, Opener] = {  # by the first two bytes
     b"\x1f\x8b": gzip.open,
     b"\xfd7": lzma.open,
 }
@@ -53,7 +55,7 @@ _FORMAT = 14
 _ABSENT = -1  # the place of a part that a sample does not have
 # A row a sample; a tar that is cut or damaged ends with a row without parts. Places are
 # bytes.
-_INDEX = pa.schema(
+_ROW = pa.struct(
     [
         ("key", pa.large_string()),
         ("image_offset", pa.int64()),
@@ -62,11 +64,12 @@ _INDEX = pa.schema(
         ("caption_size", pa.int64()),
     ]
 )
-_ODD = (
+_LEFT_OUT = (
     "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 )
 
 Sample = list[Member | None]  # the member of every part
+Row = tuple[str, int, int, int, int]  # of the index
 
 
 def group_members(
@@ -144,7 +147,7 @@ def unpacked(path: Path) -> Path:
     return Cache().get("shards", name, partial(_unpack, opener, path))
 
 
-def _unpack(opener: Callable[[Path], Any], path: Path, target: Path) -> None:
+def _unpack(opener: Opener, path: Path, target: Path) -> None:
     damaged = (EOFError, zlib.error, lzma.LZMAError)
     with reading(path, *damaged), opener(path) as packed, target.open("wb") as plain:
         shutil.copyfileobj(packed, plain)
@@ -154,35 +157,41 @@ def scan(paths: Sequence[Path]) -> pa.Table:
     """The index of tars; its metadata have what is to be known of every tar, and a
     remark.
     """
-    rows: list[tuple[str, int, int, int, int]] = []
+    rows: list[Row] = []
     sizes: list[int] = []
     damages: list[str | None] = []
-    odd: list[str] = []
+    left_out: list[str] = []
     for path in paths:
-        with reading(path):
-            members, damage = members_of(unpacked(path))
-        parts = IMAGE_EXTENSIONS, (CAPTION_EXTENSION,)
-        samples, left_out = group_members(members, parts)
-        odd += (as_utf8(f"{path.name}/{name}") for name in left_out)
-        found = [
-            (as_utf8(key), *_place(image), *_place(caption))
-            for key, (image, caption) in samples.items()
-        ]
-        if damage is not None:
-            if found and _ABSENT in found[-1]:
-                # it may have lost its second file, which is part of the damage
-                found.pop()
-            found.append(("", *_place(None), *_place(None)))
-        rows += found
-        sizes.append(len(found))
+        rows_of_tar, damage, names = _scan_tar(path)
+        rows += rows_of_tar
+        sizes.append(len(rows_of_tar))
         damages.append(damage)
+        left_out += names
     remark = ""
-    if odd:
-        remark = f"not read: {counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}"
+    if left_out:
+        files = counted(len(left_out), "files")
+        remark = f"not read: {files} {_LEFT_OUT}, e.g. {left_out[0]}"
     about = json.dumps({"sizes": sizes, "damages": damages, "remark": remark})
-    columns = zip(*rows, strict=True) if rows else [()] * len(_INDEX)
-    schema = _INDEX.with_metadata({"cloob": about})
-    return pa.table(list(map(list, columns)), schema=schema)
+    table = pa.Table.from_struct_array(pa.array(rows, _ROW))
+    return table.replace_schema_metadata({"cloob": about})
+
+
+def _scan_tar(path: Path) -> tuple[list[Row], str | None, list[str]]:
+    """The rows of a tar in the index, its damage, and the files that are not read."""
+    with reading(path):
+        members, damage = members_of(unpacked(path))
+    parts = IMAGE_EXTENSIONS, (CAPTION_EXTENSION,)
+    samples, left_out = group_members(members, parts)
+    rows = [
+        (as_utf8(key), *_place(image), *_place(caption))
+        for key, (image, caption) in samples.items()
+    ]
+    if damage is not None:
+        if rows and _ABSENT in rows[-1]:
+            # it may have lost its second file, which is part of the damage
+            rows.pop()
+        rows.append(("", *_place(None), *_place(None)))
+    return rows, damage, [as_utf8(f"{path.name}/{name}") for name in left_out]
 
 
 def _place(member: Member | None) -> tuple[int, int]:
@@ -204,7 +213,7 @@ class ShardSource(Source):
         self.shard_sizes = tuple(about["sizes"])
         self.remark = about["remark"]
         self._damages: list[str | None] = about["damages"]
-        self._ends = np.cumsum(self.shard_sizes)
+        self._starts = starts_of(self.shard_sizes)
         columns = [column.combine_chunks() for column in index.columns]
         self._keys = columns[0]
         # (N,) int64 offsets and sizes of images, and of captions
@@ -237,19 +246,19 @@ class ShardSource(Source):
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is ``shard file/key in the shard``."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        self._check_damage(shard, index)
+        shard, row = place_in(self._starts, index)
+        self._check_damage(shard, row)
         key = f"{self._labels[shard]}/{self._keys[index].as_py()}"
         places = [int(column[index]) for column in self._places]
         image = self._part("image", key, shard, *places[:2])
         caption = self._part("caption", key, shard, *places[2:])
         return RawSample(key, image, clean_caption(caption, key))
 
-    def _check_damage(self, shard: int, index: int) -> None:
+    def _check_damage(self, shard: int, row: int) -> None:
         """A damaged tar's last row is a bad sample."""
         damage = self._damages[shard]
-        if damage is not None and index == self._ends[shard] - 1:
-            n_complete = self.shard_sizes[shard] - 1
+        n_complete = self.shard_sizes[shard] - 1
+        if damage is not None and row == n_complete:
             detail = f"{damage}; {n_complete:,} samples are complete"
             path = self.reader.paths[shard]
             raise BadSample("truncated shard", self._labels[shard], f"{path}: {detail}")

@@ -5,7 +5,7 @@ Arrow: with pictures inside, or in the files that it names.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,19 +24,29 @@ from cloob.data.batch import (
     clean_caption,
     read_pair_file,
 )
-from cloob.data.source import Fingerprint, Source, digest, first_equal, of_column
+from cloob.data.source import (
+    Fingerprint,
+    Source,
+    digest,
+    first_equal,
+    of_column,
+    place_in,
+    starts_of,
+)
 from cloob.data.sources.files import reading
 from cloob.data.sources.tables import (
+    ARROW_SUFFIX,
     TABLE_SUFFIXES,
     as_text,
     check_name,
-    column_names,
     is_parquet,
+    map_arrow,
     read_table,
+    schema_of,
 )
 from cloob.errors import InputError
 
-SUFFIXES = (*TABLE_SUFFIXES, ".arrow")
+SUFFIXES = (*TABLE_SUFFIXES, ARROW_SUFFIX)
 
 IMAGE_COLUMN = "filepath"  # where the user names none
 CAPTION_COLUMN = "title"
@@ -44,7 +54,6 @@ _BINARY = (pa.binary(), pa.large_binary())
 _STRINGS = (pa.string(), pa.large_string())
 _TEXTS = (*_BINARY, *_STRINGS, pa.null())
 _LISTS = pa.large_list(pa.large_binary())
-_MAGIC = b"ARROW1"  # a file begins so; a stream has none
 _ROWS = 64  # of a batch of pictures
 
 
@@ -77,25 +86,30 @@ class TableSource(Source):
         self._arguments = name, tuple(paths), image_column, caption_column
         self.name = name
         self._tables = tuple(paths)
-        schema = _schema(paths[0], [image_column, caption_column])
-        image_column = _found_column(schema, image_column, IMAGE_COLUMN, _is_image)
-        caption_column = _found_column(schema, caption_column, CAPTION_COLUMN, _is_text)
+        schemas = [schema_of(path, [image_column, caption_column]) for path in paths]
+        first = schemas[0]
+        image_column = _found_column(first, image_column, IMAGE_COLUMN, _is_image)
+        caption_column = _found_column(first, caption_column, CAPTION_COLUMN, _is_text)
+        for path, schema in zip(paths, schemas, strict=True):
+            _check_columns(path, schema, image_column, caption_column)
         # whether the pictures are in the tables
-        self.inside = any(
-            field.name == image_column and _is_image(field.type) for field in schema
-        )
-        if self.inside:
+        self.holds_images = _is_image(first.field(image_column).type)
+        if self.holds_images:
             _check_room(name, paths)
-        tables = [_read(path, image_column, caption_column) for path in paths]
-        self._first_rows = np.cumsum([0, *map(len, tables)])
+        tables = [
+            _read(path, schema, image_column, caption_column)
+            for path, schema in zip(paths, schemas, strict=True)
+        ]
+        n_rows = list(map(len, tables))
+        self._starts = starts_of(n_rows)
         columns = pa.concat_tables(tables)
         # by row; one of them may be null
         self._images = columns["image"]
         self._image_paths = columns["path"]
-        # of each of which a pair is made, and (pairs,) its row
+        # the caption of every pair, and (pairs,) its row
         self._captions, self._rows = _pairs(columns["captions"])
-        starts = np.searchsorted(self._rows, self._first_rows)
-        self.shard_sizes = tuple(np.diff(starts).tolist())
+        ends = np.searchsorted(self._rows, np.cumsum(n_rows))
+        self.shard_sizes = tuple(np.diff(ends, prepend=0).tolist())
 
     def __reduce__(self) -> tuple[object, ...]:  # a spawned worker opens the files
         return TableSource, self._arguments
@@ -115,13 +129,12 @@ class TableSource(Source):
 
     def _place(self, index: int) -> _Place:
         row = int(self._rows[index])
-        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        number, row_of_table = place_in(self._starts, row)
         table = self._tables[number]
-        row_of_table = row - int(self._first_rows[number])
         path = as_text(self._image_paths[row].as_py()).strip()
         where = f"row {row_of_table + 1:,} of {table.name}"
         key = as_utf8(path) or where
-        if self.inside:
+        if self.holds_images:
             key = f"{table.name}/{row_of_table}"
         return _Place(row, path, key, where, table.parent)
 
@@ -140,20 +153,22 @@ class TableSource(Source):
             raise BadSample("image too large", key, f"{where}: {len(data):,} bytes")
         return data
 
-    def pictures(self) -> np.ndarray | None:
+    def first_rows(self) -> np.ndarray | None:
         """(N,) int64: per pair the first of its row, or of its path where that has
         several captions; None where no two have the same.
         """
-        pictures = self._rows
-        if not self.inside:
-            paths = self._image_paths.take(pictures)
-            pictures = _with_several(paths, self._captions)
-        first = first_equal(pictures)
-        return None if len(np.unique(first)) == len(first) else first
+        if self.holds_images:
+            pictures = self._rows
+        else:
+            paths = self._image_paths.take(self._rows)
+            pictures = _number_pictures(paths, self._captions)
+        first_rows = first_equal(pictures)
+        is_repeated = first_rows != np.arange(len(first_rows))
+        return first_rows if is_repeated.any() else None
 
     def fingerprint(self) -> Fingerprint:
         images = [of_column(self._image_paths)]
-        if self.inside:
+        if self.holds_images:
             images = [f"{path.name} {path.stat().st_size}" for path in self._tables]
         return {
             "rows": len(self),
@@ -162,70 +177,66 @@ class TableSource(Source):
         }
 
 
-def _with_several(paths: pa.ChunkedArray, captions: pa.ChunkedArray) -> np.ndarray:
-    """Numbers of pairs, equal for equal paths with several captions: a row that is
-    repeated counts as often.
+def _number_pictures(paths: pa.ChunkedArray, captions: pa.ChunkedArray) -> np.ndarray:
+    """(pairs,) numbers, equal for equal paths with several captions: a row that is
+    repeated with its caption counts as often.
     """
     pairs = pa.table({"path": paths, "caption": captions})
     counts = pairs.group_by("path").aggregate(
         [("caption", "count_distinct", pc.CountOptions(mode="all"))]
     )
-    several = counts.filter(pc.greater(counts["caption_count_distinct"], 1))["path"]
-    several = several.filter(pc.not_equal(several, b"")).combine_chunks()
-    numbers = pc.index_in(paths, several).fill_null(-1).to_numpy()
+    has_several = pc.greater(counts["caption_count_distinct"], 1)
+    shared = counts["path"].filter(has_several)
+    shared = shared.filter(pc.not_equal(shared, b"")).combine_chunks()
+    numbers = pc.index_in(paths, shared).fill_null(-1).to_numpy()
     return np.where(numbers < 0, -1 - np.arange(len(numbers)), numbers)
 
 
-def _read(path: Path, image_column: str, caption_column: str) -> pa.Table:
+def _read(
+    path: Path, schema: pa.Schema, image_column: str, caption_column: str
+) -> pa.Table:
     """A file's rows as bytes, which need not be UTF-8: of pictures or their paths, and
     lists of captions.
     """
-    schema = _schema(path, [image_column, caption_column])
-    check_name(path, schema.names, image_column, "image")
-    check_name(path, schema.names, caption_column, "caption")
-    image = schema.field(image_column).type
-    inside = _is_image(image)  # of a text table paths are read as bytes, too
-    caption = schema.field(caption_column).type
-    if not (inside or image in _TEXTS):
-        expected = "images ({bytes, path}, bytes or paths)"
-        raise _wrong_type(path, image_column, image, expected)
-    if not (_is_list(caption) or caption in _TEXTS):
-        raise _wrong_type(path, caption_column, caption, "text or lists of text")
+    # by the schema: of a text table paths are read as bytes, too
+    holds_images = _is_image(schema.field(image_column).type)
     # one can be both
     columns = list(dict.fromkeys((image_column, caption_column)))
     with reading(path):
-        if inside and is_parquet(path):
-            table = _map(_unpacked(path, columns))
-        elif path.suffix.lower() == ".arrow":
-            table = _map(path)
+        if holds_images and is_parquet(path):
+            table = map_arrow(_unpacked(path, columns))
         else:
             table = read_table(path, columns)
-        images, paths = _images(table[image_column], inside)
+        if holds_images:
+            images, paths = _images_and_paths(table[image_column])
+        else:
+            images, paths = _nulls(table), _as_bytes(table[image_column])
         captions = _as_lists(table[caption_column])
     return pa.table({"image": images, "path": paths, "captions": captions})
 
 
-def _schema(path: Path, required: Sequence[str]) -> pa.Schema:
-    """The columns of a file; those of text tables and JSON are texts."""
-    with reading(path):
-        if is_parquet(path):
-            schema = parquet.read_schema(path)
-        elif path.suffix.lower() == ".arrow":
-            schema = _map(path).schema
-        else:
-            names = column_names(path, required)
-            schema = pa.schema([(name, pa.string()) for name in names])
-        _ = schema.names  # UnicodeDecodeError
-        return schema
-
-
 def _found_column(
-    schema: pa.Schema, column: str, usual: str, fits: Callable[[pa.DataType], bool]
+    schema: pa.Schema, column: str, default: str, fits: Callable[[pa.DataType], bool]
 ) -> str:
     """The column of a name; where nobody named one, the only one of a kind."""
     fitting: list[str] = [field.name for field in schema if fits(field.type)]
-    is_named = column in schema.names or column != usual
+    is_named = column in schema.names or column != default
     return column if is_named or len(fitting) != 1 else fitting[0]
+
+
+def _check_columns(
+    path: Path, schema: pa.Schema, image_column: str, caption_column: str
+) -> None:
+    """Refuses a file without one of the columns, or with other kinds of them."""
+    check_name(path, schema.names, image_column, "image")
+    check_name(path, schema.names, caption_column, "caption")
+    image = schema.field(image_column).type
+    caption = schema.field(caption_column).type
+    if not (_is_image(image) or image in _TEXTS):
+        expected = "images ({bytes, path}, bytes or paths)"
+        raise _wrong_type(path, image_column, image, expected)
+    if not (_is_list(caption) or caption in _TEXTS):
+        raise _wrong_type(path, caption_column, caption, "text or lists of text")
 
 
 def _wrong_type(
@@ -261,17 +272,6 @@ def _check_room(name: str, paths: Sequence[Path]) -> None:
         )
 
 
-def _map(path: Path) -> pa.Table:
-    """A file or a stream of Arrow, mapped; what is compressed takes its size in
-    memory.
-    """
-    with pa.memory_map(str(path)) as source:
-        is_file = source.read(len(_MAGIC)) == _MAGIC
-        source.seek(0)
-        reader = pa.ipc.open_file if is_file else pa.ipc.open_stream
-        return reader(source).read_all()
-
-
 def _unpacked(path: Path, columns: Sequence[str]) -> Path:
     """Parquet as Arrow in the cache, which can be mapped."""
     stat = path.stat()
@@ -289,20 +289,22 @@ def _unpack(path: Path, columns: Sequence[str], target: Path) -> None:
                 writer.write_batch(batch.select(columns))
 
 
-def _images(
-    column: pa.ChunkedArray, inside: bool
+def _images_and_paths(
+    column: pa.ChunkedArray,
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """The bytes of pictures and their paths, by row; one of them may be null."""
-    nothing = pa.chunked_array([pa.nulls(len(column), pa.large_binary())])
-    if not inside:
-        return nothing, _as_bytes(column)
+    """The bytes of pictures, and paths of those that have none."""
     if not pa.types.is_struct(column.type):
-        return _as_bytes(column), nothing
+        return _as_bytes(column), _nulls(column)
     column.validate()
     images = _as_bytes(pc.struct_field(column, "bytes"))
     if column.type.get_field_index("path") < 0:
-        return images, nothing
+        return images, _nulls(column)
     return images, _as_bytes(pc.struct_field(column, "path"))
+
+
+def _nulls(rows: Sized) -> pa.ChunkedArray:
+    """A column of nothing for these rows."""
+    return pa.chunked_array([pa.nulls(len(rows), pa.large_binary())])
 
 
 def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""Tables of text: CSV, TSV and JSON lines; and what all tables have in common."""
+"""Tables of any format: their columns, and their cells as a table of Arrow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +18,9 @@ from cloob.data.sources.files import reading
 from cloob.errors import InputError, first_of
 
 _TEXT_SUFFIXES = (".csv", ".tsv")
+ARROW_SUFFIX = ".arrow"
 TABLE_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".jsonl")
+_MAGIC = b"ARROW1"  # a file of Arrow begins so; a stream has none
 _DELIMITERS = ("\t", ",", ";", "|")
 # a row must fit into one block; a caption of a megabyte is only a bad sample
 _BLOCK_BYTES = 32 * 1024 * 1024
@@ -37,15 +38,35 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def column_names(path: Path, required: Sequence[str]) -> list[str]:
-    """A table's columns, of JSON up to the line where all of ``required`` are there;
-    they also tell the delimiter.
+def _is_arrow(path: Path) -> bool:
+    return path.suffix.lower() == ARROW_SUFFIX
+
+
+def schema_of(path: Path, required: Sequence[str]) -> pa.Schema:
+    """A table's columns; those of text tables and JSON are texts. Of JSON up to the
+    line where all of ``required`` are there; they also tell the delimiter.
     """
     with reading(path):
-        if path.suffix.lower() in _TEXT_SUFFIXES:
-            return _header(path, required)[1]
         if is_parquet(path):
-            return list(parquet.read_schema(path).names)
+            schema = parquet.read_schema(path)
+        elif _is_arrow(path):
+            with pa.memory_map(str(path)) as source:
+                schema = _arrow_reader(source).schema
+        else:
+            names = map(_replaced, _text_columns(path, required))
+            schema = pa.schema([(name, pa.string()) for name in names])
+        _ = schema.names  # UnicodeDecodeError
+        return schema
+
+
+def _replaced(name: str) -> str:
+    """A name as UTF-8, which Arrow wants; what is none becomes U+FFFD."""
+    return name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _text_columns(path: Path, required: Sequence[str]) -> list[str]:
+    if path.suffix.lower() in _TEXT_SUFFIXES:
+        return _header(path, required)[1]
     names: dict[str, None] = {}
     for row in json_rows(path):
         names |= dict.fromkeys(row)
@@ -68,7 +89,7 @@ def check_name(path: Path, names: Sequence[str], column: str, kind: str) -> None
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of a table, those of text tables as bytes."""
+    """Columns of a table, those of text tables as bytes; of Arrow all."""
     if path.suffix.lower() in _TEXT_SUFFIXES:
         with reading(path):
             delimiter, names = _header(path, columns)
@@ -80,8 +101,27 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     if is_parquet(path):
         with reading(path):
             return parquet.read_table(path, columns=[*columns]).select(columns)
+    if _is_arrow(path):
+        with reading(path):
+            return map_arrow(path)
     rows = list(json_rows(path))
     return pa.table({c: _of_json([row.get(c) for row in rows]) for c in columns})
+
+
+def map_arrow(path: Path) -> pa.Table:
+    """A file or a stream of Arrow, mapped; what is compressed takes its size in
+    memory.
+    """
+    with pa.memory_map(str(path)) as source:
+        return _arrow_reader(source).read_all()
+
+
+def _arrow_reader(
+    source: pa.MemoryMappedFile,
+) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
+    is_file = source.read(len(_MAGIC)) == _MAGIC
+    source.seek(0)
+    return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
 
 
 def _of_json(values: Sequence[object]) -> pa.Array:
@@ -108,7 +148,7 @@ def _read_text(
     )
 
 
-def json_rows(path: Path) -> Iterator[dict[str, Any]]:
+def json_rows(path: Path) -> Iterator[dict[str, object]]:
     """The lines of a table of JSON that are not empty; bytes that are not UTF-8 are
     escaped.
     """

@@ -293,7 +293,7 @@ def open_captioned(
     path = PurePath(spec)
     name = "/".join(path.parts[-2:]) if is_pattern(path.name) else path.name
     pictures = group_captions(name, source)
-    if not isinstance(source, TableSource) or source.inside:
+    if not isinstance(source, TableSource) or source.holds_images:
         check_usable(source)
     elif len(pictures) < 2:  # a table of paths, whose files may be away
         n_pictures = counted(len(pictures), "pictures")
@@ -311,7 +311,7 @@ def group_captions(
     lost keeps its captions as queries.
     """
     rows: dict[object, list[int]] = {}
-    first = source.pictures()
+    first = source.first_rows()
     for row in range(len(source)):
         picture: object = row if first is None else int(first[row])
         if by_content:
