@@ -20,26 +20,26 @@ def check_fraction(
     """Raises InputError where more than a share of a set cannot be used, or all of it;
     with examples.
     """
-    nothing = len(skips) == total > 0
-    if nothing or len(skips) > limit * total:
+    leaves_none = len(skips) == total > 0
+    if leaves_none or len(skips) > limit * total:
         examples: dict[str, str] = {}
         for skip in skips:
             example = f"{skip.key}: {skip.detail}" if skip.detail else skip.key
             examples.setdefault(skip.reason, example)
         message = f"{source}: {len(skips)} of {total} {kind}"
-        raise too_many(message, nothing, limit, by_reason(skips), examples)
+        raise too_many(message, leaves_none, limit, by_reason(skips), examples)
 
 
 def too_many(
     message: str,
-    nothing: bool,
+    leaves_none: bool,
     limit: float,
     reasons: Mapping[str, int],
     examples: Mapping[str, str],
 ) -> InputError:
     """The error that says so."""
     why = f"more than max_bad_fraction = {limit:g} allows"
-    if nothing and limit == 1:
+    if leaves_none and limit == 1:
         why = "which leaves none"
     listed = "; ".join(
         f"{n} {reason} (e.g. {examples.get(reason, '?')})"

@@ -167,18 +167,25 @@ def micro_batches(parts: Any, size: int) -> list[Any]:
 
     leaves, spec = leaves_of(parts)
     n = len(leaves[0])
-    number = -(-n // (size or n))
-    bounds = pairwise(i * (n // number) + min(i, n % number) for i in range(number + 1))
+    bounds = even_bounds(n, -(-n // (size or n)))
     try:
         return [
             tree_unflatten([leaf[start:stop] for leaf in leaves], spec)
-            for start, stop in bounds
+            for start, stop in pairwise(bounds)
         ]
     except TypeError as error:
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
         raise InputError(
             f"micro_batch_size: a batch of {kinds} cannot be cut; leave it out"
         ) from error
+
+
+def even_bounds(n: int, parts: int) -> list[int]:
+    """Where n items are cut into consecutive parts that differ by one at most, with
+    both ends.
+    """
+    size, n_longer = divmod(n, parts)
+    return [part * size + min(part, n_longer) for part in range(parts + 1)]
 
 
 def leaves_of(parts: Any) -> tuple[list[Any], Any]:

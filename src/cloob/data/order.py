@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cloob.data.batch import even_bounds
 from cloob.data.source import ShardSizes as ShardSizes
 from cloob.data.source import starts_of
 
@@ -52,16 +53,19 @@ class Pictures:
         self._rows = np.argsort(first_rows, kind="stable")
         self._bounds = np.cumsum([0, *n_rows])
 
-    def parts(self, rows: Sequence[ShardSizes]) -> tuple[ShardSizes, ...]:
+    def parts(self, parts_of_rows: Sequence[ShardSizes]) -> tuple[ShardSizes, ...]:
         """The parts of an order of pictures; one with fewer pictures than rows is one
         file.
         """
-        sizes = [sum(part.shard_sizes) for part in rows]
-        bounds = np.searchsorted(self.firsts, np.cumsum([0, *sizes]))
-        parts = []
-        for part, size, count in zip(rows, sizes, np.diff(bounds), strict=True):
-            parts.append(part if count == size else ShardSizes((int(count),)))
-        return tuple(parts)
+        n_rows = [sum(part.shard_sizes) for part in parts_of_rows]
+        ends = np.searchsorted(self.firsts, np.cumsum(n_rows))
+        n_pictures = np.diff(ends, prepend=0).tolist()
+        return tuple(
+            part if rows == pictures else ShardSizes((pictures,))
+            for part, rows, pictures in zip(
+                parts_of_rows, n_rows, n_pictures, strict=True
+            )
+        )
 
     def row(self, picture: int, seed: int | None, epoch: int) -> int:
         """The row whose caption a picture has in an epoch; without a seed its first."""
@@ -117,25 +121,25 @@ class EpochOrder:
         if not self.buffer:
             return _permutation(n, [seed, epoch])
         streams = self._streams(epoch)
-        begins = [lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes)]
-        ends = [*begins[1:], n]
+        bounds = even_bounds(n, lanes)
 
         @functools.lru_cache(maxsize=2 * lanes)
         def shuffled(lane: int, block: int) -> np.ndarray:
-            start = begins[lane] + block * self.buffer
-            stop = min(start + self.buffer, ends[lane])
+            start = bounds[lane] + block * self.buffer
+            stop = min(start + self.buffer, bounds[lane + 1])
             draws = np.random.PCG64([seed, _STREAM, epoch, 0, lane, block])
             rows = _interleaved(n, streams, start, stop)
             return np.random.Generator(draws).permutation(rows)
 
         def rows(positions: np.ndarray) -> np.ndarray:
-            chosen = np.empty(len(positions), np.int64)
-            places, lane_of = np.divmod(positions, lanes)
-            block_of, places = np.divmod(places, self.buffer)
+            rows_there = np.empty(len(positions), np.int64)
+            place_in_lane, lane_of = np.divmod(positions, lanes)
+            block_of, place_in_block = np.divmod(place_in_lane, self.buffer)
             for lane, block in np.unique(np.stack([lane_of, block_of]), axis=1).T:
-                mine = (lane_of == lane) & (block_of == block)
-                chosen[mine] = shuffled(int(lane), int(block))[places[mine]]
-            return chosen
+                is_here = (lane_of == lane) & (block_of == block)
+                block_rows = shuffled(int(lane), int(block))
+                rows_there[is_here] = block_rows[place_in_block[is_here]]
+            return rows_there
 
         return rows
 
@@ -179,18 +183,23 @@ def _interleaved(
     + ½)/m of the epoch.
     """
     slack = len(streams)
-    rows, shares, before = [], [], 0
+    rows, shares = [], []
+    n_before = 0  # rows of all streams that stand before those that are looked at
     for m, rows_at in streams:
-        first, last = (
-            min(m, max(0, math.ceil(place / n * m - 0.5)))
-            for place in (start - slack, stop + slack)
-        )
+        first = _places_before(start - slack, n, m)
+        last = _places_before(stop + slack, n, m)
         places = np.arange(first, last)
         rows.append(rows_at(places))
         shares.append((places + 0.5) / m)
-        before += first
-    together = np.concatenate(rows)[np.argsort(np.concatenate(shares), kind="stable")]
-    return together[start - before : stop - before]
+        n_before += first
+    order = np.argsort(np.concatenate(shares), kind="stable")
+    together = np.concatenate(rows)[order]
+    return together[start - n_before : stop - n_before]
+
+
+def _places_before(position: int, n: int, m: int) -> int:
+    """How many of m evenly spread rows stand before a position of n."""
+    return min(m, max(0, math.ceil(position / n * m - 0.5)))
 
 
 def _permutation(n: int, key: Sequence[int] | np.ndarray) -> RowsAt:

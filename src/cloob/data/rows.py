@@ -106,6 +106,6 @@ def as_numbers(rows: Matrix | Tensor) -> Tensor:
         rows = rows.toarray()
     if rows.dtype == np.float16:  # a hundred times as fast as by numpy
         return torch.from_numpy(np.require(rows, None, ["C", "W"])).float()
-    is_single = rows.dtype.itemsize < (4 if rows.dtype.kind in "iu" else 8)
-    dtype = np.float32 if is_single else np.float64
+    most_bytes = 2 if rows.dtype.kind in "iu" else 4  # that float32 holds exactly
+    dtype = np.float32 if rows.dtype.itemsize <= most_bytes else np.float64
     return torch.from_numpy(np.require(rows, dtype, ["C", "W"]))

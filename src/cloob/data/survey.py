@@ -53,14 +53,14 @@ def survey(
     rows = spread_rows(source, most) if most else range(len(source))
     pairs: list[Usable] = []
     bad: dict[str, list[Numbers]] = {}
-    looks = in_threads(partial(_look, source), rows, workers, _AHEAD)
-    for done, look in enumerate(looks, 1):
+    examined = in_threads(partial(_examine, source), rows, workers, _AHEAD)
+    for done, pair in enumerate(examined, 1):
         progress(done, len(rows))
-        if isinstance(look, Usable):
-            pairs.append(look)
+        if isinstance(pair, Usable):
+            pairs.append(pair)
         else:
-            example = {"key": look.key, "detail": look.detail}
-            bad.setdefault(look.reason, []).append(example)
+            example = {"key": pair.key, "detail": pair.detail}
+            bad.setdefault(pair.reason, []).append(example)
     most_frequent = sorted(bad, key=lambda reason: -len(bad[reason]))
     return {
         "name": source.name,
@@ -83,7 +83,7 @@ def survey(
     }
 
 
-def _look(source: Source, row: int) -> Usable | Skip:
+def _examine(source: Source, row: int) -> Usable | Skip:
     """A pair, decoded; why it is bad, if it is."""
     try:
         sample: RawSample = source.read(row)
@@ -139,16 +139,20 @@ def _range(values: Sequence[int]) -> Numbers:
     return dict(zip(("min", "median", "p95", "max"), places.tolist(), strict=True))
 
 
-def _repeats(pairs: Sequence[tuple[Hashable, str, int]]) -> Numbers:
-    """How many could be left out without losing any; and the most frequent, with the
-    text and the row of the first. Of pairs, by what makes two of them equal.
+def _repeats(things: Sequence[tuple[Hashable, str, int]]) -> Numbers:
+    """How many things could be left out without losing any, and the most frequent. A
+    thing is what makes two of them equal, its text, and its row.
     """
-    counts = Counter(key for key, _, _ in pairs)
-    firsts: dict[Hashable, Numbers] = {}
-    for key, text, row in pairs:
-        firsts.setdefault(key, {"count": counts[key], "text": text, "row": row})
-    most = [firsts[key] for key, n in counts.most_common(_N_REPEATED) if n > 1]
-    return {"surplus": len(pairs) - len(counts), "most": most}
+    counts = Counter(key for key, _, _ in things)
+    first_of_key: dict[Hashable, Numbers] = {}
+    for key, text, row in things:
+        first = {"count": counts[key], "text": text, "row": row}
+        first_of_key.setdefault(key, first)
+    repeated = [key for key, n in counts.most_common(_N_REPEATED) if n > 1]
+    return {
+        "surplus": len(things) - len(counts),
+        "most": [first_of_key[key] for key in repeated],
+    }
 
 
 def table(seen: Numbers) -> list[tuple[str, str]]:

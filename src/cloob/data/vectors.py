@@ -341,20 +341,20 @@ def equal_rows(name: str, a: Matrix, b: Matrix, rows: np.ndarray) -> np.ndarray:
     these do too, none.
     """
     places = np.arange(len(rows))
-    columns = [row_digests(a)[rows[:, 0]], row_digests(b)[rows[:, 1]]]
-    columns.sort(key=_n_distinct, reverse=True)
-    if _n_distinct(columns[1]) == len(rows):
+    digests = [row_digests(a)[rows[:, 0]], row_digests(b)[rows[:, 1]]]
+    more, less = sorted(digests, key=_n_distinct, reverse=True)  # distinct rows
+    if _n_distinct(less) == len(rows):
         return places
-    for chosen in (columns, columns[:1]):
-        first = linked_groups(places, *chosen)
-        if _could_be_ids(first):
-            n_equal = int((first != places).sum())
+    for columns in ((more, less), (more,)):
+        first_pairs = linked_groups(places, *columns)
+        if _could_be_ids(first_pairs):
+            n_equal = int((first_pairs != places).sum())
             if n_equal:
                 logger.info(
                     f"{name}: {n_equal:,} of {len(rows):,} rows are equal to others of"
                     " their side, and are one id with them (--ids says otherwise)"
                 )
-            return first
+            return first_pairs
     logger.info("%s: rows are so often equal that every pair is an id", name)
     return places
 
