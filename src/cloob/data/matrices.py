@@ -100,7 +100,7 @@ def _read_values(spec: str, kinds: str, expected: str) -> list[str] | np.ndarray
     without a column's name is lines, too.
     """
     path, name = split_spec(spec)
-    is_column = name if path.suffix in _DELIMITED else path.suffix in _READERS
+    is_column = bool(name) if path.suffix in _DELIMITED else path.suffix in _READERS
     if is_column:
         return _read_array(spec, 1, kinds, expected)
     with reading(Path(spec)):

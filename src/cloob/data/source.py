@@ -261,9 +261,9 @@ def choose_held_out(source: Source, share: float) -> np.ndarray:
 def _linked_rows(source: Source) -> np.ndarray:
     """As ``Source.groups``; the numbers are hashes, of which the order is by chance."""
 
-    def hashes(row: int) -> tuple[int, int, int, int] | None:
-        """The row and three numbers by which copies of a pair, its picture and its
-        caption are known; None of a bad pair.
+    def read_numbers(row: int) -> tuple[int, int, int, int] | None:
+        """The row and three numbers that are equal for equal pairs, pictures and
+        captions; None of a bad pair.
         """
         try:
             sample = source.read(row)
@@ -276,8 +276,8 @@ def _linked_rows(source: Source) -> np.ndarray:
 
     groups = np.full(len(source), -1)
     workers = decoders()
-    hashed = in_threads(hashes, range(len(source)), workers, 4 * workers)
-    readable = [numbers for numbers in hashed if numbers is not None]
+    every_row = in_threads(read_numbers, range(len(source)), workers, 4 * workers)
+    readable = [numbers for numbers in every_row if numbers is not None]
     if readable:
         rows, *columns = np.array(readable, np.int64).T
         groups[rows] = linked_groups(*columns)
@@ -337,7 +337,7 @@ def _contents(source: Source) -> Iterator[str | bytes]:
             yield from (bad.key, b"", bad.reason)
 
 
-def of_column(column: pa.ChunkedArray) -> str:
+def column_digest(column: pa.ChunkedArray) -> str:
     """The digest of a column of texts or bytes, however it is cut into chunks; a second
     for half a gigabyte.
     """
@@ -348,9 +348,9 @@ def of_column(column: pa.ChunkedArray) -> str:
     column = column.cast(pa.large_binary())
     for chunk in filter(len, column.chunks):
         _, offsets, data = chunk.buffers()
-        ends = np.frombuffer(offsets, np.int64)[chunk.offset :]
+        bounds = np.frombuffer(offsets, np.int64)[chunk.offset :]
         if data is not None:
-            values.update(memoryview(data)[ends[0] : ends[len(chunk)]])
+            values.update(memoryview(data)[bounds[0] : bounds[len(chunk)]])
     lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy()
     return digest([values.digest(), lengths])
 

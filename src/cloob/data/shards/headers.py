@@ -42,6 +42,14 @@ class Member(NamedTuple):
     size: int
 
 
+class _Header(NamedTuple):
+    """What a header says of what follows it: a file, or records of the next header."""
+
+    name: str
+    size: int  # bytes
+    is_extended: bool  # records follow
+
+
 def members_of(path: Path) -> tuple[list[Member], str | None]:
     """The complete members of an archive, and what is wrong where it is cut or
     damaged.
@@ -89,18 +97,18 @@ def _plain_member(file: int, offset: int) -> Member | None:
     """
     blocks = os.pread(file, 3 * BLOCK, offset)
     header = _plain_header(blocks[:BLOCK])
-    if header is not None and header[2] == b"x":
-        size = header[1]
-        if size > BLOCK or not _TIMES.fullmatch(blocks[BLOCK : BLOCK + size]):
+    if header is not None and header.is_extended:
+        records = blocks[BLOCK : BLOCK + header.size]
+        if header.size > BLOCK or not _TIMES.fullmatch(records):
             return None
         offset += 2 * BLOCK
         header = _plain_header(blocks[2 * BLOCK :])
-    if header is None or header[2] == b"x":
+    if header is None or header.is_extended:
         return None
-    return Member(header[0], offset + BLOCK, header[1])
+    return Member(header.name, offset + BLOCK, header.size)
 
 
-def _plain_header(head: bytes) -> tuple[str, int, bytes] | None:
+def _plain_header(head: bytes) -> _Header | None:
     """The name, the size and the kind of a regular file's header, or of an extended
     one.
     """
@@ -114,7 +122,7 @@ def _plain_header(head: bytes) -> tuple[str, int, bytes] | None:
     name, zero, _ = raw_name.partition(b"\0")
     if size is None or not zero or not name.isascii() or name.endswith(b"/"):
         return None
-    return name.decode("ascii"), size, kind
+    return _Header(name.decode("ascii"), size, kind == b"x")
 
 
 @lru_cache(256)

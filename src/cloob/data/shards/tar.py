@@ -35,8 +35,8 @@ from cloob.data.source import (
     IMAGE_EXTENSIONS,
     Fingerprint,
     Source,
+    column_digest,
     digest,
-    of_column,
     place_in,
     starts_of,
 )
@@ -241,7 +241,7 @@ class ShardSource(Source):
     def fingerprint(self) -> Fingerprint:
         shards = zip(self._labels, self.shard_sizes, strict=True)
         names = digest(f"{label} {n}" for label, n in shards)
-        members = digest([of_column(pa.chunked_array([self._keys])), *self._places])
+        members = digest([column_digest(pa.chunked_array([self._keys])), *self._places])
         return {"samples": len(self), "shards": names, "members": members}
 
     def read(self, index: int) -> RawSample:

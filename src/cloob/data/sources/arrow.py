@@ -27,9 +27,9 @@ from cloob.data.batch import (
 from cloob.data.source import (
     Fingerprint,
     Source,
+    column_digest,
     digest,
     first_equal,
-    of_column,
     place_in,
     starts_of,
 )
@@ -167,13 +167,13 @@ class TableSource(Source):
         return first_rows if is_repeated.any() else None
 
     def fingerprint(self) -> Fingerprint:
-        images = [of_column(self._image_paths)]
+        images = [column_digest(self._image_paths)]
         if self.holds_images:
             images = [f"{path.name} {path.stat().st_size}" for path in self._tables]
         return {
             "rows": len(self),
             "images": digest(images),
-            "captions": digest([of_column(self._captions), self._rows]),
+            "captions": digest([column_digest(self._captions), self._rows]),
         }
 
 

@@ -21,8 +21,8 @@ from cloob.data.source import (
     IMAGE_SUFFIXES,
     Fingerprint,
     Source,
+    column_digest,
     digest,
-    of_column,
     spread,
 )
 from cloob.errors import InputError, counted
@@ -69,7 +69,7 @@ class FolderSource(Source):
                 sizes.append(str(path.stat().st_size))
         return {
             "pairs": len(self),
-            "file names": of_column(pa.chunked_array([self._paths])),
+            "file names": column_digest(pa.chunked_array([self._paths])),
             "captions": digest(captions),
             "sizes of pictures": digest(sizes),
         }
