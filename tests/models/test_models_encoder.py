@@ -29,6 +29,7 @@ from torchvision.transforms import InterpolationMode
 from cloob import cli
 from cloob.errors import InputError
 from cloob.export.exported import tokenizer_note
+from cloob.models.aligned.encoders import fold_norms
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import save_model
 from cloob.models.importing import open_clip
@@ -479,3 +480,23 @@ def test_states_of_tokens_pool_to_the_rows_of_texts(encoder):
     encoder.encode_text_tokens(TEXTS, grad=True)[0].sum().backward()
     assert tower.positional_embedding.grad.abs().sum() > 0
     raises(TypeError, "one string", encoder.encode_text_tokens, "a bus")
+
+
+def test_folded_norms_leave_features_as_they_are():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:  # as if they had been trained
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.normal_(norm.bias, std=0.1)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(images)
+        fold_norms(network)
+        difference = network(images) - expected
+    assert norms
+    assert difference.norm() < 1e-4 * expected.norm()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
