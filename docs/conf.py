@@ -154,7 +154,7 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"(cloob\.[\w.]+\.)?(GivenPairs|GivenOptimizer|ModelFiles|Float32|Encodings?|Transformer|Side|Part|MakeOptimizer|Metrics|Groups|Targets|OnEpoch|Stop|Heads|Kind|Size|Where|Given|Ledger|LeftOut|HeadObjective|Encoder|Reader|Form|Item|Trained|CustomParts|Transform|settings\.\w+|Ge|Interval|Pixels|Decay|Count|Share|AtLeastOne|Positive|NotNegative|ObjectiveSettings|Settings)|hashlib\..*|pyarrow\..*",
+        r"(cloob\.[\w.]+\.)?(GivenPairs|GivenOptimizer|ModelFiles|Float32|Encodings?|Transformer|Side|Part|MakeOptimizer|Metrics|Groups|Targets|OnEpoch|Stop|Heads|Kind|Size|Where|Given|Decisions|LeftOut|HeadObjective|Encoder|Reader|Form|Item|Trained|CustomParts|Transform|settings\.\w+|Ge|Interval|Pixels|Decay|Count|Share|AtLeastOne|Positive|NotNegative|ObjectiveSettings|Settings)|hashlib\..*|pyarrow\..*",
     ),
     (
         r"py:.*",

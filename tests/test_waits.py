@@ -176,7 +176,7 @@ def test_an_epoch_of_heads_waits_once_and_sends_its_order(monkeypatch, steps):
     batches = parts.Batches(pairs, settings, DEVICE)
 
     def epoch():
-        fit.fit_epoch(model, optimizer, batches, settings, fit.Progress())
+        fit.fit_epoch(model, optimizer, batches, settings, epoch=0)
 
     found = asked(epoch)
     assert (found.waits, found.copies) == (1, 2)

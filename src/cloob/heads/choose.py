@@ -5,7 +5,7 @@ form, unless held-out pairs clearly say otherwise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,14 +32,16 @@ from cloob.heads.fitted import (
     SingleHeads,
     recalls,
     recalls_of_ids,
+    unit_sides,
 )
-from cloob.heads.head import Head, Heads, Members, fit_members, unit_rows
+from cloob.heads.head import Heads, Members, fit_members
 from cloob.heads.settings import USUAL_SCALES, HeadSettings, check_held_out
 
 logger = logging.getLogger(__name__)
 
 Scales = Mapping[str, Mapping[str, float | bool]]
-Sides = tuple[Tensor, Tensor]
+SidesByName = Mapping[str, tuple[Tensor, Tensor]]
+"""Unit rows of both sides, by the names of parts."""
 SIDES: tuple[Literal[0, 1], ...] = (0, 1)
 
 OBJECTIVE: ObjectiveName = "infoloob"
@@ -53,27 +55,21 @@ LEAST_WIDTH = 16  # of joined heads, for four columns of a bias
 
 
 class Part(NamedTuple):
-    """Heads that may be joined, and their unit rows of some training pairs."""
+    """Heads that may be joined with others."""
 
     name: str
-    heads: tuple[Head, Head]
-    bank: Sides
+    fitted: SingleHeads
 
 
 @dataclass(frozen=True)
 class Combination:
     """Parts side by side."""
 
-    places: list[int]  # of the parts; the closed form is the last of them
+    parts: Sequence[Part]
     strength: float = 0.0  # of the bias against hubs
 
-    def picked(self, parts: list[Part]) -> list[Part]:
-        """Those that are joined."""
-        return [parts[place] for place in self.places]
-
-    def message(self, parts: list[Part]) -> str:
-        """What is joined, in words."""
-        names = " + ".join(part.name for part in self.picked(parts))
+    def __str__(self) -> str:
+        names = " + ".join(part.name for part in self.parts)
         return f"{names}, hubs {self.strength:g}" if self.strength else names
 
 
@@ -126,23 +122,21 @@ def choose(
     """
     settings = settings or HeadSettings()
     check_held_out(settings, holds_out=held_out is not None, advice="some")
-    closed = closed_form(pairs, held_out, settings)
+    closed = closed_form(pairs, held_out, settings, on_epoch)
     plans = plans_of(settings, scales, closed)
-    trained = fit_all(pairs, held_out, plans, closed, settings, folder, on_epoch)
+    parts = fit_all(pairs, held_out, plans, closed, settings, folder, on_epoch)
+    if closed is not None and (joins(settings) or not plans):
+        parts.append(Part(closed.settings.objective, closed))
+    fitted: FittedHeads = parts[0].fitted
+    chosen = Combination(parts)
+    width = settings.embed_dim or 0
     if joins(settings):
-        assert closed is not None and held_out is not None
-        fitted, chosen = join(pairs, held_out, settings, plans, trained, closed)
-    elif trained:
-        fitted, chosen = trained[0], Combination([0])
-    else:
-        assert closed is not None
-        fitted, chosen = closed, Combination([0])
-        if on_epoch is not None:
-            on_epoch(closed.history[0])
+        assert held_out is not None
+        fitted, chosen = join(pairs, held_out, parts, width)
     if held_out is None or not settings.refit:
         return fitted
     every = pairs.joined(held_out)
-    heads = refitted(every, settings, plans, trained, closed, chosen, folder)
+    heads = refitted(every, chosen, closed, width, folder)
     count = f"on {len(every):,} pairs, {len(held_out):,} of them held out"
     decisions = {**fitted.decisions, "refit": count}
     return FittedHeads(heads, fitted.objective, fitted.history, decisions)
@@ -154,15 +148,21 @@ def joins(settings: HeadSettings) -> bool:
 
 
 def closed_form(
-    pairs: VectorPairs, held_out: VectorPairs | None, settings: HeadSettings
+    pairs: VectorPairs,
+    held_out: VectorPairs | None,
+    settings: HeadSettings,
+    on_epoch: OnEpoch | None,
 ) -> ClosedHeads | None:
-    """The closed form that heads start from or stand beside, or that is asked for; with
-    ``auto`` that of few columns or of waves of them, whichever finds more.
+    """The closed form that heads start from or stand beside, or that is asked for,
+    which is an epoch of its own; with ``auto`` that of few columns or of waves of them,
+    whichever finds more.
     """
     starts_there = settings.start == "closed-form"
     if not (settings.is_closed_form or starts_there or joins(settings)):
         return None
     plain = fit_closed_form(pairs, held_out, closed_settings(settings, pairs))
+    if settings.is_closed_form and on_epoch is not None:
+        on_epoch(plain.history[0])
     width = min(pairs.a.shape[1], pairs.b.shape[1])
     is_open = settings.objective == "auto" and settings.start is None
     if not is_open or settings.head == "linear" or width > N_WAVED:
@@ -187,13 +187,15 @@ def plans_of(
         if (
             settings.start is None
             and closed is not None
-            and closed.choice.form == "cca"
+            and closed.settings.objective == "cca"
         ):
             starts = ["closed-form", "random"]
-    plan = settings.override(objective=name, members=None, clean=None)
-    for scale, value in scales.get(name, {}).items():
-        if getattr(settings, scale) is None:
-            plan = plan.override(**{scale: value})
+    usual_scales = {
+        scale: value
+        for scale, value in scales.get(name, {}).items()
+        if getattr(settings, scale) is None
+    }
+    plan = settings.override(objective=name, members=None, clean=None, **usual_scales)
     return [
         plan.override(seed=plan.seed + number, start=starts[number % len(starts)])
         for number in range(settings.members or len(starts))
@@ -208,7 +210,7 @@ def fit_all(
     settings: HeadSettings,
     folder: Path | None,
     on_epoch: OnEpoch | None,
-) -> list[SingleHeads]:
+) -> list[Part]:
     """One fit after another; with ``auto`` each has to keep up with the closed form and
     those before.
     """
@@ -216,7 +218,7 @@ def fit_all(
     if settings.objective == "auto":
         assert closed is not None and held_out is not None
         lead = float(recalls(closed.heads, Rows.of(held_out, GALLERY)).mean())
-    fits: list[SingleHeads] = []
+    parts: list[Part] = []
     for number, plan in enumerate(plans, 1):
         fitted = fit(
             pairs,
@@ -227,10 +229,10 @@ def fit_all(
             state=state_file(folder, f"fit-{number}"),
             on_epoch=on_epoch,
         )
-        fits.append(fitted)
+        parts.append(Part(f"{plan.objective} {number}", fitted))
         if settings.objective == "auto":
             lead = max(lead, fitted.recall or 0.0)
-    return fits
+    return parts
 
 
 def state_file(folder: Path | None, name: str) -> Path | None:
@@ -242,102 +244,92 @@ def state_file(folder: Path | None, name: str) -> Path | None:
 
 
 def join(
-    pairs: VectorPairs,
-    held_out: VectorPairs,
-    settings: HeadSettings,
-    plans: list[HeadSettings],
-    trained: list[SingleHeads],
-    closed: ClosedHeads,
+    pairs: VectorPairs, held_out: VectorPairs, parts: list[Part], width: int
 ) -> tuple[FittedHeads, Combination]:
-    """All heads side by side, the closed form the last of them; another combination
+    """All parts side by side, the closed form the last of them; another combination
     where halves of the held-out ids or groups say that it finds more.
     """
     judges = held_out.at_most(N_JUDGES)
-    judge, bank = Rows.of(judges), Rows.of(pairs, N_BANK)
-    names = [f"{plan.objective} {number}" for number, plan in enumerate(plans, 1)]
-    parts = [
-        Part(name, fitted.heads, unit_sides(fitted.heads, bank))
-        for name, fitted in zip(
-            [*names, closed.choice.form], [*trained, closed], strict=True
-        )
-    ]
-    judged = [unit_sides(part.heads, judge) for part in parts]
-    width = settings.embed_dim or 0
-    tried = combinations(len(plans), width)
-    found = torch.stack(
-        [recalls_of(one, parts, judged, judge.ids, width) for one in tried]
-    )
+    judge_rows = Rows.of(judges)
+    judged = sides_of_parts(parts, judge_rows)
+    banks = sides_of_parts(parts, Rows.of(pairs, N_BANK))
+    tried = combinations(parts, width)
+    recalls_by_name = {
+        str(one): recalls_of(one, banks, judged, judge_rows.ids, width) for one in tried
+    }
+    found = torch.stack([*recalls_by_name.values()])
     units = judges.units_of_ids()
     gain = gain_by_halves(found, units)
     chosen = tried[int(found.mean(1).argmax())] if gain.low > 0 else tried[0]
-    heads = joined_heads(chosen, parts, width)
+    heads = joined_heads(chosen, banks, width)
     recall = float(recalls(heads, Rows.of(held_out, GALLERY)).mean())
 
-    alone = [found[tried.index(Combination([place]))] for place in range(len(parts))]
-    trials = [
-        log_trial(plan.objective, plan.start, of_ids, units)
-        for plan, of_ids in zip(plans, alone[:-1], strict=True)
-    ]
-    trials.append(log_trial(closed.choice.form, None, alone[-1], units))
-    message = chosen.message(parts)
-    logger.info("joined: %s; recall %.1f %%", message, 100 * recall)
+    trials = []
+    for name, fitted in parts:
+        settings = fitted.settings
+        found_alone = recalls_by_name[name]
+        trials.append(log_trial(settings.objective, settings.start, found_alone, units))
+    logger.info("joined: %s; recall %.1f %%", chosen, 100 * recall)
     logger.info("the best combination instead of all side by side: %s", gain)
 
-    best = max(range(len(plans)), key=lambda place: trials[place].recall)
+    *trained, closed = parts
+    best = max(trained, key=lambda part: float(recalls_by_name[part.name].mean()))
     decisions = {
         "objective": {
-            "chosen": plans[best].objective,
-            "start": plans[best].start,
+            "chosen": best.fitted.settings.objective,
+            "start": best.fitted.settings.start,
             "trials": [trial._asdict() for trial in trials],
         },
         "joined": {
-            "joined": message,
+            "joined": str(chosen),
             "strength": chosen.strength,
             "recall": recall,
             "difference": list(gain),
         },
-        "ridge": closed.decisions,
+        "ridge": closed.fitted.decisions,
     }
-    first = trained[best]
+    first = best.fitted
     return FittedHeads(heads, first.objective, first.history, decisions), chosen
 
 
-def unit_sides(heads: tuple[Head, Head], rows: Rows) -> Sides:
-    """Unit rows of both sides."""
-    return unit_rows(heads[0], rows.a), unit_rows(heads[1], rows.b)
+def sides_of_parts(parts: Sequence[Part], rows: Rows) -> SidesByName:
+    """Unit rows of both sides by every part."""
+    return {name: unit_sides(fitted.heads, rows) for name, fitted in parts}
 
 
-def combinations(n_trained: int, width: int) -> list[Combination]:
+def combinations(parts: list[Part], width: int) -> list[Combination]:
     """What may be joined, all with a bias against hubs first: each of the trained heads
-    or all of them, with the closed form or without, and this by itself.
+    or all of them, with the closed form, which is the last part, or without, and this
+    by itself.
     """
-    every = [*range(n_trained + 1)]
-    trained = [[place] for place in range(n_trained)]
-    if n_trained > 1:
-        trained.append(every[:-1])
-    beside = [[*places, n_trained] for places in trained]
+    *all_trained, closed = parts
+    trained = [[part] for part in all_trained]
+    if len(all_trained) > 1:
+        trained.append(all_trained)
+    beside_closed = [[*chosen, closed] for chosen in trained]
     strengths = STRENGTHS[1:] if 0 < width < LEAST_WIDTH else STRENGTHS
     return [
-        Combination(places, strength)
+        Combination(chosen, strength)
         for strength in strengths
-        for places in [*reversed(beside), *trained, [n_trained]]
+        for chosen in [*reversed(beside_closed), *trained, [closed]]
     ]
 
 
 @torch.no_grad()
 def recalls_of(
     combination: Combination,
-    parts: list[Part],
-    judged: list[Sides],
+    banks: SidesByName,
+    judged: SidesByName,
     ids: Tensor,
     width: int,
 ) -> Tensor:
     """(ids,) the mean of recall at 1, 5 and 10 in both directions, of the unit rows of
     all parts.
     """
-    a, b = joined_members(combination, parts, width)
-    rows_a = a.joined([judged[place][0] for place in combination.places])
-    rows_b = b.joined([judged[place][1] for place in combination.places])
+    a, b = joined_members(combination, banks, width)
+    sides = [judged[part.name] for part in combination.parts]
+    rows_a = a.joined([side_a for side_a, _ in sides])
+    rows_b = b.joined([side_b for _, side_b in sides])
     return recalls_of_ids(rows_a, rows_b, ids).mean(0)
 
 
@@ -383,59 +375,59 @@ def log_trial(objective: str, start: str | None, found: Tensor, units: Tensor) -
 
 
 def joined_members(
-    combination: Combination, parts: list[Part], width: int
+    combination: Combination, banks: SidesByName, width: int
 ) -> tuple[Members, Members]:
-    """The parts with the bias against hubs, cut to ``width`` columns if it is not 0."""
-    used, strength = combination.picked(parts), combination.strength
-    banks = [[part.bank[side] for part in used] for side in SIDES]
+    """The parts with the bias against hubs, by their rows of the banks; cut to
+    ``width`` columns if it is not 0.
+    """
+    strength = combination.strength
+    bank_a, bank_b = zip(*(banks[part.name] for part in combination.parts), strict=True)
     room = width - (4 if strength else 0)  # for a bias has four columns
-    is_wide = sum(rows.shape[1] for rows in banks[0]) > room
+    is_wide = sum(rows.shape[1] for rows in bank_a) > room
     a, b = (
         Members(
-            [part.heads[side] for part in used],
+            [part.fitted.heads[side] for part in combination.parts],
             cut=room if width and is_wide else 0,
             side=side,
-            rows=len(banks[0][0]) if strength else 0,
+            rows=len(bank_a[0]) if strength else 0,
             strength=strength,
         ).eval()
         for side in SIDES
     )
-    fit_members(a, b, *banks)
+    fit_members(a, b, bank_a, bank_b)
     return a, b
 
 
-def joined_heads(combination: Combination, parts: list[Part], width: int) -> Heads:
+def joined_heads(combination: Combination, banks: SidesByName, width: int) -> Heads:
     """The heads of a combination; of one part without a bias those that it has."""
-    if len(combination.places) == 1 and not combination.strength:
-        return parts[combination.places[0]].heads
-    return joined_members(combination, parts, width)
+    if len(combination.parts) == 1 and not combination.strength:
+        return combination.parts[0].fitted.heads
+    return joined_members(combination, banks, width)
 
 
 def refitted(
     every: VectorPairs,
-    settings: HeadSettings,
-    plans: list[HeadSettings],
-    trained: list[SingleHeads],
-    closed: ClosedHeads | None,
     chosen: Combination,
+    closed: ClosedHeads | None,
+    width: int,
     folder: Path | None,
 ) -> Heads:
     """What was chosen, fitted anew to all pairs for as long as the best took."""
-    again = closed
-    if closed is not None:
-        beside = closed_settings(settings, every, closed.choice.form)
-        again = refit_closed_form(every, beside, closed.choice)
-    fits: list[SingleHeads] = []
-    for place in chosen.places:
-        if place == len(plans):
-            assert again is not None
-            fits.append(again)
+    closed_anew = None if closed is None else refit_closed_form(every, closed)
+    parts: list[Part] = []
+    for number, (name, earlier) in enumerate(chosen.parts, 1):
+        if earlier is closed and closed_anew is not None:
+            parts.append(Part(name, closed_anew))
             continue
-        until = trained[place].best_epoch
-        plan = plans[place].override(patience=0)
-        state = state_file(folder, f"refit-{place + 1}-{until}")
-        fits.append(fit(every, None, plan, closed=again, until=until, state=state))
-    bank = Rows.of(every, N_BANK)
-    parts = [Part("", one.heads, unit_sides(one.heads, bank)) for one in fits]
-    combination = Combination([*range(len(parts))], chosen.strength)
-    return joined_heads(combination, parts, settings.embed_dim or 0)
+        until = earlier.best_epoch
+        fitted = fit(
+            every,
+            None,
+            earlier.settings.override(patience=0),
+            closed=closed_anew,
+            until=until,
+            state=state_file(folder, f"refit-{number}-{until}"),
+        )
+        parts.append(Part(name, fitted))
+    banks = sides_of_parts(parts, Rows.of(every, N_BANK))
+    return joined_heads(Combination(parts, chosen.strength), banks, width)

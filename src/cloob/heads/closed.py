@@ -17,15 +17,19 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.data.vectors import VectorPairs
 from cloob.errors import InputError
 from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
-from cloob.heads.columns import Both, choose_columns, prepared_head
+from cloob.heads.columns import (
+    Both,
+    choose_columns,
+    prepared_heads,
+    set_directions,
+)
 from cloob.heads.fitted import EpochLine, Rows, SingleHeads, recalls_of_ids
-from cloob.heads.head import N_WAVES, Head, Kind
+from cloob.heads.head import N_WAVES, Head
 from cloob.heads.parts import sampled
 from cloob.heads.settings import USUAL_DIM, ClosedForm, HeadSettings
 
@@ -40,9 +44,6 @@ see no difference.
 N_JUDGES = 2000  # held-out pairs that choose
 BLOCK = 4096
 
-Block = tuple[Tensor, Tensor, Tensor | None]
-"""(n, F_a) rows, their (n, F_b) partners, and (n,) weights or None."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -52,11 +53,6 @@ class Choice:
     ridge: float = RIDGES[0]
     power: float = POWERS[0]
     bandwidth: float | None = None  # of waves, if there are any
-
-    @property
-    def form(self) -> ClosedForm:
-        """Which closed form it is of."""
-        return "cca" if self.bandwidth is None else "kcca"
 
 
 @dataclass(frozen=True)
@@ -94,33 +90,31 @@ def fit_closed_form(
         choice = choose_bandwidth(pairs, held_out, choice, width)
     heads = prepared(pairs, choice, width)
     numbers = gathered(pairs, heads)
-    if held_out is None:
-        return solved(heads, numbers, choice)
-    choice, recall = choose_ridge(numbers, heads, held_out, choice)
-    log(settings.objective, choice)
-    return solved(heads, numbers, choice, recall)
+    recall = None
+    if held_out is not None:
+        choice, recall = choose_ridge(numbers, heads, held_out, choice)
+        log_choice(settings.objective, choice)
+    return solve(settings, heads, numbers, choice, recall)
 
 
-def refit_closed_form(
-    pairs: VectorPairs, settings: HeadSettings, choice: Choice
-) -> ClosedHeads:
+def refit_closed_form(pairs: VectorPairs, closed: ClosedHeads) -> ClosedHeads:
     """The heads of other pairs, by what was chosen before."""
-    heads = prepared(pairs, choice, checked_width(pairs, settings))
-    return solved(heads, gathered(pairs, heads), choice)
+    width = checked_width(pairs, closed.settings)
+    heads = prepared(pairs, closed.choice, width)
+    return solve(closed.settings, heads, gathered(pairs, heads), closed.choice)
 
 
-def solved(
+def solve(
+    settings: HeadSettings,
     heads: tuple[Head, Head],
     numbers: PairMoments | CentredRows,
     choice: Choice,
     recall: float | None = None,
 ) -> ClosedHeads:
-    """The heads with the matrices of the choice, and its recall of held-out pairs."""
-    width = heads[0].matrix.out_features
-    (directions,) = canonical_directions(numbers, [choice.ridge])
-    matrices = directions.weighted(choice.power)
-    heads[0].set_matrix(numbers.mean_a, matrices[0][:, :width])
-    heads[1].set_matrix(numbers.mean_b, matrices[1][:, :width])
+    """Gives heads the matrices of the choice, whose recall of held-out pairs is
+    noted.
+    """
+    set_directions(heads, numbers, choice.ridge, choice.power)
     line: EpochLine = {
         "epoch": 1,
         "step": 1,
@@ -130,8 +124,10 @@ def solved(
         "is_best": True,
     }
     decisions = {**asdict(choice), "columns": [list(way) for way in choice.columns]}
-    objective = {"closed_form": choice.form, **decisions}
-    return ClosedHeads(heads, objective, [line], decisions, choice=choice)
+    objective = {"closed_form": settings.objective, **decisions}
+    return ClosedHeads(
+        heads, objective, [line], decisions, settings=settings, choice=choice
+    )
 
 
 def checked_width(pairs: VectorPairs, settings: HeadSettings) -> int:
@@ -153,37 +149,34 @@ def checked_width(pairs: VectorPairs, settings: HeadSettings) -> int:
 def prepared(pairs: VectorPairs, choice: Choice, width: int) -> tuple[Head, Head]:
     """Heads that prepare the columns as chosen, before they are solved."""
     rows = sampled(pairs)
-    kind: Kind = "linear" if choice.bandwidth is None else "fourier"
-    heads = (
-        prepared_head(rows.a, choice.columns[0], width, kind),
-        prepared_head(rows.b, choice.columns[1], width, kind),
-    )
-    if choice.bandwidth is not None:
-        heads[0].draw_waves(rows.a, choice.bandwidth, seed=0)
-        heads[1].draw_waves(rows.b, choice.bandwidth, seed=1)
+    if choice.bandwidth is None:
+        return prepared_heads(rows, choice.columns, width)
+    heads = prepared_heads(rows, choice.columns, width, "fourier")
+    heads[0].draw_waves(rows.a, choice.bandwidth, seed=0)
+    heads[1].draw_waves(rows.b, choice.bandwidth, seed=1)
     return heads
 
 
-def blocks_of(pairs: VectorPairs, heads: tuple[Head, Head]) -> Iterator[Block]:
+def prepared_blocks(pairs: VectorPairs, heads: tuple[Head, Head]) -> Iterator[Rows]:
     """All pairs in blocks of rows, whose columns the heads prepare."""
     for start in range(0, len(pairs), BLOCK):
         places = np.arange(start, min(start + BLOCK, len(pairs)))
-        a, b = pairs.batch(places).parts
-        weights = None
-        if pairs.weights is not None:
-            weights = torch.from_numpy(pairs.weights[places])
-        yield heads[0].standardised(a), heads[1].standardised(b), weights
+        rows = Rows.of(pairs.only(places))
+        a, b = heads[0].standardised(rows.a), heads[1].standardised(rows.b)
+        yield Rows(a, b, rows.ids, rows.weights)
 
 
 def gathered(pairs: VectorPairs, heads: tuple[Head, Head]) -> PairMoments | CentredRows:
     """The moments of all pairs; of fewer pairs than columns the rows, centred."""
-    blocks = blocks_of(pairs, heads)
+    blocks = prepared_blocks(pairs, heads)
     if len(pairs) >= max(head.matrix.in_features for head in heads):
-        moments = (PairMoments.of(*block) for block in blocks)
+        moments = (PairMoments.of(rows.a, rows.b, rows.weights) for rows in blocks)
         return functools.reduce(operator.add, moments)
-    a, b, weights = zip(*blocks, strict=True)
-    all_weights = None if pairs.weights is None else torch.cat(weights)
-    return CentredRows.of(torch.cat(a), torch.cat(b), all_weights)
+    every = [*blocks]
+    a = torch.cat([rows.a for rows in every])
+    b = torch.cat([rows.b for rows in every])
+    weights = None if pairs.weights is None else torch.from_numpy(pairs.weights)
+    return CentredRows.of(a, b, weights)
 
 
 def choose_bandwidth(
@@ -232,7 +225,7 @@ def choose_ridge(
     return best, recalls[best]
 
 
-def log(objective: str, choice: Choice) -> None:
+def log_choice(objective: str, choice: Choice) -> None:
     """Says what held-out pairs chose."""
     bandwidth = ""
     if choice.bandwidth is not None:

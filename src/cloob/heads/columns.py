@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cloob.data.source import spread
 from cloob.data.vectors import VectorPairs
-from cloob.functional.cca import PairMoments, canonical_directions
-from cloob.heads.fitted import Rows, recalls_of_ids
+from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
+from cloob.heads.fitted import Rows, recalls
 from cloob.heads.head import Columns, Head, Kind
 from cloob.heads.settings import HeadSettings
 
@@ -110,27 +109,41 @@ def recalls_by(first: Rows, second: Rows, a: Columns, b: Columns) -> Tensor:
 
 def recalls_of_half(train: Rows, judges: Rows, ways: Both) -> Tensor:
     """(ids,) recalls of the judging rows by the closed form of the others."""
-    of_train, of_judges = [], []
-    for place, way in enumerate(ways):
-        head = prepared_head(train[place], way, 2)
-        of_train.append(head.standardised(train[place]))
-        of_judges.append(head.standardised(judges[place]))
-    moments = PairMoments.of(*of_train).single()
-    (directions,) = canonical_directions(moments, [RIDGE])
-    a, b = directions.weighted(1.0)
-    x = F.normalize((of_judges[0] - moments.mean_a) @ a, dim=1)
-    y = F.normalize((of_judges[1] - moments.mean_b) @ b, dim=1)
-    return recalls_of_ids(x, y, judges.ids).mean(0)
+    width = min(train.a.shape[1], train.b.shape[1])
+    heads = prepared_heads(train, ways, width)
+    moments = PairMoments.of(
+        heads[0].standardised(train.a), heads[1].standardised(train.b)
+    )
+    set_directions(heads, moments.single(), RIDGE, power=1.0)
+    return recalls(heads, judges)
 
 
-def prepared_head(
-    rows: Tensor, way: Columns, width: int, kind: Kind = "linear"
-) -> Head:
-    """A head without a branch that prepares columns in this way, by these rows; left as
-    they are they are divided by one number, which a closed form does not see.
+def prepared_heads(
+    rows: Rows, ways: Both, width: int, kind: Kind = "linear"
+) -> tuple[Head, Head]:
+    """Heads without a branch that prepare columns in these ways, by these rows; columns
+    that are left as they are they divide by one number, which a closed form does not
+    see.
     """
-    scaling = "one" if way.standardise == "none" else way.standardise
-    with torch.random.fork_rng(devices=[]):  # its first weights are of no use
-        head = Head(rows.shape[1], width, kind, 0.0, scaling, way.transform)
-    head.fit(rows)
-    return head.eval()
+    heads = []
+    for side, way in zip((rows.a, rows.b), ways, strict=True):
+        scaling = "one" if way.standardise == "none" else way.standardise
+        with torch.random.fork_rng(devices=[]):  # its first weights are of no use
+            head = Head(side.shape[1], width, kind, 0.0, scaling, way.transform)
+        head.fit(side)
+        heads.append(head.eval())
+    return heads[0], heads[1]
+
+
+def set_directions(
+    heads: tuple[Head, Head],
+    numbers: PairMoments | CentredRows,
+    ridge: float,
+    power: float,
+) -> None:
+    """Gives heads the matrices of the closed form of the columns they prepared."""
+    width = heads[0].matrix.out_features
+    (directions,) = canonical_directions(numbers, [ridge])
+    a, b = directions.weighted(power)
+    heads[0].set_matrix(numbers.mean_a, a[:, :width])
+    heads[1].set_matrix(numbers.mean_b, b[:, :width])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
@@ -37,7 +37,6 @@ OF_PICTURES = (
     "caption_column",
     "mask_duplicates",
 )
-PLACES = ("out", "resume", "overwrite", "workers", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
@@ -148,11 +147,6 @@ class HeadsConfig(HeadSettings):
     @property
     def holds_out(self) -> bool:
         return bool(self.held_out_share or self.val_a or self.held_out_sources)
-
-    def resumable_settings(self) -> dict[str, Any]:
-        """The settings that a run must have again when it is taken up."""
-        values = super().resumable_settings()
-        return {name: x for name, x in values.items() if name not in PLACES}
 
 
 def read_config(file: Path) -> HeadsConfig | None:

@@ -25,9 +25,9 @@ from torch import Tensor
 from cloob.data.table import Matrix, Table, TableEncoding, Unencoded, is_table
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.functional.bootstrap import bootstrap_interval, group_means
-from cloob.functional.ranking import mutual_ranks_of_ids
+from cloob.functional.bootstrap import bootstrap_interval
 from cloob.heads.arrays import fit_heads
+from cloob.heads.fitted import recalls_of_ids
 from cloob.heads.matrix import as_array, as_rows, pairs_of
 from cloob.heads.pipeline import piped_rows
 from cloob.heads.settings import CLOSED_FORMS, HeadSettings
@@ -250,9 +250,8 @@ class ContrastiveHeads(
         pairs = pairs_of(rows_x, rows_y, ids, groups, names=("X", "y"))
         of_x = embed_rows(self.encoder_, "a", rows_x)
         of_y = embed_rows(self.encoder_, "b", rows_y)
-        ranks = mutual_ranks_of_ids(of_x, of_y, torch.from_numpy(pairs.ids))
-        is_first = torch.stack([ranks_of_side < 1 for ranks_of_side in ranks])
-        recall = group_means(is_first.double().mean(0), torch.from_numpy(pairs.ids))
+        ids = torch.from_numpy(pairs.ids)
+        recall = recalls_of_ids(of_x, of_y, ids, at=[1]).mean(0)
         low, high = bootstrap_interval(recall, groups=pairs.units_of_ids())
         return float(recall.mean()), low, high
 

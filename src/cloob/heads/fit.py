@@ -13,25 +13,34 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import resolve_device
 from cloob.errors import TrainingFailed
 from cloob.heads.closed import ClosedHeads, closed_settings, fit_closed_form
 from cloob.heads.columns import PLAIN_WAYS, choose_columns
-from cloob.heads.fitted import EpochLine, OnEpoch, SingleHeads
+from cloob.heads.fitted import (
+    GALLERY,
+    EpochLine,
+    OnEpoch,
+    Rows,
+    SingleHeads,
+    best_epoch,
+    recalls,
+    to_device,
+)
 from cloob.heads.head import Head
 from cloob.heads.parts import (
     Batches,
-    Judge,
     Model,
     adamw,
-    fit_batch,
     fresh_heads,
     learning_rate,
     objective_of,
     sampled,
     seeded,
+    with_batch_size,
 )
 from cloob.heads.settings import HeadSettings
 from cloob.heads.state import Progress, copied, key_of, read_state, write_state
@@ -39,8 +48,8 @@ from cloob.heads.state import Progress, copied, key_of, read_state, write_state
 
 def fit(
     pairs: VectorPairs,
-    held_out: VectorPairs | None = None,
-    settings: HeadSettings | None = None,
+    held_out: VectorPairs | None,
+    plan: HeadSettings,
     *,
     closed: ClosedHeads | None = None,
     lead: float = 0.0,
@@ -53,12 +62,12 @@ def fit(
     Args:
         pairs: The training pairs.
         held_out: Pairs that choose the best epoch; None: the last one is taken.
-        settings: Those of the heads and the objective, which is a member.
+        plan: Settings of the heads and the objective, which is a member.
         closed: The closed form of the same pairs, from which the heads may start, with
             its columns; None: it is solved if they do.
         lead: The ``val_recall`` of other heads. A fit that is behind them has three
             fifths of the patience.
-        until: End after this epoch of ``settings.epochs``, by which the learning rate
+        until: End after this epoch of ``plan.epochs``, by which the learning rate
             goes.
         state: File of the state after the last epoch. Where it is that of the same
             pairs and settings the fit goes on from it, else it is written anew.
@@ -71,45 +80,51 @@ def fit(
         InputError: A setting does not go with the pairs.
         TrainingFailed: The loss of an epoch is not finite.
     """
-    settings = fit_batch(settings or HeadSettings(objective="infoloob"), pairs)
+    settings = with_batch_size(plan, pairs)
     device = resolve_device(settings.device)
     heads = first_heads(pairs, held_out, settings, closed)
     model = Model(*heads, objective_of(settings)).to(device)
     optimizer = adamw(model, settings, device)
     batches = Batches(pairs, settings, device)
-    judge = None if held_out is None else Judge(held_out, device)
+    judges = None if held_out is None else judge_rows(held_out, device)
 
     progress = Progress()
     key = key_of(pairs, held_out, settings, heads)
     if state is not None:
         progress = read_state(state, key, model, optimizer) or progress
+    history = progress.history
     began = time.perf_counter() - progress.seconds
-    while not is_over(progress, settings, lead, until):
-        with seeded(settings.seed, progress.epoch, device):
-            loss = fit_epoch(model, optimizer, batches, settings, progress)
-        progress.epoch += 1
-        progress.step += batches.steps
+    while not is_over(history, settings, lead, until or settings.epochs):
+        epoch = len(history)
+        with seeded(settings.seed, epoch, device):
+            loss = fit_epoch(model, optimizer, batches, settings, epoch)
+        step = (epoch + 1) * batches.steps
         line: EpochLine = {
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "samples_seen": progress.step * settings.batch_size,
+            "epoch": epoch + 1,
+            "step": step,
+            "samples_seen": step * settings.batch_size,
             "loss": loss,
             "val_recall": None,
         }
-        if judge is not None:
-            recall = judge(model)
-            is_best = keep_best(progress, recall, model)
-            line["val_recall"], line["is_best"] = recall, is_best
-        progress.seconds = time.perf_counter() - began
-        progress.history.append({**line, "seconds": progress.seconds})
+        if judges is not None:
+            judge(line, model, judges, progress)
+        line["seconds"] = time.perf_counter() - began
+        history.append(line)
         if state is not None:
             write_state(state, key, progress, model, optimizer)
         if on_epoch is not None:
-            on_epoch(progress.history[-1])
+            on_epoch(line)
     model.cpu().eval()
     if progress.best is not None:
         model.load_state_dict(progress.best)
-    return SingleHeads(model.heads, model.objective.config(), progress.history)
+    return SingleHeads(model.heads, model.objective.config(), history, settings=plan)
+
+
+def judge_rows(held_out: VectorPairs, device: torch.device) -> Rows:
+    """The held-out rows that judge every epoch, on the device of the fit."""
+    rows = Rows.of(held_out, GALLERY)
+    a, b = to_device(rows.a, device), to_device(rows.b, device)
+    return Rows(a, b, rows.ids.to(device))
 
 
 def first_heads(
@@ -138,49 +153,56 @@ def fit_epoch(
     optimizer: torch.optim.Optimizer,
     batches: Batches,
     settings: HeadSettings,
-    progress: Progress,
+    epoch: int,
 ) -> float:
     """Goes through the pairs once; the mean loss."""
     model.train()
     total = torch.zeros((), device=batches.device)
     n_steps = settings.epochs * batches.steps
-    for index, (a, b, ids, weights) in enumerate(batches.epoch(progress.epoch)):
-        x, y = model(a, b)
-        loss = model.loss(x, y, ids, weights)
+    first_step = epoch * batches.steps
+    for step, batch in enumerate(batches.epoch(epoch), first_step):
+        loss: Tensor = model(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings.lr, progress.step + index, n_steps)
+            group["lr"] = learning_rate(settings.lr, step, n_steps)
         optimizer.step()
         model.objective.clamp_()
         total += loss.detach()
     mean = float(total) / batches.steps
     if not math.isfinite(mean):
         raise TrainingFailed(
-            f"epoch {progress.epoch + 1}: the loss is not finite; a lower learning rate"
-            " may help"
+            f"epoch {epoch + 1}: the loss is not finite; a lower learning rate may help"
         )
     return mean
 
 
-def is_over(
-    progress: Progress, settings: HeadSettings, lead: float, until: int | None
-) -> bool:
-    """Whether the last epoch is done, or too many validations in a row found nothing
-    better; fewer are too many where other heads are ahead.
+def judge(line: EpochLine, model: Model, judges: Rows, progress: Progress) -> None:
+    """Notes the recall of held-out rows in the line of an epoch; the weights are kept
+    if they are the best so far.
     """
-    last_epoch = settings.epochs if until is None else min(until, settings.epochs)
-    patience = settings.patience
-    if (progress.best_value or 0.0) < lead:
-        patience = -(-3 * patience // 5)
-    return progress.epoch >= last_epoch or 0 < patience <= progress.stale
-
-
-def keep_best(progress: Progress, recall: float, model: Model) -> bool:
-    """Keeps the weights if they are the best so far; whether they are."""
-    is_better = progress.best_value is None or recall > progress.best_value
-    progress.stale = 0 if is_better else progress.stale + 1
-    if is_better:
-        progress.best_value = recall
+    model.eval()
+    recall = float(recalls(model.heads, judges).mean())
+    line["val_recall"] = recall
+    line["is_best"] = recall > best_recall(progress.history)
+    if line["is_best"]:
         progress.best = copied(model)
-    return is_better
+
+
+def is_over(
+    history: list[EpochLine], settings: HeadSettings, lead: float, n_epochs: int
+) -> bool:
+    """Whether the last epoch is done, or too many in a row found nothing better; fewer
+    are too many where other heads are ahead.
+    """
+    patience = settings.patience
+    if best_recall(history) < lead:
+        patience = -(-3 * patience // 5)
+    n_stale = len(history) - best_epoch(history) if history else 0
+    return len(history) >= n_epochs or 0 < patience <= n_stale
+
+
+def best_recall(history: list[EpochLine]) -> float:
+    """The best recall of held-out pairs so far; -1 before the first."""
+    found = [line["val_recall"] for line in history if line["val_recall"] is not None]
+    return max(found, default=-1.0)

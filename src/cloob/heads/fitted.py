@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -14,6 +14,7 @@ from cloob.data.vectors import VectorPairs
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks_of_ids
 from cloob.heads.head import Head, Heads, unit_rows
+from cloob.heads.settings import HeadSettings
 
 RECALLS = (1, 5, 10)
 GALLERY = 10_000  # pairs of a recall, at most: its time grows with their square
@@ -24,15 +25,26 @@ class Rows(NamedTuple):
 
     a: Tensor  # (n, F_a)
     b: Tensor  # (n, F_b)
-    ids: Tensor  # (n,) int64, by which answers are judged
+    ids: Tensor  # (n,) int64: rows of one id are one answer, and no negatives
+    weights: Tensor | None = None  # (n,)
 
     @classmethod
     def of(cls, pairs: VectorPairs, most: int | None = None) -> Rows:
         """All pairs, or so many of them, evenly spread."""
-        judged = pairs if most is None else pairs.at_most(most)
-        batch = judged.batch()
+        chosen = pairs if most is None else pairs.at_most(most)
+        batch = chosen.batch()
         a, b = batch.parts
-        return cls(a, b, batch.ids)
+        weights = chosen.weights
+        return cls(
+            a, b, batch.ids, None if weights is None else torch.from_numpy(weights)
+        )
+
+
+def to_device(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows there; Apple's GPUs have no float64."""
+    if device.type == "mps" and rows.dtype == torch.float64:
+        rows = rows.float()
+    return rows.to(device)
 
 
 class EpochLine(TypedDict):
@@ -48,6 +60,12 @@ class EpochLine(TypedDict):
 
 
 OnEpoch = Callable[[EpochLine], object]
+
+
+def best_epoch(history: Sequence[EpochLine]) -> int:
+    """The best epoch, from 1; the last one where nothing was held out."""
+    judged = [line for line in history if line.get("is_best")]
+    return (judged or history)[-1]["epoch"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,7 @@ class FittedHeads:
     @property
     def best_epoch(self) -> int:
         """The epoch of ``heads``, from 1; the last one where nothing was held out."""
-        judged = [line for line in self.history if line.get("is_best")]
-        return int((judged or self.history)[-1]["epoch"])
+        return best_epoch(self.history)
 
     @property
     def recall(self) -> float | None:
@@ -81,21 +98,27 @@ class SingleHeads(FittedHeads):
     """One head a side, joined with no other."""
 
     heads: tuple[Head, Head]
+    settings: HeadSettings = field(kw_only=True)
+    """By which they were fitted."""
 
 
-def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+def unit_sides(heads: Heads, rows: Rows) -> tuple[Tensor, Tensor]:
+    """(n, D) unit rows of both sides."""
+    return unit_rows(heads[0], rows.a), unit_rows(heads[1], rows.b)
+
+
+def recalls_of_ids(
+    a: Tensor, b: Tensor, ids: Tensor, at: Sequence[int] = RECALLS
+) -> Tensor:
     """(6, distinct ids) recall at 1, 5 and 10 in both directions, of (n, D) unit rows.
 
     Rows of one id are one answer, and any of them is right; a tie is a loss.
     """
     both = torch.stack(mutual_ranks_of_ids(a, b, ids)).cpu()
     ids = ids.cpu()
-    return torch.stack([group_means(ranks < k, ids) for ranks in both for k in RECALLS])
+    return torch.stack([group_means(ranks < k, ids) for ranks in both for k in at])
 
 
 def recalls(heads: Heads, rows: Rows) -> Tensor:
     """(ids,) the mean of recall at 1, 5 and 10 in both directions."""
-    device = next(heads[0].buffers()).device
-    a = unit_rows(heads[0], rows.a.to(device))
-    b = unit_rows(heads[1], rows.b.to(device))
-    return recalls_of_ids(a, b, rows.ids.to(device)).mean(0)
+    return recalls_of_ids(*unit_sides(heads, rows), rows.ids).mean(0)

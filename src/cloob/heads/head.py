@@ -95,35 +95,26 @@ class Head(nn.Module):
             "embed_dim": embed_dim,
             "kind": kind,
             "dropout": dropout,
+            "standardise": standardise,
+            "columns": columns,
         }
-        if standardise != "one":
-            self.options["standardise"] = standardise
-        if columns != "plain":
-            self.options["columns"] = columns
-        self.standardise, self.columns = standardise, columns
+        self.kind, self.standardise, self.columns = kind, standardise, columns
         if columns == "ranks":
             self.register_buffer("knots", torch.zeros(N_RANKS + 1, features))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("mean_rest", torch.zeros(features))
-        scales = features if standardise == "column" else ()
-        self.register_buffer("scale", torch.ones(scales))
-        self.kind = kind
+        n_scales = features if standardise == "column" else ()
+        self.register_buffer("scale", torch.ones(n_scales))
         width = features
         if kind == "fourier":
             self.register_buffer("frequencies", torch.zeros(features, N_WAVES))
             self.register_buffer("phases", torch.zeros(N_WAVES))
             width = N_WAVES
         self.matrix = nn.Linear(width, embed_dim)
-        self.dropout: nn.Module = nn.Identity()
+        self.dropout = nn.Dropout(0.0 if kind == "mlp" else dropout)
         self.branch: nn.Module | None = None
-        if kind != "mlp":
-            self.dropout = nn.Dropout(dropout)
-            return
-        hidden = nn.Linear(features, 2 * embed_dim)
-        last = nn.Linear(2 * embed_dim, embed_dim)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.branch = nn.Sequential(hidden, nn.GELU(), nn.Dropout(dropout), last)
+        if kind == "mlp":
+            self.branch = hidden_branch(features, embed_dim, dropout)
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
@@ -242,6 +233,15 @@ class Head(nn.Module):
         rows = self.standardised(features)
         out: Tensor = self.matrix(self.dropout(rows))
         return out if self.branch is None else out + self.branch(rows)
+
+
+def hidden_branch(features: int, embed_dim: int, dropout: float) -> nn.Module:
+    """A hidden layer, whose last matrix starts at zero."""
+    hidden = nn.Linear(features, 2 * embed_dim)
+    last = nn.Linear(2 * embed_dim, embed_dim)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(hidden, nn.GELU(), nn.Dropout(dropout), last)
 
 
 class Members(nn.Module):

@@ -1,5 +1,5 @@
-"""What the loop of ``fit`` is made of: first weights, optimiser, learning rate,
-batches, and the judge of its epochs.
+"""What the loop of ``fit`` is made of: first weights, optimiser, learning rate, and
+batches.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from cloob.data.rows import as_numbers
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import Layout
 from cloob.errors import InputError
-from cloob.heads.fitted import GALLERY, Rows, recalls
+from cloob.heads.fitted import Rows, to_device
 from cloob.heads.head import Columns, Head
 from cloob.heads.settings import USUAL_DIM, HeadSettings
 from cloob.objective import ContrastiveObjective, make_objective
@@ -45,27 +44,20 @@ class Model(nn.Module):
     def heads(self) -> tuple[Head, Head]:
         return self.a, self.b
 
-    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit rows of both sides."""
-        return F.normalize(self.a(a), dim=1), F.normalize(self.b(b), dim=1)
-
-    def loss(
-        self,
-        x: Tensor,
-        y: Tensor,
-        ids: Tensor,
-        weights: Tensor | None,
-    ) -> Tensor:
-        """The 0-d loss of unit rows; it waits for no device and checks no value."""
-        value: Tensor = self.objective(
-            x, y, ids=ids, weights=weights, trusted=Layout((len(x),))
+    def forward(self, batch: Rows) -> Tensor:
+        """The 0-d loss of a batch; it waits for no device and checks no value."""
+        x = F.normalize(self.a(batch.a), dim=1)
+        y = F.normalize(self.b(batch.b), dim=1)
+        trusted = Layout((len(x),))
+        loss: Tensor = self.objective(
+            x, y, ids=batch.ids, weights=batch.weights, trusted=trusted
         )
-        return value
+        return loss
 
 
-def fit_batch(settings: HeadSettings, pairs: VectorPairs) -> HeadSettings:
-    """The settings with a batch size: of few pairs, 16 to 32 steps an epoch. Few
-    columns need more negatives and learn for longer.
+def with_batch_size(settings: HeadSettings, pairs: VectorPairs) -> HeadSettings:
+    """The settings with a batch size where it is left open: of few pairs, 16 to 32
+    steps an epoch. Few columns need more negatives and learn for longer.
     """
     n = n_anchors(pairs)
     size, patience = settings.batch_size, settings.patience
@@ -162,15 +154,6 @@ def learning_rate(peak: float, step: int, n_steps: int) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
-class Batch(NamedTuple):
-    """Some pairs on a device."""
-
-    a: Tensor  # (n, F_a)
-    b: Tensor  # (n, F_b)
-    ids: Tensor  # (n,)
-    weights: Tensor | None  # (n,)
-
-
 class Batches:
     """The batches of an epoch; the rows stay on a GPU where they fit."""
 
@@ -179,21 +162,22 @@ class Batches:
     ) -> None:
         self.pairs, self.device = pairs, device
         self._seed, self._size = settings.seed, settings.batch_size
-        _, first, which = np.unique(
+        _, first_pairs, anchor_of = np.unique(
             pairs.rows[:, 0], return_index=True, return_inverse=True
         )
+        n_anchors = len(first_pairs)
         self._partners: Pictures | None = None  # where a row of a has several
-        if len(first) < len(pairs):
-            self._partners = Pictures(first[which])
-        self._order = EpochOrder([ShardSizes((len(first),))], seed=settings.seed)
-        self.steps = len(first) // self._size
+        if n_anchors < len(pairs):
+            self._partners = Pictures(first_pairs[anchor_of])
+        self._order = EpochOrder([ShardSizes((n_anchors,))], seed=settings.seed)
+        self.steps = n_anchors // self._size
         self._ids = torch.from_numpy(pairs.ids).to(device)
         self._weights: Tensor | None = None
         if pairs.weights is not None:
             self._weights = torch.from_numpy(pairs.weights).float().to(device)
         self._sides = resident(pairs, device)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Iterator[Rows]:
         """All rows of a once, each with one of its rows of b; what is left over is
         another epoch's.
         """
@@ -218,7 +202,7 @@ class Batches:
             else:
                 a, b = self._sides[0][rows[part, 0]], self._sides[1][rows[part, 1]]
             weights = None if self._weights is None else self._weights[chosen[part]]
-            yield Batch(a, b, self._ids[chosen[part]], weights)
+            yield Rows(a, b, self._ids[chosen[part]], weights)
 
 
 def resident(pairs: VectorPairs, device: torch.device) -> tuple[Tensor, Tensor] | None:
@@ -231,27 +215,6 @@ def resident(pairs: VectorPairs, device: torch.device) -> tuple[Tensor, Tensor] 
     if n_bytes > SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
         return None
     return as_numbers(np.asarray(a)).to(device), as_numbers(np.asarray(b)).to(device)
-
-
-def to_device(rows: Tensor, device: torch.device) -> Tensor:
-    """The rows there; Apple's GPUs have no float64."""
-    if device.type == "mps" and rows.dtype == torch.float64:
-        rows = rows.float()
-    return rows.to(device)
-
-
-class Judge:
-    """How good heads are on held-out pairs, of which 10,000 at most are read, once."""
-
-    def __init__(self, held_out: VectorPairs, device: torch.device) -> None:
-        rows = Rows.of(held_out, GALLERY)
-        self._gallery = Rows(*(to_device(side, device) for side in rows))
-
-    @torch.no_grad()
-    def __call__(self, model: Model) -> float:
-        """The mean recall at 1, 5 and 10 in both directions."""
-        model.eval()
-        return float(recalls(model.heads, self._gallery).mean())
 
 
 @contextlib.contextmanager

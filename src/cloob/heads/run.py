@@ -14,7 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,16 @@ from cloob.heads.choose import choose
 from cloob.heads.cleaning import LeftOut, suspicious_pairs, without
 from cloob.heads.config import HeadsConfig, check_config, read_config
 from cloob.heads.features import embedded, first_captions, open_encoders
-from cloob.heads.fitted import GALLERY, EpochLine, FittedHeads, OnEpoch, Rows
-from cloob.heads.head import Heads, unit_rows
-from cloob.heads.ledger import Ledger, open_ledger
+from cloob.heads.fitted import (
+    GALLERY,
+    EpochLine,
+    FittedHeads,
+    OnEpoch,
+    Rows,
+    unit_sides,
+)
+from cloob.heads.head import Heads
+from cloob.heads.ledger import Decisions, open_decisions, write_decisions
 from cloob.heads.settings import USUAL_SCALES
 from cloob.lock import lock_run_folder
 from cloob.models import runs
@@ -116,7 +123,7 @@ def train_heads(config: HeadsConfig, *, on_epoch: OnEpoch | None = None) -> Head
         warn_of_few(data)
         leave_out_suspects(config, data)
         began = time.perf_counter()
-        is_finished = data.ledger.decisions.get("finished") == length_of(config)
+        is_finished = data.decisions.get("finished") == length_of(config)
         if not is_finished:
             start_run(config, data)
             fitted = fit_run(config, data, on_epoch)
@@ -131,10 +138,9 @@ class Data:
 
     pairs: VectorPairs
     held_out: VectorPairs | None
-    ledger: Ledger
+    decisions: Decisions
     held_out_fingerprint: Fingerprint | None
     encoder: AlignedEncoder | None = None  # None for vectors
-    left_out: list[LeftOut] = field(default_factory=list)
 
     def model(self, heads: Heads, objective: dict[str, object]) -> Model:
         """The model with these heads."""
@@ -167,18 +173,18 @@ def check_place(config: HeadsConfig) -> None:
 
 
 def open_vectors(config: HeadsConfig) -> Data:
-    """The pairs of two files of vectors; the ledger lists those of a share that is held
-    out.
+    """The pairs of two files of vectors; the decisions list those of a share that is
+    held out.
     """
     pairs, held_out = vector_pairs(config)
     fingerprints = {TRAINING: pairs.fingerprint()}
     if held_out is not None:
         fingerprints[HELD_OUT] = held_out.fingerprint()
-    ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
-    ledger.decisions["held_out"] = []
+    decisions = open_decisions(config.out, fingerprints, config.resumable_settings())
+    decisions["held_out"] = []
     if held_out is not None and config.held_out_share:
-        ledger.decisions["held_out"] = held_out.rows[:, 0].tolist()
-    return Data(pairs, held_out, ledger, fingerprints.get(HELD_OUT))
+        decisions["held_out"] = held_out.rows[:, 0].tolist()
+    return Data(pairs, held_out, decisions, fingerprints.get(HELD_OUT))
 
 
 def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
@@ -217,14 +223,14 @@ def check_skipped(config: HeadsConfig, kind: str, pairs: VectorPairs) -> None:
 
 def open_pictures(config: HeadsConfig) -> Data:
     """The features of pictures and captions by the two frozen encoders."""
-    training, held_out, ledger = picture_sources(config)
+    training, held_out, decisions = picture_sources(config)
     assert config.image_encoder is not None and config.text_encoder is not None
     encoder = open_encoders(
         config.image_encoder, config.text_encoder, config.image_size
     )
     pairs = embedded(training, encoder, config.workers).pairs
     check_skipped(config, "samples", pairs)
-    data = Data(pairs, None, ledger, None, encoder)
+    data = Data(pairs, None, decisions, None, encoder)
     if held_out is not None:
         data.held_out_fingerprint = held_out.fingerprint()
         judges = embedded(held_out, encoder, config.workers).pairs
@@ -234,9 +240,9 @@ def open_pictures(config: HeadsConfig) -> Data:
     return data
 
 
-def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Ledger]:
+def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Decisions]:
     """The training pairs of pictures and captions, the held-out ones, and the run's
-    ledger, in which a share that is held out is noted.
+    decisions, in which a share that is held out is noted.
     """
     training = open_sources(config, config.sources)
     fingerprints = {TRAINING: training.fingerprint()}
@@ -244,16 +250,16 @@ def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Ledger]
     if config.held_out_sources:
         held_out = open_sources(config, config.held_out_sources)
         fingerprints[HELD_OUT] = held_out.fingerprint()
-    ledger = open_ledger(config.out, fingerprints, config.resumable_settings())
+    decisions = open_decisions(config.out, fingerprints, config.resumable_settings())
     if not config.held_out_share:
-        ledger.decisions["held_out"] = []
-        return training, held_out, ledger
-    if "held_out" not in ledger.decisions:
+        decisions["held_out"] = []
+        return training, held_out, decisions
+    if "held_out" not in decisions:
         logger.info("reading all pairs once, to hold some out (--val-split) …")
         chosen = choose_held_out(training, config.held_out_share)
-        ledger.decisions["held_out"] = chosen.tolist()
-    rows = np.array(ledger.decisions["held_out"], np.int64)
-    return *split(training, rows), ledger
+        decisions["held_out"] = chosen.tolist()
+    rows = np.array(decisions["held_out"], np.int64)
+    return *split(training, rows), decisions
 
 
 def open_sources(config: HeadsConfig, specs: Iterable[str]) -> Source:
@@ -278,15 +284,14 @@ def warn_of_few(data: Data) -> None:
 
 
 def leave_out_suspects(config: HeadsConfig, data: Data) -> None:
-    """Takes the suspects out of the training pairs, as the ledger says or from now on
-    says; then equal captions are negatives unless they are to be masked.
+    """Takes the suspects out of the training pairs, as was decided before or is now;
+    then equal captions are negatives unless they are to be masked.
     """
     if config.clean is not None:
-        decisions = data.ledger.decisions
-        if "suspects" not in decisions:
-            decisions["suspects"] = suspicious_pairs(data.pairs)
-        data.left_out = [LeftOut(*line) for line in decisions["suspects"]]
-        data.pairs = without(data.pairs, data.left_out)
+        if "suspects" not in data.decisions:
+            data.decisions["suspects"] = suspicious_pairs(data.pairs)
+        left_out = [LeftOut(*line) for line in data.decisions["suspects"]]
+        data.pairs = without(data.pairs, left_out)
     if data.encoder is not None and not config.mask_duplicates:
         data.pairs = numbered(data.pairs)
 
@@ -297,7 +302,7 @@ def leave_out_suspects(config: HeadsConfig, data: Data) -> None:
 def start_run(config: HeadsConfig, data: Data) -> None:
     """Writes what the run was asked and what it decided, before the first step."""
     out = config.out
-    data.ledger.write()
+    write_decisions(out, data.decisions)
     write_whole(out / runs.RUN_CONFIG_FILE, config.to_json())
     skipped: list[dict[str, object]] = [vars(skip) for skip in data.pairs.skipped]
     if data.held_out is not None:
@@ -305,7 +310,7 @@ def start_run(config: HeadsConfig, data: Data) -> None:
     write_lines(out / runs.SKIPPED_FILE, skipped)
     if config.clean is not None:
         table = io.StringIO(newline="")
-        csv.writer(table).writerows([LeftOut._fields, *data.left_out])
+        csv.writer(table).writerows([LeftOut._fields, *data.decisions["suspects"]])
         write_whole(out / runs.SUSPECTS_FILE, table.getvalue())
 
 
@@ -337,8 +342,8 @@ def finish_run(config: HeadsConfig, data: Data, fitted: FittedHeads) -> None:
     """
     write_lines(config.out / runs.EPOCHS_FILE, fitted.history)
     write_checkpoint(config, data, fitted)
-    data.ledger.decisions |= {**fitted.decisions, "finished": length_of(config)}
-    data.ledger.write()
+    data.decisions |= {**fitted.decisions, "finished": length_of(config)}
+    write_decisions(config.out, data.decisions)
     for file in (config.out / runs.STATE_FOLDER).glob("refit*.pt"):
         file.unlink()
 
@@ -386,8 +391,7 @@ def held_out_numbers(heads: Heads, held_out: VectorPairs) -> dict[str, object]:
     """
     judged = held_out.at_most(GALLERY)
     rows = Rows.of(judged)
-    a, b = unit_rows(heads[0], rows.a), unit_rows(heads[1], rows.b)
-    ranks = mutual_ranks_of_ids(a, b, rows.ids)
+    ranks = mutual_ranks_of_ids(*unit_sides(heads, rows), rows.ids)
     return pair_numbers(ranks, rows.ids, units=judged.units_of_ids())
 
 

@@ -29,7 +29,10 @@ USUAL_SCALES: dict[str, dict[str, float | bool]] = {
     "clip": {"inv_tau": 10.0, "learnable_inv_tau": False},
 }
 """Where heads on vectors start, where that is not the objective's own start."""
-FREE = ("epochs", "patience", "device", "refit")
+FREE = (
+    *("epochs", "patience", "device", "refit"),
+    *("out", "resume", "overwrite", "workers", "max_bad_fraction"),
+)
 """What may differ when a run is taken up again."""
 OF_THE_LOOP = ("lr", "weight_decay", "epochs", "batch_size", "patience", "seed")
 """What a closed form has no use for."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +23,13 @@ from cloob.heads.settings import HeadSettings
 class Progress:
     """Where a fit stands."""
 
-    epoch: int = 0  # epochs done
-    step: int = 0  # steps done
-    seconds: float = 0.0
-    stale: int = 0  # validations in a row that found nothing better
-    best_value: float | None = None
+    history: list[EpochLine] = field(default_factory=list)  # of the epochs done
     best: dict[str, Tensor] | None = None  # weights of heads and objective
-    history: list[EpochLine] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took so far."""
+        return self.history[-1]["seconds"] if self.history else 0.0
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
@@ -83,20 +82,10 @@ def read_state(
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-        if content["key"] != key:
-            return None
-        progress = Progress(**content["progress"])
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        EOFError,
-        ValueError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ):
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
+    if content["key"] != key:
         return None
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
-    return progress
+    return Progress(**content["progress"])

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -137,18 +138,18 @@ def suspicion(
     ordered = combine(terms, n)
     back = order.argsort()
     scores, known_wrong = ordered[:n][back], ordered[n:]
-    wrong = estimate_wrong_share(scores, known_wrong, int(pairs.group.max()) + 1)
+    wrong = estimate_wrong_share(scores, known_wrong, int(pairs.ids.max()) + 1)
     return Suspicion(scores, known_wrong, order[better][back], wrong)
 
 
 class Pairs(NamedTuple):
-    """Rows of both sides, the number of every pair's id, its fold, and digests of both
-    rows.
+    """Rows of both sides in the order of their digests, with what is known of every
+    pair.
     """
 
     a: Tensor  # (n, F_a) float64
     b: Tensor  # (n, F_b) float64
-    group: Tensor  # (n,) int64, as all of these
+    ids: Tensor  # (n,) int64 from 0, as all of these
     fold: Tensor
     digest_a: Tensor
     digest_b: Tensor
@@ -187,19 +188,19 @@ def sorted_pairs(
 ) -> tuple[Pairs, Tensor]:
     """The pairs in the order of their digests, and this order."""
     digest_a, digest_b = digests_of(a), digests_of(b)
-    both = digest_a * np.uint64(0x9E3779B97F4A7C15) + digest_b
-    group = number_ids(both, None if ids is None else ids.cpu().numpy())
-    n_ids = int(group.max(initial=-1)) + 1
+    digest_of_pair = digest_a * np.uint64(0x9E3779B97F4A7C15) + digest_b
+    numbers = number_ids(digest_of_pair, None if ids is None else ids.cpu().numpy())
+    n_ids = int(numbers.max(initial=-1)) + 1
     if n_ids < 2 * n_folds:
         raise InputError(
             f"{counted(n_ids, 'distinct ids')} in {n_folds} folds; 2 ids or more a fold"
             " are needed"
         )
-    order = np.argsort(both, kind="stable")
-    columns = (group, group % n_folds, digest_a.view(np.int64), digest_b.view(np.int64))
-    ordered = [torch.from_numpy(column[order]) for column in columns]
-    rows = torch.from_numpy(order)
-    return Pairs(centred(a, rows), centred(b, rows), *ordered), rows
+    folds = numbers % n_folds
+    columns = (numbers, folds, digest_a.view(np.int64), digest_b.view(np.int64))
+    order = torch.from_numpy(np.argsort(digest_of_pair, kind="stable"))
+    ordered = [torch.from_numpy(column)[order] for column in columns]
+    return Pairs(normalised(a[order]), normalised(b[order]), *ordered), order
 
 
 def digests_of(rows: Tensor) -> np.ndarray:
@@ -214,27 +215,27 @@ def number_ids(digests: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
     Equal pairs are of one id where there are no ids, and ids whose least pairs are
     equal are one, so that no pair is judged by its copy.
     """
-    _, group = np.unique(digests if ids is None else ids, return_inverse=True)
-    least = np.full(int(group.max(initial=-1)) + 1, np.iinfo(np.uint64).max)
-    np.minimum.at(least, group, digests)
-    _, number = np.unique(least, return_inverse=True)
-    return np.asarray(number[group])
+    distinct, places = np.unique(digests if ids is None else ids, return_inverse=True)
+    least = np.full(len(distinct), np.iinfo(np.uint64).max)
+    np.minimum.at(least, places, digests)
+    _, numbers = np.unique(least, return_inverse=True)
+    return np.asarray(numbers[places])
 
 
-def centred(rows: Tensor, order: Tensor) -> Tensor:
-    """The rows in an order, as float64, about their mean, of greatest number one.
+def normalised(rows: Tensor) -> Tensor:
+    """The rows as float64, less their mean, and divided by their largest number.
 
     The first row is subtracted before the mean, so that a constant column is zero; a
     column that varies by rounding alone becomes zero too.
     """
-    wide = rows.double()[order]
-    first = wide[0].clone()
-    wide -= first
-    wide -= wide.mean(0)
-    precision = torch.finfo(rows.dtype if rows.is_floating_point() else wide.dtype).eps
-    wide[:, wide.abs().amax(0) <= precision * first.abs()] = 0.0
-    size = wide.abs().max()
-    return wide / size if size > 0 else wide
+    first = rows[0].double()
+    centred = rows.double() - first
+    centred -= centred.mean(0)
+    dtype = rows.dtype if rows.is_floating_point() else torch.float64
+    rounding = torch.finfo(dtype).eps * first.abs()
+    centred[:, centred.abs().amax(0) <= rounding] = 0.0
+    size = centred.abs().max()
+    return centred / size if size > 0 else centred
 
 
 def draw_matches(pairs: Pairs) -> Matches:
@@ -242,20 +243,17 @@ def draw_matches(pairs: Pairs) -> Matches:
     order, where they differ from the row opposite in id and in the numbers of both
     sides.
     """
-    n = len(pairs.group)
+    n = len(pairs.ids)
     generator = torch.Generator().manual_seed(0)
-    of_a, of_b = [], []
-    for _ in range(DRAWS):
-        draw = torch.rand(n, generator=generator, dtype=torch.float64)
-        of_a.append(pairs.fold.argsort(stable=True))
-        of_b.append((pairs.fold + draw).argsort())
-    drawn_a, drawn_b = torch.cat(of_a), torch.cat(of_b)
+    drawn_a = pairs.fold.argsort(stable=True).repeat(DRAWS)  # fold after fold
+    draws = torch.rand((DRAWS, n), generator=generator, dtype=torch.float64)
+    drawn_b = (pairs.fold + draws).argsort(1).flatten()  # a draw is below 1
     differs = torch.ones(len(drawn_a), dtype=torch.bool)
-    for key in (pairs.group, pairs.digest_a, pairs.digest_b):
+    for key in (pairs.ids, pairs.digest_a, pairs.digest_b):
         differs &= key[drawn_a] != key[drawn_b]
-    own = torch.arange(n)
+    given = torch.arange(n)
     return Matches(
-        torch.cat([own, drawn_a[differs]]), torch.cat([own, drawn_b[differs]])
+        torch.cat([given, drawn_a[differs]]), torch.cat([given, drawn_b[differs]])
     )
 
 
@@ -269,23 +267,23 @@ def score_by_other_folds(pairs: Pairs, matches: Matches) -> tuple[Tensor, Tensor
     trained = train_without_each_fold(pairs)
     ridge, by_column = choose_ridge(pairs, matches, trained)
     scores = torch.empty(len(matches.of_a))
-    better = torch.empty(len(pairs.group), dtype=torch.long)
+    better = torch.empty(len(pairs.ids), dtype=torch.long)
     for fold, moments in enumerate(trained):
-        ((found, nearest),) = score_by_ridges(
+        ((scores_of_fold, better_of_fold),) = score_by_ridges(
             pairs, fold, matches, moments, [ridge], by_column
         )
-        scores[pairs.fold[matches.of_a] == fold] = found
-        better[pairs.fold == fold] = nearest
+        scores[pairs.fold[matches.of_a] == fold] = scores_of_fold
+        better[pairs.fold == fold] = better_of_fold
     return scores, better, by_column
 
 
 def train_without_each_fold(pairs: Pairs) -> list[Trained]:
     """For every fold the pairs of the other folds, in the form that costs less."""
-    if len(pairs.group) < max(pairs.a.shape[1], pairs.b.shape[1]):
-        others = [pairs.fold != fold for fold in range(FOLDS)]
-        return [CentredRows.of(pairs.a[rows], pairs.b[rows]) for rows in others]
-    own = [pairs.in_fold(fold) for fold in range(FOLDS)]
-    moments = [PairMoments.of(pairs.a[rows], pairs.b[rows]) for rows in own]
+    if len(pairs.ids) < max(pairs.a.shape[1], pairs.b.shape[1]):
+        rows_without = [pairs.fold != fold for fold in range(FOLDS)]
+        return [CentredRows.of(pairs.a[rows], pairs.b[rows]) for rows in rows_without]
+    rows_of = [pairs.in_fold(fold) for fold in range(FOLDS)]
+    moments = [PairMoments.of(pairs.a[rows], pairs.b[rows]) for rows in rows_of]
     return [
         functools.reduce(operator.add, moments[:fold] + moments[fold + 1 :])
         for fold in range(FOLDS)
@@ -298,7 +296,7 @@ def choose_ridge(
     """The ridge, and whether columns are standardised, by which a given pair scores
     above a known wrong one most often: in the first fold, in more where it is small.
     """
-    above: dict[tuple[float, bool], int] = {}
+    n_above: Counter[tuple[float, bool]] = Counter()
     n_judged = 0
     for fold, moments in enumerate(trained):
         if n_judged >= N_JUDGED:
@@ -308,9 +306,8 @@ def choose_ridge(
         for by_column in (False, True):
             tried = score_by_ridges(pairs, fold, matches, moments, RIDGES, by_column)
             for ridge, (scores, _) in zip(RIDGES, tried, strict=True):
-                setting = ridge, by_column
-                above[setting] = above.get(setting, 0) + count_above(scores, n_given)
-    return max(above, key=lambda setting: above[setting])
+                n_above[ridge, by_column] += count_above(scores, n_given)
+    return max(n_above, key=lambda setting: n_above[setting])
 
 
 def score_by_ridges(
@@ -339,46 +336,53 @@ def score_fold(
     to everything in it, and (n',) the rows of b that fit best.
     """
     rows = pairs.in_fold(fold)
-    group = pairs.group[rows]
-    place = torch.zeros_like(pairs.group)  # within the fold
-    place[rows] = torch.arange(len(rows))
-    is_own = pairs.fold[matches.of_a] == fold
-    own = Matches(place[matches.of_a[is_own]], place[matches.of_b[is_own]])
-
-    near_x, near_y = find_nearest(x, y, group), find_nearest(y, x, group)
+    ids = pairs.ids[rows]
+    near_x, near_y = find_nearest(x, y, ids), find_nearest(y, x, ids)
+    place_in_fold = torch.zeros_like(pairs.ids)
+    place_in_fold[rows] = torch.arange(len(rows))
+    is_in_fold = pairs.fold[matches.of_a] == fold
+    matches_in_fold = Matches(
+        place_in_fold[matches.of_a[is_in_fold]], place_in_fold[matches.of_b[is_in_fold]]
+    )
     scores = []
-    for of_a, of_b in own.blocks(near_x.rows.shape[1]):
-        groups_x, groups_y = group[near_x.rows[of_a]], group[near_y.rows[of_b]]
-        hub_x = mean_of_ten(near_x.cosines[of_a], groups_x, group[of_b])
-        hub_y = mean_of_ten(near_y.cosines[of_b], groups_y, group[of_a])
+    for of_a, of_b in matches_in_fold.blocks(near_x.rows.shape[1]):
+        ids_near_x, ids_near_y = ids[near_x.rows[of_a]], ids[near_y.rows[of_b]]
+        hub_x = mean_of_ten(near_x.cosines[of_a], ids_near_x, ids[of_b])
+        hub_y = mean_of_ten(near_y.cosines[of_b], ids_near_y, ids[of_a])
         scores.append((x[of_a] * y[of_b]).sum(1) - (hub_x + hub_y) / 2)
+    return torch.cat(scores), rows[best_fits(x, y, near_x, ids)]
 
-    is_other = group[near_x.rows] != group[:, None]
-    first = is_other.byte().argmax(1, keepdim=True)
-    nearest = near_x.rows.gather(1, first).squeeze(1)
-    fits = (x * y[nearest]).sum(1) > (x * y).sum(1)
-    fits &= group[nearest] != group
-    return torch.cat(scores), torch.where(fits, rows[nearest], rows)
+
+def best_fits(x: Tensor, y: Tensor, near_x: Near, ids: Tensor) -> Tensor:
+    """(n',) for every row x the nearest row y of another id, if it is nearer than the
+    own one, which is taken otherwise.
+    """
+    is_other = ids[near_x.rows] != ids[:, None]
+    first_other = is_other.byte().argmax(1, keepdim=True)  # 0 where there is none
+    other = near_x.rows.gather(1, first_other).squeeze(1)
+    is_nearer = (x * y[other]).sum(1) > (x * y).sum(1)
+    fits_better = is_nearer & (ids[other] != ids)
+    return torch.where(fits_better, other, torch.arange(len(ids)))
 
 
 def neighbour_terms(pairs: Pairs, matches: Matches, by_column: bool) -> list[Tensor]:
     """How like the two sides' neighbours are: of a row of a with the nearest other rows
     of a, the mean cosine of its row of b with theirs; and the other way round.
     """
-    a, b = scaled(pairs.a, by_column), scaled(pairs.b, by_column)
-    near_a, near_b = (find_nearest(side, side, pairs.group) for side in (a, b))
-    turned = Matches(matches.of_b, matches.of_a)
+    a, b = unit_rows(pairs.a, by_column), unit_rows(pairs.b, by_column)
+    near_a, near_b = find_nearest(a, a, pairs.ids), find_nearest(b, b, pairs.ids)
+    swapped = Matches(matches.of_b, matches.of_a)
     return [
-        mean_agreement(near_a, b, pairs.group, matches),
-        mean_agreement(near_b, a, pairs.group, turned),
+        mean_agreement(near_a, b, pairs.ids, matches),
+        mean_agreement(near_b, a, pairs.ids, swapped),
     ]
 
 
-def scaled(rows: Tensor, by_column: bool) -> Tensor:
-    """Unit rows, of columns in units of their spread if asked for."""
+def unit_rows(rows: Tensor, by_column: bool) -> Tensor:
+    """Unit rows, of columns in units of their deviation if asked for."""
     if by_column:
-        spread = rows.std(0)
-        rows = rows / spread.masked_fill(spread == 0, 1.0)
+        deviations = rows.std(0)
+        rows = rows / deviations.masked_fill(deviations == 0, 1.0)
     return F.normalize(rows, dim=1).float()
 
 
@@ -410,27 +414,25 @@ def count_above(scores: Tensor, n: int) -> int:
 # --- the nearest rows ---
 
 
-def find_nearest(queries: Tensor, rows: Tensor, group: Tensor) -> Near:
+def find_nearest(queries: Tensor, rows: Tensor, ids: Tensor) -> Near:
     """The nearest of (n, D) unit rows for (n, D) unit queries, as many as leave enough
     of other ids.
     """
     step = max(1, -(-len(rows) // CANDIDATES))
     candidates = torch.arange(0, len(rows), step)
-    largest = int(torch.bincount(group).max())
+    largest = int(torch.bincount(ids).max())
     count = min(NEAREST + 2 * largest, MAX_LISTED, len(candidates))
     columns = rows[candidates].T
-    found = [
-        (part @ columns).topk(count, dim=1) for part in torch.split(queries, BLOCK)
+    blocks = [
+        (block @ columns).topk(count, dim=1) for block in torch.split(queries, BLOCK)
     ]
     return Near(
-        torch.cat([candidates[top.indices] for top in found]),
-        torch.cat([top.values for top in found]),
+        torch.cat([candidates[top.indices] for top in blocks]),
+        torch.cat([top.values for top in blocks]),
     )
 
 
-def mean_agreement(
-    near: Near, other: Tensor, group: Tensor, matches: Matches
-) -> Tensor:
+def mean_agreement(near: Near, other: Tensor, ids: Tensor, matches: Matches) -> Tensor:
     """(n + m,) mean cosines, on the other side, of the row that stands opposite with
     those of a row's ten nearest rows of other ids.
     """
@@ -438,17 +440,17 @@ def mean_agreement(
     for query, opposite in matches.blocks(near.rows.shape[1] * other.shape[1]):
         rows = near.rows[query]
         cosines = (other[rows] @ other[opposite].unsqueeze(2)).squeeze(2)
-        means.append(mean_of_ten(cosines, group[rows], group[query], group[opposite]))
+        means.append(mean_of_ten(cosines, ids[rows], ids[query], ids[opposite]))
     return torch.cat(means)
 
 
-def mean_of_ten(cosines: Tensor, groups: Tensor, *excluded: Tensor) -> Tensor:
-    """(m,) means of the first ten of (m, K) cosines, by the groups of their rows, that
-    are of no excluded group; the last one where all are.
+def mean_of_ten(cosines: Tensor, ids: Tensor, *excluded_ids: Tensor) -> Tensor:
+    """(m,) means of the first ten of (m, K) cosines, by the ids of their rows, that are
+    of no excluded id; the last one where all are.
     """
-    usable = torch.ones_like(groups, dtype=torch.bool)
-    for group in excluded:
-        usable &= groups != group[:, None]
+    usable = torch.ones_like(ids, dtype=torch.bool)
+    for excluded in excluded_ids:
+        usable &= ids != excluded[:, None]
     chosen = usable & (usable.cumsum(1) <= NEAREST)
     chosen[:, -1] |= ~usable.any(1)
     weights = chosen.float() / chosen.sum(1, keepdim=True)
