@@ -61,23 +61,35 @@ def ranks_of_ids(
 
     ``ids`` are (N,) integers: row i of both sides has id i.
     """
-    distinct, place = torch.unique(ids.to(query.device), return_inverse=True)
-    rows = torch.arange(len(place), device=place.device)
-    first = torch.full_like(distinct, len(place), dtype=torch.int64)
-    first.scatter_reduce_(0, place, rows, "amin")
+    first, place = _first_rows(ids.to(query.device))
     return ranks(query, gallery[first], place, chunk)
 
 
 def mutual_ranks_of_ids(
     x: Tensor, y: Tensor, ids: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """:func:`ranks_of_ids` of x among y and of y among x, in one sweep where no id is
-    twice.
+    """:func:`ranks_of_ids` of x among y and of y among x; in one sweep, unless most ids
+    are thrice or more, so that two against distinct rows are less work.
     """
-    if len(torch.unique(ids)) < len(ids):
-        return ranks_of_ids(x, y, ids, chunk), ranks_of_ids(y, x, ids, chunk)
-    place = torch.arange(len(ids), device=x.device)
-    return mutual_ranks(x, y, torch.stack([place, place], dim=1), chunk)
+    first, place = _first_rows(ids.to(x.device))
+    if 2 * len(first) < len(ids):
+        return ranks(x, y[first], place, chunk), ranks(y, x[first], place, chunk)
+    rows = torch.arange(len(ids), device=x.device)
+    own_first = first[place]
+    later = rows[own_first != rows]
+    pairs = torch.stack([rows, own_first], dim=1)
+    back = torch.stack([own_first[later], later], dim=1)
+    counted = own_first == rows
+    pairs = torch.cat([pairs, back])
+    return _count_ahead(x, y, pairs, chunk, both=True, counted=counted)
+
+
+def _first_rows(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The first row of every distinct id, and the place of every row's id in these."""
+    distinct, place = torch.unique(ids, return_inverse=True)
+    rows = torch.arange(len(place), device=place.device)
+    first = torch.full_like(distinct, len(place), dtype=torch.int64)
+    return first.scatter_reduce_(0, place, rows, "amin"), place
 
 
 def mutual_ranks(
@@ -139,9 +151,13 @@ def _count_ahead(
     *,
     both: bool,
     group: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ranks of the queries' positives in the gallery, and of the gallery's among
     the queries (only if ``both``).
+
+    With ``counted``, (N,) bool of equally many rows of both sides, the other rows are
+    asked for and are in no gallery.
     """
     query, gallery = comparable(query, gallery)
     pairs = pairs.to(query.device)
@@ -156,33 +172,36 @@ def _count_ahead(
     _check_every_row_has_one(pairs, group, sizes, both)
     positives = _Positives(pairs, group, sizes, chunk)
 
+    # 1 for what is in a gallery, 0 for what is not
+    shares = gallery.new_ones(len(gallery)) if counted is None else counted.to(gallery)
+    shares_back = query.new_ones(len(query)) if counted is None else shares
     best = query.new_full((len(query),), -torch.inf)
     best_back = gallery.new_full((len(gallery),), -torch.inf)
     for rows, columns, row, column in positives:
         if len(row):
             scores = _of_positives(query[rows], gallery[columns], row, column)
-            best[rows].scatter_reduce_(0, row, scores, "amax")
-            best_back[columns].scatter_reduce_(0, column, scores, "amax")
+            there = scores.masked_fill(shares[columns][column] == 0, -torch.inf)
+            best[rows].scatter_reduce_(0, row, there, "amax")
+            back = scores.masked_fill(shares_back[rows][row] == 0, -torch.inf)
+            best_back[columns].scatter_reduce_(0, column, back, "amax")
     least = least_tied(best, query, gallery)
     least_back = least_tied(best_back, gallery, query)
 
     ahead = torch.zeros_like(best, dtype=torch.int64)
     ahead_back = torch.zeros_like(best_back, dtype=torch.int64)
     scratch = query.new_empty(min(chunk, len(query)) * min(chunk, len(gallery)))
-    ones = query.new_ones(chunk)
     for rows, columns, row, column in positives:
         scores = query[rows] @ gallery[columns].T
         if len(row):
             scores[row, column] = torch.nan  # ahead of nobody
         # Counted by a product with ones, exact below 2²⁴: torch takes eight times as
         # long to add up booleans.
-        n_rows, n_columns = scores.shape
-        reached = scratch[: n_rows * n_columns].view_as(scores)
+        reached = scratch[: scores.numel()].view_as(scores)
         torch.ge(scores, least[rows, None], out=reached)
-        ahead[rows].add_((reached @ ones[:n_columns]).long())
+        ahead[rows].add_((reached @ shares[columns]).long())
         if both:
             torch.ge(scores, least_back[columns], out=reached)
-            ahead_back[columns].add_((ones[:n_rows] @ reached).long())
+            ahead_back[columns].add_((shares_back[rows] @ reached).long())
     ahead.masked_fill_(best == -torch.inf, UNRANKED)
     ahead_back.masked_fill_(best_back == -torch.inf, UNRANKED)
     return ahead, ahead_back
