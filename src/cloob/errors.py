@@ -84,13 +84,13 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, of the machine or of a GPU."""
-    of_torch = (
+    words_of_torch = (
         "out of memory",
         "DefaultCPUAllocator",
         "could not create a memory object",
     )
     return isinstance(error, MemoryError) or any(
-        words in str(error) for words in of_torch
+        words in str(error) for words in words_of_torch
     )
 
 

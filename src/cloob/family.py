@@ -61,7 +61,7 @@ FAMILY: dict[str, Member] = {
 }
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 # decoupled contrastive learning, arXiv:2110.06848
-ALIASES: dict[Any, ObjectiveName] = {"dcl": "infoloob"}
+ALIASES: dict[str, ObjectiveName] = {"dcl": "infoloob"}
 PAPER_OBJECTIVES = OBJECTIVES[:4]  # those that CLOOB's paper compares
 
 

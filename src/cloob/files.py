@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -36,6 +38,13 @@ def write_whole(path: Path, content: str | bytes, refused: str | None = None) ->
         ) from error
 
 
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Writes a table at once; its first row is the header."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(path, text.getvalue())
+
+
 class TooLarge(Exception):  # noqa: N818
     """A file has more bytes than may be read of it; the message has the numbers."""
 
@@ -58,12 +67,16 @@ def check_replaceable(target: Path) -> None:
     """Refuses a folder whose place no other can take: a mounted one, or the current
     one.
     """
-    place, fixed = target.resolve(), ""
+    place = target.resolve()
+    reason = ""
     with contextlib.suppress(FileNotFoundError):  # the current folder may be gone
-        fixed = "is where you are" if Path.cwd().is_relative_to(place) else ""
-    if fixed := "a file system is mounted here" if os.path.ismount(place) else fixed:
+        if Path.cwd().is_relative_to(place):
+            reason = "is where you are"
+    if os.path.ismount(place):
+        reason = "a file system is mounted here"
+    if reason:
         raise InputError(
-            f"{target}: {fixed}, which cannot be replaced; give another place"
+            f"{target}: {reason}, which cannot be replaced; give another place"
         )
 
 

@@ -8,6 +8,7 @@ for other towers.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -66,16 +67,17 @@ def get_recipe(
         >>> config.objective, config.batch_size, config.seed
         ('clip', 128, 1)
     """
-    key = _recipe_name(name)
-    settings = starts_of(key)
+    recipe_name = _recipe_name(name)
+    settings = starts_of(recipe_name)
     is_of_heads = settings.pop("heads", False)
     if is_of_heads and model is not None:
         raise InputError(f"model is {model!r}, but {name} trains heads; leave it out")
-    usual = "auto" if key in _CHOOSING else "cloob"
-    objective = ALIASES.get(objective, objective or usual)
+    if objective is None:
+        objective = "auto" if recipe_name in _CHOOSING else "cloob"
+    objective = ALIASES.get(objective, objective)
     del settings["about"]
-    of_objectives = settings.pop("objectives", {})
-    of_models = settings.pop("models", {})
+    by_objective = settings.pop("objectives", {})
+    by_model = settings.pop("models", {})
     has_published_scales = settings.pop("published_scales", False)
     settings["out"] = settings["out"].format(
         objective=objective, model=str(model or settings.get("model")).lower()
@@ -84,11 +86,18 @@ def get_recipe(
     config = start.override(**settings).override(objective=objective)
     if has_published_scales:
         config = config.override(**FAMILY[objective].starts)
-    config = config.override(**of_objectives.get(objective, {}))
+    config = config.override(**by_objective.get(objective, {}))
     if model is None:
         return config
-    kind = next((kind for kind in of_models if model.startswith(kind)), None)
-    return config.override(model=model, **of_models.get(kind, {}))
+    return config.override(model=model, **_settings_of_model(by_model, model))
+
+
+def _settings_of_model(by_model: Mapping[str, Settings], model: str) -> Settings:
+    """The settings of a recipe for some towers, whose names begin alike."""
+    for beginning, settings in by_model.items():
+        if model.startswith(beginning):
+            return settings
+    return {}
 
 
 def starts_of(name: str) -> Settings:

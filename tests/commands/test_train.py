@@ -221,3 +221,25 @@ def test_what_is_offered_after_heads_of_vectors_runs_as_it_is_printed(
     assert cli.main(words) == 0
     (line,) = next_commands(capsys.readouterr().err)
     assert cli.main([*shlex.split(line), "--out", "clean"]) == 0
+
+
+def test_heads_whose_patience_was_used_up_say_what_goes_on(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cause = np.random.default_rng(0).normal(size=(60, 3))
+    np.save("a.npy", cause @ np.ones((3, 5)))
+    np.save("b.npy", cause**3)
+    words = ["train", "vectors", "--a", "a.npy", "--b", "b.npy", "--device", "cpu"]
+    words += ["--objective", "clip", "--patience", "2", "--out", "run"]
+    assert cli.main(words) == 0
+    run, stopped, *_ = capsys.readouterr().out.splitlines()
+    said = re.match(r"run: (\d+ steps), (\d+) epochs, \d+ pairs, \d+ s$", run)
+    assert said is not None
+    steps, epochs = said.groups()
+    assert stopped == f"stopped at epoch {epochs}: no better for 2 epochs"
+    assert cli.main([*words, "--resume", "auto"]) == 0
+    assert capsys.readouterr().out == (
+        f"run: already finished ({epochs} epochs, {steps}); the patience was used up,"
+        " --patience 0 goes on\n"
+    )

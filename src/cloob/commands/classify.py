@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -63,7 +63,10 @@ class ChosenLabel:
     margin: float | None
 
 
-Picture: TypeAlias = "tuple[Item, dict[str, ChosenLabel | None]]"
+Classified: TypeAlias = "tuple[Item, list[ChosenLabel]]"
+"""A picture with the labels that were chosen for it, best first; none where none of
+them fits.
+"""
 
 
 def run(options: Options) -> int:
@@ -71,23 +74,23 @@ def run(options: Options) -> int:
     from cloob.search.classify import check_labels
 
     check(options)
-    how = label_options(options)
-    names = check_labels(read_labels(options.labels), how)
+    rules = label_options(options)
+    names = check_labels(read_labels(options.labels), rules)
     if options.paths is not None:
         check_label(options.paths, names)
     options = within_index(options)
     source = opened(options.source, options.model, options.device, options.workers)
     with source as (index, unread):
         index.embedder(device=options.device)
-        labels = index.classify(names, how, where=options.where)
+        labels = index.classify(names, rules, where=options.where)
         print_labels(index, labels, options)
         counts = ", ".join(
             f"{printable(name)} {count:,}"
             for name, count in labels.counts().items()
             if count
         )
-        left = f"; {unread:,} could not be read (see above)" if unread else ""
-        say(f"{len(labels.ids):,} pictures: {counts}{left}")
+        lost = f"; {unread:,} could not be read (see above)" if unread else ""
+        say(f"{len(labels.ids):,} pictures: {counts}{lost}")
     return 1 if unread else 0
 
 
@@ -152,46 +155,43 @@ def print_labels(index: cloob.Index, labels: Labels, options: Options) -> None:
             f"the model stores no temperature; with {labels.inv_tau:g} in its place,"
             " probabilities only rank"
         )
-    pictures = list(chosen_labels(index, labels))
+    pictures = classified(index, labels)
     if options.paths is not None:
-        items = [item for item, names in pictures if options.paths in names]
-        print_paths(items)
-    elif options.json:
-        print_json(pictures)
-    else:
-        print_lines(pictures)
+        print_paths([item for item, chosen in pictures if fits(options.paths, chosen)])
+        return
+    for item, chosen in pictures:
+        if options.json:
+            entries = [vars(label) for label in chosen]
+            print(json.dumps({"id": item.id, "path": item.path, "labels": entries}))
+        else:
+            print(f"{printable(item.path)}\t{describe(chosen)}")
 
 
-def chosen_labels(index: cloob.Index, labels: Labels) -> Iterator[Picture]:
-    """Every classified picture with the labels that were chosen for it, best first;
-    "none of these" has nothing more.
-    """
-    from cloob.search.classify import NONE
-
+def classified(index: cloob.Index, labels: Labels) -> Iterator[Classified]:
+    """Every picture with its labels."""
     rows = {id_: row for row, id_ in enumerate(labels.ids.tolist())}
     for item in index.items(list(rows)):
         row = rows[item.id]
-        chosen: dict[str, ChosenLabel | None] = {}
+        chosen = []
         for label in labels.chosen[row]:
             margin = None
             if labels.margins is not None:
                 margin = round(float(labels.margins[row, label]), 3)
             probability = round(float(labels.probabilities[row, label]), 6)
-            name = labels.names[label]
-            chosen[name] = ChosenLabel(name, probability, margin)
-        yield item, chosen or {NONE: None}
+            chosen.append(ChosenLabel(labels.names[label], probability, margin))
+        yield item, chosen
 
 
-def print_json(pictures: Sequence[Picture]) -> None:
-    for item, chosen in pictures:
-        entries = [vars(entry) for entry in chosen.values() if entry]
-        print(json.dumps({"id": item.id, "path": item.path, "labels": entries}))
+def fits(name: str, chosen: list[ChosenLabel]) -> bool:
+    """Whether a label was chosen for a picture; "none of these" if no other was."""
+    from cloob.search.classify import NONE
+
+    return name in [label.label for label in chosen] or (name == NONE and not chosen)
 
 
-def print_lines(pictures: Sequence[Picture]) -> None:
-    for item, chosen in pictures:
-        texts = [
-            f"{printable(name)} {entry.probability:.2f}" if entry else name
-            for name, entry in chosen.items()
-        ]
-        print(f"{printable(item.path)}\t{', '.join(texts)}")
+def describe(chosen: list[ChosenLabel]) -> str:
+    """The labels of a picture in a line."""
+    from cloob.search.classify import NONE
+
+    texts = [f"{printable(label.label)} {label.probability:.2f}" for label in chosen]
+    return ", ".join(texts) or NONE

@@ -9,10 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloob.data.shards.spec import is_pattern, is_remote
 from cloob.errors import InputError
 from cloob.machine import decoders
+
+if TYPE_CHECKING:
+    from cloob.heads.run import HeadsResult
+    from cloob.training.callbacks import RunResult
 
 PROGRESS_SECONDS = 10.0
 _hints = True
@@ -45,17 +50,40 @@ def check_there(source: str) -> None:
 
 
 def check_out(
-    option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()
+    option: str,
+    path: Path,
+    endings: Sequence[str],
+    inputs: Iterable[str | None] = (),
+    *,
+    overwrite: bool = True,
 ) -> None:
-    """Raises InputError for a file that cannot be written, or is one of the inputs."""
+    """Raises InputError for a file that cannot be written, is one of the inputs, or is
+    there and not to be replaced.
+    """
     expected = f"it must be a file {' or '.join(endings)}"
     if path.suffix not in endings:
         ending = path.suffix or "nothing"
         raise InputError(f"{option} {path}: ends in {ending}; {expected}")
     if path.is_dir():
         raise InputError(f"{option} {path}: is a folder; {expected}")
-    if os.path.realpath(path) in map(os.path.realpath, inputs):
+    if os.path.realpath(path) in map(os.path.realpath, filter(None, inputs)):
         raise InputError(f"{option} {path}: is what is read; name another file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists; --overwrite replaces it")
+    check_folder(path.parent, f"{path}: cannot be written")
+
+
+def check_folder(folder: Path, refused: str) -> None:
+    """Raises InputError for a folder in which nothing can be written, before the work
+    whose result goes there; ``refused`` is what it says before the reason.
+
+    A folder that is not there is not made, as it would outlive an error.
+    """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise InputError(f"{refused} ({place} is no folder)")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{refused} (no permission for {place})")
 
 
 def say(text: str) -> None:
@@ -78,6 +106,21 @@ def say_next_of_pictures(out: Path, source: str, holds_out: bool) -> None:
     pictures = source if Path(source).is_dir() else "PICTURES"
     index = ["index", pictures, "--model", str(out), "--out", "pictures.idx"]
     say_next(["eval", out, *judge], index, ["search", "pictures.idx", "a red bird"])
+
+
+def print_length(result: RunResult | HeadsResult, patience: int) -> None:
+    """Says how long a run was, and why it ended."""
+    run, epochs, steps = result.run, result.epochs, result.steps
+    if result.already_finished:
+        why = "a longer one goes on"
+        if result.out_of_patience:
+            why = "the patience was used up, --patience 0 goes on"
+        print(f"{run}: already finished ({epochs} epochs, {steps:,} steps); {why}")
+        return
+    pairs = f"{result.samples_seen:,} pairs"
+    print(f"{run}: {steps:,} steps, {epochs} epochs, {pairs}, {result.seconds:,.0f} s")
+    if result.out_of_patience:
+        print(f"stopped at epoch {epochs}: no better for {patience} epochs")
 
 
 def print_table(lines: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import cloob
 from cloob.commands.console import check_out, progress, say_next
 from cloob.commands.options import Range, as_words
-from cloob.commands.suspects import (
-    judge_pictures,
-    judge_vectors,
-    make_place,
-    report,
-)
+from cloob.commands.suspects import judge_pictures, judge_vectors, report
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 
@@ -28,7 +22,6 @@ if TYPE_CHECKING:
 # Pairs up to which heads on frozen encoders are what to begin with
 # (the page “Which objective”: 43,276).
 _FEW = 50_000
-_MOST_SHOWN = 60  # suspects on a page
 _FEWEST = 4  # usable pairs: two to train on, two to hold out
 
 
@@ -73,12 +66,11 @@ class Options:
 def run(options: Options) -> int:
     """Looks at a set, or lists its suspects."""
     check_sides(options)
-    if options.out is not None:
-        check_out("--out", options.out, (".html", ".htm"))
+    check_suspects(options)
     if options.suspects is None:
         look(options)
     else:
-        find_suspects(options, options.suspects)
+        find_suspects(options)
     return 0
 
 
@@ -93,11 +85,12 @@ def check_sides(options: Options) -> None:
         raise InputError("--a and --b go with --suspects and without DATA")
     if has_vectors and options.out is not None:
         raise InputError("--out shows pictures; vectors have none")
-    check_suspects(options)
 
 
 def check_suspects(options: Options) -> None:
-    """Refuses options that do not go with ``--suspects``, or need it."""
+    """Refuses options that do not go with ``--suspects``, or need it, and files that
+    cannot be written.
+    """
     if options.suspects is None:
         if options.model is not None or options.out is not None:
             option = "--out" if options.model is None else "--model"
@@ -109,34 +102,33 @@ def check_suspects(options: Options) -> None:
         raise InputError(
             "--suspects prints no --json; --suspects FILE.csv writes a table"
         )
-
-
-def find_suspects(options: Options, files: Sequence[Path]) -> None:
-    """Prints, lists and shows the pairs that least seem to belong."""
-    path = files[0] if files else None
-    if path is not None:
-        names = (options.data, options.a, options.b, options.ids)
-        check_out("--suspects", path, (".csv",), filter(None, names))
-        make_place(path)
     if options.out is not None:
-        make_place(options.out)
+        check_out("--out", options.out, (".html", ".htm"))
+    for file in options.suspects:
+        read = (options.data, options.a, options.b, options.ids)
+        check_out("--suspects", file, (".csv",), read)
+
+
+def find_suspects(options: Options) -> None:
+    """Prints, lists and shows the pairs that least seem to belong."""
     if options.a is not None and options.b is not None:
         from cloob.data.vectors import open_vector_pairs
 
         pairs = open_vector_pairs(options.a, options.b, options.ids)
-        report(judge_vectors(pairs, options.model), path)
-        sides = as_words(options, "a", "b", "ids")
-        say_next(["train", "vectors", "--clean", "auto", *sides])
-        return
-    # how far the frozen encoders are
-    logging.getLogger("cloob.heads.features").setLevel(logging.INFO)
-    # the demo's pictures are small, and so are its encoders' inputs
-    is_demo = options.data.partition(":")[0] == "demo"
-    config = cloob.get_recipe("demo") if is_demo else cloob.get_recipe("align")
-    config = config.override(workers=options.workers)
-    judged = judge_pictures(opened(options), config, options.model)
-    report(judged, path, options.out, _MOST_SHOWN)
-    say_next([*training(options, few=True), "--clean", "auto"])
+        judged = judge_vectors(pairs, options.model)
+        train = ["train", "vectors", *as_words(options, "a", "b", "ids")]
+    else:
+        # how far the frozen encoders are
+        logging.getLogger("cloob.heads.features").setLevel(logging.INFO)
+        # the demo's pictures are small, and so are its encoders' inputs
+        is_demo = options.data.partition(":")[0] == "demo"
+        recipe = cloob.get_recipe("demo" if is_demo else "align")
+        config = recipe.override(workers=options.workers)
+        judged = judge_pictures(opened(options), config, options.model)
+        train = training(options, few=True)
+    file = options.suspects[0] if options.suspects else None
+    report(judged, file, options.out)
+    say_next([*train, "--clean", "auto"])
 
 
 def opened(options: Options) -> Source:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import cloob
 from cloob.commands.console import check_out, say
 from cloob.commands.index import opened
-from cloob.commands.options import Device, Threads, as_words
+from cloob.commands.options import Device, Threads
 from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models.runs import RUN_CONFIG_FILE
@@ -96,15 +96,23 @@ def check(options: Options) -> None:
     """Refuses options that exclude each other, and a file to write that does not fit
     what is embedded.
     """
-    words = as_words(options, "a", "b", "texts", "model")
-    names, inputs = words[::2], words[1::2]
-    if len(names) > 1:
-        raise InputError(f"{' and '.join(names[:2])} exclude each other; give one")
-    endings = PICTURE_ENDINGS if names in ([], ["--model"]) else (".npy",)
-    check_out("--out", options.out, endings, [*inputs, options.source])
-    if options.out.exists() and not options.overwrite:
-        raise InputError(f"{options.out}: exists; --overwrite replaces it")
-    if not names and (Path(options.source) / RUN_CONFIG_FILE).is_file():
+    files = {"--a": options.a, "--b": options.b, "--texts": options.texts}
+    given = [
+        option
+        for option, value in {**files, "--model": options.model}.items()
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise InputError(f"{given[0]} and {given[1]} exclude each other; give one")
+    is_of_pictures = given in ([], ["--model"])
+    check_out(
+        "--out",
+        options.out,
+        PICTURE_ENDINGS if is_of_pictures else (".npy",),
+        [*files.values(), options.source],
+        overwrite=options.overwrite,
+    )
+    if not given and (Path(options.source) / RUN_CONFIG_FILE).is_file():
         raise InputError(
             f"{options.source}: is a run; --texts names texts for it, --a or --b rows"
             " for its heads"

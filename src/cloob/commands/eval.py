@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from cloob.commands.console import print_table, progress, say, threads
+from cloob.commands.console import check_folder, print_table, progress, say, threads
 from cloob.commands.held_out import (
     Run,
     add_held_out,
@@ -22,7 +22,13 @@ from cloob.commands.held_out import (
 )
 from cloob.commands.options import Batch, Device, Threads, as_words
 from cloob.errors import InputError
-from cloob.models.runs import list_checkpoints, split_checkpoint
+from cloob.models.runs import (
+    checkpoint_step,
+    chosen_checkpoint,
+    list_checkpoints,
+    split_checkpoint,
+    with_checkpoint,
+)
 
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
@@ -106,23 +112,23 @@ def run(options: Options) -> int:
     """Evaluates; 1 when a part could not be evaluated, with what there is written."""
     check_options(options)
     sets = open_sets(options)
-    runs = find_runs(options.models)
+    models = models_by_name(options.models)
+    runs = find_runs(models)
     held_out = add_held_out(sets, runs, options.models) if options.held_out else []
     warn_about_training_data(options, runs)
     check_sets(options, sets)
     candidates = open_candidates(sets, options)
-    models = begin(options.models, options.out)
     folders = runs_with_checkpoints(models, sets) if options.checkpoints else {}
+    say_best_checkpoints(options.models)
 
     embedding = embed_options(options)
     embeddings, results = compare(models, sets, embedding, candidates)
-    names = {model: name for name, model in models.items()}
-    runs_by_name = {names[run.model]: run for run in runs}
-    note_choices(results["rows"], runs_by_name, typed_sets(sets, options), held_out)
+    note_choices(results["rows"], runs, typed_sets(sets, options), held_out)
     if folders:
         measure_checkpoints(folders, sets, embedding, results)
     write_files(options.out, embeddings, results, sets)
-    return print_summary(results, sets, options)
+    print_summary(results, sets, options.out)
+    return 1 if results.get("failures") else 0
 
 
 def typed_sets(sets: Sets, options: Options) -> dict[str, str]:
@@ -166,6 +172,7 @@ def check_options(options: Options) -> None:
     if excluded:
         raise InputError(f"--a and {excluded[0]} exclude each other; give one of them")
     check_ids(options)
+    check_folder(options.out, f"{options.out}: results cannot be written here")
 
 
 def check_needs(options: Options, is_there: Mapping[str, bool]) -> None:
@@ -192,7 +199,7 @@ def open_sets(options: Options) -> Sets:
     sets = Sets()
     if options.paper is not None:
         open_paper(sets, options.paper, probe=options.probe)
-    labelled = _named(options.zeroshot, map(open_labelled, options.zeroshot))
+    labelled = _renamed(options.zeroshot, map(open_labelled, options.zeroshot))
     sets.sets += labelled
     if options.probe:
         for path, data in zip(options.zeroshot, labelled, strict=True):
@@ -204,7 +211,7 @@ def open_sets(options: Options) -> Sets:
         open_captioned(path, image_column=image, caption_column=caption)
         for path in options.retrieval
     )
-    sets.pairs += _named(options.retrieval, captioned)
+    sets.pairs += _renamed(options.retrieval, captioned)
     if options.a is not None and options.b is not None:
         from cloob.data.vectors import open_vector_pairs
 
@@ -238,21 +245,35 @@ def open_candidates(sets: Sets, options: Options) -> dict[str, Candidates]:
     return {pairs.name: listed}
 
 
-def _named(typed: Sequence[str], opened: Iterable[PicturesT]) -> list[PicturesT]:
-    """Sets; those of equal names are called as they were typed."""
+def models_by_name(typed: Sequence[str]) -> dict[str, str]:
+    """Models as they were typed, by a name for each."""
+    names = distinct_names([Path(model).name or model for model in typed], typed)
+    return dict(zip(names, typed, strict=True))
+
+
+def _renamed(typed: Sequence[str], opened: Iterable[PicturesT]) -> list[PicturesT]:
+    """Sets, by a name for each."""
     sets = list(opened)
-    names = [data.name for data in sets]
+    names = distinct_names([data.name for data in sets], typed)
     return [
-        dataclasses.replace(data, name=path) if names.count(data.name) > 1 else data
-        for path, data in zip(typed, sets, strict=True)
+        dataclasses.replace(data, name=name)
+        for data, name in zip(sets, names, strict=True)
     ]
 
 
-def warn_about_training_data(options: Options, runs: Sequence[Run]) -> None:
+def distinct_names(names: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """The names of what was typed; where several have the same one, what was typed."""
+    return [
+        word if names.count(name) > 1 else name
+        for name, word in zip(names, typed, strict=True)
+    ]
+
+
+def warn_about_training_data(options: Options, runs: Mapping[str, Run]) -> None:
     """Says where a run is judged by what it was trained on."""
     specs = [*options.retrieval, *([options.a] if options.a else [])]
     judged = {os.path.realpath(spec) for spec in specs}
-    for run in runs:
+    for run in runs.values():
         files = run.training_files()
         seen = [spec for spec in files if os.path.realpath(spec) in judged]
         if not seen:
@@ -281,26 +302,13 @@ def check_sets(options: Options, sets: Sets) -> None:
         )
 
 
-def begin(models: Sequence[str], out: Path) -> dict[str, str]:
-    """Models by name; refuses an unwritable folder, and reports which runs stand for
-    their best checkpoint.
-    """
-    from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
-
-    # a folder made here would outlive an error
-    place = next(path for path in (out, *out.parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"{out}: results cannot be written here")
+def say_best_checkpoints(models: Sequence[str]) -> None:
+    """Says which runs stand for their best checkpoint."""
     for model in models:
         if with_checkpoint(model) == f"{model}:best":
             step = checkpoint_step(chosen_checkpoint(Path(model)))
             best = f"{model}: its best checkpoint, step {step:,}"
             say(f"{best} ({model}:last is the last)")
-    names = [Path(model).name or model for model in models]
-    return {
-        model if names.count(name) > 1 else name: model
-        for model, name in zip(models, names, strict=True)
-    }
 
 
 def embed_options(options: Options) -> EmbedOptions:
@@ -345,7 +353,9 @@ def add_failures(results: Results, failures: Sequence[Failure]) -> None:
 
 
 def runs_with_checkpoints(models: Mapping[str, str], sets: Sets) -> dict[str, Path]:
-    """The run folders among the models, whose checkpoints are measured."""
+    """The run folders among the models, whose checkpoints are measured; one may lack
+    its config.json.
+    """
     folders: dict[str, Path] = {}
     for name, model in models.items():
         folder = Path(split_checkpoint(model)[0].removeprefix("local-dir:"))
@@ -406,9 +416,10 @@ def _queries(
     return []
 
 
-def print_summary(results: Results, sets: Sets, options: Options) -> int:
-    """Prints the numbers, and where the rest is; returns the exit code."""
-    code = print_results(results)
+def print_summary(results: Results, sets: Sets, out: Path) -> None:
+    """Prints the numbers and where the rest is, and says what has none."""
+    print_accuracies(results["rows"])
+    say_problems(results)
     for note in choice_notes(results["rows"]):
         print(f"* {note}")
     for pairs in sets.vectors:
@@ -421,22 +432,15 @@ def print_summary(results: Results, sets: Sets, options: Options) -> int:
             f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f}"
             f" ({low:+.1f} … {high:+.1f})"
         )
-    print(options.out / RESULTS_FILE, options.out / PAGE_FILE, sep="\n")
-    return code
+    print(out / RESULTS_FILE, out / PAGE_FILE, sep="\n")
 
 
-def print_results(results: Results) -> int:
-    """Prints a row per accuracy and a column per model; returns the exit code.
-
-    Reports what could not be read, loaded or measured, missing sets apart.
-    """
-    rows = results["rows"]
+def print_accuracies(rows: Sequence[Row]) -> None:
+    """Prints a line per accuracy, with a column per model."""
     lines = list(_table_rows(rows))
     if lines:
         head = ("%, ± half the 95 % CI", [row["model"] for row in rows])
         print_table([head, *lines])
-    _say_problems(results)
-    return 1 if results.get("failures") else 0
 
 
 def _table_rows(
@@ -488,8 +492,8 @@ _SAID = {
 }
 
 
-def _say_problems(results: Results) -> None:
-    """Prints what could not be read, loaded or evaluated."""
+def say_problems(results: Results) -> None:
+    """Says what could not be read, loaded or measured, missing sets apart."""
     from cloob.evaluation.report.tables import problems
 
     found = problems(results)

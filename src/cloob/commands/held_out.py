@@ -94,22 +94,22 @@ class Run:
         return list(self.config.data)
 
 
-def find_runs(models: Sequence[str]) -> list[Run]:
-    """Those of some models that are runs.
+def find_runs(models: Mapping[str, str]) -> dict[str, Run]:
+    """Those of the models that are runs, by their names.
 
     Raises:
         InputError: Of a run whose settings cannot be read. Other models that cannot be
             read are reported when they are loaded.
     """
-    runs = []
-    for model in models:
+    runs = {}
+    for name, model in models.items():
         weights = folder = None
         with contextlib.suppress(InputError):
             weights = find_model_folder(model)
             folder = run_of(weights)
         if weights is not None and folder is not None:
             config = _settings_of(folder / RUN_CONFIG_FILE)
-            runs.append(Run(model, weights, folder, config))
+            runs[name] = Run(model, weights, folder, config)
     return runs
 
 
@@ -124,14 +124,16 @@ def _settings_of(file: Path) -> cloob.TrainConfig | HeadsConfig:
     )
 
 
-def add_held_out(sets: Sets, runs: Sequence[Run], models: Sequence[str]) -> list[str]:
+def add_held_out(
+    sets: Sets, runs: Mapping[str, Run], models: Sequence[str]
+) -> list[str]:
     """Adds the held-out pairs of runs, among the models, to the sets, which must be the
     same for all of them; returns the names of the sets.
     """
     if not runs:
         for model in models:
             check_source(model)
-    run = _only_split(runs)
+    run = _only_split(list(runs.values()))
     _check_local(run)
     held_out = _open_held_out(run)
     if not isinstance(held_out, list):

@@ -97,10 +97,13 @@ def run(options: Options) -> int:
 def check(options: Options) -> None:
     """Raises InputError for options that do not fit, before torch is there."""
     if options.out is not None:
-        inputs = filter(None, [options.a, options.b, options.a_ids, options.b_ids])
-        check_out("--out", options.out, (".csv", ".parquet"), inputs)
-        if options.out.exists() and not options.overwrite:
-            raise InputError(f"{options.out}: exists; --overwrite replaces it")
+        check_out(
+            "--out",
+            options.out,
+            (".csv", ".parquet"),
+            [options.a, options.b, options.a_ids, options.b_ids],
+            overwrite=options.overwrite,
+        )
     elif options.overwrite:
         raise InputError("--overwrite needs --out")
     if options.json and not options.judge:

@@ -25,7 +25,16 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    NotRequired,
+    TypedDict,
+    TypeVar,
+)
 
 from cloob.commands.removed import refuse_option
 from cloob.errors import InputError, nearest
@@ -74,29 +83,47 @@ def run_command(name: str, words: Sequence[str]) -> int:
 class Field(NamedTuple):
     """A field of a dataclass: an option, or a positional word."""
 
-    kinds: tuple[Any, ...]  # the types that it may have
-    marks: tuple[Any, ...]  # of its annotation
-    default: Any  # MISSING where it must be given
+    kind: type  # of a value: bool, int, float, str or Path
+    choices: tuple[str, ...]  # of text, all that it may be; of a number, words as well
+    takes_many: bool  # values: a tuple of them
+    marks: tuple[object, ...]  # of its annotation: checks, and what the help calls it
+    default: object  # MISSING where it must be given
 
 
-def fields_of(kind: Any) -> dict[str, Field]:
+class Page(TypedDict):
+    """The help of a command, as ``help.toml`` has it."""
+
+    usage: str
+    about: NotRequired[str]
+    groups: dict[str, list[str]]  # names of options by title
+    examples: list[str]
+
+
+def fields_of(kind: type) -> dict[str, Field]:
     """The options of a dataclass by name."""
     types_ = typing.get_type_hints(kind)
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {
-        field.name: Field(
-            _kinds_of(types_[field.name]),
-            getattr(hints[field.name], "__metadata__", ()),
-            field.default,
-        )
-        for field in dataclasses.fields(kind)
-    }
+    fields = {}
+    for field in dataclasses.fields(kind):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        fields[field.name] = _field(types_[field.name], marks, field.default)
+    return fields
 
 
-def _kinds_of(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
+def _field(hint: object, marks: tuple[object, ...], default: object) -> Field:
+    """The field of an annotation, such as ``float | Literal["auto", "none"]``."""
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    return typing.get_args(hint) if is_union else (hint,)
+    members = typing.get_args(hint) if is_union else (hint,)
+    kind, choices = members[0], ()
+    for member in members:
+        if typing.get_origin(member) is Literal:
+            choices = typing.get_args(member)
+    takes_many = typing.get_origin(kind) is tuple
+    if takes_many:
+        kind = typing.get_args(kind)[0]
+    if not isinstance(kind, type):
+        kind = str  # that of the choices
+    return Field(kind, choices, takes_many, marks, default)
 
 
 def parse(kind: type[T], words: Sequence[str], command: str) -> T:
@@ -117,35 +144,38 @@ def parse_values(
     namespace, rest = parser.parse_known_intermixed_args(list(words))
     if rest:
         typed = next((word for word in rest if word.startswith("-")), rest[0])
-        parser.error(f"not taken: {typed}{_advice(command, fields, typed)}")
+        advice = ""
+        if typed.startswith("--"):
+            option = typed.partition("=")[0]
+            refuse_known_option(command, fields, option)
+            advice = f"; {nearest(option, map(spelled, names_on(command)))}"
+        elif typed.startswith("-"):
+            advice = f"; what begins with - and is no option goes after: -- {typed}"
+        parser.error(f"not taken: {typed}{advice}")
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(namespace).items()
     }
 
 
-def _advice(command: str, fields: Mapping[str, Field], typed: str) -> str:
-    """What to do about a word that a command does not take."""
-    if not typed.startswith("-"):
-        return ""
-    if not typed.startswith("--"):
-        return f"; what begins with - and is no option goes after: -- {typed}"
-    option = typed.partition("=")[0]
-    name = option.removeprefix("--").replace("-", "_")
+def refuse_known_option(command: str, fields: Mapping[str, Field], option: str) -> None:
+    """Raises InputError for an option that left the command, is one of a page beside
+    its own, or is a setting that has no option.
+    """
     refuse_option(command, option)
+    name = option.removeprefix("--").replace("-", "_")
     family = command.partition(" ")[0]
-    others = [
+    pages_with_it = [
         f"`cloob {page}`"
         for page in pages()
         if name in names_on(page) and page.partition(" ")[0] == family
     ]
-    if others:
-        raise InputError(f"{option} goes with {' and '.join(others)}")
-    if name in fields and name not in names_on(command):
+    if pages_with_it:
+        raise InputError(f"{option} goes with {' and '.join(pages_with_it)}")
+    if name in fields:
         raise InputError(
             f"{option} is set in a file: --config more.toml, with the line {name} = …"
         )
-    return f"; {nearest(option, map(spelled, names_on(command)))}"
 
 
 def spelled(name: str) -> str:
@@ -212,50 +242,48 @@ def parser_of(
 
 def _form(field: Field, *, is_word: bool) -> dict[str, Any]:
     """What argparse wants to know of a field."""
-    kind = field.kinds[0]
-    if field.kinds == (bool,):
+    if field.kind is bool and field.default is False:
         return {"action": "store_true"}
-    if kind is bool:
+    if field.kind is bool:
         return {"nargs": "?", "const": "True", "choices": ("True", "False")}
     form: dict[str, Any] = {"type": functools.partial(_value, field)}
-    if typing.get_origin(kind) is tuple:
+    if field.takes_many:
         form["nargs"] = "*"
     elif not is_word:
         form["required"] = field.default is MISSING
     elif field.default is not MISSING:
         form["nargs"] = "?"
+    if field.kind is str and field.choices:
+        form["choices"] = field.choices
+        return form
     names = [mark for mark in field.marks if isinstance(mark, str)]
-    if typing.get_origin(kind) is Literal:
-        form["choices"] = typing.get_args(kind)
-    else:
-        form["metavar"] = names[0] if names else _NAMES.get(kind, "TEXT")
+    form["metavar"] = names[0] if names else _NAMES.get(field.kind, "TEXT")
     return form
 
 
-def _value(field: Field, word: str) -> Any:
-    """The value of a word."""
+def _value(field: Field, word: str) -> Path | float | str:
+    """The value of a word, converted and checked."""
     try:
-        value = _convert(field.kinds, word)
-        for mark in filter(callable, field.marks):
-            mark(value)
+        value = _convert(field, word)
+        for mark in field.marks:
+            if callable(mark):
+                mark(value)
     except InputError as error:  # argparse would hide what it says
         raise argparse.ArgumentTypeError(str(error)) from None
     return value
 
 
-def _convert(kinds: Sequence[Any], word: str) -> Any:
-    """A word as what it may be; InputError says what is wrong with it."""
-    kind, *others = kinds
-    choices = [choice for other in others for choice in typing.get_args(other)]
-    if Path in (kind, *typing.get_args(kind)):
+def _convert(field: Field, word: str) -> Path | float | str:
+    """A word as a value of the field's kind; InputError says what is wrong with it."""
+    if field.kind is Path:
         return _path(word)
-    if kind not in _NUMBERS or word in choices:
+    if field.kind is str or word in field.choices:
         return word
     with contextlib.suppress(ValueError):
-        number = kind(word)
+        number: float = field.kind(word)
         if math.isfinite(number):
             return number
-    expected = ", ".join([_NUMBERS[kind], *choices])
+    expected = ", ".join([_NUMBERS[field.kind], *field.choices])
     raise InputError(f"is {word!r}; it must be {expected}")
 
 
@@ -275,7 +303,7 @@ def show_help(
     fields: Mapping[str, Field],
     docs: Mapping[str, str],
     about: str,
-    starts: Mapping[str, Any] | None = None,
+    starts: Mapping[str, object] | None = None,
 ) -> NoReturn:
     """Prints what a command does, its options in groups with what they start from, and
     examples.
@@ -288,7 +316,8 @@ def show_help(
     sys.exit(0)
 
 
-def _shown(default: Any) -> str:
+def _shown(default: object) -> str:
+    """A default in brackets; nothing of one that the text says, or that is no value."""
     if default is None or default is MISSING or isinstance(default, bool):
         return ""
     values = default if isinstance(default, list | tuple) else [default]
@@ -296,7 +325,7 @@ def _shown(default: Any) -> str:
     return f" [{text}]" if text else ""
 
 
-def docs_of(kind: Any) -> dict[str, str]:
+def docs_of(kind: type) -> dict[str, str]:
     """The texts at the fields of a dataclass."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
@@ -310,10 +339,11 @@ def docs_of(kind: Any) -> dict[str, str]:
 
 
 @functools.cache
-def pages() -> dict[str, Any]:
-    """The usage, the groups of options and the examples of every command."""
+def pages() -> dict[str, Page]:
+    """The help of every command; ``train`` has three pages."""
     text = Path(__file__).with_name("help.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    tables: dict[str, Page] = tomllib.loads(text)
+    return tables
 
 
 def names_on(command: str) -> list[str]:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cloob
 from cloob.commands.console import say
@@ -141,7 +141,7 @@ def newest(index: cloob.Index, where: Filter | None, top: int) -> Results:
 def print_json(results: Results, options: Options) -> None:
     hits = []
     for hit in results.hits:
-        fields: dict[str, Any] = {name: getattr(hit.item, name) for name in FIELDS}
+        fields: dict[str, object] = {name: getattr(hit.item, name) for name in FIELDS}
         fields["columns"] = dict(hit.item.columns)
         fields["score"] = None if math.isnan(hit.score) else round(hit.score, 6)
         fields["margin"] = None if hit.margin is None else round(hit.margin, 4)

@@ -1,9 +1,9 @@
-"""The list and the page of suspects, which ``cloob data`` and ``cloob demo`` write."""
+"""Pairs that seem not to belong together: what ``cloob data`` prints, lists and shows
+of them.
+"""
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cloob
 from cloob.commands.console import progress, say
 from cloob.errors import InputError
+from cloob.files import write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from cloob.data.vectors import VectorPairs
     from cloob.heads.suspects import Suspicion
 
-N_UNCERTAIN = 9  # shown on a page that cannot tell how many are wrong
+N_SHOWN = 60  # on a page
+N_UNCERTAIN = 9  # on a page that cannot tell how many are wrong
 N_PRINTED = 10
 
 
@@ -154,22 +156,8 @@ def judge(
 # --- the list and the page ---
 
 
-def make_place(path: Path) -> None:
-    """Makes the folder of a file; InputError where the file cannot be written, before
-    anything is judged.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written (no permission)")
-
-
-def report(
-    judged: Judged, path: Path | None, page: Path | None = None, most: int = 0
-) -> None:
-    """Prints the most suspicious pairs, lists all in a file, and shows ``most`` on a
+def report(judged: Judged, table: Path | None, page: Path | None) -> None:
+    """Prints the most suspicious pairs, lists all in a table, and shows some on a
     page.
     """
     ranked, count = judged.ranked(), judged.found.count()
@@ -181,17 +169,15 @@ def report(
         f" than right; wrong in all: {wrong.share:.1%} (95 %: {low:.1%} to"
         f" {high:.1%}{doubt})"
     )
-    n_printed = N_PRINTED if path is None else min(N_PRINTED, count)
+    n_printed = N_PRINTED if table is None else min(N_PRINTED, count)
     for place in ranked[:n_printed]:
         print_line(judged.line(place))
-    if path is not None:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*Line._fields[:-1], "fits better"])
-            writer.writerows(map(judged.line, ranked))
-        print(path)
+    if table is not None:
+        header = [*Line._fields[:-1], "fits better"]
+        write_csv(table, [header, *map(judged.line, ranked)])
+        print(table)
     if page is not None:
-        write_page(judged, ranked, page, most)
+        write_page(judged, ranked, page)
         print(page)
 
 
@@ -202,14 +188,14 @@ def print_line(line: Line) -> None:
     print(f"  {numbers}  {line.pair}  {line.b[:60]}{better}")
 
 
-def write_page(judged: Judged, ranked: list[int], page: Path, most: int) -> None:
+def write_page(judged: Judged, ranked: Sequence[int], page: Path) -> None:
     """Thumbnails of those that are probably wrong, then a line on the others."""
     from cloob.data.sheet import Card, pair_cards, write_sheet
 
     assert judged.source is not None
     count, n = judged.found.count(), len(ranked)
     cards: list[Card] = []
-    for place in ranked[: min(most, count or N_UNCERTAIN)]:
+    for place in ranked[: min(N_SHOWN, count or N_UNCERTAIN)]:
         line = judged.line(place)
         lines = [f"fits better: {line.better[:160]}"] if line.better else []
         lines.append(f"wrong with probability {line.probability:.2f}")

@@ -8,10 +8,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import cloob
-from cloob.commands.console import say, say_next, say_next_of_pictures
+from cloob.commands.console import (
+    print_length,
+    say,
+    say_next,
+    say_next_of_pictures,
+)
 from cloob.commands.options import (
     HELP_FLAGS,
     Field,
@@ -49,29 +54,25 @@ def read(words: Sequence[str]) -> Config | None:
     over both; None for ``--list``.
     """
     recipe = words[0] if words and not words[0].startswith("-") else None
-    command = command_of(recipe, words)
-    kind = cloob.TrainConfig if command == "train" else cloob.HeadsConfig
+    page = page_of(recipe, words)
+    kind = cloob.TrainConfig if page == "train" else cloob.HeadsConfig
     fields = {**fields_of(kind), **fields_of(Words)}
     if HELP_FLAGS & set(words):
-        help_on(kind, command, fields, recipe)
-    values = parse_values(command, fields, words if recipe is None else words[1:])
+        help_on(kind, page, fields, recipe)
+    values = parse_values(page, fields, words if recipe is None else words[1:])
     if values.pop("list", False):
         if len(words) > 1:
             raise InputError("--list stands alone: cloob train --list")
         return None
     file = values.pop("config", None)
-    start = start_of(recipe or command.partition(" ")[2], values)
+    start: Config = cloob.TrainConfig()
+    name = recipe or page.partition(" ")[2]
+    if name:
+        objective, model = values.get("objective"), values.get("model")
+        start = cloob.get_recipe(name, objective=objective, model=model)
     if file is not None:
         start = merged(start, file)
     return start.override(**values)
-
-
-def start_of(recipe: str, values: Mapping[str, Any]) -> Config:
-    """The settings of a recipe; of none the defaults."""
-    if not recipe:
-        return cloob.TrainConfig()
-    objective, model = values.get("objective"), values.get("model")
-    return cloob.get_recipe(recipe, objective=objective, model=model)
 
 
 def merged(start: Config, file: Path) -> Config:
@@ -85,9 +86,9 @@ def merged(start: Config, file: Path) -> Config:
     return start
 
 
-def command_of(recipe: str | None, words: Sequence[str]) -> str:
-    """The page whose options the words may use: by the recipe, or by the configuration
-    of a run of heads in ``--config``.
+def page_of(recipe: str | None, words: Sequence[str]) -> str:
+    """The page of the help whose options the words may use: by the recipe, or by the
+    configuration of a run of heads in ``--config``.
     """
     if recipe is not None:
         if recipe not in HEADS:
@@ -105,16 +106,16 @@ def command_of(recipe: str | None, words: Sequence[str]) -> str:
 
 def help_on(
     kind: type[Config],
-    command: str,
+    page: str,
     fields: Mapping[str, Field],
     recipe: str | None,
 ) -> NoReturn:
     """Prints the help of a recipe, or of towers from the defaults."""
-    about, starts = pages()[command]["about"], {}
+    about, starts = pages()[page]["about"], {}
     if recipe is not None:
         about = f"{describe(recipe)}\n{about}"
         starts = starts_of(recipe)
-    show_help(command, fields, {**docs_of(kind), **docs_of(Words)}, about, starts)
+    show_help(page, fields, {**docs_of(kind), **docs_of(Words)}, about, starts)
 
 
 def print_choices() -> int:
@@ -167,24 +168,14 @@ def run_training(config: cloob.TrainConfig) -> int:
 
 def print_result(config: cloob.TrainConfig, result: RunResult) -> None:
     """Says what a run came to, and what may come next."""
-    run = result.run
-    if result.already_finished:
-        why = "a longer one goes on"
-        if result.out_of_patience:
-            why = "the patience was used up, --patience 0 goes on"
-        done = f"{result.epochs} epochs, {result.steps:,} steps"
-        print(f"{run}: already finished ({done}); {why}")
-        return
     if result.stopped:
         step = f"step {result.steps:,}"
         print(f"stopped by {result.stopped} after {step}; go on with --resume auto")
-    counts = f"{result.steps:,} steps, {result.samples_seen:,} pairs"
-    print(f"{run}: {counts}, {result.seconds:,.0f} s")
-    if result.out_of_patience:
-        epochs = f"no better for {config.patience} epochs"
-        print(f"stopped at epoch {result.epochs}: {epochs}")
-    best = find_best(run, config.best)
+    print_length(result, config.patience)
+    if result.already_finished:
+        return
+    best = find_best(result.run, config.best)
     if best is not None:
-        print(f"{run}:best: {config.best} {best[1]:.4g} ({best[0].name})")
+        print(f"{result.run}:best: {config.best} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and result.checkpoint is not None:
         say_next_of_pictures(config.out, config.data[0], config.holds_out)

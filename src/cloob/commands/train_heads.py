@@ -9,7 +9,12 @@ import typing
 from functools import partial
 from pathlib import Path
 
-from cloob.commands.console import say, say_next, say_next_of_pictures
+from cloob.commands.console import (
+    print_length,
+    say,
+    say_next,
+    say_next_of_pictures,
+)
 from cloob.commands.protocols import print_numbers
 from cloob.heads.config import HeadsConfig, check_config
 from cloob.models.source import check_packages
@@ -48,14 +53,9 @@ def print_epoch(objective: str, line: EpochLine) -> None:
 def print_result(config: HeadsConfig, result: HeadsResult) -> None:
     """Says what a run came to, and what may come next."""
     out = result.run
-    done = f"{result.epochs} epochs, {result.steps:,} steps"
+    print_length(result, config.patience)
     if result.already_finished:
-        print(f"{out}: already finished ({done}); a longer one goes on")
         return
-    print(f"{out}: {done}, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
-    if result.out_of_patience:
-        epochs = f"no better for {config.patience} epochs"
-        print(f"stopped at epoch {result.epochs}: {epochs}")
     if result.skipped:
         counts = ", ".join(f"{n:,} {reason}" for reason, n in result.skipped.items())
         print(f"skipped (named in skipped.jsonl): {counts}")

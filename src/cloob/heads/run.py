@@ -7,8 +7,6 @@ where the fits stand, from which a killed run goes on bit for bit.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import shutil
@@ -31,7 +29,7 @@ from cloob.data.source import (
 )
 from cloob.data.vectors import VectorPairs, hold_out, open_vector_pairs
 from cloob.errors import InputError
-from cloob.files import whole_folder, write_whole
+from cloob.files import whole_folder, write_csv, write_whole
 from cloob.functional.protocols import pair_numbers
 from cloob.functional.ranking import mutual_ranks_of_ids
 from cloob.heads.choose import choose
@@ -309,9 +307,8 @@ def start_run(config: HeadsConfig, data: Data) -> None:
         skipped += [{"held_out": True, **vars(skip)} for skip in data.held_out.skipped]
     write_lines(out / runs.SKIPPED_FILE, skipped)
     if config.clean is not None:
-        table = io.StringIO(newline="")
-        csv.writer(table).writerows([LeftOut._fields, *data.decisions["suspects"]])
-        write_whole(out / runs.SUSPECTS_FILE, table.getvalue())
+        rows = data.decisions["suspects"]
+        write_csv(out / runs.SUSPECTS_FILE, [LeftOut._fields, *rows])
 
 
 def fit_run(config: HeadsConfig, data: Data, on_epoch: OnEpoch | None) -> FittedHeads:

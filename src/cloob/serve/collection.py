@@ -60,6 +60,10 @@ class ServedIndex:
             self._threads[kind], work
         )
 
+    async def at_revision(self, work: Callable[[], T]) -> tuple[int, T]:
+        """The revision of the index, and what some work on it comes to."""
+        return await self.run(lambda: (self.index.store.revision(), work()))
+
     async def run_slow(self, work: Callable[[], T], request: Request) -> T:
         """Runs slow work one after the other.
 
@@ -91,7 +95,7 @@ class ServedIndex:
 
         Beyond this machine, its path begins below the source.
         """
-        name = _name(item)
+        name = os.path.basename(item.path)  # noqa: PTH119
         path = item.path
         if not self.config.local:
             path = name
@@ -146,11 +150,6 @@ class ServedIndex:
         # The thread reads the file, so that those that wait are not in memory.
         upload = await self.run(lambda: Upload.of(file.read(), most), "decode")
         return self.uploads.add(upload)
-
-
-def _name(item: Item) -> str:
-    """The name of a picture's file."""
-    return os.path.basename(item.path)  # noqa: PTH119
 
 
 def _for_json(value: Value) -> Value:

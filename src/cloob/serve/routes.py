@@ -29,6 +29,7 @@ from cloob.search.classify import (
     Labels,
     check_labels,
 )
+from cloob.search.find import Cutoff
 from cloob.search.matrix import Vectors
 from cloob.search.records import valid
 from cloob.search.where import NUMBERS, TEXTS
@@ -37,12 +38,13 @@ from cloob.serve.collection import ServedIndex
 from cloob.serve.schemas import Id, Where
 
 
-async def collection(request: Request) -> Any:
+async def collection(request: Request) -> ServedIndex:
     """The collection that the server was started with.
 
     Async, since FastAPI runs other functions in a thread per request.
     """
-    return request.app.state.collection
+    served: ServedIndex = request.app.state.collection
+    return served
 
 
 api = APIRouter(prefix="/api")
@@ -73,12 +75,12 @@ async def health(served: Served) -> dict[str, str | int | None]:
     first query.
     """
     index = served.index
-    pictures, revision, model = await served.run(
-        lambda: (len(index), index.store.revision(), index.store.stored_model())
+    revision, (n_pictures, model) = await served.at_revision(
+        lambda: (len(index), index.store.stored_model())
     )
     return {
         "status": "ok",
-        "pictures": pictures,
+        "pictures": n_pictures,
         "revision": revision,
         "model": model.name if model else None,
         "ready": index.is_loaded(),
@@ -91,19 +93,11 @@ async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
 
     A weight below 0 keeps away from its part.
     """
-    index = served.index
     where = await served.filter(query.where)
     terms = await served.query(query.parts)
-    revision, result = await served.run(
-        lambda: (
-            index.store.revision(),
-            index.search(
-                terms,
-                top=query.top,
-                where=where,
-                cutoff="auto" if query.cutoff else None,
-            ),
-        )
+    cutoff: Cutoff = "auto" if query.cutoff else None
+    revision, result = await served.at_revision(
+        lambda: served.index.search(terms, top=query.top, where=where, cutoff=cutoff)
     )
     hits: list[schemas.FoundPicture] = [
         {**served.picture(hit.item), "score": hit.score, "margin": hit.margin}
@@ -202,10 +196,10 @@ async def ids(
     """The ids of all pictures, or of those that a filter lets through."""
     condition = await served.filter(where)
     store = served.index.store
-    revision, result = await served.run(
-        lambda: (store.revision(), store.ids(condition, order=order))
+    revision, found = await served.at_revision(
+        lambda: store.ids(condition, order=order)
     )
-    return {"revision": revision, "ids": result.tolist()}
+    return {"revision": revision, "ids": found.tolist()}
 
 
 @api.get("/months")
@@ -213,11 +207,9 @@ async def months(served: Served, where: Where | None = None) -> schemas.Months:
     """How many pictures each month has, in the order of the newest ids."""
     condition = await served.filter(where)
     store = served.index.store
-    revision, result = await served.run(
-        lambda: (store.revision(), store.months(condition))
-    )
+    revision, counted = await served.at_revision(lambda: store.months(condition))
     counts: list[schemas.Month] = [
-        {"month": month, "count": count} for month, count in result
+        {"month": month, "count": count} for month, count in counted
     ]
     return {"revision": revision, "months": counts}
 
