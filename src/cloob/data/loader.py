@@ -29,6 +29,7 @@ from cloob.data.order import (
     DEFAULT_BUFFER,
     EpochOrder,
     Pictures,
+    Rows,
     RowsAt,
     ShardSizes,
     sample_generator,
@@ -171,10 +172,12 @@ class PicturePairs(Pairs):
         self._source, self._transform, self._tokenizer = source, transform, tokenizer
         self._seed = seed
         first_rows = source.first_rows()
-        self._pictures = None if first_rows is None else Pictures(first_rows)
+        self._pictures = Rows() if first_rows is None else Pictures(first_rows)
         # What an empty batch looks like has to be known before the first good sample.
         blank = Image.new("RGB", (32, 32))
+        self._caption_seed: int | None = None
         if isinstance(transform, TrainTransform):
+            self._caption_seed = seed
             pixels = transform(blank, torch.Generator())
         else:
             pixels = transform(blank)
@@ -183,8 +186,7 @@ class PicturePairs(Pairs):
 
     @property
     def parts(self) -> tuple[ShardSizes, ...]:
-        parts = self._source.parts
-        return parts if self._pictures is None else self._pictures.parts(parts)
+        return self._pictures.parts(self._source.parts)
 
     def __len__(self) -> int:
         return sum(sum(part.shard_sizes) for part in self.parts)
@@ -193,13 +195,11 @@ class PicturePairs(Pairs):
         return self._source.fingerprint()
 
     def groups(self) -> np.ndarray:
-        groups = self._source.groups()
-        return groups if self._pictures is None else groups[self._pictures.firsts]
+        first_rows = self._pictures.first_rows(np.arange(len(self)))
+        return self._source.groups().take(first_rows)
 
     def prefetch(self, rows: np.ndarray, /) -> None:
-        if self._pictures is not None:
-            rows = self._pictures.firsts[rows]
-        self._source.prefetch(rows)
+        self._source.prefetch(self._pictures.first_rows(rows))
 
     def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
         """Reads, decodes, augments and tokenises."""
@@ -208,7 +208,8 @@ class PicturePairs(Pairs):
         skipped: list[Skip] = []
         for index in rows.tolist():
             try:
-                sample = self._sample(index, epoch)
+                row = self._pictures.row(index, self._caption_seed, epoch)
+                sample = self._source.read(row)
                 # the row of a bad one is written over by the next
                 images[len(good)] = self._pixels(index, epoch, sample)
                 good.append(sample)
@@ -239,15 +240,6 @@ class PicturePairs(Pairs):
                     " run --shm-size 8g), a smaller --batch-size, or --workers 0"
                 ) from None
         return images.resize_(shape)
-
-    def _sample(self, index: int, epoch: int) -> RawSample:
-        """The pair of an epoch's row."""
-        row = index
-        if self._pictures is not None:
-            is_training = isinstance(self._transform, TrainTransform)
-            seed = self._seed if is_training else None
-            row = self._pictures.row(index, seed, epoch)
-        return self._source.read(row)
 
     def _pixels(self, index: int, epoch: int, sample: RawSample) -> Tensor:
         """A picture's pixels for the towers; in training with the random crop of its

@@ -43,7 +43,22 @@ def seed_all(seed: int, epoch: int, index: int) -> None:
     torch.default_generator.manual_seed(number)
 
 
-class Pictures:
+class Rows:
+    """Rows of which each is a picture of its own."""
+
+    def parts(self, parts_of_rows: Sequence[ShardSizes]) -> tuple[ShardSizes, ...]:
+        """The parts of an order of pictures."""
+        return tuple(parts_of_rows)
+
+    def first_rows(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures
+
+    def row(self, picture: int, seed: int | None, epoch: int) -> int:
+        """The row whose caption a picture has in an epoch."""
+        return picture
+
+
+class Pictures(Rows):
     """Pictures in the order of their first rows, and their rows, by
     ``Source.first_rows``.
     """
@@ -54,9 +69,7 @@ class Pictures:
         self._bounds = np.cumsum([0, *n_rows])
 
     def parts(self, parts_of_rows: Sequence[ShardSizes]) -> tuple[ShardSizes, ...]:
-        """The parts of an order of pictures; one with fewer pictures than rows is one
-        file.
-        """
+        """A part with fewer pictures than rows is one file."""
         n_rows = [sum(part.shard_sizes) for part in parts_of_rows]
         ends = np.searchsorted(self.firsts, np.cumsum(n_rows))
         n_pictures = np.diff(ends, prepend=0).tolist()
@@ -67,8 +80,11 @@ class Pictures:
             )
         )
 
+    def first_rows(self, pictures: np.ndarray) -> np.ndarray:
+        return self.firsts.take(pictures)
+
     def row(self, picture: int, seed: int | None, epoch: int) -> int:
-        """The row whose caption a picture has in an epoch; without a seed its first."""
+        """Drawn from these; without a seed the first."""
         rows = self._rows[self._bounds[picture] : self._bounds[picture + 1]]
         if len(rows) == 1 or seed is None:
             return int(rows[0])

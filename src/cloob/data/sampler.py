@@ -35,7 +35,7 @@ class SamplerOrder:
         self._sampler, self._rows, self._seed = sampler, rows, seed
         self._batch_size = batch_size
         self._name = type(sampler).__name__
-        self._before: object = None
+        self._state_at_start: object = None
         if not hasattr(sampler, "__len__"):
             raise InputError(f"{self._name}: has no length; a sampler needs __len__")
 
@@ -44,7 +44,7 @@ class SamplerOrder:
 
     def epoch(self, epoch: int, lanes: int = 1) -> RowsAt:
         """The rows at positions of an epoch."""
-        self._before = self.state()
+        self._state_at_start = self.state()
         rows = on_rank_zero(lambda: self._drawn(epoch))
 
         def rows_at(positions: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ class SamplerOrder:
         last; None of one that keeps none.
         """
         if at_start:
-            return self._before
+            return self._state_at_start
         return getattr(self._sampler, "state_dict", lambda: None)()
 
     def load(self, state: object) -> None:

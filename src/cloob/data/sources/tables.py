@@ -186,14 +186,14 @@ def _check_quotes(table: pa.Table, delimiter: str, path: Path) -> None:
     quote makes it.
     """
     comma = re.escape(delimiter)
-    name = rf"[^\s{comma}]+\.(?:{'|'.join(IMAGE_EXTENSIONS)})\"?"
-    row = rf"[\r\n](?:(?:.*{comma})?{name}{comma}|.*{comma}{name}(?:[\r\n]|\z))"
+    file = rf"[^\s{comma}]+\.(?:{'|'.join(IMAGE_EXTENSIONS)})\"?"
+    line = rf"[\r\n](?:(?:.*{comma})?{file}{comma}|.*{comma}{file}(?:[\r\n]|\z))"
     for column in table.columns:
-        found = pc.match_substring_regex(column, row, ignore_case=True)
-        place = pc.index(found, True).as_py()
-        if place >= 0:
+        holds_a_row = pc.match_substring_regex(column, line, ignore_case=True)
+        row = pc.index(holds_a_row, True).as_py()  # the first; -1: none
+        if row >= 0:
             raise InputError(
-                f"{path}: a quote in row {place + 1:,} is not closed and takes in the"
+                f"{path}: a quote in row {row + 1:,} is not closed and takes in the"
                 " rows after it; close it, or double it"
             )
 
@@ -205,8 +205,8 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     with path.open("rb") as file:
         line = file.readline(csv.field_size_limit())
     if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        wrong = "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
-        raise InputError(f"{path} {wrong}; the first line must name the columns")
+        fault = "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
+        raise InputError(f"{path} {fault}; the first line must name the columns")
     header = re.split(r"[\r\n]", line.decode("utf-8-sig", "replace"), maxsplit=1)[0]
     if not header.strip():
         raise InputError(f"{path} is empty; the first line must name the columns")
