@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -52,6 +52,17 @@ def cache_root() -> Path:
         ) from error
 
 
+def usual_bytes() -> int:
+    """What the cache keeps at most: ``$CLOOB_CACHE_BYTES``, else 50 GiB."""
+    text = os.environ.get("CLOOB_CACHE_BYTES", "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise InputError(
+            f"CLOOB_CACHE_BYTES is {text!r}; it takes a number of bytes, such as"
+            f" {DEFAULT_BYTES}"
+        )
+    return int(text or DEFAULT_BYTES)
+
+
 def locked(path: Path) -> contextlib.AbstractContextManager[object]:
     """Takes a lock file, which saves double work; threads wait too."""
     lock: contextlib.AbstractContextManager[object]
@@ -72,7 +83,7 @@ class _Usage(NamedTuple):
 def _usage(root: Path, now: float) -> tuple[list[_Usage], list[Path]]:
     """The files of a cache, and what killed processes left."""
     usage: list[_Usage] = []
-    left: list[Path] = []
+    leftovers: list[Path] = []
     for kind in get_args(Contents):
         for path in (root / kind).glob("*"):
             if not _CACHED.match(path.name):
@@ -83,8 +94,8 @@ def _usage(root: Path, now: float) -> tuple[list[_Usage], list[Path]]:
                 if not path.name.startswith(_TEMPORARY):
                     usage.append(_Usage(stat.st_atime, stat.st_size, path))
                 elif now - stat.st_mtime > _YOUNG_SECONDS:
-                    left.append(path)
-    return usage, left
+                    leftovers.append(path)
+    return usage, leftovers
 
 
 @dataclass(frozen=True)
@@ -94,17 +105,7 @@ class Cache:
     """
 
     folder: Path | None = None
-    max_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_bytes is None:
-            text = os.environ.get("CLOOB_CACHE_BYTES", "").strip()
-            if text and not (text.isascii() and text.isdigit()):
-                raise InputError(
-                    f"CLOOB_CACHE_BYTES is {text!r}; it takes a number of bytes, such"
-                    f" as {DEFAULT_BYTES}"
-                )
-            object.__setattr__(self, "max_bytes", int(text or DEFAULT_BYTES))
+    max_bytes: int = field(default_factory=usual_bytes)
 
     def get(self, kind: Contents, name: str, make: Callable[[Path], object]) -> Path:
         """The file of this name, e.g. a URL; one process makes it where it is missing,
@@ -138,23 +139,17 @@ class Cache:
             ]
         return []
 
-    def put(
-        self, kind: Contents, name: str, content: bytes, *, evict: bool = True
-    ) -> Path:
-        """Writes the file of this name, in place of one that is there; who writes many
-        makes room now and then.
-        """
+    def put(self, kind: Contents, name: str, content: bytes) -> Path:
+        """Writes the file of this name, in place of one that is there."""
         with self._writing(kind, name) as path:
             make_whole(path, lambda temporary: temporary.write_bytes(content))
-            if evict:
-                self.evict(keep=path)
+            self.evict(keep=path)
             return path
 
     def evict(self, keep: Path | None = None) -> list[Path]:
         """Removes what was used longest ago, but not ``keep``, and what killed
         processes left; returns it in order.
         """
-        assert self.max_bytes is not None
         root, now = self._root(), time.time()
         with locked(root / "lock-evict"):
             usage, removed = _usage(root, now)
@@ -171,12 +166,6 @@ class Cache:
             for path in removed:
                 path.unlink(missing_ok=True)
         return removed
-
-    @property
-    def room(self) -> int:
-        """Bytes that it keeps at most."""
-        assert self.max_bytes is not None
-        return self.max_bytes
 
     def _root(self) -> Path:
         root = self.folder or cache_root()

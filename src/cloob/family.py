@@ -6,7 +6,8 @@ row of ``FAMILY`` and, if it has one, a fast path of the function's name in
 ``functional/streamed``.
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
 
 Contrast = Literal["infoloob", "infonce", "sigmoid"]
 ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip"]
@@ -36,7 +37,7 @@ class Member(NamedTuple):
     title: str
     # where its scales start, as far as they matter: arguments of
     # ``ContrastiveObjective``
-    starts: dict[str, Any]
+    starts: Mapping[str, float | bool | str]
 
 
 _PAPER = {"inv_tau": 30.0, "beta": 8.0}

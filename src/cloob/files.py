@@ -17,25 +17,31 @@ from pathlib import Path
 from cloob.errors import InputError
 
 
-def write_whole(path: Path, content: str | bytes, refused: str | None = None) -> None:
-    """Writes a file and its folder at once; text is UTF-8; ``refused`` is the
-    InputError before its reason.
+@contextlib.contextmanager
+def whole_file(path: Path, refused: str | None = None) -> Iterator[Path]:
+    """A new file to write, which takes the place of ``path`` after the block; nothing
+    is left if it fails. ``refused`` is the InputError before its reason.
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(
-            content.encode("utf-8", "backslashreplace")
-            if isinstance(content, str)
-            else content
-        )
+        yield temporary
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            temporary.unlink()
         raise InputError(
             f"{refused or f'{path}: cannot be written'} ({error.strerror or error})"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink()
+
+
+def write_whole(path: Path, content: str | bytes, refused: str | None = None) -> None:
+    """Writes a file and its folder at once, as ``whole_file``; text is UTF-8."""
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")
+    with whole_file(path, refused) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:

@@ -15,12 +15,15 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Interval
 
 from cloob.errors import InputError, nearest, one_line, require
 from cloob.family import ALIASES, CONTRASTS, FAMILY
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -162,7 +165,7 @@ def read_table(file: Path) -> dict[str, Any]:
     kind = "TOML" if file.suffix == ".toml" else "JSON"
     try:
         text = file.read_bytes().decode("utf-8-sig")
-        values: Any = tomllib.loads(text) if kind == "TOML" else json.loads(text)
+        values: object = tomllib.loads(text) if kind == "TOML" else json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: is not {kind}, or cannot be read ({one_line(error)})"
@@ -172,7 +175,7 @@ def read_table(file: Path) -> dict[str, Any]:
     return values
 
 
-def _checked(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(kind: type, values: Mapping[str, object]) -> dict[str, object]:
     """The values as their types want them; InputError says what is wrong with one."""
     pydantic = require("pydantic", "train")
     try:
@@ -184,10 +187,12 @@ def _checked(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _model(kind: Any) -> Any:
+def _model(kind: type) -> type[BaseModel]:
     """The pydantic model of a class of settings."""
     pydantic = require("pydantic", "train")
     config = pydantic.ConfigDict(allow_inf_nan=False, str_min_length=1)
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {name: (hint, ...) for name, hint in hints.items()}
-    return pydantic.create_model(kind.__name__, __config__=config, **fields)
+    model: type[BaseModel]
+    model = pydantic.create_model(kind.__name__, __config__=config, **fields)
+    return model

@@ -125,7 +125,7 @@ def find_suspects(options: Options) -> None:
         recipe = cloob.get_recipe("demo" if is_demo else "align")
         config = recipe.override(workers=options.workers)
         judged = judge_pictures(opened(options), config, options.model)
-        train = training(options, few=True)
+        train = training(options, on_frozen=True)
     file = options.suspects[0] if options.suspects else None
     report(judged, file, options.out)
     say_next([*train, "--clean", "auto"])
@@ -146,7 +146,7 @@ def look(options: Options) -> None:
     from cloob.models.tokenizer import ClipTokenizer
 
     tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
-    seen = survey(
+    counts = survey(
         source,
         lambda caption: len(tokenizer.encode(caption)) + 2,
         tokenizer.context_length,
@@ -155,23 +155,26 @@ def look(options: Options) -> None:
         progress=partial(progress(), "pairs"),
     )
     if options.json:
-        print(json.dumps(seen))
+        print(json.dumps(counts))
         return
-    rows = table(seen)
+    rows = table(counts)
     longest = max(len(name) for name, _ in rows)
-    print(seen["name"])
+    print(counts["name"])
     for name, sentence in rows:
         print(f"  {name:<{longest}}  {sentence}")
-    usable_rows = seen["rows"] * seen["usable"] / max(1, seen["looked_at"])
+    usable_rows = counts["rows"] * counts["usable"] / max(1, counts["looked_at"])
     if usable_rows >= _FEWEST:
-        say_next(training(options, few=seen["rows"] <= _FEW))
+        say_next(training(options, on_frozen=counts["rows"] <= _FEW))
 
 
-def training(options: Options, *, few: bool) -> list[str]:
-    """The command that trains on the set."""
-    words = ["train", *(["align"] if few else []), "--data", options.data]
+def training(options: Options, *, on_frozen: bool) -> list[str]:
+    """The command that trains heads on frozen encoders, or towers, on the set."""
+    words = ["train", "align"] if on_frozen else ["train"]
+    words += ["--data", options.data]
     words += as_words(options, "image_column", "caption_column")
-    if is_remote(options.data):  # nothing of them can be held out
-        return words + (["--patience", "0"] if few else [])
-    # of few the recipe holds a tenth out by itself
-    return words if few else [*words, "--val-split", "0.1"]
+    if is_remote(options.data):  # nothing of it can be held out
+        if on_frozen:
+            words += ["--patience", "0"]
+    elif not on_frozen:  # of which the recipe holds a tenth out by itself
+        words += ["--val-split", "0.1"]
+    return words

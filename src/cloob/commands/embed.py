@@ -97,14 +97,14 @@ def check(options: Options) -> None:
     what is embedded.
     """
     files = {"--a": options.a, "--b": options.b, "--texts": options.texts}
-    given = [
+    inputs = [
         option
         for option, value in {**files, "--model": options.model}.items()
         if value is not None
     ]
-    if len(given) > 1:
-        raise InputError(f"{given[0]} and {given[1]} exclude each other; give one")
-    is_of_pictures = given in ([], ["--model"])
+    if len(inputs) > 1:
+        raise InputError(f"{inputs[0]} and {inputs[1]} exclude each other; give one")
+    is_of_pictures = inputs in ([], ["--model"])
     check_out(
         "--out",
         options.out,
@@ -112,7 +112,7 @@ def check(options: Options) -> None:
         [*files.values(), options.source],
         overwrite=options.overwrite,
     )
-    if not given and (Path(options.source) / RUN_CONFIG_FILE).is_file():
+    if not inputs and (Path(options.source) / RUN_CONFIG_FILE).is_file():
         raise InputError(
             f"{options.source}: is a run; --texts names texts for it, --a or --b rows"
             " for its heads"

@@ -13,14 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cloob.commands.console import check_folder, print_table, progress, say, threads
-from cloob.commands.held_out import (
-    Run,
-    add_held_out,
-    choice_notes,
-    find_runs,
-    note_choices,
-)
+from cloob.commands.held_out import Run, add_held_out, find_runs, note_choices
 from cloob.commands.options import Batch, Device, Threads, as_words
+from cloob.commands.protocols import title
 from cloob.errors import InputError
 from cloob.models.runs import (
     checkpoint_step,
@@ -123,11 +118,12 @@ def run(options: Options) -> int:
 
     embedding = embed_options(options)
     embeddings, results = compare(models, sets, embedding, candidates)
-    note_choices(results["rows"], runs, typed_sets(sets, options), held_out)
+    typed = typed_sets(sets, options)
+    notes = note_choices(results["rows"], runs, typed, held_out)
     if folders:
         measure_checkpoints(folders, sets, embedding, results)
-    write_files(options.out, embeddings, results, sets)
-    print_summary(results, sets, options.out)
+    write_files(options.out, embeddings, results, sets, notes)
+    print_summary(results, sets, notes, options.out)
     return 1 if results.get("failures") else 0
 
 
@@ -275,10 +271,10 @@ def warn_about_training_data(options: Options, runs: Mapping[str, Run]) -> None:
     judged = {os.path.realpath(spec) for spec in specs}
     for run in runs.values():
         files = run.training_files()
-        seen = [spec for spec in files if os.path.realpath(spec) in judged]
-        if not seen:
+        shared = [spec for spec in files if os.path.realpath(spec) in judged]
+        if not shared:
             continue
-        message = f"{run.model}: was trained on {', '.join(seen)}"
+        message = f"{run.model}: was trained on {', '.join(shared)}"
         if run.config.holds_out:
             message += "; --held-out judges by pairs that were not"
         say(message)
@@ -383,20 +379,24 @@ def measure_checkpoints(
 
 
 def write_files(
-    out: Path, embeddings: Embeddings, results: Results, sets: Sets
+    out: Path,
+    embeddings: Embeddings,
+    results: Results,
+    sets: Sets,
+    notes: Sequence[str],
 ) -> None:
     """Writes results.json and the page."""
     from cloob.evaluation.report.page import write_report
     from cloob.evaluation.results import write_results
 
     write_results(out / RESULTS_FILE, results)
-    notes = [f"{note[0].upper()}{note[1:]}." for note in choice_notes(results["rows"])]
+    sentences = [f"{note[0].upper()}{note[1:]}." for note in notes]
     queries = [
         *_queries(embeddings, results["rows"], sets.sets, "zeroshot", 8),
         *_queries(embeddings, results["rows"], sets.pairs, "retrieval", 4),
     ]
     page = out / PAGE_FILE
-    write_report(page, results, title="Evaluation", notes=notes, queries=queries)
+    write_report(page, results, title="Evaluation", notes=sentences, queries=queries)
 
 
 def _queries(
@@ -416,11 +416,13 @@ def _queries(
     return []
 
 
-def print_summary(results: Results, sets: Sets, out: Path) -> None:
+def print_summary(
+    results: Results, sets: Sets, notes: Sequence[str], out: Path
+) -> None:
     """Prints the numbers and where the rest is, and says what has none."""
     print_accuracies(results["rows"])
     say_problems(results)
-    for note in choice_notes(results["rows"]):
+    for note in notes:
         print(f"* {note}")
     for pairs in sets.vectors:
         print(f"{pairs.name}: intervals over {pairs.counted_units()}")
@@ -454,22 +456,15 @@ def _table_rows(
         for name in names:
             numbers = [row.get(section, {}).get(name, {}) for row in rows]
             for key in _shown_keys(section, numbers):
-                title = _title(section, key)
+                words = _TITLES.get(f"{section} {key}") or title(key)
                 if len(names) > 1:
-                    title = f"{name}: {title}"
-                yield title, [_cell(of_model, key) for of_model in numbers]
+                    words = f"{name}: {words}"
+                yield words, [_cell(model_numbers, key) for model_numbers in numbers]
 
 
 def _shown_keys(section: Section, numbers: Sequence[Numbers]) -> list[str]:
-    keys = dict.fromkeys(key for of_model in numbers for key in of_model)
+    keys = dict.fromkeys(key for model_numbers in numbers for key in model_numbers)
     return [key for key in keys if re.fullmatch(_SHOWN[section], key)]
-
-
-def _title(section: str, key: str) -> str:
-    if f"{section} {key}" in _TITLES:
-        return _TITLES[f"{section} {key}"]
-    words = key.replace("_to_", " → ").replace("@", " recall@")
-    return words.replace("_mrr", " MRR").replace("chance_", "chance ")
 
 
 def _cell(numbers: Numbers, key: str) -> str:

@@ -47,35 +47,24 @@ def run(options: Options) -> int:
     """Exports; the folder appears when it is whole."""
     licence = (options.license or "").strip().lower()
     _check(options, licence)
-    if options.to == "cloob":
-        return _write_model_folder(options)
-    from cloob.export.card import write_card
     from cloob.models.load import load_model
 
     encoder = load_model(options.source, device="cpu")
-    if encoder.config.kind == "vectors":
+    has_pictures = encoder.config.kind != "vectors"
+    if not has_pictures and options.to != "cloob":
         raise InputError(
             f"{options.source}: heads of vectors go to no other program; --to cloob"
             f" copies them, `cloob embed {options.source} --a …` writes their rows"
         )
     with whole_folder(options.out) as folder:
-        if options.to == "transformers":
-            from cloob.export.transformers import export_transformers
-
-            exported = export_transformers(encoder, folder)
+        if options.to == "cloob":
+            readers = _write_model_folder(encoder, folder, options.out)
         else:
-            from cloob.export.onnx import export_onnx
-
-            exported = export_onnx(encoder, folder)
-        write_json(folder / OBJECTIVE_FILE, encoder.objective_config)
-        name = options.out.resolve().name
-        write_card(folder, options.source, encoder, exported, name, licence or None)
-    _report(options.out, encoder, exported.summary)
-    out = str(options.out)
-    steps = [["eval", options.source, out, "--zeroshot", "demo:noto-emoji"]]
-    if options.to == "onnx":
-        steps.append(["index", "PICTURES", "--model", out, "--out", "pictures.idx"])
-    say_next(*steps)
+            readers = _write_export(encoder, folder, options, licence or None)
+    numbers = f"embeddings of {encoder.embed_dim} numbers"
+    print(f"{options.out}: {encoder.name}, {numbers}; {readers}")
+    if has_pictures:
+        say_next(*_next_commands(options))
     return 0
 
 
@@ -103,25 +92,41 @@ def _is_model_folder(folder: Path) -> bool:
     return config_file(folder).is_file()
 
 
-def _write_model_folder(options: Options) -> int:
-    """Writes the model as a folder that ``cloob.load_model`` reads; the exit code."""
+def _write_model_folder(encoder: DualEncoder, folder: Path, out: Path) -> str:
+    """Writes what ``cloob.load_model`` reads; says who else reads it in its place."""
     from cloob.models.folder import save_model
-    from cloob.models.load import load_model
 
-    encoder = load_model(options.source, device="cpu")
-    with whole_folder(options.out) as folder:
-        save_model(folder, encoder, encoder.objective_config)
+    save_model(folder, encoder, encoder.objective_config)
     if encoder.config.kind == "open_clip":
-        reader = f"open_clip reads it as local-dir:{options.out}"
+        return f"open_clip reads it as local-dir:{out}"
+    return "cloob alone reads it"
+
+
+def _write_export(
+    encoder: DualEncoder, folder: Path, options: Options, licence: str | None
+) -> str:
+    """Writes what other programs read, with a card; says who reads it."""
+    from cloob.export.card import write_card
+
+    if options.to == "transformers":
+        from cloob.export.transformers import export_transformers
+
+        exported = export_transformers(encoder, folder)
     else:
-        reader = "cloob alone reads it"
-    _report(options.out, encoder, reader)
-    if encoder.config.kind != "vectors":
-        say_next(["eval", options.out, "--zeroshot", "demo:noto-emoji"])
-    return 0
+        from cloob.export.onnx import export_onnx
+
+        exported = export_onnx(encoder, folder)
+    write_json(folder / OBJECTIVE_FILE, encoder.objective_config)
+    name = options.out.resolve().name
+    write_card(folder, options.source, encoder, exported, name, licence)
+    return exported.summary
 
 
-def _report(folder: Path, encoder: DualEncoder, reader: str) -> None:
-    print(
-        f"{folder}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {reader}"
-    )
+def _next_commands(options: Options) -> list[list[str]]:
+    """What may come next: a judgement, of an export beside its model, or an index."""
+    out = str(options.out)
+    models = [out] if options.to == "cloob" else [options.source, out]
+    commands = [["eval", *models, "--zeroshot", "demo:noto-emoji"]]
+    if options.to == "onnx":
+        commands.append(["index", "PICTURES", "--model", out, "--out", "pictures.idx"])
+    return commands

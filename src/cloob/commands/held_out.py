@@ -43,7 +43,7 @@ class Run:
     """A model that ``cloob train`` made."""
 
     model: str  # as it was typed
-    weights: Path  # the folder of the weights
+    checkpoint: Path
     folder: Path
     config: cloob.TrainConfig | HeadsConfig  # of heads with what a default means
 
@@ -55,30 +55,29 @@ class Run:
     @property
     def split(self) -> str | None:
         """A digest of its held-out pairs; None where no checkpoint has it."""
-        digest: str | None = (read_validation(self.weights.parent) or {}).get(
-            "held_out"
-        )
+        validation = read_validation(self.checkpoint) or {}
+        digest: str | None = validation.get("held_out")
         return digest
 
     def choices(self) -> list[str]:
         """What its held-out pairs chose of this model, such as ``ridge``."""
         if not self.config.holds_out:
             return []
-        joined = ""
+        members = ""  # of joined heads, such as "infoloob + cca + hubs"
         with contextlib.suppress(InputError):
             decisions = read_json(self.folder / DECISIONS_FILE)
-            joined = decisions.get("joined", {}).get("joined", "")
+            members = decisions.get("joined", {}).get("joined", "")
         is_closed = self.config.objective in CLOSED_FORMS
         best = find_best(self.folder)
-        is_best = best is not None and best[0].samefile(self.weights.parent)
-        is_chosen = {
+        is_best = best is not None and best[0].samefile(self.checkpoint)
+        choices = {
             "objective": self.config.objective == "auto",
             "epoch": is_best and not is_closed,
-            "ridge": is_closed or "cca" in joined,
-            "members": bool(joined),
-            "bias against hubs": "hubs" in joined,
+            "ridge": is_closed or "cca" in members,
+            "members": bool(members),
+            "bias against hubs": "hubs" in members,
         }
-        return [name for name, is_so in is_chosen.items() if is_so]
+        return [name for name, was_made in choices.items() if was_made]
 
     def held_out_files(self) -> set[str]:
         """The files of its held-out pairs, as real paths."""
@@ -109,7 +108,7 @@ def find_runs(models: Mapping[str, str]) -> dict[str, Run]:
             folder = run_of(weights)
         if weights is not None and folder is not None:
             config = _settings_of(folder / RUN_CONFIG_FILE)
-            runs[name] = Run(model, weights, folder, config)
+            runs[name] = Run(model, weights.parent, folder, config)
     return runs
 
 
@@ -250,12 +249,14 @@ def note_choices(
     runs: Mapping[str, Run],
     typed: Mapping[str, str],
     held_out: Sequence[str],
-) -> None:
-    """Writes ``chose`` beside every recall of a run: what these pairs chose of it.
+) -> list[str]:
+    """Writes ``chose`` beside every recall of a run: what these pairs chose of it;
+    returns a sentence per set whose pairs chose something.
 
     ``runs`` are by the name of the model, ``typed`` is what was typed for a set;
     ``held_out`` are the sets that ``--held-out`` added.
     """
+    chosen_by_set: dict[str, list[str]] = {}
     for row in rows:
         run = runs.get(row["model"])
         if run is None:
@@ -264,19 +265,12 @@ def note_choices(
             for name, numbers in row.get(section, {}).items():
                 file = os.path.realpath(typed.get(name, name))
                 judged = name in held_out or file in run.held_out_files()
-                numbers["chose"] = run.choices() if judged else []
-
-
-def choice_notes(rows: Sequence[Row]) -> list[str]:
-    """A sentence per set whose pairs chose something of a model."""
-    chosen: dict[str, list[str]] = {}
-    for row in rows:
-        for section in SECTIONS:
-            for name, numbers in row.get(section, {}).items():
-                if numbers.get("chose"):
-                    words = f"{' and '.join(numbers['chose'])} of {row['model']}"
-                    chosen.setdefault(name, []).append(words)
+                choices = run.choices() if judged else []
+                numbers["chose"] = choices
+                if choices:
+                    words = f"{' and '.join(choices)} of {row['model']}"
+                    chosen_by_set.setdefault(name, []).append(words)
     return [
-        f"the pairs of {name} chose {', '.join(words)}: recall on new pairs is lower"
-        for name, words in chosen.items()
+        f"the pairs of {name} chose {', '.join(chosen)}: recall on new pairs is lower"
+        for name, chosen in chosen_by_set.items()
     ]

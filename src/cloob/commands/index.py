@@ -283,11 +283,11 @@ def opened(
         cloob.Index.create(Path(folder) / "index") as index,
     ):
         update = functools.partial(progress(), "pictures")
-        done = index.update([source], options, progress=update)
-        for place, why in done.refused.items():
+        summary = index.update([source], options, progress=update)
+        for place, why in summary.refused.items():
             raise InputError(f"{printable(place)}: {why}")
-        report_left_out(done)
-        yield index, done.faults.total() + done.unread
+        report_left_out(summary)
+        yield index, summary.faults.total() + summary.unread
 
 
 def report_left_out(summary: Summary, ending: str = "") -> None:

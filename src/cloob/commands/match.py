@@ -7,7 +7,6 @@ import itertools
 import json
 import mmap
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from cloob.commands.console import check_out, say
 from cloob.commands.options import Device, Range
 from cloob.commands.protocols import print_numbers
 from cloob.errors import InputError
+from cloob.files import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -191,9 +191,9 @@ def judge(a: Rows, b: Rows) -> dict[str, object]:
         say(f"{n_a - len(rows):,} of {n_a:,} rows of a have no partner in b")
     x, y = (torch.cat([*side.embedded(N_BLOCK)]) for side in (a, b))
     found = ranks(x[rows], y, torch.stack([query, pairs[:, 1]], dim=1))
-    of_queries = ids[rows]
-    result = numbers("a_to_b", Ranked(found, n_right, n_b - n_right), of_queries)
-    return {"n": len(rows), "n_ids": len(torch.unique(of_queries)), **result}
+    query_ids = ids[rows]
+    result = numbers("a_to_b", Ranked(found, n_right, n_b - n_right), query_ids)
+    return {"n": len(rows), "n_ids": len(torch.unique(query_ids)), **result}
 
 
 def true_pairs(
@@ -240,19 +240,12 @@ def write_hits(out: Path | None, tables: Iterator[pa.Table]) -> None:
     if out is None:
         write_lines(sys.stdout, tables, "\t")
         return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out.parent) as folder:
-            file = Path(folder) / out.name
-            if out.suffix == ".csv":
-                with file.open("w", encoding="utf-8", newline="") as lines:
-                    write_lines(lines, tables, ",")
-            else:
-                write_parquet(file, tables)
-            file.replace(out)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{out}: cannot be written ({reason})") from error
+    with whole_file(out) as file:
+        if out.suffix == ".csv":
+            with file.open("w", encoding="utf-8", newline="") as lines:
+                write_lines(lines, tables, ",")
+        else:
+            write_parquet(file, tables)
 
 
 def write_lines(file: TextIO, tables: Iterator[pa.Table], separator: str) -> None:

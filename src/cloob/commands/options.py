@@ -141,9 +141,9 @@ def parse_values(
 ) -> dict[str, Any]:
     """The values that were typed, by name."""
     parser = parser_of(command, fields)
-    namespace, rest = parser.parse_known_intermixed_args(list(words))
-    if rest:
-        typed = next((word for word in rest if word.startswith("-")), rest[0])
+    namespace, untaken = parser.parse_known_intermixed_args(list(words))
+    if untaken:
+        typed = next((word for word in untaken if word.startswith("-")), untaken[0])
         advice = ""
         if typed.startswith("--"):
             option = typed.partition("=")[0]
@@ -242,9 +242,9 @@ def parser_of(
 
 def _form(field: Field, *, is_word: bool) -> dict[str, Any]:
     """What argparse wants to know of a field."""
-    if field.kind is bool and field.default is False:
-        return {"action": "store_true"}
     if field.kind is bool:
+        if field.default is False:
+            return {"action": "store_true"}
         return {"nargs": "?", "const": "True", "choices": ("True", "False")}
     form: dict[str, Any] = {"type": functools.partial(_value, field)}
     if field.takes_many:

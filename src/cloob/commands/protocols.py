@@ -1,4 +1,4 @@
-"""What ``match`` and ``train`` print of how well true partners are found."""
+"""How well true partners are found, as ``match``, ``train`` and ``eval`` print it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from typing import Any
 
 from cloob.commands.console import print_table
 
-TITLES = {"@": "recall@", "_mrr": "MRR", "_choose_": "choose 1 of ", "_": ""}
+TITLES = {
+    "_to_": " → ",
+    "@": " recall@",
+    "_mrr": " MRR",
+    "_choose_": " choose 1 of ",
+    "_": " ",
+}
 
 
 def print_numbers(numbers: Mapping[str, Any]) -> None:
@@ -28,11 +34,11 @@ def print_numbers(numbers: Mapping[str, Any]) -> None:
     print_table(lines)
 
 
-def title(end: str) -> str:
-    """``recall@1`` for ``@1``."""
-    start = next(start for start in TITLES if end.startswith(start))
-    rest = end.removeprefix(start).replace("_", " ")
-    return f"{TITLES[start]}{rest}"
+def title(key: str) -> str:
+    """``a → b recall@1`` for ``a_to_b@1``, ``MRR`` for ``_mrr``."""
+    for part, words in TITLES.items():
+        key = key.replace(part, words)
+    return key.strip()
 
 
 def cell(numbers: Mapping[str, Any], key: str) -> str:

@@ -68,7 +68,7 @@ class Judged:
 # --- what is found of vectors, and of pictures with captions ---
 
 
-def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
+def judge_vectors(pairs: VectorPairs, model: str | None) -> Judged:
     """Pairs of vectors, by a closed form or by a model of heads."""
     say_skipped(pairs.skipped)
     if model is None:
@@ -92,7 +92,7 @@ def judge_vectors(pairs: VectorPairs, model: str | None = None) -> Judged:
 
 
 def judge_pictures(
-    source: Source, config: cloob.HeadsConfig, model: str | None = None
+    source: Source, config: cloob.HeadsConfig, model: str | None
 ) -> Judged:
     """Pictures with captions, by a closed form on the two frozen encoders of a
     configuration, or by a model.

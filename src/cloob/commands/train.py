@@ -27,6 +27,7 @@ from cloob.commands.options import (
     show_help,
 )
 from cloob.errors import InputError, Stopped
+from cloob.family import ObjectiveName
 from cloob.heads.config import read_config
 from cloob.models.runs import CHECKPOINTS_FOLDER, find_best
 from cloob.recipes import HEADS, RECIPES, describe, starts_of
@@ -65,14 +66,19 @@ def read(words: Sequence[str]) -> Config | None:
             raise InputError("--list stands alone: cloob train --list")
         return None
     file = values.pop("config", None)
-    start: Config = cloob.TrainConfig()
-    name = recipe or page.partition(" ")[2]
-    if name:
-        objective, model = values.get("objective"), values.get("model")
-        start = cloob.get_recipe(name, objective=objective, model=model)
+    start = recipe_of(
+        recipe or page.partition(" ")[2], values.get("objective"), values.get("model")
+    )
     if file is not None:
         start = merged(start, file)
     return start.override(**values)
+
+
+def recipe_of(name: str, objective: ObjectiveName | None, model: str | None) -> Config:
+    """The settings of a recipe; without a name the defaults of towers."""
+    if not name:
+        return cloob.TrainConfig()
+    return cloob.get_recipe(name, objective=objective, model=model)
 
 
 def merged(start: Config, file: Path) -> Config:

@@ -146,9 +146,9 @@ class ServedIndex:
 
         A model embeds it when a query needs that.
         """
-        most = self.config.max_upload_pixels
+        max_pixels = self.config.max_upload_pixels
         # The thread reads the file, so that those that wait are not in memory.
-        upload = await self.run(lambda: Upload.of(file.read(), most), "decode")
+        upload = await self.run(lambda: Upload.of(file.read(), max_pixels), "decode")
         return self.uploads.add(upload)
 
 

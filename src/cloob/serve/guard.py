@@ -83,11 +83,11 @@ class Guard:
             return _refusal(421, f"{why}; cloob serve --host opens it to others")
         if path.startswith("/api/") and _is_foreign(headers, host):
             return _refusal(403, "this request comes from another site")
-        most = self.config.max_body_bytes
+        limit = self.config.max_body_bytes
         if path == "/api/uploads":
-            most = self.config.max_upload_bytes
-        if int(headers.get("content-length", 0)) > most:  # FastAPI counts what comes
-            return _refusal(413, f"a body of at most {most:,} bytes is taken")
+            limit = self.config.max_upload_bytes
+        if int(headers.get("content-length", 0)) > limit:  # FastAPI counts what comes
+            return _refusal(413, f"a body of at most {limit:,} bytes is taken")
         return None
 
     def _answer(self, request: Request) -> ASGIApp:

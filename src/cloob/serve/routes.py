@@ -148,28 +148,28 @@ async def classify(
 def _pictures_by_label(labels: Labels, top: int) -> list[schemas.LabelPictures]:
     """For each label its ``top`` surest pictures; last those that no label fits."""
     names = [*labels.names, NONE]
-    members: list[list[int]] = [[] for _ in names]
-    for place, chosen in enumerate(labels.chosen):
+    rows_by_label: list[list[int]] = [[] for _ in names]
+    for row, chosen in enumerate(labels.chosen):
         for label in chosen or [-1]:
-            members[label].append(place)
-    unsure = 1 - labels.probabilities.max(axis=1)
-    probabilities = np.column_stack([labels.probabilities, unsure])
+            rows_by_label[label].append(row)
+    of_none = 1 - labels.probabilities.max(axis=1)
+    probabilities = np.column_stack([labels.probabilities, of_none])
     margins = None
     if labels.margins is not None:
         margins = np.column_stack([labels.margins, labels.margins.max(axis=1)])
     answers: list[schemas.LabelPictures] = []
-    for label, name in enumerate(names if members[-1] else labels.names):
-        places = np.array(members[label], np.int64)
-        order = np.argsort(-probabilities[places, label], kind="stable")[:top]
-        surest = places[order]
-        of_label = None if margins is None else _rounded(margins[surest, label])
+    for label, name in enumerate(names if rows_by_label[-1] else labels.names):
+        rows = np.array(rows_by_label[label], np.int64)
+        order = np.argsort(-probabilities[rows, label], kind="stable")
+        surest = rows[order[:top]]
+        margins_of_label = None if margins is None else _rounded(margins[surest, label])
         answers.append(
             {
                 "label": name,
-                "count": len(places),
+                "count": len(rows),
                 "ids": labels.ids[surest].tolist(),
                 "probabilities": _rounded(probabilities[surest, label]),
-                "margins": of_label,
+                "margins": margins_of_label,
             }
         )
     return answers
@@ -294,8 +294,8 @@ async def upload(
     except Unreadable as error:
         code = 413 if error.reason == "image too large" else 415
         why = f" ({error.detail})" if error.reason == "no decoder" else ""
-        most = f"{served.config.max_upload_pixels:,} pixels"
-        taken = f"JPEG, PNG, WebP, GIF, AVIF and HEIC of at most {most} are taken"
+        limit = f"{served.config.max_upload_pixels:,} pixels"
+        taken = f"JPEG, PNG, WebP, GIF, AVIF and HEIC of at most {limit} are taken"
         name = valid(PurePath(file.filename or "").name)[:100]
         raise HTTPException(code, f"{name}: {error.reason}{why}; {taken}") from None
     return {"upload": added.id, "width": added.width, "height": added.height}

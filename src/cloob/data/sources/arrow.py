@@ -265,7 +265,7 @@ def _is_list(kind: pa.DataType) -> bool:
 def _check_room(name: str, paths: Sequence[Path]) -> None:
     """Refuses Parquet of more pictures than the cache would keep unpacked."""
     needed = sum(path.stat().st_size for path in paths if is_parquet(path))
-    if needed > Cache().room:
+    if needed > Cache().max_bytes:
         raise InputError(
             f"{name}: Parquet is unpacked, and takes some {needed:,} bytes; set"
             " CLOOB_CACHE_BYTES to more, or store Arrow or tars"
