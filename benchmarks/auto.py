@@ -27,7 +27,10 @@ import torch
 from torch.nn import functional as F
 
 RECORDS = Path(__file__).parent / "results" / "auto" / "study.jsonl"
-N_TRAIN, N_TEST, SEEDS, WRONG = 1000, 600, (0, 1, 2), (0.0, 0.4)
+N_TRAIN = 1000
+N_TEST = 600
+SEEDS = (0, 1, 2)
+WRONG = (0.0, 0.4)
 SHIPPED = ("auto", "infoloob", "clip", "cloob", "cca", "kcca")
 SCALINGS = ("one", "column")
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -48,7 +51,8 @@ class Parts(NamedTuple):
         """
         sides = []
         for train, *parts in zip(*self, strict=True):
-            mean, scale = train.mean(0), train.std(0)
+            mean = train.mean(0)
+            scale = train.std(0)
             one = np.sqrt(np.square(scale).mean())
             scale[scale <= 1e-6 * one] = one
             divisor = one if scaling == "one" else scale
@@ -94,7 +98,8 @@ def turned(parts: Parts, scaling: str, widths: tuple[int, ...]) -> Tried:
     u, s, vt = np.linalg.svd(train[0].T @ train[1], full_matrices=False)
     for width in widths:
         if width <= len(s):
-            a, b = u[:, :width], vt[:width].T
+            a = u[:, :width]
+            b = vt[:width].T
             yield (held_out[0] @ a, held_out[1] @ b), (test[0] @ a, test[1] @ b)
 
 
@@ -143,7 +148,8 @@ class TwoTowers(torch.nn.Module):
 
     def loss(self, rows: list[torch.Tensor]) -> torch.Tensor:
         x, y = self(rows)
-        logits, right = self.scale.exp() * x @ y.T, torch.arange(len(x))
+        logits = self.scale.exp() * x @ y.T
+        right = torch.arange(len(x))
         return F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)
 
 
@@ -187,7 +193,8 @@ class Cell:
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(views[0]))
         n = min(N_TRAIN, len(order) * 2 // 3)
-        train, test = order[:n], order[n : n + N_TEST]
+        train = order[:n]
+        test = order[n : n + N_TEST]
         partners = train.copy()
         partners[: round(wrong * n)] = np.roll(train[: round(wrong * n)], 1)
         mixed = rng.permutation(n)

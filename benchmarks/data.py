@@ -71,7 +71,8 @@ from cloob.models.tokenizer import ClipTokenizer
 SCALE = (0.9, 1.0)
 SPECTRUM = 1.3
 QUALITY = 87
-THEIRS, OURS = "open_clip_train", "cloob"
+THEIRS = "open_clip_train"
+OURS = "cloob"
 WORKERS = 2
 
 
@@ -210,10 +211,13 @@ def cpu_seconds() -> float:
 
 def run(name: str, form: Form, source: Source) -> dict[str, Any]:
     gc.collect()
-    wall, cpu, samples = time.perf_counter(), cpu_seconds(), 0
+    wall = time.perf_counter()
+    cpu = cpu_seconds()
+    samples = 0
     with MAKERS[name](form, source) as batches:
         for images, tokens in batches:
-            assert len(images) == len(tokens) and images.shape[1:] == (
+            assert len(images) == len(tokens)
+            assert images.shape[1:] == (
                 3,
                 form.image_size,
                 form.image_size,

@@ -138,7 +138,8 @@ def measure(
     model = make_model(name, work / "models")
     sets = make_sets(args.data, work / "sets", names, images)
     seconds: dict[str, list[float]] = {}
-    ours, theirs = work / "ours", work / "theirs"
+    ours = work / "ours"
+    theirs = work / "theirs"
 
     for _ in range(args.repeats):
         shutil.rmtree(ours, ignore_errors=True)

@@ -48,7 +48,8 @@ from cloob.training.callbacks import Callback
 from cloob.training.step import StepBatch, Stepper, TowersWithLoss
 
 ROOT = Path(__file__).parents[1]
-INV_TAU, BETA = 30.0, 8.0
+INV_TAU = 30.0
+BETA = 8.0
 MEMBERS = [
     (contrast, hopfield)
     for contrast in ("infoloob", "infonce")
@@ -86,7 +87,8 @@ def measured(work: Callable[[], Any], device: str, repeats: int) -> Found:
     """
     work()
     synchronise(device)
-    before, times = 0, []
+    before = 0
+    times = []
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -137,10 +139,8 @@ def parity(args: argparse.Namespace) -> Found:
     found = {}
     for contrast, hopfield in MEMBERS:
         for cone in (0.0, 0.9):
-            ours, theirs = (
-                rows(512, 256, args.device, cone=cone),
-                rows(512, 256, "cpu", cone=cone),
-            )
+            ours = rows(512, 256, args.device, cone=cone)
+            theirs = rows(512, 256, "cpu", cone=cone)
             exact = [side.detach().double().requires_grad_() for side in theirs]
             member: Any = {"contrast": contrast, "hopfield": hopfield, "scale": "unit"}
             loss = cloob_streamed(*ours, INV_TAU, BETA, **member)
@@ -222,7 +222,8 @@ def resume(args: argparse.Namespace) -> Found:
 def loss(args: argparse.Namespace) -> Found:
     from open_clip.loss import ClipLoss
 
-    clip, found = ClipLoss(), {}
+    clip = ClipLoss()
+    found = {}
     ours: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
         "cloob float32": ("highest", lambda x, y: cloob_streamed(x, y, INV_TAU, BETA)),
         "cloob float32, TF32 allowed": (
@@ -325,7 +326,8 @@ def nccl(args: argparse.Namespace) -> Found:
         torch.distributed.init_process_group(
             backend, init_method=f"file://{folder}/group", rank=0, world_size=1
         )
-        alone, grouped = rows(256, 128, args.device), rows(256, 128, args.device)
+        alone = rows(256, 128, args.device)
+        grouped = rows(256, 128, args.device)
         cloob.make_objective("cloob").to(args.device)(*alone).backward()
         cloob.make_objective("cloob", gather=True).to(args.device)(*grouped).backward()
         torch.distributed.destroy_process_group()
@@ -397,7 +399,8 @@ def main() -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
-        start, found = time.monotonic(), {}
+        start = time.monotonic()
+        found = {}
         command = [
             sys.executable,
             __file__,

@@ -44,7 +44,8 @@ from benchmarks.machine import machine as this_machine
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
 
-INV_TAU, BETA = 30.0, 8.0
+INV_TAU = 30.0
+BETA = 8.0
 OURS = "streamed"
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,7 +62,10 @@ def plain(x: Tensor, y: Tensor) -> Tensor:
             - logits.diagonal()
         ).mean()
 
-    u_x, u_y, v_x, v_y = retrieve(x, x), retrieve(y, x), retrieve(x, y), retrieve(y, y)
+    u_x = retrieve(x, x)
+    u_y = retrieve(y, x)
+    v_x = retrieve(x, y)
+    v_y = retrieve(y, y)
     return (loob(u_x, u_y) + loob(v_y, v_x)) / INV_TAU
 
 
@@ -259,7 +263,8 @@ def main() -> None:
     if args.memory_of:
         print(measure_memory(args.memory_of, args.sizes[0], args.dim, args.device))
         return
-    about, rows = machine(args), []
+    about = machine(args)
+    rows = []
     args.out.mkdir(parents=True, exist_ok=True)
     for n in args.sizes:
         print(f"N = {n} …", file=sys.stderr, flush=True)

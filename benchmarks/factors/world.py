@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-FACTORS, VALUES = 8, 10
-PIXELS, LETTERS = 96, 96
+FACTORS = 8
+VALUES = 10
+PIXELS = 96
+LETTERS = 96
 """P and C: the lengths of a picture and of a caption."""
 FAINTEST = 0.4
 """How loud the last factor is where the first one is 1; the others lie between, in
@@ -171,7 +173,8 @@ class Nature:
     def pairs(self, world: World, n: int) -> Pairs:
         values = self.things(n, world.correlation)
         named = self.names(n, world.named)
-        pictures, captions = self.picture(values), self.caption(values, named)
+        pictures = self.picture(values)
+        captions = self.caption(values, named)
         swapped = torch.randperm(n, generator=self.random)[: round(world.wrong * n)]
         captions[swapped] = captions[swapped.roll(1)]
         return Pairs(

@@ -30,7 +30,8 @@ from cloob.models.aligned.model import AlignedEncoder
 from cloob.pictures import decode
 
 IMAGE_SIZE = 96
-_PIECE, _BATCH = 4096, 64
+_PIECE = 4096
+_BATCH = 64
 # of the cut captions and the file names: which pairs get them depends on the run's seed
 _SEED = 0
 
@@ -154,7 +155,8 @@ def _index(data: Path) -> dict[str, Any]:
     def place(texts: Sequence[str]) -> list[int]:
         return [rows.setdefault(text, len(rows)) for text in texts]
 
-    pairs, sets = {}, {}
+    pairs = {}
+    sets = {}
     for name, path in PAIRS.items():
         source = open_source(data / path)
         captions = [source.read(i).caption for i in range(len(source))]

@@ -60,7 +60,8 @@ class Side(nn.Module):
 
     def __init__(self, heads: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
-        self.heads, self.weights = nn.ModuleList(heads), weights
+        self.heads = nn.ModuleList(heads)
+        self.weights = weights
 
     def forward(self, features: Tensor) -> Tensor:
         rows = [
@@ -168,7 +169,8 @@ def _closed_form(
 ) -> tuple[Both, dict[str, float]]:
     """The linear heads of ridge and power that recall most held-out pairs."""
     view, _ = _view(world, seed, clean, data)
-    images, texts = data.pairs["train"].images[view.pictures], data.table[view.rows]
+    images = data.pairs["train"].images[view.pictures]
+    texts = data.table[view.rows]
     blocks = zip(images.split(4096), texts.split(4096), strict=True)
     moments = functools.reduce(operator.add, (PairMoments.of(a, b) for a, b in blocks))
     found: dict[str, float] = {"score": -1.0}
@@ -180,7 +182,8 @@ def _closed_form(
             both = Both(_linear(moments.mean_a, a), _linear(moments.mean_b, b))
             recall = view.held_out_recall(both.visual, both.text, data)
             if recall > found["score"]:
-                best, found = both, {"score": recall, "ridge": ridge, "power": power}
+                best = both
+                found = {"score": recall, "ridge": ridge, "power": power}
     return best, {"ridge": found["ridge"], "power": found["power"]}
 
 
@@ -199,7 +202,8 @@ def _view(
     if not clean:
         return view, {}
     kept, about = _cleaned(view.pictures.tobytes(), view.rows.tobytes(), data)
-    view.pictures, view.rows = view.pictures[kept], view.rows[kept]
+    view.pictures = view.pictures[kept]
+    view.rows = view.rows[kept]
     return view, {"cleaning": about}
 
 

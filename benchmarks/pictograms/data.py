@@ -98,7 +98,8 @@ def with_wrong_captions(data: Data, share: float, seed: int) -> Data:
     """
     pairs = dict(data.pairs)
     for place, name in enumerate(("train", "val")):
-        right, rows = data.pairs[name], np.arange(len(data.pairs[name]))
+        right = data.pairs[name]
+        rows = np.arange(len(data.pairs[name]))
         rows = wrong_rows(
             "swap", share, rows, rows, rows, np.random.default_rng([seed, place])
         )
@@ -113,7 +114,8 @@ class Augmented:
     """
 
     def __init__(self, pairs: Pairs, seed: int) -> None:
-        self._pairs, self._seed = pairs, seed
+        self._pairs = pairs
+        self._seed = seed
         self._transform = TrainTransform(IMAGE_SIZE)
 
     def batch(self, epoch: int, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,7 +49,8 @@ def picture_interval(
     from scipy.stats import t
 
     mean = float(np.mean([d.mean() for d, _ in groups]))
-    variances, freedoms = [], []
+    variances = []
+    freedoms = []
     for d, labels in groups:
         _, classes = np.unique(labels, return_inverse=True)
         sums = np.bincount(classes, d - d.mean())

@@ -338,7 +338,8 @@ def wrong_looks(method: str) -> Mapping[int, Record]:
 
 
 def wrong_lead(method: str) -> str:
-    ours, clip = wrong_looks(method), wrong_looks("clip")
+    ours = wrong_looks(method)
+    clip = wrong_looks("clip")
     gaps = [_look_mean(ours[seed]) - _look_mean(clip[seed]) for seed in clip]
     return over_seeds(gaps)
 

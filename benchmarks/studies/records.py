@@ -191,7 +191,8 @@ def chance(
         labels: (n,) classes in [0, C).
         n_classes: C.
     """
-    asked, taken = np.tile(labels, len(predictions)), np.concatenate(list(predictions))
+    asked = np.tile(labels, len(predictions))
+    taken = np.concatenate(list(predictions))
     counts = np.bincount(taken * n_classes + asked, minlength=n_classes**2)
     as_good = int(
         (counts.take(_dealt(n_classes)).sum(1) >= counts[:: n_classes + 1].sum()).sum()
