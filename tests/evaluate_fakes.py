@@ -31,7 +31,8 @@ class ColourModel:
         return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1)
 
     def encode_image(self, images):
-        assert images.dtype == torch.uint8 and images.shape[1:] == (3, 4, 4)
+        assert images.dtype == torch.uint8
+        assert images.shape[1:] == (3, 4, 4)
         assert not torch.is_grad_enabled()
         return self._embed(images.float().mean((2, 3)))
 

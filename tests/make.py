@@ -149,10 +149,8 @@ def write_arrow(path, table, kind="file", **options):
     if path.suffix == ".parquet":
         parquet.write_table(table, path, row_group_size=2)
         return path
-    new, options = (
-        getattr(pa.ipc, f"new_{kind}"),
-        {"options": pa.ipc.IpcWriteOptions(**options)},
-    )
+    new = getattr(pa.ipc, f"new_{kind}")
+    options = {"options": pa.ipc.IpcWriteOptions(**options)}
     with (
         pa.OSFile(str(path), "wb") as sink,
         new(sink, table.schema, **options) as writer,
@@ -168,7 +166,8 @@ class Listed(Source):
     """
 
     def __init__(self, pairs, name="listed"):
-        self.pairs, self.name = tuple(pairs), name
+        self.pairs = tuple(pairs)
+        self.name = name
         self.shard_sizes = (
             len(self.pairs) // 2,
             len(self.pairs) - len(self.pairs) // 2,

@@ -105,10 +105,8 @@ def try_out(wheel, environment, *, whole):
     """
     shutil.rmtree(environment, ignore_errors=True)
     venv.create(environment, with_pip=False, symlinks=True)
-    python, install = (
-        environment / "bin" / "python",
-        [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python"],
-    )
+    python = environment / "bin" / "python"
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python"]
     if whole:
         run([*install, str(python), f"{wheel}[align]"])
     else:
@@ -118,7 +116,8 @@ def try_out(wheel, environment, *, whole):
     with tempfile.TemporaryDirectory() as folder:
         command = str(environment / "bin" / "cloob")
         version = run([command, "--version"], cwd=folder, quiet=True)
-        assert version == f"cloob {wheel.name.split('-')[1]}\n", (version, wheel.name)
+        expected = f"cloob {wheel.name.split('-')[1]}\n"
+        assert version == expected, (version, wheel.name)
         run([command, "--help"], cwd=folder, quiet=True)
         run(
             [str(python), "-W", "ignore", "-c", FIRST_OF_PAGE.findall(page)[0]],
@@ -143,7 +142,8 @@ def run(command, cwd=None, *, quiet=False):
 
 
 def main():
-    dist, environment = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    dist = Path(sys.argv[1]).resolve()
+    environment = Path(sys.argv[2]).resolve()
     wheel, sdist = build(dist)
     if found := faults(wheel, sdist):
         sys.exit("\n".join(found))

@@ -87,9 +87,11 @@ def similarities(
     """For each anchor that of its positive and those of its negatives: other ids, above
     the positive by a margin.
     """
-    found, candidate_ids = [], ids if candidate_ids is None else candidate_ids
+    found = []
+    candidate_ids = ids if candidate_ids is None else candidate_ids
     for i, anchor in enumerate(anchors):
-        positive, negatives = dot(anchor, candidates[i + offset]), []
+        positive = dot(anchor, candidates[i + offset])
+        negatives = []
         for j, candidate in enumerate(candidates):
             if j == i + offset or (
                 ids is not None
@@ -168,10 +170,15 @@ def targets_loop(
     """The objective with soft targets: pair j is a share of the positive of pair i, in
     both directions.
     """
-    u_x, u_y, v_x, v_y = x, y, x, y
+    u_x = x
+    u_y = y
+    v_x = x
+    v_y = y
     if hopfield:
-        u_x, u_y = retrieval_loop(x, x, beta), retrieval_loop(y, x, beta)
-        v_x, v_y = retrieval_loop(x, y, beta), retrieval_loop(y, y, beta)
+        u_x = retrieval_loop(x, x, beta)
+        u_y = retrieval_loop(y, x, beta)
+        v_x = retrieval_loop(x, y, beta)
+        v_y = retrieval_loop(y, y, beta)
     masked = [[ids is not None and a == b for b in ids or x] for a in ids or x]
     sides = []
     for anchors, candidates in ((u_x, u_y), (v_y, v_x)):
@@ -194,14 +201,17 @@ def objective_loop(
     exclude_above=None,
 ):
     """Eq. 3 with the authors' factor τ, or the mean of both directions."""
-    u_x, u_y, v_x, v_y = x, y, x, y
+    u_x = x
+    u_y = y
+    v_x = x
+    v_y = y
     if hopfield:
-        u_x, u_y = retrieval_loop(x, x, beta), retrieval_loop(y, x, beta)
-        v_x, v_y = retrieval_loop(x, y, beta), retrieval_loop(y, y, beta)
-    sides, masks = (
-        ((u_x, u_y), (v_y, v_x)),
-        {"ids": ids, "exclude_above": exclude_above},
-    )
+        u_x = retrieval_loop(x, x, beta)
+        u_y = retrieval_loop(y, x, beta)
+        v_x = retrieval_loop(x, y, beta)
+        v_y = retrieval_loop(y, y, beta)
+    sides = ((u_x, u_y), (v_y, v_x))
+    masks = {"ids": ids, "exclude_above": exclude_above}
     if contrast == "sigmoid":
         return sum(sigmoid_loop(a, c, inv_tau, bias, **masks) for a, c in sides) / 2
     both = sum(contrast_loop(contrast, a, c, inv_tau, **masks) for a, c in sides)
@@ -239,10 +249,8 @@ def value_and_gradients(loss, *inputs, **options):
 
 def relative_error(got, expected):
     """‖got − expected‖ / ‖expected‖, in float64; 0 where both are zero."""
-    difference, size = (
-        (got.double() - expected.double()).norm(),
-        expected.double().norm(),
-    )
+    difference = (got.double() - expected.double()).norm()
+    size = expected.double().norm()
     return float(difference / size) if size > 0 else float(difference)
 
 

@@ -28,7 +28,8 @@ class ColourModel:
     device = torch.device("cpu")
 
     def __init__(self, name="colours", **config):
-        self.name, self.objective_config = name, config
+        self.name = name
+        self.objective_config = config
         self.fingerprint = hashlib.sha256(name.encode()).hexdigest()[:32]
         self.texts = []
         self.batches = []

@@ -5,9 +5,11 @@ browser.
 import contextlib
 import gc
 import importlib
+import json
 import logging
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -83,11 +85,33 @@ def raises(error, match, action, *arguments, **options):
     return message
 
 
-def refused(capsys, *words):
+def exit_code(words):
+    """That of ``cloob WORDS``, run in this process; words are a line or a list."""
+    if isinstance(words, str):
+        words = shlex.split(words)
+    return cli.main([str(word) for word in words])
+
+
+def run_cloob(words, *, code=0):
+    """Runs ``cloob WORDS`` in this process, which must end with the code."""
+    assert exit_code(words) == code, words
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_lines(path):
+    """The records of a file that has one a line."""
+    text = Path(path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def refused(capsys, words):
     """The one line on stderr of a command, run here, that must exit with 2, beside the
     one that says it begins.
     """
-    assert cli.main(words) == 2
+    run_cloob(words, code=2)
     out, err = capsys.readouterr()
     err = err.removeprefix(OPENING)
     assert out == ""

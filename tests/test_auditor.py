@@ -111,7 +111,8 @@ def test_no_member_of_ours_is_blamed(member, backend):
         assert (report.name, report.scale, report.faults) == (member, scale, ()), report
         assert report.inv_tau == pytest.approx(objective.inv_tau.item(), rel=1e-4)
         assert report.beta in (None, pytest.approx(8.0, rel=1e-4))
-        assert report.value_error < 1e-6 and report.gradient_error < 1e-5
+        assert report.value_error < 1e-6
+        assert report.gradient_error < 1e-5
         assert str(report).startswith(f"{member} (")
         torch.testing.assert_close(objective.state_dict(), before, rtol=0, atol=0)
 
@@ -272,7 +273,8 @@ def test_what_is_expected_and_what_is_no_such_loss():
     report = cloob.audit(both(info_loob, 30.0), expect="cloob")
     assert report.faults == ("not what was expected",)
     strange = cloob.audit(lambda x, y: (x - y).square().sum())
-    assert strange.name is None and "no form" in str(strange)
+    assert strange.name is None
+    assert "no form" in str(strange)
     assert "not finite" in cloob.audit(lambda x, y: (x.sum() - x.sum()).log()).faults
     raises(TypeError, "no 0-d tensor", cloob.audit, lambda x, y: (x - y).norm(dim=1))
     raises(ValueError, "expect is 'clop'", cloob.audit, cloob_loss, expect="clop")

@@ -24,7 +24,7 @@ from cloob.data.batch import BadSample
 from cloob.errors import InputError, message
 from cloob.serve.app import make_app
 from cloob.serve.config import ServeConfig
-from support import OPENING, fork
+from support import OPENING, fork, read_json
 
 resource = pytest.importorskip("resource", reason="no limits of memory here")
 pytestmark = pytest.mark.skipif(
@@ -32,7 +32,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 CORPUS = Path(__file__).parent / "corpus"
-HOSTILE, BASE = CORPUS / "hostile", CORPUS / "hostile" / "base"
+HOSTILE = CORPUS / "hostile"
+BASE = CORPUS / "hostile" / "base"
 MODEL = (
     CORPUS / "weights" / "crowsonkb" / "full_vocab" / "slim.pkl"
 )  # its tokenizer is open_clip's
@@ -48,9 +49,7 @@ def cases(*folders):
     return [
         pytest.param(CORPUS / folder / name, wanted, id=f"{folder}/{name}")
         for folder in folders
-        for name, wanted in json.loads(
-            (CORPUS / folder / "expect.json").read_text()
-        ).items()
+        for name, wanted in read_json(CORPUS / folder / "expect.json").items()
     ]
 
 
@@ -76,7 +75,9 @@ class Child:
     """
 
     def __init__(self, folder):
-        self.folder, self.empty, self.given = folder, folder / "empty", folder / "given"
+        self.folder = folder
+        self.empty = folder / "empty"
+        self.given = folder / "given"
         self.empty.mkdir()
 
     def run(self, work):
@@ -97,7 +98,8 @@ class Child:
 
         before = self._files()
         ranks = fork(self.folder / "said", 1, limited)
-        code, said = ranks.wait()[0], ranks.told().replace(OPENING, "")
+        code = ranks.wait()[0]
+        said = ranks.told().replace(OPENING, "")
         assert code != ASKED_THE_NETWORK, "it asked the network"
         assert "Traceback" not in said, said
         assert not markers(), "its code ran"
@@ -111,7 +113,8 @@ class Child:
         assert code or "refused" not in wanted, said
         if code:
             *before, line = said.splitlines()
-            assert line.startswith("cloob: ") and "\ncloob: " not in "\n".join(before)
+            assert line.startswith("cloob: ")
+            assert "\ncloob: " not in "\n".join(before)
             words = wanted.get("refused") or [str(self.given)]
             assert len(line) < 1200 and all(word in line for word in words), said
         return said
@@ -139,7 +142,8 @@ def warm(tmp_path_factory):
     """
     markers()
     folder = tmp_path_factory.mktemp("warm")
-    pictures, index = folder / "pictures", folder / "index"
+    pictures = folder / "pictures"
+    index = folder / "index"
     copy_pictures(("good.png", "cmyk.jpg", "alpha.webp"), pictures)
     commands = [
         ("index", pictures, "--model", MODEL, "--out", index),
@@ -251,7 +255,8 @@ def test_data(child, path, wanted):
 
 def outcomes(source):
     """How many pairs can be used, and why the others cannot."""
-    bad, usable = [], 0
+    bad = []
+    usable = 0
     for i in range(len(source)):
         try:
             usable += bool(source.read(i).caption)
@@ -309,12 +314,14 @@ def test_pictures_at_each_door(child, warm):
     """In a training set, an index, and a test set, where one that cannot be read is a
     miss.
     """
-    pairs, out = child.given, child.folder / "results"
+    pairs = child.given
+    out = child.folder / "results"
     copy_pictures(PICTURES, pairs)
     said = child.check(command("data", pairs, "--json"), {"ok": {}})
     found = json.loads(said.splitlines()[-1])
     bad = sum(case["count"] for case in found["bad"].values())
-    assert (found["usable"], bad) == (len(GOOD), len(BAD))
+    assert found["usable"] == len(GOOD)
+    assert bad == len(BAD)
 
     index = shutil.copytree(warm / "index", child.folder / "index")
     child.check(command("index", pairs, "--out", index, "--workers", 1), {"ok": {}})
@@ -326,7 +333,7 @@ def test_pictures_at_each_door(child, warm):
 
     words = ["--retrieval", pairs, "--out", out, *ON_CPU]
     child.check(command("eval", MODEL, *words), {"ok": {}})
-    (row,) = json.loads((out / "results.json").read_text())["rows"]
+    (row,) = read_json(out / "results.json")["rows"]
     assert row["retrieval"]["given"]["n"] == len(PICTURES)
 
 

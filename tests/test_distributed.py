@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.testing import assert_close
 
 from cloob import distributed
 from cloob.distributed import Layout
@@ -115,7 +116,8 @@ def two_steps(case, backend, n, own, gather):
     labels = labels_of(case.labels, n, own)
     margin = {"exclude_above": 0.1 if case.labels == "ids" else None}
     auto = "auto" if gather else False
-    inside, outside = None, None
+    inside = None
+    outside = None
     if case.place == "outside":
         outside = make_objective("cloob", backend=backend, gather=gather)
     else:
@@ -161,7 +163,9 @@ def check_arithmetic():
     """One step of CLOOB at a global batch that every world size divides; the value
     without gradients.
     """
-    n, d, world = 24, 8, distributed.world_size()
+    n = 24
+    d = 8
+    world = distributed.world_size()
     x, y = pairs(n, d, dtype=torch.float32)
     own = Layout((n // world,) * world).local
     # Four retrievals of 2 + 4 products and two contrasts of 1 + 2; streamed retrievals
@@ -175,9 +179,10 @@ def check_arithmetic():
             for hopfield in (True, False):
                 whole = ContrastiveObjective()(x, y, hopfield=hopfield)
                 found = objective(*rows, hopfield=hopfield)
-                torch.testing.assert_close(found, whole, rtol=1e-5, atol=0)
+                assert_close(found, whole, rtol=1e-5, atol=0)
             half = [side.bfloat16() for side in rows]
-            assert objective(*half) == objective(*(side.float() for side in half))
+            expected = objective(*(side.float() for side in half))
+            assert objective(*half) == expected
 
 
 def check_mistakes():
@@ -254,13 +259,15 @@ def check_exchange():
     """What the losses do not show: ids keep all their bits, and ranks agree or fail
     together.
     """
-    rank, world = distributed.rank(), distributed.world_size()
+    rank = distributed.rank()
+    world = distributed.world_size()
     layout = Layout(tuple(range(1, world + 1)))
     numbers = distributed.gather_rows(torch.arange(rank + 1) + (1 << 40), layout)
     expected = torch.cat([torch.arange(r + 1) for r in range(world)]) + (1 << 40)
     assert torch.equal(numbers, expected)
     agreed = distributed.agree({"a": rank, "b": 7}, None, CPU)
-    assert agreed == {"a": tuple(range(world)), "b": (7,) * world}
+    wanted = {"a": tuple(range(world)), "b": (7,) * world}
+    assert agreed == wanted
 
     class Local(Exception):
         """No other rank can make one."""
@@ -340,8 +347,8 @@ def test_loss_and_sgd_steps_are_those_of_one_process(ranks):
         # Of SigLIP the scale's gradient sums over all N² pairs, of which most cancel.
         close = 1e-4 if case[0].name == "siglip" else 1e-5
         for found_losses, found in (rank[case] for rank in ranks):
-            torch.testing.assert_close(found_losses, losses, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(found, parameters, rtol=close, atol=close)
+            assert_close(found_losses, losses, rtol=1e-5, atol=1e-6)
+            assert_close(found, parameters, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("rank", [None, "first"])

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 import cloob
 from cloob import cli
@@ -117,7 +118,8 @@ def test_the_walks_name_each_file_that_a_step_enters(tmp_path, monkeypatch):
     files = set()
 
     def watched(owner, name):
-        action, calls = getattr(owner, name), []
+        action = getattr(owner, name)
+        calls = []
 
         def noted(*arguments):
             calls.append(None)
@@ -279,7 +281,8 @@ def test_the_readme_prints_what_it_shows(tmp_path, monkeypatch, capfd):
     """In an empty folder, as a reader would; ``…`` stands for what is left out."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names, printed = {}, ""
+    names = {}
+    printed = ""
     for kind, text, note in snippets(README):
         if note:
             continue
@@ -330,8 +333,8 @@ def test_the_first_table_of_the_readme(objectives, capsys):
 def test_own_loop_runs_and_its_losses_agree():
     names = run_page(DOCS / "own-loop.md")
     expected = names["objective"](*names["features"])
-    torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
-    torch.testing.assert_close(names["loss"], expected)
+    assert_close(names["program"].module()(*names["features"]), expected)
+    assert_close(names["loss"], expected)
 
 
 def test_the_page_of_soft_targets_runs_and_its_losses_are_the_formulas():
@@ -342,32 +345,34 @@ def test_the_page_of_soft_targets_runs_and_its_losses_are_the_formulas():
     target = torch.tensor([0, 1, 0, 2, 1, 0, 3])
     same = target[:, None] == target
     scores = 5 * x @ y.T
-    by_row, by_column = -scores.log_softmax(1), -scores.log_softmax(0)
+    by_row = -scores.log_softmax(1)
+    by_column = -scores.log_softmax(0)
     hard = by_row.diagonal() + by_column.diagonal()
 
     shares = F.cosine_similarity(frozen[:, None], frozen, dim=2) / 2 + 0.5
     soft = (shares * by_row).sum(1) / shares.sum(1)
     cwcl = soft.mean() + by_column.diagonal().mean()
     found = names["cwcl"](frozen, x, y, 5.0)
-    torch.testing.assert_close(found, cwcl, **nearly)
+    assert_close(found, cwcl, **nearly)
 
     w = 1 - torch.atan(torch.cdist(frozen, frozen).square() / 0.3) * 4 / math.pi
     w = w * (w >= 0.75)
-    positive, negative = F.softplus(2 - scores), F.softplus(scores - 2)
+    positive = F.softplus(2 - scores)
+    negative = F.softplus(scores - 2)
     s2l = (w * positive + (1.7 - 0.75 * w) * negative).sum() / 7
     found = names["s2l"](frozen, x, y, 5.0, -2.0)
-    torch.testing.assert_close(found, s2l, **nearly)
+    assert_close(found, s2l, **nearly)
 
     weighted = ((1 + (same.sum(1) - 1) / 6) * hard).mean() / 2
     found = names["same_target"](x, y, target, 5.0)
-    torch.testing.assert_close(found, weighted, **nearly)
+    assert_close(found, weighted, **nearly)
 
     mass = scores.exp()
     positives = (mass * same).sum(1) / same.sum(1)
     negatives = (mass * ~same).sum(1)
     found = names["with_positives"](x, y, target, 5.0)
     expected = -(positives / negatives).log().mean()
-    torch.testing.assert_close(found, expected, **nearly)
+    assert_close(found, expected, **nearly)
 
 
 @pytest.mark.nightly
@@ -406,7 +411,7 @@ def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says():
     own_pair = torch.eye(8, dtype=torch.bool).repeat(2, 2)
     negatives = (10 * rows @ rows.T).masked_fill(own_pair, -torch.inf)
     expected = negatives.logsumexp(1).mean() - 10 * (x * y).sum(1).mean()
-    torch.testing.assert_close(names["lightly_dcl"](x, y, 0.1), expected, **nearly)
+    assert_close(names["lightly_dcl"](x, y, 0.1), expected, **nearly)
     dcl, infoloob = (
         cloob.get_recipe("vectors", objective=name) for name in ("dcl", "infoloob")
     )
@@ -495,7 +500,8 @@ def test_tutorials_print_what_they_show(page, tmp_path, pytestconfig, monkeypatc
             shutil.copy(drawn, DOCS / "images" / f"{page.stem}.webp")
         return
     number = r"\d+(?:\.\d+)?"
-    found, shown = "\f".join(outputs), "\f".join(blocks(page, "text"))
+    found = "\f".join(outputs)
+    shown = "\f".join(blocks(page, "text"))
     assert re.sub(number, "N", found) == re.sub(number, "N", shown)
     numbers = [float(each) for each in re.findall(number, found)]
     assert numbers == pytest.approx(

@@ -23,7 +23,7 @@ import cloob
 from cloob import ContrastiveHeads, cli
 from make import tiny_model, write_classes, write_pairs, write_tar
 from search_colours import make_index, write_pictures
-from support import OPENING, made_once, run_script
+from support import OPENING, made_once, read_json, run_script
 
 
 def rows_of(part):
@@ -35,9 +35,7 @@ def rows_of(part):
 TABLE = Path(__file__).with_name("mistakes.txt").read_text(encoding="utf-8")
 BEFORE_TORCH, LATER = map(rows_of, TABLE.split("## Refused once"))
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
-FILES = json.loads(
-    Path(__file__).with_name("mistakes_files.json").read_text(encoding="utf-8")
-)
+FILES = read_json(Path(__file__).with_name("mistakes_files.json"))
 FILES["old/index.sqlite"] = "nothing" * 999
 CHILD = """
 import contextlib, io, json, sys
@@ -145,13 +143,15 @@ def test_words_are_refused_before_torch_is_imported(place, monkeypatch):
     assert not wrong, "\n".join(wrong)
     assert told.pop()[0] == 0, "a search without words needs no torch"
     for (name, _), (code, out, _) in zip(helps, told[len(words) :], strict=True):
-        assert code == 0 and f"usage: cloob {name}" in out
+        assert code == 0
+        assert f"usage: cloob {name}" in out
     assert listing(place) == before
 
 
 def test_files_are_refused_and_nothing_is_left_behind(place, monkeypatch):
     monkeypatch.chdir(place)
-    before, told = listing(place), []
+    before = listing(place)
+    told = []
     for command, *_ in LATER:
         with (
             contextlib.redirect_stdout(io.StringIO()) as out,

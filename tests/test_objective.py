@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloob
@@ -73,7 +74,7 @@ def test_a_new_contrast_is_a_function_and_a_row(monkeypatch):
         contrast="hinge", hopfield=False, scale="unit", inv_tau=2.0
     )
     expected = (hinge(X, Y, 2.0) + hinge(Y, X, 2.0)) / 2
-    torch.testing.assert_close(objective(X, Y), expected)
+    assert_close(objective(X, Y), expected)
     assert objective.name == "hinge"
 
 
@@ -104,7 +105,7 @@ def test_clip_and_siglip_are_open_clips_losses(name, theirs, start, given):
     scalars = torch.tensor(given, dtype=torch.float64)
     expected = value_and_gradients(loss, X, Y, *scalars)
     found = value_and_gradients(ours, X, Y, *scalars)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 @both_backends
@@ -118,7 +119,7 @@ def test_a_call_says_whether_to_retrieve(hopfield, backend):
     before = made.config()
     called = value_and_gradients(made, X, Y, hopfield=hopfield)
     expected = value_and_gradients(wanted, X, Y)
-    torch.testing.assert_close(called, expected, **exactly)
+    assert_close(called, expected, **exactly)
     assert abs(made(X, Y) - called[0]) > 1e-3
     assert made.config() == before
 
@@ -138,7 +139,7 @@ def test_config_is_json_and_builds_the_same_objective(name):
     assert config.get("bias") == (-9.75 if name == "siglip" else None)
     again = ContrastiveObjective(**config)
     assert again.config().keys() == config.keys()
-    torch.testing.assert_close(again.state_dict(), objective.state_dict())
+    assert_close(again.state_dict(), objective.state_dict())
     fresh = learnable(name)
     fresh.load_state_dict(objective.state_dict())
     assert fresh.config() == objective.config()
@@ -216,7 +217,8 @@ def test_graphs_that_hold_a_bounded_parameter_stay_right(beyond):
 
 
 def test_a_given_logit_scale_takes_the_place_of_inv_tau_and_learns():
-    x, y = X.float(), Y.float()
+    x = X.float()
+    y = Y.float()
     scale = torch.tensor(12.0, requires_grad=True)
     objective = ContrastiveObjective.cloob(scale="unit")
     found = objective(x, y, scale, output_dict=True)
@@ -284,7 +286,7 @@ def test_a_fixed_number_survives_copies_and_casts():
     on_meta = copy.deepcopy(objective).to("cpu", torch.bfloat16).to("meta")
     for other in (copied, pickled, on_meta.to_empty(device="cpu")):
         assert other.config()["inv_tau"] == 1 / 0.07
-        torch.testing.assert_close(other.state_dict(), saved, **exactly)
+        assert_close(other.state_dict(), saved, **exactly)
 
 
 @pytest.mark.parametrize("name", ["siglip", "infonce-hopfield"])
@@ -308,8 +310,9 @@ def test_learned_scales_are_cast_to_no_lower_precision(cast, dtype, name):
         assert objective.get_parameter(key) is scale  # which an optimiser holds
         assert scale.dtype == dtype
         now = (scale, scale.grad)
-        torch.testing.assert_close(now, values[key], check_dtype=False, **exactly)
-    assert {p.dtype for p in objective.float().parameters()} == {torch.float32}
+        assert_close(now, values[key], check_dtype=False, **exactly)
+    found = {p.dtype for p in objective.float().parameters()}
+    assert found == {torch.float32}
 
 
 # Precision
@@ -373,7 +376,7 @@ def test_tf32_changes_nothing(name, newer):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert not torch.equal(rounded, x @ y.T)
-    torch.testing.assert_close(found, expected, **exactly)
+    assert_close(found, expected, **exactly)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -395,10 +398,11 @@ def test_a_backward_pass_inside_autocast_is_as_outside(name):
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_sides_of_other_precisions_are_lifted(backend, low):
     objective = ContrastiveObjective(backend=backend)
-    x, y = X.to(low), Y.float()
+    x = X.to(low)
+    y = Y.float()
     loss, by_x, by_y = value_and_gradients(objective, x.float(), y)
     found = value_and_gradients(objective, x, y)
-    torch.testing.assert_close(found, [loss, by_x.to(low), by_y], **exactly)
+    assert_close(found, [loss, by_x.to(low), by_y], **exactly)
 
 
 # What is refused, and what is told
@@ -530,7 +534,8 @@ def test_ids_come_as_texts_from_numpy_and_as_a_list():
     np = pytest.importorskip("numpy")
     names = ["a", "b", "a", "c", "d", "e"]
     numbers = [0, 1, 0, 2, 3, 4]
-    assert cloob.ids(names).tolist() == cloob.ids(iter(names)).tolist()
+    expected = cloob.ids(iter(names)).tolist()
+    assert cloob.ids(names).tolist() == expected
     assert cloob.ids(torch.tensor([1, 2])).tolist() == cloob.ids([1, 2]).tolist()
     assert len({*cloob.ids(["\ud800", "\udcff", "C", "c"]).tolist()}) == 4
     objective = make_objective("infoloob")

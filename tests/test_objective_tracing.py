@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
 from paper_loops import pairs, relative_error, value_and_gradients
@@ -63,7 +64,7 @@ def test_a_whole_compiled_graph_equals_eager(name, learns):
             loss.backward()
             scales = [p.grad for p in objective.parameters()]
             found.append([loss, x.grad, y.grad, *scales])
-        torch.testing.assert_close(*found, **slightly)
+        assert_close(*found, **slightly)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -72,25 +73,26 @@ def test_a_whole_compiled_graph_equals_eager(name, learns):
 def test_an_exported_program_gives_the_same(name):
     objective = make_objective(name)
     program = torch.export.export(objective, (X, Y))
-    torch.testing.assert_close(program.module()(Y, X), objective(Y, X))
+    assert_close(program.module()(Y, X), objective(Y, X))
 
 
 @two_members
 def test_vmap_over_batches_and_temperatures(name):
-    x, y = torch.stack([X, Y]), torch.stack([Y, X])
+    x = torch.stack([X, Y])
+    y = torch.stack([Y, X])
     scales = torch.tensor([5.0, 20.0])
     objective = fixed(name)
     expected = torch.stack(list(map(objective, x, y)))
-    torch.testing.assert_close(torch.func.vmap(objective)(x, y), expected)
+    assert_close(torch.func.vmap(objective)(x, y), expected)
     chosen = make_objective(name)  # "auto" takes what goes through
-    torch.testing.assert_close(torch.func.vmap(chosen)(x, y), expected)
+    assert_close(torch.func.vmap(chosen)(x, y), expected)
     expected = torch.stack(list(map(objective, x, y, scales)))
-    torch.testing.assert_close(torch.func.vmap(objective)(x, y, scales), expected)
+    assert_close(torch.func.vmap(objective)(x, y, scales), expected)
     by_x = torch.func.vmap(torch.func.grad(objective))(x, y)
     expected = [
         value_and_gradients(objective, *sides)[1] for sides in zip(x, y, strict=True)
     ]
-    torch.testing.assert_close(list(by_x), expected, **slightly)
+    assert_close(list(by_x), expected, **slightly)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -98,7 +100,7 @@ def test_func_grad_and_double_backward(name):
     objective = fixed(name)
     _, *expected = value_and_gradients(objective, X, Y)
     found = torch.func.grad(objective, argnums=(0, 1))(X, Y)
-    torch.testing.assert_close(list(found), expected)
+    assert_close(list(found), expected)
     leaf = X.clone().requires_grad_()
     (first,) = torch.autograd.grad(objective(leaf, Y), leaf, create_graph=True)
     (curvature,) = torch.autograd.grad((first * DIRECTION).sum(), leaf)
@@ -106,7 +108,7 @@ def test_func_grad_and_double_backward(name):
     ahead = value_and_gradients(objective, X + step, Y)[1]
     behind = value_and_gradients(objective, X - step, Y)[1]
     expected = (ahead - behind) / 2e-6
-    torch.testing.assert_close(curvature, expected, rtol=1e-5, atol=1e-7)
+    assert_close(curvature, expected, rtol=1e-5, atol=1e-7)
     # torch.func.grad has values, and they are looked at
     spoilt = X.index_fill(0, torch.tensor([2]), torch.nan)
     raises(ValueError, "row 2 is not finite", torch.func.grad(objective), spoilt, Y)
@@ -129,7 +131,7 @@ def test_func_through_a_learned_scale(inv_tau):
         lambda o: torch.func.jvp(lambda side: o(side, Y), (X,), (Y,))[1],
         lambda o: torch.func.vmap(torch.func.grad(o))(*problems),
     ):
-        torch.testing.assert_close(transformed(objective), transformed(bounded))
+        assert_close(transformed(objective), transformed(bounded))
 
     def by_scale(log_inv_tau):
         scales = {"log_inv_tau": log_inv_tau}
@@ -138,7 +140,7 @@ def test_func_through_a_learned_scale(inv_tau):
     gradient = torch.func.grad(by_scale)(objective.log_inv_tau)
     assert objective.log_inv_tau.item() == before
     objective(X, Y).backward()
-    torch.testing.assert_close(gradient, objective.log_inv_tau.grad)
+    assert_close(gradient, objective.log_inv_tau.grad)
 
 
 @two_members

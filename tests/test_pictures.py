@@ -184,8 +184,10 @@ def test_a_huge_jpeg_is_decoded_smaller(monkeypatch, reduction):
     monkeypatch.setattr(pictures, "WHOLE_PIXELS", 320 * 240 + 1000)
     file = pictures.Encoded(data)
     half = (321, 240)
-    assert (file.size, file.stored) == (half, (240, 321))
-    assert (file.full_size, file.in_file) == ((641, 479), (479, 641))
+    assert file.size == half
+    assert file.stored == (240, 321)
+    assert file.full_size == (641, 479)
+    assert file.in_file == (479, 641)
     # of what is left: the file gives an eighth at the least
     quarter = (81, 60)
     assert file.rgb(reduction).size == (half if reduction == 1 else quarter)
@@ -204,7 +206,8 @@ def test_a_crop_of_a_huge_turned_jpeg_is_one_of_the_smaller_picture(monkeypatch)
     file = pictures.Encoded(data)
     crop = transform.draw(*file.size, seeded(1), file.max_reduction)
     # an eighth of a half would do, but the file gives an eighth at the least
-    assert (file.size, crop.reduction) == ((320, 240), 4)
+    assert file.size == (320, 240)
+    assert crop.reduction == 4
     found = transform.take(file.rgb(crop.reduction), crop)
     expected = transform(image.resize(file.size), seeded(1))
     assert (found.float() - expected.float()).abs().mean() < 2
@@ -239,7 +242,8 @@ def test_one_limit_everywhere(monkeypatch, encoder, tmp_path):
     bomb.write_bytes(data)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
     (skip,) = pairs.batch(np.array([0])).skipped
-    assert (skip.key, skip.reason) == ("0", "image too large")
+    assert skip.key == "0"
+    assert skip.reason == "image too large"
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     message = r"bomb\.png: .*64×64 pixels, the limit is 4,095"
     raises(InputError, message, encoder.encode_image, [bomb])
@@ -305,13 +309,16 @@ def seeded(seed):
 @pytest.mark.parametrize(("height", "width"), [(300, 200), (40, 400)])
 def test_crops_are_distributed_as_torchvisions(height, width):
     """Means of the box over many draws agree within five standard errors."""
-    n, scale, ratio = 4000, [0.2, 0.8], [3 / 4, 4 / 3]
+    n = 4000
+    scale = [0.2, 0.8]
+    ratio = [3 / 4, 4 / 3]
     blank = torch.empty(3, height, width)
     torch.manual_seed(0)
     theirs = [RandomResizedCrop.get_params(blank, scale, ratio) for _ in range(n)]
     draws = Uniform(0.0, 1.0).sample((n, 22)).double().tolist()
     ours = [crop_box(height, width, scale, ratio, draw) for draw in draws]
-    theirs, ours = np.array(theirs, float), np.array(ours, float)
+    theirs = np.array(theirs, float)
+    ours = np.array(ours, float)
     error = np.sqrt((theirs.var(0) + ours.var(0)) / n)
     assert (np.abs(theirs.mean(0) - ours.mean(0)) <= 5 * error + 1e-9).all()
 
@@ -355,7 +362,8 @@ def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
     r = crop.reduction
     assert r in (1, 2, 4, 8)
     assert exact.reduction == 1
-    assert all(value % r == 0 for value in crop[:4])
+    for value in crop[:4]:
+        assert value % r == 0
     if r > 1:
         assert min(crop.height, crop.width) // r >= size
     if r < 8:  # and the next factor would be too much

@@ -79,7 +79,8 @@ def test_the_objective(name):
     of kernels, here and below, are a little above what was counted.
     """
     objective = make_objective(name, backend="streamed").to(DEVICE)
-    x, y = rows(64), rows(64)
+    x = rows(64)
+    y = rows(64)
     in_the_loop = asked(lambda: objective(x, y, trusted=Layout((64,))).backward())
     assert in_the_loop.waits == 0
     assert in_the_loop.kernels <= 110
@@ -133,7 +134,8 @@ def test_a_step_of_towers_waits_for_nothing(towers, batch, options, kernels):
         stepper.launch(StepBatch(batch.parts, LAYOUT, hopfield=True), 1e-3)
 
     found = asked(step)
-    assert (found.waits, found.copies) == (0, 0)
+    assert found.waits == 0
+    assert found.copies == 0
     assert found.kernels <= kernels
 
 
@@ -179,5 +181,6 @@ def test_an_epoch_of_heads_waits_once_and_sends_its_order(monkeypatch, steps):
         fit.fit_epoch(model, optimizer, batches, settings, epoch=0)
 
     found = asked(epoch)
-    assert (found.waits, found.copies) == (1, 2)
+    assert found.waits == 1
+    assert found.copies == 2
     assert found.kernels <= 360 * steps

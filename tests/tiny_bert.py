@@ -2,7 +2,9 @@
 tests and their worker processes.
 """
 
-COLOURS, AGES, KINDS = ("red", "green", "blue"), ("old", "new"), ("car", "tree")
+COLOURS = ("red", "green", "blue")
+AGES = ("old", "new")
+KINDS = ("car", "tree")
 THINGS = [
     f"{colour} {age} {kind}" for colour in COLOURS for age in AGES for kind in KINDS
 ]

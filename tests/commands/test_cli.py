@@ -58,7 +58,9 @@ def test_help_has_every_option_in_a_group_and_three_examples(page, capsys):
     assert shown.startswith(f"usage: cloob {page}")
     assert not re.search(r"None|\{\}|= False|--no-(?!token)|\{\}", shown)
     examples = pages()[page]["examples"]
-    assert len(examples) == 3 and all(example in shown for example in examples)
+    assert len(examples) == 3
+    for example in examples:
+        assert example in shown
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -82,7 +84,8 @@ def test_the_top_of_a_command_imports_what_a_mistake_needs():
             importlib.import_module(f"cloob.commands.{module.name}")
         print(*sys.modules)"""
     modules = set(run_script(script).stdout.split())
-    assert "cloob.commands.train" in modules and not modules & HEAVY
+    assert "cloob.commands.train" in modules
+    assert not modules & HEAVY
 
 
 def test_the_version_and_the_usage(capsys):
@@ -107,7 +110,8 @@ def test_sigterm_leaves_no_half_written_folder(tmp_path):
     words = ["export", "x", "--to", "cloob", "--out", str(tmp_path / "model")]
     command = [sys.executable, "-c", program, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "half\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
         assert list(tmp_path.iterdir())
         process.terminate()
         assert process.wait(30) == 130
@@ -117,7 +121,8 @@ def test_sigterm_leaves_no_half_written_folder(tmp_path):
 def test_debug_shows_the_traceback(capsys):
     with pytest.raises(ValueError, match="did you mean train"):
         cli.main(["--debug", "trian"])
-    assert cli.main(["trian"]) == 2 and capsys.readouterr().err.count("\n") == 1
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -156,12 +161,14 @@ def test_an_interruption_and_a_lack_of_memory_are_one_line(
     monkeypatch.setattr(f"cloob.commands.{command}.run", Mock(side_effect=error))
     assert cli.main([command, *(["x"] if command == "serve" else [])]) == code
     err = capsys.readouterr().err
-    assert err.startswith(f"cloob: {line}") and err.count("\n") == 1
+    assert err.startswith(f"cloob: {line}")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_usage_names_what_must_be_given(page, capsys):
-    fields, usage = fields_of(PAGES[page]), pages()[page]["usage"]
+    fields = fields_of(PAGES[page])
+    usage = pages()[page]["usage"]
     needed = {name for name, field in fields.items() if field.default is MISSING}
     arguments = pages()[page]["groups"].get("arguments", [])
     assert {*re.findall(r"--(\w+)", usage)} == needed - {*arguments}

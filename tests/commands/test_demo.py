@@ -1,10 +1,8 @@
 """``cloob demo``: what it says and what it writes."""
 
 import importlib.util
-import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -12,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cloob import cli
 from cloob.commands import demo
 from cloob.recipes import RECIPES
 from cloob.search.index import Index
 from make import COLOURS, tiny_model, write_classes, write_forty
-from support import refused
+from support import read_json, refused, run_cloob
 
 
 @pytest.fixture
@@ -47,20 +44,22 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("small")
 def test_every_command_is_printed_and_runs_again_as_printed(capsys):
     folder = Path("runs/demo")
-    assert cli.main(["demo", "--epochs", "2", "--device", "cpu"]) == 0
+    run_cloob("demo --epochs 2 --device cpu")
     out, err = capsys.readouterr()
     typed = re.findall(r"^\$ cloob (.*)$", out, flags=re.MULTILINE)
     names = [line.split()[0] for line in typed]
     assert names == ["train", "train", "data", "index", "search", "search", "eval"]
-    assert "--epochs 2" in typed[0] and "--epochs" not in typed[1]
-    assert err.count("next: ") == 1 and err.count("  or: ") == 2
-    assert err.index(f"next: cloob serve {folder / 'index'}\n") < err.index(
-        f"  or: cloob search {folder / 'index'} 'an insect'\n"
-    )
+    assert "--epochs 2" in typed[0]
+    assert "--epochs" not in typed[1]
+    assert err.count("next: ") == 1
+    assert err.count("  or: ") == 2
+    expected = err.index(f"  or: cloob search {folder / 'index'} 'an insect'\n")
+    assert err.index(f"next: cloob serve {folder / 'index'}\n") < expected
     assert "of 40 pairs are more probably wrong than right" in out
     suspects = (folder / "suspects.csv").read_text(encoding="utf-8").splitlines()
-    assert len(suspects) == 41 and (folder / "suspects.html").is_file()
-    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert len(suspects) == 41
+    assert (folder / "suspects.html").is_file()
+    rows = read_json(folder / "results.json")["rows"]
     assert [row["model"] for row in rows] == ["clip", "cca"]
     assert (folder / "report.html").is_file()
     table = out[out.index("%, ± half") :].splitlines()[1:5]
@@ -79,17 +78,18 @@ def test_every_command_is_printed_and_runs_again_as_printed(capsys):
 
     demo.check_place(folder)  # a second demo may replace the first
     for line in typed:
-        assert cli.main(shlex.split(line)) == 0, line
+        run_cloob(line)
 
 
 @pytest.mark.usefixtures("small")
 def test_a_command_that_fails_ends_the_demo(capsys):
     shutil.rmtree("pairs")
-    assert cli.main(["demo", "--device", "cpu"]) == 2
+    run_cloob("demo --device cpu", code=2)
     out, err = capsys.readouterr()
-    assert out.count("$ cloob") == 1 and "next:" not in err
+    assert out.count("$ cloob") == 1
+    assert "next:" not in err
     write_forty(Path("pairs"))
-    assert cli.main(["index", "pairs", "--model", "tower", "--out", "idx"]) == 0
+    run_cloob("index pairs --model tower --out idx")
     assert "next: cloob search idx" in capsys.readouterr().err
 
 
@@ -99,7 +99,7 @@ def test_a_folder_of_somebody_elses_files_is_refused(place, tmp_path, capsys):
     thesis.parent.mkdir(exist_ok=True)
     thesis.write_text("years of work")
     (tmp_path / "pictures").mkdir()
-    line = refused(capsys, "demo", "--out", str(tmp_path))
+    line = refused(capsys, f"demo --out {tmp_path}")
     assert "which no earlier demo wrote; give another --out" in line
     assert thesis.read_text() == "years of work"
     assert not list(tmp_path.rglob("config.json"))
@@ -113,23 +113,13 @@ def test_a_folder_of_somebody_elses_files_is_refused(place, tmp_path, capsys):
 )
 def test_the_demo_itself_finds_hearts(tmp_path):
     """The real encoders and pictures, two passes."""
-    words = [
-        "-m",
-        "cloob",
-        "demo",
-        "--epochs",
-        "2",
-        "--out",
-        "demo",
-        "--device",
-        "cpu",
-    ]
+    words = "-m cloob demo --epochs 2 --out demo --device cpu"
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "CLOOB_CACHE": str(tmp_path / "cache"),
     }
-    command = [sys.executable, *words]
+    command = [sys.executable, *words.split()]
     done = subprocess.run(
         command,
         cwd=tmp_path,
@@ -139,7 +129,7 @@ def test_the_demo_itself_finds_hearts(tmp_path):
         timeout=1700,
     )
     assert done.returncode == 0, done.stderr
-    row, *_ = json.loads((tmp_path / "demo" / "results.json").read_text())["rows"]
+    row, *_ = read_json(tmp_path / "demo" / "results.json")["rows"]
     assert row["zeroshot"]["noto-emoji"]["acc1"] > 20 / 1540  # guessing gives 1 / 1540
     hearts = done.stdout.partition("'red heart'")[2].partition("$ cloob")[0]
     assert hearts.count("heart") >= 2  # of the first four pictures

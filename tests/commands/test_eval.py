@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import cloob
-from cloob import cli, get_recipe, load_model, train, train_heads
+from cloob import get_recipe, load_model, train, train_heads
 from cloob.models.folder import save_model
 from cloob.models.load import fingerprint
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from make import tiny_model, write_classes
-from support import refused
+from support import read_json, refused, run_cloob
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -40,7 +40,7 @@ def work(made, tmp_path):
 
 
 def results_in(out):
-    return json.loads((Path(out) / "results.json").read_text(encoding="utf-8"))
+    return read_json(Path(out) / "results.json")
 
 
 def rows_in(out):
@@ -49,20 +49,20 @@ def rows_in(out):
 
 def test_probes_are_written_and_a_second_run_writes_the_same(work, capsys):
     out = work / "out"
-    sets = [str(work / "sets" / name) for name in ("one", "two")]
-    words = ["eval", str(work / "model"), "--zeroshot", *sets, "--probe"]
-    words += ["--device", "cpu", "--out", str(out)]
-    assert cli.main(words) == 0
+    words = f"eval {work}/model --zeroshot {work}/sets/one {work}/sets/two --probe"
+    words += f" --device cpu --out {out}"
+    run_cloob(words)
     assert "linear probe top-1" in capsys.readouterr().out
     (row,) = rows_in(out)
     assert list(row["zeroshot"]) == ["one", "two"]
     (probe,) = row["probe"].values()
-    assert (probe["acc1"], probe["n_train"]) == (1.0, 12)
+    assert probe["acc1"] == 1.0
+    assert probe["n_train"] == 12
     assert row["fingerprint"] == fingerprint(load_model(work / "model", device="cpu"))
     assert "Linear probe" in (out / "report.html").read_text(encoding="utf-8")
 
     content = (out / "results.json").read_bytes()
-    assert cli.main(words) == 0
+    run_cloob(words)
     assert (out / "results.json").read_bytes() == content
 
 
@@ -88,9 +88,10 @@ def test_recall_says_what_its_pairs_chose(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     vectors_run("heads", val_split=0.3)
     vectors_run("cca", objective="cca", val_split=0.3)
-    assert cli.main(["eval", "heads", "cca", "--held-out", "--out", "e"]) == 0
+    run_cloob("eval heads cca --held-out --out e")
     out = capsys.readouterr().out
-    assert [numbers["chose"] for numbers in vectors_in("e")] == [["epoch"], ["ridge"]]
+    found = [numbers["chose"] for numbers in vectors_in("e")]
+    assert found == [["epoch"], ["ridge"]]
     said = "chose epoch of heads, ridge of cca"
     assert f"{said}: recall on new pairs is lower" in out
     assert said in Path("e/report.html").read_text(encoding="utf-8")
@@ -107,13 +108,13 @@ def test_pairs_of_a_file_chose_where_training_held_them_out(
     rng = np.random.default_rng(1)
     np.save("c.npy", rng.normal(size=(30, 6)).astype(np.float32))
     np.save("d.npy", rng.normal(size=(30, 5)).astype(np.float32))
-    assert cli.main(["eval", "heads", "--a=c.npy", "--b=d.npy", "--out", "e"]) == 0
+    run_cloob("eval heads --a=c.npy --b=d.npy --out e")
     assert "*" not in capsys.readouterr().out
     assert vectors_in("e")[0]["chose"] == []
     # the file of the held-out pairs is known under any spelling
     vectors_run("files", val_a="c.npy", val_b="d.npy", val_split=0.0)
-    words = [f"--a={tmp_path}/c.npy", "--b=d.npy", "--out", "e"]
-    assert cli.main(["eval", "files", *words]) == 0
+    words = f"--a={tmp_path}/c.npy --b=d.npy --out e"
+    run_cloob(f"eval files {words}")
     assert vectors_in("e")[0]["chose"] == ["epoch"]
 
 
@@ -126,20 +127,21 @@ def test_held_out_pairs_of_python_code_are_named_by_the_user(
         model="tiny-vit", steps=1, batch_size=8, workers=0, device="cpu", out="own"
     )
     train(config, pairs=own["train"], held_out=own["val"])
-    line = refused(capsys, "eval", "own", "--held-out")
+    line = refused(capsys, "eval own --held-out")
     assert "given by Python code; name them by --retrieval" in line
 
 
 def test_an_unreadable_picture_is_counted_told_and_wrong(work, capsys):
     (work / "sets" / "two" / "red" / "1.png").write_bytes(b"no picture")
-    words = ["eval", str(work / "model"), "--zeroshot", str(work / "sets" / "two")]
-    words += ["--device", "cpu", "--out", str(work / "out"), "--batch-size", "1"]
-    assert cli.main(words) == 0
+    words = f"eval {work}/model --zeroshot {work}/sets/two"
+    words += f" --device cpu --out {work}/out --batch-size 1"
+    run_cloob(words)
     said = "1 of 4 images could not be read (corrupt image × 1); they count as wrong"
     assert f"cloob: two: {said}\n" in capsys.readouterr().err
     assert said in (work / "out" / "report.html").read_text(encoding="utf-8")
     found = rows_in(work / "out")[0]["zeroshot"]["two"]
-    assert (found["n"], found["acc5"]) == (4, 3 / 4)
+    assert found["n"] == 4
+    assert found["acc5"] == 3 / 4
     assert found["unreadable"] == {"corrupt image": 1}
 
 
@@ -165,19 +167,21 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     two = (work / "sets").rename(work / "my sets") / "two"
     broken_model(work / "a" / "model")
     write_ucf101(work, two / "red" / "0.png")
-    table, gone = work / "pairs of mine.csv", work / "gone.csv"
+    table = work / "pairs of mine.csv"
+    gone = work / "gone.csv"
     rows = "".join(f"{two}/{name}/0.png,{name}\n" for name in COLOURS)
     table.write_text(f"filepath,title\n{rows}")
     gone.write_text(f"filepath,title\n{work}/x y/1.png,a\n{work}/x y/2.png,b\n")
     models = [str(work / name) for name in ("model", "a/model", "nowhere")]
     words = ["--zeroshot", str(two), "--paper", str(work), "--probe"]
     words += ["--retrieval", str(table), str(gone), "--device", "cpu"]
-    assert cli.main(["eval", *models, *words, "--out", str(work / "out")]) == 1
+    run_cloob(["eval", *models, *words, "--out", str(work / "out")], code=1)
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("cloob: ") for line in lines)
     assert sum("put there" in line for line in lines) == 8
     results = results_in(work / "out")
-    assert [row["model"] for row in results["rows"]] == models[:2]
+    found = [row["model"] for row in results["rows"]]
+    assert found == models[:2]
     assert list(results["rows"][0]["zeroshot"]) == ["ucf101", "two"]
     failures = results["failures"]
     said = {(entry["model"], entry["set"]): entry["error"] for entry in failures}
@@ -201,19 +205,19 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(work):
         (work / folder / "val.csv").write_text(text)
     sets = [str(work / folder / "one") for folder in "ab"]
     pairs = [str(work / folder / "val.csv") for folder in "ab"]
-    words = ["eval", str(work / "model"), "--device", "cpu", "--probe"]
-    words += ["--zeroshot", sets[0], str(work / "sets" / "two"), sets[1]]
-    words += ["--retrieval", *pairs, "--out", str(work / "out")]
-    assert cli.main(words) == 0
+    words = f"eval {work}/model --device cpu --probe --out {work}/out"
+    words += f" --zeroshot {sets[0]} {work}/sets/two {sets[1]}"
+    run_cloob(f"{words} --retrieval {pairs[0]} {pairs[1]}")
     (row,) = rows_in(work / "out")
-    assert list(row["zeroshot"]) == [sets[0], "two", sets[1]]
+    expected = [sets[0], "two", sets[1]]
+    assert list(row["zeroshot"]) == expected
     assert list(row["probe"]) == sets
     assert list(row["retrieval"]) == pairs
 
 
 def test_the_papers_sets_that_are_all_missing_end_with_one_line_more(work, capsys):
-    words = ["eval", str(work / "model"), "--paper", str(work)]
-    assert cli.main([*words, "--out", str(work / "out")]) == 2
+    words = f"eval {work}/model --paper {work}"
+    run_cloob(f"{words} --out {work}/out", code=2)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 9
     assert "none of the 8 sets" in lines[-1]
@@ -225,9 +229,9 @@ def test_groups_of_given_pairs_widen_the_intervals(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     vectors_run("plain", val_split=0.3)
     Path("groups.txt").write_text("".join(f"plate {i // 8}\n" for i in range(80)))
-    words = ["eval", "plain", "--a", "a.npy", "--b", "b.npy"]
-    assert cli.main([*words, "--out", "ids"]) == 0
-    assert cli.main([*words, "--groups", "groups.txt", "--out", "groups"]) == 0
+    words = "eval plain --a a.npy --b b.npy"
+    run_cloob(f"{words} --out ids")
+    run_cloob(f"{words} --groups groups.txt --out groups")
     assert "intervals over 10 groups" in capsys.readouterr().out
     (by_id,), (by_group,) = vectors_in("ids"), vectors_in("groups")
     assert by_group["n_groups"] == 10
@@ -238,8 +242,8 @@ def test_groups_of_given_pairs_widen_the_intervals(tmp_path, monkeypatch, capsys
     held_out = {"val_a": "a.npy", "val_b": "b.npy", "val_split": 0.0}
     vectors_run("grouped", **held_out, val_groups="groups.txt")
     (file,) = Path("grouped").glob("checkpoints/*/validation.json")
-    assert json.loads(file.read_text())["numbers"]["n_groups"] == 10
-    assert cli.main(["eval", "grouped", "--held-out", "--out", "again"]) == 0
+    assert read_json(file)["numbers"]["n_groups"] == 10
+    run_cloob("eval grouped --held-out --out again")
     assert vectors_in("again")[0]["n_groups"] == 10
 
 
@@ -264,15 +268,15 @@ def lists(tmp_path_factory):
     return folder, a_ids, b_ids, found
 
 
-OF_LISTS = ["eval", "run", "--a=a.npy", "--b=b2.npy", "--out=out"]
-BY_IDS = ["--a-ids=a.txt", "--b-ids=b.txt"]
+OF_LISTS = "eval run --a=a.npy --b=b2.npy --out=out"
+BY_IDS = "--a-ids=a.txt --b-ids=b.txt"
 
 
 def test_vectors_have_the_numbers_of_other_papers(lists, monkeypatch, capsys):
     """Against loops over the rows that the run itself embeds."""
     folder, a_ids, b_ids, candidates = lists
     monkeypatch.chdir(folder)
-    assert cli.main([*OF_LISTS, *BY_IDS, "--candidates", "lists.jsonl"]) == 0
+    run_cloob(f"{OF_LISTS} {BY_IDS} --candidates lists.jsonl")
     out = capsys.readouterr().out
     assert "a → b MRR" in out
     assert "candidates recall@5" in out
@@ -290,7 +294,8 @@ def test_vectors_have_the_numbers_of_other_papers(lists, monkeypatch, capsys):
 
     by_id = {}
     for i, name in enumerate(a_ids):
-        rank, listed = n_ahead(i, a_ids), n_ahead(i, candidates[i])
+        rank = n_ahead(i, a_ids)
+        listed = n_ahead(i, candidates[i])
         n_wrong = len({*candidates[i]} - {name})
         numbers = {
             "a_to_b_mrr": 1 / (rank + 1),
@@ -325,15 +330,15 @@ def test_lists_of_candidates_that_do_not_fit_are_refused(
     wrong = tmp_path / "wrong.jsonl"
     if text is not None:
         wrong.write_text(text)
-    assert cli.main([*OF_LISTS, *BY_IDS, "--candidates", str(wrong)]) == 2
+    run_cloob(f"{OF_LISTS} {BY_IDS} --candidates {wrong}", code=2)
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_options_of_vectors_need_each_other(lists, monkeypatch, capsys):
     monkeypatch.chdir(lists[0])
-    assert cli.main([*OF_LISTS, "--candidates", "lists.jsonl"]) == 2
+    run_cloob(f"{OF_LISTS} --candidates lists.jsonl", code=2)
     assert "--candidates needs --ids" in capsys.readouterr().err
-    line = refused(capsys, "eval", "run", "--held-out", *BY_IDS)
+    line = refused(capsys, f"eval run --held-out {BY_IDS}")
     assert "--a-ids needs --a and --b" in line
 
 
@@ -341,8 +346,8 @@ def test_heads_of_vectors_are_exported_as_cloob_alone(tmp_path, monkeypatch, cap
     """They have no pictures, so that nothing else reads them."""
     monkeypatch.chdir(tmp_path)
     vectors_run("run")
-    words = ["export", "run", "--out", "exported", "--to"]
-    assert cli.main([*words, "onnx"]) == 2
+    words = "export run --out exported --to"
+    run_cloob(f"{words} onnx", code=2)
     assert "heads of vectors go to no other program" in capsys.readouterr().err
-    assert cli.main([*words, "cloob"]) == 0
+    run_cloob(f"{words} cloob")
     assert "next:" not in capsys.readouterr().out

@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 from scipy import sparse
 
-from cloob import ContrastiveHeads, cli, load_model
+from cloob import ContrastiveHeads, load_model
 from cloob.commands import match
-from support import refused
+from support import refused, run_cloob
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def expected(top):
     return order, np.take_along_axis(scores, order, 1)
 
 
-WORDS = ["match", "heads", "--a", "a.npy", "--b", "b.npy", "--device", "cpu"]
+WORDS = "match heads --a a.npy --b b.npy --device cpu"
 
 
 def lines_of(text, delimiter):
@@ -63,15 +63,16 @@ def lines_of(text, delimiter):
 def test_lines_on_stdout(here, capsys, monkeypatch, size):
     monkeypatch.setattr(match, "N_BLOCK", size)
     monkeypatch.setattr(match, "N_QUERIES", size)
-    assert cli.main([*WORDS, "--top", "5"]) == 0
+    run_cloob(f"{WORDS} --top 5")
     out, err = capsys.readouterr()
     names, found = lines_of(out, "\t")
     rows, scores = expected(5)
-    assert names == [
+    wanted = [
         [str(i), str(rank + 1), str(rows[i, rank])]
         for i in range(7)
         for rank in range(5)
     ]
+    assert names == wanted
     assert np.allclose(found, scores.ravel(), atol=2e-6)
     assert "7 rows of a, for each the nearest 5 of 40 rows of b" in err
 
@@ -79,33 +80,34 @@ def test_lines_on_stdout(here, capsys, monkeypatch, size):
 def test_sparse_rows_are_matched_and_embedded_as_others(here, capsys):
     found = []
     for ending in ("npy", "npz"):
-        words = [word.replace(".npy", f".{ending}") for word in WORDS]
+        words = WORDS.replace(".npy", f".{ending}")
         embed = f"embed heads --b b.{ending} --out rows-{ending}.npy --device cpu"
         for name in "ab":
             sparse.save_npz(f"{name}.npz", sparse.csr_array(np.load(f"{name}.npy")))
-        assert cli.main(words) == 0
+        run_cloob(words)
         found.append(capsys.readouterr().out)
-        assert cli.main(embed.split()) == 0
+        run_cloob(embed)
         capsys.readouterr()
     assert found[0] == found[1]
     assert np.array_equal(np.load("rows-npy.npy"), np.load("rows-npz.npy"))
 
 
 def test_files_with_ids(here):
-    ids = ["--a-ids", "a.txt", "--b-ids", "b.txt"]
+    ids = "--a-ids a.txt --b-ids b.txt"
     for name in ("hits.csv", "hits.parquet"):
-        assert cli.main([*WORDS, *ids, "--top", "100", "--out", f"new/{name}"]) == 0
+        run_cloob(f"{WORDS} {ids} --top 100 --out new/{name}")
     assert {path.name for path in (here / "new").iterdir()} == {
         "hits.csv",
         "hits.parquet",
     }
     rows, scores = expected(100)  # all rows of b where there are fewer
     lines, found = lines_of(Path("new/hits.csv").read_text(encoding="utf-8"), ",")
-    assert lines == [
+    wanted = [
         [f"cell, {i}", str(rank), f"molecule {row}"]
         for i in range(7)
         for rank, row in enumerate(rows[i], 1)
     ]
+    assert lines == wanted
     table = parquet.read_table("new/hits.parquet").to_pydict()
     columns = (map(str, table[name]) for name in ("a", "rank", "b"))
     assert list(map(list, zip(*columns, strict=True))) == lines
@@ -114,11 +116,11 @@ def test_files_with_ids(here):
 
 
 def test_row_numbers_in_parquet_are_integers(here):
-    words = [*WORDS, "--top", "1", "--out", "n.parquet"]
-    assert cli.main(words) == 0
+    words = f"{WORDS} --top 1 --out n.parquet"
+    run_cloob(words)
     found = parquet.read_table("n.parquet")["b"].to_pylist()
     assert found == expected(1)[0].ravel().tolist()
-    assert cli.main([*words, "--overwrite"]) == 0
+    run_cloob(f"{words} --overwrite")
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
@@ -126,9 +128,9 @@ def test_a_row_that_is_not_finite_is_named_and_nothing_is_left(here, capsys, sid
     rows = np.load(f"{side}.npy")
     rows[5, 2] = np.nan
     np.save(f"bad-{side}.npy", rows)
-    words = [word if word != f"{side}.npy" else f"bad-{side}.npy" for word in WORDS]
+    words = WORDS.replace(f" {side}.npy", f" bad-{side}.npy")
     before = sorted(here.iterdir())
-    line = refused(capsys, *words, "--out", "bad.csv")
+    line = refused(capsys, f"{words} --out bad.csv")
     assert f"bad-{side}.npy: row 5 has numbers that are not finite" in line
     assert sorted(here.iterdir()) == before
 
@@ -140,7 +142,8 @@ IDS_B = [f"{'xyzw'[i % 4]}" if i < 12 else f"other {i}" for i in range(40)]
 def numbers_of_loops(ids_a, ids_b):
     """By key, the mean over ids of what a loop over scores and draws finds."""
     encoder = load_model("heads", device="cpu").eval()
-    a, b = encoder.encode_a(np.load("a.npy")), encoder.encode_b(np.load("b.npy"))
+    a = encoder.encode_a(np.load("a.npy"))
+    b = encoder.encode_b(np.load("b.npy"))
     scores = (a.double() @ b.double().T).numpy()
     by_id = {}
     for i, name in enumerate(ids_a):
@@ -181,13 +184,14 @@ def test_true_pairs_are_judged_as_by_loops(here, capsys, seed):
     np.save("turned.npy", np.load("b.npy")[order])
     for name, ids in (("ia", IDS_A), ("ib", [IDS_B[row] for row in order])):
         Path(f"{name}.txt").write_text("".join(f"{one}\n" for one in ids))
-    words = ["turned.npy" if word == "b.npy" else word for word in WORDS]
-    ids = ["--a-ids", "ia.txt", "--b-ids", "ib.txt"]
-    assert cli.main([*words, *ids, "--judge", "--json"]) == 0
+    words = WORDS.replace("b.npy", "turned.npy")
+    ids = "--a-ids ia.txt --b-ids ib.txt"
+    run_cloob(f"{words} {ids} --judge --json")
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert "1 of 7 rows of a have no partner" in err
-    assert (found["n"], found["n_ids"]) == (6, 4)
+    assert found["n"] == 6
+    assert found["n_ids"] == 4
     for key, number in numbers_of_loops(IDS_A, IDS_B).items():
         assert found[key] == pytest.approx(number), key
         if not key.startswith("chance"):
@@ -197,13 +201,15 @@ def test_true_pairs_are_judged_as_by_loops(here, capsys, seed):
 
 def test_aligned_rows_are_judged_beside_the_hits(here, capsys):
     np.save("b7.npy", np.load("b.npy")[:7])
-    words = ["b7.npy" if word == "b.npy" else word for word in WORDS]
-    assert cli.main([*words, "--judge", "--out", "seven.csv"]) == 0
+    words = WORDS.replace("b.npy", "b7.npy")
+    run_cloob(f"{words} --judge --out seven.csv")
     out = capsys.readouterr().out
-    assert "MRR" in out and "recall@5%" in out and "choose 1 of 4" in out
+    assert "MRR" in out
+    assert "recall@5%" in out
+    assert "choose 1 of 4" in out
     assert "choose 1 of 10" not in out, "b has 7 rows"
     assert len(Path("seven.csv").read_text().splitlines()) == 1 + 7 * 7
-    assert "has 7 rows, b.npy has 40" in refused(capsys, *WORDS, "--judge")
+    assert "has 7 rows, b.npy has 40" in refused(capsys, f"{WORDS} --judge")
     Path("no.txt").write_text("?\n" * 40)
-    ids = ["--a-ids", "a.txt", "--b-ids", "no.txt"]
-    assert "no id of a is one of b" in refused(capsys, *WORDS, *ids, "--judge")
+    ids = "--a-ids a.txt --b-ids no.txt"
+    assert "no id of a is one of b" in refused(capsys, f"{WORDS} {ids} --judge")

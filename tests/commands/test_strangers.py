@@ -7,6 +7,7 @@ import pytest
 
 from cloob import cli
 from make import COLOURS, tiny_model, write_classes, write_forty
+from support import run_cloob
 
 STRANGERS = [
     "thesis.txt",
@@ -97,6 +98,6 @@ def test_what_only_bears_the_name_of_a_run_s_file_is_not_overwritten(
     path.parent.mkdir(parents=True)
     path.write_text("years of work")
     words = command.replace("--out out", "--out other --overwrite")
-    assert cli.main(words.split()) == 2
+    run_cloob(words, code=2)
     assert "but no run" in capsys.readouterr().err
     assert path.read_text() == "years of work"

@@ -56,10 +56,8 @@ def assert_same(a, b):
     for x, y in zip(a, b, strict=True):
         assert x.keys == y.keys
         assert x.skipped == y.skipped
-        assert all(
-            torch.equal(s, t)
-            for s, t in ((x.images, y.images), (x.tokens, y.tokens), (x.ids, y.ids))
-        )
+        for s, t in ((x.images, y.images), (x.tokens, y.tokens), (x.ids, y.ids)):
+            assert torch.equal(s, t)
 
 
 @settings(max_examples=60)
@@ -93,13 +91,11 @@ def test_each_sample_exactly_once_over_all_ranks(
     for step in range(steps):  # the plain loop
         places = range(step * batch, min((step + 1) * batch, n))
         for rank, batches in enumerate(epochs):
-            assert keys([batches[step]]) == [
-                order[place] for place in places if place % world == rank
-            ]
+            wanted = [order[place] for place in places if place % world == rank]
+            assert keys([batches[step]]) == wanted
     everything = sorted(key for e in epochs for key in keys(e))
-    assert everything == (
-        sorted(order[: steps * batch]) if drop_last else list(range(n))
-    )
+    expected = sorted(order[: steps * batch]) if drop_last else list(range(n))
+    assert everything == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -161,12 +157,12 @@ def test_an_epoch_goes_on_with_another_batch_size_and_other_ranks(
     whole = [key for (key,) in epoch(1, 1)]
     assert sorted(whole) == list(range(n))
     begun = epoch(before, lanes)
-    assert begun == [sorted(whole[at : at + before]) for at in range(0, n, before)]
+    expected = [sorted(whole[at : at + before]) for at in range(0, n, before)]
+    assert begun == expected
     passed = min(steps, len(begun)) * before
     left = whole[passed:]
-    assert epoch(now, world, min(passed, n)) == [
-        sorted(left[at : at + now]) for at in range(0, len(left), now)
-    ]
+    wanted = [sorted(left[at : at + now]) for at in range(0, len(left), now)]
+    assert epoch(now, world, min(passed, n)) == wanted
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -216,16 +212,17 @@ def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path, f
     for epoch in epochs:
         assert sorted(key for key, _ in epoch) == sorted(captions)
         assert all(number[id_] in captions[key] for key, id_ in epoch)
-    assert {number[id_] for epoch in epochs for _, id_ in epoch} == set(number.values())
+    found = {number[id_] for epoch in epochs for _, id_ in epoch}
+    assert found == set(number.values())
     assert len({id_ for epoch in epochs for key, id_ in epoch if key == "1.png"}) == 3
     assert epochs[2] == drawn(2, batch_size=6) == drawn(2, workers=1)
     assert epochs[2][4:] == drawn(2, start=4)
     halves = [drawn(2, rank=rank, world_size=2) for rank in (0, 1)]
-    assert sorted(epochs[2]) == sorted(halves[0] + halves[1])
+    expected = sorted(halves[0] + halves[1])
+    assert sorted(epochs[2]) == expected
     assert epochs[2] != drawn(2, seed=4)
-    assert drawn(0, transform=pixel, shuffle=False) == [
-        (k, caption_id(texts[0])) for k, texts in captions.items()
-    ]
+    wanted = [(k, caption_id(texts[0])) for k, texts in captions.items()]
+    assert drawn(0, transform=pixel, shuffle=False) == wanted
 
 
 def test_pictures_of_mixed_sources_are_those_of_each(tmp_path):
@@ -263,7 +260,8 @@ def test_bad_samples_leave_the_batch_smaller_and_are_listed():
     first, second = loader(Spoilt(10), 5, shuffle=False).epoch(0)
     assert first.keys == ("2", "3", "4")
     assert len(first.images) == len(first.tokens) == len(first.ids) == 3
-    assert [(s.key, s.reason) for s in first.skipped] == [
+    found = [(s.key, s.reason) for s in first.skipped]
+    assert found == [
         ("0", "empty caption"),
         ("1", "corrupt image"),
     ]

@@ -107,9 +107,9 @@ def test_each_stretch_holds_every_source_in_its_proportion():
     ]
     rows = rows_of(EpochOrder(parts, seed=0, buffer=2000), 0, lanes=2)
     of_first = [(rows[i : i + 500] < 10_000).mean() for i in range(0, 17_000, 500)]
-    assert (
-        min(of_first) > 0.5 and max(of_first) < 0.67
-    )  # 10,000 of 17,100 over the whole epoch
+    # 10,000 of 17,100 over the whole epoch
+    assert min(of_first) > 0.5
+    assert max(of_first) < 0.67
     local = rows[(rows >= 10_000) & (rows < 15_000)]
     assert np.abs(np.diff(local)).mean() > 1000  # all over the table
 
@@ -228,9 +228,12 @@ def test_the_parts_of_a_split_are_those_of_its_sources():
     sources = [Listed(pictures[:4]), Listed(pictures[4:5]), Listed(pictures[5:])]
     sources[2].streamed = True
     train, held = part(mix(sources), np.array([0, 4, 5, 6]))
-    assert train.parts == (ShardSizes((1, 2)), ShardSizes(()), ShardSizes((2,), True))
-    assert held.parts == (ShardSizes((1,)), ShardSizes((1,)), ShardSizes((2,), True))
-    assert [train.read(row).caption for row in range(5)] == [
+    expected = (ShardSizes((1, 2)), ShardSizes(()), ShardSizes((2,), True))
+    assert train.parts == expected
+    wanted = (ShardSizes((1,)), ShardSizes((1,)), ShardSizes((2,), True))
+    assert held.parts == wanted
+    found = [train.read(row).caption for row in range(5)]
+    assert found == [
         "c1",
         "c2",
         "c3",
@@ -259,7 +262,8 @@ def test_a_folder_is_read_with_its_sub_folders_in_order(folder):
     (folder / "._b.png").write_bytes(b"")
     (folder / "notes.md").write_text("no pair")
     source = open_source(folder)
-    assert [source.read(i).key for i in range(len(source))] == [
+    found = [source.read(i).key for i in range(len(source))]
+    assert found == [
         "b.png",
         "c.d.webp",
         "sub/a.JPG",
@@ -347,7 +351,8 @@ def test_sources_are_read_one_after_the_other(shards):
     assert not both.streamed
     expected = [two[0].read(i) for i in range(12)] + [two[1].read(i) for i in range(3)]
     assert [both.read(i) for i in range(15)] == expected
-    assert both.name == f"{two[0].name} + {two[1].name}"
+    wanted = f"{two[0].name} + {two[1].name}"
+    assert both.name == wanted
     assert pickle.loads(pickle.dumps(both)).read(14) == expected[14]
     assert mix(two[:1]) is two[0]
 
@@ -393,7 +398,8 @@ def test_the_notice_counts_what_is_there(demo):
         found = Counter(
             sample.key.rpartition("/")[2].rpartition("-")[0] for sample in samples
         )
-        assert found == Counter({name: row[column] for name, row in table.items()})
+        expected = Counter({name: row[column] for name, row in table.items()})
+        assert found == expected
     assert {row[0] for row in table.values()} == {"public domain", "MIT", "Apache-2.0"}
     pairs = len(demo["demo"])
     shared = sum(

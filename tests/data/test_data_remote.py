@@ -145,7 +145,8 @@ def test_damaged_streamed_shards(spec, shards, web, cache):
     os.truncate(shards / "00001.tar", cut)
     serve(web, shards)
     source = open_source(spec)
-    assert [source.read(i).caption for i in (5, 6, 9)] == ["pair 5", "pair 6", "pair 9"]
+    found = [source.read(i).caption for i in (5, 6, 9)]
+    assert found == ["pair 5", "pair 6", "pair 9"]
     raises(BadSample, "truncated shard .*cut after", source.read, 7)
     raises(BadSample, r"truncated shard .*sizes\.json has 4", source.read, 8)
     web.pages["/bad.tar"] = b"<html>no" * 200

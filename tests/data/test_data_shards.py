@@ -83,14 +83,16 @@ def test_reads_what_webdataset_reads(shards):
             ]
     source = open_source(shards)
     ours = [source.read(i) for i in range(len(source))]
-    assert theirs == [(s.key.partition("/")[2], s.image, s.caption) for s in ours]
+    expected = [(s.key.partition("/")[2], s.image, s.caption) for s in ours]
+    assert theirs == expected
 
 
 @pytest.mark.parametrize("suffix", ["gz", "xz"])
 def test_compressed_shards(tmp_path, suffix):
     path = write_tar(tmp_path / f"0.tar.{suffix}", pairs(3))
     source = open_source(path)
-    assert [source.read(i).image for i in (2, 0)] == [noise(2, 4, 4), noise(0, 4, 4)]
+    expected = [noise(2, 4, 4), noise(0, 4, 4)]
+    assert [source.read(i).image for i in (2, 0)] == expected
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "c1"
     path.write_bytes(path.read_bytes()[:-20])
     message = rf"0\.tar\.{suffix} cannot be read as {suffix}"
@@ -115,7 +117,7 @@ def test_bad_samples_are_counted_by_reason(tmp_path):
         "limit.TXT": b"a" * MAX_CAPTION_BYTES,
     }
     source = open_source(write_tar(tmp_path / "0.tar", files))
-    assert captions(source) == [
+    expected = [
         "good",
         "missing caption",
         "missing image",
@@ -124,6 +126,7 @@ def test_bad_samples_are_counted_by_reason(tmp_path):
         "caption too long",
         "a" * MAX_CAPTION_BYTES,
     ]
+    assert captions(source) == expected
     raises(BadSample, r"0\.tar/b/nocaption", source.read, 1)
 
 
@@ -249,9 +252,8 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
     assert captions(again) == expected
     assert file.stat().st_mtime_ns == written
     packed = pickle.dumps(again)
-    assert (
-        len(packed) < 2000 and captions(pickle.loads(packed)) == expected
-    )  # the file's name, not its content
+    assert len(packed) < 2000  # the file's name, not its content
+    assert captions(pickle.loads(packed)) == expected
     file.write_bytes(b"junk")
     raises(InputError, file.name, open_source, shards)
     write_tar(shards / "00002.tar", {"n.png": noise(), "n.txt": b"new"})

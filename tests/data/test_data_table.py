@@ -39,7 +39,8 @@ def pairs_in(source):
 def test_every_format_gives_the_same_pairs(folder, name):
     absolute = {**ROWS[0], "filepath": str(folder / "img" / "0.png")}
     source = open_source(write_table(folder / name, [*ROWS, absolute]))
-    assert (source.shard_sizes, source.name) == ((5,), str(folder / name))
+    assert source.shard_sizes == (5,)
+    assert source.name == str(folder / name)
     expected = [(noise(i), f"caption {i}") for i in (0, 1, 2, 3, 0)]
     assert pairs_in(source) == expected
     assert source.read(3).key == "img/3.png"
@@ -70,7 +71,8 @@ SEMICOLONS = "\ufefftitle;filepath\r\nw\xfcrfel;img/0.png\r\nb;img/1.png\r\n"
 def test_delimiters_headers_and_line_ends(folder, content, captions):
     (folder / "t.csv").write_bytes(content.encode())
     source = open_source(folder / "t.csv")
-    assert [source.read(i).caption for i in range(len(source))] == captions
+    found = [source.read(i).caption for i in range(len(source))]
+    assert found == captions
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.jsonl"])
@@ -111,10 +113,8 @@ def test_what_is_not_utf8(folder, name):
     source = open_source(path)
     raises(BadSample, "caption not UTF-8", source.read, 2)
     assert source.read(3).caption == "caption 3"
-    assert (source.read(4).key, source.read(4).image) == (
-        "caf\N{REPLACEMENT CHARACTER}.png",
-        noise(7),
-    )
+    assert source.read(4).key == "caf\N{REPLACEMENT CHARACTER}.png"
+    assert source.read(4).image == noise(7)
     with pytest.raises(BadSample) as caught:
         source.read(5)
     assert caught.value.key == "no-caf\N{REPLACEMENT CHARACTER}"
@@ -212,8 +212,10 @@ def cache(tmp_path, monkeypatch):
 def test_a_saved_dataset(tmp_path):
     folder = write_saved(tmp_path / "set", [table(range(5)), table(range(5, 8))])
     source = open_source(folder)
-    assert (source.shard_sizes, source.streamed) == ((5, 3), False)
-    assert pairs_in(source) == [(noise(i), f"pair {i}") for i in range(8)]
+    assert source.shard_sizes == (5, 3)
+    assert source.streamed is False
+    expected = [(noise(i), f"pair {i}") for i in range(8)]
+    assert pairs_in(source) == expected
     assert source.read(6).key == "data-00001-of-00002.arrow/1"
     packed = pickle.dumps(source)
     assert len(packed) < 3000
@@ -233,7 +235,8 @@ def test_what_datasets_itself_writes(tmp_path):
     made.to_parquet(tmp_path / "p" / "train-00000-of-00001.parquet")
     for place, order in (("one", range(6)), ("splits/test", (4, 1)), ("p", range(6))):
         found = pairs_in(open_source(tmp_path / place))
-        assert found == [(noise(i), f"pair {i}") for i in order]
+        expected = [(noise(i), f"pair {i}") for i in order]
+        assert found == expected
     said = "splits holds the splits test, train; name one"
     raises(InputError, said, open_source, tmp_path / "splits")
 
@@ -245,8 +248,10 @@ def test_parquet_with_images_is_unpacked_once(tmp_path, monkeypatch):
     second = folder / "train-00001-of-00002.parquet"
     write_arrow(second, table(range(70, 73)))
     source = open_source(folder)
-    assert (source.streamed, source.shard_sizes) == (False, (70, 3))
-    assert pairs_in(source) == [(noise(i), f"pair {i}") for i in range(73)]
+    assert source.streamed is False
+    assert source.shard_sizes == (70, 3)
+    expected = [(noise(i), f"pair {i}") for i in range(73)]
+    assert pairs_in(source) == expected
     assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
     found = []
     for workers in (0, 1):
@@ -255,7 +260,9 @@ def test_parquet_with_images_is_unpacked_once(tmp_path, monkeypatch):
         )
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
         pairs.close()
-    assert found[0] == found[1] and "00000" in found[0] and "00001" in found[0]
+    assert found[0] == found[1]
+    assert "00000" in found[0]
+    assert "00001" in found[0]
     # A changed file is unpacked anew.
     write_arrow(second, table(range(20, 24)))
     assert open_source(folder).read(70).image == noise(20)
@@ -276,7 +283,8 @@ def test_images_as_bytes_and_as_paths(tmp_path, kind):
     (tmp_path / "a.png").write_bytes(noise(1))
     for column, second in (("s", 2), ("b", 2), ("p", 1)):
         source = open_source(path, image_column=column, caption_column="text")
-        assert pairs_in(source) == [(noise(1), "one"), (noise(second), "two")]
+        expected = [(noise(1), "one"), (noise(second), "two")]
+        assert pairs_in(source) == expected
 
 
 def test_bad_rows_of_arrow_are_counted_by_reason(tmp_path):
@@ -320,7 +328,8 @@ def test_columns_are_found_or_asked_for(tmp_path, columns, said):
 
 @KINDS
 def test_a_later_file_of_another_form_is_named(tmp_path, kind):
-    first, folder = table(range(3)), tmp_path / "set"
+    first = table(range(3))
+    folder = tmp_path / "set"
     write_arrow(folder / f"0.{kind}", first)
     second = folder / f"1.{kind}"
     write_arrow(second, first.set_column(1, "caption", pa.array([1, 2, 3])))
@@ -358,14 +367,17 @@ def test_a_list_of_captions_is_a_pair_for_each(tmp_path, ending):
     write_arrow(folder / f"0.{ending}", content.slice(0, 2))
     write_arrow(folder / f"1.{ending}", content.slice(2))
     source = open_source(folder, caption_column="captions")
-    assert (len(source), source.shard_sizes) == (8, (3, 5))
+    assert len(source) == 8
+    assert source.shard_sizes == (3, 5)
     expected = {0: (0, "a"), 1: (0, "b"), 3: (2, "c"), 5: (4, "d"), 7: (4, "f")}
     for row, (picture, caption) in expected.items():
         sample = source.read(row)
-        assert (sample.image, sample.caption) == (noise(picture), caption)
+        assert sample.image == noise(picture)
+        assert sample.caption == caption
     raises(BadSample, "missing caption", source.read, 2)
     raises(BadSample, "missing caption", source.read, 4)
-    assert source.first_rows().tolist() == [0, 0, 2, 3, 4, 5, 5, 5]
+    wanted = [0, 0, 2, 3, 4, 5, 5, 5]
+    assert source.first_rows().tolist() == wanted
     turned = content.set_column(1, "captions", content.column(1).take([0, 2, 1, 3, 4]))
     other = open_source(write_arrow(tmp_path / f"other.{ending}", turned))
     assert other.fingerprint()["captions"] != source.fingerprint()["captions"]

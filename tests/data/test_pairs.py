@@ -41,16 +41,20 @@ def make(request):
 
 
 def test_pairs_of_each_kind_keep_one_contract(make):
-    pairs, again = make(), pickle.loads(pickle.dumps(make()))
+    pairs = make()
+    again = pickle.loads(pickle.dumps(make()))
     assert len(pairs) == N == sum(sum(part.shard_sizes) for part in pairs.parts)
     assert pairs.fingerprint() == again.fingerprint()
     groups = pairs.groups()
-    assert groups.shape == (N,) and groups.dtype == np.int64
-    assert len(np.unique(groups)) == (N if isinstance(pairs, Items) else N // 2)
+    assert groups.shape == (N,)
+    assert groups.dtype == np.int64
+    expected = N if isinstance(pairs, Items) else N // 2
+    assert len(np.unique(groups)) == expected
 
     rows = np.array([7, 3, 6])
     batch = pairs.batch(rows, 2)
-    assert len(batch) == 3 == len(batch.ids) and not batch.skipped
+    assert len(batch) == 3 == len(batch.ids)
+    assert not batch.skipped
     assert batch.ids[0] == batch.ids[2] != batch.ids[1]
     torch.testing.assert_close(again.batch(rows, 2).parts[:2], batch.parts[:2])
     turned = pairs.batch(rows[::-1].copy(), 2)
@@ -62,14 +66,16 @@ def test_one_loader_takes_pairs_of_each_kind(make):
     batches = list(Loader(make(), 6, seed=3, drop_last=False).epoch(1))
     assert [len(batch) for batch in batches] == [6, 6, 6, 2]
     ids = torch.cat([batch.ids for batch in batches])
-    assert sorted(ids.tolist()) == sorted(make().batch(np.arange(N)).ids.tolist())
+    expected = sorted(make().batch(np.arange(N)).ids.tolist())
+    assert sorted(ids.tolist()) == expected
 
 
 def test_groups_of_a_part_are_those_of_the_whole():
     samples = [(noise(row), f"caption {row % 3}") for row in range(6)]
     source = Listed(samples, "listed")
     groups = source.groups()
-    assert groups[0] == groups[3] and groups[2] == groups[5]
+    assert groups[0] == groups[3]
+    assert groups[2] == groups[5]
     assert len(np.unique(groups)) == 3
     part = Subset(source, np.array([0, 3, 5]), "training")
     assert len(np.unique(part.groups())) == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from doors import cloob, make_world, same, steady
+from support import read_json
 
 RECORD = Path(__file__).with_name("recorded.json")
 
@@ -25,7 +26,7 @@ def recorded(world, request):
 
     def check(door, found):
         found = json.loads(json.dumps(steady(found, world)))
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record = read_json(RECORD) if RECORD.exists() else {}
         if request.config.getoption("--update-golden"):
             record[door] = found
             lines = ",\n".join(

@@ -71,7 +71,8 @@ def make_world(root):
 
 def cloob(*words, code=0):
     """What a command prints on stdout; fails where it ends with another exit code."""
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         found = cli.main([str(word) for word in words])
     assert found == code, (

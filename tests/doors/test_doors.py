@@ -21,7 +21,7 @@ import pytest
 
 from cloob import cli, load_model, open_source
 from doors import COLOURS, THINGS, cloob, jsons
-from support import fork, free_port
+from support import fork, free_port, read_json
 
 OBJECTIVES = (
     "clip",
@@ -41,7 +41,8 @@ def losses(run, name="metrics.jsonl"):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_train(world, recorded, tmp_path, objective):
     """Twelve steps from the same weights, with a held-out share and bad rows."""
-    run, file = tmp_path / "run", tmp_path / "more.toml"
+    run = tmp_path / "run"
+    file = tmp_path / "more.toml"
     file.write_text("keep = 3\n")
     words = [
         "--data",
@@ -124,7 +125,7 @@ def test_align(world, recorded, tmp_path):
 def test_eval(world, recorded, tmp_path):
     words = ["--zeroshot", world.classes, "--retrieval", world.pairs, "--probe"]
     cloob("eval", world.model, *words, "--device", "cpu", "--out", tmp_path / "eval")
-    (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
+    (row,) = read_json(tmp_path / "eval" / "results.json")["rows"]
     kept = ("objective", "zeroshot", "retrieval", "geometry", "probe")
     recorded("eval", {key: row[key] for key in kept if key in row})
     assert (tmp_path / "eval" / "report.html").is_file()
@@ -208,7 +209,8 @@ def test_index(world, recorded, tmp_path):
     """Add, change, rename and remove pictures: the index follows, and each step ends as
     one made anew would.
     """
-    pictures, place = tmp_path / "pictures", tmp_path / "idx"
+    pictures = tmp_path / "pictures"
+    place = tmp_path / "idx"
     pictures.mkdir()
 
     def copy(*names):
@@ -250,13 +252,13 @@ def ask(port, method, path, body=None, headers=None, raw=None):
         asked.add_header(name, value)
     try:
         with urllib.request.urlopen(asked, timeout=60) as answer:
-            code, kind, content = (
-                answer.status,
-                answer.headers.get_content_type(),
-                answer.read(),
-            )
+            code = answer.status
+            kind = answer.headers.get_content_type()
+            content = answer.read()
     except urllib.error.HTTPError as error:
-        code, kind, content = error.code, error.headers.get_content_type(), error.read()
+        code = error.code
+        kind = error.headers.get_content_type()
+        content = error.read()
     return (
         code,
         kind,
@@ -282,7 +284,8 @@ def serve(world, folder, *more):
     port = free_port()
     words = ["serve", str(world.index), "--port", str(port), *more]
     ranks = fork(folder, 1, lambda: cli.main(words))
-    browser, end = partial(ask, port), time.monotonic() + 120
+    browser = partial(ask, port)
+    end = time.monotonic() + 120
     while True:
         try:
             browser("GET", "/api/health")

@@ -9,8 +9,8 @@ import shutil
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.testing import assert_close
 
-from cloob import cli
 from cloob.errors import InputError
 from cloob.evaluation.analysis import (
     example_queries,
@@ -26,6 +26,7 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
 from make import tiny_model, write_pairs
+from support import read_json, run_cloob
 
 NAMES = list(COLOURS)
 
@@ -45,8 +46,10 @@ def test_results_have_the_documented_form(models):
     zeroshot = [Labels(NAMES * 4, broken=[1]), Labels(["red", "blue"] * 3, name="two")]
     results = evaluate(models, zeroshot, [Pairs(NAMES)])
     bad, good = results["rows"]
-    assert (bad["model"], bad["objective"]) == ("bad", "clip")
-    assert (good["model"], good["objective"]) == ("good", "cloob")
+    assert bad["model"] == "bad"
+    assert bad["objective"] == "clip"
+    assert good["model"] == "good"
+    assert good["objective"] == "cloob"
     assert good["settings"]["beta"] == 8.0
     solid = good["zeroshot"]["solid"]
     assert solid["acc1"] == solid["acc5"] == pytest.approx(23 / 24)
@@ -67,10 +70,13 @@ def test_differences_are_paired_and_averaged_over_shared_sets(models):
     results = evaluate(models, [Labels(NAMES * 4), four], [Pairs(NAMES)])
     found = {(e["metric"], e["set"]): e for e in results["differences"]}
     both = [("image_to_text@1", "pairs"), ("text_to_image@1", "pairs")]
-    assert list(found) == [("acc1", "solid"), ("acc1", "four"), ("acc1", None), *both]
+    expected = [("acc1", "solid"), ("acc1", "four"), ("acc1", None), *both]
+    assert list(found) == expected
     mean = found["acc1", None]
-    assert (mean["model"], mean["baseline"]) == ("good", "bad")
-    assert mean["difference"] == pytest.approx((8 / 24 + 2 / 4) / 2)
+    assert mean["model"] == "good"
+    assert mean["baseline"] == "bad"
+    wanted = (8 / 24 + 2 / 4) / 2
+    assert mean["difference"] == pytest.approx(wanted)
     assert 0 < mean["low"] < mean["difference"] < mean["high"] < 1
 
 
@@ -86,7 +92,7 @@ def test_differences_of_three_models_and_sets_that_one_lacks():
     }
     keys = ("metric", "set", "model", "baseline", "difference")
     found = [tuple(entry[key] for key in keys) for entry in paired_differences(hits)]
-    assert found == [
+    expected = [
         ("acc1", "s", "b", "a", -1.0),
         ("acc1", "t", "b", "a", -1.0),
         ("acc1", None, "b", "a", -1.0),
@@ -95,6 +101,7 @@ def test_differences_of_three_models_and_sets_that_one_lacks():
         ("probe_acc1", "s", "b", "mute", -1.0),
         ("probe_acc1", "t", "mute", "a", 1.0),
     ]
+    assert found == expected
 
 
 def test_a_set_that_fails_is_listed_and_the_rest_is_there(models):
@@ -103,7 +110,8 @@ def test_a_set_that_fails_is_listed_and_the_rest_is_there(models):
     results = evaluate(models, [wrong, Labels(NAMES)], [one])
     failures = results["failures"]
     failed = [(failure["model"], failure["set"]) for failure in failures]
-    assert failed == [(model, of) for model in models for of in ("wrong", "one")]
+    expected = [(model, of) for model in models for of in ("wrong", "one")]
+    assert failed == expected
     label = "image 0 has label 6, but there are 6 class names (labels 0 to 5)"
     assert label in failures[0]["error"]
     assert "one: geometry needs at least 2 pairs" in failures[1]["error"]
@@ -119,7 +127,8 @@ def test_classes_that_differ_from_those_of_the_training_images_are_refused(model
 
 
 def test_written_results_are_deterministic_json(tmp_path, models):
-    one, other = tmp_path / "sub" / "a.json", tmp_path / "b.json"
+    one = tmp_path / "sub" / "a.json"
+    other = tmp_path / "b.json"
     for path in (one, other):
         pairs = Pairs(NAMES, broken=[0, 1, 2, 3])
         write_results(path, evaluate(models, [Labels(NAMES)], [pairs]))
@@ -146,7 +155,8 @@ def test_a_picture_answers_each_of_its_captions(tmp_path):
 
 
 def test_a_loaded_model_is_the_model_that_was_saved(tmp_path):
-    encoder, data = create_model("tiny-vit", seed=0), Labels(NAMES, broken=[1])
+    encoder = create_model("tiny-vit", seed=0)
+    data = Labels(NAMES, broken=[1])
     settings = make_objective("infoloob", inv_tau=20.0).config()
     save_model(tmp_path / "saved", encoder, settings)
     seen = []
@@ -157,7 +167,8 @@ def test_a_loaded_model_is_the_model_that_was_saved(tmp_path):
     )
     results = evaluate(embeddings, [data], [Pairs(NAMES)])
     fresh, loaded = results["rows"]
-    assert (fresh["objective"], loaded["objective"]) == (None, "infoloob")
+    assert fresh["objective"] is None
+    assert loaded["objective"] == "infoloob"
     assert loaded["settings"]["inv_tau"] == pytest.approx(20.0)
     for section in ("zeroshot", "retrieval"):
         assert fresh[section] == loaded[section]
@@ -193,10 +204,10 @@ def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(
     pairs = {str(i): (COLOURS[name], f"{name}\n") for i, name in enumerate(NAMES)}
     write_pairs(tmp_path / "pairs", pairs, (40, 40))
     out = tmp_path / "out"
-    words = ["--retrieval", str(tmp_path / "pairs"), "--checkpoints", "--device", "cpu"]
-    assert cli.main(["eval", str(run), *words, "--out", str(out)]) == 1
+    words = f"--retrieval {tmp_path}/pairs --checkpoints --device cpu"
+    run_cloob(f"eval {run} {words} --out {out}", code=1)
     assert "mine, step 5" in capsys.readouterr().err
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    results = read_json(out / "results.json")
     (failure,) = results["failures"]
     assert failure["error"].startswith(f"{checkpoint(run, 5)}/")
     found = results["checkpoints"]["models"]["mine"]
@@ -222,7 +233,7 @@ def test_two_sets_of_one_name_are_two():
     embeddings = Embeddings({"m": ColourModel()})
     one = embeddings.labelled("m", Labels(NAMES)).images.features
     other = embeddings.labelled("m", Labels(NAMES[::-1])).images.features
-    torch.testing.assert_close(other, one.flip(0))
+    assert_close(other, one.flip(0))
     assert len(embeddings.pairs("m", Pairs(NAMES)).texts) == len(NAMES)
     assert len(embeddings.pairs("m", Pairs(NAMES[:4])).texts) == 4
 
@@ -252,14 +263,17 @@ def test_rows_are_the_single_images_in_order_and_unreadable_ones_nan(
     colours = torch.tensor([COLOURS[colour] for colour in data.colours])
     expected = F.normalize(colours - 127.5, dim=1)
     expected[[0, 5]] = torch.nan
-    torch.testing.assert_close(features, expected, equal_nan=True)
-    assert keys == tuple(f"s{i}" for i in range(7))
+    assert_close(features, expected, equal_nan=True)
+    wanted = tuple(f"s{i}" for i in range(7))
+    assert keys == wanted
     assert [skip.key for skip in bad] == ["s0", "s5"]
     assert {skip.reason for skip in bad} == {"corrupt image"}
 
 
 def test_pairs_are_read_once_and_unreadable_ones_are_nan(monkeypatch):
-    source, reads, original = Pairs(NAMES, broken=[1], missing=[2]), [], Pairs.read
+    source = Pairs(NAMES, broken=[1], missing=[2])
+    reads = []
+    original = Pairs.read
 
     def read(self, index):
         reads.append(index)

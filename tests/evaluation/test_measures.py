@@ -46,7 +46,7 @@ def test_zeroshot_by_hand():
     result = m.accuracies(ranks, labels, 3)
     low, high = result.pop("acc1_interval")
     assert 0 <= low < 0.75 < high <= 1
-    assert result == {
+    expected = {
         "acc1": 0.75,
         "acc5": 1.0,
         "mean_per_class_recall": pytest.approx((0.5 + 1 + 1) / 3),
@@ -54,6 +54,7 @@ def test_zeroshot_by_hand():
         "n_classes": 3,
         "acc5_interval": pytest.approx([0.025 ** (1 / 4), 1.0]),
     }
+    assert result == expected
     recalls = m.class_recalls(ranks, labels, ("a", "b", "a"))
     assert recalls == {"a [0]": 0.5, "b": 1.0, "a [2]": 1.0}
 
@@ -105,7 +106,8 @@ def test_recall_is_the_loop(data, n_images, seed):
 
 
 def test_unreadable_rows_count_as_not_found():
-    images, texts = torch.eye(4), torch.eye(4)
+    images = torch.eye(4)
+    texts = torch.eye(4)
     images[0] = torch.nan
     texts[1] = torch.nan
     result = retrieval(images, texts, captions=["a", "", "c", "d"])
@@ -155,7 +157,8 @@ def test_geometry_of_retrievals_without_unreadable_pairs():
         assert result[f"ajne_{name}"] == pytest.approx(float(shape.ajne(x)))
     logits = 20 * image @ text.T
     both = torch.softmax(logits, 1).diagonal() + torch.softmax(logits, 0).diagonal()
-    assert result["saturation"] == pytest.approx(1 - float(both.mean()) / 2)
+    expected = 1 - float(both.mean()) / 2
+    assert result["saturation"] == pytest.approx(expected)
     broken = torch.full((1, 6), torch.nan)
     image = torch.cat([image[:9], broken, image[9:]])
     text = torch.cat([text[:9], text[:1], text[9:]])

@@ -3,7 +3,7 @@
 import pytest
 from small_models import write_model
 
-from support import made_once
+from support import made_once, run_cloob
 
 
 @pytest.fixture(scope="session")
@@ -15,19 +15,11 @@ def small(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(small, tmp_path_factory):
     """What ``cloob export --to transformers`` makes of ``small``."""
-    from cloob import cli
 
     def work(folder):
-        words = [
-            "export",
-            str(small),
-            "--out",
-            str(folder / "exported"),
-            "--to",
-            "transformers",
-            "--license",
-            "mit",
-        ]
-        assert cli.main(words) == 0
+        words = (
+            f"export {small} --out {folder}/exported --to transformers --license mit"
+        )
+        run_cloob(words)
 
     return made_once(tmp_path_factory, "transformers-exported", work) / "exported"

@@ -10,7 +10,7 @@ from small_models import OBJECTIVE, same_rows
 
 from cloob import load_model
 from cloob.errors import InputError
-from support import fill_hub_cache, raises, use_hub
+from support import fill_hub_cache, raises, read_json, use_hub
 
 NAME = "me/small"
 
@@ -41,7 +41,7 @@ def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(
 def test_a_repository_that_asks_for_code_is_refused_before_its_weights_are_needed(
     upload, exported, tmp_path
 ):
-    config = json.loads((exported / "config.json").read_text())
+    config = read_json(exported / "config.json")
     config["auto_map"] = {"AutoModel": "evil.M"}
     folder = tmp_path / "asks"
     folder.mkdir()

@@ -69,7 +69,8 @@ def saturation_loop(x, y, inv_tau):
     chunk=st.integers(1, 12),
 )
 def test_measures_of_pairs_are_the_loops_for_any_chunk(n, d, seed, chunk):
-    x, y = rows(n, d, seed), rows(n, d, seed + 1)
+    x = rows(n, d, seed)
+    y = rows(n, d, seed + 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry, "CHUNK", chunk)
         ajne = float(geometry.ajne(x))
@@ -145,7 +146,8 @@ def test_dtype_follows_the_input(name):
     single = MEASURES[name](x.float())
     double = MEASURES[name](x)
     if name != "effective":
-        assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+        assert single.dtype == torch.float32
+        assert double.dtype == torch.float64
     assert torch.allclose(single.double(), double.double(), atol=1e-5)
 
 

@@ -133,8 +133,10 @@ def cases(draw):
         autocast=draw(st.booleans()),
         cuts=sorted(draw(st.sets(st.integers(1, n - 1), max_size=3))),
     )
-    seed, dtype = draw(st.integers(0, 10**6)), draw(st.sampled_from(DTYPES))
-    contiguous, twice = draw(st.booleans()), draw(st.booleans())
+    seed = draw(st.integers(0, 10**6))
+    dtype = draw(st.sampled_from(DTYPES))
+    contiguous = draw(st.booleans())
+    twice = draw(st.booleans())
     sides = [rows(n, d, seed + k, dtype, contiguous, twice) for k in (0, 1)]
     case.inputs = [
         *sides,
@@ -174,7 +176,8 @@ def by_module(case, *, backend="auto", cached=False):
     the gradient of the reference, in float64.
     """
     x, y, *scalars = case.inputs
-    sigmoid, hopfield = case.member["contrast"] == "sigmoid", case.member["hopfield"]
+    sigmoid = case.member["contrast"] == "sigmoid"
+    hopfield = case.member["hopfield"]
     learns = case.member["scale"] == "unit" and (case.inv_tau <= 100 or sigmoid)
     bias = {"bias": case.bias} if sigmoid else {}
     scales = {
@@ -281,7 +284,10 @@ def test_one_direction_is_the_loop(path, case):
     """The positives of n anchors stand in the middle of the candidates, as those of a
     rank do.
     """
-    name, n, before, given_ids = case.name, case.n, case.before, {}
+    name = case.name
+    n = case.n
+    before = case.before
+    given_ids = {}
     margin = {"exclude_above": case.exclude_above}
     m = before + n + case.after
     if case.ids is not None:
@@ -373,27 +379,31 @@ def test_far_from_overflow_in_float32(path, ids, inv_tau):
         value, *gradients = value_and_gradients(
             lambda a, c: getattr(path, name)(a, c, *args, ids=own), anchors, candidates
         )
-        assert all(g.isfinite().all() for g in gradients)
+        for g in gradients:
+            assert g.isfinite().all()
         return value.item()
 
     # Each anchor has its positive at cosine 1 and its one negative at −1, or the other
     # way round; with ids anchor 1 has two negatives.
     two, negatives = (0.0, 1.0) if ids is None else (math.log(2) / 3, 4 / 3)
     right = {name: of(name, axis, axis) for name in DIRECTION_NAMES}
-    assert right == pytest.approx(
-        {"info_loob": two - 2 * inv_tau, "info_nce": 0.0, "sigmoid_loss": 0.0}
-    )
+    expected = {"info_loob": two - 2 * inv_tau, "info_nce": 0.0, "sigmoid_loss": 0.0}
+    assert right == pytest.approx(expected)
     wrong = {name: of(name, axis, -axis) for name in DIRECTION_NAMES}
     both = two + 2 * inv_tau
-    assert wrong == pytest.approx(
-        {"info_loob": both, "info_nce": both, "sigmoid_loss": inv_tau * (1 + negatives)}
-    )
+    wanted = {
+        "info_loob": both,
+        "info_nce": both,
+        "sigmoid_loss": inv_tau * (1 + negatives),
+    }
+    assert wrong == pytest.approx(wanted)
 
 
 @BACKENDS
 @pytest.mark.parametrize("name", DIRECTION_NAMES[:2])
 def test_an_anchor_without_negatives_adds_zero_value_and_gradient(path, name):
-    anchors, candidates = unit(3, 4, 0), unit(4, 4, 1)
+    anchors = unit(3, 4, 0)
+    candidates = unit(4, 4, 1)
     sevens = torch.full((4,), 7)
 
     def direction(ids):
@@ -405,19 +415,18 @@ def test_an_anchor_without_negatives_adds_zero_value_and_gradient(path, name):
     loss, *gradients = value_and_gradients(
         direction([7, 7, 7]), anchors, candidates, torch.tensor(30.0)
     )
-    assert loss == 0 and not any(g.any() for g in gradients)
+    assert loss == 0
+    for g in gradients:
+        assert not g.any()
     loss, d_anchors, *_ = value_and_gradients(
         direction([7, 1, 2]), anchors, candidates, torch.tensor(30.0)
     )
     rows = (anchors.tolist(), candidates.tolist())
-    assert loss.item() == pytest.approx(
-        contrast_loop(name.replace("_", ""), *rows, 30.0, 0, [7, 1, 2], [7] * 4)
-    )
-    assert (
-        not d_anchors[0].any()
-        and d_anchors[1:].isfinite().all()
-        and d_anchors[1:].any(dim=1).all()
-    )
+    expected = contrast_loop(name.replace("_", ""), *rows, 30.0, 0, [7, 1, 2], [7] * 4)
+    assert loss.item() == pytest.approx(expected)
+    assert not d_anchors[0].any()
+    assert d_anchors[1:].isfinite().all()
+    assert d_anchors[1:].any(dim=1).all()
 
 
 @BACKENDS
@@ -429,7 +438,8 @@ def test_an_average_of_zero_stays_zero_with_zero_gradient(path, beta):
     assert found[0].tolist() == [0.0, 0.0]
     assert found[1, 0].item() == pytest.approx(1.0)
     found[0].sum().backward()
-    assert not state.grad.any() and not stored.grad.any()
+    assert not state.grad.any()
+    assert not stored.grad.any()
 
 
 @BACKENDS
@@ -442,7 +452,8 @@ def test_a_row_that_is_not_finite_is_not_hidden(path):
     assert path.hopfield_retrieval(stored[:2], stored, 8.0).isnan().all()
 
 
-ROWS, NARROW = torch.ones(3, 4), torch.ones(3, 2)
+ROWS = torch.ones(3, 4)
+NARROW = torch.ones(3, 2)
 DIRECTION = {"anchors": ROWS, "candidates": ROWS, "inv_tau": 30.0}
 RETRIEVAL = {"state": ROWS, "stored": ROWS, "beta": 8.0}
 OBJECTIVE = {"image_features": ROWS, "text_features": ROWS, "inv_tau": 30.0}

@@ -54,7 +54,8 @@ def test_the_numbers_of_a_gallery_are_the_loops(n, seed, coarse):
 def test_ranks_among_candidates_are_the_loops(n, g, seed, coarse):
     x, y = drawn(n, g, seed, coarse)
     generator = torch.Generator().manual_seed(seed)
-    pairs, right = [], []
+    pairs = []
+    right = []
     for i in range(n):
         listed = torch.randint(g, (5,), generator=generator).tolist()  # some twice
         answers = {listed[0], listed[1]}
@@ -77,12 +78,14 @@ def test_ranks_among_candidates_are_the_loops(n, g, seed, coarse):
 
 def test_all_candidates_are_the_gallery_and_bad_rows_are_last():
     x, y = drawn(6, 6, 0, coarse=False)
-    x[1, 0], y[2, 0] = math.nan, math.inf
+    x[1, 0] = math.nan
+    y[2, 0] = math.inf
     every = torch.cartesian_prod(torch.arange(6), torch.arange(6))
     is_own = every[:, 0] == every[:, 1]
     ranks, n_right, n_wrong = protocols.candidate_ranks(x, y, every, is_own)
     assert torch.equal(ranks, ranking.ranks(x, y, torch.arange(6)))
-    assert n_right.tolist() == [1] * 6 and n_wrong.tolist() == [5] * 6
+    assert n_right.tolist() == [1] * 6
+    assert n_wrong.tolist() == [5] * 6
     assert ranks[1] == ranks[2] == ranking.UNRANKED
     assert protocols.reciprocal_ranks(ranks)[[1, 2]].tolist() == [0, 0]
     assert protocols.choose_one(ranks, 2, 6)[1] == 0
@@ -103,7 +106,9 @@ def test_chance_is_what_scores_without_any_meaning_reach(n_right):
     ranked = protocols.Ranked(ranks, n_right, n_wrong)
     found = protocols.numbers("way", ranked, torch.arange(60_000))
     ends = [key.removeprefix("chance") for key in found if key.startswith("chance")]
-    assert "_choose_20" in ends and "@1%" in ends and "_mrr" in ends
+    assert "_choose_20" in ends
+    assert "@1%" in ends
+    assert "_mrr" in ends
     for end in ends:
         assert found[f"way{end}"] == pytest.approx(found[f"chance{end}"], rel=0.04), end
 
@@ -119,7 +124,9 @@ def test_every_way_has_its_chance_and_intervals():
     ids = torch.arange(40) // 2
     ranks = ranking.mutual_ranks_of_ids(x, y, ids)
     found = protocols.pair_numbers(ranks, ids, units=torch.arange(20) // 4)
-    assert (found["n"], found["n_ids"], found["n_groups"]) == (40, 20, 5)
+    assert found["n"] == 40
+    assert found["n_ids"] == 20
+    assert found["n_groups"] == 5
     assert found["chance@5"] == pytest.approx(0.25)
     assert found["chance_choose_20"] == pytest.approx(0.05)
     assert found["chance_median_rank"] == 10.5
@@ -135,7 +142,8 @@ def test_every_way_has_its_chance_and_intervals():
 @pytest.mark.parametrize("n", [1, 5, 6, 40, 151])
 def test_the_interval_of_a_median_covers_it(n):
     generator = torch.Generator().manual_seed(n)
-    covered, draws = 0, 400
+    covered = 0
+    draws = 400
     for _ in range(draws):
         values = torch.randn(n, generator=generator)
         low, high = protocols.median_interval(values)

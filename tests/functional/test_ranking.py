@@ -32,7 +32,8 @@ def lists(ranks):
     data=st.data(), q=st.integers(1, 9), n=st.integers(1, 9), seed=st.integers(0, 999)
 )
 def test_ranks_are_the_loop_for_any_chunk(data, q, n, seed):
-    query, gallery = rows(q, 3, seed), rows(n, 3, seed + 1)
+    query = rows(q, 3, seed)
+    gallery = rows(n, 3, seed + 1)
     n_twice = data.draw(st.integers(0, n))
     gallery = torch.cat([gallery, gallery[:n_twice]])
     place = st.integers(0, len(gallery) - 1)
@@ -43,7 +44,8 @@ def test_ranks_are_the_loop_for_any_chunk(data, q, n, seed):
 
     first = torch.tensor([positives[0] for positives in targets])
     found = ranking.ranks(query, gallery, first)
-    assert found.tolist() == rank_loop(query, gallery, first[:, None].tolist())
+    expected = rank_loop(query, gallery, first[:, None].tolist())
+    assert found.tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -69,7 +71,8 @@ def test_rows_in_half_precision_and_under_autocast_rank_as_their_values_do(dtype
 
 
 def test_rows_that_are_not_finite():
-    query, gallery = torch.eye(3), torch.eye(3)
+    query = torch.eye(3)
+    gallery = torch.eye(3)
     gallery[0] = float("nan")
     query[2] = float("inf")
     ranks = ranking.ranks(query, gallery, torch.arange(3), chunk=2)
@@ -92,7 +95,8 @@ def test_rows_that_are_not_finite():
 def test_mutual_ranks_are_both_directions_and_groups_their_pairs_spelt_out(
     data, n, m, seed, chunk
 ):
-    x, y = rows(n, 3, seed), rows(m, 3, seed + 1)
+    x = rows(n, 3, seed)
+    y = rows(m, 3, seed + 1)
     if data.draw(st.booleans()):
         x[0] = y[0]
         y[-1] = float("nan")
@@ -118,7 +122,8 @@ def test_mutual_ranks_are_both_directions_and_groups_their_pairs_spelt_out(
 )
 def test_mutual_ranks_of_ids_are_those_of_both_directions(ids, seed, chunk):
     n = len(ids)
-    x, y = rows(n, 3, seed), rows(n, 3, seed + 1)
+    x = rows(n, 3, seed)
+    y = rows(n, 3, seed + 1)
     for own in (torch.tensor(ids), torch.arange(n).flip(0)):
         of_x, of_y = ranking.mutual_ranks_of_ids(x, y, own, chunk)
         assert torch.equal(of_x, ranking.ranks_of_ids(x, y, own))
@@ -152,7 +157,8 @@ def test_a_row_of_the_gallery_needs_a_positive_in_both_directions():
 
 def test_accuracy_recall_and_median():
     ranks = torch.tensor([0, 4, 5, 0])
-    assert [ranking.topk_accuracy(ranks, k) for k in (1, 5, 6)] == [0.5, 0.75, 1.0]
+    found = [ranking.topk_accuracy(ranks, k) for k in (1, 5, 6)]
+    assert found == [0.5, 0.75, 1.0]
     assert ranking.median_rank(ranks) == 3.0  # 1-based 1, 1, 5, 6
     assert ranking.median_rank(torch.tensor([7, 0, 2])) == 3.0
     with pytest.raises(ValueError, match="non-empty"):
@@ -165,6 +171,7 @@ def test_recall_of_every_class():
     recall = ranking.per_class_recall(correct, labels, 5).tolist()
     assert recall[0] == pytest.approx(2 / 3)
     assert recall[3] == 1.0
-    assert [math.isnan(x) for x in recall] == [False, True, True, False, True]
+    found = [math.isnan(x) for x in recall]
+    assert found == [False, True, True, False, True]
     with pytest.raises(ValueError, match=r"\[0, 3\), got 0 to 3"):
         ranking.per_class_recall(correct, labels, 3)

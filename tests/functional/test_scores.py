@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 import cloob
 from cloob import ContrastiveObjective, cached_backward
@@ -60,7 +61,8 @@ def drawn_targets(kind, n, m, generator, sums=True):
 def cases(draw):
     """A matrix of scores, its contrast, and keywords for us and for the loop."""
     contrast = draw(st.sampled_from(CONTRASTS))
-    n, m = draw(st.integers(1, 6)), draw(st.integers(2, 6))
+    n = draw(st.integers(1, 6))
+    m = draw(st.integers(2, 6))
     kind = draw(st.sampled_from(["none", "dense", "columns"]))
     n = min(n, m) if kind == "none" else n
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
@@ -121,12 +123,14 @@ def test_all_finite_scores_have_a_finite_loss_and_gradient(contrast, size):
             lambda s, m=mask: contrast_scores(s, contrast, targets=thirds, mask=m),
             scores,
         )
-        assert value.isfinite() and gradient.isfinite().all()
+        assert value.isfinite()
+        assert gradient.isfinite().all()
     scores[0, 2] = -torch.inf  # a candidate that is none
     value, gradient = value_and_gradients(
         lambda s: contrast_scores(s[:3], contrast), scores
     )
-    assert value.isfinite() and gradient.isfinite().all()
+    assert value.isfinite()
+    assert gradient.isfinite().all()
 
 
 def test_a_tiny_infonce_keeps_its_digits():
@@ -135,7 +139,8 @@ def test_a_tiny_infonce_keeps_its_digits():
     value, gradient = value_and_gradients(
         lambda s: contrast_scores(s, "infonce"), scores
     )
-    assert float(value) == pytest.approx(math.log1p(math.exp(-40)), rel=1e-6)
+    expected = math.log1p(math.exp(-40))
+    assert float(value) == pytest.approx(expected, rel=1e-6)
     assert float(gradient[0, 1]) == pytest.approx(math.exp(-40) / 2, rel=1e-6)
 
 
@@ -149,19 +154,20 @@ def test_shifted_exchanged_and_lowered_scores(contrast):
     shares = torch.rand(5, 5, generator=generator).softmax(1)
     weights = torch.rand(5, generator=generator)
     whole = contrast_scores(scores, contrast, targets=shares, weights=weights)
-    rows, columns = torch.randperm(5, generator=generator), torch.randperm(5)
+    rows = torch.randperm(5, generator=generator)
+    columns = torch.randperm(5)
     moved = contrast_scores(
         scores[rows][:, columns],
         contrast,
         targets=shares[rows][:, columns],
         weights=weights[rows],
     )
-    torch.testing.assert_close(moved, whole)
+    assert_close(moved, whole)
     if contrast != "sigmoid":
         shift = contrast_scores(
             scores + 100 * torch.randn(5, 1), contrast, targets=shares, weights=weights
         )
-        torch.testing.assert_close(shift, whole, rtol=1e-4, atol=1e-5)
+        assert_close(shift, whole, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         lowered = contrast_scores(scores, contrast, targets=shares, weights=weights)
     assert torch.equal(lowered, whole)
@@ -252,7 +258,7 @@ def test_cached_backward_passes_targets_and_weights_on():
     cached = tower.weight.grad
     tower.weight.grad = None
     objective(*encode((images, texts)), **said).backward()
-    torch.testing.assert_close(cached, tower.weight.grad)
+    assert_close(cached, tower.weight.grad)
 
 
 def test_targets_go_through_torch_func_and_second_derivatives():
@@ -264,7 +270,7 @@ def test_targets_go_through_torch_func_and_second_derivatives():
         objective = cloob.make_objective(name, backend="reference")
         found = torch.func.grad(lambda a, o=objective: o(a, y, **said))(x)
         expected = value_and_gradients(lambda a, o=objective: o(a, y, **said), x)[1]
-        torch.testing.assert_close(found, expected)
+        assert_close(found, expected)
     for contrast in CONTRASTS:
         scores = torch.randn(4, 4, generator=generator, dtype=torch.float64)
         assert torch.autograd.gradgradcheck(

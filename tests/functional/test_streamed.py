@@ -26,7 +26,8 @@ from paper_loops import (
     value_and_gradients,
 )
 
-TILE, STRIP = 6, 8
+TILE = 6
+STRIP = 8
 each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
 
 
@@ -65,9 +66,8 @@ def assert_as_exact(*inputs, **options):
     )
     for of in (lambda outputs: outputs[0], lambda outputs: joint(outputs[1:])):
         assert relative_error(of(double), of(exact)) < 1e-10, options
-        assert relative_error(of(ours), of(exact)) < max(
-            1e-5, 4 * relative_error(of(plain), of(exact))
-        ), options
+        expected = max(1e-5, 4 * relative_error(of(plain), of(exact)))
+        assert relative_error(of(ours), of(exact)) < expected, options
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -193,7 +193,8 @@ def test_one_graph_goes_backward_more_than_once_but_not_to_second_derivatives(
         torch.testing.assert_close(-2 * a, b)
     with torch.no_grad():
         value = cloob_streamed(x, y, 10.0, **options)
-    assert value == loss and not value.requires_grad
+    assert value == loss
+    assert not value.requires_grad
 
 
 @pytest.mark.parametrize("contrast", ["infoloob", "infonce"])
@@ -221,7 +222,8 @@ def test_one_product_for_both_directions_is_exact_to_a_millionth(contrast, cone)
 @pytest.mark.parametrize("contrast", ["infoloob", "infonce"])
 def test_logits_that_are_not_kept_are_multiplied_again(contrast, monkeypatch):
     monkeypatch.setattr(both, "MAX_KEPT", STRIP)
-    n, d = 3 * STRIP + 1, 8
+    n = 3 * STRIP + 1
+    d = 8
     x, y = (side.requires_grad_() for side in pairs(n, d))
     options = {"contrast": contrast, "hopfield": False}
     ids = torch.arange(n) // 2
@@ -315,19 +317,22 @@ def _saved_and_largest(path, n, d, **options):
     [("infoloob", True), ("infonce", False), ("sigmoid", False)],
 )
 def test_memory_is_linear_in_the_batch(contrast, hopfield):
-    d, options = 4, member(contrast, hopfield)
+    d = 4
+    options = member(contrast, hopfield)
     n = 12 * d
     saved, largest = _saved_and_largest(cloob_streamed, n, d, **options)
     # Kept: X, Y, four retrievals with their norms, two gradients of either contrast;
     # made: no more than a strip.
-    assert saved <= (10 if hopfield else 4) * n * d + 4 * n + 16
+    expected = (10 if hopfield else 4) * n * d + 4 * n + 16
+    assert saved <= expected
     four_retrievals = 4 if hopfield else 1  # are one tensor
     assert largest == max(STRIP * n, four_retrievals * n * d)
     twice, _ = _saved_and_largest(cloob_streamed, 2 * n, d, **options)
     assert twice <= 2 * saved
     # The same probes on the reference do see its matrices.
     saved, largest = _saved_and_largest(cloob_reference, n, d, **options)
-    assert largest == n * n and saved > 2 * n * n
+    assert largest == n * n
+    assert saved > 2 * n * n
 
 
 def flops_of(path, n, d, **options):
@@ -342,7 +347,8 @@ def flops_of(path, n, d, **options):
 def test_arithmetic_without_retrieval(path, contrast):
     """One product of logits serves both directions: 6 N²D."""
     options = {"contrast": contrast, "hopfield": False, "scale": "unit"}
-    n, d = 2 * TILE, 8
+    n = 2 * TILE
+    d = 8
     assert flops_of(path, n, d, **options) == 6 * n * n * d
 
 

@@ -15,7 +15,7 @@ from cloob.functional.cca import CentredRows, PairMoments, canonical_directions
 from cloob.heads import closed
 from cloob.heads.closed import fit_closed_form
 from cloob.heads.fitted import Rows, recalls, recalls_of_ids
-from cloob.heads.head import head_of, unit_rows
+from cloob.heads.head import unit_rows
 from cloob.heads.settings import HeadSettings
 from support import raises
 
@@ -68,7 +68,8 @@ def test_the_best_of_all_choices_is_taken():
     train, held_out = pairs_of(a, b).split(0.2)
     fitted = fit_closed_form(train, held_out)
     x, y = (head.standardised for head in fitted.heads)
-    rows, judges = Rows.of(train), Rows.of(held_out)
+    rows = Rows.of(train)
+    judges = Rows.of(held_out)
     moments = PairMoments.of(x(rows.a), y(rows.b))
     found = {}
     solutions = canonical_directions(moments, closed.RIDGES)
@@ -100,10 +101,6 @@ def test_columns_are_transformed_where_that_finds_more(way, side):
     settings = HeadSettings("cca", standardise="one")
     without = fit_closed_form(train, held_out, settings).history[0]["val_recall"]
     assert fitted.history[0]["val_recall"] > without + 0.05
-    again = head_of(fitted.heads[side].options)
-    again.load_state_dict(fitted.heads[side].state_dict())
-    rows = torch.from_numpy(sides[side])
-    assert torch.equal(again(rows), fitted.heads[side](rows))
 
 
 def test_what_it_cannot_do_is_one_line():
@@ -115,8 +112,6 @@ def test_what_it_cannot_do_is_one_line():
     raises(InputError, "1 pairs", fit_closed_form, one)
     alone = pairs_of(a, b, ["x"] * len(a))
     raises(InputError, "all pairs have one id", fit_closed_form, alone)
-    left_out = "members is 2; it must be left out"
-    raises(InputError, left_out, HeadSettings, "cca", members=2)
 
 
 @pytest.mark.parametrize("raises", [True, False])

@@ -17,6 +17,7 @@ from cloob import ContrastiveHeads, HeadSettings
 from cloob.errors import InputError
 from cloob.heads.config import HeadsConfig
 from cloob.heads.settings import OF_THE_LOOP
+from support import read_json
 
 N = 240
 START = {"epochs": 2, "embed_dim": 16, "batch_size": 24, "device": "cpu"}
@@ -245,7 +246,7 @@ def test_every_leaf_of_a_run_of_vectors(folder):
         config = start.override(**{**change, "out": out})
         cloob.train_heads(config, on_epoch=history.append)
         weights = [x.read_bytes() for x in sorted(out.rglob("*.safetensors"))]
-        decisions = json.loads((out / "decisions.json").read_text())
+        decisions = read_json(out / "decisions.json")
         del decisions["of"], decisions["finished"]
         names = [x.name for x in sorted(out.rglob("*")) if x.is_file()]
         return weights, shown(history, decisions), names

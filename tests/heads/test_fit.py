@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.testing import assert_close
 from views import pairs_of, views
 
 from cloob.data.order import EpochOrder, ShardSizes
@@ -84,7 +85,8 @@ def test_it_is_a_plain_loop_of_torch():
         for places in np.split(order[:128], 4):
             batch = pairs.batch(places)
             (a, b), ids = batch.parts, batch.ids
-            x, y = F.normalize(heads[0](a), dim=1), F.normalize(heads[1](b), dim=1)
+            x = F.normalize(heads[0](a), dim=1)
+            y = F.normalize(heads[1](b), dim=1)
             logits = 10.0 * x @ y.T
             negative = ids[:, None] != ids
             loss = torch.zeros(())
@@ -113,7 +115,8 @@ def test_a_killed_fit_goes_on_bit_for_bit(epoch, tmp_path):
     with pytest.raises(Killed):
         fit(pairs, held_out, settings, state=state, on_epoch=killed_after(epoch))
     again = fit(pairs, held_out, settings, state=state)
-    assert same(whole, again) and numbers(whole) == numbers(again)
+    assert same(whole, again)
+    assert numbers(whole) == numbers(again)
     other = fit(pairs, held_out, settings.override(seed=1), state=state)
     assert same(other, fit(pairs, held_out, settings.override(seed=1)))
     state.write_bytes(state.read_bytes()[:1000])
@@ -127,8 +130,10 @@ def test_the_state_of_other_columns_is_not_gone_on_from(tmp_path):
     cubed = pairs_of(a, b**3)
     closed = [fit_closed_form(pairs, pairs) for pairs in (plain, cubed)]
     ways = [one.decisions["columns"] for one in closed]
-    assert ways == [[["plain", "one"]] * 2, [["plain", "one"], ["root", "one"]]]
-    settings, state = PLAIN.override(start="closed-form"), tmp_path / "state.pt"
+    expected = [[["plain", "one"]] * 2, [["plain", "one"], ["root", "one"]]]
+    assert ways == expected
+    settings = PLAIN.override(start="closed-form")
+    state = tmp_path / "state.pt"
     with pytest.raises(Killed):
         fit(
             cubed,
@@ -147,7 +152,8 @@ def test_the_best_epoch_is_the_one_with_the_best_recall():
     fitted = fit(pairs, held_out, PLAIN.override(epochs=30, lr=0.03, patience=3))
     found = [line["val_recall"] for line in fitted.history]
     best = int(np.argmax(found))
-    assert fitted.best_epoch == best + 1 and len(found) == best + 4 < 30
+    assert fitted.best_epoch == best + 1
+    assert len(found) == best + 4 < 30
     judge = Rows.of(held_out)
     assert float(recalls(fitted.heads, judge).mean()) == pytest.approx(found[best])
 
@@ -159,9 +165,8 @@ def test_a_fit_that_is_behind_ends_earlier():
     for fitted, patience in ((plain, 5), (behind, 3)):
         assert len(fitted.history) == fitted.best_epoch + patience
     shared = len(behind.history)
-    assert [line["loss"] for line in plain.history[:shared]] == [
-        line["loss"] for line in behind.history
-    ]
+    found = [line["loss"] for line in plain.history[:shared]]
+    assert found == [line["loss"] for line in behind.history]
 
 
 def test_what_does_not_go_is_one_line():
@@ -198,7 +203,8 @@ def test_both_starts_are_tried_and_what_finds_most_is_joined(caplog):
     tried = [(line["objective"], line["start"]) for line in trials]
     assert tried == [("infoloob", "closed-form"), ("infoloob", "random"), ("cca", None)]
     starts = [i for i, line in enumerate(lines) if line["epoch"] == 1]
-    assert starts[0] == 0 and fitted.history in (lines[: starts[1]], lines[starts[1] :])
+    assert starts[0] == 0
+    assert fitted.history in (lines[: starts[1]], lines[starts[1] :])
     joined = fitted.decisions["joined"]
     best = max(line["val_recall"] for line in lines)
     assert joined["recall"] > best
@@ -221,7 +227,7 @@ def test_a_fit_starts_from_the_closed_form():
     for x, y in zip(closed.heads, fitted.heads, strict=True):
         side = rows.a if y is fitted.heads[0] else rows.b
         width = x.options["embed_dim"]
-        torch.testing.assert_close(
+        assert_close(
             unit_rows(x, side), unit_rows(y, side)[:, :width], atol=1e-4, rtol=0
         )
     assert same(fitted, given)
@@ -237,7 +243,8 @@ def test_refit_sees_all_pairs_and_reports_what_was_before(objective):
     pairs, held_out = split_views(300)
     plain = choose(pairs, held_out, AUTO.override(objective=objective))
     again = choose(pairs, held_out, AUTO.override(objective=objective, refit=True))
-    assert numbers(plain) == numbers(again) and not same(plain, again)
+    assert numbers(plain) == numbers(again)
+    assert not same(plain, again)
     assert "300 pairs, 30 of them held out" in again.decisions["refit"]
     judge = Rows.of(held_out)
     before, after = (recalls(f.heads, judge).mean() for f in (plain, again))
@@ -266,7 +273,7 @@ def test_recalls_are_those_of_every_id():
         for k in (1, 5, 10):
             expected += (ranks <= k).float().view(15, 2).mean(1) / 6
     order = pairs.ids[::2].argsort()
-    torch.testing.assert_close(found.float(), expected[order])
+    assert_close(found.float(), expected[order])
 
 
 def test_gains_are_those_of_ids_that_did_not_choose():
@@ -278,7 +285,8 @@ def test_gains_are_those_of_ids_that_did_not_choose():
     either = torch.cat([usual, even[None], 1 - even[None]])
     ids = torch.arange(100)
     lucky = gain_by_halves(either, ids)
-    assert lucky.mean < 0 and lucky.low < lucky.mean < lucky.high
+    assert lucky.mean < 0
+    assert lucky.low < lucky.mean < lucky.high
     assert gain_by_halves(torch.cat([usual, usual + 0.25]), ids) == (0.25, 0.25, 0.25)
     assert gain_by_halves(torch.cat([usual, usual - 0.25]), ids) == (0, 0, 0)
     of_four = gain_by_halves(either, ids % 4)  # groups, each good for one
@@ -302,6 +310,7 @@ def test_all_stand_side_by_side_unless_another_way_clearly_finds_more():
     still = AUTO.override(epochs=1, lr=1e-9, start="random")
     fitted = choose(pairs, held_out, still)
     joined = fitted.decisions["joined"]
-    assert joined["joined"].startswith("cca") and joined["difference"][1] > 0
+    assert joined["joined"].startswith("cca")
+    assert joined["difference"][1] > 0
     found = float(recalls(fitted.heads, Rows.of(held_out)).mean())
     assert found == pytest.approx(joined["recall"])

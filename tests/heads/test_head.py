@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from cloob import Head
 from cloob.heads.head import Members, fit_members, head_of, unit_rows
@@ -21,7 +22,7 @@ def test_offset_and_unit_of_float64_change_nothing(standardise, change):
     x = rows(50, 6)
     plain.fit(x)
     moved.fit(change(x))
-    torch.testing.assert_close(plain(x), moved(change(x)), atol=1e-5, rtol=0)
+    assert_close(plain(x), moved(change(x)), atol=1e-5, rtol=0)
 
 
 def test_a_constant_column_is_divided_by_one():
@@ -29,9 +30,8 @@ def test_a_constant_column_is_divided_by_one():
     x[:, 1] = 1e6
     head = Head(3, 2, standardise="column")
     head.fit(x)
-    assert head.scale[1] == 1 and torch.equal(
-        head.standardised(x)[:, 1], torch.zeros(40)
-    )
+    assert head.scale[1] == 1
+    assert torch.equal(head.standardised(x)[:, 1], torch.zeros(40))
 
 
 @pytest.mark.parametrize("columns", ["root", "log", "ranks"])
@@ -48,7 +48,7 @@ def test_transforms_keep_order_and_sign(columns):
         assert (found.gather(0, order) - shares).abs().max() < 1 / 32
     else:
         size = x.abs().sqrt() if columns == "root" else x.abs().log1p()
-        torch.testing.assert_close(found, x.sign() * size)
+        assert_close(found, x.sign() * size)
     again = head_of(head.options)
     again.load_state_dict(head.state_dict())
     assert torch.equal(again(x), head(x))
@@ -57,8 +57,10 @@ def test_transforms_keep_order_and_sign(columns):
 def test_members_are_the_mean_cosine_less_the_hubs():
     """Cosines of joined rows by a plain loop from the formula."""
     torch.manual_seed(0)
-    a, b = rows(30, 6).float(), rows(30, 5, 1).float()
-    heads_a, heads_b = [Head(6, 4), Head(6, 3)], [Head(5, 4), Head(5, 3)]
+    a = rows(30, 6).float()
+    b = rows(30, 5, 1).float()
+    heads_a = [Head(6, 4), Head(6, 3)]
+    heads_b = [Head(5, 4), Head(5, 3)]
     strength = 0.5
     options = {"rows": 30, "strength": strength}
     side_a = Members(heads_a, side=0, **options)
@@ -68,7 +70,8 @@ def test_members_are_the_mean_cosine_less_the_hubs():
     fit_members(side_a, side_b, parts_a, parts_b)
     again = head_of(side_a.options)
     again.load_state_dict(side_a.state_dict())
-    x, y = unit_rows(again, a), unit_rows(side_b, b)
+    x = unit_rows(again, a)
+    y = unit_rows(side_b, b)
 
     cosines = sum(p @ q.T / 2 for p, q in zip(parts_a, parts_b, strict=True))
     near_a = cosines.sort(1, descending=True).values[:, :10].mean(1)
@@ -76,4 +79,4 @@ def test_members_are_the_mean_cosine_less_the_hubs():
     bias_a = strength * (near_a - near_a.mean())
     bias_b = strength * (near_b - near_b.mean())
     expected = (cosines - bias_a[:, None] - bias_b) / 1.5
-    torch.testing.assert_close(x @ y.T, expected, atol=1e-5, rtol=0)
+    assert_close(x @ y.T, expected, atol=1e-5, rtol=0)

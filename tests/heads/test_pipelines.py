@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.testing import assert_allclose
 from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import make_column_transformer
@@ -15,8 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from views import views
 
-from cloob import ContrastiveHeads, cli
-from support import raises
+from cloob import ContrastiveHeads
+from support import raises, run_cloob
 
 N = 300
 
@@ -48,14 +49,16 @@ def test_held_out_rows_say_nothing_of_a_pipeline(refit):
     plain = ContrastiveHeads("cca", validation_fraction=0.2, refit=refit)
     heads = clone(plain).set_params(x_pipeline=Scaled()).fit(X, y)
     fitted = heads.x_pipeline_.rows_
-    assert len(fitted) == N * 0.8 and {*fitted[:, 0]} < {*X[:, 0]}
-    assert not hasattr(heads.x_pipeline, "rows_") and heads.y_pipeline_ is None
+    assert len(fitted) == N * 0.8
+    assert {*fitted[:, 0]} < {*X[:, 0]}
+    assert not hasattr(heads.x_pipeline, "rows_")
+    assert heads.y_pipeline_ is None
     # the same pairs are held out as without a pipeline
     before, after = (h.history_[0]["val_recall"] for h in (plain.fit(X, y), heads))
     assert after == pytest.approx(before, abs=0.01)
     scaled = X / heads.x_pipeline_.largest_
     wanted = clone(plain).fit(scaled, y).transform(scaled)
-    np.testing.assert_allclose(heads.transform(X), wanted, atol=1e-4)
+    assert_allclose(heads.transform(X), wanted, atol=1e-4)
 
 
 def test_any_rows_go_through_and_are_searched():
@@ -71,14 +74,16 @@ def test_any_rows_go_through_and_are_searched():
     ).fit(X, y)
     assert heads.score(X, y) > 0.05 > 10 / N
     assert heads.predict(X).shape == heads.score_samples(X, y).shape == (N,)
-    assert heads.transform(X.iloc[:1]).shape == heads.transform(None, y[:1]).shape
+    expected = heads.transform(None, y[:1]).shape
+    assert heads.transform(X.iloc[:1]).shape == expected
     again = pickle.loads(pickle.dumps(heads))
     assert (again.transform(X) == heads.transform(X)).all()
     name = "y_pipeline__countvectorizer__max_features"
     search = GridSearchCV(heads, {name: [2, 6]}, cv=KFold(3, shuffle=True))
     search.fit(X, y)
     best = search.best_estimator_.y_pipeline_[-1]
-    assert search.best_params_ == {name: 6} and len(best.vocabulary_) == 6
+    assert search.best_params_ == {name: 6}
+    assert len(best.vocabulary_) == 6
 
 
 def test_equal_rows_are_one_id_before_a_pipeline_sees_them(caplog):
@@ -106,8 +111,8 @@ def test_a_folder_keeps_no_pipeline(tmp_path, monkeypatch):
     plain = ContrastiveHeads("cca").fit(rows, y)
     plain.save("saved")
     np.save("rows.npy", rows)
-    assert cli.main(["embed", "saved", "--a", "rows.npy", "--out", "x.npy"]) == 0
-    np.testing.assert_allclose(np.load("x.npy"), plain.transform(rows))
+    run_cloob("embed saved --a rows.npy --out x.npy")
+    assert_allclose(np.load("x.npy"), plain.transform(rows))
 
 
 def test_what_a_pipeline_gives_is_checked():

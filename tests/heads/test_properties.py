@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 from views import pairs_of, views
 
 import cloob
@@ -44,13 +45,13 @@ def test_permuted_rows_have_the_same_directions(seed, n, by_column):
         moments = PairMoments.of(*map(torch.from_numpy, (a[rows], b[rows])))
         found.extend(canonical_directions(moments, [0.1], by_column=by_column))
     for other in found[1:]:
-        torch.testing.assert_close(found[0].correlations, other.correlations)
+        assert_close(found[0].correlations, other.correlations)
         for side, turned in ((found[0].a, other.a), (found[0].b, other.b)):
             signs = (side * turned).sum(0).sign()
-            torch.testing.assert_close(side, turned * signs, atol=1e-6, rtol=1e-6)
+            assert_close(side, turned * signs, atol=1e-6, rtol=1e-6)
     plain = cosines(closed(a, b), a, b)
     turned = cosines(closed(a[order], b[order]), a, b)
-    torch.testing.assert_close(plain, turned, atol=1e-4, rtol=0)
+    assert_close(plain, turned, atol=1e-4, rtol=0)
 
 
 @quick
@@ -75,7 +76,7 @@ def test_repeated_ids_in_blocks_or_side_by_side(seed, copies):
     for rows in (blocks, np.sort(blocks)):
         labels = [str(row) for row in rows]
         repeated = cosines(closed(a[rows], b[rows], labels), a, b)
-        torch.testing.assert_close(once, repeated, atol=1e-4, rtol=0)
+        assert_close(once, repeated, atol=1e-4, rtol=0)
 
 
 @quick
@@ -85,7 +86,8 @@ def test_constant_columns_say_nothing_and_copied_ones_nothing_new(seed):
     a, b = views(120, seed=seed)
     once = recall(cosines(closed(a, b), a, b))
     constant = np.full((120, 2), 1e6 + 0.1)
-    more_a, more_b = np.hstack([a, a, constant]), np.hstack([b, constant, b])
+    more_a = np.hstack([a, a, constant])
+    more_b = np.hstack([b, constant, b])
     products = cosines(closed(more_a, more_b), more_a, more_b)
     assert products.isfinite().all()
     assert abs(recall(products) - once) <= 0.05
@@ -100,9 +102,10 @@ def test_constant_columns_say_nothing_and_copied_ones_nothing_new(seed):
 def test_units_of_float64_change_no_recall(seed, scale, offset):
     a, b = views(120, seed=seed)
     once = cosines(closed(a, b), a, b)
-    moved_a, moved_b = (a + offset) * scale, (b - offset) / scale
+    moved_a = (a + offset) * scale
+    moved_b = (b - offset) / scale
     moved = cosines(closed(moved_a, moved_b), moved_a, moved_b)
-    torch.testing.assert_close(once, moved, atol=1e-4, rtol=0)
+    assert_close(once, moved, atol=1e-4, rtol=0)
     assert recall(once) == pytest.approx(recall(moved), abs=0.01)
 
 
@@ -130,7 +133,7 @@ def test_a_permuted_bank_is_the_same_bias(seed, strength):
         for side in sides:
             assert float(side.norm(dim=1).var()) < 1e-9
         found.append(sides[0] @ sides[1].T)
-    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+    assert_close(*found, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("change", ["plain", "by class", "blocks", "interleaved"])
@@ -145,7 +148,8 @@ def test_joined_heads_find_partners_however_rows_stand(change):
         rows = rows.repeat(2)
     fitted = joined(a[rows], b[rows], rows)
     products = cosines(fitted.heads, a, b)
-    assert products.isfinite().all() and recall(products) > 0.5
+    assert products.isfinite().all()
+    assert recall(products) > 0.5
     for head, side in zip(fitted.heads, (a, b), strict=True):
         if isinstance(head, Members):
             with torch.no_grad():

@@ -74,7 +74,8 @@ def test_probabilities_are_those_of_being_wrong():
     assert (probability[order].diff() <= 0).all()
     assert ((probability >= 0) & (probability <= 1)).all()
     for part in probability.argsort().chunk(5):
-        said, true = probability[part].mean(), wrong[part].double().mean()
+        said = probability[part].mean()
+        true = wrong[part].double().mean()
         assert abs(float(said - true)) < 0.08
 
 
@@ -102,12 +103,16 @@ def test_repeated_ids_in_blocks_or_side_by_side(copies, blocks, share):
     """Caption 1 of all, then caption 2 (core.md 1: all pairs were thrown away)."""
     a, b = views(300)
     noise = np.random.default_rng(1).normal(size=(copies, *b.shape))
-    a, b = a.repeat(copies, 1), (b + 0.05 * torch.from_numpy(noise)).flatten(0, 1)
+    a = a.repeat(copies, 1)
+    b = (b + 0.05 * torch.from_numpy(noise)).flatten(0, 1)
     b, wrong = swapped(b, share)
     ids = torch.arange(300).repeat(copies)
     if not blocks:
         order = ids.argsort(stable=True)
-        a, b, ids, wrong = a[order], b[order], ids[order], wrong[order]
+        a = a[order]
+        b = b[order]
+        ids = ids[order]
+        wrong = wrong[order]
     found = suspicion(a, b, ids)
     assert abs(found.count() - int(wrong.sum())) <= 0.15 * share * len(a) + 3
 
@@ -172,11 +177,13 @@ def test_a_side_that_says_nothing_leaves_nothing_out():
     a, _ = views(300)
     for empty in (torch.zeros(300, 3), torch.full((300, 1), 1e12)):
         found = suspicion(a, empty)
-        assert found.count() == 0 and found.wrong.interval[1] > 0.9
+        assert found.count() == 0
+        assert found.wrong.interval[1] > 0.9
         assert found.scores.isfinite().all()
     labels = (torch.arange(300)[:, None] % 3 == torch.arange(3)).double()
     found = suspicion(a, labels)
-    assert found.scores.isfinite().all() and found.count() == 0
+    assert found.scores.isfinite().all()
+    assert found.count() == 0
 
 
 def test_weak_signals_leave_nothing_out():
@@ -184,7 +191,8 @@ def test_weak_signals_leave_nothing_out():
     a certain draw 73.
     """
     found = suspicion(*views(80, 14, noise=8.0))
-    assert found.count() == 0 and found.scores.isfinite().all()
+    assert found.count() == 0
+    assert found.scores.isfinite().all()
     for seed in range(10):
         rng = np.random.default_rng(seed)
         a = rng.normal(size=(100, 32))
@@ -209,7 +217,8 @@ def test_clean_leaves_out_the_lowest():
     left_out = suspicious_pairs(pairs)
     rows = [pair.row for pair in left_out]
     assert suspicion(a, b).scores.argsort(stable=True)[: len(rows)].tolist() == rows
-    assert all(pair.probability > 0.5 for pair in left_out) and len(left_out) > 80
+    assert all(pair.probability > 0.5 for pair in left_out)
+    assert len(left_out) > 80
     assert float(wrong[rows].double().mean()) > 0.9
     assert {*without(pairs, left_out).rows[:, 0]} == {*range(400)} - {*rows}
 
@@ -274,10 +283,12 @@ def test_the_share_of_a_mixture(seed, share, shift, stretch):
 @pytest.mark.nightly
 def test_clean_pairs_stay_and_intervals_hold_the_share():
     """A hundred draws each, from sides that are equal to ones that hardly relate."""
-    few, held = [], []
+    few = []
+    held = []
     for draw in range(100):
         a, b = views(400, draw, noise=(0.3, 1.0, 2.0, 4.0, 8.0)[draw % 5])
         few.append(suspicion(a, b).count() <= 8)
         low, high = suspicion(a, swapped(b, 0.2, draw)[0]).wrong.interval
         held.append(low <= 0.2 <= high)
-    assert sum(few) >= 95 and sum(held) >= 90
+    assert sum(few) >= 95
+    assert sum(held) >= 90

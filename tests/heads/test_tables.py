@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from numpy.testing import assert_allclose
 from sklearn.model_selection import GridSearchCV
 from views import views
 
 import cloob
-from cloob import ContrastiveHeads, HeadSettings, cli
+from cloob import ContrastiveHeads, HeadSettings
 from cloob.errors import InputError
-from support import raises
+from support import exit_code, raises, read_json, run_cloob
 
 N = 400
 DAY = datetime.date(2020, 1, 1)
@@ -58,8 +59,8 @@ def test_a_table_is_a_matrix_by_a_plain_loop(tmp_path, monkeypatch):
     a.to_csv("a.csv", index=False)
     b.to_csv("b.csv", index=False)
     words = "train vectors --a a.csv --b b.csv --objective cca --out run --device cpu"
-    assert cli.main(words.split()) == 0
-    held_out = json.loads((tmp_path / "run/decisions.json").read_text())["held_out"]
+    run_cloob(words)
+    held_out = read_json(tmp_path / "run/decisions.json")["held_out"]
     training = sorted({*range(N)} - {*held_out})
     model = cloob.load_model("run", "cpu")
     wanted = encoded_by_a_loop(a, training)
@@ -74,10 +75,10 @@ def test_a_table_is_a_matrix_by_a_plain_loop(tmp_path, monkeypatch):
         settings=HeadSettings("cca"),
     )
     for name, value in plain.heads[0].state_dict().items():
-        np.testing.assert_allclose(value, head.state_dict()[name], atol=1e-4)
+        assert_allclose(value, head.state_dict()[name], atol=1e-4)
 
 
-def trained(folder, *options):
+def trained(folder, options):
     """A run on two tables in a folder, which has the bookkeeping of samples."""
     a, b = frames()
     a.insert(0, "sample", [f"S{row}" for row in range(N)])
@@ -85,7 +86,7 @@ def trained(folder, *options):
     a.to_csv(folder / "a.csv", index=False)
     b.to_csv(folder / "b.csv", index=False)
     words = "train vectors --a a.csv --b b.csv --drop sample --out run --device cpu"
-    assert cli.main([*words.split(), *options]) == 0
+    run_cloob(f"{words} {options}")
     return a, b
 
 
@@ -93,13 +94,13 @@ def trained(folder, *options):
 def run(tmp_path, monkeypatch):
     """Two tables, a run on them, and their unit rows as the model gives them."""
     monkeypatch.chdir(tmp_path)
-    a, b = trained(tmp_path, "--objective", "infoloob", "--epochs", "2")
+    a, b = trained(tmp_path, "--objective infoloob --epochs 2")
     model = cloob.load_model("run", "cpu")
     return a, b, {"a": model.encode_a(a).numpy(), "b": model.encode_b(b).numpy()}
 
 
 def do(words):
-    assert cli.main([*words.split(), "--device", "cpu"]) == 0
+    run_cloob(f"{words} --device cpu")
 
 
 def test_a_table_is_embedded_in_any_order_of_its_columns(run, caplog):
@@ -115,7 +116,7 @@ def test_a_table_is_embedded_in_any_order_of_its_columns(run, caplog):
     said = "more.csv: sample, other left out: the model was trained without"
     assert said in caplog.messages
     do("embed run --a one.csv --out one.npy")
-    np.testing.assert_allclose(np.load("one.npy")[0], rows["a"][17], atol=1e-5)
+    assert_allclose(np.load("one.npy")[0], rows["a"][17], atol=1e-5)
     assert (cloob.load_model("run", "cpu").encode_b(pa.table(b)) == rows["b"]).all()
 
 
@@ -123,7 +124,8 @@ def test_every_door_takes_a_table(run):
     a, b, rows = run
     heads = ContrastiveHeads.load("run", "cpu")
     x, y = heads.transform(a.drop(columns="sample"), b)
-    assert (x == rows["a"]).all() and (y == rows["b"]).all()
+    assert (x == rows["a"]).all()
+    assert (y == rows["b"]).all()
     heads.save("saved")
     do("match saved --a a.csv --b b.csv --top 1 --out hits.csv --a-ids a.csv:sample")
     hits = pd.read_csv("hits.csv")
@@ -131,11 +133,12 @@ def test_every_door_takes_a_table(run):
     scores = rows["a"].astype(float) @ rows["b"].astype(float).T
     assert hits["b"].tolist() == scores.argmax(1).tolist()
     do("eval saved run --a a.csv --b b.csv --out report")
-    for row in json.loads(Path("report/results.json").read_text())["rows"]:
+    for row in read_json(Path("report/results.json"))["rows"]:
         found = row["vectors"]["a.csv and b.csv"]["a_to_b@1"]
-        assert found == pytest.approx(np.mean(hits["b"] == np.arange(N)), abs=1e-6)
+        expected = np.mean(hits["b"] == np.arange(N))
+        assert found == pytest.approx(expected, abs=1e-6)
     words = "data --a a.csv --b b.csv --suspects s.csv --model run"
-    assert cli.main(words.split()) == 0
+    run_cloob(words)
 
 
 @pytest.mark.parametrize(
@@ -154,14 +157,14 @@ def test_other_columns_are_refused_in_one_line(
     change, error, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    a, _ = trained(tmp_path, "--objective", "cca")
+    a, _ = trained(tmp_path, "--objective cca")
     change(a).to_csv("x.csv", index=False)
     for words in (
         "embed run --a x.csv --out x.npy",
         "match run --a x.csv --b b.csv",
         "eval run --a x.csv --b b.csv --out report",
     ):
-        assert cli.main([*words.split(), "--device", "cpu"]) != 0
+        assert exit_code(f"{words} --device cpu") != 0
         assert error in capsys.readouterr().err
 
 
@@ -175,7 +178,8 @@ def test_what_is_no_table_of_columns_is_refused():
     ):
         noted = a.assign(note=column)
         raises(InputError, error, cloob.fit_heads, noted, b, None, 0, CLOSED)
-    named, own = a.assign(name=texts), b.assign(own=texts)
+    named = a.assign(name=texts)
+    own = b.assign(own=texts)
     error = "column 'name' of a is column 'own' of b, row by row, and gives the pairs"
     raises(InputError, error, cloob.fit_heads, named, own, None, 0, CLOSED)
 
@@ -210,7 +214,8 @@ def test_data_frames_are_split_and_searched():
     """By scikit-learn, which refuses another order of X; that of y is by name."""
     a, b = frames()
     heads = ContrastiveHeads("cca").fit(b, a)
-    assert heads.n_features_in_ == 8 and list(heads.feature_names_in_) == [*b.columns]
+    assert heads.n_features_in_ == 8
+    assert list(heads.feature_names_in_) == [*b.columns]
     y = heads.transform(None, a)
     assert (heads.transform(None, a[a.columns[::-1]]) == y).all()
     raises(ValueError, "same order as they were", heads.transform, b[b.columns[::-1]])
@@ -222,11 +227,11 @@ def test_data_frames_are_split_and_searched():
 
 def test_a_stranger_s_table_is_checked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    trained(tmp_path, "--objective", "cca")
-    assert cli.main(["export", "run", "--to", "cloob", "--out", "model"]) == 0
+    trained(tmp_path, "--objective cca")
+    run_cloob("export run --to cloob --out model")
     capsys.readouterr()
     file = tmp_path / "model/vectors.json"
-    config = json.loads(file.read_text())
+    config = read_json(file)
     column = {"name": "mass", "kind": "number"}
     for tables, error in (
         ("x", "a valid tuple"),
@@ -235,6 +240,7 @@ def test_a_stranger_s_table_is_checked(tmp_path, monkeypatch, capsys):
         ([{"columns": [column]}, None], "takes an array (n, 10), not (400, 1)"),
     ):
         file.write_text(json.dumps({**config, "tables": tables}))
-        assert cli.main(["embed", "model", "--a", "a.csv", "--out", "x.npy"]) == 2
+        run_cloob("embed model --a a.csv --out x.npy", code=2)
         said = capsys.readouterr().err
-        assert error in said and said.count("\n") == 1
+        assert error in said
+        assert said.count("\n") == 1

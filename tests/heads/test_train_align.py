@@ -2,7 +2,6 @@
 once.
 """
 
-import json
 import logging
 import os
 import re
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
 
-from cloob import cli, train_heads
+from cloob import train_heads
 from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.heads.config import HeadsConfig
@@ -23,9 +23,8 @@ from cloob.heads.parts import Batches
 from cloob.heads.settings import HeadSettings
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.load import load_model
-from cloob.models.runs import read_lines
 from make import tiny_model, write_forty
-from support import raises
+from support import raises, read_json, read_lines, run_cloob
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,7 @@ def weights(run):
 
 def test_held_out_pairs_choose_the_objective(config):
     run = train_heads(config.override(objective="auto", batch_size=0, epochs=1)).run
-    decided = json.loads((run / "decisions.json").read_text())["objective"]
+    decided = read_json(run / "decisions.json")["objective"]
     assert decided["start"] in ("closed-form", "random")
 
 
@@ -114,13 +113,15 @@ def test_features_are_computed_once(config, computed, tmp_path):
     first = train_heads(config)
     assert computed()
     again = train_heads(config.override(out=tmp_path / "again"))
-    assert not computed() and weights(again.run) == weights(first.run)
+    assert not computed()
+    assert weights(again.run) == weights(first.run)
     (file,) = (tmp_path / "cache/features").glob("*.safetensors")
     closed = config.override(
         objective="cca", head=None, dropout=None, out=tmp_path / "closed"
     )
     result = train_heads(closed)
-    assert load_model(result.run).embed_dim == 12 and not computed()
+    assert load_model(result.run).embed_dim == 12
+    assert not computed()
     assert result.recall > 0.8  # as many pairs as directions, nearly
     file.write_bytes(file.read_bytes()[:1000])
     other = config.override(out=tmp_path / "other", epochs=1)
@@ -150,13 +151,15 @@ def test_every_distinct_picture_and_text_is_embedded_once(
         monkeypatch.setattr(encoder, f"{side}_features", counting)
     pairs, _ = embedded(open_table(tmp_path, rows), encoder)
     assert counted == {"image": 10, "text": 3}
-    assert len(pairs) == len(rows) and pairs.a.shape[0] == 10 and pairs.b.shape[0] == 3
+    assert len(pairs) == len(rows)
+    assert pairs.a.shape[0] == 10
+    assert pairs.b.shape[0] == 3
     for place in (0, 7, 50, 54):
         name, text = rows[place]
         pixels = encoder.preprocess(Image.open(name).convert("RGB"))[None]
         tokens = encoder.tokenizer([text])
         expected = encoder.image_features(pixels), encoder.text_features(tokens)
-        torch.testing.assert_close(pairs.batch(np.array([place])).parts, expected)
+        assert_close(pairs.batch(np.array([place])).parts, expected)
 
 
 def test_a_bad_caption_loses_no_picture_and_a_bad_picture_all_its_captions(
@@ -189,14 +192,15 @@ def test_features_are_those_of_the_bytes_that_are_there(
         pairs, _ = embedded(open_source(folder), encoder)
         return torch.from_numpy(pairs.a[pairs.rows[:, 0]])
 
-    before, paths = features(folder), [folder / "00.png", folder / "01.png"]
+    before = features(folder)
+    paths = [folder / "00.png", folder / "01.png"]
     contents = [path.read_bytes() for path in reversed(paths)]
     for path, content in zip(paths, contents, strict=True):
         time = path.stat().st_mtime_ns
         path.write_bytes(content)
         os.utime(path, ns=(time, time))  # as an editor that keeps the time
     after = features(folder)
-    torch.testing.assert_close(after[[1, 0]], before[:2])
+    assert_close(after[[1, 0]], before[:2])
     assert torch.equal(after[2:], before[2:])
     assert not torch.allclose(after[0], before[0])
     shutil.move(folder, tmp_path / "elsewhere")
@@ -231,7 +235,8 @@ def test_pairs_that_cannot_be_used_are_named_counted_and_limited(
     for held_out in (False, True):
         part = [line for line in named if line.get("held_out", False) == held_out]
         assert {line["key"]: line["reason"] for line in part} == gone
-        assert len(part) == 23 and all(line["detail"] for line in part)
+        assert len(part) == 23
+        assert all(line["detail"] for line in part)
     assert result.skipped == {"missing image": 22, "corrupt image": 1}
     other = config.override(max_bad_fraction=0.5, out=tmp_path / "other")
     raises(InputError, said, train_heads, other)  # by the features in the cache
@@ -256,7 +261,8 @@ def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(
 
     epochs = [drawn(epoch) for epoch in range(6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert drawn(3) == epochs[3] and len({epoch[2] for epoch in epochs}) > 1
+    assert drawn(3) == epochs[3]
+    assert len({epoch[2] for epoch in epochs}) > 1
     firsts = [captions[id_][1] for id_ in first_captions(numbered).ids]
     assert firsts == [f"caption {i} 0" for i in range(10)]
 
@@ -270,8 +276,9 @@ def test_the_run_is_a_model_of_the_encoders_with_heads(head, config, towers, enc
     for name, value in model.state_dict().items():
         if "_head." not in name:
             assert torch.equal(value, state[name])
-    config = json.loads((result.run / "config.json").read_text())
-    assert (config["kind"], config["image_encoder"]) == ("heads", towers[0])
+    config = read_json(result.run / "config.json")
+    assert config["kind"] == "heads"
+    assert config["image_encoder"] == towers[0]
     assert model.encode_text(["a red disc"]).shape == (1, 12)
     last = read_lines(result.run / "epochs.jsonl")[-1]
     assert 0 < last["val_recall"] <= 1
@@ -282,15 +289,18 @@ def test_a_share_is_held_out_once_for_all(config, tmp_path, caplog):
     caplog.set_level(logging.INFO, "cloob.heads")
     config = config.override(val_data=(), val_split=0.2, epochs=2)
     run = train_heads(config).run
-    rows = json.loads((run / "decisions.json").read_text())["held_out"]
-    assert len(rows) == 8 and caplog.text.count("reading all pairs once") == 1
+    rows = read_json(run / "decisions.json")["held_out"]
+    assert len(rows) == 8
+    assert caplog.text.count("reading all pairs once") == 1
     longer = train_heads(config.override(resume="auto", epochs=4))
-    assert longer.epochs == 4 and caplog.text.count("reading all pairs once") == 1
-    words = ["eval", str(run), "--held-out", "--workers", "0", "--device", "cpu"]
-    assert cli.main([*words, "--out", str(tmp_path / "e")]) == 0
-    row = json.loads((tmp_path / "e/results.json").read_text())["rows"][0]
+    assert longer.epochs == 4
+    assert caplog.text.count("reading all pairs once") == 1
+    words = f"eval {run} --held-out --workers 0 --device cpu"
+    run_cloob(f"{words} --out {tmp_path}/e")
+    row = read_json(tmp_path / "e/results.json")["rows"][0]
     (found,) = row["retrieval"].values()
-    assert found["n"] == 8 and found["chose"] == ["epoch"]
+    assert found["n"] == 8
+    assert found["chose"] == ["epoch"]
 
 
 def test_other_pairs_are_refused_before_they_go_through_the_encoders(

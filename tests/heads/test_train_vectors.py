@@ -1,7 +1,6 @@
 """``cloob train vectors``: two files to a run folder that other commands read."""
 
 import csv
-import json
 import random
 import re
 import subprocess
@@ -19,13 +18,12 @@ from scipy import sparse
 from views import pairs_of, views
 
 import cloob
-from cloob import cli
 from cloob.data.vectors import open_vector_pairs
 from cloob.errors import InputError
 from cloob.heads import run as runs_of_heads
 from cloob.heads.config import HeadsConfig
 from cloob.heads.run import vector_pairs
-from support import raises
+from support import raises, read_json, read_lines, run_cloob
 
 N = 400
 
@@ -81,14 +79,10 @@ def config(files, tmp_path):
     )
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def numbers(run):
     return [
         {key: value for key, value in line.items() if key != "seconds"}
-        for line in lines(run / "epochs.jsonl")
+        for line in read_lines(run / "epochs.jsonl")
     ]
 
 
@@ -102,40 +96,45 @@ def test_the_command_trains_heads_that_other_commands_read(
     files, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(files)
-    out, report = tmp_path / "run", tmp_path / "report"
-    words = (
-        "train vectors --a a.npy --b b.npy --ids ids.txt --objective infoloob --epochs"
-        f" 8 --batch-size 40 --device cpu --out {out}"
-    ).split()
-    assert cli.main(words) == 0
+    out = tmp_path / "run"
+    report = tmp_path / "report"
+    words = "train vectors --a a.npy --b b.npy --ids ids.txt --objective infoloob"
+    words += f" --epochs 8 --batch-size 40 --device cpu --out {out}"
+    run_cloob(words)
     said = capsys.readouterr().out
     for expected in (":best: val_recall", "of 10 ids", "MRR", "choose 1 of 4"):
         assert expected in said
-    assert lines(out / "epochs.jsonl")[-1]["val_recall"] > 0.6
-    (skipped,) = lines(out / "skipped.jsonl")
-    assert (skipped["key"], skipped["reason"]) == ("a.npy row 7", "not finite")
-    assert cli.main(["eval", str(out), "--held-out", "--out", str(report)]) == 0
-    row = json.loads((report / "results.json").read_text())["rows"][0]
+    assert read_lines(out / "epochs.jsonl")[-1]["val_recall"] > 0.6
+    (skipped,) = read_lines(out / "skipped.jsonl")
+    assert skipped["key"] == "a.npy row 7"
+    assert skipped["reason"] == "not finite"
+    run_cloob(f"eval {out} --held-out --out {report}")
+    row = read_json(report / "results.json")["rows"][0]
     (found,) = row["vectors"].values()
-    assert (found["n"], found["n_ids"], found.pop("chose")) == (40, 10, ["epoch"])
+    assert found["n"] == 40
+    assert found["n_ids"] == 10
+    assert found.pop("chose") == ["epoch"]
     (stored,) = out.glob("checkpoints/*/validation.json")
-    written = json.loads(stored.read_text())["numbers"]
-    assert all(found[key] == pytest.approx(written[key]) for key in written | found)
+    written = read_json(stored)["numbers"]
+    for key in written | found:
+        assert found[key] == pytest.approx(written[key])
 
     capsys.readouterr()
-    assert cli.main([*words, "--resume", "auto"]) == 0
+    run_cloob(f"{words} --resume auto")
     assert "already finished" in capsys.readouterr().out
-    assert cli.main(words) == 2
+    run_cloob(words, code=2)
     assert "already holds a run" in capsys.readouterr().err
-    copied = ["train", "--config", f"{out}/config.json", "--out", f"{tmp_path}/copy"]
-    assert cli.main([*copied, "--epochs", "1"]) == 0
-    assert len(lines(tmp_path / "copy/epochs.jsonl")) == 1
+    copied = f"train --config {out}/config.json --out {tmp_path}/copy"
+    run_cloob(f"{copied} --epochs 1")
+    assert len(read_lines(tmp_path / "copy/epochs.jsonl")) == 1
 
 
 def test_a_model_of_vectors_takes_rows_alone(config):
     model = cloob.load_model(cloob.train_heads(config.override(epochs=1)).run)
-    a, b = np.load(config.a, mmap_mode="r"), torch.from_numpy(np.load(config.b))
-    of_a, of_b = model.encode_a(a), model.encode_b(b, batch_size=7)
+    a = np.load(config.a, mmap_mode="r")
+    b = torch.from_numpy(np.load(config.b))
+    of_a = model.encode_a(a)
+    of_b = model.encode_b(b, batch_size=7)
     assert of_a.shape == of_b.shape == (N, 16)
     assert of_a[0].norm() == pytest.approx(1)
     raises(InputError, "encode_a", lambda: model.encode_text(["a"]))
@@ -146,9 +145,10 @@ def test_overwrite_works_with_the_default_objective(files, tmp_path, monkeypatch
     monkeypatch.chdir(files)
     words = "train vectors --a a.npy --b b.npy --epochs 2 --device cpu --overwrite"
     for _ in range(2):
-        assert cli.main([*words.split(), "--out", f"{tmp_path}/run"]) == 0
-    decided = json.loads((tmp_path / "run/decisions.json").read_text())
-    assert decided["objective"]["chosen"] and "joined" in decided
+        run_cloob(f"{words} --out {tmp_path}/run")
+    decided = read_json(tmp_path / "run/decisions.json")
+    assert decided["objective"]["chosen"]
+    assert "joined" in decided
 
 
 def wrong_pairs(folder, n=800, seed=0):
@@ -168,11 +168,11 @@ def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(config, tmp_
     listed = list(csv.DictReader((run / "suspects.csv").read_text().splitlines()))
     assert [*listed[0]] == ["pair", "score", "probability", "row"]
     left_out = {int(line["pair"]) for line in listed}
-    judges = {*json.loads((run / "decisions.json").read_text())["held_out"]}
+    judges = {*read_json(run / "decisions.json")["held_out"]}
     assert not left_out & judges
     trained = wrong - judges
     assert len(left_out & trained) > 0.9 * len(trained) > 0.8 * len(left_out)
-    seen = lines(run / "epochs.jsonl")[-1]["samples_seen"]
+    seen = read_lines(run / "epochs.jsonl")[-1]["samples_seen"]
     assert seen <= 3 * (800 - len(judges) - len(left_out))
 
 
@@ -191,7 +191,7 @@ def test_left_over_decisions_of_other_data_are_never_applied(config, tmp_path):
         patch.setattr(runs_of_heads, "choose", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cloob.train_heads(config)
-    assert json.loads((config.out / "decisions.json").read_text())["suspects"]
+    assert read_json(config.out / "decisions.json")["suspects"]
     other = views(800, (24, 16), 5)
     for name, side in zip("ab", other, strict=True):
         np.save(tmp_path / f"{name}.npy", side)
@@ -217,7 +217,8 @@ def test_a_killed_run_goes_on_and_a_longer_one_too(config, tmp_path):
         cloob.train_heads(again, on_epoch=stop)
     assert not (again.out / "checkpoints").exists()
     cloob.train_heads(again)
-    assert numbers(again.out) == numbers(whole) and weights(again.out) == weights(whole)
+    assert numbers(again.out) == numbers(whole)
+    assert weights(again.out) == weights(whole)
     assert cloob.train_heads(again).already_finished
     longer = cloob.train_heads(again.override(epochs=5))
     assert longer.epochs == 5
@@ -246,7 +247,8 @@ def test_kills_at_random_moments_change_no_bit(objective, tmp_path):
     began = time.monotonic()
     subprocess.run([*words, "--out", "whole"], cwd=tmp_path, check=True)
     seconds = time.monotonic() - began
-    draws, kills = random.Random(objective), 0
+    draws = random.Random(objective)
+    kills = 0
     while kills < 10:
         process = subprocess.Popen([*words, "--out", "killed"], cwd=tmp_path)
         time.sleep(draws.uniform(0.3, 0.9) * seconds)
@@ -260,7 +262,8 @@ def test_kills_at_random_moments_change_no_bit(objective, tmp_path):
         kills += 1
     subprocess.run([*words, "--out", "killed"], cwd=tmp_path, check=True)
     runs = [tmp_path / name for name in ("whole", "killed")]
-    assert numbers(runs[0]) == numbers(runs[1]) and weights(runs[0]) == weights(runs[1])
+    assert numbers(runs[0]) == numbers(runs[1])
+    assert weights(runs[0]) == weights(runs[1])
 
 
 def test_held_out_files_take_the_place_of_a_split(config, tmp_path, monkeypatch):
@@ -279,9 +282,11 @@ def test_held_out_files_take_the_place_of_a_split(config, tmp_path, monkeypatch)
     recalls = []
     for each in (config, both):
         run = cloob.train_heads(each).run
-        recalls.append([line["val_recall"] for line in lines(run / "epochs.jsonl")])
+        recalls.append(
+            [line["val_recall"] for line in read_lines(run / "epochs.jsonl")]
+        )
     assert recalls[0] == pytest.approx(recalls[1], abs=1e-12)
-    assert cli.main(["eval", "own", "--held-out", "--out", "report"]) == 0
+    run_cloob("eval own --held-out --out report")
     error = "refit is True; it must be left out with held-out pairs of other files"
     raises(InputError, error, cloob.train_heads, both.override(refit=True, out="x"))
 
@@ -294,7 +299,8 @@ def test_ids_join_rows_and_are_held_out_whole(config, files, tmp_path):
     rows = [[row, row // 4] for row in range(N) if row != 7]
     assert pairs.rows.tolist() == rows
     rest, held_out = pairs.split(0.1)
-    assert not {*rest.ids} & {*held_out.ids} and len({*held_out.ids}) == 10
+    assert not {*rest.ids} & {*held_out.ids}
+    assert len({*held_out.ids}) == 10
     joined = config.override(ids=None, **join)
     error = r"300 no partner \(e.g. M100: only b has this id\)"
     raises(InputError, error, cloob.train_heads, joined)
@@ -302,7 +308,8 @@ def test_ids_join_rows_and_are_held_out_whole(config, files, tmp_path):
 
 
 def test_groups_and_weights_come_from_files(config, tmp_path, capsys):
-    groups, weights_file = tmp_path / "groups.txt", tmp_path / "weights.txt"
+    groups = tmp_path / "groups.txt"
+    weights_file = tmp_path / "weights.txt"
     groups.write_text("".join(f"{row // 20}\n" for row in range(N)))
     weights_file.write_text("".join(f"{row % 3}\n" for row in range(N)))
     config = config.override(
@@ -312,10 +319,11 @@ def test_groups_and_weights_come_from_files(config, tmp_path, capsys):
     assert len(held_out) in (199, 200)  # row 7 cannot be used
     assert len(np.unique(held_out.ids)) == len(held_out)
     assert not {*train.group_ids} & {*held_out.group_ids}
-    assert train.weights.tolist() == [float(row % 3) for row in train.rows[:, 0]]
+    expected = [float(row % 3) for row in train.rows[:, 0]]
+    assert train.weights.tolist() == expected
     run = cloob.train_heads(config).run
-    words = ["eval", str(run), "--held-out", "--out", str(tmp_path / "report")]
-    assert cli.main(words) == 0
+    words = f"eval {run} --held-out --out {tmp_path}/report"
+    run_cloob(words)
     said = capsys.readouterr().out
     assert "a.npy and b.npy (held out): intervals over 10 groups" in said
     weights_file.write_text("1\n" * (N - 1) + "-1\n")
@@ -330,10 +338,10 @@ def test_runs_are_judged_together_that_hold_the_same_pairs_out(files, tmp_path, 
     for name, share in (("x", 0.1), ("y", 0.1), ("z", 0.5)):
         config = start.override(val_split=share, out=tmp_path / name)
         runs.append(str(cloob.train_heads(config).run))
-    words = ["eval", "--held-out", "--out", str(tmp_path / "report")]
-    assert cli.main([*words, *runs[:2]]) == 0
+    words = f"eval {runs[0]} {runs[1]} --held-out --out {tmp_path}/report"
+    run_cloob(words)
     capsys.readouterr()
-    assert cli.main([*words, *runs]) == 2
+    run_cloob(f"{words} {runs[2]}", code=2)
     assert "z held different pairs out" in capsys.readouterr().err
 
 
@@ -360,16 +368,16 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
         table = pd.DataFrame(np.load(files / f"{name}.npy")[8:]).add_prefix("x")
         table.insert(1, "sample", np.arange(1000, 1000 + len(table)))
         table.to_csv(tmp_path / f"{name}.csv", index=False)
-    words = ["train", "vectors", "--objective", "cca", "--device", "cpu"]
-    words += [x for n in "ab" for x in (f"--{n}", f"{tmp_path}/{n}.csv")]
-    words += ["--out", f"{tmp_path}/run"]
-    assert cli.main(words) == 2
+    words = f"train vectors --a {tmp_path}/a.csv --b {tmp_path}/b.csv --objective cca"
+    words += f" --device cpu --out {tmp_path}/run"
+    run_cloob(words, code=2)
     said = capsys.readouterr().err
-    assert "column 'sample' of" in said and "`cloob train vectors` by --drop" in said
-    assert cli.main([*words, "--drop", "sample"]) == 0
+    assert "column 'sample' of" in said
+    assert "`cloob train vectors` by --drop" in said
+    run_cloob(f"{words} --drop sample")
     model = cloob.load_model(tmp_path / "run")
     assert model.heads[0].options["features"] == 20
-    assert cli.main([*words, "--drop", "simple", "--overwrite"]) == 2
+    run_cloob(f"{words} --drop simple --overwrite", code=2)
     assert "no table has the column 'simple'" in capsys.readouterr().err
 
 
@@ -425,11 +433,13 @@ def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatc
 def test_bad_rows_are_told_from_large_ones(dtype):
     rows = np.random.default_rng(0).normal(size=(700, 4)).astype(dtype)
     rows[300] = min(np.finfo(dtype).max, np.finfo(np.float32).max)
-    rows[255, 3], rows[699] = np.nan, (np.inf, -np.inf, 0, 0)
+    rows[255, 3] = np.nan
+    rows[699] = (np.inf, -np.inf, 0, 0)
     rows[256, 0] = 1e39 if dtype is np.float64 else np.inf
     pairs = pairs_of(rows, np.ones((700, 2), np.int8))
     bad = [skip.key.rpartition(" ")[2] for skip in pairs.skipped]
-    assert bad == ["255", "256", "699"] and len(pairs) == 697
+    assert bad == ["255", "256", "699"]
+    assert len(pairs) == 697
 
 
 def test_the_configuration_is_read_as_it_was_written(tmp_path):

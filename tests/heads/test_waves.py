@@ -7,7 +7,7 @@ from views import pairs_of, views
 
 from cloob.heads.choose import choose
 from cloob.heads.closed import fit_closed_form
-from cloob.heads.head import N_WAVES, head_of, unit_rows
+from cloob.heads.head import N_WAVES, unit_rows
 from cloob.heads.settings import HeadSettings
 
 KCCA = HeadSettings("kcca", embed_dim=8, standardise="column")
@@ -27,10 +27,12 @@ def inverse_root(matrix):
 
 def solved_plainly(sides, heads, ridge, power):
     """(n, n) cosines by the equations of ``cloob.functional.cca``, in float64."""
-    rows, covariances = [], []
+    rows = []
+    covariances = []
     for side, head in zip(sides, heads, strict=True):
         scaled = (side - side.mean(0)) / side.std(0)
-        frequencies, phases = head.frequencies.numpy(), head.phases.numpy()
+        frequencies = head.frequencies.numpy()
+        phases = head.phases.numpy()
         waves = np.cos(scaled @ frequencies.astype(float) + phases)
         rows.append(waves - waves.mean(0))
         covariance = rows[-1].T @ rows[-1] / len(side)
@@ -83,15 +85,11 @@ def test_a_wave_is_as_long_as_rows_are_apart():
     assert constant.frequencies.isfinite().all()
 
 
-def test_it_finds_what_no_matrix_finds_and_is_stored():
+def test_it_finds_what_no_matrix_finds():
     train, held_out = pairs_of(*folded_views()).split(0.2)
     waved = fit_closed_form(train, held_out, HeadSettings("kcca"))
     plain = fit_closed_form(train, held_out, HeadSettings("cca"))
     assert waved.recall > plain.recall + 0.2
-    rows = torch.from_numpy(folded_views()[0])
-    again = head_of(waved.heads[0].options)
-    again.load_state_dict(waved.heads[0].state_dict())
-    assert torch.equal(again(rows), waved.heads[0](rows))
 
 
 @pytest.mark.parametrize("folded", [True, False])

@@ -87,7 +87,8 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatc
         )
     assert main.create_model_and_transforms is create
     assert len(transforms) == 2
-    pixels, tokens = torch.zeros(1, 3, 64, 64), torch.zeros(1, 24, dtype=torch.int64)
+    pixels = torch.zeros(1, 3, 64, 64)
+    tokens = torch.zeros(1, 24, dtype=torch.int64)
     assert "logit_bias" not in model(pixels, tokens)
     file = tmp_path / "big" / "epoch_1.pt"
     file.parent.mkdir()
@@ -121,7 +122,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(0)
     encoder = create_model("tiny-vit", seed=0)
-    rows, captions, images = ["filepath\ttitle"], [], []
+    rows = ["filepath\ttitle"]
+    captions = []
+    images = []
     for i in range(N):
         colours = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
         picture = Image.fromarray(colours).resize((64, 64), Image.Resampling.NEAREST)
@@ -129,7 +132,8 @@ def world(tmp_path_factory):
         images.append(encoder.preprocess(picture))
         captions.append(f"picture number {i} of a {ANIMALS[i % 4]}")
         rows.append(f"{folder}/{i}.png\t{captions[i]}")
-    csv, start = folder / "pairs.csv", folder / "tiny.pt"
+    csv = folder / "pairs.csv"
+    start = folder / "tiny.pt"
     csv.write_text("\n".join(rows) + "\n")
     torch.save(create_model("tiny-vit", seed=1).model.state_dict(), start)
     mean = torch.tensor(encoder.mean).view(1, 3, 1, 1)
@@ -196,7 +200,8 @@ def assert_same_training(found, expected, world):
         if name != "logit_scale":
             step = value - begin[name]
             error = found[1][name] - value
-            assert float(error.norm()) < 1e-3 * float(step.norm()) + 1e-7, name
+            wanted = 1e-3 * float(step.norm()) + 1e-7
+            assert float(error.norm()) < wanted, name
 
 
 @contextlib.contextmanager
@@ -261,7 +266,8 @@ def test_a_training_that_is_resumed_equals_one_that_is_not(world, tmp_path):
     path = tmp_path / "run" / "checkpoints" / f"epoch_{EPOCHS}.pt"
     trained = load_model(path, device="cpu").make_objective()
     assert trained.name == "cloob"
-    assert (float(trained.inv_tau), float(trained.beta)) == (25.0, 6.0)
+    assert float(trained.inv_tau) == 25.0
+    assert float(trained.beta) == 6.0
 
 
 @pytest.mark.nightly

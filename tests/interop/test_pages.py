@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from cloob import cli
 from cloob.evaluation.sets.pictures import open_labelled
 from cloob.evaluation.suite import evaluate
 from cloob.models.load import load_model
 from make import tiny_model
-from support import overlaid
+from support import overlaid, run_cloob
 
 
 @pytest.mark.nightly
@@ -77,7 +76,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
     for words in re.findall(
         r"^\$ cloob (export .*|embed .*)", text, flags=re.MULTILINE
     ):
-        assert cli.main(words.split()) == 0
+        run_cloob(words)
     shown = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[
         1:
     ]
@@ -98,5 +97,6 @@ def test_the_page_runs(tmp_path, monkeypatch):
     rows = parquet.read_table("vectors.parquet")
     query = load_model("runs/mine").encode_text(["a red field"])[0].numpy()
     cosines = np.stack(rows["vector"].to_numpy()) @ query
-    assert lance == [rows["path"][i].as_py() for i in np.argsort(-cosines)[:3]]
+    expected = [rows["path"][i].as_py() for i in np.argsort(-cosines)[:3]]
+    assert lance == expected
     assert Path("tuned/model.safetensors").is_file()

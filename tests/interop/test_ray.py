@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.testing import assert_allclose
 from pyarrow import parquet
 
 from cloob import ContrastiveHeads, load_model
@@ -28,10 +29,10 @@ def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path):
     for i in (0, 2):
         (tmp_path / f"{i}.png").write_bytes(pictures[i])
         row = encoder.encode_image([tmp_path / f"{i}.png"])[0]
-        np.testing.assert_allclose(found["embedding"][i], row, atol=1e-6)
+        assert_allclose(found["embedding"][i], row, atol=1e-6)
     assert np.isnan(found["embedding"][1]).all()
     rows = embed_texts(encoder, captions)
-    np.testing.assert_allclose(found["text_embedding"], rows, atol=1e-6)
+    assert_allclose(found["text_embedding"], rows, atol=1e-6)
     none = Embed(str(model), device="cpu")({"bytes": np.array([b"x"], object)})
     assert np.isnan(none["embedding"]).all()
     assert none["error"][0]
@@ -47,7 +48,7 @@ def test_a_missing_caption_is_no_word(tmp_path):
     assert np.isnan(rows).all(1).tolist() == [True, True, False, True, False]
     encoder = load_model(model, device="cpu")
     expected = embed_texts(encoder, ["a cat", "None"]).numpy()
-    np.testing.assert_allclose(rows[[2, 4]], expected, atol=1e-6)
+    assert_allclose(rows[[2, 4]], expected, atol=1e-6)
     assert [text.count("missing caption") for text in found["error"]] == [1, 1, 0, 1, 0]
     assert "corrupt image" in found["error"][1]
     assert np.isfinite(found["embedding"][0]).all()
@@ -85,6 +86,6 @@ def test_the_moments_of_the_pages_job_are_those_of_all_pairs(tmp_path, monkeypat
     found = load_model("heads", device="cpu")
     one_machine = ContrastiveHeads("cca", standardise="one", validation_fraction=0)
     expected = one_machine.fit(a, b).transform(a, b)
-    np.testing.assert_allclose(found.encode_a(a), expected[0], atol=1e-4)
-    np.testing.assert_allclose(found.encode_b(b), expected[1], atol=1e-4)
+    assert_allclose(found.encode_a(a), expected[0], atol=1e-4)
+    assert_allclose(found.encode_b(b), expected[1], atol=1e-4)
     assert ContrastiveHeads.load("heads").score(a, b) == one_machine.score(a, b)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import cloob
-from cloob import cli
 from cloob.errors import InputError
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
@@ -20,7 +19,7 @@ from cloob.models.runs import CONFIG_FILE
 from cloob.models.source import ModelSource
 from cloob.models.towers import create_model
 from make import tiny_model, web, write_classes
-from support import fill_hub_cache, free_port, raises, use_hub
+from support import fill_hub_cache, free_port, raises, read_json, run_cloob, use_hub
 
 BEST = 60
 LAST = 160
@@ -81,38 +80,39 @@ def test_a_run_is_its_best_checkpoint(runs):
 
 
 def test_eval_and_export_take_the_best(runs, capsys):
-    words = ["runs/mine", "runs/mine:last", "runs/mine:best", "--zeroshot", "pictures"]
-    assert cli.main(["eval", *words, "--device", "cpu", "--out", "e"]) == 0
+    words = "runs/mine runs/mine:last runs/mine:best --zeroshot pictures"
+    run_cloob(f"eval {words} --device cpu --out e")
     message = "runs/mine: its best checkpoint, step 60 (runs/mine:last is the last)\n"
     assert capsys.readouterr().err.count(message) == 1
-    rows = json.loads(Path("e/results.json").read_text())["rows"]
+    rows = read_json(Path("e/results.json"))["rows"]
     best, last, named = (row["fingerprint"] for row in rows)
     assert [row["model"] for row in rows] == ["mine", "mine:last", "mine:best"]
     assert best == named != last
-    assert cli.main(["export", "runs/mine", "--to=cloob", "--out=converted"]) == 0
+    run_cloob("export runs/mine --to=cloob --out=converted")
     assert step_of(cloob.load_model("converted", device="cpu")) == BEST
 
 
 def test_an_index_says_which_checkpoint_it_was_made_by(runs, capsys):
-    index = ["index", "--out", "i", "--device", "cpu", "--model"]
-    assert cli.main([*index, "runs/mine", "pictures"]) == 0
+    index = "index --out i --device cpu --model"
+    run_cloob(f"{index} runs/mine pictures")
     with cloob.Index.open("i") as opened:
         model = opened.model()
-        assert (model.name, model.spec) == ("mine", f"{runs}/mine:best")
+        assert model.name == "mine"
+        assert model.spec == f"{runs}/mine:best"
         assert step_of(opened.torch_embedder().encoder) == BEST
     # without a cutoff no unrelated words are embedded
-    search = ["search", "i", "red", "--cutoff", "none"]
-    assert cli.main(search) == 0
+    search = "search i red --cutoff none"
+    run_cloob(search)
     # By its whole name it is the same model; the last checkpoint is another one.
-    assert cli.main([*index, "runs/mine:best"]) == 0
-    assert cli.main([*index, "runs/mine:last"]) == 2
+    run_cloob(f"{index} runs/mine:best")
+    run_cloob(f"{index} runs/mine:last", code=2)
     assert "other weights" in capsys.readouterr().err
     # The run goes on and gets better: the index has vectors of another checkpoint.
     better = runs / "mine" / "checkpoints" / "step-00000200"
     tiny_model(better / "model", seed=3)
     values = {"metric": "val_recall", "val_loss": 1.0, "val_recall": 0.5}
     (better / "validation.json").write_text(json.dumps(values))
-    assert cli.main(search) == 2
+    run_cloob(search, code=2)
     assert "mine: has other weights" in capsys.readouterr().err
 
 
@@ -149,7 +149,7 @@ def test_a_tokenizer_in_the_folder_asks_nobody(tower, bert, tmp_path, monkeypatc
     folder = shutil.copytree(tower, tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bert / name, folder / name)
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = read_json(folder / CONFIG_FILE)
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "local"
     (folder / CONFIG_FILE).write_text(json.dumps(config))
     with web() as hub:
@@ -179,7 +179,7 @@ AUTO_MAP = {
 
 
 def change(path, edit):
-    content = json.loads(path.read_text())
+    content = read_json(path)
     edit(content)
     path.write_text(json.dumps(content))
 
@@ -194,7 +194,7 @@ def plant(folder, marker, name):
         " Words\n"
     )
     file = folder / name
-    content = json.loads(file.read_text()) if file.is_file() else {}
+    content = read_json(file) if file.is_file() else {}
     file.write_text(json.dumps(content | {"auto_map": AUTO_MAP}))
     return folder
 

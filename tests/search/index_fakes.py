@@ -22,13 +22,15 @@ class FakeEncoder(nn.Module):
 
     def __init__(self, name="fake", seed=0, dim=16):
         super().__init__()
-        self.name, self.objective_config = name, {}
+        self.name = name
+        self.objective_config = {}
         self.embed_dim = dim
         weight = torch.randn(
             dim, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(seed)
         )
         self.register_buffer("weight", weight)
-        self.seed, self.seen = seed, 0
+        self.seed = seed
+        self.seen = 0
 
     def copy(self):
         return FakeEncoder(self.name, self.seed, self.embed_dim)
@@ -60,7 +62,8 @@ class Stopping(FakeEncoder):
 
     def __init__(self, pictures, stop, **how):
         super().__init__(**how)
-        self.pictures, self.stop = pictures, stop
+        self.pictures = pictures
+        self.stop = stop
 
     def encode_image(self, images, /):
         if self.seen >= self.pictures:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cloob.cli import main
 from cloob.errors import InputError
 from make import picture
 from search_colours import loads, make_index, open_index
+from support import run_cloob
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def test_a_picture_that_has_changed_or_is_gone_is_not_shown(pictures, tmp_path):
             index.picture(9)
 
 
-@pytest.mark.parametrize("words", [["--where", "width > 0"], ["blue"]])
+@pytest.mark.parametrize("words", ["--where 'width > 0'", "blue"])
 def test_a_line_feed_in_a_name_makes_no_other_path(pictures, tmp_path, capsys, words):
     (pictures / "evil\n").mkdir()
     for name in ("evil\n/victim.png", "good.png"):
         (pictures / name).write_bytes(picture("blue"))
     index = make_index(tmp_path / "index", pictures)
-    assert main(["search", str(index), *words, "--paths"]) == 0
+    run_cloob(f"search {index} {words} --paths")
     out, err = capsys.readouterr()
     assert out == f"{pictures / 'good.png'}\n"
     assert "1 path with a line feed left out" in err

@@ -53,9 +53,8 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index):
     texts = model.encode_text(lines).double().numpy()
     scores = {id_: float(r @ row) for id_, r in zip(ids, rows, strict=True)}
     found = index.search("blue", top=7, cutoff=None)
-    assert [hit.item.id for hit in found.hits] == sorted(
-        ids, key=lambda id_: -scores[id_]
-    )[:7]
+    expected = sorted(ids, key=lambda id_: -scores[id_])[:7]
+    assert [hit.item.id for hit in found.hits] == expected
     for hit in found.hits:
         reached = [float(text @ rows[ids.index(hit.item.id)]) for text in texts]
         mean = sum(reached) / len(reached)
@@ -63,14 +62,12 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index):
         assert hit.margin == pytest.approx((hit.score - mean) / deviation, abs=1e-3)
     cutoff = found.hits[3].margin - 1e-4
     kept = index.search("blue", top=7, cutoff=cutoff)
-    assert {hit.item.id for hit in kept.hits} == {
-        hit.item.id for hit in found.hits if hit.margin >= cutoff
-    }
+    wanted = {hit.item.id for hit in found.hits if hit.margin >= cutoff}
+    assert {hit.item.id for hit in kept.hits} == wanted
     tiny = index.search(Query((Term("red", 1e-320),)), top=1, cutoff=None).hits[0]
     whole = index.search("red", top=1, cutoff=None).hits[0]
-    assert tiny.item == whole.item and tiny.margin == pytest.approx(
-        whole.margin, abs=1e-4
-    )
+    assert tiny.item == whole.item
+    assert tiny.margin == pytest.approx(whole.margin, abs=1e-4)
     assert len(kept.hits) + kept.cut == 7
 
 
@@ -79,16 +76,16 @@ def test_what_fits_is_found_where_it_is_not_the_nearest(index):
     best = max(others, key=lambda hit: hit.margin)
     assert best.margin > nearest.margin + 0.01
     found = index.search("cyan", top=1, cutoff=best.margin - 1e-4)
-    assert found.hits == (best,) and found.cut == 1
+    assert found.hits == (best,)
+    assert found.cut == 1
 
 
 def test_pictures_rows_and_mistakes(index, coloured):
     green = Image.open(coloured.parent / "pictures" / "green-1.png")
     assert stems(index.search(green, top=1).hits) == ["green-1"]
     found = index.search(ColourModel().encode_text(["cyan"]).numpy()[0] * 3, top=4)
-    assert {stem[:4] for stem in stems(found.hits)} == {"cyan"} and found.hits[
-        0
-    ].margin is None
+    assert {stem[:4] for stem in stems(found.hits)} == {"cyan"}
+    assert found.hits[0].margin is None
     with pytest.raises(InputError, match="picture 999 is not in this index"):
         index.similar(999)
     with pytest.raises(InputError, match="query of shape"):
@@ -121,7 +118,8 @@ def test_a_query_is_compared_with_queries_of_its_shape(index, tmp_path):
         Query((Term(1),)),
         Query((Term("red"), Term(1, -0.5))),
     ):
-        assert all(hit.margin is not None for hit in index.search(query).hits)
+        for hit in index.search(query).hits:
+            assert hit.margin is not None
     few = make_index(
         tmp_path / "few", write_pictures(tmp_path / "pictures", n=2)
     )  # too few to draw from
@@ -144,9 +142,8 @@ TERMS = {
 
 
 def test_pictures_are_files_and_a_string_is_words(tmp_path):
-    assert {word: Query.parse([word]).terms for word in TERMS} == {
-        word: (term,) for word, term in TERMS.items()
-    }
+    expected = {word: (term,) for word, term in TERMS.items()}
+    assert {word: Query.parse([word]).terms for word in TERMS} == expected
     for name in ("a b.JPG", "bare"):
         path = tmp_path / name
         path.write_bytes(picture("red"))
@@ -160,7 +157,8 @@ def test_pictures_are_files_and_a_string_is_words(tmp_path):
 
 
 def test_the_row_is_the_weighted_sum(index, coloured):
-    model, path = ColourModel(), coloured.parent / "pictures" / "red-0.png"
+    model = ColourModel()
+    path = coloured.parent / "pictures" / "red-0.png"
     blue, cyan = model.encode_text(["blue", "cyan"]).double().numpy()
     red = (
         model.encode_image(model.preprocess(Image.open(path))[None]).double().numpy()[0]
@@ -176,9 +174,8 @@ def test_the_row_is_the_weighted_sum(index, coloured):
     expected /= np.linalg.norm(expected)
     for hit in index.search(query, cutoff=None).hits:
         assert hit.item.id != 7
-        assert hit.score == pytest.approx(
-            float(index.store.vectors([hit.item.id])[0] @ expected), abs=1e-5
-        )
+        wanted = float(index.store.vectors([hit.item.id])[0] @ expected)
+        assert hit.score == pytest.approx(wanted, abs=1e-5)
     for terms, said in ((["red", "-red"], "cancel each other"), ([], "empty")):
         with pytest.raises(InputError, match=said):
             index.search(Query.parse(terms))
@@ -194,7 +191,8 @@ def test_probabilities_are_the_softmax_at_the_models_temperature(coloured, tmp_p
     labels = index.classify(
         NAMES, LabelOptions(templates=("{c}", "a thing of colour {c}"))
     )
-    assert labels.inv_tau == 12.0 and not labels.by_default
+    assert labels.inv_tau == 12.0
+    assert not labels.by_default
     prompts = {
         name: model.encode_text([name, f"a thing of colour {name}"]).double().mean(0)
         for name in NAMES
@@ -205,11 +203,11 @@ def test_probabilities_are_the_softmax_at_the_models_temperature(coloured, tmp_p
             math.exp(12 * float(rows[place] @ (prompts[n] / prompts[n].norm()).numpy()))
             for n in NAMES
         ]
-        assert labels.probabilities[place].tolist() == pytest.approx(
-            [p / sum(powers) for p in powers], abs=1e-5
-        )
+        expected = [p / sum(powers) for p in powers]
+        assert labels.probabilities[place].tolist() == pytest.approx(expected, abs=1e-5)
     for item, chosen in zip(
         index.items(labels.ids.tolist()), labels.chosen, strict=True
     ):
         name = Path(item.path).stem.split("-")[0]
-        assert len(chosen) == 1 and (name not in NAMES or NAMES[chosen[0]] == name)
+        assert len(chosen) == 1
+        assert name not in NAMES or NAMES[chosen[0]] == name

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from index_fakes import FakeEncoder, Stopping, write_noise
 
-from cloob import cli
 from cloob.errors import InputError
 from cloob.search.index import Index
 from search_colours import loads
-from support import fork, refused
+from support import exit_code, fork, refused, run_cloob
 
 
 def write_model(folder, seed):
@@ -46,25 +45,20 @@ def test_a_source_without_pictures_is_a_failure(models, pictures, tmp_path, caps
     for number, name in enumerate(["svg"] * 5 + ["json"] * 3):
         (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "empty" / f"{number}.{name}").touch()
-    words = [
-        "index",
-        str(tmp_path / "empty"),
-        "--model",
-        str(models / "one"),
-        "--out",
-        str(tmp_path / "idx"),
-    ]
+    words = f"{tmp_path}/empty --model {models}/one --out {tmp_path}/idx"
     for sources, said in (
         (words, "none; 0 embedded in "),
-        (["index", str(pictures), *words[1:]], "6 added; "),
+        (f"{pictures} {words}", "6 added; "),
     ):
-        assert cli.main(sources) == 1  # what else is named is indexed
+        run_cloob(f"index {sources}", code=1)  # what else is named is indexed
         out, err = capsys.readouterr()
-        assert out.count("\n") == 1 and f"; {said}" in out and "next:" not in err
+        assert out.count("\n") == 1
+        assert f"; {said}" in out
+        assert "next:" not in err
         first = tmp_path / "empty" / "0.svg"
         assert f"cloob: left out: 8 × file of another kind: {first}, …\n" in err
         assert "no pictures in it" in err
-    assert cli.main(["index", "--out", words[-1]]) == 0  # the folder was no source
+    run_cloob(f"index --out {tmp_path}/idx")  # the folder was no source
 
 
 def test_it_says_what_it_did_and_what_comes_next(
@@ -72,57 +66,50 @@ def test_it_says_what_it_did_and_what_comes_next(
 ):
     monkeypatch.chdir(tmp_path)
     (pictures / "bad\x1b[2J.png").write_bytes(b"nope")
-    assert (
-        cli.main(
-            ["index", "pictures", "--model", str(models / "one"), "--out", "my idx"]
-        )
-        == 0
-    )
+    run_cloob(f"index pictures --model {models}/one --out 'my idx'")
     out, err = capsys.readouterr()
-    assert out.count("\n") == 1 and out.startswith(
-        "my idx: 6 pictures, one; 6 added; 6 embedded in "
-    )
+    assert out.count("\n") == 1
+    assert out.startswith("my idx: 6 pictures, one; 6 added; 6 embedded in ")
     left, then = err.splitlines()
-    assert left.startswith("cloob: left out: 1 × corrupt image: ") and "\x1b" not in err
+    assert left.startswith("cloob: left out: 1 × corrupt image: ")
+    assert "\x1b" not in err
     assert then == "next: cloob search 'my idx' 'something red'"
-    assert cli.main(["index", "--out", "my idx", "--faults"]) == 0
+    run_cloob("index --out 'my idx' --faults")
     (listed,) = capsys.readouterr().out.splitlines()
-    assert (
-        "2J.png: corrupt image (4 bytes, not an image file)" in listed
-        and "\x1b" not in listed
-    )
+    assert "2J.png: corrupt image (4 bytes, not an image file)" in listed
+    assert "\x1b" not in listed
 
     # Neither source nor model need be named again; what is there already is not
     # embedded.
     write_noise(pictures / "new.png", 50)
-    assert cli.main(["index", "--out", "my idx"]) == 0
+    run_cloob("index --out 'my idx'")
     assert "; 1 added, 6 as they were; 1 embedded" in capsys.readouterr().out
 
     # A model of the same weights is only moved; another one is refused.
     shutil.copytree(models / "one", tmp_path / "moved")
-    moved = ["index", "pictures", "--model", "moved", "--out", "my idx"]
-    assert cli.main(moved) == 0
+    moved = "index pictures --model moved --out 'my idx'"
+    run_cloob(moved)
     assert "7 as they were; 0 embedded" in capsys.readouterr().out
     with Index.open("my idx") as index:
         assert index.model().spec == str(tmp_path / "moved")
-    second = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]
-    assert "other weights" in refused(capsys, *second)
+    second = f"index pictures --model {models}/two --out 'my idx'"
+    assert "other weights" in refused(capsys, second)
     lock = Path("my idx/index.sqlite.lock").stat().st_ino
-    assert cli.main([*second, "--anew"]) == 0
+    run_cloob(f"{second} --anew")
     assert "my idx: 7 pictures, two; 7 added" in capsys.readouterr().out
     # the same lock all along: with a new one two could write at once
     assert Path("my idx/index.sqlite.lock").stat().st_ino == lock
 
     # A source that is gone: nothing is lost, and the exit code says so.
     pictures.rename(tmp_path / "elsewhere")
-    assert cli.main(["index", "pictures", "--out", "my idx"]) == 1
+    run_cloob("index pictures --out 'my idx'", code=1)
     assert "nothing was removed; --remove-all removes them" in capsys.readouterr().err
     (tmp_path / "bad").mkdir()
     for source, model in (
         ("pictures", "one"),
         ("elsewhere", "bad"),
     ):  # nor where it cannot be made again
-        refused(capsys, "index", source, "--model", model, "--out", "my idx", "--anew")
+        refused(capsys, f"index {source} --model {model} --out 'my idx' --anew")
 
 
 @pytest.mark.parametrize("held_a_file", [False, True])
@@ -131,7 +118,7 @@ def test_a_new_index_that_fails_leaves_the_folder_as_it_was(
 ):
     """A folder of the user's, and what came into it meanwhile, are not removed."""
     out = tmp_path / "idx"
-    words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(out)]
+    words = f"index {pictures} --model {models}/one --out {out}"
 
     def fail(*_, **__):
         if held_a_file:
@@ -139,11 +126,11 @@ def test_a_new_index_that_fails_leaves_the_folder_as_it_was(
         raise InputError("no such model")
 
     loads(monkeypatch, fail)
-    refused(capsys, *words)
+    refused(capsys, words)
     assert out.exists() == held_a_file
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    refused(capsys, *words)
+    refused(capsys, words)
     assert [path.name for path in out.iterdir()] == ["theirs"] * held_a_file
 
 
@@ -159,7 +146,7 @@ def stopping(folder, words, number, seed=0):
 
     with pytest.MonkeyPatch.context() as patch:
         loads(patch, lambda *_, **__: Stopping(number, stop, seed=seed))
-        process = fork(folder, 1, lambda: cli.main(words))
+        process = fork(folder, 1, lambda: exit_code(words))
     try:
         process.until((folder / "begun").exists)
         yield
@@ -172,23 +159,16 @@ def stopping(folder, words, number, seed=0):
 def test_a_second_index_at_once_is_refused_and_one_that_was_killed_not_waited_for(
     models, pictures, tmp_path, capsys
 ):
-    words = [
-        "index",
-        str(pictures),
-        "--model",
-        str(models / "one"),
-        "--out",
-        str(tmp_path / "idx"),
-    ]
+    words = f"index {pictures} --model {models}/one --out {tmp_path}/idx"
     with stopping(tmp_path / "first", words, 0):
         said = (
             f"cloob: another `cloob index` is at work on {tmp_path / 'idx'}; wait until"
             " it is done\n"
         )
-        assert refused(capsys, *words) == said
+        assert refused(capsys, words) == said
         with Index.open(tmp_path / "idx") as index:  # it may be read
             assert len(index) == 0
-    assert cli.main(words) == 0
+    run_cloob(words)
     assert "; 6 added; " in capsys.readouterr().out
 
 
@@ -196,13 +176,12 @@ def test_an_update_that_is_killed_or_meets_a_full_disk_goes_on(
     models, pictures, tmp_path, capsys
 ):
     place = tmp_path / "idx"
-    words = ["index", pictures, "--model", models / "one", "--out", place]
-    words = [*map(str, words), "--batch-size", "2"]
+    words = f"index {pictures} --model {models}/one --out {place} --batch-size 2"
 
     def full():
         size = (place / "index.sqlite").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-        return cli.main(words)
+        return exit_code(words)
 
     with stopping(tmp_path / "killed", words, 2):
         pass
@@ -210,5 +189,5 @@ def test_an_update_that_is_killed_or_meets_a_full_disk_goes_on(
     assert disk.wait() == [2]
     assert disk.told().count("\n") == 1
     capsys.readouterr()
-    assert cli.main(words) == 0
+    run_cloob(words)
     assert "4 added, 2 as they were; 4 embedded" in capsys.readouterr().out

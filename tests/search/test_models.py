@@ -16,11 +16,11 @@ from index_fakes import (
     write_noise,
 )
 
-from cloob import cli
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.records import INDEX_FILE, IndexedModel
 from search_colours import ColourModel, loads, write_pictures
+from support import run_cloob
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def made(place, tmp_path, monkeypatch):
     """The words that made the index at ``place``."""
     loads(monkeypatch)
     pictures = write_pictures(tmp_path / "p", n=1)
-    words = ["index", str(pictures), "--model", "m", "--out", place]
-    assert cli.main(words) == 0
+    words = f"index {pictures} --model m --out {place}"
+    run_cloob(words)
     return words
 
 
@@ -48,7 +48,8 @@ def test_an_interrupted_update_goes_on_and_other_weights_are_refused(place, tmp_
             index.update([folder], options(Stopping(8, KeyboardInterrupt())))
         assert len(index) == 8
         done = index.update([folder], options(FakeEncoder()))
-        assert (done.embedded, done.unchanged) == (4, 8)
+        assert done.embedded == 4
+        assert done.unchanged == 8
         before = content(index)
         write_noise(folder / "new.png", 99)
         for other in (FakeEncoder(seed=1), FakeEncoder("second", seed=1, dim=5)):
@@ -75,12 +76,12 @@ def test_vectors_of_two_models_never_mix_whoever_writes(place, tmp_path):
 def test_an_index_of_another_format_names_what_to_do(place, made, capsys, version):
     with closing(sqlite3.connect(Path(place) / INDEX_FILE)) as file:
         file.execute(f"PRAGMA user_version = {version}")
-    for words in (["search", place, "red"], ["index", "--out", place]):
-        assert cli.main(words) == 2
+    for words in (f"search {place} red", f"index --out {place}"):
+        run_cloob(words, code=2)
         command = f"cloob index SRC --model MODEL --out {place} --anew"
         assert command in capsys.readouterr().err
     (Path(place) / "other").mkdir()
-    assert cli.main([*made, "--anew"]) == 0
+    run_cloob(f"{made} --anew")
     assert "8 added; 8 embedded" in capsys.readouterr().out
     assert (Path(place) / "other").is_dir()
 
@@ -89,8 +90,8 @@ def test_an_index_of_another_format_names_what_to_do(place, made, capsys, versio
 def test_other_weights_in_the_place_of_the_model_are_refused(
     place, capsys, monkeypatch
 ):
-    assert cli.main(["search", place, "red", "--cutoff", "none"]) == 0
+    run_cloob(f"search {place} red --cutoff none")
     loads(monkeypatch, lambda *_, **__: ColourModel("other"))
-    for words in (["search", place, "red"], ["classify", place, "--labels", "a,b"]):
-        assert cli.main(words) == 2
+    for words in (f"search {place} red", f"classify {place} --labels a,b"):
+        run_cloob(words, code=2)
         assert "m: has other weights" in capsys.readouterr().err

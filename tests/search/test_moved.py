@@ -13,14 +13,13 @@ from index_fakes import FakeEncoder, item, options, units, write, write_noise
 from PIL import Image
 from pyarrow import parquet
 
-from cloob import cli
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.records import INDEX_FILE, Busy
 from cloob.search.update import UpdateOptions
 from make import web
 from search_colours import loads, write_pictures
-from support import use_hub
+from support import run_cloob, use_hub
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def find(capsys, monkeypatch):
     loads(monkeypatch)
 
     def run(*words):
-        assert cli.main([*map(str, words), "--paths"]) == 0
+        run_cloob([*map(str, words), "--paths"])
         out, err = capsys.readouterr()
         return out.splitlines(), err
 
@@ -37,14 +36,16 @@ def find(capsys, monkeypatch):
 
 
 def test_a_folder_that_is_moved_or_linked_keeps_its_index(tmp_path, find):
-    old, new = write_pictures(tmp_path / "old", n=2), tmp_path / "new ü{0}'s"
+    old = write_pictures(tmp_path / "old", n=2)
+    new = tmp_path / "new ü{0}'s"
     assert len(find("find", old, "red", "--model", "m")[0]) == 2
     old.rename(new)
     (tmp_path / "link").symlink_to(new)
     for folder in (new, tmp_path / "link"):
         wanted = [f"{folder}/red-{number}.png" for number in range(2)]
         found, err = find("find", folder, "red")
-        assert sorted(found) == wanted and "16 as they were; 0 embedded" in err
+        assert sorted(found) == wanted
+        assert "16 as they were; 0 embedded" in err
         assert sorted(find("search", folder / ".cloob", "red")[0]) == wanted
         quoted = str(folder).replace("'", "''")
         where = (
@@ -102,10 +103,8 @@ def test_two_updates_at_once_and_a_search(tmp_path, find):
         ):
             other.update([])  # as in a notebook
         found, err = find("find", pictures, "red")
-        assert (
-            found == [str(pictures / "red-0.png")]
-            and "searched is what it has done so far" in err
-        )
+        assert found == [str(pictures / "red-0.png")]
+        assert "searched is what it has done so far" in err
 
 
 # What an index names as its model is fetched only where it was typed on this machine,

@@ -102,7 +102,8 @@ def test_a_table(tmp_path, kind, index):
     found = scanned(path)
     columns = {"year": 2020, "score": 0.5, "place": "Linz"}
     assert found["a.png"] == ("a dog\nan animal", columns)
-    assert found["gone.png"][0] is None and found["gone.png"][1]["year"] == 2021
+    assert found["gone.png"][0] is None
+    assert found["gone.png"][1]["year"] == 2021
     summary = index.update([path], options(FakeEncoder()))
     assert summary.added == 1
     assert summary.faults == {"missing image": 1}
@@ -141,7 +142,8 @@ def test_what_a_table_says_stays_what_it_says(tmp_path, index):
     (tmp_path / "two.csv").write_text("filepath,title,caption\na.png,x,y\n")
     assert left_out(tmp_path / "two.csv") == hidden
     index.update([tmp_path / "t.csv"], options(FakeEncoder()))
-    assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
+    found = [item.date for item in index.items([1, 2])]
+    assert found == ["2017", "2018"]
 
 
 def test_an_index_is_of_files_of_this_machine(tmp_path, index):
@@ -225,9 +227,8 @@ def test_a_date_is_that_of_exif_else_of_the_file(tmp_path, index):
         os.utime(path, (SECONDS, SECONDS))
     index.update([tmp_path / "p"], options(FakeEncoder()))
     items = items_by_name(index)
-    assert {name: item.date for name, item in items.items()} == {
-        name: date for name, (_, date) in dates.items()
-    }
+    expected = {name: date for name, (_, date) in dates.items()}
+    assert {name: item.date for name, item in items.items()} == expected
     turned = items["turned.jpg"]
     small = Image.open(io.BytesIO(index.thumbnail(turned.id)))
     assert small.size == (turned.width, turned.height) == (10, 12)
@@ -256,7 +257,8 @@ def test_a_column_of_a_source_without_columns_is_refused(tmp_path, index, column
 
 
 def test_one_source_inside_another(tmp_path, index):
-    outer, inner = tmp_path / "p", tmp_path / "p" / "sub"
+    outer = tmp_path / "p"
+    inner = tmp_path / "p" / "sub"
     write_noise(inner / "a.png", 1)
     with pytest.raises(InputError, match="lies in"):
         index.update([outer, inner], options(FakeEncoder()))

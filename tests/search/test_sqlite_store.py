@@ -107,7 +107,8 @@ def follow(folder, changes):
     vectors = dict(zip(contents.values(), units(3), strict=True))
     vectors |= {str(seed): units(1, seed=10 + seed)[0] for seed in range(2)}
     for what, number, seed in changes:
-        path, content = f"/src/{number}", str(seed % 2)
+        path = f"/src/{number}"
+        content = str(seed % 2)
         if what == "write":
             write(store, [item(str(number), content)], MODEL, [vectors[content]])
             contents[path] = content
@@ -177,7 +178,8 @@ def test_what_a_killed_writer_left_in_the_file_does_not_count(tmp_path):
 
 
 def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatch):
-    link, exists = os.link, Path.exists
+    link = os.link
+    exists = Path.exists
 
     def meanwhile(made, path):
         monkeypatch.undo()
@@ -238,7 +240,8 @@ def test_an_earlier_database_beside_the_rows_of_a_later_one(tmp_path):
 def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
     tmp_path, monkeypatch
 ):
-    connect, log = sqlite3.connect, tmp_path / "i" / f"{INDEX_FILE}-wal"
+    connect = sqlite3.connect
+    log = tmp_path / "i" / f"{INDEX_FILE}-wal"
 
     def refused(address, *given, **options):
         """SQLite has to make its log to read; that is refused unless a writer has made

@@ -69,7 +69,8 @@ def test_what_is_no_question_about_the_items_is_refused(store, text):
     before = Path(store.path).read_bytes()
     with pytest.raises(InputError, match=r"^filter: ") as caught:
         store.ids(where.parse(text))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
     assert Path(store.path).read_bytes() == before
     assert store.count() == len(ROWS)
 
@@ -115,12 +116,14 @@ def test_what_takes_too_long_is_stopped(store, monkeypatch):
 @example("caption = '' or 1=1 --'")
 @example("\"x\" = '\\' and id = 1 --")
 def test_whatever_is_written_is_refused_in_one_line_or_lets_items_through(store, text):
-    mistake, found = "", []
+    mistake = ""
+    found = []
     try:
         found = store.ids(where.parse(text)).tolist()
     except InputError as error:
         mistake = str(error)
-    assert "\n" not in mistake and {*found} <= {1, 2, 3, 4}
+    assert "\n" not in mistake
+    assert {*found} <= {1, 2, 3, 4}
     assert store.count() == len(ROWS)
 
 

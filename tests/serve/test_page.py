@@ -54,7 +54,8 @@ class Page:
     """What a person does with the page."""
 
     def __init__(self, driver, site):
-        self.driver, self.site = driver, site
+        self.driver = driver
+        self.site = site
 
     def go(self, address=""):
         self.driver.get(self.site + address)
@@ -235,7 +236,8 @@ def test_sort_by_own_labels(page):
         "return [...document.querySelectorAll('.label-head p')].map(p =>"
         " parseInt(p.textContent))"
     )
-    assert sum(counts) == N and len(counts) == 3
+    assert sum(counts) == N
+    assert len(counts) == 3
     page.until(lambda: page.all(".label .tile.ready"))
     assert "label=red&label=blue&label=green" in page.run("return location.search")
     page.driver.back()
@@ -259,7 +261,8 @@ def test_a_stricter_sort_leaves_more_to_none_of_these(page):
         " parseInt(head.querySelector('p').textContent)])"
     )
     usual = dict(page.run(heads))
-    assert usual["red"] == usual["blue"] == 10 and usual["none of these"] == N - 20
+    assert usual["red"] == usual["blue"] == 10
+    assert usual["none of these"] == N - 20
     page.until(lambda: page.all(".label .tile.ready"))
     page.one(".label .tile").click()
     page.says(".facts", "red, ")
@@ -398,7 +401,8 @@ def test_pictures_are_marked_by_keys_and_their_paths_taken_away(page, tmp_path):
         page.says("#marks", "1 marked")
         page.until(lambda: page.focused().endswith(", marked"))
         page.keys(Keys.SPACE)
-        assert not page.one("#marks").is_displayed() and not page.all("dialog[open]")
+        assert not page.one("#marks").is_displayed()
+        assert not page.all("dialog[open]")
         page.keys(Keys.SPACE)
         page.one("#marks .button").send_keys(Keys.ENTER)
         page.says("#marks", "1 copied")

@@ -13,24 +13,14 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from cloob import cli
 from cloob.search.index import Index
-from support import fork, refused
+from support import exit_code, fork, refused
 
 
 def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path):
     Index.create(tmp_path / "idx").close()
-    command = [
-        sys.executable,
-        "-m",
-        "cloob",
-        "serve",
-        str(tmp_path / "idx"),
-        "--port",
-        "0",
-        "--host",
-        "0.0.0.0",
-    ]
+    words = f"-m cloob serve {tmp_path}/idx --port 0 --host 0.0.0.0"
+    command = [sys.executable, *words.split()]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -46,17 +36,13 @@ def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path)
             headers={"authorization": f"Bearer {found[2]}"},
             timeout=60,
         ) as web:
-            assert (
-                web.get("api/health").json()["pictures"] == 0
-                and web.get("api/ids").json()["ids"] == []
-            )
+            assert web.get("api/health").json()["pictures"] == 0
+            assert web.get("api/ids").json()["ids"] == []
             for path in ("", "api/health"):
                 answer = web.head(path)
-                assert (
-                    answer.status_code == 200
-                    and int(answer.headers["content-length"]) > 0
-                    and not answer.content
-                )
+                assert answer.status_code == 200
+                assert int(answer.headers["content-length"]) > 0
+                assert not answer.content
             assert (
                 web.post("api/search", json={"parts": [{"words": "red"}]}).status_code
                 == 400
@@ -64,8 +50,8 @@ def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path)
         process.terminate()
         assert (
             process.communicate(timeout=60)[1].strip().endswith("the server has ended")
-            and not process.returncode
         )
+        assert not process.returncode
 
 
 def test_numpy_is_imported_after_its_threads_are_limited():
@@ -83,28 +69,28 @@ def test_numpy_is_imported_after_its_threads_are_limited():
 def test_a_token_comes_from_the_environment(tmp_path, monkeypatch, capsys):
     Index.create(tmp_path / "idx").close()
     monkeypatch.setenv("CLOOB_TOKEN", "of-the-environment-1")
-    words = ["serve", str(tmp_path / "idx"), "--port", "0"]
+    words = f"serve {tmp_path}/idx --port 0"
 
     def child():
         monkeypatch.setattr("cloob.serve.app.serve", lambda *_: None)
-        return cli.main([*words, "--host", "0.0.0.0"])
+        return exit_code(f"{words} --host 0.0.0.0")
 
     ranks = fork(tmp_path / "out", 1, child)
     assert ranks.wait() == [0]
     assert "/?token=of-the-environment-1 " in ranks.told()
     for wrong in ("short", "with a blank; in it, yes"):
         monkeypatch.setenv("CLOOB_TOKEN", wrong)
-        assert "CLOOB_TOKEN: it needs 16 letters" in refused(capsys, *words)
+        assert "CLOOB_TOKEN: it needs 16 letters" in refused(capsys, words)
 
 
-@pytest.mark.parametrize("words", [[], ["--no-token"]])
+@pytest.mark.parametrize("words", ["", "--no-token"])
 def test_other_users_of_the_machine_need_the_token_that_is_printed(words, tmp_path):
     """A folder that its owner alone may read is not open to whoever runs curl here."""
     Index.create(tmp_path / "idx").close()
 
     def child():
         os.environ.pop("CLOOB_TOKEN", None)
-        return cli.main(["serve", str(tmp_path / "idx"), "--port", "0", *words])
+        return exit_code(f"serve {tmp_path}/idx --port 0 {words}")
 
     server = fork(tmp_path / "out", 1, child)
     try:
@@ -142,14 +128,16 @@ def test_the_browser_is_started_without_the_token_in_its_command(tmp_path, monke
     def child():
         monkeypatch.setattr("cloob.serve.app.serve", lambda *_: None)
         monkeypatch.setattr("webbrowser.open", look)
-        return cli.main(["serve", str(tmp_path / "idx"), "--port", "0", "--open"])
+        return exit_code(f"serve {tmp_path}/idx --port 0 --open")
 
     server = fork(tmp_path / "out", 1, child)
     assert server.wait() == [0]
     (said,) = [line for line in server.told().splitlines() if "opened" in line]
     _, address, modes, page = said.split(maxsplit=3)
-    assert address.startswith("file:") and token not in address
-    assert modes == "['0o0']" and f"?token={token}" in page
+    assert address.startswith("file:")
+    assert token not in address
+    assert modes == "['0o0']"
+    assert f"?token={token}" in page
     assert not Path(urlsplit(address).path).exists(), "it goes with the server"
 
 
@@ -166,7 +154,7 @@ def test_its_end_does_not_wait_for_what_takes_minutes(told, code, tmp_path):
     def child():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         Index.model = slow
-        return cli.main(["serve", str(tmp_path / "idx"), "--port", "0"])
+        return exit_code(f"serve {tmp_path}/idx --port 0")
 
     Index.create(tmp_path / "idx").close()
     before = time.monotonic()

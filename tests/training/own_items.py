@@ -58,7 +58,8 @@ class Learned(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x, y, ids=None):
-        assert len(x) == len(y) == len(ids) and x.dtype == torch.float32
+        assert len(x) == len(y) == len(ids)
+        assert x.dtype == torch.float32
         assert torch.allclose(x.norm(dim=1), torch.ones(len(x)))
         same = (ids[:, None] == ids) & ~torch.eye(len(x)).bool()
         logits = (x @ y.T * self.log_scale.exp()).masked_fill(same, -1e9)
@@ -94,7 +95,8 @@ class InTuples(ByName):
 
     def __init__(self, parts, weight=None):
         super().__init__()
-        self.parts, self.weight = parts, weight
+        self.parts = parts
+        self.weight = weight
 
     def __getitem__(self, index):
         item = super().__getitem__(index)
@@ -106,7 +108,8 @@ class TwoSides(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b = nn.Linear(20, 16), nn.Linear(20, 16)
+        self.a = nn.Linear(20, 16)
+        self.b = nn.Linear(20, 16)
 
     def forward(self, a, b):
         return self.a(a), self.b(b)
@@ -145,13 +148,16 @@ class Weighted(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, features, batch):
-        x, y = F.normalize(features["a"], dim=1), F.normalize(features["b"], dim=1)
+        x = F.normalize(features["a"], dim=1)
+        y = F.normalize(features["b"], dim=1)
         more = F.normalize(features["more"].mean(1), dim=1)
         rows = len(x)
         assert features["more"].shape == (rows, 3, 16)
-        assert features["halves"].shape == (rows, 2) and len(batch["weight"]) == rows
+        assert features["halves"].shape == (rows, 2)
+        assert len(batch["weight"]) == rows
         even = [kind == "even" for kind in batch["kind"]]
-        assert batch["flag"].tolist() == even and set(batch) >= {"a", "id"}
+        assert batch["flag"].tolist() == even
+        assert set(batch) >= {"a", "id"}
         logits = self.scale.exp() * (x @ y.T + 0.5 * x @ more.T)
         losses = F.cross_entropy(logits, torch.arange(rows), reduction="none")
         weights = batch["weight"].float() * torch.where(batch["flag"], 1.0, 0.5)
@@ -162,7 +168,8 @@ class ByWeight(nn.Module):
     """Of two unit matrices and the weights of pairs."""
 
     def forward(self, features, batch):
-        assert list(features) == ["x", "y"] and len(batch) == 5
+        assert list(features) == ["x", "y"]
+        assert len(batch) == 5
         logits = 10 * features["x"] @ features["y"].T
         losses = F.cross_entropy(logits, torch.arange(len(logits)), reduction="none")
         return (batch[3] * losses).mean()

@@ -15,7 +15,8 @@ class Sides(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         trunk = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
-        self.a, self.b = nn.Sequential(trunk, nn.Linear(4, 3)), trunk
+        self.a = nn.Sequential(trunk, nn.Linear(4, 3))
+        self.b = trunk
         self.half = nn.Linear(3, 3).bfloat16()
         self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
         self.register_buffer("empty", torch.zeros(0, 2))
@@ -34,7 +35,8 @@ def change(module, seed):
 
 
 def test_the_average_of_towers_that_share_a_module_is_the_formula():
-    module, decay = Sides(), 0.75
+    module = Sides()
+    decay = 0.75
     average = Average(module, decay)
     expected = None
     for step in range(4):

@@ -22,7 +22,6 @@ from train_helpers import (
     equal,
     exact,
     learned,
-    lines,
     on_two_ranks,
     result_of,
     told_to_end,
@@ -31,7 +30,7 @@ from train_helpers import (
 import cloob
 from cloob import TrainConfig
 from cloob.errors import InputError
-from support import raises
+from support import raises, read_lines
 
 
 @pytest.fixture
@@ -57,8 +56,9 @@ def load(folder):
 
 def test_a_loss_sees_the_batch_in_micro_batches_and_on_two_ranks(config, tmp_path):
     whole = train(config, towers=Plain()).run
-    first, *_, last = lines(whole / "epochs.jsonl")
-    assert last["loss"] < first["loss"] and last["val_recall"] > 0.3
+    first, *_, last = read_lines(whole / "epochs.jsonl")
+    assert last["loss"] < first["loss"]
+    assert last["val_recall"] > 0.3
     parts = config.override(out=tmp_path / "parts", micro_batch_size=5)
     assert_close_runs(train(parts, towers=Plain()).run, whole, 1e-4)
     two = config.override(out=tmp_path / "two")
@@ -82,7 +82,7 @@ def test_a_loss_that_sees_the_batch_resumes_bit_for_bit(config, tmp_path, micro)
     result = result_of(train, config, callbacks=[told_to_end(6)])
     assert result.stopped == "SIGTERM"
     assert_same_run(train(config).run, whole, load=load)
-    last = lines(config.out / "epochs.jsonl")[-1]  # the average is judged, too
+    last = read_lines(config.out / "epochs.jsonl")[-1]  # the average is judged, too
     assert last["ema_val_loss"] != last["val_loss"]
 
 
@@ -137,7 +137,9 @@ class Curriculum(Sampler):
     """Rows whose number depends on how often it was asked, as a curriculum's do."""
 
     def __init__(self, length=40, first=0):
-        self.asked, self.length, self.first = 0, length, first
+        self.asked = 0
+        self.length = length
+        self.first = first
 
     def __len__(self):
         return self.length
@@ -205,7 +207,8 @@ def test_torchs_samplers_choose_the_rows(config, tmp_path):
     weights = [float(i < 30 and i % 10 != 7) for i in range(80)]
     sampler = WeightedRandomSampler(weights, 48)
     result = train(config, pairs=Reads(), sampler=sampler)
-    assert result.steps == 9 and max(rows) < 30
+    assert result.steps == 9
+    assert max(rows) < 30
     again = train(config.override(out=tmp_path / "again"), sampler=sampler)
     assert exact(again.run) == exact(result.run)  # draws depend on the seed alone
     halves = BatchSampler(range(32), 16, drop_last=False)
@@ -241,7 +244,8 @@ def test_best_and_patience_go_by_a_metric_of_the_callers(config, tmp_path):
     asked = []
 
     def best_at_the_second(held_out):
-        assert not held_out.towers.training and not torch.is_grad_enabled()
+        assert not held_out.towers.training
+        assert not torch.is_grad_enabled()
         assert held_out.x.shape == held_out.y.shape == (18, 16)
         assert len(held_out.ids.unique()) == 5
         asked.append((torch.rand(1), random.random()))
@@ -250,9 +254,11 @@ def test_best_and_patience_go_by_a_metric_of_the_callers(config, tmp_path):
     config = config.override(epochs=9, best="up", patience=2, save_every=0)
     config = config.override(schedule="constant")
     result = train(config, metrics=best_at_the_second)
-    assert result.out_of_patience and result.epochs == 4
-    epochs = lines(result.run / "epochs.jsonl")
-    assert [line["up"] for line in epochs] == [-1, 0, -1, -2]
+    assert result.out_of_patience
+    assert result.epochs == 4
+    epochs = read_lines(result.run / "epochs.jsonl")
+    expected = [-1, 0, -1, -2]
+    assert [line["up"] for line in epochs] == expected
     assert epochs[0]["nan"] is None
     best = load(f"{result.run}:best").state_dict()
     assert equal(best, load(result.run / "checkpoints" / "step-00000010").state_dict())

@@ -2,7 +2,6 @@
 resumption, and the best one.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -11,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import At, command_until, exact, last_line, lines
+from train_helpers import At, command_until, exact, last_line
 
-from cloob import cli, lock
+from cloob import lock
 from cloob.errors import InputError, TrainingFailed
 from cloob.lock import LOCK
 from cloob.models.runs import chosen_checkpoint, list_checkpoints
 from cloob.models.source import find_model_folder
 from cloob.training.loop import train
 from make import Code, write_table
-from support import raises, refused
+from support import raises, read_json, read_lines, refused, run_cloob
 
 
 @pytest.fixture
@@ -93,7 +92,8 @@ def test_auto_passes_over_a_damaged_checkpoint(
             weights.seek(half)
             weights.write(bytes(64))
     assert train(run.override(keep=1)).steps == 15
-    assert file.name in caplog.text and "trying the checkpoint before it" in caplog.text
+    assert file.name in caplog.text
+    assert "trying the checkpoint before it" in caplog.text
     assert exact(run.out) == exact(trained.run)
     assert (last.parent / f"unreadable-{last.name}").is_dir()
     (kept,) = list_checkpoints(run.out)
@@ -121,7 +121,8 @@ def test_the_options_of_the_optimiser_are_those_of_the_configuration(run):
     groups = state["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
     for group in groups:
-        assert (tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3)
+        assert tuple(group["betas"]) == (0.9, 0.5)
+        assert group["eps"] == 1e-3
 
 
 # A run folder is written by one process at a time: real processes, killed and alive
@@ -131,7 +132,8 @@ def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(trained, tmp
     """The first one's half-written checkpoint stays; after kill -9 the run goes on to
     the numbers of one left alone.
     """
-    run, holds = tmp_path / "run", tmp_path / "holds"
+    run = tmp_path / "run"
+    holds = tmp_path / "holds"
     config = trained.config.override(out=run, resume="auto")
 
     def hold():
@@ -150,11 +152,14 @@ def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(trained, tmp
     assert not first.poll()
     os.kill(first.pids[0], signal.SIGKILL)
     first.wait()
-    assert (run / LOCK).is_file() and half.is_dir() and len(list_checkpoints(run)) == 2
+    assert (run / LOCK).is_file()
+    assert half.is_dir()
+    assert len(list_checkpoints(run)) == 2
 
     after = command_until(tmp_path / "after", config)
     assert after.wait() == [0], after.told()
-    assert not (run / LOCK).exists() and not half.exists()
+    assert not (run / LOCK).exists()
+    assert not half.exists()
     assert exact(run) == exact(trained.run)
 
 
@@ -163,7 +168,8 @@ def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
 ):
     monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
-    run, marker = tmp_path / "run", tmp_path / "run" / LOCK
+    run = tmp_path / "run"
+    marker = tmp_path / "run" / LOCK
     config = trained.config.override(out=run, epochs=1, save_every=0)
     run.mkdir()
     said = ["filelock/2", f"pid={os.getpid()}", "host=elsewhere", "mode=lease"]
@@ -217,15 +223,18 @@ def judged(trained, pairs_folder, tmp_path_factory):
 
 
 def test_the_best_outlives_the_others(judged):
-    epochs = lines(judged.out / "epochs.jsonl")
+    epochs = read_lines(judged.out / "epochs.jsonl")
     best = min(epochs, key=lambda line: line["val_loss"])
     assert best["epoch"] < 5, epochs  # else this shows nothing
-    assert names(judged.out) == [f"step-{best['step']:08d}", "step-00000025"]
+    expected = [f"step-{best['step']:08d}", "step-00000025"]
+    assert names(judged.out) == expected
     chosen = chosen_checkpoint(judged.out, "best")
     assert chosen == list_checkpoints(judged.out)[0]
-    told = json.loads((chosen / "validation.json").read_text())
-    assert told.pop("batch_size") == judged.batch_size and told.pop("held_out")
-    assert (told.pop("step"), told.pop("metric")) == (best["step"], "val_loss")
+    told = read_json(chosen / "validation.json")
+    assert told.pop("batch_size") == judged.batch_size
+    assert told.pop("held_out")
+    assert told.pop("step") == best["step"]
+    assert told.pop("metric") == "val_loss"
     assert told == {name: best[name] for name in ("val_loss", "val_recall")}
 
 
@@ -238,11 +247,11 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
     run = tmp_path / "run"
     config = trained.config.override(out=run, epochs=2, ema=0.9)
     train(config.override(val_data=[str(pairs_folder)]))
-    log = lines(run / "skipped.jsonl")
+    log = read_lines(run / "skipped.jsonl")
     named = {Path(x["key"]).stem: x["reason"] for x in log if x.get("held_out")}
     assert sum("held_out" in line for line in log) == 2  # once, not in each epoch
     assert named.keys() == {"13", "27"}
-    for line in lines(run / "epochs.jsonl"):
+    for line in read_lines(run / "epochs.jsonl"):
         assert line["val_skipped"] == dict.fromkeys(named.values(), 1)
         assert line["val_recall"] is not None
     names = ("00.png", "01.png", "gone.png")
@@ -253,8 +262,9 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
     raises(InputError, match, train, config)
     # the validation that a resumed run begins with names it again: once in all
     raises(InputError, match, train, config.override(resume="auto"))
-    log = lines(config.out / "skipped.jsonl")
-    assert [Path(x["key"]).stem for x in log if x.get("held_out")] == ["gone"]
+    log = read_lines(config.out / "skipped.jsonl")
+    found = [Path(x["key"]).stem for x in log if x.get("held_out")]
+    assert found == ["gone"]
 
 
 def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys):
@@ -265,35 +275,38 @@ def test_held_out_pairs_judge(trained, pairs_folder, tmp_path, capsys):
         for path in texts
         if path.stem not in ("13", "27")
     ]
-    table, run = write_table(tmp_path / "pairs.csv", rows), tmp_path / "run"
+    table = write_table(tmp_path / "pairs.csv", rows)
+    run = tmp_path / "run"
     config = trained.config.override(data=[str(table)], val_split=0.3, out=run)
     train(config.override(epochs=1, keep=1))
-    words = ["eval", str(run), "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert cli.main([*words, "--held-out"]) == 0
-    row = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]
+    words = f"eval {run} --device cpu --out {tmp_path}/out"
+    run_cloob(f"{words} --held-out")
+    row = read_json(tmp_path / "out" / "results.json")["rows"][0]
     held_out = row["retrieval"]["pairs.csv (held out)"]
     assert held_out["n"] == 11
     ways = ("image_to_text", "text_to_image")
     recalls = [held_out[f"{way}@{k}"] for way in ways for k in (1, 5, 10)]
-    seen = lines(run / "epochs.jsonl")[-1]["val_recall"]
+    seen = read_lines(run / "epochs.jsonl")[-1]["val_recall"]
     # a tie may fall either way
     assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / 11 / 6)
     # Changed pairs are split otherwise.
     write_table(table, rows[3:])
     capsys.readouterr()
     changed = "its pairs have changed since the training, so nobody knows which were"
-    assert changed in refused(capsys, *words, "--held-out")
+    assert changed in refused(capsys, f"{words} --held-out")
 
 
 def test_held_out_pairs_of_their_own_judge(
     judged, trained, pairs_folder, tmp_path, capsys
 ):
-    run, out = str(judged.out), tmp_path / "out"
-    words = ["--device", "cpu", "--out", str(out), "--held-out"]
-    assert cli.main(["eval", run, f"{run}:last", *words]) == 0
-    rows = json.loads((out / "results.json").read_text())["rows"]
+    run = str(judged.out)
+    out = tmp_path / "out"
+    words = f"--device cpu --out {out} --held-out"
+    run_cloob(f"eval {run} {run}:last {words}")
+    rows = read_json(out / "results.json")["rows"]
     name = f"{pairs_folder.name} (held out)"
-    assert [list(row["retrieval"]) for row in rows] == [[name], [name]]
+    found = [list(row["retrieval"]) for row in rows]
+    assert found == [[name], [name]]
     capsys.readouterr()
 
     strange = shutil.copytree(judged.out, tmp_path / "strange")
@@ -305,4 +318,4 @@ def test_held_out_pairs_of_their_own_judge(
         (strange, "its held-out pairs are streamed"),
         (model, "no model here is a run of `cloob train`"),
     ):
-        assert error in refused(capsys, "eval", str(source), *words)
+        assert error in refused(capsys, f"eval {source} {words}")

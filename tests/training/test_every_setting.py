@@ -3,18 +3,18 @@ default changes what a run does, or is refused in one line.
 """
 
 import dataclasses
-import json
 from functools import partial
 
 import pytest
 import torch
 from own_items import DictTowers, Learned, Named
-from train_helpers import exact, lines
+from train_helpers import exact
 
 import cloob
 from cloob import TrainConfig
 from cloob.errors import InputError
 from make import write_forty
+from support import read_json, read_lines
 
 # Another value of every setting, whose effect shows in a run of a few steps.
 VALUES = {
@@ -109,12 +109,12 @@ def done(config, parts):
         run = cloob.train(config, **parts()).run
     except InputError:
         return "refused"
-    epochs = [{**line, "seconds": 0} for line in lines(run / "epochs.jsonl")]
-    metrics = [line.keys() for line in lines(run / "metrics.jsonl")]
+    epochs = [{**line, "seconds": 0} for line in read_lines(run / "epochs.jsonl")]
+    metrics = [line.keys() for line in read_lines(run / "metrics.jsonl")]
     files = sorted(
         str(path.relative_to(run)).partition(".out")[0] for path in run.rglob("*")
     )
-    judged = [json.loads(file.read_text()) for file in run.rglob("validation.json")]
+    judged = [read_json(file) for file in run.rglob("validation.json")]
     return exact(run), metrics, epochs, files, judged
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 from train_helpers import equal
 
 from cloob.data.open import open_source
@@ -42,7 +43,8 @@ def few(base, tmp_path):
 @pytest.mark.parametrize("micro", [pytest.param(0, marks=pytest.mark.nightly), 4])
 def test_a_frozen_image_tower_keeps_weights_and_statistics(few, micro):
     result = train(few.override(freeze="image", micro_batch_size=micro))
-    start, end = create_model("nano-resnet", seed=0).model, load_model(result.run).model
+    start = create_model("nano-resnet", seed=0).model
+    end = load_model(result.run).model
     assert equal(start.visual.state_dict(), end.visual.state_dict())
     trained = {
         name: not torch.equal(value, end.get_parameter(name))
@@ -79,11 +81,13 @@ class Towers(nn.Module):
 
 
 def test_groups_follow_clips_rule():
-    towers, objective = Towers(), make_objective("siglip")
+    towers = Towers()
+    objective = make_objective("siglip")
     named = [*towers.named_parameters(), *objective.named_parameters()]
     names = {p: name for name, p in named}
     decaying, plain = parameter_groups(towers, objective, 0.3)
-    assert (decaying["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    assert decaying["weight_decay"] == 0.3
+    assert plain["weight_decay"] == 0.0
     assert [names[p] for p in decaying["params"]] == [
         "positions",
         "conv.weight",
@@ -117,14 +121,16 @@ def test_schedules_by_hand(schedule, expected):
     config = TrainConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2)
     rate = make_schedule(config, 12)
     wanted = [2.0 * value for value in WARM_UP + expected]
-    assert [rate(step) for step in range(12)] == pytest.approx(wanted, abs=1e-12)
+    found = [rate(step) for step in range(12)]
+    assert found == pytest.approx(wanted, abs=1e-12)
     assert rate(12) == rate(20) == (2.0 if schedule == "constant" else 0.0)
 
 
 @pytest.mark.parametrize("name", ["muon", "lion", "adafactor"])
 def test_an_optimiser_of_timm_learns_and_has_our_groups(name):
     """No decay of norms and biases, and embeddings are left to Muon's AdamW."""
-    towers, objective = Towers(), make_objective("clip")
+    towers = Towers()
+    objective = make_objective("clip")
     config = TrainConfig(optimizer=name, lr=0.1, weight_decay=0.3)
     optimizer = make_optimizer(towers, objective, config, CPU)
     assert type(optimizer).__name__.lower() == name
@@ -172,11 +178,11 @@ def test_generated_code_takes_the_same_steps(few, name, micro):
     config = few.override(compile=True, micro_batch_size=micro)
     numbers, weights = two_steps(name, micro, config)
     plain_numbers, plain_weights = two_steps(name, micro)
-    torch.testing.assert_close(numbers, plain_numbers, rtol=1e-4, atol=0.0)
+    assert_close(numbers, plain_numbers, rtol=1e-4, atol=0.0)
     assert weights.keys() == plain_weights.keys()
     for key, value in plain_weights.items():
         near = 1e-4 * max(1e-3, float(value.abs().max()))
-        torch.testing.assert_close(weights[key], value, rtol=0.0, atol=near, msg=key)
+        assert_close(weights[key], value, rtol=0.0, atol=near, msg=key)
 
 
 def two_steps(name, micro, config=None):
@@ -202,7 +208,8 @@ def two_steps(name, micro, config=None):
 
 
 def test_loaders_leave_shared_padding_out_but_for_compiled_towers(few, pairs_folder):
-    encoder, source = create_model("tiny-vit", seed=0), open_source(str(pairs_folder))
+    encoder = create_model("tiny-vit", seed=0)
+    source = open_source(str(pairs_folder))
     lengths = [
         next(loader.epoch(0)).tokens.shape[1]
         for loader in (

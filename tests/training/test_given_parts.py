@@ -3,7 +3,6 @@ alone, together, over ranks.
 """
 
 import copy
-import json
 import os
 import random
 import runpy
@@ -22,7 +21,6 @@ from train_helpers import (
     assert_same_run,
     exact,
     learned,
-    lines,
     on_two_ranks,
     result_of,
     told_to_end,
@@ -32,7 +30,7 @@ import cloob
 from cloob import TrainConfig
 from cloob.errors import InputError
 from cloob.models.runs import latest_checkpoint
-from support import fork, raises
+from support import fork, raises, read_json, read_lines
 
 
 class BlindTowers(DictTowers):
@@ -83,28 +81,31 @@ def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path):
 
         return fork(tmp_path / f"{out.name}-output", 1, action)
 
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    whole = tmp_path / "whole"
+    run = tmp_path / "run"
     assert script(whole).wait() == [0]
-    log, step = run / "metrics.jsonl", random.Random("own parts").randrange(10, 80)
+    log = run / "metrics.jsonl"
+    step = random.Random("own parts").randrange(10, 80)
     ranks = script(run)
     ranks.until(lambda: log.is_file() and log.read_text().count("\n") >= step)
     os.kill(ranks.pids[0], signal.SIGKILL)
     assert ranks.wait() == [-signal.SIGKILL]
-    assert len(lines(log)) < 90
+    assert len(read_lines(log)) < 90
     assert script(run).wait() == [0]
     assert_same_run(run, whole, load=partial(cloob.load_model, towers=own.Towers()))
-    given = json.loads((run / "config.json").read_text())
+    given = read_json(run / "config.json")
     names = ["Views", "Views", "Towers", "Margin", "Muon", None, None, None]
     assert [given[name] for name in given if name.startswith("given_")] == names
-    assert lines(log)[9]["lr"] == pytest.approx(0.02)
-    assert lines(run / "epochs.jsonl")[-1]["val_recall"] > 0.9
+    assert read_lines(log)[9]["lr"] == pytest.approx(0.02)
+    assert read_lines(run / "epochs.jsonl")[-1]["val_recall"] > 0.9
 
 
 def test_held_out_rows_that_are_not_finite_have_no_loss(config, caplog):
     config = config.override(epochs=1, ema=None)
     run = train(config, towers=BlindTowers(), objective=None).run
-    (epoch,) = lines(run / "epochs.jsonl")
-    assert (epoch["val_loss"], epoch["val_recall"]) == (None, 0)
+    (epoch,) = read_lines(run / "epochs.jsonl")
+    assert epoch["val_loss"] is None
+    assert epoch["val_recall"] == 0
     assert "held-out pairs have no loss" in caplog.text
 
 
@@ -116,20 +117,23 @@ def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batche
     """
     recorder = Recorder()
     run = train(config, callbacks=[recorder]).run
-    log = lines(run / "skipped.jsonl")
+    log = read_lines(run / "skipped.jsonl")
     of_first_epoch = [line for line in log if line["epoch"] == 1]
     bad = [line["key"] for line in of_first_epoch if not line.get("held_out")]
-    assert sorted(bad) == sorted(map(str, range(7, 80, 10)))
+    expected = sorted(map(str, range(7, 80, 10)))
+    assert sorted(bad) == expected
     held_out = [line["key"] for line in log if line.get("held_out")]
     assert sorted(held_out) == ["17", "7"]  # once, not in each epoch
     assert log[0]["reason"] == "item raised an error"
     assert log[0]["detail"].startswith("KeyError: 'no graph ")
-    first, *_, last = lines(run / "epochs.jsonl")
+    first, *_, last = read_lines(run / "epochs.jsonl")
     assert first["skipped"] == {"item raised an error": 8}
     assert first["val_skipped"] == {"item raised an error": 2}
-    assert last["val_recall"] > 0.5 and last["loss"] < first["loss"]
+    assert last["val_recall"] > 0.5
+    assert last["loss"] < first["loss"]
     info = recorder.of("start")[0]
-    assert type(info.encoder) is DictTowers and type(info.objective) is Learned
+    assert type(info.encoder) is DictTowers
+    assert type(info.objective) is Learned
 
     collated = config.override(out=tmp_path / "collated", workers=2)
     assert exact(train(collated, pairs=Collated()).run) == exact(run)
@@ -146,7 +150,8 @@ def test_two_ranks_are_one_process(config, tmp_path):
     run = train(config).run
     assert_close_runs(two.out, run, 1e-3)
     scales = [learned(each, "loss.log_scale") for each in (two.out, run)]
-    assert scales[0] == pytest.approx(scales[1], rel=1e-4) and scales[0] != 2.0
+    assert scales[0] == pytest.approx(scales[1], rel=1e-4)
+    assert scales[0] != 2.0
 
 
 def test_towers_in_float64_are_trained_in_float64(config):
@@ -232,7 +237,8 @@ class Pictures(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.image, self.text = nn.Linear(3 * 32 * 32, 8), nn.EmbeddingBag(49408, 8)
+        self.image = nn.Linear(3 * 32 * 32, 8)
+        self.text = nn.EmbeddingBag(49408, 8)
 
     def forward(self, images, tokens):
         return self.image(images.flatten(1) / 255), self.text(tokens)
@@ -273,7 +279,7 @@ def test_each_part_alone(small, pairs_folder, tmp_path):
     for name, part in given.items():
         result = cloob.train(small.override(out=tmp_path / name), **{name: part})
         assert result.steps == (3 if name == "pairs" else 5)
-        assert lines(result.run / "epochs.jsonl")[0]["val_recall"] is not None
+        assert read_lines(result.run / "epochs.jsonl")[0]["val_recall"] is not None
     unknown = cloob.load_model(tmp_path / "objective")  # a loss that no member computes
     raises(InputError, "does not say what it was trained with", unknown.make_objective)
     clip = cloob.train(small, objective=cloob.make_objective("clip")).run

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 import pytest
-from train_helpers import lines
 
 from cloob.objective import OBJECTIVES
 from cloob.training.loop import train
+from support import read_json, read_lines
 
 GOLDEN = Path(__file__).with_name("golden_curves.json")
 
@@ -25,8 +25,8 @@ def test_golden_curve(objective, base, tmp_path, request):
             model="nano-vit", objective=objective, epochs=6, save_every=0, out=str(out)
         )
     )
-    losses = [line["loss"] for line in lines(out / "metrics.jsonl")]
-    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    losses = [line["loss"] for line in read_lines(out / "metrics.jsonl")]
+    golden = read_json(GOLDEN) if GOLDEN.exists() else {}
     if request.config.getoption("--update-golden"):
         GOLDEN.write_text(
             json.dumps(golden | {objective: losses}, indent=1, sort_keys=True) + "\n"

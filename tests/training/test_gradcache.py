@@ -14,13 +14,15 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
 
 from cloob import ContrastiveObjective
 from cloob.objective import NonFiniteFeaturesError, make_objective
 from cloob.training.gradcache import cached_backward
 from support import on_ranks, raises
 
-N, D = 12, 6
+N = 12
+D = 6
 WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -37,7 +39,8 @@ class Towers(nn.Module):
             self.text = nn.Sequential(nn.Linear(7, 10), nn.Tanh(), nn.Linear(10, D))
 
     def forward(self, images, texts):
-        x, y = self.image(images), self.text(texts)
+        x = self.image(images)
+        y = self.text(texts)
         return F.normalize(x, dim=1), F.normalize(y, dim=1)
 
 
@@ -67,7 +70,8 @@ class Whole(nn.Module):
         """The losses of three steps of SGD, which shows a factor that Adam would
         hide.
         """
-        optimizer, losses = torch.optim.SGD(self.parameters(), lr=0.1), []
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        losses = []
         for _ in range(3):
             optimizer.zero_grad()
             losses.append(step())
@@ -108,12 +112,12 @@ def assert_same(left, right, tolerance=0.0):
     """Equal but for ``tolerance`` times the largest element of each tensor, or a tenth:
     small sums are what cancels.
     """
-    assert left.keys() == right.keys() and left
+    assert left.keys() == right.keys()
+    assert left
     for name, value in left.items():
         error = float((value - right[name]).abs().max())
-        assert error <= tolerance * max(0.1, float(right[name].abs().max())), (
-            f"{name} is off by {error}"
-        )
+        expected = tolerance * max(0.1, float(right[name].abs().max()))
+        assert error <= expected, f"{name} is off by {error}"
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
@@ -151,7 +155,7 @@ def test_random_state_is_replayed(device):
     torch.manual_seed(11)
     loss = in_parts(cached, micro_batches)
     assert torch.equal(torch.rand(3, device=device), afterwards)
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
+    assert_close(loss, expected, rtol=1e-6, atol=0.0)
     assert_same(gradients(cached), gradients(full), 2e-6)
 
 
@@ -171,10 +175,8 @@ def test_the_objective_is_in_float32_within_the_callers_autocast():
             nn.Embedding.from_pretrained(side.clone(), freeze=False) for side in rows
         )
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            objective, parts = (
-                make_objective("cloob", backend="reference"),
-                torch.arange(64).split(16),
-            )
+            objective = make_objective("cloob", backend="reference")
+            parts = torch.arange(64).split(16)
             cached_backward(
                 lambda part: (towers[0](part), towers[1](part)),
                 objective,
@@ -208,7 +210,8 @@ def test_buffers_move_as_in_one_pass_over_the_micro_batches(layer):
     iterations, which embed alike.
     """
     middle = [] if layer == "spectral norm" else [layer()]
-    full, cached = Towers(*middle), Towers(*copy.deepcopy(middle))
+    full = Towers(*middle)
+    cached = Towers(*copy.deepcopy(middle))
     if layer == "spectral norm":
         for towers in (full, cached):
             torch.manual_seed(0)
@@ -255,13 +258,15 @@ def test_what_cannot_be_differentiated_is_refused():
 
 
 def test_activations_of_one_micro_batch_are_alive_at_a_time():
-    towers, hidden = Towers(), []
+    towers = Towers()
+    hidden = []
     towers.image[0].register_forward_hook(
         lambda *arguments: hidden.append(weakref.ref(arguments[2]))
     )
 
     def encode(part):
-        assert not any(activation() is not None for activation in hidden)
+        for activation in hidden:
+            assert activation() is None
         return towers(*part)
 
     cached_backward(
@@ -327,7 +332,7 @@ def _ddp_steps(name, micro_batches):
 def test_two_ddp_processes_equal_one(tmp_path):
     """Different data, different numbers of micro-batches."""
     ranks = on_ranks(tmp_path, 2, _worker)
-    torch.testing.assert_close(*(rank["buffers"] for rank in ranks))
+    assert_close(*(rank["buffers"] for rank in ranks))
     for name in NAMES:
         alone = Whole(name, gather=False)
         expected = alone.fit(
@@ -338,6 +343,6 @@ def test_two_ddp_processes_equal_one(tmp_path):
             )
         )
         for found in (rank[name] for rank in ranks):
-            torch.testing.assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)
+            assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)
             assert_same(found["state"], alone.state_dict(), 2e-6)
             assert len(found["syncs"]) == 3, "gradients travel once a step"

@@ -12,19 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from train_helpers import (
-    At,
-    KilledAfter,
-    Recorder,
-    assert_same_run,
-    lines,
-    write_shards,
-)
+from train_helpers import At, KilledAfter, Recorder, assert_same_run, write_shards
 
 from cloob import TrainConfig, train
 from cloob.cli import main
 from cloob.models.runs import latest_checkpoint
-from support import fork
+from support import fork, read_lines
 
 LEARNS = {"learnable_inv_tau": True, "learnable_beta": True}
 JOINS = {"retrieval_from": 0.5, "best": "val_recall"}
@@ -105,19 +98,22 @@ def test_killed_and_started_again(name, base, pairs_as, tmp_path):
         config = config.override(data=data, max_bad_fraction=1.0)
     else:
         config = config.override(data=[pairs_as[form]])
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    whole = tmp_path / "whole"
+    run = tmp_path / "run"
     command(tmp_path / "a", processes, config.override(out=whole))
-    steps = len(lines(whole / "metrics.jsonl"))
-    config, chance = config.override(out=run), random.Random(name)
+    steps = len(read_lines(whole / "metrics.jsonl"))
+    config = config.override(out=run)
+    chance = random.Random(name)
     trouble = KilledAfter(chance.randint(1, steps - 3), chance.uniform(0, 0.055))
     killed(tmp_path / "b", processes, config, trouble)
     # The last rank is killed; rank 0, which writes, may be a line behind it.
-    done = len(lines(run / "metrics.jsonl"))
+    done = len(read_lines(run / "metrics.jsonl"))
     assert trouble.step - processes + 1 <= done < steps
     command(tmp_path / "c", processes, config, "--resume", "auto")
     assert_same_run(run, whole)
     chosen = TrainConfig().merge_file(run / "config.json").batch_size
-    assert steps >= 12 and chosen == 8
+    assert steps >= 12
+    assert chosen == 8
 
 
 LATER = [
@@ -132,11 +128,13 @@ def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
     """In an epoch, and at the end of one: it is told while it validates, which the next
     start makes good.
     """
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    run = tmp_path / "run"
+    whole = tmp_path / "whole"
     config = base.override(val_data=[pairs_as["folder"]], steps=13, best="val_recall")
     config = config.override(save_every=0, keep=0)
     train(config.override(out=whole))
-    config, told = config.override(out=run), Recorder()
+    config = config.override(out=run)
+    told = Recorder()
     callbacks = [told, At(step, lambda: signal.raise_signal(number))]
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     # a shell's background jobs ignore it
@@ -151,10 +149,11 @@ def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
     assert told.of("end") == [result]
     if number == signal.SIGTERM:
         assert f"SIGTERM after step {step}" in str(caught.value)
-        assert (result.stopped, result.steps) == ("SIGTERM", step)
+        assert result.stopped == "SIGTERM"
+        assert result.steps == step
         assert not result.out_of_patience
         assert result.checkpoint == latest_checkpoint(run)
-    assert len(lines(run / "epochs.jsonl")) == (step - 1) // 5
+    assert len(read_lines(run / "epochs.jsonl")) == (step - 1) // 5
     with (run / "metrics.jsonl").open("a") as log:
         log.write('{"note": "a line of somebody else"}\n{"step": 99')
     assert train(config.override(resume="auto")).stopped is None
@@ -205,16 +204,20 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     other = f"resumed with processes {processes[1]} instead of {processes[0]}"
     assert (other in told) == (processes[0] != processes[1])
 
-    found = lines(tmp_path / "run" / "metrics.jsonl")
+    found = read_lines(tmp_path / "run" / "metrics.jsonl")
     first = [line for line in found if line["epoch"] == 1]
-    assert len(first) == 2 + 24 // size and len(found) == len(first) + 40 // size
+    assert len(first) == 2 + 24 // size
+    assert len(found) == len(first) + 40 // size
     named = [Counter(), Counter()]
-    for line in lines(tmp_path / "run" / "skipped.jsonl"):
+    for line in read_lines(tmp_path / "run" / "skipped.jsonl"):
         named[line["epoch"] - 1][Path(line["key"]).stem] += 1
     assert named[0] == Counter(bad)
-    assert set(named[1].values()) == {1} and set(named[1]) <= bad
+    assert set(named[1].values()) == {1}
+    assert set(named[1]) <= bad
     assert first[-1]["samples_seen"] == 40 - len(bad)
     if processes == (1, 1):  # the rates are those of a run of that size
         command(tmp_path / "c", 1, again.override(out=tmp_path / "alone"))
-        rates = [line["lr"] for line in lines(tmp_path / "alone" / "metrics.jsonl")]
+        rates = [
+            line["lr"] for line in read_lines(tmp_path / "alone" / "metrics.jsonl")
+        ]
         assert [line["lr"] for line in found[2:]] == rates[16 // size :]

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.testing import assert_close
 from train_helpers import assert_close_runs, on_two_ranks
 
 from cloob.distributed import Layout
@@ -108,16 +109,21 @@ def found(tmp_path_factory, nano_configs):
 def test_fsdp_takes_the_steps_of_ddp(found, setting):
     ddp, fsdp = found[0][setting]
     assert found[1][setting][1]["numbers"] == fsdp["numbers"], "ranks disagree"
-    assert fsdp["refused"] and ddp["refused"]
-    assert fsdp["sharded"] > 0 and fsdp["held"] < 0.6 * fsdp["sharded"]
+    assert fsdp["refused"]
+    assert ddp["refused"]
+    assert fsdp["sharded"] > 0
+    assert fsdp["held"] < 0.6 * fsdp["sharded"]
     assert fsdp["inv_tau"] == pytest.approx(ddp["inv_tau"], rel=1e-5)
     assert fsdp["inv_tau"] != pytest.approx(1 / 0.07)
-    assert (fsdp["groups"], fsdp["shapes"]) == (ddp["groups"], ddp["shapes"])
-    numbers, weights = {"rtol": 2e-5, "atol": 0.0}, {"rtol": 1e-4, "atol": 5e-5}
+    assert fsdp["groups"] == ddp["groups"]
+    assert fsdp["shapes"] == ddp["shapes"]
+    numbers = {"rtol": 2e-5, "atol": 0.0}
+    weights = {"rtol": 1e-4, "atol": 5e-5}
     if setting == "bf16":
-        numbers, weights = {"rtol": 2e-2, "atol": 0.0}, {"rtol": 1e-2, "atol": 1e-2}
-    torch.testing.assert_close(fsdp["numbers"], ddp["numbers"], **numbers)
-    torch.testing.assert_close(fsdp["weights"], ddp["weights"], **weights)
+        numbers = {"rtol": 2e-2, "atol": 0.0}
+        weights = {"rtol": 1e-2, "atol": 1e-2}
+    assert_close(fsdp["numbers"], ddp["numbers"], **numbers)
+    assert_close(fsdp["weights"], ddp["weights"], **weights)
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(base, tmp_path):
@@ -129,7 +135,8 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(base, tmp_path
     config = config.override(out=tmp_path / "run")
 
     def work():
-        save, calls = checkpoint.save_model, iter(range(9))
+        save = checkpoint.save_model
+        calls = iter(range(9))
 
         def dies(*arguments):
             save(*arguments)
@@ -142,7 +149,8 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(base, tmp_path
     ranks = fork(tmp_path / "ranks", RANKS, work)
     assert -9 in ranks.wait(together=True), ranks.told()
     (kept,) = list_checkpoints(config.out)
-    assert kept.name == "step-00000002" and list(kept.parent.glob(".tmp-step-00000004"))
+    assert kept.name == "step-00000002"
+    assert list(kept.parent.glob(".tmp-step-00000004"))
 
     plain = config.override(fsdp=False)
     assert train(plain.override(resume="auto", steps=5)).steps == 5
@@ -151,7 +159,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(base, tmp_path
     whole = train(plain.override(out=tmp_path / "plain", save_every=0)).run
     assert_close_runs(config.out, whole, 1e-4, ("loss", "grad_norm", "inv_tau"))
     weights = [load_model(each).state_dict() for each in (config.out, whole)]
-    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+    assert_close(*weights, rtol=1e-3, atol=1e-4)
 
 
 def test_moments_take_the_layout_of_their_weights():

@@ -21,7 +21,6 @@ from train_helpers import (
     command_until,
     exact,
     last_line,
-    lines,
     on_two_ranks,
     result_of,
 )
@@ -37,7 +36,7 @@ from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.pairs import make_loader
 from cloob.training.step import TowersWithLoss
-from support import fork, raises
+from support import fork, raises, read_lines
 
 
 def test_sigterm_to_the_whole_process_group(trained, tmp_path):
@@ -93,10 +92,11 @@ def test_two_ranks(trained, tmp_path):
     assert ranks.told().count("stopped=SIGTERM steps=5") == 2
     assert exact(stopped) == exact(plain)
     # each bad sample is named, whichever rank read it
-    epochs = lines(plain / "epochs.jsonl")
+    epochs = read_lines(plain / "epochs.jsonl")
     assert epochs[0]["skipped"] == {"corrupt image": 1, "empty caption": 1}
-    readers = [line["rank"] for line in lines(plain / "skipped.jsonl")]
-    assert len(readers) == sum(sum(line["skipped"].values()) for line in epochs)
+    readers = [line["rank"] for line in read_lines(plain / "skipped.jsonl")]
+    expected = sum(sum(line["skipped"].values()) for line in epochs)
+    assert len(readers) == expected
     assert set(readers) == {0, 1}
 
     # Two ranks with half a batch each are one process with the whole batch, gradients
@@ -110,9 +110,9 @@ def test_two_ranks(trained, tmp_path):
     # NaN in the last rank's weights: every rank skips step 6, the keys of both are
     # written, and training goes on.
     assert exact(poisoned)[:5] == exact(plain)[:5]
-    found = lines(poisoned / "metrics.jsonl")
+    found = read_lines(poisoned / "metrics.jsonl")
     assert [line["step"] for line in found if line.get("skipped")] == [6]
-    log = lines(poisoned / "skipped.jsonl")
+    log = read_lines(poisoned / "skipped.jsonl")
     keys = [line["key"] for line in log if line["reason"] == "not finite"]
     seen = [line["samples_seen"] for line in exact(plain)]
     assert len(set(keys)) == len(keys) == seen[5] - seen[4]
@@ -128,8 +128,10 @@ def test_two_ranks_judge_one_model(trained, pairs_folder, tmp_path):
     )
     config = config.override(val_data=[str(pairs_folder)], out=tmp_path / "run")
     on_two_ranks(tmp_path / "ranks", lambda: train(config))
-    pairs, objective = open_source(str(pairs_folder)), make_objective("cloob")
-    epochs, saved = lines(config.out / "epochs.jsonl"), list_checkpoints(config.out)
+    pairs = open_source(str(pairs_folder))
+    objective = make_objective("cloob")
+    epochs = read_lines(config.out / "epochs.jsonl")
+    saved = list_checkpoints(config.out)
     for line, checkpoint in zip(epochs, saved, strict=True):
         model = load_model(checkpoint)
         loader = make_loader(pairs, model, config, torch.device("cpu"), train=False)
@@ -225,7 +227,8 @@ def test_another_rank_s_defect_ends_all_with_its_name(trained, tmp_path):
     first, second = (path.read_text() for path in ranks.outputs)
     defect = "rank 1: ValueError: the transform gave (3, 31, 31)"
     assert f"TrainingFailed: {defect}; the last checkpoint is " in first
-    assert "Traceback" in second and "in failing" in second
+    assert "Traceback" in second
+    assert "in failing" in second
 
 
 def test_a_run_whose_files_may_not_grow(trained, tmp_path):
@@ -244,7 +247,8 @@ def test_a_run_whose_files_may_not_grow(trained, tmp_path):
     config = trained.config.override(out=run)
     said = last_line(command_until(tmp_path / "first", config, 5, limit))
     kept = list_checkpoints(run)
-    assert said.startswith(f"cloob: {run}/") and "step-00000006" in said
+    assert said.startswith(f"cloob: {run}/")
+    assert "step-00000006" in said
     assert "File too large" in said
     assert said.endswith(f"the last complete checkpoint is {kept[-1]}")
     assert not list((run / "checkpoints").glob(".tmp-*"))
@@ -274,9 +278,9 @@ def test_a_mount_that_dies_ends_the_run(base, mount, tmp_path, processes):
         " 0.2 allows: "
     )
     assert "missing image (e.g. " in said
-    skipped = [line.get("skipped") for line in lines(run / "metrics.jsonl")]
+    skipped = [line.get("skipped") for line in read_lines(run / "metrics.jsonl")]
     assert skipped == [None] * 3 + ["too few usable samples"]
-    assert len(lines(run / "skipped.jsonl")) == 8
+    assert len(read_lines(run / "skipped.jsonl")) == 8
     # What was trained before is kept.
     assert [path.name for path in list_checkpoints(run)] == ["step-00000002"]
 
@@ -292,7 +296,7 @@ def test_held_out_pairs_that_are_gone_end_the_run_whatever_the_limit(
         f"cloob: {mount}: 38 of 38 held-out pairs cannot be used, which leaves none: 38"
         " missing im"
     )
-    assert not lines(run / "epochs.jsonl")
+    assert not read_lines(run / "epochs.jsonl")
     assert len(list_checkpoints(run)) == 1  # the epoch's work is kept
 
 
@@ -315,7 +319,7 @@ def test_memory_that_runs_out_at_a_step_is_one_line(base, tmp_path):
     said = last_line(command_until(tmp_path / "first", config, 2, run_out))
     few = "8 pairs at a time do not fit in memory; give --micro-batch-size 4 or less"
     assert said.startswith(f"cloob: {few}"), said
-    assert len(lines(run / "metrics.jsonl")) == 2
+    assert len(read_lines(run / "metrics.jsonl")) == 2
     assert [path.name for path in list_checkpoints(run)] == ["step-00000002"]
 
 
@@ -334,7 +338,8 @@ def test_several_ctrl_c_are_one(base, tmp_path):
     log = config.out / "metrics.jsonl"
     end = time.monotonic() + 120
     while not log.is_file() or log.read_text().count("\n") < 3:
-        assert process.poll() is None and time.monotonic() < end
+        assert process.poll() is None
+        assert time.monotonic() < end
         time.sleep(0.005)
     while process.poll() is None:
         process.send_signal(signal.SIGINT)

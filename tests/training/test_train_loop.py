@@ -1,22 +1,20 @@
 """A whole run: its folder, log, callbacks, faults, and what goes on in the folder."""
 
-import json
 import shutil
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from train_helpers import Poison, equal, exact, lines
+from train_helpers import Poison, equal, exact
 
-from cloob.cli import main
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.training.callbacks import Callback
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
-from support import raises
+from support import raises, read_json, read_lines, run_cloob
 
 RUN_FOLDER = {
     "config.json",
@@ -32,7 +30,7 @@ def weights(checkpoint):
 
 
 def column(run, key, log="metrics"):
-    return [line.get(key) for line in lines(run / f"{log}.jsonl")]
+    return [line.get(key) for line in read_lines(run / f"{log}.jsonl")]
 
 
 @pytest.fixture
@@ -55,33 +53,45 @@ def test_the_run_folder_and_what_callbacks_see(trained):
     # Every second step, never the last of an epoch twice, and the end.
     saved = list_checkpoints(trained.run)
     steps = (2, 4, 6, 8, 10, 12, 14, 15)
-    assert [path.name for path in saved] == [f"step-{n:08d}" for n in steps]
-    result, recorder = trained.result, trained.recorder
-    assert (result.steps, result.epochs, result.stopped) == (15, 3, None)
-    assert result.checkpoint == saved[-1] and result.seconds > 0
-    assert recorder.of("step") == lines(trained.run / "metrics.jsonl")
-    assert recorder.of("epoch") == lines(trained.run / "epochs.jsonl")
-    assert recorder.of("checkpoint") == saved and recorder.of("end") == [result]
+    expected = [f"step-{n:08d}" for n in steps]
+    assert [path.name for path in saved] == expected
+    result = trained.result
+    recorder = trained.recorder
+    assert result.steps == 15
+    assert result.epochs == 3
+    assert result.stopped is None
+    assert result.checkpoint == saved[-1]
+    assert result.seconds > 0
+    assert recorder.of("step") == read_lines(trained.run / "metrics.jsonl")
+    assert recorder.of("epoch") == read_lines(trained.run / "epochs.jsonl")
+    assert recorder.of("checkpoint") == saved
+    assert recorder.of("end") == [result]
     (info,) = recorder.of("start")
-    assert (info.total_steps, info.steps_per_epoch, info.start_step) == (15, 5, 0)
+    assert info.total_steps == 15
+    assert info.steps_per_epoch == 5
+    assert info.start_step == 0
     kinds = [name for name, _ in recorder.events]
     assert kinds[:4] == ["start", "step", "step", "checkpoint"]
     assert kinds[-3:] == ["epoch", "checkpoint", "end"]
 
 
 def test_the_log_lines(trained):
-    found = lines(trained.run / "metrics.jsonl")
+    found = read_lines(trained.run / "metrics.jsonl")
     assert [line["step"] for line in found] == list(range(1, 16))
-    assert [line["epoch"] for line in found] == [1] * 5 + [2] * 5 + [3] * 5
+    expected = [1] * 5 + [2] * 5 + [3] * 5
+    assert [line["epoch"] for line in found] == expected
     # 38 of the 40 pairs can be used, each once an epoch.
     assert [found[i]["samples_seen"] for i in (4, 9, 14)] == [38, 76, 114]
     rates = [line["lr"] for line in found]
     assert rates[:3] == pytest.approx([1e-3, 2e-3, 3e-3])
-    assert rates[-1] == pytest.approx(3e-3 * (1 + np.cos(np.pi * 11 / 12)) / 2)
+    wanted = 3e-3 * (1 + np.cos(np.pi * 11 / 12)) / 2
+    assert rates[-1] == pytest.approx(wanted)
     assert trained.result.loss == found[-1]["loss"]
     for line in found:
-        assert line["inv_tau"] == pytest.approx(30) and line["beta"] == pytest.approx(8)
-        assert line["grad_norm"] > 0 and line["images_per_second"] > 0
+        assert line["inv_tau"] == pytest.approx(30)
+        assert line["beta"] == pytest.approx(8)
+        assert line["grad_norm"] > 0
+        assert line["images_per_second"] > 0
         assert 0 <= line["data_wait"] <= 1
     losses = [line["loss"] for line in found]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
@@ -89,9 +99,12 @@ def test_the_log_lines(trained):
 
 def test_config_json_is_resolved_and_trains_the_same(trained, tmp_path):
     config = TrainConfig().merge_file(trained.run / "config.json")
-    assert (config.inv_tau, config.beta) == (pytest.approx(30), pytest.approx(8))
-    assert (config.learnable_inv_tau, config.scale) == (False, "paper")
-    assert (config.model, config.image_size) == ("nano-dropout", 32)
+    assert config.inv_tau == pytest.approx(30)
+    assert config.beta == pytest.approx(8)
+    assert config.learnable_inv_tau is False
+    assert config.scale == "paper"
+    assert config.model == "nano-dropout"
+    assert config.image_size == 32
     other = train(config.override(out=tmp_path / "again", save_every=0, keep=1))
     assert exact(other.run) == exact(trained.run)
     assert equal(weights(other.run), weights(trained.run))
@@ -107,12 +120,11 @@ def test_a_finished_run_is_said_to_be_finished(trained, copied, capsys):
     model is no such run.
     """
     before = files_of(copied)
-    file = str(trained.run / "config.json")
-    command = ["train", "--config", file, "--out", str(copied), "--resume", "auto"]
-    assert main(command) == 0
+    command = f"train --config {trained.run}/config.json --out {copied} --resume auto"
+    run_cloob(command)
     said = capsys.readouterr().out
     assert said.startswith(f"{copied}: already finished (3 epochs, 15 steps)")
-    assert main([*command, "--model", "nano-wide"]) == 2
+    run_cloob(f"{command} --model nano-wide", code=2)
     other = "was trained with model = 'nano-dropout', not 'nano-wide'"
     assert other in capsys.readouterr().err
     assert files_of(copied) == before
@@ -120,7 +132,8 @@ def test_a_finished_run_is_said_to_be_finished(trained, copied, capsys):
 
 def test_more_epochs_continue_and_another_objective_does_not(config, copied, caplog):
     config = config.override(resume="auto")
-    other, hotter = config.override(objective="infoloob"), config.override(inv_tau=20)
+    other = config.override(objective="infoloob")
+    hotter = config.override(inv_tau=20)
     match = r"was trained with objective = 'cloob', not 'infoloob'; resume with"
     raises(InputError, match, train, other)
     raises(InputError, r"trained with inv_tau = 30\.\d*, not 20", train, hotter)
@@ -145,7 +158,8 @@ def test_an_earlier_run_is_not_overwritten_unasked(config, copied, monkeypatch):
     raises(InputError, match, train, config)
     assert list_checkpoints(copied)[-1].name == "step-00000015"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert train(config).steps == 5 and len(list_checkpoints(copied)) == 3
+    assert train(config).steps == 5
+    assert len(list_checkpoints(copied)) == 3
     assert {p.name for p in copied.iterdir()} == RUN_FOLDER | {"notes.txt"}
 
 
@@ -153,7 +167,8 @@ class Evaluates(Callback):
     """Puts all of the towers into training mode."""
 
     def on_start(self, info):
-        self.encoder, self.modes = info.encoder, []
+        self.encoder = info.encoder
+        self.modes = []
 
     def on_step(self, metrics):
         self.modes.append([module.training for module in self.encoder.modules()])
@@ -176,14 +191,15 @@ def test_the_loop_switches_the_towers_back(config, tmp_path):
 
 def test_nonfinite_steps_are_skipped_and_written_down(trained, config):
     run = train(config.override(epochs=2), callbacks=[Poison(3, 5)]).run
-    found = lines(run / "metrics.jsonl")
+    found = read_lines(run / "metrics.jsonl")
     skipped = [line["step"] for line in found if line.get("skipped") == "not finite"]
     assert skipped == [4, 5]
     assert all((line["loss"] is None) == (line["step"] in skipped) for line in found)
     assert exact(run)[:3] == exact(trained.run)[:3]
-    log = lines(run / "skipped.jsonl")
+    log = read_lines(run / "skipped.jsonl")
     named = [line for line in log if line["reason"] == "not finite"]
-    assert named[0]["epoch"] == 1 and named[0]["detail"].startswith("loss nan")
+    assert named[0]["epoch"] == 1
+    assert named[0]["detail"].startswith("loss nan")
     assert {line["step"] for line in named} == {4, 5}
     # they are the rows of two batches: none of them the same
     assert len({line["key"] for line in named}) == len(named) >= 12
@@ -211,7 +227,7 @@ def test_bad_samples_stop_the_run_at_the_end_of_a_small_epoch(config, tmp_path):
         r" image \(e\.g\. .*13"
     )
     raises(InputError, error, train, config.override(max_bad_fraction=0.04))
-    assert len(lines(config.out / "metrics.jsonl")) == 5
+    assert len(read_lines(config.out / "metrics.jsonl")) == 5
     # 2/40 is not more
     config = config.override(max_bad_fraction=0.05, out=tmp_path / "allowed")
     train(config.override(epochs=1))
@@ -224,14 +240,16 @@ def test_retrieval_joins_where_it_is_told_to(base, trained, tmp_path):
     train(warm)
     train(plain)
     # 15 steps: half of the run is over after 7.5
-    assert column(warm.out, "beta") == [None] * 8 + [8.0] * 7
-    found, other = column(warm.out, "loss"), column(plain.out, "loss")
+    expected = [None] * 8 + [8.0] * 7
+    assert column(warm.out, "beta") == expected
+    found = column(warm.out, "loss")
+    other = column(plain.out, "loss")
     assert [a == b for a, b in zip(found, other, strict=True)] == [True] * 8 + [
         False
     ] * 7
     assert found[0] != column(trained.run, "loss")[0]
     saved = [
-        json.loads((path / "model" / "objective.json").read_text())["hopfield"]
+        read_json(path / "model" / "objective.json")["hopfield"]
         for path in list_checkpoints(warm.out)
     ]
     # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
@@ -240,12 +258,17 @@ def test_retrieval_joins_where_it_is_told_to(base, trained, tmp_path):
 
 def test_siglip_s_bias_goes_into_log_folder_and_another_run(base, tmp_path):
     run = train(base.override(objective="siglip", out=tmp_path / "run", epochs=1)).run
-    found = lines(run / "metrics.jsonl")
-    assert all(line["beta"] is None for line in found)
+    found = read_lines(run / "metrics.jsonl")
+    for line in found:
+        assert line["beta"] is None
     config = TrainConfig().merge_file(run / "config.json")
-    assert (config.bias, config.inv_tau, config.scale) == (-10.0, 10.0, "unit")
-    trained, bias = load_model(run).make_objective(), found[-1]["bias"]
-    assert trained.name == "siglip" and bias != -10.0
+    assert config.bias == -10.0
+    assert config.inv_tau == 10.0
+    assert config.scale == "unit"
+    trained = load_model(run).make_objective()
+    bias = found[-1]["bias"]
+    assert trained.name == "siglip"
+    assert bias != -10.0
     assert trained.bias.item() == pytest.approx(bias, rel=1e-6)
     theirs = open_clip.create_model(f"local-dir:{latest_checkpoint(run) / 'model'}")
     assert theirs.logit_bias.item() == pytest.approx(bias, rel=1e-6)
@@ -266,12 +289,14 @@ def test_a_longer_run_goes_on_with_the_next_epoch(config, pairs_folder, tmp_path
         assert not result.already_finished
         assert (list_checkpoints(result.run)[-1] / "validation.json").is_file()
         again = train(judged.override(steps=value))
-        assert again.already_finished and not again.out_of_patience
+        assert again.already_finished
+        assert not again.out_of_patience
         assert again.steps == result.steps
     assert column(result.run, "step", "epochs") == [3, 7]
     assert None not in column(result.run, "val_loss", "epochs")
     whole = train(config.override(steps=7, out=tmp_path / "whole"))
-    assert column(result.run, "lr")[3:] == column(whole.run, "lr")[3:]
+    expected = column(whole.run, "lr")[3:]
+    assert column(result.run, "lr")[3:] == expected
 
 
 def test_patience_counts_the_looks_at_the_held_out_pairs(
@@ -285,8 +310,8 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     config = config.override(warmup=0, save_every=0, epochs=9, patience=2, out=run)
     (tmp_path / "start.json").write_text(config.to_json())
 
-    def said(file, *words):
-        assert main(["train", "--config", str(file), *words]) == 0
+    def said(file, words=""):
+        run_cloob(f"train --config {file} {words}")
         return capsys.readouterr().out.splitlines()
 
     summary, stopped, best, *_ = said(tmp_path / "start.json")
@@ -294,11 +319,11 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     assert stopped == "stopped at epoch 3: no better for 2 epochs"
     recall = column(run, "val_recall", "epochs")[0]
     assert best == f"{run}:best: val_recall {recall:.4g} (step-00000005)"
-    again = [run / "config.json", "--resume", "auto", "--epochs"]
-    assert said(*again, "12")[0].startswith(
-        f"{run}: already finished (3 epochs, 15 steps); the patience was used up"
-    )
-    said(*again, "4", "--patience", "0")
+    again = run / "config.json"
+    (finished, *_) = said(again, "--resume auto --epochs 12")
+    finished_for = "already finished (3 epochs, 15 steps); the patience was used up"
+    assert finished.startswith(f"{run}: {finished_for}")
+    said(again, "--resume auto --epochs 4 --patience 0")
     assert column(run, "epoch", "epochs") == [1, 2, 3, 4]
 
 

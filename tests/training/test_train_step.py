@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from train_helpers import Recorder, assert_same_run, equal, lines
+from train_helpers import Recorder, assert_same_run, equal
 
 from cloob.distributed import Layout
 from cloob.objective import ContrastiveObjective, make_objective
@@ -17,6 +17,7 @@ from cloob.training import step_log
 from cloob.training.callbacks import Callback
 from cloob.training.loop import train
 from cloob.training.step import StepBatch, Stepper, TowersWithLoss
+from support import read_lines
 
 
 class Towers(nn.Module):
@@ -27,14 +28,17 @@ class Towers(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.image, self.text = nn.Linear(5, 4), nn.Linear(3, 4)
+        self.image = nn.Linear(5, 4)
+        self.text = nn.Linear(3, 4)
         self.norm = nn.BatchNorm1d(4)
         self.register_buffer("centre", torch.zeros(4))
-        self.gain, self.zero = 1.0, False
+        self.gain = 1.0
+        self.zero = False
         self.seen = set()
 
     def forward(self, images, tokens):
-        x, y = self.image(images), self.text(tokens)
+        x = self.image(images)
+        y = self.text(tokens)
         self.seen |= {x.dtype, y.dtype}
         if y.requires_grad and self.gain != 1.0:
             y.register_hook(lambda gradient: gradient * self.gain)
@@ -85,7 +89,8 @@ def test_step_is_the_plain_step(objective, clip):
     factor = min(1.0, (clip or math.inf) / norm)
 
     result = take(*batch(), 0.05)
-    assert result.finite and result.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert result.finite
+    assert result.loss == pytest.approx(loss.item(), rel=1e-6)
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
     trained = [p for p in take.module.parameters() if p.requires_grad]
     for found, p, g in zip(trained, parameters, gradients, strict=True):
@@ -106,7 +111,8 @@ def test_a_step_that_is_not_finite_leaves_no_trace(where, micro):
     take.towers.zero = where == "zero"
     take.towers.gain = math.inf if where == "gradient" else 1.0
     result = take(images, tokens)
-    take.towers.zero, take.towers.gain = False, 1.0
+    take.towers.zero = False
+    take.towers.gain = 1.0
     assert not result.finite
     assert math.isfinite(result.loss) == (where == "gradient")
     # running means and the optimiser's count of steps among them
@@ -126,7 +132,8 @@ def test_autocast_covers_the_towers_only(monkeypatch):
     monkeypatch.setattr(ContrastiveObjective, "forward", watched)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         take = Taking(precision=precision)
-        assert take(*batch()).finite and take.towers.seen == {dtype}
+        assert take(*batch()).finite
+        assert take.towers.seen == {dtype}
     assert set(called) == {(torch.float32, False)}
 
 
@@ -136,7 +143,8 @@ class Spoils(Callback):
     """
 
     def __init__(self, *steps):
-        self.steps, self.passes = steps, 0
+        self.steps = steps
+        self.passes = 0
 
     def on_start(self, info):
         def hook(gradient):
@@ -151,16 +159,17 @@ def test_a_late_run_is_the_run(base, tmp_path, monkeypatch):
     settings = base.override(
         learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0
     )
-    one, other = tmp_path / "waits", tmp_path / "late"
+    one = tmp_path / "waits"
+    other = tmp_path / "late"
     recorders = Recorder(), Recorder()
     train(settings.override(out=one), callbacks=[recorders[0], Spoils(2, 6, 7)])
     monkeypatch.setattr(step_log, "waits_at_reading", lambda device: True)
     monkeypatch.setattr(step_log, "READ_AT_ONCE", 4)
     train(settings.override(out=other), callbacks=[recorders[1], Spoils(2, 6, 7)])
     assert_same_run(one, other)
-    found = lines(other / "metrics.jsonl")
+    found = read_lines(other / "metrics.jsonl")
     assert [line["step"] for line in found if "skipped" in line] == [2, 6, 7]
-    named = lines(other / "skipped.jsonl")
+    named = read_lines(other / "skipped.jsonl")
     assert {line["step"] for line in named if "finite" in line["reason"]} == {2, 6, 7}
     for recorder in recorders:
         assert [line["step"] for line in recorder.of("step")] == list(range(1, 11))

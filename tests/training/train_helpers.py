@@ -2,7 +2,6 @@
 processes that train.
 """
 
-import json
 import os
 import signal
 import threading
@@ -17,7 +16,7 @@ from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.training.callbacks import Callback, ProgressDisplay
 from make import write_tar
-from support import fork
+from support import fork, read_lines
 
 # Compared between runs that must be the same; the other keys of a line are times.
 EXACT = ("step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "inv_tau", "beta")
@@ -71,14 +70,11 @@ def result_of(action, *arguments, **options):
         return stopped.result
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def exact(run):
     """What two runs must have in common to the last bit."""
     return [
-        {key: line.get(key) for key in EXACT} for line in lines(run / "metrics.jsonl")
+        {key: line.get(key) for key in EXACT}
+        for line in read_lines(run / "metrics.jsonl")
     ]
 
 
@@ -110,7 +106,8 @@ class KilledAfter(Callback):
     """
 
     def __init__(self, step, seconds):
-        self.step, self.seconds = step, seconds
+        self.step = step
+        self.seconds = seconds
 
     def on_step(self, metrics):
         if metrics["step"] == self.step and on_last_rank():
@@ -172,7 +169,7 @@ def assert_same_run(run, other, extra=(), load=load_model):
     assert exact(run) == exact(other)
     for log in ("epochs.jsonl", "skipped.jsonl"):
         found, wanted = (
-            [{**line, "seconds": 0} for line in lines(folder / log)]
+            [{**line, "seconds": 0} for line in read_lines(folder / log)]
             for folder in (run, other)
         )
         # a step that was not finite may be noticed some steps later
@@ -203,7 +200,8 @@ class At(Callback):
     """Does something after a step, or after each."""
 
     def __init__(self, step, action):
-        self.step, self.action = step, action
+        self.step = step
+        self.action = action
 
     def on_step(self, metrics):
         if self.step in (None, metrics["step"]):
@@ -221,7 +219,8 @@ class Poison(Callback):
     """
 
     def __init__(self, first, last):
-        self.first, self.last = first, last
+        self.first = first
+        self.last = last
 
     def on_start(self, info):
         self.weight = info.encoder.model.token_embedding.weight

@@ -22,7 +22,8 @@ from cloob import (
 class Towers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.image, self.text = nn.Linear(6, 4), nn.Linear(5, 4)
+        self.image = nn.Linear(6, 4)
+        self.text = nn.Linear(5, 4)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         return F.normalize(self.image(images), dim=1), F.normalize(

@@ -140,7 +140,8 @@ def verdict(path, best, gaps, sets=1):
         zeroshot = dict.fromkeys(names, numbers | {"n": 100})
         return empty | {"model": model, "zeroshot": zeroshot}
 
-    rows, entries = [row("a", 0.4, best)], []
+    rows = [row("a", 0.4, best)]
+    entries = []
     for name, (low, high) in gaps.items():
         middle = (low + high) / 2
         rows.append(row(name, 0.4 - middle, (0.2, 0.4)))
@@ -188,7 +189,8 @@ def test_the_page_in_a_browser(browser, tmp_path):
     images = browser.execute_script(
         "return [...document.images].map(i => [i.complete, i.naturalWidth > 0, i.alt])"
     )
-    assert len(images) == 8 and all(map(all, images))
+    assert len(images) == 8
+    assert all(map(all, images))
 
     heads = browser.find_elements("css selector", "#table-zeroshot thead th")
     script = (
@@ -206,7 +208,8 @@ def test_the_page_in_a_browser(browser, tmp_path):
         assert heads[2].get_attribute("aria-sort") == order
         assert values == sorted(values, reverse=order == "descending")
     models = sort(1, Keys.SPACE)
-    assert models == sorted(models) and browser.get_log("browser") == []
+    assert models == sorted(models)
+    assert browser.get_log("browser") == []
 
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)

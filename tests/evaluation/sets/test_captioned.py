@@ -61,7 +61,8 @@ def test_every_layout_gives_the_same_pictures(layout, folder):
     assert len(found) == len(EXPECTED)
     for i, (key, captions) in enumerate(EXPECTED):
         sample = found.read(i)
-        assert (Path(sample.key).name, sample.captions) == (key, captions)
+        assert Path(sample.key).name == key
+        assert sample.captions == captions
         assert sample.image == (folder / key).read_bytes()
 
 

@@ -83,7 +83,8 @@ def gtsrb(root):
 
 
 def ucf101(root):
-    home, first = root / "ucf101", "HandstandPushups/v_HandStandPushups_g01_c01"
+    home = root / "ucf101"
+    first = "HandstandPushups/v_HandStandPushups_g01_c01"
     lists = home / "ucfTrainTestlist"
     write_lines(lists / "testlist01.txt", f"{first}.avi", "YoYo/v_YoYo_g01_c01.avi")
     write_lines(lists / "trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 101")
@@ -153,7 +154,8 @@ def any_checksum(monkeypatch):
 
 @pytest.mark.parametrize("make", SETS, ids=lambda make: make.__name__)
 def test_a_set_in_its_own_layout(make, tmp_path):
-    labels, name = make(tmp_path), make.__name__
+    labels = make(tmp_path)
+    name = make.__name__
     n_classes, n_templates, training = SETS[make]
     data = open_paper_set(name, tmp_path)
     assert data.name == name
@@ -186,7 +188,8 @@ def test_a_set_in_its_own_layout(make, tmp_path):
     ],
 )
 def test_a_list_leads_not_out_of_the_root(tmp_path, make, files, old):
-    root, secret = tmp_path / "root", tmp_path / "YoYo" / "secret.jpg"
+    root = tmp_path / "root"
+    secret = tmp_path / "YoYo" / "secret.jpg"
     make(root)
     put(secret)
     outside = "../" * 40 + str(secret).lstrip("/")

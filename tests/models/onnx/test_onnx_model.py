@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from PIL import Image
+from torch.testing import assert_close
 
-from cloob import cli, load_model
+from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.folder import save_model
 from cloob.models.importing import open_clip
@@ -23,7 +25,7 @@ from cloob.models.runs import ONNX_FILE
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from make import noise_image, picture
-from support import made_once, raises, refused, run_script
+from support import made_once, raises, read_json, refused, run_cloob, run_script
 
 
 @pytest.fixture(scope="session")
@@ -52,16 +54,13 @@ def exported(model, tmp_path_factory):
 
     def work(folder):
         save_model(folder / "model", model, model.objective_config)
-        assert (
-            cli.main(
-                [
-                    "export",
-                    str(folder / "model"),
-                    f"--out={folder / 'onnx'}",
-                    "--to=onnx",
-                ]
-            )
-            == 0
+        run_cloob(
+            [
+                "export",
+                str(folder / "model"),
+                f"--out={folder / 'onnx'}",
+                "--to=onnx",
+            ]
         )
 
     return made_once(tmp_path_factory, "onnx-exported", work) / "onnx"
@@ -89,10 +88,10 @@ def test_rows_are_the_models(model, loaded, n):
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     for images in (pixels, pixels.float() / 255):
         found, wanted = (each.encode_image(images) for each in (loaded, model))
-        torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)
+        assert_close(found, wanted, rtol=0, atol=5e-5)
     for texts in (TEXTS[:n], TEXTS[::-1][:n]):
         found, wanted = (each.encode_text(texts) for each in (loaded, model))
-        torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)
+        assert_close(found, wanted, rtol=0, atol=5e-5)
 
 
 def test_what_else_it_says_is_the_models(model, loaded, exported):
@@ -109,7 +108,7 @@ def test_what_else_it_says_is_the_models(model, loaded, exported):
 
 def test_graphs_that_are_not_there_or_are_others_are_one_line(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "m")
-    content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
+    content = read_json(folder / ONNX_FILE)
     (folder / ONNX_FILE).write_text(
         json.dumps(content | {"format": 0}), encoding="utf-8"
     )
@@ -121,24 +120,13 @@ def test_graphs_that_are_not_there_or_are_others_are_one_line(exported, tmp_path
 
 
 def test_commands_that_need_weights_say_so(exported, tmp_path, capsys):
-    train = (
-        "train",
-        "--data",
-        "demo:val",
-        "--steps",
-        "1",
-        "--device",
-        "cpu",
-        "--init",
-        str(exported),
-        "--out",
-    )
     for words in (
-        train,
-        ("export", "--to", "cloob", str(exported), "--out"),
-        ("export", "--to", "onnx", str(exported), "--out"),
+        "train --data demo:val --steps 1 --device cpu --init",
+        "export --to cloob",
+        "export --to onnx",
     ):
-        assert "an ONNX export embeds" in refused(capsys, *words, str(tmp_path / "out"))
+        line = refused(capsys, f"{words} {exported} --out {tmp_path}/out")
+        assert "an ONNX export embeds" in line
         assert not list(tmp_path.glob("out/*"))
 
 
@@ -203,7 +191,7 @@ def test_the_example_without_torch_and_cloob(model, exported, tmp_path):
         model.encode_image([tmp_path / name for name in pictures])
         @ model.encode_text(texts).T
     )
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert_close(found, wanted, rtol=0, atol=1e-5)
     assert (found[0] - found[1]).abs().max() > 1e-4
 
 
@@ -221,14 +209,12 @@ def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded, exported):
     plain = PlainEncoder.open(f"local-dir:{exported}")
     assert plain is not None
     assert plain.fingerprint == fingerprint(loaded)
-    np.testing.assert_allclose(
-        plain.texts(TEXTS), loaded.encode_text(TEXTS).numpy(), atol=1e-6
-    )
+    assert_allclose(plain.texts(TEXTS), loaded.encode_text(TEXTS).numpy(), atol=1e-6)
     images = [
         noise_image(seed, *size)
         for seed, size in enumerate(((64, 64), (131, 90), (3, 9)))
     ]
-    np.testing.assert_allclose(
+    assert_allclose(
         plain.pictures(images), loaded.encode_image(images).numpy(), atol=1e-6
     )
     assert plain.texts(TEXTS).dtype == np.float32
@@ -251,21 +237,20 @@ print([name for name in heavy if name in sys.modules])
     )
     words, shown, imported = run.stdout.splitlines()
     assert imported == "[]", run.stderr
-    assert [hit["path"] for hit in json.loads(words)["hits"]] == [
-        hit.item.path for hit in wanted.hits
-    ]
+    found = [hit["path"] for hit in json.loads(words)["hits"]]
+    assert found == [hit.item.path for hit in wanted.hits]
     assert json.loads(shown)["hits"][0]["path"].endswith("red.png")
     assert json.loads(shown)["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
 
 
 def test_another_model_at_the_same_place_is_refused(exported, tmp_path, capsys):
     indexed(tmp_path, place := shutil.copytree(exported, tmp_path / "model"))
-    content = json.loads((place / "onnx.json").read_text())
+    content = read_json(place / "onnx.json")
     (place / "onnx.json").write_text(json.dumps(content | {"logit_scale": 1.0}))
     with (
         Index.open(tmp_path / "idx") as index,
         pytest.raises(InputError, match="other weights"),
     ):
         index.search("a dog")
-    assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2
+    run_cloob(f"search {tmp_path}/idx 'a dog'", code=2)
     assert "other weights" in capsys.readouterr().err

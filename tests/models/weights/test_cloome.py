@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
-from cloob import cli, load_model
+from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.folder import save_model
 from cloob.models.weights.cloome import MEANS, CellTower, MoleculeTower, eight_bits
-from support import raises
+from support import raises, run_cloob
 
 
 @pytest.fixture
@@ -81,11 +82,12 @@ def test_both_sides_are_the_originals_formulas(checkpoint, tmp_path):
     means = torch.tensor(MEANS)[:, None, None]
     expected = F.normalize(cells((images / 255 - means) / means, w), dim=1)
     found = encoder.encode_a(images.flatten(1))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert found.shape == (2, 16) and not found.requires_grad
+    assert_close(found, expected, atol=1e-5, rtol=0)
+    assert found.shape == (2, 16)
+    assert not found.requires_grad
     bits = torch.randint(0, 2, (3, 32))
     expected = F.normalize(molecules(bits.float(), w), dim=1)
-    torch.testing.assert_close(encoder.encode_b(bits), expected)
+    assert_close(encoder.encode_b(bits), expected)
     objective = encoder.make_objective(beta=8.0)
     assert objective.name == "cloob"
     assert float(objective.inv_tau) == pytest.approx(30.0, rel=1e-6)
@@ -106,8 +108,8 @@ def test_commands_take_its_rows(checkpoint, tmp_path, monkeypatch):
     bits = np.random.default_rng(0).integers(0, 2, (3, 32), np.uint8)
     np.save("bits.npy", bits)
     encoder = load_model(checkpoint[0], device="cpu")
-    words = ["embed", "cloome.pt", "--b", "bits.npy", "--out", "b.npy"]
-    assert cli.main(words) == 0
+    words = "embed cloome.pt --b bits.npy --out b.npy"
+    run_cloob(words)
     np.testing.assert_array_equal(np.load("b.npy"), encoder.encode_b(bits))
 
 
@@ -116,7 +118,8 @@ def test_a_channel_becomes_eight_bits_by_its_brightest_pixels():
     found = eight_bits(channel)
     white = 40_000 - 4  # the least of the four brightest, 0.01 %
     expected = [min(int(value * 255 / white), 255) for value in range(40_000)]
-    assert found.dtype == np.uint8 and found.ravel().tolist() == expected
+    assert found.dtype == np.uint8
+    assert found.ravel().tolist() == expected
     raises(ValueError, "no 0.01 %", eight_bits, channel[:2])
     raises(ValueError, "pixels of a channel are 0", eight_bits, 0 * channel)
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.testing import assert_close
 
 from cloob import load_model
 from cloob.errors import InputError
@@ -25,7 +26,7 @@ from cloob.models import source as hub
 from cloob.models.importing import open_clip
 from cloob.models.source import PUBLIC, PublicFile, PublicModel
 from make import noise_image, web
-from support import fork, originals, raises
+from support import fork, originals, raises, read_json
 
 CLIP = {
     "embed_dim": 16,
@@ -132,7 +133,7 @@ def test_mljku_in_a_file_that_is_no_zip(tmp_path):
     assert encoder.objective_config["beta"] == pytest.approx(8.0)
     inv_tau = float(model.logit_scale.exp())
     assert encoder.objective_config["inv_tau"] == pytest.approx(inv_tau, rel=1e-6)
-    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    close = partial(assert_close, rtol=1e-4, atol=1e-5)
     close(encoder.model.encode_image(images), model.encode_image(images))
     close(encoder.model.encode_text(tokens), model.encode_text(tokens))
 
@@ -164,7 +165,7 @@ def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(
             load_model(path).encode_text(tokens)
             for path in (source, tmp_path / "epoch_2.pt")
         ]
-    torch.testing.assert_close(rows[0], rows[1])
+    assert_close(rows[0], rows[1])
 
 
 def rewritten(target, change, compression=zipfile.ZIP_STORED):
@@ -307,9 +308,8 @@ def test_two_processes_fetch_once(server, tmp_path):
     both = [
         subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    assert [process.communicate()[0].strip() for process in both] == [
-        str(len(CONTENT))
-    ] * 2
+    found = [process.communicate()[0].strip() for process in both]
+    assert found == [str(len(CONTENT))] * 2
     assert server.asked == ["/x"]
 
 
@@ -317,7 +317,7 @@ def test_a_model_by_name(server, tmp_path, monkeypatch):
     source = originals("crowsonkb/full_vocab/slim.pkl")
     server.pages["/slim.pkl"] = source.read_bytes()
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    config = json.loads((source.parent / "config.json").read_text())
+    config = read_json(source.parent / "config.json")
     file = {"url": f"{server.url}/slim.pkl", "name": "slim.pkl", "sha256": digest}
     model = PublicModel([file], config)
     monkeypatch.setitem(PUBLIC, "crowsonkb/tiny", model)
@@ -466,4 +466,4 @@ def test_each_tower_has_its_own_activation(tmp_path):
         found = model(input_ids=tokens, pixel_values=pixels)
         rows = encoder.encode_image(pixels), encoder.encode_text(tokens)
     wanted = found.image_embeds, found.text_embeds
-    torch.testing.assert_close(rows, wanted, rtol=0, atol=2e-6)
+    assert_close(rows, wanted, rtol=0, atol=2e-6)

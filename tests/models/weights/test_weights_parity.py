@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from cloob import ContrastiveObjective, cli, load_model
-from support import originals, raises
+from support import originals, raises, run_cloob
 
 ML_JKU = [
     ("mljku/rn", "epoch_2.pt"),
@@ -92,7 +93,7 @@ def test_features_are_the_originals(folder, file):
     for key, rows in found.items():
         atol = bound if key.startswith("image") else 1e-5
         wanted = torch.from_numpy(expected[key])
-        torch.testing.assert_close(rows, wanted, rtol=0, atol=atol)
+        assert_close(rows, wanted, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(("folder", "file"), [ALL[4], ALL[12], ALL[14], *FOLDERS[:4:2]])
@@ -105,9 +106,7 @@ def test_pixels_are_the_originals(folder, file):
         torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std)
     )
     normalised = (pixels / 255 - mean) / std
-    torch.testing.assert_close(
-        normalised, torch.from_numpy(inputs["images"]), rtol=0, atol=1e-6
-    )
+    assert_close(normalised, torch.from_numpy(inputs["images"]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("folder", "file"), [*FULL_VOCABULARY, *FOLDERS[:2]])
@@ -126,9 +125,9 @@ def test_tokens_are_the_originals_also_of_what_is_converted(folder, file, tmp_pa
     with torch.no_grad():
         rows = encoder.encode_text(texts)
     wanted = torch.from_numpy(expected["text_unit"])
-    torch.testing.assert_close(rows, wanted, rtol=0, atol=1e-5)
+    assert_close(rows, wanted, rtol=0, atol=1e-5)
     target = tmp_path / "m"
-    assert cli.main(["export", str(source), "--to=cloob", f"--out={target}"]) == 0
+    run_cloob(f"export {source} --to=cloob --out={target}")
     assert load_model(target).tokenizer(texts).tolist() == inputs["tokens"].tolist()
 
 
@@ -141,7 +140,8 @@ def test_tokens_of_openai():
     )
     for key in ("tokens", "extra_tokens"):
         texts = inputs[key.replace("tokens", "texts")].tolist()
-        assert tokenizer(texts).tolist() == inputs[f"{key}_clip_bpe"].tolist()
+        expected = inputs[f"{key}_clip_bpe"].tolist()
+        assert tokenizer(texts).tolist() == expected
 
 
 @pytest.mark.parametrize(("folder", "file"), WITH_LOSS)
@@ -187,7 +187,8 @@ def test_an_export_keeps_every_bit(tmp_path, capsys, source):
     inputs = np.load(place / "inputs.npz", allow_pickle=False)
     images = torch.from_numpy(inputs["images"])
     tokens = torch.from_numpy(inputs["extra_tokens"])
-    first, second = load_model(folder), load_model(target)
+    first = load_model(folder)
+    second = load_model(target)
     with torch.no_grad():
         assert torch.equal(first.encode_image(images), second.encode_image(images))
         assert torch.equal(first.encode_text(tokens), second.encode_text(tokens))
@@ -206,9 +207,7 @@ def test_states_of_tokens_pool_to_the_originals_features(folder, file):
     tokens = torch.from_numpy(inputs["tokens"])
     states, is_text = encoder.encode_text_tokens(tokens)
     pooled = F.normalize(encoder.model.text.proj(states[:, 0]), dim=1).detach()
-    torch.testing.assert_close(
-        pooled, torch.from_numpy(expected["text_unit"]), atol=1e-5, rtol=0
-    )
+    assert_close(pooled, torch.from_numpy(expected["text_unit"]), atol=1e-5, rtol=0)
     assert is_text.shape == tokens.shape == states.shape[:2]
     assert is_text[:, 0].all()
     assert not is_text.all()
